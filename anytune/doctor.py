@@ -9,6 +9,7 @@ import platform
 import time
 from typing import Any
 
+from anytune.engine.probe import cpu_name
 
 PACKAGES = (  # (distribution, what it is for, needed)
     ("numpy", "the base engine", True),
@@ -45,18 +46,7 @@ def examine(threads: int | None = None) -> dict[str, Any]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    return [{"device": "cpu", "name": _cpu_name(), "cores": _cores(), "memory_bytes": _memory()}]
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return [{"device": "cpu", "name": cpu_name(), "cores": _cores(), "memory_bytes": _memory()}]
 
 
 def _cores() -> int:

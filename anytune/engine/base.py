@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 Array = Any
+Number = Any
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,46 @@ class Heads:
         return self.queries // self.keys
 
 
+@dataclass(frozen=True)
+class Stream:
+    """One micro-batch: T tokens of n packed examples, of which M carry loss. Host arrays, or an engine's own.
+
+    ids, positions int32 [T]; starts int32 [n+1], the examples' boundaries (always on the host); rows int32 [M],
+    where the loss is; targets int32 [M]; scale: of the gradient, a number or an engine's own; capacity: the most
+    tokens that any stream of the run has; key: (seed, step, micro-batch) for dropout.
+    """
+    ids: Any
+    positions: Any
+    starts: Any
+    rows: Any
+    targets: Any
+    scale: Any
+    capacity: int
+    key: tuple[int, int, int] = (0, 0, 0)
+
+
 class Engine(Protocol):
-    """What numpy.NumpyEngine implements, and every other engine must."""
+    """What numpy.NumpyEngine implements, and every other engine must.
+
+    A Number is a float, or something that becomes one with float() once the device is done.
+    """
 
     name: str
     room: int        # spare columns behind activations, for the low-rank products of linear()
     training: bool   # dropout acts
+    lag: int         # steps of training that may be asked for before the first one's Numbers are looked at
 
     # -- memory and transfers
     def begin(self, starts, capacity: int, key: tuple[int, int, int]) -> None:
         """Announce a stream: example boundaries int32 [n+1], the most tokens any stream has, dropout's key."""
 
+    def replay(self, kind: str, body, stream: Stream) -> Number:
+        """body(stream on the engine) -> loss, with begin() before it. An engine may record body's first run for a
+        kind and repeat it on other data of the same sizes, so body must hold no state of its own."""
+
     def weight(self, gguf, name: str, hold: str):
-        """A frozen matrix [out, in], left in its GGUF blocks; hold: blocks, stream or float32."""
+        """A frozen matrix [out, in], left in its GGUF blocks. hold: a name that the engine's budget knows, or lookup: a
+        table of which a few rows at a time are read."""
 
     def constant(self, gguf, name: str) -> Array:
         """A small tensor of the file (norms, biases) as float32."""
@@ -55,14 +83,28 @@ class Engine(Protocol):
     def host(self, x: Array):
         """A float32 NumPy copy."""
 
+    def view(self, x: Array):
+        """As host(), but may share the engine's memory: to be read at once, not kept."""
+
+    def load(self, x: Array, values) -> None:
+        """Write float32 host values of the same shape over x."""
+
     def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0):
-        """Linears that share an input, so that they can be one product. `rank` is 0 if none has a pair."""
+        """Linears that share an input, so that they can be one product. `rank`: columns that their low-rank products
+        take, 0 if none has a pair. number tells groups apart (dropout); that of the output head is negative."""
+
+    def prepare(self, groups: list, parameters: Array, gradients: Array) -> None:
+        """All groups that will be used, and the flat vectors that their trained pairs and gradients are views of: what
+        an engine lays out beforehand it lays out now, and pairs again after each adamw()."""
 
     def slot(self, a: Array, b: Array, scale: float, grad_a: Array | None, grad_b: Array | None):
         """A low-rank pair a [r, in], b [out, r]; gradients are added to grad_a and grad_b."""
 
     def release(self) -> None:
         """Give buffers back to the system."""
+
+    def budget(self, weights, memory: int | None):
+        """What can be given up for memory (see budget.py); memory: bytes allowed, None: what is free."""
 
     # -- the stream
     def embed(self, ids: Array, table, scale: float) -> Array:
@@ -77,17 +119,22 @@ class Engine(Protocol):
     def add(self, x: Array, y: Array) -> Array:
         """x + y; y is given up."""
 
-    def rms_norm(self, x: Array, gain: Array, eps: float, heads: int = 1) -> Array:
-        """x / sqrt(mean x² + eps) * gain over each of `heads` equal parts of a row."""
+    def rms_norm(self, x: Array, gain: Array, eps: float, into=None) -> Array:
+        """x / sqrt(mean x² + eps) * gain over each row; into: the group that reads the result, a hint."""
 
-    def rms_norm_backward(self, dy, x, gain, eps: float, heads: int = 1, residual=None, in_place=False) -> Array:
-        """dx, plus `residual` if given; in_place: over dy."""
+    def rms_norm_backward(self, dy, x, gain, eps: float, residual=None) -> Array:
+        """dx, plus `residual` if given."""
 
-    def rope(self, x, table, positions, heads: int, halves: bool, inverse=False) -> Array:
-        """Rotate each head by its token's angle, in place; table (cos, sin) [context, pairs]. inverse is the backward."""
+    def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool) -> tuple[Array, Array]:
+        """Queries and keys ready for attention: RMSNorm over each head (gains (q, k), or None: none), then each head
+        turned by its token's angle; table (cos, sin) [context, pairs]. Without gains q and k are given up."""
 
-    def glu(self, gate, up, activation: str) -> Array:
-        """act(gate) * up; activation silu or gelu (tanh form)."""
+    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads,
+                        halves: bool) -> tuple[Array, Array]:
+        """(dq, dk) before rotate(), whose q and k matter with gains only; the given dq and dk are given up."""
+
+    def glu(self, gate, up, activation: str, into=None) -> Array:
+        """act(gate) * up; activation silu or gelu (tanh form); into: as in rms_norm."""
 
     def glu_backward(self, dy, gate, up, activation: str) -> tuple[Array, Array]:
         """(dgate, dup)."""
@@ -105,28 +152,44 @@ class Engine(Protocol):
     def attention_backward(self, dout, q, k, v, out, sums, heads: Heads) -> tuple[Array, Array, Array]:
         """(dq, dk, dv)."""
 
-    def cross_entropy(self, h, head, targets, scale: float, gradient: bool) -> tuple[float, Array | None]:
+    def cross_entropy(self, h, head, targets, scale, gradient: bool) -> tuple[Number, Array | None]:
         """h [M, d], targets int32 [M] -> (sum of losses in nats, scale * its gradient [M, d] or None)."""
 
-    # -- generation
+    # -- generation. A span: (slot, first row, last row, position of the first) of a sequence's new tokens
+    def decode(self, body, ids, spans, rows):
+        """body(ids, positions, places, rows or None) -> logits, as float32 NumPy [len(rows), vocab] (None without rows).
+        ids: new tokens of all spans, end to end; rows: those whose logits are wanted. As replay(): it may be recorded."""
+
+    def places(self, spans):
+        """Spans in the engine's own form, for store() and attend_cache()."""
+
     def linear_few(self, x, group) -> tuple[Array, ...]:
         """linear() for a few rows, no backward."""
 
-    def logits(self, h, head):
-        """h [n, d] -> float32 NumPy [n, vocab]."""
+    def logits(self, h, head) -> Array:
+        """h [n, d] -> float32 [n, vocab]."""
 
     def cache(self, slots: int, context: int, width: int) -> Array:
         """Room for keys or values of `slots` sequences of up to `context` tokens."""
 
-    def store(self, cache, slot: int, position: int, rows: Array) -> None:
-        """Write rows [n, width] at position… of a slot."""
+    def store(self, cache, places, rows: Array) -> None:
+        """Write new rows [T, width] at their places."""
 
-    def attend_cache(self, q, keys, values, slots, heads: Heads) -> Array:
-        """Attention of new tokens against caches; slots: (slot, first row, last row, position of the first)."""
+    def attend_cache(self, q, keys, values, places, heads: Heads) -> Array:
+        """Attention of new tokens against caches that hold theirs already."""
+
+    # -- what waits for its backward
+    def park(self, x: Array):
+        """Put away a layer's input -> a ticket for fetch(). Last in, first out; an engine may just keep it."""
+
+    def fetch(self, ticket) -> Array:
+        """What park() put away."""
 
     # -- optimizer, on flat float32 vectors
-    def norm(self, gradients: Array) -> float:
-        """Euclidean norm, summed in float64 (deterministic)."""
+    def adamw(self, p, g, m, v, cut: int, rates: tuple[float, float], step: int, beta1: float, beta2: float, eps: float,
+              decay: float, max_norm: float) -> Number:
+        """One AdamW step in place, at rates[0] up to `cut` and rates[1] behind it -> the gradients' Euclidean norm.
 
-    def adamw(self, p, g, m, v, lr, step, beta1, beta2, eps, decay, clip) -> None:
-        """One AdamW step in place; gradients are scaled by clip, used and zeroed."""
+        Gradients are clipped to max_norm (0: not), used and zeroed. If the norm is not finite nothing changes, now or
+        in later steps that were already asked for.
+        """

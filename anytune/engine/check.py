@@ -68,27 +68,35 @@ class _Checks:
 
     def norms(self) -> Iterator[Answer]:
         e = self.e
-        for heads in (1, 3):
-            x, dy, gain = self.draw(self.tokens, 24), self.draw(self.tokens, 24), self.draw(24 // heads)
-            xs, gains = self.up(x), e.vector(gain)
-            yield Answer(f"rms_norm, {heads} heads", error(e.host(e.rms_norm(xs, gains, 1e-5, heads)),
-                                                           ref.rms_norm(x, gain, 1e-5, heads)))
-            dx = e.rms_norm_backward(self.up(dy), xs, gains, 1e-5, heads)
-            yield self.backward(f"rms_norm_backward, {heads} heads", dx,
-                                lambda z, g=gain, h=heads: ref.rms_norm(z, g, 1e-5, h), x, dy)
+        x, dy, gain, residual = self.draw(self.tokens, 24), self.draw(self.tokens, 24), self.draw(24), self.draw(self.tokens, 24)
+        xs, gains = self.up(x), e.vector(gain)
+        yield Answer("rms_norm", error(e.host(e.rms_norm(xs, gains, 1e-5)), ref.rms_norm(x, gain, 1e-5)))
+        dx = e.rms_norm_backward(self.up(dy), xs, gains, 1e-5)
+        yield self.backward("rms_norm_backward", dx, lambda z: ref.rms_norm(z, gain, 1e-5), x, dy)
+        both = e.rms_norm_backward(self.up(dy), xs, gains, 1e-5, self.up(residual))
+        yield Answer("rms_norm_backward, residual", error(e.host(both), e.host(dx) + residual))
 
     def rotations(self) -> Iterator[Answer]:
-        e, positions = self.e, np.arange(self.tokens, dtype=np.int32)[::-1].copy()
-        angle = self.random.uniform(0, 6, (self.tokens, 4))
+        e, positions, heads = self.e, np.arange(self.tokens, dtype=np.int32)[::-1].copy(), Heads(3, 1, 10, 0, 1.0)
+        angle = self.random.uniform(0, 6, (self.tokens, 4))  # heads of 10, of which 8 turn
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        table = (e.vector(cos), e.vector(sin))
+        table, places = (e.vector(cos), e.vector(sin)), e.integers(positions)
         for halves in (False, True):
-            x = self.draw(self.tokens, 30)  # heads of 10, of which 8 turn
-            got = e.rope(self.up(x), table, e.integers(positions), 3, halves)
-            yield Answer(f"rope, {'halves' if halves else 'neighbours'}",
-                         error(e.host(got), ref.rope(x, cos, sin, positions, 3, halves)))
-            back = e.rope(got, table, e.integers(positions), 3, halves, inverse=True)
-            yield Answer("rope, inverse", error(e.host(back), x))
+            for gains in (None, (self.draw(10), self.draw(10))):
+                held = gains and tuple(e.vector(g) for g in gains)
+                how = (held, 1e-5, table, places, heads, halves)
+                pair, dpair = ((self.draw(self.tokens, 30), self.draw(self.tokens, 10)) for _ in range(2))
+                name = f"{'halves' if halves else 'neighbours'}{', head norms' if gains else ''}"
+
+                def turn(z, at, gains=gains, halves=halves):
+                    normed = z if gains is None else ref.rms_norm(z, gains[at], 1e-5, (3, 1)[at])
+                    return ref.rope(normed, cos, sin, positions, (3, 1)[at], halves)
+                got = e.rotate(*map(self.up, pair), *how)
+                yield Answer(f"rotate, {name}", max(error(e.host(g), turn(z, i)) for i, (g, z) in enumerate(zip(got, pair))))
+                back = e.rotate_backward(*map(self.up, dpair), *map(self.up, pair), *how)
+                for i in (0, 1):
+                    yield self.backward(f"rotate_backward d{'qk'[i]}, {name}", back[i], lambda z, i=i: turn(z, i), pair[i],
+                                        dpair[i])
 
     def activations(self) -> Iterator[Answer]:
         e = self.e
@@ -115,16 +123,20 @@ class _Checks:
                 def vary(z, index=index, parts=(q, k, v)):
                     return ref.attention(*(z if i == index else p for i, p in enumerate(parts)), self.starts, heads)
                 yield self.backward(f"attention_backward d{letter}, {name}", grads[index], vary, (q, k, v)[index], dout)
-            yield self.cached(heads, q, k, v)
+            yield from self.cached(heads, q, k, v)
 
-    def cached(self, heads: Heads, q, k, v) -> Answer:
+    def cached(self, heads: Heads, q, k, v) -> Iterator[Answer]:
         """The last example, its first tokens in the cache already, the others new."""
         e, low, high, old = self.e, int(self.starts[-2]), int(self.starts[-1]), 4
         keys, values = (e.cache(2, high - low, heads.keys * heads.size) for _ in range(2))
-        e.store(keys, 1, 0, self.up(k[low:high]))
-        e.store(values, 1, 0, self.up(v[low:high]))
-        got = e.attend_cache(self.up(q[low + old:high]), keys, values, [(1, 0, high - low - old, old)], heads)
-        return Answer("attend_cache", error(e.host(got), ref.attention(q, k, v, self.starts, heads)[low + old:high]))
+        whole = e.places([(1, 0, high - low, 0)])
+        e.store(keys, whole, self.up(k[low:high]))
+        e.store(values, whole, self.up(v[low:high]))
+        want = ref.attention(q, k, v, self.starts, heads)[low:high]
+        for rows in (slice(old, None), slice(high - low - 1, None)):  # several new tokens, and one
+            new = q[low:high][rows]
+            got = e.attend_cache(self.up(new), keys, values, e.places([(1, 0, len(new), rows.start)]), heads)
+            yield Answer(f"attend_cache, {len(new)} new", error(e.host(got), want[rows]))
 
     def products(self, gguf, dense: dict, block: str) -> Iterator[Answer]:
         e, scale = self.e, 0.5
@@ -164,7 +176,7 @@ class _Checks:
         slope = 0.5 * _slope(lambda z: ref.cross_entropy(z, weight, targets), h.astype(np.float64), v)
         size = np.linalg.norm(e.host(dh)) * np.linalg.norm(v)
         yield Answer(f"cross_entropy backward, {block}", abs(np.sum(e.host(dh) * v) - slope) / size)
-        yield Answer(f"logits, {block}", error(e.logits(self.up(h), group), h @ weight.T.astype(np.float64)))
+        yield Answer(f"logits, {block}", error(e.host(e.logits(self.up(h), group)), h @ weight.T.astype(np.float64)))
         ids = self.random.integers(0, len(weight), 6).astype(np.int32)
         got = e.embed(e.integers(ids), e.weight(gguf, "a", "blocks"), 2.0)
         yield Answer(f"embed, {block}", error(e.host(got), 2.0 * weight[ids]))
@@ -179,10 +191,11 @@ class _Checks:
         want[rows] = x[rows]
         yield Answer("put", error(e.host(e.put(taken, e.integers(rows), self.tokens)), want))
         p, g, m, v = self.draw(301), self.draw(301), self.draw(301), np.abs(self.draw(301))
-        yield Answer("norm", abs(e.norm(e.vector(g)) / np.linalg.norm(g.astype(np.float64)) - 1))
-        held = [e.vector(z.copy()) for z in (p, g, m, v)]
-        e.adamw(*held, 1e-2, 3, 0.9, 0.99, 1e-8, 0.1, 0.7)
-        after = ref.adamw(p, g, m, v, 1e-2, 3, 0.9, 0.99, 1e-8, 0.1, 0.7)
+        held, length = [e.vector(z.copy()) for z in (p, g, m, v)], np.linalg.norm(g.astype(np.float64))
+        norm = float(e.adamw(*held, 100, (1e-2, 3e-2), 3, 0.9, 0.99, 1e-8, 0.1, 0.5))
+        yield Answer("adamw, norm", abs(norm / length - 1))
+        rates = np.where(np.arange(301) < 100, 1e-2, 3e-2)
+        after = ref.adamw(p, g, m, v, rates, 3, 0.9, 0.99, 1e-8, 0.1, 0.5 / length)
         yield Answer("adamw", max(error(e.host(held[0]), after[0]), error(e.host(held[2]), after[1]),
                                   error(e.host(held[3]), after[2]), error(e.host(held[1]), 0 * g)))
 

@@ -60,8 +60,8 @@ class CountEngine:
 
     name = "count"
 
-    def __init__(self, threads: int, sizes: Sizes = Sizes(), capacity: int = 0):
-        self.threads, self.sizes, self.capacity = threads, sizes, capacity
+    def __init__(self, threads: int, sizes: Sizes = Sizes(), capacity: int = 0, hold: str = "blocks"):
+        self.threads, self.sizes, self.capacity, self.hold = threads, sizes, capacity, hold
         self.room, self.training, self.flops = 0, False, 0.0
         self.pooled = 0
         self._free: Counter = Counter()
@@ -75,6 +75,11 @@ class CountEngine:
         """All that the engine would hold: activations, scratch and streamed bytes."""
         scratch = sum(self._scratch.values()) * self.threads + sum(self._own.values())
         return self.pooled + 4 * scratch + sum(self._raw.values())
+
+    def held(self, matrices: dict, groups: list) -> int:
+        """Bytes of frozen matrices {name: weight}; groups are the linears made of them (see numpy/weights.py)."""
+        each = {"stream": 0, "blocks": None, "float32": 4}[self.hold]
+        return sum(m.nbytes if each is None else each * m.in_features * m.out_features for m in matrices.values())
 
     # ---- memory
     def begin(self, starts, capacity: int, key=(0, 0, 0)) -> None:
@@ -105,7 +110,7 @@ class CountEngine:
 
     def weight(self, gguf, name: str, hold: str = "blocks") -> Frozen:
         info = gguf.tensors[name]
-        return Frozen(*info.shape, info.type.block_size, info.nbytes, hold)
+        return Frozen(*info.shape, info.type.block_size, info.nbytes, "stream" if hold == "lookup" else hold)
 
     def constant(self, gguf, name: str) -> np.ndarray:
         return np.ones(gguf.tensors[name].shape, np.float32)
@@ -136,16 +141,19 @@ class CountEngine:
     def add(self, x, y):
         return y
 
-    def rms_norm(self, x, gain, eps, heads=1):
+    def rms_norm(self, x, gain, eps, into=None):
         return self.array(*x.shape)
 
-    def rms_norm_backward(self, dy, x, gain, eps, heads=1, residual=None, in_place=False):
-        return dy if in_place else self.array(*x.shape)
+    def rms_norm_backward(self, dy, x, gain, eps, residual=None):
+        return self.array(*x.shape)
 
-    def rope(self, x, table, positions, heads, halves, inverse=False):
-        return x
+    def rotate(self, q, k, gains, eps, table, positions, heads, halves):
+        return (q, k) if gains is None else (self.array(*q.shape), self.array(*k.shape))
 
-    def glu(self, gate, up, activation):
+    def rotate_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, halves):
+        return dq, dk
+
+    def glu(self, gate, up, activation, into=None):
         return self.array(*gate.shape)
 
     def glu_backward(self, dy, gate, up, activation):
@@ -194,6 +202,12 @@ class CountEngine:
         self._attend(tokens, heads, 5, 2)
         del inner, own
         return both.part(heads.queries * heads.size), both.part(narrow), both.part(narrow)
+
+    def park(self, x):
+        return x
+
+    def fetch(self, ticket):
+        return ticket
 
     def _attend(self, tokens: int, heads: Heads, products: int, scores: int) -> None:
         for number, tasks in enumerate(plan(self._starts, heads, self.threads, self.sizes.scores)):

@@ -4,15 +4,50 @@ from __future__ import annotations
 
 from anytune.errors import UserError
 
-DEVICES = ("auto", "numpy", "cpu")
+TORCH = ("cuda", "rocm", "xpu", "mps", "cpu-torch")
+DEVICES = ("auto", "numpy", "cpu", "cpu-bf16", *TORCH)
 
 
-def engine_for(device: str = "auto", threads: int | None = None, compiled: bool | None = None):
-    """The engine of a device name. threads None: as many as a short probe finds to pay."""
-    if device not in DEVICES:
+def engine_for(device: str = "auto", threads: int | None = None, compiled: bool | None = None, dtype: str = "auto",
+               tf32: bool = False):
+    """The engine of a device name, with a number for one of several GPUs (cuda:1).
+
+    threads: of CPU engines, None: as many as a short probe finds to pay. dtype, tf32: of torch's devices.
+    Raises UserError for an unknown name, or one that cannot be had here.
+    """
+    kind = device.partition(":")[0]
+    if kind not in DEVICES or (":" in device and kind not in TORCH):
         raise UserError(f"no device is called {device!r}: --device takes {', '.join(DEVICES)}")
     if threads is not None and not 1 <= threads <= 1024:
         raise UserError(f"{threads} threads make no sense: give --threads between 1 and 1024")
-    from .numpy import NumpyEngine
+    if kind == "auto":
+        device = choose()
+        kind = device.partition(":")[0]
+    if kind in TORCH:
+        from .torch.devices import open_device
+        where = open_device(device, dtype)
+        from .torch.engine import TorchEngine
+        return TorchEngine(where, tf32)
+    if dtype != "auto" or tf32:
+        raise UserError(f"--dtype and --tf32 are for GPUs: {device} has one number format of its own")
     from .probe import best_threads
-    return NumpyEngine(threads or best_threads()[0], compiled)
+    threads = threads or best_threads()[0]
+    if kind == "cpu-bf16":
+        from .cpu_bf16 import CpuBf16Engine
+        return CpuBf16Engine(threads, compiled)
+    from .numpy import NumpyEngine
+    return NumpyEngine(threads, compiled)
+
+
+def choose() -> str:
+    """The device that auto means: a GPU that torch can use, else the CPU engine that the doctor's probe found faster.
+
+    torch takes seconds to import, so it is asked only where the system shows a GPU.
+    """
+    from .probe import gpu_in_sight, remembered
+    if gpu_in_sight():
+        from .torch.devices import available
+        found = available()
+        if found:
+            return found[0][0]
+    return remembered() or "numpy"

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import json
 import os
+import platform
+import sys
 import time
+from pathlib import Path
 
 
 @functools.cache
@@ -57,3 +62,44 @@ def best_threads(limit: int | None = None, milliseconds: float = 25.0) -> tuple[
         if rates[count] > rates[best] * 1.15:
             best = count
     return best, rates
+
+
+def gpu_in_sight() -> bool:
+    """Whether the system shows a GPU that torch might use, without importing torch, and torch is installed."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if sys.platform == "win32":
+        return any(Path(os.environ.get("SystemRoot", r"C:\Windows"), "System32", name).exists()
+                   for name in ("nvcuda.dll", "amdhip64.dll", "ze_loader.dll"))
+    return any(Path(name).exists() for name in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/dri/renderD128"))
+
+
+def memo() -> Path:
+    """Where the doctor leaves what it measured."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "anytune" / "probe.json"
+
+
+def remembered() -> str | None:
+    """The CPU engine that the doctor found faster on this machine; None if it has not been asked."""
+    try:
+        found = json.loads(memo().read_text("utf-8"))
+        engine = found["engine"] if found["cpu"] == cpu_name() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if engine == "cpu-bf16" and importlib.util.find_spec("torch") is None:
+        return None
+    return engine if engine in ("numpy", "cpu-bf16") else None
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

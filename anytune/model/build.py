@@ -24,7 +24,7 @@ class Weights:
             elif len(info.shape) == 2:
                 # an embedding table that is not the head is only looked up, a few rows at a time
                 lookup = name == "token_embd.weight" and not config.tied
-                self.matrices[name] = engine.weight(gguf, name, "stream" if lookup else hold)
+                self.matrices[name] = engine.weight(gguf, name, "lookup" if lookup else hold)
 
     @property
     def slow(self) -> bool:
@@ -83,7 +83,7 @@ class Weights:
         """The output projection (the embedding table where it is tied) as a group of one."""
         name = "token_embd.weight" if self.config.tied else "output.weight"
         slot = (slots or {}).get("output.weight")
-        return self.engine.group([self.matrices[name]], [self.vectors.get("output.bias")], [slot])
+        return self.engine.group([self.matrices[name]], [self.vectors.get("output.bias")], [slot], number=-1)
 
     @property
     def embedding(self):

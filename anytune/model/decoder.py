@@ -7,8 +7,6 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.memory import available_bytes, process_bytes
 
-from .transformer import rotate
-
 FEW = 8       # rows up to which a product is bound by reading weights
 CHUNK = 512   # prompt tokens run at once
 
@@ -50,48 +48,50 @@ class Decoder:
                     left -= count
             if not spans:
                 return result
-            hidden, ends = self._run([tokens[s][a:b] for s, a, b in spans], [s for s, _, _ in spans])
-            ready = [(end, slot) for end, (slot, _, b) in zip(ends, spans) if b == len(tokens[slot])]
+            ready = [(number, slot) for number, (slot, _, b) in enumerate(spans) if b == len(tokens[slot])]
+            logits = self._run([tokens[s][a:b] for s, a, b in spans], [s for s, _, _ in spans], [n for n, _ in ready])
             for slot, _, high in spans:
                 done[slot] = high
             if ready:
-                rows = self.engine.take(hidden, self.engine.integers([end for end, _ in ready]))
-                rows = self.engine.rms_norm(rows, self.model.weights.output_norm, self.config.eps)
-                result[[slot for _, slot in ready]] = self.engine.logits(rows, self.head)
+                result[[slot for _, slot in ready]] = logits
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget a slot's tokens from `length` on."""
         self.lengths[slot] = min(self.lengths[slot], length)
 
-    def _run(self, pieces: list[list[int]], slots: list[int]):
-        """Run one chunk through all layers -> (hidden [T, d], row of each piece's last token)."""
-        e, c = self.engine, self.config
+    def _run(self, pieces: list[list[int]], slots: list[int], wanted: list[int]):
+        """Run one chunk -> logits [len(wanted), vocab] after the last token of each wanted piece (None without any)."""
         sizes = np.cumsum([0] + [len(p) for p in pieces])
-        ids = e.integers(np.concatenate([np.asarray(p, np.int32) for p in pieces]))
-        places = [(slot, int(a), int(b), self.lengths[slot]) for slot, a, b in zip(slots, sizes, sizes[1:])]
-        positions = e.integers(np.concatenate([np.arange(p, p + b - a) for _, a, b, p in places]))
-        e.training = False
-        e.begin(np.asarray(sizes, np.int32), 0, (0, 0, 0))
-        linear = e.linear_few if sizes[-1] <= FEW else e.linear
+        spans = [(slot, int(a), int(b), self.lengths[slot]) for slot, a, b in zip(slots, sizes, sizes[1:])]
+        ids = np.concatenate([np.asarray(p, np.int32) for p in pieces])
+        self.engine.training = False
+        logits = self.engine.decode(self._body, ids, spans, [int(sizes[n + 1]) - 1 for n in wanted])
+        for slot, low, high, position in spans:
+            self.lengths[slot] = position + high - low
+        return logits
+
+    def _body(self, ids, positions, places, rows):
+        """All layers over new tokens -> logits of `rows` on the engine."""
+        e, c = self.engine, self.config
+        linear = e.linear_few if ids.shape[0] <= FEW else e.linear
         x = e.embed(ids, self.model.weights.embedding, self.model.weights.embedding_scale)
         for layer, (keys, values) in zip(self.layers, self._caches):
-            q, k, v = linear(e.rms_norm(x, layer.attn_norm, c.eps), layer.qkv)
-            q, k = rotate(e, q, k, layer, c, positions)
-            for slot, low, high, position in places:
-                e.store(keys, slot, position, k[low:high])
-                e.store(values, slot, position, v[low:high])
+            q, k, v = linear(e.rms_norm(x, layer.attn_norm, c.eps, layer.qkv), layer.qkv)
+            q, k = e.rotate(q, k, layer.head_norms, c.eps, layer.rope, positions, layer.heads, c.arch.halves)
+            e.store(keys, places, k)
+            e.store(values, places, v)
             (y,) = linear(e.attend_cache(q, keys, values, places, layer.heads), layer.out)
             if layer.post_attn_norm is not None:
                 y = e.rms_norm(y, layer.post_attn_norm, c.eps)
             x = e.add(x, y)
-            gate, up = linear(e.rms_norm(x, layer.ffn_norm, c.eps), layer.gate_up)
-            (y,) = linear(e.glu(gate, up, c.arch.activation), layer.down)
+            gate, up = linear(e.rms_norm(x, layer.ffn_norm, c.eps, layer.gate_up), layer.gate_up)
+            (y,) = linear(e.glu(gate, up, c.arch.activation, layer.down), layer.down)
             if layer.post_ffn_norm is not None:
                 y = e.rms_norm(y, layer.post_ffn_norm, c.eps)
             x = e.add(x, y)
-        for slot, low, high, position in places:
-            self.lengths[slot] = position + high - low
-        return x, [int(b) - 1 for b in sizes[1:]]
+        if rows is None:
+            return None
+        return e.logits(e.rms_norm(e.take(x, rows), self.model.weights.output_norm, c.eps), self.head)
 
 
 def dense_fits(model) -> bool:

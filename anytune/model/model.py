@@ -89,7 +89,7 @@ class Model:
         x = e.embed(e.integers(ids), w.embedding, w.embedding_scale)
         for layer in layers:
             x = layer_forward(e, x, layer, c, positions)[0]
-        return e.logits(e.rms_norm(x, w.output_norm, c.eps), head)
+        return e.host(e.logits(e.rms_norm(x, w.output_norm, c.eps), head))
 
     def decoder(self, adapter=None, batch: int = 1, context: int | None = None):
         from .decoder import Decoder

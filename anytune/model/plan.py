@@ -1,34 +1,27 @@
 """Fitting a training run into memory: what is held, kept and made again, decided before anything is allocated.
 
-The count engine runs the model's own code on shapes. Three things can be given up for memory, cheapest first:
-the weights' blocks (read from the file for each use), the activations of some layers (their forward runs twice),
-and the size of temporary pieces. Weights are dequantized once, to float32, only where dequantizing them at each
-use would be slow (a type without a compiled kernel) and memory allows.
+A count engine runs the model's own code on shapes. What can be given up for memory is the engine's to say (its budget's
+ways: how weights are held, how large temporary pieces are); what every engine can give up is the activations of some
+layers, whose forward then runs twice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from anytune.engine.budget import Way
 from anytune.engine.check import prove
-from anytune.engine.count import CountEngine
-from anytune.engine.numpy.sizes import LEAN, SMALL, Sizes
 from anytune.errors import UserError
-from anytune.memory import MIB, available_bytes, page_out_code, process_bytes, trim
+from anytune.memory import MIB
 
 from .build import Weights
 from .lora import Lora
 from .transformer import backward, forward
 
-SLOW_COST = 0.8       # of a step: dequantizing twice without a compiled kernel
-STREAM_COST = 0.04    # of a step: reading all blocks twice from the page cache
 FORWARD_SHARE = 0.3   # of a step: what running every layer's forward again would add
-PIECES = ((Sizes(), 0.0), (SMALL, 0.04), (LEAN, 0.1))  # sizes of temporary pieces, and what smaller ones cost
-BLAS = 8 * MIB        # a thread: BLAS's own packing buffer, touched with the first large product
-PLAIN = 16 * MIB      # the temporaries of NumPy expressions, where kernels are not compiled
-SLACK = 4 * MIB       # what no count sees: the interpreter's own growth, pages that libraries touch
 FLOATS_A_PARAMETER = 4  # parameter, gradient, two moments
 
 
@@ -36,56 +29,42 @@ FLOATS_A_PARAMETER = 4  # parameter, gradient, two moments
 class Estimate:
     """hold: how weights are held; keep: layers (from the last) that keep all activations; sizes: of pieces.
 
-    peak_bytes: resident size of the whole process; flops_per_token: of training; text: one line for a person.
+    peak_bytes: of the memory that the engine's budget counts; flops_per_token: of training; text: one line for a person.
     """
     hold: str
     keep: int
-    sizes: Sizes
+    sizes: Any
     peak_bytes: int
     flops_per_token: float
     text: str
 
 
 def plan_training(model, shapes: dict, lora: Lora, ubatch: int, context: int, memory: int | None) -> Estimate:
-    """The fastest way that fits `memory` bytes (None: nine tenths of what is free). Raises UserError if none."""
+    """The fastest way that fits `memory` bytes (None: what is free). Raises UserError if none does."""
     counter = _Counter(model, shapes, lora, ubatch, context)
     prove(model.engine)
-    trim()
-    page_out_code()
-    base = process_bytes() + SLACK + BLAS * model.engine.workers.count + (0 if model.engine.compiled else PLAIN)
-    budget = memory if memory is not None else base + int(0.9 * available_bytes())
+    budget = counter.budget = model.engine.budget(model.weights, memory)
     layers = counter.trained
     best: tuple[float, Estimate] | None = None
     least = None
-    slow = SLOW_COST if model.weights.slow else 0.0
-    holds = [("blocks", slow), ("stream", slow + STREAM_COST)] + ([("float32", 0.0)] if slow else [])
-    ways = sorted(((a + b, hold, sizes) for hold, a in holds for sizes, b in PIECES), key=lambda way: way[0])
-    for cost, hold, sizes in ways:  # cheapest first, so that most runs count two or three times only
-        if best is not None and cost >= best[0]:
+    for way in sorted(budget.ways, key=lambda way: way.cost):  # cheapest first: most runs count two or three times only
+        if best is not None and way.cost >= best[0]:
             break
-        keep = _most(lambda k: base + counter.run(hold, sizes, k)[0] <= budget, layers)
+        keep = _most(lambda k: budget.base + counter.run(way, k)[0] <= budget.limit, layers)
         if keep is None:
-            need = base + counter.run(hold, sizes, 0)[0]
+            need = budget.base + counter.run(way, 0)[0]
             least = need if least is None else min(least, need)
             continue
-        cost += FORWARD_SHARE * (layers - keep) / max(1, counter.layers)
+        cost = way.cost + FORWARD_SHARE * (layers - keep) / max(1, counter.layers)
         if best is None or cost < best[0]:
-            size, flops = counter.run(hold, sizes, keep)
-            best = (cost, Estimate(hold, keep, sizes, base + size, flops / ubatch,
-                                   _describe(hold, keep, layers, sizes)))
+            size, flops = counter.run(way, keep)
+            kept = ("activations of all layers are kept" if keep == layers else
+                    f"{layers - keep} of {layers} layers run their forward twice")
+            best = (cost, Estimate(way.hold, keep, way.sizes, budget.base + size, flops / ubatch, f"{way.text}; {kept}"))
     if best is None:
-        raise UserError(f"this training needs at least {-(-least // MIB)} MiB and {budget // MIB} MiB are allowed: "
-                        "give a larger --memory, a smaller -ub and -c, or a lower --lora-rank")
+        raise UserError(f"this training needs at least {-(-least // MIB)} MiB of {budget.place} and {budget.limit // MIB} MiB "
+                        "are allowed: give a larger --memory, a smaller -ub and -c, or a lower --lora-rank")
     return best[1]
-
-
-def _describe(hold: str, keep: int, layers: int, sizes: Sizes) -> str:
-    weights = {"blocks": "weights stay in their GGUF blocks in memory",
-               "stream": "weights are read from the file for each use",
-               "float32": "weights are dequantized once"}[hold]
-    kept = ("activations of all layers are kept" if keep == layers else
-            f"{layers - keep} of {layers} layers run their forward twice")
-    return f"{weights}; {kept}" + ("; temporary pieces are small" if sizes != Sizes() else "")
 
 
 def _most(fits, most: int) -> int | None:
@@ -123,39 +102,37 @@ class _Counter:
         below = [int(n.split(".")[1]) for n in shapes if n.startswith("blk.")]
         self.lowest = min(below) if below else self.layers
         self.trained = self.layers - self.lowest
+        self.budget: Any = None
         self._known: dict = {}
 
-    def run(self, hold: str, sizes: Sizes, keep: int) -> tuple[int, float]:
-        """(bytes beyond the process as it is now, FLOPs of a micro-batch)."""
-        key = (hold, sizes, keep)
-        if key not in self._known:
-            self._known[key] = self._count(*key)
-        return self._known[key]
+    def run(self, way: Way, keep: int) -> tuple[int, float]:
+        """(bytes beyond what is taken now, FLOPs of a micro-batch)."""
+        if (way, keep) not in self._known:
+            self._known[way, keep] = self._count(way, keep)
+        return self._known[way, keep]
 
-    def _count(self, hold: str, sizes: Sizes, keep: int) -> tuple[int, float]:
-        c, e = self.config, self._engine(hold, sizes, keep)
-        size = {"stream": lambda m: 0, "blocks": lambda m: m.nbytes,
-                "float32": lambda m: 4 * m.in_features * m.out_features}[hold]
-        held = sum(size(m) for name, m in self.model.weights.matrices.items()
-                   if name != "token_embd.weight" or c.tied)
+    def _count(self, way: Way, keep: int) -> tuple[int, float]:
+        c, e = self.config, self.budget.counter(way, self.ubatch)
+        groups = self._run(e, way.hold, keep)
+        frozen = {name: m for name, m in self.model.weights.matrices.items() if name != "token_embd.weight" or c.tied}
         turns = 2 * 4 * c.rope_size // 2 * self.context * (2 if c.arch.local_base and c.window else 1)
-        return e.bytes + held + turns + 4 * FLOATS_A_PARAMETER * self.parameters, e.flops
+        return e.bytes + e.held(frozen, groups) + turns + 4 * FLOATS_A_PARAMETER * self.parameters, e.flops
 
-    def _engine(self, hold: str, sizes: Sizes, keep: int) -> CountEngine:
-        """The count after one micro-batch: forward, loss over every token, backward."""
+    def _run(self, e, hold: str, keep: int) -> list:
+        """One micro-batch on a count engine: forward, loss over every token, backward -> all groups of linears."""
         c, tokens = self.config, self.ubatch
-        e = CountEngine(self.model.engine.workers.count, sizes, tokens)
         weights = Weights(self.model.gguf, c, e, hold)
         layers = weights.layers({False: None, True: None}, self.slots, self.lora.dropout)
         head = weights.head(self.slots)
-        e.room = max((g.rank for la in layers for g in (la.qkv, la.out, la.gate_up, la.down)), default=0)
+        groups = [g for la in layers for g in (la.qkv, la.out, la.gate_up, la.down)]
+        e.room = max((g.rank for g in groups), default=0)
         starts = np.arange(0, tokens + self.context, self.context)
         starts[-1] = tokens
         e.begin(starts, tokens)
         ids = range(tokens)
         x, tape = forward(e, layers, e.embed(ids, weights.embedding, 1.0), c, ids, self.lowest, keep)
         top = e.take(x, ids)
-        h = e.rms_norm(top, None, c.eps)
+        h = e.rms_norm(top, None, c.eps, head)
         _, dh = e.cross_entropy(h, head, ids, 1.0, True)
         del h
         if self.trained:
@@ -163,4 +140,4 @@ class _Counter:
             dx = e.put(dtop, ids, tokens)
             del x, top, dh, dtop
             backward(e, layers, dx, c, ids, self.lowest, keep, tape)
-        return e
+        return [*groups, head]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
 
 import numpy as np
 
+from anytune.engine.base import Stream
 from anytune.errors import UserError
 
 from .lora import Layout, Lora
@@ -57,9 +57,16 @@ class LoraTrainee:
         self.layers = weights.layers(self.model.rope_tables(context), slots, self.lora.dropout)
         self.head = weights.head(slots)
         self.keep = self.estimate.keep
+        self.engine.prepare([g for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [self.head],
+                            self.parameters, self.gradients)
         trained = [i for i, layer in enumerate(self.layers) if layer.trains]
         self.lowest = trained[0] if trained else len(self.layers)
         e.room = max((g.rank for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)), default=0)
+
+    @property
+    def lag(self) -> int:
+        """Steps that may be asked for before the outcome of the first is looked at."""
+        return self.engine.lag
 
     @property
     def n_parameters(self) -> int:
@@ -70,78 +77,78 @@ class LoraTrainee:
         """What is trained, JSON-able: for checkpoints to compare."""
         return {**asdict(self.lora), "modules": ",".join(self.names), "kind": "lora"}
 
-    def accumulate(self, batch, scale: float, step: int, micro: int) -> float:
-        """Run one micro-batch; add scale * gradient of its summed loss. -> that sum (nats, float)."""
-        e = self.engine
-        e.training = True
-        e.begin(batch.starts, self.ubatch, (self.lora.seed, step, micro))
+    def accumulate(self, batch, scale: float, step: int, micro: int):
+        """Run one micro-batch; add scale * gradient of its summed loss. -> that sum (nats, a Number)."""
+        self.engine.training = True
+        return self._replay("train", self._train, batch, scale, (self.lora.seed, step, micro))
+
+    def evaluate(self, batch):
+        """Summed loss (nats, a Number) of a micro-batch, no gradients, no dropout."""
+        self.engine.training = False
+        return self._replay("evaluate", self._measure, batch, 1.0, (0, 0, 0))
+
+    def _replay(self, kind: str, body, batch, scale: float, key: tuple[int, int, int]):
         rows = np.flatnonzero(batch.targets >= 0).astype(np.int32)
         if rows.size == 0:
             return 0.0
-        positions = e.integers(batch.positions)
-        x, tape, h, top = self._forward(batch, positions, rows, self.lowest)
-        loss, dh = e.cross_entropy(h, self.head, e.integers(batch.targets[rows]), scale, True)
+        return self.engine.replay(kind, body, Stream(batch.ids, batch.positions, batch.starts, rows, batch.targets[rows],
+                                                     scale, self.ubatch, key))
+
+    def _train(self, s: Stream):
+        e = self.engine
+        x, tape, h, top = self._forward(s, self.lowest)
+        tokens = s.ids.shape[0]
+        loss, dh = e.cross_entropy(h, self.head, s.targets, s.scale, True)
         del h
         if self.lowest < len(self.layers):
             dtop = e.rms_norm_backward(dh, top, self.model.weights.output_norm, self.config.eps)
-            dx = e.put(dtop, e.integers(rows), batch.ids.shape[0])
+            dx = e.put(dtop, s.rows, tokens)
             del x, top, dh, dtop
-            backward(e, self.layers, dx, self.config, positions, self.lowest, self.keep, tape)
+            backward(e, self.layers, dx, self.config, s.positions, self.lowest, self.keep, tape)
         return loss
 
-    def evaluate(self, batch) -> float:
-        """Summed loss (nats) of a micro-batch, no gradients, no dropout."""
-        e = self.engine
-        e.training = False
-        e.begin(batch.starts, self.ubatch, (0, 0, 0))
-        rows = np.flatnonzero(batch.targets >= 0).astype(np.int32)
-        if rows.size == 0:
-            return 0.0
-        h = self._forward(batch, e.integers(batch.positions), rows, len(self.layers))[2]
-        return e.cross_entropy(h, self.head, e.integers(batch.targets[rows]), 1.0, False)[0]
+    def _measure(self, s: Stream):
+        h = self._forward(s, len(self.layers))[2]
+        return self.engine.cross_entropy(h, self.head, s.targets, s.scale, False)[0]
 
-    def _forward(self, batch, positions, rows, lowest: int):
+    def _forward(self, s: Stream, lowest: int):
         e, weights = self.engine, self.model.weights
-        x = e.embed(e.integers(batch.ids), weights.embedding, weights.embedding_scale)
-        x, tape = forward(e, self.layers, x, self.config, positions, lowest, self.keep)
-        top = e.take(x, e.integers(rows))
-        return x, tape, e.rms_norm(top, weights.output_norm, self.config.eps), top
+        x = e.embed(s.ids, weights.embedding, weights.embedding_scale)
+        x, tape = forward(e, self.layers, x, self.config, s.positions, lowest, self.keep)
+        top = e.take(x, s.rows)
+        return x, tape, e.rms_norm(top, weights.output_norm, self.config.eps, self.head), top
 
     def update(self, lr: float, step: int, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
                weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> float:
         """One AdamW step (step counts from 1); gradients are clipped to max_grad_norm (0: not), then zeroed.
 
-        -> the gradients' norm before clipping. If it is not finite nothing is updated.
+        -> the gradients' norm before clipping (a Number). If it is not finite nothing is updated.
         """
-        e, cut = self.engine, self.layout.size_a
-        norm = e.norm(self.gradients)
-        if not math.isfinite(norm):
-            return math.nan
-        clip = max_grad_norm / norm if max_grad_norm and norm > max_grad_norm else 1.0
-        for part, rate in ((slice(0, cut), lr), (slice(cut, None), lr * self.lora.plus_ratio)):
-            e.adamw(self.parameters[part], self.gradients[part], self.first[part], self.second[part], rate, step,
-                    beta1, beta2, eps, weight_decay, clip)
-        return norm
+        return self.engine.adamw(self.parameters, self.gradients, self.first, self.second, self.layout.size_a,
+                                 (lr, lr * self.lora.plus_ratio), step, beta1, beta2, eps, weight_decay, max_grad_norm)
+
+    def _vectors(self) -> dict:
+        return {"parameters": self.parameters, "first_moment": self.first, "second_moment": self.second}
 
     def state(self) -> dict[str, np.ndarray]:
-        """Parameters and moments, float32 (views where the engine's memory is the host's)."""
-        return {"parameters": self.parameters, "first_moment": self.first, "second_moment": self.second}
+        """Parameters and moments, float32 on the host (views where the engine's memory is the host's)."""
+        return {name: self.engine.view(vector) for name, vector in self._vectors().items()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Put back what state() gave. Raises UserError if it is another layout's."""
-        for name, own in self.state().items():
+        for name in self._vectors():
             other = state.get(name)
-            if other is None or other.shape != own.shape or other.dtype != np.float32:
-                raise UserError(f"the checkpoint's {name} do not fit this adapter ({own.size:,} float32 numbers): "
-                                "it was made with other LoRA settings")
-        for name, own in self.state().items():
-            own[...] = state[name]
-        self.gradients[...] = 0
+            if other is None or other.shape != (self.layout.size,) or other.dtype != np.float32:
+                raise UserError(f"the checkpoint's {name} do not fit this adapter ({self.layout.size:,} float32 "
+                                "numbers): it was made with other LoRA settings")
+        for name, own in self._vectors().items():
+            self.engine.load(own, state[name])
+        self.engine.load(self.gradients, np.zeros(self.layout.size, np.float32))
 
     def adapter(self, copy: bool = True):
         """The parameters as an Adapter. copy=False: views where the engine's memory is the host's, to be saved."""
         from anytune.adapter import Adapter
-        flat = self.engine.host(self.parameters) if copy else self.state()["parameters"]
+        flat = self.engine.host(self.parameters) if copy else self.engine.view(self.parameters)
         return Adapter(
             tensors={p.name: (p.view_a(flat), p.view_b(flat)) for p in self.layout.pairs}, rank=self.lora.rank,
             alpha=self.lora.alpha, rslora=self.lora.rslora, architecture=self.config.architecture,

@@ -31,6 +31,11 @@ class Layer:
     rope: Any
 
     @property
+    def head_norms(self) -> tuple[Array, Array] | None:
+        """Gains of the RMSNorm over each query and key head, where there is one."""
+        return None if self.q_norm is None else (self.q_norm, self.k_norm)
+
+    @property
     def trains_attention(self) -> bool:
         return bool(self.qkv.rank or self.out.rank)
 
@@ -39,23 +44,14 @@ class Layer:
         return bool(self.trains_attention or self.gate_up.rank or self.down.rank)
 
 
-def rotate(e, q, k, layer: Layer, config: Config, positions):
-    """Head norms and rope. Without head norms q and k are overwritten; with them they stay, for the backward."""
-    arch = config.arch
-    if arch.head_norms:
-        q = e.rms_norm(q, layer.q_norm, config.eps, config.heads)
-        k = e.rms_norm(k, layer.k_norm, config.eps, config.key_heads)
-    q = e.rope(q, layer.rope, positions, config.heads, arch.halves)
-    k = e.rope(k, layer.rope, positions, config.key_heads, arch.halves)
-    return q, k
-
-
 def attention_block(e, x, layer: Layer, config: Config, positions):
     """x: [T, d] -> (x + attention(x), what the backward needs)."""
-    h = e.rms_norm(x, layer.attn_norm, config.eps)
-    q, k, v = e.linear(h, layer.qkv)
-    del h
-    turned_q, turned_k = rotate(e, q, k, layer, config, positions)
+    q, k, v = e.linear(e.rms_norm(x, layer.attn_norm, config.eps, layer.qkv), layer.qkv)
+    # without head norms q and k are turned where they lie; with them they stay, for the backward
+    turned_q, turned_k = e.rotate(q, k, layer.head_norms, config.eps, layer.rope, positions, layer.heads,
+                                  config.arch.halves)
+    if layer.head_norms is None:
+        q, k = turned_q, turned_k
     o, sums = e.attention(turned_q, turned_k, v, layer.heads)
     del turned_q, turned_k
     (y,) = e.linear(o, layer.out)
@@ -74,24 +70,20 @@ def attention_block_backward(e, dout, saved, layer: Layer, config: Config, posit
     del dy
     if not below:
         return None
-    arch = config.arch
-    turned = rotate(e, q, k, layer, config, positions) if arch.head_norms else (q, k)
+    how = (layer.head_norms, config.eps, layer.rope, positions, layer.heads, config.arch.halves)
+    turned = e.rotate(q, k, *how) if layer.head_norms else (q, k)
     dq, dk, dv = e.attention_backward(do, *turned, v, o, sums, layer.heads)
     del do, o, v, turned
-    e.rope(dq, layer.rope, positions, config.heads, arch.halves, inverse=True)
-    e.rope(dk, layer.rope, positions, config.key_heads, arch.halves, inverse=True)
-    if arch.head_norms:
-        e.rms_norm_backward(dq, q, layer.q_norm, config.eps, config.heads, in_place=True)
-        e.rms_norm_backward(dk, k, layer.k_norm, config.eps, config.key_heads, in_place=True)
-    dh = e.linear_backward((dq, dk, dv), e.rms_norm(x, layer.attn_norm, config.eps), layer.qkv, need_dx)
+    dq, dk = e.rotate_backward(dq, dk, q, k, *how)
+    dh = e.linear_backward((dq, dk, dv), e.rms_norm(x, layer.attn_norm, config.eps, layer.qkv), layer.qkv, need_dx)
     del dq, dk, dv, q, k
     return e.rms_norm_backward(dh, x, layer.attn_norm, config.eps, residual=dout) if need_dx else None
 
 
 def mlp_block(e, x, layer: Layer, config: Config):
     """x: [T, d] -> (x + mlp(x), what the backward needs)."""
-    gate, up = e.linear(e.rms_norm(x, layer.ffn_norm, config.eps), layer.gate_up)
-    (y,) = e.linear(e.glu(gate, up, config.arch.activation), layer.down)
+    gate, up = e.linear(e.rms_norm(x, layer.ffn_norm, config.eps, layer.gate_up), layer.gate_up)
+    (y,) = e.linear(e.glu(gate, up, config.arch.activation, layer.down), layer.down)
     if layer.post_ffn_norm is None:
         return e.add(x, y), (x, gate, up, None)
     return e.add(x, e.rms_norm(y, layer.post_ffn_norm, config.eps)), (x, gate, up, y)
@@ -103,13 +95,14 @@ def mlp_block_backward(e, dout, saved, layer: Layer, config: Config, need_dx: bo
     dy = dout if y is None else e.rms_norm_backward(dout, y, layer.post_ffn_norm, config.eps)
     del y
     below = need_dx or bool(layer.gate_up.rank)
-    da = e.linear_backward((dy,), e.glu(gate, up, config.arch.activation), layer.down, below)
+    da = e.linear_backward((dy,), e.glu(gate, up, config.arch.activation, layer.down), layer.down, below)
     del dy
     if not below:
         return None
     dgate, dup = e.glu_backward(da, gate, up, config.arch.activation)
     del da, gate, up
-    dh = e.linear_backward((dgate, dup), e.rms_norm(x, layer.ffn_norm, config.eps), layer.gate_up, need_dx)
+    dh = e.linear_backward((dgate, dup), e.rms_norm(x, layer.ffn_norm, config.eps, layer.gate_up), layer.gate_up,
+                           need_dx)
     del dgate, dup
     return e.rms_norm_backward(dh, x, layer.ffn_norm, config.eps, residual=dout) if need_dx else None
 
@@ -143,7 +136,7 @@ def forward(e, layers: list[Layer], x, config: Config, positions, lowest: int, k
         full = number >= max(lowest, len(layers) - keep)
         before = x
         x, saved = layer_forward(e, x, layer, config, positions)
-        tape.append(saved if full else before if number >= lowest else None)
+        tape.append(saved if full else e.park(before) if number >= lowest else None)
         del before, saved
     return x, tape
 
@@ -153,6 +146,6 @@ def backward(e, layers: list[Layer], dx, config: Config, positions, lowest: int,
     for number in range(len(layers) - 1, lowest - 1, -1):
         saved = tape.pop()
         if number < len(layers) - keep:
-            saved = layer_forward(e, saved, layers[number], config, positions)[1]
+            saved = layer_forward(e, e.fetch(saved), layers[number], config, positions)[1]
         dx = layer_backward(e, dx, saved, layers[number], config, positions, number == lowest)
         del saved

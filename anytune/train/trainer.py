@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 import shutil
@@ -60,6 +61,24 @@ class Result:
         return metrics_file.read(self.run_dir / "metrics.jsonl")
 
 
+@dataclass
+class Launched:
+    """A step that was asked for; its losses and norm are Numbers (see engine/base.py) that may still be on their way."""
+    position: Position
+    bins: list
+    losses: list
+    norm: Any
+    lr: float
+    tokens: int
+    loss_tokens: int
+    started: float = field(default_factory=time.perf_counter)
+
+
+def _bad(value) -> bool:
+    """Whether it is known already that a Number is not finite."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 class Trainer:
     """One run of a trainee over a data set.
 
@@ -95,7 +114,8 @@ class Trainer:
             raise UserError("The validation data has no token with loss: there is nothing to measure.")
         self.val_bins = pack(val, settings.ubatch, settings.seed, 0) if val is not None else []
         self.interrupts = Interrupts()
-        self.seen_tokens, self.seconds, self.rate = 0, 0.0, None
+        self.lag = getattr(trainee, "lag", 0)   # steps that the device may be behind
+        self.seen_tokens, self.seconds, self.rate, self.settled = 0, 0.0, None, 0.0
 
     # -- the run ----------------------------------------------------------------------------------------
 
@@ -121,45 +141,69 @@ class Trainer:
     def _loop(self) -> str:
         if self.pending is not None and not self._complete(self.pending):
             return "interrupted"
+        queue: collections.deque[Launched] = collections.deque()
         for position, bins in self.plan.after(self.step):
             if self._out_of_patience():
                 return "early"
-            row = self._train_step(position, bins)
-            if row is None:
-                return "interrupted"
-            self.step = position.step
-            if not self._complete(row, self._evaluates(position)):
-                return "interrupted"
-            every = self.settings.checkpoint_save_steps
-            if every and self.step % every == 0 and self.step < self.plan.total:
-                self._checkpoint()
-            if self.interrupts.stop and self.step < self.plan.total:
+            launched = self._launch(position, bins)
+            if launched is not None:
+                queue.append(launched)
+            # a device may lag behind by a step, but not where the step's outcome decides what comes next
+            kept = 0 if launched is None or self.interrupts.stop or self._decides(position) else self.lag
+            while len(queue) > kept:
+                if not self._settle(queue.popleft()):
+                    return "interrupted"
+            if launched is None or (self.interrupts.stop and self.step < self.plan.total):
                 return "interrupted"
         return "finished"
 
-    def _train_step(self, position: Position, bins) -> dict | None:
-        """One optimizer step. None: interrupted in it, nothing applied."""
-        started, step, s = time.perf_counter(), position.step, self.settings
+    def _decides(self, position: Position) -> bool:
+        """Whether something happens after this step that needs its outcome: evaluation, checkpoint, the end."""
+        return position.step == self.plan.total or self._evaluates(position) or self._saves(position.step)
+
+    def _saves(self, step: int) -> bool:
+        every = self.settings.checkpoint_save_steps
+        return bool(every and step % every == 0 and step < self.plan.total)
+
+    def _launch(self, position: Position, bins) -> Launched | None:
+        """Ask for one optimizer step. None: interrupted in it, nothing applied."""
+        step, s = position.step, self.settings
         batches = [make_batch(self.train, indexes) for indexes in bins]
         loss_tokens = sum(batch.loss_tokens for batch in batches)
-        total = 0.0
+        losses = []
         for micro, batch in enumerate(batches):
-            loss = self.trainee.accumulate(batch, 1.0 / loss_tokens, step, micro)
-            if not math.isfinite(loss):
-                raise self._diverged(step, f"the loss is {loss}", bins[micro])
-            total += loss
+            losses.append(self.trainee.accumulate(batch, 1.0 / loss_tokens, step, micro))
+            if _bad(losses[-1]):
+                raise self._diverged(step, f"the loss is {losses[-1]}", bins[micro])
             if self.interrupts.stop and micro + 1 < len(batches):
                 return None
         lr = self.schedule.lr(step)
         norm = self.trainee.update(lr, step, beta1=s.beta1, beta2=s.beta2, eps=s.eps,
                                    weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm)
+        return Launched(position, bins, losses, norm, lr, sum(len(batch.ids) for batch in batches), loss_tokens)
+
+    def _settle(self, launched: Launched) -> bool:
+        """Take in the outcome of a step, and do what is due after it. False: interrupted in its evaluation."""
+        position, step = launched.position, launched.position.step
+        losses = [float(loss) for loss in launched.losses]
+        for micro, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise self._diverged(step, f"the loss is {loss}", launched.bins[micro])
+        norm = float(launched.norm)
         if not math.isfinite(norm):
-            raise self._diverged(step, f"the gradient's norm is {norm}", [i for b in bins for i in b])
-        tokens, seconds = sum(len(batch.ids) for batch in batches), time.perf_counter() - started
-        self._time(tokens, seconds)
-        return {"step": step, "epoch": position.epochs_done, "loss": total / loss_tokens, "val_loss": None,
-                "lr": lr, "grad_norm": float(norm), "tokens": tokens, "loss_tokens": loss_tokens,
-                "tokens_per_s": round(tokens / max(seconds, 1e-9), 2), "rss_bytes": process_bytes()}
+            raise self._diverged(step, f"the gradient's norm is {norm}", [i for b in launched.bins for i in b])
+        now = time.perf_counter()
+        seconds, self.settled = now - max(self.settled, launched.started), now
+        self._time(launched.tokens, seconds)
+        self.step = step
+        row = {"step": step, "epoch": position.epochs_done, "loss": sum(losses) / launched.loss_tokens, "val_loss": None,
+               "lr": launched.lr, "grad_norm": norm, "tokens": launched.tokens, "loss_tokens": launched.loss_tokens,
+               "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2), "rss_bytes": process_bytes()}
+        if not self._complete(row, self._evaluates(position)):
+            return False
+        if self._saves(step):
+            self._checkpoint()
+        return True
 
     def _complete(self, row: dict, evaluate: bool = True) -> bool:
         """What follows a step: evaluation, the row, the progress line. False: interrupted in evaluation."""
@@ -192,7 +236,7 @@ class Trainer:
         for indexes in self.val_bins:
             batch = make_batch(self.val, indexes)
             if batch.loss_tokens:
-                total += self.trainee.evaluate(batch)
+                total += float(self.trainee.evaluate(batch))
                 count += batch.loss_tokens
             if self.interrupts.stop and indexes is not self.val_bins[-1]:
                 return None

@@ -168,7 +168,9 @@ def test_extremes_stay_finite_and_nan_shows(engine):
         assert all(np.isfinite(z).all() for z in engine.glu_backward(up, gate, up, kind))
     gate[0, 2] = np.nan
     assert np.isnan(engine.glu(gate, up, "silu")[0, 2])
-    assert np.isnan(engine.norm(np.array([1, np.nan], np.float32)))
+    held = [np.array(z, np.float32) for z in ([1, 2], [1, np.nan], [0, 0], [0, 0])]
+    assert np.isnan(engine.adamw(*held, 1, (1e-2, 1e-2), 1, 0.9, 0.999, 1e-8, 0.0, 1.0))
+    assert held[0].tolist() == [1, 2] and not held[2].any()
 
 
 def test_dropout_is_a_mask_of_the_step(engine, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from anytune.engine.budget import Way
 from anytune.engine.numpy.sizes import LEAN, Sizes
 from anytune.errors import UserError
 from anytune.memory import MIB
@@ -208,8 +209,9 @@ def test_the_count_is_what_the_engine_allocates(tiny_model, name, hold, sizes, k
     found = (e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values())
              + sum(b.nbytes for b in e._raw.values()))
     shapes = {n: tuple(model.gguf.tensors[n].shape) for n in trainee.names}
-    counted = _Counter(model, shapes, trainee.lora, 64, 64)._engine(hold, sizes, keep).bytes
-    assert counted == pytest.approx(found, rel=0.1)
+    count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), 64)
+    _Counter(model, shapes, trainee.lora, 64, 64)._run(count, hold, keep)
+    assert count.bytes == pytest.approx(found, rel=0.1)
 
 
 def test_a_budget_that_cannot_be_met_is_refused(tiny_model):

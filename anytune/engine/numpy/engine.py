@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from anytune.engine.base import Heads
+from anytune.engine.base import Heads, Stream
 from anytune.gguf import dequantize
 
 from . import attention as _attention
@@ -12,6 +14,7 @@ from . import decode as _decode
 from . import linear as _linear
 from . import loss as _loss
 from . import plain
+from .budget import NumpyBudget
 from .linear import Group, Slot
 from .pool import Pool
 from .sizes import Sizes
@@ -30,6 +33,7 @@ class NumpyEngine:
     """
 
     name = "numpy"
+    lag = 0
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
@@ -76,6 +80,16 @@ class NumpyEngine:
         if capacity != self.capacity or (not capacity and self.pool.bytes > FORGET):
             self.pool.clear()
         self.capacity, self._starts, self._plans, self.dropout_key = capacity, starts, {}, key
+
+    def budget(self, weights, memory: int | None) -> NumpyBudget:
+        return NumpyBudget(self, weights, memory)
+
+    def replay(self, kind: str, body, stream: Stream) -> float:
+        self.begin(stream.starts, stream.capacity, stream.key)
+        return body(stream)
+
+    def prepare(self, groups: list, parameters: np.ndarray, gradients: np.ndarray) -> None:
+        """Nothing is laid out beforehand: pairs are read where they lie."""
 
     def plan(self, heads: Heads) -> list:
         """Attention's tasks for the announced stream, made once for all layers of one shape."""
@@ -140,7 +154,7 @@ class NumpyEngine:
     # ---- constants and transfers ------------------------------------------------------------------------
 
     def weight(self, gguf, name: str, hold: str = "blocks") -> Weight:
-        return Weight(gguf, name, hold, self.dequantizers)
+        return Weight(gguf, name, "stream" if hold == "lookup" else hold, self.dequantizers)
 
     def constant(self, gguf, name: str) -> np.ndarray:
         """A small tensor (norms, biases) as float32. Read, not mapped: mapped pages would stay in memory."""
@@ -166,6 +180,12 @@ class NumpyEngine:
 
     def host(self, x: np.ndarray) -> np.ndarray:
         return np.array(x)
+
+    def view(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def load(self, x: np.ndarray, values: np.ndarray) -> None:
+        x[...] = values
 
     # ---- operations -------------------------------------------------------------------------------------
 
@@ -199,28 +219,45 @@ class NumpyEngine:
         out[rows] = y
         return out
 
-    def rms_norm(self, x: np.ndarray, gain: np.ndarray, eps: float, heads: int = 1) -> np.ndarray:
+    def rms_norm(self, x: np.ndarray, gain: np.ndarray, eps: float, into=None) -> np.ndarray:
+        return self._norm(x, gain, eps, 1)
+
+    def _norm(self, x, gain, eps: float, heads: int) -> np.ndarray:
         y = self.array(*x.shape)
         self.workers.rows(x.shape[0], lambda a, b: self.kernels.rms_norm(x[a:b], gain, eps, heads, y[a:b]), 64)
         return y
 
-    def rms_norm_backward(self, dy, x, gain, eps: float, heads: int = 1, residual=None, in_place=False):
-        dx = dy if in_place else self.array(*x.shape)
+    def rms_norm_backward(self, dy, x, gain, eps: float, residual=None) -> np.ndarray:
+        return self._norm_backward(dy, x, gain, eps, 1, residual, self.array(*x.shape))
+
+    def _norm_backward(self, dy, x, gain, eps: float, heads: int, residual, dx) -> np.ndarray:
         self.workers.rows(x.shape[0], lambda a, b: self.kernels.rms_norm_backward(
             dy[a:b], x[a:b], gain, eps, heads, None if residual is None else residual[a:b], dx[a:b]), 64)
         return dx
 
-    def rope(self, x, table, positions, heads: int, halves: bool, inverse=False):
+    def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
+        if gains is not None:
+            q, k = (self._norm(x, gain, eps, n) for x, gain, n in zip((q, k), gains, (heads.queries, heads.keys)))
+        for x, n in ((q, heads.queries), (k, heads.keys)):
+            self._turn(x, table, positions, n, halves, 1.0)
+        return q, k
+
+    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
+        for dx, x, n, at in ((dq, q, heads.queries, 0), (dk, k, heads.keys, 1)):
+            self._turn(dx, table, positions, n, halves, -1.0)
+            if gains is not None:
+                self._norm_backward(dx, x, gains[at], eps, n, None, dx)
+        return dq, dk
+
+    def _turn(self, x, table, positions, heads: int, halves: bool, sign: float) -> None:
         cos, sin = table
-        sign = -1.0 if inverse else 1.0
 
         def rows(a: int, b: int) -> None:
             part = x[a:b]
             self.kernels.rope(part, cos, sin, positions[a:b], heads, halves, sign, part)
         self.workers.rows(x.shape[0], rows, 64)
-        return x
 
-    def glu(self, gate, up, activation: str) -> np.ndarray:
+    def glu(self, gate, up, activation: str, into=None) -> np.ndarray:
         y, kind = self.array(*gate.shape), ACTIVATIONS[activation]
         self.workers.rows(gate.shape[0], lambda a, b: self.kernels.glu(gate[a:b], up[a:b], kind, y[a:b]), 32)
         return y
@@ -248,12 +285,40 @@ class NumpyEngine:
     def cache(self, slots: int, context: int, width: int) -> np.ndarray:
         return np.zeros((slots, context, width), np.float32)  # zero pages: memory comes as tokens do
 
-    def store(self, cache: np.ndarray, slot: int, position: int, rows: np.ndarray) -> None:
-        cache[slot, position:position + rows.shape[0]] = rows
+    def places(self, spans) -> list[tuple[int, int, int, int]]:
+        return list(spans)
+
+    def store(self, cache: np.ndarray, places, rows: np.ndarray) -> None:
+        for slot, low, high, position in places:
+            cache[slot, position:position + high - low] = rows[low:high]
+
+    def decode(self, body, ids, spans, rows):
+        self.begin(np.array([0, len(ids)], np.int32), 0, (0, 0, 0))
+        positions = np.concatenate([np.arange(p, p + high - low, dtype=np.int32) for _, low, high, p in spans])
+        return body(self.integers(ids), positions, spans, self.integers(rows) if len(rows) else None)
+
+    def park(self, x):
+        return x
+
+    def fetch(self, ticket):
+        return ticket
 
     # ---- optimizer --------------------------------------------------------------------------------------
 
-    def norm(self, gradients: np.ndarray) -> float:
+    def adamw(self, p, g, m, v, cut: int, rates, step: int, beta1: float, beta2: float, eps: float, decay: float,
+              max_norm: float) -> float:
+        norm = self._norm_of(g)
+        if not math.isfinite(norm):
+            return norm
+        clip = max_norm / norm if max_norm and norm > max_norm else 1.0
+        one, two = 1.0 - beta1 ** step, 1.0 - beta2 ** step
+        for part, lr in ((slice(0, cut), rates[0]), (slice(cut, p.size), rates[1])):
+            own = [z[part] for z in (p, g, m, v)]
+            self.workers.rows(own[0].size, lambda a, b: self.kernels.adamw(
+                *(z[a:b] for z in own), lr, beta1, beta2, eps, decay, clip, one, two), 1 << 16)
+        return norm
+
+    def _norm_of(self, gradients: np.ndarray) -> float:
         """Euclidean norm of a flat array, summed in float64 in pieces of fixed size (not by thread)."""
         piece = 1 << 20
         pieces = range(0, gradients.size, piece)
@@ -264,12 +329,6 @@ class NumpyEngine:
                 sums[index] = self.kernels.sum_squares(gradients[pieces[index]:pieces[index] + piece])
         self.workers.run(work)
         return float(np.sqrt(sums.sum()))
-
-    def adamw(self, p, g, m, v, lr, step, beta1, beta2, eps, decay, clip) -> None:
-        """One AdamW step in place on flat arrays; gradients are scaled by clip, used and zeroed."""
-        one, two = 1.0 - beta1 ** step, 1.0 - beta2 ** step
-        self.workers.rows(p.size, lambda a, b: self.kernels.adamw(
-            p[a:b], g[a:b], m[a:b], v[a:b], lr, beta1, beta2, eps, decay, clip, one, two), 1 << 16)
 
 
 def _place(x: np.ndarray) -> tuple[int, int]:

@@ -1,0 +1,29 @@
+"""What an engine can give up for memory, as a planner sees it: ways to hold weights and sizes of pieces, with their costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train. cost: of a step, as a fraction, over the fastest way; hold: how weights are held (a name of the
+    engine's); sizes: of its temporary pieces; text: both in words."""
+    cost: float
+    hold: str
+    sizes: Any
+    text: str
+
+
+class Budget(Protocol):
+    """An engine's answer to budget(weights, memory)."""
+
+    base: int         # bytes that are taken before training begins
+    limit: int        # bytes that may be taken in all
+    place: str        # whose memory it is, for messages
+    ways: list[Way]
+
+    def counter(self, way: Way, capacity: int):
+        """A count engine (count.py) that holds weights as `way` says, for streams of up to `capacity` tokens. Its
+        .bytes is the peak of what it allocates, its .held(matrices, groups) what the weights take."""
