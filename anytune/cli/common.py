@@ -84,12 +84,15 @@ class Size(click.ParamType):
 SIZE = Size()
 _ENGINE_OPTIONS = (
     click.option("--device", default="auto", show_default=True, metavar="NAME",
-                 help="What computes: auto (the best there is) or an engine's name, such as numpy."),
+                 help="What computes: auto (the best there is), cuda, cuda:1, rocm, xpu, mps, cpu-bf16 or numpy."),
+    click.option("--dtype", type=click.Choice(["auto", "bf16", "fp16", "f32"]), default="auto", show_default=True,
+                 help="Number format of a GPU's matrix products. auto: bf16 where there is one."),
+    click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa."),
     click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N",
                  help="CPU threads. Default: a short probe chooses."),
     click.option(
         "--memory", type=SIZE, metavar="SIZE",
-        help="Memory to stay within, such as 300MiB: weights are streamed from the file if they must be."),
+        help="Memory to stay within, such as 300MiB (on a GPU, of its memory): weights are streamed if they must be."),
     click.option(
         "-ngl", "--gpu-layers", "--n-gpu-layers", "ngl", metavar="N",
         help="As in llama.cpp: 0 keeps to the CPU, anything else lets --device auto take a GPU. "
@@ -104,10 +107,10 @@ def model_options(command: Callable) -> Callable:
     import functools
 
     @functools.wraps(command)
-    def gathered(*args: Any, device: str, threads: int | None, memory: int | None, ngl: str | None,
-                 flash_attn: str | None, **kwargs: Any) -> Any:
-        return command(*args, engine={"device": device, "threads": threads, "memory": memory, "ngl": ngl},
-                       **kwargs)
+    def gathered(*args: Any, device: str, dtype: str, tf32: bool, threads: int | None, memory: int | None,
+                 ngl: str | None, flash_attn: str | None, **kwargs: Any) -> Any:
+        return command(*args, engine={"device": device, "dtype": dtype, "tf32": tf32, "threads": threads,
+                                      "memory": memory, "ngl": ngl}, **kwargs)
 
     for option in reversed(_ENGINE_OPTIONS):
         gathered = option(gathered)
@@ -162,9 +165,10 @@ def load_model(name: str, engine: dict[str, Any]) -> Model:
             device = "cpu"
     import anytune
 
-    model = anytune.load(path, device=device, threads=engine["threads"], memory=engine["memory"])
-    if ngl not in (None, "0") and getattr(model.engine, "name", "numpy") == "numpy":
-        note(f"-ngl {ngl} has no effect: this runs on the CPU (engine numpy)")
+    model = anytune.load(path, device=device, threads=engine["threads"], memory=engine["memory"], dtype=engine["dtype"],
+                         tf32=engine["tf32"])
+    if ngl not in (None, "0") and model.engine.name in ("numpy", "cpu-bf16", "cpu-torch"):
+        note(f"-ngl {ngl} has no effect: this runs on the CPU (engine {model.engine.name})")
     return model
 
 

@@ -60,6 +60,7 @@ class Engine(Protocol):
     name: str
     room: int        # spare columns behind activations, for the low-rank products of linear()
     training: bool   # dropout acts
+    tolerance: float  # relative error of an operation that its number format explains
     lag: int         # steps of training that may be asked for before the first one's Numbers are looked at
 
     # -- memory and transfers
@@ -105,6 +106,18 @@ class Engine(Protocol):
 
     def budget(self, weights, memory: int | None):
         """What can be given up for memory (see budget.py); memory: bytes allowed, None: what is free."""
+
+    def peak(self) -> int:
+        """The most bytes so far of the memory that the budget counts."""
+
+    def flops_per_second(self) -> float:
+        """What training will reach here, about: a short probe."""
+
+    def explain(self, error: Exception, estimate: int | None = None) -> str | None:
+        """A sentence for a failure of the device (out of memory, lost), None for any other error."""
+
+    def identity(self) -> dict:
+        """What decides how sums are rounded, besides the machine: JSON-able, with `engine` and maybe `threads`."""
 
     # -- the stream
     def embed(self, ids: Array, table, scale: float) -> Array:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from anytune.errors import UserError
 from anytune.train import preflight
 from anytune.train.plan import Plan
-from anytune.train.progress import Console
+from anytune.train.progress import Console, size
 from anytune.train.resume import open_run, recorded_engine
 from anytune.train.settings import FIELDS, TrainSettings
 from anytune.train.trainer import Result, Trainer
@@ -111,8 +111,8 @@ class _Job:
                            "settings": settings.exact()})
         _same_threads(self.model.engine, threads, recorded_engine(settings, identity))
         self.trainee = _trainee(self.model, lora, adapter, settings, self.longest)
-        engine = _engine(self.model.engine)
-        say(preflight.report(self.trainee, self.plan, self.val_set, settings, engine["threads"]))
+        engine = self.model.engine.identity()
+        say(preflight.report(self.trainee, self.plan, self.val_set, settings, self.model.engine.flops_per_second()))
         home = Path(settings.run_dir or ".")
         folders = [home, Path(settings.checkpoint_save_dir or home)]
         preflight.check_disk(self.trainee, folders, settings, self.output)
@@ -134,7 +134,14 @@ class _Job:
         except OSError as error:
             kept = f"; the last good checkpoint is {trainer.saved}" if trainer.saved else ""
             raise UserError(f"The run in {run.path} had to end: {error}{kept}.") from None
-        getattr(self.model.engine, "release", lambda: None)()
+        except RuntimeError as error:
+            what = self.model.engine.explain(error, self.trainee.estimate.peak_bytes)
+            if what is None:
+                raise
+            kept = f" The last good checkpoint is {trainer.saved}." if trainer.saved else " There is no checkpoint yet."
+            raise UserError(f"The run in {run.path} had to end. {what}{kept}") from None
+        say(f"Memory: {size(self.model.engine.peak())} at most, {size(self.trainee.estimate.peak_bytes)} were estimated")
+        self.model.engine.release()
         if self.output is not None and result.adapter_path is not None:
             _deliver(result, self.output, self.model.gguf)
         say(_ending(result, self.output))
@@ -185,18 +192,11 @@ def _load(model, device, threads, memory):
     return load(model, device=device, threads=threads, memory=memory)
 
 
-def _engine(engine) -> dict:
-    """What decides how sums are rounded, besides the machine."""
-    workers = getattr(engine, "workers", None)
-    return {"engine": engine.name, "threads": getattr(workers, "count", 1),
-            "compiled": bool(getattr(engine, "compiled", False))}
-
-
 def _same_threads(engine, asked: int | None, recorded: dict) -> None:
     """Go on with as many threads as before, unless the caller asked for a number: only so are bytes equal."""
     count = recorded.get("threads")
     known = asked is None and type(count) is int and 1 <= count <= 1024
-    if known and count != _engine(engine)["threads"] and hasattr(engine, "use_threads"):
+    if known and count != engine.identity().get("threads", count):
         engine.use_threads(count)
 
 

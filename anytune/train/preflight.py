@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from anytune.train.progress import duration, size
 from anytune.train.settings import TrainSettings
 
 
-def report(trainee, plan: Plan, val, settings: TrainSettings, threads: int = 1) -> str:
+def report(trainee, plan: Plan, val, settings: TrainSettings, flops_per_second: float) -> str:
     """A few lines for people: parameters, data, steps, memory, time."""
     data, per_step = plan.dataset, plan.per_step
     tokens, loss = int(data.offsets[-1]), int(np.count_nonzero(data.loss))
@@ -33,20 +32,10 @@ def report(trainee, plan: Plan, val, settings: TrainSettings, threads: int = 1) 
                      + (f" ({estimate.text})" if getattr(estimate, "text", "") else ""))
         flops = getattr(estimate, "flops_per_token", 0)
         if flops:
-            seconds = flops * plan.tokens / (threads * _flops_per_second())
+            seconds = flops * plan.tokens / flops_per_second
             lines.append(f"Time: about {duration(seconds)} (guessed from one matrix product; the first step "
                          "tells)")
     return "\n".join(lines)
-
-
-def _flops_per_second() -> float:
-    """One thread's matrix products, times the part of that speed which a training step usually reaches."""
-    a = np.ones((384, 384), np.float32)
-    a @ a
-    started = time.perf_counter()
-    for _ in range(4):
-        a @ a
-    return 0.6 * 4 * 2 * 384**3 / max(time.perf_counter() - started, 1e-9)
 
 
 def check_disk(trainee, folders: list[Path], settings: TrainSettings, output: Path | None) -> None:

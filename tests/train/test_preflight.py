@@ -20,7 +20,7 @@ ROW = {"step": 3, "epoch": 0.5, "loss": 2.345678, "val_loss": None, "lr": 2e-4, 
 def test_report_says_all_that_matters():
     settings = TrainSettings(ubatch=32, batch=96, epochs=3)
     plan = Plan(chain_dataset(), settings)
-    text = preflight.report(FakeTrainee(), plan, chain_dataset(5), settings)
+    text = preflight.report(FakeTrainee(), plan, chain_dataset(5), settings, 1e10)
     for part in ("192 parameters", "40 examples", f"{plan.dataset.tokens:,} tokens",
                  f"{plan.total} in 3 epochs", "padding: none", "Memory: about 1 MiB", "Time: about",
                  "5 more for validation"):
