@@ -61,6 +61,7 @@ class Engine(Protocol):
     room: int        # spare columns behind activations, for the low-rank products of linear()
     training: bool   # dropout acts
     tolerance: float  # relative error of an operation that its number format explains
+    few: int         # rows up to which a product is bound by reading weights, so that linear_few() pays
     lag: int         # steps of training that may be asked for before the first one's Numbers are looked at
 
     # -- memory and transfers
@@ -132,8 +133,8 @@ class Engine(Protocol):
     def add(self, x: Array, y: Array) -> Array:
         """x + y; y is given up."""
 
-    def rms_norm(self, x: Array, gain: Array, eps: float, into=None) -> Array:
-        """x / sqrt(mean x² + eps) * gain over each row; into: the group that reads the result, a hint."""
+    def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
+        """x / sqrt(mean x² + eps) * gain over each row."""
 
     def rms_norm_backward(self, dy, x, gain, eps: float, residual=None) -> Array:
         """dx, plus `residual` if given."""
@@ -146,8 +147,8 @@ class Engine(Protocol):
                         halves: bool) -> tuple[Array, Array]:
         """(dq, dk) before rotate(), whose q and k matter with gains only; the given dq and dk are given up."""
 
-    def glu(self, gate, up, activation: str, into=None) -> Array:
-        """act(gate) * up; activation silu or gelu (tanh form); into: as in rms_norm."""
+    def glu(self, gate, up, activation: str) -> Array:
+        """act(gate) * up; activation silu or gelu (tanh form)."""
 
     def glu_backward(self, dy, gate, up, activation: str) -> tuple[Array, Array]:
         """(dgate, dup)."""
@@ -158,6 +159,20 @@ class Engine(Protocol):
 
     def linear_backward(self, dys: tuple, x, group, need_dx: bool = True) -> Array | None:
         """dx [T, in] (None if not needed); adds the low-rank gradients to the group's slots."""
+
+    # -- products of what is cheap to make: their backwards make it again. composed.py has them in terms of the others
+    def norm_linear(self, x, gain, eps: float, group) -> tuple[Array, ...]:
+        """linear(rms_norm(x))."""
+
+    def norm_linear_backward(self, dys: tuple, x, gain, eps: float, group, residual, need_dx=True, then=None) -> Array | None:
+        """dx [T, d] of norm_linear, plus residual; adds the low-rank gradients. then: the group whose backward reads the
+        result next, a hint."""
+
+    def glu_linear(self, gate, up, activation: str, group) -> tuple[Array, ...]:
+        """linear(glu(gate, up)); the group is one linear."""
+
+    def glu_linear_backward(self, dy, gate, up, activation: str, group, then, need_dx=True) -> tuple[Array, Array] | None:
+        """(dgate, dup) of glu_linear; adds the low-rank gradients. then: as above."""
 
     def attention(self, q, k, v, heads: Heads) -> tuple[Array, Array]:
         """Causal attention within each example -> (o, log-sums for the backward)."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .base import Heads
+from .composed import Composed
 from .numpy.attention import plan
 from .numpy.linear import backward_step, block_columns
 from .numpy.loss import most_rows
@@ -55,7 +56,7 @@ class Frozen:
     slow: bool = False
 
 
-class CountEngine:
+class CountEngine(Composed):
     """Counts `flops` and bytes: pooled, scratch and raw. See base.py for the operations."""
 
     name = "count"

@@ -7,7 +7,6 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.memory import available_bytes, process_bytes
 
-FEW = 8       # rows up to which a product is bound by reading weights
 CHUNK = 512   # prompt tokens run at once
 
 
@@ -73,10 +72,10 @@ class Decoder:
     def _body(self, ids, positions, places, rows):
         """All layers over new tokens -> logits of `rows` on the engine."""
         e, c = self.engine, self.config
-        linear = e.linear_few if ids.shape[0] <= FEW else e.linear
+        linear = e.linear_few if ids.shape[0] <= e.few else e.linear
         x = e.embed(ids, self.model.weights.embedding, self.model.weights.embedding_scale)
         for layer, (keys, values) in zip(self.layers, self._caches):
-            q, k, v = linear(e.rms_norm(x, layer.attn_norm, c.eps, layer.qkv), layer.qkv)
+            q, k, v = linear(e.rms_norm(x, layer.attn_norm, c.eps), layer.qkv)
             q, k = e.rotate(q, k, layer.head_norms, c.eps, layer.rope, positions, layer.heads, c.arch.halves)
             e.store(keys, places, k)
             e.store(values, places, v)
@@ -84,8 +83,8 @@ class Decoder:
             if layer.post_attn_norm is not None:
                 y = e.rms_norm(y, layer.post_attn_norm, c.eps)
             x = e.add(x, y)
-            gate, up = linear(e.rms_norm(x, layer.ffn_norm, c.eps, layer.gate_up), layer.gate_up)
-            (y,) = linear(e.glu(gate, up, c.arch.activation, layer.down), layer.down)
+            gate, up = linear(e.rms_norm(x, layer.ffn_norm, c.eps), layer.gate_up)
+            (y,) = linear(e.glu(gate, up, c.arch.activation), layer.down)
             if layer.post_ffn_norm is not None:
                 y = e.rms_norm(y, layer.post_ffn_norm, c.eps)
             x = e.add(x, y)

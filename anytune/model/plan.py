@@ -132,7 +132,7 @@ class _Counter:
         ids = range(tokens)
         x, tape = forward(e, layers, e.embed(ids, weights.embedding, 1.0), c, ids, self.lowest, keep)
         top = e.take(x, ids)
-        h = e.rms_norm(top, None, c.eps, head)
+        h = e.rms_norm(top, None, c.eps)
         _, dh = e.cross_entropy(h, head, ids, 1.0, True)
         del h
         if self.trained:

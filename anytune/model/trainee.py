@@ -48,9 +48,10 @@ class LoraTrainee:
         self.parameters = e.vector(start)
         del start
         self.gradients, self.first, self.second = (e.zeros(layout.size) for _ in range(3))
-        slots = {pair.name: e.slot(pair.view_a(self.parameters), pair.view_b(self.parameters), self.lora.scale,
-                                   pair.view_a(self.gradients), pair.view_b(self.gradients))
-                 for pair in layout.pairs}
+        self.slots = slots = {
+            pair.name: e.slot(pair.view_a(self.parameters), pair.view_b(self.parameters), self.lora.scale,
+                              pair.view_a(self.gradients), pair.view_b(self.gradients))
+            for pair in layout.pairs}
         self.model.hold(self.estimate.hold)
         e.sizes = self.estimate.sizes
         weights = self.model.weights
@@ -116,7 +117,7 @@ class LoraTrainee:
         x = e.embed(s.ids, weights.embedding, weights.embedding_scale)
         x, tape = forward(e, self.layers, x, self.config, s.positions, lowest, self.keep)
         top = e.take(x, s.rows)
-        return x, tape, e.rms_norm(top, weights.output_norm, self.config.eps, self.head), top
+        return x, tape, e.rms_norm(top, weights.output_norm, self.config.eps), top
 
     def update(self, lr: float, step: int, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
                weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> float:

@@ -46,7 +46,7 @@ class Layer:
 
 def attention_block(e, x, layer: Layer, config: Config, positions):
     """x: [T, d] -> (x + attention(x), what the backward needs)."""
-    q, k, v = e.linear(e.rms_norm(x, layer.attn_norm, config.eps, layer.qkv), layer.qkv)
+    q, k, v = e.norm_linear(x, layer.attn_norm, config.eps, layer.qkv)
     # without head norms q and k are turned where they lie; with them they stay, for the backward
     turned_q, turned_k = e.rotate(q, k, layer.head_norms, config.eps, layer.rope, positions, layer.heads,
                                   config.arch.halves)
@@ -60,30 +60,30 @@ def attention_block(e, x, layer: Layer, config: Config, positions):
     return e.add(x, e.rms_norm(y, layer.post_attn_norm, config.eps)), (x, q, k, v, o, sums, y)
 
 
-def attention_block_backward(e, dout, saved, layer: Layer, config: Config, positions, need_dx: bool = True):
-    """dout: [T, d] -> dx [T, d], or None if nothing below needs it. Adds to the low-rank gradients."""
+def attention_block_backward(e, dout, saved, layer: Layer, config: Config, positions, below: Layer | None):
+    """dout: [T, d] -> dx [T, d], or None without a layer below that is trained. Adds to the low-rank gradients."""
     x, q, k, v, o, sums, y = saved
     dy = dout if y is None else e.rms_norm_backward(dout, y, layer.post_attn_norm, config.eps)
     del y
-    below = need_dx or bool(layer.qkv.rank)
-    do = e.linear_backward((dy,), o, layer.out, below)
+    needed = below is not None or bool(layer.qkv.rank)
+    do = e.linear_backward((dy,), o, layer.out, needed)
     del dy
-    if not below:
+    if not needed:
         return None
     how = (layer.head_norms, config.eps, layer.rope, positions, layer.heads, config.arch.halves)
     turned = e.rotate(q, k, *how) if layer.head_norms else (q, k)
     dq, dk, dv = e.attention_backward(do, *turned, v, o, sums, layer.heads)
     del do, o, v, turned
     dq, dk = e.rotate_backward(dq, dk, q, k, *how)
-    dh = e.linear_backward((dq, dk, dv), e.rms_norm(x, layer.attn_norm, config.eps, layer.qkv), layer.qkv, need_dx)
-    del dq, dk, dv, q, k
-    return e.rms_norm_backward(dh, x, layer.attn_norm, config.eps, residual=dout) if need_dx else None
+    del q, k
+    return e.norm_linear_backward((dq, dk, dv), x, layer.attn_norm, config.eps, layer.qkv, dout, below is not None,
+                                  below.down if below and below.post_ffn_norm is None else None)
 
 
 def mlp_block(e, x, layer: Layer, config: Config):
     """x: [T, d] -> (x + mlp(x), what the backward needs)."""
-    gate, up = e.linear(e.rms_norm(x, layer.ffn_norm, config.eps, layer.gate_up), layer.gate_up)
-    (y,) = e.linear(e.glu(gate, up, config.arch.activation, layer.down), layer.down)
+    gate, up = e.norm_linear(x, layer.ffn_norm, config.eps, layer.gate_up)
+    (y,) = e.glu_linear(gate, up, config.arch.activation, layer.down)
     if layer.post_ffn_norm is None:
         return e.add(x, y), (x, gate, up, None)
     return e.add(x, e.rms_norm(y, layer.post_ffn_norm, config.eps)), (x, gate, up, y)
@@ -94,17 +94,13 @@ def mlp_block_backward(e, dout, saved, layer: Layer, config: Config, need_dx: bo
     x, gate, up, y = saved
     dy = dout if y is None else e.rms_norm_backward(dout, y, layer.post_ffn_norm, config.eps)
     del y
-    below = need_dx or bool(layer.gate_up.rank)
-    da = e.linear_backward((dy,), e.glu(gate, up, config.arch.activation, layer.down), layer.down, below)
-    del dy
-    if not below:
+    needed = need_dx or bool(layer.gate_up.rank)
+    both = e.glu_linear_backward(dy, gate, up, config.arch.activation, layer.down, layer.gate_up, needed)
+    del dy, gate, up
+    if not needed:
         return None
-    dgate, dup = e.glu_backward(da, gate, up, config.arch.activation)
-    del da, gate, up
-    dh = e.linear_backward((dgate, dup), e.rms_norm(x, layer.ffn_norm, config.eps, layer.gate_up), layer.gate_up,
-                           need_dx)
-    del dgate, dup
-    return e.rms_norm_backward(dh, x, layer.ffn_norm, config.eps, residual=dout) if need_dx else None
+    return e.norm_linear_backward(both, x, layer.ffn_norm, config.eps, layer.gate_up, dout, need_dx,
+                                  layer.out if layer.post_attn_norm is None else None)
 
 
 def layer_forward(e, x, layer: Layer, config: Config, positions):
@@ -114,15 +110,15 @@ def layer_forward(e, x, layer: Layer, config: Config, positions):
     return x, (attention_saved, mlp_saved)
 
 
-def layer_backward(e, dx, saved, layer: Layer, config: Config, positions, lowest: bool):
-    """dx of the layer's output -> dx of its input (None if `lowest`: no layer below is trained)."""
+def layer_backward(e, dx, saved, layer: Layer, config: Config, positions, below: Layer | None):
+    """dx of the layer's output -> dx of its input (None if there is no trained layer `below`)."""
     attention_saved, mlp_saved = saved
-    into_attention = not lowest or layer.trains_attention
+    into_attention = below is not None or layer.trains_attention
     dx = mlp_block_backward(e, dx, mlp_saved, layer, config, into_attention)
     del mlp_saved
     if not into_attention:
         return None
-    return attention_block_backward(e, dx, attention_saved, layer, config, positions, not lowest)
+    return attention_block_backward(e, dx, attention_saved, layer, config, positions, below)
 
 
 def forward(e, layers: list[Layer], x, config: Config, positions, lowest: int, keep: int):
@@ -147,5 +143,6 @@ def backward(e, layers: list[Layer], dx, config: Config, positions, lowest: int,
         saved = tape.pop()
         if number < len(layers) - keep:
             saved = layer_forward(e, e.fetch(saved), layers[number], config, positions)[1]
-        dx = layer_backward(e, dx, saved, layers[number], config, positions, number == lowest)
+        below = layers[number - 1] if number > lowest else None
+        dx = layer_backward(e, dx, saved, layers[number], config, positions, below)
         del saved
