@@ -18,6 +18,8 @@ PACKAGES = (  # (distribution, what it is for, needed)
     ("threadpoolctl", "BLAS threads", True),
     ("numba", "fast kernels: pip install numba", False),
     ("xllamacpp", "anytune verify: pip install xllamacpp", False),
+    ("torch", "GPUs: pip install torch", False),
+    ("triton", "fused GPU kernels; comes with torch for NVIDIA and AMD on Linux", False),
 )
 
 
@@ -40,13 +42,19 @@ def examine(threads: int | None = None) -> dict[str, Any]:
         "threads": _threads(),
     }
     facts["engines"] = [_engine(name, threads) for name in _engine_names()]
+    facts["auto"] = _auto(facts["engines"])
     facts["ok"] = (all(e["ok"] for e in facts["engines"])
                    and all(p["version"] for p in facts["packages"] if p["needed"]))
     return facts
 
 
 def _devices() -> list[dict[str, Any]]:
-    return [{"device": "cpu", "name": cpu_name(), "cores": _cores(), "memory_bytes": _memory()}]
+    from anytune.engine.probe import gpu_in_sight
+    rows = [{"device": "cpu", "name": cpu_name(), "cores": _cores(), "memory_bytes": _memory()}]
+    if gpu_in_sight():
+        from anytune.engine.torch.devices import available
+        rows += [{"device": device, "name": name, "cores": None, "memory_bytes": size} for device, name, size in available()]
+    return rows
 
 
 def _cores() -> int:
@@ -90,11 +98,25 @@ def _threads() -> dict[str, Any]:
 
 
 def _engine_names() -> list[str]:
-    return ["numpy"]
+    """CPU engines that can run here, and every GPU."""
+    from anytune.engine.cpu_bf16 import missing
+    return ["numpy", *(["cpu-bf16"] if missing() is None else []), *(row["device"] for row in _devices()[1:])]
+
+
+def _auto(engines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What --device auto takes from now on: a sound GPU, else the CPU engine that a short race finds faster."""
+    from anytune.engine.race import remember
+    rates = {e["engine"]: e["gflops"] for e in engines if e.get("gflops") and e["ok"]}
+    if not rates:
+        return {"device": None, "gflops": {}}
+    cpu = remember({name: rate for name, rate in rates.items() if name in ("numpy", "cpu-bf16")})
+    gpus = [name for name in rates if name not in ("numpy", "cpu-bf16")]
+    return {"device": gpus[0] if gpus else cpu, "gflops": rates}
 
 
 def _engine(name: str, threads: int | None) -> dict[str, Any]:
     """Run the engine's operations against known answers."""
+    from anytune.engine import race
     from anytune.engine.check import known_answers
     from anytune.engine.devices import engine_for
 
@@ -103,10 +125,11 @@ def _engine(name: str, threads: int | None) -> dict[str, Any]:
         engine = engine_for(name, threads)
         rows = [{"operation": a.operation, "error": a.error if math.isfinite(a.error) else None, "ok": a.ok}
                 for a in known_answers(engine)]
+        gflops = round(race.rate(engine) if name in ("numpy", "cpu-bf16") else engine.flops_per_second() / 1e9, 1)
     except Exception as error:  # a device that fails is a finding, not the end of the examination
         return {"engine": name, "ok": False, "problem": f"{type(error).__name__}: {error}", "operations": []}
     return {"engine": name, "ok": bool(rows) and all(row["ok"] for row in rows), "operations": rows,
-            "threads": getattr(engine, "threads", None), "compiled": bool(getattr(engine, "compiled", False)),
+            **{key: value for key, value in engine.identity().items() if key != "engine"}, "gflops": gflops,
             "seconds": round(time.perf_counter() - start, 2)}
 
 
@@ -116,7 +139,7 @@ def report(facts: dict[str, Any]) -> str:
 
     lines = [f"anytune {facts['anytune']}, Python {facts['python']}, {facts['system']}"]
     for d in facts["devices"]:
-        lines.append(f"device   {d['device']}: {d['name']}, {d['cores']} cores"
+        lines.append(f"device   {d['device']}: {d['name']}" + (f", {d['cores']} cores" if d["cores"] else "")
                      + (f", {bytes_text(d['memory_bytes'])}" if d["memory_bytes"] else ""))
     for p in facts["packages"]:
         if p["version"]:
@@ -139,10 +162,12 @@ def report(facts: dict[str, Any]) -> str:
             f"engine   {e['engine']}: {len(e['operations']) - len(bad)} of {len(e['operations'])} operations "
             "give "
             f"known answers (relative error up to {worst:.0e}, {e['seconds']} s)" +
-            (", compiled kernels" if e["compiled"] else ""))
+            (", compiled kernels" if e["compiled"] else "") + (f", {e['gflops']:,.0f} GFLOP/s" if e.get("gflops") else ""))
         lines += [
             f"         WRONG: {row['operation']}, " +
             ("not numbers" if row["error"] is None else f"relative error {row['error']:.1e}") for row in bad
         ]
+    if facts.get("auto", {}).get("device"):
+        lines.append(f"auto     --device auto takes {facts['auto']['device']}")
     return "\n".join(
         [*lines, "all good" if facts["ok"] else "something is wrong: see the lines in capitals above"])

@@ -22,6 +22,22 @@ def test_every_operation_gives_known_answers_here(cli):
     assert "all good" in doctor.report(facts)
 
 
+def test_auto_takes_what_the_doctor_found_faster(cli, monkeypatch, tmp_path):
+    from anytune.engine import probe, race
+    from anytune.engine.devices import choose
+    monkeypatch.setenv("ANYTUNE_PROBE", str(tmp_path / "deep" / "probe.json"))
+    monkeypatch.setattr(probe, "gpu_in_sight", lambda: False)
+    assert choose() == "numpy"
+    assert race.remember({"numpy": 100.0, "cpu-bf16": 109.0}) == choose() == "numpy"  # not worth its rounding
+    assert race.remember({"numpy": 100.0, "cpu-bf16": 150.0}) == choose() == "cpu-bf16"
+    probe.memo().write_text(probe.memo().read_text().replace(probe.cpu_name(), "another processor"))
+    assert choose() == "numpy"
+    probe.memo().write_text("{")
+    assert choose() == "numpy"
+    facts = cli("doctor", "-t", "1", "--json", code=0).json
+    assert facts["auto"]["device"] == choose() and facts["auto"]["gflops"]["numpy"] > 0
+
+
 def test_a_wrong_operation_is_found_and_named(cli, monkeypatch):
     from anytune.engine.numpy import NumpyEngine
     right = NumpyEngine.rms_norm
@@ -45,7 +61,7 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", (("no-such-package-anywhere", "nothing", True),))
     monkeypatch.setattr(
         doctor, "_engine",
-        lambda *_: {"engine": "numpy", "ok": True, "operations": [], "compiled": False, "seconds": 0})
+        lambda *_: {"engine": "numpy", "ok": True, "operations": [], "compiled": False, "seconds": 0, "gflops": None})
     facts = doctor.examine(1)
     assert not facts["ok"] and "no-such-package-anywhere is MISSING" in doctor.report(facts)
 

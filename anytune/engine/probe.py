@@ -77,19 +77,19 @@ def gpu_in_sight() -> bool:
 
 
 def memo() -> Path:
-    """Where the doctor leaves what it measured."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "anytune" / "probe.json"
+    """Where the doctor leaves what it measured; the environment's ANYTUNE_PROBE names another file."""
+    if own := os.environ.get("ANYTUNE_PROBE"):
+        return Path(own)
+    own = os.environ.get("ANYTUNE_HOME")
+    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anytune") / "probe.json"
 
 
 def remembered() -> str | None:
-    """The CPU engine that the doctor found faster on this machine; None if it has not been asked."""
+    """The CPU engine that the doctor found faster on this processor; None if it has not been asked."""
     try:
         found = json.loads(memo().read_text("utf-8"))
         engine = found["engine"] if found["cpu"] == cpu_name() else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if engine == "cpu-bf16" and importlib.util.find_spec("torch") is None:
         return None
     return engine if engine in ("numpy", "cpu-bf16") else None
 
