@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 from anytune.engine.base import Heads, Stream
+from anytune.engine.composed import Composed
 from anytune.gguf import dequantize
 from anytune.memory import peak_bytes
 
@@ -27,7 +28,7 @@ FORGET = 64 << 20  # bytes of pooled buffers of passing sizes
 ACTIVATIONS = {"silu": plain.SILU, "gelu": plain.GELU}
 
 
-class NumpyEngine:
+class NumpyEngine(Composed):
     """float32 on CPU threads. base.py says what the operations mean.
 
     threads: workers to split operations between. compiled: use the Numba kernels (None: if it is installed).
@@ -35,7 +36,7 @@ class NumpyEngine:
     """
 
     name = "numpy"
-    lag, tolerance = 0, 1e-4
+    lag, tolerance, few = 0, 1e-4, 8
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
