@@ -1,0 +1,68 @@
+"""The torch engine's ways to train within a device's memory.
+
+Fastest first: weights dequantized once (2 bytes each); kept as the file's blocks and dequantized at each use; kept in pinned
+host memory and copied at each use. Layer inputs that wait for their backward may wait on the host. Several processes may
+share the blocks out; they must decide alike, so the room that counts is that of the one with the least.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from anytune.engine.budget import Way
+from anytune.memory import MIB, available_bytes, process_bytes
+
+from .count import TorchCount
+from .sizes import AWAY, LEAN, Sizes
+
+# cost over the fastest way, as a part of a step, measured at 8,192 tokens on an H100 (bench/results/train_gpu.json)
+HOLDS = (("dense", 0.0, "weights are dequantized once"),
+         ("blocks", 0.06, "weights stay in their GGUF blocks and are dequantized for each use"),
+         ("stream", 0.5, "weights stay in the host's memory and are copied for each use"))
+SHARD = ("shard", 0.12, "each process holds a slice of the weights' GGUF blocks and gathers the others for each use")
+PIECES = ((Sizes(), 0.0, ""), (LEAN, 0.01, "; the loss takes few rows at a time"),
+          (AWAY, 0.04, "; the loss takes few rows at a time; layer inputs wait in the host's memory"))
+WORKSPACE = 48 * MIB     # cuBLAS's, and small things that no count sees
+
+
+class Budget:
+    """See anytune.engine.budget. memory: bytes that this process may take of the device; None: what is free, less a slack
+    for the allocator. On a CPU the whole process counts."""
+
+    def __init__(self, engine, weights, memory: int | None):
+        self.engine = engine
+        self.place = "this GPU's memory" if engine.device.type != "cpu" else "memory"
+        self.base, free = self._taken()
+        self.base += WORKSPACE
+        self.limit = memory if memory is not None else self.base + int(0.92 * free)
+        team, holds = engine.team, HOLDS
+        if team is not None:
+            self.limit = self.base + team.least(self.limit - self.base)
+            holds = (SHARD,) if team.shard else (*HOLDS, SHARD)
+        away = engine.device.type == "cuda"
+        self.ways = [Way(cost + more, hold, sizes, text + words)
+                     for hold, cost, text in holds for sizes, more, words in PIECES
+                     if away or (hold != "stream" and not sizes.offload)]
+
+    def _taken(self) -> tuple[int, int]:
+        """(bytes that this process's tensors take now, bytes that are free)."""
+        device = self.engine.device
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            return torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)[0]
+        if device.type == "mps":
+            taken = torch.mps.current_allocated_memory()
+            return taken, torch.mps.recommended_max_memory() - taken
+        if device.type == "xpu":
+            taken = torch.xpu.memory_allocated(device)
+            return taken, torch.xpu.get_device_properties(device).total_memory - torch.xpu.memory_reserved(device)
+        team = self.engine.team     # whose processes on this machine share its memory
+        return process_bytes(), available_bytes() // (team.local_size if team is not None else 1)
+
+    def counter(self, way: Way, capacity: int) -> TorchCount:
+        return TorchCount(self.engine, way.sizes, way.hold)
+
+
+def peak(engine) -> int:
+    """The most bytes of the device that this process's tensors ever took (0 where torch does not say)."""
+    return torch.cuda.max_memory_allocated(engine.device) if engine.device.type == "cuda" else 0

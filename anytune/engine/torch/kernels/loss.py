@@ -1,0 +1,51 @@
+"""Cross-entropy of rows of logits, in place: one program a row, one pass for its sum and one for its gradient."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+WIDTH = 4096   # columns that lie side by side over the threads
+DEPTH = 4      # such runs at once: loads in flight, and one rescaling for all of them
+
+
+@triton.jit
+def _loss(logits, targets, scale, losses, columns, row_stride, GRADIENT: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
+    """Running maximum and sum (Milakov & Gimelshein 2018) in every lane, joined at the end. Grid (rows)."""
+    row = tl.program_id(0)
+    base = logits + row.to(tl.int64) * row_stride
+    target = tl.load(targets + row)
+    tile = tl.arange(0, DEPTH)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    if target >= 0:
+        # read before the sums, whose barriers keep it before the gradient's writes
+        picked = tl.load(base + target).to(tl.float32)
+        top = tl.full([WIDTH], -3.0e38, tl.float32)  # not -inf: a lane without columns must not make inf - inf
+        total = tl.zeros([WIDTH], tl.float32)
+        for start in range(0, columns, DEPTH * WIDTH):
+            x = tl.load(base + start + tile, mask=start + tile < columns, other=float("-inf")).to(tl.float32)
+            new = tl.maximum(top, tl.max(x, 0))
+            total = total * tl.exp(top - new) + tl.sum(tl.exp(x - new[None, :]), 0)
+            top = new
+        highest = tl.max(top, 0)
+        log_sum = highest + tl.log(tl.sum(total * tl.exp(top - highest), 0))
+        tl.store(losses + row, log_sum - picked)
+        if GRADIENT:
+            factor = tl.load(scale)
+            for start in range(0, columns, DEPTH * WIDTH):
+                mask = start + tile < columns
+                x = tl.load(base + start + tile, mask=mask, other=float("-inf")).to(tl.float32)
+                p = tl.exp(x - log_sum) - tl.where(start + tile == target, 1.0, 0.0)
+                tl.store(base + start + tile, (factor * p).to(logits.dtype.element_ty), mask=mask)
+    else:
+        tl.store(losses + row, 0.0)
+        if GRADIENT:
+            zero = tl.zeros([DEPTH, WIDTH], logits.dtype.element_ty)
+            for start in range(0, columns, DEPTH * WIDTH):
+                tl.store(base + start + tile, zero, mask=start + tile < columns)
+
+
+def loss_rows(logits, targets, scale, losses, gradient):
+    """See plain.loss_rows."""
+    rows, columns = logits.shape
+    _loss[(rows,)](logits, targets, scale, losses, columns, logits.stride(0), GRADIENT=bool(gradient), DEPTH=DEPTH, WIDTH=WIDTH,
+                   num_warps=max(1, WIDTH // 256))

@@ -1,0 +1,240 @@
+"""y = W x + b + s B A x for linears that share an input, and its backward, each as one product with the group's matrix.
+
+See weights.py for the matrix. A group that is not held dense is dequantized into the engine's one scratch matrix for each
+use, and the low-rank pairs are written beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from anytune.engine.composed import Composed
+
+from .arrays import real, room_behind
+from .plain_low import gradient_table, place_table
+from .slices import Slices
+from .weights import Group
+
+Tensor = torch.Tensor
+
+
+def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> None:
+    """Lay out matrices for groups (dense ones in one arena, one scratch for the others) and the tables of their pairs."""
+    e.release()
+    e.gradients = gradients
+    dense, blocks, at = [g for g in groups if g.hold == "dense"], [], 0
+    arena = torch.empty(sum(g.size for g in dense), dtype=e.dtype, device=e.device)
+    for group in dense:
+        group.load(arena[at:at + group.size].view(-1, group.stride))
+        for weight, low, high in zip(group.weights, group.bounds, group.bounds[1:]):
+            weight.home = group.dense[low:high, :group.in_features]
+        blocks.append(group.block(at, parameters))
+        at += group.size
+    # a vocabulary is too wide for a scratch matrix: loss.py takes the head in pieces (its number is negative)
+    loose = [g for g in groups if g.hold != "dense" and g.number >= 0]
+    if loose:
+        e.scratch = torch.zeros(max(g.size for g in loose), dtype=e.dtype, device=e.device)
+    sliced = [w for g in groups if g.hold == "shard" for w in g.weights]
+    if sliced:
+        Slices(e, sliced)
+    if e.team is not None:
+        e.team.sharded = bool(sliced)
+    for group in groups:
+        if group.trains:
+            group.gradient_table = gradient_table(group.parts(gradients, True), group.in_features, group.rank, e.device)
+            if group.dense is None:
+                group.place_table = place_table([group.block(0, parameters)], e.device)
+    e.updater.layout(arena, parameters, place_table(blocks, e.device) if any(g.rank for g in dense) else None)
+
+
+def matrix(e, group: Group) -> Tensor:
+    """[width + R, stride] with weights and pairs in place."""
+    if group.dense is not None:
+        return group.dense
+    if e.scratch is None or e.scratch.numel() < group.size:
+        e.scratch = torch.zeros(group.size, dtype=e.dtype, device=e.device)
+    out = e.scratch[:group.size].view(-1, group.stride)
+    group.fill(out)
+    if group.rank:
+        out[:, group.in_features:group.columns].zero_()
+        out[group.width:].zero_()
+        if group.place_table is not None:
+            e.f.place(e.updater.parameters, group.place_table, out)
+        else:
+            group.put_pairs(out)
+    return out
+
+
+def product(e, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """out = a · b, operands in the products' dtype, sums in float32.
+
+    float16 operands that lie in float32 are brought into range by a power of two first, so that nothing overflows.
+    """
+    if a.dtype == b.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    if e.dtype == torch.float16:
+        peak = a.abs().amax().clamp(min=1e-30)
+        factor = torch.exp2(torch.floor(torch.log2(256.0 / peak)))  # 256: far from 65,504 after a sum, far from 2**-24
+        return torch.mul(_mixed(a * factor, b), 1.0 / factor, out=out)
+    return out.copy_(_mixed(a, b))
+
+
+def _mixed(a: Tensor, b: Tensor) -> Tensor:
+    """float32 a times a low-precision b -> float32."""
+    a = a.to(b.dtype)
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float()) if a.device.type == "cpu" else torch.mm(a, b).float()
+
+
+def linear(e, x: Tensor, group: Group, m: Tensor | None = None) -> tuple[Tensor, ...]:
+    """x: [T, in] -> one [T, out] for each linear of the group, columns of one buffer. m: its matrix, if it is at hand."""
+    m = matrix(e, group) if m is None else m
+    y = e.array(x.shape[0], group.width)
+    y.ends = True
+    inputs = with_low(e, x, group, m) if group.rank else x
+    product(e, inputs, m[:group.width, :group.columns].t(), y)
+    if group.bias is not None:
+        y += group.bias
+    parts = group.split(y)
+    parts[-1].ends = True
+    return parts
+
+
+def with_low(e, x: Tensor, group: Group, m: Tensor, source: Tensor | None = None) -> Tensor:
+    """[x | s x Aᵀ]; source: x after dropout, where the caller has it."""
+    if getattr(x, "low_of", None) is group:
+        return x.as_strided((x.shape[0], group.columns), x.stride())
+    inputs = e.extend(x, group.rank)
+    if source is None:
+        source = dropped(e, x, group)
+    low(e, source, m[group.width:, :group.in_features].t(), inputs[:, group.in_features:])
+    if room_is_own(x, inputs):
+        x.low_of = group
+    return inputs
+
+
+def room_is_own(x: Tensor, inputs: Tensor) -> bool:
+    """Whether the low-rank columns were written behind x itself (and not behind a copy)."""
+    return x.data_ptr() == inputs.data_ptr()
+
+
+def low(e, x: Tensor, w: Tensor, out: Tensor) -> None:
+    """The skinny product out [T, R] = x [T, K] · w [K, R]."""
+    if x.dtype == w.dtype == out.dtype:
+        e.f.low(x, w, out)
+    else:
+        product(e, x, w, out)
+
+
+def dropped(e, x: Tensor, group: Group) -> Tensor:
+    """x with dropout's mask and its 1/(1-p), or x itself."""
+    if not (group.dropout and e.training):
+        return x
+    out = e.array(*x.shape, 0)
+    e.f.dropout(x, e.key, group.number, group.dropout, out)
+    return out
+
+
+def add_gradients(e, x: Tensor, dy_low: Tensor, dy: Tensor, x_low: Tensor, group: Group) -> None:
+    """grad_a += s dy_lowᵀ x, grad_b += dyᵀ x_low for every pair of the group."""
+    if group.gradient_table is not None:
+        e.f.gradients(x, dy_low, dy, x_low, group.gradient_table, e.gradients, group.scale)
+        return
+    for slot, low, high, (first, last) in zip(group.slots, group.bounds, group.bounds[1:], group.spans):
+        if slot is not None and slot.grad_a is not None:
+            slot.grad_a += slot.scale * (dy_low[:, first:last].float().t() @ x.float())
+            slot.grad_b += dy[:, low:high].float().t() @ x_low[:, first:last].float()
+
+
+def linear_backward(e, dys: tuple[Tensor, ...], x: Tensor, group: Group, need_dx: bool = True) -> Tensor | None:
+    """Adds the low-rank gradients to the group's slots; returns dx [T, in], or None if it is not needed."""
+    dy = e.joined(dys)
+    m = matrix(e, group) if need_dx or group.rank else None
+    dx, dy_low = _input_gradient(e, dy, group, m, need_dx)
+    if group.trains:
+        source = dropped(e, x, group)
+        add_gradients(e, source, dy_low, dy, with_low(e, x, group, m, source)[:, group.in_features:], group)
+    return dx
+
+
+def _input_gradient(e, dy: Tensor, group: Group, m: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor | None]:
+    """(dx [T, in] or None, dy_i B_i side by side [T, R] or None)."""
+    dy_low, wide = None, dy
+    if group.rank:
+        wide = e.extend(dy, group.rank)
+        dy_low = wide[:, group.width:]
+        if getattr(dy, "low_of", None) is not group:
+            low(e, dy, m[:group.width, group.in_features:group.columns], dy_low)
+    if not need_dx:
+        return None, dy_low
+    dx = e.array(dy.shape[0], group.in_features)
+    dx.ends = True
+    if not group.rank:
+        product(e, dy, m[:group.width, :group.in_features], dx)
+    elif not (group.dropout and e.training):
+        product(e, wide, m[:, :group.in_features], dx)
+    else:  # the low-rank part of dx passes the mask on its own
+        product(e, dy, m[:group.width, :group.in_features], dx)
+        through = e.array(*dx.shape, 0)
+        product(e, dy_low, m[group.width:, :group.in_features], through)
+        dx += dropped(e, through, group)
+    return dx, dy_low
+
+
+def norm_linear(e, x, gain, eps: float, group: Group) -> tuple[Tensor, ...]:
+    m = matrix(e, group)
+    return linear(e, e.rms_norm(x, gain, eps, group, m), group, m)
+
+
+def glu_linear(e, gate, up, activation: str, group: Group) -> tuple[Tensor, ...]:
+    m = matrix(e, group)
+    return linear(e, e.glu(gate, up, activation, group, m), group, m)
+
+
+def norm_linear_backward(e, dys, x, gain, eps: float, group: Group, residual, need_dx: bool = True, then: Group | None = None):
+    """The norm's result is made again by the kernel of its backward, where its input is read anyway."""
+    kept = take_low(group)
+    if kept is None:   # the forward left no low-rank product: no pairs here, or dropout
+        return Composed.norm_linear_backward(e, dys, x, gain, eps, group, residual, need_dx)
+    dy = e.joined(dys)
+    dh, dy_low = _input_gradient(e, dy, group, matrix(e, group), need_dx)
+    if need_dx:
+        out, normed = e.array(*x.shape), e.array(*x.shape, 0)
+        out.ends = True
+        e.f.rms_norm_backward(dh, real(x), gain, eps, residual, out, normed, **riding_back(e, out, then))
+    else:
+        out, normed = None, e.rms_norm(x, gain, eps)
+    add_gradients(e, normed, dy_low, dy, kept, group)
+    return out
+
+
+def glu_linear_backward(e, dy, gate, up, activation: str, group: Group, then: Group | None, need_dx: bool = True):
+    """The gated product is made again by the kernel of its backward, where its inputs are read anyway."""
+    kept = take_low(group)
+    if kept is None or not need_dx:
+        return Composed.glu_linear_backward(e, dy, gate, up, activation, group, then, need_dx)
+    da, dy_low = _input_gradient(e, dy, group, matrix(e, group), True)
+    width = gate.shape[1]
+    both, again = e.array(gate.shape[0], 2 * width), e.array(*gate.shape, 0)
+    both.ends = True
+    riding = riding_back(e, both, then)
+    dgate, dup = both[:, :width], both[:, width:]
+    dup.ends, dup.low_of = True, getattr(both, "low_of", None)
+    e.f.glu_backward(da, gate, up, activation, dgate, dup, again, **riding)
+    add_gradients(e, again, dy_low, dy, kept, group)
+    return dgate, dup
+
+
+def take_low(group: Group) -> Tensor | None:
+    """The forward's low-rank product, if it left one; its backward uses it up."""
+    kept, group.low = group.low, None
+    return kept
+
+
+def riding_back(e, out: Tensor, then: Group | None) -> dict:
+    """What makes the kernel that writes `out`, a group's dy, also write dy B behind it."""
+    if then is None or not then.rank or then.dense is None or room_behind(out) < then.rank:
+        return {}
+    out.low_of = then
+    return {"b": then.dense[:then.width, then.in_features:then.columns], "low": e.extend(out, then.rank)[:, then.width:]}

@@ -1,0 +1,82 @@
+"""Layer inputs that wait for their backward in pinned host memory: long contexts on small cards.
+
+Copies run on a stream of their own, beside the layers' work. They come back in the opposite order, each one layer ahead of
+its use. Inside a recorded step the same buffers serve at every replay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class Ticket:
+    """What park() gave: the tensor's place on the host, and its copy on the device once it is on its way back."""
+    number: int
+    shape: tuple[int, int]
+    host: Tensor
+    away: torch.cuda.Event
+    back: Tensor | None = None
+    here: torch.cuda.Event | None = None
+
+
+@dataclass
+class Parking:
+    """A stack of parked tensors; pinned buffers are kept from step to step."""
+    device: torch.device
+    buffers: list[Tensor] = field(default_factory=list)
+    waiting: list[Ticket] = field(default_factory=list)
+    leaving: Tensor | None = None   # what is being copied now must not be freed before the copy is done
+    side: torch.cuda.Stream | None = None
+
+    def clear(self) -> None:
+        self.buffers, self.waiting, self.leaving = [], [], None
+
+    def park(self, x: Tensor) -> Ticket:
+        """x [T, n], a view of rows of `stride` elements: whole rows are copied, which is one transfer."""
+        self.side = self.side or torch.cuda.Stream(self.device)
+        rows = x.as_strided((x.shape[0], x.stride(0)), (x.stride(0), 1))
+        number = len(self.waiting)
+        if number == len(self.buffers) or self.buffers[number].numel() < rows.numel():
+            self.buffers[number:number + 1] = [torch.empty(rows.numel(), dtype=x.dtype, pin_memory=True)]
+        host = self.buffers[number][:rows.numel()].view(rows.shape)
+        main = torch.cuda.current_stream()
+        if self.waiting:
+            main.wait_event(self.waiting[-1].away)
+        self.leaving = x
+        self.side.wait_stream(main)
+        with torch.cuda.stream(self.side):
+            host.copy_(rows, non_blocking=True)
+            away = torch.cuda.Event()
+            away.record()
+        self.waiting.append(Ticket(number, tuple(x.shape), host, away))
+        return self.waiting[-1]
+
+    def fetch(self, ticket: Ticket) -> Tensor:
+        """The tensor again, on the device; the one below it on the stack is sent for."""
+        main = torch.cuda.current_stream()
+        if self.leaving is not None:
+            main.wait_event(self.waiting[-1].away)
+            self.leaving = None
+        self._call(ticket)
+        if ticket.number:
+            self._call(self.waiting[ticket.number - 1])
+        main.wait_event(ticket.here)
+        self.waiting.pop()
+        out, ticket.back = ticket.back, None
+        return out[:, :ticket.shape[1]]
+
+    def _call(self, ticket: Ticket) -> None:
+        """Start the way back, if it has not begun."""
+        if ticket.back is not None:
+            return
+        ticket.back = torch.empty(ticket.host.shape, dtype=ticket.host.dtype, device=self.device)
+        self.side.wait_stream(torch.cuda.current_stream())  # the memory may still be another tensor's
+        with torch.cuda.stream(self.side):
+            ticket.back.copy_(ticket.host, non_blocking=True)
+            ticket.here = torch.cuda.Event()
+            ticket.here.record()

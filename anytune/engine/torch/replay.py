@@ -1,0 +1,184 @@
+"""Micro-batches as recorded CUDA graphs: the packed stream has few static shapes, so a step replays without Python.
+
+A stream is padded to one of eight sizes of tokens and of loss rows; its numbers go to the device in one small copy from
+pinned memory, staged while the step before still runs. The first run of a shape is eager (it compiles and warms what it
+needs), the second is recorded, all others replay. Graphs share one memory pool: they never run side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from anytune.engine.base import Stream
+
+Tensor = torch.Tensor
+PARTS = 8      # sizes of tokens and of loss rows that get a graph of their own
+
+
+@dataclass
+class Recorded:
+    """One shape: its numbers on the device, and its graph once it is recorded."""
+    numbers: Tensor            # int32, all of the stream's numbers
+    stream: Stream             # views of them
+    first: Tensor
+    end: Tensor
+    key: Tensor
+    loss: Tensor               # float64 [1]
+    runs: int = 0
+    graph: torch.cuda.CUDAGraph | None = None
+
+
+class Recorder:
+    """Runs bodies over streams for one engine."""
+
+    def __init__(self, engine):
+        self.engine, self.known, self.pool = engine, {}, None
+        self.stage = self.mail = None
+
+    def clear(self) -> None:
+        """Forget all graphs, and give their memory back."""
+        self.known, self.pool = {}, None
+
+    def _memory(self):
+        """The pool that all runs share, so that a new shape's first run needs no memory beside the recorded ones'."""
+        if self.pool is None:
+            self.pool = torch.cuda.MemPool()
+        return torch.cuda.use_mem_pool(self.pool)
+
+    def run(self, kind: str, body, stream: Stream):
+        """-> the loss: a float, or a Number that waits for the device."""
+        e = self.engine
+        if not e.where.graphs:
+            e.begin(stream.starts, stream.capacity, stream.key)
+            loss = body(replace(stream, ids=e.integers(stream.ids), positions=e.integers(stream.positions),
+                                rows=e.integers(stream.rows), targets=e.integers(stream.targets)))
+            return float(loss)
+        if self.stage is None:
+            self.stage, self.mail = Stage(), Mailbox()
+        unit = -(-stream.capacity // PARTS // 16) * 16 or 16
+        tokens, rows = (-(-n // unit) * unit for n in (len(stream.ids), len(stream.rows)))
+        name = (kind, e.training, tokens, rows)
+        if name not in self.known:
+            self.known[name] = self._make(stream, tokens, rows)
+        recorded = self.known[name]
+        self.stage.send(_numbers(stream, tokens, rows), recorded.numbers)
+        e.first, e.end, e.key = recorded.first, recorded.end, recorded.key
+        if recorded.runs == 1 and recorded.graph is None and not (e.team is not None and e.team.sharded):
+            self._record(recorded, kind, body)
+        recorded.runs += 1
+        if recorded.graph is not None:
+            recorded.graph.replay()
+        else:
+            with self._memory():
+                self._body(recorded, kind, body)
+        return self.mail.post(recorded.loss)
+
+    def _body(self, recorded: Recorded, kind: str, body) -> None:
+        loss = body(recorded.stream)
+        recorded.loss.copy_(loss.view(1))
+        if kind == "train":
+            self.engine.updater.saw(loss)
+
+    def _record(self, recorded: Recorded, kind: str, body) -> None:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, pool=self.pool.id, capture_error_mode="thread_local"):
+            self._body(recorded, kind, body)
+        recorded.graph = graph
+
+    def _make(self, stream: Stream, tokens: int, rows: int) -> Recorded:
+        numbers = torch.zeros(4 * tokens + 2 * rows + 4, dtype=torch.int32, device=self.engine.device)
+        ids, positions, first, end, where, targets, key, scale = torch.split(
+            numbers, [tokens, tokens, tokens, tokens, rows, rows, 3, 1])
+        views = Stream(ids, positions, None, where, targets, scale.view(torch.float32), stream.capacity)
+        return Recorded(numbers, views, first, end, key, torch.zeros(1, dtype=torch.float64, device=self.engine.device))
+
+
+def _numbers(stream: Stream, tokens: int, rows: int) -> np.ndarray:
+    """int32: ids, positions, first, end [tokens each], rows, targets [rows each], key [3], scale (float32 bits).
+
+    A padding token is an example of its own without loss; a padding row points behind the tokens and has target -1.
+    """
+    out = np.zeros(4 * tokens + 2 * rows + 4, np.int32)
+    ids, positions, first, end = out[:4 * tokens].reshape(4, tokens)
+    have, starts = len(stream.ids), np.asarray(stream.starts, np.int32)
+    lengths = np.diff(starts)
+    ids[:have], positions[:have] = stream.ids, stream.positions
+    first[:have], end[:have] = np.repeat(starts[:-1], lengths), np.repeat(starts[1:], lengths)
+    first[have:] = np.arange(have, tokens)
+    end[have:] = first[have:] + 1
+    where, targets = out[4 * tokens:-4].reshape(2, rows)
+    where[:], targets[:] = tokens, -1
+    where[:len(stream.rows)], targets[:len(stream.rows)] = stream.rows, stream.targets
+    out[-4:-1] = np.array(stream.key, np.int64).astype(np.int32)
+    out[-1:].view(np.float32)[0] = stream.scale
+    return out
+
+
+class Stage:
+    """Pinned memory for what goes to the device, a few pieces in turns, so that none is overwritten before it is sent."""
+
+    TURNS = 4
+
+    def __init__(self):
+        self.slots: list[tuple[Tensor, torch.cuda.Event] | None] = [None] * self.TURNS
+        self.turn = 0
+
+    def send(self, values: np.ndarray, target: Tensor) -> None:
+        """values (any 4-byte type, flat) into target, in stream order."""
+        source = torch.from_numpy(values.view(np.int32))
+        slot = self.slots[self.turn]
+        if slot is not None:
+            slot[1].synchronize()
+        if slot is None or slot[0].numel() < source.numel():
+            slot = (torch.empty(source.numel(), dtype=torch.int32, pin_memory=True), torch.cuda.Event())
+            self.slots[self.turn] = slot
+        pinned = slot[0][:source.numel()]
+        pinned.copy_(source)
+        target.view(torch.int32).copy_(pinned, non_blocking=True)
+        slot[1].record()
+        self.turn = (self.turn + 1) % self.TURNS
+
+
+class Later:
+    """A number that the device is still working on; float() waits for it."""
+
+    __slots__ = ("_place", "_event", "_value", "_map")
+
+    def __init__(self, place: Tensor, event, mapping=None):
+        self._place, self._event, self._value, self._map = place, event, None, mapping
+
+    def __float__(self) -> float:
+        if self._value is None:
+            self._event.synchronize()
+            values = self._place.tolist()
+            self._value = float(self._map(values) if self._map else values[0])
+            self._place = self._event = None
+        return self._value
+
+
+class Mailbox:
+    """Numbers on their way from the device: pinned places in turns."""
+
+    TURNS = 256
+
+    def __init__(self):
+        self.pinned = torch.zeros((self.TURNS, 2), dtype=torch.float64, pin_memory=True)
+        self.letters: list[Later | None] = [None] * self.TURNS
+        self.turn = 0
+
+    def post(self, values: Tensor, mapping=None) -> Later:
+        """values: at most two float64 numbers on the device."""
+        at = self.turn
+        if self.letters[at] is not None:
+            float(self.letters[at])     # read it before its place is needed again
+        place = self.pinned[at, :values.numel()]
+        place.copy_(values, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self.letters[at] = Later(place, event, mapping)
+        self.turn = (at + 1) % self.TURNS
+        return self.letters[at]

@@ -1,0 +1,465 @@
+"""The torch engine's fused operations against float64: in plain torch, and as Triton kernels for few and for many tokens.
+
+Odd sizes, strided views, outputs full of NaN beforehand. Without a GPU the kernels run in Triton's interpreter, which is slow
+(so shapes are tiny) and cannot multiply bfloat16 matrices (so that type is left to the GPU).
+"""
+
+import importlib.util
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from anytune.engine import reference as ref  # noqa: E402
+from anytune.engine.torch import plain, plain_low, plain_optimizer  # noqa: E402
+from anytune.engine.torch.plain_low import Block, Part, gradient_table, place_table  # noqa: E402
+from tests.support.require import need  # noqa: E402
+from tests.support.triton import DEVICE, triton_module  # noqa: E402
+
+if importlib.util.find_spec("triton"):
+    triton_module()  # now, before another test imports Triton in the other mode
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+LIMIT = {F32: 2e-5, F16: 2e-3, BF16: 1.6e-2}
+NAMES = {"norm": ("rms_norm", "rms_norm_backward"), "rotate": ("rotate", "rotate_backward"), "glu": ("glu", "glu_backward"),
+         "low": ("low", "gradients"), "loss": ("loss_rows",), "optimizer": ("square_sum", "adamw"), "place": ("place",),
+         "dropout": ("dropout",)}
+
+
+def twins() -> dict:
+    """The plain modules by the kernels' names."""
+    return {name: plain_low if name in ("low", "place") else plain_optimizer if name == "optimizer" else plain for name in NAMES}
+
+
+def functions(modules: dict) -> SimpleNamespace:
+    return SimpleNamespace(**{name: getattr(modules[module], name) for module, names in NAMES.items() for name in names})
+
+
+def kernels() -> dict:
+    """The kernels' modules by name."""
+    need("triton")
+    return {name: importlib.import_module(f"anytune.engine.torch.kernels.{name}") for name in NAMES}
+
+
+def pytest_generate_tests(metafunc):
+    """f: plain, and kernels on both roads; with dtype where a test asks for it."""
+    modes, types = ("plain", "few tokens", "many tokens"), {"float32": F32, "float16": F16, "bfloat16": BF16}
+    if "dtype" in metafunc.fixturenames:
+        pairs = [(mode, name) for mode in modes for name in types if DEVICE == "cuda" or mode == "plain" or name != "bfloat16"]
+        metafunc.parametrize("f, dtype", [(mode, types[name]) for mode, name in pairs], indirect=["f"],
+                             ids=[", ".join(pair) for pair in pairs])
+    elif "f" in metafunc.fixturenames:
+        metafunc.parametrize("f", modes, indirect=True)
+
+
+@pytest.fixture
+def f(request, monkeypatch):
+    """The functions under test. Thresholds are moved so that tiny shapes take the roads of few or of many tokens."""
+    if request.param == "plain":
+        return functions(twins())
+    modules = kernels()
+    many = "many" in request.param
+    skinny = {name: importlib.import_module(f"anytune.engine.torch.kernels.{name}")
+              for name in ("norm", "norm_backward", "low", "glu", "glu_backward")}
+    for module in skinny.values():
+        monkeypatch.setattr(module, "SMALL", 0 if many else 512)
+    for name, shared in (("low", not many), ("glu", True), ("glu_backward", many)):
+        config = skinny[name].MANY if many else skinny[name].FEW
+        monkeypatch.setitem(config, "BLOCK", 32)
+        monkeypatch.setitem(config, "SHARE", 64 if shared else 4096)
+    monkeypatch.setitem(skinny["low"].GRADIENTS, "SHARE", 16 if many else 512)
+    monkeypatch.setattr(modules["loss"], "WIDTH", 64)
+    return functions(modules)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def view(rows, columns, dtype=F32, scale=1.0, spare=3):
+    """A random strided view, as the engine makes them: spare columns behind each row."""
+    return (scale * torch.randn(rows, columns + spare)).to(dtype).to(DEVICE)[:, :columns]
+
+
+def empty(rows, columns, dtype=F32):
+    """NaN everywhere, also behind the rows; see kept()."""
+    return torch.full((rows, columns + 3), float("nan"), dtype=dtype, device=DEVICE)[:, :columns]
+
+
+def kept(*views) -> None:
+    """Nothing was written behind the rows."""
+    for x in views:
+        assert x._base[:, x.shape[1]:].isnan().all()
+
+
+def double(x) -> np.ndarray:
+    return x.detach().double().cpu().numpy()
+
+
+def close(got, want, limit) -> None:
+    got, want = (double(z) if torch.is_tensor(z) else z for z in (got, want))
+    found = np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30)
+    assert found <= limit, f"relative error {found:.2e}"
+
+
+@pytest.mark.parametrize("rows, n, rank", [(5, 33, 3), (19, 200, 17), (2, 20, 270)])
+def test_rms_norm(f, dtype, rows, n, rank):
+    limit, eps = LIMIT[dtype], 1e-5
+    x, y, a, gain = view(rows, n, dtype), view(rows, n, dtype), view(rank, n, dtype), view(1, n)[0]
+    out, total, low, twice = (empty(rows, size, dtype) for size in (n, n, rank, rank))
+    f.rms_norm(x, gain, eps, out)
+    close(out, ref.rms_norm(double(x), double(gain), eps), limit)
+    f.rms_norm(x, gain, eps, out, a=a, low=low)
+    close(out, ref.rms_norm(double(x), double(gain), eps), limit)
+    close(low, double(out) @ double(a).T, limit)
+    f.rms_norm(x, gain, eps, out, add=y, total=total)
+    close(total, double(x) + double(y), limit)
+    close(out, ref.rms_norm(double(total), double(gain), eps), limit)
+    kept(out, total, low)
+    want, low[...] = total.clone(), float("nan")
+    f.rms_norm(x, gain, eps, out, add=y, total=total, a=a, low=low, keep=twice)
+    close(low, double(out) @ double(a).T, limit)
+    assert torch.equal(low, twice) and torch.equal(total, want)
+    kept(out, total, low, twice)
+    out[...] = low[...] = twice[...] = float("nan")
+    f.rms_norm(x, gain, eps, out, add=y, total=x, a=a, low=low, keep=twice)  # over its input
+    assert torch.equal(x, want) and torch.equal(low, twice)
+    close(out, ref.rms_norm(double(want), double(gain), eps), limit)
+    close(low, double(out) @ double(a).T, limit)
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_rms_norm_of_a_float32_stream(f, rank):
+    x, y, gain, a = view(6, 40), view(6, 40, F16), view(1, 40)[0], view(5, 40, F16)
+    out, total, low = empty(6, 40, F16), empty(6, 40), empty(6, 5, F16)
+    f.rms_norm(x, gain, 1e-6, out, add=y, total=total, **(dict(a=a, low=low) if rank else {}))
+    close(total, double(x) + double(y), 1e-6)
+    close(out, ref.rms_norm(double(total), double(gain), 1e-6), LIMIT[F16])
+    if rank:
+        close(low, double(out) @ double(a).T, LIMIT[F16])
+
+
+@pytest.mark.parametrize("rows, n", [(3, 33), (4, 130)])
+def test_rms_norm_backward(f, dtype, rows, n):
+    eps, (dy, x, residual), gain = 1e-4, [view(rows, n, dtype) for _ in range(3)], view(1, n)[0]
+    want = ref.gradient(lambda z: ref.rms_norm(z, double(gain), eps), double(x), double(dy))
+    out, normed = empty(rows, n, dtype), empty(rows, n, dtype)
+    f.rms_norm_backward(dy, x, gain, eps, None, out)
+    close(out, want, LIMIT[dtype])
+    f.rms_norm_backward(dy, x, gain, eps, residual, dy, normed)
+    close(dy, want + double(residual), LIMIT[dtype])
+    close(normed, ref.rms_norm(double(x), double(gain), eps), LIMIT[dtype])
+    kept(out, normed)
+
+
+@pytest.mark.parametrize("rows, n, rank", [(3, 33, 3), (18, 130, 17), (2, 20, 270)])
+@pytest.mark.parametrize("turned", [True, False])
+def test_rms_norm_backward_with_its_reader(f, dtype, rows, n, rank, turned):
+    """The low-rank product does not change the gradient, and is that of the rounded gradient."""
+    (dy, x, residual), gain = [view(rows, n, dtype) for _ in range(3)], view(1, n)[0]
+    b = view(rank, n, dtype).t() if turned else view(n, rank, dtype)
+    want, out, normed, low = empty(rows, n, dtype), empty(rows, n, dtype), empty(rows, n, dtype), empty(rows, rank, dtype)
+    for more in (None, residual):
+        f.rms_norm_backward(dy, x, gain, 1e-4, more, want)
+        f.rms_norm_backward(dy, x, gain, 1e-4, more, out, b=b, low=low)
+        close(out, want, LIMIT[dtype] / 2)
+        close(low, double(out) @ double(b), LIMIT[dtype])
+    kept(out, low)
+    before, low[...] = low.clone(), float("nan")
+    f.rms_norm_backward(dy, x, gain, 1e-4, residual, residual, normed, b=b, low=low)
+    assert torch.equal(residual, out) and torch.equal(low, before)
+    close(normed, ref.rms_norm(double(x), double(gain), 1e-4), LIMIT[dtype])
+
+
+@pytest.mark.parametrize("heads, key_heads, size, pairs", [(4, 2, 12, 6), (3, 1, 20, 5)])
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("norms", [True, False])
+def test_rotate(f, dtype, heads, key_heads, size, pairs, halves, norms):
+    tokens, eps = 5, 1e-5
+    cos, sin = view(9, pairs, spare=0), view(9, pairs, spare=0)
+    positions = torch.tensor([0, 1, 8, 3, 3], dtype=torch.int32, device=DEVICE)
+    gains = (view(1, size)[0], view(1, size)[0]) if norms else (None, None)
+    parts = [(view(tokens, n * size, dtype), n, gain) for n, gain in zip((heads, key_heads), gains)]
+    (q, _, _), (k, _, _) = parts
+    given = (*gains, eps, cos, sin, positions, heads, key_heads, halves)
+
+    def reference(z, n, gain):
+        if gain is not None:
+            z = ref.rms_norm(z, double(gain), eps, n)
+        return ref.rope(z, double(cos), double(sin), positions.cpu().numpy(), n, halves)
+    outs, grads = [empty(*z.shape, dtype) for z, _, _ in parts], [view(*z.shape, dtype) for z, _, _ in parts]
+    wants = [ref.gradient(lambda z, n=n, gain=gain: reference(z, n, gain), double(x), double(dy))
+             for (x, n, gain), dy in zip(parts, grads)]
+    f.rotate(q, k, *given, *outs)
+    for out, (x, n, gain) in zip(outs, parts):
+        close(out, reference(double(x), n, gain), LIMIT[dtype])
+    kept(*outs)
+    f.rotate_backward(*grads, q, k, *given)
+    for got, want in zip(grads, wants):
+        close(got, want, LIMIT[dtype])
+    f.rotate(q, k, *given, q, k)
+    assert torch.equal(q, outs[0]) and torch.equal(k, outs[1])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize("rows, n, rank", [(3, 33, 3), (18, 300, 16), (2, 20, 270)])
+def test_glu(f, dtype, activation, rows, n, rank):
+    gate, up, dy, a = view(rows, n, dtype, 2.0), view(rows, n, dtype), view(rows, n, dtype), view(rank, n, dtype)
+    out, low, twice = empty(rows, n, dtype), empty(rows, rank, dtype), empty(rows, rank, dtype)
+    want = ref.glu(double(gate), double(up), activation)
+    f.glu(gate, up, activation, out)
+    close(out, want, LIMIT[dtype])
+    out[...] = float("nan")
+    f.glu(gate, up, activation, out, a=a, low=low)
+    close(out, want, LIMIT[dtype])
+    close(low, double(out) @ double(a).T, LIMIT[dtype])
+    low[...] = float("nan")
+    f.glu(gate, up, activation, out, a=a, low=low, keep=twice)
+    close(low, double(out) @ double(a).T, LIMIT[dtype])
+    assert torch.equal(low, twice)
+    dgate, dup, again = (empty(rows, n, dtype) for _ in range(3))
+    f.glu_backward(dy, gate, up, activation, dgate, dup)
+    # the derivative is elementwise, so all of it is two evaluations
+    slope = (ref.activation(double(gate) + 1e-6, activation) - ref.activation(double(gate) - 1e-6, activation)) / 2e-6
+    close(dgate, double(dy) * double(up) * slope, LIMIT[dtype])
+    close(dup, double(dy) * ref.activation(double(gate), activation), LIMIT[dtype])
+    kept(out, low, twice, dgate, dup)
+    f.glu_backward(dy, gate, up, activation, gate, up, again)
+    assert torch.equal(gate, dgate) and torch.equal(up, dup)
+    close(again, want, LIMIT[dtype])
+
+
+@pytest.mark.parametrize("rows, n, rank", [(3, 33, 3), (18, 300, 17), (35, 70, 32), (2, 20, 270)])
+@pytest.mark.parametrize("turned", [True, False])
+def test_glu_backward_with_its_reader(f, dtype, rows, n, rank, turned):
+    """The low-rank product does not change the gradients, and is that of the rounded ones."""
+    gate, up, dy = (view(rows, n, dtype) for _ in range(3))
+    b = view(rank, 2 * n, dtype).t() if turned else view(2 * n, rank, dtype)
+    dgate, dup, again, first, second = (empty(rows, n, dtype) for _ in range(5))
+    low = empty(rows, rank, dtype)
+    f.glu_backward(dy, gate, up, "silu", first, second)
+    f.glu_backward(dy, gate, up, "silu", dgate, dup, b=b, low=low)
+    close(dgate, first, LIMIT[dtype] / 2)
+    close(dup, second, LIMIT[dtype] / 2)
+    close(low, double(dgate) @ double(b[:n]) + double(dup) @ double(b[n:]), LIMIT[dtype])
+    kept(dgate, dup, low)
+    before, low[...] = low.clone(), float("nan")
+    f.glu_backward(dy, gate, up, "silu", gate, up, again, b=b, low=low)
+    assert torch.equal(gate, dgate) and torch.equal(up, dup) and torch.equal(low, before)
+    kept(again)
+
+
+def test_glu_at_extremes(f):
+    gate = torch.tensor([[-1e4, -90.0, 0.0, 90.0, 1e4, float("nan")]], device=DEVICE)
+    up = torch.ones_like(gate)
+    for kind in ("silu", "gelu"):
+        out, dgate, dup = (torch.empty_like(gate) for _ in range(3))
+        f.glu(gate, up, kind, out)
+        f.glu_backward(up, gate, up, kind, dgate, dup)
+        np.testing.assert_allclose(double(out)[0, :5], [0, 0, 0, 90, 1e4], atol=1e-6)
+        assert torch.isfinite(torch.cat((dgate, dup))[:, :5]).all() and out[0, 5].isnan() and dgate[0, 5].isnan()
+
+
+@pytest.mark.parametrize("rows, inner, rank", [(5, 33, 3), (70, 300, 17)])
+@pytest.mark.parametrize("turned", [True, False])
+def test_low(f, dtype, rows, inner, rank, turned):
+    x = view(rows, inner, dtype)
+    w = view(rank, inner, dtype).t() if turned else view(inner, rank, dtype)
+    out, again, twice = (empty(rows, rank, dtype) for _ in range(3))
+    f.low(x, w, out)
+    close(out, double(x) @ double(w), LIMIT[dtype])
+    f.low(x, w, again, keep=twice)
+    assert torch.equal(out, again) and torch.equal(out, twice)
+    kept(out, again, twice)
+
+
+@pytest.mark.parametrize("rows, unit", [(7, 1), (150, 16)])
+def test_gradients(f, dtype, rows, unit):
+    features, widths, ranks, columns = 70 if unit == 1 else 80, (5 * unit, 3 * unit, 6 * unit), (3, 0, 5), 16
+    ranks = tuple(r if unit == 1 else min(1, r) * 16 for r in ranks)
+    columns = max(16, sum(ranks))
+    parts, o, r, at = [], 0, 0, 2 * unit
+    for width, rank in zip(widths, ranks):
+        parts.append(Part(o, o + width, r, r + rank, at, at + rank * features) if rank else None)
+        o, r, at = o + width, r + rank, at + rank * (features + width)
+    x, dy = view(rows, features, dtype), view(rows, o, dtype)
+    low_x, low_dy = view(rows, columns, dtype), view(rows, columns, dtype)
+    flat = torch.full((at + 3 * unit,), 0.25, device=DEVICE)
+    want = double(flat)
+    for p in filter(None, parts):
+        z = [double(t) for t in (low_dy[:, p.r0:p.r1], x, dy[:, p.o0:p.o1], low_x[:, p.r0:p.r1])]
+        want[p.a:p.a + p.rank * features] += 0.5 * (z[0].T @ z[1]).ravel()
+        want[p.b:p.b + p.rank * (p.o1 - p.o0)] += (z[2].T @ z[3]).ravel()
+    f.gradients(x, low_dy, dy, low_x, gradient_table(parts, features, columns, DEVICE), flat, 0.5)
+    close(flat, want, 2e-5)
+    assert (flat[:2 * unit] == 0.25).all() and (flat[-3 * unit:] == 0.25).all()
+    f.gradients(x, low_dy, dy, low_x, gradient_table([None], features, columns, DEVICE), flat, 0.5)
+    close(flat, want, 2e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [37, 301])
+def test_loss_rows(f, dtype, vocabulary):
+    logits = view(6, vocabulary, dtype, 4.0)
+    logits[1] *= 100
+    targets = torch.tensor([0, vocabulary - 1, 5, -1, 17, 5], dtype=torch.int32, device=DEVICE)
+    scale, losses, before = torch.tensor([0.125], device=DEVICE), torch.full((6,), float("nan"), device=DEVICE), logits.clone()
+    f.loss_rows(logits, targets, scale, losses, False)
+    assert torch.equal(logits, before)
+    z, t = double(before), targets.cpu().numpy()
+    want = [ref.cross_entropy(z[i:i + 1], np.eye(vocabulary), t[i:i + 1]) if t[i] >= 0 else 0.0 for i in range(6)]
+    np.testing.assert_allclose(double(losses), want, rtol=1e-5, atol=1e-5)
+    losses[...] = float("nan")
+    f.loss_rows(logits, targets, scale, losses, True)
+    np.testing.assert_allclose(double(losses), want, rtol=1e-5, atol=1e-5)
+    p = np.exp(z - z.max(1, keepdims=True))
+    p = p / p.sum(1, keepdims=True) - np.eye(vocabulary)[t]
+    close(logits, 0.125 * p * (t >= 0)[:, None], LIMIT[dtype])
+    assert (logits[3] == 0).all()
+    logits[0, 1] = float("nan")
+    f.loss_rows(logits, targets, scale, losses, True)
+    assert losses[0].isnan() and torch.isfinite(losses[1:]).all()
+
+
+@pytest.mark.parametrize("size", [1, 4096, 10_001])
+@pytest.mark.parametrize("pieces", [2, 7])
+def test_square_sum(f, size, pieces):
+    g = view(1, size, spare=0)[0]
+    partials = torch.full((pieces,), float("nan"), dtype=torch.float64, device=DEVICE)
+    assert f.square_sum(g, partials) is partials
+    assert float(partials.sum()) == pytest.approx(float((double(g) ** 2).sum()), rel=1e-12)
+
+
+def optimizer(size):
+    p, g, m, v = (view(1, size, spare=0)[0].clone() for _ in range(4))
+    return p, g, m, v.square_(), torch.zeros(4, device=DEVICE), plain_optimizer.new_partials(g)[:8]
+
+
+def hyper(step, max_norm, rates=(1e-2, 3e-2), decay=0.1):
+    return torch.tensor([*rates, 1 - 0.9 ** step, 1 - 0.99 ** step, 0.9, 0.99, 1e-8, decay, max_norm], device=DEVICE)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e6])
+def test_adamw(f, max_norm):
+    size, cut = 2500, 1777
+    p, g, m, v, state, partials = optimizer(size)
+    want = [double(z) for z in (p, m, v)]
+    for step in (1, 2, 3):
+        g[...] = view(1, size, spare=0)[0]
+        norm = np.linalg.norm(double(g))
+        clip = max_norm / norm if 0 < max_norm < norm else 1.0
+        halves = [ref.adamw(want[0][part], double(g)[part], want[1][part], want[2][part], rate, step, 0.9, 0.99, 1e-8, 0.1, clip)
+                  for part, rate in ((slice(0, cut), 1e-2), (slice(cut, size), 3e-2))]
+        want = [np.concatenate(z) for z in zip(*halves)]
+        f.adamw(p, g, m, v, hyper(step, max_norm), f.square_sum(g, partials), state, cut)
+        assert float(state[0]) == pytest.approx(norm, rel=1e-6) and state[1] == 0
+        for got, wanted in zip((p, m, v), want):
+            close(got, wanted, 1e-5)
+        assert (g == 0).all()
+
+
+@pytest.mark.parametrize("cause", ["gradient", "infinite gradient", "loss"])
+def test_adamw_halts_and_stays_halted(f, cause):
+    p, g, m, v, state, partials = optimizer(1300)
+    before = [z.clone() for z in (p, m, v)]
+    if cause == "loss":
+        state[2] = float("nan")
+    else:
+        g[1200] = float("nan" if cause == "gradient" else "inf")
+    for step in (1, 2):
+        f.adamw(p, g, m, v, hyper(step, 1.0), f.square_sum(g, partials), state, 700)
+        assert state[1] != 0 and (g == 0).all() and all(torch.equal(a, b) for a, b in zip((p, m, v), before))
+        g[...] = 1.0
+        state[2] = 0.0
+    state[1] = 0.0
+    f.adamw(p, g, m, v, hyper(1, 1.0), f.square_sum(g, partials), state, 700)
+    assert state[1] == 0 and not torch.equal(p, before[0])
+
+
+def test_place(f, dtype):
+    """Two groups' pairs go where they belong, and nowhere else; rows longer than a program's piece too."""
+    flat = view(1, 20_000, spare=0)[0]
+    blocks = [Block(8, 2120, 2100, 9, (Part(0, 4, 0, 2, 5, 4300, 0.5), None, Part(6, 9, 2, 3, 4400, 6600, 2.0))),
+              Block(60_000, 20, 10, 300, (Part(0, 300, 0, 7, 7000, 8000, 1.5),))]
+    arena = torch.full((70_000,), float("nan"), dtype=dtype, device=DEVICE)
+    want = arena.clone()
+    for block in blocks:
+        matrix = want[block.at:].as_strided((block.width + 16, block.ld), (block.ld, 1))
+        for p in filter(None, block.parts):
+            n, inside = p.rank, block.in_features
+            matrix[block.width + p.r0:block.width + p.r1, :inside] = p.scale * flat[p.a:p.a + n * inside].view(n, inside)
+            matrix[p.o0:p.o1, inside + p.r0:inside + p.r1] = flat[p.b:p.b + n * (p.o1 - p.o0)].view(-1, n)
+    f.place(flat, place_table(blocks, DEVICE), arena)
+    assert torch.equal(arena.nan_to_num(1e4), want.nan_to_num(1e4))
+    f.place(flat, place_table([], DEVICE), arena)
+
+
+def mask(f, key, number, p, rows=23, columns=130):
+    out = empty(rows, columns)
+    f.dropout(view(rows, columns).fill_(1.0), torch.tensor(key, dtype=torch.int32, device=DEVICE), number, p, out)
+    kept(out)
+    assert torch.isin(out, torch.tensor([0.0, 1 / (1 - p)], device=DEVICE)).all()
+    return out > 0
+
+
+def test_dropout(f, dtype):
+    """The same bits as the plain twin's, at the asked rate, different for every part of the key, scaled by 1/(1-p)."""
+    masks = [mask(f, *key) for key in (((1, 2, 3), 4, 0.3), ((1, 2, 4), 4, 0.3), ((1, 3, 3), 4, 0.3), ((-1, 2, 3), 4, 0.3),
+                                       ((1, 2, 3), -1, 0.3))]
+    assert torch.equal(masks[0], mask(plain, (1, 2, 3), 4, 0.3)) and torch.equal(masks[4], mask(plain, (1, 2, 3), -1, 0.3))
+    for index, one in enumerate(masks):
+        assert abs(float(one.float().mean()) - 0.7) < 0.035
+        for two in masks[:index]:
+            assert 0.5 < float((one == two).float().mean()) < 0.66  # 0.58 where they are independent
+    x, out, key = view(5, 33, dtype), empty(5, 33, dtype), torch.tensor([7, 0, 1], dtype=torch.int32, device=DEVICE)
+    f.dropout(x, key, 2, 0.5, out)
+    keep = plain.keep_mask(key, 2, 0.5, 5, 33)
+    assert torch.equal(out, torch.where(keep, 2 * x, 0))
+
+
+def test_results_repeat_to_the_bit(f):
+    """No sum depends on which program comes first, and none of a launch is left for the next."""
+    x, y, dy, a, w, results = view(150, 300), view(150, 300), view(150, 300), view(17, 300), view(600, 17), []
+    table = gradient_table([Part(0, 30, 0, 16, 0, 5000)], 300, 16, DEVICE)
+    for _ in range(3):
+        flat, lows, outs = torch.zeros(6000, device=DEVICE), [empty(150, 17) for _ in range(5)], [empty(150, 300) for _ in range(5)]
+        f.low(x, w[:300], lows[0])
+        f.gradients(x, lows[0][:, :16], x[:, :30], lows[0][:, 1:], table, flat, 1.0)
+        f.glu(x, y, "silu", outs[0], a=a, low=lows[1])
+        f.glu_backward(dy, x, y, "silu", outs[1], outs[2], b=w, low=lows[2])
+        f.rms_norm(x, y[0], 1e-5, outs[3], a=a, low=lows[3])
+        f.rms_norm_backward(dy, x, y[0], 1e-5, y, outs[4], b=w[:300], low=lows[4])
+        results.append((flat, *lows, *outs))
+    assert all(torch.equal(one, other) for more in results[1:] for one, other in zip(results[0], more))
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: no interpreter is fast enough")
+@pytest.mark.parametrize("tokens", [128, 1000])
+def test_at_the_sizes_of_a_model(tokens):
+    """Aligned bfloat16 as the engine makes it, where accesses are wide and products run on tensor cores: beside the twins."""
+    size, hidden, rank = 2048, 6144, 48
+    gain, a, wide = view(1, size)[0], view(rank, size, BF16, spare=64), view(tokens, 2 * hidden, BF16, spare=64)
+    x, y, low_x, low_dy = (view(tokens, n, BF16, spare=64) for n in (size, size, rank, rank))
+    w, down = view(2 * hidden, rank, BF16, spare=size), view(rank, hidden, BF16, spare=64)
+    parts = [Part(0, hidden, 0, 16, 0, 65536), Part(hidden, 2 * hidden, 16, 48, 16 * size, 65536 + 16 * hidden)]
+    table = gradient_table(parts, size, rank, DEVICE)
+    targets = torch.randint(-1, 2 * hidden, (tokens,), dtype=torch.int32, device=DEVICE)
+    results = []
+    for f in (functions(twins()), functions(kernels())):
+        widths = (size, size, rank, size, hidden, rank, rank, rank, rank, rank, rank, hidden, hidden)
+        outs = [view(tokens, n, BF16, spare=64).fill_(float("nan")) for n in widths]
+        out, total, riding, dx, product, riding_too, skinny, keep, keep_too, low_of_dx, low_of_both, dgate, dup = outs
+        f.rms_norm(x, gain, 1e-6, out, add=y, total=total, a=a, low=riding, keep=keep)
+        f.rms_norm_backward(y, x, gain, 1e-6, total, dx, b=w[:size], low=low_of_dx)
+        f.glu(wide[:, :hidden], wide[:, hidden:], "silu", product, a=down, low=riding_too, keep=keep_too)
+        f.glu_backward(product, wide[:, :hidden], wide[:, hidden:], "silu", dgate, dup, b=w, low=low_of_both)
+        f.low(wide, w, skinny)
+        flat = torch.zeros(1 << 20, device=DEVICE)
+        f.gradients(x, low_dy, wide, low_x, table, flat, 2.0)
+        logits, losses = wide.clone(), torch.empty(tokens, device=DEVICE)
+        f.loss_rows(logits, targets, torch.ones(1, device=DEVICE), losses, True)
+        results.append([*outs, flat, logits, losses])
+    for got, want in zip(results[1], results[0]):
+        close(got, want, LIMIT[BF16] if got.dtype == BF16 else 2e-5)
