@@ -138,7 +138,7 @@ def linear_backward(e, dys: tuple[np.ndarray, ...], x: np.ndarray, group: Group,
         dy = e.extend(dy, rank)
         e.workers.rows(tokens, lambda low, high: _into_rank(dy, group, low, high), 16)
     dx = e.array(tokens, features, room=0) if need_dx else None
-    raw = _stream(e, group) if need_dx else None
+    raw = streamed(e, group) if need_dx else None
     downs = scaled_down(group) if rank else np.empty((0, features), np.float32)
     blocks, step = block_columns(group), backward_step(group, e.sizes)
     with_rank = mask is None  # under dropout the low-rank part of dx passes the mask first, on its own
@@ -177,7 +177,7 @@ def _into_rank(dy, group, low, high) -> None:
                       out=dy[low:high, group.width + first:group.width + last])
 
 
-def _stream(e, group):
+def streamed(e, group):
     """The bytes of the group's streamed weights, read side by side: one flat buffer each."""
     if not any(w.needs_raw() for w in group.weights):
         return (None,) * len(group.weights)

@@ -1,0 +1,74 @@
+"""Causal attention over packed examples with bf16 products; the tasks are those of numpy/attention.py."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anytune.engine.base import Heads
+
+from . import attend, linear
+from .rows import address, aligned
+
+
+def attention(e, q, k, v, heads: Heads):
+    """q: [T, queries*size], k, v: [T, keys*size] -> (o [T, queries*size], log-sums [queries, T])."""
+    tokens, size = q.shape[0], heads.size
+    out = e.array(tokens, heads.queries * size)
+    sums = e.flat(max(tokens, e.capacity) * heads.queries)[:tokens * heads.queries].reshape(heads.queries, tokens)
+
+    def task_of(task):
+        first = task.first_key(heads.window)
+        wide, narrow = 4 * task.head * heads.group * size, 4 * task.head * size
+
+        def run(number: int) -> None:
+            scratch = _scratch(e, number, attend.sizes(task.high - first, size))
+            attend.forward(heads.scale, *_at(q, wide), *_at(k, narrow), *_at(v, narrow), *_at(out, wide),
+                           address(sums) + task.head * heads.group * sums.strides[0], sums.strides[0], task.low, task.high,
+                           first, heads.group, size, heads.window, *scratch)
+        return run
+    linear.in_turn(e, [[task_of(t) for t in tasks] for tasks in e.plan(heads)])
+    return out, sums
+
+
+def _scratch(e, number: int, sizes: list[int]) -> list[int]:
+    """A worker's scratch for a task: one buffer, cut on cache lines."""
+    at = aligned(e, number, "attend", sum(n + 15 & -16 for n in sizes))
+    return [at + 4 * sum(n + 15 & -16 for n in sizes[:i]) for i in range(len(sizes))]
+
+
+def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
+    """-> (dq, dk, dv), columns of one buffer; out and sums are what attention gave."""
+    tokens, size = q.shape[0], heads.size
+    wide, narrow = heads.queries * size, heads.keys * size
+    both = e.array(tokens, wide + 2 * narrow)
+    dq, dk, dv = both[:, :wide], both[:, wide:wide + narrow], both[:, wide + narrow:]
+    shares = e.plan(heads)
+    # One worker's tasks may share keys with another's: each sums into its own, and worker 0 into the result.
+    sums_of = [(dk, dv)] + [tuple(e.array(tokens, narrow) for _ in range(2)) for _ in shares[1:]]
+
+    def work(number: int) -> None:
+        own = sums_of[number]
+        for buffer in own:
+            buffer[...] = 0
+        for task in shares[number]:
+            first = task.first_key(heads.window)
+            scratch = _scratch(e, number, attend.sizes_backward(task.high - first, size))
+            at, slim = 4 * task.head * heads.group * size, 4 * task.head * size
+            attend.backward(heads.scale, *_at(q, at), *_at(k, slim), *_at(v, slim), *_at(dout, at),
+                            address(sums) + task.head * heads.group * sums.strides[0], sums.strides[0], *_at(dq, at),
+                            *_at(own[0], slim), *_at(own[1], slim), task.low, task.high, first, heads.group, size,
+                            heads.window, *scratch)
+    e.workers.run(work)
+
+    def merge(low: int, high: int) -> None:
+        for own in sums_of[1:]:
+            for mine, total in zip(own, (dk, dv)):
+                e.kernels.add(total[low:high], mine[low:high], total[low:high])
+    if len(sums_of) > 1:
+        e.workers.rows(tokens, merge, 64)
+    return dq, dk, dv
+
+
+def _at(x: np.ndarray, columns: int) -> tuple[int, int]:
+    """(address, row stride) of x from so many bytes into its rows on."""
+    return address(x) + columns, x.strides[0]

@@ -1,0 +1,120 @@
+"""Cross-entropy over a vocabulary a tile at a time, with bf16 products; see numpy/loss.py, which this follows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anytune.engine.numpy.linear import Group
+from anytune.engine.numpy.loss import most_rows
+from anytune.engine.numpy.workers import share
+
+from . import gemm, rowwise, tiles
+from .linear import left
+from .rows import Rows, address, aligned
+
+
+def head_rows(sizes, head: Group) -> int:
+    """Rows of the head in a tile."""
+    return max(gemm.PANEL, sizes.tile // (head.in_features + head.rank) // gemm.PANEL * gemm.PANEL)
+
+
+def cross_entropy(e, h, head: Group, targets: np.ndarray, scale: float, gradient: bool):
+    """h: [M, d] -> (sum of losses in nats, dh float32 [M, d], scale times the gradient of that sum, or None)."""
+    rows, width = h.shape[0], head.in_features
+    h = left(e, h, head)
+    most = min(most_rows(e.sizes, head), max(rows, e.capacity))
+    chunk = -(-rows // -(-rows // most))  # equal chunks
+    dh = e.array(rows, width) if gradient else None
+    logits = e.flat(most * head.width) if gradient and most * head.width <= e.sizes.logits else None
+    parts = e.flat(e.workers.count * most * (width + head.rank)) if gradient else None
+    total = 0.0
+    for low in range(0, rows, chunk):
+        high = min(low + chunk, rows)
+        part = Chunk(e, h, low, high, head, targets[low:high], logits)
+        total += part.loss()
+        if dh is not None:
+            part.backward(scale, parts, dh[low:high])
+    return total, dh
+
+
+class Chunk:
+    """Rows low…high of h against the whole head. kept: room for their logits, or None (they are computed twice)."""
+
+    def __init__(self, e, h: Rows, low: int, high: int, head: Group, targets: np.ndarray, kept: np.ndarray | None):
+        self.e, self.head, self.targets, self.rows = e, head, targets, high - low
+        self.at, self.stride, self.columns = h.address + low * h.stride, h.stride, head.in_features + head.rank
+        self.step = min(head_rows(e.sizes, head), -(-head.width // e.workers.count))
+        self.logits = None if kept is None else kept[:self.rows * head.width].reshape(self.rows, head.width)
+        self.h = h.part(0, self.columns)
+        self.low, self.high = low, high
+
+    def tiles(self, number: int):
+        """This worker's tiles of the vocabulary: (first, last, float32 [last - first, columns])."""
+        e, weight, slot = self.e, self.head.weights[0], self.head.slots[0]
+        begin, end = share(self.head.width, number, e.workers.count)
+        for low in range(begin, end, self.step):
+            high = min(low + self.step, end)
+            tile = e.scratch(number, "tile", (high - low) * self.columns).reshape(high - low, -1)
+            weight.rows(low, high, tile, lambda size: e.raw(number, size))
+            if slot is not None:
+                tile[:, self.head.in_features:] = slot.b[low:high]
+            yield low, high, tile
+
+    def scores(self, number: int, low: int, high: int, tile: np.ndarray, known: bool = False) -> np.ndarray:
+        """Logits [rows, high - low] of a tile, computed unless they are kept and known."""
+        if self.logits is not None:
+            piece = self.logits[:, low:high]
+        else:
+            piece = self.e.scratch(number, "logits", self.rows * self.step)[:self.rows * (high - low)]
+            piece = piece.reshape(self.rows, high - low)
+        if not known or self.logits is None:
+            packed = aligned(self.e, number, "packed", gemm.packed_words(self.columns, high - low))
+            tiles.forward(address(tile), high - low, self.columns, 0, 0, 0, packed, self.at, self.stride, self.rows,
+                               address(piece), piece.strides[0], 0, 0)
+        return piece
+
+    def loss(self) -> float:
+        e, count = self.e, self.e.workers.count
+        top, picked = (np.full((count, self.rows), -np.inf, np.float32) for _ in range(2))
+        total = np.zeros((count, self.rows), np.float32)
+
+        def work(number: int) -> None:
+            for low, high, tile in self.tiles(number):
+                piece = self.scores(number, low, high, tile)
+                rowwise.loss(address(piece), piece.strides[0], self.rows, high - low, address(self.targets), low,
+                             address(top[number]), address(total[number]), address(picked[number]),
+                             aligned(e, number, "edge", self.step + 16))
+        e.workers.run(work)
+        highest = top.max(axis=0)
+        self.log_sum = highest + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(np.float32)
+        return float(np.sum(self.log_sum - picked.max(axis=0), dtype=np.float64))
+
+    def backward(self, scale: float, parts: np.ndarray, dh: np.ndarray) -> None:
+        e, head, slot, rows, columns = self.e, self.head, self.head.slots[0], self.rows, self.columns
+        parts = parts[:e.workers.count * rows * columns].reshape(-1, rows, columns)
+        stride, width = gemm.row_bytes(self.step), head.in_features
+        inner = self.h.float32(self.low, self.high)[:, width:] if slot is not None and slot.grad_b is not None else None
+
+        def work(number: int) -> None:
+            mine = parts[number]
+            mine[...] = 0
+            for low, high, tile in self.tiles(number):
+                piece = self.scores(number, low, high, tile, True)
+                dlogits = aligned(e, number, "dlogits", (rows + gemm.SPARE) * stride // 4)
+                rowwise.loss_backward(scale, address(piece), piece.strides[0], rows, high - low, address(self.targets), low,
+                                      address(self.log_sum), aligned(e, number, "edge", self.step + 16), dlogits, stride)
+                packed = aligned(e, number, "packed", gemm.packed_words(self.step, columns))
+                depth = gemm.depth_of(high - low)
+                gemm.pack_rows(address(tile), tile.strides[0], columns, high - low, 4, packed, depth, 0)
+                gemm.product(dlogits, stride, packed, depth, address(mine), mine.strides[0], rows, columns, high - low, 1)
+                if inner is not None:
+                    slot.grad_b[low:high] += piece.T @ inner
+        e.workers.run(work)
+        for part in parts[1:]:
+            e.kernels.add(parts[0], part, parts[0])
+        dh[...] = parts[0][:, :width]
+        if slot is not None:
+            through = parts[0][:, width:] * np.float32(slot.scale)
+            dh += through @ slot.a
+            if slot.grad_a is not None:
+                slot.grad_a += through.T @ self.h.float32(self.low, self.high)[:, :width]

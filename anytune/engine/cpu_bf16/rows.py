@@ -1,0 +1,52 @@
+"""Rows of bf16: the form that a product takes its left side in, with room behind for the low-rank columns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .gemm import SPARE, row_bytes
+
+
+class Rows:
+    """[T, columns] of bf16 in a pooled buffer. group: whose low-rank products stand behind the columns (None: nobody's)."""
+
+    __slots__ = ("shape", "address", "stride", "group", "_buffer")
+
+    def __init__(self, shape: tuple[int, int], address: int, stride: int, buffer: np.ndarray, group=None):
+        self.shape, self.address, self.stride, self.group, self._buffer = shape, address, stride, group, buffer
+
+    def part(self, first: int, columns: int) -> Rows:
+        """Some of the columns; its end may be room of the whole."""
+        return Rows((self.shape[0], columns), self.address + 2 * first, self.stride, self._buffer)
+
+    def follows(self, other: Rows) -> bool:
+        """Whether these columns stand right behind the other's."""
+        return self._buffer is other._buffer and self.address == other.address + 2 * other.shape[1]
+
+    def room(self) -> int:
+        """Columns to the end of a row."""
+        at = (self.address - address(self._buffer)) % self.stride
+        return (self.stride - at) // 2
+
+    def float32(self, low: int = 0, high: int | None = None) -> np.ndarray:
+        """A float32 copy of rows low…high."""
+        high = self.shape[0] if high is None else high
+        words = self._buffer.view(np.uint16)[(self.address - address(self._buffer)) // 2:]
+        rows = np.lib.stride_tricks.as_strided(words, self.shape, (self.stride, 2))[low:high]
+        return (rows.astype(np.uint32) << 16).view(np.float32)
+
+
+def make(e, tokens: int, columns: int, group=None) -> Rows:
+    """Rows from the engine's pool, content undefined."""
+    stride = row_bytes(columns)
+    buffer = e.flat((max(tokens, e.capacity) + SPARE) * stride // 4)
+    return Rows((tokens, columns), address(buffer), stride, buffer, group)
+
+
+def address(x: np.ndarray) -> int:
+    return x.__array_interface__["data"][0]
+
+
+def aligned(e, number: int, name: str, words: int) -> int:
+    """The address of a worker's own scratch of 4-byte words, on a cache line."""
+    return address(e.scratch(number, name, words + 16)) + 63 & -64
