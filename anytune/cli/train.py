@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import (Command, existing_file, json_option, load_adapter, load_model, lora_option,
-                                model_options, print_json)
+from anytune.cli.common import (Command, debug_wanted, existing_file, json_option, load_adapter, load_model, lora_option,
+                                model_options, model_path, print_json)
 from anytune.cli.dataset import KEYS, columns_from, dataset_options
 from anytune.train.settings import DEFAULTS, FLAGS
 
@@ -85,7 +85,7 @@ def _tables(command: Callable) -> Callable:
 _RUN = ("checkpoint_save_steps", "checkpoint_save_dir", "keep_checkpoints", "resume_from", "report_to",
         "run_name", "run_dir")
 _SECTIONS = {
-    **{name: "Model and device" for name in ("model", "device", "dtype", "tf32", "threads", "memory", "ngl",
+    **{name: "Model and device" for name in ("model", "device", "dtype", "tf32", "threads", "memory", "gpus", "shard", "ngl",
                                              "flash_attn")},
     **{name: "Data" for name in ("files", "assistant_loss_only", "chat_template", "format", "overflow",
                                  "val_file", "val_split", *(f"{key}_key" for key in KEYS))},
@@ -95,7 +95,15 @@ _SECTIONS = {
 }
 
 
-@click.command(cls=Command, sections=_SECTIONS, example="""
+class _Train(Command):
+    """Keeps its arguments as they were given, for the processes of --gpus."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["anytune.args"] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Train, sections=_SECTIONS, example="""
     anytune train -m model.gguf -f chats.jsonl --assistant-loss-only --output-adapter adapter.gguf
     anytune train -m model.gguf -f notes.txt -c 256 -ub 512 -b 2048 --num-epochs 3 --val-split 0.05
     anytune train -m model.gguf -f chats.jsonl --assistant-loss-only --memory 1GiB --resume-from auto
@@ -111,12 +119,16 @@ _SECTIONS = {
               help="Part of the data that is kept for validation instead.")
 @lora_option
 @_tables
+@click.option("--gpus", type=click.IntRange(1), metavar="N", help="Train on so many GPUs of this machine at once (several "
+              "machines: torchrun).")
+@click.option("--shard", is_flag=True, help="With several GPUs: each holds a slice of the base, whatever would fit.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on the terminal; the log keeps it.")
 @json_option
 def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only: bool,
           chat_template: str | None, format: str, overflow: str | None, keys: dict[str, str | None],
           output_adapter: str | None, val_file: tuple[str, ...], val_split: float, lora: str | None,
-          settings: dict[str, Any], lora_settings: dict[str, Any], quiet: bool, as_json: bool) -> int:
+          settings: dict[str, Any], lora_settings: dict[str, Any], gpus: int | None, shard: bool, quiet: bool,
+          as_json: bool) -> int:
     """Train a LoRA adapter on a GGUF model.
 
     The model's file is used as it is, quantized or not, and is not changed. Sizes are counted in tokens: -c
@@ -134,6 +146,17 @@ def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only:
             existing_file(path, "data")
     if chat_template is not None:
         existing_file(chat_template, "template")
+    from anytune.train import launch
+    from anytune.train.team import Elsewhere, Lost, give_up, local_device, places
+
+    if launch.is_child():
+        launch.follow_parent()
+    elif gpus is not None:
+        device = launch.check(gpus, engine["device"])
+        if gpus > 1:
+            model_path(model)   # what is missing is said once
+            return launch.launch(click.get_current_context().meta["anytune.args"], gpus, device, debug_wanted())
+    engine["device"] = local_device(engine["device"])
     loaded = load_model(model, engine)
     from anytune.model import Lora
     from anytune.train.finetune import train as run_training
@@ -141,12 +164,21 @@ def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only:
     if lora_settings["seed"] is None:
         lora_settings["seed"] = chosen.seed
     how = Lora(**lora_settings)
-    run = run_training(
-        loaded, list(files), lora=how, adapter=load_adapter(lora, loaded), output_adapter=output_adapter,
-        val_file=list(val_file) or None, val_split=val_split, assistant_loss_only=assistant_loss_only,
-        chat_template=chat_template, format=format, columns=columns_from(keys), overflow=overflow,
-        threads=engine["threads"], quiet=quiet, settings=chosen)
-    if as_json:
+    try:
+        run = run_training(
+            loaded, list(files), lora=how, adapter=load_adapter(lora, loaded), output_adapter=output_adapter,
+            val_file=list(val_file) or None, val_split=val_split, assistant_loss_only=assistant_loss_only,
+            chat_template=chat_template, format=format, columns=columns_from(keys), overflow=overflow,
+            threads=engine["threads"], shard=shard, quiet=quiet, settings=chosen)
+    except Exception as error:
+        if not places() or debug_wanted():
+            raise
+        # at once, since what is left of the team might keep this process from ending
+        if isinstance(error, (Lost, Elsewhere)):
+            give_up(error)
+        from anytune.cli.main import _explain
+        os._exit(_explain(error))
+    if as_json and places().get("RANK", "0") == "0":
         print_json(_summary(run, chosen))
     return run.exit_code
 

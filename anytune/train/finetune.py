@@ -2,6 +2,7 @@
 
 train() is what a command line calls: it returns a Run for every orderly end, Run.exit_code tells which.
 finetune() is the same for Python callers, but Ctrl-C arrives as KeyboardInterrupt (after all was saved).
+Started by torchrun (or anytune train --gpus), the processes train together: see team.py.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anytune.engine.check import prove
 from anytune.errors import UserError
+from anytune.train import checkpoint as ckpt
 from anytune.train import preflight
+from anytune.train.checkpoint import Checkpoint
 from anytune.train.plan import Plan
 from anytune.train.progress import Console, size
 from anytune.train.resume import open_run, recorded_engine
+from anytune.train.run import RunFolder
 from anytune.train.settings import FIELDS, TrainSettings
+from anytune.train.team import Elsewhere, Lost, Solo, join, local_device, places
 from anytune.train.trainer import Result, Trainer
 
 if TYPE_CHECKING:
@@ -57,7 +63,7 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
           assistant_loss_only: bool = False, chat_template: str | os.PathLike | None = None,
           format: str = "auto", columns: dict[str, str] | None = None, overflow: str | None = None,
           device: str = "auto", threads: int | None = None, memory: int | None = None,
-          quiet: bool = False, progress: Callable[[dict], None] | None = None,
+          shard: bool = False, quiet: bool = False, progress: Callable[[dict], None] | None = None,
           settings: TrainSettings | None = None, **hyper: Any) -> Run:
     """Build the data set, train, save. Everything is written under the run's folder (see run.py).
 
@@ -69,16 +75,21 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     val_file       validation data, or a list (--val-file); val_split: or a fraction of `data` (--val-split)
     assistant_loss_only, chat_template (a file), format, columns, overflow: see anytune.text.build_dataset
     memory         bytes; threads: None: what a probe finds to pay, or as many as a checkpoint was made with
+    shard          with several processes: each holds a slice of the base, whatever would fit
     quiet          nothing on stderr (the log is kept); progress: called with each row of metrics
     settings       a TrainSettings; or its fields as keywords: epochs=2, lr=1e-4, resume_from="auto", …
 
-    Returns a Run. Raises UserError for whatever the caller can mend.
+    With torchrun's environment this process joins the others; all must be given the same. Process 0 writes the files, says
+    what is to be said and calls progress; `device` "cuda" is each one's own.
+
+    Returns a Run. Raises UserError for whatever the caller can mend, Lost if another process of the team is gone.
     """
     settings = _settings(settings, hyper)
     _check_files(data, val_file, val_split, settings)
-    console = Console(quiet=quiet)
+    model = _load(model, local_device(device), threads, memory)
+    team = _join(model.engine, shard)
+    console = Console(quiet=quiet or team.rank > 0)
     try:
-        model = _load(model, device, threads, memory)
         template = _template(model, chat_template)
         options = {"assistant_loss_only": assistant_loss_only, "format": format, "columns": columns,
                    "overflow": overflow}
@@ -86,51 +97,66 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
                   "chat_template": chat_template, "output_adapter": output_adapter, **options}
         sets = _data(model, template, data, val_file, val_split, options, settings, console)
         output = Path(output_adapter) if output_adapter is not None else None
-        job = _Job(model, template, sets, settings, console, output)
-        return job.run(lora, adapter, threads, record, progress)
+        job = _Job(model, template, sets, settings, console, output, team)
+        made = job.run(lora, adapter, threads, record, progress)
+        team.leave()
+        return made
+    except BaseException:
+        team.drop()
+        raise
     finally:
+        if team.sharded:
+            model.hold("blocks")    # whole again, for whatever comes next
+        model.engine.team = None
         console.close()
 
 
 class _Job:
     """What is known once the data is read: from here on it is one straight line to the adapter."""
 
-    def __init__(self, model, template, sets, settings: TrainSettings, console: Console, output: Path | None):
-        self.model, self.template, self.console, self.output = model, template, console, output
+    def __init__(self, model, template, sets, settings: TrainSettings, console: Console, output: Path | None, team: Solo):
+        self.model, self.template, self.console, self.output, self.team = model, template, console, output, team
         self.train_set, self.val_set = sets
         self.longest = max(int(data.lengths.max()) for data in sets if data is not None)
         self.settings, notes = settings.fitted(self.longest)
         for note in notes:
             console.say(note)
         self.plan = Plan(self.train_set, self.settings)
+        if self.plan.per_step < team.size:
+            console.say(f"A step is {self.plan.per_step} × {self.settings.ubatch} tokens, so {team.size - self.plan.per_step} "
+                        f"of {team.size} processes have nothing to do: raise -b to {team.size * self.settings.ubatch} or more, "
+                        "or lower -ub.")
 
     def run(self, lora, adapter, threads: int | None, record: dict, progress) -> Run:
-        settings, say = self.settings, self.console.say
+        settings, say, team = self.settings, self.console.say, self.team
         identity = _plain({"base": self.model.gguf.sha256(), "data": self.train_set.fingerprint,
                            "validation": self.val_set.fingerprint if self.val_set is not None else None,
                            "settings": settings.exact()})
-        _same_threads(self.model.engine, threads, recorded_engine(settings, identity))
+        _same_threads(self.model.engine, threads, team.lead(lambda: recorded_engine(settings, identity)))
         self.trainee = _trainee(self.model, lora, adapter, settings, self.longest)
-        engine = self.model.engine.identity()
-        say(preflight.report(self.trainee, self.plan, self.val_set, settings, self.model.engine.flops_per_second()))
-        home = Path(settings.run_dir or ".")
-        folders = [home, Path(settings.checkpoint_save_dir or home)]
-        preflight.check_disk(self.trainee, folders, settings, self.output)
-        if self.output is not None:
-            self._trial(self.output)
+        engine = self.model.engine.identity() | ({"processes": team.size} if team.size > 1 else {})
+        if team.size > 1:
+            say(f"Trains with {team.size} processes, which share out the micro-batches of each step")
+        say(preflight.report(self.trainee, self.plan, self.val_set, settings,
+                             team.size * self.model.engine.flops_per_second()))
+        team.lead(self._try_places)
         identity["trainee"] = _plain(self.trainee.spec)
+        _same_job(team, identity)
         record = _plain(record | {"settings": dataclasses.asdict(settings), "total_steps": self.plan.total,
                                   "data_report": self.train_set.report})
-        run, run_id, found = open_run(settings, self.model.gguf.path.stem, identity, record, say)
+        run, run_id, found = _open(team, settings, self.model.gguf.path.stem, identity, record, say)
         say(f"Run: {run.path}")
         if self.output is None:
-            self._trial(run.adapter)
+            team.lead(lambda: self._trial(run.adapter))
         trainer = Trainer(self.trainee, self.train_set, self.val_set, settings, run, run_id=run_id,
                           identity=identity, engine=engine, resume=found, console=self.console,
                           progress=progress, plan=self.plan, make_adapter=self._adapter,
-                          load_adapter=self._load_adapter)
+                          load_adapter=self._load_adapter, team=team)
         try:
             result = trainer.run()
+        except Lost as error:
+            raise Lost(f"The run in {run.path} had to end. {error}{_kept(trainer)} --resume-from auto continues from the last "
+                       "checkpoint, with any number of processes.") from None
         except OSError as error:
             kept = f"; the last good checkpoint is {trainer.saved}" if trainer.saved else ""
             raise UserError(f"The run in {run.path} had to end: {error}{kept}.") from None
@@ -138,15 +164,22 @@ class _Job:
             what = self.model.engine.explain(error, self.trainee.estimate.peak_bytes)
             if what is None:
                 raise
-            kept = f" The last good checkpoint is {trainer.saved}." if trainer.saved else " There is no checkpoint yet."
-            raise UserError(f"The run in {run.path} had to end. {what}{kept}") from None
+            raise UserError(f"The run in {run.path} had to end. {what}{_kept(trainer)}") from None
         say(f"Memory: {size(self.model.engine.peak())} at most, {size(self.trainee.estimate.peak_bytes)} were estimated")
         self.model.engine.release()
         if self.output is not None and result.adapter_path is not None:
-            _deliver(result, self.output, self.model.gguf)
+            team.lead(lambda: _deliver(result, self.output, self.model.gguf))
         say(_ending(result, self.output))
         parts = {field.name: getattr(result, field.name) for field in dataclasses.fields(Result)}
         return Run(**parts, output=self.output)
+
+    def _try_places(self) -> None:
+        """Is there room on the disks, and can the adapter be saved where it is wanted?"""
+        home = Path(self.settings.run_dir or ".")
+        folders = [home, Path(self.settings.checkpoint_save_dir or home)]
+        preflight.check_disk(self.trainee, folders, self.settings, self.output)
+        if self.output is not None:
+            self._trial(self.output)
 
     def _trial(self, path: Path) -> None:
         preflight.trial_save(self._adapter(), path, self._load_adapter, self.model.gguf)
@@ -190,6 +223,51 @@ def _load(model, device, threads, memory):
         return model
     from anytune.model import load
     return load(model, device=device, threads=threads, memory=memory)
+
+
+def _join(engine, shard: bool) -> Solo:
+    """The team of this process, made known to its engine. Raises UserError."""
+    device, here = getattr(engine, "device", None), places().get("LOCAL_RANK")
+    if shard and here is None:
+        raise UserError("--shard shares the base out between processes: start several with --gpus N or torchrun.")
+    if shard and (device is None or device.type not in ("cpu", "cuda")):
+        raise UserError(f"--shard is for CUDA and ROCm (and cpu-torch), not for the {engine.name} engine.")
+    if here is not None and device is not None and device.type == "cuda" and device.index != int(here):
+        raise UserError(f"this process has its model on {device}, and as number {here} of its machine it should take that card: "
+                        f"load it with device='cuda:{here}', or hand over the file's path.")
+    team = join(device)
+    team.shard = shard
+    if team.size > 1:
+        prove(engine)   # alone: its known answers hold for one process
+        engine.team = team
+        if hasattr(engine, "shards"):
+            engine.shards = team.size
+    return team
+
+
+def _same_job(team: Solo, identity: dict) -> None:
+    """Raise UserError where this process was given something else than process 0."""
+    other = ckpt.differences(team.spread(identity), identity)
+    wrong = team.any(bool(other))
+    if other:
+        raise UserError(f"process {team.rank} was given something else than process 0: "
+                        f"{'; '.join(other).replace(' then, ', ' there, ').replace(' now)', ' here)')}.")
+    if wrong:
+        raise Elsewhere("another process was given something else than process 0")
+
+
+def _open(team: Solo, settings, name: str, identity: dict, record: dict, say):
+    """open_run() by process 0, for all."""
+    def work():
+        run, run_id, found = open_run(settings, name, identity, record, say)
+        return [str(run.path), str(run.checkpoints), run_id, found and [str(found.path), found.step, found.info]]
+    path, checkpoints, run_id, found = team.lead(work)
+    return (RunFolder(Path(path), Path(checkpoints)), run_id,
+            Checkpoint(Path(found[0]), found[1], found[2]) if found else None)
+
+
+def _kept(trainer: Trainer) -> str:
+    return f" The last good checkpoint is {trainer.saved}." if trainer.saved else " There is no checkpoint yet."
 
 
 def _same_threads(engine, asked: int | None, recorded: dict) -> None:

@@ -12,14 +12,14 @@ class Interrupts:
     """While active, `stop` turns true at the first of SIGNALS; the second raises KeyboardInterrupt.
 
     Signals that are ignored (nohup) stay so. Outside the main thread nothing is caught (Python allows
-    handlers only there); whoever runs a trainer in a thread sets `stop` itself.
+    handlers only there); whoever runs a trainer in a thread sets `stop` itself. quiet: nothing is said.
     """
 
     SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
                     if hasattr(signal, name))
 
-    def __init__(self):
-        self.stop, self._old = False, {}
+    def __init__(self, quiet: bool = False):
+        self.stop, self.quiet, self._old = False, quiet, {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -38,5 +38,7 @@ class Interrupts:
         if self.stop:
             raise KeyboardInterrupt
         self.stop = True
+        if self.quiet:
+            return
         with contextlib.suppress(OSError):  # not print(): a handler must not enter a buffered stream again
             os.write(2, b"\nStopping after this micro-batch; again to leave at once.\n")

@@ -49,6 +49,7 @@ class NumpyEngine(Composed):
         self.sizes = Sizes()
         self.capacity = 0          # tokens that every [T, n] buffer can hold, so that buffers fit all batches
         self.training = False      # dropout acts
+        self.team = None           # the processes that train together (train/team.py), if they are several
         self.dropout_key = (0, 0, 0)
         self._scratch: list[dict[str, np.ndarray]] = [{} for _ in range(self.workers.count)]
         self._raw: dict[int, np.ndarray] = {}
@@ -328,6 +329,8 @@ class NumpyEngine(Composed):
 
     def adamw(self, p, g, m, v, cut: int, rates, step: int, beta1: float, beta2: float, eps: float, decay: float,
               max_norm: float) -> float:
+        if self.team is not None:
+            self.team.sum_(g)
         norm = self._norm_of(g)
         if not math.isfinite(norm):
             return norm
