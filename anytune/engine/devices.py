@@ -5,7 +5,8 @@ from __future__ import annotations
 from anytune.errors import UserError
 
 TORCH = ("cuda", "rocm", "xpu", "mps", "cpu-torch")
-DEVICES = ("auto", "numpy", "cpu", "cpu-bf16", *TORCH)
+NUMBERED = (*TORCH, "webgpu")
+DEVICES = ("auto", "numpy", "cpu", "cpu-bf16", *TORCH, "webgpu")
 
 
 def engine_for(device: str = "auto", threads: int | None = None, compiled: bool | None = None, dtype: str = "auto",
@@ -16,7 +17,7 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
     Raises UserError for an unknown name, or one that cannot be had here.
     """
     kind = device.partition(":")[0]
-    if kind not in DEVICES or (":" in device and kind not in TORCH):
+    if kind not in DEVICES or (":" in device and kind not in NUMBERED):
         raise UserError(f"no device is called {device!r}: --device takes {', '.join(DEVICES)}")
     if threads is not None and not 1 <= threads <= 1024:
         raise UserError(f"{threads} threads make no sense: give --threads between 1 and 1024")
@@ -30,6 +31,9 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
         return TorchEngine(where, tf32)
     if dtype != "auto" or tf32:
         raise UserError(f"--dtype and --tf32 are for GPUs: {device} has one number format of its own")
+    if kind == "webgpu":
+        from .webgpu.engine import open_engine
+        return open_engine(device)
     from .probe import best_threads
     threads = threads or best_threads()[0]
     if kind == "cpu-bf16":

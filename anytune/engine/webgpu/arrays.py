@@ -1,0 +1,160 @@
+"""Arrays of the WebGPU engine: views into buffers, and the pool that passing ones come from.
+
+Rows of activations begin at whole 256-byte lines, so that any run of rows or whole-line columns can be a binding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .device import ALIGN, Buffer, Device
+
+LINE = ALIGN // 4   # elements of a line
+
+
+def lines(columns: int) -> int:
+    """Columns rounded up to whole lines."""
+    return -(-columns // LINE) * LINE
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A range of a buffer as a kernel sees it; the first element wanted is `shift` elements behind its start."""
+    buffer: Buffer
+    start: int   # bytes, a multiple of ALIGN
+    size: int    # bytes
+    shift: int = 0
+
+
+def bound(buffer: Buffer, first: int, last: int, slack: int = 0) -> Bound:
+    """Bytes first…last of a buffer (and `slack` behind them), from the line that they begin in."""
+    start = first // ALIGN * ALIGN
+    return Bound(buffer, start, -(-(last - start) // 4) * 4 + slack, (first - start) // 4)
+
+
+class Array:
+    """4-byte elements: [rows, columns] with `stride` elements from row to row, or one row that is a vector."""
+
+    __slots__ = ("buffer", "at", "shape", "stride")
+
+    def __init__(self, buffer: Buffer, at: int, shape: tuple[int, ...], stride: int):
+        self.buffer, self.at, self.shape, self.stride = buffer, at, shape, stride
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def part(self, low: int, high: int) -> "Array":
+        """Columns low…high of all rows; low begins a line."""
+        return Array(self.buffer, self.at + low, (self.rows, high - low), self.stride)
+
+    def __getitem__(self, places: slice) -> "Array":
+        """Elements of a vector, or rows."""
+        low, high, step = places.indices(self.shape[0])
+        if step != 1:
+            raise IndexError("arrays on the device have no steps")
+        if len(self.shape) == 1:
+            return Array(self.buffer, self.at + low, (high - low,), high - low)
+        return Array(self.buffer, self.at + low * self.stride, (high - low, self.columns), self.stride)
+
+    def reshape(self, *shape) -> "Array":
+        """A vector as rows without gaps."""
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        if len(self.shape) != 1 or math.prod(shape) != self.shape[0]:
+            raise ValueError(f"{self.shape} cannot become {shape}")
+        return Array(self.buffer, self.at, shape, shape[-1])
+
+    def bind(self, low: int = 0, high: int | None = None) -> Bound:
+        """Rows low…high (of a vector: all) as a binding."""
+        high = self.rows if high is None else high
+        first = self.at + low * self.stride
+        last = self.at + (high - 1) * self.stride + self.columns
+        return bound(self.buffer, 4 * first, 4 * last)
+
+    def span(self, low: int, high: int) -> Bound:
+        """Elements low…high of a vector as a binding."""
+        return bound(self.buffer, 4 * (self.at + low), 4 * (self.at + high))
+
+
+def cuts(count: int, most: int, step: int = 1) -> Iterator[tuple[int, int]]:
+    """0…count in pieces of at most `most`, each but the last a multiple of `step`."""
+    most = max(step, most // step * step)
+    for low in range(0, count, most):
+        yield low, min(low + most, count)
+
+
+def row_cuts(limit: int, *arrays: Array | None, step: int = 1) -> Iterator[tuple[int, int]]:
+    """Runs of rows whose bindings are within `limit` bytes in each of the arrays (None: not there)."""
+    here = [a for a in arrays if a is not None]
+    most = min((limit - ALIGN) // (4 * a.stride) if a.rows > 1 else 1 << 30 for a in here)
+    yield from cuts(here[0].rows, max(1, most), step)
+
+
+class Pool:
+    """Buffers of passing arrays, kept by size: a freed one is used again, nothing goes back before clear()."""
+
+    def __init__(self, device: Device):
+        self.device, self.bytes = device, 0
+        self._free: dict[int, list[Buffer]] = defaultdict(list)
+        self._turn = 0
+
+    def take(self, floats: int) -> "Loan":
+        size = 4 * floats
+        free = self._free[size]
+        if free:
+            return Loan(self, free.pop(), self._turn)
+        buffer = self.device.buffer(size, owned=False)
+        self.bytes += size
+        return Loan(self, buffer, self._turn)
+
+    def back(self, buffer: Buffer, turn: int) -> None:
+        if turn == self._turn:
+            self._free[buffer.size].append(buffer)
+
+    def clear(self) -> None:
+        """Give free buffers back, and those on loan when they return."""
+        self._free.clear()
+        self._turn += 1
+        self.bytes = 0
+
+
+class Loan:
+    """A pooled buffer in use; it returns when the last reference goes."""
+
+    __slots__ = ("pool", "buffer", "turn")
+
+    def __init__(self, pool: Pool, buffer: Buffer, turn: int):
+        self.pool, self.buffer, self.turn = pool, buffer, turn
+
+    @property
+    def raw(self):
+        return self.buffer.raw
+
+    @property
+    def size(self) -> int:
+        return self.buffer.size
+
+    @property
+    def serial(self) -> int:
+        return self.buffer.serial
+
+    @property
+    def owned(self) -> bool:
+        return False
+
+    def __del__(self) -> None:
+        self.pool.back(self.buffer, self.turn)

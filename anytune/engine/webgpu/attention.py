@@ -1,0 +1,76 @@
+"""Causal attention over packed examples: queries and keys in runs of rows that fit a binding, merged by their log-sums."""
+
+from __future__ import annotations
+
+from anytune.engine.base import Heads
+
+from .arrays import Array, row_cuts
+from .kernels import attention as _kernels
+
+
+def _runs(e, q: Array, k: Array, *more: Array):
+    """((first query, last, first key, last), …) of dispatches; queries see no keys behind them."""
+    limit = e.device.max_binding
+    for q_low, q_high in row_cuts(limit, q, *more):
+        for k_low, k_high in row_cuts(limit, k):
+            if k_low < q_high:
+                yield q_low, q_high, k_low, k_high
+
+
+def _numbers(heads: Heads, run: tuple[int, int, int, int], tokens: int) -> tuple:
+    q_low, q_high, k_low, k_high = run
+    return q_low, k_low, q_low, q_high, k_low, k_high, heads.size, heads.group, heads.window, heads.scale, tokens
+
+
+def _cost(heads: Heads, run: tuple[int, int, int, int], products: int) -> float:
+    q_low, q_high, k_low, k_high = run
+    return 2.0 * products * (q_high - q_low) * min(k_high - k_low, heads.window or 1 << 30) * heads.queries * heads.size
+
+
+def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Array]:
+    """q [T, queries*size], k, v [T, keys*size] -> (out like q, natural log-sums of the scaled scores [queries, T])."""
+    tokens = q.rows
+    out, sums = e.array(tokens, q.columns), e.flat(heads.queries * tokens, heads.queries * max(tokens, e.capacity))
+    kernel, rows = _kernels.attention(heads.size), _kernels.Plan(heads.size).rows
+    limit = e.device.max_binding
+    for q_low, q_high in row_cuts(limit, q, out):
+        carry = 0
+        for k_low, k_high in row_cuts(limit, k, v):
+            if k_low >= q_high:
+                break
+            run = (q_low, q_high, k_low, k_high)
+            e.commands.run(kernel, [q.bind(q_low, q_high), k.bind(k_low, k_high), v.bind(k_low, k_high), e.bounds,
+                                    out.bind(q_low, q_high), sums],
+                           (*_numbers(heads, run, tokens), q.stride, k.stride, v.stride, out.stride, carry),
+                           (-(-(q_high - q_low) // rows), heads.queries), _cost(heads, run, 2))
+            carry = 1
+    return out, sums
+
+
+def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array, sums: Array, heads: Heads):
+    """(dq, dk, dv), columns of one buffer."""
+    tokens, limit = q.rows, e.device.max_binding
+    dq, dk, dv = e.columns(tokens, q.columns, k.columns, k.columns)
+    delta = e.flat(heads.queries * tokens, heads.queries * max(tokens, e.capacity))
+    for a, b in row_cuts(limit, dout, out):
+        e.commands.run(_kernels.inner(), [dout.bind(a, b), out.bind(a, b), delta],
+                       (heads.size, dout.stride, out.stride, a, tokens), (heads.queries, b - a), 2.0 * (b - a) * q.columns)
+    rows, bounds = _kernels.Plan(heads.size).rows, e.bounds
+    started: set[tuple[str, int]] = set()     # runs of rows that hold a part of their sum already
+    for name, run in [(name, run) for name in ("dq", "dk", "dv") for run in _runs(e, q, k, dout, dq)]:
+        q_low, q_high, k_low, k_high = run
+        query, dx = name == "dq", {"dq": dq, "dk": dk, "dv": dv}[name]
+        low, high = (q_low, q_high) if query else (k_low, k_high)
+        arrays = [q.bind(q_low, q_high), k.bind(k_low, k_high)]
+        if name != "dv":
+            arrays.append(v.bind(k_low, k_high))
+        arrays += [dout.bind(q_low, q_high), sums]
+        if name != "dv":
+            arrays.append(delta)
+        e.commands.run(_kernels.attention_backward(heads.size, name), [*arrays, bounds, dx.bind(low, high)],
+                       (*_numbers(heads, run, tokens), q.stride, k.stride, v.stride, dout.stride, dx.stride,
+                        int((name, low) in started), e.bounds.size // 2),
+                       (-(-(high - low) // rows), heads.queries if query else heads.keys),
+                       _cost(heads, run, 2 if name == "dv" else 3))
+        started.add((name, low))
+    return dq, dk, dv

@@ -1,0 +1,215 @@
+"""The WebGPU engine on shapes alone. It mirrors what engine.py, linear.py, attention.py and loss.py take from the pool:
+buffers of exact sizes, used again once they are free; the model's own code runs on it, and tests hold it against the
+pool."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from anytune.engine.base import Heads
+from anytune.engine.composed import Composed
+from anytune.gguf.blocks import BLOCKS
+
+from .arrays import lines
+from .kernels.blocks import TYPES
+from .loss import chunk_rows
+from .weights import WHOLE
+
+
+class Shape:
+    """An array that does not exist. Its buffer is free again when the last Shape on it is gone."""
+
+    __slots__ = ("shape", "_buffer")
+
+    def __init__(self, shape: tuple[int, ...], buffer: "_Buffer"):
+        self.shape, self._buffer = shape, buffer
+
+    def part(self, columns: int) -> "Shape":
+        return Shape((self.shape[0], columns), self._buffer)
+
+
+class _Buffer:
+    __slots__ = ("_free", "_floats")
+
+    def __init__(self, free: Counter, floats: int):
+        self._free, self._floats = free, floats
+
+    def __del__(self) -> None:
+        self._free[self._floats] += 1
+
+
+class _Frozen:
+    """A weight that is only a shape."""
+
+    slow = False
+
+    def __init__(self, info):
+        self.out_features, self.in_features = info.shape
+
+
+class _Linears:
+    """A group that is only shapes."""
+
+    def __init__(self, weights, slots, dropout: float):
+        self.weights, self.dropout = weights, dropout
+        self.slots = tuple(slots or (None,) * len(weights))
+        self.in_features = weights[0].in_features
+        self.width = sum(lines(w.out_features) for w in weights)
+        self.rank = sum(s.a.shape[0] for s in self.slots if s is not None)
+
+
+class WebGpuCount(Composed):
+    """Counts `flops` and bytes. See base.py for the operations."""
+
+    name = "count"
+
+    def __init__(self, engine, sizes, hold: str, capacity: int):
+        self.engine, self.sizes, self.hold, self.capacity = engine, sizes, hold, capacity
+        self.room, self.training, self.flops, self.bytes = 0, False, 0.0, 0
+        self._free: Counter = Counter()
+
+    def held(self, matrices: dict, groups: list) -> int:
+        """What weights take: bytes of the file (or float32 of a type that kernels do not know), or two streamed ones."""
+        def size(info) -> int:
+            block = BLOCKS[info.type.name if info.type.name in TYPES else "F32"]
+            return info.out_features * block.row_bytes(info.in_features)
+        if self.hold == "blocks":
+            return sum(map(size, matrices.values()))
+        moving = [size(m) for name, m in matrices.items() if name not in WHOLE]
+        return 2 * max(moving, default=0) + sum(size(m) for name, m in matrices.items() if name in WHOLE)
+
+    def begin(self, starts, capacity: int, key=(0, 0, 0)) -> None:
+        self.capacity = capacity
+
+    # ---- memory
+    def flat(self, floats: int) -> Shape:
+        if self._free[floats]:
+            self._free[floats] -= 1
+        else:
+            self.bytes += 4 * floats
+        return Shape((floats,), _Buffer(self._free, floats))
+
+    def array(self, rows: int, columns: int, most: int | None = None) -> Shape:
+        made = self.flat((max(rows, self.capacity) if most is None else most) * lines(columns))
+        made.shape = (rows, columns)
+        return made
+
+    def columns(self, rows: int, *widths: int) -> tuple[Shape, ...]:
+        whole = self.array(rows, sum(map(lines, widths)))
+        return tuple(whole.part(w) for w in widths)
+
+    def weight(self, gguf, name, hold="blocks"):
+        return _Frozen(gguf.tensors[name])
+
+    def constant(self, gguf, name):
+        """Not None: models ask whether a norm is there."""
+        return name
+
+    def vector(self, values):
+        return values
+
+    integers = host = vector
+
+    def group(self, weights, biases=None, slots=None, dropout=0.0, number=0):
+        return _Linears(weights, slots, dropout)
+
+    def park(self, x):
+        return x
+
+    def fetch(self, ticket):
+        return ticket
+
+    # ---- operations
+    def embed(self, ids, table, scale):
+        return self.array(len(ids), table.in_features)
+
+    def take(self, x, rows):
+        return self.array(len(rows), x.shape[1])
+
+    def put(self, y, rows, tokens):
+        return self.array(tokens, y.shape[1])
+
+    def add(self, x, y):
+        return y
+
+    def rms_norm(self, x, gain, eps):
+        return self.array(*x.shape)
+
+    def rms_norm_backward(self, dy, x, gain, eps, residual=None):
+        return self.array(*x.shape)
+
+    def rotate(self, q, k, gains, eps, table, positions, heads, halves):
+        return (q, k) if gains is None else self.columns(q.shape[0], q.shape[1], k.shape[1])
+
+    def rotate_backward(self, dq, dk, *rest):
+        return dq, dk
+
+    def glu(self, gate, up, activation):
+        return self.array(*gate.shape)
+
+    def glu_backward(self, dy, gate, up, activation):
+        return self.columns(gate.shape[0], gate.shape[1], gate.shape[1])
+
+    def _slices(self, forward: bool, m: int, n: int, k: int) -> Shape | None:
+        """The slices of a product's sum, where it is cut."""
+        slices = self.engine.plan_product(forward, m, n, k)[1]
+        return self.array(slices * m, n, slices * m) if slices > 1 else None
+
+    def linear(self, x, group):
+        y = self.array(x.shape[0], group.width)
+        self._forward(x, group)
+        return tuple(y.part(w.out_features) for w in group.weights)
+
+    def _forward(self, x, group) -> None:
+        tokens = x.shape[0]
+        source = self.array(*x.shape) if group.dropout and group.rank else None
+        low = self.array(tokens, group.rank) if group.rank else None
+        slices = self._slices(True, tokens, group.width, group.in_features)
+        self.flops += 2.0 * tokens * (group.width * group.in_features + group.rank * (group.in_features + group.width))
+        del source, low, slices
+
+    def linear_backward(self, dys, x, group, need_dx=True):
+        dx = self.array(x.shape[0], group.in_features) if need_dx else None
+        self._backward(x, group, need_dx)
+        return dx
+
+    def _backward(self, x, group, need_dx: bool) -> None:
+        tokens = x.shape[0]
+        through = self.array(tokens, group.rank) if group.rank else None
+        if need_dx:
+            slices = self._slices(False, tokens, group.in_features, group.width)
+            del slices
+            self.flops += 2.0 * tokens * (group.width + group.rank) * group.in_features
+        if group.rank:
+            source = self.array(*x.shape) if group.dropout else None
+            low = self.array(tokens, group.rank)
+            self.flops += 4.0 * tokens * group.rank * (group.width + group.in_features)
+            del source, low
+        del through
+
+    def attention(self, q, k, v, heads: Heads):
+        tokens = q.shape[0]
+        self.flops += 2.0 * tokens * heads.queries * heads.size * (heads.window or tokens)
+        return self.array(tokens, q.shape[1]), self.flat(heads.queries * max(tokens, self.capacity))
+
+    def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
+        tokens = q.shape[0]
+        self.flops += 8.0 * tokens * heads.queries * heads.size * (heads.window or tokens)
+        parts = self.columns(tokens, q.shape[1], k.shape[1], k.shape[1])
+        delta = self.flat(heads.queries * max(tokens, self.capacity))
+        del delta
+        return parts
+
+    def cross_entropy(self, h, head, targets, scale, gradient):
+        rows, vocabulary = h.shape[0], head.weights[0].out_features
+        step = chunk_rows(self, rows, vocabulary)
+        small = self.flat(max(rows, self.capacity)), self.flat(16)
+        dh = self.array(rows, h.shape[1]) if gradient else None
+        logits = self.array(step, head.width, step)
+        piece = Shape((step, h.shape[1]), h._buffer)
+        for _ in range(0, rows, step):
+            self._forward(piece, head)
+            if gradient:
+                self._backward(piece, head, True)
+        del logits, small
+        return 0.0, dh

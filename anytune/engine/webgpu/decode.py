@@ -1,0 +1,186 @@
+"""Generation: linears and logits for a few tokens straight from the blocks, caches of keys and values, recorded tokens.
+
+With one new token a sequence all shapes are static, so the whole token is one recorded list of dispatches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from anytune.engine.base import Heads
+from anytune.errors import UserError
+
+from .arrays import Array, Pool, cuts, lines, row_cuts
+from .groups import Group
+from .kernels import decode as _kernels
+from .kernels import gemm as _gemm
+from .linear import forward, linear, low_product
+
+
+@dataclass
+class Places:
+    """Per new row its sequence's slot and its position: int32 [T] on the device."""
+    slot: Array
+    position: Array
+
+
+@dataclass
+class Cache:
+    """float32 [slots, context, width]."""
+    array: Array
+    slots: int
+    context: int
+    width: int
+
+    def slot_cuts(self, limit: int):
+        """(first slot, last, binding) of runs of slots that fit a binding."""
+        size = self.context * self.width
+        for low, high in cuts(self.slots, max(1, limit // (4 * size))):
+            yield low, high, self.array.span(low * size, high * size)
+
+
+def cache(e, slots: int, context: int, width: int) -> Cache:
+    size = 4 * context * width
+    if size > e.device.max_binding:
+        raise UserError(f"keys of {context} tokens take {size >> 20} MiB, and the device {e.device.name} reads at most "
+                        f"{e.device.max_binding >> 20} MiB at once: give a smaller -c")
+    return Cache(e.zeros(slots * context * width), slots, context, width)
+
+
+def places(e, spans) -> Places:
+    slot = np.concatenate([np.full(high - low, slot) for slot, low, high, _ in spans])
+    position = np.concatenate([np.arange(p, p + high - low) for _, low, high, p in spans])
+    return Places(e.integers(slot), e.integers(position))
+
+
+def store(e, cache: Cache, where: Places, rows: Array) -> None:
+    slot, position = where.slot.bind(), where.position.bind()
+    for low, high, held in cache.slot_cuts(e.device.max_binding):
+        for a, b in row_cuts(e.device.max_binding, rows):
+            e.commands.run(_kernels.store(), [rows.bind(a, b), slot, position, held],
+                           (cache.width, rows.stride, cache.context, slot.shift + a, position.shift + a, low, high),
+                           e.grid(cache.width, b - a))
+
+
+def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: Heads) -> Array:
+    out = e.array(q.rows, q.columns)
+    slot, position = where.slot.bind(), where.position.bind()
+    for (low, high, k), (_, _, v) in zip(keys.slot_cuts(e.device.max_binding), values.slot_cuts(e.device.max_binding)):
+        for a, b in row_cuts(e.device.max_binding, q, out):
+            e.commands.run(_kernels.attend(heads.size), [q.bind(a, b), k, v, slot, position, out.bind(a, b)],
+                           (heads.size, heads.group, heads.window, heads.scale, q.stride, out.stride, keys.width, keys.context,
+                            slot.shift + a, position.shift + a, low, high),
+                           (heads.queries, b - a), 4.0 * (b - a) * keys.context * q.columns)
+    return out
+
+
+def linear_few(e, x: Array, group: Group) -> tuple[Array, ...]:
+    """As linear(), for few rows and no backward."""
+    if x.rows > e.few or (group.dropout and e.training):
+        return linear(e, x, group)
+    y = e.array(x.rows, group.width)
+    _vectors(e, x, group, y)
+    return group.split(y)
+
+
+def logits(e, h: Array, head: Group) -> Array:
+    y = e.array(h.rows, head.width, h.rows)
+    if h.rows <= e.few:
+        _vectors(e, h, head, y)
+    else:
+        forward(e, h, head, y)
+    return head.split(y)[0]
+
+
+def _vectors(e, x: Array, group: Group, y: Array) -> None:
+    rows = next(n for n in (1, 2, 4, 8) if n >= x.rows)
+    bias = group.bias()
+    for part in group.parts():
+        # the kernel knows one pair, so linears with pairs of their own take a dispatch each
+        for number, (first, last) in enumerate(zip(part.bounds, part.bounds[1:]) if part.rank else [(0, part.width)]):
+            slot = part.slots[number]
+            low = None if slot is None else low_product(e, x, slot)
+            for a, b, weights, base in part.pieces(e.device.max_binding, 1 << 30):
+                a, skip, b = max(a, first), max(0, first - a), min(b, last)
+                if a >= b:
+                    continue
+                arrays = [x, weights, y]
+                numbers = [base + skip * part.row_bytes, part.row_bytes, x.rows, b - a, group.in_features, x.stride // 4, y.stride,
+                           part.low + a]
+                if low is not None:
+                    held = slot.b.bind()
+                    arrays += [low, held]
+                    numbers += [slot.rank, low.stride, 0, held.shift + (a - first) * slot.rank, slot.rank, 1]
+                if bias is not None:
+                    arrays.append(bias)
+                    numbers.append(part.low + a)
+                pairs = -(-(b - a) // 2)
+                e.commands.run(_gemm.gemv(part.block, rows, low is not None, bias is not None), arrays, tuple(numbers),
+                               (min(32768, pairs), -(-pairs // 32768)), 2.0 * x.rows * (b - a) * group.in_features)
+
+
+class TokenTapes:
+    """One recording for each number of sequences that take one token each; those of the last few decoders are kept."""
+
+    MOST = 4
+
+    def __init__(self, engine):
+        self.engine, self.known = engine, {}
+
+    def clear(self) -> None:
+        self.known = {}
+
+    def run(self, body, ids, spans, rows) -> np.ndarray | None:
+        """body(ids, positions, places, rows) -> float32 [n, vocab] on the host; see base.py's decode()."""
+        e = self.engine
+        if not (all(high - low == 1 for _, low, high, _ in spans) and len(rows) == len(spans) <= e.few):
+            e.begin(np.array([0, len(ids)], np.int32), 0)
+            where = places(e, spans)
+            made = body(e.integers(ids), where.position, where, e.integers(rows) if len(rows) else None)
+            return None if made is None else e.host(made)
+        values = np.zeros((4, lines(len(spans))), np.int32)
+        for row, numbers in zip(values, (ids, [s for s, _, _, _ in spans], [p for _, _, _, p in spans], rows)):
+            row[:len(spans)] = numbers
+        key = (body, len(spans))
+        token = self.known.pop(key, None)
+        token = token or Token(e, len(spans))
+        logits = token.run(body, values)
+        self.known[key] = token
+        while len(self.known) > self.MOST:
+            self.known.pop(next(iter(self.known))).drop()
+        return logits
+
+
+class Token:
+    """One new token for each of n sequences: recorded the first time, replayed from then on. Its arrays stay its own."""
+
+    def __init__(self, engine, n: int):
+        self.engine, self.n, self.tape, self.kept, self.logits = engine, n, None, None, None
+        self.pool = Pool(engine.device)
+        self.numbers = engine.integers(np.zeros(4 * lines(n), np.int32))
+
+    def run(self, body, values: np.ndarray) -> np.ndarray:
+        """values int32 [4, lines(n)]: token, slot, position, row of the logits."""
+        e = self.engine
+        e.commands.write(self.numbers, values)
+        if self.tape is not None:
+            e.commands.play(self.tape)
+            return e.host(self.logits)
+        token, slot, position, row = (self.numbers[at:at + self.n] for at in range(0, self.numbers.size, lines(self.n)))
+        before, e.pool = (e.pool, e.capacity), self.pool
+        e.capacity = 0
+        e.commands.record()
+        try:
+            self.logits = body(token, position, Places(slot, position), row)
+            self.tape, self.kept = e.commands.recorded()
+        except BaseException:
+            e.commands.discard()
+            raise
+        finally:
+            e.pool, e.capacity = before
+        return e.host(self.logits)
+
+    def drop(self) -> None:
+        self.pool.clear()

@@ -1,0 +1,300 @@
+"""One GPU through wgpu: limits, buffers, pipelines, submits, transfers, and what its failures are called."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from typing import Any
+
+import numpy as np
+
+from anytune.errors import UserError
+from anytune.memory import parse_bytes
+
+from .kernel import Kernel
+
+ALIGN = 256            # bytes: where a binding may begin, on every device
+WORDS = 64             # uint32 of parameters a dispatch: one aligned slot
+SLACK = 16             # bytes behind a buffer: unaligned words are read in pairs
+PIECE = 32 << 20       # bytes that are written between two submits, so that staging memory is given back
+CACHED_GROUPS = 1 << 16
+
+
+class DeviceError(RuntimeError):
+    """The device failed. kind: memory, lost or other."""
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(text)
+        self.kind = kind
+
+
+def wgpu_module():
+    """wgpu, imported; UserError if it is not installed or its library cannot be loaded."""
+    try:
+        import wgpu
+        import wgpu.backends.wgpu_native  # noqa: F401 (loads the library)
+    except ImportError:
+        raise UserError("--device webgpu needs the package wgpu, which is not installed: pip install 'anytune[webgpu]', or "
+                        "train with --device numpy") from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"--device webgpu: wgpu's library cannot be loaded ({error}); on Android set WGPU_LIB_PATH (see "
+                        "docs/webgpu.md)") from None
+    return wgpu
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Loaders write warnings about other drivers straight to the terminal while adapters are listed."""
+    try:
+        kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:
+        yield
+        return
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+@functools.cache
+def adapters() -> tuple[Any, ...]:
+    """Adapters that can compute, GPUs before software ones; OpenGL is left out, its compute limits are too narrow."""
+    module = wgpu_module()
+    with _quiet():
+        found = module.gpu.enumerate_adapters_sync()
+    order = {"DiscreteGPU": 0, "IntegratedGPU": 1}
+    rows = [a for a in found if a.info["backend_type"] in ("Vulkan", "Metal", "D3D12")]
+    # a GPU may be seen through two drivers: the first that wgpu names is its native one
+    return tuple(sorted(rows, key=lambda a: order.get(a.info["adapter_type"], 2 if a.info["adapter_type"] != "CPU" else 3)))
+
+
+def open_device(number: int | None = None, max_binding: int | None = None, trusted: bool | None = None) -> "Device":
+    """The adapter of a number (as `anytune doctor` lists them); None: the first. Raises UserError."""
+    found = adapters()
+    index = number or 0
+    if index >= len(found):
+        seen = f"wgpu sees {len(found)} device{'s' * (len(found) != 1)} here" if found else \
+            "wgpu sees no Vulkan, Metal or DX12 driver here (docs/webgpu.md says what to install)"
+        raise UserError(f"--device webgpu{'' if number is None else f':{number}'}: {seen}; anytune doctor lists what there is")
+    return Device(found[index], max_binding, trusted)
+
+
+def _kind(text: str) -> str:
+    low = text.lower()
+    if "out of memory" in low or "not enough memory" in low or "outofmemory" in low:
+        return "memory"
+    return "lost" if "lost" in low or "hung" in low else "other"
+
+
+@contextlib.contextmanager
+def failures():
+    """Turn wgpu's errors into DeviceErrors."""
+    from wgpu import GPUError
+    try:
+        yield
+    except GPUError as error:
+        text = " ".join(str(error).split())
+        kind = "memory" if type(error).__name__ == "GPUOutOfMemoryError" else _kind(text)
+        raise DeviceError(kind, text[:300]) from None
+
+
+class Buffer:
+    """Device memory of `size` bytes. `serial` is never used twice; owned: nobody else will get this memory while it lives."""
+
+    __slots__ = ("device", "raw", "size", "serial", "owned", "__weakref__")
+
+    def __init__(self, device: "Device", raw, size: int, serial: int, owned: bool):
+        self.device, self.raw, self.size, self.serial, self.owned = device, raw, size, serial, owned
+
+    def __del__(self) -> None:
+        self.device._drop(self)
+
+
+class Device:
+    """An open adapter.
+
+    max_binding: bytes of one binding at most (None: ANYTUNE_MAX_BINDING, else what the device allows). trusted: shader
+    modules without bounds checks (None: yes, unless ANYTUNE_WEBGPU_CHECKED is set).
+    """
+
+    def __init__(self, adapter, max_binding: int | None = None, trusted: bool | None = None):
+        import wgpu
+        self.wgpu, self.adapter, self.info = wgpu, adapter, dict(adapter.info)
+        limits = adapter.limits
+        asked = {name: limits[name] for name in ("max-buffer-size", "max-storage-buffer-binding-size")}
+        with failures():
+            try:
+                self.raw = adapter.request_device_sync(required_limits=asked)
+            except RuntimeError as error:
+                raise UserError(f"the device {self.name} cannot be opened: {error}") from None
+        self.queue = self.raw.queue
+        if max_binding is None and os.environ.get("ANYTUNE_MAX_BINDING"):
+            max_binding = parse_bytes(os.environ["ANYTUNE_MAX_BINDING"])
+        allowed = int(limits["max-storage-buffer-binding-size"])
+        self.max_binding = min(allowed, max_binding or allowed) // ALIGN * ALIGN
+        if self.max_binding < 4096:
+            raise UserError(f"bindings of {self.max_binding} bytes are too small: at least 4096 are needed (ANYTUNE_MAX_BINDING)")
+        self.max_buffer = int(limits["max-buffer-size"]) - SLACK
+        self.trusted = trusted if trusted is not None else not os.environ.get("ANYTUNE_WEBGPU_CHECKED")
+        self.live = self.peak = self._serials = 0
+        self._pipelines: dict[str, tuple] = {}
+        self._groups: dict[tuple, Any] = {}
+        self._dead: list = []
+        self.alive = True
+
+    @property
+    def name(self) -> str:
+        return self.info.get("device") or self.info.get("description") or "unnamed"
+
+    @property
+    def software(self) -> bool:
+        return self.info.get("adapter_type") == "CPU"
+
+    # ---- memory
+    def buffer(self, size: int, owned: bool = True) -> Buffer:
+        """New memory, zeroed. Raises DeviceError (memory) if the device has no more, or allows none that large."""
+        size = -(-max(size, 4) // 4) * 4
+        if size > self.max_buffer:
+            raise DeviceError("memory", f"a buffer of {size >> 20} MiB is more than the {self.max_buffer >> 20} MiB that "
+                              f"{self.name} allows for one")
+        usage = self.wgpu.BufferUsage
+        with failures():
+            raw = self.raw.create_buffer(size=size + SLACK, usage=usage.STORAGE | usage.COPY_DST | usage.COPY_SRC)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        self._serials += 1
+        return Buffer(self, raw, size, self._serials, owned)
+
+    def uniforms(self, slots: int):
+        """A buffer for `slots` sets of parameters."""
+        usage = self.wgpu.BufferUsage
+        with failures():
+            return self.raw.create_buffer(size=slots * WORDS * 4, usage=usage.UNIFORM | usage.COPY_DST)
+
+    def _drop(self, buffer: Buffer) -> None:
+        self.live -= buffer.size
+        self._dead.append(buffer.raw)
+
+    def bury(self) -> None:
+        """Give the memory of dropped buffers back. Only when no command that was not submitted names them."""
+        dead, self._dead = self._dead, []
+        if not dead:
+            return
+        for raw in dead:
+            raw.destroy()
+        if len(self._groups) > CACHED_GROUPS:
+            self._groups.clear()
+        self.raw._poll()
+
+    def forget_groups(self) -> None:
+        self._groups.clear()
+
+    def write(self, raw, at: int, values: np.ndarray) -> None:
+        """Bytes of `values` (a multiple of four) to byte `at` of a raw buffer, in the order of submits."""
+        flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        with failures():
+            for low in range(0, flat.size, PIECE):
+                self.queue.write_buffer(raw, at + low, flat[low:low + PIECE])
+                if flat.size > PIECE:
+                    self.queue.submit([])
+                    self.raw._poll()
+
+    def read(self, raw, at: int, size: int) -> np.ndarray:
+        """uint8 [size] of a raw buffer, once the device is done. size: a multiple of four."""
+        with failures():
+            return np.frombuffer(self.queue.read_buffer(raw, at, size), np.uint8)
+
+    # ---- kernels
+    def pipeline(self, kernel: Kernel, all_writable: bool = False) -> tuple:
+        """(the pipeline's handle, its bind group layout, objects to keep) of a kernel."""
+        text = kernel.text(all_writable)
+        known = self._pipelines.get(text)
+        if known is None:
+            known = self._pipelines[text] = self._compile(kernel, text, all_writable)
+        return known
+
+    def _compile(self, kernel: Kernel, text: str, all_writable: bool) -> tuple:
+        entries = [{"binding": 0, "visibility": self.wgpu.ShaderStage.COMPUTE, "buffer": {"type": "uniform"}}]
+        for number, (_, writable, _) in enumerate(kernel.arrays, 1):
+            kind = "storage" if writable or all_writable else "read-only-storage"
+            entries.append({"binding": number, "visibility": self.wgpu.ShaderStage.COMPUTE, "buffer": {"type": kind}})
+        with failures():
+            layout = self.raw.create_bind_group_layout(entries=entries)
+            module = self._module(text)
+            whole = self.raw.create_pipeline_layout(bind_group_layouts=[layout])
+            made = self.raw.create_compute_pipeline(layout=whole, compute={"module": module, "entry_point": "main"})
+        return made._internal, layout, (made, module, whole)
+
+    def _module(self, text: str):
+        if not self.trusted:
+            return self.raw.create_shader_module(code=text)
+        from wgpu.backends.wgpu_native import _api
+        source = _api.new_struct_p("WGPUShaderSourceWGSL *", code=_api.to_c_string_view(text))
+        source[0].chain.next = _api.ffi.NULL
+        source[0].chain.sType = _api.lib.WGPUSType_ShaderSourceWGSL
+        described = _api.new_struct_p("WGPUShaderModuleDescriptor *", label=_api.to_c_string_view(""),
+                                      nextInChain=_api.ffi.cast("WGPUChainedStruct *", source))
+        made = _api.libf.wgpuDeviceCreateShaderModuleTrusted(self.raw._internal, described, 0)
+        return _api.GPUShaderModule("", made, self.raw)
+
+    def bind_group(self, layout, key: tuple, uniforms, slot: int, bindings: list) -> tuple:
+        """(its handle, the object). bindings: (buffer, first byte, bytes) each; key names all of it."""
+        known = self._groups.get(key)
+        if known is None:
+            entries = [{"binding": 0, "resource": {"buffer": uniforms, "offset": slot * WORDS * 4, "size": WORDS * 4}}]
+            entries += [{"binding": n, "resource": {"buffer": b.raw, "offset": at, "size": size}}
+                        for n, (b, at, size) in enumerate(bindings, 1)]
+            with failures():
+                made = self.raw.create_bind_group(layout=layout, entries=entries)
+            known = self._groups[key] = (made._internal, made)
+        return known
+
+    # ---- submits
+    def submit(self, commands: list) -> None:
+        """Encode (pipeline, group, x, y, z, …) dispatches as one pass, and submit it."""
+        from wgpu.backends.wgpu_native._api import ffi, lib
+        with failures():
+            encoder = self.raw.create_command_encoder()
+            work = encoder.begin_compute_pass()
+            handle, pipeline, group = work._internal, lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
+            dispatch, last = lib.wgpuComputePassEncoderDispatchWorkgroups, None
+            for command in commands:    # straight to the library: the wrapped calls cost several times as much
+                if command[0] != last:
+                    last = command[0]
+                    pipeline(handle, last)
+                group(handle, 0, command[1], 0, ffi.NULL)
+                dispatch(handle, command[2], command[3], command[4])
+            work.end()
+            self.queue.submit([encoder.finish()])
+
+    def wait(self) -> None:
+        """Until all that was submitted is done."""
+        with failures():
+            self.raw._poll_wait()
+
+    def letter(self):
+        """A small buffer that numbers are read back through."""
+        usage = self.wgpu.BufferUsage
+        with failures():
+            return self.raw.create_buffer(size=16, usage=usage.MAP_READ | usage.COPY_DST)
+
+    def post(self, source: Buffer, at: int, size: int, letter) -> None:
+        with failures():
+            encoder = self.raw.create_command_encoder()
+            encoder.copy_buffer_to_buffer(source.raw, at, letter, 0, size)
+            self.queue.submit([encoder.finish()])
+
+    def open_letter(self, letter, size: int) -> np.ndarray:
+        """float32 [size / 4], once the device got there."""
+        with failures():
+            try:
+                letter.map_async("READ_NOSYNC").sync_wait()
+                values = np.frombuffer(letter.read_mapped(0, size), np.float32).copy()
+                letter.unmap()
+            except RuntimeError as error:   # a buffer of a lost device cannot be mapped
+                raise DeviceError("lost", str(error)) from None
+        return values

@@ -1,0 +1,328 @@
+"""The WebGPU engine: base.py's operations as dispatches. linear.py, attention.py, loss.py, decode.py, replay.py and
+update.py hold the larger ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anytune.engine.base import Heads
+from anytune.engine.composed import Composed
+from anytune.errors import UserError
+
+from . import attention as _attention
+from . import decode as _decode
+from . import linear as _linear
+from . import loss as _loss
+from . import replay as _replay
+from . import update as _update
+from .arrays import Array, Pool, lines, row_cuts
+from .budget import Budget
+from .commands import Commands
+from .device import Device, open_device
+from .failures import explain
+from .groups import Group
+from .kernels import lookup as _lookup
+from .kernels import rows as _rows
+from .mail import Mail
+from .sizes import Sizes
+from .tune import Tuning
+from .weights import Part, Slot, Streamer, Weight
+
+FORGET = 64 << 20   # bytes of pooled buffers of passing sizes
+
+
+class WebGpuEngine(Composed):
+    """base.py says what the operations mean. float32 on a device that wgpu opened."""
+
+    name = "webgpu"
+    tolerance, few, room = 1e-4, 8, 0
+    team = None
+
+    def __init__(self, device: Device):
+        self.device, self.commands = device, Commands(device)
+        self.training, self.sizes = False, Sizes()
+        self.pool, self.capacity = Pool(device), 0   # of passing arrays, and the rows that each of them can hold
+        self.bounds = self.key = None                # of the stream under way: see begin()
+        self.mail, self.streamer = Mail(self), Streamer(self)
+        self.recorder, self.updater, self.tokens = _replay.Recorder(self), _update.Updater(self), _decode.TokenTapes(self)
+        self.weights: list[Weight] = []
+        self.tuning = Tuning(self)
+        self.begin(np.array([0, 1], np.int32), 0)
+
+    @property
+    def lag(self) -> int:
+        """A step may be encoded while the one before runs; on a software device it would only wait for its own cores."""
+        return 0 if self.device.software else 1
+
+    @property
+    def compiled(self) -> bool:
+        return True
+
+    # ---- memory and transfers
+
+    def begin(self, starts, capacity: int, key=(0, 0, 0)) -> None:
+        # without a capacity sizes follow each stream's length and would pile up
+        if self.pool.bytes > FORGET:
+            self.commands.flush()
+            self.pool.clear()
+        self.bounds = self.integers(_replay.example_bounds(starts).reshape(-1))
+        self.key = self.integers(np.array(key, np.int64).astype(np.int32))
+
+    def replay(self, kind: str, body, stream):
+        return self.recorder.run(kind, body, stream)
+
+    def array(self, rows: int, columns: int, most: int | None = None) -> Array:
+        """[rows, columns] from the pool, content undefined. most: rows that the buffer has (the capacity)."""
+        stride = lines(columns)
+        held = max(rows, self.capacity) if most is None else most
+        return Array(self.pool.take(held * stride), 0, (rows, columns), stride)
+
+    def flat(self, size: int, most: int) -> Array:
+        """A vector from the pool, content undefined, in a buffer of `most` elements."""
+        return Array(self.pool.take(most), 0, (size,), size)
+
+    def columns(self, rows: int, *widths: int) -> tuple[Array, ...]:
+        """Arrays side by side in one buffer."""
+        whole, out, at = self.array(rows, sum(map(lines, widths))), [], 0
+        for width in widths:
+            out.append(whole.part(at, at + width))
+            at += lines(width)
+        return tuple(out)
+
+    def joined(self, parts: tuple[Array, ...], part: Part) -> Array:
+        """Outputs of the linears of a part as one array: a view if they lie side by side, else a copy."""
+        if len(parts) == 1:
+            return parts[0]
+        first = parts[0]
+        if all(p.buffer is first.buffer and p.stride == first.stride and p.at == first.at + at
+               for p, at in zip(parts, part.bounds)):
+            return first.part(0, part.width)
+        out = self.array(first.rows, part.width)
+        for p, at in zip(parts, part.bounds):
+            for a, b in row_cuts(self.device.max_binding, p, out):
+                self.commands.run(_rows.copy(), [p.bind(a, b), out.bind(a, b)], (p.columns, p.stride, out.stride, 0, at),
+                                  self.grid(p.columns, b - a))
+        return out
+
+    @staticmethod
+    def grid(columns: int, rows: int) -> tuple[int, int]:
+        """Workgroups for an invocation an element."""
+        return -(-columns // 256), rows
+
+    def weight(self, gguf, name: str, hold: str = "blocks") -> Weight:
+        made = Weight(self, gguf, name, hold)
+        self.weights.append(made)
+        return made
+
+    def streamed(self) -> list[Weight]:
+        return [w for w in self.weights if w.hold == "stream"]
+
+    def constant(self, gguf, name: str) -> Array:
+        return self.vector(gguf.float32(name))
+
+    def _upload(self, values: np.ndarray) -> Array:
+        buffer = self.device.buffer(values.nbytes)
+        if values.size:
+            self.device.write(buffer.raw, 0, values)
+        return Array(buffer, 0, values.shape, values.shape[-1])
+
+    def vector(self, values) -> Array:
+        return self._upload(np.ascontiguousarray(values, np.float32))
+
+    def integers(self, values) -> Array:
+        return self._upload(np.ascontiguousarray(values, np.int32))
+
+    def zeros(self, size: int) -> Array:
+        return Array(self.device.buffer(4 * size), 0, (size,), size)
+
+    def host(self, x) -> np.ndarray:
+        if isinstance(x, np.ndarray):
+            return np.array(x)
+        self.commands.flush()
+        size = (x.rows - 1) * x.stride + x.columns
+        flat = self.device.read(x.buffer.raw, 4 * x.at, 4 * size).view(np.float32)
+        if len(x.shape) == 1:
+            return flat.copy()
+        return np.lib.stride_tricks.as_strided(flat, x.shape, (4 * x.stride, 4)).copy()
+
+    view = host
+
+    def load(self, x: Array, values) -> None:
+        self.commands.write(x, np.ascontiguousarray(values, np.float32))
+        self.updater.loaded()
+
+    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0) -> Group:
+        return Group(self, weights, biases, slots, dropout, number)
+
+    def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
+        return Slot(a, b, float(scale), grad_a, grad_b)
+
+    def prepare(self, groups: list[Group], parameters: Array, gradients: Array) -> None:
+        """Bring the weights to the device, so that a step finds them there."""
+        self.release()
+        self.updater.ready()
+        for group in groups:
+            for part in group.parts():
+                if part.weights[0].hold != "stream":
+                    for weight in part.weights:
+                        weight.rows()
+        self.tuning.ensure()
+
+    def release(self) -> None:
+        self.commands.flush()
+        self.recorder.clear()
+        self.tokens.clear()
+        self.pool.clear()
+        self.streamer.clear()
+        self.device.forget_groups()
+        self.commands.flush()
+
+    def budget(self, weights, memory: int | None) -> Budget:
+        return Budget(self, weights, memory)
+
+    def peak(self) -> int:
+        return self.device.peak
+
+    def flops_per_second(self) -> float:
+        return self.tuning.flops_per_second()
+
+    def explain(self, error: Exception, estimate: int | None = None) -> str | None:
+        return explain(self, error, estimate)
+
+    def identity(self) -> dict:
+        return {"engine": self.name, "device": self.device.name, "driver": str(self.device.info.get("description", "")),
+                "tiles": self.tuning.name}
+
+    def plan_product(self, forward: bool, m: int, n: int, k: int):
+        """(tile, slices of the sum, the sum's length in a slice)."""
+        return self.tuning.plan(forward, m, n, k)
+
+    def most_columns(self, rows: int, k: int) -> int:
+        """Columns of a product that one submit may hold; multiples of 64."""
+        return max(64, int(self.commands.most / (2.0 * rows * k)) // 64 * 64)
+
+    # ---- operations
+
+    linear = _linear.linear
+    linear_backward = _linear.linear_backward
+    linear_few = _decode.linear_few
+    logits = _decode.logits
+    cache = _decode.cache
+    places = _decode.places
+    store = _decode.store
+    attend_cache = _decode.attend_cache
+    attention = _attention.attention
+    attention_backward = _attention.attention_backward
+    cross_entropy = _loss.cross_entropy
+
+    def decode(self, body, ids, spans, rows):
+        return self.tokens.run(body, ids, spans, rows)
+
+    def adamw(self, *args):
+        return self.updater.adamw(*args)
+
+    def embed(self, ids: Array, table: Weight, scale: float) -> Array:
+        out = self.array(ids.size, table.in_features)
+        for low, high, weights, base in table.pieces(1, 1 << 30):
+            for a, b in row_cuts(self.device.max_binding, out):
+                held = ids.bind()
+                self.commands.run(_lookup.embed(table.block), [weights, held, out.bind(a, b)],
+                                  (base, table.row_bytes, out.columns, out.stride, held.shift + a, low, high, scale),
+                                  (-(-out.columns // 1024), b - a), 4.0 * (b - a) * out.columns)
+        return out
+
+    def take(self, x: Array, rows: Array) -> Array:
+        out = self.array(rows.size, x.columns)
+        for low, high in row_cuts(self.device.max_binding, x):
+            for a, b in row_cuts(self.device.max_binding, out):
+                source, held = x.bind(low, high), rows.bind()
+                self.commands.run(_rows.take(), [source, held, out.bind(a, b)],
+                                  (x.columns, x.stride, out.stride, source.shift, held.shift + a, low, high, x.rows - 1),
+                                  self.grid(x.columns, b - a))
+        return out
+
+    def put(self, y: Array, rows: Array, tokens: int) -> Array:
+        out = self.array(tokens, y.columns)
+        for low, high in row_cuts(self.device.max_binding, out):
+            self.commands.run(_rows.fill(), [out.bind(low, high)], (y.columns, out.stride, 0, 0.0), self.grid(y.columns, high - low))
+            for a, b in row_cuts(self.device.max_binding, y):
+                held = rows.bind()
+                self.commands.run(_rows.put(), [y.bind(a, b), held, out.bind(low, high)],
+                                  (y.columns, y.stride, out.stride, held.shift + a, low, high), self.grid(y.columns, b - a))
+        return out
+
+    def add(self, x: Array, y: Array) -> Array:
+        for a, b in row_cuts(self.device.max_binding, x, y):
+            self.commands.run(_rows.add(), [x.bind(a, b), y.bind(a, b)], (x.columns, x.stride, y.stride),
+                              self.grid(x.columns, b - a))
+        return y
+
+    def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
+        out = self.array(*x.shape)
+        for a, b in row_cuts(self.device.max_binding, x, out):
+            self.commands.run(_rows.rms_norm(False), [x.bind(a, b), gain, out.bind(a, b)],
+                              (x.columns, x.stride, out.stride, eps, 0), (b - a,), 6.0 * (b - a) * x.columns)
+        return out
+
+    def rms_norm_backward(self, dy: Array, x: Array, gain: Array, eps: float, residual: Array | None = None) -> Array:
+        out, adds = self.array(*x.shape), residual is not None
+        for a, b in row_cuts(self.device.max_binding, dy, x, residual, out):
+            self.commands.run(_rows.rms_norm_backward(adds),
+                              [dy.bind(a, b), x.bind(a, b), gain, *([residual.bind(a, b)] if adds else []), out.bind(a, b)],
+                              (x.columns, dy.stride, x.stride, out.stride, eps, 0, *([residual.stride] if adds else [])),
+                              (b - a,), 12.0 * (b - a) * x.columns)
+        return out
+
+    def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
+        out = (q, k) if gains is None else self.columns(q.rows, q.columns, k.columns)
+        for i, (x, y, count) in enumerate(zip((q, k), out, (heads.queries, heads.keys))):
+            for a, b in row_cuts(self.device.max_binding, x, y):
+                where = positions.bind()
+                arrays = [x.bind(a, b), *([] if gains is None else [gains[i]]), *table, where,
+                          *([] if gains is None else [y.bind(a, b)])]
+                self.commands.run(_rows.rotate(gains is not None, halves), arrays,
+                                  (heads.size, table[0].columns, x.stride, y.stride, eps, 0, where.shift + a), (count, b - a),
+                                  8.0 * (b - a) * x.columns)
+        return out
+
+    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
+        for i, (dx, x, count) in enumerate(zip((dq, dk), (q, k), (heads.queries, heads.keys))):
+            for a, b in row_cuts(self.device.max_binding, dx, x):
+                where = positions.bind()
+                arrays = [dx.bind(a, b), *([] if gains is None else [x.bind(a, b), gains[i]]), *table, where]
+                self.commands.run(_rows.rotate_backward(gains is not None, halves), arrays,
+                                  (heads.size, table[0].columns, dx.stride, x.stride, eps, 0, where.shift + a), (count, b - a),
+                                  16.0 * (b - a) * x.columns)
+        return dq, dk
+
+    def glu(self, gate: Array, up: Array, activation: str) -> Array:
+        out = self.array(*gate.shape)
+        for a, b in row_cuts(self.device.max_binding, gate, up, out):
+            self.commands.run(_rows.glu(activation), [gate.bind(a, b), up.bind(a, b), out.bind(a, b)],
+                              (gate.columns, gate.stride, up.stride, out.stride), self.grid(gate.columns, b - a),
+                              10.0 * (b - a) * gate.columns)
+        return out
+
+    def glu_backward(self, dy: Array, gate: Array, up: Array, activation: str) -> tuple[Array, Array]:
+        dgate, dup = self.columns(gate.rows, gate.columns, gate.columns)
+        for a, b in row_cuts(self.device.max_binding, dy, gate, up, dgate):
+            self.commands.run(_rows.glu_backward(activation),
+                              [dy.bind(a, b), gate.bind(a, b), up.bind(a, b), dgate.bind(a, b), dup.bind(a, b)],
+                              (gate.columns, dy.stride, gate.stride, up.stride, dgate.stride), self.grid(gate.columns, b - a),
+                              20.0 * (b - a) * gate.columns)
+        return dgate, dup
+
+    def park(self, x):
+        return x
+
+    def fetch(self, ticket):
+        return ticket
+
+
+
+def open_engine(name: str) -> WebGpuEngine:
+    """The engine of a device's name: webgpu, webgpu:1. Raises UserError."""
+    number = name.partition(":")[2]
+    if number and not number.isdigit():
+        raise UserError(f"no device is called {name!r}: give --device webgpu, or a number as in webgpu:1")
+    return WebGpuEngine(open_device(int(number) if number else None))

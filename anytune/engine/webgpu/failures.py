@@ -1,0 +1,21 @@
+"""What a device's failures mean for a person: out of memory, or gone."""
+
+from __future__ import annotations
+
+from anytune.units import bytes_text
+
+from .device import DeviceError
+
+
+def explain(engine, error: Exception, estimate: int | None = None) -> str | None:
+    """A sentence for what the device raised, or None if `error` is of another kind."""
+    if not isinstance(error, DeviceError):
+        return None
+    if error.kind == "memory":
+        about = f"about {bytes_text(estimate)} were estimated and " if estimate else ""
+        return (f"The device {engine.device.name} ran out of memory: {about}{bytes_text(engine.device.peak)} were taken at "
+                "most. Give --memory a little less than what is free (activations are then computed twice, or weights copied "
+                "for each use), or lower -ub, -c or --lora-rank.")
+    what = "was lost (its driver was reset or removed)" if error.kind == "lost" else "failed"
+    return (f"The device {engine.device.name} {what}: {' '.join(str(error).split())[:160]}. Run anytune doctor; the same command "
+            "with --resume-from auto goes on from the last checkpoint, on another --device too.")

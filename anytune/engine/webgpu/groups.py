@@ -1,0 +1,86 @@
+"""Linears that share an input: where their outputs lie, and which of them are one product."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .arrays import Array, lines
+from .weights import Part, Slot, Weight, follow
+
+
+class Group:
+    """Weights, biases (or None each), low-rank pairs (or None each). Outputs begin at whole lines, at `starts`."""
+
+    def __init__(self, engine, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0):
+        self.engine = engine
+        self.weights: tuple[Weight, ...] = tuple(weights)
+        self.biases = tuple(biases or ()) or (None,) * len(self.weights)
+        self.slots: tuple[Slot | None, ...] = tuple(slots or ()) or (None,) * len(self.weights)
+        self.dropout, self.number = dropout, number
+        self.in_features = self.weights[0].in_features
+        self.starts = np.cumsum([0] + [lines(w.out_features) for w in self.weights]).tolist()
+        self.rank = sum(s.rank for s in self.slots if s is not None)
+        self._parts: list[Part] | None = None
+        self._held: tuple | None = None
+        self._bias: Array | None = None
+
+    @property
+    def width(self) -> int:
+        """Columns of a buffer for all outputs."""
+        return self.starts[-1]
+
+    @property
+    def trains(self) -> bool:
+        return any(s is not None and s.grad_a is not None for s in self.slots)
+
+    def split(self, y: Array) -> tuple[Array, ...]:
+        return tuple(y.part(at, at + w.out_features) for at, w in zip(self.starts, self.weights))
+
+    def parts(self) -> list[Part]:
+        """One part if weights and pairs lie so that it can be, else one for each linear."""
+        held = tuple(w.hold for w in self.weights)
+        if self._parts is None or self._held != held:
+            self._held = held
+            if self._one_product():
+                self._load_together()
+                bounds = [*self.starts[:-1], self.starts[-2] + self.weights[-1].out_features]
+                self._parts = [Part(list(self.weights), 0, bounds[-1], bounds, list(self.slots))]
+            else:
+                self._parts = [Part([w], at, at + w.out_features, [0, w.out_features], [s])
+                               for w, at, s in zip(self.weights, self.starts, self.slots)]
+        return self._parts
+
+    def _one_product(self) -> bool:
+        weights, slots = self.weights, self.slots
+        if len(weights) == 1 or len(weights) > 3 or any(w.hold == "stream" for w in weights):
+            return False
+        if len({w.block for w in weights}) > 1 or any(w.out_features % 64 for w in weights[:-1]):
+            return False
+        if sum(w.nbytes for w in weights) > self.engine.device.max_buffer:
+            return False
+        there = [s for s in slots if s is not None]
+        if there and (len(there) < len(slots) or len({(s.rank, s.scale) for s in there}) > 1):
+            return False
+        return all(follow(getattr(a, name), getattr(b, name)) for a, b in zip(there, there[1:])
+                   for name in ("a", "b", "grad_a", "grad_b"))
+
+    def _load_together(self) -> None:
+        """Give the weights one buffer, unless they have their places already."""
+        if any(w.loaded for w in self.weights):
+            return
+        self.engine.commands.flush()
+        buffer, at = self.engine.device.buffer(sum(w.nbytes for w in self.weights)), 0
+        for weight in self.weights:
+            weight.write(buffer, at)
+            weight.adopt(buffer, at)
+            at += weight.nbytes
+
+    def bias(self) -> Array | None:
+        """All biases at their outputs' places, zero where there is none."""
+        if self._bias is None and any(b is not None for b in self.biases):
+            e, values = self.engine, np.zeros(self.width, np.float32)
+            for at, bias in zip(self.starts, self.biases):
+                if bias is not None:
+                    values[at:at + bias.size] = e.host(bias)
+            self._bias = e.vector(values)
+        return self._bias

@@ -1,0 +1,74 @@
+"""Generation's caches of keys and values: new rows stored, and attention of new tokens against what is there."""
+
+from __future__ import annotations
+
+import functools
+
+from ..kernel import Kernel, reads, total, writes
+
+LANES = 64
+
+
+@functools.cache
+def store() -> Kernel:
+    """cache[slot, position] = x[t], for slots low…high."""
+    return Kernel("store", (*reads("x"), *reads("slot", "position", of="u32"), *writes("cache")),
+                  ("n", "xs", "context", "slot0", "position0", "low", "high"), """
+  let i = thread.x;
+  let t = thread.y;
+  let s = slot[p.slot0 + t];
+  if (i >= p.n || s < p.low || s >= p.high) { return; }
+  cache[((s - p.low) * p.context + position[p.position0 + t]) * p.n + i] = x[t * p.xs + i];
+""")
+
+
+@functools.cache
+def attend(size: int) -> Kernel:
+    """out of one new token and head: an invocation scores a key of each run of LANES, then sums dimensions of the values."""
+    dims = -(-size // LANES)
+    sums = "\n".join(f"  var o{d} = 0.0;" for d in range(dims))
+    scale = "\n".join(f"    o{d} *= factor;" for d in range(dims))
+    steps = "\n".join(f"      if (lane + {d * LANES}u < p.size) "
+                      f"{{ o{d} = fma(w, values[from_ + c * p.width + lane + {d * LANES}u], o{d}); }}" for d in range(dims))
+    ends = "\n".join(f"  if (lane + {d * LANES}u < p.size) {{ out[to + lane + {d * LANES}u] = o{d} / all; }}" for d in range(dims))
+    return Kernel(f"attend_cache, heads of {size}",
+                  (*reads("q", "keys", "values"), *reads("slot", "position", of="u32"), *writes("out")),
+                  ("size", "group", "window", "scale:f32", "qs", "os", "width", "context", "slot0", "position0", "low", "high"),
+                  f"""
+  let t = group.y;
+  if (lane == 0u) {{ place = vec2<u32>(slot[p.slot0 + t], position[p.position0 + t] + 1u); }}
+  let at = workgroupUniformLoad(&place);
+  if (at.x < p.low || at.x >= p.high) {{ return; }}
+  let begin = select(0u, at.y - min(p.window, at.y), p.window != 0u);
+  let head = (group.x / p.group) * p.size;
+  for (var d = lane; d < p.size; d += {LANES}u) {{ query[d] = q[t * p.qs + group.x * p.size + d] * p.scale; }}
+  workgroupBarrier();
+  var top = -3.0e38;
+  var all = 0.0;
+{sums}
+  for (var k0 = begin; k0 < at.y; k0 += {LANES}u) {{
+    let from_ = ((at.x - p.low) * p.context + k0) * p.width + head;
+    var score = -3.0e38;
+    if (k0 + lane < at.y) {{
+      score = 0.0;
+      for (var d = 0u; d < p.size; d++) {{ score = fma(query[d], keys[from_ + lane * p.width + d], score); }}
+    }}
+    let most = max(top, total_tops(score, lane));
+    let factor = exp(top - most);
+    top = most;
+    let weight = select(0.0, exp(score - top), k0 + lane < at.y);
+    all = all * factor + total_sums(weight, lane);
+    weights[lane] = weight;
+    workgroupBarrier();
+{scale}
+    for (var c = 0u; c < min({LANES}u, at.y - k0); c++) {{
+      let w = weights[c];
+{steps}
+    }}
+    workgroupBarrier();
+  }}
+  let to = t * p.os + group.x * p.size;
+{ends}
+""", (LANES, 1), f"var<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;\n"
+        f"var<workgroup> weights: array<f32, {LANES}>;\nvar<workgroup> query: array<f32, {size}>;\n"
+        "var<workgroup> place: vec2<u32>;", total(size=LANES) + total("max", LANES, "tops"))

@@ -1,0 +1,231 @@
+"""Products with a matrix that stays in its GGUF blocks: tiles in workgroup memory, dequantized while they are loaded.
+
+NT is the forward, out = x Wᵀ; NN the input gradient, out = dy W. A pair's low-rank product rides behind the sum: out +=
+low M with M = Bᵀ or A. With `split` slices of the sum go to slices of `out`, which split_sum() adds up.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from ..kernel import Kernel, reads, writes
+from .blocks import NUMBERS, blocks
+
+
+@dataclass(frozen=True)
+class Tile:
+    """m, n: rows and columns of a workgroup's output; k: of the sum at a time; tm, tn: of an invocation's output."""
+    m: int = 64
+    n: int = 64
+    k: int = 16
+    tm: int = 4
+    tn: int = 4
+
+    @property
+    def threads(self) -> int:
+        return (self.m // self.tm) * (self.n // self.tn)
+
+    @property
+    def bytes(self) -> int:
+        """Workgroup memory."""
+        return 16 * self.k * (self.m // 4 + self.n // 4 + 2)
+
+    @property
+    def name(self) -> str:
+        return f"{self.m}x{self.n}x{self.k} {self.tm}x{self.tn}"
+
+
+def _each(count: int, threads: int, body: str) -> str:
+    """`body` with `e` running over count elements, shared out between the invocations."""
+    rounds = -(-count // threads)
+    out = []
+    for r in range(rounds):
+        inner = f"    {{ let e = lane + {r * threads}u;\n{body} }}"
+        out.append(f"    if (lane + {r * threads}u < {count}u) {inner.strip()}" if (r + 1) * threads > count else inner)
+    return "\n".join(out)
+
+
+def _multiply(t: Tile) -> str:
+    """One tile's multiply-adds."""
+    lda, ldb, ga, gb = t.m // 4 + 1, t.n // 4 + 1, t.m // t.tm, t.n // t.tn
+    lines = []
+    for k in range(t.k):
+        lines += [f"    let a{k}_{g} = tile_a[{k * lda + g * ga}u + ty];" for g in range(t.tm // 4)]
+        lines += [f"    let b{k}_{h} = tile_b[{k * ldb + h * gb}u + tx];" for h in range(t.tn // 4)]
+        for g in range(t.tm // 4):
+            for i in range(4):
+                lines += [f"    s{4 * g + i}_{h} = fma(vec4<f32>(a{k}_{g}.{'xyzw'[i]}), b{k}_{h}, s{4 * g + i}_{h});"
+                          for h in range(t.tn // 4)]
+    return "\n".join(lines)
+
+
+def _masked(source: str, name: str) -> str:
+    """Load `source` as vec4 `name`, zero where the sum's index k is at its end."""
+    return f"""
+      var {name} = vec4<f32>();
+      if (k < k_end) {{
+        {name} = {source};
+        if (k + 4u > k_end) {{ {name} = select(vec4<f32>(), {name}, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(k_end)); }}
+      }}"""
+
+
+def _loads(t: Tile, transposed: bool) -> str:
+    lda, ldb, quads = t.m // 4 + 1, t.n // 4 + 1, t.k // 4
+
+    def turned(tile: str, ld: int, value: str, index: str) -> str:
+        return "".join(f"\n      {tile}[(({{0}}) * 4u + {j}u) * {ld}u + ({index} >> 2u)][{index} & 3u] = {value}.{'xyzw'[j]};"
+                       for j in range(4)).format(f"e % {quads}u")
+    a = _each(t.m * quads, t.threads, f"""
+      let r = e / {quads}u;
+      let k = k0 + (e % {quads}u) * 4u;{_masked(f'x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]', 'v')}{turned('tile_a', lda, 'v', 'r')}""")
+    if transposed:
+        b = _each(t.n * quads, t.threads, f"""
+      let r = e / {quads}u;
+      let k = k0 + (e % {quads}u) * 4u;{_masked('weight4(min(n0 + r, p.n - 1u), k)', 'v')}{turned('tile_b', ldb, 'v', 'r')}""")
+    else:
+        wide = t.n // 4
+        b = _each(t.k * wide, t.threads, f"""
+      let r = e / {wide}u;
+      let c = e % {wide}u;
+      var v = vec4<f32>();
+      if (k0 + r < k_end && n0 + c * 4u < p.n) {{ v = weight4(k0 + r, n0 + c * 4u); }}
+      tile_b[r * {ldb}u + c] = v;""")
+    return a + "\n" + b
+
+
+def _tail(t: Tile) -> str:
+    """The pair's product, as further terms of the sum."""
+    lda, ldb = t.m // 4 + 1, t.n // 4 + 1
+    a = _each(t.m * t.k, t.threads, f"""
+      let r = e / {t.k}u;
+      let c = c0 + e % {t.k}u;
+      var v = 0.0;
+      if (c < p.rank) {{ v = low[min(m0 + r, p.m - 1u) * p.ls + l0 + c]; }}
+      tile_a[(e % {t.k}u) * {lda}u + (r >> 2u)][r & 3u] = v;""")
+    b = _each(t.n * t.k, t.threads, f"""
+      let r = e / {t.k}u;
+      let c = c0 + e % {t.k}u;
+      var v = 0.0;
+      if (c < p.rank) {{ v = pair[p.pair0 + min(n0 + r, p.n - 1u) * p.pn + c * p.pc]; }}
+      tile_b[(e % {t.k}u) * {ldb}u + (r >> 2u)][r & 3u] = v;""")
+    return f"""
+  if (group.z == 0u) {{
+    let l0 = p.l0 + p.rank * (select(0u, 1u, n0 >= p.n1) + select(0u, 1u, n0 >= p.n2));
+    for (var c0 = 0u; c0 < p.rank; c0 += {t.k}u) {{
+{a}
+{b}
+    workgroupBarrier();
+{_multiply(t)}
+    workgroupBarrier();
+    }}
+  }}"""
+
+
+@functools.cache
+def gemm(block: str, transposed: bool, tile: Tile = Tile(), tail: bool = False, bias: bool = False) -> Kernel:
+    """out[m, n] (+)= sum over k of x[m, k] w, w = W[n, k] (transposed) or W[k, n]; + low[m, c] pair[n, c]; + bias[n].
+
+    grid: (columns / n, rows / m, slices of the sum of k_step each). xs, ys, zs: vec4s from row
+    to row and slice to slice; x0, y0: vec4s before the first column.
+    """
+    t = tile
+    sums = "\n".join(f"  var s{i}_{h} = vec4<f32>();" for i in range(t.tm) for h in range(t.tn // 4))
+    stores = []
+    for i in range(t.tm):
+        row = f"m0 + {(i // 4) * (t.m // t.tm) * 4 + i % 4}u + ty * 4u"
+        for h in range(t.tn // 4):
+            stores.append(f"  keep({row}, n0 + {h * (t.n // t.tn) * 4}u + tx * 4u, group.z, s{i}_{h});")
+    offset = """
+  if (z == 0u) {
+    for (var j = 0u; j < 4u; j++) { v[j] += bias[p.bias0 + min(n + j, p.n - 1u)]; }
+  }""" if bias else ""
+    keep = f"""
+fn keep(m: u32, n: u32, z: u32, sum: vec4<f32>) {{
+  if (m >= p.m || n >= p.n) {{ return; }}
+  var v = sum;{offset}
+  let to = z * p.zs + m * p.ys + p.y0 + (n >> 2u);
+  if (p.adds != 0u) {{ v += out[to]; }}
+  out[to] = v;
+}}"""
+    return Kernel(
+        f"gemm {'NT' if transposed else 'NN'}, {block}, {t.name}{', pair' * tail}{', bias' * bias}",
+        (*reads("x", of="vec4<f32>"), *reads("w", of="u32"), *writes("out", of="vec4<f32>"),
+         *(reads("low", "pair") if tail else ()), *(reads("bias") if bias else ())),
+        (*NUMBERS, "m", "n", "k", "k_step", "xs", "x0", "ys", "y0", "zs", "adds",
+         *(("rank", "ls", "l0", "n1", "n2", "pair0", "pn", "pc") if tail else ()), *(("bias0",) if bias else ())), f"""
+  let tx = lane % {t.n // t.tn}u;
+  let ty = lane / {t.n // t.tn}u;
+  let n0 = group.x * {t.n}u;
+  let m0 = group.y * {t.m}u;
+  let k_begin = group.z * p.k_step;
+  let k_end = min(p.k, k_begin + p.k_step);
+{sums}
+  for (var k0 = k_begin; k0 < k_end; k0 += {t.k}u) {{
+{_loads(t, transposed)}
+    workgroupBarrier();
+{_multiply(t)}
+    workgroupBarrier();
+  }}{_tail(t) if tail else ''}
+{chr(10).join(stores)}
+""", (t.threads, 1), f"var<workgroup> tile_a: array<vec4<f32>, {t.k * (t.m // 4 + 1)}>;\n"
+        f"var<workgroup> tile_b: array<vec4<f32>, {t.k * (t.n // 4 + 1)}>;", blocks(block) + keep)
+
+
+@functools.cache
+def split_sum() -> Kernel:
+    """out[t] (+)= the sum of `slices` slices of part; in vec4s."""
+    return Kernel("split_sum", (*reads("part", of="vec4<f32>"), *writes("out", of="vec4<f32>")),
+                  ("n", "slices", "ps", "zs", "ys", "y0", "adds"), """
+  let i = thread.x;
+  let t = thread.y;
+  if (i >= p.n) { return; }
+  var v = vec4<f32>();
+  for (var z = 0u; z < p.slices; z++) { v += part[z * p.zs + t * p.ps + i]; }
+  if (p.adds != 0u) { v += out[t * p.ys + p.y0 + i]; }
+  out[t * p.ys + p.y0 + i] = v;
+""")
+
+
+@functools.cache
+def gemv(block: str, rows: int, tail: bool = False, bias: bool = False) -> Kernel:
+    """out[t, n] = sum over k of x[t, k] W[n, k], for up to `rows` rows of x: a workgroup makes two columns.
+
+    Every weight is read once, so this is bound by memory; the sum is shared out between the invocations.
+    """
+    sums = "\n".join(f"  var s{t}_{c} = 0.0;" for t in range(rows) for c in range(2))
+    steps = "\n".join(f"    {{ let v = select(vec4<f32>(), x[min({t}u, p.m - 1u) * p.xs + (k >> 2u)], inside);"
+                      f" s{t}_0 += dot(v, a); s{t}_1 += dot(v, b); }}" for t in range(rows))
+    stores = "\n".join(f"  part[{(2 * t + c) * 64}u + lane] = s{t}_{c};" for t in range(rows) for c in range(2))
+    more = """
+    for (var c = 0u; c < p.rank; c++) { sum += low[t * p.ls + p.l0 + c] * pair[p.pair0 + n * p.pn + c * p.pc]; }""" if tail else ""
+    offset = "\n    sum += bias[p.bias0 + n];" if bias else ""
+    return Kernel(
+        f"gemv, {block}, {rows} rows{', pair' * tail}{', bias' * bias}",
+        (*reads("x", of="vec4<f32>"), *reads("w", of="u32"), *writes("out"), *(reads("low", "pair") if tail else ()),
+         *(reads("bias") if bias else ())),
+        (*NUMBERS, "m", "n", "k", "xs", "ys", "y0", *(("rank", "ls", "l0", "pair0", "pn", "pc") if tail else ()),
+         *(("bias0",) if bias else ())), f"""
+  let n0 = (group.x + group.y * 32768u) * 2u;
+{sums}
+  for (var k = lane * 4u; k < p.k; k += 256u) {{
+    let inside = vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(p.k);
+    let a = select(vec4<f32>(), weight4(min(n0, p.n - 1u), k), inside);
+    let b = select(vec4<f32>(), weight4(min(n0 + 1u, p.n - 1u), k), inside);
+{steps}
+  }}
+{stores}
+  workgroupBarrier();
+  for (var step = 32u; step > 0u; step = step >> 1u) {{
+    for (var i = lane; i < {2 * rows}u * step; i += 64u) {{
+      part[(i / step) * 64u + i % step] += part[(i / step) * 64u + i % step + step];
+    }}
+    workgroupBarrier();
+  }}
+  let t = lane >> 1u;
+  let n = n0 + (lane & 1u);
+  if (lane < {2 * rows}u && t < p.m && n < p.n) {{
+    var sum = part[lane * 64u];{more}{offset}
+    out[t * p.ys + p.y0 + n] = sum;
+  }}
+""", (64, 1), f"var<workgroup> part: array<f32, {128 * rows}>;", blocks(block))

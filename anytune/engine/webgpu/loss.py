@@ -1,0 +1,42 @@
+"""Cross-entropy over rows that carry loss, a chunk of them at a time: the logits of all rows never exist at once."""
+
+from __future__ import annotations
+
+from .arrays import Array, row_cuts
+from .groups import Group
+from .kernels import optimizer as _kernels
+from .linear import backward, forward
+
+
+def chunk_rows(e, rows: int, vocabulary: int) -> int:
+    """Rows whose logits exist at once: equal chunks, multiples of 16 where there are several."""
+    most = max(16, e.sizes.logits // vocabulary // 16 * 16)
+    if rows <= most:
+        return rows
+    pieces = -(-rows // most)
+    return -(-rows // pieces // 16) * 16
+
+
+def cross_entropy(e, h: Array, head: Group, targets: Array, scale, gradient: bool):
+    """h [M, d], targets int32 [M] (-1: a row that does not count), scale: a number or an Array [1] -> (sum of losses in
+    nats: a float, or while a stream is run an Array [1]; scale * its gradient [M, d] or None)."""
+    rows, vocabulary = h.rows, head.weights[0].out_features
+    if not isinstance(scale, Array):
+        scale = e.vector([float(scale)])
+    step = chunk_rows(e, rows, vocabulary)
+    losses, total = e.flat(rows, max(rows, e.capacity)), e.flat(1, 16)
+    dh = e.array(rows, h.columns) if gradient else None
+    for low in range(0, rows, step):
+        high = min(low + step, rows)
+        logits = e.array(high - low, head.width, step)
+        forward(e, h[low:high], head, logits)
+        logits = logits.part(0, vocabulary)
+        for a, b in row_cuts(e.device.max_binding, logits):
+            held, factor = targets.bind(), scale.bind()
+            arrays = [logits.bind(a, b), held, *([factor] if gradient else []), losses]
+            numbers = [vocabulary, logits.stride, held.shift + low + a, low + a, *([factor.shift] if gradient else [])]
+            e.commands.run(_kernels.loss_rows(gradient), arrays, tuple(numbers), (b - a,), 20.0 * (b - a) * vocabulary)
+        if gradient:
+            backward(e, (logits,), h[low:high], head, dh[low:high])
+    e.commands.run(_kernels.add_up(), [losses, total], (rows, 0, 0, 0), (1,))
+    return (total if e.recorder.running else float(e.host(total)[0])), dh

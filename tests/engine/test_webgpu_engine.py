@@ -1,0 +1,188 @@
+"""The WebGPU engine as a whole: known answers, gradients against the NumPy engine, generation, halting, resuming, and that
+bindings of any size, recomputing and streaming change only rounding."""
+
+import numpy as np
+import pytest
+
+from anytune.engine.check import known_answers
+from anytune.errors import UserError
+from anytune.model import Lora, load
+from tests.engine.test_torch_engine import cosines, gradients, trainee_of
+from tests.model.conftest import stream
+from tests.support import tiny
+from tests.support.webgpu import need_webgpu
+
+NAMES = ("llama", "qwen2", "qwen3", "gemma3")
+CAPS = ("128MiB", "64KiB", "8KiB")   # of a binding: nothing is cut, some weights are, everything is
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device():
+    need_webgpu()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("webgpu")
+    return {name: tiny.write(folder / f"{name}.gguf", name) for name in NAMES}
+
+
+@pytest.fixture(params=CAPS)
+def cap(request, monkeypatch):
+    monkeypatch.setenv("ANYTUNE_MAX_BINDING", request.param)
+    return request.param
+
+
+def test_known_answers(cap):
+    from anytune.engine.devices import engine_for
+    answers = known_answers(engine_for("webgpu"), ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
+    assert len(answers) > 60 and max(a.error for a in answers) < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_the_numpy_engines(files, cap, name):
+    batch = stream([17, 1, 22, 24])
+    loss, want = gradients(trainee_of(files[name], "numpy"), batch)
+    trainee = trainee_of(files[name], "webgpu")
+    for _ in range(2):   # recorded, replayed
+        found, got = gradients(trainee, batch)
+        assert found == pytest.approx(loss, rel=1e-5)
+        low = min(cosines(trainee, got, want), key=lambda row: row[1])
+        assert low[1] >= 0.9999, low
+        assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
+    assert float(trainee.evaluate(batch)) == pytest.approx(found, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ("qwen3", "gemma3"))
+def test_what_is_held_and_kept_changes_only_rounding(files, name):
+    from anytune.engine.webgpu.sizes import Sizes
+    from tests.engine.test_torch_engine import hold
+    batch, trainee = stream([30, 10, 9]), trainee_of(files[name], "webgpu")
+    loss, want = gradients(trainee, batch)
+    for how, sizes, keep in (("stream", Sizes(), 2), ("stream", Sizes(logits=3000), 0), ("blocks", Sizes(logits=3000), 1)):
+        hold(trainee, how, sizes, keep)
+        for _ in range(2):
+            found, got = gradients(trainee, batch)
+            assert found == pytest.approx(loss, rel=1e-5)
+            assert np.linalg.norm(got - want) <= 2e-5 * np.linalg.norm(want), (how, sizes, keep)
+
+
+def test_recomputing_gives_the_same_bits(files):
+    from tests.engine.test_torch_engine import hold
+    trainee, batch = trainee_of(files["qwen3"], "webgpu"), stream([30, 10])
+    once = gradients(trainee, batch)
+    for keep in (0, 1):
+        hold(trainee, "blocks", keep=keep)
+        again = gradients(trainee, batch)
+        assert once[0] == again[0]
+        np.testing.assert_array_equal(once[1], again[1])
+
+
+def test_steps_of_many_sizes_and_halting(files):
+    """Streams of all lengths replay the right numbers; a step that is not finite stops all that follow."""
+    one, two = trainee_of(files["llama"], "webgpu"), trainee_of(files["llama"], "numpy")
+    for step in range(1, 9):
+        batch = stream([3 + 5 * step, 7], seed=step % 3)
+        losses = [float(t.accumulate(batch, 0.02, step, 0)) for t in (one, two)]
+        norms = [float(t.update(1e-3, step)) for t in (one, two)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4) and norms[0] == pytest.approx(norms[1], rel=1e-3)
+    before = one.state()["parameters"].copy()
+    np.testing.assert_allclose(before, two.state()["parameters"], atol=2e-4)
+    state = one.state()
+    bad = state["parameters"].copy()
+    bad[5] = np.nan
+    one.load_state({**state, "parameters": bad})
+    for step in (9, 10):
+        one.accumulate(stream([20]), 0.02, step, 0)
+        assert np.isnan(float(one.update(1e-3, step)))
+    assert not np.isnan(np.delete(one.state()["parameters"], 5)).any()
+    one.load_state(state)
+    one.accumulate(stream([20]), 0.02, 9, 0)
+    assert np.isfinite(float(one.update(1e-3, 9))) and not np.array_equal(one.state()["parameters"], before)
+
+
+def test_going_on_from_a_state_gives_the_same_bits(files):
+    def steps(trainee, first, last):
+        for step in range(first, last):
+            trainee.accumulate(stream([20 + step, 9], seed=step), 0.02, step, 0)
+            trainee.update(1e-3, step)
+        return trainee.state()
+    whole = steps(trainee_of(files["gemma3"], "webgpu"), 1, 6)
+    half = steps(trainee_of(files["gemma3"], "webgpu"), 1, 3)
+    other = trainee_of(files["gemma3"], "webgpu")
+    other.load_state(half)
+    for name, value in steps(other, 3, 6).items():
+        np.testing.assert_array_equal(value, whole[name])
+
+
+def test_numbers_may_be_read_late(files):
+    trainee = trainee_of(files["llama"], "webgpu")
+    losses = [trainee.accumulate(stream([20], seed=s), 0.02, 1, s) for s in range(5)]
+    again = [float(trainee.accumulate(stream([20], seed=s), 0.02, 1, s)) for s in range(5)]
+    assert [float(x) for x in reversed(losses)] == again[::-1] and len(set(again)) == 5
+
+
+def test_dropout_is_a_mask_of_the_step(files):
+    trainee, batch = trainee_of(files["qwen3"], "webgpu", dropout=0.4), stream([30, 20])
+    first, same, other = (gradients(trainee, batch, step) for step in (1, 1, 2))
+    np.testing.assert_array_equal(first[1], same[1])
+    assert first[0] != other[0] and float(trainee.evaluate(batch)) != first[0]
+    direction = first[1] / np.linalg.norm(first[1])  # the gradient is the slope of the masked loss
+    state, losses = trainee.state(), []
+    for sign in (1, -1):
+        trainee.load_state({**state, "parameters": (state["parameters"] + sign * 5e-3 * direction).astype(np.float32)})
+        losses.append(0.1 * gradients(trainee, batch)[0])
+    assert (losses[0] - losses[1]) / 1e-2 == pytest.approx(np.linalg.norm(first[1]), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_generation_is_the_numpy_engines(files, cap, name):
+    adapter = trainee_of(files[name], "numpy").adapter()
+    feeds = [[[5, 6, 7], [9]], [[8], [4]], [[], [3, 2, 1]], [[7], [7]], [[6], [6]], [[5], [5]]]
+    results = []
+    for device in ("numpy", "webgpu"):
+        decoder = load(files[name], device=device, threads=1).decoder(adapter=adapter, batch=2, context=30)
+        results.append([decoder.feed(tokens) for tokens in feeds])
+    for want, got in zip(*results):
+        np.testing.assert_allclose(got, want, atol=2e-4, rtol=1e-4)
+
+
+def test_a_head_that_is_trained(files):
+    one, two = (trainee_of(files["llama"], device, modules="output,attn_q") for device in ("webgpu", "numpy"))
+    batch = stream([30, 20])
+    found, want = gradients(one, batch), gradients(two, batch)
+    assert found[0] == pytest.approx(want[0], rel=1e-5)
+    assert min(c for _, c in cosines(one, found[1], want[1])) > 0.9999
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("keep", (0, 1, 7))
+def test_the_estimate_is_what_the_pool_takes(files, name, keep):
+    """The count runs on shapes what the engine runs on buffers: every byte of the pool is foreseen."""
+    from tests.engine.test_torch_engine import hold
+    trainee = trainee_of(files[name], "webgpu")
+    keep = min(keep, trainee.config.layers)
+    hold(trainee, "blocks", keep=keep)
+    batch = stream([64], silent=0.0)
+    gradients(trainee, batch)
+    e, model = trainee.engine, trainee.model
+    from anytune.engine.budget import Way
+    from anytune.model.plan import _Counter
+    counter = _Counter(model, {p.name: (p.out_features, p.in_features) for p in trainee.layout.pairs}, trainee.lora, 64, 64)
+    counter.budget = e.budget(model.weights, None)
+    way = Way(0.0, "blocks", e.sizes, "")
+    count = counter.budget.counter(way, 64)
+    counter._run(count, "blocks", keep)
+    assert e.recorder.pool.bytes == pytest.approx(count.bytes, rel=0.02)
+
+
+def test_what_cannot_be_had_is_refused(files, monkeypatch):
+    with pytest.raises(UserError, match="webgpu:9"):
+        load(files["llama"], device="webgpu:9")
+    with pytest.raises(UserError, match="webgpu:x"):
+        load(files["llama"], device="webgpu:x")
+    with pytest.raises(UserError, match="--memory"):
+        load(files["llama"], device="webgpu", memory=1 << 20).trainee(Lora(), ubatch=64)
+    monkeypatch.setenv("ANYTUNE_MAX_BINDING", "100")
+    with pytest.raises(UserError, match="ANYTUNE_MAX_BINDING"):
+        load(files["llama"], device="webgpu")
