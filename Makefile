@@ -4,13 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
+# VULKAN=no: do not see to a software Vulkan device for the tests of --device webgpu.
+VULKAN ?= yes
 
 .PHONY: demo test venv clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(if $(filter yes,$(VULKAN)),$(VENV)/.vulkan)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 venv: $(VENV)/.test
@@ -27,6 +29,10 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 $(VENV)/.test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[test]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.vulkan: $(VENV)/.test
+	$(BIN)/python -m tests.support.webgpu_setup
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis

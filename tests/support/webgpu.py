@@ -1,15 +1,15 @@
 """WebGPU for the tests: a Vulkan device, of software where there is no other."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.require import need
 
-# where a Chromium package, or `make swiftshader`, has left the second software device
-SWIFTSHADER = [Path(folder) / "vk_swiftshader_icd.json"
-               for folder in (os.environ.get("SWIFTSHADER", "/opt/swiftshader"), "/usr/lib/chromium", "/opt/google/chrome")]
+# where webgpu_setup.py leaves it, and where Chromium's packages do
+SWIFTSHADER = [Path(folder) / "vk_swiftshader_icd.json" for folder in (f"{sys.prefix}/swiftshader", "/usr/lib/chromium")]
 
 
 def need_webgpu():

@@ -21,12 +21,19 @@ PIECE = 32 << 20       # bytes that are written between two submits, so that sta
 CACHED_GROUPS = 1 << 16
 
 
-class DeviceError(RuntimeError):
-    """The device failed. kind: memory, lost or other."""
+ADVICE = {
+    "memory": "the device has no memory left ({}): give --memory a little less than what is free, or lower -ub, -c or --lora-rank",
+    "lost": "the device was lost, its driver was reset or removed ({}): run anytune doctor, then the same command again",
+    "other": "the device failed ({}): run anytune doctor",
+}
 
-    def __init__(self, kind: str, text: str):
-        super().__init__(text)
-        self.kind = kind
+
+class DeviceError(UserError, RuntimeError):
+    """The device failed. kind: memory, lost or other; detail: what was said."""
+
+    def __init__(self, kind: str, detail: str):
+        super().__init__(ADVICE[kind].format(detail))
+        self.kind, self.detail = kind, detail
 
 
 def wgpu_module():
@@ -87,7 +94,7 @@ def _kind(text: str) -> str:
     low = text.lower()
     if "out of memory" in low or "not enough memory" in low or "outofmemory" in low:
         return "memory"
-    return "lost" if "lost" in low or "hung" in low else "other"
+    return "lost" if any(word in low for word in ("lost", "hung", "destroyed", "invalid device")) else "other"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from . import replay as _replay
 from . import update as _update
 from .arrays import Array, Pool, lines, row_cuts
 from .budget import Budget
+from .canary import Canary
 from .commands import Commands
 from .device import Device, open_device
 from .failures import explain
@@ -46,6 +47,7 @@ class WebGpuEngine(Composed):
         self.mail, self.streamer = Mail(self), Streamer(self)
         self.recorder, self.updater, self.tokens = _replay.Recorder(self), _update.Updater(self), _decode.TokenTapes(self)
         self.weights: list[Weight] = []
+        self.canary = Canary(self)
         self.tuning = Tuning(self)
         self.begin(np.array([0, 1], np.int32), 0)
 
@@ -219,6 +221,7 @@ class WebGpuEngine(Composed):
         return self.tokens.run(body, ids, spans, rows)
 
     def adamw(self, *args):
+        self.canary.look()
         return self.updater.adamw(*args)
 
     def embed(self, ids: Array, table: Weight, scale: float) -> Array:

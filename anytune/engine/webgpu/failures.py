@@ -17,5 +17,5 @@ def explain(engine, error: Exception, estimate: int | None = None) -> str | None
                 "most. Give --memory a little less than what is free (activations are then computed twice, or weights copied "
                 "for each use), or lower -ub, -c or --lora-rank.")
     what = "was lost (its driver was reset or removed)" if error.kind == "lost" else "failed"
-    return (f"The device {engine.device.name} {what}: {' '.join(str(error).split())[:160]}. Run anytune doctor; the same command "
+    return (f"The device {engine.device.name} {what}: {error.detail[:160]}. Run anytune doctor; the same command "
             "with --resume-from auto goes on from the last checkpoint, on another --device too.")

@@ -1,0 +1,110 @@
+"""Kernels as modules: checked ones compute what trusted ones do, all keep to WebGPU's default limits, and the second
+software device, a stricter one, gives the same answers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anytune.engine.webgpu.kernels import attention, decode, gemm, lookup, low, optimizer, rows
+from anytune.engine.webgpu.kernels.blocks import TYPES
+from tests.engine.test_torch_engine import gradients, trainee_of
+from tests.model.conftest import stream
+from tests.support import tiny
+from tests.support.webgpu import need_webgpu, swiftshader
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from anytune.engine.check import known_answers
+from anytune.engine.devices import engine_for
+from tests.engine.test_torch_engine import gradients, trainee_of
+from tests.model.conftest import stream
+engine = engine_for("webgpu")
+answers = known_answers(engine, ("F32", "Q4_0"))
+loss, found = gradients(trainee_of(Path(sys.argv[1]), "webgpu"), stream([17, 1, 22, 24]))
+np.save(sys.argv[2], found)
+print(json.dumps({"device": engine.device.name, "answers": len(answers), "worst": max(a.error for a in answers), "loss": loss}))
+"""
+
+
+def every_kernel():
+    """One of each kind, and of what makes a difference to its memory or bindings."""
+    yield from (rows.rms_norm(False), rows.rms_norm(True), rows.rms_norm_backward(True), rows.add(), rows.take(), rows.put(),
+                rows.fill(), rows.copy(), rows.dropout(True), optimizer.loss_rows(True), optimizer.add_up(),
+                optimizer.square_sums(), optimizer.settle(), optimizer.adamw(), low.low(), low.gradient(), gemm.split_sum(),
+                decode.store(), attention.inner())
+    for halves in (True, False):
+        for normed in (True, False):
+            yield from (rows.rotate(normed, halves), rows.rotate_backward(normed, halves))
+    for kind in ("silu", "gelu"):
+        yield from (rows.glu(kind), rows.glu_backward(kind))
+    for name in TYPES:
+        yield from (lookup.embed(name), gemm.gemv(name, 8, True, True))
+        yield from (gemm.gemm(name, way, gemm.Tile(), True, True) for way in (True, False))
+    for size in (8, 64, 128, 256):
+        yield from (attention.attention(size), decode.attend(size),
+                    *(attention.attention_backward(size, wanted) for wanted in ("dq", "dk", "dv")))
+
+
+def shared_bytes(text):
+    """Workgroup memory of a module: its declarations are arrays of constants."""
+    import re
+    sizes = {"f32": 4, "vec4<f32>": 16, "vec2<u32>": 8}
+    found = re.findall(r"var<workgroup> \w+: (?:array<([^;]+), (\d+)>|(vec2<u32>));", text)
+    assert len(found) == text.count("var<workgroup>")
+    return sum(sizes[kind] * int(count) if kind else sizes[one] for kind, count, one in found)
+
+
+def test_kernels_keep_to_the_default_limits():
+    from anytune.engine.webgpu.device import WORDS
+    seen = set()
+    for kernel in every_kernel():
+        assert len(kernel.arrays) <= 8, kernel.name
+        assert kernel.size[0] * kernel.size[1] <= 256 and len(kernel.numbers) <= WORDS, kernel.name
+        assert shared_bytes(kernel.text()) <= 16384, kernel.name
+        seen.add(kernel.name)
+    assert len(seen) > 80
+
+
+def test_kernels_compile_with_all_checks():
+    """Also those that no other test's shapes need; naga validates each."""
+    need_webgpu()
+    from anytune.engine.webgpu.device import open_device
+    device = open_device(trusted=False)
+    for kernel in every_kernel():
+        device._module(kernel.text())
+        device._module(kernel.text(all_writable=True))
+
+
+def test_checked_and_trusted_modules_agree(tmp_path, monkeypatch):
+    need_webgpu()
+    path, found = tiny.write(tmp_path / "gemma3.gguf", "gemma3"), []
+    for checked in ("", "1"):
+        monkeypatch.setenv("ANYTUNE_WEBGPU_CHECKED", checked)
+        trainee = trainee_of(path, "webgpu")
+        assert trainee.engine.device.trusted == (not checked)
+        found.append(gradients(trainee, stream([17, 1, 22])))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+def test_swiftshader_gives_the_same_answers(tmp_path):
+    driver = swiftshader()
+    path = tiny.write(tmp_path / "qwen3.gguf", "qwen3")
+    loss, want = gradients(trainee_of(path, "numpy"), stream([17, 1, 22, 24]))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VK_DRIVER_FILES": str(driver), "VK_ICD_FILENAMES": str(driver),
+                   "ANYTUNE_MAX_BINDING": "64KiB"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, path, tmp_path / "g.npy"], capture_output=True, text=True, timeout=170,
+                          env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    facts, got = json.loads(done.stdout), np.load(tmp_path / "g.npy")
+    assert "SwiftShader" in facts["device"] and facts["answers"] > 40 and facts["worst"] < 1e-5
+    assert facts["loss"] == pytest.approx(loss, rel=1e-5)
+    assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
