@@ -153,6 +153,14 @@ def existing_file(path: str | Path, what: str) -> Path:
     return path
 
 
+def read_text(path: str | Path) -> str:
+    """The UTF-8 text in a file. Raises UserError."""
+    try:
+        return existing_file(path, "text").read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: convert it first.") from None
+
+
 def load_model(name: str, engine: dict[str, Any]) -> Model:
     """Open the model on the device that the options ask for."""
     path = model_path(name)

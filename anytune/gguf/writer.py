@@ -28,7 +28,7 @@ KIND_NUMBERS = {name: number for number, name in KIND_IDS.items()}
 DTYPE_KINDS = {np.dtype("<" + code): name for name, code in SCALARS.items()} | {np.dtype(bool): "bool"}
 PIECE = 1 << 20  # weights quantized at a time
 
-Data = np.ndarray | Callable[[], np.ndarray]
+Data = np.ndarray | Callable[[], np.ndarray | Iterable[np.ndarray]]
 
 
 def write_gguf(path: str | os.PathLike, metadata: Mapping[str, Any],
@@ -40,7 +40,8 @@ def write_gguf(path: str | os.PathLike, metadata: Mapping[str, Any],
     uint32 (int32 if negative, 64 bits if large), float is float32, an array keeps its dtype, a list is an
     array.
     tensors: (name, shape in NumPy's order, type name, data); data is a float32 array of that shape (quantized
-    here), or uint8 blocks, or a function that returns one of these when its turn has come.
+    here), or uint8 blocks, or a function that returns one of these, or portions of uint8 blocks, when its turn has
+    come.
     ValueError for what GGUF cannot hold (the caller's mistake), UserError if the file cannot be written.
     """
     tensors = list(tensors)
@@ -140,9 +141,14 @@ def _check(name: str, shape: tuple[int, ...], block: BlockType) -> int:
     return math.prod(shape[:-1]) * block.row_bytes(shape[-1])
 
 
-def _write_tensor(file: IO, name: str, shape: tuple[int, ...], block: BlockType, data: np.ndarray,
-                  nbytes: int) -> None:
-    if data.dtype == np.uint8 and data.nbytes == nbytes:
+def _write_tensor(file: IO, name: str, shape: tuple[int, ...], block: BlockType,
+                  data: np.ndarray | Iterable[np.ndarray], nbytes: int) -> None:
+    if not isinstance(data, np.ndarray):
+        start = file.tell()
+        file.writelines(np.ascontiguousarray(part) for part in data)
+        if file.tell() - start != nbytes:
+            raise ValueError(f"{name}: {file.tell() - start} bytes came instead of {nbytes}")
+    elif data.dtype == np.uint8 and data.nbytes == nbytes:
         file.write(np.ascontiguousarray(data))
     elif data.dtype == np.float32 and data.shape == shape:
         rows = data.reshape(-1, shape[-1])

@@ -10,7 +10,7 @@ import anytune
 from anytune.cli import main as entry
 from anytune.cli.main import cli as root
 
-COMMANDS = ["pull", "info", "train", "generate", "chat", "verify", "doctor"]
+COMMANDS = ["pull", "info", "train", "generate", "chat", "verify", "quantize", "imatrix", "perplexity", "doctor"]
 
 
 def one_sentence(outcome, *words):

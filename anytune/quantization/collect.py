@@ -1,0 +1,65 @@
+"""Measuring importance: the mean squares of what goes into each product, over a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anytune.likelihood.windows import Forward, windows
+from anytune.model.transformer import Layer
+
+if TYPE_CHECKING:
+    from anytune.model import Model
+
+LINEARS = {"qkv": ("attn_q", "attn_k", "attn_v"), "out": ("attn_output",), "gate_up": ("ffn_gate", "ffn_up"),
+           "down": ("ffn_down",)}  # a layer's groups, and the tensors in them
+
+
+class Watch:
+    """An engine whose products note the squares of their inputs; everything else is the engine's own."""
+
+    def __init__(self, engine: Any, layers: Sequence[Layer]):
+        self._engine = engine
+        self._names = {id(getattr(layer, group)): [f"blk.{i}.{part}.weight" for part in parts]
+                       for i, layer in enumerate(layers) for group, parts in LINEARS.items()}
+        self.sums: dict[str, np.ndarray] = {}
+        self.tokens = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def linear(self, x: Any, group: Any) -> tuple:
+        values = np.asarray(self._engine.view(x), np.float32)
+        squares = np.einsum("ij,ij->j", values, values, dtype=np.float64)
+        for name in self._names[id(group)]:
+            self.sums[name] = self.sums.get(name, 0) + squares
+        return self._engine.linear(x, group)
+
+    def norm_linear(self, x: Any, gain: Any, eps: float, group: Any) -> tuple:
+        return self.linear(self._engine.rms_norm(x, gain, eps), group)
+
+    def glu_linear(self, gate: Any, up: Any, activation: str, group: Any) -> tuple:
+        return self.linear(self._engine.glu(gate, up, activation), group)
+
+
+def collect(model: Model, text: str, *, context: int | None = None, chunks: int | None = None, batch: int = 2048,
+            progress: Callable[[int, int], None] | None = None) -> tuple[dict[str, np.ndarray], int, int]:
+    """(weight name -> sums of squares of its input's columns, tokens, windows) over the windows of `text`.
+
+    context: tokens of a window, 512 or what the model can take; chunks: windows at most; batch: tokens run at once.
+    progress: called with (tokens done, of how many). Raises UserError for a text shorter than one window.
+    """
+    pieces = windows(model, text, context, chunks, least=1)
+    context = len(pieces[0])
+    forward = Forward(model, context)
+    watch = Watch(forward.engine, forward.layers)
+    step = max(1, batch // context)
+    for lo in range(0, len(pieces), step):
+        some = pieces[lo:lo + step]
+        forward.hidden(some, watch)
+        watch.tokens += len(some) * context
+        if progress is not None:
+            progress(watch.tokens, len(pieces) * context)
+    return watch.sums, watch.tokens, len(pieces)
