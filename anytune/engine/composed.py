@@ -6,6 +6,8 @@ from __future__ import annotations
 class Composed:
     """Mixed into an engine. base.py says what the operations mean."""
 
+    keeps_turned = False
+
     def norm_linear(self, x, gain, eps: float, group):
         return self.linear(self.rms_norm(x, gain, eps), group)
 

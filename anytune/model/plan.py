@@ -130,14 +130,12 @@ class _Counter:
         starts[-1] = tokens
         e.begin(starts, tokens)
         ids = range(tokens)
-        x, tape = forward(e, layers, e.embed(ids, weights.embedding, 1.0), c, ids, self.lowest, keep)
-        top = e.take(x, ids)
+        top, tape = forward(e, layers, e.embed(ids, weights.embedding, 1.0), c, ids, ids, self.lowest, keep)
         h = e.rms_norm(top, None, c.eps)
         _, dh = e.cross_entropy(h, head, ids, 1.0, True)
         del h
         if self.trained:
-            dtop = e.rms_norm_backward(dh, top, None, c.eps)
-            dx = e.put(dtop, ids, tokens)
-            del x, top, dh, dtop
-            backward(e, layers, dx, c, ids, self.lowest, keep, tape)
+            dx = e.rms_norm_backward(dh, top, None, c.eps)
+            del top, dh
+            backward(e, layers, dx, c, ids, ids, self.lowest, keep, tape)
         return [*groups, head]

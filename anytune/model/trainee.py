@@ -97,27 +97,24 @@ class LoraTrainee:
 
     def _train(self, s: Stream):
         e = self.engine
-        x, tape, h, top = self._forward(s, self.lowest)
-        tokens = s.ids.shape[0]
+        tape, h, top = self._forward(s, self.lowest)
         loss, dh = e.cross_entropy(h, self.head, s.targets, s.scale, True)
         del h
         if self.lowest < len(self.layers):
-            dtop = e.rms_norm_backward(dh, top, self.model.weights.output_norm, self.config.eps)
-            dx = e.put(dtop, s.rows, tokens)
-            del x, top, dh, dtop
-            backward(e, self.layers, dx, self.config, s.positions, self.lowest, self.keep, tape)
+            dx = e.rms_norm_backward(dh, top, self.model.weights.output_norm, self.config.eps)
+            del top, dh
+            backward(e, self.layers, dx, self.config, s.positions, s.rows, self.lowest, self.keep, tape)
         return loss
 
     def _measure(self, s: Stream):
-        h = self._forward(s, len(self.layers))[2]
+        h = self._forward(s, len(self.layers))[1]
         return self.engine.cross_entropy(h, self.head, s.targets, s.scale, False)[0]
 
     def _forward(self, s: Stream, lowest: int):
         e, weights = self.engine, self.model.weights
         x = e.embed(s.ids, weights.embedding, weights.embedding_scale)
-        x, tape = forward(e, self.layers, x, self.config, s.positions, lowest, self.keep)
-        top = e.take(x, s.rows)
-        return x, tape, e.rms_norm(top, weights.output_norm, self.config.eps), top
+        top, tape = forward(e, self.layers, x, self.config, s.positions, s.rows, lowest, self.keep)
+        return tape, e.rms_norm(top, weights.output_norm, self.config.eps), top
 
     def update(self, lr: float, step: int, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
                weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> float:

@@ -53,16 +53,17 @@ def attention_block(e, x, layer: Layer, config: Config, positions):
     if layer.head_norms is None:
         q, k = turned_q, turned_k
     o, sums = e.attention(turned_q, turned_k, v, layer.heads)
+    turned = (turned_q, turned_k) if e.keeps_turned and layer.head_norms else None
     del turned_q, turned_k
     (y,) = e.linear(o, layer.out)
     if layer.post_attn_norm is None:
-        return e.add(x, y), (x, q, k, v, o, sums, None)
-    return e.add(x, e.rms_norm(y, layer.post_attn_norm, config.eps)), (x, q, k, v, o, sums, y)
+        return e.add(x, y), (x, q, k, v, turned, o, sums, None)
+    return e.add(x, e.rms_norm(y, layer.post_attn_norm, config.eps)), (x, q, k, v, turned, o, sums, y)
 
 
 def attention_block_backward(e, dout, saved, layer: Layer, config: Config, positions, below: Layer | None):
     """dout: [T, d] -> dx [T, d], or None without a layer below that is trained. Adds to the low-rank gradients."""
-    x, q, k, v, o, sums, y = saved
+    x, q, k, v, turned, o, sums, y = saved
     dy = dout if y is None else e.rms_norm_backward(dout, y, layer.post_attn_norm, config.eps)
     del y
     needed = below is not None or bool(layer.qkv.rank)
@@ -71,7 +72,8 @@ def attention_block_backward(e, dout, saved, layer: Layer, config: Config, posit
     if not needed:
         return None
     how = (layer.head_norms, config.eps, layer.rope, positions, layer.heads, config.arch.halves)
-    turned = e.rotate(q, k, *how) if layer.head_norms else (q, k)
+    if turned is None:
+        turned = e.rotate(q, k, *how) if layer.head_norms else (q, k)
     dq, dk, dv = e.attention_backward(do, *turned, v, o, sums, layer.heads)
     del do, o, v, turned
     dq, dk = e.rotate_backward(dq, dk, q, k, *how)
@@ -103,14 +105,16 @@ def mlp_block_backward(e, dout, saved, layer: Layer, config: Config, need_dx: bo
                                   layer.out if layer.post_attn_norm is None else None)
 
 
-def layer_forward(e, x, layer: Layer, config: Config, positions):
-    """x -> (next x, (saved by attention, saved by the MLP))."""
+def layer_forward(e, x, layer: Layer, config: Config, positions, rows=None):
+    """x -> (next x, (saved by attention, saved by the MLP)). rows: the only ones that are wanted, int32 [M], or None: all."""
     x, attention_saved = attention_block(e, x, layer, config, positions)
+    if rows is not None:    # nothing after attention looks at another row
+        x = e.take(x, rows)
     x, mlp_saved = mlp_block(e, x, layer, config)
     return x, (attention_saved, mlp_saved)
 
 
-def layer_backward(e, dx, saved, layer: Layer, config: Config, positions, below: Layer | None):
+def layer_backward(e, dx, saved, layer: Layer, config: Config, positions, below: Layer | None, rows=None):
     """dx of the layer's output -> dx of its input (None if there is no trained layer `below`)."""
     attention_saved, mlp_saved = saved
     into_attention = below is not None or layer.trains_attention
@@ -118,11 +122,13 @@ def layer_backward(e, dx, saved, layer: Layer, config: Config, positions, below:
     del mlp_saved
     if not into_attention:
         return None
+    if rows is not None:
+        dx = e.put(dx, rows, len(positions))
     return attention_block_backward(e, dx, attention_saved, layer, config, positions, below)
 
 
-def forward(e, layers: list[Layer], x, config: Config, positions, lowest: int, keep: int):
-    """Run all layers. -> (x, tape): per layer what its backward needs, its input alone, or None.
+def forward(e, layers: list[Layer], x, config: Config, positions, rows, lowest: int, keep: int):
+    """Run all layers. -> (x [M, d] of the given rows, tape): per layer what its backward needs, its input alone, or None.
 
     Layers below `lowest` keep nothing (no backward goes there). Of the others the last `keep` keep all, the
     rest only their input, from which the backward runs them again.
@@ -131,18 +137,18 @@ def forward(e, layers: list[Layer], x, config: Config, positions, lowest: int, k
     for number, layer in enumerate(layers):
         full = number >= max(lowest, len(layers) - keep)
         before = x
-        x, saved = layer_forward(e, x, layer, config, positions)
+        x, saved = layer_forward(e, x, layer, config, positions, rows if number == len(layers) - 1 else None)
         tape.append(saved if full else e.park(before) if number >= lowest else None)
         del before, saved
     return x, tape
 
 
-def backward(e, layers: list[Layer], dx, config: Config, positions, lowest: int, keep: int, tape: list) -> None:
-    """Walk back from dx [T, d] to the lowest trained layer; consumes the tape. Gradients are added in place."""
+def backward(e, layers: list[Layer], dx, config: Config, positions, rows, lowest: int, keep: int, tape: list) -> None:
+    """Walk back from dx [M, d] of the last layer's rows to the lowest trained layer; consumes the tape. Gradients are added in place."""
     for number in range(len(layers) - 1, lowest - 1, -1):
-        saved = tape.pop()
+        saved, wanted = tape.pop(), rows if number == len(layers) - 1 else None
         if number < len(layers) - keep:
-            saved = layer_forward(e, e.fetch(saved), layers[number], config, positions)[1]
+            saved = layer_forward(e, e.fetch(saved), layers[number], config, positions, wanted)[1]
         below = layers[number - 1] if number > lowest else None
-        dx = layer_backward(e, dx, saved, layers[number], config, positions, below)
+        dx = layer_backward(e, dx, saved, layers[number], config, positions, below, wanted)
         del saved

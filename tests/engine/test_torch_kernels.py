@@ -24,13 +24,14 @@ if importlib.util.find_spec("triton"):
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LIMIT = {F32: 2e-5, F16: 2e-3, BF16: 1.6e-2}
 NAMES = {"norm": ("rms_norm", "rms_norm_backward"), "rotate": ("rotate", "rotate_backward"), "glu": ("glu", "glu_backward"),
-         "low": ("low", "gradients"), "loss": ("loss_rows",), "optimizer": ("square_sum", "adamw"), "place": ("place",),
+         "glu_gradients": ("glu_gradients",),
+         "low": ("low", "gradients"), "few_gradients": ("gradients_of_groups",), "loss": ("loss_rows",), "optimizer": ("square_sum", "adamw"), "place": ("place",),
          "dropout": ("dropout",)}
 
 
 def twins() -> dict:
     """The plain modules by the kernels' names."""
-    return {name: plain_low if name in ("low", "place") else plain_optimizer if name == "optimizer" else plain for name in NAMES}
+    return {name: plain_low if name in ("low", "few_gradients", "place") else plain_optimizer if name == "optimizer" else plain for name in NAMES}
 
 
 def functions(modules: dict) -> SimpleNamespace:
@@ -65,11 +66,12 @@ def f(request, monkeypatch):
               for name in ("norm", "norm_backward", "low", "glu", "glu_backward")}
     for module in skinny.values():
         monkeypatch.setattr(module, "SMALL", 0 if many else 512)
-    for name, shared in (("low", not many), ("glu", True), ("glu_backward", many)):
-        config = skinny[name].MANY if many else skinny[name].FEW
+    for name, shared in (("low", not many), ("glu", True), ("glu_backward", True)):
+        config = skinny[name].MANY if many and name != "glu_backward" else skinny[name].FEW
         monkeypatch.setitem(config, "BLOCK", 32)
         monkeypatch.setitem(config, "SHARE", 64 if shared else 4096)
     monkeypatch.setitem(skinny["low"].GRADIENTS, "SHARE", 16 if many else 512)
+    monkeypatch.setitem(modules["glu_gradients"].CONFIG, "SHARE", 8 if many else 512)
     monkeypatch.setattr(modules["loss"], "WIDTH", 64)
     return functions(modules)
 
@@ -162,6 +164,9 @@ def test_rms_norm_backward_with_its_reader(f, dtype, rows, n, rank, turned):
     (dy, x, residual), gain = [view(rows, n, dtype) for _ in range(3)], view(1, n)[0]
     b = view(rank, n, dtype).t() if turned else view(n, rank, dtype)
     want, out, normed, low = empty(rows, n, dtype), empty(rows, n, dtype), empty(rows, n, dtype), empty(rows, rank, dtype)
+    inverse = torch.full((rows,), float("nan"), device=DEVICE)
+    f.rms_norm_backward(dy, x, gain, 1e-4, residual, out, inverse=inverse, b=b, low=low)
+    close(inverse, 1 / np.sqrt((double(x) ** 2).mean(1) + 1e-4), LIMIT[F32])
     for more in (None, residual):
         f.rms_norm_backward(dy, x, gain, 1e-4, more, want)
         f.rms_norm_backward(dy, x, gain, 1e-4, more, out, b=b, low=low)
@@ -252,6 +257,26 @@ def test_glu_backward_with_its_reader(f, dtype, rows, n, rank, turned):
     kept(again)
 
 
+@pytest.mark.parametrize("rows, n, ranks", [(3, 33, (3, 3, 3)), (70, 300, (16, 16, 16)), (35, 150, (5, 17, 32))])
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_glu_gradients(f, dtype, activation, rows, n, ranks):
+    """The same backward as glu_backward's, and sums over the rounded arrays; padding behind the ranks is not read."""
+    r, r1, r2 = ranks
+    gate, up, dy = (view(rows, n, dtype) for _ in range(3))
+    low_dy, low_x = view(rows, r + 5, dtype), view(rows, r1 + r2 + 7, dtype)
+    first, second, again, dgate, dup = (empty(rows, n, dtype) for _ in range(5))
+    f.glu_backward(dy, gate, up, activation, first, second, again)
+    grads = [torch.full(shape, 0.5, device=DEVICE) for shape in ((r, n), (n, r1), (n, r2))]
+    low_dy[:, r:] = low_x[:, r1 + r2:] = float("nan")
+    f.glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, *grads, 2.0)
+    close(dgate, first, LIMIT[dtype] / 2)
+    close(dup, second, LIMIT[dtype] / 2)
+    close(grads[0], 0.5 + 2 * double(low_dy[:, :r]).T @ double(again), LIMIT[dtype] / 2)
+    close(grads[1], 0.5 + double(dgate).T @ double(low_x[:, :r1]), LIMIT[F32])
+    close(grads[2], 0.5 + double(dup).T @ double(low_x[:, r1:r1 + r2]), LIMIT[F32])
+    kept(dgate, dup)
+
+
 def test_glu_at_extremes(f):
     gate = torch.tensor([[-1e4, -90.0, 0.0, 90.0, 1e4, float("nan")]], device=DEVICE)
     up = torch.ones_like(gate)
@@ -297,6 +322,35 @@ def test_gradients(f, dtype, rows, unit):
     close(flat, want, 2e-5)
     assert (flat[:2 * unit] == 0.25).all() and (flat[-3 * unit:] == 0.25).all()
     f.gradients(x, low_dy, dy, low_x, gradient_table([None], features, columns, DEVICE), flat, 0.5)
+    close(flat, want, 2e-5)
+    halves = torch.full_like(flat, 0.25)
+    table = gradient_table(parts, features, columns, DEVICE)
+    f.gradients(x, low_dy, None, low_x, table, halves, 0.5)
+    f.gradients(None, low_dy, dy, low_x, table, halves, 0.5)
+    assert torch.equal(halves, flat)
+    gain, inverse = view(1, features)[0], view(1, rows)[0]
+    normed = (double(x) * double(inverse)[:, None] * double(gain))
+    want = torch.full_like(flat, 0.25)
+    f.gradients(x, low_dy, dy, low_x, table, halves.fill_(0.25), 0.5, (gain, inverse))
+    f.gradients(torch.as_tensor(normed).to(DEVICE).to(dtype), low_dy, dy, low_x, table, want, 0.5)
+    close(halves, want, LIMIT[dtype])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_gradients_of_groups(f, dtype, count):
+    """As each group by itself, whatever their widths and ranks."""
+    items, at, rows = [], 0, 40
+    for number in range(count):
+        features, width, rank = 70 + 16 * number, 90 - 7 * number, (3, 16, 5, 1)[number]
+        table = gradient_table([None, Part(10, width, 0, rank, at, at + rank * features)], features, 16 * (1 + number % 2), DEVICE)
+        at += rank * (features + width - 10)
+        columns = 16 * (1 + number % 2)
+        items.append((view(rows, features, dtype), view(rows, columns, dtype), view(rows, width, dtype), view(rows, columns, dtype),
+                      table, 0.5 + number))
+    flat, want = torch.full((at,), 0.25, device=DEVICE), torch.full((at,), 0.25, device=DEVICE)
+    f.gradients_of_groups(items, flat)
+    for item in items:
+        plain_low.gradients(*item[:5], want, item[5])
     close(flat, want, 2e-5)
 
 
@@ -431,6 +485,9 @@ def test_results_repeat_to_the_bit(f):
         f.glu_backward(dy, x, y, "silu", outs[1], outs[2], b=w, low=lows[2])
         f.rms_norm(x, y[0], 1e-5, outs[3], a=a, low=lows[3])
         f.rms_norm_backward(dy, x, y[0], 1e-5, y, outs[4], b=w[:300], low=lows[4])
+        pairs = [torch.zeros(size, device=DEVICE) for size in ((8, 300), (300, 8), (300, 9))]
+        f.glu_gradients(dy, x, y, "silu", outs[1], outs[2], w[:150], w[150:300], *pairs, 1.0)
+        lows += pairs
         results.append((flat, *lows, *outs))
     assert all(torch.equal(one, other) for more in results[1:] for one, other in zip(results[0], more))
 
@@ -443,7 +500,8 @@ def test_at_the_sizes_of_a_model(tokens):
     gain, a, wide = view(1, size)[0], view(rank, size, BF16, spare=64), view(tokens, 2 * hidden, BF16, spare=64)
     x, y, low_x, low_dy = (view(tokens, n, BF16, spare=64) for n in (size, size, rank, rank))
     w, down = view(2 * hidden, rank, BF16, spare=size), view(rank, hidden, BF16, spare=64)
-    parts = [Part(0, hidden, 0, 16, 0, 65536), Part(hidden, 2 * hidden, 16, 48, 16 * size, 65536 + 16 * hidden)]
+    behind = 48 * size   # of every A
+    parts = [Part(0, hidden, 0, 16, 0, behind), Part(hidden, 2 * hidden, 16, 48, 16 * size, behind + 16 * hidden)]
     table = gradient_table(parts, size, rank, DEVICE)
     targets = torch.randint(-1, 2 * hidden, (tokens,), dtype=torch.int32, device=DEVICE)
     results = []
@@ -456,10 +514,14 @@ def test_at_the_sizes_of_a_model(tokens):
         f.glu(wide[:, :hidden], wide[:, hidden:], "silu", product, a=down, low=riding_too, keep=keep_too)
         f.glu_backward(product, wide[:, :hidden], wide[:, hidden:], "silu", dgate, dup, b=w, low=low_of_both)
         f.low(wide, w, skinny)
+        pairs = [torch.zeros(size, device=DEVICE) for size in ((16, hidden), (hidden, 16), (hidden, 32))]
+        f.glu_gradients(product, wide[:, :hidden], wide[:, hidden:], "silu", dgate, dup, low_dy, low_x, *pairs, 2.0)
         flat = torch.zeros(1 << 20, device=DEVICE)
         f.gradients(x, low_dy, wide, low_x, table, flat, 2.0)
         logits, losses = wide.clone(), torch.empty(tokens, device=DEVICE)
         f.loss_rows(logits, targets, torch.ones(1, device=DEVICE), losses, True)
-        results.append([*outs, flat, logits, losses])
-    for got, want in zip(results[1], results[0]):
+        results.append([*outs, flat, logits, losses, *pairs])
+    for got, want in zip(results[1][:-3], results[0]):
         close(got, want, LIMIT[BF16] if got.dtype == BF16 else 2e-5)
+    for got, want in zip(results[1][-3:], results[0][-3:]):  # of arrays that were rounded, here and there not alike
+        close(got, want, LIMIT[BF16])

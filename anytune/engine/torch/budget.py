@@ -20,8 +20,8 @@ HOLDS = (("dense", 0.0, "weights are dequantized once"),
          ("blocks", 0.06, "weights stay in their GGUF blocks and are dequantized for each use"),
          ("stream", 0.5, "weights stay in the host's memory and are copied for each use"))
 SHARD = ("shard", 0.12, "each process holds a slice of the weights' GGUF blocks and gathers the others for each use")
-PIECES = ((Sizes(), 0.0, ""), (LEAN, 0.01, "; the loss takes few rows at a time"),
-          (AWAY, 0.04, "; the loss takes few rows at a time; layer inputs wait in the host's memory"))
+PIECES = ((Sizes(turned=True), 0.0, ""), (Sizes(), 0.01, ""), (LEAN, 0.02, "; the loss takes few rows at a time"),
+          (AWAY, 0.05, "; the loss takes few rows at a time; layer inputs wait in the host's memory"))
 WORKSPACE = 48 * MIB     # cuBLAS's, and small things that no count sees
 
 

@@ -6,6 +6,7 @@ torch's own count on a GPU.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from anytune.engine.base import Heads
@@ -71,9 +72,9 @@ class TorchCount(Composed):
 
     def __init__(self, engine, sizes, hold: str):
         self.item, self.head_item = (torch.empty(0, dtype=t).element_size() for t in (engine.act, engine.dtype))
-        self.shards = engine.shards
+        self.shards, self.few, self.most = engine.shards, engine.f.few, engine.f.most
         self.sizes, self.hold, self.room, self.training, self.flops = sizes, hold, 0, False, 0.0
-        self.live = Live()
+        self.live, self.span = Live(), 0.0
 
     @property
     def bytes(self) -> int:
@@ -94,7 +95,8 @@ class TorchCount(Composed):
         return scratch + max(m.nbytes for m in matrices.values())
 
     def begin(self, starts, capacity, key=(0, 0, 0)) -> None:
-        pass
+        lengths = np.diff(starts)
+        self.span = float((lengths ** 2).sum() / max(1, lengths.sum()))    # keys before and after a token, on average
 
     def array(self, rows: int, columns: int, room: int | None = None) -> Shape:
         stride = align(columns + (self.room if room is None else room))
@@ -110,7 +112,7 @@ class TorchCount(Composed):
         return Frozen(gguf.tensors[name], hold)
 
     def constant(self, gguf, name):
-        return None
+        return gguf.tensors[name].shape     # only whether there is one is asked
 
     def vector(self, values):
         return values
@@ -119,6 +121,10 @@ class TorchCount(Composed):
 
     def group(self, weights, biases=None, slots=None, dropout=0.0, number=0):
         return Group(weights, None, slots, dropout, number)
+
+    @property
+    def keeps_turned(self) -> bool:
+        return self.sizes.turned
 
     # ---- operations
     def embed(self, ids, table, scale):
@@ -189,19 +195,20 @@ class TorchCount(Composed):
 
     def glu_linear_backward(self, dy, gate, up, activation, group, then, need_dx=True):
         da = self.linear_backward((dy,), gate, group, need_dx)
-        again = self.array(*gate.shape)
+        together = gate.shape[0] > self.few and then.rank and group.rank and max(then.rank // 2, group.rank) <= self.most
+        again = None if together else self.array(*gate.shape)
         both = self.glu_backward(da, gate, up, activation) if need_dx else None
         del again
         return both
 
     def attention(self, q, k, v, heads: Heads):
         tokens = q.shape[0]
-        self.flops += 2.0 * tokens * heads.queries * heads.size * (heads.window or tokens)
+        self.flops += 2.0 * tokens * heads.queries * heads.size * min(heads.window or self.span, self.span)
         return self.array(tokens, heads.queries * heads.size), Shape((tokens,), self.float32(tokens, heads.queries))
 
     def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
         tokens, wide, narrow = q.shape[0], heads.queries * heads.size, heads.keys * heads.size
-        self.flops += 5.0 * tokens * heads.queries * heads.size * (heads.window or tokens)
+        self.flops += 5.0 * tokens * heads.queries * heads.size * min(heads.window or self.span, self.span)
         both = self.array(tokens, wide + 2 * narrow)
         delta = self.float32(tokens, heads.queries)
         del delta

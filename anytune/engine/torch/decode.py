@@ -15,6 +15,7 @@ import torch
 from anytune.engine.base import Heads
 
 from .linear import linear, product
+from .replay import capture
 from .weights import Group
 
 Tensor = torch.Tensor
@@ -200,8 +201,7 @@ class Token:
         if self.runs == 1:
             return self._forward()
         if self.graph is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with capture() as graph:
                 self.logits = self._forward()
             self.graph = graph
         self.graph.replay()

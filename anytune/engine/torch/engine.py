@@ -52,6 +52,7 @@ class TorchEngine(Composed):
         self.scratch: Tensor | None = None       # the matrix of a group that is not held dense
         self.team, self.shards = None, 1         # the ranks of a job, and how many share the blocks
         self.parking = Parking(self.device)
+        self.pending: list[tuple] = []           # operands of gradients that are made together; see linear.py
         self.recorder = _replay.Recorder(self)
         self.updater = _update.Updater(self)
         self.tokens = _decode.TokenGraphs(self)
@@ -142,7 +143,8 @@ class TorchEngine(Composed):
         return real(x).to("cpu", torch.float32).numpy()
 
     def load(self, x: Tensor, values) -> None:
-        x.copy_(torch.as_tensor(np.ascontiguousarray(values, np.float32)).view(x.shape))
+        # a copy, since a checkpoint's arrays are read-only maps, of which torch warns
+        x.copy_(torch.from_numpy(np.array(values, np.float32)).view(x.shape))
         self.updater.loaded()
 
     def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0) -> Group:
@@ -177,6 +179,10 @@ class TorchEngine(Composed):
 
     def identity(self) -> dict:
         return {"engine": self.name, "dtype": str(self.dtype).removeprefix("torch."), "compiled": self.compiled}
+
+    @property
+    def keeps_turned(self) -> bool:
+        return self.sizes.turned
 
     # ---- operations -------------------------------------------------------------------------------------
 

@@ -7,12 +7,15 @@ from types import SimpleNamespace
 
 
 def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
-    """The engine's functions by name. tf32: kernels may round float32 operands of products to 10 bits of mantissa."""
+    """The engine's functions by name. tf32: kernels may round float32 operands of products to 10 bits of mantissa.
+
+    few: tokens up to which glu_backward is faster than glu_gradients, most: ranks of a pair which that can take.
+    """
     from . import attention, blocks, plain, plain_low, plain_optimizer
-    found = {"dequantize": blocks.dequantize_into, "gather": blocks.gather_into}
+    found = {"dequantize": blocks.dequantize_into, "gather": blocks.gather_into, "few": 0, "most": 1 << 30}
     for module, names in ((plain, ("rms_norm", "rms_norm_backward", "rotate", "rotate_backward", "glu", "glu_backward",
-                                   "loss_rows", "dropout")),
-                          (plain_low, ("low", "gradients", "place")), (plain_optimizer, ("square_sum", "adamw")),
+                                   "glu_gradients", "loss_rows", "dropout")),
+                          (plain_low, ("low", "gradients", "gradients_of_groups", "place")), (plain_optimizer, ("square_sum", "adamw")),
                           (attention, ("attention", "attention_backward", "attend_cache"))):
         found |= {name: getattr(module, name) for name in names}
     if triton:
@@ -22,8 +25,8 @@ def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
 
 def _triton(tf32: bool) -> dict:
     from . import blocks
-    from .kernels import (attention, attention_backward, decode_attention, dequant, dropout, gemv, glu, loss, low, norm,
-                          optimizer, place, rotate)
+    from .kernels import (attention, attention_backward, decode_attention, dequant, dropout, few_gradients, gemv, glu, glu_backward,
+                          glu_gradients, loss, low, norm, optimizer, place, rotate)
 
     def dequantize(raw, name, out):
         (dequant.dequantize if name in dequant.SUPPORTED else blocks.dequantize_into)(raw, name, out)
@@ -32,10 +35,13 @@ def _triton(tf32: bool) -> dict:
         (dequant.gather if name in dequant.SUPPORTED else blocks.gather_into)(raw, ids, name, out, scale)
 
     return {
-        "dequantize": dequantize, "gather": gather, "gemv": gemv.gemv, "gemv_types": gemv.SUPPORTED,
+        "few": glu_backward.SMALL, "most": glu_gradients.MOST, "dequantize": dequantize, "gather": gather, "gemv": gemv.gemv,
+        "gemv_types": gemv.SUPPORTED,
         "rms_norm": norm.rms_norm, "rms_norm_backward": norm.rms_norm_backward,
         "rotate": rotate.rotate, "rotate_backward": rotate.rotate_backward,
-        "glu": glu.glu, "glu_backward": glu.glu_backward, "low": low.low, "gradients": low.gradients, "place": place.place,
+        "glu": glu.glu, "glu_backward": glu.glu_backward, "glu_gradients": glu_gradients.glu_gradients,
+        "low": low.low, "gradients": low.gradients,
+        "gradients_of_groups": few_gradients.gradients_of_groups, "place": place.place,
         "loss_rows": loss.loss_rows, "square_sum": optimizer.square_sum, "adamw": optimizer.adamw,
         "dropout": dropout.dropout, "attend_rows": decode_attention.attend_cache,
         "attention": functools.partial(attention.attention, tf32=tf32),

@@ -16,6 +16,7 @@ from .slices import Slices
 from .weights import Group
 
 Tensor = torch.Tensor
+TOGETHER = 4    # groups (a layer's) whose gradients one launch makes, where there are few tokens
 
 
 def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> None:
@@ -136,15 +137,34 @@ def dropped(e, x: Tensor, group: Group) -> Tensor:
     return out
 
 
-def add_gradients(e, x: Tensor, dy_low: Tensor, dy: Tensor, x_low: Tensor, group: Group) -> None:
-    """grad_a += s dy_lowᵀ x, grad_b += dyᵀ x_low for every pair of the group."""
+def add_gradients(e, x: Tensor | None, dy_low: Tensor, dy: Tensor | None, x_low: Tensor, group: Group, norm=None) -> None:
+    """grad_a += s dy_lowᵀ x, grad_b += dyᵀ x_low for every pair of the group; without x or dy only the other one.
+
+    norm: (gain, inverse [T]) of the RMSNorm that x still has to go through, or None.
+    """
     if group.gradient_table is not None:
-        e.f.gradients(x, dy_low, dy, x_low, group.gradient_table, e.gradients, group.scale)
+        if x_low.shape[0] > e.f.few:
+            e.f.gradients(x, dy_low, dy, x_low, group.gradient_table, e.gradients, group.scale, norm)
+            return
+        if e.pending and e.pending[0][3].shape[0] != x_low.shape[0]:    # the last layer's, which has fewer rows behind attention
+            flush(e)
+        e.pending.append((x, dy_low, dy, x_low, group.gradient_table, group.scale))
+        if len(e.pending) == TOGETHER:
+            flush(e)
         return
     for slot, low, high, (first, last) in zip(group.slots, group.bounds, group.bounds[1:], group.spans):
         if slot is not None and slot.grad_a is not None:
-            slot.grad_a += slot.scale * (dy_low[:, first:last].float().t() @ x.float())
-            slot.grad_b += dy[:, low:high].float().t() @ x_low[:, first:last].float()
+            if x is not None:
+                slot.grad_a += slot.scale * (dy_low[:, first:last].float().t() @ x.float())
+            if dy is not None:
+                slot.grad_b += dy[:, low:high].float().t() @ x_low[:, first:last].float()
+
+
+def flush(e) -> None:
+    """Make the gradients whose operands wait."""
+    if e.pending:
+        e.f.gradients_of_groups(e.pending, e.gradients)
+        e.pending.clear()
 
 
 def linear_backward(e, dys: tuple[Tensor, ...], x: Tensor, group: Group, need_dx: bool = True) -> Tensor | None:
@@ -193,19 +213,24 @@ def glu_linear(e, gate, up, activation: str, group: Group) -> tuple[Tensor, ...]
 
 
 def norm_linear_backward(e, dys, x, gain, eps: float, group: Group, residual, need_dx: bool = True, then: Group | None = None):
-    """The norm's result is made again by the kernel of its backward, where its input is read anyway."""
+    """The norm's result is made again by the kernel of its backward, or by that of the gradients, where its input is read anyway."""
     kept = take_low(group)
     if kept is None:   # the forward left no low-rank product: no pairs here, or dropout
         return Composed.norm_linear_backward(e, dys, x, gain, eps, group, residual, need_dx)
     dy = e.joined(dys)
     dh, dy_low = _input_gradient(e, dy, group, matrix(e, group), need_dx)
-    if need_dx:
-        out, normed = e.array(*x.shape), e.array(*x.shape, 0)
-        out.ends = True
-        e.f.rms_norm_backward(dh, real(x), gain, eps, residual, out, normed, **riding_back(e, out, then))
+    x, norm, out = real(x), None, e.array(*x.shape) if need_dx else None
+    if not need_dx:
+        normed = e.rms_norm(x, gain, eps)
+    elif x.shape[0] > e.f.few and group.gradient_table is not None:  # many tokens: a pass over memory less
+        out.ends, normed = True, x
+        norm = (gain, torch.empty(x.shape[0], dtype=torch.float32, device=e.device))
+        e.f.rms_norm_backward(dh, x, gain, eps, residual, out, inverse=norm[1], **riding_back(e, out, then))
     else:
-        out, normed = None, e.rms_norm(x, gain, eps)
-    add_gradients(e, normed, dy_low, dy, kept, group)
+        out.ends, normed = True, e.array(*x.shape, 0)
+        e.f.rms_norm_backward(dh, x, gain, eps, residual, out, normed, **riding_back(e, out, then))
+    add_gradients(e, normed, dy_low, None if group.has_b else dy, kept, group, norm)
+    group.has_b = False
     return out
 
 
@@ -216,14 +241,28 @@ def glu_linear_backward(e, dy, gate, up, activation: str, group: Group, then: Gr
         return Composed.glu_linear_backward(e, dy, gate, up, activation, group, then, need_dx)
     da, dy_low = _input_gradient(e, dy, group, matrix(e, group), True)
     width = gate.shape[1]
-    both, again = e.array(gate.shape[0], 2 * width), e.array(*gate.shape, 0)
+    both = e.array(gate.shape[0], 2 * width)
     both.ends = True
-    riding = riding_back(e, both, then)
     dgate, dup = both[:, :width], both[:, width:]
-    dup.ends, dup.low_of = True, getattr(both, "low_of", None)
+    dup.ends = True
+    if gradients_between(e, gate.shape[0], group, then):
+        pairs = (group.slots[0].grad_a, *(slot.grad_b for slot in then.slots))
+        e.f.glu_gradients(da, gate, up, activation, dgate, dup, dy_low, then.low, *pairs, group.scale)
+        then.has_b = True
+        add_gradients(e, None, dy_low, dy, kept, group)
+        return dgate, dup
+    again, riding = e.array(*gate.shape, 0), riding_back(e, both, then)
+    dup.low_of = getattr(both, "low_of", None)
     e.f.glu_backward(da, gate, up, activation, dgate, dup, again, **riding)
     add_gradients(e, again, dy_low, dy, kept, group)
     return dgate, dup
+
+
+def gradients_between(e, tokens: int, group: Group, then: Group | None) -> bool:
+    """Whether one pass makes what lies between gate, up and down, and the gradients of the pairs that touch it."""
+    slots = () if then is None else (*then.slots, *group.slots)
+    return tokens > e.f.few and len(slots) == 3 and then.low is not None and all(
+        slot is not None and slot.grad_a is not None and slot.a.shape[0] <= e.f.most for slot in slots)
 
 
 def take_low(group: Group) -> Tensor | None:

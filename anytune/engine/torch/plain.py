@@ -46,8 +46,9 @@ def _norm_backward(u, x, eps):
     return u * r - x * ((u * x).mean(-1, keepdim=True) * r * r * r)
 
 
-def rms_norm_backward(dy, x, gain, eps, residual, out, normed=None, *, b=None, low=None):
-    """out = d(rms_norm)ᵀ dy, plus `residual` (or None); normed, if given, gets the forward's result again.
+def rms_norm_backward(dy, x, gain, eps, residual, out, normed=None, *, inverse=None, b=None, low=None):
+    """out = d(rms_norm)ᵀ dy, plus `residual` (or None); normed, if given, gets the forward's result again,
+    inverse (float32 [T]) what x was multiplied by for it.
 
     With b [n, R] of any strides: low [T, R] = out · b. out may be dy, x or residual, of any of the dtypes.
     """
@@ -57,6 +58,8 @@ def rms_norm_backward(dy, x, gain, eps, residual, out, normed=None, *, b=None, l
     out.copy_(dx if residual is None else dx + residual.float())
     if normed is not None:
         normed.copy_(again)
+    if inverse is not None:
+        inverse.copy_(_inverse(xs, eps)[:, 0])
     if b is not None:
         plain_low.low(out, b, low)
 
@@ -134,6 +137,19 @@ def glu_backward(dy, gate, up, activation, dgate, dup, out=None, *, b=None, low=
         out.copy_(again)
     if b is not None:
         plain_low.low_of_pair(dgate, dup, b, low)
+
+
+def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, scale):
+    """glu_backward, and the gradients (float32, added to) of the pairs whose wide side it is.
+
+    Of the linear behind: grad_a [r, n] += scale * low_dyᵀ (act(gate) * up), low_dy [T, r] being its dy B. Of those before:
+    grad_gate [n, r'] += dgateᵀ low_x[:, :r'], grad_up [n, r"] += dupᵀ low_x[:, r':r' + r"], low_x being s x Aᵀ side by side.
+    """
+    again, first = torch.empty_like(dgate), grad_gate.shape[1]
+    glu_backward(dy, gate, up, activation, dgate, dup, again)
+    grad_a.add_(plain_low.product(low_dy[:, :grad_a.shape[0]].t(), again), alpha=scale)
+    grad_gate.add_(plain_low.product(dgate.t(), low_x[:, :first]))
+    grad_up.add_(plain_low.product(dup.t(), low_x[:, first:first + grad_up.shape[1]]))
 
 
 def loss_rows(logits, targets, scale, losses, gradient):

@@ -71,7 +71,7 @@ def gradient_table(parts, in_features: int, rank: int, device) -> GradientTable:
         math.gcd(16, in_features, *(n for p in parts for n in (p.a, p.b, p.rank))))
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """a · b in float32, without float32 copies of the operands where that can be had."""
     if a.is_cuda and a.dtype == b.dtype != torch.float32 and torch.version.hip is None:
         return torch.mm(a, b, out_dtype=torch.float32)
@@ -80,29 +80,40 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def low(x, w, out, *, keep=None):
     """The skinny product out [T, R] = x [T, K] · w [K, R], w of any strides; again in `keep`, if given."""
-    product = _product(x, w)
-    out.copy_(product)
+    made = product(x, w)
+    out.copy_(made)
     if keep is not None:
-        keep.copy_(product)
+        keep.copy_(made)
 
 
 def low_of_pair(x, y, w, out):
     """out [T, R] = [x | y] · w: of two arrays [T, n] side by side, with w [2n, R]."""
     n = x.shape[1]
-    out.copy_(_product(x, w[:n]) + _product(y, w[n:]))
+    out.copy_(product(x, w[:n]) + product(y, w[n:]))
 
 
-def gradients(x, low_dy, dy, low_x, table: GradientTable, flat, scale):
+def gradients(x, low_dy, dy, low_x, table: GradientTable, flat, scale, norm=None):
     """Adds the gradients of a group's pairs to flat (float32): of A scale * low_dyᵀ x, of B dyᵀ low_x.
 
-    x [T, in], dy [T, width]; low_dy [T, R]: dy_i B_i side by side, low_x [T, R]: s x A_iᵀ side by side.
+    x [T, in], dy [T, width]; low_dy [T, R]: dy_i B_i side by side, low_x [T, R]: s x A_iᵀ side by side. Without x (None)
+    only those of B, without dy only those of A. norm: (gain [in], inverse [T]) of an RMSNorm that x is to go through first.
     """
+    if norm is not None:
+        x = (x.float() * norm[1][:, None] * norm[0]).to(x.dtype)
     for p in table.parts:
         columns = slice(p.r0, p.r1)
-        a = flat[p.a:p.a + p.rank * table.in_features].view(p.rank, -1)
-        b = flat[p.b:p.b + p.rank * (p.o1 - p.o0)].view(-1, p.rank)
-        a.add_(_product(low_dy[:, columns].t(), x), alpha=scale)
-        b.add_(_product(dy[:, p.o0:p.o1].t(), low_x[:, columns]))
+        if x is not None:
+            a = flat[p.a:p.a + p.rank * table.in_features].view(p.rank, -1)
+            a.add_(product(low_dy[:, columns].t(), x), alpha=scale)
+        if dy is not None:
+            b = flat[p.b:p.b + p.rank * (p.o1 - p.o0)].view(-1, p.rank)
+            b.add_(product(dy[:, p.o0:p.o1].t(), low_x[:, columns]))
+
+
+def gradients_of_groups(items, flat):
+    """gradients() for up to four groups with equally many rows: items are (x, low_dy, dy, low_x, table, scale)."""
+    for x, low_dy, dy, low_x, table, scale in items:
+        gradients(x, low_dy, dy, low_x, table, flat, scale)
 
 
 class Block(NamedTuple):

@@ -7,12 +7,16 @@ needs), the second is recorded, all others replay. Graphs share one memory pool:
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from anytune.engine.base import Stream
+
+from .linear import flush
 
 Tensor = torch.Tensor
 PARTS = 8      # sizes of tokens and of loss rows that get a graph of their own
@@ -35,18 +39,24 @@ class Recorder:
     """Runs bodies over streams for one engine."""
 
     def __init__(self, engine):
-        self.engine, self.known, self.pool = engine, {}, None
+        self.engine, self.known, self.pool, self.own = engine, {}, None, None
         self.stage = self.mail = None
 
     def clear(self) -> None:
         """Forget all graphs, and give their memory back."""
         self.known, self.pool = {}, None
 
+    @contextlib.contextmanager
     def _memory(self):
-        """The pool that all runs share, so that a new shape's first run needs no memory beside the recorded ones'."""
+        """The pool and the stream that all runs share (torch keeps free memory by stream), so that a new shape's first run
+        needs no memory beside the recorded ones'."""
         if self.pool is None:
-            self.pool = torch.cuda.MemPool()
-        return torch.cuda.use_mem_pool(self.pool)
+            self.pool, self.own = torch.cuda.MemPool(), torch.cuda.Stream()
+        others = torch.cuda.current_stream()
+        self.own.wait_stream(others)
+        with torch.cuda.use_mem_pool(self.pool), torch.cuda.stream(self.own):
+            yield
+        others.wait_stream(self.own)
 
     def run(self, kind: str, body, stream: Stream):
         """-> the loss: a float, or a Number that waits for the device."""
@@ -55,6 +65,7 @@ class Recorder:
             e.begin(stream.starts, stream.capacity, stream.key)
             loss = body(replace(stream, ids=e.integers(stream.ids), positions=e.integers(stream.positions),
                                 rows=e.integers(stream.rows), targets=e.integers(stream.targets)))
+            flush(e)
             return float(loss)
         if self.stage is None:
             self.stage, self.mail = Stage(), Mailbox()
@@ -78,14 +89,14 @@ class Recorder:
 
     def _body(self, recorded: Recorded, kind: str, body) -> None:
         loss = body(recorded.stream)
+        flush(self.engine)
         recorded.loss.copy_(loss.view(1))
         if kind == "train":
             self.engine.updater.saw(loss)
 
     def _record(self, recorded: Recorded, kind: str, body) -> None:
-        graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, pool=self.pool.id, capture_error_mode="thread_local"):
+        with capture(pool=self.pool.id, stream=self.own) as graph:
             self._body(recorded, kind, body)
         recorded.graph = graph
 
@@ -95,6 +106,20 @@ class Recorder:
             numbers, [tokens, tokens, tokens, tokens, rows, rows, 3, 1])
         views = Stream(ids, positions, None, where, targets, scale.view(torch.float32), stream.capacity)
         return Recorded(numbers, views, first, end, key, torch.zeros(1, dtype=torch.float64, device=self.engine.device))
+
+
+@contextlib.contextmanager
+def capture(**how):
+    """-> a CUDA graph of what is launched within. Garbage waits: a pool of another engine that went while this one records
+    would end the process."""
+    graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local", **how):
+            yield graph
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _numbers(stream: Stream, tokens: int, rows: int) -> np.ndarray:

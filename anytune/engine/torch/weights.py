@@ -155,6 +155,7 @@ class Group:
         self.bias = _bias(biases, self.bounds)
         self.dense: Tensor | None = None                 # the matrix, where it is held
         self.low: Tensor | None = None                   # s x Aᵀ of the forward, from there to its backward
+        self.has_b = False                               # gradients of every B were made already by what read dy before
         self.gradient_table: Any = None                  # where gradients and pairs lie, for kernels: see prepare()
         self.place_table: Any = None
         self.raw = self.up = self.down = None            # for generation, see decode.py

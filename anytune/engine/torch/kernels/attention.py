@@ -41,7 +41,7 @@ class Config(NamedTuple):
 # under the products of the other. All were chosen so that ptxas spills next to nothing and serializes no wgmma.
 CONFIGS = {
     (64, "half"): (Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
-    (128, "half"): (Config(128, 64, 4, 2), Config(64, 64, 4, 2)),
+    (128, "half"): (Config(64, 64, 4, 3), Config(64, 64, 4, 2)),
     (256, "half"): (Config(128, 64, 8, 2), Config(64, 32, 4, 2)),
     (64, "pointers"): (Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
     (128, "pointers"): (Config(64, 64, 4, 2), Config(64, 64, 4, 2)),

@@ -11,8 +11,8 @@ from .low import low as skinny
 from .shares import ceil_power, finish, fit, partials, share
 
 SMALL = 512  # tokens up to which the low-rank product runs as FEW says; see low.py
-FEW = dict(ROWS=16, BLOCK=256, SHARE=256, PROGRAMS=264, WARPS=4, STAGES=2)
-MANY = dict(ROWS=16, BLOCK=256, SHARE=1024, PROGRAMS=528, WARPS=4, STAGES=3)
+FEW = dict(ROWS=16, BLOCK=128, SHARE=64, PROGRAMS=528, WARPS=4, STAGES=2)
+MANY = dict(ROWS=64, BLOCK=128, SHARE=1536, PROGRAMS=528, WARPS=4, STAGES=3)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Backward of gated products, and the low-rank product of the gradients that it hands on, in one pass."""
+"""Backward of gated products; for few tokens with the low-rank product of the gradients that it hands on in the same pass."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import triton.language as tl
 
 from .. import plain_low
 from .low import MOST, warps
+from .low import low as skinny
 from .shares import ceil_power, finish, fit, partials, share
 
 BLOCK = 2048  # columns of a program without the low-rank product
-SMALL = 512   # tokens up to which it runs as FEW says; see low.py
-FEW = dict(ROWS=16, BLOCK=256, SHARE=256, PROGRAMS=264, WARPS=8, STAGES=2)
-MANY = dict(ROWS=32, BLOCK=128, SHARE=1024, PROGRAMS=528, WARPS=8, STAGES=3)
+SMALL = 512   # tokens up to which the low-rank product is made in the same pass
+FEW = dict(ROWS=16, BLOCK=64, SHARE=128, PROGRAMS=528, WARPS=4, STAGES=3)
 
 
 def columns(n: int) -> tuple[int, int]:
@@ -83,18 +83,27 @@ def _backward_low(dy, gate, up, dgate, dup, out, b, low, parts, counter, tokens,
            SHARES, False)
 
 
+def _low_of_pair(dgate, dup, b, low) -> None:
+    n, base = dgate.shape[1], dgate.storage_offset()
+    if dgate.untyped_storage().data_ptr() == dup.untyped_storage().data_ptr() and dgate.stride() == dup.stride() and (
+            dup.storage_offset() == base + n):
+        skinny(dgate.as_strided((dgate.shape[0], 2 * n), dgate.stride()), b, low)
+    else:
+        plain_low.low_of_pair(dgate, dup, b, low)
+
+
 def glu_backward(dy, gate, up, activation, dgate, dup, out=None, *, b=None, low=None):
     """See plain.glu_backward."""
     (tokens, n), gelu, again = gate.shape, activation == "gelu", gate if out is None else out
     tensors = (dy, gate, up, dgate, dup, again)
     strides = tuple(t.stride(0) for t in tensors)
-    if b is None or b.shape[1] > MOST:
+    if b is None or b.shape[1] > MOST or tokens > SMALL:
         block, blocks = columns(n)
         _backward[(tokens * blocks,)](*tensors, n, blocks, *strides, GELU=gelu, AGAIN=out is not None, BLOCK=block, num_warps=4)
         if b is not None:
-            plain_low.low_of_pair(dgate, dup, b, low)
+            _low_of_pair(dgate, dup, b, low)
         return
-    c, rank, size = FEW if tokens <= SMALL else MANY, b.shape[1], dgate.element_size()
+    c, rank, size = FEW, b.shape[1], dgate.element_size()
     rows, ranks = c["ROWS"], max(16, ceil_power(rank))
     block, blocks = fit(c["BLOCK"], 3 * rows + 2 * ranks, size, c["STAGES"]), triton.cdiv(tokens, rows)
     shares, span = share(n, blocks, block, c["SHARE"], c["PROGRAMS"])

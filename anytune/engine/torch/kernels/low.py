@@ -15,9 +15,9 @@ from .shares import ceil_power, collect, deposit, finish, fit, partials, share
 MOST = 256          # ranks beside each other that a program holds; more are matrix products proper, which cuBLAS does
 SMALL = 512         # tokens up to which `low` runs as FEW says
 # ROWS, BLOCK: of a program's tile of x; SHARE: the least length of a share; PROGRAMS: at most (an H100 has 132 multiprocessors)
-FEW = dict(ROWS=16, BLOCK=256, SHARE=128, PROGRAMS=264, WARPS=4, STAGES=3)
-MANY = dict(ROWS=64, BLOCK=128, SHARE=256, PROGRAMS=264, WARPS=4, STAGES=4)
-GRADIENTS = dict(STEP=64, SHARE=512, PROGRAMS=528, STAGES=4)  # STEP: rows at a time
+FEW = dict(ROWS=16, BLOCK=128, SHARE=256, PROGRAMS=264, WARPS=4, STAGES=3)
+MANY = dict(ROWS=64, BLOCK=128, SHARE=1024, PROGRAMS=264, WARPS=4, STAGES=4)
+GRADIENTS = dict(STEP=128, SHARE=512, PROGRAMS=264, STAGES=3)  # STEP: rows at a time
 
 
 def warps(ranks: int) -> int:
@@ -86,8 +86,8 @@ def _places(rows, tiles, tile, in_features, rank, A_TILES: tl.constexpr, ON_A: t
 
 
 @triton.jit
-def _tile(y, low, rows, tiles, flat, parts, counter, tile, tokens, span, shares, in_features, rank, scale, y_row, low_row,
-          A_TILES: tl.constexpr, ON_A: tl.constexpr, WIDE: tl.constexpr, RANKS: tl.constexpr, ROWS: tl.constexpr,
+def _tile(y, low, rows, tiles, flat, gain, inverse, parts, counter, tile, tokens, span, shares, in_features, rank, scale, y_row,
+          low_row, NORM: tl.constexpr, A_TILES: tl.constexpr, ON_A: tl.constexpr, WIDE: tl.constexpr, RANKS: tl.constexpr, ROWS: tl.constexpr,
           SHARES: tl.constexpr, COLUMNS_ALIGN: tl.constexpr, RANK_ALIGN: tl.constexpr, FLAT_ALIGN: tl.constexpr):
     """Adds [WIDE columns, RANKS] of yᵀ · low to flat, of which this program sums its share of rows. parts: a tile's own."""
     begin, end, first, place, there = _places(rows, tiles, tile, in_features, rank, A_TILES, ON_A, WIDE, RANKS, COLUMNS_ALIGN,
@@ -96,11 +96,16 @@ def _tile(y, low, rows, tiles, flat, parts, counter, tile, tokens, span, shares,
     from_row = tl.program_id(1) * span
     to_row = tl.minimum(from_row + span, tokens)
     total = tl.zeros([WIDE, RANKS], tl.float32)
+    if NORM:
+        weight = tl.load(gain + begin + c, mask=begin + c < end, other=0)[None, :]
     for start in range(from_row, to_row, ROWS):
         at = (start + t).to(tl.int64)[:, None]
         inside = (start + t < to_row)[:, None]
         ys = tl.load(y + at * y_row + (begin + c)[None, :], mask=inside & (begin + c < end)[None, :], other=0)
         ls = tl.load(low + at * low_row + (first + j)[None, :], mask=inside & (first + j < rank)[None, :], other=0)
+        if NORM:
+            factor = tl.load(inverse + start + t, mask=start + t < to_row, other=0)[:, None]
+            ys = (ys.to(tl.float32) * factor * weight).to(ys.dtype)
         total = tl.dot(tl.trans(ys), ls, total, input_precision="tf32x3")
     if ON_A:
         total *= scale
@@ -113,38 +118,43 @@ def _tile(y, low, rows, tiles, flat, parts, counter, tile, tokens, span, shares,
 
 
 @triton.jit(do_not_specialize=["tokens", "span", "shares"])
-def _gradients(x, low_dy, dy, low_x, rows, tiles, flat, parts, counter, tokens, span, shares, in_features, rank, scale, x_row,
-               low_dy_row, dy_row, low_x_row, A_TILES: tl.constexpr, WIDE: tl.constexpr, RANKS_A: tl.constexpr,
+def _gradients(x, low_dy, dy, low_x, rows, tiles, flat, gain, inverse, parts, counter, tokens, span, shares, in_features, rank, scale, x_row,
+               low_dy_row, dy_row, low_x_row, NORM: tl.constexpr, A_TILES: tl.constexpr, WIDE: tl.constexpr, RANKS_A: tl.constexpr,
                RANKS_B: tl.constexpr, ROWS: tl.constexpr, SHARES: tl.constexpr, COLUMNS_ALIGN: tl.constexpr,
                RANK_ALIGN: tl.constexpr, FLAT_ALIGN: tl.constexpr):
     """Grid (column tiles of x, then of dy; shares of the rows)."""
     tile = tl.program_id(0)
     if tile < A_TILES:
-        _tile(x, low_dy, rows, tiles, flat, parts + tile.to(tl.int64) * shares * (WIDE * RANKS_A), counter, tile, tokens, span,
-              shares, in_features, rank, scale, x_row, low_dy_row, A_TILES, True, WIDE, RANKS_A, ROWS, SHARES, COLUMNS_ALIGN,
+        _tile(x, low_dy, rows, tiles, flat, gain, inverse, parts + tile.to(tl.int64) * shares * (WIDE * RANKS_A), counter, tile, tokens, span,
+              shares, in_features, rank, scale, x_row, low_dy_row, NORM, A_TILES, True, WIDE, RANKS_A, ROWS, SHARES, COLUMNS_ALIGN,
               RANK_ALIGN, FLAT_ALIGN)
     else:
         before = A_TILES * RANKS_A + (tile.to(tl.int64) - A_TILES) * RANKS_B
-        _tile(dy, low_x, rows, tiles, flat, parts + before * shares * WIDE, counter, tile, tokens, span, shares, in_features,
-              rank, scale, dy_row, low_x_row, A_TILES, False, WIDE, RANKS_B, ROWS, SHARES, COLUMNS_ALIGN, RANK_ALIGN, FLAT_ALIGN)
+        _tile(dy, low_x, rows, tiles, flat, gain, inverse, parts + before * shares * WIDE, counter, tile, tokens, span, shares, in_features,
+              rank, scale, dy_row, low_x_row, False, A_TILES, False, WIDE, RANKS_B, ROWS, SHARES, COLUMNS_ALIGN, RANK_ALIGN, FLAT_ALIGN)
 
 
-def gradients(x, low_dy, dy, low_x, table: GradientTable, flat, scale):
+def gradients(x, low_dy, dy, low_x, table: GradientTable, flat, scale, norm=None):
     """See plain_low.gradients."""
     if not table.parts:
         return
-    if low_dy.shape[1] > MOST:
-        plain_low.gradients(x, low_dy, dy, low_x, table, flat, scale)
+    rank = (low_x if x is None else low_dy).shape[1]
+    if rank > MOST:
+        plain_low.gradients(x, low_dy, dy, low_x, table, flat, scale, norm)
         return
-    (tokens, features), rank = x.shape, low_dy.shape[1]
+    tokens, features = (dy if x is None else x).shape[0], table.in_features
     tiles_a, ranks_a, ranks_b = triton.cdiv(features, COLUMNS), max(16, ceil_power(rank)), max(16, ceil_power(table.most))
-    tiles = tiles_a + len(table.tiles)
-    c = GRADIENTS
-    step = c["STEP"] if x.element_size() == 2 else 32
+    tiles_b = len(table.tiles)
+    if x is None:
+        x, low_dy, tiles_a = dy, low_x, 0
+    if dy is None:
+        dy, low_x, tiles_b = x, low_dy, 0
+    tiles, c = tiles_a + tiles_b, GRADIENTS
+    step = fit(c["STEP"] if x.element_size() == 2 else 32, COLUMNS + max(ranks_a, ranks_b), x.element_size(), c["STAGES"])
     shares, span = share(tokens, tiles, step, c["SHARE"], c["PROGRAMS"])
-    parts, counter = partials(shares, 1, COLUMNS * (tiles_a * ranks_a + len(table.tiles) * ranks_b), flat)
+    parts, counter = partials(shares, 1, COLUMNS * (tiles_a * ranks_a + tiles_b * ranks_b), flat)
     _gradients[(tiles, shares)](
-        x, low_dy, dy, low_x, table.rows, table.tiles, flat, parts, counter, tokens, span, shares, features, rank, scale,
-        x.stride(0), low_dy.stride(0), dy.stride(0), low_x.stride(0), A_TILES=tiles_a, WIDE=COLUMNS, RANKS_A=ranks_a,
+        x, low_dy, dy, low_x, table.rows, table.tiles, flat, *(norm or (flat, flat)), parts, counter, tokens, span, shares, features, rank, scale,
+        x.stride(0), low_dy.stride(0), dy.stride(0), low_x.stride(0), NORM=norm is not None, A_TILES=tiles_a, WIDE=COLUMNS, RANKS_A=ranks_a,
         RANKS_B=ranks_b, ROWS=step, SHARES=ceil_power(shares), COLUMNS_ALIGN=table.columns_align, RANK_ALIGN=table.rank_align,
-        FLAT_ALIGN=table.flat_align, num_warps=warps(ranks_a), num_stages=c["STAGES"] if ranks_a <= 64 else min(3, c["STAGES"]))
+        FLAT_ALIGN=table.flat_align, num_warps=warps(ranks_a), num_stages=c["STAGES"])

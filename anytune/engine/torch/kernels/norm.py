@@ -17,7 +17,7 @@ from .shares import ceil_power, finish, fit
 
 SMALL = 512       # tokens up to which the low-rank product is done row by row
 WHOLE = 8192      # bytes of a row, up to which this is possible
-FEW = dict(PROGRAMS=264, ROWS=4, WARPS=8)  # fewer rows for each, while there are not more programs than this
+FEW = dict(PROGRAMS=132, ROWS=4, WARPS=8)  # fewer rows for each, while there are not more programs than this
 MANY = dict(ROWS=32, BLOCK=128, WARPS=4, STAGES=3)
 
 
