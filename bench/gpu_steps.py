@@ -76,7 +76,7 @@ result = {"shape": args.shape, "rank": args.rank, "tokens_per_s": round(tokens /
           "estimate_gib": round(trainee.estimate.peak_bytes / 2**30, 3), "how": trainee.estimate.text,
           "seconds_to_ready": round(ready, 1), "first_steps_s": [round(t, 2) for t in warm],
           "loss": [round(x, 4) for x in losses[:3] + losses[-1:]],
-          "gflop_per_token": round(trainee.estimate.flops_per_token / 1e9, 3), "memory": args.memory}
+          "memory": args.memory}
 if args.profile:
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CUDA]) as seen:

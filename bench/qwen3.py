@@ -14,6 +14,7 @@ SHAPES = {  # width, hidden, layers, heads, key heads, head size
     "qwen3-0.6b": (1024, 3072, 28, 16, 8, 128),
     "qwen3-1.7b": (2048, 6144, 28, 16, 8, 128),
     "qwen3-8b": (4096, 12288, 36, 32, 8, 128),
+    "small": (512, 1536, 12, 4, 2, 128),
     "tiny": (256, 512, 2, 4, 2, 64),
 }
 POOL = 32 << 20     # bytes
@@ -29,6 +30,16 @@ def blocks(rng: np.random.Generator, kind: str, columns: int):
     for at, deviation in SCALES[kind]:
         pool[:, :, at:at + 2] = np.frombuffer(np.float16(1 / (deviation * columns ** 0.5)).tobytes(), np.uint8)
     return pool.reshape(len(pool), -1)
+
+
+def gflop_per_token(shape: str, length: int, with_loss: float = 0.5, rank: int = 16, vocabulary: int = 151_936) -> float:
+    """The arithmetic of a LoRA step on examples of `length` tokens: two products with every frozen matrix, three with every
+    factor, causal attention forward and twice that backward, the head where there is loss. Nothing made again counts."""
+    width, hidden, layers, heads, keys, size = SHAPES[shape]
+    linears = ((width, heads * size), (width, keys * size), (width, keys * size), (heads * size, width), (width, hidden),
+               (width, hidden), (hidden, width))
+    layer = sum(4 * a * b + 6 * rank * (a + b) for a, b in linears) + 6 * length * heads * size
+    return (layers * layer + 4 * width * vocabulary * with_loss) / 1e9
 
 
 def write_model(path: Path, shape: str, kind: str = "Q8_0", vocabulary: int = 151_936, context: int = 40_960) -> None:

@@ -22,6 +22,7 @@ options.add_argument("model")
 options.add_argument("--shape", default="4x128", help="examples x tokens of each")
 options.add_argument("--threads", type=int, default=2)
 options.add_argument("--rank", type=int, default=16)
+options.add_argument("--device", default="numpy")
 options.add_argument("--memory", help="such as 300MiB")
 options.add_argument("--warmup", type=int, default=2)
 options.add_argument("--turns", type=int)
@@ -35,7 +36,7 @@ from anytune.text.packing import MicroBatch  # noqa: E402
 peak = common.Peak()
 examples, length = map(int, args.shape.split("x"))
 tokens = examples * length
-model = anytune.load(args.model, device="numpy", threads=args.threads,
+model = anytune.load(args.model, device=args.device, threads=args.threads,
                      memory=SIZE.convert(args.memory, None, None) if args.memory else None)
 try:
     trainee = model.trainee(anytune.Lora(rank=args.rank, alpha=2.0 * args.rank), ubatch=tokens, context=length)

@@ -18,8 +18,9 @@ from tests.support.require import need
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- run -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
-OTHERS = {"llama-server", "llama-cli", "pip", "python", "make", ".", "cat", "printf"}  # programs that docs may name
-OTHERS_FLAGS = {"--cases", "--extra-index-url", "--no-deps", "--check"}
+# programs that docs may name
+OTHERS = {"llama-server", "llama-cli", "pip", "python", "make", ".", "cat", "printf", "torchrun"}
+OTHERS_FLAGS = {"--cases", "--extra-index-url", "--no-deps", "--check", "--node-rank"}
 
 
 def blocks(page: Path, language: str) -> list[tuple[bool, str]]:

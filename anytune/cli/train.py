@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import (Command, debug_wanted, existing_file, json_option, load_adapter, load_model, lora_option,
-                                model_options, model_path, print_json)
+from anytune.cli.common import (Command, debug_wanted, existing_file, json_option, load_adapter, load_model,
+                                lora_option, model_options, model_path, print_json)
 from anytune.cli.dataset import KEYS, columns_from, dataset_options
 from anytune.train.settings import DEFAULTS, FLAGS
 
@@ -85,8 +85,8 @@ def _tables(command: Callable) -> Callable:
 _RUN = ("checkpoint_save_steps", "checkpoint_save_dir", "keep_checkpoints", "resume_from", "report_to",
         "run_name", "run_dir")
 _SECTIONS = {
-    **{name: "Model and device" for name in ("model", "device", "dtype", "tf32", "threads", "memory", "gpus", "shard", "ngl",
-                                             "flash_attn")},
+    **{name: "Model and device" for name in ("model", "device", "dtype", "tf32", "threads", "memory", "gpus", "shard",
+                                             "ngl", "flash_attn")},
     **{name: "Data" for name in ("files", "assistant_loss_only", "chat_template", "format", "overflow",
                                  "val_file", "val_split", *(f"{key}_key" for key in KEYS))},
     **{name: "Adapter" for name in ("output_adapter", "lora", *(f"lora_{name}" for name, *_ in LORA))},
@@ -119,8 +119,8 @@ class _Train(Command):
               help="Part of the data that is kept for validation instead.")
 @lora_option
 @_tables
-@click.option("--gpus", type=click.IntRange(1), metavar="N", help="Train on so many GPUs of this machine at once (several "
-              "machines: torchrun).")
+@click.option("--gpus", type=click.IntRange(1), metavar="N",
+              help="Train on so many GPUs of this machine at once (several machines: torchrun).")
 @click.option("--shard", is_flag=True, help="With several GPUs: each holds a slice of the base, whatever would fit.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on the terminal; the log keeps it.")
 @json_option

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anytune.engine.check import prove
+from anytune.engine.probe import cores
 from anytune.errors import UserError
 from anytune.train import checkpoint as ckpt
 from anytune.train import preflight
@@ -24,7 +25,7 @@ from anytune.train.progress import Console, size
 from anytune.train.resume import open_run, recorded_engine
 from anytune.train.run import RunFolder
 from anytune.train.settings import FIELDS, TrainSettings
-from anytune.train.team import Elsewhere, Lost, Solo, join, local_device, places
+from anytune.train.team import Elsewhere, Lost, Solo, join, launched, local_device, places
 from anytune.train.trainer import Result, Trainer
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     quiet          nothing on stderr (the log is kept); progress: called with each row of metrics
     settings       a TrainSettings; or its fields as keywords: epochs=2, lr=1e-4, resume_from="auto", …
 
-    With torchrun's environment this process joins the others; all must be given the same. Process 0 writes the files, says
-    what is to be said and calls progress; `device` "cuda" is each one's own.
+    With torchrun's environment this process joins the others; all must be given the same. Process 0 writes the files,
+    says what is to be said and calls progress; `device` "cuda" is each one's own.
 
     Returns a Run. Raises UserError for whatever the caller can mend, Lost if another process of the team is gone.
     """
@@ -114,7 +115,8 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
 class _Job:
     """What is known once the data is read: from here on it is one straight line to the adapter."""
 
-    def __init__(self, model, template, sets, settings: TrainSettings, console: Console, output: Path | None, team: Solo):
+    def __init__(self, model, template, sets, settings: TrainSettings, console: Console, output: Path | None,
+                 team: Solo):
         self.model, self.template, self.console, self.output, self.team = model, template, console, output, team
         self.train_set, self.val_set = sets
         self.longest = max(int(data.lengths.max()) for data in sets if data is not None)
@@ -122,17 +124,19 @@ class _Job:
         for note in notes:
             console.say(note)
         self.plan = Plan(self.train_set, self.settings)
-        if self.plan.per_step < team.size:
-            console.say(f"A step is {self.plan.per_step} × {self.settings.ubatch} tokens, so {team.size - self.plan.per_step} "
-                        f"of {team.size} processes have nothing to do: raise -b to {team.size * self.settings.ubatch} or more, "
-                        "or lower -ub.")
+        idle = team.size - self.plan.per_step
+        if idle > 0:
+            console.say(f"A step is {self.plan.per_step} × {self.settings.ubatch} tokens, so {idle} of {team.size} "
+                        f"processes have nothing to do: raise -b to {team.size * self.settings.ubatch} or more, or "
+                        "lower -ub.")
 
     def run(self, lora, adapter, threads: int | None, record: dict, progress) -> Run:
         settings, say, team = self.settings, self.console.say, self.team
         identity = _plain({"base": self.model.gguf.sha256(), "data": self.train_set.fingerprint,
                            "validation": self.val_set.fingerprint if self.val_set is not None else None,
                            "settings": settings.exact()})
-        _same_threads(self.model.engine, threads, team.lead(lambda: recorded_engine(settings, identity)))
+        _same_job(team, identity | {"settings": identity["settings"] | _rhythm(settings, self.model.engine, team)})
+        _same_threads(self.model.engine, threads, team.lead(lambda: recorded_engine(settings, identity)), team)
         self.trainee = _trainee(self.model, lora, adapter, settings, self.longest)
         engine = self.model.engine.identity() | ({"processes": team.size} if team.size > 1 else {})
         if team.size > 1:
@@ -155,8 +159,13 @@ class _Job:
         try:
             result = trainer.run()
         except Lost as error:
-            raise Lost(f"The run in {run.path} had to end. {error}{_kept(trainer)} --resume-from auto continues from the last "
-                       "checkpoint, with any number of processes.") from None
+            kept = (f"the last checkpoint is {trainer.saved}, and the same command with --resume-from auto continues "
+                    "from it, with any number of processes" if trainer.saved else "there is no checkpoint yet")
+            lost = Lost(f"The run in {run.path} had to end, as {error}; {kept}.")
+            if not launched():  # said at once: torchrun is about to end this process too
+                say(str(lost))
+                lost.told = self.console.stream is not None
+            raise lost from None
         except OSError as error:
             kept = f"; the last good checkpoint is {trainer.saved}" if trainer.saved else ""
             raise UserError(f"The run in {run.path} had to end: {error}{kept}.") from None
@@ -165,7 +174,9 @@ class _Job:
             if what is None:
                 raise
             raise UserError(f"The run in {run.path} had to end. {what}{_kept(trainer)}") from None
-        say(f"Memory: {size(self.model.engine.peak())} at most, {size(self.trainee.estimate.peak_bytes)} were estimated")
+        peak = self.model.engine.peak()
+        if peak:
+            say(f"Memory: {size(peak)} at most, {size(self.trainee.estimate.peak_bytes)} were estimated")
         self.model.engine.release()
         if self.output is not None and result.adapter_path is not None:
             team.lead(lambda: _deliver(result, self.output, self.model.gguf))
@@ -233,8 +244,8 @@ def _join(engine, shard: bool) -> Solo:
     if shard and (device is None or device.type not in ("cpu", "cuda")):
         raise UserError(f"--shard is for CUDA and ROCm (and cpu-torch), not for the {engine.name} engine.")
     if here is not None and device is not None and device.type == "cuda" and device.index != int(here):
-        raise UserError(f"this process has its model on {device}, and as number {here} of its machine it should take that card: "
-                        f"load it with device='cuda:{here}', or hand over the file's path.")
+        raise UserError(f"this process has its model on {device}, and as number {here} of its machine it should take "
+                        f"that card: load it with device='cuda:{here}', or hand over the file's path.")
     team = join(device)
     team.shard = shard
     if team.size > 1:
@@ -256,6 +267,12 @@ def _same_job(team: Solo, identity: dict) -> None:
         raise Elsewhere("another process was given something else than process 0")
 
 
+def _rhythm(settings: TrainSettings, engine, team: Solo) -> dict:
+    """What a resumed run may change, but processes must share, since it decides when they meet and in which numbers."""
+    return {"checkpoint_save_steps": settings.checkpoint_save_steps, "--shard": team.shard, "--device": engine.name,
+            "--dtype": engine.identity().get("dtype")}
+
+
 def _open(team: Solo, settings, name: str, identity: dict, record: dict, say):
     """open_run() by process 0, for all."""
     def work():
@@ -270,11 +287,17 @@ def _kept(trainer: Trainer) -> str:
     return f" The last good checkpoint is {trainer.saved}." if trainer.saved else " There is no checkpoint yet."
 
 
-def _same_threads(engine, asked: int | None, recorded: dict) -> None:
-    """Go on with as many threads as before, unless the caller asked for a number: only so are bytes equal."""
-    count = recorded.get("threads")
-    known = asked is None and type(count) is int and 1 <= count <= 1024
-    if known and count != engine.identity().get("threads", count):
+def _same_threads(engine, asked: int | None, recorded: dict, team: Solo) -> None:
+    """Go on with as many threads as before, unless the caller asked for a number: only so are bytes equal.
+
+    Otherwise processes of one machine share out its cores.
+    """
+    own, count = engine.identity().get("threads"), recorded.get("threads")
+    if asked is not None or own is None:
+        return
+    if type(count) is not int or not 1 <= count <= 1024 or recorded.get("processes", 1) != team.size:
+        count = own if team.size == 1 else min(own, max(1, cores() // team.local_size))
+    if count != own:
         engine.use_threads(count)
 
 

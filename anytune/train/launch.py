@@ -1,7 +1,7 @@
 """anytune train --gpus N: this process starts N of itself with torchrun's environment, and watches over them.
 
-Process 0 writes to the terminal; what the others say is kept, and shown if one of them is the first to fail. A process that
-dies takes the others with it within seconds. For several machines there is torchrun itself.
+Process 0 writes to the terminal; what the others say is kept, and shown if one of them is the first to fail. A process
+that dies takes the others with it within seconds. For several machines there is torchrun itself.
 """
 
 from __future__ import annotations
@@ -12,34 +12,38 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from anytune.engine.probe import cores
 from anytune.errors import UserError
-from anytune.train.team import PLACES, REPORT
+from anytune.train.team import PLACES, REPORT, launched
 
 PATIENCE = 6.0      # seconds for the others to end by themselves once one has failed, or after a second Ctrl-C
+PARTING = 60.0      # the same where one has ended well: all have done their work then
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def check(count: int, device: str) -> str:
     """The device for `count` processes. Raises UserError if there are not as many."""
     if any(name in os.environ for name in ("RANK", "WORLD_SIZE")):
-        raise UserError("--gpus starts the processes itself: under torchrun leave it out.")
+        raise UserError("--gpus starts the processes itself: under torchrun leave it out, else unset RANK and "
+                        "WORLD_SIZE.")
     asked, device = device, device if device != "auto" else _best()
     kind, _, number = device.partition(":")
     if number:
-        raise UserError(f"--gpus {count} takes the cards {kind}:0 to {kind}:{count - 1}: give --device {kind}, and choose among "
-                        "them with CUDA_VISIBLE_DEVICES.")
+        raise UserError(f"--gpus {count} takes the cards {kind}:0 to {kind}:{count - 1}: give --device {kind}, and "
+                        "choose among them with CUDA_VISIBLE_DEVICES.")
     if kind in ("cuda", "rocm", "xpu", "mps"):
         from anytune.engine.torch.devices import _present, torch_module
         there, words = _present(torch_module(), kind)
     else:
         if asked == "auto":
-            raise UserError(f"--gpus {count}: there is no GPU here that torch can use; processes on the CPU need --device "
-                            "cpu-torch or --device numpy.")
-        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            raise UserError(f"--gpus {count}: there is no GPU here that torch can use; processes on the CPU need "
+                            "--device cpu-torch or --device numpy.")
+        there = cores()
         words = f"this machine has {there} cores"
     if count > there:
         raise UserError(f"--gpus {count} is more than there is: {words}.")
@@ -61,19 +65,20 @@ class _Family:
     """The children: started, heard, ended."""
 
     def __init__(self, args: list[str], count: int, device: str, folder: Path, debug: bool):
-        self.count, self.folder, self.signals = count, folder, 0
+        self.count, self.folder = count, folder
+        self.signals: list[int] = []   # that this process was sent, and sent on
         self.children: list[subprocess.Popen] = []
+        self.stdin, self.life = os.pipe()   # of the children; that this process lives (see follow_parent)
         self.ended: list[int] = []     # ranks, in the order in which they ended
         self.command = [sys.executable, "-m", "anytune", "train", *args, "--device", device]
-        self.common = {**os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-                       "MASTER_PORT": str(_free_port()), REPORT: str(folder)}
+        self.common = {**os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), REPORT: str(folder),
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         if debug:
             self.common["ANYTUNE_DEBUG"] = "1"
         if sys.platform == "linux":
             self.common.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are here, whatever this machine calls itself
         if device in ("cpu-torch", "numpy", "cpu", "cpu-bf16"):
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            self.common.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+            self.common.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
 
     def run(self) -> int:
         old = {number: signal.getsignal(number) for number in SIGNALS}
@@ -89,6 +94,8 @@ class _Family:
                 if child.poll() is None:
                     child.kill()
                     child.wait()
+            os.close(self.stdin)
+            os.close(self.life)
             for number, handler in old.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         return self._outcome()
@@ -97,27 +104,27 @@ class _Family:
         """A child in a session of its own, so that Ctrl-C reaches it once, from here."""
         env = self.common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         if rank == 0:
-            return subprocess.Popen(self.command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+            return subprocess.Popen(self.command, env=env, stdin=self.stdin, start_new_session=True)
         with open(self.folder / f"words-{rank}", "wb") as file:
-            return subprocess.Popen(self.command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            return subprocess.Popen(self.command, env=env, stdin=self.stdin, stdout=file, stderr=file,
                                     start_new_session=True)
 
     def _forward(self, number, frame) -> None:
-        self.signals += 1
+        self.signals.append(number)
         for child in self.children:
             if child.poll() is None:
                 child.send_signal(number)
 
     def _watch(self) -> None:
-        """Until all have ended; once one has failed the others get a little time."""
+        """Until all have ended; once one has, the others get a little time: they come to their ends together."""
         until = None
         while len(self.ended) < self.count:
             for rank, child in enumerate(self.children):
                 if rank not in self.ended and child.poll() is not None:
                     self.ended.append(rank)
-                    if child.returncode not in (0, 130) and until is None:
-                        until = time.monotonic() + PATIENCE
-            if self.signals > 1 and until is None:
+                    end = time.monotonic() + (PATIENCE if child.returncode else PARTING)
+                    until = end if until is None else min(until, end)
+            if len(self.signals) > 1 and until is None:
                 until = time.monotonic() + PATIENCE
             if until is not None and time.monotonic() > until:
                 return
@@ -125,19 +132,25 @@ class _Family:
 
     def _outcome(self) -> int:
         """The exit code; says what process 0 could not say."""
-        failed = [rank for rank in self.ended if self.children[rank].returncode not in (0, 130)]
-        if self.signals > 1:
+        codes = [child.returncode for child in self.children]
+        if len(self.signals) > 1:
             return 130
-        if not failed:
-            return max(child.returncode for child in self.children)
+        stopped = {130, *(-number for number in self.signals)}  # by the signal itself where training had not begun
+        failed = [rank for rank in self.ended if codes[rank] and codes[rank] not in stopped]
         # one that ended because another had gone leaves a word of it, and is not to blame
         guilty = [rank for rank in failed if not self._told("ended", rank)]
-        guilty.sort(key=lambda rank: self.children[rank].returncode > 0)    # a signal before what it led to
+        guilty.sort(key=lambda rank: codes[rank] > 0)    # a signal before what it led to
+        if not guilty and (self.signals or not failed):
+            if not any(codes):
+                return 0
+            if self.signals and codes[0] != 130:
+                self._say("interrupted")
+            return 130 if self.signals or 130 in codes else 0
         if not guilty:
             self._say(self._told("ended", failed[0]))
-            return abs(self.children[failed[0]].returncode)
+            return abs(codes[failed[0]])
         first = guilty[0]
-        code = self.children[first].returncode
+        code = codes[first]
         if first == 0 and code > 0:
             return code     # it said why
         kept = self._told("saved", 0)
@@ -179,14 +192,13 @@ def _free_port() -> int:
 
 def is_child() -> bool:
     """Whether launch() started this process."""
-    return REPORT in os.environ and all(name in os.environ for name in PLACES)
+    return launched() and all(name in os.environ for name in PLACES)
 
 
 def follow_parent() -> None:
-    """Let the system send SIGTERM when the process that started this one ends, however it ends (Linux)."""
-    if sys.platform != "linux":
-        return
-    import contextlib
-    import ctypes
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    """Stop in good order when the process that started this one ends, however it ends: it holds the other end of this
+    one's standard input, and writes nothing there."""
+    def wait() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=wait, daemon=True, name="anytune-parent").start()

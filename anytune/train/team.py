@@ -1,11 +1,11 @@
 """The processes that train one model together: one a GPU, on one machine or several, over torch.distributed.
 
-Solo is the usual case, one process, for whom everything here is a no-op. join() makes a real Team from the environment that
-torchrun (or anytune train --gpus) sets: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Arrays on CUDA travel by
-NCCL, everything else by gloo. Nothing is pickled: what travels is numbers, or JSON as bytes.
+Solo is the usual case, one process, for whom everything here is a no-op. join() makes a real Team from the environment
+that torchrun (or anytune train --gpus) sets: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Arrays on CUDA
+travel by NCCL, everything else by gloo. Nothing is pickled: what travels is numbers, or JSON as bytes.
 
-Every rank must call the same methods in the same order. A rank that ends breaks its connections; the others get Lost from
-the next method they call, and one that hangs in the device's driver is ended by its watch (watch.py).
+Every rank must call the same methods in the same order. A rank that ends breaks its connections; the others get Lost
+from the next method they call, and one that hangs in the device's driver is ended by its watch (watch.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ _joined = 0
 
 
 class Lost(Exception):
-    """Another process of the team ended, hung or cannot be reached: this one cannot go on. Exit code 1."""
+    """Another process of the team ended, hung or cannot be reached: this one cannot go on. Exit code 1.
+
+    told: whether the user has read of it."""
+
+    told = False
 
 
 class Elsewhere(UserError):
@@ -41,8 +45,8 @@ class Elsewhere(UserError):
 
 
 class Solo:
-    """One process. local_size: processes on this machine; shard: sliced weights were asked for; sharded: they are in use
-    (the engine says so)."""
+    """One process. local_size: processes on this machine; shard: sliced weights were asked for; sharded: they are in
+    use (the engine says so)."""
 
     rank, size, local_rank, local_size, shard, sharded = 0, 1, 0, 1, False, False
 
@@ -102,19 +106,21 @@ class Team(Solo):
         self._nccl = device is not None and device.type == "cuda"
         limit = datetime.timedelta(seconds=timeout)
         if dist.is_initialized():
-            raise UserError("torch.distributed is in use by this process already: let anytune set it up, or train alone.")
+            raise UserError("torch.distributed is in use by this process already: let anytune set it up, or train "
+                            "alone.")
         try:
             if _store is None:
                 _store = next(dist.rendezvous("env://", timeout=limit))[0]
             _joined += 1
             where = {"device_id": device} if self._nccl else {}
-            dist.init_process_group("cpu:gloo,cuda:nccl" if self._nccl else "gloo", rank=rank, world_size=size, timeout=limit,
-                                    store=dist.PrefixStore(f"anytune-{_joined}", _store), **where)
-            self._watch = Watch(rank, size, dist.PrefixStore(f"anytune-{_joined}", _store), timeout, self._gone)
+            store = dist.PrefixStore(f"anytune-{_joined}", _store)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self._nccl else "gloo", rank=rank, world_size=size,
+                                    timeout=limit, store=store, **where)
+            self._watch = Watch(rank, size, store, timeout, self._gone)
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"The {size} processes of this training do not find each other at "
-                            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({_first(error)}): check that "
-                            "all were started, and that the machines reach each other.") from None
+                            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({_first(error)}): check "
+                            "that all were started, and that the machines reach each other.") from None
         self.gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
     # -- numbers and arrays -----------------------------------------------------------------------------
@@ -222,25 +228,25 @@ class Team(Solo):
             yield
         except RuntimeError as error:
             self.lost = True
-            raise Lost(f"Process {self.rank} of {self.size} lost the others ({_first(error)}): one of them ended, hung or "
-                       "cannot be reached any more.") from None
+            raise Lost(f"process {self.rank} of {self.size} lost the others ({_first(error)}), one of which ended, "
+                       "hung or cannot be reached any more") from None
 
     def _gone(self, rank: int) -> None:
         """In the watching thread: another rank has ended. So does this one, unless it notices by itself."""
         end = time.monotonic() + GRACE
         while not self.lost:
             if time.monotonic() > end:
-                give_up(Lost(f"Process {rank} of {self.size} is gone, and process {self.rank} waits in vain for its part. "
-                             "--resume-from auto continues from the last checkpoint."))
+                give_up(Lost(f"process {rank} of {self.size} is gone, and process {self.rank} waits in vain for its "
+                             "part; the same command with --resume-from auto continues from the last checkpoint"))
             time.sleep(0.1)
 
 
 def give_up(error: Exception) -> NoReturn:
-    """End this process at once: its device may wait for ever for a process that is gone. Says why, unless another does."""
+    """End this process at once: its device may wait for ever for one that is gone. Says why, unless another does."""
     report("ended", str(error))
-    if not isinstance(error, Elsewhere) and REPORT not in os.environ:
+    if not isinstance(error, Elsewhere) and not getattr(error, "told", False) and not launched():
         with contextlib.suppress(OSError):
-            os.write(2, f"anytune: {error}\n".encode())
+            os.write(2, f"anytune: {str(error).rstrip('.')}.\n".encode())
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(2 if isinstance(error, UserError) else 1)
@@ -262,6 +268,11 @@ def report(name: str, text: str) -> None:
             os.replace(f"{path}.new", path)
 
 
+def launched() -> bool:
+    """Whether such a parent started this process."""
+    return REPORT in os.environ
+
+
 # -- joining -----------------------------------------------------------------------------------------------
 
 def places() -> dict[str, str]:
@@ -271,8 +282,8 @@ def places() -> dict[str, str]:
         return {}
     missing = [name for name in PLACES if name not in found]
     if missing:
-        raise UserError(f"RANK is set and {missing[0]} is not: start several processes with torchrun, which sets all of "
-                        f"{', '.join(PLACES)}, or unset RANK.")
+        raise UserError(f"RANK is set and {missing[0]} is not: start several processes with torchrun, which sets all "
+                        f"of {', '.join(PLACES)}, or unset RANK.")
     wrong = [name for name in PLACES if name != "MASTER_ADDR" and not found[name].isdigit()]
     wrong += ["MASTER_PORT"] if found["MASTER_PORT"] == "0" else []
     if wrong or int(found["RANK"]) >= int(found["WORLD_SIZE"]):

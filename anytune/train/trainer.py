@@ -1,7 +1,8 @@
 """The loop: steps of micro-batches, evaluations, checkpoints; stops early, on request, or at a NaN.
 
-With a team (see team.py) every rank runs this loop and deals itself its part of each step's micro-batches. What decides where
-the loop goes (losses, requests to stop) is exchanged before it decides, and rank 0 alone touches the disk, so all go one way.
+With a team (see team.py) every rank runs this loop and deals itself its part of each step's micro-batches. What decides
+where the loop goes (losses, requests to stop) is exchanged before it decides, and rank 0 alone touches the disk, so all
+go one way.
 """
 
 from __future__ import annotations
@@ -208,8 +209,9 @@ class Trainer:
         losses = [0.0] * len(bins)
         for turn, micro in enumerate(turns):
             if micro is not None:
-                losses[micro] = self.trainee.accumulate(make_batch(self.train, bins[micro]), 1.0 / loss_tokens, step, micro)
-            elif self.team.sharded:     # the others need this rank's part of the weights: it goes along, and adds nothing
+                batch = make_batch(self.train, bins[micro])
+                losses[micro] = self.trainee.accumulate(batch, 1.0 / loss_tokens, step, micro)
+            elif self.team.sharded:     # the others need this rank's part of the weights: it goes along, adding nothing
                 self.trainee.accumulate(make_batch(self.train, bins[0]), 0.0, step, 0)
             if self._exchange(micro is not None and _bad(losses[micro])):
                 self._look(step, self.team.sums([float(loss) for loss in losses]), bins)
@@ -241,9 +243,10 @@ class Trainer:
         seconds, self.settled = now - max(self.settled, launched.started), now
         self._time(launched.tokens, seconds)
         self.step = step
-        row = {"step": step, "epoch": position.epochs_done, "loss": sum(losses) / launched.loss_tokens, "val_loss": None,
-               "lr": launched.lr, "grad_norm": norm, "tokens": launched.tokens, "loss_tokens": launched.loss_tokens,
-               "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2), "rss_bytes": process_bytes()}
+        row = {"step": step, "epoch": position.epochs_done, "loss": sum(losses) / launched.loss_tokens,
+               "val_loss": None, "lr": launched.lr, "grad_norm": norm, "tokens": launched.tokens,
+               "loss_tokens": launched.loss_tokens, "rss_bytes": process_bytes(),
+               "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2)}
         if not self._complete(row, self._evaluates(position)):
             return False
         if self._saves(step):
@@ -344,8 +347,10 @@ class Trainer:
         state = self.trainee.state()
         check = zlib.crc32(b"".join(zlib.crc32(state[name]).to_bytes(4, "big") for name in sorted(state)))
         if self.team.any(self.team.least(check) != check):
-            raise RuntimeError(f"the processes' parameters differ after step {self.step}, which must not be: their machines "
-                               "compute differently (are all of one kind, with the same versions?)")
+            kept = f" The last good checkpoint is {self.saved}." if self.saved else ""
+            text = (f"After step {self.step} the processes' parameters differ, so training stopped: their machines "
+                    f"compute differently; use cards of one kind and the same versions everywhere.{kept}")
+            raise UserError(text) if self.leads else Elsewhere(text)
 
     def _sound(self) -> bool:
         """No NaN or infinity in the state; by sums, which carry either on and take no memory."""

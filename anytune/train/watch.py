@@ -1,6 +1,7 @@
 """A ring of connections: each process of a team holds one to the next, and notices at once when that one ends.
 
-The collectives of torch.distributed notice too, but a process that waits inside a device's driver does not: then this ends it.
+The collectives of torch.distributed notice too, but a process that waits inside a device's driver does not: then this
+ends it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Callable
 
 IN_ORDER = b"1"     # what a process says before it closes its connection in good order
-ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))    # a machine without power is gone in a minute
+ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))  # a machine without power: gone in a minute
 
 
 class Watch:

@@ -24,7 +24,8 @@ options.add_argument("model")
 options.add_argument("--shape", default="4x128")
 options.add_argument("--threads", type=int, default=2)
 options.add_argument("--rank", type=int, default=16)
-options.add_argument("--dtype", choices=["fp32", "bf16", "autocast"], default="fp32")
+options.add_argument("--dtype", choices=["fp32", "bf16", "bf16-all", "autocast"], default="fp32",
+                     help="bf16: the model, while peft keeps the adapter in float32; bf16-all: the adapter, too")
 options.add_argument("--warmup", type=int, default=2)
 args = options.parse_args()
 
@@ -67,7 +68,7 @@ def load(path: str) -> LlamaForCausalLM:
         tie_word_embeddings="lm_head.weight" not in state,
         rope_parameters={"rope_type": "default", "rope_theta": value("rope.freq_base")})
     made = LlamaForCausalLM(config)
-    if args.dtype == "bf16":
+    if args.dtype.startswith("bf16"):
         made = made.to(torch.bfloat16)
     missing, unexpected = made.load_state_dict(state, strict=False)
     if unexpected or not set(missing) <= {"lm_head.weight"}:
@@ -81,7 +82,7 @@ peak = common.Peak()
 model = load(args.model)
 gc.collect()
 model = get_peft_model(model, LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear",
-                                         lora_dropout=0.0))
+                                         lora_dropout=0.0), autocast_adapter_dtype=args.dtype != "bf16-all")
 model.train()
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 examples, length = map(int, args.shape.split("x"))

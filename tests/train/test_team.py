@@ -24,8 +24,8 @@ from tests.support import tiny
 
 ROOT = Path(__file__).parents[2]
 WORDS = "the cat sat on a warm stone in the sun and then it went to see the other cat".split()
-JOB = {"context": 96, "ubatch": 96, "batch": 288, "epochs": 3, "lr": 5e-3, "val_split": 0.2, "assistant_loss_only": True,
-       "checkpoint_save_steps": 5, "keep_checkpoints": 9, "quiet": True}
+JOB = {"context": 96, "ubatch": 96, "batch": 288, "epochs": 3, "lr": 5e-3, "val_split": 0.2, "quiet": True,
+       "assistant_loss_only": True, "checkpoint_save_steps": 5, "keep_checkpoints": 9}
 SAME = ("step", "epoch", "lr", "tokens", "loss_tokens")
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by Linux's /proc")
 
@@ -43,8 +43,8 @@ def write_inputs(folder: Path) -> None:
 
 def places(rank: int, size: int, port: int) -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
+    return {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "PYTHONPATH": path,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def start(command: list[str], folder: Path, size: int = 2) -> list[subprocess.Popen]:
@@ -75,9 +75,9 @@ def together(name: str, folder: Path, size: int = 2) -> list[dict]:
 
 def line(folder: Path, run: str, *more: str) -> list[str]:
     """A training's command line, which takes long enough to be interrupted."""
-    return ["anytune", "train", "-m", str(folder / "model.gguf"), "-f", str(folder / "chats.jsonl"), "-c", "96", "-ub", "96",
-            "-b", "288", "--num-epochs", "2000", "--assistant-loss-only", "--checkpoint-save-steps", "3", "--device",
-            "cpu-torch", "--run-dir", run, *more]
+    return ["anytune", "train", "-m", str(folder / "model.gguf"), "-f", str(folder / "chats.jsonl"), "-c", "96",
+            "-ub", "96", "-b", "288", "--num-epochs", "2000", "--assistant-loss-only", "--checkpoint-save-steps", "3",
+            "--device", "cpu-torch", "--run-dir", run, *more]
 
 
 def until(path: Path, rows: int, seconds: float = 40) -> None:
@@ -110,8 +110,8 @@ def methods(folder: Path) -> dict:
     team.sum_(tensor[1:3])
     gathered = torch.zeros((2 * team.size, 3), dtype=torch.uint8)
     team.wait_for(team.gather_(gathered, torch.full((2, 3), team.rank, dtype=torch.uint8)))
-    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros(0, np.float32)} if team.rank == 0 else {}
-    spread = team.spread_arrays(arrays)
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros(0, np.float32)}
+    spread = team.spread_arrays(arrays if team.rank == 0 else {})
 
     def fails():
         raise UserError("no room")
@@ -121,8 +121,9 @@ def methods(folder: Path) -> dict:
     except UserError as error:
         heard = f"{type(error).__name__}: {error}"
     found = {
-        "array": array.tolist(), "tensor": tensor.tolist(), "gathered": gathered.tolist(), "share": team.share(range(7)),
-        "arrays": {name: value.tolist() for name, value in spread.items()}, "heard": heard,
+        "array": array.tolist(), "tensor": tensor.tolist(), "gathered": gathered.tolist(),
+        "share": team.share(range(7)), "heard": heard,
+        "arrays": {name: value.tolist() for name, value in spread.items()},
         "sums": team.sums([0.1 * (team.rank + 1), 1e16 if team.rank == 1 else 1.0]),
         "nan": str(team.sums([float("nan") if team.rank else 0.0])[0]),
         "any": [team.any(team.rank == 1), team.any(False)], "least": team.least(7 - team.rank),
@@ -182,7 +183,7 @@ def hang(folder: Path) -> dict:
 
 def test_a_process_that_waits_in_vain_is_ended(tmp_path):
     (code, text), _ = finish(start(["tests.train.test_team", "hang", str(tmp_path)], tmp_path))
-    assert code == 1 and "Process 1 of 2 is gone" in text and "Traceback" not in text
+    assert code == 1 and "process 1 of 2 is gone" in text and "Traceback" not in text
 
 
 def test_one_process_is_no_team(monkeypatch):
@@ -211,7 +212,8 @@ def test_one_process_is_no_team(monkeypatch):
 def train(folder: Path, name: str, **changes):
     import anytune
     from anytune.train.finetune import train as run
-    return run(folder / "model.gguf", folder / "chats.jsonl", device="cpu-torch", lora=anytune.Lora(rank=4, dropout=0.05),
+    lora = anytune.Lora(rank=4, dropout=0.05)
+    return run(folder / "model.gguf", folder / "chats.jsonl", device="cpu-torch", lora=lora,
                run_dir=str(folder / name), **{**JOB, **changes})
 
 
@@ -227,8 +229,9 @@ def trainings(folder: Path) -> dict:
 
     slices.Slices.__init__ = noted
     late = []
-    for name, changes in (("two", {}), ("shard", {"shard": True, "progress": lambda row: late.append(known[0].late)}),
-                          ("one-two", {"resume_from": str(folder / "one" / "checkpoints" / "checkpoint_step_00000005")})):
+    resumed = str(folder / "one" / "checkpoints" / "checkpoint_step_00000005")
+    for name, changes in (("two", {}), ("one-two", {"resume_from": resumed}),
+                          ("shard", {"shard": True, "progress": lambda row: late.append(known[0].late)})):
         run = train(folder, name, **changes)
         made[name] = str(run.adapter_path)
         run.adapter.save(folder / f"{name}-{os.environ['RANK']}.gguf")
@@ -289,6 +292,42 @@ def test_a_resume_says_that_sums_round_differently(jobs):
     assert info["engine"]["processes"] == 2 and "processes" not in json.dumps(info["identity"])
 
 
+# ---- the parent of --gpus ---------------------------------------------------------------------------------
+
+FAMILIES = {    # what each process does -> the job's exit code, how the second ended, words
+    "all is well": ("0", "0", 0, 0, ""),
+    "asked to stop": ("130", "130", 130, 130, ""),
+    "asked to stop while one waits for the others": ("130", "time.sleep(60)", 130, -9, ""),
+    "one fails and says why": ("0", "print('anytune: no such file') or 2", 2, 2,
+                               "process 1 of 2 ended with exit code 2 (no such file); there is no checkpoint yet."),
+    "one is killed while the other waits": ("os.kill(os.getpid(), 9)", "time.sleep(60)", 1, -9,
+                                            "process 0 of 2 was ended by SIGKILL; there is no checkpoint yet."),
+    "one is gone and the other leaves a word": (
+        "told('saved', 'here') or told('ended', 'lost') or 1", "os.kill(os.getpid(), 15)", 1, -15,
+        "process 1 of 2 was ended by SIGTERM; the last checkpoint is here: "),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_how_a_family_ends(name, monkeypatch, tmp_path, capsys):
+    from anytune.train import launch
+    first, second, code, last, words = FAMILIES[name]
+    monkeypatch.setattr(launch, "PATIENCE", 1.0)
+    family = launch._Family([], 2, "cpu-torch", tmp_path, False)
+    family.command = [sys.executable, "-c", f"""
+import os, sys, time
+rank = int(os.environ["RANK"])
+def told(name, text):
+    with open(os.path.join(os.environ[{teams.REPORT!r}], f"{{name}}-{{rank}}"), "w") as file:
+        file.write(text)
+sys.exit(({second}) if rank else ({first}))
+"""]
+    assert family.run() == code
+    said = capsys.readouterr().err
+    assert words in said and bool(said) == bool(words)
+    assert family.children[1].returncode == last
+
+
 # ---- from the command line ---------------------------------------------------------------------------------
 
 @linux
@@ -315,6 +354,21 @@ def test_a_killed_process_ends_the_job_and_ctrl_c_saves(jobs, tmp_path):
     assert text.count("Stopping after this micro-batch") == 1 and "Traceback" not in text
     after = ckpt.newest(run / "checkpoints", print)
     assert after.step == rows(run)[-1]["step"] > saved.step and (run / "adapter.gguf").exists()
+
+
+@linux
+def test_processes_stop_in_good_order_when_their_parent_is_killed(jobs, tmp_path):
+    run = tmp_path / "run"
+    job = subprocess.Popen([sys.executable, "-m", *line(jobs[0], str(run), "--gpus", "2")],
+                           env={**os.environ, "PYTHONPATH": places(0, 1, 0)["PYTHONPATH"]}, stderr=subprocess.PIPE)
+    until(run / "metrics.jsonl", 4)
+    children = [child(job.pid, rank) for rank in (0, 1)]
+    job.kill()
+    job.communicate(timeout=60)     # until the last of them has closed it
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert ckpt.newest(run / "checkpoints", print).step == rows(run)[-1]["step"] and (run / "adapter.gguf").exists()
 
 
 @linux
@@ -349,19 +403,47 @@ def test_torchrun_starts_the_same(jobs, tmp_path):
 
 
 def differ(folder: Path) -> dict:
+    """Each of these would lead the processes apart, and one then waits for the other."""
     from anytune.errors import UserError
-    try:
-        train(folder, "never", lr=5e-3 if os.environ["RANK"] == "0" else 6e-3)
-    except UserError as error:
-        return {"said": str(error)}
-    return {}
+    said = []
+    for changes in ({"lr": 6e-3}, {"checkpoint_save_steps": 2}, {"shard": True}):
+        try:
+            train(folder, "never", **(changes if os.environ["RANK"] == "1" else {}))
+        except UserError as error:
+            said.append(str(error))
+    return {"said": said}
 
 
 def test_processes_that_were_given_different_things_are_refused(jobs, tmp_path):
     folder = jobs[0]
-    zero, one = together("differ", folder)
-    assert "--learning-rate (0.005 there, 0.006 here)" in one["said"] and "process 1" in one["said"]
-    assert "another process" in zero["said"]
+    zero, one = (found["said"] for found in together("differ", folder))
+    names = "--learning-rate (0.005 there, 0.006 here)", "--checkpoint-save-steps (5 there, 2 here)", "--shard (false"
+    for said, what in zip(one, names, strict=True):
+        assert what in said and "process 1" in said
+    assert len(zero) == 3 and all("another process" in said for said in zero)
+    assert not (folder / "never").exists()
+
+
+@pytest.mark.parametrize(("recorded", "asked", "size", "want"), [
+    ({}, None, 1, 6), ({"threads": 3}, None, 1, 3), ({"threads": 3}, 6, 1, 6), ({"threads": 3}, None, 2, 4),
+    ({"threads": 3, "processes": 2}, None, 2, 3), ({"threads": 3, "processes": 2}, None, 1, 6), ({}, None, 9, 1)])
+def test_processes_of_one_machine_share_its_cores(monkeypatch, recorded, asked, size, want):
+    from anytune.train import finetune
+
+    class Engine:
+        threads = 6     # what a probe found
+
+        def identity(self):
+            return {"threads": self.threads}
+
+        def use_threads(self, count):
+            self.threads = count
+
+    engine, team = Engine(), teams.Solo()
+    team.size = team.local_size = size
+    monkeypatch.setattr(finetune, "cores", lambda: 8)
+    finetune._same_threads(engine, asked, recorded, team)
+    assert engine.threads == want
 
 
 @pytest.mark.parametrize(("more", "words"), [
