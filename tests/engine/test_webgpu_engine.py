@@ -13,7 +13,7 @@ from tests.support import tiny
 from tests.support.webgpu import need_webgpu
 
 NAMES = ("llama", "qwen2", "qwen3", "gemma3")
-CAPS = ("128MiB", "64KiB", "8KiB")   # of a binding: nothing is cut, some weights are, everything is
+CAPS = ("128MiB", "8KiB")   # of a binding: nothing is cut, everything is
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -38,7 +38,7 @@ def every_kernel():
     """One of each kind, and of what makes a difference to its memory or bindings."""
     yield from (rows.rms_norm(False), rows.rms_norm(True), rows.rms_norm_backward(True), rows.add(), rows.take(), rows.put(),
                 rows.fill(), rows.copy(), rows.dropout(True), optimizer.loss_rows(True), optimizer.add_up(),
-                optimizer.square_sums(), optimizer.settle(), optimizer.adamw(), low.low(), low.gradient(), gemm.split_sum(),
+                optimizer.square_sums(), optimizer.settle(), optimizer.adamw(), low.low(), low.both(), low.gradients(), gemm.split_sum(),
                 decode.store(), attention.inner())
     for halves in (True, False):
         for normed in (True, False):

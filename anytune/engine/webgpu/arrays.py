@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .device import ALIGN, Buffer, Device
@@ -88,6 +88,39 @@ class Array:
     def span(self, low: int, high: int) -> Bound:
         """Elements low…high of a vector as a binding."""
         return bound(self.buffer, 4 * (self.at + low), 4 * (self.at + high))
+
+
+class Sum(Array):
+    """x + y that lies in y's place and has not been added yet. A norm adds on its way; whoever needs it sooner has it
+    added: every view and binding asks for it."""
+
+    __slots__ = ("pending", "settle")
+
+    def __init__(self, x: Array, y: Array, settle: Callable[["Sum"], None]):
+        super().__init__(y.buffer, y.at, y.shape, y.stride)
+        self.pending: Array | None = x
+        self.settle = settle
+
+    def take(self) -> Array | None:
+        """What is still to be added, by the caller now."""
+        x, self.pending = self.pending, None
+        return x
+
+    def now(self) -> None:
+        if self.pending is not None:
+            self.settle(self)
+
+    def part(self, low: int, high: int) -> Array:
+        self.now()
+        return super().part(low, high)
+
+    def __getitem__(self, places: slice) -> Array:
+        self.now()
+        return super().__getitem__(places)
+
+    def bind(self, low: int = 0, high: int | None = None) -> Bound:
+        self.now()
+        return super().bind(low, high)
 
 
 def cuts(count: int, most: int, step: int = 1) -> Iterator[tuple[int, int]]:

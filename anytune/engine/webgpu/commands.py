@@ -1,8 +1,8 @@
 """From operations to submits: parameters, bind groups and dispatches, cut so that no submit runs long.
 
 A dispatch is a tuple of handles made once; what was recorded is encoded again without looking at anything. A driver
-resets a device that works on one submit for seconds, so submits are cut by their cost (FLOPs): small ones first,
-whose time is taken, then as many as fit in LONGEST.
+resets a device that works on one submit for seconds, so submits are cut by their cost (FLOPs), at the rate that a short
+probe found (see tune.py), and smaller still if the first ones take longer than they should.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ PAGE = 256           # sets of parameters in one buffer
 PAGES = 256          # pages before old ones are forgotten
 LONGEST = 0.2        # seconds that one submit may take
 FIRST = 2e8          # cost of submits before anything is known
-WATCHED = 24         # submits that are timed
+SHARE = 0.25         # of the probe's rate: what other kernels reach, about
+WATCHED = 24         # submits of some size that are timed
 MOST = 2000          # dispatches of one submit
 
 
@@ -35,7 +36,7 @@ class Commands:
         self.cost = 0.0
         self.tape: list | None = None           # what is being recorded
         self.kept: dict[int, Any] = {}          # buffers of their own that the tape names
-        self.rate, self.watched = 0.0, 0        # FLOP/s that submits reached, and how many were timed
+        self.rate, self.watched = 0.0, 0        # FLOP/s that submits are cut by, and how many were timed
         self._slots: dict[bytes, tuple[Any, int]] = {}
         self._page, self._mirror, self._used, self._sent = None, np.zeros(0, np.uint8), PAGE, PAGE
         self._pages = 0
@@ -118,7 +119,7 @@ class Commands:
         if self.pending:
             pending, cost = self.pending, self.cost
             self.pending, self.cost = [], 0.0
-            watched = self.watched < WATCHED and cost > FIRST / 10
+            watched = self.rate and self.watched < WATCHED and cost > self.most / 8
             if watched:
                 self.device.wait()
             begun = time.perf_counter()
@@ -127,10 +128,10 @@ class Commands:
             self.dispatches += len(pending)
             if watched:
                 self.device.wait()
-                rate = cost / max(time.perf_counter() - begun, 1e-6)
-                # the slowest kind of work decides, but a first submit also pays for what is made once
-                self.rate = rate if self.watched < 3 else min(self.rate, rate) if self.rate else rate
                 self.watched += 1
+                seconds = time.perf_counter() - begun
+                if seconds > LONGEST:
+                    self.rate = min(self.rate, cost / seconds)
         self.device.bury()
 
     def record(self) -> None:

@@ -175,17 +175,15 @@ class WebGpuCount(Composed):
 
     def _backward(self, x, group, need_dx: bool) -> None:
         tokens = x.shape[0]
-        through = self.array(tokens, group.rank) if group.rank else None
+        source = self.array(*x.shape) if group.dropout and group.rank else None
+        low = [self.array(tokens, group.rank) for _ in range(2)] if group.rank else None
+        self.flops += 4.0 * tokens * group.rank * (group.width + group.in_features)
         if need_dx:
             slices = self._slices(False, tokens, group.in_features, group.width)
-            del slices
+            through = self.array(tokens, group.in_features) if source is not None else None
             self.flops += 2.0 * tokens * (group.width + group.rank) * group.in_features
-        if group.rank:
-            source = self.array(*x.shape) if group.dropout else None
-            low = self.array(tokens, group.rank)
-            self.flops += 4.0 * tokens * group.rank * (group.width + group.in_features)
-            del source, low
-        del through
+            del slices, through
+        del source, low
 
     def attention(self, q, k, v, heads: Heads):
         tokens = q.shape[0]

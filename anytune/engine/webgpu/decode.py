@@ -168,6 +168,7 @@ class Token:
         if self.tape is not None:
             e.commands.play(self.tape)
             return e.host(self.logits)
+        e.tuning.ensure()
         token, slot, position, row = (self.numbers[at:at + self.n] for at in range(0, self.numbers.size, lines(self.n)))
         before, e.pool = (e.pool, e.capacity), self.pool
         e.capacity = 0

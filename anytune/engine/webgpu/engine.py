@@ -15,7 +15,7 @@ from . import linear as _linear
 from . import loss as _loss
 from . import replay as _replay
 from . import update as _update
-from .arrays import Array, Pool, lines, row_cuts
+from .arrays import Array, Pool, Sum, lines, row_cuts
 from .budget import Budget
 from .canary import Canary
 from .commands import Commands
@@ -140,6 +140,8 @@ class WebGpuEngine(Composed):
     def host(self, x) -> np.ndarray:
         if isinstance(x, np.ndarray):
             return np.array(x)
+        if isinstance(x, Sum):
+            x.now()
         self.commands.flush()
         size = (x.rows - 1) * x.stride + x.columns
         flat = self.device.read(x.buffer.raw, 4 * x.at, 4 * size).view(np.float32)
@@ -201,6 +203,8 @@ class WebGpuEngine(Composed):
 
     def most_columns(self, rows: int, k: int) -> int:
         """Columns of a product that one submit may hold; multiples of 64."""
+        if self.commands.tape is None:
+            self.tuning.ensure()
         return max(64, int(self.commands.most / (2.0 * rows * k)) // 64 * 64)
 
     # ---- operations
@@ -255,16 +259,22 @@ class WebGpuEngine(Composed):
         return out
 
     def add(self, x: Array, y: Array) -> Array:
+        """Waits for the norm that follows, so that sum and norm are one pass; see Sum."""
+        return Sum(x, y, self._add)
+
+    def _add(self, total: Sum) -> None:
+        x, y = total.take(), Array(total.buffer, total.at, total.shape, total.stride)
         for a, b in row_cuts(self.device.max_binding, x, y):
             self.commands.run(_rows.add(), [x.bind(a, b), y.bind(a, b)], (x.columns, x.stride, y.stride),
                               self.grid(x.columns, b - a))
-        return y
 
     def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
-        out = self.array(*x.shape)
-        for a, b in row_cuts(self.device.max_binding, x, out):
-            self.commands.run(_rows.rms_norm(False), [x.bind(a, b), gain, out.bind(a, b)],
-                              (x.columns, x.stride, out.stride, eps, 0), (b - a,), 6.0 * (b - a) * x.columns)
+        out, more = self.array(*x.shape), x.take() if isinstance(x, Sum) else None
+        for a, b in row_cuts(self.device.max_binding, x, more, out):
+            arrays = [x.bind(a, b), gain, *([] if more is None else [more.bind(a, b)]), out.bind(a, b)]
+            self.commands.run(_rows.rms_norm(more is not None), arrays,
+                              (x.columns, x.stride, out.stride, eps, *([] if more is None else [more.stride])), (b - a,),
+                              6.0 * (b - a) * x.columns)
         return out
 
     def rms_norm_backward(self, dy: Array, x: Array, gain: Array, eps: float, residual: Array | None = None) -> Array:
@@ -272,30 +282,31 @@ class WebGpuEngine(Composed):
         for a, b in row_cuts(self.device.max_binding, dy, x, residual, out):
             self.commands.run(_rows.rms_norm_backward(adds),
                               [dy.bind(a, b), x.bind(a, b), gain, *([residual.bind(a, b)] if adds else []), out.bind(a, b)],
-                              (x.columns, dy.stride, x.stride, out.stride, eps, 0, *([residual.stride] if adds else [])),
+                              (x.columns, dy.stride, x.stride, out.stride, eps, *([residual.stride] if adds else [])),
                               (b - a,), 12.0 * (b - a) * x.columns)
         return out
 
     def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
-        out = (q, k) if gains is None else self.columns(q.rows, q.columns, k.columns)
-        for i, (x, y, count) in enumerate(zip((q, k), out, (heads.queries, heads.keys))):
+        normed = gains is not None
+        out = self.columns(q.rows, q.columns, k.columns) if normed else (q, k)
+        for x, y, count, queries in _heads((q, k), out, heads):
             for a, b in row_cuts(self.device.max_binding, x, y):
                 where = positions.bind()
-                arrays = [x.bind(a, b), *([] if gains is None else [gains[i]]), *table, where,
-                          *([] if gains is None else [y.bind(a, b)])]
-                self.commands.run(_rows.rotate(gains is not None, halves), arrays,
-                                  (heads.size, table[0].columns, x.stride, y.stride, eps, 0, where.shift + a), (count, b - a),
-                                  8.0 * (b - a) * x.columns)
+                arrays = [x.bind(a, b), *(gains if normed else ()), *table, where, *([y.bind(a, b)] if normed else [])]
+                self.commands.run(_rows.rotate(normed, halves), arrays,
+                                  (heads.size, table[0].columns, x.stride, y.stride, eps, queries, where.shift + a),
+                                  (count, b - a), 8.0 * (b - a) * x.columns)
         return out
 
     def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
-        for i, (dx, x, count) in enumerate(zip((dq, dk), (q, k), (heads.queries, heads.keys))):
+        normed = gains is not None
+        for dx, x, count, queries in _heads((dq, dk), (q, k) if normed else (dq, dk), heads):
             for a, b in row_cuts(self.device.max_binding, dx, x):
                 where = positions.bind()
-                arrays = [dx.bind(a, b), *([] if gains is None else [x.bind(a, b), gains[i]]), *table, where]
-                self.commands.run(_rows.rotate_backward(gains is not None, halves), arrays,
-                                  (heads.size, table[0].columns, dx.stride, x.stride, eps, 0, where.shift + a), (count, b - a),
-                                  16.0 * (b - a) * x.columns)
+                arrays = [dx.bind(a, b), *([x.bind(a, b), *gains] if normed else []), *table, where]
+                self.commands.run(_rows.rotate_backward(normed, halves), arrays,
+                                  (heads.size, table[0].columns, dx.stride, x.stride, eps, queries, where.shift + a),
+                                  (count, b - a), 16.0 * (b - a) * x.columns)
         return dq, dk
 
     def glu(self, gate: Array, up: Array, activation: str) -> Array:
@@ -321,6 +332,18 @@ class WebGpuEngine(Composed):
     def fetch(self, ticket):
         return ticket
 
+
+
+def _heads(one: tuple[Array, Array], two: tuple[Array, Array], heads: Heads):
+    """(an array of `one`, its neighbour of `two`, heads, how many of them are queries): queries and keys as one array
+    where they lie side by side in both."""
+    (q, k), (other_q, other_k) = one, two
+    if all(b.buffer is a.buffer and b.stride == a.stride and b.at == a.at + a.columns for a, b in (one, two)):
+        width = q.columns + k.columns
+        yield q.part(0, width), other_q.part(0, width), heads.queries + heads.keys, heads.queries
+    else:
+        yield q, other_q, heads.queries, heads.queries
+        yield k, other_k, heads.keys, 0
 
 
 def open_engine(name: str) -> WebGpuEngine:

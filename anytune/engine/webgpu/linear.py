@@ -36,26 +36,26 @@ def forward(e, x: Array, group: Group, y: Array) -> None:
 def low_product(e, x: Array, pair: Slot) -> Array:
     """s x Aᵀ: [T, all ranks]."""
     out = e.array(x.rows, pair.rank)
-    down = pair.a
     for a, b in row_cuts(e.device.max_binding, x, out):
-        m = down.bind()
-        e.commands.run(_low.low(), [x.bind(a, b), m, out.bind(a, b)],
-                       (b - a, pair.rank, 0, x.columns, 0, 0, x.stride, out.stride, m.shift, 1, down.stride, pair.scale, 0),
-                       (-(-(b - a) // _low.TOKENS), -(-pair.rank // _low.RANKS), 1), 2.0 * (b - a) * x.columns * pair.rank)
+        held = pair.a.bind()
+        e.commands.run(_low.low(), [x.bind(a, b), held, out.bind(a, b)],
+                       (b - a, pair.scale, x.columns, pair.rank, x.stride, out.stride, held.shift, 1, pair.a.stride),
+                       (-(-(b - a) // _low.TOKENS), -(-pair.rank // _low.RANKS)), 2.0 * (b - a) * x.columns * pair.rank)
     return out
 
 
-def low_gradient(e, dy: Array, part: Part, pair: Slot) -> Array:
-    """s dy B: [T, all ranks]; each linear's columns with its own B."""
+def low_products(e, x: Array, dy: Array, part: Part, pair: Slot) -> tuple[Array, Array]:
+    """(s x Aᵀ, s dy B), [T, all ranks] each; each linear's columns of dy with its own B."""
     rank, bounds = part.rank, [*part.bounds, 0, 0][:4]
-    out = e.array(dy.rows, rank * len(part.weights))
-    for a, b in row_cuts(e.device.max_binding, dy, out):
-        m = pair.b.bind()
-        e.commands.run(_low.low(), [dy.bind(a, b), m, out.bind(a, b)],
-                       (b - a, rank, *bounds, dy.stride, out.stride, m.shift, pair.b.stride, 1, pair.scale, 0),
-                       (-(-(b - a) // _low.TOKENS), -(-rank // _low.RANKS), len(part.weights)),
-                       2.0 * (b - a) * dy.columns * rank)
-    return out
+    low, dy_low = e.array(x.rows, pair.rank), e.array(x.rows, pair.rank)
+    for a, b in row_cuts(e.device.max_binding, x, dy, low, dy_low):
+        down, up = pair.a.bind(), pair.b.bind()
+        e.commands.run(_low.both(), [x.bind(a, b), down, dy.bind(a, b), up, low.bind(a, b), dy_low.bind(a, b)],
+                       (b - a, pair.scale, x.columns, pair.rank, x.stride, low.stride, down.shift, 1, pair.a.stride,
+                        *bounds, rank, dy.stride, dy_low.stride, up.shift, pair.b.stride, 1),
+                       (-(-(b - a) // _low.TOKENS), -(-pair.rank // _low.RANKS), 1 + len(part.weights)),
+                       2.0 * (b - a) * (x.columns + dy.columns) * pair.rank)
+    return low, dy_low
 
 
 def product(e, x: Array, x0: int, weights, base: int, part: Part, forward: bool, first: int, n: int, k: int, y: Array,
@@ -123,12 +123,13 @@ def linear_backward(e, dys: tuple[Array, ...], x: Array, group: Group, need_dx: 
 
 def backward(e, dys: tuple[Array, ...], x: Array, group: Group, dx: Array | None) -> None:
     """As linear_backward(), into dx."""
-    source, drops, begun, number = None, bool(group.dropout and e.training), False, 0
+    source, drops, begun, number = dropped(e, x, group), bool(group.dropout and e.training), False, 0
     for part in group.parts():
         dy = e.joined(dys[number:number + len(part.weights)], part)
         number += len(part.weights)
-        pair, rank = part.stacked(), part.rank
-        dy_low = None if pair is None else low_gradient(e, dy, part, pair)
+        pair, low, dy_low = part.stacked(), None, None
+        if pair is not None:
+            low, dy_low = low_products(e, source, dy, part, pair)
         if dx is not None:
             apart = drops and pair is not None
             most = e.most_columns(x.rows, group.in_features)
@@ -140,11 +141,8 @@ def backward(e, dys: tuple[Array, ...], x: Array, group: Group, dx: Array | None
             if apart:
                 through(e, dy_low, pair, group, dx)
         if pair is not None and pair.grad_a is not None:
-            source = source or dropped(e, x, group)
-            low = low_product(e, source, pair)
-            add_gradients(e, source, dy_low, dy, low, part, pair, rank)
-            del low
-        del dy_low, dy
+            add_gradients(e, source, dy_low, dy, low, part, pair)
+        del dy, low, dy_low     # their memory serves the next part
 
 
 def through(e, dy_low: Array, pair: Slot, group: Group, dx: Array) -> None:
@@ -161,16 +159,13 @@ def through(e, dy_low: Array, pair: Slot, group: Group, dx: Array) -> None:
     mask(e, out, group, dx, True)
 
 
-def add_gradients(e, x: Array, dy_low: Array, dy: Array, low: Array, part: Part, pair: Slot, rank: int) -> None:
+def add_gradients(e, x: Array, dy_low: Array, dy: Array, low: Array, part: Part, pair: Slot) -> None:
     """grad_a += dy_lowᵀ x, grad_b += dyᵀ low. Both low-rank products carry the scale already."""
+    every, rank = pair.a.shape[0], part.rank
     for a, b in row_cuts(e.device.max_binding, x, dy, dy_low, low):
-        held = pair.grad_a.bind()
-        every = pair.a.shape[0]
-        e.commands.run(_low.gradient(), [x.bind(a, b), dy_low.bind(a, b), held],
-                       (b - a, x.columns, every, FAR, FAR, x.stride, dy_low.stride, 0, held.shift, 1, pair.grad_a.stride),
-                       (-(-x.columns // _low.COLUMNS), -(-every // _low.RANKS)), 2.0 * (b - a) * x.columns * every)
-        held = pair.grad_b.bind()
-        e.commands.run(_low.gradient(), [dy.bind(a, b), low.bind(a, b), held],
-                       (b - a, dy.columns, rank, *pair_bounds(part, 0), dy.stride, low.stride, 0, held.shift,
-                        pair.grad_b.stride, 1),
-                       (-(-dy.columns // _low.COLUMNS), -(-rank // _low.RANKS)), 2.0 * (b - a) * dy.columns * rank)
+        down, up = pair.grad_a.bind(), pair.grad_b.bind()
+        e.commands.run(_low.gradients(), [x.bind(a, b), dy_low.bind(a, b), dy.bind(a, b), low.bind(a, b), down, up],
+                       (b - a, x.columns, every, x.stride, dy_low.stride, down.shift, 1, pair.grad_a.stride,
+                        dy.columns, rank, dy.stride, low.stride, up.shift, pair.grad_b.stride, 1, *pair_bounds(part, 0)),
+                       (-(-x.columns // _low.COLUMNS) - (-dy.columns // _low.COLUMNS), -(-every // _low.RANKS)),
+                       2.0 * (b - a) * (x.columns + dy.columns) * every)

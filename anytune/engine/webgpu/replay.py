@@ -55,6 +55,7 @@ class Recorder:
         recorded = self.known.get(name)
         fresh = recorded is None
         if fresh:
+            e.tuning.ensure()
             recorded = self._make(stream, tokens, rows)
         e.commands.write(recorded.numbers, _numbers(stream, tokens, rows))
         if fresh:

@@ -18,6 +18,7 @@ import numpy as np
 from anytune.files import atomic_write
 
 from .arrays import Array
+from .commands import SHARE
 from .kernels import gemm as _gemm
 from .kernels.gemm import Tile
 from .weights import Part
@@ -38,7 +39,7 @@ class Tuning:
     def __init__(self, engine):
         self.engine = engine
         self.choices: dict[tuple[bool, bool], tuple[Tile, int]] = {}
-        self._asked = False
+        self._asked, self.rate = False, 0.0
 
     @property
     def name(self) -> str:
@@ -62,17 +63,23 @@ class Tuning:
     # ---- the race
 
     def ensure(self) -> None:
-        """Know the choices: from the file, or by a race of a second or two."""
-        if self._asked or self.engine.device.software:
+        """Know the device's rate and the choices: these from the file, or by a race of a second or two."""
+        if self._asked:
             return
         self._asked = True
+        if not self.engine.device.software:
+            self._choose()
+        self.rate = self._rate()
+        self.engine.commands.rate = SHARE * self.rate
+
+    def _choose(self) -> None:
         path = self._path()
         try:
-            rows = json.loads(path.read_text("utf-8"))
-            self.choices = {(r["forward"], r["many"]): (Tile(*r["tile"]), r["workgroups"]) for r in rows["choices"]}
+            rows = json.loads(path.read_text("utf-8"))["choices"]
+            self.choices = {(r["forward"], r["many"]): (Tile(*r["tile"]), r["workgroups"]) for r in rows}
             return
         except (OSError, ValueError, KeyError, TypeError):
-            pass    # not there, or another version's: race again
+            pass    # not there, or another version's: race
         rows = self.race()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,20 +108,25 @@ class Tuning:
         return rows
 
     def flops_per_second(self) -> float:
-        """Of one product of many tokens, times the part of that speed which a training step usually reaches."""
+        """What training will reach, about: the rate of one product, times the part of it that a step usually gets."""
         self.ensure()
-        e, tokens = self.engine, 64 if self.engine.device.software else TOKENS[1]
-        width = 256 if e.device.software else WIDTH
+        return 0.6 * self.rate
+
+    def _rate(self) -> float:
+        """FLOP/s of one product of many tokens."""
+        software = self.engine.device.software
+        tokens, width = (64, 256) if software else (TOKENS[1], WIDTH)
         tile, _ = self.choices.get((True, True), (Tile(), 0))
-        return 0.6 * 2.0 * tokens * width * width / _Race(e, width).seconds(True, tokens, tile, 0)
+        return 2.0 * tokens * width * width / _Race(self.engine, width).seconds(True, tokens, tile, 0)
 
 
 class _Race:
     """Products of random Q8_0 blocks and their times."""
 
-    def __init__(self, engine, width: int = WIDTH):
+    def __init__(self, engine, width: int = 0):
         random = np.random.default_rng(0)
-        self.e, self.width = engine, width
+        self.e, self.width = engine, width or WIDTH
+        width = self.width
         blocks = random.integers(0, 256, (width, width // 32, 34), dtype=np.uint8)
         blocks[:, :, :2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
         self.raw = engine.integers(blocks.reshape(-1).view(np.int32))

@@ -1,6 +1,7 @@
 """The skinny products of low-rank pairs: x Aᵀ and dy B (a few columns from a long sum), and the pairs' gradients.
 
-`rank` columns are cut into groups of eight; pairs whose linears share a product lie one behind the other (see linear.py).
+`rank` columns are cut into groups of eight. Pairs whose linears share a product lie one behind the other (see linear.py).
+What a backward needs of both kinds is one dispatch: on small batches dispatches cost more than their work.
 """
 
 from __future__ import annotations
@@ -15,29 +16,21 @@ LANES = 64
 COLUMNS = 64     # of a gradient
 
 
-@functools.cache
-def low() -> Kernel:
-    """out[t, c] = scale * sum over k of x[t, k] m[k, c], m[k, c] = m[m0 + k * mk + c * mc].
-
-    grid: (tokens / TOKENS, columns / RANKS, pairs). Pair z sums over columns k z…k z+1 of x (bounds n0…n3) into columns
-    z * rank… of out.
-    """
+def _sums(x: str, m: str, out: str, job: str, pair: str) -> str:
+    """One workgroup's out[t, c] = scale * sum over k of x[t, k] m[k, c], m[k, c] = m[m0 + k * mk + c * mc], with k from
+    low_ to high; `job` is the suffix of the parameters' names, `pair` the pair whose columns are made."""
+    def p(name: str) -> str:
+        return f"p.{name}{job}"
     sums = "\n".join(f"  var s{t}_{c} = 0.0;" for t in range(TOKENS) for c in range(RANKS))
-    loads = "\n".join(f"    let x{t} = x[min(t0 + {t}u, p.tokens - 1u) * p.xs + k];" for t in range(TOKENS))
+    loads = "\n".join(f"    let x{t} = {x}[min(t0 + {t}u, p.tokens - 1u) * {p('xs')} + k];" for t in range(TOKENS))
     steps = "\n".join(
-        f"    {{ let b = select(0.0, m[p.m0 + k * p.mk + (c0 + {c}u) * p.mc], c0 + {c}u < p.rank);\n      "
+        f"    {{ let b = select(0.0, {m}[{p('m0')} + k * {p('mk')} + min(c0 + {c}u, {p('rank')} - 1u) * {p('mc')}], "
+        f"c0 + {c}u < {p('rank')});\n      "
         + " ".join(f"s{t}_{c} = fma(x{t}, b, s{t}_{c});" for t in range(TOKENS)) + " }" for c in range(RANKS))
     stores = "\n".join(f"  part[{(t * RANKS + c) * LANES}u + lane] = s{t}_{c};" for t in range(TOKENS) for c in range(RANKS))
     each = TOKENS * RANKS
     split = LANES // each
-    return Kernel("low", (*reads("x", "m"), *writes("out")),
-                  ("tokens", "rank", "n0", "n1", "n2", "n3", "xs", "ys", "m0", "mk", "mc", "scale:f32", "adds"), f"""
-  let t0 = group.x * {TOKENS}u;
-  let c0 = group.y * {RANKS}u;
-  var low_ = p.n0;
-  var high = p.n1;
-  if (group.z == 1u) {{ low_ = p.n1; high = p.n2; }}
-  if (group.z == 2u) {{ low_ = p.n2; high = p.n3; }}
+    return f"""
 {sums}
   for (var k = low_ + lane; k < high; k += {LANES}u) {{
 {loads}
@@ -53,50 +46,101 @@ def low() -> Kernel:
   workgroupBarrier();
   let t = t0 + o / {RANKS}u;
   let c = c0 + o % {RANKS}u;
-  if (lane < {each}u && t < p.tokens && c < p.rank) {{
+  if (lane < {each}u && t < p.tokens && c < {p('rank')}) {{
     var all = 0.0;
     for (var i = 0u; i < {split}u; i++) {{ all += part[i * {each}u + lane]; }}
-    let to = t * p.ys + group.z * p.rank + c;
-    out[to] = select(0.0, out[to], p.adds != 0u) + p.scale * all;
-  }}
-""", (LANES, 1),
-                  f"var<workgroup> part: array<f32, {each * LANES}>;")
+    {out}[t * {p('ys')} + ({pair}) * {p('rank')} + c] = p.scale * all;
+  }}"""
+
+
+_PLACE = f"""
+  let t0 = group.x * {TOKENS}u;
+  let c0 = group.y * {RANKS}u;"""
 
 
 @functools.cache
-def gradient() -> Kernel:
-    """g[g0 + k * gk + c * gc] += sum over t of x[t, k] y[t, y0 + c]: columns k in x's order, c up to rank.
+def low() -> Kernel:
+    """low[t, c] = scale * x[t] · a[c].  grid: (tokens / TOKENS, columns / RANKS)."""
+    return Kernel("low-rank product", (*reads("x", "a"), *writes("low")),
+                  ("tokens", "scale:f32", "n", "rank", "xs", "ys", "m0", "mk", "mc"),
+                  _PLACE + "\n  let low_ = 0u;\n  let high = p.n;" + _sums("x", "a", "low", "", "0u"), (LANES, 1),
+                  f"var<workgroup> part: array<f32, {TOKENS * RANKS * LANES}>;")
 
-    grid: (columns / COLUMNS, rank / RANKS). With bounds, columns from n1 on belong to the second pair, from n2 on to the
-    third: their y begins `rank` columns later each.
+
+@functools.cache
+def both() -> Kernel:
+    """low() and dy_low[t, c] = scale * dy[t] · b[:, c].
+
+    grid: (tokens / TOKENS, columns / RANKS, 1 + pairs). z = 0 makes low; z > 0 sums over columns n z-1 … n z of dy (n0…n3)
+    into columns (z - 1) * rank… of dy_low.
     """
+    first = _sums("x", "a", "low", "", "0u").replace("\n", "\n  ")
+    second = _sums("dy", "b", "dy_low", "_", "group.z - 1u").replace("\n", "\n  ")
+    return Kernel("low-rank products of a backward", (*reads("x", "a", "dy", "b"), *writes("low", "dy_low")),
+                  ("tokens", "scale:f32", "n", "rank", "xs", "ys", "m0", "mk", "mc",
+                   "n0", "n1", "n2", "n3", "rank_", "xs_", "ys_", "m0_", "mk_", "mc_"), _PLACE + f"""
+  if (group.z == 0u) {{
+    if (c0 >= p.rank) {{ return; }}
+    let low_ = 0u;
+    let high = p.n;{first}
+  }} else {{
+    if (c0 >= p.rank_) {{ return; }}
+    var low_ = p.n0;
+    var high = p.n1;
+    if (group.z == 2u) {{ low_ = p.n1; high = p.n2; }}
+    if (group.z == 3u) {{ low_ = p.n2; high = p.n3; }}{second}
+  }}""", (LANES, 1), f"var<workgroup> part: array<f32, {TOKENS * RANKS * LANES}>;")
+
+
+def _outer(x: str, y: str, g: str, job: str) -> str:
+    """One workgroup's g[g0 + k * gk + c * gc] += sum over t of x[t, k] y[t, c], COLUMNS columns k from `begin`."""
     lanes = 16      # invocations that share the tokens; each has four columns
     sums = "\n".join(f"  var s{c} = vec4<f32>();" for c in range(RANKS))
-    steps = "\n".join(f"    s{c} = fma(v, vec4<f32>(y[at + min({c}u, last)]), s{c});" for c in range(RANKS))
+    steps = "\n".join(f"    s{c} = fma(v, vec4<f32>({y}[at + min({c}u, last)]), s{c});" for c in range(RANKS))
     rounds = "\n".join(f"""  part[lane] = s{c};
   workgroupBarrier();
-  if (lane < {COLUMNS}u && k < p.n && c0 + {c}u < p.rank) {{
+  if (lane < {COLUMNS}u && k < p.n{job} && c0 + {c}u < p.rank{job}) {{
     var all = 0.0;
     for (var i = 0u; i < {lanes}u; i++) {{ all += part[i * 16u + (lane >> 2u)][lane & 3u]; }}
-    g[p.g0 + k * p.gk + (c0 + {c}u) * p.gc] += all;
+    {g}[p.g0{job} + k * p.gk{job} + (c0 + {c}u) * p.gc{job}] += all;
   }}
   workgroupBarrier();""" for c in range(RANKS))
-    return Kernel("low-rank gradient", (*reads("x", "y"), *writes("g")),
-                  ("tokens", "n", "rank", "n1", "n2", "xs", "ys", "y0", "g0", "gk", "gc"), f"""
-  let c0 = group.y * {RANKS}u;
-  let begin = group.x * {COLUMNS}u;
-  let pair = select(0u, 1u, begin >= p.n1) + select(0u, 1u, begin >= p.n2);
+    return f"""
   let column = begin + (lane & 15u) * 4u;
-  let last = p.rank - 1u - c0;
+  let last = p.rank{job} - 1u - c0;
 {sums}
   for (var t = lane >> 4u; t < p.tokens; t += {lanes}u) {{
-    let from_ = t * p.xs + column;
+    let from_ = t * p.xs{job} + column;
     var v = vec4<f32>();
-    if (column + 3u < p.n) {{ v = vec4<f32>(x[from_], x[from_ + 1u], x[from_ + 2u], x[from_ + 3u]); }}
-    else {{ for (var i = 0u; i < 4u; i++) {{ if (column + i < p.n) {{ v[i] = x[from_ + i]; }} }} }}
-    let at = t * p.ys + p.y0 + pair * p.rank + c0;
+    if (column + 3u < p.n{job}) {{ v = vec4<f32>({x}[from_], {x}[from_ + 1u], {x}[from_ + 2u], {x}[from_ + 3u]); }}
+    else {{ for (var i = 0u; i < 4u; i++) {{ if (column + i < p.n{job}) {{ v[i] = {x}[from_ + i]; }} }} }}
+    let at = t * p.ys{job} + pair * p.rank{job} + c0;
 {steps}
   }}
   let k = begin + lane;
-{rounds}
-""", shared="var<workgroup> part: array<vec4<f32>, 256>;")
+{rounds}"""
+
+
+@functools.cache
+def gradients() -> Kernel:
+    """grad_a[c] += sum over t of dy_low[t, c] x[t], grad_b[:, c] += sum over t of dy[t] low[t, c].
+
+    grid: (columns of x and then of dy, / COLUMNS each; rank / RANKS). Columns of dy from n1 on belong to the second pair,
+    from n2 on to the third: their low begins `rank_` columns later each.
+    """
+    first = _outer("x", "dy_low", "grad_a", "").replace("\n", "\n  ")
+    second = _outer("dy", "low", "grad_b", "_").replace("\n", "\n  ")
+    return Kernel("low-rank gradients", (*reads("x", "dy_low", "dy", "low"), *writes("grad_a", "grad_b")),
+                  ("tokens", "n", "rank", "xs", "ys", "g0", "gk", "gc",
+                   "n_", "rank_", "xs_", "ys_", "g0_", "gk_", "gc_", "n1", "n2"), f"""
+  let c0 = group.y * {RANKS}u;
+  let edge = (p.n + {COLUMNS - 1}u) / {COLUMNS}u;
+  if (group.x < edge) {{
+    if (c0 >= p.rank) {{ return; }}
+    let begin = group.x * {COLUMNS}u;
+    let pair = 0u;{first}
+  }} else {{
+    if (c0 >= p.rank_) {{ return; }}
+    let begin = (group.x - edge) * {COLUMNS}u;
+    let pair = select(0u, 1u, begin >= p.n1) + select(0u, 1u, begin >= p.n2);{second}
+  }}""", shared="var<workgroup> part: array<vec4<f32>, 256>;")

@@ -12,6 +12,11 @@ from ..kernel import Kernel, reads, total, writes
 
 SUMS = "var<workgroup> sums: array<f32, 256>;"
 HEADS = 64    # invocations for a head of a row
+GAIN = """
+fn gain(i: u32, head: u32) -> f32 {
+  if (head < p.queries) { return gain_q[i]; }
+  return gain_k[i];
+}"""
 SILU = """
 fn activate(x: f32) -> f32 { return x / (1.0 + exp(-x)); }
 fn slope(x: f32) -> f32 { let s = 1.0 / (1.0 + exp(-x)); return s * (1.0 + x * (1.0 - s)); }"""
@@ -28,22 +33,19 @@ ACTIVATIONS = {"silu": SILU, "gelu": GELU}
 
 @functools.cache
 def rms_norm(adds: bool) -> Kernel:
-    """y = x / sqrt(mean x² + eps) * gain over each row; adds: of x + more, which is written to `sum` as well."""
-    load = "x[at + i] + more[group.x * p.ms + i]" if adds else "x[at + i]"
-    keep = "sum[group.x * p.ss + i] = v;" if adds else ""
-    again = "sum[group.x * p.ss + i]" if adds else "x[at + i]"
+    """y = x / sqrt(mean x² + eps) * gain over each row; adds: x += more first."""
+    sum_ = """
+    x[at + i] += more[group.x * p.ms + i];""" if adds else ""
     return Kernel("rms_norm" + " of a sum" * adds,
-                  (*reads("x", "gain", *(["more"] if adds else [])), *writes("y", *(["sum"] if adds else []))),
-                  ("n", "xs", "ys", "eps:f32", "gain0", *(["ms", "ss"] if adds else [])), f"""
+                  (*(writes("x") if adds else reads("x")), *reads("gain", *(["more"] if adds else [])), *writes("y")),
+                  ("n", "xs", "ys", "eps:f32", *(["ms"] if adds else [])), f"""
   let at = group.x * p.xs;
   var square = 0.0;
-  for (var i = lane; i < p.n; i += 256u) {{
-    let v = {load};
-    {keep}
-    square = fma(v, v, square);
+  for (var i = lane; i < p.n; i += 256u) {{{sum_}
+    square = fma(x[at + i], x[at + i], square);
   }}
   let r = 1.0 / sqrt(total_sums(square, lane) / f32(p.n) + p.eps);
-  for (var i = lane; i < p.n; i += 256u) {{ y[group.x * p.ys + i] = {again} * r * gain[p.gain0 + i]; }}
+  for (var i = lane; i < p.n; i += 256u) {{ y[group.x * p.ys + i] = x[at + i] * r * gain[i]; }}
 """, shared=SUMS, functions=total())
 
 
@@ -53,18 +55,18 @@ def rms_norm_backward(adds: bool) -> Kernel:
     plus = " + residual[group.x * p.rs + i]" if adds else ""
     return Kernel("rms_norm_backward" + " with a residual" * adds,
                   (*reads("dy", "x", "gain", *(["residual"] if adds else [])), *writes("dx")),
-                  ("n", "ds", "xs", "ys", "eps:f32", "gain0", *(["rs"] if adds else [])), f"""
+                  ("n", "ds", "xs", "ys", "eps:f32", *(["rs"] if adds else [])), f"""
   var square = 0.0;
   var through = 0.0;
   for (var i = lane; i < p.n; i += 256u) {{
     let v = x[group.x * p.xs + i];
     square = fma(v, v, square);
-    through = fma(dy[group.x * p.ds + i] * gain[p.gain0 + i], v, through);
+    through = fma(dy[group.x * p.ds + i] * gain[i], v, through);
   }}
   let r = 1.0 / sqrt(total_sums(square, lane) / f32(p.n) + p.eps);
   let back = total_sums(through, lane) * r * r / f32(p.n);
   for (var i = lane; i < p.n; i += 256u) {{
-    dx[group.x * p.ys + i] = r * (dy[group.x * p.ds + i] * gain[p.gain0 + i] - x[group.x * p.xs + i] * back){plus};
+    dx[group.x * p.ys + i] = r * (dy[group.x * p.ds + i] * gain[i] - x[group.x * p.xs + i] * back){plus};
   }}
 """, shared=SUMS, functions=total())
 
@@ -86,13 +88,14 @@ def _pairs(halves: bool, inner: str) -> str:
 
 @functools.cache
 def rotate(normed: bool, halves: bool) -> Kernel:
-    """A head of a token: normed (RMSNorm with a gain) or not, then its pairs turned by the token's angle. y may be x."""
+    """A head of a token: normed (RMSNorm with a gain) or not, then its pairs turned by the token's angle, in place if it is
+    not normed. Heads up to `queries` are queries, keys may follow them."""
     start = """
   let at = group.y * p.xs + group.x * p.size;
   let to = group.y * p.ys + group.x * p.size;
   let rest = p.size - 2u * p.pairs;
   let angle = position[p.token0 + group.y] * p.pairs;"""
-    value = "(x[at + {0}] * r * gain[p.gain0 + {0}])" if normed else "x[at + {0}]"
+    value = "(x[at + {0}] * r * gain({0}, group.x))" if normed else "x[at + {0}]"
     if normed:
         square = _pairs(halves, """square = fma(x[at + a], x[at + a], square);
     if (turns) { square = fma(x[at + b], x[at + b], square); }""")
@@ -109,11 +112,11 @@ def rotate(normed: bool, halves: bool) -> Kernel:
     }} else {{ y[to + a] = u; }}""")
     if not normed:
         start, turn = start.replace("  let to = group.y * p.ys + group.x * p.size;\n", ""), turn.replace("y[to", "x[at")
-    arrays = (*reads("x", "gain"), *reads("cosine", "sine"), *reads("position", of="u32"), *writes("y")) if normed else \
+    arrays = (*reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32"), *writes("y")) if normed else \
         (*writes("x"), *reads("cosine", "sine"), *reads("position", of="u32"))
     return Kernel(f"rotate, {'halves' if halves else 'neighbours'}{', normed' * normed}", arrays,
-                  ("size", "pairs", "xs", "ys", "eps:f32", "gain0", "token0"), start + turn, (HEADS, 1),
-                  SUMS if normed else "", total(size=HEADS) if normed else "")
+                  ("size", "pairs", "xs", "ys", "eps:f32", "queries", "token0"), start + turn, (HEADS, 1),
+                  SUMS if normed else "", total(size=HEADS) + GAIN if normed else "")
 
 
 @functools.cache
@@ -133,10 +136,10 @@ def rotate_backward(normed: bool, halves: bool) -> Kernel:
         body = start + _pairs(halves, f"if (turns) {{\n      {back}\n    }}")
         return Kernel(f"rotate_backward, {'halves' if halves else 'neighbours'}",
                       (*writes("dx"), *reads("cosine", "sine"), *reads("position", of="u32")),
-                      ("size", "pairs", "ds", "xs", "eps:f32", "gain0", "token0"), body, (HEADS, 1))
+                      ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"), body, (HEADS, 1))
     sums = """square = fma(x[from_ + {0}], x[from_ + {0}], square);
-      through = fma(dx[at + {0}] * gain[p.gain0 + {0}], x[from_ + {0}], through);"""
-    norm = "dx[at + {0}] = r * (dx[at + {0}] * gain[p.gain0 + {0}] - x[from_ + {0}] * mean);"
+      through = fma(dx[at + {0}] * gain({0}, group.x), x[from_ + {0}], through);"""
+    norm = "dx[at + {0}] = r * (dx[at + {0}] * gain({0}, group.x) - x[from_ + {0}] * mean);"
     body = start + """
   let from_ = group.y * p.xs + group.x * p.size;
   var square = 0.0;
@@ -149,8 +152,9 @@ def rotate_backward(normed: bool, halves: bool) -> Kernel:
   let mean = total_sums(through, lane) * r * r / f32(p.size);""" + _pairs(halves, f"""{norm.format('a')}
     if (turns) {{ {norm.format('b')} }}""")
     return Kernel(f"rotate_backward, {'halves' if halves else 'neighbours'}, normed",
-                  (*writes("dx"), *reads("x", "gain", "cosine", "sine"), *reads("position", of="u32")),
-                  ("size", "pairs", "ds", "xs", "eps:f32", "gain0", "token0"), body, (HEADS, 1), SUMS, total(size=HEADS))
+                  (*writes("dx"), *reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32")),
+                  ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"), body, (HEADS, 1), SUMS,
+                  total(size=HEADS) + GAIN)
 
 
 _EACH = """
