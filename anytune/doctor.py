@@ -20,6 +20,7 @@ PACKAGES = (  # (distribution, what it is for, needed)
     ("xllamacpp", "anytune verify: pip install xllamacpp", False),
     ("torch", "GPUs: pip install torch", False),
     ("triton", "fused GPU kernels; comes with torch for NVIDIA and AMD on Linux", False),
+    ("wgpu", "any GPU through Vulkan, Metal or DX12: pip install wgpu", False),
 )
 
 
@@ -54,6 +55,11 @@ def _devices() -> list[dict[str, Any]]:
     if gpu_in_sight():
         from anytune.engine.torch.devices import available
         rows += [{"device": device, "name": name, "cores": None, "memory_bytes": size} for device, name, size in available()]
+    from anytune.engine.webgpu.sight import in_sight
+    if in_sight():
+        from anytune.engine.webgpu.device import available as webgpus
+        rows += [{"device": device, "name": name, "cores": None, "memory_bytes": None} for device, name, software in webgpus()
+                 if not software]
     return rows
 
 

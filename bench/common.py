@@ -26,7 +26,7 @@ RESULTS = BENCH / "results"
 ROOT = BENCH.parent
 sys.path.insert(0, str(ROOT))  # the working tree, whether or not it is installed
 MIB = 1 << 20
-PACKAGES = ("anytune", "numpy", "numba", "torch", "transformers", "peft", "xllamacpp", "tokenizers", "gguf")
+PACKAGES = ("anytune", "numpy", "numba", "torch", "transformers", "peft", "xllamacpp", "tokenizers", "gguf", "wgpu")
 
 
 # ---- the machine -----------------------------------------------------------------------------------------
@@ -170,9 +170,12 @@ def take_turns(children: list[Child], rounds: int, pause: float = 0.25) -> list[
     return results
 
 
-def run_once(command: list[str], env: dict[str, str]) -> dict[str, Any]:
-    """Run a script that prints JSON lines; returns the last."""
-    done = subprocess.run([sys.executable, *command], env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE)
+def run_once(command: list[str], env: dict[str, str], limit: float | None = None) -> dict[str, Any]:
+    """Run a script that prints JSON lines, for at most `limit` seconds; returns the last."""
+    try:
+        done = subprocess.run([sys.executable, *command], env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"{shlex.join(command)} took more than {limit:.0f} seconds") from None
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         raise SystemExit(f"{shlex.join(command)} ended with exit code {done.returncode}: {done.stdout[-2000:]}")

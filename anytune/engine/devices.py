@@ -44,7 +44,8 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
 
 
 def choose() -> str:
-    """The device that auto means: a GPU that torch can use, else the CPU engine that the doctor's probe found faster.
+    """The device that auto means: a GPU that torch can use, or WebGPU, else the CPU engine that the doctor's probe found
+    faster.
 
     torch takes seconds to import, so it is asked only where the system shows a GPU.
     """
@@ -54,4 +55,5 @@ def choose() -> str:
         found = available()
         if found:
             return found[0][0]
-    return remembered() or "numpy"
+    from .webgpu.sight import hardware
+    return next(iter(hardware()), None) or remembered() or "numpy"

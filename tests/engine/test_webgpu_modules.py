@@ -3,6 +3,7 @@ software device, a stricter one, gives the same answers."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anytune.engine.webgpu.kernels import attention, decode, gemm, lookup, low, optimizer, rows
-from anytune.engine.webgpu.kernels.blocks import TYPES
+from anytune.engine.webgpu.kernels.every import every, write
 from tests.engine.test_torch_engine import gradients, trainee_of
 from tests.model.conftest import stream
 from tests.support import tiny
@@ -34,28 +34,8 @@ print(json.dumps({"device": engine.device.name, "answers": len(answers), "worst"
 """
 
 
-def every_kernel():
-    """One of each kind, and of what makes a difference to its memory or bindings."""
-    yield from (rows.rms_norm(False), rows.rms_norm(True), rows.rms_norm_backward(True), rows.add(), rows.take(), rows.put(),
-                rows.fill(), rows.copy(), rows.dropout(True), optimizer.loss_rows(True), optimizer.add_up(),
-                optimizer.square_sums(), optimizer.settle(), optimizer.adamw(), low.low(), low.both(), low.gradients(), gemm.split_sum(),
-                decode.store(), attention.inner())
-    for halves in (True, False):
-        for normed in (True, False):
-            yield from (rows.rotate(normed, halves), rows.rotate_backward(normed, halves))
-    for kind in ("silu", "gelu"):
-        yield from (rows.glu(kind), rows.glu_backward(kind))
-    for name in TYPES:
-        yield from (lookup.embed(name), gemm.gemv(name, 8, True, True))
-        yield from (gemm.gemm(name, way, gemm.Tile(), True, True) for way in (True, False))
-    for size in (8, 64, 128, 256):
-        yield from (attention.attention(size), decode.attend(size),
-                    *(attention.attention_backward(size, wanted) for wanted in ("dq", "dk", "dv")))
-
-
 def shared_bytes(text):
     """Workgroup memory of a module: its declarations are arrays of constants."""
-    import re
     sizes = {"f32": 4, "vec4<f32>": 16, "vec2<u32>": 8}
     found = re.findall(r"var<workgroup> \w+: (?:array<([^;]+), (\d+)>|(vec2<u32>));", text)
     assert len(found) == text.count("var<workgroup>")
@@ -65,7 +45,7 @@ def shared_bytes(text):
 def test_kernels_keep_to_the_default_limits():
     from anytune.engine.webgpu.device import WORDS
     seen = set()
-    for kernel in every_kernel():
+    for kernel in every():
         assert len(kernel.arrays) <= 8, kernel.name
         assert kernel.size[0] * kernel.size[1] <= 256 and len(kernel.numbers) <= WORDS, kernel.name
         assert shared_bytes(kernel.text()) <= 16384, kernel.name
@@ -73,12 +53,18 @@ def test_kernels_keep_to_the_default_limits():
     assert len(seen) > 80
 
 
+def test_kernels_can_be_read(tmp_path):
+    count = write(tmp_path / "wgsl")
+    files = list((tmp_path / "wgsl").glob("*.wgsl"))
+    assert len(files) == count and all("@compute" in f.read_text("utf-8") for f in files)
+
+
 def test_kernels_compile_with_all_checks():
     """Also those that no other test's shapes need; naga validates each."""
     need_webgpu()
     from anytune.engine.webgpu.device import open_device
     device = open_device(trusted=False)
-    for kernel in every_kernel():
+    for kernel in every():
         device._module(kernel.text())
         device._module(kernel.text(all_writable=True))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 from typing import Any
 
@@ -77,6 +78,23 @@ def adapters() -> tuple[Any, ...]:
     rows = [a for a in found if a.info["backend_type"] in ("Vulkan", "Metal", "D3D12")]
     # a GPU may be seen through two drivers: the first that wgpu names is its native one
     return tuple(sorted(rows, key=lambda a: order.get(a.info["adapter_type"], 2 if a.info["adapter_type"] != "CPU" else 3)))
+
+
+def installed() -> bool:
+    """Whether wgpu is there, without loading it."""
+    return importlib.util.find_spec("wgpu") is not None
+
+
+def available() -> list[tuple[str, str, bool]]:
+    """(name for --device, what it is, whether it is software) of every adapter; empty without wgpu."""
+    if not installed():
+        return []
+    try:
+        found = adapters()
+    except UserError:
+        return []
+    return [(f"webgpu:{i}" if i else "webgpu", f"{a.info['device'] or a.info['description']} ({a.info['backend_type']})",
+             a.info["adapter_type"] == "CPU") for i, a in enumerate(found)]
 
 
 def open_device(number: int | None = None, max_binding: int | None = None, trusted: bool | None = None) -> "Device":
@@ -234,7 +252,7 @@ class Device:
             module = self._module(text)
             whole = self.raw.create_pipeline_layout(bind_group_layouts=[layout])
             made = self.raw.create_compute_pipeline(layout=whole, compute={"module": module, "entry_point": "main"})
-        return made._internal, layout, (made, module, whole)
+        return made._internal, layout, (kernel.name, made, module, whole)
 
     def _module(self, text: str):
         if not self.trusted:

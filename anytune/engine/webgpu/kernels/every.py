@@ -1,0 +1,40 @@
+"""One of each kernel, and of what makes a difference to its memory or bindings: to be read, and to be tested."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..kernel import Kernel
+from . import attention, decode, gemm, lookup, low, optimizer, rows
+from .blocks import TYPES
+
+
+def every() -> Iterator[Kernel]:
+    yield from (rows.rms_norm(False), rows.rms_norm(True), rows.rms_norm_backward(False), rows.rms_norm_backward(True),
+                rows.add(), rows.take(), rows.put(), rows.fill(), rows.copy(), rows.dropout(False), rows.dropout(True),
+                optimizer.loss_rows(False), optimizer.loss_rows(True), optimizer.add_up(), optimizer.square_sums(),
+                optimizer.settle(), optimizer.adamw(), low.low(), low.both(), low.gradients(), gemm.split_sum(),
+                decode.store(), attention.inner())
+    for halves in (True, False):
+        for normed in (True, False):
+            yield from (rows.rotate(normed, halves), rows.rotate_backward(normed, halves))
+    for kind in rows.ACTIVATIONS:
+        yield from (rows.glu(kind), rows.glu_backward(kind))
+    for name in TYPES:
+        yield from (lookup.embed(name), gemm.gemv(name, 8, True, True))
+        yield from (gemm.gemm(name, way, gemm.Tile(), True, True) for way in (True, False))
+    for size in (8, 64, 128, 256):
+        yield from (attention.attention(size), decode.attend(size),
+                    *(attention.attention_backward(size, wanted) for wanted in ("dq", "dk", "dv")))
+
+
+def write(folder: str | Path) -> int:
+    """Every kernel as a file of WGSL; returns how many."""
+    folder, count = Path(folder), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for count, kernel in enumerate(every(), 1):
+        name = re.sub(r"[^A-Za-z0-9]+", "-", kernel.name).strip("-").lower()
+        (folder / f"{name}.wgsl").write_text(kernel.text(), encoding="utf-8")
+    return count

@@ -1,0 +1,92 @@
+"""The race of tiles, on a software device that says that it is none: what wins is kept, what computes wrongly never wins."""
+
+import json
+
+import numpy as np
+import pytest
+
+from anytune.engine.webgpu import tune
+from anytune.engine.webgpu.kernels.gemm import Tile
+from tests.support.webgpu import need_webgpu
+
+TILES = (Tile(), Tile(64, 32, 32, 4, 4))
+
+
+@pytest.fixture
+def engine(monkeypatch, tmp_path):
+    need_webgpu()
+    from anytune.engine.webgpu.device import Device, open_device
+    from anytune.engine.webgpu.engine import WebGpuEngine
+    monkeypatch.setattr(Device, "software", False)
+    monkeypatch.setattr(tune, "WIDTH", 128)
+    monkeypatch.setattr(tune, "TOKENS", (32, 64))
+    monkeypatch.setattr(tune, "MANY", 48)
+    monkeypatch.setattr(tune, "TILES", TILES)
+    monkeypatch.setattr(tune, "WORKGROUPS", (0, 8))
+    monkeypatch.setenv("ANYTUNE_CACHE", str(tmp_path))
+    return lambda: WebGpuEngine(open_device())
+
+
+def seconds(monkeypatch, best):
+    """Pretend that the variants (tile, workgroups) in `best` are fast."""
+    monkeypatch.setattr(tune._Race, "seconds", lambda self, forward, tokens, tile, groups, x=None, y=None:
+                        1e-3 if (tile, groups) == best else 2e-3)
+
+
+@pytest.mark.parametrize("best", [(TILES[1], 8), (TILES[0], 8), (TILES[1], 0)])
+def test_the_fastest_is_chosen_and_remembered(engine, monkeypatch, tmp_path, best):
+    seconds(monkeypatch, best)
+    first = engine()
+    first.tuning.ensure()
+    assert first.tuning.choices == {(way, many): best for way in (True, False) for many in (True, False)}
+    assert first.commands.rate > 0 and first.tuning.name != "default"
+    (path,) = (tmp_path / "webgpu").glob("*.json")
+    assert json.loads(path.read_text("utf-8"))["device"] == first.device.name
+    monkeypatch.setattr(tune.Tuning, "race", lambda self: pytest.fail("the file was not read"))
+    second = engine()
+    second.tuning.ensure()
+    assert second.tuning.choices == first.tuning.choices and second.identity() == first.identity()
+
+
+def test_a_wrong_variant_never_wins(engine, monkeypatch):
+    seconds(monkeypatch, (TILES[1], 0))
+    real = tune._Race._run
+
+    def run(self, forward, tile, groups, x, y):
+        real(self, forward, tile, groups, x, y)
+        if tile == TILES[1]:
+            self.e.commands.write(y, self.e.host(y) * np.float32(1.01))
+    monkeypatch.setattr(tune._Race, "_run", run)
+    made = engine()
+    made.tuning.ensure()
+    assert all(tile == TILES[0] for tile, _ in made.tuning.choices.values())
+
+
+def test_a_damaged_file_is_raced_again(engine, monkeypatch, tmp_path):
+    seconds(monkeypatch, (TILES[1], 0))
+    made = engine()
+    made.tuning.ensure()
+    (path,) = (tmp_path / "webgpu").glob("*.json")
+    for text in ("", "[1]", '{"choices": [{"forward": true}]}'):
+        path.write_text(text, "utf-8")
+        again = engine()
+        again.tuning.ensure()
+        assert again.tuning.choices == made.tuning.choices
+
+
+def test_submits_are_cut_by_their_cost(engine, monkeypatch):
+    """A slow device gets many small submits: no one of them may run long."""
+    from anytune.engine.webgpu.device import Device
+    seconds(monkeypatch, (TILES[0], 0))
+    made, sizes = engine(), []
+    made.tuning.ensure()
+    made.commands.rate = 0.0    # nothing is known: the most careful
+    real = Device.submit
+    monkeypatch.setattr(Device, "submit", lambda self, commands: (sizes.append(sum(c[5] for c in commands)), real(self, commands)))
+    x = made.take(made.vector(np.ones((64, 64), np.float32)), made.integers(np.arange(64)))
+    from anytune.engine.webgpu.kernels.rows import fill
+    for _ in range(10):
+        made.commands.run(fill(), [x], (64, x.stride, 0, 0.0), (1, 64), 0.9e8)
+    made.commands.flush()
+    assert len(sizes) >= 5 and max(sizes) <= 2e8
+    assert made.most_columns(4096, 4096) == 64
