@@ -203,6 +203,9 @@ def _portion(file: GGUF, t: TensorInfo, lo: int, hi: int, block: str, importance
     x = np.empty((hi - lo, t.shape[-1]), np.float32)
     KERNELS[t.type.name](raw, t.row_bytes, 0, x.reshape(-1), t.shape[-1], 0, hi - lo, t.shape[-1] // t.type.block_size)
     try:
-        return encode(x, block, importance)
+        blocks = encode(x, block, importance)
+        if block == "F16" and np.isinf(blocks.view(np.float16)).any():
+            raise ValueError("it has weights beyond float16's range; BF16 can hold them")
+        return blocks
     except ValueError as error:
         raise UserError(f"{file.path}: the tensor {t.name} cannot become {block}: {error}.") from None

@@ -181,6 +181,14 @@ def test_weights_that_are_no_numbers(tmp_path):
     assert os.listdir(tmp_path) == ["in.gguf"]
 
 
+def test_weights_beyond_half_precision(tmp_path):
+    x = np.full((2, 256), 7e4, np.float32)
+    write_gguf(tmp_path / "in.gguf", {"general.architecture": "llama"}, [("blk.0.ffn_up.weight", x.shape, "F32", x)])
+    with pytest.raises(UserError, match="BF16"):
+        quantize(tmp_path / "in.gguf", tmp_path / "out.gguf", "F16")
+    quantize(tmp_path / "in.gguf", tmp_path / "out.gguf", "BF16")
+
+
 def test_a_disk_that_fills_leaves_nothing(model, tmp_path, monkeypatch):
     import errno
 

@@ -245,7 +245,7 @@ def single(x, w, q, out, s, top):
     search(x, w, 0, 32, top, 12, 0.1, False, s, 0, 1)
     scale, floor = to_half(load(s, SCALE)), to_half(load(s, FLOOR))
     best = error(x, w, 0, 32, top, scale, floor)
-    # float16 can spoil the pair: the floor that suits the rounded scale, and the plain range, compete with it
+    # rounding each to float16 can spoil the pair: the floor that suits the rounded scale competes
     slope = ratio(load(s, WQ), load(s, W))
     suited = to_half(load(s, FLOOR) + slope * (scale - load(s, SCALE)))
     found = error(x, w, 0, 32, top, scale, suited)

@@ -37,8 +37,6 @@ def encode(x: np.ndarray, name: str, importance: np.ndarray | None = None, compi
         raise ValueError(f"importance {importance.shape} does not fit rows of {x.shape[1]}")
     if name == "F32":
         return np.ascontiguousarray(x, "<f4").view(np.uint8)
-    if name not in FLOATS and not np.abs(x).max(initial=0) < LARGEST:  # also if it is not a number
-        raise ValueError(f"it has weights that are not numbers, or larger than {name} can hold")
     searching = name in SEARCHES and (importance is not None or name not in nearest.FUNCTIONS)
     run = None if searching or compiled is False else _kernel(name)
     out = np.empty((len(x), block.row_bytes(x.shape[1])), np.uint8)
@@ -46,6 +44,8 @@ def encode(x: np.ndarray, name: str, importance: np.ndarray | None = None, compi
     for lo in range(0, len(x), step):
         rows, done = np.ascontiguousarray(x[lo:lo + step]), out[lo:lo + step]
         blocks = rows.reshape(-1, block.block_size)
+        if name not in FLOATS and not max(rows.max(initial=0), -rows.min(initial=0)) < LARGEST:
+            raise ValueError(f"it has weights that are not numbers, or larger than {name} can hold")
         if run is not None:
             run(rows.reshape(-1), done.reshape(-1), len(blocks))
         elif searching:
