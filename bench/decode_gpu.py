@@ -69,7 +69,7 @@ def main() -> None:
     before, env, results = common.machine(), common.environment(8), {}
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="anytune-bench-") as folder:
         script, path = Path(folder) / "gemm.py", Path(folder) / "model.gguf"
-        script.write_text(GEMM)
+        script.write_text(GEMM.replace("GPUS", "1"))
         card = common.run_once([str(script)], env)
         for kind in args.types.split(","):
             qwen3.write_model(path, "qwen3-1.7b", kind)

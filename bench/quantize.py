@@ -31,11 +31,12 @@ from anytune.quantization.collect import collect  # noqa: E402
 
 NEAREST = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4")
 SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
-WITH_IMPORTANCE = (*SEARCHED, "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+JUDGED = SEARCHED[:-1]  # IQ4_XS is IQ4_NL with scales in a super-block
+WITH_IMPORTANCE = (*JUDGED, "Q4_0", "Q5_0")
 ROWS = 4  # quantized as one
 
 options = common.parser(__doc__, rounds=5)
-options.add_argument("--windows", type=int, default=8, help="windows of 512 tokens that perplexity is measured on")
+options.add_argument("--windows", type=int, default=4, help="windows of 512 tokens that perplexity is measured on")
 args = options.parse_args()
 before = common.machine()
 
@@ -140,7 +141,7 @@ def quality(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     sums, tokens, _ = collect(exact, measured, chunks=16)
     linears = [name for name, x in tensors.items() if name.startswith("blk.") and x.ndim == 2]
     found = []
-    for name, weighted in [(name, False) for name in SEARCHED] + [(name, True) for name in WITH_IMPORTANCE]:
+    for name, weighted in [(name, False) for name in JUDGED] + [(name, True) for name in WITH_IMPORTANCE]:
         row: dict[str, Any] = {"type": name, "importance": weighted}
         for side, how in (("anytune", encode), ("llama.cpp", theirs)):
             error = total = 0.0

@@ -184,8 +184,15 @@ def test_kernels_on_random_shapes(seed, mode):
     ([3, 40], Heads(3, 1, 80, 5, 0.2)),             # columns of the next head behind those of this one
     ([33], Heads(4, 1, 128, 0, 0.1)),
 ])
-def test_kernels_on_aligned_streams(lengths, heads, mode):
-    """Read through descriptors. float16 in the interpreter, whose bfloat16 products are wrong."""
+def test_kernels_on_aligned_streams(lengths, heads, mode, monkeypatch):
+    """Read through descriptors. float16 in the interpreter, whose bfloat16 products are wrong. New memory holds NaN."""
+    empty = torch.Tensor.new_empty
+
+    def poisoned(*args, **more):
+        made = empty(*args, **more)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
     random = np.random.default_rng(sum(lengths))
     for dtype in (torch.float32, torch.float16):
         Stream(random, lengths, heads, DEVICE, dtype, spare=8).check(Tiled(mode))

@@ -182,9 +182,14 @@ class Layout:
 
 
 def per_head(q: torch.Tensor, heads: int) -> torch.Tensor:
-    """Room for a number per head and token, float32 [heads, T], with rows that start at multiples of 16 bytes."""
+    """Room for a number per head and token, float32 [heads, T], with rows that start at multiples of 16 bytes.
+
+    What fills up the rows is zero: descriptors read it, and a masked score times NaN would not stay nothing.
+    """
     tokens = q.shape[0]
-    return q.new_empty((heads, triton.cdiv(tokens, 4) * 4), dtype=torch.float32)[:, :tokens]
+    wide = q.new_empty((heads, triton.cdiv(tokens, 4) * 4), dtype=torch.float32)
+    wide[:, tokens:].zero_()
+    return wide[:, :tokens]
 
 
 def attention(q, k, v, first, end, starts, heads: Heads, out, tf32=False, config: Config | None = None):

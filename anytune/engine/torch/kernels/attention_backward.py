@@ -15,7 +15,7 @@ import triton.language as tl
 from anytune.engine.base import Heads
 
 from .. import attention as plain
-from .attention import FILL, LOG2E, WIDEST, Config, Layout, edge, hide, padded, places, stack, tile
+from .attention import FILL, LOG2E, WIDEST, Config, Layout, edge, hide, padded, per_head, places, stack, tile
 
 # (padded head size, kind as for the forward) -> configs of the launch for queries, of that for keys, and of both in one
 # for a short stream. In the last two `rows` are the queries walked over.
@@ -210,7 +210,7 @@ def attention_backward(dout, q, k, v, out, sums, first, end, starts, heads: Head
             *layout.rows(q, k, v, dout, out, dq, dk, dv), sums.stride(0), heads.scale, STACK=together, HEADS=heads.keys,
             ROWS=c.rows, KEYS=c.keys, num_warps=c.warps, num_stages=c.stages, **common)
         return
-    d = sums.new_empty((heads.queries, sums.stride(0)))[:, :tokens]
+    d = per_head(q, heads.queries)
     c = queries
     for_queries[heads.queries // together, triton.cdiv(tokens, c.rows // together)](
         q, layout.stream(k, c.keys, pad), layout.stream(v, c.keys, pad), dout, out, dq, sums, d, first, tokens,
