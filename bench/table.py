@@ -32,7 +32,7 @@ def where(data: dict) -> str:
     m, v = data["machine"], data["versions"]
     peers = ", ".join(f"{name} {v[name]}" for name in PEERS if name in v)
     return (f"`{data['command']}`, {data['date'][:10]}, commit {data['commit']}: {m['cpu']}, {m['cores']} cores, "
-            f"{m['memory_gib']:.0f} GiB; Python {m['python']}, {peers}.")
+            f"{m['memory_gib']:.0f} GiB; Python {m['python']}, {peers}." + (f" {data['note']}" if "note" in data else ""))
 
 
 def times(ratio: float) -> str:
@@ -80,7 +80,59 @@ def estimate(data: dict) -> list[str]:
         for s in data["settings"]])
 
 
-TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate)}
+def quantize(data: dict) -> list[str]:
+    speed = table(("type", "anytune", "`gguf` package", "llama.cpp"), [
+        (s["type"], *(f"{s[side]:.0f}" if side in s else "–" for side in ("anytune", "gguf", "llama.cpp")))
+        for s in data["speed"]])
+    sides = ("anytune", "llama.cpp")
+    quality = table(
+        ("type", "importance", *(f"{what}, {side}" for what in ("error", "KL", "perplexity") for side in sides)),
+        [(q["type"], "yes" if q["importance"] else "no", *(f"{q[side]['error']:.3g}" for side in sides),
+          *(f"{q[side]['kl']:.4f} ± {q[side]['kl_uncertainty']:.4f}" for side in sides),
+          *(f"{q[side]['perplexity']:.2f}" for side in sides)) for q in data["quality"]])
+    exact = data["exact"]
+    return [*speed, "", *quality, "", f"Unrounded: perplexity {exact['perplexity']:.2f} on {exact['tokens']} tokens. "
+            f"The `gguf` package is {data['versions']['gguf']}."]
+
+
+def train_gpu(data: dict) -> list[str]:
+    card = data["gpu"]
+    peers = {(p["shape"], p["compile"]): p for p in data["peers"]}
+    rows = []
+    for name, s in data["anytune"].items():
+        if "failed" in s:
+            rows.append((name, s["blocks"], "failed", "–", "–", "–", "–"))
+            continue
+        peer = peers.get((s["shape"], False)) if s["memory"] is None else None
+        rows.append((s["shape"].replace("x", " × "), s["blocks"], s["memory"] or "–", f"{s['tokens_per_s']:,.0f}",
+                     f"{s['peak_gib']:.2f}", f"{100 * s['fraction_of_gemm']:.0f} %",
+                     f"{s['tokens_per_s'] / peer['tokens_per_s']:.2f}×" if peer and "tokens_per_s" in peer else "–"))
+    told = "; ".join(f"{p['shape'].replace('x', ' × ')}{', compiled' if p['compile'] else ''}: " + (
+        f"{p['tokens_per_s']:,.0f} tok/s, {p['peak_gib']:.1f} GiB" if "tokens_per_s" in p else "did not end in time")
+        for p in data["peers"])
+    return [*table(("examples × tokens", "base", "`--memory`", "tok/s", "peak, GiB", "of the GEMM rate", "to peft"), rows), "",
+            f"{card['gpu']}; one large bf16 product reaches {card['gemm_tflops']:.0f} TFLOP/s in a burst and "
+            f"{card['gemm_tflops_for_two_seconds']:.0f} for two seconds. transformers + peft, bf16 base: {told}."]
+
+
+def decode_gpu(data: dict) -> list[str]:
+    return table(("", "tok/s", "ms a token", "weights read, GB/s", "of the copy rate"), [
+        (name, f"{r['tokens_per_s']:,.0f}", f"{r['ms_per_token']:.2f}", f"{r['read_gb_per_s']:,}",
+         f"{100 * r['fraction_of_bandwidth']:.0f} %") for name, r in data["anytune"].items()])
+
+
+def two_gpus(data: dict) -> list[str]:
+    names = {"one": "one GPU", "two": "two GPUs", "two_sharded": "two GPUs, `--shard`"}
+    rows = [(names[name], "–", f"{r['tokens_per_s']:,.0f}", f"{r['ratio']:.2f}×", f"{r['peak_gib']:.2f}", f"{r['curve_apart']:.1g}")
+            for name, r in data["runs"].items()]
+    tight, memory = data["tight"], data["tight"]["memory"]
+    rows += [(names[name], memory, f"{tight[name]['tokens_per_s']:,.0f}", "–", f"{tight[name]['peak_gib']:.2f}",
+              f"{tight[name]['curve_apart']:.1g}") for name in ("one", "two_sharded")]
+    return [*table(("", "`--memory` of each", "tok/s", "to one", "peak of each, GiB", "loss curves apart"), rows), "",
+            f"{data['gpu']['name']}. With {memory} one GPU cannot hold the base: it copies the weights from the host at each use."]
+
+
+TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu, two_gpus)}
 
 
 def filled(text: str) -> str:
