@@ -71,7 +71,7 @@ def test_kernels_compile_with_all_checks():
 
 def test_checked_and_trusted_modules_agree(tmp_path, monkeypatch):
     need_webgpu()
-    path, found = tiny.write(tmp_path / "gemma3.gguf", "gemma3"), []
+    path, found = tiny.write(tmp_path / "qwen3.gguf", "qwen3"), []
     for checked in ("", "1"):
         monkeypatch.setenv("ANYTUNE_WEBGPU_CHECKED", checked)
         trainee = trainee_of(path, "webgpu")

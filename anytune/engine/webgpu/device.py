@@ -18,7 +18,7 @@ from .kernel import Kernel
 ALIGN = 256            # bytes: where a binding may begin, on every device
 WORDS = 64             # uint32 of parameters a dispatch: one aligned slot
 SLACK = 16             # bytes behind a buffer: unaligned words are read in pairs
-PIECE = 32 << 20       # bytes that are written between two submits, so that staging memory is given back
+PIECE = 32 << 20       # bytes that are written before what they were staged in is given back
 CACHED_GROUPS = 1 << 16
 
 
@@ -165,11 +165,10 @@ class Device:
             raise UserError(f"bindings of {self.max_binding} bytes are too small: at least 4096 are needed (ANYTUNE_MAX_BINDING)")
         self.max_buffer = int(limits["max-buffer-size"]) - SLACK
         self.trusted = trusted if trusted is not None else not os.environ.get("ANYTUNE_WEBGPU_CHECKED")
-        self.live = self.peak = self._serials = 0
+        self.live = self.peak = self._serials = self._staged = 0
         self._pipelines: dict[str, tuple] = {}
         self._groups: dict[tuple, Any] = {}
         self._dead: list = []
-        self.alive = True
 
     @property
     def name(self) -> str:
@@ -223,10 +222,13 @@ class Device:
         flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         with failures():
             for low in range(0, flat.size, PIECE):
-                self.queue.write_buffer(raw, at + low, flat[low:low + PIECE])
-                if flat.size > PIECE:
+                piece = flat[low:low + PIECE]
+                self.queue.write_buffer(raw, at + low, piece)
+                self._staged += piece.size
+                if self._staged >= PIECE:
                     self.queue.submit([])
-                    self.raw._poll()
+                    self.raw._poll_wait()
+                    self._staged = 0
 
     def read(self, raw, at: int, size: int) -> np.ndarray:
         """uint8 [size] of a raw buffer, once the device is done. size: a multiple of four."""
