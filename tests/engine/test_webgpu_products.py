@@ -31,16 +31,17 @@ def tiles():
     return TILES
 
 
-@pytest.mark.parametrize("number", range(7))
-@pytest.mark.parametrize("slices", (0, 1000))
-def test_every_tile_and_cut_sums(engine, tmp_path, number, slices):
+@pytest.mark.parametrize("number", range(9))
+def test_every_tile_and_cut_sums(engine, tmp_path, number):
+    """Every tile once with its sum in slices, once without."""
+    slices = 1000 * ((number + (engine.device.max_binding > 8192)) % 2)
     random = np.random.default_rng(number)
     rows, width, tokens = int(random.integers(130, 200)), 160, int(random.integers(1, 90))
     write_gguf(tmp_path / "w.gguf", {}, [("w", (rows, width), "Q8_0", random.standard_normal((rows, width)).astype(np.float32))])
     a, b = (random.standard_normal(s).astype(np.float32) for s in ((5, width), (rows, 5)))
     x, dy = (random.standard_normal((tokens, n)).astype(np.float32) for n in (width, rows))
     bias = random.standard_normal(rows).astype(np.float32)
-    assert len(tiles()) == 7
+    assert len(tiles()) == 9
     engine.tuning.choices = {(way, many): (tiles()[number], slices) for way in (True, False) for many in (True, False)}
     try:
         with GGUF.open(tmp_path / "w.gguf") as gguf:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ from .weights import Part
 WIDTH, OUT = 2048, 2048
 TOKENS = (128, 1024)          # what the two classes of products are raced with
 MANY = 384                    # rows from which a product counts as one of many tokens
-TILES = (Tile(), Tile(64, 32, 32, 4, 4), Tile(32, 64, 16, 4, 4), Tile(64, 64, 32, 4, 4), Tile(64, 64, 16, 8, 4),
-         Tile(128, 64, 16, 8, 4), Tile(128, 128, 16, 8, 8))
+TILES = (Tile(), Tile(ahead=True), Tile(64, 32, 32, 4, 4), Tile(32, 64, 16, 4, 4), Tile(64, 64, 32, 4, 4),
+         Tile(64, 64, 16, 8, 4), Tile(128, 64, 16, 8, 4, True), Tile(128, 128, 16, 8, 8), Tile(128, 128, 16, 8, 8, True))
 WORKGROUPS = (0, 128, 256, 512, 1024)   # that a product should have; fewer are made up for by slices
 SHORTEST = 64                 # of the sum in a slice, at least
 PART = 64 << 20               # bytes of slices, at most
@@ -104,7 +105,7 @@ class Tuning:
                 tile, groups, seconds = best
                 self.choices[forward, tokens >= MANY] = tile, groups
                 rows.append({"forward": forward, "many": tokens >= MANY, "workgroups": groups,
-                             "tile": [tile.m, tile.n, tile.k, tile.tm, tile.tn], "microseconds": round(1e6 * seconds, 1)})
+                             "tile": list(astuple(tile)), "microseconds": round(1e6 * seconds, 1)})
         return rows
 
     def flops_per_second(self) -> float:

@@ -15,12 +15,14 @@ from .blocks import NUMBERS, blocks
 
 @dataclass(frozen=True)
 class Tile:
-    """m, n: rows and columns of a workgroup's output; k: of the sum at a time; tm, tn: of an invocation's output."""
+    """m, n: rows and columns of a workgroup's output; k: of the sum at a time; tm, tn: of an invocation's output. ahead: the
+    next tiles are on their way to registers while these are multiplied."""
     m: int = 64
     n: int = 64
     k: int = 16
     tm: int = 4
     tn: int = 4
+    ahead: bool = False
 
     @property
     def threads(self) -> int:
@@ -33,15 +35,14 @@ class Tile:
 
     @property
     def name(self) -> str:
-        return f"{self.m}x{self.n}x{self.k} {self.tm}x{self.tn}"
+        return f"{self.m}x{self.n}x{self.k} {self.tm}x{self.tn}{' ahead' * self.ahead}"
 
 
 def _each(count: int, threads: int, body: str) -> str:
-    """`body` with `e` running over count elements, shared out between the invocations."""
-    rounds = -(-count // threads)
+    """`body` with `e` running over count elements, shared out between the invocations; ROUND is the round's number."""
     out = []
-    for r in range(rounds):
-        inner = f"    {{ let e = lane + {r * threads}u;\n{body} }}"
+    for r in range(-(-count // threads)):
+        inner = f"    {{ let e = lane + {r * threads}u;\n{body.replace('ROUND', str(r))} }}"
         out.append(f"    if (lane + {r * threads}u < {count}u) {inner.strip()}" if (r + 1) * threads > count else inner)
     return "\n".join(out)
 
@@ -60,38 +61,78 @@ def _multiply(t: Tile) -> str:
     return "\n".join(lines)
 
 
-def _masked(source: str, name: str) -> str:
-    """Load `source` as vec4 `name`, zero where the sum's index k is at its end."""
+def _masked(name: str, source: str) -> str:
+    """Load `source` into vec4 `name`, zero where the sum's index k is at its end."""
     return f"""
-      var {name} = vec4<f32>();
+      {name} = vec4<f32>();
       if (k < k_end) {{
         {name} = {source};
         if (k + 4u > k_end) {{ {name} = select(vec4<f32>(), {name}, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(k_end)); }}
       }}"""
 
 
-def _loads(t: Tile, transposed: bool) -> str:
-    lda, ldb, quads = t.m // 4 + 1, t.n // 4 + 1, t.k // 4
+@dataclass(frozen=True)
+class _Loads:
+    """A tile's way from memory to registers (declare, fetch) and on to workgroup memory (keep), `k0` being its place."""
+    declare: str
+    fetch: str
+    keep: str
 
-    def turned(tile: str, ld: int, value: str, index: str) -> str:
-        return "".join(f"\n      {tile}[(({{0}}) * 4u + {j}u) * {ld}u + ({index} >> 2u)][{index} & 3u] = {value}.{'xyzw'[j]};"
-                       for j in range(4)).format(f"e % {quads}u")
-    a = _each(t.m * quads, t.threads, f"""
+
+def _turned(tile: str, ld: int, quads: int, value: str) -> str:
+    """Four neighbours along the sum go to four rows of the tile."""
+    return "".join(f"\n      {tile}[((e % {quads}u) * 4u + {j}u) * {ld}u + (r >> 2u)][r & 3u] = {value}.{'xyzw'[j]};"
+                   for j in range(4))
+
+
+def _loads(t: Tile, transposed: bool) -> _Loads:
+    lda, ldb, quads, wide = t.m // 4 + 1, t.n // 4 + 1, t.k // 4, t.n // 4
+    along = f"""
       let r = e / {quads}u;
-      let k = k0 + (e % {quads}u) * 4u;{_masked(f'x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]', 'v')}{turned('tile_a', lda, 'v', 'r')}""")
+      let k = k0 + (e % {quads}u) * 4u;"""
+    fetch = [_each(t.m * quads, t.threads, along + _masked("aROUND", "x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]"))]
+    keep = [_each(t.m * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_a", lda, quads, "aROUND"))]
     if transposed:
-        b = _each(t.n * quads, t.threads, f"""
-      let r = e / {quads}u;
-      let k = k0 + (e % {quads}u) * 4u;{_masked('weight4(min(n0 + r, p.n - 1u), k)', 'v')}{turned('tile_b', ldb, 'v', 'r')}""")
+        fetch.append(_each(t.n * quads, t.threads, along + _masked("bROUND", "weight4(min(n0 + r, p.n - 1u), k)")))
+        keep.append(_each(t.n * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_b", ldb, quads, "bROUND")))
     else:
-        wide = t.n // 4
-        b = _each(t.k * wide, t.threads, f"""
+        fetch.append(_each(t.k * wide, t.threads, f"""
       let r = e / {wide}u;
       let c = e % {wide}u;
-      var v = vec4<f32>();
-      if (k0 + r < k_end && n0 + c * 4u < p.n) {{ v = weight4(k0 + r, n0 + c * 4u); }}
-      tile_b[r * {ldb}u + c] = v;""")
-    return a + "\n" + b
+      bROUND = vec4<f32>();
+      if (k0 + r < k_end && n0 + c * 4u < p.n) {{ bROUND = weight4(k0 + r, n0 + c * 4u); }}"""))
+        keep.append(_each(t.k * wide, t.threads, f"\n      tile_b[(e / {wide}u) * {ldb}u + e % {wide}u] = bROUND;"))
+    rounds = (-(-t.m * quads // t.threads), -(-t.n * quads // t.threads))
+    declare = "\n".join(f"  var {name}{r} = vec4<f32>();" for name, count in zip("ab", rounds) for r in range(count))
+    return _Loads(declare, "\n".join(fetch), "\n".join(keep))
+
+
+def _walk(t: Tile, loads: _Loads) -> str:
+    """The sum over k, a tile at a time."""
+    if not t.ahead:
+        return f"""
+  for (var k0 = k_begin; k0 < k_end; k0 += {t.k}u) {{
+{loads.fetch}
+{loads.keep}
+    workgroupBarrier();
+{_multiply(t)}
+    workgroupBarrier();
+  }}"""
+    return f"""
+  {{
+    let k0 = k_begin;
+{loads.fetch}
+  }}
+  for (var at = k_begin; at < k_end; at += {t.k}u) {{
+{loads.keep}
+    workgroupBarrier();
+    let k0 = at + {t.k}u;
+    if (k0 < k_end) {{
+{loads.fetch}
+    }}
+{_multiply(t)}
+    workgroupBarrier();
+  }}"""
 
 
 def _tail(t: Tile) -> str:
@@ -129,7 +170,7 @@ def gemm(block: str, transposed: bool, tile: Tile = Tile(), tail: bool = False, 
     grid: (columns / n, rows / m, slices of the sum of k_step each). xs, ys, zs: vec4s from row
     to row and slice to slice; x0, y0: vec4s before the first column.
     """
-    t = tile
+    t, loads = tile, _loads(tile, transposed)
     sums = "\n".join(f"  var s{i}_{h} = vec4<f32>();" for i in range(t.tm) for h in range(t.tn // 4))
     stores = []
     for i in range(t.tm):
@@ -161,12 +202,7 @@ fn keep(m: u32, n: u32, z: u32, sum: vec4<f32>) {{
   let k_begin = group.z * p.k_step;
   let k_end = min(p.k, k_begin + p.k_step);
 {sums}
-  for (var k0 = k_begin; k0 < k_end; k0 += {t.k}u) {{
-{_loads(t, transposed)}
-    workgroupBarrier();
-{_multiply(t)}
-    workgroupBarrier();
-  }}{_tail(t) if tail else ''}
+{loads.declare}{_walk(t, loads)}{_tail(t) if tail else ''}
 {chr(10).join(stores)}
 """, (t.threads, 1), f"var<workgroup> tile_a: array<vec4<f32>, {t.k * (t.m // 4 + 1)}>;\n"
         f"var<workgroup> tile_b: array<vec4<f32>, {t.k * (t.n // 4 + 1)}>;", blocks(block) + keep)
