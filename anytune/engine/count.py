@@ -164,7 +164,7 @@ class CountEngine(Composed):
     def linear(self, x, group):
         tokens, rank = x.shape[0], group.rank
         y = self.array(tokens, group.width, room=0)
-        self.flops += 2.0 * tokens * group.in_features * (group.width + rank) + 2.0 * tokens * _low(group)
+        self.flops += 2.0 * tokens * group.in_features * (group.width + rank) + 2.0 * tokens * low_rank_products(group)
         most = self._share(group.width, 16)
         for weight in group.weights:
             rows = min(weight.out_features, most, max(16, self.sizes.tile // (group.in_features + rank)))
@@ -176,7 +176,7 @@ class CountEngine(Composed):
     def linear_backward(self, dys, x, group, need_dx=True):
         tokens, width, rank = x.shape[0], group.width, group.rank
         dx = self.array(tokens, group.in_features, room=0) if need_dx else None
-        low = _low(group)
+        low = low_rank_products(group)
         self.flops += 2.0 * tokens * (2 * low + 2 * group.in_features * rank)
         if need_dx:
             self.flops += 2.0 * tokens * group.in_features * width
@@ -240,6 +240,6 @@ class CountEngine(Composed):
         return 0.0, dh
 
 
-def _low(group) -> int:
+def low_rank_products(group) -> int:
     """Sum of rank * out over the linears that carry a pair."""
     return sum(s.a.shape[0] * w.out_features for s, w in zip(group.slots, group.weights) if s is not None)

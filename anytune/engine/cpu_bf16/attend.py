@@ -40,6 +40,24 @@ def _copied(source, stride, rows, columns, target):
             to[i] = row[i]
 
 
+@_inline
+def _centred(source, stride, rows, columns, target):
+    """Rows of float32 less their mean, one behind the other; the mean stands behind the last."""
+    mean = floats(target + 4 * rows * columns, columns)
+    for i in range(columns):
+        mean[i] = 0
+    for r in range(rows):
+        row = floats(source + r * stride, columns)
+        for i in range(columns):
+            mean[i] += row[i]
+    for i in range(columns):
+        mean[i] /= rows
+    for r in range(rows):
+        to, row = floats(target + 4 * r * columns, columns), floats(source + r * stride, columns)
+        for i in range(columns):
+            to[i] = row[i] - mean[i]
+
+
 def sizes(keys: int, size: int) -> list[int]:
     """Words of scratch that a task with so many keys takes."""
     return [_wide(size) * _wide(keys), packed_words(keys, size), (TILE + SPARE) * size, (TILE + SPARE) * _wide(keys),
@@ -51,7 +69,7 @@ def sizes_backward(keys: int, size: int) -> list[int]:
     turned = (_wide(keys) + SPARE) * row_bytes(TILE) // 4
     return [_wide(size) * _wide(keys), packed_words(keys, size), packed_words(size, keys), (TILE + SPARE) * size, _left(size),
             _left(size), (TILE + SPARE) * _wide(keys), TILE * _wide(keys), _left(keys), _left(keys), turned,
-            packed_words(TILE, size)]
+            packed_words(TILE, size), (keys + 1) * size]
 
 
 @kernel("fiiiiiiiiiiiiiiiiiiiiii")
@@ -77,18 +95,22 @@ def forward(scale, q, q_stride, k, k_stride, v, v_stride, out, out_stride, sums,
             scale_rows(y, out_stride, rows, size, inverse)
 
 
-@kernel("fiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiii")
+@kernel("fiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiii")
 def backward(scale, q, q_stride, k, k_stride, v, v_stride, dout, dout_stride, sums, sums_stride,
              dq, dq_stride, dk, dk_stride, dv, dv_stride, low, high, first, group, size, window,
-             packed_k, rows_k, packed_v, q_copy, x, dx, s, dp, p, ds, turned, right):
+             packed_k, rows_k, packed_v, q_copy, x, dx, s, dp, p, ds, turned, right, centred):
     """dq of queries low…high, and what they add to dk and dv of keys first…high."""
     keys = high - first
     wide = (keys + 15) // 16 * 16
     columns, depth, short = _depth(size), _depth(keys), _depth(TILE)
     x_stride, p_stride, t_stride = _bytes(size), _bytes(keys), _bytes(TILE)
     pack_single(k + first * k_stride, k_stride, keys, size, packed_k)
-    pack_columns(v + first * v_stride, v_stride, keys, size, packed_v)
-    pack_rows(k + first * k_stride, k_stride, size, keys, 4, rows_k, depth, 0)
+    # Probabilities sum to 1 and the gradients of a row's scores to 0, so the means of v and k drop out: they often are
+    # most of it, and would be most of the rounding errors.
+    _centred(v + first * v_stride, v_stride, keys, size, centred)
+    pack_columns(centred, 4 * size, keys, size, packed_v)
+    _centred(k + first * k_stride, k_stride, keys, size, centred)
+    pack_rows(centred, 4 * size, size, keys, 4, rows_k, depth, 0)
     for head in range(group):
         shift = 4 * head * size
         for begin in range(low, high, TILE):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 
 from anytune.engine.base import Heads
@@ -16,24 +20,34 @@ def attention(e, q, k, v, heads: Heads):
     out = e.array(tokens, heads.queries * size)
     sums = e.flat(max(tokens, e.capacity) * heads.queries)[:tokens * heads.queries].reshape(heads.queries, tokens)
 
+    places = [_at(x) for x in (q, k, v, out)]
+    log_sums = address(sums)
+
     def task_of(task):
         first = task.first_key(heads.window)
         wide, narrow = 4 * task.head * heads.group * size, 4 * task.head * size
 
         def run(number: int) -> None:
-            scratch = _scratch(e, number, attend.sizes(task.high - first, size))
-            attend.forward(heads.scale, *_at(q, wide), *_at(k, narrow), *_at(v, narrow), *_at(out, wide),
-                           address(sums) + task.head * heads.group * sums.strides[0], sums.strides[0], task.low, task.high,
+            scratch = _scratch(e, number, attend.sizes, task.high - first, size)
+            attend.forward(heads.scale, *_shifted(places, (wide, narrow, narrow, wide)),
+                           log_sums + task.head * heads.group * sums.strides[0], sums.strides[0], task.low, task.high,
                            first, heads.group, size, heads.window, *scratch)
         return run
     linear.in_turn(e, [[task_of(t) for t in tasks] for tasks in e.plan(heads)])
     return out, sums
 
 
-def _scratch(e, number: int, sizes: list[int]) -> list[int]:
-    """A worker's scratch for a task: one buffer, cut on cache lines."""
-    at = aligned(e, number, "attend", sum(n + 15 & -16 for n in sizes))
-    return [at + 4 * sum(n + 15 & -16 for n in sizes[:i]) for i in range(len(sizes))]
+def _scratch(e, number: int, sizes, keys: int, size: int) -> list[int]:
+    """A worker's scratch for a task: one buffer, cut on cache lines. sizes: attend's, of the pieces."""
+    *offsets, whole = _offsets(sizes, keys, size)
+    at = aligned(e, number, "attend", whole)
+    return [at + 4 * offset for offset in offsets]
+
+
+@functools.lru_cache(maxsize=4096)  # asked for by every task of every layer
+def _offsets(sizes, keys: int, size: int) -> tuple[int, ...]:
+    """Where each piece begins, in words, and where the last one ends."""
+    return tuple(itertools.accumulate((n + 15 & -16 for n in sizes(keys, size)), initial=0))
 
 
 def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
@@ -46,17 +60,20 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
     # One worker's tasks may share keys with another's: each sums into its own, and worker 0 into the result.
     sums_of = [(dk, dv)] + [tuple(e.array(tokens, narrow) for _ in range(2)) for _ in shares[1:]]
 
+    places, results, log_sums = [_at(x) for x in (q, k, v, dout)], _at(dq), address(sums)
+
     def work(number: int) -> None:
         own = sums_of[number]
         for buffer in own:
             buffer[...] = 0
+        targets = [results, *(_at(x) for x in own)]
         for task in shares[number]:
             first = task.first_key(heads.window)
-            scratch = _scratch(e, number, attend.sizes_backward(task.high - first, size))
+            scratch = _scratch(e, number, attend.sizes_backward, task.high - first, size)
             at, slim = 4 * task.head * heads.group * size, 4 * task.head * size
-            attend.backward(heads.scale, *_at(q, at), *_at(k, slim), *_at(v, slim), *_at(dout, at),
-                            address(sums) + task.head * heads.group * sums.strides[0], sums.strides[0], *_at(dq, at),
-                            *_at(own[0], slim), *_at(own[1], slim), task.low, task.high, first, heads.group, size,
+            attend.backward(heads.scale, *_shifted(places, (at, slim, slim, at)),
+                            log_sums + task.head * heads.group * sums.strides[0], sums.strides[0],
+                            *_shifted(targets, (at, slim, slim)), task.low, task.high, first, heads.group, size,
                             heads.window, *scratch)
     e.workers.run(work)
 
@@ -69,6 +86,13 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
     return dq, dk, dv
 
 
-def _at(x: np.ndarray, columns: int) -> tuple[int, int]:
-    """(address, row stride) of x from so many bytes into its rows on."""
-    return address(x) + columns, x.strides[0]
+def _at(x: np.ndarray) -> tuple[int, int]:
+    """(address, row stride) of x."""
+    return address(x), x.strides[0]
+
+
+def _shifted(places, columns) -> Iterator[int]:
+    """Each place so many bytes into its rows, flat."""
+    for (at, stride), more in zip(places, columns):
+        yield at + more
+        yield stride

@@ -46,7 +46,7 @@ def row_bytes(columns: int) -> int:
 
 @compiled(6)
 def round_rows(source, stride, rows, columns, target, target_stride):
-    """Rows of float32 -> rows of bf16, with a 0 behind an odd number of columns."""
+    """Rows of float32 -> rows of bf16. If the last one is half of a pair, the other half becomes 0."""
     for r in range(rows):
         s, t = source + r * stride, target + r * target_stride
         whole = columns // 16 * 16
@@ -54,8 +54,15 @@ def round_rows(source, stride, rows, columns, target, target_stride):
             round_16(s + 4 * c, t + 2 * c)
         for c in range(whole, columns):
             round_1(s + 4 * c, t + 2 * c)
-        if columns % 2:
+        if (t + 2 * columns) % 4:
             zero_16(t + 2 * columns)
+
+
+@compiled(3)
+def clear(target, stride, rows):
+    """A 0 in each row at target: a product reads whole pairs, and what stands there times 0 must not be NaN."""
+    for r in range(rows):
+        zero_16(target + r * stride)
 
 
 @njit(nogil=True, cache=True)

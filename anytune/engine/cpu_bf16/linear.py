@@ -73,9 +73,11 @@ def left_rows(e, tokens: int, group: Group, write, inputs=None) -> Rows:
 
     def work(number: int, low: int, high: int) -> None:
         write(number, low, high, rows)
+        at, stride, target = rows.address + low * rows.stride, rows.stride, rows.address + low * rows.stride + 2 * features
+        if features % 2:
+            gemm.clear(target, stride, high - low)
         if not rank:
             return
-        at, stride, target = rows.address + low * rows.stride, rows.stride, rows.address + low * rows.stride + 2 * features
         scratch = aligned(e, number, "low", (high - low) * rank)
         if inputs is None:
             tiles.low_rows(at, stride, high - low, features, packed, rank, scratch, target)
@@ -139,6 +141,8 @@ def gradient_rows(e, dys: tuple, group: Group) -> Rows:
         for dy, first in zip(dys, group.bounds):
             gemm.round_rows(address(dy) + low * dy.strides[0], dy.strides[0], high - low, dy.shape[1], at + 2 * first,
                             rows.stride)
+        if rank and any(bound % 2 for bound in group.bounds):
+            gemm.clear(at + 2 * width, rows.stride, high - low)
         for index, slot in enumerate(group.slots):
             if slot is not None:
                 out, r = slot.b.shape
@@ -240,6 +244,11 @@ def _backward_task(e, dy: Rows, group: Group, downs: np.ndarray, first: int, las
     return task
 
 
+def turned_words(columns: int, tokens: int) -> int:
+    """Size of the transpose of [tokens, columns] as rows of bf16, in words."""
+    return (-(-columns // 16) * 16 + gemm.SPARE) * gemm.row_bytes(-(-tokens // 32) * 32) // 4
+
+
 class _Pairs:
     """Gradients of a group's pairs: dA = s gᵀ x and dB = dyᵀ h, sums over all tokens in one order."""
 
@@ -247,7 +256,7 @@ class _Pairs:
         self.e, self.dy, self.x, self.group, self.tokens = e, dy, x, group, dy.shape[0]
         rank, tokens, spans = group.rank, self.tokens, group.ranks()
         self.stride, self.depth = gemm.row_bytes(-(-tokens // 32) * 32), gemm.depth_of(tokens)
-        self.turned = aligned(e, 0, "turned", (-(-rank // 16) * 16 + gemm.SPARE) * self.stride // 4)
+        self.turned = aligned(e, 0, "turned", turned_words(rank, tokens))
         gemm.turn(dy.address + 2 * group.width, dy.stride, tokens, rank, 2, self.turned, self.stride)
         sizes = [gemm.packed_words(tokens, last - first) for first, last in spans]
         at = aligned(e, 0, "inner", sum(sizes))
@@ -284,7 +293,7 @@ class _Pairs:
         e, slot, rows = self.e, self.group.slots[index], last - first
 
         def task(number: int) -> None:
-            left = aligned(e, number, "packed", (-(-rows // 16) * 16 + gemm.SPARE) * self.stride // 4)
+            left = aligned(e, number, "packed", turned_words(rows, self.tokens))
             gemm.turn(self.dy.address + 2 * (self.group.bounds[index] + first), self.dy.stride, self.tokens, rows, 2, left,
                       self.stride)
             gemm.product(left, self.stride, self.inner[index], self.depth, address(slot.grad_b) + first * slot.grad_b.strides[0],

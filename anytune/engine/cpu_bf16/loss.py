@@ -9,7 +9,7 @@ from anytune.engine.numpy.loss import most_rows
 from anytune.engine.numpy.workers import share
 
 from . import gemm, rowwise, tiles
-from .linear import left
+from .linear import left, turned_words
 from .rows import Rows, address, aligned
 
 
@@ -93,7 +93,11 @@ class Chunk:
         e, head, slot, rows, columns = self.e, self.head, self.head.slots[0], self.rows, self.columns
         parts = parts[:e.workers.count * rows * columns].reshape(-1, rows, columns)
         stride, width = gemm.row_bytes(self.step), head.in_features
-        inner = self.h.float32(self.low, self.high)[:, width:] if slot is not None and slot.grad_b is not None else None
+        trained = slot is not None and slot.grad_b is not None
+        if trained:
+            rank, turned_stride, deep = head.rank, gemm.row_bytes(-(-rows // 32) * 32), gemm.depth_of(rows)
+            inner = aligned(e, 0, "inner", gemm.packed_words(rows, rank))
+            gemm.pack_rows(self.at + 2 * width, self.stride, rank, rows, 2, inner, deep, 0)
 
         def work(number: int) -> None:
             mine = parts[number]
@@ -107,8 +111,12 @@ class Chunk:
                 depth = gemm.depth_of(high - low)
                 gemm.pack_rows(address(tile), tile.strides[0], columns, high - low, 4, packed, depth, 0)
                 gemm.product(dlogits, stride, packed, depth, address(mine), mine.strides[0], rows, columns, high - low, 1)
-                if inner is not None:
-                    slot.grad_b[low:high] += piece.T @ inner
+                if trained:
+                    turned = aligned(e, number, "turned", turned_words(high - low, rows))
+                    gemm.turn(dlogits, stride, rows, high - low, 2, turned, turned_stride)
+                    step = slot.grad_b.strides[0]
+                    gemm.product(turned, turned_stride, inner, deep, address(slot.grad_b) + low * step, step, high - low,
+                                 rank, rows, 1)
         e.workers.run(work)
         for part in parts[1:]:
             e.kernels.add(parts[0], part, parts[0])

@@ -6,6 +6,8 @@ import numpy as np
 
 from .gemm import SPARE, row_bytes
 
+LINE = 16  # words of a cache line
+
 
 class Rows:
     """[T, columns] of bf16 in a pooled buffer. group: whose low-rank products stand behind the columns (None: nobody's)."""
@@ -49,4 +51,8 @@ def address(x: np.ndarray) -> int:
 
 def aligned(e, number: int, name: str, words: int) -> int:
     """The address of a worker's own scratch of 4-byte words, on a cache line."""
-    return address(e.scratch(number, name, words + 16)) + 63 & -64
+    place = e.scratch_at[number].get(name)
+    if place is None or place[0] < words:
+        buffer = e.scratch(number, name, words + LINE)
+        place = e.scratch_at[number][name] = (words, address(buffer) + 63 & -64)
+    return place[1]

@@ -154,20 +154,19 @@ def softmax(scale, scores, stride, rows, keys, first_query, window, log_sum, inv
             x = v.load(a + 4 * i)
             tops = v.larger(tops, v.within(x, least, i, low, high) if i < low or i + 16 > high else x)
         shift = v.largest(tops) * F(scale)
-        sums, back = zero, v.fill(-shift)
+        sums, rounded, back = zero, zero, v.fill(-shift)
         for i in range(0, begin, 16):
             v.store_16(to + 2 * i, zero)
         for i in range(begin, high, 16):
             e = v.exp(v.fma(v.load(a + 4 * i), k, back))
             if i < low or i + 16 > high:
                 e = v.within(e, zero, i, low, high)
-            sums = v.add(sums, e)
+            sums, rounded = v.add(sums, e), v.add(rounded, v.near(e))
             v.store_16(to + 2 * i, e)
         for i in range((high + 15) // 16 * 16, keys, 16):
             v.store_16(to + 2 * i, zero)
-        total = v.total(sums)
-        logs[t] = shift + F(math.log(total))
-        inverses[t] = _ONE / total
+        logs[t] = shift + F(math.log(v.total(sums)))
+        inverses[t] = _ONE / v.total(rounded)  # what is stored, then, sums to 1
 
 
 @kernel("iiiii")

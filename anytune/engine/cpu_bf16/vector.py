@@ -53,6 +53,13 @@ def store_16(builder, target, x):
     lanes.store(builder, lanes.rounded(builder, x), target)
 
 
+@_made(floats, floats)
+def near(builder, x):
+    """x rounded to bf16, as float32 again."""
+    wide = builder.zext(lanes.rounded(builder, x), WORDS)
+    return builder.bitcast(builder.shl(wide, ir.Constant(WORDS, [16] * LANES)), FLOATS)
+
+
 @_made(floats, types.float32)
 def fill(builder, value):
     """The value in every lane."""

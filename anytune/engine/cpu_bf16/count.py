@@ -1,0 +1,203 @@
+"""The bf16 CPU engine on shapes alone: what its operations take from the pool and as scratch.
+
+The model's own code runs on it, in the engine's order, so that freed buffers are used again as they are there; a test
+holds its bytes against the engine's own.
+"""
+
+from __future__ import annotations
+
+from anytune.engine.base import Heads
+from anytune.engine.count import CountEngine, Shape, low_rank_products
+from anytune.engine.numpy.attention import plan
+from anytune.engine.numpy.linear import block_columns
+from anytune.engine.numpy.loss import most_rows
+from anytune.engine.numpy.workers import share
+
+from . import attend
+from .gemm import PANEL, SPARE, packed_words, row_bytes
+from .linear import GRADIENT, backward_step, pieces, tile_rows, turned_words
+from .loss import head_rows
+from .rows import LINE
+
+DROPPED = 13  # bytes an element: a mask, and the float32 temporaries that dropout is made with
+
+
+class RowsShape(Shape):
+    """Rows of bf16 that do not exist. group: whose low-rank columns stand behind them; room: columns of a whole row."""
+
+    __slots__ = ("group", "room")
+
+    def part(self, columns: int) -> RowsShape:
+        made = RowsShape((self.shape[0], columns), self._buffer)
+        made.group, made.room = None, self.room
+        return made
+
+
+class Bf16Count(CountEngine):
+    """Counts bytes and FLOPs of CpuBf16Engine. See anytune.engine.count."""
+
+    def array(self, rows: int, columns: int, room: int | None = None) -> Shape:
+        return super().array(rows, columns, 0)
+
+    def _rows(self, tokens: int, columns: int, group=None) -> RowsShape:
+        flat = self.flat((max(tokens, self.capacity) + SPARE) * row_bytes(columns) // 4)
+        made = RowsShape((tokens, columns), flat._buffer)
+        made.group, made.room = group, row_bytes(columns) // 2
+        return made
+
+    def _aligned(self, name: str, words: int, number: int | None = None) -> None:
+        """Scratch of every worker, or of one."""
+        if number is None:
+            self.scratch(name, words + LINE)
+        else:
+            self._own[name, number] = max(self._own[name, number], words + LINE)
+
+    def _most_rows(self, tokens: int) -> int:
+        """The most rows that a worker gets of a row-wise operation."""
+        return tokens if tokens < 64 else self._share(tokens, 4)
+
+    def _left_rows(self, tokens: int, group) -> RowsShape:
+        made = self._rows(tokens, group.in_features + group.rank, group)
+        if group.rank:
+            self._aligned("downs", packed_words(group.in_features, group.rank), 0)
+            self._aligned("low", self._most_rows(tokens) * group.rank)
+        return made
+
+    def _left(self, x, group) -> RowsShape:
+        """[x | h], as linear.left()."""
+        same = isinstance(x, RowsShape) and (x.group is group or not group.rank) and not group.dropout
+        if group.dropout and group.rank:
+            self.raw("mask", DROPPED * x.shape[0] * group.in_features)
+            self._aligned("dropped", (self._most_rows(x.shape[0]) + SPARE) * row_bytes(group.in_features) // 4)
+        return x if same else self._left_rows(x.shape[0], group)
+
+    # ---- operations
+    def _fused(self, x, group, columns: int):
+        """A row-wise operation that ends in the group's left side, or in float32 where dropout needs it so."""
+        if group.dropout:
+            return self.array(x.shape[0], columns)
+        self._aligned("edge", 3 * (columns + 15))
+        return self._left_rows(x.shape[0], group)
+
+    def norm_linear(self, x, gain, eps, group):
+        return self.linear(self._fused(x, group, x.shape[1]), group)
+
+    def norm_linear_backward(self, dys, x, gain, eps, group, residual, need_dx=True, then=None):
+        dh = self.linear_backward(dys, self._fused(x, group, x.shape[1]), group, need_dx)
+        return self.rms_norm_backward(dh, x, gain, eps, residual) if need_dx else None
+
+    def glu_linear(self, gate, up, activation, group):
+        return self.linear(self._fused(gate, group, gate.shape[1]), group)
+
+    def glu_linear_backward(self, dy, gate, up, activation, group, then, need_dx=True):
+        da = self.linear_backward((dy,), self._fused(gate, group, gate.shape[1]), group, need_dx)
+        return self.glu_backward(da, gate, up, activation) if need_dx else None
+
+    def glu_backward(self, dy, gate, up, activation):
+        columns = gate.shape[1]
+        both = self._rows(gate.shape[0], 2 * columns + self.room)
+        self._aligned("edge", 4 * (columns + 15))
+        return both.part(columns), both.part(columns)
+
+    def linear(self, x, group):
+        tokens, rank, features = x.shape[0], group.rank, group.in_features
+        y = self.array(tokens, group.width)
+        x = self._left(x, group)
+        self.flops += 2.0 * tokens * features * (group.width + rank) + 2.0 * tokens * low_rank_products(group)
+        most = tile_rows(group, self.sizes)
+        for number in range(self.threads):
+            low, high = share(group.width, number, self.threads, PANEL)
+            for weight, start, end in zip(group.weights, group.bounds, group.bounds[1:]):
+                for first, last in pieces(max(low, start), min(high, end), most, PANEL):
+                    self._tile(last - first, features + rank, packed_words(features + rank, last - first))
+                    if weight.hold == "stream":
+                        self.raw("tile", self.threads * (last - first) * (weight.nbytes // weight.out_features))
+        return tuple(y.part(w.out_features) for w in group.weights)
+
+    def _tile(self, rows: int, columns: int, packed: int) -> None:
+        self.scratch("tile", rows * columns)
+        self._aligned("packed", packed)
+
+    def linear_backward(self, dys, x, group, need_dx=True):
+        tokens, features, width, rank = x.shape[0], group.in_features, group.width, group.rank
+        dy = self._gradient_rows(dys, group)
+        if rank:
+            x = self._left(x, group)
+            self._pairs(tokens, group)
+        dx = self.array(tokens, features) if need_dx else None
+        self.flops += 2.0 * tokens * (2 * low_rank_products(group) + 2 * features * rank)
+        if need_dx:
+            self.flops += 2.0 * tokens * features * width
+            self.raw("wide", sum(w.nbytes for w in group.weights if w.hold == "stream"))
+            blocks, most = block_columns(group), backward_step(group, self.sizes)
+            for number in range(self.threads):
+                for first, last in pieces(*share(features, number, self.threads, blocks), most, blocks):
+                    self._tile(width + rank, last - first, packed_words(width + rank, last - first))
+        del dy, x
+        return dx
+
+    def _gradient_rows(self, dys, group):
+        for slot in group.slots:
+            if slot is not None:
+                self._aligned("low", self._most_rows(dys[0].shape[0]) * slot.b.shape[1])
+        self._aligned("ups", sum(packed_words(*s.b.shape) for s in group.slots if s is not None), 0)
+        if all(isinstance(d, RowsShape) for d in dys) and dys[0].room >= group.width + group.rank:
+            return dys[0]
+        return self._rows(dys[0].shape[0], group.width + group.rank)
+
+    def _pairs(self, tokens: int, group) -> None:
+        self._aligned("turned", turned_words(group.rank, tokens), 0)
+        self._aligned("inner", sum(packed_words(tokens, last - first) for first, last in group.ranks()), 0)
+        for number in range(self.threads):
+            for first, last in pieces(*share(group.in_features, number, self.threads, 16), GRADIENT, 16):
+                self._aligned("packed", packed_words(tokens, last - first))
+                self._aligned("low", max(b - a for a, b in group.ranks()) * (last - first))
+            for slot in group.slots:
+                if slot is not None:
+                    for first, last in pieces(*share(slot.b.shape[0], number, self.threads, 16), GRADIENT, 16):
+                        self._aligned("packed", turned_words(last - first, tokens))
+
+    def attention(self, q, k, v, heads: Heads):
+        tokens = q.shape[0]
+        self._attend(heads, 2, attend.sizes, True)
+        return self.array(tokens, heads.queries * heads.size), self.flat(heads.queries * max(tokens, self.capacity))
+
+    def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
+        tokens, narrow = q.shape[0], heads.keys * heads.size
+        both = self.array(tokens, heads.queries * heads.size + 2 * narrow)
+        own = [self.array(tokens, narrow) for _ in range(2 * (self.threads - 1))]
+        self._attend(heads, 5, attend.sizes_backward, False)
+        del own
+        return both.part(heads.queries * heads.size), both.part(narrow), both.part(narrow)
+
+    def _attend(self, heads: Heads, products: int, sizes, anybody: bool) -> None:
+        """Scratch of attention's tasks. anybody: a worker may take another's."""
+        for number, tasks in enumerate(plan(self._starts, heads, self.threads, self.sizes.scores)):
+            for task in tasks:
+                keys = task.high - task.first_key(heads.window)
+                self.flops += 2.0 * (task.high - task.low) * heads.group * keys * heads.size * products
+                words = sum(n + 15 & -16 for n in sizes(keys, heads.size))
+                for worker in range(self.threads) if anybody else (number,):
+                    self._aligned("attend", words, worker)
+
+    def cross_entropy(self, h, head, targets, scale, gradient):
+        rows, vocab, columns = h.shape[0], head.width, head.in_features + head.rank
+        h = self._left(h, head)
+        most = min(most_rows(self.sizes, head), max(rows, self.capacity))
+        chunk, step = -(-rows // -(-rows // most)), min(head_rows(self.sizes, head), -(-vocab // self.threads))
+        dh = self.array(rows, head.in_features) if gradient else None
+        keep = gradient and most * vocab <= self.sizes.logits
+        logits = self.flat(most * vocab) if keep else self.scratch("logits", chunk * step)
+        parts = self.flat(self.threads * most * columns) if gradient else None
+        self._tile(step, columns, max(packed_words(columns, step), packed_words(step, columns) if gradient else 0))
+        self._aligned("edge", step + 16)
+        if gradient:
+            self._aligned("dlogits", (chunk + SPARE) * row_bytes(step) // 4)
+            if head.rank:
+                self._aligned("turned", turned_words(step, chunk))
+                self._aligned("inner", packed_words(chunk, head.rank), 0)
+        self.flops += 2.0 * rows * vocab * head.in_features * ((2 if keep else 3) if gradient else 1)
+        if head.weights[0].hold == "stream":
+            self.raw("tile", self.threads * step * (head.weights[0].nbytes // vocab))
+        del h, logits, parts
+        return 0.0, dh

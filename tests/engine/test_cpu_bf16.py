@@ -1,0 +1,405 @@
+"""The bf16 CPU engine: products against float64 of the same rounded operands, known answers, gradients against the
+NumPy engine, the same bits from run to run, and that it takes the memory that was planned."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anytune.engine import cpu_bf16
+from anytune.engine.budget import Way
+from anytune.engine.check import known_answers
+from anytune.engine.composed import Composed
+from anytune.engine.devices import engine_for
+from anytune.engine.numpy.sizes import LEAN, Sizes
+from anytune.errors import UserError
+from anytune.gguf import GGUF, write_gguf
+from anytune.model import Lora, load
+from anytune.model.plan import _Counter
+from anytune.text.packing import MicroBatch
+from tests.engine.conftest import TINY
+from tests.model.conftest import stream
+from tests.support import models, tiny
+
+if (problem := cpu_bf16.missing()) is not None:
+    pytest.skip(problem, allow_module_level=True)
+
+from anytune.engine.cpu_bf16 import CpuBf16Engine, gemm, rows  # noqa: E402 (compiled, where it can be)
+
+NAMES = ("llama", "qwen2", "qwen3", "gemma3")
+SIZES = {"usual": Sizes(), "lean": LEAN, "tiny": TINY}
+BLOCKS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+COSINE = 0.999
+TEXT = """The harbour was quiet when the first boats came in. Nets hung over the rails to dry, gulls walked along the
+wall as if they owned it, and the old clock above the customs house said ten past six, as it had done for eleven
+years. Nobody minded. The fish were sold by weight, the coffee by the cup, and the news for nothing at all: who had
+married, whose engine had failed, which of the captains had promised again to stop smoking. In the afternoon the wind
+turned to the west. Then the women who mended the sails closed their shutters, the children were called in from the
+pier, and the ferry, which is never late, was late."""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bf16")
+    return {name: tiny.write(folder / f"{name}.gguf", name) for name in NAMES}
+
+
+def trainee_of(path, device="cpu-bf16", threads=1, tokens=64, spread=0.1, **lora):
+    """A trainee whose B is not zero, so that A has gradients."""
+    made = load(path, device=device, threads=threads).trainee(Lora(**{"rank": 3, "alpha": 6.0, **lora}), ubatch=tokens)
+    tail = made.parameters[made.layout.size_a:]
+    tail[...] = spread * np.random.default_rng(3).standard_normal(tail.size)
+    return made
+
+
+def gradients(trainee, batch, step=1):
+    trainee.gradients[...] = 0
+    return trainee.accumulate(batch, 0.1, step, 0), trainee.gradients.copy()
+
+
+def tensor_cosines(trainee, one, two):
+    """(cosine, name) for each trained tensor."""
+    found = []
+    for pair in trainee.layout.pairs:
+        for view in (pair.view_a, pair.view_b):
+            a, b = (view(z).astype(np.float64).ravel() for z in (one, two))
+            found.append((float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-300)), pair.name))
+    return found
+
+
+# ---- products ----------------------------------------------------------------------------------------------
+
+def to_bf16(x):
+    """float32 rounded to bf16, to nearest even, as float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def from_bf16(x):
+    return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+def room(size, kind=np.float32, fill=0):
+    """A flat array that begins on a cache line."""
+    raw = np.full(size * np.dtype(kind).itemsize + 64, fill, np.uint8)
+    first = -raw.ctypes.data % 64
+    return raw[first:first + size * np.dtype(kind).itemsize].view(kind)
+
+
+def left_side(x):
+    """(address, stride, buffer) of x as rows of bf16. What stands behind them is NaN: no result may see it."""
+    stride = gemm.row_bytes(x.shape[1])
+    buffer = room((len(x) + gemm.SPARE) * stride // 2, np.uint16, 0xFF)
+    gemm.round_rows(x.ctypes.data, x.strides[0], *x.shape, buffer.ctypes.data, stride)
+    return buffer.ctypes.data, stride, buffer
+
+
+DIMENSIONS = st.tuples(st.integers(1, 45), st.integers(1, 100), st.integers(1, 140), st.integers(0, 2**32 - 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(DIMENSIONS, st.sampled_from(["rows", "rows of bf16", "columns"]), st.booleans(), st.integers(0, 5))
+def test_a_product_is_that_of_the_rounded_operands(shape, packing, add, spare):
+    """Of every shape, into a matrix with columns to spare that must stay as they are."""
+    n, columns, summed, seed = shape
+    random = np.random.default_rng(seed)
+    a, b = (random.standard_normal(s).astype(np.float32) for s in ((n, summed), (summed, columns)))
+    packed, depth = room(gemm.packed_words(summed, columns)), gemm.depth_of(summed)
+    if packing == "columns":
+        other = np.ascontiguousarray(b.T)
+        gemm.pack_columns(other.ctypes.data, other.strides[0], columns, summed, packed.ctypes.data)
+    elif packing == "rows":
+        gemm.pack_rows(b.ctypes.data, b.strides[0], columns, summed, 4, packed.ctypes.data, depth, 0)
+    else:
+        narrow = (to_bf16(b).view(np.uint32) >> 16).astype(np.uint16)
+        gemm.pack_rows(narrow.ctypes.data, narrow.strides[0], columns, summed, 2, packed.ctypes.data, depth, 0)
+    c = random.standard_normal((n, columns + spare)).astype(np.float32)
+    before = c.copy()
+    at, stride, buffer = left_side(a)
+    gemm.product(at, stride, packed.ctypes.data, depth, c.ctypes.data, c.strides[0], n, columns, summed, int(add))
+    one, two = to_bf16(a).astype(np.float64), to_bf16(b).astype(np.float64)
+    want, size = one @ two, np.abs(one) @ np.abs(two)
+    if add:
+        want, size = want + before[:, :columns], size + np.abs(before[:, :columns])
+    assert (np.abs(c[:, :columns] - want) <= 2.0**-24 * (summed + 2) * size).all()
+    np.testing.assert_array_equal(c[:, columns:], before[:, columns:])
+    assert buffer.size
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1)))
+def test_a_product_of_float32_operands(shape):
+    n, columns, summed, seed = shape
+    random = np.random.default_rng(seed)
+    a, b = (random.standard_normal(s).astype(np.float32) for s in ((n, summed), (columns, summed)))
+    wide, depth = -(-columns // 16) * 16, -(-summed // 16) * 16
+    left, packed, c = room((n + gemm.SPARE) * summed), room(wide * depth), room((n + gemm.SPARE) * wide)
+    left[:n * summed] = a.ravel()
+    gemm.pack_single(b.ctypes.data, b.strides[0], columns, summed, packed.ctypes.data)
+    gemm.product_single(left.ctypes.data, 4 * summed, packed.ctypes.data, c.ctypes.data, 4 * wide, n, wide, summed)
+    want, size = a.astype(np.float64) @ b.T.astype(np.float64), np.abs(a) @ np.abs(b.T)
+    assert (np.abs(c[:n * wide].reshape(n, wide)[:, :columns] - want) <= 2.0**-23 * (summed + 2) * size).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 80), st.integers(1, 80), st.booleans())
+def test_turning_is_a_transpose_padded_with_zeros(n, columns, narrow):
+    x = np.random.default_rng(n * 81 + columns).standard_normal((n, columns)).astype(np.float32)
+    bits = (to_bf16(x).view(np.uint32) >> 16).astype(np.uint16)
+    source, wide = bits if narrow else x, -(-n // 32) * 32
+    target = room(-(-columns // 16) * 16 * wide, np.uint16, 0xFF).reshape(-1, wide)
+    gemm.turn(source.ctypes.data, source.strides[0], n, columns, 2 if narrow else 4, target.ctypes.data, 2 * wide)
+    np.testing.assert_array_equal(target[:columns, :n], bits.T)
+    assert not target[:columns, n:].any()
+
+
+def test_rounding_is_to_nearest_even_and_keeps_what_is_not_finite():
+    row = [1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8 - 2.0**-20, 3.4e38, np.inf, -np.inf, np.nan, 0.0, -0.0]
+    x = np.array([row] * 3, np.float32)
+    _, stride, buffer = left_side(x)
+    got = from_bf16(buffer.reshape(-1, stride // 2)[:3, :9])
+    np.testing.assert_array_equal(got[0], [1, 1 + 2.0**-6, -1 - 2.0**-7, np.inf, np.inf, -np.inf, np.nan, 0, 0])
+    np.testing.assert_array_equal(got, got[:1].repeat(3, 0))
+
+
+class Poisoned(CpuBf16Engine):
+    """Rows of bf16 come with NaN in all of their columns, so that none may be read that was not written."""
+
+    def flat(self, floats):
+        made = super().flat(floats)
+        made.view(np.uint32)[...] = 0xFFFFFFFF
+        return made
+
+
+# ---- operations --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("pieces", SIZES)
+def test_known_answers(threads, pieces):
+    engine = Poisoned(threads)
+    engine.sizes = SIZES[pieces]
+    answers = known_answers(engine, BLOCKS)
+    engine.workers.close()
+    assert len(answers) > 60 and not [a for a in answers if not a.ok]
+
+
+@settings(max_examples=25, deadline=None)
+@given(tokens=st.integers(1, 90), features=st.integers(1, 75),
+       outs=st.lists(st.integers(1, 70), min_size=1, max_size=3), rank=st.integers(0, 5), threads=st.sampled_from([1, 2]), gelu=st.booleans(), seed=st.integers(0, 2**31))
+def test_joined_operations_are_the_single_ones(tmp_path_factory, tokens, features, outs, rank, threads, gelu, seed):
+    """norm_linear and glu_linear, which write bf16 at once, against composed.py's, which go through float32."""
+    random, e = np.random.default_rng(seed), Poisoned(threads)
+
+    def draw(*shape):
+        return random.standard_normal(shape).astype(np.float32)
+    path = tmp_path_factory.mktemp("joined") / "w.gguf"
+    write_gguf(path, {"general.architecture": "check"},
+               [(str(i), (out, features), "F32", draw(out, features)) for i, out in enumerate(outs)])
+    with GGUF.open(path) as gguf:
+        weights = [e.weight(gguf, str(i)) for i in range(len(outs))]
+        pairs = [(draw(rank, features), draw(out, rank)) for out in outs]
+        x, up, gain = draw(tokens, features), draw(tokens, features), draw(features)
+        dys = tuple(draw(tokens, out) for out in outs)
+        results = []
+        for kind in (CpuBf16Engine, Composed):
+            grads = [(np.zeros_like(a), np.zeros_like(b)) for a, b in pairs]
+            group = e.group(weights, None, [e.slot(*p, 0.5, *g) for p, g in zip(pairs, grads)] if rank else None)
+            one = e.group(weights[:1], None, group.slots[:1])
+            e.begin(np.array([0, tokens], np.int32), tokens)
+            e.room, act = group.rank, "gelu" if gelu else "silu"
+            results.append([
+                *map(e.host, kind.norm_linear(e, x, gain, 1e-5, group)),
+                e.host(kind.norm_linear_backward(e, dys, x, gain, 1e-5, group, None)),
+                *map(e.host, kind.glu_linear(e, x, up, act, one)),
+                *map(e.host, kind.glu_linear_backward(e, dys[0], x, up, act, one, None)),
+                *(g for pair in grads for g in pair)])
+            assert kind.norm_linear_backward(e, dys, x, gain, 1e-5, group, None, need_dx=False) is None
+    e.workers.close()
+    for got, want in zip(*results, strict=True):
+        assert got.shape == want.shape and np.linalg.norm(got - want) <= 4e-3 * np.linalg.norm(want)
+
+
+# ---- models ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_are_the_numpy_engines(files, name, threads):
+    batch = stream([17, 1, 22, 24])
+    loss, want = gradients(trainee_of(files[name], "numpy"), batch)
+    trainee = trainee_of(files[name], threads=threads)
+    for sizes in SIZES.values():
+        trainee.engine.sizes = sizes
+        found, got = gradients(trainee, batch)
+        assert found == pytest.approx(loss, rel=2e-3)
+        least = min(tensor_cosines(trainee, got, want))
+        assert least[0] >= COSINE, least
+        assert trainee.evaluate(batch) == pytest.approx(found, rel=1e-6)
+
+
+def test_gradients_of_a_real_model():
+    """On English text. The gradients of queries and keys in the first layers are differences of large numbers: with
+    float32 attention, too, rounding the linears' operands leaves some of them at 0.994 (torch's bf16 at 0.72)."""
+    trainee = trainee_of(models.smollm2(), threads=2, tokens=128, spread=0.01, rank=8)
+    ids = np.array(trainee.model.tokenizer.encode(TEXT)[:128], np.int32)
+    batch = MicroBatch.of([(piece, np.ones(len(piece), bool)) for piece in (ids[:70], ids[70:79], ids[79:])])
+    loss, want = gradients(trainee_of(models.smollm2(), "numpy", 2, 128, 0.01, rank=8), batch)
+    found, got = gradients(trainee, batch)
+    assert found == pytest.approx(loss, rel=2e-3)
+    cosines = tensor_cosines(trainee, got, want)
+    assert np.median([c for c, _ in cosines]) >= COSINE and min(cosines)[0] >= 0.99, min(cosines)
+    assert np.vdot(got, want) >= COSINE * np.linalg.norm(got) * np.linalg.norm(want)
+
+
+def test_a_head_that_is_trained(files):
+    one, two = (trainee_of(files["llama"], device, modules="output,attn_q") for device in ("cpu-bf16", "numpy"))
+    batch = stream([30, 20])
+    found, want = gradients(one, batch), gradients(two, batch)
+    assert found[0] == pytest.approx(want[0], rel=2e-3)
+    assert min(tensor_cosines(one, found[1], want[1]))[0] >= COSINE
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_has_the_same_bits_again_and_when_resumed(files, threads):
+    """Whoever of the workers takes a task, whatever was recomputed, and after buffers were given back."""
+    def run(trainee, first, last):
+        for step in range(first, last):
+            for micro in range(2):
+                trainee.accumulate(stream([20, 9 + step], seed=7 * step + micro), 0.02, step, micro)
+            assert np.isfinite(trainee.update(1e-2, step))
+        return {name: value.copy() for name, value in trainee.state().items()}
+    want = run(trainee_of(files["qwen3"], threads=threads), 1, 9)
+    again, half = (trainee_of(files["qwen3"], threads=threads) for _ in range(2))
+    again.keep = 0
+    state = run(half, 1, 5)
+    again.load_state(state)
+    again.engine.release()
+    for name, value in run(again, 5, 9).items():
+        np.testing.assert_array_equal(value, want[name])
+    for name, value in run(half, 5, 9).items():
+        np.testing.assert_array_equal(value, want[name])
+
+
+def test_another_number_of_threads_takes_over(files):
+    """Scratch of the old workers must not be used by the new ones; only sums round otherwise."""
+    trainee, batch = trainee_of(files["gemma3"], threads=2), stream([40, 20])
+    want = gradients(trainee, batch)[1]
+    for count in (3, 1, 2):
+        trainee.engine.use_threads(count)
+        got = gradients(trainee, batch)[1]
+        assert np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_training_learns_as_the_numpy_engine_does(files):
+    batch, losses = stream([30, 34], silent=0), {}
+    for device in ("numpy", "cpu-bf16"):
+        trainee, losses[device] = trainee_of(files["llama"], device), []
+        for step in range(1, 41):
+            losses[device].append(trainee.accumulate(batch, 1 / batch.loss_tokens, step, 0) / batch.loss_tokens)
+            assert np.isfinite(trainee.update(1e-2, step))
+    assert losses["cpu-bf16"][-1] < 0.7 * losses["cpu-bf16"][0]
+    np.testing.assert_allclose(losses["cpu-bf16"], losses["numpy"], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_what_is_not_finite_is_seen_and_changes_nothing(files):
+    trainee, batch = trainee_of(files["llama"], threads=2), stream([30])
+    trainee.accumulate(batch, 0.1, 1, 0)
+    assert np.isfinite(trainee.update(1e-3, 1))
+    for index in (0, trainee.layout.size_a + 1):
+        for bad in (np.nan, np.inf):
+            state = {name: value.copy() for name, value in trainee.state().items()}
+            trainee.parameters[index] = bad
+            trainee.accumulate(batch, 0.1, 2, 0)
+            assert not np.isfinite(trainee.update(1e-3, 2))
+            trainee.load_state(state)
+            trainee.gradients[...] = 0
+    trainee.accumulate(batch, 0.1, 2, 0)
+    assert np.isfinite(trainee.update(1e-3, 2))
+
+
+def test_dropout_is_a_mask_of_the_step(files):
+    trainee, batch = trainee_of(files["qwen3"], threads=2, dropout=0.4), stream([30, 20])
+    first, same, other = (gradients(trainee, batch, step) for step in (1, 1, 2))
+    np.testing.assert_array_equal(first[1], same[1])
+    assert first[0] != other[0] and trainee.evaluate(batch) != first[0]
+    direction = first[1] / np.linalg.norm(first[1])  # the gradient is the slope of the masked loss
+    losses, before = [], trainee.parameters.copy()
+    for sign in (1, -1):
+        trainee.parameters[...] = before + sign * 3e-2 * direction
+        losses.append(0.1 * gradients(trainee, batch)[0])
+    assert (losses[0] - losses[1]) / 6e-2 == pytest.approx(np.linalg.norm(first[1]), rel=0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_generation_is_near_the_numpy_engines(files, name):
+    adapter = trainee_of(files[name], "numpy").adapter()
+    feeds, results = [[[5, 6, 7] * 9, [9]], [[8], [4]], [[], [3, 2, 1]], [[7], [7]]], []
+    for device in ("numpy", "cpu-bf16"):
+        decoder = load(files[name], device=device, threads=1).decoder(adapter=adapter, batch=2, context=64)
+        results.append([decoder.feed(tokens) for tokens in feeds])
+    for want, got in zip(*results, strict=True):
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))    # of sequences that got no token
+        assert np.linalg.norm(np.nan_to_num(got - want)) <= 2e-2 * np.linalg.norm(np.nan_to_num(want))
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("hold, sizes, keep, threads", [("blocks", Sizes(), 2, 1), ("blocks", Sizes(), 2, 2),
+                                                        ("stream", LEAN, 0, 2), ("blocks", LEAN, 1, 1)])
+@pytest.mark.parametrize("tokens", [64, 200])
+def test_the_count_is_what_the_engine_allocates(files, name, hold, sizes, keep, threads, tokens):
+    trainee = trainee_of(files[name], threads=threads, tokens=tokens)
+    model, e = trainee.model, trainee.engine
+    trainee.keep, e.sizes = keep, sizes
+    model.hold(hold)
+    e.release()
+    trainee.accumulate(stream([tokens], silent=0), 0.1, 1, 0)
+    scratch = sum(b.nbytes for d in e._scratch for b in d.values())
+    found = e.pool.bytes + scratch + sum(b.nbytes for b in e._raw.values())
+    shapes = {n: tuple(model.gguf.tensors[n].shape) for n in trainee.names}
+    count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), tokens)
+    _Counter(model, shapes, trainee.lora, tokens, tokens)._run(count, hold, keep)
+    assert count.bytes == pytest.approx(found, rel=0.05)
+
+
+def test_streams_of_every_length_use_the_same_buffers(files):
+    trainee = trainee_of(files["llama"])
+    trainee.accumulate(stream([64], silent=0), 0.1, 1, 0)
+    held = trainee.engine.pool.bytes
+    for seed in range(12):
+        trainee.accumulate(stream([3 + 5 * seed], seed=seed), 0.1, 1, 0)
+    assert trainee.engine.pool.bytes == held
+
+
+def test_a_workers_scratch_grows_and_is_forgotten_when_given_back():
+    engine = CpuBf16Engine(1)
+    small, large = rows.aligned(engine, 0, "x", 10), rows.aligned(engine, 0, "x", 10000)
+    assert rows.aligned(engine, 0, "x", 10) == large and small % 64 == large % 64 == 0
+    held = engine._scratch[0]["x"]
+    assert held.ctypes.data <= large and large + 4 * 10000 <= held.ctypes.data + held.nbytes
+    engine.release()
+    rows.aligned(engine, 0, "x", 20)
+    assert engine._scratch[0]["x"].size < 10000
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+def test_what_cannot_be_is_said(monkeypatch):
+    with pytest.raises(UserError, match="--dtype"):
+        engine_for("cpu-bf16", dtype="fp16")
+    with pytest.raises(UserError, match="--threads"):
+        engine_for("cpu-bf16", threads=0)
+    with pytest.raises(UserError, match="cpu-bf16:1"):
+        engine_for("cpu-bf16:1")
+    monkeypatch.setattr(cpu_bf16, "missing", lambda: "this processor lacks AVX-512 BF16: use --device numpy")
+    with pytest.raises(UserError, match="--device numpy"):
+        engine_for("cpu-bf16", threads=1)
+
+
+def test_a_processor_without_the_instructions_is_named(monkeypatch):
+    from numba.core.registry import cpu_target
+    codegen = cpu_target.target_context.codegen()
+    monkeypatch.setattr(type(codegen), "magic_tuple", lambda self: ("triple", "cpu", "+avx2,-avx512bf16"))
+    assert "AVX-512 BF16" in cpu_bf16.missing() and "--device numpy" in cpu_bf16.missing()
