@@ -132,7 +132,15 @@ def two_gpus(data: dict) -> list[str]:
             f"{data['gpu']['name']}. With {memory} one GPU cannot hold the base: it copies the weights from the host at each use."]
 
 
-TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu, two_gpus)}
+def train_cpu_bf16(data: dict) -> list[str]:
+    return table(("tokens a step", "cpu-bf16 tok/s", "numpy tok/s", "peft bf16 tok/s", "ratio", "cpu-bf16 peak MiB",
+                  "peft peak MiB"), [
+        (s["shape"].replace("x", " × "), *(f"{s[n]['tokens_per_s']:.0f}" for n in ("cpu-bf16", "numpy", s["peer"])),
+         times(s["ratio"]), *(f"{s[n]['peak_rss_mib']:.0f}" for n in ("cpu-bf16", s["peer"]))) for s in data["shapes"]])
+
+
+TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu, two_gpus,
+                                 train_cpu_bf16)}
 
 
 def filled(text: str) -> str:
