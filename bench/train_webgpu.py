@@ -4,9 +4,9 @@
     python bench/train_webgpu.py --only 1x128          # some settings
     python bench/train_webgpu.py --shape tiny --only 1x128 --no-save    # a try on a software device
 
-Qwen3-1.7B's shape with a vocabulary of 49,152, random weights written as GGUF, LoRA r=8 on all seven linears, the second half
-of each example with loss, whole optimizer steps. The anchors are another system's Vulkan build on an H100 with the same model
-and its published flags (1x128, r=8): tokens/s.
+Qwen3-1.7B's shape with a vocabulary of 49,152, random weights written as GGUF, LoRA r=8 on all seven linears, the
+second half of each example with loss, whole optimizer steps. The anchors are another system's Vulkan build on an H100
+with the same model and its published flags (1x128, r=8): tokens/s.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     python bench/webgpu_steps.py MODEL.gguf --shape 1x128 [--rank 8] [--max-binding 16MiB] [--profile]
     python bench/webgpu_steps.py MODEL.gguf --decode
 
-Prints one JSON line. Training: tokens/s of each round (a round is several whole optimizer steps, the last of which is waited
-for), the CPU's part of a step, the estimate of memory beside the measured peak, losses, what the race of tiles chose, and
-with --profile the time of each kernel when its dispatches of a step are run alone. Decoding: tokens/s at batch 1.
+Prints one JSON line. Training: tokens/s of each round (a round is several whole optimizer steps, the last of which is
+waited for), the CPU's part of a step, the estimate of memory beside the measured peak, losses, what the race of tiles
+chose, and with --profile the time of each kernel when its dispatches of a step are run alone. Decoding: tokens/s at
+batch 1.
 """
 
 from __future__ import annotations

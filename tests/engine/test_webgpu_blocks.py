@@ -11,7 +11,8 @@ from anytune.gguf.blocks import BLOCKS
 from tests.support.webgpu import need_webgpu
 
 ROWS, WIDTH = 70, 512
-SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)}   # bytes of the float16 scales
+SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,),
+          "TQ2_0": (64,)}   # bytes of the float16 scales
 TWO = ("Q4_1", "Q5_1", "Q4_K", "Q5_K")
 
 

@@ -1,5 +1,5 @@
-"""The WebGPU engine as a whole: known answers, gradients against the NumPy engine, generation, halting, resuming, and that
-bindings of any size, recomputing and streaming change only rounding."""
+"""The WebGPU engine as a whole: known answers, gradients against the NumPy engine, generation, halting, resuming, and
+that bindings of any size, recomputing and streaming change only rounding."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,8 @@ def test_what_is_held_and_kept_changes_only_rounding(files, name):
     from tests.engine.test_torch_engine import hold
     batch, trainee = stream([30, 10, 9]), trainee_of(files[name], "webgpu")
     loss, want = gradients(trainee, batch)
-    for how, sizes, keep in (("stream", Sizes(), 2), ("stream", Sizes(logits=3000), 0), ("blocks", Sizes(logits=3000), 1)):
+    for how, sizes, keep in (("stream", Sizes(), 2), ("stream", Sizes(logits=3000), 0),
+                             ("blocks", Sizes(logits=3000), 1)):
         hold(trainee, how, sizes, keep)
         for _ in range(2):
             found, got = gradients(trainee, batch)
@@ -168,7 +169,8 @@ def test_the_estimate_is_what_the_pool_takes(files, name, keep):
     e, model = trainee.engine, trainee.model
     from anytune.engine.budget import Way
     from anytune.model.plan import _Counter
-    counter = _Counter(model, {p.name: (p.out_features, p.in_features) for p in trainee.layout.pairs}, trainee.lora, 64, 64)
+    counter = _Counter(model, {p.name: (p.out_features, p.in_features) for p in trainee.layout.pairs}, trainee.lora,
+                       64, 64)
     counter.budget = e.budget(model.weights, None)
     way = Way(0.0, "blocks", e.sizes, "")
     count = counter.budget.counter(way, 64)

@@ -1,5 +1,5 @@
-"""Out of memory at every allocation, a device lost at every submit, a driver that writes nothing: always a clear error, and
-a state from which training goes on to the same bytes."""
+"""Out of memory at every allocation, a device lost at every submit, a driver that writes nothing: always a clear error,
+and a state from which training goes on to the same bytes."""
 
 import numpy as np
 import pytest
@@ -132,7 +132,8 @@ def test_a_run_that_loses_its_device_is_resumed_to_the_same_bytes(path, cli, tmp
 
     def train(name, *more):
         return cli("train", "-m", path, "-f", tmp_path / "t.txt", "--device", "webgpu", "-c", 32, "-ub", 32, "-b", 64,
-                   "--lora-rank", 2, "--checkpoint-save-steps", 1, "--num-epochs", 1, "--run-dir", tmp_path / name, *more)
+                   "--lora-rank", 2, "--checkpoint-save-steps", 1, "--num-epochs", 1, "--run-dir", tmp_path / name,
+                   *more)
     monkeypatch.chdir(tmp_path)
     whole = train("whole")
     assert whole.code == 0, whole.err

@@ -30,7 +30,8 @@ engine = engine_for("webgpu")
 answers = known_answers(engine, ("F32", "Q4_0"))
 loss, found = gradients(trainee_of(Path(sys.argv[1]), "webgpu"), stream([17, 1, 22, 24]))
 np.save(sys.argv[2], found)
-print(json.dumps({"device": engine.device.name, "answers": len(answers), "worst": max(a.error for a in answers), "loss": loss}))
+worst = max(a.error for a in answers)
+print(json.dumps({"device": engine.device.name, "answers": len(answers), "worst": worst, "loss": loss}))
 """
 
 
@@ -85,9 +86,11 @@ def test_swiftshader_gives_the_same_answers(tmp_path):
     driver = swiftshader()
     path = tiny.write(tmp_path / "qwen3.gguf", "qwen3")
     loss, want = gradients(trainee_of(path, "numpy"), stream([17, 1, 22, 24]))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VK_DRIVER_FILES": str(driver), "VK_ICD_FILENAMES": str(driver),
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VK_DRIVER_FILES": str(driver),
+                   "VK_ICD_FILENAMES": str(driver),
                    "ANYTUNE_MAX_BINDING": "64KiB"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, path, tmp_path / "g.npy"], capture_output=True, text=True, timeout=170,
+    done = subprocess.run([sys.executable, "-c", SCRIPT, path, tmp_path / "g.npy"], capture_output=True, text=True,
+                          timeout=170,
                           env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     facts, got = json.loads(done.stdout), np.load(tmp_path / "g.npy")

@@ -37,7 +37,8 @@ def test_every_tile_and_cut_sums(engine, tmp_path, number):
     slices = 1000 * ((number + (engine.device.max_binding > 8192)) % 2)
     random = np.random.default_rng(number)
     rows, width, tokens = int(random.integers(130, 200)), 160, int(random.integers(1, 90))
-    write_gguf(tmp_path / "w.gguf", {}, [("w", (rows, width), "Q8_0", random.standard_normal((rows, width)).astype(np.float32))])
+    values = random.standard_normal((rows, width)).astype(np.float32)
+    write_gguf(tmp_path / "w.gguf", {}, [("w", (rows, width), "Q8_0", values)])
     a, b = (random.standard_normal(s).astype(np.float32) for s in ((5, width), (rows, 5)))
     x, dy = (random.standard_normal((tokens, n)).astype(np.float32) for n in (width, rows))
     bias = random.standard_normal(rows).astype(np.float32)
@@ -60,12 +61,13 @@ def test_every_tile_and_cut_sums(engine, tmp_path, number):
         engine.tuning.choices = {}
 
 
-@pytest.mark.parametrize("ranks, rows", [((2, 0, 5), (40, 70, 9)), ((4, 4, 4), (128, 64, 90)), ((0, 0, 0), (64, 64, 33)),
+@pytest.mark.parametrize("ranks, rows", [((2, 0, 5), (40, 70, 9)), ((4, 4, 4), (128, 64, 90)),
+                                         ((0, 0, 0), (64, 64, 33)),
                                          ((3, 3, 3), (64, 65, 64))])
 def test_linears_that_share_an_input(engine, tmp_path, ranks, rows):
     random, width, tokens = np.random.default_rng(sum(rows)), 96, 21
-    write_gguf(tmp_path / "w.gguf", {}, [(f"w{i}", (n, width), "Q4_0", random.standard_normal((n, width)).astype(np.float32))
-                                         for i, n in enumerate(rows)])
+    matrices = [random.standard_normal((n, width)).astype(np.float32) for n in rows]
+    write_gguf(tmp_path / "w.gguf", {}, [(f"w{i}", m.shape, "Q4_0", m) for i, m in enumerate(matrices)])
     sizes = [r * width for r in ranks] + [r * n for r, n in zip(ranks, rows)]
     flat = random.standard_normal(sum(sizes) + 1).astype(np.float32)
     values, gradients = engine.vector(flat), engine.zeros(flat.size)
@@ -89,16 +91,19 @@ def test_linears_that_share_an_input(engine, tmp_path, ranks, rows):
         for got, want in zip(engine.linear(xs, group), ref.linear(x, [(w, None, p) for w, p in zip(dense, pairs)])):
             assert error(engine.host(got), want) < LIMIT
         few = up(engine, x[:5])
-        for got, want in zip(engine.linear_few(few, group), ref.linear(x[:5], [(w, None, p) for w, p in zip(dense, pairs)])):
+        for got, want in zip(engine.linear_few(few, group), ref.linear(x[:5], [(w, None, p) for w, p in zip(dense,
+                                                                                                            pairs)])):
             assert error(engine.host(got), want) < LIMIT
         for _ in range(2):  # gradients are added, not written
             dx = engine.host(engine.linear_backward(tuple(up(engine, dy) for dy in dys), xs, group))
-        whole = [w.astype(np.float64) + (0 if p is None else p[2] * p[1].astype(np.float64) @ p[0]) for w, p in zip(dense, pairs)]
+        whole = [w.astype(np.float64) + (0 if p is None else p[2] * p[1].astype(np.float64) @ p[0]) for w,
+                 p in zip(dense, pairs)]
         assert error(dx, sum(dy @ w for dy, w in zip(dys, whole))) < LIMIT
         for slot, pair, dy in zip(slots, pairs, dys):
             if slot is not None:
                 assert error(engine.host(slot.grad_a), 2 * 0.6 * (dy.astype(np.float64) @ pair[1]).T @ x) < LIMIT
-                assert error(engine.host(slot.grad_b), 2 * 0.6 * dy.T.astype(np.float64) @ (x @ pair[0].T.astype(np.float64))) \
+                assert error(engine.host(slot.grad_b),
+                             2 * 0.6 * dy.T.astype(np.float64) @ (x @ pair[0].T.astype(np.float64))) \
                     < LIMIT
         assert engine.host(gradients)[-1] == 0
 
@@ -140,7 +145,8 @@ def test_examples_do_not_see_each_other(engine):
         engine.begin(starts, tokens, (0, 0, 0))
         held = [up(engine, z) for z in (q, k, v, dout)]
         out, sums = engine.attention(*held[:3], heads)
-        results.append([engine.host(z)[:9] for z in (out, *engine.attention_backward(held[3], *held[:3], out, sums, heads))])
+        results.append([engine.host(z)[:9] for z in (out, *engine.attention_backward(held[3], *held[:3], out, sums,
+                                                                                     heads))])
     for before, after in zip(*results):
         np.testing.assert_array_equal(before, after)
 
@@ -149,7 +155,8 @@ def test_extremes_stay_finite_and_nan_shows(engine):
     gate = np.array([[-1e4, -90.0, 0.0, 90.0, 1e4]], np.float32)
     one = up(engine, np.ones_like(gate))
     for kind in ("silu", "gelu"):
-        np.testing.assert_allclose(engine.host(engine.glu(up(engine, gate), one, kind)), [[0, 0, 0, 90, 1e4]], atol=1e-6)
+        np.testing.assert_allclose(engine.host(engine.glu(up(engine, gate), one, kind)), [[0, 0, 0, 90, 1e4]],
+                                   atol=1e-6)
         assert all(np.isfinite(engine.host(z)).all() for z in engine.glu_backward(one, up(engine, gate), one, kind))
     gate[0, 2] = np.nan
     assert np.isnan(engine.host(engine.glu(up(engine, gate), one, "silu"))[0, 2])

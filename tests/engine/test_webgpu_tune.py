@@ -1,4 +1,5 @@
-"""The race of tiles, on a software device that says that it is none: what wins is kept, what computes wrongly never wins."""
+"""The race of tiles, on a software device that says that it is none: what wins is kept, what computes wrongly never
+wins."""
 
 import json
 
@@ -82,7 +83,8 @@ def test_submits_are_cut_by_their_cost(engine, monkeypatch):
     made.tuning.ensure()
     made.commands.rate = 0.0    # nothing is known: the most careful
     real = Device.submit
-    monkeypatch.setattr(Device, "submit", lambda self, commands: (sizes.append(sum(c[5] for c in commands)), real(self, commands)))
+    monkeypatch.setattr(Device, "submit", lambda self, commands: (sizes.append(sum(c[5] for c in commands)),
+                                                                  real(self, commands)))
     x = made.take(made.vector(np.ones((64, 64), np.float32)), made.integers(np.arange(64)))
     from anytune.engine.webgpu.kernels.rows import fill
     for _ in range(10):

@@ -9,7 +9,8 @@ import pytest
 from tests.support.require import need
 
 # where webgpu_setup.py leaves it, and where Chromium's packages do
-SWIFTSHADER = [Path(folder) / "vk_swiftshader_icd.json" for folder in (f"{sys.prefix}/swiftshader", "/usr/lib/chromium")]
+SWIFTSHADER = [Path(folder) / "vk_swiftshader_icd.json" for folder in (f"{sys.prefix}/swiftshader",
+                                                                       "/usr/lib/chromium")]
 
 
 def need_webgpu():

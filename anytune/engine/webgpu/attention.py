@@ -1,4 +1,5 @@
-"""Causal attention over packed examples: queries and keys in runs of rows that fit a binding, merged by their log-sums."""
+"""Causal attention over packed examples: queries and keys in runs of rows that fit a binding, merged by their
+log-sums."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array,
     delta = e.flat(heads.queries * tokens, heads.queries * max(tokens, e.capacity))
     for a, b in row_cuts(limit, dout, out):
         e.commands.run(_kernels.inner(), [dout.bind(a, b), out.bind(a, b), delta],
-                       (heads.size, dout.stride, out.stride, a, tokens), (heads.queries, b - a), 2.0 * (b - a) * q.columns)
+                       (heads.size, dout.stride, out.stride, a, tokens), (heads.queries, b - a),
+                       2.0 * (b - a) * q.columns)
     rows, bounds = _kernels.Plan(heads.size).rows, e.bounds
     started: set[tuple[str, int]] = set()     # runs of rows that hold a part of their sum already
     for name, run in [(name, run) for name in ("dq", "dk", "dv") for run in _runs(e, q, k, dout, dq)]:

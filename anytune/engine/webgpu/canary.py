@@ -1,4 +1,5 @@
-"""Now and then a small computation whose result is known: a device that silently goes wrong is found while it trains."""
+"""Now and then a small computation whose result is known: a device that silently goes wrong is found while it
+trains."""
 
 from __future__ import annotations
 
@@ -34,5 +35,6 @@ class Canary:
         e.commands.run(_kernels.square_sums(), [self.values, self.out], (SIZE, 0, 0), (1,))
         found, want = e.host(self.out), float(np.sum(np.linspace(-1.0, 1.0, SIZE) ** 2))
         if not abs(float(found[0]) - want) < 1e-3 * want or found.tobytes() != (self.known or found.tobytes()):
-            raise DeviceError("other", f"a sum that is {want:.6g} came out as {float(found[0]):.6g}: the device computes wrongly")
+            raise DeviceError("other", f"a sum that is {want:.6g} came out as {float(found[0]):.6g}: the device "
+                              "computes wrongly")
         self.known = found.tobytes()

@@ -47,7 +47,8 @@ class Commands:
         """What one submit, and so one dispatch, may cost."""
         return max(FIRST, self.rate * LONGEST)
 
-    def run(self, kernel: Kernel, arrays: list[Array | Bound], numbers: tuple, grid: tuple[int, ...], cost: float = 0.0) -> None:
+    def run(self, kernel: Kernel, arrays: list[Array | Bound], numbers: tuple, grid: tuple[int, ...],
+            cost: float = 0.0) -> None:
         """Queue a dispatch. arrays: in the kernel's order; numbers: its parameters; grid: workgroups (x, y, z)."""
         bounds = [a if isinstance(a, Bound) else a.bind() for a in arrays]
         written = {b.buffer.serial for b, (_, writable, _) in zip(bounds, kernel.arrays) if writable}

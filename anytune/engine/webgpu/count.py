@@ -69,7 +69,8 @@ class WebGpuCount(Composed):
         self._free: Counter = Counter()
 
     def held(self, matrices: dict, groups: list) -> int:
-        """What weights take: bytes of the file (or float32 of a type that kernels do not know), or two streamed ones."""
+        """What weights take: bytes of the file (or float32 of a type that kernels do not know), or two streamed
+        ones."""
         def size(info) -> int:
             block = BLOCKS[info.type.name if info.type.name in TYPES else "F32"]
             return info.out_features * block.row_bytes(info.in_features)

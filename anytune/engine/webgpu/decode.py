@@ -70,7 +70,8 @@ def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: 
     for (low, high, k), (_, _, v) in zip(keys.slot_cuts(e.device.max_binding), values.slot_cuts(e.device.max_binding)):
         for a, b in row_cuts(e.device.max_binding, q, out):
             e.commands.run(_kernels.attend(heads.size), [q.bind(a, b), k, v, slot, position, out.bind(a, b)],
-                           (heads.size, heads.group, heads.window, heads.scale, q.stride, out.stride, keys.width, keys.context,
+                           (heads.size, heads.group, heads.window, heads.scale, q.stride, out.stride, keys.width,
+                            keys.context,
                             slot.shift + a, position.shift + a, low, high),
                            (heads.queries, b - a), 4.0 * (b - a) * keys.context * q.columns)
     return out
@@ -107,7 +108,8 @@ def _vectors(e, x: Array, group: Group, y: Array) -> None:
                 if a >= b:
                     continue
                 arrays = [x, weights, y]
-                numbers = [base + skip * part.row_bytes, part.row_bytes, x.rows, b - a, group.in_features, x.stride // 4, y.stride,
+                numbers = [base + skip * part.row_bytes, part.row_bytes, x.rows, b - a, group.in_features,
+                           x.stride // 4, y.stride,
                            part.low + a]
                 if low is not None:
                     held = slot.b.bind()
@@ -154,7 +156,8 @@ class TokenTapes:
 
 
 class Token:
-    """One new token for each of n sequences: recorded the first time, replayed from then on. Its arrays stay its own."""
+    """One new token for each of n sequences: recorded the first time, replayed from then on. Its arrays stay its
+    own."""
 
     def __init__(self, engine, n: int):
         self.engine, self.n, self.tape, self.kept, self.logits = engine, n, None, None, None

@@ -23,8 +23,10 @@ CACHED_GROUPS = 1 << 16
 
 
 ADVICE = {
-    "memory": "the device has no memory left ({}): give --memory a little less than what is free, or lower -ub, -c or --lora-rank",
-    "lost": "the device was lost, its driver was reset or removed ({}): run anytune doctor, then the same command again",
+    "memory": "the device has no memory left ({}): give --memory a little less than what is free, or lower -ub, -c or "
+              "--lora-rank",
+    "lost": "the device was lost, its driver was reset or removed ({}): run anytune doctor, then the same command "
+            "again",
     "other": "the device failed ({}): run anytune doctor",
 }
 
@@ -43,11 +45,11 @@ def wgpu_module():
         import wgpu
         import wgpu.backends.wgpu_native  # noqa: F401 (loads the library)
     except ImportError:
-        raise UserError("--device webgpu needs the package wgpu, which is not installed: pip install 'anytune[webgpu]', or "
-                        "train with --device numpy") from None
+        raise UserError("--device webgpu needs the package wgpu, which is not installed: pip install "
+                        "'anytune[webgpu]', or train with --device numpy") from None
     except (OSError, RuntimeError) as error:
-        raise UserError(f"--device webgpu: wgpu's library cannot be loaded ({error}); on Android set WGPU_LIB_PATH (see "
-                        "docs/webgpu.md)") from None
+        raise UserError(f"--device webgpu: wgpu's library cannot be loaded ({error}); on Android set WGPU_LIB_PATH "
+                        "(see docs/webgpu.md)") from None
     return wgpu
 
 
@@ -77,7 +79,8 @@ def adapters() -> tuple[Any, ...]:
     order = {"DiscreteGPU": 0, "IntegratedGPU": 1}
     rows = [a for a in found if a.info["backend_type"] in ("Vulkan", "Metal", "D3D12")]
     # a GPU may be seen through two drivers: the first that wgpu names is its native one
-    return tuple(sorted(rows, key=lambda a: order.get(a.info["adapter_type"], 2 if a.info["adapter_type"] != "CPU" else 3)))
+    return tuple(sorted(rows, key=lambda a: order.get(a.info["adapter_type"], 2 if a.info["adapter_type"] != "CPU"
+                                                      else 3)))
 
 
 def installed() -> bool:
@@ -93,7 +96,8 @@ def available() -> list[tuple[str, str, bool]]:
         found = adapters()
     except UserError:
         return []
-    return [(f"webgpu:{i}" if i else "webgpu", f"{a.info['device'] or a.info['description']} ({a.info['backend_type']})",
+    return [(f"webgpu:{i}" if i else "webgpu",
+             f"{a.info['device'] or a.info['description']} ({a.info['backend_type']})",
              a.info["adapter_type"] == "CPU") for i, a in enumerate(found)]
 
 
@@ -104,7 +108,8 @@ def open_device(number: int | None = None, max_binding: int | None = None, trust
     if index >= len(found):
         seen = f"wgpu sees {len(found)} device{'s' * (len(found) != 1)} here" if found else \
             "wgpu sees no Vulkan, Metal or DX12 driver here (docs/webgpu.md says what to install)"
-        raise UserError(f"--device webgpu{'' if number is None else f':{number}'}: {seen}; anytune doctor lists what there is")
+        asked = "webgpu" if number is None else f"webgpu:{number}"
+        raise UserError(f"--device {asked}: {seen}; anytune doctor lists what there is")
     return Device(found[index], max_binding, trusted)
 
 
@@ -128,7 +133,8 @@ def failures():
 
 
 class Buffer:
-    """Device memory of `size` bytes. `serial` is never used twice; owned: nobody else will get this memory while it lives."""
+    """Device memory of `size` bytes. `serial` is never used twice; owned: nobody else will get this memory while it
+    lives."""
 
     __slots__ = ("device", "raw", "size", "serial", "owned", "__weakref__")
 
@@ -162,7 +168,8 @@ class Device:
         allowed = int(limits["max-storage-buffer-binding-size"])
         self.max_binding = min(allowed, max_binding or allowed) // ALIGN * ALIGN
         if self.max_binding < 4096:
-            raise UserError(f"bindings of {self.max_binding} bytes are too small: at least 4096 are needed (ANYTUNE_MAX_BINDING)")
+            raise UserError(f"bindings of {self.max_binding} bytes are too small: at least 4096 are needed "
+                            "(ANYTUNE_MAX_BINDING)")
         self.max_buffer = int(limits["max-buffer-size"]) - SLACK
         self.trusted = trusted if trusted is not None else not os.environ.get("ANYTUNE_WEBGPU_CHECKED")
         self.live = self.peak = self._serials = self._staged = 0
@@ -183,7 +190,8 @@ class Device:
         """New memory, zeroed. Raises DeviceError (memory) if the device has no more, or allows none that large."""
         size = -(-max(size, 4) // 4) * 4
         if size > self.max_buffer:
-            raise DeviceError("memory", f"a buffer of {size >> 20} MiB is more than the {self.max_buffer >> 20} MiB that "
+            raise DeviceError("memory",
+                              f"a buffer of {size >> 20} MiB is more than the {self.max_buffer >> 20} MiB that "
                               f"{self.name} allows for one")
         usage = self.wgpu.BufferUsage
         with failures():
@@ -287,8 +295,9 @@ class Device:
         with failures():
             encoder = self.raw.create_command_encoder()
             work = encoder.begin_compute_pass()
-            handle, pipeline, group = work._internal, lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
-            dispatch, last = lib.wgpuComputePassEncoderDispatchWorkgroups, None
+            handle, last = work._internal, None
+            pipeline, group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
+            dispatch = lib.wgpuComputePassEncoderDispatchWorkgroups
             for command in commands:    # straight to the library: the wrapped calls cost several times as much
                 if command[0] != last:
                     last = command[0]

@@ -45,7 +45,8 @@ class WebGpuEngine(Composed):
         self.pool, self.capacity = Pool(device), 0   # of passing arrays, and the rows that each of them can hold
         self.bounds = self.key = None                # of the stream under way: see begin()
         self.mail, self.streamer = Mail(self), Streamer(self)
-        self.recorder, self.updater, self.tokens = _replay.Recorder(self), _update.Updater(self), _decode.TokenTapes(self)
+        self.recorder, self.updater = _replay.Recorder(self), _update.Updater(self)
+        self.tokens = _decode.TokenTapes(self)
         self.weights: list[Weight] = []
         self.canary = Canary(self)
         self.tuning = Tuning(self)
@@ -53,7 +54,8 @@ class WebGpuEngine(Composed):
 
     @property
     def lag(self) -> int:
-        """A step may be encoded while the one before runs; on a software device it would only wait for its own cores."""
+        """A step may be encoded while the one before runs; on a software device it would only wait for its own
+        cores."""
         return 0 if self.device.software else 1
 
     @property
@@ -102,7 +104,8 @@ class WebGpuEngine(Composed):
         out = self.array(first.rows, part.width)
         for p, at in zip(parts, part.bounds):
             for a, b in row_cuts(self.device.max_binding, p, out):
-                self.commands.run(_rows.copy(), [p.bind(a, b), out.bind(a, b)], (p.columns, p.stride, out.stride, 0, at),
+                self.commands.run(_rows.copy(), [p.bind(a, b), out.bind(a, b)],
+                                  (p.columns, p.stride, out.stride, 0, at),
                                   self.grid(p.columns, b - a))
         return out
 
@@ -244,18 +247,21 @@ class WebGpuEngine(Composed):
             for a, b in row_cuts(self.device.max_binding, out):
                 source, held = x.bind(low, high), rows.bind()
                 self.commands.run(_rows.take(), [source, held, out.bind(a, b)],
-                                  (x.columns, x.stride, out.stride, source.shift, held.shift + a, low, high, x.rows - 1),
+                                  (x.columns, x.stride, out.stride, source.shift, held.shift + a, low, high,
+                                   x.rows - 1),
                                   self.grid(x.columns, b - a))
         return out
 
     def put(self, y: Array, rows: Array, tokens: int) -> Array:
         out = self.array(tokens, y.columns)
         for low, high in row_cuts(self.device.max_binding, out):
-            self.commands.run(_rows.fill(), [out.bind(low, high)], (y.columns, out.stride, 0, 0.0), self.grid(y.columns, high - low))
+            self.commands.run(_rows.fill(), [out.bind(low, high)], (y.columns, out.stride, 0, 0.0),
+                              self.grid(y.columns, high - low))
             for a, b in row_cuts(self.device.max_binding, y):
                 held = rows.bind()
                 self.commands.run(_rows.put(), [y.bind(a, b), held, out.bind(low, high)],
-                                  (y.columns, y.stride, out.stride, held.shift + a, low, high), self.grid(y.columns, b - a))
+                                  (y.columns, y.stride, out.stride, held.shift + a, low, high),
+                                  self.grid(y.columns, b - a))
         return out
 
     def add(self, x: Array, y: Array) -> Array:
@@ -273,7 +279,8 @@ class WebGpuEngine(Composed):
         for a, b in row_cuts(self.device.max_binding, x, more, out):
             arrays = [x.bind(a, b), gain, *([] if more is None else [more.bind(a, b)]), out.bind(a, b)]
             self.commands.run(_rows.rms_norm(more is not None), arrays,
-                              (x.columns, x.stride, out.stride, eps, *([] if more is None else [more.stride])), (b - a,),
+                              (x.columns, x.stride, out.stride, eps, *([] if more is None else [more.stride])),
+                              (b - a,),
                               6.0 * (b - a) * x.columns)
         return out
 
@@ -281,7 +288,8 @@ class WebGpuEngine(Composed):
         out, adds = self.array(*x.shape), residual is not None
         for a, b in row_cuts(self.device.max_binding, dy, x, residual, out):
             self.commands.run(_rows.rms_norm_backward(adds),
-                              [dy.bind(a, b), x.bind(a, b), gain, *([residual.bind(a, b)] if adds else []), out.bind(a, b)],
+                              [dy.bind(a, b), x.bind(a, b), gain, *([residual.bind(a, b)] if adds else []),
+                               out.bind(a, b)],
                               (x.columns, dy.stride, x.stride, out.stride, eps, *([residual.stride] if adds else [])),
                               (b - a,), 12.0 * (b - a) * x.columns)
         return out
@@ -322,7 +330,8 @@ class WebGpuEngine(Composed):
         for a, b in row_cuts(self.device.max_binding, dy, gate, up, dgate):
             self.commands.run(_rows.glu_backward(activation),
                               [dy.bind(a, b), gate.bind(a, b), up.bind(a, b), dgate.bind(a, b), dup.bind(a, b)],
-                              (gate.columns, dy.stride, gate.stride, up.stride, dgate.stride), self.grid(gate.columns, b - a),
+                              (gate.columns, dy.stride, gate.stride, up.stride, dgate.stride),
+                              self.grid(gate.columns, b - a),
                               20.0 * (b - a) * gate.columns)
         return dgate, dup
 

@@ -43,7 +43,8 @@ class Kernel:
             lines.append(f"@group(0) @binding({number}) var<storage, {access}> {name}: array<{element}>;")
         lines += [self.shared, self.functions, f"@compute @workgroup_size({self.size[0]}, {self.size[1]}, 1)",
                   "fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>,",
-                  "        @builtin(local_invocation_index) lane: u32, @builtin(global_invocation_id) thread: vec3<u32>) {",
+                  "        @builtin(local_invocation_index) lane: u32,",
+                  "        @builtin(global_invocation_id) thread: vec3<u32>) {",
                   self.body.strip("\n"), "}", ""]
         return "\n".join(line for line in lines if line)
 

@@ -62,8 +62,8 @@ def product(e, x: Array, x0: int, weights, base: int, part: Part, forward: bool,
             y0: int, adds: bool, pair: Slot | None, low: Array | None, bias: Array | None) -> None:
     """y[:, y0…y0+n] (+)= x[:, x0…x0+k] times a piece of a part's weights, with its pair's product and bias.
 
-    weights: the piece as a binding, `base` bytes before its first row. first: the column of the part (forward) or the row
-    (backward) that the piece begins with.
+    weights: the piece as a binding, `base` bytes before its first row. first: the column of the part (forward) or the
+    row (backward) that the piece begins with.
     """
     tail = low is not None
     for a, b in row_cuts(e.device.max_binding, x, y, low):
@@ -111,7 +111,8 @@ def mask(e, x: Array, group: Group, out: Array, adds: bool) -> None:
     for a, b in row_cuts(e.device.max_binding, x, out):
         key = e.key.bind()
         e.commands.run(_rows.dropout(adds), [x.bind(a, b), key, out.bind(a, b)],
-                       (x.columns, x.stride, out.stride, key.shift, group.number, a, group.dropout), e.grid(x.columns, b - a))
+                       (x.columns, x.stride, out.stride, key.shift, group.number, a, group.dropout),
+                       e.grid(x.columns, b - a))
 
 
 def linear_backward(e, dys: tuple[Array, ...], x: Array, group: Group, need_dx: bool = True) -> Array | None:
@@ -153,7 +154,8 @@ def through(e, dy_low: Array, pair: Slot, group: Group, dx: Array) -> None:
         tile = e.plan_product(False, b - a, dx.columns, 1)[0]
         e.commands.run(_gemm.gemm("F32", False, tile, True),
                        [dy_low.bind(a, b), held, out.bind(a, b), dy_low.bind(a, b), held],
-                       (0, 0, b - a, dx.columns, 0, 4, 0, 0, out.stride // 4, 0, 0, 0, pair.a.shape[0], dy_low.stride, 0, FAR,
+                       (0, 0, b - a, dx.columns, 0, 4, 0, 0, out.stride // 4, 0, 0, 0, pair.a.shape[0], dy_low.stride,
+                        0, FAR,
                         FAR, held.shift, 1, pair.a.stride),
                        (-(-dx.columns // tile.n), -(-(b - a) // tile.m), 1), 2.0 * (b - a) * dx.columns * pair.rank)
     mask(e, out, group, dx, True)
@@ -166,6 +168,7 @@ def add_gradients(e, x: Array, dy_low: Array, dy: Array, low: Array, part: Part,
         down, up = pair.grad_a.bind(), pair.grad_b.bind()
         e.commands.run(_low.gradients(), [x.bind(a, b), dy_low.bind(a, b), dy.bind(a, b), low.bind(a, b), down, up],
                        (b - a, x.columns, every, x.stride, dy_low.stride, down.shift, 1, pair.grad_a.stride,
-                        dy.columns, rank, dy.stride, low.stride, up.shift, pair.grad_b.stride, 1, *pair_bounds(part, 0)),
+                        dy.columns, rank, dy.stride, low.stride, up.shift, pair.grad_b.stride, 1,
+                        *pair_bounds(part, 0)),
                        (-(-x.columns // _low.COLUMNS) - (-dy.columns // _low.COLUMNS), -(-every // _low.RANKS)),
                        2.0 * (b - a) * (x.columns + dy.columns) * every)

@@ -1,8 +1,8 @@
 """Micro-batches as recorded lists of dispatches: the packed stream has few static shapes, so a step needs no Python.
 
-A stream is padded to one of eight sizes of tokens and of loss rows. Its numbers go to the device in one small write. The
-first run of a shape is queued as it is recorded; all others encode the same dispatches again. What passes between them
-lies in one pool, whose buffers stay where they are: recordings never run side by side.
+A stream is padded to one of eight sizes of tokens and of loss rows. Its numbers go to the device in one small write.
+The first run of a shape is queued as it is recorded; all others encode the same dispatches again. What passes between
+them lies in one pool, whose buffers stay where they are: recordings never run side by side.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def example_bounds(starts: np.ndarray) -> np.ndarray:
 
 
 def _numbers(stream: Stream, tokens: int, rows: int) -> np.ndarray:
-    """A padding token is an example of its own without loss; a padding row points behind the tokens and has target -1."""
+    """A padding token is an example of its own without loss; a padding row points behind the tokens and has target
+    -1."""
     parts = [np.zeros(size, np.int32) for size in _sizes(tokens, rows)]
     ids, positions, bounds, where, targets, key, scale = parts
     have = len(stream.ids)

@@ -1,4 +1,5 @@
-"""Which tile a product takes, and into how many slices its sum is cut: defaults, or what a short race on the device found.
+"""Which tile a product takes, and into how many slices its sum is cut: defaults, or what a short race on the device
+found.
 
 Variants are compared on products like a model's, with few and with many tokens, in both directions; one counts only if
 it gives the default's result. What won is kept in a file for each device and version of the kernels. Software devices
@@ -28,7 +29,8 @@ WIDTH, OUT = 2048, 2048
 TOKENS = (128, 1024)          # what the two classes of products are raced with
 MANY = 384                    # rows from which a product counts as one of many tokens
 TILES = (Tile(), Tile(ahead=True), Tile(64, 32, 32, 4, 4), Tile(32, 64, 16, 4, 4), Tile(64, 64, 32, 4, 4),
-         Tile(64, 64, 16, 8, 4), Tile(128, 64, 16, 8, 4, True), Tile(128, 128, 16, 8, 8), Tile(128, 128, 16, 8, 8, True))
+         Tile(64, 64, 16, 8, 4), Tile(128, 64, 16, 8, 4, True), Tile(128, 128, 16, 8, 8),
+         Tile(128, 128, 16, 8, 8, True))
 WORKGROUPS = (0, 128, 256, 512, 1024)   # that a product should have; fewer are made up for by slices
 SHORTEST = 64                 # of the sum in a slice, at least
 PART = 64 << 20               # bytes of slices, at most
@@ -55,7 +57,8 @@ class Tuning:
 
     def slices(self, tile: Tile, wanted: int, m: int, n: int, k: int) -> tuple[Tile, int, int]:
         groups = -(-n // tile.n) * -(-m // tile.m)
-        most = min(k // SHORTEST, PART // (4 * m * n) if m * n else 1, (self.engine.device.max_binding // (4 * m * (n + 64))))
+        most = min(k // SHORTEST, PART // (4 * m * n) if m * n else 1,
+                   (self.engine.device.max_binding // (4 * m * (n + 64))))
         count = max(1, min(wanted // groups, most))
         step = -(-k // count)
         step = max(64, -(-step // 64) * 64)
@@ -142,11 +145,13 @@ class _Race:
         e, part = self.e, _Blocks(self.width)
         planned, e.plan_product = e.plan_product, lambda way, m, n, k: e.tuning.slices(tile, groups, m, n, k)
         try:
-            product(e, x, 0, self.raw.bind(), 0, part, forward, 0, self.width, self.width, y, 0, False, None, None, None)
+            product(e, x, 0, self.raw.bind(), 0, part, forward, 0, self.width, self.width, y, 0, False, None, None,
+                    None)
         finally:
             e.plan_product = planned
 
-    def seconds(self, forward: bool, tokens: int, tile: Tile, groups: int, x: Array | None = None, y: Array | None = None) -> float:
+    def seconds(self, forward: bool, tokens: int, tile: Tile, groups: int, x: Array | None = None,
+                y: Array | None = None) -> float:
         x = x or self._array(self.x, tokens)
         y = y or self._array(self.x, tokens)
         commands, device = self.e.commands, self.e.device
@@ -173,7 +178,8 @@ class _Race:
                     continue
                 self._run(forward, tile, groups, x, y)
                 got = e.host(y)
-                wanted = got if wanted is None else wanted      # the first is the default, which the known answers prove
+                # the first is the default, which the known answers prove
+                wanted = got if wanted is None else wanted
                 if not np.max(np.abs(got - wanted)) <= 1e-4 * np.max(np.abs(wanted)):
                     continue
                 seconds = self.seconds(forward, tokens, tile, groups, x, y)

@@ -40,7 +40,8 @@ class Updater:
         self.ready()
         self.engine.commands.run(_kernels.add_up(), [loss, self.state], (1, 0, LOSS, 1), (1,))
 
-    def adamw(self, w: Array, g: Array, m: Array, v: Array, cut: int, rates, step: int, beta1: float, beta2: float, eps: float,
+    def adamw(self, w: Array, g: Array, m: Array, v: Array, cut: int, rates, step: int, beta1: float, beta2: float,
+              eps: float,
               decay: float, max_norm: float):
         """See base.py."""
         self.ready()
@@ -49,7 +50,8 @@ class Updater:
         pieces = -(-size // _kernels.PIECE) + -(-size // most)
         if self.partial is None or self.partial.size < pieces:
             self.partial = e.zeros(pieces)
-        e.commands.write(self.hyper, np.array([rates[0], rates[1], 1.0 - beta1 ** step, 1.0 - beta2 ** step, beta1, beta2, eps,
+        e.commands.write(self.hyper, np.array([rates[0], rates[1], 1.0 - beta1 ** step, 1.0 - beta2 ** step, beta1,
+                                               beta2, eps,
                                                decay, max_norm], np.float32))
         done = 0
         for low, high in cuts(size, most):

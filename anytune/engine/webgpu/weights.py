@@ -11,15 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anytune.errors import UserError
 from anytune.gguf import dequantize
 from anytune.gguf.blocks import BLOCKS
 
-from .arrays import Array, Bound, bound, cuts
+from .arrays import Array, bound, cuts
 from .device import ALIGN, Buffer
 from .kernels.blocks import TYPES
 
 READ = 32 << 20      # bytes read from the file at a time
-WHOLE = ("output.weight", "token_embd.weight")   # never streamed: the one is used in pieces, of the other rows are taken
+WHOLE = ("output.weight",
+         "token_embd.weight")   # never streamed: the one is used in pieces, of the other rows are taken
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def pieces(rows: list[Rows], row_bytes: int, limit: int, step: int, most: int):
     """As Weight.pieces(), for rows that may be of several weights. step: what runs are multiples of, if they can be."""
     room = (limit - ALIGN - 8) // row_bytes
     if room < 1:
-        raise ValueError(f"a row of {row_bytes} bytes is more than a binding of {limit} bytes")
+        raise UserError(f"a row of a weight has {row_bytes} bytes, and the device reads at most {limit} at once: train "
+                        "on another --device")
     while step > 4 and step > room:
         step //= 2
     for part in rows:
@@ -162,12 +165,14 @@ def follow(one: Array | None, two: Array | None) -> bool:
 def end_to_end(arrays: list[Array | None]) -> Array | None:
     """Arrays that follow each other, as one: rows under rows."""
     first = arrays[0]
-    return None if first is None else Array(first.buffer, first.at, (sum(a.shape[0] for a in arrays), first.shape[1]), first.stride)
+    return None if first is None else Array(first.buffer, first.at, (sum(a.shape[0] for a in arrays), first.shape[1]),
+                                            first.stride)
 
 
 @dataclass
 class Part:
-    """Linears of a group that are one product: columns low…high of its output, pairs of `rank` columns each (0: none)."""
+    """Linears of a group that are one product: columns low…high of its output, pairs of `rank` columns each (0:
+    none)."""
     weights: list[Weight]
     low: int
     high: int
@@ -208,7 +213,8 @@ class Part:
         joined: list[Rows] = []
         for r in rows:     # neighbours in one buffer are one run
             last = joined[-1] if joined else None
-            if last is not None and last.buffer is r.buffer and last.at + (last.high - last.low) * self.row_bytes == r.at:
+            behind = -1 if last is None else last.at + (last.high - last.low) * self.row_bytes
+            if last is not None and last.buffer is r.buffer and behind == r.at:
                 joined[-1] = Rows(last.low, r.high, r.buffer, last.at)
             else:
                 joined.append(r)
@@ -220,5 +226,3 @@ def pair_bounds(part: Part, low: int) -> tuple[int, int]:
     inner = [max(0, b - low) for b in part.bounds[1:-1]] + [0xFFFFFFFF] * 2
     return inner[0], inner[1]
 
-
-__all__ = ["Bound", "Part", "Rows", "Slot", "Streamer", "Weight", "follow", "pair_bounds", "pieces"]

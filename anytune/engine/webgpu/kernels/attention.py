@@ -1,11 +1,11 @@
 """Causal attention over packed examples without the matrix of scores, forward and backward (Dao et al. 2022,
 arXiv:2205.14135).
 
-A workgroup has a tile of rows of one head and walks over tiles of 32 columns. Scores are made in chunks of 16 dimensions
-in workgroup memory, stay in registers, and meet the values through a tile of probabilities. In the forward and in dq rows
-are queries and columns keys; in dk and dv rows are keys and columns queries, of every head of the key head's group.
-`bounds` holds first and end of each token's example, T behind T. q0, k0: the tokens that the bound rows begin with;
-q_low…q_high and k_low…k_high: the tokens that a dispatch covers.
+A workgroup has a tile of rows of one head and walks over tiles of 32 columns. Scores are made in chunks of 16
+dimensions in workgroup memory, stay in registers, and meet the values through a tile of probabilities. In the forward
+and in dq rows are queries and columns keys; in dk and dv rows are keys and columns queries, of every head of the key
+head's group. `bounds` holds first and end of each token's example, T behind T. q0, k0: the tokens that the bound rows
+begin with; q_low…q_high and k_low…k_high: the tokens that a dispatch covers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ NEVER = "-3.0e38"
 
 @dataclass(frozen=True)
 class Plan:
-    """How 256 invocations share a tile for heads of a size: `lanes` along the columns and dimensions, four rows each."""
+    """How 256 invocations share a tile for heads of a size: `lanes` along the columns and dimensions, four rows
+    each."""
     size: int
 
     @property
@@ -48,8 +49,9 @@ class Plan:
     @property
     def shared(self) -> str:
         area = max(DEPTH * (self.rows + COLS + 2), CHUNK * self.size)
-        return (f"var<workgroup> area: array<f32, {area}>;\nvar<workgroup> tile: array<f32, {self.rows * (COLS + 1)}>;\n"
-                "var<workgroup> range: vec2<u32>;")
+        return "\n".join((f"var<workgroup> area: array<f32, {area}>;",
+                          f"var<workgroup> tile: array<f32, {self.rows * (COLS + 1)}>;",
+                          "var<workgroup> range: vec2<u32>;"))
 
 
 _NUMBERS = ("q0", "k0", "q_low", "q_high", "k_low", "k_high", "size", "group", "window", "scale:f32", "tokens")
@@ -85,7 +87,8 @@ def _products(plan: Plan, name: str, row: str, col: str, rows_inside: str, cols_
         body += "".join(f"\n        {name}{i}_{j} = fma(a{u}_{i}, b{u}_{j}, {name}{i}_{j});"
                         for i in range(4) for j in range(plan.cols))
     return f"""{sums}
-    for (var d0 = 0u; d0 < p.size; d0 += {DEPTH}u) {{{_fill(plan.rows, f'(e % {DEPTH}u) * {lda}u + r', row, rows_inside)}{
+    for (var d0 = 0u; d0 < p.size; d0 += {DEPTH}u) {{{
+        _fill(plan.rows, f'(e % {DEPTH}u) * {lda}u + r', row, rows_inside)}{
         _fill(COLS, f'{at}u + (e % {DEPTH}u) * {ldb}u + r', col, cols_inside)}
       workgroupBarrier();
       for (var d = 0u; d < min({DEPTH}u, p.size - d0); d += {UNROLL}u) {{{body}
@@ -98,7 +101,8 @@ def _accumulate(plan: Plan, source: str, inside: str) -> str:
     """oI_D += tile[row i][column] * source[column][d]; source: WGSL of element (c, d)."""
     loads = "".join(f"\n        let w{i} = tile[(ty * 4u + {i}u) * {COLS + 1}u + c0 + c];" for i in range(4))
     steps = "".join(f"\n        let v{d} = area[c * p.size + min(tx + {d * plan.lanes}u, p.size - 1u)];" +
-                    "".join(f"\n        o{i}_{d} = fma(w{i}, v{d}, o{i}_{d});" for i in range(4)) for d in range(plan.dims))
+                    "".join(f"\n        o{i}_{d} = fma(w{i}, v{d}, o{i}_{d});" for i in range(4))
+                    for d in range(plan.dims))
     return f"""
     for (var c0 = 0u; c0 < min({COLS}u, limits.y - c_at); c0 += {CHUNK}u) {{
       for (var e = lane; e < {CHUNK}u * p.size; e += 256u) {{
@@ -119,14 +123,10 @@ def _outputs(plan: Plan, value: str) -> str:
     return "\n".join(f"  var o{i}_{d} = {value};" for i in range(4) for d in range(plan.dims))
 
 
-_START = """
-  let tx = lane % LANESu;
-  let ty = lane / LANESu;
-  let size = p.size;"""
-
-
 def _start(plan: Plan) -> str:
-    return _START.replace("LANES", str(plan.lanes)).replace("\n  let size = p.size;", "")
+    return f"""
+  let tx = lane % {plan.lanes}u;
+  let ty = lane / {plan.lanes}u;"""
 
 
 @functools.cache
@@ -141,7 +141,9 @@ def attention(size: int) -> Kernel:
       if (t < p.q_high) {{
         m{i} = sums[group.y * p.tokens + t];
         l{i} = select(0.0, 1.0, tx == 0u);""" + "".join(f"""
-        if (tx + {d * plan.lanes}u < p.size) {{ o{i}_{d} = out[(t - p.q0) * p.os + group.y * p.size + tx + {d * plan.lanes}u]; }}"""
+        if (tx + {d * plan.lanes}u < p.size) {{
+          o{i}_{d} = out[(t - p.q0) * p.os + group.y * p.size + tx + {d * plan.lanes}u];
+        }}"""
                                                         for d in range(plan.dims)) + """
       }
     }""" for i in range(4))
@@ -296,4 +298,5 @@ fn store(row: u32, d: u32, head: u32, value: f32) {{
     sources = {"dv": ("q", "k", "dout", "sums")}.get(wanted, ("q", "k", "v", "dout", "sums", "delta"))
     return Kernel(f"attention_backward, {wanted}, heads up to {plan.dims * plan.lanes}",
                   (*reads(*sources), *reads("bounds", of="u32"), *writes("dx")),
-                  (*_NUMBERS, "qs", "ks", "vs", "ds", "os", "adds", "tokens_end"), body, (256, 1), plan.shared, _SEEN + store)
+                  (*_NUMBERS, "qs", "ks", "vs", "ds", "os", "adds", "tokens_end"), body, (256, 1), plan.shared,
+                  _SEEN + store)

@@ -52,7 +52,8 @@ def _table(values: np.ndarray) -> str:
     return _TABLE.format(", ".join(f"{float(v)}" for v in values))
 
 
-# in a body: row_at is the byte where the row begins, b where the block does, c the place of the first weight in its block
+# in a body: row_at is the byte where the row begins, b where the block does, c the place of the first weight in its
+# block
 _SIX = """
 fn scale6(b: u32, j: u32) -> f32 {
   if (j < 4u) { return f32(byte1(b + j) & 63u); }

@@ -24,16 +24,20 @@ def store() -> Kernel:
 
 @functools.cache
 def attend(size: int) -> Kernel:
-    """out of one new token and head: an invocation scores a key of each run of LANES, then sums dimensions of the values."""
+    """out of one new token and head: an invocation scores a key of each run of LANES, then sums dimensions of the
+    values."""
     dims = -(-size // LANES)
     sums = "\n".join(f"  var o{d} = 0.0;" for d in range(dims))
     scale = "\n".join(f"    o{d} *= factor;" for d in range(dims))
     steps = "\n".join(f"      if (lane + {d * LANES}u < p.size) "
-                      f"{{ o{d} = fma(w, values[from_ + c * p.width + lane + {d * LANES}u], o{d}); }}" for d in range(dims))
-    ends = "\n".join(f"  if (lane + {d * LANES}u < p.size) {{ out[to + lane + {d * LANES}u] = o{d} / all; }}" for d in range(dims))
+                      f"{{ o{d} = fma(w, values[from_ + c * p.width + lane + {d * LANES}u], o{d}); }}"
+                      for d in range(dims))
+    ends = "\n".join(f"  if (lane + {d * LANES}u < p.size) {{ out[to + lane + {d * LANES}u] = o{d} / all; }}"
+                     for d in range(dims))
     return Kernel(f"attend_cache, heads of {size}",
                   (*reads("q", "keys", "values"), *reads("slot", "position", of="u32"), *writes("out")),
-                  ("size", "group", "window", "scale:f32", "qs", "os", "width", "context", "slot0", "position0", "low", "high"),
+                  ("size", "group", "window", "scale:f32", "qs", "os", "width", "context", "slot0", "position0", "low",
+                   "high"),
                   f"""
   let t = group.y;
   if (lane == 0u) {{ place = vec2<u32>(slot[p.slot0 + t], position[p.position0 + t] + 1u); }}

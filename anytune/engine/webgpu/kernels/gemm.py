@@ -1,7 +1,7 @@
 """Products with a matrix that stays in its GGUF blocks: tiles in workgroup memory, dequantized while they are loaded.
 
-NT is the forward, out = x Wᵀ; NN the input gradient, out = dy W. A pair's low-rank product rides behind the sum: out +=
-low M with M = Bᵀ or A. With `split` slices of the sum go to slices of `out`, which split_sum() adds up.
+NT is the forward, out = x Wᵀ; NN the input gradient, out = dy W. A pair's low-rank product rides behind the sum: out
++= low M with M = Bᵀ or A. With `split` slices of the sum go to slices of `out`, which split_sum() adds up.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .blocks import NUMBERS, blocks
 
 @dataclass(frozen=True)
 class Tile:
-    """m, n: rows and columns of a workgroup's output; k: of the sum at a time; tm, tn: of an invocation's output. ahead: the
-    next tiles are on their way to registers while these are multiplied."""
+    """m, n: rows and columns of a workgroup's output; k: of the sum at a time; tm, tn: of an invocation's output.
+    ahead: the next tiles are on their way to registers while these are multiplied."""
     m: int = 64
     n: int = 64
     k: int = 16
@@ -67,13 +67,16 @@ def _masked(name: str, source: str) -> str:
       {name} = vec4<f32>();
       if (k < k_end) {{
         {name} = {source};
-        if (k + 4u > k_end) {{ {name} = select(vec4<f32>(), {name}, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(k_end)); }}
+        if (k + 4u > k_end) {{
+          {name} = select(vec4<f32>(), {name}, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(k_end));
+        }}
       }}"""
 
 
 @dataclass(frozen=True)
 class _Loads:
-    """A tile's way from memory to registers (declare, fetch) and on to workgroup memory (keep), `k0` being its place."""
+    """A tile's way from memory to registers (declare, fetch) and on to workgroup memory (keep), `k0` being its
+    place."""
     declare: str
     fetch: str
     keep: str
@@ -90,11 +93,13 @@ def _loads(t: Tile, transposed: bool) -> _Loads:
     along = f"""
       let r = e / {quads}u;
       let k = k0 + (e % {quads}u) * 4u;"""
-    fetch = [_each(t.m * quads, t.threads, along + _masked("aROUND", "x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]"))]
+    fetch = [_each(t.m * quads, t.threads, along + _masked("aROUND",
+                                                           "x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]"))]
     keep = [_each(t.m * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_a", lda, quads, "aROUND"))]
     if transposed:
         fetch.append(_each(t.n * quads, t.threads, along + _masked("bROUND", "weight4(min(n0 + r, p.n - 1u), k)")))
-        keep.append(_each(t.n * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_b", ldb, quads, "bROUND")))
+        keep.append(_each(t.n * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_b", ldb, quads,
+                                                                                             "bROUND")))
     else:
         fetch.append(_each(t.k * wide, t.threads, f"""
       let r = e / {wide}u;
@@ -234,7 +239,9 @@ def gemv(block: str, rows: int, tail: bool = False, bias: bool = False) -> Kerne
                       f" s{t}_0 += dot(v, a); s{t}_1 += dot(v, b); }}" for t in range(rows))
     stores = "\n".join(f"  part[{(2 * t + c) * 64}u + lane] = s{t}_{c};" for t in range(rows) for c in range(2))
     more = """
-    for (var c = 0u; c < p.rank; c++) { sum += low[t * p.ls + p.l0 + c] * pair[p.pair0 + n * p.pn + c * p.pc]; }""" if tail else ""
+    for (var c = 0u; c < p.rank; c++) {
+      sum += low[t * p.ls + p.l0 + c] * pair[p.pair0 + n * p.pn + c * p.pc];
+    }""" if tail else ""
     offset = "\n    sum += bias[p.bias0 + n];" if bias else ""
     return Kernel(
         f"gemv, {block}, {rows} rows{', pair' * tail}{', bias' * bias}",

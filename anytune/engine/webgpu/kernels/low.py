@@ -1,7 +1,7 @@
 """The skinny products of low-rank pairs: x Aᵀ and dy B (a few columns from a long sum), and the pairs' gradients.
 
-`rank` columns are cut into groups of eight. Pairs whose linears share a product lie one behind the other (see linear.py).
-What a backward needs of both kinds is one dispatch: on small batches dispatches cost more than their work.
+`rank` columns are cut into groups of eight. Pairs whose linears share a product lie one behind the other (see
+linear.py). What a backward needs of both kinds is one dispatch: on small batches dispatches cost more than their work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def _sums(x: str, m: str, out: str, job: str, pair: str) -> str:
         f"    {{ let b = select(0.0, {m}[{p('m0')} + k * {p('mk')} + min(c0 + {c}u, {p('rank')} - 1u) * {p('mc')}], "
         f"c0 + {c}u < {p('rank')});\n      "
         + " ".join(f"s{t}_{c} = fma(x{t}, b, s{t}_{c});" for t in range(TOKENS)) + " }" for c in range(RANKS))
-    stores = "\n".join(f"  part[{(t * RANKS + c) * LANES}u + lane] = s{t}_{c};" for t in range(TOKENS) for c in range(RANKS))
+    stores = "\n".join(f"  part[{(t * RANKS + c) * LANES}u + lane] = s{t}_{c};" for t in range(TOKENS)
+                       for c in range(RANKS))
     each = TOKENS * RANKS
     split = LANES // each
     return f"""
@@ -71,8 +72,8 @@ def low() -> Kernel:
 def both() -> Kernel:
     """low() and dy_low[t, c] = scale * dy[t] · b[:, c].
 
-    grid: (tokens / TOKENS, columns / RANKS, 1 + pairs). z = 0 makes low; z > 0 sums over columns n z-1 … n z of dy (n0…n3)
-    into columns (z - 1) * rank… of dy_low.
+    grid: (tokens / TOKENS, columns / RANKS, 1 + pairs). z = 0 makes low; z > 0 sums over columns n z-1 … n z of dy
+    (n0…n3) into columns (z - 1) * rank… of dy_low.
     """
     first = _sums("x", "a", "low", "", "0u").replace("\n", "\n  ")
     second = _sums("dy", "b", "dy_low", "_", "group.z - 1u").replace("\n", "\n  ")
@@ -125,8 +126,8 @@ def _outer(x: str, y: str, g: str, job: str) -> str:
 def gradients() -> Kernel:
     """grad_a[c] += sum over t of dy_low[t, c] x[t], grad_b[:, c] += sum over t of dy[t] low[t, c].
 
-    grid: (columns of x and then of dy, / COLUMNS each; rank / RANKS). Columns of dy from n1 on belong to the second pair,
-    from n2 on to the third: their low begins `rank_` columns later each.
+    grid: (columns of x and then of dy, / COLUMNS each; rank / RANKS). Columns of dy from n1 on belong to the second
+    pair, from n2 on to the third: their low begins `rank_` columns later each.
     """
     first = _outer("x", "dy_low", "grad_a", "").replace("\n", "\n  ")
     second = _outer("dy", "low", "grad_b", "_").replace("\n", "\n  ")

@@ -88,7 +88,8 @@ def settle() -> Kernel:
 @functools.cache
 def adamw() -> Kernel:
     """One step on n elements; `cut` is where the second rate begins, counted from the first of them. Zeroes g."""
-    return Kernel("adamw", (*writes("w", "g", "m", "v"), *reads("hyper", "state")), ("n", "w0", "g0", "m0", "v0", "cut"), """
+    return Kernel("adamw", (*writes("w", "g", "m", "v"), *reads("hyper", "state")),
+                  ("n", "w0", "g0", "m0", "v0", "cut"), """
   let i = thread.x + thread.y * 16776960u;
   if (i >= p.n) { return; }
   let slope = g[p.g0 + i] * state[3];

@@ -1,7 +1,7 @@
 """Row by row: norms, rotations, gated products, sums, and rows taken and put.
 
-Strides (xs, ys, …) are elements from row to row. A workgroup takes a row (or a head of a row), or invocations an element
-each, with x along the columns and y along the rows.
+Strides (xs, ys, …) are elements from row to row. A workgroup takes a row (or a head of a row), or invocations an
+element each, with x along the columns and y along the rows.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def _pairs(halves: bool, inner: str) -> str:
 
 @functools.cache
 def rotate(normed: bool, halves: bool) -> Kernel:
-    """A head of a token: normed (RMSNorm with a gain) or not, then its pairs turned by the token's angle, in place if it is
-    not normed. Heads up to `queries` are queries, keys may follow them."""
+    """A head of a token: normed (RMSNorm with a gain) or not, then its pairs turned by the token's angle, in place if
+    it is not normed. Heads up to `queries` are queries, keys may follow them."""
     start = """
   let at = group.y * p.xs + group.x * p.size;
   let to = group.y * p.ys + group.x * p.size;
@@ -112,7 +112,8 @@ def rotate(normed: bool, halves: bool) -> Kernel:
     }} else {{ y[to + a] = u; }}""")
     if not normed:
         start, turn = start.replace("  let to = group.y * p.ys + group.x * p.size;\n", ""), turn.replace("y[to", "x[at")
-    arrays = (*reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32"), *writes("y")) if normed else \
+    arrays = (*reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32"),
+              *writes("y")) if normed else \
         (*writes("x"), *reads("cosine", "sine"), *reads("position", of="u32"))
     return Kernel(f"rotate, {'halves' if halves else 'neighbours'}{', normed' * normed}", arrays,
                   ("size", "pairs", "xs", "ys", "eps:f32", "queries", "token0"), start + turn, (HEADS, 1),
