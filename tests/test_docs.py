@@ -110,6 +110,9 @@ def prepare(folder: Path) -> None:
     mails = (ROOT / "examples" / "email" / "train.jsonl").read_text("utf-8").splitlines()
     for name, lines in (("chats.jsonl", mails[:6]), ("train.jsonl", mails[:6]), ("heldout.jsonl", mails[6:8])):
         (folder / name).write_text("\n".join(lines) + "\n", "utf-8")
+    (folder / "text.txt").write_text("the rest of the west wind was in the air. " * 60, "utf-8")
+    task = {"context": "the wind was", "choices": ["in the air", "on"], "answer": 0}
+    (folder / "tasks.jsonl").write_text(json.dumps(task) + "\n", "utf-8")
 
 
 def execute(args: list[str], folder: Path) -> None:

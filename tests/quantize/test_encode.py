@@ -62,11 +62,11 @@ def test_the_compiled_search_equals_numpy(name, weighted):
 
 @pytest.mark.parametrize(("name", "weighted"), BOTH_WAYS)
 def test_searched_formats_err_less_than_llama_cpp(name, weighted):
-    """Under the weights that are minimised; and, not to win there alone, under importance (or evenly) as well."""
+    """Under the weights that are minimised; and, not to win there alone, under importance, or evenly and by size."""
     x, columns = heavy_tailed(160), importance() if weighted else None
     ours, theirs = (dequantize(blocks, name) - x for blocks in
                     (encode(x, name, columns), ggml.quantize(x, name, columns)))
-    for w in (weigh(x, name, BLOCKS[name].block_size, columns), columns if weighted else 1.0):
+    for w in (weigh(x, name, BLOCKS[name].block_size, columns), *((columns,) if weighted else (1.0, np.abs(x)))):
         assert (w * ours**2).sum() <= (w * theirs**2).sum()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# format -> (without importance, the share of the root mean square of its 32 weights that joins each weight's size;
+# format -> (without importance, how much of the root mean square of its 32 weights joins each weight's size;
 # with it, how many mean squares join the weight's own under the root, None: importance alone)
 RULES: dict[str, tuple[float, float | None]] = {
     "Q4_0": (0.25, 1.0), "Q4_1": (0.25, 1.0), "Q5_0": (0.25, 1.0), "Q5_1": (0.25, 1.0),
