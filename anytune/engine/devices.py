@@ -30,7 +30,8 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
         from .torch.engine import TorchEngine
         return TorchEngine(where, tf32)
     if dtype != "auto" or tf32:
-        raise UserError(f"--dtype and --tf32 are for GPUs: {device} has one number format of its own")
+        raise UserError(f"--dtype and --tf32 are for PyTorch's GPUs (cuda, rocm, xpu, mps): {device} has one number format "
+                        "of its own")
     if kind == "webgpu":
         from .webgpu.engine import open_engine
         return open_engine(device)
