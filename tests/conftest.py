@@ -11,6 +11,8 @@ os.environ.setdefault(
 )  # threads that spin while they wait starve each other on two cores
 # what a doctor found on this machine must not decide which engine a test runs on
 os.environ["ANYTUNE_PROBE"] = os.path.join(tempfile.mkdtemp(prefix="anytune-probe-"), "probe.json")
+# nor may what this machine has, nor what an earlier test's doctor found: where no device is named it is the reference
+os.environ["ANYTUNE_DEVICE"] = "numpy"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # peers read weights from memory; nothing may ask a hub
 

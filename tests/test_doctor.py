@@ -25,6 +25,7 @@ def test_every_operation_gives_known_answers_here(cli):
 def test_auto_takes_what_the_doctor_found_faster(cli, monkeypatch, tmp_path):
     from anytune.engine import probe, race
     from anytune.engine.devices import choose
+    monkeypatch.delenv("ANYTUNE_DEVICE")
     monkeypatch.setenv("ANYTUNE_PROBE", str(tmp_path / "deep" / "probe.json"))
     monkeypatch.setattr(probe, "gpu_in_sight", lambda: False)
     assert choose() == "numpy"
@@ -35,6 +36,9 @@ def test_auto_takes_what_the_doctor_found_faster(cli, monkeypatch, tmp_path):
     probe.memo().write_text("{")
     assert choose() == "numpy"
     facts = cli("doctor", "-t", "1", "--json", code=0).json
+    monkeypatch.setenv("ANYTUNE_DEVICE", "cpu-torch")
+    assert choose() == "cpu-torch"
+    monkeypatch.delenv("ANYTUNE_DEVICE")
     assert facts["auto"]["device"] == choose() and facts["auto"]["gflops"]["numpy"] > 0
 
 

@@ -31,7 +31,8 @@ def verify(model: str, engine: dict, lora: str | None, file: str | None, positio
 
     Loads the same model in llama.cpp, with the adapter and without, and compares next-token distributions: KL
     divergence, the likeliest token, and the change that the adapter makes. The exit code is 0 if they agree
-    and 1 if not. Needs the package xllamacpp, which brings a built llama.cpp.
+    and 1 if not. On this side the reference engine computes, in float32; --device asks another one. Needs the
+    package xllamacpp, which brings a built llama.cpp.
     """
     from anytune.llamacpp import available
 
@@ -43,6 +44,8 @@ def verify(model: str, engine: dict, lora: str | None, file: str | None, positio
             text = existing_file(file, "text").read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{file} is not UTF-8 text: convert it first.") from None
+    if engine["device"] == "auto":
+        engine["device"] = "numpy"  # the limits are float32's, whatever is fastest here
     loaded = load_model(model, engine)
     if lora is not None:
         from pathlib import Path

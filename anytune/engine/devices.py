@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from anytune.errors import UserError
 
 TORCH = ("cuda", "rocm", "xpu", "mps", "cpu-torch")
@@ -45,11 +47,13 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
 
 
 def choose() -> str:
-    """The device that auto means: a GPU that torch can use, or WebGPU, else the CPU engine that the doctor's probe found
-    faster.
+    """The device that auto means: the environment's ANYTUNE_DEVICE, a GPU that torch can use, or WebGPU, else the CPU engine
+    that the doctor's probe found faster.
 
     torch takes seconds to import, so it is asked only where the system shows a GPU.
     """
+    if own := os.environ.get("ANYTUNE_DEVICE"):
+        return own
     from .probe import gpu_in_sight, remembered
     if gpu_in_sight():
         from .torch.devices import available
