@@ -142,7 +142,7 @@ class CountEngine(Composed):
     def add(self, x, y):
         return y
 
-    def rms_norm(self, x, gain, eps, into=None):
+    def rms_norm(self, x, gain, eps):
         return self.array(*x.shape)
 
     def rms_norm_backward(self, dy, x, gain, eps, residual=None):
@@ -154,7 +154,7 @@ class CountEngine(Composed):
     def rotate_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, halves):
         return dq, dk
 
-    def glu(self, gate, up, activation, into=None):
+    def glu(self, gate, up, activation):
         return self.array(*gate.shape)
 
     def glu_backward(self, dy, gate, up, activation):

@@ -241,7 +241,7 @@ class NumpyEngine(Composed):
         out[rows] = y
         return out
 
-    def rms_norm(self, x: np.ndarray, gain: np.ndarray, eps: float, into=None) -> np.ndarray:
+    def rms_norm(self, x: np.ndarray, gain: np.ndarray, eps: float) -> np.ndarray:
         return self._norm(x, gain, eps, 1)
 
     def _norm(self, x, gain, eps: float, heads: int) -> np.ndarray:
@@ -279,7 +279,7 @@ class NumpyEngine(Composed):
             self.kernels.rope(part, cos, sin, positions[a:b], heads, halves, sign, part)
         self.workers.rows(x.shape[0], rows, 64)
 
-    def glu(self, gate, up, activation: str, into=None) -> np.ndarray:
+    def glu(self, gate, up, activation: str) -> np.ndarray:
         y, kind = self.array(*gate.shape), ACTIVATIONS[activation]
         self.workers.rows(gate.shape[0], lambda a, b: self.kernels.glu(gate[a:b], up[a:b], kind, y[a:b]), 32)
         return y
