@@ -15,7 +15,7 @@ def missing() -> str | None:
     try:
         from numba.core.registry import cpu_target
     except ImportError:
-        return "--device cpu-bf16 is compiled with Numba, which is not installed: pip install 'anytune[fast]'"
+        return "--device cpu-bf16 is compiled with Numba, which is not installed: pip install numba"
     features = cpu_target.target_context.codegen().magic_tuple()[-1]  # what compiled code will be allowed to use
     if "+avx512bf16" not in features.split(","):
         return ("--device cpu-bf16 needs a processor with AVX-512 BF16 instructions (AMD since Zen 4, Intel Xeon since "

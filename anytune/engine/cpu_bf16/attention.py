@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from anytune.engine.base import Heads
+from anytune.engine.numpy.attention import add_up
 
 from . import attend, linear
 from .rows import address, aligned
@@ -76,13 +77,7 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
                             *_shifted(targets, (at, slim, slim)), task.low, task.high, first, heads.group, size,
                             heads.window, *scratch)
     e.workers.run(work)
-
-    def merge(low: int, high: int) -> None:
-        for own in sums_of[1:]:
-            for mine, total in zip(own, (dk, dv)):
-                e.kernels.add(total[low:high], mine[low:high], total[low:high])
-    if len(sums_of) > 1:
-        e.workers.rows(tokens, merge, 64)
+    add_up(e, sums_of)
     return dq, dk, dv
 
 

@@ -104,14 +104,18 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
         for task in shares[number]:
             _task_backward(e, number, task, heads, dout, q, k, v, sums, inner, dq, *sums_of[number])
     e.workers.run(work)
+    add_up(e, sums_of)
+    return dq, dk, dv
 
+
+def add_up(e, sums_of: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Add every worker's sums of dk and dv to the first one's, in the workers' order."""
     def merge(low: int, high: int) -> None:
         for own in sums_of[1:]:
-            for mine, total in zip(own, (dk, dv)):
+            for mine, total in zip(own, sums_of[0]):
                 e.kernels.add(total[low:high], mine[low:high], total[low:high])
     if len(sums_of) > 1:
-        e.workers.rows(tokens, merge, 64)
-    return dq, dk, dv
+        e.workers.rows(sums_of[0][0].shape[0], merge, 64)
 
 
 def _task_backward(e, number, task, heads, dout, q, k, v, sums, inner, dq, dk, dv) -> None:

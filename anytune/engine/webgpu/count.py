@@ -8,34 +8,13 @@ from collections import Counter
 
 from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
+from anytune.engine.count import Buffer, Shape
 from anytune.gguf.blocks import BLOCKS
 
 from .arrays import lines
 from .kernels.blocks import TYPES
 from .loss import chunk_rows
 from .weights import WHOLE
-
-
-class Shape:
-    """An array that does not exist. Its buffer is free again when the last Shape on it is gone."""
-
-    __slots__ = ("shape", "_buffer")
-
-    def __init__(self, shape: tuple[int, ...], buffer: "_Buffer"):
-        self.shape, self._buffer = shape, buffer
-
-    def part(self, columns: int) -> "Shape":
-        return Shape((self.shape[0], columns), self._buffer)
-
-
-class _Buffer:
-    __slots__ = ("_free", "_floats")
-
-    def __init__(self, free: Counter, floats: int):
-        self._free, self._floats = free, floats
-
-    def __del__(self) -> None:
-        self._free[self._floats] += 1
 
 
 class _Frozen:
@@ -88,7 +67,7 @@ class WebGpuCount(Composed):
             self._free[floats] -= 1
         else:
             self.bytes += 4 * floats
-        return Shape((floats,), _Buffer(self._free, floats))
+        return Shape((floats,), Buffer(self._free, floats))
 
     def array(self, rows: int, columns: int, most: int | None = None) -> Shape:
         made = self.flat((max(rows, self.capacity) if most is None else most) * lines(columns))

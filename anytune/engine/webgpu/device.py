@@ -46,7 +46,7 @@ def wgpu_module():
         import wgpu.backends.wgpu_native  # noqa: F401 (loads the library)
     except ImportError:
         raise UserError("--device webgpu needs the package wgpu, which is not installed: pip install "
-                        "'anytune[webgpu]', or train with --device numpy") from None
+                        "'wgpu>=0.32,<0.33', or train with --device numpy") from None
     except (OSError, RuntimeError) as error:
         raise UserError(f"--device webgpu: wgpu's library cannot be loaded ({error}); on Android set WGPU_LIB_PATH "
                         "(see docs/webgpu.md)") from None
