@@ -43,7 +43,7 @@ def test_auto_takes_what_the_doctor_found_faster(cli, monkeypatch, tmp_path):
 
 
 def test_a_wrong_operation_is_found_and_named(cli, monkeypatch):
-    from anytune.engine.numpy import NumpyEngine
+    from anytune.engine.numpy.engine import NumpyEngine
     right = NumpyEngine.rms_norm
 
     def wrong(self, x, gain, *args, **kwargs):

@@ -42,7 +42,7 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
     if kind == "cpu-bf16":
         from .cpu_bf16 import CpuBf16Engine
         return CpuBf16Engine(threads, compiled)
-    from .numpy import NumpyEngine
+    from .numpy.engine import NumpyEngine
     return NumpyEngine(threads, compiled)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from anytune.engine.numpy import NumpyEngine
+from anytune.engine.numpy.engine import NumpyEngine
 from anytune.engine.numpy.sizes import LEAN, Sizes
 
 TINY = Sizes(tile=64, wide=64, head=96, scores=64, logits=0)  # so that the smallest shapes fall into tiles

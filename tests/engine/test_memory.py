@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anytune.engine.numpy import NumpyEngine
+from anytune.engine.numpy.engine import NumpyEngine
 from anytune.engine.numpy.pool import Pool
 from anytune.engine.numpy.workers import Workers, balance, share
 

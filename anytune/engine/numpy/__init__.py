@@ -3,5 +3,3 @@
 engine.py ties it together; linear, attention, loss and decode hold the operations with products in them;
 plain.py is the meaning of the elementwise kernels, fast.py and compiled.py their compiled twins.
 """
-
-from .engine import NumpyEngine  # noqa: F401
