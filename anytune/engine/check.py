@@ -20,6 +20,9 @@ from . import reference as ref
 from .base import Heads
 
 
+ROWS = {"a": 45, "b": 18, "gate": 64, "up": 64}  # of the matrices that products are checked with
+
+
 @dataclass(frozen=True)
 class Answer:
     """One operation's largest relative error, and the most that the engine's number format explains."""
@@ -163,6 +166,48 @@ class _Checks:
                      error(e.host(grads[1]), scale * dys[0].T.astype(np.float64) @ (x @ pairs[0][0].T)))
         yield from self.head(gguf, dense, block)
 
+    def joined(self, gguf, dense: dict, block: str) -> Iterator[Answer]:
+        """An MLP as the model runs it: norm_linear, glu_linear, and their backwards in turn."""
+        e, eps, kind = self.e, 1e-5, "silu"
+        held = {n: self.pair(*dense[n].shape) for n in ("gate", "up", "a")}
+        parts = {n: (dense[n], None, pair) for n, (pair, _, _) in held.items()}
+        gate_up, down = (e.group([e.weight(gguf, n, "blocks") for n in names], None, [held[n][1] for n in names])
+                         for names in (("gate", "up"), ("a",)))
+        x, gain, residual = self.draw(self.tokens, 64), self.draw(64), self.draw(self.tokens, 64)
+        dy = self.draw(self.tokens, len(dense["a"]))
+        xs, gains = self.up(x), e.vector(gain)
+
+        def normed(z, changed=parts):
+            return np.concatenate(ref.linear(ref.rms_norm(z, gain, eps), [changed["gate"], changed["up"]]), 1)
+        gate, up = e.norm_linear(xs, gains, eps, gate_up)
+        g, u = e.host(gate), e.host(up)
+        yield Answer(f"norm_linear, {block}", error(np.concatenate((g, u), 1), normed(x)))
+        (y,) = e.glu_linear(gate, up, kind, down)
+        yield Answer(f"glu_linear, {block}", error(e.host(y), ref.linear(ref.glu(g, u, kind), [parts["a"]])[0]))
+        both = e.glu_linear_backward(self.up(dy), gate, up, kind, down, gate_up)
+        for i, letter in enumerate(("gate", "up")):
+            def gated(z, i=i):
+                return ref.linear(ref.glu(*((z, u) if i == 0 else (g, z)), kind), [parts["a"]])[0]
+            yield self.backward(f"glu_linear_backward d{letter}, {block}", both[i], gated, (g, u)[i], dy)
+        dboth = np.concatenate([e.host(d) for d in both], 1)
+        dx = e.norm_linear_backward(both, xs, gains, eps, gate_up, self.up(residual))
+        yield self.backward(f"norm_linear_backward, {block}", e.host(dx) - residual, normed, x, dboth)
+        for name, ((a, b, scale), _, grads) in held.items():
+            for i in (0, 1):
+                def changed(z, name=name, i=i, a=a, b=b, scale=scale):
+                    part = (dense[name], None, (z, b, scale) if i == 0 else (a, z, scale))
+                    return (ref.linear(ref.glu(g, u, kind), [part])[0] if name == "a" else
+                            normed(x, {**parts, name: part}))
+                op = "glu_linear_backward" if name == "a" else "norm_linear_backward"
+                yield self.backward(f"{op} d{'AB'[i]}{'' if name == 'a' else f' of {name}'}, {block}", grads[i], changed,
+                                    (a, b)[i], dy if name == "a" else dboth)
+
+    def pair(self, out: int, features: int, rank: int = 3, scale: float = 0.5):
+        """((A, B, scale), the same as a slot, its gradients)."""
+        e, (a, b) = self.e, (self.draw(rank, features), self.draw(out, rank))
+        grads = tuple(e.zeros(z.size).reshape(z.shape) for z in (a, b))
+        return (a, b, scale), e.slot(e.vector(a), e.vector(b), scale, *grads), grads
+
     def head(self, gguf, dense: dict, block: str) -> Iterator[Answer]:
         e, rows = self.e, 9
         h, weight = self.draw(rows, dense["a"].shape[1]), dense["a"]
@@ -211,10 +256,10 @@ def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0")) -> 
             for block in blocks:
                 path = Path(folder) / f"{block}.gguf"
                 write_gguf(path, {"general.architecture": "check"},
-                           [(n, (rows, 64), block, checks.draw(rows, 64)) for n, rows in (("a", 45), ("b", 18))])
+                           [(n, (rows, 64), block, checks.draw(rows, 64)) for n, rows in ROWS.items()])
                 with GGUF.open(path) as gguf:
-                    dense = {n: gguf.float32(n) for n in ("a", "b")}
-                    answers += checks.products(gguf, dense, block)
+                    dense = {n: gguf.float32(n) for n in ROWS}
+                    answers += [*checks.products(gguf, dense, block), *checks.joined(gguf, dense, block)]
     finally:
         engine.room = room
     return [replace(answer, tolerance=engine.tolerance) for answer in answers]
