@@ -15,7 +15,8 @@ def test_every_operation_gives_known_answers_here(cli):
     assert facts["ok"] and facts["anytune"] == anytune.__version__
     engine = facts["engines"][0]
     operations = {row["operation"] for row in engine["operations"]}
-    for word in ("rms_norm", "linear", "attention", "cross_entropy", "adamw"):
+    for word in ("rms_norm", "linear", "attention", "norm_linear", "norm_linear_backward", "glu_linear",
+                 "glu_linear_backward", "cross_entropy", "adamw"):
         assert any(word in operation for operation in operations), operations
     assert all(row["ok"] for row in engine["operations"])
     assert str(facts["threads"]["best"]) in facts["threads"]["gflops"]
@@ -51,6 +52,21 @@ def test_a_wrong_operation_is_found_and_named(cli, monkeypatch):
     monkeypatch.setattr(NumpyEngine, "rms_norm", wrong)
     outcome = cli("doctor", "-t", "1", code=1)
     assert "WRONG: " in outcome.out and "rms_norm" in outcome.out and "something is wrong" in outcome.out
+
+
+@pytest.mark.parametrize("name", ["norm_linear", "glu_linear", "norm_linear_backward", "glu_linear_backward"])
+def test_a_wrong_joined_operation_is_found(monkeypatch, name):
+    from anytune.engine.check import known_answers
+    from anytune.engine.numpy.engine import NumpyEngine
+    right = getattr(NumpyEngine, name)
+
+    def wrong(*args):  # only its last result is off
+        out = right(*args)
+        return (*out[:-1], out[-1] * np.float32(1.01)) if isinstance(out, tuple) else out * np.float32(1.01)
+    monkeypatch.setattr(NumpyEngine, name, wrong)
+    engine = NumpyEngine(1)
+    assert any(name in a.operation for a in known_answers(engine, ("F32",)) if not a.ok)
+    engine.workers.close()
 
 
 def test_a_device_that_fails_is_a_finding(cli, monkeypatch):

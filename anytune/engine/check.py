@@ -191,7 +191,8 @@ class _Checks:
             yield self.backward(f"glu_linear_backward d{letter}, {block}", both[i], gated, (g, u)[i], dy)
         dboth = np.concatenate([e.host(d) for d in both], 1)
         dx = e.norm_linear_backward(both, xs, gains, eps, gate_up, self.up(residual))
-        yield self.backward(f"norm_linear_backward, {block}", e.host(dx) - residual, normed, x, dboth)
+        yield self.backward(f"norm_linear_backward, {block}", dx, lambda z: np.concatenate((normed(z), z), 1), x,
+                            np.concatenate((dboth, residual), 1))
         for name, ((a, b, scale), _, grads) in held.items():
             for i in (0, 1):
                 def changed(z, name=name, i=i, a=a, b=b, scale=scale):
