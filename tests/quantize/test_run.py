@@ -215,7 +215,7 @@ def test_too_little_room_is_said_before_the_work(model, tmp_path, monkeypatch):
 
 SLOW = """
 import sys, time
-from anytune.quantization import run
+from anytune.quantization import rewrite as run
 real = run._portion
 def slow(*args):
     time.sleep(0.2)
