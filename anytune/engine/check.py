@@ -1,7 +1,7 @@
 """Known answers: every operation of an engine on small data against float64, forward and backward.
 
 Run by `anytune doctor` on the user's own device, and before training (it also loads the compiled kernels): there
-are drivers and compilers that report success and compute nonsense. Backwards are checked along one random
+are drivers and compilers that report success and compute nonsense. Backwards are checked along one
 direction by central differences of the float64 forward, so the check is exact without a second derivation.
 """
 
@@ -62,11 +62,16 @@ class _Checks:
         return self.e.take(self.e.vector(values), rows) if values.ndim == 2 else self.e.vector(values)
 
     def backward(self, name: str, dx, function, x, dy) -> Answer:
-        """Does dx·v equal the slope of sum(function(x)*dy) along a random v?"""
-        v = self.random.standard_normal(x.shape)
+        """Does dx·v equal the slope of sum(function(x)*dy) along v?"""
+        dx = self.e.host(dx).astype(np.float64)
+        v = self.direction(dx)
         want = _slope(lambda z: np.sum(function(z) * dy), x.astype(np.float64), v)
-        size = np.linalg.norm(self.e.host(dx).astype(np.float64)) * np.linalg.norm(v)
-        return Answer(name, abs(np.sum(self.e.host(dx) * v) - want) / (size + 1e-30))
+        return Answer(name, abs(np.sum(dx * v) - want) / (np.linalg.norm(dx) * np.linalg.norm(v) + 1e-30))
+
+    def direction(self, dx: np.ndarray) -> np.ndarray:
+        """Half random, and half dx itself, so that a wrong size shows as much as a wrong place."""
+        v = self.random.standard_normal(dx.shape)
+        return v + dx * (np.linalg.norm(v) / (np.linalg.norm(dx) + 1e-30))
 
     def norms(self) -> Iterator[Answer]:
         e = self.e
@@ -217,10 +222,11 @@ class _Checks:
         loss, dh = e.cross_entropy(self.up(h), group, e.integers(targets), 0.5, True)
         want = ref.cross_entropy(h, weight, targets)
         yield Answer(f"cross_entropy, {block}", abs(loss - want) / want)
-        v = self.random.standard_normal(h.shape)
+        dh = e.host(dh).astype(np.float64)
+        v = self.direction(dh)
         slope = 0.5 * _slope(lambda z: ref.cross_entropy(z, weight, targets), h.astype(np.float64), v)
-        size = np.linalg.norm(e.host(dh)) * np.linalg.norm(v)
-        yield Answer(f"cross_entropy backward, {block}", abs(np.sum(e.host(dh) * v) - slope) / size)
+        size = np.linalg.norm(dh) * np.linalg.norm(v) + 1e-30
+        yield Answer(f"cross_entropy backward, {block}", abs(np.sum(dh * v) - slope) / size)
         yield Answer(f"logits, {block}", error(e.host(e.logits(self.up(h), group)), h @ weight.T.astype(np.float64)))
         ids = self.random.integers(0, len(weight), 6).astype(np.int32)
         got = e.embed(e.integers(ids), e.weight(gguf, "a", "blocks"), 2.0)
