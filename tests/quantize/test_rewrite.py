@@ -69,7 +69,7 @@ def test_values_that_fail_leave_nothing(source, tmp_path):
     with pytest.raises(UserError, match=r"blk\.1\.ffn_down"):
         rewrite(source, tmp_path / "new.gguf", "F32", values={NAME: lambda lo, hi: bad[lo:hi]})
     with pytest.raises(ValueError, match="came as"):
-        rewrite(source, tmp_path / "new.gguf", values={NAME: lambda lo, hi: bad})
+        rewrite(source, tmp_path / "new.gguf", values={NAME: lambda lo, hi: bad[:1, :1]})
     with pytest.raises(ValueError, match="no tensor"):
         rewrite(source, tmp_path / "new.gguf", values={"gone": lambda lo, hi: bad[lo:hi]})
     assert not list(tmp_path.iterdir())
