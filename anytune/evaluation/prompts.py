@@ -1,0 +1,143 @@
+"""Prompts to answer, with references where the data has them: the formats of training data, or a prompt a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anytune.errors import UserError
+from anytune.text.formats import Record, read_records
+from anytune.text.rows import json_rows
+
+if TYPE_CHECKING:
+    from anytune.adapter import Adapter
+    from anytune.model import Model
+    from anytune.text import ChatTemplate
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """line: where it stands in its file. messages: the conversation up to the answer; text: the same as plain text, if
+    the file has it so. reference: the answer that the file has, or None."""
+
+    line: int
+    messages: tuple[Mapping[str, Any], ...]
+    text: str | None = None
+    reference: str | None = None
+    tools: list | None = None
+
+    @property
+    def shown(self) -> str:
+        """For a person: the words of a single message, or every message with its role."""
+        if len(self.messages) == 1:
+            return str(self.messages[0].get("content") or "")
+        return "\n\n".join(f"{m['role']}: {m.get('content') or ''}" for m in self.messages)
+
+
+def read_prompts(path: str | Path, columns: Mapping[str, str] | None = None, limit: int | None = None) -> list[Prompt]:
+    """The prompts of a file: a chat's last assistant message, or a completion, is the reference.
+
+    columns: role -> column, as for training data. limit: the first so many. Raises UserError naming the line.
+    """
+    path, columns = Path(path), dict(columns or {})
+    if not columns and _only_prompts(path):
+        columns = {"text": "prompt"}
+    found: list[Prompt] = []
+    for record in read_records(path, "auto", columns):
+        found += _plain(record) if record.kind == "plain" else [_prompt(path, record)]
+        if limit is not None and len(found) >= limit:
+            break
+    if not found:
+        raise UserError(f"{path} has no prompts.")
+    return found[:limit]
+
+
+def _only_prompts(path: Path) -> bool:
+    """Whether the first row has a prompt and no answer, which training data never has."""
+    if not path.is_file() or not path.name.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson")):
+        return False
+    row = next(json_rows(path), (0, {}))[1]
+    return "prompt" in row and not {"completion", "response", "output", "messages", "text"} & set(row)
+
+
+def _plain(record: Record) -> list[Prompt]:
+    return [Prompt(record.line + n, ({"role": "user", "content": line.strip()},), line.strip())
+            for n, line in enumerate(record.text.splitlines()) if line.strip()]
+
+
+def _prompt(path: Path, record: Record) -> Prompt:
+    if record.kind == "chat":
+        messages, reference = record.messages, None
+        if messages[-1]["role"] == "assistant":
+            messages, reference = messages[:-1], messages[-1].get("content")
+        if not messages:
+            raise UserError(f"{path}, line {record.line}: there is nothing before the assistant's message to answer.")
+        return Prompt(record.line, tuple(messages), None, reference if isinstance(reference, str) else None, record.tools)
+    text = record.prompt if record.kind == "pair" else record.text
+    if not text.strip():
+        raise UserError(f"{path}, line {record.line}: the prompt is empty.")
+    return Prompt(record.line, (*record.messages, {"role": "user", "content": text}), text, record.completion or None,
+                  record.tools)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How prompts become tokens, for base and adapters alike. template: None where prompts are continued as raw text."""
+
+    model: Model
+    template: ChatTemplate | None
+
+    @classmethod
+    def of(cls, model: Model, adapters: Mapping[str, Adapter], template: ChatTemplate | None = None,
+           chat: bool | None = None) -> Form:
+        """As `anytune generate` would ask the adapter. Raises UserError if adapters were trained with different templates."""
+        from anytune.generate import template_of, wants_chat
+
+        kinds = {name: template_of(model, a, template).source if wants_chat(model, a, template) else None
+                 for name, a in adapters.items()} if chat is None else {}
+        if len(set(kinds.values())) > 1:
+            one, other = next((a, b) for a in kinds for b in kinds if kinds[a] != kinds[b])
+            raise UserError(f"{one} and {other} were trained with different prompt forms: compare each alone, or name one "
+                            "form for both with --chat-template, --chat or --raw.")
+        first = next(iter(adapters.values()), None)
+        wanted = wants_chat(model, first, template) if chat is None else chat
+        return cls(model, template_of(model, first, template) if wanted else None)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids up to where the answer begins. Raises UserError."""
+        from anytune.generate import encode_rendered
+
+        tokenizer = self.model.tokenizer
+        if self.template is None and prompt.text is not None:
+            return tokenizer.encode(prompt.text, special=True, bos=tokenizer.add_bos)
+        template = self.template or self.model.template
+        return encode_rendered(tokenizer, template.render(prompt.messages, prompt.tools, add_generation_prompt=True))
+
+    def encode_reference(self, prompt: Prompt) -> tuple[list[int], list[bool]]:
+        """(ids, loss) of prompt and reference: the reference's tokens and its end carry loss. Raises UserError."""
+        from anytune.text.mask import encode_chat
+
+        tokenizer = self.model.tokenizer
+        if self.template is None and prompt.text is not None:
+            start = self.encode(prompt)
+            end = tokenizer.encode(prompt.reference or "", special=False, bos=False)
+            end += [tokenizer.eos] if tokenizer.eos is not None and end[-1:] != [tokenizer.eos] else []
+            return start + end, [False] * len(start) + [True] * len(end)
+        messages = [*prompt.messages, {"role": "assistant", "content": prompt.reference}]
+        return encode_chat(tokenizer, self.template or self.model.template, messages, prompt.tools, len(messages) - 1)
+
+    def encode_all(self, prompts: Sequence[Prompt], name: str) -> list[list[int]]:
+        """encode() of each; complaints name the line of the file `name`, also of prompts that leave no room to answer."""
+        found = []
+        for prompt in prompts:
+            try:
+                ids = self.encode(prompt)
+                if not 0 < len(ids) < self.model.config.context:
+                    raise UserError(f"the prompt has {len(ids)} tokens and the model's context holds "
+                                    f"{self.model.config.context}.")
+            except UserError as error:
+                raise UserError(f"{name}, line {prompt.line}: {error}") from None
+            found.append(ids)
+        return found
