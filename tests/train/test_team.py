@@ -1,4 +1,4 @@
-"""Several processes that train one model: gloo on this machine's cores, tiny random models.
+"""Several processes that train one model: what Team does, and what comes of whole runs.
 
 Run as a program (`python -m tests.train.test_team NAME FOLDER`) it is one of those processes; NAME is a function below.
 """
@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,82 +17,7 @@ import pytest
 
 from anytune.train import checkpoint as ckpt
 from anytune.train import team as teams
-from tests.support import tiny
-
-ROOT = Path(__file__).parents[2]
-WORDS = "the cat sat on a warm stone in the sun and then it went to see the other cat".split()
-JOB = {"context": 96, "ubatch": 96, "batch": 288, "epochs": 3, "lr": 5e-3, "val_split": 0.2, "quiet": True,
-       "assistant_loss_only": True, "checkpoint_save_steps": 5, "keep_checkpoints": 9}
-SAME = ("step", "epoch", "lr", "tokens", "loss_tokens")
-linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by Linux's /proc")
-
-
-def write_inputs(folder: Path) -> None:
-    """A tiny model of quantized blocks and chats for 12 steps of one to three micro-batches."""
-    rng = random.Random(0)
-    tiny.write(folder / "model.gguf", "qwen3", type="Q8_0")
-    rows = [{"messages": [{"role": "user", "content": " ".join(rng.choices(WORDS, k=4))},
-                          {"role": "assistant", "content": " ".join(WORDS[: rng.randint(3, 8)])}]} for _ in range(24)]
-    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-# ---- processes ---------------------------------------------------------------------------------------------
-
-def places(rank: int, size: int, port: int) -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "PYTHONPATH": path,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-
-
-def start(command: list[str], folder: Path, size: int = 2) -> list[subprocess.Popen]:
-    """The command in `size` processes that are to find each other, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [subprocess.Popen([sys.executable, "-m", *command], env=places(rank, size, port), cwd=folder, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in range(size)]
-
-
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
-    """(exit code, what it said) of each."""
-    try:
-        said = [process.communicate(timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, out + err) for process, (out, err) in zip(processes, said)]
-
-
-def together(name: str, folder: Path, size: int = 2) -> list[dict]:
-    """What each process's function returned."""
-    ends = finish(start(["tests.train.test_team", name, str(folder)], folder, size))
-    assert all(code == 0 for code, _ in ends), ends
-    return [json.loads(text.splitlines()[-1]) for _, text in ends]
-
-
-def line(folder: Path, run: str, *more: str) -> list[str]:
-    """A training's command line, which takes long enough to be interrupted."""
-    return ["anytune", "train", "-m", str(folder / "model.gguf"), "-f", str(folder / "chats.jsonl"), "-c", "96",
-            "-ub", "96", "-b", "288", "--num-epochs", "2000", "--assistant-loss-only", "--checkpoint-save-steps", "3",
-            "--device", "cpu-torch", "--run-dir", run, *more]
-
-
-def until(path: Path, rows: int, seconds: float = 40) -> None:
-    """Wait for so many lines of metrics."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if path.exists() and path.read_text().count("\n") >= rows:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} did not come to {rows} lines")
-
-
-def child(parent: int, rank: int) -> int:
-    """The process of this rank among the children of --gpus."""
-    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            return int(pid)
-    raise AssertionError("it is gone")
+from tests.train.processes import SAME, finish, rows, start, together, train
 
 
 # ---- Team itself -------------------------------------------------------------------------------------------
@@ -209,14 +131,6 @@ def test_one_process_is_no_team(monkeypatch):
 
 # ---- trainings ---------------------------------------------------------------------------------------------
 
-def train(folder: Path, name: str, **changes):
-    import anytune
-    from anytune.train.finetune import train as run
-    lora = anytune.Lora(rank=4, dropout=0.05)
-    return run(folder / "model.gguf", folder / "chats.jsonl", device="cpu-torch", lora=lora,
-               run_dir=str(folder / name), **{**JOB, **changes})
-
-
 def trainings(folder: Path) -> dict:
     """One after the other in the same processes: whole, sharded, and from the checkpoint of a lonely run."""
     from anytune.engine.torch import slices
@@ -237,21 +151,6 @@ def trainings(folder: Path) -> dict:
         run.adapter.save(folder / f"{name}-{os.environ['RANK']}.gguf")
     made["late"], made["slices"] = late, len(known)
     return made
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
-    """A folder with the runs one (a single process), two, shard, one-two and two-one."""
-    folder = tmp_path_factory.mktemp("jobs")
-    write_inputs(folder)
-    train(folder, "one")
-    found = together("trainings", folder)
-    train(folder, "two-one", resume_from=str(folder / "two" / "checkpoints" / "checkpoint_step_00000005"))
-    return folder, found
-
-
-def rows(run: Path) -> list[dict]:
-    return [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", ["two", "shard", "one-two", "two-one"])
@@ -290,116 +189,6 @@ def test_a_resume_says_that_sums_round_differently(jobs):
     assert "processes 2" in (folder / "one-two" / "train.log").read_text()
     info = ckpt.load(folder / "two" / "checkpoints" / "checkpoint_step_00000010").info
     assert info["engine"]["processes"] == 2 and "processes" not in json.dumps(info["identity"])
-
-
-# ---- the parent of --gpus ---------------------------------------------------------------------------------
-
-FAMILIES = {    # what each process does -> the job's exit code, how the second ended, words
-    "all is well": ("0", "0", 0, 0, ""),
-    "asked to stop": ("130", "130", 130, 130, ""),
-    "asked to stop while one waits for the others": ("130", "time.sleep(60)", 130, -9, ""),
-    "one fails and says why": ("0", "print('anytune: no such file') or 2", 2, 2,
-                               "process 1 of 2 ended with exit code 2 (no such file); there is no checkpoint yet."),
-    "one is killed while the other waits": ("os.kill(os.getpid(), 9)", "time.sleep(60)", 1, -9,
-                                            "process 0 of 2 was ended by SIGKILL; there is no checkpoint yet."),
-    "one is gone and the other leaves a word": (
-        "told('saved', 'here') or told('ended', 'lost') or 1", "os.kill(os.getpid(), 15)", 1, -15,
-        "process 1 of 2 was ended by SIGTERM; the last checkpoint is here: "),
-}
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_how_a_family_ends(name, monkeypatch, tmp_path, capsys):
-    from anytune.train import launch
-    first, second, code, last, words = FAMILIES[name]
-    monkeypatch.setattr(launch, "PATIENCE", 1.0)
-    family = launch._Family([], 2, "cpu-torch", tmp_path, False)
-    family.command = [sys.executable, "-c", f"""
-import os, sys, time
-rank = int(os.environ["RANK"])
-def told(name, text):
-    with open(os.path.join(os.environ[{teams.REPORT!r}], f"{{name}}-{{rank}}"), "w") as file:
-        file.write(text)
-sys.exit(({second}) if rank else ({first}))
-"""]
-    assert family.run() == code
-    said = capsys.readouterr().err
-    assert words in said and bool(said) == bool(words)
-    assert family.children[1].returncode == last
-
-
-# ---- from the command line ---------------------------------------------------------------------------------
-
-@linux
-def test_a_killed_process_ends_the_job_and_ctrl_c_saves(jobs, tmp_path):
-    folder, run = jobs[0], tmp_path / "run"
-    command = [sys.executable, "-m", *line(folder, str(run), "--gpus", "2", "--resume-from", "auto")]
-    env = {**os.environ, "PYTHONPATH": places(0, 1, 0)["PYTHONPATH"]}
-    job = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(run / "metrics.jsonl", 5)
-    os.kill(child(job.pid, 1), signal.SIGKILL)
-    begin = time.monotonic()
-    (code, text), = finish([job])
-    assert code == 1 and time.monotonic() - begin < 10
-    last = text.splitlines()[-1]
-    assert "process 1 of 2 was ended by SIGKILL" in last and "--resume-from auto" in last and "Traceback" not in text
-    saved = ckpt.newest(run / "checkpoints", print)
-    assert saved.step >= 3 and str(saved.path) in last
-
-    job = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(run / "metrics.jsonl", saved.step + 4)
-    job.send_signal(signal.SIGINT)
-    (code, text), = finish([job])
-    assert code == 130 and f"Continuing after step {saved.step} " in text and "--resume-from" in text, text
-    assert text.count("Stopping after this micro-batch") == 1 and "Traceback" not in text
-    after = ckpt.newest(run / "checkpoints", print)
-    assert after.step == rows(run)[-1]["step"] > saved.step and (run / "adapter.gguf").exists()
-
-
-@linux
-def test_processes_stop_in_good_order_when_their_parent_is_killed(jobs, tmp_path):
-    run = tmp_path / "run"
-    job = subprocess.Popen([sys.executable, "-m", *line(jobs[0], str(run), "--gpus", "2")],
-                           env={**os.environ, "PYTHONPATH": places(0, 1, 0)["PYTHONPATH"]}, stderr=subprocess.PIPE)
-    until(run / "metrics.jsonl", 4)
-    children = [child(job.pid, rank) for rank in (0, 1)]
-    job.kill()
-    job.communicate(timeout=60)     # until the last of them has closed it
-    end = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert ckpt.newest(run / "checkpoints", print).step == rows(run)[-1]["step"] and (run / "adapter.gguf").exists()
-
-
-@linux
-def test_ctrl_c_on_one_process_stops_all_and_a_lost_one_is_a_sentence(jobs, tmp_path):
-    folder = jobs[0]
-    both = start(line(folder, str(tmp_path / "a")), tmp_path)
-    until(tmp_path / "a" / "metrics.jsonl", 2)
-    both[1].send_signal(signal.SIGINT)
-    ends = finish(both)
-    assert [code for code, _ in ends] == [130, 130] and ends[1][1] == "", ends
-    assert ckpt.newest(tmp_path / "a" / "checkpoints", print).step == rows(tmp_path / "a")[-1]["step"]
-
-    both = start(line(folder, str(tmp_path / "b")), tmp_path)
-    until(tmp_path / "b" / "metrics.jsonl", 4)
-    both[1].kill()
-    code, text = finish(both)[0]
-    assert code == 1 and "Traceback" not in text
-    assert "lost the others" in text.splitlines()[-1] and "checkpoint_step_0000" in text.splitlines()[-1]
-
-
-def test_torchrun_starts_the_same(jobs, tmp_path):
-    folder = jobs[0]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-               *line(folder, str(tmp_path / "run"), "--max-steps", "2", "--lora-rank", "4", "--json")]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": places(0, 1, 0)["PYTHONPATH"]}, capture_output=True,
-                          text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)     # process 0's alone
-    assert facts["step"] == 2 and done.stderr.count("Finished after step 2") == 1
-    with open(folder / "one" / "metrics.jsonl") as file:
-        assert facts["last"]["loss_tokens"] > 0 and json.loads(file.readline())["loss_tokens"] > 0
 
 
 def differ(folder: Path) -> dict:
@@ -444,30 +233,6 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch, recorded, asked, 
     monkeypatch.setattr(finetune, "cores", lambda: 8)
     finetune._same_threads(engine, asked, recorded, team)
     assert engine.threads == want
-
-
-@pytest.mark.parametrize(("more", "words"), [
-    (["--device", "cpu-torch", "--gpus", "1000"], "1000 is more than there is: this machine has"),
-    (["--device", "cuda:1", "--gpus", "2"], "--device cuda"),
-    (["--shard"], "--gpus N or torchrun"),
-    (["--device", "numpy", "--shard"], "--gpus N or torchrun"),
-])
-def test_mistakes_are_one_sentence(jobs, more, words, capsys, tmp_path, monkeypatch):
-    from anytune.cli.main import run
-    monkeypatch.chdir(tmp_path)
-    assert run([*line(jobs[0], "run")[1:], *more]) == 2
-    said = capsys.readouterr().err
-    assert words in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
-
-
-def test_more_gpus_than_there_are(jobs, capsys, tmp_path, monkeypatch):
-    import torch
-
-    from anytune.cli.main import run
-    monkeypatch.chdir(tmp_path)
-    count = torch.cuda.device_count() + 1
-    assert run([*line(jobs[0], "run")[1:], "--device", "cuda", "--gpus", str(count)]) == 2
-    assert f"--gpus {count} is more than there is" in capsys.readouterr().err
 
 
 if __name__ == "__main__":
