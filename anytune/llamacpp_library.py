@@ -71,7 +71,7 @@ def logprobs(job: dict[str, Any]) -> np.ndarray:
 
     Raises Unknown, or SystemExit if a file is refused.
     """
-    lib, log = _library()
+    lib, log = library()
     model = lib.llama_model_load_from_file(job["model"].encode(), lib.llama_model_default_params())
     if not model:
         raise SystemExit("error: the model does not load")
@@ -102,12 +102,15 @@ def logprobs(job: dict[str, Any]) -> np.ndarray:
     return np.concatenate(rows) if rows else np.zeros((0, vocab), np.float32)
 
 
-def _library() -> tuple[ctypes.CDLL, list[str]]:
-    """The library with typed functions, and the growing list of what it logs."""
+def library(more: dict[str, tuple] | None = None) -> tuple[ctypes.CDLL, list[str]]:
+    """The library with typed functions (SIGNATURES, and more of that form), and the growing list of what it logs.
+
+    Raises Unknown if it does not export one of them.
+    """
     import xllamacpp.xllamacpp as extension
 
     lib = ctypes.CDLL(extension.__file__)
-    for name, (result, arguments) in SIGNATURES.items():
+    for name, (result, arguments) in {**SIGNATURES, **(more or {})}.items():
         function = getattr(lib, name, None)
         if function is None:
             raise Unknown(f"it does not export {name}")

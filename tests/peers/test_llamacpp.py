@@ -38,7 +38,7 @@ def test_library_and_server_agree(tiny_file, monkeypatch, name):
 def test_library_is_used(tiny_file):
     """The fallback must not hide that this build of the library is laid out in another way."""
     need("xllamacpp")
-    lib, _ = llamacpp_library._library()
+    lib, _ = llamacpp_library.library()
     assert llamacpp_library._context_params(lib, 64)
 
 
