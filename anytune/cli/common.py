@@ -93,6 +93,8 @@ _ENGINE_OPTIONS = (
     click.option(
         "--memory", type=SIZE, metavar="SIZE",
         help="Memory to stay within, such as 300MiB (on a GPU, of its memory): weights are streamed if they must be."),
+    click.option("--max-binding", type=SIZE, metavar="SIZE",
+                 help="With webgpu: a lower limit than the device's for what a kernel sees at once, such as 128MiB."),
     click.option(
         "-ngl", "--gpu-layers", "--n-gpu-layers", "ngl", metavar="N",
         help="As in llama.cpp: 0 keeps to the CPU, anything else lets --device auto take a GPU. "
@@ -108,9 +110,9 @@ def model_options(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def gathered(*args: Any, device: str, dtype: str, tf32: bool, threads: int | None, memory: int | None,
-                 ngl: str | None, flash_attn: str | None, **kwargs: Any) -> Any:
+                 max_binding: int | None, ngl: str | None, flash_attn: str | None, **kwargs: Any) -> Any:
         return command(*args, engine={"device": device, "dtype": dtype, "tf32": tf32, "threads": threads,
-                                      "memory": memory, "ngl": ngl}, **kwargs)
+                                      "memory": memory, "max_binding": max_binding, "ngl": ngl}, **kwargs)
 
     for option in reversed(_ENGINE_OPTIONS):
         gathered = option(gathered)
@@ -174,7 +176,7 @@ def load_model(name: str, engine: dict[str, Any]) -> Model:
     import anytune
 
     model = anytune.load(path, device=device, threads=engine["threads"], memory=engine["memory"], dtype=engine["dtype"],
-                         tf32=engine["tf32"])
+                         tf32=engine["tf32"], max_binding=engine["max_binding"])
     if ngl not in (None, "0") and model.engine.name in ("numpy", "cpu-bf16", "cpu-torch"):
         note(f"-ngl {ngl} has no effect: this runs on the CPU (engine {model.engine.name})")
     return model

@@ -85,8 +85,8 @@ def _tables(command: Callable) -> Callable:
 _RUN = ("checkpoint_save_steps", "checkpoint_save_dir", "keep_checkpoints", "resume_from", "report_to",
         "run_name", "run_dir")
 _SECTIONS = {
-    **{name: "Model and device" for name in ("model", "device", "dtype", "tf32", "threads", "memory", "gpus", "shard",
-                                             "ngl", "flash_attn")},
+    **{name: "Model and device" for name in ("model", "device", "dtype", "tf32", "threads", "memory", "max_binding",
+                                             "gpus", "shard", "ngl", "flash_attn")},
     **{name: "Data" for name in ("files", "assistant_loss_only", "chat_template", "format", "overflow",
                                  "val_file", "val_split", *(f"{key}_key" for key in KEYS))},
     **{name: "Adapter" for name in ("output_adapter", "lora", *(f"lora_{name}" for name, *_ in LORA))},

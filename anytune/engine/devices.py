@@ -12,10 +12,11 @@ DEVICES = ("auto", "numpy", "cpu", "cpu-bf16", *TORCH, "webgpu")
 
 
 def engine_for(device: str = "auto", threads: int | None = None, compiled: bool | None = None, dtype: str = "auto",
-               tf32: bool = False):
+               tf32: bool = False, max_binding: int | None = None):
     """The engine of a device name, with a number for one of several GPUs (cuda:1).
 
     threads: of CPU engines, None: as many as a short probe finds to pay. dtype, tf32: of torch's devices.
+    max_binding: bytes of memory that a kernel of webgpu sees at once at most, None: what the device allows.
     Raises UserError for an unknown name, or one that cannot be had here.
     """
     kind = device.partition(":")[0]
@@ -26,6 +27,8 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
     if kind == "auto":
         device = choose()
         kind = device.partition(":")[0]
+    if max_binding is not None and kind != "webgpu":
+        raise UserError(f"--max-binding is for --device webgpu: {device} has no bindings, so that it means nothing there")
     if kind in TORCH:
         from .torch.devices import open_device
         where = open_device(device, dtype)
@@ -36,7 +39,7 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
                         "of its own")
     if kind == "webgpu":
         from .webgpu.engine import open_engine
-        return open_engine(device)
+        return open_engine(device, max_binding)
     from .probe import best_threads
     threads = threads or best_threads()[0]
     if kind == "cpu-bf16":

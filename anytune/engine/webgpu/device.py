@@ -169,7 +169,7 @@ class Device:
         self.max_binding = min(allowed, max_binding or allowed) // ALIGN * ALIGN
         if self.max_binding < 4096:
             raise UserError(f"bindings of {self.max_binding} bytes are too small: at least 4096 are needed "
-                            "(ANYTUNE_MAX_BINDING)")
+                            "(--max-binding, ANYTUNE_MAX_BINDING)")
         self.max_buffer = int(limits["max-buffer-size"]) - SLACK
         self.trusted = trusted if trusted is not None else not os.environ.get("ANYTUNE_WEBGPU_CHECKED")
         self.live = self.peak = self._serials = self._staged = 0

@@ -355,9 +355,9 @@ def _heads(one: tuple[Array, Array], two: tuple[Array, Array], heads: Heads):
         yield k, other_k, heads.keys, 0
 
 
-def open_engine(name: str) -> WebGpuEngine:
-    """The engine of a device's name: webgpu, webgpu:1. Raises UserError."""
+def open_engine(name: str, max_binding: int | None = None) -> WebGpuEngine:
+    """The engine of a device's name: webgpu, webgpu:1. max_binding: as Device's. Raises UserError."""
     number = name.partition(":")[2]
     if number and not number.isdigit():
         raise UserError(f"no device is called {name!r}: give --device webgpu, or a number as in webgpu:1")
-    return WebGpuEngine(open_device(int(number) if number else None))
+    return WebGpuEngine(open_device(int(number) if number else None, max_binding))
