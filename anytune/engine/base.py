@@ -80,6 +80,10 @@ class Engine(Protocol):
     def constant(self, gguf, name: str) -> Array:
         """A small tensor of the file (norms, biases) as float32."""
 
+    def trained(self, values: Array, gradient: Array):
+        """A matrix [out, in] that is trained, usable where a weight() is: float32 `values` that change between steps, to
+        whose `gradient`, of the same shape, the backwards of its products add."""
+
     def vector(self, values) -> Array: ...
     def integers(self, values) -> Array: ...
     def zeros(self, size: int) -> Array: ...
@@ -92,9 +96,10 @@ class Engine(Protocol):
     def load(self, x: Array, values) -> None:
         """Write float32 host values of the same shape over x."""
 
-    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0):
+    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None):
         """Linears that share an input, so that they can be one product. `rank`: columns that their low-rank products
-        take, 0 if none has a pair. number tells groups apart (dropout); that of the output head is negative."""
+        take, 0 if none has a pair; `trains`: whether a backward adds to any gradient. number tells groups apart
+        (dropout); that of the output head is negative. bias_gradients: None for each bias that is frozen."""
 
     def prepare(self, groups: list, parameters: Array, gradients: Array) -> None:
         """All groups that will be used, and the flat vectors that their trained pairs and gradients are views of: what
@@ -140,13 +145,20 @@ class Engine(Protocol):
     def rms_norm_backward(self, dy, x, gain, eps: float, residual=None) -> Array:
         """dx, plus `residual` if given."""
 
+    def gain_gradient(self, dy, x, eps: float, into) -> None:
+        """Add the gradient of rms_norm's gain to `into` [n]; rows [T, h n] are h heads of width n."""
+
+    def embed_backward(self, dx, ids: Array, scale: float, into) -> None:
+        """into[ids] += scale * dx: the backward of embed for a trained table's gradient [vocab, d]."""
+
     def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool) -> tuple[Array, Array]:
         """Queries and keys ready for attention: RMSNorm over each head (gains (q, k), or None: none), then each head
         turned by its token's angle; table (cos, sin) [context, pairs]. Without gains q and k are given up."""
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads,
-                        halves: bool) -> tuple[Array, Array]:
-        """(dq, dk) before rotate(), whose q and k matter with gains only; the given dq and dk are given up."""
+    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool,
+                        into=(None, None)) -> tuple[Array, Array]:
+        """(dq, dk) before rotate(), whose q and k matter with gains only; the given dq and dk are given up. into: what
+        the gradients of the gains are added to."""
 
     def glu(self, gate, up, activation: str) -> Array:
         """act(gate) * up; activation silu or gelu (tanh form)."""
@@ -159,21 +171,22 @@ class Engine(Protocol):
         """x [T, in] -> for each linear W x + bias + s B A x."""
 
     def linear_backward(self, dys: tuple, x, group, need_dx: bool = True) -> Array | None:
-        """dx [T, in] (None if not needed); adds the low-rank gradients to the group's slots."""
+        """dx [T, in] (None if not needed); adds the gradients of the group's low-rank pairs, trained matrices and biases."""
 
     # -- products of what is cheap to make: their backwards make it again. composed.py has them in terms of the others
     def norm_linear(self, x, gain, eps: float, group) -> tuple[Array, ...]:
         """linear(rms_norm(x))."""
 
-    def norm_linear_backward(self, dys: tuple, x, gain, eps: float, group, residual, need_dx=True, then=None) -> Array | None:
-        """dx [T, d] of norm_linear, plus residual; adds the low-rank gradients. then: the group whose backward reads the
-        result next, a hint."""
+    def norm_linear_backward(self, dys: tuple, x, gain, eps: float, group, residual, need_dx=True, then=None,
+                             into=None) -> Array | None:
+        """dx [T, d] of norm_linear, plus residual; adds the group's gradients, and the gain's to `into` if given. then: the
+        group whose backward reads the result next, a hint."""
 
     def glu_linear(self, gate, up, activation: str, group) -> tuple[Array, ...]:
         """linear(glu(gate, up)); the group is one linear."""
 
     def glu_linear_backward(self, dy, gate, up, activation: str, group, then, need_dx=True) -> tuple[Array, Array] | None:
-        """(dgate, dup) of glu_linear; adds the low-rank gradients. then: as above."""
+        """(dgate, dup) of glu_linear; adds the group's gradients. then: as above."""
 
     def attention(self, q, k, v, heads: Heads) -> tuple[Array, Array]:
         """Causal attention within each example -> (o, log-sums for the backward)."""
@@ -182,7 +195,8 @@ class Engine(Protocol):
         """(dq, dk, dv)."""
 
     def cross_entropy(self, h, head, targets, scale, gradient: bool) -> tuple[Number, Array | None]:
-        """h [M, d], targets int32 [M] -> (sum of losses in nats, scale * its gradient [M, d] or None)."""
+        """h [M, d], targets int32 [M] -> (sum of losses in nats, scale * its gradient [M, d] or None). With the gradient
+        those of the head's pair and matrix are added, where they are trained."""
 
     # -- generation. A span: (slot, first row, last row, position of the first) of a sequence's new tokens
     def decode(self, body, ids, spans, rows):
@@ -222,3 +236,13 @@ class Engine(Protocol):
         Gradients are clipped to max_norm (0: not), used and zeroed. If the norm is not finite nothing changes, now or
         in later steps that were already asked for.
         """
+
+    # -- optimizers of whole weights, a tensor at a time (engine/optimizers.py says what each does)
+    def norm(self, gradients: list) -> float:
+        """The Euclidean norm of all gradients (flat vectors) together; with a team, of their sums, which they become."""
+
+    def optimizer_state(self, kind: str, shape: tuple[int, ...]) -> dict[str, Array]:
+        """What the optimizer `kind` keeps for a tensor of this shape, at its start. host(), view() and load() take each."""
+
+    def optimize(self, kind: str, p, g, state: dict[str, Array], shape: tuple[int, ...], rule) -> None:
+        """One step of `kind` by `rule` (optimizers.Rule): p and state change in place, g (both flat float32) is zeroed."""

@@ -15,6 +15,7 @@ import numpy as np
 from .base import Heads
 from .composed import Composed
 from .numpy.attention import plan
+from .numpy.gradients import gradient_rows
 from .numpy.linear import backward_step, block_columns
 from .numpy.loss import most_rows
 from .numpy.sizes import Sizes
@@ -54,6 +55,7 @@ class Frozen:
     nbytes: int
     hold: str
     slow: bool = False
+    gradient: object = None
 
 
 class CountEngine(Composed):
@@ -113,6 +115,9 @@ class CountEngine(Composed):
         info = gguf.tensors[name]
         return Frozen(*info.shape, info.type.block_size, info.nbytes, "stream" if hold == "lookup" else hold)
 
+    def trained(self, values, gradient) -> Frozen:
+        return Frozen(*values.shape, 1, 0, "float32", gradient=gradient)
+
     def constant(self, gguf, name: str) -> np.ndarray:
         return np.ones(gguf.tensors[name].shape, np.float32)
 
@@ -125,9 +130,10 @@ class CountEngine(Composed):
     def host(self, values):
         return values
 
-    def group(self, weights, biases=None, slots=None, dropout=0.0, number=0):
+    def group(self, weights, biases=None, slots=None, dropout=0.0, number=0, bias_gradients=None):
         from .numpy.linear import Group
-        return Group(tuple(weights), tuple(biases or (None,) * len(weights)), tuple(slots or ()), dropout, number)
+        return Group(tuple(weights), tuple(biases or (None,) * len(weights)), tuple(slots or ()), dropout, number,
+                     tuple(bias_gradients or ()))
 
     # ---- operations
     def embed(self, ids, table, scale):
@@ -151,7 +157,13 @@ class CountEngine(Composed):
     def rotate(self, q, k, gains, eps, table, positions, heads, halves):
         return (q, k) if gains is None else (self.array(*q.shape), self.array(*k.shape))
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, halves):
+    def gain_gradient(self, dy, x, eps, into):
+        pass
+
+    def embed_backward(self, dx, ids, scale, into):
+        pass
+
+    def rotate_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, halves, into=(None, None)):
         return dq, dk
 
     def glu(self, gate, up, activation):
@@ -183,6 +195,11 @@ class CountEngine(Composed):
             columns = min(backward_step(group, self.sizes), self._share(group.in_features, block_columns(group)))
             self.scratch("wide", columns * (width + rank))
             self.raw("wide", sum(w.nbytes for w in group.weights if w.hold == "stream"))
+        for weight in group.weights:
+            if weight.gradient is not None:
+                self.flops += 2.0 * tokens * group.in_features * weight.out_features
+                rows = min(weight.out_features, self._share(group.width, 16), gradient_rows(group, self.sizes))
+                self.scratch("gradient", rows * group.in_features)
         self.scratch("down", rank * self._share(group.in_features, block_columns(group)))
         for slot, weight in zip(group.slots, group.weights):
             if slot is not None:
@@ -233,6 +250,9 @@ class CountEngine(Composed):
         if gradient:
             parts = self.flat(self.threads * chunk * (width + head.rank))
             self.scratch("product", chunk * (width + head.rank))
+            if head.weights[0].gradient is not None:
+                self.scratch("gradient", step * width)
+                self.flops += 2.0 * rows * vocab * width
             del parts
         if head.weights[0].hold == "stream":
             self.raw("tile", self.threads * step * (head.weights[0].nbytes // vocab))

@@ -1,8 +1,10 @@
 """Models: what an architecture is (a table), its forward and backward, LoRA, and what is asked of them.
 
 Nothing here knows a device: every operation goes through an engine (anytune.engine.base). config.py reads a
-GGUF's metadata, transformer.py holds the blocks, trainee.py trains, decoder.py generates, plan.py fits memory.
+GGUF's metadata, transformer.py holds the blocks, passes.py runs a micro-batch of
+training, lora_trainee.py and full_trainee.py hold what is trained, decoder.py generates, plan.py fits memory.
 """
 
+from .full import Full  # noqa: F401
 from .lora import Lora  # noqa: F401
 from .model import Model, load  # noqa: F401

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from anytune.errors import UserError
@@ -10,13 +12,19 @@ from .config import Config
 from .transformer import Layer
 
 
+# A layer's norms: the tensor's name -> Layer's
+NORMS = {"attn_norm": "attn_norm", "attn_q_norm": "q_norm", "attn_k_norm": "k_norm",
+         "post_attention_norm": "post_attn_norm", "ffn_norm": "ffn_norm", "post_ffw_norm": "post_ffn_norm"}
+
+
 class Weights:
-    """The frozen tensors of one model on one engine; layers(slots) arranges them."""
+    """The tensors of one model on one engine; layers(slots) arranges them. Frozen, unless with_trained() says otherwise."""
 
     def __init__(self, gguf, config: Config, engine, hold: str):
         self.gguf, self.config, self.engine = gguf, config, engine
         self.matrices: dict[str, object] = {}
         self.vectors: dict[str, object] = {}
+        self.gradients: dict[str, object] = {}   # of vectors that are trained
         self._check()
         for name, info in gguf.tensors.items():
             if len(info.shape) == 1:
@@ -25,6 +33,17 @@ class Weights:
                 # an embedding table that is not the head is only looked up, a few rows at a time
                 lookup = name == "token_embd.weight" and not config.tied
                 self.matrices[name] = engine.weight(gguf, name, "lookup" if lookup else hold)
+
+    def with_trained(self, parts: dict[str, tuple]) -> Weights:
+        """The same, but for {tensor: (values, gradient)}, engine's arrays of the tensor's shape, in place of the file's."""
+        made = copy.copy(self)
+        made.matrices, made.vectors, made.gradients = dict(self.matrices), dict(self.vectors), {}
+        for name, (values, gradient) in parts.items():
+            if name in made.matrices:
+                made.matrices[name] = self.engine.trained(values, gradient)
+            else:
+                made.vectors[name], made.gradients[name] = values, gradient
+        return made
 
     @property
     def slow(self) -> bool:
@@ -67,7 +86,8 @@ class Weights:
                 full = [f"blk.{i}.{name}" for name in names]
                 return e.group([self.matrices[f"{n}.weight"] for n in full],
                                [self.vectors.get(f"{n}.bias") for n in full],
-                               [slots.get(f"{n}.weight") for n in full], dropout, 4 * i + number)
+                               [slots.get(f"{n}.weight") for n in full], dropout, 4 * i + number,
+                               [self.gradients.get(f"{n}.bias") for n in full])
             local = c.windowed(i)
             built.append(Layer(
                 attn_norm=vector("attn_norm"), qkv=group(0, "attn_q", "attn_k", "attn_v"),
@@ -76,14 +96,17 @@ class Weights:
                 gate_up=group(2, "ffn_gate", "ffn_up"), down=group(3, "ffn_down"),
                 post_ffn_norm=vector("post_ffw_norm"),
                 heads=Heads(c.heads, c.key_heads, c.head_size, c.window if local else 0, c.attention_scale),
-                rope=tables[local]))
+                rope=tables[local],
+                gradients={own: self.gradients[f"blk.{i}.{name}.weight"] for name, own in NORMS.items()
+                           if f"blk.{i}.{name}.weight" in self.gradients}))
         return built
 
     def head(self, slots: dict | None = None):
         """The output projection (the embedding table where it is tied) as a group of one."""
         name = "token_embd.weight" if self.config.tied else "output.weight"
         slot = (slots or {}).get("output.weight")
-        return self.engine.group([self.matrices[name]], [self.vectors.get("output.bias")], [slot], number=-1)
+        return self.engine.group([self.matrices[name]], [self.vectors.get("output.bias")], [slot], number=-1,
+                                 bias_gradients=[self.gradients.get("output.bias")])
 
     @property
     def embedding(self):

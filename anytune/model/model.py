@@ -11,6 +11,7 @@ from anytune.errors import UserError
 
 from .build import Weights
 from .config import read_config
+from .full import Full
 from .lora import Lora
 from .rope import tables
 from .transformer import layer_forward
@@ -96,8 +97,13 @@ class Model:
         return Decoder(self, adapter, batch, context)
 
     def trainee(self, lora: Lora, adapter=None, ubatch: int = 512, context: int | None = None):
-        from .trainee import LoraTrainee
+        from .lora_trainee import LoraTrainee
         return LoraTrainee(self, lora, adapter, ubatch, context, self.memory)
+
+    def full_trainee(self, full: Full, ubatch: int = 512, context: int | None = None):
+        """What trains the model's own weights; the model itself stays as its file has it."""
+        from .full_trainee import FullTrainee
+        return FullTrainee(self, full, ubatch, context, self.memory)
 
     def generate(self, prompt, adapter=None, **options):
         """Text after `prompt`; see anytune.generate for the options."""

@@ -18,11 +18,9 @@ from anytune.errors import UserError
 from anytune.memory import MIB
 
 from .build import Weights
-from .lora import Lora
 from .transformer import backward, forward
 
 FORWARD_SHARE = 0.3   # of a step: what running every layer's forward again would add
-FLOATS_A_PARAMETER = 4  # parameter, gradient, two moments
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,10 @@ class Estimate:
     text: str
 
 
-def plan_training(model, shapes: dict, lora: Lora, ubatch: int, context: int, memory: int | None) -> Estimate:
-    """The fastest way that fits `memory` bytes (None: what is free). Raises UserError if none does."""
-    counter = _Counter(model, shapes, lora, ubatch, context)
+def plan_training(model, subject, ubatch: int, context: int, memory: int | None) -> Estimate:
+    """The fastest way to train `subject` (see subject.py) that fits `memory` bytes (None: what is free). Raises UserError
+    if none does."""
+    counter = _Counter(model, subject, ubatch, context)
     prove(model.engine)
     budget = counter.budget = model.engine.budget(model.weights, memory)
     layers = counter.trained
@@ -63,7 +62,7 @@ def plan_training(model, shapes: dict, lora: Lora, ubatch: int, context: int, me
             best = (cost, Estimate(way.hold, keep, way.sizes, budget.base + size, flops / ubatch, f"{way.text}; {kept}"))
     if best is None:
         raise UserError(f"this training needs at least {-(-least // MIB)} MiB of {budget.place} and {budget.limit // MIB} MiB "
-                        "are allowed: give a larger --memory, a smaller -ub and -c, or a lower --lora-rank")
+                        f"are allowed: {subject.advice}")
     return best[1]
 
 
@@ -80,27 +79,14 @@ def _most(fits, most: int) -> int | None:
     return low
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A low-rank pair as two shapes."""
-    a: np.ndarray
-    b: np.ndarray
-    scale: float = 1.0
-
-
 class _Counter:
     """One micro-batch of training, counted for given choices."""
 
-    def __init__(self, model, shapes: dict, lora: Lora, ubatch: int, context: int):
-        self.model, self.config, self.lora = model, model.config, lora
+    def __init__(self, model, subject, ubatch: int, context: int):
+        self.model, self.config, self.subject = model, model.config, subject
         self.ubatch, self.context = ubatch, min(context, ubatch)
-        self.parameters = sum(lora.rank * (out + features) for out, features in shapes.values())
-        one = np.zeros(1, np.float32)  # all pairs are views of it: shapes without memory
-        self.slots = {name: _Pair(np.broadcast_to(one, (lora.rank, features)),
-                                  np.broadcast_to(one, (out, lora.rank))) for name, (out, features) in shapes.items()}
         self.layers = self.config.layers
-        below = [int(n.split(".")[1]) for n in shapes if n.startswith("blk.")]
-        self.lowest = min(below) if below else self.layers
+        self.lowest = subject.lowest(self.layers)
         self.trained = self.layers - self.lowest
         self.budget: Any = None
         self._known: dict = {}
@@ -114,16 +100,16 @@ class _Counter:
     def _count(self, way: Way, keep: int) -> tuple[int, float]:
         c, e = self.config, self.budget.counter(way, self.ubatch)
         groups = self._run(e, way.hold, keep)
-        frozen = {name: m for name, m in self.model.weights.matrices.items() if name != "token_embd.weight" or c.tied}
+        frozen = {name: m for name, m in self.model.weights.matrices.items()
+                  if (name != "token_embd.weight" or c.tied) and name not in self.subject.names}
         turns = 2 * 4 * c.rope_size // 2 * self.context * (2 if c.arch.local_base and c.window else 1)
-        return e.bytes + e.held(frozen, groups) + turns + 4 * FLOATS_A_PARAMETER * self.parameters, e.flops
+        return e.bytes + e.held(frozen, groups) + turns + self.subject.nbytes, e.flops
 
     def _run(self, e, hold: str, keep: int) -> list:
         """One micro-batch on a count engine: forward, loss over every token, backward -> all groups of linears."""
         c, tokens = self.config, self.ubatch
         weights = Weights(self.model.gguf, c, e, hold)
-        layers = weights.layers({False: None, True: None}, self.slots, self.lora.dropout)
-        head = weights.head(self.slots)
+        layers, head = self.subject.arrange(weights)
         groups = [g for la in layers for g in (la.qkv, la.out, la.gate_up, la.down)]
         e.room = max((g.rank for g in groups), default=0)
         starts = np.arange(0, tokens + self.context, self.context)
@@ -137,5 +123,5 @@ class _Counter:
         if self.trained:
             dx = e.rms_norm_backward(dh, top, None, c.eps)
             del top, dh
-            backward(e, layers, dx, c, ids, ids, self.lowest, keep, tape)
+            backward(e, layers, dx, c, ids, ids, self.lowest, keep, tape, self.subject.bottom)
         return [*groups, head]

@@ -6,7 +6,8 @@ and rotations are cheap and made again; the products' inputs are kept, or the wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .config import Config
@@ -16,7 +17,10 @@ Array = Any
 
 @dataclass
 class Layer:
-    """One layer's norms (vectors), linears (engine groups), attention shape and rope table."""
+    """One layer's norms (vectors), linears (engine groups), attention shape and rope table.
+
+    gradients: {name of a norm: what its gain's gradient is added to}, of the norms that are trained.
+    """
     attn_norm: Array
     qkv: Any
     q_norm: Array | None
@@ -29,19 +33,37 @@ class Layer:
     post_ffn_norm: Array | None
     heads: Any
     rope: Any
+    gradients: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def head_norms(self) -> tuple[Array, Array] | None:
         """Gains of the RMSNorm over each query and key head, where there is one."""
         return None if self.q_norm is None else (self.q_norm, self.k_norm)
 
+    def gain(self, name: str) -> Array | None:
+        """Where the gradient of a norm's gain goes; None: it is frozen."""
+        return self.gradients.get(name)
+
+    def _any(self, *names: str) -> bool:
+        return any(name in self.gradients for name in names)
+
+    @property
+    def trains_qkv(self) -> bool:
+        """Whether anything before attention's scores is trained."""
+        return self.qkv.trains or self._any("attn_norm", "q_norm", "k_norm")
+
     @property
     def trains_attention(self) -> bool:
-        return bool(self.qkv.rank or self.out.rank)
+        return self.trains_qkv or self.out.trains or self._any("post_attn_norm")
+
+    @property
+    def trains_gates(self) -> bool:
+        """Whether anything before the gated product is trained."""
+        return self.gate_up.trains or self._any("ffn_norm")
 
     @property
     def trains(self) -> bool:
-        return bool(self.trains_attention or self.gate_up.rank or self.down.rank)
+        return self.trains_attention or self.trains_gates or self.down.trains or self._any("post_ffn_norm")
 
 
 def attention_block(e, x, layer: Layer, config: Config, positions):
@@ -61,12 +83,22 @@ def attention_block(e, x, layer: Layer, config: Config, positions):
     return e.add(x, e.rms_norm(y, layer.post_attn_norm, config.eps)), (x, q, k, v, turned, o, sums, y)
 
 
-def attention_block_backward(e, dout, saved, layer: Layer, config: Config, positions, below: Layer | None):
-    """dout: [T, d] -> dx [T, d], or None without a layer below that is trained. Adds to the low-rank gradients."""
+def norm_backward(e, dout, y, layer: Layer, name: str, config: Config):
+    """Back through the norm `name` of a block's result y: [T, d]; dout itself where there is no such norm (y None)."""
+    if y is None:
+        return dout
+    if layer.gain(name) is not None:
+        e.gain_gradient(dout, y, config.eps, layer.gain(name))
+    return e.rms_norm_backward(dout, y, getattr(layer, name), config.eps)
+
+
+def attention_block_backward(e, dout, saved, layer: Layer, config: Config, positions, below: Layer | None,
+                             need_dx: bool):
+    """dout: [T, d] -> dx [T, d], or None if it is not needed. Adds to the gradients. below: the layer whose backward is next."""
     x, q, k, v, turned, o, sums, y = saved
-    dy = dout if y is None else e.rms_norm_backward(dout, y, layer.post_attn_norm, config.eps)
+    dy = norm_backward(e, dout, y, layer, "post_attn_norm", config)
     del y
-    needed = below is not None or bool(layer.qkv.rank)
+    needed = need_dx or layer.trains_qkv
     do = e.linear_backward((dy,), o, layer.out, needed)
     del dy
     if not needed:
@@ -76,10 +108,11 @@ def attention_block_backward(e, dout, saved, layer: Layer, config: Config, posit
         turned = e.rotate(q, k, *how) if layer.head_norms else (q, k)
     dq, dk, dv = e.attention_backward(do, *turned, v, o, sums, layer.heads)
     del do, o, v, turned
-    dq, dk = e.rotate_backward(dq, dk, q, k, *how)
+    dq, dk = e.rotate_backward(dq, dk, q, k, *how, (layer.gain("q_norm"), layer.gain("k_norm")))
     del q, k
-    return e.norm_linear_backward((dq, dk, dv), x, layer.attn_norm, config.eps, layer.qkv, dout, below is not None,
-                                  below.down if below and below.post_ffn_norm is None else None)
+    return e.norm_linear_backward((dq, dk, dv), x, layer.attn_norm, config.eps, layer.qkv, dout, need_dx,
+                                  below.down if below and below.post_ffn_norm is None else None,
+                                  layer.gain("attn_norm"))
 
 
 def mlp_block(e, x, layer: Layer, config: Config):
@@ -92,17 +125,17 @@ def mlp_block(e, x, layer: Layer, config: Config):
 
 
 def mlp_block_backward(e, dout, saved, layer: Layer, config: Config, need_dx: bool = True):
-    """dout: [T, d] -> dx [T, d], or None if nothing below needs it. Adds to the low-rank gradients."""
+    """dout: [T, d] -> dx [T, d], or None if nothing below needs it. Adds to the gradients."""
     x, gate, up, y = saved
-    dy = dout if y is None else e.rms_norm_backward(dout, y, layer.post_ffn_norm, config.eps)
+    dy = norm_backward(e, dout, y, layer, "post_ffn_norm", config)
     del y
-    needed = need_dx or bool(layer.gate_up.rank)
+    needed = need_dx or layer.trains_gates
     both = e.glu_linear_backward(dy, gate, up, config.arch.activation, layer.down, layer.gate_up, needed)
     del dy, gate, up
     if not needed:
         return None
     return e.norm_linear_backward(both, x, layer.ffn_norm, config.eps, layer.gate_up, dout, need_dx,
-                                  layer.out if layer.post_attn_norm is None else None)
+                                  layer.out if layer.post_attn_norm is None else None, layer.gain("ffn_norm"))
 
 
 def layer_forward(e, x, layer: Layer, config: Config, positions, rows=None):
@@ -114,17 +147,19 @@ def layer_forward(e, x, layer: Layer, config: Config, positions, rows=None):
     return x, (attention_saved, mlp_saved)
 
 
-def layer_backward(e, dx, saved, layer: Layer, config: Config, positions, below: Layer | None, rows=None):
-    """dx of the layer's output -> dx of its input (None if there is no trained layer `below`)."""
+def layer_backward(e, dx, saved, layer: Layer, config: Config, positions, below: Layer | None, rows=None,
+                   bottom: bool = False):
+    """dx of the layer's output -> dx of its input (None without a trained layer `below`, unless it is wanted at the `bottom`)."""
     attention_saved, mlp_saved = saved
-    into_attention = below is not None or layer.trains_attention
+    need_dx = below is not None or bottom
+    into_attention = need_dx or layer.trains_attention
     dx = mlp_block_backward(e, dx, mlp_saved, layer, config, into_attention)
     del mlp_saved
     if not into_attention:
         return None
     if rows is not None:
         dx = e.put(dx, rows, len(positions))
-    return attention_block_backward(e, dx, attention_saved, layer, config, positions, below)
+    return attention_block_backward(e, dx, attention_saved, layer, config, positions, below, need_dx)
 
 
 def forward(e, layers: list[Layer], x, config: Config, positions, rows, lowest: int, keep: int):
@@ -143,12 +178,15 @@ def forward(e, layers: list[Layer], x, config: Config, positions, rows, lowest: 
     return x, tape
 
 
-def backward(e, layers: list[Layer], dx, config: Config, positions, rows, lowest: int, keep: int, tape: list) -> None:
-    """Walk back from dx [M, d] of the last layer's rows to the lowest trained layer; consumes the tape. Gradients are added in place."""
+def backward(e, layers: list[Layer], dx, config: Config, positions, rows, lowest: int, keep: int, tape: list,
+             bottom: bool = False):
+    """Walk back from dx [M, d] of the last layer's rows to the lowest trained layer; consumes the tape. Gradients are added in
+    place. -> dx [T, d] of the lowest layer's input with `bottom`, else None."""
     for number in range(len(layers) - 1, lowest - 1, -1):
         saved, wanted = tape.pop(), rows if number == len(layers) - 1 else None
         if number < len(layers) - keep:
             saved = layer_forward(e, e.fetch(saved), layers[number], config, positions, wanted)[1]
         below = layers[number - 1] if number > lowest else None
-        dx = layer_backward(e, dx, saved, layers[number], config, positions, below, wanted)
+        dx = layer_backward(e, dx, saved, layers[number], config, positions, below, wanted, bottom)
         del saved
+    return dx

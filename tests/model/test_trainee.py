@@ -9,6 +9,7 @@ from anytune.errors import UserError
 from anytune.memory import MIB
 from anytune.model import Lora
 from anytune.model.plan import _Counter
+from anytune.model.subject import LoraSubject
 from tests.model.conftest import stream
 
 NAMES = ["llama", "qwen2", "qwen3", "gemma3"]
@@ -210,7 +211,7 @@ def test_the_count_is_what_the_engine_allocates(tiny_model, name, hold, sizes, k
              + sum(b.nbytes for b in e._raw.values()))
     shapes = {n: tuple(model.gguf.tensors[n].shape) for n in trainee.names}
     count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), 64)
-    _Counter(model, shapes, trainee.lora, 64, 64)._run(count, hold, keep)
+    _Counter(model, LoraSubject(trainee.lora, shapes), 64, 64)._run(count, hold, keep)
     assert count.bytes == pytest.approx(found, rel=0.1)
 
 

@@ -66,7 +66,7 @@ def killed(arguments: list[str], run: Path, rng: random.Random) -> bool:
 
 
 def main() -> None:
-    for name in ("cli.main", "engine.devices", "model.trainee", "train.finetune", "text.build"):
+    for name in ("cli.main", "engine.devices", "model.lora_trainee", "train.finetune", "text.build"):
         importlib.import_module(f"anytune.{name}")
     folder, kills, seed, arguments = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     rng, done, number = random.Random(seed), 0, 0

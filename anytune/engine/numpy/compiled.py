@@ -52,6 +52,20 @@ def rms_norm_backward(dy, dys, x, xs, gain, eps, rows, groups, n, has_residual, 
 
 
 @kernel
+def gain_gradient(dy, dys, x, xs, eps, rows, groups, n, into):
+    sums = floats(into, n)
+    for t in range(rows):
+        for h in range(groups):
+            d, a = floats(dy + 4 * (t * dys + h * n), n), floats(x + 4 * (t * xs + h * n), n)
+            total = _ZERO
+            for i in range(n):
+                total += a[i] * a[i]
+            r = _ONE / F(math.sqrt(total / F(n) + F(eps)))
+            for i in range(n):
+                sums[i] += d[i] * a[i] * r
+
+
+@kernel
 def rope(x, xs, cos, sin, context, pairs, positions, rows, groups, n, halves, sign, y, ys):
     where = ints(positions, rows)
     turn = F(sign)
@@ -233,6 +247,24 @@ def sum_squares(x, n):
     for i in range(n):
         total += np.float64(a[i]) * np.float64(a[i])
     return total
+
+
+@kernel
+def encode_moments(x, n, guess, middles, block, codes, scale):
+    values, bits = floats(x, n), ints(x, n)
+    for k in range((n + block - 1) // block):
+        low, high = k * block, min((k + 1) * block, n)
+        most = _ZERO
+        for i in range(low, high):
+            most = max(most, abs(values[i]))
+        scale[k] = most
+        for i in range(low, high):
+            values[i] = values[i] / most if most > _ZERO else _ZERO
+        for i in range(low, high):
+            code = int(guess[(bits[i] >> 16) & 0xFFFF])
+            while code < 255 and middles[code] < values[i]:
+                code += 1
+            codes[i] = code
 
 
 @kernel

@@ -14,13 +14,16 @@ from anytune.memory import peak_bytes
 
 from . import attention as _attention
 from . import decode as _decode
+from . import gradients as _gradients
 from . import linear as _linear
 from . import loss as _loss
+from . import optimizers as _optimizers
 from . import plain
 from .budget import NumpyBudget
 from .linear import Group, Slot
 from .pool import Pool
 from .sizes import Sizes
+from .trained import Trained
 from .weights import Weight
 from .workers import Workers
 
@@ -178,6 +181,9 @@ class NumpyEngine(Composed):
     def weight(self, gguf, name: str, hold: str = "blocks") -> Weight:
         return Weight(gguf, name, "stream" if hold == "lookup" else hold, self.dequantizers)
 
+    def trained(self, values: np.ndarray, gradient: np.ndarray) -> Trained:
+        return Trained(values, gradient)
+
     def constant(self, gguf, name: str) -> np.ndarray:
         """A small tensor (norms, biases) as float32. Read, not mapped: mapped pages would stay in memory."""
         info = gguf.tensors[name]
@@ -194,8 +200,10 @@ class NumpyEngine(Composed):
     def zeros(self, size: int) -> np.ndarray:
         return np.zeros(size, np.float32)
 
-    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0) -> Group:
-        return Group(tuple(weights), tuple(biases or (None,) * len(weights)), tuple(slots or ()), dropout, number)
+    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0,
+              bias_gradients=None) -> Group:
+        return Group(tuple(weights), tuple(biases or (None,) * len(weights)), tuple(slots or ()), dropout, number,
+                     tuple(bias_gradients or ()))
 
     def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
         return Slot(a, b, float(scale), grad_a, grad_b)
@@ -219,6 +227,11 @@ class NumpyEngine(Composed):
     attention_backward = _attention.attention_backward
     attend_cache = _attention.attend_cache
     cross_entropy = _loss.cross_entropy
+    gain_gradient = _gradients.gain_gradient
+    embed_backward = _gradients.embed_backward
+    norm = _optimizers.norm
+    optimizer_state = _optimizers.optimizer_state
+    optimize = _optimizers.optimize
 
     def embed(self, ids: np.ndarray, table: Weight, scale: float) -> np.ndarray:
         x = self.array(ids.shape[0], table.in_features)
@@ -264,9 +277,12 @@ class NumpyEngine(Composed):
             self._turn(x, table, positions, n, halves, 1.0)
         return q, k
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
+    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool,
+                        into=(None, None)):
         for dx, x, n, at in ((dq, q, heads.queries, 0), (dk, k, heads.keys, 1)):
             self._turn(dx, table, positions, n, halves, -1.0)
+            if into[at] is not None:
+                self.gain_gradient(dx, x, eps, into[at])
             if gains is not None:
                 self._norm_backward(dx, x, gains[at], eps, n, None, dx)
         return dq, dk
@@ -329,9 +345,7 @@ class NumpyEngine(Composed):
 
     def adamw(self, p, g, m, v, cut: int, rates, step: int, beta1: float, beta2: float, eps: float, decay: float,
               max_norm: float) -> float:
-        if self.team is not None:
-            self.team.sum_(g)
-        norm = self._norm_of(g)
+        norm = self.norm([g])
         if not math.isfinite(norm):
             return norm
         clip = max_norm / norm if max_norm and norm > max_norm else 1.0
@@ -341,18 +355,6 @@ class NumpyEngine(Composed):
             self.workers.rows(own[0].size, lambda a, b: self.kernels.adamw(
                 *(z[a:b] for z in own), lr, beta1, beta2, eps, decay, clip, one, two), 1 << 16)
         return norm
-
-    def _norm_of(self, gradients: np.ndarray) -> float:
-        """Euclidean norm of a flat array, summed in float64 in pieces of fixed size (not by thread)."""
-        piece = 1 << 20
-        pieces = range(0, gradients.size, piece)
-        sums = np.zeros(len(pieces))
-
-        def work(number: int) -> None:
-            for index in range(number, len(pieces), self.workers.count):
-                sums[index] = self.kernels.sum_squares(gradients[pieces[index]:pieces[index] + piece])
-        self.workers.run(work)
-        return float(np.sqrt(sums.sum()))
 
 
 def _place(x: np.ndarray) -> tuple[int, int]:

@@ -6,7 +6,11 @@ stride is one element, and without that nothing vectorises. The wrappers below t
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+
+from anytune.engine import optimizers
 
 from . import compiled as c
 from .plain import GELU, SILU, causal_bounds, scale_by  # noqa: F401 (one vocabulary for both)
@@ -31,6 +35,11 @@ def rms_norm_backward(dy, x, gain, eps, groups, residual, dx):
     has = residual is not None
     c.rms_norm_backward(_at(dy), _row(dy), _at(x), _row(x), _at(gain), eps, rows, groups, width // groups,
                         has, _at(residual) if has else 0, _row(residual) if has else 0, _at(dx), _row(dx))
+
+
+def gain_gradient(dy, x, eps, groups, into):
+    rows, width = x.shape
+    c.gain_gradient(_at(dy), _row(dy), _at(x), _row(x), eps, rows, groups, width // groups, _at(into))
 
 
 def rope(x, cos, sin, positions, groups, halves, sign, y):
@@ -88,6 +97,19 @@ def loss_rows(logits, targets, first, top, total, picked):
 def loss_rows_backward(logits, targets, first, log_sum, scale):
     rows, columns = logits.shape
     c.loss_rows_backward(_at(logits), _row(logits), rows, columns, _at(targets), first, _at(log_sum), scale)
+
+
+@functools.cache
+def _first_guess(signed):
+    """uint8 [65536]: by a float's upper 16 bits, the code of the least value that has them."""
+    top = np.arange(1 << 16, dtype=np.uint32)
+    least = ((top << 16) | np.where(top >> 15, 0xFFFF, 0).astype(np.uint32)).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        return np.searchsorted(optimizers.middles(signed), np.nan_to_num(least)).clip(0, 255).astype(np.uint8)
+
+
+def encode_moments(x, signed, codes, scale):
+    c.encode_moments(_at(x), x.size, _first_guess(signed), optimizers.middles(signed), optimizers.BLOCK, codes, scale)
 
 
 def sum_squares(x):

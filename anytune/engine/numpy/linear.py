@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .gradients import group_gradients
 from .weights import Weight
 from .workers import share
 
@@ -34,10 +35,12 @@ class Group:
     slots: tuple[Slot | None, ...] = ()
     dropout: float = 0.0
     number: int = 0  # tells the groups' dropout streams apart
+    bias_gradients: tuple[np.ndarray | None, ...] = ()
     bounds: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = self.slots or (None,) * len(self.weights)
+        self.bias_gradients = self.bias_gradients or (None,) * len(self.weights)
         self.bounds = np.cumsum([0] + [w.out_features for w in self.weights]).tolist()
 
     @property
@@ -52,6 +55,11 @@ class Group:
     def rank(self) -> int:
         """Columns that the low-rank parts take: the sum of the ranks."""
         return sum(s.a.shape[0] for s in self.slots if s is not None)
+
+    @property
+    def trains(self) -> bool:
+        return (any(s is not None and s.grad_a is not None for s in self.slots)
+                or any(w.gradient is not None for w in self.weights) or any(b is not None for b in self.bias_gradients))
 
     def ranks(self) -> list[tuple[int, int]]:
         """For each linear its columns among the low-rank ones."""
@@ -129,9 +137,10 @@ def dropped(e, x, group, mask, low, high) -> np.ndarray:
 
 def linear_backward(e, dys: tuple[np.ndarray, ...], x: np.ndarray, group: Group,
                     need_dx: bool = True) -> np.ndarray | None:
-    """Adds the low-rank gradients to the group's slots; returns dx [T, in], or None if it is not needed."""
+    """Adds to the group's gradients; returns dx [T, in], or None if it is not needed."""
     tokens, features, rank = x.shape[0], group.in_features, group.rank
     dy = e.joined(dys)
+    group_gradients(e, dy, x, group)
     mask = e.dropout_mask(group, tokens) if group.dropout and e.training and rank else None
     inputs = _low_rank(e, x, group, mask)
     if rank:

@@ -15,7 +15,7 @@ from .workers import share
 def cross_entropy(e, h: np.ndarray, head: Group, targets: np.ndarray, scale: float, gradient: bool):
     """h: [M, d] float32, targets: int32 [M] -> (sum of losses in nats, dh [M, d] or None).
 
-    dh is scale times the gradient of that sum. The head may carry a low-rank pair; its gradients are added.
+    dh is scale times the gradient of that sum. The head's pair and matrix, where trained, get their gradients.
     Rows are taken in chunks where even the running products would be large.
     """
     rows = h.shape[0]
@@ -100,6 +100,10 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
             product = e.scratch(number, "product", mine.size).reshape(mine.shape)
             np.matmul(piece, tile, out=product)
             e.kernels.add(mine, product, mine)
+            if head.weights[0].gradient is not None:
+                whole = e.scratch(number, "gradient", (high - low) * head.in_features).reshape(high - low, -1)
+                np.matmul(piece.T, h, out=whole)
+                e.kernels.add_scaled(whole, 1.0, head.weights[0].gradient[low:high])
             if slot is not None and slot.grad_b is not None:
                 slot.grad_b[low:high] += piece.T @ inputs[:, head.in_features:]
     e.workers.run(backward)

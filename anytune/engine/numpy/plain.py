@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from anytune.engine import optimizers
+
 SILU, GELU = 0, 1
 _GELU_C = 0.7978845608028654  # sqrt(2/pi), Hendrycks & Gimpel 2016 (tanh form, the one that Gemma uses)
 _GELU_A = 0.044715
@@ -38,6 +40,13 @@ def rms_norm_backward(dy, x, gain, eps, groups, residual, dx):
     if residual is not None:
         result += _heads(residual, groups)
     out[...] = result
+
+
+def gain_gradient(dy, x, eps, groups, into):
+    """into [n] += d(rms_norm)/d(gain): the sum over rows and heads of dy * x / rms(x)."""
+    ds, xs = _heads(dy, groups), _heads(x, groups)
+    inverse = 1.0 / np.sqrt(np.mean(xs * xs, axis=-1, keepdims=True) + np.float32(eps))
+    into += np.sum(ds * (xs * inverse), axis=(0, 1))
 
 
 def rope(x, cos, sin, positions, groups, halves, sign, y):
@@ -167,6 +176,11 @@ def loss_rows_backward(logits, targets, first, log_sum, scale):
     here = np.flatnonzero((targets >= first) & (targets < first + logits.shape[1]))
     logits[here, targets[here] - first] -= 1.0
     logits *= np.float32(scale)
+
+
+def encode_moments(x, signed, codes, scale):
+    """x [n] as 8-bit codes [n] and the largest magnitude of each block: optimizers.encode."""
+    codes[...], scale[...] = optimizers.encode(x, signed)
 
 
 def sum_squares(x):

@@ -18,7 +18,9 @@ from anytune.gguf import GGUF, dequantize
 
 
 class Weight:
-    """One matrix [out, in] of a GGUF. Not trained: it has no gradient."""
+    """One matrix [out, in] of a GGUF. Not trained: it has no gradient (trained.py has those that do)."""
+
+    gradient = None
 
     def __init__(self, gguf: GGUF, name: str, hold: str = "blocks", kernels=None):
         info = gguf.tensors[name]

@@ -6,14 +6,15 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from anytune.engine.base import Stream
 from anytune.errors import UserError
 
 from .lora import Layout, Lora
-from .transformer import backward, forward
+from .passes import Passes
+from .plan import plan_training
+from .subject import LoraSubject
 
 
-class LoraTrainee:
+class LoraTrainee(Passes):
     """LoRA on a frozen model. Parameters, gradients and both moments are flat float32 vectors on the engine.
 
     adapter: start from these pairs instead of fresh ones (rank, alpha and modules are then the adapter's).
@@ -22,18 +23,17 @@ class LoraTrainee:
 
     def __init__(self, model, lora: Lora, adapter=None, ubatch: int = 512, context: int | None = None,
                  memory: int | None = None):
-        self.model, self.engine, self.config = model, model.engine, model.config
+        super().__init__(model, ubatch, lora.seed)
         if adapter is not None:
             lora = replace(lora, rank=adapter.rank, alpha=float(adapter.alpha), rslora=adapter.rslora)
             adapter.check(model.gguf)
             names = [n for n in model.gguf.tensors if n in adapter.tensors]
         else:
             names = lora.tensors(model.gguf, self.config.layers)
-        self.lora, self.names, self.ubatch = lora, names, ubatch
+        self.lora, self.names = lora, names
         shapes = {n: tuple(model.gguf.tensors[n].shape) for n in names}
         self.layout = Layout.of(shapes, lora.rank)
-        from .plan import plan_training
-        self.estimate = plan_training(model, shapes, lora, ubatch, context or ubatch, memory)
+        self.estimate = plan_training(model, LoraSubject(lora, shapes), ubatch, context or ubatch, memory)
         self._start(adapter, context or ubatch)
 
     def _start(self, adapter, context: int) -> None:
@@ -54,7 +54,7 @@ class LoraTrainee:
             for pair in layout.pairs}
         self.model.hold(self.estimate.hold)
         e.sizes = self.estimate.sizes
-        weights = self.model.weights
+        self.weights = weights = self.model.weights
         self.layers = weights.layers(self.model.rope_tables(context), slots, self.lora.dropout)
         self.head = weights.head(slots)
         self.keep = self.estimate.keep
@@ -77,44 +77,6 @@ class LoraTrainee:
     def spec(self) -> dict:
         """What is trained, JSON-able: for checkpoints to compare."""
         return {**asdict(self.lora), "modules": ",".join(self.names), "kind": "lora"}
-
-    def accumulate(self, batch, scale: float, step: int, micro: int):
-        """Run one micro-batch; add scale * gradient of its summed loss. -> that sum (nats, a Number)."""
-        self.engine.training = True
-        return self._replay("train", self._train, batch, scale, (self.lora.seed, step, micro))
-
-    def evaluate(self, batch):
-        """Summed loss (nats, a Number) of a micro-batch, no gradients, no dropout."""
-        self.engine.training = False
-        return self._replay("evaluate", self._measure, batch, 1.0, (0, 0, 0))
-
-    def _replay(self, kind: str, body, batch, scale: float, key: tuple[int, int, int]):
-        rows = np.flatnonzero(batch.targets >= 0).astype(np.int32)
-        if rows.size == 0:
-            return 0.0
-        return self.engine.replay(kind, body, Stream(batch.ids, batch.positions, batch.starts, rows, batch.targets[rows],
-                                                     scale, self.ubatch, key))
-
-    def _train(self, s: Stream):
-        e = self.engine
-        tape, h, top = self._forward(s, self.lowest)
-        loss, dh = e.cross_entropy(h, self.head, s.targets, s.scale, True)
-        del h
-        if self.lowest < len(self.layers):
-            dx = e.rms_norm_backward(dh, top, self.model.weights.output_norm, self.config.eps)
-            del top, dh
-            backward(e, self.layers, dx, self.config, s.positions, s.rows, self.lowest, self.keep, tape)
-        return loss
-
-    def _measure(self, s: Stream):
-        h = self._forward(s, len(self.layers))[1]
-        return self.engine.cross_entropy(h, self.head, s.targets, s.scale, False)[0]
-
-    def _forward(self, s: Stream, lowest: int):
-        e, weights = self.engine, self.model.weights
-        x = e.embed(s.ids, weights.embedding, weights.embedding_scale)
-        top, tape = forward(e, self.layers, x, self.config, s.positions, s.rows, lowest, self.keep)
-        return tape, e.rms_norm(top, weights.output_norm, self.config.eps), top
 
     def update(self, lr: float, step: int, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
                weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> float:

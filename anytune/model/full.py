@@ -1,0 +1,76 @@
+"""Which of a model's own tensors are trained, and by which optimizer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from anytune.engine.optimizers import KINDS
+from anytune.errors import UserError
+
+from .lora import ALIASES, MODULES
+
+NORM, EMBED, BIAS = "norm", "embed", "bias"
+NAMES = (*MODULES, NORM, EMBED, BIAS)
+PLACES = {place: name for name, place in MODULES.items()}
+
+
+@dataclass(frozen=True)
+class Full:
+    """Training of the weights themselves.
+
+    modules: "all", or names out of NAMES, comma-separated or a sequence: linears as in LoRA, norm (every gain), embed
+    (the embedding table, which is the head too where they are tied), bias. layers: of the layers only the last so many;
+    the embedding table then only where it is named. optimizer: one of optimizers.KINDS.
+    """
+    modules: str | tuple[str, ...] = "all"
+    layers: int | None = None
+    optimizer: str = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in KINDS:
+            raise UserError(f"no optimizer is called {self.optimizer!r}: --optimizer takes {', '.join(KINDS)}")
+        if self.layers is not None and self.layers < 1:
+            raise UserError(f"--train-layers {self.layers} trains nothing: give 1 or more")
+
+    def chosen(self) -> frozenset[str]:
+        """The named modules. Raises UserError for an unknown one."""
+        words = self.modules.split(",") if isinstance(self.modules, str) else list(self.modules)
+        words = [ALIASES.get(w.strip(), w.strip()) for w in words if w.strip()]
+        for word in words:
+            if word not in NAMES and word != "all":
+                raise UserError(f"nothing to train is called {word!r}: --train-modules takes all, {', '.join(NAMES)}")
+        if not words:
+            raise UserError(f"nothing to train was named: give --train-modules all, or some of {', '.join(NAMES)}")
+        if "all" in words:
+            return frozenset(NAMES) - ({EMBED} if self.layers is not None and EMBED not in words else frozenset())
+        return frozenset(words)
+
+    def tensors(self, gguf, layers: int) -> list[str]:
+        """The tensors that are trained, in the file's order. Raises UserError if there are none."""
+        chosen, lowest = self.chosen(), 0 if self.layers is None else layers - self.layers
+        if "output" in chosen and EMBED not in chosen and "output.weight" not in gguf.tensors and self.modules != "all":
+            raise UserError(f"{gguf.path.name} has no output matrix of its own: its head is the embedding table, so "
+                            f"say {EMBED} in --train-modules")
+        found = [name for name in gguf.tensors if _module(name) in chosen and _layer(name, layers) >= lowest]
+        if not found:
+            raise UserError(f"{gguf.path.name} has none of the tensors of --train-modules "
+                            f"{self.modules if isinstance(self.modules, str) else ','.join(self.modules)}")
+        return found
+
+
+def _module(name: str) -> str | None:
+    """The module that a tensor belongs to: None for what is not trained (rope's divisors)."""
+    place = re.sub(r"^blk\.\d+\.", "", name)
+    stem, _, kind = place.rpartition(".")
+    if kind == "bias":
+        return BIAS
+    if stem == "token_embd":
+        return EMBED
+    return NORM if stem.endswith("_norm") else PLACES.get(stem)
+
+
+def _layer(name: str, layers: int) -> int:
+    """A tensor's layer; what is outside of the layers counts as above them."""
+    found = re.match(r"blk\.(\d+)\.", name)
+    return int(found[1]) if found else layers

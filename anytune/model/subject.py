@@ -1,0 +1,78 @@
+"""What is trained, as shapes: enough for a planner to count a micro-batch before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from anytune.engine.optimizers import state_bytes
+
+from .full import Full
+from .lora import Lora
+
+EMBEDDING = "token_embd.weight"
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A low-rank pair as two shapes."""
+    a: np.ndarray
+    b: np.ndarray
+    scale: float = 1.0
+
+    @property
+    def grad_a(self) -> np.ndarray:
+        return self.a
+
+
+def _shape(*shape: int) -> np.ndarray:
+    """An array of this shape that takes no memory."""
+    return np.broadcast_to(np.zeros(1, np.float32), shape)
+
+
+class LoraSubject:
+    """Pairs beside frozen matrices; shapes: {tensor: (out, in)}."""
+
+    advice = "give a larger --memory, a smaller -ub and -c, or a lower --lora-rank"
+    bottom = False   # whether the gradient goes on below the lowest trained layer, to the embedding table
+    names: tuple[str, ...] = ()   # trained tensors of the model itself
+
+    def __init__(self, lora: Lora, shapes: dict[str, tuple[int, int]]):
+        self.lora = lora
+        self.slots = {name: _Pair(_shape(lora.rank, features), _shape(out, lora.rank))
+                      for name, (out, features) in shapes.items()}
+        # parameter, gradient, two moments
+        self.nbytes = 4 * 4 * sum(lora.rank * (out + features) for out, features in shapes.values())
+
+    def arrange(self, weights) -> tuple[list, object]:
+        return weights.layers({False: None, True: None}, self.slots, self.lora.dropout), weights.head(self.slots)
+
+    def lowest(self, layers: int) -> int:
+        return _lowest(self.slots, layers)
+
+
+class FullSubject:
+    """The model's own tensors; shapes: {tensor: its shape}."""
+
+    advice = ("give a larger --memory, a smaller -ub and -c, --optimizer adafactor, or train less: --train-modules, "
+              "--train-layers")
+
+    def __init__(self, full: Full, shapes: dict[str, tuple[int, ...]]):
+        self.shapes = shapes
+        self.names = tuple(shapes)
+        self.bottom = EMBEDDING in shapes
+        # parameter and gradient, and what the optimizer keeps
+        self.nbytes = sum(8 * int(np.prod(s)) + state_bytes(full.optimizer, s) for s in shapes.values())
+
+    def arrange(self, weights) -> tuple[list, object]:
+        weights = weights.with_trained({name: (_shape(*s), _shape(*s)) for name, s in self.shapes.items()})
+        return weights.layers({False: None, True: None}), weights.head()
+
+    def lowest(self, layers: int) -> int:
+        return 0 if self.bottom else _lowest(self.shapes, layers)
+
+
+def _lowest(names, layers: int) -> int:
+    """The lowest layer with something trained; `layers` if there is none."""
+    return min((int(n.split(".")[1]) for n in names if n.startswith("blk.")), default=layers)
