@@ -15,13 +15,14 @@ from typing import NoReturn
 import click
 
 import anytune
-from anytune.cli import chat, data, doctor, generate, imatrix, info, perplexity, pull, quantize, train, verify
+from anytune.cli import bench, chat, data, doctor, evaluate, generate, imatrix, info, perplexity, pull, quantize, train, verify
 from anytune.cli.common import DEBUG, debug_wanted, set_debug
 from anytune.errors import UserError
 
 _NO_PLACE = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
 COMMANDS = (pull.pull, info.info, data.data, train.train, generate.generate, chat.chat, verify.verify,
-            quantize.quantize, imatrix.imatrix, perplexity.perplexity, doctor.doctor)
+            quantize.quantize, imatrix.imatrix, perplexity.perplexity, evaluate.evaluate, bench.bench,
+            doctor.doctor)
 
 
 class _Root(click.Group):

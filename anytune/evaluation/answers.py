@@ -38,6 +38,8 @@ def answer(model: Model, adapter: Adapter | None, prompts: Sequence[Sequence[int
                 now = sum(max_tokens if reply.finish else len(reply.ids) for reply in replies)
                 progress(lo * max_tokens + now, len(prompts) * max_tokens)
         found |= dict(zip(some, replies, strict=True))
+        if progress is not None:
+            progress((lo + len(some)) * max_tokens, len(prompts) * max_tokens)
     return [found[i] for i in range(len(prompts))]
 
 

@@ -121,6 +121,14 @@ def as_html(report: Report) -> str:
     return environment.get_template("report.html.jinja").render(report=report, drawn=drawn)
 
 
+def as_text(table: Table) -> str:
+    """A table for the terminal: the first column to the left, the others to the right."""
+    rows = [list(table.head), *([cell(value) for value in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{value:{'>' if i else '<'}{widths[i]}}" for i, value in enumerate(row)).rstrip()
+                     for row in rows)
+
+
 def drawn(plot: Plot) -> dict[str, Any]:
     """Where everything of a plot lies, in percent of its width: groups of bars, and ticks."""
     from anytune.train.plot import nice_ticks

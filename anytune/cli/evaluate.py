@@ -1,0 +1,174 @@
+"""anytune evaluate: what an adapter changed, measured on prompts and held-out messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from anytune.cli.common import Command, existing_file, json_option, load_adapter, load_model, model_options, print_json
+from anytune.cli.sampling import SAMPLING, read_template
+from anytune.errors import UserError
+
+if TYPE_CHECKING:
+    from anytune.adapter import Adapter
+    from anytune.cli.progress import Progress
+    from anytune.evaluation.report import Report
+    from anytune.model import Model
+
+# Greedy and seeded, so that a second run says the same.
+DEFAULTS = {"temperature": 0.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0, "repeat_last_n": 64,
+            "seed": 0}
+UNITS = {"answers": "tokens", "embeddings": "texts", "judge": "pairs", "losses": "messages"}
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure what an adapter changed."""
+
+
+def answering_options(command: Callable) -> Callable:
+    """Options of a run that lets base and adapters answer prompts; the command gets `sampling` as a dict."""
+    import functools
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        return command(*args, sampling={name: kwargs.pop(name) for name, *_ in SAMPLING}, **kwargs)
+
+    options = [
+        click.option("--lora", "loras", multiple=True, required=True, metavar="[NAME=]ADAPTER",
+                     help="An adapter: a GGUF file or a peft folder. May be given several times."),
+        click.option("-o", "--output", "outputs", multiple=True, metavar="REPORT",
+                     help="Write a report here: .html for people, .json for programs. May be given several times."),
+        click.option("-n", "--predict", "max_tokens", type=click.IntRange(1), default=256, show_default=True,
+                     help="Tokens of an answer at most."),
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N prompts."),
+        click.option("-b", "--batch-size", "batch", type=click.IntRange(1), default=8, show_default=True,
+                     help="Prompts answered at once."),
+        click.option("--stop", "stop", multiple=True, metavar="TEXT", help="End an answer where this text comes."),
+        click.option("--raw/--chat", "raw", default=None,
+                     help="Continue prompts as plain text, or as a user's message.  [default: as `anytune generate`]"),
+        click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own."),
+    ]
+    options += [click.option(f"--{role}-key", f"{role}_key", metavar="COLUMN", help=f"The column that holds the {role}.")
+                for role in ("messages", "prompt", "completion")]
+    options += [click.option(*flags, name, type=kind, default=DEFAULTS[name], show_default=True, help=text)
+                for name, flags, kind, text in SAMPLING]
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
+
+
+@evaluate.command(cls=Command, short_help="Set the answers of base and adapters side by side.", example="""
+    anytune evaluate compare -m model.gguf --lora mine.gguf -f heldout.jsonl -o report.html
+    anytune evaluate compare -m model.gguf --lora one.gguf --lora two.gguf -f prompts.txt -o report.html -o report.json
+    anytune evaluate compare -m model.gguf --lora mine.gguf -f heldout.jsonl -o report.html \\
+        --judge http://localhost:11434/v1 --judge-model qwen3:8b
+""", sections={"judge": "The judge", "judge_model": "The judge", "criteria": "The judge", "judge_timeout": "The judge"})
+@model_options
+@click.option("-f", "--file", "file", required=True, metavar="FILE",
+              help="Prompts: a line each, or JSONL with prompt, prompt and completion, or messages.")
+@answering_options
+@click.option("--judge", metavar="URL", help="An OpenAI-compatible endpoint whose model says which answer is better, "
+              "such as http://localhost:11434/v1. A key is read from ANYTUNE_JUDGE_API_KEY.")
+@click.option("--judge-model", metavar="NAME", help="The judge's name at that endpoint.")
+@click.option("--judge-criteria", "criteria", metavar="TEXT", help="What the judge is to prefer, in a sentence.")
+@click.option("--judge-timeout", type=click.FloatRange(min=1), default=60, show_default=True, metavar="SECONDS",
+              help="Wait so long for each answer of the judge.")
+@json_option
+def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: tuple[str, ...], raw: bool | None,
+            chat_template: str | None, sampling: dict[str, Any], limit: int | None, judge: str | None,
+            judge_model: str | None, criteria: str | None, judge_timeout: float, as_json: bool, **rest: Any) -> None:
+    """Let the base and its adapters answer the same prompts, and compare the answers.
+
+    Where the file has answers they are the references: each answer is measured against its own with chrF, ROUGE-L, Jaccard
+    and the cosine of the model's own embeddings. The adapters' answers are measured against the base's as well.
+    """
+    from anytune.evaluation.compare import compare as run
+    from anytune.evaluation.compare_report import report, text
+    from anytune.evaluation.judge import CRITERIA, Judge
+    from anytune.evaluation.prompts import read_prompts
+    from anytune.sampling import Sampling
+
+    how, places = Sampling(**sampling), _places(outputs)
+    if (judge is None) != (judge_model is None):
+        raise UserError("--judge and --judge-model belong together: the endpoint, and the model's name there.")
+    columns = _columns(rest)
+    prompts = read_prompts(existing_file(file, "prompt"), columns, limit)
+    jury = None
+    if judge is not None:
+        jury = Judge(judge, judge_model or "", criteria or CRITERIA, judge_timeout)
+        jury.check()
+    loaded = load_model(model, engine)
+    with Phases(as_json) as phases:
+        facts = run(loaded, prompts, _adapters(loras, loaded), name=file, how=how, judge=jury, progress=phases.to,
+                    chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
+    _put(report(facts), places)
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo("\n".join([text(facts), *map(str, places)]))
+    if jury is not None and facts["judge"]["error"]:
+        raise UserError(facts["judge"]["error"])
+
+
+class Phases:
+    """Progress of a run that does one thing after another: a line for each."""
+
+    def __init__(self, quiet: bool):
+        self.quiet, self.name, self.progress = quiet, "", None
+
+    def to(self, name: str, done: int, total: int) -> None:
+        if name != self.name:
+            self.__exit__()
+            self.name, self.progress = name, self._new(name)
+        if self.progress is not None:
+            self.progress.to(done, total)
+
+    def _new(self, name: str) -> Progress:
+        from anytune.cli.progress import Progress
+        return Progress(name, UNITS.get(name, name), self.quiet)
+
+    def __enter__(self) -> Phases:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress is not None:
+            self.progress.__exit__()
+
+
+def _columns(rest: dict[str, Any]) -> dict[str, str]:
+    """Take the columns that were named out of the options."""
+    named = {role: rest.pop(f"{role}_key") for role in ("messages", "prompt", "completion")}
+    columns = {role: column for role, column in named.items() if column}
+    if "prompt" in columns and "completion" not in columns:
+        columns = {"text": columns["prompt"]}  # prompts without answers
+    return columns
+
+
+def _adapters(loras: tuple[str, ...], model: Model) -> dict[str, Adapter]:
+    """name -> Adapter, for FILE (named after the file) or NAME=FILE."""
+    found: dict[str, Adapter] = {}
+    for given in loras:
+        name, equals, path = given.partition("=")
+        if not equals or Path(given).exists():
+            name, path = Path(given).stem or given, given
+        if name in found:
+            raise UserError(f"Two adapters are called {name}: name them with --lora NAME=FILE.")
+        adapter = load_adapter(path, model)
+        assert adapter is not None
+        found[name] = adapter
+    return found
+
+
+def _places(outputs: tuple[str, ...]) -> list[Path]:
+    from anytune.evaluation.report import check_path
+    return [check_path(path) for path in outputs]
+
+
+def _put(report: Report, places: list[Path]) -> None:
+    from anytune.evaluation.report import write
+    for path in places:
+        write(path, report)

@@ -1,0 +1,114 @@
+"""compare()'s facts for people: a Report, and lines for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from anytune.evaluation.report import Example, Plot, Report, Section, Table
+
+SCALE = {"chrF": 1, "ROUGE-L": 100, "Jaccard": 100, "cosine": 100}  # to one axis from 0 to 100
+_WHAT = ("chrF2: character n-grams (Popović 2015); ROUGE-L: common word sequences, F1 (Lin 2004); Jaccard: common words; "
+         "cosine: of the model's own embeddings (mean of its last hidden states), which lie close together. All times 100.")
+
+
+def scaled(value: Sequence[float], factor: float) -> tuple[float, ...]:
+    return tuple(factor * v for v in value)
+
+
+def shown(value: Sequence[float] | None, form: str = ".1f") -> str:
+    """A mean and its interval as text."""
+    if value is None or value[0] != value[0]:
+        return "–"
+    return f"{value[0]:{form}} [{value[1]:{form}}, {value[2]:{form}}]"
+
+
+def measure_table(measures: Mapping[str, Mapping[str, Sequence[float]]], gain: Mapping[str, Mapping[str, Sequence[float]]],
+                  series: Sequence[str], scale: Mapping[str, float]) -> Table:
+    """A row a measure: each series, then what each adapter adds to the base."""
+    adapters = [name for name in series if name != "base"]
+    head = ["", *series, *(f"{name} − base" for name in adapters)]
+    return Table(head, [[name, *(shown(scaled(sides[s], scale[name])) for s in series),
+                         *(shown(scaled(gain[name][a], scale[name]), "+.1f") for a in adapters)]
+                        for name, sides in measures.items()])
+
+
+def measure_plot(measures: Mapping[str, Mapping[str, Sequence[float]]], series: Sequence[str], note: str) -> Plot:
+    return Plot(list(measures), {s: [scaled(sides[s], SCALE[name]) for name, sides in measures.items()] for s in series},
+                form=".1f", note=note)
+
+
+def report(facts: Mapping[str, Any]) -> Report:
+    """The page: closeness to references, to the base, the judge, lengths, every answer."""
+    series = ["base", *facts["adapters"]]
+    sections = []
+    over = f"Means over {facts['prompts']} prompts with 95 % bootstrap intervals."
+    if "to_reference" in facts:
+        chance = facts["cosine_of_unrelated"]
+        note = _WHAT + ("" if chance is None else f" Answers and references of different prompts have {100 * chance:.1f}.")
+        sections.append(Section(
+            "Closeness to the references", f"{over} Higher is closer.",
+            measure_table(facts["to_reference"], facts["gain"], series, SCALE),
+            measure_plot(facts["to_reference"], series, note)))
+    if "judge" in facts:
+        sections.append(_judge(facts["judge"]))
+    same = ", ".join(f"{name}: {100 * part:.0f} %" for name, part in facts["same_as_base"].items())
+    sections.append(Section(
+        "Change from the base's answers", f"{over} 100 is no change. Answers that are the same to the letter: {same}.",
+        plot=measure_plot(facts["to_base"], series[1:], _WHAT)))
+    sections.append(Section("Length and ending", "", Table(
+        ["", "words", "times the reference's", "ended by itself, %"],
+        [[s, shown(found["words"]), shown(found["length_ratio"], ".2f"), shown(scaled(found["ended"], 100), ".0f")]
+         for s, found in facts["answers"].items()])))
+    sections.append(Section("Answers", "", rows=[example(item) for item in facts["items"]]))
+    return Report(f"{facts['model']}: base against {', '.join(facts['adapters'])}", _facts(facts), sections,
+                  {key: value for key, value in facts.items() if key != "generation"} | {"kind": "compare"})
+
+
+def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("model", "adapters", "prompts", "references", "generation")
+    return {name: facts[name] for name in names} | (
+        {"judge": facts["judge"]["judge"]} if "judge" in facts else {})
+
+
+def _judge(facts: Mapping[str, Any]) -> Section:
+    text = (f"{facts['judge']} saw each pair in both orders; whoever changes sides with the order has called a tie. "
+            f"{facts['criteria']}" + (f"\nIt stopped early: {facts['error']}" if facts["error"] else ""))
+    found = facts["adapters"]
+    return Section("The judge", text, Table(
+        ["", "wins", "ties", "losses", "no verdict", "wins, ties half, %"],
+        [[name, f["wins"], f["ties"], f["losses"], f["no_verdict"], shown(scaled(f["win_rate"], 100), ".0f")]
+         for name, f in found.items()]),
+        Plot(["against the base"], {name: [scaled(f["win_rate"], 100)] for name, f in found.items()}, form=".0f",
+             unit=" %", note="50 %: no difference."))
+
+
+def example(item: Mapping[str, Any]) -> Example:
+    """A prompt, its reference if it has one, and every answer."""
+    texts = ({} if item["reference"] is None else {"reference": item["reference"]}) | item["answers"]
+    scores = {f"{measure} {side}": round(SCALE[measure] * value, 1) for side, found in item["to_reference"].items()
+              for measure, value in found.items() if measure in ("chrF", "ROUGE-L")}
+    words = {1.0: "wins", 0.5: "tie", 0.0: "loses", None: "no verdict"}
+    judged = {f"judge: {name}": words[value] for name, value in item.get("judge", {}).items()}
+    return Example(item["prompt"], texts, {"line": item["line"], **scores, **judged})
+
+
+def text(facts: Mapping[str, Any]) -> str:
+    """A few lines for the terminal."""
+    from anytune.evaluation.report import as_text
+
+    series = ["base", *facts["adapters"]]
+    lines = []
+    if "to_reference" in facts:
+        lines += [f"to the references ({facts['references']}; × 100, 95 % intervals)",
+                  as_text(measure_table(facts["to_reference"], facts["gain"], series, SCALE)), ""]
+    lines += [f"to the base's answers ({facts['prompts']} prompts)", as_text(Table(
+        ["", *series[1:]], [[name, *(shown(scaled(sides[s], SCALE[name])) for s in series[1:])]
+                            for name, sides in facts["to_base"].items()])), ""]
+    lines.append(as_text(Table(["", "words", "ended by itself, %"], [
+        [s, shown(found["words"]), shown(scaled(found["ended"], 100), ".0f")] for s, found in facts["answers"].items()])))
+    if "judge" in facts:
+        lines += ["", f"judge: {facts['judge']['judge']}"] + [
+            f"{name}: {f['wins']} wins, {f['ties']} ties, {f['losses']} losses, {f['no_verdict']} without a verdict"
+            for name, f in facts["judge"]["adapters"].items()]
+    return "\n".join(lines)
