@@ -11,17 +11,26 @@ from anytune.likelihood.windows import Forward, windows
 from anytune.model.transformer import Layer
 
 if TYPE_CHECKING:
+    from anytune.adapter import Adapter
     from anytune.model import Model
 
 LINEARS = {"qkv": ("attn_q", "attn_k", "attn_v"), "out": ("attn_output",), "gate_up": ("ffn_gate", "ffn_up"),
            "down": ("ffn_down",)}  # a layer's groups, and the tensors in them
 
 
-class Watch:
-    """An engine whose products note the squares of their inputs; everything else is the engine's own."""
+def squares(x: np.ndarray) -> np.ndarray:
+    """float32 [tokens, columns] -> float64 [columns]: sums of squares."""
+    return np.einsum("ij,ij->j", x, x, dtype=np.float64)
 
-    def __init__(self, engine: Any, layers: Sequence[Layer]):
-        self._engine = engine
+
+class Watch:
+    """An engine whose products add up `measure` of their inputs; everything else is the engine's own.
+
+    sums: weight name -> the sum; the weights of one group share it.
+    """
+
+    def __init__(self, engine: Any, layers: Sequence[Layer], measure: Callable[[np.ndarray], np.ndarray] = squares):
+        self._engine, self._measure = engine, measure
         self._names = {id(getattr(layer, group)): [f"blk.{i}.{part}.weight" for part in parts]
                        for i, layer in enumerate(layers) for group, parts in LINEARS.items()}
         self.sums: dict[str, np.ndarray] = {}
@@ -31,10 +40,11 @@ class Watch:
         return getattr(self._engine, name)
 
     def linear(self, x: Any, group: Any) -> tuple:
-        values = np.asarray(self._engine.view(x), np.float32)
-        squares = np.einsum("ij,ij->j", values, values, dtype=np.float64)
-        for name in self._names[id(group)]:
-            self.sums[name] = self.sums.get(name, 0) + squares
+        names = self._names[id(group)]
+        total = self._measure(np.asarray(self._engine.view(x), np.float32))
+        if names[0] in self.sums:
+            total += self.sums[names[0]]
+        self.sums |= dict.fromkeys(names, total)
         return self._engine.linear(x, group)
 
     def norm_linear(self, x: Any, gain: Any, eps: float, group: Any) -> tuple:
@@ -45,16 +55,18 @@ class Watch:
 
 
 def collect(model: Model, text: str, *, context: int | None = None, chunks: int | None = None, batch: int = 2048,
+            adapter: Adapter | None = None, measure: Callable[[np.ndarray], np.ndarray] = squares,
             progress: Callable[[int, int], None] | None = None) -> tuple[dict[str, np.ndarray], int, int]:
     """(weight name -> sums of squares of its input's columns, tokens, windows) over the windows of `text`.
 
     context: tokens of a window, 512 or what the model can take; chunks: windows at most; batch: tokens run at once.
+    adapter: of the model. measure: of float32 [tokens, columns] what is added up, in place of squares.
     progress: called with (tokens done, of how many). Raises UserError for a text shorter than one window.
     """
     pieces = windows(model, text, context, chunks, least=1)
     context = len(pieces[0])
-    forward = Forward(model, context)
-    watch = Watch(forward.engine, forward.layers)
+    forward = Forward(model, context, adapter)
+    watch = Watch(forward.engine, forward.layers, measure)
     step = max(1, batch // context)
     for lo in range(0, len(pieces), step):
         some = pieces[lo:lo + step]

@@ -1,0 +1,6 @@
+"""A trained model for other programs: one GGUF file, peft and Hugging Face folders, Ollama, LM Studio, MLX.
+
+adapters.py makes one adapter of several; merge.py puts it into a file, distance.py measures what that costs, absorb.py
+holds what rounding lost in a small adapter; chat.py turns a template into Ollama's; huggingface.py, config.py and
+tokenizer.py write a folder for transformers and MLX; checks.py loads each result in the program that it is for.
+"""

@@ -1,0 +1,98 @@
+"""Each export loaded in the program that it is for, and its distributions compared with what was trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anytune.adapter import Adapter
+from anytune.memory import available_bytes
+from anytune.units import bytes_text
+from anytune.verify import EXACT_KL, ROUNDED_KL, TEXT, compare, log_softmax, verify
+
+if TYPE_CHECKING:
+    from anytune.model import Model
+
+TOKENS = 64  # of the text that transformers runs on
+WORDS = "Grüße aus 東京! 3.14 of 1000\n\n\tx = {'a': [1, 2]}  # don't\n" + TEXT[:200]  # for tokenizers
+
+
+def skipped(peer: str, why: str) -> dict[str, Any]:
+    """Facts of a check that could not be made. ok is None."""
+    return {"peer": peer, "ok": None, "why": why}
+
+
+def in_llamacpp(model: Model, adapter: Adapter | str | Path | None = None, *, threads: int | None = None) -> dict[str, Any]:
+    """Load the model's file (and the adapter) in llama.cpp and compare it with what anytune computes."""
+    from anytune.llamacpp import available
+
+    if not available():
+        return skipped("llama.cpp", "it is not installed: pip install 'anytune[verify]'")
+    facts = verify(model, adapter, positions=8, threads=threads)
+    told = facts["with_adapter" if adapter is not None else "base"]
+    return {"peer": "llama.cpp", "ok": facts["ok"], "kl_mean": told["kl_mean"], "kl_max": told["kl_max"],
+            "limit": told["limit"], "same_top": told["top1_agreement"]}
+
+
+def transformers_missing(model: Model, *packages: str) -> str | None:
+    """Why transformers cannot be asked, or None."""
+    for package in ("torch", "transformers", *packages):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed: pip install 'anytune[hf]'"
+    need = 4 * sum(info.n_elements for info in model.gguf.tensors.values())
+    if (free := available_bytes()) < 1.2 * need:
+        return f"{bytes_text(need)} of memory are needed and {bytes_text(free)} are free"
+    return None
+
+
+def in_transformers(folder: Path, model: Model, adapter: Adapter | None, exact: bool,
+                    wrap: Callable[[Any], Any] = lambda loaded: loaded) -> dict[str, Any]:
+    """Load a folder in transformers, in float32, and compare logits and token ids with the model and adapter.
+
+    exact: the folder holds float32. wrap: what is done to the loaded model before it is asked.
+    """
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    loaded = wrap(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    ids = model.tokenize(TEXT)[:min(TOKENS, model.config.context)]
+    with torch.no_grad():
+        theirs = log_softmax(loaded(input_ids=torch.tensor([ids])).logits[0].float().numpy())
+    found = compare(theirs, log_softmax(model.logits(ids, adapter)))
+    facts = {"peer": "transformers", **found.facts(EXACT_KL if exact else ROUNDED_KL)}
+    facts["same_top"] = facts.pop("top1_agreement")
+    if (folder / "tokenizer.json").exists():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        facts["tokens_alike"] = tokenizer(WORDS)["input_ids"] == model.tokenizer.encode(WORDS, special=True)
+        facts["ok"] = facts["ok"] and facts["tokens_alike"]
+    return facts
+
+
+def in_peft(folder: Path, model: Model, adapter: Adapter, threads: int | None = None) -> dict[str, Any]:
+    """Load a peft folder on the base in transformers, of which a float32 copy is written to a temporary folder."""
+    from anytune.export.huggingface import save
+
+    if why := transformers_missing(model, "peft"):
+        return skipped("transformers + peft", why)
+    import peft
+
+    with tempfile.TemporaryDirectory(prefix="anytune-peft-") as name:
+        base = Path(name) / "base"
+        save(model.gguf, None, base, dtype="f32", threads=threads, tokenizer=False)
+        facts = in_transformers(base, model, adapter, True,
+                                lambda loaded: peft.PeftModel.from_pretrained(loaded, folder).eval())
+    return {**facts, "peer": "transformers + peft"}
+
+
+def line(facts: dict[str, Any]) -> str:
+    """One check for a person."""
+    if facts["ok"] is None:
+        return f"not verified in {facts['peer']}: {facts['why']}"
+    alike = "" if facts.get("tokens_alike", True) else ", other token ids"
+    return (f"{'PASS' if facts['ok'] else 'FAIL'}: {facts['peer']} computes {'the same' if facts['ok'] else 'something else'}"
+            f"  (KL mean {facts['kl_mean']:.1e}, limit {facts['limit']:.0e}, same likeliest token {facts['same_top']:.0%}{alike})")

@@ -1,0 +1,143 @@
+"""A model, with an adapter merged into it, as a folder that transformers and MLX load.
+
+Weights go through in rows: read or merged, put in Hugging Face's order, and written in 16 or 32 bits, so that memory stays
+at a tensor's size at most.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from anytune.adapter import Adapter
+from anytune.adapter_peft import MODULES, _halves, _heads
+from anytune.errors import UserError
+from anytune.export.adapters import merged_rows
+from anytune.export.config import config_json, generation_json, index_json, shard_name
+from anytune.export.folder import new_folder
+from anytune.export.tokenizer import write_tokenizer
+from anytune.files import atomic_write
+from anytune.gguf import GGUF
+from anytune.gguf.encode import encode
+from anytune.model.config import read_config
+from anytune.quantization.rewrite import PIECE, Rows, rows_of
+
+SHARD = 5 << 30  # bytes of a weights file
+BLOCKS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+NORMS = {"attn_norm": "input_layernorm", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+         "ffn_norm": "post_attention_layernorm"}
+GEMMA_NORMS = NORMS | {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+                       "post_ffw_norm": "post_feedforward_layernorm"}
+ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LEFT_OUT = ("rope_freqs.weight",)  # config.json says it
+
+
+def save(base: GGUF, adapter: Adapter | None, folder: str | os.PathLike, *, dtype: str = "bf16", shard: int = SHARD,
+         tokenizer: bool = True, template: str | None = None, threads: int | None = None,
+         progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Write config.json, generation_config.json, the tokenizer and the weights of base and adapter to a new folder.
+
+    dtype: bf16, f16 or f32. shard: bytes of one weights file at most. template: the chat template, in place of the adapter's
+    or the model's. progress: called with (weights done, of how many). Returns facts. Raises UserError.
+    """
+    config = read_config(base)
+    files = {"config.json": config_json(base, config, dtype)}
+    names = {name: _name(name, config.architecture) for name in base.tensors if name not in LEFT_OUT}
+    sizes = {name: base.tensors[name].n_elements * (4 if dtype == "f32" else 2) for name in names}
+    shards = _shards(sizes, shard)
+    total = sum(sizes.values())
+    if template is None and adapter is not None:
+        template = adapter.chat_template
+    done, weights = 0, sum(base.tensors[name].n_elements for name in names)
+    values = merged_rows(base, adapter) if adapter is not None else {}
+    with new_folder(folder, total + (64 << 20)) as made:
+        if tokenizer:
+            files["generation_config.json"] = generation_json(base)
+            write_tokenizer(base, made, template)
+        places = []
+        for number, members in enumerate(shards, start=1):
+            file = shard_name(number, len(shards))
+            places += [(names[name], sizes[name], file) for name in members]
+            with atomic_write(made / file) as out:
+                _header(out, [(names[name], base.tensors[name].shape, sizes[name]) for name in members], dtype)
+                for name in members:
+                    for part in _pieces(base, name, values.get(name), config.architecture, dtype):
+                        out.write(part)
+                        done += part.nbytes // (4 if dtype == "f32" else 2)
+                        if progress is not None:
+                            progress(done, weights)
+        if len(shards) > 1:
+            files["model.safetensors.index.json"] = index_json(places)
+        for name, content in files.items():
+            with atomic_write(made / name, "w") as out:
+                json.dump(content, out, indent=2)
+    return {"path": str(folder), "dtype": dtype, "tensors": len(names), "bytes": total, "shards": len(shards)}
+
+
+def _name(name: str, architecture: str) -> str:
+    """Hugging Face's name of a tensor. UserError if there is none."""
+    stem, _, kind = name.rpartition(".")
+    if stem in ENDS:
+        return f"{ENDS[stem]}.{kind}"
+    found = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    norms = GEMMA_NORMS if architecture == "gemma3" else NORMS
+    part = found and (norms | MODULES).get(found[2])
+    if not part:
+        raise UserError(f"The tensor {name} has no name in Hugging Face's layout of {architecture}: this model cannot be "
+                        "exported so.")
+    return f"model.layers.{int(found[1])}.{part}.{kind}"
+
+
+def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Names in order, as many to a file as fit."""
+    shards: list[list[str]] = [[]]
+    taken = 0
+    for name, size in sizes.items():
+        if shards[-1] and taken + size > limit:
+            shards.append([])
+            taken = 0
+        shards[-1].append(name)
+        taken += size
+    return shards
+
+
+def _header(out: IO, tensors: list[tuple[str, tuple[int, ...], int]], dtype: str) -> None:
+    """The head of a safetensors file: its length as uint64, then names, shapes and places as JSON, to a multiple of 8."""
+    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, shape, size in tensors:
+        head[name] = {"dtype": BLOCKS[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    out.write(len(text).to_bytes(8, "little") + text)
+
+
+def _pieces(base: GGUF, name: str, values: Rows | None, architecture: str, dtype: str) -> Iterator[np.ndarray]:
+    """A tensor's rows in Hugging Face's order and in `dtype`, a portion at a time: uint8 [rows, row_bytes]."""
+    t = base.tensors[name]
+    part = name.split(".")[-2]
+    heads = _heads(architecture, name, base) if name.startswith("blk.") and part in ("attn_q", "attn_k") else None
+    values = values or (lambda lo, hi: rows_of(base, name, lo, hi))
+    if heads is not None and len(t.shape) == 1:  # a bias: its one row is turned as a column
+        step, whole = t.rows, values
+        values = lambda lo, hi: _halves(whole(lo, hi).reshape(-1, 1), heads).reshape(1, -1)  # noqa: E731
+    elif heads is not None:
+        step, whole = t.rows, values
+        values = lambda lo, hi: _halves(whole(lo, hi), heads)  # noqa: E731
+    else:
+        step = max(1, PIECE // t.shape[-1])
+    for lo in range(0, t.rows, step):
+        x = values(lo, min(lo + step, t.rows))
+        if architecture == "gemma3" and name.endswith("_norm.weight"):
+            x = x - np.float32(1)  # the file holds 1 + w
+        blocks = encode(np.ascontiguousarray(x, np.float32), BLOCKS[dtype])
+        if dtype == "f16" and np.isinf(blocks.view(np.float16)).any():
+            raise UserError(f"{name} has weights beyond float16's range: take --dtype bf16 or f32.")
+        yield blocks
