@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     after = answers(model, requests, result.adapter)
     side_by_side(console, requests, before, after)
     console.rule("[bold]5  does llama.cpp compute the same?")
-    proven = check(console, model, result.adapter_path)
+    proven = check(console, model, result.path)
     if args.svg:
         draw(args.svg, requests[:2], before[:2], after[:2])
     console.rule("[bold]6  what you have now")
@@ -167,9 +167,9 @@ def check(console, model, adapter: Path) -> bool:
 def farewell(console, name: str, result, seconds: float) -> None:
     command = "anytune" if shutil.which("anytune") else str(Path(sys.executable).with_name("anytune"))
     command = command.replace(f"{Path.cwd()}/", "")
-    console.print(f"{result.adapter_path}   the adapter, {result.adapter_path.stat().st_size / 1e6:.0f} MB; llama.cpp "
+    console.print(f"{result.path}   the adapter, {result.path.stat().st_size / 1e6:.0f} MB; llama.cpp "
                   f"takes it with --lora\n{result.run_dir}/   settings, metrics.jsonl, loss.svg, checkpoints, the log\n"
-                  f"\nTalk to it:      {command} chat -m {name} --lora {result.adapter_path} --temp 0.3"
+                  f"\nTalk to it:      {command} chat -m {name} --lora {result.path} --temp 0.3"
                   f"\nTrain your own:  {command} train -m {name} -f yours.jsonl --assistant-loss-only"
                   f"\n\n{seconds / 60:.1f} minutes in all.", soft_wrap=True, markup=False)
 

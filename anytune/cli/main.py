@@ -20,7 +20,7 @@ from anytune.cli.common import DEBUG, debug_wanted, set_debug
 from anytune.errors import UserError
 
 _NO_PLACE = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
-COMMANDS = (pull.pull, info.info, data.data, train.train, generate.generate, chat.chat, verify.verify,
+COMMANDS = (pull.pull, info.info, data.data, train.train, train.finetune, generate.generate, chat.chat, verify.verify,
             quantize.quantize, imatrix.imatrix, perplexity.perplexity, evaluate.evaluate, bench.bench,
             doctor.doctor)
 

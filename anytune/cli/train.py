@@ -1,4 +1,4 @@
-"""anytune train: the flags of a run as tables, handed to anytune.train."""
+"""anytune train and anytune finetune: the flags of a run as tables, handed to anytune.train."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import (Command, debug_wanted, existing_file, json_option, load_adapter, load_model,
+from anytune.cli.common import (DEBUG, Command, debug_wanted, existing_file, json_option, load_adapter, load_model,
                                 lora_option, model_options, model_path, print_json)
 from anytune.cli.dataset import KEYS, columns_from, dataset_options
 from anytune.train.settings import DEFAULTS, FLAGS
@@ -82,6 +82,35 @@ def _tables(command: Callable) -> Callable:
     return gathered
 
 
+FULL_RATE = 2e-5   # adapters want about ten times it
+MODEL = (  # (parameter, flag, options, help)
+    ("train_modules", "--train-modules", {"default": "all", "show_default": True},
+     "What is trained, with commas: linears as --lora-modules names them, norm, embed, bias; all is everything."),
+    ("train_layers", "--train-layers", {"type": click.IntRange(1), "metavar": "N"},
+     "Of the layers only the last N; the embedding table then only if --train-modules names it."),
+    ("optimizer", "--optimizer", {"type": click.Choice(["adamw", "adamw8bit", "adafactor"]), "default": "adamw",
+                                  "show_default": True},
+     "What it keeps a weight: adamw 8 bytes, adamw8bit 2, adafactor next to nothing."),
+    ("output_type", "--output-type", {"default": "F16", "show_default": True, "metavar": "TYPE"},
+     "Type of the model that is written, as `anytune quantize` has them, or keep: each tensor's own."),
+)
+
+
+def _model_options(command: Callable) -> Callable:
+    """--full and what belongs to it; the command gets `whole` as the fields of Full."""
+    import functools
+
+    @functools.wraps(command)
+    def gathered(*args: Any, train_modules: str, train_layers: int | None, optimizer: str, **kwargs: Any) -> Any:
+        whole = {"modules": train_modules, "layers": train_layers, "optimizer": optimizer}
+        return command(*args, whole=whole, **kwargs)
+
+    for name, flag, options, text in reversed(MODEL):
+        gathered = click.option(flag, name, help=text, **options)(gathered)
+    return click.option("--full", is_flag=True, help="Train the model's own weights, and write a model.  "
+                        f"[--learning-rate is then {FULL_RATE:g} by default]")(gathered)
+
+
 _RUN = ("checkpoint_save_steps", "checkpoint_save_dir", "keep_checkpoints", "resume_from", "report_to",
         "run_name", "run_dir")
 _SECTIONS = {
@@ -89,7 +118,8 @@ _SECTIONS = {
                                              "gpus", "shard", "ngl", "flash_attn")},
     **{name: "Data" for name in ("files", "assistant_loss_only", "chat_template", "format", "overflow",
                                  "val_file", "val_split", *(f"{key}_key" for key in KEYS))},
-    **{name: "Adapter" for name in ("output_adapter", "lora", *(f"lora_{name}" for name, *_ in LORA))},
+    **{name: "Adapter" for name in ("output", "lora", *(f"lora_{name}" for name, *_ in LORA))},
+    **{name: "The model itself" for name in ("full", "output_type", "train_modules", "train_layers", "optimizer")},
     **{name: "Training" for name, *_ in SETTINGS if name not in _RUN},
     **{name: "Checkpoints and the run's folder" for name in (*_RUN, "auto_resume")},
 }
@@ -99,7 +129,7 @@ class _Train(Command):
     """Keeps its arguments as they were given, for the processes of --gpus."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["anytune.args"] = list(args)
+        ctx.meta["anytune.args"] = [ctx.command.name, *args]
         return super().parse_args(ctx, args)
 
 
@@ -107,18 +137,19 @@ class _Train(Command):
     anytune train -m model.gguf -f chats.jsonl --assistant-loss-only --output-adapter adapter.gguf
     anytune train -m model.gguf -f notes.txt -c 256 -ub 512 -b 2048 --num-epochs 3 --val-split 0.05
     anytune train -m model.gguf -f chats.jsonl --assistant-loss-only --memory 1GiB --resume-from auto
+    anytune train -m model.gguf -f chats.jsonl --full --optimizer adafactor -o tuned.gguf --output-type Q8_0
 """)
 @model_options
 @dataset_options
-@click.option(
-    "-o", "--output-adapter", metavar="PATH",
-    help="Where the adapter goes besides the run's folder: NAME.gguf for llama.cpp, another name for a peft "
-    "folder.")
+@click.option("-o", "--output-adapter", "--output", "output", metavar="PATH",
+              help="Where the result goes besides the run's folder: NAME.gguf for llama.cpp; an adapter by another name "
+              "becomes a peft folder.")
 @click.option("--val-file", multiple=True, metavar="FILE", help="Validation data, never trained on.")
 @click.option("--val-split", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
               help="Part of the data that is kept for validation instead.")
 @lora_option
 @_tables
+@_model_options
 @click.option("--gpus", type=click.IntRange(1), metavar="N",
               help="Train on so many GPUs of this machine at once (several machines: torchrun).")
 @click.option("--shard", is_flag=True, help="With several GPUs: each holds a slice of the base, whatever would fit.")
@@ -126,10 +157,10 @@ class _Train(Command):
 @json_option
 def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only: bool,
           chat_template: str | None, format: str, overflow: str | None, keys: dict[str, str | None],
-          output_adapter: str | None, val_file: tuple[str, ...], val_split: float, lora: str | None,
-          settings: dict[str, Any], lora_settings: dict[str, Any], gpus: int | None, shard: bool, quiet: bool,
-          as_json: bool) -> int:
-    """Train a LoRA adapter on a GGUF model.
+          output: str | None, val_file: tuple[str, ...], val_split: float, lora: str | None,
+          settings: dict[str, Any], lora_settings: dict[str, Any], full: bool, whole: dict[str, Any],
+          output_type: str | None, gpus: int | None, shard: bool, quiet: bool, as_json: bool) -> int:
+    """Train a LoRA adapter on a GGUF model, or with --full the model itself.
 
     The model's file is used as it is, quantized or not, and is not changed. Sizes are counted in tokens: -c
     the longest example, -ub a micro-batch, -b an optimizer step; examples are packed, never padded. With
@@ -138,6 +169,9 @@ def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only:
     """
     from anytune.train.settings import TrainSettings
 
+    _check_kind(full)
+    if full and not _given("lr"):
+        settings["lr"] = FULL_RATE
     chosen = TrainSettings(**{name: value for name, value in settings.items() if value is not None})
     if lora is not None and not os.path.isdir(lora):
         existing_file(lora, "adapter")
@@ -158,17 +192,16 @@ def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only:
             return launch.launch(click.get_current_context().meta["anytune.args"], gpus, device, debug_wanted())
     engine["device"] = local_device(engine["device"])
     loaded = load_model(model, engine)
-    from anytune.model import Lora
+    from anytune.model import Full, Lora
     from anytune.train.finetune import train as run_training
 
     if lora_settings["seed"] is None:
         lora_settings["seed"] = chosen.seed
-    how = Lora(**lora_settings)
+    what = {"full": Full(**whole)} if full else {"lora": Lora(**lora_settings), "adapter": load_adapter(lora, loaded)}
     try:
         run = run_training(
-            loaded, list(files), lora=how, adapter=load_adapter(lora, loaded), output_adapter=output_adapter,
-            val_file=list(val_file) or None, val_split=val_split, assistant_loss_only=assistant_loss_only,
-            chat_template=chat_template, format=format, columns=columns_from(keys), overflow=overflow,
+            loaded, list(files), **what, output=output, output_type=_type(output_type), val_file=list(val_file) or None,
+            val_split=val_split, assistant_loss_only=assistant_loss_only, chat_template=chat_template, format=format, columns=columns_from(keys), overflow=overflow,
             threads=engine["threads"], shard=shard, quiet=quiet, settings=chosen)
     except Exception as error:
         if not places() or debug_wanted():
@@ -179,12 +212,59 @@ def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only:
         from anytune.cli.main import _explain
         os._exit(_explain(error))
     if as_json and places().get("RANK", "0") == "0":
-        print_json(_summary(run, chosen))
+        print_json(_summary(run, chosen, full))
     return run.exit_code
 
 
-def _summary(run: Any, settings: Any) -> dict[str, Any]:
+def _check_kind(full: bool) -> None:
+    """Options of one kind of training are no use to the other: say so instead of ignoring them."""
+    ctx = click.get_current_context()
+    other = ([("lora", "--lora"), *((f"lora_{name}", flags[0]) for name, flags, *_ in LORA)] if full
+             else [(name, flag) for name, flag, *_ in MODEL])
+    for name, flag in other:
+        if _given(name):
+            raise click.UsageError(f"{flag} is of {'adapters, and --full trains the model itself' if full else '--full'}"
+                                   f": leave it out{'' if full else ', or add --full'}", ctx)
+
+
+def _given(name: str) -> bool:
+    """Whether an option stands on the command line."""
+    return click.get_current_context().get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+
+
+def _type(name: str | None) -> str | None:
+    """A file type; None: each tensor's own."""
+    return None if name is None or name.lower() == "keep" else name
+
+
+def _summary(run: Any, settings: Any, full: bool) -> dict[str, Any]:
     return {"stopped": run.stopped, "step": run.step, "total_steps": run.total_steps,
-            "run_dir": str(run.run_dir), "adapter": str(run.output or run.adapter_path),
+            "run_dir": str(run.run_dir), "model" if full else "adapter": str(run.output or run.path),
             "best": run.best, "last": run.metrics[-1] if run.metrics else None,
             "settings": dataclasses.asdict(settings)}
+
+
+def _finetune(**options: Any) -> int:
+    return train.callback(full=True, lora=None, shard=False, **{f"lora_{name}": default for name, _, _, default, _ in LORA}, **options)
+
+
+_OWN = {
+    "output": click.Option(["-o", "--output"], metavar="FILE",
+                           help="Where the model goes besides the run's folder: NAME.gguf."),
+    "lr": click.Option([FLAGS["lr"], "--lr", "lr"], type=float, default=FULL_RATE, show_default=True,
+                       help="Learning rate at its highest."),
+}
+_OF_ADAPTERS = ("full", "lora", "shard", *(f"lora_{name}" for name, *_ in LORA))
+finetune = _Train(
+    "finetune", callback=_finetune, sections={**_SECTIONS, "output": "The model itself"},
+    params=[_OWN.get(p.name or "", p) for p in train.params if p.name not in _OF_ADAPTERS and p is not DEBUG],
+    short_help="Train the model itself, and write a model.", example="""
+    anytune finetune -m model.gguf -f chats.jsonl --assistant-loss-only -o tuned.gguf --output-type Q8_0
+    anytune finetune -m model.gguf -f notes.txt --optimizer adafactor --train-layers 4 -o tuned.gguf
+    anytune finetune -m model.gguf -f chats.jsonl --train-modules norm,bias --learning-rate 1e-3 -o tuned.gguf
+""", help="""Train a GGUF model's own weights: the same as `anytune train --full`.
+
+    The chosen tensors are dequantized once to float32 and trained there; all others stay in their quantized blocks. The
+    result is a whole model, in any type that `anytune quantize` writes, with the metadata, tokenizer and template of the
+    model that it comes from. Everything else is as with `anytune train`: the data's options, checkpoints, resuming.
+    """)

@@ -1,4 +1,4 @@
-"""The whole job: model and data in, adapter and run folder out. `anytune train` and anytune.finetune call it.
+"""The whole job: model and data in, adapter or model and run folder out. `anytune train` and anytune.finetune call it.
 
 train() is what a command line calls: it returns a Run for every orderly end, Run.exit_code tells which.
 finetune() is the same for Python callers, but Ctrl-C arrives as KeyboardInterrupt (after all was saved).
@@ -21,6 +21,7 @@ from anytune.train import checkpoint as ckpt
 from anytune.train import preflight
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.plan import Plan
+from anytune.train.product import AdapterProduct, ModelProduct, read_adapter
 from anytune.train.progress import Console, size
 from anytune.train.resume import open_run, recorded_engine
 from anytune.train.run import RunFolder
@@ -30,12 +31,12 @@ from anytune.train.trainer import Result, Trainer
 
 if TYPE_CHECKING:
     from anytune.adapter import Adapter
-    from anytune.model import Lora, Model
+    from anytune.model import Full, Lora, Model
 
 
 @dataclasses.dataclass
 class Run(Result):
-    """A Result (see trainer.py) and where the adapter was put: output (None: only in the run's folder)."""
+    """A Result (see trainer.py) and where the adapter or model was put: output (None: only in the run's folder)."""
 
     output: Path | None = None
 
@@ -45,7 +46,8 @@ class Run(Result):
 
 
 def finetune(model: Model | str | os.PathLike, data, **options: Any) -> Run:
-    """Train an adapter: `anytune.finetune(model, "chats.jsonl", lora=anytune.Lora(rank=16), epochs=2)`.
+    """Train an adapter: `anytune.finetune(model, "chats.jsonl", lora=anytune.Lora(rank=16), epochs=2)`,
+    or the model itself: `anytune.finetune(model, "chats.jsonl", full=anytune.Full(), lr=2e-5, output="tuned.gguf")`.
 
     Options and errors are train()'s. Raises KeyboardInterrupt (its .run is the Run) if interrupted, after
     the checkpoint and the adapter so far were written.
@@ -59,7 +61,8 @@ def finetune(model: Model | str | os.PathLike, data, **options: Any) -> Run:
 
 
 def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
-          adapter: Adapter | str | os.PathLike | None = None, output_adapter: str | os.PathLike | None = None,
+          adapter: Adapter | str | os.PathLike | None = None, full: Full | None = None,
+          output: str | os.PathLike | None = None, output_type: str | None = "F16",
           val_file: str | os.PathLike | None = None, val_split: float = 0.0,
           assistant_loss_only: bool = False, chat_template: str | os.PathLike | None = None,
           format: str = "auto", columns: dict[str, str] | None = None, overflow: str | None = None,
@@ -72,7 +75,9 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     data           a path or a list of paths (-f)
     lora           what to train; None: Lora() with the run's seed. Ignored rank etc. if `adapter` is given
     adapter        an adapter to continue from: an Adapter, or the path of one (--lora)
-    output_adapter where the result goes besides the run's folder: name.gguf, or a peft folder's name
+    full           train these of the model's own tensors instead of an adapter
+    output         where the result goes besides the run's folder: name.gguf, or (of an adapter) a peft folder's name
+    output_type    of a model: a type as `anytune quantize` has them, None: each tensor's own
     val_file       validation data, or a list (--val-file); val_split: or a fraction of `data` (--val-split)
     assistant_loss_only, chat_template (a file), format, columns, overflow: see anytune.text.build_dataset
     memory         bytes; threads: None: what a probe finds to pay, or as many as a checkpoint was made with
@@ -87,6 +92,10 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     """
     settings = _settings(settings, hyper)
     _check_files(data, val_file, val_split, settings)
+    if full is not None and (lora is not None or adapter is not None):
+        raise UserError("Train an adapter or the model itself (--full), not both in one run.")
+    if full is not None and shard:
+        raise UserError("--shard shares out a frozen base, and with --full the base is what is trained: leave it out.")
     model = _load(model, local_device(device), threads, memory)
     team = _join(model.engine, shard)
     console = Console(quiet=quiet or team.rank > 0)
@@ -95,11 +104,11 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
         options = {"assistant_loss_only": assistant_loss_only, "format": format, "columns": columns,
                    "overflow": overflow}
         record = {"model": model.gguf.path, "data": data, "val_file": val_file, "val_split": val_split,
-                  "chat_template": chat_template, "output_adapter": output_adapter, **options}
+                  "chat_template": chat_template, "output": output, "output_type": output_type, **options}
         sets = _data(model, template, data, val_file, val_split, options, settings, console)
-        output = Path(output_adapter) if output_adapter is not None else None
-        job = _Job(model, template, sets, settings, console, output, team)
-        made = job.run(lora, adapter, threads, record, progress)
+        job = _Job(model, template, sets, settings, console, Path(output) if output is not None else None, team)
+        made = job.run(lambda job: _adapter_of(job, lora, adapter) if full is None else
+                       _model_of(job, full, output_type), threads, record, progress)
         team.leave()
         return made
     except BaseException:
@@ -130,14 +139,15 @@ class _Job:
                         f"processes have nothing to do: raise -b to {team.size * self.settings.ubatch} or more, or "
                         "lower -ub.")
 
-    def run(self, lora, adapter, threads: int | None, record: dict, progress) -> Run:
+    def run(self, start, threads: int | None, record: dict, progress) -> Run:
+        """start(self) -> (trainee, product)."""
         settings, say, team = self.settings, self.console.say, self.team
         identity = _plain({"base": self.model.gguf.sha256(), "data": self.train_set.fingerprint,
                            "validation": self.val_set.fingerprint if self.val_set is not None else None,
                            "settings": settings.exact()})
         _same_job(team, identity | {"settings": identity["settings"] | _rhythm(settings, self.model.engine, team)})
         _same_threads(self.model.engine, threads, team.lead(lambda: recorded_engine(settings, identity)), team)
-        self.trainee = _trainee(self.model, lora, adapter, settings, self.longest)
+        self.trainee, self.product = start(self)
         engine = self.model.engine.identity() | ({"processes": team.size} if team.size > 1 else {})
         if team.size > 1:
             say(f"Trains with {team.size} processes, which share out the micro-batches of each step")
@@ -149,13 +159,13 @@ class _Job:
         record = _plain(record | {"settings": dataclasses.asdict(settings), "total_steps": self.plan.total,
                                   "data_report": self.train_set.report})
         run, run_id, found = _open(team, settings, self.model.gguf.path.stem, identity, record, say)
+        run.file = self.product.file
         say(f"Run: {run.path}")
         if self.output is None:
-            team.lead(lambda: self._trial(run.adapter))
+            team.lead(lambda: say(f"Saving: {self.product.trial(run.product)}"))
         trainer = Trainer(self.trainee, self.train_set, self.val_set, settings, run, run_id=run_id,
                           identity=identity, engine=engine, resume=found, console=self.console,
-                          progress=progress, plan=self.plan, make_adapter=self._adapter,
-                          load_adapter=self._load_adapter, team=team)
+                          progress=progress, plan=self.plan, product=self.product, team=team)
         try:
             result = trainer.run()
         except Lost as error:
@@ -178,33 +188,32 @@ class _Job:
         if peak:
             say(f"Memory: {size(peak)} at most, {size(self.trainee.estimate.peak_bytes)} were estimated")
         self.model.engine.release()
-        if self.output is not None and result.adapter_path is not None:
-            team.lead(lambda: _deliver(result, self.output, self.model.gguf))
-        say(_ending(result, self.output))
+        if self.output is not None and result.path is not None:
+            team.lead(lambda: self._deliver(result.path))
+        say(_ending(result, self.output, self.product))
         parts = {field.name: getattr(result, field.name) for field in dataclasses.fields(Result)}
         return Run(**parts, output=self.output)
 
     def _try_places(self) -> None:
-        """Is there room on the disks, and can the adapter be saved where it is wanted?"""
+        """Is there room on the disks, and can the result be saved where it is wanted?"""
         home = Path(self.settings.run_dir or ".")
         folders = [home, Path(self.settings.checkpoint_save_dir or home)]
-        preflight.check_disk(self.trainee, folders, self.settings, self.output)
+        preflight.check_disk(self.trainee, self.product, folders, self.settings, self.output)
         if self.output is not None:
-            self._trial(self.output)
+            self.console.say(f"Saving: {self.product.trial(self.output)}")
 
-    def _trial(self, path: Path) -> None:
-        preflight.trial_save(self._adapter(), path, self._load_adapter, self.model.gguf)
-        self.console.say(f"Saving: tried in {path.resolve().parent}, and reads back as written")
+    def _deliver(self, made: Path) -> None:
+        try:
+            self.product.deliver(made, self.output)
+        except OSError as error:
+            raise UserError(f"The {self.product.noun} cannot be written to {self.output}: {error.strerror or error}; "
+                            f"it is kept as {made}.") from None
 
-    def _adapter(self):
-        """The parameters now, without a copy, with the template that the data went through."""
-        made = self.trainee.adapter(copy=False)
-        chats = self.train_set.report.get("chats", 1)  # what was trained as plain text is served as plain text
-        made.chat_template = getattr(self.template, "source", None) if chats else None
-        return made
-
-    def _load_adapter(self, path: Path):
-        return _read_adapter(path, self.model.gguf)
+    @property
+    def template_source(self) -> str | None:
+        """The template that the data went through; None: it was plain text, and is served as such."""
+        chats = self.train_set.report.get("chats", 1)
+        return getattr(self.template, "source", None) if chats else None
 
 
 def _settings(settings: TrainSettings | None, hyper: dict) -> TrainSettings:
@@ -323,41 +332,30 @@ def _data(model, template, data, val_file, val_split, options, settings, console
     return train_set.split(val_split, settings.seed) if val_split else (train_set, None)
 
 
-def _trainee(model, lora, adapter, settings, longest):
+def _adapter_of(job: _Job, lora, adapter):
     from anytune.model import Lora
+    model, settings = job.model, job.settings
     if isinstance(adapter, (str, os.PathLike)):
-        adapter = _read_adapter(Path(adapter), model.gguf)
-    return model.trainee(lora or Lora(seed=settings.seed), adapter=adapter, ubatch=settings.ubatch,
-                         context=longest)
+        adapter = read_adapter(Path(adapter), model.gguf)
+    trainee = model.trainee(lora or Lora(seed=settings.seed), adapter=adapter, ubatch=settings.ubatch,
+                            context=job.longest)
+    return trainee, AdapterProduct(trainee, model.gguf, job.template_source)
 
 
-def _read_adapter(path: Path, gguf):
-    from anytune.adapter import Adapter
-    return Adapter.load(path, gguf=gguf)
+def _model_of(job: _Job, full, kind: str | None):
+    trainee = job.model.full_trainee(full, ubatch=job.settings.ubatch, context=job.longest)
+    return trainee, ModelProduct(trainee, job.model.gguf, job.template_source, kind)
 
 
-def _deliver(result: Result, output: Path, gguf) -> None:
-    """Put the run's adapter where it was asked for: the same bytes, or converted to a peft folder."""
-    from anytune.train.trainer import copy
-    try:
-        if output.suffix.lower() == ".gguf":
-            copy(result.adapter_path, output)
-        else:
-            preflight.save_adapter(result.adapter, output, gguf)
-    except OSError as error:
-        raise UserError(f"The adapter cannot be written to {output}: {error.strerror or error}; it is kept "
-                        f"as {result.adapter_path}.") from None
-
-
-def _ending(result: Result, output: Path | None) -> str:
+def _ending(result: Result, output: Path | None, product) -> str:
     steps = f"after step {result.step} of {result.total_steps}"
     head = {"finished": f"Finished {steps}.", "early": f"Stopped {steps}: validation was no longer better.",
             "interrupted": f"Interrupted {steps}."}[result.stopped]
     parts = [head]
     if result.best:
         parts.append(f"Best validation loss {result.best['val_loss']:.4f} at step {result.best['step']}.")
-    if result.adapter_path is not None:
-        parts.append(f"Adapter: {output or result.adapter_path}")
+    if result.path is not None:
+        parts.append(f"{product.noun.capitalize()}: {output or result.path}")
     if result.stopped == "interrupted":
         where = result.checkpoint or "auto"
         parts.append(f"Continue with the same command and --resume-from {where}" if result.checkpoint

@@ -56,7 +56,7 @@ def _best() -> str:
 
 
 def launch(args: Sequence[str], count: int, device: str, debug: bool = False) -> int:
-    """Run `anytune train ARGS` in `count` processes -> the exit code."""
+    """Run `anytune ARGS`, the command first, in `count` processes -> the exit code."""
     with tempfile.TemporaryDirectory(prefix="anytune-team-") as folder:
         return _Family(list(args), count, device, Path(folder), debug).run()
 
@@ -70,7 +70,7 @@ class _Family:
         self.children: list[subprocess.Popen] = []
         self.stdin, self.life = os.pipe()   # of the children; that this process lives (see follow_parent)
         self.ended: list[int] = []     # ranks, in the order in which they ended
-        self.command = [sys.executable, "-m", "anytune", "train", *args, "--device", device]
+        self.command = [sys.executable, "-m", "anytune", *args, "--device", device]
         self.common = {**os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), REPORT: str(folder),
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         if debug:

@@ -38,18 +38,18 @@ def report(trainee, plan: Plan, val, settings: TrainSettings, flops_per_second: 
     return "\n".join(lines)
 
 
-def check_disk(trainee, folders: list[Path], settings: TrainSettings, output: Path | None) -> None:
-    """Raise UserError if checkpoints and adapters will not fit on their disks.
+def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, output: Path | None) -> None:
+    """Raise UserError if checkpoints and what is made (see product.py) will not fit on their disks.
 
     folders: where the run and its checkpoints will stand (they need not exist yet).
     """
     state = sum(array.nbytes for array in trainee.state().values())
-    adapter = 4 * trainee.n_parameters
+    made = product.nbytes()
     run, checkpoints = folders
     wants = [(checkpoints, state * (settings.keep_checkpoints + 1),
-              "--checkpoint-save-dir or --keep-checkpoints"), (run, 3 * adapter, "--run-dir")]
+              "--checkpoint-save-dir or --keep-checkpoints"), (run, 3 * made, "--run-dir")]
     if output is not None:
-        wants.append((output.resolve().parent, adapter, "--output-adapter"))
+        wants.append((output.resolve().parent, made, product.flag))
     needed: dict[int, int] = {}
     for folder, amount, flag in wants:
         folder = next((f for f in (folder.resolve(), *folder.resolve().parents) if f.exists()), folder)

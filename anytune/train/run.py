@@ -1,4 +1,4 @@
-"""A run's folder: settings.json, metrics.jsonl, train.log, loss.svg, adapter.gguf and checkpoints/."""
+"""A run's folder: settings.json, metrics.jsonl, train.log, loss.svg, adapter.gguf or model.gguf, and checkpoints/."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from anytune.errors import UserError
 from anytune.files import atomic_write
 
 MAX_SETTINGS = 16 << 20     # bytes
-OURS = ("settings.json", "metrics.jsonl", "adapter.gguf", "best.gguf")
+OURS = ("settings.json", "metrics.jsonl", "adapter.gguf", "model.gguf", "best.gguf")
 
 
 @dataclass
 class RunFolder:
-    """Paths of one run. Held by one process at a time: see lock()."""
+    """Paths of one run. Held by one process at a time: see lock(). file: the name of what it makes."""
 
     path: Path
     checkpoints: Path
+    file: str = "adapter.gguf"
 
     @property
     def name(self) -> str:
@@ -49,8 +50,8 @@ class RunFolder:
         return self.path / "best.gguf"
 
     @property
-    def adapter(self) -> Path:
-        return self.path / "adapter.gguf"
+    def product(self) -> Path:
+        return self.path / self.file
 
 
 def new_run(run_dir: str | None, name: str, save_dir: str | None) -> RunFolder:

@@ -44,12 +44,12 @@ from anytune.train.tensors import CHUNK
 class Result:
     """How a run ended.
 
-    stopped: "finished", "early" (validation no longer better) or "interrupted"; adapter_path: the adapter in
+    stopped: "finished", "early" (validation no longer better) or "interrupted"; path: the adapter (or model) in
     the run's folder, the best on validation if there was one, else the last (None if no step was done);
-    best: {"step", "val_loss"} or None; load: reads an adapter's file.
+    best: {"step", "val_loss"} or None; load: reads an adapter's file, None: it is no adapter.
     """
 
-    adapter_path: Path | None
+    path: Path | None
     run_dir: Path
     stopped: str
     step: int
@@ -60,8 +60,8 @@ class Result:
 
     @functools.cached_property
     def adapter(self) -> Any:
-        """The adapter at adapter_path, read when it is first asked for; None if there is none."""
-        return self.load(self.adapter_path) if self.load and self.adapter_path else None
+        """The adapter at path, read when it is first asked for; None if there is none."""
+        return self.load(self.path) if self.load and self.path else None
 
     @property
     def metrics(self) -> list[dict]:
@@ -93,13 +93,12 @@ def _bad(value) -> bool:
 class Trainer:
     """One run of a trainee over a data set.
 
-    trainee      computes: accumulate, evaluate, update, state, load_state, adapter (see anytune.model)
+    trainee      computes: accumulate, evaluate, update, state, load_state (see anytune.model)
     train, val   Dataset; val may be None
     run          the run's folder (see run.py); run_id, identity and engine go into its checkpoints
     resume       a verified checkpoint of this identity, or None
     progress     called with each metrics row as a dict (after it is written)
-    make_adapter gives the adapter to save at once, without a copy where possible
-    load_adapter reads back an adapter file that its save() wrote, for Result.adapter
+    product      what is made of it: now().save(path), load, noun, again (see product.py)
     team         the processes that train together, this one among them
     """
 
@@ -107,8 +106,7 @@ class Trainer:
                  identity: dict | None = None, engine: dict | None = None, resume: Checkpoint | None = None,
                  console: Console | None = None,
                  progress: Callable[[dict], None] | None = None, plan: Plan | None = None,
-                 make_adapter: Callable[[], object] | None = None,
-                 load_adapter: Callable[[Path], object] | None = None, team: Solo | None = None):
+                 product: Any = None, team: Solo | None = None):
         self.team = team or Solo()
         self.leads = self.team.rank == 0
         self.trainee, self.train, self.val, self.settings = trainee, train, val, settings
@@ -117,8 +115,7 @@ class Trainer:
         self.console, self.progress = console or Console(quiet=True), progress
         self.plan = plan or Plan(train, settings)
         self.schedule = Schedule.of(settings, self.plan.total)
-        self.make_adapter = make_adapter or (lambda: trainee.adapter(copy=False))
-        self.load_adapter = load_adapter
+        self.product = product
         self.resume = resume
         self.step, self.best, self.waited = 0, None, 0
         self.pending: dict | None = None        # a row whose step is done and whose evaluation is not
@@ -301,9 +298,9 @@ class Trainer:
 
     def _save_best(self, step: int) -> bool:
         try:
-            self.make_adapter().save(self.run_folder.best)
+            self.product.now().save(self.run_folder.best)
         except (OSError, UserError) as error:
-            self.console.say(f"The best adapter so far (step {step}) cannot be kept: {_why(error)}")
+            self.console.say(f"The best {self.product.noun} so far (step {step}) cannot be kept: {_why(error)}")
             return False
         return True
 
@@ -390,20 +387,20 @@ class Trainer:
         folder = self.run_folder
         if self.step > 0 and (self.saved_step != self.step or self.pending):
             self._checkpoint()
-        self.team.lead(self._write_adapter)
-        return Result(folder.adapter if self.step > 0 else None, folder.path, stopped, self.step,
-                      self.plan.total, self.best, self.saved, self.load_adapter)
+        self.team.lead(self._write_product)
+        return Result(folder.product if self.step > 0 else None, folder.path, stopped, self.step,
+                      self.plan.total, self.best, self.saved, self.product.load)
 
-    def _write_adapter(self) -> None:
+    def _write_product(self) -> None:
         folder = self.run_folder
         if self.step > 0 and self.best is None and not self._sound():   # the last update was too much
             raise UserError(f"After step {self.step} the parameters are no longer finite. "
                             f"{f'The last good state is {self.saved}. ' if self.saved else ''}{self._advice()}")
         if self.step > 0:
             if self.best is None:
-                self.make_adapter().save(folder.adapter)
+                self.product.now().save(folder.product)
             else:
-                copy(folder.best, folder.adapter)
+                copy(folder.best, folder.product)
             self._plot()
 
     def _plot(self) -> None:
@@ -425,8 +422,8 @@ class Trainer:
             lines = lines[:300] + "…"
         kept = ""
         if self.step > 0 and self._sound():
-            self.make_adapter().save(self.run_folder.adapter)
-            kept = f"What was learned before is in {self.run_folder.adapter} (--lora continues from it). "
+            self.product.now().save(self.run_folder.product)
+            kept = f"What was learned before is in {self.run_folder.product} ({self.product.again}). "
         elif self.saved:
             kept = f"The last good state is {self.saved}. "
         return f"Step {step}: {what}, so training stopped before applying it ({lines}). {kept}{self._advice()}"

@@ -33,6 +33,19 @@ class FakeAdapter:
         return cls({"bigram": (values[:r * v].reshape(r, v), values[r * v:].reshape(v, r))})
 
 
+class FakeProduct:
+    noun, file, flag, again, load = "adapter", "adapter.gguf", "--output-adapter", "--lora", FakeAdapter.load
+
+    def __init__(self, trainee):
+        self.trainee = trainee
+
+    def now(self):
+        return self.trainee.adapter(copy=False)
+
+    def nbytes(self) -> int:
+        return 4 * self.trainee.n_parameters
+
+
 class FakeTrainee:
     """logits[t] = b @ (a[:, ids[t]] * dropout mask); the interface is Model.trainee()'s."""
 

@@ -13,7 +13,7 @@ from anytune.train.progress import Console
 from anytune.train.resume import open_run
 from anytune.train.settings import TrainSettings
 from anytune.train.trainer import Trainer, copy
-from tests.train.fake import FakeAdapter, FakeTrainee, chain_dataset
+from tests.train.fake import FakeProduct, FakeTrainee, chain_dataset
 
 SETTINGS = {"context": 32, "ubatch": 32, "batch": 96, "epochs": 3, "lr": 0.05, "checkpoint_save_steps": 2,
             "val_every": 3, "warmup_ratio": 0.1}
@@ -33,16 +33,15 @@ def job(run_dir: Path | None, *, train=None, val=None, trainee=None, prepare=Non
                 "settings": settings.exact(), "trainee": trainee.spec}
     run, run_id, found = open_run(settings, "toy", identity, {"model": "toy.gguf"}, console.say)
     trainer = Trainer(trainee, train, val or None, settings, run, run_id=run_id, identity=identity,
-                      resume=found, console=console, plan=Plan(train, settings),
-                      load_adapter=FakeAdapter.load)
+                      resume=found, console=console, plan=Plan(train, settings), product=FakeProduct(trainee))
     if prepare:
         prepare(trainer)
     try:
         result = trainer.run()
     finally:
         console.close()
-    if result.adapter_path:
-        copy(result.adapter_path, run.path / "out.gguf")
+    if result.path:
+        copy(result.path, run.path / "out.gguf")
     return result, trainer
 
 

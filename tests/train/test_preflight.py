@@ -10,7 +10,7 @@ from anytune.train import preflight
 from anytune.train.plan import Plan
 from anytune.train.progress import Console, duration, progress_line, size
 from anytune.train.settings import TrainSettings
-from tests.train.fake import FakeAdapter, FakeTrainee, chain_dataset
+from tests.train.fake import FakeAdapter, FakeProduct, FakeTrainee, chain_dataset
 from tests.train.jobs import full_disk, operations
 
 ROW = {"step": 3, "epoch": 0.5, "loss": 2.345678, "val_loss": None, "lr": 2e-4, "grad_norm": 1.0,
@@ -54,10 +54,10 @@ def test_the_trial_save_finds_a_bad_place(tmp_path):
 
 def test_the_disk_is_checked(tmp_path, monkeypatch):
     trainee, settings = FakeTrainee(), TrainSettings()
-    preflight.check_disk(trainee, [tmp_path / "no" / "yet", tmp_path], settings, tmp_path / "a.gguf")
+    preflight.check_disk(trainee, FakeProduct(trainee), [tmp_path / "no" / "yet", tmp_path], settings, tmp_path / "a.gguf")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="--keep-checkpoints"):
-        preflight.check_disk(trainee, [tmp_path, tmp_path], settings, None)
+        preflight.check_disk(trainee, FakeProduct(trainee), [tmp_path, tmp_path], settings, None)
 
 
 def test_plain_lines_when_not_a_terminal(tmp_path):

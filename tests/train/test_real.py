@@ -41,10 +41,10 @@ def test_finetune_learns_and_leaves_a_run(model, chats, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = anytune.load(model, threads=1)
     run = anytune.finetune(loaded, chats, lora=anytune.Lora(rank=4), epochs=3, val_split=0.2,
-                           assistant_loss_only=True, output_adapter="out.gguf", **SMALL)
+                           assistant_loss_only=True, output="out.gguf", **SMALL)
     assert run.stopped == "finished" and run.exit_code == 0 and run.output.exists()
     assert run.metrics[-1]["loss"] < 0.8 * run.metrics[0]["loss"]
-    assert run.output.read_bytes() == run.adapter_path.read_bytes()
+    assert run.output.read_bytes() == run.path.read_bytes()
     names = {p.name for p in run.run_dir.iterdir()}
     assert {"settings.json", "metrics.jsonl", "train.log", "loss.svg", "adapter.gguf", "checkpoints"} <= names
     adapter = anytune.Adapter.load(run.output, gguf=loaded.gguf)
@@ -81,7 +81,7 @@ def test_the_first_loss_is_the_models_own(model, chats, tmp_path):
 
 def test_continue_from_an_adapter_and_save_for_peft(model, chats, tmp_path):
     first = train(model, chats, lora=anytune.Lora(rank=4), epochs=2, run_dir=str(tmp_path / "one"), **SMALL)
-    second = train(model, chats, adapter=first.adapter_path, epochs=1, output_adapter=tmp_path / "peft",
+    second = train(model, chats, adapter=first.path, epochs=1, output=tmp_path / "peft",
                    run_dir=str(tmp_path / "two"), **SMALL)
     assert second.metrics[0]["loss"] < 0.9 * first.metrics[0]["loss"]
     assert (tmp_path / "peft" / "adapter_config.json").exists()
@@ -112,7 +112,7 @@ def test_a_resume_takes_as_many_threads_as_before(model, chats, tmp_path):
     options["threads"] = None
     run = train(again, chats, run_dir=str(tmp_path / "run"), resume_from="auto", **options)
     assert again.engine.workers.count == 2
-    assert run.adapter_path.read_bytes() == calm.adapter_path.read_bytes()
+    assert run.path.read_bytes() == calm.path.read_bytes()
 
 
 @pytest.mark.parametrize("options, words", [

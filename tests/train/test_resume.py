@@ -113,7 +113,7 @@ def test_an_orderly_stop_saves_and_continues_exactly(calm, tmp_path, number, at)
     trainee.on_micro = stop_at
     result, trainer = job(tmp_path / "run", trainee=trainee, checkpoint_save_steps=0)
     assert result.stopped == "interrupted" and count == at
-    assert (result.adapter_path is None) == (result.step == 0)
+    assert (result.path is None) == (result.step == 0)
     result, _ = job(tmp_path / "run", resume_from="auto", checkpoint_save_steps=0)
     assert result.stopped == "finished"
     assert same_end(calm, tmp_path / "run", "out.gguf") is None

@@ -147,7 +147,7 @@ def trainings(folder: Path) -> dict:
     for name, changes in (("two", {}), ("one-two", {"resume_from": resumed}),
                           ("shard", {"shard": True, "progress": lambda row: late.append(known[0].late)})):
         run = train(folder, name, **changes)
-        made[name] = str(run.adapter_path)
+        made[name] = str(run.path)
         run.adapter.save(folder / f"{name}-{os.environ['RANK']}.gguf")
     made["late"], made["slices"] = late, len(known)
     return made
