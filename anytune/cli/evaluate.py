@@ -114,6 +114,43 @@ def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs
         raise UserError(facts["judge"]["error"])
 
 
+@evaluate.command(cls=Command, short_help="Measure how near answers come to an author's held-out messages.", example="""
+    anytune evaluate style -m model.gguf --lora mine.gguf -f data/test.jsonl -o report.html
+    anytune evaluate style -m model.gguf --lora mine.gguf -f messages.jsonl -n 128 --json
+""")
+@model_options
+@click.option("-f", "--file", "file", required=True, metavar="FILE",
+              help="Messages of one author that were not trained on: chats whose last turn is the author's, prompt and "
+              "completion, or text alone.")
+@answering_options
+@json_option
+def style(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: tuple[str, ...], raw: bool | None,
+          chat_template: str | None, sampling: dict[str, Any], limit: int | None, as_json: bool, **rest: Any) -> None:
+    """Let the base and its adapters answer what the author answered, and measure how near they come to the author.
+
+    Style is measured as distances to the author's messages: function words (Burrows's Delta), punctuation, sentence length
+    and standing lines; the author's own halves show what distance means nothing. The messages' perplexity, and the
+    measures of `evaluate compare`, stand beside it.
+    """
+    from anytune.evaluation.prompts import read_prompts
+    from anytune.evaluation.style import style as run
+    from anytune.evaluation.style_report import report, text
+    from anytune.sampling import Sampling
+
+    how, places = Sampling(**sampling), _places(outputs)
+    columns = _columns(rest)
+    prompts = read_prompts(existing_file(file, "message"), columns, limit)
+    loaded = load_model(model, engine)
+    with Phases(as_json) as phases:
+        facts = run(loaded, prompts, _adapters(loras, loaded), name=file, how=how, progress=phases.to,
+                    chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
+    _put(report(facts), places)
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo("\n".join([text(facts), *map(str, places)]))
+
+
 class Phases:
     """Progress of a run that does one thing after another: a line for each."""
 

@@ -32,6 +32,15 @@ def interval(value: float, samples: np.ndarray) -> tuple[float, float, float]:
     return float(value), float(low), float(high)
 
 
+def normal_interval(value: float, samples: np.ndarray, least: float = -np.inf) -> tuple[float, float, float]:
+    """(value, low, high) by the samples' standard deviation. For distances, which every resampling makes larger, so that
+    the samples need not surround the value. least: what the figure cannot fall below."""
+    finite = samples[np.isfinite(samples)]
+    half = 1.959964 * float(finite.std(ddof=1)) if finite.size > 1 else float("nan")
+    low = value - half
+    return float(value), max(least, low) if np.isfinite(low) else low, value + half
+
+
 def mean_interval(values: Sequence[float] | np.ndarray, draws: np.ndarray) -> tuple[float, float, float]:
     """A mean with its interval; NaN where no item is known."""
     values = np.asarray(values, np.float64)
