@@ -73,7 +73,7 @@ def in_transformers(folder: Path, model: Model, adapter: Adapter | None, exact: 
     return facts
 
 
-def in_peft(folder: Path, model: Model, adapter: Adapter, threads: int | None = None) -> dict[str, Any]:
+def in_peft(folder: Path, model: Model, adapter: Adapter) -> dict[str, Any]:
     """Load a peft folder on the base in transformers, of which a float32 copy is written to a temporary folder."""
     from anytune.export.huggingface import save
 
@@ -83,7 +83,7 @@ def in_peft(folder: Path, model: Model, adapter: Adapter, threads: int | None = 
 
     with tempfile.TemporaryDirectory(prefix="anytune-peft-") as name:
         base = Path(name) / "base"
-        save(model.gguf, None, base, dtype="f32", threads=threads, tokenizer=False)
+        save(model.gguf, None, base, dtype="f32", tokenizer=False)
         facts = in_transformers(base, model, adapter, True,
                                 lambda loaded: peft.PeftModel.from_pretrained(loaded, folder).eval())
     return {**facts, "peer": "transformers + peft"}

@@ -39,7 +39,7 @@ LEFT_OUT = ("rope_freqs.weight",)  # config.json says it
 
 
 def save(base: GGUF, adapter: Adapter | None, folder: str | os.PathLike, *, dtype: str = "bf16", shard: int = SHARD,
-         tokenizer: bool = True, template: str | None = None, threads: int | None = None,
+         tokenizer: bool = True, template: str | None = None,
          progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Write config.json, generation_config.json, the tokenizer and the weights of base and adapter to a new folder.
 

@@ -1,0 +1,191 @@
+"""anytune export: a trained model for other programs. Merging is in export_merge.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from anytune.cli.common import Command, json_option, load_model, model_options, note, print_json
+from anytune.errors import UserError
+
+if TYPE_CHECKING:
+    from anytune.adapter import Adapter
+    from anytune.model import Model
+
+
+class _Group(click.Group):
+    """Lists the commands in the order in which they are added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Group)
+def export() -> None:
+    """Write a trained model for llama.cpp, Ollama, LM Studio, transformers, peft or MLX.
+
+    Each result is loaded in the program that it is for, and its distributions are compared with what was trained.
+    """
+
+
+_LORA = (
+    click.option("--lora", "loras", multiple=True, metavar="ADAPTER",
+                 help="A LoRA adapter: a GGUF file or a peft folder. May be repeated; the changes add up."),
+    click.option("--lora-scaled", "scaled", multiple=True, metavar="ADAPTER:SCALE",
+                 help="An adapter times a factor, such as b.gguf:0.5. May be repeated."),
+)
+verify_option = click.option("--no-verify", is_flag=True, help="Do not load the result in the program that it is for.")
+
+
+def lora_options(command: Callable) -> Callable:
+    for option in reversed(_LORA):
+        command = option(command)
+    return command
+
+
+def adapters_of(loras: tuple[str, ...], scaled: tuple[str, ...]) -> list[tuple[str, float]]:
+    """[(path, weight)] as llama.cpp's flags mean them."""
+    found = [(path, 1.0) for path in loras]
+    for text in (part for item in scaled for part in item.split(",")):
+        path, colon, factor = text.rpartition(":")
+        try:
+            found.append((path, float(factor)))
+        except ValueError:
+            colon = ""
+        if not (colon and path):
+            raise UserError(f"--lora-scaled takes ADAPTER:SCALE, such as b.gguf:0.5, not {text!r}.")
+    return [(os.path.expanduser(path), weight) for path, weight in found]
+
+
+def open_pair(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...],
+              needed: bool = True) -> tuple[Model, Adapter | None]:
+    """The model, and the adapters as one; None if none is needed and given."""
+    from anytune.export.adapters import load
+
+    sources = adapters_of(loras, scaled)
+    if needed and not sources:
+        raise UserError("There is no adapter to export: name one with --lora.")
+    if engine["device"] == "auto":
+        engine["device"] = "numpy"  # what is compared is float32's, whatever is fastest here
+    loaded = load_model(model, engine)
+    adapter = load(sources, loaded.gguf) if sources else None
+    if adapter is not None and adapter.base_sha256 and adapter.base_sha256 != loaded.gguf.sha256():
+        note("the adapter was trained on another file than this: it may fit less well here")
+    return loaded, adapter
+
+
+def finish(facts: dict[str, Any], checks: list[dict[str, Any]], as_json: bool, lines: list[str]) -> int:
+    """Print facts or lines, then what the checks found; the exit code is 1 if one failed."""
+    from anytune.export.checks import line
+
+    ok = all(check["ok"] is not False for check in checks)
+    if as_json:
+        print_json({**facts, "checks": checks, "ok": ok})
+    else:
+        click.echo("\n".join([*lines, *map(line, checks)]))
+    return 0 if ok else 1
+
+
+@export.command(cls=Command, short_help="An adapter as a peft folder, for transformers.", example="""
+    anytune export peft -m model.gguf --lora adapter.gguf -o adapter-peft
+""")
+@model_options
+@lora_options
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
+@verify_option
+@json_option
+def peft(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], output: str, no_verify: bool,
+         as_json: bool) -> int:
+    """Write an adapter (or the sum of several) as a peft folder.
+
+    Names and the order of rows become Hugging Face's. It is verified on the base's own weights in transformers: needs
+    `pip install 'anytune[hf]'` and memory for the model in float32.
+    """
+    from anytune.export import checks
+    from anytune.export.folder import check_new, new_folder
+
+    check_new(Path(output))
+    loaded, adapter = open_pair(model, engine, loras, scaled)
+    with new_folder(output, 4 * adapter.n_parameters) as made:
+        adapter.save_peft(made, loaded.gguf)
+    found = [] if no_verify else [checks.in_peft(Path(output), loaded, adapter)]
+    return finish(_facts(output, adapter), found, as_json, [output])
+
+
+@export.command(cls=Command, short_help="A peft folder as a GGUF adapter, for llama.cpp.", example="""
+    anytune export gguf -m model.gguf --lora adapter-peft -o adapter.gguf
+    anytune export gguf -m model.gguf --lora a.gguf --lora-scaled b.gguf:0.5 -o both.gguf
+""")
+@model_options
+@lora_options
+@click.option("-o", "--output", required=True, metavar="GGUF", help="The file to write.")
+@verify_option
+@json_option
+def gguf(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], output: str, no_verify: bool,
+         as_json: bool) -> int:
+    """Write an adapter (or the sum of several) as a GGUF file that llama.cpp loads beside the model."""
+    from anytune.export import checks
+
+    if not output.lower().endswith(".gguf"):
+        raise UserError(f"-o {output} must end in .gguf: llama.cpp's form is a file.")
+    loaded, adapter = open_pair(model, engine, loras, scaled)
+    if Path(output).exists() and Path(output).samefile(loaded.gguf.path):
+        raise UserError(f"{output} is the model itself: give the adapter another name.")
+    adapter.save(output)
+    found = [] if no_verify else [checks.in_llamacpp(loaded, output, threads=engine["threads"])]
+    return finish(_facts(output, adapter), found, as_json, [output])
+
+
+def _facts(path: str, adapter: Adapter) -> dict[str, Any]:
+    return {"path": path, "tensors": len(adapter.tensors), "rank": adapter.rank, "alpha": adapter.alpha,
+            "rslora": adapter.rslora}
+
+
+def _folder_command(name: str, text: str) -> None:
+    """One command under two names: MLX reads the folder that transformers reads."""
+    @export.command(name, cls=Command, short_help=text, example=f"""
+        anytune export {name} -m model.gguf --lora adapter.gguf -o merged-{name}
+    """)
+    @model_options
+    @lora_options
+    @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
+    @click.option("--dtype-out", "dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True,
+                  help="Number format of the weights.")
+    @click.option("--chat-template", metavar="FILE", help="A Jinja file, in place of the adapter's or the model's template.")
+    @verify_option
+    @json_option
+    def command(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], output: str, dtype: str,
+                chat_template: str | None, no_verify: bool, as_json: bool) -> int:
+        """Write model and adapter, merged, as a folder with config.json, tokenizer files and model.safetensors.
+
+        The weights are the GGUF file's, dequantized, with the adapter added (without --lora just the model). Files above
+        5 GiB are split. transformers and MLX load the folder; it is verified in transformers.
+        """
+        from anytune.cli.common import read_text
+        from anytune.cli.progress import Progress
+        from anytune.export import checks
+        from anytune.export.folder import check_new
+        from anytune.export.huggingface import save
+        from anytune.units import bytes_text
+
+        check_new(Path(output))
+        template = None if chat_template is None else read_text(chat_template)
+        loaded, adapter = open_pair(model, engine, loras, scaled, needed=False)
+        with Progress("export", "weights", quiet=as_json) as progress:
+            facts = save(loaded.gguf, adapter, output, dtype=dtype, template=template, progress=progress.to)
+        found = []
+        if not no_verify:
+            why = checks.transformers_missing(loaded)
+            found = [checks.skipped("transformers", why) if why
+                     else checks.in_transformers(Path(output), loaded, adapter, dtype == "f32")]
+        return finish(facts, found, as_json, [
+            f"{facts['tensors']} tensors in {dtype}, {bytes_text(facts['bytes'])} in {facts['shards']} file"
+            f"{'s' if facts['shards'] > 1 else ''}", output])
+
+
+_folder_command("hf", "The merged model as a folder for transformers.")
+_folder_command("mlx", "The same folder, which MLX loads too.")
