@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -32,34 +30,13 @@ PACKAGES = ("anytune", "numpy", "numba", "torch", "transformers", "peft", "xllam
 # ---- the machine -----------------------------------------------------------------------------------------
 
 def machine() -> dict[str, Any]:
-    """CPU model, cores that may be used, memory, load of the last minute before the run."""
-    model, flags = platform.processor() or platform.machine(), set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() == "flags":
-                flags = set(value.split())
-                break
-    except OSError:
-        pass
-    simd = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if name in flags]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {"cpu": model, "simd": simd, "cores": cores, "memory_gib": round(memory / 2**30, 1),
-            "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(),
-            "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None}
+    from anytune.benchmark.machine import machine as found
+    return found()
 
 
 def versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    return found
+    from anytune.benchmark.machine import versions as found
+    return found(PACKAGES)
 
 
 def commit() -> str | None:
