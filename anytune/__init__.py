@@ -14,6 +14,7 @@ _PUBLIC = {  # name: (module, attribute)
     "load": ("anytune.model", "load"),
     "Model": ("anytune.model", "Model"),
     "Lora": ("anytune.model", "Lora"),
+    "Full": ("anytune.model", "Full"),
     "Adapter": ("anytune.adapter", "Adapter"),
     "finetune": ("anytune.train.finetune", "finetune"),
     "UserError": ("anytune.errors", "UserError"),
@@ -23,6 +24,7 @@ __all__ = ["__version__", *_PUBLIC]
 if TYPE_CHECKING:
     from anytune.adapter import Adapter as Adapter
     from anytune.errors import UserError as UserError
+    from anytune.model import Full as Full
     from anytune.model import Lora as Lora
     from anytune.model import Model as Model
     from anytune.model import load as load
