@@ -84,7 +84,7 @@ def test_flags_named_in_the_text_exist():
 
 
 def test_every_flag_of_train_is_documented():
-    text = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("training.md", "data.md"))
+    text = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("training.md", "data.md", "finetune.md"))
     named = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", text))
     for option in cli.commands["train"].params:
         if isinstance(option, click.Option) and not option.hidden and option.name != "help":
