@@ -9,32 +9,37 @@ from collections import Counter
 from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 from anytune.engine.count import Buffer, Shape
+from anytune.errors import UserError
 from anytune.gguf.blocks import BLOCKS
 
 from .arrays import lines
 from .kernels.blocks import TYPES
 from .loss import chunk_rows
+from .optimizers import partial_sums
 from .weights import WHOLE
 
 
-class _Frozen:
-    """A weight that is only a shape."""
+class _Matrix:
+    """A weight that is only a shape. gradient: None if it is frozen."""
 
     slow = False
 
-    def __init__(self, info):
-        self.out_features, self.in_features = info.shape
+    def __init__(self, shape, gradient=None):
+        self.out_features, self.in_features = shape
+        self.gradient = gradient
 
 
 class _Linears:
     """A group that is only shapes."""
 
-    def __init__(self, weights, slots, dropout: float):
+    def __init__(self, weights, slots, dropout: float, bias_gradients=None):
         self.weights, self.dropout = weights, dropout
         self.slots = tuple(slots or (None,) * len(weights))
         self.in_features = weights[0].in_features
         self.width = sum(lines(w.out_features) for w in weights)
         self.rank = sum(s.a.shape[0] for s in self.slots if s is not None)
+        self.trains = (any(s is not None for s in self.slots) or any(w.gradient is not None for w in weights)
+                       or any(g is not None for g in bias_gradients or ()))
 
 
 class WebGpuCount(Composed):
@@ -46,17 +51,21 @@ class WebGpuCount(Composed):
         self.engine, self.sizes, self.hold, self.capacity = engine, sizes, hold, capacity
         self.room, self.training, self.flops, self.bytes = 0, False, 0.0, 0
         self._free: Counter = Counter()
+        self._names: dict[tuple[int, ...], list[str]] = {}    # of the file's matrices, by shape
+        self._trained: list[tuple[int, int]] = []             # shapes
 
     def held(self, matrices: dict, groups: list) -> int:
-        """What weights take: bytes of the file (or float32 of a type that kernels do not know), or two streamed
-        ones."""
+        """What frozen weights take: bytes of the file (or float32 of a type that kernels do not know), or two streamed
+        ones; and the optimizers' sums over those that are trained."""
+        sums = 4 * partial_sums([a * b for a, b in self._trained], self._trained) if self._trained else 0
+
         def size(info) -> int:
             block = BLOCKS[info.type.name if info.type.name in TYPES else "F32"]
             return info.out_features * block.row_bytes(info.in_features)
         if self.hold == "blocks":
-            return sum(map(size, matrices.values()))
+            return sums + sum(map(size, matrices.values()))
         moving = [size(m) for name, m in matrices.items() if name not in WHOLE]
-        return 2 * max(moving, default=0) + sum(size(m) for name, m in matrices.items() if name in WHOLE)
+        return sums + 2 * max(moving, default=0) + sum(size(m) for name, m in matrices.items() if name in WHOLE)
 
     def begin(self, starts, capacity: int, key=(0, 0, 0)) -> None:
         self.capacity = capacity
@@ -79,7 +88,18 @@ class WebGpuCount(Composed):
         return tuple(whole.part(w) for w in widths)
 
     def weight(self, gguf, name, hold="blocks"):
-        return _Frozen(gguf.tensors[name])
+        shape = tuple(gguf.tensors[name].shape)
+        self._names.setdefault(shape, []).append(name)
+        return _Matrix(shape)
+
+    def trained(self, values, gradient):
+        device, size = self.engine.device, 4 * values.shape[0] * values.shape[1]
+        if size > device.max_buffer:
+            raise UserError(f"{' and '.join(self._names.get(values.shape, []))} would take {size >> 20} MiB as float32, and "
+                            f"{device.name} allows {device.max_buffer >> 20} MiB for one tensor: give --train-modules without "
+                            "it (embed is the largest)")
+        self._trained.append(values.shape)
+        return _Matrix(values.shape, gradient)
 
     def constant(self, gguf, name):
         """Not None: models ask whether a norm is there."""
@@ -90,8 +110,8 @@ class WebGpuCount(Composed):
 
     integers = host = vector
 
-    def group(self, weights, biases=None, slots=None, dropout=0.0, number=0):
-        return _Linears(weights, slots, dropout)
+    def group(self, weights, biases=None, slots=None, dropout=0.0, number=0, bias_gradients=None):
+        return _Linears(weights, slots, dropout, bias_gradients)
 
     def park(self, x):
         return x
@@ -121,8 +141,17 @@ class WebGpuCount(Composed):
     def rotate(self, q, k, gains, eps, table, positions, heads, halves):
         return (q, k) if gains is None else self.columns(q.shape[0], q.shape[1], k.shape[1])
 
-    def rotate_backward(self, dq, dk, *rest):
+    def rotate_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, halves, into=(None, None)):
+        for x, gradient in zip((q, k), into):
+            if gradient is not None:
+                self.gain_gradient(x, x, eps, gradient)
         return dq, dk
+
+    def gain_gradient(self, dy, x, eps, into):
+        self.array(x.shape[0], x.shape[1] // into.shape[0])
+
+    def embed_backward(self, dx, ids, scale, into):
+        self.flat(max(len(ids), self.capacity))
 
     def glu(self, gate, up, activation):
         return self.array(*gate.shape)
@@ -163,6 +192,7 @@ class WebGpuCount(Composed):
             through = self.array(tokens, group.in_features) if source is not None else None
             self.flops += 2.0 * tokens * (group.width + group.rank) * group.in_features
             del slices, through
+        self.flops += 2.0 * tokens * group.in_features * sum(w.out_features for w in group.weights if w.gradient is not None)
         del source, low
 
     def attention(self, q, k, v, heads: Heads):

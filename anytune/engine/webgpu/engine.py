@@ -11,6 +11,7 @@ from anytune.errors import UserError
 
 from . import attention as _attention
 from . import decode as _decode
+from . import gradients as _gradients
 from . import linear as _linear
 from . import loss as _loss
 from . import replay as _replay
@@ -25,7 +26,9 @@ from .groups import Group
 from .kernels import lookup as _lookup
 from .kernels import rows as _rows
 from .mail import Mail
+from .optimizers import Codes, Optimizers
 from .sizes import Sizes
+from .trained import Trained
 from .tune import Tuning
 from .weights import Part, Slot, Streamer, Weight
 
@@ -46,7 +49,7 @@ class WebGpuEngine(Composed):
         self.bounds = self.key = None                # of the stream under way: see begin()
         self.mail, self.streamer = Mail(self), Streamer(self)
         self.recorder, self.updater = _replay.Recorder(self), _update.Updater(self)
-        self.tokens = _decode.TokenTapes(self)
+        self.optimizers, self.tokens = Optimizers(self), _decode.TokenTapes(self)
         self.weights: list[Weight] = []
         self.canary = Canary(self)
         self.tuning = Tuning(self)
@@ -148,6 +151,8 @@ class WebGpuEngine(Composed):
         self.commands.flush()
         size = (x.rows - 1) * x.stride + x.columns
         flat = self.device.read(x.buffer.raw, 4 * x.at, 4 * size).view(np.float32)
+        if isinstance(x, Codes):
+            return flat.view(np.uint8)[:x.count].copy()
         if len(x.shape) == 1:
             return flat.copy()
         return np.lib.stride_tricks.as_strided(flat, x.shape, (4 * x.stride, 4)).copy()
@@ -155,19 +160,25 @@ class WebGpuEngine(Composed):
     view = host
 
     def load(self, x: Array, values) -> None:
+        if isinstance(x, Codes):
+            values = np.pad(np.asarray(values, np.uint8), (0, -x.count % 4)).view(np.float32)
         self.commands.write(x, np.ascontiguousarray(values, np.float32))
         self.updater.loaded()
 
-    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0) -> Group:
-        return Group(self, weights, biases, slots, dropout, number)
+    def trained(self, values: Array, gradient: Array) -> Trained:
+        return Trained(self, values, gradient)
+
+    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None) -> Group:
+        return Group(self, weights, biases, slots, dropout, number, bias_gradients)
 
     def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
         return Slot(a, b, float(scale), grad_a, grad_b)
 
-    def prepare(self, groups: list[Group], parameters: Array, gradients: Array) -> None:
+    def prepare(self, groups: list[Group], parameters: Array | None, gradients: Array | None) -> None:
         """Bring the weights to the device, so that a step finds them there."""
         self.release()
         self.updater.ready()
+        self.updater.loaded()
         for group in groups:
             for part in group.parts():
                 if part.weights[0].hold != "stream":
@@ -223,6 +234,8 @@ class WebGpuEngine(Composed):
     attention = _attention.attention
     attention_backward = _attention.attention_backward
     cross_entropy = _loss.cross_entropy
+    gain_gradient = _gradients.gain_gradient
+    embed_backward = _gradients.embed_backward
 
     def decode(self, body, ids, spans, rows):
         return self.tokens.run(body, ids, spans, rows)
@@ -231,7 +244,16 @@ class WebGpuEngine(Composed):
         self.canary.look()
         return self.updater.adamw(*args)
 
-    def embed(self, ids: Array, table: Weight, scale: float) -> Array:
+    def norm(self, gradients: list[Array]) -> float:
+        return self.optimizers.norm(gradients)
+
+    def optimizer_state(self, kind: str, shape: tuple[int, ...]) -> dict[str, Array]:
+        return self.optimizers.start(kind, shape)
+
+    def optimize(self, kind: str, p: Array, g: Array, state: dict[str, Array], shape: tuple[int, ...], rule) -> None:
+        self.optimizers.step(kind, p, g, state, shape, rule)
+
+    def embed(self, ids: Array, table: Weight | Trained, scale: float) -> Array:
         out = self.array(ids.size, table.in_features)
         for low, high, weights, base in table.pieces(1, 1 << 30):
             for a, b in row_cuts(self.device.max_binding, out):
@@ -306,14 +328,24 @@ class WebGpuEngine(Composed):
                                   (count, b - a), 8.0 * (b - a) * x.columns)
         return out
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
+    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool,
+                        into=(None, None)):
+        if any(gradient is not None for gradient in into):   # the gains' gradients stand between turning and norms
+            self._rotate_back(dq, dk, q, k, None, eps, table, positions, heads, halves)
+            for dx, x, gradient in zip((dq, dk), (q, k), into):
+                if gradient is not None:
+                    self.gain_gradient(dx, x, eps, gradient)
+            return self._rotate_back(dq, dk, q, k, gains, eps, table, positions, heads, halves, turns=False)
+        return self._rotate_back(dq, dk, q, k, gains, eps, table, positions, heads, halves)
+
+    def _rotate_back(self, dq, dk, q, k, gains, eps, table, positions, heads, halves, turns: bool = True):
         normed = gains is not None
         for dx, x, count, queries in _heads((dq, dk), (q, k) if normed else (dq, dk), heads):
             for a, b in row_cuts(self.device.max_binding, dx, x):
                 where = positions.bind()
                 arrays = [dx.bind(a, b), *([x.bind(a, b), *gains] if normed else []), *table, where]
                 self.commands.run(_rows.rotate_backward(normed, halves), arrays,
-                                  (heads.size, table[0].columns, dx.stride, x.stride, eps, queries, where.shift + a),
+                                  (heads.size, table[0].columns if turns else 0, dx.stride, x.stride, eps, queries, where.shift + a),
                                   (count, b - a), 16.0 * (b - a) * x.columns)
         return dq, dk
 

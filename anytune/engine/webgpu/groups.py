@@ -5,16 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import Array, lines
+from .kernels import rows as _rows
 from .weights import Part, Slot, Weight, follow
 
 
 class Group:
-    """Weights, biases (or None each), low-rank pairs (or None each). Outputs begin at whole lines, at `starts`."""
+    """Weights, biases (or None each), low-rank pairs (or None each). Outputs begin at whole lines, at `starts`.
 
-    def __init__(self, engine, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0):
+    bias_gradients: what those of trained biases are added to, None for each that is frozen.
+    """
+
+    def __init__(self, engine, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0,
+                 bias_gradients=None):
         self.engine = engine
         self.weights: tuple[Weight, ...] = tuple(weights)
         self.biases = tuple(biases or ()) or (None,) * len(self.weights)
+        self.bias_gradients = tuple(bias_gradients or ()) or (None,) * len(self.weights)
         self.slots: tuple[Slot | None, ...] = tuple(slots or ()) or (None,) * len(self.weights)
         self.dropout, self.number = dropout, number
         self.in_features = self.weights[0].in_features
@@ -31,7 +37,9 @@ class Group:
 
     @property
     def trains(self) -> bool:
-        return any(s is not None and s.grad_a is not None for s in self.slots)
+        return (any(s is not None and s.grad_a is not None for s in self.slots)
+                or any(w.gradient is not None for w in self.weights)
+                or any(g is not None for g in self.bias_gradients))
 
     def split(self, y: Array) -> tuple[Array, ...]:
         return tuple(y.part(at, at + w.out_features) for at, w in zip(self.starts, self.weights))
@@ -52,7 +60,7 @@ class Group:
 
     def _one_product(self) -> bool:
         weights, slots = self.weights, self.slots
-        if len(weights) == 1 or len(weights) > 3 or any(w.hold == "stream" for w in weights):
+        if len(weights) == 1 or len(weights) > 3 or any(w.hold == "stream" or w.gradient is not None for w in weights):
             return False
         if len({w.block for w in weights}) > 1 or any(w.out_features % 64 for w in weights[:-1]):
             return False
@@ -83,4 +91,8 @@ class Group:
                 if bias is not None:
                     values[at:at + bias.size] = e.host(bias)
             self._bias = e.vector(values)
+        for at, bias, gradient in zip(self.starts, self.biases, self.bias_gradients):
+            if gradient is not None:     # it changes between steps
+                self.engine.commands.run(_rows.copy(), [bias, self._bias], (bias.size, bias.size, bias.size, 0, at),
+                                         self.engine.grid(bias.size, 1))
         return self._bias

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .arrays import Array, lines, row_cuts
+from .gradients import bias_gradient, matrix_gradient
 from .groups import Group
 from .kernels import gemm as _gemm
 from .kernels import low as _low
@@ -116,7 +117,7 @@ def mask(e, x: Array, group: Group, out: Array, adds: bool) -> None:
 
 
 def linear_backward(e, dys: tuple[Array, ...], x: Array, group: Group, need_dx: bool = True) -> Array | None:
-    """Adds the low-rank gradients to the group's slots; returns dx [T, in], or None if it is not needed."""
+    """Adds the gradients of the group's pairs, matrices and biases; returns dx [T, in], or None if it is not needed."""
     dx = e.array(x.rows, group.in_features) if need_dx else None
     backward(e, dys, x, group, dx)
     return dx
@@ -143,7 +144,12 @@ def backward(e, dys: tuple[Array, ...], x: Array, group: Group, dx: Array | None
                 through(e, dy_low, pair, group, dx)
         if pair is not None and pair.grad_a is not None:
             add_gradients(e, source, dy_low, dy, low, part, pair)
+        if part.weights[0].gradient is not None:    # such a part is one linear
+            matrix_gradient(e, dy, x, part.weights[0])
         del dy, low, dy_low     # their memory serves the next part
+    for dy, gradient in zip(dys, group.bias_gradients):
+        if gradient is not None:
+            bias_gradient(e, dy, gradient)
 
 
 def through(e, dy_low: Array, pair: Slot, group: Group, dx: Array) -> None:

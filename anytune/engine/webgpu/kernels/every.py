@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..kernel import Kernel
-from . import attention, decode, gemm, lookup, low, optimizer, rows
+from . import attention, decode, gemm, gradients, lookup, low, optimizer, rows, rules
 from .blocks import TYPES
 
 
@@ -16,7 +16,10 @@ def every() -> Iterator[Kernel]:
                 rows.add(), rows.take(), rows.put(), rows.fill(), rows.copy(), rows.dropout(False), rows.dropout(True),
                 optimizer.loss_rows(False), optimizer.loss_rows(True), optimizer.add_up(), optimizer.square_sums(),
                 optimizer.settle(), optimizer.adamw(), low.low(), low.both(), low.gradients(), gemm.split_sum(),
-                decode.store(), attention.inner())
+                decode.store(), attention.inner(), gradients.outer(), gradients.inverse_rms(), gradients.links(),
+                gradients.scatter(), rules.adamw(), rules.adamw8bit(), rules.row_means(), rules.column_means(),
+                rules.matrix_updates(), rules.vector_updates(), rules.limit(), rules.apply())
+    yield from map(gradients.column_sums, gradients.VALUES)
     for halves in (True, False):
         for normed in (True, False):
             yield from (rows.rotate(normed, halves), rows.rotate_backward(normed, halves))

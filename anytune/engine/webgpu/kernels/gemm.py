@@ -38,7 +38,7 @@ class Tile:
         return f"{self.m}x{self.n}x{self.k} {self.tm}x{self.tn}{' ahead' * self.ahead}"
 
 
-def _each(count: int, threads: int, body: str) -> str:
+def each(count: int, threads: int, body: str) -> str:
     """`body` with `e` running over count elements, shared out between the invocations; ROUND is the round's number."""
     out = []
     for r in range(-(-count // threads)):
@@ -47,8 +47,8 @@ def _each(count: int, threads: int, body: str) -> str:
     return "\n".join(out)
 
 
-def _multiply(t: Tile) -> str:
-    """One tile's multiply-adds."""
+def multiply(t: Tile) -> str:
+    """One tile's multiply-adds: tile_a [k, m], tile_b [k, n], rows a vec4 longer than that."""
     lda, ldb, ga, gb = t.m // 4 + 1, t.n // 4 + 1, t.m // t.tm, t.n // t.tn
     lines = []
     for k in range(t.k):
@@ -93,20 +93,20 @@ def _loads(t: Tile, transposed: bool) -> _Loads:
     along = f"""
       let r = e / {quads}u;
       let k = k0 + (e % {quads}u) * 4u;"""
-    fetch = [_each(t.m * quads, t.threads, along + _masked("aROUND",
+    fetch = [each(t.m * quads, t.threads, along + _masked("aROUND",
                                                            "x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]"))]
-    keep = [_each(t.m * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_a", lda, quads, "aROUND"))]
+    keep = [each(t.m * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_a", lda, quads, "aROUND"))]
     if transposed:
-        fetch.append(_each(t.n * quads, t.threads, along + _masked("bROUND", "weight4(min(n0 + r, p.n - 1u), k)")))
-        keep.append(_each(t.n * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_b", ldb, quads,
+        fetch.append(each(t.n * quads, t.threads, along + _masked("bROUND", "weight4(min(n0 + r, p.n - 1u), k)")))
+        keep.append(each(t.n * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_b", ldb, quads,
                                                                                              "bROUND")))
     else:
-        fetch.append(_each(t.k * wide, t.threads, f"""
+        fetch.append(each(t.k * wide, t.threads, f"""
       let r = e / {wide}u;
       let c = e % {wide}u;
       bROUND = vec4<f32>();
       if (k0 + r < k_end && n0 + c * 4u < p.n) {{ bROUND = weight4(k0 + r, n0 + c * 4u); }}"""))
-        keep.append(_each(t.k * wide, t.threads, f"\n      tile_b[(e / {wide}u) * {ldb}u + e % {wide}u] = bROUND;"))
+        keep.append(each(t.k * wide, t.threads, f"\n      tile_b[(e / {wide}u) * {ldb}u + e % {wide}u] = bROUND;"))
     rounds = (-(-t.m * quads // t.threads), -(-t.n * quads // t.threads))
     declare = "\n".join(f"  var {name}{r} = vec4<f32>();" for name, count in zip("ab", rounds) for r in range(count))
     return _Loads(declare, "\n".join(fetch), "\n".join(keep))
@@ -120,7 +120,7 @@ def _walk(t: Tile, loads: _Loads) -> str:
 {loads.fetch}
 {loads.keep}
     workgroupBarrier();
-{_multiply(t)}
+{multiply(t)}
     workgroupBarrier();
   }}"""
     return f"""
@@ -135,7 +135,7 @@ def _walk(t: Tile, loads: _Loads) -> str:
     if (k0 < k_end) {{
 {loads.fetch}
     }}
-{_multiply(t)}
+{multiply(t)}
     workgroupBarrier();
   }}"""
 
@@ -143,13 +143,13 @@ def _walk(t: Tile, loads: _Loads) -> str:
 def _tail(t: Tile) -> str:
     """The pair's product, as further terms of the sum."""
     lda, ldb = t.m // 4 + 1, t.n // 4 + 1
-    a = _each(t.m * t.k, t.threads, f"""
+    a = each(t.m * t.k, t.threads, f"""
       let r = e / {t.k}u;
       let c = c0 + e % {t.k}u;
       var v = 0.0;
       if (c < p.rank) {{ v = low[min(m0 + r, p.m - 1u) * p.ls + l0 + c]; }}
       tile_a[(e % {t.k}u) * {lda}u + (r >> 2u)][r & 3u] = v;""")
-    b = _each(t.n * t.k, t.threads, f"""
+    b = each(t.n * t.k, t.threads, f"""
       let r = e / {t.k}u;
       let c = c0 + e % {t.k}u;
       var v = 0.0;
@@ -162,7 +162,7 @@ def _tail(t: Tile) -> str:
 {a}
 {b}
     workgroupBarrier();
-{_multiply(t)}
+{multiply(t)}
     workgroupBarrier();
     }}
   }}"""

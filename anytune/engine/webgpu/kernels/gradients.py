@@ -1,0 +1,135 @@
+"""Gradients of what is not low-rank: matrices, biases, norms' gains and the embedding table. No float is added to by two
+invocations, so every sum has one order."""
+
+from __future__ import annotations
+
+import functools
+
+from ..kernel import Kernel, reads, total, writes
+from .gemm import Tile, each, multiply
+
+COLUMNS = 32     # of a column sum that a workgroup makes; eight invocations share its rows
+LANES = 64       # invocations for a row, or a head of it
+FIRST = "0x80000000u"
+
+# what column_sums() adds up: arrays, the value at row t, head h, column i
+VALUES = {
+    "values": (("x",), "x[t * p.xs + i]"),
+    "gains": (("x", "dy", "r"), "x[t * p.xs + h * p.n + i] * dy[t * p.ds + h * p.n + i] * r[t * p.rs + h]"),
+    "squares": (("x", "hyper"), "square(x[p.x0 + t * p.xs + i] * hyper[0])"),
+}
+
+
+@functools.cache
+def outer(tile: Tile = Tile()) -> Kernel:
+    """g[m, n] += sum over tokens of dy[t, m] x[t, n].  grid: (columns / n, rows / m). g's rows follow without gaps."""
+    t = tile
+    lda, ldb, groups_m, groups_n = t.m // 4 + 1, t.n // 4 + 1, t.m // t.tm, t.n // t.tn
+
+    def load(name: str, source: str, width: int, stride: int, value: str) -> str:
+        return each(t.k * width, t.threads, f"""
+      let k = e / {width}u;
+      let c = e % {width}u;
+      let at = min(t0 + k, p.tokens - 1u);
+      {name}[k * {stride}u + (c >> 2u)][c & 3u] = select(0.0, {source}[{value}], t0 + k < p.tokens);""")
+    sums = "\n".join(f"  var s{i}_{h} = vec4<f32>();" for i in range(t.tm) for h in range(t.tn // 4))
+    stores = "\n".join(f"  keep(m0 + {(i // 4) * groups_m * 4 + i % 4}u + ty * 4u, n0 + {h * groups_n * 4}u + tx * 4u, s{i}_{h});"
+                       for i in range(t.tm) for h in range(t.tn // 4))
+    return Kernel(f"outer product, {t.m}x{t.n}x{t.k} {t.tm}x{t.tn}", (*reads("dy", "x"), *writes("g")),
+                  ("tokens", "m", "n", "ds", "d0", "xs", "g0"), f"""
+  let tx = lane % {groups_n}u;
+  let ty = lane / {groups_n}u;
+  let n0 = group.x * {t.n}u;
+  let m0 = group.y * {t.m}u;
+{sums}
+  for (var t0 = 0u; t0 < p.tokens; t0 += {t.k}u) {{
+{load("tile_a", "dy", t.m, lda, "at * p.ds + p.d0 + min(m0 + c, p.m - 1u)")}
+{load("tile_b", "x", t.n, ldb, "at * p.xs + min(n0 + c, p.n - 1u)")}
+    workgroupBarrier();
+{multiply(t)}
+    workgroupBarrier();
+  }}
+{stores}
+""", (t.threads, 1), f"var<workgroup> tile_a: array<vec4<f32>, {t.k * lda}>;\nvar<workgroup> tile_b: array<vec4<f32>, {t.k * ldb}>;",
+                  """
+fn keep(m: u32, n: u32, sum: vec4<f32>) {
+  if (m >= p.m) { return; }
+  for (var j = 0u; j < 4u && n + j < p.n; j++) { g[p.g0 + m * p.n + n + j] += sum[j]; }
+}""")
+
+
+@functools.cache
+def column_sums(what: str) -> Kernel:
+    """out[slice, i] (+)= the sum over `step` rows (heads of rows) of VALUES[what].  grid: (columns / COLUMNS, slices)."""
+    names, value = VALUES[what]
+    return Kernel(f"column sums of {what}", (*reads(*names), *writes("out")),
+                  ("rows", "heads", "step", "n", "xs", "x0", "ds", "rs", "out0", "adds"), f"""
+  let column = group.x * {COLUMNS}u + lane % {COLUMNS}u;
+  let i = min(column, p.n - 1u);
+  let end = min(p.rows * p.heads, (group.y + 1u) * p.step);
+  var sum = 0.0;
+  for (var j = group.y * p.step + lane / {COLUMNS}u; j < end; j += {256 // COLUMNS}u) {{
+    let t = j / p.heads;
+    let h = j % p.heads;
+    sum += {value};
+  }}
+  sums[lane] = sum;
+  workgroupBarrier();
+  if (lane < {COLUMNS}u && column < p.n) {{
+    var all = 0.0;
+    for (var k = lane; k < 256u; k += {COLUMNS}u) {{ all += sums[k]; }}
+    let to = p.out0 + group.y * p.n + column;
+    out[to] = select(0.0, out[to], p.adds != 0u) + all;
+  }}
+""", shared="var<workgroup> sums: array<f32, 256>;", functions="fn square(x: f32) -> f32 { return x * x; }")
+
+
+@functools.cache
+def inverse_rms() -> Kernel:
+    """r[t, h] = 1 / sqrt(mean x² + eps) over head h of row t.  grid: (heads, rows)."""
+    return Kernel("inverse_rms", (*reads("x"), *writes("r")), ("n", "xs", "rs", "eps:f32"), f"""
+  let at = group.y * p.xs + group.x * p.n;
+  var sum = 0.0;
+  for (var i = lane; i < p.n; i += {LANES}u) {{ sum = fma(x[at + i], x[at + i], sum); }}
+  let all = total_sums(sum, lane);
+  if (lane == 0u) {{ r[group.y * p.rs + group.x] = 1.0 / sqrt(all / f32(p.n) + p.eps); }}
+""", (LANES, 1), f"var<workgroup> sums: array<f32, {LANES}>;", total(size=LANES))
+
+
+@functools.cache
+def links() -> Kernel:
+    """link[t]: the next place of t's token among n (n: none); its top bit says that t is the first."""
+    return Kernel("links", (*reads("id", of="u32"), *writes("link", of="u32")), ("n", "id0"), f"""
+  let t = thread.x;
+  if (t >= p.n) {{ return; }}
+  let mine = id[p.id0 + t];
+  var first = {FIRST};
+  for (var s = 0u; s < t; s++) {{
+    if (id[p.id0 + s] == mine) {{ first = 0u; break; }}
+  }}
+  var next = t + 1u;
+  while (next < p.n) {{
+    if (id[p.id0 + next] == mine) {{ break; }}
+    next++;
+  }}
+  link[t] = next | first;
+""")
+
+
+@functools.cache
+def scatter() -> Kernel:
+    """g[id] += scale * the sum of dx over the token's places, for rows low…high of g, which begin where it is bound."""
+    return Kernel("scatter", (*reads("dx"), *reads("id", "link", of="u32"), *writes("g")),
+                  ("tokens", "n", "ds", "id0", "low", "high", "g0", "scale:f32"), f"""
+  let c = thread.x;
+  let t = thread.y;
+  let row = id[p.id0 + t];
+  if (c >= p.n || (link[t] & {FIRST}) == 0u || row < p.low || row >= p.high) {{ return; }}
+  var sum = 0.0;
+  var at = t;
+  while (at < p.tokens) {{
+    sum += dx[at * p.ds + c];
+    at = link[at] & ~{FIRST};
+  }}
+  g[p.g0 + (row - p.low) * p.n + c] += p.scale * sum;
+""")

@@ -1,0 +1,30 @@
+"""A matrix that is trained: float32 values on the device that change between steps, used where a frozen Weight is."""
+
+from __future__ import annotations
+
+from .arrays import Array
+from .weights import Rows, pieces
+
+
+class Trained:
+    """values, gradient: float32 [out, in], each without gaps in a buffer of its own. See weights.Weight for the rest."""
+
+    hold, block, slow, known, loaded = "blocks", "F32", False, True, True
+
+    def __init__(self, engine, values: Array, gradient: Array):
+        self.engine, self.values, self.gradient = engine, values, gradient
+        self.out_features, self.in_features = values.shape
+        self.row_bytes = 4 * self.in_features
+
+    @property
+    def nbytes(self) -> int:
+        return self.out_features * self.row_bytes
+
+    def change_hold(self, how: str) -> None:
+        """It cannot be held in another way."""
+
+    def rows(self) -> list[Rows]:
+        return [Rows(0, self.out_features, self.values.buffer, 4 * self.values.at)]
+
+    def pieces(self, step: int, most: int):
+        yield from pieces(self.rows(), self.row_bytes, self.engine.device.max_binding, step, most)
