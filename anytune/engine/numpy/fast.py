@@ -6,8 +6,6 @@ stride is one element, and without that nothing vectorises. The wrappers below t
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from anytune.engine import optimizers
@@ -99,17 +97,8 @@ def loss_rows_backward(logits, targets, first, log_sum, scale):
     c.loss_rows_backward(_at(logits), _row(logits), rows, columns, _at(targets), first, _at(log_sum), scale)
 
 
-@functools.cache
-def _first_guess(signed):
-    """uint8 [65536]: by a float's upper 16 bits, the code of the least value that has them."""
-    top = np.arange(1 << 16, dtype=np.uint32)
-    least = ((top << 16) | np.where(top >> 15, 0xFFFF, 0).astype(np.uint32)).view(np.float32)
-    with np.errstate(invalid="ignore"):
-        return np.searchsorted(optimizers.middles(signed), np.nan_to_num(least)).clip(0, 255).astype(np.uint8)
-
-
 def encode_moments(x, signed, codes, scale):
-    c.encode_moments(_at(x), x.size, _first_guess(signed), optimizers.middles(signed), optimizers.BLOCK, codes, scale)
+    c.encode_moments(_at(x), x.size, optimizers.first_guess(signed), optimizers.middles(signed), optimizers.BLOCK, codes, scale)
 
 
 def sum_squares(x):

@@ -55,14 +55,14 @@ class Shape:
         return Shape((self.shape[0], columns), self.held)
 
 
-class Frozen:
-    """A weight that is only a shape."""
+class Matrix:
+    """A weight that is only a shape. gradient: not None where it is trained."""
 
     slow = False
 
-    def __init__(self, info, hold: str):
-        self.out_features, self.in_features = info.shape
-        self.nbytes, self.hold = info.nbytes, hold
+    def __init__(self, shape: tuple[int, int], nbytes: int, hold: str, gradient=None):
+        self.out_features, self.in_features = shape
+        self.nbytes, self.hold, self.gradient = nbytes, hold, gradient
 
 
 class TorchCount(Composed):
@@ -73,6 +73,8 @@ class TorchCount(Composed):
     def __init__(self, engine, sizes, hold: str):
         self.item, self.head_item = (torch.empty(0, dtype=t).element_size() for t in (engine.act, engine.dtype))
         self.shards, self.few, self.most = engine.shards, engine.f.few, engine.f.most
+        # a product's sum that lies in memory before it is added to a float32 gradient; see gradients.add_product
+        self.sums = 0 if self.item == 4 or (engine.device.type == "cuda" and torch.version.hip is None) else self.item
         self.sizes, self.hold, self.room, self.training, self.flops = sizes, hold, 0, False, 0.0
         self.live, self.span = Live(), 0.0
 
@@ -81,18 +83,19 @@ class TorchCount(Composed):
         return self.live.peak
 
     def held(self, matrices: dict, groups: list) -> int:
-        """What weights take: dense matrices, or blocks (on the device, if not streamed) and one scratch matrix."""
-        blocks = sum(m.nbytes for m in matrices.values())
+        """What frozen weights take: dense, or blocks (on the device, if not streamed), and one scratch matrix."""
+        scratch = self.head_item * max((g.size for g in groups[:-1] if g.hold != "dense"), default=0)
         if self.hold == "dense":
-            return self.head_item * sum(g.size for g in groups)
-        scratch = self.head_item * max((g.size for g in groups[:-1]), default=0)
+            beside = sum(w.nbytes for g in groups if g.trains_matrix for w in g.weights if w.gradient is None)
+            return self.head_item * sum(g.size for g in groups if not g.trains_matrix) + beside + scratch
+        blocks = sum(m.nbytes for m in matrices.values())
         if self.hold == "blocks":
             return blocks + scratch
         if self.hold == "shard":    # a slice of each but the whole ones, and two buffers for gathered ones
             each = {name: m.row_bytes * rows_each(m.out_features, self.shards) for name, m in matrices.items() if name not in WHOLE}
             whole = sum(m.nbytes for name, m in matrices.items() if name in WHOLE)
-            return whole + sum(each.values()) + 2 * self.shards * max(each.values()) + scratch
-        return scratch + max(m.nbytes for m in matrices.values())
+            return whole + sum(each.values()) + 2 * self.shards * max(each.values(), default=0) + scratch
+        return scratch + max((m.nbytes for m in matrices.values()), default=0)
 
     def begin(self, starts, capacity, key=(0, 0, 0)) -> None:
         lengths = np.diff(starts)
@@ -109,7 +112,11 @@ class TorchCount(Composed):
         return self.live.take(size)
 
     def weight(self, gguf, name, hold="blocks"):
-        return Frozen(gguf.tensors[name], hold)
+        info = gguf.tensors[name]
+        return Matrix(info.shape, info.nbytes, hold)
+
+    def trained(self, values, gradient):
+        return Matrix(values.shape, 0, "trained", gradient)
 
     def constant(self, gguf, name):
         return gguf.tensors[name].shape     # only whether there is one is asked
@@ -119,8 +126,8 @@ class TorchCount(Composed):
 
     integers = host = vector
 
-    def group(self, weights, biases=None, slots=None, dropout=0.0, number=0):
-        return Group(weights, None, slots, dropout, number)
+    def group(self, weights, biases=None, slots=None, dropout=0.0, number=0, bias_gradients=None):
+        return Group(weights, None, slots, dropout, number, bias_gradients)
 
     @property
     def keeps_turned(self) -> bool:
@@ -160,7 +167,17 @@ class TorchCount(Composed):
         both = self.array(q.shape[0], q.shape[1] + k.shape[1], 0)
         return both.part(q.shape[1]), both.part(k.shape[1])
 
-    def rotate_backward(self, dq, dk, *rest):
+    def gain_gradient(self, dy, x, eps, into):
+        self.float32(*dy.shape)
+
+    def embed_backward(self, dx, ids, scale, into):
+        self.float32(*dx.shape)
+
+    def rotate_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, halves, into=(None, None)):
+        if into[0] is not None or into[1] is not None:
+            turned = [self.live.take(x.shape[0] * x.shape[1] * self.item) for x in (dq, dk)]
+            self.gain_gradient(dq, q, eps, None)
+            del turned
         return dq, dk
 
     def glu(self, gate, up, activation):
@@ -173,7 +190,7 @@ class TorchCount(Composed):
     def linear(self, x, group):
         y = self.array(x.shape[0], group.width)
         self.flops += 2.0 * x.shape[0] * (group.width * group.columns + group.rank * group.in_features)
-        if group.number < 0 and self.hold != "dense":
+        if group.number < 0 and group.hold != "dense":
             raise AssertionError("the head goes through cross_entropy")
         return tuple(y.part(w.out_features) for w in group.weights)
 
@@ -184,17 +201,27 @@ class TorchCount(Composed):
         if need_dx:
             self.flops += 2.0 * tokens * (group.width + group.rank) * group.in_features
             dx = self.array(tokens, group.in_features)
+        for weight in group.weights:
+            if weight.gradient is not None:
+                self.flops += 2.0 * tokens * weight.out_features * group.in_features
+                self.live.take(self.sums * weight.out_features * group.in_features)
         return dx
 
-    def norm_linear_backward(self, dys, x, gain, eps, group, residual, need_dx=True, then=None):
-        dh = self.linear_backward(dys, x, group, need_dx)
-        again = self.array(*x.shape)
+    def norm_linear_backward(self, dys, x, gain, eps, group, residual, need_dx=True, then=None,
+                             into=None):
+        again = self.array(*x.shape) if group.trains_matrix else None
+        dh = self.linear_backward(dys, x, group, need_dx or into is not None)
+        again = again or self.array(*x.shape)
+        if into is not None:
+            self.gain_gradient(dh, x, eps, into)
         out = self.array(*x.shape) if need_dx else None
         del dh, again
         return out
 
     def glu_linear_backward(self, dy, gate, up, activation, group, then, need_dx=True):
+        before = self.array(*gate.shape) if group.trains_matrix else None
         da = self.linear_backward((dy,), gate, group, need_dx)
+        del before
         together = gate.shape[0] > self.few and then.rank and group.rank and max(then.rank // 2, group.rank) <= self.most
         again = None if together else self.array(*gate.shape)
         both = self.glu_backward(da, gate, up, activation) if need_dx else None
@@ -220,10 +247,12 @@ class TorchCount(Composed):
         dh = self.array(rows, width) if gradient else None
         logits = self.array(chunk, head.width, head.rank)
         pieces = []
-        if self.hold != "dense":
+        if head.hold != "dense":
             pieces = [self.live.take(min(head.width, self.sizes.head) * width * self.head_item), self.float32(chunk, width),
                       self.array(chunk, width)]
-        self.flops += 2.0 * rows * head.width * width * (2 if gradient else 1)
+        if gradient and head.trains_matrix:
+            pieces.append(self.live.take(min(head.width, self.sizes.head) * width * self.sums))
+        self.flops += 2.0 * rows * head.width * width * (1 + gradient + (gradient and head.trains_matrix))
         del logits, pieces
         return 0.0, dh
 

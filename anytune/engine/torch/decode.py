@@ -92,8 +92,7 @@ def logits(e, h: Tensor, head: Group) -> Tensor:
     tile = torch.empty((min(step, head.width), head.in_features), dtype=e.dtype, device=e.device)
     for low in range(0, head.width, step):
         high = min(low + step, head.width)
-        weight.rows(low, high, tile[:high - low])
-        product(e, h, tile[:high - low].t(), out[:, low:high])
+        product(e, h, weight.piece(low, high, tile).t(), out[:, low:high])
     slot = head.slots[0]
     if slot is not None:
         out += (h.float() @ slot.a.t() * slot.scale) @ slot.b.t()
@@ -103,7 +102,7 @@ def logits(e, h: Tensor, head: Group) -> Tensor:
 
 
 def _fused(e, group: Group) -> bool:
-    return hasattr(e.f, "gemv") and all(w.type.name in e.f.gemv_types for w in group.weights)
+    return hasattr(e.f, "gemv") and not group.trains_matrix and all(w.type.name in e.f.gemv_types for w in group.weights)
 
 
 def _gemv(e, x: Tensor, group: Group, y: Tensor) -> None:

@@ -11,8 +11,10 @@ from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 
 from . import decode as _decode
+from . import gradients as _gradients
 from . import linear as _linear
 from . import loss as _loss
+from . import optimizers as _optimizers
 from . import replay as _replay
 from . import update as _update
 from .arrays import Sum, own, real, room_behind
@@ -23,6 +25,7 @@ from .failures import explain
 from .functions import functions
 from .offload import Parking, Ticket
 from .sizes import Sizes
+from .trained import Trained
 from .weights import Group, Slot, Weight, align
 
 Tensor = torch.Tensor
@@ -124,6 +127,9 @@ class TorchEngine(Composed):
     def weight(self, gguf, name: str, hold: str = "blocks") -> Weight:
         return Weight(self, gguf, name, "blocks" if hold == "lookup" else hold)
 
+    def trained(self, values: Tensor, gradient: Tensor) -> Trained:
+        return Trained(values, gradient)
+
     def constant(self, gguf, name: str) -> Tensor:
         return self.vector(gguf.float32(name))
 
@@ -137,18 +143,21 @@ class TorchEngine(Composed):
         return torch.zeros(size, dtype=torch.float32, device=self.device)
 
     def host(self, x: Tensor) -> np.ndarray:
-        return real(x).to("cpu", torch.float32, copy=True).numpy()
+        x = real(x)
+        return x.to("cpu", _numbers(x), copy=True).numpy()
 
     def view(self, x: Tensor) -> np.ndarray:
-        return real(x).to("cpu", torch.float32).numpy()
+        x = real(x)
+        return x.to("cpu", _numbers(x)).numpy()
 
     def load(self, x: Tensor, values) -> None:
         # a copy, since a checkpoint's arrays are read-only maps, of which torch warns
-        x.copy_(torch.from_numpy(np.array(values, np.float32)).view(x.shape))
+        x.copy_(torch.from_numpy(np.array(values, np.uint8 if x.dtype == torch.uint8 else np.float32)).view(x.shape))
         self.updater.loaded()
 
-    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0) -> Group:
-        return Group(weights, biases, slots, dropout, number)
+    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0,
+              bias_gradients=None) -> Group:
+        return Group(weights, biases, slots, dropout, number, bias_gradients)
 
     def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
         return Slot(a, b, float(scale), grad_a, grad_b)
@@ -200,6 +209,11 @@ class TorchEngine(Composed):
     store = _decode.store
     attend_cache = _decode.attend_cache
     cross_entropy = _loss.cross_entropy
+    gain_gradient = _gradients.gain_gradient
+    embed_backward = _gradients.embed_backward
+    norm = _optimizers.norm
+    optimizer_state = _optimizers.optimizer_state
+    optimize = _optimizers.optimize
 
     def decode(self, body, ids, spans, rows):
         made = self.tokens.run(body, ids, spans, rows)
@@ -270,7 +284,14 @@ class TorchEngine(Composed):
         self.f.rotate(q, k, *(gains or (None, None)), eps, *table, positions, heads.queries, heads.keys, halves, out_q, out_k)
         return out_q, out_k
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
+    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool,
+                        into=(None, None)):
+        if into[0] is not None or into[1] is not None:
+            turned = [x.clone() for x in (dq, dk)]    # back by their angles: what the norms' results are
+            self.f.rotate_backward(*turned, q, k, None, None, eps, *table, positions, heads.queries, heads.keys, halves)
+            for dx, x, gradient in zip(turned, (q, k), into):
+                if gradient is not None:
+                    self.gain_gradient(dx, x, eps, gradient)
         self.f.rotate_backward(dq, dk, q, k, *(gains or (None, None)), eps, *table, positions, heads.queries, heads.keys,
                                halves)
         return dq, dk
@@ -289,7 +310,7 @@ class TorchEngine(Composed):
             return {}
         out.low_of = into
         found = {"a": m[into.width:, :into.in_features], "low": self.extend(out, into.rank)[:, into.in_features:]}
-        if into.trains and self.training:
+        if into.pairs and self.training:
             into.low = found["keep"] = torch.empty((out.shape[0], into.rank), dtype=self.act, device=self.device)
         return found
 
@@ -310,3 +331,8 @@ class TorchEngine(Composed):
         dq, dk, dv = both[:, :wide], both[:, wide:wide + narrow], own(both[:, wide + narrow:])
         self.f.attention_backward(dout, q, k, v, out, sums, self.first, self.end, self.starts, heads, dq, dk, dv)
         return dq, dk, dv
+
+
+def _numbers(x: Tensor) -> torch.dtype:
+    """What an array is on the host: codes of moments are bytes, all else is float32."""
+    return x.dtype if x.dtype == torch.uint8 else torch.float32

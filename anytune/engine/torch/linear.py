@@ -11,6 +11,7 @@ import torch
 from anytune.engine.composed import Composed
 
 from .arrays import real, room_behind
+from .gradients import group_gradients
 from .plain_low import gradient_table, place_table
 from .slices import Slices
 from .weights import Group
@@ -35,13 +36,13 @@ def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> No
     loose = [g for g in groups if g.hold != "dense" and g.number >= 0]
     if loose:
         e.scratch = torch.zeros(max(g.size for g in loose), dtype=e.dtype, device=e.device)
-    sliced = [w for g in groups if g.hold == "shard" for w in g.weights]
+    sliced = [w for g in groups for w in g.weights if w.hold == "shard"]
     if sliced:
         Slices(e, sliced)
     if e.team is not None:
         e.team.sharded = bool(sliced)
     for group in groups:
-        if group.trains:
+        if group.pairs:
             group.gradient_table = gradient_table(group.parts(gradients, True), group.in_features, group.rank, e.device)
             if group.dense is None:
                 group.place_table = place_table([group.block(0, parameters)], e.device)
@@ -52,6 +53,8 @@ def matrix(e, group: Group) -> Tensor:
     """[width + R, stride] with weights and pairs in place."""
     if group.dense is not None:
         return group.dense
+    if len(group.weights) == 1 and group.trains_matrix and e.dtype == torch.float32:
+        return group.weights[0].values
     if e.scratch is None or e.scratch.numel() < group.size:
         e.scratch = torch.zeros(group.size, dtype=e.dtype, device=e.device)
     out = e.scratch[:group.size].view(-1, group.stride)
@@ -168,11 +171,13 @@ def flush(e) -> None:
 
 
 def linear_backward(e, dys: tuple[Tensor, ...], x: Tensor, group: Group, need_dx: bool = True) -> Tensor | None:
-    """Adds the low-rank gradients to the group's slots; returns dx [T, in], or None if it is not needed."""
+    """Adds to the group's gradients; returns dx [T, in], or None if it is not needed."""
     dy = e.joined(dys)
     m = matrix(e, group) if need_dx or group.rank else None
     dx, dy_low = _input_gradient(e, dy, group, m, need_dx)
-    if group.trains:
+    if group.trains_matrix or group.trains_bias:
+        group_gradients(e, dy, real(x), group)
+    if group.pairs:
         source = dropped(e, x, group)
         add_gradients(e, source, dy_low, dy, with_low(e, x, group, m, source)[:, group.in_features:], group)
     return dx
@@ -212,11 +217,12 @@ def glu_linear(e, gate, up, activation: str, group: Group) -> tuple[Tensor, ...]
     return linear(e, e.glu(gate, up, activation, group, m), group, m)
 
 
-def norm_linear_backward(e, dys, x, gain, eps: float, group: Group, residual, need_dx: bool = True, then: Group | None = None):
+def norm_linear_backward(e, dys, x, gain, eps: float, group: Group, residual, need_dx: bool = True, then: Group | None = None,
+                         into=None):
     """The norm's result is made again by the kernel of its backward, or by that of the gradients, where its input is read anyway."""
     kept = take_low(group)
     if kept is None:   # the forward left no low-rank product: no pairs here, or dropout
-        return Composed.norm_linear_backward(e, dys, x, gain, eps, group, residual, need_dx)
+        return Composed.norm_linear_backward(e, dys, x, gain, eps, group, residual, need_dx, then, into)
     dy = e.joined(dys)
     dh, dy_low = _input_gradient(e, dy, group, matrix(e, group), need_dx)
     x, norm, out = real(x), None, e.array(*x.shape) if need_dx else None

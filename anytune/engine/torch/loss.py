@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .gradients import add_product
 from .linear import linear, linear_backward, product
 from .weights import Group
 
@@ -41,15 +42,15 @@ def _whole(e, h, head, targets, scale, losses, dh) -> None:
 
 
 def _in_pieces(e, h, head, targets, scale, losses, dh) -> None:
-    """With the head dequantized a piece of the vocabulary at a time, twice; sums over pieces in float32."""
+    """With the head dequantized a piece of the vocabulary at a time, twice; sums over pieces in float32. A head that is
+    trained gets its gradient."""
     weight, vocab = head.weights[0], head.width
     step = min(vocab, e.sizes.head)
     tile = torch.empty((step, head.in_features), dtype=e.dtype, device=e.device)
     logits = torch.empty((h.shape[0], vocab), dtype=e.act, device=e.device)
     for low in range(0, vocab, step):
         high = min(low + step, vocab)
-        weight.rows(low, high, tile[:high - low])
-        product(e, h, tile[:high - low].t(), logits[:, low:high])
+        product(e, h, weight.piece(low, high, tile).t(), logits[:, low:high])
     if head.bias is not None:
         logits += head.bias
     e.f.loss_rows(logits, targets, scale, losses, dh is not None)
@@ -58,8 +59,11 @@ def _in_pieces(e, h, head, targets, scale, losses, dh) -> None:
     total = torch.zeros((h.shape[0], head.in_features), dtype=torch.float32, device=e.device)
     for low in range(0, vocab, step):
         high = min(low + step, vocab)
-        weight.rows(low, high, tile[:high - low])
         part = torch.empty_like(total, dtype=e.act)
-        product(e, logits[:, low:high], tile[:high - low], part)
+        product(e, logits[:, low:high], weight.piece(low, high, tile), part)
         total += part
+        if weight.gradient is not None:
+            add_product(e, logits[:, low:high], h, weight.gradient[low:high])
+    if head.trains_bias:
+        head.bias_gradients[0].add_(logits.sum(0, dtype=torch.float32))
     dh.copy_(total)

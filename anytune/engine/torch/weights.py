@@ -36,9 +36,9 @@ def align(columns: int) -> int:
 
 
 class Weight:
-    """One matrix [out, in] of a GGUF on an engine's device."""
+    """One matrix [out, in] of a GGUF on an engine's device. Not trained: it has no gradient (trained.py has those that do)."""
 
-    slow = False
+    slow, gradient = False, None
 
     def __init__(self, engine, gguf, name: str, hold: str):
         info = gguf.tensors[name]
@@ -105,6 +105,11 @@ class Weight:
         """Dequantize rows low…high into out [high - low, in], of any dtype and row stride."""
         self.engine.dequantize(self.blocks()[low:high], self.type.name, out)
 
+    def piece(self, low: int, high: int, tile: Tensor) -> Tensor:
+        """Rows low…high in tile's dtype: dequantized into its first rows (of a trained matrix perhaps as they lie)."""
+        self.rows(low, high, tile[:high - low])
+        return tile[:high - low]
+
     def load_rows(self, out: Tensor) -> None:
         """Dequantize the whole matrix into `out` from the file, keeping no blocks."""
         if self._raw is not None:
@@ -137,8 +142,9 @@ class Slot:
 class Group:
     """Linears that share an input: weights, biases (or None each), low-rank pairs (or None each)."""
 
-    def __init__(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0):
+    def __init__(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None):
         self.weights = tuple(weights)
+        self.bias_gradients = tuple(bias_gradients or ()) or (None,) * len(self.weights)
         self.slots: tuple[Slot | None, ...] = tuple(slots or ()) or (None,) * len(self.weights)
         self.dropout, self.number = dropout, number
         self.in_features = self.weights[0].in_features
@@ -152,7 +158,8 @@ class Group:
         self.rank = -(-at // PAD) * PAD
         self.columns = self.in_features + self.rank      # of [x | s x Aᵀ]
         self.stride = align(self.columns)                # of the matrix's rows
-        self.bias = _bias(biases, self.bounds)
+        self._biases = biases
+        self._bias = None if self.trains_bias else _bias(biases, self.bounds)
         self.dense: Tensor | None = None                 # the matrix, where it is held
         self.low: Tensor | None = None                   # s x Aᵀ of the forward, from there to its backward
         self.has_b = False                               # gradients of every B were made already by what read dy before
@@ -165,8 +172,26 @@ class Group:
         return next((s.scale for s in self.slots if s is not None), 1.0)
 
     @property
-    def trains(self) -> bool:
+    def pairs(self) -> bool:
+        """Whether a pair is trained."""
         return any(s is not None and s.grad_a is not None for s in self.slots)
+
+    @property
+    def trains_matrix(self) -> bool:
+        return any(w.gradient is not None for w in self.weights)
+
+    @property
+    def trains_bias(self) -> bool:
+        return any(g is not None for g in self.bias_gradients)
+
+    @property
+    def trains(self) -> bool:
+        return self.pairs or self.trains_matrix or self.trains_bias
+
+    @property
+    def bias(self) -> Tensor | None:
+        """float32 [width], or None; made anew at each use if it is trained."""
+        return _bias(self._biases, self.bounds) if self.trains_bias else self._bias
 
     @property
     def size(self) -> int:
@@ -175,7 +200,8 @@ class Group:
 
     @property
     def hold(self) -> str:
-        return self.weights[0].hold
+        """How its matrix is held: not at all if a part of it is trained."""
+        return "trained" if self.trains_matrix else self.weights[0].hold
 
     def split(self, y: Tensor) -> tuple[Tensor, ...]:
         """One view of y [T, width] for each linear."""
