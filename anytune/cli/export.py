@@ -85,7 +85,7 @@ def finish(facts: dict[str, Any], checks: list[dict[str, Any]], as_json: bool, l
     ok = all(check["ok"] is not False for check in checks)
     if as_json:
         print_json({**facts, "checks": checks, "ok": ok})
-    else:
+    elif lines or checks:
         click.echo("\n".join([*lines, *map(line, checks)]))
     return 0 if ok else 1
 
@@ -153,7 +153,7 @@ def _folder_command(name: str, text: str) -> None:
     @model_options
     @lora_options
     @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
-    @click.option("--dtype-out", "dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True,
+    @click.option("--outtype", "dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True,
                   help="Number format of the weights.")
     @click.option("--chat-template", metavar="FILE", help="A Jinja file, in place of the adapter's or the model's template.")
     @verify_option

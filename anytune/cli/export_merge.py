@@ -164,6 +164,7 @@ def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, .
     so each type is measured against the served pair, in its weights and by the KL divergence on a text.
     """
     from anytune.export import checks
+    from anytune.export.merge import check_target
 
     if output is None and not compare:
         raise UserError("There is nowhere to write to: give -o, or --compare to measure only.")
@@ -182,6 +183,8 @@ def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, .
             raise UserError(f"--residual-lora {beside} must be a .gguf file in a folder that exists.")
     words = read_text(calibration) if calibration else work.text
     target = None if compare else Path(output or "")
+    if target is not None:
+        check_target(loaded.gguf, target)
     with work.served() as served:
         taken = work.merge(target, choice.kind or ("auto" if absorb is None else "same"), served)
         if target is not None and beside is not None:

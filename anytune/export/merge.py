@@ -89,9 +89,8 @@ class Merge:
         """
         rows: list[dict[str, Any]] = []
         place = target.parent if target is not None else None
-        if place is not None and (not place.is_dir() or target.is_dir()):
-            raise UserError(f"{target} cannot be written: " + ("it is a folder." if target.is_dir() else
-                                                              f"there is no folder {place}."))
+        if target is not None:
+            check_target(self.base, target)
         with tempfile.TemporaryDirectory(prefix=".anytune-merge-", dir=place) as folder:
             best: Path | None = None
             for _, kind in self.sizes(kinds):
@@ -112,6 +111,15 @@ class Merge:
                 sync_folder(target.parent)
                 next(row for row in rows if row["type"] == best.stem)["taken"] = True
         return rows
+
+
+def check_target(base: GGUF, target: Path) -> None:
+    """UserError unless a merged file may be written to `target`."""
+    if target.is_dir() or not target.parent.is_dir():
+        raise UserError(f"{target} cannot be written: " + ("it is a folder." if target.is_dir() else
+                                                          f"there is no folder {target.parent}."))
+    if target.exists() and target.samefile(base.path):
+        raise UserError(f"{target} is the model itself: give the new file another name.")
 
 
 def candidates(base: GGUF, kinds: Sequence[str] | None = None) -> list[str]:

@@ -1,0 +1,29 @@
+"""Tiny models with random adapters that move them by some tenths of a nat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from anytune.adapter import Adapter
+from anytune.gguf import GGUF
+
+IDS = np.random.default_rng(1).integers(5, 320, 40).tolist()
+TEXT = "the rest of the west wind was in the air and the old house stood there. " * 12
+
+
+def adapter(path: Path, rank: int = 4, seed: int = 0, rslora: bool = False, size: float = 1.0,
+            parts: tuple[str, ...] = ("attn_", "ffn_")) -> Adapter:
+    """Random pairs on the matrices of every layer whose names hold one of `parts`; their change is `size` of the weight's."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    with GGUF.open(path) as base:
+        for name, t in base.tensors.items():
+            if len(t.shape) == 2 and any(part in name for part in parts):
+                out, width = t.shape
+                a = rng.standard_normal((rank, width)) / np.sqrt(width)
+                b = rng.standard_normal((out, rank)) * size / np.sqrt(rank)
+                tensors[name] = a.astype(np.float32), b.astype(np.float32)
+        alpha = 2.0 * (np.sqrt(rank) if rslora else rank) / 4
+        return Adapter(tensors, rank, float(alpha), rslora, base.metadata["general.architecture"], "tiny", base.sha256())
