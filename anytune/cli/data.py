@@ -9,12 +9,16 @@ from typing import Any
 import click
 
 from anytune.cli.common import Command, existing_file, json_option, model_option, model_path, print_json
+from anytune.cli.data_build import build
 from anytune.cli.dataset import columns_from, dataset_options
 
 
 @click.group()
 def data() -> None:
-    """Look at training data."""
+    """Look at training data, or make it."""
+
+
+data.add_command(build)
 
 
 @data.command(cls=Command, short_help="Show tokens and loss as the model will see them.", example="""

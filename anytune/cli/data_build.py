@@ -1,0 +1,15 @@
+"""anytune data build: training data from files that are none yet."""
+
+from __future__ import annotations
+
+import click
+
+from anytune.cli.data_build_email import email
+
+
+@click.group()
+def build() -> None:
+    """Make training data from other files."""
+
+
+build.add_command(email)

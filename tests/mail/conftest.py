@@ -1,0 +1,3 @@
+"""The command line inside this process, as the other commands' tests have it."""
+
+from tests.cli.conftest import cli  # noqa: F401
