@@ -48,7 +48,9 @@ def _slope(function, x, direction, delta=1e-5):
     return (function(x + delta * direction) - function(x - delta * direction)) / (2 * delta)
 
 
-class _Checks:
+class Checks:
+    """Parts of known_answers(): each yields Answers of one engine."""
+
     def __init__(self, engine, seed: int = 0):
         self.e, self.random = engine, np.random.default_rng(seed)
         self.tokens, self.starts = 37, np.array([0, 5, 6, 37], np.int32)
@@ -251,10 +253,13 @@ class _Checks:
                                   error(e.host(held[3]), after[2]), error(e.host(held[1]), 0 * g)))
 
 
-def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0")) -> list[Answer]:
-    """Check every operation; `blocks` are the weight types that the products are checked with."""
+def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0"), trained: bool = True) -> list[Answer]:
+    """Check every operation; `blocks` are the weight types that the products are checked with. trained: also what training
+    a model's own weights needs."""
     from anytune.gguf import GGUF, write_gguf
-    checks = _Checks(engine)
+
+    from .check_trained import TrainedChecks
+    checks = Checks(engine)
     room, engine.room = engine.room, 8
     try:
         answers = [a for part in (checks.norms, checks.rotations, checks.activations, checks.attentions, checks.rest)
@@ -267,18 +272,20 @@ def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0")) -> 
                 with GGUF.open(path) as gguf:
                     dense = {n: gguf.float32(n) for n in ROWS}
                     answers += [*checks.products(gguf, dense, block), *checks.joined(gguf, dense, block)]
+        engine.room = 0
+        answers += TrainedChecks(engine).answers() if trained else ()
     finally:
         engine.room = room
     return [replace(answer, tolerance=engine.tolerance) for answer in answers]
 
 
-def prove(engine) -> None:
-    """Raise UserError if an operation gives a wrong answer. It also brings every compiled kernel into memory, so
+def prove(engine, trained: bool = False) -> None:
+    """Raise UserError if an operation gives a wrong answer. trained: as known_answers() has it. It also brings every compiled kernel into memory, so
     that the process's size is known before training is planned. Costs some 50 ms, once an engine."""
-    if getattr(engine, "proved", False):
+    if getattr(engine, "proved", None) in (True, trained):   # with `trained` it is all
         return
-    wrong = [a for a in known_answers(engine, ("F32", "Q8_0")) if not a.ok]
+    wrong = [a for a in known_answers(engine, ("F32", "Q8_0"), trained) if not a.ok]
     if wrong:
         raise UserError(f"on this machine the {engine.name} engine computes {wrong[0].operation} wrongly (relative "
                         f"error {wrong[0].error:.1e}): run anytune doctor, and train on another --device")
-    engine.proved = True
+    engine.proved = trained

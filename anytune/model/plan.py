@@ -41,7 +41,7 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
     """The fastest way to train `subject` (see subject.py) that fits `memory` bytes (None: what is free). Raises UserError
     if none does."""
     counter = _Counter(model, subject, ubatch, context)
-    prove(model.engine)
+    prove(model.engine, bool(subject.names))
     budget = counter.budget = model.engine.budget(model.weights, memory)
     layers = counter.trained
     best: tuple[float, Estimate] | None = None

@@ -20,6 +20,7 @@ from anytune.errors import UserError
 from anytune.train import checkpoint as ckpt
 from anytune.train import preflight
 from anytune.train.checkpoint import Checkpoint
+from anytune.train.outcome import Result
 from anytune.train.plan import Plan
 from anytune.train.product import AdapterProduct, ModelProduct, read_adapter
 from anytune.train.progress import Console, size
@@ -27,7 +28,7 @@ from anytune.train.resume import open_run, recorded_engine
 from anytune.train.run import RunFolder
 from anytune.train.settings import FIELDS, TrainSettings
 from anytune.train.team import Elsewhere, Lost, Solo, join, launched, local_device, places
-from anytune.train.trainer import Result, Trainer
+from anytune.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from anytune.adapter import Adapter
@@ -169,15 +170,15 @@ class _Job:
         try:
             result = trainer.run()
         except Lost as error:
-            kept = (f"the last checkpoint is {trainer.saved}, and the same command with --resume-from auto continues "
-                    "from it, with any number of processes" if trainer.saved else "there is no checkpoint yet")
+            kept = (f"the last checkpoint is {trainer.keeper.saved}, and the same command with --resume-from auto continues "
+                    "from it, with any number of processes" if trainer.keeper.saved else "there is no checkpoint yet")
             lost = Lost(f"The run in {run.path} had to end, as {error}; {kept}.")
             if not launched():  # said at once: torchrun is about to end this process too
                 say(str(lost))
                 lost.told = self.console.stream is not None
             raise lost from None
         except OSError as error:
-            kept = f"; the last good checkpoint is {trainer.saved}" if trainer.saved else ""
+            kept = f"; the last good checkpoint is {trainer.keeper.saved}" if trainer.keeper.saved else ""
             raise UserError(f"The run in {run.path} had to end: {error}{kept}.") from None
         except RuntimeError as error:
             what = self.model.engine.explain(error, self.trainee.estimate.peak_bytes)
@@ -258,7 +259,7 @@ def _join(engine, shard: bool) -> Solo:
     team = join(device)
     team.shard = shard
     if team.size > 1:
-        prove(engine)   # alone: its known answers hold for one process
+        prove(engine, True)   # alone: its known answers hold for one process
         engine.team = team
         if hasattr(engine, "shards"):
             engine.shards = team.size
@@ -293,7 +294,7 @@ def _open(team: Solo, settings, name: str, identity: dict, record: dict, say):
 
 
 def _kept(trainer: Trainer) -> str:
-    return f" The last good checkpoint is {trainer.saved}." if trainer.saved else " There is no checkpoint yet."
+    return f" The last good checkpoint is {trainer.keeper.saved}." if trainer.keeper.saved else " There is no checkpoint yet."
 
 
 def _same_threads(engine, asked: int | None, recorded: dict, team: Solo) -> None:
