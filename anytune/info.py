@@ -120,11 +120,11 @@ def _memory(gguf: GGUF, names: list[str]) -> dict[str, Any]:
     from anytune.engine.devices import engine_for
     from anytune.model import Lora, Model
     from anytune.model.plan import plan_training
+    from anytune.model.subject import LoraSubject
 
     shapes = {name: gguf.tensors[name].shape for name in names}
     try:
-        estimate = plan_training(Model(gguf, engine_for("auto")), shapes, Lora(rank=RANK), UBATCH, UBATCH,
-                                 None)
+        estimate = plan_training(Model(gguf, engine_for("auto")), LoraSubject(Lora(rank=RANK), shapes), UBATCH, UBATCH, None)
     except UserError as error:
         return {"ubatch": UBATCH, "peak_bytes": None, "flops_per_token": None, "text": str(error)}
     return {
