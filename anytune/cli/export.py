@@ -153,12 +153,12 @@ def _folder_command(name: str, text: str) -> None:
     @model_options
     @lora_options
     @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
-    @click.option("--outtype", "dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True,
+    @click.option("--outtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True,
                   help="Number format of the weights.")
     @click.option("--chat-template", metavar="FILE", help="A Jinja file, in place of the adapter's or the model's template.")
     @verify_option
     @json_option
-    def command(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], output: str, dtype: str,
+    def command(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], output: str, outtype: str,
                 chat_template: str | None, no_verify: bool, as_json: bool) -> int:
         """Write model and adapter, merged, as a folder with config.json, tokenizer files and model.safetensors.
 
@@ -176,12 +176,12 @@ def _folder_command(name: str, text: str) -> None:
         template = None if chat_template is None else read_text(chat_template)
         loaded, adapter = open_pair(model, engine, loras, scaled, needed=False)
         with Progress("export", "weights", quiet=as_json) as progress:
-            facts = save(loaded.gguf, adapter, output, dtype=dtype, template=template, progress=progress.to)
+            facts = save(loaded.gguf, adapter, output, dtype=outtype, template=template, progress=progress.to)
         found = []
         if not no_verify:
             why = checks.transformers_missing(loaded)
             found = [checks.skipped("transformers", why) if why
-                     else checks.in_transformers(Path(output), loaded, adapter, dtype == "f32")]
+                     else checks.in_transformers(Path(output), loaded, adapter, outtype == "f32")]
         return finish(facts, found, as_json, [
             f"{facts['tensors']} tensors in {dtype}, {bytes_text(facts['bytes'])} in {facts['shards']} file"
             f"{'s' if facts['shards'] > 1 else ''}", output])
