@@ -139,8 +139,25 @@ def train_cpu_bf16(data: dict) -> list[str]:
          times(s["ratio"]), *(f"{s[n]['peak_rss_mib']:.0f}" for n in ("cpu-bf16", s["peer"]))) for s in data["shapes"]])
 
 
+def style(data: dict) -> list[str]:
+    def shown(value: list[float], form: str = ".2f") -> str:
+        return f"{value[0]:{form}} [{value[1]:{form}}, {value[2]:{form}}]"
+
+    rows = [(f"distance: {name}", shown(data["author"][name]), shown(sides["base"]), shown(sides["wren"]))
+            for name, sides in data["distances"].items()]
+    rows += [(f"`{h['habit']}`", *(f"{100 * h[side]:.0f} %" for side in ("author", "base", "wren"))) for h in data["habits"][:6]]
+    rows.append(("perplexity of the e-mails", "–", *(shown(data["perplexity"][side]) for side in ("base", "wren"))))
+    rows += [(name, "–", *(shown([factor * v for v in data["to_reference"][name][side]], ".1f") for side in ("base", "wren")))
+             for name, factor in (("chrF", 1), ("ROUGE-L", 100), ("cosine", 100))]
+    rows.append(("words, times the author's", "1", *(shown(data["answers"][side]["length_ratio"]) for side in ("base", "wren"))))
+    rows.append(("ended by itself", "–", *(f"{100 * data['answers'][side]['ended'][0]:.0f} %" for side in ("base", "wren"))))
+    return [*table(("", "author", "base", "adapter"), rows), "",
+            f"{data['messages']} held-out e-mails of {data['corpus']}; {data['data']['train']} trained on, {data['steps']} steps, "
+            f"{data['train_seconds']} s."]
+
+
 TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu, two_gpus,
-                                 train_cpu_bf16)}
+                                 train_cpu_bf16, style)}
 
 
 def filled(text: str) -> str:

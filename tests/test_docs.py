@@ -108,7 +108,7 @@ def prepare(folder: Path) -> None:
     """The files that marked blocks use."""
     tiny.write(folder / "model.gguf", "llama")
     mails = (ROOT / "examples" / "email" / "train.jsonl").read_text("utf-8").splitlines()
-    for name, lines in (("chats.jsonl", mails[:6]), ("train.jsonl", mails[:6]), ("heldout.jsonl", mails[6:8])):
+    for name, lines in (("chats.jsonl", mails[:6]), ("train.jsonl", mails[:6]), ("heldout.jsonl", mails[6:10])):
         (folder / name).write_text("\n".join(lines) + "\n", "utf-8")
     (folder / "text.txt").write_text("the rest of the west wind was in the air. " * 60, "utf-8")
     task = {"context": "the wind was", "choices": ["in the air", "on"], "answer": 0}

@@ -79,6 +79,7 @@ def replies_of(model: Model, adapters: Mapping[str, Adapter], ids: list[list[int
         def tell(done: int, total: int, number: int = number) -> None:
             if progress is not None:
                 progress("answers", number * total + done, len(sides) * total)
+        tell(0, len(ids) * max_tokens)
         found[series] = answer(model, adapter, ids, how, max_tokens=max_tokens, stop=stop, batch=batch, progress=tell)
     return found
 
@@ -111,6 +112,8 @@ def similarities(model: Model, items: list[dict[str, Any]], series: list[str], d
     texts = [item["reference"] or "" if column == "reference" else item["answers"][column]
              for column in columns for item in items]
     distinct = list(dict.fromkeys(texts))
+    if tell is not None:
+        tell(0, len(distinct))
     rows = dict(zip(distinct, embed(model, distinct, tell), strict=True))
     vectors = {column: np.stack([rows[text] for text in texts[k * len(items):(k + 1) * len(items)]])
                for k, column in enumerate(columns)}
@@ -145,6 +148,8 @@ def _judged(items: list[dict[str, Any]], adapters: list[str], judge: Judge, draw
             progress: Step | None) -> dict[str, Any]:
     """The judge's verdicts as 1 (adapter), 0.5 (tie), 0 (base) or None in items["judge"], and their sums."""
     error, total = None, len(items) * len(adapters)
+    if progress is not None:
+        progress("judge", 0, total)
     for number, (item, name) in enumerate((item, name) for item in items for name in adapters):
         try:
             verdict = judge.compare(item["prompt"], item["answers"][name], item["answers"][BASE], item["reference"])

@@ -94,6 +94,7 @@ def _losses(model: Model, adapters: Mapping[str, Adapter], examples: list[tuple[
         def tell(done: int, total: int, number: int = number) -> None:
             if progress is not None:
                 progress("losses", number * total + done, len(sides) * total)
+        tell(0, len(examples))
         sums, counts = losses(model, adapter, examples, tell)
         first = sums if first is None else first
         found = figure(lambda weights, sums=sums, counts=counts: weights @ sums / (weights @ counts), draws)
