@@ -16,6 +16,7 @@ from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
 from anytune.model import Lora, load
 from anytune.model.plan import _Counter
+from anytune.model.subject import LoraSubject
 from anytune.text.packing import MicroBatch
 from tests.engine.conftest import TINY
 from tests.model.conftest import stream
@@ -360,7 +361,7 @@ def test_the_count_is_what_the_engine_allocates(files, name, hold, sizes, keep, 
     found = e.pool.bytes + scratch + sum(b.nbytes for b in e._raw.values())
     shapes = {n: tuple(model.gguf.tensors[n].shape) for n in trainee.names}
     count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), tokens)
-    _Counter(model, shapes, trainee.lora, tokens, tokens)._run(count, hold, keep)
+    _Counter(model, LoraSubject(trainee.lora, shapes), tokens, tokens)._run(count, hold, keep)
     assert count.bytes == pytest.approx(found, rel=0.05)
 
 

@@ -15,7 +15,8 @@ from anytune.engine.numpy.workers import share
 
 from . import attend
 from .gemm import PANEL, SPARE, packed_words, row_bytes
-from .linear import GRADIENT, backward_step, pieces, tile_rows, turned_words
+from .gradients import PIECE, turned_words
+from .linear import GRADIENT, backward_step, pieces, tile_rows, trains_whole
 from .loss import head_rows
 from .rows import LINE
 
@@ -82,8 +83,8 @@ class Bf16Count(CountEngine):
     def norm_linear(self, x, gain, eps, group):
         return self.linear(self._fused(x, group, x.shape[1]), group)
 
-    def norm_linear_backward(self, dys, x, gain, eps, group, residual, need_dx=True, then=None):
-        dh = self.linear_backward(dys, self._fused(x, group, x.shape[1]), group, need_dx)
+    def norm_linear_backward(self, dys, x, gain, eps, group, residual, need_dx=True, then=None, into=None):
+        dh = self.linear_backward(dys, self._fused(x, group, x.shape[1]), group, need_dx or into is not None)
         return self.rms_norm_backward(dh, x, gain, eps, residual) if need_dx else None
 
     def glu_linear(self, gate, up, activation, group):
@@ -124,6 +125,9 @@ class Bf16Count(CountEngine):
         if rank:
             x = self._left(x, group)
             self._pairs(tokens, group)
+        if trains_whole(group):
+            x = self._left(x, group)
+            self._whole(tokens, group)
         dx = self.array(tokens, features) if need_dx else None
         self.flops += 2.0 * tokens * (2 * low_rank_products(group) + 2 * features * rank)
         if need_dx:
@@ -135,6 +139,16 @@ class Bf16Count(CountEngine):
                     self._tile(width + rank, last - first, packed_words(width + rank, last - first))
         del dy, x
         return dx
+
+    def _whole(self, tokens: int, group) -> None:
+        """As gradients.group_tasks."""
+        for weight in group.weights:
+            if weight.gradient is not None:
+                self._aligned("inner", packed_words(tokens, group.in_features), 0)
+                self.flops += 2.0 * tokens * group.in_features * weight.out_features
+                for number in range(self.threads):
+                    for low, high in pieces(*share(weight.out_features, number, self.threads, 16), PIECE, 16):
+                        self._aligned("left", turned_words(high - low, tokens))
 
     def _gradient_rows(self, dys, group):
         for slot in group.slots:
@@ -196,6 +210,10 @@ class Bf16Count(CountEngine):
             if head.rank:
                 self._aligned("turned", turned_words(step, chunk))
                 self._aligned("inner", packed_words(chunk, head.rank), 0)
+            if head.weights[0].gradient is not None:
+                self._aligned("left", turned_words(step, chunk))
+                self._aligned("inner", packed_words(chunk, head.in_features), 0)
+                self.flops += 2.0 * rows * vocab * head.in_features
         self.flops += 2.0 * rows * vocab * head.in_features * ((2 if keep else 3) if gradient else 1)
         if head.weights[0].hold == "stream":
             self.raw("tile", self.threads * step * (head.weights[0].nbytes // vocab))

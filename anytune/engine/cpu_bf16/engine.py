@@ -78,8 +78,11 @@ class CpuBf16Engine(NumpyEngine):
     def norm_linear(self, x, gain, eps: float, group):
         return self.linear(self._normed(x, gain, eps, group), group)
 
-    def norm_linear_backward(self, dys, x, gain, eps: float, group, residual, need_dx: bool = True, then=None):
-        dh = self.linear_backward(dys, self._normed(x, gain, eps, group), group, need_dx)
+    def norm_linear_backward(self, dys, x, gain, eps: float, group, residual, need_dx: bool = True, then=None,
+                             into=None):
+        dh = self.linear_backward(dys, self._normed(x, gain, eps, group), group, need_dx or into is not None)
+        if into is not None:
+            self.gain_gradient(dh, x, eps, into)
         return self.rms_norm_backward(dh, x, gain, eps, residual) if need_dx else None
 
     def glu_linear(self, gate, up, activation: str, group):

@@ -17,6 +17,7 @@ from anytune.engine.numpy.linear import Group, block_columns, dropped, scaled_do
 from anytune.engine.numpy.workers import share
 
 from . import gemm, tiles
+from .gradients import group_tasks, turned_words
 from .rows import Rows, address, aligned, make
 
 GRADIENT = 256  # columns of a piece of the pairs' gradients
@@ -203,7 +204,7 @@ def backward_step(group: Group, sizes) -> int:
 
 
 def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.ndarray | None:
-    """Adds the low-rank gradients to the group's slots; returns dx float32 [T, in], or None if it is not needed."""
+    """Adds to the group's gradients; returns dx float32 [T, in], or None if it is not needed."""
     tokens, features, rank = x.shape[0], group.in_features, group.rank
     mask = dropout(e, group, tokens)
     dy, downs = gradient_rows(e, dys, group), scaled_down(group) if rank else np.empty((0, features), np.float32)
@@ -212,6 +213,10 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
         x = left(e, x, group) if mask is None else left_rows(
             e, tokens, group, _writer(dropped(e, _float32(x), group, mask, 0, tokens)))
         pairs = _Pairs(e, dy, x, group)
+    own = [[] for _ in range(e.workers.count)]
+    if trains_whole(group):
+        x = left(e, x, group)
+        own = group_tasks(e, dy, x, group, pieces)
     dx = e.array(tokens, features) if need_dx else None
     raw = streamed(e, group) if need_dx else None
     blocks, most = block_columns(group), backward_step(group, e.sizes)
@@ -220,11 +225,16 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
         low, high = share(features, number, e.workers.count, blocks)
         mine = [] if dx is None else [_backward_task(e, dy, group, downs if mask is None else downs[:0], first, last, raw, dx)
                                       for first, last in pieces(low, high, most, blocks)]
-        shares.append(mine + (pairs.tasks(number) if pairs is not None else []))
+        shares.append(mine + (pairs.tasks(number) if pairs is not None else []) + own[number])
     in_turn(e, shares)
     if dx is not None and mask is not None:
         _add_masked(e, dy, group, downs, mask, dx)
     return dx
+
+
+def trains_whole(group: Group) -> bool:
+    """Whether matrices or biases of the group are trained."""
+    return any(w.gradient is not None for w in group.weights) or any(g is not None for g in group.bias_gradients)
 
 
 def _float32(x) -> np.ndarray:
@@ -242,11 +252,6 @@ def _backward_task(e, dy: Rows, group: Group, downs: np.ndarray, first: int, las
                             aligned(e, number, "packed", gemm.packed_words(height + rank, columns)), dy.address, dy.stride,
                             dx.shape[0], address(dx) + 4 * first, dx.strides[0])
     return task
-
-
-def turned_words(columns: int, tokens: int) -> int:
-    """Size of the transpose of [tokens, columns] as rows of bf16, in words."""
-    return (-(-columns // 16) * 16 + gemm.SPARE) * gemm.row_bytes(-(-tokens // 32) * 32) // 4
 
 
 class _Pairs:

@@ -8,8 +8,9 @@ from anytune.engine.numpy.linear import Group
 from anytune.engine.numpy.loss import most_rows
 from anytune.engine.numpy.workers import share
 
-from . import gemm, rowwise, tiles
-from .linear import left, turned_words
+from . import gemm, gradients, rowwise, tiles
+from .gradients import turned_words
+from .linear import left
 from .rows import Rows, address, aligned
 
 
@@ -98,6 +99,8 @@ class Chunk:
             rank, turned_stride, deep = head.rank, gemm.row_bytes(-(-rows // 32) * 32), gemm.depth_of(rows)
             inner = aligned(e, 0, "inner", gemm.packed_words(rows, rank))
             gemm.pack_rows(self.at + 2 * width, self.stride, rank, rows, 2, inner, deep, 0)
+        whole = head.weights[0].gradient    # of a head that is trained itself, and has no pair then
+        packed_h = gradients.pack(e, self.h, rows, width, self.at) if whole is not None else 0
 
         def work(number: int) -> None:
             mine = parts[number]
@@ -111,6 +114,8 @@ class Chunk:
                 depth = gemm.depth_of(high - low)
                 gemm.pack_rows(address(tile), tile.strides[0], columns, high - low, 4, packed, depth, 0)
                 gemm.product(dlogits, stride, packed, depth, address(mine), mine.strides[0], rows, columns, high - low, 1)
+                if whole is not None:
+                    gradients.add(e, number, dlogits, stride, high - low, rows, packed_h, whole[low:high])
                 if trained:
                     turned = aligned(e, number, "turned", turned_words(high - low, rows))
                     gemm.turn(dlogits, stride, rows, high - low, 2, turned, turned_stride)
