@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
+from anytune.files import copy
 from anytune.train import preflight
-from anytune.train.trainer import copy
 
 
 class AdapterProduct:

@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import math
-import shutil
 import time
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from anytune.errors import UserError
-from anytune.files import atomic_write
+from anytune.files import copy
 from anytune.memory import process_bytes
-from anytune.text.packing import make_batch, pack
-from anytune.train import checkpoint as ckpt
+from anytune.text.packing import make_batch
 from anytune.train import metrics as metrics_file
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.interrupt import Interrupts
+from anytune.train.keeper import Keeper, why
+from anytune.train.outcome import Launched, Result, bad, loss_tokens
+from anytune.train.pace import Pace
 from anytune.train.plan import Plan, Position
 from anytune.train.plot import plot_losses
 from anytune.train.progress import Console, duration
@@ -37,57 +32,7 @@ from anytune.train.schedule import Schedule
 from anytune.train.settings import TrainSettings
 from anytune.train.sinks import Sinks
 from anytune.train.team import Elsewhere, Solo, report
-from anytune.train.tensors import CHUNK
-
-
-@dataclass
-class Result:
-    """How a run ended.
-
-    stopped: "finished", "early" (validation no longer better) or "interrupted"; path: the adapter (or model) in
-    the run's folder, the best on validation if there was one, else the last (None if no step was done);
-    best: {"step", "val_loss"} or None; load: reads an adapter's file, None: it is no adapter.
-    """
-
-    path: Path | None
-    run_dir: Path
-    stopped: str
-    step: int
-    total_steps: int
-    best: dict | None
-    checkpoint: Path | None
-    load: Callable[[Path], Any] | None = field(default=None, repr=False)
-
-    @functools.cached_property
-    def adapter(self) -> Any:
-        """The adapter at path, read when it is first asked for; None if there is none."""
-        return self.load(self.path) if self.load and self.path else None
-
-    @property
-    def metrics(self) -> list[dict]:
-        """All rows of metrics.jsonl."""
-        return metrics_file.read(self.run_dir / "metrics.jsonl")
-
-
-@dataclass
-class Launched:
-    """A step that was asked for; its losses and norm are Numbers (see engine/base.py) that may still be on their way.
-
-    losses: of each micro-batch, 0.0 for another rank's.
-    """
-    position: Position
-    bins: list
-    losses: list
-    norm: Any
-    lr: float
-    tokens: int
-    loss_tokens: int
-    started: float      # time.perf_counter()
-
-
-def _bad(value) -> bool:
-    """Whether it is known already that a Number is not finite."""
-    return isinstance(value, float) and not math.isfinite(value)
+from anytune.train.validation import Validation
 
 
 class Trainer:
@@ -109,7 +54,7 @@ class Trainer:
                  product: Any = None, team: Solo | None = None):
         self.team = team or Solo()
         self.leads = self.team.rank == 0
-        self.trainee, self.train, self.val, self.settings = trainee, train, val, settings
+        self.trainee, self.train, self.settings = trainee, train, settings
         self.run_folder, self.run_id = run, run_id
         self.identity, self.engine = identity or {}, engine or {}
         self.console, self.progress = console or Console(quiet=True), progress
@@ -117,19 +62,15 @@ class Trainer:
         self.schedule = Schedule.of(settings, self.plan.total)
         self.product = product
         self.resume = resume
-        self.step, self.best, self.waited = 0, None, 0
+        self.step = 0
         self.pending: dict | None = None        # a row whose step is done and whose evaluation is not
-        self.saved: Path | None = None          # the last good checkpoint
-        self.saved_step = 0
-        if val is not None and not np.any(val.loss):
-            raise UserError("The validation data has no token with loss: there is nothing to measure.")
-        bins = pack(val, settings.ubatch, settings.seed, 0) if val is not None else []
-        self.val_bins = [indexes for indexes in bins if _loss_tokens(val, indexes)]
-        self.val_tokens = sum(_loss_tokens(val, indexes) for indexes in bins)
+        self.validation = Validation(trainee, val, settings, self.team)
+        self.keeper = Keeper(trainee, run, self.team, self.console.say, settings.keep_checkpoints)
+        self.pace = Pace(self.plan.tokens)
         self.interrupts = Interrupts(quiet=not self.leads)
         self.agreed = False                     # to stop, as far as the team has exchanged it
         self.lag = getattr(trainee, "lag", 0)   # steps that the device may be behind
-        self.seen_tokens, self.seconds, self.rate, self.settled = 0, 0.0, None, 0.0
+        self.settled = 0.0                      # when the last step was, time.perf_counter()
 
     # -- the run ----------------------------------------------------------------------------------------
 
@@ -138,7 +79,9 @@ class Trainer:
         with contextlib.ExitStack() as held:
             self.team.lead(lambda: self._open(held))
             held.enter_context(self.interrupts)
-            self._restore(self.resume)
+            if self.resume is not None:
+                self._take_up(self.resume)
+            self.keeper.restore(self.resume)
             self.team.lead(lambda: self._record(held))
             return self._finish(self._loop())
 
@@ -161,7 +104,7 @@ class Trainer:
             return "interrupted"
         queue: collections.deque[Launched] = collections.deque()
         for position, bins in self.plan.after(self.step):
-            if self._out_of_patience():
+            if self.validation.out_of_patience:
                 return "early"
             launched = self._launch(position, bins)
             if launched is not None:
@@ -177,7 +120,7 @@ class Trainer:
 
     def _decides(self, position: Position) -> bool:
         """Whether something happens after this step that needs its outcome: evaluation, checkpoint, the end."""
-        return position.step == self.plan.total or self._evaluates(position) or self._saves(position.step)
+        return position.step == self.plan.total or self.validation.due(position, self.plan.total) or self._saves(position.step)
 
     def _saves(self, step: int) -> bool:
         every = self.settings.checkpoint_save_steps
@@ -202,15 +145,15 @@ class Trainer:
     def _launch(self, position: Position, bins) -> Launched | None:
         """Ask for one optimizer step. None: interrupted in it, nothing applied."""
         step, s, turns, begun = position.step, self.settings, self._turns(bins), time.perf_counter()
-        loss_tokens = sum(_loss_tokens(self.train, indexes) for indexes in bins)
+        with_loss = sum(loss_tokens(self.train, indexes) for indexes in bins)
         losses = [0.0] * len(bins)
         for turn, micro in enumerate(turns):
             if micro is not None:
                 batch = make_batch(self.train, bins[micro])
-                losses[micro] = self.trainee.accumulate(batch, 1.0 / loss_tokens, step, micro)
+                losses[micro] = self.trainee.accumulate(batch, 1.0 / with_loss, step, micro)
             elif self.team.sharded:     # the others need this rank's part of the weights: it goes along, adding nothing
                 self.trainee.accumulate(make_batch(self.train, bins[0]), 0.0, step, 0)
-            if self._exchange(micro is not None and _bad(losses[micro])):
+            if self._exchange(micro is not None and bad(losses[micro])):
                 self._look(step, self.team.sums([float(loss) for loss in losses]), bins)
             if self._stop and turn + 1 < len(turns):
                 return None
@@ -218,7 +161,7 @@ class Trainer:
         norm = self.trainee.update(lr, step, beta1=s.beta1, beta2=s.beta2, eps=s.eps,
                                    weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm)
         tokens = sum(int(self.train.offsets[i + 1] - self.train.offsets[i]) for indexes in bins for i in indexes)
-        return Launched(position, bins, losses, norm, lr, tokens, loss_tokens, begun)
+        return Launched(position, bins, losses, norm, lr, tokens, with_loss, begun)
 
     def _look(self, step: int, losses: list[float], bins) -> None:
         """Raise if a micro-batch's loss is not finite."""
@@ -238,136 +181,62 @@ class Trainer:
             raise self._diverged(step, f"the gradient's norm is {norm}", [i for b in launched.bins for i in b])
         now = time.perf_counter()
         seconds, self.settled = now - max(self.settled, launched.started), now
-        self._time(launched.tokens, seconds)
+        if self.pace.step(launched.tokens, seconds) and self.pace.left > 60:
+            self.console.say(f"First step: {self.pace.rate:,.0f} tokens/s, so about {duration(self.pace.left)} to go.")
         self.step = step
         row = {"step": step, "epoch": position.epochs_done, "loss": sum(losses) / launched.loss_tokens,
                "val_loss": None, "lr": launched.lr, "grad_norm": norm, "tokens": launched.tokens,
                "loss_tokens": launched.loss_tokens, "rss_bytes": process_bytes(),
                "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2)}
-        if not self._complete(row, self._evaluates(position)):
+        if not self._complete(row, self.validation.due(position, self.plan.total)):
             return False
         if self._saves(step):
-            self._checkpoint()
+            self.keeper.save(self.step, self._info)
         return True
 
     def _complete(self, row: dict, evaluate: bool = True) -> bool:
         """What follows a step: evaluation, the row, the progress line. False: interrupted in evaluation."""
         if evaluate:
-            value = self._evaluate()
+            value = self.validation.measure(self._turns(self.validation.bins), lambda: self._exchange(False) or self._stop)
             if value is None:
                 self.pending = row
                 return False
             row = dict(row, val_loss=value)
-            self._keep_best(row["step"], value)
+            self.validation.take(row["step"], value, lambda: self.team.lead(lambda: self._save_best(row["step"])))
         self.pending = None
         if self.leads:
             self.metrics.append(row)
             self.sinks(row)
-            self.console.step(row, self.plan.total, self._eta(), self.best and self.best["val_loss"])
+            best = self.validation.best
+            self.console.step(row, self.plan.total, self.pace.left, best and best["val_loss"])
             if self.progress:
                 self.progress(row)
         return True
 
-    # -- validation -------------------------------------------------------------------------------------
-
-    def _evaluates(self, position: Position) -> bool:
-        if self.val is None:
-            return False
-        every, step = self.settings.val_every, position.step
-        return step == self.plan.total or (step % every == 0 if every else position.ends_epoch)
-
-    def _evaluate(self) -> float | None:
-        """Mean loss over the validation set's loss tokens; None if interrupted."""
-        losses, turns = [0.0] * len(self.val_bins), self._turns(self.val_bins)
-        for turn, number in enumerate(turns):
-            if number is not None or self.team.sharded:
-                loss = float(self.trainee.evaluate(make_batch(self.val, self.val_bins[number or 0])))
-                if number is not None:
-                    losses[number] = loss
-            self._exchange(False)
-            if self._stop and turn + 1 < len(turns):
-                return None
-        return sum(self.team.sums(losses)) / self.val_tokens
-
-    def _keep_best(self, step: int, value: float) -> None:
-        if math.isfinite(value) and (self.best is None or value < self.best["val_loss"]):
-            if self.team.lead(lambda: self._save_best(step)):
-                self.best, self.waited = {"step": step, "val_loss": value}, 0
-        else:
-            self.waited += 1
+    # -- keeping ----------------------------------------------------------------------------------------
 
     def _save_best(self, step: int) -> bool:
         try:
             self.product.now().save(self.run_folder.best)
         except (OSError, UserError) as error:
-            self.console.say(f"The best {self.product.noun} so far (step {step}) cannot be kept: {_why(error)}")
+            self.console.say(f"The best {self.product.noun} so far (step {step}) cannot be kept: {why(error)}")
             return False
         return True
 
-    def _out_of_patience(self) -> bool:
-        return bool(self.val is not None and 0 < self.settings.early_stop <= self.waited)
-
-    # -- checkpoints ------------------------------------------------------------------------------------
-
-    def _checkpoint(self) -> None:
-        """Write one for the current step. A failure is told and costs nothing but itself."""
-        self._same_everywhere()
-        made = self.team.lead(self._write_checkpoint)
-        if made is not None:
-            self.saved, self.saved_step = Path(made), self.step
-            if self.leads:
-                report("saved", made)
-
-    def _write_checkpoint(self) -> str | None:
-        if not self._sound():
-            return None     # the next step will say so; the last good checkpoint stays the last
+    def _info(self) -> dict:
+        """What a checkpoint of the current step holds besides the state."""
         self.metrics.sync()
-        info = {"position": self.plan.position(self.step), "best": self.best, "waited": self.waited,
+        return {"position": self.plan.position(self.step), "best": self.validation.best, "waited": self.validation.waited,
                 "pending": self.pending, "run_id": self.run_id, "run": self.run_folder.name,
                 "identity": self.identity, "engine": self.engine}
-        folder = self.run_folder.checkpoints
-        try:
-            best = self.run_folder.best if self.best else None
-            made = ckpt.save(folder, self.step, self.trainee.state(), info, best)
-        except OSError as error:
-            kept = f"the one of step {self.saved_step} is kept" if self.saved else "there is none yet"
-            self.console.say(f"The checkpoint of step {self.step} cannot be written to {folder}: "
-                             f"{_why(error)}; {kept}.")
-            return None
-        ckpt.prune(folder, self.settings.keep_checkpoints, made)
-        return str(made)
-
-    def _same_everywhere(self) -> None:
-        """Every rank has made the same update from the same sums: if not, its hardware or software is at fault."""
-        if self.team.size == 1:
-            return
-        state = self.trainee.state()
-        check = zlib.crc32(b"".join(zlib.crc32(state[name]).to_bytes(4, "big") for name in sorted(state)))
-        if self.team.any(self.team.least(check) != check):
-            kept = f" The last good checkpoint is {self.saved}." if self.saved else ""
-            text = (f"After step {self.step} the processes' parameters differ, so training stopped: their machines "
-                    f"compute differently; use cards of one kind and the same versions everywhere.{kept}")
-            raise UserError(text) if self.leads else Elsewhere(text)
-
-    def _sound(self) -> bool:
-        """No NaN or infinity in the state; by sums, which carry either on and take no memory."""
-        return all(math.isfinite(array.sum(dtype=np.float64)) for array in self.trainee.state().values())
-
-    def _restore(self, found: Checkpoint | None) -> None:
-        """Begin where `found` stands. A team begins in rank 0's state, also where there is no checkpoint."""
-        if found is not None:
-            self._take_up(found)
-        if found is not None or self.team.size > 1:
-            state = found.tensors() if found is not None and self.leads else self.trainee.state()
-            self.trainee.load_state(self.team.spread_arrays(state))
 
     def _take_up(self, found: Checkpoint) -> None:
         info = found.info
         if found.step > self.plan.total or info["position"] != self.plan.position(found.step):
             raise UserError(f"{found.path} stands at another place in the data than this version of the "
                             f"program puts step {found.step}: it cannot be continued exactly, start anew.")
-        self.step, self.best, self.waited = found.step, info["best"], info["waited"]
-        self.pending = info["pending"]
+        self.step, self.pending = found.step, info["pending"]
+        self.validation.best, self.validation.waited = info["best"], info["waited"]
         if self.pending is not None and not metrics_file.sound(self.pending, self.step):
             raise UserError(f"{found.path} holds a malformed row of metrics: use another checkpoint.")
         if self.leads:
@@ -377,27 +246,27 @@ class Trainer:
         if info["engine"] != self.engine:
             self.console.say(f"The checkpoint was made with {_words(info['engine'])}, and this is "
                              f"{_words(self.engine)}: as good, but not bit for bit what it would have been.")
-        self.saved, self.saved_step = found.path, found.step - bool(self.pending)
-        self.seen_tokens = round(self.plan.tokens * self.step / self.plan.total)
+        self.keeper.saved, self.keeper.saved_step = found.path, found.step - bool(self.pending)
+        self.pace.seen = round(self.plan.tokens * self.step / self.plan.total)
         self.console.say(f"Continuing after step {self.step} of {self.plan.total} from {found.path}")
 
     # -- ends -------------------------------------------------------------------------------------------
 
     def _finish(self, stopped: str) -> Result:
-        folder = self.run_folder
-        if self.step > 0 and (self.saved_step != self.step or self.pending):
-            self._checkpoint()
+        folder, keeper = self.run_folder, self.keeper
+        if self.step > 0 and (keeper.saved_step != self.step or self.pending):
+            keeper.save(self.step, self._info)
         self.team.lead(self._write_product)
         return Result(folder.product if self.step > 0 else None, folder.path, stopped, self.step,
-                      self.plan.total, self.best, self.saved, self.product.load)
+                      self.plan.total, self.validation.best, keeper.saved, self.product.load)
 
     def _write_product(self) -> None:
-        folder = self.run_folder
-        if self.step > 0 and self.best is None and not self._sound():   # the last update was too much
+        folder, best, saved = self.run_folder, self.validation.best, self.keeper.saved
+        if self.step > 0 and best is None and not self.keeper.sound():   # the last update was too much
             raise UserError(f"After step {self.step} the parameters are no longer finite. "
-                            f"{f'The last good state is {self.saved}. ' if self.saved else ''}{self._advice()}")
+                            f"{f'The last good state is {saved}. ' if saved else ''}{self._advice()}")
         if self.step > 0:
-            if self.best is None:
+            if best is None:
                 self.product.now().save(folder.product)
             else:
                 copy(folder.best, folder.product)
@@ -407,12 +276,12 @@ class Trainer:
         try:
             plot_losses(self.run_folder.metrics, self.run_folder.plot, self.run_folder.name)
         except OSError as error:
-            self.console.say(f"The loss plot cannot be written: {_why(error)}.")
+            self.console.say(f"The loss plot cannot be written: {why(error)}.")
 
     def _diverged(self, step: int, what: str, indexes) -> UserError:
         """The state is that of the step before: keep it, and say what to do."""
-        if self.step > self.saved_step:
-            self._checkpoint()
+        if self.step > self.keeper.saved_step:
+            self.keeper.save(self.step, self._info)
         text = self.team.lead(lambda: self._last_words(step, what, indexes))
         return UserError(text) if self.leads else Elsewhere(text)
 
@@ -421,44 +290,16 @@ class Trainer:
         if len(lines) > 300:
             lines = lines[:300] + "…"
         kept = ""
-        if self.step > 0 and self._sound():
+        if self.step > 0 and self.keeper.sound():
             self.product.now().save(self.run_folder.product)
             kept = f"What was learned before is in {self.run_folder.product} ({self.product.again}). "
-        elif self.saved:
-            kept = f"The last good state is {self.saved}. "
+        elif self.keeper.saved:
+            kept = f"The last good state is {self.keeper.saved}. "
         return f"Step {step}: {what}, so training stopped before applying it ({lines}). {kept}{self._advice()}"
 
     def _advice(self) -> str:
         return (f"Start again with a lower --learning-rate (now {self.settings.lr:g}), a longer --warmup-ratio "
                 "or a lower --max-grad-norm.")
-
-    # -- time -------------------------------------------------------------------------------------------
-
-    def _time(self, tokens: int, seconds: float) -> None:
-        self.seen_tokens += tokens
-        rate = tokens / max(seconds, 1e-9)
-        if self.rate is None:
-            left = (self.plan.tokens - self.seen_tokens) / rate
-            if left > 60:
-                self.console.say(f"First step: {rate:,.0f} tokens/s, so about {duration(left)} to go.")
-        self.rate = rate if self.rate is None else 0.9 * self.rate + 0.1 * rate
-
-    def _eta(self) -> float | None:
-        return max(0, self.plan.tokens - self.seen_tokens) / self.rate if self.rate else None
-
-
-def _loss_tokens(data, indexes) -> int:
-    """Tokens with loss in these examples (an example's first token is never one)."""
-    return sum(int(np.count_nonzero(data.loss[data.offsets[i] + 1:data.offsets[i + 1]])) for i in indexes)
-
-
-def copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as file, atomic_write(target) as out:
-        shutil.copyfileobj(file, out, CHUNK)
-
-
-def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _words(engine: dict) -> str:

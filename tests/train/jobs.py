@@ -8,11 +8,12 @@ import signal
 from contextlib import contextmanager
 from pathlib import Path
 
+from anytune.files import copy
 from anytune.train.plan import Plan
 from anytune.train.progress import Console
 from anytune.train.resume import open_run
 from anytune.train.settings import TrainSettings
-from anytune.train.trainer import Trainer, copy
+from anytune.train.trainer import Trainer
 from tests.train.fake import FakeProduct, FakeTrainee, chain_dataset
 
 SETTINGS = {"context": 32, "ubatch": 32, "batch": 96, "epochs": 3, "lr": 0.05, "checkpoint_save_steps": 2,

@@ -1,0 +1,75 @@
+"""Keeping a run's state: checkpoints are written, and taken up again."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from anytune.errors import UserError
+from anytune.train import checkpoint as ckpt
+from anytune.train.checkpoint import Checkpoint
+from anytune.train.run import RunFolder
+from anytune.train.team import Elsewhere, report
+
+
+class Keeper:
+    """saved: the last good checkpoint, of step saved_step; None, 0 where there is none yet."""
+
+    def __init__(self, trainee, folder: RunFolder, team, say: Callable[[str], None], keep: int):
+        self.trainee, self.folder, self.team, self.say, self.keep = trainee, folder, team, say, keep
+        self.saved: Path | None = None
+        self.saved_step = 0
+
+    def save(self, step: int, info: Callable[[], dict]) -> None:
+        """Write a checkpoint of `step`. info(), called by rank 0: what goes into it, see checkpoint.py. A failure is told
+        and costs nothing but itself."""
+        self._same_everywhere(step)
+        made = self.team.lead(lambda: self._write(step, info))
+        if made is not None:
+            self.saved, self.saved_step = Path(made), step
+            if self.team.rank == 0:
+                report("saved", made)
+
+    def _write(self, step: int, info: Callable[[], dict]) -> str | None:
+        if not self.sound():
+            return None     # the next step will say so; the last good checkpoint stays the last
+        folder, facts = self.folder.checkpoints, info()
+        try:
+            made = ckpt.save(folder, step, self.trainee.state(), facts, self.folder.best if facts["best"] else None)
+        except OSError as error:
+            kept = f"the one of step {self.saved_step} is kept" if self.saved else "there is none yet"
+            self.say(f"The checkpoint of step {step} cannot be written to {folder}: {why(error)}; {kept}.")
+            return None
+        ckpt.prune(folder, self.keep, made)
+        return str(made)
+
+    def _same_everywhere(self, step: int) -> None:
+        """Every rank has made the same update from the same sums: if not, its hardware or software is at fault."""
+        if self.team.size == 1:
+            return
+        state = self.trainee.state()
+        check = zlib.crc32(b"".join(zlib.crc32(state[name]).to_bytes(4, "big") for name in sorted(state)))
+        if self.team.any(self.team.least(check) != check):
+            kept = f" The last good checkpoint is {self.saved}." if self.saved else ""
+            text = (f"After step {step} the processes' parameters differ, so training stopped: their machines "
+                    f"compute differently; use cards of one kind and the same versions everywhere.{kept}")
+            raise UserError(text) if self.team.rank == 0 else Elsewhere(text)
+
+    def sound(self) -> bool:
+        """No NaN or infinity in the state; by sums, which carry either on and take no memory."""
+        return all(math.isfinite(array.sum(dtype=np.float64)) for array in self.trainee.state().values())
+
+    def restore(self, found: Checkpoint | None) -> None:
+        """Begin in the state of `found`. A team begins in rank 0's state, also where there is no checkpoint."""
+        if found is not None or self.team.size > 1:
+            from_file = found is not None and self.team.rank == 0
+            state = found.tensors() if from_file else self.trainee.state()
+            self.trainee.load_state(self.team.spread_arrays(state))
+
+
+def why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
