@@ -183,7 +183,7 @@ def _folder_command(name: str, text: str) -> None:
             found = [checks.skipped("transformers", why) if why
                      else checks.in_transformers(Path(output), loaded, adapter, outtype == "f32")]
         return finish(facts, found, as_json, [
-            f"{facts['tensors']} tensors in {dtype}, {bytes_text(facts['bytes'])} in {facts['shards']} file"
+            f"{facts['tensors']} tensors in {outtype}, {bytes_text(facts['bytes'])} in {facts['shards']} file"
             f"{'s' if facts['shards'] > 1 else ''}", output])
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,14 +87,14 @@ def test_sentencepiece_gives_the_same_ids(tmp_path, prefix):
 
 
 @pytest.mark.parametrize("model", [models.smollm2, models.gemma3])
-def test_real_vocabularies(model, tmp_path):
+def test_real_vocabularies(model):
     with GGUF.open(model()) as file:
-        text = "".join(open(path, encoding="utf-8").read() for path in ("README.md", "docs/adapters.md"))
-        assert differing(file, [*TEXTS, text]) == []
-        tokenizer = library(file)
-        for text in TEXTS:
-            if not any(mark in text for mark in ("<", "\ufffd")):
-                assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=True) == text
+        text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")[:6000]
+        ours, theirs = anytune.text.Tokenizer(file.metadata), library(file)
+        for text in [*TEXTS, text]:
+            ids = ours.encode(text, special=True)
+            assert theirs.encode(text).ids == ids
+            assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids) or "<" in text
 
 
 def test_the_template_and_special_tokens_arrive(tmp_path):
