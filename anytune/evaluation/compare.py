@@ -86,7 +86,7 @@ def replies_of(model: Model, adapters: Mapping[str, Adapter], ids: list[list[int
 
 def items_of(prompts: Sequence[Prompt], replies: Mapping[str, list[Reply]]) -> list[dict[str, Any]]:
     """One dict a prompt: line, prompt, reference, answers, ended (series -> whether the model ended its turn), scores."""
-    return [{"line": prompt.line, "prompt": prompt.shown, "reference": prompt.reference,
+    return [{"line": prompt.line, "prompt": prompt.shown, "reference": None if prompt.reference is None else prompt.reference.strip(),
              "answers": {series: found[i].text.strip() for series, found in replies.items()},
              "ended": {series: found[i].finish == "stop" for series, found in replies.items()},
              "to_reference": {}, "to_base": {}} for i, prompt in enumerate(prompts)]

@@ -111,7 +111,7 @@ class Form:
 
         tokenizer = self.model.tokenizer
         if self.template is None and prompt.text is not None:
-            return tokenizer.encode(prompt.text, special=True, bos=tokenizer.add_bos)
+            return tokenizer.encode(_raw(prompt), special=True, bos=tokenizer.add_bos)
         template = self.template or self.model.template
         return encode_rendered(tokenizer, template.render(prompt.messages, prompt.tools, add_generation_prompt=True))
 
@@ -121,10 +121,7 @@ class Form:
 
         tokenizer = self.model.tokenizer
         if self.template is None and prompt.text is not None:
-            start = self.encode(prompt)
-            end = tokenizer.encode(prompt.reference or "", special=False, bos=False)
-            end += [tokenizer.eos] if tokenizer.eos is not None and end[-1:] != [tokenizer.eos] else []
-            return start + end, [False] * len(start) + [True] * len(end)
+            return _joined(tokenizer, _raw(prompt), prompt.reference or "")
         messages = [*prompt.messages, {"role": "assistant", "content": prompt.reference}]
         return encode_chat(tokenizer, self.template or self.model.template, messages, prompt.tools, len(messages) - 1)
 
@@ -141,3 +138,21 @@ class Form:
                 raise UserError(f"{name}, line {prompt.line}: {error}") from None
             found.append(ids)
         return found
+
+
+def _raw(prompt: Prompt) -> str:
+    """A prompt without a template, as training joins it: what the system says, an empty line, the text."""
+    return "".join(f"{message['content']}\n\n" for message in prompt.messages[:-1]) + (prompt.text or "")
+
+
+def _joined(tokenizer, text: str, reference: str) -> tuple[list[int], list[bool]]:
+    """(ids, loss) of raw text and what follows it, as training sees pairs: one text, with EOS."""
+    ids, starts = tokenizer.encode_spans(text + reference, special=False)
+    # a space that ends the prompt belongs to the first token of what follows
+    at = len(text) if reference[:1] == " " else len(text.rstrip(" "))
+    loss = [start >= at for start in starts]
+    if tokenizer.add_bos and ids[:1] != [tokenizer.bos]:
+        ids, loss = [tokenizer.bos, *ids], [False, *loss]
+    if tokenizer.eos is not None and ids[-1] not in tokenizer.eog:
+        ids, loss = [*ids, tokenizer.eos], [*loss, True]
+    return ids, [False, *loss[1:]]

@@ -78,7 +78,8 @@ def _messages(prompts: Sequence[Prompt], chat: bool | None, name: str) -> tuple[
 def _cut(text: str) -> tuple[str, str]:
     words = text.split(" ")
     at = -(-len(words) // 3)
-    return " ".join(words[:at]), " ".join(words[at:]).strip()
+    rest = " ".join(words[at:])
+    return " ".join(words[:at]), " " + rest if rest.strip() else ""  # together they are the text again
 
 
 def _fitted(example: tuple[list[int], list[bool]], context: int) -> tuple[list[int], list[bool]]:

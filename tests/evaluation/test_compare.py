@@ -102,6 +102,27 @@ def test_losses_are_those_of_the_logits(model, file):
         assert learned.strip() == prompt.reference
 
 
+@pytest.mark.parametrize(("name", "rows"), [
+    ("llama", [{"messages": [{"role": "user", "content": "the rain"}, {"role": "assistant", "content": "on the sea"}]}]),
+    ("llama", [{"prompt": "the rain ", "completion": "on the sea"}, {"prompt": "a", "completion": " wave", "system": "be kind"}]),
+    ("llama-spm", [{"prompt": "the rain", "completion": " on the sea"}, {"prompt": "a", "completion": "wave"}])])
+def test_references_are_encoded_as_training_encodes_them(tmp_path, name, rows):
+    """With a template of the model's own and without one."""
+    from anytune.text import build_dataset
+
+    loaded = anytune.load(tiny.write(tmp_path / "m.gguf", name), threads=1)
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for chat in (True, False) if "prompt" in rows[0] else (True,):
+        template = loaded.template if chat else None
+        built = build_dataset(tmp_path / "d.jsonl", loaded.tokenizer, template, context=256, assistant_loss_only="messages" in rows[0])
+        form = Form.of(loaded, {}, chat=chat)
+        for i, prompt in enumerate(read_prompts(tmp_path / "d.jsonl")):
+            ids, loss = built.example(i)
+            assert form.encode_reference(prompt) == (ids.tolist(), loss.tolist())
+            start = form.encode(prompt)
+            assert chat is False or start == ids[:len(start)].tolist()
+
+
 def test_batches_keep_the_order(model):
     ids = [model.tokenize(text) for text in ("a sea of the worst kind", "on", "the rain in", "on the")]
     alone = [answer(model, None, [one], GREEDY, max_tokens=6)[0].ids for one in ids]
