@@ -1,6 +1,6 @@
 """Full training on an engine, held against the NumPy engine's and the reference optimizers, for each engine's tests.
 
-`options` are those of anytune.model.load: device=, dtype=, threads=, …
+`options` are those of anytune.model.load: device=, dtype=, threads=, …; or engine=, one that is open already.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from anytune.engine import optimizers as rules
-from anytune.model import Full, load
+from anytune.gguf import GGUF
+from anytune.model import Full, Model, load
 from tests.model.conftest import stream
 from tests.support import tiny
 
@@ -24,8 +25,9 @@ def files(folder, type: str = "F32") -> dict:
     return {name: tiny.write(folder / f"{name}.gguf", name, type=type) for name in NAMES}
 
 
-def trainee_of(path, full: Full = Full(), tokens: int = BATCH[1], **options):
-    return load(path, **{"threads": 2, **options}).full_trainee(full, ubatch=tokens)
+def trainee_of(path, full: Full = Full(), tokens: int = BATCH[1], engine=None, **options):
+    model = Model(GGUF.open(path), engine) if engine else load(path, **{"threads": 2, **options})
+    return model.full_trainee(full, ubatch=tokens)
 
 
 def gradients(trainee, batch=None) -> tuple[float, dict]:
