@@ -74,7 +74,7 @@ class Solo:
         return value
 
     def spread_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """rank 0's float32 arrays, on all (the others' argument is ignored)."""
+        """rank 0's arrays of numbers, on all (the others' argument is ignored)."""
         return arrays
 
     def lead(self, work: Callable[[], Any]) -> Any:
@@ -174,13 +174,14 @@ class Team(Solo):
         return json.loads(data.tobytes())
 
     def spread_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        shapes = self.spread({name: list(arrays[name].shape) for name in arrays} if self.rank == 0 else None)
+        kinds = self.spread({name: [list(arrays[name].shape), arrays[name].dtype.str] for name in arrays}
+                            if self.rank == 0 else None)
         made = {}
-        for name, shape in shapes.items():
-            made[name] = np.array(arrays[name], np.float32) if self.rank == 0 else np.empty(shape, np.float32)
-            flat = made[name].reshape(-1)
-            for low in range(0, flat.size, CHUNK // 4):
-                self._from_first(flat[low:low + CHUNK // 4])
+        for name, (shape, dtype) in kinds.items():
+            made[name] = np.array(arrays[name], order="C") if self.rank == 0 else np.empty(shape, dtype)
+            flat = made[name].reshape(-1).view(np.uint8)
+            for low in range(0, flat.size, CHUNK):
+                self._from_first(flat[low:low + CHUNK])
         return made
 
     def _from_first(self, array: np.ndarray) -> None:

@@ -57,9 +57,9 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
     return [(process.returncode, out + err) for process, (out, err) in zip(processes, said)]
 
 
-def together(name: str, folder: Path, size: int = 2) -> list[dict]:
-    """What a function of test_team.py returned in each process."""
-    ends = finish(start(["tests.train.test_team", name, str(folder)], folder, size))
+def together(name: str, folder: Path, size: int = 2, module: str = "tests.train.test_team") -> list[dict]:
+    """What a function of a test module returned in each process."""
+    ends = finish(start([module, name, str(folder)], folder, size))
     assert all(code == 0 for code, _ in ends), ends
     return [json.loads(text.splitlines()[-1]) for _, text in ends]
 
@@ -92,9 +92,9 @@ def child(parent: int, rank: int) -> int:
 def train(folder: Path, name: str, **changes):
     import anytune
     from anytune.train.finetune import train as run
-    lora = anytune.Lora(rank=4, dropout=0.05)
-    return run(folder / "model.gguf", folder / "chats.jsonl", device="cpu-torch", lora=lora,
-               run_dir=str(folder / name), **{**JOB, **changes})
+    what = {} if "full" in changes else {"lora": anytune.Lora(rank=4, dropout=0.05)}
+    return run(folder / "model.gguf", folder / "chats.jsonl", run_dir=str(folder / name),
+               **{"device": "cpu-torch", **JOB, **what, **changes})
 
 
 def rows(run: Path) -> list[dict]:

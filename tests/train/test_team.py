@@ -32,7 +32,8 @@ def methods(folder: Path) -> dict:
     team.sum_(tensor[1:3])
     gathered = torch.zeros((2 * team.size, 3), dtype=torch.uint8)
     team.wait_for(team.gather_(gathered, torch.full((2, 3), team.rank, dtype=torch.uint8)))
-    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros(0, np.float32)}
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros(0, np.float32),
+              "bytes": np.arange(250, 256, dtype=np.uint8)}
     spread = team.spread_arrays(arrays if team.rank == 0 else {})
 
     def fails():
@@ -45,7 +46,7 @@ def methods(folder: Path) -> dict:
     found = {
         "array": array.tolist(), "tensor": tensor.tolist(), "gathered": gathered.tolist(),
         "share": team.share(range(7)), "heard": heard,
-        "arrays": {name: value.tolist() for name, value in spread.items()},
+        "arrays": {name: value.tolist() for name, value in spread.items()}, "dtype": str(spread["bytes"].dtype),
         "sums": team.sums([0.1 * (team.rank + 1), 1e16 if team.rank == 1 else 1.0]),
         "nan": str(team.sums([float("nan") if team.rank else 0.0])[0]),
         "any": [team.any(team.rank == 1), team.any(False)], "least": team.least(7 - team.rank),
@@ -65,7 +66,8 @@ def test_what_every_process_hears(tmp_path):
         assert got["heard"] == ("UserError: no room" if rank == 0 else "Elsewhere: UserError: no room")
         assert got["array"] == [6.0] * 5 and got["tensor"] == [0.0, 6.0, 12.0, 3.0 * (rank + 1)]
         assert got["gathered"] == [[r] * 3 for r in (0, 0, 1, 1, 2, 2)]
-        assert got["arrays"] == {"a": [[0, 1, 2], [3, 4, 5]], "none": []}
+        assert got["arrays"] == {"a": [[0, 1, 2], [3, 4, 5]], "none": [], "bytes": list(range(250, 256))}
+        assert got["dtype"] == "uint8"
         assert got["sums"] == [(0.1 + 0.2) + 0.1 * 3, (1.0 + 1e16) + 1.0] and got["nan"] == "nan"
         assert got["any"] == [True, False] and got["least"] == 5 and got["lead"] == 0 and got["again"] == [3.0]
         assert got["spread"] == {"rank": 0, "text": "ü", "none": None}

@@ -74,7 +74,7 @@ class TorchCount(Composed):
         self.item, self.head_item = (torch.empty(0, dtype=t).element_size() for t in (engine.act, engine.dtype))
         self.shards, self.few, self.most = engine.shards, engine.f.few, engine.f.most
         # a product's sum that lies in memory before it is added to a float32 gradient; see gradients.add_product
-        self.sums = 0 if self.item == 4 or (engine.device.type == "cuda" and torch.version.hip is None) else self.item
+        self.sums = 0 if self.item == 4 else 4 if engine.device.type == "cuda" and torch.version.hip is None else self.item
         self.sizes, self.hold, self.room, self.training, self.flops = sizes, hold, 0, False, 0.0
         self.live, self.span = Live(), 0.0
 

@@ -30,7 +30,7 @@ def add_product(e, a: Tensor, b: Tensor, into: Tensor) -> None:
     if a.dtype == torch.float32:    # also of float16 products: these activations may be too large for it
         into.addmm_(a.t(), b)
     elif a.is_cuda and torch.version.hip is None:
-        torch.addmm(into, a.t(), b, out_dtype=torch.float32, out=into)
+        into += torch.mm(a.t(), b, out_dtype=torch.float32)
     else:
         into += torch.mm(a.t(), b)
 
