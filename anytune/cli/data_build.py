@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from anytune.cli.data_build_email import email
+from anytune.cli.data_build_pubmedqa import pubmedqa
 
 
 @click.group()
@@ -13,3 +14,4 @@ def build() -> None:
 
 
 build.add_command(email)
+build.add_command(pubmedqa)

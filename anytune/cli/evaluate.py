@@ -52,7 +52,8 @@ def answering_options(command: Callable) -> Callable:
                      help="Continue prompts as plain text, or as a user's message.  [default: as `anytune generate`]"),
         click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own."),
     ]
-    options += [click.option(f"--{role}-key", f"{role}_key", metavar="COLUMN", help=f"The column that holds the {role}.")
+    options += [click.option(f"--{role}-key", f"{role}_key", metavar="COLUMN",
+                             help=f"The column that holds the {role}.")
                 for role in ("messages", "prompt", "completion")]
     options += [click.option(*flags, name, type=kind, default=DEFAULTS[name], show_default=True, help=text)
                 for name, flags, kind, text in SAMPLING]
@@ -83,8 +84,8 @@ def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs
             judge_model: str | None, criteria: str | None, judge_timeout: float, as_json: bool, **rest: Any) -> None:
     """Let the base and its adapters answer the same prompts, and compare the answers.
 
-    Where the file has answers they are the references: each answer is measured against its own with chrF, ROUGE-L, Jaccard
-    and the cosine of the model's own embeddings. The adapters' answers are measured against the base's as well.
+    Where the file has answers they are the references: each answer is measured against its own with chrF, ROUGE-L,
+    Jaccard and the cosine of the model's own embeddings. The adapters' answers are measured against the base's as well.
     """
     from anytune.evaluation.compare import compare as run
     from anytune.evaluation.compare_report import report, text
@@ -92,7 +93,7 @@ def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs
     from anytune.evaluation.prompts import read_prompts
     from anytune.sampling import Sampling
 
-    how, places = Sampling(**sampling), _places(outputs)
+    how, places = Sampling(**sampling), report_places(outputs)
     if (judge is None) != (judge_model is None):
         raise UserError("--judge and --judge-model belong together: the endpoint, and the model's name there.")
     columns = _columns(rest)
@@ -103,9 +104,9 @@ def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs
         jury.check()
     loaded = load_model(model, engine)
     with Phases(as_json) as phases:
-        facts = run(loaded, prompts, _adapters(loras, loaded), name=file, how=how, judge=jury, progress=phases.to,
+        facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, judge=jury, progress=phases.to,
                     chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
-    _put(report(facts), places)
+    put(report(facts), places)
     if as_json:
         print_json(facts)
     else:
@@ -128,23 +129,23 @@ def style(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: 
           chat_template: str | None, sampling: dict[str, Any], limit: int | None, as_json: bool, **rest: Any) -> None:
     """Let the base and its adapters answer what the author answered, and measure how near they come to the author.
 
-    Style is measured as distances to the author's messages: function words (Burrows's Delta), punctuation, sentence length
-    and standing lines; the author's own halves show what distance means nothing. The messages' perplexity, and the
-    measures of `evaluate compare`, stand beside it.
+    Style is measured as distances to the author's messages: function words (Burrows's Delta), punctuation, sentence
+    length and standing lines; the author's own halves show what distance means nothing. The messages' perplexity, and
+    the measures of `evaluate compare`, stand beside it.
     """
     from anytune.evaluation.prompts import read_prompts
     from anytune.evaluation.style import style as run
     from anytune.evaluation.style_report import report, text
     from anytune.sampling import Sampling
 
-    how, places = Sampling(**sampling), _places(outputs)
+    how, places = Sampling(**sampling), report_places(outputs)
     columns = _columns(rest)
     prompts = read_prompts(existing_file(file, "message"), columns, limit)
     loaded = load_model(model, engine)
     with Phases(as_json) as phases:
-        facts = run(loaded, prompts, _adapters(loras, loaded), name=file, how=how, progress=phases.to,
+        facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, progress=phases.to,
                     chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
-    _put(report(facts), places)
+    put(report(facts), places)
     if as_json:
         print_json(facts)
     else:
@@ -185,7 +186,7 @@ def _columns(rest: dict[str, Any]) -> dict[str, str]:
     return columns
 
 
-def _adapters(loras: tuple[str, ...], model: Model) -> dict[str, Adapter]:
+def adapters_of(loras: tuple[str, ...], model: Model) -> dict[str, Adapter]:
     """name -> Adapter, for FILE (named after the file) or NAME=FILE."""
     found: dict[str, Adapter] = {}
     for given in loras:
@@ -200,12 +201,12 @@ def _adapters(loras: tuple[str, ...], model: Model) -> dict[str, Adapter]:
     return found
 
 
-def _places(outputs: tuple[str, ...]) -> list[Path]:
+def report_places(outputs: tuple[str, ...]) -> list[Path]:
     from anytune.evaluation.report import check_path
     return [check_path(path) for path in outputs]
 
 
-def _put(report: Report, places: list[Path]) -> None:
+def put(report: Report, places: list[Path]) -> None:
     from anytune.evaluation.report import write
     for path in places:
         write(path, report)

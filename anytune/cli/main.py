@@ -15,14 +15,14 @@ from typing import NoReturn
 import click
 
 import anytune
-from anytune.cli import (bench, chat, data, doctor, evaluate, export_merge, generate, imatrix, info, perplexity, pull,
+from anytune.cli import (bench, chat, data, doctor, evaluate, evaluate_biomed, export_merge, generate, imatrix, info, perplexity, pull,
                          quantize, train, verify)
 from anytune.cli.common import DEBUG, debug_wanted, set_debug
 from anytune.errors import UserError
 
 _NO_PLACE = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
 COMMANDS = (pull.pull, info.info, data.data, train.train, train.finetune, generate.generate, chat.chat, verify.verify,
-            quantize.quantize, imatrix.imatrix, perplexity.perplexity, evaluate.evaluate, export_merge.export,
+            quantize.quantize, imatrix.imatrix, perplexity.perplexity, evaluate_biomed.evaluate, export_merge.export,
             bench.bench, doctor.doctor)
 
 

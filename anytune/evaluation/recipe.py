@@ -8,13 +8,14 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
 from anytune.evaluation.pubmedqa import LABELS, Source, ask, read_official, read_test
 from anytune.files import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BALANCES = ("none", "oversample", "undersample")
 FORMATS = ("pairs", "messages")
@@ -32,6 +33,8 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
     the most frequent; undersample drops what the rarest lacks. Nothing else than train is balanced. Same files and
     arguments, same bytes. Raises UserError.
     """
+    import numpy as np
+
     sources = read_official(path)
     chosen = read_test(test, sources)
     rest = [source for source in sources if source.id not in chosen]
