@@ -1,5 +1,5 @@
-"""One measurement, in this process alone: `python -m anytune.benchmark.child` reads a job from stdin and answers in
-lines of JSON.
+"""One measurement, in this process alone: `python -m anytune.benchmark.child` reads a job, a line of JSON, and answers
+in such lines.
 
 {"ready": facts}, one {"seconds": s} a round, {"done": facts}; or {"refused": a sentence}. A process of its own, because
 memory's peak is one of the results, and so that a crash of one device is one cell of the table.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -23,13 +24,21 @@ def main() -> None:
     """Answers keep the real standard output: libraries write where they like."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
+        job = json.loads(sys.stdin.readline())
+        threading.Thread(target=_leave_with_parent, daemon=True).start()
         try:
-            measure(json.load(sys.stdin), answers)
+            measure(job, answers)
         except UserError as error:
             _say(answers, refused=str(error))
         except MemoryError:
             _say(answers, refused="the machine ran out of memory: give --memory, or a smaller -ub or -d.")
     os._exit(0)     # all is said: a crash while a library shuts down must not spoil it
+
+
+def _leave_with_parent() -> None:
+    """stdin ends when whoever asked is gone, however it went."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def measure(job: dict[str, Any], answers: IO[str]) -> None:

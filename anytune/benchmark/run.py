@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -88,6 +89,8 @@ def _measure(cell: Cell, settings: Settings, seconds: list[float], facts: dict[s
             child.kill()
             child.wait()
             child.stdout.close()
+            with contextlib.suppress(OSError):
+                child.stdin.close()
         if refused is not None:
             return refused
         if late.is_set():
@@ -99,8 +102,8 @@ def _listen(child: subprocess.Popen, job: dict[str, Any], seconds: list[float], 
             step: Callable[[], None]) -> str | None:
     """Until it has said all; returns its sentence if it refused."""
     try:
-        with child.stdin as stdin:
-            stdin.write(json.dumps(job).encode())
+        child.stdin.write(json.dumps(job).encode() + b"\n")     # and stays open: it leaves when this process is gone
+        child.stdin.flush()
     except OSError:     # it is gone already: how is told by its exit code
         return None
     for line in child.stdout:

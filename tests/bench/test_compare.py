@@ -2,9 +2,10 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anytune.benchmark import document
@@ -14,19 +15,20 @@ from anytune.benchmark.run import result
 from anytune.benchmark.table import csv_text, markdown
 from anytune.errors import UserError
 from tests.cli.conftest import cli  # noqa: F401 (a fixture)
-from pathlib import Path
 
+EMPTY = document.begin(["anytune", "bench"], Settings(), [])
 FACTS = {"engine": "numpy", "threads": 2, "hardware": "a chip", "peak_bytes": 1 << 20, "host_peak_bytes": 1 << 20}
 
 
 def made(*rows: tuple[str, str, list[float]]) -> dict:
     """A document of (device, test kind, tokens/s of each round)."""
-    whole = document.begin(["anytune", "bench"], Settings(), [])
-    whole["models"] = [{"file": "a.gguf", "sha256": "0" * 64, "bytes": 10 << 20, "architecture": "llama", "parameters": 1000,
-                        "type": "Q8_0"}]
+    whole = copy.deepcopy(EMPTY)
+    whole["models"] = [{"file": "a.gguf", "sha256": "0" * 64, "bytes": 10 << 20, "architecture": "llama",
+                        "parameters": 1000, "type": "Q8_0"}]
     for device, kind, rates in rows:
         cell = Cell(Path("a.gguf"), device, 2, Test(kind, 10))
-        whole["results"].append(result(cell, {**FACTS, "engine": device}, [10 / r for r in rates], None if rates else "it broke."))
+        facts, problem = {**FACTS, "engine": device}, None if rates else "it broke."
+        whole["results"].append(result(cell, facts, [10 / r for r in rates], problem))
     return whole
 
 
@@ -49,6 +51,7 @@ def test_what_is_noise_and_what_is_not():
 rates = st.lists(st.floats(1, 1e5), min_size=3, max_size=9)
 
 
+@settings(deadline=None, max_examples=60)
 @given(rates, rates)
 def test_the_two_directions_agree(x, y):
     a, b = made(("numpy", "prompt", x)), made(("numpy", "prompt", y))
@@ -90,7 +93,8 @@ def test_from_the_command_line(cli, tmp_path):
     for path, rate in zip(paths, (100, 200)):
         document.save(made(("numpy", "prompt", [rate, rate + 1, rate + 2])), path)
     assert "B is faster" in cli("bench", "--compare", *paths, code=0).out
-    assert cli("bench", "--compare", *paths, "--json", code=0).json["pairs"][0]["ratio"] == pytest.approx(201 / 101, 1e-3)
+    found = cli("bench", "--compare", *paths, "--json", code=0).json
+    assert found["pairs"][0]["ratio"] == pytest.approx(201 / 101, 1e-3)
     assert "leave out -o csv" in cli("bench", "--compare", *paths, "-o", "csv", code=2).err
     assert "There is no result file" in cli("bench", "--compare", paths[0], tmp_path / "c.json", code=2).err
 
@@ -98,8 +102,8 @@ def test_from_the_command_line(cli, tmp_path):
 def edits():
     """Ways in which a file may be wrong: (where, what stands there)."""
     yield from ((("results", 0, name), value) for name, value in (
-        ("tokens_per_s", "fast"), ("tokens_per_s", -1.0), ("tokens_per_s", True), ("tokens_per_s", 1e300), ("min", None),
-        ("rounds", [1, "x"]), ("rounds", None), ("model", 3), ("threads", "all"), ("problem", 1), ("peak_bytes", [])))
+        ("tokens_per_s", "fast"), ("tokens_per_s", -1.0), ("tokens_per_s", True), ("tokens_per_s", 1e300),
+        ("min", None), ("rounds", [1, "x"]), ("rounds", None), ("model", 3), ("threads", "all"), ("problem", 1), ("peak_bytes", [])))
     yield from (((name,), value) for name, value in (
         ("format", "other"), ("version", 2), ("results", {}), ("results", [1]), ("machine", None), ("models", [{}])))
 
