@@ -155,15 +155,16 @@ def _folder_command(name: str, text: str) -> None:
     @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
     @click.option("--outtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True,
                   help="Number format of the weights.")
-    @click.option("--chat-template", metavar="FILE", help="A Jinja file, in place of the adapter's or the model's template.")
+    @click.option("--chat-template", metavar="FILE",
+                  help="A Jinja file, in place of the adapter's or the model's template.")
     @verify_option
     @json_option
     def command(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], output: str, outtype: str,
                 chat_template: str | None, no_verify: bool, as_json: bool) -> int:
         """Write model and adapter, merged, as a folder with config.json, tokenizer files and model.safetensors.
 
-        The weights are the GGUF file's, dequantized, with the adapter added (without --lora just the model). Files above
-        5 GiB are split. transformers and MLX load the folder; it is verified in transformers.
+        The weights are the GGUF file's, dequantized, with the adapter added (without --lora just the model). Files
+        above 5 GiB are split. transformers and MLX load the folder; it is verified in transformers.
         """
         from anytune.cli.common import read_text
         from anytune.cli.progress import Progress

@@ -28,7 +28,8 @@ _OPTIONS = (
                  "same: the file's own. Or a type of `anytune quantize`."),
     click.option("--tolerance", type=click.FloatRange(0), default=0.05, show_default=True, metavar="SHARE",
                  help="What auto may lose: KL to the served pair, as a share of the KL that the adapter makes."),
-    click.option("--candidates", metavar="TYPE,TYPE", help="What auto and --compare try, instead of the file's own and finer."),
+    click.option("--candidates", metavar="TYPE,TYPE",
+                 help="What auto and --compare try, instead of the file's own and finer ones."),
     click.option("--tensor-type", "overrides", multiple=True, metavar="PATTERN=TYPE",
                  help="Tensors whose names match this regular expression get this type. May be repeated."),
     click.option("--imatrix", metavar="FILE", help="Importances of the weights' columns, from `anytune imatrix`."),
@@ -96,9 +97,10 @@ class _Work:
 
         served = Served(self.model, self.adapter, self.text, chunks=self.choice.chunks)
         self.facts["tokens"] = served.facts["tokens"]
-        self.facts["adapter_kl"] = served.distance(self.model)["kl"] if self.adapter is not None else None
+        self.facts["adapter_kl"] = None
         if self.adapter is not None:
-            self.say(f"the adapter moves the base by KL {self.facts['adapter_kl']:.4g} on {self.facts['tokens']} tokens")
+            self.facts["adapter_kl"] = kl = served.distance(self.model)["kl"]
+            self.say(f"the adapter moves the base by KL {kl:.4g} on {self.facts['tokens']} tokens")
         return served
 
     def merge(self, target: Path | None, kind: str, served: Served) -> dict[str, Any] | None:
@@ -109,8 +111,8 @@ class _Work:
         names = self.choice.candidates.split(",") if self.choice.candidates else None
         kinds = candidates(self.model.gguf, names) if several else candidates(self.model.gguf, [kind])
         limit = None if target is None else self.choice.tolerance * self.facts["adapter_kl"] if several else math.inf
-        self.say(f"{'type':<10}{'size':>12}{'weight error':>14}{'change kept':>13}{'KL to the pair':>16}{'of its KL':>11}"
-                 f"{'top-1':>9}")
+        self.say(f"{'type':<8}{'size':>11}{'weight error':>14}{'change kept':>13}{'KL to the pair':>16}"
+                 f"{'of its KL':>11}{'top-1':>8}")
         self.facts["types"] = self.job.choose(target, kinds, served, limit, self.row)
         taken = next((row for row in self.facts["types"] if row["taken"]), None)
         if taken is not None and self.adapter is not None:
@@ -123,13 +125,14 @@ class _Work:
         kept = "–" if row["kept"] is None else f"{row['kept']:.1%}"
         of = self.facts["adapter_kl"]
         share = f"{row['kl'] / of:.1%}" if of else "–"
-        self.say(f"{row['type']:<10}{bytes_text(row['bytes']):>12}{row['error']:>14.2%}{kept:>13}{row['kl']:>16.3g}{share:>11}"
-                 f"{row['same_top']:>9.1%}")
+        self.say(f"{row['type']:<8}{bytes_text(row['bytes']):>11}{row['error']:>14.2%}{kept:>13}{row['kl']:>16.3g}"
+                 f"{share:>11}{row['same_top']:>8.1%}")
 
     def warn(self, taken: dict[str, Any]) -> None:
-        if taken["kl"] > self.choice.tolerance * self.facts["adapter_kl"]:
-            note(f"{taken['type']} loses {taken['kl'] / max(self.facts['adapter_kl'], 1e-12):.0%} of what the adapter does: a finer "
-                 "--type loses less, --absorb holds it in a small adapter, and --lora beside the model loses nothing")
+        lost = taken["kl"] / max(self.facts["adapter_kl"], 1e-12)
+        if lost > self.choice.tolerance:
+            note(f"{taken['type']} is off by {lost:.0%} of what the adapter does: a finer --type loses less, --absorb "
+                 "holds what is lost in a small adapter, and --lora beside the model loses nothing")
 
     def say(self, line: str) -> None:
         self.close()
@@ -155,13 +158,13 @@ class _Work:
 @click.option("--calibration", metavar="FILE", help="The text that --absorb measures inputs on. Default: that of -f.")
 @verify_option
 @json_option
-def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], choice: _Choice, output: str | None,
-          compare: bool, absorb: int | None, residual: str | None, qera: str, calibration: str | None, no_verify: bool,
-          as_json: bool) -> int:
+def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], choice: _Choice,
+          output: str | None, compare: bool, absorb: int | None, residual: str | None, qera: str,
+          calibration: str | None, no_verify: bool, as_json: bool) -> int:
     """Merge adapters into the base and write one GGUF file.
 
-    What was trained is base and adapter side by side. Rounding the sum to few bits loses some of it, at 4 bits often most:
-    so each type is measured against the served pair, in its weights and by the KL divergence on a text.
+    What was trained is base and adapter side by side. Rounding the sum to few bits loses some of it, at 4 bits often
+    most: so each type is measured against the served pair, in its weights and by the KL divergence on a text.
     """
     from anytune.export import checks
     from anytune.export.merge import check_target
@@ -176,15 +179,14 @@ def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, .
     if adapter is None and choice.kind in (None, "auto", "same"):
         raise UserError("Without an adapter --absorb needs a --type to round to.")
     work = _Work(loaded, adapter, choice, engine, as_json)
-    beside = None
-    if absorb is not None:
-        beside = Path(residual or Path(output or "").with_suffix("").as_posix() + "-residual.gguf")
-        if not beside.parent.is_dir() or beside.suffix != ".gguf":
-            raise UserError(f"--residual-lora {beside} must be a .gguf file in a folder that exists.")
-    words = read_text(calibration) if calibration else work.text
-    target = None if compare else Path(output or "")
+    beside, target = None, None if compare else Path(output or "")
     if target is not None:
         check_target(loaded.gguf, target)
+    if absorb is not None:
+        beside = Path(residual or Path(output or "").with_suffix("").as_posix() + "-residual.gguf")
+        if not beside.parent.is_dir() or beside.suffix != ".gguf" or beside in (target, Path(loaded.gguf.path)):
+            raise UserError(f"--residual-lora {beside} must be a .gguf file of its own, in a folder that exists.")
+    words = read_text(calibration) if calibration else work.text
     with work.served() as served:
         taken = work.merge(target, choice.kind or ("auto" if absorb is None else "same"), served)
         if target is not None and beside is not None:
@@ -219,7 +221,8 @@ def _absorb(work: _Work, target: Path, beside: Path, rank: int, way: str, text: 
 @_merge_options
 @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
 @click.option("--name", help="Name of the weights file. Default: the base's, with -merged.")
-@click.option("--keep-adapter", is_flag=True, help="Write FROM and ADAPTER instead of merging; not all versions take it.")
+@click.option("--keep-adapter", is_flag=True,
+              help="Write FROM and ADAPTER instead of merging; not all versions take it.")
 @click.option("--system", metavar="TEXT", help="The system message of every conversation.")
 @click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE",
               help="A PARAMETER line, such as num_ctx=8192. May be repeated.")
@@ -256,8 +259,8 @@ def ollama(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, 
             with work.served() as served:
                 work.merge(made / file, choice.kind or "auto", served)
             weights, beside = f"./{file}", None
-        (made / "Modelfile").write_text(modelfile(weights, template=template, adapter=beside, stops=stops, system=system,
-                                                  parameters=pairs), "utf-8")
+        text = modelfile(weights, template=template, adapter=beside, stops=stops, system=system, parameters=pairs)
+        (made / "Modelfile").write_text(text, "utf-8")
     folder = Path(output)
     found = []
     if not no_verify:

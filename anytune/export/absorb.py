@@ -1,10 +1,10 @@
 """What rounding took, as an adapter: QERA's closed form (Zhang et al. 2024, "QERA: an analytical framework for
 quantization error reconstruction").
 
-For a weight W* [out, in] that became W', and inputs with the autocorrelation R = E[x xᵀ] [in, in], the change C of rank k that
-makes E|(W' + C)x - W*x|² least is SVD_k((W* - W') R^½) R^-½. With the left singular vectors U_k, which are the leading
-eigenvectors of E R Eᵀ (E = W* - W'), that is U_k U_kᵀ E: so neither the root nor its inverse has to be computed.
-QERA-approx takes R as diagonal: the mean squares that an importance matrix holds.
+For a weight W* [out, in] that became W', and inputs with the autocorrelation R = E[x xᵀ] [in, in], the change C of rank
+k that makes E|(W' + C)x - W*x|² least is SVD_k((W* - W') R^½) R^-½. With the left singular vectors U_k, which are the
+leading eigenvectors of E R Eᵀ (E = W* - W'), that is U_k U_kᵀ E: so neither the root nor its inverse has to be
+computed. QERA-approx takes R as diagonal: the mean squares that an importance matrix holds.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def statistics(model: Model, adapter: Adapter | None, text: str, way: str = "aut
     need = 4 * c.layers * (2 * c.width**2 + (c.heads * c.head_size)**2 + c.hidden**2)
     fits = need < available_bytes() // 2
     if way == "exact" and not fits:
-        raise UserError(f"QERA-exact would keep {need >> 20} MiB of autocorrelations, more than half of the free memory: "
-                        "take --qera approx.")
+        raise UserError(f"QERA-exact would keep {need >> 20} MiB of autocorrelations, more than half of the free "
+                        "memory: take --qera approx.")
     exact = way == "exact" or way == "auto" and fits
     sums, tokens, _ = collect(model, text, context=context, chunks=chunks, adapter=adapter,
                               measure=autocorrelation if exact else squares, progress=progress)
@@ -95,6 +95,6 @@ def residual(base: GGUF, adapter: Adapter | None, merged: GGUF, inputs: dict[str
         if progress is not None:
             progress(done, len(names))
     if not tensors:
-        raise UserError("Nothing was lost that an adapter could hold: the merged file has every weight as it should be.")
+        raise UserError("Nothing was lost that an adapter could hold: the merged file has every weight as it should.")
     return Adapter(tensors, rank, float(rank), False, str(merged.metadata.get("general.architecture")),
                    merged.metadata.get("general.name"), merged.sha256())

@@ -26,10 +26,10 @@ def load(sources: Sequence[tuple[str | Path, float]], base: GGUF) -> Adapter:
 
 
 def combine(adapters: Sequence[tuple[Adapter, float]]) -> Adapter:
-    """The sum of weight · scale · B·A: rank is the sum of ranks, scale is 1. One alone of weight 1 is returned as it is.
+    """The sum of weight · scale · B·A: rank is the sum of ranks, scale is 1. One alone of weight 1 is returned itself.
 
-    A tensor that only some adapt gets zeros for the others. Notes about base and template are the first one's that has
-    them.
+    A tensor that only some adapt gets zeros for the others. What is noted of the base is the first one's; the template
+    is the first that there is.
     """
     if len(adapters) == 1 and adapters[0][1] == 1:
         return adapters[0][0]

@@ -24,9 +24,9 @@ Around = tuple[str, str]
 class Format:
     """What stands before and after the words of each role.
 
-    system: None where the template has no place for it. place: "turn" (one of its own), or "first" or "last": before the
-    user's words of that turn.
-    start: what begins a conversation without system's words; bos: what begins every one. prompt: what asks for an answer.
+    system: None where the template has no place for it. place: "turn" (one of its own), or "first" or "last": before
+    the user's words of that turn. start: what begins a conversation without system's words; bos: what begins every one.
+    prompt: what asks for an answer.
     """
 
     bos: str
@@ -68,7 +68,8 @@ def take_apart(template: ChatTemplate, tokenizer: Tokenizer | None = None) -> Fo
         after_user_asked = asked.split(U)[1]
         if not after_user_asked.startswith(after_user) or not asked.startswith(before + U):
             return None
-        to_answer, between = text(U, A, V).split(U)[1].split(V)[0].split(A)  # not the last answer: some show thoughts there
+        # not the last answer, where some show thoughts
+        to_answer, between = text(U, A, V).split(U)[1].split(V)[0].split(A)
         after_answer = text(U, A).split(A)[1]
         if not to_answer.startswith(after_user) or not between.startswith(after_answer):
             return None
@@ -116,7 +117,8 @@ def _same(made: Format, template: ChatTemplate) -> bool:
 def _messages(*words: str, system: bool | None = None) -> list[dict[str, str]]:
     """Turns in order, user first; system's words in front if the first are its."""
     found = [{"role": "system", "content": words[0]}] if system or system is None and words[0] == S else []
-    return found + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(words[len(found):])]
+    turns = words[len(found):]
+    return found + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
 
 
 def _text(tokenizer: Tokenizer, token: int | None) -> str:

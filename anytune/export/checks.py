@@ -25,7 +25,8 @@ def skipped(peer: str, why: str) -> dict[str, Any]:
     return {"peer": peer, "ok": None, "why": why}
 
 
-def in_llamacpp(model: Model, adapter: Adapter | str | Path | None = None, *, threads: int | None = None) -> dict[str, Any]:
+def in_llamacpp(model: Model, adapter: Adapter | str | Path | None = None, *,
+                threads: int | None = None) -> dict[str, Any]:
     """Load the model's file (and the adapter) in llama.cpp and compare it with what anytune computes."""
     from anytune.llamacpp import available
 
@@ -94,5 +95,6 @@ def line(facts: dict[str, Any]) -> str:
     if facts["ok"] is None:
         return f"not verified in {facts['peer']}: {facts['why']}"
     alike = "" if facts.get("tokens_alike", True) else ", other token ids"
-    return (f"{'PASS' if facts['ok'] else 'FAIL'}: {facts['peer']} computes {'the same' if facts['ok'] else 'something else'}"
-            f"  (KL mean {facts['kl_mean']:.1e}, limit {facts['limit']:.0e}, same likeliest token {facts['same_top']:.0%}{alike})")
+    verdict = ("PASS", "the same") if facts["ok"] else ("FAIL", "something else")
+    return (f"{verdict[0]}: {facts['peer']} computes {verdict[1]}  (KL mean {facts['kl_mean']:.1e}, limit "
+            f"{facts['limit']:.0e}, same likeliest token {facts['same_top']:.0%}{alike})")

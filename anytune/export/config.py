@@ -83,7 +83,8 @@ def _llama3(base: GGUF, c: Config, factors: np.ndarray) -> dict[str, Any]:
         if np.allclose(factors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
             return {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
                     "original_max_position_embeddings": original}
-    raise UserError(f"{base.path.name} has rotary factors that are not of Llama 3's scheme; config.json has no words for them.")
+    raise UserError(f"{base.path.name} has rotary factors that are not of Llama 3's scheme: config.json has no words "
+                    "for them.")
 
 
 def _short(x: float) -> float:

@@ -1,8 +1,8 @@
 """How far a file is from the pair that was trained, base and adapter: in its weights, and in what it says.
 
-Rounding a merged weight to few bits can lose what training changed: a weight lies on its block's grid already, and a small
-change rounds back. So three numbers: the error relative to the weights, how much of the change is kept, and the KL
-divergence of next-token distributions on a text.
+Rounding a merged weight to few bits can lose what training changed: a weight lies on its block's grid already, and a
+small change rounds back. So three numbers: the error relative to the weights, how much of the change is kept, and the
+KL divergence of next-token distributions on a text.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def weight_error(base: GGUF, adapter: Adapter | None, merged: GGUF,
                  progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Facts about the matrices of `merged` against W + scale · B·A.
 
-    error: |W' - W*| / |W*| (Frobenius, over all matrices that were written anew); kept: the share of the adapter's change that
-    W' - W has in the change's own direction, <W' - W, D> / <D, D> over adapted matrices (1: all; None without an adapter);
-    worst: the matrix with the largest error.
+    error: |W' - W*| / |W*| (Frobenius, over all matrices that were written anew); kept: the share of the adapter's
+    change D that W' - W has in its direction, <W' - W, D> / <D, D> over adapted matrices (1: all; None without an
+    adapter); worst: the matrix with the largest error.
     """
     pairs = adapter.tensors if adapter is not None else {}
     names = [name for name, t in base.tensors.items()
@@ -63,8 +63,8 @@ def weight_error(base: GGUF, adapter: Adapter | None, merged: GGUF,
         if error > worst_error:
             worst, worst_error = name, error
         lost, size = lost + float(mine[0]), size + float(mine[1])
-    return {"error": float(np.sqrt(lost / max(size, 1e-300))), "kept": along / change if change else None, "worst": worst,
-            "worst_error": max(worst_error, 0.0)}
+    return {"error": float(np.sqrt(lost / max(size, 1e-300))), "kept": along / change if change else None,
+            "worst": worst, "worst_error": max(worst_error, 0.0)}
 
 
 class Served:

@@ -25,8 +25,8 @@ def new_folder(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
     check_new(path)
     free = shutil.disk_usage(path.parent).free
     if free < size + SPARE:
-        raise UserError(f"{path.parent} has {bytes_text(free)} free, and {path.name} needs {bytes_text(size)}: make room or "
-                        "choose another place.")
+        raise UserError(f"{path.parent} has {bytes_text(free)} free, and {path.name} needs {bytes_text(size)}: make "
+                        "room or choose another place.")
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield made

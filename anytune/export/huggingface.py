@@ -1,7 +1,7 @@
 """A model, with an adapter merged into it, as a folder that transformers and MLX load.
 
-Weights go through in rows: read or merged, put in Hugging Face's order, and written in 16 or 32 bits, so that memory stays
-at a tensor's size at most.
+Weights go through in rows: read or merged, put in Hugging Face's order, and written in 16 or 32 bits, so that memory
+stays at a tensor's size at most.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def save(base: GGUF, adapter: Adapter | None, folder: str | os.PathLike, *, dtyp
          progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Write config.json, generation_config.json, the tokenizer and the weights of base and adapter to a new folder.
 
-    dtype: bf16, f16 or f32. shard: bytes of one weights file at most. template: the chat template, in place of the adapter's
-    or the model's. progress: called with (weights done, of how many). Returns facts. Raises UserError.
+    dtype: bf16, f16 or f32. shard: bytes of one weights file at most. template: the chat template, in place of the
+    adapter's or the model's. progress: called with (weights done, of how many). Returns facts. Raises UserError.
     """
     config = read_config(base)
     files = {"config.json": config_json(base, config, dtype)}
@@ -89,8 +89,8 @@ def _name(name: str, architecture: str) -> str:
     norms = GEMMA_NORMS if architecture == "gemma3" else NORMS
     part = found and (norms | MODULES).get(found[2])
     if not part:
-        raise UserError(f"The tensor {name} has no name in Hugging Face's layout of {architecture}: this model cannot be "
-                        "exported so.")
+        raise UserError(f"The tensor {name} has no name in Hugging Face's layout of {architecture}: this model cannot "
+                        "be exported so.")
     return f"model.layers.{int(found[1])}.{part}.{kind}"
 
 
@@ -108,7 +108,7 @@ def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
 
 
 def _header(out: IO, tensors: list[tuple[str, tuple[int, ...], int]], dtype: str) -> None:
-    """The head of a safetensors file: its length as uint64, then names, shapes and places as JSON, to a multiple of 8."""
+    """The head of a safetensors file: its length as uint64, then names, shapes and places as JSON, a multiple of 8."""
     head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape, size in tensors:

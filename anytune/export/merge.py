@@ -33,9 +33,10 @@ Progress = Callable[[str], Callable[[int, int], None]]
 
 @dataclass(frozen=True)
 class Merge:
-    """What is merged and how files are written. Messages are the caller's: `progress` gets the name of each piece of work.
+    """What is merged and how files are written.
 
-    metadata: further changes of metadata. open: path -> Model, for measuring.
+    metadata: further changes of metadata. open: path -> Model, for measuring. progress: called with the name of each
+    piece of work, gives what is called with (done, of how many).
     """
 
     base: GGUF
@@ -82,10 +83,11 @@ class Merge:
 
     def choose(self, target: Path | None, kinds: Sequence[str], served: Served, limit: float | None,
                tell: Callable[[dict[str, Any]], None] = lambda _: None) -> list[dict[str, Any]]:
-        """Write and measure `kinds` from the smallest on; the first with KL <= limit becomes `target`, and the search ends.
+        """Write and measure `kinds` from the smallest on; the first with KL <= limit becomes `target` and ends it.
 
-        If none is within the limit, the nearest becomes it. limit None, or no target: all are measured. tell: called with
-        the facts of each. Files that are not taken are removed, also by Ctrl-C. Returns all facts, "taken" in the one.
+        If none is within the limit, the nearest becomes it. limit None, or no target: all are measured. tell: called
+        with the facts of each. Files that are not taken are removed, also by Ctrl-C. Returns the facts of all, with
+        "taken" true for the one.
         """
         rows: list[dict[str, Any]] = []
         place = target.parent if target is not None else None
@@ -123,7 +125,7 @@ def check_target(base: GGUF, target: Path) -> None:
 
 
 def candidates(base: GGUF, kinds: Sequence[str] | None = None) -> list[str]:
-    """Types to choose from: the file's own, and those that are finer, or the given ones. UserError for unknown names."""
+    """Types to choose from: the file's own and finer ones, or the given ones. UserError for unknown names."""
     if kinds:
         return [kind if kind == SAME else file_type(kind).name for kind in kinds]
     own = sum(t.nbytes for t in base.tensors.values())

@@ -1,7 +1,7 @@
 """Ollama's Modelfile: the weights, the chat template in Go's template language, where an answer stops.
 
-The template runs over .Messages, as Ollama's own do; .System is what all system messages say. Ollama puts BOS in front by
-itself.
+The template runs over .Messages, as Ollama's own do; .System is what all system messages say. Ollama puts BOS in front
+by itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from anytune.export.chat import Format
 
 def go_template(made: Format) -> str:
     """The format as a Go template. Literal text stands as it is; nothing is trimmed."""
-    user = "{{ $m.Content }}"
+    user, asked = "{{ $m.Content }}", '{{ if and $last (ne $m.Role "assistant") }}'
     system = ""
     if made.system is not None:
         before, after = map(_literal, made.system)
@@ -32,8 +32,7 @@ def go_template(made: Format) -> str:
             + f'{{{{ else if eq $m.Role "assistant" }}}}{_literal(made.assistant[0])}{{{{ $m.Content }}}}'
             + (f"{{{{ if not $last }}}}{_literal(made.assistant[1])}{{{{ end }}}}" if made.assistant[1] else "")
             + '{{ end }}'
-            + (f'{{{{ if and $last (ne $m.Role "assistant") }}}}{_literal(made.prompt)}{{{{ end }}}}' if made.prompt else "")
-            + "{{ end }}")
+            + (asked + _literal(made.prompt) + "{{ end }}" if made.prompt else "") + "{{ end }}")
 
 
 def _literal(text: str) -> str:
@@ -64,6 +63,6 @@ def _path(path: str) -> str:
 
 def _quoted(text: str) -> str:
     if '"""' in text or text.endswith('"'):
-        raise UserError('A Modelfile cannot hold text with """ in it, or with " at its end: change the chat template or the '
-                        "system's words.")
+        raise UserError('A Modelfile cannot hold text with """ in it, or with " at its end: change the chat template '
+                        "or the system's words.")
     return f'"""{text}"""'

@@ -29,8 +29,8 @@ def chat_parts(model: Model, adapter: Adapter | None) -> tuple[str | None, list[
     stops = stop_texts(template, model.tokenizer)
     made = take_apart(template, model.tokenizer)
     if made is None:
-        return None, stops, ("the chat template is not regular enough to be put into Ollama's language: the Modelfile leaves it "
-                             "to Ollama, which knows the usual ones by themselves")
+        return None, stops, ("the chat template is not regular enough to be put into Ollama's language: the Modelfile "
+                             "leaves it to Ollama, which knows the usual ones by itself")
     remark = None
     if "strftime_now" in source:
         remark = "the chat template tells the date: in the Modelfile it stays today's"

@@ -1,7 +1,7 @@
 """tokenizer.json and its companions, from a GGUF file's vocabulary.
 
-Byte-level BPE keeps the file's merges and the pre-tokenizer's patterns. SentencePiece becomes BPE with byte fallback, whose
-merges are all pairs of tokens that make a token, the best score first, as Hugging Face's own conversions have it.
+Byte-level BPE keeps the file's merges and the pre-tokenizer's patterns. SentencePiece becomes BPE with byte fallback,
+whose merges are all pairs of tokens that make a token, the best score first, as Hugging Face's conversions have it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def tokenizer_json(base: GGUF, tokenizer: Tokenizer | None = None) -> dict[str, 
     vocabulary = tokenizer.vocabulary
     kinds = vocabulary.kinds
     strip = vocabulary.strip_after
-    added = [{"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": i in strip, "normalized": False,
-              "special": bool(kinds[i] & (CONTROL | UNKNOWN))}
+    added = [{"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": i in strip,
+              "normalized": False, "special": bool(kinds[i] & (CONTROL | UNKNOWN))}
              for i, text in enumerate(vocabulary.tokens) if kinds[i] & (CONTROL | UNKNOWN | USER) and text]
     parts = _sentencepiece(base, tokenizer) if vocabulary.model == "llama" else _bytes(base, tokenizer)
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
@@ -127,10 +127,12 @@ def _around(tokenizer: Tokenizer, inner: dict[str, Any] | None) -> dict[str, Any
         return {"SpecialToken": {"id": tokens[i], "type_id": kind}}
 
     def text(name: str, kind: int) -> list[dict[str, Any]]:
-        return [*(mark(i, kind) for i in first), {"Sequence": {"id": name, "type_id": kind}}, *(mark(i, kind) for i in last)]
+        words = {"Sequence": {"id": name, "type_id": kind}}
+        return [*(mark(i, kind) for i in first), words, *(mark(i, kind) for i in last)]
 
+    marks = {tokens[i]: {"id": tokens[i], "ids": [i], "tokens": [tokens[i]]} for i in first + last}
     template = {"type": "TemplateProcessing", "single": text("A", 0), "pair": text("A", 0) + text("B", 1),
-                "special_tokens": {tokens[i]: {"id": tokens[i], "ids": [i], "tokens": [tokens[i]]} for i in first + last}}
+                "special_tokens": marks}
     return {"type": "Sequence", "processors": [inner, template]} if inner else template
 
 

@@ -1,5 +1,5 @@
-"""As much of Go's text/template as Ollama's chat templates use here: if, else if, range over .Messages, variables, eq, ne,
-and, not. Written from the language's reference; the exported templates were also run in Go itself (docs/export.md)."""
+"""As much of Go's text/template as the exported chat templates use: if, else if, range over .Messages, variables, eq,
+ne, and, not. Written from the language's reference; the templates were also run in Go itself (docs/LOG.md)."""
 
 from __future__ import annotations
 

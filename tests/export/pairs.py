@@ -15,7 +15,7 @@ TEXT = "the rest of the west wind was in the air and the old house stood there. 
 
 def adapter(path: Path, rank: int = 4, seed: int = 0, rslora: bool = False, size: float = 1.0,
             parts: tuple[str, ...] = ("attn_", "ffn_")) -> Adapter:
-    """Random pairs on the matrices of every layer whose names hold one of `parts`; their change is `size` of the weight's."""
+    """Random pairs on the matrices whose names hold one of `parts`, with changes of about size / 2 of the weights."""
     rng = np.random.default_rng(seed)
     tensors = {}
     with GGUF.open(path) as base:
@@ -26,4 +26,5 @@ def adapter(path: Path, rank: int = 4, seed: int = 0, rslora: bool = False, size
                 b = rng.standard_normal((out, rank)) * size / np.sqrt(rank)
                 tensors[name] = a.astype(np.float32), b.astype(np.float32)
         alpha = 2.0 * (np.sqrt(rank) if rslora else rank) / 4
-        return Adapter(tensors, rank, float(alpha), rslora, base.metadata["general.architecture"], "tiny", base.sha256())
+        arch = base.metadata["general.architecture"]
+        return Adapter(tensors, rank, float(alpha), rslora, arch, "tiny", base.sha256())

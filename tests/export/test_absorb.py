@@ -22,7 +22,8 @@ def problem(seed: int = 0, out: int = 48, width: int = 64):
     """(error [out, in], inputs [n, in] with correlated columns of different sizes)."""
     rng = np.random.default_rng(seed)
     mixed = rng.standard_normal((width, width)) * np.exp(rng.standard_normal(width))
-    return rng.standard_normal((out, width)).astype(np.float32), (rng.standard_normal((500, width)) @ mixed).astype(np.float32)
+    x = rng.standard_normal((500, width)) @ mixed
+    return rng.standard_normal((out, width)).astype(np.float32), x.astype(np.float32)
 
 
 def output_error(error, a, b, x) -> float:
@@ -112,9 +113,9 @@ def test_the_command(tmp_path, capsys):
     base = tiny.write(tmp_path / "m.gguf", "qwen3", "F16")
     pairs.adapter(base, size=0.3).save(tmp_path / "a.gguf")
     (tmp_path / "t.txt").write_text(pairs.TEXT * 3)
-    assert command(["export", "merge", "-m", str(base), "--lora", str(tmp_path / "a.gguf"), "-o", str(tmp_path / "q.gguf"),
-                    "--type", "Q4_0", "--absorb", "16", "--residual-lora", str(tmp_path / "r.gguf"), "-f",
-                    str(tmp_path / "t.txt"), "--json", "-t", "1"]) == 0
+    assert command(["export", "merge", "-m", str(base), "--lora", str(tmp_path / "a.gguf"), "-t", "1", "--json",
+                    "-o", str(tmp_path / "q.gguf"), "--type", "Q4_0", "--absorb", "16",
+                    "--residual-lora", str(tmp_path / "r.gguf"), "-f", str(tmp_path / "t.txt")]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["residual"]["way"] == "exact" and told["residual"]["kl"] < 0.7 * told["taken"]["kl"]
     assert told["checks"][0]["peer"] == "llama.cpp" and told["ok"]
@@ -125,8 +126,8 @@ def test_the_command(tmp_path, capsys):
 def test_a_model_alone_can_be_rounded_and_absorbed(tmp_path, capsys):
     base = tiny.write(tmp_path / "m.gguf", "llama", "F32")
     (tmp_path / "t.txt").write_text(pairs.TEXT * 3)
-    common = ["export", "merge", "-m", str(base), "-o", str(tmp_path / "q.gguf"), "--absorb", "8", "-f", str(tmp_path / "t.txt"),
-              "--no-verify", "-t", "1"]
+    common = ["export", "merge", "-m", str(base), "-o", str(tmp_path / "q.gguf"), "--absorb", "8",
+              "-f", str(tmp_path / "t.txt"), "--no-verify", "-t", "1"]
     assert command([*common, "--type", "Q4_1", "--qera", "approx"]) == 0
     assert "QERA-approx" in capsys.readouterr().out and (tmp_path / "q-residual.gguf").exists()
     assert command(common) == 2  # nothing is rounded

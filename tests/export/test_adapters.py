@@ -37,7 +37,8 @@ def test_the_commands_verify_in_both_programs(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert [c["peer"] for c in told["checks"]] == ["transformers + peft"] and told["ok"]
     assert told["checks"][0]["kl_max"] < 1e-8
-    assert command(["export", "gguf", *common, "--lora-scaled", f"{tmp_path}/peft:-0.5", "-o", f"{tmp_path}/half.gguf"]) == 0
+    both = ["--lora-scaled", f"{tmp_path}/peft:-0.5", "-o", f"{tmp_path}/half.gguf"]
+    assert command(["export", "gguf", *common, *both]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rank"] == 8 and told["checks"][0]["peer"] == "llama.cpp" and told["ok"]
 

@@ -105,7 +105,8 @@ def test_the_template_and_special_tokens_arrive(tmp_path):
     with GGUF.open(base) as file:
         save(file, adapter, tmp_path / "hf", dtype="f32")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "<|im_start|>hi<|im_end|>"
+    said = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert said == "<|im_start|>hi<|im_end|>"
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
     generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     assert set(generation["eos_token_id"]) == {0, 2}

@@ -30,8 +30,8 @@ def make(folder, name="llama", kind="F32", **options):
 
 
 def merge(folder, *more, base="m.gguf", lora="a.gguf", out="out.gguf"):
-    return command(["export", "merge", "-m", str(folder / base), "--lora", str(folder / lora), "-o", str(folder / out), "-t",
-                    "1", "--json", *more])
+    return command(["export", "merge", "-m", str(folder / base), "--lora", str(folder / lora), "-o", str(folder / out),
+                    "-t", "1", "--json", *more])
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
@@ -157,18 +157,20 @@ def test_the_adapters_template_and_its_end_of_turn_go_along(tmp_path, capsys):
     (["-o", "o.gguf", "--residual-lora", "r.gguf"], ["--absorb"]),
     (["-o", "o.gguf", "-f", "short.txt"], ["too few"]),
     (["-o", "o.gguf", "--candidates", "Q8_0,Q0"], ["Q0"]),
+    (["-o", "o.gguf", "--absorb", "4", "-f", "long.txt", "--residual-lora", "m.gguf"], ["of its own"]),
 ])
 def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     make(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "short.txt").write_text("so short")
+    (tmp_path / "long.txt").write_text(pairs.TEXT)
     before = (tmp_path / "m.gguf").read_bytes()
     assert command(["export", "merge", "-m", "m.gguf", "--lora", "a.gguf", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("anytune: ")
     assert all(word in said for word in words), said
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "folder", "m.gguf", "short.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "folder", "long.txt", "m.gguf", "short.txt"]
     assert (tmp_path / "m.gguf").read_bytes() == before
 
 
@@ -193,7 +195,8 @@ def test_a_file_that_computes_something_else_fails(tmp_path, monkeypatch, capsys
     need("xllamacpp")
     make(tmp_path)
     from anytune import verify
-    monkeypatch.setattr(verify, "llamacpp_logprobs", lambda *a, vocab, positions, **k: [np.zeros((len(positions[0]), vocab))])
+    monkeypatch.setattr(verify, "llamacpp_logprobs",
+                        lambda *a, vocab, positions, **k: [np.zeros((len(positions[0]), vocab))])
     assert merge(tmp_path, "--type", "same") == 1
     assert json.loads(capsys.readouterr().out)["ok"] is False
 

@@ -76,7 +76,8 @@ def test_the_ollama_folder(tmp_path, capsys):
     base = tiny.write(tmp_path / "m.gguf", "llama", "Q8_0")
     pairs.adapter(base, size=0.3).save(tmp_path / "a.gguf")
     common = ["export", "ollama", "-m", str(base), "--lora", str(tmp_path / "a.gguf"), "-t", "1", "--json"]
-    assert command([*common, "-o", str(tmp_path / "wren"), "--system", "You are wren.", "--parameter", "num_ctx=256"]) == 0
+    extras = ["--system", "You are wren.", "--parameter", "num_ctx=256"]
+    assert command([*common, "-o", str(tmp_path / "wren"), *extras]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["ok"] and sorted(p.name for p in (tmp_path / "wren").iterdir()) == ["Modelfile", "m-merged.gguf"]
     text = (tmp_path / "wren" / "Modelfile").read_text()
@@ -84,7 +85,8 @@ def test_the_ollama_folder(tmp_path, capsys):
     assert 'SYSTEM """You are wren."""' in text and 'PARAMETER stop """<|im_end|>"""' in text and "ADAPTER" not in text
     template = re.search('TEMPLATE """(.*?)"""', text, re.DOTALL)[1]
     messages = next(conversations(False))
-    assert gotemplate.render(template, messages) == ChatTemplate(tiny.CHATML).render(messages, add_generation_prompt=True)
+    wanted = ChatTemplate(tiny.CHATML).render(messages, add_generation_prompt=True)
+    assert gotemplate.render(template, messages) == wanted
     assert command([*common, "-o", str(tmp_path / "wren")]) == 2
     capsys.readouterr()
     assert command([*common, "-o", str(tmp_path / "apart"), "--keep-adapter"]) == 0
@@ -97,8 +99,8 @@ def test_a_model_without_a_template_is_told(tmp_path, capsys):
     base = tiny.write(tmp_path / "m.gguf", "llama")
     with GGUF.open(base) as file:
         metadata = {k: v for k, v in file.metadata.items() if k != "tokenizer.chat_template"}
-        write_gguf(tmp_path / "n.gguf", metadata, [(n, t.shape, "F32", file.float32(n)) for n, t in file.tensors.items()],
-                   kinds=file.kinds)
+        tensors = [(n, t.shape, "F32", file.float32(n)) for n, t in file.tensors.items()]
+        write_gguf(tmp_path / "n.gguf", metadata, tensors, kinds=file.kinds)
     pairs.adapter(base).save(tmp_path / "a.gguf")
     assert command(["export", "ollama", "-m", str(tmp_path / "n.gguf"), "--lora", str(tmp_path / "a.gguf"), "-o",
                     str(tmp_path / "x"), "--no-verify"]) == 0
