@@ -3,8 +3,8 @@
     python bench/style.py
 
 The author is invented: the 256 e-mails of examples/email, written by hand in one strong voice, are put into an mbox as
-answers to the requests they belong to, and go the way of anybody's mailbox: `anytune data build email`, `anytune train`,
-`anytune evaluate style` on the conversations that were held out.
+answers to the requests they belong to, and go the way of anybody's mailbox: `anytune data build email`, `anytune
+train`, `anytune evaluate style` on the conversations that were held out.
 """
 
 from __future__ import annotations
@@ -63,22 +63,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus(folder / "wren.mbox")
-        mails = json.loads(anytune(folder, "data", "build", "email", "wren.mbox", "--from", ME, "-o", "mails", "--val-split", "0.05",
-                                   "--test-split", "0.1", "--json"))
+        mails = json.loads(anytune(folder, "data", "build", "email", "wren.mbox", "--from", ME, "-o", "mails",
+                                   "--val-split", "0.05", "--test-split", "0.1", "--json"))
         start = time.perf_counter()
-        anytune(folder, "train", "-m", model, "-f", "mails/train.jsonl", "--assistant-loss-only", "-c", "512", "-ub", "512", "-b", "1024",
-                "--max-steps", str(args.steps), "--lr", "1e-3", "--warmup-steps", "3", "-t", str(args.threads),
-                "--output-adapter", "wren.gguf", "--quiet")
+        anytune(folder, "train", "-m", model, "-f", "mails/train.jsonl", "--assistant-loss-only", "-c", "512",
+                "-ub", "512", "-b", "1024", "--max-steps", str(args.steps), "--lr", "1e-3", "--warmup-steps", "3",
+                "-t", str(args.threads), "--output-adapter", "wren.gguf", "--quiet")
         seconds = time.perf_counter() - start
         report = ["-o", str(Path(args.report).resolve())] if args.report else []
         facts: dict[str, Any] = json.loads(anytune(
             folder, "evaluate", "style", "-m", model, "--lora", "wren.gguf", "-f", "mails/test.jsonl", "-n", "128",
             "--repeat-penalty", "1.05", "-t", str(args.threads), "--json", *report))
-    kept = ("messages", "tokens", "generation", "distances", "author", "change", "habits", "loss", "perplexity", "loss_change",
-            "answers", "to_reference", "gain", "cosine_of_unrelated")
+    kept = ("messages", "tokens", "generation", "distances", "author", "change", "habits", "loss", "perplexity",
+            "loss_change", "answers", "to_reference", "gain", "cosine_of_unrelated")
     items = facts["items"][:2]
-    common.save("style", args, before, corpus="examples/email, an invented author", data=mails["rows"], steps=args.steps,
-                train_seconds=round(seconds), **{key: _rounded(facts[key]) for key in kept},
+    common.save("style", args, before, corpus="examples/email, an invented author", data=mails["rows"],
+                steps=args.steps, train_seconds=round(seconds), **{key: _rounded(facts[key]) for key in kept},
                 examples=[{key: item[key] for key in ("prompt", "reference", "answers")} for item in items])
 
 

@@ -25,11 +25,12 @@ _LEFT_OUT = {"duplicates": "said before, to the same mail", "automatic": "sent b
 @click.option("-o", "--output", "folder", required=True, metavar="FOLDER",
               help="Write train.jsonl, validation.jsonl, test.jsonl and recipe.json into this folder.")
 @click.option("--system", metavar="TEXT",
-              help='A system message for every row, such as "Write a reply in {name}\'s style."; {name} is the sender\'s name.')
+              help='A system message for every row, such as "Write a reply in {name}\'s style."; {name} is your name.')
 @click.option("--subject", is_flag=True, help="Put the subject above each mail that is answered.")
 @click.option("--include-new", is_flag=True,
               help='Also mails that answer none: the prompt is "Write an e-mail to NAME. Subject: …".')
-@click.option("--redact", is_flag=True, help="Put [address], [link] and [number] for addresses, links and long numbers.")
+@click.option("--redact", is_flag=True,
+              help="Put [address], [link] and [number] for addresses, links and long numbers.")
 @click.option("--signature", "signatures", multiple=True, metavar="TEXT",
               help="A text that ends your mails: cut it off, with all below it. May be given several times.")
 @click.option("--min-words", type=click.IntRange(1), default=3, show_default=True, help="Leave out shorter answers.")
@@ -44,9 +45,9 @@ _LEFT_OUT = {"duplicates": "said before, to the same mail", "automatic": "sent b
 def email(mailboxes: tuple[str, ...], senders: tuple[str, ...], folder: str, as_json: bool, **options: Any) -> None:
     """Pair each mail that you sent with the one that it answers: chats for `anytune train`.
 
-    MAILBOX is an mbox file (Gmail Takeout's too), a Maildir, an .eml file, or a folder of these; give the folder of what you
-    received as well as that of what you sent. Quotes, signatures, forwarded parts and attachments are taken away, HTML
-    becomes text. Everything stays on this machine.
+    MAILBOX is an mbox file (Gmail Takeout's too), a Maildir, an .eml file, or a folder of these; give the folder of
+    what you received as well as that of what you sent. Quotes, signatures, forwarded parts and attachments are taken
+    away, HTML becomes text. Everything stays on this machine.
     """
     from anytune.cli.progress import Progress
     from anytune.mail.build import build
@@ -60,8 +61,8 @@ def email(mailboxes: tuple[str, ...], senders: tuple[str, ...], folder: str, as_
         print_json(facts)
         return
     counts, rows = facts["counts"], facts["rows"]
-    click.echo(f"{counts['messages']:,} messages, {counts['own']:,} of them sent by you; {sum(rows.values()):,} pairs from "
-               f"{facts['threads']:,} conversations")
+    click.echo(f"{counts['messages']:,} messages, {counts['own']:,} of them sent by you; {sum(rows.values()):,} pairs "
+               f"from {facts['threads']:,} conversations")
     for name, text in _LEFT_OUT.items():
         if counts.get(name):
             click.echo(f"  left out: {counts[name]:,} {text}")

@@ -45,7 +45,7 @@ def answer(model: Model, adapter: Adapter | None, prompts: Sequence[Sequence[int
 
 def losses(model: Model, adapter: Adapter | None, examples: Sequence[tuple[list[int], list[bool]]],
            progress: Callable[[int, int], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(float64 [n] summed loss in nats, int64 [n] tokens with loss) of examples (ids, loss), each at most one context."""
+    """(float64 [n] summed loss in nats, int64 [n] tokens with loss) of examples (ids, loss) within one context."""
     forward = Forward(model, max(len(ids) for ids, _ in examples), adapter)
     sums, counts = np.zeros(len(examples)), np.array([sum(loss) for _, loss in examples])
     lo = 0

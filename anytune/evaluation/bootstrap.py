@@ -10,7 +10,7 @@ SAMPLES = 2000
 
 
 def resampled(count: int, seed: int, samples: int = SAMPLES) -> np.ndarray:
-    """int64 [samples, count]: how often each of `count` items is drawn. Compared figures share it, so pairs stay pairs."""
+    """int64 [samples, count]: how often each of `count` items is drawn. Compared figures share it: pairs stay pairs."""
     drawn = np.random.default_rng([seed, count]).integers(0, count, (samples, count))
     return np.stack([np.bincount(row, minlength=count) for row in drawn])
 
@@ -33,8 +33,8 @@ def interval(value: float, samples: np.ndarray) -> tuple[float, float, float]:
 
 
 def normal_interval(value: float, samples: np.ndarray, least: float = -np.inf) -> tuple[float, float, float]:
-    """(value, low, high) by the samples' standard deviation. For distances, which every resampling makes larger, so that
-    the samples need not surround the value. least: what the figure cannot fall below."""
+    """(value, low, high) by the samples' standard deviation. For distances, which every resampling makes larger, so
+    that the samples need not surround the value. least: what the figure cannot fall below."""
     finite = samples[np.isfinite(samples)]
     half = 1.959964 * float(finite.std(ddof=1)) if finite.size > 1 else float("nan")
     low = value - half

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 BASE = "base"
 TEXT_MEASURES = {"chrF": chrf, "ROUGE-L": rouge_l, "Jaccard": jaccard}
 MEASURES = (*TEXT_MEASURES, "cosine")
-Step = Callable[[str, int, int], None]  # (what is done: "answers", "embeddings", "judge", "losses"; how far; of how much)
+# Progress: (what is done: "answers", "embeddings", "judge", "losses"; how far; of how much).
+Step = Callable[[str, int, int], None]
 
 
 def compare(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adapter], *, name: str = "prompts",
@@ -85,8 +86,9 @@ def replies_of(model: Model, adapters: Mapping[str, Adapter], ids: list[list[int
 
 
 def items_of(prompts: Sequence[Prompt], replies: Mapping[str, list[Reply]]) -> list[dict[str, Any]]:
-    """One dict a prompt: line, prompt, reference, answers, ended (series -> whether the model ended its turn), scores."""
-    return [{"line": prompt.line, "prompt": prompt.shown, "reference": None if prompt.reference is None else prompt.reference.strip(),
+    """One dict a prompt: line, prompt, reference, answers, scores; ended: series -> whether it ended its turn."""
+    return [{"line": prompt.line, "prompt": prompt.shown,
+             "reference": None if prompt.reference is None else prompt.reference.strip(),
              "answers": {series: found[i].text.strip() for series, found in replies.items()},
              "ended": {series: found[i].finish == "stop" for series, found in replies.items()},
              "to_reference": {}, "to_base": {}} for i, prompt in enumerate(prompts)]
@@ -106,7 +108,8 @@ def lengths(items: list[dict[str, Any]], series: str, draws: np.ndarray) -> dict
 
 def similarities(model: Model, items: list[dict[str, Any]], series: list[str], draws: np.ndarray,
                  progress: Step | None) -> dict[str, Any]:
-    """to_reference, gain (adapter less base), to_base: measure -> series -> (mean, low, high); fills the items' scores."""
+    """to_reference, gain (adapter less base), to_base: measure -> series -> (mean, low, high). Fills the items' scores.
+    """
     tell = None if progress is None else lambda done, total: progress("embeddings", done, total)
     columns = [*series, "reference"]
     texts = [item["reference"] or "" if column == "reference" else item["answers"][column]

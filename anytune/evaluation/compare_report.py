@@ -8,8 +8,10 @@ from typing import Any
 from anytune.evaluation.report import Example, Plot, Report, Section, Table
 
 SCALE = {"chrF": 1, "ROUGE-L": 100, "Jaccard": 100, "cosine": 100}  # to one axis from 0 to 100
-_WHAT = ("chrF2: character n-grams (Popović 2015); ROUGE-L: common word sequences, F1 (Lin 2004); Jaccard: common words; "
-         "cosine: of the model's own embeddings (mean of its last hidden states), which lie close together. All times 100.")
+_WHAT = ("chrF2: character n-grams (Popović 2015); ROUGE-L: common word sequences, F1 (Lin 2004); Jaccard: common "
+         "words; cosine: of the model's own embeddings (mean of its last hidden states), which lie close together. All "
+         "on a scale to 100.")
+Figures = Mapping[str, Mapping[str, Sequence[float]]]  # measure -> series -> (value, low, high)
 
 
 def scaled(value: Sequence[float], factor: float) -> tuple[float, ...]:
@@ -23,8 +25,7 @@ def shown(value: Sequence[float] | None, form: str = ".1f") -> str:
     return f"{value[0]:{form}} [{value[1]:{form}}, {value[2]:{form}}]"
 
 
-def measure_table(measures: Mapping[str, Mapping[str, Sequence[float]]], gain: Mapping[str, Mapping[str, Sequence[float]]],
-                  series: Sequence[str], scale: Mapping[str, float]) -> Table:
+def measure_table(measures: Figures, gain: Figures, series: Sequence[str], scale: Mapping[str, float]) -> Table:
     """A row a measure: each series, then what each adapter adds to the base."""
     adapters = [name for name in series if name != "base"]
     head = ["", *series, *(f"{name} − base" for name in adapters)]
@@ -33,9 +34,9 @@ def measure_table(measures: Mapping[str, Mapping[str, Sequence[float]]], gain: M
                         for name, sides in measures.items()])
 
 
-def measure_plot(measures: Mapping[str, Mapping[str, Sequence[float]]], series: Sequence[str], note: str) -> Plot:
-    return Plot(list(measures), {s: [scaled(sides[s], SCALE[name]) for name, sides in measures.items()] for s in series},
-                form=".1f", note=note)
+def measure_plot(measures: Figures, series: Sequence[str], note: str) -> Plot:
+    values = {s: [scaled(sides[s], SCALE[name]) for name, sides in measures.items()] for s in series}
+    return Plot(list(measures), values, form=".1f", note=note)
 
 
 def report(facts: Mapping[str, Any]) -> Report:
@@ -45,7 +46,9 @@ def report(facts: Mapping[str, Any]) -> Report:
     over = f"Means over {facts['prompts']} prompts with 95 % bootstrap intervals."
     if "to_reference" in facts:
         chance = facts["cosine_of_unrelated"]
-        note = _WHAT + ("" if chance is None else f" Answers and references of different prompts have {100 * chance:.1f}.")
+        note = _WHAT
+        if chance is not None:
+            note += f" Answers and references of different prompts have a cosine of {100 * chance:.1f}."
         sections.append(Section(
             "Closeness to the references", f"{over} Higher is closer.",
             measure_table(facts["to_reference"], facts["gain"], series, SCALE),
@@ -106,7 +109,7 @@ def text(facts: Mapping[str, Any]) -> str:
         ["", *series[1:]], [[name, *(shown(scaled(sides[s], SCALE[name])) for s in series[1:])]
                             for name, sides in facts["to_base"].items()])), ""]
     lines.append(as_text(Table(["", "words", "ended by itself, %"], [
-        [s, shown(found["words"]), shown(scaled(found["ended"], 100), ".0f")] for s, found in facts["answers"].items()])))
+        [s, shown(f["words"]), shown(scaled(f["ended"], 100), ".0f")] for s, f in facts["answers"].items()])))
     if "judge" in facts:
         lines += ["", f"judge: {facts['judge']['judge']}"] + [
             f"{name}: {f['wins']} wins, {f['ties']} ties, {f['losses']} losses, {f['no_verdict']} without a verdict"

@@ -21,7 +21,7 @@ BATCH = 2048    # tokens run at once
 
 
 def embed(model: Model, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-    """float32 [texts, width], each row of length 1, or 0 for a text without tokens. progress: (texts done, of how many)."""
+    """float32 [texts, width], each row of length 1, or 0 for a text without tokens. progress: (texts done, of all)."""
     longest = min(LONGEST, model.config.context)
     parts = [(number, ids[lo:lo + longest]) for number, text in enumerate(texts)
              for ids in [model.tokenize(text)] for lo in range(0, len(ids), longest)]

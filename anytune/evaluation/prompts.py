@@ -74,7 +74,8 @@ def _prompt(path: Path, record: Record) -> Prompt:
             messages, reference = messages[:-1], messages[-1].get("content")
         if not messages:
             raise UserError(f"{path}, line {record.line}: there is nothing before the assistant's message to answer.")
-        return Prompt(record.line, tuple(messages), None, reference if isinstance(reference, str) else None, record.tools)
+        reference = reference if isinstance(reference, str) else None
+        return Prompt(record.line, tuple(messages), None, reference, record.tools)
     text = record.prompt if record.kind == "pair" else record.text
     if not text.strip():
         raise UserError(f"{path}, line {record.line}: the prompt is empty.")
@@ -84,7 +85,7 @@ def _prompt(path: Path, record: Record) -> Prompt:
 
 @dataclass(frozen=True)
 class Form:
-    """How prompts become tokens, for base and adapters alike. template: None where prompts are continued as raw text."""
+    """How prompts become tokens, for base and adapters alike. template: None where they are continued as raw text."""
 
     model: Model
     template: ChatTemplate | None
@@ -92,15 +93,15 @@ class Form:
     @classmethod
     def of(cls, model: Model, adapters: Mapping[str, Adapter], template: ChatTemplate | None = None,
            chat: bool | None = None) -> Form:
-        """As `anytune generate` would ask the adapter. Raises UserError if adapters were trained with different templates."""
+        """As `anytune generate` would ask the adapter. Raises UserError if adapters knew different templates."""
         from anytune.generate import template_of, wants_chat
 
         kinds = {name: template_of(model, a, template).source if wants_chat(model, a, template) else None
                  for name, a in adapters.items()} if chat is None else {}
         if len(set(kinds.values())) > 1:
             one, other = next((a, b) for a in kinds for b in kinds if kinds[a] != kinds[b])
-            raise UserError(f"{one} and {other} were trained with different prompt forms: compare each alone, or name one "
-                            "form for both with --chat-template, --chat or --raw.")
+            raise UserError(f"{one} and {other} were trained with different prompt forms: compare each alone, or name "
+                            "one form for both with --chat-template, --chat or --raw.")
         first = next(iter(adapters.values()), None)
         wanted = wants_chat(model, first, template) if chat is None else chat
         return cls(model, template_of(model, first, template) if wanted else None)
@@ -126,7 +127,7 @@ class Form:
         return encode_chat(tokenizer, self.template or self.model.template, messages, prompt.tools, len(messages) - 1)
 
     def encode_all(self, prompts: Sequence[Prompt], name: str) -> list[list[int]]:
-        """encode() of each; complaints name the line of the file `name`, also of prompts that leave no room to answer."""
+        """encode() of each. Raises UserError naming the line of the file `name`, also where no answer would fit."""
         found = []
         for prompt in prompts:
             try:

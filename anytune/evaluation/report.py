@@ -102,13 +102,20 @@ def write(path: str | os.PathLike, report: Report) -> None:
 
 def as_json(report: Report) -> str:
     """title, facts, sections as they are, and `data`'s keys beside them; what is not finite becomes null."""
-    sections = [{"title": s.title, "text": s.text,
-                 **({"table": {"head": s.table.head, "rows": s.table.rows}} if s.table else {}),
-                 **({"plot": {"labels": s.plot.labels, "series": s.plot.series, "unit": s.plot.unit}} if s.plot else {}),
-                 **({"rows": [{"prompt": r.prompt, "texts": r.texts, "facts": r.facts} for r in s.rows]} if s.rows
-                    else {})} for s in report.sections]
+    sections = [_section(section) for section in report.sections]
     value = {"title": report.title, "facts": report.facts, "sections": sections, **report.data}
     return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _section(section: Section) -> dict[str, Any]:
+    value: dict[str, Any] = {"title": section.title, "text": section.text}
+    if section.table:
+        value["table"] = {"head": section.table.head, "rows": section.table.rows}
+    if plot := section.plot:
+        value["plot"] = {"labels": plot.labels, "series": plot.series, "unit": plot.unit}
+    if section.rows:
+        value["rows"] = [{"prompt": row.prompt, "texts": row.texts, "facts": row.facts} for row in section.rows]
+    return value
 
 
 def as_html(report: Report) -> str:

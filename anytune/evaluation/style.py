@@ -33,8 +33,8 @@ def style(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adapte
 
     Texts without prompts are continued from their first third, as raw text. Other arguments as in compare().
     distances: measure -> series -> (value, low, high), see stylometry.py; author: the same between two halves of
-    the author's own messages, the least that can be asked for; change: adapter less base (negative: nearer to the author).
-    loss, perplexity: of the author's messages, a token. Raises UserError.
+    the author's own messages, the least that can be asked for; change: adapter less base (negative: nearer). loss,
+    perplexity: of the author's messages, a token. Raises UserError.
     """
     check_names(adapters)
     prompts, chat = _messages(prompts, chat, name)
@@ -68,8 +68,8 @@ def _messages(prompts: Sequence[Prompt], chat: bool | None, name: str) -> tuple[
         chat = False if chat is None else chat
     bare = next((p for p in prompts if not (p.reference or "").strip()), None)
     if bare is not None:
-        raise UserError(f"{name}, line {bare.line}: there is no message of the author; each row needs the prompt and the "
-                        "message, or the message alone as text.")
+        raise UserError(f"{name}, line {bare.line}: there is no message of the author; each row needs the prompt and "
+                        "the message, or the message alone as text.")
     if len(prompts) < LEAST:
         raise UserError(f"{name} has {len(prompts)} messages of the author, and style takes at least {LEAST}.")
     return list(prompts), chat
@@ -88,7 +88,8 @@ def _fitted(example: tuple[list[int], list[bool]], context: int) -> tuple[list[i
 
 def _losses(model: Model, adapters: Mapping[str, Adapter], examples: list[tuple[list[int], list[bool]]],
             draws: np.ndarray, progress: Step | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"loss": {}, "perplexity": {}, "loss_change": {}, "tokens": sum(sum(on) for _, on in examples)}
+    facts: dict[str, Any] = {"loss": {}, "perplexity": {}, "loss_change": {},
+                             "tokens": sum(sum(on) for _, on in examples)}
     sides: dict[str, Adapter | None] = {BASE: None, **adapters}
     first = None
     for number, (side, adapter) in enumerate(sides.items()):

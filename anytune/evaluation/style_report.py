@@ -43,17 +43,17 @@ def report(facts: Mapping[str, Any]) -> Report:
     distances = [Section(name[0].upper() + name[1:], "", plot=Plot(
         [UNITS[name]], {**{s: [sides[s]] for s in series}, "author": [facts["author"][name]]}, form=".2f"))
         for name, sides in facts["distances"].items()]
-    distances[0] = Section(distances[0].title, f"How far the answers are from the author; {count} Lower is nearer. {_HALVES}",
-                           plot=distances[0].plot)
+    about = f"How far the answers are from the author; {count} Lower is nearer. {_HALVES}"
+    distances[0] = Section(distances[0].title, about, plot=distances[0].plot)
     sections = [
         *distances,
         Section("The distances in figures", "", distance_table(facts)),
-        *([Section("Habits", "Lines, or beginnings of lines (…), that the author has in at least three of ten messages.",
+        *([Section("Standing lines", "Lines, or beginnings of lines (…), in at least 30 % of the author's messages.",
                    habit_table(facts))] if facts["habits"] else []),
-        Section("How likely the author's messages are", f"{facts['tokens']:,} tokens. Lower is better.", loss_table(facts),
-                Plot(["loss per token, nats"], {s: [facts["loss"][s]] for s in series}, form=".3f")),
-        Section("Closeness to the very messages", f"{count} Higher is closer. Another wording in the same style scores low "
-                "here: the distances above are the measure of style.",
+        Section("How likely the author's messages are", f"{facts['tokens']:,} tokens. Lower is better.",
+                loss_table(facts), Plot(["loss per token, nats"], {s: [facts["loss"][s]] for s in series}, form=".3f")),
+        Section("Closeness to the very messages", f"{count} Higher is closer. Another wording in the same style scores "
+                "low here: the distances above are the measure of style.",
                 measure_table(facts["to_reference"], facts["gain"], series, SCALE),
                 measure_plot(facts["to_reference"], series, _note(facts))),
         Section("Length and ending", "", _lengths(facts)),

@@ -2,11 +2,11 @@
 
 Every measure turns texts into counts, pools them into a profile, and takes the distance of two profiles:
 
-    function words   Burrows's Delta (Burrows 2002, "Delta: a measure of stylistic difference"): mean over the author's most
-                     frequent words of the difference in frequency, in standard deviations
+    function words   Burrows's Delta (Burrows 2002, "Delta: a measure of stylistic difference"): mean over the author's
+                     most frequent words of the difference in frequency, in standard deviations
     punctuation      the same over marks, capitals, digits and line breaks per character
     sentence length  area between the distributions of sentence lengths (Wasserstein's distance), in words
-    habits           mean difference in how often a message has each of the author's standing lines (greeting, closing, …)
+    habits           mean difference in how often a message has each of the author's standing lines (greeting, closing)
 
 Standard deviations are taken over the messages of a reference corpus: the author's and the base's.
 """
@@ -31,8 +31,8 @@ _SENTENCE = re.compile(r"[.!?…。！？]+(?=\s|$)|\n+")
 
 @dataclass(frozen=True)
 class Measure:
-    """count: texts -> (counts float64 [texts, features], totals [texts]); distance: of profiles [samples, features], two
-    of them -> [samples]. names: of the features."""
+    """count: texts -> (counts float64 [texts, features], totals [texts]); distance: two profiles [samples, features] ->
+    [samples]. names: of the features."""
 
     name: str
     names: tuple[str, ...]
@@ -95,7 +95,8 @@ def _sentences(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def habits(author: Sequence[str]) -> tuple[str, ...]:
-    """The author's standing lines: "onwards," for a whole line, "ahoy …" for how lines begin; the most frequent first."""
+    """The author's standing lines: "onwards," for a whole one, "ahoy …" for how lines begin; the most frequent first.
+    """
     having: dict[str, set[int]] = {}
     for number, text in enumerate(author):
         for form in _forms(text):
@@ -103,7 +104,8 @@ def habits(author: Sequence[str]) -> tuple[str, ...]:
     least = max(2, HABIT * len(author))
     kept: list[str] = []
     # Of forms that the same messages have, the one that says most is kept.
-    for form in sorted((f for f in having if len(having[f]) >= least), key=lambda f: (-len(f.split()), f.endswith("…"), f)):
+    often = (form for form in having if len(having[form]) >= least)
+    for form in sorted(often, key=lambda f: (-len(f.split()), f.endswith("…"), f)):
         if not any(having[form] == having[other] and _tells(other, form) for other in kept):
             kept.append(form)
     return tuple(sorted(kept, key=lambda f: (-len(having[f]), f))[:HABITS])

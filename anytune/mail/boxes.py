@@ -33,8 +33,8 @@ def find(paths: Sequence[str | os.PathLike]) -> list[Path]:
             raise UserError(f"There is no mailbox {path}: check the path.")
         if path.suffix.lower() in (".zip", ".tgz", ".tar", ".pst", ".olm"):
             raise UserError(f"{path} cannot be read as it is: unpack it, or export the mail as mbox or .eml.")
-        files = [path] if path.is_file() else [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
-        wanted = files if path.is_file() else sorted(file for file in files if _is_mail(file))
+        below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+        wanted = [path] if path.is_file() else sorted(filter(_is_mail, below))
         if not wanted:
             raise UserError(f"{path} has no mail in it: mbox files, a Maildir or .eml files are read.")
         found |= dict.fromkeys(wanted)

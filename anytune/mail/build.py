@@ -57,13 +57,14 @@ def build(paths: Sequence[str | os.PathLike], senders: Sequence[str], folder: st
           system: str | None = None, include_new: bool = False, subject: bool = False, redact: bool = False,
           signatures: Sequence[str] = (), min_words: int = 3, max_words: int = 1000, validation: float = 0.05,
           test: float = 0.1, seed: int = 42, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Write train.jsonl, validation.jsonl, test.jsonl (rows of messages) and recipe.json; returns what recipe.json holds.
+    """Write train.jsonl, validation.jsonl, test.jsonl (rows of messages) and recipe.json; returns the latter's facts.
 
     paths: mbox files, Maildir folders, .eml files or folders of them. senders: the person's addresses. system: a system
     message for every row, {name} in it is the person's name. include_new: also mails that answer none, asked for by
     receiver and subject. subject: the subject above each prompt. signatures: texts that end mails and are cut off.
-    min_words, max_words: of prompt and reply; others are left out. validation, test: parts of the pairs, whole conversations
-    each. Same mail and arguments, same bytes. progress: (bytes read, of how many). Raises UserError.
+    min_words: of a reply; max_words: of prompt and reply; others are left out. validation, test: parts of the pairs,
+    whole conversations each. progress: (bytes read, of how many). Same mail and arguments, same bytes. Raises UserError
+    for addresses, folders and mail of which nothing can be made.
     """
     known = {sender.strip().lower() for sender in senders}
     bad = next((sender for sender in known if "@" not in sender), None)
@@ -76,7 +77,8 @@ def build(paths: Sequence[str | os.PathLike], senders: Sequence[str], folder: st
     counts: Counter[str] = Counter()
     own, threads = _own(files, known, counts, progress)
     originals = _originals(files, {mail.parents[-1] for mail in own if mail.parents}, counts["messages"], progress)
-    name = next((n for n, _ in Counter(mail.name for mail in own if mail.name).most_common(1)), "") or sorted(known)[0].split("@")[0]
+    names = Counter(mail.name for mail in own if mail.name).most_common(1)
+    name = names[0][0] if names else min(known).split("@")[0]
     pairs: list[Pair] = []
     seen: set[tuple[str, str]] = set()
     for number, mail in enumerate(own):
@@ -96,11 +98,12 @@ def build(paths: Sequence[str | os.PathLike], senders: Sequence[str], folder: st
         pairs.append(Pair(threads.root(mail.id) if mail.id else f"#{number}", prompt, reply))
     if not pairs:
         raise UserError(f"No pair of a mail and its answer was left: {_told(counts)}. "
-                        "See --include-new and --min-words, or give the mailbox that holds the mails that were answered.")
+                        "See --include-new and --min-words, or name the mailbox of what was answered, too.")
     chosen = _split(pairs, validation, test, seed)
     facts = {"recipe": "email", "seed": seed, "validation_split": validation, "test_split": test, "system": system,
-             "include_new": include_new, "subject": subject, "redact": redact, "min_words": min_words, "max_words": max_words,
-             "counts": dict(sorted(counts.items())), "threads": len({pair.thread for pair in pairs}),
+             "include_new": include_new, "subject": subject, "redact": redact, "min_words": min_words,
+             "max_words": max_words, "counts": dict(sorted(counts.items())),
+             "threads": len({pair.thread for pair in pairs}),
              "rows": {split: len(rows) for split, rows in chosen.items()}}
     _write(folder, chosen, system.replace("{name}", name) if system else None, facts)
     return facts
@@ -112,8 +115,8 @@ def _folder(folder: str | os.PathLike, validation: float, test: float) -> Path:
         raise UserError(f"{folder} is a file: name a folder to write into.")
     for split, part in (("validation", validation), ("test", test)):
         if not part and (folder / f"{split}.jsonl").exists():
-            raise UserError(f"{folder} holds a {split}.jsonl of an earlier run, which this one would not replace: choose another "
-                            "folder.")
+            raise UserError(f"{folder} holds a {split}.jsonl of an earlier run, which this one would not replace: "
+                            "choose another folder.")
     return folder
 
 
@@ -145,8 +148,8 @@ def _own(files: list[Path], known: set[str], counts: Counter[str],
             own.append(full)
     if not counts["own"]:
         often = ", ".join(f"{sender} ({n})" for sender, n in senders.most_common(3))
-        raise UserError(f"None of the {counts['messages']} messages was sent from {' or '.join(sorted(known))}; the most frequent "
-                        f"senders are {often or 'none at all'}.")
+        raise UserError(f"None of the {counts['messages']} messages was sent from {' or '.join(sorted(known))}; the "
+                        f"most frequent senders are {often or 'none at all'}.")
     return own, threads
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-_BLOCKS = {"p", "div", "br", "tr", "li", "ul", "ol", "table", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "hr", "section"}
 _APART = {"p", "ul", "ol", "table", "h1", "h2", "h3", "h4", "h5", "h6", "pre"}  # with an empty line around
+_BLOCKS = {"div", "br", "tr", "li", "hr", "section", *_APART}
 _VOID = {"br", "hr", "img", "meta", "link", "input", "col", "wbr", "area", "base", "source", "embed"}
 _MARK = "\ue000"  # and a digit: how deep what follows is quoted
 _HIDDEN = {"script", "style", "head", "title", "template"}
@@ -15,7 +15,7 @@ _QUOTES = ("yahoo_quoted", "protonmail_quote")  # and every blockquote
 _REST = ("divrplyfwdmsg", "appendonsend", "mail-editor-reference-message-container")  # all that follows is quoted
 
 
-# The stdlib's parser looks to the end of the text for every comment, declaration or tag that has no end, so these go first.
+# The stdlib's parser looks to the end of the text for each comment, declaration or tag without an end: they go first.
 _DECLARATION = re.compile(r"<[!?][^<>]*>")
 _OPEN = re.compile(r"<(?=[^<>]*(?:<|\Z))")
 
@@ -49,7 +49,8 @@ class _Text(HTMLParser):
         self.preserved += tag == "pre"
 
     def handle_endtag(self, tag: str) -> None:
-        last = next((i for i in range(len(self.open) - 1, max(-1, len(self.open) - 50), -1) if self.open[i][0] == tag), None)
+        inner = range(len(self.open) - 1, max(-1, len(self.open) - 50), -1)
+        last = next((i for i in inner if self.open[i][0] == tag), None)
         if last is None:
             return
         for name, hidden, quoted in self.open[last:]:

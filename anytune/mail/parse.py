@@ -15,7 +15,8 @@ DEPTH = 20       # of parts within parts
 TEXT = 256 << 10  # characters of text, and of HTML
 _ID = re.compile(r"<[^<>\s]{1,500}>")
 REFERENCES = 50  # the last so many
-_LOST = (ValueError, LookupError, TypeError, AttributeError, RecursionError, AssertionError)  # of the stdlib on broken mail
+# What the stdlib raises on broken mail.
+_LOST = (ValueError, LookupError, TypeError, AttributeError, RecursionError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def parse(raw: bytes, with_text: bool = True) -> Mail | None:
     own = _ID.findall(_header(message, "Message-ID"))
     automatic = (_header(message, "Auto-Submitted").strip().lower() not in ("", "no")
                  or _header(message, "Precedence").strip().lower() in ("bulk", "junk", "auto_reply"))
-    return Mail(own[0] if own else "", sender, name, receivers[0][0] or receivers[0][1].split("@")[0] if receivers else "",
+    to = receivers[0][0] or receivers[0][1].split("@")[0] if receivers else ""
+    return Mail(own[0] if own else "", sender, name, to,
                 " ".join(_header(message, "Subject").split())[:300],
                 tuple(dict.fromkeys([*(r for r in references if r not in answered), *answered])),
                 _header(message, "X-GM-THRID").strip()[:40], automatic, body(message) if with_text else "")
@@ -64,8 +66,7 @@ def _head(raw: bytes) -> bytes:
 def _header(message: Message, name: str) -> str:
     """Decoded; "" if there is none, or it is broken beyond reading."""
     try:
-        value = str(message.get(name, ""))[:50000]
-        return "".join(_decoded(part, charset) if isinstance(part, bytes) else part for part, charset in decode_header(value))
+        return _words(str(message.get(name, ""))[:50000])
     except _LOST:
         return ""
 
@@ -78,12 +79,18 @@ def _addresses(message: Message, name: str) -> list[tuple[str, str]]:
     out = []
     for shown, address in found:
         try:
-            shown = "".join(_decoded(p, c) if isinstance(p, bytes) else p for p, c in decode_header(shown))
+            shown = _words(shown)
         except _LOST:
             pass
         if "@" in address:
             out.append((" ".join(shown.split())[:100], address.strip().lower()))
     return out
+
+
+def _words(value: str) -> str:
+    """A header's text, its encoded words decoded."""
+    return "".join(_decoded(part, charset) if isinstance(part, bytes) else part
+                   for part, charset in decode_header(value))
 
 
 def body(message: Message) -> str:
@@ -99,7 +106,8 @@ def body(message: Message) -> str:
         try:
             kind = part.get_content_type()
             if part.is_multipart():
-                if depth < DEPTH and kind.startswith("multipart/"):  # message/rfc822: a forwarded mail is not the author's
+                # message/rfc822 is left out: a forwarded mail is not the author's
+                if depth < DEPTH and kind.startswith("multipart/"):
                     stack += [(inner, depth + 1) for inner in reversed(part.get_payload())]
                 continue
             if part.get_content_disposition() == "attachment" or part.get_filename():

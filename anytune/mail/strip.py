@@ -8,18 +8,20 @@ from collections.abc import Sequence
 # "On …, X wrote:" as mail programs write it, in one line or two; a date or an address tells it from the author's words.
 _WROTE = re.compile(
     r"(?:On|Am|Le|El|Il|Op|Em|Den|W dniu|Dnia)\b(?=.*[\d@]).{4,200}?"
-    r"(?:wrote|schrieb|a écrit|escribió|ha scritto|schreef|escreveu|skrev|pisze|napisał\(?a?\)?).{0,80}:\s*", re.IGNORECASE)
-_SOMEBODY_WROTE = re.compile(r".{2,120} (?:wrote|writes|schrieb|a écrit)\s*:\s*", re.IGNORECASE)  # if a quotation follows
+    r"(?:wrote|schrieb|a écrit|escribió|ha scritto|schreef|escreveu|skrev|pisze|napisał\(?a?\)?).{0,80}:\s*",
+    re.IGNORECASE)
+# Without them it needs a quotation that follows.
+_SOMEBODY_WROTE = re.compile(r".{2,120} (?:wrote|writes|schrieb|a écrit)\s*:\s*", re.IGNORECASE)
 # Lines after which nothing is the author's.
 _CUT = re.compile(
     r"\s*-{2,}\s*(?:Original Message|Original-Nachricht|Ursprüngliche Nachricht|Message d'origine|Mensaje original|"
     r"Messaggio originale|Oorspronkelijk bericht|Forwarded message|Weitergeleitete Nachricht|Message transféré|"
     r"Mensaje reenviado)\b.*|\s*Begin forwarded message:\s*|\s*-{3,}\s*Forwarded by .*", re.IGNORECASE)
 _HEADER = re.compile(r"\*?(?:From|Von|De|Da|Van|Från|Od)\s*:\*?\s*\S.*", re.IGNORECASE)
-_HEADERS = re.compile(r"\*?(?:Sent|Date|To|Subject|Cc|Gesendet|Datum|An|Betreff|Envoyé|À|Objet|Enviado|Para|Asunto|Inviato|A|"
-                      r"Oggetto|Verzonden|Aan|Onderwerp)\s*:\*?\s*.*", re.IGNORECASE)
-_DEVICE = re.compile(r"(?:Sent|Gesendet|Envoyé|Enviado|Inviato|Verzonden) (?:from|von|depuis|desde|da|vanaf|via) .{1,60}|"
-                     r"Get Outlook for .{1,30}", re.IGNORECASE)
+_HEADERS = re.compile(r"\*?(?:Sent|Date|To|Subject|Cc|Gesendet|Datum|An|Betreff|Envoyé|À|Objet|Enviado|Para|Asunto|"
+                      r"Inviato|A|Oggetto|Verzonden|Aan|Onderwerp)\s*:\*?\s*.*", re.IGNORECASE)
+_DEVICE = re.compile(r"(?:Sent|Gesendet|Envoyé|Enviado|Inviato|Verzonden) (?:from|von|depuis|desde|da|vanaf|via) "
+                     r".{1,60}|Get Outlook for .{1,30}", re.IGNORECASE)
 
 
 def own_text(text: str, signatures: Sequence[str] = ()) -> str:

@@ -1,4 +1,4 @@
-"""evaluate compare on tiny models: prompts of every form, measures against their own definitions, reports, bad input."""
+"""evaluate compare on tiny models: prompts of every form, measures against their definitions, reports, bad input."""
 
 import gzip
 import json
@@ -19,7 +19,8 @@ from tests.support import tiny
 from tests.support.adapters import random_adapter
 
 GREEDY = Sampling(temperature=0, seed=0)
-CHATS = [("the rain", "on the sea"), ("a wave", "in the west wind"), ("say it", "the worst of the rain"), ("where", "here")]
+CHATS = [("the rain", "on the sea"), ("a wave", "in the west wind"), ("say it", "the worst of the rain"),
+         ("where", "here")]
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +104,9 @@ def test_losses_are_those_of_the_logits(model, file):
 
 
 @pytest.mark.parametrize(("name", "rows"), [
-    ("llama", [{"messages": [{"role": "user", "content": "the rain"}, {"role": "assistant", "content": "on the sea"}]}]),
-    ("llama", [{"prompt": "the rain ", "completion": "on the sea"}, {"prompt": "a", "completion": " wave", "system": "be kind"}]),
+    ("llama", [{"messages": [{"role": "user", "content": "rain"}, {"role": "assistant", "content": "on the sea"}]}]),
+    ("llama", [{"prompt": "the rain ", "completion": "on the sea"},
+               {"prompt": "a", "completion": " wave", "system": "be kind"}]),
     ("llama-spm", [{"prompt": "the rain", "completion": " on the sea"}, {"prompt": "a", "completion": "wave"}])])
 def test_references_are_encoded_as_training_encodes_them(tmp_path, name, rows):
     """With a template of the model's own and without one."""
@@ -114,7 +116,8 @@ def test_references_are_encoded_as_training_encodes_them(tmp_path, name, rows):
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for chat in (True, False) if "prompt" in rows[0] else (True,):
         template = loaded.template if chat else None
-        built = build_dataset(tmp_path / "d.jsonl", loaded.tokenizer, template, context=256, assistant_loss_only="messages" in rows[0])
+        built = build_dataset(tmp_path / "d.jsonl", loaded.tokenizer, template, context=256,
+                              assistant_loss_only="messages" in rows[0])
         form = Form.of(loaded, {}, chat=chat)
         for i, prompt in enumerate(read_prompts(tmp_path / "d.jsonl")):
             ids, loss = built.example(i)

@@ -15,7 +15,7 @@ SECRET = "sk-not-for-anybody-else"
 
 
 class Server:
-    """An endpoint that answers with reply(request body, headers) -> (status, headers, text or JSON), and keeps what it got."""
+    """An endpoint that answers with reply(body, headers) -> (status, headers, text or JSON), and keeps what it got."""
 
     def __init__(self):
         self.requests, self.reply = [], lambda body, headers: said("tie")
@@ -119,14 +119,14 @@ def test_passing_failures_are_tried_again_and_servers_without_json_mode_are_serv
     server.reply = lambda *_: left.pop(0)
     assert judge.ask("p", "x", "y") == "A"
     assert waits == [7, 2, 4]
-    server.reply = lambda body, _: (400, {}, {"error": "no response_format"}) if "response_format" in body else said("B")
+    server.reply = lambda body, _: (400, {}, {"error": "what?"}) if "response_format" in body else said("B")
     assert judge.ask("p", "x", "y") == "B"
     assert judge.ask("p", "x", "y") == "B"
     assert ["response_format" in body for _, body, _ in server.requests[-3:]] == [True, False, False]
 
 
 @pytest.mark.parametrize(("reply", "why"), [
-    ((401, {}, {"error": {"message": f"bad key {SECRET}"}}), "401 Unauthorized: bad key …; set the right key in ANYTUNE"),
+    ((401, {}, {"error": {"message": f"bad key {SECRET}"}}), "401 Unauthorized: bad key …; set the right key in ANY"),
     ((404, {}, {"error": {"message": "no such model"}}), "404 Not Found: no such model; check --judge"),
     ((500, {}, b"\xff" * 100), "500"),
     ((302, {"Location": "http://127.0.0.1:9/elsewhere"}, {}), "302"),

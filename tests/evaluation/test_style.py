@@ -28,7 +28,8 @@ def wren(count=40):
 
 
 def distance(measure, a, b):
-    return float(measure.distance(measure.profiles(a, np.ones((1, len(a)))), measure.profiles(b, np.ones((1, len(b)))))[0])
+    one, other = (measure.profiles(texts, np.ones((1, len(texts)))) for texts in (a, b))
+    return float(measure.distance(one, other)[0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,8 +74,8 @@ def test_an_authors_habits_are_found():
 
 def test_the_author_is_nearer_to_themself_than_to_others():
     messages, _ = wren(80)
-    stiff = [f"Dear Sir or Madam,\n\nI hope this e-mail finds you well. I am writing to you regarding {number} matters.\n\n"
-             "Best regards,\nThe Team" for number in range(40)]
+    stiff = [f"Dear Sir or Madam,\n\nI hope this e-mail finds you well. I am writing to you regarding {number} matters."
+             "\n\nBest regards,\nThe Team" for number in range(40)]
     for measure in measures(messages[:40], stiff):
         assert distance(measure, messages[40:], messages[:40]) < 0.7 * distance(measure, stiff, messages[:40])
 
@@ -97,7 +98,7 @@ def file(tmp_path):
 
 
 def test_facts_when_the_adapter_writes_like_the_author(path, adapter, tmp_path, monkeypatch):
-    """Answers are put into the model's mouth: the adapter gets other messages of the author, the base a stiff letter."""
+    """Answers are put into the model's mouth: the adapter's are other messages of the author, the base's are stiff."""
     from anytune.adapter import Adapter
 
     messages, requests = wren(24)
@@ -149,13 +150,14 @@ def test_the_command(cli, path, adapter, file, tmp_path):
 
 
 def test_messages_alone_are_continued(cli, path, adapter, tmp_path):
-    rows = ["the rain in the west wind was in the air", "an old storm came on the sea and on", "here", "the worst of it all",
-            "on the sea a wave is in the air"]
+    rows = ["the rain in the west wind was in the air", "an old storm came on the sea and on", "here",
+            "the worst of it all", "on the sea a wave is in the air"]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    out = cli("evaluate", "style", "-m", path, "--lora", adapter, "-n", 4, "-t", 1, "-f", tmp_path / "t.jsonl", "--json",
-              code=0)
+    out = cli("evaluate", "style", "-m", path, "--lora", adapter, "-n", 4, "-t", 1, "-f", tmp_path / "t.jsonl",
+              "--json", code=0)
     assert out.json["generation"]["form"] == "raw text" and out.json["messages"] == 4
-    assert (out.json["items"][0]["prompt"], out.json["items"][0]["reference"]) == ("the rain in the", "west wind was in the air")
+    first = out.json["items"][0]
+    assert (first["prompt"], first["reference"]) == ("the rain in the", "west wind was in the air")
     wanted = anytune.load(path, threads=1).generate("the rain in the", max_tokens=4, temperature=0, chat=False).strip()
     assert out.json["items"][0]["answers"]["base"] == wanted
 

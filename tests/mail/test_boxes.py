@@ -14,8 +14,8 @@ from anytune.errors import UserError
 from anytune.mail import boxes
 from anytune.mail.parse import parse
 
-LINES = st.lists(st.sampled_from(["From me to you", ">From here", ">>From there", "", "a", "From: x", "From a@b Mon 10:00",
-                                  "x" * 200000, "é"]), max_size=8)
+LINES = st.lists(st.sampled_from(["From me to you", ">From here", ">>From there", "", "a", "From: x",
+                                  "From a@b Mon 10:00", "x" * 200000, "é"]), max_size=8)
 
 
 def mail(body="Hello.", html=None, sender="Ann <ann@example.org>", **headers):
@@ -42,7 +42,7 @@ def test_mbox_is_read_as_it_was_written(tmp_path_factory, bodies):
     box.close()
     found = [raw.partition(b"\n\n")[2].decode() for raw in boxes.messages([path])]
     # it quotes "From " alone, so that a line that was quoted already cannot be told from one that was not
-    wanted = [text.replace("\n>From ", "\nFrom ").replace("\n>>From ", "\n>From ") for text in ("\n" + t for t in texts)]
+    wanted = [f"\n{text}".replace("\n>From ", "\nFrom ").replace("\n>>From ", "\n>From ") for text in texts]
     assert [text.rstrip("\n") for text in found] == [text[1:].rstrip("\n") for text in wanted]
 
 
@@ -51,7 +51,8 @@ def test_every_kind_of_box(tmp_path):
     maildir = mailbox.Maildir(tmp_path / "dir")
     maildir.add(raw)
     (tmp_path / "one.eml").write_bytes(raw)
-    (tmp_path / "more.mbox.gz").write_bytes(gzip.compress(b"From x Mon Jan 1 10:00:00 2024\n" + raw + b"\nFrom x 10:00\n" + raw))
+    both = b"From x Mon Jan 1 10:00:00 2024\n" + raw + b"\nFrom x 10:00\n" + raw
+    (tmp_path / "more.mbox.gz").write_bytes(gzip.compress(both))
     (tmp_path / "notes.txt").write_text("no mail")
     files = boxes.find([tmp_path])
     assert len(files) == 3 and all(parse(m).subject == "s" for m in boxes.messages(files))
@@ -64,8 +65,8 @@ def test_every_kind_of_box(tmp_path):
 def test_a_huge_message_is_cut_and_the_next_one_found(tmp_path, monkeypatch):
     monkeypatch.setattr(boxes, "KEEP", 1000)
     start, text = b"From x Mon Jan 1 10:00:00 2024\n", b"From: a@b\nMessage-ID: <%d@x>\n\n"
-    (tmp_path / "m.mbox").write_bytes(start + text % 1 + b"y" * 5_000_000 + b"\n\n" + start + text % 2 + b"z\n" * 100000 + b"\n"
-                                      + start + text % 3 + b"end\n")
+    (tmp_path / "m.mbox").write_bytes(start + text % 1 + b"y" * 5_000_000 + b"\n\n"
+                                      + start + text % 2 + b"z\n" * 100000 + b"\n" + start + text % 3 + b"end\n")
     found = list(boxes.messages([tmp_path / "m.mbox"]))
     assert [parse(raw).id for raw in found] == ["<1@x>", "<2@x>", "<3@x>"]
     assert max(map(len, found)) < 1000 + 2 * boxes.LINE
@@ -83,8 +84,9 @@ def test_bad_places(tmp_path):
 
 
 def test_headers_are_decoded():
-    made = parse(b"From: =?utf-8?q?J=C3=BCrgen?= <J@Example.ORG>\nTo: Bo <bo@x>\nSubject: =?iso-8859-1?q?Gr=FC=DFe?=\n =?utf-8?q?_heute?=\n"
-                 b"Message-ID: <1@x>\nReferences: <a@x>\n <b@x> <c@x>\nIn-Reply-To: <b@x> (mail of Bo)\nX-GM-THRID: 17\n\nhi")
+    made = parse(b"From: =?utf-8?q?J=C3=BCrgen?= <J@Example.ORG>\nTo: Bo <bo@x>\n"
+                 b"Subject: =?iso-8859-1?q?Gr=FC=DFe?=\n =?utf-8?q?_heute?=\nMessage-ID: <1@x>\n"
+                 b"References: <a@x>\n <b@x> <c@x>\nIn-Reply-To: <b@x> (mail of Bo)\nX-GM-THRID: 17\n\nhi")
     assert (made.name, made.sender, made.to, made.subject) == ("Jürgen", "j@example.org", "Bo", "Grüße heute")
     assert (made.id, made.parents, made.thread, made.text) == ("<1@x>", ("<a@x>", "<c@x>", "<b@x>"), "17", "hi")
     assert parse(b"From: a@b\nAuto-Submitted: auto-replied\n\n").automatic
@@ -101,18 +103,21 @@ def test_bodies():
     latin = b"From: a@b\nContent-Type: text/plain; charset=%s\nContent-Transfer-Encoding: 8bit\n\nGr\xfc\xdfe"
     for charset in (b"iso-8859-1", b"no-such-charset", b"utf-8", b"us-ascii"):
         assert parse(latin % charset).text == "Grüße"
-    flowed = (b"From: a@b\nContent-Type: text/plain; format=flowed\n\nOne long \nline.\nShort.\n> quoted \n> more\n\n-- \nsign")
+    flowed = (b"From: a@b\nContent-Type: text/plain; format=flowed\n\n"
+              b"One long \nline.\nShort.\n> quoted \n> more\n\n-- \nsign")
     assert parse(flowed).text == "One long line.\nShort.\n> quoted\n> more\n\n-- \nsign"
 
 
 def test_hostile_messages_yield_text_or_nothing():
-    deep = b"From: a@b\n" + b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(3000))
+    deep = b"From: a@b\n" + b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n)
+                                     for n in range(3000))
     wide = b"From: a@b\nContent-Type: multipart/mixed; boundary=b\n\n" + b"--b\nContent-Type: text/plain\n\nx\n" * 20000
     cases = [deep, wide, b"", b"\n", b"From: a@b", b"\xff" * 1000, b"From: " + b"<" * 20000 + b"a@b\n\nx",
              b"From: =?x?b?" + b"=" * 5000 + b"?= <a@b>\n\nx", b"From: a@b\nSubject: =?utf-8?b?!!!?=\n\nx",
              b"From: a@b\nReferences: " + b"<x@y> " * 20000 + b"\n\nx",
              b"From: a@b\nContent-Type: text/html\n\n" + b"<div>" * 50000 + b"x",
-             b"From: a@b\nContent-Type: text/html\n\n" + b"<!--" * 20000, b"From: a@b\nContent-Type: text/html\n\n<![x[ <!DOCTYPE [",
+             b"From: a@b\nContent-Type: text/html\n\n" + b"<!--" * 20000,
+             b"From: a@b\nContent-Type: text/html\n\n<![x[ <!DOCTYPE [",
              b"From: a@b\nContent-Type: text/html\n\n" + b"</p>" * 50000 + b"<p" * 50000,
              b"From: a@b\nContent-Transfer-Encoding: base64\n\n" + b"A" * 100001,
              b"From: a@b\nContent-Type: text/plain; charset*=x''%ff\n\nx",

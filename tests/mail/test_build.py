@@ -26,8 +26,8 @@ def box(path, *mails):
 def talk(n, question, answer, **more):
     """A mail to me and my answer."""
     asked = mail(question, sender=f"Bo <bo{n}@x.org>", Message_ID=f"<q{n}@x>", Subject=f"Topic {n}")
-    said = mail(answer, sender=f"Me Myself <{ME.upper()}>", to="Bo <bo@x.org>", Message_ID=f"<a{n}@x>", Subject=f"Re: Topic {n}",
-                In_Reply_To=f"<q{n}@x>", **more)
+    said = mail(answer, sender=f"Me Myself <{ME.upper()}>", to="Bo <bo@x.org>", Message_ID=f"<a{n}@x>",
+                Subject=f"Re: Topic {n}", In_Reply_To=f"<q{n}@x>", **more)
     return asked, said
 
 
@@ -54,23 +54,27 @@ def test_pairs_and_why_others_are_left_out(tmp_path):
         mail("fyi\n---------- Forwarded message ---------\nx", sender=ME, Message_ID="<f@x>", Subject="Fwd: x"),
         mail("> only\n> quotes", sender=ME, Message_ID="<g@x>", In_Reply_To="<q1@x>"),
         mail("ok", sender=ME, Message_ID="<h@x>", In_Reply_To="<q1@x>"),
-        mail("I am on holiday until May.", sender=ME, Message_ID="<i@x>", In_Reply_To="<q1@x>", Auto_Submitted="auto-replied"),
+        mail("I am on holiday until May.", sender=ME, Message_ID="<i@x>", In_Reply_To="<q1@x>",
+             Auto_Submitted="auto-replied"),
         talk(1, "", "The plain answer.")[1],                                               # the same id again
         mail("The plain answer.", sender=ME, Message_ID="<j@x>", In_Reply_To="<q1@x>"),    # the same words again
         mail("word " * 60, sender=ME, Message_ID="<k@x>", In_Reply_To="<q1@x>"))
     received = box(tmp_path / "inbox.mbox", talk(1, "The question?\n> an older one", "")[0])
     facts = build([sent, received], [ME], tmp_path / "out", max_words=50, validation=0.2, test=0)
-    pairs = {(r[0]["content"], r[1]["content"]) for split in ("train", "validation") for r in rows(tmp_path / "out", split)}
+    pairs = {(row[0]["content"], row[1]["content"]) for split in ("train", "validation")
+             for row in rows(tmp_path / "out", split)}
     assert pairs == {("The question?", "The plain answer."), ("Can we meet?\n\nBo", "Yes, on Monday.")}
-    assert facts["counts"] == {"messages": 13, "own": 11, "original_missing": 1, "new": 1, "follow_ups": 1, "forwards": 1,
-                               "without_own_words": 1, "too_short": 1, "automatic": 1, "duplicates": 2, "too_long": 1}
+    assert facts["counts"] == {"messages": 13, "own": 11, "original_missing": 1, "new": 1, "follow_ups": 1,
+                               "forwards": 1, "without_own_words": 1, "too_short": 1, "automatic": 1,
+                               "duplicates": 2, "too_long": 1}
     assert json.loads((tmp_path / "out" / "recipe.json").read_text()) == facts
     assert not (tmp_path / "out" / "test.jsonl").exists()
 
 
 def test_system_subject_new_and_redaction(tmp_path):
     asked, said = talk(7, "Call me at +49 30 1234567 or bo@x.org.", "Will do, see https://x.org/7 please.")
-    new = mail("A new mail of mine.", sender=f"Me Myself <{ME}>", to="Cy <cy@x.org>", Message_ID="<d@x>", Subject="News")
+    new = mail("A new mail of mine.", sender=f"Me Myself <{ME}>", to="Cy <cy@x.org>", Message_ID="<d@x>",
+               Subject="News")
     facts = build([box(tmp_path / "m.mbox", asked, said, new)], [ME], tmp_path / "out", redact=True, subject=True,
                   include_new=True, system="Write a reply in {name}'s style. {0}", validation=0, test=0)
     found = rows(tmp_path / "out", "train")
@@ -106,7 +110,8 @@ def test_the_rows_train(tmp_path, cli):
     path = box(tmp_path / "m.mbox", *many(30))
     cli("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", code=0)
     model = tiny.write(tmp_path / "tiny.gguf", "llama")
-    out = cli("data", "preview", "-m", model, "-f", tmp_path / "out" / "train.jsonl", "--assistant-loss-only", "--json", code=0)
+    out = cli("data", "preview", "-m", model, "-f", tmp_path / "out" / "train.jsonl", "--assistant-loss-only",
+              "--json", code=0)
     assert out.json["counts"]["examples"] == len(rows(tmp_path / "out", "train"))
 
 
@@ -115,7 +120,8 @@ def test_the_command_tells_what_it_did(tmp_path, cli):
     out = cli("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", code=0)
     assert "41 messages, 21 of them sent by you; 20 pairs from 20 conversations" in out.out
     assert "left out: 1 answering no mail" in out.out and "train 17, validation 1, test 2" in out.out
-    out = cli("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", "--json", "--val-split", "0.01", code=0)
+    out = cli("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", "--json", "--val-split", "0.01",
+              code=0)
     assert out.json["rows"]["validation"] == 0 and "no conversation was small enough" in out.err
 
 
@@ -124,12 +130,12 @@ def test_bad_input(tmp_path, cli):
     (tmp_path / "file").write_text("x")
     start = ("data", "build", "email")
     for args, why in (
-        ((path, "--from", "you@x.org", "-o", tmp_path / "o"), "None of the 6 messages was sent from you@x.org; the most frequent"),
+        ((path, "--from", "you@x.org", "-o", tmp_path / "o"), "None of the 6 messages was sent from you@x.org;"),
         ((path, "--from", "me", "-o", tmp_path / "o"), "takes the address"),
         ((tmp_path / "no", "--from", ME, "-o", tmp_path / "o"), "no mailbox"),
         ((path, "--from", ME, "-o", tmp_path / "file"), "is a file"),
         ((path, "--from", ME, "-o", tmp_path / "o", "--min-words", 50), "too short 3"),
-        ((path, "--from", ME, "-o", tmp_path / "o", "--val-split", 0.5, "--test-split", 0.5), "leave something to train on"),
+        ((path, "--from", ME, "-o", tmp_path / "o", "--val-split", 0.5, "--test-split", 0.5), "leave something"),
     ):
         outcome = cli(*start, *args, code=2)
         said = [line for line in outcome.err.splitlines() if not line.startswith("mail: ")]  # its progress
