@@ -39,7 +39,7 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
     chosen = read_test(test, sources)
     rest = [source for source in sources if source.id not in chosen]
     if not 0 <= validation < len(rest):
-        raise UserError(f"--validation {validation} must be below the {len(rest)} questions outside the test set.")
+        raise UserError(f"--val-count {validation} must be below the {len(rest)} questions outside the test set.")
     rng = np.random.default_rng(seed)
     rest = [rest[i] for i in rng.permutation(len(rest))]
     held = _stratified(rest, validation)
@@ -55,9 +55,11 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            if text:
-                with atomic_write(folder / f"{name}.jsonl", "w") as file:
-                    file.write(text)
+            if not text:
+                (folder / f"{name}.jsonl").unlink(missing_ok=True)  # of an earlier recipe
+                continue
+            with atomic_write(folder / f"{name}.jsonl", "w") as file:
+                file.write(text)
         with atomic_write(folder / RECIPE, "w") as file:
             json.dump(facts, file, indent=1)
     except OSError as error:
