@@ -65,13 +65,24 @@ def report(facts: Mapping[str, Any]) -> Report:
          for s, found in facts["answers"].items()])))
     sections.append(Section("Answers", "", rows=[example(item) for item in facts["items"]]))
     return Report(f"{facts['model']}: base against {', '.join(facts['adapters'])}", _facts(facts), sections,
-                  {key: value for key, value in facts.items() if key != "generation"} | {"kind": "compare"})
+                  {**facts, "kind": "compare"})
 
 
 def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("model", "adapters", "prompts", "references", "generation")
-    return {name: facts[name] for name in names} | (
-        {"judge": facts["judge"]["judge"]} if "judge" in facts else {})
+    names = ("model", "adapters", "prompts", "references")
+    return {**{name: facts[name] for name in names}, "generation": generation(facts["generation"]),
+            **({"judge": facts["judge"]["judge"]} if "judge" in facts else {})}
+
+
+def generation(how: Mapping[str, Any]) -> str:
+    """How answers were made, in words; what is off is left out."""
+    parts = ["greedy"] if how["temperature"] <= 0 else [
+        f"temperature {how['temperature']:g}", f"top-k {how['top_k']}", f"top-p {how['top_p']:g}",
+        f"min-p {how['min_p']:g}", f"seed {how['seed']}"]
+    if how["repeat_penalty"] != 1:
+        parts.append(f"repeat penalty {how['repeat_penalty']:g}")
+    parts += [f"at most {how['max_tokens']} tokens", how["form"], *(f"ended by {text!r}" for text in how["stop"])]
+    return ", ".join(parts)
 
 
 def _judge(facts: Mapping[str, Any]) -> Section:

@@ -187,7 +187,7 @@ def cell(value: Any) -> str:
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {cell(item)}" for key, item in value.items())
-    return ", ".join(map(cell, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(cell, value)) or "–" if isinstance(value, list) else str(value)
 
 
 def plain(value: Any) -> Any:

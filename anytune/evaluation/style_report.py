@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from anytune.evaluation.compare_report import SCALE, example, measure_plot, measure_table, shown
+from anytune.evaluation.compare_report import SCALE, example, generation, measure_plot, measure_table, shown
 from anytune.evaluation.report import Plot, Report, Section, Table, as_text
 
 UNITS = {"function words": "Burrows's Delta", "punctuation": "Delta over marks", "sentence length": "words",
@@ -58,9 +59,22 @@ def report(facts: Mapping[str, Any]) -> Report:
                 measure_plot(facts["to_reference"], series, _note(facts))),
         Section("Length and ending", "", _lengths(facts)),
         Section("Messages", "", rows=[example(item) for item in facts["items"]])]
-    top = {name: facts[name] for name in ("model", "adapters", "messages", "generation")}
-    return Report(f"{facts['model']}: style before and after", top, sections,
-                  {key: value for key, value in facts.items() if key != "generation"} | {"kind": "style"})
+    top = {**{name: facts[name] for name in ("model", "adapters", "messages")},
+           "generation": generation(facts["generation"]), "result": verdict(facts)}
+    return Report(f"{facts['model']}: style before and after", top, sections, {**facts, "kind": "style"})
+
+
+def verdict(facts: Mapping[str, Any]) -> str:
+    """In how many distances each adapter is nearer to the author than the base is, beyond chance."""
+    known = {name: change for name, change in facts["change"].items()
+             if all(math.isfinite(change[adapter][0]) for adapter in facts["adapters"])}
+    sentences = []
+    for adapter in facts["adapters"]:
+        nearer, farther = (sum(sign * change[adapter][side] < 0 for change in known.values())
+                           for sign, side in ((1, 2), (-1, 1)))
+        sentences.append(f"{adapter} is nearer to the author than the base in {nearer} of {len(known)} distances"
+                         + (f", farther in {farther}" if farther else ""))
+    return "; ".join(sentences) + " (95 % intervals without 0)"
 
 
 def _note(facts: Mapping[str, Any]) -> str:
@@ -81,4 +95,4 @@ def text(facts: Mapping[str, Any]) -> str:
     parts = [distance_table(facts), *([habit_table(facts)] if facts["habits"] else []), loss_table(facts),
              measure_table(facts["to_reference"], facts["gain"], series, SCALE), _lengths(facts)]
     return (f"{facts['messages']} held-out messages, 95 % intervals\n"
-            + "\n\n".join(as_text(part) for part in parts))
+            + "\n\n".join(as_text(part) for part in parts) + f"\n\n{verdict(facts)}")
