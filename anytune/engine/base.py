@@ -186,7 +186,7 @@ class Engine(Protocol):
         """linear(glu(gate, up)); the group is one linear."""
 
     def glu_linear_backward(self, dy, gate, up, activation: str, group, then, need_dx=True) -> tuple[Array, Array] | None:
-        """(dgate, dup) of glu_linear; adds the group's gradients. then: as above."""
+        """(dgate, dup) of glu_linear, whose gate and up are given up; adds the group's gradients. then: as above."""
 
     def attention(self, q, k, v, heads: Heads) -> tuple[Array, Array]:
         """Causal attention within each example -> (o, log-sums for the backward)."""

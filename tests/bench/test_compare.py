@@ -103,7 +103,8 @@ def edits():
     """Ways in which a file may be wrong: (where, what stands there)."""
     yield from ((("results", 0, name), value) for name, value in (
         ("tokens_per_s", "fast"), ("tokens_per_s", -1.0), ("tokens_per_s", True), ("tokens_per_s", 1e300),
-        ("min", None), ("rounds", [1, "x"]), ("rounds", None), ("model", 3), ("threads", "all"), ("problem", 1), ("peak_bytes", [])))
+        ("min", None), ("rounds", [1, "x"]), ("rounds", None), ("model", 3), ("threads", "all"), ("problem", 1),
+        ("peak_bytes", [])))
     yield from (((name,), value) for name, value in (
         ("format", "other"), ("version", 2), ("results", {}), ("results", [1]), ("machine", None), ("models", [{}])))
 

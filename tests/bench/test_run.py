@@ -47,8 +47,8 @@ def test_what_is_measured_is_told(cli, model, tmp_path):
 
 
 def test_a_failed_cell_is_a_sentence_and_the_others_are_measured(cli, model):
-    outcome = cli("bench", "-m", model, "--device", "webgpu:99", "--device", "numpy", "-p", "4", "-n", "0", "--train", "0", "-t", "1",
-                  "-r", "1", code=1)
+    outcome = cli("bench", "-m", model, "--device", "webgpu:99", "--device", "numpy", "-p", "4", "-n", "0",
+                  "--train", "0", "-t", "1", "-r", "1", code=1)
     assert "failed" in outcome.out and "webgpu:99, pp4: " in outcome.out
     rows = [line for line in outcome.out.splitlines() if "| pp4" in line]
     assert len(rows) == 2 and "numpy" in rows[1] and "failed" not in rows[1]

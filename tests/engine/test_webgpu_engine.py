@@ -179,6 +179,17 @@ def test_the_estimate_is_what_the_pool_takes(files, name, keep):
     assert e.recorder.pool.bytes == pytest.approx(count.bytes, rel=0.02)
 
 
+def test_the_binding_limit_can_be_lowered(files, capsys):
+    from anytune.cli.main import run
+    whole, low = (load(files["llama"], device="webgpu", max_binding=size) for size in (None, 16384))
+    assert low.engine.device.max_binding == 16384 < whole.engine.device.max_binding
+    np.testing.assert_allclose(low.logits([1, 2, 3]), whole.logits([1, 2, 3]), atol=1e-5)
+    for device, words in (("numpy", "numpy has no bindings"), ("webgpu", "at least 4096")):
+        assert run(["generate", "-m", str(files["llama"]), "-p", "a", "--device", device, "--max-binding", "1KiB"]) == 2
+        said = capsys.readouterr().err
+        assert words in said and "--max-binding" in said and said.count("\n") == 1
+
+
 def test_what_cannot_be_had_is_refused(files, monkeypatch):
     with pytest.raises(UserError, match="webgpu:9"):
         load(files["llama"], device="webgpu:9")

@@ -97,3 +97,19 @@ def test_swiftshader_gives_the_same_answers(tmp_path):
     assert "SwiftShader" in facts["device"] and facts["answers"] > 40 and facts["worst"] < 1e-5
     assert facts["loss"] == pytest.approx(loss, rel=1e-5)
     assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
+
+
+def test_more_rows_with_loss_never_take_fewer_rows_of_logits():
+    """The estimate is made for the most rows that a stream can have, and must be enough for any."""
+    from anytune.engine.webgpu.kernels.gemm import Tile
+    from anytune.engine.webgpu.loss import chunk_rows
+    from anytune.engine.webgpu.sizes import LEAN, Sizes
+    for tile in (Tile(), Tile(128, 64, 16, 8, 4)):
+        def plan(forward, m, n, k, tile=tile):
+            return tile, 1, k
+        for sizes in (Sizes(), LEAN):
+            for vocabulary in (320, 49_152, 262_144):
+                steps = [chunk_rows(sizes, plan, rows, vocabulary, 64) for rows in range(1, 3000)]
+                assert steps == sorted(steps) and all(0 < step <= rows for rows, step in enumerate(steps, 1))
+                assert all(step <= 16 or step * vocabulary <= sizes.logits for step in steps)
+                assert steps[127] == min(max(64, tile.m), max(16, sizes.logits // vocabulary // 16 * 16))

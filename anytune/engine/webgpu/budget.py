@@ -15,7 +15,7 @@ from .sizes import LEAN, Sizes
 HOLDS = (("blocks", 0.0, "weights stay in their GGUF blocks on the device"),
          ("stream", 0.6, "weights are copied from the file to the device for each use"))
 PIECES = ((Sizes(), 0.0, ""), (LEAN, 0.03, "; the loss takes few rows at a time"))
-SMALL = 24 * MIB      # parameters, recordings, staging and other things that no count sees
+SMALL = 8 * MIB       # recordings' parameters, staging and other things that no count sees
 UNKNOWN = 1 << 50     # bytes of a card that does not say
 
 

@@ -159,6 +159,10 @@ class WebGpuCount(Composed):
     def glu_backward(self, dy, gate, up, activation):
         return self.columns(gate.shape[0], gate.shape[1], gate.shape[1])
 
+    def glu_linear_backward(self, dy, gate, up, activation, group, then, need_dx=True):
+        self.linear_backward((dy,), self.glu(gate, up, activation), group, need_dx)
+        return (gate, up) if need_dx else None
+
     def _slices(self, forward: bool, m: int, n: int, k: int) -> Shape | None:
         """The slices of a product's sum, where it is cut."""
         slices = self.engine.plan_product(forward, m, n, k)[1]
@@ -210,7 +214,7 @@ class WebGpuCount(Composed):
 
     def cross_entropy(self, h, head, targets, scale, gradient):
         rows, vocabulary = h.shape[0], head.weights[0].out_features
-        step = chunk_rows(self, rows, vocabulary)
+        step = chunk_rows(self.sizes, self.engine.plan_product, rows, vocabulary, h.shape[1])
         small = self.flat(max(rows, self.capacity)), self.flat(16)
         dh = self.array(rows, h.shape[1]) if gradient else None
         logits = self.array(step, head.width, step)

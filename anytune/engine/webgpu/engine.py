@@ -367,6 +367,17 @@ class WebGpuEngine(Composed):
                               20.0 * (b - a) * gate.columns)
         return dgate, dup
 
+    def glu_linear_backward(self, dy, gate: Array, up: Array, activation: str, group: Group, then, need_dx: bool = True):
+        """As composed.py's; the gradients lie where gate and up lay."""
+        da = self.linear_backward((dy,), self.glu(gate, up, activation), group, need_dx)
+        if not need_dx:
+            return None
+        for a, b in row_cuts(self.device.max_binding, da, gate, up):
+            self.commands.run(_rows.glu_backward_over(activation), [da.bind(a, b), gate.bind(a, b), up.bind(a, b)],
+                              (gate.columns, da.stride, gate.stride, up.stride), self.grid(gate.columns, b - a),
+                              20.0 * (b - a) * gate.columns)
+        return gate, up
+
     def park(self, x):
         return x
 

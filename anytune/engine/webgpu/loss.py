@@ -8,13 +8,15 @@ from .kernels import optimizer as _kernels
 from .linear import backward, forward
 
 
-def chunk_rows(e, rows: int, vocabulary: int) -> int:
-    """Rows whose logits exist at once: equal chunks, multiples of 16 where there are several."""
-    most = max(16, e.sizes.logits // vocabulary // 16 * 16)
-    if rows <= most:
-        return rows
-    pieces = -(-rows // most)
-    return -(-rows // pieces // 16) * 16
+FULL = 64    # rows of a product that keep a device as busy as more of them
+
+
+def chunk_rows(sizes, plan, rows: int, vocabulary: int, width: int) -> int:
+    """Rows whose logits exist at once. A quarter of them is enough, if it fills a product's tiles. Never fewer for more
+    rows, so that the estimate, which counts the most, is right for any."""
+    most = max(16, sizes.logits // vocabulary // 16 * 16)
+    tile = max(plan(True, rows, vocabulary, width)[0].m, plan(False, rows, width, vocabulary)[0].m)
+    return min(rows, most, max(FULL, tile, rows // 4 // FULL * FULL))
 
 
 def cross_entropy(e, h: Array, head: Group, targets: Array, scale, gradient: bool):
@@ -23,7 +25,7 @@ def cross_entropy(e, h: Array, head: Group, targets: Array, scale, gradient: boo
     rows, vocabulary = h.rows, head.weights[0].out_features
     if not isinstance(scale, Array):
         scale = e.vector([float(scale)])
-    step = chunk_rows(e, rows, vocabulary)
+    step = chunk_rows(e.sizes, e.plan_product, rows, vocabulary, h.columns)
     losses, total = e.flat(rows, max(rows, e.capacity)), e.flat(1, 16)
     dh = e.array(rows, h.columns) if gradient else None
     for low in range(0, rows, step):

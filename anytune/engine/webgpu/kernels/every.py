@@ -24,7 +24,7 @@ def every() -> Iterator[Kernel]:
         for normed in (True, False):
             yield from (rows.rotate(normed, halves), rows.rotate_backward(normed, halves))
     for kind in rows.ACTIVATIONS:
-        yield from (rows.glu(kind), rows.glu_backward(kind))
+        yield from (rows.glu(kind), rows.glu_backward(kind), rows.glu_backward_over(kind))
     for name in TYPES:
         yield from (lookup.embed(name), gemm.gemv(name, 8, True, True))
         yield from (gemm.gemm(name, way, gemm.Tile(), True, True) for way in (True, False))

@@ -183,6 +183,17 @@ def glu_backward(activation: str) -> Kernel:
 
 
 @functools.cache
+def glu_backward_over(activation: str) -> Kernel:
+    """As glu_backward, over gate and up."""
+    return Kernel(f"glu_backward over, {activation}", (*reads("dy"), *writes("gate", "up")), ("n", "ds", "gs", "us"),
+                  _EACH + """
+  let g = gate[t * p.gs + i];
+  let d = dy[t * p.ds + i];
+  gate[t * p.gs + i] = d * up[t * p.us + i] * slope(g);
+  up[t * p.us + i] = d * activate(g);""", functions=ACTIVATIONS[activation])
+
+
+@functools.cache
 def add() -> Kernel:
     """y = x + y."""
     return Kernel("add", (*reads("x"), *writes("y")), ("n", "xs", "ys"), _EACH + """
