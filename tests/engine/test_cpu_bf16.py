@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from anytune.engine import cpu_bf16
 from anytune.engine.budget import Way
+from anytune.engine.cpu_bf16.sizes import Bf16Sizes
 from anytune.engine.check import known_answers
 from anytune.engine.composed import Composed
 from anytune.engine.devices import engine_for
@@ -108,7 +109,7 @@ def test_a_product_is_that_of_the_rounded_operands(shape, packing, add, spare):
     packed, depth = room(gemm.packed_words(summed, columns)), gemm.depth_of(summed)
     if packing == "columns":
         other = np.ascontiguousarray(b.T)
-        gemm.pack_columns(other.ctypes.data, other.strides[0], columns, summed, packed.ctypes.data)
+        gemm.pack_columns(other.ctypes.data, other.strides[0], columns, summed, packed.ctypes.data, gemm.depth_of(summed), 0)
     elif packing == "rows":
         gemm.pack_rows(b.ctypes.data, b.strides[0], columns, summed, 4, packed.ctypes.data, depth, 0)
     else:
@@ -348,7 +349,8 @@ def test_generation_is_near_the_numpy_engines(files, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("hold, sizes, keep, threads", [("blocks", Sizes(), 2, 1), ("blocks", Sizes(), 2, 2),
-                                                        ("stream", LEAN, 0, 2), ("blocks", LEAN, 1, 1)])
+                                                        ("stream", LEAN, 0, 2), ("blocks", LEAN, 1, 1),
+                                                        ("blocks", Bf16Sizes(packed=True), 2, 2)])
 @pytest.mark.parametrize("tokens", [64, 200])
 def test_the_count_is_what_the_engine_allocates(files, name, hold, sizes, keep, threads, tokens):
     trainee = trainee_of(files[name], threads=threads, tokens=tokens)
@@ -363,6 +365,39 @@ def test_the_count_is_what_the_engine_allocates(files, name, hold, sizes, keep, 
     count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), tokens)
     _Counter(model, LoraSubject(trainee.lora, shapes), tokens, tokens)._run(count, hold, keep)
     assert count.bytes == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_packed_weights_change_no_bit_and_are_held_once(files, name, threads):
+    batch, results = stream([17, 1, 22]), []
+    for packed in (False, True):
+        trainee = trainee_of(files[name], threads=threads, dropout=0.2 if name == "qwen2" else 0.0)
+        trainee.engine.sizes = Bf16Sizes(packed=packed)
+        results.append([*gradients(trainee, batch), *gradients(trainee, batch, 2), trainee.evaluate(batch)])
+        groups = [g for layer in trainee.layers for g in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        assert [g.packed is not None for g in groups] == [packed] * len(groups)
+    for one, two in zip(*results):
+        np.testing.assert_array_equal(one, two)
+    assert all(w._blocks is None for g in groups for w in g.weights)
+    model, shapes = trainee.model, {n: tuple(trainee.model.gguf.tensors[n].shape) for n in trainee.names}
+    subject = LoraSubject(trainee.lora, shapes)
+    way = Way(0.0, "blocks", Bf16Sizes(packed=True), "")
+    count = model.engine.budget(model.weights, None).counter(way, 40)
+    found = sum(b.nbytes for g in groups for b in g.packed._buffers) + sum(
+        w.nbytes for w in trainee.head.weights)
+    frozen = {n: m for n, m in model.weights.matrices.items() if n != "token_embd.weight" or model.config.tied}
+    assert count.held(frozen, _Counter(model, subject, 40, 40)._run(count, "blocks", 2)) == found
+    loss = load(files[name], device="cpu-bf16", threads=threads).logits(batch.ids[:17])
+    np.testing.assert_array_equal(model.logits(batch.ids[:17]), loss)   # of the model without its adapter
+
+
+def test_little_memory_leaves_weights_in_their_blocks(files):
+    """The packs are the fastest way, and the first to be given up."""
+    model = load(files["llama"], device="cpu-bf16", threads=1)
+    ways = model.engine.budget(model.weights, None).ways
+    assert ways[0].sizes.packed and not any(getattr(w.sizes, "packed", False) for w in ways[1:])
+    assert ways[0].cost < min(w.cost for w in ways[1:])
 
 
 def test_streams_of_every_length_use_the_same_buffers(files):

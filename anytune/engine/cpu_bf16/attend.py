@@ -108,7 +108,7 @@ def backward(scale, q, q_stride, k, k_stride, v, v_stride, dout, dout_stride, su
     # Probabilities sum to 1 and the gradients of a row's scores to 0, so the means of v and k drop out: they often are
     # most of it, and would be most of the rounding errors.
     _centred(v + first * v_stride, v_stride, keys, size, centred)
-    pack_columns(centred, 4 * size, keys, size, packed_v)
+    pack_columns(centred, 4 * size, keys, size, packed_v, _depth(size), 0)
     _centred(k + first * k_stride, k_stride, keys, size, centred)
     pack_rows(centred, 4 * size, size, keys, 4, rows_k, depth, 0)
     for head in range(group):

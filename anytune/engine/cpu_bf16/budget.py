@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from anytune.engine.budget import Way
 from anytune.engine.numpy.budget import NumpyBudget
 
 from .count import Bf16Count
+from .sizes import Bf16Sizes
+
+
+UNPACKED = 0.2   # of a step: dequantizing and packing for each use
 
 
 class Bf16Budget(NumpyBudget):
     """See anytune.engine.budget."""
+
+    def __init__(self, engine, weights, memory: int | None):
+        super().__init__(engine, weights, memory)
+        self.ways = [Way(0.0, "blocks", Bf16Sizes(packed=True), "weights are kept as bf16, packed for the products")] + [
+            replace(way, cost=way.cost + UNPACKED) for way in self.ways]
 
     def counter(self, way: Way, capacity: int) -> Bf16Count:
         return Bf16Count(self.engine.workers.count, way.sizes, capacity, way.hold)

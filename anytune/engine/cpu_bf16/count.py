@@ -18,6 +18,7 @@ from .gemm import PANEL, SPARE, packed_words, row_bytes
 from .gradients import PIECE, turned_words
 from .linear import GRADIENT, backward_step, pieces, tile_rows, trains_whole
 from .loss import head_rows
+from .packed import RUNS, can_be_packed, panel_columns, words_of
 from .rows import LINE
 
 DROPPED = 13  # bytes an element: a mask, and the float32 temporaries that dropout is made with
@@ -36,6 +37,26 @@ class RowsShape(Shape):
 
 class Bf16Count(CountEngine):
     """Counts bytes and FLOPs of CpuBf16Engine. See anytune.engine.count."""
+
+    def held(self, matrices: dict, groups: list) -> int:
+        """As CountEngine's; of packed groups the packs."""
+        packed = [g for g in groups if self._packs(g)]
+        words = sum(w + LINE for group in packed for w in words_of(group))
+        return super().held(matrices, groups) - sum(w.nbytes for group in packed for w in group.weights) + 4 * words
+
+    def _packs(self, group) -> bool:
+        return getattr(self.sizes, "packed", False) and can_be_packed(group)
+
+    def _pack(self, group) -> None:
+        """The scratch with which packed.Packed is made."""
+        blocks, step = panel_columns(group), backward_step(group, self.sizes)
+        for number in range(self.threads):
+            low, high = share(group.width, number, self.threads, PANEL)
+            for start, end in zip(group.bounds, group.bounds[1:]):
+                for first, last in pieces(max(low, start), min(high, end), tile_rows(group, self.sizes), PANEL):
+                    self.scratch("tile", (last - first) * group.in_features)
+            for first, last in pieces(*share(group.in_features, number, self.threads, blocks), step, blocks):
+                self.scratch("tile", group.width * (last - first))
 
     def array(self, rows: int, columns: int, room: int | None = None) -> Shape:
         return super().array(rows, columns, 0)
@@ -105,11 +126,18 @@ class Bf16Count(CountEngine):
         y = self.array(tokens, group.width)
         x = self._left(x, group)
         self.flops += 2.0 * tokens * features * (group.width + rank) + 2.0 * tokens * low_rank_products(group)
-        most = tile_rows(group, self.sizes)
+        most, packed = tile_rows(group, self.sizes), self._packs(group)
+        if packed:
+            self._pack(group)
+            most = -(-group.width // (RUNS * self.threads))
         for number in range(self.threads):
             low, high = share(group.width, number, self.threads, PANEL)
-            for weight, start, end in zip(group.weights, group.bounds, group.bounds[1:]):
+            for weight, slot, (_, inner), start, end in zip(group.weights, group.slots, group.ranks(), group.bounds,
+                                                            group.bounds[1:]):
                 for first, last in pieces(max(low, start), min(high, end), most, PANEL):
+                    if packed:
+                        self._aligned("low", (last - first) * (0 if slot is None else inner))
+                        continue
                     self._tile(last - first, features + rank, packed_words(features + rank, last - first))
                     if weight.hold == "stream":
                         self.raw("tile", self.threads * (last - first) * (weight.nbytes // weight.out_features))
@@ -134,7 +162,7 @@ class Bf16Count(CountEngine):
             self.flops += 2.0 * tokens * features * width
             self.raw("wide", sum(w.nbytes for w in group.weights if w.hold == "stream"))
             blocks, most = block_columns(group), backward_step(group, self.sizes)
-            for number in range(self.threads):
+            for number in range(self.threads) if not self._packs(group) else ():
                 for first, last in pieces(*share(features, number, self.threads, blocks), most, blocks):
                     self._tile(width + rank, last - first, packed_words(width + rank, last - first))
         del dy, x

@@ -77,10 +77,9 @@ def _corner(source, stride, rows, columns, size, target, target_stride):
                 lanes.copy_16(s, t)
 
 
-@compiled(5)
-def pack_columns(source, stride, columns, summed, target):
-    """Pack the transpose of rows of float32 [columns, summed]."""
-    depth = (summed + 31) // 32 * 16
+@compiled(7)
+def pack_columns(source, stride, columns, summed, target, depth, first):
+    """Pack the transpose of rows of float32 [columns, summed], from element `first` (a multiple of 32) of the sum on."""
     edge = np.empty((16, 32), np.float32)
     for c in range(0, columns, 16):
         at = c // PANEL * PANEL
@@ -91,9 +90,9 @@ def pack_columns(source, stride, columns, summed, target):
             if n < 16 or width < 32:
                 edge[:] = 0
                 _corner(s, stride, n, width, 4, edge.ctypes.data, 128)
-                pair_columns(edge.ctypes.data, 128, place + k // 2 * row, row)
+                pair_columns(edge.ctypes.data, 128, place + (first + k) // 2 * row, row)
             else:
-                pair_columns(s, stride, place + k // 2 * row, row)
+                pair_columns(s, stride, place + (first + k) // 2 * row, row)
 
 
 @compiled(8)

@@ -70,7 +70,7 @@ def left_rows(e, tokens: int, group: Group, write, inputs=None) -> Rows:
     if rank:
         downs = scaled_down(group)
         packed = aligned(e, 0, "downs", gemm.packed_words(features, rank))
-        gemm.pack_columns(address(downs), downs.strides[0], rank, features, packed)
+        gemm.pack_columns(address(downs), downs.strides[0], rank, features, packed, gemm.depth_of(features), 0)
 
     def work(number: int, low: int, high: int) -> None:
         write(number, low, high, rows)
@@ -169,6 +169,9 @@ def linear(e, x, group: Group) -> tuple[np.ndarray, ...]:
     """x: [T, in] -> one float32 [T, out] for each linear of the group, columns of one buffer."""
     y = e.array(x.shape[0], group.width)
     x = left(e, x, group, dropout(e, group, x.shape[0]))
+    if (packed := packed_of(e, group)) is not None:
+        in_turn(e, packed.forward_tasks(e, x, y))
+        return group.split(y)
     shares: list[list] = []
     for number in range(e.workers.count):
         low, high = share(group.width, number, e.workers.count, gemm.PANEL)
@@ -177,6 +180,15 @@ def linear(e, x, group: Group) -> tuple[np.ndarray, ...]:
                        for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes), gemm.PANEL)])
     in_turn(e, shares)
     return group.split(y)
+
+
+def packed_of(e, group: Group):
+    """The group's packs, made when training first needs them; None where there are to be none."""
+    if group.packed is None and e.training and getattr(e.sizes, "packed", False):
+        from .packed import Packed, can_be_packed
+        if can_be_packed(group):
+            group.packed = Packed(e, group)
+    return group.packed
 
 
 def _forward_task(e, x: Rows, group: Group, index: int, first: int, last: int, y: np.ndarray):
@@ -218,13 +230,15 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
         x = left(e, x, group)
         own = group_tasks(e, dy, x, group, pieces)
     dx = e.array(tokens, features) if need_dx else None
-    raw = streamed(e, group) if need_dx else None
+    packed = packed_of(e, group)
+    raw = streamed(e, group) if need_dx and packed is None else None
     blocks, most = block_columns(group), backward_step(group, e.sizes)
     shares: list[list] = []
     for number in range(e.workers.count):
         low, high = share(features, number, e.workers.count, blocks)
-        mine = [] if dx is None else [_backward_task(e, dy, group, downs if mask is None else downs[:0], first, last, raw, dx)
-                                      for first, last in pieces(low, high, most, blocks)]
+        beside = downs if mask is None else downs[:0]
+        mine = ([] if dx is None else packed.backward_tasks(e, dy, beside, dx, number) if packed is not None else
+                [_backward_task(e, dy, group, beside, first, last, raw, dx) for first, last in pieces(low, high, most, blocks)])
         shares.append(mine + (pairs.tasks(number) if pairs is not None else []) + own[number])
     in_turn(e, shares)
     if dx is not None and mask is not None:

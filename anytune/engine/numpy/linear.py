@@ -36,6 +36,7 @@ class Group:
     dropout: float = 0.0
     number: int = 0  # tells the groups' dropout streams apart
     bias_gradients: tuple[np.ndarray | None, ...] = ()
+    packed: object = field(default=None, repr=False)  # cpu_bf16's, where matrices are kept ready for its products
     bounds: list[int] = field(init=False)
 
     def __post_init__(self) -> None:

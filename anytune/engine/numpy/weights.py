@@ -75,6 +75,10 @@ class Weight:
             if hold == "stream":
                 self._blocks = None
 
+    def forget(self) -> None:
+        """Give up what is held; the next use reads it from the file."""
+        self._blocks = self._float32 = None
+
     def dense(self) -> np.ndarray | None:
         """The float32 matrix when it is held so, else None."""
         if self.hold != "float32":

@@ -1,0 +1,132 @@
+"""A group's matrices kept as the products read them: bf16, packed once for y and once for dx, 4 bytes a weight.
+
+Behind the weights each pack has room for the low-rank pair, which is packed anew for each use. Numbers are the same to the
+bit as with blocks that are dequantized for each use: only the time is another.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anytune.engine.numpy.linear import Group, block_columns, streamed
+from anytune.engine.numpy.workers import share
+
+from . import gemm, tiles
+from .linear import backward_step, in_turn, pieces, tile_rows
+from .rows import LINE, Rows, address, aligned
+
+RUNS = 4   # pieces that a worker's share is cut into, so that a quicker one can help
+
+
+def can_be_packed(group: Group) -> bool:
+    """Whether panels begin where linears and low-rank columns do, and nothing in the group changes but the pairs."""
+    return (group.number >= 0 and group.in_features % 32 == 0 and all(b % gemm.PANEL == 0 for b in group.bounds)
+            and all(w.gradient is None for w in group.weights))
+
+
+def panel_columns(group: Group) -> int:
+    """The least run of columns that is whole panels, and whole blocks of every weight."""
+    return int(np.lcm(gemm.PANEL, block_columns(group)))
+
+
+def words_of(group: Group) -> list[int]:
+    """Words of each linear's pack for y, and last that of the pack for dx."""
+    ends = [last if slot is not None else 0 for slot, (_, last) in zip(group.slots, group.ranks())]
+    return [gemm.packed_words(group.in_features + end, w.out_features) for w, end in zip(group.weights, ends)] + [
+        gemm.packed_words(group.width + group.rank, group.in_features)]
+
+
+class Packed:
+    """The packs of one group. Made by all workers, of weights in whatever way they are held; these can then be forgotten."""
+
+    def __init__(self, e, group: Group):
+        self.group, self._buffers, self.addresses = group, [], []
+        for words in words_of(group):
+            buffer = np.empty(words + LINE, np.uint32)
+            self._buffers.append(buffer)
+            self.addresses.append(address(buffer) + 63 & -64)
+        self.ends = [last if slot is not None else 0 for slot, (_, last) in zip(group.slots, group.ranks())]
+        self._fill(e)
+
+    def _fill(self, e) -> None:
+        group, shares = self.group, []
+        raw, step = streamed(e, group), backward_step(group, e.sizes)
+        blocks = panel_columns(group)
+        for number in range(e.workers.count):
+            low, high = share(group.width, number, e.workers.count, gemm.PANEL)
+            mine = [self._rows(e, index, first - start, last - start)
+                    for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
+                    for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes), gemm.PANEL)]
+            low, high = share(group.in_features, number, e.workers.count, blocks)
+            shares.append(mine + [self._columns(e, first, last, raw) for first, last in pieces(low, high, step, blocks)])
+        in_turn(e, shares)
+        for weight in group.weights:
+            weight.forget()
+
+    def _rows(self, e, index: int, low: int, high: int):
+        weight, features = self.group.weights[index], self.group.in_features
+
+        def task(number: int) -> None:
+            tile = e.scratch(number, "tile", (high - low) * features).reshape(high - low, features)
+            weight.rows(low, high, tile, lambda size: e.raw(number, size))
+            depth = gemm.depth_of(features + self.ends[index])
+            gemm.pack_columns(address(tile), 4 * features, high - low, features, self.addresses[index] + 4 * low * depth,
+                              depth, 0)
+        return task
+
+    def _columns(self, e, low: int, high: int, raw):
+        group = self.group
+
+        def task(number: int) -> None:
+            tile = e.scratch(number, "tile", group.width * (high - low)).reshape(group.width, high - low)
+            for index, weight in enumerate(group.weights):
+                weight.columns(low, high, tile[group.bounds[index]:group.bounds[index + 1]], raw[index])
+            depth = gemm.depth_of(group.width + group.rank)
+            gemm.pack_rows(address(tile), 4 * (high - low), high - low, group.width, 4,
+                           self.addresses[-1] + 4 * low * depth, depth, 0)
+        return task
+
+    # ---- the tasks of linear.linear and linear.linear_backward
+
+    def forward_tasks(self, e, x: Rows, y: np.ndarray) -> list[list]:
+        """For each worker what it computes of y [T, width] = [x | h] [W | B]ᵀ."""
+        group, shares = self.group, []
+        most = -(-group.width // (RUNS * e.workers.count))
+        for number in range(e.workers.count):
+            low, high = share(group.width, number, e.workers.count, gemm.PANEL)
+            shares.append([self._forward(e, x, index, first, last, y)
+                           for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
+                           for first, last in pieces(max(low, start), min(high, end), most, gemm.PANEL)])
+        return shares
+
+    def _forward(self, e, x: Rows, index: int, first: int, last: int, y: np.ndarray):
+        group, slot, bias = self.group, self.group.slots[index], self.group.biases[index]
+        low, rows, (before, end) = first - group.bounds[index], last - first, group.ranks()[index]
+        depth, b = gemm.depth_of(group.in_features + self.ends[index]), 0
+        if slot is None:
+            before = end = 0
+        else:
+            b = address(slot.b) + low * slot.b.strides[0]
+
+        def task(number: int) -> None:
+            tiles.forward_packed(self.addresses[index] + 4 * low * depth, depth, rows, group.in_features, b, before,
+                                 end - before, aligned(e, number, "low", rows * end), x.address, x.stride, x.shape[0],
+                                 address(y) + 4 * first, y.strides[0], address(bias) + 4 * low if bias is not None else 0,
+                                 bias is not None)
+        return task
+
+    def backward_tasks(self, e, dy: Rows, downs: np.ndarray, dx: np.ndarray, number: int) -> list:
+        """What a worker computes of dx [T, in] = [dy | g] [W ; s A]; downs: s A, or none of its rows."""
+        features = self.group.in_features
+        low, high = share(features, number, e.workers.count, gemm.PANEL)
+        most = -(-features // (RUNS * e.workers.count))
+        return [self._backward(dy, downs, first, last, dx) for first, last in pieces(low, high, most, gemm.PANEL)]
+
+    def _backward(self, dy: Rows, downs: np.ndarray, first: int, last: int, dx: np.ndarray):
+        depth = gemm.depth_of(self.group.width + self.group.rank)
+
+        def task(number: int) -> None:
+            tiles.backward_packed(self.addresses[-1] + 4 * first * depth, depth, self.group.width, last - first,
+                                  address(downs) + 4 * first, downs.strides[0], len(downs), dy.address, dy.stride,
+                                  dx.shape[0], address(dx) + 4 * first, dx.strides[0])
+        return task
