@@ -19,7 +19,7 @@ from anytune.export.distance import Served, weight_error
 from anytune.files import sync_folder
 from anytune.gguf import GGUF
 from anytune.quantization.filetypes import file_type
-from anytune.quantization.rewrite import rewrite
+from anytune.quantization.rewrite import FLOATS, rewrite
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -51,8 +51,10 @@ class Merge:
     def write(self, target: str | os.PathLike | None, kind: str) -> dict[str, Any]:
         """Write the merged file in `kind`, or tell what it would be (target None). Returns rewrite's facts."""
         values = merged_rows(self.base, self.adapter) if self.adapter is not None else {}
+        # a finer type for what is rounded already would cost bytes and a little accuracy
+        settled = {name for name, t in self.base.tensors.items() if name not in values and t.type.name not in FLOATS}
         facts = rewrite(self.base, target, None if kind == SAME else kind, values=values, metadata=self._metadata(),
-                        overrides=self.overrides, imatrix=self.imatrix, threads=self.threads,
+                        overrides=self.overrides, settled=settled, imatrix=self.imatrix, threads=self.threads,
                         progress=self.progress(f"merge {kind}"))
         return {**facts, "type": kind}
 

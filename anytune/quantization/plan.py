@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from anytune.errors import UserError
@@ -25,10 +25,10 @@ class Plan:
 
 def plan(file: GGUF, kind: FileType | None, *, importance: bool = False, overrides: Sequence[tuple[str, str]] = (),
          output: str | None = None, embedding: str | None = None, pure: bool = False,
-         keep_output: bool = False) -> Plan:
+         keep_output: bool = False, settled: Collection[str] = ()) -> Plan:
     """Decide on every tensor's format. See `quantize` for the arguments; kind None keeps what no option changes.
 
-    Raises UserError.
+    settled: tensors that change only to what is smaller. Raises UserError.
     """
     patterns = [(_pattern(pattern), block_name(block)) for pattern, block in overrides]
     if kind is None:
@@ -53,6 +53,8 @@ def plan(file: GGUF, kind: FileType | None, *, importance: bool = False, overrid
         if mix.fitting(wanted, t.shape[-1]) != wanted and (matching is not None or wanted in (output, embedding)):
             raise UserError(f"{name} cannot become {wanted}: its rows have {t.shape[-1]} weights, not a multiple of "
                             f"{BLOCKS[wanted].block_size}.")
+        if name in settled and BLOCKS[wanted].row_bytes(t.shape[-1]) >= t.row_bytes:
+            wanted = t.type.name
         formats[name] = wanted
     for i, (pattern, _) in enumerate(patterns):
         if i not in used:

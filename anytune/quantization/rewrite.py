@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ Rows = Callable[[int, int], np.ndarray]
 def rewrite(source: GGUF, target: str | os.PathLike | None, kind: str | None = None, *,
             values: Mapping[str, Rows] | None = None, metadata: Mapping[str, Any] | None = None,
             overrides: Sequence[tuple[str, str]] = (), output: str | None = None, embedding: str | None = None,
-            pure: bool = False, keep_output: bool = False, imatrix: str | os.PathLike | Importance | None = None,
+            pure: bool = False, keep_output: bool = False, settled: Collection[str] = (), imatrix: str | os.PathLike | Importance | None = None,
             threads: int | None = None, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Write `source` to `target`, whole or not at all, with `values` in place of its own, and return facts about both.
 
@@ -44,11 +44,12 @@ def rewrite(source: GGUF, target: str | os.PathLike | None, kind: str | None = N
     (lo, hi) that gives these rows as float32 [hi - lo, weights of a row]; several threads may call it at once, each
     range once. kind: a name of filetypes.FILE_TYPES, mixed as `quantize` mixes it; None: every tensor keeps its type.
     Blocks of tensors that keep values and type are copied as they are. metadata: changes; a value of None removes the
-    key. The other arguments are those of `quantize`; target None only tells what would be done. Raises UserError.
+    key. settled: tensors whose blocks stay unless their new type is smaller. The other arguments are those of `quantize`; target None only tells what would be done. Raises UserError.
     """
     importance = imatrix if isinstance(imatrix, Importance | None) else read_imatrix(imatrix)
     made = plan(source, None if kind is None else file_type(kind), importance=importance is not None,
-                overrides=overrides, output=output, embedding=embedding, pure=pure, keep_output=keep_output)
+                overrides=overrides, output=output, embedding=embedding, pure=pure, keep_output=keep_output,
+                settled=settled)
     return carry_out(source, target, made, values or {}, metadata or {}, importance, threads, progress)
 
 
