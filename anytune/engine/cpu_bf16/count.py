@@ -41,11 +41,16 @@ class Bf16Count(CountEngine):
     def held(self, matrices: dict, groups: list) -> int:
         """As CountEngine's; of packed groups the packs."""
         packed = [g for g in groups if self._packs(g)]
-        words = sum(w + LINE for group in packed for w in words_of(group))
-        return super().held(matrices, groups) - sum(w.nbytes for group in packed for w in group.weights) + 4 * words
+        words = sum(w + LINE for group in packed for w in words_of(group, self.sizes.packed))
+        forgotten = sum(w.nbytes for group in packed for w in group.weights) if self._packs_both else 0
+        return super().held(matrices, groups) - forgotten + 4 * words
+
+    @property
+    def _packs_both(self) -> bool:
+        return getattr(self.sizes, "packed", "") == "both"
 
     def _packs(self, group) -> bool:
-        return getattr(self.sizes, "packed", False) and can_be_packed(group)
+        return bool(getattr(self.sizes, "packed", "")) and can_be_packed(group)
 
     def _pack(self, group) -> None:
         """The scratch with which packed.Packed is made."""
@@ -56,7 +61,8 @@ class Bf16Count(CountEngine):
                 for first, last in pieces(max(low, start), min(high, end), tile_rows(group, self.sizes), PANEL):
                     self.scratch("tile", (last - first) * group.in_features)
             for first, last in pieces(*share(group.in_features, number, self.threads, blocks), step, blocks):
-                self.scratch("tile", group.width * (last - first))
+                if self._packs_both:
+                    self.scratch("tile", group.width * (last - first))
 
     def array(self, rows: int, columns: int, room: int | None = None) -> Shape:
         return super().array(rows, columns, 0)
@@ -162,7 +168,7 @@ class Bf16Count(CountEngine):
             self.flops += 2.0 * tokens * features * width
             self.raw("wide", sum(w.nbytes for w in group.weights if w.hold == "stream"))
             blocks, most = block_columns(group), backward_step(group, self.sizes)
-            for number in range(self.threads) if not self._packs(group) else ():
+            for number in range(self.threads) if not (self._packs(group) and self._packs_both) else ():
                 for first, last in pieces(*share(features, number, self.threads, blocks), most, blocks):
                     self._tile(width + rank, last - first, packed_words(width + rank, last - first))
         del dy, x

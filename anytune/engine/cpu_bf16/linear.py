@@ -184,7 +184,7 @@ def linear(e, x, group: Group) -> tuple[np.ndarray, ...]:
 
 def packed_of(e, group: Group):
     """The group's packs, made when training first needs them; None where there are to be none."""
-    if group.packed is None and e.training and getattr(e.sizes, "packed", False):
+    if group.packed is None and e.training and getattr(e.sizes, "packed", ""):
         from .packed import Packed, can_be_packed
         if can_be_packed(group):
             group.packed = Packed(e, group)
@@ -231,6 +231,8 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
         own = group_tasks(e, dy, x, group, pieces)
     dx = e.array(tokens, features) if need_dx else None
     packed = packed_of(e, group)
+    if packed is not None and not packed.both:
+        packed = None
     raw = streamed(e, group) if need_dx and packed is None else None
     blocks, most = block_columns(group), backward_step(group, e.sizes)
     shares: list[list] = []

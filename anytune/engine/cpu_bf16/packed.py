@@ -1,7 +1,8 @@
-"""A group's matrices kept as the products read them: bf16, packed once for y and once for dx, 4 bytes a weight.
+"""A group's matrices kept as the products read them, in bf16: packed once for y, and once for dx if there is memory.
 
-Behind the weights each pack has room for the low-rank pair, which is packed anew for each use. Numbers are the same to the
-bit as with blocks that are dequantized for each use: only the time is another.
+That is 2 bytes a weight each; packing for y, across the rows, is what costs more. Behind the weights each pack has room for
+the low-rank pair, which is packed anew for each use. Numbers are the same to the bit as with blocks that are dequantized
+for each use: only the time is another.
 """
 
 from __future__ import annotations
@@ -29,38 +30,43 @@ def panel_columns(group: Group) -> int:
     return int(np.lcm(gemm.PANEL, block_columns(group)))
 
 
-def words_of(group: Group) -> list[int]:
-    """Words of each linear's pack for y, and last that of the pack for dx."""
-    ends = [last if slot is not None else 0 for slot, (_, last) in zip(group.slots, group.ranks())]
-    return [gemm.packed_words(group.in_features + end, w.out_features) for w, end in zip(group.weights, ends)] + [
-        gemm.packed_words(group.width + group.rank, group.in_features)]
+def ends_of(group: Group) -> list[int]:
+    """For each linear how many low-rank columns its pack for y has behind the weights: its own, and zeros before them."""
+    return [last if slot is not None else 0 for slot, (_, last) in zip(group.slots, group.ranks())]
+
+
+def words_of(group: Group, packed: str) -> list[int]:
+    """Words of each linear's pack for y, and last that of the pack for dx if both are kept."""
+    words = [gemm.packed_words(group.in_features + end, w.out_features) for w, end in zip(group.weights, ends_of(group))]
+    return words + [gemm.packed_words(group.width + group.rank, group.in_features)] * (packed == "both")
 
 
 class Packed:
-    """The packs of one group. Made by all workers, of weights in whatever way they are held; these can then be forgotten."""
+    """The packs of one group, made by all workers. Weights of which both are kept are not held in another way."""
 
     def __init__(self, e, group: Group):
         self.group, self._buffers, self.addresses = group, [], []
-        for words in words_of(group):
+        self.both = e.sizes.packed == "both"
+        for words in words_of(group, e.sizes.packed):
             buffer = np.empty(words + LINE, np.uint32)
             self._buffers.append(buffer)
             self.addresses.append(address(buffer) + 63 & -64)
-        self.ends = [last if slot is not None else 0 for slot, (_, last) in zip(group.slots, group.ranks())]
+        self.ends = ends_of(group)
         self._fill(e)
 
     def _fill(self, e) -> None:
         group, shares = self.group, []
-        raw, step = streamed(e, group), backward_step(group, e.sizes)
+        raw, step = streamed(e, group) if self.both else (), backward_step(group, e.sizes)
         blocks = panel_columns(group)
         for number in range(e.workers.count):
             low, high = share(group.width, number, e.workers.count, gemm.PANEL)
             mine = [self._rows(e, index, first - start, last - start)
                     for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
                     for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes), gemm.PANEL)]
-            low, high = share(group.in_features, number, e.workers.count, blocks)
+            low, high = share(group.in_features, number, e.workers.count, blocks) if self.both else (0, 0)
             shares.append(mine + [self._columns(e, first, last, raw) for first, last in pieces(low, high, step, blocks)])
         in_turn(e, shares)
-        for weight in group.weights:
+        for weight in group.weights if self.both else ():
             weight.forget()
 
     def _rows(self, e, index: int, low: int, high: int):
