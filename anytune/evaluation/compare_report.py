@@ -36,7 +36,7 @@ def measure_table(measures: Figures, gain: Figures, series: Sequence[str], scale
 
 def measure_plot(measures: Figures, series: Sequence[str], note: str) -> Plot:
     values = {s: [scaled(sides[s], SCALE[name]) for name, sides in measures.items()] for s in series}
-    return Plot(list(measures), values, form=".1f", note=note)
+    return Plot(list(measures), values, form=".1f", note=note, most=100, color=0 if series[0] == "base" else 1)
 
 
 def report(facts: Mapping[str, Any]) -> Report:
@@ -94,7 +94,7 @@ def _judge(facts: Mapping[str, Any]) -> Section:
         [[name, f["wins"], f["ties"], f["losses"], f["no_verdict"], shown(scaled(f["win_rate"], 100), ".0f")]
          for name, f in found.items()]),
         Plot(["against the base"], {name: [scaled(f["win_rate"], 100)] for name, f in found.items()}, form=".0f",
-             unit=" %", note="50 %: no difference."))
+             unit=" %", note="50 %: no difference.", most=100, color=1))
 
 
 def example(item: Mapping[str, Any]) -> Example:

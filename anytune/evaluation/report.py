@@ -36,7 +36,8 @@ class Plot:
     """Bars from zero, or, with zero=False, points on an axis that fits them; whiskers where intervals are known.
 
     labels: what is measured; series: name -> one Number a label; form: format of the values (as in format());
-    unit: written behind them; note: a line below.
+    unit: written behind them; note: a line below; most: the axis reaches at least to here; color: of the first series,
+    so that a name keeps its colour (0 is grey).
     """
 
     labels: Sequence[str]
@@ -45,6 +46,8 @@ class Plot:
     form: str = ".3g"
     unit: str = ""
     note: str = ""
+    most: float | None = None
+    color: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ def drawn(plot: Plot) -> dict[str, Any]:
     from anytune.train.plot import nice_ticks
 
     known = [x for values in plot.series.values() for v in values for x in _three(v)]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    known += [] if plot.most is None else [plot.most]
+    low, high = (min(known), max(known)) if any(known) else (0.0, 1.0)
     ticks = nice_ticks(min(low, 0.0) if plot.zero else low, max(high, 0.0) if plot.zero else high, 5)
 
     def at(value: float) -> float:
@@ -152,7 +156,7 @@ def drawn(plot: Plot) -> dict[str, Any]:
         bars = []
         for number, (name, values) in enumerate(plot.series.items()):
             found = _three(values[i])
-            bar: dict[str, Any] = {"name": name, "color": number % 4, "text": "–", "value": None, "interval": None}
+            bar: dict[str, Any] = {"name": name, "color": (number + plot.color) % 4, "text": "–", "value": None, "interval": None}
             if found:
                 start, end = sorted((at(0.0), at(found[0]))) if plot.zero else (0.0, 0.0)
                 bar |= {"value": at(found[0]), "start": start, "width": round(end - start, 2),

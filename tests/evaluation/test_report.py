@@ -86,6 +86,12 @@ def test_bars_lie_where_their_values_are():
     assert fitted["groups"][0]["bars"][1]["value"] - fitted["groups"][0]["bars"][0]["value"] > 50
 
 
+def test_the_axis_reaches_as_far_as_it_shall_and_names_keep_their_colours():
+    made = drawn(Plot(["a"], {"one": [0.0], "other": [0.0]}, most=100, color=1))
+    assert made["ticks"][-1][1] == "100" and [bar["color"] for bar in made["groups"][0]["bars"]] == [1, 2]
+    assert drawn(Plot(["a"], {"one": [0.0]}))["ticks"][-1][1] == "1"
+
+
 @pytest.mark.parametrize("value", [0.0, None, float("nan"), 1e-12, -3.0, 1e12])
 def test_plots_of_odd_numbers_can_be_drawn(value):
     for zero in (True, False):
