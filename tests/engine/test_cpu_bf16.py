@@ -376,17 +376,18 @@ def test_packed_weights_change_no_bit_and_are_held_once(files, name, threads, ke
         trainee = trainee_of(files[name], threads=threads, dropout=0.2 if name == "qwen2" else 0.0)
         trainee.engine.sizes = Bf16Sizes(packed=packed)
         results.append([*gradients(trainee, batch), *gradients(trainee, batch, 2), trainee.evaluate(batch)])
-        groups = [g for layer in trainee.layers for g in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        layers = [g for layer in trainee.layers for g in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        groups = [*layers, trainee.head]
         assert [g.packed is not None for g in groups] == [bool(packed)] * len(groups)
     for one, two in zip(*results):
         np.testing.assert_array_equal(one, two)
-    assert all((w._blocks is None) == (kept == "both") for g in groups for w in g.weights)
+    assert all((w._blocks is None) == (kept == "both") for g in layers for w in g.weights)
     model, shapes = trainee.model, {n: tuple(trainee.model.gguf.tensors[n].shape) for n in trainee.names}
     subject = LoraSubject(trainee.lora, shapes)
     way = Way(0.0, "blocks", Bf16Sizes(packed=kept), "")
     count = model.engine.budget(model.weights, None).counter(way, 40)
     found = sum(b.nbytes for g in groups for b in g.packed._buffers) + sum(
-        w.nbytes for g in (trainee.head, *(groups if kept == "y" else ())) for w in g.weights)
+        w.nbytes for g in (groups if kept == "y" else [trainee.head]) for w in g.weights)
     frozen = {n: m for n, m in model.weights.matrices.items() if n != "token_embd.weight" or model.config.tied}
     assert count.held(frozen, _Counter(model, subject, 40, 40)._run(count, "blocks", 2)) == found
     loss = load(files[name], device="cpu-bf16", threads=threads).logits(batch.ids[:17])

@@ -17,8 +17,8 @@ from . import attend
 from .gemm import PANEL, SPARE, packed_words, row_bytes
 from .gradients import PIECE, turned_words
 from .linear import GRADIENT, backward_step, pieces, tile_rows, trains_whole
-from .loss import head_rows
-from .packed import RUNS, can_be_packed, panel_columns, words_of
+from .loss import head_step
+from .packed import RUNS, can_be_packed, packs_both, panel_columns, words_of
 from .rows import LINE
 
 DROPPED = 13  # bytes an element: a mask, and the float32 temporaries that dropout is made with
@@ -42,12 +42,11 @@ class Bf16Count(CountEngine):
         """As CountEngine's; of packed groups the packs."""
         packed = [g for g in groups if self._packs(g)]
         words = sum(w + LINE for group in packed for w in words_of(group, self.sizes.packed))
-        forgotten = sum(w.nbytes for group in packed for w in group.weights) if self._packs_both else 0
+        forgotten = sum(w.nbytes for group in packed if self._packs_both(group) for w in group.weights)
         return super().held(matrices, groups) - forgotten + 4 * words
 
-    @property
-    def _packs_both(self) -> bool:
-        return getattr(self.sizes, "packed", "") == "both"
+    def _packs_both(self, group) -> bool:
+        return self._packs(group) and packs_both(group, self.sizes.packed)
 
     def _packs(self, group) -> bool:
         return bool(getattr(self.sizes, "packed", "")) and can_be_packed(group)
@@ -61,7 +60,7 @@ class Bf16Count(CountEngine):
                 for first, last in pieces(max(low, start), min(high, end), tile_rows(group, self.sizes), PANEL):
                     self.scratch("tile", (last - first) * group.in_features)
             for first, last in pieces(*share(group.in_features, number, self.threads, blocks), step, blocks):
-                if self._packs_both:
+                if self._packs_both(group):
                     self.scratch("tile", group.width * (last - first))
 
     def array(self, rows: int, columns: int, room: int | None = None) -> Shape:
@@ -168,7 +167,7 @@ class Bf16Count(CountEngine):
             self.flops += 2.0 * tokens * features * width
             self.raw("wide", sum(w.nbytes for w in group.weights if w.hold == "stream"))
             blocks, most = block_columns(group), backward_step(group, self.sizes)
-            for number in range(self.threads) if not (self._packs(group) and self._packs_both) else ():
+            for number in range(self.threads) if not self._packs_both(group) else ():
                 for first, last in pieces(*share(features, number, self.threads, blocks), most, blocks):
                     self._tile(width + rank, last - first, packed_words(width + rank, last - first))
         del dy, x
@@ -232,7 +231,10 @@ class Bf16Count(CountEngine):
         rows, vocab, columns = h.shape[0], head.width, head.in_features + head.rank
         h = self._left(h, head)
         most = min(most_rows(self.sizes, head), max(rows, self.capacity))
-        chunk, step = -(-rows // -(-rows // most)), min(head_rows(self.sizes, head), -(-vocab // self.threads))
+        chunk, step = -(-rows // -(-rows // most)), head_step(self.sizes, head, self.threads)
+        if self._packs(head):
+            self._pack(head)
+            self._aligned("low", step * head.rank)
         dh = self.array(rows, head.in_features) if gradient else None
         keep = gradient and most * vocab <= self.sizes.logits
         logits = self.flat(most * vocab) if keep else self.scratch("logits", chunk * step)

@@ -10,13 +10,19 @@ from anytune.engine.numpy.workers import share
 
 from . import gemm, gradients, rowwise, tiles
 from .gradients import turned_words
-from .linear import left
+from .linear import left, packed_of
 from .rows import Rows, address, aligned
 
 
 def head_rows(sizes, head: Group) -> int:
     """Rows of the head in a tile."""
     return max(gemm.PANEL, sizes.tile // (head.in_features + head.rank) // gemm.PANEL * gemm.PANEL)
+
+
+def head_step(sizes, head: Group, workers: int) -> int:
+    """Rows of the head that a worker takes at once."""
+    return min(head_rows(sizes, head), max(high - low for low, high in (
+        share(head.width, number, workers, gemm.PANEL) for number in range(workers))))
 
 
 def cross_entropy(e, h, head: Group, targets: np.ndarray, scale: float, gradient: bool):
@@ -44,31 +50,40 @@ class Chunk:
     def __init__(self, e, h: Rows, low: int, high: int, head: Group, targets: np.ndarray, kept: np.ndarray | None):
         self.e, self.head, self.targets, self.rows = e, head, targets, high - low
         self.at, self.stride, self.columns = h.address + low * h.stride, h.stride, head.in_features + head.rank
-        self.step = min(head_rows(e.sizes, head), -(-head.width // e.workers.count))
+        self.step = head_step(e.sizes, head, e.workers.count)
+        self.packed = packed_of(e, head)
         self.logits = None if kept is None else kept[:self.rows * head.width].reshape(self.rows, head.width)
         self.h = h.part(0, self.columns)
         self.low, self.high = low, high
 
-    def tiles(self, number: int):
-        """This worker's tiles of the vocabulary: (first, last, float32 [last - first, columns])."""
-        e, weight, slot = self.e, self.head.weights[0], self.head.slots[0]
-        begin, end = share(self.head.width, number, e.workers.count)
+    def spans(self, number: int):
+        """This worker's pieces of the vocabulary: (first, last)."""
+        begin, end = share(self.head.width, number, self.e.workers.count, gemm.PANEL)
         for low in range(begin, end, self.step):
-            high = min(low + self.step, end)
-            tile = e.scratch(number, "tile", (high - low) * self.columns).reshape(high - low, -1)
-            weight.rows(low, high, tile, lambda size: e.raw(number, size))
-            if slot is not None:
-                tile[:, self.head.in_features:] = slot.b[low:high]
-            yield low, high, tile
+            yield low, min(low + self.step, end)
 
-    def scores(self, number: int, low: int, high: int, tile: np.ndarray, known: bool = False) -> np.ndarray:
-        """Logits [rows, high - low] of a tile, computed unless they are kept and known."""
+    def tile(self, number: int, low: int, high: int) -> np.ndarray:
+        """Rows low…high of the head, and of its pair's B beside them, as float32 [high - low, columns]."""
+        weight, slot = self.head.weights[0], self.head.slots[0]
+        tile = self.e.scratch(number, "tile", (high - low) * self.columns).reshape(high - low, -1)
+        weight.rows(low, high, tile, lambda size: self.e.raw(number, size))
+        if slot is not None:
+            tile[:, self.head.in_features:] = slot.b[low:high]
+        return tile
+
+    def scores(self, number: int, low: int, high: int, tile: np.ndarray | None, known: bool = False) -> np.ndarray:
+        """Logits [rows, high - low] of a piece, computed unless they are kept and known; of `tile`, or of the packs."""
         if self.logits is not None:
             piece = self.logits[:, low:high]
         else:
             piece = self.e.scratch(number, "logits", self.rows * self.step)[:self.rows * (high - low)]
             piece = piece.reshape(self.rows, high - low)
-        if not known or self.logits is None:
+        if known and self.logits is not None:
+            return piece
+        if self.packed is not None:
+            self.packed.product(self.e, number, 0, low, high, self.at, self.stride, self.rows, address(piece),
+                                piece.strides[0])
+        else:
             packed = aligned(self.e, number, "packed", gemm.packed_words(self.columns, high - low))
             tiles.forward(address(tile), high - low, self.columns, 0, 0, 0, packed, self.at, self.stride, self.rows,
                                address(piece), piece.strides[0], 0, 0)
@@ -80,8 +95,8 @@ class Chunk:
         total = np.zeros((count, self.rows), np.float32)
 
         def work(number: int) -> None:
-            for low, high, tile in self.tiles(number):
-                piece = self.scores(number, low, high, tile)
+            for low, high in self.spans(number):
+                piece = self.scores(number, low, high, None if self.packed else self.tile(number, low, high))
                 rowwise.loss(address(piece), piece.strides[0], self.rows, high - low, address(self.targets), low,
                              address(top[number]), address(total[number]), address(picked[number]),
                              aligned(e, number, "edge", self.step + 16))
@@ -105,7 +120,8 @@ class Chunk:
         def work(number: int) -> None:
             mine = parts[number]
             mine[...] = 0
-            for low, high, tile in self.tiles(number):
+            for low, high in self.spans(number):
+                tile = self.tile(number, low, high)
                 piece = self.scores(number, low, high, tile, True)
                 dlogits = aligned(e, number, "dlogits", (rows + gemm.SPARE) * stride // 4)
                 rowwise.loss_backward(scale, address(piece), piece.strides[0], rows, high - low, address(self.targets), low,

@@ -21,7 +21,7 @@ RUNS = 4   # pieces that a worker's share is cut into, so that a quicker one can
 
 def can_be_packed(group: Group) -> bool:
     """Whether panels begin where linears and low-rank columns do, and nothing in the group changes but the pairs."""
-    return (group.number >= 0 and group.in_features % 32 == 0 and all(b % gemm.PANEL == 0 for b in group.bounds)
+    return (group.in_features % 32 == 0 and all(b % gemm.PANEL == 0 for b in group.bounds)
             and all(w.gradient is None for w in group.weights))
 
 
@@ -38,7 +38,12 @@ def ends_of(group: Group) -> list[int]:
 def words_of(group: Group, packed: str) -> list[int]:
     """Words of each linear's pack for y, and last that of the pack for dx if both are kept."""
     words = [gemm.packed_words(group.in_features + end, w.out_features) for w, end in zip(group.weights, ends_of(group))]
-    return words + [gemm.packed_words(group.width + group.rank, group.in_features)] * (packed == "both")
+    return words + [gemm.packed_words(group.width + group.rank, group.in_features)] * packs_both(group, packed)
+
+
+def packs_both(group: Group, packed: str) -> bool:
+    """Whether a pack for dx is kept, too. Not of the head, whose number is negative: its gradient needs all of it at once."""
+    return packed == "both" and group.number >= 0
 
 
 class Packed:
@@ -46,7 +51,7 @@ class Packed:
 
     def __init__(self, e, group: Group):
         self.group, self._buffers, self.addresses = group, [], []
-        self.both = e.sizes.packed == "both"
+        self.both = packs_both(group, e.sizes.packed)
         for words in words_of(group, e.sizes.packed):
             buffer = np.empty(words + LINE, np.uint32)
             self._buffers.append(buffer)
@@ -106,20 +111,22 @@ class Packed:
         return shares
 
     def _forward(self, e, x: Rows, index: int, first: int, last: int, y: np.ndarray):
-        group, slot, bias = self.group, self.group.slots[index], self.group.biases[index]
-        low, rows, (before, end) = first - group.bounds[index], last - first, group.ranks()[index]
-        depth, b = gemm.depth_of(group.in_features + self.ends[index]), 0
+        start = self.group.bounds[index]
+        return lambda number: self.product(e, number, index, first - start, last - start, x.address, x.stride, x.shape[0],
+                                           address(y) + 4 * first, y.strides[0])
+
+    def product(self, e, number: int, index: int, low: int, high: int, x: int, x_stride: int, tokens: int, y: int,
+                y_stride: int) -> None:
+        """Outputs low…high of a linear for rows [x | h] of bf16 at x -> float32 at y."""
+        group, slot, bias, b = self.group, self.group.slots[index], self.group.biases[index], 0
+        depth, (before, end) = gemm.depth_of(group.in_features + self.ends[index]), group.ranks()[index]
         if slot is None:
             before = end = 0
         else:
             b = address(slot.b) + low * slot.b.strides[0]
-
-        def task(number: int) -> None:
-            tiles.forward_packed(self.addresses[index] + 4 * low * depth, depth, rows, group.in_features, b, before,
-                                 end - before, aligned(e, number, "low", rows * end), x.address, x.stride, x.shape[0],
-                                 address(y) + 4 * first, y.strides[0], address(bias) + 4 * low if bias is not None else 0,
-                                 bias is not None)
-        return task
+        tiles.forward_packed(self.addresses[index] + 4 * low * depth, depth, high - low, group.in_features, b, before,
+                             end - before, aligned(e, number, "low", (high - low) * end), x, x_stride, tokens, y, y_stride,
+                             address(bias) + 4 * low if bias is not None else 0, bias is not None)
 
     def backward_tasks(self, e, dy: Rows, downs: np.ndarray, dx: np.ndarray, number: int) -> list:
         """What a worker computes of dx [T, in] = [dy | g] [W ; s A]; downs: s A, or none of its rows."""
