@@ -19,6 +19,7 @@ from anytune.evaluation.embeddings import cosines, embed, unrelated
 from anytune.evaluation.judge import Judge
 from anytune.evaluation.prompts import Form, Prompt
 from anytune.evaluation.similarity import chrf, jaccard, rouge_l, words
+from anytune.likelihood.choices import wilson
 from anytune.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def compare(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adap
         **similarities(model, items, list(replies), draws, progress),
     }
     if judge is not None:
-        facts["judge"] = _judged(items, list(adapters), judge, draws, progress)
+        facts["judge"] = _judged(items, list(adapters), judge, progress)
     return {**facts, "items": items}
 
 
@@ -102,8 +103,13 @@ def lengths(items: list[dict[str, Any]], series: str, draws: np.ndarray) -> dict
                        for item in items])
     ratio = np.exp(mean_interval(np.log(counts / wanted), draws))
     return {"words": mean_interval([len(words(item["answers"][series])) for item in items], draws),
-            "ended": mean_interval([item["ended"][series] for item in items], draws),
+            "ended": share(sum(item["ended"][series] for item in items), len(items)),
             "length_ratio": tuple(map(float, ratio))}
+
+
+def share(part: float, count: int) -> tuple[float, float, float]:
+    """A share with Wilson's interval, which is not empty where all or none are counted. NaN of nothing."""
+    return (part / count, *wilson(part, count)) if count else (float("nan"),) * 3
 
 
 def similarities(model: Model, items: list[dict[str, Any]], series: list[str], draws: np.ndarray,
@@ -147,8 +153,7 @@ def similarities(model: Model, items: list[dict[str, Any]], series: list[str], d
     return facts
 
 
-def _judged(items: list[dict[str, Any]], adapters: list[str], judge: Judge, draws: np.ndarray,
-            progress: Step | None) -> dict[str, Any]:
+def _judged(items: list[dict[str, Any]], adapters: list[str], judge: Judge, progress: Step | None) -> dict[str, Any]:
     """The judge's verdicts as 1 (adapter), 0.5 (tie), 0 (base) or None in items["judge"], and their sums."""
     error, total = None, len(items) * len(adapters)
     if progress is not None:
@@ -169,5 +174,6 @@ def _judged(items: list[dict[str, Any]], adapters: list[str], judge: Judge, draw
         values = np.array([np.nan if value is None else value for value in found])
         facts["adapters"][name] = {
             "wins": int((values == 1).sum()), "ties": int((values == 0.5).sum()), "losses": int((values == 0).sum()),
-            "no_verdict": int(np.isnan(values).sum()), "win_rate": mean_interval(values, draws)}
+            "no_verdict": int(np.isnan(values).sum()),
+            "win_rate": share(float(np.nansum(values)), int(np.isfinite(values).sum()))}
     return facts

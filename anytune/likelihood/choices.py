@@ -143,7 +143,7 @@ def _scores(forward: Forward, prepared: list[tuple[list[list[int]], int]], numbe
         at += len(sequences)
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
+def wilson(right: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share."""
     share, z = right / count, SURE**2 / count
     half = SURE * np.sqrt(share * (1 - share) / count + z / (4 * count))

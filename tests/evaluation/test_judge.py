@@ -183,6 +183,8 @@ def test_the_command_with_a_judge_that_fails_half_way(cli, server, tmp_path, mon
     facts = json.loads((tmp_path / "r.json").read_text())
     found = facts["judge"]["adapters"]["mine"]
     assert found["no_verdict"] == 1 and found["wins"] + found["ties"] + found["losses"] == 2
+    rate, low, high = found["win_rate"]
+    assert rate == (found["wins"] + found["ties"] / 2) / 2 and low <= rate <= high and high - low > 0.3  # of two pairs
     assert len(facts["items"]) == 3 and "403" in facts["judge"]["error"]
     for name in ("r.json", "r.html"):
         assert SECRET not in (tmp_path / name).read_text()
