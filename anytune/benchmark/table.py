@@ -67,8 +67,8 @@ def grid(titles: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> li
 
 
 def rate(value: float) -> str:
-    """Four digits or so: 12,345  1234  123.4  12.34."""
-    return f"{value:,.0f}" if value >= 10_000 else f"{value:.4g}" if value < 1000 else f"{value:.0f}"
+    """Four digits or so: 12,345  1234  123.4  12.30."""
+    return f"{value:,.0f}" if value >= 10_000 else f"{value:.0f}" if value >= 1000 else f"{value:#.4g}".rstrip(".")
 
 
 def clean(text: str) -> str:
