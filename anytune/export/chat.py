@@ -25,7 +25,8 @@ class Format:
     """What stands before and after the words of each role.
 
     system: None where the template has no place for it. place: "turn" (one of its own), or "first" or "last": before
-    the user's words of that turn. start: what begins a conversation without system's words; bos: what begins every one.
+    the user's words of that turn. start: what begins a conversation without system's words; bos: the BOS token in
+    front of every one, where programs put it there by themselves.
     prompt: what asks for an answer.
     """
 
@@ -77,7 +78,7 @@ def take_apart(template: ChatTemplate, tokenizer: Tokenizer | None = None) -> Fo
         if not before.endswith(before_user):
             return None
         start = before[:len(before) - len(before_user)]
-        bos_text = _text(tokenizer, tokenizer.bos) if tokenizer is not None else ""
+        bos_text = _text(tokenizer, tokenizer.bos) if tokenizer is not None and tokenizer.add_bos else ""
         bos = bos_text if bos_text and start.startswith(bos_text) else ""
         system, place = _system(text, before_user, bos)
     except (UserError, ValueError, IndexError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,9 @@ def in_transformers(folder: Path, model: Model, adapter: Adapter | None, exact: 
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    loaded = wrap(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the library's own future
+        loaded = wrap(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     ids = model.tokenize(TEXT)[:min(TOKENS, model.config.context)]
     with torch.no_grad():
         theirs = log_softmax(loaded(input_ids=torch.tensor([ids])).logits[0].float().numpy())

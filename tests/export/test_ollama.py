@@ -11,6 +11,7 @@ from anytune.export.ollama import _literal, go_template, modelfile
 from anytune.errors import UserError
 from anytune.gguf import GGUF
 from anytune.text.chat import ChatTemplate
+from anytune.text.tokenizer import Tokenizer
 from tests.export import gotemplate, pairs
 from tests.support import tiny
 from tests.support.require import need
@@ -45,6 +46,19 @@ def test_the_last_answer_can_be_continued():
     source = go_template(take_apart(ChatTemplate(templates.CHATML)))
     said = gotemplate.render(source, [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}])
     assert said.endswith("<|im_start|>assistant\nWell")
+
+
+@pytest.mark.parametrize(("name", "add_bos"), [("SMOLLM2", False), ("GEMMA3", True), ("CHATML", False)])
+def test_bos_is_left_to_the_program_only_if_it_adds_one(tmp_path, name, add_bos):
+    """SmolLM2's BOS token is <|im_start|> too, which nobody adds: it must stay in the template."""
+    with GGUF.open(tiny.write(tmp_path / "m.gguf", "llama")) as file:
+        tokenizer = Tokenizer(file.metadata | {"tokenizer.ggml.add_bos_token": add_bos})
+    template = ChatTemplate(KNOWN[name], tokenizer)
+    made = take_apart(template, tokenizer)
+    assert made.bos == ("<|im_start|>" if add_bos else "")
+    for messages in conversations(True):
+        wanted = template.render(messages, add_generation_prompt=True)
+        assert made.bos + gotemplate.render(go_template(made), messages) == wanted
 
 
 @pytest.mark.parametrize("source", [
