@@ -23,47 +23,42 @@ options.add_argument("--shape", default="4x128", help="examples x tokens of each
 options.add_argument("--threads", type=int, default=2)
 options.add_argument("--rank", type=int, default=16)
 options.add_argument("--device", default="numpy")
+options.add_argument("--dtype", default="auto")
+options.add_argument("--full", metavar="OPTIMIZER", help="train the model's own weights, with this optimizer")
 options.add_argument("--memory", help="such as 300MiB")
 options.add_argument("--warmup", type=int, default=2)
 options.add_argument("--turns", type=int)
 args = options.parse_args()
 
 import anytune  # noqa: E402  (before NumPy: it chooses the BLAS kernels)
-import numpy as np  # noqa: E402
+from anytune.benchmark.plan import Test  # noqa: E402
+from anytune.benchmark.work import Training  # noqa: E402
 from anytune.cli.common import SIZE  # noqa: E402
-from anytune.text.packing import MicroBatch  # noqa: E402
 
 peak = common.Peak()
 examples, length = map(int, args.shape.split("x"))
-tokens = examples * length
 model = anytune.load(args.model, device=args.device, threads=args.threads,
                      memory=SIZE.convert(args.memory, None, None) if args.memory else None)
 try:
-    trainee = model.trainee(anytune.Lora(rank=args.rank, alpha=2.0 * args.rank), ubatch=tokens, context=length)
+    training = Training(model, Test("train", length, examples), args.rank)
 except anytune.UserError as error:  # --memory is too little: that is an answer, too
     print(json.dumps({"refused": str(error)}), flush=True)
     sys.exit(0)
-ids = np.random.default_rng(1).integers(0, model.config.vocabulary, (examples, length))
-batch = MicroBatch.of([(row, np.arange(length) >= length // 2) for row in ids])
-step = 0
 
 
 def turn() -> dict:
     """One whole optimizer step: forward, backward, clipping, AdamW."""
-    global step
-    step += 1
-    wall, cpu, read = time.perf_counter(), time.process_time(), common.bytes_read()
-    loss = trainee.accumulate(batch, 1 / batch.loss_tokens, step, 0) / batch.loss_tokens
-    trainee.update(1e-4, step)
+    wall, cpu, read, tokens = time.perf_counter(), time.process_time(), common.bytes_read(), examples * length
+    float(training.take())
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"seconds": round(wall, 4), "tokens_per_s": round(tokens / wall, 1),
-            "tokens_per_cpu_s": round(tokens / cpu, 1), "loss": round(loss, 4),
+            "tokens_per_cpu_s": round(tokens / cpu, 1), "loss": round(training.mean_loss(), 4),
             "bytes_read": common.bytes_read() - read}
 
 
 def end() -> dict:
-    return {**peak.figures(), "estimate_mib": round(trainee.estimate.peak_bytes / common.MIB, 1),
-            "estimate_text": trainee.estimate.text, "flops_per_token": trainee.estimate.flops_per_token}
+    return {**peak.figures(), "estimate_mib": round(training.estimate.peak_bytes / common.MIB, 1),
+            "estimate_text": training.estimate.text, "flops_per_token": training.estimate.flops_per_token}
 
 
 peak.mark()
@@ -72,4 +67,4 @@ for _ in range(args.warmup):
 if args.turns is not None:
     common.serve_rounds(args.turns, turn, end)
 else:
-    common.serve({"who": "anytune", "engine": model.engine.name, "loss_tokens": batch.loss_tokens}, turn, end)
+    common.serve({"who": "anytune", "engine": model.engine.name, "loss_tokens": training.loss_tokens}, turn, end)
