@@ -133,6 +133,31 @@ def test_a_step_takes_what_was_estimated(files):
     assert engine.peak() == pytest.approx(trainee.estimate.peak_bytes - SMALL, abs=100_000)
 
 
+@pytest.mark.parametrize("kind", rules.KINDS)
+def test_later_steps_make_nothing_new(files, engine, kind):
+    """No buffer, bind group or set of parameters: a run of a million steps takes what one of three does."""
+    trainee, seen = full.trainee_of(files["qwen2"], Full(optimizer=kind), engine=engine), []
+    for step in range(1, 4):
+        trainee.accumulate(stream(full.BATCH[0], seed=step), 0.1, step, 0)
+        trainee.update(1e-3 / step, step, weight_decay=0.1)
+        seen.append((engine.device._serials, len(engine.device._groups), len(engine.commands._slots)))
+    assert seen[1] == seen[2]
+
+
+def test_the_rate_of_the_device_changes_no_bit(files, engine, monkeypatch):
+    """Work is cut by a rate that is measured, and sums are not."""
+    def step():
+        trainee = full.trainee_of(files["qwen3-tied"], Full(optimizer="adafactor"), engine=engine)
+        trainee.accumulate(stream(full.BATCH[0]), 0.1, 1, 0)
+        trainee.update(1e-3, 1)
+        return trainee.state()
+    want = step()
+    monkeypatch.setattr("anytune.engine.webgpu.commands.FIRST", 2e5)
+    monkeypatch.setattr(engine.commands, "rate", 0.0)
+    for key, array in step().items():
+        np.testing.assert_array_equal(array, want[key], err_msg=key)
+
+
 def test_what_a_device_cannot_hold_is_refused(files, engine, monkeypatch):
     monkeypatch.setattr(engine.device, "max_buffer", 80_000)
     with pytest.raises(UserError, match="token_embd.weight would take .* --train-modules"):

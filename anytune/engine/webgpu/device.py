@@ -18,7 +18,7 @@ from .kernel import Kernel
 ALIGN = 256            # bytes: where a binding may begin, on every device
 WORDS = 64             # uint32 of parameters a dispatch: one aligned slot
 SLACK = 16             # bytes behind a buffer: unaligned words are read in pairs
-PIECE = 32 << 20       # bytes that are written before what they were staged in is given back
+PIECE = 32 << 20       # bytes that are written before what they were staged in is given back, or read at a time
 CACHED_GROUPS = 1 << 16
 
 
@@ -239,9 +239,13 @@ class Device:
                     self._staged = 0
 
     def read(self, raw, at: int, size: int) -> np.ndarray:
-        """uint8 [size] of a raw buffer, once the device is done. size: a multiple of four."""
+        """uint8 [size] of a raw buffer, once the device is done. size: a multiple of four. What it is read through is small."""
+        out = np.empty(size, np.uint8)
         with failures():
-            return np.frombuffer(self.queue.read_buffer(raw, at, size), np.uint8)
+            for low in range(0, size, PIECE):
+                piece = min(PIECE, size - low)
+                out[low:low + piece] = np.frombuffer(self.queue.read_buffer(raw, at + low, piece), np.uint8)
+        return out
 
     # ---- kernels
     def pipeline(self, kernel: Kernel, all_writable: bool = False) -> tuple:

@@ -14,7 +14,7 @@ from .kernels import gradients as _gradients
 from .kernels import optimizer as _kernels
 from .kernels import rules as _rules
 
-MOST = 1 << 26     # elements of a dispatch
+MOST = 1 << 24     # elements of a dispatch. Not by the rate that was measured: it decides how sums are cut, and so rounded
 SPARE = 64         # partial sums beyond one for each PIECE of a tensor: those of pieces that end early
 
 
@@ -46,7 +46,7 @@ class Optimizers:
 
     def _most(self) -> int:
         """Elements of a vector that one dispatch takes: whole blocks, whose bindings are within the limit."""
-        most = min((self.engine.device.max_binding - 512) // 4, MOST, int(self.engine.commands.most / 20))
+        most = min((self.engine.device.max_binding - 512) // 4, MOST)
         return max(rules.BLOCK, most // rules.BLOCK * rules.BLOCK)
 
     def _room(self, count: int) -> Array:
