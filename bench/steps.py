@@ -23,8 +23,6 @@ options.add_argument("--shape", default="4x128", help="examples x tokens of each
 options.add_argument("--threads", type=int, default=2)
 options.add_argument("--rank", type=int, default=16)
 options.add_argument("--device", default="numpy")
-options.add_argument("--dtype", default="auto")
-options.add_argument("--full", metavar="OPTIMIZER", help="train the model's own weights, with this optimizer")
 options.add_argument("--memory", help="such as 300MiB")
 options.add_argument("--warmup", type=int, default=2)
 options.add_argument("--turns", type=int)

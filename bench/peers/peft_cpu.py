@@ -3,8 +3,8 @@
     pip install torch==2.13.0 transformers peft gguf
     python bench/peers/peft_cpu.py MODEL.gguf --shape 4x128 --threads 2 --dtype fp32
 
-A llama-architecture model, LoRA on all seven linears, the first half of each sequence without loss, AdamW
-included. Takes turns like bench/steps.py.
+A llama-architecture model, LoRA on all seven linears (with --full: every weight is trained, in --dtype, peft has no
+part in it), the first half of each sequence without loss, AdamW included. Takes turns like bench/steps.py.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ options.add_argument("--threads", type=int, default=2)
 options.add_argument("--rank", type=int, default=16)
 options.add_argument("--dtype", choices=["fp32", "bf16", "bf16-all", "autocast"], default="fp32",
                      help="bf16: the model, while peft keeps the adapter in float32; bf16-all: the adapter, too")
+options.add_argument("--full", action="store_true", help="train the model's own weights")
 options.add_argument("--warmup", type=int, default=2)
 args = options.parse_args()
 
@@ -81,10 +82,12 @@ torch.manual_seed(0)
 peak = common.Peak()
 model = load(args.model)
 gc.collect()
-model = get_peft_model(model, LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear",
-                                         lora_dropout=0.0), autocast_adapter_dtype=args.dtype != "bf16-all")
+if not args.full:
+    model = get_peft_model(model, LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear",
+                                             lora_dropout=0.0), autocast_adapter_dtype=args.dtype != "bf16-all")
 model.train()
-optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad],
+                              lr=1e-5 if args.full else 1e-4)
 examples, length = map(int, args.shape.split("x"))
 tokens = examples * length
 ids = torch.randint(0, model.config.vocab_size, (examples, length), generator=torch.Generator().manual_seed(1))
