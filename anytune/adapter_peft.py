@@ -44,9 +44,9 @@ def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
     tensors, modules = {}, []
     for name, (a, b) in adapter.tensors.items():
         module = _module(adapter.architecture, name)
-        heads = _heads(adapter.architecture, name, gguf)
+        heads = interleaved_heads(adapter.architecture, name, gguf)
         if heads:
-            b = _halves(b, heads)
+            b = halves(b, heads)
         modules.append(module)
         tensors[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a, np.float32)
         tensors[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b, np.float32)
@@ -100,7 +100,7 @@ def load(folder: Path, gguf: GGUF | None) -> Adapter:
         check_fit(str(folder), architecture, shapes, gguf)
     tensors = {}
     for name, pair in pairs.items():
-        heads = _heads(architecture, name, gguf)
+        heads = interleaved_heads(architecture, name, gguf)
         tensors[name] = pair["A"], _interleave(pair["B"], heads) if heads else pair["B"]
     template, text = folder / TEMPLATE, None
     if template.is_file() and template.stat().st_size < CONFIG_LIMIT:
@@ -128,7 +128,7 @@ def _targets(modules: list[str], layers: int | None) -> list[str]:
     return sorted(counts) if everywhere else sorted(modules)
 
 
-def _heads(architecture: str, name: str, gguf: GGUF | None) -> int | None:
+def interleaved_heads(architecture: str, name: str, gguf: GGUF | None) -> int | None:
     """The number of heads, if this tensor of the GGUF has its rows interleaved, else None."""
     key = INTERLEAVED.get(architecture, {}).get(name.split(".")[-2])
     if key is None:
@@ -142,13 +142,13 @@ def _heads(architecture: str, name: str, gguf: GGUF | None) -> int | None:
     return heads
 
 
-def _halves(b: np.ndarray, heads: int) -> np.ndarray:
+def halves(b: np.ndarray, heads: int) -> np.ndarray:
     """Rows from (head, place, half) to (head, half, place), as Hugging Face has them. b: [out, r]."""
     return b.reshape(heads, -1, 2, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
 
 
 def _interleave(b: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of _halves."""
+    """The inverse of halves."""
     return b.reshape(heads, 2, -1, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
 
 

@@ -40,7 +40,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, 0o666 & ~umask())
         os.replace(name, path)
         sync_folder(path.parent)
     except BaseException:
@@ -55,7 +55,7 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, out, CHUNK)
 
 
-def _umask() -> int:
+def umask() -> int:
     """This process's umask: mkstemp ignores it, and a shared model folder should not."""
     mask = os.umask(0)
     os.umask(mask)

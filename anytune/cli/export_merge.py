@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anytune.export.merge import Merge
     from anytune.model import Model
 
+NOTHING = 1e-7  # nats: what the 16-bit distributions that are compared tell from zero
 _OPTIONS = (
     click.option("--type", "kind", metavar="TYPE",
                  help="auto (the default): the file's own types if they hold the adapter, else the smallest that do. "
@@ -67,13 +68,13 @@ class _Work:
     """One merge from the command line: the pair, the text, the table that grows."""
 
     def __init__(self, model: Model, adapter: Adapter | None, choice: _Choice, engine: dict, as_json: bool):
-        from anytune.cli.quantize import _pairs
+        from anytune.cli.quantize import pairs
         from anytune.export.merge import Merge
 
         self.model, self.adapter, self.choice, self.engine, self.as_json = model, adapter, choice, engine, as_json
         self.text = None if choice.file is None else read_text(choice.file)
         imatrix = None if choice.imatrix is None else str(existing_file(choice.imatrix, "importance"))
-        self.job: Merge = Merge(model.gguf, adapter, self.open, _pairs(choice.overrides), imatrix, engine["threads"],
+        self.job: Merge = Merge(model.gguf, adapter, self.open, pairs(choice.overrides), imatrix, engine["threads"],
                                 progress=self.progress)
         self.facts: dict[str, Any] = {}
         self.bar: Progress | None = None
@@ -101,6 +102,8 @@ class _Work:
         if self.adapter is not None:
             self.facts["adapter_kl"] = kl = served.distance(self.model)["kl"]
             self.say(f"the adapter moves the base by KL {kl:.4g} on {self.facts['tokens']} tokens")
+            if kl < NOTHING:
+                note("that is next to nothing: is it the adapter that you mean, and a text that it was trained for?")
         return served
 
     def merge(self, target: Path | None, kind: str, served: Served) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def quantize(source: str, rest: tuple[str, ...], imatrix: str | None, overrides:
     if imatrix is not None:
         imatrix = str(existing_file(imatrix, "importance"))
     with Progress("quantize", "weights", quiet=as_json) as progress:
-        facts = run(path, None if dry_run else rest[0], rest[-1], imatrix=imatrix, overrides=_pairs(overrides),
+        facts = run(path, None if dry_run else rest[0], rest[-1], imatrix=imatrix, overrides=pairs(overrides),
                     output=output, embedding=embedding, pure=pure, keep_output=keep_output, requantize=requantize,
                     threads=threads, progress=progress.to)
     if facts["without_importance"]:
@@ -71,14 +71,15 @@ def quantize(source: str, rest: tuple[str, ...], imatrix: str | None, overrides:
         click.echo(rest[0])
 
 
-def _pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
-    pairs = []
+def pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
+    """[(pattern, type)] of --tensor-type. Raises UserError."""
+    found = []
     for text in overrides:
         pattern, equals, kind = text.rpartition("=")
         if not (pattern and equals and kind):
             raise UserError(f"--tensor-type takes PATTERN=TYPE, such as attn_v=Q6_K, not {text!r}.")
-        pairs.append((pattern, kind))
-    return pairs
+        found.append((pattern, kind))
+    return found
 
 
 def _table(tensors: list[dict[str, Any]]) -> list[str]:

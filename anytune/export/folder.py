@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from anytune.errors import UserError
-from anytune.files import _umask, sync_folder
+from anytune.files import umask, sync_folder
 from anytune.quantization.rewrite import SPARE
 from anytune.units import bytes_text
 
@@ -30,7 +30,7 @@ def new_folder(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield made
-        os.chmod(made, 0o777 & ~_umask())
+        os.chmod(made, 0o777 & ~umask())
         if path.is_dir():
             path.rmdir()  # an empty one, as mkdir leaves it
         os.replace(made, path)

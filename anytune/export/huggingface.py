@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from anytune.adapter import Adapter
-from anytune.adapter_peft import MODULES, _halves, _heads
+from anytune.adapter_peft import MODULES, halves, interleaved_heads
 from anytune.errors import UserError
 from anytune.export.adapters import merged_rows
 from anytune.export.config import config_json, generation_json, index_json, shard_name
@@ -122,19 +122,13 @@ def _header(out: IO, tensors: list[tuple[str, tuple[int, ...], int]], dtype: str
 def _pieces(base: GGUF, name: str, values: Rows | None, architecture: str, dtype: str) -> Iterator[np.ndarray]:
     """A tensor's rows in Hugging Face's order and in `dtype`, a portion at a time: uint8 [rows, row_bytes]."""
     t = base.tensors[name]
-    part = name.split(".")[-2]
-    heads = _heads(architecture, name, base) if name.startswith("blk.") and part in ("attn_q", "attn_k") else None
+    heads = interleaved_heads(architecture, name, base)
     values = values or (lambda lo, hi: rows_of(base, name, lo, hi))
-    if heads is not None and len(t.shape) == 1:  # a bias: its one row is turned as a column
-        step, whole = t.rows, values
-        values = lambda lo, hi: _halves(whole(lo, hi).reshape(-1, 1), heads).reshape(1, -1)  # noqa: E731
-    elif heads is not None:
-        step, whole = t.rows, values
-        values = lambda lo, hi: _halves(whole(lo, hi), heads)  # noqa: E731
-    else:
-        step = max(1, PIECE // t.shape[-1])
+    step = t.rows if heads else max(1, PIECE // t.shape[-1])
     for lo in range(0, t.rows, step):
         x = values(lo, min(lo + step, t.rows))
+        if heads:  # a bias is turned as a column
+            x = halves(x.reshape(t.shape[0], -1), heads).reshape(x.shape)
         if architecture == "gemma3" and name.endswith("_norm.weight"):
             x = x - np.float32(1)  # the file holds 1 + w
         blocks = encode(np.ascontiguousarray(x, np.float32), BLOCKS[dtype])
