@@ -197,7 +197,7 @@ def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, .
     if target is None:
         return finish(work.facts, [], as_json, [])
     merged = work.open(target)
-    found = [] if no_verify else [checks.in_llamacpp(merged, beside, threads=engine["threads"])]
+    found = [] if no_verify else [checks.in_llamacpp(merged, beside, small=True, threads=engine["threads"])]
     return finish({**work.facts, "path": str(target), "taken": taken}, found, as_json,
                   [f"{taken['type']}: {target}", *([str(beside)] if beside else [])])
 

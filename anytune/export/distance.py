@@ -7,6 +7,7 @@ KL divergence of next-token distributions on a text.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 from anytune.adapter import Adapter
 from anytune.errors import UserError
 from anytune.gguf import GGUF
+from anytune.likelihood.baseline import row_length, scored
 from anytune.likelihood.perplexity import perplexity
-from anytune.quantization.rewrite import PIECE, rows_of
+from anytune.quantization.rewrite import PIECE, SPARE, rows_of
+from anytune.units import bytes_text
 from anytune.verify import TEXT
 
 if TYPE_CHECKING:
@@ -81,6 +84,11 @@ class Served:
             context = min(512, model.config.context, tokens // 2)  # two windows at least
         if context < min(LEAST, model.config.context):
             raise UserError(f"The text has {tokens} tokens, too few to measure on: give a longer one with -f.")
+        pieces = min(tokens // context, chunks or tokens)
+        need, place = 2 * pieces * scored(context) * row_length(model.config.vocabulary), tempfile.gettempdir()
+        if (free := shutil.disk_usage(place).free) < need + SPARE:
+            raise UserError(f"{place} has {bytes_text(free)} free, and the text's distributions need {bytes_text(need)}: "
+                            "lower --chunks, or set TMPDIR to another place.")
         self._folder = tempfile.TemporaryDirectory(prefix="anytune-export-")
         self._file = Path(self._folder.name) / "pair.bin"
         self.facts = perplexity(model, self.text, adapter, context=context, chunks=chunks, save=self._file)

@@ -123,6 +123,15 @@ def test_the_command(tmp_path, capsys):
         assert file.tensors["blk.0.ffn_up.weight.lora_a"].shape == (16, 64)
 
 
+def test_an_adapter_for_next_to_nothing_passes(tmp_path, capsys):
+    need("xllamacpp")
+    base = tiny.write(tmp_path / "m.gguf", "llama", "F32")
+    (tmp_path / "t.txt").write_text(pairs.TEXT * 3)
+    assert command(["export", "merge", "-m", str(base), "-o", str(tmp_path / "q.gguf"), "--absorb", "2", "--json",
+                    "-f", str(tmp_path / "t.txt"), "--type", "F16", "-t", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["checks"][0]["ok"]
+
+
 def test_a_model_alone_can_be_rounded_and_absorbed(tmp_path, capsys):
     base = tiny.write(tmp_path / "m.gguf", "llama", "F32")
     (tmp_path / "t.txt").write_text(pairs.TEXT * 3)

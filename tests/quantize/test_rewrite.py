@@ -53,6 +53,17 @@ def test_a_type_alone_is_what_quantize_does(source, tmp_path):
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
+def test_settled_tensors_change_only_to_what_is_smaller(source, tmp_path):
+    settled = [name for name in source.tensors if "ffn_up" in name]
+    rewrite(source, tmp_path / "finer.gguf", "F16", settled=settled)
+    rewrite(source, tmp_path / "smaller.gguf", "Q4_0", settled=settled)
+    with GGUF.open(tmp_path / "finer.gguf") as finer, GGUF.open(tmp_path / "smaller.gguf") as smaller:
+        assert {finer.tensors[name].type.name for name in settled} == {"Q8_0"}
+        assert all(np.array_equal(finer.blocks(name), source.blocks(name)) for name in settled)
+        assert finer.tensors[NAME].type.name == "F16"
+        assert {smaller.tensors[name].type.name for name in settled} == {"Q4_0"}
+
+
 def test_metadata_is_changed_added_and_removed(source, tmp_path):
     rewrite(source, tmp_path / "m.gguf", overrides=[("ffn_up", "Q4_0")],
             metadata={"general.name": "another", "general.author": "me", "tokenizer.chat_template": None,
