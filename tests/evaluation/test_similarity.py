@@ -1,4 +1,6 @@
-"""Measures of texts against sacrebleu and rouge-score, and embeddings against transformers."""
+"""Measures of texts against sacrebleu and rouge-score, and embeddings against transformers and llama.cpp."""
+
+import json
 
 import numpy as np
 import pytest
@@ -73,6 +75,21 @@ def test_embeddings_are_transformers_mean_of_last_hidden_states(tmp_path, name, 
         wanted = out.hidden_states[-1][0].mean(0).numpy()  # the last one is behind the norm
         np.testing.assert_allclose(row, wanted / np.linalg.norm(wanted), atol=2e-4)
     np.testing.assert_allclose(embeddings.cosines(found, found), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "gemma3"])
+def test_embeddings_are_llama_cpps_with_mean_pooling(tmp_path, name):
+    library = need("xllamacpp")
+    path = tiny.write(tmp_path / "m.gguf", name)
+    wanted = library.CommonParams()
+    wanted.model.path, wanted.embedding, wanted.n_ctx, wanted.n_parallel, wanted.warmup = str(path), True, 256, 1, False
+    wanted.pooling_type = library.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    texts = ["the rain in spain", "a sea of the worst kind, with waves and then more of it"]
+    answer = library.Server(wanted).handle_embeddings({"input": texts, "model": "m"})
+    answer = json.loads(answer) if isinstance(answer, str) else answer
+    theirs = np.array([row["embedding"] for row in answer["data"]])
+    ours = embeddings.embed(anytune.load(path, threads=1), texts)
+    np.testing.assert_allclose(ours, theirs / np.linalg.norm(theirs, axis=1, keepdims=True), atol=2e-3)
 
 
 def test_empty_texts_and_other_rows_partners():
