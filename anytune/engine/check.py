@@ -254,8 +254,8 @@ class Checks:
 
 
 def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0"), trained: bool = True) -> list[Answer]:
-    """Check every operation; `blocks` are the weight types that the products are checked with. trained: also what training
-    a model's own weights needs."""
+    """Check every operation; `blocks` are the weight types that the products are checked with. trained: also what
+    training a model's own weights needs."""
     from anytune.gguf import GGUF, write_gguf
 
     from .check_trained import TrainedChecks
@@ -280,8 +280,11 @@ def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0"), tra
 
 
 def prove(engine, trained: bool = False) -> None:
-    """Raise UserError if an operation gives a wrong answer. trained: as known_answers() has it. It also brings every compiled kernel into memory, so
-    that the process's size is known before training is planned. Costs some 50 ms, once an engine."""
+    """Raise UserError if an operation gives a wrong answer. trained: as known_answers() has it.
+
+    It also brings every compiled kernel into memory, so that the process's size is known before training is planned.
+    Costs some 50 ms, once an engine.
+    """
     if getattr(engine, "proved", None) in (True, trained):   # with `trained` it is all
         return
     wrong = [a for a in known_answers(engine, ("F32", "Q8_0"), trained) if not a.ok]

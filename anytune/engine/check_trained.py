@@ -1,4 +1,5 @@
-"""Known answers of what training a model's own weights needs: gradients of matrices, biases, gains and tables, optimizers."""
+"""Known answers of what training a model's own weights needs: gradients of matrices, biases, gains and tables,
+optimizers."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class TrainedChecks(Checks):
         xs, want = self.up(x), ref.linear(x, [(parts[0][0], None, None), (parts[1][0], bias, None)])
         yield Answer("linear, trained", max(error(e.host(g), w) for g, w in zip(e.linear(xs, group), want)))
         dx = e.host(e.linear_backward(tuple(map(self.up, dys)), xs, group))
-        yield Answer("linear_backward, trained", error(dx, sum(d.astype(np.float64) @ w for d, (w, _, _) in zip(dys, parts))))
+        yield Answer("linear_backward, trained",
+                     error(dx, sum(d.astype(np.float64) @ w for d, (w, _, _) in zip(dys, parts))))
         yield Answer("linear_backward dW", max(error(self.grown(g, w.shape), d.T.astype(np.float64) @ x)
                                                for d, (w, _, g) in zip(dys, parts)))
         yield Answer("linear_backward db", error(self.grown(more, 18), dys[1].sum(0, dtype=np.float64)))
@@ -47,7 +49,8 @@ class TrainedChecks(Checks):
     def gains(self) -> Iterator[Answer]:
         e, heads = self.e, Heads(3, 1, 10, 0, 1.0)
         for count in (1, 3):
-            x, dy, into = self.draw(self.tokens, 12 * count), self.draw(self.tokens, 12 * count), e.vector(np.ones(12, np.float32))
+            x, dy = (self.draw(self.tokens, 12 * count) for _ in range(2))
+            into = e.vector(np.ones(12, np.float32))
             e.gain_gradient(self.up(dy), self.up(x), 1e-5, into)
             want = (ref.rms_norm(x, np.ones(12), 1e-5, count) * dy).reshape(-1, 12).sum(0)
             yield Answer(f"gain_gradient, {count} of a row", error(self.grown(into, 12), want))
@@ -61,9 +64,11 @@ class TrainedChecks(Checks):
         for i, letter in enumerate("qk"):
             def turn(z, gain, i=i):
                 return ref.rope(ref.rms_norm(z, gain, 1e-5, (3, 1)[i]), cos, sin, positions, (3, 1)[i], True)
-            yield self.backward(f"rotate_backward d{letter}, trained", back[i], lambda z, i=i: turn(z, gains[i]), pair[i], dpair[i])
+            yield self.backward(f"rotate_backward d{letter}, trained", back[i], lambda z, i=i: turn(z, gains[i]),
+                                pair[i], dpair[i])
             grown = e.vector(self.grown(into[i], 10).astype(np.float32))
-            yield self.backward(f"rotate_backward dgain of {letter}", grown, lambda z, i=i: turn(pair[i], z), gains[i], dpair[i])
+            yield self.backward(f"rotate_backward dgain of {letter}", grown, lambda z, i=i: turn(pair[i], z),
+                                gains[i], dpair[i])
 
     def tables(self) -> Iterator[Answer]:
         e, (values, table, gradient) = self.e, self.matrix(23, 24)

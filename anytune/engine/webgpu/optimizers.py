@@ -14,7 +14,8 @@ from .kernels import gradients as _gradients
 from .kernels import optimizer as _kernels
 from .kernels import rules as _rules
 
-MOST = 1 << 24     # elements of a dispatch. Not by the rate that was measured: it decides how sums are cut, and so rounded
+# elements of a dispatch. A constant, where others follow the measured rate: it decides how sums are rounded
+MOST = 1 << 24
 SPARE = 64         # partial sums beyond one for each PIECE of a tensor: those of pieces that end early
 
 
@@ -29,7 +30,7 @@ class Codes(Array):
 
 
 def partial_sums(sizes: list[int], shapes: list[tuple[int, ...]]) -> int:
-    """Floats of scratch that norm() and Adafactor need for tensors of these sizes and matrices of these shapes, about."""
+    """Floats of scratch that norm() and Adafactor need, about, for tensors of these sizes, matrices of these shapes."""
     columns = max((-(-rows // _rules.ROWS) * width for rows, width in shapes), default=0)
     return max(columns, sum(-(-size // _rules.PIECE) for size in sizes)) + SPARE
 
@@ -64,8 +65,8 @@ class Optimizers:
             keep = 1.0 - rule.step ** rules.DECAY
             self.engine.commands.write(array, np.array([
                 rule.factor, 1.0 - rule.lr * rule.decay, rule.lr, rule.lr / (1.0 - rule.beta1 ** rule.step),
-                1.0 / math.sqrt(1.0 - rule.beta2 ** rule.step), rule.beta1, 1.0 - rule.beta1, rule.beta2, 1.0 - rule.beta2,
-                rule.eps, keep, 1.0 - keep], np.float32))
+                1.0 / math.sqrt(1.0 - rule.beta2 ** rule.step), rule.beta1, 1.0 - rule.beta1, rule.beta2,
+                1.0 - rule.beta2, rule.eps, keep, 1.0 - keep], np.float32))
             self.hyper[bool(rule.decay)] = rule, array
         return array
 
@@ -113,13 +114,12 @@ class Optimizers:
                       for z in (rules.codes(signed), rules.middles(signed))]
             self.codes = self.engine.vector(np.concatenate(tables))
         for low, high in cuts(p.size, self._most(), rules.BLOCK):
-            first, last, blocks = low // rules.BLOCK, -(-high // rules.BLOCK), -(-(high - low) // rules.BLOCK)
-            w, slope, scales = p.span(low, high), g.span(low, high), state["first_scale"].span(first, last)
+            words, blocks = (low // 4, -(-high // 4)), (low // rules.BLOCK, -(-high // rules.BLOCK))
+            w, slope, scales = p.span(low, high), g.span(low, high), state["first_scale"].span(*blocks)
             self.engine.commands.run(
-                _rules.adamw8bit(),
-                [w, slope, state["first"].span(low // 4, -(-high // 4)), scales, state["root"].span(low // 4, -(-high // 4)),
-                 state["root_scale"].span(first, last), hyper, self.codes],
-                (high - low, w.shift, slope.shift, scales.shift), _groups(blocks), 40.0 * (high - low))
+                _rules.adamw8bit(), [w, slope, state["first"].span(*words), scales, state["root"].span(*words),
+                                     state["root_scale"].span(*blocks), hyper, self.codes],
+                (high - low, w.shift, slope.shift, scales.shift), _groups(blocks[1] - blocks[0]), 40.0 * (high - low))
 
     def _adafactor(self, p, g, state, shape, hyper) -> None:
         e = self.engine
@@ -164,7 +164,8 @@ class Optimizers:
         for (low, high, held), (_, groups) in zip(pieces, cut):
             rows = row.span(low, high)
             e.commands.run(_rules.matrix_updates(), [held, rows, column, self.scalars, hyper, partial],
-                           ((high - low) * n, held.shift, done, n, rows.shift, g.rows), (groups,), 12.0 * (high - low) * n)
+                           ((high - low) * n, held.shift, done, n, rows.shift, g.rows), (groups,),
+                           12.0 * (high - low) * n)
             done += groups
         return done
 

@@ -7,7 +7,7 @@ from .weights import Rows, pieces
 
 
 class Trained:
-    """values, gradient: float32 [out, in], each without gaps in a buffer of its own. See weights.Weight for the rest."""
+    """values, gradient: float32 [out, in], each without gaps in its own buffer. See weights.Weight for the rest."""
 
     hold, block, slow, known, loaded = "blocks", "F32", False, True, True
 

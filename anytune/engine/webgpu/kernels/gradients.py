@@ -1,5 +1,5 @@
-"""Gradients of what is not low-rank: matrices, biases, norms' gains and the embedding table. No float is added to by two
-invocations, so every sum has one order."""
+"""Gradients of what is not low-rank: matrices, biases, norms' gains and the embedding table. No float is added to by
+two invocations, so every sum has one order."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def outer(tile: Tile = Tile()) -> Kernel:
       let at = min(t0 + k, p.tokens - 1u);
       {name}[k * {stride}u + (c >> 2u)][c & 3u] = select(0.0, {source}[{value}], t0 + k < p.tokens);""")
     sums = "\n".join(f"  var s{i}_{h} = vec4<f32>();" for i in range(t.tm) for h in range(t.tn // 4))
-    stores = "\n".join(f"  keep(m0 + {(i // 4) * groups_m * 4 + i % 4}u + ty * 4u, n0 + {h * groups_n * 4}u + tx * 4u, s{i}_{h});"
-                       for i in range(t.tm) for h in range(t.tn // 4))
+    stores = "\n".join(f"  keep(m0 + {(i // 4) * groups_m * 4 + i % 4}u + ty * 4u, "
+                       f"n0 + {h * groups_n * 4}u + tx * 4u, s{i}_{h});" for i in range(t.tm) for h in range(t.tn // 4))
     return Kernel(f"outer product, {t.m}x{t.n}x{t.k} {t.tm}x{t.tn}", (*reads("dy", "x"), *writes("g")),
                   ("tokens", "m", "n", "ds", "d0", "xs", "g0"), f"""
   let tx = lane % {groups_n}u;
@@ -50,8 +50,8 @@ def outer(tile: Tile = Tile()) -> Kernel:
     workgroupBarrier();
   }}
 {stores}
-""", (t.threads, 1), f"var<workgroup> tile_a: array<vec4<f32>, {t.k * lda}>;\nvar<workgroup> tile_b: array<vec4<f32>, {t.k * ldb}>;",
-                  """
+""", (t.threads, 1), f"var<workgroup> tile_a: array<vec4<f32>, {t.k * lda}>;\n"
+        f"var<workgroup> tile_b: array<vec4<f32>, {t.k * ldb}>;", """
 fn keep(m: u32, n: u32, sum: vec4<f32>) {
   if (m >= p.m) { return; }
   for (var j = 0u; j < 4u && n + j < p.n; j++) { g[p.g0 + m * p.n + n + j] += sum[j]; }
@@ -60,7 +60,10 @@ fn keep(m: u32, n: u32, sum: vec4<f32>) {
 
 @functools.cache
 def column_sums(what: str) -> Kernel:
-    """out[slice, i] (+)= the sum over `step` rows (heads of rows) of VALUES[what].  grid: (columns / COLUMNS, slices)."""
+    """out[slice, i] (+)= the sum over `step` rows (heads of rows) of VALUES[what].
+
+    grid: (columns / COLUMNS, slices).
+    """
     names, value = VALUES[what]
     return Kernel(f"column sums of {what}", (*reads(*names), *writes("out")),
                   ("rows", "heads", "step", "n", "xs", "x0", "ds", "rs", "out0", "adds"), f"""

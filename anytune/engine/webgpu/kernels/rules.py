@@ -13,8 +13,8 @@ from anytune.engine.optimizers import BLOCK, TINY, THRESHOLD
 
 from ..kernel import Kernel, reads, total, writes
 
-# factor of the gradients; 1 - lr * decay; lr; AdamW: lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step), the betas and what
-# they lack of 1, epsilon; Adafactor: its beta2 and what that lacks of 1
+# factor of the gradients; 1 - lr * decay; lr; AdamW: lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step), the betas and
+# what they lack of 1, epsilon; Adafactor: its beta2 and what that lacks of 1
 HYPER = ("factor", "shrink", "lr", "rate", "unroot", "beta1", "gain1", "beta2", "gain2", "eps", "keep", "gain")
 PIECE = 8192     # elements of a workgroup that also sums them
 ROWS = 1024      # rows that a partial sum of columns takes
@@ -32,8 +32,8 @@ def _named(body: str) -> str:
 @functools.cache
 def adamw() -> Kernel:
     """One step on n elements; zeroes g."""
-    return Kernel("adamw, a tensor", (*writes("w", "g", "first", "second"), *reads("hyper")), ("n", "w0", "g0", "m0", "v0"),
-                  _named("""
+    return Kernel("adamw, a tensor", (*writes("w", "g", "first", "second"), *reads("hyper")),
+                  ("n", "w0", "g0", "m0", "v0"), _named("""
   let i = thread.x + thread.y * 8388608u;
   if (i >= p.n) { return; }
   let slope = g[p.g0 + i] * $factor;
@@ -62,7 +62,7 @@ def _encoded(name: str, value: str, table: int) -> str:
 
 @functools.cache
 def adamw8bit() -> Kernel:
-    """As adamw(), moments in blocks of codes, a workgroup for each; of the second its root. n counts from a block's start."""
+    """As adamw(), moments in blocks of codes, a workgroup each; of the second its root. Bindings begin with blocks."""
     return Kernel("adamw, 8 bits", (*writes("w", "g"), *writes("first", of="u32"), *writes("first_scale"),
                                     *writes("root", of="u32"), *writes("root_scale"), *reads("hyper", "codes")),
                   ("n", "w0", "g0", "s0"), _named(f"""
@@ -113,7 +113,8 @@ def row_means() -> Kernel:
 @functools.cache
 def column_means() -> Kernel:
     """Adafactor's mean of squares for each column, from `slices` partial sums over all `rows` rows."""
-    return Kernel("adafactor, columns", (*reads("partial", "hyper"), *writes("column")), ("n", "slices", "rows"), _named(f"""
+    return Kernel("adafactor, columns", (*reads("partial", "hyper"), *writes("column")), ("n", "slices", "rows"),
+                  _named(f"""
   let i = thread.x;
   if (i >= p.n) {{ return; }}
   var sum = 0.0;
