@@ -95,12 +95,10 @@ def train(framework: str, model: Path, file: Path, task: str, seed: int, name: s
 
 def cells(models: dict[str, Path]) -> list[tuple[str, str, str, int]]:
     """(task, model, framework, seed) in the order of their work: a small result is whole early."""
-    found = []
-    for model in models:
-        for seed in range(args.seeds):
-            for task in ("reference", "official"):
-                found += [(task, model, "base", 0)] * (seed == 0) + [(task, model, f, seed) for f in FRAMEWORKS]
-    return found
+    bases = [("reference", model, "base", 0) for model in models]
+    trained = {task: [(task, model, framework, seed) for seed in range(args.seeds) for model in models
+                      for framework in FRAMEWORKS] for task in SETTINGS}
+    return [*bases, *trained["reference"], *(("official", *base[1:]) for base in bases), *trained["official"]]
 
 
 def compute(cell: tuple[str, str, str, int], path: Path, model, file: Path, questions) -> dict:
