@@ -78,7 +78,7 @@ def test_a_norm_that_is_not_finite_changes_nothing(files, place):
 @pytest.mark.parametrize("how", ["dense", "blocks"])
 @pytest.mark.parametrize("modules", ["all", "norm", "attn_q,ffn_down", "embed"])
 def test_what_is_held_of_frozen_weights_is_what_was_counted(files, modules, how):
-    """Matrices made dense, blocks of those that share a group with a trained one, and the scratch matrix: to the byte."""
+    """Dense matrices, blocks of those that share a group with a trained one, and the scratch matrix: to the byte."""
     trainee = full.trainee_of(files["qwen3-tied"], Full(modules), device="cpu-torch", dtype="bf16")
     model, e = trainee.model, trainee.engine
     model.hold(how)

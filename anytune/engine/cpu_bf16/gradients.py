@@ -1,4 +1,4 @@
-"""Gradients of trained matrices and biases: dW += dyᵀ x and db += the sum of dy's rows, of bf16 rows with float32 sums."""
+"""Gradients of trained matrices and biases: dW += dyᵀ x and db += the sum of dy's rows, bf16 rows and float32 sums."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ def turned_bytes(tokens: int) -> int:
 
 
 def pack(e, x: Rows, tokens: int, columns: int, at: int | None = None) -> int:
-    """x [tokens, columns] (from address `at`, if given) packed as the right side of a gradient's product -> its address."""
+    """x [tokens, columns] (at another address, if given) packed as the right side of a gradient's product -> where."""
     packed, depth = aligned(e, 0, "inner", gemm.packed_words(tokens, columns)), gemm.depth_of(tokens)
 
     def work(number: int) -> None:
         low, high = share(columns, number, e.workers.count, gemm.PANEL)
         if high > low:
-            gemm.pack_rows((at or x.address) + 2 * low, x.stride, high - low, tokens, 2, packed + 4 * low * depth, depth, 0)
+            gemm.pack_rows((at or x.address) + 2 * low, x.stride, high - low, tokens, 2, packed + 4 * low * depth,
+                           depth, 0)
     e.workers.run(work)
     return packed
 
@@ -44,7 +45,7 @@ def add(e, number: int, dy: int, stride: int, rows: int, tokens: int, packed: in
 
 
 def group_tasks(e, dy: Rows, x: Rows, group: Group, pieces) -> list[list[Callable[[int], None]]]:
-    """For each worker its tasks: some rows of each trained matrix's gradient and places of each bias's. pieces: linear's."""
+    """For each worker its tasks: rows of each trained matrix's gradient and places of each bias's. pieces: linear's."""
     tokens, workers = dy.shape[0], e.workers.count
     packed = pack(e, x, tokens, group.in_features) if any(w.gradient is not None for w in group.weights) else 0
 

@@ -1,4 +1,4 @@
-"""The optimizers of engine/optimizers.py in torch; where they need temporaries, in pieces that a processor's caches hold."""
+"""The optimizers of engine/optimizers.py in torch; temporaries are of pieces that a processor's caches hold."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def decode(packed: Tensor, scale: Tensor, signed: bool) -> Tensor:
 
 
 def encode(x: Tensor, packed: Tensor, scale: Tensor, signed: bool) -> None:
-    """rules.encode into packed and scale; x is given up. Not by a search (bucketize), which takes twenty times as long."""
+    """rules.encode into packed and scale; x is given up. Not by a search: torch.bucketize takes many times as long."""
     _, middles, guess = _tables(signed, x.device)
     for rows, largest in _blocks(x, scale):
         torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True, out=largest)
