@@ -12,6 +12,7 @@ import click
 import pytest
 
 from anytune.cli.main import cli
+from tests.evaluation import pubmedqa_files
 from tests.support import tiny
 from tests.support.require import need
 
@@ -20,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- run -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 # programs that docs may name
 OTHERS = {"llama-server", "llama-cli", "pip", "python", "make", ".", "cat", "printf", "torchrun"}
-OTHERS_FLAGS = {"--cases", "--rounds", "--shapes", "--extra-index-url", "--no-deps", "--check", "--node-rank"}
+OTHERS_FLAGS = {"--only", "--work", "--cases", "--rounds", "--shapes", "--extra-index-url", "--no-deps", "--check", "--node-rank"}
 
 
 def blocks(page: Path, language: str) -> list[tuple[bool, str]]:
@@ -113,6 +114,7 @@ def prepare(folder: Path) -> None:
     (folder / "text.txt").write_text("the rest of the west wind was in the air. " * 60, "utf-8")
     task = {"context": "the wind was", "choices": ["in the air", "on"], "answer": 0}
     (folder / "tasks.jsonl").write_text(json.dumps(task) + "\n", "utf-8")
+    pubmedqa_files.write(folder, {"yes": 4, "no": 4, "maybe": 3}, {"yes": 2, "no": 2, "maybe": 1})
 
 
 def execute(args: list[str], folder: Path) -> None:
