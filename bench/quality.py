@@ -2,14 +2,15 @@
 
     python bench/quality.py --pubmedqa FOLDER --reference FOLDER
 
-Two tasks. `official`: PubMedQA's 500 test questions, reasoning-free (question and conclusion), trained on 450 of the other
-500. `reference`: 33 questions alone, balanced by class, trained on 264 such rows. FOLDERs hold PubMedQA's ori_pqal.json and
-test_ground_truth.json, and train.jsonl and test.jsonl of rows with question and label.
+Two tasks. `official`: PubMedQA's 500 test questions, reasoning-free (question and conclusion), trained on 450 of the
+other 500. `reference`: 33 questions alone, balanced by class, trained on 264 such rows. FOLDERs hold PubMedQA's
+ori_pqal.json and test_ground_truth.json, and train.jsonl and test.jsonl of rows with question and label.
 
 Both sides train on the GGUF's weights, LoRA r=16 on all linears, with the same tokens, loss mask, steps, rates and
-optimizer; each starts its adapter in its own way. peft's adapter becomes a GGUF adapter, and one scorer (anytune's) puts
-the questions to every adapter. Each cell (task, model, framework, seed) is kept in --work as soon as it is done and not
-computed again, so the run may be stopped and continued. With --only MODEL it does that model's cells and writes no result.
+optimizer; each starts its adapter in its own way. peft's adapter becomes a GGUF adapter, and one scorer (anytune's)
+puts the questions to every adapter. Each cell (task, model, framework, seed) is kept in --work as soon as it is done
+and not computed again, so the run may be stopped and continued. With --only MODEL it does that model's cells and writes
+no result.
 """
 
 from __future__ import annotations
@@ -69,28 +70,24 @@ def data(task: str) -> tuple[Path, list[pubmedqa.Question]]:
 
 def train(framework: str, model: Path, file: Path, task: str, seed: int, name: str) -> tuple[Path, dict]:
     """(the adapter, figures of the training)."""
-    how, threads = SETTINGS[task], str(args.threads)
-    env = common.environment(args.threads, OMP_WAIT_POLICY="PASSIVE")
-    shared = ["--seed", str(seed)]
+    how = SETTINGS[task]
     if framework == "peft":
-        made = common.run_once(["bench/peers/peft_train.py", str(model), str(file), "--output", str(args.work / name),
-                                "--epochs", str(how["epochs"]), "--lr", str(how["lr"]), "--batch", str(how["batch"]),
-                                "--threads", threads, "--dtype", args.dtype, *shared], env)
+        made = common.run_once(
+            ["bench/peers/peft_train.py", str(model), str(file), "--output", str(args.work / name), "--seed", str(seed),
+             "--epochs", str(how["epochs"]), "--lr", str(how["lr"]), "--batch", str(how["batch"]),
+             "--threads", str(args.threads), "--dtype", args.dtype],
+            common.environment(args.threads, OMP_WAIT_POLICY="PASSIVE"))
         return args.work / name, made
-    run = args.work / f"{name}-{time.time_ns()}"
-    start = time.perf_counter()
-    # what it prints is for people; run_once wants a line of JSON at the end
-    code = ("import json, resource, runpy, sys\ntry: runpy.run_module('anytune', run_name='__main__')\n"
-            "except SystemExit as end:\n if end.code: raise\n"
-            "u = resource.getrusage(resource.RUSAGE_SELF)\nprint(json.dumps({'cpu_seconds': round(u.ru_utime + u.ru_stime, 1)}))")
-    made = common.run_once(["-c", code, "train", "-m", str(model), "-f", str(file), "-c", "512", "-ub", str(how["batch"]),
-                            "-b", str(how["batch"]), "--num-epochs", str(how["epochs"]), "--learning-rate", str(how["lr"]),
-                            "--device", args.device, "-t", threads, "--run-dir", str(run),
-                            "--output-adapter", str(run / "adapter-out.gguf"), *shared], env)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    rows: list[dict] = []
+    wall, cpu = time.perf_counter(), time.process_time()
+    run = anytune.finetune(model, file, lora=anytune.Lora(rank=16, alpha=32.0, seed=seed), seed=seed, lr=how["lr"],
+                           epochs=how["epochs"], context=512, ubatch=how["batch"], batch=how["batch"],
+                           device=args.device, threads=args.threads, progress=rows.append,
+                           run_dir=str(args.work / f"{name}-{time.time_ns()}"))
+    figures = {"seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     losses = [round(row["loss"], 5) for row in rows if row.get("loss") is not None]
-    return run / "adapter-out.gguf", {"who": "anytune", "device": args.device, "steps": rows[-1]["step"],
-                                      "seconds": round(time.perf_counter() - start, 1), **made, "losses": losses}
+    run.adapter.save(args.work / f"{name}.gguf")
+    return args.work / f"{name}.gguf", {"who": "anytune", "device": args.device, "steps": run.step, **figures, "losses": losses}
 
 
 def cells(models: dict[str, Path]) -> list[tuple[str, str, str, int]]:
@@ -111,7 +108,8 @@ def compute(cell: tuple[str, str, str, int], path: Path, model, file: Path, ques
             adapter.save(args.work / f"{'-'.join(map(str, cell))}.gguf")
             adapter = Adapter.load(args.work / f"{'-'.join(map(str, cell))}.gguf", gguf=model.gguf)
     trained = time.perf_counter()
-    said = biomed.answer(model, questions, adapter, raw=biomed_raw(model), new_tokens=NEW_TOKENS)
+    # as in training: through the template if the model has its own, for the base and every adapter alike
+    said = biomed.answer(model, questions, adapter, raw=model.template.origin == "chatml", new_tokens=NEW_TOKENS)
     truth = [q.right for q in questions]
     answers = {"likelihood": said.likeliest, "generation": said.written}
     return {"task": task, "model": name, "framework": framework, "seed": seed, "settings": SETTINGS[task],
@@ -121,16 +119,11 @@ def compute(cell: tuple[str, str, str, int], path: Path, model, file: Path, ques
             **{method: classification(truth, answers[method], pubmedqa.LABELS) for method in METHODS}}
 
 
-def biomed_raw(model) -> bool:
-    """Prompts as in training: through the template if the model has its own, for the base and every adapter alike."""
-    return model.template.origin == "chatml"
-
-
 def summary(done: list[dict], truth: dict[str, list[int]]) -> list[dict]:
     """For each task and model: the base, each framework's seeds and mean, and anytune less peft, question by question.
 
-    interval: of a mean, Wilson's at that share of the questions; of the difference, 1.96 standard errors over questions of
-    the mean over seeds.
+    interval: of a mean, Wilson's at that share of the questions; of the difference, 1.96 standard errors over questions
+    of the mean over seeds.
     """
     found = []
     for task, model in dict.fromkeys((c["task"], c["model"]) for c in done):
@@ -147,7 +140,8 @@ def summary(done: list[dict], truth: dict[str, list[int]]) -> list[dict]:
                     continue
                 hits[framework] = np.mean([np.array(c["answers"][method]) == right for c in own], axis=0)
                 mean = float(hits[framework].mean())
-                sides[framework] = {"accuracy": round(mean, 4), "interval": [round(x, 4) for x in wilson(mean * len(right), len(right))],
+                sides[framework] = {"accuracy": round(mean, 4),
+                                    "interval": [round(x, 4) for x in wilson(mean * len(right), len(right))],
                                     "macro_f1": round(float(np.mean([c[method]["macro_f1"] for c in own])), 4),
                                     "seeds": {c["seed"]: round(c[method]["accuracy"], 4) for c in own}}
             if all(f in sides for f in FRAMEWORKS):
@@ -178,17 +172,18 @@ def main() -> None:
         result = compute(cell, models[cell[1]], loaded[cell[1]], *sets[cell[0]])
         with atomic_write(file, "w") as out:
             json.dump(result, out)
-        print(f"  accuracy {result['likelihood']['accuracy']:.3f} by likelihood, {result['generation']['accuracy']:.3f} "
-              f"written; {result['seconds']}", file=sys.stderr, flush=True)
+        print(f"  accuracy {result['likelihood']['accuracy']:.3f} by likelihood, "
+              f"{result['generation']['accuracy']:.3f} written; {result['seconds']}", file=sys.stderr, flush=True)
     if args.only is not None:
         return
     files = {cell: args.work / f"{'-'.join(map(str, cell))}.json" for cell in wanted}
     done = [json.loads(file.read_text("utf-8")) for file in files.values() if file.exists()]
-    common.save("quality", args, before, models=list(models), seeds=args.seeds, threads=args.threads, device=args.device,
-                peer_dtype=args.dtype, settings=SETTINGS,
+    answers = [{m: "".join("ynm-"[a] for a in c["answers"][m]) for m in METHODS} for c in done]
+    common.save("quality", args, before, models=list(models), seeds=args.seeds, threads=args.threads,
+                device=args.device, peer_dtype=args.dtype, settings=SETTINGS,
                 summary=summary(done, {task: [q.right for q in questions] for task, (_, questions) in sets.items()}),
                 missing=[" ".join(map(str, cell)) for cell, file in files.items() if not file.exists()],
-                cells=[{**c, "answers": {m: "".join("ynm-"[a] for a in c["answers"][m]) for m in METHODS}} for c in done])
+                cells=[{**c, "answers": own} for c, own in zip(done, answers, strict=True)])
 
 
 if __name__ == "__main__":

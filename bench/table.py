@@ -156,8 +156,29 @@ def style(data: dict) -> list[str]:
             f"{data['train_seconds']} s."]
 
 
+def quality(data: dict) -> list[str]:
+    def side(figures: dict | None) -> str:
+        if figures is None:
+            return "–"
+        low, high = figures["interval"]
+        return f"{100 * figures['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({len(figures['seeds'])})"
+
+    rows = []
+    for s in data["summary"]:
+        for method in ("likelihood", "generation"):
+            m = s[method]
+            apart = m.get("difference")
+            rows.append((s["task"], s["model"], method, f"{100 * s['majority']:.1f}", *(side(m.get(who)) for who in ("base", "anytune", "peft")),
+                         "–" if apart is None else f"{100 * apart['mean']:+.1f} [{100 * apart['interval'][0]:+.1f}, "
+                         f"{100 * apart['interval'][1]:+.1f}]", "–" if apart is None else "yes" if apart["within"] else "**no**"))
+    missing = data["missing"]
+    total = len(missing) + len(data["cells"])
+    return [*table(("task", "model", "scored by", "always the same", "base", "anytune", "peft", "anytune − peft", "within"), rows),
+            *(["", f"{len(data['cells'])} of {total} cells are done; not yet: {', '.join(missing)}."] if missing else [])]
+
+
 TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu, two_gpus,
-                                 train_cpu_bf16, style)}
+                                 train_cpu_bf16, style, quality)}
 
 
 def filled(text: str) -> str:

@@ -23,7 +23,8 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
 @click.option("--setting", type=click.Choice(SETTINGS), default="reasoning-required", show_default=True,
               help="What stands before the question: nothing, the paper's conclusion, or its abstract without it.")
 @click.option("--wording", type=click.Choice(list(WORDINGS)), default="pubmedqa", show_default=True,
-              help="How it is asked: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, Uncertain).")
+              help="How it is asked: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, "
+              "Uncertain).")
 @click.option("--val-count", "validation", type=click.IntRange(0), default=50, show_default=True,
               help="Questions for validation, in the classes' proportions.")
 @click.option("--balance", type=click.Choice(BALANCES), default="none", show_default=True,

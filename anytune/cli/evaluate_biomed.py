@@ -12,17 +12,19 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 
 
 @evaluate.command(cls=Command, short_help="Score base and adapters on PubMedQA's yes/no/maybe questions.", example="""
-    anytune evaluate biomed -m model.gguf --lora mine.gguf -f ori_pqal.json --test test_ground_truth.json --setting reasoning-free
+    anytune evaluate biomed -m model.gguf --lora mine.gguf -f ori_pqal.json --test test_ground_truth.json
     anytune evaluate biomed -m model.gguf --lora one.gguf --lora two.gguf -f pubmedqa/test.jsonl -o report.html
 """)
 @model_options
 @click.option("-f", "--file", "file", required=True, metavar="FILE",
               help="ori_pqal.json; or JSONL with question and label; or what `data build pubmedqa` wrote.")
 @click.option("--test", metavar="FILE", help="test_ground_truth.json: which questions of ori_pqal.json are meant.")
-@click.option("--setting", type=click.Choice(SETTINGS), help="What stands before the question: nothing, the paper's "
-              "conclusion, or its abstract without it.  [default: reasoning-required for ori_pqal.json, question-only for rows]")
-@click.option("--wording", type=click.Choice(list(WORDINGS)), help="How it is asked: pubmedqa (Question: … Answer (yes, no or "
-              "maybe):), or qa (Q: … A: Yes, No, Uncertain).  [default: pubmedqa for ori_pqal.json, qa for rows]")
+@click.option("--setting", type=click.Choice(SETTINGS),
+              help="What stands before the question: nothing, the paper's conclusion, or its abstract without it.  "
+              "[default: reasoning-required for ori_pqal.json, question-only for rows]")
+@click.option("--wording", type=click.Choice(list(WORDINGS)),
+              help="How it is asked: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, "
+              "Uncertain).  [default: pubmedqa for ori_pqal.json, qa for rows]")
 @click.option("--lora", "loras", multiple=True, metavar="[NAME=]ADAPTER",
               help="An adapter: a GGUF file or a peft folder. May be given several times.")
 @click.option("-o", "--output", "outputs", multiple=True, metavar="REPORT",
@@ -40,9 +42,9 @@ def biomed(model: str, engine: dict, file: str, test: str | None, setting: str |
            raw: bool | None, as_json: bool) -> None:
     """Put questions whose answer is yes, no or maybe to the base and its adapters. Nothing is trained.
 
-    Each is scored twice: by which answer the model finds likeliest, and by what it writes. Accuracy comes with Wilson's 95 %
-    interval, beside precision, recall and F1 of each class, macro F1 and the confusion matrix; McNemar's exact test compares
-    every two on the same questions.
+    Each is scored twice: by which answer the model finds likeliest, and by what it writes. Accuracy comes with Wilson's
+    95 % interval, beside precision, recall and F1 of each class, macro F1 and the confusion matrix; McNemar's exact
+    test compares every two on the same questions.
     """
     from anytune.cli.progress import Progress
     from anytune.evaluation import biomed_report
@@ -62,7 +64,8 @@ def biomed(model: str, engine: dict, file: str, test: str | None, setting: str |
                 loaded, questions, adapter, name=name, raw=raw, new_tokens=new_tokens, batch=batch,
                 progress=lambda done, total, before=number, name=name: progress.to(
                     before * total + done, len(sides) * total, name)))
-    facts = {"model": loaded.name, "file": str(file), "setting": setting, "wording": wording, **facts_of(questions, runs)}
+    facts = {"model": loaded.name, "file": str(file), "setting": setting, "wording": wording,
+             **facts_of(questions, runs)}
     put(biomed_report.report(facts, questions, runs), places)
     if as_json:
         print_json({**facts, "answers": biomed_report.items(questions, runs)})

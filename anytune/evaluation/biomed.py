@@ -28,7 +28,7 @@ _WORD = re.compile(r"\b(yes|no|maybe|uncertain)\b", re.IGNORECASE)
 
 @dataclass
 class Answers:
-    """What one model said. log_likelihoods: float64 [questions, 3] nats; replies: texts, or None if none were asked for."""
+    """What one model said. log_likelihoods: float64 [questions, 3], nats; replies: None if none were asked for."""
 
     name: str
     log_likelihoods: np.ndarray
@@ -72,7 +72,7 @@ def answer(model: Model, questions: Sequence[Question], adapter: Adapter | None 
     slots = max(1, min(len(questions), batch // context))
     scores, replies = np.empty((len(questions), len(LABELS))), []
     decoder = model.decoder(adapter=adapter, batch=slots, context=context)
-    opening = _shared([ids for sequences, _ in prepared for ids in sequences])  # a system message, say: kept in every slot
+    opening = _shared([ids for sequences, _ in prepared for ids in sequences])  # say, a system message: kept
     for low in range(0, len(questions), slots):
         part = prepared[low:low + slots]
         for slot in range(slots):
@@ -106,7 +106,8 @@ def _encode(model: Model, adapter: Adapter | None, question: Question, raw: bool
             learned = [start >= len(question.prompt.rstrip(" ")) for start in at]
             if tokenizer.add_bos:
                 ids, learned = [tokenizer.bos, *ids], [False, *learned]
-        own = [place for place, (token, yes) in enumerate(zip(ids, learned, strict=True)) if yes and token not in tokenizer.eog]
+        own = [place for place, (token, yes) in enumerate(zip(ids, learned, strict=True))
+               if yes and token not in tokenizer.eog]
         sequences.append(list(map(int, ids[:own[-1] + 1])))
         starts.append(own[0])
     return sequences, min(starts)
@@ -118,7 +119,8 @@ def _score(decoder: Decoder, tasks: list[list[list[int]]]) -> np.ndarray:
     empty: list[list[int]] = [[] for _ in decoder.lengths]
 
     def feed(pieces: dict[int, list[int]]) -> np.ndarray:
-        logits = decoder.feed([pieces.get(slot, none) for slot, none in enumerate(empty)])[:len(tasks)].astype(np.float64)
+        logits = decoder.feed([pieces.get(slot, none) for slot, none in enumerate(empty)])
+        logits = logits[:len(tasks)].astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     after = feed({slot: sequences[0][decoder.lengths[slot]:at]
@@ -161,6 +163,6 @@ def evaluate(questions: Sequence[Question], runs: Sequence[Answers]) -> dict[str
             comparisons.append({"method": method, "first": a, "second": b, **mcnemar(*right)})
     return {"questions": len(truth), "labels": dict(zip(LABELS, counts.tolist(), strict=True)),
             "majority": {"label": LABELS[int(counts.argmax())], "accuracy": float(counts.max() / len(truth))},
-            "runs": {run.name: {method: classification(truth, said[run.name], LABELS) for method, said in methods.items()}
-                     for run in runs},
+            "runs": {run.name: {method: classification(truth, said[run.name], LABELS)
+                                for method, said in methods.items()} for run in runs},
             "comparisons": comparisons}

@@ -10,7 +10,7 @@ from anytune.evaluation.pubmedqa import LABELS, Question
 from anytune.evaluation.report import Plot, Report, Section, Table, as_text
 
 _METHODS = {"likelihood": "By likelihood: the answer that the model finds most probable after the prompt.",
-            "generation": "By generation: the first yes, no, maybe or uncertain that it writes; a reply without one is wrong."}
+            "generation": "By generation: the first yes, no, maybe or uncertain in its reply; one without is wrong."}
 
 
 def _percent(share: float) -> str:
@@ -36,8 +36,8 @@ def scores(facts: Mapping[str, Any], method: str) -> Table:
 
 def compared(facts: Mapping[str, Any], method: str) -> Table:
     return Table(["", "difference, points", "only the first right", "only the second right", "p (McNemar, exact)"],
-                 [[f"{c['first']} → {c['second']}", f"{100 * c['difference']:+.1f}", c["only_first"], c["only_second"],
-                   f"{c['p_value']:.3g}"] for c in facts["comparisons"] if c["method"] == method])
+                 [[f"{c['first']} → {c['second']}", f"{100 * c['difference']:+.1f}", c["only_first"],
+                   c["only_second"], f"{c['p_value']:.3g}"] for c in facts["comparisons"] if c["method"] == method])
 
 
 def classes(figures: Mapping[str, Any]) -> Table:
@@ -86,6 +86,9 @@ def report(facts: Mapping[str, Any], questions: Sequence[Question], runs: Sequen
 def items(questions: Sequence[Question], runs: Sequence[Answers]) -> list[dict[str, Any]]:
     """Every question with what each run made of it."""
     return [{"id": question.id, "prompt": question.prompt, "right": LABELS[question.right],
-             "runs": {run.name: {"log_likelihoods": dict(zip(LABELS, run.log_likelihoods[number].tolist(), strict=True)),
-                                 **({} if run.replies is None else {"reply": run.replies[number]})} for run in runs}}
-            for number, question in enumerate(questions)]
+             "runs": {run.name: _said(run, number) for run in runs}} for number, question in enumerate(questions)]
+
+
+def _said(run: Answers, number: int) -> dict[str, Any]:
+    scores = dict(zip(LABELS, run.log_likelihoods[number].tolist(), strict=True))
+    return {"log_likelihoods": scores} | ({} if run.replies is None else {"reply": run.replies[number]})

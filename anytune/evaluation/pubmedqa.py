@@ -34,10 +34,10 @@ class Wording:
 
 _ASK = "Question: {question}\nAnswer (yes, no or maybe): "
 _ABSTRACT = "Abstract: {abstract}\n"
+_QA = "Q: {question}\nA: "
 WORDINGS = {
-    "pubmedqa": Wording({"question-only": _ASK, "reasoning-free": _ABSTRACT + _ASK, "reasoning-required": _ABSTRACT + _ASK},
-                        LABELS),
-    "qa": Wording({"question-only": "Q: {question}\nA: "} | dict.fromkeys(SETTINGS[1:], "{abstract}\nQ: {question}\nA: "),
+    "pubmedqa": Wording({"question-only": _ASK} | dict.fromkeys(SETTINGS[1:], _ABSTRACT + _ASK), LABELS),
+    "qa": Wording({"question-only": _QA} | dict.fromkeys(SETTINGS[1:], "{abstract}\n" + _QA),
                   ("Yes", "No", "Uncertain")),
 }
 
@@ -102,8 +102,8 @@ def read_test(path: str | Path, sources: Sequence[Source]) -> set[str]:
     known, found = {source.id: source.label for source in sources}, _object(path)
     for number, label in found.items():
         if number not in known:
-            raise UserError(f"{path} names the question {number}, which the other file does not have: take both from one "
-                            "release of PubMedQA.")
+            raise UserError(f"{path} names the question {number}, which the other file does not have: take both from "
+                            "one release of PubMedQA.")
         if _label(label, f"{path}, question {number}") != known[number]:
             raise UserError(f"{path} answers question {number} with {label}, and the other file with {known[number]}: "
                             "take both from one release of PubMedQA.")
@@ -175,7 +175,7 @@ def _object(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         if path.stat().st_size > SIZE_LIMIT:
-            raise UserError(f"{path} is larger than {SIZE_LIMIT >> 20} MiB, which no file of PubMedQA's labelled set is.")
+            raise UserError(f"{path} is larger than {SIZE_LIMIT >> 20} MiB, which no file of PubMedQA's labels is.")
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None

@@ -29,8 +29,8 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
 
     The test questions are those of `test`, in their order. Of the others, in an order drawn from the seed, `validation`
     go into validation, from each label its share (fractions by largest remainder), the rest into train. balance:
-    oversample repeats train's rarer labels, a whole round of them in a new order at a time, until all are as frequent as
-    the most frequent; undersample drops what the rarest lacks. Nothing else than train is balanced. Same files and
+    oversample repeats train's rarer labels, a whole round of them in a new order at a time, until all are as frequent
+    as the most frequent; undersample drops what the rarest lacks. Nothing else than train is balanced. Same files and
     arguments, same bytes. Raises UserError.
     """
     import numpy as np
@@ -45,12 +45,14 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
     held = _stratified(rest, validation)
     splits = {"train": _balanced([s for s in rest if s.id not in held], balance, rng),
               "validation": [s for s in rest if s.id in held], "test": [s for s in sources if s.id in chosen]}
-    texts = {name: "".join(_line(source, setting, wording, format) for source in split) for name, split in splits.items()}
+    texts = {name: "".join(_line(source, setting, wording, format) for source in split)
+             for name, split in splits.items()}
     facts = {"recipe": "pubmedqa", "setting": setting, "wording": wording, "validation": validation, "balance": balance,
              "format": format, "seed": seed,
              "sources": {Path(p).name: hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (path, test)},
              "splits": {name: {"questions": len(split), "labels": dict(Counter(s.label for s in split)),
-                               "sha256": hashlib.sha256(texts[name].encode()).hexdigest()} for name, split in splits.items()}}
+                               "sha256": hashlib.sha256(texts[name].encode()).hexdigest()}
+                        for name, split in splits.items()}}
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

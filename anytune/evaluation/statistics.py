@@ -1,4 +1,4 @@
-"""Figures of a classifier's answers: accuracy, precision, recall, F1, confusion, and whether two differ by more than luck."""
+"""Figures of a classifier's answers: accuracy, precision, recall, F1, confusion; and whether two differ by luck."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from anytune.likelihood.choices import wilson
 def classification(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> dict[str, Any]:
     """Figures over all answers. truth: class numbers; predicted: class numbers, -1 for an answer that is none of them.
 
-    accuracy with Wilson's 95 % interval (Wilson 1927); by class precision, recall, F1 and support (how often it is right);
-    macro_f1, their unweighted mean, 0 for a class that is never rightly named; confusion: rows are the truth, columns the
-    answers, the last one for none of the classes. Raises ValueError for no answers or lists of unequal length.
+    accuracy with Wilson's 95 % interval (Wilson 1927); by class precision, recall, F1 and support (how often it is
+    right); macro_f1, the F1s' unweighted mean, 0 for a class that is never rightly named; confusion: rows are the
+    truth, columns the answers, the last one for none of the classes. Raises ValueError for no answers or lists of
+    unequal length.
     """
     true, said = np.asarray(truth, int), np.asarray(predicted, int)
     if true.ndim != 1 or true.shape != said.shape or not true.size:

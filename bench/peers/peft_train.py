@@ -3,8 +3,8 @@
     pip install torch==2.13.0 transformers peft gguf
     python bench/peers/peft_train.py MODEL.gguf DATA.jsonl --output FOLDER --epochs 1 --lr 5e-4 --batch 512 --seed 0
 
-The tokens, the loss mask, which examples make a step, and the learning rate of each step are anytune's for that seed, so
-that only the training itself differs: transformers' model, padded batches, autograd, peft's own start, torch's AdamW.
+The tokens, the loss mask, which examples make a step, and the learning rate of each step are anytune's for that seed,
+so that only the training itself differs: transformers' model, padded batches, autograd, peft's start, torch's AdamW.
 Logits are computed for the last columns only, where the answers are (`logits_to_keep`). Prints one JSON line.
 """
 

@@ -9,7 +9,7 @@ WORDS = {"yes": "on the west", "no": "in the rain", "maybe": "at sea"}  # what a
 
 
 def write(folder: Path, counts: dict[str, int], tested: dict[str, int]) -> tuple[Path, Path]:
-    """Write ori_pqal.json with counts[label] questions a label, and test_ground_truth.json with the first tested[label]."""
+    """Write ori_pqal.json of counts[label] questions a label, and test_ground_truth.json of the first tested[label]."""
     entries, truth = {}, {}
     for label, count in counts.items():
         for number in range(count):

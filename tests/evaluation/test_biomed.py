@@ -1,4 +1,4 @@
-"""evaluate biomed: the tokens are those of training, the scores those of whole sequences, the command's figures true."""
+"""evaluate biomed: tokens are those of training, scores those of whole sequences, the command's figures true."""
 
 import json
 
@@ -18,7 +18,7 @@ from tests.support.require import need
 ANSWERS = [w.answers for w in WORDINGS.values()]
 QUESTIONS = [Question("a", "Question: is the wind in the air? Answer: ", ANSWERS[0], 1),
              Question("b", "Q: the rest\nA: ", ANSWERS[1], 2),
-             Question("c", "Abstract: the rain and the wind were here, on and on and on. ⅔\nQuestion: why? Answer: ", ANSWERS[0], 0)]
+             Question("c", "Abstract: the rain and the wind were on. ⅔\nQuestion: why? Answer: ", ANSWERS[0], 0)]
 
 
 @pytest.fixture(scope="module", params=["llama", "llama-spm"])
@@ -100,8 +100,8 @@ def test_a_real_model_is_sure_where_it_can_be():
 
 
 @pytest.mark.parametrize(("reply", "label"), [
-    ("yes", "yes"), (" No.", "no"), ("**Maybe**, as", "maybe"), ("Uncertain. No", "maybe"), ("The answer is yes, not no", "yes"),
-    ("", None), ("Nobody knows; yesterday", None), ("notable", None)])
+    ("yes", "yes"), (" No.", "no"), ("**Maybe**, as", "maybe"), ("Uncertain. No", "maybe"),
+    ("It is yes, not no", "yes"), ("", None), ("Nobody knows; yesterday", None), ("notable", None)])
 def test_answers_found_in_replies(reply, label):
     assert biomed.answer_in(reply) == (-1 if label is None else LABELS.index(label))
 
@@ -124,13 +124,14 @@ def test_facts_of_runs_by_hand():
 
 
 def test_from_the_official_files_to_a_better_score(cli, tmp_path):
-    """data build, train, evaluate: a tiny model learns questions whose words tell the answer, and the report says so."""
+    """data build, train, evaluate: a tiny model learns questions whose words tell the answer; the report says so."""
     source, test = pubmedqa_files.write(tmp_path, {"yes": 12, "no": 12, "maybe": 12}, {"yes": 4, "no": 4, "maybe": 4})
     path = tiny.write(tmp_path / "m.gguf", "llama")
     cli("data", "build", "pubmedqa", source, "--test", test, "--setting", "question-only", "--val-count", 3, "-o",
         tmp_path / "set", code=0)
-    cli("train", "-m", path, "-f", tmp_path / "set" / "train.jsonl", "--num-epochs", 40, "--learning-rate", "1e-2", "-b", 512,
-        "--device", "numpy", "-t", 1, "--run-dir", tmp_path / "run", "--output-adapter", tmp_path / "mine.gguf", code=0)
+    cli("train", "-m", path, "-f", tmp_path / "set" / "train.jsonl", "--num-epochs", 40, "--learning-rate", "1e-2",
+        "-b", 512, "--device", "numpy", "-t", 1, "--run-dir", tmp_path / "run", "--output-adapter",
+        tmp_path / "mine.gguf", code=0)
     ask = ["evaluate", "biomed", "-m", path, "--lora", tmp_path / "mine.gguf", "--device", "numpy", "-t", 1]
     facts = cli(*ask, "-f", source, "--test", test, "--setting", "question-only", "--json", code=0).json
     assert facts["questions"] == 12
@@ -139,7 +140,8 @@ def test_from_the_official_files_to_a_better_score(cli, tmp_path):
         assert facts["runs"]["base"][method]["accuracy"] < 0.7
     assert {c["method"]: c["p_value"] for c in facts["comparisons"]}["generation"] < 0.05
     # what was built says the same as the official files
-    again = cli(*ask, "-f", tmp_path / "set" / "test.jsonl", "-o", tmp_path / "r.html", "-o", tmp_path / "r.json", code=0)
+    reports = ["-o", tmp_path / "r.html", "-o", tmp_path / "r.json"]
+    again = cli(*ask, "-f", tmp_path / "set" / "test.jsonl", *reports, code=0)
     report = json.loads((tmp_path / "r.json").read_text("utf-8"))
     assert report["runs"] == facts["runs"] and report["answers"] == facts["answers"]
     assert "McNemar" in again.out and "mine, likelihood" in again.out

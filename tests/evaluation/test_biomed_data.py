@@ -27,7 +27,8 @@ def rows(folder, name):
 @pytest.mark.parametrize(("setting", "wording", "prompt"), [
     ("question-only", "pubmedqa", "Question: Is it at sea, 0?\nAnswer (yes, no or maybe): "),
     ("reasoning-free", "pubmedqa", "Abstract: It was at sea.\nQuestion: Is it at sea, 0?\nAnswer (yes, no or maybe): "),
-    ("reasoning-required", "pubmedqa", "Abstract: Wind 0.\nRain.\nQuestion: Is it at sea, 0?\nAnswer (yes, no or maybe): "),
+    ("reasoning-required", "pubmedqa",
+     "Abstract: Wind 0.\nRain.\nQuestion: Is it at sea, 0?\nAnswer (yes, no or maybe): "),
     ("question-only", "qa", "Q: Is it at sea, 0?\nA: "),
     ("reasoning-free", "qa", "It was at sea.\nQ: Is it at sea, 0?\nA: "),
 ])
@@ -45,7 +46,8 @@ def test_the_test_set_is_the_official_one(files):
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.tuples(*[st.integers(1, 12)] * 3), st.integers(0, 12), st.integers(0, 2**32), st.sampled_from(recipe.BALANCES))
+@given(st.tuples(*[st.integers(1, 12)] * 3), st.integers(0, 12), st.integers(0, 2**32),
+       st.sampled_from(recipe.BALANCES))
 def test_splits(tmp_path, sizes, validation, seed, balance):
     counts = dict(zip(LABELS, (n + 2 for n in sizes), strict=True))
     source, test = pubmedqa_files.write(tmp_path, counts, dict.fromkeys(LABELS, 2))
@@ -93,7 +95,8 @@ def test_what_was_built_reads_as_the_files_do(files, tmp_path, format, setting):
 
 def test_rows_with_question_and_label(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"question": "Is it?", "label": "Uncertain", "rationale_src": "It was.", "text": "x"}) + "\n")
+    row = {"question": "Is it?", "label": "Uncertain", "rationale_src": "It was.", "text": "x"}
+    path.write_text(json.dumps(row) + "\n")
     (found,) = read_questions(path)
     assert (found.prompt, found.answers[found.right]) == ("Q: Is it?\nA: ", "Uncertain")
     (found,) = read_questions(path, setting="reasoning-free", wording="pubmedqa")
@@ -127,8 +130,8 @@ def test_files_that_are_refused(tmp_path, name, text, words):
         read_questions(tmp_path / name)
 
 
-@pytest.mark.parametrize(("truth", "words"), [({"none": "yes"}, "names the question none"), ({"yes0": "no"}, "answers question yes0"),
-                                              ({"yes0": 3}, "label 3")])
+@pytest.mark.parametrize(("truth", "words"), [
+    ({"none": "yes"}, "names the question none"), ({"yes0": "no"}, "answers question yes0"), ({"yes0": 3}, "label 3")])
 def test_a_test_set_of_another_release(files, truth, words):
     files[1].write_text(json.dumps(truth))
     with pytest.raises(UserError, match=words):
@@ -139,7 +142,7 @@ def test_commands_say_what_is_wrong(cli, files, tmp_path):
     source, test = files
     (tmp_path / "taken").write_text("")
     build = ["data", "build", "pubmedqa", source]
-    for args, words in ((["--test", test, "-o", tmp_path / "s", "--val-count", 38], "--val-count 38 must be below the 38"),
+    for args, words in ((["--test", test, "-o", tmp_path / "s", "--val-count", 38], "38 must be below the 38"),
                         (["--test", test, "-o", tmp_path / "taken", "--val-count", 3], "taken cannot be written"),
                         (["--test", tmp_path / "none.json", "-o", tmp_path / "s"], "There is no test file")):
         got = cli(*build, *args, code=2)
