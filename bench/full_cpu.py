@@ -4,8 +4,8 @@
 
 Half of the tokens with loss, one micro-batch a step, the optimizer included. anytune's parameters and gradients are
 float32 on every engine; cpu-bf16 and "cpu-torch, bf16" take products in bf16. The peer is transformers on the same
-GGUF's weights with torch.optim.AdamW, all in float32 or all in bf16 (parameters, gradients and moments too). Figures are
-medians over rounds; on a machine that others use as well, tokens per second of CPU time say more than tokens per second.
+GGUF's weights with torch.optim.AdamW, all in float32 or all in bf16 (parameters, gradients and moments too). Figures
+are medians over rounds; on a busy machine tokens per second of CPU time say more than tokens per second.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ SHARED = [model, "--shape", args.shape, "--threads", str(args.threads), "--warmu
 
 def measure(optimizer: str) -> dict:
     """All engines with one optimizer, in turns; with adamw the peers, too."""
-    children = [common.Child(name, ["bench/full_steps.py", *SHARED, "--device", device, "--dtype", dtype, "--optimizer", optimizer],
-                             common.environment(args.threads, **QUIET)) for name, (device, dtype) in ENGINES.items()]
+    children = [common.Child(name, ["bench/full_steps.py", *SHARED, "--device", device, "--dtype", dtype,
+                                    "--optimizer", optimizer], common.environment(args.threads, **QUIET))
+                for name, (device, dtype) in ENGINES.items()]
     if optimizer == "adamw":
         children += [common.Child(name, ["bench/peers/peft_cpu.py", *SHARED, "--full", "--dtype", dtype],
                                   common.environment(args.threads, **QUIET)) for name, dtype in PEERS.items()]
