@@ -57,9 +57,9 @@ def _devices() -> list[dict[str, Any]]:
         rows += [{"device": device, "name": name, "cores": None, "memory_bytes": size} for device, name, size in available()]
     from anytune.engine.webgpu.sight import in_sight
     if in_sight():
-        from anytune.engine.webgpu.device import available as webgpus
-        rows += [{"device": device, "name": name, "cores": None, "memory_bytes": None} for device, name, software in webgpus()
-                 if not software]
+        from anytune.engine.webgpu.device import available as webgpus, features
+        rows += [{"device": device, "name": name, "cores": None, "memory_bytes": None, "features": features(device)}
+                 for device, name, software in webgpus() if not software]
     return rows
 
 
@@ -129,9 +129,10 @@ def _engine(name: str, threads: int | None) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         engine = engine_for(name, threads)
+        # the rate first: some engines choose their kernels by it
+        gflops = round(race.rate(engine) if name in ("numpy", "cpu-bf16") else engine.flops_per_second() / 1e9, 1)
         rows = [{"operation": a.operation, "error": a.error if math.isfinite(a.error) else None, "ok": a.ok}
                 for a in known_answers(engine)]
-        gflops = round(race.rate(engine) if name in ("numpy", "cpu-bf16") else engine.flops_per_second() / 1e9, 1)
     except Exception as error:  # a device that fails is a finding, not the end of the examination
         return {"engine": name, "ok": False, "problem": f"{type(error).__name__}: {error}", "operations": []}
     return {"engine": name, "ok": bool(rows) and all(row["ok"] for row in rows), "operations": rows,
@@ -146,7 +147,8 @@ def report(facts: dict[str, Any]) -> str:
     lines = [f"anytune {facts['anytune']}, Python {facts['python']}, {facts['system']}"]
     for d in facts["devices"]:
         lines.append(f"device   {d['device']}: {d['name']}" + (f", {d['cores']} cores" if d["cores"] else "")
-                     + (f", {bytes_text(d['memory_bytes'])}" if d["memory_bytes"] else ""))
+                     + (f", {bytes_text(d['memory_bytes'])}" if d["memory_bytes"] else "")
+                     + (f"; has {', '.join(d['features'])}" if d.get("features") else ""))
     for p in facts["packages"]:
         if p["version"]:
             lines.append(f"package  {p['name']} {p['version']}")
@@ -168,7 +170,8 @@ def report(facts: dict[str, Any]) -> str:
             f"engine   {e['engine']}: {len(e['operations']) - len(bad)} of {len(e['operations'])} operations "
             "give "
             f"known answers (relative error up to {worst:.0e}, {e['seconds']} s)" +
-            (", compiled kernels" if e["compiled"] else "") + (f", {e['gflops']:,.0f} GFLOP/s" if e.get("gflops") else ""))
+            (", compiled kernels" if e.get("compiled") else "") + (f", {e['variants']}" if e.get("variants") else "") +
+            (f", {e['gflops']:,.0f} GFLOP/s" if e.get("gflops") else ""))
         lines += [
             f"         WRONG: {row['operation']}, " +
             ("not numbers" if row["error"] is None else f"relative error {row['error']:.1e}") for row in bad

@@ -15,7 +15,8 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
                tf32: bool = False, max_binding: int | None = None):
     """The engine of a device name, with a number for one of several GPUs (cuda:1).
 
-    threads: of CPU engines, None: as many as a short probe finds to pay. dtype, tf32: of torch's devices.
+    threads: of CPU engines, None: as many as a short probe finds to pay. dtype, tf32: of torch's devices; webgpu takes
+    the dtypes f32 and fp16.
     max_binding: bytes of memory that a kernel of webgpu sees at once at most, None: what the device allows.
     Raises UserError for an unknown name, or one that cannot be had here.
     """
@@ -34,12 +35,15 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
         where = open_device(device, dtype)
         from .torch.engine import TorchEngine
         return TorchEngine(where, tf32)
+    if kind == "webgpu":
+        if tf32 or dtype not in ("auto", "f32", "fp16"):
+            raise UserError(f"{'--tf32' if tf32 else f'--dtype {dtype}'} means nothing to {device}: it computes in f32, "
+                            "and with --dtype fp16 it may round what goes into products")
+        from .webgpu.engine import open_engine
+        return open_engine(device, max_binding, dtype == "fp16")
     if dtype != "auto" or tf32:
         raise UserError(f"--dtype and --tf32 are for PyTorch's GPUs (cuda, rocm, xpu, mps): {device} has one number format "
                         "of its own")
-    if kind == "webgpu":
-        from .webgpu.engine import open_engine
-        return open_engine(device, max_binding)
     from .probe import best_threads
     threads = threads or best_threads()[0]
     if kind == "cpu-bf16":

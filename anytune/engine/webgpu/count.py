@@ -95,9 +95,10 @@ class WebGpuCount(Composed):
     def trained(self, values, gradient):
         device, size = self.engine.device, 4 * values.shape[0] * values.shape[1]
         if size > device.max_buffer:
-            raise UserError(f"{' and '.join(self._names.get(values.shape, []))} would take {size >> 20} MiB as float32, and "
-                            f"{device.name} allows {device.max_buffer >> 20} MiB for one tensor: give --train-modules without "
-                            "it (embed is the largest)")
+            names = " and ".join(self._names.get(values.shape, []))
+            raise UserError(f"{names} would take {size >> 20} MiB as float32, and {device.name} allows "
+                            f"{device.max_buffer >> 20} MiB for one tensor: leave it out of --train-modules (embed is "
+                            "the largest)")
         self._trained.append(values.shape)
         return _Matrix(values.shape, gradient)
 
@@ -168,6 +169,10 @@ class WebGpuCount(Composed):
         slices = self.engine.plan_product(forward, m, n, k)[1]
         return self.array(slices * m, n, slices * m) if slices > 1 else None
 
+    def _scales(self, m: int) -> Shape | None:
+        """Of a product's rows, where they go through float16."""
+        return self.flat(max(m, self.capacity)) if self.engine.half else None
+
     def linear(self, x, group):
         y = self.array(x.shape[0], group.width)
         self._forward(x, group)
@@ -177,7 +182,7 @@ class WebGpuCount(Composed):
         tokens = x.shape[0]
         source = self.array(*x.shape) if group.dropout and group.rank else None
         low = self.array(tokens, group.rank) if group.rank else None
-        slices = self._slices(True, tokens, group.width, group.in_features)
+        slices = self._scales(tokens), self._slices(True, tokens, group.width, group.in_features)
         self.flops += 2.0 * tokens * (group.width * group.in_features + group.rank * (group.in_features + group.width))
         del source, low, slices
 
@@ -192,11 +197,12 @@ class WebGpuCount(Composed):
         low = [self.array(tokens, group.rank) for _ in range(2)] if group.rank else None
         self.flops += 4.0 * tokens * group.rank * (group.width + group.in_features)
         if need_dx:
-            slices = self._slices(False, tokens, group.in_features, group.width)
+            slices = self._scales(tokens), self._slices(False, tokens, group.in_features, group.width)
             through = self.array(tokens, group.in_features) if source is not None else None
             self.flops += 2.0 * tokens * (group.width + group.rank) * group.in_features
             del slices, through
-        self.flops += 2.0 * tokens * group.in_features * sum(w.out_features for w in group.weights if w.gradient is not None)
+        trained = sum(w.out_features for w in group.weights if w.gradient is not None)
+        self.flops += 2.0 * tokens * group.in_features * trained
         del source, low
 
     def attention(self, q, k, v, heads: Heads):

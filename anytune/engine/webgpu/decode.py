@@ -12,11 +12,17 @@ import numpy as np
 from anytune.engine.base import Heads
 from anytune.errors import UserError
 
-from .arrays import Array, Pool, cuts, lines, row_cuts
+from .arrays import LINE, Array, Pool, cuts, lines, row_cuts
+from .device import ALIGN
 from .groups import Group
 from .kernels import decode as _kernels
-from .kernels import gemm as _gemm
+from .kernels import gemv as _gemv
 from .linear import forward, linear, low_product
+from .variants import GEMV
+
+LANES = _kernels.LANES
+RUN = 4 * LANES    # keys that a workgroup takes, at least
+RUNS = 32          # workgroups for a head and token, at most
 
 
 @dataclass
@@ -37,13 +43,18 @@ class Cache:
     def slot_cuts(self, limit: int):
         """(first slot, last, binding) of runs of slots that fit a binding."""
         size = self.context * self.width
-        for low, high in cuts(self.slots, max(1, limit // (4 * size))):
+        for low, high in cuts(self.slots, max(1, (limit - unaligned(size)) // (4 * size))):
             yield low, high, self.array.span(low * size, high * size)
+
+
+def unaligned(size: int) -> int:
+    """Bytes by which a binding of slots of `size` elements may have to begin too early."""
+    return ALIGN if size % LINE else 0
 
 
 def cache(e, slots: int, context: int, width: int) -> Cache:
     size = 4 * context * width
-    if size > e.device.max_binding:
+    if size + unaligned(context * width) > e.device.max_binding:
         raise UserError(f"keys of {context} tokens take {size >> 20} MiB, and the device {e.device.name} reads at most "
                         f"{e.device.max_binding >> 20} MiB at once: give a smaller -c")
     return Cache(e.zeros(slots * context * width), slots, context, width)
@@ -60,20 +71,40 @@ def store(e, cache: Cache, where: Places, rows: Array) -> None:
     for low, high, held in cache.slot_cuts(e.device.max_binding):
         for a, b in row_cuts(e.device.max_binding, rows):
             e.commands.run(_kernels.store(), [rows.bind(a, b), slot, position, held],
-                           (cache.width, rows.stride, cache.context, slot.shift + a, position.shift + a, low, high),
+                           (cache.width, rows.stride, cache.context, slot.shift + a, position.shift + a, low, high,
+                            held.shift),
                            e.grid(cache.width, b - a))
+
+
+def runs(e, heads: Heads, rows: int, context: int) -> tuple[int, int]:
+    """(runs that a new token's keys are cut into, keys of each). Few rows alone would leave most of a device idle; the
+    number is the context's, not the position's, so that a recorded token stays as it is."""
+    reach = min(context, heads.window or context)
+    room = (e.device.max_binding - ALIGN) // (4 * heads.queries * (heads.size + 2))
+    count = min(-(-reach // RUN), RUNS, room) if rows <= e.few else 1
+    if count < 2:
+        return 1, context
+    span = -(-reach // (count * LANES)) * LANES
+    return -(-reach // span), span
 
 
 def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: Heads) -> Array:
     out = e.array(q.rows, q.columns)
     slot, position = where.slot.bind(), where.position.bind()
-    for (low, high, k), (_, _, v) in zip(keys.slot_cuts(e.device.max_binding), values.slot_cuts(e.device.max_binding)):
-        for a, b in row_cuts(e.device.max_binding, q, out):
-            e.commands.run(_kernels.attend(heads.size), [q.bind(a, b), k, v, slot, position, out.bind(a, b)],
-                           (heads.size, heads.group, heads.window, heads.scale, q.stride, out.stride, keys.width,
-                            keys.context,
-                            slot.shift + a, position.shift + a, low, high),
-                           (heads.queries, b - a), 4.0 * (b - a) * keys.context * q.columns)
+    count, span = runs(e, heads, q.rows, keys.context)
+    parts = e.array(q.rows, heads.queries * count * (heads.size + 2)) if count > 1 else out
+    limit = e.device.max_binding
+    for a, b in row_cuts(limit, q, out, parts):
+        for (low, high, k), (_, _, v) in zip(keys.slot_cuts(limit), values.slot_cuts(limit)):
+            e.commands.run(_kernels.attend(heads.size, count > 1),
+                           [q.bind(a, b), k, v, slot, position, parts.bind(a, b)],
+                           (heads.size, heads.group, heads.window, heads.scale, q.stride, parts.stride, keys.width,
+                            keys.context, slot.shift + a, position.shift + a, low, high, k.shift, span,
+                            *([count] if count > 1 else [])),
+                           (heads.queries, b - a, count), 4.0 * (b - a) * keys.context * q.columns)
+        if count > 1:
+            e.commands.run(_kernels.combine(), [parts.bind(a, b), out.bind(a, b)],
+                           (heads.size, count, parts.stride, out.stride), (heads.queries, b - a))
     return out
 
 
@@ -119,7 +150,8 @@ def _vectors(e, x: Array, group: Group, y: Array) -> None:
                     arrays.append(bias)
                     numbers.append(part.low + a)
                 pairs = -(-(b - a) // 2)
-                e.commands.run(_gemm.gemv(part.block, rows, low is not None, bias is not None), arrays, tuple(numbers),
+                kernel = _gemv.gemv(part.block, rows, low is not None, bias is not None, GEMV in e.tuning.variants)
+                e.commands.run(kernel, arrays, tuple(numbers),
                                (min(32768, pairs), -(-pairs // 32768)), 2.0 * x.rows * (b - a) * group.in_features)
 
 

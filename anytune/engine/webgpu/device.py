@@ -13,7 +13,8 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.memory import parse_bytes
 
-from .kernel import Kernel
+from .kernel import F16, SUBGROUPS, Kernel
+from .variants import features_wanted
 
 ALIGN = 256            # bytes: where a binding may begin, on every device
 WORDS = 64             # uint32 of parameters a dispatch: one aligned slot
@@ -22,6 +23,8 @@ PIECE = 32 << 20       # bytes that are written before what they were staged in 
 CACHED_GROUPS = 1 << 16
 
 
+# what anytune can say of a device beyond WebGPU's defaults: wgpu's name for it
+FEATURES = {SUBGROUPS: "subgroup", F16: "shader-f16", "cooperative matrices": "cooperative-matrix"}
 ADVICE = {
     "memory": "the device has no memory left ({}): give --memory a little less than what is free, or lower -ub, -c or "
               "--lora-rank",
@@ -101,6 +104,12 @@ def available() -> list[tuple[str, str, bool]]:
              a.info["adapter_type"] == "CPU") for i, a in enumerate(found)]
 
 
+def features(name: str) -> list[str]:
+    """What the device of a name as available() gives it has beyond WebGPU's defaults."""
+    adapter = adapters()[int(name.partition(":")[2] or 0)]
+    return [feature for feature, own in FEATURES.items() if own in adapter.features]
+
+
 def open_device(number: int | None = None, max_binding: int | None = None, trusted: bool | None = None) -> "Device":
     """The adapter of a number (as `anytune doctor` lists them); None: the first. Raises UserError."""
     found = adapters()
@@ -157,9 +166,11 @@ class Device:
         self.wgpu, self.adapter, self.info = wgpu, adapter, dict(adapter.info)
         limits = adapter.limits
         asked = {name: limits[name] for name in ("max-buffer-size", "max-storage-buffer-binding-size")}
+        self.features = frozenset(f for f in features_wanted() if FEATURES[f] in adapter.features)
         with failures():
             try:
-                self.raw = adapter.request_device_sync(required_limits=asked)
+                self.raw = adapter.request_device_sync(required_limits=asked,
+                                                       required_features=[FEATURES[f] for f in sorted(self.features)])
             except RuntimeError as error:
                 raise UserError(f"the device {self.name} cannot be opened: {error}") from None
         self.queue = self.raw.queue
@@ -239,7 +250,8 @@ class Device:
                     self._staged = 0
 
     def read(self, raw, at: int, size: int) -> np.ndarray:
-        """uint8 [size] of a raw buffer, once the device is done. size: a multiple of four. What it is read through is small."""
+        """uint8 [size] of a raw buffer, once the device is done, through little staging memory. size: a multiple of
+        four."""
         out = np.empty(size, np.uint8)
         with failures():
             for low in range(0, size, PIECE):

@@ -23,6 +23,7 @@ from .commands import Commands
 from .device import Device, open_device
 from .failures import explain
 from .groups import Group
+from .kernel import F16
 from .kernels import lookup as _lookup
 from .kernels import rows as _rows
 from .mail import Mail
@@ -30,6 +31,7 @@ from .optimizers import Codes, Optimizers
 from .sizes import Sizes
 from .trained import Trained
 from .tune import Tuning
+from .variants import VARIABLE
 from .weights import Part, Slot, Streamer, Weight
 
 FORGET = 64 << 20   # bytes of pooled buffers of passing sizes
@@ -39,11 +41,16 @@ class WebGpuEngine(Composed):
     """base.py says what the operations mean. float32 on a device that wgpu opened."""
 
     name = "webgpu"
-    tolerance, few, room = 1e-4, 8, 0
+    few, room = 8, 0
     team = None
 
-    def __init__(self, device: Device):
-        self.device, self.commands = device, Commands(device)
+    def __init__(self, device: Device, half: bool = False):
+        """half: products' operands may be rounded to float16. Raises UserError where the device has none."""
+        if half and F16 not in device.features:
+            raise UserError(f"--dtype fp16: the device {device.name} computes no float16, or {VARIABLE} forbids it: leave "
+                            "--dtype out")
+        self.device, self.commands, self.half = device, Commands(device), half
+        self.tolerance = 2e-3 if half else 1e-4
         self.training, self.sizes = False, Sizes()
         self.pool, self.capacity = Pool(device), 0   # of passing arrays, and the rows that each of them can hold
         self.bounds = self.key = None                # of the stream under way: see begin()
@@ -168,7 +175,8 @@ class WebGpuEngine(Composed):
     def trained(self, values: Array, gradient: Array) -> Trained:
         return Trained(self, values, gradient)
 
-    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None) -> Group:
+    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0,
+              bias_gradients=None) -> Group:
         return Group(self, weights, biases, slots, dropout, number, bias_gradients)
 
     def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
@@ -208,8 +216,10 @@ class WebGpuEngine(Composed):
         return explain(self, error, estimate)
 
     def identity(self) -> dict:
+        variants = sorted(self.tuning.variants)
         return {"engine": self.name, "device": self.device.name, "driver": str(self.device.info.get("description", "")),
-                "tiles": self.tuning.name}
+                "tiles": self.tuning.name, **({"dtype": "float16"} if self.half else {}),
+                **({"variants": ", ".join(variants)} if variants else {})}
 
     def plan_product(self, forward: bool, m: int, n: int, k: int):
         """(tile, slices of the sum, the sum's length in a slice)."""
@@ -345,7 +355,8 @@ class WebGpuEngine(Composed):
                 where = positions.bind()
                 arrays = [dx.bind(a, b), *([x.bind(a, b), *gains] if normed else []), *table, where]
                 self.commands.run(_rows.rotate_backward(normed, halves), arrays,
-                                  (heads.size, table[0].columns if turns else 0, dx.stride, x.stride, eps, queries, where.shift + a),
+                                  (heads.size, table[0].columns if turns else 0, dx.stride, x.stride, eps, queries,
+                                   where.shift + a),
                                   (count, b - a), 16.0 * (b - a) * x.columns)
         return dq, dk
 
@@ -398,9 +409,10 @@ def _heads(one: tuple[Array, Array], two: tuple[Array, Array], heads: Heads):
         yield k, other_k, heads.keys, 0
 
 
-def open_engine(name: str, max_binding: int | None = None) -> WebGpuEngine:
-    """The engine of a device's name: webgpu, webgpu:1. max_binding: as Device's. Raises UserError."""
+def open_engine(name: str, max_binding: int | None = None, half: bool = False) -> WebGpuEngine:
+    """The engine of a device's name: webgpu, webgpu:1. max_binding: as Device's; half: as WebGpuEngine's. Raises
+    UserError."""
     number = name.partition(":")[2]
     if number and not number.isdigit():
         raise UserError(f"no device is called {name!r}: give --device webgpu, or a number as in webgpu:1")
-    return WebGpuEngine(open_device(int(number) if number else None, max_binding))
+    return WebGpuEngine(open_device(int(number) if number else None, max_binding), half)

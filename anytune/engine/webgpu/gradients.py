@@ -13,7 +13,7 @@ def matrix_gradient(e, dy: Array, x: Array, weight: Trained) -> None:
     most, n = e.most_columns(x.rows, x.columns), x.columns
     for low, high, held in rows_of(e, weight.gradient, most):
         for a, b in row_cuts(e.device.max_binding, dy, x):
-            tile = e.plan_product(False, b - a, n, high - low)[0]
+            tile = e.plan_product(False, b - a, n, high - low)[0].plain
             e.commands.run(_kernels.outer(tile), [dy.bind(a, b), x.bind(a, b), held],
                            (b - a, high - low, n, dy.stride, low, x.stride, held.shift),
                            (-(-n // tile.n), -(-(high - low) // tile.m)), 2.0 * (b - a) * (high - low) * n)
@@ -57,7 +57,8 @@ def embed_backward(e, dx: Array, ids: Array, scale: float, into: Array) -> None:
     link = e.flat(dx.rows, max(dx.rows, e.capacity))
     for a, b in row_cuts(e.device.max_binding, dx):
         held, chain = ids.bind(), link[:b - a]
-        e.commands.run(_kernels.links(), [held, chain], (b - a, held.shift + a), (-(-(b - a) // 256),), 1.0 * (b - a) ** 2)
+        e.commands.run(_kernels.links(), [held, chain], (b - a, held.shift + a), (-(-(b - a) // 256),),
+                       1.0 * (b - a) ** 2)
         for low, high, rows in rows_of(e, into):
             e.commands.run(_kernels.scatter(), [dx.bind(a, b), held, chain, rows],
                            (b - a, dx.columns, dx.stride, held.shift + a, low, high, rows.shift, scale),

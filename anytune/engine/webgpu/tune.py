@@ -1,8 +1,9 @@
-"""Which tile a product takes, and into how many slices its sum is cut: defaults, or what a short race on the device
-found.
+"""Which tile a product takes, into how many slices its sum is cut, and which variants are used: defaults, or what a
+short race on the device found.
 
-Variants are compared on products like a model's, with few and with many tokens, in both directions; one counts only if
-it gives the default's result. What won is kept in a file for each device and version of the kernels. Software devices
+Tiles are compared on products like a model's, with few and with many tokens, in both directions; one counts only if it
+gives the default's result. Variants (see variants.py) give their known answers at every start, and race the kernels
+that they would replace once. What won is kept in a file for each device, driver and version of the kernels. Software devices
 are not raced: there the default is as good as any.
 """
 
@@ -12,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,11 @@ from anytune.files import atomic_write
 from .arrays import Array
 from .commands import SHARE
 from .kernels import gemm as _gemm
+from .kernels import gemv as _gemv
+from .kernels import optimizer as _optimizer
+from .kernels import rows as _rows
 from .kernels.gemm import Tile
+from .variants import GEMV, ROWS, TILES as F16_TILES, sound
 from .weights import Part
 
 WIDTH, OUT = 2048, 2048
@@ -32,6 +37,8 @@ TILES = (Tile(), Tile(ahead=True), Tile(64, 32, 32, 4, 4), Tile(32, 64, 16, 4, 4
          Tile(64, 64, 16, 8, 4), Tile(128, 64, 16, 8, 4, True), Tile(128, 128, 16, 8, 8),
          Tile(128, 128, 16, 8, 8, True))
 WORKGROUPS = (0, 128, 256, 512, 1024)   # that a product should have; fewer are made up for by slices
+FASTER = 0.97                 # of the time that is to beat: less may be chance
+ROUNDED = 2e-3                # what float16 operands may change
 SHORTEST = 64                 # of the sum in a slice, at least
 PART = 64 << 20               # bytes of slices, at most
 
@@ -42,17 +49,20 @@ class Tuning:
     def __init__(self, engine):
         self.engine = engine
         self.choices: dict[tuple[bool, bool], tuple[Tile, int]] = {}
+        self.variants: frozenset[str] = frozenset()      # in use
+        self.default = Tile()
         self._asked, self.rate = False, 0.0
 
     @property
     def name(self) -> str:
         """The choices in a few characters: they decide how sums are rounded."""
         text = repr(sorted((key, tile.name, groups) for key, (tile, groups) in self.choices.items()))
-        return hashlib.sha256(text.encode()).hexdigest()[:8] if self.choices else "default"
+        text += repr(sorted(self.variants)) * bool(self.variants)
+        return hashlib.sha256(text.encode()).hexdigest()[:8] if self.choices or self.variants else "default"
 
     def plan(self, forward: bool, m: int, n: int, k: int) -> tuple[Tile, int, int]:
         """(tile, slices of the sum, length of a slice) of out [m, n] with sums over k."""
-        tile, wanted = self.choices.get((forward, m >= MANY), (Tile(), 0))
+        tile, wanted = self.choices.get((forward, m >= MANY), (self.default, 0))
         return self.slices(tile, wanted, m, n, k)
 
     def slices(self, tile: Tile, wanted: int, m: int, n: int, k: int) -> tuple[Tile, int, int]:
@@ -71,40 +81,68 @@ class Tuning:
         if self._asked:
             return
         self._asked = True
+        may, must = sound(self.engine)
+        self._use(may)
         if not self.engine.device.software:
-            self._choose()
+            self._choose(may, must)
         self.rate = self._rate()
         self.engine.commands.rate = SHARE * self.rate
 
-    def _choose(self) -> None:
-        path = self._path()
+    def _use(self, variants: set[str]) -> None:
+        self.variants = frozenset(variants)
+        self.default = Tile(half=F16_TILES in variants)
+        self.engine.commands.subgroups = ROWS in variants
+        self.engine.canary.known = None     # its sum may round in another way now
+
+    def _choose(self, may: set[str], must: set[str]) -> None:
+        path = self._path(may, must)
         try:
-            rows = json.loads(path.read_text("utf-8"))["choices"]
-            self.choices = {(r["forward"], r["many"]): (Tile(*r["tile"]), r["workgroups"]) for r in rows}
+            kept = json.loads(path.read_text("utf-8"))
+            choices = {(r["forward"], r["many"]): (Tile(*r["tile"]), r["workgroups"]) for r in kept["choices"]}
+            if not {tile.plain for tile, _ in choices.values()} <= set(TILES):
+                raise ValueError("tiles that nobody raced")
+            self.choices = choices
+            self._use(may & ({row["variant"] for row in kept["variants"] if row["wins"]} | must | {F16_TILES}))
             return
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass    # not there, or another version's: race
-        rows = self.race()
+        variants = self.race_variants(may, must)
+        rows = self.race(must)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
-                file.write(json.dumps({"device": self.engine.device.name, "choices": rows}, indent=1).encode())
+                file.write(json.dumps({"device": self.engine.device.name, "choices": rows, "variants": variants},
+                                      indent=1).encode())
         except OSError:
             pass    # a memory that cannot be kept is no reason to stop
 
-    def _path(self) -> Path:
+    def _path(self, may: set[str], must: set[str]) -> Path:
         info = self.engine.device.info
         kernels = "".join(_gemm.gemm("Q8_0", way, tile).text() for way in (True, False) for tile in TILES)
+        kernels += "".join(kernel.text() for group in _Race.kernels().values() for kernel in group)
         text = repr(sorted((k, str(v)) for k, v in info.items())) + repr((WORKGROUPS, TOKENS)) + kernels
+        text += repr((sorted(may), sorted(must)))     # what is forced or forbidden has a file of its own
         folder = os.environ.get("ANYTUNE_CACHE") or Path.home() / ".cache" / "anytune"
         return Path(folder) / "webgpu" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
-    def race(self) -> list[dict]:
-        """Time every variant -> the winners, JSON-able; they are the choices from now on."""
+    def race_variants(self, may: set[str], must: set[str]) -> list[dict]:
+        """Time variants and what they would replace, JSON-able; those that win, and those that must, are in use."""
         race, rows = _Race(self.engine), []
+        self._use(may - {ROWS, GEMV})
+        for variant in sorted(may & {ROWS, GEMV} - must):
+            usual, other = (race.variant(variant, number) for number in (0, 1))
+            rows.append({"variant": variant, "wins": other < FASTER * usual,
+                         "microseconds": [round(1e6 * usual, 1), round(1e6 * other, 1)]})
+        self._use(may & ({row["variant"] for row in rows if row["wins"]} | must | {F16_TILES}))
+        return rows
+
+    def race(self, must: set[str] = frozenset()) -> list[dict]:
+        """Time every tile -> the winners, JSON-able; they are the choices from now on."""
+        race, rows, half = _Race(self.engine), [], self.default.half
+        tiles = [*(() if F16_TILES in must else TILES), *((replace(t, half=True) for t in TILES) if half else ())]
         for forward in (True, False):
             for tokens in TOKENS:
-                best = race.best(forward, tokens)
+                best = race.best(forward, tokens, tiles)
                 tile, groups, seconds = best
                 self.choices[forward, tokens >= MANY] = tile, groups
                 rows.append({"forward": forward, "many": tokens >= MANY, "workgroups": groups,
@@ -120,12 +158,12 @@ class Tuning:
         """FLOP/s of one product of many tokens."""
         software = self.engine.device.software
         tokens, width = (64, 256) if software else (TOKENS[1], WIDTH)
-        tile, _ = self.choices.get((True, True), (Tile(), 0))
+        tile, _ = self.choices.get((True, True), (self.default, 0))
         return 2.0 * tokens * width * width / _Race(self.engine, width).seconds(True, tokens, tile, 0)
 
 
 class _Race:
-    """Products of random Q8_0 blocks and their times."""
+    """Products of random Q8_0 blocks, and what variants replace, and their times."""
 
     def __init__(self, engine, width: int = 0):
         random = np.random.default_rng(0)
@@ -154,6 +192,9 @@ class _Race:
                 y: Array | None = None) -> float:
         x = x or self._array(self.x, tokens)
         y = y or self._array(self.x, tokens)
+        return self._time(lambda: self._run(forward, tile, groups, x, y))
+
+    def _time(self, action) -> float:
         commands, device = self.e.commands, self.e.device
         times, rounds = [], 1 if device.software else 8
         for _ in range(2 if device.software else 4):
@@ -161,29 +202,56 @@ class _Race:
             device.wait()
             begun = time.perf_counter()
             for _ in range(rounds):
-                self._run(forward, tile, groups, x, y)
+                action()
             commands.flush()
             device.wait()
             times.append((time.perf_counter() - begun) / rounds)
         return min(times)
 
-    def best(self, forward: bool, tokens: int) -> tuple[Tile, int, float]:
-        e, best, wanted = self.e, None, None
+    @staticmethod
+    def kernels() -> dict[str, tuple]:
+        """For each variant two kernels that it would replace, and two with which."""
+        rows = (_rows.rms_norm(False), _optimizer.loss_rows(False))
+        return {ROWS: (*rows, *(kernel.by_subgroups for kernel in rows)),
+                GEMV: tuple(_gemv.gemv("Q8_0", few, subgroups=way) for way in (False, True) for few in (1, 8))}
+
+    def variant(self, name: str, way: int) -> float:
+        """Seconds of the usual kernels (way 0), or of the variant's (1)."""
+        e, width, tokens = self.e, self.width, max(TOKENS)
+        first, second = self.kernels()[name][2 * way:2 * way + 2]
         x, y = self._array(self.x, tokens), self._array(self.x, tokens)
-        for tile in TILES:
+        if name == ROWS:
+            gain, targets, losses = e.vector(self.x[:width]), e.integers(np.zeros(tokens, np.int32)), e.zeros(tokens)
+            wide = tokens // 16
+            jobs = [(first, [x, gain, y], (width, width, width, 1e-5), (tokens,)),
+                    (second, [y, targets, losses], (16 * width, 16 * width, 0, 0), (wide,))]
+        else:
+            jobs = [(kernel, [x, self.raw, y], (0, width // 32 * 34, few, width, width, width // 4, width, 0),
+                     (width // 2,)) for kernel, few in ((first, 1), (second, 8))]
+
+        def action():
+            for job in jobs:
+                e.commands.run(*job)
+        action()        # compiled
+        return self._time(action)
+
+    def best(self, forward: bool, tokens: int, tiles: list[Tile]) -> tuple[Tile, int, float]:
+        e, best = self.e, None
+        x, y = self._array(self.x, tokens), self._array(self.x, tokens)
+        self._run(forward, Tile(), 0, x, y)
+        wanted = e.host(y)      # the default's, which the known answers prove
+        for tile in tiles:
             if tile.m > 2 * tokens or tile.bytes > 16384 or tile.threads > 256:
                 continue
             for groups in WORKGROUPS:
                 if groups and e.tuning.slices(tile, groups, tokens, self.width, self.width)[1] == 1:
                     continue
                 self._run(forward, tile, groups, x, y)
-                got = e.host(y)
-                # the first is the default, which the known answers prove
-                wanted = got if wanted is None else wanted
-                if not np.max(np.abs(got - wanted)) <= 1e-4 * np.max(np.abs(wanted)):
+                limit = ROUNDED if tile.half else 1e-4
+                if not np.max(np.abs(e.host(y) - wanted)) <= limit * np.max(np.abs(wanted)):
                     continue
                 seconds = self.seconds(forward, tokens, tile, groups, x, y)
-                if best is None or seconds < 0.97 * best[2]:
+                if best is None or seconds < FASTER * best[2]:
                     best = (tile, groups, seconds)
         return best
 

@@ -13,66 +13,96 @@ LANES = 64
 def store() -> Kernel:
     """cache[slot, position] = x[t], for slots low…high."""
     return Kernel("store", (*reads("x"), *reads("slot", "position", of="u32"), *writes("cache")),
-                  ("n", "xs", "context", "slot0", "position0", "low", "high"), """
+                  ("n", "xs", "context", "slot0", "position0", "low", "high", "base"), """
   let i = thread.x;
   let t = thread.y;
   let s = slot[p.slot0 + t];
   if (i >= p.n || s < p.low || s >= p.high) { return; }
-  cache[((s - p.low) * p.context + position[p.position0 + t]) * p.n + i] = x[t * p.xs + i];
+  cache[p.base + ((s - p.low) * p.context + position[p.position0 + t]) * p.n + i] = x[t * p.xs + i];
 """)
 
 
 @functools.cache
-def attend(size: int) -> Kernel:
+def attend(size: int, part: bool = False) -> Kernel:
     """out of one new token and head: an invocation scores a key of each run of LANES, then sums dimensions of the
-    values."""
+    values.  grid: (heads, tokens, runs of `span` keys).
+
+    part: out holds for each head and run the sums over the values, the largest score, the sum of the weights, for
+    combine(): Dao et al. 2023, Flash-Decoding for long-context inference.
+    """
     dims = -(-size // LANES)
     sums = "\n".join(f"  var o{d} = 0.0;" for d in range(dims))
     scale = "\n".join(f"    o{d} *= factor;" for d in range(dims))
     steps = "\n".join(f"      if (lane + {d * LANES}u < p.size) "
                       f"{{ o{d} = fma(w, values[from_ + c * p.width + lane + {d * LANES}u], o{d}); }}"
                       for d in range(dims))
-    ends = "\n".join(f"  if (lane + {d * LANES}u < p.size) {{ out[to + lane + {d * LANES}u] = o{d} / all; }}"
+    to = "(group.x * p.parts + group.z) * (p.size + 2u)" if part else "group.x * p.size"
+    share = "" if part else " / all"
+    ends = "\n".join(f"  if (lane + {d * LANES}u < p.size) {{ out[to + lane + {d * LANES}u] = o{d}{share}; }}"
                      for d in range(dims))
-    return Kernel(f"attend_cache, heads of {size}",
+    if part:
+        ends += "\n  if (lane == 0u) {\n    out[to + p.size] = top;\n    out[to + p.size + 1u] = all;\n  }"
+    return Kernel(f"attend_cache, heads of {size}{', part' * part}",
                   (*reads("q", "keys", "values"), *reads("slot", "position", of="u32"), *writes("out")),
                   ("size", "group", "window", "scale:f32", "qs", "os", "width", "context", "slot0", "position0", "low",
-                   "high"),
+                   "high", "base", "span", *(["parts"] if part else [])),
                   f"""
   let t = group.y;
   if (lane == 0u) {{ place = vec2<u32>(slot[p.slot0 + t], position[p.position0 + t] + 1u); }}
   let at = workgroupUniformLoad(&place);
   if (at.x < p.low || at.x >= p.high) {{ return; }}
-  let begin = select(0u, at.y - min(p.window, at.y), p.window != 0u);
+  let begin = select(0u, at.y - min(p.window, at.y), p.window != 0u) + group.z * p.span;
+  let end = min(at.y, begin + p.span);
   let head = (group.x / p.group) * p.size;
   for (var d = lane; d < p.size; d += {LANES}u) {{ query[d] = q[t * p.qs + group.x * p.size + d] * p.scale; }}
   workgroupBarrier();
   var top = -3.0e38;
   var all = 0.0;
 {sums}
-  for (var k0 = begin; k0 < at.y; k0 += {LANES}u) {{
-    let from_ = ((at.x - p.low) * p.context + k0) * p.width + head;
+  for (var k0 = begin; k0 < end; k0 += {LANES}u) {{
+    let from_ = p.base + ((at.x - p.low) * p.context + k0) * p.width + head;
     var score = -3.0e38;
-    if (k0 + lane < at.y) {{
+    if (k0 + lane < end) {{
       score = 0.0;
       for (var d = 0u; d < p.size; d++) {{ score = fma(query[d], keys[from_ + lane * p.width + d], score); }}
     }}
     let most = max(top, total_tops(score, lane));
     let factor = exp(top - most);
     top = most;
-    let weight = select(0.0, exp(score - top), k0 + lane < at.y);
+    let weight = select(0.0, exp(score - top), k0 + lane < end);
     all = all * factor + total_sums(weight, lane);
     weights[lane] = weight;
     workgroupBarrier();
 {scale}
-    for (var c = 0u; c < min({LANES}u, at.y - k0); c++) {{
+    for (var c = 0u; c < min({LANES}u, end - k0); c++) {{
       let w = weights[c];
 {steps}
     }}
     workgroupBarrier();
   }}
-  let to = t * p.os + group.x * p.size;
+  let to = t * p.os + {to};
 {ends}
 """, (LANES, 1), f"var<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;\n"
         f"var<workgroup> weights: array<f32, {LANES}>;\nvar<workgroup> query: array<f32, {size}>;\n"
         "var<workgroup> place: vec2<u32>;", total(size=LANES) + total("max", LANES, "tops"))
+
+
+@functools.cache
+def combine() -> Kernel:
+    """out of one new token and head from the parts of attend(): a run's weights are relative to its largest score."""
+    return Kernel("attend_cache, combined", (*reads("part"), *writes("out")), ("size", "parts", "ps", "os"), f"""
+  let from_ = group.y * p.ps + group.x * p.parts * (p.size + 2u);
+  var top = -3.0e38;
+  for (var z = 0u; z < p.parts; z++) {{ top = max(top, part[from_ + z * (p.size + 2u) + p.size]); }}
+  for (var d = lane; d < p.size; d += {LANES}u) {{
+    var sum = 0.0;
+    var all = 0.0;
+    for (var z = 0u; z < p.parts; z++) {{
+      let at = from_ + z * (p.size + 2u);
+      let factor = exp(part[at + p.size] - top);
+      sum = fma(factor, part[at + d], sum);
+      all = fma(factor, part[at + p.size + 1u], all);
+    }}
+    out[group.y * p.os + group.x * p.size + d] = sum / all;
+  }}
+""", (LANES, 1))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..kernel import Kernel
-from . import attention, decode, gemm, gradients, lookup, low, optimizer, rows, rules
+from . import attention, decode, gemm, gemv, gradients, lookup, low, optimizer, rows, rules
 from .blocks import TYPES
 
 
@@ -16,9 +16,10 @@ def every() -> Iterator[Kernel]:
                 rows.add(), rows.take(), rows.put(), rows.fill(), rows.copy(), rows.dropout(False), rows.dropout(True),
                 optimizer.loss_rows(False), optimizer.loss_rows(True), optimizer.add_up(), optimizer.square_sums(),
                 optimizer.settle(), optimizer.adamw(), low.low(), low.both(), low.gradients(), gemm.split_sum(),
-                decode.store(), attention.inner(), gradients.outer(), gradients.inverse_rms(), gradients.links(),
-                gradients.scatter(), rules.adamw(), rules.adamw8bit(), rules.row_means(), rules.column_means(),
-                rules.matrix_updates(), rules.vector_updates(), rules.limit(), rules.apply())
+                gemm.row_scales(), decode.store(), decode.combine(), attention.inner(), gradients.outer(),
+                gradients.inverse_rms(), gradients.links(), gradients.scatter(), rules.adamw(), rules.adamw8bit(),
+                rules.row_means(), rules.column_means(), rules.matrix_updates(), rules.vector_updates(), rules.limit(),
+                rules.apply())
     yield from map(gradients.column_sums, gradients.VALUES)
     for halves in (True, False):
         for normed in (True, False):
@@ -26,18 +27,26 @@ def every() -> Iterator[Kernel]:
     for kind in rows.ACTIVATIONS:
         yield from (rows.glu(kind), rows.glu_backward(kind), rows.glu_backward_over(kind))
     for name in TYPES:
-        yield from (lookup.embed(name), gemm.gemv(name, 8, True, True))
+        yield from (lookup.embed(name), gemv.gemv(name, 8, True, True))
         yield from (gemm.gemm(name, way, gemm.Tile(), True, True) for way in (True, False))
     for size in (8, 64, 128, 256):
-        yield from (attention.attention(size), decode.attend(size),
+        yield from (attention.attention(size), decode.attend(size), decode.attend(size, True),
                     *(attention.attention_backward(size, wanted) for wanted in ("dq", "dk", "dv")))
+
+
+def variants() -> Iterator[Kernel]:
+    """Of those that need a device's further features the same: see ../variants.py."""
+    yield from (k.by_subgroups for k in every() if k.by_subgroups is not k)
+    for name in TYPES:
+        yield gemv.gemv(name, 8, True, True, subgroups=True)
+        yield from (gemm.gemm(name, way, gemm.Tile(half=True), True, True) for way in (True, False))
 
 
 def write(folder: str | Path) -> int:
     """Every kernel as a file of WGSL; returns how many."""
     folder, count = Path(folder), 0
     folder.mkdir(parents=True, exist_ok=True)
-    for count, kernel in enumerate(every(), 1):
+    for count, kernel in enumerate((*every(), *variants()), 1):
         name = re.sub(r"[^A-Za-z0-9]+", "-", kernel.name).strip("-").lower()
         (folder / f"{name}.wgsl").write_text(kernel.text(), encoding="utf-8")
     return count

@@ -7,22 +7,35 @@ NT is the forward, out = x Wᵀ; NN the input gradient, out = dy W. A pair's low
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..kernel import Kernel, reads, writes
+from ..kernel import F16, Kernel, reads, total, writes
 from .blocks import NUMBERS, blocks
 
 
 @dataclass(frozen=True)
 class Tile:
     """m, n: rows and columns of a workgroup's output; k: of the sum at a time; tm, tn: of an invocation's output.
-    ahead: the next tiles are on their way to registers while these are multiplied."""
+    ahead: the next tiles are on their way to registers while these are multiplied. half: operands are rounded to
+    float16 in workgroup memory, x after a power of two for each row (see row_scales()); sums and the pair's terms are
+    float32."""
     m: int = 64
     n: int = 64
     k: int = 16
     tm: int = 4
     tn: int = 4
     ahead: bool = False
+    half: bool = False
+
+    @property
+    def plain(self) -> "Tile":
+        """The same without float16."""
+        return replace(self, half=False)
+
+    @property
+    def tail(self) -> "Tile":
+        """The pair's: float32, in as much memory as a float16 tile."""
+        return replace(self, half=False, k=self.k // 2) if self.half else self
 
     @property
     def threads(self) -> int:
@@ -31,11 +44,11 @@ class Tile:
     @property
     def bytes(self) -> int:
         """Workgroup memory."""
-        return 16 * self.k * (self.m // 4 + self.n // 4 + 2)
+        return 16 * self.k * (self.m // 4 + self.n // 4 + 2)    # of a half one: two of half the size
 
     @property
     def name(self) -> str:
-        return f"{self.m}x{self.n}x{self.k} {self.tm}x{self.tn}{' ahead' * self.ahead}"
+        return f"{self.m}x{self.n}x{self.k} {self.tm}x{self.tn}{' ahead' * self.ahead}{' f16' * self.half}"
 
 
 def each(count: int, threads: int, body: str) -> str:
@@ -47,13 +60,13 @@ def each(count: int, threads: int, body: str) -> str:
     return "\n".join(out)
 
 
-def multiply(t: Tile) -> str:
-    """One tile's multiply-adds: tile_a [k, m], tile_b [k, n], rows a vec4 longer than that."""
+def multiply(t: Tile, a: str = "tile_a", b: str = "tile_b") -> str:
+    """One tile's multiply-adds: a [k, m], b [k, n], rows a vec4 longer than that."""
     lda, ldb, ga, gb = t.m // 4 + 1, t.n // 4 + 1, t.m // t.tm, t.n // t.tn
     lines = []
     for k in range(t.k):
-        lines += [f"    let a{k}_{g} = tile_a[{k * lda + g * ga}u + ty];" for g in range(t.tm // 4)]
-        lines += [f"    let b{k}_{h} = tile_b[{k * ldb + h * gb}u + tx];" for h in range(t.tn // 4)]
+        lines += [f"    let a{k}_{g} = vec4<f32>({a}[{k * lda + g * ga}u + ty]);" for g in range(t.tm // 4)]
+        lines += [f"    let b{k}_{h} = vec4<f32>({b}[{k * ldb + h * gb}u + tx]);" for h in range(t.tn // 4)]
         for g in range(t.tm // 4):
             for i in range(4):
                 lines += [f"    s{4 * g + i}_{h} = fma(vec4<f32>(a{k}_{g}.{'xyzw'[i]}), b{k}_{h}, s{4 * g + i}_{h});"
@@ -82,31 +95,32 @@ class _Loads:
     keep: str
 
 
-def _turned(tile: str, ld: int, quads: int, value: str) -> str:
+def _turned(tile: str, ld: int, quads: int, value: str, kind: str) -> str:
     """Four neighbours along the sum go to four rows of the tile."""
-    return "".join(f"\n      {tile}[((e % {quads}u) * 4u + {j}u) * {ld}u + (r >> 2u)][r & 3u] = {value}.{'xyzw'[j]};"
-                   for j in range(4))
+    return "".join(f"\n      {tile}[((e % {quads}u) * 4u + {j}u) * {ld}u + (r >> 2u)][r & 3u] ="
+                   f" {kind}({value}.{'xyzw'[j]});" for j in range(4))
 
 
 def _loads(t: Tile, transposed: bool) -> _Loads:
-    lda, ldb, quads, wide = t.m // 4 + 1, t.n // 4 + 1, t.k // 4, t.n // 4
+    lda, ldb, quads, wide, kind = t.m // 4 + 1, t.n // 4 + 1, t.k // 4, t.n // 4, "f16" if t.half else "f32"
     along = f"""
       let r = e / {quads}u;
       let k = k0 + (e % {quads}u) * 4u;"""
-    fetch = [each(t.m * quads, t.threads, along + _masked("aROUND",
-                                                           "x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]"))]
-    keep = [each(t.m * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_a", lda, quads, "aROUND"))]
+    value = "x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]" + " * scales[min(m0 + r, p.m - 1u)]" * t.half
+    fetch = [each(t.m * quads, t.threads, along + _masked("aROUND", value))]
+    row = f"\n      let r = e / {quads}u;"
+    keep = [each(t.m * quads, t.threads, row + _turned("tile_a", lda, quads, "aROUND", kind))]
     if transposed:
         fetch.append(each(t.n * quads, t.threads, along + _masked("bROUND", "weight4(min(n0 + r, p.n - 1u), k)")))
-        keep.append(each(t.n * quads, t.threads, f"\n      let r = e / {quads}u;" + _turned("tile_b", ldb, quads,
-                                                                                             "bROUND")))
+        keep.append(each(t.n * quads, t.threads, row + _turned("tile_b", ldb, quads, "bROUND", kind)))
     else:
         fetch.append(each(t.k * wide, t.threads, f"""
       let r = e / {wide}u;
       let c = e % {wide}u;
       bROUND = vec4<f32>();
       if (k0 + r < k_end && n0 + c * 4u < p.n) {{ bROUND = weight4(k0 + r, n0 + c * 4u); }}"""))
-        keep.append(each(t.k * wide, t.threads, f"\n      tile_b[(e / {wide}u) * {ldb}u + e % {wide}u] = bROUND;"))
+        keep.append(each(t.k * wide, t.threads,
+                         f"\n      tile_b[(e / {wide}u) * {ldb}u + e % {wide}u] = vec4<{kind}>(bROUND);"))
     rounds = (-(-t.m * quads // t.threads), -(-t.n * quads // t.threads))
     declare = "\n".join(f"  var {name}{r} = vec4<f32>();" for name, count in zip("ab", rounds) for r in range(count))
     return _Loads(declare, "\n".join(fetch), "\n".join(keep))
@@ -140,32 +154,47 @@ def _walk(t: Tile, loads: _Loads) -> str:
   }}"""
 
 
-def _tail(t: Tile) -> str:
-    """The pair's product, as further terms of the sum."""
+def _tail(t: Tile, a: str, b: str) -> str:
+    """The pair's product, as further terms of the sum, through workgroup memory a and b."""
     lda, ldb = t.m // 4 + 1, t.n // 4 + 1
-    a = each(t.m * t.k, t.threads, f"""
+    rows = each(t.m * t.k, t.threads, f"""
       let r = e / {t.k}u;
       let c = c0 + e % {t.k}u;
       var v = 0.0;
       if (c < p.rank) {{ v = low[min(m0 + r, p.m - 1u) * p.ls + l0 + c]; }}
-      tile_a[(e % {t.k}u) * {lda}u + (r >> 2u)][r & 3u] = v;""")
-    b = each(t.n * t.k, t.threads, f"""
+      {a}[(e % {t.k}u) * {lda}u + (r >> 2u)][r & 3u] = v;""")
+    columns = each(t.n * t.k, t.threads, f"""
       let r = e / {t.k}u;
       let c = c0 + e % {t.k}u;
       var v = 0.0;
       if (c < p.rank) {{ v = pair[p.pair0 + min(n0 + r, p.n - 1u) * p.pn + c * p.pc]; }}
-      tile_b[(e % {t.k}u) * {ldb}u + (r >> 2u)][r & 3u] = v;""")
+      {b}[(e % {t.k}u) * {ldb}u + (r >> 2u)][r & 3u] = v;""")
     return f"""
   if (group.z == 0u) {{
     let l0 = p.l0 + p.rank * (select(0u, 1u, n0 >= p.n1) + select(0u, 1u, n0 >= p.n2));
     for (var c0 = 0u; c0 < p.rank; c0 += {t.k}u) {{
-{a}
-{b}
+{rows}
+{columns}
     workgroupBarrier();
-{multiply(t)}
+{multiply(t, a, b)}
     workgroupBarrier();
     }}
   }}"""
+
+
+def _back(t: Tile) -> str:
+    """Sums of scaled rows at their own size again."""
+    return "".join(f"""
+  {{
+    let back = 1.0 / scales[min(m0 + {(i // 4) * (t.m // t.tm) * 4 + i % 4}u + ty * 4u, p.m - 1u)];
+    {' '.join(f's{i}_{h} *= back;' for h in range(t.tn // 4))}
+  }}""" for i in range(t.tm))
+
+
+def _memory(t: Tile, a: str, b: str) -> str:
+    kind = "f16" if t.half else "f32"
+    return "\n".join(f"var<workgroup> {name}: array<vec4<{kind}>, {t.k * (width // 4 + 1)}>;"
+                     for name, width in ((a, t.m), (b, t.n)))
 
 
 @functools.cache
@@ -173,9 +202,12 @@ def gemm(block: str, transposed: bool, tile: Tile = Tile(), tail: bool = False, 
     """out[m, n] (+)= sum over k of x[m, k] w, w = W[n, k] (transposed) or W[k, n]; + low[m, c] pair[n, c]; + bias[n].
 
     grid: (columns / n, rows / m, slices of the sum of k_step each). xs, ys, zs: vec4s from row
-    to row and slice to slice; x0, y0: vec4s before the first column.
+    to row and slice to slice; x0, y0: vec4s before the first column. A half tile also reads row_scales() of x.
     """
     t, loads = tile, _loads(tile, transposed)
+    names = ("tile_a", "tile_b")
+    tail_names = ("tail_a", "tail_b") if t.half else names
+    shared = _memory(t, *names) + ("\n" + _memory(t.tail, *tail_names) if tail and t.half else "")
     sums = "\n".join(f"  var s{i}_{h} = vec4<f32>();" for i in range(t.tm) for h in range(t.tn // 4))
     stores = []
     for i in range(t.tm):
@@ -197,7 +229,8 @@ fn keep(m: u32, n: u32, z: u32, sum: vec4<f32>) {{
     return Kernel(
         f"gemm {'NT' if transposed else 'NN'}, {block}, {t.name}{', pair' * tail}{', bias' * bias}",
         (*reads("x", of="vec4<f32>"), *reads("w", of="u32"), *writes("out", of="vec4<f32>"),
-         *(reads("low", "pair") if tail else ()), *(reads("bias") if bias else ())),
+         *(reads("low", "pair") if tail else ()), *(reads("bias") if bias else ()),
+         *(reads("scales") if t.half else ())),
         (*NUMBERS, "m", "n", "k", "k_step", "xs", "x0", "ys", "y0", "zs", "adds",
          *(("rank", "ls", "l0", "n1", "n2", "pair0", "pn", "pc") if tail else ()), *(("bias0",) if bias else ())), f"""
   let tx = lane % {t.n // t.tn}u;
@@ -207,10 +240,21 @@ fn keep(m: u32, n: u32, z: u32, sum: vec4<f32>) {{
   let k_begin = group.z * p.k_step;
   let k_end = min(p.k, k_begin + p.k_step);
 {sums}
-{loads.declare}{_walk(t, loads)}{_tail(t) if tail else ''}
+{loads.declare}{_walk(t, loads)}{_back(t) if t.half else ''}{_tail(t.tail, *tail_names) if tail else ''}
 {chr(10).join(stores)}
-""", (t.threads, 1), f"var<workgroup> tile_a: array<vec4<f32>, {t.k * (t.m // 4 + 1)}>;\n"
-        f"var<workgroup> tile_b: array<vec4<f32>, {t.k * (t.n // 4 + 1)}>;", blocks(block) + keep)
+""", (t.threads, 1), shared, blocks(block) + keep, (F16,) if t.half else ())
+
+
+@functools.cache
+def row_scales() -> Kernel:
+    """scales[t] = a power of two that brings the largest of row t's n elements between 128 and 256: far from float16's
+    largest, 65,504, and its least, 2**-24."""
+    return Kernel("row_scales", (*reads("x"), *writes("scales")), ("n", "xs", "x0"), """
+  var most = 0.0;
+  for (var i = lane; i < p.n; i += 256u) { most = max(most, abs(x[group.x * p.xs + p.x0 + i])); }
+  let top = total_tops(most, lane);
+  if (lane == 0u) { scales[group.x] = bitcast<f32>((261u - max(bitcast<u32>(top) >> 23u, 8u)) << 23u); }
+""", shared="var<workgroup> tops: array<f32, 256>;", functions=total("max", name="tops"))
 
 
 @functools.cache
@@ -226,49 +270,3 @@ def split_sum() -> Kernel:
   if (p.adds != 0u) { v += out[t * p.ys + p.y0 + i]; }
   out[t * p.ys + p.y0 + i] = v;
 """)
-
-
-@functools.cache
-def gemv(block: str, rows: int, tail: bool = False, bias: bool = False) -> Kernel:
-    """out[t, n] = sum over k of x[t, k] W[n, k], for up to `rows` rows of x: a workgroup makes two columns.
-
-    Every weight is read once, so this is bound by memory; the sum is shared out between the invocations.
-    """
-    sums = "\n".join(f"  var s{t}_{c} = 0.0;" for t in range(rows) for c in range(2))
-    steps = "\n".join(f"    {{ let v = select(vec4<f32>(), x[min({t}u, p.m - 1u) * p.xs + (k >> 2u)], inside);"
-                      f" s{t}_0 += dot(v, a); s{t}_1 += dot(v, b); }}" for t in range(rows))
-    stores = "\n".join(f"  part[{(2 * t + c) * 64}u + lane] = s{t}_{c};" for t in range(rows) for c in range(2))
-    more = """
-    for (var c = 0u; c < p.rank; c++) {
-      sum += low[t * p.ls + p.l0 + c] * pair[p.pair0 + n * p.pn + c * p.pc];
-    }""" if tail else ""
-    offset = "\n    sum += bias[p.bias0 + n];" if bias else ""
-    return Kernel(
-        f"gemv, {block}, {rows} rows{', pair' * tail}{', bias' * bias}",
-        (*reads("x", of="vec4<f32>"), *reads("w", of="u32"), *writes("out"), *(reads("low", "pair") if tail else ()),
-         *(reads("bias") if bias else ())),
-        (*NUMBERS, "m", "n", "k", "xs", "ys", "y0", *(("rank", "ls", "l0", "pair0", "pn", "pc") if tail else ()),
-         *(("bias0",) if bias else ())), f"""
-  let n0 = (group.x + group.y * 32768u) * 2u;
-{sums}
-  for (var k = lane * 4u; k < p.k; k += 256u) {{
-    let inside = vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(p.k);
-    let a = select(vec4<f32>(), weight4(min(n0, p.n - 1u), k), inside);
-    let b = select(vec4<f32>(), weight4(min(n0 + 1u, p.n - 1u), k), inside);
-{steps}
-  }}
-{stores}
-  workgroupBarrier();
-  for (var step = 32u; step > 0u; step = step >> 1u) {{
-    for (var i = lane; i < {2 * rows}u * step; i += 64u) {{
-      part[(i / step) * 64u + i % step] += part[(i / step) * 64u + i % step + step];
-    }}
-    workgroupBarrier();
-  }}
-  let t = lane >> 1u;
-  let n = n0 + (lane & 1u);
-  if (lane < {2 * rows}u && t < p.m && n < p.n) {{
-    var sum = part[lane * 64u];{more}{offset}
-    out[t * p.ys + p.y0 + n] = sum;
-  }}
-""", (64, 1), f"var<workgroup> part: array<f32, {128 * rows}>;", blocks(block))
