@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from anytune.gguf.blocks import BLOCKS
+
+from .kernel import SUBGROUPS
 from .kernels import attention as _attention
 from .kernels import gemm as _gemm
 from .kernels import gemv as _gemv
 from .kernels import optimizer as _optimizer
 from .kernels import rows as _rows
-from .variants import GEMV, ROWS, TILES
+from .variants import DOT, GEMV, ROWS, TILES
 
 BLOCK = 32     # weights of a Q8_0 block
 
@@ -29,6 +32,16 @@ def q8_0(random: np.random.Generator, rows: int, columns: int) -> tuple[np.ndarr
     blocks[:, :, :2] = random.uniform(0.004, 0.02, (rows, columns // BLOCK, 1)).astype(np.float16).view(np.uint8)
     scale = blocks[:, :, :2].copy().view(np.float16).astype(np.float32)
     dense = (blocks[:, :, 2:].view(np.int8) * scale).reshape(rows, columns)
+    flat = blocks.reshape(-1)
+    return np.pad(flat, (0, -flat.size % 4)).view(np.int32), dense
+
+
+def q4_0(random: np.random.Generator, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """As q8_0."""
+    blocks = random.integers(0, 256, (rows, columns // BLOCK, 18), dtype=np.uint8)
+    blocks[:, :, :2] = random.uniform(0.1, 0.3, (rows, columns // BLOCK, 1)).astype(np.float16).view(np.uint8)
+    scale, bits = blocks[:, :, :2].copy().view(np.float16).astype(np.float32), blocks[:, :, 2:]
+    dense = ((np.concatenate([bits & 15, bits >> 4], -1).astype(np.float32) - 8) * scale).reshape(rows, columns)
     flat = blocks.reshape(-1)
     return np.pad(flat, (0, -flat.size % 4)).view(np.int32), dense
 
@@ -74,6 +87,27 @@ def subgroup_gemv(e) -> float:
     return max(found)
 
 
+def int8_gemv(e) -> float:
+    """Codes within half a step of their numbers (as a share of 0.501 steps, less one), and products of these very codes."""
+    random, n, k, found = np.random.default_rng(3), 37, 1120, []
+    x = (random.standard_normal((3, k)) * 10.0 ** random.integers(-6, 6, (3, k // BLOCK)).repeat(BLOCK, 1)).astype(np.float32)
+    x[1, 64:96] = 0.0
+    for kind, (raw, dense) in {"Q8_0": q8_0(random, n, k), "Q4_0": q4_0(random, n, k)}.items():
+        for rows, most, subgroups in ((3, 4, False), (1, 1, SUBGROUPS in e.device.features)):
+            held, scales = e.integers(np.zeros(rows * k // 4, np.int32)), e.zeros(rows * k // BLOCK)
+            out = e.zeros(rows * n).reshape(rows, n)
+            e.commands.run(_gemv.codes(), [e.vector(x[:rows]), held, scales], (k // BLOCK, k // 4), (1, rows))
+            e.commands.run(_gemv.gemv8(kind, most, subgroups=subgroups), [held, scales, e.integers(raw), out],
+                           (0, k // BLOCK * BLOCKS[kind].type_size, rows, n, k, k // BLOCK, n, 0), (-(-n // 2),))
+            step = e.host(scales).reshape(rows, -1, 1).astype(np.float64)
+            back = e.host(held).view(np.int8).reshape(rows, -1, BLOCK) * step
+            off = np.abs(back - x[:rows].reshape(back.shape)) / (step + 1e-300)
+            found.append(max(0.0, float(np.max(off)) / 0.501 - 1.0))
+            found.append(error(step, np.max(np.abs(x[:rows].reshape(back.shape)), -1, keepdims=True) / 127.0))
+            found.append(error(e.host(out), back.reshape(rows, k) @ dense.T.astype(np.float64)))
+    return max(found)
+
+
 def half_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """x wᵀ as a half tile makes it: operands in float16, each row of x brought between 128 and 256 first."""
     _, exponent = np.frexp(np.max(np.abs(x), -1, keepdims=True))
@@ -102,4 +136,5 @@ def f16_tiles(e, tile: _gemm.Tile = _gemm.Tile(half=True)) -> float:
     return max(found)
 
 
-ANSWERS: dict[str, Callable[..., float]] = {ROWS: subgroup_rows, GEMV: subgroup_gemv, TILES: f16_tiles}
+ANSWERS: dict[str, Callable[..., float]] = {ROWS: subgroup_rows, GEMV: subgroup_gemv, TILES: f16_tiles,
+                                            DOT: int8_gemv}

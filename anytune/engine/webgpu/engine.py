@@ -31,7 +31,7 @@ from .optimizers import Codes, Optimizers
 from .sizes import Sizes
 from .trained import Trained
 from .tune import Tuning
-from .variants import VARIABLE
+from .variants import DOT, VARIABLE
 from .weights import Part, Slot, Streamer, Weight
 
 FORGET = 64 << 20   # bytes of pooled buffers of passing sizes
@@ -50,7 +50,6 @@ class WebGpuEngine(Composed):
             raise UserError(f"--dtype fp16: the device {device.name} computes no float16, or {VARIABLE} forbids it: leave "
                             "--dtype out")
         self.device, self.commands, self.half = device, Commands(device), half
-        self.tolerance = 2e-3 if half else 1e-4
         self.training, self.sizes = False, Sizes()
         self.pool, self.capacity = Pool(device), 0   # of passing arrays, and the rows that each of them can hold
         self.bounds = self.key = None                # of the stream under way: see begin()
@@ -67,6 +66,11 @@ class WebGpuEngine(Composed):
         """A step may be encoded while the one before runs; on a software device it would only wait for its own
         cores."""
         return 0 if self.device.software else 1
+
+    @property
+    def tolerance(self) -> float:
+        """See base.py: of float32, of float16 operands, of activations in 8 bits."""
+        return 1e-2 if DOT in self.tuning.variants else 2e-3 if self.half else 1e-4
 
     @property
     def compiled(self) -> bool:

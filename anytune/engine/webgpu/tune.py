@@ -27,7 +27,7 @@ from .kernels import gemv as _gemv
 from .kernels import optimizer as _optimizer
 from .kernels import rows as _rows
 from .kernels.gemm import Tile
-from .variants import GEMV, ROWS, TILES as F16_TILES, sound
+from .variants import DOT, GEMV, ROWS, TILES as F16_TILES, sound
 from .weights import Part
 
 WIDTH, OUT = 2048, 2048
@@ -37,6 +37,7 @@ TILES = (Tile(), Tile(ahead=True), Tile(64, 32, 32, 4, 4), Tile(32, 64, 16, 4, 4
          Tile(64, 64, 16, 8, 4), Tile(128, 64, 16, 8, 4, True), Tile(128, 128, 16, 8, 8),
          Tile(128, 128, 16, 8, 8, True))
 WORKGROUPS = (0, 128, 256, 512, 1024)   # that a product should have; fewer are made up for by slices
+FEW = (1, 8)                  # rows that products of few rows are raced with
 FASTER = 0.97                 # of the time that is to beat: less may be chance
 ROUNDED = 2e-3                # what float16 operands may change
 SHORTEST = 64                 # of the sum in a slice, at least
@@ -119,7 +120,8 @@ class Tuning:
     def _path(self, may: set[str], must: set[str]) -> Path:
         info = self.engine.device.info
         kernels = "".join(_gemm.gemm("Q8_0", way, tile).text() for way in (True, False) for tile in TILES)
-        kernels += "".join(kernel.text() for group in _Race.kernels().values() for kernel in group)
+        kernels += "".join(kernel.text() for name in (ROWS, GEMV, DOT) for way in (False, True)
+                           for kernel in _Race.kernels(name, way, False))
         text = repr(sorted((k, str(v)) for k, v in info.items())) + repr((WORKGROUPS, TOKENS)) + kernels
         text += repr((sorted(may), sorted(must)))     # what is forced or forbidden has a file of its own
         folder = os.environ.get("ANYTUNE_CACHE") or Path.home() / ".cache" / "anytune"
@@ -127,13 +129,14 @@ class Tuning:
 
     def race_variants(self, may: set[str], must: set[str]) -> list[dict]:
         """Time variants and what they would replace, JSON-able; those that win, and those that must, are in use."""
-        race, rows = _Race(self.engine), []
-        self._use(may - {ROWS, GEMV})
-        for variant in sorted(may & {ROWS, GEMV} - must):
-            usual, other = (race.variant(variant, number) for number in (0, 1))
+        race, rows, use = _Race(self.engine), [], may & (must | {F16_TILES})
+        self._use(use)
+        for variant in (v for v in (ROWS, GEMV, DOT) if v in may - must):    # the last one goes by subgroups if that won
+            usual, other = (race.variant(variant, way) for way in (False, True))
             rows.append({"variant": variant, "wins": other < FASTER * usual,
                          "microseconds": [round(1e6 * usual, 1), round(1e6 * other, 1)]})
-        self._use(may & ({row["variant"] for row in rows if row["wins"]} | must | {F16_TILES}))
+            use = use | ({variant} if rows[-1]["wins"] else set())
+            self._use(use)
         return rows
 
     def race(self, must: set[str] = frozenset()) -> list[dict]:
@@ -209,29 +212,35 @@ class _Race:
         return min(times)
 
     @staticmethod
-    def kernels() -> dict[str, tuple]:
-        """For each variant two kernels that it would replace, and two with which."""
-        rows = (_rows.rms_norm(False), _optimizer.loss_rows(False))
-        return {ROWS: (*rows, *(kernel.by_subgroups for kernel in rows)),
-                GEMV: tuple(_gemv.gemv("Q8_0", few, subgroups=way) for way in (False, True) for few in (1, 8))}
+    def kernels(name: str, way: bool, subgroups: bool) -> list:
+        """What a variant would replace, or (way) the variant's; subgroups: whether GEMV is in use."""
+        if name == ROWS:
+            usual = [_rows.rms_norm(False), _optimizer.loss_rows(False)]
+            return [kernel.by_subgroups for kernel in usual] if way else usual
+        if name == DOT and way:
+            return [_gemv.codes(), *(_gemv.gemv8("Q8_0", few, subgroups=subgroups) for few in FEW)]
+        return [_gemv.gemv("Q8_0", few, subgroups=way if name == GEMV else subgroups) for few in FEW]
 
-    def variant(self, name: str, way: int) -> float:
-        """Seconds of the usual kernels (way 0), or of the variant's (1)."""
-        e, width, tokens = self.e, self.width, max(TOKENS)
-        first, second = self.kernels()[name][2 * way:2 * way + 2]
+    def variant(self, name: str, way: bool) -> float:
+        """Seconds of the usual kernels, or (way) of the variant's."""
+        e, width, tokens, blocks = self.e, self.width, max(TOKENS), self.width // 32
+        kernels = self.kernels(name, way, GEMV in e.tuning.variants)
         x, y = self._array(self.x, tokens), self._array(self.x, tokens)
+        few, grid = max(FEW), (width // 2,)
         if name == ROWS:
             gain, targets, losses = e.vector(self.x[:width]), e.integers(np.zeros(tokens, np.int32)), e.zeros(tokens)
-            wide = tokens // 16
-            jobs = [(first, [x, gain, y], (width, width, width, 1e-5), (tokens,)),
-                    (second, [y, targets, losses], (16 * width, 16 * width, 0, 0), (wide,))]
+            jobs = [([x, gain, y], (width, width, width, 1e-5), (tokens,)),
+                    ([y, targets, losses], (16 * width, 16 * width, 0, 0), (tokens // 16,))]
+        elif name == DOT and way:
+            codes, scales = e.integers(np.zeros(few * width // 4, np.int32)), e.zeros(few * blocks)
+            jobs = [([x, codes, scales], (blocks, width // 4), (-(-blocks // 64), few)),
+                    *(([codes, scales, self.raw, y], (0, 34 * blocks, n, width, width, blocks, width, 0), grid) for n in FEW)]
         else:
-            jobs = [(kernel, [x, self.raw, y], (0, width // 32 * 34, few, width, width, width // 4, width, 0),
-                     (width // 2,)) for kernel, few in ((first, 1), (second, 8))]
+            jobs = [([x, self.raw, y], (0, 34 * blocks, n, width, width, width // 4, width, 0), grid) for n in FEW]
 
         def action():
-            for job in jobs:
-                e.commands.run(*job)
+            for kernel, job in zip(kernels, jobs):
+                e.commands.run(kernel, *job)
         action()        # compiled
         return self._time(action)
 

@@ -12,8 +12,9 @@ from anytune.errors import UserError
 
 from .kernel import F16, SUBGROUPS
 
-ROWS, GEMV, TILES = "subgroup-rows", "subgroup-gemv", "f16-tiles"
-NEEDS = {ROWS: SUBGROUPS, GEMV: SUBGROUPS, TILES: F16}
+ROWS, GEMV, TILES, DOT = "subgroup-rows", "subgroup-gemv", "f16-tiles", "int8-gemv"
+NEEDS = {ROWS: SUBGROUPS, GEMV: SUBGROUPS, TILES: F16, DOT: None}
+ROUNDS = (TILES, DOT)    # operands, so these are for --dtype fp16 alone
 VARIABLE = "ANYTUNE_WEBGPU_VARIANTS"
 LIMIT = 1e-5       # relative error to the NumPy twin, which rounds where the kernel does
 
@@ -33,7 +34,11 @@ def asked() -> dict[str, bool]:
 def features_wanted() -> set[str]:
     """What to ask a device for: nothing that only forbidden variants need."""
     said = asked()
-    return {need for name, need in NEEDS.items() if said.get(name) is not False}
+    return {need for name, need in NEEDS.items() if need and said.get(name) is not False}
+
+
+def _has(device, variant: str) -> bool:
+    return NEEDS[variant] is None or NEEDS[variant] in device.features
 
 
 def sound(e) -> tuple[set[str], set[str]]:
@@ -47,14 +52,13 @@ def sound(e) -> tuple[set[str], set[str]]:
     said, name = asked(), e.device.name
     forced = {variant for variant, on in said.items() if on}
     for variant in sorted(forced):
-        if NEEDS[variant] not in e.device.features:
+        if not _has(e.device, variant):
             raise UserError(f"{VARIABLE} asks for {variant}, and the device {name} has no {NEEDS[variant]}: leave it "
                             "out")
-        if variant == TILES and not e.half:
-            raise UserError(f"{VARIABLE} asks for {TILES}, which --dtype fp16 allows: give both, or leave it out")
-    free = {v for v in ((TILES,) if e.half else ()) + (() if e.device.software else (ROWS, GEMV))
-            if NEEDS[v] in e.device.features and said.get(v) is not False}
-    may = forced | free
+        if variant in ROUNDS and not e.half:
+            raise UserError(f"{VARIABLE} asks for {variant}, which --dtype fp16 allows: give both, or leave it out")
+    free = {v for v in NEEDS if (e.half or v not in ROUNDS) and (v == TILES or not e.device.software)}
+    may = forced | {v for v in free if _has(e.device, v) and said.get(v) is not False}
     for variant in sorted(may):
         try:
             error = ANSWERS[variant](e)

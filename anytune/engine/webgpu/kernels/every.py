@@ -37,8 +37,11 @@ def every() -> Iterator[Kernel]:
 def variants() -> Iterator[Kernel]:
     """Of those that need a device's further features the same: see ../variants.py."""
     yield from (k.by_subgroups for k in every() if k.by_subgroups is not k)
+    yield gemv.codes()
     for name in TYPES:
         yield gemv.gemv(name, 8, True, True, subgroups=True)
+        if name in gemv.CODES:
+            yield from (gemv.gemv8(name, 8, True, True, way) for way in (False, True))
         yield from (gemm.gemm(name, way, gemm.Tile(half=True), True, True) for way in (True, False))
 
 
