@@ -5,7 +5,7 @@
 
 The tokens, the loss mask, which examples make a step, and the learning rate of each step are anytune's for that seed,
 so that only the training itself differs: transformers' model, padded batches, autograd, peft's start, torch's AdamW.
-Logits are computed for the last columns only, where the answers are (`logits_to_keep`). Prints one JSON line.
+Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -66,18 +66,22 @@ optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(settings.beta1, set
 
 
 def loss_of(indexes: list[int]) -> torch.Tensor:
-    """Mean cross-entropy of these examples' learned tokens, padded on the left: the answers are the last columns."""
+    """Mean cross-entropy of these examples' learned tokens, padded on the right; logits only where there is loss.
+
+    The rows are picked before the head: torch took 20 s in bf16 for [examples, columns, width] times 262,144 words, as
+    `logits_to_keep` has it, and a tenth of a second for the same rows as [rows, width].
+    """
     pairs = [data.example(i) for i in indexes]
     width = max(len(ids) for ids, _ in pairs)
-    ids, targets = np.zeros((len(pairs), width), np.int64), np.full((len(pairs), width), -100, np.int64)
+    ids, targets = np.zeros((len(pairs), width), np.int64), np.full((len(pairs), width), -1, np.int64)
     for row, (own, loss) in enumerate(pairs):
-        ids[row, width - len(own):] = own
-        targets[row, width - len(own):-1] = np.where(loss[1:], own[1:], -100)
-    places = np.arange(width) - np.array([[width - len(own)] for own, _ in pairs])
-    keep = width - int(np.flatnonzero((targets >= 0).any(axis=0))[0])
-    logits = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy((places >= 0).astype(np.int64)),
-                   position_ids=torch.from_numpy(places.clip(0)), logits_to_keep=keep).logits.float()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets[:, -keep:]).flatten())
+        ids[row, :len(own)] = own
+        targets[row, :len(own) - 1] = np.where(loss[1:], own[1:], -1)
+    mask = np.arange(width) < np.array([[len(own)] for own, _ in pairs])
+    inner = model.get_base_model()
+    hidden = inner.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask.astype(np.int64)))[0]
+    logits = inner.lm_head(hidden[torch.from_numpy(targets >= 0)]).float()
+    return torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets[targets >= 0]))
 
 
 losses, wall, cpu, tokens = [], time.perf_counter(), time.process_time(), 0
