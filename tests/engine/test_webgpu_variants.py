@@ -102,17 +102,31 @@ def test_training_and_generation_with_subgroups(tmp_path, monkeypatch, name):
         np.testing.assert_allclose(other, one, atol=2e-4, rtol=1e-4)
 
 
+def counted(trainee, tokens):
+    """Bytes that a step takes from the pool, by the engine's count."""
+    from anytune.engine.webgpu.budget import Way
+    from anytune.model.plan import _Counter
+    from anytune.model.subject import LoraSubject
+    shapes = {p.name: (p.out_features, p.in_features) for p in trainee.layout.pairs}
+    counter = _Counter(trainee.model, LoraSubject(trainee.lora, shapes), tokens, tokens)
+    counter.budget = trainee.engine.budget(trainee.model.weights, None)
+    count = counter.budget.counter(Way(0.0, "blocks", trainee.engine.sizes, ""), tokens)
+    counter._run(count, "blocks", trainee.config.layers)
+    return count.bytes
+
+
 @pytest.mark.parametrize("name", ("llama", "gemma3"))
 def test_training_with_float16_operands(tmp_path, name):
     made(True)
-    path, batch = tiny.write(tmp_path / "m.gguf", name), stream([17, 1, 22, 24])
+    path, batch = tiny.write(tmp_path / "m.gguf", name), stream([17, 1, 22, 24], silent=0.0)
     loss, want = gradients(trainee_of(path, "numpy"), batch)
     trainee = trainee_of(path, "webgpu", "fp16")
     for _ in range(2):
         found, got = gradients(trainee, batch)
         assert found == pytest.approx(loss, rel=1e-3) and found != loss
         assert min(cosine for _, cosine in cosines(trainee, got, want)) >= 0.9999
-    engine = trainee.engine
+    engine, held = trainee.engine, trainee.engine.recorder.pool.bytes
+    assert held == pytest.approx(counted(trainee, 64), rel=0.02)     # the estimate knows what scales take
     assert engine.tuning.default.half and engine.identity()["dtype"] == "float16" and engine.tolerance == 2e-3
 
 

@@ -14,7 +14,7 @@ from anytune.errors import UserError
 from anytune.memory import parse_bytes
 
 from .kernel import F16, SUBGROUPS, Kernel
-from .variants import features_wanted
+from .variants import VARIABLE, features_wanted
 
 ALIGN = 256            # bytes: where a binding may begin, on every device
 WORDS = 64             # uint32 of parameters a dispatch: one aligned slot
@@ -172,7 +172,8 @@ class Device:
                 self.raw = adapter.request_device_sync(required_limits=asked,
                                                        required_features=[FEATURES[f] for f in sorted(self.features)])
             except RuntimeError as error:
-                raise UserError(f"the device {self.name} cannot be opened: {error}") from None
+                advice = f" (perhaps with {VARIABLE}=none)" if self.features else ""
+                raise UserError(f"the device {self.name} cannot be opened{advice}: {error}") from None
         self.queue = self.raw.queue
         if max_binding is None and os.environ.get("ANYTUNE_MAX_BINDING"):
             max_binding = parse_bytes(os.environ["ANYTUNE_MAX_BINDING"])
