@@ -108,6 +108,9 @@ def _encode(model: Model, adapter: Adapter | None, question: Question, raw: bool
                 ids, learned = [tokenizer.bos, *ids], [False, *learned]
         own = [place for place, (token, yes) in enumerate(zip(ids, learned, strict=True))
                if yes and token not in tokenizer.eog]
+        if not own:
+            raise UserError(f"Question {question.id}: no token of the answer {text!r} is its own; let the prompt end in "
+                            "a space or a new line.")
         sequences.append(list(map(int, ids[:own[-1] + 1])))
         starts.append(own[0])
     return sequences, min(starts)

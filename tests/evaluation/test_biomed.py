@@ -111,6 +111,12 @@ def test_a_question_longer_than_the_context(model):
         biomed.answer(model, [*QUESTIONS, Question("far", "wind " * 300, LABELS, 0)], raw=True)
 
 
+def test_an_answer_that_the_prompt_swallows(tmp_path):
+    model = anytune.load(tiny.write(tmp_path / "m.gguf", "llama"), device="numpy", threads=1)  # "h e" is a merge
+    with pytest.raises(anytune.UserError, match="Question x: no token of the answer 'e'"):
+        biomed.answer(model, [Question("x", "th", ("e", "he", "a"), 0)], raw=True)
+
+
 def test_facts_of_runs_by_hand():
     def run(name, likeliest, replies):
         return biomed.Answers(name, np.eye(3)[likeliest], replies)
