@@ -11,7 +11,7 @@ from .count import Bf16Count
 from .sizes import Bf16Sizes
 
 
-HALF, UNPACKED = 0.05, 0.15   # of a step: dequantizing and packing for each use, of dx alone, and of y as well
+HALF, UNPACKED = 0.03, 0.06   # of a step: dequantizing and packing for each use, of dx alone, and of y as well
 
 
 class Bf16Budget(NumpyBudget):
