@@ -25,6 +25,8 @@ import common  # noqa: F401 (the working tree, whether or not it is installed)
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("model")
 options.add_argument("--device", default="webgpu")
+options.add_argument("--dtype", default="auto", help="fp16: what goes into products may be rounded")
+options.add_argument("--variants", help="as ANYTUNE_WEBGPU_VARIANTS: none for plain kernels alone")
 options.add_argument("--shape", default="1x128", help="examples x tokens of each")
 options.add_argument("--rank", type=int, default=8)
 options.add_argument("--memory", help="such as 6GiB")
@@ -34,6 +36,8 @@ options.add_argument("--seconds", type=float, default=1.0, help="of a round, abo
 options.add_argument("--profile", action="store_true")
 options.add_argument("--decode", action="store_true")
 args = options.parse_args()
+if args.variants:
+    os.environ["ANYTUNE_WEBGPU_VARIANTS"] = args.variants
 if args.max_binding:
     os.environ["ANYTUNE_MAX_BINDING"] = args.max_binding
 
@@ -44,7 +48,8 @@ from anytune.memory import parse_bytes  # noqa: E402
 from anytune.text.packing import MicroBatch  # noqa: E402
 
 started = time.perf_counter()
-model = anytune.load(args.model, device=args.device, memory=parse_bytes(args.memory) if args.memory else None)
+model = anytune.load(args.model, device=args.device, memory=parse_bytes(args.memory) if args.memory else None,
+                     dtype=args.dtype)
 e, random = model.engine, np.random.default_rng(1)
 read = sum(m.nbytes for m in model.weights.matrices.values())
 result = {"device": e.device.name, "driver": e.device.info.get("description"), "max_binding": e.device.max_binding,
@@ -136,6 +141,7 @@ def decode(prefix: int = 128, tokens: int = 64) -> dict:
 
 
 result |= decode() if args.decode else train()
+result["variants"] = sorted(e.tuning.variants)
 if args.profile:
     result["kernels"] = profile()
 print(json.dumps(result), flush=True)
