@@ -292,6 +292,28 @@ def test_a_wrong_kernel_fails_its_known_answer(monkeypatch):
         assert not answers.ANSWERS[variant](engine) <= variants.LIMIT
 
 
+@pytest.mark.parametrize("variant", variants.NEEDS)
+def test_no_nan_passes_for_a_known_answer(monkeypatch, variant):
+    """Wherever among what is read back it stands."""
+    from anytune.engine.webgpu.engine import WebGpuEngine
+    engine, right, reads = made(variant == variants.TILES), WebGpuEngine.host, []
+
+    def host(self, x):
+        got = right(self, x)
+        reads.append(0)
+        if len(reads) == bad:
+            got.reshape(-1)[-1] = np.nan
+        return got
+    monkeypatch.setattr(WebGpuEngine, "host", host)
+    bad = 0
+    assert answers.ANSWERS[variant](engine) <= variants.LIMIT
+    count = len(reads)
+    for bad in range(1, count + 1):
+        reads.clear()
+        # codes are integers, four to a number: a NaN's are wrong ones
+        assert not answers.ANSWERS[variant](engine) <= variants.LIMIT, bad
+
+
 def test_software_devices_get_what_is_forced_only():
     engine = made(True)
     engine.tuning.ensure()

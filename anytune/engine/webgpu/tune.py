@@ -22,6 +22,7 @@ from anytune.files import atomic_write
 
 from .arrays import Array
 from .commands import SHARE
+from .device import DeviceError
 from .kernels import gemm as _gemm
 from .kernels import gemv as _gemv
 from .kernels import optimizer as _optimizer
@@ -100,7 +101,7 @@ class Tuning:
         try:
             kept = json.loads(path.read_text("utf-8"))
             choices = {(r["forward"], r["many"]): (Tile(*r["tile"]), r["workgroups"]) for r in kept["choices"]}
-            if not {tile.plain for tile, _ in choices.values()} <= set(TILES):
+            if not all(tile.plain in TILES and groups in WORKGROUPS for tile, groups in choices.values()):
                 raise ValueError("tiles that nobody raced")
             self.choices = choices
             self._use(may & ({row["variant"] for row in kept["variants"] if row["wins"]} | must | {F16_TILES}))
@@ -262,6 +263,8 @@ class _Race:
                 seconds = self.seconds(forward, tokens, tile, groups, x, y)
                 if best is None or seconds < FASTER * best[2]:
                     best = (tile, groups, seconds)
+        if best is None:
+            raise DeviceError("other", "no way to multiply gives the known answer: the device computes wrongly")
         return best
 
 
