@@ -47,6 +47,22 @@ def test_the_fastest_is_chosen_and_remembered(engine, monkeypatch, tmp_path, bes
     second = engine()
     second.tuning.ensure()
     assert second.tuning.choices == first.tuning.choices and second.identity() == first.identity()
+    assert second.commands.rate == first.commands.rate   # sums are cut by it
+
+
+def test_sums_are_cut_alike_by_rates_that_are_nearly_alike(engine):
+    """What decides how sums round must not follow a measurement's noise, but a fast device has larger pieces."""
+    made, found = engine(), set()
+    made.tuning.ensure()
+    for noise in (0.8, 0.9, 1.0, 1.1, 1.2):
+        made.commands.rate = 2e10 * noise
+        found.add(made.most_columns(512, 576))
+    assert len(found) == 1
+    made.commands.rate = 2e13
+    assert made.most_columns(512, 576) > 8 * found.pop()
+    for rate in (0.0, 1e8, 1e9, 1e12):
+        made.commands.rate = rate
+        assert made.commands.piece <= made.commands.most
 
 
 def test_a_wrong_variant_never_wins(engine, monkeypatch):
@@ -68,7 +84,9 @@ def test_a_damaged_file_is_raced_again(engine, monkeypatch, tmp_path):
     made = engine()
     made.tuning.ensure()
     (path,) = (tmp_path / "webgpu").glob("*.json")
-    for text in ("", "[1]", '{"choices": [{"forward": true}]}'):
+    whole = json.loads(path.read_text("utf-8"))
+    rates = [json.dumps({**whole, "rate": rate}) for rate in (None, -1.0, "1")]
+    for text in ("", "[1]", '{"choices": [{"forward": true}]}', *rates):
         path.write_text(text, "utf-8")
         again = engine()
         again.tuning.ensure()

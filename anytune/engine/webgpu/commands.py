@@ -7,6 +7,7 @@ probe found (see tune.py), and smaller still if the first ones take longer than 
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ PAGE = 256           # sets of parameters in one buffer
 PAGES = 256          # pages before old ones are forgotten
 LONGEST = 0.2        # seconds that one submit may take
 FIRST = 2e8          # cost of submits before anything is known
+CLASS = 8            # between what dispatches may cost on slower and on faster devices
 SHARE = 0.25         # of the probe's rate: what other kernels reach, about
 WATCHED = 24         # submits of some size that are timed
 MOST = 2000          # dispatches of one submit
@@ -45,8 +47,14 @@ class Commands:
 
     @property
     def most(self) -> float:
-        """What one submit, and so one dispatch, may cost."""
+        """What one submit may cost."""
         return max(FIRST, self.rate * LONGEST)
+
+    @property
+    def piece(self) -> float:
+        """What one dispatch may cost: in wide classes, since it decides how sums are cut, and with that how they are
+        rounded: a rate that is measured a little otherwise must not change a resumed run's bits."""
+        return FIRST * CLASS ** int(math.log(self.most / FIRST, CLASS) + 1e-9)
 
     def run(self, kernel: Kernel, arrays: list[Array | Bound], numbers: tuple, grid: tuple[int, ...],
             cost: float = 0.0) -> None:

@@ -230,10 +230,10 @@ class WebGpuEngine(Composed):
         return self.tuning.plan(forward, m, n, k)
 
     def most_columns(self, rows: int, k: int) -> int:
-        """Columns of a product that one submit may hold; multiples of 64."""
+        """Columns of a product that one dispatch may hold; multiples of 64."""
         if self.commands.tape is None:
             self.tuning.ensure()
-        return max(64, int(self.commands.most / (2.0 * rows * k)) // 64 * 64)
+        return max(64, int(self.commands.piece / (2.0 * rows * k)) // 64 * 64)
 
     # ---- operations
 

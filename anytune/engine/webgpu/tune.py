@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from dataclasses import astuple, replace
@@ -85,9 +86,10 @@ class Tuning:
         self._asked = True
         may, must = sound(self.engine)
         self._use(may)
-        if not self.engine.device.software:
+        if self.engine.device.software:
+            self.rate = self._rate()
+        else:
             self._choose(may, must)
-        self.rate = self._rate()
         self.engine.commands.rate = SHARE * self.rate
 
     def _use(self, variants: set[str]) -> None:
@@ -103,18 +105,21 @@ class Tuning:
             choices = {(r["forward"], r["many"]): (Tile(*r["tile"]), r["workgroups"]) for r in kept["choices"]}
             if not all(tile.plain in TILES and groups in WORKGROUPS for tile, groups in choices.values()):
                 raise ValueError("tiles that nobody raced")
-            self.choices = choices
+            if not (isinstance(kept["rate"], float) and 0 < kept["rate"] < math.inf):
+                raise ValueError("no rate")
+            self.choices, self.rate = choices, kept["rate"]
             self._use(may & ({row["variant"] for row in kept["variants"] if row["wins"]} | must | {F16_TILES}))
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass    # not there, or another version's: race
         variants = self.race_variants(may, must)
         rows = self.race(must)
+        self.rate = self._rate()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
-                file.write(json.dumps({"device": self.engine.device.name, "choices": rows, "variants": variants},
-                                      indent=1).encode())
+                file.write(json.dumps({"device": self.engine.device.name, "choices": rows, "variants": variants,
+                                       "rate": self.rate}, indent=1).encode())
         except OSError:
             pass    # a memory that cannot be kept is no reason to stop
 
