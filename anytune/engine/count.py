@@ -58,7 +58,35 @@ class Frozen:
     gradient: object = None
 
 
-class CountEngine(Composed):
+class RowShapes(Composed):
+    """Operations on rows that take one array of their result's shape, or none, on any engine. Needs array(rows, columns)."""
+
+    def embed(self, ids, table, scale):
+        return self.array(len(ids), table.in_features)
+
+    def take(self, x, rows):
+        return self.array(len(rows), x.shape[1])
+
+    def put(self, y, rows, tokens):
+        return self.array(tokens, y.shape[1])
+
+    def add(self, x, y):
+        return y
+
+    def rms_norm(self, x, gain, eps):
+        return self.array(*x.shape)
+
+    def rms_norm_backward(self, dy, x, gain, eps, residual=None):
+        return self.array(*x.shape)
+
+    def park(self, x):
+        return x
+
+    def fetch(self, ticket):
+        return ticket
+
+
+class CountEngine(RowShapes):
     """Counts `flops` and bytes: pooled, scratch and raw. See base.py for the operations."""
 
     name = "count"
@@ -136,24 +164,6 @@ class CountEngine(Composed):
                      tuple(bias_gradients or ()))
 
     # ---- operations
-    def embed(self, ids, table, scale):
-        return self.array(len(ids), table.in_features)
-
-    def take(self, x, rows):
-        return self.array(len(rows), x.shape[1])
-
-    def put(self, y, rows, tokens):
-        return self.array(tokens, y.shape[1])
-
-    def add(self, x, y):
-        return y
-
-    def rms_norm(self, x, gain, eps):
-        return self.array(*x.shape)
-
-    def rms_norm_backward(self, dy, x, gain, eps, residual=None):
-        return self.array(*x.shape)
-
     def rotate(self, q, k, gains, eps, table, positions, heads, halves):
         return (q, k) if gains is None else (self.array(*q.shape), self.array(*k.shape))
 
@@ -220,12 +230,6 @@ class CountEngine(Composed):
         self._attend(tokens, heads, 5, 2)
         del inner, own
         return both.part(heads.queries * heads.size), both.part(narrow), both.part(narrow)
-
-    def park(self, x):
-        return x
-
-    def fetch(self, ticket):
-        return ticket
 
     def _attend(self, tokens: int, heads: Heads, products: int, scores: int) -> None:
         for number, tasks in enumerate(plan(self._starts, heads, self.threads, self.sizes.scores)):

@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections import Counter
 
 from anytune.engine.base import Heads
-from anytune.engine.composed import Composed
-from anytune.engine.count import Buffer, Shape
+from anytune.engine.count import Buffer, RowShapes, Shape
 from anytune.errors import UserError
 from anytune.gguf.blocks import BLOCKS
 
@@ -42,7 +41,7 @@ class _Linears:
                        or any(g is not None for g in bias_gradients or ()))
 
 
-class WebGpuCount(Composed):
+class WebGpuCount(RowShapes):
     """Counts `flops` and bytes. See base.py for the operations."""
 
     name = "count"
@@ -114,31 +113,7 @@ class WebGpuCount(Composed):
     def group(self, weights, biases=None, slots=None, dropout=0.0, number=0, bias_gradients=None):
         return _Linears(weights, slots, dropout, bias_gradients)
 
-    def park(self, x):
-        return x
-
-    def fetch(self, ticket):
-        return ticket
-
     # ---- operations
-    def embed(self, ids, table, scale):
-        return self.array(len(ids), table.in_features)
-
-    def take(self, x, rows):
-        return self.array(len(rows), x.shape[1])
-
-    def put(self, y, rows, tokens):
-        return self.array(tokens, y.shape[1])
-
-    def add(self, x, y):
-        return y
-
-    def rms_norm(self, x, gain, eps):
-        return self.array(*x.shape)
-
-    def rms_norm_backward(self, dy, x, gain, eps, residual=None):
-        return self.array(*x.shape)
-
     def rotate(self, q, k, gains, eps, table, positions, heads, halves):
         return (q, k) if gains is None else self.columns(q.shape[0], q.shape[1], k.shape[1])
 
