@@ -21,8 +21,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- run -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 # programs that docs may name
 OTHERS = {"llama-server", "llama-cli", "pip", "python", "make", ".", "cat", "printf", "torchrun"}
-OTHERS_FLAGS = {"--cases", "--check", "--extra-index-url", "--no-deps", "--node-rank", "--only", "--report",
-                "--rounds", "--shapes", "--work"}
+OTHERS_FLAGS = {"--cases", "--check", "--extra-index-url", "--no-deps", "--no-train", "--node-rank", "--only",
+                "--pubmedqa", "--reference", "--report", "--rounds", "--shapes", "--work"}
 
 
 def blocks(page: Path, language: str) -> list[tuple[bool, str]]:
