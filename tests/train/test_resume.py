@@ -103,6 +103,7 @@ def test_killed_from_outside(tmp_path):
 @pytest.mark.parametrize("at", [1, 5, 11])
 def test_an_orderly_stop_saves_and_continues_exactly(calm, tmp_path, number, at):
     trainee, count = FakeTrainee(), 0
+    before = signal.signal(number, signal.default_int_handler)   # under nohup SIGHUP would be ignored, and stay so
 
     def stop_at():
         nonlocal count
@@ -111,7 +112,10 @@ def test_an_orderly_stop_saves_and_continues_exactly(calm, tmp_path, number, at)
             os.kill(os.getpid(), number)
 
     trainee.on_micro = stop_at
-    result, trainer = job(tmp_path / "run", trainee=trainee, checkpoint_save_steps=0)
+    try:
+        result, trainer = job(tmp_path / "run", trainee=trainee, checkpoint_save_steps=0)
+    finally:
+        signal.signal(number, before)
     assert result.stopped == "interrupted" and count == at
     assert (result.path is None) == (result.step == 0)
     result, _ = job(tmp_path / "run", resume_from="auto", checkpoint_save_steps=0)
