@@ -59,7 +59,8 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
             size, flops = counter.run(way, keep)
             kept = ("activations of all layers are kept" if keep == layers else
                     f"{layers - keep} of {layers} layers run their forward twice")
-            best = (cost, Estimate(way.hold, keep, way.sizes, budget.base + size, flops / ubatch, f"{way.text}; {kept}"))
+            held = way.text if counter.frozen else "all weights are trained, in float32"
+            best = (cost, Estimate(way.hold, keep, way.sizes, budget.base + size, flops / ubatch, f"{held}; {kept}"))
     if best is None:
         raise UserError(f"this training needs at least {-(-least // MIB)} MiB of {budget.place} and {budget.limit // MIB} MiB "
                         f"are allowed: {subject.advice}")
@@ -87,6 +88,8 @@ class _Counter:
         self.ubatch, self.context = ubatch, min(context, ubatch)
         self.layers = self.config.layers
         self.lowest = subject.lowest(self.layers)
+        self.frozen = {name: m for name, m in model.weights.matrices.items()
+                       if (name != "token_embd.weight" or self.config.tied) and name not in subject.names}
         self.trained = self.layers - self.lowest
         self.budget: Any = None
         self._known: dict = {}
@@ -100,10 +103,8 @@ class _Counter:
     def _count(self, way: Way, keep: int) -> tuple[int, float]:
         c, e = self.config, self.budget.counter(way, self.ubatch)
         groups = self._run(e, way.hold, keep)
-        frozen = {name: m for name, m in self.model.weights.matrices.items()
-                  if (name != "token_embd.weight" or c.tied) and name not in self.subject.names}
         turns = 2 * 4 * c.rope_size // 2 * self.context * (2 if c.arch.local_base and c.window else 1)
-        return e.bytes + e.held(frozen, groups) + turns + self.subject.nbytes, e.flops
+        return e.bytes + e.held(self.frozen, groups) + turns + self.subject.nbytes, e.flops
 
     def _run(self, e, hold: str, keep: int) -> list:
         """One micro-batch on a count engine: forward, loss over every token, backward -> all groups of linears."""

@@ -41,6 +41,7 @@ def test_gradient_of_every_tensor(tiny_model, name):
     model = tiny_model(name)
     trainee, batch = model.full_trainee(Full(), ubatch=40), stream([17, 1, 22])
     assert set(trainee.names) == set(model.gguf.tensors) - {"rope_freqs.weight"}
+    assert "all weights are trained" in trainee.estimate.text
     _, found = gradients(trainee, batch)
     for tensor, gradient in found.items():
         size = np.linalg.norm(gradient)
