@@ -106,11 +106,7 @@ def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs
     with Phases(as_json) as phases:
         facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, judge=jury, progress=phases.to,
                     chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
-    put(report(facts), places)
-    if as_json:
-        print_json(facts)
-    else:
-        click.echo("\n".join([text(facts), *map(str, places)]))
+    tell(facts, report(facts), text, places, as_json)
     if jury is not None and facts["judge"]["error"]:
         raise UserError(facts["judge"]["error"])
 
@@ -145,7 +141,12 @@ def style(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: 
     with Phases(as_json) as phases:
         facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, progress=phases.to,
                     chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
-    put(report(facts), places)
+    tell(facts, report(facts), text, places, as_json)
+
+
+def tell(facts: dict, made: Any, text: Callable[[dict], str], places: list, as_json: bool) -> None:
+    """Write the report to its places, and the figures to the terminal."""
+    put(made, places)
     if as_json:
         print_json(facts)
     else:

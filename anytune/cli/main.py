@@ -15,8 +15,8 @@ from typing import NoReturn
 import click
 
 import anytune
-from anytune.cli import (bench, chat, data, doctor, evaluate, evaluate_biomed, export_merge, generate, imatrix, info, perplexity, pull,
-                         quantize, train, verify)
+from anytune.cli import (bench, chat, data, doctor, evaluate_biomed, export_merge, generate, imatrix, info, perplexity,
+                         pull, quantize, train, verify)
 from anytune.cli.common import DEBUG, debug_wanted, set_debug
 from anytune.errors import UserError
 
