@@ -200,3 +200,23 @@ def test_what_cannot_be_had_is_refused(files, monkeypatch):
     monkeypatch.setenv("ANYTUNE_MAX_BINDING", "100")
     with pytest.raises(UserError, match="ANYTUNE_MAX_BINDING"):
         load(files["llama"], device="webgpu")
+
+
+def test_buffers_survive_the_collection_of_dead_cycles():
+    """An exception's frames hold loans in cycles, and the collector announces everybody's end before it frees anything."""
+    import gc
+
+    from anytune.engine.devices import engine_for
+    from anytune.engine.webgpu.arrays import Pool
+    e = engine_for("webgpu")
+    pool = Pool(e.device)
+    cycle = [pool.take(100)]
+    serial = cycle[0].serial
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    e.commands.flush()
+    loan = pool.take(100)
+    assert loan.serial == serial
+    e.device.write(loan.raw, 0, np.arange(100, dtype=np.float32))
+    np.testing.assert_array_equal(e.device.read(loan.raw, 0, 400).view(np.float32), np.arange(100))

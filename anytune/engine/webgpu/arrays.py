@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from .device import ALIGN, Buffer, Device
 
 LINE = ALIGN // 4   # elements of a line
+VEC4 = 16           # bytes; a buffer has as many (SLACK) behind it
 
 
 def lines(columns: int) -> int:
@@ -30,9 +31,10 @@ class Bound:
 
 
 def bound(buffer: Buffer, first: int, last: int, slack: int = 0) -> Bound:
-    """Bytes first…last of a buffer (and `slack` behind them), from the line that they begin in."""
+    """Bytes first…last of a buffer (and `slack` behind them), from the line that they begin in, up to whole vec4s: a kernel
+    that reads four at a time gets zeros for a last one that the binding cuts, and does not write it."""
     start = first // ALIGN * ALIGN
-    return Bound(buffer, start, -(-(last - start) // 4) * 4 + slack, (first - start) // 4)
+    return Bound(buffer, start, -(-(last + slack - start) // VEC4) * VEC4, (first - start) // 4)
 
 
 class Array:
@@ -138,23 +140,31 @@ def row_cuts(limit: int, *arrays: Array | None, step: int = 1) -> Iterator[tuple
 
 
 class Pool:
-    """Buffers of passing arrays, kept by size: a freed one is used again, nothing goes back before clear()."""
+    """Buffers of passing arrays, kept by size: a freed one is used again, nothing goes back before clear().
+
+    Lent buffers are held here too: else the garbage collector could find loan and buffer in one dead cycle (the frames of an
+    exception), and a buffer whose end was announced would come back as free.
+    """
 
     def __init__(self, device: Device):
         self.device, self.bytes = device, 0
         self._free: dict[int, list[Buffer]] = defaultdict(list)
+        self._lent: dict[int, Buffer] = {}
         self._turn = 0
 
     def take(self, floats: int) -> "Loan":
         size = 4 * floats
         free = self._free[size]
         if free:
-            return Loan(self, free.pop(), self._turn)
-        buffer = self.device.buffer(size, owned=False)
-        self.bytes += size
+            buffer = free.pop()
+        else:
+            buffer = self.device.buffer(size, owned=False)
+            self.bytes += size
+        self._lent[buffer.serial] = buffer
         return Loan(self, buffer, self._turn)
 
-    def back(self, buffer: Buffer, turn: int) -> None:
+    def back(self, serial: int, turn: int) -> None:
+        buffer = self._lent.pop(serial)
         if turn == self._turn:
             self._free[buffer.size].append(buffer)
 
@@ -190,4 +200,4 @@ class Loan:
         return False
 
     def __del__(self) -> None:
-        self.pool.back(self.buffer, self.turn)
+        self.pool.back(self.buffer.serial, self.turn)

@@ -40,6 +40,7 @@ TILES = (Tile(), Tile(ahead=True), Tile(64, 32, 32, 4, 4), Tile(32, 64, 16, 4, 4
          Tile(128, 128, 16, 8, 8, True))
 WORKGROUPS = (0, 128, 256, 512, 1024)   # that a product should have; fewer are made up for by slices
 FEW = (1, 8)                  # rows that products of few rows are raced with
+ROUNDS_OF = 5e-3              # seconds that an action is repeated for
 FASTER = 0.97                 # of the time that is to beat: less may be chance
 ROUNDED = 2e-3                # what float16 operands may change
 SHORTEST = 64                 # of the sum in a slice, at least
@@ -204,9 +205,8 @@ class _Race:
         return self._time(lambda: self._run(forward, tile, groups, x, y))
 
     def _time(self, action) -> float:
-        commands, device = self.e.commands, self.e.device
-        times, rounds = [], 1 if device.software else 8
-        for _ in range(2 if device.software else 4):
+        """Seconds of one action: of many in a row, so that a submit and the waiting do not count."""
+        def take(rounds: int) -> float:
             commands.flush()
             device.wait()
             begun = time.perf_counter()
@@ -214,8 +214,14 @@ class _Race:
                 action()
             commands.flush()
             device.wait()
-            times.append((time.perf_counter() - begun) / rounds)
-        return min(times)
+            return (time.perf_counter() - begun) / rounds
+
+        commands, device = self.e.commands, self.e.device
+        if device.software:
+            return min(take(1), take(1))
+        take(2)
+        rounds = min(max(ROUNDS_OF / take(4), 4), 64)
+        return min(take(int(rounds)) for _ in range(3))
 
     @staticmethod
     def kernels(name: str, way: bool, subgroups: bool) -> list:
