@@ -42,7 +42,7 @@ def up(engine, values):
 
 
 def tiles():
-    from anytune.engine.webgpu.tune import TILES
+    from anytune.engine.webgpu.race import TILES
     return TILES
 
 

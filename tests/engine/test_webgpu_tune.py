@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from anytune.engine.webgpu import tune
+from anytune.engine.webgpu import race, tune
 from anytune.engine.webgpu.kernels.gemm import Tile
 from tests.support.webgpu import need_webgpu
 
@@ -19,18 +19,17 @@ def engine(monkeypatch, tmp_path):
     from anytune.engine.webgpu.device import Device, open_device
     from anytune.engine.webgpu.engine import WebGpuEngine
     monkeypatch.setattr(Device, "software", False)
-    monkeypatch.setattr(tune, "WIDTH", 128)
-    monkeypatch.setattr(tune, "TOKENS", (32, 64))
     monkeypatch.setattr(tune, "MANY", 48)
-    monkeypatch.setattr(tune, "TILES", TILES)
-    monkeypatch.setattr(tune, "WORKGROUPS", (0, 8))
+    for name, value in (("WIDTH", 128), ("TOKENS", (32, 64)), ("TILES", TILES), ("WORKGROUPS", (0, 8)), ("BUSY", 0.0),
+                        ("LASTS", 0.0)):
+        monkeypatch.setattr(race, name, value)
     monkeypatch.setenv("ANYTUNE_CACHE", str(tmp_path))
     return lambda: WebGpuEngine(open_device())
 
 
 def seconds(monkeypatch, best):
     """Pretend that the variants (tile, workgroups) in `best` are fast."""
-    monkeypatch.setattr(tune._Race, "seconds", lambda self, forward, tokens, tile, groups, x=None, y=None:
+    monkeypatch.setattr(race.Race, "seconds", lambda self, products, tile, groups:
                         1e-3 if (tile, groups) == best else 2e-3)
 
 
@@ -50,6 +49,26 @@ def test_the_fastest_is_chosen_and_remembered(engine, monkeypatch, tmp_path, bes
     assert second.commands.rate == first.commands.rate   # sums are cut by it
 
 
+def test_contestants_take_turns_and_the_hopeless_leave(engine):
+    """A slow moment of the device meets everybody: the best of several turns counts."""
+    contest, taken = race.Race(engine(), 32, 1), []
+    speed = {"a": [9, 5, 9, 9, 9], "b": [9, 9, 4, 9, 9], "c": [9, 99]}
+
+    def seconds(name):
+        taken.append(name)
+        return speed[name].pop(0) if len(speed[name]) > 1 else speed[name][0]
+    found = contest.times(list("abc"), seconds)
+    assert found["a"] == 5 and found["b"] in (4, 9) and found["c"] == 99 and taken.count("c") == 2
+
+
+def test_slow_devices_race_one_product(engine, monkeypatch):
+    contest = race.Race(engine())
+    assert [(p.n, p.k) for p in contest.products(True, 32)] == [(128, 128), (512, 128)]
+    assert [(p.n, p.k) for p in contest.products(False, 32)] == [(128, 128), (128, 512)]
+    monkeypatch.setattr(race, "SLOW", 0.0)
+    assert len(contest.products(True, 32)) == 1
+
+
 def test_sums_are_cut_alike_by_rates_that_are_nearly_alike(engine):
     """What decides how sums round must not follow a measurement's noise, but a fast device has larger pieces."""
     made, found = engine(), set()
@@ -67,13 +86,13 @@ def test_sums_are_cut_alike_by_rates_that_are_nearly_alike(engine):
 
 def test_a_wrong_variant_never_wins(engine, monkeypatch):
     seconds(monkeypatch, (TILES[1], 0))
-    real = tune._Race._run
+    real = race.Race.run
 
-    def run(self, forward, tile, groups, x, y):
-        real(self, forward, tile, groups, x, y)
+    def run(self, product, tile, groups):
+        real(self, product, tile, groups)
         if tile == TILES[1]:
-            self.e.commands.write(y, self.e.host(y) * np.float32(1.01))
-    monkeypatch.setattr(tune._Race, "_run", run)
+            self.e.commands.write(product.y, self.e.host(product.y) * np.float32(1.01))
+    monkeypatch.setattr(race.Race, "run", run)
     made = engine()
     made.tuning.ensure()
     assert all(tile == TILES[0] for tile, _ in made.tuning.choices.values())

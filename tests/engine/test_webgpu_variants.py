@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from anytune.engine.devices import engine_for
-from anytune.engine.webgpu import answers, tune, variants
+from anytune.engine.webgpu import answers, race, tune, variants
 from anytune.engine.webgpu.kernels import every
 from anytune.engine.webgpu.kernels.gemm import Tile
 from anytune.errors import UserError
@@ -83,6 +83,7 @@ def test_no_kernel_relies_on_a_size_or_an_order_of_subgroups():
 def test_training_and_generation_with_subgroups(tmp_path, monkeypatch, name):
     path, batch = tiny.write(tmp_path / "m.gguf", name), stream([17, 1, 22, 24])
     loss, want = gradients(trainee_of(path, "numpy"), batch)
+    monkeypatch.setenv(variants.VARIABLE, "none")
     plain = trainee_of(path, "webgpu")
     before = gradients(plain, batch)
     monkeypatch.setenv(variants.VARIABLE, SUBGROUPS)
@@ -206,24 +207,23 @@ def hardware(monkeypatch, tmp_path):
     from anytune.engine.webgpu.device import Device
     made()
     monkeypatch.setattr(Device, "software", False)
-    monkeypatch.setattr(tune, "WIDTH", 128)
-    monkeypatch.setattr(tune, "TOKENS", (32, 64))
     monkeypatch.setattr(tune, "MANY", 48)
-    monkeypatch.setattr(tune, "TILES", (Tile(),))
-    monkeypatch.setattr(tune, "WORKGROUPS", (0,))
+    for name, value in (("WIDTH", 128), ("TOKENS", (32, 64)), ("TILES", (Tile(),)), ("WORKGROUPS", (0,)), ("BUSY", 0.0),
+                        ("LASTS", 0.0)):
+        monkeypatch.setattr(race, name, value)
     monkeypatch.setenv("ANYTUNE_CACHE", str(tmp_path))
     return monkeypatch
 
 
 def times(monkeypatch, fast=(), half=1.0):
     """Pretend that the variants in `fast` are, and that half tiles take `half` of the time."""
-    real = tune._Race.variant
+    real = race.Race.variant
 
-    def variant(self, name, way):
-        assert real(self, name, way) > 0
-        return 1e-3 if way and name in fast else 2e-3
-    monkeypatch.setattr(tune._Race, "variant", variant)
-    monkeypatch.setattr(tune._Race, "seconds", lambda self, forward, tokens, tile, groups, x=None, y=None:
+    def variant(self, name):
+        assert all(seconds > 0 for seconds in real(self, name))
+        return 2e-3, 1e-3 if name in fast else 2e-3
+    monkeypatch.setattr(race.Race, "variant", variant)
+    monkeypatch.setattr(race.Race, "seconds", lambda self, products, tile, groups:
                         1e-3 * (half if tile.half else 1.0))
 
 
@@ -314,7 +314,9 @@ def test_no_nan_passes_for_a_known_answer(monkeypatch, variant):
         assert not answers.ANSWERS[variant](engine) <= variants.LIMIT, bad
 
 
-def test_software_devices_get_what_is_forced_only():
+def test_software_devices_get_what_is_forced_only(monkeypatch):
+    from anytune.engine.webgpu.device import Device
+    monkeypatch.setattr(Device, "software", True)
     engine = made(True)
     engine.tuning.ensure()
     assert engine.tuning.variants == {variants.TILES} and engine.tuning.choices == {}

@@ -1,0 +1,220 @@
+"""The race of products' tiles and of variants: each contestant's time beside the others' on this device.
+
+A GPU that has little to do lowers its clocks, by a factor of five on some. So everything is compiled and checked first,
+the device is kept busy until its clocks are up, and contestants take turns, several times; the best time of each counts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arrays import Array
+from .device import DeviceError
+from .kernels import gemv as _gemv
+from .kernels import optimizer as _optimizer
+from .kernels import rows as _rows
+from .kernels.gemm import Tile
+from .variants import DOT, GEMV, ROWS
+from .weights import Part
+
+WIDTH = 2048
+WIDER = 4                     # a second product, so much wider, as the hidden layer's are
+TOKENS = (128, 1024)          # what the two classes of products are raced with
+TILES = (Tile(), Tile(ahead=True), Tile(64, 32, 32, 4, 4), Tile(32, 64, 16, 4, 4), Tile(64, 64, 16, 8, 4),
+         Tile(128, 64, 16, 8, 4), Tile(128, 64, 16, 8, 4, True), Tile(128, 64, 16, 8, 8), Tile(128, 128, 8, 8, 8))
+WORKGROUPS = (0, 128, 256, 512, 1024)   # that a product should have; fewer are made up for by slices
+FEW = (1, 8)                  # rows that products of few rows are raced with
+FASTER = 0.97                 # of the time that is to beat: less may be chance
+ROUNDED = 2e-3                # what float16 operands may change
+SLOW = 0.02                   # seconds of the default's product, from which on the wider one is left out
+BUSY = 0.2                    # seconds of work until clocks are up
+LASTS = 3e-3                  # seconds that a contestant's turn should take
+TURNS = 4
+HOPELESS = 1.15               # of the best time so far: no further turns
+
+
+@dataclass(frozen=True)
+class Product:
+    """x [tokens, k] times `n` columns of the weights (forward) or as many rows of them as k (backward), into y."""
+    forward: bool
+    n: int
+    k: int
+    x: Array
+    y: Array
+
+
+class Race:
+    """Products of random Q8_0 blocks, and what variants replace, and their times."""
+
+    def __init__(self, engine, width: int = 0, wider: int = 0):
+        random = np.random.default_rng(0)
+        self.e, self.width, self.rows = engine, width or WIDTH, (wider or WIDER) * (width or WIDTH)
+        blocks = random.integers(0, 256, (self.rows, self.width // 32, 34), dtype=np.uint8)
+        blocks[:, :, :2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+        self.raw = engine.integers(blocks.reshape(-1).view(np.int32))
+        self.x = random.standard_normal(max(TOKENS) * self.rows).astype(np.float32)
+
+    # ---- products
+
+    def products(self, forward: bool, tokens: int) -> list[Product]:
+        """A square product and a wide one; on slow devices the square one."""
+        made = []
+        for rows in dict.fromkeys((self.width, self.rows)):
+            n, k = (rows, self.width) if forward else (self.width, rows)
+            made.append(Product(forward, n, k, self._array(tokens, k), self._array(tokens, n)))
+            if len(made) == 1 and self.once(lambda: self.run(made[0], Tile(), 0)) > SLOW:
+                break
+        return made
+
+    def _array(self, tokens: int, columns: int) -> Array:
+        held = self.e.vector(self.x[:tokens * columns])
+        return Array(held.buffer, 0, (tokens, columns), columns)
+
+    def run(self, p: Product, tile: Tile, groups: int) -> None:
+        """Queue a product with this tile, and with its sum in slices for so many workgroups."""
+        from .linear import product
+        e, part = self.e, _Blocks(self.rows, self.width)
+        planned, e.plan_product = e.plan_product, lambda way, m, n, k: e.tuning.slices(tile, groups, m, n, k)
+        try:
+            product(e, p.x, 0, self.raw.bind(), 0, part, p.forward, 0, p.n, p.k, p.y, 0, False, None, None, None)
+        finally:
+            e.plan_product = planned
+
+    def best(self, forward: bool, tokens: int, tiles: list[Tile]) -> tuple[Tile, int, float]:
+        """(tile, workgroups, seconds of all products) of the fastest that gives the default's result."""
+        products = self.products(forward, tokens)
+        contestants = self._sound(products, tiles)
+        if not contestants:
+            raise DeviceError("other", "no way to multiply gives the known answer: the device computes wrongly")
+        times = self.times(contestants, lambda c: self.seconds(products, *c))
+        best = contestants[0]
+        for c in contestants[1:]:     # the first listed, unless another is clearly faster
+            if times[c] < FASTER * times[best]:
+                best = c
+        return *best, times[best]
+
+    def _sound(self, products: list[Product], tiles: list[Tile]) -> list[tuple[Tile, int]]:
+        """Tiles with numbers of workgroups that fit, cut sums each in another way, and give the default's result."""
+        e, square, found, plans = self.e, products[0], [], set()
+        tokens = square.x.rows
+        self.run(square, Tile(), 0)
+        wanted = e.host(square.y)      # the default's, which the known answers prove
+        for tile in tiles:
+            if tile.m > 2 * tokens or tile.bytes > 16384 or tile.threads > 256:
+                continue
+            for groups in WORKGROUPS:
+                plan = (tile, *(e.tuning.slices(tile, groups, tokens, p.n, p.k)[1:] for p in products))
+                if plan in plans:
+                    continue
+                plans.add(plan)
+                self.run(square, tile, groups)
+                limit = ROUNDED if tile.half else 1e-4
+                if np.max(np.abs(e.host(square.y) - wanted)) <= limit * np.max(np.abs(wanted)):
+                    found.append((tile, groups))
+        return found
+
+    def seconds(self, products: list[Product], tile: Tile, groups: int) -> float:
+        return sum(self.lasting(lambda p=p: self.run(p, tile, groups)) for p in products)
+
+    def rate(self, tile: Tile, tokens: int) -> float:
+        """FLOP/s of a square product."""
+        n = self.width
+        p = Product(True, n, n, self._array(tokens, n), self._array(tokens, n))
+        self.busy(lambda: self.run(p, tile, 0))
+        return 2.0 * tokens * n * n / min(self.lasting(lambda: self.run(p, tile, 0)) for _ in range(2))
+
+    # ---- time
+
+    def once(self, action: Callable[[], None], rounds: int = 1) -> float:
+        """Seconds of one action of so many in a row."""
+        commands, device = self.e.commands, self.e.device
+        commands.flush()
+        device.wait()
+        begun = time.perf_counter()
+        for _ in range(rounds):
+            action()
+        commands.flush()
+        device.wait()
+        return (time.perf_counter() - begun) / rounds
+
+    def lasting(self, action: Callable[[], None]) -> float:
+        """Seconds of one action, of so many in a row that the submit and the waiting hardly count."""
+        if self.e.device.software:
+            return self.once(action)
+        return self.once(action, min(max(int(LASTS / self.once(action, 2)), 2), 64))
+
+    def busy(self, action: Callable[[], None]) -> None:
+        """Work until the device's clocks are up."""
+        self.once(action)
+        until = time.perf_counter() + BUSY * (not self.e.device.software)
+        while time.perf_counter() < until:
+            self.once(action, 4)
+
+    def times(self, contestants: list[Hashable], seconds: Callable[[Hashable], float]) -> dict[Hashable, float]:
+        """The best time of each contestant over several turns; those that are far behind get one."""
+        out, left = dict.fromkeys(contestants, math.inf), list(contestants)
+        for c in left:      # compiled
+            seconds(c)
+        until = time.perf_counter() + BUSY * (not self.e.device.software)
+        while time.perf_counter() < until:
+            seconds(left[0])
+        for _ in range(TURNS):
+            for c in left:
+                out[c] = min(out[c], seconds(c))
+            left = [c for c in left if out[c] <= HOPELESS * min(out.values())]
+        return out
+
+    # ---- variants
+
+    @staticmethod
+    def kernels(name: str, way: bool, subgroups: bool) -> list:
+        """What a variant would replace, or (way) the variant's; subgroups: whether GEMV is in use."""
+        if name == ROWS:
+            usual = [_rows.rms_norm(False), _optimizer.loss_rows(False)]
+            return [kernel.by_subgroups for kernel in usual] if way else usual
+        if name == DOT and way:
+            return [_gemv.codes(), *(_gemv.gemv8("Q8_0", few, subgroups=subgroups) for few in FEW)]
+        return [_gemv.gemv("Q8_0", few, subgroups=way if name == GEMV else subgroups) for few in FEW]
+
+    def variant(self, name: str) -> tuple[float, float]:
+        """Seconds of the usual kernels, and of the variant's."""
+        times = self.times([False, True], lambda way: self.lasting(self.jobs(name, way)))
+        return times[False], times[True]
+
+    def jobs(self, name: str, way: bool) -> Callable[[], None]:
+        """What queues the usual kernels, or (way) the variant's."""
+        e, width, tokens, blocks = self.e, self.width, max(TOKENS), self.width // 32
+        kernels = self.kernels(name, way, GEMV in e.tuning.variants)
+        x, y = self._array(tokens, width), self._array(tokens, width)
+        few, grid = max(FEW), (width // 2,)
+        if name == ROWS:
+            gain, targets, losses = e.vector(self.x[:width]), e.integers(np.zeros(tokens, np.int32)), e.zeros(tokens)
+            jobs = [([x, gain, y], (width, width, width, 1e-5), (tokens,)),
+                    ([y, targets, losses], (16 * width, 16 * width, 0, 0), (tokens // 16,))]
+        elif name == DOT and way:
+            codes, scales = e.integers(np.zeros(few * width // 4, np.int32)), e.zeros(few * blocks)
+            jobs = [([x, codes, scales], (blocks, width // 4), (-(-blocks // 64), few)),
+                    *(([codes, scales, self.raw, y], (0, 34 * blocks, n, width, width, blocks, width, 0), grid)
+                      for n in FEW)]
+        else:
+            jobs = [([x, self.raw, y], (0, 34 * blocks, n, width, width, width // 4, width, 0), grid) for n in FEW]
+
+        def action():
+            for kernel, job in zip(kernels, jobs):
+                e.commands.run(kernel, *job)
+        return action
+
+
+class _Blocks(Part):
+    """A part without weights of a file: what product() asks of one."""
+
+    block, row_bytes = "Q8_0", 0
+
+    def __init__(self, rows: int, width: int):
+        super().__init__([], 0, rows, [0, rows], [None])
+        self.row_bytes = width // 32 * 34
