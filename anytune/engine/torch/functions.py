@@ -15,7 +15,8 @@ def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
     found = {"dequantize": blocks.dequantize_into, "gather": blocks.gather_into, "few": 0, "most": 1 << 30}
     for module, names in ((plain, ("rms_norm", "rms_norm_backward", "rotate", "rotate_backward", "glu", "glu_backward",
                                    "glu_gradients", "loss_rows", "dropout")),
-                          (plain_low, ("low", "few_product", "gradients", "gradients_of_groups", "place")), (plain_optimizer, ("square_sum", "adamw")),
+                          (plain_low, ("low", "few_product", "gradients", "gradients_of_groups", "place")),
+                          (plain_optimizer, ("square_sum", "adamw")),
                           (attention, ("attention", "attention_backward", "attend_cache"))):
         found |= {name: getattr(module, name) for name in names}
     if triton:
