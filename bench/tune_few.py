@@ -1,12 +1,14 @@
-"""Which configuration of kernels/few_product.py is fastest for each product of a training step at 1 x 128 tokens, beside cuBLAS.
+"""Which configuration of kernels/few_product.py is fastest for each product of a step at 1 x 128 tokens, beside cuBLAS.
 
     python bench/tune_few.py --out few.json [--seconds 150] [--jobs 16]
 
-Shapes are Qwen3-1.7B's with LoRA of rank 16. Each product is checked against float32 (its output full of NaN beforehand, and
-twice with the same bits), then timed in a CUDA graph over as many different matrices as the model has layers, so that the L2
-cache holds none of them. First one depth of the pipeline for every tile, then variations of the best. Prints a table, sums over
-a step, and the lines for few_product.TABLE. The work is a child process's: a configuration that breaks the CUDA context, takes
-forever or ends the process is noted, and another child goes on behind it. --resume goes on where an earlier run's time was up.
+Shapes are Qwen3-1.7B's with LoRA of rank 16. Each product is checked against float32 (its output full of NaN
+beforehand, and twice with the same bits), then timed in a CUDA graph over as many different matrices as the model has
+layers, so that the L2 cache holds none of them. First one depth of the pipeline for every tile, then variations of the
+best. Prints a table, sums over a step, and the lines for few_product.TABLE.
+
+The work is a child process's: a configuration that breaks the CUDA context, takes forever or ends the process is noted,
+and another child goes on behind it. --resume goes on where an earlier run's time was up.
 
 "early" (overlapping launches) is timed apart: between launches of itself it looks better than between others.
 """
@@ -56,7 +58,8 @@ class Shape:
 
     def __init__(self, group: str, rows: int, turned: bool, uses: int):
         width, features, rank = GROUPS[group]
-        self.name, self.turned, self.rows, self.uses = f"{group} {'forward' if turned else 'backward'}", turned, rows, uses
+        self.name = f"{group} {'forward' if turned else 'backward'}"
+        self.turned, self.rows, self.uses = turned, rows, uses
         self.columns, self.inner = (width, features + rank) if turned else (features, width + rank)
         self.lines, self.stride = width + rank, align(features + rank)
         self.copies = LAYERS if self.lines * self.stride < 1 << 27 else 2
@@ -104,7 +107,8 @@ def estimate(shape: Shape, c: Config, processors: int) -> float:
     slots = processors * resident(c)
     waves = max(1, triton.cdiv(programs, slots)) * slots / programs if programs > slots else 1.0
     idle = max(1.0, processors / programs)
-    uneven = triton.cdiv(min(programs, slots), processors) * processors / min(programs, slots) if programs > processors else 1.0
+    beside = min(programs, slots)
+    uneven = triton.cdiv(beside, processors) * processors / beside if programs > processors else 1.0
     stream = max(shape.bytes / 3.0e6, (reading + shared) / 5.5e6) * waves * idle ** 0.7 * uneven ** 0.5
     return stream + (most * c.rows * c.columns * 4 / 1e5 if most > 1 else 0.0) + 3.0
 
@@ -141,7 +145,7 @@ def second_candidates(best: list[Config]) -> list[Config]:
         found += [c._replace(stages=n) for n in (2, 3, 4, 5, 6, 7, 8) if abs(n - c.stages) <= 2]
         found += [c._replace(warps=12 - c.warps), c._replace(described=False),
                   c._replace(described=False, stages=max(3, c.stages - 1)), c._replace(step=192 - c.step),
-                  c._replace(step=64, stages=2 * c.stages) if c.step == 128 else c._replace(step=32, stages=2 * c.stages)]
+                  c._replace(step=c.step // 2, stages=2 * c.stages)]
         if c.programs:
             found += [c._replace(programs=c.programs + n) for n in (-c.programs // 4, c.programs // 4)]
     return [c for c in dict.fromkeys(found) if c not in best and resident(c)]
@@ -291,11 +295,14 @@ class Run:
     def __init__(self, options):
         self.options, self.until = options, options.until or time.time() + options.seconds
         self.out = Path(options.out)
-        self.state = json.loads(self.out.read_text()) if options.resume and self.out.exists() else {"rows": [], "cublas": {}}
+        self.state = {"rows": [], "cublas": {}}
+        if options.resume and self.out.exists():
+            self.state = json.loads(self.out.read_text())
         self.processors = torch.cuda.get_device_properties(0).multi_processor_count
-        self.state |= {"device": torch.cuda.get_device_name(0), "processors": self.processors, "torch": torch.__version__,
-                       "triton": triton.__version__}
-        self.compiler = Compiler(options.jobs, triton.runtime.driver.active.get_current_target() if options.jobs > 1 else None)
+        self.state |= {"device": torch.cuda.get_device_name(0), "processors": self.processors,
+                       "torch": torch.__version__, "triton": triton.__version__}
+        target = triton.runtime.driver.active.get_current_target() if options.jobs > 1 else None
+        self.compiler = Compiler(options.jobs, target)
         self.note(self.state.pop("now", None), "the process ended")
 
     def save(self) -> None:
@@ -341,9 +348,9 @@ class Run:
 
     def measure(self, bench: Bench, config: Config) -> None:
         shape = bench.shape
-        if any(r["shape"] == shape.name and r["rows"] == shape.rows and r["config"] == list(config) for r in self.state["rows"]):
-            return
         row = {"shape": shape.name, "rows": shape.rows, "config": list(config)}
+        if any(all(r[key] == value for key, value in row.items()) for r in self.state["rows"]):
+            return
 
         def work():
             row["error_size"] = bench.check(config)
@@ -382,8 +389,8 @@ class Run:
                 self.measure(bench, config)
             self.save()
         rows = self.best(shape, False, 3)
-        graphs = [self.guarded(shape.name, shape.rows, Config(*r["config"]), lambda r=r: bench.graph(Config(*r["config"])))
-                  for r in rows]
+        graphs = [self.guarded(shape.name, shape.rows, c, lambda c=c: bench.graph(c))
+                  for c in (Config(*r["config"]) for r in rows)]
         rows, graphs = zip(*[(r, g) for r, g in zip(rows, graphs) if isinstance(g, Graph)]) if rows else ((), ())
         times = self.guarded(shape.name, shape.rows, None,
                              lambda: [[g.time(2) for g in (bench.cublas, *graphs)] for _ in range(9)])
@@ -409,7 +416,8 @@ class Run:
               + (f"; Q8_0 blocks {blocks:.2f} us" if isinstance(blocks, float) else ""))
         for row in rows + early:
             us = row.get("confirmed_us", row["us"])
-            print(f"  {us:7.2f} us {shape.bytes / us / 1e3:6.0f} GB/s  {100 * us / cublas:4.0f} %  {tuple(row['config'])}")
+            print(f"  {us:7.2f} us {shape.bytes / us / 1e3:6.0f} GB/s  {100 * us / cublas:4.0f} %  "
+                  f"{tuple(row['config'])}")
         for text in sorted({r["error"][:110] for r in mine if "error" in r})[:4]:
             print(f"  failed: {text}")
         sys.stdout.flush()
@@ -432,16 +440,18 @@ class Run:
             if us < 0.97 * theirs:
                 lines.append(f"    {shape.key(self.processors)}: Config{tuple(rows[0]['config'])},"
                              f"  # {shape.name}: {us:.1f} us, cuBLAS {theirs:.1f}")
-        print(f"\nproducts of a step: cuBLAS {cublas / 1e3:.3f} ms, the best of both {ours / 1e3:.3f} ms, with overlapping launches "
-              f"at most {ahead / 1e3:.3f} ms")
+        print(f"\nproducts of a step: cuBLAS {cublas / 1e3:.3f} ms, the best of both {ours / 1e3:.3f} ms, with "
+              f"overlapping launches at best {ahead / 1e3:.3f} ms")
         print("TABLE (what is faster by 3 % or more):\n" + "\n".join(lines), flush=True)
-        self.state["step_ms"], self.state["table"] = {"cublas": cublas / 1e3, "best": ours / 1e3, "early": ahead / 1e3}, lines
+        self.state["step_ms"] = {"cublas": cublas / 1e3, "best": ours / 1e3, "early": ahead / 1e3}
+        self.state["table"] = lines
         self.save()
 
     def all(self) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False   # as the engine has it
-        shapes = [(group, rows, turned, uses[0 if turned else 1]) for group, rows, *uses in SHAPES for turned in (True, False)]
+        shapes = [(group, rows, turned, forward if turned else backward) for group, rows, forward, backward in SHAPES
+                  for turned in (True, False)]
         size = max(shape.copies * shape.lines * shape.stride for shape in (Shape(*args) for args in shapes))
         arena = torch.empty(size, dtype=DTYPE, device=DEVICE)
         for piece in arena.split(1 << 26):
@@ -450,7 +460,8 @@ class Run:
         started = time.time()
         early = [(args, c) for args in shapes if args[3] for c in first_candidates(Shape(*args), self.processors, 48)]
         self.compiler.prepare(early, min(self.until, started + 0.4 * self.options.seconds))
-        print(f"{self.state['device']}: {len(self.compiler.known)} kernels compiled in {time.time() - started:.0f} s", flush=True)
+        print(f"{self.state['device']}: {len(self.compiler.known)} kernels compiled in {time.time() - started:.0f} s",
+              flush=True)
         for number, args in enumerate(shapes):
             left = [2 if a[3] else 1 for a in shapes[number:]]    # shapes of the step get twice the time
             shape, now = Shape(*args), time.time()
@@ -468,7 +479,8 @@ class Run:
 def parent(argv: list[str], until: float) -> int:
     """Children, one after the other, until one comes to the end."""
     for turn in range(12):
-        status = subprocess.run([sys.executable, __file__, *argv, *(["--resume"] if turn else []), "--until", str(until)]).returncode
+        more = ["--resume"] if turn else []
+        status = subprocess.run([sys.executable, __file__, *argv, *more, "--until", str(until)]).returncode
         if status in (0, 1, 2):   # 1 and 2: Python's own complaints, which would only come again
             return status
         print(f"a child ended with {status}", flush=True)

@@ -1,5 +1,5 @@
-"""The product for some dozens to hundreds of rows, against float64: odd sizes, strided views, tiles that programs share and
-programs that have several tiles; and that the engine takes it exactly where its table says so.
+"""The product for some dozens to hundreds of rows, against float64: odd sizes, strided views, tiles that programs share
+and programs that have several tiles; and that the engine takes it exactly where its table says so.
 
 Without a GPU the kernel runs in Triton's interpreter, which cannot multiply bfloat16 matrices: float16 then.
 """
@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.torch_kernels import BF16, DEVICE, F16, F32, LIMIT, close, double, empty, kept, seed, torch, view  # noqa: F401
+from tests.support.torch_kernels import (BF16, DEVICE, F16, F32, LIMIT, close, double, empty, kept, seed,  # noqa: F401
+                                         torch, view)
 from tests.support.triton import triton_module
 
 triton_module()
@@ -95,7 +96,7 @@ def test_the_engine_takes_it_where_the_table_says_so(turned, monkeypatch):
     close(out, double(a) @ double(b), LIMIT[F16])
     kept(out)
     # other rows, other orientation, other types and unaligned rows are torch's
-    for other in (operands(64, 40, 72, turned, F16), operands(300, 40, 72, turned, F16), operands(20, 40, 72, turned, F16),
+    for other in (*(operands(rows, 40, 72, turned, F16) for rows in (20, 64, 300)),
                   operands(100, 40, 72, not turned, F16), operands(100, 40, 72, turned, F32),
                   operands(100, 40, 72, turned, F16, spare=3)):
         linear.product(engine(), *other)

@@ -79,7 +79,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def few_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """out [T, N] = a [T, K] · b [K, N], all of one dtype; the kernel is for few rows T. b: the rows or the columns of a matrix."""
+    """out [T, N] = a [T, K] · b [K, N], all of one dtype; b: a matrix or its transpose. The kernel is for few rows T."""
     return torch.mm(a, b, out=out)
 
 

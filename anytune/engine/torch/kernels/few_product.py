@@ -1,10 +1,10 @@
 """out = a · b for some dozens to hundreds of rows: products whose time is that of reading b once.
 
-All rows of a fit one tile (or two), so that no part of b is read twice, and the work (tiles of b's columns times steps along
-the inner axis) is divided evenly between as many programs as fill the card, wherever a tile ends: a program may finish one
-tile and begin the next. Tiles that several programs share are summed as in shares.py, always in the same order.
+All rows of a fit one tile (or two), so that b is read from memory once. The work, tiles of b's columns times steps
+along the inner axis, is divided evenly between as many programs as fill the card, wherever a tile ends: a program may
+finish one tile and begin the next. Tiles that programs share are summed as in shares.py, always in the same order.
 
-Which configuration a shape gets is written in TABLE, and never found by a race: a resumed run has to round as the first did.
+Which configuration a shape gets is written in TABLE and never found by a race: a resumed run has to round as the first.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ AHEAD = tl.constexpr(8)   # steps whose part of b is asked for before the kernel
 
 
 class Config(NamedTuple):
-    """Tiles of rows x columns, `step` of the inner axis at a time; programs: in all, 0 for one a tile. described: operands come
-    through the copy engine instead of pointers, early: the launch overlaps the end of the kernel before it, and asks for b."""
+    """Tiles of rows x columns, `step` of the inner axis at a time.
+
+    programs: in all, 0 for one a tile. described: operands come through the copy engine instead of pointers. early: the
+    launch may overlap the end of the kernel before it, and has b brought to the L2 cache meanwhile.
+    """
     rows: int
     columns: int
     step: int
@@ -45,16 +48,17 @@ TABLE: dict[tuple[int, bool, int, int, int], Config] = {}
 
 
 @triton.jit
-def _sum(a, b, row, column, first, last, tokens, columns, inner, a_row, b_row, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-         STEP: tl.constexpr, TURNED: tl.constexpr, DESCRIBED: tl.constexpr):
-    """float32 [ROWS, COLUMNS]: the tile at (row, column), of which steps first … last-1 of the inner axis are summed."""
+def _sum(a, b, row, column, first, last, tokens, columns, inner, a_row, b_row, ROWS: tl.constexpr,
+         COLUMNS: tl.constexpr, STEP: tl.constexpr, TURNED: tl.constexpr, DESCRIBED: tl.constexpr):
+    """float32 [ROWS, COLUMNS]: the tile at (row, column), summed over steps first … last-1 of the inner axis."""
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     i, j, k = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, STEP)
     if not DESCRIBED:
         # rows that do not exist read one that does, since nobody stores them; so only the inner axis needs masks
         a_tile = a + tl.minimum(row + i, tokens - 1)[:, None] * a_row + k[None, :]
         if TURNED:
-            b_tile = b + tl.cast(column, tl.int64) * b_row + (tl.minimum(j, columns - 1 - column)[None, :] * b_row + k[:, None])
+            b_row_of = tl.minimum(j, columns - 1 - column)[None, :]
+            b_tile = b + tl.cast(column, tl.int64) * b_row + (b_row_of * b_row + k[:, None])
         else:
             b_tile = b + column + (k[:, None] * b_row + j[None, :])
     for step in range(first, last):
@@ -68,8 +72,8 @@ def _sum(a, b, row, column, first, last, tokens, columns, inner, a_row, b_row, R
             if TURNED:
                 ws = tl.load(b_tile + start, mask=here[:, None], other=0)
             else:
-                ws = tl.load(b_tile + tl.cast(start, tl.int64) * b_row, mask=here[:, None] & (column + j < columns)[None, :],
-                             other=0)
+                there = here[:, None] & (column + j < columns)[None, :]
+                ws = tl.load(b_tile + tl.cast(start, tl.int64) * b_row, mask=there, other=0)
         total = tl.dot(xs, ws, total)
     return total
 
@@ -81,18 +85,19 @@ def _put(total, out, row, column, tokens, columns, out_row):
 
 
 @triton.jit
-def _ask(b, column, first, last, columns, inner, b_row, COLUMNS: tl.constexpr, STEP: tl.constexpr, TURNED: tl.constexpr):
+def _ask(b, column, first, last, columns, inner, b_row, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+         TURNED: tl.constexpr):
     """Have the first steps' part of b fetched into the L2 cache; nobody waits for it."""
     RUN: tl.constexpr = STEP if TURNED else COLUMNS
     LINES: tl.constexpr = COLUMNS if TURNED else STEP
     line, at = tl.arange(0, LINES)[:, None], (tl.arange(0, (RUN + LINE - 1) // LINE) * LINE)[None, :]
     for step in range(first, tl.minimum(last, first + AHEAD)):
         if TURNED:
-            place = tl.minimum(column + line, columns - 1).to(tl.int64) * b_row + tl.minimum(step * STEP + at, inner - 1)
+            i, j = tl.minimum(column + line, columns - 1), tl.minimum(step * STEP + at, inner - 1)
         else:
-            place = tl.minimum(step * STEP + line, inner - 1).to(tl.int64) * b_row + tl.minimum(column + at, columns - 1)
-        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [b + place], dtype=tl.int32, is_pure=False,
-                                  pack=1)
+            i, j = tl.minimum(step * STEP + line, inner - 1), tl.minimum(column + at, columns - 1)
+        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [b + i.to(tl.int64) * b_row + j],
+                                  dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -106,14 +111,14 @@ def _collect(parts, shares, N: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def _part(a, b, out, parts, counter, tile, begin, end, program, programs, units, steps, down, tokens, columns, inner, most,
-          a_row, b_row, out_row, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, TURNED: tl.constexpr,
-          DESCRIBED: tl.constexpr, SHARED: tl.constexpr):
+def _part(a, b, out, parts, counter, tile, begin, end, program, programs, units, steps, down, tokens, columns,
+          inner, most, a_row, b_row, out_row, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+          TURNED: tl.constexpr, DESCRIBED: tl.constexpr, SHARED: tl.constexpr):
     """This program's part of a tile."""
     before = tile * steps
     row, column = tile % down * ROWS, tile // down * COLUMNS  # tiles of the same columns are neighbours
-    total = _sum(a, b, row, column, tl.maximum(begin - before, 0), tl.minimum(end - before, steps), tokens, columns, inner,
-                 a_row, b_row, ROWS, COLUMNS, STEP, TURNED, DESCRIBED)
+    total = _sum(a, b, row, column, tl.maximum(begin - before, 0), tl.minimum(end - before, steps), tokens, columns,
+                 inner, a_row, b_row, ROWS, COLUMNS, STEP, TURNED, DESCRIBED)
     if SHARED:
         owner = ((before + 1) * programs - 1) // units  # the program that has the tile's first step
         shares = ((before + steps) * programs - 1) // units - owner + 1
@@ -129,12 +134,12 @@ def _part(a, b, out, parts, counter, tile, begin, end, program, programs, units,
 
 @triton.jit(do_not_specialize=["tokens", "most"])
 def _product(a, b, lines, out, parts, counter, tokens, columns, inner, most, a_row, b_row, out_row,
-             ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, TURNED: tl.constexpr, DESCRIBED: tl.constexpr,
-             EARLY: tl.constexpr, WHOLE: tl.constexpr, SHARED: tl.constexpr):
-    """Grid (programs). Units, the steps of all tiles one after the other, are divided between them as evenly as can be.
+             ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, TURNED: tl.constexpr,
+             DESCRIBED: tl.constexpr, EARLY: tl.constexpr, WHOLE: tl.constexpr, SHARED: tl.constexpr):
+    """Grid (programs). Units, the steps of all tiles one after the other, are divided between them evenly.
 
-    b: [inner, columns], or [columns, inner] if TURNED; lines: its pointer. WHOLE: no program has more than one tile. SHARED: a
-    tile may have several programs, at most `most`.
+    b: [inner, columns], or [columns, inner] if TURNED; lines: its pointer. WHOLE: no program has more than one tile.
+    SHARED: a tile may have several programs, at most `most`.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
     down, steps = tl.cdiv(tokens, ROWS), tl.cdiv(inner, STEP)
@@ -143,17 +148,18 @@ def _product(a, b, lines, out, parts, counter, tokens, columns, inner, most, a_r
     tile = begin // steps
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        first = begin - tile * steps  # the L2 cache is coherent: lines that still change are right when they are read
-        _ask(lines, tile // down * COLUMNS, first, tl.minimum(first + end - begin, steps), columns, inner, b_row, COLUMNS, STEP,
-             TURNED)
+        first = begin - tile * steps
+        # the L2 cache is coherent: lines that still change are right when they are read
+        _ask(lines, tile // down * COLUMNS, first, tl.minimum(first + end - begin, steps), columns, inner, b_row,
+             COLUMNS, STEP, TURNED)
         tl.extra.cuda.gdc_wait()  # what kernels before this one write is not read before this
     if WHOLE:
-        _part(a, b, out, parts, counter, tile, begin, end, program, programs, units, steps, down, tokens, columns, inner, most,
-              a_row, b_row, out_row, ROWS, COLUMNS, STEP, TURNED, DESCRIBED, SHARED)
+        _part(a, b, out, parts, counter, tile, begin, end, program, programs, units, steps, down, tokens, columns,
+              inner, most, a_row, b_row, out_row, ROWS, COLUMNS, STEP, TURNED, DESCRIBED, SHARED)
     else:
         for number in range(tile, tl.cdiv(end, steps)):
-            _part(a, b, out, parts, counter, number, begin, end, program, programs, units, steps, down, tokens, columns, inner,
-                  most, a_row, b_row, out_row, ROWS, COLUMNS, STEP, TURNED, DESCRIBED, SHARED)
+            _part(a, b, out, parts, counter, number, begin, end, program, programs, units, steps, down, tokens,
+                  columns, inner, most, a_row, b_row, out_row, ROWS, COLUMNS, STEP, TURNED, DESCRIBED, SHARED)
 
 
 def turned(b: torch.Tensor) -> bool:
@@ -210,7 +216,8 @@ def launch(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, c: Config, only_
         w = TensorDescriptor.from_tensor(lines, [c.columns, c.step] if turned(b) else [c.step, c.columns])
     more = {"launch_pdl": True} if c.early else {}
     call = functools.partial(_product.warmup, grid=(programs,)) if only_compile else _product[(programs,)]
-    made = call(x, w, lines, out, parts, counter, tokens, columns, inner, most, a.stride(0), lines.stride(0), out.stride(0),
-                ROWS=c.rows, COLUMNS=c.columns, STEP=c.step, TURNED=turned(b), DESCRIBED=c.described,
-                EARLY=c.early, WHOLE=programs % tiles == 0, SHARED=most > 1, num_warps=c.warps, num_stages=c.stages, **more)
+    made = call(x, w, lines, out, parts, counter, tokens, columns, inner, most, a.stride(0), lines.stride(0),
+                out.stride(0), ROWS=c.rows, COLUMNS=c.columns, STEP=c.step, TURNED=turned(b), DESCRIBED=c.described,
+                EARLY=c.early, WHOLE=programs % tiles == 0, SHARED=most > 1, num_warps=c.warps, num_stages=c.stages,
+                **more)
     return made if only_compile else out
