@@ -28,7 +28,7 @@ SETTINGS = {  # name: (blocks, flags of webgpu_steps.py)
     "1x128, 16 MiB": ("Q8_0", ["--shape", "1x128", "--max-binding", "16MiB"]),
     "2x1024, 16 MiB": ("Q8_0", ["--shape", "2x1024", "--max-binding", "16MiB"]),
     "1x2048": ("Q8_0", ["--shape", "1x2048"]),
-    "decode": ("Q8_0", ["--decode"]),
+    "decode": ("Q8_0", ["--decode", "--profile"]),
     "1x128, plain kernels": ("Q8_0", ["--shape", "1x128", "--variants", "none"]),
     "decode, plain kernels": ("Q8_0", ["--decode", "--variants", "none"]),
     "1x128, fp16": ("Q8_0", ["--shape", "1x128", "--dtype", "fp16"]),

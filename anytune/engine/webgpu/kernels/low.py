@@ -13,6 +13,7 @@ from ..kernel import Kernel, reads, writes
 RANKS = 8        # columns that a workgroup makes
 TOKENS = 4       # rows that it makes
 LANES = 64
+AHEAD = 4        # terms of an invocation's sum that are under way at once: few tokens wait for memory, not for arithmetic
 COLUMNS = 64     # of a gradient
 
 
@@ -22,20 +23,22 @@ def _sums(x: str, m: str, out: str, job: str, pair: str) -> str:
     def p(name: str) -> str:
         return f"p.{name}{job}"
     sums = "\n".join(f"  var s{t}_{c} = 0.0;" for t in range(TOKENS) for c in range(RANKS))
-    loads = "\n".join(f"    let x{t} = {x}[min(t0 + {t}u, p.tokens - 1u) * {p('xs')} + k];" for t in range(TOKENS))
-    steps = "\n".join(
-        f"    {{ let b = select(0.0, {m}[{p('m0')} + k * {p('mk')} + min(c0 + {c}u, {p('rank')} - 1u) * {p('mc')}], "
-        f"c0 + {c}u < {p('rank')});\n      "
-        + " ".join(f"s{t}_{c} = fma(x{t}, b, s{t}_{c});" for t in range(TOKENS)) + " }" for c in range(RANKS))
+    body = [f"    let k{u} = min(k + {u * LANES}u, high - 1u);\n    let on{u} = k + {u * LANES}u < high;" for u in range(AHEAD)]
+    body += [f"    let x{t}_{u} = {x}[min(t0 + {t}u, p.tokens - 1u) * {p('xs')} + k{u}];"
+             for u in range(AHEAD) for t in range(TOKENS)]
+    body += [f"    {{ let b = select(0.0, {m}[{p('m0')} + k{u} * {p('mk')} + min(c0 + {c}u, {p('rank')} - 1u) * {p('mc')}], "
+             f"on{u} && c0 + {c}u < {p('rank')});\n      "
+             + " ".join(f"s{t}_{c} = fma(x{t}_{u}, b, s{t}_{c});" for t in range(TOKENS)) + " }"
+             for u in range(AHEAD) for c in range(RANKS)]
+    loop = "\n".join(body)
     stores = "\n".join(f"  part[{(t * RANKS + c) * LANES}u + lane] = s{t}_{c};" for t in range(TOKENS)
                        for c in range(RANKS))
     each = TOKENS * RANKS
     split = LANES // each
     return f"""
 {sums}
-  for (var k = low_ + lane; k < high; k += {LANES}u) {{
-{loads}
-{steps}
+  for (var k = low_ + lane; k < high; k += {LANES * AHEAD}u) {{
+{loop}
   }}
 {stores}
   workgroupBarrier();
