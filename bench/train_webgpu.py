@@ -1,6 +1,6 @@
 """Training and decoding speed and memory of one GPU through WebGPU.
 
-    python bench/train_webgpu.py                       # everything: some ten minutes on an H100 through Vulkan
+    python bench/train_webgpu.py                       # everything: some six minutes on an H100 through Vulkan
     python bench/train_webgpu.py --only 1x128          # some settings
     python bench/train_webgpu.py --shape tiny --only 1x128 --no-save    # a try on a software device
 
@@ -23,6 +23,7 @@ ANCHORS = {"Q8_0": 128, "Q4_0": 143}
 SETTINGS = {  # name: (blocks, flags of webgpu_steps.py)
     "1x128": ("Q8_0", ["--shape", "1x128", "--profile"]),
     "2x1024": ("Q8_0", ["--shape", "2x1024", "--profile"]),
+    "1x128, 1.3 x weights": ("Q8_0", ["--shape", "1x128", "--memory", "1.3x"]),
     "1x128, 128 MiB": ("Q8_0", ["--shape", "1x128", "--max-binding", "128MiB"]),
     "2x1024, 128 MiB": ("Q8_0", ["--shape", "2x1024", "--max-binding", "128MiB"]),
     "1x128, 16 MiB": ("Q8_0", ["--shape", "1x128", "--max-binding", "16MiB"]),
@@ -53,6 +54,7 @@ def main() -> None:
     args = options.parse_args()
     before, env, results, files = common.machine(), common.environment(8), {}, {}
     wanted = [name.strip() for name in args.only.split(";")] if args.only else list(SETTINGS)
+    peak = common.run_once(["bench/webgpu_peak.py", "--device", args.device], env)
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="anytune-bench-") as folder:
         for name in wanted:
             blocks, flags = SETTINGS[name]
@@ -67,11 +69,14 @@ def main() -> None:
                 length = int(row["shape"].split("x")[1])
                 row["gflop_per_token"] = round(qwen3.gflop_per_token(args.shape, length, 0.5, 8, VOCABULARY), 3)
                 row["tflops"] = round(row["tokens_per_s"] * row["gflop_per_token"] / 1e3, 2)
+                row["fraction_of_fma"] = round(row["tflops"] / peak["fma_tflops"], 3)
                 if row["shape"] == "1x128" and blocks in ANCHORS and args.shape == "qwen3-1.7b":
                     row["over_anchor"] = round(row["tokens_per_s"] / ANCHORS[blocks], 2)
+            else:   # a token reads every weight once, and a copy each byte twice
+                row["fraction_of_bandwidth"] = round(row["read_gb_per_s"] / peak["copy_gb_per_s"], 3)
             results[name] = {"blocks": blocks, **row}
             print(name, row["tokens_per_s"], "tok/s", row["peak_gib"], "GiB", flush=True)
-    common.save("train_webgpu", args, before, anchors_tokens_per_s=ANCHORS, rank=8, anytune=results,
+    common.save("train_webgpu", args, before, anchors_tokens_per_s=ANCHORS, rank=8, peak=peak, anytune=results,
                 model=f"{args.shape} shape, vocabulary {VOCABULARY:,}, random weights")
 
 

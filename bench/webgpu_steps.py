@@ -29,7 +29,7 @@ options.add_argument("--dtype", default="auto", help="fp16: what goes into produ
 options.add_argument("--variants", help="as ANYTUNE_WEBGPU_VARIANTS: none for plain kernels alone")
 options.add_argument("--shape", default="1x128", help="examples x tokens of each")
 options.add_argument("--rank", type=int, default=8)
-options.add_argument("--memory", help="such as 6GiB")
+options.add_argument("--memory", help="such as 6GiB, or 1.3x: of the weights' bytes")
 options.add_argument("--max-binding", help="such as 16MiB: what ANYTUNE_MAX_BINDING says")
 options.add_argument("--rounds", type=int, default=7)
 options.add_argument("--seconds", type=float, default=1.0, help="of a round, about")
@@ -44,12 +44,17 @@ if args.max_binding:
 import numpy as np  # noqa: E402
 
 import anytune  # noqa: E402
+from anytune.gguf import GGUF  # noqa: E402
 from anytune.memory import parse_bytes  # noqa: E402
 from anytune.text.packing import MicroBatch  # noqa: E402
 
-started = time.perf_counter()
-model = anytune.load(args.model, device=args.device, memory=parse_bytes(args.memory) if args.memory else None,
-                     dtype=args.dtype)
+started, limit = time.perf_counter(), None
+if args.memory and args.memory.endswith("x"):
+    with GGUF.open(args.model) as gguf:
+        limit = int(float(args.memory[:-1]) * sum(t.nbytes for t in gguf.tensors.values() if len(t.shape) > 1))
+elif args.memory:
+    limit = parse_bytes(args.memory)
+model = anytune.load(args.model, device=args.device, memory=limit, dtype=args.dtype)
 e, random = model.engine, np.random.default_rng(1)
 read = sum(m.nbytes for m in model.weights.matrices.values())
 result = {"device": e.device.name, "driver": e.device.info.get("description"), "max_binding": e.device.max_binding,

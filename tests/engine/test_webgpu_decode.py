@@ -29,7 +29,7 @@ def reference(q, keys, values, position, heads):
 
 
 @pytest.mark.parametrize("size, context, window, runs", [
-    (16, 1000, 0, 4), (16, 1000, 300, 2), (10, 1000, 700, 3), (64, 257, 0, 2), (64, 256, 0, 1), (16, 1000, 64, 1)])
+    (16, 1000, 0, 16), (16, 1000, 300, 5), (10, 1000, 700, 11), (64, 257, 0, 5), (64, 64, 0, 1), (16, 1000, 64, 1)])
 def test_runs_of_keys_together_are_all_keys(engine, size, context, window, runs):
     """Positions in the first run, at its end, in the last; bindings that cut rows and slots."""
     from anytune.engine.webgpu import decode

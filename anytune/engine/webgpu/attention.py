@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from anytune.engine.base import Heads
 
-from .arrays import Array, row_cuts
+from .arrays import Array, lines, row_cuts
 from .kernels import attention as _kernels
+from .linear import add_slices
+from .sizes import SCRATCH
+
+FILL = 256      # workgroups that occupy a device
 
 
 def _runs(e, q: Array, k: Array, *more: Array):
@@ -48,6 +52,19 @@ def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Arr
     return out, sums
 
 
+def slices(e, heads: Heads, run: tuple[int, int, int, int], name: str, columns: int) -> tuple[int, int]:
+    """(slices of a sum over columns, whether each query head has its own) of a dispatch of attention_backward(): few tokens
+    have few tiles, and a tile alone walks over all its columns."""
+    q_low, q_high, k_low, k_high = run
+    rows, cols = (q_high - q_low, k_high - k_low) if name == "dq" else (k_high - k_low, q_high - q_low)
+    tiles = -(-rows // _kernels.Plan(heads.size).rows) * (heads.queries if name == "dq" else heads.keys)
+    room = min(SCRATCH, e.device.max_binding // 4) // (rows * lines(columns))
+    most, group = min(FILL // tiles, room), 1 if name == "dq" else heads.group
+    if most < 2 * group:
+        return 1, 0
+    return max(1, min(most // group, -(-cols // _kernels.COLS))), int(group > 1)
+
+
 def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array, sums: Array, heads: Heads):
     """(dq, dk, dv), columns of one buffer."""
     tokens, limit = q.rows, e.device.max_binding
@@ -57,22 +74,35 @@ def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array,
         e.commands.run(_kernels.inner(), [dout.bind(a, b), out.bind(a, b), delta],
                        (heads.size, dout.stride, out.stride, a, tokens), (heads.queries, b - a),
                        2.0 * (b - a) * q.columns)
-    rows, bounds = _kernels.Plan(heads.size).rows, e.bounds
     started: set[tuple[str, int]] = set()     # runs of rows that hold a part of their sum already
     for name, run in [(name, run) for name in ("dq", "dk", "dv") for run in _runs(e, q, k, dout, dq)]:
-        q_low, q_high, k_low, k_high = run
-        query, dx = name == "dq", {"dq": dq, "dk": dk, "dv": dv}[name]
-        low, high = (q_low, q_high) if query else (k_low, k_high)
-        arrays = [q.bind(q_low, q_high), k.bind(k_low, k_high)]
-        if name != "dv":
-            arrays.append(v.bind(k_low, k_high))
-        arrays += [dout.bind(q_low, q_high), sums]
-        if name != "dv":
-            arrays.append(delta)
-        e.commands.run(_kernels.attention_backward(heads.size, name), [*arrays, bounds, dx.bind(low, high)],
-                       (*_numbers(heads, run, tokens), q.stride, k.stride, v.stride, dout.stride, dx.stride,
-                        int((name, low) in started), e.bounds.size // 2),
-                       (-(-(high - low) // rows), heads.queries if query else heads.keys),
-                       _cost(heads, run, 2 if name == "dv" else 3))
+        dx, low = {"dq": dq, "dk": dk, "dv": dv}[name], run[0 if name == "dq" else 2]
+        _gradient(e, name, run, dout, q, k, v, sums, delta, dx, int((name, low) in started), heads)
         started.add((name, low))
     return dq, dk, dv
+
+
+def _gradient(e, name: str, run: tuple[int, int, int, int], dout: Array, q: Array, k: Array, v: Array, sums: Array,
+              delta: Array, dx: Array, adds: int, heads: Heads) -> None:
+    """One of dq, dk and dv of a run of rows and columns into dx, or (adds) onto what is there."""
+    q_low, q_high, k_low, k_high = run
+    low, high = (q_low, q_high) if name == "dq" else (k_low, k_high)
+    own, rows = heads.queries if name == "dq" else heads.keys, high - low
+    count, apart = slices(e, heads, run, name, dx.columns)
+    several = count * (heads.group if apart else 1)
+    width, target, placing = lines(dx.columns), dx.bind(low, high), (dx.stride, adds)
+    if several > 1:
+        parts = e.scratch(several * rows, width)
+        target, placing = parts.bind(), (width, 0)
+    arrays = [q.bind(q_low, q_high), k.bind(k_low, k_high)]
+    if name != "dv":
+        arrays.append(v.bind(k_low, k_high))
+    arrays += [dout.bind(q_low, q_high), sums]
+    if name != "dv":
+        arrays.append(delta)
+    e.commands.run(_kernels.attention_backward(heads.size, name), [*arrays, e.bounds, target],
+                   (*_numbers(heads, run, q.rows), q.stride, k.stride, v.stride, dout.stride, *placing,
+                    e.bounds.size // 2, count, apart, rows * width),
+                   (-(-rows // _kernels.Plan(heads.size).rows), own, several), _cost(heads, run, 2 if name == "dv" else 3))
+    if several > 1:
+        add_slices(e, parts, several, dx.part(0, dx.columns), low, high, 0, dx.columns, adds)

@@ -11,10 +11,12 @@ from anytune.engine.count import Buffer, RowShapes, Shape
 from anytune.errors import UserError
 from anytune.gguf.blocks import BLOCKS
 
-from .arrays import lines
+from .arrays import ALIGN, lines
+from .attention import slices
 from .kernels.blocks import TYPES
 from .loss import chunk_rows
 from .optimizers import partial_sums
+from .sizes import SCRATCH, scratch_size
 from .weights import WHOLE
 
 
@@ -142,7 +144,7 @@ class WebGpuCount(RowShapes):
     def _slices(self, forward: bool, m: int, n: int, k: int) -> Shape | None:
         """The slices of a product's sum, where it is cut."""
         slices = self.engine.plan_product(forward, m, n, k)[1]
-        return self.array(slices * m, n, slices * m) if slices > 1 else None
+        return self.flat(scratch_size(slices * m * lines(n))) if slices > 1 else None
 
     def _scales(self, m: int) -> Shape | None:
         """Of a product's rows, where they go through float16."""
@@ -190,6 +192,13 @@ class WebGpuCount(RowShapes):
         self.flops += 8.0 * tokens * heads.queries * heads.size * (heads.window or tokens)
         parts = self.columns(tokens, q.shape[1], k.shape[1], k.shape[1])
         delta = self.flat(heads.queries * max(tokens, self.capacity))
+        for name, x in (("dq", q), ("dk", k)):
+            rows = min(tokens, max(1, (self.engine.device.max_binding - ALIGN) // (4 * lines(x.shape[1]))))
+            if slices(self.engine, heads, (0, rows, 0, rows), name, x.shape[1]) > (1, 0):
+                del name
+                scratch = self.flat(SCRATCH)
+                del scratch
+                break
         del delta
         return parts
 

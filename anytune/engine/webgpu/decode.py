@@ -21,7 +21,7 @@ from .linear import forward, linear, low_product
 from .variants import DOT, GEMV
 
 LANES = _kernels.LANES
-RUN = 4 * LANES    # keys that a workgroup takes, at least
+RUN = LANES        # keys that a workgroup takes, at least
 RUNS = 32          # workgroups for a head and token, at most
 
 

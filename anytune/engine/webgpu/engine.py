@@ -28,7 +28,7 @@ from .kernels import lookup as _lookup
 from .kernels import rows as _rows
 from .mail import Mail
 from .optimizers import Codes, Optimizers
-from .sizes import Sizes
+from .sizes import Sizes, scratch_size
 from .trained import Trained
 from .tune import Tuning
 from .variants import DOT, VARIABLE
@@ -98,6 +98,10 @@ class WebGpuEngine(Composed):
     def flat(self, size: int, most: int) -> Array:
         """A vector from the pool, content undefined, in a buffer of `most` elements."""
         return Array(self.pool.take(most), 0, (size,), size)
+
+    def scratch(self, rows: int, width: int) -> Array:
+        """[rows, width] for slices of a sum, content undefined."""
+        return Array(self.pool.take(scratch_size(rows * width)), 0, (rows, width), width)
 
     def columns(self, rows: int, *widths: int) -> tuple[Array, ...]:
         """Arrays side by side in one buffer."""

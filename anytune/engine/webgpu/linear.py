@@ -75,7 +75,7 @@ def product(e, x: Array, x0: int, weights, base: int, part: Part, forward: bool,
         numbers = [base, part.row_bytes, m, n, k, step, x.stride // 4, x0 // 4]
         target, width = y.bind(a, b), lines(n)
         if slices > 1:
-            part_sums = e.array(slices * m, width, slices * m)
+            part_sums = e.scratch(slices * m, width)
             numbers += [width // 4, 0, m * width // 4, 0]
             target = part_sums.bind()
         else:
@@ -97,9 +97,15 @@ def product(e, x: Array, x0: int, weights, base: int, part: Part, forward: bool,
             arrays.append(scales)
         e.commands.run(kernel, arrays, tuple(numbers), (-(-n // tile.n), -(-m // tile.m), slices), 2.0 * m * n * k)
         if slices > 1:
-            e.commands.run(_gemm.split_sum(), [part_sums, y.bind(a, b)],
-                           (-(-n // 4), slices, width // 4, m * width // 4, y.stride // 4, y0 // 4, int(adds)),
-                           (-(-n // 1024), m), 1.0 * m * n * slices)
+            add_slices(e, part_sums, slices, y, a, b, y0, n, int(adds))
+
+
+def add_slices(e, parts: Array, slices: int, y: Array, low: int, high: int, y0: int, n: int, adds: int) -> None:
+    """y[low…high, y0…y0+n] (+)= the sum of `slices` slices, one under the other in parts [slices * rows, n and more]."""
+    rows, width = high - low, parts.stride
+    e.commands.run(_gemm.split_sum(), [parts, y.bind(low, high)],
+                   (-(-n // 4), slices, width // 4, rows * width // 4, y.stride // 4, y0 // 4, adds),
+                   (-(-n // 1024), rows), 1.0 * rows * n * slices)
 
 
 def row_scales(e, x: Array, x0: int, k: int, low: int, high: int) -> Array:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SCRATCH = 2 << 20      # elements that a sum's slices may take before they cost memory: there is always a buffer of so many
+
+
+def scratch_size(elements: int) -> int:
+    """Of a buffer for slices: few sizes, so that all of them take turns in the same one."""
+    return max(SCRATCH, 1 << (elements - 1).bit_length())
+
 
 @dataclass(frozen=True)
 class Sizes:

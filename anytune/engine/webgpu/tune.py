@@ -22,11 +22,11 @@ from . import race as _race
 from .commands import SHARE
 from .kernels import gemm as _gemm
 from .kernels.gemm import Tile
+from .sizes import SCRATCH
 from .variants import DOT, GEMV, ROWS, TILES as F16_TILES, sound
 
 MANY = 384                    # rows from which a product counts as one of many tokens
 SHORTEST = 64                 # of the sum in a slice, at least
-PART = 64 << 20               # bytes of slices, at most
 
 
 class Tuning:
@@ -53,7 +53,7 @@ class Tuning:
 
     def slices(self, tile: Tile, wanted: int, m: int, n: int, k: int) -> tuple[Tile, int, int]:
         groups = -(-n // tile.n) * -(-m // tile.m)
-        most = min(k // SHORTEST, PART // (4 * m * n) if m * n else 1,
+        most = min(k // SHORTEST, max(2, SCRATCH // (m * n)) if m * n else 1,
                    (self.engine.device.max_binding // (4 * m * (n + 64))))
         count = max(1, min(wanted // groups, most))
         step = -(-k // count)
@@ -98,6 +98,9 @@ class Tuning:
         variants = self.race_variants(may, must)
         rows = self.race(must)
         self.rate = self._rate()
+        self.engine.commands.flush()
+        self.engine.pool.clear()     # of slices of many sizes
+        self.engine.commands.flush()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:

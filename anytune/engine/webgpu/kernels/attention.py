@@ -224,7 +224,11 @@ def inner() -> Kernel:
 
 @functools.cache
 def attention_backward(size: int, wanted: str) -> Kernel:
-    """dq, dk or dv of a tile of rows, from saved log-sums and delta."""
+    """dq, dk or dv of a tile of rows, from saved log-sums and delta.  grid: (tiles, heads of dx, slices of the sum).
+
+    A slice has every slices-th tile of columns; with `apart` each query head of a key head's group has slices of its own.
+    zs: elements from slice to slice of dx, where there are several.
+    """
     plan = Plan(size)
     by_query = wanted == "dq"
     q = ("q[({0} - p.q0) * p.qs + head_q + d]", "dout[({0} - p.q0) * p.ds + head_q + d]")
@@ -249,7 +253,7 @@ def attention_backward(size: int, wanted: str) -> Kernel:
     source = {"dq": kv[0], "dk": q[0], "dv": q[1]}[wanted].format("c_at + r")
     inside = f"""
     let at = (head_q / p.size) * p.tokens;
-    for (var c_at = limits.x; c_at < limits.y; c_at += {COLS}u) {{{parts}
+    for (var c_at = limits.x + part * {COLS}u; c_at < limits.y; c_at += {COLS}u * p.slices) {{{parts}
 {chr(10).join(lines)}
     workgroupBarrier();{_accumulate(plan, source, c_in)}
     }}"""
@@ -257,7 +261,7 @@ def attention_backward(size: int, wanted: str) -> Kernel:
   {{
     let to = r0 + ty * 4u + {i}u;
     if (to < r_end) {{""" + "".join(f"""
-      if (tx + {d * plan.lanes}u < p.size) {{ store(to, tx + {d * plan.lanes}u, group.y, o{i}_{d}); }}"""
+      if (tx + {d * plan.lanes}u < p.size) {{ store(to, tx + {d * plan.lanes}u, group.y, group.z, o{i}_{d}); }}"""
                                     for d in range(plan.dims)) + """
     }
   }""" for i in range(4))
@@ -267,7 +271,7 @@ def attention_backward(size: int, wanted: str) -> Kernel:
     if (p.window != 0u && r0 + 1u > p.window) {{ low = max(low, r0 + 1u - p.window); }}
     range = vec2<u32>(max(low, p.k_low), min(min(r0 + {plan.rows}u, p.q_high), p.k_high));"""
         heads = "  let head_q = group.y * p.size;\n  let head_k = (group.y / p.group) * p.size;"
-        loop, r0, r_end, base = inside, "p.q_low", "p.q_high", "p.q0"
+        loop, r0, r_end, base = "\n  let part = group.z;" + inside, "p.q_low", "p.q_high", "p.q0"
     else:
         limits = f"""
     let last = min(r0 + {plan.rows}u, p.k_high) - 1u;
@@ -276,7 +280,9 @@ def attention_backward(size: int, wanted: str) -> Kernel:
     range = vec2<u32>(max(r0, p.q_low), min(high, p.q_high));"""
         heads = "  let head_k = group.y * p.size;"
         loop = f"""
-  for (var member = 0u; member < p.group; member++) {{
+  let part = group.z % p.slices;
+  let apart = group.z / p.slices;
+  for (var member = apart; member < select(p.group, apart + 1u, p.apart != 0u); member++) {{
     let head_q = (group.y * p.group + member) * p.size;{inside}
   }}"""
         r0, r_end, base = "p.k_low", "p.k_high", "p.k0"
@@ -291,12 +297,12 @@ def attention_backward(size: int, wanted: str) -> Kernel:
 {stores}
 """
     store = f"""
-fn store(row: u32, d: u32, head: u32, value: f32) {{
-  let to = (row - {base}) * p.os + head * p.size + d;
+fn store(row: u32, d: u32, head: u32, z: u32, value: f32) {{
+  let to = z * p.zs + (row - {base}) * p.os + head * p.size + d;
   dx[to] = select(0.0, dx[to], p.adds != 0u) + value;
 }}"""
     sources = {"dv": ("q", "k", "dout", "sums")}.get(wanted, ("q", "k", "v", "dout", "sums", "delta"))
     return Kernel(f"attention_backward, {wanted}, heads up to {plan.dims * plan.lanes}",
                   (*reads(*sources), *reads("bounds", of="u32"), *writes("dx")),
-                  (*_NUMBERS, "qs", "ks", "vs", "ds", "os", "adds", "tokens_end"), body, (256, 1), plan.shared,
+                  (*_NUMBERS, "qs", "ks", "vs", "ds", "os", "adds", "tokens_end", "slices", "apart", "zs"), body, (256, 1), plan.shared,
                   _SEEN + store)

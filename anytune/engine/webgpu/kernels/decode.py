@@ -30,7 +30,14 @@ def attend(size: int, part: bool = False) -> Kernel:
     part: out holds for each head and run the sums over the values, the largest score, the sum of the weights, for
     combine(): Dao et al. 2023, Flash-Decoding for long-context inference.
     """
-    dims = -(-size // LANES)
+    dims, four = -(-size // LANES), size % 4 == 0
+    score = f"""
+      let key = (from_ + lane * p.width) / 4u;
+      var four = vec4<f32>();
+      for (var d = 0u; d < {size // 4}u; d++) {{ four = fma(query[d], keys[key + d], four); }}
+      score = (four.x + four.y) + (four.z + four.w);""" if four else """
+      score = 0.0;
+      for (var d = 0u; d < p.size; d++) { score = fma(query[d], keys[from_ + lane * p.width + d], score); }"""
     sums = "\n".join(f"  var o{d} = 0.0;" for d in range(dims))
     scale = "\n".join(f"    o{d} *= factor;" for d in range(dims))
     steps = "\n".join(f"      if (lane + {d * LANES}u < p.size) "
@@ -43,7 +50,8 @@ def attend(size: int, part: bool = False) -> Kernel:
     if part:
         ends += "\n  if (lane == 0u) {\n    out[to + p.size] = top;\n    out[to + p.size + 1u] = all;\n  }"
     return Kernel(f"attend_cache, heads of {size}{', part' * part}",
-                  (*reads("q", "keys", "values"), *reads("slot", "position", of="u32"), *writes("out")),
+                  (*reads("q"), *reads("keys", of="vec4<f32>" if four else "f32"), *reads("values"),
+                   *reads("slot", "position", of="u32"), *writes("out")),
                   ("size", "group", "window", "scale:f32", "qs", "os", "width", "context", "slot0", "position0", "low",
                    "high", "base", "span", *(["parts"] if part else [])),
                   f"""
@@ -54,7 +62,7 @@ def attend(size: int, part: bool = False) -> Kernel:
   let begin = select(0u, at.y - min(p.window, at.y), p.window != 0u) + group.z * p.span;
   let end = min(at.y, begin + p.span);
   let head = (group.x / p.group) * p.size;
-  for (var d = lane; d < p.size; d += {LANES}u) {{ query[d] = q[t * p.qs + group.x * p.size + d] * p.scale; }}
+  for (var d = lane; d < p.size; d += {LANES}u) {{ {'query[d >> 2u][d & 3u]' if four else 'query[d]'} = q[t * p.qs + group.x * p.size + d] * p.scale; }}
   workgroupBarrier();
   var top = -3.0e38;
   var all = 0.0;
@@ -62,9 +70,7 @@ def attend(size: int, part: bool = False) -> Kernel:
   for (var k0 = begin; k0 < end; k0 += {LANES}u) {{
     let from_ = p.base + ((at.x - p.low) * p.context + k0) * p.width + head;
     var score = -3.0e38;
-    if (k0 + lane < end) {{
-      score = 0.0;
-      for (var d = 0u; d < p.size; d++) {{ score = fma(query[d], keys[from_ + lane * p.width + d], score); }}
+    if (k0 + lane < end) {{{score}
     }}
     let most = max(top, total_tops(score, lane));
     let factor = exp(top - most);
@@ -83,7 +89,7 @@ def attend(size: int, part: bool = False) -> Kernel:
   let to = t * p.os + {to};
 {ends}
 """, (LANES, 1), f"var<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;\n"
-        f"var<workgroup> weights: array<f32, {LANES}>;\nvar<workgroup> query: array<f32, {size}>;\n"
+        f"var<workgroup> weights: array<f32, {LANES}>;\nvar<workgroup> query: array<{f'vec4<f32>, {size // 4}' if four else f'f32, {size}'}>;\n"
         "var<workgroup> place: vec2<u32>;", total(size=LANES) + total("max", LANES, "tops"))
 
 

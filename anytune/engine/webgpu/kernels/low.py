@@ -12,7 +12,7 @@ from ..kernel import Kernel, reads, writes
 
 RANKS = 8        # columns that a workgroup makes
 TOKENS = 4       # rows that it makes
-LANES = 64
+LANES = 64       # conditions are joined by &, not &&: short circuits are branches, and take some compilers minutes
 AHEAD = 4        # terms of an invocation's sum that are under way at once: few tokens wait for memory, not for arithmetic
 COLUMNS = 64     # of a gradient
 
@@ -27,7 +27,7 @@ def _sums(x: str, m: str, out: str, job: str, pair: str) -> str:
     body += [f"    let x{t}_{u} = {x}[min(t0 + {t}u, p.tokens - 1u) * {p('xs')} + k{u}];"
              for u in range(AHEAD) for t in range(TOKENS)]
     body += [f"    {{ let b = select(0.0, {m}[{p('m0')} + k{u} * {p('mk')} + min(c0 + {c}u, {p('rank')} - 1u) * {p('mc')}], "
-             f"on{u} && c0 + {c}u < {p('rank')});\n      "
+             f"on{u} & (c0 + {c}u < {p('rank')}));\n      "
              + " ".join(f"s{t}_{c} = fma(x{t}_{u}, b, s{t}_{c});" for t in range(TOKENS)) + " }"
              for u in range(AHEAD) for c in range(RANKS)]
     loop = "\n".join(body)
