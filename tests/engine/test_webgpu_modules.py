@@ -78,8 +78,12 @@ def test_checked_and_trusted_modules_agree(tmp_path, monkeypatch):
         trainee = trainee_of(path, "webgpu")
         assert trainee.engine.device.trusted == (not checked)
         found.append(gradients(trainee, stream([17, 1, 22])))
-    assert found[0][0] == found[1][0]
-    np.testing.assert_array_equal(found[0][1], found[1][1])
+    if trainee.engine.device.software:
+        assert found[0][0] == found[1][0]
+        np.testing.assert_array_equal(found[0][1], found[1][1])
+    else:   # a GPU's compiler contracts other products and sums where there are checks between them
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+        assert np.linalg.norm(found[0][1] - found[1][1]) <= 1e-6 * np.linalg.norm(found[1][1])
 
 
 def test_swiftshader_gives_the_same_answers(tmp_path):

@@ -49,16 +49,27 @@ def test_the_fastest_is_chosen_and_remembered(engine, monkeypatch, tmp_path, bes
     assert second.commands.rate == first.commands.rate   # sums are cut by it
 
 
-def test_contestants_take_turns_and_the_hopeless_leave(engine):
-    """A slow moment of the device meets everybody: the best of several turns counts."""
-    contest, taken = race.Race(engine(), 32, 1), []
-    speed = {"a": [9, 5, 9, 9, 9], "b": [9, 9, 4, 9, 9], "c": [9, 99]}
+def race_of(engine, speed: dict) -> tuple[dict, list]:
+    """(the best times, the turns taken) where contestants take the times of `speed`, one after the other."""
+    taken = []
 
     def seconds(name):
         taken.append(name)
         return speed[name].pop(0) if len(speed[name]) > 1 else speed[name][0]
-    found = contest.times(list("abc"), seconds)
-    assert found["a"] == 5 and found["b"] in (4, 9) and found["c"] == 99 and taken.count("c") == 2
+    return race.Race(engine(), 32, 1).times(list(speed), seconds), taken
+
+
+def test_contestants_take_turns_and_the_hopeless_leave(engine):
+    """A slow moment of the device meets everybody: the best of several turns counts."""
+    found, taken = race_of(engine, {"a": [9, 5, 9, 5.2, 9], "b": [9, 5.5, 4.9, 5, 9], "c": [9, 99]})
+    assert found == {"a": 5, "b": 4.9, "c": 99} and taken.count("c") == 2 and taken.count("a") == 1 + race.TURNS
+
+
+def test_a_race_on_a_busy_device_is_repeated(engine):
+    found, taken = race_of(engine, {"a": [9, 5, 9, 9, 9, 7], "b": [9, 8]})
+    assert found == {"a": 7, "b": 8} and taken.count("a") == 1 + 2 * race.TURNS
+    wild = [9.0] + [5 * 1.5 ** turn for turn in range(20)]
+    assert race_of(engine, {"a": wild})[1].count("a") == 1 + race.AGAIN * race.TURNS    # never steady: it ends
 
 
 def test_slow_devices_race_one_product(engine, monkeypatch):

@@ -14,6 +14,7 @@ from ..kernel import LEADS, SUBGROUPS, Kernel, reads, writes
 from .blocks import NUMBERS, blocks
 from .optimizer import FINITE
 
+AHEAD = 4       # steps of an invocation that are under way at once, of one row; fewer of more rows
 BLOCK = 32      # elements of a row that have a scale of their own in 8 bits: one block of the weights
 # block types of 32 weights w d, and WGSL of four 8-bit codes w at place c of the block that begins at byte b
 CODES = {
@@ -77,13 +78,17 @@ def _kernel(name: str, block: str, rows: int, tail: bool, bias: bool, subgroups:
 @functools.cache
 def gemv(block: str, rows: int, tail: bool = False, bias: bool = False, subgroups: bool = False) -> Kernel:
     """out[t, n] = sum over k of x[t, k] W[n, k], for up to `rows` rows of x. xs: vec4s from row to row."""
-    steps = "\n".join(f"    {{ let v = select(vec4<f32>(), x[min({t}u, p.m - 1u) * p.xs + (k >> 2u)], inside);"
-                      f" s{t}_0 += dot(v, a); s{t}_1 += dot(v, b); }}" for t in range(rows))
+    ahead = max(1, AHEAD // rows)
+    loads = "\n".join(f"""    let k{u} = k + {256 * u}u;
+    let inside{u} = vec4<u32>(k{u}, k{u} + 1u, k{u} + 2u, k{u} + 3u) < vec4<u32>(p.k);
+    let at{u} = min(k{u}, (p.k - 1u) & 0xfffffffcu);
+    let a{u} = select(vec4<f32>(), weight4(min(n0, p.n - 1u), at{u}), inside{u});
+    let b{u} = select(vec4<f32>(), weight4(min(n0 + 1u, p.n - 1u), at{u}), inside{u});""" for u in range(ahead))
+    steps = "\n".join(f"    {{ let v = select(vec4<f32>(), x[min({t}u, p.m - 1u) * p.xs + (at{u} >> 2u)], inside{u});"
+                      f" s{t}_0 += dot(v, a{u}); s{t}_1 += dot(v, b{u}); }}" for u in range(ahead) for t in range(rows))
     return _kernel("gemv", block, rows, tail, bias, subgroups, reads("x", of="vec4<f32>"), f"""
-  for (var k = lane * 4u; k < p.k; k += 256u) {{
-    let inside = vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(p.k);
-    let a = select(vec4<f32>(), weight4(min(n0, p.n - 1u), k), inside);
-    let b = select(vec4<f32>(), weight4(min(n0 + 1u, p.n - 1u), k), inside);
+  for (var k = lane * 4u; k < p.k; k += {256 * ahead}u) {{
+{loads}
 {steps}
   }}""", blocks(block))
 
