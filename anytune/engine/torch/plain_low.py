@@ -78,11 +78,6 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
-def few_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """out [T, N] = a [T, K] · b [K, N], all of one dtype; b: a matrix or its transpose. The kernel is for few rows T."""
-    return torch.mm(a, b, out=out)
-
-
 def low(x, w, out, *, keep=None):
     """The skinny product out [T, R] = x [T, K] · w [K, R], w of any strides; again in `keep`, if given."""
     made = product(x, w)
