@@ -55,10 +55,10 @@ print(json.dumps({"gemm_tflops": burst, "gemm_tflops_for_two_seconds": sustained
 """
 
 
-def run_peers(env: dict, gpus: int) -> list[dict]:
+def run_peers(env: dict, gpus: int, compiled: bool) -> list[dict]:
     """All peers one after the other, on the second card if there is one."""
     rows = []
-    for shape, flags in PEERS:
+    for shape, flags in (peer for peer in PEERS if compiled or not peer[1]):
         try:
             rows.append(common.run_once(["bench/peers/peft_gpu.py", "--shape", shape, *flags],
                                         env | {"CUDA_VISIBLE_DEVICES": str(min(1, gpus - 1))}, 2 * LIMIT))
@@ -72,6 +72,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     options.add_argument("--only", default=";".join(SETTINGS), help="names of settings, with semicolons")
     options.add_argument("--no-peers", action="store_true")
+    options.add_argument("--plain-peers", action="store_true", help="without the compiled ones, which take minutes")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--folder", help="where the model files go; default: a temporary one")
     options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
@@ -82,7 +83,7 @@ def main() -> None:
         script = Path(folder) / "gemm.py"
         script.write_text(GEMM.replace("GPUS", str(torch.cuda.device_count())))
         card = common.run_once([str(script)], env | {"CUDA_VISIBLE_DEVICES": "0"})
-        waiting = ThreadPoolExecutor(1).submit(run_peers, env, card["gpus"]) if not args.no_peers else None
+        waiting = ThreadPoolExecutor(1).submit(run_peers, env, card["gpus"], not args.plain_peers) if not args.no_peers else None
         if waiting is not None and card["gpus"] < 2:
             waiting.result()    # one card: one contestant at a time
         results, files = {}, {}
