@@ -17,8 +17,6 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-
-from .overlap import LAUNCH, in_turn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from anytune.engine.base import Heads
@@ -102,7 +100,6 @@ def forward(q, k, v, out, sums, first, tokens, q_row, k_row, v_row, out_row, sum
             STACK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
             DESCRIBED: tl.constexpr):
     """Row strides come in units of UNIT elements, so that the compiler knows their alignment."""
-    in_turn()
     q_row, k_row, v_row, out_row = q_row * UNIT, k_row * UNIT, v_row * UNIT, out_row * UNIT
     SPAN: tl.constexpr = ROWS // STACK
     head = tl.program_id(0) * STACK
@@ -216,5 +213,5 @@ def attention(q, k, v, first, end, starts, heads: Heads, out, tf32=False, config
                   *layout.rows(q, k, v, out), sums.stride(0), heads.scale * LOG2E.value, GROUP=heads.group,
                   SIZE=heads.size, PAD=pad, WINDOW=heads.window, UNIT=layout.unit, STACK=together, ROWS=config.rows,
                   KEYS=config.keys, PRECISION=layout.precision, DESCRIBED=layout.described,
-                  num_warps=config.warps, num_stages=config.stages, **LAUNCH)
+                  num_warps=config.warps, num_stages=config.stages)
     return sums

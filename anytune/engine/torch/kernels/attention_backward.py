@@ -16,7 +16,6 @@ from anytune.engine.base import Heads
 
 from .. import attention as plain
 from .attention import FILL, LOG2E, WIDEST, Config, Layout, edge, hide, padded, per_head, places, stack, tile
-from .overlap import LAUNCH, in_turn
 
 # (padded head size, kind as for the forward) -> configs of the launch for queries, of that for keys, and of both in one
 # for a short stream. In the last two `rows` are the queries walked over.
@@ -137,7 +136,6 @@ def for_queries(q, k, v, dout, out, dq, sums, d, first, tokens, q_row, k_row, v_
                 UNIT: tl.constexpr, STACK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
                 PRECISION: tl.constexpr, DESCRIBED: tl.constexpr):
     """Grid (queries / STACK, tiles), k and v streamed; writes dq and d."""
-    in_turn()
     low = (tl.num_programs(1) - 1 - tl.program_id(1)) * (ROWS // STACK)  # the last tiles are the longest
     walk_keys(q, k, v, dout, out, dq, sums, d, first, tokens, q_row * UNIT, k_row * UNIT, v_row * UNIT, dout_row * UNIT,
               out_row * UNIT, dq_row * UNIT, sums_row, scale, tl.program_id(0) * STACK, low, GROUP, SIZE, PAD, WINDOW,
@@ -150,7 +148,6 @@ def for_keys(q, k, v, dout, dk, dv, sums, d, end, tokens, q_row, k_row, v_row, d
              UNIT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
              DESCRIBED: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr):
     """Grid (keys, tiles), q, dout, sums and d streamed; the first keys of an example are seen by most queries."""
-    in_turn()
     walk_queries(q, k, v, dout, dout, dk, dv, sums, d, end, tokens, q_row * UNIT, k_row * UNIT, v_row * UNIT,
                  dout_row * UNIT, 0, dk_row * UNIT, dv_row * UNIT, sums_row, scale, tl.program_id(0),
                  tl.program_id(1) * KEYS, GROUP, SIZE, PAD, WINDOW, ROWS, KEYS, PRECISION, DESCRIBED, True, DK, DV)
@@ -163,7 +160,6 @@ def for_both(q, k, v, dout, out, q_tiles, k_tiles, v_tiles, dout_tiles, out_tile
              UNIT: tl.constexpr, STACK: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
              PRECISION: tl.constexpr, DESCRIBED: tl.constexpr):
     """Programs for keys (HEADS key heads), then those for queries, whose tiles have as many rows as those of keys."""
-    in_turn()
     q_row, k_row, v_row, dout_row = q_row * UNIT, k_row * UNIT, v_row * UNIT, dout_row * UNIT
     out_row, dq_row, dk_row, dv_row = out_row * UNIT, dq_row * UNIT, dk_row * UNIT, dv_row * UNIT
     number, split = tl.program_id(0), tl.cdiv(tokens, KEYS) * HEADS
@@ -212,18 +208,18 @@ def attention_backward(dout, q, k, v, out, sums, first, end, starts, heads: Head
         for_both[programs_of_both(tokens, heads, c),](
             q, k, v, dout, out, *walked, sums, layout.stream_flat(sums, c.rows), dq, dk, dv, first, end, tokens,
             *layout.rows(q, k, v, dout, out, dq, dk, dv), sums.stride(0), heads.scale, STACK=together, HEADS=heads.keys,
-            ROWS=c.rows, KEYS=c.keys, num_warps=c.warps, num_stages=c.stages, **common, **LAUNCH)
+            ROWS=c.rows, KEYS=c.keys, num_warps=c.warps, num_stages=c.stages, **common)
         return
     d = per_head(q, heads.queries)
     c = queries
     for_queries[heads.queries // together, triton.cdiv(tokens, c.rows // together)](
         q, layout.stream(k, c.keys, pad), layout.stream(v, c.keys, pad), dout, out, dq, sums, d, first, tokens,
         *layout.rows(q, k, v, dout, out, dq), sums.stride(0), heads.scale, STACK=together, ROWS=c.rows, KEYS=c.keys,
-        num_warps=c.warps, num_stages=c.stages, **common, **LAUNCH)
+        num_warps=c.warps, num_stages=c.stages, **common)
     c = keys
     for parts in ((dict(DK=True, DV=False), dict(DK=False, DV=True)) if pad >= SPLIT else (dict(DK=True, DV=True),)):
         for_keys[heads.keys, triton.cdiv(tokens, c.keys)](
             layout.stream(q, c.rows, pad), k, v, layout.stream(dout, c.rows, pad), dk, dv,
             layout.stream_flat(sums, c.rows), layout.stream_flat(d, c.rows), end, tokens,
             *layout.rows(q, k, v, dout, dk, dv), sums.stride(0), heads.scale, ROWS=c.rows, KEYS=c.keys,
-            num_warps=c.warps, num_stages=c.stages, **common, **parts, **LAUNCH)
+            num_warps=c.warps, num_stages=c.stages, **common, **parts)

@@ -7,7 +7,6 @@ import triton.language as tl
 
 from ..plain import threshold
 from .low import ceil_power
-from .overlap import LAUNCH, in_turn
 
 BLOCK = 2048
 
@@ -23,7 +22,6 @@ def _mix(h):
 @triton.jit(do_not_specialize=["number", "limit"])
 def _dropout(x, key, out, number, limit, factor, n, blocks, x_row, out_row, BLOCK: tl.constexpr):
     """Grid (row and block of columns). The hash is plain.keep_mask's."""
-    in_turn()
     row = tl.program_id(0) // blocks
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     mask = column < n
@@ -45,4 +43,4 @@ def dropout(x, key, number, p, out):
     blocks = triton.cdiv(n, block)
     number = (number & 0xFFFFFFFF) - ((number & 0x80000000) << 1)  # as int32, whatever its size
     _dropout[(tokens * blocks,)](x, key, out, number, threshold(p), 1.0 / (1.0 - p), n, blocks, x.stride(0), out.stride(0),
-                                 BLOCK=block, num_warps=4, **LAUNCH)
+                                 BLOCK=block, num_warps=4)

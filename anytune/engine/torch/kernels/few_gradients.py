@@ -10,7 +10,6 @@ import triton.language as tl
 from .. import plain_low
 from ..plain_low import COLUMNS
 from .low import MOST, _tile, warps
-from .overlap import LAUNCH, in_turn
 from .shares import ceil_power
 
 ROWS = 32       # at a time
@@ -41,7 +40,6 @@ def _several(flat, tokens,
              A3: tl.constexpr, RA3: tl.constexpr, RB3: tl.constexpr, END3: tl.constexpr,
              WIDE: tl.constexpr, ROWS: tl.constexpr, CA: tl.constexpr, RA: tl.constexpr, FA: tl.constexpr):
     """Grid (tiles of all groups); group i's end at ENDi."""
-    in_turn()
     tile = tl.program_id(0)
     if tile < END0:
         _group(tile, x0, low_dy0, dy0, low_x0, rows0, tiles0, flat, tokens, in0, rank0, scale0, x_row0, low_dy_row0, dy_row0,
@@ -78,4 +76,4 @@ def gradients_of_groups(items, flat):
     tables = [item[4] for item in items]
     aligns = (math.gcd(*(t.columns_align for t in tables)), math.gcd(*(t.rank_align for t in tables)),
               math.gcd(*(t.flat_align for t in tables)))
-    _several[(end,)](flat, items[0][0].shape[0], *tensors, *sizes, COLUMNS, ROWS, *aligns, num_warps=warps(most), num_stages=3, **LAUNCH)
+    _several[(end,)](flat, items[0][0].shape[0], *tensors, *sizes, COLUMNS, ROWS, *aligns, num_warps=warps(most), num_stages=3)

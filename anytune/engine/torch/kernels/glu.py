@@ -8,7 +8,6 @@ import triton.language as tl
 from .glu_backward import columns, glu_backward, sigmoid  # noqa: F401
 from .low import MOST, warps
 from .low import low as skinny
-from .overlap import LAUNCH, in_turn
 from .shares import ceil_power, finish, fit, partials, share
 
 SMALL = 512  # tokens up to which the low-rank product runs as FEW says; see low.py
@@ -19,7 +18,6 @@ MANY = dict(ROWS=64, BLOCK=128, SHARE=1536, PROGRAMS=528, WARPS=4, STAGES=3)
 @triton.jit
 def _glu(gate, up, out, n, blocks, gate_row, up_row, out_row, GELU: tl.constexpr, BLOCK: tl.constexpr):
     """Grid (row and block of columns)."""
-    in_turn()
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     mask = column < n
@@ -34,7 +32,6 @@ def _glu_low(gate, up, out, a, low, keep, parts, counter, tokens, n, rank, span,
              low_row, keep_row, GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr,
              SHARES: tl.constexpr, KEEP: tl.constexpr):
     """Grid (row blocks, shares of the columns)."""
-    in_turn()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside, at = (row < tokens)[:, None], row.to(tl.int64)[:, None]
     j = tl.arange(0, RANKS)
@@ -61,7 +58,7 @@ def glu(gate, up, activation, out, a=None, low=None, *, keep=None):
     if a is None or a.shape[0] > MOST:
         block, blocks = columns(n)
         _glu[(tokens * blocks,)](gate, up, out, n, blocks, gate.stride(0), up.stride(0), out.stride(0), GELU=gelu, BLOCK=block,
-                                 num_warps=4, **LAUNCH)
+                                 num_warps=4)
         if a is not None:
             skinny(out, a.t(), low, keep=keep)
         return
@@ -74,4 +71,4 @@ def glu(gate, up, activation, out, a=None, low=None, *, keep=None):
     _glu_low[(blocks, shares)](
         gate, up, out, a, low, second, parts, counter, tokens, n, rank, span, shares, gate.stride(0), up.stride(0),
         out.stride(0), a.stride(0), low.stride(0), second.stride(0), GELU=gelu, ROWS=rows, BLOCK=block, RANKS=ranks,
-        SHARES=ceil_power(shares), KEEP=keep is not None, num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"], **LAUNCH)
+        SHARES=ceil_power(shares), KEEP=keep is not None, num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"])

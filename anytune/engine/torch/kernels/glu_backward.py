@@ -8,7 +8,6 @@ import triton.language as tl
 from .. import plain_low
 from .low import MOST, warps
 from .low import low as skinny
-from .overlap import LAUNCH, in_turn
 from .shares import ceil_power, finish, fit, partials, share
 
 BLOCK = 2048  # columns of a program without the low-rank product
@@ -38,7 +37,6 @@ def sigmoid(x, GELU: tl.constexpr):
 def _backward(dy, gate, up, dgate, dup, out, n, blocks, dy_row, gate_row, up_row, dgate_row, dup_row, out_row,
               GELU: tl.constexpr, AGAIN: tl.constexpr, BLOCK: tl.constexpr):
     """Grid (row and block of columns)."""
-    in_turn()
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     mask = column < n
@@ -58,7 +56,6 @@ def _backward_low(dy, gate, up, dgate, dup, out, b, low, parts, counter, tokens,
                   dgate_row, dup_row, out_row, b_inner, b_rank, low_row, GELU: tl.constexpr, AGAIN: tl.constexpr,
                   ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, SHARES: tl.constexpr):
     """Grid (row blocks, shares of the columns)."""
-    in_turn()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside, at = (row < tokens)[:, None], row.to(tl.int64)[:, None]
     j, k = tl.arange(0, RANKS), tl.arange(0, BLOCK)
@@ -102,7 +99,7 @@ def glu_backward(dy, gate, up, activation, dgate, dup, out=None, *, b=None, low=
     strides = tuple(t.stride(0) for t in tensors)
     if b is None or b.shape[1] > MOST or tokens > SMALL:
         block, blocks = columns(n)
-        _backward[(tokens * blocks,)](*tensors, n, blocks, *strides, GELU=gelu, AGAIN=out is not None, BLOCK=block, num_warps=4, **LAUNCH)
+        _backward[(tokens * blocks,)](*tensors, n, blocks, *strides, GELU=gelu, AGAIN=out is not None, BLOCK=block, num_warps=4)
         if b is not None:
             _low_of_pair(dgate, dup, b, low)
         return
@@ -114,4 +111,4 @@ def glu_backward(dy, gate, up, activation, dgate, dup, out=None, *, b=None, low=
     _backward_low[(blocks, shares)](
         *tensors, b, low, parts, counter, tokens, n, rank, span, shares, *strides, *b.stride(), low.stride(0), GELU=gelu,
         AGAIN=out is not None, ROWS=rows, BLOCK=block, RANKS=ranks, SHARES=ceil_power(shares),
-        num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"], **LAUNCH)
+        num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"])

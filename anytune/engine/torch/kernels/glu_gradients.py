@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from .glu_backward import sigmoid
-from .overlap import LAUNCH, in_turn
 from .shares import ceil_power, collect, counters, deposit, share
 
 MOST = 32         # ranks of each pair that programs hold
@@ -24,7 +23,6 @@ def _backward(dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_u
               RANK_GATE: tl.constexpr, RANK_UP: tl.constexpr, UP_AT: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr,
               BLOCK: tl.constexpr, RANKS: tl.constexpr, SHARES: tl.constexpr):
     """Grid (column blocks, shares of the rows)."""
-    in_turn()
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here, j = column < n, tl.arange(0, RANKS)
     begin = tl.program_id(1) * span
@@ -89,4 +87,4 @@ def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, g
         dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, parts, counter, tokens, n, span, shares, scale,
         *(t.stride(0) for t in (dy, gate, up, dgate, dup, low_dy, low_x)), RANK=grad_a.shape[0], RANK_GATE=grad_gate.shape[1],
         RANK_UP=grad_up.shape[1], UP_AT=grad_gate.shape[1], GELU=activation == "gelu", ROWS=rows, BLOCK=block, RANKS=ranks,
-        SHARES=ceil_power(shares), num_warps=c["WARPS"], num_stages=c["STAGES"], **LAUNCH)
+        SHARES=ceil_power(shares), num_warps=c["WARPS"], num_stages=c["STAGES"])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .overlap import LAUNCH, in_turn
-
 WIDTH = 4096   # columns that lie side by side over the threads
 DEPTH = 4      # such runs at once: loads in flight, and one rescaling for all of them
 
@@ -14,7 +12,6 @@ DEPTH = 4      # such runs at once: loads in flight, and one rescaling for all o
 @triton.jit
 def _loss(logits, targets, scale, losses, columns, row_stride, GRADIENT: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
     """Running maximum and sum (Milakov & Gimelshein 2018) in every lane, joined at the end. Grid (rows)."""
-    in_turn()
     row = tl.program_id(0)
     base = logits + row.to(tl.int64) * row_stride
     target = tl.load(targets + row)
@@ -51,4 +48,4 @@ def loss_rows(logits, targets, scale, losses, gradient):
     """See plain.loss_rows."""
     rows, columns = logits.shape
     _loss[(rows,)](logits, targets, scale, losses, columns, logits.stride(0), GRADIENT=bool(gradient), DEPTH=DEPTH, WIDTH=WIDTH,
-                   num_warps=max(1, WIDTH // 256), **LAUNCH)
+                   num_warps=max(1, WIDTH // 256))

@@ -10,7 +10,6 @@ import triton.language as tl
 
 from .. import plain_low
 from ..plain_low import COLUMNS, GradientTable
-from .overlap import LAUNCH, in_turn
 from .shares import ceil_power, collect, deposit, finish, fit, partials, share
 
 MOST = 256          # ranks beside each other that a program holds; more are matrix products proper, which cuBLAS does
@@ -30,7 +29,6 @@ def warps(ranks: int) -> int:
 def _product(x, w, out, keep, parts, counter, tokens, inner, rank, span, shares, x_row, w_inner, w_rank, out_row, keep_row,
              ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, SHARES: tl.constexpr, KEEP: tl.constexpr):
     """Grid (row blocks, shares of the inner axis)."""
-    in_turn()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside, at = (row < tokens)[:, None], row.to(tl.int64)[:, None]
     j, k = tl.arange(0, RANKS), tl.arange(0, BLOCK)
@@ -62,7 +60,7 @@ def low(x, w, out, *, keep=None):
     _product[(blocks, shares)](
         x, w, out, second, parts, counter, tokens, inner, rank, span, shares, x.stride(0), w.stride(0), w.stride(1),
         out.stride(0), second.stride(0), ROWS=c["ROWS"], BLOCK=block, RANKS=ranks, SHARES=ceil_power(shares),
-        KEEP=keep is not None, num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"], **LAUNCH)
+        KEEP=keep is not None, num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"])
 
 
 @triton.jit
@@ -125,7 +123,6 @@ def _gradients(x, low_dy, dy, low_x, rows, tiles, flat, gain, inverse, parts, co
                RANKS_B: tl.constexpr, ROWS: tl.constexpr, SHARES: tl.constexpr, COLUMNS_ALIGN: tl.constexpr,
                RANK_ALIGN: tl.constexpr, FLAT_ALIGN: tl.constexpr):
     """Grid (column tiles of x, then of dy; shares of the rows)."""
-    in_turn()
     tile = tl.program_id(0)
     if tile < A_TILES:
         _tile(x, low_dy, rows, tiles, flat, gain, inverse, parts + tile.to(tl.int64) * shares * (WIDE * RANKS_A), counter, tile, tokens, span,
@@ -160,4 +157,4 @@ def gradients(x, low_dy, dy, low_x, table: GradientTable, flat, scale, norm=None
         x, low_dy, dy, low_x, table.rows, table.tiles, flat, *(norm or (flat, flat)), parts, counter, tokens, span, shares, features, rank, scale,
         x.stride(0), low_dy.stride(0), dy.stride(0), low_x.stride(0), NORM=norm is not None, A_TILES=tiles_a, WIDE=COLUMNS, RANKS_A=ranks_a,
         RANKS_B=ranks_b, ROWS=step, SHARES=ceil_power(shares), COLUMNS_ALIGN=table.columns_align, RANK_ALIGN=table.rank_align,
-        FLAT_ALIGN=table.flat_align, num_warps=warps(ranks_a), num_stages=c["STAGES"], **LAUNCH)
+        FLAT_ALIGN=table.flat_align, num_warps=warps(ranks_a), num_stages=c["STAGES"])

@@ -13,7 +13,6 @@ import triton.language as tl
 from .low import MOST, warps
 from .low import low as skinny
 from .norm_backward import rms_norm_backward  # noqa: F401
-from .overlap import LAUNCH, in_turn
 from .shares import ceil_power, finish, fit
 
 SMALL = 512       # tokens up to which the low-rank product is done row by row
@@ -27,7 +26,6 @@ def _rows(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, a
           keep_row, ROWS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, ADD: tl.constexpr,
           LOW: tl.constexpr, KEEP: tl.constexpr):
     """Grid (row blocks, blocks of the rank). Rows are [SPLIT, ROWS, BLOCK], so that each warp multiplies a piece of them."""
-    in_turn()
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[None, :, None]
     column = (tl.arange(0, SPLIT) * BLOCK)[:, None, None] + tl.arange(0, BLOCK)[None, None, :]
     inside, mask = column < n, (row < tokens) & (column < n)
@@ -59,7 +57,6 @@ def _rows(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, a
 def _blocks(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, add_row, total_row, out_row, a_row, low_row,
             keep_row, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr):
     """Grid (row blocks)."""
-    in_turn()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside, at = (row < tokens)[:, None], row.to(tl.int64)[:, None]
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -110,7 +107,7 @@ def rms_norm(x, gain, eps, out, add=None, total=None, a=None, low=None, *, keep=
     in_place = rank > 16 and add is not None and total.data_ptr() in (x.data_ptr(), add.data_ptr())
     if not rank:
         _rows[(tokens, 1)](*tensors, *strides, ROWS=1, SPLIT=1, BLOCK=width, RANKS=1, ADD=add is not None, LOW=False,
-                           KEEP=False, num_warps=4 if width <= 4096 else 8 if width <= 8192 else 16, **LAUNCH)
+                           KEEP=False, num_warps=4 if width <= 4096 else 8 if width <= 8192 else 16)
     elif tokens <= SMALL and width * size <= WHOLE and not in_place:
         c, groups, rows = FEW, triton.cdiv(rank, 16), 1
         while rows < c["ROWS"] and triton.cdiv(tokens, rows) * groups > c["PROGRAMS"]:
@@ -118,11 +115,11 @@ def rms_norm(x, gain, eps, out, add=None, total=None, a=None, low=None, *, keep=
         split = min(c["WARPS"], width // 16)
         _rows[(triton.cdiv(tokens, rows), groups)](
             *tensors, *strides, ROWS=rows, SPLIT=split, BLOCK=width // split, RANKS=16, ADD=add is not None, LOW=True,
-            KEEP=keep is not None, num_warps=c["WARPS"], **LAUNCH)
+            KEEP=keep is not None, num_warps=c["WARPS"])
     else:
         c, ranks = MANY, max(16, ceil_power(rank))
         rows = c["ROWS"] if tokens > SMALL else 16
         block = fit(c["BLOCK"] if size == 2 else 32, 2 * rows + ranks, size, c["STAGES"])
         _blocks[(triton.cdiv(tokens, rows),)](
             *tensors, *strides, ROWS=rows, BLOCK=block, RANKS=ranks, ADD=add is not None, KEEP=keep is not None,
-            num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"], **LAUNCH)
+            num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"])

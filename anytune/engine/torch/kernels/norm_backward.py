@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 
 from .low import low as skinny
-from .overlap import LAUNCH, in_turn
 from .shares import ceil_power, finish
 
 SMALL = 512          # tokens up to which the low-rank product is done with rows in registers
@@ -48,7 +47,6 @@ def _rows(dy, x, gain, residual, out, normed, inverses, b, low, tokens, n, rank,
           b_inner, b_rank, low_row, ROWS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr,
           RESIDUAL: tl.constexpr, NORMED: tl.constexpr, INVERSE: tl.constexpr, LOW: tl.constexpr):
     """Grid (row blocks). Rows are [SPLIT, ROWS, BLOCK], so that each warp multiplies a piece of them."""
-    in_turn()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     s, k, j = tl.arange(0, SPLIT) * BLOCK, tl.arange(0, BLOCK), tl.arange(0, RANKS)
     column = s[:, None, None] + k[None, None, :]
@@ -85,4 +83,4 @@ def rms_norm_backward(dy, x, gain, eps, residual, out, normed=None, *, inverse=N
         dy, x, gain, residual_, out, normed_, gain if inverse is None else inverse, b_, low_, tokens, n, rank, eps, dy.stride(0), x.stride(0), residual_.stride(0),
         out.stride(0), normed_.stride(0), *b_.stride(), low_.stride(0), ROWS=rows, SPLIT=split, BLOCK=width // split,
         RANKS=ranks, RESIDUAL=residual is not None, NORMED=normed is not None, INVERSE=inverse is not None, LOW=bool(rank),
-        num_warps=warps, **LAUNCH)
+        num_warps=warps)

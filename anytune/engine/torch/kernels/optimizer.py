@@ -7,7 +7,6 @@ import triton.language as tl
 
 from ..plain_optimizer import UNIT, new_partials, piece_size
 from .low import ceil_power
-from .overlap import LAUNCH, in_turn
 
 BLOCK = 1024   # elements of an AdamW program
 
@@ -15,7 +14,6 @@ BLOCK = 1024   # elements of an AdamW program
 @triton.jit
 def _square_sum(g, partials, size, piece, BLOCK: tl.constexpr):
     """Grid (pieces). Sums in float64, lane by lane, so that nothing depends on how programs are scheduled."""
-    in_turn()
     number = tl.program_id(0)
     begin = number.to(tl.int64) * piece
     lane = tl.arange(0, BLOCK)
@@ -29,7 +27,6 @@ def _square_sum(g, partials, size, piece, BLOCK: tl.constexpr):
 @triton.jit
 def _decide(hyper, partials, state, pieces, BLOCK: tl.constexpr):
     """One program: the norm, whether to halt, and the clipping factor, before anybody reads them."""
-    in_turn()
     lane = tl.arange(0, BLOCK)
     norm = tl.sqrt(tl.sum(tl.load(partials + lane, mask=lane < pieces, other=0), 0)).to(tl.float32)
     loss, halted, limit = tl.load(state + 2), tl.load(state + 1) != 0, tl.load(hyper + 8)
@@ -43,7 +40,6 @@ def _decide(hyper, partials, state, pieces, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["size_a"])
 def _adamw(p, g, m, v, hyper, state, size, size_a, BLOCK: tl.constexpr):
     """Grid (blocks of elements)."""
-    in_turn()
     first = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     mask = lane < size - first
@@ -67,11 +63,11 @@ def _adamw(p, g, m, v, hyper, state, size, size_a, BLOCK: tl.constexpr):
 def square_sum(g, partials=None):
     """See plain_optimizer.square_sum."""
     partials = new_partials(g) if partials is None else partials
-    _square_sum[(len(partials),)](g, partials, g.numel(), piece_size(g.numel(), len(partials)), BLOCK=UNIT, num_warps=8, **LAUNCH)
+    _square_sum[(len(partials),)](g, partials, g.numel(), piece_size(g.numel(), len(partials)), BLOCK=UNIT, num_warps=8)
     return partials
 
 
 def adamw(p, g, m, v, hyper, partials, state, size_a):
     """See plain_optimizer.adamw."""
-    _decide[(1,)](hyper, partials, state, len(partials), BLOCK=ceil_power(len(partials)), num_warps=4, **LAUNCH)
-    _adamw[(triton.cdiv(p.numel(), BLOCK),)](p, g, m, v, hyper, state, p.numel(), size_a, BLOCK=BLOCK, num_warps=4, **LAUNCH)
+    _decide[(1,)](hyper, partials, state, len(partials), BLOCK=ceil_power(len(partials)), num_warps=4)
+    _adamw[(triton.cdiv(p.numel(), BLOCK),)](p, g, m, v, hyper, state, p.numel(), size_a, BLOCK=BLOCK, num_warps=4)

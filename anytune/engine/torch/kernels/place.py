@@ -5,15 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .overlap import LAUNCH, in_turn
-
 from ..plain_low import ELEMENTS, PlaceTable
 
 
 @triton.jit
 def _place(flat, tiles, scales, arena, BLOCK: tl.constexpr):
     """Grid (tiles). A tile is dense in flat; in the arena it is rows of `columns`, ld apart."""
-    in_turn()
     entry = tiles + tl.program_id(0) * 5
     source, target = tl.load(entry), tl.load(entry + 1)
     size, columns, ld = tl.load(entry + 2).to(tl.int32), tl.load(entry + 3).to(tl.int32), tl.load(entry + 4)
@@ -27,4 +24,4 @@ def _place(flat, tiles, scales, arena, BLOCK: tl.constexpr):
 def place(flat, table: PlaceTable, arena):
     """See plain_low.place."""
     if len(table.tiles):
-        _place[(len(table.tiles),)](flat, table.tiles, table.scales, arena, BLOCK=ELEMENTS, num_warps=4, **LAUNCH)
+        _place[(len(table.tiles),)](flat, table.tiles, table.scales, arena, BLOCK=ELEMENTS, num_warps=4)

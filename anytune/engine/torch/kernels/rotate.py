@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 
 from .low import ceil_power
-from .overlap import LAUNCH, in_turn
 
 ELEMENTS = 2048  # of q or k in a program
 
@@ -103,7 +102,6 @@ def _rotate(q, k, q_gain, k_gain, out_q, out_k, q_row, k_row, out_q_row, out_k_r
             K_TOKENS: tl.constexpr, GAINS: tl.constexpr, SIZE: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr,
             P: tl.constexpr, REST: tl.constexpr):
     """Grid (programs of q, then of k)."""
-    in_turn()
     part = tl.program_id(0)
     if part < q_programs:
         _turn(part, tl.cdiv(Q_COUNT, Q_HEADS), q, q_gain, out_q, q_row, out_q_row, cos, sin, positions, tokens, eps, Q_COUNT,
@@ -138,7 +136,6 @@ def _backward(dq, dk, q, k, q_gain, k_gain, dq_row, dk_row, q_row, k_row, cos, s
               K_TOKENS: tl.constexpr, GAINS: tl.constexpr, SIZE: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr,
               P: tl.constexpr, REST: tl.constexpr):
     """Grid (programs of q, then of k)."""
-    in_turn()
     part = tl.program_id(0)
     if part < q_programs:
         _turn_back(part, tl.cdiv(Q_COUNT, Q_HEADS), dq, q, q_gain, dq_row, q_row, cos, sin, positions, tokens, eps, Q_COUNT,
@@ -167,7 +164,7 @@ def rotate(q, k, q_gain, k_gain, eps, cos, sin, positions, heads, key_heads, hal
                                        halves)
     _rotate[(programs,)](
         q, k, cos if q_gain is None else q_gain, cos if k_gain is None else k_gain, out_q, out_k, q.stride(0), k.stride(0),
-        out_q.stride(0), out_k.stride(0), cos, sin, positions, q.shape[0], first, eps, **constants, **LAUNCH)
+        out_q.stride(0), out_k.stride(0), cos, sin, positions, q.shape[0], first, eps, **constants)
 
 
 def rotate_backward(dq, dk, q, k, q_gain, k_gain, eps, cos, sin, positions, heads, key_heads, halves):
@@ -177,4 +174,4 @@ def rotate_backward(dq, dk, q, k, q_gain, k_gain, eps, cos, sin, positions, head
     q, k = (dq, dk) if q_gain is None else (q, k)
     _backward[(programs,)](
         dq, dk, q, k, cos if q_gain is None else q_gain, cos if k_gain is None else k_gain, dq.stride(0), dk.stride(0),
-        q.stride(0), k.stride(0), cos, sin, positions, dq.shape[0], first, eps, **constants, **LAUNCH)
+        q.stride(0), k.stride(0), cos, sin, positions, dq.shape[0], first, eps, **constants)
