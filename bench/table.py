@@ -115,6 +115,34 @@ def train_gpu(data: dict) -> list[str]:
             f"{card['gemm_tflops_for_two_seconds']:.0f} for two seconds. transformers + peft, bf16 base: {told}."]
 
 
+def train_webgpu(data: dict) -> list[str]:
+    peak, training, decoding = data["peak"], [], []
+    for name, r in data["anytune"].items():
+        if "shape" not in r:
+            decoding.append((name, r["blocks"], f"{r['tokens_per_s']:.0f}", f"{r['read_gb_per_s']:,}",
+                             f"{100 * r['fraction_of_bandwidth']:.0f} %"))
+            continue
+        training.append((name.replace("x", " × ", 1), r["blocks"], f"{r['tokens_per_s']:,.0f}",
+                         f"{100 * r['fraction_of_fma']:.0f} %", f"{r['over_anchor']:.1f}×" if "over_anchor" in r else "–",
+                         f"{r['peak_gib']:.2f}", f"{r['peak_over_weights']:.2f}", f"{r['cpu_ms_per_step']:.0f}"))
+    anchors = " and ".join(f"{speed} tok/s ({kind})" for kind, speed in data["anchors_tokens_per_s"].items())
+    return [*table(("tokens a step", "base", "tok/s", "of the FMA rate", "to the anchor", "peak, GiB", "to the weights",
+                    "CPU ms a step"), training), "",
+            *table(("batch 1", "base", "tok/s", "weights read, GB/s", "of the copy rate"), decoding), "",
+            f"{peak['device']} through Vulkan: {peak['fma_tflops']} TFLOP/s of float32 multiply-adds without memory and copying "
+            f"at {peak['copy_gb_per_s']:,} GB/s, measured in the same run through WebGPU. The anchor, not from this run, is llama-finetune-lora's "
+            f"Vulkan build with tensor cores on an H100, 1 × 128: {anchors}."]
+
+
+def loss_webgpu(data: dict) -> list[str]:
+    rows = []
+    for run in (data, result("loss_webgpu_software")):
+        if run is not None:
+            rows.append((run["runs"]["webgpu"]["name"], run["steps"], run["tokens_a_step"], f"{100 * run['most_apart']:.4f} %",
+                         "agrees" if run["verify"]["agrees"] else "**differs**"))
+    return table(("device", "steps", "tokens a step", "largest difference of a step's loss", "`anytune verify` of the adapter"), rows)
+
+
 def decode_gpu(data: dict) -> list[str]:
     return table(("", "tok/s", "ms a token", "weights read, GB/s", "of the copy rate"), [
         (name, f"{r['tokens_per_s']:,.0f}", f"{r['ms_per_token']:.2f}", f"{r['read_gb_per_s']:,}",
@@ -178,7 +206,7 @@ def quality(data: dict) -> list[str]:
 
 
 TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu, two_gpus,
-                                 train_cpu_bf16, style, quality)}
+                                 train_cpu_bf16, style, quality, train_webgpu, loss_webgpu)}
 
 
 def filled(text: str) -> str:
