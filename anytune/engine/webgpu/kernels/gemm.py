@@ -18,8 +18,7 @@ class Tile:
     """m, n: rows and columns of a workgroup's output; k: of the sum at a time; tm, tn: of an invocation's output.
     ahead: the next tiles are on their way to registers while these are multiplied. half: operands are rounded to
     float16 in workgroup memory, x after a power of two for each row (see row_scales()); sums and the pair's terms are
-    float32. unroll: terms of the sum written out in one turn of a loop (0: all k, without a loop): a compiler asks for what
-    all of them read at once, and runs out of registers where an invocation has many sums."""
+    float32."""
     m: int = 64
     n: int = 64
     k: int = 16
@@ -27,7 +26,6 @@ class Tile:
     tn: int = 4
     ahead: bool = False
     half: bool = False
-    unroll: int = 0
 
     @property
     def plain(self) -> "Tile":
@@ -50,8 +48,7 @@ class Tile:
 
     @property
     def name(self) -> str:
-        looped = f" by {self.unroll}" * bool(self.unroll)
-        return f"{self.m}x{self.n}x{self.k} {self.tm}x{self.tn}{' ahead' * self.ahead}{looped}{' f16' * self.half}"
+        return f"{self.m}x{self.n}x{self.k} {self.tm}x{self.tn}{' ahead' * self.ahead}{' f16' * self.half}"
 
 
 def each(count: int, threads: int, body: str) -> str:
@@ -66,17 +63,15 @@ def each(count: int, threads: int, body: str) -> str:
 def multiply(t: Tile, a: str = "tile_a", b: str = "tile_b") -> str:
     """One tile's multiply-adds: a [k, m], b [k, n], rows a vec4 longer than that."""
     lda, ldb, ga, gb = t.m // 4 + 1, t.n // 4 + 1, t.m // t.tm, t.n // t.tn
-    lines, looped = [], 0 < t.unroll < t.k
-    for k in range(t.unroll if looped else t.k):
-        at, to = (f"(kk + {k}u) * {ld}u" if looped else f"{k * ld}u" for ld in (lda, ldb))
-        lines += [f"    let a{k}_{g} = vec4<f32>({a}[{at} + {g * ga}u + ty]);" for g in range(t.tm // 4)]
-        lines += [f"    let b{k}_{h} = vec4<f32>({b}[{to} + {h * gb}u + tx]);" for h in range(t.tn // 4)]
+    lines = []
+    for k in range(t.k):
+        lines += [f"    let a{k}_{g} = vec4<f32>({a}[{k * lda + g * ga}u + ty]);" for g in range(t.tm // 4)]
+        lines += [f"    let b{k}_{h} = vec4<f32>({b}[{k * ldb + h * gb}u + tx]);" for h in range(t.tn // 4)]
         for g in range(t.tm // 4):
             for i in range(4):
                 lines += [f"    s{4 * g + i}_{h} = fma(vec4<f32>(a{k}_{g}.{'xyzw'[i]}), b{k}_{h}, s{4 * g + i}_{h});"
                           for h in range(t.tn // 4)]
-    body = "\n".join(lines)
-    return f"    for (var kk = 0u; kk < {t.k}u; kk += {t.unroll}u) {{\n{body}\n    }}" if looped else body
+    return "\n".join(lines)
 
 
 def _masked(name: str, source: str) -> str:
