@@ -15,6 +15,7 @@ from anytune.errors import UserError
 if TYPE_CHECKING:
     from anytune.adapter import Adapter
     from anytune.cli.progress import Progress
+    from anytune.evaluation.kept import Kept
     from anytune.evaluation.report import Report
     from anytune.model import Model
 
@@ -103,10 +104,13 @@ def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs
         jury = Judge(judge, judge_model or "", criteria or CRITERIA, judge_timeout)
         jury.check()
     loaded = load_model(model, engine)
-    with Phases(as_json) as phases:
-        facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, judge=jury, progress=phases.to,
-                    chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
-    tell(facts, report(facts), text, places, as_json)
+    with keeping(places) as kept:
+        with Phases(as_json) as phases:
+            facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, judge=jury, kept=kept,
+                        progress=phases.to, chat=None if raw is None else not raw,
+                        template=read_template(chat_template, loaded), **rest)
+        tell(facts, report(facts), text, places, as_json)
+        kept.done()
     if jury is not None and facts["judge"]["error"]:
         raise UserError(facts["judge"]["error"])
 
@@ -138,10 +142,12 @@ def style(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: 
     columns = _columns(rest)
     prompts = read_prompts(existing_file(file, "message"), columns, limit)
     loaded = load_model(model, engine)
-    with Phases(as_json) as phases:
-        facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, progress=phases.to,
-                    chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
-    tell(facts, report(facts), text, places, as_json)
+    with keeping(places) as kept:
+        with Phases(as_json) as phases:
+            facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, kept=kept, progress=phases.to,
+                        chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
+        tell(facts, report(facts), text, places, as_json)
+        kept.done()
 
 
 def tell(facts: dict, made: Any, text: Callable[[dict], str], places: list, as_json: bool) -> None:
@@ -205,6 +211,13 @@ def adapters_of(loras: tuple[str, ...], model: Model) -> dict[str, Adapter]:
 def report_places(outputs: tuple[str, ...]) -> list[Path]:
     from anytune.evaluation.report import check_path
     return [check_path(path) for path in outputs]
+
+
+def keeping(places: list[Path]) -> Kept:
+    """Where answers are kept until the report is written: beside the first one."""
+    from anytune.cli.common import note
+    from anytune.evaluation.kept import Kept
+    return Kept(places[0] if places else None, note)
 
 
 def put(report: Report, places: list[Path]) -> None:

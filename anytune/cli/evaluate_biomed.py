@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from anytune.cli.common import Command, existing_file, json_option, load_model, model_options, print_json
-from anytune.cli.evaluate import adapters_of, evaluate, put, report_places
+from anytune.cli.evaluate import adapters_of, evaluate, keeping, put, report_places
 from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 
 
@@ -50,6 +50,7 @@ def biomed(model: str, engine: dict, file: str, test: str | None, setting: str |
     from anytune.evaluation import biomed_report
     from anytune.evaluation.biomed import answer
     from anytune.evaluation.biomed import evaluate as facts_of
+    from anytune.evaluation.kept import identity
     from anytune.evaluation.pubmedqa import read_questions
 
     places = report_places(outputs)
@@ -58,15 +59,19 @@ def biomed(model: str, engine: dict, file: str, test: str | None, setting: str |
     loaded = load_model(model, engine)
     sides: dict[str, Any] = {"base": None, **adapters_of(loras, loaded)}
     runs = []
-    with Progress("biomed", "questions", quiet=as_json) as progress:
-        for number, (name, adapter) in enumerate(sides.items()):
-            runs.append(answer(
-                loaded, questions, adapter, name=name, raw=raw, new_tokens=new_tokens, batch=batch,
-                progress=lambda done, total, before=number, name=name: progress.to(
-                    before * total + done, len(sides) * total, name)))
-    facts = {"model": loaded.name, "file": str(file), "setting": setting, "wording": wording,
-             **facts_of(questions, runs)}
-    put(biomed_report.report(facts, questions, runs), places)
+    with keeping(places) as kept:
+        kept.begin(identity(loaded, sides, questions=[[q.prompt, list(q.answers)] for q in questions], raw=raw,
+                            new_tokens=new_tokens, batch=batch))
+        with Progress("biomed", "questions", quiet=as_json) as progress:
+            for number, (name, adapter) in enumerate(sides.items()):
+                runs.append(answer(
+                    loaded, questions, adapter, name=name, raw=raw, new_tokens=new_tokens, batch=batch, kept=kept,
+                    progress=lambda done, total, before=number, name=name: progress.to(
+                        before * total + done, len(sides) * total, name)))
+        facts = {"model": loaded.name, "file": str(file), "setting": setting, "wording": wording,
+                 **facts_of(questions, runs)}
+        put(biomed_report.report(facts, questions, runs), places)
+        kept.done()
     if as_json:
         print_json({**facts, "answers": biomed_report.items(questions, runs)})
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from anytune.evaluation.kept import Kept
 from anytune.generate import Reply, decode
 from anytune.likelihood.windows import Forward, log_sums
 from anytune.sampling import Sampling
@@ -19,17 +20,25 @@ BATCH = 2048  # tokens run at once
 
 
 def answer(model: Model, adapter: Adapter | None, prompts: Sequence[Sequence[int]], how: Sampling, *,
-           max_tokens: int, stop: Sequence[str] = (), batch: int = 8,
+           max_tokens: int, stop: Sequence[str] = (), batch: int = 8, kept: Kept | None = None, series: str = "base",
            progress: Callable[[int, int], None] | None = None) -> list[Reply]:
     """One Reply a prompt, in their order. prompts: token ids; batch: prompts decoded together, alike in length.
 
-    A batch changes no greedy answer but by rounding. progress: (tokens done, at most). Raises UserError.
+    A batch changes no greedy answer but by rounding. kept: where whole batches of `series` are looked up and kept.
+    progress: (tokens done, at most). Raises UserError.
     """
+    kept = kept or Kept()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: dict[int, Reply] = {}
     for lo in range(0, len(order), batch):
         some = order[lo:lo + batch]
         replies: list[Reply] = []
+        known = kept.get(series, lo, len(some))
+        if known is not None:
+            found |= {i: Reply(list(prompts[i]), *row) for i, row in zip(some, known, strict=True)}
+            if progress is not None:
+                progress((lo + len(some)) * max_tokens, len(prompts) * max_tokens)
+            continue
         room = min(max(len(prompts[i]) for i in some) + max_tokens, model.config.context)
         decoder = model.decoder(adapter=adapter, batch=len(some), context=room)
         for _ in decode(decoder, model.tokenizer, [prompts[i] for i in some], how, max_tokens=max_tokens, stop=stop,
@@ -38,6 +47,7 @@ def answer(model: Model, adapter: Adapter | None, prompts: Sequence[Sequence[int
                 now = sum(max_tokens if reply.finish else len(reply.ids) for reply in replies)
                 progress(lo * max_tokens + now, len(prompts) * max_tokens)
         found |= dict(zip(some, replies, strict=True))
+        kept.put(series, lo, [[reply.ids, reply.text, reply.finish] for reply in replies])
         if progress is not None:
             progress((lo + len(some)) * max_tokens, len(prompts) * max_tokens)
     return [found[i] for i in range(len(prompts))]

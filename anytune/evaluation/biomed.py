@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.evaluation.kept import Kept
 from anytune.evaluation.pubmedqa import LABELS, Question, label_of
 from anytune.evaluation.statistics import classification, mcnemar
 
@@ -51,14 +52,14 @@ def answer_in(reply: str) -> int:
 
 
 def answer(model: Model, questions: Sequence[Question], adapter: Adapter | None = None, *, name: str = "base",
-           raw: bool | None = None, new_tokens: int = NEW_TOKENS, batch: int = BATCH,
+           raw: bool | None = None, new_tokens: int = NEW_TOKENS, batch: int = BATCH, kept: Kept | None = None,
            progress: Callable[[int, int], None] | None = None) -> Answers:
     """Put all questions to the model with one adapter, or without.
 
     An answer's likelihood is that of its tokens after the prompt, the end token not among them. raw: prompt and answer
     simply joined; False: through the chat template; None: as the adapter was trained, or as `generate` decides.
-    new_tokens: greedy reply at most so long; 0: none. batch: tokens of cache at once. progress: called with (questions
-    done, of how many). Raises UserError for a question that the model's context cannot hold.
+    new_tokens: greedy reply at most so long; 0: none. batch: tokens of cache at once. kept: where whole batches of `name`
+    are looked up and kept. progress: called with (questions done, of how many). Raises UserError for a question that the model's context cannot hold.
     """
     from anytune.generate import decode
     from anytune.sampling import Sampling
@@ -75,6 +76,13 @@ def answer(model: Model, questions: Sequence[Question], adapter: Adapter | None 
     opening = _shared([ids for sequences, _ in prepared for ids in sequences])  # say, a system message: kept
     for low in range(0, len(questions), slots):
         part = prepared[low:low + slots]
+        known = None if kept is None else kept.get(name, low, len(part))
+        if known is not None:
+            scores[low:low + len(part)] = [row[0] for row in known]
+            replies += [row[1] for row in known]
+            if progress is not None:
+                progress(low + len(part), len(questions))
+            continue
         for slot in range(slots):
             decoder.truncate(slot, opening)
         scores[low:low + len(part)] = _score(decoder, [sequences for sequences, _ in part])
@@ -84,6 +92,9 @@ def answer(model: Model, questions: Sequence[Question], adapter: Adapter | None 
                             Sampling(temperature=0), max_tokens=new_tokens, replies=made):
                 pass
             replies += [reply.text for reply in made]
+        if kept is not None:
+            said = replies[low:] if new_tokens else [None] * len(part)
+            kept.put(name, low, [[row.tolist(), text] for row, text in zip(scores[low:low + len(part)], said, strict=True)])
         if progress is not None:
             progress(low + len(part), len(questions))
     return Answers(name, scores, replies if new_tokens else None)

@@ -17,6 +17,7 @@ from anytune.evaluation.answers import answer
 from anytune.evaluation.bootstrap import mean_interval, resampled
 from anytune.evaluation.embeddings import cosines, embed, unrelated
 from anytune.evaluation.judge import Judge
+from anytune.evaluation.kept import Kept, identity
 from anytune.evaluation.prompts import Form, Prompt
 from anytune.evaluation.similarity import chrf, jaccard, rouge_l, words
 from anytune.likelihood.choices import wilson
@@ -38,18 +39,18 @@ Step = Callable[[str, int, int], None]
 def compare(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adapter], *, name: str = "prompts",
             how: Sampling | None = None, max_tokens: int = 256, stop: Sequence[str] = (), batch: int = 8,
             template: ChatTemplate | None = None, chat: bool | None = None, judge: Judge | None = None, seed: int = 0,
-            progress: Step | None = None) -> dict[str, Any]:
+            kept: Kept | None = None, progress: Step | None = None) -> dict[str, Any]:
     """Facts, JSON-able; report.py's form of them comes from compare_report.report().
 
     adapters: name -> Adapter. name: of the prompts' file, for complaints. how: greedy if None. batch: prompts decoded
-    together; template, chat: as in generate. seed: of the bootstrap. A judge that fails half-way leaves what it has
-    said so far, and the reason under facts["judge"]["error"]. Raises UserError.
+    together; template, chat: as in generate. seed: of the bootstrap. kept: where answers are kept until the end. A judge that
+    fails half-way leaves what it has said so far, and the reason under facts["judge"]["error"]. Raises UserError.
     """
     check_names(adapters)
     how = how or Sampling(temperature=0, seed=0)
     form = Form.of(model, adapters, template, chat)
     ids = form.encode_all(prompts, name)
-    replies = replies_of(model, adapters, ids, how, max_tokens, stop, batch, progress)
+    replies = replies_of(model, adapters, ids, how, max_tokens, stop, batch, progress, kept)
     items = items_of(prompts, replies)
     draws = resampled(len(items), seed)
     facts = {
@@ -73,16 +74,19 @@ def check_names(adapters: Mapping[str, Adapter]) -> None:
 
 
 def replies_of(model: Model, adapters: Mapping[str, Adapter], ids: list[list[int]], how: Sampling, max_tokens: int,
-               stop: Sequence[str], batch: int, progress: Step | None) -> dict[str, list[Reply]]:
+               stop: Sequence[str], batch: int, progress: Step | None, kept: Kept | None = None) -> dict[str, list[Reply]]:
     """base and each adapter -> one Reply a prompt."""
     sides: dict[str, Adapter | None] = {BASE: None, **adapters}
+    if kept is not None:
+        kept.begin(identity(model, sides, prompts=ids, how=asdict(how), max_tokens=max_tokens, stop=list(stop), batch=batch))
     found = {}
     for number, (series, adapter) in enumerate(sides.items()):
         def tell(done: int, total: int, number: int = number) -> None:
             if progress is not None:
                 progress("answers", number * total + done, len(sides) * total)
         tell(0, len(ids) * max_tokens)
-        found[series] = answer(model, adapter, ids, how, max_tokens=max_tokens, stop=stop, batch=batch, progress=tell)
+        found[series] = answer(model, adapter, ids, how, max_tokens=max_tokens, stop=stop, batch=batch, kept=kept,
+                               series=series, progress=tell)
     return found
 
 

@@ -12,6 +12,7 @@ from anytune.errors import UserError
 from anytune.evaluation.answers import losses
 from anytune.evaluation.bootstrap import figure, interval, normal_interval, resampled
 from anytune.evaluation.compare import BASE, Step, check_names, items_of, lengths, replies_of, similarities
+from anytune.evaluation.kept import Kept
 from anytune.evaluation.prompts import Form, Prompt
 from anytune.evaluation.stylometry import Measure, measures
 from anytune.sampling import Sampling
@@ -28,7 +29,7 @@ HALVES = 200   # ways to halve the author's messages
 def style(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adapter], *, name: str = "messages",
           how: Sampling | None = None, max_tokens: int = 256, stop: Sequence[str] = (), batch: int = 8,
           template: ChatTemplate | None = None, chat: bool | None = None, seed: int = 0,
-          progress: Step | None = None) -> dict[str, Any]:
+          kept: Kept | None = None, progress: Step | None = None) -> dict[str, Any]:
     """Facts, JSON-able; style_report.report() makes a page of them. prompts: the references are the author's messages.
 
     Texts without prompts are continued from their first third, as raw text. Other arguments as in compare().
@@ -44,7 +45,7 @@ def style(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adapte
     examples = [_fitted(form.encode_reference(prompt), model.config.context) for prompt in prompts]
     draws = resampled(len(prompts), seed)
     likelihoods = _losses(model, adapters, examples, draws, progress)
-    items = items_of(prompts, replies_of(model, adapters, ids, how, max_tokens, stop, batch, progress))
+    items = items_of(prompts, replies_of(model, adapters, ids, how, max_tokens, stop, batch, progress, kept))
     series = [BASE, *adapters]
     author = [item["reference"] for item in items]
     texts = {side: [item["answers"][side] for item in items] for side in series}
