@@ -80,9 +80,18 @@ def test_flags_named_in_the_text_exist():
     for page in PAGES:
         prose = BLOCK.sub("", page.read_text("utf-8"))
         for code in re.findall(r"`([^`\n]+)`", prose):
-            for word in code.split():
+            words = code.split()
+            script = ROOT / words[1] if words[0] == "python" and words[1].startswith("bench/") else None
+            takes = known if script is None else flags_of(script)
+            for word in words:
                 if re.fullmatch(r"--?[a-z][a-z0-9-]*", word):
-                    assert word in known, f"{page.name} names {word} in `{code}`"
+                    assert word in takes, f"{page.name} names {word} in `{code}`"
+
+
+def flags_of(script: Path) -> set[str]:
+    """What a benchmark's parser takes, and the parser that they share."""
+    text = script.read_text("utf-8") + (ROOT / "bench" / "common.py").read_text("utf-8")
+    return set(re.findall(r"""["'](--?[a-z][a-z0-9-]*)["']""", text))
 
 
 def test_every_flag_of_train_is_documented():
