@@ -72,6 +72,14 @@ def test_a_race_on_a_busy_device_is_repeated(engine):
     assert race_of(engine, {"a": wild})[1].count("a") == 1 + race.AGAIN * race.TURNS    # never steady: it ends
 
 
+def test_a_race_on_a_slow_device_ends(engine, monkeypatch):
+    """The default comes first, so that there is always a winner."""
+    monkeypatch.setattr(race, "PATIENCE", 0.0)
+    made = engine()
+    made.tuning.ensure()
+    assert set(made.tuning.choices.values()) == {(TILES[0], 0)}
+
+
 def test_slow_devices_race_one_product(engine, monkeypatch):
     contest = race.Race(engine())
     assert [(p.n, p.k) for p in contest.products(True, 32)] == [(128, 128), (512, 128)]

@@ -37,6 +37,7 @@ LASTS = 3e-3                  # seconds that a contestant's turn should take
 TURNS = 4
 STEADY = 1.25                 # between the second-best and the best time of the fastest contestant, at most, or all race again
 AGAIN = 3                     # times, at most
+PATIENCE = 4.0                # seconds of one race; on a slow device those listed first are all that take part
 HOPELESS = 1.15               # of the best time so far: no further turns
 
 
@@ -89,18 +90,19 @@ class Race:
 
     def best(self, forward: bool, tokens: int, tiles: list[Tile]) -> tuple[Tile, int, float]:
         """(tile, workgroups, seconds of all products) of the fastest that gives the default's result."""
+        until = time.perf_counter() + PATIENCE
         products = self.products(forward, tokens)
-        contestants = self._sound(products, tiles)
+        contestants = self._sound(products, tiles, until)
         if not contestants:
             raise DeviceError("other", "no way to multiply gives the known answer: the device computes wrongly")
-        times = self.times(contestants, lambda c: self.seconds(products, *c))
+        times = self.times(contestants, lambda c: self.seconds(products, *c), until)
         best = contestants[0]
-        for c in contestants[1:]:     # the first listed, unless another is clearly faster
+        for c in list(times)[1:]:     # the first listed, unless another is clearly faster
             if times[c] < FASTER * times[best]:
                 best = c
         return *best, times[best]
 
-    def _sound(self, products: list[Product], tiles: list[Tile]) -> list[tuple[Tile, int]]:
+    def _sound(self, products: list[Product], tiles: list[Tile], until: float) -> list[tuple[Tile, int]]:
         """Tiles with numbers of workgroups that fit, cut sums each in another way, and give the default's result."""
         e, square, found, plans = self.e, products[0], [], set()
         tokens = square.x.rows
@@ -111,7 +113,7 @@ class Race:
                 continue
             for groups in WORKGROUPS:
                 plan = (tile, *(e.tuning.slices(tile, groups, tokens, p.n, p.k)[1:] for p in products))
-                if plan in plans:
+                if plan in plans or found and time.perf_counter() > until:
                     continue
                 plans.add(plan)
                 self.run(square, tile, groups)
@@ -157,14 +159,18 @@ class Race:
         while time.perf_counter() < until:
             self.once(action, 4)
 
-    def times(self, contestants: list[Hashable], seconds: Callable[[Hashable], float]) -> dict[Hashable, float]:
+    def times(self, contestants: list[Hashable], seconds: Callable[[Hashable], float],
+              until: float = math.inf) -> dict[Hashable, float]:
         """The best time of each contestant over several turns; those that are far behind get one. Where a device is busy
-        with others' work, times scatter, and the race is repeated."""
+        with others' work, times scatter, and the race is repeated. After `until` nobody else begins."""
+        out: dict[Hashable, float] = {}
         for c in contestants:      # compiled
-            seconds(c)
+            out[c] = seconds(c)
+            if time.perf_counter() > until:
+                return out
         for _ in range(AGAIN):
-            until = time.perf_counter() + BUSY * (not self.e.device.software)
-            while time.perf_counter() < until:
+            busy = time.perf_counter() + BUSY * (not self.e.device.software)
+            while time.perf_counter() < busy:
                 seconds(contestants[0])
             out, second, left = dict.fromkeys(contestants, math.inf), dict.fromkeys(contestants, math.inf), list(contestants)
             for _ in range(TURNS):
@@ -173,7 +179,7 @@ class Race:
                     out[c], second[c] = min(out[c], found), min(second[c], max(out[c], found))
                 left = [c for c in left if out[c] <= HOPELESS * min(out.values())]
             winner = min(out, key=out.get)
-            if second[winner] <= STEADY * out[winner]:
+            if second[winner] <= STEADY * out[winner] or time.perf_counter() > until:
                 break
         return out
 
