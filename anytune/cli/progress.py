@@ -6,17 +6,22 @@ import sys
 import time
 
 
+AT_ONCE = 0.1   # seconds: what is done by then was there before, of an earlier run, and says nothing about the rate
+
+
 class Progress:
     """what: the work; unit: what is counted, such as tokens. Off a terminal, one line each tenth of the way."""
 
     def __init__(self, what: str, unit: str, quiet: bool = False):
         self.what, self.unit, self.quiet = what, unit, quiet
-        self.start, self.shown, self.tenth = time.monotonic(), -1.0, 0
+        self.start, self.shown, self.tenth, self.before = time.monotonic(), -1.0, 0, 0
         self.live = sys.stderr.isatty()
         self.open = False  # a line stands unfinished
 
     def to(self, done: int, total: int, remark: str = "") -> None:
         now = time.monotonic()
+        if now - self.start < AT_ONCE:
+            self.before = done
         if self.quiet:
             return
         if self.live:
@@ -31,10 +36,11 @@ class Progress:
         from anytune.train.progress import duration
         from anytune.units import quantity
 
-        rate = done / max(now - self.start, 1e-6)
-        left = duration((total - done) / rate) if rate else "?"
-        return (f"{self.what}: {100 * done // max(1, total)} %  {quantity(done)} of {quantity(total)} {self.unit}  "
-                f"{quantity(round(rate))}/s  ETA {left}" + (f"  {remark}" if remark else ""))
+        rate, pace = (done - self.before) / max(now - self.start, 1e-6), ""
+        if rate:
+            pace = f"  {quantity(round(rate))}/s  ETA {duration((total - done) / rate)}"
+        return (f"{self.what}: {100 * done // max(1, total)} %  {quantity(done)} of {quantity(total)} {self.unit}{pace}"
+                + (f"  {remark}" if remark else ""))
 
     def __enter__(self) -> Progress:
         return self
