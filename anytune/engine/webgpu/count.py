@@ -194,15 +194,16 @@ class WebGpuCount(RowShapes):
         self.flops += 8.0 * tokens * heads.queries * heads.size * (heads.window or tokens)
         parts = self.columns(tokens, q.shape[1], k.shape[1], k.shape[1])
         delta = self.flat(heads.queries * max(tokens, self.capacity))
-        for name, x in (("dq", q), ("dk", k)):
-            rows = min(tokens, max(1, (self.engine.device.max_binding - ALIGN) // (4 * lines(x.shape[1]))))
-            if slices(self.engine, heads, (0, rows, 0, rows), name, x.shape[1]) > (1, 0):
-                del name
-                scratch = self.flat(SCRATCH)
-                del scratch
-                break
+        if any(self._sliced(heads, name, x) for name, x in (("dq", q), ("dk", k))):
+            self.flat(SCRATCH)
         del delta
         return parts
+
+    def _sliced(self, heads: Heads, name: str, x) -> bool:
+        """Whether attention's gradient has slices, for as many tokens as one dispatch covers."""
+        most = (self.engine.device.max_binding - ALIGN) // (4 * lines(x.shape[1]))
+        rows = min(x.shape[0], max(1, most))
+        return slices(self.engine, heads, (0, rows, 0, rows), name, x.shape[1]) != (1, 0)
 
     def cross_entropy(self, h, head, targets, scale, gradient):
         rows, vocabulary = h.shape[0], head.weights[0].out_features
