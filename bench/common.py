@@ -186,8 +186,8 @@ def model_file(name: str) -> Path:
     return pull(name)
 
 
-def save(name: str, options: argparse.Namespace, before: dict[str, Any], **result: Any) -> None:
-    """Write bench/results/NAME.json (and print it). before: machine(), taken before the run."""
+def save(name: str, options: argparse.Namespace, before: dict[str, Any], into: str = "", **result: Any) -> None:
+    """Write bench/results/NAME.json, or INTO.json (and print it). before: machine(), taken before the run."""
     data = {"benchmark": name, "command": shlex.join(["python", f"bench/{name}.py", *_without_paths(sys.argv[1:])]),
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": commit(),
             "machine": before, "versions": versions(), **result}
@@ -195,7 +195,7 @@ def save(name: str, options: argparse.Namespace, before: dict[str, Any], **resul
     print(text)
     if not options.no_save:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(text + "\n")
+        (RESULTS / f"{into or name}.json").write_text(text + "\n")
 
 
 def _without_paths(args: list[str]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import Command, existing_file, json_option, load_adapter, load_model, model_options, print_json
+from anytune.cli.common import (Command, existing_file, json_option, load_adapter, load_model, model_options, note,
+                                print_json)
 from anytune.cli.sampling import SAMPLING, read_template
 from anytune.errors import UserError
 
@@ -110,7 +111,6 @@ def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs
                         progress=phases.to, chat=None if raw is None else not raw,
                         template=read_template(chat_template, loaded), **rest)
         tell(facts, report(facts), text, places, as_json)
-        kept.done()
     if jury is not None and facts["judge"]["error"]:
         raise UserError(facts["judge"]["error"])
 
@@ -147,7 +147,6 @@ def style(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: 
             facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, kept=kept, progress=phases.to,
                         chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
         tell(facts, report(facts), text, places, as_json)
-        kept.done()
 
 
 def tell(facts: dict, made: Any, text: Callable[[dict], str], places: list, as_json: bool) -> None:
@@ -215,7 +214,6 @@ def report_places(outputs: tuple[str, ...]) -> list[Path]:
 
 def keeping(places: list[Path]) -> Kept:
     """Where answers are kept until the report is written: beside the first one."""
-    from anytune.cli.common import note
     from anytune.evaluation.kept import Kept
     return Kept(places[0] if places else None, note)
 

@@ -71,7 +71,6 @@ def biomed(model: str, engine: dict, file: str, test: str | None, setting: str |
         facts = {"model": loaded.name, "file": str(file), "setting": setting, "wording": wording,
                  **facts_of(questions, runs)}
         put(biomed_report.report(facts, questions, runs), places)
-        kept.done()
     if as_json:
         print_json({**facts, "answers": biomed_report.items(questions, runs)})
     else:

@@ -1,11 +1,12 @@
 """What an evaluation has answered so far, in a file beside its report, so that an interrupted one goes on where it was.
 
-The first line says what the answers depend on; each further line is one batch. A file that says something else, or whose end
-was cut off, counts only as far as it is right. When the report is written the file goes.
+The first line says what the answers depend on; each further line is one batch. A file that says something else, or
+whose end was cut off, counts only as far as it is right. When the report is written the file goes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,8 +29,8 @@ def identity(model: Model, adapters: Mapping[str, Adapter | None], **more: Any) 
     """What answers depend on: the model's file, what computes, the adapters' numbers, and `more`, JSON-able."""
     path = Path(model.gguf.path)
     facts = path.stat()
-    return {"model": [str(path.resolve()), facts.st_size, facts.st_mtime_ns], "engine": model.engine.identity(),
-            "adapters": {name: None if adapter is None else _digest(adapter) for name, adapter in adapters.items()}, **more}
+    return {"model": [str(path.resolve()), facts.st_size, facts.st_mtime_ns], "engine": model.engine.identity(), **more,
+            "adapters": {name: None if adapter is None else _digest(adapter) for name, adapter in adapters.items()}}
 
 
 def _digest(adapter: Adapter) -> str:
@@ -43,8 +44,8 @@ def _digest(adapter: Adapter) -> str:
 
 
 class Kept:
-    """Batches by (series, number). report: the file that the report goes to, or None: then nothing is kept. tell: says a
-    sentence to whoever interrupted."""
+    """Batches by (series, number). report: the file that the report goes to, or None: then nothing is kept. tell: says
+    a sentence to whoever interrupted."""
 
     def __init__(self, report: Path | None = None, tell: Callable[[str], None] = lambda text: None):
         self.tell = tell
@@ -59,11 +60,13 @@ class Kept:
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         head = json.dumps({"answers_of": digest})
         self.path = self.report.with_name(f"{self.report.name}.{digest[:8]}{SUFFIX}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(line + "\n" for line in [head, *self._read(head)])
-        with atomic_write(self.path) as file:      # again, as far as it was right
-            file.write(lines.encode())
-        self._file = self.path.open("a", encoding="utf-8")
+        try:
+            with atomic_write(self.path) as file:      # again, as far as it was right
+                file.write(lines.encode())
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            self._give_up(error)
 
     def _read(self, head: str) -> list[str]:
         right: list[str] = []
@@ -88,32 +91,36 @@ class Kept:
         return rows if rows is not None and len(rows) == count else None
 
     def put(self, series: str, number: int, rows: Sequence[Any]) -> None:
-        self._answers += len(rows)
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps({"series": series, "number": number, "rows": list(rows)}) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
+            self._answers += len(rows)
+        except OSError as error:
+            self._give_up(error)
 
-    def done(self) -> None:
-        """The report is written."""
-        self._close()
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    def _close(self) -> None:
+    def _give_up(self, error: OSError) -> None:
+        """No place to keep answers is no reason to stop answering."""
+        self.tell(f"answers cannot be kept in {self.path} ({error.strerror}): if this is interrupted, what comes now is "
+                  "lost")
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._file = None
 
     def __enter__(self) -> Kept:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """After an interruption say where the answers are; a file without any goes."""
-        self._close()
-        if kind is None or self.path is None or not self.path.exists():
+        """At the end, when the report is written, the file goes, and so does one without answers; after an interruption
+        say where they are."""
+        if self._file is not None:
+            self._file.close()
+        if self.path is None or not self.path.exists():
             return
-        if self._answers or self.found:
+        if kind is not None and (self._answers or self.found):
             self.tell(f"what was answered so far is kept in {self.path}: the same command goes on from there")
         else:
             self.path.unlink(missing_ok=True)

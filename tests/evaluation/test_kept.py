@@ -1,6 +1,8 @@
 """An evaluation that is interrupted goes on where it was: the same figures, and nothing answered twice."""
 
+import errno
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,6 +108,21 @@ def test_a_damaged_file_counts_as_far_as_it_is_right(command, batches, tmp_path,
     assert command("compare").code == 0 and len(decoded) == 4 - right
 
 
+@pytest.mark.parametrize("when", ["at the start", "at the second batch"])
+def test_where_nothing_can_be_kept_the_answers_still_come(command, tmp_path, monkeypatch, when):
+    synced = []
+
+    def full(*args, **how):
+        synced.append(args)
+        if when == "at the start" or len(synced) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(kept, *(("atomic_write", full) if when == "at the start" else ("os", SimpleNamespace(fsync=full))))
+    done = command("compare")
+    assert done.code == 0 and done.err.count("answers cannot be kept") == 1 and "No space left" in done.err
+    assert json.loads((tmp_path / "report.json").read_text())["prompts"] == len(CHATS)
+    assert not list(tmp_path.glob("*" + kept.SUFFIX)) and len(synced) == (1 if when == "at the start" else 2)
+
+
 def test_an_adapter_that_was_trained_again_is_another(files, tmp_path):
     model = anytune.load(files / "tiny.gguf", threads=1)
     one = anytune.Adapter.load(files / "mine.gguf", model.gguf)
@@ -121,7 +138,7 @@ def test_without_a_report_nothing_is_written(files, tmp_path, monkeypatch):
     ids = [model.tokenize(text) for text in ("a sea", "on")]
     with kept.Kept() as nothing:
         nothing.begin({})
-        found = answers.answer(model, None, ids, Sampling(temperature=0), max_tokens=3, kept=nothing)
-        nothing.done()
-    assert [reply.ids for reply in found] == [r.ids for r in answers.answer(model, None, ids, Sampling(temperature=0), max_tokens=3)]
+        assert len(answers.answer(model, None, ids, Sampling(temperature=0), max_tokens=3, kept=nothing)) == 2
+    with pytest.raises(KeyboardInterrupt), kept.Kept() as nothing:
+        raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,8 @@
 """The race of products' tiles and of variants: each contestant's time beside the others' on this device.
 
-A GPU that has little to do lowers its clocks, by a factor of five on some. So everything is compiled and checked first,
-the device is kept busy until its clocks are up, and contestants take turns, several times; the best time of each counts.
+A GPU that has little to do lowers its clocks, by a factor of five on some. So everything is compiled and checked
+first, the device is kept busy until its clocks are up, and contestants take turns, several times; the best time of each
+counts.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SLOW = 0.02                   # seconds of the default's product, from which on 
 BUSY = 0.2                    # seconds of work until clocks are up
 LASTS = 3e-3                  # seconds that a contestant's turn should take
 TURNS = 4
-STEADY = 1.25                 # between the second-best and the best time of the fastest contestant, at most, or all race again
+STEADY = 1.25                 # second-best over best time of the fastest contestant, at most, or all race again
 AGAIN = 3                     # times, at most
 PATIENCE = 4.0                # seconds of one race; on a slow device those listed first are all that take part
 HOPELESS = 1.15               # of the best time so far: no further turns
@@ -129,7 +130,7 @@ class Race:
         """FLOP/s of a square product."""
         n = self.width
         p = Product(True, n, n, self._array(tokens, n), self._array(tokens, n))
-        self.busy(lambda: self.run(p, tile, 0))
+        self.busy(lambda: self.once(lambda: self.run(p, tile, 0), 4))
         return 2.0 * tokens * n * n / min(self.lasting(lambda: self.run(p, tile, 0)) for _ in range(2))
 
     # ---- time
@@ -152,27 +153,25 @@ class Race:
             return self.once(action)
         return self.once(action, min(max(int(LASTS / self.once(action, 2)), 2), 64))
 
-    def busy(self, action: Callable[[], None]) -> None:
-        """Work until the device's clocks are up."""
-        self.once(action)
+    def busy(self, work: Callable[[], object]) -> None:
+        """Repeat what waits for the device until its clocks are up."""
         until = time.perf_counter() + BUSY * (not self.e.device.software)
         while time.perf_counter() < until:
-            self.once(action, 4)
+            work()
 
     def times(self, contestants: list[Hashable], seconds: Callable[[Hashable], float],
               until: float = math.inf) -> dict[Hashable, float]:
-        """The best time of each contestant over several turns; those that are far behind get one. Where a device is busy
-        with others' work, times scatter, and the race is repeated. After `until` nobody else begins."""
+        """The best time of each contestant over several turns; those that are far behind get one. Where a device is
+        busy with others' work, times scatter, and the race is repeated. After `until` nobody else begins."""
         out: dict[Hashable, float] = {}
         for c in contestants:      # compiled
             out[c] = seconds(c)
             if time.perf_counter() > until:
                 return out
         for _ in range(AGAIN):
-            busy = time.perf_counter() + BUSY * (not self.e.device.software)
-            while time.perf_counter() < busy:
-                seconds(contestants[0])
-            out, second, left = dict.fromkeys(contestants, math.inf), dict.fromkeys(contestants, math.inf), list(contestants)
+            self.busy(lambda: seconds(contestants[0]))
+            out, second = (dict.fromkeys(contestants, math.inf) for _ in range(2))
+            left = list(contestants)
             for _ in range(TURNS):
                 for c in left:
                     found = seconds(c)
