@@ -31,8 +31,6 @@ class Keeper:
         made = self.team.lead(lambda: self._write(step, info))
         if made is not None:
             self.saved, self.saved_step = Path(made), step
-            if self.team.rank == 0:
-                report("saved", made)
 
     def _write(self, step: int, info: Callable[[], dict]) -> str | None:
         if not self.sound():
@@ -44,6 +42,9 @@ class Keeper:
             kept = f"the one of step {self.saved_step} is kept" if self.saved else "there is none yet"
             self.say(f"The checkpoint of step {step} cannot be written to {folder}: {why(error)}; {kept}.")
             return None
+        # before the others hear of it, as they may be gone, and before the one that was named so far is removed
+        self.saved, self.saved_step = made, step
+        report("saved", str(made))
         ckpt.prune(folder, self.keep, made)
         return str(made)
 
