@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import common
+import common  # noqa: F401 (the working tree, whether or not it is installed)
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("model")

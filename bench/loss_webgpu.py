@@ -11,7 +11,6 @@ device gives (--steps 20 --context 64 is enough for one) goes to a result of its
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys

@@ -27,10 +27,10 @@ class Shape:
 
     __slots__ = ("shape", "_buffer")
 
-    def __init__(self, shape: tuple[int, ...], buffer: "Buffer"):
+    def __init__(self, shape: tuple[int, ...], buffer: Buffer):
         self.shape, self._buffer = shape, buffer
 
-    def part(self, columns: int) -> "Shape":
+    def part(self, columns: int) -> Shape:
         return Shape((self.shape[0], columns), self._buffer)
 
 

@@ -108,7 +108,7 @@ class Layout:
     size: int
 
     @classmethod
-    def of(cls, shapes: dict[str, tuple[int, int]], rank: int) -> "Layout":
+    def of(cls, shapes: dict[str, tuple[int, int]], rank: int) -> Layout:
         """shapes: {tensor: (out, in)}."""
         at, starts = 0, {}
         for name, (_, features) in shapes.items():

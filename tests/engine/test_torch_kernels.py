@@ -293,21 +293,21 @@ def test_at_the_sizes_of_a_model(tokens):
     table = gradient_table(parts, size, rank, DEVICE)
     targets = torch.randint(-1, 2 * hidden, (tokens,), dtype=torch.int32, device=DEVICE)
     results = []
-    for f in (functions(twins()), functions(kernels())):
+    for made in (functions(twins()), functions(kernels())):
         widths = (size, size, rank, size, hidden, rank, rank, rank, rank, rank, rank, hidden, hidden)
         outs = [view(tokens, n, BF16, spare=64).fill_(float("nan")) for n in widths]
         out, total, riding, dx, product, riding_too, skinny, keep, keep_too, low_of_dx, low_of_both, dgate, dup = outs
-        f.rms_norm(x, gain, 1e-6, out, add=y, total=total, a=a, low=riding, keep=keep)
-        f.rms_norm_backward(y, x, gain, 1e-6, total, dx, b=w[:size], low=low_of_dx)
-        f.glu(wide[:, :hidden], wide[:, hidden:], "silu", product, a=down, low=riding_too, keep=keep_too)
-        f.glu_backward(product, wide[:, :hidden], wide[:, hidden:], "silu", dgate, dup, b=w, low=low_of_both)
-        f.low(wide, w, skinny)
+        made.rms_norm(x, gain, 1e-6, out, add=y, total=total, a=a, low=riding, keep=keep)
+        made.rms_norm_backward(y, x, gain, 1e-6, total, dx, b=w[:size], low=low_of_dx)
+        made.glu(wide[:, :hidden], wide[:, hidden:], "silu", product, a=down, low=riding_too, keep=keep_too)
+        made.glu_backward(product, wide[:, :hidden], wide[:, hidden:], "silu", dgate, dup, b=w, low=low_of_both)
+        made.low(wide, w, skinny)
         pairs = [torch.zeros(size, device=DEVICE) for size in ((16, hidden), (hidden, 16), (hidden, 32))]
-        f.glu_gradients(product, wide[:, :hidden], wide[:, hidden:], "silu", dgate, dup, low_dy, low_x, *pairs, 2.0)
+        made.glu_gradients(product, wide[:, :hidden], wide[:, hidden:], "silu", dgate, dup, low_dy, low_x, *pairs, 2.0)
         flat = torch.zeros(1 << 20, device=DEVICE)
-        f.gradients(x, low_dy, wide, low_x, table, flat, 2.0)
+        made.gradients(x, low_dy, wide, low_x, table, flat, 2.0)
         logits, losses = wide.clone(), torch.empty(tokens, device=DEVICE)
-        f.loss_rows(logits, targets, torch.ones(1, device=DEVICE), losses, True)
+        made.loss_rows(logits, targets, torch.ones(1, device=DEVICE), losses, True)
         results.append([*outs, flat, logits, losses, *pairs])
     for got, want in zip(results[1][:-3], results[0]):
         close(got, want, LIMIT[BF16] if got.dtype == BF16 else 2e-5)

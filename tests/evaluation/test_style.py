@@ -170,9 +170,9 @@ def test_bad_input(cli, path, adapter, file, tmp_path):
     args = ("evaluate", "style", "-m", path, "--lora", adapter, "-t", 1, "-f")
     (tmp_path / "mixed.jsonl").write_text(file.read_text("utf-8") + json.dumps({"messages": [
         {"role": "user", "content": "who?"}]}) + "\n", "utf-8")
-    for given, why in (((tmp_path / "mixed.jsonl",), "line 7: there is no message of the author"),
+    for files, why in (((tmp_path / "mixed.jsonl",), "line 7: there is no message of the author"),
                        ((file, "--limit", 3), "takes at least 4"), ((file, "-o", "r.txt"), "end in .html or .json")):
-        outcome = cli(*args, *given, code=2)
+        outcome = cli(*args, *files, code=2)
         assert why in outcome.err and outcome.err.count("\n") == 1
 
 

@@ -89,9 +89,9 @@ def test_sentencepiece_gives_the_same_ids(tmp_path, prefix):
 @pytest.mark.parametrize("model", [models.smollm2, models.gemma3])
 def test_real_vocabularies(model):
     with GGUF.open(model()) as file:
-        text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")[:6000]
+        readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")[:6000]
         ours, theirs = anytune.text.Tokenizer(file.metadata), library(file)
-        for text in [*TEXTS, text]:
+        for text in [*TEXTS, readme]:
             ids = ours.encode(text, special=True)
             assert theirs.encode(text).ids == ids
             assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids) or "<" in text

@@ -24,7 +24,7 @@ class Live:
     def __init__(self) -> None:
         self.now = self.peak = 0
 
-    def take(self, size: int) -> "Held":
+    def take(self, size: int) -> Held:
         size = -(-size // BLOCK) * BLOCK
         self.now += size
         self.peak = max(self.peak, self.now)
@@ -51,7 +51,7 @@ class Shape:
     def __init__(self, shape: tuple[int, ...], held, pending=None):
         self.shape, self.held, self.pending = shape, held, pending
 
-    def part(self, columns: int) -> "Shape":
+    def part(self, columns: int) -> Shape:
         return Shape((self.shape[0], columns), self.held)
 
 

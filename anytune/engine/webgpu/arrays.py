@@ -60,11 +60,11 @@ class Array:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def part(self, low: int, high: int) -> "Array":
+    def part(self, low: int, high: int) -> Array:
         """Columns low…high of all rows; low begins a line."""
         return Array(self.buffer, self.at + low, (self.rows, high - low), self.stride)
 
-    def __getitem__(self, places: slice) -> "Array":
+    def __getitem__(self, places: slice) -> Array:
         """Elements of a vector, or rows."""
         low, high, step = places.indices(self.shape[0])
         if step != 1:
@@ -73,7 +73,7 @@ class Array:
             return Array(self.buffer, self.at + low, (high - low,), high - low)
         return Array(self.buffer, self.at + low * self.stride, (high - low, self.columns), self.stride)
 
-    def reshape(self, *shape) -> "Array":
+    def reshape(self, *shape) -> Array:
         """A vector as rows without gaps."""
         shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
         if len(self.shape) != 1 or math.prod(shape) != self.shape[0]:
@@ -98,7 +98,7 @@ class Sum(Array):
 
     __slots__ = ("pending", "settle")
 
-    def __init__(self, x: Array, y: Array, settle: Callable[["Sum"], None]):
+    def __init__(self, x: Array, y: Array, settle: Callable[[Sum], None]):
         super().__init__(y.buffer, y.at, y.shape, y.stride)
         self.pending: Array | None = x
         self.settle = settle
@@ -152,7 +152,7 @@ class Pool:
         self._lent: dict[int, Buffer] = {}
         self._turn = 0
 
-    def take(self, floats: int) -> "Loan":
+    def take(self, floats: int) -> Loan:
         size = 4 * floats
         free = self._free[size]
         if free:

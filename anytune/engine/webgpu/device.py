@@ -110,7 +110,7 @@ def features(name: str) -> list[str]:
     return [feature for feature, own in FEATURES.items() if own in adapter.features]
 
 
-def open_device(number: int | None = None, max_binding: int | None = None, trusted: bool | None = None) -> "Device":
+def open_device(number: int | None = None, max_binding: int | None = None, trusted: bool | None = None) -> Device:
     """The adapter of a number (as `anytune doctor` lists them); None: the first. Raises UserError."""
     found = adapters()
     index = number or 0
@@ -147,7 +147,7 @@ class Buffer:
 
     __slots__ = ("device", "raw", "size", "serial", "owned", "__weakref__")
 
-    def __init__(self, device: "Device", raw, size: int, serial: int, owned: bool):
+    def __init__(self, device: Device, raw, size: int, serial: int, owned: bool):
         self.device, self.raw, self.size, self.serial, self.owned = device, raw, size, serial, owned
 
     def __del__(self) -> None:

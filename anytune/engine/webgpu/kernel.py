@@ -33,7 +33,7 @@ class Kernel:
         return tuple((n.partition(":")[0], n.partition(":")[2] or "u32") for n in self.numbers)
 
     @functools.cached_property
-    def by_subgroups(self) -> "Kernel":
+    def by_subgroups(self) -> Kernel:
         """The same with its totals by subgroups; itself if it has none."""
         functions = self.functions
         for tree, other in _TOTALS.items():

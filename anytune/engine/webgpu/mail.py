@@ -12,7 +12,7 @@ class Later:
 
     __slots__ = ("_mail", "_letter", "_size", "_value", "_map")
 
-    def __init__(self, mail: "Mail", letter, size: int, mapping: Callable | None):
+    def __init__(self, mail: Mail, letter, size: int, mapping: Callable | None):
         self._mail, self._letter, self._size, self._map, self._value = mail, letter, size, mapping, None
 
     def __float__(self) -> float:

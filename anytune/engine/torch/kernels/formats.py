@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from anytune.gguf.blocks import BLOCKS
-from anytune.gguf.codebooks import BOOKS, book
+from anytune.gguf.codebooks import book
 
 from . import formats_32 as small
 from . import formats_256 as large

@@ -28,12 +28,12 @@ class Tile:
     half: bool = False
 
     @property
-    def plain(self) -> "Tile":
+    def plain(self) -> Tile:
         """The same without float16."""
         return replace(self, half=False)
 
     @property
-    def tail(self) -> "Tile":
+    def tail(self) -> Tile:
         """The pair's: float32, in as much memory as a float16 tile."""
         return replace(self, half=False, k=self.k // 2) if self.half else self
 
