@@ -1,4 +1,4 @@
-# make demo | test | venv | clean.  PYTHON picks the interpreter (3.11 or newer); PIP_FLAGS are passed to pip, for
+# make demo | test | lint | venv | clean.  PYTHON picks the interpreter (3.11 or newer); PIP_FLAGS are passed to pip, for
 # example  make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"  for torch's small CPU build.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,13 +7,16 @@ PIP_FLAGS ?=
 # VULKAN=no: do not see to a software Vulkan device for the tests of --device webgpu.
 VULKAN ?= yes
 
-.PHONY: demo test venv clean
+.PHONY: demo test lint venv clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test $(if $(filter yes,$(VULKAN)),$(VENV)/.vulkan)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.test
+	$(BIN)/python -m ruff check .
 
 venv: $(VENV)/.test
 

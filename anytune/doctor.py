@@ -54,7 +54,8 @@ def _devices() -> list[dict[str, Any]]:
     rows = [{"device": "cpu", "name": cpu_name(), "cores": _cores(), "memory_bytes": _memory()}]
     if gpu_in_sight():
         from anytune.engine.torch.devices import available
-        rows += [{"device": device, "name": name, "cores": None, "memory_bytes": size} for device, name, size in available()]
+        rows += [{"device": device, "name": name, "cores": None, "memory_bytes": size}
+                 for device, name, size in available()]
     from anytune.engine.webgpu.sight import in_sight
     if in_sight():
         from anytune.engine.webgpu.device import available as webgpus, features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -12,10 +13,11 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from anytune.errors import UserError
-from anytune.files import sync_folder
+from anytune.files import locked, sync_folder
 
 TRIES = 5
 TIMEOUT = 30  # seconds without a byte
@@ -64,6 +66,17 @@ def check_room(folder: Path, need: int) -> None:
                         "needed; make room or set ANYTUNE_HOME to another folder.")
 
 
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Be the only process that brings `path`; waits for another one that is at it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def busy() -> None:
+        print(f"another process is fetching {path.name}: waiting for it", file=sys.stderr)
+    with locked(path.with_name(f".{path.name}.lock"), busy):
+        yield
+
+
 def fetch(url: str, folder: Path, token: str | None = None) -> Path:
     """Download `url` into `folder` unless it is there, and return its path.
 
@@ -75,10 +88,15 @@ def fetch(url: str, folder: Path, token: str | None = None) -> Path:
         raise UserError(f"{url!r} does not name a file.")
     key = hashlib.sha256(url.encode()).hexdigest()[:12]  # two URLs may end in the same name
     path = folder / key / name
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(name + ".part")
+    if not path.is_file():
+        with alone(path):
+            if not path.is_file():  # it may have come meanwhile
+                _bring(url, path, token)
+    return path
+
+
+def _bring(url: str, path: Path, token: str | None) -> None:
+    name, part = path.name, path.with_name(path.name + ".part")
     for attempt in range(TRIES):
         try:
             expected = _receive(url, part, token, name)
@@ -99,7 +117,6 @@ def fetch(url: str, folder: Path, token: str | None = None) -> Path:
     part.replace(path)
     part.with_suffix(".json").unlink(missing_ok=True)
     sync_folder(path.parent)
-    return path
 
 
 RETRY_SECONDS = 1.0

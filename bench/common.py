@@ -150,7 +150,8 @@ def take_turns(children: list[Child], rounds: int, pause: float = 0.25) -> list[
 def run_once(command: list[str], env: dict[str, str], limit: float | None = None) -> dict[str, Any]:
     """Run a script that prints JSON lines, for at most `limit` seconds; returns the last."""
     try:
-        done = subprocess.run([sys.executable, *command], env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, timeout=limit)
+        done = subprocess.run([sys.executable, *command], env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                              timeout=limit)
     except subprocess.TimeoutExpired:
         raise SystemExit(f"{shlex.join(command)} took more than {limit:.0f} seconds") from None
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]

@@ -2,8 +2,8 @@
 
     python bench/decode_gpu.py                  # Qwen3-1.7B's shape, Q8_0, Q4_0 and Q4_K, about a minute on an H100
 
-A token is a whole decoder step: embedding, 28 layers with their caches, the head over 151,936 tokens, and the logits copied to
-the host. The limit is what reading every weight once takes at the card's measured copy bandwidth.
+A token is a whole decoder step: embedding, 28 layers with their caches, the head over 151,936 tokens, and the logits
+copied to the host. The limit is what reading every weight once takes at the card's measured copy bandwidth.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ def measure(path: str, batch: int, rank: int, prefix: int = 128, tokens: int = 6
         times.append((time.perf_counter() - begin) / tokens)
     middle = statistics.median(times)
     read = sum(m.nbytes for m in model.weights.matrices.values())
-    return {"batch": batch, "rank": rank, "tokens_per_s": round(batch / middle, 1), "ms_per_token": round(middle * 1e3, 4),
-            "rounds_ms": [round(t * 1e3, 4) for t in times], "weights_gb": round(read / 1e9, 3),
-            "read_gb_per_s": round(read / middle / 1e9), "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
+    return {"batch": batch, "rank": rank, "tokens_per_s": round(batch / middle, 1),
+            "ms_per_token": round(middle * 1e3, 4), "rounds_ms": [round(t * 1e3, 4) for t in times],
+            "weights_gb": round(read / 1e9, 3), "read_gb_per_s": round(read / middle / 1e9),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Contestant: full fine-tuning steps of anytune on random tokens, half of them with loss. Takes turns like bench/steps.py.
+"""Contestant: full fine-tuning steps of anytune on random tokens, half of them with loss.
+Takes turns like bench/steps.py.
 
     python bench/full_steps.py MODEL.gguf --shape 1x512 --threads 2 --device cpu-bf16 --optimizer adafactor
 """

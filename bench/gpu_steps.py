@@ -2,8 +2,8 @@
 
     python bench/gpu_steps.py MODEL.gguf --shape 8x1024 [--memory 6GiB] [--rank 16] [--profile]
 
-Prints one JSON line: tokens/s of each round (a round is several whole optimizer steps, the last of which is waited for), the
-estimate of memory beside the measured peak, losses, and with --profile the time of a step by kernel.
+Prints one JSON line: tokens/s of each round (a round is several whole optimizer steps, the last of which is waited
+for), the estimate of memory beside the measured peak, losses, and with --profile the time of a step by kernel.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ ready = time.perf_counter() - started
 count = max(2, round(args.seconds / take(2) * 2))
 times = [take(count) / count for _ in range(args.rounds)]
 middle = statistics.median(times)
-result = {"shape": args.shape, "rank": args.rank, "tokens_per_s": round(tokens / middle, 1), "ms_per_step": round(middle * 1e3, 3),
-          "rounds_tokens_per_s": [round(tokens / t, 1) for t in times], "steps_per_round": count,
+result = {"shape": args.shape, "rank": args.rank, "tokens_per_s": round(tokens / middle, 1),
+          "ms_per_step": round(middle * 1e3, 3), "rounds_tokens_per_s": [round(tokens / t, 1) for t in times],
+          "steps_per_round": count,
           "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
           "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
           "estimate_gib": round(trainee.estimate.peak_bytes / 2**30, 3), "how": trainee.estimate.text,
@@ -81,7 +82,8 @@ if args.profile:
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         take(3)
-    rows = [(e.key, e.self_device_time_total / 3e3, e.count // 3) for e in seen.key_averages() if e.self_device_time_total]
+    rows = [(e.key, e.self_device_time_total / 3e3, e.count // 3)
+            for e in seen.key_averages() if e.self_device_time_total]
     rows.sort(key=lambda row: -row[1])
     result["kernels"] = [{"kernel": name[:90], "ms": round(ms, 3), "calls": calls} for name, ms, calls in rows[:40]]
     result["device_ms"] = round(sum(row[1] for row in rows), 2)

@@ -1,10 +1,12 @@
-"""200 optimizer steps in bf16 on one GPU: anytune's loss curve beside transformers + peft's, from the same weights and pairs.
+"""200 optimizer steps in bf16 on one GPU: anytune's loss curve beside transformers + peft's, from the same weights
+and pairs.
 
     python bench/loss_gpu.py                   # about a minute on an H100
     python bench/loss_gpu.py --device cpu      # the same on a CPU, much smaller
 
-A random model of Qwen3's kind (8 layers of 512, bf16) and a made-up language of 64 words that LoRA can learn. What two right
-answers may differ by is measured too: peft once more with another implementation of attention, which rounds otherwise.
+A random model of Qwen3's kind (8 layers of 512, bf16) and a made-up language of 64 words that LoRA can learn. What two
+right answers may differ by is measured too: peft once more with another implementation of attention, which rounds
+otherwise.
 """
 
 from __future__ import annotations
@@ -62,14 +64,16 @@ def ours(args, path: Path, pairs: Path) -> list[float]:
     norms = [("output_norm", WIDTH)] + [(f"blk.{i}.{name}", n) for i in range(args.layers) for name, n in (
         ("attn_norm", WIDTH), ("ffn_norm", WIDTH), ("attn_q_norm", SIZE), ("attn_k_norm", SIZE))]
     write_gguf(path, {
-        "general.architecture": "qwen3", "general.name": "curve", "qwen3.block_count": args.layers, "qwen3.context_length": 4096,
-        "qwen3.embedding_length": WIDTH, "qwen3.feed_forward_length": HIDDEN, "qwen3.attention.head_count": HEADS,
-        "qwen3.attention.head_count_kv": KEYS, "qwen3.attention.key_length": SIZE, "qwen3.attention.value_length": SIZE,
-        "qwen3.attention.layer_norm_rms_epsilon": 1e-6, "qwen3.rope.freq_base": 1e4},
+        "general.architecture": "qwen3", "general.name": "curve", "qwen3.block_count": args.layers,
+        "qwen3.context_length": 4096, "qwen3.embedding_length": WIDTH, "qwen3.feed_forward_length": HIDDEN,
+        "qwen3.attention.head_count": HEADS, "qwen3.attention.head_count_kv": KEYS, "qwen3.attention.key_length": SIZE,
+        "qwen3.attention.value_length": SIZE, "qwen3.attention.layer_norm_rms_epsilon": 1e-6,
+        "qwen3.rope.freq_base": 1e4},
         [(name, w.shape, "BF16", w.view(np.uint8)) for name, w in weights(args.layers)]
         + [(f"{name}.weight", (n,), "F32", np.ones(n, np.float32)) for name, n in norms])
     model = anytune.load(path, device="cuda" if args.device == "cuda" else "cpu-torch")
-    trainee = model.trainee(anytune.Lora(rank=RANK, alpha=2.0 * RANK), ubatch=args.examples * args.length, context=args.length)
+    trainee = model.trainee(anytune.Lora(rank=RANK, alpha=2.0 * RANK), ubatch=args.examples * args.length,
+                            context=args.length)
     np.savez(pairs, **{name: a for name, (a, _) in trainee.adapter().tensors.items()})
     losses = []
     for step, ids in enumerate(batches(args.steps, args.examples, args.length), 1):
@@ -84,9 +88,9 @@ def theirs(args, pairs: Path, attention: str) -> list[float]:
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=HIDDEN, num_hidden_layers=args.layers,
-                         num_attention_heads=HEADS, num_key_value_heads=KEYS, head_dim=SIZE, tie_word_embeddings=True,
-                         rope_theta=1e4, max_position_embeddings=4096)
+    config = Qwen3Config(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=HIDDEN,
+                         num_hidden_layers=args.layers, num_attention_heads=HEADS, num_key_value_heads=KEYS,
+                         head_dim=SIZE, tie_word_embeddings=True, rope_theta=1e4, max_position_embeddings=4096)
     model = Qwen3ForCausalLM._from_config(config, attn_implementation=attention)
     state = model.state_dict()
     for name, bits in weights(args.layers):
@@ -133,7 +137,8 @@ def main() -> None:
     options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     options.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     args = options.parse_args()
-    args.layers, args.steps, args.examples, args.length = (LAYERS, 200, 8, 256) if args.device == "cuda" else (2, 12, 2, 32)
+    args.layers, args.steps, args.examples, args.length = ((LAYERS, 200, 8, 256) if args.device == "cuda"
+                                                           else (2, 12, 2, 32))
     if args.run:
         kind, folder = args.run
         pairs = Path(folder) / "pairs.npz"
@@ -143,7 +148,8 @@ def main() -> None:
     before, env, curves = common.machine(), common.environment(8), {}
     with tempfile.TemporaryDirectory(prefix="anytune-bench-") as folder:
         for kind in ("anytune", "sdpa", "eager"):
-            curves[kind] = common.run_once(["bench/loss_gpu.py", "--device", args.device, "--run", kind, folder], env)["losses"]
+            curves[kind] = common.run_once(["bench/loss_gpu.py", "--device", args.device, "--run", kind,
+                                            folder], env)["losses"]
             print(kind, curves[kind][0], curves[kind][-1], file=sys.stderr, flush=True)
     common.save("loss_gpu", args, before, steps=args.steps, anytune_to_peft=apart(curves["anytune"], curves["sdpa"]),
                 peft_to_peft=apart(curves["eager"], curves["sdpa"]),

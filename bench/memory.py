@@ -2,10 +2,10 @@
 
     python bench/memory.py
 
-SmolLM2: r=16 on all linears, 512-token micro-batches, chats of about 128 tokens of which half carry loss (made of
-the demo's e-mails), at full speed and with --memory 300MiB, in turns. TinyLlama's shape (see tinyllama.py): r=8 on all
-linears, -c 128 -ub 128, --memory 300MiB; the bytes that one step reads from the file are counted in a second process that
-does nothing but steps.
+SmolLM2: r=16 on all linears, 512-token micro-batches, chats of about 128 tokens of which half carry loss (made of the
+demo's e-mails), at full speed and with --memory 300MiB, in turns. TinyLlama's shape (see tinyllama.py): r=8 on all
+linears, -c 128 -ub 128, --memory 300MiB; the bytes that one step reads from the file are counted in a second process
+that does nothing but steps.
 """
 
 from __future__ import annotations

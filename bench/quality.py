@@ -87,7 +87,8 @@ def train(framework: str, model: Path, file: Path, task: str, seed: int, name: s
     figures = {"seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     losses = [round(row["loss"], 5) for row in rows if row.get("loss") is not None]
     run.adapter.save(args.work / f"{name}.gguf")
-    return args.work / f"{name}.gguf", {"who": "anytune", "device": args.device, "steps": run.step, **figures, "losses": losses}
+    return args.work / f"{name}.gguf", {"who": "anytune", "device": args.device, "steps": run.step, **figures,
+                                        "losses": losses}
 
 
 def cells(models: dict[str, Path]) -> list[tuple[str, str, str, int]]:

@@ -1,7 +1,8 @@
-"""Files of Qwen3's shape with random weights in GGUF blocks, for benchmarks: the weights are noise, sizes, types and layout
-are what counts.
+"""Files of Qwen3's shape with random weights in GGUF blocks, for benchmarks: the weights are noise, sizes, types and
+layout are what counts.
 
-Blocks are drawn once and dealt out from different places of one pool, so that a file of billions of weights takes seconds.
+Blocks are drawn once and dealt out from different places of one pool, so that a file of billions of weights takes
+seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ SHAPES = {  # width, hidden, layers, heads, key heads, head size
     "tiny": (256, 512, 2, 4, 2, 64),
 }
 POOL = 32 << 20     # bytes
-SCALES = {"Q8_0": ((0, 73.9),), "Q4_0": ((0, 4.6),), "Q4_K": ((0, 4.6 * 32.0), (2, 4.6 * 32.0 / 7.5))}  # place, deviation
+# place, deviation
+SCALES = {"Q8_0": ((0, 73.9),), "Q4_0": ((0, 4.6),), "Q4_K": ((0, 4.6 * 32.0), (2, 4.6 * 32.0 / 7.5))}
 
 
 def blocks(rng: np.random.Generator, kind: str, columns: int):
@@ -32,12 +34,14 @@ def blocks(rng: np.random.Generator, kind: str, columns: int):
     return pool.reshape(len(pool), -1)
 
 
-def gflop_per_token(shape: str, length: int, with_loss: float = 0.5, rank: int = 16, vocabulary: int = 151_936) -> float:
-    """The arithmetic of a LoRA step on examples of `length` tokens: two products with every frozen matrix, three with every
-    factor, causal attention forward and twice that backward, the head where there is loss. Nothing made again counts."""
+def gflop_per_token(shape: str, length: int, with_loss: float = 0.5, rank: int = 16,
+                    vocabulary: int = 151_936) -> float:
+    """The arithmetic of a LoRA step on examples of `length` tokens: two products with every frozen matrix, three with
+    every factor, causal attention forward and twice that backward, the head where there is loss. Nothing made again
+    counts."""
     width, hidden, layers, heads, keys, size = SHAPES[shape]
-    linears = ((width, heads * size), (width, keys * size), (width, keys * size), (heads * size, width), (width, hidden),
-               (width, hidden), (hidden, width))
+    linears = ((width, heads * size), (width, keys * size), (width, keys * size), (heads * size, width),
+               (width, hidden), (width, hidden), (hidden, width))
     layer = sum(4 * a * b + 6 * rank * (a + b) for a, b in linears) + 6 * length * heads * size
     return (layers * layer + 4 * width * vocabulary * with_loss) / 1e9
 
@@ -66,7 +70,8 @@ def write_model(path: Path, shape: str, kind: str = "Q8_0", vocabulary: int = 15
         tensors += [norm(b + "attn_norm.weight", width), norm(b + "ffn_norm.weight", width),
                     norm(b + "attn_q_norm.weight", size), norm(b + "attn_k_norm.weight", size),
                     matrix(b + "attn_q.weight", heads * size, width), matrix(b + "attn_k.weight", keys * size, width),
-                    matrix(b + "attn_v.weight", keys * size, width), matrix(b + "attn_output.weight", width, heads * size),
+                    matrix(b + "attn_v.weight", keys * size, width),
+                    matrix(b + "attn_output.weight", width, heads * size),
                     matrix(b + "ffn_gate.weight", hidden, width), matrix(b + "ffn_up.weight", hidden, width),
                     matrix(b + "ffn_down.weight", width, hidden)]
     write_gguf(path, {

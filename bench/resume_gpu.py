@@ -1,4 +1,5 @@
-"""A training on a GPU that is killed (SIGKILL) in the middle and resumed, beside one that was left alone: the same bytes?
+"""
+A training on a GPU that is killed (SIGKILL) in the middle and resumed, beside one that was left alone: the same bytes?
 
     python bench/resume_gpu.py                     # a tiny random model, 424 steps; under a minute on an H100
     python bench/resume_gpu.py --device cpu-torch --epochs 1
@@ -26,8 +27,8 @@ WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon", "tree", "
 def command(folder: Path, name: str, args, *more: str) -> list[str]:
     return [sys.executable, "-m", "anytune", "train", "-m", str(folder / "model.gguf"), "-f", str(folder / "text.txt"),
             "-c", "128", "-ub", "512", "-b", "1024", "--num-epochs", str(args.epochs), "--learning-rate", "1e-3",
-            "--device", args.device, "--run-dir", str(folder / name), "--checkpoint-save-steps", "20", "--val-split", "0.05",
-            "--output-adapter", str(folder / f"{name}.gguf"), "-q", *more]
+            "--device", args.device, "--run-dir", str(folder / name), "--checkpoint-save-steps", "20",
+            "--val-split", "0.05", "--output-adapter", str(folder / f"{name}.gguf"), "-q", *more]
 
 
 def steps(folder: Path) -> int:
@@ -60,7 +61,8 @@ def main() -> None:
         killed.wait()
         at = steps(folder / "killed")
         subprocess.run(command(folder, "killed", args, "--resume-from", "auto"), env=env, check=True)
-        digests = {run: hashlib.sha256((folder / f"{run}.gguf").read_bytes()).hexdigest() for run in ("alone", "killed")}
+        digests = {run: hashlib.sha256((folder / f"{run}.gguf").read_bytes()).hexdigest()
+                   for run in ("alone", "killed")}
     common.save("resume_gpu", args, before, device=args.device, steps=total, killed_after=at, adapters=digests,
                 equal=len(set(digests.values())) == 1)
 

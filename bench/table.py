@@ -32,7 +32,8 @@ def where(data: dict) -> str:
     m, v = data["machine"], data["versions"]
     peers = ", ".join(f"{name} {v[name]}" for name in PEERS if name in v)
     return (f"`{data['command']}`, {data['date'][:10]}, commit {data['commit']}: {m['cpu']}, {m['cores']} cores, "
-            f"{m['memory_gib']:.0f} GiB; Python {m['python']}, {peers}." + (f" {data['note']}" if "note" in data else ""))
+            f"{m['memory_gib']:.0f} GiB; Python {m['python']}, {peers}."
+            + (f" {data['note']}" if "note" in data else ""))
 
 
 def times(ratio: float) -> str:
@@ -46,8 +47,8 @@ def train_cpu(data: dict) -> list[str]:
         rows.append((s["shape"].replace("x", " × "), f"{ours['tokens_per_s']:.0f}", f"{peer['tokens_per_s']:.0f}",
                      times(s["ratio"]), f"{ours['tokens_per_cpu_s']:.0f}", f"{peer['tokens_per_cpu_s']:.0f}",
                      f"{ours['peak_rss_mib']:.0f}", f"{peer['peak_rss_mib']:.0f}"))
-    return table(("tokens a step", "anytune tok/s", "peft tok/s", "ratio", "anytune tok per CPU s", "peft tok per CPU s",
-                  "anytune peak MiB", "peft peak MiB"), rows)
+    return table(("tokens a step", "anytune tok/s", "peft tok/s", "ratio", "anytune tok per CPU s",
+                  "peft tok per CPU s", "anytune peak MiB", "peft peak MiB"), rows)
 
 
 def memory(data: dict) -> list[str]:
@@ -110,7 +111,8 @@ def train_gpu(data: dict) -> list[str]:
     told = "; ".join(f"{p['shape'].replace('x', ' × ')}{', compiled' if p['compile'] else ''}: " + (
         f"{p['tokens_per_s']:,.0f} tok/s, {p['peak_gib']:.1f} GiB" if "tokens_per_s" in p else "did not end in time")
         for p in data["peers"])
-    return [*table(("examples × tokens", "base", "`--memory`", "tok/s", "peak, GiB", "of the GEMM rate", "to peft"), rows), "",
+    return [*table(("examples × tokens", "base", "`--memory`", "tok/s", "peak, GiB", "of the GEMM rate", "to peft"),
+                   rows), "",
             f"{card['gpu']}; one large bf16 product reaches {card['gemm_tflops']:.0f} TFLOP/s in a burst and "
             f"{card['gemm_tflops_for_two_seconds']:.0f} for two seconds. transformers + peft, bf16 base: {told}."]
 
@@ -123,24 +125,26 @@ def train_webgpu(data: dict) -> list[str]:
                              f"{100 * r['fraction_of_bandwidth']:.0f} %"))
             continue
         training.append((name.replace("x", " × ", 1), r["blocks"], f"{r['tokens_per_s']:,.0f}",
-                         f"{100 * r['fraction_of_fma']:.0f} %", f"{r['over_anchor']:.1f}×" if "over_anchor" in r else "–",
+                         f"{100 * r['fraction_of_fma']:.0f} %",
+                         f"{r['over_anchor']:.1f}×" if "over_anchor" in r else "–",
                          f"{r['peak_gib']:.2f}", f"{r['peak_over_weights']:.2f}", f"{r['cpu_ms_per_step']:.0f}"))
     anchors = " and ".join(f"{speed} tok/s ({kind})" for kind, speed in data["anchors_tokens_per_s"].items())
     return [*table(("tokens a step", "base", "tok/s", "of the FMA rate", "to the anchor", "peak, GiB", "to the weights",
                     "CPU ms a step"), training), "",
             *table(("batch 1", "base", "tok/s", "weights read, GB/s", "of the copy rate"), decoding), "",
-            f"{peak['device']} through Vulkan: {peak['fma_tflops']} TFLOP/s of float32 multiply-adds without memory and copying "
-            f"at {peak['copy_gb_per_s']:,} GB/s, measured in the same run through WebGPU. The anchor, not from this run, is llama-finetune-lora's "
-            f"Vulkan build with tensor cores on an H100, 1 × 128: {anchors}."]
+            f"{peak['device']} through Vulkan: {peak['fma_tflops']} TFLOP/s of float32 multiply-adds without memory "
+            f"and copying at {peak['copy_gb_per_s']:,} GB/s, measured in the same run through WebGPU. The anchor, not "
+            f"from this run, is llama-finetune-lora's Vulkan build with tensor cores on an H100, 1 × 128: {anchors}."]
 
 
 def loss_webgpu(data: dict) -> list[str]:
     rows = []
     for run in (data, result("loss_webgpu_software")):
         if run is not None:
-            rows.append((run["runs"]["webgpu"]["name"], run["steps"], run["tokens_a_step"], f"{100 * run['most_apart']:.4f} %",
-                         "agrees" if run["verify"]["agrees"] else "**differs**"))
-    return table(("device", "steps", "tokens a step", "largest difference of a step's loss", "`anytune verify` of the adapter"), rows)
+            rows.append((run["runs"]["webgpu"]["name"], run["steps"], run["tokens_a_step"],
+                         f"{100 * run['most_apart']:.4f} %", "agrees" if run["verify"]["agrees"] else "**differs**"))
+    return table(("device", "steps", "tokens a step", "largest difference of a step's loss",
+                  "`anytune verify` of the adapter"), rows)
 
 
 def decode_gpu(data: dict) -> list[str]:
@@ -151,13 +155,14 @@ def decode_gpu(data: dict) -> list[str]:
 
 def two_gpus(data: dict) -> list[str]:
     names = {"one": "one GPU", "two": "two GPUs", "two_sharded": "two GPUs, `--shard`"}
-    rows = [(names[name], "–", f"{r['tokens_per_s']:,.0f}", f"{r['ratio']:.2f}×", f"{r['peak_gib']:.2f}", f"{r['curve_apart']:.1g}")
-            for name, r in data["runs"].items()]
+    rows = [(names[name], "–", f"{r['tokens_per_s']:,.0f}", f"{r['ratio']:.2f}×", f"{r['peak_gib']:.2f}",
+             f"{r['curve_apart']:.1g}") for name, r in data["runs"].items()]
     tight, memory = data["tight"], data["tight"]["memory"]
     rows += [(names[name], memory, f"{tight[name]['tokens_per_s']:,.0f}", "–", f"{tight[name]['peak_gib']:.2f}",
               f"{tight[name]['curve_apart']:.1g}") for name in ("one", "two_sharded")]
     return [*table(("", "`--memory` of each", "tok/s", "to one", "peak of each, GiB", "loss curves apart"), rows), "",
-            f"{data['gpu']['name']}. With {memory} one GPU cannot hold the base: it copies the weights from the host at each use."]
+            f"{data['gpu']['name']}. With {memory} one GPU cannot hold the base: it copies the weights from the host "
+            "at each use."]
 
 
 def train_cpu_bf16(data: dict) -> list[str]:
@@ -173,15 +178,19 @@ def style(data: dict) -> list[str]:
 
     rows = [(f"distance: {name}", shown(data["author"][name]), shown(sides["base"]), shown(sides["wren"]))
             for name, sides in data["distances"].items()]
-    rows += [(f"`{h['habit']}`", *(f"{100 * h[side]:.0f} %" for side in ("author", "base", "wren"))) for h in data["habits"][:6]]
+    rows += [(f"`{h['habit']}`", *(f"{100 * h[side]:.0f} %" for side in ("author", "base", "wren")))
+             for h in data["habits"][:6]]
     rows.append(("perplexity of the e-mails", "–", *(shown(data["perplexity"][side]) for side in ("base", "wren"))))
-    rows += [(name, "–", *(shown([factor * v for v in data["to_reference"][name][side]], ".1f") for side in ("base", "wren")))
+    rows += [(name, "–", *(shown([factor * v for v in data["to_reference"][name][side]], ".1f")
+                           for side in ("base", "wren")))
              for name, factor in (("chrF", 1), ("ROUGE-L", 100), ("cosine", 100))]
-    rows.append(("words, times the author's", "1", *(shown(data["answers"][side]["length_ratio"]) for side in ("base", "wren"))))
-    rows.append(("ended by itself", "–", *(f"{100 * data['answers'][side]['ended'][0]:.0f} %" for side in ("base", "wren"))))
+    rows.append(("words, times the author's", "1",
+                 *(shown(data["answers"][side]["length_ratio"]) for side in ("base", "wren"))))
+    rows.append(("ended by itself", "–", *(f"{100 * data['answers'][side]['ended'][0]:.0f} %"
+                                           for side in ("base", "wren"))))
     return [*table(("", "author", "base", "adapter"), rows), "",
-            f"{data['messages']} held-out e-mails of {data['corpus']}; {data['data']['train']} trained on, {data['steps']} steps, "
-            f"{data['train_seconds']} s."]
+            f"{data['messages']} held-out e-mails of {data['corpus']}; {data['data']['train']} trained on, "
+            f"{data['steps']} steps, {data['train_seconds']} s."]
 
 
 def quality(data: dict) -> list[str]:
@@ -196,17 +205,21 @@ def quality(data: dict) -> list[str]:
         for method in ("likelihood", "generation"):
             m = s[method]
             apart = m.get("difference")
-            rows.append((s["task"], s["model"], method, f"{100 * s['majority']:.1f}", *(side(m.get(who)) for who in ("base", "anytune", "peft")),
+            rows.append((s["task"], s["model"], method, f"{100 * s['majority']:.1f}",
+                         *(side(m.get(who)) for who in ("base", "anytune", "peft")),
                          "–" if apart is None else f"{100 * apart['mean']:+.1f} [{100 * apart['interval'][0]:+.1f}, "
-                         f"{100 * apart['interval'][1]:+.1f}]", "–" if apart is None else "yes" if apart["within"] else "**no**"))
+                         f"{100 * apart['interval'][1]:+.1f}]",
+                         "–" if apart is None else "yes" if apart["within"] else "**no**"))
     missing = data["missing"]
     total = len(missing) + len(data["cells"])
-    return [*table(("task", "model", "scored by", "always the same", "base", "anytune", "peft", "anytune − peft", "within"), rows),
-            *(["", f"{len(data['cells'])} of {total} cells are done; not yet: {', '.join(missing)}."] if missing else [])]
+    return [*table(("task", "model", "scored by", "always the same", "base", "anytune", "peft",
+                    "anytune − peft", "within"), rows),
+            *(["", f"{len(data['cells'])} of {total} cells are done; not yet: {', '.join(missing)}."] if missing
+              else [])]
 
 
-TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu, two_gpus,
-                                 train_cpu_bf16, style, quality, train_webgpu, loss_webgpu)}
+TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu,
+                                  two_gpus, train_cpu_bf16, style, quality, train_webgpu, loss_webgpu)}
 
 
 def filled(text: str) -> str:

@@ -1,11 +1,12 @@
-"""Training speed on a CPU in bf16: anytune's two CPU engines against transformers + peft in bf16, step by step in turns.
+"""
+Training speed on a CPU in bf16: anytune's two CPU engines against transformers + peft in bf16, step by step in turns.
 
     python bench/train_cpu_bf16.py            # 4x128 and 1x512 tokens, 2 threads, 9 rounds each; needs AVX-512 BF16
 
 LoRA r=16 on all linears, half of the tokens with loss, AdamW included, all on the same GGUF's weights. The peer's model
 is bf16 throughout (no autocast), its adapter float32 as peft makes it or bf16 as well, its threads bound to cores or
-not: the fastest of these four is the one that counts. `ratio` is the median over rounds of cpu-bf16's tokens/s over that
-peer's in the same round.
+not: the fastest of these four is the one that counts. `ratio` is the median over rounds of cpu-bf16's tokens/s over
+that peer's in the same round.
 """
 
 from __future__ import annotations

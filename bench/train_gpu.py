@@ -3,11 +3,11 @@
     python bench/train_gpu.py                     # everything: about eight minutes on an H100
     python bench/train_gpu.py --only '8x1024;1x128' --no-peers
 
-Qwen3-1.7B's shape with its whole vocabulary of 151,936, random weights written as GGUF, LoRA r=16 on all linears, the second
-half of each example with loss, whole optimizer steps. The peer has the same shape in bf16 (see peers/peft_gpu.py), plain and
-compiled. Each contestant runs in a process of its own, alone on its card; with two cards the peers have the second one. `gemm_tflops` is what one large bf16 product reaches on this
-card in the same run, in a burst and when it goes on until the card's power limit acts: what a step's arithmetic is compared
-with.
+Qwen3-1.7B's shape with its whole vocabulary of 151,936, random weights written as GGUF, LoRA r=16 on all linears, the
+second half of each example with loss, whole optimizer steps. The peer has the same shape in bf16 (see
+peers/peft_gpu.py), plain and compiled. Each contestant runs in a process of its own, alone on its card; with two cards
+the peers have the second one. `gemm_tflops` is what one large bf16 product reaches on this card in the same run, in a
+burst and when it goes on until the card's power limit acts: what a step's arithmetic is compared with.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def main() -> None:
         script = Path(folder) / "gemm.py"
         script.write_text(GEMM.replace("GPUS", str(torch.cuda.device_count())))
         card = common.run_once([str(script)], env | {"CUDA_VISIBLE_DEVICES": "0"})
-        waiting = ThreadPoolExecutor(1).submit(run_peers, env, card["gpus"], not args.plain_peers) if not args.no_peers else None
+        waiting = (ThreadPoolExecutor(1).submit(run_peers, env, card["gpus"], not args.plain_peers)
+                   if not args.no_peers else None)
         if waiting is not None and card["gpus"] < 2:
             waiting.result()    # one card: one contestant at a time
         results, files = {}, {}
@@ -97,13 +98,15 @@ def main() -> None:
             command = ["bench/gpu_steps.py", str(files[blocks]), "--shape", shape, "--rounds", str(args.rounds)]
             command += ["--memory", memory] if memory else []
             try:
-                row = common.run_once(command + (["--profile"] if profile else []), env | {"CUDA_VISIBLE_DEVICES": "0"}, LIMIT)
+                row = common.run_once(command + (["--profile"] if profile else []),
+                                      env | {"CUDA_VISIBLE_DEVICES": "0"}, LIMIT)
             except SystemExit as error:
                 results[name] = {"blocks": blocks, "failed": str(error)}
                 print(name, error, flush=True)
                 continue
             row["gflop_per_token"] = round(qwen3.gflop_per_token("qwen3-1.7b", int(shape.split("x")[1])), 3)
-            for key, peak in (("fraction_of_gemm", "gemm_tflops"), ("fraction_of_lasting_gemm", "gemm_tflops_for_two_seconds")):
+            for key, peak in (("fraction_of_gemm", "gemm_tflops"),
+                              ("fraction_of_lasting_gemm", "gemm_tflops_for_two_seconds")):
                 row[key] = round(row["tokens_per_s"] * row["gflop_per_token"] / 1e3 / card[peak], 3)
             results[name] = {"blocks": blocks, **row}
             print(name, row["tokens_per_s"], "tok/s", row["peak_gib"], "GiB", flush=True)
@@ -112,8 +115,8 @@ def main() -> None:
         mine = results.get(row["shape"], {})
         if "tokens_per_s" in row and "tokens_per_s" in mine:
             row["ratio"] = round(mine["tokens_per_s"] / row["tokens_per_s"], 2)
-    common.save("train_gpu", args, before, gpu=card, model="Qwen3-1.7B shape, vocabulary 151,936, random weights", rank=16,
-                anytune=results, peers=peers)
+    common.save("train_gpu", args, before, gpu=card, model="Qwen3-1.7B shape, vocabulary 151,936, random weights",
+                rank=16, anytune=results, peers=peers)
 
 
 if __name__ == "__main__":

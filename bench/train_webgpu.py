@@ -55,7 +55,8 @@ def main() -> None:
     args = options.parse_args()
     before, env, results, files = common.machine(), common.environment(8), {}, {}
     wanted = [name.strip() for name in args.only.split(";")] if args.only else list(SETTINGS)
-    env["ANYTUNE_CACHE"] = args.cache or tempfile.mkdtemp(prefix="anytune-bench-")     # races of this run, on this device
+    # races of this run, on this device
+    env["ANYTUNE_CACHE"] = args.cache or tempfile.mkdtemp(prefix="anytune-bench-")
     peak = common.run_once(["bench/webgpu_peak.py", "--device", args.device], env)
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="anytune-bench-") as folder:
         for name in wanted:

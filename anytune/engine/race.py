@@ -32,7 +32,8 @@ def rate(engine, milliseconds: float = 200.0) -> float:
                                  [engine.slot(a, b, 1.0, np.zeros_like(a), np.zeros_like(b))])
             engine.begin(np.array([0, TOKENS], np.int32), TOKENS, (0, 0, 0))
             engine.room = RANK
-            x, dy, gain = (engine.vector(z) for z in (draw(TOKENS, WIDTH), draw(TOKENS, OUT), np.ones(WIDTH, np.float32)))
+            x, dy, gain = (engine.vector(z)
+                           for z in (draw(TOKENS, WIDTH), draw(TOKENS, OUT), np.ones(WIDTH, np.float32)))
             times, begin = [], time.perf_counter()
             while time.perf_counter() - begin < milliseconds / 1000 or len(times) < 4:
                 start = time.perf_counter()

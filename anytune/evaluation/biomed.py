@@ -58,8 +58,9 @@ def answer(model: Model, questions: Sequence[Question], adapter: Adapter | None 
 
     An answer's likelihood is that of its tokens after the prompt, the end token not among them. raw: prompt and answer
     simply joined; False: through the chat template; None: as the adapter was trained, or as `generate` decides.
-    new_tokens: greedy reply at most so long; 0: none. batch: tokens of cache at once. kept: where whole batches of `name`
-    are looked up and kept. progress: called with (questions done, of how many). Raises UserError for a question that the model's context cannot hold.
+    new_tokens: greedy reply at most so long; 0: none. batch: tokens of cache at once. kept: where whole batches of
+    `name` are looked up and kept. progress: called with (questions done, of how many). Raises UserError for a question
+    that the model's context cannot hold.
     """
     from anytune.generate import decode
     from anytune.sampling import Sampling
@@ -94,7 +95,8 @@ def answer(model: Model, questions: Sequence[Question], adapter: Adapter | None 
             replies += [reply.text for reply in made]
         if kept is not None:
             said = replies[low:] if new_tokens else [None] * len(part)
-            kept.put(name, low, [[row.tolist(), text] for row, text in zip(scores[low:low + len(part)], said, strict=True)])
+            kept.put(name, low, [[row.tolist(), text]
+                                 for row, text in zip(scores[low:low + len(part)], said, strict=True)])
         if progress is not None:
             progress(low + len(part), len(questions))
     return Answers(name, scores, replies if new_tokens else None)
@@ -120,8 +122,8 @@ def _encode(model: Model, adapter: Adapter | None, question: Question, raw: bool
         own = [place for place, (token, yes) in enumerate(zip(ids, learned, strict=True))
                if yes and token not in tokenizer.eog]
         if not own:
-            raise UserError(f"Question {question.id}: no token of the answer {text!r} is its own; let the prompt end in "
-                            "a space or a new line.")
+            raise UserError(f"Question {question.id}: no token of the answer {text!r} is its own; let the prompt end "
+                            "in a space or a new line.")
         sequences.append(list(map(int, ids[:own[-1] + 1])))
         starts.append(own[0])
     return sequences, min(starts)

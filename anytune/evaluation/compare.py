@@ -43,8 +43,9 @@ def compare(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adap
     """Facts, JSON-able; report.py's form of them comes from compare_report.report().
 
     adapters: name -> Adapter. name: of the prompts' file, for complaints. how: greedy if None. batch: prompts decoded
-    together; template, chat: as in generate. seed: of the bootstrap. kept: where answers are kept until the end. A judge that
-    fails half-way leaves what it has said so far, and the reason under facts["judge"]["error"]. Raises UserError.
+    together; template, chat: as in generate. seed: of the bootstrap. kept: where answers are kept until the end. A
+    judge that fails half-way leaves what it has said so far, and the reason under facts["judge"]["error"]. Raises
+    UserError.
     """
     check_names(adapters)
     how = how or Sampling(temperature=0, seed=0)
@@ -74,11 +75,13 @@ def check_names(adapters: Mapping[str, Adapter]) -> None:
 
 
 def replies_of(model: Model, adapters: Mapping[str, Adapter], ids: list[list[int]], how: Sampling, max_tokens: int,
-               stop: Sequence[str], batch: int, progress: Step | None, kept: Kept | None = None) -> dict[str, list[Reply]]:
+               stop: Sequence[str], batch: int, progress: Step | None,
+               kept: Kept | None = None) -> dict[str, list[Reply]]:
     """base and each adapter -> one Reply a prompt."""
     sides: dict[str, Adapter | None] = {BASE: None, **adapters}
     if kept is not None:
-        kept.begin(identity(model, sides, prompts=ids, how=asdict(how), max_tokens=max_tokens, stop=list(stop), batch=batch))
+        kept.begin(identity(model, sides, prompts=ids, how=asdict(how), max_tokens=max_tokens, stop=list(stop),
+                            batch=batch))
     found = {}
     for number, (series, adapter) in enumerate(sides.items()):
         def tell(done: int, total: int, number: int = number) -> None:

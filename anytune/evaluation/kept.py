@@ -103,8 +103,8 @@ class Kept:
 
     def _give_up(self, error: OSError) -> None:
         """No place to keep answers is no reason to stop answering."""
-        self.tell(f"answers cannot be kept in {self.path} ({error.strerror}): if this is interrupted, what comes now is "
-                  "lost")
+        self.tell(f"answers cannot be kept in {self.path} ({error.strerror}): if this is interrupted, what comes now "
+                  "is lost")
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()

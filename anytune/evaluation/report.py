@@ -156,7 +156,8 @@ def drawn(plot: Plot) -> dict[str, Any]:
         bars = []
         for number, (name, values) in enumerate(plot.series.items()):
             found = _three(values[i])
-            bar: dict[str, Any] = {"name": name, "color": (number + plot.color) % 4, "text": "–", "value": None, "interval": None}
+            bar: dict[str, Any] = {"name": name, "color": (number + plot.color) % 4, "text": "–",
+                                   "value": None, "interval": None}
             if found:
                 start, end = sorted((at(0.0), at(found[0]))) if plot.zero else (0.0, 0.0)
                 bar |= {"value": at(found[0]), "start": start, "width": round(end - start, 2),

@@ -87,8 +87,8 @@ class Served:
         pieces = min(tokens // context, chunks or tokens)
         need, place = 2 * pieces * scored(context) * row_length(model.config.vocabulary), tempfile.gettempdir()
         if (free := shutil.disk_usage(place).free) < need + SPARE:
-            raise UserError(f"{place} has {bytes_text(free)} free, and the text's distributions need {bytes_text(need)}: "
-                            "lower --chunks, or set TMPDIR to another place.")
+            raise UserError(f"{place} has {bytes_text(free)} free, and the text's distributions need "
+                            f"{bytes_text(need)}: lower --chunks, or set TMPDIR to another place.")
         self._folder = tempfile.TemporaryDirectory(prefix="anytune-export-")
         self._file = Path(self._folder.name) / "pair.bin"
         self.facts = perplexity(model, self.text, adapter, context=context, chunks=chunks, save=self._file)

@@ -31,10 +31,10 @@ def perplexity(model: Model, text: str | None = None, adapter: Adapter | None = 
                progress: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
     """Perplexity of `text`, with its uncertainty.
 
-    context: tokens of a window, 512 or what the model can take; the text must fill two. chunks: windows at most;
-    batch: tokens run at once. save: keep every scored distribution in this file. base: compare with the distributions of such a file,
-    whose tokens take the place of `text`. progress: called with (tokens done, of how many, perplexity so far). Returns
-    facts. Raises UserError.
+    context: tokens of a window, 512 or what the model can take; the text must fill two. chunks: windows at most; batch:
+    tokens run at once. save: keep every scored distribution in this file. base: compare with the distributions of such
+    a file, whose tokens take the place of `text`. progress: called with (tokens done, of how many, perplexity so far).
+    Returns facts. Raises UserError.
     """
     if base is not None:
         with baseline.Baseline(base) as file:

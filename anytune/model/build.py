@@ -18,7 +18,10 @@ NORMS = {"attn_norm": "attn_norm", "attn_q_norm": "q_norm", "attn_k_norm": "k_no
 
 
 class Weights:
-    """The tensors of one model on one engine; layers(slots) arranges them. Frozen, unless with_trained() says otherwise."""
+    """The tensors of one model on one engine; layers(slots) arranges them.
+
+    Frozen, unless with_trained() says otherwise.
+    """
 
     def __init__(self, gguf, config: Config, engine, hold: str):
         self.gguf, self.config, self.engine = gguf, config, engine
@@ -35,7 +38,8 @@ class Weights:
                 self.matrices[name] = engine.weight(gguf, name, "lookup" if lookup else hold)
 
     def with_trained(self, parts: dict[str, tuple]) -> Weights:
-        """The same, but for {tensor: (values, gradient)}, engine's arrays of the tensor's shape, in place of the file's."""
+        """The same, but for {tensor: (values, gradient)}, engine's arrays of the tensor's shape, in place of the
+        file's."""
         made = copy.copy(self)
         made.matrices, made.vectors, made.gradients = dict(self.matrices), dict(self.vectors), {}
         for name, (values, gradient) in parts.items():

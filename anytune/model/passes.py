@@ -39,8 +39,8 @@ class Passes:
         rows = np.flatnonzero(batch.targets >= 0).astype(np.int32)
         if rows.size == 0:
             return 0.0
-        return self.engine.replay(kind, body, Stream(batch.ids, batch.positions, batch.starts, rows, batch.targets[rows],
-                                                     scale, self.ubatch, key))
+        return self.engine.replay(kind, body, Stream(batch.ids, batch.positions, batch.starts, rows,
+                                                     batch.targets[rows], scale, self.ubatch, key))
 
     def _train(self, s: Stream):
         e, eps = self.engine, self.config.eps

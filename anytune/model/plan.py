@@ -27,7 +27,8 @@ FORWARD_SHARE = 0.3   # of a step: what running every layer's forward again woul
 class Estimate:
     """hold: how weights are held; keep: layers (from the last) that keep all activations; sizes: of pieces.
 
-    peak_bytes: of the memory that the engine's budget counts; flops_per_token: of training; text: one line for a person.
+    peak_bytes: of the memory that the engine's budget counts; flops_per_token: of training; text: one line for a
+    person.
     """
     hold: str
     keep: int
@@ -38,8 +39,10 @@ class Estimate:
 
 
 def plan_training(model, subject, ubatch: int, context: int, memory: int | None) -> Estimate:
-    """The fastest way to train `subject` (see subject.py) that fits `memory` bytes (None: what is free). Raises UserError
-    if none does."""
+    """The fastest way to train `subject` (see subject.py) that fits `memory` bytes (None: what is free).
+
+    Raises UserError if none does.
+    """
     counter = _Counter(model, subject, ubatch, context)
     prove(model.engine, bool(subject.names))
     budget = counter.budget = model.engine.budget(model.weights, memory)
@@ -62,8 +65,8 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
             held = way.text if counter.frozen else "all weights are trained, in float32"
             best = (cost, Estimate(way.hold, keep, way.sizes, budget.base + size, flops / ubatch, f"{held}; {kept}"))
     if best is None:
-        raise UserError(f"this training needs at least {-(-least // MIB)} MiB of {budget.place} and {budget.limit // MIB} MiB "
-                        f"are allowed: {subject.advice}")
+        raise UserError(f"this training needs at least {-(-least // MIB)} MiB of {budget.place} and "
+                        f"{budget.limit // MIB} MiB are allowed: {subject.advice}")
     return best[1]
 
 

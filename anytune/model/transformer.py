@@ -94,7 +94,10 @@ def norm_backward(e, dout, y, layer: Layer, name: str, config: Config):
 
 def attention_block_backward(e, dout, saved, layer: Layer, config: Config, positions, below: Layer | None,
                              need_dx: bool):
-    """dout: [T, d] -> dx [T, d], or None if it is not needed. Adds to the gradients. below: the layer whose backward is next."""
+    """dout: [T, d] -> dx [T, d], or None if it is not needed. Adds to the gradients.
+
+    below: the layer whose backward is next.
+    """
     x, q, k, v, turned, o, sums, y = saved
     dy = norm_backward(e, dout, y, layer, "post_attn_norm", config)
     del y
@@ -139,7 +142,10 @@ def mlp_block_backward(e, dout, saved, layer: Layer, config: Config, need_dx: bo
 
 
 def layer_forward(e, x, layer: Layer, config: Config, positions, rows=None):
-    """x -> (next x, (saved by attention, saved by the MLP)). rows: the only ones that are wanted, int32 [M], or None: all."""
+    """x -> (next x, (saved by attention, saved by the MLP)).
+
+    rows: the only ones that are wanted, int32 [M], or None: all.
+    """
     x, attention_saved = attention_block(e, x, layer, config, positions)
     if rows is not None:    # nothing after attention looks at another row
         x = e.take(x, rows)
@@ -149,7 +155,8 @@ def layer_forward(e, x, layer: Layer, config: Config, positions, rows=None):
 
 def layer_backward(e, dx, saved, layer: Layer, config: Config, positions, below: Layer | None, rows=None,
                    bottom: bool = False):
-    """dx of the layer's output -> dx of its input (None without a trained layer `below`, unless it is wanted at the `bottom`)."""
+    """dx of the layer's output -> dx of its input (None without a trained layer `below`, unless it is wanted at the
+    `bottom`)."""
     attention_saved, mlp_saved = saved
     need_dx = below is not None or bottom
     into_attention = need_dx or layer.trains_attention
@@ -163,7 +170,9 @@ def layer_backward(e, dx, saved, layer: Layer, config: Config, positions, below:
 
 
 def forward(e, layers: list[Layer], x, config: Config, positions, rows, lowest: int, keep: int):
-    """Run all layers. -> (x [M, d] of the given rows, tape): per layer what its backward needs, its input alone, or None.
+    """Run all layers.
+
+    -> (x [M, d] of the given rows, tape): per layer what its backward needs, its input alone, or None.
 
     Layers below `lowest` keep nothing (no backward goes there). Of the others the last `keep` keep all, the
     rest only their input, from which the backward runs them again.
@@ -180,8 +189,10 @@ def forward(e, layers: list[Layer], x, config: Config, positions, rows, lowest: 
 
 def backward(e, layers: list[Layer], dx, config: Config, positions, rows, lowest: int, keep: int, tape: list,
              bottom: bool = False):
-    """Walk back from dx [M, d] of the last layer's rows to the lowest trained layer; consumes the tape. Gradients are added in
-    place. -> dx [T, d] of the lowest layer's input with `bottom`, else None."""
+    """Walk back from dx [M, d] of the last layer's rows to the lowest trained layer; consumes the tape.
+
+    Gradients are added in place. -> dx [T, d] of the lowest layer's input with `bottom`, else None.
+    """
     for number in range(len(layers) - 1, lowest - 1, -1):
         saved, wanted = tape.pop(), rows if number == len(layers) - 1 else None
         if number < len(layers) - keep:

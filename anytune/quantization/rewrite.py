@@ -36,15 +36,17 @@ Rows = Callable[[int, int], np.ndarray]
 def rewrite(source: GGUF, target: str | os.PathLike | None, kind: str | None = None, *,
             values: Mapping[str, Rows] | None = None, metadata: Mapping[str, Any] | None = None,
             overrides: Sequence[tuple[str, str]] = (), output: str | None = None, embedding: str | None = None,
-            pure: bool = False, keep_output: bool = False, settled: Collection[str] = (), imatrix: str | os.PathLike | Importance | None = None,
-            threads: int | None = None, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+            pure: bool = False, keep_output: bool = False, settled: Collection[str] = (),
+            imatrix: str | os.PathLike | Importance | None = None, threads: int | None = None,
+            progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Write `source` to `target`, whole or not at all, with `values` in place of its own, and return facts about both.
 
     Metadata, vocabulary, template and the order of tensors are the source's. values: tensor name -> a function of
     (lo, hi) that gives these rows as float32 [hi - lo, weights of a row]; several threads may call it at once, each
     range once. kind: a name of filetypes.FILE_TYPES, mixed as `quantize` mixes it; None: every tensor keeps its type.
     Blocks of tensors that keep values and type are copied as they are. metadata: changes; a value of None removes the
-    key. settled: tensors whose blocks stay unless their new type is smaller. The other arguments are those of `quantize`; target None only tells what would be done. Raises UserError.
+    key. settled: tensors whose blocks stay unless their new type is smaller. The other arguments are those of
+    `quantize`; target None only tells what would be done. Raises UserError.
     """
     importance = imatrix if isinstance(imatrix, Importance | None) else read_imatrix(imatrix)
     made = plan(source, None if kind is None else file_type(kind), importance=importance is not None,

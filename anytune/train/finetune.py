@@ -170,8 +170,9 @@ class _Job:
         try:
             result = trainer.run()
         except Lost as error:
-            kept = (f"the last checkpoint is {trainer.keeper.saved}, and the same command with --resume-from auto continues "
-                    "from it, with any number of processes" if trainer.keeper.saved else "there is no checkpoint yet")
+            kept = (f"the last checkpoint is {trainer.keeper.saved}, and the same command with --resume-from auto "
+                    "continues from it, with any number of processes" if trainer.keeper.saved
+                    else "there is no checkpoint yet")
             lost = Lost(f"The run in {run.path} had to end, as {error}; {kept}.")
             if not launched():  # said at once: torchrun is about to end this process too
                 say(str(lost))
@@ -294,7 +295,8 @@ def _open(team: Solo, settings, name: str, identity: dict, record: dict, say):
 
 
 def _kept(trainer: Trainer) -> str:
-    return f" The last good checkpoint is {trainer.keeper.saved}." if trainer.keeper.saved else " There is no checkpoint yet."
+    return (f" The last good checkpoint is {trainer.keeper.saved}." if trainer.keeper.saved
+            else " There is no checkpoint yet.")
 
 
 def _same_threads(engine, asked: int | None, recorded: dict, team: Solo) -> None:

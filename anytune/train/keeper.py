@@ -25,8 +25,10 @@ class Keeper:
         self.saved_step = 0
 
     def save(self, step: int, info: Callable[[], dict]) -> None:
-        """Write a checkpoint of `step`. info(), called by rank 0: what goes into it, see checkpoint.py. A failure is told
-        and costs nothing but itself."""
+        """Write a checkpoint of `step`.
+
+        info(), called by rank 0: what goes into it, see checkpoint.py. A failure is told and costs nothing but itself.
+        """
         self._same_everywhere(step)
         made = self.team.lead(lambda: self._write(step, info))
         if made is not None:

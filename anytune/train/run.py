@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anytune.errors import UserError
-from anytune.files import atomic_write
+from anytune.files import atomic_write, locked
 
 MAX_SETTINGS = 16 << 20     # bytes
 OURS = ("settings.json", "metrics.jsonl", "adapter.gguf", "model.gguf", "best.gguf")
@@ -113,32 +114,9 @@ def read_json(path: Path, limit: int = MAX_SETTINGS) -> dict | None:
     return data if isinstance(data, dict) else None
 
 
-class lock:     # lower case, as it reads as a statement: with lock(folder): …
-    """Hold a folder for this process; the system lets go when the process ends, however it ends.
-
-    Raises UserError if another process holds it. Without fcntl (Windows) nothing is held.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder, self.handle = folder, -1
-
-    def __enter__(self):
-        try:
-            import fcntl
-        except ImportError:
-            return self
-        self.handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.__exit__()
-            raise UserError(f"{self.folder} is in use by another training process: wait for it, or give this "
-                            f"run a folder of its own.") from None
-        except OSError:
-            pass  # a file system without locks
-        return self
-
-    def __exit__(self, *_):
-        if self.handle >= 0:
-            os.close(self.handle)
-            self.handle = -1
+def lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a folder for this process (see files.locked). Raises UserError if another process holds it."""
+    def busy() -> None:
+        raise UserError(f"{folder} is in use by another training process: wait for it, or give this run a folder of "
+                        "its own.")
+    return locked(folder / ".lock", busy)

@@ -120,7 +120,8 @@ class Trainer:
 
     def _decides(self, position: Position) -> bool:
         """Whether something happens after this step that needs its outcome: evaluation, checkpoint, the end."""
-        return position.step == self.plan.total or self.validation.due(position, self.plan.total) or self._saves(position.step)
+        return (position.step == self.plan.total or self.validation.due(position, self.plan.total)
+                or self._saves(position.step))
 
     def _saves(self, step: int) -> bool:
         every = self.settings.checkpoint_save_steps
@@ -197,7 +198,8 @@ class Trainer:
     def _complete(self, row: dict, evaluate: bool = True) -> bool:
         """What follows a step: evaluation, the row, the progress line. False: interrupted in evaluation."""
         if evaluate:
-            value = self.validation.measure(self._turns(self.validation.bins), lambda: self._exchange(False) or self._stop)
+            value = self.validation.measure(self._turns(self.validation.bins),
+                                            lambda: self._exchange(False) or self._stop)
             if value is None:
                 self.pending = row
                 return False
@@ -226,9 +228,9 @@ class Trainer:
     def _info(self) -> dict:
         """What a checkpoint of the current step holds besides the state."""
         self.metrics.sync()
-        return {"position": self.plan.position(self.step), "best": self.validation.best, "waited": self.validation.waited,
-                "pending": self.pending, "run_id": self.run_id, "run": self.run_folder.name,
-                "identity": self.identity, "engine": self.engine}
+        return {"position": self.plan.position(self.step), "best": self.validation.best,
+                "waited": self.validation.waited, "pending": self.pending, "run_id": self.run_id,
+                "run": self.run_folder.name, "identity": self.identity, "engine": self.engine}
 
     def _take_up(self, found: Checkpoint) -> None:
         info = found.info

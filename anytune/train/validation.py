@@ -39,8 +39,8 @@ class Validation:
     def measure(self, turns, stopped) -> float | None:
         """Mean loss over the set's loss tokens; None if interrupted.
 
-        turns: the numbers of micro-batches that this rank takes (None: it only goes along); stopped() exchanges and tells
-        whether to stop, once after each.
+        turns: the numbers of micro-batches that this rank takes (None: it only goes along); stopped() exchanges and
+        tells whether to stop, once after each.
         """
         losses = [0.0] * len(self.bins)
         for turn, number in enumerate(turns):

@@ -2,7 +2,8 @@
 
     python bench/peers/peft_gpu.py --shape 8x1024 [--compile] [--checkpointing] [--model qwen3-1.7b]
 
-Rank 16 on all linears, adapters in float32, the second half of each example with loss, fused AdamW. Prints one JSON line.
+Rank 16 on all linears, adapters in float32, the second half of each example with loss, fused AdamW. Prints one JSON
+line.
 """
 
 from __future__ import annotations
@@ -70,4 +71,5 @@ for _ in range(args.steps + 3):
 middle = statistics.median(times[3:])
 print(json.dumps({"shape": args.shape, "compile": args.compile, "checkpointing": args.checkpointing,
                   "tokens_per_s": round(examples * length / middle, 1), "ms_per_step": round(middle * 1e3, 2),
-                  "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2), "loss": round(float(loss), 4)}), flush=True)
+                  "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+                  "loss": round(float(loss), 4)}), flush=True)

@@ -109,7 +109,8 @@ def test_a_product_is_that_of_the_rounded_operands(shape, packing, add, spare):
     packed, depth = room(gemm.packed_words(summed, columns)), gemm.depth_of(summed)
     if packing == "columns":
         other = np.ascontiguousarray(b.T)
-        gemm.pack_columns(other.ctypes.data, other.strides[0], columns, summed, packed.ctypes.data, gemm.depth_of(summed), 0)
+        gemm.pack_columns(other.ctypes.data, other.strides[0], columns, summed, packed.ctypes.data,
+                          gemm.depth_of(summed), 0)
     elif packing == "rows":
         gemm.pack_rows(b.ctypes.data, b.strides[0], columns, summed, 4, packed.ctypes.data, depth, 0)
     else:
@@ -187,7 +188,8 @@ def test_known_answers(threads, pieces):
 
 @settings(max_examples=25, deadline=None)
 @given(tokens=st.integers(1, 90), features=st.integers(1, 75),
-       outs=st.lists(st.integers(1, 70), min_size=1, max_size=3), rank=st.integers(0, 5), threads=st.sampled_from([1, 2]), gelu=st.booleans(), seed=st.integers(0, 2**31))
+       outs=st.lists(st.integers(1, 70), min_size=1, max_size=3), rank=st.integers(0, 5),
+       threads=st.sampled_from([1, 2]), gelu=st.booleans(), seed=st.integers(0, 2**31))
 def test_joined_operations_are_the_single_ones(tmp_path_factory, tokens, features, outs, rank, threads, gelu, seed):
     """norm_linear and glu_linear, which write bf16 at once, against composed.py's, which go through float32."""
     random, e = np.random.default_rng(seed), Poisoned(threads)

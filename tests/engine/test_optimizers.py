@@ -1,4 +1,5 @@
-"""The optimizers of whole weights: 8-bit codes, what they cost in accuracy, and every engine's against the reference."""
+"""The optimizers of whole weights: 8-bit codes, what they cost in accuracy, and every engine's against the reference.
+"""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
-"""The torch engine as a whole, on every torch device of this machine: known answers, gradients against the NumPy engine, and
-that what is held, kept or cut in pieces changes only rounding."""
+"""The torch engine as a whole, on every torch device of this machine: known answers, gradients against the NumPy
+engine, and that what is held, kept or cut in pieces changes only rounding."""
 
 import numpy as np
 import pytest
@@ -169,8 +169,8 @@ def test_a_head_that_is_trained(files):
     assert min(c for _, c in cosines(one, found[1], want[1])) > 0.9999
 
 
-@pytest.mark.parametrize("name, words", [("cuda", "cuda"), ("mps", "Apple"), ("cuda:7", "cuda:7"), ("cpu-torch:1", "cpu-torch"),
-                                         ("tpu", "tpu"), ("cuda:x", "cuda:x")])
+@pytest.mark.parametrize("name, words", [("cuda", "cuda"), ("mps", "Apple"), ("cuda:7", "cuda:7"),
+                                         ("cpu-torch:1", "cpu-torch"), ("tpu", "tpu"), ("cuda:x", "cuda:x")])
 def test_devices_that_are_not_there(files, name, words):
     if DEVICE == "cuda" and name == "cuda":
         pytest.skip("this machine has one")

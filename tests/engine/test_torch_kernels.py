@@ -1,7 +1,8 @@
-"""The torch engine's fused operations against float64: in plain torch, and as Triton kernels for few and for many tokens.
+"""The torch engine's fused operations against float64: in plain torch, and as Triton kernels for few and for many
+tokens.
 
-Odd sizes, strided views, outputs full of NaN beforehand. Without a GPU the kernels run in Triton's interpreter, which is slow
-(so shapes are tiny) and cannot multiply bfloat16 matrices (so that type is left to the GPU).
+Odd sizes, strided views, outputs full of NaN beforehand. Without a GPU the kernels run in Triton's interpreter, which
+is slow (so shapes are tiny) and cannot multiply bfloat16 matrices (so that type is left to the GPU).
 """
 
 import numpy as np
@@ -70,7 +71,8 @@ def test_rms_norm_backward_with_its_reader(f, dtype, rows, n, rank, turned):
     """The low-rank product does not change the gradient, and is that of the rounded gradient."""
     (dy, x, residual), gain = [view(rows, n, dtype) for _ in range(3)], view(1, n)[0]
     b = view(rank, n, dtype).t() if turned else view(n, rank, dtype)
-    want, out, normed, low = empty(rows, n, dtype), empty(rows, n, dtype), empty(rows, n, dtype), empty(rows, rank, dtype)
+    want, out, normed, low = (empty(rows, n, dtype), empty(rows, n, dtype), empty(rows, n, dtype),
+                              empty(rows, rank, dtype))
     inverse = torch.full((rows,), float("nan"), device=DEVICE)
     f.rms_norm_backward(dy, x, gain, 1e-4, residual, out, inverse=inverse, b=b, low=low)
     close(inverse, 1 / np.sqrt((double(x) ** 2).mean(1) + 1e-4), LIMIT[F32])
@@ -249,11 +251,12 @@ def test_gradients_of_groups(f, dtype, count):
     items, at, rows = [], 0, 40
     for number in range(count):
         features, width, rank = 70 + 16 * number, 90 - 7 * number, (3, 16, 5, 1)[number]
-        table = gradient_table([None, Part(10, width, 0, rank, at, at + rank * features)], features, 16 * (1 + number % 2), DEVICE)
+        table = gradient_table([None, Part(10, width, 0, rank, at, at + rank * features)], features,
+                               16 * (1 + number % 2), DEVICE)
         at += rank * (features + width - 10)
         columns = 16 * (1 + number % 2)
-        items.append((view(rows, features, dtype), view(rows, columns, dtype), view(rows, width, dtype), view(rows, columns, dtype),
-                      table, 0.5 + number))
+        items.append((view(rows, features, dtype), view(rows, columns, dtype), view(rows, width, dtype),
+                      view(rows, columns, dtype), table, 0.5 + number))
     flat, want = torch.full((at,), 0.25, device=DEVICE), torch.full((at,), 0.25, device=DEVICE)
     f.gradients_of_groups(items, flat)
     for item in items:
@@ -266,7 +269,8 @@ def test_results_repeat_to_the_bit(f):
     x, y, dy, a, w, results = view(150, 300), view(150, 300), view(150, 300), view(17, 300), view(600, 17), []
     table = gradient_table([Part(0, 30, 0, 16, 0, 5000)], 300, 16, DEVICE)
     for _ in range(3):
-        flat, lows, outs = torch.zeros(6000, device=DEVICE), [empty(150, 17) for _ in range(5)], [empty(150, 300) for _ in range(5)]
+        flat, lows, outs = (torch.zeros(6000, device=DEVICE), [empty(150, 17) for _ in range(5)],
+                            [empty(150, 300) for _ in range(5)])
         f.low(x, w[:300], lows[0])
         f.gradients(x, lows[0][:, :16], x[:, :30], lows[0][:, 1:], table, flat, 1.0)
         f.glu(x, y, "silu", outs[0], a=a, low=lows[1])
@@ -283,7 +287,8 @@ def test_results_repeat_to_the_bit(f):
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: no interpreter is fast enough")
 @pytest.mark.parametrize("tokens", [128, 1000])
 def test_at_the_sizes_of_a_model(tokens):
-    """Aligned bfloat16 as the engine makes it, where accesses are wide and products run on tensor cores: beside the twins."""
+    """Aligned bfloat16 as the engine makes it, where accesses are wide and products run on tensor cores: beside the
+    twins."""
     size, hidden, rank = 2048, 6144, 48
     gain, a, wide = view(1, size)[0], view(rank, size, BF16, spare=64), view(tokens, 2 * hidden, BF16, spare=64)
     x, y, low_x, low_dy = (view(tokens, n, BF16, spare=64) for n in (size, size, rank, rank))

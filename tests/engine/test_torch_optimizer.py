@@ -15,7 +15,8 @@ def test_loss_rows(f, dtype, vocabulary):
     logits = view(6, vocabulary, dtype, 4.0)
     logits[1] *= 100
     targets = torch.tensor([0, vocabulary - 1, 5, -1, 17, 5], dtype=torch.int32, device=DEVICE)
-    scale, losses, before = torch.tensor([0.125], device=DEVICE), torch.full((6,), float("nan"), device=DEVICE), logits.clone()
+    scale, losses, before = (torch.tensor([0.125], device=DEVICE), torch.full((6,), float("nan"), device=DEVICE),
+                             logits.clone())
     f.loss_rows(logits, targets, scale, losses, False)
     assert torch.equal(logits, before)
     z, t = double(before), targets.cpu().numpy()
@@ -60,7 +61,8 @@ def test_adamw(f, max_norm):
         g[...] = view(1, size, spare=0)[0]
         norm = np.linalg.norm(double(g))
         clip = max_norm / norm if 0 < max_norm < norm else 1.0
-        halves = [ref.adamw(want[0][part], double(g)[part], want[1][part], want[2][part], rate, step, 0.9, 0.99, 1e-8, 0.1, clip)
+        halves = [ref.adamw(want[0][part], double(g)[part], want[1][part], want[2][part], rate, step, 0.9, 0.99, 1e-8,
+                            0.1, clip)
                   for part, rate in ((slice(0, cut), 1e-2), (slice(cut, size), 3e-2))]
         want = [np.concatenate(z) for z in zip(*halves)]
         f.adamw(p, g, m, v, hyper(step, max_norm), f.square_sum(g, partials), state, cut)
@@ -99,7 +101,8 @@ def test_place(f, dtype):
         matrix = want[block.at:].as_strided((block.width + 16, block.ld), (block.ld, 1))
         for p in filter(None, block.parts):
             n, inside = p.rank, block.in_features
-            matrix[block.width + p.r0:block.width + p.r1, :inside] = p.scale * flat[p.a:p.a + n * inside].view(n, inside)
+            matrix[block.width + p.r0:block.width + p.r1, :inside] = (p.scale
+                                                                      * flat[p.a:p.a + n * inside].view(n, inside))
             matrix[p.o0:p.o1, inside + p.r0:inside + p.r1] = flat[p.b:p.b + n * (p.o1 - p.o0)].view(-1, n)
     f.place(flat, place_table(blocks, DEVICE), arena)
     assert torch.equal(arena.nan_to_num(1e4), want.nan_to_num(1e4))
@@ -116,9 +119,10 @@ def mask(f, key, number, p, rows=23, columns=130):
 
 def test_dropout(f, dtype):
     """The same bits as the plain twin's, at the asked rate, different for every part of the key, scaled by 1/(1-p)."""
-    masks = [mask(f, *key) for key in (((1, 2, 3), 4, 0.3), ((1, 2, 4), 4, 0.3), ((1, 3, 3), 4, 0.3), ((-1, 2, 3), 4, 0.3),
-                                       ((1, 2, 3), -1, 0.3))]
-    assert torch.equal(masks[0], mask(plain, (1, 2, 3), 4, 0.3)) and torch.equal(masks[4], mask(plain, (1, 2, 3), -1, 0.3))
+    masks = [mask(f, *key) for key in (((1, 2, 3), 4, 0.3), ((1, 2, 4), 4, 0.3), ((1, 3, 3), 4, 0.3),
+                                       ((-1, 2, 3), 4, 0.3), ((1, 2, 3), -1, 0.3))]
+    assert (torch.equal(masks[0], mask(plain, (1, 2, 3), 4, 0.3))
+            and torch.equal(masks[4], mask(plain, (1, 2, 3), -1, 0.3)))
     for index, one in enumerate(masks):
         assert abs(float(one.float().mean()) - 0.7) < 0.035
         for two in masks[:index]:

@@ -203,7 +203,8 @@ def test_what_cannot_be_had_is_refused(files, monkeypatch):
 
 
 def test_buffers_survive_the_collection_of_dead_cycles():
-    """An exception's frames hold loans in cycles, and the collector announces everybody's end before it frees anything."""
+    """An exception's frames hold loans in cycles, and the collector announces everybody's end before it frees anything.
+    """
     import gc
 
     from anytune.engine.devices import engine_for

@@ -26,7 +26,8 @@ def engine(request):
 
 
 def whole_vec4s(commands):
-    """Let no dispatch have a binding that ends within a vec4: NVIDIA's driver reads zeros there, Mesa's what lies behind."""
+    """Let no dispatch have a binding that ends within a vec4: NVIDIA's driver reads zeros there, Mesa's what lies
+    behind."""
     run = commands.run
 
     def checked(kernel, arrays, *more):

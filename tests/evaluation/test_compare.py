@@ -150,7 +150,8 @@ def test_the_command_writes_both_reports(cli, path, adapter, file, tmp_path):
               "-o", tmp_path / "r.html", "-o", tmp_path / "r.json", "-t", 1, code=0)
     facts = json.loads((tmp_path / "r.json").read_text())
     assert facts["adapters"] == ["mine", "twin"] and len(facts["items"]) == 4
-    assert facts["generation"]["temperature"] == 0 and facts["facts"]["generation"].startswith("greedy, at most 6 tokens")
+    assert (facts["generation"]["temperature"] == 0
+            and facts["facts"]["generation"].startswith("greedy, at most 6 tokens"))
     assert facts["to_reference"]["chrF"]["mine"] == facts["to_reference"]["chrF"]["twin"]
     assert f"{facts['to_reference']['chrF']['mine'][0]:.1f}" in out.out
     html = (tmp_path / "r.html").read_text()

@@ -13,7 +13,8 @@ from anytune.sampling import Sampling
 from tests.support import tiny
 from tests.support.adapters import random_adapter
 
-CHATS = [("the rain", "on the sea"), ("a wave", "in the west wind"), ("say it", "the worst of the rain"), ("where", "here")]
+CHATS = [("the rain", "on the sea"), ("a wave", "in the west wind"), ("say it", "the worst of the rain"),
+         ("where", "here")]
 QUESTIONS = [{"question": f"Is it {word}?", "label": label} for word, label in
              (("rain", "yes"), ("wind", "no"), ("the sea", "maybe"), ("a wave", "yes"))]
 
@@ -116,7 +117,8 @@ def test_where_nothing_can_be_kept_the_answers_still_come(command, tmp_path, mon
         synced.append(args)
         if when == "at the start" or len(synced) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(kept, *(("atomic_write", full) if when == "at the start" else ("os", SimpleNamespace(fsync=full))))
+    monkeypatch.setattr(kept, *(("atomic_write", full) if when == "at the start"
+                                else ("os", SimpleNamespace(fsync=full))))
     done = command("compare")
     assert done.code == 0 and done.err.count("answers cannot be kept") == 1 and "No space left" in done.err
     assert json.loads((tmp_path / "report.json").read_text())["prompts"] == len(CHATS)

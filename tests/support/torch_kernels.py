@@ -1,5 +1,5 @@
-"""What the tests of the torch engine's fused operations share: the functions under test on all their roads, strided arrays,
-and a float64 comparison.
+"""What the tests of the torch engine's fused operations share: the functions under test on all their roads, strided
+arrays, and a float64 comparison.
 
 A test module imports `f`, `seed` and `pytest_generate_tests`, and its tests take `f` (and `dtype`).
 """
@@ -22,19 +22,21 @@ if importlib.util.find_spec("triton"):
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LIMIT = {F32: 2e-5, F16: 2e-3, BF16: 1.6e-2}
-NAMES = {"norm": ("rms_norm", "rms_norm_backward"), "rotate": ("rotate", "rotate_backward"), "glu": ("glu", "glu_backward"),
-         "glu_gradients": ("glu_gradients",),
-         "low": ("low", "gradients"), "few_gradients": ("gradients_of_groups",), "loss": ("loss_rows",), "optimizer": ("square_sum", "adamw"), "place": ("place",),
-         "dropout": ("dropout",)}
+NAMES = {"norm": ("rms_norm", "rms_norm_backward"), "rotate": ("rotate", "rotate_backward"),
+         "glu": ("glu", "glu_backward"), "glu_gradients": ("glu_gradients",), "low": ("low", "gradients"),
+         "few_gradients": ("gradients_of_groups",), "loss": ("loss_rows",), "optimizer": ("square_sum", "adamw"),
+         "place": ("place",), "dropout": ("dropout",)}
 
 
 def twins() -> dict:
     """The plain modules by the kernels' names."""
-    return {name: plain_low if name in ("low", "few_gradients", "place") else plain_optimizer if name == "optimizer" else plain for name in NAMES}
+    return {name: plain_low if name in ("low", "few_gradients", "place")
+            else plain_optimizer if name == "optimizer" else plain for name in NAMES}
 
 
 def functions(modules: dict) -> SimpleNamespace:
-    return SimpleNamespace(**{name: getattr(modules[module], name) for module, names in NAMES.items() for name in names})
+    return SimpleNamespace(**{name: getattr(modules[module], name)
+                              for module, names in NAMES.items() for name in names})
 
 
 def kernels() -> dict:
@@ -47,7 +49,8 @@ def pytest_generate_tests(metafunc):
     """f: plain, and kernels on both roads; with dtype where a test asks for it."""
     modes, types = ("plain", "few tokens", "many tokens"), {"float32": F32, "float16": F16, "bfloat16": BF16}
     if "dtype" in metafunc.fixturenames:
-        pairs = [(mode, name) for mode in modes for name in types if DEVICE == "cuda" or mode == "plain" or name != "bfloat16"]
+        pairs = [(mode, name) for mode in modes for name in types
+                 if DEVICE == "cuda" or mode == "plain" or name != "bfloat16"]
         metafunc.parametrize("f, dtype", [(mode, types[name]) for mode, name in pairs], indirect=["f"],
                              ids=[", ".join(pair) for pair in pairs])
     elif "f" in metafunc.fixturenames:

@@ -1,4 +1,5 @@
 """Small re-creations of well-known chat templates: the structure that makes each of them special, nothing more."""
+# ruff: noqa: E501 (chat templates as they are)
 
 CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
@@ -109,5 +110,5 @@ MARKED = ("{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assi
 
 ALL = {"chatml": CHATML, "smollm2": SMOLLM2, "qwen2.5": QWEN25, "qwen3": QWEN3, "llama3": LLAMA3, "gemma3": GEMMA3,
        "mistral": MISTRAL, "phi3": PHI3, "alpaca": ALPACA, "marked": MARKED}
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>",
-           "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<s>", "</s>"]
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>",
+           "<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<s>", "</s>"]

@@ -175,7 +175,8 @@ def test_errors_name_file_and_line(tmp_path):
 
 def test_a_template_without_an_end_token_is_reported(tmp_path):
     plain = ChatTemplate(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
         PLAIN,
     )
     data = build(tmp_path, LONG, template=plain, assistant_loss_only=True)

@@ -54,12 +54,15 @@ def test_templates_render_as_transformers_does(name, prompt):
 
 def test_jinja_features_that_templates_use():
     source = (
-        "{%- for m in messages if m.role != 'system' -%}{% if loop.last %}{% break %}{% endif %}{{ loop.index }}/{{ loop.length }}"
+        "{%- for m in messages if m.role != 'system' -%}{% if loop.last %}{% break %}{% endif %}"
+        "{{ loop.index }}/{{ loop.length }}"
         "{%- endfor %}{{ [1, {'a': 'é'}] | tojson }}{{ {'b': 1} | tojson(indent=2) }}{{ strftime_now('%Y-%m-%d') }}"
         "{%- set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}"
-        "{{ 'a-b'.split('-') | join('+') }}{{ 'x' * 3 }}{{ '%s!' % 'hey' }}{{ ' y '|trim ~ 'z' }}{{ messages[-1].content[::-1] }}"
+        "{{ 'a-b'.split('-') | join('+') }}{{ 'x' * 3 }}{{ '%s!' % 'hey' }}{{ ' y '|trim ~ 'z' }}"
+        "{{ messages[-1].content[::-1] }}"
         "{{ '{}-{:>4}'.format(1, 2) }}{% macro f(a, b=2) %}{{ a + b }}{% endmacro %}{{ f(1) }}{{ undefined_thing }}"
-        "{% set a, b = 1, 2 %}{{ b }}{{ {'k': 'v'}.get('k') }}{% for k, v in {'q': 1}.items() %}{{ k }}{{ v }}{% endfor %}"
+        "{% set a, b = 1, 2 %}{{ b }}{{ {'k': 'v'}.get('k') }}"
+        "{% for k, v in {'q': 1}.items() %}{{ k }}{{ v }}{% endfor %}"
     )
     template = ChatTemplate(source, None, today=datetime.datetime(2026, 11, 22))
     assert template.render(CHAT) == '1/2[1, {"a": "é"}]{\n  "b": 1\n}2026-11-223a+bxxxhey!yzoY1-   232vq1'

@@ -163,8 +163,8 @@ def test_a_template_that_leaves_calls_out_is_refused(name):
 
 def test_generation_marks_decide_where_there_are_any():
     source = (
-        "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}{{ m.content[:2] }}{% endgeneration %}"
-        "<|im_end|>{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
+        "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}{{ m.content[:2] }}"
+        "{% endgeneration %}<|im_end|>{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
     )
     ids, loss = encode_chat(
         PLAIN, ChatTemplate(source, PLAIN), [user("abc"), says("abc"), user("ab"), says("xyz")]

@@ -1,9 +1,9 @@
 """Attention of one task, compiled: a run of queries of one example with the query heads of one key head.
 
 Keys and values are packed once for the task; queries go through in tiles of TILE, one head after the other, and a tile
-meets only the keys up to its last query. Its scores are small enough for the core's own cache. They alone are products of
-float32 operands: an exponential makes a rounding error of a large score into a large one of a probability, and this one
-product would lose more of the gradients' accuracy than all linears together. Each part of `scratch` is
+meets only the keys up to its last query. Its scores are small enough for the core's own cache. They alone are products
+of float32 operands: an exponential makes a rounding error of a large score into a large one of a probability, and this
+one product would lose more of the gradients' accuracy than all linears together. Each part of `scratch` is
 an address; sizes() and sizes_backward() say how large they are, in the same order.
 """
 
@@ -13,8 +13,8 @@ from numba import njit
 
 from anytune.engine.numpy.intrinsics import floats
 
-from .gemm import (SPARE, depth_of, pack_columns, pack_rows, pack_single, packed_words, product, product_single, round_rows,
-                   row_bytes, turn)
+from .gemm import (SPARE, depth_of, pack_columns, pack_rows, pack_single, packed_words, product, product_single,
+                   round_rows, row_bytes, turn)
 from .rowwise import kernel, scale_rows, softmax, softmax_backward
 
 TILE = 64  # queries
@@ -67,16 +67,16 @@ def sizes(keys: int, size: int) -> list[int]:
 def sizes_backward(keys: int, size: int) -> list[int]:
     """As sizes(), for the backward."""
     turned = (_wide(keys) + SPARE) * row_bytes(TILE) // 4
-    return [_wide(size) * _wide(keys), packed_words(keys, size), packed_words(size, keys), (TILE + SPARE) * size, _left(size),
-            _left(size), (TILE + SPARE) * _wide(keys), TILE * _wide(keys), _left(keys), _left(keys), turned,
-            packed_words(TILE, size), (keys + 1) * size]
+    return [_wide(size) * _wide(keys), packed_words(keys, size), packed_words(size, keys), (TILE + SPARE) * size,
+            _left(size), _left(size), (TILE + SPARE) * _wide(keys), TILE * _wide(keys), _left(keys), _left(keys),
+            turned, packed_words(TILE, size), (keys + 1) * size]
 
 
 @kernel("fiiiiiiiiiiiiiiiiiiiiii")
-def forward(scale, q, q_stride, k, k_stride, v, v_stride, out, out_stride, sums, sums_stride, low, high, first, group, size,
-            window, packed_k, packed_v, x, s, p, inverse):
-    """out and sums [group, tokens] of queries low…high against keys first…high. q, k, v, out: row 0 of the stream, at the
-    columns of the task's heads."""
+def forward(scale, q, q_stride, k, k_stride, v, v_stride, out, out_stride, sums, sums_stride, low, high, first, group,
+            size, window, packed_k, packed_v, x, s, p, inverse):
+    """out and sums [group, tokens] of queries low…high against keys first…high. q, k, v, out: row 0 of the stream, at
+    the columns of the task's heads."""
     keys = high - first
     wide = (keys + 15) // 16 * 16
     depth, p_stride = _depth(keys), _bytes(keys)
@@ -88,8 +88,8 @@ def forward(scale, q, q_stride, k, k_stride, v, v_stride, out, out_stride, sums,
             rows, seen = min(TILE, high - begin), min(TILE + begin, high) - first
             _copied(q + begin * q_stride + shift, q_stride, rows, size, x)
             product_single(x, 4 * size, packed_k, s, 4 * wide, rows, min((seen + 31) // 32 * 32, wide), size)
-            softmax(scale, s, 4 * wide, rows, seen, begin - first, window, sums + head * sums_stride + 4 * begin, inverse,
-                    p, p_stride)
+            softmax(scale, s, 4 * wide, rows, seen, begin - first, window, sums + head * sums_stride + 4 * begin,
+                    inverse, p, p_stride)
             y = out + begin * out_stride + shift
             product(p, p_stride, packed_v, depth, y, out_stride, rows, size, seen, 0)
             scale_rows(y, out_stride, rows, size, inverse)

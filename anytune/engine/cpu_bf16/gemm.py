@@ -1,8 +1,8 @@
 """Products of bf16 matrices with float32 sums, compiled: laying operands out, and going through them.
 
-A product c = a b takes `a` as rows of bf16 (round_rows or turn) and `b` packed (pack_rows or pack_columns): panels of 32
-columns (the last of 16 if that is enough), each [depth, columns] words, a word being the pair of two neighbours along the
-summed dimension. depth, the pairs of a panel, is a multiple of 16. Addresses and strides are in bytes.
+A product c = a b takes `a` as rows of bf16 (round_rows or turn) and `b` packed (pack_rows or pack_columns): panels of
+32 columns (the last of 16 if that is enough), each [depth, columns] words, a word being the pair of two neighbours
+along the summed dimension. depth, the pairs of a panel, is a multiple of 16. Addresses and strides are in bytes.
 
 Every element is one sum in one order, so it does not depend on which worker computes it or what stands beside it.
 """
@@ -13,7 +13,8 @@ import numpy as np
 from numba import njit, types
 
 from . import lanes
-from .lanes import pair_columns, pair_rows, pair_rows_16, round_1, round_16, turn_rows, turn_rows_16, turn_words, zero_16
+from .lanes import (pair_columns, pair_rows, pair_rows_16, round_1, round_16, turn_rows, turn_rows_16, turn_words,
+                    zero_16)
 
 PANEL = 32  # columns
 T12, T8, T4 = (lanes.tile(n, 2) for n in (12, 8, 4))      # rows x 32 columns
@@ -79,7 +80,8 @@ def _corner(source, stride, rows, columns, size, target, target_stride):
 
 @compiled(7)
 def pack_columns(source, stride, columns, summed, target, depth, first):
-    """Pack the transpose of rows of float32 [columns, summed], from element `first` (a multiple of 32) of the sum on."""
+    """Pack the transpose of rows of float32 [columns, summed],
+    from element `first` (a multiple of 32) of the sum on."""
     edge = np.empty((16, 32), np.float32)
     for c in range(0, columns, 16):
         at = c // PANEL * PANEL
@@ -189,7 +191,7 @@ def product(a, a_stride, b, depth, c, c_stride, rows, columns, summed, add):
                 i += 4
 
 
-# ---- the same with float32 operands, at half the speed: where rounding operands would cost too much accuracy -----------
+# ---- the same with float32 operands, at half the speed: where rounding operands would cost too much accuracy ---------
 
 @compiled(5)
 def pack_single(source, stride, columns, summed, target):
@@ -211,8 +213,8 @@ def pack_single(source, stride, columns, summed, target):
 
 @compiled(8)
 def product_single(a, a_stride, b, c, c_stride, rows, columns, summed):
-    """c [rows, columns] = a [rows, summed] times b of pack_single. columns: whole panels of 32, the last perhaps of 16; a
-    and c have room for a multiple of four rows."""
+    """c [rows, columns] = a [rows, summed] times b of pack_single. columns: whole panels of 32, the last perhaps of 16;
+    a and c have room for a multiple of four rows."""
     depth = (summed + 15) // 16 * 16
     for j in range(0, columns, PANEL):
         panel, wide = b + 4 * j * depth, columns - j > 16

@@ -67,7 +67,8 @@ def splat(builder, value, kind):
 
 
 def on_addresses(count: int):
-    """Make an intrinsic of `count` addresses or numbers that returns nothing; function(builder, *values) writes its code."""
+    """Make an intrinsic of `count` addresses or numbers that returns nothing;
+    function(builder, *values) writes its code."""
     def made(function):
         def code(context, builder, signature, args):
             function(builder, *args)
@@ -83,8 +84,8 @@ def tile(rows: int, vectors: int, single: bool = False):
     """Make an intrinsic (a, a_stride, b, c, c_stride, pairs, add): c = a b for `rows` x 16*vectors float32 of c, or, if
     add is not 0, c += a b.
 
-    a: rows of bf16, strides in bytes; b: packed pairs, [pairs, 16*vectors] words, aligned; c: rows of float32. single: a and
-    b are float32, one number where else there is a pair, at half the speed.
+    a: rows of bf16, strides in bytes; b: packed pairs, [pairs, 16*vectors] words, aligned; c: rows of float32. single:
+    a and b are float32, one number where else there is a pair, at half the speed.
     All sums stay in registers, so each is rounded in one fixed order whatever is around it.
     """
     word, words = (FLOAT, FLOATS) if single else (I32, WORDS)
@@ -95,7 +96,8 @@ def tile(rows: int, vectors: int, single: bool = False):
     @on_addresses(7)
     def build(builder, a, a_stride, b, c, c_stride, pairs, add):
         before = builder.block
-        loop, last, more, write, after = (builder.append_basic_block(n) for n in ("pairs", "last", "more", "write", "after"))
+        loop, last, more, write, after = (builder.append_basic_block(n)
+                                          for n in ("pairs", "last", "more", "write", "after"))
         left = [row(builder, a, a_stride, r) for r in range(rows)]
         builder.branch(loop)
 
@@ -167,7 +169,8 @@ def zero_16(builder, target):
 @on_addresses(2)
 def add_1(builder, source, target):
     """target += the float32 at source."""
-    store(builder, builder.fadd(load(builder, source, FLOAT, align=4), load(builder, target, FLOAT, align=4)), target, align=4)
+    store(builder, builder.fadd(load(builder, source, FLOAT, align=4), load(builder, target, FLOAT, align=4)), target,
+          align=4)
 
 
 def _pair(builder, first, second, narrow: bool):
@@ -191,7 +194,8 @@ def _transpose(builder, rows: list) -> list:
 
 @on_addresses(4)
 def pair_columns(builder, source, stride, target, target_stride):
-    """16 rows of 32 float32 at source -> at target 16 rows of 16 words: word i of row p = elements 2p, 2p+1 of row i."""
+    """16 rows of 32 float32 at source -> at target 16 rows of 16 words:
+    word i of row p = elements 2p, 2p+1 of row i."""
     rows = []
     for r in range(LANES):
         at = row(builder, source, stride, r)

@@ -2,8 +2,8 @@
 
 As in numpy/linear.py the low-rank pair rides in the base product: [x | h] times [W | B]ᵀ, h = s x Aᵀ, and backwards
 [dy | g] times [W ; s A], g = dy B. Left sides are made bf16 once (Rows); a tile of W is dequantized to float32 in a
-worker's cache, rounded into panels there, and used for all tokens. Each worker begins with its own half of the tiles and
-then helps the others: a tile's numbers are the same whoever computes it.
+worker's cache, rounded into panels there, and used for all tokens. Each worker begins with its own half of the tiles
+and then helps the others: a tile's numbers are the same whoever computes it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def left_rows(e, tokens: int, group: Group, write, inputs=None) -> Rows:
 
     def work(number: int, low: int, high: int) -> None:
         write(number, low, high, rows)
-        at, stride, target = rows.address + low * rows.stride, rows.stride, rows.address + low * rows.stride + 2 * features
+        at, stride, target = (rows.address + low * rows.stride, rows.stride,
+                              rows.address + low * rows.stride + 2 * features)
         if features % 2:
             gemm.clear(target, stride, high - low)
         if not rank:
@@ -177,7 +178,8 @@ def linear(e, x, group: Group) -> tuple[np.ndarray, ...]:
         low, high = share(group.width, number, e.workers.count, gemm.PANEL)
         shares.append([_forward_task(e, x, group, index, first, last, y)
                        for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
-                       for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes), gemm.PANEL)])
+                       for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes),
+                                                 gemm.PANEL)])
     in_turn(e, shares)
     return group.split(y)
 
@@ -202,8 +204,9 @@ def _forward_task(e, x: Rows, group: Group, index: int, first: int, last: int, y
         weight.rows(low, last - start, tile, lambda size: e.raw(number, size))
         tiles.forward(
             address(tile), rows, features, address(slot.b) + low * slot.b.strides[0] if slot is not None else 0, before,
-            end - before, aligned(e, number, "packed", gemm.packed_words(columns, rows)), x.address, x.stride, x.shape[0],
-            address(y) + 4 * first, y.strides[0], address(bias) + 4 * low if bias is not None else 0, bias is not None)
+            end - before, aligned(e, number, "packed", gemm.packed_words(columns, rows)), x.address, x.stride,
+            x.shape[0], address(y) + 4 * first, y.strides[0], address(bias) + 4 * low if bias is not None else 0,
+            bias is not None)
     return task
 
 
@@ -240,7 +243,8 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
         low, high = share(features, number, e.workers.count, blocks)
         beside = downs if mask is None else downs[:0]
         mine = ([] if dx is None else packed.backward_tasks(e, dy, beside, dx, number) if packed is not None else
-                [_backward_task(e, dy, group, beside, first, last, raw, dx) for first, last in pieces(low, high, most, blocks)])
+                [_backward_task(e, dy, group, beside, first, last, raw, dx)
+                 for first, last in pieces(low, high, most, blocks)])
         shares.append(mine + (pairs.tasks(number) if pairs is not None else []) + own[number])
     in_turn(e, shares)
     if dx is not None and mask is not None:
@@ -265,8 +269,8 @@ def _backward_task(e, dy: Rows, group: Group, downs: np.ndarray, first: int, las
         for index, weight in enumerate(group.weights):
             weight.columns(first, last, tile[group.bounds[index]:group.bounds[index + 1]], raw[index])
         tiles.backward(address(tile), height, columns, address(downs) + 4 * first, downs.strides[0], rank,
-                            aligned(e, number, "packed", gemm.packed_words(height + rank, columns)), dy.address, dy.stride,
-                            dx.shape[0], address(dx) + 4 * first, dx.strides[0])
+                       aligned(e, number, "packed", gemm.packed_words(height + rank, columns)), dy.address, dy.stride,
+                       dx.shape[0], address(dx) + 4 * first, dx.strides[0])
     return task
 
 
@@ -283,7 +287,8 @@ class _Pairs:
         at = aligned(e, 0, "inner", sum(sizes))
         self.inner = []
         for (first, last), size in zip(spans, sizes):
-            gemm.pack_rows(x.address + 2 * (group.in_features + first), x.stride, last - first, tokens, 2, at, self.depth, 0)
+            gemm.pack_rows(x.address + 2 * (group.in_features + first), x.stride, last - first, tokens, 2, at,
+                           self.depth, 0)
             self.inner.append(at)
             at += 4 * size
 
@@ -306,8 +311,9 @@ class _Pairs:
             for slot, (low, high) in zip(self.group.slots, self.group.ranks()):
                 if slot is not None:
                     piece = aligned(e, number, "low", (high - low) * columns)
-                    tiles.add_product(slot.scale, self.turned + low * self.stride, self.stride, packed, high - low, columns,
-                                      self.tokens, piece, address(slot.grad_a) + 4 * first, slot.grad_a.strides[0])
+                    tiles.add_product(slot.scale, self.turned + low * self.stride, self.stride, packed, high - low,
+                                      columns, self.tokens, piece, address(slot.grad_a) + 4 * first,
+                                      slot.grad_a.strides[0])
         return task
 
     def _up(self, index: int, first: int, last: int):
@@ -315,10 +321,11 @@ class _Pairs:
 
         def task(number: int) -> None:
             left = aligned(e, number, "packed", turned_words(rows, self.tokens))
-            gemm.turn(self.dy.address + 2 * (self.group.bounds[index] + first), self.dy.stride, self.tokens, rows, 2, left,
-                      self.stride)
-            gemm.product(left, self.stride, self.inner[index], self.depth, address(slot.grad_b) + first * slot.grad_b.strides[0],
-                         slot.grad_b.strides[0], rows, slot.b.shape[1], self.tokens, 1)
+            gemm.turn(self.dy.address + 2 * (self.group.bounds[index] + first), self.dy.stride, self.tokens, rows, 2,
+                      left, self.stride)
+            gemm.product(left, self.stride, self.inner[index], self.depth,
+                         address(slot.grad_b) + first * slot.grad_b.strides[0], slot.grad_b.strides[0], rows,
+                         slot.b.shape[1], self.tokens, 1)
         return task
 
 

@@ -102,7 +102,8 @@ class Chunk:
                              aligned(e, number, "edge", self.step + 16))
         e.workers.run(work)
         highest = top.max(axis=0)
-        self.log_sum = highest + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(np.float32)
+        self.log_sum = (highest
+                        + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(np.float32))
         return float(np.sum(self.log_sum - picked.max(axis=0), dtype=np.float64))
 
     def backward(self, scale: float, parts: np.ndarray, dh: np.ndarray) -> None:
@@ -124,20 +125,22 @@ class Chunk:
                 tile = self.tile(number, low, high)
                 piece = self.scores(number, low, high, tile, True)
                 dlogits = aligned(e, number, "dlogits", (rows + gemm.SPARE) * stride // 4)
-                rowwise.loss_backward(scale, address(piece), piece.strides[0], rows, high - low, address(self.targets), low,
-                                      address(self.log_sum), aligned(e, number, "edge", self.step + 16), dlogits, stride)
+                rowwise.loss_backward(scale, address(piece), piece.strides[0], rows, high - low, address(self.targets),
+                                      low, address(self.log_sum), aligned(e, number, "edge", self.step + 16), dlogits,
+                                      stride)
                 packed = aligned(e, number, "packed", gemm.packed_words(self.step, columns))
                 depth = gemm.depth_of(high - low)
                 gemm.pack_rows(address(tile), tile.strides[0], columns, high - low, 4, packed, depth, 0)
-                gemm.product(dlogits, stride, packed, depth, address(mine), mine.strides[0], rows, columns, high - low, 1)
+                gemm.product(dlogits, stride, packed, depth, address(mine), mine.strides[0], rows, columns, high - low,
+                             1)
                 if whole is not None:
                     gradients.add(e, number, dlogits, stride, high - low, rows, packed_h, whole[low:high])
                 if trained:
                     turned = aligned(e, number, "turned", turned_words(high - low, rows))
                     gemm.turn(dlogits, stride, rows, high - low, 2, turned, turned_stride)
                     step = slot.grad_b.strides[0]
-                    gemm.product(turned, turned_stride, inner, deep, address(slot.grad_b) + low * step, step, high - low,
-                                 rank, rows, 1)
+                    gemm.product(turned, turned_stride, inner, deep, address(slot.grad_b) + low * step, step,
+                                 high - low, rank, rows, 1)
         e.workers.run(work)
         for part in parts[1:]:
             e.kernels.add(parts[0], part, parts[0])

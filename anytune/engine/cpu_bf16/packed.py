@@ -1,8 +1,8 @@
 """A group's matrices kept as the products read them, in bf16: packed once for y, and once for dx if there is memory.
 
-That is 2 bytes a weight each; packing for y, across the rows, is what costs more. Behind the weights each pack has room for
-the low-rank pair, which is packed anew for each use. Numbers are the same to the bit as with blocks that are dequantized
-for each use: only the time is another.
+That is 2 bytes a weight each; packing for y, across the rows, is what costs more. Behind the weights each pack has room
+for the low-rank pair, which is packed anew for each use. Numbers are the same to the bit as with blocks that are
+dequantized for each use: only the time is another.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ def panel_columns(group: Group) -> int:
 
 
 def ends_of(group: Group) -> list[int]:
-    """For each linear how many low-rank columns its pack for y has behind the weights: its own, and zeros before them."""
+    """For each linear how many low-rank columns its pack for y has behind the weights:
+    its own, and zeros before them."""
     return [last if slot is not None else 0 for slot, (_, last) in zip(group.slots, group.ranks())]
 
 
 def words_of(group: Group, packed: str) -> list[int]:
     """Words of each linear's pack for y, and last that of the pack for dx if both are kept."""
-    words = [gemm.packed_words(group.in_features + end, w.out_features) for w, end in zip(group.weights, ends_of(group))]
+    words = [gemm.packed_words(group.in_features + end, w.out_features)
+             for w, end in zip(group.weights, ends_of(group))]
     return words + [gemm.packed_words(group.width + group.rank, group.in_features)] * packs_both(group, packed)
 
 
 def packs_both(group: Group, packed: str) -> bool:
-    """Whether a pack for dx is kept, too. Not of the head, whose number is negative: its gradient needs all of it at once."""
+    """Whether a pack for dx is kept, too. Not of the head, whose number is negative:
+    its gradient needs all of it at once."""
     return packed == "both" and group.number >= 0
 
 
@@ -69,7 +72,8 @@ class Packed:
                     for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
                     for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes), gemm.PANEL)]
             low, high = share(group.in_features, number, e.workers.count, blocks) if self.both else (0, 0)
-            shares.append(mine + [self._columns(e, first, last, raw) for first, last in pieces(low, high, step, blocks)])
+            shares.append(mine + [self._columns(e, first, last, raw)
+                                  for first, last in pieces(low, high, step, blocks)])
         in_turn(e, shares)
         for weight in group.weights if self.both else ():
             weight.forget()
@@ -81,8 +85,8 @@ class Packed:
             tile = e.scratch(number, "tile", (high - low) * features).reshape(high - low, features)
             weight.rows(low, high, tile, lambda size: e.raw(number, size))
             depth = gemm.depth_of(features + self.ends[index])
-            gemm.pack_columns(address(tile), 4 * features, high - low, features, self.addresses[index] + 4 * low * depth,
-                              depth, 0)
+            gemm.pack_columns(address(tile), 4 * features, high - low, features,
+                              self.addresses[index] + 4 * low * depth, depth, 0)
         return task
 
     def _columns(self, e, low: int, high: int, raw):
@@ -112,8 +116,8 @@ class Packed:
 
     def _forward(self, e, x: Rows, index: int, first: int, last: int, y: np.ndarray):
         start = self.group.bounds[index]
-        return lambda number: self.product(e, number, index, first - start, last - start, x.address, x.stride, x.shape[0],
-                                           address(y) + 4 * first, y.strides[0])
+        return lambda number: self.product(e, number, index, first - start, last - start, x.address, x.stride,
+                                           x.shape[0], address(y) + 4 * first, y.strides[0])
 
     def product(self, e, number: int, index: int, low: int, high: int, x: int, x_stride: int, tokens: int, y: int,
                 y_stride: int) -> None:
@@ -125,8 +129,8 @@ class Packed:
         else:
             b = address(slot.b) + low * slot.b.strides[0]
         tiles.forward_packed(self.addresses[index] + 4 * low * depth, depth, high - low, group.in_features, b, before,
-                             end - before, aligned(e, number, "low", (high - low) * end), x, x_stride, tokens, y, y_stride,
-                             address(bias) + 4 * low if bias is not None else 0, bias is not None)
+                             end - before, aligned(e, number, "low", (high - low) * end), x, x_stride, tokens, y,
+                             y_stride, address(bias) + 4 * low if bias is not None else 0, bias is not None)
 
     def backward_tasks(self, e, dy: Rows, downs: np.ndarray, dx: np.ndarray, number: int) -> list:
         """What a worker computes of dx [T, in] = [dy | g] [W ; s A]; downs: s A, or none of its rows."""

@@ -10,7 +10,8 @@ LINE = 16  # words of a cache line
 
 
 class Rows:
-    """[T, columns] of bf16 in a pooled buffer. group: whose low-rank products stand behind the columns (None: nobody's)."""
+    """[T, columns] of bf16 in a pooled buffer. group: whose low-rank products stand behind the
+    columns (None: nobody's)."""
 
     __slots__ = ("shape", "address", "stride", "group", "_buffer")
 

@@ -105,7 +105,8 @@ def glu(gate, gate_stride, up, up_stride, rows, columns, is_gelu, edge, target, 
 
 
 @kernel("iiiiiiiiiiiii")
-def glu_backward(dy, dy_stride, gate, gate_stride, up, up_stride, rows, columns, is_gelu, edge, dgate, dup, target_stride):
+def glu_backward(dy, dy_stride, gate, gate_stride, up, up_stride, rows, columns, is_gelu, edge, dgate, dup,
+                 target_stride):
     """dgate = dy * up * act'(gate), dup = dy * act(gate). edge: scratch for four rows."""
     wide = (columns + 15) // 16 * 16
     one = v.fill(_ONE)
@@ -139,7 +140,8 @@ def _seen(position, keys, window):
 
 @kernel("fiiiiiiiiii")
 def softmax(scale, scores, stride, rows, keys, first_query, window, log_sum, inverse, target, target_stride):
-    """target: e^(scale * (score - the row's largest)) of the keys that a row's query sees, 0 up to a multiple of sixteen.
+    """target: e^(scale * (score - the row's largest)) of the keys that a row's query sees,
+    0 up to a multiple of sixteen.
 
     Rows of scores are padded to whole registers. first_query: position of row 0, counted from the first key. log_sum
     [rows] gets log(sum e^(scale * score)), inverse [rows] what the probabilities still have to be multiplied with.
@@ -181,8 +183,8 @@ def scale_rows(x, stride, rows, columns, factors):
 
 @kernel("fiiiiiiiiiii")
 def softmax_backward(scale, scores, dp, stride, rows, keys, first_query, window, log_sum, p, ds, target_stride):
-    """p: the probabilities again, from scores (which they overwrite) and log_sum; ds: scale * p * (dp - sum(p * dp)). Both
-    bf16, else as in softmax(). The sum is of these very dp, so that an error they share falls out."""
+    """p: the probabilities again, from scores (which they overwrite) and log_sum; ds: scale * p * (dp - sum(p * dp)).
+    Both bf16, else as in softmax(). The sum is of these very dp, so that an error they share falls out."""
     logs, k, zero = floats(log_sum, rows), v.fill(F(scale)), v.fill(F(0))
     for t in range(rows):
         low, high = _seen(first_query + t, keys, window)
@@ -210,7 +212,8 @@ def softmax_backward(scale, scores, dp, stride, rows, keys, first_query, window,
 
 @kernel("iiiiiiiiii")
 def loss(logits, stride, rows, columns, targets, first, top, total, picked, edge):
-    """Fold columns first… of the logits into running maxima and sums; picked gets the target's. edge: a row of scratch."""
+    """Fold columns first… of the logits into running maxima and sums; picked gets the target's.
+    edge: a row of scratch."""
     want, tops, totals, picks = ints(targets, rows), floats(top, rows), floats(total, rows), floats(picked, rows)
     least, zero = v.fill(F(-np.inf)), v.fill(F(0))
     for t in range(rows):

@@ -9,5 +9,6 @@ from anytune.engine.numpy.sizes import Sizes
 
 @dataclass(frozen=True)
 class Bf16Sizes(Sizes):
-    """packed: see packed.py: "" for no weights, "y" for the products that make y, "both" for those that make dx as well."""
+    """packed: see packed.py: "" for no weights, "y" for the products that make y,
+    "both" for those that make dx as well."""
     packed: str = ""

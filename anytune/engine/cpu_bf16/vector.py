@@ -1,7 +1,7 @@
 """Sixteen float32 at once in numba functions: the few operations that the elementwise kernels are written in.
 
-Numba's own loops leave half the speed of an exponential on the table and cannot end in bf16, so these operations are given
-to LLVM as whole registers. Nothing is reordered: a kernel's result depends on nothing but its operands.
+Numba's own loops leave half the speed of an exponential on the table and cannot end in bf16, so these operations are
+given to LLVM as whole registers. Nothing is reordered: a kernel's result depends on nothing but its operands.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def first(builder, x):
 
 
 LOG2E, LN2_HIGH, LN2_LOW, MAGIC = 1.4426950408889634, 0.693359375, -2.12194440e-4, 12582912.0  # 1.5 * 2^23
-SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)  # Cephes
+# Cephes
+SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
 @_made(floats, floats)

@@ -1,7 +1,7 @@
 """The NumPy engine's ways to train within memory: the whole process's resident size counts.
 
-Cheapest first: weights' blocks are read from the file for each use, temporary pieces become smaller. Weights are dequantized
-once, to float32, only where dequantizing them at each use would be slow (a type without a compiled kernel).
+Cheapest first: weights' blocks are read from the file for each use, temporary pieces become smaller. Weights are
+dequantized once, to float32, only where dequantizing them at each use would be slow (a type without a compiled kernel).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ PIECES = ((Sizes(), 0.0, ""), (SMALL, 0.04, "; temporary pieces are small"),
 BLAS = 8 * MIB        # a thread: BLAS's own packing buffer, touched with the first large product
 PLAIN = 16 * MIB      # the temporaries of NumPy expressions, where kernels are not compiled
 SLACK = 4 * MIB       # what no count sees: the interpreter's own growth, pages that libraries touch
-HOLDS = {"blocks": "weights stay in their GGUF blocks in memory", "stream": "weights are read from the file for each use",
-         "float32": "weights are dequantized once"}
+HOLDS = {"blocks": "weights stay in their GGUF blocks in memory",
+         "stream": "weights are read from the file for each use", "float32": "weights are dequantized once"}
 
 
 class NumpyBudget:

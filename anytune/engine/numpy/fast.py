@@ -98,7 +98,8 @@ def loss_rows_backward(logits, targets, first, log_sum, scale):
 
 
 def encode_moments(x, signed, codes, scale):
-    c.encode_moments(_at(x), x.size, optimizers.first_guess(signed), optimizers.middles(signed), optimizers.BLOCK, codes, scale)
+    c.encode_moments(_at(x), x.size, optimizers.first_guess(signed), optimizers.middles(signed), optimizers.BLOCK,
+                     codes, scale)
 
 
 def sum_squares(x):

@@ -89,7 +89,8 @@ def _adafactor(e, p, g, state, shape, rule) -> None:
         update *= across
         squares[number] += np.einsum("ij,ij->", update, update, dtype=np.float64)
     over(sizes)
-    shrink, rate = np.float32(1 - rule.lr * rule.decay), rule.lr / max(1.0, (squares.sum() / p.size) ** 0.5 / rules.THRESHOLD)
+    shrink, rate = (np.float32(1 - rule.lr * rule.decay),
+                    rule.lr / max(1.0, (squares.sum() / p.size) ** 0.5 / rules.THRESHOLD))
 
     def apply(number: int, part: slice) -> None:
         g2[part] *= np.float32(rate)

@@ -1,4 +1,5 @@
-"""Arrays of the torch engine: views into buffers with room behind them, and sums that wait for the norm that follows."""
+"""Arrays of the torch engine: views into buffers with room behind them,
+and sums that wait for the norm that follows."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The torch engine's ways to train within a device's memory.
 
-Fastest first: weights dequantized once (2 bytes each); kept as the file's blocks and dequantized at each use; kept in pinned
-host memory and copied at each use. Layer inputs that wait for their backward may wait on the host. Several processes may
-share the blocks out; they must decide alike, so the room that counts is that of the one with the least.
+Fastest first: weights dequantized once (2 bytes each); kept as the file's blocks and dequantized at each use; kept in
+pinned host memory and copied at each use. Layer inputs that wait for their backward may wait on the host. Several
+processes may share the blocks out; they must decide alike, so the room that counts is that of the one with the least.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ WORKSPACE = 48 * MIB     # cuBLAS's, and small things that no count sees
 
 
 class Budget:
-    """See anytune.engine.budget. memory: bytes that this process may take of the device; None: what is free, less a slack
-    for the allocator. On a CPU the whole process counts."""
+    """See anytune.engine.budget. memory: bytes that this process may take of the device; None: what is free, less a
+    slack for the allocator. On a CPU the whole process counts."""
 
     def __init__(self, engine, weights, memory: int | None):
         self.engine = engine

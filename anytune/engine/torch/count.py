@@ -1,7 +1,7 @@
 """The torch engine on shapes alone: live bytes go up and down with the arrays, and the peak is what is wanted.
 
-It mirrors what engine.py, linear.py and loss.py allocate; the model's own code runs on it, and tests hold its peak against
-torch's own count on a GPU.
+It mirrors what engine.py, linear.py and loss.py allocate; the model's own code runs on it, and tests hold its peak
+against torch's own count on a GPU.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class TorchCount(Composed):
         self.item, self.head_item = (torch.empty(0, dtype=t).element_size() for t in (engine.act, engine.dtype))
         self.shards, self.few, self.most = engine.shards, engine.f.few, engine.f.most
         # a product's sum that lies in memory before it is added to a float32 gradient; see gradients.add_product
-        self.sums = 0 if self.item == 4 else 4 if engine.device.type == "cuda" and torch.version.hip is None else self.item
+        self.sums = (0 if self.item == 4 else 4 if engine.device.type == "cuda" and torch.version.hip is None
+                     else self.item)
         self.sizes, self.hold, self.room, self.training, self.flops = sizes, hold, 0, False, 0.0
         self.live, self.span = Live(), 0.0
 
@@ -92,7 +93,8 @@ class TorchCount(Composed):
         if self.hold == "blocks":
             return blocks + scratch
         if self.hold == "shard":    # a slice of each but the whole ones, and two buffers for gathered ones
-            each = {name: m.row_bytes * rows_each(m.out_features, self.shards) for name, m in matrices.items() if name not in WHOLE}
+            each = {name: m.row_bytes * rows_each(m.out_features, self.shards)
+                    for name, m in matrices.items() if name not in WHOLE}
             whole = sum(m.nbytes for name, m in matrices.items() if name in WHOLE)
             return whole + sum(each.values()) + 2 * self.shards * max(each.values(), default=0) + scratch
         return scratch + max((m.nbytes for m in matrices.values()), default=0)
@@ -222,7 +224,8 @@ class TorchCount(Composed):
         before = self.array(*gate.shape) if group.trains_matrix else None
         da = self.linear_backward((dy,), gate, group, need_dx)
         del before
-        together = gate.shape[0] > self.few and then.rank and group.rank and max(then.rank // 2, group.rank) <= self.most
+        together = (gate.shape[0] > self.few and then.rank and group.rank
+                    and max(then.rank // 2, group.rank) <= self.most)
         again = None if together else self.array(*gate.shape)
         both = self.glu_backward(da, gate, up, activation) if need_dx else None
         del again
@@ -248,8 +251,8 @@ class TorchCount(Composed):
         logits = self.array(chunk, head.width, head.rank)
         pieces = []
         if head.hold != "dense":
-            pieces = [self.live.take(min(head.width, self.sizes.head) * width * self.head_item), self.float32(chunk, width),
-                      self.array(chunk, width)]
+            pieces = [self.live.take(min(head.width, self.sizes.head) * width * self.head_item),
+                      self.float32(chunk, width), self.array(chunk, width)]
         if gradient and head.trains_matrix:
             pieces.append(self.live.take(min(head.width, self.sizes.head) * width * self.sums))
         self.flops += 2.0 * rows * head.width * width * (1 + gradient + (gradient and head.trains_matrix))

@@ -23,8 +23,8 @@ Tensor = torch.Tensor
 
 @dataclass
 class Places:
-    """Where new rows go: spans as base.py gives them (None: one row each), and per row its slot and position (int32 [T]).
-    What is made of them is made once for all layers of a body's run, and so is part of a recording."""
+    """Where new rows go: spans as base.py gives them (None: one row each), and per row its slot and position (int32
+    [T]). What is made of them is made once for all layers of a body's run, and so is part of a recording."""
     spans: list[tuple[int, int, int, int]] | None
     slot: Tensor
     position: Tensor
@@ -102,7 +102,8 @@ def logits(e, h: Tensor, head: Group) -> Tensor:
 
 
 def _fused(e, group: Group) -> bool:
-    return hasattr(e.f, "gemv") and not group.trains_matrix and all(w.type.name in e.f.gemv_types for w in group.weights)
+    return (hasattr(e.f, "gemv") and not group.trains_matrix
+            and all(w.type.name in e.f.gemv_types for w in group.weights))
 
 
 def _gemv(e, x: Tensor, group: Group, y: Tensor) -> None:
@@ -131,7 +132,8 @@ def _down(e, x: Tensor, group: Group) -> Tensor | None:
 
 
 def blocks_of(group: Group) -> list:
-    """(raw blocks, type, first column, last, whether it has a pair) of the group; linears of one type are one matrix."""
+    """(raw blocks, type, first column, last, whether it has a pair) of the group;
+    linears of one type are one matrix."""
     if group.raw is None:
         group.raw, pair = [], True if group.rank else None
         names = {w.type.name for w in group.weights}
@@ -149,7 +151,8 @@ def blocks_of(group: Group) -> list:
 
 
 class TokenGraphs:
-    """One recorded graph for each number of sequences that take one token each; those of the last few decoders are kept."""
+    """One recorded graph for each number of sequences that take one token each;
+    those of the last few decoders are kept."""
 
     MOST = 4
 
@@ -160,7 +163,8 @@ class TokenGraphs:
         self.known, self.pinned = {}, None
 
     def fetch(self, logits: Tensor) -> np.ndarray:
-        """float32 [n, vocab] on the host, good until the next call: through pinned memory, which is several times faster."""
+        """float32 [n, vocab] on the host, good until the next call:
+        through pinned memory, which is several times faster."""
         if self.engine.device.type != "cuda":
             return self.engine.view(logits)
         if self.pinned is None or self.pinned.numel() < logits.numel():

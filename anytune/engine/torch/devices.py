@@ -32,8 +32,8 @@ def torch_module():
     try:
         import torch
     except ImportError:
-        raise UserError("this device needs PyTorch, which is not installed: pip install torch (for AMD, Intel or a small "
-                        "CPU build see pytorch.org), or train with --device numpy") from None
+        raise UserError("this device needs PyTorch, which is not installed: pip install torch (for AMD, Intel or a "
+                        "small CPU build see pytorch.org), or train with --device numpy") from None
     return torch
 
 
@@ -52,7 +52,8 @@ def open_device(name: str, dtype: str = "auto") -> Device:
     if index >= count:
         raise UserError(f"--device {name}: {found}; anytune doctor lists what there is")
     if kind == "mps":
-        return Device(kind, torch.device("mps"), _choose(torch, dtype, "bf16" if _bf16_runs(torch, "mps") else "fp16"), False)
+        return Device(kind, torch.device("mps"), _choose(torch, dtype, "bf16" if _bf16_runs(torch, "mps") else "fp16"),
+                      False)
     if kind == "xpu":
         return Device(kind, torch.device("xpu", index), _choose(torch, dtype, "bf16"), _has_triton())
     torch.cuda.set_device(index)

@@ -1,4 +1,5 @@
-"""The torch engine: base.py's operations on a torch device. linear.py, loss.py, replay.py, optimizer.py hold the larger ones."""
+"""The torch engine: base.py's operations on a torch device.
+linear.py, loss.py, replay.py, optimizer.py hold the larger ones."""
 
 from __future__ import annotations
 
@@ -107,8 +108,8 @@ class TorchEngine(Composed):
         first, at = parts[0], parts[0].storage_offset()
         width = sum(p.shape[1] for p in parts)
         for part in parts:
-            if part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or part.stride() != first.stride() \
-                    or part.storage_offset() != at:
+            if (part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+                    or part.stride() != first.stride() or part.storage_offset() != at):
                 out = own(self.array(first.shape[0], width))
                 return own(out.copy_(torch.cat(parts, dim=1)))
             at += part.shape[1]
@@ -258,7 +259,8 @@ class TorchEngine(Composed):
         return Sum(self, x, y)
 
     def rms_norm(self, x, gain, eps: float, into: Group | None = None, m: Tensor | None = None) -> Tensor:
-        """into: a group that reads the result, m: its matrix; its low-rank product is then made on the way, if it can be."""
+        """into: a group that reads the result, m: its matrix;
+        its low-rank product is then made on the way, if it can be."""
         tokens, width = x.shape
         out = own(self.array(tokens, width))
         low = self._riding(out, into, m)
@@ -281,7 +283,8 @@ class TorchEngine(Composed):
         if gains is not None:
             both = self.array(q.shape[0], q.shape[1] + k.shape[1], 0)
             out_q, out_k = both[:, :q.shape[1]], both[:, q.shape[1]:]
-        self.f.rotate(q, k, *(gains or (None, None)), eps, *table, positions, heads.queries, heads.keys, halves, out_q, out_k)
+        self.f.rotate(q, k, *(gains or (None, None)), eps, *table, positions, heads.queries, heads.keys, halves, out_q,
+                      out_k)
         return out_q, out_k
 
     def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool,
@@ -292,8 +295,8 @@ class TorchEngine(Composed):
             for dx, x, gradient in zip(turned, (q, k), into):
                 if gradient is not None:
                     self.gain_gradient(dx, x, eps, gradient)
-        self.f.rotate_backward(dq, dk, q, k, *(gains or (None, None)), eps, *table, positions, heads.queries, heads.keys,
-                               halves)
+        self.f.rotate_backward(dq, dk, q, k, *(gains or (None, None)), eps, *table, positions, heads.queries,
+                               heads.keys, halves)
         return dq, dk
 
     def glu(self, gate, up, activation: str, into: Group | None = None, m: Tensor | None = None) -> Tensor:
@@ -303,8 +306,8 @@ class TorchEngine(Composed):
         return out
 
     def _riding(self, out: Tensor, into: Group | None, m: Tensor | None) -> dict:
-        """What makes the kernel that writes `out` also write the low-rank product of its readers: behind it, for the product
-        with the group's matrix, and once more apart, for the gradients."""
+        """What makes the kernel that writes `out` also write the low-rank product of its readers: behind it, for the
+        product with the group's matrix, and once more apart, for the gradients."""
         if into is None or not into.rank or (into.dropout and self.training) or room_behind(out) < into.rank \
                 or self.act != self.dtype:
             return {}

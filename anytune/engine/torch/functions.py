@@ -1,4 +1,5 @@
-"""Which functions compute: Triton's kernels where they run, their plain torch twins elsewhere. Same names, same signatures."""
+"""Which functions compute: Triton's kernels where they run, their plain torch twins elsewhere.
+Same names, same signatures."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
     found = {"dequantize": blocks.dequantize_into, "gather": blocks.gather_into, "few": 0, "most": 1 << 30}
     for module, names in ((plain, ("rms_norm", "rms_norm_backward", "rotate", "rotate_backward", "glu", "glu_backward",
                                    "glu_gradients", "loss_rows", "dropout")),
-                          (plain_low, ("low", "gradients", "gradients_of_groups", "place")), (plain_optimizer, ("square_sum", "adamw")),
+                          (plain_low, ("low", "gradients", "gradients_of_groups", "place")),
+                          (plain_optimizer, ("square_sum", "adamw")),
                           (attention, ("attention", "attention_backward", "attend_cache"))):
         found |= {name: getattr(module, name) for name in names}
     if triton:
@@ -25,8 +27,8 @@ def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
 
 def _triton(tf32: bool) -> dict:
     from . import blocks
-    from .kernels import (attention, attention_backward, decode_attention, dequant, dropout, few_gradients, gemv, glu, glu_backward,
-                          glu_gradients, loss, low, norm, optimizer, place, rotate)
+    from .kernels import (attention, attention_backward, decode_attention, dequant, dropout, few_gradients, gemv, glu,
+                          glu_backward, glu_gradients, loss, low, norm, optimizer, place, rotate)
 
     def dequantize(raw, name, out):
         (dequant.dequantize if name in dequant.SUPPORTED else blocks.dequantize_into)(raw, name, out)
@@ -35,8 +37,8 @@ def _triton(tf32: bool) -> dict:
         (dequant.gather if name in dequant.SUPPORTED else blocks.gather_into)(raw, ids, name, out, scale)
 
     return {
-        "few": glu_backward.SMALL, "most": glu_gradients.MOST, "dequantize": dequantize, "gather": gather, "gemv": gemv.gemv,
-        "gemv_types": gemv.SUPPORTED,
+        "few": glu_backward.SMALL, "most": glu_gradients.MOST, "dequantize": dequantize, "gather": gather,
+        "gemv": gemv.gemv, "gemv_types": gemv.SUPPORTED,
         "rms_norm": norm.rms_norm, "rms_norm_backward": norm.rms_norm_backward,
         "rotate": rotate.rotate, "rotate_backward": rotate.rotate_backward,
         "glu": glu.glu, "glu_backward": glu.glu_backward, "glu_gradients": glu_gradients.glu_gradients,

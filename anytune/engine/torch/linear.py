@@ -1,7 +1,7 @@
 """y = W x + b + s B A x for linears that share an input, and its backward, each as one product with the group's matrix.
 
-See weights.py for the matrix. A group that is not held dense is dequantized into the engine's one scratch matrix for each
-use, and the low-rank pairs are written beside it.
+See weights.py for the matrix. A group that is not held dense is dequantized into the engine's one scratch matrix for
+each use, and the low-rank pairs are written beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ TOGETHER = 4    # groups (a layer's) whose gradients one launch makes, where the
 
 
 def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> None:
-    """Lay out matrices for groups (dense ones in one arena, one scratch for the others) and the tables of their pairs."""
+    """Lay out matrices for groups (dense ones in one arena, one scratch for the others) and the
+    tables of their pairs."""
     e.release()
     e.gradients = gradients
     dense, blocks, at = [g for g in groups if g.hold == "dense"], [], 0
@@ -92,7 +93,8 @@ def _mixed(a: Tensor, b: Tensor) -> Tensor:
 
 
 def linear(e, x: Tensor, group: Group, m: Tensor | None = None) -> tuple[Tensor, ...]:
-    """x: [T, in] -> one [T, out] for each linear of the group, columns of one buffer. m: its matrix, if it is at hand."""
+    """x: [T, in] -> one [T, out] for each linear of the group, columns of one buffer.
+    m: its matrix, if it is at hand."""
     m = matrix(e, group) if m is None else m
     y = e.array(x.shape[0], group.width)
     y.ends = True
@@ -140,7 +142,8 @@ def dropped(e, x: Tensor, group: Group) -> Tensor:
     return out
 
 
-def add_gradients(e, x: Tensor | None, dy_low: Tensor, dy: Tensor | None, x_low: Tensor, group: Group, norm=None) -> None:
+def add_gradients(e, x: Tensor | None, dy_low: Tensor, dy: Tensor | None, x_low: Tensor, group: Group,
+                  norm=None) -> None:
     """grad_a += s dy_lowᵀ x, grad_b += dyᵀ x_low for every pair of the group; without x or dy only the other one.
 
     norm: (gain, inverse [T]) of the RMSNorm that x still has to go through, or None.
@@ -149,7 +152,8 @@ def add_gradients(e, x: Tensor | None, dy_low: Tensor, dy: Tensor | None, x_low:
         if x_low.shape[0] > e.f.few:
             e.f.gradients(x, dy_low, dy, x_low, group.gradient_table, e.gradients, group.scale, norm)
             return
-        if e.pending and e.pending[0][3].shape[0] != x_low.shape[0]:    # the last layer's, which has fewer rows behind attention
+        # the last layer's, which has fewer rows behind attention
+        if e.pending and e.pending[0][3].shape[0] != x_low.shape[0]:
             flush(e)
         e.pending.append((x, dy_low, dy, x_low, group.gradient_table, group.scale))
         if len(e.pending) == TOGETHER:
@@ -217,9 +221,10 @@ def glu_linear(e, gate, up, activation: str, group: Group) -> tuple[Tensor, ...]
     return linear(e, e.glu(gate, up, activation, group, m), group, m)
 
 
-def norm_linear_backward(e, dys, x, gain, eps: float, group: Group, residual, need_dx: bool = True, then: Group | None = None,
-                         into=None):
-    """The norm's result is made again by the kernel of its backward, or by that of the gradients, where its input is read anyway."""
+def norm_linear_backward(e, dys, x, gain, eps: float, group: Group, residual, need_dx: bool = True,
+                         then: Group | None = None, into=None):
+    """The norm's result is made again by the kernel of its backward, or by that of the gradients,
+    where its input is read anyway."""
     kept = take_low(group)
     if kept is None:   # the forward left no low-rank product: no pairs here, or dropout
         return Composed.norm_linear_backward(e, dys, x, gain, eps, group, residual, need_dx, then, into)
@@ -282,4 +287,5 @@ def riding_back(e, out: Tensor, then: Group | None) -> dict:
     if then is None or not then.rank or then.dense is None or room_behind(out) < then.rank:
         return {}
     out.low_of = then
-    return {"b": then.dense[:then.width, then.in_features:then.columns], "low": e.extend(out, then.rank)[:, then.width:]}
+    return {"b": then.dense[:then.width, then.in_features:then.columns],
+            "low": e.extend(out, then.rank)[:, then.width:]}

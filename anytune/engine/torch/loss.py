@@ -12,8 +12,8 @@ Tensor = torch.Tensor
 
 
 def cross_entropy(e, h: Tensor, head: Group, targets: Tensor, scale, gradient: bool):
-    """h [M, d], targets int32 [M] (-1: a row that does not count), scale: a number or a float32 tensor [1] on the device
-    -> (sum of losses in nats, float64 tensor on the device, scale * its gradient [M, d] or None)."""
+    """h [M, d], targets int32 [M] (-1: a row that does not count), scale: a number or a float32 tensor [1] on the
+    device -> (sum of losses in nats, float64 tensor on the device, scale * its gradient [M, d] or None)."""
     rows, width = h.shape
     if not torch.is_tensor(scale):
         scale = torch.full((1,), float(scale), dtype=torch.float32, device=e.device)

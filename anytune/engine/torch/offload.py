@@ -1,7 +1,7 @@
 """Layer inputs that wait for their backward in pinned host memory: long contexts on small cards.
 
-Copies run on a stream of their own, beside the layers' work. They come back in the opposite order, each one layer ahead of
-its use. Inside a recorded step the same buffers serve at every replay.
+Copies run on a stream of their own, beside the layers' work. They come back in the opposite order, each one layer ahead
+of its use. Inside a recorded step the same buffers serve at every replay.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The fused elementwise operations in plain torch: what each one means, and what runs where Triton does not.
 
-kernels/ has the same functions with the same signatures; tests hold the two side by side. Arrays are 2-D views of bfloat16,
-float16 or float32 whose inner stride is one element, rows are tokens; statistics and sums are float32, and each result is
-rounded once. Results go to the arrays named `out` and the like. Nothing is read back to the host, so all of it can be
-recorded in a CUDA graph. The rest of the twins: plain_low.py, plain_optimizer.py.
+kernels/ has the same functions with the same signatures; tests hold the two side by side. Arrays are 2-D views of
+bfloat16, float16 or float32 whose inner stride is one element, rows are tokens; statistics and sums are float32, and
+each result is rounded once. Results go to the arrays named `out` and the like. Nothing is read back to the host, so all
+of it can be recorded in a CUDA graph. The rest of the twins: plain_low.py, plain_optimizer.py.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ def _turn(z: Tensor, cos, sin, positions, halves: bool, sign: int) -> Tensor:
 def rotate(q, k, q_gain, k_gain, eps, cos, sin, positions, heads, key_heads, halves, out_q, out_k):
     """Norm of each head (gains float32 [size], or None) and rope (Su et al. 2021) for queries and keys.
 
-    q [T, heads*size], k [T, key_heads*size]; cos, sin float32 [context, pairs]; positions int32 [T]. halves: element i pairs
-    with i + pairs (GPT-NeoX order), else 2i with 2i + 1; elements from 2*pairs on are not turned. Outputs may lie over inputs.
+    q [T, heads*size], k [T, key_heads*size]; cos, sin float32 [context, pairs]; positions int32 [T]. halves: element i
+    pairs with i + pairs (GPT-NeoX order), else 2i with 2i + 1; elements from 2*pairs on are not turned. Outputs may lie
+    over inputs.
     """
     for x, gain, count, out in ((q, q_gain, heads, out_q), (k, k_gain, key_heads, out_k)):
         z = x.unflatten(1, (count, -1)).float()
@@ -142,8 +143,9 @@ def glu_backward(dy, gate, up, activation, dgate, dup, out=None, *, b=None, low=
 def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, scale):
     """glu_backward, and the gradients (float32, added to) of the pairs whose wide side it is.
 
-    Of the linear behind: grad_a [r, n] += scale * low_dyᵀ (act(gate) * up), low_dy [T, r] being its dy B. Of those before:
-    grad_gate [n, r'] += dgateᵀ low_x[:, :r'], grad_up [n, r"] += dupᵀ low_x[:, r':r' + r"], low_x being s x Aᵀ side by side.
+    Of the linear behind: grad_a [r, n] += scale * low_dyᵀ (act(gate) * up), low_dy [T, r] being its dy B. Of those
+    before: grad_gate [n, r'] += dgateᵀ low_x[:, :r'], grad_up [n, r"] += dupᵀ low_x[:, r':r' + r"], low_x being s x Aᵀ
+    side by side.
     """
     again, first = torch.empty_like(dgate), grad_gate.shape[1]
     glu_backward(dy, gate, up, activation, dgate, dup, again)
@@ -168,7 +170,8 @@ def loss_rows(logits, targets, scale, losses, gradient):
 
 
 def _mix(h: Tensor) -> Tensor:
-    """murmur3's 32-bit finalizer (Appleby 2011) on int64 values below 2³²; int64 products wrap, which keeps their low bits."""
+    """murmur3's 32-bit finalizer (Appleby 2011) on int64 values below 2³²;
+    int64 products wrap, which keeps their low bits."""
     h = ((h ^ (h >> 16)) * 0x85EBCA6B) & MASK
     h = ((h ^ (h >> 13)) * 0xC2B2AE35) & MASK
     return h ^ (h >> 16)
@@ -177,8 +180,8 @@ def _mix(h: Tensor) -> Tensor:
 def keep_mask(key: Tensor, number: int, p: float, rows: int, columns: int) -> Tensor:
     """bool [rows, columns]: what dropout keeps. Counter-based: a hash of key, number and the element's index, no state.
 
-    The stream's numbers are folded into two 32-bit words; an element's index is mixed once with each, so that the streams
-    are not each other's permutations by a plain shift.
+    The stream's numbers are folded into two 32-bit words; an element's index is mixed once with each, so that the
+    streams are not each other's permutations by a plain shift.
     """
     seed, step, micro = (key.long() & MASK).unbind()
     one = _mix(_mix(seed ^ 0x9E3779B9) ^ step)

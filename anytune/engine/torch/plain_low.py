@@ -1,7 +1,8 @@
 """LoRA's skinny products in plain torch, and the tables that say where each pair lies.
 
-A group is the linears that share an input x [T, in]; their outputs lie side by side in y [T, width], their ranks side by side
-in R columns. All pairs of a model lie in one flat float32 vector (anytune.model.lora.Layout), gradients likewise.
+A group is the linears that share an input x [T, in]; their outputs lie side by side in y [T, width], their ranks side
+by side in R columns. All pairs of a model lie in one flat float32 vector (anytune.model.lora.Layout), gradients
+likewise.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ ELEMENTS = 2048  # of flat for one program of `place`
 
 
 class Part(NamedTuple):
-    """One linear's pair: output columns [o0, o1) and rank columns [r0, r1) of its group; flat[a:] is A [r, in], flat[b:] is
-    B [out, r]; scale multiplies A where it is placed."""
+    """One linear's pair: output columns [o0, o1) and rank columns [r0, r1) of its group; flat[a:] is A [r, in],
+    flat[b:] is B [out, r]; scale multiplies A where it is placed."""
     o0: int
     o1: int
     r0: int
@@ -39,8 +40,8 @@ class GradientTable:
 
     rows: int64 [R], for each rank column where its row of A begins in flat, -1 for padding.
     tiles: int64 [n, 5], runs of at most COLUMNS output columns of one linear: first, end, r0, rank, place of the first
-    column's row of B in flat. columns_align, rank_align, flat_align: the largest power of two (at most 16) that divides all
-    output columns, all rank columns, all places and row lengths in flat: what makes wide accesses legal.
+    column's row of B in flat. columns_align, rank_align, flat_align: the largest power of two (at most 16) that divides
+    all output columns, all rank columns, all places and row lengths in flat: what makes wide accesses legal.
     """
     parts: tuple[Part, ...]
     in_features: int
@@ -67,7 +68,8 @@ def gradient_table(parts, in_features: int, rank: int, device) -> GradientTable:
     return GradientTable(
         parts, in_features, torch.tensor(rows, dtype=torch.int64, device=device),
         torch.tensor(tiles, dtype=torch.int64, device=device).view(-1, 5),
-        math.gcd(16, *(n for p in parts for n in (p.o0, p.o1))), math.gcd(16, *(n for p in parts for n in (p.r0, p.r1))),
+        math.gcd(16, *(n for p in parts for n in (p.o0, p.o1))),
+        math.gcd(16, *(n for p in parts for n in (p.r0, p.r1))),
         math.gcd(16, in_features, *(n for p in parts for n in (p.a, p.b, p.rank))))
 
 
@@ -95,8 +97,9 @@ def low_of_pair(x, y, w, out):
 def gradients(x, low_dy, dy, low_x, table: GradientTable, flat, scale, norm=None):
     """Adds the gradients of a group's pairs to flat (float32): of A scale * low_dyᵀ x, of B dyᵀ low_x.
 
-    x [T, in], dy [T, width]; low_dy [T, R]: dy_i B_i side by side, low_x [T, R]: s x A_iᵀ side by side. Without x (None)
-    only those of B, without dy only those of A. norm: (gain [in], inverse [T]) of an RMSNorm that x is to go through first.
+    x [T, in], dy [T, width]; low_dy [T, R]: dy_i B_i side by side, low_x [T, R]: s x A_iᵀ side by side. Without x
+    (None) only those of B, without dy only those of A. norm: (gain [in], inverse [T]) of an RMSNorm that x is to go
+    through first.
     """
     if norm is not None:
         x = (x.float() * norm[1][:, None] * norm[0]).to(x.dtype)
@@ -127,8 +130,8 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class PlaceTable:
-    """What `place` copies. copies: (source, target, rows, columns, ld, scale) for whole factors, dense in flat. tiles: int64
-    [n, 5], pieces of at most ELEMENTS: source, target, elements, columns, ld; scales float32 [n]."""
+    """What `place` copies. copies: (source, target, rows, columns, ld, scale) for whole factors, dense in flat. tiles:
+    int64 [n, 5], pieces of at most ELEMENTS: source, target, elements, columns, ld; scales float32 [n]."""
     copies: tuple[tuple, ...]
     tiles: Tensor
     scales: Tensor
@@ -140,8 +143,10 @@ def place_table(blocks, device) -> PlaceTable:
     for block in blocks:
         for p in block.parts:
             if p is not None:
-                copies.append((p.a, block.at + (block.width + p.r0) * block.ld, p.rank, block.in_features, block.ld, p.scale))
-                copies.append((p.b, block.at + p.o0 * block.ld + block.in_features + p.r0, p.o1 - p.o0, p.rank, block.ld, 1.0))
+                copies.append((p.a, block.at + (block.width + p.r0) * block.ld, p.rank, block.in_features, block.ld,
+                               p.scale))
+                copies.append((p.b, block.at + p.o0 * block.ld + block.in_features + p.r0, p.o1 - p.o0, p.rank,
+                               block.ld, 1.0))
     tiles, scales = [], []
     for source, target, rows, columns, ld, scale in copies:
         # a piece is some whole rows, or a part of one row

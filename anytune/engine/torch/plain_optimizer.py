@@ -1,8 +1,8 @@
 """The norm of all gradients, clipping and AdamW in plain torch, without asking the device for anything.
 
 hyper float32 [9]: lr_a, lr_b, 1-beta1^step, 1-beta2^step, beta1, beta2, eps, weight decay, max_norm (0: no clipping).
-state float32 [4]: norm of the last step; halt (not 0: nothing is updated until the host clears it); summed loss of the step,
-set by others; the factor that the gradients were clipped by.
+state float32 [4]: norm of the last step; halt (not 0: nothing is updated until the host clears it); summed loss of the
+step, set by others; the factor that the gradients were clipped by.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ def new_partials(g: Tensor) -> Tensor:
 
 
 def square_sum(g, partials=None):
-    """partials float64 [PIECES] (made if None): sums of squares of equal pieces of g, the last ones may be empty. -> partials."""
+    """partials float64 [PIECES] (made if None): sums of squares of equal pieces of g,
+    the last ones may be empty. -> partials."""
     partials = new_partials(g) if partials is None else partials
     size = piece_size(g.numel(), len(partials))
     partials.zero_()
     whole = g.numel() // size
     if whole:
-        partials[:whole] = torch.linalg.vector_norm(g[:whole * size].view(whole, size), dim=1, dtype=partials.dtype) ** 2
+        partials[:whole] = torch.linalg.vector_norm(g[:whole * size].view(whole, size), dim=1,
+                                                    dtype=partials.dtype) ** 2
     if whole * size < g.numel():
         partials[whole] = torch.linalg.vector_norm(g[whole * size:], dtype=partials.dtype) ** 2
     return partials
@@ -49,10 +51,11 @@ def decide(hyper, partials, state):
 
 
 def adamw(p, g, m, v, hyper, partials, state, size_a):
-    """One AdamW step (Loshchilov & Hutter 2019) on flat float32 vectors; g is clipped, used and zeroed, also when halted.
+    """One AdamW step (Loshchilov & Hutter 2019) on flat float32 vectors;
+    g is clipped, used and zeroed, also when halted.
 
-    Elements before size_a learn at lr_a, the others at lr_b (LoRA+, Hayou et al. 2024). For what hyper and state hold, see
-    above. A halted step changes neither p nor m nor v.
+    Elements before size_a learn at lr_a, the others at lr_b (LoRA+, Hayou et al. 2024). For what hyper and state hold,
+    see above. A halted step changes neither p nor m nor v.
     """
     decide(hyper, partials, state)
     correct1, correct2, beta1, beta2, eps, decay = hyper[2:8].unbind()

@@ -48,8 +48,8 @@ class Recorder:
 
     @contextlib.contextmanager
     def _memory(self):
-        """The pool and the stream that all runs share (torch keeps free memory by stream), so that a new shape's first run
-        needs no memory beside the recorded ones'."""
+        """The pool and the stream that all runs share (torch keeps free memory by stream), so that a new shape's first
+        run needs no memory beside the recorded ones'."""
         if self.pool is None:
             self.pool, self.own = torch.cuda.MemPool(), torch.cuda.Stream()
         others = torch.cuda.current_stream()
@@ -110,8 +110,8 @@ class Recorder:
 
 @contextlib.contextmanager
 def capture(**how):
-    """-> a CUDA graph of what is launched within. Garbage waits: a pool of another engine that went while this one records
-    would end the process."""
+    """-> a CUDA graph of what is launched within. Garbage waits: a pool of another engine that went while this one
+    records would end the process."""
     graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
     gc.disable()
     try:
@@ -144,7 +144,8 @@ def _numbers(stream: Stream, tokens: int, rows: int) -> np.ndarray:
 
 
 class Stage:
-    """Pinned memory for what goes to the device, a few pieces in turns, so that none is overwritten before it is sent."""
+    """Pinned memory for what goes to the device, a few pieces in turns,
+    so that none is overwritten before it is sent."""
 
     TURNS = 4
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Sizes:
     """logits: elements of logits that exist at once. head: rows of the output head that are dequantized at once where
-    it is not held dense. offload: layer inputs that wait for their backward do so in pinned host memory. turned: queries
-    and keys are kept after rope too, where there are head norms."""
+    it is not held dense. offload: layer inputs that wait for their backward do so in pinned host memory. turned:
+    queries and keys are kept after rope too, where there are head norms."""
     logits: int = 320 << 20
     head: int = 16384
     offload: bool = False

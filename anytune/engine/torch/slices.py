@@ -1,8 +1,10 @@
-"""Weights that no card holds alone: each process has a slice of the file's blocks, and gathers the others' for each use.
+"""Weights that no card holds alone: each process has a slice of the file's blocks,
+and gathers the others' for each use.
 
-What is gathered lies in two buffers that all matrices share. While one is read, the next matrix is on its way into the other,
-on the communication stream: which one that will be is what came after the same uses before. A matrix that was not foreseen is
-only later. Every process gathers in the same order, since all run the same model over equally many micro-batches.
+What is gathered lies in two buffers that all matrices share. While one is read, the next matrix is on its way into the
+other, on the communication stream: which one that will be is what came after the same uses before. A matrix that was
+not foreseen is only later. Every process gathers in the same order, since all run the same model over equally many
+micro-batches.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from collections import deque
 import torch
 
 Tensor = torch.Tensor
-MEMORY = 12     # uses by which the next is foreseen: a layer's seven, and enough of the one before to tell which pass it is
+# uses by which the next is foreseen: a layer's seven, and enough of the one before to tell which pass it is
+MEMORY = 12
 
 
 def rows_each(rows: int, processes: int) -> int:

@@ -1,7 +1,7 @@
 """Clipping and AdamW on the device, without asking it anything: the host learns the norm when it is done.
 
-A step whose loss or gradient is not finite changes nothing, and neither do the steps that were queued behind it, until the
-host loads a state. After each update the pairs are written beside the weights of every dense group.
+A step whose loss or gradient is not finite changes nothing, and neither do the steps that were queued behind it, until
+the host loads a state. After each update the pairs are written beside the weights of every dense group.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ class Updater:
         """See base.py."""
         self._ready()
         e = self.engine
-        values = np.array([rates[0], rates[1], 1.0 - beta1 ** step, 1.0 - beta2 ** step, beta1, beta2, eps, decay, max_norm],
-                          np.float32)
+        values = np.array([rates[0], rates[1], 1.0 - beta1 ** step, 1.0 - beta2 ** step, beta1, beta2, eps, decay,
+                           max_norm], np.float32)
         recorder = e.recorder
         if recorder.stage is not None:
             recorder.stage.send(values, self.hyper)
         else:
             self.hyper.copy_(torch.from_numpy(values))
         if e.team is not None:
-            # one sum of the whole vector: it costs less than 1% of a step between the cards of a machine, and it cannot begin
-            # sooner without hooks in the backward, which a replayed step does not run
+            # one sum of the whole vector: it costs less than 1% of a step between the cards of a machine, and it cannot
+            # begin sooner without hooks in the backward, which a replayed step does not run
             e.team.sum_(g)
             e.team.sum_(self.state[LOSS:LOSS + 1])      # a NaN in one process's loss halts all of them in the same step
         self.partials = e.f.square_sum(g, self.partials)

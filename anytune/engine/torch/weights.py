@@ -5,12 +5,12 @@ A weight is held in one of four ways (`hold`):
 - "dense": dequantized once, in the dtype of the products (2 bytes a weight), inside its group's matrix;
 - "blocks": the file's bytes on the device, dequantized into a scratch matrix at each use;
 - "stream": the file's bytes in pinned host memory, copied to the device at each use (for models larger than it);
-- "shard": a slice of the file's bytes on each process's device, gathered at each use (see slices.py). The output head and the
-  embedding table stay whole: gathering them would take more memory than it saves.
+- "shard": a slice of the file's bytes on each process's device, gathered at each use (see slices.py). The output head
+  and the embedding table stay whole: gathering them would take more memory than it saves.
 
 A group's matrix is [width + R, in + R]: the weights W, to their right B, below them s·A (R columns of rank, padded to a
-multiple of 16). So [x | s x Aᵀ] times the rows of [W | B] is the whole forward, and [dy | dy B] times [W ; s A] the whole
-input gradient: LoRA costs no pass over the outputs of its own, and one matrix serves both directions.
+multiple of 16). So [x | s x Aᵀ] times the rows of [W | B] is the whole forward, and [dy | dy B] times [W ; s A] the
+whole input gradient: LoRA costs no pass over the outputs of its own, and one matrix serves both directions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def align(columns: int) -> int:
 
 
 class Weight:
-    """One matrix [out, in] of a GGUF on an engine's device. Not trained: it has no gradient (trained.py has those that do)."""
+    """One matrix [out, in] of a GGUF on an engine's device.
+    Not trained: it has no gradient (trained.py has those that do)."""
 
     slow, gradient = False, None
 
@@ -72,7 +73,8 @@ class Weight:
         return out
 
     def blocks(self) -> Tensor:
-        """The file's bytes on the device: uint8 [out, row_bytes]; those of a streamed weight, or of slices, for this use."""
+        """The file's bytes on the device: uint8 [out, row_bytes];
+        those of a streamed weight, or of slices, for this use."""
         if self.hold == "shard":
             return self.slices.take(self)
         if self._raw is None:

@@ -88,9 +88,11 @@ def subgroup_gemv(e) -> float:
 
 
 def int8_gemv(e) -> float:
-    """Codes within half a step of their numbers (as a share of 0.501 steps, less one), and products of these very codes."""
+    """Codes within half a step of their numbers (as a share of 0.501 steps, less one),
+    and products of these very codes."""
     random, n, k, found = np.random.default_rng(3), 37, 1120, []
-    x = (random.standard_normal((3, k)) * 10.0 ** random.integers(-6, 6, (3, k // BLOCK)).repeat(BLOCK, 1)).astype(np.float32)
+    x = (random.standard_normal((3, k))
+         * 10.0 ** random.integers(-6, 6, (3, k // BLOCK)).repeat(BLOCK, 1)).astype(np.float32)
     x[1, 64:96] = 0.0
     for kind, (raw, dense) in {"Q8_0": q8_0(random, n, k), "Q4_0": q4_0(random, n, k)}.items():
         for rows, most, subgroups in ((3, 4, False), (1, 1, SUBGROUPS in e.device.features)):

@@ -31,8 +31,8 @@ class Bound:
 
 
 def bound(buffer: Buffer, first: int, last: int, slack: int = 0) -> Bound:
-    """Bytes first…last of a buffer (and `slack` behind them), from the line that they begin in, up to whole vec4s: a kernel
-    that reads four at a time gets zeros for a last one that the binding cuts, and does not write it."""
+    """Bytes first…last of a buffer (and `slack` behind them), from the line that they begin in, up to whole vec4s: a
+    kernel that reads four at a time gets zeros for a last one that the binding cuts, and does not write it."""
     start = first // ALIGN * ALIGN
     return Bound(buffer, start, -(-(last + slack - start) // VEC4) * VEC4, (first - start) // 4)
 
@@ -142,8 +142,8 @@ def row_cuts(limit: int, *arrays: Array | None, step: int = 1) -> Iterator[tuple
 class Pool:
     """Buffers of passing arrays, kept by size: a freed one is used again, nothing goes back before clear().
 
-    Lent buffers are held here too: else the garbage collector could find loan and buffer in one dead cycle (the frames of an
-    exception), and a buffer whose end was announced would come back as free.
+    Lent buffers are held here too: else the garbage collector could find loan and buffer in one dead cycle (the frames
+    of an exception), and a buffer whose end was announced would come back as free.
     """
 
     def __init__(self, device: Device):

@@ -53,8 +53,8 @@ def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Arr
 
 
 def slices(e, heads: Heads, run: tuple[int, int, int, int], name: str, columns: int) -> tuple[int, int]:
-    """(slices of a sum over columns, whether each query head has its own) of a dispatch of attention_backward(): few tokens
-    have few tiles, and a tile alone walks over all its columns."""
+    """(slices of a sum over columns, whether each query head has its own) of a dispatch of attention_backward(): few
+    tokens have few tiles, and a tile alone walks over all its columns."""
     q_low, q_high, k_low, k_high = run
     rows, cols = (q_high - q_low, k_high - k_low) if name == "dq" else (k_high - k_low, q_high - q_low)
     tiles = -(-rows // _kernels.Plan(heads.size).rows) * (heads.queries if name == "dq" else heads.keys)
@@ -103,6 +103,7 @@ def _gradient(e, name: str, run: tuple[int, int, int, int], dout: Array, q: Arra
     e.commands.run(_kernels.attention_backward(heads.size, name), [*arrays, e.bounds, target],
                    (*_numbers(heads, run, q.rows), q.stride, k.stride, v.stride, dout.stride, *placing,
                     e.bounds.size // 2, count, apart, rows * width),
-                   (-(-rows // _kernels.Plan(heads.size).rows), own, several), _cost(heads, run, 2 if name == "dv" else 3))
+                   (-(-rows // _kernels.Plan(heads.size).rows), own, several),
+                   _cost(heads, run, 2 if name == "dv" else 3))
     if several > 1:
         add_slices(e, parts, several, dx.part(0, dx.columns), low, high, 0, dx.columns, adds)

@@ -142,7 +142,8 @@ class WebGpuCount(RowShapes):
         return (gate, up) if need_dx else None
 
     def _slices(self, forward: bool, m: int, n: int, k: int) -> Shape | None:
-        """The slices of a product's sum, where products are cut so. A piece of a matrix may be where the whole is not."""
+        """The slices of a product's sum, where products are cut so.
+        A piece of a matrix may be where the whole is not."""
         if not self.engine.tuning.cuts(forward, m):
             return None
         slices = self.engine.plan_product(forward, m, n, k)[1]

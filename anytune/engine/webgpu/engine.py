@@ -47,8 +47,8 @@ class WebGpuEngine(Composed):
     def __init__(self, device: Device, half: bool = False):
         """half: products' operands may be rounded to float16. Raises UserError where the device has none."""
         if half and F16 not in device.features:
-            raise UserError(f"--dtype fp16: the device {device.name} computes no float16, or {VARIABLE} forbids it: leave "
-                            "--dtype out")
+            raise UserError(f"--dtype fp16: the device {device.name} computes no float16, or {VARIABLE} forbids it: "
+                            "leave --dtype out")
         self.device, self.commands, self.half = device, Commands(device), half
         self.training, self.sizes = False, Sizes()
         self.pool, self.capacity = Pool(device), 0   # of passing arrays, and the rows that each of them can hold
@@ -386,7 +386,8 @@ class WebGpuEngine(Composed):
                               20.0 * (b - a) * gate.columns)
         return dgate, dup
 
-    def glu_linear_backward(self, dy, gate: Array, up: Array, activation: str, group: Group, then, need_dx: bool = True):
+    def glu_linear_backward(self, dy, gate: Array, up: Array, activation: str, group: Group, then,
+                            need_dx: bool = True):
         """As composed.py's; the gradients lie where gate and up lay."""
         da = self.linear_backward((dy,), self.glu(gate, up, activation), group, need_dx)
         if not need_dx:

@@ -101,7 +101,8 @@ def product(e, x: Array, x0: int, weights, base: int, part: Part, forward: bool,
 
 
 def add_slices(e, parts: Array, slices: int, y: Array, low: int, high: int, y0: int, n: int, adds: int) -> None:
-    """y[low…high, y0…y0+n] (+)= the sum of `slices` slices, one under the other in parts [slices * rows, n and more]."""
+    """y[low…high, y0…y0+n] (+)= the sum of `slices` slices,
+    one under the other in parts [slices * rows, n and more]."""
     rows, width = high - low, parts.stride
     e.commands.run(_gemm.split_sum(), [parts, y.bind(low, high)],
                    (-(-n // 4), slices, width // 4, rows * width // 4, y.stride // 4, y0 // 4, adds),

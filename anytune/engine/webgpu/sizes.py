@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCRATCH = 2 << 20      # elements that a sum's slices may take before they cost memory: there is always a buffer of so many
+# elements that a sum's slices may take before they cost memory: there is always a buffer of so many
+SCRATCH = 2 << 20
 
 
 def scratch_size(elements: int) -> int:

@@ -3,8 +3,8 @@ short race on the device found.
 
 Tiles are compared on products like a model's, with few and with many tokens, in both directions; one counts only if it
 gives the default's result. Variants (see variants.py) give their known answers at every start, and race the kernels
-that they would replace once. What won is kept in a file for each device, driver and version of the kernels. Software devices
-are not raced: there the default is as good as any.
+that they would replace once. What won is kept in a file for each device, driver and version of the kernels. Software
+devices are not raced: there the default is as good as any.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class Tuning:
         """Time variants and what they would replace, JSON-able; those that win, and those that must, are in use."""
         race, rows, use = _race.Race(self.engine), [], may & (must | {F16_TILES})
         self._use(use)
-        for variant in (v for v in (ROWS, GEMV, DOT) if v in may - must):    # the last one goes by subgroups if that won
+        # the last one goes by subgroups if that won
+        for variant in (v for v in (ROWS, GEMV, DOT) if v in may - must):
             usual, other = race.variant(variant)
             rows.append({"variant": variant, "wins": other < _race.FASTER * usual,
                          "microseconds": [round(1e6 * usual, 1), round(1e6 * other, 1)]})

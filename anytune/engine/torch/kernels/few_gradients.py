@@ -1,4 +1,5 @@
-"""The gradients of several groups' pairs in one launch, for few tokens: there each launch costs about as much as its work."""
+"""The gradients of several groups' pairs in one launch, for few tokens:
+there each launch costs about as much as its work."""
 
 from __future__ import annotations
 
@@ -16,16 +17,16 @@ ROWS = 32       # at a time
 
 
 @triton.jit
-def _group(tile, x, low_dy, dy, low_x, rows, tiles, flat, tokens, in_features, rank, scale, x_row, low_dy_row, dy_row, low_x_row,
-           A_TILES: tl.constexpr, RANKS_A: tl.constexpr, RANKS_B: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-           COLUMNS_ALIGN: tl.constexpr, RANK_ALIGN: tl.constexpr, FLAT_ALIGN: tl.constexpr):
+def _group(tile, x, low_dy, dy, low_x, rows, tiles, flat, tokens, in_features, rank, scale, x_row, low_dy_row, dy_row,
+           low_x_row, A_TILES: tl.constexpr, RANKS_A: tl.constexpr, RANKS_B: tl.constexpr, WIDE: tl.constexpr,
+           ROWS: tl.constexpr, COLUMNS_ALIGN: tl.constexpr, RANK_ALIGN: tl.constexpr, FLAT_ALIGN: tl.constexpr):
     """One tile of a group: its A's first, then its B's."""
     if tile < A_TILES:
-        _tile(x, low_dy, rows, tiles, flat, flat, flat, flat, flat, tile, tokens, tokens, 1, in_features, rank, scale, x_row,
-              low_dy_row, False, A_TILES, True, WIDE, RANKS_A, ROWS, 1, COLUMNS_ALIGN, RANK_ALIGN, FLAT_ALIGN)
+        _tile(x, low_dy, rows, tiles, flat, flat, flat, flat, flat, tile, tokens, tokens, 1, in_features, rank, scale,
+              x_row, low_dy_row, False, A_TILES, True, WIDE, RANKS_A, ROWS, 1, COLUMNS_ALIGN, RANK_ALIGN, FLAT_ALIGN)
     else:
-        _tile(dy, low_x, rows, tiles, flat, flat, flat, flat, flat, tile, tokens, tokens, 1, in_features, rank, scale, dy_row,
-              low_x_row, False, A_TILES, False, WIDE, RANKS_B, ROWS, 1, COLUMNS_ALIGN, RANK_ALIGN, FLAT_ALIGN)
+        _tile(dy, low_x, rows, tiles, flat, flat, flat, flat, flat, tile, tokens, tokens, 1, in_features, rank, scale,
+              dy_row, low_x_row, False, A_TILES, False, WIDE, RANKS_B, ROWS, 1, COLUMNS_ALIGN, RANK_ALIGN, FLAT_ALIGN)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -42,17 +43,17 @@ def _several(flat, tokens,
     """Grid (tiles of all groups); group i's end at ENDi."""
     tile = tl.program_id(0)
     if tile < END0:
-        _group(tile, x0, low_dy0, dy0, low_x0, rows0, tiles0, flat, tokens, in0, rank0, scale0, x_row0, low_dy_row0, dy_row0,
-               low_x_row0, A0, RA0, RB0, WIDE, ROWS, CA, RA, FA)
+        _group(tile, x0, low_dy0, dy0, low_x0, rows0, tiles0, flat, tokens, in0, rank0, scale0, x_row0, low_dy_row0,
+               dy_row0, low_x_row0, A0, RA0, RB0, WIDE, ROWS, CA, RA, FA)
     elif tile < END1:
-        _group(tile - END0, x1, low_dy1, dy1, low_x1, rows1, tiles1, flat, tokens, in1, rank1, scale1, x_row1, low_dy_row1,
-               dy_row1, low_x_row1, A1, RA1, RB1, WIDE, ROWS, CA, RA, FA)
+        _group(tile - END0, x1, low_dy1, dy1, low_x1, rows1, tiles1, flat, tokens, in1, rank1, scale1, x_row1,
+               low_dy_row1, dy_row1, low_x_row1, A1, RA1, RB1, WIDE, ROWS, CA, RA, FA)
     elif tile < END2:
-        _group(tile - END1, x2, low_dy2, dy2, low_x2, rows2, tiles2, flat, tokens, in2, rank2, scale2, x_row2, low_dy_row2,
-               dy_row2, low_x_row2, A2, RA2, RB2, WIDE, ROWS, CA, RA, FA)
+        _group(tile - END1, x2, low_dy2, dy2, low_x2, rows2, tiles2, flat, tokens, in2, rank2, scale2, x_row2,
+               low_dy_row2, dy_row2, low_x_row2, A2, RA2, RB2, WIDE, ROWS, CA, RA, FA)
     else:
-        _group(tile - END2, x3, low_dy3, dy3, low_x3, rows3, tiles3, flat, tokens, in3, rank3, scale3, x_row3, low_dy_row3,
-               dy_row3, low_x_row3, A3, RA3, RB3, WIDE, ROWS, CA, RA, FA)
+        _group(tile - END2, x3, low_dy3, dy3, low_x3, rows3, tiles3, flat, tokens, in3, rank3, scale3, x_row3,
+               low_dy_row3, dy_row3, low_x_row3, A3, RA3, RB3, WIDE, ROWS, CA, RA, FA)
 
 
 def gradients_of_groups(items, flat):
@@ -70,10 +71,11 @@ def gradients_of_groups(items, flat):
         ranks = max(16, ceil_power(rank))
         most = max(most, ranks)
         end += tiles_a + len(table.tiles) if number < len(items) else 0
-        tensors += [x, low_dy, dy, low_x, table.rows, table.tiles, x.shape[1], rank, scale, x.stride(0), low_dy.stride(0),
-                    dy.stride(0), low_x.stride(0)]
+        tensors += [x, low_dy, dy, low_x, table.rows, table.tiles, x.shape[1], rank, scale, x.stride(0),
+                    low_dy.stride(0), dy.stride(0), low_x.stride(0)]
         sizes += [tiles_a, ranks, max(16, ceil_power(table.most)), end]
     tables = [item[4] for item in items]
     aligns = (math.gcd(*(t.columns_align for t in tables)), math.gcd(*(t.rank_align for t in tables)),
               math.gcd(*(t.flat_align for t in tables)))
-    _several[(end,)](flat, items[0][0].shape[0], *tensors, *sizes, COLUMNS, ROWS, *aligns, num_warps=warps(most), num_stages=3)
+    _several[(end,)](flat, items[0][0].shape[0], *tensors, *sizes, COLUMNS, ROWS, *aligns, num_warps=warps(most),
+                     num_stages=3)

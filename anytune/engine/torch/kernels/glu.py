@@ -1,4 +1,5 @@
-"""Gated products; on the way they can make the low-rank product of their readers. The backward is in glu_backward.py."""
+"""Gated products; on the way they can make the low-rank product of their readers.
+The backward is in glu_backward.py."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ def _glu(gate, up, out, n, blocks, gate_row, up_row, out_row, GELU: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["tokens", "shares"])
-def _glu_low(gate, up, out, a, low, keep, parts, counter, tokens, n, rank, span, shares, gate_row, up_row, out_row, a_row,
-             low_row, keep_row, GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr,
+def _glu_low(gate, up, out, a, low, keep, parts, counter, tokens, n, rank, span, shares, gate_row, up_row, out_row,
+             a_row, low_row, keep_row, GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr,
              SHARES: tl.constexpr, KEEP: tl.constexpr):
     """Grid (row blocks, shares of the columns)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -48,8 +49,8 @@ def _glu_low(gate, up, out, a, low, keep, parts, counter, tokens, n, rank, span,
         y = (g * s * u).to(out.dtype.element_ty)
         tl.store(out + at * out_row + column[None, :], y, mask=mask)
         total = tl.dot(y, tl.trans(factor.to(y.dtype)), total, input_precision="tf32x3")
-    finish(total, parts, counter, tl.program_id(0), tl.program_id(1), shares, low, keep, row, tokens, rank, low_row, keep_row,
-           SHARES, KEEP)
+    finish(total, parts, counter, tl.program_id(0), tl.program_id(1), shares, low, keep, row, tokens, rank, low_row,
+           keep_row, SHARES, KEEP)
 
 
 def glu(gate, up, activation, out, a=None, low=None, *, keep=None):
@@ -57,8 +58,8 @@ def glu(gate, up, activation, out, a=None, low=None, *, keep=None):
     (tokens, n), gelu = gate.shape, activation == "gelu"
     if a is None or a.shape[0] > MOST:
         block, blocks = columns(n)
-        _glu[(tokens * blocks,)](gate, up, out, n, blocks, gate.stride(0), up.stride(0), out.stride(0), GELU=gelu, BLOCK=block,
-                                 num_warps=4)
+        _glu[(tokens * blocks,)](gate, up, out, n, blocks, gate.stride(0), up.stride(0), out.stride(0), GELU=gelu,
+                                 BLOCK=block, num_warps=4)
         if a is not None:
             skinny(out, a.t(), low, keep=keep)
         return
@@ -71,4 +72,5 @@ def glu(gate, up, activation, out, a=None, low=None, *, keep=None):
     _glu_low[(blocks, shares)](
         gate, up, out, a, low, second, parts, counter, tokens, n, rank, span, shares, gate.stride(0), up.stride(0),
         out.stride(0), a.stride(0), low.stride(0), second.stride(0), GELU=gelu, ROWS=rows, BLOCK=block, RANKS=ranks,
-        SHARES=ceil_power(shares), KEEP=keep is not None, num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"])
+        SHARES=ceil_power(shares), KEEP=keep is not None, num_warps=max(c["WARPS"], warps(ranks)),
+        num_stages=c["STAGES"])

@@ -1,7 +1,8 @@
 """Backward of a gated product for many tokens, with the gradients of the pairs on both sides of it in the same pass.
 
-What lies between gate, up and down is the widest part of a layer. A program owns some columns of it and walks over rows, so
-that the products whose sums run over rows (A of the linear behind, B of the two before) cost no reading of their own.
+What lies between gate, up and down is the widest part of a layer. A program owns some columns of it and walks over
+rows, so that the products whose sums run over rows (A of the linear behind, B of the two before) cost no reading of
+their own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ CONFIG = dict(ROWS=32, BLOCK=64, SHARE=512, PROGRAMS=1056, WARPS=4, STAGES=2)
 
 
 @triton.jit(do_not_specialize=["tokens", "span", "shares"])
-def _backward(dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, parts, counter, tokens, n, span, shares,
-              scale, dy_row, gate_row, up_row, dgate_row, dup_row, low_dy_row, low_x_row, RANK: tl.constexpr,
-              RANK_GATE: tl.constexpr, RANK_UP: tl.constexpr, UP_AT: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr,
-              BLOCK: tl.constexpr, RANKS: tl.constexpr, SHARES: tl.constexpr):
+def _backward(dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, parts, counter, tokens, n, span,
+              shares, scale, dy_row, gate_row, up_row, dgate_row, dup_row, low_dy_row, low_x_row, RANK: tl.constexpr,
+              RANK_GATE: tl.constexpr, RANK_UP: tl.constexpr, UP_AT: tl.constexpr, GELU: tl.constexpr,
+              ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, SHARES: tl.constexpr):
     """Grid (column blocks, shares of the rows)."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here, j = column < n, tl.arange(0, RANKS)
@@ -84,7 +85,7 @@ def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, g
         parts = torch.empty(3 * shares * blocks * ranks * block, dtype=torch.float32, device=dy.device)
         counter = counters(dy.device)
     _backward[(blocks, shares)](
-        dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, parts, counter, tokens, n, span, shares, scale,
-        *(t.stride(0) for t in (dy, gate, up, dgate, dup, low_dy, low_x)), RANK=grad_a.shape[0], RANK_GATE=grad_gate.shape[1],
-        RANK_UP=grad_up.shape[1], UP_AT=grad_gate.shape[1], GELU=activation == "gelu", ROWS=rows, BLOCK=block, RANKS=ranks,
-        SHARES=ceil_power(shares), num_warps=c["WARPS"], num_stages=c["STAGES"])
+        dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, parts, counter, tokens, n, span, shares,
+        scale, *(t.stride(0) for t in (dy, gate, up, dgate, dup, low_dy, low_x)), RANK=grad_a.shape[0],
+        RANK_GATE=grad_gate.shape[1], RANK_UP=grad_up.shape[1], UP_AT=grad_gate.shape[1], GELU=activation == "gelu",
+        ROWS=rows, BLOCK=block, RANKS=ranks, SHARES=ceil_power(shares), num_warps=c["WARPS"], num_stages=c["STAGES"])

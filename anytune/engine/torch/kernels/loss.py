@@ -10,7 +10,8 @@ DEPTH = 4      # such runs at once: loads in flight, and one rescaling for all o
 
 
 @triton.jit
-def _loss(logits, targets, scale, losses, columns, row_stride, GRADIENT: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
+def _loss(logits, targets, scale, losses, columns, row_stride, GRADIENT: tl.constexpr, DEPTH: tl.constexpr,
+          WIDTH: tl.constexpr):
     """Running maximum and sum (Milakov & Gimelshein 2018) in every lane, joined at the end. Grid (rows)."""
     row = tl.program_id(0)
     base = logits + row.to(tl.int64) * row_stride
@@ -47,5 +48,5 @@ def _loss(logits, targets, scale, losses, columns, row_stride, GRADIENT: tl.cons
 def loss_rows(logits, targets, scale, losses, gradient):
     """See plain.loss_rows."""
     rows, columns = logits.shape
-    _loss[(rows,)](logits, targets, scale, losses, columns, logits.stride(0), GRADIENT=bool(gradient), DEPTH=DEPTH, WIDTH=WIDTH,
-                   num_warps=max(1, WIDTH // 256))
+    _loss[(rows,)](logits, targets, scale, losses, columns, logits.stride(0), GRADIENT=bool(gradient), DEPTH=DEPTH,
+                   WIDTH=WIDTH, num_warps=max(1, WIDTH // 256))

@@ -1,8 +1,9 @@
-"""RMSNorm with the residual sum before it and the low-rank product behind it in one pass; the backward is in norm_backward.py.
+"""RMSNorm with the residual sum before it and the low-rank product behind it in one pass;
+the backward is in norm_backward.py.
 
-Two shapes of program. `_rows` holds whole rows in registers: each byte moves once; for the low-rank product every program
-reads 16 rows of the factor, which is right for few tokens. `_blocks` walks over the columns of many rows twice (the second
-time out of L2) and reads the factor once for all of them: right for many tokens.
+Two shapes of program. `_rows` holds whole rows in registers: each byte moves once; for the low-rank product every
+program reads 16 rows of the factor, which is right for few tokens. `_blocks` walks over the columns of many rows twice
+(the second time out of L2) and reads the factor once for all of them: right for many tokens.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ MANY = dict(ROWS=32, BLOCK=128, WARPS=4, STAGES=3)
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _rows(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, add_row, total_row, out_row, a_row, low_row,
-          keep_row, ROWS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, ADD: tl.constexpr,
-          LOW: tl.constexpr, KEEP: tl.constexpr):
-    """Grid (row blocks, blocks of the rank). Rows are [SPLIT, ROWS, BLOCK], so that each warp multiplies a piece of them."""
+def _rows(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, add_row, total_row, out_row, a_row,
+          low_row, keep_row, ROWS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr,
+          ADD: tl.constexpr, LOW: tl.constexpr, KEEP: tl.constexpr):
+    """Grid (row blocks, blocks of the rank). Rows are [SPLIT, ROWS, BLOCK],
+    so that each warp multiplies a piece of them."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[None, :, None]
     column = (tl.arange(0, SPLIT) * BLOCK)[:, None, None] + tl.arange(0, BLOCK)[None, None, :]
     inside, mask = column < n, (row < tokens) & (column < n)
@@ -33,7 +35,8 @@ def _rows(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, a
     first = tl.program_id(1) == 0
     j = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
     if LOW:  # depends on nothing, so it is on its way first
-        factor = tl.load(a + j.to(tl.int64)[None, :, None] * a_row + column, mask=(j < rank)[None, :, None] & inside, other=0)
+        factor = tl.load(a + j.to(tl.int64)[None, :, None] * a_row + column, mask=(j < rank)[None, :, None] & inside,
+                         other=0)
     s = tl.load(x + at * x_row + column, mask=mask, other=0).to(tl.float32)
     if ADD:
         s += tl.load(add + at * add_row + column, mask=mask, other=0).to(tl.float32)
@@ -50,12 +53,14 @@ def _rows(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, a
         place = (row < tokens)[:, None] & (j < rank)[None, :]
         tl.store(low + row.to(tl.int64)[:, None] * low_row + j[None, :], product.to(low.dtype.element_ty), mask=place)
         if KEEP:
-            tl.store(keep + row.to(tl.int64)[:, None] * keep_row + j[None, :], product.to(keep.dtype.element_ty), mask=place)
+            tl.store(keep + row.to(tl.int64)[:, None] * keep_row + j[None, :], product.to(keep.dtype.element_ty),
+                     mask=place)
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _blocks(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, add_row, total_row, out_row, a_row, low_row,
-            keep_row, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr):
+def _blocks(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, add_row, total_row, out_row, a_row,
+            low_row, keep_row, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, ADD: tl.constexpr,
+            KEEP: tl.constexpr):
     """Grid (row blocks)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside, at = (row < tokens)[:, None], row.to(tl.int64)[:, None]

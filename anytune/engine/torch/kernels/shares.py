@@ -1,8 +1,8 @@
 """Sums over programs that divide one long axis between them, without a second launch.
 
-Each program leaves its float32 partial sum in memory and counts itself in; whoever finds that it is the last adds all of them,
-always in the same order. Counters are zero between launches: the last program puts its own back. Launches on one stream do
-not overlap, so one tensor of counters serves them all.
+Each program leaves its float32 partial sum in memory and counts itself in; whoever finds that it is the last adds all
+of them, always in the same order. Counters are zero between launches: the last program puts its own back. Launches on
+one stream do not overlap, so one tensor of counters serves them all.
 """
 
 from __future__ import annotations

@@ -226,8 +226,8 @@ def inner() -> Kernel:
 def attention_backward(size: int, wanted: str) -> Kernel:
     """dq, dk or dv of a tile of rows, from saved log-sums and delta.  grid: (tiles, heads of dx, slices of the sum).
 
-    A slice has every slices-th tile of columns; with `apart` each query head of a key head's group has slices of its own.
-    zs: elements from slice to slice of dx, where there are several.
+    A slice has every slices-th tile of columns; with `apart` each query head of a key head's group has slices of its
+    own. zs: elements from slice to slice of dx, where there are several.
     """
     plan = Plan(size)
     by_query = wanted == "dq"
@@ -304,5 +304,5 @@ fn store(row: u32, d: u32, head: u32, z: u32, value: f32) {{
     sources = {"dv": ("q", "k", "dout", "sums")}.get(wanted, ("q", "k", "v", "dout", "sums", "delta"))
     return Kernel(f"attention_backward, {wanted}, heads up to {plan.dims * plan.lanes}",
                   (*reads(*sources), *reads("bounds", of="u32"), *writes("dx")),
-                  (*_NUMBERS, "qs", "ks", "vs", "ds", "os", "adds", "tokens_end", "slices", "apart", "zs"), body, (256, 1), plan.shared,
-                  _SEEN + store)
+                  (*_NUMBERS, "qs", "ks", "vs", "ds", "os", "adds", "tokens_end", "slices", "apart", "zs"), body,
+                  (256, 1), plan.shared, _SEEN + store)

@@ -62,7 +62,9 @@ def attend(size: int, part: bool = False) -> Kernel:
   let begin = select(0u, at.y - min(p.window, at.y), p.window != 0u) + group.z * p.span;
   let end = min(at.y, begin + p.span);
   let head = (group.x / p.group) * p.size;
-  for (var d = lane; d < p.size; d += {LANES}u) {{ {'query[d >> 2u][d & 3u]' if four else 'query[d]'} = q[t * p.qs + group.x * p.size + d] * p.scale; }}
+  for (var d = lane; d < p.size; d += {LANES}u) {{
+    {'query[d >> 2u][d & 3u]' if four else 'query[d]'} = q[t * p.qs + group.x * p.size + d] * p.scale;
+  }}
   workgroupBarrier();
   var top = -3.0e38;
   var all = 0.0;
@@ -89,7 +91,8 @@ def attend(size: int, part: bool = False) -> Kernel:
   let to = t * p.os + {to};
 {ends}
 """, (LANES, 1), f"var<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;\n"
-        f"var<workgroup> weights: array<f32, {LANES}>;\nvar<workgroup> query: array<{f'vec4<f32>, {size // 4}' if four else f'f32, {size}'}>;\n"
+        f"var<workgroup> weights: array<f32, {LANES}>;\n"
+        f"var<workgroup> query: array<{f'vec4<f32>, {size // 4}' if four else f'f32, {size}'}>;\n"
         "var<workgroup> place: vec2<u32>;", total(size=LANES) + total("max", LANES, "tops"))
 
 

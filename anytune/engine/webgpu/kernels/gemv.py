@@ -20,7 +20,8 @@ BLOCK = 32      # elements of a row that have a scale of their own in 8 bits: on
 CODES = {
     "Q8_0": "byte4(b + 2u + c)",
     # less eight in each byte, whose top bit is lent so that none borrows from its neighbour
-    "Q4_0": "((((byte4(b + 2u + (c & 15u)) >> ((c >> 4u) * 4u)) & 0x0f0f0f0fu) | 0x80808080u) - 0x08080808u) ^ 0x80808080u",
+    "Q4_0": "((((byte4(b + 2u + (c & 15u)) >> ((c >> 4u) * 4u)) & 0x0f0f0f0fu) | 0x80808080u) - 0x08080808u)"
+            " ^ 0x80808080u",
 }
 
 
@@ -97,7 +98,8 @@ def gemv(block: str, rows: int, tail: bool = False, bias: bool = False, subgroup
 def gemv8(block: str, rows: int, tail: bool = False, bias: bool = False, subgroups: bool = False) -> Kernel:
     """As gemv(), for x as codes() makes it: packed dot products of 8-bit integers. xs: blocks of a row.
 
-    An invocation takes half a block at a time. `x` are its codes as vec4s of four each, `scales` a number for each block.
+    An invocation takes half a block at a time. `x` are its codes as vec4s of four each,
+    `scales` a number for each block.
     """
     size = BLOCKS[block].type_size
     loads = "\n".join(f"    let {name}{j} = codes4({name}_at, c + {4 * j}u);" for name in "ab" for j in range(4))
@@ -105,7 +107,8 @@ def gemv8(block: str, rows: int, tail: bool = False, bias: bool = False, subgrou
       let at = min({t}u, p.m - 1u) * p.xs + (k >> 5u);
       let v = x[2u * at + ((k >> 4u) & 1u)];
       let d = scales[at];
-""" + "\n".join(f"      s{t}_{column} = fma(f32({' + '.join(f'dot4I8Packed(v.{i}, {name}{j})' for j, i in enumerate('xyzw'))}),"
+""" + "\n".join(f"      s{t}_{column} = fma(f32("
+                f"{' + '.join(f'dot4I8Packed(v.{i}, {name}{j})' for j, i in enumerate('xyzw'))}),"
                 f" d * {name}_d, s{t}_{column});" for column, name in enumerate("ab")) + "\n    }" for t in range(rows))
     return _kernel("gemv of 8 bits", block, rows, tail, bias, subgroups,
                    (*reads("x", of="vec4<u32>"), *reads("scales")), f"""
@@ -122,7 +125,8 @@ def gemv8(block: str, rows: int, tail: bool = False, bias: bool = False, subgrou
 
 @functools.cache
 def codes() -> Kernel:
-    """x[t, k] ~ scales[t, k / 32] * codes[t, k], integers between -127 and 127, four to a word.  grid: (k / 2048, rows).
+    """x[t, k] ~ scales[t, k / 32] * codes[t, k], integers between -127 and 127, four to a word.
+    grid: (k / 2048, rows).
 
     A block with a number that is not finite gets that as its scale, so that it shows.
     """
@@ -143,7 +147,8 @@ def codes() -> Kernel:
   }
   let factor = select(0.0, 127.0 / most, most > 0.0 && !found);
   for (var i = 0u; i < 8u; i++) {
-    let q = vec4<u32>(vec4<i32>(clamp(round(x[from_ + i] * factor), vec4<f32>(-127.0), vec4<f32>(127.0)))) & vec4<u32>(255u);
+    let q = vec4<u32>(vec4<i32>(clamp(round(x[from_ + i] * factor), vec4<f32>(-127.0), vec4<f32>(127.0))))
+      & vec4<u32>(255u);
     codes[block * 8u + i] = q.x | (q.y << 8u) | (q.z << 16u) | (q.w << 24u);
   }
   scales[block] = select(most / 127.0, odd, found);

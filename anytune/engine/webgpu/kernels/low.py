@@ -13,7 +13,8 @@ from ..kernel import Kernel, reads, writes
 RANKS = 8        # columns that a workgroup makes
 TOKENS = 4       # rows that it makes
 LANES = 64
-AHEAD = 4        # terms of an invocation's sum that are under way at once: few tokens wait for memory, not for arithmetic
+# terms of an invocation's sum that are under way at once: few tokens wait for memory, not for arithmetic
+AHEAD = 4
 COLUMNS = 64     # of a gradient
 
 
@@ -24,10 +25,12 @@ def _sums(x: str, m: str, out: str, job: str, pair: str) -> str:
         return f"p.{name}{job}"
     sums = "\n".join(f"  var s{t}_{c} = 0.0;" for t in range(TOKENS) for c in range(RANKS))
     # conditions are joined by &, not &&: short circuits are branches, and some compilers take minutes for so many
-    body = [f"    let k{u} = min(k + {u * LANES}u, high - 1u);\n    let on{u} = k + {u * LANES}u < high;" for u in range(AHEAD)]
+    body = [f"    let k{u} = min(k + {u * LANES}u, high - 1u);\n    let on{u} = k + {u * LANES}u < high;"
+            for u in range(AHEAD)]
     body += [f"    let x{t}_{u} = {x}[min(t0 + {t}u, p.tokens - 1u) * {p('xs')} + k{u}];"
              for u in range(AHEAD) for t in range(TOKENS)]
-    body += [f"    {{ let b = select(0.0, {m}[{p('m0')} + k{u} * {p('mk')} + min(c0 + {c}u, {p('rank')} - 1u) * {p('mc')}], "
+    body += [f"    {{ let b = select(0.0, {m}[{p('m0')} + k{u} * {p('mk')} + "
+             f"min(c0 + {c}u, {p('rank')} - 1u) * {p('mc')}], "
              f"on{u} & (c0 + {c}u < {p('rank')}));\n      "
              + " ".join(f"s{t}_{c} = fma(x{t}_{u}, b, s{t}_{c});" for t in range(TOKENS)) + " }"
              for u in range(AHEAD) for c in range(RANKS)]
