@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?=
 # VULKAN=no: do not see to a software Vulkan device for the tests of --device webgpu.
 VULKAN ?= yes
+# processes that run tests, a file at a time each
+JOBS ?= 2
 
 .PHONY: demo test lint venv clean
 
@@ -13,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test $(if $(filter yes,$(VULKAN)),$(VENV)/.vulkan)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(VENV)/.test
 	$(BIN)/python -m ruff check .

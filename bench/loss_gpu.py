@@ -1,5 +1,4 @@
-"""200 optimizer steps in bf16 on one GPU: anytune's loss curve beside transformers + peft's, from the same weights
-and pairs.
+"""200 optimizer steps in bf16 on one GPU: anytune's curve beside transformers + peft's, from equal weights and pairs.
 
     python bench/loss_gpu.py                   # about a minute on an H100
     python bench/loss_gpu.py --device cpu      # the same on a CPU, much smaller

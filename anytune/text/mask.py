@@ -11,7 +11,7 @@ Qwen2.5 put a system message in front of nothing) are handled by searching the w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,7 @@ def _turns(template, messages: list[dict], tools, text: str, learned: list[int])
     for i in learned:
         begin = _beginning(template, messages, tools, text, i, last, messages[done:i])
         limit = _limit(template, messages, tools, text, i, begin)
-        turn = _words(messages[i], text, begin, limit)
+        turn = _words(messages[i], text, begin, limit, lambda: _place(template, messages, tools, text, i))
         if turn is None:
             if _place(template, messages, tools, text, i) is None:
                 raise UserError(f"The chat template leaves out the words of message {i + 1}, an assistant's.")
@@ -178,12 +178,15 @@ def _limit(template, messages, tools, text: str, i: int, begin: int) -> int:
     at = max(text.find(own, begin), begin) + len(own)
     following = messages[i + 1]["content"].strip()
     found = text.find(following, at) if following else -1
+    if found >= 0 and text.find(following, found + 1) >= 0:     # short words are in the template's own, too
+        place = _place(template, messages, tools, text, i + 1)
+        found = place if place is not None and place >= at else found
     return found if found >= 0 else len(text)
 
 
-def _words(message: dict, text: str, begin: int, limit: int) -> Turn | None:
+def _words(message: dict, text: str, begin: int, limit: int, place: Callable[[], int | None]) -> Turn | None:
     """Find the message's words in text[begin:limit], and decide whether what stands before them is the
-    model's.
+    model's. place(): where they begin, if that can be known; for words that are there more than once.
 
     None if it has words and they are not there.
     """
@@ -194,11 +197,24 @@ def _words(message: dict, text: str, begin: int, limit: int) -> Turn | None:
     bare = content.rpartition("</think>")[2].strip("\n")
     for words in dict.fromkeys((content, content.strip(), bare, bare.strip())):
         at = turn.find(words) if words.strip() else -1
+        if at >= 0 and turn.find(words, at + 1) >= 0:
+            at = _which(turn, words, place, begin)
         if at >= 0:
             lead = turn[:at]
             own = not lead.strip() or _said(message, content[: len(content) - len(bare)], lead)
             return Turn(begin if own else begin + at, begin + at + len(words), limit)
     return None
+
+
+def _which(turn: str, words: str, place: Callable[[], int | None], begin: int) -> int:
+    """Where words begin that are in the turn more than once: "n" is in <think>, too."""
+    at = place()
+    if at is not None and at >= begin and turn.startswith(words, at - begin):
+        return at - begin
+    thoughts = turn.lstrip().startswith("<think>") and "<think>" not in words
+    end = turn.find("</think>") if thoughts else -1
+    after = turn.find(words, end + len("</think>")) if end >= 0 else -1
+    return after if after >= 0 else turn.find(words)
 
 
 def _rewritten(message: dict, text: str, begin: int, limit: int) -> Turn:

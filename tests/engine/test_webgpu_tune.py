@@ -82,6 +82,7 @@ def test_a_race_on_a_slow_device_ends(engine, monkeypatch):
 
 def test_slow_devices_race_one_product(engine, monkeypatch):
     contest = race.Race(engine())
+    monkeypatch.setattr(race, "SLOW", float("inf"))
     assert [(p.n, p.k) for p in contest.products(True, 32)] == [(128, 128), (512, 128)]
     assert [(p.n, p.k) for p in contest.products(False, 32)] == [(128, 128), (128, 512)]
     monkeypatch.setattr(race, "SLOW", 0.0)

@@ -105,6 +105,24 @@ def test_any_words_are_found_again(name, texts):
     assert learned == [text + END[name] for text in texts[1::2]]
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_words_that_the_template_says_too_are_found_again(name):
+    """An answer "n" is in <think> and in <|im_end|>; a short question, too; and thoughts end in what the answer is."""
+    tokenizer, template = setup(name)
+    text = template.render([user("Q"), says("A"), user("Q"), says("A")])
+    pieces = {text[at:at + size] for at in range(len(text)) for size in (1, 2, 5)} - set(SPECIAL)
+    for piece in sorted(p for p in pieces if p and p.strip() == p):
+        thought = "hm, " + piece
+        for messages in ([user("Q"), says(piece)], [user("Q"), says(piece), user(piece), says(piece)],
+                         [user("Q"), says(piece, reasoning_content=thought)],
+                         [user("Q"), says(f"<think>\n{thought}\n</think>\n\n{piece}")]):
+            learned = runs(tokenizer, *encode_chat(tokenizer, template, messages))
+            told = messages[-1].get("reasoning_content") and name == "qwen3"  # the only one that shows them
+            first = f"<think>\n{thought}\n</think>\n\n" if told else ""
+            said = [message["content"] for message in messages if message["role"] == "assistant"]
+            assert [t.removeprefix(" ") for t in learned] == [first + words + END[name] for words in said]
+
+
 def test_empty_thoughts_are_not_learned_and_real_ones_are():
     tokenizer, template = setup("qwen3")
     ids, loss = encode_chat(tokenizer, template, [user("Q"), says("A")])
