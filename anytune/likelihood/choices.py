@@ -144,7 +144,8 @@ def _scores(forward: Forward, prepared: list[tuple[list[list[int]], int]], numbe
 
 
 def wilson(right: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share."""
+    """The 95 % interval of a share: (low, high), 0 <= low <= share <= high <= 1 (rounding would leave that)."""
     share, z = right / count, SURE**2 / count
     half = SURE * np.sqrt(share * (1 - share) / count + z / (4 * count))
-    return float((share + z / 2 - half) / (1 + z)), float((share + z / 2 + half) / (1 + z))
+    low, high = ((share + z / 2 + side) / (1 + z) for side in (-half, half))
+    return min(max(float(low), 0.0), share), max(min(float(high), 1.0), share)

@@ -89,7 +89,11 @@ def test_a_task_that_is_too_long(model):
 def test_the_interval():
     """Wilson's, at values that textbooks print."""
     assert choices.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert choices.wilson(0, 10)[0] == pytest.approx(0, abs=1e-12)
+    for count in range(1, 80):
+        for right in range(count + 1):
+            low, high = choices.wilson(right, count)
+            assert 0 <= low <= right / count <= high <= 1 and high - low > 0.04, (right, count)
+        assert choices.wilson(0, count)[0] == pytest.approx(0, abs=1e-15)
 
 
 def test_the_command(model, tmp_path, capsys):
