@@ -145,7 +145,7 @@ def test_a_bad_line_is_named(tmp_path, content, message):
     [
         ("d.csv", "a,b\n"),
         ("none.jsonl", None),
-        ("d.jsonl.gz", gzip.compress(b"x" * 9999)[:40]),
+        ("d.jsonl.gz", gzip.compress(b"x" * 9999, mtime=0)[:40]),
         ("d.parquet", b"PAR1"),
         ("d.txt", ""),
     ],
