@@ -27,6 +27,13 @@ for module in sys.argv[1:]:
 """
 
 
+def test_the_command_line_starts_without_what_only_some_need():
+    heavy = "{'numba', 'numpy', 'torch', 'transformers', 'triton', 'wgpu', 'xllamacpp'}"
+    done = subprocess.run([sys.executable, "-c", f"import sys, anytune.cli.main; print({heavy} & set(sys.modules))"],
+                          capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="each module gets a process of its own by fork")
 def test_any_module_can_be_imported_first():
     done = subprocess.run([sys.executable, "-c", FIRST, *MODULES], capture_output=True, text=True, timeout=300)
@@ -43,8 +50,7 @@ KNOWS = {"gguf": {"errors", "files"}, "text": {"errors", "gguf"}, "mail": {"erro
 
 
 def imported(path: Path) -> set[str]:
-    """Parts of anytune (folders, or files beside them) that a file imports, at its top or later, by their whole names.
-    """
+    """Parts of anytune (folders, or files beside them) that a file imports by their whole names, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -54,7 +60,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-def test_imports_go_one_way():
+def test_folders_import_only_what_they_may():
     ran, root = set(), Path(anytune.__file__).parent
     for path in root.rglob("*.py"):
         part = path.relative_to(root).parts[0]

@@ -31,7 +31,7 @@ class Keeper:
         """
         self._same_everywhere(step)
         made = self.team.lead(lambda: self._write(step, info))
-        if made is not None:
+        if made is not None:    # on the other ranks, too
             self.saved, self.saved_step = Path(made), step
 
     def _write(self, step: int, info: Callable[[], dict]) -> str | None:
