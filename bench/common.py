@@ -183,7 +183,7 @@ def parser(text: str, rounds: int = 7) -> argparse.ArgumentParser:
 def model_file(name: str) -> Path:
     if Path(name).is_file():
         return Path(name).resolve()
-    from anytune.pull import pull
+    from anytune.hub.pull import pull
     return pull(name)
 
 

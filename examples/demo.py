@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         console = Console(highlight=False, width=110)
     started = time.perf_counter()
     console.rule("[bold]1  the model")
-    from anytune.pull import pull
+    from anytune.hub.pull import pull
 
     path = Path(args.model) if Path(args.model).is_file() else pull(args.model)
     model = anytune.load(path, threads=args.threads)

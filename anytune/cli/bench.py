@@ -50,7 +50,7 @@ def _many(*flags: str, low: int, high: int, default: str | None, help: str) -> C
     anytune bench --compare here.json there.json
 """)
 @click.option("-m", "--model", "models", multiple=True, metavar="GGUF",
-              help="A model: a GGUF file, or a name that `anytune pull` knows and has fetched. May be repeated.")
+              help="A model: a GGUF file, or a name of `anytune models`. May be repeated.")
 @click.option("--device", "devices", multiple=True, default=("auto",), show_default=True, metavar="NAME",
               help="What computes, as in the other commands. May be repeated.")
 @click.option("--train", "train", multiple=True, default=("1x512",), show_default=True, metavar="NxT",

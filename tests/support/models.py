@@ -6,13 +6,13 @@ from pathlib import Path
 
 @functools.cache
 def smollm2() -> Path:
-    from anytune.pull import pull
+    from anytune.hub.pull import pull
 
     return pull("smollm2-135m")
 
 
 @functools.cache
 def gemma3() -> Path:
-    from anytune.pull import pull
+    from anytune.hub.pull import pull
 
     return pull("gemma3-270m")

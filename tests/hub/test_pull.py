@@ -13,11 +13,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from anytune import download
-from anytune import pull as module
 from anytune.errors import UserError
 from anytune.gguf import write_gguf
-from anytune.pull import Wheels, pull
+from anytune.hub import cache as places
+from anytune.hub import download
+from anytune.hub import pull as module
+from anytune.hub.pull import Wheels, pull
 from tests.support.require import need
 
 
@@ -178,7 +179,7 @@ def test_a_part_that_is_too_long_is_thrown_away(server, model, monkeypatch):
     monkeypatch.setattr(download, "TRIES", 1)
     with pytest.raises(UserError):
         pull(f"{one.url}/m.gguf")
-    part, = module.home().rglob("*.part")
+    part, = places.home().rglob("*.part")
     part.write_bytes(bytes(len(model) + 5))
     one.break_after = None
     monkeypatch.setattr(download, "TRIES", 2)
@@ -213,27 +214,31 @@ def test_what_is_no_model_is_not_kept(server, cache):
     assert not any(name.endswith((".gguf", ".part")) for name in left_in(cache))
 
 
-def test_hugging_face_files_are_checked_and_the_token_stays_there(server, model, cache, monkeypatch):
-    hub, store = server(), server()
-    hub.redirect, hub.linked = store.url, hashlib.sha256(model).hexdigest()
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    path = pull("hf:owner/repo/sub/m.gguf")
-    assert path.read_bytes() == model and path.is_relative_to(cache / "hf" / "owner" / "repo")
-    assert hub.requests == [("/owner/repo/resolve/main/sub/m.gguf", None, "Bearer secret")]
+def test_the_token_of_a_host_stays_there(server, model, cache):
+    first, store = server(), server()
+    first.redirect, first.linked = store.url, hashlib.sha256(model).hexdigest()
+    path = download.fetch(f"{first.url}/m.gguf", cache, token="secret")
+    assert path.read_bytes() == model
+    assert first.requests == [("/m.gguf", None, "Bearer secret")]
     assert [token for *_, token in store.requests] == [None]
 
 
-def test_a_wrong_hash_of_hugging_face_is_refused(server, cache, monkeypatch):
-    hub, store = server(), server()
-    hub.redirect, hub.linked = store.url, "0" * 64
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+def test_a_wrong_hash_is_refused(server, cache):
+    first, store = server(), server()
+    first.redirect, first.linked = store.url, "0" * 64
     with pytest.raises(UserError, match="instead of 0000"):
-        pull("hf:owner/repo/m.gguf")
+        pull(f"{first.url}/m.gguf")
     assert not any(name.endswith((".gguf", ".part")) for name in left_in(cache))
 
 
-@pytest.mark.parametrize("name", ["hf:owner", "hf:a/b/../../x.gguf", "hf:a/../c.gguf", "nosuch", "",
+def test_a_part_of_a_model_is_refused_before_a_byte(server):
+    one = server()
+    with pytest.raises(UserError, match="one of 2 parts"):
+        pull(f"{one.url}/m-00001-of-00002.gguf")
+    assert not one.requests
+
+
+@pytest.mark.parametrize("name", ["hf:owner", "hf:a//b", "hf:a/b/../../x.gguf", "hf:a/../c.gguf", "nosuch", "",
                                   "smollm2", "https:///", "http://127.0.0.1:1/.."])
 def test_names_that_mean_nothing(name, cache):
     with pytest.raises(UserError):
