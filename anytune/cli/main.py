@@ -21,9 +21,9 @@ from anytune.cli.common import DEBUG, debug_wanted, set_debug
 from anytune.errors import UserError
 
 _NO_PLACE = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
-COMMANDS = (models.models, pull.pull, info.info, data.data, train.train, train.finetune, generate.generate, chat.chat, verify.verify,
-            quantize.quantize, imatrix.imatrix, perplexity.perplexity, evaluate_biomed.evaluate, export_merge.export,
-            bench.bench, doctor.doctor)
+COMMANDS = (models.models, pull.pull, info.info, data.data, train.train, train.finetune, generate.generate, chat.chat,
+            verify.verify, quantize.quantize, imatrix.imatrix, perplexity.perplexity, evaluate_biomed.evaluate,
+            export_merge.export, bench.bench, doctor.doctor)
 
 
 class _Root(click.Group):

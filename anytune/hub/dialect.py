@@ -36,8 +36,9 @@ def ollamas_own(metadata: Mapping[str, Any], tensors: Any) -> str | None:
 
 
 def sentence(what: str) -> str:
-    return (f"This file was made by Ollama's own converter and is not what llama.cpp reads ({what}): pull a newer build of "
-            "the model, or its GGUF from Hugging Face (ollama pull hf.co/OWNER/REPO, or anytune pull hf:OWNER/REPO).")
+    return (f"This file was made by Ollama's own converter and is not what llama.cpp reads ({what}): pull a newer "
+            "build of the model, or its GGUF from Hugging Face (ollama pull hf.co/OWNER/REPO, or anytune pull "
+            "hf:OWNER/REPO).")
 
 
 def refused_dialect(path: Path, name: str) -> Path:

@@ -130,8 +130,8 @@ def refuse_part(name: str) -> None:
     """UserError for one part of a model, before anything is fetched."""
     match = PART.fullmatch(Path(name).name)
     if match and int(match[3]) > 1:
-        raise UserError(f"{Path(name).name} is one of {int(match[3])} parts, which anytune does not read: take a smaller "
-                        "type in one file, or fetch all and join them with llama-gguf-split --merge.")
+        raise UserError(f"{Path(name).name} is one of {int(match[3])} parts, which anytune does not read: take a "
+                        "smaller type in one file, or fetch all and join them with llama-gguf-split --merge.")
 
 
 @contextlib.contextmanager
@@ -141,14 +141,14 @@ def _sentences(repo: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        raise UserError(f"hf:{repo} needs permission: accept its terms on https://huggingface.co/{repo} and log in with "
-                        "`hf auth login`, or set HF_TOKEN.") from None
+        raise UserError(f"hf:{repo} needs permission: accept its terms on https://huggingface.co/{repo} and log in "
+                        "with `hf auth login`, or set HF_TOKEN.") from None
     except errors.RepositoryNotFoundError:
         raise UserError(f"hf:{repo} is not on Hugging Face, or is private: check the spelling, or log in with `hf auth "
                         "login`.") from None
     except errors.EntryNotFoundError as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
-            raise UserError(f"hf:{repo} cannot be reached: check the network and the proxy, and HF_HUB_OFFLINE.") from None
+            raise UserError(f"hf:{repo} cannot be reached: check the network, the proxy and HF_HUB_OFFLINE.") from None
         raise UserError(f"hf:{repo} has no such file: see https://huggingface.co/{repo}/tree/main.") from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)

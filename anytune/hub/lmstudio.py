@@ -46,5 +46,5 @@ def find(name: str) -> Stored:
     several = [model.name for model in known if model.name.startswith(f"lmstudio:{name}/")]
     if several:
         raise UserError(f"lmstudio:{name} has several files: name one, such as -m {several[0]}.")
-    raise UserError(f"There is no model {name} in LM Studio's folder ({', '.join(map(str, folders()))}); `anytune models` "
-                    "lists what is there.")
+    raise UserError(f"There is no model {name} in LM Studio's folder ({', '.join(map(str, folders()))}); `anytune "
+                    "models` lists what is there.")

