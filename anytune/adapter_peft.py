@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.files import atomic_write
+from anytune.files import atomic_write, cannot_write
 from anytune.gguf import GGUF, dequantize
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ PREFIX = "base_model.model."
 KEY = re.compile(r"base_model\.model\.(?:(?:model\.|language_model\.){1,3}layers\.(\d{1,5})\.([a-z_.]+)"
                  r"|lm_head)\.lora_([AB])\.weight")
 CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
+FILES = (CONFIG, WEIGHTS, TEMPLATE)
 CONFIG_LIMIT = 4 << 20
 # peft's options that change the result in a way that has no counterpart here.
 UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out",
@@ -70,8 +71,7 @@ def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
         with atomic_write(folder / CONFIG, "w") as file:
             json.dump(config, file, indent=2)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; make room or choose another place."
-                        ) from None
+        raise cannot_write(folder, error) from None
 
 
 def load(folder: Path, gguf: GGUF | None) -> Adapter:

@@ -1,15 +1,22 @@
-"""Files that are either whole or absent: written beside their place, synced, renamed."""
+"""Files that are either whole or absent: written beside their place, synced, renamed; and never over what was read."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from anytune.errors import UserError
+from anytune.units import bytes_text
+
+FilePath = str | os.PathLike
+
+SPARE = 64 << 20    # bytes of the disk that are left alone
 CHUNK = 256 << 10   # bytes at a time: copying must fit beside a training that fills its budget
 
 
@@ -73,6 +80,65 @@ def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def spare_inputs(outputs: Iterable[FilePath | None], inputs: Iterable[tuple[str, FilePath | None]]) -> None:
+    """Raise UserError if writing `outputs` would replace one of `inputs`; to be asked before any work is done.
+
+    inputs: (what it is, in words; its path). A folder stands for all files below it. Paths are compared as files, not
+    as words: other spellings, symbolic and hard links, and names that differ in case where the disk does not tell
+    cases apart are the same file. Paths that are None, and "-" for standard input, are passed over.
+    """
+    read = [(what, Path(path).expanduser()) for what, path in inputs if path is not None and os.fspath(path) != "-"]
+    for output in (Path(path) for path in outputs if path is not None):
+        for what, path in read:
+            if _same(output, path) or _within(output, path):
+                spelled = "" if os.fspath(path) == os.fspath(output) else f" ({path})"
+                raise UserError(f"{output} is {what} itself{spelled}, and would be overwritten: give what is written "
+                                "another name.")
+
+
+def _same(a: Path, b: Path) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except (OSError, ValueError):   # one of them is not there (yet)
+        return os.path.realpath(a) == os.path.realpath(b)
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether `path` is a file that is there, and one of those below `folder`, by place or as a hard link."""
+    if not folder.is_dir() or not path.is_file():
+        return False
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        return True
+    return path.stat().st_nlink > 1 and any(
+        _same(path, Path(place, name)) for place, _, names in os.walk(folder) for name in names)
+
+
+def cannot_write(path: FilePath, error: OSError) -> UserError:
+    """What is said when writing to `path` failed with `error`: "make room" only where room is what is missing."""
+    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return UserError(f"{path} cannot be written: {error.strerror or error}; "
+                     f"{'make room or ' if full else ''}choose another place.")
+
+
+def try_writing(folder: FilePath) -> None:
+    """Raise OSError unless files can be made in `folder`. Nothing stays."""
+    with tempfile.TemporaryFile(prefix=".anytune-", dir=folder):
+        pass
+
+
+def check_room(folder: FilePath, size: int, what: str) -> None:
+    """Raise UserError unless files can be made in `folder`, and `size` bytes (and SPARE more) are free there. what: the
+    name of what needs them."""
+    try:
+        try_writing(folder)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    if free < size + SPARE:
+        raise UserError(f"{folder} has {bytes_text(free)} free, and {what} needs {bytes_text(size)}: make room or "
+                        "choose another place.")
 
 
 def copy(source: Path, target: Path) -> None:

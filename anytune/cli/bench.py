@@ -14,6 +14,7 @@ import click
 
 from anytune.cli.common import SIZE, Command, existing_file, model_path, note, print_json
 from anytune.errors import UserError
+from anytune.files import spare_inputs
 
 FORMATS = ("md", "csv", "json")
 
@@ -115,6 +116,7 @@ def bench(models: tuple[str, ...], devices: tuple[str, ...], train: tuple[str, .
     settings = plan.Settings(repeats=repeats, warmup=int(not no_warmup), **more)
     place = Path(save).expanduser() if save else None
     if place:
+        spare_inputs([place], [("a model", path) for path in paths])
         documents.check_place(place)
     document = documents.begin(_command(), settings, paths)
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import (Command, existing_file, json_option, load_adapter, load_model, model_options, note,
-                                print_json)
+from anytune.cli.common import (Command, existing_file, json_option, load_adapter, load_model, model_options,
+                                model_path, note, print_json)
 from anytune.cli.sampling import SAMPLING, read_template
 from anytune.errors import UserError
+from anytune.files import spare_inputs
 
 if TYPE_CHECKING:
     from anytune.adapter import Adapter
@@ -95,7 +96,8 @@ def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs
     from anytune.evaluation.prompts import read_prompts
     from anytune.sampling import Sampling
 
-    how, places = Sampling(**sampling), report_places(outputs)
+    how = Sampling(**sampling)
+    places = report_places(outputs, model, loras, prompts=file, template=chat_template)
     if (judge is None) != (judge_model is None):
         raise UserError("--judge and --judge-model belong together: the endpoint, and the model's name there.")
     columns = _columns(rest)
@@ -138,7 +140,8 @@ def style(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: 
     from anytune.evaluation.style_report import report, text
     from anytune.sampling import Sampling
 
-    how, places = Sampling(**sampling), report_places(outputs)
+    how = Sampling(**sampling)
+    places = report_places(outputs, model, loras, messages=file, template=chat_template)
     columns = _columns(rest)
     prompts = read_prompts(existing_file(file, "message"), columns, limit)
     loaded = load_model(model, engine)
@@ -196,9 +199,7 @@ def adapters_of(loras: tuple[str, ...], model: Model) -> dict[str, Adapter]:
     """name -> Adapter, for FILE (named after the file) or NAME=FILE."""
     found: dict[str, Adapter] = {}
     for given in loras:
-        name, equals, path = given.partition("=")
-        if not equals or Path(given).exists():
-            name, path = Path(given).stem or given, given
+        name, path = _named(given)
         if name in found:
             raise UserError(f"Two adapters are called {name}: name them with --lora NAME=FILE.")
         adapter = load_adapter(path, model)
@@ -207,9 +208,22 @@ def adapters_of(loras: tuple[str, ...], model: Model) -> dict[str, Adapter]:
     return found
 
 
-def report_places(outputs: tuple[str, ...]) -> list[Path]:
+def _named(given: str) -> tuple[str, str]:
+    """(name, path) of FILE or NAME=FILE."""
+    name, equals, path = given.partition("=")
+    return (name, path) if equals and not Path(given).exists() else (Path(given).stem or given, given)
+
+
+def report_places(outputs: tuple[str, ...], model: str, loras: tuple[str, ...],
+                  **inputs: str | None) -> list[Path]:
+    """Where reports go, which must be none of what is read. inputs: what each is, in one word -> its path."""
     from anytune.evaluation.report import check_path
-    return [check_path(path) for path in outputs]
+
+    places = [check_path(path) for path in outputs]
+    if places:
+        spare_inputs(places, [("the model", model_path(model)), *(("an adapter", _named(lora)[1]) for lora in loras),
+                              *((f"the {what}", path) for what, path in inputs.items())])
+    return places
 
 
 def keeping(places: list[Path]) -> Kept:

@@ -53,7 +53,7 @@ def biomed(model: str, engine: dict, file: str, test: str | None, setting: str |
     from anytune.evaluation.kept import identity
     from anytune.evaluation.pubmedqa import read_questions
 
-    places = report_places(outputs)
+    places = report_places(outputs, model, loras, questions=file, test=test)
     questions = read_questions(existing_file(file, "question"), existing_file(test, "test") if test else None,
                                setting=setting, wording=wording)[:limit]
     loaded = load_model(model, engine)

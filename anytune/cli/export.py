@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import Command, json_option, load_model, model_options, note, print_json
+from anytune.cli.common import Command, json_option, load_model, model_options, model_path, note, print_json
 from anytune.errors import UserError
+from anytune.files import spare_inputs
 
 if TYPE_CHECKING:
     from anytune.adapter import Adapter
@@ -61,12 +62,22 @@ def adapters_of(loras: tuple[str, ...], scaled: tuple[str, ...]) -> list[tuple[s
     return [(os.path.expanduser(path), weight) for path, weight in found]
 
 
-def open_pair(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...],
-              needed: bool = True) -> tuple[Model, Adapter | None]:
-    """The model, and the adapters as one; None if none is needed and given."""
+def open_pair(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], needed: bool = True, *,
+              outputs: Iterable[str | Path | None] = (), folder: str | Path | None = None,
+              inputs: Iterable[tuple[str, str | None]] = ()) -> tuple[Model, Adapter | None]:
+    """The model, and the adapters as one; None if none is needed and given.
+
+    outputs, folder (a new one): what will be written, which must be none of what is read: model, adapters, and inputs
+    (see spare_inputs).
+    """
     from anytune.export.adapters import load
+    from anytune.export.folder import check_new
 
     sources = adapters_of(loras, scaled)
+    spare_inputs([*outputs, folder],
+                 [("the model", model_path(model)), *(("an adapter", path) for path, _ in sources), *inputs])
+    if folder is not None:
+        check_new(Path(folder))
     if needed and not sources:
         raise UserError("There is no adapter to export: name one with --lora.")
     if engine["device"] == "auto":
@@ -106,10 +117,9 @@ def peft(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ..
     `pip install 'anytune[hf]'` and memory for the model in float32.
     """
     from anytune.export import checks
-    from anytune.export.folder import check_new, new_folder
+    from anytune.export.folder import new_folder
 
-    check_new(Path(output))
-    loaded, adapter = open_pair(model, engine, loras, scaled)
+    loaded, adapter = open_pair(model, engine, loras, scaled, folder=output)
     with new_folder(output, 4 * adapter.n_parameters) as made:
         adapter.save_peft(made, loaded.gguf)
     found = [] if no_verify else [checks.in_peft(Path(output), loaded, adapter)]
@@ -132,9 +142,7 @@ def gguf(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ..
 
     if not output.lower().endswith(".gguf"):
         raise UserError(f"-o {output} must end in .gguf: llama.cpp's form is a file.")
-    loaded, adapter = open_pair(model, engine, loras, scaled)
-    if Path(output).exists() and Path(output).samefile(loaded.gguf.path):
-        raise UserError(f"{output} is the model itself: give the adapter another name.")
+    loaded, adapter = open_pair(model, engine, loras, scaled, outputs=[output])
     adapter.save(output)
     found = [] if no_verify else [checks.in_llamacpp(loaded, output, threads=engine["threads"])]
     return finish(_facts(output, adapter), found, as_json, [output])
@@ -169,13 +177,12 @@ def _folder_command(name: str, text: str) -> None:
         from anytune.cli.common import read_text
         from anytune.cli.progress import Progress
         from anytune.export import checks
-        from anytune.export.folder import check_new
         from anytune.export.huggingface import save
         from anytune.units import bytes_text
 
-        check_new(Path(output))
         template = None if chat_template is None else read_text(chat_template)
-        loaded, adapter = open_pair(model, engine, loras, scaled, needed=False)
+        loaded, adapter = open_pair(model, engine, loras, scaled, needed=False, folder=output,
+                                    inputs=[("the chat template", chat_template)])
         with Progress("export", "weights", quiet=as_json) as progress:
             facts = save(loaded.gguf, adapter, output, dtype=outtype, template=template, progress=progress.to)
         found = []

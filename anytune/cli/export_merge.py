@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import Command, json_option, note, read_text
+from anytune.cli.common import Command, json_option, model_path, note, read_text
 from anytune.cli.export import export, finish, open_pair, verify_option
 from anytune.cli.merging import Choice, Work, merge_options
 from anytune.errors import UserError
+from anytune.files import spare_inputs
 
 if TYPE_CHECKING:
     from anytune.export.distance import Served
@@ -51,17 +52,19 @@ def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, .
         raise UserError("--residual-lora goes with --absorb RANK.")
     if absorb is not None and (compare or calibration is None and choice.file is None):
         raise UserError("--absorb goes with a written file, and needs a text to measure on: -f or --calibration.")
-    loaded, adapter = open_pair(model, engine, loras, scaled, needed=absorb is None)
+    beside, target = None, None if compare else Path(output or "")
+    if absorb is not None:
+        beside = Path(residual or Path(output or "").with_suffix("").as_posix() + "-residual.gguf")
+        if not beside.parent.is_dir() or beside.suffix != ".gguf":
+            raise UserError(f"--residual-lora {beside} must be a .gguf file in a folder that exists.")
+        spare_inputs([beside], [("the merged file", target)])
+    loaded, adapter = open_pair(model, engine, loras, scaled, needed=absorb is None, outputs=[target, beside],
+                                inputs=[*choice.inputs, ("the text", calibration)])
     if adapter is None and choice.kind in (None, "auto", "same"):
         raise UserError("Without an adapter --absorb needs a --type to round to.")
     work = Work(loaded, adapter, choice, engine, as_json)
-    beside, target = None, None if compare else Path(output or "")
     if target is not None:
-        check_target(loaded.gguf, target)
-    if absorb is not None:
-        beside = Path(residual or Path(output or "").with_suffix("").as_posix() + "-residual.gguf")
-        if not beside.parent.is_dir() or beside.suffix != ".gguf" or beside in (target, Path(loaded.gguf.path)):
-            raise UserError(f"--residual-lora {beside} must be a .gguf file of its own, in a folder that exists.")
+        check_target(target)
     words = read_text(calibration) if calibration else work.text
     with work.served() as served:
         taken = work.merge(target, choice.kind or ("auto" if absorb is None else "same"), served)
@@ -113,15 +116,14 @@ def ollama(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, 
     conversations as the original does. Tools are not translated.
     """
     from anytune.export import checks
-    from anytune.export.folder import check_new, new_folder
+    from anytune.export.folder import new_folder
     from anytune.export.ollama import modelfile
     from anytune.export.packages import chat_parts, default_name, plain_name
 
     pairs = [tuple(text.split("=", 1)) for text in parameters]
     if any(len(pair) != 2 or not all(pair) or "\n" in "".join(pair) for pair in pairs):
         raise UserError("--parameter takes NAME=VALUE, such as num_ctx=8192.")
-    check_new(Path(output))
-    loaded, adapter = open_pair(model, engine, loras, scaled)
+    loaded, adapter = open_pair(model, engine, loras, scaled, folder=output, inputs=choice.inputs)
     template, stops, remark = chat_parts(loaded, adapter)
     if remark:
         note(remark)
@@ -159,16 +161,15 @@ def lmstudio(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str
              publisher: str, name: str | None, no_verify: bool, as_json: bool) -> int:
     """Write FOLDER/publisher/name/name.gguf, the merged file with its chat template and end of turn in the metadata."""
     from anytune.export import checks
-    from anytune.export.folder import check_new, new_folder
-    from anytune.export.packages import default_name, plain_name
+    from anytune.export.folder import new_folder
+    from anytune.export.packages import plain_name
 
     if not Path(output).is_dir():
         raise UserError(f"There is no folder {output}: name LM Studio's folder of models, often ~/.lmstudio/models.")
-    loaded, adapter = open_pair(model, engine, loras, scaled)
-    name = plain_name(name) if name else default_name(loaded)
+    name = plain_name(name or f"{model_path(model).stem}-merged")
     folder = Path(output) / plain_name(publisher) / name
     folder.parent.mkdir(exist_ok=True)
-    check_new(folder)
+    loaded, adapter = open_pair(model, engine, loras, scaled, folder=folder, inputs=choice.inputs)
     work = Work(loaded, adapter, choice, engine, as_json)
     with new_folder(folder) as made, work.served() as served:
         work.merge(made / f"{name}.gguf", choice.kind or "auto", served)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.common import Command, json_option, load_model, model_options, print_json, read_text
+from anytune.cli.common import (Command, json_option, load_model, model_options, model_path, print_json,
+                                read_text)
+from anytune.files import spare_inputs
 
 
 @click.command(cls=Command, short_help="Measure which weights matter, for quantize.", example="""
@@ -32,6 +34,7 @@ def imatrix(model: str, engine: dict, file: str, output: str, context: int | Non
     from anytune.quantization.collect import collect
     from anytune.quantization.imatrix import write_imatrix
 
+    spare_inputs([output], [("the model", model_path(model)), ("the text", file)])
     text = read_text(file)
     loaded = load_model(model, engine)
     with Progress("imatrix", "tokens", quiet=as_json) as progress:

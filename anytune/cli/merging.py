@@ -50,6 +50,11 @@ class Choice:
     file: str | None
     chunks: int
 
+    @property
+    def inputs(self) -> list[tuple[str, str | None]]:
+        """What is read besides model and adapters, as files.spare_inputs takes it."""
+        return [("the importance file", self.imatrix), ("the text", self.file)]
+
 
 def merge_options(command: Callable) -> Callable:
     @functools.wraps(command)

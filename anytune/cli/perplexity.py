@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from anytune.cli.common import (Command, existing_file, json_option, load_adapter, load_model, lora_option,
-                                model_options, print_json, read_text)
+                                model_options, model_path, print_json, read_text)
 from anytune.errors import UserError
+from anytune.files import spare_inputs
 
 
 @click.command(cls=Command, short_help="Score a text, a quantization or given answers.", example="""
@@ -67,6 +68,8 @@ def _perplexity(model: str, engine: dict, lora: str | None, file: str | None, co
 
     if compare:
         existing_file(base or "", "distributions")
+    else:
+        spare_inputs([base], [("the model", model_path(model)), ("the adapter", lora), ("the text", file)])
     text = None if compare else read_text(file or "")
     loaded = load_model(model, engine)
     adapter = load_adapter(lora, loaded)

@@ -181,8 +181,10 @@ def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only:
     if chat_template is not None:
         existing_file(chat_template, "template")
     from anytune.train import launch
+    from anytune.train.finetune import check_outputs
     from anytune.train.team import Elsewhere, Lost, give_up, local_device, places
 
+    check_outputs(output, chosen, model_path(model), files, val_file, lora, chat_template)
     if launch.is_child():
         launch.follow_parent()
     elif gpus is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
 from anytune.evaluation.pubmedqa import LABELS, Source, ask, read_official, read_test
-from anytune.files import atomic_write
+from anytune.files import atomic_write, cannot_write, spare_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +35,9 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
     """
     import numpy as np
 
+    folder = Path(folder)
+    spare_inputs([folder / RECIPE, *(folder / f"{name}.jsonl" for name in ("train", "validation", "test"))],
+                 [("the question file", path), ("the test file", test)])
     sources = read_official(path)
     chosen = read_test(test, sources)
     rest = [source for source in sources if source.id not in chosen]
@@ -53,7 +56,6 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
              "splits": {name: {"questions": len(split), "labels": dict(Counter(s.label for s in split)),
                                "sha256": hashlib.sha256(texts[name].encode()).hexdigest()}
                         for name, split in splits.items()}}
-    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -65,7 +67,7 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
         with atomic_write(folder / RECIPE, "w") as file:
             json.dump(facts, file, indent=1)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; make room or choose another place.") from None
+        raise cannot_write(folder, error) from None
     return facts
 
 

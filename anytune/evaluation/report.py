@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
-from anytune.files import atomic_write
+from anytune.files import atomic_write, cannot_write
 
 Number = float | tuple[float, float, float] | None  # a value, or (value, low, high), or none
 
@@ -99,8 +99,7 @@ def write(path: str | os.PathLike, report: Report) -> None:
         with atomic_write(path) as file:
             file.write(text.encode("utf-8", "replace"))  # a model may write half of a character
     except OSError as error:
-        raise UserError(f"The report {path} cannot be written: {error.strerror}; make room or choose another place."
-                        ) from None
+        raise cannot_write(path, error) from None
 
 
 def as_json(report: Report) -> str:

@@ -17,10 +17,11 @@ import numpy as np
 
 from anytune.adapter import Adapter
 from anytune.errors import UserError
+from anytune.files import SPARE
 from anytune.gguf import GGUF
 from anytune.likelihood.baseline import row_length, scored
 from anytune.likelihood.perplexity import perplexity
-from anytune.quantization.rewrite import PIECE, SPARE, rows_of
+from anytune.quantization.rewrite import PIECE, rows_of
 from anytune.units import bytes_text
 from anytune.verify import TEXT
 

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from anytune.errors import UserError
-from anytune.files import umask, sync_folder
-from anytune.quantization.rewrite import SPARE
-from anytune.units import bytes_text
+from anytune.files import cannot_write, check_room, sync_folder, umask
 
 
 @contextlib.contextmanager
@@ -23,10 +21,7 @@ def new_folder(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
     """
     path = Path(path)
     check_new(path)
-    free = shutil.disk_usage(path.parent).free
-    if free < size + SPARE:
-        raise UserError(f"{path.parent} has {bytes_text(free)} free, and {path.name} needs {bytes_text(size)}: make "
-                        "room or choose another place.")
+    check_room(path.parent, size, path.name)
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield made
@@ -37,7 +32,7 @@ def new_folder(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
         sync_folder(path.parent)
     except OSError as error:
         shutil.rmtree(made, ignore_errors=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}; make room or choose another place.") from None
+        raise cannot_write(path, error) from None
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise

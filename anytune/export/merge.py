@@ -16,7 +16,7 @@ from anytune.errors import UserError
 from anytune.export.adapters import merged_rows
 from anytune.export.chat import turn_end
 from anytune.export.distance import Served, weight_error
-from anytune.files import sync_folder
+from anytune.files import spare_inputs, sync_folder
 from anytune.gguf import GGUF
 from anytune.quantization.filetypes import file_type
 from anytune.quantization.rewrite import FLOATS, rewrite
@@ -94,7 +94,8 @@ class Merge:
         rows: list[dict[str, Any]] = []
         place = target.parent if target is not None else None
         if target is not None:
-            check_target(self.base, target)
+            spare_inputs([target], [("the model", self.base.path), ("the importance file", self.imatrix)])
+            check_target(target)
         with tempfile.TemporaryDirectory(prefix=".anytune-merge-", dir=place) as folder:
             best: Path | None = None
             for _, kind in self.sizes(kinds):
@@ -117,13 +118,11 @@ class Merge:
         return rows
 
 
-def check_target(base: GGUF, target: Path) -> None:
-    """UserError unless a merged file may be written to `target`."""
+def check_target(target: Path) -> None:
+    """UserError unless a file can be made at `target`."""
     if target.is_dir() or not target.parent.is_dir():
         raise UserError(f"{target} cannot be written: " + ("it is a folder." if target.is_dir() else
                                                           f"there is no folder {target.parent}."))
-    if target.exists() and target.samefile(base.path):
-        raise UserError(f"{target} is the model itself: give the new file another name.")
 
 
 def candidates(base: GGUF, kinds: Sequence[str] | None = None) -> list[str]:

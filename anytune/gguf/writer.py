@@ -11,8 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from anytune.errors import UserError
-from anytune.files import atomic_write
+from anytune.files import atomic_write, cannot_write
 from anytune.gguf.blocks import BLOCKS, BlockType, quantize
 from anytune.gguf.header import (
     DEFAULT_ALIGNMENT,
@@ -71,8 +70,7 @@ def write_gguf(path: str | os.PathLike, metadata: Mapping[str, Any],
                 _write_tensor(file, name, tuple(shape), BLOCKS[type_name], array, nbytes)
             file.write(bytes(-file.tell() % alignment))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; make room or choose another place."
-                        ) from None
+        raise cannot_write(path, error) from None
 
 
 def _text(text: str) -> bytes:

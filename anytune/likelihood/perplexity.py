@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.files import atomic_write
+from anytune.files import atomic_write, cannot_write
 from anytune.likelihood import baseline
 from anytune.likelihood.windows import Forward, log_sums, starting, windows
 
@@ -60,8 +59,7 @@ def perplexity(model: Model, text: str | None = None, adapter: Adapter | None = 
                     out.write(baseline.pack(logits, sums))
                 _tell(progress, losses, pieces)
     except OSError as error:
-        raise UserError(f"{Path(save or '')} cannot be written: {error.strerror}; make room or choose another place."
-                        ) from None
+        raise cannot_write(save or "", error) from None
     return _facts(np.concatenate(losses), pieces)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.files import atomic_write
+from anytune.files import atomic_write, cannot_write, spare_inputs
 from anytune.mail import boxes
 from anytune.mail.parse import Mail, parse
 from anytune.mail.redact import redact as redacted
@@ -74,6 +74,8 @@ def build(paths: Sequence[str | os.PathLike], senders: Sequence[str], folder: st
         raise UserError("The parts for validation and test must be 0 or more, and leave something to train on.")
     folder = _folder(folder, validation, test)
     files = boxes.find(paths)
+    spare_inputs([folder / RECIPE, *(folder / f"{split}.jsonl" for split in SPLITS)],
+                 [("a mailbox", file) for file in files])
     counts: Counter[str] = Counter()
     own, threads = _own(files, known, counts, progress)
     originals = _originals(files, {mail.parents[-1] for mail in own if mail.parents}, counts["messages"], progress)
@@ -222,7 +224,7 @@ def _write(folder: Path, chosen: dict[str, list[Pair]], system: str | None, fact
         with atomic_write(folder / RECIPE, "w") as file:
             json.dump(facts, file, indent=1, ensure_ascii=False)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; make room or choose another folder.") from None
+        raise cannot_write(folder, error) from None
 
 
 def _told(counts: Counter[str]) -> str:

@@ -6,7 +6,6 @@ Rows are read or asked for, encoded by several threads, and written a portion at
 from __future__ import annotations
 
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.files import check_room, spare_inputs
 from anytune.gguf import GGUF, TensorInfo, write_gguf
 from anytune.gguf.encode import NAMES, encode
 from anytune.gguf.kernels import KERNELS
@@ -23,12 +23,10 @@ from anytune.quantization import mix
 from anytune.quantization.filetypes import file_type
 from anytune.quantization.imatrix import Importance, read_imatrix
 from anytune.quantization.plan import Plan, plan
-from anytune.units import bytes_text
 
 PIECE = 1 << 19  # weights that one thread works on: 2 MiB as float32
 FLOATS = ("F32", "F16", "BF16")
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
-SPARE = 64 << 20  # bytes of the disk that are left alone
 
 Rows = Callable[[int, int], np.ndarray]
 
@@ -70,7 +68,7 @@ def carry_out(source: GGUF, target: str | os.PathLike | None, made: Plan, values
         "without_importance": missing}
     if target is None:
         return facts
-    _check(source, made, Path(target), size, values)
+    _check(source, made, Path(target), size, values, importance)
     _write(source, made, Path(target), values, metadata, importance, threads or available_threads(),
            progress or (lambda *_: None))
     return facts
@@ -86,9 +84,9 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check(file: GGUF, made: Plan, target: Path, size: int, values: Mapping[str, Rows]) -> None:
-    if target.exists() and file.path.exists() and target.samefile(file.path):
-        raise UserError(f"{target} is the model itself: give the new file another name.")
+def _check(file: GGUF, made: Plan, target: Path, size: int, values: Mapping[str, Rows],
+           importance: Importance | None) -> None:
+    spare_inputs([target], [("the model", file.path), ("the importance file", importance and importance.path or None)])
     if target.is_dir() or not target.parent.is_dir():
         raise UserError(f"{target} cannot be written: " + ("it is a folder." if target.is_dir() else
                                                           f"there is no folder {target.parent}."))
@@ -96,10 +94,7 @@ def _check(file: GGUF, made: Plan, target: Path, size: int, values: Mapping[str,
         if made.formats[name] not in NAMES and (name in values or made.formats[name] != t.type.name):
             raise UserError(f"{name} is {made.formats[name]}, which cannot be written anew here: choose another type "
                             f"for it, such as {'Q4_K' if t.shape[-1] % 256 == 0 else 'Q4_1'}.")
-    free = shutil.disk_usage(target.parent).free
-    if free < size + SPARE:
-        raise UserError(f"{target.parent} has {bytes_text(free)} free, and the file needs {bytes_text(size)}: make "
-                        "room or choose another place.")
+    check_room(target.parent, size, "the file")
 
 
 def _metadata(file: GGUF, made: Plan, changes: Mapping[str, Any],

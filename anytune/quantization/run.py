@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
+from anytune.files import spare_inputs
 from anytune.gguf import GGUF
 from anytune.quantization.filetypes import file_type
 from anytune.quantization.imatrix import read_imatrix
@@ -29,6 +30,7 @@ def quantize(source: str | os.PathLike, target: str | os.PathLike | None, kind: 
     Raises UserError.
     """
     source = Path(source)
+    spare_inputs([target], [("the model", source), ("the importance file", imatrix)])
     importance = read_imatrix(imatrix) if imatrix is not None else None
     with GGUF.open(source) as file:
         if file.metadata.get("general.type", "model") != "model" or not file.tensors:

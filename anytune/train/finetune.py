@@ -14,9 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anytune import adapter_peft
+from anytune.adapter import Adapter
 from anytune.engine.check import prove
 from anytune.engine.probe import cores
 from anytune.errors import UserError
+from anytune.files import spare_inputs
 from anytune.train import checkpoint as ckpt
 from anytune.train import preflight
 from anytune.train.checkpoint import Checkpoint
@@ -25,13 +28,12 @@ from anytune.train.plan import Plan
 from anytune.train.product import AdapterProduct, ModelProduct, read_adapter
 from anytune.train.progress import Console, size
 from anytune.train.resume import open_run, recorded_engine
-from anytune.train.run import RunFolder
+from anytune.train.run import FILES, RunFolder
 from anytune.train.settings import FIELDS, TrainSettings
 from anytune.train.team import Elsewhere, Lost, Solo, join, launched, local_device, places
 from anytune.train.trainer import Trainer
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
     from anytune.model import Full, Lora, Model
 
 
@@ -93,6 +95,8 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     """
     settings = _settings(settings, hyper)
     _check_files(data, val_file, val_split, settings)
+    check_outputs(output, settings, getattr(getattr(model, "gguf", None), "path", model), data, val_file,
+                  None if isinstance(adapter, Adapter) else adapter, chat_template)
     if full is not None and (lora is not None or adapter is not None):
         raise UserError("Train an adapter or the model itself (--full), not both in one run.")
     if full is not None and shard:
@@ -234,6 +238,22 @@ def _check_files(data, val_file, val_split: float, settings: TrainSettings) -> N
         raise UserError(f"{both[0]} is given for training and for validation: --val-split parts one file.")
     if settings.early_stop and not (val_file or val_split):
         raise UserError("--early-stop needs a validation set: give --val-file or --val-split.")
+
+
+def check_outputs(output, settings: TrainSettings, model, data, val_file, adapter, chat_template) -> None:
+    """Raise UserError if the result, or a file of the run's folder, would replace what is read. All are paths, or None;
+    data and val_file may be lists."""
+    written = [output]
+    if output is not None and Path(output).suffix.lower() != ".gguf":
+        written += [Path(output) / name for name in adapter_peft.FILES]
+    resumed = Path(settings.resume_from or "auto").absolute()   # a checkpoint, or the folder of a run
+    checkpoint = resumed if (resumed / ckpt.INFO).exists() else None
+    home = settings.run_dir or (checkpoint.parent.parent if checkpoint else settings.resume_from and resumed)
+    written += [Path(home) / name for name in FILES] if home else []
+    spare_inputs(written, [("the model", model), ("the adapter to continue from", adapter),
+                           ("the chat template", chat_template), *(("the data", path) for path in _list(data)),
+                           *(("the validation data", path) for path in _list(val_file or ())),
+                           ("the checkpoint", checkpoint)])
 
 
 def _list(paths) -> list:

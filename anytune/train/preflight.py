@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.files import cannot_write, try_writing
 from anytune.train.plan import Plan
 from anytune.train.progress import duration, size
 from anytune.train.settings import TrainSettings
@@ -54,6 +55,10 @@ def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, o
     for folder, amount, flag in wants:
         folder = next((f for f in (folder.resolve(), *folder.resolve().parents) if f.exists()), folder)
         try:
+            try_writing(folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from None
+        try:
             disk = os.stat(folder).st_dev
             free = shutil.disk_usage(folder).free
         except OSError:
@@ -85,6 +90,7 @@ def trial_save(adapter, path: Path, load, gguf=None) -> None:
     trial = path.parent / f".anytune-trial-{os.getpid()}{path.suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        try_writing(path.parent)
         save_adapter(adapter, trial, gguf)
         again = load(trial)
         for name, (a, b) in adapter.tensors.items():

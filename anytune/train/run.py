@@ -15,6 +15,7 @@ from anytune.errors import UserError
 from anytune.files import atomic_write, locked
 
 MAX_SETTINGS = 16 << 20     # bytes
+FILES = ("settings.json", "metrics.jsonl", "train.log", "loss.svg", "adapter.gguf", "model.gguf", "best.gguf")
 OURS = ("settings.json", "metrics.jsonl", "adapter.gguf", "model.gguf", "best.gguf")
 
 

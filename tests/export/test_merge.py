@@ -157,7 +157,7 @@ def test_the_adapters_template_and_its_end_of_turn_go_along(tmp_path, capsys):
     (["-o", "o.gguf", "--residual-lora", "r.gguf"], ["--absorb"]),
     (["-o", "o.gguf", "-f", "short.txt"], ["too few"]),
     (["-o", "o.gguf", "--candidates", "Q8_0,Q0"], ["Q0"]),
-    (["-o", "o.gguf", "--absorb", "4", "-f", "long.txt", "--residual-lora", "m.gguf"], ["of its own"]),
+    (["-o", "o.gguf", "--absorb", "4", "-f", "long.txt", "--residual-lora", "m.gguf"], ["m.gguf is the model itself"]),
 ])
 def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,163 @@
+"""No command writes over what it reads, however the output is spelled; a folder that cannot be written is told so."""
+
+import errno
+import os
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anytune.cli.main import cli as root
+from anytune.errors import UserError
+from anytune.files import cannot_write, spare_inputs
+
+# command -> (arguments: {out} is the output, other names in braces are inputs; the suffix that the output needs)
+WRITES = {
+    "train": ("-m {m} -f {d} -f {e} --val-file {v} --lora {a} --chat-template {t} -o {out}", ".gguf"),
+    "train --full": ("-m {m} -f {d} --val-file {v} --chat-template {t} -o {out}", ".gguf"),
+    "finetune": ("-m {m} -f {d} --val-file {v} --chat-template {t} -o {out}", ".gguf"),
+    "quantize": ("{m} {out} Q8_0 --imatrix {i}", ""),
+    "imatrix": ("-m {m} -f {d} -o {out}", ""),
+    "perplexity": ("-m {m} --lora {a} -f {d} --kl-divergence-base {out}", ""),
+    "evaluate compare": ("-m {m} --lora {a} --lora other={b} -f {d} --chat-template {t} -o {out}", ".json"),
+    "evaluate style": ("-m {m} --lora {a} -f {d} --chat-template {t} -o {out}", ".html"),
+    "evaluate biomed": ("-m {m} --lora {a} -f {d} --test {v} -o {out}", ".json"),
+    "export peft": ("-m {m} --lora {a} --lora-scaled {b}:0.5 -o {out}", ""),
+    "export gguf": ("-m {m} --lora {a} --lora-scaled {b}:0.5 -o {out}", ".gguf"),
+    "export hf": ("-m {m} --lora {a} --chat-template {t} -o {out}", ""),
+    "export mlx": ("-m {m} --lora {a} --chat-template {t} -o {out}", ""),
+    "export merge": ("-m {m} --lora {a} --lora-scaled {b}:0.5 --imatrix {i} -f {d} -o {out}", ""),
+    "export merge --absorb 4": (
+        "-m {m} --lora {a} --imatrix {i} -f {d} --calibration {v} -o x.gguf --residual-lora {out}", ".gguf"),
+    "export ollama": ("-m {m} --lora {a} --imatrix {i} -f {d} -o {out}", ""),
+    "bench": ("-m {m} --save {out}", ""),
+}
+FOLDERS = {     # commands that write files of known names into a folder: the folder, and one of them
+    "train": ("-m {m} -f {d} --val-file {v} --run-dir {out}", "train.log"),
+    "export lmstudio": ("-m {m} --lora {a} -o . --publisher {out} --name n", "n"),
+    "data build email": ("{d} {e} --from me@example.org -o {out}", "train.jsonl"),
+    "data build pubmedqa": ("{d} --test {v} -o {out}", "recipe.json"),
+}
+ONLY_READS = {"pull", "info", "data preview", "generate", "chat", "verify", "doctor"}
+
+
+def commands(group=root, above=()):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*above, name))
+        else:
+            yield " ".join((*above, name))
+
+
+def test_every_command_is_known_here():
+    known = {name.partition(" --")[0] for name in [*WRITES, *FOLDERS]} | ONLY_READS
+    assert set(commands()) == known
+
+
+def aliases(path, suffix):
+    """Other names of a file, in new places of its folder."""
+    folder = path.parent
+    places = [folder / f"{kind}{suffix or path.suffix}" for kind in ("symbolic", "chain", "hard", "ups")]
+    places[0].symlink_to(path.name)
+    places[1].symlink_to(places[0])
+    os.link(path, places[2])
+    (folder / "sub").mkdir(exist_ok=True)
+    yield path
+    yield folder / "sub" / ".." / path.name
+    yield f"{folder}//./{path.name}"
+    yield from places[:3]
+    swapped = folder / path.name.swapcase()
+    if swapped.exists():    # a disk that does not tell cases apart
+        yield swapped
+
+
+def fill(folder, pattern, out=None, suffix=""):
+    """The arguments, and role -> input; inputs are small files that no command could use."""
+    roles = sorted({pattern[i + 1:i + 2] for i, c in enumerate(pattern) if c == "{"} - {"o"})
+    inputs = {role: folder / f"Input-{role}{suffix}" for role in roles}
+    for path in inputs.values():
+        path.write_text("[]" if suffix == ".json" else "From me@example.org Mon Jan 1 00:00:00 2024\n")
+    return inputs, lambda out: [part.format(**inputs, out=out) for part in pattern.split()]
+
+
+def contents(folder):
+    return {path: (path.read_bytes(), path.is_symlink()) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_no_command_overwrites_what_it_reads(cli, tmp_path, monkeypatch, name):
+    pattern, suffix = WRITES[name]
+    for role in fill(tmp_path, pattern, suffix=suffix)[0]:
+        folder = tmp_path / role
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        inputs, args = fill(folder, pattern, suffix=suffix)
+        for alias in aliases(inputs[role], suffix):
+            before = contents(folder)
+            outcome = cli(*name.split(), *args(alias), code=2)
+            assert "itself" in outcome.err and "overwritten" in outcome.err, (role, alias, outcome.err)
+            assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_no_file_of_a_folder_that_is_written_is_overwritten(cli, tmp_path, monkeypatch, name):
+    pattern, inside = FOLDERS[name]
+    for role in fill(tmp_path, pattern)[0]:
+        folder = tmp_path / role
+        (folder / "out").mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        inputs, args = fill(folder, pattern)
+        os.link(inputs[role], folder / "out" / inside)
+        before = contents(folder)
+        assert "itself" in cli(*name.split(), *args("out"), code=2).err
+        assert contents(folder) == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["symlink", "hard link", "folder link", "up", "dot"]), max_size=5), st.booleans())
+def test_a_file_is_known_by_any_chain_of_links_and_spellings(tmp_path_factory, steps, of_folder):
+    folder = Path(os.path.realpath(tmp_path_factory.mktemp("links")))
+    (folder / "in").mkdir()
+    path = folder / "in" / "data"
+    path.write_text("x")
+    source = path.parent if of_folder else path
+    for number, step in enumerate(steps):
+        place = folder / f"{step}{number}"
+        if step == "symlink":
+            place.symlink_to(path)
+        elif step == "hard link":
+            os.link(path, place, follow_symlinks=True)
+        elif step == "folder link":
+            place.symlink_to(path.parent, target_is_directory=True)
+            place /= path.name
+        elif step == "up":
+            real = Path(os.path.realpath(path.parent))
+            place = real / ".." / real.name / path.name
+        else:
+            place = f"{path.parent}//./{path.name}"
+        path = Path(place)
+    with pytest.raises(UserError, match="the data itself"):
+        spare_inputs([None, path], [("the model", None), ("the data", source)])
+    spare_inputs([folder / "new", folder / "in" / "new"], [("the data", source), ("the text", "-")])
+
+
+def test_only_a_full_disk_is_told_to_make_room(tmp_path):
+    told = {code: str(cannot_write("out", OSError(code, os.strerror(code)))) for code in
+            (errno.ENOSPC, errno.EROFS, errno.EACCES)}
+    assert [("make room" in text) for text in told.values()] == [True, False, False]
+    assert "ead-only file system" in told[errno.EROFS]
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_its_room(cli, tmp_path, model, chats, monkeypatch):
+    def refuse(*_args, **_options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for place in ("anytune.files", "anytune.train.preflight"):
+        monkeypatch.setattr(f"{place}.try_writing", refuse)
+    for args in (["quantize", model, tmp_path / "q.gguf", "Q8_0"],
+                 ["train", "-m", model, "-f", chats, "-o", tmp_path / "a.gguf", "--run-dir", tmp_path / "run"],
+                 ["export", "hf", "-m", model, "-o", tmp_path / "hf"]):
+        said = cli(*args, code=2).err
+        assert "ead-only file system" in said and "make room" not in said
