@@ -40,7 +40,7 @@ FOLDERS = {     # commands that write files of known names into a folder: the fo
     "data build email": ("{d} {e} --from me@example.org -o {out}", "train.jsonl"),
     "data build pubmedqa": ("{d} --test {v} -o {out}", "recipe.json"),
 }
-ONLY_READS = {"pull", "info", "data preview", "generate", "chat", "verify", "doctor"}
+ONLY_READS = {"models", "pull", "info", "data preview", "generate", "chat", "verify", "doctor"}
 
 
 def commands(group=root, above=()):
@@ -53,7 +53,7 @@ def commands(group=root, above=()):
 
 def test_every_command_is_known_here():
     known = {name.partition(" --")[0] for name in [*WRITES, *FOLDERS]} | ONLY_READS
-    assert set(commands()) == known
+    assert set(commands()) == known, "a new command belongs into WRITES (it asks files.spare_inputs) or ONLY_READS"
 
 
 def aliases(path, suffix):
