@@ -25,7 +25,8 @@ def bf16(x: np.ndarray) -> np.ndarray:
 
 
 def _inverse(d: np.ndarray) -> np.ndarray:
-    return np.where(d == 0, np.float32(0), np.float32(1) / d)
+    with np.errstate(divide="ignore"):
+        return np.where(d == 0, np.float32(0), np.float32(1) / d)
 
 
 def _half(d: np.ndarray) -> np.ndarray:
