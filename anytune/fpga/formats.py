@@ -1,7 +1,7 @@
 """What enters the array: matrices as planes of 5-bit codes with a scale for each 32, and rounded operands.
 
-A plane is a weight's summand that the array can take: codes in -8..15 times a float scale for each block of 32. A format
-is a sum of planes, exactly:
+A plane is a weight's summand that the array can take: codes in -8..15 times a float scale for each block of 32. A
+format is a sum of planes, exactly:
 
     Q4_0   d (n - 8)                       one plane
     Q8_0   16 d high + d low               two: the byte's signed high half, its low half
@@ -33,7 +33,7 @@ class Matrix:
     """A stored matrix [N, K], both multiples of 32, as planes.
 
     codes int8 [C, N, K]; offsets (C of 0 or 8: what the stored nibble lost); factors (P of 1 or 16); scales float32
-    [P, N, K/32], P = C + 1 if the last plane is `ones` (every code 1, nothing stored), else C. `rows` of the N are real.
+    [P, N, K/32], P = C + 1 if the last plane is `ones` (every code 1, nothing stored), else C. `rows` of N are real.
     """
     codes: np.ndarray
     scales: np.ndarray
@@ -80,10 +80,11 @@ class Rounded:
 def matrix(data: np.ndarray, name: str) -> Matrix:
     """Blocks of a GGUF file, uint8 [N, bytes], as planes; N is padded with zeros to a multiple of 32.
 
-    Raises UserError for a format that the engine does not read (FORMATS says which), and for scales that are no numbers.
+    Raises UserError for a format that the engine does not read (see FORMATS), and for scales that are no numbers.
     """
     if name not in SIZES:
-        raise UserError(f"The hardware engine reads {', '.join(FORMATS)}, not {name}: quantize the model to one of these.")
+        raise UserError(f"The hardware engine reads {', '.join(FORMATS)}, not {name}: "
+                        "quantize the model to one of these.")
     weights, size = SIZES[name]
     data = np.ascontiguousarray(data, np.uint8)
     if data.ndim != 2 or data.shape[1] % size:

@@ -30,7 +30,7 @@ Term = tuple["Rounded | np.ndarray", Matrix]
 
 
 class Twin:
-    """The engine's two products on the CPU. compiled: with Numba (None: if it is there); threads: of the compiled form."""
+    """The engine's two products on the CPU. compiled: with Numba (None: if it is there); threads: of that form."""
 
     def __init__(self, compiled: bool | None = None, threads: int = 1):
         self.kernels = None

@@ -4,7 +4,8 @@ import numpy as np
 
 from anytune.fpga.formats import SIZES, Rounded, bf16
 
-HALVES = {"Q4_0": 1, "Q8_0": 1, "Q4_1": 2, "Q5_0": 1, "Q5_1": 2, "Q4_K": 2}    # float16 numbers that a block begins with
+# float16 numbers that a block begins with
+HALVES = {"Q4_0": 1, "Q8_0": 1, "Q4_1": 2, "Q5_0": 1, "Q5_1": 2, "Q4_K": 2}
 
 
 def halves(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -38,7 +39,8 @@ def awkward_rounded(rng: np.random.Generator, tokens: int, k: int) -> Rounded:
 
 
 def awkward_gradients(rng: np.random.Generator, tokens: int, n: int) -> np.ndarray:
-    y = rng.standard_normal((tokens, n)) * 10.0 ** rng.integers(-30, 6, (tokens, n) if rng.random() < 0.5 else (tokens, 1))
+    each = (tokens, n if rng.random() < 0.5 else 1)
+    y = rng.standard_normal((tokens, n)) * 10.0 ** rng.integers(-30, 6, each)
     if rng.random() < 0.3:
         y = np.sign(y) * 2.0 ** rng.integers(-8, 6, y.shape) * rng.integers(1, 4, y.shape)       # ties
     y[rng.random(y.shape) < 0.1] = 0

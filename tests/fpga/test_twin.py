@@ -106,7 +106,8 @@ def test_long_sums_are_cut_into_parts(monkeypatch):
 def test_a_linear_with_a_pair_and_its_gradients_are_those_of_float64():
     rng = np.random.default_rng(3)
     n, k, rank, tokens = 80, 96, 5, 37
-    w = formats.matrix(gguf.quants.quantize(rng.standard_normal((n, k)).astype(F), gguf.GGMLQuantizationType.Q4_0), "Q4_0")
+    raw = gguf.quants.quantize(rng.standard_normal((n, k)).astype(F), gguf.GGMLQuantizationType.Q4_0)
+    w = formats.matrix(raw, "Q4_0")
     a, b = rng.standard_normal((rank, k)).astype(F) / 10, rng.standard_normal((n, rank)).astype(F)
     pair, x = products.Pair(a, b, 0.5), rng.standard_normal((tokens, k)).astype(F)
     (y,), saved = products.forward(COMPILED, x, [w], [pair])
