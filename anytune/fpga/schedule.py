@@ -6,8 +6,8 @@ A product sums terms, each a left operand times a stored matrix [N, K]:
     columns   out[t, k] = Σ_n y[t, n] W[n, k]      backward; the left operand has bfloat16's values [T, N]
 
 The engine works on tiles of 32 of the left operand's rows. For each 32 outputs it takes, term after term, the squares
-of 32 x 32 weights along what is summed, and of each square its planes. Tile memory holds TILE blocks of 32 bytes for each
-row (a block of bfloat16 takes two); a longer sum is cut into parts, whose results are added in float32 outside.
+of 32 x 32 weights along what is summed, and of each square its planes. Tile memory holds TILE blocks of 32 bytes for
+each row (a block of bfloat16 takes two); a longer sum is cut into parts, whose results are added in float32 outside.
 
 Twin, driver, cycles and tests all follow `parts` and `squares`.
 """
