@@ -101,7 +101,7 @@ def train(model, steps: int, console):
             if not console.is_terminal and (row["step"] % 5 == 0 or row["step"] in (1, steps)):
                 console.print(f"step {row['step']:>3}/{steps}  {text}")
 
-        result = anytune.finetune(model, DATA, lora=anytune.Lora(rank=16, alpha=32.0), assistant_loss_only=True,
+        result = anytune.finetune(model, DATA, lora=anytune.Lora(rank=16, alpha=32.0),
                                   context=512, ubatch=512, batch=1024, max_steps=steps, lr=1e-3, warmup_steps=3,
                                   val_file=HELD_OUT, val_every=steps, run_name="demo", quiet=True, progress=show)
     rows = result.metrics
@@ -170,7 +170,7 @@ def farewell(console, name: str, result, seconds: float) -> None:
     console.print(f"{result.path}   the adapter, {result.path.stat().st_size / 1e6:.0f} MB; llama.cpp "
                   f"takes it with --lora\n{result.run_dir}/   settings, metrics.jsonl, loss.svg, checkpoints, the log\n"
                   f"\nTalk to it:      {command} chat -m {name} --lora {result.path} --temp 0.3"
-                  f"\nTrain your own:  {command} train -m {name} -f yours.jsonl --assistant-loss-only"
+                  f"\nTrain your own:  {command} train -m {name} -f yours.jsonl"
                   f"\n\n{seconds / 60:.1f} minutes in all.", soft_wrap=True, markup=False)
 
 

@@ -72,6 +72,9 @@ class Anytune:
 
         self.model = anytune.load(path, device=device, threads=threads, memory=settings.memory, dtype=settings.dtype,
                                   tf32=settings.tf32, max_binding=settings.max_binding)
+        if test.kind == "train":
+            from anytune.train.device import Place
+            Place(self.model, {}, full=False)     # what training takes where no device is named
         self.engine, self.test, self.settings = self.model.engine, test, settings
 
     def start(self) -> None:

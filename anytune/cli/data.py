@@ -22,7 +22,7 @@ data.add_command(build)
 
 
 @data.command(cls=Command, short_help="Show tokens and loss as the model will see them.", example="""
-    anytune data preview -m model.gguf -f chats.jsonl --assistant-loss-only
+    anytune data preview -m model.gguf -f chats.jsonl
     anytune data preview -m model.gguf -f chats.jsonl -n 1 --json
 """)
 @model_option
@@ -35,7 +35,7 @@ data.add_command(build)
 @click.option("--color/--no-color", default=None,
               help="Colours or brackets.  [default: colours on a terminal]")
 @json_option
-def preview(model: str, files: tuple[str, ...], assistant_loss_only: bool, chat_template: str | None,
+def preview(model: str, files: tuple[str, ...], loss: str, chat_template: str | None,
             format: str, overflow: str | None, keys: dict[str, str | None], context: int, examples: int,
             skip: int, color: bool | None, as_json: bool) -> None:
     """Show what the model will see: every token, those that carry loss in green (or in [brackets]), and the
@@ -53,7 +53,7 @@ def preview(model: str, files: tuple[str, ...], assistant_loss_only: bool, chat_
     from anytune.text.preview import render
 
     found = look(path, list(files), examples=examples, skip=skip, chat_template=chat_template,
-                 context=context, assistant_loss_only=assistant_loss_only, format=format,
+                 context=context, loss=loss, format=format,
                  columns=columns_from(keys), overflow=overflow)
     if as_json:
         print_json(found.as_dict())
@@ -74,6 +74,7 @@ def _counts(counts: dict[str, Any], template: str) -> str:
         f"with loss ({part:.0%}); the longest has {counts['longest']:,}; template: {template}"
     ]
     report = counts["report"]
+    lines += [f"  learned: {report['learned']}"]
     lines += [f"  {name.replace('_', ' ')}: {value:,}" for name, value in report.items()
               if name not in counts and isinstance(value, int) and value]
     lines += [f"  {sentence}" for sentence in report.get("notes", ())]

@@ -17,7 +17,7 @@ _LEFT_OUT = {"duplicates": "said before, to the same mail", "automatic": "sent b
 @click.command(cls=Command, short_help="A mailbox: what you were written, and what you answered.", example="""
     anytune data build email Mail.mbox --from me@example.org -o mails
     anytune data build email ~/Maildir --from me@example.org --from me@work.example --redact -o mails
-    anytune train -m model.gguf -f mails/train.jsonl --val-file mails/validation.jsonl --assistant-loss-only
+    anytune train -m model.gguf -f mails/train.jsonl --val-file mails/validation.jsonl
 """)
 @click.argument("mailboxes", nargs=-1, required=True, metavar="MAILBOX...")
 @click.option("--from", "senders", multiple=True, required=True, metavar="ADDRESS",

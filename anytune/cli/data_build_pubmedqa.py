@@ -30,7 +30,7 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
 @click.option("--balance", type=click.Choice(BALANCES), default="none", show_default=True,
               help="Repeat train's rarer classes, or drop from the more frequent ones, until all are as frequent.")
 @click.option("--format", type=click.Choice(FORMATS), default="pairs", show_default=True,
-              help="pairs: prompt and completion; messages: chats (train them with --assistant-loss-only).")
+              help="pairs: prompt and completion; messages: chats.")
 @click.option("-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of the split.")
 @json_option
 def pubmedqa(source: str, test: str, folder: str, as_json: bool, **options: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "plain", "dataset")
+LOSS = ("auto", "assistant", "all")
 KEYS = ("messages", "text", "prompt", "completion", "system", "tools")  # roles that a column can be named for
 
 
@@ -18,6 +19,11 @@ def dataset_options(command: Callable) -> Callable:
     @functools.wraps(command)
     def gathered(*args: Any, **kwargs: Any) -> Any:
         keys = {name: kwargs.pop(f"{name}_key") for name in KEYS}
+        if kwargs.pop("assistant_loss_only"):
+            if kwargs["loss"] == "all":
+                raise click.UsageError("--assistant-loss-only and --loss all ask for opposite things: give one of "
+                                       "them.", click.get_current_context())
+            kwargs["loss"] = "assistant"
         return command(*args, keys=keys, **kwargs)
 
     options = [
@@ -25,9 +31,10 @@ def dataset_options(command: Callable) -> Callable:
             "-f", "--file", "files", multiple=True, required=True, metavar="DATA",
             help="Data: JSONL of messages, ShareGPT, Alpaca, prompt/completion or text, plain text, .gz of "
             "any, or a folder that the datasets library saved. May be given several times."),
-        click.option(
-            "--assistant-loss-only", is_flag=True,
-            help="Learn only what the assistant says (chats) or the completion (prompt/completion)."),
+        click.option("--loss", type=click.Choice(LOSS), default="auto", show_default=True,
+                     help="What is learned. auto: of chats what the assistant says, of pairs the completion, running "
+                     "text whole. assistant: the same, and running text is refused. all: every token."),
+        click.option("--assistant-loss-only", is_flag=True, help="The same as --loss assistant."),
         click.option("--chat-template", metavar="FILE",
                      help="A Jinja chat template instead of the model's own."),
         click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,

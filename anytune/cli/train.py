@@ -116,7 +116,7 @@ _RUN = ("checkpoint_save_steps", "checkpoint_save_dir", "keep_checkpoints", "res
 _SECTIONS = {
     **{name: "Model and device" for name in ("model", "device", "dtype", "tf32", "threads", "memory", "max_binding",
                                              "gpus", "shard", "ngl", "flash_attn")},
-    **{name: "Data" for name in ("files", "assistant_loss_only", "chat_template", "format", "overflow",
+    **{name: "Data" for name in ("files", "loss", "assistant_loss_only", "chat_template", "format", "overflow",
                                  "val_file", "val_split", *(f"{key}_key" for key in KEYS))},
     **{name: "Adapter" for name in ("output", "lora", *(f"lora_{name}" for name, *_ in LORA))},
     **{name: "The model itself" for name in ("full", "output_type", "train_modules", "train_layers", "optimizer")},
@@ -134,9 +134,9 @@ class _Train(Command):
 
 
 @click.command(cls=_Train, sections=_SECTIONS, example="""
-    anytune train -m model.gguf -f chats.jsonl --assistant-loss-only --output-adapter adapter.gguf
+    anytune train -m model.gguf -f chats.jsonl --output-adapter adapter.gguf
     anytune train -m model.gguf -f notes.txt -c 256 -ub 512 -b 2048 --num-epochs 3 --val-split 0.05
-    anytune train -m model.gguf -f chats.jsonl --assistant-loss-only --memory 1GiB --resume-from auto
+    anytune train -m model.gguf -f chats.jsonl --memory 1GiB --resume-from auto
     anytune train -m model.gguf -f chats.jsonl --full --optimizer adafactor -o tuned.gguf --output-type Q8_0
 """)
 @model_options
@@ -155,7 +155,7 @@ class _Train(Command):
 @click.option("--shard", is_flag=True, help="With several GPUs: each holds a slice of the base, whatever would fit.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on the terminal; the log keeps it.")
 @json_option
-def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only: bool,
+def train(model: str, engine: dict, files: tuple[str, ...], loss: str,
           chat_template: str | None, format: str, overflow: str | None, keys: dict[str, str | None],
           output: str | None, val_file: tuple[str, ...], val_split: float, lora: str | None,
           settings: dict[str, Any], lora_settings: dict[str, Any], full: bool, whole: dict[str, Any],
@@ -203,7 +203,7 @@ def train(model: str, engine: dict, files: tuple[str, ...], assistant_loss_only:
     try:
         run = run_training(
             loaded, list(files), **what, output=output, output_type=_type(output_type), val_file=list(val_file) or None,
-            val_split=val_split, assistant_loss_only=assistant_loss_only, chat_template=chat_template, format=format,
+            val_split=val_split, loss=loss, chat_template=chat_template, format=format,
             columns=columns_from(keys), overflow=overflow, threads=engine["threads"], shard=shard, quiet=quiet,
             settings=chosen)
     except Exception as error:
@@ -264,7 +264,7 @@ finetune = _Train(
     "finetune", callback=_finetune, sections={**_SECTIONS, "output": "The model itself"},
     params=[_OWN.get(p.name or "", p) for p in train.params if p.name not in _OF_ADAPTERS and p is not DEBUG],
     short_help="Train the model itself, and write a model.", example="""
-    anytune finetune -m model.gguf -f chats.jsonl --assistant-loss-only -o tuned.gguf --output-type Q8_0
+    anytune finetune -m model.gguf -f chats.jsonl -o tuned.gguf --output-type Q8_0
     anytune finetune -m model.gguf -f notes.txt --optimizer adafactor --train-layers 4 -o tuned.gguf
     anytune finetune -m model.gguf -f chats.jsonl --train-modules norm,bias --learning-rate 1e-3 -o tuned.gguf
 """, help="""Train a GGUF model's own weights: the same as `anytune train --full`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 from anytune.errors import UserError
 
@@ -54,9 +55,25 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
     return NumpyEngine(threads, compiled)
 
 
+def bf16_missing() -> str | None:
+    """Why cpu-bf16 cannot run here; None if it can."""
+    from .cpu_bf16 import missing
+    return missing()
+
+
+def gpu_unused(engine: str) -> str:
+    """What would let a GPU that is here be used, to put behind a sentence; "" where there is nothing to say."""
+    from .probe import gpu_node
+    from .webgpu.sight import installed as wgpu
+    if engine not in ("numpy", "cpu-bf16") or gpu_node() is None or wgpu() or find_spec("torch") is not None:
+        return ""
+    return (f". There is a GPU ({gpu_node()}), and neither PyTorch nor wgpu is installed to use it: pip install torch, "
+            "or pip install wgpu")
+
+
 def choose() -> str:
     """The device that auto means: the environment's ANYTUNE_DEVICE, a GPU that torch can use, or WebGPU, else the CPU
-    engine that the doctor's probe found faster.
+    engine that the doctor's probe found faster. Training an adapter has a choice of its own: anytune/train/device.py.
 
     torch takes seconds to import, so it is asked only where the system shows a GPU.
     """

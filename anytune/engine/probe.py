@@ -66,14 +66,19 @@ def best_threads(limit: int | None = None, milliseconds: float = 25.0) -> tuple[
 
 def gpu_in_sight() -> bool:
     """Whether the system shows a GPU that torch might use, without importing torch, and torch is installed."""
-    if importlib.util.find_spec("torch") is None:
-        return False
+    return importlib.util.find_spec("torch") is not None and gpu_node() is not None
+
+
+def gpu_node() -> str | None:
+    """By what the system shows a GPU that torch might use; None if it shows none."""
     if sys.platform == "darwin":
-        return platform.machine() == "arm64"
+        return "Apple's" if platform.machine() == "arm64" else None
     if sys.platform == "win32":
-        return any(Path(os.environ.get("SystemRoot", r"C:\Windows"), "System32", name).exists()
-                   for name in ("nvcuda.dll", "amdhip64.dll", "ze_loader.dll"))
-    return any(Path(name).exists() for name in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/dri/renderD128"))
+        system = Path(os.environ.get("SystemRoot", r"C:\Windows"), "System32")
+        drivers = ("nvcuda.dll", "amdhip64.dll", "ze_loader.dll")
+        return next((name for name in drivers if (system / name).exists()), None)
+    nodes = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/dri/renderD128")
+    return next((name for name in nodes if Path(name).exists()), None)
 
 
 def memo() -> Path:

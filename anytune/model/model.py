@@ -20,11 +20,12 @@ from .transformer import layer_forward
 class Model:
     """A GGUF model on a device. Weights are read at their first use; nothing of the file is changed.
 
-    gguf: the open file; config: its sizes; engine: the device; tokenizer, template: made at first use.
+    gguf: the open file; config: its sizes; engine: the device; tokenizer, template: made at first use. asked: the name
+    of the device that was asked for, as "auto"; "" if an engine was given.
     """
 
-    def __init__(self, gguf, engine, memory: int | None = None):
-        self.gguf, self.engine, self.memory = gguf, engine, memory
+    def __init__(self, gguf, engine, memory: int | None = None, asked: str = ""):
+        self.gguf, self.engine, self.memory, self.asked = gguf, engine, memory, asked
         self.config = read_config(gguf)
         self.weights = Weights(gguf, self.config, engine, "blocks")
         self.template_file: str | None = None
@@ -52,6 +53,10 @@ class Model:
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Token ids; BOS as the model's rules say. special=True reads control tokens out of the text."""
         return self.tokenizer.encode(text, special=special)
+
+    def move(self, engine) -> None:
+        """Compute on another engine from now on. What was made on the old one (trainees, slots) stays there."""
+        self.engine, self.weights = engine, Weights(self.gguf, self.config, engine, "blocks")
 
     def hold(self, how: str) -> None:
         """How weights are held from now on: blocks, stream (nothing in memory) or float32."""
@@ -124,4 +129,4 @@ def load(path, device: str = "auto", threads: int | None = None, memory: int | N
     from anytune.engine.devices import engine_for
     from anytune.gguf import GGUF
     gguf = GGUF.open(Path(path))
-    return Model(gguf, engine_for(device, threads, compiled, dtype, tf32, max_binding), memory)
+    return Model(gguf, engine_for(device, threads, compiled, dtype, tf32, max_binding), memory, device)

@@ -1,12 +1,13 @@
 """Records to a Dataset: tokens, loss masks, and what happens to examples that are too long.
 
-    kind of record        learned                                     rendered
-    chat, assistant only  the assistant's words and their end tokens  by the chat template
-    chat                  everything after the first token            by the chat template
-    pair                  the completion and its end token, always    by the template if the model has its
-                                                                      own, else joined, with EOS
-    text                  everything after the first token            as it is, control tokens read, with EOS
-    plain text            everything after the first token            as it is, cut every `context` tokens
+    kind of record  learned                                     rendered
+    chat            the assistant's words and their end tokens  by the chat template
+    pair            the completion and its end token            by the template if the model has its own, else joined,
+                                                                with EOS
+    text            everything after the first token            as it is, control tokens read, with EOS
+    plain text      everything after the first token            as it is, cut every `context` tokens
+
+With loss "all" everything after the first token is learned, of each; with "assistant" running text is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from anytune.text.dataset import Builder, Dataset
 from anytune.text.formats import Record, read_records
 from anytune.text.mask import encode_chat_report
 
+LOSS = ("auto", "assistant", "all")
 OVERFLOW = ("split", "truncate", "drop", "error")
 _NAMED = 5  # lines named in a note
 
@@ -29,6 +31,7 @@ def build_dataset(
     template,
     *,
     context: int,
+    loss: str = "auto",
     assistant_loss_only: bool = False,
     format: str = "auto",
     columns: dict | None = None,
@@ -36,6 +39,7 @@ def build_dataset(
 ) -> Dataset:
     """Read and tokenize files (a path or a list of paths) into examples of at most `context` tokens.
 
+    loss: what is learned, see above; assistant_loss_only=True means "assistant".
     overflow: what to do with a longer example. split: into pieces of `context` tokens, each an example of
     its own; truncate: keep the first `context` tokens, or the stretch with the first learned ones if those
     come later; drop: leave it out; error: refuse. None: truncate for chats and pairs, split for text.
@@ -45,10 +49,14 @@ def build_dataset(
     """
     if overflow not in (None, *OVERFLOW):
         raise UserError(f"There is no --overflow {overflow}; there are {', '.join(OVERFLOW)}.")
+    if loss not in LOSS:
+        raise UserError(f"There is no --loss {loss}; there are {', '.join(LOSS)}.")
+    if assistant_loss_only and loss == "all":
+        raise UserError("--assistant-loss-only and --loss all ask for opposite things: give one of them.")
     if context < 2:
         raise UserError("The context (-c) must be at least 2 tokens.")
     paths = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
-    work = _Work(tokenizer, template, context, assistant_loss_only, overflow)
+    work = _Work(tokenizer, template, context, "assistant" if assistant_loss_only else loss, overflow)
     for number, path in enumerate(paths):
         work.path, work.file = path, number
         for record in read_records(path, format, columns):
@@ -60,9 +68,10 @@ def build_dataset(
 class _Work:
     """What is being built, and the counts for the report."""
 
-    def __init__(self, tokenizer, template, context: int, assistant_only: bool, overflow: str | None) -> None:
+    def __init__(self, tokenizer, template, context: int, loss: str, overflow: str | None) -> None:
         self.tokenizer, self.template, self.context = tokenizer, template, context
-        self.assistant_only, self.overflow = assistant_only, overflow
+        self.loss, self.overflow = loss, overflow
+        self.kinds: dict[str, None] = {}  # of records
         self.builder, self.path, self.file = Builder(), Path(), 0
         self.records = self.chats = self.cut_tokens = self.pieces = self.open_ended = 0
         self.too_long: list[tuple[str, int]] = []  # file and line
@@ -72,6 +81,7 @@ class _Work:
 
     def take(self, record: Record) -> None:
         self.records += 1
+        self.kinds[record.kind] = None
         try:
             if record.kind == "plain":
                 self._plain(record)
@@ -88,17 +98,21 @@ class _Work:
 
     # Tokens and masks by kind
 
-    def _chat(self, record: Record, always: bool = False) -> tuple[list[int], list[bool]]:
+    def _chat(self, record: Record) -> tuple[list[int], list[bool]]:
         self._announce()
         self.chats += 1
-        if self.assistant_only or always or record.learn_from:
-            ids, loss, open_ended = encode_chat_report(
-                self.tokenizer, self.template, record.messages, record.tools, record.learn_from
+        if self.loss == "all":
+            return self._whole(self.template.render(record.messages, record.tools), end=False)
+        if self.loss == "auto" and not any(message.get("role") == "assistant" for message in record.messages):
+            raise UserError(
+                "The conversation has no assistant message to learn from: complete it, or learn every word with "
+                "--loss all."
             )
-            self.open_ended += bool(open_ended)
-            return ids, loss
-        text = self.template.render(record.messages, record.tools)
-        return self._whole(text, end=False)
+        ids, loss, open_ended = encode_chat_report(
+            self.tokenizer, self.template, record.messages, record.tools, record.learn_from
+        )
+        self.open_ended += bool(open_ended)
+        return ids, loss
 
     def _pair(self, record: Record) -> tuple[list[int], list[bool]]:
         if self.template is not None and self.template.origin != "chatml":
@@ -110,7 +124,7 @@ class _Work:
                 {"role": "user", "content": record.prompt},
                 {"role": "assistant", "content": record.completion},
             )
-            return self._chat(Record(record.line, "chat", messages, record.tools), always=True)
+            return self._chat(Record(record.line, "chat", messages, record.tools))
         prompt = "".join(m["content"] + "\n\n" for m in record.messages) + record.prompt
         ids, starts = self.tokenizer.encode_spans(prompt + record.completion, special=False)
         at = len(prompt)
@@ -118,10 +132,10 @@ class _Work:
             record.completion[:1] != " "
         ):  # a space that ends the prompt belongs to the completion's first token
             at = len(prompt.rstrip(" "))
-        return self._framed(ids, [start >= at for start in starts], end=True)
+        return self._framed(ids, [self.loss == "all" or start >= at for start in starts], end=True)
 
     def _text(self, record: Record) -> tuple[list[int], list[bool]]:
-        if self.assistant_only:
+        if self.loss == "assistant":
             raise UserError(self._no_assistant(record))
         return self._whole(record.text, end=True)
 
@@ -167,7 +181,7 @@ class _Work:
     # Plain text: one stream of tokens, cut every `context`
 
     def _plain(self, record: Record) -> None:
-        if self.assistant_only:
+        if self.loss == "assistant":
             raise UserError(f"{self.path}: {self._no_assistant(record)}")
         ids, starts = self.tokenizer.encode_spans(record.text, special=False)
         lines, line, at = [], record.line, 0
@@ -267,7 +281,21 @@ class _Work:
         built = self.builder.finish(paths, report)
         if not built.loss_tokens:
             raise UserError(f"{names}: no token is left to learn.")
+        built.report["learned"] = self._learned(built)
         return built
+
+    def _learned(self, built: Dataset) -> str:
+        """What is learned, for the first line of a run."""
+        what = {
+            "chat": "the assistant's words and what ends its turns",
+            "pair": "the completions and what ends them",
+            "text": "running text, every word",
+            "plain": "running text, every word",
+        }
+        kinds = list(dict.fromkeys(what[kind] for kind in self.kinds))
+        said = "every word, the users' too" if self.loss == "all" else "; ".join(kinds)
+        hint = "" if self.loss == "all" or set(self.kinds) <= {"text", "plain"} else " (--loss all: every one)"
+        return f"{said}: {built.loss_tokens:,} of {built.tokens:,} tokens{hint}"
 
     def _notes(self) -> list[str]:
         notes = list(self.notes)

@@ -23,6 +23,7 @@ from anytune.files import spare_inputs
 from anytune.train import checkpoint as ckpt
 from anytune.train import preflight
 from anytune.train.checkpoint import Checkpoint
+from anytune.train.device import Place
 from anytune.train.outcome import Result
 from anytune.train.plan import Plan
 from anytune.train.product import AdapterProduct, ModelProduct, read_adapter
@@ -67,7 +68,7 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
           adapter: Adapter | str | os.PathLike | None = None, full: Full | None = None,
           output: str | os.PathLike | None = None, output_type: str | None = "F16",
           val_file: str | os.PathLike | None = None, val_split: float = 0.0,
-          assistant_loss_only: bool = False, chat_template: str | os.PathLike | None = None,
+          loss: str = "auto", assistant_loss_only: bool = False, chat_template: str | os.PathLike | None = None,
           format: str = "auto", columns: dict[str, str] | None = None, overflow: str | None = None,
           device: str = "auto", threads: int | None = None, memory: int | None = None,
           shard: bool = False, quiet: bool = False, progress: Callable[[dict], None] | None = None,
@@ -82,7 +83,9 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     output         where the result goes besides the run's folder: name.gguf, or (of an adapter) a peft folder's name
     output_type    of a model: a type as `anytune quantize` has them, None: each tensor's own
     val_file       validation data, or a list (--val-file); val_split: or a fraction of `data` (--val-split)
-    assistant_loss_only, chat_template (a file), format, columns, overflow: see anytune.text.build_dataset
+    loss           auto: of chats the assistant's words, of pairs the completion, running text whole; all: every token;
+                   assistant: as auto, but running text is refused. assistant_loss_only=True is loss="assistant"
+    chat_template (a file), format, columns, overflow: see anytune.text.build_dataset
     memory         bytes; threads: None: what a probe finds to pay, or as many as a checkpoint was made with
     shard          with several processes: each holds a slice of the base, whatever would fit
     quiet          nothing on stderr (the log is kept); progress: called with each row of metrics
@@ -106,14 +109,19 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     console = Console(quiet=quiet or team.rank > 0)
     try:
         template = _template(model, chat_template)
-        options = {"assistant_loss_only": assistant_loss_only, "format": format, "columns": columns,
+        options = {"loss": "assistant" if assistant_loss_only else loss, "format": format, "columns": columns,
                    "overflow": overflow}
         record = {"model": model.gguf.path, "data": data, "val_file": val_file, "val_split": val_split,
                   "chat_template": chat_template, "output": output, "output_type": output_type, **options}
         sets = _data(model, template, data, val_file, val_split, options, settings, console)
-        job = _Job(model, template, sets, settings, console, Path(output) if output is not None else None, team)
-        made = job.run(lambda job: _adapter_of(job, lora, adapter) if full is None else
-                       _model_of(job, full, output_type), threads, record, progress)
+        job = _Job(model, template, sets, settings, console, Path(output) if output is not None else None, team,
+                   full is not None)
+        try:
+            made = job.run(lambda job: _adapter_of(job, lora, adapter) if full is None else
+                           _model_of(job, full, output_type), threads, record, progress)
+        finally:
+            if job.place is not None:
+                job.place.leave()
         team.leave()
         return made
     except BaseException:
@@ -130,8 +138,9 @@ class _Job:
     """What is known once the data is read: from here on it is one straight line to the adapter."""
 
     def __init__(self, model, template, sets, settings: TrainSettings, console: Console, output: Path | None,
-                 team: Solo):
+                 team: Solo, full: bool):
         self.model, self.template, self.console, self.output, self.team = model, template, console, output, team
+        self.full, self.place = full, None
         self.train_set, self.val_set = sets
         self.longest = max(int(data.lengths.max()) for data in sets if data is not None)
         self.settings, notes = settings.fitted(self.longest)
@@ -151,8 +160,7 @@ class _Job:
                            "validation": self.val_set.fingerprint if self.val_set is not None else None,
                            "settings": settings.exact()})
         _same_job(team, identity | {"settings": identity["settings"] | _rhythm(settings, self.model.engine, team)})
-        _same_threads(self.model.engine, threads, team.lead(lambda: recorded_engine(settings, identity)), team)
-        self.trainee, self.product = start(self)
+        self._start(start, threads, team.lead(lambda: recorded_engine(settings, identity)))
         engine = self.model.engine.identity() | ({"processes": team.size} if team.size > 1 else {})
         if team.size > 1:
             say(f"Trains with {team.size} processes, which share out the micro-batches of each step")
@@ -199,6 +207,18 @@ class _Job:
         say(_ending(result, self.output, self.product))
         parts = {field.name: getattr(result, field.name) for field in dataclasses.fields(Result)}
         return Run(**parts, output=self.output)
+
+    def _start(self, start, threads: int | None, recorded: dict) -> None:
+        """Make trainee and product on the engine that trains."""
+        self.place = Place(self.model, recorded, self.full)
+        _same_threads(self.model.engine, threads, recorded, self.team)
+        try:
+            self.trainee, self.product = start(self)
+        except UserError as error:
+            self.place.retreat(error)
+            _same_threads(self.model.engine, threads, recorded, self.team)
+            self.trainee, self.product = start(self)
+        self.console.say(self.place.sentence())
 
     def _try_places(self) -> None:
         """Is there room on the disks, and can the result be saved where it is wanted?"""
@@ -345,6 +365,7 @@ def _data(model, template, data, val_file, val_split, options, settings, console
 
     def build(paths):
         built = build_dataset(paths, model.tokenizer, template, context=settings.context, **options)
+        console.say(f"{'Learns' if paths is data else 'Validates on'} {built.report['learned']}")
         for sentence in built.report.get("notes", ()):
             console.say(sentence)
         return built

@@ -37,9 +37,15 @@ def whole(data, index=0, tokenizer=PLAIN):
 def test_chats_with_and_without_the_assistants_words_only(tmp_path):
     rows = [{"messages": [user("Hi"), says("Yo")]}]
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n"
-    only = build(tmp_path, rows, assistant_loss_only=True)
+    only = build(tmp_path, rows)
     assert whole(only) == text and learned(only) == ["Yo<|im_end|>"]
-    every = build(tmp_path, rows)
+    assert only.report["learned"] == (
+        f"the assistant's words and what ends its turns: {only.loss_tokens:,} of {only.tokens:,} tokens "
+        "(--loss all: every one)"
+    )
+    assert build(tmp_path, rows, assistant_loss_only=True).fingerprint == only.fingerprint
+    every = build(tmp_path, rows, loss="all")
+    assert every.report["learned"].startswith("every word, the users' too")
     assert whole(every) == text and learned(every) == [text.removeprefix("<|im_start|>")]
     assert only.fingerprint != every.fingerprint and only.lines.tolist() == [1]
 
@@ -54,6 +60,27 @@ def test_pairs_learn_the_completion_and_its_end(tmp_path):
         whole(build(tmp_path, rows, template=FALLBACK, tokenizer=WITH_BOS), tokenizer=WITH_BOS)
         == "<s>Q: A</s>"
     )
+
+
+def test_loss_all_learns_prompts_too(tmp_path):
+    rows = [{"prompt": "Q: ", "completion": "A"}]
+    raw = build(tmp_path, rows, template=FALLBACK, loss="all")
+    assert raw.loss_tokens == raw.tokens - 1 and whole(raw) == "Q: A</s>"
+    chat = build(tmp_path, rows, loss="all")
+    assert chat.loss_tokens == chat.tokens - 1
+
+
+def test_a_chat_without_an_assistant_names_the_flag_that_learns_it(tmp_path):
+    rows = [{"messages": [user("Hi")]}]
+    with pytest.raises(UserError, match="line 1: .*no assistant message.*--loss all"):
+        build(tmp_path, rows)
+    assert build(tmp_path, rows, loss="all").loss_tokens > 0
+
+
+def test_losses_that_contradict_each_other_are_refused(tmp_path):
+    for options in ({"loss": "all", "assistant_loss_only": True}, {"loss": "some"}):
+        with pytest.raises(UserError, match="--loss"):
+            build(tmp_path, [{"text": "x"}], **options)
 
 
 def test_text_ends_with_eos_and_bos_is_not_doubled(tmp_path):

@@ -10,9 +10,13 @@ from pathlib import Path
 NODES = ("/dev/dri/renderD128", "/dev/nvidia0", "/dev/dxg", "/dev/kgsl-3d0", "/dev/mali0")
 
 
+def installed() -> bool:
+    return importlib.util.find_spec("wgpu") is not None
+
+
 def in_sight() -> bool:
     """wgpu is installed, and the system shows a GPU (or always has one)."""
-    if importlib.util.find_spec("wgpu") is None:
+    if not installed():
         return False
     return not sys.platform.startswith("linux") or any(Path(node).exists() for node in NODES)
 
