@@ -14,8 +14,8 @@ COMMANDS = {
     "style": "-m models/qwen3-1.7b-q8_0.gguf -f train.jsonl -c 512 -b 128 -ub 128 -ngl 999 --lora-rank 16 "
              "--lora-alpha 32 --num-epochs 3",
     "biomedical": "-m models/qwen3-1.7b-q8_0.gguf -f train.jsonl --assistant-loss-only -c 128 -b 128 -ub 128 "
-                  "-ngl 999 -fa off --learning-rate 1e-5 --lr-min 1e-8 --lr-scheduler cosine --warmup-ratio 0.1 --num-epochs 8 "
-                  '--lora-modules "attn_q,attn_k,attn_v,attn_o,ffn_gate,ffn_up,ffn_down"',
+                  "-ngl 999 -fa off --learning-rate 1e-5 --lr-min 1e-8 --lr-scheduler cosine --warmup-ratio 0.1 "
+                  '--num-epochs 8 --lora-modules "attn_q,attn_k,attn_v,attn_o,ffn_gate,ffn_up,ffn_down"',
     "basic": "-m model.gguf -f dataset.txt -ngl 999 -c 512 -b 512 -ub 512 -fa off",
     "basic, no -fa": "-m model.gguf -f dataset.txt -ngl 999 -c 512 -b 512 -ub 512",
     "parameters": "-m model.gguf -f dataset.txt -ngl 999 -c 512 -b 512 -ub 512 --lora-rank 16 --lora-alpha 32 "
@@ -27,8 +27,8 @@ COMMANDS = {
     "all modules": "-m model.gguf -f dataset.jsonl --output-adapter adapter.gguf --assistant-loss-only -c 128 -b 128 "
                    '-ub 128 -ngl 999 -fa off --num-epochs 1 --lora-modules "all"',
     "long": "-m model.tq2_0.gguf -f biomed.jsonl --output-adapter adapter.gguf --assistant-loss-only -c 128 -b 128 "
-            '-ub 128 -ngl 999 -fa off --checkpoint-save-steps 50 --checkpoint-save-dir "./checkpoints" --learning-rate 1e-5 '
-            "--lr-min 1e-8 --lr-scheduler cosine --warmup-ratio 0.1 --num-epochs 20 --lora-modules \"all\"",
+            '-ub 128 -ngl 999 -fa off --checkpoint-save-steps 50 --checkpoint-save-dir "./checkpoints" '
+            "--learning-rate 1e-5 --lr-min 1e-8 --lr-scheduler cosine --warmup-ratio 0.1 --num-epochs 20 --lora-modules \"all\"",
     "email": "-m models/qwen3-1.7b-q8_0.gguf -f email_dataset.jsonl -c 512 -b 128 -ub 128 -ngl 999 --lora-rank 16 "
              "--lora-alpha 32 --num-epochs 3 --output-adapter email_adapter.gguf",
 }
