@@ -28,7 +28,8 @@ COMMANDS = {
                    '-ub 128 -ngl 999 -fa off --num-epochs 1 --lora-modules "all"',
     "long": "-m model.tq2_0.gguf -f biomed.jsonl --output-adapter adapter.gguf --assistant-loss-only -c 128 -b 128 "
             '-ub 128 -ngl 999 -fa off --checkpoint-save-steps 50 --checkpoint-save-dir "./checkpoints" '
-            "--learning-rate 1e-5 --lr-min 1e-8 --lr-scheduler cosine --warmup-ratio 0.1 --num-epochs 20 --lora-modules \"all\"",
+            "--learning-rate 1e-5 --lr-min 1e-8 --lr-scheduler cosine --warmup-ratio 0.1 "
+            '--num-epochs 20 --lora-modules "all"',
     "email": "-m models/qwen3-1.7b-q8_0.gguf -f email_dataset.jsonl -c 512 -b 128 -ub 128 -ngl 999 --lora-rank 16 "
              "--lora-alpha 32 --num-epochs 3 --output-adapter email_adapter.gguf",
 }
