@@ -84,8 +84,8 @@ class Size(click.ParamType):
 SIZE = Size()
 _ENGINE_OPTIONS = (
     click.option("--device", default="auto", show_default=True, metavar="NAME",
-                 help="What computes: auto (a GPU, else the CPU, where adapters train on cpu-bf16 if that runs), cuda, cuda:1, rocm, "
-                 "xpu, mps, webgpu, cpu-bf16 or numpy (float32)."),
+                 help="What computes: auto (a GPU, else the CPU, where adapters train on cpu-bf16 if that runs), "
+                 "cuda, cuda:1, rocm, xpu, mps, webgpu, cpu-bf16 or numpy (float32)."),
     click.option("--dtype", type=click.Choice(["auto", "bf16", "fp16", "f32"]), default="auto", show_default=True,
                  help="Number format of a GPU's matrix products. auto: bf16 where there is one; webgpu: f32, or fp16."),
     click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa."),
