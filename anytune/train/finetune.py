@@ -268,7 +268,9 @@ def check_outputs(output, settings: TrainSettings, model, data, val_file, adapte
         written += [Path(output) / name for name in adapter_peft.FILES]
     resumed = Path(settings.resume_from or "auto").absolute()   # a checkpoint, or the folder of a run
     checkpoint = resumed if (resumed / ckpt.INFO).exists() else None
-    home = settings.run_dir or (checkpoint.parent.parent if checkpoint else settings.resume_from and resumed)
+    folder = checkpoint.parent.parent if checkpoint else resumed
+    # beside --checkpoint-save-dir there is no run's folder
+    home = settings.run_dir or (folder if settings.resume_from and (folder / "settings.json").exists() else None)
     written += [Path(home) / name for name in FILES] if home else []
     spare_inputs(written, [("the model", model), ("the adapter to continue from", adapter),
                            ("the chat template", chat_template), *(("the data", path) for path in _list(data)),
