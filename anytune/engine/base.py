@@ -93,6 +93,12 @@ class Engine(Protocol):
     def view(self, x: Array):
         """As host(), but may share the engine's memory: to be read at once, not kept."""
 
+    # -- sums over tokens
+    algebra: Any     # what adds them up and solves with them, in float64; see algebra.py
+
+    def lift(self, x: Array) -> Any:
+        """An activation as a float32 array of `algebra`, which may share the engine's memory: to be used at once."""
+
     def load(self, x: Array, values) -> None:
         """Write float32 host values of the same shape over x."""
 

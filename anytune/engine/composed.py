@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
+from .algebra import HostAlgebra
+
 
 class Composed:
     """Mixed into an engine. base.py says what the operations mean."""
 
     keeps_turned = False
+
+    @functools.cached_property
+    def algebra(self) -> HostAlgebra:
+        return HostAlgebra()
+
+    def lift(self, x):
+        return self.view(x)
 
     def norm_linear(self, x, gain, eps: float, group):
         return self.linear(self.rms_norm(x, gain, eps), group)
