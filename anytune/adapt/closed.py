@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass
 class Equations:
-    """G and C - G Eᵀ as sums, or the weighted tokens that they are sums over: z [m, in], r [m, out] (see statistics.py).
+    """G and C - G Eᵀ as sums, or the weighted tokens that they are sums over: z [m, in], r [m, out]; statistics.py.
 
     Solving uses the arrays up. ridge: what λ was then, of the mean of G's diagonal; raised: whether that is more than
     was asked for.
@@ -65,8 +65,8 @@ class Equations:
         small = la.double(self.z) @ la.double(self.z).T if self.gram is None else None
         mean = la.trace(self.gram if small is None else small) / self.columns
         if not np.isfinite(mean):
-            raise UserError("The activations hold NaN or infinity, so nothing can be fitted: the model overflows in this "
-                            "device's number format, try --dtype f32 or another --device.")
+            raise UserError("The activations hold NaN or infinity, so nothing can be fitted: the model overflows in "
+                            "this device's number format, try --dtype f32 or another --device.")
         value = ridge * mean or float(np.finfo(np.float64).tiny) ** 0.5
         if small is not None:
             factor = self._factor(small, value, mean)

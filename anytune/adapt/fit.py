@@ -1,4 +1,4 @@
-"""The sequential closed form: front to back, each product gets the low-rank change that brings the student to the teacher.
+"""The sequential closed form: front to back, each product gets the low-rank change that brings student to teacher.
 
 Teacher and student go through the layers side by side. x is the student's input of a product, as it is adapted so far;
 what its outputs lack is the teacher's outputs less its own, and where they are added to the residual stream, what
@@ -61,8 +61,8 @@ def fit(couples: Sequence[Couple], recipe: Recipe, *, guard: Side | None = None,
     """The pairs {tensor: Pair} of the adapter that brings the students (sides of one adapter) to their teachers.
 
     guard: a side over text whose outputs should stay as they are, of the bare model. done: pairs of an earlier run, of
-    whole layers from the first on: they are taken as they are. tell: called after each layer. keep: called with the names
-    of each group's tensors, their Equations before they are solved, and their priors. Raises UserError.
+    whole layers from the first on: they are taken as they are. tell: called after each layer. keep: called with each
+    group's tensor names, its Equations before they are solved, and its priors. Raises UserError.
     """
     student = couples[0].student
     config, slots, e = student.model.config, student.slots, student.engine
@@ -99,7 +99,7 @@ def _slot(e: Any, pair: Pair) -> Any:
 
 def _product(couples: Sequence[Couple], guard: Side | None, recipe: Recipe, number: int, product: int,
              keep: Callable[..., None] | None) -> tuple[dict[str, Pair], float]:
-    """({tensor: Pair} of one group of products of the layer that all sides are in, the ridge if it had to be raised)."""
+    """({tensor: Pair} of one group of the layer that all sides are in, the ridge if it had to be raised)."""
     student = couples[0].student
     names, la = tensors_of(number, product), student.engine.algebra
     group = getattr(student.layer, PRODUCTS[product][0])

@@ -170,8 +170,8 @@ class Side:
         self.slots = slots if slots is not None else model.adapter_slots(adapter)
         starts = np.array([0, len(beginning)], np.int32)
         nothing = np.zeros(0, np.int32)
-        every = [*([Batch(np.asarray(beginning, np.int32), starts, nothing, nothing, nothing)] if len(beginning) else []),
-                 *batches]
+        first = Batch(np.asarray(beginning, np.int32), starts, nothing, nothing, nothing)
+        every = [*([first] if len(beginning) else []), *batches]
         self.capacity = max(len(batch.ids) for batch in every)
         self.tables = model.rope_tables(max(int(batch.positions.max()) for batch in every) + 1)
         self.layer: Any = None
