@@ -103,9 +103,11 @@ def read_shots(paths: Sequence[str | os.PathLike], reading: Reading) -> tuple[Me
             if record.kind == "chat":
                 turns += [message for message in record.messages if message["role"] != "system"]
             elif record.kind == "pair":
-                turns += [{"role": "user", "content": record.prompt}, {"role": "assistant", "content": record.completion}]
+                turns += [{"role": "user", "content": record.prompt},
+                          {"role": "assistant", "content": record.completion}]
             else:
-                raise UserError(f"{path}, line {record.line}: --shots takes conversations, or prompts with completions.")
+                raise UserError(f"{path}, line {record.line}: --shots takes conversations, or prompts with "
+                                "completions.")
     return tuple(turns)
 
 
@@ -193,7 +195,8 @@ def _common_end(one: np.ndarray, other: np.ndarray) -> int:
     return int(differs[0]) if len(differs) else most
 
 
-def batches(examples: Sequence[Example], size: int, teacher: bool, share: bool = True) -> tuple[list[Batch], np.ndarray]:
+def batches(examples: Sequence[Example], size: int, teacher: bool,
+            share: bool = True) -> tuple[list[Batch], np.ndarray]:
     """(batches of at most `size` tokens, or of one example; the beginning that all of them stand behind) for the
     student or the teacher. Both have the same examples in each batch."""
     tails = [max(len(e.ids), len(e.behind) if not share else e.own) for e in examples]
