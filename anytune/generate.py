@@ -7,6 +7,7 @@ stand on it.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,18 @@ Prompt = str | Sequence[Message] | Sequence[int]
 
 @dataclass
 class Reply:
-    """What came of one prompt. finish: "stop" (end of turn, or a stop string), "length" or "context"."""
+    """What came of one prompt.
+
+    finish: "stop" (end of turn, or a stop string), "length" or "context". started: when its prompt was fed, and
+    times[i]: when token ids[i] was chosen, both in seconds of time.perf_counter().
+    """
 
     prompt: list[int]
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
+    started: float = 0.0
+    times: list[float] = field(default_factory=list)
 
 
 class _Writer:
@@ -46,6 +53,7 @@ class _Writer:
     def add(self, token: int) -> str:
         """Take the next token; returns the text that is certain now."""
         self.reply.ids.append(token)
+        self.reply.times.append(time.perf_counter())
         if token in self.eog:
             return self.end("stop")
         self.pending += self.decoder.feed(token)
@@ -98,6 +106,9 @@ def decode(decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[in
         for reply in replies:
             reply.finish = "length"
         return
+    started = time.perf_counter()
+    for reply in replies:
+        reply.started = started
     logits = _feed_prompts(decoder, prompts)
     while True:
         feed: list[list[int]] = [[] for _ in writers]
