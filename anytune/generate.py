@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
-from anytune.sampling import Sampling, sample
+from anytune.sampling import Sampling, reach, sample, sample_listed
 
 if TYPE_CHECKING:
     from anytune.adapter import Adapter
@@ -109,14 +109,17 @@ def decode(decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[in
     started = time.perf_counter()
     for reply in replies:
         reply.started = started
-    logits = _feed_prompts(decoder, prompts)
+    logits, most, listed = _feed_prompts(decoder, prompts), reach(how), None
+    most = None if most is None else min(most, len(logits[0]))
     while True:
         feed: list[list[int]] = [[] for _ in writers]
         for slot, writer in enumerate(writers):
             reply = writer.reply
             if reply.finish is not None:
                 continue
-            token = sample(logits[slot], reply.prompt + reply.ids, how, random[slot])
+            recent = reply.prompt + reply.ids
+            token = sample(logits[slot], recent, how, random[slot]) if listed is None else \
+                sample_listed(listed[0][slot], listed[1][slot], recent, how, random[slot])
             text = writer.add(token)
             if reply.finish is None and len(reply.ids) == max_tokens:
                 text += writer.end("length")
@@ -128,7 +131,10 @@ def decode(decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[in
                 yield slot, text
         if not any(feed):
             return
-        logits = decoder.feed(feed)
+        if most is None:
+            logits = decoder.feed(feed)
+        else:   # the device chooses what the choice can fall on
+            listed = decoder.feed_best(feed, most)
 
 
 def _feed_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> list[Any]:

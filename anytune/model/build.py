@@ -49,6 +49,11 @@ class Weights:
                 made.vectors[name], made.gradients[name] = values, gradient
         return made
 
+    def clear(self) -> None:
+        """Forget all tensors."""
+        for tensors in (self.matrices, self.vectors, self.gradients):
+            tensors.clear()
+
     @property
     def slow(self) -> bool:
         """Whether some matrix is dequantized without a compiled kernel, so that doing it once would pay."""

@@ -128,6 +128,13 @@ class TorchEngine(Composed):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def close(self) -> None:
+        """Free graphs before their pool, then what they worked on. The engine is of no use from then on."""
+        self.recorder.close()
+        self.release()
+        self.gradients = self.first = self.end = self.key = None
+        self.updater = _update.Updater(self)
+
     def weight(self, gguf, name: str, hold: str = "blocks") -> Weight:
         return Weight(self, gguf, name, "blocks" if hold == "lookup" else hold)
 
@@ -227,8 +234,12 @@ class TorchEngine(Composed):
     optimize = _optimizers.optimize
 
     def decode(self, body, ids, spans, rows):
-        made = self.tokens.run(body, ids, spans, rows)
+        made = self.tokens.run(body, ids, spans, rows, 0)
         return None if made is None else self.tokens.fetch(made)
+
+    def decode_best(self, body, ids, spans, rows, most: int):
+        made = self.tokens.run(body, ids, spans, rows, most)
+        return None if made is None else _decode.unpacked(self.tokens.fetch(made))
 
     def replay(self, kind: str, body, stream):
         return self.recorder.run(kind, body, stream)
