@@ -104,7 +104,7 @@ def load(folder: Path, gguf: GGUF | None) -> Adapter:
         tensors[name] = pair["A"], _interleave(pair["B"], heads) if heads else pair["B"]
     template, text = folder / TEMPLATE, None
     if template.is_file() and template.stat().st_size < CONFIG_LIMIT:
-        text = template.read_text("utf-8", "replace")
+        text = template.read_text("utf-8-sig", "replace")
     return Adapter(tensors, rank, config["lora_alpha"], config["use_rslora"], architecture,
                    own.get("base_name") or config["base_model_name_or_path"], own.get("base_sha256"), text)
 

@@ -45,9 +45,7 @@ def test_any_module_can_be_imported_first():
 KNOWS = {"gguf": {"errors", "files"}, "text": {"errors", "gguf"}, "mail": {"errors", "files"},
          "engine": {"errors", "files", "gguf", "memory", "units"},
          "model": {"adapter", "engine", "errors", "generate", "gguf", "memory", "quantization", "text"},
-         "likelihood": {"adapter", "errors", "files", "model"},
-         "adapt": {"adapter", "engine", "errors", "export", "files", "generate", "gguf", "likelihood", "memory",
-                   "model", "quantization", "text", "train", "units", "verify"},
+         "likelihood": {"adapter", "errors", "files", "model", "text"},
          "quantization": {"adapter", "errors", "files", "gguf", "likelihood", "model", "units"}}
 
 

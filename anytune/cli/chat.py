@@ -87,7 +87,7 @@ def _read(person: bool) -> str | None:
             text = sys.stdin.readline()
             if not text:
                 return "\n".join(lines) or None
-            text = text.rstrip("\n")
+            text = text.rstrip("\n").lstrip("\ufeff")
         if not text.endswith("\\"):
             return "\n".join([*lines, text])
         lines.append(text[:-1])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 import click
 
-from anytune.cli.common import Command, existing_file, json_option, model_option, model_path, print_json
+from anytune.cli.common import (Command, data_files, json_option, model_option, model_path, print_json,
+                                text_file)
 from anytune.cli.data_build import build
 from anytune.cli.dataset import columns_from, dataset_options
 
@@ -44,11 +44,9 @@ def preview(model: str, files: tuple[str, ...], loss: str, chat_template: str | 
     Only the tokenizer and the template of the model are read, not its weights.
     """
     path = model_path(model)
-    for file in files:
-        if not os.path.isdir(file):
-            existing_file(file, "data")
+    data_files(files)
     if chat_template is not None:
-        existing_file(chat_template, "template")
+        text_file(chat_template, "template")
     from anytune.text.preview import preview as look
     from anytune.text.preview import render
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import (Command, existing_file, json_option, load_adapter, load_model, model_options,
-                                model_path, note, print_json)
-from anytune.cli.evaluate_score import score
+from anytune.cli.common import (Command, json_option, load_adapter, load_model, model_options, model_path, note,
+                                print_json, text_file)
 from anytune.cli.sampling import SAMPLING, read_template
 from anytune.errors import UserError
 from anytune.files import spare_inputs
@@ -31,9 +30,6 @@ UNITS = {"answers": "tokens", "embeddings": "texts", "judge": "pairs", "losses":
 @click.group()
 def evaluate() -> None:
     """Measure what an adapter changed."""
-
-
-evaluate.add_command(score)
 
 
 def answering_options(command: Callable) -> Callable:
@@ -105,7 +101,7 @@ def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs
     if (judge is None) != (judge_model is None):
         raise UserError("--judge and --judge-model belong together: the endpoint, and the model's name there.")
     columns = _columns(rest)
-    prompts = read_prompts(existing_file(file, "prompt"), columns, limit)
+    prompts = read_prompts(text_file(file, "prompt"), columns, limit)
     jury = None
     if judge is not None:
         jury = Judge(judge, judge_model or "", criteria or CRITERIA, judge_timeout)
@@ -147,7 +143,7 @@ def style(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: 
     how = Sampling(**sampling)
     places = report_places(outputs, model, loras, messages=file, template=chat_template)
     columns = _columns(rest)
-    prompts = read_prompts(existing_file(file, "message"), columns, limit)
+    prompts = read_prompts(text_file(file, "message"), columns, limit)
     loaded = load_model(model, engine)
     with keeping(places) as kept:
         with Phases(as_json) as phases:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, existing_file, json_option, load_model, model_options, print_json
+from anytune.cli.common import Command, existing_file, json_option, load_model, model_options, print_json, text_file
 from anytune.cli.evaluate import adapters_of, evaluate, keeping, put, report_places
 from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 
@@ -54,7 +54,7 @@ def biomed(model: str, engine: dict, file: str, test: str | None, setting: str |
     from anytune.evaluation.pubmedqa import read_questions
 
     places = report_places(outputs, model, loras, questions=file, test=test)
-    questions = read_questions(existing_file(file, "question"), existing_file(test, "test") if test else None,
+    questions = read_questions(text_file(file, "question"), existing_file(test, "test") if test else None,
                                setting=setting, wording=wording)[:limit]
     loaded = load_model(model, engine)
     sides: dict[str, Any] = {"base": None, **adapters_of(loras, loaded)}

@@ -49,7 +49,7 @@ def read_template(path: str | None, model: Any) -> Any:
     """The ChatTemplate of --chat-template, or None."""
     if path is None:
         return None
-    from anytune.cli.common import existing_file
+    from anytune.cli.common import text_file
     from anytune.text import ChatTemplate
 
-    return ChatTemplate.for_model(model.gguf, model.tokenizer, file=existing_file(path, "template"))
+    return ChatTemplate.for_model(model.gguf, model.tokenizer, file=text_file(path, "template"))

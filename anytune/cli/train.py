@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import (DEBUG, Command, debug_wanted, existing_file, json_option, load_adapter, load_model,
-                                lora_option, model_options, model_path, print_json)
+from anytune.cli.common import (DEBUG, Command, data_files, debug_wanted, existing_file, json_option, load_adapter,
+                                load_model, lora_option, model_options, model_path, print_json, text_file)
 from anytune.cli.dataset import KEYS, columns_from, dataset_options
 from anytune.train.settings import DEFAULTS, FLAGS
 
@@ -37,8 +37,7 @@ SETTINGS = (  # (field of TrainSettings, further names, type, help)
     ("checkpoint_save_steps", (), int,
      "Save a checkpoint every so many steps; 0: only at the end and on Ctrl-C."),
     ("checkpoint_save_dir", (), str, "Where checkpoints go.  [default: the run's folder]"),
-    ("keep_checkpoints", (), int,
-     "How many of the last checkpoints are kept.  [default: 2; all with --checkpoint-save-dir]"),
+    ("keep_checkpoints", (), int, "How many of the last checkpoints are kept."),
     ("resume_from", ("--resume",), str,
      "A checkpoint, a run's folder, or auto: the newest good one, or start anew."),
     ("report_to", (), str, "tensorboard, wandb, or both with a comma."),
@@ -176,13 +175,11 @@ def train(model: str, engine: dict, files: tuple[str, ...], loss: str,
     chosen = TrainSettings(**{name: value for name, value in settings.items() if value is not None})
     if lora is not None and not os.path.isdir(lora):
         existing_file(lora, "adapter")
-    for path in (*files, *val_file):
-        if not os.path.isdir(path):
-            existing_file(path, "data")
+    data_files([*files, *val_file])
     if chat_template is not None:
-        existing_file(chat_template, "template")
+        text_file(chat_template, "template")
     from anytune.train import launch
-    from anytune.train.finetune import check_outputs
+    from anytune.train.finetune import check_outputs, check_pipes
     from anytune.train.team import Elsewhere, Lost, give_up, local_device, places
 
     check_outputs(output, chosen, model_path(model), files, val_file, lora, chat_template)
@@ -192,6 +189,7 @@ def train(model: str, engine: dict, files: tuple[str, ...], loss: str,
         device = launch.check(gpus, engine["device"])
         if gpus > 1:
             model_path(model)   # what is missing is said once
+            check_pipes([*files, *val_file, chat_template], gpus)
             return launch.launch(click.get_current_context().meta["anytune.args"], gpus, device, debug_wanted())
     engine["device"] = local_device(engine["device"])
     loaded = load_model(model, engine)
@@ -245,8 +243,7 @@ def _type(name: str | None) -> str | None:
 def _summary(run: Any, settings: Any, full: bool) -> dict[str, Any]:
     return {"stopped": run.stopped, "step": run.step, "total_steps": run.total_steps,
             "run_dir": str(run.run_dir), "model" if full else "adapter": str(run.output or run.path),
-            "best": run.best,
-            "timing": run.timing and run.timing.as_dict(), "last": run.metrics[-1] if run.metrics else None,
+            "best": run.best, "last": run.metrics[-1] if run.metrics else None,
             "settings": dataclasses.asdict(settings)}
 
 

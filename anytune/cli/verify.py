@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from anytune.cli.common import (Command, existing_file, json_option, load_model, lora_option, model_options,
-                                print_json)
+                                print_json, read_text)
 from anytune.errors import UserError
 
 
@@ -40,10 +40,7 @@ def verify(model: str, engine: dict, lora: str | None, file: str | None, positio
         raise UserError("llama.cpp is not here to compare with: install it with `pip install xllamacpp`.")
     text = None
     if file is not None:
-        try:
-            text = existing_file(file, "text").read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{file} is not UTF-8 text: convert it first.") from None
+        text = read_text(file)
     if engine["device"] == "auto":
         engine["device"] = "numpy"  # the limits are float32's, whatever is fastest here
     loaded = load_model(model, engine)

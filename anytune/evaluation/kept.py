@@ -71,7 +71,7 @@ class Kept:
     def _read(self, head: str) -> list[str]:
         right: list[str] = []
         try:
-            lines = self.path.read_text("utf-8").splitlines()
+            lines = self.path.read_text("utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError):
             return right
         if lines[:1] != [head]:

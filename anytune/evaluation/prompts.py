@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
-from anytune.text.formats import Record, read_records
-from anytune.text.rows import json_rows
+from anytune.text.formats import Record, read_records, records_of
+from anytune.text.reading import WHITE
+from anytune.text.rows import DataFile
 
 if TYPE_CHECKING:
     from anytune.adapter import Adapter
@@ -28,10 +29,6 @@ class Prompt:
     reference: str | None = None
     tools: list | None = None
 
-    def with_system(self, content: str) -> Prompt:
-        """The same after a system message."""
-        return replace(self, messages=({"role": "system", "content": content}, *self.messages))
-
     @property
     def shown(self) -> str:
         """For a person: the words of a single message, or every message with its role."""
@@ -45,11 +42,16 @@ def read_prompts(path: str | Path, columns: Mapping[str, str] | None = None, lim
 
     columns: role -> column, as for training data. limit: the first so many. Raises UserError naming the line.
     """
-    path, columns = Path(path), dict(columns or {})
-    if not columns and _only_prompts(path):
-        columns = {"text": "prompt"}
+    columns = dict(columns or {})
+    if Path(path).is_dir():
+        read = read_records(path, "auto", columns)
+    else:
+        file = DataFile(path)
+        if not file.plain and not columns and _only_prompts(file.first()):
+            columns = {"text": "prompt"}
+        read = records_of(file, "auto", columns)
     found: list[Prompt] = []
-    for record in read_records(path, "auto", columns):
+    for record in read:
         found += _plain(record) if record.kind == "plain" else [_prompt(path, record)]
         if limit is not None and len(found) >= limit:
             break
@@ -58,20 +60,19 @@ def read_prompts(path: str | Path, columns: Mapping[str, str] | None = None, lim
     return found[:limit]
 
 
-def _only_prompts(path: Path) -> bool:
-    """Whether the first row has a prompt and no answer, which training data never has."""
-    if not path.is_file() or not path.name.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson")):
-        return False
-    row = next(json_rows(path), (0, {}))[1]
+def _only_prompts(row: dict) -> bool:
+    """Whether a row has a prompt and no answer, which training data never has."""
     return "prompt" in row and not {"completion", "response", "output", "messages", "text"} & set(row)
 
 
 def _plain(record: Record) -> list[Prompt]:
-    return [Prompt(record.line + n, ({"role": "user", "content": line.strip()},), line.strip())
-            for n, line in enumerate(record.text.splitlines()) if line.strip()]
+    """A prompt a line. U+2028 and the like end no line."""
+    lines = (line.strip(WHITE) for line in record.text.split("\n"))
+    return [Prompt(record.line + n, ({"role": "user", "content": line},), line)
+            for n, line in enumerate(lines) if line]
 
 
-def _prompt(path: Path, record: Record) -> Prompt:
+def _prompt(path: str | Path, record: Record) -> Prompt:
     if record.kind == "chat":
         messages, reference = record.messages, None
         if messages[-1]["role"] == "assistant":

@@ -6,14 +6,14 @@ what `anytune data build pubmedqa` wrote (see recipe.py). Either way the result 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
-from anytune.text.rows import json_rows, kind_of
+from anytune.text import reading
+from anytune.text.rows import json_rows, kind_of, loads
 
 LABELS = ("yes", "no", "maybe")
 SETTINGS = ("question-only", "reasoning-free", "reasoning-required")
@@ -128,7 +128,7 @@ def read_questions(path: str | Path, test: str | Path | None = None, *, setting:
     if test is not None:
         raise UserError(f"--test belongs to PubMedQA's ori_pqal.json, and {path} is not JSON of that kind.")
     found = []
-    for line, row in json_rows(Path(path)):
+    for line, row in json_rows(reading.Stream(reading.pieces(path)), path):
         where = f"{path}, line {line}"
         if "question" in row and "label" in row:
             found.append(ask(_row(row, line, where), setting or "question-only", wording or "qa"))
@@ -176,7 +176,7 @@ def _object(path: str | Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise UserError(f"{path} is larger than {SIZE_LIMIT >> 20} MiB, which no file of PubMedQA's labels is.")
-        found = json.loads(path.read_bytes())
+        found = loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError):

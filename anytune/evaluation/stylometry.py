@@ -117,7 +117,7 @@ def _tells(longer: str, shorter: str) -> bool:
 
 def _forms(text: str) -> set[str]:
     forms = set()
-    for line in text.splitlines():
+    for line in text.split("\n"):
         parts = line.split()
         if 0 < len(parts) <= 4:
             forms.add(" ".join(parts))

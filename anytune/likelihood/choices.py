@@ -6,7 +6,6 @@ endings), and JSON lines {"context": …, "choices": [… , …], "answer": numb
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,8 @@ import numpy as np
 
 from anytune.errors import UserError
 from anytune.likelihood.windows import Forward, log_sums
+from anytune.text.reading import Stream
+from anytune.text.rows import json_rows
 
 if TYPE_CHECKING:
     from anytune.adapter import Adapter
@@ -36,7 +37,7 @@ class Task:
 
 def read_hellaswag(text: str, name: str) -> list[Task]:
     """Six lines a task. Raises UserError with the line."""
-    lines = text.splitlines()
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines or len(lines) % (ENDINGS + 2):
@@ -47,16 +48,10 @@ def read_hellaswag(text: str, name: str) -> list[Task]:
 
 
 def read_choices(text: str, name: str) -> list[Task]:
-    """A JSON object a line. Raises UserError with the line."""
+    """A JSON object a line, or an array of them. Raises UserError with the line."""
     tasks = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            context, choices, answer = value["context"], value["choices"], value["answer"]
-        except (ValueError, KeyError, TypeError):
-            context = choices = answer = None
+    for number, row in json_rows(Stream([text]), name):
+        context, choices, answer = (row.get(key) for key in ("context", "choices", "answer"))
         texts = [context, *choices] if isinstance(choices, list) else [None]
         if not all(isinstance(text, str) for text in texts):
             raise UserError(f'{name}, line {number}: a task is {{"context": text, "choices": [texts], '

@@ -144,7 +144,7 @@ def _flowed(part: Message, text: str) -> str:
         return text
     stuffed, joined = str(part.get_param("delsp", "")).lower() == "yes", []
     open_line = False
-    for line in text.splitlines():
+    for line in re.split(r"\r\n|\r|\n", text.rstrip("\r\n")):
         quoted = line.startswith(">")
         line = line[1:] if line.startswith(" ") else line
         flows = line.endswith(" ") and line != "-- " and not quoted

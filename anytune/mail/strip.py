@@ -27,7 +27,7 @@ _DEVICE = re.compile(r"(?:Sent|Gesendet|Envoyé|Enviado|Inviato|Verzonden) (?:fr
 def own_text(text: str, signatures: Sequence[str] = ()) -> str:
     """The author's words. signatures: texts that end messages and are cut off with all behind them."""
     kept: list[str] = []
-    lines = text.splitlines()
+    lines = _lines(text)
     i = 0
     while i < len(lines):
         line = lines[i]
@@ -56,14 +56,19 @@ def own_text(text: str, signatures: Sequence[str] = ()) -> str:
 
 def quoted_text(text: str) -> str:
     """What the mail answers, as far as it quotes it with ">": the first level alone, "" if there is none."""
-    lines = [re.sub(r"^\s*> ?", "", line).rstrip() for line in text.splitlines() if line.lstrip().startswith(">")]
+    lines = [re.sub(r"^\s*> ?", "", line).rstrip() for line in _lines(text) if line.lstrip().startswith(">")]
     return own_text("\n".join(lines))
 
 
 def is_forward(text: str, subject: str) -> bool:
     """Whether the mail passes on another one: then its few words belong to that, not to a conversation."""
     return bool(re.match(r"(?:fwd?|wg|tr|rv|i|enc)\s*:", subject, re.IGNORECASE)
-                and any("forward" in line.lower() or _CUT.fullmatch(line) for line in text.splitlines()))
+                and any("forward" in line.lower() or _CUT.fullmatch(line) for line in _lines(text)))
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as a mail has them: U+2028 and the like are its author's."""
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def _wrote(lines: Sequence[str], i: int) -> int:

@@ -12,10 +12,12 @@ With loss "all" everything after the first token is learned, of each; with "assi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from anytune.errors import UserError
+from anytune.text.reading import check_once
 from anytune.text.dataset import Builder, Dataset
 from anytune.text.formats import Record, read_records
 from anytune.text.mask import encode_chat_report
@@ -55,7 +57,8 @@ def build_dataset(
         raise UserError("--assistant-loss-only and --loss all ask for opposite things: give one of them.")
     if context < 2:
         raise UserError("The context (-c) must be at least 2 tokens.")
-    paths = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    paths = [Path(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    check_once(paths)
     work = _Work(tokenizer, template, context, "assistant" if assistant_loss_only else loss, overflow)
     for number, path in enumerate(paths):
         work.path, work.file = path, number

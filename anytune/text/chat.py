@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
+from anytune.text.reading import read_text
 
 _CHATML = (
     "{% for message in messages %}"
@@ -58,11 +59,7 @@ class ChatTemplate:
         Raises UserError if the file cannot be read or the template does not compile.
         """
         if file is not None:
-            try:
-                return cls(Path(file).read_text("utf-8"), tokenizer, origin="file")
-            except (OSError, UnicodeDecodeError) as error:
-                why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-                raise UserError(f"The chat template {file} cannot be read: {why}.") from None
+            return cls(read_text(file), tokenizer, origin="file")
         own, for_tools = (gguf.metadata.get(f"tokenizer.chat_template{kind}") for kind in ("", ".tool_use"))
         if isinstance(own, str) and own.strip():
             return cls(

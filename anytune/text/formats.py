@@ -6,13 +6,14 @@ A record keeps the line that it came from, so that every complaint can name it. 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
-from anytune.text.rows import dataset_rows, json_rows, kind_of, lines
+from anytune.text.rows import DataFile, dataset_rows, kind_of
 
 PLAIN_PIECE = 1 << 20  # characters of plain text handed on at once
 
@@ -76,7 +77,7 @@ def read_records(
 
     Raises UserError naming the line for whatever cannot be read as the format, or fits none.
     """
-    path, columns = Path(path), dict(columns or {})
+    columns = dict(columns or {})
     if format not in FORMATS:
         raise UserError(f"There is no format {format!r}; there are {', '.join(FORMATS)}.")
     unknown = set(columns) - set(COLUMNS)
@@ -86,51 +87,39 @@ def read_records(
         )
     if ("completion" in columns) != ("prompt" in columns):
         raise UserError("--prompt-key and --completion-key belong together: give both.")
-    if path.is_dir():
-        rows: Iterator[tuple[int, dict]] = dataset_rows(path)
-        if format == "dataset":
-            format = "auto"
-    else:
+    if os.fspath(path) != "-":
+        path = Path(path)
+        if path.is_dir():
+            yield from records(path, dataset_rows(path), "auto" if format == "dataset" else format, columns)
+            return
         if not path.exists():
             raise UserError(f"The data file {path} does not exist.")
-        if _kind_of_file(path, format) == "plain":
-            yield from _plain(path)
-            return
-        rows = json_rows(path)
+    yield from records_of(DataFile(path, format), format, columns)
+
+
+def records_of(file: DataFile, format: str, columns: Mapping[str, str]) -> Iterator[Record]:
+    """read_records for a file that was opened already."""
+    return _plain(file) if file.plain else records(file.path, file.rows(), format, columns)
+
+
+def records(path: str | Path, rows: Iterable[tuple[int, dict]], format: str,
+            columns: Mapping[str, str]) -> Iterator[Record]:
+    """read_records for rows that are read elsewhere. path: for messages."""
     empty = True
     for line, row in rows:
         empty = False
         try:
-            yield _record(line, row, format, columns)
+            yield _record(line, row, format, dict(columns))
         except UserError as error:
             raise UserError(f"{path}, line {line}: {error}") from None
     if empty:
         raise UserError(f"{path} holds no records.")
 
 
-def _kind_of_file(path: Path, format: str) -> str:
-    """ "plain" or "json"."""
-    if format == "plain":
-        return "plain"
-    name = path.name.lower().removesuffix(".gz")
-    if name.endswith((".csv", ".tsv", ".parquet", ".arrow", ".xlsx", ".zip", ".npz", ".pkl", ".pt")):
-        raise UserError(f"{path} is not of a kind that is read here: convert it to JSONL, one object a line.")
-    if format != "auto" or name.endswith((".jsonl", ".json", ".ndjson")):
-        return "json"
-    first = next((line for _, line in lines(path) if line.strip()), "")
-    if first.lstrip().startswith("{"):
-        try:
-            json.loads(first)
-            return "json"
-        except (ValueError, RecursionError):
-            pass
-    return "plain"
-
-
-def _plain(path: Path) -> Iterator[Record]:
+def _plain(file: DataFile) -> Iterator[Record]:
     """Stretches of whole lines, each with the number of its first line."""
     parts, size, first = [], 0, 1
-    for number, line in lines(path):
+    for number, line in file.lines():
         parts.append(line)
         size += len(line)
         if size >= PLAIN_PIECE:
@@ -139,7 +128,7 @@ def _plain(path: Path) -> Iterator[Record]:
     if parts:
         yield Record(first, "plain", text="".join(parts))
     elif first == 1:
-        raise UserError(f"{path} is empty.")
+        raise UserError(f"{file.path} is empty.")
 
 
 def _record(line: int, row: dict, format: str, columns: dict[str, str]) -> Record:

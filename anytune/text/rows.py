@@ -1,114 +1,243 @@
 """The rows of a data file, each with the number of the line on which it begins.
 
-Files are read as streams, gzip as well; a line longer than LINE_LIMIT is refused before it is in memory.
+JSON is one object a line, or arrays of them, or values over several lines, one behind another. An array (or a line that
+is a list) whose elements are messages is one chat.
 """
 
 from __future__ import annotations
 
-import gzip
+import itertools
 import json
-import zlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
+from anytune.text import reading
+from anytune.text.reading import WHITE, Stream
 
-LINE_LIMIT = 32 << 20  # bytes of one line
-ARRAY_LIMIT = 256 << 20  # characters of a .json file that is one array
-
-
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) with line ends kept. Raises UserError on what is not UTF-8, or longer than the limit."""
-    try:
-        with _open(path) as file:
-            number = 0
-            while raw := file.readline(LINE_LIMIT + 1):
-                number += 1
-                if len(raw) > LINE_LIMIT:
-                    raise UserError(f"{path}, line {number}: the line is longer than {LINE_LIMIT >> 20} MiB.")
-                try:
-                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}, line {number}: byte {error.start + 1} of the line is not UTF-8."
-                    ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+NAMES = (".jsonl", ".json", ".ndjson")
+_OTHERS = (".csv", ".tsv", ".parquet", ".arrow", ".xlsx", ".zip", ".npz", ".pkl", ".pt")
+# How text begins that is meant as JSON, whatever the file is called: an object with a key, in arrays or alone.
+_JSON = re.compile(r'(?:\[\s*(?:\]\s*)?)*\{\s*(?:\}|"(?:[^"\\\n]|\\.)*"\s*:)')
+_LITERAL = len("-Infinity")  # the longest that may be cut off by the end of what has been read
 
 
-def _open(path: Path):
-    with open(path, "rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if compressed else open(path, "rb")
+class DataFile:
+    """A data file that was opened and looked at, and is still to be read. plain: it is text, else rows of JSON.
+
+    format: one of formats.FORMATS, which may name what is not to be guessed. Raises UserError.
+    """
+
+    def __init__(self, path: str | Path, format: str = "auto") -> None:
+        self.path, self._first = path, []
+        name = Path(path).name.lower().removesuffix(".gz")
+        if name.endswith(_OTHERS) and format != "plain":
+            raise UserError(f"{path} is not of a kind that is read here: convert it to JSONL, one object a line.")
+        self.stream = Stream(reading.pieces(path))
+        self.plain = format == "plain" or (
+            format == "auto" and not name.endswith(NAMES) and not _JSON.match(self.stream.beginning()))
+        self._rows = iter(()) if self.plain else json_rows(self.stream, path)
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        return reading.lines(self.stream, self.path)
+
+    def rows(self) -> Iterator[tuple[int, dict]]:
+        return itertools.chain(self._first, self._rows)
+
+    def first(self) -> dict:
+        """The first row, which is still to be taken; {} if there is none."""
+        if not self._first:
+            self._first = list(itertools.islice(self._rows, 1))
+        return self._first[0][1] if self._first else {}
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    for number, line in lines(path):
-        text = line.strip()
+def json_rows(stream: Stream, name: str | Path) -> Iterator[tuple[int, dict]]:
+    """(line, object) of every row in a text. name: of the file, for messages.
+
+    Raises UserError naming the line for what is no JSON, is cut off, or holds a key twice.
+    """
+    if stream.beginning().startswith("["):  # not by lines: all of it may be one
+        yield from _Values(stream, name, 1).rows()
+        return
+    numbered, first = reading.lines(stream, name), True
+    for number, line in numbered:
+        text = line.strip(WHITE)
         if not text:
             continue
-        if number == 1 and text.startswith("["):
-            yield from _array_rows(path)
+        try:
+            value = _DECODER.decode(text)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # files that were joined
+                yield from _Values([text], name, number).rows()
+                continue
+            if first and text[0] == "{" and _unfinished(error, text):  # a value over several lines
+                yield from _Values(itertools.chain([line], (part for _, part in numbered)), name, number).rows()
+                return
+            raise _refusal(error, f"{name}, line {number}", f" at character {getattr(error, 'colno', 0)}",
+                           "; each line must hold one object") from None
+        first = False
+        yield number, _row(value, text, f"{name}, line {number}")
+
+
+class _Values:
+    """JSON values one behind another in a text that comes in pieces; `line` is that of the next character."""
+
+    def __init__(self, pieces: Iterable[str], name: str | Path, line: int) -> None:
+        self.pieces, self.name, self.line, self.buffer, self.at = iter(pieces), name, line, "", 0
+
+    def rows(self) -> Iterator[tuple[int, dict]]:
+        while self.next():
+            if self.next() == "[":
+                yield from self.array()
+            else:
+                number = self.line
+                yield number, _row(*self.value(), f"{self.name}, line {number}")
+
+    def array(self) -> Iterator[tuple[int, dict]]:
+        """The rows of an array: its elements, or all of it, if they are the messages of one chat."""
+        begin, chat, texts, size = self.line, [], [], 0
+        self.at += 1
+        if self.next() == "]":
+            self.at += 1
             return
-        yield number, _parse(text, path, number)
+        for count in itertools.count():
+            if self.next() == "" and count:
+                break
+            number = self.line
+            value, text = self.value(begin)
+            if chat or (not count and _is_message(value)):
+                chat.append(value)
+                texts.append(text)
+                size += len(text)
+                if size > reading.LINE_LIMIT:
+                    raise self.failed(f"the chat is longer than {reading.LINE_LIMIT >> 20} MiB")
+            else:
+                yield number, _row(value, text, f"{self.name}, line {number}")
+            mark = self.next()
+            if mark not in ("", ",", "]"):
+                raise self.failed("not valid JSON (expected ',' or ']' behind an element of the array)")
+            self.at += 1
+            if mark == "]":
+                if chat:
+                    yield begin, _row(chat, "".join(texts), f"{self.name}, line {begin}")
+                return
+            if not mark:
+                break
+        raise self.failed(f"the array that begins on line {begin} does not end: the file is cut off")
+
+    def next(self) -> str:
+        """The next character that is not blank, which is still to be taken; "" at the end."""
+        while True:
+            while self.at < len(self.buffer) and (char := self.buffer[self.at]) in WHITE:
+                self.line += char == "\n"
+                self.at += 1
+            if self.at < len(self.buffer):
+                return self.buffer[self.at]
+            if not self.more():
+                return ""
+
+    def value(self, array: int = 0) -> tuple[Any, str]:
+        """The value that begins here, and its text. array: the line on which the array begins that it is in."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.buffer, self.at)
+                break
+            except (ValueError, RecursionError) as error:
+                # nothing else than these begins what a row may hold
+                unfinished = self.buffer[self.at:self.at + 1] in ("", "{", "[", '"') and _unfinished(error, self.buffer)
+                if unfinished and self.more():
+                    continue
+                at = self.line
+                if isinstance(error, json.JSONDecodeError):
+                    at += self.buffer.count("\n", self.at, error.pos)
+                if unfinished:
+                    raise self.failed(f"{f'the array that begins on line {array}' if array else 'this value'} does not "
+                                      "end: the file is cut off") from None
+                raise _refusal(error, f"{self.name}, line {at}") from None
+        text = self.buffer[self.at:end]
+        self.line += text.count("\n")
+        self.at = end
+        return value, text
+
+    def more(self) -> bool:
+        """Read on, as much again as is held; False if there is nothing left."""
+        self.buffer, self.at = self.buffer[self.at:], 0
+        if len(self.buffer) > reading.LINE_LIMIT:
+            raise self.failed(f"what begins here is longer than {reading.LINE_LIMIT >> 20} MiB")
+        parts, size = [self.buffer], 0
+        while size <= len(self.buffer) and (piece := next(self.pieces, None)) is not None:
+            parts.append(piece)
+            size += len(piece)
+        self.buffer = "".join(parts)
+        return size > 0
+
+    def failed(self, why: str) -> UserError:
+        return UserError(f"{self.name}, line {self.line}: {why}.")
 
 
-def _parse(text: str, path: Path, number: int) -> dict:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {number}: not valid JSON at character {error.pos + 1} ({error.msg}); "
-            "each line must hold one object."
-        ) from None
-    except (ValueError, RecursionError):
-        raise UserError(
-            f"{path}, line {number}: this JSON nests too deeply or holds too large a number."
-        ) from None
-    return _checked(row, text, f"{path}, line {number}")
+class _Twice(ValueError):
+    """A key that stands twice in one object."""
 
 
-def _checked(row: Any, text: str, where: str) -> dict:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: each line must hold one JSON object, not {kind_of(row)}.")
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        raise _Twice(next(key for key, _ in pairs if key in seen or seen.add(key)))
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def loads(text: str | bytes) -> Any:
+    """json.loads, but a key that stands twice is a ValueError, and a byte order mark is none."""
+    return _DECODER.decode((text if isinstance(text, str) else text.decode("utf-8")).strip(WHITE))
+
+
+def _unfinished(error: Exception, text: str) -> bool:
+    """Whether more text might make it valid."""
+    return isinstance(error, json.JSONDecodeError) and (
+        error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip(WHITE)) - _LITERAL)
+
+
+def _refusal(error: Exception, where: str, at: str = "", what: str = "") -> UserError:
+    if isinstance(error, json.JSONDecodeError):
+        return UserError(f"{where}: not valid JSON{at} ({error.msg}){what}.")
+    if isinstance(error, _Twice):
+        return UserError(f"{where}: the key {str(error)[:80]!r} stands twice in one object: keep one of them.")
+    return UserError(f"{where}: this JSON nests too deeply or holds too large a number.")
+
+
+def _row(value: Any, text: str, where: str) -> dict:
+    """The object, or the chat of a list of messages. text: the JSON that it came from."""
+    if isinstance(value, list) and _is_chat(value):
+        value = {"messages": value}
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: each line must hold one JSON object, not {kind_of(value)}.")
     if "\\ud" in text or "\\uD" in text:  # an escaped surrogate without its other half is no character
         try:
-            json.dumps(row, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except (UnicodeEncodeError, RecursionError):
             raise UserError(f"{where}: an escape like \\ud83d stands without its other half.") from None
-    return row
+    if any(key.startswith("\ufeff") for key in value):  # a table's first column, from a file with a byte order mark
+        value = {key.lstrip("\ufeff"): item for key, item in value.items()}
+    return value
 
 
-def _array_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Rows of a file that is one JSON array, with the line on which each begins."""
-    parts, size = [], 0
-    for _, line in lines(path):
-        size += len(line)
-        if size > ARRAY_LIMIT:
-            raise UserError(
-                f"{path} is one JSON array of more than {ARRAY_LIMIT >> 20} MiB: write one object a line."
-            )
-        parts.append(line)
-    text, decoder = "".join(parts), json.JSONDecoder()
-    at, number = text.index("[") + 1, 1
-    while True:
-        start = at
-        while at < len(text) and text[at] in " \t\r\n,":
-            at += 1
-        number += text.count("\n", start, at)
-        if at >= len(text) or text[at] == "]":
-            return
-        try:
-            row, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            raise UserError(f"{path}, line {number}: not valid JSON.") from None
-        yield number, _checked(row, text[at:end], f"{path}, line {number}")
-        number += text.count("\n", at, end)
-        at = end
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+                                        or {"role", "tool_calls"} <= value.keys())
+
+
+def _is_chat(value: list) -> bool:
+    return bool(value) and all(map(_is_message, value))
 
 
 def dataset_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """The rows of a folder that the datasets library saved, without the nulls that Arrow fills in."""
     try:
         import datasets
     except ImportError:
@@ -126,7 +255,14 @@ def dataset_rows(path: Path) -> Iterator[tuple[int, dict]]:
             )
         loaded = loaded["train"]
     for number, row in enumerate(loaded, 1):
-        yield number, dict(row)
+        yield number, without_nulls(dict(row))
+
+
+def without_nulls(value: Any) -> Any:
+    """The same without keys whose value is null, at any depth: in Arrow, all objects of a column have all keys."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def kind_of(value: Any) -> str:

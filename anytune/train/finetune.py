@@ -20,6 +20,7 @@ from anytune.engine.check import prove
 from anytune.engine.probe import cores
 from anytune.errors import UserError
 from anytune.files import spare_inputs
+from anytune.text.reading import check_once, identity, reads_once
 from anytune.train import checkpoint as ckpt
 from anytune.train import preflight
 from anytune.train.checkpoint import Checkpoint
@@ -204,8 +205,6 @@ class _Job:
         self.model.engine.release()
         if self.output is not None and result.path is not None:
             team.lead(lambda: self._deliver(result.path))
-        if result.timing is not None:
-            say(result.timing.text())
         say(_ending(result, self.output, self.product))
         parts = {field.name: getattr(result, field.name) for field in dataclasses.fields(Result)}
         return Run(**parts, output=self.output)
@@ -226,7 +225,7 @@ class _Job:
         """Is there room on the disks, and can the result be saved where it is wanted?"""
         home = Path(self.settings.run_dir or ".")
         folders = [home, Path(self.settings.checkpoint_save_dir or home)]
-        preflight.check_disk(self.trainee, self.product, folders, self.settings, self.plan.total, self.output)
+        preflight.check_disk(self.trainee, self.product, folders, self.settings, self.output)
         if self.output is not None:
             self.console.say(f"Saving: {self.product.trial(self.output)}")
 
@@ -254,12 +253,24 @@ def _settings(settings: TrainSettings | None, hyper: dict) -> TrainSettings:
 def _check_files(data, val_file, val_split: float, settings: TrainSettings) -> None:
     if val_file and val_split:
         raise UserError("Give --val-file or --val-split, not both.")
-    files, held = ([Path(p).resolve() for p in _list(x)] for x in (data, val_file or ()))
-    both = sorted(set(files) & set(held))
-    if both:
-        raise UserError(f"{both[0]} is given for training and for validation: --val-split parts one file.")
+    files, held = _list(data), _list(val_file or ())
+    trained = set(map(identity, files))
+    both = next((path for path in held if identity(path) in trained), None)
+    if both is not None:
+        raise UserError(f"{both} is given for training and for validation: --val-split parts one file.")
+    check_pipes([*files, *held], int(places().get("WORLD_SIZE", 1)))
     if settings.early_stop and not (val_file or val_split):
         raise UserError("--early-stop needs a validation set: give --val-file or --val-split.")
+
+
+def check_pipes(paths, processes: int) -> None:
+    """Raise UserError if a pipe would be read twice, by this process or by several. Paths that are None count for
+    nothing."""
+    paths = [path for path in paths if path is not None]
+    check_once(paths)
+    if processes > 1 and (pipe := next(filter(reads_once, paths), None)) is not None:
+        raise UserError(f"{pipe} can be read only once, and {processes} processes read the data: write it to a file "
+                        "first.")
 
 
 def check_outputs(output, settings: TrainSettings, model, data, val_file, adapter, chat_template) -> None:

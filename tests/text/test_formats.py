@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anytune.errors import UserError
-from anytune.text import read_records, rows
+from anytune.text import read_records, reading
 from tests.support.require import need
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
@@ -170,7 +170,7 @@ def test_wrong_options_are_named(tmp_path):
 
 
 def test_a_line_without_end_is_refused_before_it_is_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "LINE_LIMIT", 1 << 16)
+    monkeypatch.setattr(reading, "LINE_LIMIT", 1 << 16)
     bomb = write(tmp_path, gzip.compress(b'{"text": "ok"}\n{"text": "' + b"a" * (1 << 24)), "bomb.jsonl.gz")
     records = read_records(bomb)
     assert next(records).text == "ok"
