@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
 
+KEYS = ("adapter.type", "adapter.lora.alpha", "adapter.lora.task_name", "adapter.lora.prompt_prefix")
+SPREAD = 16  # times as many numbers as an adapter of several ranks may have once they are made equal
 FILE_TYPES = ("F32", "F16", "BF16", "Q8_0")  # what adapters in circulation are stored as
 
 
@@ -76,6 +79,19 @@ class Adapter:
                 raise UserError(f"{path}: the adapter of {name} holds NaN or infinity; train it again.")
         return adapter
 
+    def other_base(self, gguf: GGUF) -> str | None:
+        """A sentence for people if the adapter was made on another file than `gguf`, as far as it says; else None."""
+        if self.base_sha256:
+            if self.base_sha256 == gguf.sha256():
+                return None
+            return (f"the adapter was trained on another file than {gguf.path.name}"
+                    + (f" ({self.base_name})" if self.base_name else "") + ": it may fit less well here")
+        own, its = (_model_name(name) for name in (gguf.metadata.get("general.name"), self.base_name))
+        if not own or not its or own in its or its in own:
+            return None
+        return (f"the adapter names {self.base_name} as its base, and {gguf.path.name} is "
+                f"{gguf.metadata['general.name']}, another file: it may fit less well here")
+
     def check(self, gguf: GGUF, where: str = "the adapter") -> None:
         """UserError unless every tensor fits the base `gguf` in architecture, name, orientation and shape."""
         shapes = {name: (a.shape, b.shape) for name, (a, b) in self.tensors.items()}
@@ -111,18 +127,36 @@ class Adapter:
             if values.get("general.type", str) != "adapter" or values.get("adapter.type", str) != "lora":
                 raise UserError(f"{path} is no LoRA adapter (its general.type is "
                                 f"{values.get('general.type', str)!r}); give the file that training wrote.")
+            for key in file.metadata:
+                if key.startswith("adapter.") and key not in KEYS:
+                    raise UserError(f"{path} has {key}, which "
+                                    + ("makes it act only behind certain tokens (activated LoRA)"
+                                       if key.startswith("adapter.alora.") else "is not known here")
+                                    + ": such adapters cannot be used.")
             architecture = values.need("general.architecture", str)
             names = _pairs(path, file)
             shapes = {name: (file.tensors[f"{name}.lora_a"].shape, file.tensors[f"{name}.lora_b"].shape)
                       for name in names}
-            rank = check_shapes(str(path), shapes)
+            ranks = check_shapes(str(path), shapes)
             if base is not None:
                 check_fit(str(path), architecture, shapes, base)
+            rank = max(ranks.values())
             alpha, rslora = _alpha(path, values, rank)
             tensors = {name: (file.float32(f"{name}.lora_a"), file.float32(f"{name}.lora_b"))
                        for name in names}
+            if len(set(ranks.values())) > 1:    # llama.cpp scales each by alpha over its own rank
+                stored = values.need("adapter.lora.alpha", float)
+                scales = {name: stored / ranks[name] if stored else 1.0 for name in names}
+                (tensors, rank, alpha), rslora = level(str(path), tensors, scales), False
         return cls(tensors, rank, alpha, rslora, architecture, values.get("general.base_model.0.name", str),
                    values.get("anytune.base.sha256", str), values.get("tokenizer.chat_template", str))
+
+
+def _model_name(name: object) -> str:
+    """What of a model's name tells it from others: letters and digits of its last part; "" for no such name."""
+    last = name.rstrip("/").rpartition("/")[2].lower() if isinstance(name, str) else ""
+    plain = "".join(c for c in last if c.isalnum())
+    return plain if any(c.isdigit() for c in plain) and any(c.isalpha() for c in plain) else ""
 
 
 class _Values:
@@ -176,18 +210,42 @@ def _pairs(path: Path, file: GGUF) -> list[str]:
     return list(sides)
 
 
-def check_shapes(where: str, shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> int:
-    """The rank that all (a, b) shapes share. UserError if they do not."""
-    ranks = set()
+def check_shapes(where: str, shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> dict[str, int]:
+    """The rank of each tensor's (a, b) shapes. UserError if they are no pairs, or if there are none."""
+    ranks = {}
     for name, (a, b) in shapes.items():
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             raise UserError(f"{where}: the adapter of {name} has the shapes {a} and {b}, and needs "
                             "(rank, in) and (out, rank).")
-        ranks.add(a[0])
-    if len(ranks) != 1:
-        found = f"tensors of the ranks {sorted(ranks)}" if ranks else "no tensors"
-        raise UserError(f"{where} has {found}; one rank for all is what can be used here.")
-    return ranks.pop()
+        ranks[name] = a[0]
+    if not ranks:
+        raise UserError(f"{where} has no tensors: there is nothing to use.")
+    return ranks
+
+
+Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def level(where: str, tensors: Pairs, scales: Mapping[str, float]) -> tuple[Pairs, int, float]:
+    """(tensors, rank, alpha) that mean what pairs of several ranks and scales do: the highest rank and its scale for
+    all.
+
+    The others are filled up with zeros, which training leaves as they are, and what their scale differs by goes into b.
+    scales: {name: what b @ a is multiplied with}. UserError if that would make far more of them than there is.
+    """
+    rank = max(a.shape[0] for a, _ in tensors.values())
+    if (many := sum(rank * (a.shape[1] + b.shape[0]) for a, b in tensors.values())) > SPREAD * sum(
+            a.size + b.size for a, b in tensors.values()):
+        raise UserError(f"{where}: the ranks of this adapter differ by too much ({many:,} numbers at the highest, "
+                        f"{rank}).")
+    scale = next(scales[name] for name, (a, _) in tensors.items() if a.shape[0] == rank)
+    made = {}
+    for name, (a, b) in tensors.items():
+        wide, tall = np.zeros((rank, a.shape[1]), np.float32), np.zeros((b.shape[0], rank), np.float32)
+        wide[:a.shape[0]] = a
+        tall[:, :b.shape[1]] = b if scales[name] == scale else np.float32(scales[name] / scale) * b
+        made[name] = wide, tall
+    return made, rank, scale * rank
 
 
 def check_fit(where: str, architecture: str, shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],

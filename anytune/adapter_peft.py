@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anytune.adapter_settings import read_settings
 from anytune.errors import UserError
 from anytune.files import atomic_write, cannot_write
 from anytune.gguf import GGUF, dequantize
@@ -33,9 +34,6 @@ KEY = re.compile(r"base_model\.model\.(?:(?:model\.|language_model\.){1,3}layers
 CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 FILES = (CONFIG, WEIGHTS, TEMPLATE)
 CONFIG_LIMIT = 4 << 20
-# peft's options that change the result in a way that has no counterpart here.
-UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out",
-               "trainable_token_indices")
 
 
 def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
@@ -76,26 +74,37 @@ def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
 
 def load(folder: Path, gguf: GGUF | None) -> Adapter:
     """Read the folder. gguf: the base, needed for its architecture unless anytune wrote the folder."""
-    from anytune.adapter import Adapter, check_fit, check_shapes
+    from anytune.adapter import Adapter, check_fit, check_shapes, level
 
-    config = _config(folder)
+    settings = read_settings(_config(folder), folder / CONFIG)
     raw, own = _weights(folder / WEIGHTS)
     architecture = gguf.metadata.get("general.architecture") if gguf else own.get("architecture")
     if architecture not in ARCHITECTURES:
         raise UserError(f"{folder}: which architecture it is for is not known; give the base model too.")
     pairs: dict[str, dict[str, np.ndarray]] = {}
+    modules: dict[str, str] = {}    # base tensor -> the module's full name
     for key, array in raw.items():
         found = KEY.fullmatch(key)
         module = found and found[2]
         if not found or module and module not in GGUF_NAMES:
             raise UserError(f"{folder}: the weight {key!r} belongs to a module that cannot be adapted here.")
         name = f"blk.{int(found[1])}.{GGUF_NAMES[module]}.weight" if module else "output.weight"
+        own_name = key.removeprefix(PREFIX).rpartition(".lora_")[0]
+        if modules.setdefault(name, own_name) != own_name:
+            raise UserError(f"{folder} has two modules that are {name} here: {modules[name]} and {own_name}.")
         pairs.setdefault(name, {})[found[3]] = array
     for name, pair in pairs.items():
         if len(pair) != 2:
             raise UserError(f"{folder}: {name} has only one of its two matrices; the folder is damaged.")
     shapes = {name: (pair["A"].shape, pair["B"].shape) for name, pair in pairs.items()}
-    rank = check_shapes(str(folder), shapes)
+    ranks = check_shapes(str(folder), shapes)
+    settings.check(modules.values(), folder / CONFIG)
+    scales = {}
+    for name, module in modules.items():
+        rank, scales[name] = settings.of(module)
+        if rank != ranks[name]:
+            raise UserError(f"{folder / CONFIG} gives {module} the rank {rank}, and its weights have {ranks[name]}: "
+                            "the folder is damaged.")
     if gguf is not None:
         check_fit(str(folder), architecture, shapes, gguf)
     tensors = {}
@@ -105,8 +114,11 @@ def load(folder: Path, gguf: GGUF | None) -> Adapter:
     template, text = folder / TEMPLATE, None
     if template.is_file() and template.stat().st_size < CONFIG_LIMIT:
         text = template.read_text("utf-8-sig", "replace")
-    return Adapter(tensors, rank, config["lora_alpha"], config["use_rslora"], architecture,
-                   own.get("base_name") or config["base_model_name_or_path"], own.get("base_sha256"), text)
+    rank, alpha, rslora = settings.rank, settings.alpha, settings.rslora
+    if set(scales.values()) != {settings.scale(rank, alpha)} or set(ranks.values()) != {rank}:
+        (tensors, rank, alpha), rslora = level(str(folder), tensors, scales), False
+    return Adapter(tensors, rank, alpha, rslora, architecture, own.get("base_name") or settings.base,
+                   own.get("base_sha256"), text)
 
 
 def _module(architecture: str, name: str) -> str:
@@ -152,8 +164,8 @@ def _interleave(b: np.ndarray, heads: int) -> np.ndarray:
     return b.reshape(heads, 2, -1, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """The checked options. Everything else in the file is about training."""
+def _config(folder: Path) -> Any:
+    """What adapter_config.json says, unchecked."""
     path = folder / CONFIG
     try:
         if path.stat().st_size > CONFIG_LIMIT:
@@ -163,18 +175,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error.strerror}; a peft folder must have it.") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON.") from None
-    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
-        raise UserError(f"{path} does not describe a LoRA adapter (peft_type).")
-    for key in UNSUPPORTED:
-        if found.get(key):
-            raise UserError(f"{path} uses {key}, which has no counterpart in a GGUF adapter.")
-    if found.get("bias", "none") != "none":
-        raise UserError(f"{path} trains biases, which have no counterpart in a GGUF adapter.")
-    alpha, base = found.get("lora_alpha"), found.get("base_model_name_or_path")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
-        raise UserError(f"{path}: lora_alpha is {alpha!r:.40}, and must be a number above 0.")
-    return {"lora_alpha": float(alpha), "use_rslora": found.get("use_rslora") is True,
-            "base_model_name_or_path": base if isinstance(base, str) and base else None}
+    return found
 
 
 def _weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -231,11 +231,6 @@ def _swapped(values, tensors):
         tensors[f"blk.0.attn_q.weight.lora_{side}"] = tensors[f"blk.0.attn_q.weight.lora_{side}"].T.copy()
 
 
-def _other_rank(values, tensors):
-    tensors["blk.0.attn_k.weight.lora_a"] = tensors["blk.0.attn_k.weight.lora_a"][:2].copy()
-    tensors["blk.0.attn_k.weight.lora_b"] = tensors["blk.0.attn_k.weight.lora_b"][:, :2].copy()
-
-
 def _wrong_width(values, tensors):
     tensors["blk.0.attn_q.weight.lora_a"] = tensors["blk.0.attn_q.weight.lora_a"][:, :-4].copy()
 
@@ -258,7 +253,7 @@ def _suffix(values, tensors):
 
 
 BAD = {
-    "no-b": (_no_b, "lora_a"), "swapped": (_swapped, "rank"), "ranks": (_other_rank, "ranks"),
+    "no-b": (_no_b, "lora_a"), "swapped": (_swapped, "rank"),
     "width": (_wrong_width, "weight of shape"), "nan": (_nan, "NaN"), "flat": (_flat, "rank"),
     "name": (_unknown_name, "blk.99"), "suffix": (_suffix, "lora_magnitude"),
     "empty": (lambda values, tensors: tensors.clear(), "no tensors"),

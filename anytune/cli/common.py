@@ -196,9 +196,10 @@ def load_adapter(path: str | None, model: Model) -> Adapter | None:
     from anytune.adapter import Adapter
 
     where = Path(path).expanduser()
-    if where.is_dir():
-        return Adapter.load(where, gguf=model.gguf)
-    return Adapter.load(existing_file(where, "adapter"), gguf=model.gguf)
+    found = Adapter.load(where if where.is_dir() else existing_file(where, "adapter"), gguf=model.gguf)
+    if (remark := found.other_base(model.gguf)) is not None:
+        note(remark)
+    return found
 
 
 def print_json(value: Any) -> None:

@@ -83,10 +83,7 @@ def open_pair(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[st
     if engine["device"] == "auto":
         engine["device"] = "numpy"  # what is compared is float32's, whatever is fastest here
     loaded = load_model(model, engine)
-    adapter = load(sources, loaded.gguf) if sources else None
-    if adapter is not None and adapter.base_sha256 and adapter.base_sha256 != loaded.gguf.sha256():
-        note("the adapter was trained on another file than this: it may fit less well here")
-    return loaded, adapter
+    return loaded, load(sources, loaded.gguf, note) if sources else None
 
 
 def finish(facts: dict[str, Any], checks: list[dict[str, Any]], as_json: bool, lines: list[str]) -> int:

@@ -12,6 +12,7 @@ import click
 from anytune.cli.common import (DEBUG, Command, data_files, debug_wanted, existing_file, json_option, load_adapter,
                                 load_model, lora_option, model_options, model_path, print_json, text_file)
 from anytune.cli.dataset import KEYS, columns_from, dataset_options
+from anytune.errors import UserError
 from anytune.train.settings import DEFAULTS, FLAGS
 
 SETTINGS = (  # (field of TrainSettings, further names, type, help)
@@ -199,6 +200,12 @@ def train(model: str, engine: dict, files: tuple[str, ...], loss: str,
     if lora_settings["seed"] is None:
         lora_settings["seed"] = chosen.seed
     what = {"full": Full(**whole)} if full else {"lora": Lora(**lora_settings), "adapter": load_adapter(lora, loaded)}
+    if what.get("adapter") is not None:
+        from anytune.model.lora import FLAGS as OF_LORA, refuse_beside
+        refuse_beside(what["lora"], what["adapter"], [name for name in OF_LORA if _given(f"lora_{name}")])
+        if _given("lora_seed") and not lora_settings["dropout"]:
+            raise UserError("--lora-seed cannot act beside --lora without --lora-dropout: the adapter's start is the "
+                            "other adapter. Leave it out.")
     try:
         run = run_training(
             loaded, list(files), **what, output=output, output_type=_type(output_type), val_file=list(val_file) or None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,22 +15,34 @@ from anytune.gguf import GGUF
 from anytune.quantization.rewrite import Rows, rows_of
 
 
-def load(sources: Sequence[tuple[str | Path, float]], base: GGUF) -> Adapter:
-    """The adapters (GGUF files or peft folders) of these weights as one. UserError if one does not fit `base`."""
+def load(sources: Sequence[tuple[str | Path, float]], base: GGUF,
+         tell: Callable[[str], None] = lambda _: None) -> Adapter:
+    """The adapters (GGUF files or peft folders) of these weights as one. UserError if one does not fit `base`.
+
+    tell: called with a sentence about each that was made on another file.
+    """
     for path, weight in sources:
         if not Path(path).exists():
             raise UserError(f"There is no adapter {path}: check the path.")
         if not math.isfinite(weight) or not weight:
             raise UserError(f"The weight {weight} of {path} must be a number other than 0.")
-    return combine([(Adapter.load(path, gguf=base), weight) for path, weight in sources])
+    found = [(Adapter.load(path, gguf=base), weight) for path, weight in sources]
+    for remark in dict.fromkeys(adapter.other_base(base) for adapter, _ in found):
+        if remark is not None:
+            tell(remark)
+    return combine(found)
 
 
 def combine(adapters: Sequence[tuple[Adapter, float]]) -> Adapter:
     """The sum of weight · scale · B·A: rank is the sum of ranks, scale is 1. One alone of weight 1 is returned itself.
 
-    A tensor that only some adapt gets zeros for the others. What is noted of the base is the first one's; the template
-    is the first that there is.
+    A tensor that only some adapt gets zeros for the others. What is noted of the base is the first one's. The
+    template is theirs, if they were trained with one: UserError if with several.
     """
+    templates = list(dict.fromkeys(adapter.chat_template for adapter, _ in adapters if adapter.chat_template))
+    if len(templates) > 1:
+        raise UserError("The adapters were trained with different chat templates, and one model is served with one: "
+                        "add up adapters of one template.")
     if len(adapters) == 1 and adapters[0][1] == 1:
         return adapters[0][0]
     rank = sum(adapter.rank for adapter, _ in adapters)
@@ -43,8 +55,8 @@ def combine(adapters: Sequence[tuple[Adapter, float]]) -> Adapter:
             tensors[name][0][at:at + adapter.rank] = a
             tensors[name][1][:, at:at + adapter.rank] = np.float32(weight * adapter.scale) * b
         at += adapter.rank
-    template = next((a.chat_template for a, _ in adapters if a.chat_template), None)
-    return replace(adapters[0][0], tensors=tensors, rank=rank, alpha=float(rank), rslora=False, chat_template=template)
+    return replace(adapters[0][0], tensors=tensors, rank=rank, alpha=float(rank), rslora=False,
+                   chat_template=templates[0] if templates else None)
 
 
 def merged_rows(base: GGUF, adapter: Adapter) -> dict[str, Rows]:

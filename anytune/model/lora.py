@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,29 @@ class Lora:
         if missing:
             raise UserError(f"{gguf.path.name} has no tensor {missing[0]}: anytune cannot train this layout")
         return found
+
+
+FLAGS = {"rank": "--lora-rank", "alpha": "--lora-alpha", "modules": "--lora-modules", "rslora": "--rslora"}
+
+
+def refuse_beside(lora: Lora, adapter, asked: Iterable[str] | None = None) -> None:
+    """Raise UserError if `lora` asks for another adapter than the one that training continues from: those settings are
+    the adapter's own, and could not act.
+
+    asked: the names of the fields that were asked for; None: those that are not the default.
+    """
+    default = Lora()
+    own = {tensor.removesuffix(".weight").rpartition(".")[2] for tensor in adapter.tensors}
+    has = {"rank": (adapter.rank, f"rank is {adapter.rank}"), "alpha": (adapter.alpha, f"alpha is {adapter.alpha:g}"),
+           "modules": (own, f"modules are {', '.join(sorted(own))}"),
+           "rslora": (adapter.rslora, f"scale is alpha / {'sqrt(rank)' if adapter.rslora else 'rank'}")}
+    for name, flag in FLAGS.items():
+        if name not in asked if asked is not None else getattr(lora, name) == getattr(default, name):
+            continue
+        wanted = {MODULES[module] for module in lora.names()} if name == "modules" else getattr(lora, name)
+        if wanted != has[name][0]:
+            raise UserError(f"{flag} cannot act beside --lora: training goes on from an adapter whose "
+                            f"{has[name][1]}. Leave it out, or start a new adapter without --lora.")
 
 
 @dataclass(frozen=True)

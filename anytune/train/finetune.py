@@ -78,8 +78,9 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
 
     model          a loaded Model, or a GGUF file's path (loaded with device, threads, memory)
     data           a path or a list of paths (-f)
-    lora           what to train; None: Lora() with the run's seed. Ignored rank etc. if `adapter` is given
-    adapter        an adapter to continue from: an Adapter, or the path of one (--lora)
+    lora           what to train; None: Lora() with the run's seed
+    adapter        an adapter to continue from: an Adapter, or the path of one (--lora). Rank, alpha, modules and,
+                   unless chat_template is given, the template are its own
     full           train these of the model's own tensors instead of an adapter
     output         where the result goes besides the run's folder: name.gguf, or (of an adapter) a peft folder's name
     output_type    of a model: a type as `anytune quantize` has them, None: each tensor's own
@@ -109,7 +110,8 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     team = _join(model.engine, shard)
     console = Console(quiet=quiet or team.rank > 0)
     try:
-        template = _template(model, chat_template)
+        adapter = _adapter(adapter, model, lora, console)
+        template = _template(model, chat_template, adapter, console)
         options = {"loss": "assistant" if assistant_loss_only else loss, "format": format, "columns": columns,
                    "overflow": overflow}
         record = {"model": model.gguf.path, "data": data, "val_file": val_file, "val_split": val_split,
@@ -368,11 +370,34 @@ def _same_threads(engine, asked: int | None, recorded: dict, team: Solo) -> None
         engine.use_threads(count)
 
 
-def _template(model, file):
-    if file is None:
-        return model.template
+def _adapter(adapter, model, lora: Lora | None, console: Console):
+    """The adapter to continue from, read where it is a path; None without one. Raises UserError for a lora beside it
+    that asks for something else."""
+    if isinstance(adapter, (str, os.PathLike)):
+        adapter = read_adapter(Path(adapter), model.gguf)
+        if (remark := adapter.other_base(model.gguf)) is not None:
+            console.say(f"Note: {remark}")
+    if adapter is not None and lora is not None:
+        from anytune.model.lora import refuse_beside
+        refuse_beside(lora, adapter)
+    return adapter
+
+
+def _template(model, file, adapter, console: Console):
+    """The template that the data goes through: the file's, else the one that the adapter was trained with, else the
+    model's."""
     from anytune.text import ChatTemplate
-    return ChatTemplate.for_model(model.gguf, model.tokenizer, file=file)
+    trained = adapter.chat_template if adapter is not None else None
+    if file is not None:
+        template = ChatTemplate.for_model(model.gguf, model.tokenizer, file=file)
+        if trained and trained != template.source:
+            console.say(f"Note: the adapter was trained with another chat template than {file}, which is used from "
+                        "now on")
+        return template
+    if trained is None or trained == model.template.source:
+        return model.template
+    console.say("The chat template is the one that the adapter was trained with, which is not the model's own")
+    return ChatTemplate(trained, model.tokenizer, origin="adapter")
 
 
 def _data(model, template, data, val_file, val_split, options, settings, console):
@@ -394,8 +419,6 @@ def _data(model, template, data, val_file, val_split, options, settings, console
 def _adapter_of(job: _Job, lora, adapter):
     from anytune.model import Lora
     model, settings = job.model, job.settings
-    if isinstance(adapter, (str, os.PathLike)):
-        adapter = read_adapter(Path(adapter), model.gguf)
     trainee = model.trainee(lora or Lora(seed=settings.seed), adapter=adapter, ubatch=settings.ubatch,
                             context=job.longest)
     return trainee, AdapterProduct(trainee, model.gguf, job.template_source)
