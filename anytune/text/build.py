@@ -13,14 +13,16 @@ With loss "all" everything after the first token is learned, of each; with "assi
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from anytune.errors import UserError
-from anytune.text.reading import check_once
 from anytune.text.dataset import Builder, Dataset
 from anytune.text.formats import Record, read_records
+from anytune.text.leftout import note
 from anytune.text.mask import encode_chat_report
+from anytune.text.reading import check_once
 
 LOSS = ("auto", "assistant", "all")
 OVERFLOW = ("split", "truncate", "drop", "error")
@@ -80,6 +82,7 @@ class _Work:
         self.too_long: list[tuple[str, int]] = []  # file and line
         self.dropped = 0
         self.notes: dict[str, None] = {}
+        self.left_out, self.left_out_first = Counter(), ""
         self.plain: list[tuple[list[int], list[int]]] = []  # ids and lines of plain text not yet cut
 
     def take(self, record: Record) -> None:
@@ -104,18 +107,21 @@ class _Work:
     def _chat(self, record: Record) -> tuple[list[int], list[bool]]:
         self._announce()
         self.chats += 1
-        if self.loss == "all":
-            return self._whole(self.template.render(record.messages, record.tools), end=False)
+        whole = self.loss == "all"
         if self.loss == "auto" and not any(message.get("role") == "assistant" for message in record.messages):
             raise UserError(
                 "The conversation has no assistant message to learn from: complete it, or learn every word with "
                 "--loss all."
             )
-        ids, loss, open_ended = encode_chat_report(
-            self.tokenizer, self.template, record.messages, record.tools, record.learn_from
-        )
-        self.open_ended += bool(open_ended)
-        return ids, loss
+        found = encode_chat_report(self.tokenizer, self.template, record.messages, record.tools, record.learn_from, whole)
+        self.open_ended += bool(found.open_ended)
+        for missing in found.left_out:
+            self.left_out[missing.what] += 1
+            self.left_out_first = self.left_out_first or self._place(record, missing.message)
+        return found.ids, found.loss
+
+    def _place(self, record: Record, message: int) -> str:
+        return f"{self.path.name} line {record.line}" + (f", message {message}" if message else "")
 
     def _pair(self, record: Record) -> tuple[list[int], list[bool]]:
         if self.template is not None and self.template.origin != "chatml":
@@ -302,6 +308,8 @@ class _Work:
 
     def _notes(self) -> list[str]:
         notes = list(self.notes)
+        if self.left_out:
+            notes.append(note(self.left_out, self.left_out_first))
         if self.too_long:
             count, what = len(self.too_long), []
             if self.cut_tokens:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
+import functools
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
+from anytune.text.forms import Form, Known, choose
+from anytune.text.messages import normalise_all, normalise_tools
 from anytune.text.reading import read_text
+from anytune.text.trace import Trace, trace
 
 _CHATML = (
     "{% for message in messages %}"
@@ -20,7 +23,7 @@ _CHATML = (
 )
 # Where <|im_end|> is no token of the vocabulary, nothing would stop a generation: EOS follows it.
 _WITH_EOS = "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-_MESSAGE_KEYS = ("role", "content")
+_BOM = "\ufeff"  # editors put it in front of a file; no template means it
 
 
 class ChatTemplate:
@@ -28,8 +31,9 @@ class ChatTemplate:
 
     origin: "gguf", "file", "chatml" (the fallback, to be announced) or "given". notice: a sentence to show
     the user, or None. today: what strftime_now tells (the moment of creation, so that one run renders alike
-    throughout).
-    Raises UserError if the template does not compile.
+    throughout); tells_date: whether that was asked so far.
+    Raises UserError if the template does not compile; the GGUF file's own does so when it is first used, as plain text
+    needs none.
     """
 
     def __init__(
@@ -43,14 +47,22 @@ class ChatTemplate:
     ) -> None:
         from anytune.text.sandbox import SOURCE_LIMIT, Environment
 
-        self.source, self.origin, self.notice = source, origin, None
-        self.today = today or datetime.datetime.now()
+        self.source, self.origin, self.notice = source.removeprefix(_BOM), origin, None
+        self.today, self.tells_date = today or datetime.datetime.now(), False
         self._env, self._lock = Environment(), threading.RLock()
         self._env.globals |= {"raise_exception": _raise, "strftime_now": self._strftime} | _texts(tokenizer)
         self._limit = SOURCE_LIMIT
-        self._compiled = self._compile(source)
-        self._with_tools = self._compile(tools_source) if tools_source else self._compiled
-        self.has_marks = "generation" in source and "endgeneration" in source
+        self._known = Known(self._shown)
+        self.broken: UserError | None = None
+        try:
+            self._compiled = self._compile(self.source)
+            self._with_tools = self._compile(tools_source.removeprefix(_BOM)) if tools_source else self._compiled
+        except UserError as error:
+            if origin != "gguf":
+                raise
+            self.broken = UserError(f"The model's own chat template cannot be used: {error} Give another one with "
+                                    "--chat-template.")
+        self.has_marks = "endgeneration" in source + (tools_source or "")
 
     @classmethod
     def for_model(cls, gguf, tokenizer, file: str | Path | None = None) -> ChatTemplate:
@@ -77,38 +89,63 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence | None = None,
         add_generation_prompt: bool = False,
+        form: Form | None = None,
         **more: Any,
     ) -> str:
         """The conversation as text. messages: dicts with role and content; more: further template variables.
 
+        form: how the template is given what templates disagree about; None: as form_of() finds it.
         Raises UserError with the template's own words if it refuses the conversation, or with the limit that
         it went over.
         """
-        return self.render_marked(messages, tools, add_generation_prompt, **more)[0]
+        return self.render_marked(messages, tools, add_generation_prompt, form, **more)[0]
 
     def render_marked(
-        self, messages, tools=None, add_generation_prompt=False, **more
+        self, messages, tools=None, add_generation_prompt=False, form=None, **more
     ) -> tuple[str, list[tuple[int, int]]]:
         """(text, spans): the spans [start, end) in the text that stood between generation tags."""
-        messages = [normalise(message) for message in messages]
+        messages, tools = normalise_all(messages), normalise_tools(tools)
+        form = form or self.form_of(messages, tools, add_generation_prompt, **more)
+        return self._render(*form.apply(messages, tools), add_generation_prompt, more)
+
+    def form_of(self, messages, tools=None, add_generation_prompt: bool = False, **more: Any) -> Form:
+        """The form in which the template shows all of a conversation, or most. Raises UserError as render() does."""
+        def plain(messages, tools) -> str:
+            return self._render(messages, tools, add_generation_prompt, more)[0]
+
+        return choose(plain, self._known, normalise_all(messages), normalise_tools(tools))
+
+    @functools.cached_property
+    def header(self) -> str:
+        """What asks for an answer to a plain question; "" if the template has nothing for it."""
+        return self.header_for(None)
+
+    def header_for(self, tools: list[dict] | None) -> str:
+        """The same where there are tools."""
+        question = [{"role": "user", "content": "x"}]
         try:
-            return self._render(messages, tools, add_generation_prompt, more)
+            without, asked = (self._render(question, tools, prompt, {})[0] for prompt in (False, True))
         except UserError:
-            # Some templates join a call's arguments to text, and so need them as JSON.
-            as_text, changed = _arguments_as_text(messages)
-            if not changed:
-                raise
-            try:
-                return self._render(as_text, tools, add_generation_prompt, more)
-            except UserError:
-                pass
-            raise
+            return ""
+        return asked[len(without):] if asked.startswith(without) else ""
+
+    def trace(self, messages, tools, form: Form, add_generation_prompt: bool = False) -> Trace:
+        """Where each piece of a conversation stands in its rendering. Raises UserError as render() does."""
+        def plain(messages, tools) -> str:
+            return self._render(messages, tools, add_generation_prompt, {})[0]
+
+        return trace(plain, *form.apply(normalise_all(messages), normalise_tools(tools)))
+
+    def _shown(self, messages: list[dict], tools: list[dict] | None) -> str:
+        return self._render(messages, tools, False, {})[0]
 
     def _render(self, messages, tools, add_generation_prompt, more) -> tuple[str, list[tuple[int, int]]]:
         from jinja2 import TemplateError
 
         from anytune.text.sandbox import LimitError, Meter
 
+        if self.broken is not None:
+            raise self.broken
         given = len(str(messages)) + len(str(tools or ""))
         template = self._with_tools if tools else self._compiled
         with self._lock:
@@ -155,70 +192,8 @@ class ChatTemplate:
             raise UserError("The chat template nests too deeply to be compiled.") from None
 
     def _strftime(self, form: str) -> str:
+        self.tells_date = True
         return self.today.strftime(form[:200])
-
-
-def normalise(message: Mapping[str, Any]) -> dict[str, Any]:
-    """One message as templates expect it: text content, calls with their arguments as objects.
-
-    Raises UserError if it has no role, or content that is not text.
-    """
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise UserError("A message must be an object with a role and content.")
-    out = {key: value for key, value in message.items() if value is not None or key in _MESSAGE_KEYS}
-    content = message.get("content")
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        parts = [
-            part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
-            for part in content
-        ]
-        if not all(isinstance(part, str) for part in parts):
-            raise UserError("A message's content has parts that are not text, which cannot be used.")
-        content = "".join(parts)
-    if content is not None and not isinstance(content, str):
-        raise UserError(f"A message's content must be text, not {type(content).__name__}.")
-    out["content"] = content or ""
-    calls = out.get("tool_calls")
-    if isinstance(calls, Sequence) and not isinstance(calls, str):
-        out["tool_calls"] = [_call(call) for call in calls]
-    return out
-
-
-def _call(call: Any) -> Any:
-    if not isinstance(call, Mapping):
-        raise UserError("A tool call must be an object.")
-    if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _call(call["function"])}
-    arguments = call.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return dict(call)
-        if isinstance(parsed, dict):
-            return {**call, "arguments": parsed}
-    return dict(call)
-
-
-def _arguments_as_text(messages: list[dict]) -> tuple[list[dict], bool]:
-    changed = False
-
-    def call(value: dict) -> dict:
-        nonlocal changed
-        if isinstance(value.get("function"), Mapping):
-            return {**value, "function": call(dict(value["function"]))}
-        if isinstance(value.get("arguments"), Mapping):
-            changed = True
-            return {**value, "arguments": json.dumps(value["arguments"], ensure_ascii=False)}
-        return value
-
-    out = [
-        {**m, "tool_calls": [call(dict(c)) for c in m["tool_calls"]]}
-        if isinstance(m.get("tool_calls"), list)
-        else m
-        for m in messages
-    ]
-    return out, changed
 
 
 def _take_marks(text: str, mark: str) -> tuple[str, list[tuple[int, int]]]:

@@ -12,7 +12,7 @@ from anytune.text import ChatTemplate, Tokenizer, build_dataset
 from anytune.text.preview import counts, example_tokens, render
 from tests.support.tiny import spm_vocabulary
 from tests.text.templates import CHATML
-from tests.text.test_mask import PLAIN, WITH_BOS, runs, says, user
+from tests.text.test_mask import PLAIN, WITH_BOS, a_tokenizer, runs, says, user
 
 OWN = ChatTemplate(CHATML, PLAIN, origin="gguf")
 FALLBACK = ChatTemplate(CHATML, PLAIN, origin="chatml")
@@ -200,13 +200,18 @@ def test_errors_name_file_and_line(tmp_path):
         build(tmp_path, LONG, template=hidden, assistant_loss_only=True)
 
 
-def test_a_template_without_an_end_token_is_reported(tmp_path):
+def test_where_a_template_has_no_end_token_the_models_own_is_learned(tmp_path):
     plain = ChatTemplate(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}",
         PLAIN,
     )
     data = build(tmp_path, LONG, template=plain, assistant_loss_only=True)
+    assert learned(data) == ["y" * 50 + "<|eot_id|>", "w<|eot_id|>"] and data.report["no_end_token"] == 0
+    unmarked = a_tokenizer()  # a vocabulary without any end
+    unmarked.eot = unmarked.eos = None
+    unmarked.eog = frozenset()
+    data = build(tmp_path, LONG, template=plain, tokenizer=unmarked, assistant_loss_only=True)
     assert data.report["no_end_token"] == 2 and "does not learn to stop" in data.report["notes"][-1]
 
 
