@@ -113,7 +113,9 @@ class _Work:
                 "The conversation has no assistant message to learn from: complete it, or learn every word with "
                 "--loss all."
             )
-        found = encode_chat_report(self.tokenizer, self.template, record.messages, record.tools, record.learn_from, whole)
+        found = encode_chat_report(
+            self.tokenizer, self.template, record.messages, record.tools, record.learn_from, whole
+        )
         self.open_ended += bool(found.open_ended)
         for missing in found.left_out:
             self.left_out[missing.what] += 1

@@ -38,7 +38,7 @@ def left_out(template, found: Trace, messages: Sequence[Mapping], tools, form, l
     """Each kind of each message once. Raises UserError where words of a user, or of an answer to learn, are missing."""
     wanted, out = set(learned), {}
     for i in learned:
-        if any(not isinstance(function.get("name"), str) or not function["name"] for function in called(messages[i])):
+        if not all(isinstance(call.get("name"), str) and call["name"] for call in called(messages[i])):
             raise UserError(f"Message {i + 1} has a call without a function's name.")
     for piece in found.missing():
         if piece.owner == TOOLS:
@@ -56,8 +56,8 @@ def left_out(template, found: Trace, messages: Sequence[Mapping], tools, form, l
     shown = {piece.owner for piece, places in zip(found.pieces, found.places, strict=True) if places}
     for piece in found.pieces:
         if piece.owner in wanted - shown:
-            raise UserError(f"The chat template shows nothing of message {piece.owner + 1}, an assistant's, which has only "
-                            "thoughts.")
+            raise UserError(f"The chat template shows nothing of message {piece.owner + 1}, an assistant's, which has "
+                            "only thoughts.")
     return list(out)
 
 
@@ -68,8 +68,8 @@ def _sentence(piece: Piece, message: Mapping) -> str:
         return f"The chat template leaves out the words of message {number}, {whose}."
     if piece.kind == "name":
         beside = " beside its words" if (message.get("content") or "").strip() else ""
-        return (f"The chat template leaves out the assistant's call of {piece.text!r}{beside} (message {number}): use a "
-                "template for tools.")
+        return (f"The chat template leaves out the assistant's call of {piece.text!r}{beside} (message {number}): use "
+                "a template for tools.")
     return f"The chat template leaves out the arguments of a call (message {number}): use a template for tools."
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from anytune.errors import UserError
 from anytune.text.leftout import LeftOut, left_out
 from anytune.text.messages import normalise_all, normalise_tools
-from anytune.text.turns import Speech, Turn
+from anytune.text.ends import Turn
+from anytune.text.turns import Speech
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Where each piece of a conversation stands in the text that a chat template makes of it.
 
-Every piece (words, thoughts, a call's name and arguments, a tool's name) is rendered between two marks. Taking the marks
-out must give the plain rendering again, which proves that they changed nothing: then the places are exact, also where
-the same words stand in the template, and a piece without a mark is one that the template leaves out. A template that
-looks at the data more closely (at its length, at its first character) is asked again with fewer marks, and in the end
-with the piece replaced: what changed in the text is where it was.
+Every piece (words, thoughts, a call's name and arguments, a tool's name) is rendered between two marks. Taking the
+marks out must give the plain rendering again, which proves that they changed nothing: then the places are exact, also
+where the same words stand in the template, and a piece without a mark is one that the template leaves out. A template
+that looks at the data more closely (at its length, at its first character) is asked again with fewer marks, and in the
+end with the piece replaced: what changed in the text is where it was.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ STAND_IN = "\ue002"  # one private character, which no filter changes and no tex
 THOUGHT_TAG = re.compile(
     r"</?[^<>\s]{0,24}(?:think|thought|reason)[^<>\s]{0,24}>|\[/?THINK(?:ING)?\]|<\|channel>thought|<channel\|>"
     r"|\[BEGIN FINAL RESPONSE\]", re.IGNORECASE)
+# JSON of ASCII only writes the private characters as \ue000
+_MARK = re.compile(r"(?:\ue000|\\ue000)(\d{9})(\d+)\.([01])(?:\ue001|\\ue001)")
 _RENDERINGS = 40  # of one conversation, before its last pieces are left unplaced
 
 Render = Callable[[list[dict], "list[dict] | None"], str]
@@ -118,11 +120,12 @@ class _Search:
         plain, size, at = [], 0, 0
         opened: dict[int, int] = {}
         found: dict[int, list[tuple[int, int]]] = {}
-        # JSON of ASCII only writes the private characters as \ue000
-        for mark in re.finditer(rf"(?:\ue000|\\ue000){nonce}(\d+)\.([01])(?:\ue001|\\ue001)", marked):
+        for mark in _MARK.finditer(marked):
+            if mark[1] != nonce:  # of the data
+                continue
             plain.append(marked[at:mark.start()])
-            size, at, k = size + len(plain[-1]), mark.end(), int(mark[1])
-            if mark[2] == "0":
+            size, at, k = size + len(plain[-1]), mark.end(), int(mark[2])
+            if mark[3] == "0":
                 opened[k] = size
             else:
                 found.setdefault(k, []).append((opened.pop(k, size), size))
@@ -223,4 +226,6 @@ def _tool(tool: Any, leaf: Callable[[Piece], str]) -> Any:
     if isinstance(tool.get("function"), Mapping):
         return {**tool, "function": _tool(tool["function"], leaf)}
     name = tool.get("name")
-    return {**tool, "name": _core(name, lambda text: leaf(Piece(TOOLS, "tool", text)))} if isinstance(name, str) else tool
+    if not isinstance(name, str):
+        return tool
+    return {**tool, "name": _core(name, lambda text: leaf(Piece(TOOLS, "tool", text)))}

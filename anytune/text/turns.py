@@ -8,29 +8,17 @@ words would. It ends with the first token behind its words that ends a generatio
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from anytune.errors import UserError
+from anytune.text.ends import Ends, Turn, common, shared
 from anytune.text.trace import STAND_IN, THOUGHT_TAG, Piece, Trace, opens_thought
-from anytune.text.vocabulary import CONTROL, USER
 
 _CLOSED_THOUGHT = re.compile(r"\s*<(think\w*|thought)>\s*</\1>\s*")
 _EMPTY_THOUGHT = re.compile(rf"\s*(?:(?:{THOUGHT_TAG.pattern})\s*)+", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """[start, end) is learned. closer: the text of the end token that it ends with, None if nothing ends it; inserted:
-    the template has none, and it is to be put at `end`."""
-
-    start: int
-    end: int
-    closer: str | None = None
-    inserted: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,8 +37,9 @@ class Speech:
     """The turns of one conversation. messages, tools: normalised; found: their trace."""
 
     def __init__(self, tokenizer, template, form, messages: Sequence[Mapping], tools, found: Trace) -> None:
-        self.tokenizer, self.template, self.form = tokenizer, template, form
+        self.template, self.form = template, form
         self.messages, self.tools, self.trace, self.text = list(messages), tools, found, found.text
+        self._ends = Ends(tokenizer, template, form, self.messages, tools, found.text)
 
     def turns(self, learned: Sequence[int]) -> list[Turn]:
         """The turns of the messages with these indexes, in order."""
@@ -61,7 +50,7 @@ class Speech:
             for number, run in enumerate(runs):
                 if number:
                     begin = self._again(begin, runs[0], run)
-                found.append(self._ended(self._start(begin, run), run, i))
+                found.append(self._ends.ended(self._start(begin, run), run.end, run.after, i))
         return found
 
     def tagged(self, spans: Sequence[tuple[int, int]], learned: Sequence[int]) -> list[Turn]:
@@ -70,10 +59,10 @@ class Speech:
         for a, b in spans:
             owners = self._owners(a, b)
             if owners <= wanted:
-                found.append(self._ended_tag(a, b))
+                found.append(self._ends.ended_tag(a, b, self._edges))
             elif owners & wanted:
-                raise UserError("The generation tags of the chat template hold several messages together, and not all of "
-                                "them are to be learned.")
+                raise UserError("The generation tags of the chat template hold several messages together, and not all "
+                                "of them are to be learned.")
         return found
 
     # Where the pieces are
@@ -94,7 +83,7 @@ class Speech:
         last = None
         for span in self._spans:
             if span[2].owner == i:
-                if last != i or self._first_of(self._eog, max(s[1] for s in runs[-1]), span[0]):
+                if last != i or self._ends.first_of(self._ends.eog, max(s[1] for s in runs[-1]), span[0]):
                     runs.append([])
                 runs[-1].append(span)
             last = span[2].owner
@@ -124,15 +113,15 @@ class Speech:
     # Where a turn begins
 
     def _beginning(self, i: int, run: _Run) -> int:
-        asked, without = self._render(self.messages[:i], True), self._render(self.messages[:i], False)
-        own = asked[len(without):] if asked and without is not None and asked.startswith(without) else ""
+        asked = self._render(self.messages[:i], True)
+        own = self._asks(asked, i)
         spoken = self.text[:run.start]
         if own:  # the text leaves the prompt at its end, or within what asks for an answer
-            at = _shared(spoken, asked)
-            if at > len(without) and at >= run.before:
+            at = shared(spoken, asked)
+            if at > len(asked) - len(own) and at >= run.before:
                 return at if at == len(asked) else _unopened(spoken, at)
         gap = self.text[run.before:run.start]
-        for header in filter(None, (own, self._header)):
+        for header in filter(None, (own, self._ends.header)):
             if header in gap:
                 return run.before + gap.rindex(header) + len(header)
         at = self._behind_prompt(i, run, gap) if own else None
@@ -145,20 +134,22 @@ class Speech:
         lead = self.text[run.before:at]  # a space there is part of the first token
         return at - (len(lead) - len(lead.rstrip(" ")))
 
+    def _asks(self, asked: str | None, i: int) -> str:
+        """What asks for an answer in the prompt of the messages before i."""
+        if asked and self.template.header and asked.endswith(self.template.header):
+            return self.template.header
+        without = self._render(self.messages[:i], False) if asked else None
+        return asked[len(without):] if without is not None and asked.startswith(without) else ""
+
     def _behind_prompt(self, i: int, run: _Run, gap: str) -> int | None:
-        """Behind what a prompt of the messages before i has behind their last words; None if the gap begins otherwise."""
+        """Behind what a prompt of the messages before i has behind their last words; None if the gap has none of it."""
         try:
             prompt = self.template.trace(self.messages[:i], self.tools, self.form, add_generation_prompt=True)
         except UserError:
             return None
         tail = prompt.text[max((b for at in prompt.places for _, b in at), default=len(prompt.text)):]
-        same = _shared(gap, tail)
+        same = shared(gap, tail)
         return run.before + (same if same == len(tail) else _unopened(gap, same)) if same else None
-
-    @cached_property
-    def _header(self) -> str:
-        """What asks for an answer, where nothing else is known."""
-        return self.template.header or self.template.header_for(self.tools)
 
     def _plain_words(self, i: int, run: _Run | None = None) -> int | None:
         """Where the words of message i would begin if it had nothing else; None if that cannot be known.
@@ -171,19 +162,21 @@ class Speech:
             at = changed.find(STAND_IN) if changed else -1
             if at >= 0 and self.text[:at] == changed[:at]:
                 return at
-            if run and at >= 0 and run.kind != "words" and (same := _shared(self.text[:run.start], changed)) > run.before:
-                return same
+            if run and at >= 0 and run.kind != "words":
+                same = shared(self.text[:run.start], changed)
+                if same > run.before:
+                    return same
         return None
 
     def _again(self, begin: int, first: _Run, run: _Run) -> int:
         """Where a message goes on behind a tool's answer or an end: with what stood before its first piece, if that is
         there."""
         gap = self.text[run.before:run.start]
-        header = _part(gap, self._header)
+        header = _part(gap, self._ends.header)
         if header:
             return run.before + header
         lead = self.text[begin:first.start]
-        same = len(os.path.commonprefix([lead[::-1], gap[::-1]])) if run.kind != "words" else 0
+        same = common(lead[::-1], gap[::-1]) if run.kind != "words" else 0
         return run.start - same
 
     def _start(self, begin: int, run: _Run) -> int:
@@ -191,100 +184,12 @@ class Speech:
         empty = (_CLOSED_THOUGHT if run.kind == "thought" else _EMPTY_THOUGHT).match(self.text, begin, run.start)
         return empty.end() if empty else begin
 
-    # Where a turn ends
-
-    def _ended(self, start: int, run: _Run, i: int) -> Turn:
-        gap = self.text[run.end:self._next_header(run.end, run.after)]
-        for ends in (self._eog, self._own_end):
-            found = self._first_of(ends, run.end, run.end + len(gap))
-            if found is not None:
-                return Turn(start, *found)
-        closing, alone = self._closing(i, run, gap)
-        if self._leads(alone) and (token := self._leads(gap)):  # it ends otherwise here than where nothing follows
-            return Turn(start, run.end + gap.index(token) + len(token), token)
-        return self._with_own_end(start, run.end + len(closing.rstrip()))
-
-    def _next_header(self, a: int, b: int) -> int:
-        """Where what asks for an answer stands in text[a:b]; b if it does not."""
-        first = self._leads(self._header) or next(iter(self._header.split()), "")
-        at = self.text.find(first, a, b) if len(first) > 1 else -1
-        if at >= 0 and b == len(self.text) and self.text.startswith(self._header.strip(), at):
-            return b  # no other turn follows: the answer itself goes on behind its thoughts
-        return b if at < 0 else at
-
-    def _leads(self, text: str) -> str:
-        """The special token with which a text begins, or ""."""
-        text = text.lstrip()
-        return max((token for token in self._special if text.startswith(token)), key=len, default="")
-
-    def _ended_tag(self, a: int, b: int) -> Turn:
-        ends = [*self._eog, *self._own_end]
-        inside = self._first_of(ends, a, b)
-        if inside is not None:
-            return Turn(a, b, inside[1] if inside[0] == b else "")
-        after = min((x for x, _ in self._edges if x >= b), default=len(self.text))
-        found = self._first_of(ends, b, after)
-        if found is None:
-            return self._with_own_end(a, b)
-        return Turn(a, *found) if self.text[b:found[0]].strip() == found[1] else Turn(a, b)
-
-    def _with_own_end(self, start: int, end: int) -> Turn:
-        """Ended by the model's own end-of-turn token, if it has one that text can hold."""
-        vocabulary = self.tokenizer.vocabulary
-        for token in (self.tokenizer.eot, self.tokenizer.eos):
-            if token is not None and vocabulary.kinds[token] & (CONTROL | USER):
-                return Turn(start, end, vocabulary.tokens[token], inserted=True)
-        return Turn(start, end)
-
-    def _first_of(self, ends: list[str], a: int, b: int) -> tuple[int, str] | None:
-        """(where it ends, its text) of the first of these tokens in text[a:b]; None if there is none."""
-        found = [(at, -len(token), token) for token in ends if (at := self.text.find(token, a, b)) >= 0]
-        return (min(found)[0] + len(min(found)[2]), min(found)[2]) if found else None
-
-    @cached_property
-    def _special(self) -> list[str]:
-        vocabulary = self.tokenizer.vocabulary
-        return [vocabulary.tokens[i] for i in vocabulary.special if vocabulary.kinds[i] & (CONTROL | USER)]
-
-    @cached_property
-    def _eog(self) -> list[str]:
-        """Texts of the tokens that end a generation."""
-        vocabulary = self.tokenizer.vocabulary
-        return [vocabulary.tokens[i] for i in self.tokenizer.eog if vocabulary.kinds[i] & (CONTROL | USER)]
-
-    @cached_property
-    def _own_end(self) -> list[str]:
-        """The token that the template puts behind an answer, though the vocabulary does not know it for an end."""
-        own = end_token(self.template, self.tokenizer)
-        return [] if own is None else [self.tokenizer.vocabulary.tokens[own]]
-
-    def _closing(self, i: int, run: _Run, gap: str) -> tuple[str, str]:
-        """(what of the gap the template puts behind the turn before the next one begins, what it would put there if
-        nothing followed)."""
-        upto = self._render(self.messages[:i + 1], False)
-        if upto is not None and self.text.startswith(upto) and len(upto) >= run.end:
-            return gap[:len(upto) - run.end], upto[run.end:]
-        try:
-            alone = self.template.trace(self.messages[:i + 1], self.tools, self.form)
-        except UserError:
-            return "", ""
-        rest = alone.text[max((b for at in alone.places for _, b in at), default=len(alone.text)):]
-        return gap[:_shared(gap, rest)], rest
-
     def _render(self, messages: list, prompt: bool) -> str | None:
         """The text of a part of the conversation; None if the template refuses it, as some do with a part."""
         try:
             return self.template.render(messages, self.tools, add_generation_prompt=prompt, form=self.form)
         except UserError:
             return None
-
-
-def _shared(text: str, other: str) -> int:
-    """How far two texts are the same; where both go on differently, to the end of a tag or a word."""
-    same = len(os.path.commonprefix([text, other]))
-    if same in (len(text), len(other)):
-        return same
-    return max(text.rfind(char, 0, same) + 1 for char in "\n >]")
 
 
 def _unopened(text: str, at: int) -> int:
@@ -297,16 +202,4 @@ def _part(gap: str, header: str) -> int:
     """Where the gap leaves what asks for an answer, if it has the beginning of it; 0 if not."""
     first = re.match(r"\s*(?:<[^<>]*>|\S+)", header)
     at = gap.rfind(first[0]) if first else -1
-    return at + _shared(gap[at:], header) if at >= 0 else 0
-
-
-def end_token(template, tokenizer) -> int | None:
-    """The special token that the template puts behind an answer, or None."""
-    mark = "Qanswerq"
-    try:
-        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
-        after = template.render(messages).split(mark)[1]
-    except (UserError, IndexError):
-        return None
-    kinds = tokenizer.vocabulary.kinds
-    return next((i for i in tokenizer.encode(after, special=True, bos=False) if kinds[i] & (CONTROL | USER)), None)
+    return at + shared(gap[at:], header) if at >= 0 else 0
