@@ -49,8 +49,8 @@ def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
 
 
 def every_command(group: click.Group = cli) -> list[click.Command]:
-    return [group, *(c for sub in group.commands.values()
-                     for c in (every_command(sub) if isinstance(sub, click.Group) else [sub]))]
+    return [group, *(c for sub in group.commands.values() for c in (
+        every_command(sub) if isinstance(sub, click.Group) else [sub, *getattr(sub, "parts", {}).values()]))]
 
 
 def flags(command: click.Command) -> set[str]:

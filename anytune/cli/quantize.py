@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 from anytune.cli.common import Command, existing_file, json_option, model_path, note, print_json
+from anytune.cli.quantize_search import search
 from anytune.errors import UserError
 
 
-@click.command(cls=Command, short_help="Write a model in another quantization.", example="""
+class Quantize(Command):
+    """`anytune quantize IN OUT TYPE`, or one of `parts` where its name stands in IN's place."""
+
+    parts: ClassVar[dict[str, click.Command]] = {"search": search}
+
+    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None,
+                     **extra: Any) -> click.Context:
+        if args and args[0] in self.parts:
+            return self.parts[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, part.get_short_help_str(100)) for name, part in self.parts.items()])
+
+
+@click.command(cls=Quantize, short_help="Write a model in another quantization.", example="""
     anytune quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
     anytune quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M --imatrix imatrix.gguf
     anytune quantize model-f16.gguf small.gguf Q3_K_S --tensor-type "attn_v=Q6_K" --dry-run

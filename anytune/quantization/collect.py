@@ -64,6 +64,13 @@ def collect(model: Model, text: str, *, context: int | None = None, chunks: int 
     progress: called with (tokens done, of how many). Raises UserError for a text shorter than one window.
     """
     pieces = windows(model, text, context, chunks, least=1)
+    return collect_windows(model, pieces, batch=batch, adapter=adapter, measure=measure, progress=progress)
+
+
+def collect_windows(model: Model, pieces: Sequence[Sequence[int]], *, batch: int = 2048, adapter: Adapter | None = None,
+                    measure: Callable[[np.ndarray], np.ndarray] = squares,
+                    progress: Callable[[int, int], None] | None = None) -> tuple[dict[str, np.ndarray], int, int]:
+    """collect() on windows of one length that are given."""
     context = len(pieces[0])
     forward = Forward(model, context, adapter)
     watch = Watch(forward.engine, forward.layers, measure)

@@ -77,7 +77,12 @@ def _means(file: GGUF, name: str) -> np.ndarray:
     finite = np.isfinite(sums).all() and np.isfinite(counts).all()
     if len(counts) not in (1, len(sums)) or not finite or (sums < 0).any():
         raise UserError(f"{file.path}: the importance of {name} is damaged; make the file again.")
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), 1.0)  # an expert that no token chose: all alike
+    # an expert that no token chose: all columns alike
+    return normalized(np.where(counts > 0, sums / np.maximum(counts, 1), 1.0))
+
+
+def normalized(means: np.ndarray) -> np.ndarray:
+    """Mean squares [matrices, columns] as importances: float32, of mean 1."""
     mean = means.mean()
     if not mean > 0:
         return np.ones(means.shape, np.float32)

@@ -39,11 +39,12 @@ def quantize(source: str | os.PathLike, target: str | os.PathLike | None, kind: 
         made = plan(file, file_type(kind), importance=importance is not None, overrides=overrides, output=output,
                     embedding=embedding, pure=pure, keep_output=keep_output)
         if target is not None and not requantize:
-            _refuse_rounding_twice(file, made)
+            refuse_rounding_twice(file, made)
         return carry_out(file, target, made, {}, {}, importance, threads, progress)
 
 
-def _refuse_rounding_twice(file: GGUF, made: Plan) -> None:
+def refuse_rounding_twice(file: GGUF, made: Plan) -> None:
+    """UserError if the plan changes a tensor that is quantized already."""
     again = [name for name, t in file.tensors.items()
              if made.formats[name] != t.type.name and t.type.name not in (*FLOATS, "F64")]
     if again:

@@ -1,0 +1,142 @@
+"""What each tensor's rounding costs, to second order: KL divergence without running the model once a tensor and type.
+
+An error E of one product's output y = W x (E = (Q - W) x) moves the logits by J E, and the distributions by
+KL = 1/2 E^T J^T F J E, F the covariance of one token's one-hot vector under the model. A label drawn from the model's
+own distribution gives a gradient g of its log-likelihood whose mean square <g, E>^2 is that form (Fisher information).
+Rounding errors of two rows of W are independent, so the rows' squares are summed instead of the square of their sum:
+the same mean, a small part of the variance. One forward and `draws` backwards thus serve every tensor and every type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anytune.engine.composed import Composed
+from anytune.likelihood.windows import Forward, log_sums
+from anytune.model.transformer import layer_backward, layer_forward
+from anytune.quantization.collect import LINEARS
+from anytune.quantization.imatrix import Importance
+from anytune.quantization.search import tables
+from anytune.quantization.search.rounding import Rounding
+
+if TYPE_CHECKING:
+    from anytune.model import Model
+
+Costs = dict[str, dict[str, float]]
+
+
+class Watch(Composed):
+    """An engine whose products' backwards are written down; everything else is the engine's own.
+
+    seen: id of a group -> (its input [T, in], for each draw the gradients of its linears' outputs [T, out]), float32 on
+    the host.
+    """
+
+    def __init__(self, engine: Any):
+        self._engine = engine
+        self.seen: dict[int, tuple[np.ndarray, list[tuple[np.ndarray, ...]]]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def linear_backward(self, dys: tuple, x: Any, group: Any, need_dx: bool = True) -> Any:
+        if id(group) not in self.seen:
+            self.seen[id(group)] = self._engine.host(x), []
+        self.seen[id(group)][1].append(tuple(self._engine.host(dy) for dy in dys))
+        return self._engine.linear_backward(dys, x, group, need_dx)
+
+
+def curvature(model: Model, pieces: Sequence[Sequence[int]], types: Mapping[str, Sequence[str]], *, draws: int = 8,
+              seed: int = 0, importance: Importance | None = None, threads: int = 1,
+              progress: Callable[[int, int], None] | None = None) -> Costs:
+    """Tensor -> type -> KL divergence in nats a token, for the matrices that `types` names and the model runs.
+
+    pieces: windows of one length; every token's distribution counts. draws: labels drawn for each token. importance:
+    weighs the search for levels, as when the file is written. A type that cannot hold a tensor costs infinity.
+    progress: (layers done, of how many).
+    """
+    forward = Forward(model, len(pieces[0]))
+    e, c, layers = model.engine, model.config, forward.layers
+    positions, inputs, top = _run(forward, pieces)
+    watch = Watch(e)
+    with ThreadPoolExecutor(threads) as pool:
+        rounding = Rounding(model.gguf, types, importance, pool)
+        hidden, sums, gradients = _drawn(forward, top, draws, np.random.default_rng(seed))
+        costs = {name: tables.head(rounding, name, hidden, sums) for name in types
+                 if name == ("token_embd.weight" if c.tied else "output.weight")}
+        for number in reversed(range(len(layers))):
+            layer = layers[number]
+            saved = layer_forward(watch, e.vector(inputs.pop()), layer, c, positions)[1]
+            gradients = [e.host(layer_backward(watch, e.vector(dx), saved, layer, c, positions, None, bottom=True))
+                         for dx in gradients]
+            for group, parts in LINEARS.items():
+                x, drawn = watch.seen.pop(id(getattr(layer, group)))
+                for place, part in enumerate(parts):
+                    name = f"blk.{number}.{part}.weight"
+                    if name in types:
+                        costs[name] = _costs(rounding, name, x, [dys[place] for dys in drawn], len(pieces))
+            if progress is not None:
+                progress(len(layers) - number, len(layers))
+        if "token_embd.weight" in types:
+            looked_up = tables.lookup(rounding, "token_embd.weight", pieces, gradients, model.weights.embedding_scale)
+            before = costs.get("token_embd.weight", {})
+            costs["token_embd.weight"] = {kind: cost + before.get(kind, 0.0) for kind, cost in looked_up.items()}
+    return costs
+
+
+def _run(forward: Forward, pieces: Sequence[Sequence[int]]) -> tuple[Any, list[np.ndarray], Any]:
+    """(positions, every layer's input [T, d] on the host, the last layer's output on the engine)."""
+    model, e, w = forward.model, forward.engine, forward.model.weights
+    ids = np.concatenate([np.asarray(piece, np.int32) for piece in pieces])
+    starts = np.cumsum([0, *map(len, pieces)]).astype(np.int32)
+    e.training = False
+    e.begin(starts, len(ids), (0, 0, 0))
+    positions = e.integers(np.concatenate([np.arange(len(piece), dtype=np.int32) for piece in pieces]))
+    x, inputs = e.embed(e.integers(ids), w.embedding, w.embedding_scale), []
+    for layer in forward.layers:
+        inputs.append(e.host(x))
+        x = layer_forward(e, x, layer, model.config, positions)[0]
+    return positions, inputs, x
+
+
+def _drawn(forward: Forward, top: Any, draws: int, rng: np.random.Generator,
+           ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """(what the head sees [T, d], logits' log-sums [T], for each draw the gradient of the drawn labels' summed loss by
+    the last layer's output [T, d])."""
+    e, w, eps = forward.engine, forward.model.weights, forward.model.config.eps
+    h = e.rms_norm(top, w.output_norm, eps)
+    labels, sums = np.empty((draws, len(h)), np.int32), np.empty(len(h))
+    for lo, logits in forward.logits(h, np.arange(len(h))):
+        sums[lo:lo + len(logits)] = log_sums(logits)
+        labels[:, lo:lo + len(logits)] = sample(logits, sums[lo:lo + len(logits)], draws, rng)
+    # one label's gradient is (mean row of the head) - (its own row): the first is common to all draws
+    rows = [e.host(e.embed(e.integers(row), forward.head.weights[0], 1.0)) for row in labels]
+    common = e.host(e.cross_entropy(h, forward.head, e.integers(labels[0]), 1.0, True)[1]) + rows[0]
+    return e.host(h), sums, [e.host(e.rms_norm_backward(e.vector(common - row), top, w.output_norm, eps))
+                             for row in rows]
+
+
+def sample(logits: np.ndarray, sums: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Labels from the distributions of float32 [n, vocabulary], whose log-sums are given: int32 [draws, n]."""
+    shares = np.cumsum(np.exp(logits - sums[:, None].astype(np.float32)), axis=1, dtype=np.float64)
+    thresholds = rng.random((draws, len(logits))) * shares[:, -1]
+    found = [np.searchsorted(row, at) for row, at in zip(shares, thresholds.T, strict=True)]
+    return np.stack(found, axis=1).astype(np.int32)
+
+
+def _costs(rounding: Rounding, name: str, x: np.ndarray, drawn: Sequence[np.ndarray], windows: int) -> dict[str, float]:
+    """Type -> KL of one matrix. x: [T, in]; drawn: [T, out] a draw."""
+    def prepare(lo: int, exact: np.ndarray) -> Callable[[np.ndarray], float]:
+        hi = lo + len(exact)
+        parts = [dy[:, lo:hi].reshape(windows, -1, hi - lo) for dy in drawn]
+
+        def one(difference: np.ndarray) -> float:
+            error = (x @ difference.T).reshape(parts[0].shape)
+            return sum(float(np.square(np.einsum("wtr,wtr->wr", dy, error)).sum(dtype=np.float64)) for dy in parts)
+        return one
+
+    return {kind: cost / (2 * len(drawn) * len(x)) for kind, cost in rounding.sums(name, prepare).items()}
