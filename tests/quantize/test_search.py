@@ -114,8 +114,8 @@ def test_factors_recover_what_scales_a_type():
 def test_a_mix_is_within_its_budget_and_better_than_one_type(files, name, tmp_path):
     model = anytune.load(files(name), device="numpy", threads=2)
     out = tmp_path / "mix.gguf"
-    found = search(model, TEXT, "4.0bpw", target=out, types=["Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q6_K"], context=48, chunks=8,
-                   threads=2)
+    found = search(model, TEXT, "4.0bpw", target=out, types=["Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q6_K"],
+                   context=48, chunks=8, threads=2)
     assert found["bits_per_weight"] <= 4.0 and found["file_bytes"] == out.stat().st_size
     fitting = [u for u in found["uniform"] if u["fits"]]
     assert fitting and all(found["kl_measured"]["mean"] < u["kl"] for u in fitting)
@@ -134,8 +134,8 @@ def test_a_budget_in_bytes_is_the_files(files, tmp_path, capsys):
     text.write_text(TEXT)
     size = files("llama").stat().st_size
     budget = size * 5 // 32
-    assert command(["quantize", "search", "-m", str(files("llama")), "--budget", str(budget), "-f", str(text), "-c", "32",
-                    "--types", "Q3_K,Q4_K,Q8_0", "-o", str(tmp_path / "o.gguf"), "--json", "-t", "1"]) == 0
+    assert command(["quantize", "search", "-m", str(files("llama")), "--budget", str(budget), "-f", str(text),
+                    "-c", "32", "--types", "Q3_K,Q4_K,Q8_0", "-o", str(tmp_path / "o.gguf"), "--json", "-t", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert 0.97 * budget < (tmp_path / "o.gguf").stat().st_size <= budget
     assert found["path"] == str(tmp_path / "o.gguf") and {t["to"] for t in found["tensors"]} <= {
@@ -149,7 +149,8 @@ def test_cycles_are_a_budget_of_their_own(files):
         return {"Q4_0": 1, "Q8_0": 2}.get(kind) and tensor.n_elements // 1024 * {"Q4_0": 1, "Q8_0": 2}[kind]
 
     matrices = sum(t.n_elements // 1024 for t in model.gguf.tensors.values() if len(t.shape) == 2)
-    found = search(model, TEXT, f"{int(1.5 * matrices)}cycles", types=["Q4_0", "Q8_0"], context=32, price=price, threads=1)
+    found = search(model, TEXT, f"{int(1.5 * matrices)}cycles", types=["Q4_0", "Q8_0"], context=32, price=price,
+                   threads=1)
     assert found["price"] <= 1.5 * matrices and found["path"] is None
     assert {t["to"] for t in found["tensors"] if "costs" in t} == {"Q4_0", "Q8_0"}
     with pytest.raises(UserError, match="cannot be met"):
