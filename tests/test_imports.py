@@ -46,7 +46,7 @@ KNOWS = {"gguf": {"errors", "files"}, "text": {"errors", "gguf"}, "mail": {"erro
          "engine": {"errors", "files", "gguf", "memory", "units"},
          "model": {"adapter", "engine", "errors", "generate", "gguf", "memory", "quantization", "text"},
          "likelihood": {"adapter", "errors", "files", "model", "text"},
-         "quantization": {"adapter", "errors", "files", "gguf", "likelihood", "memory", "model", "units"}}
+         "quantization": {"adapter", "engine", "errors", "files", "gguf", "likelihood", "memory", "model", "units"}}
 
 
 def imported(path: Path) -> set[str]:
