@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -70,13 +71,18 @@ def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
         return
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            pass
+        for last in (False, False, True):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if last:
+                    busy()
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                else:
+                    time.sleep(0.05)    # somebody may just be looking: is_locked
+            except OSError:
+                break
         yield
     finally:
         os.close(handle)
@@ -139,6 +145,24 @@ def check_room(folder: FilePath, size: int, what: str) -> None:
     if free < size + SPARE:
         raise UserError(f"{folder} has {bytes_text(free)} free, and {what} needs {bytes_text(size)}: make room or "
                         "choose another place.")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds `path` with locked(). False where this cannot be known."""
+    try:
+        import fcntl
+        handle = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
 
 
 def copy(source: Path, target: Path) -> None:

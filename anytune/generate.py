@@ -7,12 +7,13 @@ stand on it.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
-from anytune.sampling import Sampling, sample
+from anytune.sampling import Sampling, reach, sample, sample_listed
 
 if TYPE_CHECKING:
     from anytune.adapter import Adapter
@@ -26,12 +27,18 @@ Prompt = str | Sequence[Message] | Sequence[int]
 
 @dataclass
 class Reply:
-    """What came of one prompt. finish: "stop" (end of turn, or a stop string), "length" or "context"."""
+    """What came of one prompt.
+
+    finish: "stop" (end of turn, or a stop string), "length" or "context". started: when its prompt was fed, and
+    times[i]: when token ids[i] was chosen, both in seconds of time.perf_counter().
+    """
 
     prompt: list[int]
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
+    started: float = 0.0
+    times: list[float] = field(default_factory=list)
 
 
 class _Writer:
@@ -46,6 +53,7 @@ class _Writer:
     def add(self, token: int) -> str:
         """Take the next token; returns the text that is certain now."""
         self.reply.ids.append(token)
+        self.reply.times.append(time.perf_counter())
         if token in self.eog:
             return self.end("stop")
         self.pending += self.decoder.feed(token)
@@ -98,14 +106,20 @@ def decode(decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[in
         for reply in replies:
             reply.finish = "length"
         return
-    logits = _feed_prompts(decoder, prompts)
+    started = time.perf_counter()
+    for reply in replies:
+        reply.started = started
+    logits, most, listed = _feed_prompts(decoder, prompts), reach(how), None
+    most = None if most is None else min(most, len(logits[0]))
     while True:
         feed: list[list[int]] = [[] for _ in writers]
         for slot, writer in enumerate(writers):
             reply = writer.reply
             if reply.finish is not None:
                 continue
-            token = sample(logits[slot], reply.prompt + reply.ids, how, random[slot])
+            recent = reply.prompt + reply.ids
+            token = sample(logits[slot], recent, how, random[slot]) if listed is None else \
+                sample_listed(listed[0][slot], listed[1][slot], recent, how, random[slot])
             text = writer.add(token)
             if reply.finish is None and len(reply.ids) == max_tokens:
                 text += writer.end("length")
@@ -117,7 +131,10 @@ def decode(decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[in
                 yield slot, text
         if not any(feed):
             return
-        logits = decoder.feed(feed)
+        if most is None:
+            logits = decoder.feed(feed)
+        else:   # the device chooses what the choice can fall on
+            listed = decoder.feed_best(feed, most)
 
 
 def _feed_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> list[Any]:

@@ -51,38 +51,69 @@ class Sampling:
         return np.random.default_rng([self.seed, stream])
 
 
+LISTED = 256    # tokens, up to which a list of the likeliest is worth while
+
+
+def reach(how: Sampling) -> int | None:
+    """How many of the likeliest tokens a choice can fall on, before penalties; None: any.
+
+    A penalty of 1 or more only lowers logits, of repeat_last_n tokens at most: so many more may come up.
+    """
+    most = 1 if how.temperature <= 0 else how.top_k
+    if how.repeat_penalty < 1 or (how.repeat_penalty > 1 and how.repeat_last_n < 0):
+        return None
+    if how.repeat_penalty > 1:
+        most += how.repeat_last_n if most else 0
+    return most if 0 < most <= LISTED else None
+
+
 def sample(logits: np.ndarray, recent: list[int], how: Sampling, random: np.random.Generator) -> int:
     """Choose one token. logits: float32 [vocab] (not changed); recent: the tokens so far. Returns its id.
 
     Raises UserError where the logits are not numbers, which a damaged file or adapter causes.
     """
-    best = int(np.argmax(logits))  # argmax finds a NaN first, if there is one
-    if not np.isfinite(logits[best]):
-        raise UserError("The model's logits are not numbers: the model or adapter file is damaged, or the "
-                        "adapter belongs to another model.")
-    if how.repeat_penalty != 1.0 and how.repeat_last_n and recent:
-        last = recent if how.repeat_last_n < 0 else recent[-how.repeat_last_n:]
-        ids = np.unique(np.asarray(last, np.int64))
-        logits = logits.copy()
-        chosen = logits[ids]
-        logits[ids] = np.where(chosen > 0, chosen / how.repeat_penalty, chosen * how.repeat_penalty)
-        best = int(np.argmax(logits))
+    _check(logits[int(np.argmax(logits))])  # argmax finds a NaN first, if there is one
+    logits = _penalized(np.arange(logits.size), logits, recent, how)
     if how.temperature <= 0:
-        return best
-    ids, p = _candidates(logits, how)
-    p = np.exp((np.log(p) - np.log(p[0])) / how.temperature)
-    edges = np.cumsum(p)
-    return int(ids[min(np.searchsorted(edges, random.random() * edges[-1], side="right"), len(ids) - 1)])
-
-
-def _candidates(logits: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, probabilities float64, most likely first) of the tokens that top-k, top-p and min-p leave."""
+        return int(np.argmax(logits))
     if 0 < how.top_k < logits.size:
         ids = np.argpartition(logits, -how.top_k)[-how.top_k:]
     else:
         ids = np.arange(logits.size)
-    ids = ids[np.argsort(-logits[ids], kind="stable")]
-    p = np.exp(logits[ids].astype(np.float64) - float(logits[ids[0]]))
+    return _draw(ids, logits[ids], how, random)
+
+
+def sample_listed(ids: np.ndarray, logits: np.ndarray, recent: list[int], how: Sampling,
+                  random: np.random.Generator) -> int:
+    """As sample(), from a list of the likeliest tokens (largest logit first), as many as reach() says or all."""
+    _check(logits[0])
+    logits = _penalized(ids, logits, recent, how)
+    if how.temperature <= 0:
+        return int(ids[np.argmax(logits)])
+    best = np.argsort(-logits, kind="stable")[:how.top_k or None]
+    return _draw(ids[best], logits[best], how, random)
+
+
+def _check(best: float) -> None:
+    if not np.isfinite(best):
+        raise UserError("The model's logits are not numbers: the model or adapter file is damaged, or the "
+                        "adapter belongs to another model.")
+
+
+def _penalized(ids: np.ndarray, logits: np.ndarray, recent: list[int], how: Sampling) -> np.ndarray:
+    """The logits of `ids` after the penalty for recent tokens."""
+    if how.repeat_penalty == 1.0 or not how.repeat_last_n or not recent:
+        return logits
+    last = recent if how.repeat_last_n < 0 else recent[-how.repeat_last_n:]
+    lower = np.where(logits > 0, logits / how.repeat_penalty, logits * how.repeat_penalty)
+    return np.where(np.isin(ids, last), lower, logits).astype(np.float32)
+
+
+def _draw(ids: np.ndarray, logits: np.ndarray, how: Sampling, random: np.random.Generator) -> int:
+    """One of the tokens that top-k left, of those that top-p and min-p leave, at the temperature."""
+    order = np.argsort(-logits, kind="stable")
+    ids, logits = ids[order], logits[order]
+    p = np.exp(logits.astype(np.float64) - float(logits[0]))
     p /= p.sum()
     keep = p > 0
     if how.top_p < 1:
@@ -90,4 +121,7 @@ def _candidates(logits: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarr
     if how.min_p > 0:
         keep &= p >= how.min_p * p[0]
     keep[0] = True
-    return ids[keep], p[keep]
+    ids, p = ids[keep], p[keep]
+    p = np.exp((np.log(p) - np.log(p[0])) / how.temperature)
+    edges = np.cumsum(p)
+    return int(ids[min(np.searchsorted(edges, random.random() * edges[-1], side="right"), len(ids) - 1)])

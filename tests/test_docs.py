@@ -123,6 +123,8 @@ def prepare(folder: Path) -> None:
         (folder / name).write_text("\n".join(lines) + "\n", "utf-8")
     (folder / "text.txt").write_text("the rest of the west wind was in the air. " * 60, "utf-8")
     task = {"context": "the wind was", "choices": ["in the air", "on"], "answer": 0}
+    (folder / "prompts.txt").write_text("is it so\nand now\n", "utf-8")
+    (folder / "truth.txt").write_text("yes\nmaybe\n", "utf-8")
     (folder / "tasks.jsonl").write_text(json.dumps(task) + "\n", "utf-8")
     pubmedqa_files.write(folder, {"yes": 4, "no": 4, "maybe": 3}, {"yes": 2, "no": 2, "maybe": 1})
 

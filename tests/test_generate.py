@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anytune.engine.composed import largest
 from anytune.errors import UserError
 from anytune.generate import CHUNK, Reply, decode, sampling_from
 from anytune.sampling import Sampling, sample
@@ -39,6 +40,9 @@ class Script:
 
     def truncate(self, slot, length):
         del self.fed[slot][length:]
+
+    def feed_best(self, tokens, most):
+        return largest(self.feed(tokens), most)
 
     def feed(self, tokens):
         self.feeds.append([len(t) for t in tokens])

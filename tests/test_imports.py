@@ -46,6 +46,8 @@ KNOWS = {"gguf": {"errors", "files"}, "text": {"errors", "gguf"}, "mail": {"erro
          "engine": {"errors", "files", "gguf", "memory", "units"},
          "model": {"adapter", "engine", "errors", "generate", "gguf", "memory", "quantization", "text"},
          "likelihood": {"adapter", "errors", "files", "model", "text"},
+         "adapt": {"adapter", "engine", "errors", "export", "files", "generate", "gguf", "likelihood", "memory",
+                   "model", "quantization", "text", "train", "units", "verify"},
          "quantization": {"adapter", "engine", "errors", "files", "gguf", "likelihood", "memory", "model", "units"}}
 
 

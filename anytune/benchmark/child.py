@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from anytune.errors import UserError
 
+from .generation import generation_stats
 from .plan import Settings, Test
 
 
@@ -56,12 +57,21 @@ def measure(job: dict[str, Any], answers: IO[str]) -> None:
             contestant.task.warm()
         _say(answers, ready={**contestant.facts(), "seconds_to_ready": round(time.perf_counter() - started, 3)})
         for _ in range(settings.repeats):
-            _say(answers, seconds=contestant.task.round())
+            _say(answers, seconds=contestant.task.round(), stats=_within(contestant.task, test))
         _say(answers, done=contestant.memory())
     except Exception as error:
         if said := contestant.explain(error):
             raise UserError(said) from error
         raise
+
+
+def _within(task: Any, test: Test) -> dict[str, float | None] | None:
+    """What a round's own course says: time to the first token, and peak and lowest tokens/s of all sequences."""
+    if test.kind == "train":
+        return None
+    found = generation_stats(0, task.started, task.times)
+    return {"first_token_s": found.first_token_s if test.kind == "prompt" else None,
+            "peak": found.peak and found.peak * test.examples, "lowest": found.lowest and found.lowest * test.examples}
 
 
 class Anytune:

@@ -105,9 +105,12 @@ def load(path: Path) -> dict[str, Any]:
 def _sound(row: dict[str, Any]) -> bool:
     numbers = [row.get(name) for name in _NUMBERS]
     rounds = row.get("rounds")
+    within = [row.get(name, []) for name in ("first_token_s", "peak", "lowest")]     # since version 0.2
     return (all(isinstance(row.get(name), kind) for name, kind in _TEXT.items())
             and all(n is None or _positive(n) for n in numbers) and isinstance(rounds, list)
-            and all(map(_positive, rounds)) and isinstance(row.get("problem"), (str, type(None)))
+            and all(map(_positive, rounds))
+            and all(isinstance(some, list) and all(n is None or _positive(n) for n in some) for some in within)
+            and isinstance(row.get("problem"), (str, type(None)))
             and isinstance(row.get("threads"), (int, type(None)))
             and (row.get("tokens_per_s") is None or (row.get("min") is not None and row.get("max") is not None)))
 

@@ -41,6 +41,7 @@ class LlamaCpp:
         from anytune.engine.probe import best_threads
         self.path, self.threads, self.test = path, threads or best_threads()[0], test
         self.task = self
+        self.started, self.times = 0.0, []      # of the last round
 
     def start(self) -> None:
         try:
@@ -94,14 +95,18 @@ class LlamaCpp:
             if not lib.llama_memory_seq_rm(self.held, sequence, depth, -1):
                 raise UserError("llama.cpp cannot take back tokens of such a model, so that it cannot be measured.")
         lib.llama_synchronize(self.context)
-        start = time.perf_counter()
+        self.times = []
+        self.started = time.perf_counter()
         if self.test.kind == "prompt":
             self._prompts(depth, self.test.context)
         else:
             for at in range(depth, self.test.context):
                 self._run([(ids[at], at, n, True) for n, ids in enumerate(self.ids)])
+                lib.llama_synchronize(self.context)     # a sampler needs each token's logits before the next
+                self.times.append(time.perf_counter())
         lib.llama_synchronize(self.context)
-        return time.perf_counter() - start
+        self.times = self.times or [time.perf_counter()]
+        return time.perf_counter() - self.started
 
     def _prompts(self, low: int, high: int) -> None:
         """Tokens low…high of every sequence, UBATCH at a time."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -32,24 +32,29 @@ def measure(cells: Iterable[Cell], settings: Settings, keep: Callable[[dict[str,
     for number, cell in enumerate(cells):
         what, before = f"{cell.model.name} {cell.device} {cell.test.name}", number * settings.repeats
         seconds: list[float] = []
+        within: list[dict[str, Any]] = []
         facts: dict[str, Any] = {}
         problem, whole = None, True
         progress(before, total, what)
         try:
-            problem = _measure(cell, settings, seconds, facts, lambda: progress(before + len(seconds), total, what))
+            problem = _measure(cell, settings, seconds, within, facts,
+                               lambda: progress(before + len(seconds), total, what))
         except KeyboardInterrupt:
             whole = False
         if whole or seconds:
-            keep(result(cell, facts, seconds, problem))
+            keep(result(cell, facts, seconds, problem, within))
         if not whole:
             return False
     progress(total, total, "")
     return True
 
 
-def result(cell: Cell, facts: dict[str, Any], seconds: list[float], problem: str | None) -> dict[str, Any]:
+def result(cell: Cell, facts: dict[str, Any], seconds: list[float], problem: str | None,
+           within: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """A cell's row of the document: rates in tokens/s, bytes, and what the process said about itself. A cell that
-    failed has its problem and no rate."""
+    failed has its problem and no rate.
+
+    within: what each round said of its own course, see generation.py: first_token_s, peak, lowest."""
     rates = [] if problem else [round(cell.test.count / max(s, 1e-9), 3) for s in seconds]
     middle = statistics.median(rates) if rates else None
     return {"model": cell.model.name, "test": cell.test.name, "kind": cell.test.kind, "examples": cell.test.examples,
@@ -57,6 +62,7 @@ def result(cell: Cell, facts: dict[str, Any], seconds: list[float], problem: str
             "device": _device(cell, facts), "threads": facts.get("threads", cell.threads), "tokens_per_s": middle,
             "min": min(rates, default=None), "max": max(rates, default=None),
             "mad": middle and round(statistics.median(abs(r - middle) for r in rates), 3), "rounds": rates,
+            **{name: [] if problem else [w.get(name) for w in within] for name in ("first_token_s", "peak", "lowest")},
             **{name: facts.get(name) for name in ("hardware", "identity", "estimate_bytes", "how", "peak_bytes",
                                                   "host_peak_bytes", "seconds_to_ready")}, "problem": problem}
 
@@ -67,9 +73,10 @@ def _device(cell: Cell, facts: dict[str, Any]) -> str:
     return cell.device if engine is None or cell.device.startswith(f"{engine}:") else engine
 
 
-def _measure(cell: Cell, settings: Settings, seconds: list[float], facts: dict[str, Any],
-             step: Callable[[], None]) -> str | None:
-    """Run one process; its rounds go to `seconds`, what it says to `facts`. Returns what went wrong, in a sentence."""
+def _measure(cell: Cell, settings: Settings, seconds: list[float], within: list[dict[str, Any]],
+             facts: dict[str, Any], step: Callable[[], None]) -> str | None:
+    """Run one process; its rounds go to `seconds` and `within`, what it says to `facts`. Returns what went wrong, in a
+    sentence."""
     job = {"model": str(cell.model), "device": cell.device, "threads": cell.threads, "peer": cell.peer,
            "test": asdict(cell.test), "settings": asdict(settings)}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -82,7 +89,7 @@ def _measure(cell: Cell, settings: Settings, seconds: list[float], facts: dict[s
         try:
             if settings.timeout:
                 clock.start()
-            refused = _listen(child, job, seconds, facts, step)
+            refused = _listen(child, job, seconds, within, facts, step)
             code = child.wait()
         finally:
             clock.cancel()
@@ -98,8 +105,8 @@ def _measure(cell: Cell, settings: Settings, seconds: list[float], facts: dict[s
         return None if code == 0 and "peak_bytes" in facts else _ending(code, log)
 
 
-def _listen(child: subprocess.Popen, job: dict[str, Any], seconds: list[float], facts: dict[str, Any],
-            step: Callable[[], None]) -> str | None:
+def _listen(child: subprocess.Popen, job: dict[str, Any], seconds: list[float], within: list[dict[str, Any]],
+            facts: dict[str, Any], step: Callable[[], None]) -> str | None:
     """Until it has said all; returns its sentence if it refused."""
     try:
         child.stdin.write(json.dumps(job).encode() + b"\n")     # and stays open: it leaves when this process is gone
@@ -115,6 +122,7 @@ def _listen(child: subprocess.Popen, job: dict[str, Any], seconds: list[float], 
             return " ".join(said["refused"].split())
         if "seconds" in said:
             seconds.append(float(said["seconds"]))
+            within.append(said.get("stats") or {})
             step()
         facts.update(said.get("ready", {}), **said.get("done", {}))
     return None

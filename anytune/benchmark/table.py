@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,12 +25,13 @@ def markdown(document: dict[str, Any]) -> str:
                      r["test"],
                      "failed" if r["tokens_per_s"] is None else rate(r["tokens_per_s"]),
                      "–" if r["tokens_per_s"] is None else f"{rate(r['min'])} – {rate(r['max'])}",
+                     _milliseconds(middle(r, "first_token_s")), _range(middle(r, "lowest"), middle(r, "peak")),
                      _size(r["peak_bytes"]), _size(r["estimate_bytes"])])
         if r["problem"]:
             failed.append(f"{r['model']}, {r['device']}, {r['test']}: {r['problem']}")
-    titles = ["model", "type", "size", "params", "device", "threads", "test", "t/s", "min – max", "peak memory",
-              "estimate"]
-    lines = [*grid(titles, rows, "llrrlrlrrrr"), "", *ran_on(document)]
+    titles = ["model", "type", "size", "params", "device", "threads", "test", "t/s", "min – max", "TTFT, ms",
+              "low – peak t/s", "peak memory", "estimate"]
+    lines = [*grid(titles, rows, "llrrlrlrrrrrr"), "", *ran_on(document)]
     lines += ["", *failed] if failed else []
     lines += ["Interrupted: this is what was measured so far."] if document["interrupted"] else []
     return clean("\n".join(lines))
@@ -74,6 +76,20 @@ def rate(value: float) -> str:
 def clean(text: str) -> str:
     """Without control characters: a file may come from anybody, and terminals obey them."""
     return "".join(c if c == "\n" or c.isprintable() else "?" for c in text)
+
+
+def middle(row: dict[str, Any], name: str) -> float | None:
+    """The median over the rounds of what each round had."""
+    values = [value for value in row.get(name) or [] if value is not None]
+    return statistics.median(values) if values else None
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1000 * seconds:.0f}" if seconds >= 0.01 else f"{1000 * seconds:.2g}"
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{rate(low)} – {rate(high)}"
 
 
 def _size(value: int | None) -> str:

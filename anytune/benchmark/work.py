@@ -88,6 +88,7 @@ class Decoding:
         self.test, random = test, np.random.default_rng(1)
         self.decoder = model.decoder(batch=test.examples, context=test.context)
         self.ids = random.integers(0, model.config.vocabulary, (test.examples, test.context)).tolist()
+        self.started, self.times = 0.0, []      # of the last round, for generation_stats
         if test.depth:
             self.decoder.feed([ids[:test.depth] for ids in self.ids])
 
@@ -99,10 +100,13 @@ class Decoding:
         depth = self.test.depth
         for slot in range(self.test.examples):
             self.decoder.truncate(slot, depth)
-        start = time.perf_counter()
+        self.times = []
+        self.started = time.perf_counter()
         if self.test.kind == "prompt":
             self.decoder.feed([ids[depth:] for ids in self.ids])
+            self.times.append(time.perf_counter())
         else:
             for at in range(depth, self.test.context):
                 self.decoder.feed([[ids[at]] for ids in self.ids])
-        return time.perf_counter() - start
+                self.times.append(time.perf_counter())
+        return self.times[-1] - self.started

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import SIZE, Command, existing_file, model_path, note, print_json
+from anytune.cli.common import SIZE, Command, existing_file, layers_device, model_path, note, print_json
 from anytune.errors import UserError
 from anytune.files import spare_inputs
 
@@ -80,6 +80,10 @@ def _many(*flags: str, low: int, high: int, default: str | None, help: str) -> C
 @click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa.")
 @click.option("--max-binding", type=SIZE, metavar="SIZE",
               help="With webgpu: a lower limit than the device's for what a kernel sees at once, such as 128MiB.")
+@click.option("-ngl", "--gpu-layers", "--n-gpu-layers", "ngl", metavar="N",
+              help="As in llama.cpp: 0 keeps to the CPU, anything else lets --device auto take a GPU.")
+@click.option("-fa", "--flash-attn", "flash_attn", type=click.Choice(["on", "off", "auto", "0", "1"]),
+              help="Accepted as llama.cpp does; attention here never stores the whole T x T matrix.")
 @click.option("--peer", type=click.Choice(["llama.cpp"]), help="Measure llama.cpp beside it (needs xllamacpp).")
 @click.option("--timeout", type=click.FloatRange(1), metavar="S",
               help="Seconds that one measurement may take. Default: any.")
@@ -91,7 +95,8 @@ def _many(*flags: str, low: int, high: int, default: str | None, help: str) -> C
 @click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: set two saved files side by side.")
 def bench(models: tuple[str, ...], devices: tuple[str, ...], train: tuple[str, ...], prompts: tuple, generated: tuple,
           depths: tuple, parallel: tuple, repeats: int, no_warmup: bool, threads: tuple, peer: str | None, form: str,
-          as_json: bool, save: str | None, compare: tuple[str, str] | None, **more: Any) -> int:
+          as_json: bool, save: str | None, compare: tuple[str, str] | None, ngl: str | None, flash_attn: str | None,
+          **more: Any) -> int:
     """Measure training steps, prompts and generation of every -m on every --device: tokens a second (the median of
     -r rounds, with the smallest and the largest), and the most memory taken, each in a process of its own.
 
@@ -112,6 +117,8 @@ def bench(models: tuple[str, ...], devices: tuple[str, ...], train: tuple[str, .
     paths = list(dict.fromkeys(model_path(name) for name in models))
     _different(paths)
     asked = plan.tests(train, *map(_flat, (prompts, generated, depths, parallel)))
+    if ngl is not None:
+        devices = tuple(layers_device(ngl, device) for device in devices)
     cells = plan.cells(paths, _known(devices), _flat(threads), asked, peer is not None)
     settings = plan.Settings(repeats=repeats, warmup=int(not no_warmup), **more)
     place = Path(save).expanduser() if save else None

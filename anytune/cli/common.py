@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +52,18 @@ class Command(click.Command):
         self.example, self.sections = example, sections or {}
         self.params.append(DEBUG)
 
+    def make_parser(self, ctx: click.Context) -> Any:
+        """click's own, but -st is never -s with the value t: a letter is followed by a number, or by nothing."""
+        parser = super().make_parser(ctx)
+        short = parser._match_short_opt
+
+        def strict(arg: str, state: Any) -> None:
+            if len(arg) > 2 and not _NUMBER.fullmatch(arg[2:]):
+                raise click.NoSuchOption(arg, possibilities=_close(arg, parser._long_opt), ctx=ctx)
+            short(arg, state)
+        parser._match_short_opt = strict
+        return parser
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
@@ -64,6 +78,13 @@ class Command(click.Command):
             with formatter.section("Example"):
                 for line in self.example.strip().splitlines():
                     formatter.write(f"  {line.strip()}\n" if line.strip() else "\n")
+
+
+_NUMBER = re.compile(r"=?-?[0-9.]+(e-?[0-9]+)?")
+
+
+def _close(arg: str, known: Iterable[str]) -> list[str] | None:
+    return difflib.get_close_matches(arg, known) or None
 
 
 class Size(click.ParamType):
@@ -170,16 +191,20 @@ def read_text(path: str | Path, what: str = "text") -> str:
     return read(text_file(path, what))
 
 
+def layers_device(ngl: str, device: str) -> str:
+    """The device that llama.cpp's -ngl means: 0 layers on the GPU is the CPU. Raises UserError."""
+    if not (ngl.lstrip("-").isdigit() or ngl in ("all", "auto")):
+        raise UserError(f"-ngl takes a number, all or auto, not {ngl!r}.")
+    return "cpu" if ngl == "0" and device == "auto" else device
+
+
 def load_model(name: str, engine: dict[str, Any]) -> Model:
     """Open the model on the device that the options ask for."""
     path = model_path(name)
     ngl = engine["ngl"]
     device = engine["device"]
     if ngl is not None:
-        if not (ngl.lstrip("-").isdigit() or ngl in ("all", "auto")):
-            raise UserError(f"-ngl takes a number, all or auto, not {ngl!r}.")
-        if ngl == "0" and device == "auto":
-            device = "cpu"
+        device = layers_device(ngl, device)
     import anytune
 
     model = anytune.load(path, device=device, threads=engine["threads"], memory=engine["memory"], dtype=engine["dtype"],

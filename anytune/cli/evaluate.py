@@ -10,6 +10,7 @@ import click
 
 from anytune.cli.common import (Command, json_option, load_adapter, load_model, model_options, model_path, note,
                                 print_json, text_file)
+from anytune.cli.evaluate_score import score
 from anytune.cli.sampling import SAMPLING, read_template
 from anytune.errors import UserError
 from anytune.files import spare_inputs
@@ -30,6 +31,9 @@ UNITS = {"answers": "tokens", "embeddings": "texts", "judge": "pairs", "losses":
 @click.group()
 def evaluate() -> None:
     """Measure what an adapter changed."""
+
+
+evaluate.add_command(score)
 
 
 def answering_options(command: Callable) -> Callable:

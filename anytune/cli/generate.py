@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import sys
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import (Command, json_option, load_adapter, load_model, lora_option, model_options, note,
-                                print_json, read_text)
+from anytune.cli import predictions
+from anytune.cli.common import (Command, json_option, load_adapter, load_model, lora_option, model_options, model_path,
+                                note, print_json, read_text)
 from anytune.cli.sampling import read_template, sampling_options
 from anytune.errors import UserError
+
+if TYPE_CHECKING:
+    from anytune.benchmark.generation import GenerationStats
+    from anytune.generate import Reply
 
 
 @click.command(cls=Command, example="""
     anytune generate -m model.gguf --lora adapter.gguf -p "Write to Anna that I am late." -n 64 --temp 0
     anytune generate -m model.gguf --raw -p "Once upon a time" --json
     cat question.txt | anytune generate -m model.gguf
+    anytune generate -m model.gguf --lora adapter.gguf --prompts questions.txt -o predictions.jsonl --temp 0
+    anytune generate -m model.gguf -p "Tell me a joke about cats" --temp 0 --bench 5
 """)
 @model_options
 @lora_option
 @click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT",
               help="The prompt; - reads it from stdin. Given several times, all are decoded together.")
-@click.option("-f", "--file", "file", metavar="FILE", help="Read the prompt from a file.")
+@click.option("-f", "--file", "file", metavar="FILE", help="Read one prompt, the whole file, from FILE.")
+@click.option("--prompts", "prompt_file", metavar="FILE",
+              help="Read many prompts: one per line of a text file, or per record of a JSONL file "
+              "(a string, or an object with prompt, question or messages).")
+@click.option("-o", "--output", metavar="FILE",
+              help="Write the answers to FILE: .jsonl with one object per prompt, or .txt with one line per answer.")
 @click.option("-n", "--predict", "--n-predict", "max_tokens", type=click.IntRange(-1), default=256,
               show_default=True,
               help="New tokens at most; -1: until the model ends its turn or the context is full.")
@@ -32,10 +43,16 @@ from anytune.errors import UserError
     help="Take the prompt as plain text to continue, or as a user's message.  [default: a message if the "
     "model has a chat template]")
 @click.option("-sys", "--system", "--system-prompt", "system", metavar="TEXT", help="A system message.")
+@click.option("-st", "--single-turn", is_flag=True, help="Accepted as llama.cpp does: generate always answers once.")
+@click.option("--stats", is_flag=True, help="Report time to first token and peak, mean and lowest tokens per second.")
+@click.option("--bench", "bench", type=click.IntRange(1, 1000), metavar="N",
+              help="Answer each prompt N times and print only the figures of --stats, run by run.")
+@click.option("-v", "--verbose", is_flag=True, help="The same as --stats.")
 @sampling_options
 @json_option
 def generate(model: str, engine: dict, lora: str | None, prompts: tuple[str, ...], file: str | None,
-             max_tokens: int, raw: bool | None, system: str | None, chat_template: str | None,
+             prompt_file: str | None, output: str | None, max_tokens: int, raw: bool | None, system: str | None,
+             single_turn: bool, stats: bool, bench: int | None, verbose: bool, chat_template: str | None,
              stop: tuple[str, ...], context: int | None, sampling: dict[str, Any], as_json: bool) -> None:
     """Continue a prompt, or answer it.
 
@@ -46,7 +63,15 @@ def generate(model: str, engine: dict, lora: str | None, prompts: tuple[str, ...
     from anytune.sampling import Sampling
 
     how = Sampling(**sampling)
-    texts = _prompts(prompts, file)
+    stats = stats or verbose
+    if prompt_file is not None and (prompts or file is not None):
+        raise UserError("--prompts reads many prompts, and -p and -f give single ones: give one or the other.")
+    if bench is not None and (prompt_file is not None or output is not None):
+        raise UserError("--bench only measures: leave out --prompts and -o.")
+    many = predictions.read(prompt_file) if prompt_file is not None else []
+    texts = [] if many else _prompts(prompts, file)
+    if output is not None:
+        predictions.check_output(output, model_path(model), lora, prompt_file or file)
     loaded = load_model(model, engine)
     adapter = load_adapter(lora, loaded)
     from anytune.generate import complete, continues_text, stream, template_of
@@ -60,27 +85,58 @@ def generate(model: str, engine: dict, lora: str | None, prompts: tuple[str, ...
     own = loaded.template.origin != "chatml"
     if raw is None and chat_template is None and own and continues_text(adapter):
         note("the adapter was trained on plain text: it continues the prompt as it stands (see --chat)")
-    start = time.perf_counter()
-    if len(texts) == 1 and not as_json:
-        for piece in stream(loaded, texts[0], adapter, **options):
+    if many:
+        texts = [prompt.shown for prompt in many]
+        replies = predictions.answer_all(loaded, adapter, many, str(prompt_file), options)
+    elif bench is not None:
+        return _bench(bench, [complete(loaded, texts, adapter, **options) for _ in range(bench + 1)], as_json)
+    elif len(texts) == 1 and not as_json and output is None:
+        replies = []
+        for piece in stream(loaded, texts[0], adapter, replies=replies, **options):
             click.echo(piece, nl=False)
             sys.stdout.flush()
         click.echo()
-        return
-    replies = complete(loaded, texts, adapter, **options)
-    seconds = time.perf_counter() - start
+    else:
+        replies = complete(loaded, texts, adapter, **options)
+    if output is not None:
+        predictions.write(output, texts, replies)
     if as_json:
-        results = [{
-            "prompt": text, "text": reply.text, "finish": reply.finish, "prompt_tokens": len(reply.prompt),
-            "tokens": len(reply.ids), "ids": reply.ids
-        } for text, reply in zip(texts, replies, strict=True)]
-        tokens = sum(len(reply.ids) for reply in replies)
-        print_json(
-            {"results": results, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 2)})
+        print_json(_as_json(texts, replies, stats))
+    elif output is None and (many or len(texts) > 1):
+        for number, (text, reply) in enumerate(zip(texts, replies, strict=True)):
+            click.echo(("\n" if number else "") + f"--- {text.splitlines()[0] if text.strip() else ''}")
+            click.echo(reply.text)
+    if stats and not as_json:
+        for reply in replies:
+            note(_stats(reply).text())
+
+
+def _stats(reply: Reply) -> GenerationStats:
+    from anytune.benchmark.generation import generation_stats
+    return generation_stats(len(reply.prompt), reply.started, reply.times)
+
+
+def _as_json(texts: list[str], replies: list[Reply], stats: bool) -> dict[str, Any]:
+    results = [{"prompt": text, "text": reply.text, "finish": reply.finish, "prompt_tokens": len(reply.prompt),
+                "tokens": len(reply.ids), "ids": reply.ids, **({"stats": _stats(reply).as_dict()} if stats else {})}
+               for text, reply in zip(texts, replies, strict=True)]
+    seconds = (max((reply.times[-1] for reply in replies if reply.times), default=0.0)
+               - min((reply.started for reply in replies), default=0.0))
+    tokens = sum(len(reply.ids) for reply in replies)
+    return {"results": results, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / max(seconds, 1e-9), 2)}
+
+
+def _bench(runs: int, replies: list[list[Reply]], as_json: bool) -> None:
+    """Print the figures of each run; the first, in which code is compiled and files are read, does not count."""
+    from anytune.benchmark.generation import markdown, summary
+
+    found = [_stats(reply) for some in replies[1:] for reply in some]
+    if as_json:
+        print_json({"runs": [run.as_dict() for run in found], "summary": summary(found), "text": replies[-1][0].text})
         return
-    for number, (text, reply) in enumerate(zip(texts, replies, strict=True)):
-        click.echo(("\n" if number else "") + "--- " + text.partition("\n")[0])
-        click.echo(reply.text)
+    click.echo(replies[-1][0].text)
+    click.echo(f"\n{markdown(found)}\n\nRates are tokens a second after the first token; peak and lowest over "
+               "8 tokens in a row. A first run was not counted.")
 
 
 def _text(path: str) -> str:
@@ -92,6 +148,8 @@ def _prompts(given: tuple[str, ...], file: str | None) -> list[str]:
     texts = [_text("-") if text == "-" else text for text in given]
     if file is not None:
         texts.append(_text(file))
+        if (lines := sum(map(bool, map(str.strip, texts[-1].splitlines())))) > 1:
+            note(f"{file} is one prompt of {lines} lines; --prompts {file} answers each line")
     if not texts and not sys.stdin.isatty():
         texts.append(_text("-").rstrip("\n"))
     if not texts or not any(texts):

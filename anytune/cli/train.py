@@ -38,7 +38,8 @@ SETTINGS = (  # (field of TrainSettings, further names, type, help)
     ("checkpoint_save_steps", (), int,
      "Save a checkpoint every so many steps; 0: only at the end and on Ctrl-C."),
     ("checkpoint_save_dir", (), str, "Where checkpoints go.  [default: the run's folder]"),
-    ("keep_checkpoints", (), int, "How many of the last checkpoints are kept."),
+    ("keep_checkpoints", (), int,
+     "How many of the last checkpoints are kept.  [default: 2; all with --checkpoint-save-dir]"),
     ("resume_from", ("--resume",), str,
      "A checkpoint, a run's folder, or auto: the newest good one, or start anew."),
     ("report_to", (), str, "tensorboard, wandb, or both with a comma."),
@@ -250,7 +251,8 @@ def _type(name: str | None) -> str | None:
 def _summary(run: Any, settings: Any, full: bool) -> dict[str, Any]:
     return {"stopped": run.stopped, "step": run.step, "total_steps": run.total_steps,
             "run_dir": str(run.run_dir), "model" if full else "adapter": str(run.output or run.path),
-            "best": run.best, "last": run.metrics[-1] if run.metrics else None,
+            "best": run.best,
+            "timing": run.timing and run.timing.as_dict(), "last": run.metrics[-1] if run.metrics else None,
             "settings": dataclasses.asdict(settings)}
 
 

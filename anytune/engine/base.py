@@ -93,6 +93,12 @@ class Engine(Protocol):
     def view(self, x: Array):
         """As host(), but may share the engine's memory: to be read at once, not kept."""
 
+    # -- sums over tokens
+    algebra: Any     # what adds them up and solves with them, in float64; see algebra.py
+
+    def lift(self, x: Array) -> Any:
+        """An activation as a float32 array of `algebra`, which may share the engine's memory: to be used at once."""
+
     def load(self, x: Array, values) -> None:
         """Write float32 host values of the same shape over x."""
 
@@ -110,6 +116,10 @@ class Engine(Protocol):
 
     def release(self) -> None:
         """Give buffers back to the system."""
+
+    def close(self) -> None:
+        """Free all that the engine holds of the device, in an order that is safe. An engine is also a context manager
+        that ends so."""
 
     def budget(self, weights, memory: int | None):
         """What can be given up for memory (see budget.py); memory: bytes allowed, None: what is free."""
@@ -205,6 +215,10 @@ class Engine(Protocol):
         """body(ids, positions, places, rows or None) -> logits, as float32 NumPy [len(rows), vocab] (None without
         rows). ids: new tokens of all spans, end to end; rows: those whose logits are wanted. As replay(): it may be
         recorded."""
+
+    def decode_best(self, body, ids, spans, rows, most: int):
+        """decode() -> (ids int64, logits float32) [len(rows), most] of the largest logits, largest first; what is no
+        number counts as larger than any. Where the device chooses, no row of logits crosses to the host."""
 
     def places(self, spans):
         """Spans in the engine's own form, for store() and attend_cache()."""

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
+
+from .algebra import HostAlgebra
+
 
 class Composed:
     """Mixed into an engine. base.py says what the operations mean."""
 
     keeps_turned = False
+
+    @functools.cached_property
+    def algebra(self) -> HostAlgebra:
+        return HostAlgebra()
+
+    def lift(self, x):
+        return self.view(x)
+
+    def close(self) -> None:
+        self.release()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def decode_best(self, body, ids, spans, rows, most: int):
+        logits = self.decode(body, ids, spans, rows)
+        return None if logits is None else largest(logits, most)
 
     def norm_linear(self, x, gain, eps: float, group):
         return self.linear(self.rms_norm(x, gain, eps), group)
@@ -24,3 +50,16 @@ class Composed:
     def glu_linear_backward(self, dy, gate, up, activation: str, group, then, need_dx: bool = True):
         da = self.linear_backward((dy,), self.glu(gate, up, activation), group, need_dx)
         return self.glu_backward(da, gate, up, activation) if need_dx else None
+
+
+def largest(logits: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int64 [n, most], logits [n, most]) of each row's largest, largest first; what is no number comes before."""
+    if most == 1:
+        ids = logits.argmax(1)[:, None]
+    else:
+        ids = np.argpartition(logits, -most, axis=1)[:, -most:] if most < logits.shape[1] else \
+            np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
+        found = np.take_along_axis(logits, ids, 1)
+        order = np.argsort(np.where(np.isnan(found), -np.inf, -found), axis=1, kind="stable")
+        ids = np.take_along_axis(ids, order, 1)
+    return ids, np.take_along_axis(logits, ids, 1)

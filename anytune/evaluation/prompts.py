@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,10 @@ class Prompt:
     text: str | None = None
     reference: str | None = None
     tools: list | None = None
+
+    def with_system(self, content: str) -> Prompt:
+        """The same after a system message."""
+        return replace(self, messages=({"role": "system", "content": content}, *self.messages))
 
     @property
     def shown(self) -> str:

@@ -49,6 +49,11 @@ class Weights:
                 made.vectors[name], made.gradients[name] = values, gradient
         return made
 
+    def clear(self) -> None:
+        """Forget all tensors."""
+        for tensors in (self.matrices, self.vectors, self.gradients):
+            tensors.clear()
+
     @property
     def slow(self) -> bool:
         """Whether some matrix is dequantized without a compiled kernel, so that doing it once would pay."""
@@ -79,31 +84,33 @@ class Weights:
 
     def layers(self, tables: dict, slots: dict | None = None, dropout: float = 0.0) -> list[Layer]:
         """The layers in order. slots: {tensor name: engine slot} of an adapter."""
+        return [self.layer(i, tables, slots, dropout) for i in range(self.config.layers)]
+
+    def layer(self, i: int, tables: dict, slots: dict | None = None, dropout: float = 0.0) -> Layer:
+        """Layer number i; as layers()."""
         from anytune.engine.base import Heads
         c, e, slots = self.config, self.engine, slots or {}
-        built = []
-        for i in range(c.layers):
-            def vector(name: str):
-                return self.vectors.get(f"blk.{i}.{name}.weight")
 
-            def group(number: int, *names: str):
-                full = [f"blk.{i}.{name}" for name in names]
-                return e.group([self.matrices[f"{n}.weight"] for n in full],
-                               [self.vectors.get(f"{n}.bias") for n in full],
-                               [slots.get(f"{n}.weight") for n in full], dropout, 4 * i + number,
-                               [self.gradients.get(f"{n}.bias") for n in full])
-            local = c.windowed(i)
-            built.append(Layer(
-                attn_norm=vector("attn_norm"), qkv=group(0, "attn_q", "attn_k", "attn_v"),
-                q_norm=vector("attn_q_norm"), k_norm=vector("attn_k_norm"), out=group(1, "attn_output"),
-                post_attn_norm=vector("post_attention_norm"), ffn_norm=vector("ffn_norm"),
-                gate_up=group(2, "ffn_gate", "ffn_up"), down=group(3, "ffn_down"),
-                post_ffn_norm=vector("post_ffw_norm"),
-                heads=Heads(c.heads, c.key_heads, c.head_size, c.window if local else 0, c.attention_scale),
-                rope=tables[local],
-                gradients={own: self.gradients[f"blk.{i}.{name}.weight"] for name, own in NORMS.items()
-                           if f"blk.{i}.{name}.weight" in self.gradients}))
-        return built
+        def vector(name: str):
+            return self.vectors.get(f"blk.{i}.{name}.weight")
+
+        def group(number: int, *names: str):
+            full = [f"blk.{i}.{name}" for name in names]
+            return e.group([self.matrices[f"{n}.weight"] for n in full],
+                           [self.vectors.get(f"{n}.bias") for n in full],
+                           [slots.get(f"{n}.weight") for n in full], dropout, 4 * i + number,
+                           [self.gradients.get(f"{n}.bias") for n in full])
+        local = c.windowed(i)
+        return Layer(
+            attn_norm=vector("attn_norm"), qkv=group(0, "attn_q", "attn_k", "attn_v"),
+            q_norm=vector("attn_q_norm"), k_norm=vector("attn_k_norm"), out=group(1, "attn_output"),
+            post_attn_norm=vector("post_attention_norm"), ffn_norm=vector("ffn_norm"),
+            gate_up=group(2, "ffn_gate", "ffn_up"), down=group(3, "ffn_down"),
+            post_ffn_norm=vector("post_ffw_norm"),
+            heads=Heads(c.heads, c.key_heads, c.head_size, c.window if local else 0, c.attention_scale),
+            rope=tables[local],
+            gradients={own: self.gradients[f"blk.{i}.{name}.weight"] for name, own in NORMS.items()
+                       if f"blk.{i}.{name}.weight" in self.gradients})
 
     def head(self, slots: dict | None = None):
         """The output projection (the embedding table where it is tied) as a group of one."""

@@ -32,11 +32,32 @@ class Decoder:
         -> float32 [batch, vocab]: logits after each slot's last fed token, NaN for a slot that was fed nothing.
         Raises UserError if a sequence would outgrow the context.
         """
+        result = np.full((len(tokens), self.config.vocabulary), np.nan, np.float32)
+        for slots, logits in self._feed(tokens, self.engine.decode):
+            result[slots] = logits
+        return result
+
+    def feed_best(self, tokens: list[list[int]], most: int) -> tuple[np.ndarray, np.ndarray]:
+        """As feed(), for those that choose among the `most` likeliest tokens.
+
+        -> (ids int64, logits float32) [batch, most], the largest logit first (one that is no number before it); id -1
+        and NaN for a slot that was fed nothing.
+        """
+        ids = np.full((len(tokens), most), -1, np.int64)
+        values = np.full(ids.shape, np.nan, np.float32)
+
+        def run(*args):
+            return self.engine.decode_best(*args, most)
+        for slots, (ids[slots], values[slots]) in self._feed(tokens, run):
+            pass
+        return ids, values
+
+    def _feed(self, tokens: list[list[int]], run):
+        """Yields (slots, what run() gives for the last tokens of each) until all tokens are fed."""
         for slot, new in enumerate(tokens):
             if self.lengths[slot] + len(new) > self.context:
                 raise UserError(f"the text is longer than the context of {self.context} tokens: give a larger -c "
                                 f"(the model's limit is {self.config.context}) or a shorter prompt")
-        result = np.full((len(tokens), self.config.vocabulary), np.nan, np.float32)
         done = [0] * len(tokens)
         while True:
             spans, left = [], CHUNK
@@ -46,28 +67,29 @@ class Decoder:
                     spans.append((slot, done[slot], done[slot] + count))
                     left -= count
             if not spans:
-                return result
+                return
             ready = [(number, slot) for number, (slot, _, b) in enumerate(spans) if b == len(tokens[slot])]
-            logits = self._run([tokens[s][a:b] for s, a, b in spans], [s for s, _, _ in spans], [n for n, _ in ready])
+            made = self._run([tokens[s][a:b] for s, a, b in spans], [s for s, _, _ in spans], [n for n, _ in ready],
+                             run)
             for slot, _, high in spans:
                 done[slot] = high
             if ready:
-                result[[slot for _, slot in ready]] = logits
+                yield [slot for _, slot in ready], made
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget a slot's tokens from `length` on."""
         self.lengths[slot] = min(self.lengths[slot], length)
 
-    def _run(self, pieces: list[list[int]], slots: list[int], wanted: list[int]):
-        """Run one chunk -> logits [len(wanted), vocab] after the last token of each wanted piece (None without any)."""
+    def _run(self, pieces: list[list[int]], slots: list[int], wanted: list[int], run):
+        """Run one chunk -> what run() gives after the last token of each wanted piece (None without any)."""
         sizes = np.cumsum([0] + [len(p) for p in pieces])
         spans = [(slot, int(a), int(b), self.lengths[slot]) for slot, a, b in zip(slots, sizes, sizes[1:])]
         ids = np.concatenate([np.asarray(p, np.int32) for p in pieces])
         self.engine.training = False
-        logits = self.engine.decode(self._body, ids, spans, [int(sizes[n + 1]) - 1 for n in wanted])
+        made = run(self._body, ids, spans, [int(sizes[n + 1]) - 1 for n in wanted])
         for slot, low, high, position in spans:
             self.lengths[slot] = position + high - low
-        return logits
+        return made
 
     def _body(self, ids, positions, places, rows):
         """All layers over new tokens -> logits of `rows` on the engine."""

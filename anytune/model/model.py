@@ -30,6 +30,21 @@ class Model:
         self.weights = Weights(gguf, self.config, engine, "blocks")
         self.template_file: str | None = None
 
+    def close(self) -> None:
+        """Free what the engine holds of its device, and give the file back. The model is of no use from then on.
+
+        A model is also a context manager: with anytune.load(path) as model: …
+        """
+        self.weights.clear()
+        self.engine.close()
+        self.gguf.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     @property
     def name(self) -> str:
         return str(self.gguf.metadata.get("general.name") or self.gguf.path.stem)

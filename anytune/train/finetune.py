@@ -207,6 +207,8 @@ class _Job:
         self.model.engine.release()
         if self.output is not None and result.path is not None:
             team.lead(lambda: self._deliver(result.path))
+        if result.timing is not None:
+            say(result.timing.text())
         say(_ending(result, self.output, self.product))
         parts = {field.name: getattr(result, field.name) for field in dataclasses.fields(Result)}
         return Run(**parts, output=self.output)
@@ -227,7 +229,7 @@ class _Job:
         """Is there room on the disks, and can the result be saved where it is wanted?"""
         home = Path(self.settings.run_dir or ".")
         folders = [home, Path(self.settings.checkpoint_save_dir or home)]
-        preflight.check_disk(self.trainee, self.product, folders, self.settings, self.output)
+        preflight.check_disk(self.trainee, self.product, folders, self.settings, self.plan.total, self.output)
         if self.output is not None:
             self.console.say(f"Saving: {self.product.trial(self.output)}")
 

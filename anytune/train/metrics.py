@@ -10,9 +10,11 @@ from pathlib import Path
 
 #: step (from 1); epoch: epochs done after it; loss: mean nats per loss token of the step, before its update;
 #: val_loss: the same over the validation set, after the update (null: not evaluated); lr; grad_norm before
-#: clipping; tokens and loss_tokens of this step; tokens_per_s of this step; rss_bytes of the process now.
+#: clipping; tokens and loss_tokens of this step; tokens_per_s and seconds of this step; rss_bytes of the
+#: process now.
 COLUMNS = ("step", "epoch", "loss", "val_loss", "lr", "grad_norm", "tokens", "loss_tokens", "tokens_per_s",
-           "rss_bytes")
+           "rss_bytes", "seconds")
+LATER = {"seconds"}     # columns that rows of older versions do not have
 
 
 class MetricsFile:
@@ -31,7 +33,7 @@ class MetricsFile:
         self.end = good
 
     def append(self, row: dict) -> None:
-        line = json.dumps({name: _finite(row[name]) for name in COLUMNS}).encode() + b"\n"
+        line = json.dumps({name: _finite(row[name]) for name in COLUMNS if name in row}).encode() + b"\n"
         try:
             written = self.file.write(line)
             if written != len(line):
@@ -68,7 +70,7 @@ def read(path: Path) -> list[dict]:
 def sound(row: dict, step: int) -> bool:
     """Whether a row from outside is one that this program wrote for `step`, its val_loss still missing."""
     numbers = [value for name, value in row.items() if name != "val_loss"]
-    return (set(row) == set(COLUMNS) and row["step"] == step and row["val_loss"] is None
+    return (set(COLUMNS) - LATER <= set(row) <= set(COLUMNS) and row["step"] == step and row["val_loss"] is None
             and all(type(value) in (int, float) for value in numbers))
 
 

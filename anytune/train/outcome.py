@@ -13,6 +13,7 @@ import numpy as np
 
 from anytune.train import metrics as metrics_file
 from anytune.train.plan import Position
+from anytune.train.timing import Timing
 
 
 @dataclass
@@ -42,6 +43,11 @@ class Result:
     def metrics(self) -> list[dict]:
         """All rows of metrics.jsonl."""
         return metrics_file.read(self.run_dir / "metrics.jsonl")
+
+    @property
+    def timing(self) -> Timing | None:
+        """What training took; None if no step was done."""
+        return Timing.of(self.metrics)
 
 
 @dataclass

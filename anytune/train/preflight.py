@@ -36,18 +36,29 @@ def report(trainee, plan: Plan, val, settings: TrainSettings, flops_per_second: 
             seconds = flops * plan.tokens / flops_per_second
             lines.append(f"Time: about {duration(seconds)} (guessed from one matrix product; the first step "
                          "tells)")
+    if settings.checkpoint_save_dir:
+        count = checkpoints_kept(settings, plan.total)
+        each = sum(array.nbytes for array in trainee.state().values())
+        lines.append(f"Checkpoints: up to {count:,} of {size(each)} each in {settings.checkpoint_save_dir} "
+                     f"({size(count * each)}; --keep-checkpoints keeps fewer)")
     return "\n".join(lines)
 
 
-def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, output: Path | None) -> None:
+def checkpoints_kept(settings: TrainSettings, steps: int) -> int:
+    """How many checkpoints of a run of so many steps will lie on the disk in the end."""
+    every = settings.checkpoint_save_steps
+    return min(settings.kept, (steps // every if every else 0) + 1)
+
+
+def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, steps: int, output: Path | None) -> None:
     """Raise UserError if checkpoints and what is made (see product.py) will not fit on their disks.
 
-    folders: where the run and its checkpoints will stand (they need not exist yet).
+    folders: where the run and its checkpoints will stand (they need not exist yet). steps: of the whole run.
     """
     state = sum(array.nbytes for array in trainee.state().values())
     made = product.nbytes()
     run, checkpoints = folders
-    wants = [(checkpoints, state * (settings.keep_checkpoints + 1),
+    wants = [(checkpoints, state * (checkpoints_kept(settings, steps) + 1),
               "--checkpoint-save-dir or --keep-checkpoints"), (run, 3 * made, "--run-dir")]
     if output is not None:
         wants.append((output.resolve().parent, made, product.flag))

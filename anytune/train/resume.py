@@ -86,7 +86,10 @@ def _find(settings: TrainSettings, identity: dict, say: Say) -> Checkpoint | Non
 
 def _named(path: Path, say: Say) -> Checkpoint:
     if not path.is_dir():
-        raise UserError(f"--resume-from {path}: there is no such folder; give a checkpoint, a run, or auto.")
+        left = [found.name for found in ckpt.listing(path.parent)]
+        there = (f"{path.parent} has {', '.join(reversed(left))} (--keep-checkpoints says how many are kept)" if left
+                 else "give a checkpoint, a run, or auto")
+        raise UserError(f"--resume-from {path}: there is no such folder; {there}.")
     for folder in (path, path / "checkpoints"):
         if ckpt.listing(folder):
             found = ckpt.newest(folder, say)

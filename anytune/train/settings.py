@@ -12,6 +12,7 @@ from anytune.errors import UserError
 SCHEDULERS = ("constant", "linear", "cosine")
 SINKS = ("tensorboard", "wandb")
 EPOCHS = 2
+ALL = 1 << 62
 
 
 def _flag(name: str, default: Any, *, exact: bool = True):
@@ -29,6 +30,7 @@ class TrainSettings:
     val_every                evaluate every so many steps; 0: at the end of each epoch
     early_stop               stop after so many evaluations without a better validation loss; 0: never
     checkpoint_save_steps    0: only at the end and when interrupted
+    keep_checkpoints         None: all with checkpoint_save_dir, else the last 2
     resume_from              a checkpoint, a run folder, or "auto" (the newest good one, or start anew)
     report_to                names of SINKS, comma-separated
 
@@ -55,7 +57,7 @@ class TrainSettings:
     early_stop: int = _flag("--early-stop", 0)
     checkpoint_save_steps: int = _flag("--checkpoint-save-steps", 100, exact=False)
     checkpoint_save_dir: str | None = _flag("--checkpoint-save-dir", None, exact=False)
-    keep_checkpoints: int = _flag("--keep-checkpoints", 2, exact=False)
+    keep_checkpoints: int | None = _flag("--keep-checkpoints", None, exact=False)
     resume_from: str | None = _flag("--resume-from", None, exact=False)
     report_to: str = _flag("--report-to", "", exact=False)
     run_name: str | None = _flag("--run-name", None, exact=False)
@@ -89,6 +91,11 @@ class TrainSettings:
     def passes(self) -> int | None:
         """Epochs at most; None: as many as max_steps takes."""
         return EPOCHS if self.epochs is None and self.max_steps is None else self.epochs
+
+    @property
+    def kept(self) -> int:
+        """How many of the last checkpoints are kept."""
+        return self.keep_checkpoints or (ALL if self.checkpoint_save_dir else 2)
 
     def exact(self) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint (JSON-able)."""

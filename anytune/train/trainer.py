@@ -65,7 +65,7 @@ class Trainer:
         self.step = 0
         self.pending: dict | None = None        # a row whose step is done and whose evaluation is not
         self.validation = Validation(trainee, val, settings, self.team)
-        self.keeper = Keeper(trainee, run, self.team, self.console.say, settings.keep_checkpoints)
+        self.keeper = Keeper(trainee, run, self.team, self.console.say, settings.kept)
         self.pace = Pace(self.plan.tokens)
         self.interrupts = Interrupts(quiet=not self.leads)
         self.agreed = False                     # to stop, as far as the team has exchanged it
@@ -188,7 +188,7 @@ class Trainer:
         row = {"step": step, "epoch": position.epochs_done, "loss": sum(losses) / launched.loss_tokens,
                "val_loss": None, "lr": launched.lr, "grad_norm": norm, "tokens": launched.tokens,
                "loss_tokens": launched.loss_tokens, "rss_bytes": process_bytes(),
-               "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2)}
+               "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2), "seconds": round(seconds, 6)}
         if not self._complete(row, self.validation.due(position, self.plan.total)):
             return False
         if self._saves(step):

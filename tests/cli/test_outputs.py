@@ -33,6 +33,8 @@ WRITES = {
         "-m {m} --lora {a} --imatrix {i} -f {d} --calibration {v} -o x.gguf --residual-lora {out}", ".gguf"),
     "export ollama": ("-m {m} --lora {a} --imatrix {i} -f {d} -o {out}", ""),
     "bench": ("-m {m} --save {out}", ""),
+    "embed": ("-m {m} -f {d} -o {out}", ".npz"),
+    "generate": ("-m {m} --lora {a} -p x -o {out}", ".jsonl"),
 }
 FOLDERS = {     # commands that write files of known names into a folder: the folder, and one of them
     "train": ("-m {m} -f {d} --val-file {v} --run-dir {out}", "train.log"),
@@ -40,7 +42,7 @@ FOLDERS = {     # commands that write files of known names into a folder: the fo
     "data build email": ("{d} {e} --from me@example.org -o {out}", "train.jsonl"),
     "data build pubmedqa": ("{d} --test {v} -o {out}", "recipe.json"),
 }
-ONLY_READS = {"models", "pull", "info", "data preview", "generate", "chat", "verify", "doctor"}
+ONLY_READS = {"models", "pull", "info", "data preview", "chat", "verify", "doctor", "monitor", "evaluate score"}
 
 
 def commands(group=root, above=()):

@@ -161,6 +161,22 @@ def test_generation_is_the_numpy_engines(files, place, name):
         np.testing.assert_allclose(got, want, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("most", [1, 7])
+def test_the_device_finds_the_likeliest_tokens(files, place, most):
+    """feed_best() is feed(), cut: eager, recorded and replayed, and with a slot that is fed nothing."""
+    feeds = [[[5, 6, 7], [9]], [[8], [4]], [[], [3, 2, 1]], [[7], [7]], [[6], [6]], [[5], [5]]]
+    whole, cut = (load(files["qwen3"], device=place, dtype="f32").decoder(batch=2, context=64) for _ in range(2))
+    for tokens in feeds:
+        logits, (ids, values) = whole.feed(tokens), cut.feed_best(tokens, most)
+        for slot, new in enumerate(tokens):
+            if not new:
+                assert (ids[slot] == -1).all() and np.isnan(values[slot]).all()
+                continue
+            np.testing.assert_allclose(values[slot], np.sort(logits[slot])[::-1][:most], rtol=1e-6)
+            np.testing.assert_allclose(logits[slot][ids[slot]], values[slot], rtol=1e-6)
+
+
 def test_a_head_that_is_trained(files):
     one, two = (trainee_of(files["llama"], device, modules="output,attn_q") for device in ("cpu-torch", "numpy"))
     batch = stream([30, 20])

@@ -54,11 +54,11 @@ def test_the_trial_save_finds_a_bad_place(tmp_path):
 
 def test_the_disk_is_checked(tmp_path, monkeypatch):
     trainee, settings = FakeTrainee(), TrainSettings()
-    preflight.check_disk(trainee, FakeProduct(trainee), [tmp_path / "no" / "yet", tmp_path], settings,
+    preflight.check_disk(trainee, FakeProduct(trainee), [tmp_path / "no" / "yet", tmp_path], settings, 10,
                          tmp_path / "a.gguf")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="--keep-checkpoints"):
-        preflight.check_disk(trainee, FakeProduct(trainee), [tmp_path, tmp_path], settings, None)
+        preflight.check_disk(trainee, FakeProduct(trainee), [tmp_path, tmp_path], settings, 10, None)
 
 
 def test_plain_lines_when_not_a_terminal(tmp_path):

@@ -173,6 +173,16 @@ def test_checkpoints_kept(tmp_path):
     assert found == [total, total - 1, total - 2]
 
 
+def test_all_checkpoints_are_kept_where_a_folder_is_named_for_them(tmp_path):
+    total = Plan(chain_dataset(), TrainSettings(**SETTINGS)).total
+    for name, more, left in (("all", {}, total), ("two", {"keep_checkpoints": 2}, 2)):
+        folder = tmp_path / name
+        job(tmp_path / f"run-{name}", checkpoint_save_steps=1, checkpoint_save_dir=str(folder), **more)
+        assert [ckpt.load(p).step for p in ckpt.listing(folder)] == list(range(total, total - left, -1))
+    with pytest.raises(UserError, match=f"has checkpoint_step_{total - 1:08d}, checkpoint_step_{total:08d}"):
+        job(tmp_path / "again", resume_from=str(tmp_path / "two" / "checkpoint_step_00000001"))
+
+
 def test_metrics_are_cut_back_and_torn_lines_removed(tmp_path):
     path = tmp_path / "m.jsonl"
     row = dict.fromkeys(COLUMNS, 1.0)

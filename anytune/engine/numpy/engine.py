@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 
 import numpy as np
 
+from anytune.engine.algebra import HostAlgebra
 from anytune.engine.base import Heads, Stream
 from anytune.engine.composed import Composed
 from anytune.gguf import dequantize
@@ -69,6 +71,12 @@ class NumpyEngine(Composed):
         self.workers = Workers(count)
         self._scratch = [{} for _ in range(self.workers.count)]
         self._plans = {}
+
+    @functools.cached_property
+    def algebra(self) -> HostAlgebra:
+        def spread(work, pieces: int) -> None:
+            self.workers.run(lambda number: [work(piece) for piece in range(number, pieces, self.workers.count)])
+        return HostAlgebra(spread)
 
     def spread(self, work, multiply_adds: int) -> None:
         """Run every worker's share: side by side, or here one after the other where it is little."""

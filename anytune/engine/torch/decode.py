@@ -15,7 +15,8 @@ import torch
 from anytune.engine.base import Heads
 
 from .linear import linear, product
-from .replay import capture
+from .replay import beside, capture
+from .resources import Lane, Owned, page_locked, sweep
 from .weights import Group
 
 Tensor = torch.Tensor
@@ -151,39 +152,48 @@ def blocks_of(group: Group) -> list:
 
 
 class TokenGraphs:
-    """One recorded graph for each number of sequences that take one token each;
+    """One recorded graph for each number of sequences that take one token each, and each number of best tokens wanted;
     those of the last few decoders are kept."""
 
     MOST = 4
 
     def __init__(self, engine):
-        self.engine, self.known, self.pinned = engine, {}, None
+        self.engine, self.known, self.pinned, self.own = engine, {}, None, None
+        self.lanes, self.letters = Owned(), Owned()
 
     def clear(self) -> None:
-        self.known, self.pinned = {}, None
+        self.known, self.pinned, self.own = {}, None, None
+        for owned in (self.letters, self.lanes):
+            owned.free()
 
-    def fetch(self, logits: Tensor) -> np.ndarray:
-        """float32 [n, vocab] on the host, good until the next call:
-        through pinned memory, which is several times faster."""
+    def fetch(self, made: Tensor) -> np.ndarray:
+        """float32 on the host, good until the next call: through pinned memory, which is several times faster."""
         if self.engine.device.type != "cuda":
-            return self.engine.view(logits)
-        if self.pinned is None or self.pinned.numel() < logits.numel():
-            self.pinned = torch.empty(logits.numel(), dtype=torch.float32, pin_memory=True)
-        out = self.pinned[:logits.numel()].view(logits.shape)
-        out.copy_(logits, non_blocking=True)
+            return self.engine.view(made)
+        if self.pinned is None or self.pinned.numel() < made.numel():
+            self.letters.free()
+            self.pinned = self.letters.keep(page_locked(made.numel(), torch.float32))
+        out = self.pinned[:made.numel()].view(made.shape)
+        out.copy_(made, non_blocking=True)
         torch.cuda.current_stream().synchronize()
         return out.numpy()
 
-    def run(self, body, ids, spans, rows) -> Tensor | None:
-        """body(ids, positions, places, rows) -> logits, on the device; see base.py's decode()."""
+    def run(self, body, ids, spans, rows, most: int) -> Tensor | None:
+        """body(ids, positions, places, rows) -> logits, on the device; see base.py's decode(). With `most`: packed.
+
+        The same bodies run on one stream, eager and recorded."""
         e = self.engine
+        sweep()
         single = all(high - low == 1 for _, low, high, _ in spans) and len(rows) == len(spans)
         if not (e.where.graphs and single):
             where = e.places(spans)
-            return body(e.integers(ids), where.position, where, e.integers(rows) if len(rows) else None)
+            made = body(e.integers(ids), where.position, where, e.integers(rows) if len(rows) else None)
+            return packed(made, most) if most and made is not None else made
+        if self.own is None:
+            self.own = self.lanes.keep(Lane(e.device)).stream
         values = np.array([ids, [s for s, _, _, _ in spans], [p for _, _, _, p in spans], rows], np.int32)
-        key = (body, len(spans))
-        token = self.known.pop(key, None) or Token(e, body, len(spans))
+        key = (body, len(spans), most)
+        token = self.known.pop(key, None) or Token(e, body, len(spans), most, self.own)
         self.known[key] = token
         while len(self.known) > self.MOST:
             self.known.pop(next(iter(self.known)))
@@ -193,8 +203,9 @@ class TokenGraphs:
 class Token:
     """One new token for each of n sequences: eager the first time, recorded the second, replayed from then on."""
 
-    def __init__(self, engine, body, n: int):
-        self.engine, self.body, self.runs, self.graph, self.logits = engine, body, 0, None, None
+    def __init__(self, engine, body, n: int, most: int, own):
+        self.engine, self.body, self.most, self.own = engine, body, most, own
+        self.runs, self.graph, self.made, self.graphs = 0, None, None, Owned()
         self.numbers = torch.zeros((4, n), dtype=torch.int32, device=engine.device)
 
     def run(self, values: np.ndarray) -> Tensor:
@@ -202,14 +213,30 @@ class Token:
         self.numbers.copy_(torch.from_numpy(values))
         self.runs += 1
         if self.runs == 1:
-            return self._forward()
+            with beside(self.own):
+                return self._forward()
         if self.graph is None:
-            with capture() as graph:
-                self.logits = self._forward()
-            self.graph = graph
+            with capture(stream=self.own) as graph:
+                self.made = self._forward()
+            self.graph = self.graphs.keep(graph)
         self.graph.replay()
-        return self.logits
+        return self.made
 
     def _forward(self) -> Tensor:
         token, slot, position, row = self.numbers
-        return self.body(token, position, Places(None, slot, position), row)
+        logits = self.body(token, position, Places(None, slot, position), row)
+        return packed(logits, self.most) if self.most else logits
+
+
+def packed(logits: Tensor, most: int) -> Tensor:
+    """float32 [n, 2 most]: the largest logits of each row, largest first, and behind them their tokens' ids (as
+    numbers: below 2**24 they are exact)."""
+    values, ids = (logits.max(1, keepdim=True) if most == 1 else
+                   torch.topk(logits, most, dim=1, largest=True, sorted=True))
+    return torch.cat([values, ids.float()], 1)
+
+
+def unpacked(made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int64 [n, most], logits float32 [n, most]) of packed()."""
+    most = made.shape[1] // 2
+    return made[:, most:].astype(np.int64), made[:, :most].copy()

@@ -3,11 +3,13 @@ linear.py, loss.py, replay.py, optimizer.py hold the larger ones."""
 
 from __future__ import annotations
 
+import functools
 import time
 
 import numpy as np
 import torch
 
+from anytune.engine.algebra import HostAlgebra
 from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 
@@ -18,6 +20,7 @@ from . import loss as _loss
 from . import optimizers as _optimizers
 from . import replay as _replay
 from . import update as _update
+from .algebra import CardAlgebra
 from .arrays import Sum, own, real, room_behind
 from .budget import Budget
 from .budget import peak as _budget_peak
@@ -125,6 +128,13 @@ class TorchEngine(Composed):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def close(self) -> None:
+        """Free graphs before their pool, then what they worked on. The engine is of no use from then on."""
+        self.recorder.close()
+        self.release()
+        self.gradients = self.first = self.end = self.key = None
+        self.updater = _update.Updater(self)
+
     def weight(self, gguf, name: str, hold: str = "blocks") -> Weight:
         return Weight(self, gguf, name, "blocks" if hold == "lookup" else hold)
 
@@ -150,6 +160,13 @@ class TorchEngine(Composed):
     def view(self, x: Tensor) -> np.ndarray:
         x = real(x)
         return x.to("cpu", _numbers(x)).numpy()
+
+    @functools.cached_property
+    def algebra(self) -> HostAlgebra | CardAlgebra:
+        return HostAlgebra() if self.device.type == "mps" else CardAlgebra(self.device)   # mps has no float64
+
+    def lift(self, x: Tensor) -> Tensor | np.ndarray:
+        return self.view(x) if self.device.type == "mps" else real(x).float()
 
     def load(self, x: Tensor, values) -> None:
         # a copy, since a checkpoint's arrays are read-only maps, of which torch warns
@@ -217,8 +234,12 @@ class TorchEngine(Composed):
     optimize = _optimizers.optimize
 
     def decode(self, body, ids, spans, rows):
-        made = self.tokens.run(body, ids, spans, rows)
+        made = self.tokens.run(body, ids, spans, rows, 0)
         return None if made is None else self.tokens.fetch(made)
+
+    def decode_best(self, body, ids, spans, rows, most: int):
+        made = self.tokens.run(body, ids, spans, rows, most)
+        return None if made is None else _decode.unpacked(self.tokens.fetch(made))
 
     def replay(self, kind: str, body, stream):
         return self.recorder.run(kind, body, stream)

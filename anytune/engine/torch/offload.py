@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .resources import Owned, page_locked
+
 Tensor = torch.Tensor
 
 
@@ -32,9 +34,11 @@ class Parking:
     waiting: list[Ticket] = field(default_factory=list)
     leaving: Tensor | None = None   # what is being copied now must not be freed before the copy is done
     side: torch.cuda.Stream | None = None
+    owned: Owned = field(default_factory=Owned)
 
     def clear(self) -> None:
         self.buffers, self.waiting, self.leaving = [], [], None
+        self.owned.free()
 
     def park(self, x: Tensor) -> Ticket:
         """x [T, n], a view of rows of `stride` elements: whole rows are copied, which is one transfer."""
@@ -42,7 +46,7 @@ class Parking:
         rows = x.as_strided((x.shape[0], x.stride(0)), (x.stride(0), 1))
         number = len(self.waiting)
         if number == len(self.buffers) or self.buffers[number].numel() < rows.numel():
-            self.buffers[number:number + 1] = [torch.empty(rows.numel(), dtype=x.dtype, pin_memory=True)]
+            self.buffers[number:number + 1] = [self.owned.keep(page_locked(rows.numel(), x.dtype))]
         host = self.buffers[number][:rows.numel()].view(rows.shape)
         main = torch.cuda.current_stream()
         if self.waiting:

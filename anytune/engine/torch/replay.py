@@ -8,7 +8,6 @@ needs), the second is recorded, all others replay. Graphs share one memory pool:
 from __future__ import annotations
 
 import contextlib
-import gc
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from anytune.engine.base import Stream
 
 from .linear import flush
+from .resources import Lane, Owned, page_locked, sweep, working
 
 Tensor = torch.Tensor
 PARTS = 8      # sizes of tokens and of loss rows that get a graph of their own
@@ -41,22 +41,27 @@ class Recorder:
     def __init__(self, engine):
         self.engine, self.known, self.pool, self.own = engine, {}, None, None
         self.stage = self.mail = None
+        self.graphs, self.letters = Owned(), Owned()
 
     def clear(self) -> None:
         """Forget all graphs, and give their memory back."""
         self.known, self.pool = {}, None
+        self.graphs.free()
+
+    def close(self) -> None:
+        self.clear()
+        self.stage = self.mail = None
+        self.letters.free()
 
     @contextlib.contextmanager
     def _memory(self):
         """The pool and the stream that all runs share (torch keeps free memory by stream), so that a new shape's first
         run needs no memory beside the recorded ones'."""
         if self.pool is None:
-            self.pool, self.own = torch.cuda.MemPool(), torch.cuda.Stream()
-        others = torch.cuda.current_stream()
-        self.own.wait_stream(others)
-        with torch.cuda.use_mem_pool(self.pool), torch.cuda.stream(self.own):
+            self.own = self.graphs.keep(Lane(self.engine.device)).stream
+            self.pool = self.graphs.keep(torch.cuda.MemPool())
+        with working(), torch.cuda.use_mem_pool(self.pool), beside(self.own):
             yield
-        others.wait_stream(self.own)
 
     def run(self, kind: str, body, stream: Stream):
         """-> the loss: a float, or a Number that waits for the device."""
@@ -67,8 +72,9 @@ class Recorder:
                                 rows=e.integers(stream.rows), targets=e.integers(stream.targets)))
             flush(e)
             return float(loss)
+        sweep()
         if self.stage is None:
-            self.stage, self.mail = Stage(), Mailbox()
+            self.stage, self.mail = self.letters.keep(Stage()), self.letters.keep(Mailbox())
         unit = -(-stream.capacity // PARTS // 16) * 16 or 16
         tokens, rows = (-(-n // unit) * unit for n in (len(stream.ids), len(stream.rows)))
         name = (kind, e.training, tokens, rows)
@@ -98,7 +104,7 @@ class Recorder:
         torch.cuda.synchronize()
         with capture(pool=self.pool.id, stream=self.own) as graph:
             self._body(recorded, kind, body)
-        recorded.graph = graph
+        recorded.graph = self.graphs.keep(graph)
 
     def _make(self, stream: Stream, tokens: int, rows: int) -> Recorded:
         numbers = torch.zeros(4 * tokens + 2 * rows + 4, dtype=torch.int32, device=self.engine.device)
@@ -110,16 +116,21 @@ class Recorder:
 
 @contextlib.contextmanager
 def capture(**how):
-    """-> a CUDA graph of what is launched within. Garbage waits: a pool of another engine that went while this one
-    records would end the process."""
-    graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
-    gc.disable()
-    try:
+    """-> a CUDA graph of what is launched within; whoever makes it keep()s it (resources.py)."""
+    with working():
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local", **how):
             yield graph
-    finally:
-        if collects:
-            gc.enable()
+
+
+@contextlib.contextmanager
+def beside(stream):
+    """What is launched within runs on `stream`, after all before it and before all behind it."""
+    others = torch.cuda.current_stream()
+    stream.wait_stream(others)
+    with torch.cuda.stream(stream):
+        yield
+    others.wait_stream(stream)
 
 
 def _numbers(stream: Stream, tokens: int, rows: int) -> np.ndarray:
@@ -160,7 +171,7 @@ class Stage:
         if slot is not None:
             slot[1].synchronize()
         if slot is None or slot[0].numel() < source.numel():
-            slot = (torch.empty(source.numel(), dtype=torch.int32, pin_memory=True), torch.cuda.Event())
+            slot = (page_locked(source.numel(), torch.int32), torch.cuda.Event())
             self.slots[self.turn] = slot
         pinned = slot[0][:source.numel()]
         pinned.copy_(source)
@@ -192,7 +203,7 @@ class Mailbox:
     TURNS = 256
 
     def __init__(self):
-        self.pinned = torch.zeros((self.TURNS, 2), dtype=torch.float64, pin_memory=True)
+        self.pinned = page_locked(2 * self.TURNS, torch.float64).view(self.TURNS, 2)
         self.letters: list[Later | None] = [None] * self.TURNS
         self.turn = 0
 

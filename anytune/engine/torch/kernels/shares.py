@@ -2,7 +2,7 @@
 
 Each program leaves its float32 partial sum in memory and counts itself in; whoever finds that it is the last adds all
 of them, always in the same order. Counters are zero between launches: the last program puts its own back. Launches on
-one stream do not overlap, so one tensor of counters serves them all.
+one stream do not overlap, so one tensor of counters serves all of a stream.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import triton
 import triton.language as tl
 
 COUNTERS = 4096  # row blocks, or tiles, that may be shared at a time
-_counters: dict[torch.device, torch.Tensor] = {}
+_counters: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 
 def counters(device) -> torch.Tensor:
-    """int32, zeros. Made at the first use on a device, which is never within a recorded CUDA graph."""
-    if device not in _counters:
-        _counters[device] = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
-    return _counters[device]
+    """int32, zeros, of the stream that is current. Made at its first use, which is never within a recording: what is
+    recorded on a stream has run on it before."""
+    key = device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    if key not in _counters:
+        _counters[key] = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+    return _counters[key]
 
 
 def ceil_power(n: int) -> int:

@@ -1,0 +1,153 @@
+"""Closed forms: ridge regression, and its best change of a given rank.
+
+For inputs x with weights w, and r = what the outputs lack, the change D [out, in] that makes
+
+    Σ w |r - D x|² + λ |D - E|²,   λ = ridge · mean of G's diagonal,   G = Σ w x xᵀ,
+
+least is D = E + (C - G Eᵀ)ᵀ (G + λ I)⁻¹ with C = Σ w x rᵀ and a prior E (zero, or what is known of the change). Among
+changes of rank k the one that loses least of it is U Uᵀ D, U the k leading eigenvectors of M = D (G + λ I) Dᵀ: the
+objective of D' is that of D plus tr (D' - D)(G + λ I)(D' - D)ᵀ, and the projection is its Eckart-Young minimum. With a
+metric H = L Lᵀ of the outputs (their Fisher matrix), U is of Lᵀ D and b = L⁻ᵀ U. No root of G is needed, since
+M = D Wᵀ with W = D (G + λ I), which follows from C alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anytune.engine.algebra import NotPositive
+from anytune.errors import UserError
+
+ROUNDS, SPARE = 8, 16   # of the subspace iteration; columns beyond the rank that make it converge
+RAISES, FACTOR = 12, 10.0  # a Cholesky factorization that fails is tried again with so much more ridge, so often
+
+
+@dataclass
+class Pair:
+    """b·a [out, in], with a float32 [rank, in] and b float32 [out, rank]; worth: float64 [rank], how much of the
+    objective each rank is worth, as square roots, descending."""
+
+    a: np.ndarray
+    b: np.ndarray
+    worth: np.ndarray
+
+    def cut(self, rank: int) -> Pair:
+        return Pair(self.a[:rank], self.b[:, :rank], self.worth[:rank])
+
+
+@dataclass
+class Equations:
+    """G and C - G Eᵀ as sums, or the weighted tokens that they are sums over: z [m, in], r [m, out]; statistics.py.
+
+    Solving uses the arrays up. ridge: what λ was then, of the mean of G's diagonal; raised: whether that is more than
+    was asked for.
+    """
+
+    algebra: Any
+    gram: Any | None
+    cross: Any | None
+    z: Any | None = None
+    r: Any | None = None
+    ridge: float = 0.0
+    raised: bool = False
+
+    @property
+    def columns(self) -> int:
+        return (self.gram if self.gram is not None else self.z).shape[-1]
+
+    def solve(self, ridge: float, prior: Any | None = None) -> tuple[Any, Any]:
+        """(D, W = D (G + λ I)), float32 [out, in]. UserError if nothing can be solved."""
+        la = self.algebra
+        small = la.double(self.z) @ la.double(self.z).T if self.gram is None else None
+        mean = la.trace(self.gram if small is None else small) / self.columns
+        if not np.isfinite(mean):
+            raise UserError("The activations hold NaN or infinity, so nothing can be fitted: the model overflows in "
+                            "this device's number format, try --dtype f32 or another --device.")
+        value = ridge * mean or float(np.finfo(np.float64).tiny) ** 0.5
+        if small is not None:
+            factor = self._factor(small, value, mean)
+            solved = la.single(la.substitute(factor, self.r).T) @ self.z
+            moved = self.r.T @ self.z
+            if prior is not None:
+                moved = moved + (prior @ self.z.T) @ self.z + self.ridge * mean * prior
+        else:
+            before = None if prior is None else la.single(la.double(prior) @ self.gram)
+            factor = self._factor(self.gram, value, mean)
+            solved, moved = la.single(la.substitute(factor, self.cross)).T, la.single(self.cross).T
+            if prior is not None:
+                moved = moved + before + self.ridge * mean * prior
+        return (solved if prior is None else solved + prior), moved
+
+    def _factor(self, g: Any, value: float, mean: float) -> Any:
+        """Cholesky's factor of g + value · I; where that is not positive, of g and more: `ridge` is what it took."""
+        la, added = self.algebra, 0.0
+        for attempt in range(RAISES):
+            la.add_diagonal(g, value - added)
+            added = value
+            try:
+                self.ridge, self.raised = value / (mean or 1.0), attempt > 0
+                return la.factor(g)
+            except NotPositive:
+                value = max(value * FACTOR, 1e-12 * mean)
+        raise UserError("The activations' Gram matrix cannot be factored, whatever the ridge: it is damaged by NaN.")
+
+
+def ridge(equations: Equations, outputs: Sequence[int], rank: int, share: float = 1e-2,
+          priors: Sequence[Any] | None = None, metrics: Sequence[Any] | None = None) -> list[Pair]:
+    """The best change of rank `rank` (at most) for each of the products that share these inputs.
+
+    outputs: their widths, side by side in C. share: the ridge, of the mean of G's diagonal. priors: what each change
+    [out, in] is drawn to; C is then of what they leave. metrics: of their outputs, float64 [out, out], positive.
+    """
+    la = equations.algebra
+    prior = None if priors is None else la.concatenate(list(priors), 0)
+    change, moved = equations.solve(share, prior)
+    pairs, at = [], 0
+    for number, width in enumerate(outputs):
+        metric = None if metrics is None else metrics[number]
+        pairs.append(truncate(la, change[at:at + width], moved[at:at + width], rank, metric))
+        at += width
+    return pairs
+
+
+def truncate(la: Any, change: Any, moved: Any, rank: int, metric: Any | None = None) -> Pair:
+    """The best change of rank `rank` for D = `change`, float32 [out, in], in the metric of inputs G and outputs H.
+
+    moved: D G, float32 [out, in]. metric: H float64 [out, out], or None for the identity.
+    """
+    root = None
+    if metric is not None:
+        root = la.factor(metric + 0.0)   # of a copy: it is written over
+        turn = la.single(la.lower(root)).T
+        change, moved = turn @ change, turn @ moved
+    out, columns = change.shape
+    size = min(out, columns, rank + SPARE)
+    q = la.orthonormal(la.normal(out, size))
+    for _ in range(ROUNDS if size < out else 0):
+        q = la.orthonormal(change @ (moved.T @ q))
+    q = la.double(q)
+    inner = (la.double(moved).T @ q).T @ (la.double(change).T @ q)
+    values, vectors = la.eigh((inner + inner.T) / 2)
+    u = q @ vectors[:, :rank]
+    b = u if root is None else la.inverse_transposed(root, u)
+    worth = np.sqrt(np.maximum(np.asarray(values[:rank], np.float64), 0))
+    return Pair(la.host(la.single(la.single(u).T @ change)), la.host(la.single(b)), worth)
+
+
+def allocate(worth: Mapping[str, np.ndarray], cost: Mapping[str, int], budget: int) -> dict[str, int]:
+    """Ranks {tensor: rank} that are worth most in all, for at most `budget` parameters: greedy by worth² a parameter.
+
+    worth: each tensor's values, descending; cost: parameters that a rank of it takes.
+    """
+    steps = sorted(((float(value) ** 2 / cost[name], name) for name, values in worth.items() for value in values),
+                   key=lambda step: (-step[0], step[1]))
+    ranks, left = dict.fromkeys(worth, 0), budget
+    for gain, name in steps:
+        if gain > 0 and cost[name] <= left:
+            ranks[name] += 1
+            left -= cost[name]
+    return ranks

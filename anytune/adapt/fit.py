@@ -1,0 +1,177 @@
+"""The sequential closed form: front to back, each product gets the low-rank change that brings student to teacher.
+
+Teacher and student go through the layers side by side. x is the student's input of a product, as it is adapted so far;
+what its outputs lack is the teacher's outputs less its own, and where they are added to the residual stream, what
+earlier layers left over there as well: so errors are mended by what comes after, not passed on. Only sums over tokens
+of one group of products are kept at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from anytune.adapt.closed import Pair, ridge
+from anytune.adapt.statistics import sums_for
+from anytune.adapt.walk import PRODUCTS, WRITES, Side, Walker, tensors_of
+
+SMALL = 1e-2  # of a norm's mean square gain: columns with less get less than their share of what a stream lacks
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """rank: of every change. ridge: λ, of the mean of G's diagonal. guard: weight of the guarded text's tokens, as if
+    they were as many as the data's. prior: {tensor} -> what its change is drawn to, float32 [out, in], or None.
+    metric: {tensor} -> the Fisher matrix of its outputs, float64 [out, out], or None."""
+
+    rank: int = 16
+    ridge: float = 1e-2
+    guard: float = 0.0
+    prior: Callable[[str], np.ndarray] | None = None
+    metric: Callable[[str], Any] | None = None
+    ranks: Mapping[str, int] | None = None
+
+
+@dataclass
+class Progress:
+    """What is known after a layer: number, of how many; gap: |student's stream - teacher's| / |teacher's|; raised: the
+    largest ridge that had to be taken; worth: of each tensor's ranks."""
+
+    layer: int
+    layers: int
+    gap: float
+    raised: float
+    pairs: dict[str, Pair] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Couple:
+    """A student and its teacher over the same tokens: batch for batch as many rows."""
+
+    student: Side
+    teacher: Side
+
+
+def fit(couples: Sequence[Couple], recipe: Recipe, *, guard: Side | None = None,
+        done: Mapping[str, Pair] | None = None, tell: Callable[[Progress], None] = lambda _: None,
+        keep: Callable[..., None] | None = None) -> dict[str, Pair]:
+    """The pairs {tensor: Pair} of the adapter that brings the students (sides of one adapter) to their teachers.
+
+    guard: a side over text whose outputs should stay as they are, of the bare model. done: pairs of an earlier run, of
+    whole layers from the first on: they are taken as they are. tell: called after each layer. keep: called with each
+    group's tensor names, its Equations before they are solved, and its priors. Raises UserError.
+    """
+    student = couples[0].student
+    config, slots, e = student.model.config, student.slots, student.engine
+    made = dict(done or {})
+    for name, pair in made.items():
+        slots[name] = _slot(e, pair)
+    sides = [side for couple in couples for side in (couple.student, couple.teacher)] + ([guard] if guard else [])
+    for side in sides:
+        side.start()
+    for number in range(config.layers):
+        for side in sides:
+            side.enter(number)
+        new: dict[str, Pair] = {}
+        raised = 0.0
+        if tensors_of(number, len(PRODUCTS) - 1)[0] not in made:
+            for product in range(len(PRODUCTS)):
+                pairs, took = _product(couples, guard, recipe, number, product, keep)
+                raised = max(raised, took)
+                new |= pairs
+                for name, pair in pairs.items():
+                    slots[name] = _slot(e, pair)
+                for couple in couples:
+                    couple.student.refresh()
+        for side in sides:
+            side.leave()
+        made |= new
+        tell(Progress(number, config.layers, gap(couples), raised, new))
+    return made
+
+
+def _slot(e: Any, pair: Pair) -> Any:
+    return e.slot(e.vector(pair.a), e.vector(pair.b), 1.0)
+
+
+def _product(couples: Sequence[Couple], guard: Side | None, recipe: Recipe, number: int, product: int,
+             keep: Callable[..., None] | None) -> tuple[dict[str, Pair], float]:
+    """({tensor: Pair} of one group of the layer that all sides are in, the ridge if it had to be raised)."""
+    student = couples[0].student
+    names, la = tensors_of(number, product), student.engine.algebra
+    group = getattr(student.layer, PRODUCTS[product][0])
+    widths = [weight.out_features for weight in group.weights]
+    own, held = sum(couple.student.tokens for couple in couples), guard.tokens if guard and recipe.guard else 0
+    sums = sums_for(la, group.in_features, sum(widths), own + held)
+    for couple in couples:
+        couple.student.before(product)
+        couple.teacher.before(product)
+        for one, other in zip(couple.student.walkers, couple.teacher.walkers, strict=True):
+            x, missing = _lacking(couple, one, other, product)
+            sums.add(x, missing, 1.0 / own)
+    priors = None if recipe.prior is None else [la.array(recipe.prior(name)) for name in names]
+    if priors is not None:   # what it does already is of the data's tokens alone, not of the guarded ones
+        sums.toward(la.concatenate(priors, 0))
+    for walker in guard.walkers if held else ():
+        sums.add(_rows(guard.engine.lift(walker.run(product)), walker), None, recipe.guard / held)
+    equations = sums.equations()
+    if keep is not None:
+        keep(names, equations, priors)
+    metrics = None if recipe.metric is None else [recipe.metric(name) for name in names]
+    pairs = ridge(equations, widths, recipe.rank, recipe.ridge, priors, metrics)
+    if recipe.ranks is not None:
+        pairs = [pair.cut(recipe.ranks[name]) for name, pair in zip(names, pairs)]
+    return dict(zip(names, pairs)), equations.ridge if equations.raised else 0.0
+
+
+def _lacking(couple: Couple, one: Walker, other: Walker, product: int) -> tuple[Any, Any]:
+    """(the student's inputs of a product [tokens, in], what its outputs lack [tokens, out]), of the rows that count."""
+    student, teacher = couple.student, couple.teacher
+    wanted = _outputs(teacher, other, product)
+    x = one.run(product)
+    found = student.engine.linear(x, getattr(student.layer, PRODUCTS[product][0]))   # has no pairs yet
+    la = student.engine.algebra
+    own = la.concatenate([_rows(student.engine.lift(y), one) for y in found], 1)
+    x, missing = _rows(student.engine.lift(x), one), wanted - own
+    if product not in WRITES:
+        return x, missing
+    left = _rows(teacher.engine.lift(other.stream), other) - _rows(student.engine.lift(one.stream), one)
+    gain = getattr(teacher.layer, WRITES[product])
+    if gain is None:
+        return x, missing + left
+    return _through_norm(la, x, missing, wanted, left, la.array(teacher.engine.host(gain)))
+
+
+def _through_norm(la: Any, x: Any, missing: Any, wanted: Any, left: Any, gain: Any) -> tuple[Any, Any]:
+    """As _lacking(), where outputs y pass an RMSNorm with `gain` on their way to the stream: to first order, y is to
+    move by left · rms(y) / gain, and a token counts by 1 / rms(y)²."""
+    rms = ((wanted * wanted).mean(1) + 1e-12) ** 0.5
+    back = gain / (gain * gain + SMALL * (gain * gain).mean())
+    scale = (rms.mean() / rms)[:, None]
+    return x * scale, (missing + left * rms[:, None] * back) * scale
+
+
+def _outputs(side: Side, walker: Walker, product: int) -> Any:
+    """A product's outputs side by side, of the rows that count."""
+    parts = walker.run(product, after=True)
+    return side.engine.algebra.concatenate([_rows(side.engine.lift(y), walker) for y in parts], 1)
+
+
+def _rows(x: Any, walker: Walker) -> Any:
+    rows = walker.batch.rows
+    return x if len(rows) == len(x) else x[rows]
+
+
+def gap(couples: Sequence[Couple]) -> float:
+    """|student's stream - teacher's| / |teacher's| over the rows that count."""
+    lost = size = 0.0
+    for couple in couples:
+        for one, other in zip(couple.student.walkers, couple.teacher.walkers, strict=True):
+            own = _rows(couple.student.engine.lift(one.x), one)
+            wanted = _rows(couple.teacher.engine.lift(other.x), other)
+            lost += float(((own - wanted) ** 2).sum())
+            size += float((wanted ** 2).sum())
+    return (lost / max(size, 1e-300)) ** 0.5

@@ -1,0 +1,67 @@
+"""Sums over tokens of what goes into a product and of what its outputs lack: all that a closed form needs.
+
+Tokens themselves are kept only where they are fewer than the columns of the product's input, and then for one product
+at a time: the dual form needs less memory there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anytune.adapt.closed import Equations
+
+DUAL = 0.8  # of the columns: up to so many tokens their own Gram matrix is the smaller problem
+
+
+class GramSums:
+    """Primal: G = Σ w xxᵀ, float64 [in, in], and C = Σ w x rᵀ, float64 [in, out]."""
+
+    def __init__(self, algebra: Any, columns: int, outputs: int):
+        self.algebra, self.tokens = algebra, 0
+        self.gram, self.cross = algebra.zeros(columns, columns), algebra.zeros(columns, outputs)
+
+    def add(self, x: Any, missing: Any | None, weight: float) -> None:
+        """Inputs float32 [tokens, in], what their outputs lack [tokens, out] (None: nothing), and a token's weight."""
+        self.algebra.add_gram(self.gram, x, weight)
+        if missing is not None:
+            self.algebra.add_cross(self.cross, x, missing, weight)
+        self.tokens += len(x)
+
+    def toward(self, prior: Any) -> None:
+        """Leave out what the change `prior` [out, in], float32, does already: C -= G Eᵀ."""
+        self.algebra.mirror(self.gram)
+        self.cross -= self.gram @ self.algebra.double(prior).T
+
+    def equations(self) -> Equations:
+        self.algebra.mirror(self.gram)
+        return Equations(self.algebra, self.gram, self.cross)
+
+
+class TokenRows:
+    """Dual: the tokens' own rows, weighted: Z [m, in] and what their outputs lack R [m, out], float32."""
+
+    def __init__(self, algebra: Any, columns: int, outputs: int):
+        self.algebra, self.columns, self.outputs, self.tokens = algebra, columns, outputs, 0
+        self.inputs: list[Any] = []
+        self.missing: list[Any] = []
+
+    def add(self, x: Any, missing: Any | None, weight: float) -> None:
+        root = float(weight) ** 0.5
+        self.inputs.append(x * root)
+        self.missing.append(missing * root if missing is not None else
+                            self.algebra.single(self.algebra.zeros(len(x), self.outputs)))
+        self.tokens += len(x)
+
+    def toward(self, prior: Any) -> None:
+        self.missing = [missing - x @ prior.T for x, missing in zip(self.inputs, self.missing)]
+
+    def equations(self) -> Equations:
+        la = self.algebra
+        z, r = la.concatenate(self.inputs, 0), la.concatenate(self.missing, 0)
+        self.inputs, self.missing = [], []
+        return Equations(la, None, None, z, r)
+
+
+def sums_for(algebra: Any, columns: int, outputs: int, tokens: int) -> GramSums | TokenRows:
+    """What takes less for so many tokens, guarded ones included."""
+    return (TokenRows if tokens < DUAL * columns else GramSums)(algebra, columns, outputs)

@@ -1,0 +1,36 @@
+"""anytune monitor: look at a run on this machine while it trains, or after."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from anytune.cli.common import Command, json_option, print_json
+
+
+@click.command(cls=Command, short_help="Watch a run: loss, rate, time left, memory, log.", example="""
+    anytune monitor                              # the run that was written last
+    anytune monitor runs/2026-11-30-qwen3-1.7b
+    anytune monitor --once --json
+""")
+@click.argument("run", required=False)
+@click.option("--every", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, metavar="SECONDS",
+              help="Read the run's folder this often.")
+@click.option("--once", is_flag=True, help="Print what is known now and leave.")
+@json_option
+def monitor(run: str | None, every: float, once: bool, as_json: bool) -> None:
+    """Show the state of a run: loss plot, rate, time left, time per epoch, memory and the last lines of its log.
+
+    It only reads the run's folder, so the run may have been started anywhere on this machine. Ctrl-C leaves, the run
+    goes on. Without a terminal, it prints once and leaves.
+    """
+    from anytune.train.monitor import RunView, find_run, watch
+
+    path = find_run(run)
+    if once or as_json or not sys.stdout.isatty():
+        view = RunView(path)
+        print_json(view.as_dict()) if as_json else click.echo(view.text())
+        return
+    for view in watch(path, every):
+        click.echo("\x1b[H\x1b[2J" + view.text())

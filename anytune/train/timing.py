@@ -1,0 +1,42 @@
+"""What a run's training took: in all, a step, an epoch, and tokens a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from anytune.train.progress import duration
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of the steps alone: evaluation, checkpoints and pauses between interruption and resume are not in it."""
+
+    seconds: float
+    steps: int
+    epochs: float
+    tokens: int
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]]) -> Timing | None:
+        """From rows of metrics.jsonl; None without a step."""
+        if not rows:
+            return None
+        # rows of versions before `seconds` tell it by their rate
+        seconds = sum(row.get("seconds") or row["tokens"] / max(row["tokens_per_s"], 1e-9) for row in rows)
+        return cls(seconds, len(rows), rows[-1]["epoch"], sum(row["tokens"] for row in rows))
+
+    def as_dict(self) -> dict[str, Any]:
+        """seconds in all, seconds_per_step, seconds_per_epoch, tokens_per_s."""
+        return {"seconds": round(self.seconds, 3), "seconds_per_step": round(self.seconds / self.steps, 4),
+                "seconds_per_epoch": round(self.seconds / self.epochs, 3) if self.epochs else None,
+                "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9), 2)}
+
+    def text(self) -> str:
+        facts = self.as_dict()
+        each = facts["seconds_per_step"]
+        step = f"{each:.2f} s" if each < 10 else duration(each)
+        epoch = f", {duration(facts['seconds_per_epoch'])} an epoch" if facts["seconds_per_epoch"] else ""
+        return (f"Time: {duration(self.seconds)} of training, {step} a step{epoch}, "
+                f"{facts['tokens_per_s']:,.0f} tokens/s")
