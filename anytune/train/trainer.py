@@ -43,6 +43,7 @@ class Trainer:
     run          the run's folder (see run.py); run_id, identity and engine go into its checkpoints
     resume       a verified checkpoint of this identity, or None
     progress     called with each metrics row as a dict (after it is written)
+    watch        called with the trainee and the step before the first step and at each checkpoint; the steps wait
     product      what is made of it: now().save(path), load, noun, again (see product.py)
     team         the processes that train together, this one among them
     """
@@ -50,14 +51,15 @@ class Trainer:
     def __init__(self, trainee, train, val, settings: TrainSettings, run: RunFolder, *, run_id: str = "",
                  identity: dict | None = None, engine: dict | None = None, resume: Checkpoint | None = None,
                  console: Console | None = None,
-                 progress: Callable[[dict], None] | None = None, plan: Plan | None = None,
+                 progress: Callable[[dict], None] | None = None,
+                 watch: Callable[[Any, int], None] | None = None, plan: Plan | None = None,
                  product: Any = None, team: Solo | None = None):
         self.team = team or Solo()
         self.leads = self.team.rank == 0
         self.trainee, self.train, self.settings = trainee, train, settings
         self.run_folder, self.run_id = run, run_id
         self.identity, self.engine = identity or {}, engine or {}
-        self.console, self.progress = console or Console(quiet=True), progress
+        self.console, self.progress, self.watch = console or Console(quiet=True), progress, watch
         self.plan = plan or Plan(train, settings)
         self.schedule = Schedule.of(settings, self.plan.total)
         self.product = product
@@ -83,6 +85,7 @@ class Trainer:
                 self._take_up(self.resume)
             self.keeper.restore(self.resume)
             self.team.lead(lambda: self._record(held))
+            self._show()
             return self._finish(self._loop())
 
     def _open(self, held: contextlib.ExitStack) -> None:
@@ -193,7 +196,13 @@ class Trainer:
             return False
         if self._saves(step):
             self.keeper.save(self.step, self._info)
+            self._show()
         return True
+
+    def _show(self) -> None:
+        """Let the caller look at what is trained. Alone: a sharded base answers only if all take part."""
+        if self.watch is not None and self.team.size == 1:
+            self.watch(self.trainee, self.step)
 
     def _complete(self, row: dict, evaluate: bool = True) -> bool:
         """What follows a step: evaluation, the row, the progress line. False: interrupted in evaluation."""
@@ -258,6 +267,7 @@ class Trainer:
         folder, keeper = self.run_folder, self.keeper
         if self.step > 0 and (keeper.saved_step != self.step or self.pending):
             keeper.save(self.step, self._info)
+            self._show()
         self.team.lead(self._write_product)
         return Result(folder.product if self.step > 0 else None, folder.path, stopped, self.step,
                       self.plan.total, self.validation.best, keeper.saved, self.product.load)

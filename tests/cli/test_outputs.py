@@ -42,7 +42,8 @@ FOLDERS = {     # commands that write files of known names into a folder: the fo
     "data build email": ("{d} {e} --from me@example.org -o {out}", "train.jsonl"),
     "data build pubmedqa": ("{d} --test {v} -o {out}", "recipe.json"),
 }
-ONLY_READS = {"models", "pull", "info", "data preview", "chat", "verify", "doctor", "monitor", "evaluate score"}
+ONLY_READS = {"models", "pull", "studio", "info", "data preview", "chat", "verify", "doctor", "monitor",
+              "evaluate score"}
 
 
 def commands(group=root, above=()):

@@ -1,0 +1,50 @@
+"""Running an application: one line when it is ready, a clean end at Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from anytune.errors import UserError
+
+GRACE = 2   # seconds that open requests get to end
+
+
+def serve(app, listener: socket.socket, ready: Callable[[], None], tls: tuple[Path, Path] | None = None) -> None:
+    """Serve `app` on `listener` until SIGINT or SIGTERM; ready() is called when requests are answered.
+
+    Raises UserError without uvicorn.
+    """
+    try:
+        import uvicorn
+    except ImportError:
+        raise UserError("This needs a web server: pip install 'anytune[studio]'.") from None
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if not self.should_exit:
+                ready()
+
+        @contextlib.contextmanager
+        def capture_signals(self):
+            # uvicorn raises the signal again after its orderly end, which would make that end look like a crash
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            old = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in old.items():
+                    signal.signal(number, handler)
+
+    chain, key = tls or (None, None)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on", ws="none",
+                            timeout_graceful_shutdown=GRACE, timeout_keep_alive=30, h11_max_incomplete_event_size=65536,
+                            ssl_certfile=chain, ssl_keyfile=key, proxy_headers=False)
+    Server(config).run(sockets=[listener])

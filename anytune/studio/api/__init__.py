@@ -1,0 +1,1 @@
+"""The HTTP API, a file a subject. The page is one client of it."""

@@ -1,0 +1,1 @@
+const V="$VERSION", P="$PARTS"
