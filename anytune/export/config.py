@@ -40,7 +40,8 @@ def config_json(base: GGUF, c: Config, dtype: str) -> dict[str, Any]:
         found["use_sliding_window"] = False
     if c.architecture == "gemma3":
         found |= {"query_pre_attn_scalar": round(c.attention_scale**-2), "sliding_window": c.window,
-                  "sliding_window_pattern": c.arch.window_period, "rope_local_base_freq": c.arch.local_base,
+                  "sliding_window_pattern": c.window_period or 1,
+                  "rope_local_base_freq": c.local_base or c.arch.local_base,
                   "layer_types": ["sliding_attention" if c.windowed(i) else "full_attention" for i in range(c.layers)],
                   "attn_logit_softcapping": None, "final_logit_softcapping": None}
     scaling = _scaling(base, c)

@@ -9,12 +9,16 @@ import numpy as np
 from anytune.errors import UserError
 
 from .config import Config
+from .keys import check_tensors
 from .transformer import Layer
 
 
 # A layer's norms: the tensor's name -> Layer's
 NORMS = {"attn_norm": "attn_norm", "attn_q_norm": "q_norm", "attn_k_norm": "k_norm",
          "post_attention_norm": "post_attn_norm", "ffn_norm": "ffn_norm", "post_ffw_norm": "post_ffn_norm"}
+
+
+LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
 class Weights:
@@ -61,7 +65,7 @@ class Weights:
 
     def _check(self) -> None:
         """Every tensor that the model needs is there, with the shape that the metadata promise."""
-        c, tensors = self.config, self.gguf.tensors
+        c = self.config
         q, kv = c.heads * c.head_size, c.key_heads * c.head_size
         shapes = {"attn_norm": (c.width,), "attn_q": (q, c.width), "attn_k": (kv, c.width),
                   "attn_v": (kv, c.width), "attn_output": (c.width, q), "ffn_norm": (c.width,),
@@ -74,13 +78,8 @@ class Weights:
         wanted |= {"token_embd.weight": (c.vocabulary, c.width), "output_norm.weight": (c.width,)}
         if not c.tied:
             wanted["output.weight"] = (c.vocabulary, c.width)
-        for name, shape in wanted.items():
-            if name not in tensors:
-                raise UserError(f"{self.gguf.path.name} lacks the tensor {name}: the file is incomplete, or of a "
-                                "layout that anytune cannot train")
-            if tuple(tensors[name].shape) != shape:
-                raise UserError(f"{self.gguf.path.name}: tensor {name} has shape {tuple(tensors[name].shape)}, "
-                                f"and the metadata promise {shape}: the file is damaged")
+        biases = ["output.bias"] + [f"blk.{i}.{name}.bias" for i in range(c.layers) for name in LINEARS]
+        check_tensors(self.gguf, wanted, [*biases, *(["rope_freqs.weight"] if c.arch.rope_factors else [])])
 
     def layers(self, tables: dict, slots: dict | None = None, dropout: float = 0.0) -> list[Layer]:
         """The layers in order. slots: {tensor name: engine slot} of an adapter."""

@@ -9,6 +9,8 @@ import numpy as np
 
 from anytune.errors import UserError
 
+from .keys import check_keys
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -18,16 +20,21 @@ class Architecture:
     head_norms: bool = False     # RMSNorm on every query and key head
     post_norms: bool = False     # RMSNorm on each block's output too
     scaled_embedding: bool = False  # embeddings times sqrt(d)
-    window_period: int = 0       # every n-th layer sees everything, the others a window
-    local_base: float | None = None  # rope base of the windowed layers
+    window_period: int = 0       # every n-th layer sees everything, the others a window, unless the file says otherwise
+    local_base: float | None = None  # rope base of the windowed layers, unless the file says otherwise
+    keys: tuple[str, ...] = ()   # further keys that are used (keys.py)
+    zero: tuple[str, ...] = ()   # keys that llama.cpp uses for it, and anytune only where they are 0
+    rope_factors: bool = False   # a table of divisors of the angles, as Llama 3's
 
 
 ARCHITECTURES = {
-    "llama": Architecture(halves=False),
+    "llama": Architecture(halves=False, rope_factors=True),
     "qwen2": Architecture(halves=True),
     "qwen3": Architecture(halves=True, head_norms=True),
     "gemma3": Architecture(halves=True, activation="gelu", head_norms=True, post_norms=True,
-                           scaled_embedding=True, window_period=6, local_base=10_000.0),
+                           scaled_embedding=True, window_period=6, local_base=10_000.0,
+                           keys=("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"),
+                           zero=("final_logit_softcapping",)),
 }
 
 
@@ -57,6 +64,8 @@ class Config:
     rope_size: int       # dimensions of a head that rotate
     scaling: RopeScaling
     window: int          # 0: none
+    window_period: int   # every n-th layer sees everything, the others the window; 0: all see the window
+    local_base: float | None  # rope base of the windowed layers; None: the others'
     attention_scale: float
     tied: bool
 
@@ -66,14 +75,15 @@ class Config:
 
     def windowed(self, layer: int) -> bool:
         """Whether this layer sees only the window."""
-        period = self.arch.window_period
-        return bool(self.window and period and (layer + 1) % period)
+        return bool(self.window and (not self.window_period or (layer + 1) % self.window_period))
 
 
 # The least and the greatest value that makes sense; NaN lies in no range. Others: 0 to 2**32.
 LIMITS = {"block_count": (1, 4096), "embedding_length": (1, 1 << 20), "attention.head_count": (1, 1 << 14),
           "feed_forward_length": (1, 1 << 22), "context_length": (1, 1 << 32),
-          "attention.sliding_window": (0, 1 << 31), "rope.freq_base": (1.0001, 1e12),
+          "attention.sliding_window": (0, 1 << 31), "attention.sliding_window_pattern": (0, 1 << 16),
+          "rope.freq_base": (1.0001, 1e12), "rope.freq_base_swa": (1.0001, 1e12), "rope.scaling.attn_factor": (1e-4,
+                                                                                                               1e4),
           "rope.scaling.original_context_length": (1, 1 << 32)}
 
 
@@ -116,29 +126,33 @@ def read_config(gguf) -> Config:
     if not 0 < rope_size <= size or rope_size % 2:
         raise UserError(f"{where}: {name}.rope.dimension_count = {rope_size} makes no sense for heads of {size}")
     vocabulary = gguf.tensors["token_embd.weight"].shape[0]
+    tokens = meta.get("tokenizer.ggml.tokens")
+    if tokens is not None and len(tokens) > vocabulary:
+        raise UserError(f"{where} has {len(tokens):,} tokens and {vocabulary:,} rows in token_embd.weight: the "
+                        "tokens beyond them cannot be computed, the file is damaged")
     layers = get("block_count")
     scale = 1.0 / math.sqrt(size)
     if name == "gemma3" and layers == 62:  # the 27B model scales by its width per head instead
         scale = 1.0 / math.sqrt(width / heads)
-    return Config(
+    window = get("attention.sliding_window", 0) if arch.window_period else 0
+    config = Config(
         architecture=name, layers=layers, width=width, heads=heads, key_heads=key_heads, head_size=size,
         hidden=get("feed_forward_length"), vocabulary=vocabulary, context=get("context_length"),
         eps=float(get("attention.layer_norm_rms_epsilon", kind=float)),
         rope_base=float(get("rope.freq_base", 10_000.0, float)),
-        rope_size=rope_size, scaling=_scaling(get, meta.get(f"{name}.rope.scaling.type", "none"), where),
-        window=get("attention.sliding_window", 0) if arch.window_period else 0,
+        rope_size=rope_size, scaling=_scaling(get, meta.get(f"{name}.rope.scaling.type", "linear"), where),
+        window=window, window_period=get("attention.sliding_window_pattern", arch.window_period) if window else 0,
+        local_base=float(get("rope.freq_base_swa", arch.local_base, float)) if window and arch.local_base else None,
         attention_scale=scale, tied="output.weight" not in gguf.tensors)
+    check_keys(gguf, config)
+    return config
 
 
 def _scaling(get, kind: object, where: str) -> RopeScaling:
-    linear = float(get("rope.scale_linear", 0.0, float))  # what old files call a factor of kind linear
-    factor = float(get("rope.scaling.factor", linear, float))
-    if isinstance(kind, str) and kind == "none" and linear:
-        kind = "linear"
+    linear = float(get("rope.scale_linear", 0.0, float))  # what old files call it
+    factor = float(get("rope.scaling.factor", linear, float)) or 1.0
     if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
         raise UserError(f"{where}: rope scaling of type {kind!r:.40} is not supported (none, linear, yarn, and "
                         "Llama 3's table of factors are)")
-    if kind != "none" and not factor > 0:
-        return RopeScaling()
-    return RopeScaling(kind, factor or 1.0, get("rope.scaling.original_context_length", get("context_length")),
+    return RopeScaling("none" if factor == 1 else kind, factor, get("rope.scaling.original_context_length", get("context_length")),
                        float(get("rope.scaling.attn_factor", 1.0, float)))

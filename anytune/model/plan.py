@@ -106,7 +106,7 @@ class _Counter:
     def _count(self, way: Way, keep: int) -> tuple[int, float]:
         c, e = self.config, self.budget.counter(way, self.ubatch)
         groups = self._run(e, way.hold, keep)
-        turns = 2 * 4 * c.rope_size // 2 * self.context * (2 if c.arch.local_base and c.window else 1)
+        turns = 2 * 4 * c.rope_size // 2 * self.context * (1 if c.local_base is None else 2)
         return e.bytes + e.held(self.frozen, groups) + turns + self.subject.nbytes, e.flops
 
     def _run(self, e, hold: str, keep: int) -> list:

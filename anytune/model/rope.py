@@ -30,8 +30,9 @@ def angles(size: int, base: float, scaling: RopeScaling, factors: np.ndarray | N
         return size * math.log(scaling.original_context / (rotations * 2 * math.pi)) / (2 * math.log(base))
     low = max(0.0, math.floor(dimension(BETA_FAST)))
     high = min(size - 1.0, math.ceil(dimension(BETA_SLOW)))
+    magnitude = 1 + 0.1 * math.log(max(1.0, scaling.factor))
     keep = 1.0 - np.clip((pairs - low) / max(0.001, high - low), 0.0, 1.0)
-    return stretched * (1 - keep) + plain * keep, scaling.attention_factor * (1 + 0.1 * math.log(scaling.factor))
+    return stretched * (1 - keep) + plain * keep, scaling.attention_factor * magnitude
 
 
 def tables(config: Config, context: int, factors: np.ndarray | None = None) -> dict[bool, tuple]:
@@ -43,5 +44,7 @@ def tables(config: Config, context: int, factors: np.ndarray | None = None) -> d
         return ((np.cos(position * turn) * magnitude).astype(np.float32),
                 (np.sin(position * turn) * magnitude).astype(np.float32))
     every = table(config.rope_base, config.scaling, factors)
-    local = config.arch.local_base
-    return {False: every, True: table(local, RopeScaling(), None) if local and config.window else every}
+    if config.local_base is None:
+        return {False: every, True: every}
+    unscaled = RopeScaling(attention_factor=config.scaling.attention_factor)
+    return {False: every, True: table(config.local_base, unscaled, None)}
