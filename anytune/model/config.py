@@ -154,5 +154,6 @@ def _scaling(get, kind: object, where: str) -> RopeScaling:
     if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
         raise UserError(f"{where}: rope scaling of type {kind!r:.40} is not supported (none, linear, yarn, and "
                         "Llama 3's table of factors are)")
-    return RopeScaling("none" if factor == 1 else kind, factor, get("rope.scaling.original_context_length", get("context_length")),
+    return RopeScaling("none" if factor == 1 else kind, factor,
+                       get("rope.scaling.original_context_length", get("context_length")),
                        float(get("rope.scaling.attn_factor", 1.0, float)))
