@@ -9,7 +9,12 @@ import click
 
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "plain", "dataset")
 LOSS = ("auto", "assistant", "all")
-KEYS = ("messages", "text", "prompt", "completion", "system", "tools")  # roles that a column can be named for
+KEYS = {  # roles that a column can be named for -> what --help says
+    "messages": "The column that holds the messages.", "text": "The column that holds the text.",
+    "prompt": "The column that holds the prompt.", "completion": "The column that holds the completion.",
+    "system": "The column that holds the system message.", "tools": "The column that holds the tools.",
+    "context": "The column that holds what a prompt is about: it stands beside the prompt.",
+    "reasoning": "The column that holds the thoughts before the completion."}
 
 
 def dataset_options(command: Callable) -> Callable:
@@ -30,7 +35,7 @@ def dataset_options(command: Callable) -> Callable:
         click.option(
             "-f", "--file", "files", multiple=True, required=True, metavar="DATA",
             help="Data: JSONL of messages, ShareGPT, Alpaca, prompt/completion or text, plain text, .gz of "
-            "any, or a folder that the datasets library saved. May be given several times."),
+            "any, or a folder that the datasets library saved; - is standard input. May be given several times."),
         click.option("--loss", type=click.Choice(LOSS), default="auto", show_default=True,
                      help="What is learned. auto: of chats what the assistant says, of pairs the completion, running "
                      "text whole. assistant: the same, and running text is refused. all: every token."),
@@ -44,8 +49,8 @@ def dataset_options(command: Callable) -> Callable:
             help="What to do with an example longer than -c.  [default: truncate chats, split text]"),
     ]
     options += [
-        click.option(f"--{name}-key", metavar="COLUMN", help=f"The column that holds the {name}.")
-        for name in KEYS
+        click.option(f"--{name}-key", metavar="COLUMN", help=text)
+        for name, text in KEYS.items()
     ]
     for option in reversed(options):
         gathered = option(gathered)

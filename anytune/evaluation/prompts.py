@@ -83,12 +83,13 @@ def _prompt(path: str | Path, record: Record) -> Prompt:
             messages, reference = messages[:-1], messages[-1].get("content")
         if not messages:
             raise UserError(f"{path}, line {record.line}: there is nothing before the assistant's message to answer.")
-        reference = reference if isinstance(reference, str) else None
+        reference = reference if isinstance(reference, str) and not record.rejected else None
         return Prompt(record.line, tuple(messages), None, reference, record.tools)
     text = record.prompt if record.kind == "pair" else record.text
     if not text.strip():
         raise UserError(f"{path}, line {record.line}: the prompt is empty.")
-    return Prompt(record.line, (*record.messages, {"role": "user", "content": text}), text, record.completion or None,
+    return Prompt(record.line, (*record.messages, {"role": "user", "content": text}), text,
+                  None if record.rejected else record.completion or None,
                   record.tools)
 
 

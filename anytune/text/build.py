@@ -15,9 +15,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from anytune.errors import UserError
+from anytune.text.columns import Unused
+from anytune.text.control import Control
 from anytune.text.dataset import Builder, Dataset
 from anytune.text.formats import Record, read_records
 from anytune.text.leftout import note
@@ -80,13 +83,18 @@ class _Work:
         self.builder, self.path, self.file = Builder(), Path(), 0
         self.records = self.chats = self.cut_tokens = self.pieces = self.open_ended = 0
         self.too_long: list[tuple[str, int]] = []  # file and line
-        self.dropped = 0
+        self.dropped = self.rejected = 0
+        self.unused, self.control = Unused(), Control(tokenizer)
         self.notes: dict[str, None] = {}
         self.left_out, self.left_out_first = Counter(), ""
         self.plain: list[tuple[list[int], list[int]]] = []  # ids and lines of plain text not yet cut
 
     def take(self, record: Record) -> None:
         self.records += 1
+        self.unused.add(record.unused, record.kind, record.suggestion)
+        if record.rejected:
+            self.rejected += 1
+            return
         self.kinds[record.kind] = None
         try:
             if record.kind == "plain":
@@ -107,7 +115,7 @@ class _Work:
     def _chat(self, record: Record) -> tuple[list[int], list[bool]]:
         self._announce()
         self.chats += 1
-        whole = self.loss == "all"
+        record, whole = self._without_ends(record), self.loss == "all"
         if self.loss == "auto" and not any(message.get("role") == "assistant" for message in record.messages):
             raise UserError(
                 "The conversation has no assistant message to learn from: complete it, or learn every word with "
@@ -125,7 +133,17 @@ class _Work:
     def _place(self, record: Record, message: int) -> str:
         return f"{self.path.name} line {record.line}" + (f", message {message}" if message else "")
 
+    def _without_ends(self, record: Record) -> Record:
+        """The chat with its answers' own end tokens taken away, which the template writes."""
+        messages = tuple({**m, "content": self.control.answer(m["content"])}
+                         if m.get("role") == "assistant" and isinstance(m.get("content"), str) else m
+                         for m in record.messages)
+        self.control.look(m.get("content") for m in messages)
+        return replace(record, messages=messages)
+
     def _pair(self, record: Record) -> tuple[list[int], list[bool]]:
+        if not record.messages and self.control.opens(record.prompt):
+            return self._joined(record.prompt, record.completion, special=True)
         if self.template is not None and self.template.origin != "chatml":
             self.notes[
                 "Prompts and completions are put through the chat template, as user and assistant."
@@ -133,15 +151,21 @@ class _Work:
             messages = (
                 *record.messages,
                 {"role": "user", "content": record.prompt},
-                {"role": "assistant", "content": record.completion},
+                {"role": "assistant", "content": record.completion}
+                | ({"reasoning_content": record.reasoning} if record.reasoning else {}),
             )
-            return self._chat(Record(record.line, "chat", messages, record.tools))
-        prompt = "".join(m["content"] + "\n\n" for m in record.messages) + record.prompt
-        ids, starts = self.tokenizer.encode_spans(prompt + record.completion, special=False)
+            return self._chat(Record(record.line, "chat", messages, record.tools, len(messages) - 1))
+        if record.tools:
+            self.notes["The tools of pairs (tools, functions) are not used where no template shows them."] = None
+        thoughts = f"<think>\n{record.reasoning.strip()}\n</think>\n\n" if record.reasoning else ""
+        return self._joined("".join(m["content"] + "\n\n" for m in record.messages) + record.prompt,
+                            thoughts + record.completion, special=False)
+
+    def _joined(self, prompt: str, completion: str, special: bool) -> tuple[list[int], list[bool]]:
+        """One text. special: control tokens in it are read as such."""
+        ids, starts = self.tokenizer.encode_spans(prompt + completion, special=special)
         at = len(prompt)
-        if (
-            record.completion[:1] != " "
-        ):  # a space that ends the prompt belongs to the completion's first token
+        if completion[:1] != " ":  # a space that ends the prompt belongs to the completion's first token
             at = len(prompt.rstrip(" "))
         return self._framed(ids, [self.loss == "all" or start >= at for start in starts], end=True)
 
@@ -276,6 +300,8 @@ class _Work:
             why = (
                 f"all {self.dropped} are longer than the {self.context} tokens of -c"
                 if self.dropped
+                else f"all {self.rejected} answers are labelled as rejected"
+                if self.rejected
                 else "there are none"
             )
             raise UserError(f"{names}: no example is left to train on, {why}.")
@@ -286,6 +312,7 @@ class _Work:
             "pieces": self.pieces,
             "cut_tokens": self.cut_tokens,
             "dropped": self.dropped,
+            "rejected": self.rejected,
             "no_end_token": self.open_ended,
             "notes": self._notes(),
         }
@@ -309,9 +336,13 @@ class _Work:
         return f"{said}: {built.loss_tokens:,} of {built.tokens:,} tokens{hint}"
 
     def _notes(self) -> list[str]:
-        notes = list(self.notes)
+        notes = [*self.notes, *self.control.notes()]
         if self.left_out:
             notes.append(note(self.left_out, self.left_out_first))
+        if (unused := self.unused.note(self.records)) is not None:
+            notes.append(unused)
+        if self.rejected:
+            notes.append(f"{self.rejected:,} of {self.records:,} answers are labelled as rejected, and left out.")
         if self.too_long:
             count, what = len(self.too_long), []
             if self.cut_tokens:

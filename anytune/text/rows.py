@@ -107,7 +107,7 @@ class _Values:
                 break
             number = self.line
             value, text = self.value(begin)
-            if chat or (not count and _is_message(value)):
+            if chat or (not count and is_message(value)):
                 chat.append(value)
                 texts.append(text)
                 size += len(text)
@@ -227,13 +227,13 @@ def _row(value: Any, text: str, where: str) -> dict:
     return value
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
     return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
                                         or {"role", "tool_calls"} <= value.keys())
 
 
 def _is_chat(value: list) -> bool:
-    return bool(value) and all(map(_is_message, value))
+    return bool(value) and all(map(is_message, value))
 
 
 def dataset_rows(path: Path) -> Iterator[tuple[int, dict]]:

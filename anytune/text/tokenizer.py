@@ -99,6 +99,10 @@ class Tokenizer:
             ids.append(self.eos)
         return ids
 
+    def special_pieces(self, text: str) -> list[tuple[int, str | int]]:
+        """(index in the text, plain text or a special token's id) of the pieces that encode(special=True) sees."""
+        return self._partition(text, True)
+
     def encode_spans(self, text: str, special: bool = False) -> tuple[list[int], list[int]]:
         """(ids, starts): starts[k] is the index in `text` of the character in which token k begins.
 

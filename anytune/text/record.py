@@ -1,0 +1,270 @@
+"""One row of data as a record: a chat, a pair of prompt and completion, or text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from anytune.errors import UserError
+from anytune.text.columns import Row, listed, pair_flags
+from anytune.text.rows import is_message, kind_of
+
+COLUMNS = ("messages", "text", "prompt", "completion", "system", "tools", "context", "reasoning")
+_OPTIONAL = ("system", "tools", "context", "reasoning")  # columns that a row may lack though they were named
+
+# Columns by which a format is recognised, the first that is there.
+_MESSAGES, _TEXT = ("messages", "conversations", "conversation"), ("text", "content")
+_PAIRS = [
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "output"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("input", "output"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "response"),
+    ("question", "answers"),
+    ("question", "answerKey"),
+    ("problem", "solution"),
+]
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "developer": "developer",
+}
+_CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that are calls
+_INSTEAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")  # of content
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example as it stands in the data. kind: "chat" (messages), "pair" (prompt and completion, with what stands
+    before them as messages), "text", or "plain" (a stretch of one long text, whose next stretch follows in the next
+    record)."""
+
+    line: int
+    kind: str
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: list | None = None
+    learn_from: int = 0  # chat: index of the first message to learn from
+    prompt: str = ""
+    completion: str = ""
+    reasoning: str = ""  # pair: the thoughts before the completion
+    text: str = ""
+    columns: tuple[str, ...] = ()
+    unused: Mapping[str, bool] = field(default_factory=dict)  # column -> whether it is text
+    suggestion: str = ""  # options that would make pairs of this file's columns
+    rejected: bool = False  # the data say that this is a bad answer
+
+
+def record_of(line: int, row: Mapping[str, Any], format: str, columns: Mapping[str, str]) -> Record:
+    """The record of a row. Raises UserError for a row that does not fit the format, or fits none."""
+    for role, column in columns.items():
+        if column not in row and role not in _OPTIONAL:
+            raise UserError(f"there is no column {column!r} (there are {listed(list(row))}).")
+    taken = Row(row, columns, auto=not {"prompt", "text"} & columns.keys())
+    record = _made(line, taken, format, columns)
+    idle = next((role for role in ("context", "reasoning") if columns.get(role) in taken
+                 and columns[role] not in taken.taken), None)
+    if idle:
+        raise UserError(f"--{idle}-key goes with a prompt and a completion, and this row has none.")
+    rejected = record.kind != "text" and taken.rejected()
+    unused = taken.unused("\n".join(_words(record)))
+    pair = pair_flags(taken, next(iter(taken.taken), "")) if record.kind == "text" else ""
+    return replace(record, columns=tuple(row), unused=unused, suggestion=pair, rejected=rejected)
+
+
+def _words(record: Record) -> Iterable[str]:
+    """All that a record says."""
+    yield from (record.text, record.prompt, record.completion, record.reasoning)
+    waiting: list[Any] = [*record.messages, record.tools]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+
+
+def _made(line: int, row: Row, format: str, columns: Mapping[str, str]) -> Record:
+    if "messages" in columns or format in ("messages", "sharegpt"):
+        return _chat(line, row, columns.get("messages") or _first(row, _MESSAGES, "messages"))
+    if "prompt" in columns:
+        return _pair(line, row, columns["prompt"], columns["completion"])
+    if "text" in columns or format == "text":
+        return _text(line, row, columns.get("text") or _first(row, _TEXT, "text"))
+    if format == "alpaca":
+        return _pair(line, row, "instruction", "output", chat=True)
+    if format == "prompt-completion":
+        pair = next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
+        if pair is None:
+            raise UserError(
+                f"there is no prompt and completion (the columns are {listed(list(row.values))}); name them with "
+                "--prompt-key and --completion-key."
+            )
+        return _pair(line, row, *pair)
+    return _recognised(line, row)
+
+
+def _recognised(line: int, row: Row) -> Record:
+    for column in _MESSAGES:
+        if isinstance(row.get(column), list | str) and row.get(column):
+            return _chat(line, row, column)
+    if "instruction" in row and "output" in row:
+        return _pair(line, row, "instruction", "output", chat=True)
+    if "text" not in row:
+        for pair in _PAIRS:
+            if pair[0] in row and pair[1] in row:
+                return _pair(line, row, *pair)
+    if is_message(row.values):
+        raise UserError(
+            "this is a single message of a chat: put all of a chat's messages into one line, as "
+            '{"messages": [ … ]}, or name the column of text with --text-key.'
+        )
+    for column in _TEXT:
+        if isinstance(row.get(column), str):
+            return _text(line, row, column)
+    if "chosen" in row and "rejected" in row:
+        chats = isinstance(row.get("chosen"), list)
+        how = "--messages-key chosen" if chats else "--prompt-key prompt --completion-key chosen"
+        raise UserError(f"this is a pair of a chosen and a rejected answer: to learn the chosen one give {how}.")
+    raise UserError(
+        f"the columns {listed(list(row.values))} fit no known format; name them with --messages-key, --text-key, or "
+        "--prompt-key and --completion-key."
+    )
+
+
+def _chat(line: int, row: Row, column: str) -> Record:
+    messages = row.take(column)
+    if isinstance(messages, str):
+        try:
+            messages = json.loads(messages)
+        except (ValueError, RecursionError):
+            pass
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{column!r} must be a list of messages, not {kind_of(messages)}.")
+    found = [_message(m, k) for k, m in enumerate(messages, 1)]
+    return Record(line, "chat", tuple(_led(row.system(), found)), row.tools())
+
+
+def _led(system: list[dict], messages: list[dict]) -> list[dict]:
+    """Messages with a column's system message in front; in one with theirs, if both say something."""
+    own = messages[0].get("content") if messages[0]["role"] == "system" else None
+    if not system or not isinstance(own, str):
+        return [*system, *messages]
+    text = system[0]["content"]
+    joined = own if text in own else f"{text}\n\n{own}".rstrip()
+    return [{**messages[0], "content": joined}, *messages[1:]]
+
+
+def _message(message: Any, number: int) -> dict:
+    """OpenAI's form, or ShareGPT's (from, value). A null is as good as nothing."""
+    if not isinstance(message, dict):
+        raise UserError(f"message {number} must be an object, not {kind_of(message)}.")
+    message = {key: value for key, value in message.items() if value is not None}
+    role = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if isinstance(role, str) and role.lower() in _CALLS:
+        role, content, message = "assistant", None, {"tool_calls": content}
+    if not isinstance(role, str) or role.lower() not in _ROLES:
+        raise UserError(f"message {number} has the role {role!r}; known are {', '.join(_ROLES)}.")
+    out = {key: value for key, value in message.items() if key not in ("from", "value")}
+    out["role"] = _ROLES[role.lower()]
+    if content is None and not any(message.get(key) for key in _INSTEAD):
+        raise UserError(f"message {number} has no content.")
+    for key in ("weight", "train"):
+        if key in out:
+            out[key] = _switch(out[key], key, number)
+    return out | {"content": content}
+
+
+def _switch(value: Any, key: str, number: int) -> int | bool:
+    """Whether a message is learned: "train" as true or false, "weight" as 1 or 0. Raises UserError for others."""
+    text = str(value).strip().lower()
+    if text not in ("true", "1", "1.0", "false", "0", "0.0"):
+        wanted = "true or false" if key == "train" else "0 or 1"
+        raise UserError(f"message {number}: {key!r} must be {wanted}, not {value!r:.40}.")
+    on = text in ("true", "1", "1.0")
+    return on if key == "train" else int(on)
+
+
+def _pair(line: int, row: Row, prompt_column: str, completion_column: str, chat: bool = False) -> Record:
+    """A prompt and its completion, or two lists of messages. chat: earlier answers are learned, too."""
+    prompt, completion = row.get(prompt_column), row.get(completion_column)
+    if isinstance(prompt, list) and isinstance(completion, list) and completion:
+        row.taken |= {prompt_column, completion_column}
+        messages = [_message(m, k) for k, m in enumerate([*prompt, *completion], 1)]
+        found = _led(row.system(), messages)
+        return Record(line, "chat", tuple(found), row.tools(), len(found) - len(completion))
+    row.taken |= {prompt_column, completion_column}
+    letters = row.choices()
+    prompt = _question(row, prompt_column, letters)
+    completion = _answer(row, completion_column, letters)
+    if chat and not prompt.strip():
+        raise UserError(f"{prompt_column!r} is empty: there is nothing to answer.")
+    if not completion:
+        raise UserError(f"{completion_column!r} is empty: there is nothing to learn.")
+    before, reasoning, tools = (*row.system(), *row.history()), row.reasoning(), row.tools()
+    if not chat:
+        return Record(line, "pair", before, tools, prompt=prompt, completion=completion, reasoning=reasoning)
+    answer = {"role": "assistant", "content": completion} | ({"reasoning_content": reasoning} if reasoning else {})
+    return Record(line, "chat", (*before, {"role": "user", "content": prompt}, answer), tools)
+
+
+def _question(row: Row, column: str, letters: Mapping[str, str]) -> str:
+    """The prompt with what it is about: a context before it (behind an instruction), an input behind it, choices."""
+    own = row.text(column)
+    parts = [own] if own.strip() else []
+    contexts = row.contexts(own)
+    parts = [*parts, *contexts] if column == "instruction" else [*contexts, *parts]
+    if row.auto and column != "input" and row.get("input") not in (None, "") and "input" not in row.taken:
+        more = row.text("input")
+        parts += [more] if more.strip() else []
+    if letters:
+        parts.append("\n".join(f"{letter}. {text}" for letter, text in letters.items()))
+    return "\n\n".join(parts) if parts != [own] else own
+
+
+def _answer(row: Row, column: str, letters: Mapping[str, str]) -> str:
+    """The completion: text, the number of one of the choices, or the first of SQuAD's answers."""
+    value = row.get(column)
+    if isinstance(value, dict) and isinstance(value.get("text"), list) and column == "answers":
+        value = next(iter(value["text"]), "")
+    if isinstance(value, int) and not isinstance(value, bool) and letters:
+        if not 0 <= value < len(letters):
+            raise UserError(f"{column!r} is {value}, and there are {len(letters)} choices, counted from 0.")
+        return list(letters)[value]
+    if not isinstance(value, str):
+        raise UserError(f"{column!r} must be text, not {kind_of(value)}.")
+    return value
+
+
+def _text(line: int, row: Row, column: str) -> Record:
+    text = row.text(column)
+    if not text:
+        raise UserError(f"{column!r} is empty: there is nothing to learn.")
+    return Record(line, "text", text=text)
+
+
+def _first(row: Row, names: tuple[str, ...], what: str) -> str:
+    found = next((name for name in names if name in row), None)
+    if found is None:
+        raise UserError(f"there is no column {what!r} (there are {listed(list(row.values))}); name it with "
+                        f"--{what}-key.")
+    return found
