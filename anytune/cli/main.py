@@ -15,16 +15,53 @@ from typing import NoReturn
 import click
 
 import anytune
-from anytune.cli import (bench, chat, data, doctor, embed, evaluate_biomed, export_merge, generate, imatrix, info,
-                         models, monitor, perplexity, pull, quantize, studio, train, verify)
+from anytune.cli import (
+    bench,
+    chat,
+    convert,
+    data,
+    doctor,
+    embed,
+    evaluate_biomed,
+    export_merge,
+    generate,
+    imatrix,
+    info,
+    models,
+    monitor,
+    perplexity,
+    pull,
+    quantize,
+    studio,
+    train,
+    verify,
+)
 from anytune.cli.common import DEBUG, debug_wanted, set_debug
 from anytune.errors import UserError
 
 _NO_PLACE = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
-COMMANDS = (models.models, pull.pull, info.info, data.data, train.train, train.finetune, monitor.monitor,
-            generate.generate, chat.chat, verify.verify, quantize.quantize, imatrix.imatrix, perplexity.perplexity,
-            embed.embed, evaluate_biomed.evaluate, export_merge.export, studio.studio, bench.bench,
-            doctor.doctor)
+COMMANDS = (    # in the order in which they are met
+    models.models,
+    pull.pull,
+    info.info,
+    data.data,
+    train.train,
+    train.finetune,
+    monitor.monitor,
+    generate.generate,
+    chat.chat,
+    verify.verify,
+    convert.convert,
+    quantize.quantize,
+    imatrix.imatrix,
+    perplexity.perplexity,
+    embed.embed,
+    evaluate_biomed.evaluate,
+    export_merge.export,
+    studio.studio,
+    bench.bench,
+    doctor.doctor,
+)
 
 
 class _Root(click.Group):

@@ -21,6 +21,25 @@ NORMS = {"attn_norm": "attn_norm", "attn_q_norm": "q_norm", "attn_k_norm": "k_no
 LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
+def check_model(gguf, config: Config) -> None:
+    """Raise UserError unless every tensor that the model needs is there, with the shape that the metadata promise."""
+    c = config
+    q, kv = c.heads * c.head_size, c.key_heads * c.head_size
+    shapes = {"attn_norm": (c.width,), "attn_q": (q, c.width), "attn_k": (kv, c.width),
+              "attn_v": (kv, c.width), "attn_output": (c.width, q), "ffn_norm": (c.width,),
+              "ffn_gate": (c.hidden, c.width), "ffn_up": (c.hidden, c.width), "ffn_down": (c.width, c.hidden)}
+    if c.arch.head_norms:
+        shapes |= {"attn_q_norm": (c.head_size,), "attn_k_norm": (c.head_size,)}
+    if c.arch.post_norms:
+        shapes |= {"post_attention_norm": (c.width,), "post_ffw_norm": (c.width,)}
+    wanted = {f"blk.{i}.{name}.weight": shape for i in range(c.layers) for name, shape in shapes.items()}
+    wanted |= {"token_embd.weight": (c.vocabulary, c.width), "output_norm.weight": (c.width,)}
+    if not c.tied:
+        wanted["output.weight"] = (c.vocabulary, c.width)
+    biases = ["output.bias"] + [f"blk.{i}.{name}.bias" for i in range(c.layers) for name in LINEARS]
+    check_tensors(gguf, wanted, [*biases, *(["rope_freqs.weight"] if c.arch.rope_factors else [])])
+
+
 class Weights:
     """The tensors of one model on one engine; layers(slots) arranges them.
 
@@ -32,7 +51,7 @@ class Weights:
         self.matrices: dict[str, object] = {}
         self.vectors: dict[str, object] = {}
         self.gradients: dict[str, object] = {}   # of vectors that are trained
-        self._check()
+        check_model(gguf, config)
         for name, info in gguf.tensors.items():
             if len(info.shape) == 1:
                 self.vectors[name] = engine.constant(gguf, name)
@@ -62,24 +81,6 @@ class Weights:
     def slow(self) -> bool:
         """Whether some matrix is dequantized without a compiled kernel, so that doing it once would pay."""
         return any(m.slow for m in self.matrices.values())
-
-    def _check(self) -> None:
-        """Every tensor that the model needs is there, with the shape that the metadata promise."""
-        c = self.config
-        q, kv = c.heads * c.head_size, c.key_heads * c.head_size
-        shapes = {"attn_norm": (c.width,), "attn_q": (q, c.width), "attn_k": (kv, c.width),
-                  "attn_v": (kv, c.width), "attn_output": (c.width, q), "ffn_norm": (c.width,),
-                  "ffn_gate": (c.hidden, c.width), "ffn_up": (c.hidden, c.width), "ffn_down": (c.width, c.hidden)}
-        if c.arch.head_norms:
-            shapes |= {"attn_q_norm": (c.head_size,), "attn_k_norm": (c.head_size,)}
-        if c.arch.post_norms:
-            shapes |= {"post_attention_norm": (c.width,), "post_ffw_norm": (c.width,)}
-        wanted = {f"blk.{i}.{name}.weight": shape for i in range(c.layers) for name, shape in shapes.items()}
-        wanted |= {"token_embd.weight": (c.vocabulary, c.width), "output_norm.weight": (c.width,)}
-        if not c.tied:
-            wanted["output.weight"] = (c.vocabulary, c.width)
-        biases = ["output.bias"] + [f"blk.{i}.{name}.bias" for i in range(c.layers) for name in LINEARS]
-        check_tensors(self.gguf, wanted, [*biases, *(["rope_freqs.weight"] if c.arch.rope_factors else [])])
 
     def layers(self, tables: dict, slots: dict | None = None, dropout: float = 0.0) -> list[Layer]:
         """The layers in order. slots: {tensor name: engine slot} of an adapter."""

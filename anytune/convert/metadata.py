@@ -1,0 +1,124 @@
+"""config.json as GGUF metadata."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from anytune.errors import UserError
+from anytune.export.config import CLASSES
+
+ARCHITECTURES = {name: arch for arch, (_, name) in CLASSES.items()} | {
+    "LLaMAForCausalLM": "llama", "MistralForCausalLM": "llama", "Gemma3ForConditionalGeneration": "gemma3"}
+GEMMA3 = {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
+          "max_position_embeddings": 131072, "rope_theta": 1e6}     # what its config.json may leave out
+NOT_ZERO = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "residual_multiplier")
+
+
+def text_config(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(architecture, the language model's settings). UserError for an architecture that is not known."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    if name not in ARCHITECTURES:
+        raise UserError(f"config.json names the class {str(name)[:60]}, which cannot be converted yet; those that can "
+                        f"are {', '.join(ARCHITECTURES)}.")
+    inner = config.get("text_config")
+    merged = config | inner if isinstance(inner, dict) else dict(config)
+    return ARCHITECTURES[name], (GEMMA3 | merged if ARCHITECTURES[name] == "gemma3" else merged)
+
+
+class _Config:
+    """Settings by name, each checked; `where` goes into messages."""
+
+    def __init__(self, values: dict[str, Any]):
+        self.values = values
+
+    def number(self, name: str, kind: type, default: Any = None) -> Any:
+        value = self.values.get(name)
+        value = default if value is None else value
+        sound = isinstance(value, (int, kind)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        if not sound:
+            raise UserError(f"config.json has no usable {name} ({str(value)[:40]!r}).")
+        return kind(value)
+
+
+def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: int) -> dict[str, Any]:
+    """GGUF's keys of the model's shape, as llama.cpp's converter names them. Raises UserError."""
+    c = _Config(config)
+    heads, width = c.number("num_attention_heads", int), c.number("hidden_size", int)
+    values = {
+        "block_count": c.number("num_hidden_layers", int), "context_length": c.number("max_position_embeddings", int),
+        "embedding_length": width, "feed_forward_length": c.number("intermediate_size", int),
+        "attention.head_count": heads, "attention.head_count_kv": c.number("num_key_value_heads", int, heads),
+        "attention.layer_norm_rms_epsilon": c.number("rms_norm_eps", float),
+    }
+    rope = rope_parameters(config)
+    values["rope.freq_base"] = float(rope.get("rope_theta") or 10_000.0)
+    if config.get("head_dim"):
+        values |= dict.fromkeys(("attention.key_length", "attention.value_length"), c.number("head_dim", int))
+    if architecture == "llama":
+        values |= {"vocab_size": vocabulary, "rope.dimension_count": c.number("head_dim", int, width // heads)}
+    if architecture == "gemma3" and config.get("sliding_window_pattern") != 1:
+        values["attention.sliding_window"] = c.number("sliding_window", int)
+    values |= _scaling(rope, values["context_length"])
+    for odd in NOT_ZERO:
+        if config.get(odd):
+            raise UserError(f"config.json sets {odd} to {config[odd]!r}, which llama.cpp's {architecture} lacks.")
+    return {"general.architecture": architecture, "general.type": "model", "general.name": name,
+            **{f"{architecture}.{key}": value for key, value in values.items()}, "general.quantization_version": 2}
+
+
+def notes(architecture: str, config: dict[str, Any]) -> list[str]:
+    """What the converted model will compute differently, a sentence each."""
+    window = config.get("sliding_window")
+    windowed = window and config.get("use_sliding_window", architecture == "llama") and architecture != "gemma3"
+    return [f"config.json asks for attention within {window} tokens, which llama.cpp does not compute for "
+            f"{architecture}: beyond {window} tokens the answers of the two files differ."] if windowed else []
+
+
+def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings of full attention, in transformers' old places (rope_theta, rope_scaling) and new one."""
+    found = config.get("rope_parameters")
+    found = found if isinstance(found, dict) else {}
+    found = found.get("full_attention") if isinstance(found.get("full_attention"), dict) else found
+    old = config.get("rope_scaling")
+    old = old if isinstance(old, dict) else {}
+    kind = found.get("rope_type") or old.get("rope_type") or old.get("type")
+    return {"rope_theta": config.get("rope_theta"), **old, **found, "rope_type": kind}
+
+
+def _scaling(rope: dict[str, Any], context: int) -> dict[str, Any]:
+    kind = rope["rope_type"]
+    if kind in (None, "default", "llama3"):
+        return {}
+    if kind not in ("linear", "yarn"):
+        raise UserError(f"config.json scales its rotary angles by {str(kind)[:40]!r}; only linear, yarn and llama3 can "
+                        "be converted.")
+    scale = _Config(rope)
+    found = {"rope.scaling.type": kind, "rope.scaling.factor": scale.number("factor", float)}
+    if kind == "yarn":
+        original = rope.get("original_max_position_embeddings") or context
+        found["rope.scaling.original_context_length"] = int(original)
+        if rope.get("attention_factor"):
+            found["rope.scaling.attn_factor"] = scale.number("attention_factor", float)
+        for ours, theirs, usual in (("yarn_beta_fast", "beta_fast", 32), ("yarn_beta_slow", "beta_slow", 1)):
+            if rope.get(theirs) not in (None, usual):
+                found[f"rope.scaling.{ours}"] = scale.number(theirs, float)
+    return found
+
+
+def rope_factors(config: dict[str, Any]) -> np.ndarray | None:
+    """rope_freqs.weight of Llama 3's scheme: float32 [head_dim / 2] divisors of the frequencies; None elsewhere."""
+    rope = rope_parameters(config)
+    if rope["rope_type"] != "llama3":
+        return None
+    c = _Config(rope)
+    size = _Config(config).number("head_dim", int,
+                                  int(config["hidden_size"]) // int(config["num_attention_heads"]))
+    low, high = c.number("low_freq_factor", float, 1.0), c.number("high_freq_factor", float, 4.0)
+    factor, original = c.number("factor", float, 8.0), c.number("original_max_position_embeddings", int, 8192)
+    wavelength = 2 * np.pi * c.number("rope_theta", float, 10_000.0) ** (np.arange(0, size, 2) / size)
+    smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
