@@ -49,6 +49,7 @@ class ChatTemplate:
 
         self.source, self.origin, self.notice = source.removeprefix(_BOM), origin, None
         self.today, self.tells_date = today or datetime.datetime.now(), False
+        self._tokenizer, self._tools_source = tokenizer, tools_source
         self._env, self._lock = Environment(), threading.RLock()
         self._env.globals |= {"raise_exception": _raise, "strftime_now": self._strftime} | _texts(tokenizer)
         self._limit = SOURCE_LIMIT
@@ -83,6 +84,14 @@ class ChatTemplate:
             "." if known else ", with EOS after each answer: <|im_end|> is not in its vocabulary."
         )
         return template
+
+    def at(self, today: datetime.datetime) -> ChatTemplate:
+        """The same template on another day."""
+        made = ChatTemplate(
+            self.source, self._tokenizer, origin=self.origin, tools_source=self._tools_source, today=today
+        )
+        made.notice = self.notice
+        return made
 
     def render(
         self,

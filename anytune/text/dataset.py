@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -114,6 +115,14 @@ class Dataset:
                 digest.update(self.example(i)[0].tobytes() + b"|")
             by_content.setdefault(digest.digest(), []).extend(members)
         return list(by_content.values())
+
+
+def beyond(sets: Sequence[Dataset], limit: int) -> str:
+    """A sentence where examples are longer than the model's context of `limit` tokens, else ""."""
+    count = sum(int(np.count_nonzero(data.lengths > limit)) for data in sets)
+    what = "1 example is" if count == 1 else f"{count:,} examples are"
+    return (f"{what} longer than the model's context of {limit:,} tokens, and at later positions it was never trained: "
+            f"lower -c to {limit:,}.") if count else ""
 
 
 class Builder:

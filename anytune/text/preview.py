@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anytune.text.dataset import Dataset
+import numpy as np
+
+from anytune.text.dataset import Dataset, beyond
 
 _LOSS, _PLAIN, _OFF = ("\x1b[30;42m", "\x1b[30;102m"), ("\x1b[2m", "\x1b[0m"), "\x1b[0m"
 
@@ -53,7 +55,10 @@ def preview(
     with GGUF.open(model) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf)
         template = ChatTemplate.for_model(gguf, tokenizer, file=chat_template)
+        limit = gguf.metadata.get(f"{gguf.metadata.get('general.architecture')}.context_length")
     data = build_dataset(paths, tokenizer, template, context=context, **options)
+    if isinstance(limit, int | np.integer) and (sentence := beyond([data], int(limit))):
+        data.report["notes"].append(sentence)
     shown = range(min(skip, len(data)), min(skip + examples, len(data)))
     return Preview([example_tokens(data, tokenizer, i) for i in shown], counts(data), template.origin)
 

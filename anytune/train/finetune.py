@@ -24,6 +24,7 @@ from anytune.text.reading import check_once, identity, reads_once
 from anytune.train import checkpoint as ckpt
 from anytune.train import preflight
 from anytune.train.checkpoint import Checkpoint
+from anytune.train.data import read_sets
 from anytune.train.device import Place
 from anytune.train.outcome import Result
 from anytune.train.plan import Plan
@@ -118,7 +119,8 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
                    "overflow": overflow}
         record = {"model": model.gguf.path, "data": data, "val_file": val_file, "val_split": val_split,
                   "chat_template": chat_template, "output": output, "output_type": output_type, **options}
-        sets = _data(model, template, data, val_file, val_split, options, settings, console)
+        sets, template = read_sets(model, template, _list(data), _list(val_file or ()), val_split, options, settings,
+                                   team, console)
         job = _Job(model, template, sets, settings, console, Path(output) if output is not None else None, team,
                    full is not None)
         try:
@@ -164,6 +166,8 @@ class _Job:
         identity = _plain({"base": self.model.gguf.sha256(), "data": self.train_set.fingerprint,
                            "validation": self.val_set.fingerprint if self.val_set is not None else None,
                            "settings": settings.exact()})
+        if self.template.tells_date:
+            identity["date"] = self.template.today.isoformat()
         _same_job(team, identity | {"settings": identity["settings"] | _rhythm(settings, self.model.engine, team)})
         self._start(start, threads, team.lead(lambda: recorded_engine(settings, identity)))
         engine = self.model.engine.identity() | ({"processes": team.size} if team.size > 1 else {})
@@ -402,22 +406,6 @@ def _template(model, file, adapter, console: Console):
         return model.template
     console.say("The chat template is the one that the adapter was trained with, which is not the model's own")
     return ChatTemplate(trained, model.tokenizer, origin="adapter")
-
-
-def _data(model, template, data, val_file, val_split, options, settings, console):
-    from anytune.text import build_dataset
-
-    def build(paths):
-        built = build_dataset(paths, model.tokenizer, template, context=settings.context, **options)
-        console.say(f"{'Learns' if paths is data else 'Validates on'} {built.report['learned']}")
-        for sentence in built.report.get("notes", ()):
-            console.say(sentence)
-        return built
-
-    train_set = build(data)
-    if val_file:
-        return train_set, build(val_file)
-    return train_set.split(val_split, settings.seed) if val_split else (train_set, None)
 
 
 def _adapter_of(job: _Job, lora, adapter):

@@ -61,6 +61,27 @@ def recorded_engine(settings: TrainSettings, identity: dict) -> dict:
     return {}
 
 
+def recorded_dates(settings: TrainSettings, base: str) -> list[list[str]]:
+    """[date, fingerprint of the training data] of the runs that --resume-from may mean, the likeliest first.
+
+    The date (ISO) is what their chat template told; of runs whose template tells none there is nothing. base: the
+    sha256 of the model's file.
+    """
+    if settings.resume_from == "auto":
+        folders = _places(settings, {"base": base})
+        homes = [Path(settings.run_dir)] if settings.run_dir else [folder.parent for folder in folders]
+    else:
+        folders = [Path(settings.resume_from), Path(settings.resume_from) / "checkpoints"]
+        homes = [Path(settings.resume_from)]
+    files = [path / ckpt.INFO for folder in folders for path in (*ckpt.listing(folder), folder)]
+    found: dict[tuple[str, str], None] = {}
+    for file in (*files, *(home / "settings.json" for home in homes)):
+        identity = (read_json(file) or {}).get("identity")
+        if isinstance(identity, dict) and isinstance(identity.get("date"), str) and identity.get("base") == base:
+            found[identity["date"], str(identity.get("data"))] = None
+    return [list(pair) for pair in found]
+
+
 def _places(settings: TrainSettings, identity: dict) -> list[Path]:
     """Folders in which --resume-from auto looks for checkpoints, the likeliest first."""
     if settings.checkpoint_save_dir:
@@ -70,8 +91,9 @@ def _places(settings: TrainSettings, identity: dict) -> list[Path]:
     runs = [(file.stat().st_mtime, file) for file in Path("runs").glob("*/settings.json")]
     known = [(file.parent / "checkpoints", (read_json(file) or {}).get("identity"))
              for _, file in sorted(runs, reverse=True)]
+    wanted = [(key, value) for key, value in identity.items() if key != "date"]  # the data's fingerprint holds it
     return [folder for folder, then in known
-            if isinstance(then, dict) and all(then.get(key) == value for key, value in identity.items())]
+            if isinstance(then, dict) and all(then.get(key) == value for key, value in wanted)]
 
 
 def _find(settings: TrainSettings, identity: dict, say: Say) -> Checkpoint | None:
