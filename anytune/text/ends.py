@@ -58,10 +58,11 @@ class Ends:
     def _header_begins(self) -> str:
         return self._leads(self.header) or next(iter(self.header.split()), "")
 
-    def _leads(self, text: str) -> str:
-        """The special token with which a text begins, or ""."""
+    def _leads(self, text: str, last: bool = False) -> str:
+        """The special token with which a text begins, or ends; "" if it does not."""
         vocabulary = self.tokenizer.vocabulary
-        first = self.tokenizer.encode(text.lstrip()[:_LONGEST], special=True, bos=False)[:1]
+        part = text.rstrip()[-_LONGEST:] if last else text.lstrip()[:_LONGEST]
+        first = self.tokenizer.encode(part, special=True, bos=False)[-1 if last else 0:][:1]
         return vocabulary.tokens[first[0]] if first and vocabulary.kinds[first[0]] & (CONTROL | USER) else ""
 
     def ended_tag(self, a: int, b: int, edges: Sequence[tuple[int, int]]) -> Turn:
@@ -70,6 +71,9 @@ class Ends:
         inside = self.first_of(ends, a, b)
         if inside is not None:
             return Turn(a, b, inside[1] if inside[0] == b else "")
+        closer = self._leads(self.text[a:b], last=True)
+        if self._own_end and closer:  # it ends otherwise in the middle than at the end
+            return Turn(a, b, closer)
         after = min((x for x, _ in edges if x >= b), default=len(self.text))
         found = self.first_of(ends, b, after)
         if found is None:

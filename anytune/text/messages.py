@@ -134,12 +134,16 @@ def _call(call: Any) -> dict[str, Any]:
         raise _BadCall("A tool call must be an object.")
     inner = _from_json(call.get("function"))
     if isinstance(inner, Mapping):
-        return {"type": "function", **call, "function": dict(inner)}
-    function = {key: call[key] for key in ("name", "arguments") if key in call}
-    if isinstance(inner, str) and "name" not in function:  # {"function": "get", "arguments": …}
-        function["name"] = inner
-    rest = {key: value for key, value in call.items() if key not in ("name", "arguments", "function")}
-    return {"type": "function", **rest, "function": function}
+        made = {"type": "function", **call, "function": dict(inner)}
+    else:
+        function = {key: call[key] for key in ("name", "arguments") if key in call}
+        if isinstance(inner, str) and "name" not in function:  # {"function": "get", "arguments": …}
+            function["name"] = inner
+        rest = {key: value for key, value in call.items() if key not in ("name", "arguments", "function")}
+        made = {"type": "function", **rest, "function": function}
+    if not isinstance(made["function"].get("name"), str) or not made["function"]["name"].strip():
+        raise _BadCall("A tool call must name its function.")
+    return made
 
 
 def arguments_object(function: Mapping[str, Any], number: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from anytune.errors import UserError
 from anytune.text.columns import Row, listed, pair_flags
+from anytune.text.messages import THOUGHTS
 from anytune.text.rows import is_message, kind_of
 
 COLUMNS = ("messages", "text", "prompt", "completion", "system", "tools", "context", "reasoning")
@@ -44,10 +45,11 @@ _ROLES = {
     "observation": "tool",
     "function": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
     "developer": "developer",
 }
 _CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that are calls
-_INSTEAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")  # of content
+_INSTEAD = ("tool_calls", "function_call", *THOUGHTS)  # of content
 
 
 @dataclass(frozen=True)
@@ -181,10 +183,10 @@ def _message(message: Any, number: int) -> dict:
     role = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
     if isinstance(role, str) and role.lower() in _CALLS:
-        role, content, message = "assistant", None, {"tool_calls": content}
+        role, content, message = "assistant", None, {**message, "tool_calls": content}
     if not isinstance(role, str) or role.lower() not in _ROLES:
         raise UserError(f"message {number} has the role {role!r}; known are {', '.join(_ROLES)}.")
-    out = {key: value for key, value in message.items() if key not in ("from", "value")}
+    out = {key: value for key, value in message.items() if key not in ("from", "value", "content")}
     out["role"] = _ROLES[role.lower()]
     if content is None and not any(message.get(key) for key in _INSTEAD):
         raise UserError(f"message {number} has no content.")

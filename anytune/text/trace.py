@@ -4,7 +4,7 @@ Every piece (words, thoughts, a call's name and arguments, a tool's name) is ren
 marks out must give the plain rendering again, which proves that they changed nothing: then the places are exact, also
 where the same words stand in the template, and a piece without a mark is one that the template leaves out. A template
 that looks at the data more closely (at its length, at its first character) is asked again with fewer marks, and in the
-end with the piece replaced: what changed in the text is where it was.
+end with the piece replaced: what changed in the text is where it was; or with a mark in its middle.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ class Trace:
 
     def missing(self) -> Iterator[Piece]:
         """Pieces that the text does not show. Thoughts given under two keys need be there only once."""
-        shown = {(p.owner, p.kind, p.text) for p, at in zip(self.pieces, self.places, strict=True) if at}
-        return (p for p, at in zip(self.pieces, self.places, strict=True)
-                if not at and (p.owner, p.kind, p.text) not in shown)
+        twice = {p for p, at in zip(self.pieces, self.places, strict=True) if at and p.kind == "thought"}
+        return (p for p, at in zip(self.pieces, self.places, strict=True) if not at and p not in twice)
 
     def spans(self) -> list[tuple[int, int, Piece]]:
         """(start, end, piece) in the text's order."""
@@ -139,9 +138,19 @@ class _Search:
 
     def _replaced(self, k: int) -> None:
         changed = self._again(lambda at, text: STAND_IN if at == k else text)
-        place = replaced(self.text, changed)
+        place = replaced(self.text, changed) or self._split(k)
         if place:
             self.found[k] = [place]
+
+    def _split(self, k: int) -> tuple[int, int] | None:
+        """Where a piece is that shows only as it is: marked in its middle, for a template that looks at its ends."""
+        piece = self.pieces[k].text
+        half = len(piece) // 2
+        changed = self._again(lambda at, text: text[:half] + STAND_IN + text[half:] if at == k else text)
+        if changed is None or changed.count(STAND_IN) != 1 or changed.replace(STAND_IN, "") != self.text:
+            return None
+        start = changed.index(STAND_IN) - half
+        return (start, start + len(piece)) if start >= 0 and self.text.startswith(piece, start) else None
 
 
 def replaced(text: str, changed: str | None) -> tuple[int, int] | None:

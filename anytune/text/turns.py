@@ -17,7 +17,6 @@ from anytune.errors import UserError
 from anytune.text.ends import Ends, Turn, common, shared
 from anytune.text.trace import STAND_IN, THOUGHT_TAG, Piece, Trace, opens_thought
 
-_CLOSED_THOUGHT = re.compile(r"\s*<(think\w*|thought)>\s*</\1>\s*")
 _EMPTY_THOUGHT = re.compile(rf"\s*(?:(?:{THOUGHT_TAG.pattern})\s*)+", re.IGNORECASE)
 
 
@@ -56,10 +55,10 @@ class Speech:
     def tagged(self, spans: Sequence[tuple[int, int]], learned: Sequence[int]) -> list[Turn]:
         """The turns of these messages where the template marks what is learned, with generation tags."""
         wanted, found = set(learned), []
-        for a, b in spans:
-            owners = self._owners(a, b)
-            if owners <= wanted:
-                found.append(self._ends.ended_tag(a, b, self._edges))
+        owned = [self._owners(a, b) for a, b in spans]
+        for (a, b), owners, following in zip(spans, owned, [*owned[1:], None], strict=True):
+            if owners <= wanted:  # only the last of a message's tags has its end
+                found.append(Turn(a, b, "") if owners == following else self._ends.ended_tag(a, b, self._edges))
             elif owners & wanted:
                 raise UserError("The generation tags of the chat template hold several messages together, and not all "
                                 "of them are to be learned.")
@@ -181,7 +180,10 @@ class Speech:
 
     def _start(self, begin: int, run: _Run) -> int:
         """Without the empty thought that a template puts there by itself."""
-        empty = (_CLOSED_THOUGHT if run.kind == "thought" else _EMPTY_THOUGHT).match(self.text, begin, run.start)
+        if run.kind == "thought":  # an empty one may stand before the answer's own
+            tags = list(THOUGHT_TAG.finditer(self.text, begin, run.start))
+            return tags[-1].start() if len(tags) > 1 and opens_thought(tags[-1][0]) else begin
+        empty = _EMPTY_THOUGHT.match(self.text, begin, run.start)
         return empty.end() if empty else begin
 
     def _render(self, messages: list, prompt: bool) -> str | None:

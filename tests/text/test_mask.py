@@ -209,7 +209,7 @@ def test_some_turns_can_be_left_out():
         ("chatml", [user("x")], "no assistant"),
         ("gemma3", [user("a"), user("b"), says("c")], "alternate"),
         ("chatml", [{"content": "x"}], "role"),
-        ("llama3", [user("a"), says("", tool_calls=[{"function": {}}] * 2)], "one call"),
+        ("llama3", [user("a"), says("", tool_calls=[{"function": {"name": "get"}}] * 2)], "one call"),
     ],
 )
 def test_what_cannot_be_learned_is_an_error(name, messages, message):
