@@ -6,6 +6,7 @@ A template may print the date. A run that goes on tomorrow must see the same tok
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,20 +32,27 @@ def read_sets(model: Model, template: ChatTemplate, data: Sequence, val_file: Se
     options: build_dataset's. Where a run is continued, its own date is the one that makes its data again.
     """
     recorded = team.lead(lambda: recorded_dates(settings, model.gguf.sha256())) if settings.resume_from else []
-    dates = [(date, data) for date, data in recorded[:_DATES] if _date(date)]
-    if settings.resume_from in (None, "auto") or not dates:
-        dates.append((team.spread(template.today.isoformat()), None))
+    runs = [run for run in recorded if _date(run["date"])][:_DATES]
+    if settings.resume_from in (None, "auto") or not runs:
+        runs.append({"date": team.spread(template.today.isoformat())})  # a new one
     if any(map(reads_once, (*data, *val_file))):
-        dates = dates[:1]  # a pipe gives its data only once
-    for date, wanted in dates:
-        dated = template.at(_date(date)) if len(dates) > 1 or recorded or team.size > 1 else template
+        runs = runs[:1]  # a pipe gives its data only once
+    for run in runs:
+        dated = template if len(runs) == team.size == 1 and not recorded else template.at(_date(run["date"]))
         sets, said = _build(model, dated, data, val_file, val_split, options, settings)
-        if not dated.tells_date or wanted in (None, sets[0].fingerprint):
+        if not dated.tells_date or run is runs[-1] or _same(run, sets, settings):
             break
     for sentence in (*said, beyond([part for part in sets if part is not None], model.config.context)):
         if sentence:
             console.say(sentence)
     return sets, dated
+
+
+def _same(run: dict, sets, settings: TrainSettings) -> bool:
+    """Whether a recorded run had these sets and settings."""
+    longest = max(int(data.lengths.max()) for data in sets if data is not None)
+    exact = json.loads(json.dumps(settings.fitted(longest)[0].exact(), default=str))
+    return run.get("data") == sets[0].fingerprint and run.get("settings") == exact
 
 
 def _date(text: Any) -> datetime.datetime | None:

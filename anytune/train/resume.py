@@ -61,11 +61,10 @@ def recorded_engine(settings: TrainSettings, identity: dict) -> dict:
     return {}
 
 
-def recorded_dates(settings: TrainSettings, base: str) -> list[list[str]]:
-    """[date, fingerprint of the training data] of the runs that --resume-from may mean, the likeliest first.
+def recorded_dates(settings: TrainSettings, base: str) -> list[dict]:
+    """The identities of the runs that --resume-from may mean, the likeliest first, if their chat template told a date.
 
-    The date (ISO) is what their chat template told; of runs whose template tells none there is nothing. base: the
-    sha256 of the model's file.
+    base: the sha256 of the model's file.
     """
     if settings.resume_from == "auto":
         folders = _places(settings, {"base": base})
@@ -74,12 +73,14 @@ def recorded_dates(settings: TrainSettings, base: str) -> list[list[str]]:
         folders = [Path(settings.resume_from), Path(settings.resume_from) / "checkpoints"]
         homes = [Path(settings.resume_from)]
     files = [path / ckpt.INFO for folder in folders for path in (*ckpt.listing(folder), folder)]
-    found: dict[tuple[str, str], None] = {}
+    found: list[dict] = []
     for file in (*files, *(home / "settings.json" for home in homes)):
         identity = (read_json(file) or {}).get("identity")
         if isinstance(identity, dict) and isinstance(identity.get("date"), str) and identity.get("base") == base:
-            found[identity["date"], str(identity.get("data"))] = None
-    return [list(pair) for pair in found]
+            identity.pop("trainee", None)
+            if identity not in found:
+                found.append(identity)
+    return found
 
 
 def _places(settings: TrainSettings, identity: dict) -> list[Path]:

@@ -24,7 +24,8 @@ def tokenizer_for(name):
     ends = [SPECIAL.index(text) for text in ENDS[name]]
     kinds = [3] * len(SPECIAL) + [1] * 256
     made = Tokenizer({
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.tokens": SPECIAL + byte_symbols(),
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": SPECIAL + byte_symbols(),
         "tokenizer.ggml.token_type": np.array(kinds), "tokenizer.ggml.merges": [],
         "tokenizer.ggml.bos_token_id": SPECIAL.index("<s>"), "tokenizer.ggml.eos_token_id": SPECIAL.index("</s>"),
         "tokenizer.ggml.eot_token_id": ends[0]})
@@ -151,7 +152,8 @@ def test_code_is_an_argument_as_it_is():
 def test_tools_are_read_in_every_form(form):
     tools = [{"type": "function", "function": {"name": "get", "description": "é"}}]
     text = PLAIN["headers"].render([ASKED[0], says("no")], form(tools))
-    assert text.startswith('<|begin|><|system|>\n{"type": "function", "function": {"name": "get", "description": "é"}}\n')
+    shown = '{"type": "function", "function": {"name": "get", "description": "é"}}'
+    assert text.startswith(f"<|begin|><|system|>\n{shown}\n")
     for wrong in ([7], "get", ["get"]):
         with pytest.raises(UserError, match="tools must be"):
             PLAIN["headers"].render([ASKED[0], says("no")], wrong)
@@ -177,7 +179,8 @@ def test_parts_that_are_thoughts_are_thoughts():
 def test_an_empty_thought_is_not_learned_before_words_or_calls():
     for more in ({}, {"reasoning_content": ""}):
         assert learned("opened", [user("q"), says("yes", **more)]) == ["yes<|im_end|>"]
-        call = '<tool_call>\n<function=get>\n<parameter=city>\nKöln\n</parameter>\n</function>\n</tool_call>\n<|im_end|>'
+        call = ("<tool_call>\n<function=get>\n<parameter=city>\nKöln\n</parameter>\n</function>\n</tool_call>\n"
+                "<|im_end|>")
         assert learned("opened", asked(content="", tool_calls=[CALL], **more)) == [call, "Sunny.<|im_end|>"]
 
 
@@ -193,7 +196,8 @@ def test_the_end_of_a_turn_that_only_the_next_header_ends():
     assert runs(unknown, ids, loss) == ["one</s>", "two</s>"]
 
 
-@pytest.mark.parametrize("source", ["{{ m.content[:3] }}", "{{ m.content | upper }}", "{{ m.content | replace('n', 'N') }}",
+@pytest.mark.parametrize("source", ["{{ m.content[:3] }}", "{{ m.content | upper }}",
+                                    "{{ m.content | replace('n', 'N') }}",
                                     "{% if m.content[0] == 'n' %}{{ m.content }}{% endif %}"])
 def test_words_that_a_template_rewrites_are_found_where_they_were(source):
     template = ChatTemplate("{% for m in messages %}[{{ m.role }}]{% if m.role == 'user' %}{{ m.content }}{% else %}"

@@ -16,8 +16,8 @@ CALL = says("", tool_calls=[{"function": {"name": "get", "arguments": {}}}])
 TOOLS = [{"type": "function", "function": {"name": "get"}}]
 ONLY_TURNS = ("{% for m in messages %}{% if m.role in ('user', 'assistant') %}<|im_start|>{{ m.role }}\n{{ m.content }}"
               "<|im_end|>{% endif %}{% endfor %}")
-FIRST_SYSTEM = ("{% for m in messages %}{% if m.role != 'system' or loop.first %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-                "<|im_end|>{% endif %}{% endfor %}")
+FIRST_SYSTEM = ("{% for m in messages %}{% if m.role != 'system' or loop.first %}<|im_start|>{{ m.role }}\n"
+                "{{ m.content }}<|im_end|>{% endif %}{% endfor %}")
 
 
 def notes(tmp_path, source, *rows, **options):
@@ -39,7 +39,8 @@ def notes(tmp_path, source, *rows, **options):
     (CHATML, [user("a"), says("b", reasoning_content="hm")], "the thoughts of 1 assistant message"),
     (QWEN3, [user("a"), says("b", reasoning_content="hm"), user("c"), says("d", reasoning_content="ha")],
      "the thoughts of 1 assistant message (first: d.jsonl line 1, message 2)"),
-    (QWEN3, [user("a"), says("<think>\nhm\n</think>\n\nb"), user("c"), says("d")], "the thoughts of 1 assistant message"),
+    (QWEN3, [user("a"), says("<think>\nhm\n</think>\n\nb"), user("c"), says("d")],
+     "the thoughts of 1 assistant message"),
     (CHATML, [user("a"), {**CALL, "weight": 0}, {"role": "tool", "content": "5"}, says("b")],
      "the calls of 1 assistant message that is not learned"),
 ])
@@ -65,7 +66,8 @@ def test_what_is_left_out_is_counted_over_the_whole_data(tmp_path):
     (SMOLLM2, [user("a"), CALL, {"role": "tool", "content": "5"}, says("b")], "call of 'get' .message 2."),
     (CHATML, [user("a"), {**CALL, "content": "hm"}, says("b")], "call of 'get' beside its words .message 2."),
     (CHATML, [user("a"), says("", reasoning_content="hm")], "nothing of message 2, an assistant's, which has only"),
-    ("{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}{% endfor %}",
+    ("{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"
+     "{% endfor %}",
      [user("a"), says("b", tool_calls=[{"function": {"name": "get", "arguments": {"city": "Rom"}}}])],
      "the arguments of a call .message 2."),
 ])
@@ -95,7 +97,7 @@ def test_what_is_not_to_be_learned_is_not_with_and_without_tags(source):
     assert learned(source, silent) == ["<|im_end|>", "two<|im_end|>"]
 
 
-@pytest.mark.parametrize("wrong", [{"weight": 0.5}, {"weight": "much"}, {"train": 2}, {"train": "maybe"}, {"weight": [1]}])
+@pytest.mark.parametrize("wrong", [{"weight": 0.5}, {"weight": "much"}, {"weight": [1]}, {"train": 2}, {"train": "no"}])
 def test_a_weight_that_means_nothing_is_refused(wrong):
     with pytest.raises(UserError, match="Message 2: '(weight|train)' must be"):
         learned(CHATML, [TURNS[0], {**TURNS[1], **wrong}])
