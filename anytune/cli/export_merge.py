@@ -102,18 +102,21 @@ def _absorb(work: Work, target: Path, beside: Path, rank: int, way: str, text: s
 @click.option("--name", help="Name of the weights file. Default: the base's, with -merged.")
 @click.option("--keep-adapter", is_flag=True,
               help="Write FROM and ADAPTER instead of merging; not all versions take it.")
+@click.option("--no-template", is_flag=True, help="Write no TEMPLATE: Ollama looks for one that it knows.")
 @click.option("--system", metavar="TEXT", help="The system message of every conversation.")
 @click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE",
               help="A PARAMETER line, such as num_ctx=8192. May be repeated.")
 @verify_option
 @json_option
 def ollama(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], choice: Choice, output: str,
-           name: str | None, keep_adapter: bool, system: str | None, parameters: tuple[str, ...], no_verify: bool,
-           as_json: bool) -> int:
+           name: str | None, keep_adapter: bool, no_template: bool, system: str | None, parameters: tuple[str, ...],
+           no_verify: bool, as_json: bool) -> int:
     """Write a folder that `ollama create` takes: the merged file, and a Modelfile with template and stops.
 
     The chat template is translated to Ollama's language by taking it apart, and only if the result renders a row of
-    conversations as the original does. Tools are not translated.
+    conversations as the original does; else nothing is written, unless with --no-template. What Ollama's language '
+                                                                                                       'cannot
+    say (tools, dates, words without their blanks) is told.
     """
     from anytune.export import checks
     from anytune.export.folder import new_folder
@@ -124,20 +127,20 @@ def ollama(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, 
     if any(len(pair) != 2 or not all(pair) or "\n" in "".join(pair) for pair in pairs):
         raise UserError("--parameter takes NAME=VALUE, such as num_ctx=8192.")
     loaded, adapter = open_pair(model, engine, loras, scaled, folder=output, inputs=choice.inputs)
-    template, stops, remark = chat_parts(loaded, adapter)
-    if remark:
-        note(remark)
+    template, stops, remarks = chat_parts(loaded, adapter, system, needed=not no_template)
     file = f"{plain_name(name) if name else default_name(loaded)}.gguf"
+    weights = str(Path(loaded.gguf.path).resolve()) if keep_adapter else f"./{file}"
+    text = modelfile(weights, template=template, adapter="./adapter.gguf" if keep_adapter else None, stops=stops,
+                     system=system, parameters=pairs)
+    for remark in remarks:
+        note(remark)
     work = Work(loaded, adapter, choice, engine, as_json)
     with new_folder(output) as made:
         if keep_adapter:
             adapter.save(made / "adapter.gguf")
-            weights, beside = str(Path(loaded.gguf.path).resolve()), "./adapter.gguf"
         else:
             with work.served() as served:
                 work.merge(made / file, choice.kind or "auto", served)
-            weights, beside = f"./{file}", None
-        text = modelfile(weights, template=template, adapter=beside, stops=stops, system=system, parameters=pairs)
         (made / "Modelfile").write_text(text, "utf-8")
     folder = Path(output)
     found = []

@@ -6,6 +6,7 @@ so that what is written for a program with another template language (ollama.py)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from anytune.text.chat import ChatTemplate
 from anytune.text.tokenizer import Tokenizer
 from anytune.text.vocabulary import CONTROL, USER
 
+SYSTEM = "Answer briefly.\nBe kind: x < y & z."
 S, U, A, V = "Qsystemq", "Quserq", "Qanswerq", "Qagainq"  # words that no template has or changes
 Around = tuple[str, str]
 
@@ -25,9 +27,10 @@ class Format:
     """What stands before and after the words of each role.
 
     system: None where the template has no place for it. place: "turn" (one of its own), or "first" or "last": before
-    the user's words of that turn. start: what begins a conversation without system's words; bos: the BOS token in
-    front of every one, where programs put it there by themselves.
-    prompt: what asks for an answer.
+    the user's words of that turn. start: what begins a conversation without system's words.
+    bos: the BOS token in front of every one, where programs put it there by themselves; turn_bos: whether it also
+    stands
+    before each of the user's turns. prompt: what asks for an answer.
     """
 
     bos: str
@@ -37,10 +40,11 @@ class Format:
     user: Around
     assistant: Around
     prompt: str
+    turn_bos: bool = False
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The conversation with the prompt for an answer; system's words may be its first message."""
-        out, pending = [self.bos], ""
+        out, pending, first = [self.bos], "", True
         if messages[0]["role"] != "system":
             out.append(self.start)
         for at, message in enumerate(messages):
@@ -51,8 +55,9 @@ class Format:
                 out.append(words if self.place == "turn" else "")
             elif message["role"] == "user":
                 now = pending and (self.place == "first" or at == len(messages) - 1)
-                out.append(self.user[0] + (pending if now else "") + words + self.user[1])
-                pending = "" if now else pending
+                out += [self.bos if self.turn_bos and not first else "", self.user[0], pending if now else "", words,
+                        self.user[1]]
+                pending, first = "" if now else pending, False
             else:
                 out.append(self.assistant[0] + words + self.assistant[1])
         return "".join(out) + self.prompt
@@ -63,35 +68,42 @@ def take_apart(template: ChatTemplate, tokenizer: Tokenizer | None = None) -> Fo
     def text(*words: str, prompt: bool = False) -> str:
         return template.render(_messages(*words), add_generation_prompt=prompt)
 
+    bos = _text(tokenizer, tokenizer.bos) if tokenizer is not None and tokenizer.add_bos else ""
     try:
-        alone, asked = text(U), text(U, prompt=True)
-        before, after_user = alone.split(U)
-        after_user_asked = asked.split(U)[1]
-        if not after_user_asked.startswith(after_user) or not asked.startswith(before + U):
-            return None
-        # not the last answer, where some show thoughts
-        to_answer, between = text(U, A, V).split(U)[1].split(V)[0].split(A)
-        after_answer = text(U, A).split(A)[1]
-        if not to_answer.startswith(after_user) or not between.startswith(after_answer):
-            return None
+        before, after_user_asked = text(U, prompt=True).split(U)
+        # not the last answer, where some show thoughts; and with a prompt, since some end without one in EOS
+        rest = text(U, A, V, prompt=True).removeprefix(before + U)
+        to_answer, between = rest.split(V)[0].split(A)
+        whole = before.startswith(bos) and bos
+        after_user = _shared(text(U).split(U)[1], to_answer, after_user_asked)
+        after_answer = _shared(text(U, A).split(A)[1], between)
         before_user = between[len(after_answer):]
-        if not before.endswith(before_user):
+        turn_bos = bool(whole) and before_user.startswith(bos) and before == before_user
+        start = before[len(bos):] if whole else before
+        before_user = before_user.removeprefix(bos) if turn_bos else before_user
+        if not start.endswith(before_user):
             return None
-        start = before[:len(before) - len(before_user)]
-        bos_text = _text(tokenizer, tokenizer.bos) if tokenizer is not None and tokenizer.add_bos else ""
-        bos = bos_text if bos_text and start.startswith(bos_text) else ""
-        system, place = _system(text, before_user, bos)
+        start = start[:len(start) - len(before_user)]
+        system, place = _system(text, before_user, bos if whole else "")
     except (UserError, ValueError, IndexError):
         return None
-    made = Format(bos, start[len(bos):], system, place, (before_user, after_user),
-                  (to_answer[len(after_user):], after_answer), after_user_asked[len(after_user):])
+    made = Format(bos if whole else "", start, system, place, (before_user, after_user),
+                  (to_answer[len(after_user):], after_answer), after_user_asked[len(after_user):], turn_bos)
     places = ("first", "last") if place == "first" else (place,)
     return next((found for found in (replace(made, place=place) for place in places) if _same(found, template)), None)
 
 
+def _shared(end: str, *others: str) -> str:
+    """What a turn ends with: `end`, which it ends with as the last one, as far as the others begin with it; cut
+    behind a
+    line or a mark, so that no two different ones are parted in their middle."""
+    common = os.path.commonprefix([end, *others])
+    return common if common == end else common[:max(common.rfind(mark) for mark in "\n>]") + 1]
+
+
 def _system(text: Any, before_user: str, bos: str) -> tuple[Around | None, str]:
     try:
-        whole = text(S, U)
+        whole = text(S, U, prompt=True)
         before, between = whole.split(S)[0], whole.split(S)[1].split(U)[0]
     except (UserError, ValueError, IndexError):
         return None, "turn"
@@ -105,14 +117,50 @@ def _system(text: Any, before_user: str, bos: str) -> tuple[Around | None, str]:
 
 def _same(made: Format, template: ChatTemplate) -> bool:
     """Whether both render some other conversations alike."""
-    system = "Answer briefly.\nBe kind: x < y & z."
     turns = ["What is 2 + 2?\n\n```\nprint(2)\n```", "It is 4.", "And \"then\"?", "Then 'five', {ok}.", "Why?"]
-    probes = [turns[:1], turns[:3], turns] + ([[system, *turns[:n]] for n in (1, 3, 5)] if made.system else [])
-    for probe in probes:
-        messages = _messages(*probe, system=probe[0] == system)
-        if made.render(messages) != template.render(messages, add_generation_prompt=True):
-            return False
-    return True
+    probes = [turns[:1], turns[:3], turns] + ([[SYSTEM, *turns[:n]] for n in (1, 3, 5)] if made.system else [])
+    return all(_alike(made, template, messages)
+               for messages in (_messages(*probe, system=probe[0] == SYSTEM) for probe in probes))
+
+
+def differences(made: Format, template: ChatTemplate) -> list[str]:
+    """What the template does that a Format cannot say, in words for people, found by rendering what shows it."""
+    calls = [{"function": {"name": "look", "arguments": {"at": "x"}}}]
+    tool = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {
+        "type": "object", "properties": {"at": {"type": "string"}}}}}
+    ask, told = {"role": "user", "content": "Look."}, []
+    plain = _render(template, [ask])
+    if not all(_alike(made, template, m) for m in (_messages(" a \n"), _messages("a", "\n b ", "c"))):
+        told.append("it takes away blanks around a message's words, which are kept there")
+    elif made.system and not _alike(made, template, _messages(" s \n", "a", system=True)):
+        told.append("it takes away blanks around the system message, which are kept there")
+    if not _alike(made, template, _messages("a", "<think>\nb\n</think>\n\nc", "d")):
+        told.append("it leaves the thoughts of earlier answers out, which stay there if they are a part of the answer")
+    if _render(template, [ask], [tool]) not in (plain, None) or _render(
+            template, [ask, {"role": "assistant", "content": "", "tool_calls": calls}, ask]) is not None and \
+            "tool_calls" in template.source:
+        told.append("it knows tools, which do not exist there")
+    if "strftime_now" in template.source:
+        told.append("it tells the date, which stays today's there")
+    if not made.system:
+        how = "writes a system message in a way of its own" if S in (_render(template, _messages(S, U)) or "") else \
+            "has no place for a system message"
+        told.append(f"it {how}, and there it is left out")
+    return told
+
+
+def _alike(made: Format, template: ChatTemplate, messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether both say the same of a conversation; BOS in front is there once, whoever puts it."""
+    wanted = _render(template, messages)
+    return wanted is not None and made.render(messages).removeprefix(made.bos) == wanted.removeprefix(made.bos)
+
+
+def _render(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], tools: list | None = None) -> str | None:
+    """The conversation with the prompt for an answer; None if the template refuses it."""
+    try:
+        return template.render(messages, tools, add_generation_prompt=True)
+    except UserError:
+        return None
 
 
 def _messages(*words: str, system: bool | None = None) -> list[dict[str, str]]:

@@ -20,6 +20,7 @@ from anytune.files import spare_inputs, sync_folder
 from anytune.gguf import GGUF
 from anytune.quantization.filetypes import file_type
 from anytune.quantization.rewrite import FLOATS, rewrite
+from anytune.text.served import template_changes
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -59,9 +60,8 @@ class Merge:
         return {**facts, "type": kind}
 
     def _metadata(self) -> dict[str, Any]:
-        changes = dict(self.metadata)
-        if self.adapter is not None and self.adapter.chat_template is not None:
-            changes["tokenizer.chat_template"] = self.adapter.chat_template
+        trained = self.adapter.chat_template if self.adapter is not None else None
+        changes = template_changes(self.base.metadata, trained) | self.metadata
         return changes | turn_end(self.base, changes)
 
     def sizes(self, kinds: Sequence[str]) -> list[tuple[int, str]]:

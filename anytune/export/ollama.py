@@ -6,6 +6,7 @@ by itself.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -24,11 +25,15 @@ def go_template(made: Format) -> str:
         else:
             now = "$system" if made.place == "first" else "and $system $last"
             user = (f'{{{{ if {now} }}}}{before}{{{{ $system }}}}{after}{{{{ $system = "" }}}}{{{{ end }}}}' + user)
+    bos = f"{{{{ $bos }}}}{{{{ $bos = {json.dumps(made.bos, ensure_ascii=False)} }}}}" if made.turn_bos else ""
     head = '{{ $system := .System }}' if made.system is not None and made.place != "turn" else ""
+    if made.turn_bos:
+        head += '{{ $bos := "" }}'   # the program's own stands before the first turn
     if made.start:
         head += f"{{{{ if not .System }}}}{_literal(made.start)}{{{{ end }}}}" if made.system else _literal(made.start)
     return (head + "{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
-            + (system or "{{ if") + f' eq $m.Role "user" }}}}{_literal(made.user[0])}{user}{_literal(made.user[1])}'
+            + (system or "{{ if") + f' eq $m.Role "user" '
+                                    f'}}}}{bos}{_literal(made.user[0])}{user}{_literal(made.user[1])}'
             + f'{{{{ else if eq $m.Role "assistant" }}}}{_literal(made.assistant[0])}{{{{ $m.Content }}}}'
             + (f"{{{{ if not $last }}}}{_literal(made.assistant[1])}{{{{ end }}}}" if made.assistant[1] else "")
             + '{{ end }}'
@@ -62,7 +67,19 @@ def _path(path: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    if '"""' in text or text.endswith('"'):
-        raise UserError('A Modelfile cannot hold text with """ in it, or with " at its end: change the chat template '
-                        "or the system's words.")
+    """Text as a Modelfile holds it: in triple quotes, or bare where quotes of its own would end those.
+
+    Ollama reads a value up to the first line end behind which it is whole: bare text up to the first one, quoted text
+    up
+    to the first line that ends in triple quotes.
+    """
+    if '"""' not in text and not text.endswith('"'):
+        return f'"""{text}"""'
+    lines = text.splitlines() or [""]
+    if len(lines) == 1 and text == text.strip() and not text.startswith('"'):
+        return text
+    if any(line.rstrip().endswith('"""') for line in lines[:-1]):
+        raise UserError('A Modelfile cannot hold text of several lines of which one ends in three quotes: change '
+                        'the chat '
+                        "template or the system's words.")
     return f'"""{text}"""'

@@ -8,33 +8,47 @@ from typing import TYPE_CHECKING
 
 from anytune.adapter import Adapter
 from anytune.errors import UserError
-from anytune.export.chat import stop_texts, take_apart
+from anytune.export.chat import differences, stop_texts, take_apart
 from anytune.export.ollama import go_template
 from anytune.text.chat import ChatTemplate
+from anytune.text.served import own_template
 
 if TYPE_CHECKING:
     from anytune.model import Model
 
 
-def chat_parts(model: Model, adapter: Adapter | None) -> tuple[str | None, list[str], str | None]:
-    """(the chat template in Go's language or None, texts that end an answer, a remark or None).
+def chat_parts(model: Model, adapter: Adapter | None, system: str | None = None,
+               needed: bool = True) -> tuple[str | None, list[str], list[str]]:
+    """(the chat template in Go's language or None, texts that end an answer, remarks).
 
-    The template is the adapter's, if it was trained with one, else the model's.
+    The template is the adapter's, if it was trained with one, else the model's. system: what the Modelfile is to say as
+    SYSTEM. Raises UserError if the template cannot be said in Go's language, unless needed is False, or has no '
+                                                                 'place for
+    `system`.
     """
     source = adapter.chat_template if adapter is not None and adapter.chat_template else None
-    source = source or model.gguf.metadata.get("tokenizer.chat_template")
-    if not isinstance(source, str) or not source.strip():
-        return None, [], "the model has no chat template, so the Modelfile has none: Ollama continues texts with it"
+    source = source or own_template(model.gguf.metadata)
+    if source is None:
+        return None, [], ["the model has no chat template, so the Modelfile has none: Ollama continues texts with it"]
     template = ChatTemplate(source, model.tokenizer)
     stops = stop_texts(template, model.tokenizer)
     made = take_apart(template, model.tokenizer)
-    if made is None:
-        return None, stops, ("the chat template is not regular enough to be put into Ollama's language: the Modelfile "
-                             "leaves it to Ollama, which knows the usual ones by itself")
-    remark = None
-    if "strftime_now" in source:
-        remark = "the chat template tells the date: in the Modelfile it stays today's"
-    return go_template(made), stops, remark
+    if made is None or not needed:
+        if needed:
+            raise UserError("The chat template is not regular enough to be put into Ollama's language, so that the "
+                            "model "
+                            "would get other prompts there than those that it was trained with. --no-template "
+                            "leaves it to "
+                            "Ollama, which knows the usual ones by itself.")
+        return None, stops, ["the Modelfile has no TEMPLATE: Ollama looks for one that it knows, which may say "
+                             "something "
+                             "else than what was trained"]
+    if system is not None and made.system is None:
+        raise UserError("--system: the chat template has no place for a system message that Ollama's language could "
+                        "say: "
+                        "leave it out.")
+    return go_template(made), stops, [f"Ollama's template says what the model's does, but for this: {remark}"
+                                      for remark in differences(made, template)]
 
 
 def plain_name(text: str) -> str:

@@ -7,12 +7,15 @@ whose merges are all pairs of tokens that make a token, the best score first, as
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
 from anytune.files import atomic_write
 from anytune.gguf import GGUF
+from anytune.text.chat import ChatTemplate
+from anytune.text.served import named_templates, own_template, template_changes
 from anytune.text.splits import PRE
 from anytune.text.tokenizer import Tokenizer
 from anytune.text.vocabulary import CONTROL, UNKNOWN, USER
@@ -23,18 +26,42 @@ SPACE = "\u2581"
 def write_tokenizer(base: GGUF, folder: Path, template: str | None = None) -> None:
     """Write tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja.
 
-    template: in place of the file's own. Raises UserError for a tokenizer that has no such form.
+    template: in place of the file's own, and then of those that it has for special uses too, which otherwise go to
+    additional_chat_templates. Raises UserError for a tokenizer that has no such form.
     """
     tokenizer = Tokenizer(base.metadata)
-    own = base.metadata.get("tokenizer.chat_template")
-    template = template if template is not None else own if isinstance(own, str) else None
+    metadata = {key: value for key, value in (base.metadata | template_changes(base.metadata, template)).items()
+                if value is not None}
+    template = own_template(metadata)
+    others = named_templates(metadata) if template is not None else {}
+    if template is not None:
+        template, *rest = (with_bos(source, tokenizer) for source in (template, *others.values()))
+        others = dict(zip(others, rest, strict=True))
     texts = {"tokenizer.json": json.dumps(tokenizer_json(base, tokenizer), ensure_ascii=False),
              "tokenizer_config.json": json.dumps(_settings(base, tokenizer, template), indent=2, ensure_ascii=False)}
     if template is not None:
         texts["chat_template.jinja"] = template
+    for name, source in others.items():
+        if not re.fullmatch(r"\w{1,64}", name):
+            raise UserError(f"{base.path.name} has a chat template for {name!r:.60}, which no file can be named after.")
+        texts[f"additional_chat_templates/{name}.jinja"] = source
+        (folder / "additional_chat_templates").mkdir(exist_ok=True)
     for name, text in texts.items():
         with atomic_write(folder / name, "wb") as file:
             file.write(text.encode("utf-8", "replace"))
+
+
+def with_bos(source: str, tokenizer: Tokenizer) -> str:
+    """The template, with BOS in front if the model's rules put it there and the template does not: transformers adds
+    nothing to what a template says."""
+    if not tokenizer.add_bos or tokenizer.bos is None:
+        return source
+    bos = tokenizer.vocabulary.tokens[tokenizer.bos]
+    try:
+        said = ChatTemplate(source, tokenizer).render([{"role": "user", "content": "x"}], add_generation_prompt=True)
+    except UserError:
+        return source
+    return source if said.startswith(bos) else "{{- bos_token }}" + source
 
 
 def tokenizer_json(base: GGUF, tokenizer: Tokenizer | None = None) -> dict[str, Any]:

@@ -22,10 +22,10 @@ class Tuned:
              progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Write the GGUF, whole or not at all, with all metadata and the tokenizer. Raises UserError. Returns facts."""
         from anytune.quantization.rewrite import rewrite
+        from anytune.text.served import template_changes
         changes: dict[str, Any] = {
             "general.name": f"{self.gguf.metadata.get('general.name') or self.gguf.path.stem} tuned"}
-        if self.chat_template is not None:
-            changes["tokenizer.chat_template"] = self.chat_template
+        changes |= template_changes(self.gguf.metadata, self.chat_template)
         return rewrite(self.gguf, Path(path), self.kind, metadata=changes, threads=threads, progress=progress,
                        values={name: (lambda lo, hi, rows=rows: rows[lo:hi]) for name, rows in self.values.items()})
 

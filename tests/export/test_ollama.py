@@ -78,8 +78,8 @@ def test_braces_stay_text():
 
 
 def test_what_a_modelfile_cannot_hold():
-    with pytest.raises(UserError, match='"""'):
-        modelfile("./m.gguf", template='a """ b')
+    with pytest.raises(UserError, match="three quotes"):
+        modelfile("./m.gguf", template='a """\nb')
     with pytest.raises(UserError, match="quotes"):
         modelfile('./m".gguf')
     assert modelfile("./my model.gguf").startswith('FROM "./my model.gguf"\n')
