@@ -97,21 +97,35 @@ class Equations:
 
 
 def ridge(equations: Equations, outputs: Sequence[int], rank: int, share: float = 1e-2,
-          priors: Sequence[Any] | None = None, metrics: Sequence[Any] | None = None) -> list[Pair]:
+          priors: Sequence[Any] | None = None, metrics: Sequence[Any] | None = None,
+          bases: Sequence[tuple[np.ndarray, np.ndarray | None]] | None = None) -> list[Pair]:
     """The best change of rank `rank` (at most) for each of the products that share these inputs.
 
     outputs: their widths, side by side in C. share: the ridge, of the mean of G's diagonal. priors: what each change
-    [out, in] is drawn to; C is then of what they leave. metrics: of their outputs, float64 [out, out], positive.
+    [out, in] is drawn to; C is then of what they leave. metrics: of their outputs, float64 [out, out], positive. bases:
+    for each product b [out, r] as it is to stay, and a left inverse of it (None for r = 0): only a is solved for.
     """
     la = equations.algebra
     prior = None if priors is None else la.concatenate(list(priors), 0)
     change, moved = equations.solve(share, prior)
     pairs, at = [], 0
     for number, width in enumerate(outputs):
+        if bases is not None:
+            pairs.append(_along(la, change[at:at + width], *bases[number]))
+            at += width
+            continue
         metric = None if metrics is None else metrics[number]
         pairs.append(truncate(la, change[at:at + width], moved[at:at + width], rank, metric))
         at += width
     return pairs
+
+
+def _along(la: Any, change: Any, b: np.ndarray, inverse: np.ndarray | None) -> Pair:
+    """The part of `change` that a given b [out, r] can make."""
+    if inverse is None:
+        return Pair(np.zeros((0, change.shape[1]), np.float32), b, np.zeros(0))
+    a = la.host(la.array(inverse) @ change)
+    return Pair(a, b, np.linalg.norm(a.astype(np.float64), axis=1))
 
 
 def truncate(la: Any, change: Any, moved: Any, rank: int, metric: Any | None = None) -> Pair:

@@ -16,6 +16,7 @@ from anytune.errors import UserError
 if TYPE_CHECKING:
     from anytune.model import Model
     from anytune.text import ChatTemplate, Dataset
+    from anytune.text.formats import Record
 
 SHARED = 8   # tokens: a shorter common beginning is not worth a batch of its own
 Message = Mapping[str, Any]
@@ -43,22 +44,6 @@ class Context:
     def plain(self) -> str:
         """The same before running text, which has no template."""
         return "".join(f"{text}\n\n" for text in (self.system, *(m["content"] for m in self.shots)) if text)
-
-
-class Behind:
-    """A chat template that puts a context before whatever it renders."""
-
-    def __init__(self, template: ChatTemplate, context: Context):
-        self._template, self._context = template, context
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._template, name)
-
-    def render(self, messages, tools=None, add_generation_prompt=False, **more: Any) -> str:
-        return self._template.render(self._context.before(messages), tools, add_generation_prompt, **more)
-
-    def render_marked(self, messages, tools=None, add_generation_prompt=False, **more: Any):
-        return self._template.render_marked(self._context.before(messages), tools, add_generation_prompt, **more)
 
 
 @dataclass(frozen=True)
@@ -118,14 +103,16 @@ def read(model: Model, paths: Sequence[str | os.PathLike], reading: Reading, con
     split: the share that is held out; what comes from one line, or has the same tokens, stays on one side.
     Raises UserError naming file and line.
     """
-    whole = _dataset(model, paths, reading, reading.template, reading.limit)
-    behind = None
-    if context and whole.report.get("chats"):
-        behind = _keyed(_dataset(model, paths, reading, Behind(reading.template, context), model.config.context))
+    from anytune.text import build_dataset
+    records: dict[tuple[int, int], Record] = {}
+    whole = build_dataset([Path(path) for path in paths], model.tokenizer, reading.template, context=reading.limit,
+                          format=reading.format, columns=dict(reading.columns or {}) or None,
+                          overflow={"chat": "drop", "pair": "drop"},
+                          see=lambda file, record: records.__setitem__((file, record.line), record))
+    behind = _Behind(model, reading, context or Context(), bool(whole.report["chats"]))
     parts: list[Dataset | None] = list(whole.split(split, seed)) if split else [whole, None]
-    front = model.tokenize(context.plain) if context and behind is None else []
-    edge = _edge(model, reading, context) if behind is not None else len(front)
-    made = [None if part is None else _pairs(part, behind, front, edge) for part in parts]
+    made = [None if part is None else [behind.example(part, number, records) for number in range(len(part))]
+            for part in parts]
     notes = [note for note in whole.report["notes"] if "-c" not in note]
     if whole.report["dropped"]:
         notes.append(f"{whole.report['dropped']} of {whole.report['records']} examples are longer than "
@@ -133,60 +120,55 @@ def read(model: Model, paths: Sequence[str | os.PathLike], reading: Reading, con
     return Examples(tuple(made[0] or ()), tuple(notes)), None if made[1] is None else Examples(tuple(made[1]))
 
 
-def _dataset(model: Model, paths: Sequence[str | os.PathLike], reading: Reading, template: Any, limit: int) -> Dataset:
-    from anytune.text import build_dataset
-    from anytune.text.formats import read_records
-    kinds = {next(read_records(Path(path), reading.format, reading.columns)).kind for path in paths}
-    chats = not kinds & {"text", "plain"}
-    return build_dataset([Path(path) for path in paths], model.tokenizer, template, context=limit,
-                         assistant_loss_only=chats, format=reading.format, columns=dict(reading.columns or {}) or None,
-                         overflow="drop" if chats else None)
+class _Behind:
+    """The teacher's view of examples: behind a context. chats: whether a template writes them."""
 
+    def __init__(self, model: Model, reading: Reading, context: Context, chats: bool):
+        self.model, self.template, self.context, self.chats = model, reading.template, context, chats
+        self.front = model.tokenize(context.plain) if context and not chats else []
+        self.edge = self._edge() if context and chats else len(self.front)
 
-def _edge(model: Model, reading: Reading, context: Context) -> int:
-    """Tokens of the context alone, 0 where a template renders it differently once a conversation follows."""
-    try:
-        head = reading.template.render(context.before([]))
-        asked = reading.template.render(context.before([{"role": "user", "content": "x"}]))
-    except UserError:
-        return 0
-    if not asked.startswith(head):
-        return 0
-    tokenizer = model.tokenizer
-    ids = tokenizer.encode(head, special=True)
-    return len(ids) - (bool(tokenizer.add_eos) and ids[-1:] == [tokenizer.eos])
-
-
-def _keyed(data: Dataset) -> dict[tuple[int, int, int], int]:
-    """{(file, line, how many of that line before): example}, with the set itself under "data"."""
-    found: dict[Any, Any] = {"data": data}
-    seen: dict[tuple[int, int], int] = {}
-    for number, place in enumerate(zip(data.files.tolist(), data.lines.tolist())):
-        seen[place] = seen.get(place, -1) + 1
-        found[(*place, seen[place])] = number
-    return found
-
-
-def _pairs(data: Dataset, behind: dict | None, front: list[int], edge: int) -> list[Example]:
-    found = []
-    for key, number in _keyed(data).items():
-        if key == "data":
-            continue
+    def example(self, data: Dataset, number: int, records: Mapping[tuple[int, int], Record]) -> Example:
         ids, loss = data.example(number)
-        if behind is not None:
-            if key not in behind:
-                raise UserError(f"{data.where(number)}: behind the teacher's context this example is longer than the "
-                                "model's own context; shorten the context or the example.")
-            other = behind["data"].example(behind[key])[0]
-        else:
-            keep = 1 if front and ids[0] == front[0] else 0     # one BOS
-            other = np.concatenate([np.asarray(front, np.int32), ids[keep:]]) if front else ids
-        own = len(ids) if other is ids else min(_common_end(ids, other), len(other) - edge)
+        other = ids
+        if self.context and self.chats:
+            other = self._chat(data, number, records[int(data.files[number]), int(data.lines[number])])
+        elif self.front:
+            keep = 1 if ids[0] == self.front[0] == self.model.tokenizer.bos else 0     # one BOS
+            other = np.concatenate([np.asarray(self.front, np.int32), ids[keep:]])
+        own = len(ids) if other is ids else min(_common_end(ids, other), len(other) - self.edge)
         if own < 2:
             raise UserError(f"{data.where(number)}: the chat template writes this example otherwise behind the "
                             "teacher's context, so that nothing of it can be compared.")
-        found.append(Example(np.asarray(ids, np.int32), np.asarray(other, np.int32), own, np.asarray(loss, bool)))
-    return found
+        if len(other) > self.model.config.context:
+            raise UserError(f"{data.where(number)}: behind the teacher's context this example has {len(other)} tokens, "
+                            f"more than the model's {self.model.config.context}; shorten the context or lower -c.")
+        return Example(np.asarray(ids, np.int32), np.asarray(other, np.int32), own, np.asarray(loss, bool))
+
+    def _chat(self, data: Dataset, number: int, record: Record) -> np.ndarray:
+        from anytune.text.mask import encode_chat_report
+        messages, learn_from = list(record.messages), record.learn_from
+        if record.kind == "pair":
+            messages += [{"role": "user", "content": record.prompt},
+                         {"role": "assistant", "content": record.completion}]
+        whole = self.context.before(messages)
+        try:
+            found = encode_chat_report(self.model.tokenizer, self.template, whole, record.tools,
+                                       learn_from + len(whole) - len(messages))
+        except UserError as error:
+            raise UserError(f"{data.where(number)}, behind the teacher's context: {error}") from None
+        return np.asarray(found.ids, np.int32)
+
+    def _edge(self) -> int:
+        """Tokens of the context alone, 0 where a template renders it differently once a conversation follows."""
+        try:
+            head = self.template.render(self.context.before([]))
+            asked = self.template.render(self.context.before([{"role": "user", "content": "x"}]))
+        except UserError:
+            return 0
+        tokenizer = self.model.tokenizer
+        ids = tokenizer.encode(head, special=True)
+        return len(ids) - (bool(tokenizer.add_eos) and ids[-1:] == [tokenizer.eos]) if asked.startswith(head) else 0
 
 
 def _common_end(one: np.ndarray, other: np.ndarray) -> int:

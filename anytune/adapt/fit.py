@@ -25,14 +25,13 @@ SMALL = 1e-2  # of a norm's mean square gain: columns with less get less than th
 class Recipe:
     """rank: of every change. ridge: λ, of the mean of G's diagonal. guard: weight of the guarded text's tokens, as if
     they were as many as the data's. prior: {tensor} -> what its change is drawn to, float32 [out, in], or None.
-    metric: {tensor} -> the Fisher matrix of its outputs, float64 [out, out], or None."""
+    bases: {tensor: (b, its left inverse)} where the outputs' directions are given, and inputs alone are solved for."""
 
     rank: int = 16
     ridge: float = 1e-2
     guard: float = 0.0
     prior: Callable[[str], np.ndarray] | None = None
-    metric: Callable[[str], Any] | None = None
-    ranks: Mapping[str, int] | None = None
+    bases: Mapping[str, tuple[np.ndarray, np.ndarray | None]] | None = None
 
 
 @dataclass
@@ -67,8 +66,7 @@ def fit(couples: Sequence[Couple], recipe: Recipe, *, guard: Side | None = None,
     student = couples[0].student
     config, slots, e = student.model.config, student.slots, student.engine
     made = dict(done or {})
-    for name, pair in made.items():
-        slots[name] = _slot(e, pair)
+    slots.update({name: _slot(e, pair) for name, pair in made.items() if len(pair.a)})
     sides = [side for couple in couples for side in (couple.student, couple.teacher)] + ([guard] if guard else [])
     for side in sides:
         side.start()
@@ -82,8 +80,7 @@ def fit(couples: Sequence[Couple], recipe: Recipe, *, guard: Side | None = None,
                 pairs, took = _product(couples, guard, recipe, number, product, keep)
                 raised = max(raised, took)
                 new |= pairs
-                for name, pair in pairs.items():
-                    slots[name] = _slot(e, pair)
+                slots.update({name: _slot(e, pair) for name, pair in pairs.items() if len(pair.a)})
                 for couple in couples:
                     couple.student.refresh()
         for side in sides:
@@ -120,10 +117,10 @@ def _product(couples: Sequence[Couple], guard: Side | None, recipe: Recipe, numb
     equations = sums.equations()
     if keep is not None:
         keep(names, equations, priors)
-    metrics = None if recipe.metric is None else [recipe.metric(name) for name in names]
-    pairs = ridge(equations, widths, recipe.rank, recipe.ridge, priors, metrics)
-    if recipe.ranks is not None:
-        pairs = [pair.cut(recipe.ranks[name]) for name, pair in zip(names, pairs)]
+    bases = None
+    if recipe.bases is not None:
+        bases = [recipe.bases.get(name, (np.zeros((width, 0), np.float32), None)) for name, width in zip(names, widths)]
+    pairs = ridge(equations, widths, recipe.rank, recipe.ridge, priors, bases=bases)
     return dict(zip(names, pairs)), equations.ridge if equations.raised else 0.0
 
 

@@ -16,6 +16,7 @@ import click
 
 import anytune
 from anytune.cli import (
+    adapt_distill,
     bench,
     chat,
     convert,
@@ -47,6 +48,7 @@ COMMANDS = (    # in the order in which they are met
     data.data,
     train.train,
     train.finetune,
+    adapt_distill.adapt,
     monitor.monitor,
     generate.generate,
     chat.chat,

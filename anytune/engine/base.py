@@ -93,11 +93,17 @@ class Engine(Protocol):
     def view(self, x: Array):
         """As host(), but may share the engine's memory: to be read at once, not kept."""
 
+    def settle(self) -> None:
+        """Make the gradients that backwards have left for later; replay() does so itself."""
+
     # -- sums over tokens
     algebra: Any     # what adds them up and solves with them, in float64; see algebra.py
 
     def lift(self, x: Array) -> Any:
         """An activation as a float32 array of `algebra`, which may share the engine's memory: to be used at once."""
+
+    def lower(self, values) -> Array:
+        """float32 host values [rows, columns] as an activation."""
 
     def load(self, x: Array, values) -> None:
         """Write float32 host values of the same shape over x."""

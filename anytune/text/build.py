@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,19 +42,21 @@ def build_dataset(
     assistant_loss_only: bool = False,
     format: str = "auto",
     columns: dict | None = None,
-    overflow: str | None = None,
+    overflow: str | Mapping[str, str] | None = None,
+    see: Callable[[int, Record], None] | None = None,
 ) -> Dataset:
     """Read and tokenize files (a path or a list of paths) into examples of at most `context` tokens.
 
     loss: what is learned, see above; assistant_loss_only=True means "assistant".
     overflow: what to do with a longer example. split: into pieces of `context` tokens, each an example of
     its own; truncate: keep the first `context` tokens, or the stretch with the first learned ones if those
-    come later; drop: leave it out; error: refuse. None: truncate for chats and pairs, split for text.
+    come later; drop: leave it out; error: refuse. None: truncate for chats and pairs, split for text. A table says it
+    for each kind of record. see: called with a file's number and each of its records, as they are read.
     The report counts records, chats (those that went through the template), too_long, pieces, cut_tokens and
     dropped, and holds `notes`: sentences for the user.
     Raises UserError naming file and line for what cannot be used, or where nothing is left to learn.
     """
-    if overflow not in (None, *OVERFLOW):
+    if not isinstance(overflow, Mapping) and overflow not in (None, *OVERFLOW):
         raise UserError(f"There is no --overflow {overflow}; there are {', '.join(OVERFLOW)}.")
     if loss not in LOSS:
         raise UserError(f"There is no --loss {loss}; there are {', '.join(LOSS)}.")
@@ -68,6 +70,8 @@ def build_dataset(
     for number, path in enumerate(paths):
         work.path, work.file = path, number
         for record in read_records(path, format, columns):
+            if see is not None:
+                see(number, record)
             work.take(record)
         work.end_of_file()
     return work.finish(paths)
@@ -76,7 +80,7 @@ def build_dataset(
 class _Work:
     """What is being built, and the counts for the report."""
 
-    def __init__(self, tokenizer, template, context: int, loss: str, overflow: str | None) -> None:
+    def __init__(self, tokenizer, template, context: int, loss: str, overflow) -> None:
         self.tokenizer, self.template, self.context = tokenizer, template, context
         self.loss, self.overflow = loss, overflow
         self.kinds: dict[str, None] = {}  # of records
@@ -257,7 +261,8 @@ class _Work:
             return
         over = len(ids) - self.context
         self.too_long.append((self.path.name, record.line))
-        how = self.overflow or ("split" if record.kind == "text" else "truncate")
+        asked = self.overflow.get(record.kind) if isinstance(self.overflow, Mapping) else self.overflow
+        how = asked or ("split" if record.kind == "text" else "truncate")
         if how == "error":
             raise UserError(
                 f"this example has {len(ids)} tokens, more than the {self.context} of -c: raise -c, or say "

@@ -165,8 +165,14 @@ class TorchEngine(Composed):
     def algebra(self) -> HostAlgebra | CardAlgebra:
         return HostAlgebra() if self.device.type == "mps" else CardAlgebra(self.device)   # mps has no float64
 
+    def settle(self) -> None:
+        _linear.flush(self)
+
     def lift(self, x: Tensor) -> Tensor | np.ndarray:
         return self.view(x) if self.device.type == "mps" else real(x).float()
+
+    def lower(self, values) -> Tensor:
+        return own(self.array(*values.shape)).copy_(self.vector(values))
 
     def load(self, x: Tensor, values) -> None:
         # a copy, since a checkpoint's arrays are read-only maps, of which torch warns

@@ -174,6 +174,13 @@ class WebGpuEngine(Composed):
 
     view = host
 
+    def lower(self, values) -> Array:
+        x = self.array(*values.shape)
+        rows = np.zeros((x.rows, x.stride), np.float32)
+        rows[:, :x.columns] = values
+        self.commands.write(x, rows)
+        return x
+
     def load(self, x: Array, values) -> None:
         if isinstance(x, Codes):
             values = np.pad(np.asarray(values, np.uint8), (0, -x.count % 4)).view(np.float32)

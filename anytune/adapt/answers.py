@@ -1,0 +1,79 @@
+"""Prompts without answers: the teacher gives them, and student and teacher are compared on these."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anytune.adapt.data import Context, Reading
+from anytune.errors import UserError
+
+if TYPE_CHECKING:
+    from anytune.adapt.job import Teacher
+
+AT_ONCE, LONGEST = 8, 256   # prompts answered side by side, tokens of an answer
+
+
+@contextlib.contextmanager
+def with_answers(teacher: Teacher, paths: Sequence[str | os.PathLike], reading: Reading,
+                 tell: Callable[[str, int, int, str], None]) -> Iterator[tuple[list[Path], list[str]]]:
+    """(files that all have answers, notes): those of prompts alone are answered into a temporary file."""
+    with tempfile.TemporaryDirectory(prefix="anytune-adapt-") as folder:
+        found, notes = [], []
+        for number, path in enumerate(map(Path, paths)):
+            if not _unanswered(path, reading):
+                found.append(path)
+                continue
+            target = Path(folder) / f"{number}-{path.name}.jsonl"
+            count = _answer(teacher, path, target, reading, tell)
+            notes.append(f"{path} has prompts without answers: the teacher answered {count} of them.")
+            found.append(target)
+        yield found, notes
+
+
+def _unanswered(path: Path, reading: Reading) -> bool:
+    """Whether the first row is a prompt that nobody answers."""
+    from anytune.text.formats import read_records
+    from anytune.text.rows import json_rows
+    if path.is_dir() or not path.name.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson")):
+        return False
+    if not path.exists():
+        raise UserError(f"The data file {path} does not exist.")
+    row = next(json_rows(path), (0, {}))[1]
+    if "prompt" in row and not {"completion", "response", "output", "messages", "text"} & set(row):
+        return True
+    try:
+        record = next(read_records(path, reading.format, reading.columns))
+    except UserError:     # told better where it is read in earnest
+        return False
+    return record.kind == "chat" and record.messages[-1]["role"] != "assistant"
+
+
+def _answer(teacher: Teacher, path: Path, target: Path, reading: Reading,
+            tell: Callable[[str, int, int, str], None]) -> int:
+    from anytune.evaluation.prompts import read_prompts
+    from anytune.generate import decode, encode_rendered
+    from anytune.sampling import Sampling
+    model, context = teacher.model, teacher.context or Context()
+    prompts = read_prompts(path, reading.columns)
+    ids = [encode_rendered(model.tokenizer, reading.template.render(context.before(p.messages), p.tools,
+                                                                    add_generation_prompt=True)) for p in prompts]
+    with target.open("w", encoding="utf-8") as out:
+        for low in range(0, len(prompts), AT_ONCE):
+            some, replies = ids[low:low + AT_ONCE], []
+            longest = min(max(map(len, some)) + LONGEST, model.config.context)
+            decoder = model.decoder(adapter=teacher.adapter, batch=len(some), context=longest)
+            for _ in decode(decoder, model.tokenizer, some, Sampling(temperature=0.0), max_tokens=LONGEST,
+                            replies=replies):
+                pass
+            for prompt, reply in zip(prompts[low:], replies):
+                said = [*prompt.messages, {"role": "assistant", "content": reply.text}]
+                if reply.text.strip():
+                    out.write(json.dumps({"messages": said}, ensure_ascii=False) + "\n")
+            tell("answers of the teacher", min(low + AT_ONCE, len(prompts)), len(prompts), "")
+    return len(prompts)

@@ -1,0 +1,103 @@
+"""The end of each command: the result is judged, proved in llama.cpp, and written in the forms that were asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anytune.adapt import report
+from anytune.adapt.job import Measured
+from anytune.adapter import Adapter
+from anytune.errors import UserError
+
+if TYPE_CHECKING:
+    from anytune.model import Model
+
+
+@dataclass
+class Result:
+    """adapter; facts: what was measured (JSON-able); success: whether it brings the student nearer to the teacher;
+    measured: the same as numbers, by task."""
+
+    adapter: Adapter
+    facts: dict[str, Any]
+    measured: Sequence[Measured] = ()
+    label: str = "this adapter"
+
+    @property
+    def success(self) -> bool:
+        return bool(self.facts["success"])
+
+    def __str__(self) -> str:
+        one = self.measured[0] if len(self.measured) == 1 else None
+        return report.text(self.facts, one, self.label)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """output: name.gguf, or a folder for peft (None: write nothing); peft: a folder beside it; verify: prove the result
+    in llama.cpp, exact: over an F32 copy of the model."""
+
+    output: str | os.PathLike | None = None
+    verify: bool = True
+    exact: bool = True
+    threads: int | None = None
+    peft: str | os.PathLike | None = None
+
+
+def check_output(output: str | os.PathLike | None) -> None:
+    """UserError unless an adapter can be written there; said before the work begins."""
+    if output is None:
+        return
+    path = Path(output)
+    if path.suffix == ".gguf" and path.is_dir():
+        raise UserError(f"{path} is a folder: name a file.")
+    if not path.parent.is_dir():
+        raise UserError(f"There is no folder {path.parent}: make it, or choose another place.")
+
+
+def finish(model: Model, adapter: Adapter, facts: dict[str, Any], measured: Sequence[Measured], outputs: Outputs,
+           label: str) -> Result:
+    """Prove and write the adapter, unless it is worse than the student: then nothing is written."""
+    facts = {**facts, "success": all(report.success(found) for found in measured)}
+    result = Result(adapter, facts, measured, label)
+    if not result.success:
+        return result
+    facts["verified"] = prove(model, adapter, outputs) if outputs.verify else None
+    if facts["verified"] is not None and facts["verified"]["ok"] is False:
+        facts["success"] = False
+    elif outputs.output is not None:
+        adapter.save(outputs.output, model.gguf)
+        facts["paths"] = [str(outputs.output)]
+        if outputs.peft is not None:
+            adapter.save_peft(outputs.peft, model.gguf)
+            facts["paths"].append(str(outputs.peft))
+    return result
+
+
+def prove(model: Model, adapter: Adapter, outputs: Outputs) -> dict[str, Any]:
+    """The adapter in llama.cpp, over an F32 copy of the model where there is room for one. ok None: it is not here."""
+    from anytune.llamacpp import available
+    if not available():
+        return {"ok": None, "why": "it is not installed: pip install 'anytune[verify]'"}
+    from anytune.verify import verify
+    need = 4 * sum(info.n_elements for info in model.gguf.tensors.values())
+    exact = outputs.exact and shutil.disk_usage(tempfile.gettempdir()).free > need + (1 << 30)
+    found = verify(_reference(model), adapter, exact=exact, threads=outputs.threads)
+    told, change = found["with_adapter"], found["change"]
+    ok = told["ok"] and found["base"]["ok"] and (change["ok"] or change["rms_anytune"] < 1e-3)
+    return {"ok": bool(ok), "exact": exact, "kl_mean": told["kl_mean"], "kl_max": told["kl_max"],
+            "limit": told["limit"], "error": change["relative_error"]}
+
+
+def _reference(model: Model) -> Model:
+    """The model on the engine whose numbers llama.cpp's are compared with."""
+    if model.engine.name == "numpy":
+        return model
+    from anytune.model import load
+    return load(model.gguf.path, device="numpy")

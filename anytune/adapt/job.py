@@ -1,0 +1,255 @@
+"""What distilling, repairing and merging share: teachers, examples held out, the fit, its measure and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anytune.adapt.closed import Pair
+from anytune.adapt.data import Context, Example, batches, text_examples
+from anytune.adapt.fit import Couple, Progress, Recipe, fit
+from anytune.adapt.measure import Distance, distances
+from anytune.adapt.partial import Partial
+from anytune.adapt.walk import Side
+from anytune.adapter import Adapter
+from anytune.errors import UserError
+from anytune.memory import peak_bytes
+
+if TYPE_CHECKING:
+    from anytune.model import Model
+
+BATCH = 4096     # tokens run at once
+WINDOW = 256     # tokens of a window of ordinary text
+GUARDED, DRIFTED = 8, 6   # windows of it that a fit holds to, and others that drift is measured on
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """model: the student's, or another file of the same shape; with an adapter, behind a context, or both."""
+
+    model: Model
+    adapter: Adapter | None = None
+    context: Context = Context()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples and who teaches them; held: others of the kind, which nothing is fitted to."""
+
+    teacher: Teacher
+    examples: Sequence[Example]
+    held: Sequence[Example]
+    name: str = ""
+
+
+@dataclass
+class Settings:
+    """How a fit runs, beside its Recipe. batch: tokens run at once; alpha: of the adapter (None: its rank); output:
+    where it goes (None: nowhere); resume: go on from what an interrupted run left; guard_text, drift_text: ordinary
+    text in place of the built-in one; tell: called with what is done, as (what, done, of how many, remark)."""
+
+    batch: int = BATCH
+    alpha: float | None = None
+    output: str | os.PathLike | None = None
+    resume: bool = False
+    guard_text: str | None = None
+    drift_text: str | None = None
+    tell: Callable[[str, int, int, str], None] = lambda *_: None
+    keep: Callable[..., None] | None = None
+
+
+@dataclass
+class Fitted:
+    """pairs: {tensor: Pair}; layers: what was told of each; cpu, seconds: of the fit; raised: the largest ridge that
+    a factorization had to have, or 0."""
+
+    pairs: dict[str, Pair]
+    layers: list[Progress]
+    cpu: float
+    seconds: float
+
+    @property
+    def raised(self) -> float:
+        return max((layer.raised for layer in self.layers), default=0.0)
+
+
+def ordinary_text() -> str:
+    return (Path(__file__).parent / "ordinary.txt").read_text("utf-8")
+
+
+def prepare(model: Model) -> None:
+    """Hold weights so that going through them again and again is quick, where that fits."""
+    from anytune.model.decoder import dense_fits
+    if model.weights.slow and dense_fits(model):
+        model.hold("float32")
+
+
+def couple(model: Model, task: Task, examples: Sequence[Example], slots: dict[str, Any], batch: int,
+           keep: bool = True) -> Couple:
+    share = bool(task.teacher.context)
+    one, front = batches(examples, batch, False, share)
+    other, behind = batches(examples, batch, True, share)
+    return Couple(Side(model, one, front, slots=slots, keep=keep),
+                  Side(task.teacher.model, other, behind, adapter=task.teacher.adapter, keep=keep))
+
+
+def guard_side(model: Model, settings: Settings, recipe: Recipe) -> Side | None:
+    """Ordinary text in the bare model's eyes, that the fit holds to."""
+    if not recipe.guard:
+        return None
+    text = settings.guard_text
+    examples = text_examples(model, ordinary_text() if text is None else text, WINDOW)
+    examples = examples[:GUARDED] if text is None else examples
+    return Side(model, batches(examples, settings.batch, False, False)[0], ())
+
+
+def run_fit(model: Model, tasks: Sequence[Task], recipe: Recipe, settings: Settings,
+            identity: Mapping[str, Any]) -> Fitted:
+    """Fit the student `model` to all tasks. After each layer what is done is kept beside the output."""
+    slots: dict[str, Any] = {}
+    began, started = time.process_time(), time.perf_counter()
+    partial, done = None, {}
+    if settings.output is not None:
+        partial = Partial(settings.output, identity)
+        done = partial.load() if settings.resume else {}
+    couples = [couple(model, task, task.examples, slots, settings.batch) for task in tasks]
+    layers: list[Progress] = []
+    made = dict(done)
+
+    def tell(progress: Progress) -> None:
+        layers.append(progress)
+        made.update(progress.pairs)
+        if partial is not None and progress.pairs:
+            partial.save(made)
+        settings.tell("layers", progress.layer + 1, progress.layers, f"the streams differ by {progress.gap:.3f}")
+    pairs = fit(couples, recipe, guard=guard_side(model, settings, recipe), done=done, tell=tell, keep=settings.keep)
+    return Fitted(pairs, layers, time.process_time() - began, time.perf_counter() - started)
+
+
+def fingerprint(model: Model, tasks: Sequence[Task], recipe: Recipe, settings: Settings, **more: Any) -> dict[str, Any]:
+    """What decides the bytes of a fit's result."""
+    numbers = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in ("prior", "bases")}
+    digest = hashlib.sha256()
+    for task in tasks:
+        for example in task.examples:
+            for part in (example.ids, example.behind, example.loss, np.int64(example.own)):
+                digest.update(np.ascontiguousarray(part).tobytes() + b"|")
+    teachers = [[task.teacher.model.gguf.sha256(), adapter_hash(task.teacher.adapter)] for task in tasks]
+    text = hashlib.sha256((settings.guard_text or "").encode()).hexdigest() if recipe.guard else None
+    return {"-m": model.gguf.sha256(), "the teacher": teachers, "the data": digest.hexdigest(), "the guard": text,
+            "--batch-size": settings.batch, "--device or --threads": model.engine.identity(), **numbers, **more}
+
+
+def adapter_hash(adapter: Adapter | None) -> str | None:
+    if adapter is None:
+        return None
+    digest = hashlib.sha256(repr(adapter.scale).encode())
+    for name in sorted(adapter.tensors):
+        digest.update(name.encode())
+        for part in adapter.tensors[name]:
+            digest.update(np.ascontiguousarray(part, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def as_adapter(model: Model, pairs: Mapping[str, Pair], alpha: float | None = None,
+               template: str | None = None) -> Adapter:
+    """Pairs as an adapter; those of a lower rank than others are filled up with zeros. UserError if all are empty."""
+    rank = max((len(pair.a) for pair in pairs.values()), default=0)
+    if not rank:
+        raise UserError("Nothing is left of the adapter: a larger --rank or --size is needed.")
+    alpha = float(rank) if alpha is None else alpha
+    scale = np.float32(rank / alpha)
+    tensors = {}
+    for name, pair in pairs.items():
+        if len(pair.a):
+            missing = rank - len(pair.a)
+            tensors[name] = (np.pad(pair.a, ((0, missing), (0, 0))), np.pad(pair.b, ((0, 0), (0, missing))) * scale)
+    return Adapter(tensors, rank, alpha, False, model.config.architecture, model.name, model.gguf.sha256(),
+                   template if template is not None else model.template_source)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """before: the bare student; after: with the adapter; plain: {name: with a plain alternative}; on examples held out.
+    drift, drift_plain: KL from the bare student on ordinary text; teacher_drift: the teacher's own there."""
+
+    before: Distance
+    after: Distance
+    plain: dict[str, Distance]
+    drift: float
+    teacher_drift: float
+    drift_plain: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def recovered(self) -> float:
+        return 1.0 - self.after.kl / self.before.kl if self.before.kl > 0 else 0.0
+
+
+def measure(model: Model, task: Task, made: Adapter, plain: Mapping[str, Adapter], settings: Settings) -> Measured:
+    """Distances of the student to the task's teacher, bare, with the adapter, and with plain alternatives."""
+    adapters: dict[str, Adapter | None] = {"before": None, "after": made, **plain}
+    found = beside(model, task.teacher, adapters, task.held, settings, "held-out examples")
+    text = settings.drift_text
+    windows = text_examples(model, ordinary_text() if text is None else text, WINDOW, task.teacher.context)
+    windows = windows[GUARDED:][:DRIFTED] or windows[-1:] if text is None else windows[:DRIFTED]
+    moved = _drift(model, task.teacher, adapters, windows, settings)
+    return Measured(found["before"], found["after"], {name: found[name] for name in plain}, moved["after"],
+                    moved["teacher"], {name: moved[name] for name in plain})
+
+
+def beside(model: Model, teacher: Teacher, adapters: Mapping[str, Adapter | None], examples: Sequence[Example],
+            settings: Settings, what: str) -> dict[str, Distance]:
+    share = bool(teacher.context)
+    one, front = batches(examples, settings.batch, False, share)
+    other, behind = batches(examples, settings.batch, True, share)
+    sides = [Side(teacher.model, other, behind, adapter=teacher.adapter),
+             *(Side(model, one, front, adapter=adapter) for adapter in adapters.values())]
+    return dict(zip(adapters, _compared(sides, settings, what)))
+
+
+def _drift(model: Model, teacher: Teacher, adapters: Mapping[str, Adapter | None], windows: Sequence[Example],
+           settings: Settings) -> dict[str, float]:
+    """KL from the bare student on ordinary text: of the student with each adapter, and of the teacher."""
+    bare = [dataclasses.replace(e, behind=e.ids, own=len(e.ids)) for e in windows] if not teacher.context else windows
+    one, front = batches(bare, settings.batch, False, bool(teacher.context))
+    other, behind = batches(bare, settings.batch, True, bool(teacher.context))
+    names = [name for name in adapters if name != "before"]
+    sides = [Side(model, one, front), Side(teacher.model, other, behind, adapter=teacher.adapter),
+             *(Side(model, one, front, adapter=adapters[name]) for name in names)]
+    return {name: d.kl for name, d in zip(["teacher", *names], _compared(sides, settings, "ordinary text"))}
+
+
+def _compared(sides: list[Side], settings: Settings, what: str) -> list[Distance]:
+    layers, total = 0, sum(side.model.config.layers for side in sides)
+    for side in sides:
+        def tell(_: int) -> None:
+            nonlocal layers
+            layers += 1
+            settings.tell(what, layers, total, "")
+        side.through(tell)
+    return distances(sides[0], sides[1:])
+
+
+def truncated(adapter: Adapter, rank: int) -> Adapter:
+    """The plain way: the truncated SVD of each change, without a look at any data."""
+    tensors = {}
+    for name, (a, b) in adapter.tensors.items():
+        q, r = np.linalg.qr(a.T.astype(np.float64))
+        u, s, v = np.linalg.svd(b.astype(np.float64) * adapter.scale @ r.T, full_matrices=False)
+        keep = min(rank, len(s))
+        tensors[name] = ((v[:keep] @ q.T).astype(np.float32), (u[:, :keep] * s[:keep]).astype(np.float32))
+    rank = max(len(a) for a, _ in tensors.values())
+    return dataclasses.replace(adapter, tensors=tensors, rank=rank, alpha=float(rank), rslora=False)
+
+
+def memory_peak(model: Model) -> int:
+    """The most bytes that the device had, or the process where they are the same."""
+    return model.engine.peak() or peak_bytes()

@@ -1,0 +1,223 @@
+"""anytune adapt: adapters without gradients. Each command's own options are in adapt_*.py; what they share is here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from anytune.cli.common import existing_file, json_option, load_model, print_json, read_text
+from anytune.cli.dataset import FORMATS, KEYS, columns_from
+from anytune.cli.progress import Progress
+from anytune.errors import UserError
+
+if TYPE_CHECKING:
+    from anytune.adapt.data import Reading
+    from anytune.adapt.ending import Outputs, Result
+    from anytune.adapt.job import Settings
+    from anytune.adapter import Adapter
+    from anytune.model import Model
+
+
+class _Group(click.Group):
+    """Lists the commands in the order in which they are added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Group)
+def adapt() -> None:
+    """Make adapters without gradients: distil, compress, repair, merge, from activations.
+
+    A teacher and the model run over the data side by side, and each layer's change is solved for in closed form: a
+    minute where training takes many. Each command holds examples out, and prints how far the result is from its teacher
+    on these, beside the plain alternative.
+    """
+
+
+DATA = (
+    click.option("-f", "--file", "files", multiple=True, required=True, metavar="DATA",
+                 help="Data in every form that `anytune train` takes. May be given several times."),
+    click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
+                 help="What the data is, if it is not to be recognised."),
+    click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own."),
+    click.option("-c", "--ctx-size", "context", type=click.IntRange(2), default=512, show_default=True,
+                 help="Tokens of the longest example; longer chats are left out."),
+    click.option("--val-file", multiple=True, metavar="FILE", help="Data to judge the result on."),
+    click.option("--val-split", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True,
+                 help="Part of the data that is held out to judge the result on."),
+    click.option("-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Of what is held out."),
+    *(click.option(f"--{name}-key", metavar="COLUMN", help=f"The column that holds the {name}.") for name in KEYS),
+)
+FIT = (
+    click.option("--ridge", type=click.FloatRange(0), metavar="SHARE",
+                 help="Ridge of the regressions, as a share of the Gram matrix's mean diagonal."),
+    click.option("--guard", type=click.FloatRange(0), metavar="WEIGHT",
+                 help="Weight of ordinary text on which the model is to stay as it is."),
+    click.option("--guard-text", metavar="FILE", help="That text, instead of a short built-in one."),
+    click.option("--drift-text", metavar="FILE", help="Ordinary text to measure the drift on, likewise."),
+    click.option("-b", "--batch-size", "batch", type=click.IntRange(1), default=4096, show_default=True, metavar="N",
+                 help="Tokens that run at once."),
+    click.option("--lora-alpha", "alpha", type=click.FloatRange(0, min_open=True), metavar="ALPHA",
+                 help="The adapter is scaled by alpha / rank.  [default: the rank]"),
+    click.option("--resume", is_flag=True, help="Go on from what an interrupted run left beside the output."),
+)
+OUTPUT = (
+    click.option("-o", "--output", required=True, metavar="PATH",
+                 help="The adapter: NAME.gguf for llama.cpp; another name becomes a peft folder."),
+    click.option("--no-verify", is_flag=True, help="Do not prove the result in llama.cpp."),
+    click.option("--peft", metavar="FOLDER", help="Write the adapter as a peft folder, too."),
+)
+TEACHERS = (
+    click.option("--system", metavar="FILE", help="A text that the teacher sees as the system message."),
+    click.option("--shots", multiple=True, metavar="FILE",
+                 help="Conversations that the teacher sees before each example. May be given several times."),
+    click.option("--teacher-lora", metavar="ADAPTER", help="An adapter that the teacher has."),
+    click.option("--teacher-model", metavar="GGUF", help="Another file of the same shape, as the teacher."),
+)
+
+
+def teacher_options(command: Callable) -> Callable:
+    for option in reversed(TEACHERS):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Common:
+    """What the options of this file ask for."""
+
+    files: tuple[str, ...]
+    format: str
+    chat_template: str | None
+    context: int
+    val_file: tuple[str, ...]
+    val_split: float
+    seed: int
+    keys: dict[str, str | None]
+    ridge: float | None
+    guard: float | None
+    guard_text: str | None
+    drift_text: str | None
+    batch: int
+    alpha: float | None
+    resume: bool
+    output: str
+    no_verify: bool
+    peft: str | None
+    as_json: bool
+
+    def open(self, model: str, engine: dict, inputs: list[tuple[str, str | None]]) -> Model:
+        """The student; every file is looked for first, and no output may be an input."""
+        import os
+
+        from anytune.cli.common import model_path
+        from anytune.files import spare_inputs
+        for path in (*self.files, *self.val_file):
+            if not os.path.isdir(path):
+                existing_file(path, "data")
+        for path in (self.chat_template, self.guard_text, self.drift_text):
+            if path is not None:
+                existing_file(path, "text")
+        spare_inputs([self.output, self.peft], [("the model", model_path(model)), *inputs,
+                                                *(("data", path) for path in (*self.files, *self.val_file))])
+        return load_model(model, engine)
+
+    def reading(self, model: Model) -> Reading:
+        from anytune.adapt.data import Reading
+        from anytune.text import ChatTemplate
+        template = model.template if self.chat_template is None else ChatTemplate.for_model(
+            model.gguf, model.tokenizer, self.chat_template)
+        return Reading(template, min(self.context, model.config.context), self.format, columns_from(self.keys))
+
+    def settings(self, bars: Bars) -> Settings:
+        from anytune.adapt.job import Settings
+        return Settings(self.batch, self.alpha, None, self.resume,
+                        None if self.guard_text is None else read_text(self.guard_text),
+                        None if self.drift_text is None else read_text(self.drift_text), bars.tell)
+
+    def outputs(self, engine: dict) -> Outputs:
+        from anytune.adapt.ending import Outputs
+        return Outputs(self.output, not self.no_verify, True, engine["threads"], self.peft)
+
+    def data(self) -> dict[str, Any]:
+        return {"val_file": self.val_file, "val_split": self.val_split, "seed": self.seed}
+
+    def end(self, result: Result) -> int:
+        """Print a result -> the exit code: 1 if it is no success."""
+        if self.as_json:
+            print_json(result.facts)
+        else:
+            click.echo(str(result))
+        return 0 if result.success else 1
+
+
+def common_options(command: Callable) -> Callable:
+    """Add DATA, FIT and OUTPUT; the command gets them as `common`."""
+    names = Common.__dataclass_fields__
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        kwargs["keys"] = {name: kwargs.pop(f"{name}_key") for name in KEYS}
+        common = Common(**{name: kwargs.pop(name) for name in names})
+        return command(*args, common=common, **kwargs)
+
+    for option in reversed((*DATA, *FIT, *OUTPUT, json_option)):
+        gathered = option(gathered)
+    return gathered
+
+
+class Bars:
+    """A line of progress for each piece of work."""
+
+    UNITS = {"layers": "layers", "gradient steps": "steps", "answers of the teacher": "prompts"}
+
+    def __init__(self, quiet: bool):
+        self.quiet, self.what, self.bar = quiet, "", None
+
+    def tell(self, what: str, done: int, total: int, remark: str = "") -> None:
+        if what != self.what:
+            self.close()
+            self.what, self.bar = what, Progress(what, self.UNITS.get(what, "layers"), quiet=self.quiet)
+        self.bar.to(done, total, remark)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.__exit__()
+        self.what, self.bar = "", None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def interruptible(output: str, work: Callable[[], int]) -> int:
+    """work(), where Ctrl-C says how to go on; the exit code is then 130."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        from pathlib import Path
+        left = Path(output).with_name(f"{Path(output).name}.partial")
+        click.echo("Interrupted. " + (f"The layers that are done are kept in {left}: the same command with --resume "
+                                      "goes on." if left.exists() else "Nothing was done yet."), err=True)
+        return 130
+
+
+def adapter_of(path: str | None, model: Model) -> Adapter | None:
+    from anytune.cli.common import load_adapter
+    return load_adapter(path, model)
+
+
+def teacher_of(path: str | None, engine: dict) -> Model | None:
+    return None if path is None else load_model(path, engine)
+
+
+def need(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
