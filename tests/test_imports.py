@@ -46,8 +46,9 @@ KNOWS = {"gguf": {"errors", "files"}, "text": {"errors", "gguf"}, "mail": {"erro
          "engine": {"errors", "files", "gguf", "memory", "units"},
          "model": {"adapter", "engine", "errors", "generate", "gguf", "memory", "quantization", "text"},
          "likelihood": {"adapter", "errors", "files", "model", "text"},
-         "adapt": {"adapter", "engine", "errors", "export", "files", "generate", "gguf", "likelihood", "memory",
-                   "model", "quantization", "text", "train", "units", "verify"},
+         "adapt": {"adapter", "engine", "errors", "export", "files", "generate", "gguf", "likelihood",
+                   "llamacpp", "memory", "model", "quantization", "sampling", "evaluation", "text", "train", "units",
+                   "verify"},
          "quantization": {"adapter", "engine", "errors", "files", "gguf", "likelihood", "memory", "model", "units"}}
 
 

@@ -55,23 +55,29 @@ def look_back(model: Model, batches: Sequence[Batch], see: See, adapter: Adapter
     batches: without a common beginning; labels are drawn for their scored rows. tell: called after each.
     """
     e, weights, config = model.engine, model.weights, model.config
-    slots = model.adapter_slots(adapter)
-    tables = model.rope_tables(max(int(batch.positions.max()) for batch in batches) + 1)
-    layers, head = weights.layers(tables, slots), weights.head(slots)
+    most, longest = max(len(batch.ids) for batch in batches), max(int(b.positions.max()) for b in batches) + 1
+    if adapter is None:
+        layers, head, keep = weights.layers(model.rope_tables(longest)), weights.head(), config.layers
+    else:   # gradients of its pairs are made, and not used
+        from anytune.model import Lora
+        trainee = model.trainee(Lora(), adapter=adapter, ubatch=most, context=longest)
+        layers, head, keep = trainee.layers, trainee.head, trainee.keep
     watch = _Watch(e, layers, see)
     random, tokens = np.random.default_rng(seed), 0
-    e.training = False
+    e.training = True
     for number, batch in enumerate(batches):
-        e.begin(batch.starts, max(len(b.ids) for b in batches), (0, 0, 0))
+        e.begin(batch.starts, most, (0, 0, 0))
         positions, rows = e.integers(batch.positions), e.integers(batch.scored)
         x = e.embed(e.integers(batch.ids), weights.embedding, weights.embedding_scale)
-        top, tape = forward(e, layers, x, config, positions, rows, 0, len(layers))
+        top, tape = forward(e, layers, x, config, positions, rows, 0, keep)
         h = e.rms_norm(top, weights.output_norm, config.eps)
         _, dh = e.cross_entropy(h, head, e.integers(_drawn(e, h, head, len(batch.scored), random)), 1.0, True)
         dx = e.rms_norm_backward(dh, top, weights.output_norm, config.eps)
-        backward(watch, layers, dx, config, positions, rows, 0, len(layers), tape, bottom=True)
+        backward(watch, layers, dx, config, positions, rows, 0, keep, tape, bottom=True)
+        e.settle()
         tokens += len(batch.ids)
         tell(number)
+    e.training, e.room = False, 0
     return tokens
 
 
