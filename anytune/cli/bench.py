@@ -75,7 +75,7 @@ def _many(*flags: str, low: int, high: int, default: str | None, help: str) -> C
 @click.option("--lora-rank", "rank", type=click.IntRange(1, 4096), default=16, show_default=True, metavar="R",
               help="Rank of the adapter in training.")
 @click.option("--memory", type=SIZE, metavar="SIZE", help="Memory to stay within, as in training.")
-@click.option("--dtype", type=click.Choice(["auto", "bf16", "fp16", "f32"]), default="auto", show_default=True,
+@click.option("--dtype", type=click.Choice(["auto", "bf16", "fp16", "f32", "fp8"]), default="auto", show_default=True,
               help="Number format of a GPU's matrix products.")
 @click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa.")
 @click.option("--max-binding", type=SIZE, metavar="SIZE",

@@ -63,6 +63,7 @@ class Engine(Protocol):
     tolerance: float  # relative error of an operation that its number format explains
     few: int         # rows up to which a product is bound by reading weights, so that linear_few() pays
     keeps_turned: bool  # queries and keys after rope are kept for the backward, where they could be made again
+    keeps_attended: bool  # what attention gave is kept of layers whose forward runs twice
     lag: int         # steps of training that may be asked for before the first one's Numbers are looked at
 
     # -- memory and transfers

@@ -12,7 +12,7 @@ from .algebra import HostAlgebra
 class Composed:
     """Mixed into an engine. base.py says what the operations mean."""
 
-    keeps_turned = False
+    keeps_turned = keeps_attended = False
 
     @functools.cached_property
     def algebra(self) -> HostAlgebra:

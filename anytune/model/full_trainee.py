@@ -27,6 +27,9 @@ class FullTrainee(Passes):
 
     def __init__(self, model, full: Full, ubatch: int = 512, context: int | None = None, memory: int | None = None):
         super().__init__(model, ubatch, 0)
+        if getattr(self.engine, "fp8", False):
+            raise UserError("--dtype fp8 rounds gradients where they pass frozen weights, which full training lacks: "
+                            "leave it out, or train an adapter (without --full)")
         self.full = full
         self.names = full.tensors(model.gguf, self.config.layers)
         self.shapes = {name: tuple(model.gguf.tensors[name].shape) for name in self.names}

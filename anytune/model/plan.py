@@ -20,7 +20,7 @@ from anytune.memory import MIB
 from .build import Weights
 from .transformer import backward, forward
 
-FORWARD_SHARE = 0.3   # of a step: what running every layer's forward again would add
+AGAIN = 0.8   # what arithmetic that is done twice adds to a step, in parts of what it adds to the step's arithmetic
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
             need = budget.base + counter.run(way, 0)[0]
             least = need if least is None else min(least, need)
             continue
-        cost = way.cost + FORWARD_SHARE * (layers - keep) / max(1, counter.layers)
+        cost = way.cost + AGAIN * counter.twice(way, keep)
         if best is None or cost < best[0]:
             size, flops = counter.run(way, keep)
             kept = ("activations of all layers are kept" if keep == layers else
@@ -102,6 +102,13 @@ class _Counter:
         if (way, keep) not in self._known:
             self._known[way, keep] = self._count(way, keep)
         return self._known[way, keep]
+
+    def twice(self, way: Way, keep: int) -> float:
+        """The arithmetic of forwards that run again, over that of a step without them."""
+        if keep == self.trained:
+            return 0.0
+        once = self.run(way, self.trained)[1]
+        return self.run(way, keep)[1] / once - 1
 
     def _count(self, way: Way, keep: int) -> tuple[int, float]:
         c, e = self.config, self.budget.counter(way, self.ubatch)

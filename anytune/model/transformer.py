@@ -66,15 +66,15 @@ class Layer:
         return self.trains_attention or self.trains_gates or self.down.trains or self._any("post_ffn_norm")
 
 
-def attention_block(e, x, layer: Layer, config: Config, positions):
-    """x: [T, d] -> (x + attention(x), what the backward needs)."""
+def attention_block(e, x, layer: Layer, config: Config, positions, attended=None):
+    """x: [T, d] -> (x + attention(x), what the backward needs). attended: what e.attention() gave before, or None."""
     q, k, v = e.norm_linear(x, layer.attn_norm, config.eps, layer.qkv)
     # without head norms q and k are turned where they lie; with them they stay, for the backward
     turned_q, turned_k = e.rotate(q, k, layer.head_norms, config.eps, layer.rope, positions, layer.heads,
                                   config.arch.halves)
     if layer.head_norms is None:
         q, k = turned_q, turned_k
-    o, sums = e.attention(turned_q, turned_k, v, layer.heads)
+    o, sums = attended or e.attention(turned_q, turned_k, v, layer.heads)
     turned = (turned_q, turned_k) if e.keeps_turned and layer.head_norms else None
     del turned_q, turned_k
     (y,) = e.linear(o, layer.out)
@@ -118,9 +118,14 @@ def attention_block_backward(e, dout, saved, layer: Layer, config: Config, posit
                                   layer.gain("attn_norm"))
 
 
-def mlp_block(e, x, layer: Layer, config: Config):
-    """x: [T, d] -> (x + mlp(x), what the backward needs)."""
+def mlp_block(e, x, layer: Layer, config: Config, again: bool = False):
+    """x: [T, d] -> (x + mlp(x), what the backward needs).
+
+    again: it ran before, and only the latter is wanted: then the last product is left out where nothing reads it.
+    """
     gate, up = e.norm_linear(x, layer.ffn_norm, config.eps, layer.gate_up)
+    if again and layer.post_ffn_norm is None:
+        return None, (x, gate, up, None)
     (y,) = e.glu_linear(gate, up, config.arch.activation, layer.down)
     if layer.post_ffn_norm is None:
         return e.add(x, y), (x, gate, up, None)
@@ -141,15 +146,16 @@ def mlp_block_backward(e, dout, saved, layer: Layer, config: Config, need_dx: bo
                                   layer.out if layer.post_attn_norm is None else None, layer.gain("ffn_norm"))
 
 
-def layer_forward(e, x, layer: Layer, config: Config, positions, rows=None):
+def layer_forward(e, x, layer: Layer, config: Config, positions, rows=None, again: bool = False, attended=None):
     """x -> (next x, (saved by attention, saved by the MLP)).
 
-    rows: the only ones that are wanted, int32 [M], or None: all.
+    rows: the only ones that are wanted, int32 [M], or None: all. again: as in mlp_block; attended: as in
+    attention_block.
     """
-    x, attention_saved = attention_block(e, x, layer, config, positions)
+    x, attention_saved = attention_block(e, x, layer, config, positions, attended)
     if rows is not None:    # nothing after attention looks at another row
         x = e.take(x, rows)
-    x, mlp_saved = mlp_block(e, x, layer, config)
+    x, mlp_saved = mlp_block(e, x, layer, config, again)
     return x, (attention_saved, mlp_saved)
 
 
@@ -175,15 +181,16 @@ def forward(e, layers: list[Layer], x, config: Config, positions, rows, lowest: 
     -> (x [M, d] of the given rows, tape): per layer what its backward needs, its input alone, or None.
 
     Layers below `lowest` keep nothing (no backward goes there). Of the others the last `keep` keep all, the
-    rest only their input, from which the backward runs them again.
+    rest only their input, from which the backward runs them again, and if the engine says so what attention gave.
     """
     tape: list = []
     for number, layer in enumerate(layers):
         full = number >= max(lowest, len(layers) - keep)
         before = x
         x, saved = layer_forward(e, x, layer, config, positions, rows if number == len(layers) - 1 else None)
-        tape.append(saved if full else e.park(before) if number >= lowest else None)
-        del before, saved
+        attended = saved[0][5:7] if e.keeps_attended and number >= lowest else None
+        tape.append(saved if full else (e.park(before), attended) if number >= lowest else None)
+        del before, saved, attended
     return x, tape
 
 
@@ -196,7 +203,11 @@ def backward(e, layers: list[Layer], dx, config: Config, positions, rows, lowest
     for number in range(len(layers) - 1, lowest - 1, -1):
         saved, wanted = tape.pop(), rows if number == len(layers) - 1 else None
         if number < len(layers) - keep:
-            saved = layer_forward(e, e.fetch(saved), layers[number], config, positions, wanted)[1]
+            before, attended = saved
+            del saved
+            before = e.fetch(before)
+            saved = layer_forward(e, before, layers[number], config, positions, wanted, True, attended)[1]
+            del before, attended
         below = layers[number - 1] if number > lowest else None
         dx = layer_backward(e, dx, saved, layers[number], config, positions, below, wanted, bottom)
         del saved

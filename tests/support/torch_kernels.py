@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from anytune.engine.torch import plain, plain_low, plain_optimizer  # noqa: E402
+from anytune.engine.torch import plain, plain_fp8, plain_low, plain_optimizer  # noqa: E402
 from tests.support.require import need  # noqa: E402
 from tests.support.triton import DEVICE, triton_module  # noqa: E402
 
@@ -23,7 +23,8 @@ if importlib.util.find_spec("triton"):
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LIMIT = {F32: 2e-5, F16: 2e-3, BF16: 1.6e-2}
 NAMES = {"norm": ("rms_norm", "rms_norm_backward"), "rotate": ("rotate", "rotate_backward"),
-         "glu": ("glu", "glu_backward"), "glu_gradients": ("glu_gradients",), "low": ("low", "gradients"),
+         "glu": ("glu", "glu_backward"), "glu_gradients": ("glu_gradients",), "low": ("low", "low_fp8", "gradients"),
+         "fp8": ("quantize", "turn"),
          "few_gradients": ("gradients_of_groups",), "loss": ("loss_rows",), "optimizer": ("square_sum", "adamw"),
          "place": ("place",), "dropout": ("dropout",)}
 
@@ -31,7 +32,7 @@ NAMES = {"norm": ("rms_norm", "rms_norm_backward"), "rotate": ("rotate", "rotate
 def twins() -> dict:
     """The plain modules by the kernels' names."""
     return {name: plain_low if name in ("low", "few_gradients", "place")
-            else plain_optimizer if name == "optimizer" else plain for name in NAMES}
+            else plain_optimizer if name == "optimizer" else plain_fp8 if name == "fp8" else plain for name in NAMES}
 
 
 def functions(modules: dict) -> SimpleNamespace:
@@ -69,7 +70,7 @@ def f(request, monkeypatch):
     for module in skinny.values():
         monkeypatch.setattr(module, "SMALL", 0 if many else 512)
     for name, shared in (("low", not many), ("glu", True), ("glu_backward", True)):
-        config = skinny[name].MANY if many and name != "glu_backward" else skinny[name].FEW
+        config = skinny[name].MANY if many and name == "low" else skinny[name].FEW
         monkeypatch.setitem(config, "BLOCK", 32)
         monkeypatch.setitem(config, "SHARE", 64 if shared else 4096)
     monkeypatch.setitem(skinny["low"].GRADIENTS, "SHARE", 16 if many else 512)

@@ -7,11 +7,14 @@ processes may share the blocks out; they must decide alike, so the room that cou
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from anytune.engine.budget import Way
 from anytune.memory import MIB, available_bytes, process_bytes
 
+from . import fp8
 from .count import TorchCount
 from .sizes import AWAY, LEAN, Sizes
 
@@ -20,8 +23,10 @@ HOLDS = (("dense", 0.0, "weights are dequantized once"),
          ("blocks", 0.06, "weights stay in their GGUF blocks and are dequantized for each use"),
          ("stream", 0.5, "weights stay in the host's memory and are copied for each use"))
 SHARD = ("shard", 0.12, "each process holds a slice of the weights' GGUF blocks and gathers the others for each use")
-PIECES = ((Sizes(turned=True), 0.0, ""), (Sizes(), 0.01, ""), (LEAN, 0.02, "; the loss takes few rows at a time"),
-          (AWAY, 0.05, "; the loss takes few rows at a time; layer inputs wait in the host's memory"))
+PIECES = tuple((replace(sizes, attended=attended), cost, words) for sizes, cost, words in (
+    (Sizes(turned=True), 0.0, ""), (Sizes(), 0.01, ""), (LEAN, 0.02, "; the loss takes few rows at a time"),
+    (AWAY, 0.05, "; the loss takes few rows at a time; layer inputs wait in the host's memory"))
+    for attended in (True, False))
 WORKSPACE = 48 * MIB     # cuBLAS's, and small things that no count sees
 
 
@@ -40,7 +45,8 @@ class Budget:
             self.limit = self.base + team.least(self.limit - self.base)
             holds = (SHARD,) if team.shard else (*HOLDS, SHARD)
         away = engine.device.type == "cuda"
-        self.ways = [Way(cost + more, hold, sizes, text + words)
+        told = fp8.TOLD if engine.fp8 else ""
+        self.ways = [Way(cost + more, hold, sizes, text + words + told)
                      for hold, cost, text in holds for sizes, more, words in PIECES
                      if away or (hold != "stream" and not sizes.offload)]
 

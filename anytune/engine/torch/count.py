@@ -12,6 +12,7 @@ import torch
 from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 
+from . import fp8
 from .slices import rows_each
 from .weights import WHOLE, Group, align
 
@@ -76,6 +77,7 @@ class TorchCount(Composed):
         # a product's sum that lies in memory before it is added to a float32 gradient; see gradients.add_product
         self.sums = (0 if self.item == 4 else 4 if engine.device.type == "cuda" and torch.version.hip is None
                      else self.item)
+        self.fp8 = engine.fp8
         self.sizes, self.hold, self.room, self.training, self.flops = sizes, hold, 0, False, 0.0
         self.live, self.span = Live(), 0.0
 
@@ -86,6 +88,9 @@ class TorchCount(Composed):
     def held(self, matrices: dict, groups: list) -> int:
         """What frozen weights take: dense, or blocks (on the device, if not streamed), and one scratch matrix."""
         scratch = self.head_item * max((g.size for g in groups[:-1] if g.hold != "dense"), default=0)
+        if self.fp8:
+            rounded = [fp8.size(g) for g in groups if fp8.takes(g)]
+            scratch += sum(rounded) if self.hold == "dense" else max(rounded, default=0)
         if self.hold == "dense":
             beside = sum(w.nbytes for g in groups if g.trains_matrix for w in g.weights if w.gradient is None)
             return self.head_item * sum(g.size for g in groups if not g.trains_matrix) + beside + scratch
@@ -134,6 +139,10 @@ class TorchCount(Composed):
     @property
     def keeps_turned(self) -> bool:
         return self.sizes.turned
+
+    @property
+    def keeps_attended(self) -> bool:
+        return self.sizes.attended
 
     # ---- operations
     def embed(self, ids, table, scale):
@@ -201,13 +210,21 @@ class TorchCount(Composed):
         self.flops += 2.0 * tokens * group.rank * (2 * group.width + group.in_features)
         dx = None
         if need_dx:
+            rounded = self._rounded(tokens, group)
             self.flops += 2.0 * tokens * (group.width + group.rank) * group.in_features
             dx = self.array(tokens, group.in_features)
+            del rounded
         for weight in group.weights:
             if weight.gradient is not None:
                 self.flops += 2.0 * tokens * weight.out_features * group.in_features
                 self.live.take(self.sums * weight.out_features * group.in_features)
         return dx
+
+    def _rounded(self, tokens: int, group):
+        """What an input gradient in fp8 takes beside dy."""
+        if self.fp8 and fp8.takes(group):
+            return self.live.take(tokens * (group.width + group.rank + 8))
+        return None
 
     def norm_linear_backward(self, dys, x, gain, eps, group, residual, need_dx=True, then=None,
                              into=None):

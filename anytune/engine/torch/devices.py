@@ -9,16 +9,18 @@ from typing import Any
 from anytune.errors import UserError
 
 KINDS = ("cuda", "rocm", "xpu", "mps", "cpu-torch")
-DTYPES = ("auto", "bf16", "fp16", "f32")
+DTYPES = ("auto", "bf16", "fp16", "f32", "fp8")
 
 
 @dataclass(frozen=True)
 class Device:
-    """kind: one of KINDS; device: torch's; dtype: of matrix products; triton: whether its kernels run here."""
+    """kind: one of KINDS; device: torch's; dtype: of matrix products; triton: whether its kernels run here; fp8: input
+    gradients pass frozen weights in fp8."""
     kind: str
     device: Any
     dtype: Any
     triton: bool
+    fp8: bool = False
 
     @property
     def graphs(self) -> bool:
@@ -45,9 +47,11 @@ def open_device(name: str, dtype: str = "auto") -> Device:
     if dtype not in DTYPES:
         raise UserError(f"no number format is called {dtype!r}: --dtype takes {', '.join(DTYPES)}")
     torch = torch_module()
-    index = int(number or 0)
-    if kind == "cpu-torch":
-        return Device(kind, torch.device("cpu"), _choose(torch, dtype, "f32"), False)
+    index, fp8 = int(number or 0), dtype == "fp8"
+    if fp8 and kind not in ("cuda", "cpu-torch"):
+        raise UserError(f"--dtype fp8 is for NVIDIA's GPUs, not for {kind}: leave it out, or take bf16")
+    if kind == "cpu-torch":     # fp8: rounded as there, and multiplied in float32
+        return Device(kind, torch.device("cpu"), _choose(torch, dtype, "f32"), False, fp8)
     count, found = _present(torch, kind)
     if index >= count:
         raise UserError(f"--device {name}: {found}; anytune doctor lists what there is")
@@ -57,14 +61,18 @@ def open_device(name: str, dtype: str = "auto") -> Device:
     if kind == "xpu":
         return Device(kind, torch.device("xpu", index), _choose(torch, dtype, "bf16"), _has_triton())
     torch.cuda.set_device(index)
-    major, _ = torch.cuda.get_device_capability(index)
+    major, minor = torch.cuda.get_device_capability(index)
+    if fp8 and (major, minor) < (8, 9):
+        raise UserError(f"--dtype fp8 needs a GPU with 8-bit floats (RTX 40, L4, H100 and later), and {name} is of "
+                        f"compute capability {major}.{minor}: leave it out, or take bf16")
     bf16 = kind == "rocm" or major >= 8
     return Device(kind, torch.device("cuda", index), _choose(torch, dtype, "bf16" if bf16 else "fp16"),
-                  _has_triton() and (kind == "rocm" or major >= 8))
+                  _has_triton() and (kind == "rocm" or major >= 8), fp8)
 
 
 def _choose(torch, asked: str, best: str):
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "f32": torch.float32}[best if asked == "auto" else asked]
+    asked = best if asked in ("auto", "fp8") else asked
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "f32": torch.float32}[asked]
 
 
 def _present(torch, kind: str) -> tuple[int, str]:

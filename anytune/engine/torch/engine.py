@@ -57,6 +57,8 @@ class TorchEngine(Composed):
         self.first = self.end = self.key = None  # of each token's example, on the device; dropout's key
         self.gradients: Tensor | None = None     # flat, that trained pairs' gradients are views of
         self.scratch: Tensor | None = None       # the matrix of a group that is not held dense
+        self.fp8 = where.fp8                     # input gradients pass frozen weights in fp8; see fp8.py
+        self.scratch_fp8: Tensor | None = None
         self.team, self.shards = None, 1         # the ranks of a job, and how many share the blocks
         self.parking = Parking(self.device)
         self.pending: list[tuple] = []           # operands of gradients that are made together; see linear.py
@@ -117,11 +119,12 @@ class TorchEngine(Composed):
                 return own(out.copy_(torch.cat(parts, dim=1)))
             at += part.shape[1]
         out = first.as_strided((first.shape[0], width), first.stride())
-        out.ends, out.low_of = getattr(parts[-1], "ends", False), getattr(parts[-1], "low_of", None)
+        for name in ("ends", "low_of", "row_scale"):
+            setattr(out, name, getattr(parts[-1], name, None))
         return out
 
     def release(self) -> None:
-        self.scratch = None
+        self.scratch = self.scratch_fp8 = None
         self.recorder.clear()
         self.tokens.clear()
         self.parking.clear()
@@ -211,11 +214,16 @@ class TorchEngine(Composed):
         return 0.6 * 2 * size ** 3 / min(times)
 
     def identity(self) -> dict:
-        return {"engine": self.name, "dtype": str(self.dtype).removeprefix("torch."), "compiled": self.compiled}
+        return {"engine": self.name, "dtype": str(self.dtype).removeprefix("torch."), "compiled": self.compiled,
+                **({"gradients": "fp8"} if self.fp8 else {})}
 
     @property
     def keeps_turned(self) -> bool:
         return self.sizes.turned
+
+    @property
+    def keeps_attended(self) -> bool:
+        return self.sizes.attended
 
     # ---- operations -------------------------------------------------------------------------------------
 
@@ -329,7 +337,7 @@ class TorchEngine(Composed):
     def glu(self, gate, up, activation: str, into: Group | None = None, m: Tensor | None = None) -> Tensor:
         """into, m: as in rms_norm."""
         out = own(self.array(*gate.shape))
-        self.f.glu(gate, up, activation, out, **self._riding(out, into, m))
+        self.f.glu(gate, up, activation, out, peak=getattr(into, "peak", None), **self._riding(out, into, m))
         return out
 
     def _riding(self, out: Tensor, into: Group | None, m: Tensor | None) -> dict:

@@ -12,12 +12,13 @@ from anytune.engine.composed import Composed
 
 from .arrays import real, room_behind
 from .gradients import group_gradients
+from .pair_gradients import add_gradients, gradients_between
 from .plain_low import gradient_table, place_table
+from . import fp8
 from .slices import Slices
 from .weights import Group
 
 Tensor = torch.Tensor
-TOGETHER = 4    # groups (a layer's) whose gradients one launch makes, where there are few tokens
 
 
 def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> None:
@@ -48,6 +49,8 @@ def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> No
             if group.dense is None:
                 group.place_table = place_table([group.block(0, parameters)], e.device)
     e.updater.layout(arena, parameters, place_table(blocks, e.device) if any(g.rank for g in dense) else None)
+    if e.fp8:
+        fp8.prepare(e, groups, matrix)
 
 
 def matrix(e, group: Group) -> Tensor:
@@ -142,38 +145,6 @@ def dropped(e, x: Tensor, group: Group) -> Tensor:
     return out
 
 
-def add_gradients(e, x: Tensor | None, dy_low: Tensor, dy: Tensor | None, x_low: Tensor, group: Group,
-                  norm=None) -> None:
-    """grad_a += s dy_lowᵀ x, grad_b += dyᵀ x_low for every pair of the group; without x or dy only the other one.
-
-    norm: (gain, inverse [T]) of the RMSNorm that x still has to go through, or None.
-    """
-    if group.gradient_table is not None:
-        if x_low.shape[0] > e.f.few:
-            e.f.gradients(x, dy_low, dy, x_low, group.gradient_table, e.gradients, group.scale, norm)
-            return
-        # the last layer's, which has fewer rows behind attention
-        if e.pending and e.pending[0][3].shape[0] != x_low.shape[0]:
-            flush(e)
-        e.pending.append((x, dy_low, dy, x_low, group.gradient_table, group.scale))
-        if len(e.pending) == TOGETHER:
-            flush(e)
-        return
-    for slot, low, high, (first, last) in zip(group.slots, group.bounds, group.bounds[1:], group.spans):
-        if slot is not None and slot.grad_a is not None:
-            if x is not None:
-                slot.grad_a += slot.scale * (dy_low[:, first:last].float().t() @ x.float())
-            if dy is not None:
-                slot.grad_b += dy[:, low:high].float().t() @ x_low[:, first:last].float()
-
-
-def flush(e) -> None:
-    """Make the gradients whose operands wait."""
-    if e.pending:
-        e.f.gradients_of_groups(e.pending, e.gradients)
-        e.pending.clear()
-
-
 def linear_backward(e, dys: tuple[Tensor, ...], x: Tensor, group: Group, need_dx: bool = True) -> Tensor | None:
     """Adds to the group's gradients; returns dx [T, in], or None if it is not needed."""
     dy = e.joined(dys)
@@ -190,25 +161,37 @@ def linear_backward(e, dys: tuple[Tensor, ...], x: Tensor, group: Group, need_dx
 def _input_gradient(e, dy: Tensor, group: Group, m: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor | None]:
     """(dx [T, in] or None, dy_i B_i side by side [T, R] or None)."""
     dy_low, wide = None, dy
-    if group.rank:
+    if dy.dtype == fp8.F8:      # with its low-rank part behind
+        dy_low = e.array(dy.shape[0], group.rank, 0)
+        e.f.low_fp8(dy, dy.row_scale, m[:group.width, group.in_features:group.columns], dy_low)
+    elif group.rank:
         wide = e.extend(dy, group.rank)
         dy_low = wide[:, group.width:]
         if getattr(dy, "low_of", None) is not group:
             low(e, dy, m[:group.width, group.in_features:group.columns], dy_low)
     if not need_dx:
         return None, dy_low
+    masked = group.rank and group.dropout and e.training
+    if group.eight is not None:
+        dx = fp8.input_gradient(e, dy, None if masked else dy_low, group, m)
+        return (_through_mask(e, dx, dy_low, group, m) if masked else dx), dy_low
     dx = e.array(dy.shape[0], group.in_features)
     dx.ends = True
     if not group.rank:
         product(e, dy, m[:group.width, :group.in_features], dx)
-    elif not (group.dropout and e.training):
+    elif not masked:
         product(e, wide, m[:, :group.in_features], dx)
-    else:  # the low-rank part of dx passes the mask on its own
+    else:
         product(e, dy, m[:group.width, :group.in_features], dx)
-        through = e.array(*dx.shape, 0)
-        product(e, dy_low, m[group.width:, :group.in_features], through)
-        dx += dropped(e, through, group)
+        _through_mask(e, dx, dy_low, group, m)
     return dx, dy_low
+
+
+def _through_mask(e, dx: Tensor, dy_low: Tensor, group: Group, m: Tensor) -> Tensor:
+    """dx += the low-rank part of the input gradient, which passes dropout's mask on its own."""
+    through = e.array(*dx.shape, 0)
+    product(e, dy_low, m[group.width:, :group.in_features], through)
+    return dx.add_(dropped(e, through, group))
 
 
 def norm_linear(e, x, gain, eps: float, group: Group) -> tuple[Tensor, ...]:
@@ -218,6 +201,8 @@ def norm_linear(e, x, gain, eps: float, group: Group) -> tuple[Tensor, ...]:
 
 def glu_linear(e, gate, up, activation: str, group: Group) -> tuple[Tensor, ...]:
     m = matrix(e, group)
+    if group.eight is not None and e.training and gate.shape[0] > e.f.few:
+        group.peak = torch.zeros(gate.shape[0], dtype=torch.float32, device=e.device)
     return linear(e, e.glu(gate, up, activation, group, m), group, m)
 
 
@@ -251,29 +236,31 @@ def glu_linear_backward(e, dy, gate, up, activation: str, group: Group, then: Gr
     if kept is None or not need_dx:
         return Composed.glu_linear_backward(e, dy, gate, up, activation, group, then, need_dx)
     da, dy_low = _input_gradient(e, dy, group, matrix(e, group), True)
-    width = gate.shape[1]
+    width, peak, between = gate.shape[1], group.peak, gradients_between(e, gate.shape[0], group, then)
+    group.peak = None
+    if between:
+        eight = {}
+        if peak is not None and then.eight is not None and not then.dropout:
+            both, scale, eight["bound"] = fp8.between(e, dy, peak, group, then)
+            eight["scale"] = both.row_scale = scale
+        else:
+            both = e.array(gate.shape[0], 2 * width)
+        dgate, dup = both[:, :width], both[:, width:2 * width]
+        dup.ends, dup.row_scale = True, eight.get("scale")
+        pairs = (group.slots[0].grad_a, *(slot.grad_b for slot in then.slots))
+        e.f.glu_gradients(da, gate, up, activation, dgate, dup, dy_low, then.low, *pairs, group.scale, **eight)
+        then.has_b = True
+        add_gradients(e, None, dy_low, dy, kept, group)
+        return dgate, dup
     both = e.array(gate.shape[0], 2 * width)
     both.ends = True
     dgate, dup = both[:, :width], both[:, width:]
     dup.ends = True
-    if gradients_between(e, gate.shape[0], group, then):
-        pairs = (group.slots[0].grad_a, *(slot.grad_b for slot in then.slots))
-        e.f.glu_gradients(da, gate, up, activation, dgate, dup, dy_low, then.low, *pairs, group.scale)
-        then.has_b = True
-        add_gradients(e, None, dy_low, dy, kept, group)
-        return dgate, dup
     again, riding = e.array(*gate.shape, 0), riding_back(e, both, then)
     dup.low_of = getattr(both, "low_of", None)
     e.f.glu_backward(da, gate, up, activation, dgate, dup, again, **riding)
     add_gradients(e, again, dy_low, dy, kept, group)
     return dgate, dup
-
-
-def gradients_between(e, tokens: int, group: Group, then: Group | None) -> bool:
-    """Whether one pass makes what lies between gate, up and down, and the gradients of the pairs that touch it."""
-    slots = () if then is None else (*then.slots, *group.slots)
-    return tokens > e.f.few and len(slots) == 3 and then.low is not None and all(
-        slot is not None and slot.grad_a is not None and slot.a.shape[0] <= e.f.most for slot in slots)
 
 
 def take_low(group: Group) -> Tensor | None:

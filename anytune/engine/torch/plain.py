@@ -13,11 +13,13 @@ import math
 import torch
 
 from . import plain_low
+from .plain_fp8 import LEAST, rounded
 
 Tensor = torch.Tensor
 GELU_C = math.sqrt(2 / math.pi)  # Hendrycks & Gimpel 2016, tanh form
 GELU_A = 0.044715
 MASK = 0xFFFFFFFF
+STEEPEST = 1.13     # silu's slope is 1.0998 at most, gelu's 1.1290
 
 
 def _inverse(x: Tensor, eps: float) -> Tensor:
@@ -116,10 +118,14 @@ def _activate(gate: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     return gate * s, s + gate * s * (1 - s) * slope
 
 
-def glu(gate, up, activation, out, a=None, low=None, *, keep=None):
+def glu(gate, up, activation, out, a=None, low=None, *, keep=None, peak=None):
     """out [T, n] = act(gate) * up (Shazeer 2020), activation silu or gelu (tanh form); with a [R, n] also
-    low [T, R] = out · aᵀ, and again in `keep`, if given."""
-    out.copy_(_activate(gate.float(), activation)[0] * up.float())
+    low [T, R] = out · aᵀ, and again in `keep`, if given. peak float32 [T], if given (zeros): the largest factor of each
+    row that the backward multiplies with, |act(gate)| or STEEPEST |up|."""
+    value, u = _activate(gate.float(), activation)[0], up.float()
+    out.copy_(value * u)
+    if peak is not None:
+        torch.maximum(value.abs().amax(1), u.abs().amax(1) * STEEPEST, out=peak)
     if a is not None:
         plain_low.low(out, a.t(), low, keep=keep)
 
@@ -140,16 +146,27 @@ def glu_backward(dy, gate, up, activation, dgate, dup, out=None, *, b=None, low=
         plain_low.low_of_pair(dgate, dup, b, low)
 
 
-def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, scale):
+def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, factor, *,
+                  bound=None, scale=None):
     """glu_backward, and the gradients (float32, added to) of the pairs whose wide side it is.
 
-    Of the linear behind: grad_a [r, n] += scale * low_dyᵀ (act(gate) * up), low_dy [T, r] being its dy B. Of those
+    Of the linear behind: grad_a [r, n] += factor * low_dyᵀ (act(gate) * up), low_dy [T, r] being its dy B. Of those
     before: grad_gate [n, r'] += dgateᵀ low_x[:, :r'], grad_up [n, r"] += dupᵀ low_x[:, r':r' + r"], low_x being s x Aᵀ
     side by side.
+
+    With bound (norms float32 [T], peaks float32 [T], number) dgate and dup are written in e4m3, and in scale float32
+    [T] what they are to be multiplied by: norm * peak * number of the row, as fp8.between() has it.
     """
-    again, first = torch.empty_like(dgate), grad_gate.shape[1]
+    again, first = torch.empty_like(dy), grad_gate.shape[1]
+    eighths = (dgate, dup)
+    if bound is not None:
+        scale.copy_((bound[0] * bound[1] * bound[2]).clamp(min=LEAST))
+        dgate, dup = torch.empty_like(again), torch.empty_like(again)
     glu_backward(dy, gate, up, activation, dgate, dup, again)
-    grad_a.add_(plain_low.product(low_dy[:, :grad_a.shape[0]].t(), again), alpha=scale)
+    if bound is not None:
+        for out, x in zip(eighths, (dgate, dup)):
+            out.copy_(rounded(x.float() / scale[:, None]))
+    grad_a.add_(plain_low.product(low_dy[:, :grad_a.shape[0]].t(), again), alpha=factor)
     grad_gate.add_(plain_low.product(dgate.t(), low_x[:, :first]))
     grad_up.add_(plain_low.product(dup.t(), low_x[:, first:first + grad_up.shape[1]]))
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from .plain_fp8 import rounded
+
 Tensor = torch.Tensor
 COLUMNS = 64     # columns of x or dy for one program of `gradients`
 ELEMENTS = 2048  # of flat for one program of `place`
@@ -86,6 +88,15 @@ def low(x, w, out, *, keep=None):
     out.copy_(made)
     if keep is not None:
         keep.copy_(made)
+
+
+def low_fp8(x, scale, w, out):
+    """The skinny product of x [T, K], e4m3 with a scale for each row (float32 [T]), and w [K, R], in `out`, and, in
+    x's scale and format, in the R columns behind x."""
+    made = x.float() @ w.float()
+    out.copy_(made * scale[:, None])
+    behind = x.as_strided(made.shape, x.stride(), x.storage_offset() + x.shape[1])
+    behind.copy_(rounded(made))
 
 
 def low_of_pair(x, y, w, out):

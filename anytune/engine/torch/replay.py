@@ -15,7 +15,7 @@ import torch
 
 from anytune.engine.base import Stream
 
-from .linear import flush
+from .pair_gradients import flush
 from .resources import Lane, Owned, page_locked, sweep, working
 
 Tensor = torch.Tensor

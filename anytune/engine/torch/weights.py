@@ -164,6 +164,8 @@ class Group:
         self._bias = None if self.trains_bias else _bias(biases, self.bounds)
         self.dense: Tensor | None = None                 # the matrix, where it is held
         self.low: Tensor | None = None                   # s x Aᵀ of the forward, from there to its backward
+        self.eight: Any = None                           # the matrix in fp8, for input gradients; see fp8.py
+        self.peak: Tensor | None = None                  # of the forward's gated product; see fp8.between
         self.has_b = False                               # gradients of every B were made already by what read dy before
         self.gradient_table: Any = None                  # where gradients and pairs lie, for kernels: see prepare()
         self.place_table: Any = None

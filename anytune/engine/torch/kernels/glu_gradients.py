@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .glu_backward import sigmoid
+from .rounding import SMALLEST, eighth
 from .shares import ceil_power, collect, counters, deposit, share
 
 MOST = 32         # ranks of each pair that programs hold
@@ -20,9 +21,10 @@ CONFIG = dict(ROWS=32, BLOCK=64, SHARE=512, PROGRAMS=1056, WARPS=4, STAGES=2)
 
 @triton.jit(do_not_specialize=["tokens", "span", "shares"])
 def _backward(dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, parts, counter, tokens, n, span,
-              shares, scale, dy_row, gate_row, up_row, dgate_row, dup_row, low_dy_row, low_x_row, RANK: tl.constexpr,
-              RANK_GATE: tl.constexpr, RANK_UP: tl.constexpr, UP_AT: tl.constexpr, GELU: tl.constexpr,
-              ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, SHARES: tl.constexpr):
+              shares, factor, norms, peaks, number, scales, dy_row, gate_row, up_row, dgate_row, dup_row, low_dy_row,
+              low_x_row, RANK: tl.constexpr, RANK_GATE: tl.constexpr, RANK_UP: tl.constexpr, UP_AT: tl.constexpr,
+              EIGHT: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr,
+              SHARES: tl.constexpr):
     """Grid (column blocks, shares of the rows)."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here, j = column < n, tl.arange(0, RANKS)
@@ -43,10 +45,19 @@ def _backward(dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_u
         second = tl.load(low_x + at * low_x_row + (UP_AT + j)[None, :], mask=inside & (j < RANK_UP)[None, :], other=0)
         s, slope = sigmoid(g, GELU)
         value = g * s
-        to_gate = (d * u * (s + value * (1.0 - s) * slope)).to(dgate.dtype.element_ty)
-        to_up = (d * value).to(dup.dtype.element_ty)
-        tl.store(dgate + at * dgate_row + column[None, :], to_gate, mask=mask)
-        tl.store(dup + at * dup_row + column[None, :], to_up, mask=mask)
+        to_gate = (d * u * (s + value * (1.0 - s) * slope)).to(dy.dtype.element_ty)
+        to_up = (d * value).to(dy.dtype.element_ty)
+        if EIGHT:
+            there = row < end
+            scale = tl.maximum(tl.load(norms + row, mask=there, other=1) * tl.load(peaks + row, mask=there, other=1)
+                               * number, SMALLEST)
+            tl.store(scales + row, scale, mask=there & (tl.program_id(0) == 0))
+            one = 1.0 / scale[:, None]
+            tl.store(dgate + at * dgate_row + column[None, :], eighth(to_gate.to(tl.float32) * one), mask=mask)
+            tl.store(dup + at * dup_row + column[None, :], eighth(to_up.to(tl.float32) * one), mask=mask)
+        else:
+            tl.store(dgate + at * dgate_row + column[None, :], to_gate, mask=mask)
+            tl.store(dup + at * dup_row + column[None, :], to_up, mask=mask)
         of_a = tl.dot(tl.trans(behind), (value * u).to(behind.dtype), of_a, input_precision="tf32x3")
         of_gate = tl.dot(tl.trans(first), to_gate, of_gate, input_precision="tf32x3")
         of_up = tl.dot(tl.trans(second), to_up, of_up, input_precision="tf32x3")
@@ -66,16 +77,18 @@ def _backward(dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_u
     if last:
         k, c = j[:, None], column[None, :].to(tl.int64)
         where, mask = grad_a + k.to(tl.int64) * n + c, (k < RANK) & here[None, :]
-        tl.store(where, tl.load(where, mask=mask, other=0) + of_a * scale, mask=mask)
+        tl.store(where, tl.load(where, mask=mask, other=0) + of_a * factor, mask=mask)
         where, mask = grad_gate + c * RANK_GATE + k, (k < RANK_GATE) & here[None, :]
         tl.store(where, tl.load(where, mask=mask, other=0) + of_gate, mask=mask)
         where, mask = grad_up + c * RANK_UP + k, (k < RANK_UP) & here[None, :]
         tl.store(where, tl.load(where, mask=mask, other=0) + of_up, mask=mask)
 
 
-def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, scale):
+def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, factor, *,
+                  bound=None, scale=None):
     """See plain.glu_gradients."""
-    (tokens, n), c, size = gate.shape, CONFIG, dgate.element_size()
+    (tokens, n), c, size = gate.shape, CONFIG, dy.element_size()
+    norms, peaks, number = bound or (grad_a, grad_a, 0.0)
     ranks = max(16, *(ceil_power(r) for r in (grad_a.shape[0], grad_gate.shape[1], grad_up.shape[1])))
     block, rows = (c["BLOCK"], c["ROWS"]) if size == 2 else (32, 32)
     blocks = triton.cdiv(n, block)
@@ -86,6 +99,8 @@ def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, g
         counter = counters(dy.device)
     _backward[(blocks, shares)](
         dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, parts, counter, tokens, n, span, shares,
-        scale, *(t.stride(0) for t in (dy, gate, up, dgate, dup, low_dy, low_x)), RANK=grad_a.shape[0],
-        RANK_GATE=grad_gate.shape[1], RANK_UP=grad_up.shape[1], UP_AT=grad_gate.shape[1], GELU=activation == "gelu",
-        ROWS=rows, BLOCK=block, RANKS=ranks, SHARES=ceil_power(shares), num_warps=c["WARPS"], num_stages=c["STAGES"])
+        factor, norms, peaks, number, grad_a if scale is None else scale,
+        *(t.stride(0) for t in (dy, gate, up, dgate, dup, low_dy, low_x)), RANK=grad_a.shape[0],
+        RANK_GATE=grad_gate.shape[1], RANK_UP=grad_up.shape[1], UP_AT=grad_gate.shape[1], EIGHT=bound is not None,
+        GELU=activation == "gelu", ROWS=rows, BLOCK=block, RANKS=ranks, SHARES=ceil_power(shares),
+        num_warps=c["WARPS"], num_stages=c["STAGES"])

@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .rounding import eighth
+
 COUNTERS = 4096  # row blocks, or tiles, that may be shared at a time
 _counters: dict[tuple[torch.device, int], torch.Tensor] = {}
 
@@ -70,24 +72,28 @@ def collect(parts, block, shares, N: tl.constexpr, M: tl.constexpr, SHARES: tl.c
 
 
 @triton.jit
-def _put(total, out, keep, row, tokens, rank, out_row, keep_row, KEEP: tl.constexpr):
+def _put(total, out, keep, row, tokens, rank, out_row, keep_row, KEEP: tl.constexpr, scales, SCALED: tl.constexpr):
     j = tl.arange(0, total.shape[1])[None, :]
     mask, at = (row < tokens)[:, None] & (j < rank), row.to(tl.int64)[:, None]
+    if SCALED:
+        tl.store(keep + at * keep_row + j, eighth(total), mask=mask)
+        total *= tl.load(scales + row, mask=row < tokens, other=0)[:, None]
     tl.store(out + at * out_row + j, total.to(out.dtype.element_ty), mask=mask)
-    if KEEP:
+    if KEEP and not SCALED:
         tl.store(keep + at * keep_row + j, total.to(keep.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def finish(total, parts, counter, block, number, shares, out, keep, row, tokens, rank, out_row, keep_row,
-           SHARES: tl.constexpr, KEEP: tl.constexpr):
-    """Write rows `row` of a skinny product [T, rank] to out (and keep), from this program's share of the sum."""
+           SHARES: tl.constexpr, KEEP: tl.constexpr, scales=None, SCALED: tl.constexpr = False):
+    """Write rows `row` of a skinny product [T, rank] to out (and keep), from this program's share of the sum. SCALED:
+    keep gets it in e4m3, and out times the row's scale."""
     if SHARES == 1:
-        _put(total, out, keep, row, tokens, rank, out_row, keep_row, KEEP)
+        _put(total, out, keep, row, tokens, rank, out_row, keep_row, KEEP, scales, SCALED)
     else:
         if deposit(total, parts, counter, block, number, shares):
             whole = collect(parts, block, shares, total.shape[0], total.shape[1], SHARES)
-            _put(whole, out, keep, row, tokens, rank, out_row, keep_row, KEEP)
+            _put(whole, out, keep, row, tokens, rank, out_row, keep_row, KEEP, scales, SCALED)
 
 
 def fit(block: int, rows: int, size: int, stages: int, most: int = 98304) -> int:
