@@ -30,7 +30,7 @@ def triton_module():
 def _repair_interpreter() -> None:
     """Let loops have bounds known only at run time: Triton 3.6 takes int() of a one-element array there, which
     NumPy 2.4 refuses. And let e4m3 be rounded right: a mantissa that is rounded up to the next power of two is lost
-    there."""
+    there, and what is too large becomes none, which a card cuts off."""
     import numpy as np
     import torch
     import triton.language as tl
@@ -41,7 +41,7 @@ def _repair_interpreter() -> None:
         if target != tl.float8e4nv or source != tl.float32:
             return convert(values, source, target, rounding)
         x = torch.from_numpy(np.frombuffer(values.tobytes(), np.float32).reshape(values.shape).copy())
-        return x.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+        return x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
 
     interpreter._convert_float = converted
     patch = interpreter._patch_lang_tensor

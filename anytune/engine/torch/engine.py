@@ -20,6 +20,7 @@ from . import loss as _loss
 from . import optimizers as _optimizers
 from . import replay as _replay
 from . import update as _update
+from . import vendor
 from .algebra import CardAlgebra
 from .arrays import Sum, own, real, room_behind
 from .budget import Budget
@@ -54,6 +55,7 @@ class TorchEngine(Composed):
         self.room, self.training = 0, False
         self.sizes = Sizes()
         self.starts = np.zeros(2, np.int32)      # of the stream under way, on the host
+        self.whole = False                       # whether that is one example
         self.first = self.end = self.key = None  # of each token's example, on the device; dropout's key
         self.gradients: Tensor | None = None     # flat, that trained pairs' gradients are views of
         self.scratch: Tensor | None = None       # the matrix of a group that is not held dense
@@ -87,7 +89,7 @@ class TorchEngine(Composed):
     def begin(self, starts, capacity: int, key=(0, 0, 0)) -> None:
         starts = np.asarray(starts, np.int32)
         lengths = np.diff(starts)
-        self.starts = starts
+        self.starts, self.whole = starts, len(starts) == 2
         self.first = self.integers(np.repeat(starts[:-1], lengths))
         self.end = self.integers(np.repeat(starts[1:], lengths))
         self.key = self.integers(np.array(key, np.int64).astype(np.int32))
@@ -361,6 +363,8 @@ class TorchEngine(Composed):
 
     def attention(self, q, k, v, heads: Heads):
         out = own(self.array(q.shape[0], heads.queries * heads.size))
+        if self.compiled and vendor.suits(q, heads, self.whole):
+            return out, vendor.attention(q, k, v, heads, out)
         return out, self.f.attention(q, k, v, self.first, self.end, self.starts, heads, out)
 
     def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):

@@ -172,7 +172,7 @@ def _input_gradient(e, dy: Tensor, group: Group, m: Tensor, need_dx: bool) -> tu
     if not need_dx:
         return None, dy_low
     masked = group.rank and group.dropout and e.training
-    if group.eight is not None:
+    if group.eight is not None and dy.shape[0] > e.f.few:     # else more launches, for products bound by their weights
         dx = fp8.input_gradient(e, dy, None if masked else dy_low, group, m)
         return (_through_mask(e, dx, dy_low, group, m) if masked else dx), dy_low
     dx = e.array(dy.shape[0], group.in_features)

@@ -77,7 +77,8 @@ class Recorder:
             self.stage, self.mail = self.letters.keep(Stage()), self.letters.keep(Mailbox())
         unit = -(-stream.capacity // PARTS // 16) * 16 or 16
         tokens, rows = (-(-n // unit) * unit for n in (len(stream.ids), len(stream.rows)))
-        name = (kind, e.training, tokens, rows)
+        e.whole = len(stream.starts) == 2   # then attention may be another's
+        name = (kind, e.training, tokens, rows, e.whole)
         if name not in self.known:
             self.known[name] = self._make(stream, tokens, rows)
         recorded = self.known[name]

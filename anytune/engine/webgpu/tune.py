@@ -9,6 +9,7 @@ devices are not raced: there the default is as good as any.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ import os
 from dataclasses import astuple, replace
 from pathlib import Path
 
-from anytune.files import atomic_write
+from anytune.files import atomic_write, locked
 
 from . import race as _race
 from .commands import SHARE
@@ -86,7 +87,18 @@ class Tuning:
         self.engine.canary.known = None     # its sum may round in another way now
 
     def _choose(self, may: set[str], must: set[str]) -> None:
+        """What is in the file; else a race, which only one of several processes runs, while the others wait: choices
+        decide how sums are rounded, and all must make the same."""
         path = self._path(may, must)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a memory that cannot be kept is no reason to stop
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(path, lambda: None))
+            if not self._kept(path, may, must):
+                self._race_and_keep(path, may, must)
+
+    def _kept(self, path: Path, may: set[str], must: set[str]) -> bool:
+        """Take the choices from the file, if it is there and sound."""
         try:
             kept = json.loads(path.read_text("utf-8"))
             choices = {(r["forward"], r["many"]): (Tile(*r["tile"]), r["workgroups"]) for r in kept["choices"]}
@@ -96,22 +108,20 @@ class Tuning:
                 raise ValueError("no rate")
             self.choices, self.rate = choices, kept["rate"]
             self._use(may & ({row["variant"] for row in kept["variants"] if row["wins"]} | must | {F16_TILES}))
-            return
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass    # not there, or another version's: race
+            return False    # not there, or another version's
+        return True
+
+    def _race_and_keep(self, path: Path, may: set[str], must: set[str]) -> None:
         variants = self.race_variants(may, must)
         rows = self.race(must)
         self.rate = self._rate()
         self.engine.commands.flush()
         self.engine.pool.clear()     # of slices of many sizes
         self.engine.commands.flush()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                file.write(json.dumps({"device": self.engine.device.name, "choices": rows, "variants": variants,
-                                       "rate": self.rate}, indent=1).encode())
-        except OSError:
-            pass    # a memory that cannot be kept is no reason to stop
+        with contextlib.suppress(OSError), atomic_write(path) as file:
+            file.write(json.dumps({"device": self.engine.device.name, "choices": rows, "variants": variants,
+                                   "rate": self.rate}, indent=1).encode())
 
     def _path(self, may: set[str], must: set[str]) -> Path:
         info = self.engine.device.info

@@ -21,7 +21,7 @@ from .attention import FILL, LOG2E, WIDEST, Config, Layout, edge, hide, padded, 
 # for a short stream. In the last two `rows` are the queries walked over.
 CONFIGS: dict[tuple[int, str], tuple[Config, Config, Config | None]] = {
     (64, "half"): (Config(128, 64, 8, 3), Config(64, 64, 4, 3), Config(64, 64, 4, 2)),
-    (128, "half"): (Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+    (128, "half"): (Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
     (256, "half"): (Config(128, 32, 8, 2), Config(32, 128, 8, 2), None),
     (64, "pointers"): (Config(64, 64, 4, 2), Config(32, 64, 4, 2), None),
     (128, "pointers"): (Config(64, 64, 4, 2), Config(32, 64, 4, 2), None),

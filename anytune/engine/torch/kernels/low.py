@@ -56,7 +56,7 @@ def low(x, w, out, *, keep=None, scale=None):
         return
     (tokens, inner), rank = x.shape, w.shape[1]
     c, ranks, size = FEW if tokens <= SMALL else MANY, max(16, ceil_power(rank)), x.element_size()
-    block = fit(c["BLOCK"], c["ROWS"] + ranks, size, c["STAGES"])
+    block = fit(c["BLOCK"] * (2 if scale is not None else 1), c["ROWS"] + ranks, size, c["STAGES"])
     blocks = triton.cdiv(tokens, c["ROWS"])
     shares, span = share(inner, blocks, block, c["SHARE"], c["PROGRAMS"])
     parts, counter = partials(shares, blocks, c["ROWS"] * ranks, out)
