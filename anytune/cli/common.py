@@ -212,7 +212,8 @@ def load_model(name: str, engine: dict[str, Any]) -> Model:
     model = anytune.load(path, device=device, threads=engine["threads"], memory=engine["memory"], dtype=engine["dtype"],
                          tf32=engine["tf32"], max_binding=engine["max_binding"])
     if ngl not in (None, "0") and model.engine.name in ("numpy", "cpu-bf16", "cpu-torch"):
-        note(f"-ngl {ngl} has no effect: this runs on the CPU (engine {model.engine.name})")
+        note(f"-ngl {ngl} has no effect: this runs on the CPU")
+    model.asked = engine["device"]  # -ngl 0 leaves the choice among the CPU's engines
     return model
 
 

@@ -11,7 +11,7 @@ from anytune.cli.common import Command, json_option, model_path, note, read_text
 from anytune.cli.export import export, finish, open_pair, verify_option
 from anytune.cli.merging import Choice, Work, merge_options
 from anytune.errors import UserError
-from anytune.files import spare_inputs
+from anytune.files import cannot_write, spare_inputs
 
 if TYPE_CHECKING:
     from anytune.export.distance import Served
@@ -171,7 +171,10 @@ def lmstudio(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str
         raise UserError(f"There is no folder {output}: name LM Studio's folder of models, often ~/.lmstudio/models.")
     name = plain_name(name or f"{model_path(model).stem}-merged")
     folder = Path(output) / plain_name(publisher) / name
-    folder.parent.mkdir(exist_ok=True)
+    try:
+        folder.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder.parent, error) from None
     loaded, adapter = open_pair(model, engine, loras, scaled, folder=folder, inputs=choice.inputs)
     work = Work(loaded, adapter, choice, engine, as_json)
     with new_folder(folder) as made, work.served() as served:

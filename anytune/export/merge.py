@@ -16,7 +16,7 @@ from anytune.errors import UserError
 from anytune.export.adapters import merged_rows
 from anytune.export.chat import turn_end
 from anytune.export.distance import Served, weight_error
-from anytune.files import spare_inputs, sync_folder
+from anytune.files import cannot_write, spare_inputs, sync_folder, try_writing
 from anytune.gguf import GGUF
 from anytune.quantization.filetypes import file_type
 from anytune.quantization.rewrite import FLOATS, rewrite
@@ -123,6 +123,10 @@ def check_target(target: Path) -> None:
     if target.is_dir() or not target.parent.is_dir():
         raise UserError(f"{target} cannot be written: " + ("it is a folder." if target.is_dir() else
                                                           f"there is no folder {target.parent}."))
+    try:
+        try_writing(target.parent)
+    except OSError as error:
+        raise cannot_write(target, error) from None
 
 
 def candidates(base: GGUF, kinds: Sequence[str] | None = None) -> list[str]:

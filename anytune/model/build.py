@@ -36,8 +36,9 @@ def check_model(gguf, config: Config) -> None:
     wanted |= {"token_embd.weight": (c.vocabulary, c.width), "output_norm.weight": (c.width,)}
     if not c.tied:
         wanted["output.weight"] = (c.vocabulary, c.width)
-    biases = ["output.bias"] + [f"blk.{i}.{name}.bias" for i in range(c.layers) for name in LINEARS]
-    check_tensors(gguf, wanted, [*biases, *(["rope_freqs.weight"] if c.arch.rope_factors else [])])
+    biases = {f"blk.{i}.{name}.bias": shapes[name][:1] for i in range(c.layers) for name in LINEARS}
+    factors = {"rope_freqs.weight": (c.rope_size // 2,)} if c.arch.rope_factors else {}
+    check_tensors(gguf, wanted, {"output.bias": (c.vocabulary,), **biases, **factors})
 
 
 class Weights:

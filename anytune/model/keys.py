@@ -7,7 +7,7 @@ neither it nor anytune knows may mean anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -85,40 +85,38 @@ def check_keys(gguf, config) -> None:
             if not isinstance(value, list | np.ndarray) and good(value, config):
                 continue
             raise UserError(f"{gguf.path.name}: {key} is {value!r:.40}, and anytune computes with {wanted} only: "
-                            f"llama.cpp would "
-                            "compute something else from this file.")
+                            "llama.cpp would compute something else from this file.")
         if name not in _UNREAD and not _off(value):
             raise UserError(f"{gguf.path.name}: {key} = {value!r:.40} is not known here, so that what it means "
-                            f"could not be "
-                            "computed: take a file without it.")
+                            "could not be computed: take a file without it.")
 
 
-def check_tensors(gguf, wanted: Mapping[str, tuple[int, ...]], optional: Iterable[str]) -> None:
-    """Raise UserError unless the tensors of `wanted` are there in their shapes, and no others but those of
-    `optional`."""
-    name, tensors, optional = gguf.path.name, gguf.tensors, set(optional)
-    for tensor in tensors:
-        other = next((tensor.replace(a, b) for a, b in HALVES if a in tensor and tensor.replace(a, b) not in tensors),
-                     None)
+def check_tensors(gguf, wanted: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise UserError unless the tensors of `wanted` are there, and no others but those of `optional`, in their
+    shapes."""
+    where, tensors = gguf.path.name, gguf.tensors
+    for name in tensors:
+        other = next((name.replace(a, b) for a, b in HALVES if a in name and name.replace(a, b) not in tensors), None)
         if other is not None:
-            raise UserError(f"{name} has the tensor {tensor} and lacks the tensor {other}, the other half of the "
+            raise UserError(f"{where} has the tensor {name} and lacks the tensor {other}, the other half of the "
                             f"pair: the "
                             "file is incomplete.")
-    for tensor, shape in wanted.items():
-        if tensor not in tensors:
-            raise UserError(f"{name} lacks the tensor {tensor}: the file is incomplete, or of a layout that anytune "
+    for name in wanted:
+        if name not in tensors:
+            raise UserError(f"{where} lacks the tensor {name}: the file is incomplete, or of a layout that anytune "
                             f"cannot "
                             "train")
-        if tuple(tensors[tensor].shape) != shape:
-            raise UserError(f"{name}: tensor {tensor} has shape {tuple(tensors[tensor].shape)}, and the metadata "
-                            f"promise "
-                            f"{shape}: the file is damaged")
-    for tensor in tensors:
-        if tensor not in wanted and tensor not in optional:
-            why = (", which llama.cpp multiplies a product by" if tensor.endswith("scale") else "")
-            raise UserError(f"{name} has the tensor {tensor}{why}: anytune does not compute with it, so that what "
-                            f"is trained "
-                            "would not be what the file is")
+    for name, tensor in tensors.items():
+        shape = wanted.get(name) or optional.get(name)
+        if shape is None:
+            why = ", which llama.cpp multiplies a product by" if name.endswith("scale") else ""
+            raise UserError(f"{where} has the tensor {name}{why}: anytune does not compute with it, so that another "
+                            f"model "
+                            "would be trained than llama.cpp serves")
+        if tuple(tensor.shape) != shape:
+            raise UserError(f"{where}: tensor {name} has shape {tuple(tensor.shape)}, and the metadata promise "
+                            f"{shape}: the "
+                            "file is damaged")
 
 
 def _off(value: Any) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 import anytune
 from anytune.cli.main import run as command
+from anytune.errors import UserError
 from anytune.export.distance import weight_error
 from anytune.gguf import GGUF, dequantize
 from anytune.gguf.encode import encode
@@ -233,3 +234,15 @@ def test_weight_error_of_the_same_file_is_zero(tmp_path):
     with GGUF.open(base) as file:
         assert weight_error(file, None, file) == {"error": 0.0, "kept": None, "worst": None, "worst_error": 0.0}
 
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    import errno
+
+    from anytune.export import merge
+
+    def refuse(folder):
+        raise OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(merge, "try_writing", refuse)
+    with pytest.raises(UserError, match=r"m\.gguf cannot be written: Read-only file system; choose another place\.$"):
+        merge.check_target(tmp_path / "m.gguf")

@@ -104,7 +104,8 @@ def test_no_key_is_in_two_tables():
     ("blk.0.attn_q.scale", (1,)), ("blk.1.ffn_down.input_scale", (1,)), ("output.scale", (1,)), ("cls.output.weight",
                                                                                                  (2, 64)),
     ("dense_2.weight", (64, 64)), ("blk.0.attn_norm.bias", (64,)), ("blk.2.attn_q.weight", (128, 64)),
-    ("v.patch_embd.weight", (4, 4))])
+    ("v.patch_embd.weight", (4, 4)), ("blk.0.attn_q.bias", (3,)), ("output.bias", (319,)), ("blk.1.ffn_up.bias",
+                                                                                            (96, 1))])
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_tensors_that_are_not_used_are_refused_by_name(tmp_path, name, tensor, shape):
     path = varied(tmp_path / "v.gguf", name, tensors={tensor: np.full(shape, -1.7, np.float32)})

@@ -100,3 +100,13 @@ def test_a_gpu_that_nothing_here_can_use_is_named(monkeypatch):
     monkeypatch.setattr("anytune.engine.webgpu.sight.installed", lambda: False)
     assert "pip install torch" in devices.gpu_unused("numpy") and "/dev/nvidia0" in devices.gpu_unused("cpu-bf16")
     assert devices.gpu_unused("cuda") == ""
+
+
+def test_no_layers_on_the_gpu_leaves_the_choice_on_the_cpu(file, capsys):
+    from anytune.cli.main import run as command
+    args = ["train", "-m", str(file), "-f", "d.jsonl", "-c", "64", "-ub", "64", "-b", "64", "--max-steps", "1", "-t",
+            "1"]
+    for more, said in ((["-ngl", "0"], "Device: cpu-bf16"), (["-ngl", "0", "--device", "numpy"], "Device: numpy"),
+                       (["--device", "cpu"], "Device: numpy")):
+        assert command([*args, *more, "--run-dir", f"runs/{len(more)}{more[0]}{more[1]}"]) == 0
+        assert said in capsys.readouterr().err
