@@ -178,6 +178,16 @@ def text_file(path: str | Path, what: str) -> Path:
     return Path(path) if os.fspath(path) == "-" else existing_file(path, what)
 
 
+def template_file(name: str) -> str | Path:
+    """What --chat-template means: a built-in template's name, a file, or "-". Raises UserError."""
+    from anytune.text.named import NAMES
+
+    if name in NAMES or os.fspath(name) == "-" or Path(name).expanduser().exists():
+        return name if name in NAMES else text_file(name, "template")
+    raise UserError(f"There is no template file {name}, and no built-in template of that name: check the path, or take "
+                    f"one of {', '.join(NAMES)}.")
+
+
 def data_files(paths: Iterable[str]) -> None:
     """Raise UserError unless each is a file of data, a folder, or "-"."""
     for path in paths:

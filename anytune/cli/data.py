@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from anytune.cli.common import (Command, data_files, json_option, model_option, model_path, print_json,
-                                text_file)
+                                template_file)
 from anytune.cli.data_build import build
 from anytune.cli.dataset import columns_from, dataset_options
 
@@ -46,7 +46,7 @@ def preview(model: str, files: tuple[str, ...], loss: str, chat_template: str | 
     path = model_path(model)
     data_files(files)
     if chat_template is not None:
-        text_file(chat_template, "template")
+        template_file(chat_template)
     from anytune.text.preview import preview as look
     from anytune.text.preview import render
 

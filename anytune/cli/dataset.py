@@ -40,8 +40,9 @@ def dataset_options(command: Callable) -> Callable:
                      help="What is learned. auto: of chats what the assistant says, of pairs the completion, running "
                      "text whole. assistant: the same, and running text is refused. all: every token."),
         click.option("--assistant-loss-only", is_flag=True, help="The same as --loss assistant."),
-        click.option("--chat-template", metavar="FILE",
-                     help="A Jinja chat template instead of the model's own."),
+        click.option("--chat-template", metavar="FILE|NAME",
+                     help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or "
+                     "zephyr."),
         click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
                      help="What the data is, if it is not to be recognised."),
         click.option(

@@ -57,7 +57,8 @@ def answering_options(command: Callable) -> Callable:
         click.option("--stop", "stop", multiple=True, metavar="TEXT", help="End an answer where this text comes."),
         click.option("--raw/--chat", "raw", default=None,
                      help="Continue prompts as plain text, or as a user's message.  [default: as `anytune generate`]"),
-        click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own."),
+        click.option("--chat-template", metavar="FILE|NAME",
+                     help="A Jinja chat template instead of the model's own: a file or a built-in template's name."),
     ]
     options += [click.option(f"--{role}-key", f"{role}_key", metavar="COLUMN",
                              help=f"The column that holds the {role}.")

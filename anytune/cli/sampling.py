@@ -34,8 +34,9 @@ def sampling_options(command: Callable) -> Callable:
         gathered = click.option(*flags, name, type=kind, default=DEFAULTS[name], show_default=True,
                                 help=text)(gathered)
     for option in (
-        click.option("--chat-template", metavar="FILE",
-                     help="A Jinja chat template instead of the model's own."),
+        click.option("--chat-template", metavar="FILE|NAME",
+                     help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or "
+                     "zephyr."),
         click.option("--stop", "-r", "--reverse-prompt", "stop", multiple=True, metavar="TEXT",
                      help="End where this text comes; may be given several times."),
         click.option("-c", "--ctx-size", "--context", "context", type=click.IntRange(1), metavar="N",
@@ -49,7 +50,7 @@ def read_template(path: str | None, model: Any) -> Any:
     """The ChatTemplate of --chat-template, or None."""
     if path is None:
         return None
-    from anytune.cli.common import text_file
+    from anytune.cli.common import template_file
     from anytune.text import ChatTemplate
 
-    return ChatTemplate.for_model(model.gguf, model.tokenizer, file=text_file(path, "template"))
+    return ChatTemplate.for_model(model.gguf, model.tokenizer, file=template_file(path))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from anytune.cli.common import (DEBUG, Command, data_files, debug_wanted, existing_file, json_option, load_adapter,
-                                load_model, lora_option, model_options, model_path, print_json, text_file)
+                                load_model, lora_option, model_options, model_path, print_json, template_file)
 from anytune.cli.dataset import KEYS, columns_from, dataset_options
 from anytune.errors import UserError
 from anytune.train.settings import DEFAULTS, FLAGS
@@ -179,7 +179,7 @@ def train(model: str, engine: dict, files: tuple[str, ...], loss: str,
         existing_file(lora, "adapter")
     data_files([*files, *val_file])
     if chat_template is not None:
-        text_file(chat_template, "template")
+        template_file(chat_template)
     from anytune.train import launch
     from anytune.train.finetune import check_outputs, check_pipes
     from anytune.train.team import Elsewhere, Lost, give_up, local_device, places

@@ -26,6 +26,7 @@ from anytune.text.formats import Record, read_records
 from anytune.text.leftout import note
 from anytune.text.mask import encode_chat_report
 from anytune.text.reading import check_once
+from anytune.text.record import question_and_answer
 
 LOSS = ("auto", "assistant", "all")
 OVERFLOW = ("split", "truncate", "drop", "error")
@@ -175,7 +176,11 @@ class _Work:
 
     def _text(self, record: Record) -> tuple[list[int], list[bool]]:
         if self.loss == "assistant":
-            raise UserError(self._no_assistant(record))
+            pair = question_and_answer(record.text)
+            if pair is None:
+                raise UserError(self._no_assistant(record))
+            self.notes["Texts of the form Q: … A: … are read as questions and answers."] = None
+            return self._pair(Record(record.line, "pair", prompt=pair[0], completion=pair[1]))
         return self._whole(record.text, end=True)
 
     def _whole(self, text: str, end: bool) -> tuple[list[int], list[bool]]:

@@ -13,6 +13,7 @@ from typing import Any
 from anytune.errors import UserError
 from anytune.text.forms import Form, Known, choose
 from anytune.text.messages import normalise_all, normalise_tools
+from anytune.text.named import named_template
 from anytune.text.reading import read_text
 from anytune.text.trace import Trace, trace
 
@@ -67,12 +68,13 @@ class ChatTemplate:
 
     @classmethod
     def for_model(cls, gguf, tokenizer, file: str | Path | None = None) -> ChatTemplate:
-        """The template of `file` if one is given, else the GGUF file's, else ChatML (origin "chatml").
+        """The template of `file` (a path, or one of named.NAMES) if one is given, else the GGUF file's, else ChatML
+        (origin "chatml").
 
         Raises UserError if the file cannot be read or the template does not compile.
         """
         if file is not None:
-            return cls(read_text(file), tokenizer, origin="file")
+            return cls(named_template(file) or read_text(file), tokenizer, origin="file")
         own, for_tools = (gguf.metadata.get(f"tokenizer.chat_template{kind}") for kind in ("", ".tool_use"))
         if isinstance(own, str) and own.strip():
             return cls(

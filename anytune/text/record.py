@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -48,6 +49,8 @@ _ROLES = {
     "tool_response": "tool",
     "developer": "developer",
 }
+_QUESTION_ANSWER = re.compile(r"\s*Q(?:uestion)?:\s*(\S.*?)\s*\n\s*A(?:nswer)?:\s*(\S.*?)\s*",
+                              re.DOTALL | re.IGNORECASE)
 _CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that are calls
 _INSTEAD = ("tool_calls", "function_call", *THOUGHTS)  # of content
 
@@ -134,6 +137,8 @@ def _recognised(line: int, row: Row) -> Record:
         for pair in _PAIRS:
             if pair[0] in row and pair[1] in row:
                 return _pair(line, row, *pair)
+    if "text" not in row and isinstance(row.get("subject"), str) and isinstance(row.get("body"), str):
+        return _mail(line, row)
     if is_message(row.values):
         raise UserError(
             "this is a single message of a chat: put all of a chat's messages into one line, as "
@@ -255,6 +260,20 @@ def _answer(row: Row, column: str, letters: Mapping[str, str]) -> str:
     if not isinstance(value, str):
         raise UserError(f"{column!r} must be text, not {kind_of(value)}.")
     return value
+
+
+def question_and_answer(text: str) -> tuple[str, str] | None:
+    """The two parts of a text that is a question and its answer, marked as such ("Q: … A: …"); None for others."""
+    found = _QUESTION_ANSWER.fullmatch(text)
+    return (found[1], found[2]) if found else None
+
+
+def _mail(line: int, row: Row) -> Record:
+    """A mail as text: its subject, an empty line, its body."""
+    subject, body = row.text("subject").strip(), row.text("body")
+    if not body.strip():
+        raise UserError("'body' is empty: there is nothing to learn.")
+    return Record(line, "text", text=f"Subject: {subject}\n\n{body}" if subject else body)
 
 
 def _text(line: int, row: Row, column: str) -> Record:

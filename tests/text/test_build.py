@@ -89,8 +89,20 @@ def test_text_ends_with_eos_and_bos_is_not_doubled(tmp_path):
     assert learned(data, 0, WITH_BOS) == ["ab</s>"]
 
 
+def test_questions_and_answers_in_a_text_are_pairs_where_the_answer_alone_is_asked_for(tmp_path):
+    rows = [{"text": "Q: Is it so?\nA: Yes. Rationale: it is.", "label": "Yes"},
+            {"text": "question: And\nnow?\n  answer:  No\n"}]
+    pairs = [{"prompt": "Is it so?", "completion": "Yes. Rationale: it is."},
+             {"prompt": "And\nnow?", "completion": "No"}]
+    text, right = (build(tmp_path, found, assistant_loss_only=True) for found in (rows, pairs))
+    assert text.ids.tolist() == right.ids.tolist() and text.loss.tolist() == right.loss.tolist()
+    assert any("Q: … A: …" in note for note in text.report["notes"])
+    unasked = build(tmp_path, rows)      # it stays the text that it is
+    assert unasked.loss.sum() > text.loss.sum() and not any("Q: …" in note for note in unasked.report["notes"])
+
+
 def test_text_without_an_assistant_says_what_to_do(tmp_path):
-    row = {"text": "Q: x\nA: Yes.", "label": "Yes", "question": "x", "rationale_src": "r"}
+    row = {"text": "Asked x, they say Yes.", "label": "Yes", "question": "x", "rationale_src": "r"}
     with pytest.raises(
         UserError, match="leave out --assistant-loss-only.*--prompt-key question --completion-key label"
     ):
