@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, existing_file, json_option, load_model, model_options, model_path, print_json
+from anytune.cli.common import Command, json_option, load_model, model_options, model_path, print_json, text_file
 from anytune.errors import UserError
 
 
@@ -45,7 +45,7 @@ def embed(model: str, engine: dict, file: str | None, texts: tuple[str, ...], ou
         spare_inputs([place], [("the model", model_path(model)), ("the file of texts", file)])
     given = list(texts)
     if file is not None:
-        given += [prompt.shown for prompt in read_prompts(existing_file(file, "text"))]
+        given += [prompt.shown for prompt in read_prompts(text_file(file, "text"))]
     if not given:
         raise UserError("There is nothing to embed: give texts with -p or a file with -f.")
     if place is None and not as_json and len(given) < 2:

@@ -71,7 +71,7 @@ def generate(model: str, engine: dict, lora: str | None, prompts: tuple[str, ...
     many = predictions.read(prompt_file) if prompt_file is not None else []
     texts = [] if many else _prompts(prompts, file)
     if output is not None:
-        predictions.check_output(output, model_path(model), lora, prompt_file or file)
+        predictions.check_output(output, model_path(model), lora, prompt_file or file, chat_template)
     loaded = load_model(model, engine)
     adapter = load_adapter(lora, loaded)
     from anytune.generate import complete, continues_text, stream, template_of

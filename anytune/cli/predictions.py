@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anytune.cli.common import existing_file, note
+from anytune.cli.common import note, text_file
 from anytune.cli.progress import Progress
 from anytune.errors import UserError
 from anytune.files import atomic_write, spare_inputs
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 
-def check_output(output: str, model: Path, lora: str | None, prompts: str | None) -> None:
+def check_output(output: str, model: Path, lora: str | None, prompts: str | None, template: str | None) -> None:
     """Raise UserError unless answers may be written to `output`, before anything is computed."""
     path = Path(output).expanduser()
     if path.suffix.lower() not in (".jsonl", ".txt"):
@@ -27,13 +27,14 @@ def check_output(output: str, model: Path, lora: str | None, prompts: str | None
                         "name it so.")
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"-o {output} cannot be written: name a file in an existing folder.")
-    spare_inputs([path], [("the model", model), ("the adapter", lora), ("the file of prompts", prompts)])
+    spare_inputs([path], [("the model", model), ("the adapter", lora), ("the file of prompts", prompts),
+                          ("the chat template", template)])
 
 
 def read(path: str) -> list[Prompt]:
     """The prompts of a file. Raises UserError."""
     from anytune.evaluation.prompts import read_prompts
-    return read_prompts(existing_file(path, "prompt"))
+    return read_prompts(text_file(path, "prompt"))
 
 
 def answer_all(model: Model, adapter: Adapter | None, prompts: list[Prompt], name: str,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, json_option, load_model, model_options, note, print_json, read_text
+from anytune.cli.common import Command, json_option, load_model, model_options, model_path, note, print_json, read_text
 from anytune.errors import UserError
 from anytune.files import spare_inputs
 
@@ -52,7 +52,7 @@ def search(model: str, engine: dict, budget: str, file: str, output: str | None,
     kinds = TYPES if types is None else [name.strip() for name in types.split(",") if name.strip()]
     if not kinds:
         raise UserError("--types names no type: give some, such as Q4_K,Q6_K.")
-    spare_inputs([output], [("the text", file)])
+    spare_inputs([output], [("the model", model_path(model)), ("the text", file), ("the importance file", imatrix)])
     text = read_text(file)
     loaded = load_model(model, engine)
     found = run(loaded, text, budget, target=output, types=kinds, imatrix=imatrix, context=context, chunks=chunks,

@@ -69,6 +69,15 @@ class TensorInfo:
         return self.type.row_bytes(self.shape[-1])
 
 
+class SplitModel(UserError):
+    """A file that is one of `parts` parts of a model."""
+
+    def __init__(self, path: Path, parts: int) -> None:
+        super().__init__(f"{path} is one of {parts} parts of a split model; join them first with "
+                         "`llama-gguf-split --merge FIRST-PART OUTPUT.gguf`.")
+        self.parts = parts
+
+
 class Parser:
     """A cursor over the header: nothing is sliced or allocated before it is known to be in the file."""
 
@@ -145,8 +154,7 @@ class Parser:
             values[key] = self.array(item, key) if item else self.value(kind, key)
         parts = values.get("split.count", 1)
         if isinstance(parts, int) and parts > 1:
-            raise UserError(f"{self.path} is one of {parts} parts of a split model; join them first with "
-                            "`llama-gguf-split --merge FIRST-PART OUTPUT.gguf`.")
+            raise SplitModel(self.path, parts)
         return values, kinds
 
     def kind(self, key: str) -> str:

@@ -88,6 +88,7 @@ def fetch(url: str, folder: Path, token: str | None = None, tell: Tell | None = 
 
     token: sent to the host of `url` alone, not to where it redirects. Raises UserError; OSError of the disk.
     """
+    url = urllib.parse.quote(url.strip(), safe="%!#$&'()*+,/:;=?@[]~")  # addresses are pasted with blanks in them
     parsed = urllib.parse.urlsplit(url)
     name = re.sub(r"[^\w.+-]", "_", Path(urllib.parse.unquote(parsed.path)).name)
     if not parsed.hostname or not name.strip("._"):
@@ -119,9 +120,12 @@ def _bring(url: str, path: Path, token: str | None, tell: Tell | None) -> None:
     else:
         raise UserError(f"{url} cannot be downloaded ({cause}); check the network and try again: what has "
                         "arrived is kept.")
-    _check(url, part, expected)
-    part.replace(path)
-    part.with_suffix(".json").unlink(missing_ok=True)
+    try:
+        _check(url, part, expected)
+    finally:
+        if part.exists():
+            part.replace(path)
+        part.with_suffix(".json").unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -175,6 +179,10 @@ def _receive(url: str, part: Path, token: str | None, name: str, tell: Tell | No
         progress = Progress(name, total, have, tell)
         with part.open("ab" if have else "wb") as file:
             while piece := response.read(PIECE):
+                if not progress.done and not b"GGUF".startswith(piece[:4]):  # a page of HTML, other weights
+                    part.unlink(missing_ok=True)
+                    raise UserError(f"{url} did not give a usable model, and was not kept: it does not start with the "
+                                    f"letters GGUF, but with {piece[:16]!r}.")
                 if total is not None and progress.done + len(piece) > total:
                     break
                 file.write(piece)
@@ -196,8 +204,10 @@ def _resumable(part: Path, notes: Path) -> tuple[int, str]:
 
 
 def _check(url: str, part: Path, expected: str | None) -> None:
-    """The hash if it is known, and that it is a sound GGUF file. A bad one is thrown away."""
+    """The hash if it is known, and that it is a sound GGUF file. A bad one is thrown away; one part of several is kept,
+    to be joined with the others."""
     from anytune.gguf import GGUF
+    from anytune.gguf.header import SplitModel
 
     if expected is not None:
         with part.open("rb", buffering=0) as file:
@@ -208,6 +218,10 @@ def _check(url: str, part: Path, expected: str | None) -> None:
                             "try again.")
     try:
         GGUF.open(part).close()
+    except SplitModel as error:
+        raise UserError(f"{url} is kept as {part.with_suffix('')}, but it is one of {error.parts} parts of a model: "
+                        "fetch the others, and join them with `llama-gguf-split --merge FIRST-PART OUTPUT.gguf`."
+                        ) from None
     except UserError as error:
         part.unlink()
         raise UserError(f"{url} did not give a usable model, and was not kept: {error}") from None

@@ -16,7 +16,7 @@ from anytune.errors import UserError
 from anytune.hub.download import Tell
 from anytune.hub.stored import PART, Stored, beside, gguf_files, joined, title
 
-NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:[:/](?P<file>[\w./+-]+))?")
+NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:[:/](?P<file>[\w./+ ()-]+))?")
 TYPES = ("Q4_K_M", "Q8_0")    # what is taken of a repository if nothing is asked for, the first that is there
 HASH = re.compile(r"[0-9a-f]{64}")
 

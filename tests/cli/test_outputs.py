@@ -34,7 +34,9 @@ WRITES = {
     "export ollama": ("-m {m} --lora {a} --imatrix {i} -f {d} -o {out}", ""),
     "bench": ("-m {m} --save {out}", ""),
     "embed": ("-m {m} -f {d} -o {out}", ".npz"),
-    "generate": ("-m {m} --lora {a} -p x -o {out}", ".jsonl"),
+    "generate": ("-m {m} --lora {a} --chat-template {t} -p x -o {out}", ".jsonl"),
+    "generate -f": ("{f} -m {m} --lora {a} -o {out}", ".txt"),
+    "quantize search": ("-m {m} --budget 4bpw -f {d} --imatrix {i} -o {out}", ""),
 }
 FOLDERS = {     # commands that write files of known names into a folder: the folder, and one of them
     "train": ("-m {m} -f {d} --val-file {v} --run-dir {out}", "train.log"),
@@ -50,12 +52,13 @@ def commands(group=root, above=()):
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, (*above, name))
-        else:
-            yield " ".join((*above, name))
+            continue
+        yield " ".join((*above, name))
+        yield from (" ".join((*above, name, part)) for part in getattr(command, "parts", ()))
 
 
 def test_every_command_is_known_here():
-    known = {name.partition(" --")[0] for name in [*WRITES, *FOLDERS]} | ONLY_READS
+    known = {name.partition(" -")[0] for name in [*WRITES, *FOLDERS]} | ONLY_READS
     assert set(commands()) == known, "a new command belongs into WRITES (it asks files.spare_inputs) or ONLY_READS"
 
 

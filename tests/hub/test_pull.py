@@ -238,6 +238,30 @@ def test_a_part_of_a_model_is_refused_before_a_byte(server):
     assert not one.requests
 
 
+def test_a_part_whose_name_does_not_say_so_is_kept(server, cache, tmp_path):
+    write_gguf(tmp_path / "part", {"general.architecture": "llama", "split.count": np.uint16(2)}, [])
+    one = server()
+    one.content = (tmp_path / "part").read_bytes()
+    with pytest.raises(UserError, match="is kept as .*m.gguf, but it is one of 2 parts"):
+        pull(f"{one.url}/m.gguf")
+    assert left_in(cache) == {"m.gguf"}
+
+
+def test_what_is_no_gguf_file_ends_with_its_first_bytes(server, cache):
+    one = server()
+    one.content = b"<html>" + bytes(1 << 24)
+    with pytest.raises(UserError, match="letters GGUF.*html"):
+        pull(f"{one.url}/m.gguf")
+    assert not {name for name in left_in(cache) if name.endswith((".gguf", ".part"))}
+
+
+def test_an_address_may_have_blanks(server, model):
+    one = server()
+    path = pull(f" {one.url}/my dir/my model.gguf ")
+    assert path.read_bytes() == model and one.requests[0][0] == "/my%20dir/my%20model.gguf"
+    assert pull(f"{one.url}/my%20dir/my%20model.gguf") == path
+
+
 @pytest.mark.parametrize("name", ["hf:owner", "hf:a//b", "hf:a/b/../../x.gguf", "hf:a/../c.gguf", "nosuch", "",
                                   "smollm2", "https:///", "http://127.0.0.1:1/.."])
 def test_names_that_mean_nothing(name, cache):
