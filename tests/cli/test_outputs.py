@@ -44,6 +44,8 @@ FOLDERS = {     # commands that write files of known names into a folder: the fo
     "data build email": ("{d} {e} --from me@example.org -o {out}", "train.jsonl"),
     "data build pubmedqa": ("{d} --test {v} -o {out}", "recipe.json"),
 }
+FROM_FOLDERS = {    # commands that read whole folders
+    "convert": "{f} -o {out}", "export gguf": "-m {m} --lora {f} -o {out}", "train": "-m {m} -f {f} -o {out}"}
 ONLY_READS = {"models", "pull", "studio", "info", "data preview", "chat", "verify", "doctor", "monitor",
               "evaluate score"}
 
@@ -58,7 +60,7 @@ def commands(group=root, above=()):
 
 
 def test_every_command_is_known_here():
-    known = {name.partition(" -")[0] for name in [*WRITES, *FOLDERS]} | ONLY_READS
+    known = {name.partition(" -")[0] for name in [*WRITES, *FOLDERS, *FROM_FOLDERS]} | ONLY_READS
     assert set(commands()) == known, "a new command belongs into WRITES (it asks files.spare_inputs) or ONLY_READS"
 
 
@@ -119,6 +121,20 @@ def test_no_file_of_a_folder_that_is_written_is_overwritten(cli, tmp_path, monke
         before = contents(folder)
         assert "itself" in cli(*name.split(), *args("out"), code=2).err
         assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", FROM_FOLDERS)
+def test_no_file_of_a_folder_that_is_read_is_overwritten(cli, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    inputs, _ = fill(tmp_path, FROM_FOLDERS[name].replace("{f}", ""))
+    inner = tmp_path / "in" / "sub" / "inner.gguf"
+    inner.write_text("x")
+    (tmp_path / "to").symlink_to("in")
+    for alias in (*aliases(inner, ".gguf"), tmp_path / "to" / "sub" / "inner.gguf"):
+        before = contents(tmp_path)
+        args = (part.format(**inputs, f=tmp_path / "in", out=alias) for part in FROM_FOLDERS[name].split())
+        assert "itself" in cli(*name.split(), *args, code=2).err and contents(tmp_path) == before
 
 
 @settings(max_examples=60, deadline=None)
