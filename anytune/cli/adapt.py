@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import existing_file, json_option, load_model, print_json, read_text
+from anytune.cli.common import data_files, json_option, load_model, print_json, read_text, text_file
 from anytune.cli.dataset import FORMATS, KEYS, columns_from
 from anytune.cli.progress import Progress
 from anytune.errors import UserError
@@ -113,18 +113,15 @@ class Common:
 
     def open(self, model: str, engine: dict, inputs: list[tuple[str, str | None]]) -> Model:
         """The student; every file is looked for first, and no output may be an input."""
-        import os
-
         from anytune.cli.common import model_path
         from anytune.files import spare_inputs
-        for path in (*self.files, *self.val_file):
-            if not os.path.isdir(path):
-                existing_file(path, "data")
-        for path in (self.chat_template, self.guard_text, self.drift_text):
-            if path is not None:
-                existing_file(path, "text")
+        data_files([*self.files, *self.val_file])
+        texts = [path for path in (self.chat_template, self.guard_text, self.drift_text) if path is not None]
+        for path in texts:
+            text_file(path, "text")
         spare_inputs([self.output, self.peft], [("the model", model_path(model)), *inputs,
-                                                *(("data", path) for path in (*self.files, *self.val_file))])
+                                                *(("the data", path) for path in (*self.files, *self.val_file)),
+                                                *(("the text", path) for path in texts)])
         return load_model(model, engine)
 
     def reading(self, model: Model) -> Reading:

@@ -33,6 +33,9 @@ WRITES = {
         "-m {m} --lora {a} --imatrix {i} -f {d} --calibration {v} -o x.gguf --residual-lora {out}", ".gguf"),
     "export ollama": ("-m {m} --lora {a} --imatrix {i} -f {d} -o {out}", ""),
     "bench": ("-m {m} --save {out}", ""),
+    "adapt distill": (
+        "-m {m} -f {d} --val-file {v} --chat-template {t} --system {s} --shots {h} --teacher-lora {a} "
+        "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}", ".gguf"),
     "embed": ("-m {m} -f {d} -o {out}", ".npz"),
     "generate": ("-m {m} --lora {a} --chat-template {t} -p x -o {out}", ".jsonl"),
     "generate -f": ("{f} -m {m} --lora {a} -o {out}", ".txt"),
