@@ -7,6 +7,7 @@ conversation is left out, first the one that the data have.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -84,11 +85,11 @@ def choose(render: Render, known: Known, messages: list[dict], tools: list[dict]
             return best
         return next((form for form in (best, replace(best, wrapped=True)) if _score(render, form, messages, tools)
                      < _REFUSED), best)
-    score = _score(render, best, messages, tools)
-    for changes in _alternatives(best, messages, tools):
+    start, score = best, _score(render, best, messages, tools)
+    for changes in _alternatives(start, messages, tools):
         if score[:3] == (0, 0, 0):
             break
-        other = replace(best, **changes)
+        other = replace(start, **changes)
         found = _score(render, other, messages, tools)
         if found < score:
             best, score = other, found
@@ -101,15 +102,19 @@ def _doubtful(messages: list[dict]) -> bool:
 
 
 def _alternatives(form: Form, messages: list[dict], tools) -> Iterator[dict[str, Any]]:
+    """Other values of what can matter for this conversation: one at a time, then several together."""
+    others: dict[str, tuple] = {}
     if any(m["role"] == "assistant" and _wordless(m) for m in messages):
-        yield from ({"empty": empty} for empty in ("null", "text", "absent"))
+        others["empty"] = ("null", "text", "absent")
     if any(map(called, messages)):
-        yield {"arguments": "text" if form.arguments == "object" else "object"}
-        yield from ({"empty": empty, "arguments": "text"} for empty in ("null", "text"))
+        others["arguments"] = ("text" if form.arguments == "object" else "object",)
     if any(m["role"] == "developer" for m in messages):
-        yield {"system": True}
+        others["system"] = (True,)
     if tools and any("function" not in tool for tool in tools):
-        yield {"wrapped": True}
+        others["wrapped"] = (True,)
+    for size in range(1, len(others) + 1):
+        for names in itertools.combinations(others, size):
+            yield from (dict(zip(names, values, strict=True)) for values in itertools.product(*map(others.get, names)))
 
 
 _REFUSED = (1, 0, 0, 0)

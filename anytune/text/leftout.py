@@ -36,14 +36,16 @@ KINDS = {
 def left_out(template, found: Trace, messages: Sequence[Mapping], tools, form, learned: Sequence[int]) -> list[LeftOut]:
     """Each kind of each message once. Raises UserError where words of a user, or of an answer to learn, are missing."""
     wanted, out = set(learned), {}
-    for piece in found.missing():
+    missing = list(found.missing())
+    if any(piece.owner == TOOLS for piece in missing):
+        out[LeftOut("tools", 0)] = None
+    for piece in missing:
         if piece.owner == TOOLS:
-            out[LeftOut("tools", 0)] = None
             continue
         message = messages[piece.owner]
         role, kind = message["role"], piece.kind
         if kind in ("name", "argument", "words") and (piece.owner in wanted or role == "user"):
-            raise UserError(_sentence(piece, message))
+            raise UserError(_sentence(piece, message, bool(out)))
         what = {"thought": "thoughts", "name": "calls", "argument": "calls"}.get(kind) or (
             "words" if role == "assistant" else role if role in KINDS else "other")
         if what == "system" and _in_prompt(template, messages, tools, form, piece):
@@ -57,15 +59,17 @@ def left_out(template, found: Trace, messages: Sequence[Mapping], tools, form, l
     return list(out)
 
 
-def _sentence(piece: Piece, message: Mapping) -> str:
+def _sentence(piece: Piece, message: Mapping, tools: bool) -> str:
+    """tools: whether it leaves the tools out, too."""
     number = piece.owner + 1
     if piece.kind == "words":
         whose = "an assistant's" if message["role"] == "assistant" else "a user's"
         return f"The chat template leaves out the words of message {number}, {whose}."
     if piece.kind == "name":
         beside = " beside its words" if (message.get("content") or "").strip() else ""
-        return (f"The chat template leaves out the assistant's call of {piece.text!r}{beside} (message {number}): use "
-                "a template for tools.")
+        too = ", and the tools" if tools else ""
+        return (f"The chat template leaves out the assistant's call of {piece.text!r}{beside} (message {number}){too}: "
+                "use a template for tools.")
     return f"The chat template leaves out the arguments of a call (message {number}): use a template for tools."
 
 

@@ -14,7 +14,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jinja2
@@ -264,7 +264,13 @@ class Environment(ImmutableSandboxedEnvironment):
             raise LimitError("it indents JSON by an enormous width")
         self.meter.made(value)
         out = []
+        def listed(other: Any) -> list:  # what `map` and `select` make, which templates write without `list`
+            if not isinstance(other, Iterator):
+                raise TypeError(f"a {type(other).__name__} has no form in JSON")
+            return list(self._loop(None, other))
+
         encoder = json.JSONEncoder(
+            default=listed,
             ensure_ascii=ensure_ascii,
             indent=indent,
             sort_keys=sort_keys,

@@ -62,10 +62,10 @@ def test_jinja_features_that_templates_use():
         "{{ messages[-1].content[::-1] }}"
         "{{ '{}-{:>4}'.format(1, 2) }}{% macro f(a, b=2) %}{{ a + b }}{% endmacro %}{{ f(1) }}{{ undefined_thing }}"
         "{% set a, b = 1, 2 %}{{ b }}{{ {'k': 'v'}.get('k') }}"
-        "{% for k, v in {'q': 1}.items() %}{{ k }}{{ v }}{% endfor %}"
+        "{% for k, v in {'q': 1}.items() %}{{ k }}{{ v }}{% endfor %}{{ [1, 2] | map('string') | tojson }}"
     )
     template = ChatTemplate(source, None, today=datetime.datetime(2026, 11, 22))
-    assert template.render(CHAT) == '1/2[1, {"a": "é"}]{\n  "b": 1\n}2026-11-223a+bxxxhey!yzoY1-   232vq1'
+    assert template.render(CHAT) == '1/2[1, {"a": "é"}]{\n  "b": 1\n}2026-11-223a+bxxxhey!yzoY1-   232vq1["1", "2"]'
 
 
 def test_arguments_reach_a_template_in_the_form_it_needs():

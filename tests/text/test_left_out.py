@@ -76,6 +76,11 @@ def test_what_is_to_be_learned_must_be_shown(tmp_path, source, messages, message
         notes(tmp_path, source, messages, loss=loss)
 
 
+def test_a_template_for_no_tools_says_so(tmp_path):
+    with pytest.raises(UserError, match="call of 'get' .message 2., and the tools: use a template for tools"):
+        notes(tmp_path, SMOLLM2, {"messages": [user("a"), CALL], "tools": TOOLS})
+
+
 TURNS = [user("a"), says("one"), user("b"), says("two"), user("c"), says("three")]
 
 
