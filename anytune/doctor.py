@@ -107,13 +107,15 @@ def _threads() -> dict[str, Any]:
 def _engine_names() -> list[str]:
     """CPU engines that can run here, and every GPU."""
     from anytune.engine.cpu_bf16 import missing
-    return ["numpy", *(["cpu-bf16"] if missing() is None else []), *(row["device"] for row in _devices()[1:])]
+    return ["numpy", *(["cpu-bf16"] if missing() is None else []), *(row["device"] for row in _devices()[1:]),
+            "fpga-sim"]
 
 
 def _auto(engines: list[dict[str, Any]]) -> dict[str, Any]:
     """What --device auto takes from now on: a sound GPU, else the CPU engine that a short race finds faster."""
     from anytune.engine.race import remember
-    rates = {e["engine"]: e["gflops"] for e in engines if e.get("gflops") and e["ok"]}
+    rates = {e["engine"]: e["gflops"] for e in engines
+             if e.get("gflops") and e["ok"] and e["engine"] != "fpga-sim"}
     if not rates:
         return {"device": None, "gflops": {}}
     cpu = remember({name: rate for name, rate in rates.items() if name in ("numpy", "cpu-bf16")})

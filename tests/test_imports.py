@@ -43,7 +43,7 @@ def test_any_module_can_be_imported_first():
 
 # folder -> what of anytune it may know beside itself; a folder that is not here: all but the command line
 KNOWS = {"gguf": {"errors", "files"}, "text": {"errors", "gguf"}, "mail": {"errors", "files"},
-         "engine": {"errors", "files", "gguf", "memory", "units"},
+         "engine": {"errors", "files", "fpga", "gguf", "memory", "units"},
          "model": {"adapter", "engine", "errors", "generate", "gguf", "memory", "quantization", "text"},
          "likelihood": {"adapter", "errors", "files", "model", "text"},
          "adapt": {"adapter", "engine", "errors", "export", "files", "generate", "gguf", "likelihood",

@@ -10,7 +10,8 @@ from typing import Any
 
 from anytune.errors import UserError
 
-CPUS = ("auto", "cpu", "numpy", "cpu-bf16", "cpu-torch")  # devices for which a number of threads means something
+# devices for which a number of threads means something
+CPUS = ("auto", "cpu", "numpy", "cpu-bf16", "cpu-torch", "fpga-sim")
 MOST = 1 << 20                                            # of anything that is counted: beyond it lies a typing error
 PEER = "llama.cpp"
 

@@ -107,7 +107,8 @@ DTYPES = ("auto", "bf16", "fp16", "f32", "fp8")
 _ENGINE_OPTIONS = (
     click.option("--device", default="auto", show_default=True, metavar="NAME",
                  help="What computes: auto (a GPU, else the CPU, where adapters train on cpu-bf16 if that runs), "
-                 "cuda, cuda:1, rocm, xpu, mps, webgpu, cpu-bf16 or numpy (float32)."),
+                 "cuda, cuda:1, rocm, xpu, mps, webgpu, cpu-bf16, numpy (float32), or fpga-sim (the "
+                 "hardware cores' arithmetic)."),
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True,
                  help="Number format of a GPU's products. auto: bf16 where there is one; webgpu: f32 or fp16. "
                  "fp8: bf16, and gradients of an adapter pass frozen weights in fp8 (RTX 40, H100 and later)."),

@@ -275,9 +275,10 @@ def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0"), tra
                     dense = {n: gguf.float32(n) for n in ROWS}
                     answers += [*checks.products(gguf, dense, block), *checks.joined(gguf, dense, block)]
         engine.room = 0
-        answers += TrainedChecks(engine).answers() if trained else ()
+        answers += TrainedChecks(engine).answers() if trained and not getattr(engine, "adapters_only", False) else ()
     finally:
         engine.room = room
+    answers += engine.own_answers() if hasattr(engine, "own_answers") else ()
     return [replace(answer, tolerance=engine.tolerance) for answer in answers]
 
 

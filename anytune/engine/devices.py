@@ -9,7 +9,7 @@ from anytune.errors import UserError
 
 TORCH = ("cuda", "rocm", "xpu", "mps", "cpu-torch")
 NUMBERED = (*TORCH, "webgpu")
-DEVICES = ("auto", "numpy", "cpu", "cpu-bf16", *TORCH, "webgpu")
+DEVICES = ("auto", "numpy", "cpu", "cpu-bf16", *TORCH, "webgpu", "fpga-sim")
 
 
 def engine_for(device: str = "auto", threads: int | None = None, compiled: bool | None = None, dtype: str = "auto",
@@ -51,6 +51,9 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
     if kind == "cpu-bf16":
         from .cpu_bf16 import CpuBf16Engine
         return CpuBf16Engine(threads, compiled)
+    if kind == "fpga-sim":
+        from .fpga_sim import FpgaSimEngine
+        return FpgaSimEngine(threads, compiled)
     from .numpy.engine import NumpyEngine
     return NumpyEngine(threads, compiled)
 

@@ -77,7 +77,7 @@ class _Family:
             self.common["ANYTUNE_DEBUG"] = "1"
         if sys.platform == "linux":
             self.common.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are here, whatever this machine calls itself
-        if device in ("cpu-torch", "numpy", "cpu", "cpu-bf16"):
+        if device in ("cpu-torch", "numpy", "cpu", "cpu-bf16", "fpga-sim"):
             self.common.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
 
     def run(self) -> int:

@@ -1,0 +1,259 @@
+"""Training with the hardware cores' arithmetic: NumpyEngine with its products computed by their exact twin.
+
+Every linear, the head among them, runs as anytune/fpga computes it: weights as the file's blocks, activations and
+low-rank pairs rounded to Q8_0, gradients to bfloat16 and then to int8 times a power of two for each 32. Norms,
+attention, gated products, the softmax and the optimizer are float32, as on the host beside the hardware. Types that the
+cores do not read are rounded to Q8_0 once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from anytune.engine.budget import Way
+from anytune.engine.check import Answer
+from anytune.engine.count import CountEngine
+from anytune.engine.numpy.budget import NumpyBudget
+from anytune.engine.numpy.engine import NumpyEngine
+from anytune.engine.numpy.linear import Group, Slot
+from anytune.engine.numpy.weights import Weight
+from anytune.errors import UserError
+from anytune.fpga import formats, products
+from anytune.fpga.twin import Twin
+from anytune.gguf import dequantize
+
+F = np.float32
+LOGITS = 1 << 24     # of the head at a time, float32
+HOST = 16            # of a row's gradients by logits, the largest: the host adds these rows of the head, in float32.
+#                      Left to the cores, one near 1 leaves the 31 others of its block no digits. A pair needs all.
+MATRIX = 2.5         # bytes a weight at most that planes take beside the blocks: two codes, three scales for each 32
+
+
+class Stored(Weight):
+    """A weight as the cores store it: `matrix` has its planes, made once unless nothing is to be held."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._matrix: formats.Matrix | None = None
+        self._making = threading.Lock()
+
+    def matrix(self) -> formats.Matrix:
+        if self.hold == "stream":
+            raw = np.empty(self.nbytes, np.uint8)
+            return self._planes(self._read(0, self.out_features, raw))
+        with self._making:
+            if self._matrix is None:
+                self._matrix = self._planes(self._held())
+            return self._matrix
+
+    def _planes(self, raw: np.ndarray) -> formats.Matrix:
+        rows = raw.reshape(self.out_features, self.row_bytes)
+        if self.type.name in formats.FORMATS:
+            return formats.matrix(rows, self.type.name)
+        made = formats.stored(dequantize(rows, self.type))
+        return formats.Matrix(made.codes, made.scales, made.offsets, made.factors, made.ones, self.out_features)
+
+    def change_hold(self, hold: str) -> None:
+        super().change_hold(hold)
+        if hold == "stream":
+            self._matrix = None
+
+    def forget(self) -> None:
+        super().forget()
+        self._matrix = None
+
+    @property
+    def slow(self) -> bool:
+        """Blocks are read as they are: nothing is gained by dequantizing them once."""
+        return False
+
+
+class FpgaSimEngine(NumpyEngine):
+    """float32 on CPU threads, products as the hardware cores compute them, to the bit.
+
+    compiled: the twin with Numba (None: if it is installed). Pairs are trained; a model's own weights are not.
+    """
+
+    name, adapters_only = "fpga-sim", True
+    tolerance = 3e-2   # of products of random numbers in eight bits, at their worst element
+
+    def __init__(self, threads: int = 1, compiled: bool | None = None):
+        super().__init__(threads, compiled)
+        self._compiled = compiled
+        self.twin = Twin(compiled, threads)
+
+    def use_threads(self, count: int) -> None:
+        super().use_threads(count)
+        self.twin = Twin(self._compiled, count)
+
+    def weight(self, gguf, name: str, hold: str = "blocks") -> Stored:
+        return Stored(gguf, name, "stream" if hold == "lookup" else hold, self.dequantizers)
+
+    def trained(self, values: np.ndarray, gradient: np.ndarray):
+        raise UserError("the hardware cores train low-rank adapters and hold the model's own weights in blocks: leave "
+                        "--train out, or take another --device")
+
+    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0,
+              bias_gradients=None) -> Group:
+        if dropout and any(slot is not None for slot in slots or ()):
+            raise UserError("the hardware cores have no dropout: leave --lora-dropout at 0")
+        return super().group(weights, biases, slots, dropout, number, bias_gradients)
+
+    def budget(self, weights, memory: int | None) -> SimBudget:
+        return SimBudget(self, weights, memory)
+
+    def flops_per_second(self) -> float:
+        """Of products of one plane, by a short run."""
+        rng = np.random.default_rng(0)
+        x, w = formats.q8_0(rng.standard_normal((64, 256)).astype(F)), formats.matrix(
+            np.zeros((512, 256 // 32 * 18), np.uint8), "Q4_0")
+        self.twin.rows([(x, w)])
+        start = time.perf_counter()
+        for _ in range(4):
+            self.twin.rows([(x, w)])
+        return 4 * 2 * 64 * 256 * 512 / max(time.perf_counter() - start, 1e-9)
+
+    # ---- operations
+
+    def linear(self, x: np.ndarray, group: Group) -> tuple[np.ndarray, ...]:
+        y = self.array(x.shape[0], group.width, room=0)
+        for part, value in zip(group.split(y), self._forward(x, group), strict=True):
+            part[...] = value
+        return group.split(y)
+
+    linear_few = linear
+
+    def logits(self, h: np.ndarray, head: Group) -> np.ndarray:
+        return self._forward(h, head)[0]
+
+    def _forward(self, x: np.ndarray, group: Group) -> list[np.ndarray]:
+        weights = [w.matrix() for w in group.weights]
+        found = products.forward(self.twin, _wide(x, weights), weights, _pairs(group))[0]
+        for y, bias in zip(found, group.biases, strict=True):
+            if bias is not None:
+                y += bias
+        return found
+
+    def linear_backward(self, dys: tuple[np.ndarray, ...], x: np.ndarray, group: Group,
+                        need_dx: bool = True) -> np.ndarray | None:
+        if not (need_dx or group.trains):
+            return None
+        weights, pairs = [w.matrix() for w in group.weights], _pairs(group)
+        rounded = formats.q8_0(_wide(x, weights))
+        saved = products.Saved(rounded, tuple(products.low_rank(self.twin, rounded, pair) for pair in pairs))
+        dx, gradients = products.backward(self.twin, dys, saved, weights, pairs, need_dx)
+        for slot, gradient in zip(group.slots, gradients, strict=True):
+            if slot is not None and slot.grad_a is not None and gradient is not None:
+                slot.grad_a += gradient[0][:, :group.in_features]
+                slot.grad_b += gradient[1]
+        if dx is None:
+            return None
+        out = self.array(x.shape[0], group.in_features)
+        out[...] = dx[:, :group.in_features]
+        return out
+
+    def cross_entropy(self, h: np.ndarray, head: Group, targets: np.ndarray, scale: float, gradient: bool):
+        """Some rows at a time: the cores' logits, softmax in float32, and the cores' backward."""
+        total, step = 0.0, max(32, LOGITS // head.width)
+        dh = self.array(*h.shape) if gradient else None
+        for low in range(0, len(h), step):
+            part = slice(low, low + step)
+            (z,), wanted = self._forward(h[part], head), targets[part]
+            rows = np.arange(len(z))
+            z -= z.max(axis=1, keepdims=True)
+            picked = z[rows, wanted].astype(np.float64)
+            np.exp(z, out=z)
+            sums = z.sum(axis=1, dtype=np.float64)
+            total += float((np.log(sums) - picked).sum())
+            if dh is not None:
+                z *= (scale / sums)[:, None].astype(F)
+                z[rows, wanted] -= F(scale)
+                large = _take_largest(z) if head.slots[0] is None else ((), ())
+                dh[part] = self.linear_backward((z,), h[part], head)
+                for ids, values in zip(*large, strict=True):
+                    dh[part] += values[:, None] * self.embed(ids, head.weights[0], 1.0)
+        return total, dh
+
+    # ---- known answers of its own
+
+    def own_answers(self) -> list[Answer]:
+        """The twin's two products in the form that runs here against plain NumPy: equal to the bit or wrong."""
+        rng, plain = np.random.default_rng(0), Twin(False)
+        found = []
+        for kind in formats.FORMATS:
+            w = formats.matrix(_blocks(rng, kind), kind)
+            x = formats.q8_0(rng.standard_normal((37, w.shape[1])).astype(F))
+            y = formats.bf16(rng.standard_normal((37, w.shape[0])).astype(F))
+            for name in ("rows", "columns"):
+                left = x if name == "rows" else y
+                ours, theirs = (getattr(twin, name)([(left, w)]) for twin in (self.twin, plain))
+                same = np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+                found.append(Answer(f"cores' {name}, {kind}, to the bit", 0.0 if same else float("inf")))
+        return found
+
+
+def _blocks(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """Random weights [64, 256] in blocks: uint8 [64, bytes]."""
+    from anytune.gguf.encode import encode
+    return encode(rng.standard_normal((64, 256)).astype(F), kind, compiled=False)
+
+
+def _take_largest(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The HOST largest of each row of z [n, vocabulary], which become zero: (their columns int32 [HOST, n], values)."""
+    count = min(HOST, z.shape[1])
+    places = np.argpartition(np.abs(z), -count, axis=1)[:, -count:]
+    values = np.take_along_axis(z, places, 1)
+    np.put_along_axis(z, places, 0, 1)
+    return np.ascontiguousarray(places.T, np.int32), np.ascontiguousarray(values.T)
+
+
+def _pairs(group: Group) -> list[products.Pair | None]:
+    return [None if slot is None else _pair(slot) for slot in group.slots]
+
+
+def _pair(slot: Slot) -> products.Pair:
+    return products.Pair(slot.a, slot.b, slot.scale)
+
+
+def _wide(x: np.ndarray, weights: Sequence[formats.Matrix]) -> np.ndarray:
+    """x [T, in] contiguous, with zeros up to whole blocks."""
+    missing = weights[0].shape[1] - x.shape[1]
+    return np.pad(x, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(x, F)
+
+
+class SimBudget(NumpyBudget):
+    """NumpyEngine's, for weights that are held as planes too."""
+
+    def counter(self, way: Way, capacity: int) -> SimCount:
+        return SimCount(self.engine.workers.count, way.sizes, capacity, way.hold)
+
+
+class SimCount(CountEngine):
+    """CountEngine with what the twin takes: planes, and its operands with tokens last."""
+
+    def held(self, matrices: dict, groups: list) -> int:
+        if self.hold == "stream":
+            return int(2 * MATRIX * max((m.in_features * m.out_features for m in matrices.values()), default=0))
+        return sum(m.nbytes + int(MATRIX * m.in_features * m.out_features) for m in matrices.values())
+
+    def linear(self, x, group):
+        self._operands(x.shape[0], group.in_features, max(w.out_features for w in group.weights))
+        return super().linear(x, group)
+
+    def linear_backward(self, dys, x, group, need_dx=True):
+        self._operands(x.shape[0], group.in_features, group.width)
+        return super().linear_backward(dys, x, group, need_dx)
+
+    def cross_entropy(self, h, head, targets, scale, gradient):
+        rows = min(h.shape[0], max(32, LOGITS // head.width))
+        self._operands(rows, head.in_features, head.width)
+        return super().cross_entropy(h, head, targets, scale, gradient)
+
+    def _operands(self, tokens: int, features: int, width: int) -> None:
+        """Inputs as codes and turned, sums turned and as they are, gradients rounded, turned and as stored rows."""
+        self.raw("twin", tokens * (16 * features + 24 * width))
