@@ -147,6 +147,11 @@ def take_turns(children: list[Child], rounds: int, pause: float = 0.25) -> list[
     return results
 
 
+def run(command: list[str], env: dict[str, str], limit: float) -> None:
+    """Run a script whose output nobody reads."""
+    subprocess.run([sys.executable, *command], env=env, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=limit, check=True)
+
+
 def run_once(command: list[str], env: dict[str, str], limit: float | None = None) -> dict[str, Any]:
     """Run a script that prints JSON lines, for at most `limit` seconds; returns the last."""
     try:

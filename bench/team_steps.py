@@ -24,6 +24,7 @@ options.add_argument("model")
 options.add_argument("--device", default="cuda")
 options.add_argument("--shape", default="8x1024", help="of a micro-batch: examples x tokens of each")
 options.add_argument("--rank", type=int, default=16)
+options.add_argument("--dtype", default="auto")
 options.add_argument("--memory", help="of each process, such as 2GiB")
 options.add_argument("--shard", action="store_true")
 options.add_argument("--whole", action="store_true", help="only with all of the base on the device")
@@ -48,7 +49,7 @@ started = time.perf_counter()
 examples, length = map(int, args.shape.split("x"))
 if args.whole:
     budget.HOLDS = tuple(hold for hold in budget.HOLDS if hold[0] != "stream")
-model = anytune.load(args.model, device=local_device(args.device),
+model = anytune.load(args.model, device=local_device(args.device), dtype=args.dtype,
                      memory=parse_bytes(args.memory) if args.memory else None)
 team = _join(model.engine, args.shard)
 try:

@@ -1,11 +1,11 @@
 """Training speed and memory on one GPU: anytune on a quantized base against transformers + peft, in one run.
 
-    python bench/train_gpu.py                     # everything: about eight minutes on an H100
-    python bench/train_gpu.py --only '8x1024;1x128' --no-peers
+    python bench/train_gpu.py                     # everything: about six minutes on two H200, ten on one
+    python bench/train_gpu.py --only '8x1024;1x128' --peers unsloth
 
 Qwen3-1.7B's shape with its whole vocabulary of 151,936, random weights written as GGUF, LoRA r=16 on all linears, the
-second half of each example with loss, whole optimizer steps. The peer has the same shape in bf16 (see
-peers/peft_gpu.py), plain and compiled. Each contestant runs in a process of its own, alone on its card; with two cards
+second half of each example with loss, whole optimizer steps. The peers have the same shape in bf16: transformers + peft
+(peers/peft_gpu.py), plain, with Liger's kernels and compiled, and Unsloth (peers/unsloth_gpu.py). Each contestant runs in a process of its own, alone on its card; with two cards
 the peers have the second one. `gemm_tflops` is what one large bf16 product reaches on this card in the same run, in a
 burst and when it goes on until the card's power limit acts: what a step's arithmetic is compared with.
 """
@@ -21,17 +21,29 @@ import common
 import qwen3
 import torch
 
-SETTINGS = {  # name: (blocks, examples x tokens, --memory, profile)
-    "8x1024": ("Q8_0", "8x1024", None, True),
-    "1x128": ("Q8_0", "1x128", None, True),
-    "8x1024, 6 GiB": ("Q8_0", "8x1024", "6GiB", False),
-    "1x32768, 24 GiB": ("Q8_0", "1x32768", "24GiB", False),
-    "8x1024, Q4_0": ("Q4_0", "8x1024", None, False),
-    "8x1024, Q4_K": ("Q4_K", "8x1024", None, False),
-    "8x1024, Q4_K, 4 GiB": ("Q4_K", "8x1024", "4GiB", False),
+SETTINGS = {  # name: (blocks, examples x tokens, --memory, --dtype, profile)
+    "8x1024": ("Q8_0", "8x1024", None, "auto", True),
+    "16x1024": ("Q8_0", "16x1024", None, "auto", False),
+    "8x1024, fp8": ("Q8_0", "8x1024", None, "fp8", True),
+    "16x1024, fp8": ("Q8_0", "16x1024", None, "fp8", False),
+    "1x8192": ("Q8_0", "1x8192", None, "auto", True),
+    "1x8192, fp8": ("Q8_0", "1x8192", None, "fp8", False),
+    "1x128": ("Q8_0", "1x128", None, "auto", True),
+    "8x1024, 6 GiB": ("Q8_0", "8x1024", "6GiB", "auto", False),
+    "1x32768, 24 GiB": ("Q8_0", "1x32768", "24GiB", "auto", False),
+    "8x1024, Q4_0, 2.3 GiB": ("Q4_0", "8x1024", "2300MiB", "auto", False),
+    "8x1024, Q4_K": ("Q4_K", "8x1024", None, "auto", False),
+    "8x1024, Q4_K, 4 GiB": ("Q4_K", "8x1024", "4GiB", "auto", False),
 }
 LIMIT = 90      # seconds for one contestant
-PEERS = (("8x1024", ()), ("8x1024", ("--compile",)), ("1x128", ()), ("1x128", ("--compile",)))
+PEERS = {       # name: [(script, arguments)]
+    "unsloth": [("unsloth_gpu.py", ("--shape", shape, *more)) for shape, *more in (
+        ("8x1024",), ("16x1024",), ("1x8192",), ("1x128",),
+        ("8x1024", "--bits", "4", "--checkpointing", "unsloth"))],
+    "peft": [("peft_gpu.py", ("--shape", "8x1024")), ("peft_gpu.py", ("--shape", "1x128"))],
+    "liger": [("peft_gpu.py", ("--shape", "8x1024", "--liger"))],
+    "compiled": [("peft_gpu.py", ("--shape", "8x1024", "--compile"))],
+}
 GEMM = """
 import json, torch
 a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
@@ -55,61 +67,64 @@ print(json.dumps({"gemm_tflops": burst, "gemm_tflops_for_two_seconds": sustained
 """
 
 
-def run_peers(env: dict, gpus: int, compiled: bool) -> list[dict]:
-    """All peers one after the other, on the second card if there is one."""
-    rows = []
-    for shape, flags in (peer for peer in PEERS if compiled or not peer[1]):
+def run_peers(names: list[str], env: dict, gpus: int, folder: Path) -> list[dict]:
+    """The peers one after the other, on the second card if there is one."""
+    rows, env = [], env | {"CUDA_VISIBLE_DEVICES": str(min(1, gpus - 1))}
+    if "unsloth" in names:
+        common.run(["bench/peers/hf_folder.py", str(folder / "hf")], env, 2 * LIMIT)
+    for script, flags in (peer for name in names for peer in PEERS[name]):
+        more = [str(folder / "hf")] if script == "unsloth_gpu.py" else []
         try:
-            rows.append(common.run_once(["bench/peers/peft_gpu.py", "--shape", shape, *flags],
-                                        env | {"CUDA_VISIBLE_DEVICES": str(min(1, gpus - 1))}, 2 * LIMIT))
+            rows.append(common.run_once([f"bench/peers/{script}", *more, *flags], env, 2 * LIMIT))
         except SystemExit as error:
-            rows.append({"shape": shape, "compile": bool(flags), "failed": str(error)})
-        print(rows[-1], flush=True)
+            rows.append({"peer": script, "arguments": flags, "failed": str(error)[-500:]})
+        print({key: rows[-1].get(key) for key in ("peer", "shape", "tokens_per_s", "peak_gib", "failed")}, flush=True)
     return rows
+
+
+def run_ours(name: str, path: Path, env: dict, rounds: int, card: dict) -> dict:
+    blocks, shape, memory, dtype, profile = SETTINGS[name]
+    command = ["bench/gpu_steps.py", str(path), "--shape", shape, "--rounds", str(rounds), "--dtype", dtype]
+    command += (["--memory", memory] if memory else []) + (["--profile"] if profile else [])
+    try:
+        row = common.run_once(command, env | {"CUDA_VISIBLE_DEVICES": "0"}, LIMIT)
+    except SystemExit as error:
+        print(name, error, flush=True)
+        return {"blocks": blocks, "failed": str(error)[-500:]}
+    row["gflop_per_token"] = round(qwen3.gflop_per_token("qwen3-1.7b", int(shape.split("x")[1])), 3)
+    for key, peak in (("fraction_of_gemm", "gemm_tflops"), ("fraction_of_lasting_gemm", "gemm_tflops_for_two_seconds")):
+        row[key] = round(row["tokens_per_s"] * row["gflop_per_token"] / 1e3 / card[peak], 3)
+    print(name, row["tokens_per_s"], "tok/s", row["peak_gib"], "GiB", flush=True)
+    return {"blocks": blocks, "dtype": dtype, **row}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     options.add_argument("--only", default=";".join(SETTINGS), help="names of settings, with semicolons")
-    options.add_argument("--no-peers", action="store_true")
-    options.add_argument("--plain-peers", action="store_true", help="without the compiled ones, which take minutes")
+    options.add_argument("--peers", default=",".join(PEERS), help="some of these, with commas; nothing: none")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--folder", help="where the model files go; default: a temporary one")
     options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     args = options.parse_args()
-    before, env = common.machine(), common.environment(8)
-    wanted = args.only.split(";")
-    with tempfile.TemporaryDirectory(dir=args.folder, prefix="anytune-bench-") as folder:
-        script = Path(folder) / "gemm.py"
+    before, env, results = common.machine(), common.environment(8), {}
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="anytune-bench-") as place:
+        folder = Path(place)
+        script = folder / "gemm.py"
         script.write_text(GEMM.replace("GPUS", str(torch.cuda.device_count())))
         card = common.run_once([str(script)], env | {"CUDA_VISIBLE_DEVICES": "0"})
-        waiting = (ThreadPoolExecutor(1).submit(run_peers, env, card["gpus"], not args.plain_peers)
-                   if not args.no_peers else None)
+        names = [name for name in args.peers.split(",") if name]
+        waiting = ThreadPoolExecutor(1).submit(run_peers, names, env, card["gpus"], folder) if names else None
         if waiting is not None and card["gpus"] < 2:
             waiting.result()    # one card: one contestant at a time
-        results, files = {}, {}
-        for name in wanted:
-            blocks, shape, memory, profile = SETTINGS[name]
+        files: dict[str, Path] = {}
+        for name in filter(None, args.only.split(";")):
+            blocks = SETTINGS[name][0]
             if blocks not in files:
                 for old in files.values():
                     old.unlink()
-                files = {blocks: Path(folder) / f"qwen3-1.7b-{blocks.lower()}.gguf"}
+                files = {blocks: folder / f"qwen3-1.7b-{blocks.lower()}.gguf"}
                 qwen3.write_model(files[blocks], "qwen3-1.7b", blocks)
-            command = ["bench/gpu_steps.py", str(files[blocks]), "--shape", shape, "--rounds", str(args.rounds)]
-            command += ["--memory", memory] if memory else []
-            try:
-                row = common.run_once(command + (["--profile"] if profile else []),
-                                      env | {"CUDA_VISIBLE_DEVICES": "0"}, LIMIT)
-            except SystemExit as error:
-                results[name] = {"blocks": blocks, "failed": str(error)}
-                print(name, error, flush=True)
-                continue
-            row["gflop_per_token"] = round(qwen3.gflop_per_token("qwen3-1.7b", int(shape.split("x")[1])), 3)
-            for key, peak in (("fraction_of_gemm", "gemm_tflops"),
-                              ("fraction_of_lasting_gemm", "gemm_tflops_for_two_seconds")):
-                row[key] = round(row["tokens_per_s"] * row["gflop_per_token"] / 1e3 / card[peak], 3)
-            results[name] = {"blocks": blocks, **row}
-            print(name, row["tokens_per_s"], "tok/s", row["peak_gib"], "GiB", flush=True)
+            results[name] = run_ours(name, files[blocks], env, args.rounds, card)
         peers = waiting.result() if waiting else []
     for row in peers:
         mine = results.get(row["shape"], {})

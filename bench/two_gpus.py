@@ -30,8 +30,8 @@ LIMIT = 150     # seconds for one contestant
 NEEDS = re.compile(r"at least (\d+) MiB")
 
 
-def run(processes: int, command: list[str]) -> dict:
-    """team_steps.py in so many processes -> what the first one printed."""
+def run(processes: int, command: list[str], script: str = "bench/team_steps.py") -> dict:
+    """The script in so many processes -> what the first one printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -42,7 +42,7 @@ def run(processes: int, command: list[str]) -> dict:
             places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1",
                       "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"} if processes > 1 else {}
             children.append(subprocess.Popen(
-                [sys.executable, "bench/team_steps.py", *command], env=env | {k: str(v) for k, v in places.items()},
+                [sys.executable, script, *command], env=env | {k: str(v) for k, v in places.items()},
                 cwd=common.ROOT, text=True, stdout=subprocess.DEVNULL if rank else subprocess.PIPE))
         said = children[0].communicate(timeout=LIMIT)[0]
         codes = [child.wait(timeout=30) for child in children]
@@ -74,6 +74,17 @@ def tight(base: list[str]) -> dict:
             "two_sharded": run(2, [*limited, "--shard"])}
 
 
+def peer(args, processes: int) -> dict:
+    """transformers + peft with DDP, in as many processes."""
+    try:
+        row = run(processes, ["--shape", args.shape, "--model", args.model, "--vocabulary", str(args.vocabulary)],
+                  "bench/peers/peft_gpu.py")
+    except (SystemExit, subprocess.TimeoutExpired) as error:
+        row = {"failed": str(error)[-500:]}
+    print(row, flush=True)
+    return {"processes": processes, **row}
+
+
 def card(device: str) -> dict:
     import torch
     if device != "cuda":
@@ -101,18 +112,20 @@ def main() -> None:
         path = Path(folder) / "model.gguf"
         qwen3.write_model(path, args.model, "Q8_0", args.vocabulary)
         base = [str(path), "--device", args.device, "--shape", args.shape, "--rounds", str(args.rounds)]
+        fp8 = [("two_fp8", 2, ["--dtype", "fp8"]), ("one_fp8", 1, ["--dtype", "fp8"])] if args.device == "cuda" else []
         found = {name: run(processes, [*base, *more]) for name, processes, more in (
-            ("one", 1, []), ("two", 2, []), ("two_sharded", 2, ["--shard"]))}
+            ("one", 1, []), ("two", 2, []), ("two_sharded", 2, ["--shard"]), *fp8)}
         for name, row in found.items():
             row["ratio"] = common.rounded(row["tokens_per_s"] / found["one"]["tokens_per_s"])
             row["curve_apart"] = apart(found["one"]["loss_curve"], row["loss_curve"])
             print(name, row["tokens_per_s"], "tok/s", row["peak_gib"], "GiB", row["curve_apart"], flush=True)
         small = tight(base)
+    peers = [peer(args, processes) for processes in (1, 2)] if args.device == "cuda" else []
     for name in ("one", "two_sharded"):
         if "loss_curve" in small[name]:
             small[name]["curve_apart"] = apart(found["one"]["loss_curve"], small[name]["loss_curve"])
     common.save("two_gpus", args, before, gpu=gpu, model=f"{args.model} shape, vocabulary {args.vocabulary:,}, Q8_0, "
-                "random weights", rank=16, shape=args.shape, runs=found, tight=small)
+                "random weights", rank=16, shape=args.shape, runs=found, tight=small, peers=peers)
 
 
 if __name__ == "__main__":
