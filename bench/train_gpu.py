@@ -5,9 +5,10 @@
 
 Qwen3-1.7B's shape with its whole vocabulary of 151,936, random weights written as GGUF, LoRA r=16 on all linears, the
 second half of each example with loss, whole optimizer steps. The peers have the same shape in bf16: transformers + peft
-(peers/peft_gpu.py), plain, with Liger's kernels and compiled, and Unsloth (peers/unsloth_gpu.py). Each contestant runs in a process of its own, alone on its card; with two cards
-the peers have the second one. `gemm_tflops` is what one large bf16 product reaches on this card in the same run, in a
-burst and when it goes on until the card's power limit acts: what a step's arithmetic is compared with.
+(peers/peft_gpu.py), plain, with Liger's kernels and compiled, and Unsloth (peers/unsloth_gpu.py). Each contestant runs
+in a process of its own, alone on its card; with two cards the peers have the second one. `gemm_tflops` is what one
+large bf16 product reaches on this card in the same run, in a burst and when it goes on until the card's power limit
+acts: what a step's arithmetic is compared with.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ if processes > 1:
     torch.distributed.destroy_process_group()
 if rank:
     sys.exit()
-print(json.dumps({"peer": name, "shape": args.shape, "compile": args.compile, "checkpointing": args.checkpointing,
-                  "tokens_per_s": round(processes * examples * length / middle, 1), "ms_per_step": round(middle * 1e3, 2),
+print(json.dumps({"peer": name, "shape": args.shape, "compile": args.compile,
+                  "checkpointing": args.checkpointing, "ms_per_step": round(middle * 1e3, 2),
+                  "tokens_per_s": round(processes * examples * length / middle, 1),
                   "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
                   "loss": round(float(loss), 4)}), flush=True)

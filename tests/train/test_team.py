@@ -201,10 +201,8 @@ def test_every_process_ends_in_the_same_bytes(jobs, name):
 def test_slices_are_foreseen(jobs):
     late = jobs[1][0]["late"]
     assert jobs[1][0]["slices"] == jobs[1][1]["slices"] == 1
-    # the first micro-batch meets every matrix unprepared, forward and backward (the last one twice in a row)
-    assert late[0] == 2 * 7 * 2 - 1
-    assert late[4] == late[5] == late[6]    # later ones none; an evaluation after step 8 comes and goes unforeseen
-    assert late[-1] - late[6] <= 4
+    # the first micro-batch meets each of the two layers unprepared; from then on both are there
+    assert late[0] == late[-1] == 2
 
 
 def test_a_resume_says_that_sums_round_differently(jobs):

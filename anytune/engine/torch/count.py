@@ -13,7 +13,7 @@ from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 
 from . import fp8
-from .slices import rows_each
+from .slices import layers_of, slice_bytes
 from .weights import WHOLE, Group, align
 
 BLOCK = 512    # bytes: the grain of torch's allocator
@@ -98,10 +98,10 @@ class TorchCount(Composed):
         if self.hold == "blocks":
             return blocks + scratch
         if self.hold == "shard":    # a slice of each but the whole ones, and two buffers for gathered ones
-            each = {name: m.row_bytes * rows_each(m.out_features, self.shards)
-                    for name, m in matrices.items() if name not in WHOLE}
+            layers = [sum(slice_bytes(matrices[name], self.shards) for name in names)
+                      for names in layers_of(name for name in matrices if name not in WHOLE).values()]
             whole = sum(m.nbytes for name, m in matrices.items() if name in WHOLE)
-            return whole + sum(each.values()) + 2 * self.shards * max(each.values(), default=0) + scratch
+            return whole + sum(layers) + 2 * self.shards * max(layers, default=0) + scratch
         return scratch + max((m.nbytes for m in matrices.values()), default=0)
 
     def begin(self, starts, capacity, key=(0, 0, 0)) -> None:

@@ -19,6 +19,7 @@ from . import linear as _linear
 from . import loss as _loss
 from . import optimizers as _optimizers
 from . import replay as _replay
+from . import slices as _slices
 from . import update as _update
 from . import vendor
 from .algebra import CardAlgebra
@@ -62,6 +63,7 @@ class TorchEngine(Composed):
         self.fp8 = where.fp8                     # input gradients pass frozen weights in fp8; see fp8.py
         self.scratch_fp8: Tensor | None = None
         self.team, self.shards = None, 1         # the ranks of a job, and how many share the blocks
+        self.slices: _slices.Slices | None = None  # their parts, where they do
         self.parking = Parking(self.device)
         self.pending: list[tuple] = []           # operands of gradients that are made together; see linear.py
         self.recorder = _replay.Recorder(self)

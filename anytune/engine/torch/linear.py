@@ -39,8 +39,7 @@ def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> No
     if loose:
         e.scratch = torch.zeros(max(g.size for g in loose), dtype=e.dtype, device=e.device)
     sliced = [w for g in groups for w in g.weights if w.hold == "shard"]
-    if sliced:
-        Slices(e, sliced)
+    e.slices = Slices(e, sliced) if sliced else None
     if e.team is not None:
         e.team.sharded = bool(sliced)
     for group in groups:

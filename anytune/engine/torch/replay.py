@@ -84,7 +84,7 @@ class Recorder:
         recorded = self.known[name]
         self.stage.send(_numbers(stream, tokens, rows), recorded.numbers)
         e.first, e.end, e.key = recorded.first, recorded.end, recorded.key
-        if recorded.runs == 1 and recorded.graph is None and not (e.team is not None and e.team.sharded):
+        if recorded.runs == 1 and recorded.graph is None:
             self._record(recorded, kind, body)
         recorded.runs += 1
         if recorded.graph is not None:
@@ -95,8 +95,13 @@ class Recorder:
         return self.mail.post(recorded.loss)
 
     def _body(self, recorded: Recorded, kind: str, body) -> None:
+        slices = self.engine.slices
+        if slices is not None:
+            slices.start()
         loss = body(recorded.stream)
         flush(self.engine)
+        if slices is not None:
+            slices.stop()
         recorded.loss.copy_(loss.view(1))
         if kind == "train":
             self.engine.updater.saw(loss)

@@ -1,21 +1,22 @@
 """Weights that no card holds alone: each process has a slice of the file's blocks,
 and gathers the others' for each use.
 
-What is gathered lies in two buffers that all matrices share. While one is read, the next matrix is on its way into the
-other, on the communication stream: which one that will be is what came after the same uses before. A matrix that was
-not foreseen is only later. Every process gathers in the same order, since all run the same model over equally many
-micro-batches.
+A layer's matrices travel together: asking for each by itself costs the host more time than the device needs for the
+layer. What is gathered lies in two buffers. While one is read, the next layer is on its way into the other, on the
+communication stream: which one that will be is what came after the same uses before. A layer that was not foreseen is
+only later. Every process gathers in the same order, since all run the same model over equally many micro-batches.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 import torch
 
 Tensor = torch.Tensor
-# uses by which the next is foreseen: a layer's seven, and enough of the one before to tell which pass it is
-MEMORY = 12
+MEMORY = 4      # layers by which the next is foreseen: enough to tell which pass it is
+LINE = 16       # bytes: matrices begin at multiples of it
 
 
 def rows_each(rows: int, processes: int) -> int:
@@ -23,46 +24,98 @@ def rows_each(rows: int, processes: int) -> int:
     return -(-rows // processes)
 
 
+def slice_bytes(weight, processes: int) -> int:
+    """What one process holds of a matrix, whole lines."""
+    return -(-rows_each(weight.out_features, processes) * weight.row_bytes // LINE) * LINE
+
+
+def layer_of(name: str) -> str:
+    """blk.3.attn_q.weight: blk.3"""
+    return ".".join(name.split(".")[:2])
+
+
+def layers_of(names) -> dict[str, list[str]]:
+    """The names, by layer."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(layer_of(name), []).append(name)
+    return found
+
+
 class Slices:
-    """The two buffers of one engine. late: uses that had not been foreseen."""
+    """This process's slices and the two buffers, of one engine. late: uses that had not been foreseen."""
 
     def __init__(self, engine, weights):
-        team = engine.team
-        self.team, self.late = team, 0
-        size = max(rows_each(w.out_features, team.size) * team.size * w.row_bytes for w in weights)
+        self.team, self.late = engine.team, 0
+        named = {weight.name: weight for weight in weights}
+        self.places: dict[str, int] = {}        # of each matrix, within its layer's piece
+        self.pieces: dict[str, Tensor] = {}     # what this process holds of each layer
+        for layer, names in layers_of(named).items():
+            at = 0
+            for name in names:
+                self.places[name] = at
+                at += slice_bytes(named[name], self.team.size)
+            self.pieces[layer] = piece = torch.zeros(at, dtype=torch.uint8, device=engine.device)
+            for name in names:
+                self._load(named[name], piece)
+        size = self.team.size * max(piece.numel() for piece in self.pieces.values())
         self.buffers = [torch.empty(size, dtype=torch.uint8, device=engine.device) for _ in range(2)]
-        self.held = [None, None]    # the weight in each buffer, or on its way there
+        self.held: list[str | None] = [None, None]  # the layer in each buffer, or on its way there
         self.works = [None, None]   # handles of gathers that were not waited for yet
         self.now = 0                # the buffer in use
         self.recent: deque[str] = deque(maxlen=MEMORY)
-        self.after: dict[tuple[str, ...], object] = {}
+        self.after: dict[tuple[str, ...], str] = {}
         for weight in weights:
             weight.slices = self
 
-    def take(self, weight) -> Tensor:
-        """All rows' blocks, uint8 [out, row_bytes], until the next weight is taken."""
-        if self.held[self.now] is not weight:
+    def _load(self, weight, piece: Tensor) -> None:
+        each = rows_each(weight.out_features, self.team.size)
+        low = min(each * self.team.rank, weight.out_features)
+        high = min(low + each, weight.out_features)
+        if high > low:
+            at = self.places[weight.name]
+            piece[at:at + (high - low) * weight.row_bytes].copy_(weight.read(low, high).view(-1))
+
+    def start(self) -> None:
+        """The beginning of a body that may be recorded: what it gathers does not depend on what ran before."""
+        self.stop()
+        self.recent.clear()
+
+    def stop(self) -> None:
+        """Its end: nothing is on its way any more."""
+        for place in (0, 1):
+            self._wait(place)
+        self.held, self.now = [None, None], 0
+
+    def take(self, weight) -> Iterator[tuple[int, Tensor]]:
+        """(number of the first row, uint8 [rows, row_bytes]) of each process's part of the matrix, until a matrix of
+        another layer is taken."""
+        layer = layer_of(weight.name)
+        if self.held[self.now] != layer:
             self.now = 1 - self.now
-            if self.held[self.now] is not weight:
+            if self.held[self.now] != layer:
                 self.late += 1
-                self._call(weight, self.now)
+                self._call(layer, self.now)
             self._wait(self.now)
-            self.after[tuple(self.recent)] = weight
-            self.recent.append(weight.name)
+            self.after[tuple(self.recent)] = layer
+            self.recent.append(layer)
             foreseen = self.after.get(tuple(self.recent))
-            if foreseen is not None and foreseen is not weight:
+            if foreseen is not None and foreseen != layer:
                 self._call(foreseen, 1 - self.now)
-        return self._view(weight, self.now)[:weight.out_features]
+        each, size = rows_each(weight.out_features, self.team.size), self.pieces[layer].numel()
+        for rank in range(self.team.size):
+            rows = min(each, weight.out_features - rank * each)
+            if rows > 0:
+                at = rank * size + self.places[weight.name]
+                part = self.buffers[self.now][at:at + rows * weight.row_bytes]
+                yield rank * each, part.view(rows, weight.row_bytes)
 
-    def _view(self, weight, place: int) -> Tensor:
-        rows = rows_each(weight.out_features, self.team.size) * self.team.size
-        return self.buffers[place][:rows * weight.row_bytes].view(rows, weight.row_bytes)
-
-    def _call(self, weight, place: int) -> None:
+    def _call(self, layer: str, place: int) -> None:
         """Start to gather; the device does so once what was asked of it before is done."""
         self._wait(place)
-        self.held[place] = weight
-        self.works[place] = self.team.gather_(self._view(weight, place), weight.slice())
+        self.held[place] = layer
+        piece = self.pieces[layer]
+        self.works[place] = self.team.gather_(self.buffers[place][:self.team.size * piece.numel()], piece)
 
     def _wait(self, place: int) -> None:
         if self.works[place] is not None:

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from .plain_low import Block, Part
-from .slices import rows_each
 
 Tensor = torch.Tensor
 PAD = 16       # ranks are padded to a multiple of this many columns: what tensor cores take at once
@@ -73,10 +72,7 @@ class Weight:
         return out
 
     def blocks(self) -> Tensor:
-        """The file's bytes on the device: uint8 [out, row_bytes];
-        those of a streamed weight, or of slices, for this use."""
-        if self.hold == "shard":
-            return self.slices.take(self)
+        """The file's bytes on the device: uint8 [out, row_bytes]; those of a streamed weight for this use."""
         if self._raw is None:
             e, step = self.engine, max(1, PIECE // self.row_bytes)
             if self.hold == "stream" and e.device.type != "cpu":
@@ -91,20 +87,14 @@ class Weight:
             return self._raw.to(self.engine.device, non_blocking=True)
         return self._raw
 
-    def slice(self) -> Tensor:
-        """This process's part of the rows, on the device: uint8 [rows each, row_bytes]."""
-        if self._raw is None:
-            team = self.engine.team
-            each = rows_each(self.out_features, team.size)
-            low = min(each * team.rank, self.out_features)
-            high = min(low + each, self.out_features)
-            self._raw = torch.zeros((each, self.row_bytes), dtype=torch.uint8, device=self.engine.device)
-            if high > low:
-                self._raw[:high - low].copy_(self.read(low, high))
-        return self._raw
-
     def rows(self, low: int, high: int, out: Tensor) -> None:
         """Dequantize rows low…high into out [high - low, in], of any dtype and row stride."""
+        if self.hold == "shard":
+            for first, part in self.slices.take(self):
+                begin, end = max(low, first), min(high, first + len(part))
+                if end > begin:
+                    self.engine.dequantize(part[begin - first:end - first], self.type.name, out[begin - low:end - low])
+            return
         self.engine.dequantize(self.blocks()[low:high], self.type.name, out)
 
     def piece(self, low: int, high: int, tile: Tensor) -> Tensor:
