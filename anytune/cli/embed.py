@@ -17,7 +17,7 @@ from anytune.errors import UserError
 """)
 @model_options
 @click.option("-f", "--file", "file", metavar="FILE",
-              help="Texts: one per line, or JSONL, CSV or Parquet records with a prompt, text or messages.")
+              help="Texts: one per line, or JSONL records with a prompt, text or messages; - is standard input.")
 @click.option("-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A text; may be given several times.")
 @click.option("-o", "--output", metavar="FILE",
               help="Write .npz with `embeddings`, float32 [texts, width], and `texts`.")

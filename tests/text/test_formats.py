@@ -192,6 +192,21 @@ def test_a_datasets_folder_is_read(tmp_path):
             list(read_records(tmp_path / name))
 
 
+def test_nulls_that_arrow_fills_in_are_nothing(tmp_path):
+    datasets = need("datasets")
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "1"}}}
+    other = {"type": "function", "function": {"name": "g", "arguments": {"b": "2"}}}
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "name": "f", "content": "2"}, {"role": "assistant", "tool_calls": [other]}]
+    tools = [{"function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}},
+             {"function": {"name": "g", "parameters": {"properties": {"b": {"type": "string"}}}}}]
+    rows = [{"messages": chat, "tools": tools}, {"messages": CHAT, "conversations": [{"from": "human", "value": "x"}]}]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "data"))
+    one, two = read_records(tmp_path / "data")
+    assert [{k: v for k, v in m.items() if v is not None} for m in one.messages] == chat and one.tools == tools
+    assert [dict(m) for m in two.messages] == CHAT and two.tools is None
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.recursive(
