@@ -13,24 +13,20 @@ With loss "all" everything after the first token is learned, of each; with "assi
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from anytune.errors import UserError
-from anytune.text.columns import Unused
-from anytune.text.control import Control
-from anytune.text.dataset import Builder, Dataset
+from anytune.text.dataset import Builder, Dataset, cuts_of
 from anytune.text.formats import Record, read_records
-from anytune.text.leftout import note
 from anytune.text.mask import encode_chat_report
 from anytune.text.reading import check_once
 from anytune.text.record import question_and_answer
+from anytune.text.tally import Tally, no_assistant
 
 LOSS = ("auto", "assistant", "all")
 OVERFLOW = ("split", "truncate", "drop", "error")
-_NAMED = 5  # lines named in a note
 
 
 def build_dataset(
@@ -84,23 +80,17 @@ class _Work:
     def __init__(self, tokenizer, template, context: int, loss: str, overflow) -> None:
         self.tokenizer, self.template, self.context = tokenizer, template, context
         self.loss, self.overflow = loss, overflow
-        self.kinds: dict[str, None] = {}  # of records
         self.builder, self.path, self.file = Builder(), Path(), 0
-        self.records = self.chats = self.cut_tokens = self.pieces = self.open_ended = 0
-        self.too_long: list[tuple[str, int]] = []  # file and line
-        self.dropped = self.rejected = 0
-        self.unused, self.control = Unused(), Control(tokenizer)
-        self.notes: dict[str, None] = {}
-        self.left_out, self.left_out_first = Counter(), ""
+        self.tally = Tally(tokenizer)
         self.plain: list[tuple[list[int], list[int]]] = []  # ids and lines of plain text not yet cut
 
     def take(self, record: Record) -> None:
-        self.records += 1
-        self.unused.add(record.unused, record.kind, record.suggestion)
+        self.tally.records += 1
+        self.tally.unused.add(record.unused, record.kind, record.suggestion)
         if record.rejected:
-            self.rejected += 1
+            self.tally.rejected += 1
             return
-        self.kinds[record.kind] = None
+        self.tally.kinds[record.kind] = None
         try:
             if record.kind == "plain":
                 self._plain(record)
@@ -119,7 +109,7 @@ class _Work:
 
     def _chat(self, record: Record) -> tuple[list[int], list[bool]]:
         self._announce()
-        self.chats += 1
+        self.tally.chats += 1
         record, whole = self._without_ends(record), self.loss == "all"
         if self.loss == "auto" and not any(message.get("role") == "assistant" for message in record.messages):
             raise UserError(
@@ -129,10 +119,10 @@ class _Work:
         found = encode_chat_report(
             self.tokenizer, self.template, record.messages, record.tools, record.learn_from, whole
         )
-        self.open_ended += bool(found.open_ended)
+        self.tally.open_ended += bool(found.open_ended)
         for missing in found.left_out:
-            self.left_out[missing.what] += 1
-            self.left_out_first = self.left_out_first or self._place(record, missing.message)
+            self.tally.left_out[missing.what] += 1
+            self.tally.left_out_first = self.tally.left_out_first or self._place(record, missing.message)
         return found.ids, found.loss
 
     def _place(self, record: Record, message: int) -> str:
@@ -140,17 +130,17 @@ class _Work:
 
     def _without_ends(self, record: Record) -> Record:
         """The chat with its answers' own end tokens taken away, which the template writes."""
-        messages = tuple({**m, "content": self.control.answer(m["content"])}
+        messages = tuple({**m, "content": self.tally.control.answer(m["content"])}
                          if m.get("role") == "assistant" and isinstance(m.get("content"), str) else m
                          for m in record.messages)
-        self.control.look(m.get("content") for m in messages)
+        self.tally.control.look(m.get("content") for m in messages)
         return replace(record, messages=messages)
 
     def _pair(self, record: Record) -> tuple[list[int], list[bool]]:
-        if not record.messages and self.control.opens(record.prompt):
+        if not record.messages and self.tally.control.opens(record.prompt):
             return self._joined(record.prompt, record.completion, special=True)
         if self.template is not None and self.template.origin != "chatml":
-            self.notes[
+            self.tally.notes[
                 "Prompts and completions are put through the chat template, as user and assistant."
             ] = None
             messages = (
@@ -161,7 +151,7 @@ class _Work:
             )
             return self._chat(Record(record.line, "chat", messages, record.tools, len(messages) - 1))
         if record.tools:
-            self.notes["The tools of pairs (tools, functions) are not used where no template shows them."] = None
+            self.tally.notes["The tools of pairs (tools, functions) are not used where no template shows them."] = None
         thoughts = f"<think>\n{record.reasoning.strip()}\n</think>\n\n" if record.reasoning else ""
         return self._joined("".join(m["content"] + "\n\n" for m in record.messages) + record.prompt,
                             thoughts + record.completion, special=False)
@@ -178,8 +168,8 @@ class _Work:
         if self.loss == "assistant":
             pair = question_and_answer(record.text)
             if pair is None:
-                raise UserError(self._no_assistant(record))
-            self.notes["Texts of the form Q: … A: … are read as questions and answers."] = None
+                raise UserError(no_assistant(self.path, record))
+            self.tally.notes["Texts of the form Q: … A: … are read as questions and answers."] = None
             return self._pair(Record(record.line, "pair", prompt=pair[0], completion=pair[1]))
         return self._whole(record.text, end=True)
 
@@ -198,35 +188,17 @@ class _Work:
             loss[0] = False
         return ids, loss
 
-    def _no_assistant(self, record: Record) -> str:
-        what = (
-            "This is plain text"
-            if record.kind == "plain"
-            else f"{self.path} holds running text (columns: {', '.join(record.columns)})"
-        )
-        instead = (
-            f", or make pairs of its columns, for example with {record.suggestion}"
-            if record.suggestion
-            else ""
-        )
-        if not instead and record.kind != "plain":
-            instead = ", or name the columns with --prompt-key and --completion-key"
-        return (
-            f"{what}, not chats, so there is no assistant to learn from alone: "
-            f"leave out --assistant-loss-only{instead}."
-        )
-
     def _announce(self) -> None:
         if self.template is None:
             raise UserError("Chats need a chat template.")
         if self.template.notice:
-            self.notes[self.template.notice] = None
+            self.tally.notes[self.template.notice] = None
 
     # Plain text: one stream of tokens, cut every `context`
 
     def _plain(self, record: Record) -> None:
         if self.loss == "assistant":
-            raise UserError(f"{self.path}: {self._no_assistant(record)}")
+            raise UserError(f"{self.path}: {no_assistant(self.path, record)}")
         ids, starts = self.tokenizer.encode_spans(record.text, special=False)
         lines, line, at = [], record.line, 0
         for start in starts:
@@ -243,13 +215,13 @@ class _Work:
         if last and ids and self.tokenizer.eos is not None:
             ids.append(self.tokenizer.eos)
             lines.append(lines[-1])
-        cuts = _cuts(len(ids), self.context - len(front), bool(front))
+        cuts = cuts_of(len(ids), self.context - len(front), bool(front))
         if not last:  # what follows may belong to the last piece
             cuts = cuts[:-1]
         for at, end in zip(cuts, cuts[1:], strict=False):
             if len(front) + end - at > 1:
                 self.builder.add(front + ids[at:end], [True] * (len(front) + end - at), lines[at], self.file)
-                self.pieces += 1
+                self.tally.pieces += 1
         self.plain = [(ids[cuts[-1] :], lines[cuts[-1] :])]
 
     def end_of_file(self) -> None:
@@ -265,7 +237,7 @@ class _Work:
             self.builder.add(ids, loss, record.line, self.file)
             return
         over = len(ids) - self.context
-        self.too_long.append((self.path.name, record.line))
+        self.tally.too_long.append((self.path.name, record.line))
         asked = self.overflow.get(record.kind) if isinstance(self.overflow, Mapping) else self.overflow
         how = asked or ("split" if record.kind == "text" else "truncate")
         if how == "error":
@@ -274,13 +246,13 @@ class _Work:
                 "what to do with --overflow split, truncate or drop."
             )
         if how == "drop":
-            self.dropped += 1
+            self.tally.dropped += 1
         elif how == "truncate":
             at = self._window(ids, loss)
             self.builder.add(
                 ids[at : at + self.context], loss[at : at + self.context], record.line, self.file
             )
-            self.cut_tokens += over
+            self.tally.cut_tokens += over
         else:
             self._split(record, ids, loss)
 
@@ -293,14 +265,14 @@ class _Work:
         front = [self.tokenizer.bos] if self.tokenizer.add_bos and ids[0] == self.tokenizer.bos else []
         ids, loss = ids[len(front) :], loss[len(front) :]
         step = self.context - len(front)
-        cuts = _cuts(len(ids), step, bool(front))
+        cuts = cuts_of(len(ids), step, bool(front))
         for at, end in zip(cuts, cuts[1:], strict=False):
             piece, learned = front + ids[at:end], [False] * len(front) + loss[at:end]
             if any(learned[1:]):
                 self.builder.add(piece, learned, record.line, self.file)
-                self.pieces += 1
+                self.tally.pieces += 1
             else:  # a stretch of a prompt, or a single token: nothing to learn from it
-                self.cut_tokens += len(piece) - len(front)
+                self.tally.cut_tokens += len(piece) - len(front)
 
     # The end
 
@@ -308,80 +280,16 @@ class _Work:
         names = ", ".join(str(p) for p in paths)
         if not len(self.builder):
             why = (
-                f"all {self.dropped} are longer than the {self.context} tokens of -c"
-                if self.dropped
-                else f"all {self.rejected} answers are labelled as rejected"
-                if self.rejected
+                f"all {self.tally.dropped} are longer than the {self.context} tokens of -c"
+                if self.tally.dropped
+                else f"all {self.tally.rejected} answers are labelled as rejected"
+                if self.tally.rejected
                 else "there are none"
             )
             raise UserError(f"{names}: no example is left to train on, {why}.")
-        report = {
-            "records": self.records,
-            "chats": self.chats,
-            "too_long": len(self.too_long),
-            "pieces": self.pieces,
-            "cut_tokens": self.cut_tokens,
-            "dropped": self.dropped,
-            "rejected": self.rejected,
-            "no_end_token": self.open_ended,
-            "notes": self._notes(),
-        }
+        report = self.tally.report(self.context)
         built = self.builder.finish(paths, report)
         if not built.loss_tokens:
             raise UserError(f"{names}: no token is left to learn.")
-        built.report["learned"] = self._learned(built)
+        built.report["learned"] = self.tally.learned(built, self.loss)
         return built
-
-    def _learned(self, built: Dataset) -> str:
-        """What is learned, for the first line of a run."""
-        what = {
-            "chat": "the assistant's words and what ends its turns",
-            "pair": "the completions and what ends them",
-            "text": "running text, every word",
-            "plain": "running text, every word",
-        }
-        kinds = list(dict.fromkeys(what[kind] for kind in self.kinds))
-        said = "every word, the users' too" if self.loss == "all" else "; ".join(kinds)
-        hint = "" if self.loss == "all" or set(self.kinds) <= {"text", "plain"} else " (--loss all: every one)"
-        return f"{said}: {built.loss_tokens:,} of {built.tokens:,} tokens{hint}"
-
-    def _notes(self) -> list[str]:
-        notes = [*self.notes, *self.control.notes()]
-        if self.left_out:
-            notes.append(note(self.left_out, self.left_out_first))
-        if (unused := self.unused.note(self.records)) is not None:
-            notes.append(unused)
-        if self.rejected:
-            notes.append(f"{self.rejected:,} of {self.records:,} answers are labelled as rejected, and left out.")
-        if self.too_long:
-            count, what = len(self.too_long), []
-            if self.cut_tokens:
-                what.append(f"{self.cut_tokens:,} tokens were cut off")
-            if self.pieces:
-                what.append(f"split into {self.pieces:,} pieces")
-            if self.dropped:
-                what.append(f"{self.dropped:,} left out")
-            shown = ", ".join(f"{name} line {line}" for name, line in self.too_long[:_NAMED])
-            shown += ", …" if count > _NAMED else ""
-            notes.append(
-                f"{count:,} of {self.records:,} examples are longer than -c {self.context}: "
-                f"{'; '.join(what)} ({shown}). "
-                "Raise -c to keep them whole, or see --overflow."
-            )
-        if self.open_ended:
-            notes.append(
-                f"In {self.open_ended:,} examples no token ends the assistant's turn, so the model "
-                "does not learn to stop: "
-                "use a chat template with an end token."
-            )
-        return notes
-
-
-def _cuts(count: int, step: int, framed: bool) -> list[int]:
-    """Where to cut `count` tokens: every `step`; but a last piece of one token, which has nothing to predict
-    unless
-    BOS stands before it, takes another from the piece before."""
-    cuts = [*range(0, count, step), count]
-    if not framed and step > 2 and len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
-        cuts[-2] -= 1
-    return cuts

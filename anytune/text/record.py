@@ -88,7 +88,8 @@ def record_of(line: int, row: Mapping[str, Any], format: str, columns: Mapping[s
     if idle:
         raise UserError(f"--{idle}-key goes with a prompt and a completion, and this row has none.")
     rejected = record.kind != "text" and taken.rejected()
-    unused = taken.unused("\n".join(_words(record)))
+    unused = taken.unused("")
+    unused = taken.unused("\n".join(_words(record))) if unused else {}
     pair = pair_flags(taken, next(iter(taken.taken), "")) if record.kind == "text" else ""
     return replace(record, columns=tuple(row), unused=unused, suggestion=pair, rejected=rejected)
 
