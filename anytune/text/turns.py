@@ -114,15 +114,15 @@ class Speech:
     def _beginning(self, i: int, run: _Run) -> int:
         asked = self._render(self.messages[:i], True)
         own = self._asks(asked, i)
-        spoken = self.text[:run.start]
-        if own:  # the text leaves the prompt at its end, or within what asks for an answer
-            at = shared(spoken, asked)
-            if at > len(asked) - len(own) and at >= run.before:
-                return at if at == len(asked) else _unopened(spoken, at)
-        gap = self.text[run.before:run.start]
+        spoken, gap = self.text[:run.start], self.text[run.before:run.start]
+        left = shared(spoken, asked) if own else -1  # where the text leaves the prompt
+        if left == len(asked or "") and left >= run.before:
+            return left
         for header in filter(None, (own, self._ends.header)):
             if header in gap:
                 return run.before + gap.rindex(header) + len(header)
+        if own and left > len(asked) - len(own) and left >= run.before:  # within what asks for an answer
+            return _unopened(spoken, left + _part(spoken[left:], own))
         at = self._behind_prompt(i, run, gap) if own else None
         if at is None:
             at = self._plain_words(i, run)

@@ -182,6 +182,13 @@ def test_a_template_that_leaves_calls_out_is_refused(name):
         encode_chat(tokenizer, template, [user("x"), call])
 
 
+def test_a_conversation_that_the_assistant_begins():
+    tokenizer, template = setup("smollm2")  # which puts a system message in front of it
+    messages = [says("Hi!"), user("a"), says("one"), says("two")]
+    learned = runs(tokenizer, *encode_chat(tokenizer, template, messages))
+    assert learned == ["Hi!<|im_end|>", "one<|im_end|>", "two<|im_end|>"]
+
+
 def test_generation_marks_decide_where_there_are_any():
     source = (
         "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}{{ m.content[:2] }}"
