@@ -1,4 +1,4 @@
-# make demo | test | lint | venv | clean.  PYTHON picks the interpreter (3.11 or newer); PIP_FLAGS are passed to pip, for
+# make demo | test | lint | venv | dist | clean.  PYTHON picks the interpreter (3.11 or newer); PIP_FLAGS are passed to pip, for
 # example  make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"  for torch's small CPU build.
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ VULKAN ?= yes
 # processes that run tests, a file at a time each
 JOBS ?= 2
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test lint venv dist clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -38,6 +38,9 @@ $(VENV)/.test: $(BIN)/python pyproject.toml
 $(VENV)/.vulkan: $(VENV)/.test
 	$(BIN)/python -m tests.support.webgpu_setup
 	@touch $@
+
+dist: $(VENV)/.test
+	$(BIN)/python -m build
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis
