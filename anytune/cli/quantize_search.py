@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import click
@@ -19,7 +20,8 @@ from anytune.files import spare_inputs
 """)
 @model_options
 @click.option("--budget", required=True, metavar="AMOUNT",
-              help="What the model may take: a file size such as 300MiB, or bits a weight such as 4.0bpw.")
+              help="What the model may take: a file size such as 300MiB, bits a weight such as 4.0bpw, or cycles of "
+              "the hardware cores a step, such as 90Mcycles.")
 @click.option("-f", "--file", required=True, metavar="FILE", help="A text like those that the model will see.")
 @click.option("-o", "--output", metavar="GGUF", help="The file to write. Without it the search only tells.")
 @click.option("--types", metavar="TYPE,…", help="Types that may be chosen, beside each tensor's own.  [default: all "
@@ -32,31 +34,37 @@ from anytune.files import spare_inputs
               help="Windows to predict on, and as many more to check on. Default: 4.")
 @click.option("--draws", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
               help="Labels drawn for each token: more make each tensor's costs surer.")
+@click.option("--tokens", type=click.IntRange(1, 1 << 20), default=128, show_default=True, metavar="N",
+              help="Of a step whose cycles are the budget.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the labels that are drawn.")
 @click.option("--allow-requantize", "requantize", is_flag=True,
               help="Allow a file that is quantized already; rounding twice costs accuracy.")
 @json_option
 def search(model: str, engine: dict, budget: str, file: str, output: str | None, types: str | None,
-           imatrix: str | None, context: int | None, chunks: int | None, draws: int, seed: int, requantize: bool,
-           as_json: bool) -> None:
+           imatrix: str | None, context: int | None, chunks: int | None, draws: int, tokens: int, seed: int,
+           requantize: bool, as_json: bool) -> None:
     """Measure on a text what each type costs in each tensor, and write the mix that costs least within a budget.
 
     Costs are KL divergences to the file that is given, so take one in F16, BF16 or F32. The result is measured as a
     whole, beside models that are all of one type.
     """
-    from anytune.quantization.search.budget import parse
+    from anytune.fpga.formats import FORMATS
+    from anytune.fpga.plan import price
+    from anytune.quantization.search.budget import bytes_of, parse
     from anytune.quantization.search.report import lines
     from anytune.quantization.search.run import TYPES, search as run
 
-    parse(budget)
-    kinds = TYPES if types is None else [name.strip() for name in types.split(",") if name.strip()]
+    cycles = parse(budget).unit == "cycles"
+    kinds = [name.strip() for name in types.split(",") if name.strip()] if types is not None else (
+        FORMATS if cycles else TYPES)
     if not kinds:
         raise UserError("--types names no type: give some, such as Q4_K,Q6_K.")
     spare_inputs([output], [("the model", model_path(model)), ("the text", file), ("the importance file", imatrix)])
     text = read_text(file)
     loaded = load_model(model, engine)
     found = run(loaded, text, budget, target=output, types=kinds, imatrix=imatrix, context=context, chunks=chunks,
-                draws=draws, seed=seed, requantize=requantize, threads=engine["threads"], say=Stages(as_json))
+                draws=draws, seed=seed, requantize=requantize, threads=engine["threads"], say=Stages(as_json),
+                price=partial(price, tokens=tokens, tied=loaded.config.tied) if cycles else bytes_of)
     if as_json:
         print_json(found)
         return
