@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ THOUGHT_TAG = re.compile(
     r"|\[BEGIN FINAL RESPONSE\]", re.IGNORECASE)
 # JSON of ASCII only writes the private characters as \ue000
 _MARK = re.compile(r"(?:\ue000|\\ue000)(\d{9})(\d+)\.([01])(?:\ue001|\\ue001)")
+SECONDS = 10.0  # of this thread's processor time, for all renderings of one conversation
 _RENDERINGS = 40  # of one conversation, before its last pieces are left unplaced
 
 Render = Callable[[list[dict], "list[dict] | None"], str]
@@ -72,7 +74,7 @@ class _Search:
 
     def __init__(self, render: Render, messages, tools, text: str, pieces: list[Piece]) -> None:
         self.render, self.messages, self.tools, self.text, self.pieces = render, messages, tools, text, pieces
-        self.left = _RENDERINGS
+        self.left, self.deadline = _RENDERINGS, time.thread_time() + SECONDS
         self.found: list[list[tuple[int, int]]] = [[] for _ in pieces]
 
     def places(self) -> list[list[tuple[int, int]]]:
@@ -102,6 +104,8 @@ class _Search:
         if not self.left:
             return None
         self.left -= 1
+        if time.thread_time() > self.deadline:
+            raise UserError(f"The chat template was stopped: a conversation takes it more than {SECONDS:g} seconds.")
         numbers = iter(range(len(self.pieces)))
         messages, tools = _walk(self.messages, self.tools, lambda piece: change(next(numbers), piece.text))
         try:

@@ -7,8 +7,9 @@ import tracemalloc
 import pytest
 
 from anytune.errors import UserError
-from anytune.text import sandbox
+from anytune.text import sandbox, trace
 from anytune.text.chat import ChatTemplate
+from anytune.text.forms import Form
 from tests.support.require import need
 from tests.text import templates
 
@@ -173,6 +174,14 @@ def test_hostile_templates_end_soon_and_small(source, monkeypatch):
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_slow_template_is_not_asked_for_ever(monkeypatch):
+    """One that renders just in time, and looks at the words so closely that it would be asked again and again."""
+    monkeypatch.setattr(trace, "SECONDS", 0.0)
+    template = ChatTemplate("{% for m in messages %}{{ m.content | length }}{% endfor %}", None)
+    with pytest.raises(UserError, match="stopped"):
+        template.trace(CHAT * 20, None, Form())
 
 
 def test_limits_work_in_any_thread(monkeypatch):
