@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from anytune.errors import UserError
 from anytune.evaluation.pubmedqa import LABELS, Source, ask, read_official, read_test
 from anytune.files import atomic_write, cannot_write, spare_inputs
+from anytune.text.reading import reads_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,8 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
     folder = Path(folder)
     spare_inputs([folder / RECIPE, *(folder / f"{name}.jsonl" for name in ("train", "validation", "test"))],
                  [("the question file", path), ("the test file", test)])
+    if (pipe := next(filter(reads_once, (path, test)), None)) is not None:
+        raise UserError(f"{pipe} is a pipe or a device, and it is read twice, for its hash: write it to a file first.")
     sources = read_official(path)
     chosen = read_test(test, sources)
     rest = [source for source in sources if source.id not in chosen]

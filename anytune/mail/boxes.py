@@ -33,6 +33,8 @@ def find(paths: Sequence[str | os.PathLike]) -> list[Path]:
             raise UserError(f"There is no mailbox {path}: check the path.")
         if path.suffix.lower() in (".zip", ".tgz", ".tar", ".pst", ".olm"):
             raise UserError(f"{path} cannot be read as it is: unpack it, or export the mail as mbox or .eml.")
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is a pipe or a device, and mail is read twice: write it to a file first.")
         below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
         wanted = [path] if path.is_file() else sorted(filter(_is_mail, below))
         if not wanted:

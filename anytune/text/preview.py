@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from anytune.text.dataset import Dataset, beyond
+from anytune.text.reading import check_once
 
 _LOSS, _PLAIN, _OFF = ("\x1b[30;42m", "\x1b[30;102m"), ("\x1b[2m", "\x1b[0m"), "\x1b[0m"
 
@@ -52,6 +54,8 @@ def preview(
     from anytune.gguf import GGUF
     from anytune.text import ChatTemplate, Tokenizer, build_dataset
 
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    check_once(given if chat_template is None else [*given, chat_template])
     with GGUF.open(model) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf)
         template = ChatTemplate.for_model(gguf, tokenizer, file=chat_template)

@@ -34,6 +34,7 @@ _FOREIGN = {b"\xff\xfe": "UTF-16 text: convert it to UTF-8", b"\xfe\xff": "UTF-1
             b"PAR1": "a Parquet file: convert it to JSONL, one object a line"}
 
 FilePath = str | os.PathLike
+_taken: list = []       # standard input, once it was read
 
 
 class _Again(io.RawIOBase):
@@ -58,6 +59,9 @@ class _Again(io.RawIOBase):
 def _opened(path: FilePath) -> Iterator[BinaryIO]:
     with contextlib.ExitStack() as held:
         if os.fspath(path) == "-":
+            if sys.stdin is not None and _taken == [sys.stdin]:
+                raise UserError("Standard input (-) can be read only once: write it to a file first.")
+            _taken[:] = [sys.stdin]
             source = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode() if sys.stdin else b"")
         else:
             source = held.enter_context(open(path, "rb"))

@@ -102,7 +102,7 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     Returns a Run. Raises UserError for whatever the caller can mend, Lost if another process of the team is gone.
     """
     settings = _settings(settings, hyper)
-    _check_files(data, val_file, val_split, settings)
+    _check_files(data, val_file, val_split, chat_template, settings)
     check_outputs(output, settings, getattr(getattr(model, "gguf", None), "path", model), data, val_file,
                   None if isinstance(adapter, Adapter) else adapter, chat_template)
     if full is not None and (lora is not None or adapter is not None):
@@ -260,7 +260,7 @@ def _settings(settings: TrainSettings | None, hyper: dict) -> TrainSettings:
     return dataclasses.replace(settings, **hyper) if settings else TrainSettings(**hyper)
 
 
-def _check_files(data, val_file, val_split: float, settings: TrainSettings) -> None:
+def _check_files(data, val_file, val_split: float, chat_template, settings: TrainSettings) -> None:
     if val_file and val_split:
         raise UserError("Give --val-file or --val-split, not both.")
     files, held = _list(data), _list(val_file or ())
@@ -268,7 +268,7 @@ def _check_files(data, val_file, val_split: float, settings: TrainSettings) -> N
     both = next((path for path in held if identity(path) in trained), None)
     if both is not None:
         raise UserError(f"{both} is given for training and for validation: --val-split parts one file.")
-    check_pipes([*files, *held], int(places().get("WORLD_SIZE", 1)))
+    check_pipes([*files, *held, chat_template], int(places().get("WORLD_SIZE", 1)))
     if settings.early_stop and not (val_file or val_split):
         raise UserError("--early-stop needs a validation set: give --val-file or --val-split.")
 

@@ -200,3 +200,17 @@ def test_a_pipe_is_read_once(tmp_path, cli, model, chats, monkeypatch):
         feed()
         said = cli(*args, code=2).err
         assert "only once" in said or "for training and for validation" in said
+
+
+def test_what_is_read_twice_is_no_pipe(tmp_path, cli, model, chats, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(chats.read_bytes())))
+    assert reading.read_text("-") == chats.read_text()
+    with pytest.raises(UserError, match="only once"):
+        reading.read_text("-")
+    os.mkfifo(tmp_path / "fifo")
+    for args in (["data", "build", "email", tmp_path / "fifo", "--from", "a@b.c", "-o", tmp_path / "out"],
+                 ["data", "build", "pubmedqa", tmp_path / "fifo", "--test", chats, "-o", tmp_path / "out"],
+                 ["data", "preview", "-m", model, "-f", tmp_path / "fifo", "--chat-template", tmp_path / "fifo"],
+                 ["train", "-m", model, "-f", tmp_path / "fifo", "--chat-template", tmp_path / "fifo"]):
+        said = cli(*args, code=2).err
+        assert "read twice" in said or "only once" in said
