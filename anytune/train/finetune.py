@@ -115,6 +115,8 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     try:
         adapter = _adapter(adapter, model, lora, console)
         template = _template(model, chat_template, adapter, console)
+        if assistant_loss_only and loss == "all":
+            raise UserError("assistant_loss_only and loss=\"all\" ask for opposite things: give one of them.")
         options = {"loss": "assistant" if assistant_loss_only else loss, "format": format, "columns": columns,
                    "overflow": overflow}
         record = {"model": model.gguf.path, "data": data, "val_file": val_file, "val_split": val_split,

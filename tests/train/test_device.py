@@ -77,6 +77,11 @@ def test_the_first_lines_say_which_engine_and_why(file, capsys, monkeypatch, opt
     assert line.startswith(f"Device: {engine}, since ") and why in line
 
 
+def test_losses_that_contradict_each_other_are_refused(file):
+    with pytest.raises(UserError, match="opposite"):
+        anytune.finetune(file, "d.jsonl", loss="all", assistant_loss_only=True, threads=1)
+
+
 def test_memory_that_does_not_suffice_falls_back(file, capsys, monkeypatch):
     def refuse(self, weights, memory):
         raise UserError("this training needs more memory than there is")
