@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?=
 # VULKAN=no: do not see to a software Vulkan device for the tests of --device webgpu.
 VULKAN ?= yes
+# CHROMIUM=no: do not see to a Chromium for the tests of the studio's page.
+CHROMIUM ?= yes
 # processes that run tests, a file at a time each
 JOBS ?= 2
 
@@ -14,7 +16,7 @@ JOBS ?= 2
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.test $(if $(filter yes,$(VULKAN)),$(VENV)/.vulkan)
+test: $(VENV)/.test $(if $(filter yes,$(VULKAN)),$(VENV)/.vulkan) $(if $(filter yes,$(CHROMIUM)),$(VENV)/.chromium)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(VENV)/.test
@@ -39,8 +41,14 @@ $(VENV)/.vulkan: $(VENV)/.test
 	$(BIN)/python -m tests.support.webgpu_setup
 	@touch $@
 
+<<<<<<< HEAD
 dist: $(VENV)/.test
 	$(BIN)/python -m build
+=======
+$(VENV)/.chromium: $(VENV)/.test
+	$(BIN)/python -m tests.support.chromium_setup
+	@touch $@
+>>>>>>> ae6eb29 (The studio's page, without a build step, tested in Chromium; a studio that is killed at random moments loses nothing)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis

@@ -20,7 +20,6 @@ def estimate(model: str, device: str, memory: int | None, lora: dict[str, Any], 
     """{bytes, seconds, steps, text} of a run, or {problem}. data: examples, tokens, longest, as `look` gives them."""
     from anytune.memory import available_bytes
     from anytune.model import Lora
-    from anytune.model.plan import plan_training
     from anytune.model.subject import LoraSubject
     from anytune.train.settings import TrainSettings
 
@@ -32,7 +31,7 @@ def estimate(model: str, device: str, memory: int | None, lora: dict[str, Any], 
         what = Lora(**lora)
         shapes = {name: tuple(loaded.gguf.tensors[name].shape) for name in
                   what.tensors(loaded.gguf, loaded.config.layers)}
-        plan = plan_training(loaded, LoraSubject(what, shapes), chosen.ubatch, longest, memory)
+        plan, engine, speed = _planned(loaded, LoraSubject(what, shapes), chosen.ubatch, longest, memory)
     except UserError as error:
         return {"problem": " ".join(str(error).split())}
     tokens = min(data["tokens"], data["examples"] * chosen.context)
@@ -40,10 +39,27 @@ def estimate(model: str, device: str, memory: int | None, lora: dict[str, Any], 
     steps = per_epoch * (chosen.passes or 1)
     if chosen.max_steps is not None:
         steps = chosen.max_steps if chosen.epochs is None else min(steps, chosen.max_steps)
-    seconds = plan.flops_per_token * tokens * steps / per_epoch / loaded.engine.flops_per_second()
+    seconds = plan.flops_per_token * tokens * steps / per_epoch / speed
     return {"bytes": int(plan.peak_bytes), "seconds": seconds, "steps": steps, "text": plan.text, "notes": notes,
             "free": available_bytes(), "parameters": sum(what.rank * (a + b) for a, b in shapes.values()),
-            "engine": loaded.engine.name}
+            "engine": engine}
+
+
+def _planned(model: Any, subject: Any, ubatch: int, longest: int, memory: int | None) -> tuple[Any, str, float]:
+    """(plan, name of the engine that would train, its operations a second). Raises UserError."""
+    from anytune.model.plan import plan_training
+    from anytune.train.device import Place
+
+    place = Place(model, {}, False)
+    try:
+        try:
+            plan = plan_training(model, subject, ubatch, longest, memory)
+        except UserError as error:
+            place.retreat(error)
+            plan = plan_training(model, subject, ubatch, longest, memory)
+        return plan, model.engine.name, model.engine.flops_per_second()
+    finally:
+        place.leave()
 
 
 PRESETS = ("quick", "good", "thorough")

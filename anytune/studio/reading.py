@@ -52,7 +52,7 @@ def look(model: str, file: str, reading: dict[str, Any], context: int) -> dict[s
         facts["nothing"] = problems[0]["problem"] if problems else "There is nothing to learn in this file."
         return facts | {"rows": _first_rows(file)}
     lengths = data.lengths
-    edges = np.unique(np.linspace(1, int(lengths.max()) + 1, BARS + 1).astype(int))
+    edges = np.unique(np.linspace(int(lengths.min()), int(lengths.max()) + 1, BARS + 1).astype(int))
     bars = np.histogram(lengths, edges)[0] if len(edges) > 1 else np.array([len(lengths)])
     facts |= {"examples": len(data), "tokens": data.tokens, "learned": data.loss_tokens, "longest": int(lengths.max()),
               "p95": int(np.percentile(lengths, 95)), "too_long": int((lengths > context).sum()),
