@@ -60,7 +60,8 @@ def load(folder: Path, rounds: int) -> dict:
         one.close()
     files = {name: size for name, size in sizes.items() if not name.startswith("/api")}
     return {"seconds": [round(t, 3) for t in times], "median_seconds": round(statistics.median(times), 3),
-            "kB": round(sum(files.values()) / 1000, 1), "files": len(files), "network": "1.6 Mbit/s, 150 ms", "cpu": "/ 4"}
+            "kB": round(sum(files.values()) / 1000, 1), "files": len(files),
+            "network": "1.6 Mbit/s, 150 ms", "cpu": "/ 4"}
 
 
 def point(folder: Path, rounds: int) -> dict:
@@ -125,7 +126,8 @@ def long(folder: Path, rounds: int) -> dict:
 def _frames(tab) -> float:
     """Frames a second while the chart is dragged; the screen shows 60."""
     box = tab.locator(".chart .u-over").first.bounding_box()
-    tab.evaluate("""() => { window.times = []; const tick = (t) => { window.times.push(t); requestAnimationFrame(tick); };
+    tab.evaluate("""() => { window.times = [];
+                 const tick = (t) => { window.times.push(t); requestAnimationFrame(tick); };
                  requestAnimationFrame(tick); }""")
     tab.mouse.move(box["x"] + 400, box["y"] + 60)
     tab.mouse.down()
