@@ -37,14 +37,18 @@ def with_answers(teacher: Teacher, paths: Sequence[str | os.PathLike], reading: 
 
 
 def _unanswered(path: Path, reading: Reading) -> bool:
-    """Whether the first row is a prompt that nobody answers."""
+    """Whether the first row is a prompt that nobody answers. A pipe is taken as it is: it can be read once."""
     from anytune.text.formats import read_records
-    from anytune.text.rows import json_rows
-    if path.is_dir() or not path.name.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson")):
+    from anytune.text.reading import reads_once
+    from anytune.text.rows import DataFile
+    if path.is_dir() or reads_once(path):
         return False
     if not path.exists():
         raise UserError(f"The data file {path} does not exist.")
-    row = next(json_rows(path), (0, {}))[1]
+    file = DataFile(path, reading.format)
+    if file.plain:
+        return False
+    row = file.first()
     if "prompt" in row and not {"completion", "response", "output", "messages", "text"} & set(row):
         return True
     try:

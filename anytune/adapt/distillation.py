@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anytune.adapt import report
@@ -71,6 +72,41 @@ def distill(model: Model, data: Sequence[str | os.PathLike] | str | os.PathLike,
     if outputs.output is not None and done.success:
         Partial(outputs.output, identity).remove()
     return done
+
+
+def collect(model: Model, data: Sequence[str | os.PathLike] | str | os.PathLike, output: str | os.PathLike, *,
+            system: str | None = None, shots: Sequence[str | os.PathLike] = (), teacher_adapter: Adapter | None = None,
+            teacher_model: Model | None = None, rank: int = 16, ridge: float | None = None,
+            guard: float | None = None, reading: Reading | None = None, val_file: Sequence[str | os.PathLike] = (),
+            val_split: float = SPLIT, seed: int = 42, settings: Settings | None = None) -> Result:
+    """As distill() without steps, but what is written to `output` are the sums that solve() needs, as a .npz."""
+    from anytune.adapt.collection import Statistics, about
+    settings = settings or Settings()
+    if Path(output).suffix != ".npz":
+        raise UserError(f"{output} must end in .npz: statistics are no adapter yet.")
+    check_output(output)
+    task, notes = distillation_task(model, data, system=system, shots=shots, teacher_adapter=teacher_adapter,
+                                    teacher_model=teacher_model, reading=reading, val_file=val_file,
+                                    val_split=val_split, seed=seed, settings=settings)
+    usual = PROMPTS if task.teacher.context else WEIGHTS
+    recipe = Recipe(rank, usual["ridge"] if ridge is None else ridge, usual["guard"] if guard is None else guard)
+    for one in {id(m): m for m in (model, task.teacher.model)}.values():
+        prepare(one)
+    template = reading.template.source if reading else model.template_source
+    widths = {name: info.shape[0] for name, info in model.gguf.tensors.items() if len(info.shape) == 2}
+    what = about(model, widths, rank=rank, ridge=recipe.ridge, collected_rank=rank, collected_ridge=recipe.ridge,
+                 template=template)
+    with Statistics(output, what) as statistics:
+        settings = dataclasses.replace(settings, output=None, keep=statistics.add)
+        fitted = run_fit(model, [task], recipe, settings, {})
+        made = as_adapter(model, fitted.pairs, settings.alpha, template)
+        found = measure(model, task, made, _plain(task, rank), settings)
+        measured = report.measured_facts(found)
+        statistics.about["measured"] = measured
+    facts = {"command": "collect", "rank": rank, "ridge": recipe.ridge, "guard": recipe.guard, "notes": notes,
+             "tokens": sum(e.own for e in task.examples), "raised": fitted.raised, **measured, "paths": [str(output)],
+             "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)}}
+    return Result(made, facts, [found], f"solved, rank {rank}")
 
 
 def distillation_task(model: Model, data: Any, *, system: str | None, shots: Sequence[str | os.PathLike],

@@ -34,8 +34,7 @@ class Result:
         return bool(self.facts["success"])
 
     def __str__(self) -> str:
-        one = self.measured[0] if len(self.measured) == 1 else None
-        return report.text(self.facts, one, self.label)
+        return report.text(self.facts, self.measured, self.label)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from anytune.adapt.closed import Pair, ridge
-from anytune.adapt.statistics import sums_for
+from anytune.adapt.statistics import GramSums, sums_for
 from anytune.adapt.walk import PRODUCTS, WRITES, Side, Walker, tensors_of
 
 SMALL = 1e-2  # of a norm's mean square gain: columns with less get less than their share of what a stream lacks
@@ -102,13 +102,16 @@ def _product(couples: Sequence[Couple], guard: Side | None, recipe: Recipe, numb
     group = getattr(student.layer, PRODUCTS[product][0])
     widths = [weight.out_features for weight in group.weights]
     own, held = sum(couple.student.tokens for couple in couples), guard.tokens if guard and recipe.guard else 0
-    sums = sums_for(la, group.in_features, sum(widths), own + held)
-    for couple in couples:
+    # who keeps them wants sums, not tokens
+    sums = (sums_for(la, group.in_features, sum(widths), own + held) if keep is None else
+            GramSums(la, group.in_features, sum(widths)))
+    for couple in couples:     # each counts the same, however many tokens it has
         couple.student.before(product)
         couple.teacher.before(product)
+        weight = 1.0 / (len(couples) * couple.student.tokens)
         for one, other in zip(couple.student.walkers, couple.teacher.walkers, strict=True):
             x, missing = _lacking(couple, one, other, product)
-            sums.add(x, missing, 1.0 / own)
+            sums.add(x, missing, weight)
     priors = None if recipe.prior is None else [la.array(recipe.prior(name)) for name in names]
     if priors is not None:   # what it does already is of the data's tokens alone, not of the guarded ones
         sums.toward(la.concatenate(priors, 0))

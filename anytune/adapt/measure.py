@@ -55,4 +55,5 @@ def distances(teacher: Side, students: Sequence[Side]) -> list[Distance]:
             at += len(wanted)
         count += at
     count = max(count, 1)
-    return [Distance(max(0.0, kl / count), top / count, nll / count, count) for kl, top, nll in sums]
+    return [Distance(max(0.0, float(kl) / count), float(top) / count, float(nll) / count, count)
+            for kl, top, nll in sums]

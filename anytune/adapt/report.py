@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from anytune.adapt.job import Measured
@@ -43,9 +44,13 @@ def table(found: Measured, after: str) -> list[str]:
     return lines
 
 
-def text(facts: dict[str, Any], found: Measured | None, after: str) -> str:
-    """All of a result: the table, what it took, the file."""
-    lines = table(found, after) if found is not None else []
+def text(facts: dict[str, Any], measured: Sequence[Measured], after: str) -> str:
+    """All of a result: a table for each task, what it took, the file."""
+    lines = []
+    for number, found in enumerate(measured):
+        if len(measured) > 1:
+            lines.append(facts["tasks"][number]["data"])
+        lines += table(found, after)
     took = facts["took"]
     line = f"fitted in {took['cpu']:.0f} CPU seconds ({took['seconds']:.0f} s) on {facts['tokens']} tokens"
     lines.append(f"{line}; {bytes_text(took['peak'])} of memory at most")

@@ -153,19 +153,23 @@ class Common:
         return 0 if result.success else 1
 
 
-def common_options(command: Callable) -> Callable:
-    """Add DATA, FIT and OUTPUT; the command gets them as `common`."""
-    names = Common.__dataclass_fields__
+def common_options(*without: str) -> Callable:
+    """Add DATA, FIT and OUTPUT, without the options of these names; the command gets them as `common`."""
+    names = [name for name in Common.__dataclass_fields__ if name not in without]
+    nothing = {name: False if name in ("resume", "no_verify") else None for name in without}
 
-    @functools.wraps(command)
-    def gathered(*args: Any, **kwargs: Any) -> Any:
-        kwargs["keys"] = {name: kwargs.pop(f"{name}_key") for name in KEYS}
-        common = Common(**{name: kwargs.pop(name) for name in names})
-        return command(*args, common=common, **kwargs)
+    def add(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def gathered(*args: Any, **kwargs: Any) -> Any:
+            kwargs["keys"] = {name: kwargs.pop(f"{name}_key") for name in KEYS}
+            common = Common(**{name: kwargs.pop(name) for name in names}, **nothing)
+            return command(*args, common=common, **kwargs)
 
-    for option in reversed((*DATA, *FIT, *OUTPUT, json_option)):
-        gathered = option(gathered)
-    return gathered
+        for option in reversed((*DATA, *FIT, *OUTPUT, json_option)):
+            gathered = option(gathered)
+        gathered.__click_params__ = [p for p in gathered.__click_params__ if p.name not in without]
+        return gathered
+    return add
 
 
 class Bars:

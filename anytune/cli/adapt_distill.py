@@ -20,7 +20,7 @@ from anytune.cli.common import Command, model_options, read_text
               help="Rank of the adapter.")
 @click.option("--steps", type=click.IntRange(0), metavar="N",
               help="Gradient steps on the teacher's distributions after the closed form.  [default: 15 for prompts]")
-@common_options
+@common_options()
 def distill(model: str, engine: dict, system: str | None, shots: tuple[str, ...], teacher_lora: str | None,
             teacher_model: str | None, rank: int, steps: int | None, common: Common) -> int:
     """Make an adapter with which the model says what the teacher says.

@@ -16,7 +16,7 @@ import click
 
 import anytune
 from anytune.cli import (
-    adapt_distill,
+    adapt_commands,
     bench,
     chat,
     convert,
@@ -48,7 +48,7 @@ COMMANDS = (    # in the order in which they are met
     data.data,
     train.train,
     train.finetune,
-    adapt_distill.adapt,
+    adapt_commands.adapt,
     monitor.monitor,
     generate.generate,
     chat.chat,

@@ -1,0 +1,87 @@
+"""Repairing: what rounding to few bits took from a file comes back as an adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from anytune.adapt import report
+from anytune.adapt.closed import Pair, truncate
+from anytune.adapt.data import Reading, read
+from anytune.adapt.distillation import check_shape
+from anytune.adapt.ending import Outputs, Result, check_output, finish
+from anytune.adapt.fit import Recipe
+from anytune.adapt.job import (Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit)
+from anytune.adapt.partial import Partial
+from anytune.adapter import Adapter
+from anytune.engine.algebra import HostAlgebra
+from anytune.errors import UserError
+
+if TYPE_CHECKING:
+    from anytune.model import Model
+
+RANK, RIDGE, SPLIT = 32, 1.0, 0.2
+
+
+def weights_error(model: Model, reference: Model, adapter: Adapter | None) -> Callable[[str], np.ndarray]:
+    """{tensor} -> what the student's weights lack of the reference's (with its adapter), float32 [out, in]."""
+    def error(name: str) -> np.ndarray:
+        found = reference.gguf.float32(name) - model.gguf.float32(name)
+        if adapter is not None and name in adapter.tensors:
+            a, b = adapter.tensors[name]
+            found = found + np.float32(adapter.scale) * b @ a
+        return found
+    return error
+
+
+def repair(model: Model, data: Sequence[str | os.PathLike], reference: Model, *, adapter: Adapter | None = None,
+           rank: int = RANK, ridge: float | None = None, guard: float | None = None, reading: Reading | None = None,
+           val_file: Sequence[str | os.PathLike] = (), val_split: float = SPLIT, seed: int = 42,
+           settings: Settings | None = None, outputs: Outputs | None = None) -> Result:
+    """An adapter with which `model`, a file in few bits, says what `reference` says (with `adapter`, if given).
+
+    The weights' own error is where each change starts from; the sequential fit on the data mends it. Raises UserError.
+    """
+    settings, outputs = settings or Settings(), outputs or Outputs()
+    check_output(outputs.output)
+    check_shape(model, reference)
+    if reference is model:
+        raise UserError("A file cannot repair itself: --reference takes the better one.")
+    reading = reading or Reading(model.template)
+    examples, held = read(model, data, reading, None, 0.0 if val_file else val_split, seed)
+    if val_file:
+        held = read(model, list(val_file), reading)[0]
+    if held is None:
+        raise UserError("Nothing is held out to judge the result on: give --val-file, or a --val-split above 0.")
+    task = Task(Teacher(reference, adapter), examples.examples, held.examples)
+    for one in (model, reference):
+        prepare(one)
+    error = weights_error(model, reference, adapter)
+    recipe = Recipe(rank, RIDGE if ridge is None else ridge, guard or 0.0, prior=error)
+    settings = dataclasses.replace(settings, output=outputs.output)
+    identity = fingerprint(model, [task], recipe, settings, **{"--lora-alpha": settings.alpha})
+    fitted = run_fit(model, [task], recipe, settings, identity)
+    made = as_adapter(model, fitted.pairs, settings.alpha, adapter.chat_template if adapter is not None else None)
+    svd = as_adapter(model, plain(fitted.pairs, error, rank))
+    found = measure(model, task, made, {f"truncated SVD, rank {rank}": svd}, settings)
+    facts = {"command": "repair", "rank": rank, "ridge": recipe.ridge, "tokens": sum(e.own for e in task.examples),
+             "examples": len(task.examples), "notes": list(examples.notes), "raised": fitted.raised,
+             "gaps": [layer.gap for layer in fitted.layers], **report.measured_facts(found),
+             "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)}}
+    done = finish(model, made, facts, [found], outputs, f"repaired, rank {rank}")
+    if outputs.output is not None and done.success:
+        Partial(outputs.output, identity).remove()
+    return done
+
+
+def plain(names: Sequence[str] | dict, error: Callable[[str], np.ndarray], rank: int) -> dict[str, Pair]:
+    """The truncated SVD of each tensor's error."""
+    found, la = {}, HostAlgebra()
+    for name in names:
+        change = error(name)
+        found[name] = truncate(la, change, change, rank)
+    return found
