@@ -50,7 +50,8 @@ def test_distilling_an_adapter(place, capsys):
     assert not list(place.glob("*.partial"))
 
 
-def test_a_prompt_with_prompts_that_nobody_answered(place, capsys):
+def test_a_prompt_with_prompts_that_nobody_answered(place, capsys, monkeypatch):
+    monkeypatch.setattr("anytune.adapt.answers.LONGEST", 16)
     (place / "system.txt").write_text("You speak of harbours.")
     (place / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"Say {n}"}) for n in range(6)))
     (place / "shot.jsonl").write_text(json.dumps({"prompt": "hey", "completion": "ho, and ho again"}))
