@@ -54,37 +54,45 @@ class Equations:
     r: Any | None = None
     ridge: float = 0.0
     raised: bool = False
+    mean: float = 0.0
+    factored: Any = None
 
     @property
     def columns(self) -> int:
         return (self.gram if self.gram is not None else self.z).shape[-1]
 
-    def solve(self, ridge: float, prior: Any | None = None) -> tuple[Any, Any]:
-        """(D, W = D (G + λ I)), float32 [out, in]. UserError if nothing can be solved."""
+    def factor(self, ridge: float) -> None:
+        """Factor G + λ I, λ = ridge · mean of G's diagonal, or more where that is not positive. UserError."""
         la = self.algebra
-        small = la.double(self.z) @ la.double(self.z).T if self.gram is None else None
-        mean = la.trace(self.gram if small is None else small) / self.columns
-        if not np.isfinite(mean):
+        small = self.gram is None
+        self.factored = la.double(self.z) @ la.double(self.z).T if small else self.gram
+        self.mean = la.trace(self.factored) / self.columns
+        if not np.isfinite(self.mean):
             raise UserError("The activations hold NaN or infinity, so nothing can be fitted: the model overflows in "
                             "this device's number format, try --dtype f32 or another --device.")
-        value = ridge * mean or float(np.finfo(np.float64).tiny) ** 0.5
-        if small is not None:
-            factor = self._factor(small, value, mean)
-            solved = la.single(la.substitute(factor, self.r).T) @ self.z
-            moved = self.r.T @ self.z
-            if prior is not None:
-                moved = moved + (prior @ self.z.T) @ self.z + self.ridge * mean * prior
-        else:
-            before = None if prior is None else la.single(la.double(prior) @ self.gram)
-            factor = self._factor(self.gram, value, mean)
-            solved, moved = la.single(la.substitute(factor, self.cross)).T, la.single(self.cross).T
-            if prior is not None:
-                moved = moved + before + self.ridge * mean * prior
-        return (solved if prior is None else solved + prior), moved
+        self.factored = self._factor(self.factored, ridge * self.mean or float(np.finfo(np.float64).tiny) ** 0.5)
 
-    def _factor(self, g: Any, value: float, mean: float) -> Any:
+    def part(self, low: int, high: int, prior: Any | None, moved: Any | None) -> tuple[Any, Any]:
+        """(D, W = D (G + λ I)), float32 [high - low, in], of the outputs low…high. moved: E G of the prior E."""
+        la = self.algebra
+        if self.gram is None:
+            r = self.r[:, low:high]
+            change, along = la.single(la.substitute(self.factored, r).T) @ self.z, r.T @ self.z
+        else:
+            cross = self.cross[:, low:high]
+            change, along = la.single(la.substitute(self.factored, cross)).T, la.single(cross).T
+        if prior is None:
+            return change, along
+        return change + prior, along + moved + self.ridge * self.mean * prior
+
+    def through(self, prior: Any) -> Any:
+        """E G for a prior E, float32: to be asked for before factor()."""
+        la = self.algebra
+        return (prior @ self.z.T) @ self.z if self.gram is None else la.single(la.double(prior) @ self.gram)
+
+    def _factor(self, g: Any, value: float) -> Any:
         """Cholesky's factor of g + value · I; where that is not positive, of g and more: `ridge` is what it took."""
-        la, added = self.algebra, 0.0
+        la, added, mean = self.algebra, 0.0, self.mean
         for attempt in range(RAISES):
             la.add_diagonal(g, value - added)
             added = value
@@ -105,17 +113,16 @@ def ridge(equations: Equations, outputs: Sequence[int], rank: int, share: float 
     [out, in] is drawn to; C is then of what they leave. metrics: of their outputs, float64 [out, out], positive. bases:
     for each product b [out, r] as it is to stay, and a left inverse of it (None for r = 0): only a is solved for.
     """
-    la = equations.algebra
-    prior = None if priors is None else la.concatenate(list(priors), 0)
-    change, moved = equations.solve(share, prior)
+    moved = None if priors is None else [equations.through(prior) for prior in priors]
+    equations.factor(share)
     pairs, at = [], 0
     for number, width in enumerate(outputs):
+        known = (None, None) if priors is None else (priors[number], moved[number])
+        change, along = equations.part(at, at + width, *known)
         if bases is not None:
-            pairs.append(_along(la, change[at:at + width], *bases[number]))
-            at += width
-            continue
-        metric = None if metrics is None else metrics[number]
-        pairs.append(truncate(la, change[at:at + width], moved[at:at + width], rank, metric))
+            pairs.append(_along(equations.algebra, change, *bases[number]))
+        else:
+            pairs.append(truncate(equations.algebra, change, along, rank, None if metrics is None else metrics[number]))
         at += width
     return pairs
 

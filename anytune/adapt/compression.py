@@ -46,7 +46,7 @@ def compress(model: Model, data: Sequence[str | os.PathLike], *, adapter: Adapte
         raise UserError("Say how small: give --rank or --size, one of them.")
     if (adapter is None) == (tuned is None):
         raise UserError("There is nothing to compress: give --lora, or --tuned with the model that it was tuned from.")
-    prepare(model)
+    prepare(model, tuned or model)
     reading = reading or Reading(model.template)
     examples, held = read(model, data, reading, None, 0.0 if val_file else val_split, seed)
     if val_file:

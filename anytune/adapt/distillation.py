@@ -48,8 +48,7 @@ def distill(model: Model, data: Sequence[str | os.PathLike] | str | os.PathLike,
     recipe = Recipe(rank, usual["ridge"] if ridge is None else ridge, usual["guard"] if guard is None else guard)
     steps = usual["steps"] if steps is None else steps
     settings = dataclasses.replace(settings, output=outputs.output)
-    for one in {id(m): m for m in (model, task.teacher.model)}.values():
-        prepare(one)
+    prepare(model, task.teacher.model)
     identity = fingerprint(model, [task], recipe, settings, **{"--steps": steps, "--lora-alpha": settings.alpha})
     fitted = run_fit(model, [task], recipe, settings, identity)
     made = as_adapter(model, fitted.pairs, settings.alpha, reading.template.source if reading else None)
@@ -90,8 +89,7 @@ def collect(model: Model, data: Sequence[str | os.PathLike] | str | os.PathLike,
                                     val_split=val_split, seed=seed, settings=settings)
     usual = PROMPTS if task.teacher.context else WEIGHTS
     recipe = Recipe(rank, usual["ridge"] if ridge is None else ridge, usual["guard"] if guard is None else guard)
-    for one in {id(m): m for m in (model, task.teacher.model)}.values():
-        prepare(one)
+    prepare(model, task.teacher.model)
     template = reading.template.source if reading else model.template_source
     widths = {name: info.shape[0] for name, info in model.gguf.tensors.items() if len(info.shape) == 2}
     what = about(model, widths, rank=rank, ridge=recipe.ridge, collected_rank=rank, collected_ridge=recipe.ridge,

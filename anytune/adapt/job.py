@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BATCH = 4096     # tokens run at once
 WINDOW = 256     # tokens of a window of ordinary text
+ROOM = 4         # times the weights' bytes that must be free for them to stay in memory
 GUARDED, DRIFTED = 8, 6   # windows of it that a fit holds to, and others that drift is measured on
 
 
@@ -85,11 +86,32 @@ def ordinary_text() -> str:
     return (Path(__file__).parent / "ordinary.txt").read_text("utf-8")
 
 
-def prepare(model: Model) -> None:
-    """Hold weights so that going through them again and again is quick, where that fits."""
+def prepare(*models: Model) -> None:
+    """Hold each model's weights as its memory allows: at hand where they fit, else read from the file for each use."""
+    from anytune.engine.numpy.sizes import LEAN
+    from anytune.memory import process_bytes
     from anytune.model.decoder import dense_fits
-    if model.weights.slow and dense_fits(model):
-        model.hold("float32")
+    for model in {id(model): model for model in models}.values():
+        size = sum(matrix.nbytes for matrix in model.weights.matrices.values())
+        if model.memory is not None and _on_host(model) and process_bytes() + ROOM * size > model.memory:
+            model.hold("stream")
+            model.engine.sizes = LEAN
+        elif model.weights.slow and dense_fits(model):
+            model.hold("float32")
+
+
+def _on_host(model: Model) -> bool:
+    return model.engine.name in ("numpy", "cpu-bf16")
+
+
+def keeps(model: Model, tasks: Sequence[Task]) -> bool:
+    """Whether what a layer computes can stay in memory until all of its products are solved for."""
+    from anytune.memory import available_bytes, process_bytes
+    c = model.config
+    floats = 6 * c.width + 2 * (c.heads + c.key_heads) * c.head_size + 3 * c.hidden
+    need = sum(4 * floats * (len(e.ids) + len(e.behind)) for task in tasks for e in task.examples)
+    free = available_bytes() // 2 if model.memory is None or not _on_host(model) else model.memory - process_bytes()
+    return need < free // 2
 
 
 def couple(model: Model, task: Task, examples: Sequence[Example], slots: dict[str, Any], batch: int,
@@ -120,7 +142,8 @@ def run_fit(model: Model, tasks: Sequence[Task], recipe: Recipe, settings: Setti
     if settings.output is not None:
         partial = Partial(settings.output, identity)
         done = partial.load() if settings.resume else {}
-    couples = [couple(model, task, task.examples, slots, settings.batch) for task in tasks]
+    keep = keeps(model, tasks)
+    couples = [couple(model, task, task.examples, slots, settings.batch, keep) for task in tasks]
     layers: list[Progress] = []
     made = dict(done)
 

@@ -58,8 +58,7 @@ def repair(model: Model, data: Sequence[str | os.PathLike], reference: Model, *,
     if held is None:
         raise UserError("Nothing is held out to judge the result on: give --val-file, or a --val-split above 0.")
     task = Task(Teacher(reference, adapter), examples.examples, held.examples)
-    for one in (model, reference):
-        prepare(one)
+    prepare(model, reference)
     error = weights_error(model, reference, adapter)
     recipe = Recipe(rank, RIDGE if ridge is None else ridge, guard or 0.0, prior=error)
     settings = dataclasses.replace(settings, output=outputs.output)
