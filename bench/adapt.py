@@ -191,7 +191,7 @@ def repair(b: Bench) -> None:
         judged("no adapter", None)
     guard = text_examples(b.model, text("training"))[:8]
     for name, some, ridge in (("e-mails", mails, 1.0), ("e-mails and text", [*mails, *guard], 1.0),
-                              ("e-mails and text, ridge 0.3", [*mails, *guard], 0.3)):
+                              ("e-mails and a little text, ridge 3", [*mails, *guard[:3]], 3.0)):
         if b.missing(f"sequential, {name}"):
             fitted = run_fit(student, [Task(teacher, some, ())], Recipe(32, ridge, prior=error), b.settings, {})
             judged(f"sequential, {name}", as_adapter(student, fitted.pairs), cpu_seconds=fitted.cpu,

@@ -11,7 +11,7 @@ import numpy as np
 
 from anytune.adapt import report
 from anytune.adapt.closed import Pair, truncate
-from anytune.adapt.data import Reading, read
+from anytune.adapt.data import Reading, read, text_examples
 from anytune.adapt.distillation import check_shape
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 RANK, RIDGE, SPLIT = 32, 1.0, 0.2
+WINDOW = 512   # tokens of a window of text
 
 
 def weights_error(model: Model, reference: Model, adapter: Adapter | None) -> Callable[[str], np.ndarray]:
@@ -84,3 +85,17 @@ def plain(names: Sequence[str] | dict, error: Callable[[str], np.ndarray], rank:
         change = error(name)
         found[name] = truncate(la, change, change, rank)
     return found
+
+
+def restore(merged: Model, base: Model, adapter: Adapter | None, text: str, rank: int, chunks: int | None = None,
+            tell: Callable[[str, int, int, str], None] = lambda *_: None) -> Adapter:
+    """What `merged`, a file that rounding cost something, lacks of base and adapter, as an adapter of it: the fit of
+    repair() on windows of a text. UserError if nothing was lost."""
+    error = weights_error(merged, base, adapter)
+    names = [name for name, info in merged.gguf.tensors.items() if name.startswith("blk.") and len(info.shape) == 2]
+    if not any(np.abs(error(name)).max() > 0 for name in names):
+        raise UserError("Nothing was lost that an adapter could hold: the merged file has every weight as it should.")
+    prepare(merged, base)
+    task = Task(Teacher(base, adapter), text_examples(merged, text, WINDOW, most=chunks), ())
+    fitted = run_fit(merged, [task], Recipe(rank, RIDGE, prior=error), Settings(tell=tell), {})
+    return as_adapter(merged, fitted.pairs, None, adapter.chat_template if adapter is not None else None)

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="GGUF", help="The file to write.")
 @click.option("--compare", is_flag=True, help="Measure all candidates and write nothing.")
 @click.option("--absorb", type=click.IntRange(1, 4096), metavar="RANK",
-              help="Write an adapter of this rank too, which holds what rounding lost (QERA).")
+              help="Write an adapter of this rank too, which holds what rounding lost.")
 @click.option("--residual-lora", "residual", metavar="GGUF",
               help="Where --absorb writes it. Default: the output's name with -residual.")
 @click.option("--qera", type=click.Choice(["auto", "exact", "approx"]), default="auto", show_default=True,
-              help="exact: the inputs' whole autocorrelation; approx: their mean squares; auto: exact where it fits.")
+              help="auto: fitted layer by layer, as `anytune adapt repair` does; QERA in one go, exact: by the inputs' "
+              "whole autocorrelation, approx: by their mean squares.")
 @click.option("--calibration", metavar="FILE", help="The text that --absorb measures inputs on. Default: that of -f.")
 @verify_option
 @json_option
@@ -81,14 +82,20 @@ def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, .
 def _absorb(work: Work, target: Path, beside: Path, rank: int, way: str, text: str, served: Served) -> dict[str, Any]:
     from anytune.export.absorb import residual, statistics
 
-    inputs, way = statistics(work.model, work.adapter, text, way, chunks=work.choice.chunks,
-                             progress=work.progress("inputs", "tokens"))
     merged = work.open(target)
-    made = residual(work.model.gguf, work.adapter, merged.gguf, inputs, rank,
-                    work.progress("absorb", "matrices"))
+    if way == "auto":
+        from anytune.adapt.repairing import restore
+        bar = work.progress("absorb", "layers")
+        made = restore(merged, work.model, work.adapter, text, rank, work.choice.chunks, lambda _, *at: bar(*at[:2]))
+        name = "sequential fit"
+    else:
+        inputs, way = statistics(work.model, work.adapter, text, way, chunks=work.choice.chunks,
+                                 progress=work.progress("inputs", "tokens"))
+        made = residual(work.model.gguf, work.adapter, merged.gguf, inputs, rank, work.progress("absorb", "matrices"))
+        name = f"QERA-{way}"
     made.save(beside)
-    facts = {"path": str(beside), "rank": rank, "way": way, **served.distance(merged, made)}
-    work.say(f"with the residual adapter (rank {rank}, QERA-{way}): KL to the pair {facts['kl']:.3g}, "
+    facts = {"path": str(beside), "rank": rank, "way": "sequential" if way == "auto" else way, **served.distance(merged, made)}
+    work.say(f"with the residual adapter (rank {rank}, {name}): KL to the pair {facts['kl']:.3g}, "
              f"top-1 {facts['same_top']:.1%}")
     return facts
 
