@@ -94,7 +94,8 @@ def _absorb(work: Work, target: Path, beside: Path, rank: int, way: str, text: s
         made = residual(work.model.gguf, work.adapter, merged.gguf, inputs, rank, work.progress("absorb", "matrices"))
         name = f"QERA-{way}"
     made.save(beside)
-    facts = {"path": str(beside), "rank": rank, "way": "sequential" if way == "auto" else way, **served.distance(merged, made)}
+    facts = {"path": str(beside), "rank": rank, "way": "sequential" if way == "auto" else way,
+             **served.distance(merged, made)}
     work.say(f"with the residual adapter (rank {rank}, {name}): KL to the pair {facts['kl']:.3g}, "
              f"top-1 {facts['same_top']:.1%}")
     return facts
