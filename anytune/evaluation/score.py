@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -14,6 +13,8 @@ from anytune.errors import UserError
 from anytune.evaluation.similarity import jaccard, words
 from anytune.evaluation.statistics import classification
 from anytune.likelihood.choices import wilson
+from anytune.text.reading import read_text
+from anytune.text.rows import loads
 
 ANSWERS = ("prediction", "answer", "label", "final_decision", "response", "completion", "output", "text")
 MOST_LABELS = 20        # distinct short answers up to which a file of truths is a classification
@@ -26,17 +27,14 @@ def read_answers(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if path.stat().st_size > MOST_BYTES:
         raise UserError(f"{path} is larger than {MOST_BYTES >> 20} MiB: it is no list of answers.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: convert it first.") from None
+    text = read_text(path)
     name = path.name.lower()
     try:
         if name.endswith(".json"):
-            found = json.loads(text)
+            found = loads(text)
             rows = list(found.items()) if isinstance(found, dict) else list(enumerate(found, 1))
         elif name.endswith((".jsonl", ".ndjson")):
-            rows = [(n, json.loads(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+            rows = [(n, loads(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         else:
             lines = text.removesuffix("\n").split("\n")
             rows = [(n, line.removesuffix("\r")) for n, line in enumerate(lines, 1)]

@@ -180,6 +180,13 @@ class _Values:
 class _Twice(ValueError):
     """A key that stands twice in one object."""
 
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"the key {self.key[:80]!r} stands twice in one object"
+
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
     found = dict(pairs)
@@ -207,7 +214,7 @@ def _refusal(error: Exception, where: str, at: str = "", what: str = "") -> User
     if isinstance(error, json.JSONDecodeError):
         return UserError(f"{where}: not valid JSON{at} ({error.msg}){what}.")
     if isinstance(error, _Twice):
-        return UserError(f"{where}: the key {str(error)[:80]!r} stands twice in one object: keep one of them.")
+        return UserError(f"{where}: {error}: keep one of them.")
     return UserError(f"{where}: this JSON nests too deeply or holds too large a number.")
 
 

@@ -60,6 +60,7 @@ def test_ids_pair_answers_whatever_their_order():
 @pytest.mark.parametrize("name, text, said", [
     ("a.jsonl", '{"other": 1}\n', "entry 1"), ("a.json", "{", "not valid JSON"), ("a.json", "3", "not valid JSON"),
     ("a.txt", "", "no answers"), ("a.jsonl", "[" * 100_000, "not valid JSON"),
+    ("a.json", '{"1": "a", "1": "b"}', "stands twice"),
 ])
 def test_what_is_no_answer_is_refused(tmp_path, name, text, said):
     (tmp_path / name).write_text(text)
