@@ -96,6 +96,31 @@ def quantize(data: dict) -> list[str]:
             f"The `gguf` package is {data['versions']['gguf']}."]
 
 
+def search(data: dict) -> list[str]:
+    rows = []
+    for found in data["results"]:
+        rows += [(f"all {u['type']}", f"{u['bits_per_weight']:.2f}", f"{u['kl']:.3f} ± {u['error']:.3f}", "–", "–")
+                 for u in sorted(found["uniform"], key=lambda u: u["kl"]) if u["fits"]]
+        measured, held = found["kl_measured"], found["kl_held_out"]
+        rows.append((f"**search, {found['budget']['amount']:g}**", f"{found['bits_per_weight']:.2f}",
+                     f"{measured['mean']:.3f} ± {measured['error']:.3f}", f"{found['kl_predicted']:.3f}",
+                     f"{held['mean']:.3f} ± {held['error']:.3f}"))
+    beyond = {u["type"]: u for found in data["results"] for u in found["uniform"] if not any(
+        u["type"] == v["type"] and v["fits"] for other in data["results"] for v in other["uniform"])}
+    return [*table(("types", "bits a weight", "KL", "predicted", "KL on other windows"), rows), "",
+            f"{data['model']}; KL in nats a token, {data['results'][0]['kl_measured']['tokens']} tokens. Larger than "
+            "every budget: " + ", ".join(f"all {u['type']} {u['bits_per_weight']:.2f} bits, {u['kl']:.3f}"
+                                         for u in sorted(beyond.values(), key=lambda u: u["bits_per_weight"])) + "."]
+
+
+def lowering(data: dict) -> list[str]:
+    return [*table(("steps", "bits a weight", "loss", "unrounded", "apart", ""), [
+        (f"{s['first_step']}–{s['last_step']}", f"{s['bits_per_weight']:.2f}", f"{s['loss']:.4f}",
+         f"{s['reference']:.4f}", f"{s['apart']:.2%}", "" if s["kept"] else "taken back") for s in data["stages"]]), "",
+            f"{data['model']}, {data['tokens_a_step']} tokens a step; over all steps the mean loss is "
+            f"{data['mean_apart']:.2%} from the unrounded run's."]
+
+
 def train_gpu(data: dict) -> list[str]:
     card = data["gpu"]
     peers = {(p["shape"], p["compile"]): p for p in data["peers"]}
@@ -219,7 +244,8 @@ def quality(data: dict) -> list[str]:
 
 
 TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu,
-                                  two_gpus, train_cpu_bf16, style, quality, train_webgpu, loss_webgpu)}
+                                  two_gpus, train_cpu_bf16, style, quality, train_webgpu, loss_webgpu, search,
+                                  lowering)}
 
 
 def filled(text: str) -> str:

@@ -49,7 +49,8 @@ KNOWS = {"gguf": {"errors", "files"}, "text": {"errors", "gguf"}, "mail": {"erro
          "adapt": {"adapter", "engine", "errors", "export", "files", "generate", "gguf", "likelihood",
                    "llamacpp", "memory", "model", "quantization", "sampling", "evaluation", "text", "train", "units",
                    "verify"},
-         "quantization": {"adapter", "engine", "errors", "files", "gguf", "likelihood", "memory", "model", "units"}}
+         "quantization": {"adapter", "engine", "errors", "files", "gguf", "likelihood", "memory", "model", "text",
+                          "units"}}
 
 
 def imported(path: Path) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import click
 
 from anytune.cli.common import Command, existing_file, json_option, model_path, note, print_json
+from anytune.cli.quantize_lower import lower
 from anytune.cli.quantize_search import search
 from anytune.errors import UserError
 
@@ -15,7 +16,7 @@ from anytune.errors import UserError
 class Quantize(Command):
     """`anytune quantize IN OUT TYPE`, or one of `parts` where its name stands in IN's place."""
 
-    parts: ClassVar[dict[str, click.Command]] = {"search": search}
+    parts: ClassVar[dict[str, click.Command]] = {"search": search, "lower": lower}
 
     def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None,
                      **extra: Any) -> click.Context:

@@ -94,7 +94,8 @@ class Stages:
 
         if stage != self._stage:
             self._stage = stage
-            unit = {"importance": "tokens", "costs": "layers", "whole models": "models"}.get(stage, "weights")
+            unit = {"importance": "tokens", "costs": "layers", "whole models": "models",
+                    "unrounded": "steps", "lowered": "steps"}.get(stage, "weights")
             self._line = Progress(stage, unit, self._quiet)
         with self._line if done >= total else contextlib.nullcontext():
             self._line.to(done, total)

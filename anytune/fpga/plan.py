@@ -99,9 +99,7 @@ def whole(each: Sequence[Linear], tokens: int, rank: int) -> tuple[Cost, Cost]:
     """(forward, backward) of layers' linears: those of GROUPS share their input, and their gradients one sum."""
     groups: dict[tuple[str, str], list[tuple[Shape, int]]] = {}
     for linear in each:
-        _, layer, part, *_ = linear.name.split(".")
-        key = next((group[0] for group in GROUPS if part in group), part)
-        groups.setdefault((layer, key), []).append((linear.shape, rank))
+        groups.setdefault(_group(linear), []).append((linear.shape, rank))
     ahead = back = Cost(0, 0, 0, 0)
     for shapes in groups.values():
         more = together(shapes, tokens)
@@ -146,9 +144,10 @@ def rate(step: Cost, tokens: int, engines: int, mhz: float, bandwidth: float) ->
 
 
 def footprint(file: GGUF, layers: list[Linear], head: Linear, tokens: int, rank: int) -> dict[str, int]:
-    """Bytes that are in memory at once while training, the weights streamed from the file: two layers and an eighth of
-    the head; pairs, their gradients and AdamW's moments in float32; every layer's input and one layer's activations;
-    logits of some tokens. `resident` has all weights in memory instead."""
+    """Bytes that are in memory at once while training, the weights streamed from the file: those of two groups of
+    linears that share an input (one runs, one arrives) and an eighth of the head; pairs, their gradients and AdamW's
+    moments in float32; every layer's input and one layer's activations; logits of some tokens. `resident` has all
+    weights in memory instead."""
     count = len({x.name.split(".")[1] for x in layers})
     widths = {x.name.split(".")[2]: (x.shape.rows * BLOCK, x.shape.columns * BLOCK) for x in layers}
     width = max(columns for part, (_, columns) in widths.items() if part in ("attn_q", "ffn_gate")) if {
@@ -157,13 +156,27 @@ def footprint(file: GGUF, layers: list[Linear], head: Linear, tokens: int, rank:
     pairs = sum(rank * (n + k) for n, k in widths.values()) * count
     heads = int(file.metadata.get(f"{file.metadata.get('general.architecture')}.attention.head_count", 1) or 1)
     found = {
-        "weights": 2 * weights // count + head.nbytes // 8, "pairs": 4 * 4 * pairs,
+        "weights": 2 * _largest_group(layers) + head.nbytes // 8, "pairs": 4 * 4 * pairs,
         "layer_inputs": 4 * count * tokens * width,
         "activations": 4 * tokens * (2 * sum(n for n, _ in widths.values()) + 4 * width) + 4 * heads * tokens**2,
         "logits": 2 * 4 * min(LOGITS, tokens) * head.shape.rows * BLOCK,
     }
     total = sum(found.values())
     return {**found, "streamed": total, "resident": total - found["weights"] + weights + head.nbytes}
+
+
+def _largest_group(layers: Sequence[Linear]) -> int:
+    """Bytes of the largest set of one layer's linears that share an input."""
+    found: dict[tuple[str, str], int] = {}
+    for x in layers:
+        found[_group(x)] = found.get(_group(x), 0) + x.nbytes
+    return max(found.values())
+
+
+def _group(linear: Linear) -> tuple[str, str]:
+    """(layer, the first of the parts that share this one's input)."""
+    _, layer, part, *_ = linear.name.split(".")
+    return layer, next((group[0] for group in GROUPS if part in group), part)
 
 
 def files(file: GGUF) -> dict[str, Any]:

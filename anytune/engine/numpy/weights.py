@@ -14,7 +14,7 @@ import threading
 
 import numpy as np
 
-from anytune.gguf import GGUF, dequantize
+from anytune.gguf import GGUF, BlockType, dequantize
 
 
 class Weight:
@@ -29,7 +29,8 @@ class Weight:
         self.row_bytes, self.block = info.row_bytes, info.type.block_size
         self.hold = hold
         self._gguf, self._lock = gguf, threading.Lock()
-        self._kernel = kernels.get(info.type.name) if kernels is not None else None
+        self._kernels = kernels or {}
+        self._kernel = self._kernels.get(info.type.name)
         self._blocks: np.ndarray | None = None
         self._float32: np.ndarray | None = None
 
@@ -65,6 +66,12 @@ class Weight:
                              else blocks[low * self.row_bytes:high * self.row_bytes])
                     self._convert(piece, 0, self.block, self.row_bytes, dense[low:high], self.in_features)
                 self._float32 = dense
+
+    def replace(self, block: BlockType, blocks: np.ndarray) -> None:
+        """Other blocks in place of the file's from the next use on, held in memory: uint8 [out * bytes of a row]."""
+        with self._lock:
+            self.type, self.row_bytes, self.block = block, block.row_bytes(self.in_features), block.block_size
+            self._kernel, self._blocks, self._float32, self.hold = self._kernels.get(block.name), blocks, None, "blocks"
 
     def change_hold(self, hold: str) -> None:
         """Hold the weight in another way from the next use on."""

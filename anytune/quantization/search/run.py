@@ -58,7 +58,7 @@ def search(model: Model, text: str, budget: str, *, target: str | os.PathLike | 
     wanted = parse(budget)
     if target is not None:
         check_place(model.gguf, Path(target), None if imatrix is None else os.fspath(imatrix))
-    work = _Work(model, wanted, _candidates(model, types), price, threads or available_threads(),
+    work = _Work(model, wanted, candidates(model, types), price, threads or available_threads(),
                  say or (lambda *_: None))
     if not requantize:
         refuse_rounding_twice(model.gguf, Plan(None, _with(model.gguf, {name: "" for name in work.types})))
@@ -74,7 +74,7 @@ def search(model: Model, text: str, budget: str, *, target: str | os.PathLike | 
         return work.finish(chosen, Path(target) if target else None, Path(folder), seen)
 
 
-def _candidates(model: Model, types: Sequence[str]) -> dict[str, list[str]]:
+def candidates(model: Model, types: Sequence[str]) -> dict[str, list[str]]:
     """Tensor -> types to measure, of the matrices that the model runs."""
     names = [block_name(name) for name in types]
     found = {}
