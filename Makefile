@@ -41,14 +41,12 @@ $(VENV)/.vulkan: $(VENV)/.test
 	$(BIN)/python -m tests.support.webgpu_setup
 	@touch $@
 
-<<<<<<< HEAD
 dist: $(VENV)/.test
 	$(BIN)/python -m build
-=======
+
 $(VENV)/.chromium: $(VENV)/.test
 	$(BIN)/python -m tests.support.chromium_setup
 	@touch $@
->>>>>>> ae6eb29 (The studio's page, without a build step, tested in Chromium; a studio that is killed at random moments loses nothing)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis
