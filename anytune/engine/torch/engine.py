@@ -30,6 +30,7 @@ from .devices import Device
 from .failures import explain
 from .functions import functions
 from .offload import Parking, Ticket
+from .pair_gradients import flush
 from .sizes import Sizes
 from .trained import Trained
 from .weights import Group, Slot, Weight, align
@@ -173,7 +174,7 @@ class TorchEngine(Composed):
         return HostAlgebra() if self.device.type == "mps" else CardAlgebra(self.device)   # mps has no float64
 
     def settle(self) -> None:
-        _linear.flush(self)
+        flush(self)
 
     def lift(self, x: Tensor) -> Tensor | np.ndarray:
         return self.view(x) if self.device.type == "mps" else real(x).float()
