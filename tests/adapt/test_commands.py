@@ -182,3 +182,13 @@ def test_what_cannot_be_distilled_is_said(place, capsys, wrong, says):
     assert command(["adapt", "distill", *map(str, common(place)), *args, "-o", str(place / "o.gguf")]) == 2
     assert says in capsys.readouterr().err
     assert not (place / "o.gguf").exists()
+
+
+def test_the_same_from_python(place):
+    import anytune.adapt
+    model = anytune.load(place / "m.gguf", device="numpy", threads=1)
+    done = anytune.adapt.distill(model, place / "chats.jsonl", teacher_adapter=Adapter.load(place / "a.gguf"), rank=4,
+                                 outputs=anytune.adapt.Outputs(place / "o.gguf", verify=False))
+    assert done.success and (place / "o.gguf").exists() and "held-out tokens" in str(done)
+    assert done.adapter.rank == 4 and set(anytune.adapt.__all__) >= {"compress", "repair", "merge", "collect", "solve"}
+    assert all(callable(getattr(anytune.adapt, name)) for name in anytune.adapt.__all__)
