@@ -96,7 +96,7 @@ def read_shots(paths: Sequence[str | os.PathLike], reading: Reading) -> tuple[Me
     return tuple(turns)
 
 
-def read(model: Model, paths: Sequence[str | os.PathLike], reading: Reading, context: Context | None = None,
+def read(model: Model, paths: Sequence[str | os.PathLike] | str | os.PathLike, reading: Reading, context: Context | None = None,
          split: float = 0.0, seed: int = 42) -> tuple[Examples, Examples | None]:
     """(examples, those held out or None) of the files, as student and teacher read them.
 
@@ -104,6 +104,7 @@ def read(model: Model, paths: Sequence[str | os.PathLike], reading: Reading, con
     Raises UserError naming file and line.
     """
     from anytune.text import build_dataset
+    paths = [paths] if isinstance(paths, str | os.PathLike) else paths
     records: dict[tuple[int, int], Record] = {}
     whole = build_dataset([Path(path) for path in paths], model.tokenizer, reading.template, context=reading.limit,
                           format=reading.format, columns=dict(reading.columns or {}) or None,
