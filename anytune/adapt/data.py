@@ -96,8 +96,9 @@ def read_shots(paths: Sequence[str | os.PathLike], reading: Reading) -> tuple[Me
     return tuple(turns)
 
 
-def read(model: Model, paths: Sequence[str | os.PathLike] | str | os.PathLike, reading: Reading, context: Context | None = None,
-         split: float = 0.0, seed: int = 42) -> tuple[Examples, Examples | None]:
+def read(model: Model, paths: Sequence[str | os.PathLike] | str | os.PathLike, reading: Reading,
+         context: Context | None = None, split: float = 0.0,
+         seed: int = 42) -> tuple[Examples, Examples | None]:
     """(examples, those held out or None) of the files, as student and teacher read them.
 
     split: the share that is held out; what comes from one line, or has the same tokens, stays on one side.
