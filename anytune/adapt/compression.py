@@ -97,10 +97,12 @@ def candidates(model: Model, task: Task, factors: Mapping[str, Factors], budget:
     mended layer by layer."""
     plain = plain_values(factors)
     cost = {name: f.cost for name, f in factors.items()}
+    # in a file all pairs have the largest rank: within a size no tensor may have more than its even share
+    most = max(1, budget // sum(cost.values())) if rank is None else max(len(f.a) for f in factors.values())
     if rank is not None:
         even = {name: min(rank, len(f.a)) for name, f in factors.items()}
     else:
-        even = allocate({name: values[0] for name, values in plain.items()}, cost, budget)
+        even = allocate({name: values[0][:most] for name, values in plain.items()}, cost, budget)
     ways = {"truncated SVD": pairs_of(factors, plain, even)}
     if all(even[name] >= len(f.a) for name, f in factors.items()):
         return ways   # the adapter itself
@@ -109,7 +111,7 @@ def candidates(model: Model, task: Task, factors: Mapping[str, Factors], budget:
     tokens = look_back(task.teacher.model, found, spectrum.see, task.teacher.adapter,
                        tell=lambda n: settings.tell("worth of ranks", n + 1, len(found), ""))
     values = spectrum.values()
-    ranks = allocate({name: v[0] for name, v in values.items()}, cost, budget)
+    ranks = allocate({name: v[0][:most] for name, v in values.items()}, cost, budget)
     ways["data-aware"] = {name: pair for name, pair in pairs_of(factors, values, ranks).items() if len(pair.a)}
     ways["data-aware, mended"] = _mended(model, task, factors, values, ranks, ridge, settings)
     assert tokens

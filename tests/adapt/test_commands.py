@@ -105,6 +105,9 @@ def test_compressing(place, capsys):
     small = told(capsys, "compress", *common(place, "--lora", place / "a.gguf", "--size", "60KiB", "-o",
                                              place / "s.gguf", "--no-verify"))
     assert small["parameters"] * 4 <= 60 << 10 and (place / "s.gguf").stat().st_size <= 60 << 10
+    more = told(capsys, "compress", *common(place, "--lora", place / "a.gguf", "--size", "70KiB", "-o",
+                                            place / "t.gguf", "--no-verify"))
+    assert set(more["ranks"].values()) <= {0, 1, 2} and (place / "t.gguf").stat().st_size <= 70 << 10
     assert command(["adapt", "compress", *map(str, common(place, "--lora", place / "a.gguf", "--size", "1KiB", "-o",
                                                           place / "s.gguf"))]) == 2
 
