@@ -1,7 +1,7 @@
 """The studio's page and server: size and time of the first load, how soon a point arrives, long runs, many watchers,
 large uploads, and kills at random moments. Needs Chromium and Playwright.
 
-    python bench/studio.py [--only load,point,long,watchers,upload,kills] [--kills 60]
+    python bench/studio.py [--only load,point,long,watchers,upload,base_install,kills] [--kills 60]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.studio.browser import launched, page, until
 from tests.studio.server import Server, chats, events
 from tests.support import tiny
 
-PARTS = ("load", "point", "long", "watchers", "upload", "kills")
+PARTS = ("load", "point", "long", "watchers", "upload", "base_install", "kills")
 SLOW = {"offline": False, "latency": 150, "downloadThroughput": 1.6e6 / 8, "uploadThroughput": 750e3 / 8}
 
 
@@ -202,6 +202,27 @@ def upload(folder: Path, rounds: int) -> dict:
         return {"MiB": 1024, "growth_MiB": round((most - before) / 2**20, 1), "MiB_per_s": round(1024 / seconds)}
     finally:
         one.close()
+
+
+STEPS = """
+import json, sys
+from anytune.model import load
+from anytune.train.finetune import train
+model = load(sys.argv[1], device="numpy", threads=int(sys.argv[3]), compiled=sys.argv[4] == "numba")
+run = train(model, sys.argv[2], context=64, ubatch=128, batch=128, max_steps=3, run_dir=sys.argv[5], quiet=True)
+print(json.dumps([row["tokens_per_s"] for row in run.metrics]))
+"""
+
+
+def base_install(folder: Path, rounds: int) -> dict:
+    """Steps on SmolLM2-135M without Numba, as on a phone, and with it; one thread, 128 tokens a step."""
+    data, found = folder / "chats.jsonl", {}
+    data.write_bytes(chats(8))
+    for how in ("numpy", "numba"):
+        done = subprocess.run([sys.executable, "-c", STEPS, str(common.model_file("smollm2-135m")), str(data), "1", how,
+                               str(folder / how)], capture_output=True, text=True, check=True, cwd=common.ROOT)
+        found[f"{how}_tokens_per_s"] = round(statistics.median(json.loads(done.stdout)[1:]), 1)
+    return found
 
 
 def kills(folder: Path, rounds: int, count: int) -> dict:

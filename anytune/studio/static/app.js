@@ -56,17 +56,17 @@ function Token() {
 }
 
 function App() {
-  const [ready, set] = useState(false);
   useEffect(() => {
-    loadJobs().then(() => { listen(); set(true); }, () => set(true));
+    loadJobs().then(listen, () => null);
     const again = setInterval(() => { if (offline.value) get('health').then(() => { listen(); loadJobs(); }, () => null); }, 2000);
     return () => clearInterval(again);
   }, []);
   if (locked.value) return html`<${Token} />`;
   return html`<a class="skip" href="#main">To the page</a><${Nav} />
     ${offline.value && html`<div class="offline" role="status">The studio does not answer. Runs go on without it; this page waits for it.</div>`}
-    ${ready ? html`<${Content} />` : html`<main id="main"><${Wait} /></main>`}<${Toasts} />`;
+    <${Content} /><${Toasts} />`;
 }
 
 render(html`<${App} />`, document.getElementById('app'));
-if ('serviceWorker' in navigator && isSecureContext) navigator.serviceWorker.register('/sw.js').catch(() => null);
+// once the page is there: what it keeps for later must not hold up what is needed now
+if ('serviceWorker' in navigator && isSecureContext) setTimeout(() => navigator.serviceWorker.register('/sw.js').catch(() => null), 1500);
