@@ -243,9 +243,23 @@ def quality(data: dict) -> list[str]:
               else [])]
 
 
+def studio(data: dict) -> list[str]:
+    load, point, long, many, up = (data[name] for name in ("load", "point", "long", "watchers", "upload"))
+    return table(("", "measured"), [
+        ("first load", f"{load['kB']} kB gzipped, {load['median_seconds']:.1f} s on a slow phone ({load['network']}, "
+                       f"CPU {load['cpu']})"),
+        ("a step's point reaches the page", f"{point['worst_seconds']:.1f} s at most, of {point['points']}"),
+        ("a run of 200,000 steps", f"opens in {long['median_seconds']:.1f} s, moves at {long['frames_a_second']:.0f} "
+                                   "frames a second"),
+        ("200 watchers, 1,000 runs", f"{many['MiB_most']:.0f} MiB resident"),
+        ("upload of 1 GiB", f"{up['growth_MiB']:.1f} MiB more"),
+        ("killed at random moments", f"{data['kills']['kills']} times: {data['kills']['acknowledged']:,} acknowledged "
+                                     f"requests, {data['kills']['lost']} lost")])
+
+
 TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu,
                                   two_gpus, train_cpu_bf16, style, quality, train_webgpu, loss_webgpu, search,
-                                  lowering)}
+                                  lowering, studio)}
 
 
 def filled(text: str) -> str:
