@@ -16,6 +16,12 @@ def verify(model: str, adapter: Path) -> list[str]:
     return ["verify", "-m", model, "--lora", str(adapter), "--json"]
 
 
+def distill(model: str, data: Path, system: Path, made: Path, rank: int, context: int) -> list[str]:
+    """`anytune adapt distill`: what the model says behind a system message, as an adapter, without gradients."""
+    return ["adapt", "distill", "-m", model, "-f", str(data), "--system", str(system), "-o", str(made), "--rank",
+            str(rank), "-c", str(context), "--json"]
+
+
 def export(form: str, model: str, weights: list[tuple[Path, float]], target: Path, name: str,
            kind: str | None) -> tuple[list[str], str]:
     """(arguments, name of what is made in `target`). Raises UserError if something of that name is there."""

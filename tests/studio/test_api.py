@@ -218,6 +218,14 @@ def test_adapters_are_combined_renamed_deleted_and_put_back(studio, run):
     assert studio.http.delete("/api/bin").status_code == 204 and studio.get("bin") == []
 
 
+def test_a_system_message_becomes_an_adapter_in_closed_form(studio, data):
+    job = studio.post("adapt", {"model": studio.model, "data": data, "system": "Speak as a sailor.", "rank": 4,
+                                "context": 128, "name": "sailor"})
+    studio.until(job["id"], "finished")
+    found = studio.get(f"adapters/{job['id']}")
+    assert found["name"] == "sailor" and found["facts"]["rank"] == 4 and found["kind"] == "adapt"
+
+
 def test_reports_are_pages_that_may_do_nothing(studio, run, data):
     job = studio.post("evaluate", {"report": "compare", "model": studio.model, "adapters": [run["id"]], "data": data,
                                    "limit": 2, "max_tokens": 4})

@@ -10,12 +10,12 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from anytune.errors import UserError
-from anytune.studio import adapters, commands, jobs
+from anytune.studio import adapters, commands, datasets, jobs
 from anytune.studio.api.data import About
 from anytune.studio.home import Missing, about, set_about
 from anytune.studio.places import folder_of as place_of
 from anytune.studio.places import listed, lm_studio
-from anytune.studio.state import Studio
+from anytune.studio.state import Studio, short
 from anytune.train.run import plain
 
 router = APIRouter(prefix="/api", tags=["adapters"])
@@ -198,6 +198,31 @@ async def _model(studio: Studio, found: dict[str, Any], name: str | None) -> tup
 def _begun(studio: Studio, kind: str, spec: dict[str, Any], name: str, parent: str | None) -> dict[str, Any]:
     folder = jobs.create(studio.home, kind, spec, name, parent)
     return studio.changed(folder.name) or {}
+
+
+class Distill(BaseModel):
+    model: str = Field(max_length=500)
+    data: str = Field(max_length=100, description="a data set; its prompts are enough")
+    system: str = Field(min_length=1, max_length=20_000, description="what the teacher sees and the adapter replaces")
+    rank: int = Field(16, ge=1, le=4096)
+    context: int = Field(512, ge=2)
+    name: str = Field("", max_length=200)
+
+
+@router.post("/adapt", status_code=201)
+async def adapt(request: Request, how: Distill) -> dict[str, Any]:
+    """An adapter in closed form: the model says without the system message what it says with it."""
+    studio = _studio(request)
+    model = await studio.model_file(how.model)
+    folder = studio.home.place(studio.home.data, how.data)
+    file, version = datasets.file_of(folder, None)
+    spec = {"model": {"name": how.model}, "system": how.system,
+            "data": {"id": how.data, "version": version, "name": about(folder)["name"]}}
+    with jobs.prepare(studio.home, "adapt", spec, how.name.strip() or f"A prompt for {short(how.model)}") as made:
+        final = studio.home.jobs / made.name.removeprefix(".new-")
+        (made / "system.txt").write_text(how.system, "utf-8")
+        spec["args"] = commands.distill(model, file, final / "system.txt", final / adapters.FILE, how.rank, how.context)
+    return studio.changed(final.name) or {}
 
 
 @router.get("/bin")

@@ -128,6 +128,7 @@ function Work({ job }) {
     ${job.kind === 'evaluate' && job.state === 'finished' && html`<p><a class="button primary" href=${`/api/jobs/${job.id}/report`} target="_blank" rel="noopener">Open the report</a></p>
       <iframe class="report" title="Report" src=${`/api/jobs/${job.id}/report`} sandbox="" loading="lazy"></iframe>`}
     ${files && html`<${Card} title="Files"><ul class="list">${files.map((file) => html`<li><a class="item" download href=${`/api/jobs/${job.id}/files/${file.name}`}><b>${file.name}</b><span>${count(file.bytes)} bytes</span></a></li>`)}</ul><//>`}
+    ${job.kind === 'adapt' && job.state === 'finished' && html`<p><a class="button primary" href=${'/adapters/' + job.id}>Its adapter</a></p>`}
     ${now.result && now.result.adapter && html`<p><a class="button primary" href=${'/adapters/' + now.result.adapter}>The combined adapter</a></p>`}
     ${facts && html`<details><summary>Figures</summary><pre class="raw">${JSON.stringify(facts, null, 1).slice(0, 20000)}</pre></details>`}
     <${Card} title="Log"><pre class="log" tabindex="0" aria-label="Log">${(now.log || []).join('\n') || 'Nothing yet.'}</pre><//>`;

@@ -98,9 +98,19 @@ export function Train() {
     <${Card} title="Watch it change"><p class="hint">The same prompts are answered before the first step and at each checkpoint.</p>
       ${prompts.map((text, i) => html`<input class="wide" aria-label=${'Prompt ' + (i + 1)} placeholder=${'Prompt ' + (i + 1)} value=${text}
         onInput=${(e) => setPrompts(prompts.map((old, k) => k === i ? e.target.value : old))} />`)}<//>
+    <${Closed} data=${data} context=${s.context} rank=${l.rank} />
     <div class="dock"><${Estimate} facts=${facts} /><${Problem} text=${starting} />
       <div class="row"><input class="grow" aria-label="Name of the run" placeholder="Name (optional)" value=${name} onInput=${(e) => setName(e.target.value)} />
         <button class="primary large" disabled=${!!blocked} onClick=${start}>Start training</button></div></div><//>`;
+}
+
+// The closed form: no gradients, a minute instead of many; for what a system message makes of the model.
+function Closed({ data, context, rank }) {
+  const [system, set] = useState('');
+  const start = busy(async () => { const made = await post('adapt', { model: model.value, data, system, rank, context: context || 512 }); go('/runs/' + made.id); });
+  return html`<${Card}><details><summary>Instead of training: a system message as an adapter</summary><p class="hint">In closed form, without gradients: the model learns to say
+    without this message what it says with it. Of the data only the prompts are needed.</p><textarea class="prompt" rows="3" aria-label="System message" value=${system} onInput=${(e) => set(e.target.value)}></textarea>
+    <p><button disabled=${!system.trim() || !data || !model.value} onClick=${start}>Solve</button></p></details><//>`;
 }
 
 function Estimate({ facts }) {
