@@ -34,6 +34,7 @@ class Matrix:
 
     codes int8 [C, N, K]; offsets (C of 0 or 8: what the stored nibble lost); factors (P of 1 or 16); scales float32
     [P, N, K/32], P = C + 1 if the last plane is `ones` (every code 1, nothing stored), else C. `rows` of N are real.
+    wide: scales have more bits than float16's.
     """
     codes: np.ndarray
     scales: np.ndarray
@@ -41,6 +42,7 @@ class Matrix:
     factors: tuple[int, ...]
     ones: bool
     rows: int
+    wide: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -125,8 +127,9 @@ def _nibbles(b: np.ndarray) -> np.ndarray:
     return np.concatenate([b & 15, b >> 4], -1).astype(np.int8).reshape(len(b), -1)
 
 
-def _make(codes: list, scales: list, offsets: tuple, factors: tuple, rows: int) -> Matrix:
-    return Matrix(np.stack(codes), np.stack(scales), offsets, factors, len(scales) > len(codes), rows)
+def _make(codes: list, scales: list, offsets: tuple, factors: tuple, rows: int,
+          wide: bool = False) -> Matrix:
+    return Matrix(np.stack(codes), np.stack(scales), offsets, factors, len(scales) > len(codes), rows, wide)
 
 
 def _q4_0(b: np.ndarray, rows: int) -> Matrix:
@@ -169,7 +172,7 @@ def _q4_k(b: np.ndarray, rows: int) -> Matrix:
     pairs = b[..., 16:].reshape(*b.shape[:2], 4, 32)                 # 64 weights: low nibbles, then high nibbles
     q = np.stack([pairs & 15, pairs >> 4], -2).astype(np.int8).reshape(len(b), -1)
     scales = [(_half(b, at)[..., None] * part).reshape(len(b), -1) for at, part in ((0, scale), (2, -least))]
-    return _make([q], scales, (0,), (1, 1), rows)
+    return _make([q], scales, (0,), (1, 1), rows, wide=True)
 
 
 _READ = {"Q4_0": _q4_0, "Q8_0": _q8_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q4_K": _q4_k}

@@ -21,22 +21,41 @@ import numpy as np
 
 from anytune.fpga.formats import BLOCK, Matrix
 
-TILE = 192                                        # blocks of tile memory
+TILE = 256                                        # blocks of tile memory
 SQUARE = np.dtype([("term", "u2"), ("plane", "u1"), ("row", "u4"), ("column", "u4"), ("at", "u2"), ("first", "?"),
                    ("last", "?")])
+
+# format -> planes, whether the last is of ones, whether scales have more bits than float16's
+PLANES = {"Q4_0": (1, False, False), "Q8_0": (2, False, False), "Q4_1": (2, True, False), "Q5_0": (2, False, False),
+          "Q5_1": (3, True, False), "Q4_K": (2, True, True)}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the schedule needs to know of a matrix: blocks along N and K, planes. For planning without the weights."""
+    """What the schedule needs to know of a matrix: blocks along N and K, planes, and what a square takes in the stream.
+
+    ones: the last plane has no codes; wide: scales take 32 bits. `PLANES` has them for each format.
+    """
     rows: int
     columns: int
     planes: int
+    ones: bool = False
+    wide: bool = False
 
     @staticmethod
     def of(matrix: Matrix) -> Shape:
         n, k = matrix.shape
-        return Shape(n // BLOCK, k // BLOCK, matrix.planes)
+        return Shape(n // BLOCK, k // BLOCK, matrix.planes, matrix.ones, matrix.wide)
+
+    @staticmethod
+    def named(name: str, n: int, k: int) -> Shape:
+        """Of a weight [n, k] of a format of the file, n of any size."""
+        return Shape(-(-n // BLOCK), k // BLOCK, *PLANES[name])
+
+    @property
+    def beats(self) -> int:
+        """Beats of 8 bytes of a square of all planes: a head, scales and codes of each."""
+        return self.planes * (17 if self.wide else 9) + 64 * (self.planes - self.ones)
 
     def length(self, direction: str) -> int:
         """Blocks along what is summed."""
