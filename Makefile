@@ -8,6 +8,8 @@ PIP_FLAGS ?=
 VULKAN ?= yes
 # CHROMIUM=no: do not see to a Chromium for the tests of the studio's page.
 CHROMIUM ?= yes
+# ICARUS=no: do not see to Icarus Verilog for the tests of the hardware cores.
+ICARUS ?= yes
 # processes that run tests, a file at a time each
 JOBS ?= 2
 
@@ -16,7 +18,8 @@ JOBS ?= 2
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.test $(if $(filter yes,$(VULKAN)),$(VENV)/.vulkan) $(if $(filter yes,$(CHROMIUM)),$(VENV)/.chromium)
+test: $(VENV)/.test $(if $(filter yes,$(VULKAN)),$(VENV)/.vulkan) $(if $(filter yes,$(CHROMIUM)),$(VENV)/.chromium) \
+  $(if $(filter yes,$(ICARUS)),$(VENV)/.icarus)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(VENV)/.test
@@ -46,6 +49,10 @@ dist: $(VENV)/.test
 
 $(VENV)/.chromium: $(VENV)/.test
 	$(BIN)/python -m tests.support.chromium_setup
+	@touch $@
+
+$(VENV)/.icarus: $(VENV)/.test
+	$(BIN)/python -m tests.support.icarus_setup
 	@touch $@
 
 clean:

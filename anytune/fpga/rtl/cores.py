@@ -1,7 +1,9 @@
-"""Every core that can be exported and routed, by name."""
+"""Every core that can be exported and routed, by name. inner: it is part of another design."""
 
 from __future__ import annotations
 
 from anytune.fpga.rtl.axi import Axi
+from anytune.fpga.rtl.dequantizer import Dequantizer
+from anytune.fpga.rtl.quantizer import Quantizer
 
-CORES = {"engine": lambda inner=False: Axi(inner)}
+CORES = {"engine": Axi, "dequantizer": Dequantizer, "quantizer": Quantizer}

@@ -3,7 +3,7 @@
 A square passes three stages, 128 cycles each and overlapping: the gradients are scaled (by columns only), its codes are
 read into the array, its sums are taken over by the lanes. Cycles, counted from the read of a square's first code:
 
-    0   Weights.step                   33  Tile.at, for the first token      45  its sum of column 0, Lane.p
+    0   Weights.step                   31  Tile.at, for the first token      45  its sum of column 0, Lane.p
     4   Array.weights                  36  Tile.out                          44  Lane.load, Lane.sw
     36  Array.latch                    37  Array.activations                 66  Lane.out
 """
@@ -15,7 +15,7 @@ from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal
 from anytune.fpga.rtl.array import Array
 from anytune.fpga.rtl.lane import Lane
 from anytune.fpga.rtl.packets import COMMAND, Packets
-from anytune.fpga.rtl.parts import late, register
+from anytune.fpga.rtl.parts import copies, late, register
 from anytune.fpga.rtl.prescale import Prescale
 from anytune.fpga.rtl.results import GROUPS, Results
 from anytune.fpga.rtl.tile import Tile
@@ -99,16 +99,18 @@ class Engine(Elaboratable):
         """Gradients of a square's 32 inputs, token after token, eight at a time, back into tile memory."""
         m.submodules.prescale = pre = Prescale()
         quarter, token = self.a_step[:2], self.a_step[2:]
-        y = Mux(late(m, quarter[0], 3), self.tile.out[128:], self.tile.out[:128])
-        m.d.comb += [pre.y.eq(register(m, y)), pre.d.eq(self.weights.pre), pre.start.eq(late(m, quarter == 0, 4)),
-                     self.weights.pre_at.eq(late(m, Cat(quarter, self.a_slot), 2))]
-        here = late(m, Cat(quarter, token, self.a_slot), 4 + pre.DEPTH)
-        m.d.comb += [self.tile.put_scaled.eq(late(m, self.a_run, 4 + pre.DEPTH, reset=True)), self.tile.step.eq(pre.e),
+        read, pre_at = self.tile.READ, Cat(quarter, self.a_slot)
+        y = Mux(late(m, quarter[0], read), self.tile.out[128:], self.tile.out[:128])
+        m.d.comb += [pre.y.eq(register(m, y)), pre.d.eq(self.weights.pre),
+                     pre.start.eq(late(m, quarter == 0, read + 1)), self.weights.pre_at.eq(late(m, pre_at, read - 1))]
+        depth = read + 1 + pre.DEPTH
+        here = late(m, Cat(quarter, token, self.a_slot), depth)
+        m.d.comb += [self.tile.put_scaled.eq(late(m, self.a_run, depth, reset=True)), self.tile.step.eq(pre.e),
                      self.tile.scaled_part.eq(here[:2]), self.tile.scaled_at.eq(here[2:]),
                      self.tile.scaled_data.eq(pre.q)]
 
     def _read(self, m: Module) -> None:
-        """Codes of a square into the array, and 33 cycles later the tokens that they are for."""
+        """Codes of a square into the array, and 31 cycles later the tokens that they are for."""
         weights, tile, array = self.weights, self.tile, self.array
         m.d.comb += [weights.step.eq(self.b_step[:5]), weights.sub.eq(self.b_step[5:]),
                      weights.read_slot.eq(self.b_slot), weights.columns.eq(self.b_command[COLUMN])]
@@ -116,7 +118,7 @@ class Engine(Elaboratable):
         m.d.comb += [array.weights.eq(Mux(ones, 0x11111111, weights.out)),
                      array.start.eq(late(m, self.b_step[:5] == 0, weights.READ))]
         self.x_run, self.x_step, self.x_command, self.x_slot = Signal(), Signal(7), Signal(COMMAND), Signal(2)
-        with m.If(late(m, self.b_run & (self.b_step == 0), 32, reset=True)):
+        with m.If(late(m, self.b_run & (self.b_step == 0), 30, reset=True)):
             m.d.sync += [self.x_run.eq(1), self.x_step.eq(0), self.x_command.eq(self.b_command),
                          self.x_slot.eq(self.b_slot)]
         with m.Elif(self.x_run):
@@ -126,23 +128,23 @@ class Engine(Elaboratable):
         gradients = Cat(self.a_step[1], self.a_step[2:], self.a_command[ONES + 1:])[:len(tile.at)]
         m.d.comb += [tile.at.eq(Mux(self.mode, gradients, Cat(token, block))),
                      tile.from_scaled.eq(Cat(token, self.x_slot)),
-                     array.latch.eq(late(m, self.x_step[:5] == 0, 3)),
-                     array.whole.eq(late(m, self.x_command[WHOLE], 4))]
-        scaled = late(m, self.x_command[COLUMN], 3)
-        data = register(m, Mux(scaled, tile.scaled, tile.out))
+                     array.latch.eq(late(m, self.x_step[:5] == 0, 5)),
+                     array.whole.eq(late(m, self.x_command[WHOLE], 6))]
+        data = [register(m, Mux(scaled, tile.scaled[i:i + 32], tile.out[i:i + 32])) for scaled, i in
+                zip(copies(m, late(m, self.x_command[COLUMN], tile.READ - 1), 8), range(0, 256, 32))]
         for r in range(32):
-            m.d.comb += array.activations[r].eq(data[8 * r:8 * r + 8].as_signed())
+            m.d.comb += array.activations[r].eq(data[r // 4].word_select(r % 4, 8).as_signed())
 
     def _lanes(self, m: Module) -> None:
         tile, weights, command = self.tile, self.weights, self.x_command
         token, sub = self.x_step[:5], self.x_step[5:]
         where = Mux(command[COLUMN], Cat(token, self.x_slot), Cat(token, command[ONES + 1:]))
-        m.d.comb += [tile.scale_at.eq(late(m, where, 6)), tile.columns.eq(late(m, command[COLUMN], 6)),
-                     weights.lane_at.eq(late(m, Cat(token[:3], sub, self.x_slot), 8))]
-        sw = register(m, Mux(late(m, command[COLUMN], 10), Const(127 << 16, 25), weights.lane))
-        load = late(m, self.x_run & (token == 0), 11)
-        valid = late(m, self.x_run, 12, reset=True)
-        rest = late(m, Cat(command[FIRST], command[LAST], self.x_step, command[HIGH]), 12)
+        m.d.comb += [tile.scale_at.eq(late(m, where, 8)), tile.columns.eq(late(m, command[COLUMN], 8)),
+                     weights.lane_at.eq(late(m, Cat(token[:3], sub, self.x_slot), 9))]
+        sw = register(m, Mux(late(m, command[COLUMN], 12), Const(127 << 16, 25), weights.lane))
+        load = late(m, self.x_run & (token == 0), 13)
+        valid = late(m, self.x_run, 14, reset=True)
+        rest = late(m, Cat(command[FIRST], command[LAST], self.x_step, command[HIGH]), 14)
         scale = tile.scale
         for c in range(8):
             m.submodules[f"lane{c}"] = lane = Lane()

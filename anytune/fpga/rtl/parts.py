@@ -29,6 +29,15 @@ def late(m: Module, value, n: int, reset: bool = False) -> Value:
     return chain(m, value, n, reset)[n]
 
 
+def copies(m: Module, value, n: int) -> list[Signal]:
+    """n registers of the same value, for readers that lie far apart: verilog.py keeps synthesis from merging them."""
+    found = []
+    for i in range(n):
+        found.append(Signal(len(Value.cast(value)), reset_less=True, name=f"copy{i}"))
+        m.d.sync += found[-1].eq(value)
+    return found
+
+
 def zeros(n: int) -> Const:
     return Const(0, n)
 

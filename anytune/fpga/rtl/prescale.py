@@ -15,7 +15,7 @@ class Prescale(Elaboratable):
     """In: `y`, 8 bfloat16, and `d`, 8 scales; `start` with a token's first eight. Out, DEPTH cycles later: `q`, 8 int8;
     `e`, the exponent (biased 127) of the token's step, 0 if that is too small, with each of them.
     """
-    DEPTH = 15
+    DEPTH = 16
 
     def __init__(self) -> None:
         self.start, self.y, self.d = Signal(), Signal(8 * 16), Signal(8 * SCALE)
@@ -45,7 +45,7 @@ class Prescale(Elaboratable):
             m.d.sync += step.eq(so_far)                                                # 11, for four cycles
         for i, number in enumerate(numbers):
             m.d.comb += self.q[8 * i:8 * i + 8].eq(self._round(m, late(m, number, 8), step))
-        m.d.comb += self.e.eq(late(m, Mux(step < 134, 0, (step - 133)[:8]), 4))
+        m.d.comb += self.e.eq(late(m, Mux(step < 134, 0, (step - 133)[:8]), 5))
         return m
 
     def _round(self, m: Module, number, step: Signal) -> Signal:
@@ -55,7 +55,7 @@ class Prescale(Elaboratable):
         by = register(m, Mux((gap > 8) | (e == 0), 8, gap)[:4])                        # 12
         n = register(m, n)
         w, gone = register(m, (Cat(zeros(8), n) >> by[:3])[:33]), register(m, by[3])   # 13: 2^-26 of a step
-        up = w[25] & (w[:25].any() | w[26])
-        size = register(m, Mux(gone, 0, (w[26:33] + up)[:8]))                          # 14
+        up, kept = register(m, ~gone & w[25] & (w[:25].any() | w[26])), register(m, Mux(gone, 0, w[26:33]))
+        size = register(m, (kept + up)[:8])                                            # 15
         clipped = Mux(size[7], 127, size[:7])
-        return register(m, Mux(late(m, sign, 3), -clipped, clipped)[:8])
+        return register(m, Mux(late(m, sign, 4), -clipped, clipped)[:8])

@@ -38,16 +38,28 @@ class Results(Elaboratable):
                 whole = put & (at == 127)
         fetched, freed = self._fetch(m, Cat(*words), whole, step, group)
         m.d.sync += self.reserved.eq(self.reserved + self.reserve - freed)
-        left, word, last = Signal(3), Signal(256, reset_less=True), Signal()
+        left, word, last, room = Signal(3), Signal(256, reset_less=True), Signal(), Signal()
         waiting, next_word, next_last = fetched
-        empty = (left == 0) | ((left == 1) & self.out_ready)
-        with m.If(empty & waiting):
+        with m.If(room & (left[1:] == 0) & waiting):
             m.d.sync += [left.eq(4), word.eq(next_word), last.eq(next_last), waiting.eq(0)]
-        with m.Elif(self.out_ready & (left != 0)):
+        with m.Elif(room & (left != 0)):
             m.d.sync += [left.eq(left - 1), word.eq(word[64:])]
-        m.d.comb += [self.out_valid.eq(left != 0), self.out_data.eq(word[:64]), self.out_last.eq(last & (left == 1)),
-                     self.busy.eq((left != 0) | (self.reserved != 0) | waiting)]
+        waits = self._queue(m, room & (left != 0), Cat(word[:64], last & (left == 1)), room)
+        m.d.comb += self.busy.eq((left != 0) | (self.reserved != 0) | waiting | waits)
         return m
+
+    def _queue(self, m: Module, put, beat, room: Signal) -> Signal:
+        """Sixteen beats, so that what the receiver says goes no further than here; whether any is there."""
+        read, write = memory(m, "queue", 65, 16, domain="comb")
+        head, tail, held, valid = Signal(5), Signal(5), Signal(5), Signal()
+        takes = Signal()
+        m.d.comb += [takes.eq((head != tail) & (~valid | self.out_ready)), write.en.eq(put), write.data.eq(beat),
+                     write.addr.eq(head[:4]), read.addr.eq(tail[:4]), held.eq(head - tail), self.out_valid.eq(valid)]
+        m.d.sync += [head.eq(head + put), tail.eq(tail + takes), room.eq(held < 12),
+                     valid.eq(takes | (valid & ~self.out_ready))]
+        with m.If(takes):
+            m.d.sync += Cat(self.out_data, self.out_last).eq(read.data)
+        return valid | (head != tail)
 
     def _fetch(self, m: Module, words, whole, step: Signal, group: Signal) -> tuple:
         """The next word of eight sums, ready before it is needed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal
 
-from anytune.fpga.rtl.parts import half_to_scale, late, memory, register, zeros
+from anytune.fpga.rtl.parts import copies, half_to_scale, late, memory, register, zeros
 from anytune.fpga.rtl.weights import SLOTS
 from anytune.fpga.schedule import TILE
 
@@ -22,7 +22,7 @@ class Tile(Elaboratable):
     exponent. Reading: `at`; READ cycles later `out`, or `scaled` for `from_scaled` (slot, token); `scale_at` (block,
     token) or (slot, token) if `columns`: SCALE_READ cycles later `scale`, 18 bits.
     """
-    READ, SCALE_READ = 3, 6
+    READ, SCALE_READ = 5, 6
 
     def __init__(self) -> None:
         self.put, self.data, self.part, self.word = Signal(), Signal(64), Signal(2), Signal(AT)
@@ -34,20 +34,21 @@ class Tile(Elaboratable):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        word, at, near = register(m, self.word), register(m, self.scaled_at), register(m, self.from_scaled)
+        words, wheres = (copies(m, register(m, at), 8) for at in (self.word, self.at))   # block RAMs lie far apart
+        at, near = register(m, self.scaled_at), late(m, self.from_scaled, 2)
         for part in range(4):
             here = slice(64 * part, 64 * part + 64)
-            put, data = register(m, self.put & (self.part == part), reset=True), register(m, self.data)
-            where = register(m, self.at)
+            put, data = late(m, self.put & (self.part == part), 2, reset=True), late(m, self.data, 2)
             for byte in range(8):
                 read, write = memory(m, f"tile{8 * part + byte}", 8, WORDS)
-                m.d.comb += [write.en.eq(put), write.addr.eq(word), write.data.eq(data[8 * byte:8 * byte + 8]),
-                             read.addr.eq(where)]
-                m.d.sync += self.out[64 * part + 8 * byte:64 * part + 8 * byte + 8].eq(read.data)
+                near_by = 2 * part + byte // 4
+                m.d.comb += [write.en.eq(put), write.addr.eq(words[near_by]), read.addr.eq(wheres[near_by]),
+                             write.data.eq(data[8 * byte:8 * byte + 8])]
+                m.d.sync += self.out[64 * part + 8 * byte:64 * part + 8 * byte + 8].eq(register(m, read.data))
             read, write = memory(m, f"scaled{part}", 64, SLOTS * 32)
             m.d.comb += [write.en.eq(register(m, self.put_scaled & (self.scaled_part == part), reset=True)),
                          write.addr.eq(at), write.data.eq(register(m, self.scaled_data)), read.addr.eq(near)]
-            m.d.sync += self.scaled[here].eq(read.data)
+            m.d.sync += self.scaled[here].eq(register(m, read.data))
         self._scales(m)
         return m
 

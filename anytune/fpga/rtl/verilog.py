@@ -12,12 +12,15 @@ from anytune.errors import UserError
 
 # Memories' zeros are most of the text and of the time that Yosys takes; nothing reads a word that was not written.
 ZEROS = re.compile(r"  cell \$meminit_v2 .*?\n  end\n", re.DOTALL)
+# registers of parts.copies
+COPIES = re.compile(r"(  cell \$dff \S+\n(?:    .*\n)*?    connect \\Q \\copy\S* *(?:\[.*\])?\n(?:    .*\n)*?  end\n)")
 
 
 def rtlil(top, name: str) -> str:
     """top: an Amaranth design with `ports()`."""
     from amaranth.back import rtlil as back
-    return ZEROS.sub("", back.convert(top, ports=top.ports(), name=name, emit_src=False))
+    text = ZEROS.sub("", back.convert(top, ports=top.ports(), name=name, emit_src=False))
+    return COPIES.sub(r"  attribute \\keep 1\n\1", text)
 
 
 def yosys(script: str, folder: Path, log: str = "yosys.log") -> None:
@@ -36,5 +39,5 @@ def verilog(top, name: str) -> str:
     with tempfile.TemporaryDirectory(prefix="anytune-rtl-") as folder:
         at = Path(folder)
         (at / "top.il").write_text(rtlil(top, name), "utf-8")
-        yosys("read_rtlil top.il; proc; memory_collect; write_verilog -norename -noattr top.v", at)
+        yosys("read_rtlil top.il; proc; pmuxtree; memory_collect; write_verilog -noattr top.v", at)
         return (at / "top.v").read_text("utf-8")

@@ -26,7 +26,7 @@ class Weights(Elaboratable):
     """Writing: `put` with `codes`, the 8 of row `row` from column 8 `group` on, in `slot`; `put_scales` with four
     `scales`, of rows 4 `four` on.
     Reading: `step` 0..31 of sub-tile `sub` of `read_slot`, by columns or by rows: READ cycles later `out` are the codes
-    of 8 outputs. `pre_at` (slot, quarter): 2 cycles later `pre`, 8 scales. `lane_at` (slot, row) likewise `lane`.
+    of 8 outputs. `pre_at` (slot, quarter): 2 cycles later `pre`, 8 scales. `lane_at` (slot, row): 3 later `lane`.
     """
     READ = 4
 
@@ -69,6 +69,5 @@ class Weights(Elaboratable):
                     m.d.sync += self.pre[4 * SCALE * half:4 * SCALE * (half + 1)].eq(read.data)
                 else:
                     m.d.comb += read.addr.eq(wanted[3:])
-                    parts.append(read.data)
-        eight = Cat(*parts)
-        m.d.sync += self.lane.eq(eight.word_select(wanted[:3], SCALE))
+                    parts.append(register(m, read.data))
+        m.d.sync += self.lane.eq(Cat(*parts).word_select(register(m, wanted[:3]), SCALE))

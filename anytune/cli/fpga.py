@@ -1,0 +1,137 @@
+"""anytune fpga: hardware cores, simulated, written out as Verilog, and routed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from anytune.cli.common import Command, json_option, model_option, model_path, print_json
+from anytune.errors import UserError
+
+
+class _Group(click.Group):
+    """Lists the commands in the order in which they are added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Group)
+def fpga() -> None:
+    """Hardware cores that compute LoRA's forward and backward from a GGUF file's own blocks.
+
+    They are designs for FPGAs, simulated and routed by open tools: pip install 'anytune[fpga]'.
+    """
+
+
+@fpga.command(cls=Command, short_help="Run the design on a layer of a model, against its exact twin.", example="""
+    anytune fpga simulate -m smollm2-135m --layer 0 --tokens 128
+    anytune fpga simulate -m model.gguf --tokens 32 --vcd engine.vcd
+""")
+@model_option
+@click.option("--layer", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="The layer.")
+@click.option("--tokens", type=click.IntRange(1, 4096), default=128, show_default=True, metavar="N",
+              help="Tokens of a step; tiles of 32.")
+@click.option("--lora-rank", "rank", type=click.IntRange(0, 1024), default=16, show_default=True, metavar="R",
+              help="Rank of the low-rank pairs; 0: none.")
+@click.option("--vcd", "trace", default="", metavar="FILE", help="Also write the streams' waveform, for a viewer.")
+@json_option
+def simulate(model: str, layer: int, tokens: int, rank: int, trace: str, as_json: bool) -> int:
+    """Compute every product of a layer's linears, forward and backward, in the Verilated design and in its twin.
+
+    Needs a C++ compiler. The first run builds the simulator (a minute), which is kept. Exit code 1 if one sum differs,
+    or if the design takes other than the planned number of cycles.
+    """
+    from anytune.fpga import layer as layers
+
+    path = str(model_path(model))
+    if trace and not Path(trace).expanduser().resolve().parent.is_dir():
+        raise UserError(f"--vcd {trace}: there is no such folder.")
+    found = layers.simulate(path, layer, tokens, rank, trace and str(Path(trace).expanduser()),
+                            say=(lambda text: None) if as_json else click.echo)
+    same = found["cycles"] == found["planned_cycles"]
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(f"{found['sums'] - found['wrong']:,} of {found['sums']:,} sums exact; {found['cycles']:,} cycles"
+                   f"{', as planned' if same else ', planned were {:,}'.format(found['planned_cycles'])}; "
+                   f"the cells compute in {found['busy']:.1%} of them")
+    return int(found["wrong"] > 0 or not same)
+
+
+@fpga.command(cls=Command, short_help="Write the designs as Verilog.", example="""
+    anytune fpga export -o rtl/
+    cd rtl && iverilog -o sim anytune_engine.v testbench.v && vvp sim
+""")
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
+@json_option
+def export(output: str, as_json: bool) -> int:
+    """Write the engine (AXI4-Stream and AXI4-Lite) and the other cores as Verilog, with a testbench and a manual."""
+    from anytune.fpga.export import export as write
+    from anytune.units import bytes_text
+
+    files = write(output.rstrip("/") or output)
+    if as_json:
+        print_json({"path": output, "files": files})
+    else:
+        click.echo("\n".join(f"{name}: {bytes_text(size)}" for name, size in files.items()))
+    return 0
+
+
+@fpga.command(cls=Command, short_help="Synthesize, place and route: cells, clock, the slowest path.", example="""
+    anytune fpga route --device ecp5-85
+    anytune fpga route dequantizer --seeds 1,2,3 --save routed.json
+""")
+@click.argument("core", default="engine")
+@click.option("--device", type=click.Choice(["ecp5-85"]), default="ecp5-85", show_default=True, help="The chip.")
+@click.option("--grade", type=click.IntRange(6, 8), default=8, show_default=True, help="The chip's speed grade.")
+@click.option("--megahertz", type=click.FloatRange(10, 500), default=150, show_default=True, metavar="MHZ",
+              help="What the router aims at.")
+@click.option("--seeds", default="1", show_default=True, metavar="N,…",
+              help="Seeds of the placement; the median counts.")
+@click.option("--work", metavar="FOLDER", help="Keep netlist, logs and reports here.")
+@click.option("--save", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the result as JSON.")
+@json_option
+def route(core: str, device: str, grade: int, megahertz: float, seeds: str, work: str | None, save: str | None,
+          as_json: bool) -> int:
+    """Route a core (engine, dequantizer, quantizer) with Yosys and nextpnr: ten minutes a seed for the engine."""
+    import json
+
+    from anytune.files import atomic_write
+    from anytune.fpga import routing
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds takes numbers with commas between them, not {seeds!r}.") from None
+    routing.core(core)
+    with tempfile.TemporaryDirectory(prefix="anytune-route-") as scratch:
+        folder = Path(work or scratch).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        found = routing.route(core, folder, routing.Settings(device, grade, megahertz), numbers,
+                              (lambda text: None) if as_json else click.echo)
+    if save:
+        with atomic_write(save, "w") as file:
+            json.dump(found, file, indent=1)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(_report(found))
+    return 0
+
+
+def _report(found: dict[str, Any]) -> str:
+    run = found["runs"][0]
+    lines = [f"{found['median_megahertz']} MHz, the median of {len(found['runs'])}; "
+             + ", ".join(f"{used} of {of} {name}" for name, (used, of) in run["used"].items())]
+    spent: dict[str, float] = {}
+    for step in run["worst_path"]:
+        spent[step["what"]] = spent.get(step["what"], 0) + step["ns"]
+    if run["worst_path"]:
+        ends = run["worst_path"][0]["from"], run["worst_path"][-1]["to"]
+        lines.append(f"slowest path: {ends[0]} to {ends[1]}: "
+                     + ", ".join(f"{what} {ns:.1f} ns" for what, ns in spent.items()))
+    return "\n".join(lines)

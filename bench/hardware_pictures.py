@@ -1,0 +1,157 @@
+"""The pictures of docs/hardware.md: the square and its banks, the flow of the products, a waveform, a floor plan.
+
+    python bench/hardware_pictures.py                          # square and flow
+    python bench/hardware_pictures.py --vcd engine.vcd          # of `anytune fpga simulate --vcd engine.vcd`
+    python bench/hardware_pictures.py --placed placed.json      # nextpnr's --write of a routed core
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#edc948", "#9c755f")
+STYLE = "font-family='sans-serif' font-size='11'"
+
+
+def svg(width: float, height: float, parts: Iterable[str]) -> str:
+    return (f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{height:.0f}' {STYLE}>"
+            f"<rect width='100%' height='100%' fill='white'/>{''.join(parts)}</svg>\n")
+
+
+def text(x: float, y: float, words: str, **more: str) -> str:
+    extra = "".join(f" {k.replace('_', '-')}='{v}'" for k, v in more.items())
+    return f"<text x='{x:.1f}' y='{y:.1f}'{extra}>{words}</text>"
+
+
+def box(x: float, y: float, w: float, h: float, fill: str, stroke: str = "white") -> str:
+    return f"<rect x='{x:.1f}' y='{y:.1f}' width='{w:.1f}' height='{h:.1f}' fill='{fill}' stroke='{stroke}'/>"
+
+
+def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f"<line x1='{x1}' y1='{y1}' x2='{x2}' y2='{y2}' stroke='black' marker-end='url(#a)'/>"
+
+
+HEAD = ("<defs><marker id='a' viewBox='0 0 10 10' refX='9' refY='5' markerWidth='7' markerHeight='7' orient='auto'>"
+        "<path d='M0 0L10 5L0 10z'/></marker></defs>")
+
+
+def square() -> str:
+    """A square's codes, coloured by bank; eight of a row and eight of a column are each in eight banks."""
+    parts, size = [], 11
+    for n in range(32):
+        for k in range(32):
+            parts.append(box(20 + size * k, 40 + size * n, size, size, COLORS[(n + k) % 8]))
+    edge = "fill='none' stroke='black' stroke-width='2.5'"
+    parts.append(f"<rect x='{20 + 8 * size}' y='{40 + 5 * size}' width='{8 * size}' height='{size}' {edge}/>")
+    parts.append(f"<rect x='{20 + 20 * size}' y='{40 + 8 * size}' width='{size}' height='{8 * size}' {edge}/>")
+    parts += [text(20, 18, "A square: 32 rows n x 32 columns k. Code (n, k) lies in bank (n + k) mod 8, its colour."),
+              text(20, 33, "Forward reads along one axis, backward along the other: 8 codes a cycle, 8 banks.")]
+    for bank, color in enumerate(COLORS):
+        parts += [box(400, 60 + 24 * bank, 18, 18, color), text(425, 73 + 24 * bank, f"bank {bank}")]
+    return svg(560, 410, parts)
+
+
+def flow() -> str:
+    """Where data goes in a product by rows and in one by columns."""
+    parts = [HEAD]
+    stages = {
+        0: ("Y = X Wᵀ (rows)", ["X: Q8_0 blocks|tile memory", "codes of W|8 banks", "32 x 8 cells|Σ over 32 k",
+                               "lanes|× d × xs, float32 +", "32 x 32 sums|out"]),
+        1: ("dX = dY W (columns)", ["dY: bfloat16|tile memory", "prescale|z = dY d → int8 · 2^e",
+                                   "32 x 8 cells|Σ over 32 n", "lanes|× 2^e, float32 +", "32 x 32 sums|out"])}
+    for row, (title, names) in stages.items():
+        y = 40 + 130 * row
+        parts.append(text(10, y - 12, title, font_weight="bold"))
+        for i, name in enumerate(names):
+            x = 10 + 165 * i
+            parts.append(box(x, y, 140, 54, "#eef3f8", "#4e79a7"))
+            parts += [text(x + 70, y + 23 + 16 * j, part, text_anchor="middle")
+                      for j, part in enumerate(name.split("|"))]
+            if i:
+                parts.append(arrow(x - 25, y + 27, x - 2, y + 27))
+    parts.append(text(10, 282, "The same banks feed the cells in both: W is stored once. A scale that stands outside "
+                               "the sum is applied by the lanes; one that does not, before it, by prescale."))
+    return svg(830, 300, parts)
+
+
+def waveform(path: Path, names: tuple[str, ...], first: int, length: int) -> str:
+    """Some signals of a VCD file from cycle `first` on: bits as lines, words as boxes that say when they change."""
+    text_ = path.read_text()
+    codes = {m[2]: m[1] for m in re.finditer(r"\$var \w+ +\d+ (\S+) (\S+)", text_)}
+    values: dict[str, list[tuple[int, str]]] = {name: [] for name in names}
+    wanted, time = {codes[name]: name for name in names if name in codes}, 0
+    for line in text_[text_.index("$enddefinitions"):].splitlines()[1:]:
+        if line.startswith("#"):
+            time = int(line[1:])
+        elif line[:1] in "01xz" and line[1:] in wanted:
+            values[wanted[line[1:]]].append((time, line[0]))
+        elif line[:1] == "b" and line.split()[1] in wanted:
+            values[wanted[line.split()[1]]].append((time, line.split()[0][1:]))
+    parts, left, scale = [], 120, 900 / length
+    for row, name in enumerate(names):
+        y, at = 30 + 34 * row, 2 * first
+        parts.append(text(8, y + 15, name))
+        spans = [(max(t, at), v) for t, v in values[name] if t < at + 2 * length]
+        spans = [s for i, s in enumerate(spans) if s[0] > at or i + 1 == len(spans) or spans[i + 1][0] > at]
+        for (t, v), (end, _) in zip(spans, [*spans[1:], (at + 2 * length, "")]):
+            x1, x2 = left + (t - at) / 2 * scale, left + (end - at) / 2 * scale
+            if len(v) == 1:
+                high = v == "1"
+                parts.append(box(x1, y + (2 if high else 17), max(x2 - x1, .5), 3, COLORS[2 if high else 7], "none"))
+            else:
+                parts.append(box(x1, y + 2, max(x2 - x1, .5), 18, "#cfe0ef", "#4e79a7" if x2 - x1 > 3 else "none"))
+    parts += [text(left + c * scale, 18, f"{first + c}") for c in range(0, length, length // 6)]
+    parts.append(text(8, 18, "cycle"))
+    return svg(1040, 40 + 34 * len(names), parts)
+
+
+def floor(path: Path) -> str:
+    """Where each part of a core was placed: a dot a cell, a colour a part."""
+    module = json.loads(path.read_text())["modules"]["top"]
+    places, parts = [], []
+    for name, cell in module["cells"].items():
+        bel = re.match(r"X(\d+)/Y(\d+)/", cell["attributes"].get("NEXTPNR_BEL", ""))
+        if bel:
+            places.append((int(bel[1]), int(bel[2]), part_of(name)))
+    known = sorted({part for _, _, part in places})
+    for x, y, part in places:
+        parts.append(f"<circle cx='{20 + 5 * x}' cy='{20 + 5 * y}' r='2' fill='{COLORS[known.index(part) % 8]}' "
+                     "fill-opacity='.5'/>")
+    high = 20 + 5 * max(y for _, y, _ in places)
+    for i, part in enumerate(known):
+        parts += [box(20 + 110 * (i % 6), high + 15 + 20 * (i // 6), 12, 12, COLORS[i % 8]),
+                  text(36 + 110 * (i % 6), high + 25 + 20 * (i // 6), part)]
+    return svg(40 + 5 * max(x for x, _, _ in places), high + 60, parts)
+
+
+def part_of(name: str) -> str:
+    """The part of the engine that a cell's name begins with."""
+    found = re.match(r"core\.engine\.([a-z]+)", name)
+    return found[1] if found else "queue" if name.startswith("core.queue") else "core" if "core." in name else "around"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vcd", type=Path)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--length", type=int, default=1800)
+    parser.add_argument("--placed", type=Path)
+    args = parser.parse_args()
+    made = {"square": square(), "flow": flow()}
+    if args.vcd:
+        names = ("s_axis_tvalid", "s_axis_tready", "s_axis_tdata", "m_axis_tvalid", "m_axis_tready", "m_axis_tdata",
+                 "m_axis_tlast")
+        made["waveform"] = waveform(args.vcd, names, args.first, args.length)
+    if args.placed:
+        made["floor"] = floor(args.placed)
+    for name, picture in made.items():
+        (DOCS / f"hardware-{name}.svg").write_text(picture, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
