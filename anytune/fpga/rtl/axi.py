@@ -54,8 +54,9 @@ class Axi(Elaboratable):
         m.d.comb += [own.clk.eq(ClockSignal()), own.rst.eq(reset)]
         m.d.sync += reset.eq(restart)
         m.submodules.engine = DomainRenamer("engine")(e)
-        m.d.comb += [e.in_valid.eq(n["s_axis_tvalid"]), e.in_data.eq(n["s_axis_tdata"]),
-                     n["s_axis_tready"].eq(e.in_ready), e.out_ready.eq(n["m_axis_tready"]),
+        awake = ~reset                            # a beat that is taken while the engine is reset would be lost
+        m.d.comb += [e.in_valid.eq(n["s_axis_tvalid"] & awake), e.in_data.eq(n["s_axis_tdata"]),
+                     n["s_axis_tready"].eq(e.in_ready & awake), e.out_ready.eq(n["m_axis_tready"]),
                      n["m_axis_tvalid"].eq(e.out_valid), n["m_axis_tdata"].eq(e.out_data),
                      n["m_axis_tlast"].eq(e.out_last)]
         counters = {}
