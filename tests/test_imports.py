@@ -14,7 +14,7 @@ import anytune
 MODULES = sorted(m.name for m in pkgutil.walk_packages(anytune.__path__, "anytune.") if not m.name.endswith("__main__"))
 FIRST = """
 import importlib, os, sys
-import amaranth, click, fastapi, jinja2, numba, numpy, rich, safetensors, torch, triton, uvicorn, wgpu, xllamacpp  # once
+import amaranth, click, fastapi, jinja2, numba, numpy, rich, safetensors, torch, triton, uvicorn, wgpu, xllamacpp
 for module in sys.argv[1:]:
     if (child := os.fork()) == 0:
         try:
