@@ -55,7 +55,7 @@ def batches(steps: int, examples: int, length: int) -> list[np.ndarray]:
     return out
 
 
-def ours(args, path: Path, pairs: Path) -> list[float]:
+def ours(args, path: Path, pairs: Path, dtype: str = "auto") -> list[float]:
     import anytune
     from anytune.gguf import write_gguf
     from anytune.text.packing import MicroBatch
@@ -70,7 +70,7 @@ def ours(args, path: Path, pairs: Path) -> list[float]:
         "qwen3.rope.freq_base": 1e4},
         [(name, w.shape, "BF16", w.view(np.uint8)) for name, w in weights(args.layers)]
         + [(f"{name}.weight", (n,), "F32", np.ones(n, np.float32)) for name, n in norms])
-    model = anytune.load(path, device="cuda" if args.device == "cuda" else "cpu-torch")
+    model = anytune.load(path, device="cuda" if args.device == "cuda" else "cpu-torch", dtype=dtype)
     trainee = model.trainee(anytune.Lora(rank=RANK, alpha=2.0 * RANK), ubatch=args.examples * args.length,
                             context=args.length)
     np.savez(pairs, **{name: a for name, (a, _) in trainee.adapter().tensors.items()})
@@ -141,16 +141,18 @@ def main() -> None:
     if args.run:
         kind, folder = args.run
         pairs = Path(folder) / "pairs.npz"
-        made = ours(args, Path(folder) / "curve.gguf", pairs) if kind == "anytune" else theirs(args, pairs, kind)
+        made = (ours(args, Path(folder) / "curve.gguf", pairs, "fp8" if "fp8" in kind else "auto")
+                if kind.startswith("anytune") else theirs(args, pairs, kind))
         print(json.dumps({"losses": made}), flush=True)
         return
     before, env, curves = common.machine(), common.environment(8), {}
     with tempfile.TemporaryDirectory(prefix="anytune-bench-") as folder:
-        for kind in ("anytune", "sdpa", "eager"):
+        for kind in ("anytune", "anytune, fp8", "sdpa", "eager"):
             curves[kind] = common.run_once(["bench/loss_gpu.py", "--device", args.device, "--run", kind,
                                             folder], env)["losses"]
             print(kind, curves[kind][0], curves[kind][-1], file=sys.stderr, flush=True)
     common.save("loss_gpu", args, before, steps=args.steps, anytune_to_peft=apart(curves["anytune"], curves["sdpa"]),
+                fp8_to_bf16=apart(curves["anytune, fp8"], curves["anytune"]),
                 peft_to_peft=apart(curves["eager"], curves["sdpa"]),
                 curves={kind: [round(x, 5) for x in curve] for kind, curve in curves.items()})
 

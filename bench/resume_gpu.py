@@ -26,7 +26,7 @@ WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon", "tree", "
 
 def command(folder: Path, name: str, args, *more: str) -> list[str]:
     return [sys.executable, "-m", "anytune", "train", "-m", str(folder / "model.gguf"), "-f", str(folder / "text.txt"),
-            "-c", "128", "-ub", "512", "-b", "1024", "--num-epochs", str(args.epochs), "--learning-rate", "1e-3",
+            "-c", "128", "-ub", str(args.ubatch), "-b", str(2 * args.ubatch), "--dtype", args.dtype, "--num-epochs", str(args.epochs), "--learning-rate", "1e-3",
             "--device", args.device, "--run-dir", str(folder / name), "--checkpoint-save-steps", "20",
             "--val-split", "0.05", "--output-adapter", str(folder / f"{name}.gguf"), "-q", *more]
 
@@ -42,6 +42,8 @@ def steps(folder: Path) -> int:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    options.add_argument("--dtype", default="auto")
+    options.add_argument("--ubatch", type=int, default=512, help="tokens of a micro-batch")
     options.add_argument("--device", default="cuda")
     options.add_argument("--epochs", type=int, default=2)
     options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")

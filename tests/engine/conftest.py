@@ -30,5 +30,10 @@ def unraced(monkeypatch, request):
     if "webgpu" not in request.module.__name__ or request.module.__name__.endswith("webgpu_tune") or \
             "hardware" in request.fixturenames:
         return
-    from anytune.engine.webgpu.tune import Tuning
-    monkeypatch.setattr(Tuning, "_choose", lambda self, may, must: setattr(self, "rate", self._rate()))
+    from anytune.engine.webgpu.race import Race
+    from anytune.engine.webgpu.tune import F16_TILES, Tuning
+
+    def choose(self, may, must):
+        self._use(may & (must | {F16_TILES}))
+        self.rate = Race(self.engine, 256, 1).rate(self.default, 64)
+    monkeypatch.setattr(Tuning, "_choose", choose)

@@ -84,7 +84,7 @@ class Recorder:
         recorded = self.known[name]
         self.stage.send(_numbers(stream, tokens, rows), recorded.numbers)
         e.first, e.end, e.key = recorded.first, recorded.end, recorded.key
-        if recorded.runs == 1 and recorded.graph is None:
+        if recorded.runs == 1 and recorded.graph is None and e.slices is None:
             self._record(recorded, kind, body)
         recorded.runs += 1
         if recorded.graph is not None:
