@@ -140,6 +140,7 @@ def _engine(name: str, threads: int | None) -> dict[str, Any]:
         return {"engine": name, "ok": False, "problem": f"{type(error).__name__}: {error}", "operations": []}
     return {"engine": name, "ok": bool(rows) and all(row["ok"] for row in rows), "operations": rows,
             **{key: value for key, value in engine.identity().items() if key != "engine"}, "gflops": gflops,
+            **({"fp8_error": engine.fp8_error()} if getattr(engine, "has_fp8", False) else {}),
             "seconds": round(time.perf_counter() - start, 2)}
 
 
@@ -174,7 +175,8 @@ def report(facts: dict[str, Any]) -> str:
             "give "
             f"known answers (relative error up to {worst:.0e}, {e['seconds']} s)" +
             (", compiled kernels" if e.get("compiled") else "") + (f", {e['variants']}" if e.get("variants") else "") +
-            (f", {e['gflops']:,.0f} GFLOP/s" if e.get("gflops") else ""))
+            (f", {e['gflops']:,.0f} GFLOP/s" if e.get("gflops") else "") +
+            (f"; --dtype fp8 runs (off by {100 * e['fp8_error']:.0f} % a product)" if "fp8_error" in e else ""))
         lines += [
             f"         WRONG: {row['operation']}, " +
             ("not numbers" if row["error"] is None else f"relative error {row['error']:.1e}") for row in bad

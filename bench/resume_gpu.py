@@ -26,7 +26,8 @@ WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon", "tree", "
 
 def command(folder: Path, name: str, args, *more: str) -> list[str]:
     return [sys.executable, "-m", "anytune", "train", "-m", str(folder / "model.gguf"), "-f", str(folder / "text.txt"),
-            "-c", "128", "-ub", str(args.ubatch), "-b", str(2 * args.ubatch), "--dtype", args.dtype, "--num-epochs", str(args.epochs), "--learning-rate", "1e-3",
+            "-c", "128", "-ub", str(args.ubatch), "-b", str(2 * args.ubatch), "--dtype", args.dtype,
+            "--num-epochs", str(args.epochs), "--learning-rate", "1e-3",
             "--device", args.device, "--run-dir", str(folder / name), "--checkpoint-save-steps", "20",
             "--val-split", "0.05", "--output-adapter", str(folder / f"{name}.gguf"), "-q", *more]
 

@@ -122,24 +122,24 @@ def lowering(data: dict) -> list[str]:
 
 
 def train_gpu(data: dict) -> list[str]:
-    card = data["gpu"]
-    peers = {(p["shape"], p["compile"]): p for p in data["peers"]}
-    rows = []
+    card, rows = data["gpu"], []
     for name, s in data["anytune"].items():
         if "failed" in s:
-            rows.append((name, s["blocks"], "failed", "–", "–", "–", "–"))
+            rows.append((name, s["blocks"], *["failed"] + ["–"] * 5))
             continue
-        peer = peers.get((s["shape"], False)) if s["memory"] is None else None
-        rows.append((s["shape"].replace("x", " × "), s["blocks"], s["memory"] or "–", f"{s['tokens_per_s']:,.0f}",
-                     f"{s['peak_gib']:.2f}", f"{100 * s['fraction_of_gemm']:.0f} %",
-                     f"{s['tokens_per_s'] / peer['tokens_per_s']:.2f}×" if peer and "tokens_per_s" in peer else "–"))
-    told = "; ".join(f"{p['shape'].replace('x', ' × ')}{', compiled' if p['compile'] else ''}: " + (
+        same = [p for p in data["peers"] if p["shape"] == s["shape"] and "tokens_per_s" in p]
+        best = max(same, key=lambda p: p["tokens_per_s"]) if same and s["memory"] is None else None
+        rows.append((s["shape"].replace("x", " × "), s["blocks"], "fp8" if s["dtype"] == "fp8" else "bf16",
+                     s["memory"] or "–", f"{s['tokens_per_s']:,.0f}", f"{s['peak_gib']:.2f}",
+                     f"{100 * s['fraction_of_lasting_gemm']:.0f} %",
+                     f"{s['tokens_per_s'] / best['tokens_per_s']:.2f}×" if best else "–"))
+    told = "; ".join(f"{p['peer']}, {p['shape'].replace('x', ' × ')}: " + (
         f"{p['tokens_per_s']:,.0f} tok/s, {p['peak_gib']:.1f} GiB" if "tokens_per_s" in p else "did not end in time")
         for p in data["peers"])
-    return [*table(("examples × tokens", "base", "`--memory`", "tok/s", "peak, GiB", "of the GEMM rate", "to peft"),
-                   rows), "",
-            f"{card['gpu']}; one large bf16 product reaches {card['gemm_tflops']:.0f} TFLOP/s in a burst and "
-            f"{card['gemm_tflops_for_two_seconds']:.0f} for two seconds. transformers + peft, bf16 base: {told}."]
+    return [*table(("examples × tokens", "base", "`--dtype`", "`--memory`", "tok/s", "peak, GiB",
+                    "of the bf16 GEMM rate", "to the best peer"), rows), "",
+            f"{card['gpu']}; large bf16 products keep up {card['gemm_tflops_for_two_seconds']:.0f} TFLOP/s at the "
+            f"card's power limit. Peers, bf16 base: {told}."]
 
 
 def train_webgpu(data: dict) -> list[str]:
@@ -179,7 +179,10 @@ def decode_gpu(data: dict) -> list[str]:
 
 
 def two_gpus(data: dict) -> list[str]:
-    names = {"one": "one GPU", "two": "two GPUs", "two_sharded": "two GPUs, `--shard`"}
+    names = {"one": "one GPU", "two": "two GPUs", "two_sharded": "two GPUs, `--shard`",
+             "one_fp8": "one GPU, `--dtype fp8`", "two_fp8": "two GPUs, `--dtype fp8`"}
+    peers = "".join(f" {p['peer']}, {p['processes']} GPU{'s' * (p['processes'] > 1)}: {p['tokens_per_s']:,.0f} tok/s."
+                    for p in data.get("peers", ()) if "tokens_per_s" in p)
     rows = [(names[name], "–", f"{r['tokens_per_s']:,.0f}", f"{r['ratio']:.2f}×", f"{r['peak_gib']:.2f}",
              f"{r['curve_apart']:.1g}") for name, r in data["runs"].items()]
     tight, memory = data["tight"], data["tight"]["memory"]
@@ -187,7 +190,7 @@ def two_gpus(data: dict) -> list[str]:
               f"{tight[name]['curve_apart']:.1g}") for name in ("one", "two_sharded")]
     return [*table(("", "`--memory` of each", "tok/s", "to one", "peak of each, GiB", "loss curves apart"), rows), "",
             f"{data['gpu']['name']}. With {memory} one GPU cannot hold the base: it copies the weights from the host "
-            "at each use."]
+            f"at each use.{peers}"]
 
 
 def train_cpu_bf16(data: dict) -> list[str]:

@@ -37,3 +37,5 @@ def unraced(monkeypatch, request):
         self._use(may & (must | {F16_TILES}))
         self.rate = Race(self.engine, 256, 1).rate(self.default, 64)
     monkeypatch.setattr(Tuning, "_choose", choose)
+    if request.module.__name__.endswith("webgpu_full") and "engine" in request.fixturenames:
+        request.getfixturevalue("engine").tuning.ensure()   # now: a test may count what a step does

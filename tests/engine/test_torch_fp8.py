@@ -198,6 +198,12 @@ def test_the_estimate_counts_the_rounded_matrices(files, place):  # noqa: F811
     assert "fp8" in rough.estimate.text and rough.engine.identity()["gradients"] == "fp8"
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_the_doctor_checks_a_product(files, place):  # noqa: F811
+    engine = load(files["qwen3"], device=place).engine
+    assert 0.01 < engine.fp8_error() < 0.06 and (place == "cuda" or not engine.has_fp8)
+
+
 def test_full_training_refuses_it(files):  # noqa: F811
     with pytest.raises(UserError, match="--dtype fp8"):
         load(files["qwen3"], device="cpu-torch", dtype="fp8").full_trainee(Full())

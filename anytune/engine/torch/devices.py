@@ -62,12 +62,19 @@ def open_device(name: str, dtype: str = "auto") -> Device:
         return Device(kind, torch.device("xpu", index), _choose(torch, dtype, "bf16"), _has_triton())
     torch.cuda.set_device(index)
     major, minor = torch.cuda.get_device_capability(index)
-    if fp8 and (major, minor) < (8, 9):
+    if fp8 and not has_fp8(torch.device("cuda", index)):
         raise UserError(f"--dtype fp8 needs a GPU with 8-bit floats (RTX 40, L4, H100 and later), and {name} is of "
                         f"compute capability {major}.{minor}: leave it out, or take bf16")
     bf16 = kind == "rocm" or major >= 8
     return Device(kind, torch.device("cuda", index), _choose(torch, dtype, "bf16" if bf16 else "fp16"),
                   _has_triton() and (kind == "rocm" or major >= 8), fp8)
+
+
+def has_fp8(device) -> bool:
+    """Whether a torch device multiplies 8-bit floats."""
+    torch = torch_module()
+    return (device.type == "cuda" and torch.version.hip is None
+            and torch.cuda.get_device_capability(device) >= (8, 9))
 
 
 def _choose(torch, asked: str, best: str):

@@ -14,6 +14,7 @@ from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 
 from . import decode as _decode
+from . import fp8
 from . import gradients as _gradients
 from . import linear as _linear
 from . import loss as _loss
@@ -26,7 +27,7 @@ from .algebra import CardAlgebra
 from .arrays import Sum, own, real, room_behind
 from .budget import Budget
 from .budget import peak as _budget_peak
-from .devices import Device
+from .devices import Device, has_fp8
 from .failures import explain
 from .functions import functions
 from .offload import Parking, Ticket
@@ -221,6 +222,13 @@ class TorchEngine(Composed):
     def identity(self) -> dict:
         return {"engine": self.name, "dtype": str(self.dtype).removeprefix("torch."), "compiled": self.compiled,
                 **({"gradients": "fp8"} if self.fp8 else {})}
+
+    @property
+    def has_fp8(self) -> bool:
+        return has_fp8(self.device)
+
+    def fp8_error(self) -> float:
+        return fp8.check(self)
 
     @property
     def keeps_turned(self) -> bool:

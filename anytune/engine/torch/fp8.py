@@ -122,3 +122,16 @@ def between(e, dy: Tensor, peak: Tensor, group: Group, then: Group) -> tuple[Ten
     if norms is None:
         norms = torch.linalg.vector_norm(dy, dim=1, dtype=torch.float32)
     return both, scale, (norms, peak, SAFETY * group.eight.norm / TOP)
+
+
+def check(e) -> float:
+    """The relative error of a product in fp8 on this device, from random operands: 0.04 is what the format explains."""
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=random).to(e.device) for shape in ((48, 64), (32, 64)))
+    parts = []
+    for x in (a, b):
+        rounded_x, scale = torch.empty(x.shape, dtype=F8, device=e.device), torch.empty(len(x), device=e.device)
+        e.f.quantize(x, None, rounded_x, scale)
+        parts += [rounded_x, scale]
+    made, want = e.f.product_fp8(*parts, e.act).double().cpu(), a.double().cpu() @ b.double().cpu().t()
+    return float((made - want).norm() / want.norm())
