@@ -2,8 +2,8 @@
 
     python bench/attention_gpu.py               # under a minute and a half on an H200
 
-16 heads on 8 key heads of 128, bf16: medians of triton.testing.do_bench in ms. Of cuDNN's gradients it says which are the
-same bits when they are made twice.
+16 heads on 8 key heads of 128, bf16: medians of triton.testing.do_bench in ms. Of cuDNN's gradients it says which are
+the same bits when they are made twice.
 """
 
 from __future__ import annotations
