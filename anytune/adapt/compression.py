@@ -108,13 +108,12 @@ def candidates(model: Model, task: Task, factors: Mapping[str, Factors], budget:
         return ways   # the adapter itself
     spectrum = Spectrum(factors, task.teacher.model.engine.algebra)
     found = batches(task.examples, 2048, False, False)[0]
-    tokens = look_back(task.teacher.model, found, spectrum.see, task.teacher.adapter,
-                       tell=lambda n: settings.tell("worth of ranks", n + 1, len(found), ""))
+    look_back(task.teacher.model, found, spectrum.see, task.teacher.adapter,
+              tell=lambda n: settings.tell("worth of ranks", n + 1, len(found), ""))
     values = spectrum.values()
     ranks = allocate({name: v[0][:most] for name, v in values.items()}, cost, budget)
     ways["data-aware"] = {name: pair for name, pair in pairs_of(factors, values, ranks).items() if len(pair.a)}
     ways["data-aware, mended"] = _mended(model, task, factors, values, ranks, ridge, settings)
-    assert tokens
     return ways
 
 

@@ -14,6 +14,7 @@ from anytune.fpga.twin import Twin
 from anytune.gguf import GGUF
 from tests.model.conftest import stream
 from tests.support import tiny
+from tests.support.require import need
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,7 @@ def test_what_the_cores_do_not_do(file):
 
 
 def test_a_run_ends_in_an_adapter_that_llama_cpp_reads(file, tmp_path, capsys, monkeypatch):
+    need("xllamacpp")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
     assert command(["train", "-m", str(file), "-f", "d.txt", "--device", "fpga-sim", "-c", "32", "-ub", "32",
