@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from anytune.cli import fpga_plan
 from anytune.cli.common import Command, json_option, model_option, model_path, print_json
 from anytune.errors import UserError
 
@@ -135,3 +136,6 @@ def _report(found: dict[str, Any]) -> str:
         lines.append(f"slowest path: {ends[0]} to {ends[1]}: "
                      + ", ".join(f"{what} {ns:.1f} ns" for what, ns in spent.items()))
     return "\n".join(lines)
+
+
+fpga.add_command(fpga_plan.plan)
