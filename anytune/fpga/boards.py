@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# One engine of 32 x 8 cells, as routed on the ECP5: 4-input LUTs and 18-kbit block RAMs (see docs/hardware.md).
+# One engine of 32 x 8 cells: 4-input LUTs as routed on the ECP5 (see docs/hardware.md), 18-kbit block RAMs assumed.
 LUTS, RAMS = 51_000, 104
 FILLED = 0.7   # of a chip's LUTs that can be used before routing gets hard: assumed
 

@@ -1,5 +1,7 @@
 """The planner: cycles of what the engine really runs, sizes, rates, energy as an interval, the command."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,9 +74,9 @@ def test_every_tensor_of_a_step_is_counted_once(file):
 
 
 def test_a_type_of_two_planes_takes_twice_the_squares(file):
-    tensor = file.tensors["blk.0.ffn_up.weight"]
+    tensor = replace(file.tensors["blk.0.ffn_up.weight"], shape=(1536, 576))
     one, two = (price(tensor, kind, 128) for kind in ("Q4_0", "Q8_0"))
-    assert 1.3 * one < two <= 2 * one
+    assert 1.8 * one < two <= 2 * one
     assert price(tensor, "Q6_K", 128) is None and price(file.tensors["output_norm.weight"], "F32", 128) == 0
     assert price(file.tensors["token_embd.weight"], "F16", 128, tied=False) == 0
 
