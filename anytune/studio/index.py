@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ TABLE = ("CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, kind TEXT, creat
 
 
 class Index:
-    """Rows by identifier; refresh() after a folder has changed."""
+    """Rows by identifier; refresh() after a folder has changed. changed(row): whoever notices a change first, all are
+    told; called in any thread."""
 
-    def __init__(self, home: Home):
+    def __init__(self, home: Home, changed: Callable[[dict[str, Any]], None] = lambda row: None):
+        self.changed = changed
         self.home, self.path, self.lock = home, home.root / "studio.sqlite", threading.RLock()
         try:
             self.database = self._open()
@@ -64,8 +67,11 @@ class Index:
 
     def _put(self, identifier: str) -> dict[str, Any]:
         row = summary(self.home.jobs / identifier)
+        before = self.database.execute("SELECT row FROM jobs WHERE id = ?", (identifier,)).fetchone()
         self.database.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)", (
             identifier, row["kind"], row["created"], row["state"], row.get("queued"), json.dumps(row)))
+        if before is None or json.loads(before[0]) != row:
+            self.changed(row)
         return row
 
     def rows(self, kind: str | None = None, limit: int = 2000) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 
 from anytune.studio import jobs
 from anytune.studio.home import Home
@@ -16,10 +15,10 @@ log = logging.getLogger("anytune.studio")
 
 
 class Scheduler:
-    """changed(row) is called, in the scheduler's thread, when a job's row is another than before."""
+    """What changes is told by the index."""
 
-    def __init__(self, home: Home, index: Index, changed: Callable[[dict], None]):
-        self.home, self.index, self.changed = home, index, changed
+    def __init__(self, home: Home, index: Index):
+        self.home, self.index = home, index
         self.started: dict[str, object] = {}     # identifier -> Popen of what this studio started
         self.wake, self.ended = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -62,9 +61,7 @@ class Scheduler:
                 busy.add(lane)
             elif now is not None and now["state"] == "crashed":
                 self._tell_why(row["id"])
-                now = self.index.refresh(row["id"])
-            if now is not None and now != row:
-                self.changed(now)
+                self.index.refresh(row["id"])
 
     def _tell_why(self, identifier: str) -> None:
         """Write down that a job's process has gone, with what its exit code says."""

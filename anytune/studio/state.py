@@ -26,10 +26,10 @@ class Studio:
         self.home, self.device, self.further = home, device, tuple(further)
         self.held = _hold(home)
         home.sweep()
-        self.index, self.uploads = Index(home), Uploads(home)
         self.follower, self.news = Follower(home.jobs), News()
+        self.index, self.uploads = Index(home, self.news.tell), Uploads(home)
         self.reader, self.talker = Helper(), Helper()
-        self.scheduler = Scheduler(home, self.index, self.news.tell)
+        self.scheduler = Scheduler(home, self.index)
         self.models: dict[str, dict[str, Any]] = {}
 
     async def start(self) -> None:
@@ -60,8 +60,6 @@ class Studio:
     def changed(self, identifier: str) -> dict[str, Any] | None:
         """Read a job's folder again and tell everyone."""
         row = self.index.refresh(identifier)
-        if row is not None:
-            self.news.tell(row)
         self.scheduler.wake.set()
         return row
 

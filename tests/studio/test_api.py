@@ -142,6 +142,19 @@ def test_points_are_replayed_after_the_last_one_that_arrived(studio, run):
     assert event == "points" and number == "8" and [row[0] for row in rows] == [6, 7, 8]
 
 
+def test_a_change_is_told_to_all_whoever_notices_it_first(studio, data):
+    with studio.http.stream("GET", "/api/events") as answer:
+        stream, seen = events(answer), []
+        assert next(stream)[0] == "hello"
+        job = studio.train(data, studio.model, 2)["id"]
+        studio.until(job, "finished")       # which asks again and again, so that it is mostly the first to notice
+        while "finished" not in seen:
+            event, _, row = next(stream)
+            if event == "job" and row["id"] == job:
+                seen.append(row["state"])
+    assert seen[0] == "queued"
+
+
 def test_settings_never_change_but_a_run_can_be_made_again(studio, run, data):
     again = studio.train(data, studio.model, 2, parent=run["id"], name="shorter")
     done = studio.until(again["id"], "finished")
