@@ -93,9 +93,10 @@ def spare_inputs(outputs: Iterable[FilePath | None], inputs: Iterable[tuple[str,
 
     inputs: (what it is, in words; its path). A folder stands for all files below it. Paths are compared as files, not
     as words: other spellings, symbolic and hard links, and names that differ in case where the disk does not tell
-    cases apart are the same file. Paths that are None, and "-" for standard input, are passed over.
+    cases apart are the same file. "-" is the file that standard input comes from, if any; None is passed over.
     """
-    read = [(what, Path(path).expanduser()) for what, path in inputs if path is not None and os.fspath(path) != "-"]
+    read = [(what, Path("/dev/stdin" if os.fspath(path) == "-" else path).expanduser())
+            for what, path in inputs if path is not None]
     for output in (Path(path) for path in outputs if path is not None):
         for what, path in read:
             if _same(output, path) or _within(output, path):

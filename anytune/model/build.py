@@ -18,7 +18,6 @@ NORMS = {"attn_norm": "attn_norm", "attn_q_norm": "q_norm", "attn_k_norm": "k_no
          "post_attention_norm": "post_attn_norm", "ffn_norm": "ffn_norm", "post_ffw_norm": "post_ffn_norm"}
 
 
-LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
 def check_model(gguf, config: Config) -> None:
@@ -36,9 +35,12 @@ def check_model(gguf, config: Config) -> None:
     wanted |= {"token_embd.weight": (c.vocabulary, c.width), "output_norm.weight": (c.width,)}
     if not c.tied:
         wanted["output.weight"] = (c.vocabulary, c.width)
-    biases = {f"blk.{i}.{name}.bias": shapes[name][:1] for i in range(c.layers) for name in LINEARS}
+    biases = {f"blk.{i}.{name}.bias": shapes[name][:1] for i in range(c.layers) for name in c.arch.biases
+              if name in shapes}
+    if "output" in c.arch.biases:
+        biases["output.bias"] = (c.vocabulary,)
     factors = {"rope_freqs.weight": (c.rope_size // 2,)} if c.arch.rope_factors else {}
-    check_tensors(gguf, wanted, {"output.bias": (c.vocabulary,), **biases, **factors})
+    check_tensors(gguf, wanted, {**biases, **factors})
 
 
 class Weights:

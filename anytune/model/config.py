@@ -12,6 +12,9 @@ from anytune.errors import UserError
 from .keys import check_keys
 
 
+LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How an architecture differs from the plain transformer (pre-norm, rope, gated MLP, RMSNorm)."""
@@ -25,11 +28,12 @@ class Architecture:
     keys: tuple[str, ...] = ()   # further keys that are used (keys.py)
     zero: tuple[str, ...] = ()   # keys that llama.cpp uses for it, and anytune only where they are 0
     rope_factors: bool = False   # a table of divisors of the angles, as Llama 3's
+    biases: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")  # linears whose bias llama.cpp reads
 
 
 ARCHITECTURES = {
-    "llama": Architecture(halves=False, rope_factors=True),
-    "qwen2": Architecture(halves=True),
+    "llama": Architecture(halves=False, rope_factors=True, biases=LINEARS),
+    "qwen2": Architecture(halves=True, biases=("attn_q", "attn_k", "attn_v", "output")),
     "qwen3": Architecture(halves=True, head_norms=True),
     "gemma3": Architecture(halves=True, activation="gelu", head_norms=True, post_norms=True,
                            scaled_embedding=True, window_period=6, local_base=10_000.0,
@@ -125,6 +129,9 @@ def read_config(gguf) -> Config:
     rope_size = get("rope.dimension_count", size)
     if not 0 < rope_size <= size or rope_size % 2:
         raise UserError(f"{where}: {name}.rope.dimension_count = {rope_size} makes no sense for heads of {size}")
+    if name == "llama" and rope_size != size:  # llama.cpp knows no partial rotation of this architecture
+        raise UserError(f"{where}: llama.rope.dimension_count is {rope_size} and heads have {size}: llama.cpp would not load "
+                        "this file")
     vocabulary = gguf.tensors["token_embd.weight"].shape[0]
     tokens = meta.get("tokenizer.ggml.tokens")
     if tokens is not None and len(tokens) > vocabulary:

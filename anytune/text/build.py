@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anytune.errors import UserError
+from anytune.text.columns import LABELS
 from anytune.text.dataset import Builder, Dataset, cuts_of
 from anytune.text.formats import Record, read_records
 from anytune.text.mask import encode_chat_report
@@ -87,6 +88,8 @@ class _Work:
     def take(self, record: Record) -> None:
         self.tally.records += 1
         self.tally.unused.add(record.unused, record.kind, record.suggestion)
+        for key in record.extra:
+            self.tally.extra[key] += not (self.template and self.template.reads(key))
         if record.rejected:
             self.tally.rejected += 1
             return
@@ -287,6 +290,9 @@ class _Work:
                 else "there are none"
             )
             raise UserError(f"{names}: no example is left to train on, {why}.")
+        if self.tally.rejected and (name := next(filter(self.tally.unused.counts.get, LABELS), None)):
+            raise UserError(f"{names}: {name!r} is false or 0 in some rows, which means a rejected answer, and something "
+                            "else than true or 1 in others: give the column another name, or let it say one thing.")
         report = self.tally.report(self.context)
         built = self.builder.finish(paths, report)
         if not built.loss_tokens:

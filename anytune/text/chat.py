@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import re
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
@@ -86,6 +87,11 @@ class ChatTemplate:
             "." if known else ", with EOS after each answer: <|im_end|> is not in its vocabulary."
         )
         return template
+
+    def reads(self, key: str) -> bool:
+        """Whether the template names this key of an object (its source: messages are passed on whole)."""
+        name = re.escape(key)
+        return re.search(rf"""\.\s*{name}\b|(['"]){name}\1""", self.source + (self._tools_source or "")) is not None
 
     def at(self, today: datetime.datetime) -> ChatTemplate:
         """The same template on another day."""

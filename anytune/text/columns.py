@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from anytune.errors import UserError
-from anytune.text.rows import kind_of
+from anytune.text.rows import kind_of, loads
 
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "systemPrompt")
 TOOLS = ("tools", "functions")
@@ -54,7 +53,7 @@ class Row:
         """The column of a role: the one that the user named, else the first known one that is not taken yet."""
         if role in self.named:
             return self.named[role] if self.named[role] in self else None
-        return next((name for name in known if name in self and name not in self.taken and not _blank(self.get(name))),
+        return next((name for name in known if name in self and name not in self.taken and not blank(self.get(name))),
                     None)
 
     def system(self) -> list[dict[str, str]]:
@@ -71,10 +70,10 @@ class Row:
         value = self.take(name) if name else None
         if isinstance(value, str) and value.strip():
             try:
-                value = json.loads(value)
+                value = loads(value)
             except (ValueError, RecursionError):
-                raise UserError(f"the {name} are not valid JSON.") from None
-        if _blank(value):
+                raise UserError(f"the {name} are not valid JSON, or hold a key twice.") from None
+        if blank(value):
             return None
         if not isinstance(value, list):
             raise UserError(f"the {name} must be a list, not {kind_of(value)}.")
@@ -116,7 +115,7 @@ class Row:
     def history(self) -> list[dict[str, str]]:
         """The turns of a column of earlier [question, answer] pairs. Raises UserError."""
         turns = self.get("history")
-        if not self.auto or _blank(turns):
+        if not self.auto or blank(turns):
             return []
         if isinstance(turns, list) and all(_is_exchange(turn) for turn in turns):
             self.taken.add("history")
@@ -125,11 +124,12 @@ class Row:
         raise UserError("'history' must be a list of [question, answer] pairs of texts.")
 
     def rejected(self) -> bool:
-        """Whether a label says that the answer is a bad one (unpaired preferences)."""
+        """Whether a label says that the answer is a bad one (unpaired preferences; tables write 0 and 1). Beside
+        choices a number is the right one's."""
+        numbers = {} if self.values.keys() & {*CHOICES, "endings"} else {"1": True, "0": False, "1.0": True, "0.0": False}
         for name in LABELS:
-            value = self.get(name)
-            value = {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
-            if isinstance(value, bool) and name not in self.taken:
+            value = ({"true": True, "false": False} | numbers).get(str(self.get(name)).strip().lower())
+            if value is not None and name not in self.taken:
                 self.taken.add(name)
                 return not value
         return False
@@ -137,10 +137,10 @@ class Row:
     def unused(self, words: str) -> dict[str, bool]:
         """Column -> whether it is text, for those that were not taken and do not stand in `words` anyway."""
         return {name: isinstance(value, str) for name, value in self.values.items() if name not in self.taken
-                and not _blank(value) and not (isinstance(value, str) and value in words)}
+                and not blank(value) and not (isinstance(value, str) and value in words)}
 
 
-def _blank(value: Any) -> bool:
+def blank(value: Any) -> bool:
     return not value.strip() if isinstance(value, str) else value is None or value in ([], {})
 
 

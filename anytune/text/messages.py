@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anytune.errors import UserError
+from anytune.text.rows import kind_of, loads
 
 #: where data and templates keep an assistant's thoughts, the commonest first
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "tool_plan")
@@ -29,6 +30,11 @@ def normalise(message: Mapping[str, Any]) -> dict[str, Any]:
     calls = _calls(out.pop("tool_calls", None), out.pop("function_call", None))
     if calls:
         out["tool_calls"] = calls
+    for key in THOUGHTS:
+        if isinstance(out.get(key), bool):  # a switch, not the thoughts
+            del out[key]
+        elif key in out:
+            out[key] = _thought(key, out[key])
     if "content" in out:
         out["content"] = _content(out)
     if out.get("content") is None and not (calls or thoughts(out)):
@@ -97,6 +103,13 @@ def _content(message: dict[str, Any]) -> str | None:
                    if isinstance(p, str) or p.get("type") not in _THOUGHT_PARTS)
 
 
+def _thought(key: str, value: Any) -> str:
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, str) or _is_part(part) for part in parts):
+        raise UserError(f"A message's {key!r} must be text, not {kind_of(value)}.")
+    return "".join(part if isinstance(part, str) else _part(part) for part in parts)
+
+
 def _is_part(part: Any) -> bool:
     if not isinstance(part, Mapping):
         return False
@@ -158,12 +171,12 @@ def arguments_object(function: Mapping[str, Any], number: int) -> Any:
         if not isinstance(given, str):
             break
         try:
-            given = json.loads(given)
+            given = loads(given)
         except (ValueError, RecursionError):
             if given.lstrip().startswith("{"):
                 raise UserError(
-                    f"Message {number}: the arguments of the call of {function.get('name')!r} are not valid JSON."
-                ) from None
+                    f"Message {number}: the arguments of the call of {function.get('name')!r} are not valid JSON, or hold "
+                    "a key twice.") from None
             break
     return given if isinstance(given, Mapping | list) else function["arguments"]
 
@@ -180,7 +193,7 @@ def _from_json(value: Any) -> Any:
     """A value that may be written as JSON text; other text as it is."""
     if isinstance(value, str) and value.strip()[:1] in ("{", "["):
         try:
-            return json.loads(value)
+            return loads(value)
         except (ValueError, RecursionError):
             return value
     return value

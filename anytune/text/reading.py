@@ -28,6 +28,7 @@ LOOK = 1 << 12          # characters that tell of what kind a file is
 BLANK_LIMIT = 1 << 20   # characters of blank lines before them
 WHITE = " \t\r\n\f\v\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\ufeff"
 _FOREIGN = {b"\xff\xfe": "UTF-16 text: convert it to UTF-8", b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
+            b"%PDF-": "a PDF: convert it to text", b"SQLite format 3\0": "a database: write its rows as JSONL",
             b"PK\x03\x04": "a zip archive: unpack it", b"\xfd7zX": "compressed with xz: unpack it, or use gzip",
             b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it, or use gzip",
             b"BZh": "compressed with bzip2: unpack it, or use gzip",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anytune.errors import UserError
-from anytune.text.columns import Row, listed, pair_flags
+from anytune.text.columns import Row, blank, listed, pair_flags
 from anytune.text.messages import THOUGHTS
-from anytune.text.rows import is_message, kind_of
+from anytune.text.rows import is_message, kind_of, loads
 
 COLUMNS = ("messages", "text", "prompt", "completion", "system", "tools", "context", "reasoning")
 _OPTIONAL = ("system", "tools", "context", "reasoning")  # columns that a row may lack though they were named
@@ -53,6 +52,8 @@ _QUESTION_ANSWER = re.compile(r"\s*Q(?:uestion)?:\s*(\S.*?)\s*\n\s*A(?:nswer)?:\
                               re.DOTALL | re.IGNORECASE)
 _CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that are calls
 _INSTEAD = ("tool_calls", "function_call", *THOUGHTS)  # of content
+# Keys of messages that have a meaning here, or say nothing beyond it.
+_KNOWN = {"role", "content", "from", "value", "weight", "train", "name", "id", "tool_call_id", "tool_call", *_INSTEAD}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Record:
     text: str = ""
     columns: tuple[str, ...] = ()
     unused: Mapping[str, bool] = field(default_factory=dict)  # column -> whether it is text
+    extra: tuple[str, ...] = ()  # keys of messages without a meaning here, which a template may read
     suggestion: str = ""  # options that would make pairs of this file's columns
     rejected: bool = False  # the data say that this is a bad answer
 
@@ -91,7 +93,9 @@ def record_of(line: int, row: Mapping[str, Any], format: str, columns: Mapping[s
     unused = taken.unused("")
     unused = taken.unused("\n".join(_words(record))) if unused else {}
     pair = pair_flags(taken, next(iter(taken.taken), "")) if record.kind == "text" else ""
-    return replace(record, columns=tuple(row), unused=unused, suggestion=pair, rejected=rejected)
+    extra = dict.fromkeys(key for message in record.messages for key, value in message.items()
+                          if key not in _KNOWN and not blank(value))
+    return replace(record, columns=tuple(row), unused=unused, extra=tuple(extra), suggestion=pair, rejected=rejected)
 
 
 def _words(record: Record) -> Iterable[str]:
@@ -162,9 +166,9 @@ def _chat(line: int, row: Row, column: str) -> Record:
     messages = row.take(column)
     if isinstance(messages, str):
         try:
-            messages = json.loads(messages)
+            messages = loads(messages)
         except (ValueError, RecursionError):
-            pass
+            raise UserError(f"{column!r} is text, and not the JSON of a list of messages.") from None
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{column!r} must be a list of messages, not {kind_of(messages)}.")
     found = [_message(m, k) for k, m in enumerate(messages, 1)]
@@ -196,6 +200,8 @@ def _message(message: Any, number: int) -> dict:
     out["role"] = _ROLES[role.lower()]
     if content is None and not any(message.get(key) for key in _INSTEAD):
         raise UserError(f"message {number} has no content.")
+    if isinstance(out.get("loss"), bool):
+        out.setdefault("train", out.pop("loss"))
     for key in ("weight", "train"):
         if key in out:
             out[key] = _switch(out[key], key, number)

@@ -25,6 +25,7 @@ class Tally:
         self.unused, self.control = Unused(), Control(tokenizer)
         self.notes: dict[str, None] = {}
         self.left_out, self.left_out_first = Counter(), ""
+        self.extra: Counter[str] = Counter()  # keys of messages that nothing reads
 
     def report(self, context: int) -> dict:
         """JSON-able; context: the longest example that was allowed."""
@@ -59,6 +60,8 @@ class Tally:
             notes.append(note(self.left_out, self.left_out_first))
         if (unused := self.unused.note(self.records)) is not None:
             notes.append(unused)
+        if extra := [f"{key[:80]} ({count:,})" for key, count in self.extra.most_common(_NAMED) if count]:
+            notes.append(f"Keys of messages that are not used (records with them): {', '.join(extra)}.")
         if self.rejected:
             notes.append(f"{self.rejected:,} of {self.records:,} answers are labelled as rejected, and left out.")
         if self.too_long:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import anytune
 from anytune.cli.main import cli as root
 from anytune.errors import UserError
 from anytune.files import cannot_write, spare_inputs
@@ -166,6 +169,17 @@ def test_a_file_is_known_by_any_chain_of_links_and_spellings(tmp_path_factory, s
     with pytest.raises(UserError, match="the data itself"):
         spare_inputs([None, path], [("the model", None), ("the data", source)])
     spare_inputs([folder / "new", folder / "in" / "new"], [("the data", source), ("the text", "-")])
+
+
+@pytest.mark.parametrize("name", ["train", "embed"])
+def test_the_file_behind_standard_input_is_not_overwritten(tmp_path, model, name):
+    path = tmp_path / {"train": "in.gguf", "embed": "in.npz"}[name]
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    with path.open("rb") as file:
+        done = subprocess.run([sys.executable, "-m", "anytune", name, "-m", model, "-f", "-", "-o", path], stdin=file,
+                              capture_output=True, text=True, cwd=tmp_path,
+                              env=os.environ | {"PYTHONPATH": str(Path(anytune.__file__).parents[1])})
+    assert done.returncode == 2 and "itself" in done.stderr and path.read_text().startswith("{"), done.stderr
 
 
 def test_only_a_full_disk_is_told_to_make_room(tmp_path):

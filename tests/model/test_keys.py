@@ -121,6 +121,20 @@ def test_half_of_a_pair_of_norms_names_the_other(tmp_path, name, half, other):
         anytune.load(path, device="numpy", threads=1)
 
 
+@pytest.mark.parametrize(("name", "bias", "size"), [
+    ("llama", "output", 320), ("qwen2", "blk.0.attn_output", 64), ("qwen3", "blk.0.ffn_up", 96), ("gemma3", "output", 320)])
+def test_biases_that_llamacpp_does_not_read_are_refused(tmp_path, name, bias, size):
+    path = varied(tmp_path / "v.gguf", name, tensors={f"{bias}.bias": np.ones(size, np.float32)})
+    with pytest.raises(UserError, match=rf"has the tensor {bias}.bias"):
+        anytune.load(path, device="numpy", threads=1)
+
+
+def test_a_llama_that_rotates_a_part_of_its_heads_is_refused(tmp_path):
+    path = varied(tmp_path / "v.gguf", "llama", {"rope.dimension_count": 8})
+    with pytest.raises(UserError, match="llama.cpp would not load"):
+        anytune.load(path, device="numpy", threads=1)
+
+
 def test_biases_are_llamacpps(tmp_path):
     rng = np.random.default_rng(1)
     sizes = {"attn_q": 128, "attn_k": 64, "attn_v": 64, "attn_output": 64, "ffn_gate": 96, "ffn_up": 96, "ffn_down": 64}

@@ -206,3 +206,18 @@ def test_words_that_a_template_rewrites_are_found_where_they_were(source):
     ids, loss = encode_chat(TOKENIZERS["opened"], template, [user("no"), says("nono"), user("no"), says("none")])
     shown = [template.render([user("x"), says(words)]).split("]")[2] for words in ("nono", "none")]
     assert runs(TOKENIZERS["opened"], ids, loss) == shown
+
+
+def test_a_key_twice_in_arguments_is_refused():
+    from anytune.text.messages import arguments_object
+    with pytest.raises(UserError, match="hold a key twice"):
+        arguments_object({"name": "f", "arguments": '{"a": 1, "a": 2}'}, 2)
+
+
+def test_thoughts_are_text_or_parts_of_it():
+    said = {"role": "assistant", "content": "b"}
+    parts = normalise_all([{**said, "reasoning": [{"type": "text", "text": "hm"}, " so"]}])[0]
+    assert parts["reasoning"] == "hm so" and "thinking" not in normalise_all([{**said, "thinking": True}])[0]
+    for value in (5, {"effort": "high"}, [{"type": "image"}]):
+        with pytest.raises(UserError, match="'reasoning_content' must be text, not"):
+            normalise_all([{**said, "reasoning_content": value}])

@@ -212,3 +212,43 @@ def test_each_column_is_in_the_rendering_or_named(tmp_path_factory, row, own):
         told = f" {name}" in notes or (name in ("reasoning", "thinking") and "the thoughts of 1" in notes) or (
             name in ("tools", "functions") and "the tools of 1" in notes)
         assert shown or told, (name, text, notes, json.dumps(row))
+
+
+@pytest.mark.parametrize("label", [0, 0.0, "0", "False", " false "])
+def test_a_label_may_be_a_number_as_tables_write_it(tmp_path, label):
+    rows = [{"prompt": "a", "completion": "yes", "label": 1}, {"prompt": "a", "completion": "no", "label": label}]
+    found = list(read_records(write(tmp_path, rows)))
+    assert [one.rejected for one in found] == [False, True] and not any(one.unused for one in found)
+
+
+def test_a_label_that_counts_choices_or_classes_is_no_verdict(tmp_path):
+    row = {"question": "Sum?", "choices": ["one", "two"], "answer": "one", "label": 0}
+    assert not record(tmp_path, row).rejected
+    rows = [{"prompt": "a", "completion": "b", "label": k} for k in range(3)]
+    with pytest.raises(UserError, match="'label' is false or 0 in some rows"):
+        build(tmp_path, rows)
+
+
+def test_keys_of_messages_that_nothing_reads_are_named(tmp_path):
+    turns = [{"role": "user", "content": "a", "tools": [{"name": "f"}], "name": "Ann", "audio": None},
+             {"role": "assistant", "content": "b", "prefix": True, "id": "7"}]
+    note = next(note for note in build(tmp_path, [{"messages": turns}] * 2).report["notes"] if "Keys of messages" in note)
+    assert note == "Keys of messages that are not used (records with them): tools (2), prefix (2)."
+    reads = ChatTemplate("{{ tools }}{% for m in messages %}{{ m.role ~ m['prefix'] ~ m.tools ~ m.content }}<|im_end|>"
+                         "{% endfor %}{% if add_generation_prompt %}assistant{% endif %}", PLAIN, origin="gguf")
+    assert reads.reads("prefix") and reads.reads("tools") and not reads.reads("audio") and not reads.reads("ool")
+
+
+def test_a_message_without_loss_is_not_learned(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": False},
+             {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "loss": True}]
+    assert [m.get("train") for m in record(tmp_path, {"messages": turns}).messages] == [None, False, None, True]
+
+
+@pytest.mark.parametrize("row, words", [
+    ({"messages": '[{"role": "user", "content": "a", "content": "b"}]'}, "not the JSON of a list of messages"),
+    ({"prompt": "a", "completion": "b", "tools": '[{"name": "f", "name": "g"}]'}, "hold a key twice"),
+])
+def test_keys_that_stand_twice_in_a_text_of_json_are_refused(tmp_path, row, words):
+    with pytest.raises(UserError, match=words):
+        record(tmp_path, row)
