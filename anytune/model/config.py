@@ -130,8 +130,8 @@ def read_config(gguf) -> Config:
     if not 0 < rope_size <= size or rope_size % 2:
         raise UserError(f"{where}: {name}.rope.dimension_count = {rope_size} makes no sense for heads of {size}")
     if name == "llama" and rope_size != size:  # llama.cpp knows no partial rotation of this architecture
-        raise UserError(f"{where}: llama.rope.dimension_count is {rope_size} and heads have {size}: llama.cpp would not load "
-                        "this file")
+        raise UserError(f"{where}: llama.rope.dimension_count is {rope_size} and heads have {size}: llama.cpp would "
+                        "not load this file")
     vocabulary = gguf.tensors["token_embd.weight"].shape[0]
     tokens = meta.get("tokenizer.ggml.tokens")
     if tokens is not None and len(tokens) > vocabulary:

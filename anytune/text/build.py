@@ -291,8 +291,8 @@ class _Work:
             )
             raise UserError(f"{names}: no example is left to train on, {why}.")
         if self.tally.rejected and (name := next(filter(self.tally.unused.counts.get, LABELS), None)):
-            raise UserError(f"{names}: {name!r} is false or 0 in some rows, which means a rejected answer, and something "
-                            "else than true or 1 in others: give the column another name, or let it say one thing.")
+            raise UserError(f"{names}: {name!r} is false or 0 in some rows, which means a rejected answer, and "
+                            "something else than true or 1 in others: give the column another name.")
         report = self.tally.report(self.context)
         built = self.builder.finish(paths, report)
         if not built.loss_tokens:

@@ -126,7 +126,8 @@ class Row:
     def rejected(self) -> bool:
         """Whether a label says that the answer is a bad one (unpaired preferences; tables write 0 and 1). Beside
         choices a number is the right one's."""
-        numbers = {} if self.values.keys() & {*CHOICES, "endings"} else {"1": True, "0": False, "1.0": True, "0.0": False}
+        numbers = {"1": True, "0": False, "1.0": True, "0.0": False}
+        numbers = {} if self.values.keys() & {*CHOICES, "endings"} else numbers
         for name in LABELS:
             value = ({"true": True, "false": False} | numbers).get(str(self.get(name)).strip().lower())
             if value is not None and name not in self.taken:

@@ -175,8 +175,8 @@ def arguments_object(function: Mapping[str, Any], number: int) -> Any:
         except (ValueError, RecursionError):
             if given.lstrip().startswith("{"):
                 raise UserError(
-                    f"Message {number}: the arguments of the call of {function.get('name')!r} are not valid JSON, or hold "
-                    "a key twice.") from None
+                    f"Message {number}: the arguments of the call of {function.get('name')!r} are not valid JSON, or "
+                    "hold a key twice.") from None
             break
     return given if isinstance(given, Mapping | list) else function["arguments"]
 

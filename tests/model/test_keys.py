@@ -122,7 +122,8 @@ def test_half_of_a_pair_of_norms_names_the_other(tmp_path, name, half, other):
 
 
 @pytest.mark.parametrize(("name", "bias", "size"), [
-    ("llama", "output", 320), ("qwen2", "blk.0.attn_output", 64), ("qwen3", "blk.0.ffn_up", 96), ("gemma3", "output", 320)])
+    ("llama", "output", 320), ("qwen2", "blk.0.attn_output", 64), ("qwen3", "blk.0.ffn_up", 96),
+    ("gemma3", "output", 320)])
 def test_biases_that_llamacpp_does_not_read_are_refused(tmp_path, name, bias, size):
     path = varied(tmp_path / "v.gguf", name, tensors={f"{bias}.bias": np.ones(size, np.float32)})
     with pytest.raises(UserError, match=rf"has the tensor {bias}.bias"):
@@ -131,7 +132,7 @@ def test_biases_that_llamacpp_does_not_read_are_refused(tmp_path, name, bias, si
 
 def test_a_llama_that_rotates_a_part_of_its_heads_is_refused(tmp_path):
     path = varied(tmp_path / "v.gguf", "llama", {"rope.dimension_count": 8})
-    with pytest.raises(UserError, match="llama.cpp would not load"):
+    with pytest.raises(UserError, match="llama.cpp would not load this file"):
         anytune.load(path, device="numpy", threads=1)
 
 

@@ -232,7 +232,8 @@ def test_a_label_that_counts_choices_or_classes_is_no_verdict(tmp_path):
 def test_keys_of_messages_that_nothing_reads_are_named(tmp_path):
     turns = [{"role": "user", "content": "a", "tools": [{"name": "f"}], "name": "Ann", "audio": None},
              {"role": "assistant", "content": "b", "prefix": True, "id": "7"}]
-    note = next(note for note in build(tmp_path, [{"messages": turns}] * 2).report["notes"] if "Keys of messages" in note)
+    notes = build(tmp_path, [{"messages": turns}] * 2).report["notes"]
+    note = next(note for note in notes if "Keys of messages" in note)
     assert note == "Keys of messages that are not used (records with them): tools (2), prefix (2)."
     reads = ChatTemplate("{{ tools }}{% for m in messages %}{{ m.role ~ m['prefix'] ~ m.tools ~ m.content }}<|im_end|>"
                          "{% endfor %}{% if add_generation_prompt %}assistant{% endif %}", PLAIN, origin="gguf")
