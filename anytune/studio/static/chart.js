@@ -13,7 +13,7 @@ function options(lines, width, log, moved) {
     legend: { live: true }, cursor: { drag: { setScale: false, x: false, y: false }, points: { size: 6 }, sync: { key: 'runs' } },
     scales: { x: { time: false, range: (_, low, high) => high > low ? [low, high] : [(low ?? 1) - 1, (high ?? 1) + 1] }, y: log ? { distr: 3 } : {} },
     axes: [{ ...axis, size: 30, values: (_, values) => values.map((v) => v >= 1000 ? v / 1000 + 'k' : v) },
-      { ...axis, size: 54, values: (_, values) => values.map((v) => v === null ? '' : v && Math.abs(v) < 1e-3 ? Number(v.toPrecision(2)).toExponential() : number(v, 3)) }],
+      { ...axis, size: 62, values: (_, values) => values.map((v) => v === null ? '' : v && Math.abs(v) < 1e-3 ? Number(v.toPrecision(2)).toExponential() : number(v, 3)) }],
     series: [{ label: 'step', value: (_, v) => v === null ? '–' : String(Math.round(v)) }, ...lines.map((line) => ({
       label: line.label, stroke: css(line.colour), width: 1.5, spanGaps: true, points: { show: line.dots ?? false, size: 5, fill: css(line.colour) },
       value: (_, v) => number(v), dash: line.dash }))],
