@@ -66,7 +66,7 @@ def _opened(path: FilePath) -> Iterator[BinaryIO]:
             source = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode() if sys.stdin else b"")
         else:
             source = held.enter_context(open(path, "rb"))
-        head = source.read(4)
+        head = source.read(max(map(len, _FOREIGN)))
         for mark, what in _FOREIGN.items():
             if head.startswith(mark):
                 raise UserError(f"{path} is {what}.")

@@ -163,8 +163,6 @@ def test_what_is_no_stream_of_rows_is_refused(tmp_path, content, words):
     ("é".encode("utf-16"), "UTF-16"), (b"PK\x03\x04rest", "zip"), (b"\x28\xb5\x2f\xfd rest", "zstd"),
     (b"PAR1....", "Parquet"), (b"%PDF-1.4 a", "a PDF"), (b"SQLite format 3\0a", "a database"),
     (b"a\nb\xffc", "line 2: byte 2 of the line is not UTF-8"),
-    (b"PAR1....", "Parquet"), (b"%PDF-1.4 a", "a PDF"), (b"SQLite format 3\0a", "a database"),
-    (b"a\nb\xffc", "line 2: byte 2 of the line is not UTF-8"),
     (b"\xe2\x80", "line 1: byte 1 of the line is not UTF-8"), (gzip.compress(b"text", mtime=0)[:-4], "cannot be read"),
 ])
 def test_bytes_that_are_no_text_are_named(tmp_path, monkeypatch, data, words):
