@@ -58,6 +58,7 @@ def _call(draw, name: str, word) -> dict:
 def words_of(message: dict) -> list[str]:
     """The words of a message that are another in each, without what templates take away around them."""
     text = json.dumps({key: value for key, value in message.items() if key != "tool_call_id"}, ensure_ascii=False)
+    text = text.replace("\\n", " ")  # an escape's n is not the first letter of a word
     return [part for kind in ("rule", "ask", "say", "think", "found", "arg")
             for part in _numbered(text, kind)]
 
