@@ -260,9 +260,18 @@ def studio(data: dict) -> list[str]:
                                      f"requests, {data['kills']['lost']} lost")])
 
 
+def fpga_cores(data: dict) -> list[str]:
+    rows = [(c["core"], c["type"], f"{c['simulated']['blocks']:,}", f"{c['simulated']['blocks_that_differ']:,}",
+             f"{c['simulated']['cycles_a_block']:.3f}", f"{c['gweights_per_s_of_a_thread']['numpy']:.2f}",
+             f"{c['gweights_per_s_of_a_thread']['numba']:.2f}", f"{c['mhz_that_equals_numba']:.0f}")
+            for c in data["cores"]]
+    return table(("core", "type", "blocks simulated", "that differ", "cycles a block", "NumPy, Gweights/s a thread",
+                  "Numba, Gweights/s a thread", "clock that equals Numba, MHz"), rows)
+
+
 TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu,
                                   two_gpus, train_cpu_bf16, style, quality, train_webgpu, loss_webgpu, search,
-                                  lowering, studio)}
+                                  lowering, studio, fpga_cores)}
 
 
 def filled(text: str) -> str:

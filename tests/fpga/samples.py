@@ -1,4 +1,5 @@
-"""Awkward operands: any finite scale (subnormal, zero, negative), largest sums, terms that cancel, ties, zero rows."""
+"""Awkward operands: any finite scale (subnormal, zero, negative), largest sums, terms that cancel, ties, zero rows,
+gradients down to the least normal number."""
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def awkward_rounded(rng: np.random.Generator, tokens: int, k: int) -> Rounded:
 
 def awkward_gradients(rng: np.random.Generator, tokens: int, n: int) -> np.ndarray:
     each = (tokens, n if rng.random() < 0.5 else 1)
-    y = rng.standard_normal((tokens, n)) * 10.0 ** rng.integers(-30, 6, each)
+    y = rng.standard_normal((tokens, n)) * 10.0 ** rng.integers(-38, 6, each)
     if rng.random() < 0.3:
         y = np.sign(y) * 2.0 ** rng.integers(-8, 6, y.shape) * rng.integers(1, 4, y.shape)       # ties
     y[rng.random(y.shape) < 0.1] = 0

@@ -76,12 +76,12 @@ def test_a_fault_of_the_design_is_noticed(mutable, number):
 
 
 @pytest.mark.parametrize("name, change", [
-    ("flushed", lambda x: x.astype(np.float32)),
     ("flushed", lambda x: np.nextafter(twin.F(1), twin.F(2)) * FLUSHED(x)),
     ("mx", lambda z: (MX(z)[0], MX(z)[1] / 2)),
     ("mx", lambda z: ties_up(z, *MX(z))),
-    ("LEAST", 0.0),
-], ids=["subnormal summands", "a last bit", "the step", "ties up", "subnormal sums"])
+    ("mx", lambda z: (np.clip(np.rint(z / np.where(MX(z)[1] == 0, np.inf, MX(z)[1])), -128, 128), MX(z)[1])),
+    ("mx", lambda z: (MX(z * 2.0 ** 60)[0], MX(z * 2.0 ** 60)[1] * 2.0 ** -60)),
+], ids=["a last bit", "the step", "ties up", "128 steps", "steps below the least number"])
 def test_a_fault_of_the_twin_is_noticed(monkeypatch, name, change):
     good = Twin(compiled=True)
     assert not differs(Twin(compiled=False), good, 2)
