@@ -16,10 +16,9 @@ from anytune.fpga.boards import LUTS, RAMS, Board
 from anytune.fpga.cycles import Cost, cost
 from anytune.fpga.formats import BLOCK, FORMATS
 from anytune.fpga.products import listed
-from anytune.fpga.schedule import Shape, parts
+from anytune.fpga.schedule import PLANES, Shape, parts
 from anytune.gguf import BLOCKS, GGUF, TensorInfo
 
-PLANES = {"Q4_0": 1, "Q8_0": 2, "Q4_1": 2, "Q5_0": 2, "Q5_1": 3, "Q4_K": 2}
 GROUPS = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))   # parts of a layer that share an input
 HEADS = ("output.weight", "token_embd.weight")
 FILES = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "IQ4_XS", "Q3_K", "Q2_K", "TQ2_0", "IQ1_S")
@@ -44,7 +43,7 @@ class Linear:
 def shape_of(tensor: TensorInfo, kind: str) -> Shape:
     """A matrix [N, K] in blocks, with the planes of a type that the cores read."""
     n, k = tensor.shape
-    return Shape(-(-n // BLOCK), -(-k // BLOCK), PLANES[kind])
+    return Shape(-(-n // BLOCK), -(-k // BLOCK), *PLANES[kind])
 
 
 def stored_as(kind: str) -> str:

@@ -10,11 +10,11 @@ from anytune.errors import UserError
 from anytune.fpga import products
 from anytune.fpga.boards import BOARDS
 from anytune.fpga.cycles import Cost, cost
-from anytune.fpga.formats import matrix
-from anytune.fpga.plan import linears, plan, price, together, whole
+from anytune.fpga.formats import FORMATS, SIZES, matrix
+from anytune.fpga.plan import linears, plan, price, shape_of, together, whole
 from anytune.fpga.schedule import Shape
 from anytune.fpga.twin import Twin
-from anytune.gguf import GGUF
+from anytune.gguf import BLOCKS, GGUF, TensorInfo
 from tests.support import tiny
 
 
@@ -115,3 +115,10 @@ def test_the_command(file, tmp_path):
     write_gguf(wrong, {"general.architecture": "x"}, [("a", (4,), "F32", np.zeros(4, np.float32))])
     with GGUF.open(wrong) as empty, pytest.raises(UserError, match="no layers"):
         plan(empty, BOARDS["kv260"])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_planned_shape_is_that_of_the_matrix_that_is_stored(kind):
+    n, k = 64, 256
+    data = np.zeros((n, k // SIZES[kind][0] * SIZES[kind][1]), np.uint8)
+    assert shape_of(TensorInfo("w", (n, k), BLOCKS[kind], 0, data.size), kind) == Shape.of(matrix(data, kind))
