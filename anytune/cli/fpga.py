@@ -11,6 +11,7 @@ import click
 from anytune.cli import fpga_plan
 from anytune.cli.common import Command, json_option, model_option, model_path, print_json
 from anytune.errors import UserError
+from anytune.files import spare_inputs
 
 
 class _Group(click.Group):
@@ -51,6 +52,7 @@ def simulate(model: str, layer: int, tokens: int, rank: int, trace: str, as_json
     path = str(model_path(model))
     if trace and not Path(trace).expanduser().resolve().parent.is_dir():
         raise UserError(f"--vcd {trace}: there is no such folder.")
+    spare_inputs([trace or None], [("the model", path)])
     found = layers.simulate(path, layer, tokens, rank, trace and str(Path(trace).expanduser()),
                             say=(lambda text: None) if as_json else click.echo)
     same = found["cycles"] == found["planned_cycles"]

@@ -39,6 +39,16 @@ WRITES = {
     "adapt distill": (
         "-m {m} -f {d} --val-file {v} --chat-template {t} --system {s} --shots {h} --teacher-lora {a} "
         "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}", ".gguf"),
+    "adapt compress": ("-m {m} --lora {a} --rank 1 -f {d} --val-file {v} --chat-template {t} --drift-text {r} -o {out}",
+                       ".gguf"),
+    "adapt repair": ("-m {m} --reference {n} --lora {a} -f {d} --val-file {v} --chat-template {t} --guard-text {g} "
+                     "--drift-text {r} -o {out}", ".gguf"),
+    "adapt merge": ("-m {m} --lora {a} -f {d} --lora {b} -f {e} --guard-text {g} --drift-text {r} -o {out}", ".gguf"),
+    "adapt collect": ("-m {m} -f {d} --val-file {v} --chat-template {t} --system {s} --shots {h} --teacher-lora {a} "
+                      "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}", ".npz"),
+    "adapt solve": ("{d} -o {out}", ".gguf"),
+    "quantize lower": ("-m {m} -f {d} -o {out}", ".gguf"),
+    "fpga simulate": ("-m {m} --vcd {out}", ".vcd"),
     "embed": ("-m {m} -f {d} -o {out}", ".npz"),
     "generate": ("-m {m} --lora {a} --chat-template {t} -p x -o {out}", ".jsonl"),
     "generate -f": ("{f} -m {m} --lora {a} -o {out}", ".txt"),
@@ -53,7 +63,7 @@ FOLDERS = {     # commands that write files of known names into a folder: the fo
 FROM_FOLDERS = {    # commands that read whole folders
     "convert": "{f} -o {out}", "export gguf": "-m {m} --lora {f} -o {out}", "train": "-m {m} -f {f} -o {out}"}
 ONLY_READS = {"models", "pull", "studio", "info", "data preview", "chat", "verify", "doctor", "monitor",
-              "evaluate score"}
+              "evaluate score", "fpga plan", "fpga route", "fpga export"}
 
 
 def commands(group=root, above=()):
