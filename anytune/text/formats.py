@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from anytune.errors import UserError
-from anytune.text.record import COLUMNS, Record, record_of
+from anytune.text.record import COLUMNS, OPTIONAL, Record, record_of
 from anytune.text.rows import DataFile, dataset_rows
 
 PLAIN_PIECE = 1 << 20  # characters of plain text handed on at once
@@ -53,15 +53,18 @@ def records_of(file: DataFile, format: str, columns: Mapping[str, str]) -> Itera
 def records(path: str | Path, rows: Iterable[tuple[int, dict]], format: str,
             columns: Mapping[str, str]) -> Iterator[Record]:
     """read_records for rows that are read elsewhere. path: for messages."""
-    empty = True
+    empty, unseen = True, {role: column for role, column in columns.items() if role in OPTIONAL}
     for line, row in rows:
         empty = False
+        unseen = {role: column for role, column in unseen.items() if column not in row}
         try:
             yield record_of(line, row, format, dict(columns))
         except UserError as error:
             raise UserError(f"{path}, line {line}: {error}") from None
     if empty:
         raise UserError(f"{path} holds no records.")
+    for role, column in unseen.items():
+        raise UserError(f"{path}: no row has the column {column!r} that --{role}-key names: check its spelling.")
 
 
 def _plain(file: DataFile) -> Iterator[Record]:

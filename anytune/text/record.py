@@ -13,7 +13,7 @@ from anytune.text.messages import THOUGHTS
 from anytune.text.rows import is_message, kind_of, loads
 
 COLUMNS = ("messages", "text", "prompt", "completion", "system", "tools", "context", "reasoning")
-_OPTIONAL = ("system", "tools", "context", "reasoning")  # columns that a row may lack though they were named
+OPTIONAL = ("system", "tools", "context", "reasoning")  # columns that a row may lack though they were named
 
 # Columns by which a format is recognised, the first that is there.
 _MESSAGES, _TEXT = ("messages", "conversations", "conversation"), ("text", "content")
@@ -81,7 +81,7 @@ class Record:
 def record_of(line: int, row: Mapping[str, Any], format: str, columns: Mapping[str, str]) -> Record:
     """The record of a row. Raises UserError for a row that does not fit the format, or fits none."""
     for role, column in columns.items():
-        if column not in row and role not in _OPTIONAL:
+        if column not in row and role not in OPTIONAL:
             raise UserError(f"there is no column {column!r} (there are {listed(list(row))}).")
     taken = Row(row, columns, auto=not {"prompt", "text"} & columns.keys())
     record = _made(line, taken, format, columns)

@@ -43,6 +43,13 @@ def test_chats_in_every_spelling(tmp_path, row, options):
     assert chats(write(tmp_path, [row]), **options) == [[("user", "Hi"), ("assistant", "Yo")]]
 
 
+@pytest.mark.parametrize("role", ["system", "tools", "context", "reasoning"])
+def test_a_column_that_no_row_has_is_a_mistake(tmp_path, role):
+    path = write(tmp_path, [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}])
+    with pytest.raises(UserError, match=f"'nope' that --{role}-key names"):
+        list(read_records(path, columns={role: "nope"}))
+
+
 def test_alpaca_input_system_and_tools_are_kept(tmp_path):
     row = {
         "instruction": "Sort",
