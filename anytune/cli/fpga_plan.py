@@ -24,7 +24,7 @@ BOARDS = ("ecp5-85", "kv260", "u50", "vcu128")
 @click.option("--lora-rank", "rank", type=click.IntRange(1, 4096), default=16, show_default=True, metavar="R",
               help="Rank of the low-rank pairs, on every linear of the layers.")
 @click.option("--mhz", type=click.FloatRange(0.001, 10_000), metavar="F",
-              help="The engine's clock, in place of the board's routed or assumed one.")
+              help="The engine's clock, in place of the one assumed for the board.")
 @click.option("--bandwidth", type=click.FloatRange(0.001, 1e6), metavar="GB/S",
               help="The memory's gigabytes a second, in place of the data sheet's.")
 @click.option("--cpu", is_flag=True, help="Also measure a step on this machine's CPU (--device numpy).")
@@ -34,8 +34,8 @@ def plan(model: str, board: str, tokens: int, rank: int, mhz: float | None, band
          threads: int | None, as_json: bool) -> None:
     """Say what a LoRA step of a model takes on the hardware cores: cycles, memory, tokens a second, energy.
 
-    Cycles and bytes are counted from the schedule, as the RTL runs it. Clocks are routed by open tools or assumed, as
-    the text says; energy is an estimate with a least and a most.
+    Cycles and bytes are counted from the schedule, as the RTL runs it. Clocks are assumed unless given; energy is an
+    estimate with a least and a most.
     """
     from anytune.fpga.boards import BOARDS as known
     from anytune.fpga.plan import plan as run
@@ -85,8 +85,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     made = [
         f"{found['model']}, {found['tokens']} tokens a step, rank {found['rank']}, on {board['title']} "
         f"({board['chip']})",
-        f"engines     {board['engines']} of {board['engine_luts']:,} LUTs (routed on the ECP5) and "
-        f"{board['engine_rams']} block RAMs of 18 kbit (assumed, as is how many fit), {found['mhz']:g} MHz ({whose})",
+        f"engines     {board['engines']} of {board['engine_luts']:,} LUTs and {board['engine_rams']} block RAMs of 18 kbit "
+        f"(synthesized for the ECP5; how many fit is assumed), {found['mhz']:g} MHz ({whose})",
         f"cycles      {cycles['step']:,} a step: forward {cycles['forward']:,}, again {cycles['forward_again']:,}, "
         f"backward {cycles['backward']:,}, head {cycles['head']:,} (counted)",
         f"streams     {found['stream_bytes'] / 1e6:,.1f} MB a step (counted); memory "

@@ -1,7 +1,7 @@
 """What training a model on the cores takes: cycles, bytes, tokens a second, memory, and energy as an interval.
 
 Cycles follow from the schedule, as the RTL's do; everything else follows from them and from a board's figures, and each
-says whether it is counted, routed or assumed.
+says whether it is counted, synthesized or assumed.
 """
 
 from __future__ import annotations
