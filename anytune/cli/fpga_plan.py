@@ -85,8 +85,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     made = [
         f"{found['model']}, {found['tokens']} tokens a step, rank {found['rank']}, on {board['title']} "
         f"({board['chip']})",
-        f"engines     {board['engines']} of {board['engine_luts']:,} LUTs and {board['engine_rams']} block RAMs of 18 kbit "
-        f"(synthesized for the ECP5; how many fit is assumed), {found['mhz']:g} MHz ({whose})",
+        f"engines     {board['engines']} of {board['engine_luts']:,} LUTs and {board['engine_rams']} block RAMs of 18 "
+        f"kbit (synthesized for the ECP5; how many fit is assumed), {found['mhz']:g} MHz ({whose})",
         f"cycles      {cycles['step']:,} a step: forward {cycles['forward']:,}, again {cycles['forward_again']:,}, "
         f"backward {cycles['backward']:,}, head {cycles['head']:,} (counted)",
         f"streams     {found['stream_bytes'] / 1e6:,.1f} MB a step (counted); memory "
