@@ -91,7 +91,7 @@ def test_flags_of_llama_finetune_lora_run_as_they_stand(cli, model, chats, tmp_p
 @pytest.mark.parametrize("flag", [["--assistant-loss-only"], []])
 def test_text_without_turns_is_trained_whole_or_refused_with_what_to_do(cli, model, tmp_path, flag):
     path = tmp_path / "qa.jsonl.gz"
-    row = {"text": "Q: is it so?\nA: Yes.", "question": "is it so?", "label": "Yes"}
+    row = {"text": "Is it so? They say Yes.", "question": "is it so?", "label": "Yes"}
     with gzip.open(path, "wt") as file:
         file.write(json.dumps(row) + "\n")
     outcome = cli("data", "preview", "-m", model, "-f", path, *flag, "--json")
