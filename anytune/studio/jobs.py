@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from anytune.files import is_locked
 from anytune.studio.home import Conflict, Home, name_of, set_about, write
 from anytune.train.run import read_json
 
@@ -94,18 +95,7 @@ def held(folder: Path) -> Iterator[bool]:
 
 def alive(folder: Path) -> bool:
     """Whether a process works at the job. The system lets go of its lock however it ends."""
-    import fcntl
-    try:
-        handle = os.open(folder / ".held", os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
+    return is_locked(folder / ".held")
 
 
 def request(folder: Path, what: str) -> None:
