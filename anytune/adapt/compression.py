@@ -12,7 +12,7 @@ import numpy as np
 
 from anytune.adapt import report
 from anytune.adapt.closed import Pair, allocate
-from anytune.adapt.data import Reading, batches, read
+from anytune.adapt.data import Reading, batches, read_held
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fisher import look_back
 from anytune.adapt.fit import Recipe
@@ -48,11 +48,7 @@ def compress(model: Model, data: Sequence[str | os.PathLike], *, adapter: Adapte
         raise UserError("There is nothing to compress: give --lora, or --tuned with the model that it was tuned from.")
     prepare(model, tuned or model)
     reading = reading or Reading(model.template)
-    examples, held = read(model, data, reading, None, 0.0 if val_file else val_split, seed)
-    if val_file:
-        held = read(model, list(val_file), reading)[0]
-    if held is None:
-        raise UserError("Nothing is held out to judge the result on: give --val-file, or a --val-split above 0.")
+    examples, held = read_held(model, data, reading, val_file, val_split, seed)
     factors = factors_of(adapter) if adapter is not None else difference(model.gguf, tuned.gguf, WIDE)
     if not factors:
         raise UserError("The two files have the same linears: there is nothing to compress.")

@@ -96,6 +96,23 @@ def read_shots(paths: Sequence[str | os.PathLike], reading: Reading) -> tuple[Me
     return tuple(turns)
 
 
+def read_held(model: Model, paths: Sequence[str | os.PathLike] | str | os.PathLike, reading: Reading,
+              val_files: Sequence[str | os.PathLike] | None, split: float, seed: int) -> tuple[Examples, Examples]:
+    """(examples, those held out): of val_files if there are any, else a share `split` of `paths`.
+
+    Raises UserError, also where nothing is held out.
+    """
+    examples, held = read(model, paths, reading, None, 0.0 if val_files else split, seed)
+    return examples, judged(read(model, list(val_files), reading)[0] if val_files else held)
+
+
+def judged(held: Examples | None) -> Examples:
+    """`held`, or a UserError where there is none."""
+    if held is None:
+        raise UserError("Nothing is held out to judge the result on: give --val-file, or a --val-split above 0.")
+    return held
+
+
 def read(model: Model, paths: Sequence[str | os.PathLike] | str | os.PathLike, reading: Reading,
          context: Context | None = None, split: float = 0.0,
          seed: int = 42) -> tuple[Examples, Examples | None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from anytune.adapt import report
 from anytune.adapt.answers import with_answers
-from anytune.adapt.data import Context, Reading, read, read_shots
+from anytune.adapt.data import Context, Reading, judged, read, read_shots
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
 from anytune.adapt.job import (Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit,
@@ -127,8 +127,7 @@ def distillation_task(model: Model, data: Any, *, system: str | None, shots: Seq
     if val_file:
         with with_answers(teacher, list(val_file), reading, settings.tell) as (others, _):
             held = read(model, others, reading, context)[0]
-    if held is None:
-        raise UserError("Nothing is held out to judge the result on: give --val-file, or a --val-split above 0.")
+    held = judged(held)
     return Task(teacher, examples.examples, held.examples), [*examples.notes, *answered]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anytune.adapt import report
-from anytune.adapt.data import Reading, read
+from anytune.adapt.data import Reading, read_held
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
 from anytune.adapt.job import (Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit,
@@ -50,11 +50,7 @@ def merge(model: Model, parts: Sequence[tuple[Adapter, str | os.PathLike]], *, r
     tasks, notes = [], []
     for number, (adapter, path) in enumerate(parts):
         adapter.check(model.gguf)
-        examples, held = read(model, [path], reading, None, 0.0 if val_file else val_split, seed)
-        if val_file:
-            held = read(model, [val_file[number]], reading)[0]
-        if held is None:
-            raise UserError("Nothing is held out to judge the result on: give --val-file, or a --val-split above 0.")
+        examples, held = read_held(model, [path], reading, [val_file[number]] if val_file else None, val_split, seed)
         tasks.append(Task(Teacher(model, adapter), examples.examples, held.examples, os.fspath(path)))
         notes += examples.notes
     recipe = Recipe(rank, RIDGE if ridge is None else ridge, guard or 0.0)

@@ -11,7 +11,7 @@ import numpy as np
 
 from anytune.adapt import report
 from anytune.adapt.closed import Pair, truncate
-from anytune.adapt.data import Reading, read, text_examples
+from anytune.adapt.data import Reading, read_held, text_examples
 from anytune.adapt.distillation import check_shape
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
@@ -53,11 +53,7 @@ def repair(model: Model, data: Sequence[str | os.PathLike], reference: Model, *,
     if reference is model:
         raise UserError("A file cannot repair itself: --reference takes the better one.")
     reading = reading or Reading(model.template)
-    examples, held = read(model, data, reading, None, 0.0 if val_file else val_split, seed)
-    if val_file:
-        held = read(model, list(val_file), reading)[0]
-    if held is None:
-        raise UserError("Nothing is held out to judge the result on: give --val-file, or a --val-split above 0.")
+    examples, held = read_held(model, data, reading, val_file, val_split, seed)
     task = Task(Teacher(reference, adapter), examples.examples, held.examples)
     prepare(model, reference)
     error = weights_error(model, reference, adapter)
