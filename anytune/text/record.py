@@ -156,6 +156,8 @@ def _recognised(line: int, row: Row) -> Record:
         chats = isinstance(row.get("chosen"), list)
         how = "--messages-key chosen" if chats else "--prompt-key prompt --completion-key chosen"
         raise UserError(f"this is a pair of a chosen and a rejected answer: to learn the chosen one give {how}.")
+    if empty := next((column for column in _MESSAGES if row.get(column) in ([], "")), None):
+        raise UserError(f"{empty!r} is empty: there is nothing to learn.")
     raise UserError(
         f"the columns {listed(list(row.values))} fit no known format; name them with --messages-key, --text-key, or "
         "--prompt-key and --completion-key."

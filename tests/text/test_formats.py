@@ -43,6 +43,12 @@ def test_chats_in_every_spelling(tmp_path, row, options):
     assert chats(write(tmp_path, [row]), **options) == [[("user", "Hi"), ("assistant", "Yo")]]
 
 
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_a_chat_without_messages_is_told_as_empty(tmp_path, column):
+    with pytest.raises(UserError, match=f"line 2: '{column}' is empty"):
+        list(read_records(write(tmp_path, [{column: CHAT}, {column: []}])))
+
+
 @pytest.mark.parametrize("role", ["system", "tools", "context", "reasoning"])
 def test_a_column_that_no_row_has_is_a_mistake(tmp_path, role):
     path = write(tmp_path, [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}])
