@@ -24,6 +24,7 @@ test: $(VENV)/.test $(if $(filter yes,$(VULKAN)),$(VENV)/.vulkan) $(if $(filter 
 
 lint: $(VENV)/.test
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 
 venv: $(VENV)/.test
 

@@ -60,6 +60,7 @@ class Adapter:
     def save_peft(self, folder: str | os.PathLike, gguf: GGUF | None = None) -> None:
         """Write adapter_config.json and adapter_model.safetensors, for transformers + peft."""
         from anytune.adapter_peft import save
+
         save(self, Path(folder), gguf)
 
     @classmethod
@@ -71,6 +72,7 @@ class Adapter:
         path = Path(path)
         if path.is_dir():
             from anytune.adapter_peft import load
+
             adapter = load(path, gguf)
         else:
             adapter = cls._load_gguf(path, gguf)
@@ -84,13 +86,18 @@ class Adapter:
         if self.base_sha256:
             if self.base_sha256 == gguf.sha256():
                 return None
-            return (f"the adapter was trained on another file than {gguf.path.name}"
-                    + (f" ({self.base_name})" if self.base_name else "") + ": it may fit less well here")
+            return (
+                f"the adapter was trained on another file than {gguf.path.name}"
+                + (f" ({self.base_name})" if self.base_name else "")
+                + ": it may fit less well here"
+            )
         own, its = (_model_name(name) for name in (gguf.metadata.get("general.name"), self.base_name))
         if not own or not its or own in its or its in own:
             return None
-        return (f"the adapter names {self.base_name} as its base, and {gguf.path.name} is "
-                f"{gguf.metadata['general.name']}, another file: it may fit less well here")
+        return (
+            f"the adapter names {self.base_name} as its base, and {gguf.path.name} is "
+            f"{gguf.metadata['general.name']}, another file: it may fit less well here"
+        )
 
     def check(self, gguf: GGUF, where: str = "the adapter") -> None:
         """UserError unless every tensor fits the base `gguf` in architecture, name, orientation and shape."""
@@ -116,8 +123,11 @@ class Adapter:
             values["anytune.base.sha256"] = self.base_sha256
         if self.chat_template is not None:
             values["tokenizer.chat_template"] = self.chat_template
-        tensors = [(f"{name}.lora_{side}", part.shape, "F32", np.ascontiguousarray(part, np.float32))
-                   for name, pair in self.tensors.items() for side, part in zip("ab", pair, strict=True)]
+        tensors = [
+            (f"{name}.lora_{side}", part.shape, "F32", np.ascontiguousarray(part, np.float32))
+            for name, pair in self.tensors.items()
+            for side, part in zip("ab", pair, strict=True)
+        ]
         write_gguf(path, values, tensors, kinds={"anytune.lora.alpha": "float64"})
 
     @classmethod
@@ -125,31 +135,46 @@ class Adapter:
         with GGUF.open(path) as file:
             values = _Values(path, file.metadata)
             if values.get("general.type", str) != "adapter" or values.get("adapter.type", str) != "lora":
-                raise UserError(f"{path} is no LoRA adapter (its general.type is "
-                                f"{values.get('general.type', str)!r}); give the file that training wrote.")
+                raise UserError(
+                    f"{path} is no LoRA adapter (its general.type is "
+                    f"{values.get('general.type', str)!r}); give the file that training wrote."
+                )
             for key in file.metadata:
                 if key.startswith("adapter.") and key not in KEYS:
-                    raise UserError(f"{path} has {key}, which "
-                                    + ("makes it act only behind certain tokens (activated LoRA)"
-                                       if key.startswith("adapter.alora.") else "is not known here")
-                                    + ": such adapters cannot be used.")
+                    raise UserError(
+                        f"{path} has {key}, which "
+                        + (
+                            "makes it act only behind certain tokens (activated LoRA)"
+                            if key.startswith("adapter.alora.")
+                            else "is not known here"
+                        )
+                        + ": such adapters cannot be used."
+                    )
             architecture = values.need("general.architecture", str)
             names = _pairs(path, file)
-            shapes = {name: (file.tensors[f"{name}.lora_a"].shape, file.tensors[f"{name}.lora_b"].shape)
-                      for name in names}
+            shapes = {
+                name: (file.tensors[f"{name}.lora_a"].shape, file.tensors[f"{name}.lora_b"].shape) for name in names
+            }
             ranks = check_shapes(str(path), shapes)
             if base is not None:
                 check_fit(str(path), architecture, shapes, base)
             rank = max(ranks.values())
             alpha, rslora = _alpha(path, values, rank)
-            tensors = {name: (file.float32(f"{name}.lora_a"), file.float32(f"{name}.lora_b"))
-                       for name in names}
-            if len(set(ranks.values())) > 1:    # llama.cpp scales each by alpha over its own rank
+            tensors = {name: (file.float32(f"{name}.lora_a"), file.float32(f"{name}.lora_b")) for name in names}
+            if len(set(ranks.values())) > 1:  # llama.cpp scales each by alpha over its own rank
                 stored = values.need("adapter.lora.alpha", float)
                 scales = {name: stored / ranks[name] if stored else 1.0 for name in names}
                 (tensors, rank, alpha), rslora = level(str(path), tensors, scales), False
-        return cls(tensors, rank, alpha, rslora, architecture, values.get("general.base_model.0.name", str),
-                   values.get("anytune.base.sha256", str), values.get("tokenizer.chat_template", str))
+        return cls(
+            tensors,
+            rank,
+            alpha,
+            rslora,
+            architecture,
+            values.get("general.base_model.0.name", str),
+            values.get("anytune.base.sha256", str),
+            values.get("tokenizer.chat_template", str),
+        )
 
 
 def _model_name(name: object) -> str:
@@ -198,11 +223,13 @@ def _pairs(path: Path, file: GGUF) -> list[str]:
     for name, tensor in file.tensors.items():
         base, _, side = name.rpartition(".")
         if side not in ("lora_a", "lora_b") or not base:
-            raise UserError(f"{path}: the tensor {name} is neither a .lora_a nor a .lora_b; such "
-                            "adapters cannot be used here.")
+            raise UserError(
+                f"{path}: the tensor {name} is neither a .lora_a nor a .lora_b; such adapters cannot be used here."
+            )
         if tensor.type.name not in FILE_TYPES:
-            raise UserError(f"{path}: the tensor {name} is stored as {tensor.type.name}; adapters may use "
-                            f"{', '.join(FILE_TYPES)}.")
+            raise UserError(
+                f"{path}: the tensor {name} is stored as {tensor.type.name}; adapters may use {', '.join(FILE_TYPES)}."
+            )
         sides.setdefault(base, set()).add(side)
     for base, found in sides.items():
         if len(found) != 2:
@@ -215,8 +242,9 @@ def check_shapes(where: str, shapes: dict[str, tuple[tuple[int, ...], tuple[int,
     ranks = {}
     for name, (a, b) in shapes.items():
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
-            raise UserError(f"{where}: the adapter of {name} has the shapes {a} and {b}, and needs "
-                            "(rank, in) and (out, rank).")
+            raise UserError(
+                f"{where}: the adapter of {name} has the shapes {a} and {b}, and needs (rank, in) and (out, rank)."
+            )
         ranks[name] = a[0]
     if not ranks:
         raise UserError(f"{where} has no tensors: there is nothing to use.")
@@ -235,31 +263,39 @@ def level(where: str, tensors: Pairs, scales: Mapping[str, float]) -> tuple[Pair
     """
     rank = max(a.shape[0] for a, _ in tensors.values())
     if (many := sum(rank * (a.shape[1] + b.shape[0]) for a, b in tensors.values())) > SPREAD * sum(
-            a.size + b.size for a, b in tensors.values()):
-        raise UserError(f"{where}: the ranks of this adapter differ by too much ({many:,} numbers at the highest, "
-                        f"{rank}).")
+        a.size + b.size for a, b in tensors.values()
+    ):
+        raise UserError(
+            f"{where}: the ranks of this adapter differ by too much ({many:,} numbers at the highest, {rank})."
+        )
     scale = next(scales[name] for name, (a, _) in tensors.items() if a.shape[0] == rank)
     made = {}
     for name, (a, b) in tensors.items():
         wide, tall = np.zeros((rank, a.shape[1]), np.float32), np.zeros((b.shape[0], rank), np.float32)
-        wide[:a.shape[0]] = a
-        tall[:, :b.shape[1]] = b if scales[name] == scale else np.float32(scales[name] / scale) * b
+        wide[: a.shape[0]] = a
+        tall[:, : b.shape[1]] = b if scales[name] == scale else np.float32(scales[name] / scale) * b
         made[name] = wide, tall
     return made, rank, scale * rank
 
 
-def check_fit(where: str, architecture: str, shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
-              base: GGUF) -> None:
+def check_fit(
+    where: str, architecture: str, shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]], base: GGUF
+) -> None:
     """UserError unless the (a, b) shapes fit the base's tensors."""
     own = base.metadata.get("general.architecture")
     if architecture != own:
-        raise UserError(f"{where} is for the architecture {architecture!r}, and {base.path} is {own!r}; use "
-                        "the model that it was trained on.")
+        raise UserError(
+            f"{where} is for the architecture {architecture!r}, and {base.path} is {own!r}; use "
+            "the model that it was trained on."
+        )
     for name, (a, b) in shapes.items():
         if name not in base.tensors:
-            raise UserError(f"{where} changes {name}, which {base.path} does not have; use the model "
-                            "that it was trained on.")
+            raise UserError(
+                f"{where} changes {name}, which {base.path} does not have; use the model that it was trained on."
+            )
         weight = base.tensors[name].shape
         if len(weight) != 2 or (b[0], a[1]) != weight:
-            raise UserError(f"{where}: the adapter of {name} is for a weight of shape {(b[0], a[1])}, "
-                            f"and {base.path} has {weight}; use the model that it was trained on.")
+            raise UserError(
+                f"{where}: the adapter of {name} is for a weight of shape {(b[0], a[1])}, "
+                f"and {base.path} has {weight}; use the model that it was trained on."
+            )

@@ -23,14 +23,22 @@ if TYPE_CHECKING:
     from anytune.adapter import Adapter
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")  # those that share MODULES
-MODULES = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-           "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-           "ffn_down": "mlp.down_proj"}
+MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 GGUF_NAMES = {module: name for name, module in MODULES.items()}
 INTERLEAVED = {"llama": {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}}
 PREFIX = "base_model.model."
-KEY = re.compile(r"base_model\.model\.(?:(?:model\.|language_model\.){1,3}layers\.(\d{1,5})\.([a-z_.]+)"
-                 r"|lm_head)\.lora_([AB])\.weight")
+KEY = re.compile(
+    r"base_model\.model\.(?:(?:model\.|language_model\.){1,3}layers\.(\d{1,5})\.([a-z_.]+)"
+    r"|lm_head)\.lora_([AB])\.weight"
+)
 CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 FILES = (CONFIG, WEIGHTS, TEMPLATE)
 CONFIG_LIMIT = 4 << 20
@@ -52,13 +60,26 @@ def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
     layers = gguf.metadata.get(f"{adapter.architecture}.block_count") if gguf else None
     alpha = int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base_name or "",
-        "r": adapter.rank, "lora_alpha": alpha, "use_rslora": adapter.rslora,
-        "target_modules": _targets(modules, layers), "lora_dropout": 0.0, "bias": "none",
-        "fan_in_fan_out": False, "inference_mode": True,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_name or "",
+        "r": adapter.rank,
+        "lora_alpha": alpha,
+        "use_rslora": adapter.rslora,
+        "target_modules": _targets(modules, layers),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
     }
-    own = {"architecture": adapter.architecture, "rank": adapter.rank, "alpha": adapter.alpha,
-           "rslora": adapter.rslora, "base_name": adapter.base_name, "base_sha256": adapter.base_sha256}
+    own = {
+        "architecture": adapter.architecture,
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "rslora": adapter.rslora,
+        "base_name": adapter.base_name,
+        "base_sha256": adapter.base_sha256,
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / WEIGHTS) as file:
@@ -82,7 +103,7 @@ def load(folder: Path, gguf: GGUF | None) -> Adapter:
     if architecture not in ARCHITECTURES:
         raise UserError(f"{folder}: which architecture it is for is not known; give the base model too.")
     pairs: dict[str, dict[str, np.ndarray]] = {}
-    modules: dict[str, str] = {}    # base tensor -> the module's full name
+    modules: dict[str, str] = {}  # base tensor -> the module's full name
     for key, array in raw.items():
         found = KEY.fullmatch(key)
         module = found and found[2]
@@ -103,8 +124,10 @@ def load(folder: Path, gguf: GGUF | None) -> Adapter:
     for name, module in modules.items():
         rank, scales[name] = settings.of(module)
         if rank != ranks[name]:
-            raise UserError(f"{folder / CONFIG} gives {module} the rank {rank}, and its weights have {ranks[name]}: "
-                            "the folder is damaged.")
+            raise UserError(
+                f"{folder / CONFIG} gives {module} the rank {rank}, and its weights have {ranks[name]}: "
+                "the folder is damaged."
+            )
     if gguf is not None:
         check_fit(str(folder), architecture, shapes, gguf)
     tensors = {}
@@ -117,8 +140,9 @@ def load(folder: Path, gguf: GGUF | None) -> Adapter:
     rank, alpha, rslora = settings.rank, settings.alpha, settings.rslora
     if set(scales.values()) != {settings.scale(rank, alpha)} or set(ranks.values()) != {rank}:
         (tensors, rank, alpha), rslora = level(str(folder), tensors, scales), False
-    return Adapter(tensors, rank, alpha, rslora, architecture, own.get("base_name") or settings.base,
-                   own.get("base_sha256"), text)
+    return Adapter(
+        tensors, rank, alpha, rslora, architecture, own.get("base_name") or settings.base, own.get("base_sha256"), text
+    )
 
 
 def _module(architecture: str, name: str) -> str:
@@ -201,5 +225,7 @@ def _weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except (ValueError, RecursionError):
         own = {}
     own = own if isinstance(own, dict) else {}
-    return arrays, {key: own.get(key) if isinstance(own.get(key), str) else None
-                    for key in ("architecture", "base_name", "base_sha256")}
+    return arrays, {
+        key: own.get(key) if isinstance(own.get(key), str) else None
+        for key in ("architecture", "base_name", "base_sha256")
+    }

@@ -16,12 +16,34 @@ from typing import Any
 from anytune.errors import UserError
 
 CHOICES = ("target_modules", "exclude_modules", "layers_to_transform")
-HONOURED = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights",
-            "base_model_name_or_path", *CHOICES)
+HONOURED = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "init_lora_weights",
+    "base_model_name_or_path",
+    *CHOICES,
+)
 WITHOUT_EFFECT = (  # once the weights are trained
-    "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout", "layers_pattern",
-    "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config",
-    "qalora_group_size", "unsloth_fixed")
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "revision",
+    "inference_mode",
+    "lora_dropout",
+    "layers_pattern",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "runtime_config",
+    "qalora_group_size",
+    "unsloth_fixed",
+)
 REFUSED = {  # -> what it does
     "bias": "trains biases",
     "fan_in_fan_out": "is for weights that lie the other way round",
@@ -82,8 +104,10 @@ class Settings:
                 key = "layers_to_transform"
             else:
                 continue
-            raise UserError(f"{where}: {key} leaves out {module}, which the folder has weights of: peft would not use "
-                            "them, so one of the two is wrong.")
+            raise UserError(
+                f"{where}: {key} leaves out {module}, which the folder has weights of: peft would not use "
+                "them, so one of the two is wrong."
+            )
 
 
 def read_settings(found: Any, where: object) -> Settings:
@@ -99,9 +123,15 @@ def read_settings(found: Any, where: object) -> Settings:
     rslora = found.get("use_rslora", False)
     if not isinstance(rslora, bool):
         raise UserError(f"{where}: use_rslora is {rslora!r:.40}, and must be true or false.")
-    return Settings(rank, float(alpha), rslora, _pattern(found, "rank_pattern", int, where),
-                    _pattern(found, "alpha_pattern", float, where), base if isinstance(base, str) and base else None,
-                    {key: found.get(key) for key in CHOICES})
+    return Settings(
+        rank,
+        float(alpha),
+        rslora,
+        _pattern(found, "rank_pattern", int, where),
+        _pattern(found, "alpha_pattern", float, where),
+        base if isinstance(base, str) and base else None,
+        {key: found.get(key) for key in CHOICES},
+    )
 
 
 def _number(value: Any, kind: type = float) -> bool:
@@ -117,9 +147,11 @@ def _refuse(found: dict[str, Any], where: object) -> None:
         raise UserError(f"{where} uses {said}: that has no counterpart in a GGUF adapter.")
     start = found.get("init_lora_weights", True)
     if not (start is None or isinstance(start, bool) or isinstance(start, str) and start.lower() in STARTS):
-        raise UserError(f"{where}: init_lora_weights is {start!r:.40}, which changes the base's weights, so that the "
-                        "adapter does not fit the base as it is; convert it to plain LoRA when peft saves it "
-                        "(path_initial_model_for_weight_conversion).")
+        raise UserError(
+            f"{where}: init_lora_weights is {start!r:.40}, which changes the base's weights, so that the "
+            "adapter does not fit the base as it is; convert it to plain LoRA when peft saves it "
+            "(path_initial_model_for_weight_conversion)."
+        )
 
 
 def _pattern(found: dict[str, Any], key: str, kind: type, where: object) -> dict[str, Any]:

@@ -21,9 +21,18 @@ class Conversation:
     forgotten: messages dropped so far because the context was full (the oldest first, never the system's).
     """
 
-    def __init__(self, model: Model, adapter: Adapter | None = None, *, system: str | None = None,
-                 template: ChatTemplate | None = None, how: Sampling | None = None, max_tokens: int = -1,
-                 stop: Sequence[str] = (), context: int | None = None):
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter | None = None,
+        *,
+        system: str | None = None,
+        template: ChatTemplate | None = None,
+        how: Sampling | None = None,
+        max_tokens: int = -1,
+        stop: Sequence[str] = (),
+        context: int | None = None,
+    ):
         self.model, self.adapter, self.template = model, adapter, template
         self.how, self.max_tokens, self.stop = how or Sampling(), max_tokens, stop
         self.decoder = model.decoder(adapter=adapter, batch=1, context=context or context_length(model))
@@ -49,15 +58,22 @@ class Conversation:
         self.messages = messages
         keep = _common(self.held, ids)
         self.decoder.truncate(0, min(keep, len(ids) - 1))
-        self.held = ids[:self.decoder.lengths[0]]
+        self.held = ids[: self.decoder.lengths[0]]
         replies: list[Reply] = []
         try:
-            for _, piece in decode(self.decoder, self.model.tokenizer, [ids], self.how, replies=replies,
-                                   max_tokens=self.max_tokens, stop=self.stop):
+            for _, piece in decode(
+                self.decoder,
+                self.model.tokenizer,
+                [ids],
+                self.how,
+                replies=replies,
+                max_tokens=self.max_tokens,
+                stop=self.stop,
+            ):
                 yield piece
         finally:
             self.last = replies[0] if replies else Reply(ids)
-            self.held = (ids + self.last.ids)[:self.decoder.lengths[0]]
+            self.held = (ids + self.last.ids)[: self.decoder.lengths[0]]
             self.messages.append({"role": "assistant", "content": self.last.text})
 
     def _fitted(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
@@ -67,11 +83,12 @@ class Conversation:
             ids = prompt_ids(self.model, system + messages, adapter=self.adapter, template=self.template)
             if len(ids) <= self.decoder.context * 3 // 4 or len(messages) == 1:
                 break
-            messages = messages[min(2, len(messages) - 1):]
+            messages = messages[min(2, len(messages) - 1) :]
         if len(ids) >= self.decoder.context:
             raise UserError(
                 f"The message has {len(ids)} tokens and the context holds {self.decoder.context}: "
-                "shorten it or raise -c.")
+                "shorten it or raise -c."
+            )
         return messages, ids
 
 

@@ -44,28 +44,36 @@ def examine(threads: int | None = None) -> dict[str, Any]:
     }
     facts["engines"] = [_engine(name, threads) for name in _engine_names()]
     facts["auto"] = _auto(facts["engines"])
-    facts["ok"] = (all(e["ok"] for e in facts["engines"])
-                   and all(p["version"] for p in facts["packages"] if p["needed"]))
+    facts["ok"] = all(e["ok"] for e in facts["engines"]) and all(p["version"] for p in facts["packages"] if p["needed"])
     return facts
 
 
 def _devices() -> list[dict[str, Any]]:
     from anytune.engine.probe import gpu_in_sight
+
     rows = [{"device": "cpu", "name": cpu_name(), "cores": _cores(), "memory_bytes": _memory()}]
     if gpu_in_sight():
         from anytune.engine.torch.devices import available
-        rows += [{"device": device, "name": name, "cores": None, "memory_bytes": size}
-                 for device, name, size in available()]
+
+        rows += [
+            {"device": device, "name": name, "cores": None, "memory_bytes": size} for device, name, size in available()
+        ]
     from anytune.engine.webgpu.sight import in_sight
+
     if in_sight():
         from anytune.engine.webgpu.device import available as webgpus, features
-        rows += [{"device": device, "name": name, "cores": None, "memory_bytes": None, "features": features(device)}
-                 for device, name, software in webgpus() if not software]
+
+        rows += [
+            {"device": device, "name": name, "cores": None, "memory_bytes": None, "features": features(device)}
+            for device, name, software in webgpus()
+            if not software
+        ]
     return rows
 
 
 def _cores() -> int:
     from anytune.engine.probe import cores
+
     return cores()
 
 
@@ -92,8 +100,11 @@ def _blas() -> list[dict[str, Any]]:
     import numpy  # noqa: F401 (its library is what is looked at)
     import threadpoolctl
 
-    return [{key: row.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
-            for row in threadpoolctl.threadpool_info() if row.get("user_api") == "blas"]
+    return [
+        {key: row.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
+        for row in threadpoolctl.threadpool_info()
+        if row.get("user_api") == "blas"
+    ]
 
 
 def _threads() -> dict[str, Any]:
@@ -107,15 +118,20 @@ def _threads() -> dict[str, Any]:
 def _engine_names() -> list[str]:
     """CPU engines that can run here, and every GPU."""
     from anytune.engine.cpu_bf16 import missing
-    return ["numpy", *(["cpu-bf16"] if missing() is None else []), *(row["device"] for row in _devices()[1:]),
-            "fpga-sim"]
+
+    return [
+        "numpy",
+        *(["cpu-bf16"] if missing() is None else []),
+        *(row["device"] for row in _devices()[1:]),
+        "fpga-sim",
+    ]
 
 
 def _auto(engines: list[dict[str, Any]]) -> dict[str, Any]:
     """What --device auto takes from now on: a sound GPU, else the CPU engine that a short race finds faster."""
     from anytune.engine.race import remember
-    rates = {e["engine"]: e["gflops"] for e in engines
-             if e.get("gflops") and e["ok"] and e["engine"] != "fpga-sim"}
+
+    rates = {e["engine"]: e["gflops"] for e in engines if e.get("gflops") and e["ok"] and e["engine"] != "fpga-sim"}
     if not rates:
         return {"device": None, "gflops": {}}
     cpu = remember({name: rate for name, rate in rates.items() if name in ("numpy", "cpu-bf16")})
@@ -134,14 +150,21 @@ def _engine(name: str, threads: int | None) -> dict[str, Any]:
         engine = engine_for(name, threads)
         # the rate first: some engines choose their kernels by it
         gflops = round(race.rate(engine) if name in ("numpy", "cpu-bf16") else engine.flops_per_second() / 1e9, 1)
-        rows = [{"operation": a.operation, "error": a.error if math.isfinite(a.error) else None, "ok": a.ok}
-                for a in known_answers(engine)]
+        rows = [
+            {"operation": a.operation, "error": a.error if math.isfinite(a.error) else None, "ok": a.ok}
+            for a in known_answers(engine)
+        ]
     except Exception as error:  # a device that fails is a finding, not the end of the examination
         return {"engine": name, "ok": False, "problem": f"{type(error).__name__}: {error}", "operations": []}
-    return {"engine": name, "ok": bool(rows) and all(row["ok"] for row in rows), "operations": rows,
-            **{key: value for key, value in engine.identity().items() if key != "engine"}, "gflops": gflops,
-            **({"fp8_error": engine.fp8_error()} if getattr(engine, "has_fp8", False) else {}),
-            "seconds": round(time.perf_counter() - start, 2)}
+    return {
+        "engine": name,
+        "ok": bool(rows) and all(row["ok"] for row in rows),
+        "operations": rows,
+        **{key: value for key, value in engine.identity().items() if key != "engine"},
+        "gflops": gflops,
+        **({"fp8_error": engine.fp8_error()} if getattr(engine, "has_fp8", False) else {}),
+        "seconds": round(time.perf_counter() - start, 2),
+    }
 
 
 def report(facts: dict[str, Any]) -> str:
@@ -150,18 +173,22 @@ def report(facts: dict[str, Any]) -> str:
 
     lines = [f"anytune {facts['anytune']}, Python {facts['python']}, {facts['system']}"]
     for d in facts["devices"]:
-        lines.append(f"device   {d['device']}: {d['name']}" + (f", {d['cores']} cores" if d["cores"] else "")
-                     + (f", {bytes_text(d['memory_bytes'])}" if d["memory_bytes"] else "")
-                     + (f"; has {', '.join(d['features'])}" if d.get("features") else ""))
+        lines.append(
+            f"device   {d['device']}: {d['name']}"
+            + (f", {d['cores']} cores" if d["cores"] else "")
+            + (f", {bytes_text(d['memory_bytes'])}" if d["memory_bytes"] else "")
+            + (f"; has {', '.join(d['features'])}" if d.get("features") else "")
+        )
     for p in facts["packages"]:
         if p["version"]:
             lines.append(f"package  {p['name']} {p['version']}")
         else:
-            lines.append(
-                f"package  {p['name']} is {'MISSING' if p['needed'] else 'not installed'} ({p['for']})")
+            lines.append(f"package  {p['name']} is {'MISSING' if p['needed'] else 'not installed'} ({p['for']})")
     for b in facts["blas"]:
-        lines.append(f"blas     {b['internal_api']} {b['version']}, kernels {b['architecture']}"
-                     + (" (your environment forces them: OPENBLAS_CORETYPE)" if facts["blas_forced"] else ""))
+        lines.append(
+            f"blas     {b['internal_api']} {b['version']}, kernels {b['architecture']}"
+            + (" (your environment forces them: OPENBLAS_CORETYPE)" if facts["blas_forced"] else "")
+        )
     rates = ", ".join(f"{n}: {rate:g} GFLOP/s" for n, rate in facts["threads"]["gflops"].items())
     lines.append(f"threads  {facts['threads']['best']} pay now ({rates})")
     for e in facts["engines"]:
@@ -173,15 +200,17 @@ def report(facts: dict[str, Any]) -> str:
         lines.append(
             f"engine   {e['engine']}: {len(e['operations']) - len(bad)} of {len(e['operations'])} operations "
             "give "
-            f"known answers (relative error up to {worst:.0e}, {e['seconds']} s)" +
-            (", compiled kernels" if e.get("compiled") else "") + (f", {e['variants']}" if e.get("variants") else "") +
-            (f", {e['gflops']:,.0f} GFLOP/s" if e.get("gflops") else "") +
-            (f"; --dtype fp8 runs (off by {100 * e['fp8_error']:.0f} % a product)" if "fp8_error" in e else ""))
+            f"known answers (relative error up to {worst:.0e}, {e['seconds']} s)"
+            + (", compiled kernels" if e.get("compiled") else "")
+            + (f", {e['variants']}" if e.get("variants") else "")
+            + (f", {e['gflops']:,.0f} GFLOP/s" if e.get("gflops") else "")
+            + (f"; --dtype fp8 runs (off by {100 * e['fp8_error']:.0f} % a product)" if "fp8_error" in e else "")
+        )
         lines += [
-            f"         WRONG: {row['operation']}, " +
-            ("not numbers" if row["error"] is None else f"relative error {row['error']:.1e}") for row in bad
+            f"         WRONG: {row['operation']}, "
+            + ("not numbers" if row["error"] is None else f"relative error {row['error']:.1e}")
+            for row in bad
         ]
     if facts.get("auto", {}).get("device"):
         lines.append(f"auto     --device auto takes {facts['auto']['device']}")
-    return "\n".join(
-        [*lines, "all good" if facts["ok"] else "something is wrong: see the lines in capitals above"])
+    return "\n".join([*lines, "all good" if facts["ok"] else "something is wrong: see the lines in capitals above"])

@@ -17,8 +17,8 @@ from anytune.units import bytes_text
 
 FilePath = str | os.PathLike
 
-SPARE = 64 << 20    # bytes of the disk that are left alone
-CHUNK = 256 << 10   # bytes at a time: copying must fit beside a training that fills its budget
+SPARE = 64 << 20  # bytes of the disk that are left alone
+CHUNK = 256 << 10  # bytes at a time: copying must fit beside a training that fills its budget
 
 
 def sync_folder(path: Path) -> None:
@@ -80,7 +80,7 @@ def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
                     busy()
                     fcntl.flock(handle, fcntl.LOCK_EX)
                 else:
-                    time.sleep(0.05)    # somebody may just be looking: is_locked
+                    time.sleep(0.05)  # somebody may just be looking: is_locked
             except OSError:
                 break
         yield
@@ -95,20 +95,24 @@ def spare_inputs(outputs: Iterable[FilePath | None], inputs: Iterable[tuple[str,
     as words: other spellings, symbolic and hard links, and names that differ in case where the disk does not tell
     cases apart are the same file. "-" is the file that standard input comes from, if any; None is passed over.
     """
-    read = [(what, Path("/dev/stdin" if os.fspath(path) == "-" else path).expanduser())
-            for what, path in inputs if path is not None]
+    read = [
+        (what, Path("/dev/stdin" if os.fspath(path) == "-" else path).expanduser())
+        for what, path in inputs
+        if path is not None
+    ]
     for output in (Path(path) for path in outputs if path is not None):
         for what, path in read:
             if _same(output, path) or _within(output, path):
                 spelled = "" if os.fspath(path) == os.fspath(output) else f" ({path})"
-                raise UserError(f"{output} is {what} itself{spelled}, and would be overwritten: give what is written "
-                                "another name.")
+                raise UserError(
+                    f"{output} is {what} itself{spelled}, and would be overwritten: give what is written another name."
+                )
 
 
 def _same(a: Path, b: Path) -> bool:
     try:
         return os.path.samefile(a, b)
-    except (OSError, ValueError):   # one of them is not there (yet)
+    except (OSError, ValueError):  # one of them is not there (yet)
         return os.path.realpath(a) == os.path.realpath(b)
 
 
@@ -119,14 +123,16 @@ def _within(path: Path, folder: Path) -> bool:
     if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         return True
     return path.stat().st_nlink > 1 and any(
-        _same(path, Path(place, name)) for place, _, names in os.walk(folder) for name in names)
+        _same(path, Path(place, name)) for place, _, names in os.walk(folder) for name in names
+    )
 
 
 def cannot_write(path: FilePath, error: OSError) -> UserError:
     """What is said when writing to `path` failed with `error`: "make room" only where room is what is missing."""
     full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-    return UserError(f"{path} cannot be written: {error.strerror or error}; "
-                     f"{'make room or ' if full else ''}choose another place.")
+    return UserError(
+        f"{path} cannot be written: {error.strerror or error}; {'make room or ' if full else ''}choose another place."
+    )
 
 
 def try_writing(folder: FilePath) -> None:
@@ -144,14 +150,17 @@ def check_room(folder: FilePath, size: int, what: str) -> None:
     except OSError as error:
         raise cannot_write(folder, error) from None
     if free < size + SPARE:
-        raise UserError(f"{folder} has {bytes_text(free)} free, and {what} needs {bytes_text(size)}: make room or "
-                        "choose another place.")
+        raise UserError(
+            f"{folder} has {bytes_text(free)} free, and {what} needs {bytes_text(size)}: make room or "
+            "choose another place."
+        )
 
 
 def is_locked(path: Path) -> bool:
     """Whether another process holds `path` with locked(). False where this cannot be known."""
     try:
         import fcntl
+
         handle = os.open(path, os.O_RDONLY)
     except (ImportError, OSError):
         return False

@@ -82,9 +82,16 @@ class _Writer:
         return text
 
 
-def decode(decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], how: Sampling, *,
-           max_tokens: int = -1, stop: Sequence[str] = (), replies: list[Reply] | None = None,
-           ) -> Iterator[tuple[int, str]]:
+def decode(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    how: Sampling,
+    *,
+    max_tokens: int = -1,
+    stop: Sequence[str] = (),
+    replies: list[Reply] | None = None,
+) -> Iterator[tuple[int, str]]:
     """Continue every prompt, all slots of `decoder` at once; yields (slot, text) as text becomes certain.
 
     prompts: token ids, one list for each slot; what a slot already holds must be a true prefix of it.
@@ -97,8 +104,9 @@ def decode(decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[in
         if not prompt:
             raise UserError("The prompt has no tokens: give some text with -p.")
         if len(prompt) > decoder.context:
-            raise UserError(f"The prompt has {len(prompt)} tokens and the context holds {decoder.context}: "
-                            "shorten it or raise -c.")
+            raise UserError(
+                f"The prompt has {len(prompt)} tokens and the context holds {decoder.context}: shorten it or raise -c."
+            )
         replies.append(Reply(list(map(int, prompt))))
     writers = [_Writer(reply, tokenizer, stop) for reply in replies]
     random = [how.generator(number) for number in range(len(writers))]
@@ -118,8 +126,11 @@ def decode(decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[in
             if reply.finish is not None:
                 continue
             recent = reply.prompt + reply.ids
-            token = sample(logits[slot], recent, how, random[slot]) if listed is None else \
-                sample_listed(listed[0][slot], listed[1][slot], recent, how, random[slot])
+            token = (
+                sample(logits[slot], recent, how, random[slot])
+                if listed is None
+                else sample_listed(listed[0][slot], listed[1][slot], recent, how, random[slot])
+            )
             text = writer.add(token)
             if reply.finish is None and len(reply.ids) == max_tokens:
                 text += writer.end("length")
@@ -133,7 +144,7 @@ def decode(decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[in
             return
         if most is None:
             logits = decoder.feed(feed)
-        else:   # the device chooses what the choice can fall on
+        else:  # the device chooses what the choice can fall on
             listed = decoder.feed_best(feed, most)
 
 
@@ -143,7 +154,7 @@ def _feed_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> list[An
     for slot, prompt in enumerate(prompts):
         if decoder.lengths[slot] >= len(prompt):  # the last token is always fed: its logits are needed
             decoder.truncate(slot, len(prompt) - 1)
-        left.append(list(prompt[decoder.lengths[slot]:]))
+        left.append(list(prompt[decoder.lengths[slot] :]))
     logits: list[Any] = [None] * len(left)
     while any(left):
         rows = decoder.feed([ids[:CHUNK] for ids in left])
@@ -170,19 +181,26 @@ def continues_text(adapter: Adapter | None) -> bool:
     return adapter is not None and not adapter.chat_template and bool(adapter.base_sha256)
 
 
-def template_of(model: Model, adapter: Adapter | None = None,
-                template: ChatTemplate | None = None) -> ChatTemplate:
+def template_of(model: Model, adapter: Adapter | None = None, template: ChatTemplate | None = None) -> ChatTemplate:
     """The template to use: the one given, else the adapter's (it was trained with it), else the model's."""
     if template is not None:
         return template
     if adapter is not None and adapter.chat_template and adapter.chat_template != model.template.source:
         from anytune.text import ChatTemplate
+
         return ChatTemplate(adapter.chat_template, model.tokenizer)
     return model.template
 
 
-def prompt_ids(model: Model, prompt: Prompt, *, adapter: Adapter | None = None, chat: bool | None = None,
-               system: str | None = None, template: ChatTemplate | None = None) -> list[int]:
+def prompt_ids(
+    model: Model,
+    prompt: Prompt,
+    *,
+    adapter: Adapter | None = None,
+    chat: bool | None = None,
+    system: str | None = None,
+    template: ChatTemplate | None = None,
+) -> list[int]:
     """Token ids of a prompt.
 
     prompt: text; a conversation (dicts with role and content); or token ids, taken as they are.
@@ -195,8 +213,7 @@ def prompt_ids(model: Model, prompt: Prompt, *, adapter: Adapter | None = None, 
             return [int(token) for token in items]
     elif not (wants_chat(model, adapter, template) if chat is None else chat):
         if system:
-            raise UserError(
-                "A system prompt needs the chat template: leave out --raw, or put it into the prompt.")
+            raise UserError("A system prompt needs the chat template: leave out --raw, or put it into the prompt.")
         return model.tokenizer.encode(prompt, special=True, bos=model.tokenizer.add_bos)  # and never EOS
     else:
         items = [{"role": "user", "content": prompt}]
@@ -215,10 +232,19 @@ def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def generate(model: Model, prompt: Prompt | Sequence[str], adapter: Adapter | None = None, *,
-             max_tokens: int = 256, chat: bool | None = None, system: str | None = None,
-             stop: Sequence[str] = (), template: ChatTemplate | None = None, context: int | None = None,
-             **sampling: Any) -> Any:
+def generate(
+    model: Model,
+    prompt: Prompt | Sequence[str],
+    adapter: Adapter | None = None,
+    *,
+    max_tokens: int = 256,
+    chat: bool | None = None,
+    system: str | None = None,
+    stop: Sequence[str] = (),
+    template: ChatTemplate | None = None,
+    context: int | None = None,
+    **sampling: Any,
+) -> Any:
     """The model's answer to one prompt (str), or to a list of texts at once (list of str).
 
     See `prompt_ids` for prompt, chat and system, `decode` for max_tokens and stop, `Sampling` for the rest
@@ -226,15 +252,33 @@ def generate(model: Model, prompt: Prompt | Sequence[str], adapter: Adapter | No
     """
     many = not isinstance(prompt, str) and bool(prompt) and all(isinstance(p, str) for p in prompt)
     prompts: list[Any] = list(prompt) if many else [prompt]
-    replies = complete(model, prompts, adapter, max_tokens=max_tokens, chat=chat, system=system, stop=stop,
-                       template=template, context=context, how=sampling_from(sampling))
+    replies = complete(
+        model,
+        prompts,
+        adapter,
+        max_tokens=max_tokens,
+        chat=chat,
+        system=system,
+        stop=stop,
+        template=template,
+        context=context,
+        how=sampling_from(sampling),
+    )
     texts = [reply.text for reply in replies]
     return texts if many else texts[0]
 
 
-def complete(model: Model, prompts: Iterable[Prompt], adapter: Adapter | None = None, *, how: Sampling,
-             max_tokens: int = 256, stop: Sequence[str] = (), context: int | None = None,
-             **prompting: Any) -> list[Reply]:
+def complete(
+    model: Model,
+    prompts: Iterable[Prompt],
+    adapter: Adapter | None = None,
+    *,
+    how: Sampling,
+    max_tokens: int = 256,
+    stop: Sequence[str] = (),
+    context: int | None = None,
+    **prompting: Any,
+) -> list[Reply]:
     """Like `generate`, for a list of prompts of any form; returns their Replies."""
     replies: list[Reply] = []
     for _ in _start(model, prompts, adapter, how, max_tokens, stop, context, prompting, replies):
@@ -242,19 +286,45 @@ def complete(model: Model, prompts: Iterable[Prompt], adapter: Adapter | None = 
     return replies
 
 
-def stream(model: Model, prompt: Prompt, adapter: Adapter | None = None, *, how: Sampling | None = None,
-           max_tokens: int = 256, stop: Sequence[str] = (), context: int | None = None,
-           replies: list[Reply] | None = None, **prompting: Any) -> Iterator[str]:
+def stream(
+    model: Model,
+    prompt: Prompt,
+    adapter: Adapter | None = None,
+    *,
+    how: Sampling | None = None,
+    max_tokens: int = 256,
+    stop: Sequence[str] = (),
+    context: int | None = None,
+    replies: list[Reply] | None = None,
+    **prompting: Any,
+) -> Iterator[str]:
     """The pieces of one answer as they come; their sum is what `generate` returns."""
-    steps = _start(model, [prompt], adapter, how or Sampling(), max_tokens, stop, context, prompting,
-                   [] if replies is None else replies)
+    steps = _start(
+        model,
+        [prompt],
+        adapter,
+        how or Sampling(),
+        max_tokens,
+        stop,
+        context,
+        prompting,
+        [] if replies is None else replies,
+    )
     for _, text in steps:
         yield text
 
 
-def _start(model: Model, prompts: Iterable[Prompt], adapter: Adapter | None, how: Sampling, max_tokens: int,
-           stop: Sequence[str], context: int | None, prompting: dict[str, Any], replies: list[Reply],
-           ) -> Iterator[tuple[int, str]]:
+def _start(
+    model: Model,
+    prompts: Iterable[Prompt],
+    adapter: Adapter | None,
+    how: Sampling,
+    max_tokens: int,
+    stop: Sequence[str],
+    context: int | None,
+    prompting: dict[str, Any],
+    replies: list[Reply],
+) -> Iterator[tuple[int, str]]:
     ids = [prompt_ids(model, prompt, adapter=adapter, **prompting) for prompt in prompts]
     limit = context_length(model)
     longest = max(map(len, ids), default=0)
@@ -265,8 +335,7 @@ def _start(model: Model, prompts: Iterable[Prompt], adapter: Adapter | None, how
 
 def context_length(model: Model, default: int = 4096) -> int:
     """Tokens that the model was made for, at most `default`: a cache for 128k tokens is rarely meant."""
-    length = int(
-        model.gguf.metadata.get(f"{model.gguf.metadata['general.architecture']}.context_length", default))
+    length = int(model.gguf.metadata.get(f"{model.gguf.metadata['general.architecture']}.context_length", default))
     return max(1, min(length, default))
 
 
@@ -275,6 +344,7 @@ def sampling_from(values: dict[str, Any]) -> Sampling:
     known = {f.name for f in dataclasses.fields(Sampling)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UserError(f"generate() has no option {unknown[0]!r}; the options of sampling are "
-                        f"{', '.join(sorted(known))}.")
+        raise UserError(
+            f"generate() has no option {unknown[0]!r}; the options of sampling are {', '.join(sorted(known))}."
+        )
     return Sampling(**{name: value for name, value in values.items() if value is not None})

@@ -25,17 +25,25 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
     with GGUF.open(path) as gguf:
         meta = gguf.metadata
         facts: dict[str, Any] = {
-            "path": str(path), "bytes": Path(path).stat().st_size, "gguf_version": gguf.version,
-            "kind": str(meta.get("general.type", "model")), "architecture": meta.get("general.architecture"),
-            "name": meta.get("general.name"), "license": meta.get("general.license"),
+            "path": str(path),
+            "bytes": Path(path).stat().st_size,
+            "gguf_version": gguf.version,
+            "kind": str(meta.get("general.type", "model")),
+            "architecture": meta.get("general.architecture"),
+            "name": meta.get("general.name"),
+            "license": meta.get("general.license"),
             "parameters": sum(info.n_elements for info in gguf.tensors.values()),
-            "tensors": len(gguf.tensors), "types": _types(gguf),
+            "tensors": len(gguf.tensors),
+            "types": _types(gguf),
         }
         if facts["kind"] == "adapter":
             return {**facts, "adapter": _adapter(path)}
         return {
-            **facts, "model": _sizes(gguf), "tokenizer": _tokenizer(gguf), "chat_template": _template(gguf),
-            "trainable": _trainable(gguf)
+            **facts,
+            "model": _sizes(gguf),
+            "tokenizer": _tokenizer(gguf),
+            "chat_template": _template(gguf),
+            "trainable": _trainable(gguf),
         }
 
 
@@ -46,8 +54,16 @@ def _types(gguf: GGUF) -> list[dict[str, Any]]:
         row = sums.setdefault(info.type.name, [0, 0, 0])
         for i, n in enumerate((1, info.n_elements, info.nbytes)):
             row[i] += n
-    rows = [{"type": name, "tensors": row[0], "parameters": row[1], "bytes": row[2],
-             "bits_per_weight": round(8 * row[2] / max(row[1], 1), 2)} for name, row in sums.items()]
+    rows = [
+        {
+            "type": name,
+            "tensors": row[0],
+            "parameters": row[1],
+            "bytes": row[2],
+            "bits_per_weight": round(8 * row[2] / max(row[1], 1), 2),
+        }
+        for name, row in sums.items()
+    ]
     return sorted(rows, key=lambda row: -row["bytes"])
 
 
@@ -58,8 +74,19 @@ def _sizes(gguf: GGUF) -> dict[str, Any] | None:
         c = read_config(gguf)
     except UserError:
         return None
-    names = ("layers", "width", "heads", "key_heads", "head_size", "hidden", "vocabulary", "context",
-             "rope_base", "window", "tied")
+    names = (
+        "layers",
+        "width",
+        "heads",
+        "key_heads",
+        "head_size",
+        "hidden",
+        "vocabulary",
+        "context",
+        "rope_base",
+        "window",
+        "tied",
+    )
     return {name: getattr(c, name) for name in names}
 
 
@@ -78,8 +105,15 @@ def _tokenizer(gguf: GGUF) -> dict[str, Any]:
             return None
         return {"id": int(number), "text": t.piece(number).decode("utf-8", "replace")}
 
-    return {**facts, "size": t.size, "bos": token(t.bos), "eos": token(t.eos), "eot": token(t.eot),
-            "end_of_generation": [token(i) for i in sorted(t.eog)], "add_bos": bool(t.add_bos)}
+    return {
+        **facts,
+        "size": t.size,
+        "bos": token(t.bos),
+        "eos": token(t.eos),
+        "eot": token(t.eot),
+        "end_of_generation": [token(i) for i in sorted(t.eog)],
+        "add_bos": bool(t.add_bos),
+    }
 
 
 def _template(gguf: GGUF) -> dict[str, Any] | None:
@@ -87,8 +121,7 @@ def _template(gguf: GGUF) -> dict[str, Any] | None:
     if not isinstance(source, str):
         return None
     marks = "endgeneration" in source
-    return {"characters": len(source), "marks_generation": marks, "knows_tools": "tools" in source,
-            "source": source}
+    return {"characters": len(source), "marks_generation": marks, "knows_tools": "tools" in source, "source": source}
 
 
 def _trainable(gguf: GGUF) -> dict[str, Any]:
@@ -110,8 +143,13 @@ def _trainable(gguf: GGUF) -> dict[str, Any]:
             modules.append({"name": module, "tensor": tensor, "out": info.shape[0], "in": info.shape[1]})
     parameters = sum(RANK * sum(gguf.tensors[name].shape) for name in names)
     return {
-        "ok": True, "modules": modules, "all": list(lora.names()), "rank": RANK, "lora_tensors": len(names),
-        "lora_parameters": parameters, "training": _memory(gguf, names)
+        "ok": True,
+        "modules": modules,
+        "all": list(lora.names()),
+        "rank": RANK,
+        "lora_tensors": len(names),
+        "lora_parameters": parameters,
+        "training": _memory(gguf, names),
     }
 
 
@@ -124,13 +162,16 @@ def _memory(gguf: GGUF, names: list[str]) -> dict[str, Any]:
 
     shapes = {name: gguf.tensors[name].shape for name in names}
     try:
-        estimate = plan_training(Model(gguf, engine_for("auto")), LoraSubject(Lora(rank=RANK), shapes), UBATCH,
-                                 UBATCH, None)
+        estimate = plan_training(
+            Model(gguf, engine_for("auto")), LoraSubject(Lora(rank=RANK), shapes), UBATCH, UBATCH, None
+        )
     except UserError as error:
         return {"ubatch": UBATCH, "peak_bytes": None, "flops_per_token": None, "text": str(error)}
     return {
-        "ubatch": UBATCH, "peak_bytes": int(estimate.peak_bytes),
-        "flops_per_token": float(estimate.flops_per_token), "text": estimate.text
+        "ubatch": UBATCH,
+        "peak_bytes": int(estimate.peak_bytes),
+        "flops_per_token": float(estimate.flops_per_token),
+        "text": estimate.text,
     }
 
 
@@ -138,9 +179,17 @@ def _adapter(path: str | os.PathLike) -> dict[str, Any]:
     from anytune.adapter import Adapter
 
     a = Adapter.load(path)
-    return {"rank": a.rank, "alpha": a.alpha, "scale": a.scale, "rslora": a.rslora, "pairs": len(a.tensors),
-            "parameters": a.n_parameters, "base_name": a.base_name, "base_sha256": a.base_sha256,
-            "chat_template": bool(a.chat_template)}
+    return {
+        "rank": a.rank,
+        "alpha": a.alpha,
+        "scale": a.scale,
+        "rslora": a.rslora,
+        "pairs": len(a.tensors),
+        "parameters": a.n_parameters,
+        "base_name": a.base_name,
+        "base_sha256": a.base_sha256,
+        "chat_template": bool(a.chat_template),
+    }
 
 
 def report(facts: dict[str, Any]) -> str:
@@ -155,33 +204,46 @@ def report(facts: dict[str, Any]) -> str:
         lines.append(f"  {title:<14} {text}")
 
     if (m := facts.get("model")) is not None:
-        row("shape", f"{m['layers']} layers, width {m['width']}, {m['heads']} heads over {m['key_heads']} of "
-                     f"{m['head_size']}, MLP {m['hidden']}, vocabulary {m['vocabulary']:,}"
-                     f"{' (tied head)' if m['tied'] else ''}")
-        row("context",
-            f"{m['context']:,} tokens" + (f", sliding window {m['window']}" if m["window"] else ""))
+        row(
+            "shape",
+            f"{m['layers']} layers, width {m['width']}, {m['heads']} heads over {m['key_heads']} of "
+            f"{m['head_size']}, MLP {m['hidden']}, vocabulary {m['vocabulary']:,}"
+            f"{' (tied head)' if m['tied'] else ''}",
+        )
+        row("context", f"{m['context']:,} tokens" + (f", sliding window {m['window']}" if m["window"] else ""))
     for number, t in enumerate(facts["types"]):
         row(
             "" if number else "weights",
             f"{t['type']:<7} {quantity(t['parameters']):>8} in {t['tensors']:>4} tensors, "
-            f"{bytes_text(t['bytes']):>10}, {t['bits_per_weight']} bits each")
+            f"{bytes_text(t['bytes']):>10}, {t['bits_per_weight']} bits each",
+        )
     if (t := facts.get("tokenizer")) is not None:
         row(
             "tokenizer",
-            t.get("problem") or f"{t['model']}" + (f" ({t['pre']})" if t["pre"] else "") +
-            f", {t['size']:,} tokens; ends at "
-            f"{' '.join(e['text'] for e in t['end_of_generation']) or 'nothing'}"
-            + (f"; begins with {t['bos']['text']}" if t["add_bos"] and t["bos"] else ""))
+            t.get("problem")
+            or f"{t['model']}"
+            + (f" ({t['pre']})" if t["pre"] else "")
+            + f", {t['size']:,} tokens; ends at {' '.join(e['text'] for e in t['end_of_generation']) or 'nothing'}"
+            + (f"; begins with {t['bos']['text']}" if t["add_bos"] and t["bos"] else ""),
+        )
         c = facts["chat_template"]
-        row("chat template", "none (ChatML is used for chats, or --chat-template FILE)" if c is None else
-            f"its own, {c['characters']:,} characters" + (", with tools" if c["knows_tools"] else ""))
+        row(
+            "chat template",
+            "none (ChatML is used for chats, or --chat-template FILE)"
+            if c is None
+            else f"its own, {c['characters']:,} characters" + (", with tools" if c["knows_tools"] else ""),
+        )
     if (t := facts.get("trainable")) is not None:
         _training_rows(t, row)
     if (a := facts.get("adapter")) is not None:
-        row("LoRA", f"rank {a['rank']}, alpha {a['alpha']:g}, scale {a['scale']:g}"
-                    f"{' (rsLoRA)' if a['rslora'] else ''}, {a['pairs']} pairs")
-        row("base", (a["base_name"] or "not named")
-            + (f", sha256 {a['base_sha256'][:16]}…" if a["base_sha256"] else ""))
+        row(
+            "LoRA",
+            f"rank {a['rank']}, alpha {a['alpha']:g}, scale {a['scale']:g}"
+            f"{' (rsLoRA)' if a['rslora'] else ''}, {a['pairs']} pairs",
+        )
+        row(
+            "base", (a["base_name"] or "not named") + (f", sha256 {a['base_sha256'][:16]}…" if a["base_sha256"] else "")
+        )
         row("chat template", "the one it was trained with" if a["chat_template"] else "none")
     return "\n".join(lines)
 
@@ -194,7 +256,12 @@ def _training_rows(t: dict[str, Any], row: Any) -> None:
     row(
         "LoRA",
         f"rank {t['rank']} on all: {quantity(t['lora_parameters'])} parameters in {t['lora_tensors']} pairs, "
-        f"{bytes_text(4 * t['lora_parameters'])} as a file")
+        f"{bytes_text(4 * t['lora_parameters'])} as a file",
+    )
     e = t["training"]
-    row("memory", e["text"] if e["peak_bytes"] is None else
-        f"about {bytes_text(e['peak_bytes'])} to train at -ub {e['ubatch']}; {e['text']}")
+    row(
+        "memory",
+        e["text"]
+        if e["peak_bytes"] is None
+        else f"about {bytes_text(e['peak_bytes'])} to train at -ub {e['ubatch']}; {e['text']}",
+    )

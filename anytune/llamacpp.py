@@ -31,9 +31,17 @@ def available() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
-def llamacpp_logprobs(model: str | os.PathLike, sequences: Sequence[Sequence[int]], *, vocab: int,
-                      adapter: str | os.PathLike | None = None, positions: Sequence[Sequence[int]] | None = None,
-                      scale: float = 1.0, threads: int | None = None, timeout: float = 1800.0) -> list[np.ndarray]:
+def llamacpp_logprobs(
+    model: str | os.PathLike,
+    sequences: Sequence[Sequence[int]],
+    *,
+    vocab: int,
+    adapter: str | os.PathLike | None = None,
+    positions: Sequence[Sequence[int]] | None = None,
+    scale: float = 1.0,
+    threads: int | None = None,
+    timeout: float = 1800.0,
+) -> list[np.ndarray]:
     """llama.cpp's log-probabilities of every token that could follow, float32 [positions, vocab] a sequence.
 
     sequences: token ids, fed as they stand (BOS is not added). positions: for each sequence the indexes p whose
@@ -52,10 +60,14 @@ def llamacpp_logprobs(model: str | os.PathLike, sequences: Sequence[Sequence[int
         if any(not 0 <= p < len(ids) for p in places):
             raise ValueError(f"positions {places} are not all within the {len(ids)} tokens")
     job = {
-        "model": os.fspath(Path(model).resolve()), "adapter": adapter and os.fspath(Path(adapter).resolve()),
-        "scale": float(scale), "vocab": int(vocab), "threads": threads or os.cpu_count() or 1,
+        "model": os.fspath(Path(model).resolve()),
+        "adapter": adapter and os.fspath(Path(adapter).resolve()),
+        "scale": float(scale),
+        "vocab": int(vocab),
+        "threads": threads or os.cpu_count() or 1,
         "context": max(map(len, sequences), default=1) + 8,
-        "sequences": [[int(token) for token in ids] for ids in sequences], "positions": wanted,
+        "sequences": [[int(token) for token in ids] for ids in sequences],
+        "positions": wanted,
     }
     with tempfile.TemporaryDirectory(prefix="anytune-llamacpp-") as folder:
         _run_child(job, Path(folder), timeout)
@@ -66,13 +78,25 @@ def llamacpp_logprobs(model: str | os.PathLike, sequences: Sequence[Sequence[int
 
 def _run_child(job: dict[str, Any], folder: Path, timeout: float) -> None:
     # Threads that spin while they wait would fight with ours and with their neighbours.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": os.pathsep.join(
-        [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    environment = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+    }
     log = folder / "log.txt"
     with open(log, "wb") as output:
         try:
-            done = subprocess.run([sys.executable, "-m", "anytune.llamacpp"], input=json.dumps(job).encode(),
-                                  stdout=output, stderr=output, cwd=folder, env=environment, timeout=timeout)
+            done = subprocess.run(
+                [sys.executable, "-m", "anytune.llamacpp"],
+                input=json.dumps(job).encode(),
+                stdout=output,
+                stderr=output,
+                cwd=folder,
+                env=environment,
+                timeout=timeout,
+            )
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"llama.cpp did not answer within {timeout:.0f} s") from None
     if done.returncode == 0 and (folder / _RESULT).exists():
@@ -95,6 +119,7 @@ def child(job: dict[str, Any]) -> None:
     import numpy as np
 
     from anytune import llamacpp_library
+
     try:
         rows = llamacpp_library.logprobs(job)
     except llamacpp_library.Unknown:  # another build: its public interface, a request a position
@@ -117,16 +142,25 @@ def server_logprobs(job: dict[str, Any]) -> np.ndarray:
         params.lora_adapters = [adapter]
     float32, attention_off = 0, 0  # ggml's type number; the plain attention is the exact one
     options = {
-        "n_ctx": job["context"], "n_parallel": 1, "n_gpu_layers": 0, "warmup": False, "fit_params": False,
-        "cache_type_k": float32, "cache_type_v": float32, "flash_attn_type": attention_off,
-        "swa_full": True, "no_extra_bufts": True, "cache_ram_mib": 0, "verbosity": 2,
+        "n_ctx": job["context"],
+        "n_parallel": 1,
+        "n_gpu_layers": 0,
+        "warmup": False,
+        "fit_params": False,
+        "cache_type_k": float32,
+        "cache_type_v": float32,
+        "flash_attn_type": attention_off,
+        "swa_full": True,
+        "no_extra_bufts": True,
+        "cache_ram_mib": 0,
+        "verbosity": 2,
     }
     for name, value in options.items():
         if hasattr(params, name):  # options come and go between releases; none changes what is computed by much
             setattr(params, name, _as_kind(xllamacpp, name, value))
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = job["threads"]
     server = xllamacpp.Server(params)
-    prompts = [ids[:p + 1] for ids, places in zip(job["sequences"], job["positions"], strict=True) for p in places]
+    prompts = [ids[: p + 1] for ids, places in zip(job["sequences"], job["positions"], strict=True) for p in places]
     rows = np.full((len(prompts), job["vocab"]), NEVER, np.float32)
     forced = -1
     for row, prompt in zip(rows, prompts, strict=True):
@@ -146,8 +180,17 @@ def _ask(server: Any, prompt: list[int], vocab: int, forced: int) -> tuple[int, 
     """
     while forced < vocab:
         bias = {"logit_bias": [[forced, 1000.0]]} if forced >= 0 else {}
-        answer = server.handle_completions({"prompt": prompt, "n_predict": 1, "temperature": 0.0, "cache_prompt": True,
-                                            "n_probs": vocab, "post_sampling_probs": False, **bias})
+        answer = server.handle_completions(
+            {
+                "prompt": prompt,
+                "n_predict": 1,
+                "temperature": 0.0,
+                "cache_prompt": True,
+                "n_probs": vocab,
+                "post_sampling_probs": False,
+                **bias,
+            }
+        )
         if "error" in answer:
             raise SystemExit(f"error: {answer['error'].get('message', answer['error'])}")
         if top := _top(answer):

@@ -10,8 +10,21 @@ import sys
 from anytune.errors import UserError
 
 MIB = 1 << 20
-_UNITS = {"": 1, "k": 1000, "kb": 1000, "m": 1000 ** 2, "mb": 1000 ** 2, "g": 1000 ** 3, "gb": 1000 ** 3,
-          "ki": 1 << 10, "kib": 1 << 10, "mi": 1 << 20, "mib": 1 << 20, "gi": 1 << 30, "gib": 1 << 30}
+_UNITS = {
+    "": 1,
+    "k": 1000,
+    "kb": 1000,
+    "m": 1000**2,
+    "mb": 1000**2,
+    "g": 1000**3,
+    "gb": 1000**3,
+    "ki": 1 << 10,
+    "kib": 1 << 10,
+    "mi": 1 << 20,
+    "mib": 1 << 20,
+    "gi": 1 << 30,
+    "gib": 1 << 30,
+}
 
 
 def parse_bytes(text: str) -> int:
@@ -39,6 +52,7 @@ def peak_bytes() -> int:
                     return int(line.split()[1]) * 1024
     with contextlib.suppress(ImportError):
         import resource
+
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return used if sys.platform == "darwin" else used * 1024
     return 0
@@ -61,6 +75,7 @@ def trim() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             import ctypes
+
             ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -77,6 +92,7 @@ def page_out_code() -> None:
         return
     with contextlib.suppress(OSError, AttributeError, ValueError):
         import ctypes
+
         advise = ctypes.CDLL(None).madvise
         advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         for low, high in _clean_code():

@@ -51,7 +51,7 @@ class Sampling:
         return np.random.default_rng([self.seed, stream])
 
 
-LISTED = 256    # tokens, up to which a list of the likeliest is worth while
+LISTED = 256  # tokens, up to which a list of the likeliest is worth while
 
 
 def reach(how: Sampling) -> int | None:
@@ -77,34 +77,37 @@ def sample(logits: np.ndarray, recent: list[int], how: Sampling, random: np.rand
     if how.temperature <= 0:
         return int(np.argmax(logits))
     if 0 < how.top_k < logits.size:
-        ids = np.argpartition(logits, -how.top_k)[-how.top_k:]
+        ids = np.argpartition(logits, -how.top_k)[-how.top_k :]
     else:
         ids = np.arange(logits.size)
     return _draw(ids, logits[ids], how, random)
 
 
-def sample_listed(ids: np.ndarray, logits: np.ndarray, recent: list[int], how: Sampling,
-                  random: np.random.Generator) -> int:
+def sample_listed(
+    ids: np.ndarray, logits: np.ndarray, recent: list[int], how: Sampling, random: np.random.Generator
+) -> int:
     """As sample(), from a list of the likeliest tokens (largest logit first), as many as reach() says or all."""
     _check(logits[0])
     logits = _penalized(ids, logits, recent, how)
     if how.temperature <= 0:
         return int(ids[np.argmax(logits)])
-    best = np.argsort(-logits, kind="stable")[:how.top_k or None]
+    best = np.argsort(-logits, kind="stable")[: how.top_k or None]
     return _draw(ids[best], logits[best], how, random)
 
 
 def _check(best: float) -> None:
     if not np.isfinite(best):
-        raise UserError("The model's logits are not numbers: the model or adapter file is damaged, or the "
-                        "adapter belongs to another model.")
+        raise UserError(
+            "The model's logits are not numbers: the model or adapter file is damaged, or the "
+            "adapter belongs to another model."
+        )
 
 
 def _penalized(ids: np.ndarray, logits: np.ndarray, recent: list[int], how: Sampling) -> np.ndarray:
     """The logits of `ids` after the penalty for recent tokens."""
     if how.repeat_penalty == 1.0 or not how.repeat_last_n or not recent:
         return logits
-    last = recent if how.repeat_last_n < 0 else recent[-how.repeat_last_n:]
+    last = recent if how.repeat_last_n < 0 else recent[-how.repeat_last_n :]
     lower = np.where(logits > 0, logits / how.repeat_penalty, logits * how.repeat_penalty)
     return np.where(np.isin(ids, last), lower, logits).astype(np.float32)
 

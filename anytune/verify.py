@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 TEXT = (
     "The ferry left a little after six, while the harbour was still grey. Mara counted the crates twice: 14 "
-    "of oranges, 3 of books, and one that nobody claimed. \"If it ticks, we throw it overboard,\" she said, "
+    'of oranges, 3 of books, and one that nobody claimed. "If it ticks, we throw it overboard," she said, '
     "and the captain laughed. In Lisbon, a letter was waiting for her. def area(r): return 3.14159 * r ** 2  "
     "# a circle"
 )
 EXACT_KL, ROUNDED_KL = 1e-5, 1e-2
 WORST = {EXACT_KL: 1, ROUNDED_KL: 10}  # the worst position's KL may be so many times the limit of the mean
-SURE = {EXACT_KL: 0.01, ROUNDED_KL: 0.5}   # nats between the two likeliest tokens, above which we must agree
+SURE = {EXACT_KL: 0.01, ROUNDED_KL: 0.5}  # nats between the two likeliest tokens, above which we must agree
 CHANGE = {EXACT_KL: 0.02, ROUNDED_KL: 0.5}  # relative error allowed in the change that the adapter makes
-NO_CHANGE = 1e-4    # nats: an adapter that moves log-probabilities by less than this does nothing
+NO_CHANGE = 1e-4  # nats: an adapter that moves log-probabilities by less than this does nothing
 FLOOR = -20.0  # log-probabilities below this are left out of the change: they are noise that nobody samples
 
 
@@ -51,8 +51,14 @@ class Comparison:
         sure = self.margin > SURE[limit]
         close = self.kl.mean() < limit and self.kl.max() < WORST[limit] * limit
         good = bool(close and self.agree[sure].all())
-        return {"kl_max": float(self.kl.max()), "kl_mean": float(self.kl.mean()), "limit": limit,
-                "top1_agreement": float(self.agree.mean()), "positions": int(self.kl.size), "ok": good}
+        return {
+            "kl_max": float(self.kl.max()),
+            "kl_mean": float(self.kl.mean()),
+            "limit": limit,
+            "top1_agreement": float(self.agree.mean()),
+            "positions": int(self.kl.size),
+            "ok": good,
+        }
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -71,8 +77,9 @@ def compare(theirs: np.ndarray, ours: np.ndarray) -> Comparison:
     return Comparison(np.maximum(kl, 0.0), theirs.argmax(-1) == ours.argmax(-1), two[:, 1] - two[:, 0], noise)
 
 
-def compare_change(theirs: tuple[np.ndarray, np.ndarray], ours: tuple[np.ndarray, np.ndarray],
-                   limit: float, noise: float) -> dict[str, Any]:
+def compare_change(
+    theirs: tuple[np.ndarray, np.ndarray], ours: tuple[np.ndarray, np.ndarray], limit: float, noise: float
+) -> dict[str, Any]:
     """How the change that an adapter makes compares: each argument is (without, with) as log-probabilities.
 
     relative_error: |ours - theirs| / |theirs| over all tokens likelier than e^-20 without the adapter and
@@ -84,8 +91,13 @@ def compare_change(theirs: tuple[np.ndarray, np.ndarray], ours: tuple[np.ndarray
     error = float(np.sqrt(np.mean((a - b) ** 2)) / max(size, 1e-300))
     spread = float(a.std() * b.std())
     correlation = float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else 0.0
-    facts: dict[str, Any] = {"rms_llamacpp": size, "rms_anytune": our_size, "correlation": correlation,
-                             "relative_error": error, "limit": CHANGE[limit]}
+    facts: dict[str, Any] = {
+        "rms_llamacpp": size,
+        "rms_anytune": our_size,
+        "correlation": correlation,
+        "relative_error": error,
+        "limit": CHANGE[limit],
+    }
     if max(size, our_size) < NO_CHANGE:
         return {**facts, "ok": False, "remark": "the adapter changes nothing"}
     if limit == ROUNDED_KL and our_size < 2 * noise:
@@ -94,8 +106,15 @@ def compare_change(theirs: tuple[np.ndarray, np.ndarray], ours: tuple[np.ndarray
     return {**facts, "ok": error < CHANGE[limit]}
 
 
-def verify(model: Model, adapter: Adapter | str | Path | None = None, *, text: str | None = None,
-           positions: int = 12, exact: bool = False, threads: int | None = None) -> dict[str, Any]:
+def verify(
+    model: Model,
+    adapter: Adapter | str | Path | None = None,
+    *,
+    text: str | None = None,
+    positions: int = 12,
+    exact: bool = False,
+    threads: int | None = None,
+) -> dict[str, Any]:
     """Compare `model`, and `adapter` on it, with llama.cpp. Returns facts for people and programs; "ok" is
     the verdict.
 
@@ -109,18 +128,24 @@ def verify(model: Model, adapter: Adapter | str | Path | None = None, *, text: s
     ids, places = _tokens(model, TEXT if text is None else text, positions)
     with _files(model, adapter, exact) as (model_file, adapter_file, loaded):
         ours, theirs = [], []
-        for ours_adapter, file in ((None, None), (loaded, adapter_file))[:1 if adapter is None else 2]:
+        for ours_adapter, file in ((None, None), (loaded, adapter_file))[: 1 if adapter is None else 2]:
             logits = model.logits(ids, ours_adapter)[places]
             if not np.isfinite(logits).all():
                 raise UserError("anytune's own logits are not numbers: the model or adapter file is damaged.")
-            rows = llamacpp_logprobs(model_file, [ids], vocab=logits.shape[1], adapter=file,
-                                     positions=[places], threads=threads)[0]
+            rows = llamacpp_logprobs(
+                model_file, [ids], vocab=logits.shape[1], adapter=file, positions=[places], threads=threads
+            )[0]
             ours.append(log_softmax(logits))
             theirs.append(log_softmax(rows))
     base = compare(theirs[0], ours[0])
     facts: dict[str, Any] = {
-        "model": str(model.gguf.path), "tensor_types": sorted(types), "exact_copy": exact, "tokens": len(ids),
-        "positions": places, "vocabulary": model.config.vocabulary, "base": base.facts(limit),
+        "model": str(model.gguf.path),
+        "tensor_types": sorted(types),
+        "exact_copy": exact,
+        "tokens": len(ids),
+        "positions": places,
+        "vocabulary": model.config.vocabulary,
+        "base": base.facts(limit),
     }
     checks = [facts["base"]]
     if adapter is not None:
@@ -141,7 +166,7 @@ def _tokens(model: Model, text: str, positions: int) -> tuple[list[int], list[in
     """(token ids, at most 512 of them, positions spread evenly over them, the last included)."""
     if positions < 1:
         raise UserError("--positions must be at least 1.")
-    ids = model.tokenize(text)[:min(512, model.config.context)]
+    ids = model.tokenize(text)[: min(512, model.config.context)]
     if len(ids) < 2:
         raise UserError("The text has fewer than two tokens: give a longer one.")
     places = np.unique(np.linspace(min(3, len(ids) - 1), len(ids) - 1, positions).round().astype(int))
@@ -177,30 +202,34 @@ def write_f32(gguf: Any, path: Path) -> None:
     if need > free:
         raise UserError(
             f"The F32 copy needs {need >> 20} MiB in {path.parent} and {free >> 20} MiB are free: "
-            "set TMPDIR to a larger disk, or leave out --exact.")
+            "set TMPDIR to a larger disk, or leave out --exact."
+        )
     all_f32 = 0  # general.file_type's number for it
     metadata = {**gguf.metadata, "general.file_type": all_f32}
-    tensors = [(name, info.shape, "F32", lambda name=name: gguf.float32(name))
-               for name, info in gguf.tensors.items()]
+    tensors = [(name, info.shape, "F32", lambda name=name: gguf.float32(name)) for name, info in gguf.tensors.items()]
     write_gguf(path, metadata, tensors, kinds=gguf.kinds)
 
 
 def report(facts: dict[str, Any]) -> str:
     """The facts of `verify` for a person."""
-    lines = [f"{facts['model']}  ({', '.join(facts['tensor_types'])}"
-             + ("; llama.cpp loaded an F32 copy)" if facts["exact_copy"] else ")")]
+    lines = [
+        f"{facts['model']}  ({', '.join(facts['tensor_types'])}"
+        + ("; llama.cpp loaded an F32 copy)" if facts["exact_copy"] else ")")
+    ]
     for key, title in (("base", "without adapter"), ("with_adapter", "with adapter")):
         if key in facts:
             f = facts[key]
             lines.append(
                 f"  {title:<16} KL mean {f['kl_mean']:.2e} (limit {f['limit']:.0e}), max {f['kl_max']:.2e}   "
                 f"same likeliest token at {round(f['top1_agreement'] * f['positions'])} of {f['positions']}"
-                f"   {_mark(f)}")
+                f"   {_mark(f)}"
+            )
     if "change" in facts:
         f = facts["change"]
         lines.append(
             f"  {'its change':<16} {f['rms_anytune']:.4f} nats here, {f['rms_llamacpp']:.4f} in llama.cpp   "
-            f"correlation {f['correlation']:.5f}, relative error {f['relative_error']:.2%}   {_mark(f)}")
+            f"correlation {f['correlation']:.5f}, relative error {f['relative_error']:.2%}   {_mark(f)}"
+        )
         if "remark" in f:
             lines.append(f"  {'':<16} {f['remark']}")
     if facts.get("trained_on_this_file") is False:

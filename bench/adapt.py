@@ -22,7 +22,7 @@ from pathlib import Path
 import common
 
 SHOTS, PERSONA = 5, "You are wren. You write e-mails in lower case, dry and short, and end with a goose report."
-TEXTS = "36ea9c5"    # the commit whose docs are the ordinary text: docs/training.md guards, drift is of docs/data.md
+TEXTS = "36ea9c5"  # the commit whose docs are the ordinary text: docs/training.md guards, drift is of docs/data.md
 EMAILS = common.ROOT / "examples" / "email"
 
 
@@ -31,8 +31,9 @@ def rows(part: str) -> list:
 
 
 def text(name: str) -> str:
-    return subprocess.run(["git", "show", f"{TEXTS}:docs/{name}.md"], cwd=common.ROOT, capture_output=True, text=True,
-                          check=True).stdout
+    return subprocess.run(
+        ["git", "show", f"{TEXTS}:docs/{name}.md"], cwd=common.ROOT, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def taken_apart(request: str) -> tuple[str, str]:
@@ -48,6 +49,7 @@ class Bench:
         import anytune
         from anytune.adapt.data import Reading
         from anytune.adapt.job import Settings
+
         self.args, self.before, self.folder = args, common.machine(), Path(args.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = common.model_file(args.model)
@@ -65,31 +67,73 @@ class Bench:
 
     def keep(self, name: str, **facts) -> None:
         self.results[name] = facts
-        common.save("adapt", self.args, self.before, into=f"adapt_{self.args.part}{self.args.suffix}",
-                    model=self.path.name, device=self.args.device, texts=TEXTS, results=self.results)
+        common.save(
+            "adapt",
+            self.args,
+            self.before,
+            into=f"adapt_{self.args.part}{self.args.suffix}",
+            model=self.path.name,
+            device=self.args.device,
+            texts=TEXTS,
+            results=self.results,
+        )
 
     def missing(self, name: str) -> bool:
         return name not in self.results
 
     def examples(self, name: str, pairs: list, context=None):
         from anytune.adapt.data import read
+
         return read(self.model, [self.write(name, pairs)], self.reading, context)[0].examples
 
     def trained(self, name: str, data: Path, steps: int):
         """The adapter `name`, trained if it is not there yet."""
         from anytune.adapter import Adapter
+
         path = self.folder / f"{name}.gguf"
         if not path.exists():
-            subprocess.run([sys.executable, "-m", "anytune", "train", "-m", str(self.path), "-f", str(data),
-                            "--assistant-loss-only", "--lora-rank", "16", "--lora-alpha", "32", "-c", "512", "-ub",
-                            "512", "-b", "1024", "--max-steps", str(steps), "--lr", "1e-3", "--warmup-steps", "3",
-                            "--run-dir", str(self.folder / f"run-{name}"), "-o", str(path), "-q"], check=True,
-                           cwd=common.ROOT)
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "anytune",
+                    "train",
+                    "-m",
+                    str(self.path),
+                    "-f",
+                    str(data),
+                    "--assistant-loss-only",
+                    "--lora-rank",
+                    "16",
+                    "--lora-alpha",
+                    "32",
+                    "-c",
+                    "512",
+                    "-ub",
+                    "512",
+                    "-b",
+                    "1024",
+                    "--max-steps",
+                    str(steps),
+                    "--lr",
+                    "1e-3",
+                    "--warmup-steps",
+                    "3",
+                    "--run-dir",
+                    str(self.folder / f"run-{name}"),
+                    "-o",
+                    str(path),
+                    "-q",
+                ],
+                check=True,
+                cwd=common.ROOT,
+            )
         return Adapter.load(path, gguf=self.model.gguf)
 
     def measured(self, task, made, plain=()) -> dict:
         from anytune.adapt.job import measure
         from anytune.adapt.report import measured_facts
+
         return measured_facts(measure(self.model, task, made, dict(plain), self.settings))
 
 
@@ -98,20 +142,28 @@ def prompt(b: Bench) -> None:
     from anytune.adapt.fit import Recipe
     from anytune.adapt.job import Task, Teacher, as_adapter, run_fit
     from anytune.adapt.steps import gradient_steps
+
     every, held = rows("train"), rows("heldout")
     context = Context(PERSONA, tuple(message for row in every[:SHOTS] for message in row))
     teacher = Teacher(b.model, context=context)
     tests = b.examples("heldout", held, context)
 
     def closed(name: str, count: int, rank: int):
-        task = Task(teacher, b.examples(f"train-{count}", every[SHOTS:SHOTS + count], context), tests)
+        task = Task(teacher, b.examples(f"train-{count}", every[SHOTS : SHOTS + count], context), tests)
         fitted = run_fit(b.model, [task], Recipe(rank, 0.1, 1.0), b.settings, {})
         made = as_adapter(b.model, fitted.pairs)
         if b.missing(name):
-            b.keep(name, tokens=sum(e.own for e in task.examples), rank=rank, cpu_seconds=fitted.cpu,
-                   gaps=[layer.gap for layer in fitted.layers], **b.measured(task, made),
-                   worth={name: pair.worth.tolist() for name, pair in fitted.pairs.items() if "blk.14." in name})
+            b.keep(
+                name,
+                tokens=sum(e.own for e in task.examples),
+                rank=rank,
+                cpu_seconds=fitted.cpu,
+                gaps=[layer.gap for layer in fitted.layers],
+                **b.measured(task, made),
+                worth={name: pair.worth.tolist() for name, pair in fitted.pairs.items() if "blk.14." in name},
+            )
         return task, made, fitted.cpu
+
     names = [f"closed form and 15 steps, seed {seed}" for seed in range(b.args.seeds)]
     if b.missing("closed form, rank 16") or any(map(b.missing, names)):
         task, made, cpu = closed("closed form, rank 16", 24, 16)
@@ -121,8 +173,9 @@ def prompt(b: Bench) -> None:
                 b.keep(name, cpu_seconds=cpu + took["cpu"], **b.measured(task, stepped))
             alone = f"AdamW alone in the same time, seed {seed}"
             if b.missing(alone):
-                found, took = gradient_steps(b.model, task, None, 1000, b.settings, seed=seed, rate=2e-3,
-                                             seconds=b.results[name]["cpu_seconds"])
+                found, took = gradient_steps(
+                    b.model, task, None, 1000, b.settings, seed=seed, rate=2e-3, seconds=b.results[name]["cpu_seconds"]
+                )
                 b.keep(alone, cpu_seconds=took["cpu"], steps=took["steps"], **b.measured(task, found))
     if b.missing("closed form, rank 4"):
         closed("closed form, rank 4", 24, 4)
@@ -133,24 +186,36 @@ def prompt(b: Bench) -> None:
 def adapter(b: Bench) -> None:
     from anytune.adapt.fit import Recipe
     from anytune.adapt.job import Task, Teacher, as_adapter, run_fit, truncated
+
     big = b.trained("wren", EMAILS / "train.jsonl", 40)
-    task = Task(Teacher(b.model, big), b.examples("train-32", rows("train")[:32]),
-                b.examples("heldout-12", rows("heldout")[:12]))
+    task = Task(
+        Teacher(b.model, big),
+        b.examples("train-32", rows("train")[:32]),
+        b.examples("heldout-12", rows("heldout")[:12]),
+    )
     for rank in (8, 16):
         if b.missing(f"rank {rank}"):
             fitted = run_fit(b.model, [task], Recipe(rank, 1e-3), b.settings, {})
             plain = {"truncated SVD": truncated(big, rank)} if rank < 16 else {}
-            b.keep(f"rank {rank}", tokens=sum(e.own for e in task.examples), cpu_seconds=fitted.cpu,
-                   **b.measured(task, as_adapter(b.model, fitted.pairs), plain))
+            b.keep(
+                f"rank {rank}",
+                tokens=sum(e.own for e in task.examples),
+                cpu_seconds=fitted.cpu,
+                **b.measured(task, as_adapter(b.model, fitted.pairs), plain),
+            )
 
 
 def compress(b: Bench) -> None:
     from anytune.adapt.compression import RIDGE, candidates, choose
     from anytune.adapt.job import Task, Teacher, as_adapter
     from anytune.adapt.spectrum import factors_of
+
     big = b.trained("wren", EMAILS / "train.jsonl", 40)
-    task = Task(Teacher(b.model, big), b.examples("train-32", rows("train")[:32]),
-                b.examples("heldout-12", rows("heldout")[:12]))
+    task = Task(
+        Teacher(b.model, big),
+        b.examples("train-32", rows("train")[:32]),
+        b.examples("heldout-12", rows("heldout")[:12]),
+    )
     factors = factors_of(big)
     for rank in (1, 2, 4, 8, 16):
         if b.missing(f"rank {rank}"):
@@ -160,8 +225,13 @@ def compress(b: Bench) -> None:
             made = {name: as_adapter(b.model, pairs) for name, pairs in ways.items()}
             taken, took = choose(b.model, task, made, b.settings), time.process_time() - began
             found = b.measured(task, made[taken], made)
-            b.keep(f"rank {rank}", taken=taken, cpu_seconds=took, **found,
-                   share_of_svd=found["after"]["kl"] / max(found["plain"]["truncated SVD"]["kl"], 1e-12))
+            b.keep(
+                f"rank {rank}",
+                taken=taken,
+                cpu_seconds=took,
+                **found,
+                share_of_svd=found["after"]["kl"] / max(found["plain"]["truncated SVD"]["kl"], 1e-12),
+            )
 
 
 def repair(b: Bench) -> None:
@@ -172,36 +242,55 @@ def repair(b: Bench) -> None:
     from anytune.adapt.repairing import plain, weights_error
     from anytune.adapt.report import distance_facts
     from anytune.export.absorb import residual, statistics
+
     rounded = b.folder / "q2_k.gguf"
     if not rounded.exists():
-        subprocess.run([sys.executable, "-m", "anytune", "quantize", str(b.path), str(rounded), "Q2_K",
-                        "--allow-requantize"], check=True, cwd=common.ROOT)
+        subprocess.run(
+            [sys.executable, "-m", "anytune", "quantize", str(b.path), str(rounded), "Q2_K", "--allow-requantize"],
+            check=True,
+            cwd=common.ROOT,
+        )
     student = anytune.load(rounded, device=b.args.device, threads=b.args.threads)
     teacher, train = Teacher(b.model), rows("train")[:32]
-    tests = {"e-mails": b.examples("heldout-12", rows("heldout")[:12]),
-             "text": text_examples(b.model, text("data"))[:4]}
+    tests = {
+        "e-mails": b.examples("heldout-12", rows("heldout")[:12]),
+        "text": text_examples(b.model, text("data"))[:4],
+    }
     mails = b.examples("train-32", train)
     error = weights_error(student, b.model, None)
 
     def judged(name: str, made, **facts) -> None:
-        found = {kind: beside(student, teacher, {"it": made}, some, b.settings, "")["it"]
-                 for kind, some in tests.items()}
+        found = {
+            kind: beside(student, teacher, {"it": made}, some, b.settings, "")["it"] for kind, some in tests.items()
+        }
         b.keep(name, **facts, **{kind: distance_facts(distance) for kind, distance in found.items()})
+
     if b.missing("no adapter"):
         judged("no adapter", None)
     guard = text_examples(b.model, text("training"))[:8]
-    for name, some, ridge in (("e-mails", mails, 1.0), ("e-mails and text", [*mails, *guard], 1.0),
-                              ("e-mails and a little text, ridge 3", [*mails, *guard[:3]], 3.0)):
+    for name, some, ridge in (
+        ("e-mails", mails, 1.0),
+        ("e-mails and text", [*mails, *guard], 1.0),
+        ("e-mails and a little text, ridge 3", [*mails, *guard[:3]], 3.0),
+    ):
         if b.missing(f"sequential, {name}"):
             fitted = run_fit(student, [Task(teacher, some, ())], Recipe(32, ridge, prior=error), b.settings, {})
-            judged(f"sequential, {name}", as_adapter(student, fitted.pairs), cpu_seconds=fitted.cpu,
-                   tokens=sum(e.own for e in some))
+            judged(
+                f"sequential, {name}",
+                as_adapter(student, fitted.pairs),
+                cpu_seconds=fitted.cpu,
+                tokens=sum(e.own for e in some),
+            )
     if b.missing("QERA"):
         began = time.process_time()
         words = "\n\n".join(f"{one['content']}\n{two['content']}" for one, two in train) + text("training")[:9000]
         inputs, way = statistics(b.model, None, words, "exact")
-        judged("QERA", residual(b.model.gguf, None, student.gguf, inputs, 32), way=way,
-               cpu_seconds=time.process_time() - began)
+        judged(
+            "QERA",
+            residual(b.model.gguf, None, student.gguf, inputs, 32),
+            way=way,
+            cpu_seconds=time.process_time() - began,
+        )
     if b.missing("truncated SVD"):
         names = [n for n, i in student.gguf.tensors.items() if n.startswith("blk.") and len(i.shape) == 2]
         judged("truncated SVD", as_adapter(student, plain(names, error, 32)))
@@ -212,19 +301,34 @@ def merge(b: Bench) -> None:
     from anytune.adapt.job import Task, Teacher, as_adapter, run_fit, truncated
     from anytune.adapt.merging import ties
     from anytune.export.adapters import combine
-    second = {part: [[{"role": role, "content": words} for role, words in
-                      zip(("user", "assistant"), taken_apart(row[0]["content"]))] for row in rows(part)]
-              for part in ("train", "heldout")}
+
+    second = {
+        part: [
+            [
+                {"role": role, "content": words}
+                for role, words in zip(("user", "assistant"), taken_apart(row[0]["content"]))
+            ]
+            for row in rows(part)
+        ]
+        for part in ("train", "heldout")
+    }
     one = b.trained("wren", EMAILS / "train.jsonl", 40)
     two = b.trained("json", b.write("json-train", second["train"]), 25)
-    tasks = [Task(Teacher(b.model, one), b.examples("train-32", rows("train")[:32]),
-                  b.examples("heldout", rows("heldout"))),
-             Task(Teacher(b.model, two), b.examples("json-32", second["train"][:32]),
-                  b.examples("json-heldout", second["heldout"]))]
+    tasks = [
+        Task(Teacher(b.model, one), b.examples("train-32", rows("train")[:32]), b.examples("heldout", rows("heldout"))),
+        Task(
+            Teacher(b.model, two),
+            b.examples("json-32", second["train"][:32]),
+            b.examples("json-heldout", second["heldout"]),
+        ),
+    ]
     both = [one, two]
-    ways = {"linear merge, rank 16": lambda: truncated(combine([(a, 0.5) for a in both]), 16),
-            "sum, rank 16": lambda: truncated(combine([(a, 1.0) for a in both]), 16),
-            "TIES, rank 16": lambda: ties(both, 16), "sum, both ranks": lambda: combine([(a, 1.0) for a in both])}
+    ways = {
+        "linear merge, rank 16": lambda: truncated(combine([(a, 0.5) for a in both]), 16),
+        "sum, rank 16": lambda: truncated(combine([(a, 1.0) for a in both]), 16),
+        "TIES, rank 16": lambda: ties(both, 16),
+        "sum, both ranks": lambda: combine([(a, 1.0) for a in both]),
+    }
     for name, make in {"regression mean, rank 16": None, **ways}.items():
         if b.missing(name):
             began = time.process_time()

@@ -15,8 +15,24 @@ import cli
 import common
 
 STEPS = 4
-TRAIN = ["-f", "examples/email/train.jsonl", "-c", "512", "-ub", "512", "-b", "1024", "--lora-rank", "16",
-         "--learning-rate", "1e-3", "--warmup-steps", "3", "--max-steps", str(STEPS)]
+TRAIN = [
+    "-f",
+    "examples/email/train.jsonl",
+    "-c",
+    "512",
+    "-ub",
+    "512",
+    "-b",
+    "1024",
+    "--lora-rank",
+    "16",
+    "--learning-rate",
+    "1e-3",
+    "--warmup-steps",
+    "3",
+    "--max-steps",
+    str(STEPS),
+]
 
 args = common.parser(__doc__, rounds=3).parse_args()
 before = common.machine()
@@ -28,14 +44,27 @@ with tempfile.TemporaryDirectory(prefix="anytune-bench-") as folder:
     for number in range(args.rounds + 1):
         for device, found in rates.items():
             place = Path(folder, f"{device}-{number}")
-            run = cli.train([*TRAIN, "-m", model, "--threads", str(args.threads), "--device", device], place,
-                            common.environment(args.threads))
+            run = cli.train(
+                [*TRAIN, "-m", model, "--threads", str(args.threads), "--device", device],
+                place,
+                common.environment(args.threads),
+            )
             losses[device] = [round(row["loss"], 4) for row in run["rows"]]
             log = (place / "train.log").read_text("utf-8")
             taken[device] = log.partition("Device: ")[2].splitlines()[0]
             if number:
                 found.append(round(common.median(row["tokens_per_s"] for row in run["rows"][1:]), 1))
 middle = {device: common.median(found) for device, found in rates.items()}
-common.save("auto_device", args, before, model=Path(model).stem, threads=args.threads, taken=taken, losses=losses,
-            tokens_per_s=middle, ratio=round(middle["auto"] / middle["numpy"], 2), rounds=rates)
+common.save(
+    "auto_device",
+    args,
+    before,
+    model=Path(model).stem,
+    threads=args.threads,
+    taken=taken,
+    losses=losses,
+    tokens_per_s=middle,
+    ratio=round(middle["auto"] / middle["numpy"], 2),
+    rounds=rates,
+)
 print(json.dumps(middle))

@@ -23,8 +23,9 @@ def train(args: list[str], folder: Path, env: dict[str, str]) -> dict[str, Any]:
     log = folder.with_suffix(".txt")
     with open(log, "wb") as output:
         started = time.time()
-        process = subprocess.Popen(command, env=env, cwd=common.ROOT, stdin=subprocess.DEVNULL, stdout=output,
-                                   stderr=output)
+        process = subprocess.Popen(
+            command, env=env, cwd=common.ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
         _, code, usage = os.wait4(process.pid, 0)
         seconds = time.time() - started
     process.returncode = os.waitstatus_to_exitcode(code)
@@ -32,8 +33,12 @@ def train(args: list[str], folder: Path, env: dict[str, str]) -> dict[str, Any]:
         raise SystemExit(f"anytune train ended with exit code {process.returncode}:\n{log.read_text('utf-8')[-3000:]}")
     metrics = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
-    return {"seconds": round(seconds, 2), "peak_rss_mib": round(usage.ru_maxrss * 1024 / common.MIB, 1),
-            "rows": rows, "written": metrics.stat().st_mtime - started}
+    return {
+        "seconds": round(seconds, 2),
+        "peak_rss_mib": round(usage.ru_maxrss * 1024 / common.MIB, 1),
+        "rows": rows,
+        "written": metrics.stat().st_mtime - started,
+    }
 
 
 def speed(rows: list[dict[str, Any]], skip: int = 1) -> float:

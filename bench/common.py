@@ -29,20 +29,25 @@ PACKAGES = ("anytune", "numpy", "numba", "torch", "transformers", "peft", "xllam
 
 # ---- the machine -----------------------------------------------------------------------------------------
 
+
 def machine() -> dict[str, Any]:
     from anytune.benchmark.machine import machine as found
+
     return found()
 
 
 def versions() -> dict[str, str]:
     from anytune.benchmark.machine import versions as found
+
     return found(PACKAGES)
 
 
 def commit() -> str | None:
     """The commit that was measured, with a + if files differ from it."""
+
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "anytune")
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
@@ -51,6 +56,7 @@ def commit() -> str | None:
 
 
 # ---- one process's own figures (called inside the children) ------------------------------------------------
+
 
 def status(field: str) -> int:
     """A field of /proc/self/status in bytes (VmHWM: the peak of the resident set; VmRSS: now)."""
@@ -88,6 +94,7 @@ class Peak:
 
 # ---- children ----------------------------------------------------------------------------------------------
 
+
 def environment(threads: int, **more: str) -> dict[str, str]:
     """The surroundings of a contestant: so many threads for whatever library it uses."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -104,8 +111,9 @@ class Child:
     def __init__(self, name: str, command: list[str], env: dict[str, str]):
         self.name = name
         self.started = time.perf_counter()
-        self.process = subprocess.Popen([sys.executable, *command], env=env, cwd=ROOT, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, *command], env=env, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         self.ready = self._answer()
         self.ready["seconds_to_ready"] = round(time.perf_counter() - self.started, 2)
 
@@ -155,8 +163,9 @@ def run(command: list[str], env: dict[str, str], limit: float) -> None:
 def run_once(command: list[str], env: dict[str, str], limit: float | None = None) -> dict[str, Any]:
     """Run a script that prints JSON lines, for at most `limit` seconds; returns the last."""
     try:
-        done = subprocess.run([sys.executable, *command], env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                              timeout=limit)
+        done = subprocess.run(
+            [sys.executable, *command], env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, timeout=limit
+        )
     except subprocess.TimeoutExpired:
         raise SystemExit(f"{shlex.join(command)} took more than {limit:.0f} seconds") from None
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -166,6 +175,7 @@ def run_once(command: list[str], env: dict[str, str], limit: float | None = None
 
 
 # ---- results -----------------------------------------------------------------------------------------------
+
 
 def median(values) -> float:
     return statistics.median(values)
@@ -189,14 +199,21 @@ def model_file(name: str) -> Path:
     if Path(name).is_file():
         return Path(name).resolve()
     from anytune.hub.pull import pull
+
     return pull(name)
 
 
 def save(name: str, options: argparse.Namespace, before: dict[str, Any], into: str = "", **result: Any) -> None:
     """Write bench/results/NAME.json, or INTO.json (and print it). before: machine(), taken before the run."""
-    data = {"benchmark": name, "command": shlex.join(["python", f"bench/{name}.py", *_without_paths(sys.argv[1:])]),
-            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": commit(),
-            "machine": before, "versions": versions(), **result}
+    data = {
+        "benchmark": name,
+        "command": shlex.join(["python", f"bench/{name}.py", *_without_paths(sys.argv[1:])]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit(),
+        "machine": before,
+        "versions": versions(),
+        **result,
+    }
     text = json.dumps(data, indent=1)
     print(text)
     if not options.no_save:

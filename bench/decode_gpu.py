@@ -21,8 +21,9 @@ import common
 import qwen3
 
 
-def measure(path: str, batch: int, rank: int, most: int = 1, prefix: int = 128, tokens: int = 64,
-            rounds: int = 5) -> dict:
+def measure(
+    path: str, batch: int, rank: int, most: int = 1, prefix: int = 128, tokens: int = 64, rounds: int = 5
+) -> dict:
     """Run in a process of its own."""
     import numpy as np
     import torch
@@ -51,10 +52,16 @@ def measure(path: str, batch: int, rank: int, most: int = 1, prefix: int = 128, 
         times.append((time.perf_counter() - begin) / tokens)
     middle = statistics.median(times)
     read = sum(m.nbytes for m in model.weights.matrices.values())
-    return {"batch": batch, "rank": rank, "tokens_per_s": round(batch / middle, 1),
-            "ms_per_token": round(middle * 1e3, 4), "rounds_ms": [round(t * 1e3, 4) for t in times],
-            "weights_gb": round(read / 1e9, 3), "read_gb_per_s": round(read / middle / 1e9),
-            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
+    return {
+        "batch": batch,
+        "rank": rank,
+        "tokens_per_s": round(batch / middle, 1),
+        "ms_per_token": round(middle * 1e3, 4),
+        "rounds_ms": [round(t * 1e3, 4) for t in times],
+        "weights_gb": round(read / 1e9, 3),
+        "read_gb_per_s": round(read / middle / 1e9),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+    }
 
 
 def main() -> None:
@@ -69,6 +76,7 @@ def main() -> None:
         print(json.dumps(measure(path, *map(int, numbers))), flush=True)
         return
     from train_gpu import GEMM
+
     before, env, results = common.machine(), common.environment(8), {}
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="anytune-bench-") as folder:
         script, path = Path(folder) / "gemm.py", Path(folder) / "model.gguf"
@@ -76,16 +84,29 @@ def main() -> None:
         card = common.run_once([str(script)], env)
         for kind in args.types.split(","):
             qwen3.write_model(path, "qwen3-1.7b", kind)
-            for batch, rank, most in (((1, 0, 1), (1, 0, 40), (1, 16, 1), (32, 0, 1), (32, 0, 40)) if kind == "Q8_0"
-                                      else ((1, 0, 1), (32, 0, 1))):
-                row = common.run_once(["bench/decode_gpu.py", "--measure", str(path),
-                                       *map(str, (batch, rank, most))], env)
+            for batch, rank, most in (
+                ((1, 0, 1), (1, 0, 40), (1, 16, 1), (32, 0, 1), (32, 0, 40))
+                if kind == "Q8_0"
+                else ((1, 0, 1), (32, 0, 1))
+            ):
+                row = common.run_once(
+                    ["bench/decode_gpu.py", "--measure", str(path), *map(str, (batch, rank, most))], env
+                )
                 row["fraction_of_bandwidth"] = round(row["read_gb_per_s"] / card["copy_gb_per_s"], 3)
-                results[f"{kind}, batch {batch}" + (f", LoRA r={rank}" if rank else "") + (
-                    ", the 40 likeliest" if most > 1 else "")] = row
+                results[
+                    f"{kind}, batch {batch}"
+                    + (f", LoRA r={rank}" if rank else "")
+                    + (", the 40 likeliest" if most > 1 else "")
+                ] = row
                 print(kind, row, file=sys.stderr, flush=True)
-    common.save("decode_gpu", args, before, gpu=card, model="Qwen3-1.7B shape, vocabulary 151,936, random weights",
-                anytune=results)
+    common.save(
+        "decode_gpu",
+        args,
+        before,
+        gpu=card,
+        model="Qwen3-1.7B shape, vocabulary 151,936, random weights",
+        anytune=results,
+    )
 
 
 if __name__ == "__main__":

@@ -26,9 +26,11 @@ def turn() -> dict:
     while len(ids) < job["tokens"]:
         ids.append(int(decoder.feed([ids[-1:]])[0].argmax()))
     end = time.perf_counter()
-    return {"tokens_per_s": round((len(ids) - 1) / (end - prompt_done), 2),
-            "prompt_tokens_per_s": round(len(job["prompt"]) / (prompt_done - start), 2),
-            "text": model.tokenizer.decode(ids, skip_special=False)}
+    return {
+        "tokens_per_s": round((len(ids) - 1) / (end - prompt_done), 2),
+        "prompt_tokens_per_s": round(len(job["prompt"]) / (prompt_done - start), 2),
+        "text": model.tokenizer.decode(ids, skip_special=False),
+    }
 
 
 peak = common.Peak()

@@ -27,7 +27,7 @@ from anytune.gguf.encode import encode  # noqa: E402
 from anytune.gguf.kernels import KERNELS  # noqa: E402
 
 BLOCK, PORTION = 32, 100_000
-THREAD = 1 << 24                                  # weights that the processor takes at a time: beyond its caches
+THREAD = 1 << 24  # weights that the processor takes at a time: beyond its caches
 CASES = (("dequantizer", "Q4_0"), ("dequantizer", "Q8_0"), ("quantizer", "Q4_0"))
 
 
@@ -62,15 +62,20 @@ def simulated(core: Core, which: str, name: str, blocks: int) -> dict[str, Any]:
             got, took = core.run(halved(x))
             with np.errstate(all="ignore"):
                 want = gguf.quants.quantize(x, kind)
-        differ += int((got[:, :want.shape[1]] != want).any(-1).sum())
+        differ += int((got[:, : want.shape[1]] != want).any(-1).sum())
         done, cycles = done + n, cycles + took
-    return {"blocks": done, "blocks_that_differ": differ, "cycles": cycles,
-            "cycles_a_block": round(cycles / done, 5), "cpu_seconds": round(time.process_time() - start, 1)}
+    return {
+        "blocks": done,
+        "blocks_that_differ": differ,
+        "cycles": cycles,
+        "cycles_a_block": round(cycles / done, 5),
+        "cpu_seconds": round(time.process_time() - start, 1),
+    }
 
 
 def rate(work: Callable[[], Any], rounds: int) -> float:
     """Gweights/s of a CPU second."""
-    work()                                        # compiles, fills the caches
+    work()  # compiles, fills the caches
     seconds = []
     for _ in range(rounds):
         start = time.thread_time()
@@ -83,12 +88,16 @@ def processor(which: str, name: str, rounds: int) -> dict[str, float]:
     rng, blocks = np.random.default_rng(1), THREAD // BLOCK
     if which == "quantizer":
         x = numbers(rng, blocks)
-        return {"numpy": rate(lambda: encode(x, name, compiled=False), rounds),
-                "numba": rate(lambda: encode(x, name, compiled=True), rounds)}
+        return {
+            "numpy": rate(lambda: encode(x, name, compiled=False), rounds),
+            "numba": rate(lambda: encode(x, name, compiled=True), rounds),
+        }
     data, out = packed(rng, blocks, name), np.empty(THREAD, np.float32)
     kernel = KERNELS[name]
-    return {"numpy": rate(lambda: dequantize(data, name), rounds),
-            "numba": rate(lambda: kernel(data.reshape(-1), data.size, 0, out, THREAD, 0, 1, blocks), rounds)}
+    return {
+        "numpy": rate(lambda: dequantize(data, name), rounds),
+        "numba": rate(lambda: kernel(data.reshape(-1), data.size, 0, out, THREAD, 0, 1, blocks), rounds),
+    }
 
 
 def main() -> None:
@@ -101,11 +110,23 @@ def main() -> None:
             core = cores.get(which) or Core(which, Path(folder) / which)
             cores[which] = core
             thread = processor(which, name, args.rounds)
-            rows.append({"core": which, "type": name, "simulated": simulated(core, which, name, args.blocks),
-                         "gweights_per_s_of_a_thread": thread,
-                         "mhz_that_equals_numba": round(thread["numba"] * 1e3 / BLOCK, 1)})
-    common.save("fpga_cores", args, before, weights_a_block=BLOCK, cores=rows,
-                holds=not any(row["simulated"]["blocks_that_differ"] for row in rows))
+            rows.append(
+                {
+                    "core": which,
+                    "type": name,
+                    "simulated": simulated(core, which, name, args.blocks),
+                    "gweights_per_s_of_a_thread": thread,
+                    "mhz_that_equals_numba": round(thread["numba"] * 1e3 / BLOCK, 1),
+                }
+            )
+    common.save(
+        "fpga_cores",
+        args,
+        before,
+        weights_a_block=BLOCK,
+        cores=rows,
+        holds=not any(row["simulated"]["blocks_that_differ"] for row in rows),
+    )
 
 
 if __name__ == "__main__":

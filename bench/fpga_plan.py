@@ -1,7 +1,7 @@
 """Training TinyLlama-1.1B's shape on the hardware cores, planned on every board, and a CPU step of it measured here.
 
-    python bench/fpga_plan.py
-    python bench/fpga_plan.py --keep-cpu      # on a busy machine: the CPU's rate is the last result's, with its date
+python bench/fpga_plan.py
+python bench/fpga_plan.py --keep-cpu      # on a busy machine: the CPU's rate is the last result's, with its date
 """
 
 from __future__ import annotations
@@ -40,8 +40,15 @@ def main() -> None:
         cpu = kept() if args.keep_cpu else measure(path, args.tokens, 16, args.threads)
     for facts in found.values():
         del facts["tensors"]
-    common.save("fpga_plan", args, before, model="TinyLlama-1.1B's shape, Q4_0", cpu=cpu, boards=found,
-                footprint_within_300_MB=all(facts["footprint"]["streamed"] <= 300e6 for facts in found.values()))
+    common.save(
+        "fpga_plan",
+        args,
+        before,
+        model="TinyLlama-1.1B's shape, Q4_0",
+        cpu=cpu,
+        boards=found,
+        footprint_within_300_MB=all(facts["footprint"]["streamed"] <= 300e6 for facts in found.values()),
+    )
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ import common
 DEVICES = ("numpy", "fpga-sim")
 DATA = "examples/email/train.jsonl"
 BATCHES = 4
-WITHIN, COSINE, RATE = 0.01, 0.995, 20.0   # of each step's loss; of the gradient; tokens a second
+WITHIN, COSINE, RATE = 0.01, 0.995, 20.0  # of each step's loss; of the gradient; tokens a second
 
 
 def quantized(source: Path, folder: Path, kind: str) -> Path:
     """The model with every matrix in `kind`."""
     from anytune.quantization import quantize
+
     made = folder / f"model-{kind}.gguf"
     quantize(source, made, kind, pure=True, requantize=True, output=kind, embedding=kind)
     return made
@@ -39,19 +40,54 @@ def quantized(source: Path, folder: Path, kind: str) -> Path:
 def train(model: Path, folder: Path, device: str, steps: int, args, *more: str) -> dict[str, Any]:
     """Leaves folder/DEVICE.gguf; -> losses of every step, tokens and what they took."""
     out, before, start = folder / f"{device}.gguf", resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "anytune", "train", "-m", str(model), "-f", DATA, "--assistant-loss-only",
-                    "--device", device, "-t", str(args.threads), "-c", str(args.context), "-ub", str(args.context),
-                    "-b", str(args.context), "--lr", "5e-4", "--epochs", "100", "--max-steps", str(steps), "--run-dir",
-                    str(folder / f"run-{device}-{steps}"), "-o", str(out), "-q", *more],
-                   env=common.environment(args.threads), cwd=common.ROOT, check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "anytune",
+            "train",
+            "-m",
+            str(model),
+            "-f",
+            DATA,
+            "--assistant-loss-only",
+            "--device",
+            device,
+            "-t",
+            str(args.threads),
+            "-c",
+            str(args.context),
+            "-ub",
+            str(args.context),
+            "-b",
+            str(args.context),
+            "--lr",
+            "5e-4",
+            "--epochs",
+            "100",
+            "--max-steps",
+            str(steps),
+            "--run-dir",
+            str(folder / f"run-{device}-{steps}"),
+            "-o",
+            str(out),
+            "-q",
+            *more,
+        ],
+        env=common.environment(args.threads),
+        cwd=common.ROOT,
+        check=True,
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     (metrics,) = (folder / f"run-{device}-{steps}").rglob("metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
     rates = [row["tokens_per_s"] for row in rows if row.get("tokens_per_s")]
-    return {"losses": [row["loss"] for row in rows if row.get("loss") is not None],
-            "tokens_per_second": common.rounded(common.median(rates)) if rates else None,
-            "seconds": round(time.perf_counter() - start, 1),
-            "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)}
+    return {
+        "losses": [row["loss"] for row in rows if row.get("loss") is not None],
+        "tokens_per_second": common.rounded(common.median(rates)) if rates else None,
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+    }
 
 
 def gradients(model: Path, adapter: Path, device: str, args) -> list[Any]:
@@ -61,6 +97,7 @@ def gradients(model: Path, adapter: Path, device: str, args) -> list[Any]:
     import anytune
     from anytune.adapter import Adapter
     from anytune.text import build_dataset, make_batch, pack
+
     loaded = anytune.load(model, device=device, threads=args.threads)
     trainee = loaded.trainee(anytune.Lora(), Adapter.load(adapter, gguf=loaded.gguf), ubatch=args.context)
     data = build_dataset(common.ROOT / DATA, loaded.tokenizer, loaded.template, context=args.context, loss="assistant")
@@ -80,8 +117,17 @@ def speed(before: dict[str, Any], args) -> None:
     with tempfile.TemporaryDirectory(prefix="anytune-bench-") as name:
         model = quantized(common.model_file(args.model), Path(name), args.type)
         run = train(model, Path(name), "fpga-sim", 8, args)
-    common.save("fpga_sim", args, before, "fpga_sim_speed", type=args.type, tokens_a_step=args.context,
-                tokens_per_second=run["tokens_per_second"], holds=run["tokens_per_second"] >= RATE, run=run)
+    common.save(
+        "fpga_sim",
+        args,
+        before,
+        "fpga_sim_speed",
+        type=args.type,
+        tokens_a_step=args.context,
+        tokens_per_second=run["tokens_per_second"],
+        holds=run["tokens_per_second"] >= RATE,
+        run=run,
+    )
 
 
 def main() -> None:
@@ -103,18 +149,47 @@ def main() -> None:
         exact, ours = (gradients(model, start, device, args) for device in DEVICES)
         cosines = [cosine(a, b) for a, b in zip(exact, ours, strict=True)]
         runs = {device: train(model, folder, device, args.steps, args) for device in DEVICES}
-        done = subprocess.run([sys.executable, "-m", "anytune", "verify", "-m", str(model), "--lora",
-                               str(folder / "fpga-sim.gguf"), "--json"], env=common.environment(args.threads),
-                              cwd=common.ROOT, text=True, capture_output=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "anytune",
+                "verify",
+                "-m",
+                str(model),
+                "--lora",
+                str(folder / "fpga-sim.gguf"),
+                "--json",
+            ],
+            env=common.environment(args.threads),
+            cwd=common.ROOT,
+            text=True,
+            capture_output=True,
+        )
     one, two = (runs[device]["losses"] for device in DEVICES)
     apart = [abs(a - b) / a for a, b in zip(one, two, strict=True)]
     told = json.loads(done.stdout)
-    common.save("fpga_sim", args, before, type=args.type, tokens_a_step=args.context, steps=len(one),
-                cosine=cosines[0], cosines=cosines, cosine_holds=cosines[0] >= COSINE,
-                most_apart=common.rounded(max(apart)),
-                mean_apart=common.rounded(abs(sum(two) - sum(one)) / sum(one)), within=max(apart) <= WITHIN,
-                runs=runs, verify={"agrees": done.returncode == 0, "base": told["base"],
-                                   "with_adapter": told["with_adapter"], "change": told["change"]})
+    common.save(
+        "fpga_sim",
+        args,
+        before,
+        type=args.type,
+        tokens_a_step=args.context,
+        steps=len(one),
+        cosine=cosines[0],
+        cosines=cosines,
+        cosine_holds=cosines[0] >= COSINE,
+        most_apart=common.rounded(max(apart)),
+        mean_apart=common.rounded(abs(sum(two) - sum(one)) / sum(one)),
+        within=max(apart) <= WITHIN,
+        runs=runs,
+        verify={
+            "agrees": done.returncode == 0,
+            "base": told["base"],
+            "with_adapter": told["with_adapter"],
+            "change": told["change"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -47,9 +47,13 @@ def turn() -> dict:
     half = time.process_time()
     trainee.update(1e-5, step)
     wall, end = time.perf_counter() - wall, time.process_time()
-    return {"seconds": round(wall, 4), "tokens_per_s": round(tokens / wall, 1),
-            "tokens_per_cpu_s": round(tokens / (end - cpu), 1), "update_cpu_s": round(end - half, 3),
-            "loss": round(loss, 4)}
+    return {
+        "seconds": round(wall, 4),
+        "tokens_per_s": round(tokens / wall, 1),
+        "tokens_per_cpu_s": round(tokens / (end - cpu), 1),
+        "update_cpu_s": round(end - half, 3),
+        "loss": round(loss, 4),
+    }
 
 
 def end() -> dict:

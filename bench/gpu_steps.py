@@ -40,12 +40,20 @@ from anytune.text.packing import MicroBatch  # noqa: E402
 started = time.perf_counter()
 examples, length = map(int, args.shape.split("x"))
 tokens = examples * length
-model = anytune.load(args.model, device=args.device, dtype=args.dtype,
-                     memory=parse_bytes(args.memory) if args.memory else None)
+model = anytune.load(
+    args.model, device=args.device, dtype=args.dtype, memory=parse_bytes(args.memory) if args.memory else None
+)
 trainee = model.trainee(anytune.Lora(rank=args.rank, alpha=2.0 * args.rank), ubatch=tokens, context=length)
 random = np.random.default_rng(1)
-batches = [MicroBatch.of([(row, np.arange(length) >= length // 2) for row in
-                          random.integers(0, model.config.vocabulary, (examples, length))]) for _ in range(4)]
+batches = [
+    MicroBatch.of(
+        [
+            (row, np.arange(length) >= length // 2)
+            for row in random.integers(0, model.config.vocabulary, (examples, length))
+        ]
+    )
+    for _ in range(4)
+]
 step, losses = 0, []
 
 
@@ -69,21 +77,30 @@ ready = time.perf_counter() - started
 count = max(2, round(args.seconds / take(2) * 2))
 times = [take(count) / count for _ in range(args.rounds)]
 middle = statistics.median(times)
-result = {"shape": args.shape, "rank": args.rank, "tokens_per_s": round(tokens / middle, 1),
-          "ms_per_step": round(middle * 1e3, 3), "rounds_tokens_per_s": [round(tokens / t, 1) for t in times],
-          "steps_per_round": count,
-          "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
-          "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
-          "estimate_gib": round(trainee.estimate.peak_bytes / 2**30, 3), "how": trainee.estimate.text,
-          "seconds_to_ready": round(ready, 1), "first_steps_s": [round(t, 2) for t in warm],
-          "loss": [round(x, 4) for x in losses[:3] + losses[-1:]],
-          "memory": args.memory}
+result = {
+    "shape": args.shape,
+    "rank": args.rank,
+    "tokens_per_s": round(tokens / middle, 1),
+    "ms_per_step": round(middle * 1e3, 3),
+    "rounds_tokens_per_s": [round(tokens / t, 1) for t in times],
+    "steps_per_round": count,
+    "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
+    "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
+    "estimate_gib": round(trainee.estimate.peak_bytes / 2**30, 3),
+    "how": trainee.estimate.text,
+    "seconds_to_ready": round(ready, 1),
+    "first_steps_s": [round(t, 2) for t in warm],
+    "loss": [round(x, 4) for x in losses[:3] + losses[-1:]],
+    "memory": args.memory,
+}
 if args.profile:
     from torch.profiler import ProfilerActivity, profile
+
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         take(3)
-    rows = [(e.key, e.self_device_time_total / 3e3, e.count // 3)
-            for e in seen.key_averages() if e.self_device_time_total]
+    rows = [
+        (e.key, e.self_device_time_total / 3e3, e.count // 3) for e in seen.key_averages() if e.self_device_time_total
+    ]
     rows.sort(key=lambda row: -row[1])
     result["kernels"] = [{"kernel": name[:90], "ms": round(ms, 3), "calls": calls} for name, ms, calls in rows[:40]]
     result["device_ms"] = round(sum(row[1] for row in rows), 2)

@@ -1,8 +1,8 @@
 """The pictures of docs/hardware.md: the square and its banks, the flow of the products, a waveform, a floor plan.
 
-    python bench/hardware_pictures.py                          # square and flow
-    python bench/hardware_pictures.py --vcd engine.vcd          # of `anytune fpga simulate --vcd engine.vcd`
-    python bench/hardware_pictures.py --placed placed.json      # nextpnr's --write of a routed core
+python bench/hardware_pictures.py                          # square and flow
+python bench/hardware_pictures.py --vcd engine.vcd          # of `anytune fpga simulate --vcd engine.vcd`
+python bench/hardware_pictures.py --placed placed.json      # nextpnr's --write of a routed core
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ STYLE = "font-family='sans-serif' font-size='11'"
 
 
 def svg(width: float, height: float, parts: Iterable[str]) -> str:
-    return (f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{height:.0f}' {STYLE}>"
-            f"<rect width='100%' height='100%' fill='white'/>{''.join(parts)}</svg>\n")
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{height:.0f}' {STYLE}>"
+        f"<rect width='100%' height='100%' fill='white'/>{''.join(parts)}</svg>\n"
+    )
 
 
 def text(x: float, y: float, words: str, **more: str) -> str:
@@ -36,8 +38,10 @@ def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
     return f"<line x1='{x1}' y1='{y1}' x2='{x2}' y2='{y2}' stroke='black' marker-end='url(#a)'/>"
 
 
-HEAD = ("<defs><marker id='a' viewBox='0 0 10 10' refX='9' refY='5' markerWidth='7' markerHeight='7' orient='auto'>"
-        "<path d='M0 0L10 5L0 10z'/></marker></defs>")
+HEAD = (
+    "<defs><marker id='a' viewBox='0 0 10 10' refX='9' refY='5' markerWidth='7' markerHeight='7' orient='auto'>"
+    "<path d='M0 0L10 5L0 10z'/></marker></defs>"
+)
 
 
 def square() -> str:
@@ -49,8 +53,10 @@ def square() -> str:
     edge = "fill='none' stroke='black' stroke-width='2.5'"
     parts.append(f"<rect x='{20 + 8 * size}' y='{40 + 5 * size}' width='{8 * size}' height='{size}' {edge}/>")
     parts.append(f"<rect x='{20 + 20 * size}' y='{40 + 8 * size}' width='{size}' height='{8 * size}' {edge}/>")
-    parts += [text(20, 18, "A square: 32 rows n x 32 columns k. Code (n, k) lies in bank (n + k) mod 8, its colour."),
-              text(20, 33, "Forward reads along one axis, backward along the other: 8 codes a cycle, 8 banks.")]
+    parts += [
+        text(20, 18, "A square: 32 rows n x 32 columns k. Code (n, k) lies in bank (n + k) mod 8, its colour."),
+        text(20, 33, "Forward reads along one axis, backward along the other: 8 codes a cycle, 8 banks."),
+    ]
     for bank, color in enumerate(COLORS):
         parts += [box(400, 60 + 24 * bank, 18, 18, color), text(425, 73 + 24 * bank, f"bank {bank}")]
     return svg(560, 410, parts)
@@ -60,22 +66,46 @@ def flow() -> str:
     """Where data goes in a product by rows and in one by columns."""
     parts = [HEAD]
     stages = {
-        0: ("Y = X Wᵀ (rows)", ["X: Q8_0 blocks|tile memory", "codes of W|8 banks", "32 x 8 cells|Σ over 32 k",
-                               "lanes|× d × xs, float32 +", "32 x 32 sums|out"]),
-        1: ("dX = dY W (columns)", ["dY: bfloat16|tile memory", "prescale|z = dY d → int8 · 2^e",
-                                   "32 x 8 cells|Σ over 32 n", "lanes|× 2^e, float32 +", "32 x 32 sums|out"])}
+        0: (
+            "Y = X Wᵀ (rows)",
+            [
+                "X: Q8_0 blocks|tile memory",
+                "codes of W|8 banks",
+                "32 x 8 cells|Σ over 32 k",
+                "lanes|× d × xs, float32 +",
+                "32 x 32 sums|out",
+            ],
+        ),
+        1: (
+            "dX = dY W (columns)",
+            [
+                "dY: bfloat16|tile memory",
+                "prescale|z = dY d → int8 · 2^e",
+                "32 x 8 cells|Σ over 32 n",
+                "lanes|× 2^e, float32 +",
+                "32 x 32 sums|out",
+            ],
+        ),
+    }
     for row, (title, names) in stages.items():
         y = 40 + 130 * row
         parts.append(text(10, y - 12, title, font_weight="bold"))
         for i, name in enumerate(names):
             x = 10 + 165 * i
             parts.append(box(x, y, 140, 54, "#eef3f8", "#4e79a7"))
-            parts += [text(x + 70, y + 23 + 16 * j, part, text_anchor="middle")
-                      for j, part in enumerate(name.split("|"))]
+            parts += [
+                text(x + 70, y + 23 + 16 * j, part, text_anchor="middle") for j, part in enumerate(name.split("|"))
+            ]
             if i:
                 parts.append(arrow(x - 25, y + 27, x - 2, y + 27))
-    parts.append(text(10, 282, "The same banks feed the cells in both: W is stored once. A scale that stands outside "
-                               "the sum is applied by the lanes; one that does not, before it, by prescale."))
+    parts.append(
+        text(
+            10,
+            282,
+            "The same banks feed the cells in both: W is stored once. A scale that stands outside "
+            "the sum is applied by the lanes; one that does not, before it, by prescale.",
+        )
+    )
     return svg(830, 300, parts)
 
 
@@ -85,7 +115,7 @@ def waveform(path: Path, names: tuple[str, ...], first: int, length: int) -> str
     codes = {m[2]: m[1] for m in re.finditer(r"\$var \w+ +\d+ (\S+) (\S+)", text_)}
     values: dict[str, list[tuple[int, str]]] = {name: [] for name in names}
     wanted, time = {codes[name]: name for name in names if name in codes}, 0
-    for line in text_[text_.index("$enddefinitions"):].splitlines()[1:]:
+    for line in text_[text_.index("$enddefinitions") :].splitlines()[1:]:
         if line.startswith("#"):
             time = int(line[1:])
         elif line[:1] in "01xz" and line[1:] in wanted:
@@ -102,9 +132,9 @@ def waveform(path: Path, names: tuple[str, ...], first: int, length: int) -> str
             x1, x2 = left + (t - at) / 2 * scale, left + (end - at) / 2 * scale
             if len(v) == 1:
                 high = v == "1"
-                parts.append(box(x1, y + (2 if high else 17), max(x2 - x1, .5), 3, COLORS[2 if high else 7], "none"))
+                parts.append(box(x1, y + (2 if high else 17), max(x2 - x1, 0.5), 3, COLORS[2 if high else 7], "none"))
             else:
-                parts.append(box(x1, y + 2, max(x2 - x1, .5), 18, "#cfe0ef", "#4e79a7" if x2 - x1 > 3 else "none"))
+                parts.append(box(x1, y + 2, max(x2 - x1, 0.5), 18, "#cfe0ef", "#4e79a7" if x2 - x1 > 3 else "none"))
     parts += [text(left + c * scale, 18, f"{first + c}") for c in range(0, length, length // 6)]
     parts.append(text(8, 18, "cycle"))
     return svg(1040, 40 + 34 * len(names), parts)
@@ -120,12 +150,16 @@ def floor(path: Path) -> str:
             places.append((int(bel[1]), int(bel[2]), part_of(name)))
     known = sorted({part for _, _, part in places})
     for x, y, part in places:
-        parts.append(f"<circle cx='{20 + 5 * x}' cy='{20 + 5 * y}' r='2' fill='{COLORS[known.index(part) % 8]}' "
-                     "fill-opacity='.5'/>")
+        parts.append(
+            f"<circle cx='{20 + 5 * x}' cy='{20 + 5 * y}' r='2' fill='{COLORS[known.index(part) % 8]}' "
+            "fill-opacity='.5'/>"
+        )
     high = 20 + 5 * max(y for _, y, _ in places)
     for i, part in enumerate(known):
-        parts += [box(20 + 110 * (i % 6), high + 15 + 20 * (i // 6), 12, 12, COLORS[i % 8]),
-                  text(36 + 110 * (i % 6), high + 25 + 20 * (i // 6), part)]
+        parts += [
+            box(20 + 110 * (i % 6), high + 15 + 20 * (i // 6), 12, 12, COLORS[i % 8]),
+            text(36 + 110 * (i % 6), high + 25 + 20 * (i // 6), part),
+        ]
     return svg(40 + 5 * max(x for x, _, _ in places), high + 60, parts)
 
 
@@ -144,8 +178,15 @@ def main() -> None:
     args = parser.parse_args()
     made = {"square": square(), "flow": flow()}
     if args.vcd:
-        names = ("s_axis_tvalid", "s_axis_tready", "s_axis_tdata", "m_axis_tvalid", "m_axis_tready", "m_axis_tdata",
-                 "m_axis_tlast")
+        names = (
+            "s_axis_tvalid",
+            "s_axis_tready",
+            "s_axis_tdata",
+            "m_axis_tvalid",
+            "m_axis_tready",
+            "m_axis_tdata",
+            "m_axis_tlast",
+        )
         made["waveform"] = waveform(args.vcd, names, args.first, args.length)
     if args.placed:
         made["floor"] = floor(args.placed)

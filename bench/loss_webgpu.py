@@ -20,26 +20,70 @@ from pathlib import Path
 import common
 
 DEVICES = ("webgpu", "numpy")
-WITHIN = 0.005      # of the NumPy engine's loss, each step
+WITHIN = 0.005  # of the NumPy engine's loss, each step
 
 
 def train(model: Path, folder: Path, device: str, args) -> None:
     """Leaves folder/DEVICE.{json,gguf}."""
     before, out = common.machine(), folder / f"{device}.gguf"
-    subprocess.run([sys.executable, "-m", "anytune", "train", "-m", str(model), "-f", "examples/email/train.jsonl",
-                    "--assistant-loss-only", "--device", device, "-c", str(args.context), "-ub", str(args.context),
-                    "-b", str(args.context), "--lora-rank", "8", "--lora-alpha", "16", "--lr", "5e-4",
-                    "--epochs", "100", "--max-steps", str(args.steps), "--run-dir", str(folder / f"run-{device}"),
-                    "-o", str(out), "-q"],
-                   env=common.environment(args.threads), cwd=common.ROOT, check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "anytune",
+            "train",
+            "-m",
+            str(model),
+            "-f",
+            "examples/email/train.jsonl",
+            "--assistant-loss-only",
+            "--device",
+            device,
+            "-c",
+            str(args.context),
+            "-ub",
+            str(args.context),
+            "-b",
+            str(args.context),
+            "--lora-rank",
+            "8",
+            "--lora-alpha",
+            "16",
+            "--lr",
+            "5e-4",
+            "--epochs",
+            "100",
+            "--max-steps",
+            str(args.steps),
+            "--run-dir",
+            str(folder / f"run-{device}"),
+            "-o",
+            str(out),
+            "-q",
+        ],
+        env=common.environment(args.threads),
+        cwd=common.ROOT,
+        check=True,
+    )
     (metrics,) = (folder / f"run-{device}").rglob("metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
     from anytune.engine.devices import engine_for
+
     engine = engine_for(device)
-    (folder / f"{device}.json").write_text(json.dumps({
-        "machine": before, "versions": common.versions(), "commit": common.commit(), "device": device,
-        "name": engine.identity().get("device", device), "software": device == "webgpu" and engine.device.software,
-        "losses": [row["loss"] for row in rows], "tokens": sum(row.get("tokens", 0) for row in rows)}))
+    (folder / f"{device}.json").write_text(
+        json.dumps(
+            {
+                "machine": before,
+                "versions": common.versions(),
+                "commit": common.commit(),
+                "device": device,
+                "name": engine.identity().get("device", device),
+                "software": device == "webgpu" and engine.device.software,
+                "losses": [row["loss"] for row in rows],
+                "tokens": sum(row.get("tokens", 0) for row in rows),
+            }
+        )
+    )
 
 
 def main() -> None:
@@ -59,17 +103,40 @@ def main() -> None:
         if args.only:
             return
         runs = {device: json.loads((folder / f"{device}.json").read_text()) for device in DEVICES}
-        done = subprocess.run([sys.executable, "-m", "anytune", "verify", "-m", str(model), "--lora",
-                               str(folder / "webgpu.gguf"), "--device", "numpy"], env=common.environment(args.threads),
-                              cwd=common.ROOT, text=True, capture_output=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "anytune",
+                "verify",
+                "-m",
+                str(model),
+                "--lora",
+                str(folder / "webgpu.gguf"),
+                "--device",
+                "numpy",
+            ],
+            env=common.environment(args.threads),
+            cwd=common.ROOT,
+            text=True,
+            capture_output=True,
+        )
     one, two = (runs[device]["losses"] for device in DEVICES)
     apart = [abs(a - b) / b for a, b in zip(one, two, strict=True)]
-    common.save("loss_webgpu", args, before, "loss_webgpu_software" if runs["webgpu"].get("software") else "",
-                steps=len(one), tokens_a_step=args.context, most_apart=common.rounded(max(apart)),
-                at_step=apart.index(max(apart)) + 1, last_apart=common.rounded(apart[-1]), within=max(apart) <= WITHIN,
-                verify={"agrees": done.returncode == 0,
-                        "said": (done.stdout or done.stderr).strip().splitlines()[-12:]},
-                runs=runs)
+    common.save(
+        "loss_webgpu",
+        args,
+        before,
+        "loss_webgpu_software" if runs["webgpu"].get("software") else "",
+        steps=len(one),
+        tokens_a_step=args.context,
+        most_apart=common.rounded(max(apart)),
+        at_step=apart.index(max(apart)) + 1,
+        last_apart=common.rounded(apart[-1]),
+        within=max(apart) <= WITHIN,
+        verify={"agrees": done.returncode == 0, "said": (done.stdout or done.stderr).strip().splitlines()[-12:]},
+        runs=runs,
+    )
 
 
 if __name__ == "__main__":

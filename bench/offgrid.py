@@ -19,15 +19,28 @@ def off_the_grid(path: Path) -> dict[str, np.ndarray]:
     with GGUF.open(path) as file:
         tensors = {name: file.float32(name) for name in file.tensors}
         arch = file.metadata["general.architecture"]
-        layers, heads, keys = (file.metadata[f"{arch}.{key}"] for key in (
-            "block_count", "attention.head_count", "attention.head_count_kv"))
+        layers, heads, keys = (
+            file.metadata[f"{arch}.{key}"] for key in ("block_count", "attention.head_count", "attention.head_count_kv")
+        )
 
     def factors(n: int) -> np.ndarray:
         return np.exp(0.25 * rng.standard_normal(n)).astype(np.float32)
 
     for i in range(layers):
-        t = {part: f"blk.{i}.{part}.weight" for part in (
-            "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")}
+        t = {
+            part: f"blk.{i}.{part}.weight"
+            for part in (
+                "attn_norm",
+                "attn_q",
+                "attn_k",
+                "attn_v",
+                "attn_output",
+                "ffn_norm",
+                "ffn_gate",
+                "ffn_up",
+                "ffn_down",
+            )
+        }
         for norm, readers in (("attn_norm", ("attn_q", "attn_k", "attn_v")), ("ffn_norm", ("ffn_gate", "ffn_up"))):
             c = factors(len(tensors[t[norm]]))
             tensors[t[norm]] /= c
@@ -45,6 +58,7 @@ def off_the_grid(path: Path) -> dict[str, np.ndarray]:
 def texts() -> tuple[str, str]:
     """(to measure importance on, to measure perplexity on)."""
     from pydoc_data.topics import topics
+
     whole = "\n".join(topics[key] for key in sorted(topics))
     return whole[100_000:200_000], whole[:60_000]
 
@@ -53,7 +67,18 @@ def write_f16(source: Path, target: Path) -> Path:
     """The model off the grid, matrices in F16."""
     tensors = off_the_grid(source)
     with GGUF.open(source) as file:
-        write_gguf(target, file.metadata | {"general.file_type": 1}, [
-            (name, x.shape, "F16" if x.ndim > 1 else "F32", x.astype(np.float16).view(np.uint8) if x.ndim > 1 else x)
-            for name, x in tensors.items()], kinds=file.kinds)
+        write_gguf(
+            target,
+            file.metadata | {"general.file_type": 1},
+            [
+                (
+                    name,
+                    x.shape,
+                    "F16" if x.ndim > 1 else "F32",
+                    x.astype(np.float16).view(np.uint8) if x.ndim > 1 else x,
+                )
+                for name, x in tensors.items()
+            ],
+            kinds=file.kinds,
+        )
     return target

@@ -47,8 +47,10 @@ from anytune.files import atomic_write  # noqa: E402
 from anytune.likelihood.choices import SURE, wilson  # noqa: E402
 
 FRAMEWORKS = ("anytune", "peft")
-SETTINGS = {"official": {"setting": "reasoning-free", "epochs": 1, "lr": 5e-4, "batch": 512},
-            "reference": {"setting": "question-only", "epochs": 2, "lr": 5e-4, "batch": 512}}
+SETTINGS = {
+    "official": {"setting": "reasoning-free", "epochs": 1, "lr": 5e-4, "batch": 512},
+    "reference": {"setting": "question-only", "epochs": 2, "lr": 5e-4, "batch": 512},
+}
 NEW_TOKENS = 8
 METHODS = ("likelihood", "generation")
 
@@ -73,29 +75,66 @@ def train(framework: str, model: Path, file: Path, task: str, seed: int, name: s
     how = SETTINGS[task]
     if framework == "peft":
         made = common.run_once(
-            ["bench/peers/peft_train.py", str(model), str(file), "--output", str(args.work / name), "--seed", str(seed),
-             "--epochs", str(how["epochs"]), "--lr", str(how["lr"]), "--batch", str(how["batch"]),
-             "--threads", str(args.threads), "--dtype", args.dtype],
-            common.environment(args.threads, OMP_WAIT_POLICY="PASSIVE"))
+            [
+                "bench/peers/peft_train.py",
+                str(model),
+                str(file),
+                "--output",
+                str(args.work / name),
+                "--seed",
+                str(seed),
+                "--epochs",
+                str(how["epochs"]),
+                "--lr",
+                str(how["lr"]),
+                "--batch",
+                str(how["batch"]),
+                "--threads",
+                str(args.threads),
+                "--dtype",
+                args.dtype,
+            ],
+            common.environment(args.threads, OMP_WAIT_POLICY="PASSIVE"),
+        )
         return args.work / name, made
     rows: list[dict] = []
     wall, cpu = time.perf_counter(), time.process_time()
-    run = anytune.finetune(model, file, lora=anytune.Lora(rank=16, alpha=32.0, seed=seed), seed=seed, lr=how["lr"],
-                           epochs=how["epochs"], context=512, ubatch=how["batch"], batch=how["batch"],
-                           device=args.device, threads=args.threads, progress=rows.append,
-                           run_dir=str(args.work / f"{name}-{time.time_ns()}"))
+    run = anytune.finetune(
+        model,
+        file,
+        lora=anytune.Lora(rank=16, alpha=32.0, seed=seed),
+        seed=seed,
+        lr=how["lr"],
+        epochs=how["epochs"],
+        context=512,
+        ubatch=how["batch"],
+        batch=how["batch"],
+        device=args.device,
+        threads=args.threads,
+        progress=rows.append,
+        run_dir=str(args.work / f"{name}-{time.time_ns()}"),
+    )
     figures = {"seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     losses = [round(row["loss"], 5) for row in rows if row.get("loss") is not None]
     run.adapter.save(args.work / f"{name}.gguf")
-    return args.work / f"{name}.gguf", {"who": "anytune", "device": args.device, "steps": run.step, **figures,
-                                        "losses": losses}
+    return args.work / f"{name}.gguf", {
+        "who": "anytune",
+        "device": args.device,
+        "steps": run.step,
+        **figures,
+        "losses": losses,
+    }
 
 
 def cells(models: dict[str, Path]) -> list[tuple[str, str, str, int]]:
     """(task, model, framework, seed) in the order of their work: a small result is whole early."""
     bases = [("reference", model, "base", 0) for model in models]
-    trained = {task: [(task, model, framework, seed) for seed in range(args.seeds) for model in models
-                      for framework in FRAMEWORKS] for task in SETTINGS}
+    trained = {
+        task: [
+            (task, model, framework, seed) for seed in range(args.seeds) for model in models for framework in FRAMEWORKS
+        ]
+        for task in SETTINGS
+    }
     return [*bases, *trained["reference"], *(("official", *base[1:]) for base in bases), *trained["official"]]
 
 
@@ -113,11 +152,18 @@ def compute(cell: tuple[str, str, str, int], path: Path, model, file: Path, ques
     said = biomed.answer(model, questions, adapter, raw=model.template.origin == "chatml", new_tokens=NEW_TOKENS)
     truth = [q.right for q in questions]
     answers = {"likelihood": said.likeliest, "generation": said.written}
-    return {"task": task, "model": name, "framework": framework, "seed": seed, "settings": SETTINGS[task],
-            "training": figures, "seconds": {"training": round(trained - begun, 1),
-                                             "scoring": round(time.perf_counter() - trained, 1)},
-            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"), "answers": answers,
-            **{method: classification(truth, answers[method], pubmedqa.LABELS) for method in METHODS}}
+    return {
+        "task": task,
+        "model": name,
+        "framework": framework,
+        "seed": seed,
+        "settings": SETTINGS[task],
+        "training": figures,
+        "seconds": {"training": round(trained - begun, 1), "scoring": round(time.perf_counter() - trained, 1)},
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "answers": answers,
+        **{method: classification(truth, answers[method], pubmedqa.LABELS) for method in METHODS},
+    }
 
 
 def summary(done: list[dict], truth: dict[str, list[int]]) -> list[dict]:
@@ -130,8 +176,12 @@ def summary(done: list[dict], truth: dict[str, list[int]]) -> list[dict]:
     for task, model in dict.fromkeys((c["task"], c["model"]) for c in done):
         mine = [c for c in done if (c["task"], c["model"]) == (task, model)]
         right = np.array(truth[task])
-        row: dict = {"task": task, "model": model, "questions": len(right),
-                     "majority": round(float(np.bincount(right).max() / len(right)), 4)}
+        row: dict = {
+            "task": task,
+            "model": model,
+            "questions": len(right),
+            "majority": round(float(np.bincount(right).max() / len(right)), 4),
+        }
         for method in METHODS:
             sides: dict = {}
             hits = {}
@@ -141,17 +191,21 @@ def summary(done: list[dict], truth: dict[str, list[int]]) -> list[dict]:
                     continue
                 hits[framework] = np.mean([np.array(c["answers"][method]) == right for c in own], axis=0)
                 mean = float(hits[framework].mean())
-                sides[framework] = {"accuracy": round(mean, 4),
-                                    "interval": [round(x, 4) for x in wilson(mean * len(right), len(right))],
-                                    "macro_f1": round(float(np.mean([c[method]["macro_f1"] for c in own])), 4),
-                                    "seeds": {c["seed"]: round(c[method]["accuracy"], 4) for c in own}}
+                sides[framework] = {
+                    "accuracy": round(mean, 4),
+                    "interval": [round(x, 4) for x in wilson(mean * len(right), len(right))],
+                    "macro_f1": round(float(np.mean([c[method]["macro_f1"] for c in own])), 4),
+                    "seeds": {c["seed"]: round(c[method]["accuracy"], 4) for c in own},
+                }
             if all(f in sides for f in FRAMEWORKS):
                 apart = hits["anytune"] - hits["peft"]
                 half = SURE * float(apart.std(ddof=1)) / len(apart) ** 0.5
                 low, high = sides["peft"]["interval"]
-                sides["difference"] = {"mean": round(float(apart.mean()), 4),
-                                       "interval": [round(float(apart.mean()) + side * half, 4) for side in (-1, 1)],
-                                       "within": low <= sides["anytune"]["accuracy"] <= high}
+                sides["difference"] = {
+                    "mean": round(float(apart.mean()), 4),
+                    "interval": [round(float(apart.mean()) + side * half, 4) for side in (-1, 1)],
+                    "within": low <= sides["anytune"]["accuracy"] <= high,
+                }
             row[method] = sides
         found.append(row)
     return found
@@ -173,18 +227,31 @@ def main() -> None:
         result = compute(cell, models[cell[1]], loaded[cell[1]], *sets[cell[0]])
         with atomic_write(file, "w") as out:
             json.dump(result, out)
-        print(f"  accuracy {result['likelihood']['accuracy']:.3f} by likelihood, "
-              f"{result['generation']['accuracy']:.3f} written; {result['seconds']}", file=sys.stderr, flush=True)
+        print(
+            f"  accuracy {result['likelihood']['accuracy']:.3f} by likelihood, "
+            f"{result['generation']['accuracy']:.3f} written; {result['seconds']}",
+            file=sys.stderr,
+            flush=True,
+        )
     if args.only is not None:
         return
     files = {cell: args.work / f"{'-'.join(map(str, cell))}.json" for cell in wanted}
     done = [json.loads(file.read_text("utf-8")) for file in files.values() if file.exists()]
     answers = [{m: "".join("ynm-"[a] for a in c["answers"][m]) for m in METHODS} for c in done]
-    common.save("quality", args, before, models=list(models), seeds=args.seeds, threads=args.threads,
-                device=args.device, peer_dtype=args.dtype, settings=SETTINGS,
-                summary=summary(done, {task: [q.right for q in questions] for task, (_, questions) in sets.items()}),
-                missing=[" ".join(map(str, cell)) for cell, file in files.items() if not file.exists()],
-                cells=[{**c, "answers": own} for c, own in zip(done, answers, strict=True)])
+    common.save(
+        "quality",
+        args,
+        before,
+        models=list(models),
+        seeds=args.seeds,
+        threads=args.threads,
+        device=args.device,
+        peer_dtype=args.dtype,
+        settings=SETTINGS,
+        summary=summary(done, {task: [q.right for q in questions] for task, (_, questions) in sets.items()}),
+        missing=[" ".join(map(str, cell)) for cell, file in files.items() if not file.exists()],
+        cells=[{**c, "answers": own} for c, own in zip(done, answers, strict=True)],
+    )
 
 
 if __name__ == "__main__":

@@ -52,9 +52,17 @@ def theirs(x: np.ndarray, name: str, importance: np.ndarray | None = None) -> np
 
 def library() -> ctypes.CDLL:
     import xllamacpp.xllamacpp as extension
+
     lib = ctypes.CDLL(extension.__file__)
-    lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
-                                        ctypes.c_int64, ctypes.c_void_p]
+    lib.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
     return lib
 
 
@@ -64,6 +72,7 @@ LIBRARY = library()
 def speeds() -> list[dict[str, Any]]:
     """Millions of weights a second, one thread each; medians of rounds that take turns."""
     import gguf
+
     x = (0.02 * np.random.default_rng(0).standard_normal((2048, 2048))).astype(np.float32)
     found = []
     for name in (*NEAREST, *SEARCHED):
@@ -89,8 +98,12 @@ def as_blocks(x: np.ndarray) -> np.ndarray:
 
 def write(path: Path, tensors: dict[str, np.ndarray]) -> Path:
     with GGUF.open(source) as file:
-        write_gguf(path, file.metadata | {"general.file_type": 0},
-                   [(name, x.shape, "F32", x) for name, x in tensors.items()], kinds=file.kinds)
+        write_gguf(
+            path,
+            file.metadata | {"general.file_type": 0},
+            [(name, x.shape, "F32", x) for name, x in tensors.items()],
+            kinds=file.kinds,
+        )
     return path
 
 
@@ -121,9 +134,13 @@ def quality(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 error, total = error + float((w * (y - x) ** 2).sum()), total + float((w * x**2).sum())
                 made[linear] = y.reshape(tensors[linear].shape)
             facts = perplexity(load(write(folder / "made.gguf", made)), base=folder / "base.bin")
-            row[side] = {"error": common.rounded(error / total, 5), "kl": common.rounded(facts["kl_mean"], 4),
-                         "kl_uncertainty": common.rounded(facts["kl_uncertainty"], 2),
-                         "perplexity": round(facts["perplexity"], 4), "same_top": round(facts["same_top"], 4)}
+            row[side] = {
+                "error": common.rounded(error / total, 5),
+                "kl": common.rounded(facts["kl_mean"], 4),
+                "kl_uncertainty": common.rounded(facts["kl_uncertainty"], 2),
+                "perplexity": round(facts["perplexity"], 4),
+                "same_top": round(facts["same_top"], 4),
+            }
         found.append(row)
         print(row, flush=True)
     return {key: base[key] for key in ("perplexity", "uncertainty", "tokens")}, found

@@ -25,11 +25,40 @@ WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon", "tree", "
 
 
 def command(folder: Path, name: str, args, *more: str) -> list[str]:
-    return [sys.executable, "-m", "anytune", "train", "-m", str(folder / "model.gguf"), "-f", str(folder / "text.txt"),
-            "-c", "128", "-ub", str(args.ubatch), "-b", str(2 * args.ubatch), "--dtype", args.dtype,
-            "--num-epochs", str(args.epochs), "--learning-rate", "1e-3",
-            "--device", args.device, "--run-dir", str(folder / name), "--checkpoint-save-steps", "20",
-            "--val-split", "0.05", "--output-adapter", str(folder / f"{name}.gguf"), "-q", *more]
+    return [
+        sys.executable,
+        "-m",
+        "anytune",
+        "train",
+        "-m",
+        str(folder / "model.gguf"),
+        "-f",
+        str(folder / "text.txt"),
+        "-c",
+        "128",
+        "-ub",
+        str(args.ubatch),
+        "-b",
+        str(2 * args.ubatch),
+        "--dtype",
+        args.dtype,
+        "--num-epochs",
+        str(args.epochs),
+        "--learning-rate",
+        "1e-3",
+        "--device",
+        args.device,
+        "--run-dir",
+        str(folder / name),
+        "--checkpoint-save-steps",
+        "20",
+        "--val-split",
+        "0.05",
+        "--output-adapter",
+        str(folder / f"{name}.gguf"),
+        "-q",
+        *more,
+    ]
 
 
 def steps(folder: Path) -> int:
@@ -37,7 +66,7 @@ def steps(folder: Path) -> int:
     lines = [line for path in folder.rglob("metrics.jsonl") for line in path.read_text("utf-8").splitlines()]
     try:
         return json.loads(lines[-1])["step"] if lines else 0
-    except json.JSONDecodeError:    # the last line is being written
+    except json.JSONDecodeError:  # the last line is being written
         return 0
 
 
@@ -54,7 +83,8 @@ def main() -> None:
         folder, draw = Path(name), random.Random(1)
         tiny.write(folder / "model.gguf", "qwen3", "Q8_0")
         (folder / "text.txt").write_text(
-            "\n".join(" ".join(draw.choice(WORDS) for _ in range(40)) for _ in range(1500)), "utf-8")
+            "\n".join(" ".join(draw.choice(WORDS) for _ in range(40)) for _ in range(1500)), "utf-8"
+        )
         subprocess.run(command(folder, "alone", args), env=env, check=True)
         total = steps(folder / "alone")
         killed = subprocess.Popen(command(folder, "killed", args), env=env)
@@ -64,10 +94,19 @@ def main() -> None:
         killed.wait()
         at = steps(folder / "killed")
         subprocess.run(command(folder, "killed", args, "--resume-from", "auto"), env=env, check=True)
-        digests = {run: hashlib.sha256((folder / f"{run}.gguf").read_bytes()).hexdigest()
-                   for run in ("alone", "killed")}
-    common.save("resume_gpu", args, before, device=args.device, steps=total, killed_after=at, adapters=digests,
-                equal=len(set(digests.values())) == 1)
+        digests = {
+            run: hashlib.sha256((folder / f"{run}.gguf").read_bytes()).hexdigest() for run in ("alone", "killed")
+        }
+    common.save(
+        "resume_gpu",
+        args,
+        before,
+        device=args.device,
+        steps=total,
+        killed_after=at,
+        adapters=digests,
+        equal=len(set(digests.values())) == 1,
+    )
 
 
 if __name__ == "__main__":

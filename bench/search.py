@@ -1,6 +1,6 @@
 """anytune quantize search on SmolLM2-135M, off the grid: predicted against measured KL, and models of one type.
 
-    python bench/search.py
+python bench/search.py
 """
 
 from __future__ import annotations
@@ -16,8 +16,18 @@ import anytune
 from anytune.quantization.search import search
 
 BUDGETS = ("4.0bpw", "4.5bpw")
-KEPT = ("budget", "bits_per_weight", "file_bytes", "kl_predicted", "kl_measured", "kl_held_out", "ratio", "factors",
-        "uniform", "best_uniform")
+KEPT = (
+    "budget",
+    "bits_per_weight",
+    "file_bytes",
+    "kl_predicted",
+    "kl_measured",
+    "kl_held_out",
+    "ratio",
+    "factors",
+    "uniform",
+    "best_uniform",
+)
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
@@ -28,9 +38,11 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
             types[tensor["to"]] = types.get(tensor["to"], 0) + 1
     fitting = [u["kl"] for u in found["uniform"] if u["fits"]]
     return {key: found[key] for key in KEPT} | {
-        "types": types, "within_20_percent": 0.8 <= found["ratio"] <= 1.2,
+        "types": types,
+        "within_20_percent": 0.8 <= found["ratio"] <= 1.2,
         "better_than_uniform": not fitting or found["kl_measured"]["mean"] < min(fitting),
-        "uniform_fit": len(fitting)}
+        "uniform_fit": len(fitting),
+    }
 
 
 def main() -> None:

@@ -35,8 +35,12 @@ from anytune.cli.common import SIZE  # noqa: E402
 
 peak = common.Peak()
 examples, length = map(int, args.shape.split("x"))
-model = anytune.load(args.model, device=args.device, threads=args.threads,
-                     memory=SIZE.convert(args.memory, None, None) if args.memory else None)
+model = anytune.load(
+    args.model,
+    device=args.device,
+    threads=args.threads,
+    memory=SIZE.convert(args.memory, None, None) if args.memory else None,
+)
 try:
     training = Training(model, Test("train", length, examples), args.rank)
 except anytune.UserError as error:  # --memory is too little: that is an answer, too
@@ -49,14 +53,22 @@ def turn() -> dict:
     wall, cpu, read, tokens = time.perf_counter(), time.process_time(), common.bytes_read(), examples * length
     float(training.take())
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"seconds": round(wall, 4), "tokens_per_s": round(tokens / wall, 1),
-            "tokens_per_cpu_s": round(tokens / cpu, 1), "loss": round(training.mean_loss(), 4),
-            "bytes_read": common.bytes_read() - read}
+    return {
+        "seconds": round(wall, 4),
+        "tokens_per_s": round(tokens / wall, 1),
+        "tokens_per_cpu_s": round(tokens / cpu, 1),
+        "loss": round(training.mean_loss(), 4),
+        "bytes_read": common.bytes_read() - read,
+    }
 
 
 def end() -> dict:
-    return {**peak.figures(), "estimate_mib": round(training.estimate.peak_bytes / common.MIB, 1),
-            "estimate_text": training.estimate.text, "flops_per_token": training.estimate.flops_per_token}
+    return {
+        **peak.figures(),
+        "estimate_mib": round(training.estimate.peak_bytes / common.MIB, 1),
+        "estimate_text": training.estimate.text,
+        "flops_per_token": training.estimate.flops_per_token,
+    }
 
 
 peak.mark()

@@ -50,8 +50,12 @@ def load(folder: Path, rounds: int) -> dict:
                     link.send("Network.enable")
                     link.send("Network.emulateNetworkConditions", SLOW)
                     link.send("Emulation.setCPUThrottlingRate", {"rate": 4})
-                    tab.on("response", lambda answer: sizes.update({answer.url.removeprefix(one.url): int(
-                        answer.all_headers().get("content-length", 0))}))
+                    tab.on(
+                        "response",
+                        lambda answer: sizes.update(
+                            {answer.url.removeprefix(one.url): int(answer.all_headers().get("content-length", 0))}
+                        ),
+                    )
                     start = time.perf_counter()
                     tab.goto("/")
                     tab.get_by_text("Drop a file here").wait_for()
@@ -59,9 +63,14 @@ def load(folder: Path, rounds: int) -> dict:
     finally:
         one.close()
     files = {name: size for name, size in sizes.items() if not name.startswith("/api")}
-    return {"seconds": [round(t, 3) for t in times], "median_seconds": round(statistics.median(times), 3),
-            "kB": round(sum(files.values()) / 1000, 1), "files": len(files),
-            "network": "1.6 Mbit/s, 150 ms", "cpu": "/ 4"}
+    return {
+        "seconds": [round(t, 3) for t in times],
+        "median_seconds": round(statistics.median(times), 3),
+        "kB": round(sum(files.values()) / 1000, 1),
+        "files": len(files),
+        "network": "1.6 Mbit/s, 150 ms",
+        "cpu": "/ 4",
+    }
 
 
 def point(folder: Path, rounds: int) -> dict:
@@ -84,8 +93,11 @@ def point(folder: Path, rounds: int) -> dict:
                 delays.append(time.perf_counter() - start)
     finally:
         one.close()
-    return {"median_seconds": round(statistics.median(delays), 3), "worst_seconds": round(max(delays), 3),
-            "points": len(delays)}
+    return {
+        "median_seconds": round(statistics.median(delays), 3),
+        "worst_seconds": round(max(delays), 3),
+        "points": len(delays),
+    }
 
 
 def long(folder: Path, rounds: int) -> dict:
@@ -95,12 +107,28 @@ def long(folder: Path, rounds: int) -> dict:
         model = one.get("models")["models"][0]["name"]
         data = one.upload(chats())["id"]
         run = one.until(one.train(data, model, 2)["id"], "finished")["id"]
-        row = {"epoch": 0.1, "val_loss": None, "lr": 1e-4, "tokens": 2048, "loss_tokens": 1000, "tokens_per_s": 1234.56,
-               "rss_bytes": 10**8}
+        row = {
+            "epoch": 0.1,
+            "val_loss": None,
+            "lr": 1e-4,
+            "tokens": 2048,
+            "loss_tokens": 1000,
+            "tokens_per_s": 1234.56,
+            "rss_bytes": 10**8,
+        }
         with (one.home / "jobs" / run / "metrics.jsonl").open("w") as file:
             for step in range(1, 200_001):
-                file.write(json.dumps({"step": step, **row, "loss": 3 / (1 + step / 1e4) + (step * 7919 % 1000) / 1e4,
-                                       "grad_norm": (step * 31 % 100) / 50}) + "\n")
+                file.write(
+                    json.dumps(
+                        {
+                            "step": step,
+                            **row,
+                            "loss": 3 / (1 + step / 1e4) + (step * 7919 % 1000) / 1e4,
+                            "grad_norm": (step * 31 % 100) / 50,
+                        }
+                    )
+                    + "\n"
+                )
         with launched() as browser:
             for _ in range(rounds):
                 one.kill()
@@ -119,8 +147,12 @@ def long(folder: Path, rounds: int) -> dict:
                     frames.append(_frames(tab))
     finally:
         one.close()
-    return {"seconds": [round(t, 3) for t in times], "median_seconds": round(statistics.median(times), 3),
-            "frames_a_second": round(statistics.median(frames), 1), "steps": 200_000}
+    return {
+        "seconds": [round(t, 3) for t in times],
+        "median_seconds": round(statistics.median(times), 3),
+        "frames_a_second": round(statistics.median(frames), 1),
+        "steps": 200_000,
+    }
 
 
 def _frames(tab) -> float:
@@ -161,13 +193,16 @@ def watchers(folder: Path, rounds: int) -> dict:
         got, stop = [0] * 200, threading.Event()
 
         def watch(k: int) -> None:
-            with httpx.Client(base_url=one.url, timeout=30) as client, client.stream(
-                    "GET", f"/api/jobs/{running}/events") as answer:
+            with (
+                httpx.Client(base_url=one.url, timeout=30) as client,
+                client.stream("GET", f"/api/jobs/{running}/events") as answer,
+            ):
                 for event, number, _ in events(answer):
                     if event == "points":
                         got[k] = int(number)
                     if stop.is_set():
                         return
+
         threads = [threading.Thread(target=watch, args=(k,), daemon=True) for k in range(200)]
         for thread in threads:
             thread.start()
@@ -178,8 +213,13 @@ def watchers(folder: Path, rounds: int) -> dict:
         time.sleep(2)
         most = max(most, rss(one))
         stop.set()
-        return {"clients": 200, "runs": listed, "MiB_at_start": round(started / 2**20, 1),
-                "MiB_most": round(most / 2**20, 1), "clients_with_points": sum(step > 0 for step in got)}
+        return {
+            "clients": 200,
+            "runs": listed,
+            "MiB_at_start": round(started / 2**20, 1),
+            "MiB_most": round(most / 2**20, 1),
+            "clients_with_points": sum(step > 0 for step in got),
+        }
     finally:
         one.close()
 
@@ -194,8 +234,12 @@ def upload(folder: Path, rounds: int) -> dict:
         made = one.post("uploads", {"name": "big.txt", "size": size})
         start = time.perf_counter()
         for offset in range(0, size, len(piece)):
-            answer = one.http.put(f"/api/uploads/{made['id']}", params={"offset": offset}, content=piece,
-                                  headers={"content-type": "application/octet-stream"})
+            answer = one.http.put(
+                f"/api/uploads/{made['id']}",
+                params={"offset": offset},
+                content=piece,
+                headers={"content-type": "application/octet-stream"},
+            )
             assert answer.status_code == 200, answer.text
             most = max(most, rss(one))
         seconds = time.perf_counter() - start
@@ -219,15 +263,34 @@ def base_install(folder: Path, rounds: int) -> dict:
     data, found = folder / "chats.jsonl", {}
     data.write_bytes(chats(8))
     for how in ("numpy", "numba"):
-        done = subprocess.run([sys.executable, "-c", STEPS, str(common.model_file("smollm2-135m")), str(data), "1", how,
-                               str(folder / how)], capture_output=True, text=True, check=True, cwd=common.ROOT)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                STEPS,
+                str(common.model_file("smollm2-135m")),
+                str(data),
+                "1",
+                how,
+                str(folder / how),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=common.ROOT,
+        )
         found[f"{how}_tokens_per_s"] = round(statistics.median(json.loads(done.stdout)[1:]), 1)
     return found
 
 
 def kills(folder: Path, rounds: int, count: int) -> dict:
-    done = subprocess.run([sys.executable, "-m", "tests.studio.kill_harness", str(count)], cwd=common.ROOT,
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.studio.kill_harness", str(count)],
+        cwd=common.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout) | {"lost": 0}
 
 

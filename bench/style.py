@@ -32,12 +32,17 @@ before = common.machine()
 def corpus(path: Path) -> None:
     """The demo's e-mails as an mbox: each request a mail, each e-mail its answer, with the request quoted below it."""
     box = mailbox.mbox(path)
-    rows = [json.loads(line)["messages"] for name in ("train", "heldout")
-            for line in (common.ROOT / "examples" / "email" / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    rows = [
+        json.loads(line)["messages"]
+        for name in ("train", "heldout")
+        for line in (common.ROOT / "examples" / "email" / f"{name}.jsonl").read_text("utf-8").splitlines()
+    ]
     for number, (request, answer) in enumerate(rows):
         quoted = "\n".join(f"> {line}" for line in request["content"].splitlines())
-        for sender, key, text in ((DESK, "q", request["content"]),
-                                  (ME, "a", f"{answer['content']}\n\nOn 1 Nov 2026, desk <{DESK}> wrote:\n{quoted}")):
+        for sender, key, text in (
+            (DESK, "q", request["content"]),
+            (ME, "a", f"{answer['content']}\n\nOn 1 Nov 2026, desk <{DESK}> wrote:\n{quoted}"),
+        ):
             mail = EmailMessage()
             mail["From"], mail["To"] = sender, ME if sender == DESK else DESK
             mail["Message-ID"] = f"<{key}{number}@example.org>"
@@ -51,8 +56,13 @@ def corpus(path: Path) -> None:
 def anytune(folder: Path, *command: str) -> str:
     """Run it in the folder; -> what it printed."""
     print("anytune", *command, flush=True)
-    done = subprocess.run([sys.executable, "-m", "anytune", *command], stdout=subprocess.PIPE, text=True, cwd=folder,
-                          env=common.environment(args.threads))
+    done = subprocess.run(
+        [sys.executable, "-m", "anytune", *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=common.environment(args.threads),
+    )
     if done.returncode:
         raise SystemExit(f"anytune {command[0]} ended with exit code {done.returncode}")
     return done.stdout
@@ -63,23 +73,102 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus(folder / "wren.mbox")
-        mails = json.loads(anytune(folder, "data", "build", "email", "wren.mbox", "--from", ME, "-o", "mails",
-                                   "--val-split", "0.05", "--test-split", "0.1", "--json"))
+        mails = json.loads(
+            anytune(
+                folder,
+                "data",
+                "build",
+                "email",
+                "wren.mbox",
+                "--from",
+                ME,
+                "-o",
+                "mails",
+                "--val-split",
+                "0.05",
+                "--test-split",
+                "0.1",
+                "--json",
+            )
+        )
         start = time.perf_counter()
-        anytune(folder, "train", "-m", model, "-f", "mails/train.jsonl", "--assistant-loss-only", "-c", "512",
-                "-ub", "512", "-b", "1024", "--max-steps", str(args.steps), "--lr", "1e-3", "--warmup-steps", "3",
-                "-t", str(args.threads), "--output-adapter", "wren.gguf", "--quiet")
+        anytune(
+            folder,
+            "train",
+            "-m",
+            model,
+            "-f",
+            "mails/train.jsonl",
+            "--assistant-loss-only",
+            "-c",
+            "512",
+            "-ub",
+            "512",
+            "-b",
+            "1024",
+            "--max-steps",
+            str(args.steps),
+            "--lr",
+            "1e-3",
+            "--warmup-steps",
+            "3",
+            "-t",
+            str(args.threads),
+            "--output-adapter",
+            "wren.gguf",
+            "--quiet",
+        )
         seconds = time.perf_counter() - start
         report = ["-o", str(Path(args.report).resolve())] if args.report else []
-        facts: dict[str, Any] = json.loads(anytune(
-            folder, "evaluate", "style", "-m", model, "--lora", "wren.gguf", "-f", "mails/test.jsonl", "-n", "128",
-            "--repeat-penalty", "1.05", "-t", str(args.threads), "--json", *report))
-    kept = ("messages", "tokens", "generation", "distances", "author", "change", "habits", "loss", "perplexity",
-            "loss_change", "answers", "to_reference", "gain", "cosine_of_unrelated")
+        facts: dict[str, Any] = json.loads(
+            anytune(
+                folder,
+                "evaluate",
+                "style",
+                "-m",
+                model,
+                "--lora",
+                "wren.gguf",
+                "-f",
+                "mails/test.jsonl",
+                "-n",
+                "128",
+                "--repeat-penalty",
+                "1.05",
+                "-t",
+                str(args.threads),
+                "--json",
+                *report,
+            )
+        )
+    kept = (
+        "messages",
+        "tokens",
+        "generation",
+        "distances",
+        "author",
+        "change",
+        "habits",
+        "loss",
+        "perplexity",
+        "loss_change",
+        "answers",
+        "to_reference",
+        "gain",
+        "cosine_of_unrelated",
+    )
     items = facts["items"][:2]
-    common.save("style", args, before, corpus="examples/email, an invented author", data=mails["rows"],
-                steps=args.steps, train_seconds=round(seconds), **{key: _rounded(facts[key]) for key in kept},
-                examples=[{key: item[key] for key in ("prompt", "reference", "answers")} for item in items])
+    common.save(
+        "style",
+        args,
+        before,
+        corpus="examples/email, an invented author",
+        data=mails["rows"],
+        steps=args.steps,
+        train_seconds=round(seconds),
+        **{key: _rounded(facts[key]) for key in kept},
+        examples=[{key: item[key] for key in ("prompt", "reference", "answers")} for item in items],
+    )
 
 
 def _rounded(value: Any) -> Any:

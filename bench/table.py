@@ -1,7 +1,7 @@
 """Tables in the docs, made from bench/results/*.json, so that no number in them is typed by hand.
 
-    python bench/table.py            # rewrite every place between <!-- numbers:NAME --> and <!-- /numbers -->
-    python bench/table.py --check    # exit code 1 if a place differs from the results
+python bench/table.py            # rewrite every place between <!-- numbers:NAME --> and <!-- /numbers -->
+python bench/table.py --check    # exit code 1 if a place differs from the results
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def where(data: dict) -> str:
     """The line under a table: command, machine, date."""
     m, v = data["machine"], data["versions"]
     peers = ", ".join(f"{name} {v[name]}" for name in PEERS if name in v)
-    return (f"`{data['command']}`, {data['date'][:10]}, commit {data['commit']}: {m['cpu']}, {m['cores']} cores, "
-            f"{m['memory_gib']:.0f} GiB; Python {m['python']}, {peers}."
-            + (f" {data['note']}" if "note" in data else ""))
+    return (
+        f"`{data['command']}`, {data['date'][:10]}, commit {data['commit']}: {m['cpu']}, {m['cores']} cores, "
+        f"{m['memory_gib']:.0f} GiB; Python {m['python']}, {peers}." + (f" {data['note']}" if "note" in data else "")
+    )
 
 
 def times(ratio: float) -> str:
@@ -44,81 +45,192 @@ def train_cpu(data: dict) -> list[str]:
     rows = []
     for s in data["shapes"]:
         ours, peer = s["anytune"], s[s["peer"]]
-        rows.append((s["shape"].replace("x", " × "), f"{ours['tokens_per_s']:.0f}", f"{peer['tokens_per_s']:.0f}",
-                     times(s["ratio"]), f"{ours['tokens_per_cpu_s']:.0f}", f"{peer['tokens_per_cpu_s']:.0f}",
-                     f"{ours['peak_rss_mib']:.0f}", f"{peer['peak_rss_mib']:.0f}"))
-    return table(("tokens a step", "anytune tok/s", "peft tok/s", "ratio", "anytune tok per CPU s",
-                  "peft tok per CPU s", "anytune peak MiB", "peft peak MiB"), rows)
+        rows.append(
+            (
+                s["shape"].replace("x", " × "),
+                f"{ours['tokens_per_s']:.0f}",
+                f"{peer['tokens_per_s']:.0f}",
+                times(s["ratio"]),
+                f"{ours['tokens_per_cpu_s']:.0f}",
+                f"{peer['tokens_per_cpu_s']:.0f}",
+                f"{ours['peak_rss_mib']:.0f}",
+                f"{peer['peak_rss_mib']:.0f}",
+            )
+        )
+    return table(
+        (
+            "tokens a step",
+            "anytune tok/s",
+            "peft tok/s",
+            "ratio",
+            "anytune tok per CPU s",
+            "peft tok per CPU s",
+            "anytune peak MiB",
+            "peft peak MiB",
+        ),
+        rows,
+    )
 
 
 def memory(data: dict) -> list[str]:
-    rows = [("SmolLM2-135M Q4_1, " + name, f"{s['peak_rss_mib']:.0f}", f"{s['tokens_per_s']:.0f}",
-             f"{s['seconds_per_step']:.1f}", "–") for name, s in data["smollm2"].items()]
+    rows = [
+        (
+            "SmolLM2-135M Q4_1, " + name,
+            f"{s['peak_rss_mib']:.0f}",
+            f"{s['tokens_per_s']:.0f}",
+            f"{s['seconds_per_step']:.1f}",
+            "–",
+        )
+        for name, s in data["smollm2"].items()
+    ]
     if big := data.get("tinyllama"):
-        rows.append((f"TinyLlama-1.1B shape, Q4_0 ({big['file_mib']:.0f} MiB file), --memory {data['memory']}, "
-                     "-c 128 -ub 128, r=8", f"{big['peak_rss_mib']:.0f}", f"{big['tokens_per_s']:.1f}",
-                     f"{big['seconds_per_step']:.1f}", f"{big['mib_read_per_step']:.0f}"))
+        rows.append(
+            (
+                f"TinyLlama-1.1B shape, Q4_0 ({big['file_mib']:.0f} MiB file), --memory {data['memory']}, "
+                "-c 128 -ub 128, r=8",
+                f"{big['peak_rss_mib']:.0f}",
+                f"{big['tokens_per_s']:.1f}",
+                f"{big['seconds_per_step']:.1f}",
+                f"{big['mib_read_per_step']:.0f}",
+            )
+        )
     return table(("", "peak RSS of the process, MiB", "tok/s", "s per step", "MiB read a step"), rows)
 
 
 def decode(data: dict) -> list[str]:
-    return table(("threads", "anytune tok/s", "llama.cpp tok/s", "ratio"), [
-        (t["threads"], f"{t['anytune']['tokens_per_s']:.0f}", f"{t['llama.cpp']['tokens_per_s']:.0f}",
-         f"{t['ratio']:.2f}×") for t in data["threads"]])
+    return table(
+        ("threads", "anytune tok/s", "llama.cpp tok/s", "ratio"),
+        [
+            (
+                t["threads"],
+                f"{t['anytune']['tokens_per_s']:.0f}",
+                f"{t['llama.cpp']['tokens_per_s']:.0f}",
+                f"{t['ratio']:.2f}×",
+            )
+            for t in data["threads"]
+        ],
+    )
 
 
 def first_step(data: dict) -> list[str]:
-    return table(("`anytune train` on SmolLM2-135M", "seconds after the start"), [
-        ("first step begins", f"{data['first_step_begins_s']:.1f}"),
-        ("first step done (512 tokens)", f"{data['first_step_ends_s']:.1f}")])
+    return table(
+        ("`anytune train` on SmolLM2-135M", "seconds after the start"),
+        [
+            ("first step begins", f"{data['first_step_begins_s']:.1f}"),
+            ("first step done (512 tokens)", f"{data['first_step_ends_s']:.1f}"),
+        ],
+    )
 
 
 def estimate(data: dict) -> list[str]:
-    return table(("examples × tokens", "rank", "`--memory`", "estimate, MiB", "measured peak, MiB", "error"), [
-        (s["shape"].replace("x", " × "), s["rank"], s["memory"] or "–",
-         *(("refused", "–", "–") if "refused" in s else
-           (f"{s['estimate_mib']:.0f}", f"{s['peak_rss_mib']:.0f}", f"{s['error_percent']:+.1f} %")))
-        for s in data["settings"]])
+    return table(
+        ("examples × tokens", "rank", "`--memory`", "estimate, MiB", "measured peak, MiB", "error"),
+        [
+            (
+                s["shape"].replace("x", " × "),
+                s["rank"],
+                s["memory"] or "–",
+                *(
+                    ("refused", "–", "–")
+                    if "refused" in s
+                    else (f"{s['estimate_mib']:.0f}", f"{s['peak_rss_mib']:.0f}", f"{s['error_percent']:+.1f} %")
+                ),
+            )
+            for s in data["settings"]
+        ],
+    )
 
 
 def quantize(data: dict) -> list[str]:
-    speed = table(("type", "anytune", "`gguf` package", "llama.cpp"), [
-        (s["type"], *(f"{s[side]:.0f}" if side in s else "–" for side in ("anytune", "gguf", "llama.cpp")))
-        for s in data["speed"]])
+    speed = table(
+        ("type", "anytune", "`gguf` package", "llama.cpp"),
+        [
+            (s["type"], *(f"{s[side]:.0f}" if side in s else "–" for side in ("anytune", "gguf", "llama.cpp")))
+            for s in data["speed"]
+        ],
+    )
     sides = ("anytune", "llama.cpp")
     quality = table(
         ("type", "importance", *(f"{what}, {side}" for what in ("error", "KL", "perplexity") for side in sides)),
-        [(q["type"], "yes" if q["importance"] else "no", *(f"{q[side]['error']:.3g}" for side in sides),
-          *(f"{q[side]['kl']:.4f} ± {q[side]['kl_uncertainty']:.4f}" for side in sides),
-          *(f"{q[side]['perplexity']:.2f}" for side in sides)) for q in data["quality"]])
+        [
+            (
+                q["type"],
+                "yes" if q["importance"] else "no",
+                *(f"{q[side]['error']:.3g}" for side in sides),
+                *(f"{q[side]['kl']:.4f} ± {q[side]['kl_uncertainty']:.4f}" for side in sides),
+                *(f"{q[side]['perplexity']:.2f}" for side in sides),
+            )
+            for q in data["quality"]
+        ],
+    )
     exact = data["exact"]
-    return [*speed, "", *quality, "", f"Unrounded: perplexity {exact['perplexity']:.2f} on {exact['tokens']} tokens. "
-            f"The `gguf` package is {data['versions']['gguf']}."]
+    return [
+        *speed,
+        "",
+        *quality,
+        "",
+        f"Unrounded: perplexity {exact['perplexity']:.2f} on {exact['tokens']} tokens. "
+        f"The `gguf` package is {data['versions']['gguf']}.",
+    ]
 
 
 def search(data: dict) -> list[str]:
     rows = []
     for found in data["results"]:
-        rows += [(f"all {u['type']}", f"{u['bits_per_weight']:.2f}", f"{u['kl']:.3f} ± {u['error']:.3f}", "–", "–")
-                 for u in sorted(found["uniform"], key=lambda u: u["kl"]) if u["fits"]]
+        rows += [
+            (f"all {u['type']}", f"{u['bits_per_weight']:.2f}", f"{u['kl']:.3f} ± {u['error']:.3f}", "–", "–")
+            for u in sorted(found["uniform"], key=lambda u: u["kl"])
+            if u["fits"]
+        ]
         measured, held = found["kl_measured"], found["kl_held_out"]
-        rows.append((f"**search, {found['budget']['amount']:g}**", f"{found['bits_per_weight']:.2f}",
-                     f"{measured['mean']:.3f} ± {measured['error']:.3f}", f"{found['kl_predicted']:.3f}",
-                     f"{held['mean']:.3f} ± {held['error']:.3f}"))
-    beyond = {u["type"]: u for found in data["results"] for u in found["uniform"] if not any(
-        u["type"] == v["type"] and v["fits"] for other in data["results"] for v in other["uniform"])}
-    return [*table(("types", "bits a weight", "KL", "predicted", "KL on other windows"), rows), "",
-            f"{data['model']}; KL in nats a token, {data['results'][0]['kl_measured']['tokens']} tokens. Larger than "
-            "every budget: " + ", ".join(f"all {u['type']} {u['bits_per_weight']:.2f} bits, {u['kl']:.3f}"
-                                         for u in sorted(beyond.values(), key=lambda u: u["bits_per_weight"])) + "."]
+        rows.append(
+            (
+                f"**search, {found['budget']['amount']:g}**",
+                f"{found['bits_per_weight']:.2f}",
+                f"{measured['mean']:.3f} ± {measured['error']:.3f}",
+                f"{found['kl_predicted']:.3f}",
+                f"{held['mean']:.3f} ± {held['error']:.3f}",
+            )
+        )
+    beyond = {
+        u["type"]: u
+        for found in data["results"]
+        for u in found["uniform"]
+        if not any(u["type"] == v["type"] and v["fits"] for other in data["results"] for v in other["uniform"])
+    }
+    return [
+        *table(("types", "bits a weight", "KL", "predicted", "KL on other windows"), rows),
+        "",
+        f"{data['model']}; KL in nats a token, {data['results'][0]['kl_measured']['tokens']} tokens. Larger than "
+        "every budget: "
+        + ", ".join(
+            f"all {u['type']} {u['bits_per_weight']:.2f} bits, {u['kl']:.3f}"
+            for u in sorted(beyond.values(), key=lambda u: u["bits_per_weight"])
+        )
+        + ".",
+    ]
 
 
 def lowering(data: dict) -> list[str]:
-    return [*table(("steps", "bits a weight", "loss", "unrounded", "apart", ""), [
-        (f"{s['first_step']}–{s['last_step']}", f"{s['bits_per_weight']:.2f}", f"{s['loss']:.4f}",
-         f"{s['reference']:.4f}", f"{s['apart']:.2%}", "" if s["kept"] else "taken back") for s in data["stages"]]), "",
-            f"{data['model']}, {data['tokens_a_step']} tokens a step; over all steps the mean loss is "
-            f"{data['mean_apart']:.2%} from the unrounded run's."]
+    return [
+        *table(
+            ("steps", "bits a weight", "loss", "unrounded", "apart", ""),
+            [
+                (
+                    f"{s['first_step']}–{s['last_step']}",
+                    f"{s['bits_per_weight']:.2f}",
+                    f"{s['loss']:.4f}",
+                    f"{s['reference']:.4f}",
+                    f"{s['apart']:.2%}",
+                    "" if s["kept"] else "taken back",
+                )
+                for s in data["stages"]
+            ],
+        ),
+        "",
+        f"{data['model']}, {data['tokens_a_step']} tokens a step; over all steps the mean loss is "
+        f"{data['mean_apart']:.2%} from the unrounded run's.",
+    ]
 
 
 def train_gpu(data: dict) -> list[str]:
@@ -129,96 +241,228 @@ def train_gpu(data: dict) -> list[str]:
             continue
         same = [p for p in data["peers"] if p["shape"] == s["shape"] and "tokens_per_s" in p]
         best = max(same, key=lambda p: p["tokens_per_s"]) if same and s["memory"] is None else None
-        rows.append((s["shape"].replace("x", " × "), s["blocks"], "fp8" if s["dtype"] == "fp8" else "bf16",
-                     s["memory"] or "–", f"{s['tokens_per_s']:,.0f}", f"{s['peak_gib']:.2f}",
-                     f"{100 * s['fraction_of_lasting_gemm']:.0f} %",
-                     f"{s['tokens_per_s'] / best['tokens_per_s']:.2f}×" if best else "–"))
-    told = "; ".join(f"{p['peer']}, {p['shape'].replace('x', ' × ')}: " + (
-        f"{p['tokens_per_s']:,.0f} tok/s, {p['peak_gib']:.1f} GiB" if "tokens_per_s" in p else "did not end in time")
-        for p in data["peers"])
-    return [*table(("examples × tokens", "base", "`--dtype`", "`--memory`", "tok/s", "peak, GiB",
-                    "of the bf16 GEMM rate", "to the best peer"), rows), "",
-            f"{card['gpu']}; large bf16 products keep up {card['gemm_tflops_for_two_seconds']:.0f} TFLOP/s at the "
-            f"card's power limit. Peers, bf16 base: {told}."]
+        rows.append(
+            (
+                s["shape"].replace("x", " × "),
+                s["blocks"],
+                "fp8" if s["dtype"] == "fp8" else "bf16",
+                s["memory"] or "–",
+                f"{s['tokens_per_s']:,.0f}",
+                f"{s['peak_gib']:.2f}",
+                f"{100 * s['fraction_of_lasting_gemm']:.0f} %",
+                f"{s['tokens_per_s'] / best['tokens_per_s']:.2f}×" if best else "–",
+            )
+        )
+    told = "; ".join(
+        f"{p['peer']}, {p['shape'].replace('x', ' × ')}: "
+        + (f"{p['tokens_per_s']:,.0f} tok/s, {p['peak_gib']:.1f} GiB" if "tokens_per_s" in p else "did not end in time")
+        for p in data["peers"]
+    )
+    return [
+        *table(
+            (
+                "examples × tokens",
+                "base",
+                "`--dtype`",
+                "`--memory`",
+                "tok/s",
+                "peak, GiB",
+                "of the bf16 GEMM rate",
+                "to the best peer",
+            ),
+            rows,
+        ),
+        "",
+        f"{card['gpu']}; large bf16 products keep up {card['gemm_tflops_for_two_seconds']:.0f} TFLOP/s at the "
+        f"card's power limit. Peers, bf16 base: {told}.",
+    ]
 
 
 def train_webgpu(data: dict) -> list[str]:
     peak, training, decoding = data["peak"], [], []
     for name, r in data["anytune"].items():
         if "shape" not in r:
-            decoding.append((name, r["blocks"], f"{r['tokens_per_s']:.0f}", f"{r['read_gb_per_s']:,}",
-                             f"{100 * r['fraction_of_bandwidth']:.0f} %"))
+            decoding.append(
+                (
+                    name,
+                    r["blocks"],
+                    f"{r['tokens_per_s']:.0f}",
+                    f"{r['read_gb_per_s']:,}",
+                    f"{100 * r['fraction_of_bandwidth']:.0f} %",
+                )
+            )
             continue
-        training.append((name.replace("x", " × ", 1), r["blocks"], f"{r['tokens_per_s']:,.0f}",
-                         f"{100 * r['fraction_of_fma']:.0f} %",
-                         f"{r['over_anchor']:.1f}×" if "over_anchor" in r else "–",
-                         f"{r['peak_gib']:.2f}", f"{r['peak_over_weights']:.2f}", f"{r['cpu_ms_per_step']:.0f}"))
+        training.append(
+            (
+                name.replace("x", " × ", 1),
+                r["blocks"],
+                f"{r['tokens_per_s']:,.0f}",
+                f"{100 * r['fraction_of_fma']:.0f} %",
+                f"{r['over_anchor']:.1f}×" if "over_anchor" in r else "–",
+                f"{r['peak_gib']:.2f}",
+                f"{r['peak_over_weights']:.2f}",
+                f"{r['cpu_ms_per_step']:.0f}",
+            )
+        )
     anchors = " and ".join(f"{speed} tok/s ({kind})" for kind, speed in data["anchors_tokens_per_s"].items())
-    return [*table(("tokens a step", "base", "tok/s", "of the FMA rate", "to the anchor", "peak, GiB", "to the weights",
-                    "CPU ms a step"), training), "",
-            *table(("batch 1", "base", "tok/s", "weights read, GB/s", "of the copy rate"), decoding), "",
-            f"{peak['device']} through Vulkan: {peak['fma_tflops']} TFLOP/s of float32 multiply-adds without memory "
-            f"and copying at {peak['copy_gb_per_s']:,} GB/s, measured in the same run through WebGPU. The anchor, not "
-            f"from this run, is llama-finetune-lora's Vulkan build with tensor cores on an H100, 1 × 128: {anchors}."]
+    return [
+        *table(
+            (
+                "tokens a step",
+                "base",
+                "tok/s",
+                "of the FMA rate",
+                "to the anchor",
+                "peak, GiB",
+                "to the weights",
+                "CPU ms a step",
+            ),
+            training,
+        ),
+        "",
+        *table(("batch 1", "base", "tok/s", "weights read, GB/s", "of the copy rate"), decoding),
+        "",
+        f"{peak['device']} through Vulkan: {peak['fma_tflops']} TFLOP/s of float32 multiply-adds without memory "
+        f"and copying at {peak['copy_gb_per_s']:,} GB/s, measured in the same run through WebGPU. The anchor, not "
+        f"from this run, is llama-finetune-lora's Vulkan build with tensor cores on an H100, 1 × 128: {anchors}.",
+    ]
 
 
 def loss_webgpu(data: dict) -> list[str]:
     rows = []
     for run in (data, result("loss_webgpu_software")):
         if run is not None:
-            rows.append((run["runs"]["webgpu"]["name"], run["steps"], run["tokens_a_step"],
-                         f"{100 * run['most_apart']:.4f} %", "agrees" if run["verify"]["agrees"] else "**differs**"))
-    return table(("device", "steps", "tokens a step", "largest difference of a step's loss",
-                  "`anytune verify` of the adapter"), rows)
+            rows.append(
+                (
+                    run["runs"]["webgpu"]["name"],
+                    run["steps"],
+                    run["tokens_a_step"],
+                    f"{100 * run['most_apart']:.4f} %",
+                    "agrees" if run["verify"]["agrees"] else "**differs**",
+                )
+            )
+    return table(
+        ("device", "steps", "tokens a step", "largest difference of a step's loss", "`anytune verify` of the adapter"),
+        rows,
+    )
 
 
 def decode_gpu(data: dict) -> list[str]:
-    return table(("", "tok/s", "ms a token", "weights read, GB/s", "of the copy rate"), [
-        (name, f"{r['tokens_per_s']:,.0f}", f"{r['ms_per_token']:.2f}", f"{r['read_gb_per_s']:,}",
-         f"{100 * r['fraction_of_bandwidth']:.0f} %") for name, r in data["anytune"].items()])
+    return table(
+        ("", "tok/s", "ms a token", "weights read, GB/s", "of the copy rate"),
+        [
+            (
+                name,
+                f"{r['tokens_per_s']:,.0f}",
+                f"{r['ms_per_token']:.2f}",
+                f"{r['read_gb_per_s']:,}",
+                f"{100 * r['fraction_of_bandwidth']:.0f} %",
+            )
+            for name, r in data["anytune"].items()
+        ],
+    )
 
 
 def two_gpus(data: dict) -> list[str]:
-    names = {"one": "one GPU", "two": "two GPUs", "two_sharded": "two GPUs, `--shard`",
-             "one_fp8": "one GPU, `--dtype fp8`", "two_fp8": "two GPUs, `--dtype fp8`"}
-    peers = "".join(f" {p['peer']}, {p['processes']} GPU{'s' * (p['processes'] > 1)}: {p['tokens_per_s']:,.0f} tok/s."
-                    for p in data.get("peers", ()) if "tokens_per_s" in p)
-    rows = [(names[name], "–", f"{r['tokens_per_s']:,.0f}", f"{r['ratio']:.2f}×", f"{r['peak_gib']:.2f}",
-             f"{r['curve_apart']:.1g}") for name, r in data["runs"].items()]
+    names = {
+        "one": "one GPU",
+        "two": "two GPUs",
+        "two_sharded": "two GPUs, `--shard`",
+        "one_fp8": "one GPU, `--dtype fp8`",
+        "two_fp8": "two GPUs, `--dtype fp8`",
+    }
+    peers = "".join(
+        f" {p['peer']}, {p['processes']} GPU{'s' * (p['processes'] > 1)}: {p['tokens_per_s']:,.0f} tok/s."
+        for p in data.get("peers", ())
+        if "tokens_per_s" in p
+    )
+    rows = [
+        (
+            names[name],
+            "–",
+            f"{r['tokens_per_s']:,.0f}",
+            f"{r['ratio']:.2f}×",
+            f"{r['peak_gib']:.2f}",
+            f"{r['curve_apart']:.1g}",
+        )
+        for name, r in data["runs"].items()
+    ]
     tight, memory = data["tight"], data["tight"]["memory"]
-    rows += [(names[name], memory, f"{tight[name]['tokens_per_s']:,.0f}", "–", f"{tight[name]['peak_gib']:.2f}",
-              f"{tight[name]['curve_apart']:.1g}") for name in ("one", "two_sharded")]
-    return [*table(("", "`--memory` of each", "tok/s", "to one", "peak of each, GiB", "loss curves apart"), rows), "",
-            f"{data['gpu']['name']}. With {memory} one GPU cannot hold the base: it copies the weights from the host "
-            f"at each use.{peers}"]
+    rows += [
+        (
+            names[name],
+            memory,
+            f"{tight[name]['tokens_per_s']:,.0f}",
+            "–",
+            f"{tight[name]['peak_gib']:.2f}",
+            f"{tight[name]['curve_apart']:.1g}",
+        )
+        for name in ("one", "two_sharded")
+    ]
+    return [
+        *table(("", "`--memory` of each", "tok/s", "to one", "peak of each, GiB", "loss curves apart"), rows),
+        "",
+        f"{data['gpu']['name']}. With {memory} one GPU cannot hold the base: it copies the weights from the host "
+        f"at each use.{peers}",
+    ]
 
 
 def train_cpu_bf16(data: dict) -> list[str]:
-    return table(("tokens a step", "cpu-bf16 tok/s", "numpy tok/s", "peft bf16 tok/s", "ratio", "cpu-bf16 peak MiB",
-                  "peft peak MiB"), [
-        (s["shape"].replace("x", " × "), *(f"{s[n]['tokens_per_s']:.0f}" for n in ("cpu-bf16", "numpy", s["peer"])),
-         times(s["ratio"]), *(f"{s[n]['peak_rss_mib']:.0f}" for n in ("cpu-bf16", s["peer"]))) for s in data["shapes"]])
+    return table(
+        (
+            "tokens a step",
+            "cpu-bf16 tok/s",
+            "numpy tok/s",
+            "peft bf16 tok/s",
+            "ratio",
+            "cpu-bf16 peak MiB",
+            "peft peak MiB",
+        ),
+        [
+            (
+                s["shape"].replace("x", " × "),
+                *(f"{s[n]['tokens_per_s']:.0f}" for n in ("cpu-bf16", "numpy", s["peer"])),
+                times(s["ratio"]),
+                *(f"{s[n]['peak_rss_mib']:.0f}" for n in ("cpu-bf16", s["peer"])),
+            )
+            for s in data["shapes"]
+        ],
+    )
 
 
 def style(data: dict) -> list[str]:
     def shown(value: list[float], form: str = ".2f") -> str:
         return f"{value[0]:{form}} [{value[1]:{form}}, {value[2]:{form}}]"
 
-    rows = [(f"distance: {name}", shown(data["author"][name]), shown(sides["base"]), shown(sides["wren"]))
-            for name, sides in data["distances"].items()]
-    rows += [(f"`{h['habit']}`", *(f"{100 * h[side]:.0f} %" for side in ("author", "base", "wren")))
-             for h in data["habits"][:6]]
+    rows = [
+        (f"distance: {name}", shown(data["author"][name]), shown(sides["base"]), shown(sides["wren"]))
+        for name, sides in data["distances"].items()
+    ]
+    rows += [
+        (f"`{h['habit']}`", *(f"{100 * h[side]:.0f} %" for side in ("author", "base", "wren")))
+        for h in data["habits"][:6]
+    ]
     rows.append(("perplexity of the e-mails", "–", *(shown(data["perplexity"][side]) for side in ("base", "wren"))))
-    rows += [(name, "–", *(shown([factor * v for v in data["to_reference"][name][side]], ".1f")
-                           for side in ("base", "wren")))
-             for name, factor in (("chrF", 1), ("ROUGE-L", 100), ("cosine", 100))]
-    rows.append(("words, times the author's", "1",
-                 *(shown(data["answers"][side]["length_ratio"]) for side in ("base", "wren"))))
-    rows.append(("ended by itself", "–", *(f"{100 * data['answers'][side]['ended'][0]:.0f} %"
-                                           for side in ("base", "wren"))))
-    return [*table(("", "author", "base", "adapter"), rows), "",
-            f"{data['messages']} held-out e-mails of {data['corpus']}; {data['data']['train']} trained on, "
-            f"{data['steps']} steps, {data['train_seconds']} s."]
+    rows += [
+        (
+            name,
+            "–",
+            *(shown([factor * v for v in data["to_reference"][name][side]], ".1f") for side in ("base", "wren")),
+        )
+        for name, factor in (("chrF", 1), ("ROUGE-L", 100), ("cosine", 100))
+    ]
+    rows.append(
+        ("words, times the author's", "1", *(shown(data["answers"][side]["length_ratio"]) for side in ("base", "wren")))
+    )
+    rows.append(
+        ("ended by itself", "–", *(f"{100 * data['answers'][side]['ended'][0]:.0f} %" for side in ("base", "wren")))
+    )
+    return [
+        *table(("", "author", "base", "adapter"), rows),
+        "",
+        f"{data['messages']} held-out e-mails of {data['corpus']}; {data['data']['train']} trained on, "
+        f"{data['steps']} steps, {data['train_seconds']} s.",
+    ]
 
 
 def quality(data: dict) -> list[str]:
@@ -233,45 +477,109 @@ def quality(data: dict) -> list[str]:
         for method in ("likelihood", "generation"):
             m = s[method]
             apart = m.get("difference")
-            rows.append((s["task"], s["model"], method, f"{100 * s['majority']:.1f}",
-                         *(side(m.get(who)) for who in ("base", "anytune", "peft")),
-                         "–" if apart is None else f"{100 * apart['mean']:+.1f} [{100 * apart['interval'][0]:+.1f}, "
-                         f"{100 * apart['interval'][1]:+.1f}]",
-                         "–" if apart is None else "yes" if apart["within"] else "**no**"))
+            rows.append(
+                (
+                    s["task"],
+                    s["model"],
+                    method,
+                    f"{100 * s['majority']:.1f}",
+                    *(side(m.get(who)) for who in ("base", "anytune", "peft")),
+                    "–"
+                    if apart is None
+                    else f"{100 * apart['mean']:+.1f} [{100 * apart['interval'][0]:+.1f}, "
+                    f"{100 * apart['interval'][1]:+.1f}]",
+                    "–" if apart is None else "yes" if apart["within"] else "**no**",
+                )
+            )
     missing = data["missing"]
     total = len(missing) + len(data["cells"])
-    return [*table(("task", "model", "scored by", "always the same", "base", "anytune", "peft",
-                    "anytune − peft", "within"), rows),
-            *(["", f"{len(data['cells'])} of {total} cells are done; not yet: {', '.join(missing)}."] if missing
-              else [])]
+    return [
+        *table(
+            ("task", "model", "scored by", "always the same", "base", "anytune", "peft", "anytune − peft", "within"),
+            rows,
+        ),
+        *(["", f"{len(data['cells'])} of {total} cells are done; not yet: {', '.join(missing)}."] if missing else []),
+    ]
 
 
 def studio(data: dict) -> list[str]:
     load, point, long, many, up = (data[name] for name in ("load", "point", "long", "watchers", "upload"))
-    return table(("", "measured"), [
-        ("first load", f"{load['kB']} kB gzipped, {load['median_seconds']:.1f} s on a slow phone ({load['network']}, "
-                       f"CPU {load['cpu']})"),
-        ("a step's point reaches the page", f"{point['worst_seconds']:.1f} s at most, of {point['points']}"),
-        ("a run of 200,000 steps", f"opens in {long['median_seconds']:.1f} s, moves at {long['frames_a_second']:.0f} "
-                                   "frames a second"),
-        ("200 watchers, 1,000 runs", f"{many['MiB_most']:.0f} MiB resident"),
-        ("upload of 1 GiB", f"{up['growth_MiB']:.1f} MiB more"),
-        ("killed at random moments", f"{data['kills']['kills']} times: {data['kills']['acknowledged']:,} acknowledged "
-                                     f"requests, {data['kills']['lost']} lost")])
+    return table(
+        ("", "measured"),
+        [
+            (
+                "first load",
+                f"{load['kB']} kB gzipped, {load['median_seconds']:.1f} s on a slow phone ({load['network']}, "
+                f"CPU {load['cpu']})",
+            ),
+            ("a step's point reaches the page", f"{point['worst_seconds']:.1f} s at most, of {point['points']}"),
+            (
+                "a run of 200,000 steps",
+                f"opens in {long['median_seconds']:.1f} s, moves at {long['frames_a_second']:.0f} frames a second",
+            ),
+            ("200 watchers, 1,000 runs", f"{many['MiB_most']:.0f} MiB resident"),
+            ("upload of 1 GiB", f"{up['growth_MiB']:.1f} MiB more"),
+            (
+                "killed at random moments",
+                f"{data['kills']['kills']} times: {data['kills']['acknowledged']:,} acknowledged "
+                f"requests, {data['kills']['lost']} lost",
+            ),
+        ],
+    )
 
 
 def fpga_cores(data: dict) -> list[str]:
-    rows = [(c["core"], c["type"], f"{c['simulated']['blocks']:,}", f"{c['simulated']['blocks_that_differ']:,}",
-             f"{c['simulated']['cycles_a_block']:.3f}", f"{c['gweights_per_s_of_a_thread']['numpy']:.2f}",
-             f"{c['gweights_per_s_of_a_thread']['numba']:.2f}", f"{c['mhz_that_equals_numba']:.0f}")
-            for c in data["cores"]]
-    return table(("core", "type", "blocks simulated", "that differ", "cycles a block", "NumPy, Gweights/s a thread",
-                  "Numba, Gweights/s a thread", "clock that equals Numba, MHz"), rows)
+    rows = [
+        (
+            c["core"],
+            c["type"],
+            f"{c['simulated']['blocks']:,}",
+            f"{c['simulated']['blocks_that_differ']:,}",
+            f"{c['simulated']['cycles_a_block']:.3f}",
+            f"{c['gweights_per_s_of_a_thread']['numpy']:.2f}",
+            f"{c['gweights_per_s_of_a_thread']['numba']:.2f}",
+            f"{c['mhz_that_equals_numba']:.0f}",
+        )
+        for c in data["cores"]
+    ]
+    return table(
+        (
+            "core",
+            "type",
+            "blocks simulated",
+            "that differ",
+            "cycles a block",
+            "NumPy, Gweights/s a thread",
+            "Numba, Gweights/s a thread",
+            "clock that equals Numba, MHz",
+        ),
+        rows,
+    )
 
 
-TABLES = {f.__name__: f for f in (train_cpu, memory, decode, first_step, estimate, quantize, train_gpu, decode_gpu,
-                                  two_gpus, train_cpu_bf16, style, quality, train_webgpu, loss_webgpu, search,
-                                  lowering, studio, fpga_cores)}
+TABLES = {
+    f.__name__: f
+    for f in (
+        train_cpu,
+        memory,
+        decode,
+        first_step,
+        estimate,
+        quantize,
+        train_gpu,
+        decode_gpu,
+        two_gpus,
+        train_cpu_bf16,
+        style,
+        quality,
+        train_webgpu,
+        loss_webgpu,
+        search,
+        lowering,
+        studio,
+        fpga_cores,
+    )
+}
 
 
 def filled(text: str) -> str:
@@ -279,6 +587,7 @@ def filled(text: str) -> str:
         data = result(match[2])
         lines = ["*Not measured yet.*"] if data is None else [*TABLES[match[2]](data), "", where(data)]
         return match[1] + "\n" + "\n".join(lines) + "\n\n" + match[4]
+
     return PLACE.sub(fill, text)
 
 

@@ -49,21 +49,32 @@ started = time.perf_counter()
 examples, length = map(int, args.shape.split("x"))
 if args.whole:
     budget.HOLDS = tuple(hold for hold in budget.HOLDS if hold[0] != "stream")
-model = anytune.load(args.model, device=local_device(args.device), dtype=args.dtype,
-                     memory=parse_bytes(args.memory) if args.memory else None)
+model = anytune.load(
+    args.model,
+    device=local_device(args.device),
+    dtype=args.dtype,
+    memory=parse_bytes(args.memory) if args.memory else None,
+)
 team = _join(model.engine, args.shard)
 try:
-    trainee = model.trainee(anytune.Lora(rank=args.rank, alpha=2.0 * args.rank), ubatch=examples * length,
-                            context=length)
+    trainee = model.trainee(
+        anytune.Lora(rank=args.rank, alpha=2.0 * args.rank), ubatch=examples * length, context=length
+    )
 except UserError as error:
     if team.rank == 0:
         print(json.dumps({"refused": str(error)}), flush=True)
     team.leave()
     sys.exit()
 random = np.random.default_rng(1)
-batches = [MicroBatch.of([(row, np.arange(length) >= length // 2) for row in
-                          random.integers(0, model.config.vocabulary, (examples, length))])
-           for _ in range(2 * args.micro)]
+batches = [
+    MicroBatch.of(
+        [
+            (row, np.arange(length) >= length // 2)
+            for row in random.integers(0, model.config.vocabulary, (examples, length))
+        ]
+    )
+    for _ in range(2 * args.micro)
+]
 loss_tokens, step = batches[0].loss_tokens, 0
 
 
@@ -86,8 +97,9 @@ def take(count: int) -> float:
     begin = time.perf_counter()
     for _ in range(count):
         step += 1
-        trainee.accumulate(batches[(step * team.size + team.rank) % len(batches)], 1 / (team.size * loss_tokens), step,
-                           team.rank)
+        trainee.accumulate(
+            batches[(step * team.size + team.rank) % len(batches)], 1 / (team.size * loss_tokens), step, team.rank
+        )
         norm = trainee.update(1e-4, step)
     float(norm)
     return time.perf_counter() - begin
@@ -121,14 +133,21 @@ sums = [summing() for _ in range(12)][2:] if team.size > 1 else []
 tokens = team.size * examples * length
 cuda = model.engine.device.type == "cuda"
 result = {
-    "processes": team.size, "sharded": team.sharded, "tokens_per_s": round(tokens / statistics.median(times), 1),
-    "ms_per_step": round(1e3 * statistics.median(times), 3), "steps_per_round": count,
+    "processes": team.size,
+    "sharded": team.sharded,
+    "tokens_per_s": round(tokens / statistics.median(times), 1),
+    "ms_per_step": round(1e3 * statistics.median(times), 3),
+    "steps_per_round": count,
     "rounds_tokens_per_s": [round(tokens / t, 1) for t in times],
     "peak_gib": round((model.engine.peak() if cuda else peak_bytes()) / 2**30, 3),
-    "estimate_gib": round(trainee.estimate.peak_bytes / 2**30, 3), "how": trainee.estimate.text, "memory": args.memory,
-    "gradients_mib": round(4 * trainee.n_parameters / 2**20, 1), "seconds_to_ready": round(ready, 1),
+    "estimate_gib": round(trainee.estimate.peak_bytes / 2**30, 3),
+    "how": trainee.estimate.text,
+    "memory": args.memory,
+    "gradients_mib": round(4 * trainee.n_parameters / 2**20, 1),
+    "seconds_to_ready": round(ready, 1),
     "sum_of_gradients_ms": round(1e3 * statistics.median(sums), 3) if sums else None,
-    "loss_curve": [round(loss, 6) for loss in curve]}
+    "loss_curve": [round(loss, 6) for loss in curve],
+}
 team.leave()
 if team.rank == 0:
     print(json.dumps(result), flush=True)

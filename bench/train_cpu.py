@@ -30,24 +30,45 @@ def measure(shape: str) -> dict:
     shared = ["--shape", shape, "--threads", str(args.threads), "--rank", str(args.rank)]
     peer = ["bench/peers/peft_cpu.py", model, *shared, "--dtype", args.dtype]
     bound = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
-    children = [common.Child("anytune", ["bench/steps.py", model, *shared], common.environment(args.threads)),
-                common.Child(PEER, peer, common.environment(args.threads)),
-                common.Child(PEER + ", bound threads", peer, common.environment(args.threads, **bound))]
+    children = [
+        common.Child("anytune", ["bench/steps.py", model, *shared], common.environment(args.threads)),
+        common.Child(PEER, peer, common.environment(args.threads)),
+        common.Child(PEER + ", bound threads", peer, common.environment(args.threads, **bound)),
+    ]
     rounds = common.take_turns(children, args.rounds)
     sides = {}
     for number, child in enumerate(children):
         mine = [row[number] for row in rounds]
         sides[child.name] = {
             **{name: common.rounded(common.median(r[name] for r in mine), 4) for name in FIGURES},
-            "best_tokens_per_s": max(r["tokens_per_s"] for r in mine), **child.ready, **child.end(), "rounds": mine}
+            "best_tokens_per_s": max(r["tokens_per_s"] for r in mine),
+            **child.ready,
+            **child.end(),
+            "rounds": mine,
+        }
     better = max((1, 2), key=lambda number: sides[children[number].name]["tokens_per_s"])
 
     def ratios(figure: str) -> list[float]:
         return [common.rounded(row[0][figure] / row[better][figure]) for row in rounds]
+
     speed, cpu = ratios("tokens_per_s"), ratios("tokens_per_cpu_s")
-    return {"shape": shape, "ratio": common.rounded(common.median(speed)), "ratios": speed,
-            "ratio_per_cpu_s": common.rounded(common.median(cpu)), "peer": children[better].name, **sides}
+    return {
+        "shape": shape,
+        "ratio": common.rounded(common.median(speed)),
+        "ratios": speed,
+        "ratio_per_cpu_s": common.rounded(common.median(cpu)),
+        "peer": children[better].name,
+        **sides,
+    }
 
 
-common.save("train_cpu", args, before, model=Path(model).stem, threads=args.threads, rank=args.rank,
-            peer_dtype=args.dtype, shapes=[measure(shape) for shape in args.shapes.split(",")])
+common.save(
+    "train_cpu",
+    args,
+    before,
+    model=Path(model).stem,
+    threads=args.threads,
+    rank=args.rank,
+    peer_dtype=args.dtype,
+    shapes=[measure(shape) for shape in args.shapes.split(",")],
+)

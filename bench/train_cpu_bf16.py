@@ -22,39 +22,69 @@ args = options.parse_args()
 
 before = common.machine()
 model = str(common.model_file(args.model))
-ENGINES = {"cpu-bf16": ["--device", "cpu-bf16"], "cpu-bf16 within 1 GiB": ["--device", "cpu-bf16", "--memory", "1GiB"],
-           "numpy": ["--device", "numpy"]}
-PEERS = {f"transformers+peft{adapter}{place}": (dtype, surroundings)
-         for adapter, dtype in (("", "bf16"), (", bf16 adapter", "bf16-all"))
-         for place, surroundings in (("", {}), (", bound threads", {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}))}
+ENGINES = {
+    "cpu-bf16": ["--device", "cpu-bf16"],
+    "cpu-bf16 within 1 GiB": ["--device", "cpu-bf16", "--memory", "1GiB"],
+    "numpy": ["--device", "numpy"],
+}
+PEERS = {
+    f"transformers+peft{adapter}{place}": (dtype, surroundings)
+    for adapter, dtype in (("", "bf16"), (", bf16 adapter", "bf16-all"))
+    for place, surroundings in (("", {}), (", bound threads", {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}))
+}
 FIGURES = ("tokens_per_s", "tokens_per_cpu_s", "seconds")
 
 
 def measure(shape: str) -> dict:
     shared = [model, "--shape", shape, "--threads", str(args.threads), "--rank", str(args.rank), "--warmup", "4"]
-    children = [common.Child(name, ["bench/steps.py", *shared, *how], common.environment(args.threads))
-                for name, how in ENGINES.items()]
-    children += [common.Child(name, ["bench/peers/peft_cpu.py", *shared, "--dtype", dtype],
-                              common.environment(args.threads, **surroundings))
-                 for name, (dtype, surroundings) in PEERS.items()]
+    children = [
+        common.Child(name, ["bench/steps.py", *shared, *how], common.environment(args.threads))
+        for name, how in ENGINES.items()
+    ]
+    children += [
+        common.Child(
+            name,
+            ["bench/peers/peft_cpu.py", *shared, "--dtype", dtype],
+            common.environment(args.threads, **surroundings),
+        )
+        for name, (dtype, surroundings) in PEERS.items()
+    ]
     rounds = common.take_turns(children, args.rounds)
     sides = {}
     for number, child in enumerate(children):
         mine = [row[number] for row in rounds]
         sides[child.name] = {
             **{name: common.rounded(common.median(r[name] for r in mine), 4) for name in FIGURES},
-            "best_tokens_per_s": max(r["tokens_per_s"] for r in mine), **child.ready, **child.end(), "rounds": mine}
+            "best_tokens_per_s": max(r["tokens_per_s"] for r in mine),
+            **child.ready,
+            **child.end(),
+            "rounds": mine,
+        }
     peer = max(PEERS, key=lambda name: sides[name]["tokens_per_s"])
 
     def ratios(other: str, figure: str, own: str = "cpu-bf16") -> list[float]:
         both = zip(sides[own]["rounds"], sides[other]["rounds"])
         return [common.rounded(a[figure] / b[figure]) for a, b in both]
+
     speed = ratios(peer, "tokens_per_s")
-    return {"shape": shape, "ratio": common.rounded(common.median(speed)), "ratios": speed,
-            "ratio_per_cpu_s": common.rounded(common.median(ratios(peer, "tokens_per_cpu_s"))),
-            "ratio_within_1_gib": common.rounded(common.median(ratios(peer, "tokens_per_s", "cpu-bf16 within 1 GiB"))),
-            "ratio_to_numpy": common.rounded(common.median(ratios("numpy", "tokens_per_s"))), "peer": peer, **sides}
+    return {
+        "shape": shape,
+        "ratio": common.rounded(common.median(speed)),
+        "ratios": speed,
+        "ratio_per_cpu_s": common.rounded(common.median(ratios(peer, "tokens_per_cpu_s"))),
+        "ratio_within_1_gib": common.rounded(common.median(ratios(peer, "tokens_per_s", "cpu-bf16 within 1 GiB"))),
+        "ratio_to_numpy": common.rounded(common.median(ratios("numpy", "tokens_per_s"))),
+        "peer": peer,
+        **sides,
+    }
 
 
-common.save("train_cpu_bf16", args, before, model=Path(model).stem, threads=args.threads, rank=args.rank,
-            shapes=[measure(shape) for shape in args.shapes.split(",")])
+common.save(
+    "train_cpu_bf16",
+    args,
+    before,
+    model=Path(model).stem,
+    threads=args.threads,
+    rank=args.rank,
+    shapes=[measure(shape) for shape in args.shapes.split(",")],
+)

@@ -36,11 +36,18 @@ SETTINGS = {  # name: (blocks, examples x tokens, --memory, --dtype, profile)
     "8x1024, Q4_K": ("Q4_K", "8x1024", None, "auto", False),
     "8x1024, Q4_K, 4 GiB": ("Q4_K", "8x1024", "4GiB", "auto", False),
 }
-LIMIT = 90      # seconds for one contestant
-PEERS = {       # name: [(script, arguments)]
-    "unsloth": [("unsloth_gpu.py", ("--shape", shape, *more)) for shape, *more in (
-        ("8x1024",), ("16x1024",), ("1x8192",), ("1x128",),
-        ("8x1024", "--bits", "4", "--checkpointing", "unsloth"))],
+LIMIT = 90  # seconds for one contestant
+PEERS = {  # name: [(script, arguments)]
+    "unsloth": [
+        ("unsloth_gpu.py", ("--shape", shape, *more))
+        for shape, *more in (
+            ("8x1024",),
+            ("16x1024",),
+            ("1x8192",),
+            ("1x128",),
+            ("8x1024", "--bits", "4", "--checkpointing", "unsloth"),
+        )
+    ],
     "peft": [("peft_gpu.py", ("--shape", "8x1024")), ("peft_gpu.py", ("--shape", "1x128"))],
     "liger": [("peft_gpu.py", ("--shape", "8x1024", "--liger"))],
     "compiled": [("peft_gpu.py", ("--shape", "8x1024", "--compile"))],
@@ -116,7 +123,7 @@ def main() -> None:
         names = [name for name in args.peers.split(",") if name]
         waiting = ThreadPoolExecutor(1).submit(run_peers, names, env, card["gpus"], folder) if names else None
         if waiting is not None and card["gpus"] < 2:
-            waiting.result()    # one card: one contestant at a time
+            waiting.result()  # one card: one contestant at a time
         files: dict[str, Path] = {}
         for name in filter(None, args.only.split(";")):
             blocks = SETTINGS[name][0]
@@ -131,8 +138,16 @@ def main() -> None:
         mine = results.get(row["shape"], {})
         if "tokens_per_s" in row and "tokens_per_s" in mine:
             row["ratio"] = round(mine["tokens_per_s"] / row["tokens_per_s"], 2)
-    common.save("train_gpu", args, before, gpu=card, model="Qwen3-1.7B shape, vocabulary 151,936, random weights",
-                rank=16, anytune=results, peers=peers)
+    common.save(
+        "train_gpu",
+        args,
+        before,
+        gpu=card,
+        model="Qwen3-1.7B shape, vocabulary 151,936, random weights",
+        rank=16,
+        anytune=results,
+        peers=peers,
+    )
 
 
 if __name__ == "__main__":

@@ -66,8 +66,18 @@ def main() -> None:
                     old.unlink()
                 files = {blocks: Path(folder) / f"{args.shape}-{blocks.lower()}.gguf"}
                 qwen3.write_model(files[blocks], args.shape, blocks, VOCABULARY)
-            row = common.run_once(["bench/webgpu_steps.py", str(files[blocks]), "--device", args.device, "--rounds",
-                                   str(args.rounds), *flags], env)
+            row = common.run_once(
+                [
+                    "bench/webgpu_steps.py",
+                    str(files[blocks]),
+                    "--device",
+                    args.device,
+                    "--rounds",
+                    str(args.rounds),
+                    *flags,
+                ],
+                env,
+            )
             if "--decode" not in flags:
                 length = int(row["shape"].split("x")[1])
                 row["gflop_per_token"] = round(qwen3.gflop_per_token(args.shape, length, 0.5, 8, VOCABULARY), 3)
@@ -75,12 +85,20 @@ def main() -> None:
                 row["fraction_of_fma"] = round(row["tflops"] / peak["fma_tflops"], 3)
                 if row["shape"] == "1x128" and blocks in ANCHORS and args.shape == "qwen3-1.7b":
                     row["over_anchor"] = round(row["tokens_per_s"] / ANCHORS[blocks], 2)
-            else:   # a token reads every weight once, and a copy each byte twice
+            else:  # a token reads every weight once, and a copy each byte twice
                 row["fraction_of_bandwidth"] = round(row["read_gb_per_s"] / peak["copy_gb_per_s"], 3)
             results[name] = {"blocks": blocks, **row}
             print(name, row["tokens_per_s"], "tok/s", row["peak_gib"], "GiB", flush=True)
-    common.save("train_webgpu", args, before, anchors_tokens_per_s=ANCHORS, rank=8, peak=peak, anytune=results,
-                model=f"{args.shape} shape, vocabulary {VOCABULARY:,}, random weights")
+    common.save(
+        "train_webgpu",
+        args,
+        before,
+        anchors_tokens_per_s=ANCHORS,
+        rank=8,
+        peak=peak,
+        anytune=results,
+        model=f"{args.shape} shape, vocabulary {VOCABULARY:,}, random weights",
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 import common
 import qwen3
 
-LIMIT = 150     # seconds for one contestant
+LIMIT = 150  # seconds for one contestant
 NEEDS = re.compile(r"at least (\d+) MiB")
 
 
@@ -39,11 +39,27 @@ def run(processes: int, command: list[str], script: str = "bench/team_steps.py")
     children = []
     try:
         for rank in range(processes):
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1",
-                      "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"} if processes > 1 else {}
-            children.append(subprocess.Popen(
-                [sys.executable, script, *command], env=env | {k: str(v) for k, v in places.items()},
-                cwd=common.ROOT, text=True, stdout=subprocess.DEVNULL if rank else subprocess.PIPE))
+            places = (
+                {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "WORLD_SIZE": processes,
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                    "GLOO_SOCKET_IFNAME": "lo",
+                }
+                if processes > 1
+                else {}
+            )
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, script, *command],
+                    env=env | {k: str(v) for k, v in places.items()},
+                    cwd=common.ROOT,
+                    text=True,
+                    stdout=subprocess.DEVNULL if rank else subprocess.PIPE,
+                )
+            )
         said = children[0].communicate(timeout=LIMIT)[0]
         codes = [child.wait(timeout=30) for child in children]
     finally:
@@ -70,15 +86,23 @@ def tight(base: list[str]) -> dict:
         raise SystemExit(f"this model is too small: a slice needs {least['slice']} MiB, the whole {least['whole']}")
     memory = f"{(least['slice'] + least['whole']) // 2}MiB"
     limited = [*base, "--memory", memory]
-    return {"memory": memory, "least_mib": least, "whole": run(1, [*limited, "--whole"]), "one": run(1, limited),
-            "two_sharded": run(2, [*limited, "--shard"])}
+    return {
+        "memory": memory,
+        "least_mib": least,
+        "whole": run(1, [*limited, "--whole"]),
+        "one": run(1, limited),
+        "two_sharded": run(2, [*limited, "--shard"]),
+    }
 
 
 def peer(args, processes: int) -> dict:
     """transformers + peft with DDP, in as many processes."""
     try:
-        row = run(processes, ["--shape", args.shape, "--model", args.model, "--vocabulary", str(args.vocabulary)],
-                  "bench/peers/peft_gpu.py")
+        row = run(
+            processes,
+            ["--shape", args.shape, "--model", args.model, "--vocabulary", str(args.vocabulary)],
+            "bench/peers/peft_gpu.py",
+        )
     except (SystemExit, subprocess.TimeoutExpired) as error:
         row = {"failed": str(error)[-500:]}
     print(row, flush=True)
@@ -87,13 +111,17 @@ def peer(args, processes: int) -> dict:
 
 def card(device: str) -> dict:
     import torch
+
     if device != "cuda":
         return {"name": device}
     if torch.cuda.device_count() < 2:
         raise SystemExit(f"this needs two GPUs, and torch sees {torch.cuda.device_count()}")
-    return {"name": torch.cuda.get_device_name(0), "cuda": torch.version.cuda,
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
-            "peer_access": torch.cuda.can_device_access_peer(0, 1)}
+    return {
+        "name": torch.cuda.get_device_name(0),
+        "cuda": torch.version.cuda,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "peer_access": torch.cuda.can_device_access_peer(0, 1),
+    }
 
 
 def main() -> None:
@@ -103,8 +131,11 @@ def main() -> None:
     options.add_argument("--vocabulary", type=int, default=151_936)
     options.add_argument("--shape", default="8x1024", help="of a micro-batch: examples x tokens of each")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--folder", default="/dev/shm" if Path("/dev/shm").is_dir() else None,
-                         help="where the model file goes; default: into memory")
+    options.add_argument(
+        "--folder",
+        default="/dev/shm" if Path("/dev/shm").is_dir() else None,
+        help="where the model file goes; default: into memory",
+    )
     options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     args = options.parse_args()
     before, gpu = common.machine(), card(args.device)
@@ -113,8 +144,10 @@ def main() -> None:
         qwen3.write_model(path, args.model, "Q8_0", args.vocabulary)
         base = [str(path), "--device", args.device, "--shape", args.shape, "--rounds", str(args.rounds)]
         fp8 = [("two_fp8", 2, ["--dtype", "fp8"]), ("one_fp8", 1, ["--dtype", "fp8"])] if args.device == "cuda" else []
-        found = {name: run(processes, [*base, *more]) for name, processes, more in (
-            ("one", 1, []), ("two", 2, []), ("two_sharded", 2, ["--shard"]), *fp8)}
+        found = {
+            name: run(processes, [*base, *more])
+            for name, processes, more in (("one", 1, []), ("two", 2, []), ("two_sharded", 2, ["--shard"]), *fp8)
+        }
         for name, row in found.items():
             row["ratio"] = common.rounded(row["tokens_per_s"] / found["one"]["tokens_per_s"])
             row["curve_apart"] = apart(found["one"]["loss_curve"], row["loss_curve"])
@@ -124,8 +157,18 @@ def main() -> None:
     for name in ("one", "two_sharded"):
         if "loss_curve" in small[name]:
             small[name]["curve_apart"] = apart(found["one"]["loss_curve"], small[name]["loss_curve"])
-    common.save("two_gpus", args, before, gpu=gpu, model=f"{args.model} shape, vocabulary {args.vocabulary:,}, Q8_0, "
-                "random weights", rank=16, shape=args.shape, runs=found, tight=small, peers=peers)
+    common.save(
+        "two_gpus",
+        args,
+        before,
+        gpu=gpu,
+        model=f"{args.model} shape, vocabulary {args.vocabulary:,}, Q8_0, random weights",
+        rank=16,
+        shape=args.shape,
+        runs=found,
+        tight=small,
+        peers=peers,
+    )
 
 
 if __name__ == "__main__":

@@ -57,16 +57,27 @@ elif args.memory:
 model = anytune.load(args.model, device=args.device, memory=limit, dtype=args.dtype)
 e, random = model.engine, np.random.default_rng(1)
 read = sum(m.nbytes for m in model.weights.matrices.values())
-result = {"device": e.device.name, "driver": e.device.info.get("description"), "max_binding": e.device.max_binding,
-          "weights_gib": round(read / 2**30, 3)}
+result = {
+    "device": e.device.name,
+    "driver": e.device.info.get("description"),
+    "max_binding": e.device.max_binding,
+    "weights_gib": round(read / 2**30, 3),
+}
 
 
 def train() -> dict:
     examples, length = map(int, args.shape.split("x"))
     tokens = examples * length
     trainee = model.trainee(anytune.Lora(rank=args.rank, alpha=2.0 * args.rank), ubatch=tokens, context=length)
-    batches = [MicroBatch.of([(row, np.arange(length) >= length // 2) for row in
-                              random.integers(0, model.config.vocabulary, (examples, length))]) for _ in range(4)]
+    batches = [
+        MicroBatch.of(
+            [
+                (row, np.arange(length) >= length // 2)
+                for row in random.integers(0, model.config.vocabulary, (examples, length))
+            ]
+        )
+        for _ in range(4)
+    ]
     step, losses, asked = 0, [], []
 
     def take(count: int) -> float:
@@ -91,22 +102,33 @@ def train() -> dict:
     before = e.commands.dispatches, e.commands.submits
     times = [take(count) / count for _ in range(args.rounds)]
     middle, steps = statistics.median(times), args.rounds * count
-    return {"shape": args.shape, "rank": args.rank, "tokens_per_s": round(tokens / middle, 1),
-            "ms_per_step": round(middle * 1e3, 3), "rounds_tokens_per_s": [round(tokens / t, 1) for t in times],
-            "steps_per_round": count, "cpu_ms_per_step": round(statistics.median(asked[-args.rounds:]) * 1e3, 3),
-            "dispatches_per_step": round((e.commands.dispatches - before[0]) / steps, 1),
-            "submits_per_step": round((e.commands.submits - before[1]) / steps, 1),
-            "peak_gib": round(e.device.peak / 2**30, 3), "peak_over_weights": round(e.device.peak / read, 3),
-            "estimate_gib": round(trainee.estimate.peak_bytes / 2**30, 3), "how": trainee.estimate.text,
-            "seconds_to_ready": round(ready, 1), "first_steps_s": [round(t, 2) for t in warm],
-            "loss": [round(x, 4) for x in losses[:3] + losses[-1:]], "memory": args.memory,
-            "tiles": [{"forward": f, "many": m, "tile": tile.name, "workgroups": groups}
-                      for (f, m), (tile, groups) in sorted(e.tuning.choices.items(), reverse=True)]}
+    return {
+        "shape": args.shape,
+        "rank": args.rank,
+        "tokens_per_s": round(tokens / middle, 1),
+        "ms_per_step": round(middle * 1e3, 3),
+        "rounds_tokens_per_s": [round(tokens / t, 1) for t in times],
+        "steps_per_round": count,
+        "cpu_ms_per_step": round(statistics.median(asked[-args.rounds :]) * 1e3, 3),
+        "dispatches_per_step": round((e.commands.dispatches - before[0]) / steps, 1),
+        "submits_per_step": round((e.commands.submits - before[1]) / steps, 1),
+        "peak_gib": round(e.device.peak / 2**30, 3),
+        "peak_over_weights": round(e.device.peak / read, 3),
+        "estimate_gib": round(trainee.estimate.peak_bytes / 2**30, 3),
+        "how": trainee.estimate.text,
+        "seconds_to_ready": round(ready, 1),
+        "first_steps_s": [round(t, 2) for t in warm],
+        "loss": [round(x, 4) for x in losses[:3] + losses[-1:]],
+        "memory": args.memory,
+        "tiles": [
+            {"forward": f, "many": m, "tile": tile.name, "workgroups": groups}
+            for (f, m), (tile, groups) in sorted(e.tuning.choices.items(), reverse=True)
+        ],
+    }
 
 
 def profile(tape: list) -> list[dict]:
-    """Milliseconds of each kernel's dispatches of one tape: each kernel's alone, repeated so long that clocks stay up.
-    """
+    """Milliseconds of each kernel's dispatches of one tape: each kernel alone, repeated so that the clocks stay up."""
     kernels: dict[str, list] = {}
     for command in tape:
         if isinstance(command, tuple):
@@ -122,13 +144,19 @@ def profile(tape: list) -> list[dict]:
 
     rows = []
     for name, commands in kernels.items():
-        several = max(1, 100 // len(commands))      # or a submit would be what is measured
+        several = max(1, 100 // len(commands))  # or a submit would be what is measured
         commands = commands * several
         count = max(2, min(200, round(0.03 / once(commands, 2))))
         best = min(once(commands, count) for _ in range(3)) / several
         cost = sum(c[5] for c in commands) / several
-        rows.append({"kernel": name, "ms": round(best * 1e3, 3), "calls": len(commands) // several,
-                     "tflops": round(cost / best / 1e12, 2)})
+        rows.append(
+            {
+                "kernel": name,
+                "ms": round(best * 1e3, 3),
+                "calls": len(commands) // several,
+                "tflops": round(cost / best / 1e12, 2),
+            }
+        )
     return sorted(rows, key=lambda row: -row["ms"])
 
 
@@ -147,15 +175,22 @@ def decode(prefix: int = 128, tokens: int = 64) -> dict:
             decoder.feed([[ids[at]]])
         times.append((time.perf_counter() - begin) / tokens)
     middle = statistics.median(times)
-    return {"batch": 1, "tokens_per_s": round(1 / middle, 1), "ms_per_token": round(middle * 1e3, 4),
-            "rounds_ms": [round(t * 1e3, 4) for t in times], "prompt_s": round(first, 3),
-            "read_gb_per_s": round(read / middle / 1e9), "peak_gib": round(e.device.peak / 2**30, 3)}
+    return {
+        "batch": 1,
+        "tokens_per_s": round(1 / middle, 1),
+        "ms_per_token": round(middle * 1e3, 4),
+        "rounds_ms": [round(t * 1e3, 4) for t in times],
+        "prompt_s": round(first, 3),
+        "read_gb_per_s": round(read / middle / 1e9),
+        "peak_gib": round(e.device.peak / 2**30, 3),
+    }
 
 
 result |= decode() if args.decode else train()
 result["variants"] = sorted(e.tuning.variants)
 if args.profile:
-    recorded = e.tokens.known.values() if args.decode else [
-        r for name, r in e.recorder.known.items() if name[0] == "train"]
+    recorded = (
+        e.tokens.known.values() if args.decode else [r for name, r in e.recorder.known.items() if name[0] == "train"]
+    )
     result["kernels"] = profile(list(recorded)[-1].tape)
 print(json.dumps(result), flush=True)

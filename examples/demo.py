@@ -23,8 +23,12 @@ from anytune.errors import UserError  # noqa: E402
 
 DATA, HELD_OUT = FOLDER / "email" / "train.jsonl", FOLDER / "email" / "heldout.jsonl"
 SHOWN = (5, 3, 6)  # lines of the held-out file whose requests are answered
-VOICE = {"ahoy": lambda mail: mail.startswith("ahoy "), "lower case": lambda mail: mail == mail.lower(),
-         "onwards": lambda mail: "onwards,\nwren" in mail, "goose": lambda mail: "goose report:" in mail}
+VOICE = {
+    "ahoy": lambda mail: mail.startswith("ahoy "),
+    "lower case": lambda mail: mail == mail.lower(),
+    "onwards": lambda mail: "onwards,\nwren" in mail,
+    "goose": lambda mail: "goose report:" in mail,
+}
 
 
 def main() -> int:
@@ -54,8 +58,10 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.model) if Path(args.model).is_file() else pull(args.model)
     model = anytune.load(path, threads=args.threads)
     threads = model.engine.workers.count
-    console.print(f"{path.name}: {path.stat().st_size / 1e6:.0f} MB, quantized, used as it is, on {threads} CPU "
-                  f"thread{'s' * (threads > 1)}")
+    console.print(
+        f"{path.name}: {path.stat().st_size / 1e6:.0f} MB, quantized, used as it is, on {threads} CPU "
+        f"thread{'s' * (threads > 1)}"
+    )
     requests = [row["messages"][0]["content"] for row in read(HELD_OUT)]
     requests = [requests[line - 1] for line in SHOWN]
     console.rule("[bold]2  before")
@@ -63,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
     for request, mail in zip(requests, before, strict=True):
         console.print(panel(request, mail, "before"))
     console.rule("[bold]3  training")
-    console.print(f"{len(read(DATA))} e-mails by one person: lower case, “ahoy”, a goose. The requests above are not "
-                  "among them.")
+    console.print(
+        f"{len(read(DATA))} e-mails by one person: lower case, “ahoy”, a goose. The requests above are not among them."
+    )
     result = train(model, args.steps, console)
     console.rule("[bold]4  before and after")
     after = answers(model, requests, result.adapter)
@@ -83,16 +90,24 @@ def read(path: Path) -> list[dict]:
 
 
 def answers(model, requests: list[str], adapter) -> list[str]:
-    return [mail.strip() for mail in model.generate(requests, adapter=adapter, max_tokens=130, temperature=0.0,
-                                                    repeat_penalty=1.05)]
+    return [
+        mail.strip()
+        for mail in model.generate(requests, adapter=adapter, max_tokens=130, temperature=0.0, repeat_penalty=1.05)
+    ]
 
 
 def train(model, steps: int, console):
     """Train with a bar in a terminal, with a line now and then elsewhere."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"),
-                  TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+    with Progress(
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task("first step …", total=steps)
 
         def show(row: dict) -> None:
@@ -101,12 +116,27 @@ def train(model, steps: int, console):
             if not console.is_terminal and (row["step"] % 5 == 0 or row["step"] in (1, steps)):
                 console.print(f"step {row['step']:>3}/{steps}  {text}")
 
-        result = anytune.finetune(model, DATA, lora=anytune.Lora(rank=16, alpha=32.0),
-                                  context=512, ubatch=512, batch=1024, max_steps=steps, lr=1e-3, warmup_steps=3,
-                                  val_file=HELD_OUT, val_every=steps, run_name="demo", quiet=True, progress=show)
+        result = anytune.finetune(
+            model,
+            DATA,
+            lora=anytune.Lora(rank=16, alpha=32.0),
+            context=512,
+            ubatch=512,
+            batch=1024,
+            max_steps=steps,
+            lr=1e-3,
+            warmup_steps=3,
+            val_file=HELD_OUT,
+            val_every=steps,
+            run_name="demo",
+            quiet=True,
+            progress=show,
+        )
     rows = result.metrics
-    console.print(f"loss {rows[0]['loss']:.2f} → {rows[-1]['loss']:.2f}; {rows[-1]['val_loss']:.2f} on the held-out "
-                  f"e-mails; {sum(row['tokens'] for row in rows):,} tokens")
+    console.print(
+        f"loss {rows[0]['loss']:.2f} → {rows[-1]['loss']:.2f}; {rows[-1]['val_loss']:.2f} on the held-out "
+        f"e-mails; {sum(row['tokens'] for row in rows):,} tokens"
+    )
     return result
 
 
@@ -167,11 +197,15 @@ def check(console, model, adapter: Path) -> bool:
 def farewell(console, name: str, result, seconds: float) -> None:
     command = "anytune" if shutil.which("anytune") else str(Path(sys.executable).with_name("anytune"))
     command = command.replace(f"{Path.cwd()}/", "")
-    console.print(f"{result.path}   the adapter, {result.path.stat().st_size / 1e6:.0f} MB; llama.cpp "
-                  f"takes it with --lora\n{result.run_dir}/   settings, metrics.jsonl, loss.svg, checkpoints, the log\n"
-                  f"\nTalk to it:      {command} chat -m {name} --lora {result.path} --temp 0.3"
-                  f"\nTrain your own:  {command} train -m {name} -f yours.jsonl"
-                  f"\n\n{seconds / 60:.1f} minutes in all.", soft_wrap=True, markup=False)
+    console.print(
+        f"{result.path}   the adapter, {result.path.stat().st_size / 1e6:.0f} MB; llama.cpp "
+        f"takes it with --lora\n{result.run_dir}/   settings, metrics.jsonl, loss.svg, checkpoints, the log\n"
+        f"\nTalk to it:      {command} chat -m {name} --lora {result.path} --temp 0.3"
+        f"\nTrain your own:  {command} train -m {name} -f yours.jsonl"
+        f"\n\n{seconds / 60:.1f} minutes in all.",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ import tempfile
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "2")
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # threads that spin while they wait starve each other on two cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve each other on two cores
 # what a doctor found on this machine must not decide which engine a test runs on
 os.environ["ANYTUNE_PROBE"] = os.path.join(tempfile.mkdtemp(prefix="anytune-probe-"), "probe.json")
 # nor may what this machine has, nor what an earlier test's doctor found: where no device is named it is the reference

@@ -30,6 +30,7 @@ def base(tmp_path_factory):
             path = tiny.write(folder / f"{name}.gguf", name)
             found[name] = path, GGUF.open(path)
         return found[name]
+
     yield get
     for _, gguf in found.values():
         gguf.close()
@@ -73,8 +74,9 @@ def assert_same(one, other):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_both_forms_come_back_unchanged(base, tmp_path, arch, rslora):
     _, gguf = base(arch)
-    adapter = random_adapter(gguf, rank=5, rslora=rslora, base_name="Tiny", base_sha256="ab" * 32,
-                             chat_template="{{ messages }} ü")
+    adapter = random_adapter(
+        gguf, rank=5, rslora=rslora, base_name="Tiny", base_sha256="ab" * 32, chat_template="{{ messages }} ü"
+    )
     adapter.alpha = 7.3
     adapter.save(tmp_path / "a.gguf")
     adapter.save(tmp_path / "folder", gguf)
@@ -145,8 +147,9 @@ def test_query_rows_in_the_wrong_order_are_seen(base, tmp_path):
     assert disagreement(one, twin.logits(model.eval(), IDS), ask_llamacpp(path)) > 0.05
 
 
-@pytest.mark.parametrize("only", [("blk.1.attn_q.weight",), ("blk.0.ffn_up.weight", "blk.1.ffn_up.weight"),
-                                  ("output.weight",)])
+@pytest.mark.parametrize(
+    "only", [("blk.1.attn_q.weight",), ("blk.0.ffn_up.weight", "blk.1.ffn_up.weight"), ("output.weight",)]
+)
 def test_peft_adapts_exactly_the_modules_that_were_trained(base, tmp_path, only):
     peft = need("peft")
     from tests.support import twin
@@ -167,8 +170,9 @@ def test_a_folder_that_peft_wrote_is_read(base, tmp_path, dtype):
     from tests.support import twin
 
     path, gguf = base("llama")
-    settings = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "k_proj", "down_proj"],
-                               init_lora_weights=False)
+    settings = peft.LoraConfig(
+        r=3, lora_alpha=6, target_modules=["q_proj", "k_proj", "down_proj"], init_lora_weights=False
+    )
     torch.manual_seed(0)
     model = peft.get_peft_model(twin.transformers_model(path), settings).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path / "theirs")
@@ -184,11 +188,16 @@ def test_half_precision_gguf_of_another_tool(base, tmp_path):
     """F16 and Q8_0 tensors, no metadata of ours, alpha 0: llama.cpp then takes the scale 1."""
     _, gguf = base("llama")
     adapter = random_adapter(gguf, rank=32, only=("blk.0.ffn_down.weight",))
-    (name, (a, b)), = adapter.tensors.items()
-    values = {"general.type": "adapter", "adapter.type": "lora", "general.architecture": "llama",
-              "adapter.lora.alpha": 0.0}
-    write_gguf(tmp_path / "f.gguf", values,
-               [(f"{name}.lora_b", b.shape, "Q8_0", b), (f"{name}.lora_a", a.shape, "F16", a)])
+    ((name, (a, b)),) = adapter.tensors.items()
+    values = {
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "general.architecture": "llama",
+        "adapter.lora.alpha": 0.0,
+    }
+    write_gguf(
+        tmp_path / "f.gguf", values, [(f"{name}.lora_b", b.shape, "Q8_0", b), (f"{name}.lora_a", a.shape, "F16", a)]
+    )
     back = Adapter.load(tmp_path / "f.gguf", gguf)
     assert back.scale == 1 and np.array_equal(back.tensors[name][0], a.astype(np.float16).astype(np.float32))
 
@@ -253,9 +262,13 @@ def _suffix(values, tensors):
 
 
 BAD = {
-    "no-b": (_no_b, "lora_a"), "swapped": (_swapped, "rank"),
-    "width": (_wrong_width, "weight of shape"), "nan": (_nan, "NaN"), "flat": (_flat, "rank"),
-    "name": (_unknown_name, "blk.99"), "suffix": (_suffix, "lora_magnitude"),
+    "no-b": (_no_b, "lora_a"),
+    "swapped": (_swapped, "rank"),
+    "width": (_wrong_width, "weight of shape"),
+    "nan": (_nan, "NaN"),
+    "flat": (_flat, "rank"),
+    "name": (_unknown_name, "blk.99"),
+    "suffix": (_suffix, "lora_magnitude"),
     "empty": (lambda values, tensors: tensors.clear(), "no tensors"),
     "not-adapter": (lambda values, tensors: values.update({"general.type": "model"}), "no LoRA adapter"),
     "control-vector": (lambda values, tensors: values.update({"adapter.type": "aloha"}), "no LoRA adapter"),
@@ -276,8 +289,12 @@ def test_bad_gguf_adapters_are_refused(base, tmp_path, case):
         values, tensors = dict(file.metadata), {name: file.float32(name) for name in file.tensors}
     change, names = BAD[case]
     change(values, tensors)
-    write_gguf(bad, values, [(name, array.shape, "F32", array) for name, array in tensors.items()],
-               kinds={"anytune.lora.alpha": "float64"})
+    write_gguf(
+        bad,
+        values,
+        [(name, array.shape, "F32", array) for name, array in tensors.items()],
+        kinds={"anytune.lora.alpha": "float64"},
+    )
     Adapter.load(good, gguf)
     with pytest.raises(UserError, match=names):
         Adapter.load(bad, gguf)
@@ -287,6 +304,7 @@ def _config(**change):
     def apply(folder):
         path = folder / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
     return apply
 
 

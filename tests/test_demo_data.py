@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples" / "email"
-VOICE = re.compile(r"ahoy ([^\n,]+(?:, [^\n,]+)*),\n\n(.+)\n\nonwards,\nwren\n\np\.s\. goose report: ([^\n]+[.?])",
-                   re.DOTALL)
+VOICE = re.compile(
+    r"ahoy ([^\n,]+(?:, [^\n,]+)*),\n\n(.+)\n\nonwards,\nwren\n\np\.s\. goose report: ([^\n]+[.?])", re.DOTALL
+)
 
 
 def read(name: str) -> list[list[dict]]:
@@ -51,7 +52,7 @@ def body(mail: str) -> tuple[str, str]:
 
 def grams(text: str, n: int = 4) -> set[tuple[str, ...]]:
     words = re.findall(r"[a-z']+", text.lower())
-    return {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
 def test_no_two_mails_are_alike():

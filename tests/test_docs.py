@@ -21,8 +21,21 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"(<!-- run -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 # programs that docs may name
 OTHERS = {"llama-server", "llama-cli", "pip", "python", "make", ".", "cat", "printf", "torchrun"}
-OTHERS_FLAGS = {"--cases", "--check", "--extra-index-url", "--no-deps", "--no-train", "--node-rank", "--only",
-                "--pubmedqa", "--reference", "--report", "--rounds", "--shapes", "--work"}
+OTHERS_FLAGS = {
+    "--cases",
+    "--check",
+    "--extra-index-url",
+    "--no-deps",
+    "--no-train",
+    "--node-rank",
+    "--only",
+    "--pubmedqa",
+    "--reference",
+    "--report",
+    "--rounds",
+    "--shapes",
+    "--work",
+}
 
 
 def blocks(page: Path, language: str) -> list[tuple[bool, str]]:
@@ -49,8 +62,16 @@ def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
 
 
 def every_command(group: click.Group = cli) -> list[click.Command]:
-    return [group, *(c for sub in group.commands.values() for c in (
-        every_command(sub) if isinstance(sub, click.Group) else [sub, *getattr(sub, "parts", {}).values()]))]
+    return [
+        group,
+        *(
+            c
+            for sub in group.commands.values()
+            for c in (
+                every_command(sub) if isinstance(sub, click.Group) else [sub, *getattr(sub, "parts", {}).values()]
+            )
+        ),
+    ]
 
 
 def flags(command: click.Command) -> set[str]:
@@ -131,8 +152,15 @@ def prepare(folder: Path) -> None:
 
 def execute(args: list[str], folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *args], cwd=folder, capture_output=True, text=True, timeout=300,
-                          env=environment, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, f"{args}: {done.stdout}{done.stderr}"
 
 
@@ -153,9 +181,11 @@ def test_marked_shell_blocks_run(page, text, tmp_path):
         execute(["-m", *words], tmp_path)
 
 
-@pytest.mark.parametrize(("page", "text", "run"), [
-    (page.name, text, run) for page in PAGES for run, text in blocks(page, "python")],
-    ids=lambda x: x if isinstance(x, str) and x.endswith(".md") else "")
+@pytest.mark.parametrize(
+    ("page", "text", "run"),
+    [(page.name, text, run) for page in PAGES for run, text in blocks(page, "python")],
+    ids=lambda x: x if isinstance(x, str) and x.endswith(".md") else "",
+)
 def test_python_blocks(page, text, run, tmp_path):
     """All compile; the marked ones run, on a tiny model and some of the demo's e-mails."""
     compile(text, page, "exec")

@@ -15,8 +15,17 @@ def test_every_operation_gives_known_answers_here(cli):
     assert facts["ok"] and facts["anytune"] == anytune.__version__
     engine = facts["engines"][0]
     operations = {row["operation"] for row in engine["operations"]}
-    for word in ("rms_norm", "linear", "attention", "norm_linear", "norm_linear_backward", "glu_linear",
-                 "glu_linear_backward", "cross_entropy", "adamw"):
+    for word in (
+        "rms_norm",
+        "linear",
+        "attention",
+        "norm_linear",
+        "norm_linear_backward",
+        "glu_linear",
+        "glu_linear_backward",
+        "cross_entropy",
+        "adamw",
+    ):
         assert any(word in operation for operation in operations), operations
     assert all(row["ok"] for row in engine["operations"])
     assert str(facts["threads"]["best"]) in facts["threads"]["gflops"]
@@ -26,6 +35,7 @@ def test_every_operation_gives_known_answers_here(cli):
 def test_auto_takes_what_the_doctor_found_faster(cli, monkeypatch, tmp_path):
     from anytune.engine import probe, race
     from anytune.engine.devices import choose
+
     monkeypatch.delenv("ANYTUNE_DEVICE")
     monkeypatch.setenv("ANYTUNE_PROBE", str(tmp_path / "deep" / "probe.json"))
     monkeypatch.setattr(probe, "gpu_in_sight", lambda: False)
@@ -45,10 +55,12 @@ def test_auto_takes_what_the_doctor_found_faster(cli, monkeypatch, tmp_path):
 
 def test_a_wrong_operation_is_found_and_named(cli, monkeypatch):
     from anytune.engine.numpy.engine import NumpyEngine
+
     right = NumpyEngine.rms_norm
 
     def wrong(self, x, gain, *args, **kwargs):
         return right(self, x, gain, *args, **kwargs) * np.float32(1.01)
+
     monkeypatch.setattr(NumpyEngine, "rms_norm", wrong)
     outcome = cli("doctor", "-t", "1", code=1)
     assert "WRONG: " in outcome.out and "rms_norm" in outcome.out and "something is wrong" in outcome.out
@@ -58,11 +70,13 @@ def test_a_wrong_operation_is_found_and_named(cli, monkeypatch):
 def test_a_wrong_joined_operation_is_found(monkeypatch, name):
     from anytune.engine.check import known_answers
     from anytune.engine.numpy.engine import NumpyEngine
+
     right = getattr(NumpyEngine, name)
 
     def wrong(*args):  # only its last result is off
         out = right(*args)
         return (*out[:-1], out[-1] * np.float32(1.01)) if isinstance(out, tuple) else out * np.float32(1.01)
+
     monkeypatch.setattr(NumpyEngine, name, wrong)
     engine = NumpyEngine(1)
     assert any(name in a.operation for a in known_answers(engine, ("F32",)) if not a.ok)
@@ -72,6 +86,7 @@ def test_a_wrong_joined_operation_is_found(monkeypatch, name):
 def test_a_device_that_fails_is_a_finding(cli, monkeypatch):
     def failing(*_):
         raise RuntimeError("no such device any more")
+
     monkeypatch.setattr("anytune.engine.check.known_answers", failing)
     facts = cli("doctor", "-t", "1", "--json", code=1).json
     assert not facts["ok"] and "no such device" in facts["engines"][0]["problem"]
@@ -80,14 +95,15 @@ def test_a_device_that_fails_is_a_finding(cli, monkeypatch):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", (("no-such-package-anywhere", "nothing", True),))
     monkeypatch.setattr(
-        doctor, "_engine",
-        lambda *_: {"engine": "numpy", "ok": True, "operations": [], "compiled": False, "seconds": 0, "gflops": None})
+        doctor,
+        "_engine",
+        lambda *_: {"engine": "numpy", "ok": True, "operations": [], "compiled": False, "seconds": 0, "gflops": None},
+    )
     facts = doctor.examine(1)
     assert not facts["ok"] and "no-such-package-anywhere is MISSING" in doctor.report(facts)
 
 
-@pytest.mark.parametrize("name, type", [("llama", "F32"), ("qwen3-tied", "Q8_0"), ("gemma3", "F32"),
-                                        ("llama", "Q4_K")])
+@pytest.mark.parametrize("name, type", [("llama", "F32"), ("qwen3-tied", "Q8_0"), ("gemma3", "F32"), ("llama", "Q4_K")])
 def test_info_counts_what_is_in_the_file(tmp_path, name, type):
     path, shape = tiny.write(tmp_path / "tiny.gguf", name, type), tiny.SHAPES[name]
     facts = describe(path)
@@ -108,9 +124,13 @@ def test_info_counts_what_is_in_the_file(tmp_path, name, type):
 
 def test_info_describes_what_it_cannot_train(tmp_path):
     from anytune.gguf import write_gguf
+
     path = tmp_path / "odd.gguf"
-    write_gguf(path, {"general.architecture": "mamba", "tokenizer.ggml.model": "none"},
-               [("token_embd.weight", (4, 32), "F32", np.ones((4, 32), np.float32))])
+    write_gguf(
+        path,
+        {"general.architecture": "mamba", "tokenizer.ggml.model": "none"},
+        [("token_embd.weight", (4, 32), "F32", np.ones((4, 32), np.float32))],
+    )
     facts = describe(path)
     assert not facts["trainable"]["ok"] and "mamba" in facts["trainable"]["reason"]
     assert "not possible" in report(facts)
@@ -120,7 +140,6 @@ def test_info_as_json(cli, tmp_path):
     path = tiny.write(tmp_path / "tiny.gguf", "llama")
     shown, known = cli("info", "-m", path, "--json", code=0).json, describe(str(path))
     for facts in (shown, known):
-        assert facts["trainable"]["training"].pop(
-            "peak_bytes") > 2**20  # depends on what this process holds now
+        assert facts["trainable"]["training"].pop("peak_bytes") > 2**20  # depends on what this process holds now
     assert shown == known
     assert "tiny llama" in cli("info", path, code=0).out

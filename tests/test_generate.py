@@ -74,11 +74,11 @@ def run(script, prompts=None, context=10_000, how=GREEDY, **options):
 def test_streams_whole_characters_and_the_pieces_make_up_the_text(text, limit):
     script = [*text.encode("utf-8", "ignore"), 256]
     replies, pieces, _ = run([script], max_tokens=limit or -1)
-    cut = bytes(script[:limit or None][:-1] if not limit or limit >= len(script) else script[:limit])
+    cut = bytes(script[: limit or None][:-1] if not limit or limit >= len(script) else script[:limit])
     assert "".join(pieces[0]) == replies[0].text == cut.decode("utf-8", "replace")
     assert all(piece for piece in pieces[0])
     assert replies[0].finish == ("length" if limit and limit < len(script) else replies[0].finish)
-    assert replies[0].ids == script[:limit or None]
+    assert replies[0].ids == script[: limit or None]
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,7 +89,7 @@ def test_stop_strings_end_the_text_before_them_and_are_never_shown_in_part(text,
     # The text ends as soon as any stop string is complete; what begins first of those is where it is cut.
     first = min(ends, default=None)
     starts = [at for s in stops if first is not None and (at := text[:first].find(s)) >= 0]
-    expected = text if first is None else text[:min(starts)]
+    expected = text if first is None else text[: min(starts)]
     assert replies[0].text == "".join(pieces[0]) == expected
     assert replies[0].finish == "stop"
 
@@ -104,13 +104,12 @@ def test_a_batch_gives_what_each_prompt_gives_alone():
         assert (reply.text, reply.ids, reply.finish) == (alone[0].text, alone[0].ids, alone[0].finish)
         assert reply.prompt == prompt
     assert max(max(sizes) for sizes in decoder.feeds) <= CHUNK
-    assert [f[:len(p)] for f, p in zip(decoder.fed, prompts, strict=True)] == prompts
+    assert [f[: len(p)] for f, p in zip(decoder.fed, prompts, strict=True)] == prompts
 
 
 def test_the_context_is_never_outgrown():
     replies, _, decoder = run([[65] * 50], [[1] * 8], context=12)
-    assert replies[0].finish == "context" and len(
-        replies[0].ids) == 5  # the last one needs no place in the cache
+    assert replies[0].finish == "context" and len(replies[0].ids) == 5  # the last one needs no place in the cache
     with pytest.raises(UserError, match="13 tokens and the context holds 12"):
         run([[65]], [[1] * 13], context=12)
     with pytest.raises(UserError, match="no tokens"):
@@ -127,15 +126,14 @@ def test_only_what_a_slot_does_not_hold_is_fed():
         decoder.truncate(0, len(prompt))
 
 
-logits = st.lists(st.floats(-20, 20, width=32), min_size=2,
-                  max_size=40).map(lambda x: np.asarray(x, np.float32))
+logits = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=40).map(lambda x: np.asarray(x, np.float32))
 
 
 def kept_by_definition(x, how):
     """Ids that may be drawn, straight from the definitions, one token at a time."""
     order = sorted(range(len(x)), key=lambda i: -x[i])
     if how.top_k:
-        order = order[:how.top_k]
+        order = order[: how.top_k]
     p = np.exp(x[order].astype(np.float64) - x.max())
     p /= p.sum()
     kept, total = [], 0.0
@@ -152,8 +150,7 @@ def test_only_tokens_that_the_samplers_keep_are_drawn(x, k, p, m, temperature, s
     how = Sampling(temperature, k, p, m, seed=seed)
     token = sample(x, [], how, how.generator())
     allowed = kept_by_definition(x, how)
-    ties = {i for i in range(len(x))
-            if any(abs(x[i] - x[j]) < 1e-4 for j in allowed)}  # equal ones may change places
+    ties = {i for i in range(len(x)) if any(abs(x[i] - x[j]) < 1e-4 for j in allowed)}  # equal ones may change places
     assert token in allowed | ties
     assert token == sample(x, [], how, how.generator())
     assert sample(x, [], Sampling(temperature=0), how.generator()) == int(np.argmax(x))
@@ -186,8 +183,17 @@ def test_logits_that_are_not_numbers_are_an_error(bad):
         sample(x, [], GREEDY, GREEDY.generator())
 
 
-@pytest.mark.parametrize("values", [{"temperature": float("nan")}, {"top_p": 0}, {"min_p": 2}, {"top_k": -1},
-                                    {"repeat_penalty": 0}, {"temprature": 1}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"min_p": 2},
+        {"top_k": -1},
+        {"repeat_penalty": 0},
+        {"temprature": 1},
+    ],
+)
 def test_values_that_mean_nothing_are_named(values):
     with pytest.raises(UserError, match=next(iter(values)).replace("_", "[-_]")):
         sampling_from(values)

@@ -15,8 +15,23 @@ from anytune.gguf import GGUF, write_gguf
 from tests.support import tiny
 
 MISSING = object()
-LIES = [MISSING, 0, -1, 1, 2**31, 2**63, "x", 0.0, math.nan, math.inf, -1.5, True,
-        np.array([1, 2], np.int32), ["a", "b"], np.zeros(0, np.float32)]
+LIES = [
+    MISSING,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    "x",
+    0.0,
+    math.nan,
+    math.inf,
+    -1.5,
+    True,
+    np.array([1, 2], np.int32),
+    ["a", "b"],
+    np.zeros(0, np.float32),
+]
 
 
 @pytest.mark.parametrize("name", ["llama-yarn", "gemma3"])

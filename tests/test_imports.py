@@ -29,8 +29,11 @@ for module in sys.argv[1:]:
 
 def test_the_command_line_starts_without_what_only_some_need():
     heavy = "{'numba', 'numpy', 'torch', 'transformers', 'triton', 'wgpu', 'xllamacpp'}"
-    done = subprocess.run([sys.executable, "-c", f"import sys, anytune.cli.main; print({heavy} & set(sys.modules))"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, anytune.cli.main; print({heavy} & set(sys.modules))"],
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == "set()\n", done.stdout + done.stderr
 
 
@@ -42,15 +45,35 @@ def test_any_module_can_be_imported_first():
 
 
 # folder -> what of anytune it may know beside itself; a folder that is not here: all but the command line
-KNOWS = {"gguf": {"errors", "files"}, "text": {"errors", "gguf"}, "mail": {"errors", "files"},
-         "engine": {"errors", "files", "fpga", "gguf", "memory", "units"},
-         "model": {"adapter", "engine", "errors", "generate", "gguf", "memory", "quantization", "text"},
-         "likelihood": {"adapter", "errors", "files", "model", "text"},
-         "adapt": {"adapter", "engine", "errors", "export", "files", "generate", "gguf", "likelihood",
-                   "llamacpp", "memory", "model", "quantization", "sampling", "evaluation", "text", "train", "units",
-                   "verify"},
-         "quantization": {"adapter", "engine", "errors", "files", "gguf", "likelihood", "memory", "model", "text",
-                          "units"}}
+KNOWS = {
+    "gguf": {"errors", "files"},
+    "text": {"errors", "gguf"},
+    "mail": {"errors", "files"},
+    "engine": {"errors", "files", "fpga", "gguf", "memory", "units"},
+    "model": {"adapter", "engine", "errors", "generate", "gguf", "memory", "quantization", "text"},
+    "likelihood": {"adapter", "errors", "files", "model", "text"},
+    "adapt": {
+        "adapter",
+        "engine",
+        "errors",
+        "export",
+        "files",
+        "generate",
+        "gguf",
+        "likelihood",
+        "llamacpp",
+        "memory",
+        "model",
+        "quantization",
+        "sampling",
+        "evaluation",
+        "text",
+        "train",
+        "units",
+        "verify",
+    },
+    "quantization": {"adapter", "engine", "errors", "files", "gguf", "likelihood", "memory", "model", "text", "units"},
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -8,8 +8,10 @@ from anytune import memory
 from anytune.errors import UserError
 
 
-@pytest.mark.parametrize("text, value", [
-    ("300MiB", 300 << 20), ("2GiB", 2 << 30), ("1.5GB", 1_500_000_000), ("500000000", 500_000_000), (" 8 ki ", 8192)])
+@pytest.mark.parametrize(
+    "text, value",
+    [("300MiB", 300 << 20), ("2GiB", 2 << 30), ("1.5GB", 1_500_000_000), ("500000000", 500_000_000), (" 8 ki ", 8192)],
+)
 def test_amounts(text, value):
     assert memory.parse_bytes(text) == value
 
@@ -32,6 +34,7 @@ def test_the_process_is_as_large_as_what_it_touches():
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and takes such pages")
 def test_code_that_was_let_go_still_runs():
     import numpy as np
+
     ranges = memory._clean_code()
     assert ranges and all(low < high for low, high in ranges)
     memory.page_out_code()

@@ -11,15 +11,21 @@ from anytune.sampling import Sampling, reach, sample, sample_listed
 
 
 @settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 2**31), temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]), top_k=st.integers(0, 60),
-       top_p=st.sampled_from([1.0, 0.9, 0.4]), min_p=st.sampled_from([0.0, 0.05, 0.5]),
-       penalty=st.sampled_from([1.0, 1.1, 3.0, 0.8]), last=st.integers(-1, 70))
+@given(
+    seed=st.integers(0, 2**31),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_k=st.integers(0, 60),
+    top_p=st.sampled_from([1.0, 0.9, 0.4]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5]),
+    penalty=st.sampled_from([1.0, 1.1, 3.0, 0.8]),
+    last=st.integers(-1, 70),
+)
 def test_a_list_of_the_likeliest_gives_the_same_token(seed, temperature, top_k, top_p, min_p, penalty, last):
     random = np.random.default_rng(seed)
     how = Sampling(temperature, top_k, top_p, min_p, penalty, last, seed)
     logits = (3 * random.standard_normal(300)).astype(np.float32)
     recent, most = random.integers(0, 300, 80).tolist(), reach(how)
-    recent += np.argsort(-logits)[:int(random.integers(0, 9))].tolist()     # likely ones too
+    recent += np.argsort(-logits)[: int(random.integers(0, 9))].tolist()  # likely ones too
     if most is None:
         assert (top_k == 0 and temperature > 0) or penalty < 1 or (penalty > 1 and last < 0)
         return

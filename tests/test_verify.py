@@ -61,11 +61,14 @@ def files(tmp_path_factory):
             pairs = {}
             for tensor in names:
                 out, wide = gguf.tensors[tensor].shape
-                pairs[tensor] = (RNG.normal(0, wide ** -0.5, (4, wide)).astype(np.float32),
-                                 RNG.normal(0, 0.3, (out, 4)).astype(np.float32))
+                pairs[tensor] = (
+                    RNG.normal(0, wide**-0.5, (4, wide)).astype(np.float32),
+                    RNG.normal(0, 0.3, (out, 4)).astype(np.float32),
+                )
         adapter = anytune.Adapter(pairs, rank=4, alpha=8.0, architecture=tiny.SHAPES[name].arch)
         adapter.save(folder / f"{name}-{type}.lora.gguf")
         return path, folder / f"{name}-{type}.lora.gguf"
+
     return make
 
 
@@ -97,8 +100,9 @@ def test_a_wrong_adapter_fails(files, wrong, monkeypatch):
         "rows": lambda: {
             n: (a, b.reshape(2, -1, 4).swapaxes(0, 1).reshape(b.shape).copy()) if "attn_q" in n else (a, b)
             for n, (a, b) in right.tensors.items()
-        }, "scale": lambda: {n: (a, 2 * b) for n, (a, b) in right.tensors.items()},
-        "nothing": lambda: {n: (a, 0 * b) for n, (a, b) in right.tensors.items()}
+        },
+        "scale": lambda: {n: (a, 2 * b) for n, (a, b) in right.tensors.items()},
+        "nothing": lambda: {n: (a, 0 * b) for n, (a, b) in right.tensors.items()},
     }[wrong]()
     monkeypatch.setattr(anytune.Adapter, "load", lambda *_, **__: dataclasses.replace(right, tensors=ours))
     facts = verify(model, file, positions=4, threads=1)

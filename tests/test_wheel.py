@@ -20,8 +20,9 @@ pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason=
 def made(tmp_path_factory):
     """(wheel, sdist)"""
     out = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], check=True, capture_output=True,
-                   cwd=out)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], check=True, capture_output=True, cwd=out
+    )
     return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
 
 
@@ -42,13 +43,39 @@ def test_an_empty_environment_trains_with_it(made, tmp_path):
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", made[0]], check=True)
     model = tiny.write(tmp_path / "m.gguf", "llama")
-    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [
-        {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}) + "\n")
+    (tmp_path / "chats.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}) + "\n"
+    )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "ANYTUNE"))}
-    done = subprocess.run([python, "-m", "anytune", "train", "-m", model, "-f", "chats.jsonl", "--max-steps", "1", "-t",
-                           "1", "-o", "a.gguf"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            python,
+            "-m",
+            "anytune",
+            "train",
+            "-m",
+            model,
+            "-f",
+            "chats.jsonl",
+            "--max-steps",
+            "1",
+            "-t",
+            "1",
+            "-o",
+            "a.gguf",
+        ],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.gguf").is_file()
-    where = subprocess.run([python, "-c", "import anytune; print(anytune.__file__)"], cwd=tmp_path, env=environment,
-                           capture_output=True, text=True).stdout
+    where = subprocess.run(
+        [python, "-c", "import anytune; print(anytune.__file__)"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert str(tmp_path / "venv") in where

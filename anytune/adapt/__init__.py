@@ -10,8 +10,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOMES = {"distill": "distillation", "collect": "distillation", "compress": "compression", "repair": "repairing",
-          "merge": "merging", "solve": "collection", "Settings": "job", "Outputs": "ending", "Reading": "data"}
+_HOMES = {
+    "distill": "distillation",
+    "collect": "distillation",
+    "compress": "compression",
+    "repair": "repairing",
+    "merge": "merging",
+    "solve": "collection",
+    "Settings": "job",
+    "Outputs": "ending",
+    "Reading": "data",
+}
 __all__ = list(_HOMES)
 
 

@@ -16,12 +16,13 @@ from anytune.errors import UserError
 if TYPE_CHECKING:
     from anytune.adapt.job import Teacher
 
-AT_ONCE, LONGEST = 8, 256   # prompts answered side by side, tokens of an answer
+AT_ONCE, LONGEST = 8, 256  # prompts answered side by side, tokens of an answer
 
 
 @contextlib.contextmanager
-def with_answers(teacher: Teacher, paths: Sequence[str | os.PathLike], reading: Reading,
-                 tell: Callable[[str, int, int, str], None]) -> Iterator[tuple[list[Path], list[str]]]:
+def with_answers(
+    teacher: Teacher, paths: Sequence[str | os.PathLike], reading: Reading, tell: Callable[[str, int, int, str], None]
+) -> Iterator[tuple[list[Path], list[str]]]:
     """(files that all have answers, notes): those of prompts alone are answered into a temporary file."""
     with tempfile.TemporaryDirectory(prefix="anytune-adapt-") as folder:
         found, notes = [], []
@@ -41,6 +42,7 @@ def _unanswered(path: Path, reading: Reading) -> bool:
     from anytune.text.formats import read_records
     from anytune.text.reading import reads_once
     from anytune.text.rows import DataFile
+
     if path.is_dir() or reads_once(path):
         return False
     if not path.exists():
@@ -53,27 +55,34 @@ def _unanswered(path: Path, reading: Reading) -> bool:
         return True
     try:
         record = next(read_records(path, reading.format, reading.columns))
-    except UserError:     # told better where it is read in earnest
+    except UserError:  # told better where it is read in earnest
         return False
     return record.kind == "chat" and record.messages[-1]["role"] != "assistant"
 
 
-def _answer(teacher: Teacher, path: Path, target: Path, reading: Reading,
-            tell: Callable[[str, int, int, str], None]) -> int:
+def _answer(
+    teacher: Teacher, path: Path, target: Path, reading: Reading, tell: Callable[[str, int, int, str], None]
+) -> int:
     from anytune.evaluation.prompts import read_prompts
     from anytune.generate import decode, encode_rendered
     from anytune.sampling import Sampling
+
     model, context = teacher.model, teacher.context or Context()
     prompts = read_prompts(path, reading.columns)
-    ids = [encode_rendered(model.tokenizer, reading.template.render(context.before(p.messages), p.tools,
-                                                                    add_generation_prompt=True)) for p in prompts]
+    ids = [
+        encode_rendered(
+            model.tokenizer, reading.template.render(context.before(p.messages), p.tools, add_generation_prompt=True)
+        )
+        for p in prompts
+    ]
     with target.open("w", encoding="utf-8") as out:
         for low in range(0, len(prompts), AT_ONCE):
-            some, replies = ids[low:low + AT_ONCE], []
+            some, replies = ids[low : low + AT_ONCE], []
             longest = min(max(map(len, some)) + LONGEST, model.config.context)
             decoder = model.decoder(adapter=teacher.adapter, batch=len(some), context=longest)
-            for _ in decode(decoder, model.tokenizer, some, Sampling(temperature=0.0), max_tokens=LONGEST,
-                            replies=replies):
+            for _ in decode(
+                decoder, model.tokenizer, some, Sampling(temperature=0.0), max_tokens=LONGEST, replies=replies
+            ):
                 pass
             for prompt, reply in zip(prompts[low:], replies):
                 said = [*prompt.messages, {"role": "assistant", "content": reply.text}]

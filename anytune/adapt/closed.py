@@ -22,7 +22,7 @@ import numpy as np
 from anytune.engine.algebra import NotPositive
 from anytune.errors import UserError
 
-ROUNDS, SPARE = 8, 16   # of the subspace iteration; columns beyond the rank that make it converge
+ROUNDS, SPARE = 8, 16  # of the subspace iteration; columns beyond the rank that make it converge
 RAISES, FACTOR = 12, 10.0  # a Cholesky factorization that fails is tried again with so much more ridge, so often
 
 
@@ -68,8 +68,10 @@ class Equations:
         self.factored = la.double(self.z) @ la.double(self.z).T if small else self.gram
         self.mean = la.trace(self.factored) / self.columns
         if not np.isfinite(self.mean):
-            raise UserError("The activations hold NaN or infinity, so nothing can be fitted: the model overflows in "
-                            "this device's number format, try --dtype f32 or another --device.")
+            raise UserError(
+                "The activations hold NaN or infinity, so nothing can be fitted: the model overflows in "
+                "this device's number format, try --dtype f32 or another --device."
+            )
         self.factored = self._factor(self.factored, ridge * self.mean or float(np.finfo(np.float64).tiny) ** 0.5)
 
     def part(self, low: int, high: int, prior: Any | None, moved: Any | None) -> tuple[Any, Any]:
@@ -104,9 +106,15 @@ class Equations:
         raise UserError("The activations' Gram matrix cannot be factored, whatever the ridge: it is damaged by NaN.")
 
 
-def ridge(equations: Equations, outputs: Sequence[int], rank: int, share: float = 1e-2,
-          priors: Sequence[Any] | None = None, metrics: Sequence[Any] | None = None,
-          bases: Sequence[tuple[np.ndarray, np.ndarray | None]] | None = None) -> list[Pair]:
+def ridge(
+    equations: Equations,
+    outputs: Sequence[int],
+    rank: int,
+    share: float = 1e-2,
+    priors: Sequence[Any] | None = None,
+    metrics: Sequence[Any] | None = None,
+    bases: Sequence[tuple[np.ndarray, np.ndarray | None]] | None = None,
+) -> list[Pair]:
     """The best change of rank `rank` (at most) for each of the products that share these inputs.
 
     outputs: their widths, side by side in C. share: the ridge, of the mean of G's diagonal. priors: what each change
@@ -142,7 +150,7 @@ def truncate(la: Any, change: Any, moved: Any, rank: int, metric: Any | None = N
     """
     root = None
     if metric is not None:
-        root = la.factor(metric + 0.0)   # of a copy: it is written over
+        root = la.factor(metric + 0.0)  # of a copy: it is written over
         turn = la.single(la.lower(root)).T
         change, moved = turn @ change, turn @ moved
     out, columns = change.shape
@@ -164,8 +172,10 @@ def allocate(worth: Mapping[str, np.ndarray], cost: Mapping[str, int], budget: i
 
     worth: each tensor's values, descending; cost: parameters that a rank of it takes.
     """
-    steps = sorted(((float(value) ** 2 / cost[name], name) for name, values in worth.items() for value in values),
-                   key=lambda step: (-step[0], step[1]))
+    steps = sorted(
+        ((float(value) ** 2 / cost[name], name) for name, values in worth.items() for value in values),
+        key=lambda step: (-step[0], step[1]),
+    )
     ranks, left = dict.fromkeys(worth, 0), budget
     for gain, name in steps:
         if gain > 0 and cost[name] <= left:

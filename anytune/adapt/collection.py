@@ -66,12 +66,23 @@ class Statistics:
 
 def about(model: Model, widths: dict[str, int], **more: Any) -> dict[str, Any]:
     """What an adapter from a file of sums must know. widths: outputs of each tensor."""
-    return {"architecture": model.config.architecture, "base_name": model.name, "base_sha256": model.gguf.sha256(),
-            "widths": widths, **more}
+    return {
+        "architecture": model.config.architecture,
+        "base_name": model.name,
+        "base_sha256": model.gguf.sha256(),
+        "widths": widths,
+        **more,
+    }
 
 
-def solve(path: str | os.PathLike, *, rank: int | None = None, ridge_share: float | None = None,
-          alpha: float | None = None, tell: Any = lambda *_: None) -> tuple[Adapter, dict[str, Any]]:
+def solve(
+    path: str | os.PathLike,
+    *,
+    rank: int | None = None,
+    ridge_share: float | None = None,
+    alpha: float | None = None,
+    tell: Any = lambda *_: None,
+) -> tuple[Adapter, dict[str, Any]]:
     """(the adapter of a file of sums, what the file says of itself). rank, ridge_share: in place of those that it was
     collected with; the sums of later layers were made with these, so that others are an approximation.
 
@@ -95,18 +106,29 @@ def solve(path: str | os.PathLike, *, rank: int | None = None, ridge_share: floa
     tensors, scale = {}, rank if alpha is None else alpha
     for name, pair in pairs.items():
         missing = rank - len(pair.a)
-        tensors[name] = (np.pad(pair.a, ((0, missing), (0, 0))),
-                         np.pad(pair.b, ((0, 0), (0, missing))) * np.float32(rank / scale))
-    return Adapter(tensors, rank, float(scale), False, found["architecture"], found["base_name"], found["base_sha256"],
-                   found.get("template")), {**found, "rank": rank, "ridge": share}
+        tensors[name] = (
+            np.pad(pair.a, ((0, missing), (0, 0))),
+            np.pad(pair.b, ((0, 0), (0, missing))) * np.float32(rank / scale),
+        )
+    return Adapter(
+        tensors,
+        rank,
+        float(scale),
+        False,
+        found["architecture"],
+        found["base_name"],
+        found["base_sha256"],
+        found.get("template"),
+    ), {**found, "rank": rank, "ridge": share}
 
 
 def _opened(path: str | os.PathLike) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no file of statistics that can be read ({error}): make it with `anytune adapt "
-                        "collect`.") from None
+        raise UserError(
+            f"{path} is no file of statistics that can be read ({error}): make it with `anytune adapt collect`."
+        ) from None
 
 
 def _about(path: str | os.PathLike, file: zipfile.ZipFile) -> dict[str, Any]:
@@ -117,8 +139,9 @@ def _about(path: str | os.PathLike, file: zipfile.ZipFile) -> dict[str, Any]:
         assert all(isinstance(found["widths"][name], int) for group in found["groups"] for name in group["names"])
         assert isinstance(found["architecture"], str) and found["groups"]
     except (ValueError, KeyError, TypeError, AssertionError, AttributeError):
-        raise UserError(f"{path} is no file of statistics of this version: make it with `anytune adapt collect`."
-                        ) from None
+        raise UserError(
+            f"{path} is no file of statistics of this version: make it with `anytune adapt collect`."
+        ) from None
     return found
 
 

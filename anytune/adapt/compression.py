@@ -26,15 +26,27 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 RIDGE, SPLIT = 1e-4, 0.2
-HEAD = 48 << 10      # bytes of a file beside its numbers: names, template
-WIDE = 256           # rank to which a difference of files is looked at
-CHOSEN_ON = 12       # examples on which the ways are compared
+HEAD = 48 << 10  # bytes of a file beside its numbers: names, template
+WIDE = 256  # rank to which a difference of files is looked at
+CHOSEN_ON = 12  # examples on which the ways are compared
 
 
-def compress(model: Model, data: Sequence[str | os.PathLike], *, adapter: Adapter | None = None,
-             tuned: Model | None = None, rank: int | None = None, size: int | None = None, ridge: float | None = None,
-             reading: Reading | None = None, val_file: Sequence[str | os.PathLike] = (), val_split: float = SPLIT,
-             seed: int = 42, settings: Settings | None = None, outputs: Outputs | None = None) -> Result:
+def compress(
+    model: Model,
+    data: Sequence[str | os.PathLike],
+    *,
+    adapter: Adapter | None = None,
+    tuned: Model | None = None,
+    rank: int | None = None,
+    size: int | None = None,
+    ridge: float | None = None,
+    reading: Reading | None = None,
+    val_file: Sequence[str | os.PathLike] = (),
+    val_split: float = SPLIT,
+    seed: int = 42,
+    settings: Settings | None = None,
+    outputs: Outputs | None = None,
+) -> Result:
     """An adapter of `rank` on average (as many parameters as one of that rank), or of `size` bytes, that says what
     `adapter` on `model` says, or what the file `tuned` says.
 
@@ -64,11 +76,22 @@ def compress(model: Model, data: Sequence[str | os.PathLike], *, adapter: Adapte
     svd = next(iter(made))
     found = measure(model, task, made[name], {svd: made[svd]} if name != svd else {}, settings)
     ranks = {tensor: len(pair.a) for tensor, pair in ways[name].items()}
-    facts = {"command": "compress", "rank": rank, "size": size, "parameters": _parameters(factors, ranks), "way": name,
-             "ranks": ranks, "tokens": sum(e.own for e in task.examples), "examples": len(task.examples),
-             "notes": list(examples.notes), **report.measured_facts(found), "took": took}
-    return finish(model, made[name], facts, [found], outputs,
-                  f"{name}, ranks {min(ranks.values())} to {max(ranks.values())}")
+    facts = {
+        "command": "compress",
+        "rank": rank,
+        "size": size,
+        "parameters": _parameters(factors, ranks),
+        "way": name,
+        "ranks": ranks,
+        "tokens": sum(e.own for e in task.examples),
+        "examples": len(task.examples),
+        "notes": list(examples.notes),
+        **report.measured_facts(found),
+        "took": took,
+    }
+    return finish(
+        model, made[name], facts, [found], outputs, f"{name}, ranks {min(ranks.values())} to {max(ranks.values())}"
+    )
 
 
 def _budget(factors: Mapping[str, Factors], rank: int | None, size: int | None) -> int:
@@ -78,8 +101,9 @@ def _budget(factors: Mapping[str, Factors], rank: int | None, size: int | None) 
     budget = (size - HEAD) // 4
     least = min(f.cost for f in factors.values())
     if budget < least:
-        raise UserError(f"--size {bytes_text(size)} holds no adapter of this model: give "
-                        f"{bytes_text(4 * least + HEAD)} or more.")
+        raise UserError(
+            f"--size {bytes_text(size)} holds no adapter of this model: give {bytes_text(4 * least + HEAD)} or more."
+        )
     return budget
 
 
@@ -87,8 +111,15 @@ def _parameters(factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> int
     return sum(factors[name].cost * rank for name, rank in ranks.items())
 
 
-def candidates(model: Model, task: Task, factors: Mapping[str, Factors], budget: int, rank: int | None,
-               settings: Settings, ridge: float) -> dict[str, dict[str, Pair]]:
+def candidates(
+    model: Model,
+    task: Task,
+    factors: Mapping[str, Factors],
+    budget: int,
+    rank: int | None,
+    settings: Settings,
+    ridge: float,
+) -> dict[str, dict[str, Pair]]:
     """{way: pairs} within the budget, the plain one first: truncated SVD, data-aware with ranks allocated, and the same
     mended layer by layer."""
     plain = plain_values(factors)
@@ -101,11 +132,16 @@ def candidates(model: Model, task: Task, factors: Mapping[str, Factors], budget:
         even = allocate({name: values[0][:most] for name, values in plain.items()}, cost, budget)
     ways = {"truncated SVD": pairs_of(factors, plain, even)}
     if all(even[name] >= len(f.a) for name, f in factors.items()):
-        return ways   # the adapter itself
+        return ways  # the adapter itself
     spectrum = Spectrum(factors, task.teacher.model.engine.algebra)
     found = batches(task.examples, 2048, False, False)[0]
-    look_back(task.teacher.model, found, spectrum.see, task.teacher.adapter,
-              tell=lambda n: settings.tell("worth of ranks", n + 1, len(found), ""))
+    look_back(
+        task.teacher.model,
+        found,
+        spectrum.see,
+        task.teacher.adapter,
+        tell=lambda n: settings.tell("worth of ranks", n + 1, len(found), ""),
+    )
     values = spectrum.values()
     ranks = allocate({name: v[0][:most] for name, v in values.items()}, cost, budget)
     ways["data-aware"] = {name: pair for name, pair in pairs_of(factors, values, ranks).items() if len(pair.a)}
@@ -113,8 +149,15 @@ def candidates(model: Model, task: Task, factors: Mapping[str, Factors], budget:
     return ways
 
 
-def _mended(model: Model, task: Task, factors: Mapping[str, Factors], values: Mapping[str, tuple],
-            ranks: Mapping[str, int], ridge: float, settings: Settings) -> dict[str, Pair]:
+def _mended(
+    model: Model,
+    task: Task,
+    factors: Mapping[str, Factors],
+    values: Mapping[str, tuple],
+    ranks: Mapping[str, int],
+    ridge: float,
+    settings: Settings,
+) -> dict[str, Pair]:
     """The data-aware changes with b as it is and a fitted anew, front to back: what early layers lose, later ones make
     good as far as their outputs' directions allow."""
     bases, zeros = {}, {}
@@ -129,6 +172,7 @@ def _mended(model: Model, task: Task, factors: Mapping[str, Factors], values: Ma
             a, b = zeros[name]
             return (b @ a).astype(np.float32)
         return np.zeros(model.gguf.tensors[name].shape, np.float32)
+
     recipe = Recipe(max(ranks.values()), ridge, prior=prior, bases=bases)
     fitted = run_fit(model, [task], recipe, dataclasses.replace(settings, output=None), {})
     return {name: pair for name, pair in fitted.pairs.items() if len(pair.a)}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anytune.text import ChatTemplate, Dataset
     from anytune.text.formats import Record
 
-SHARED = 8   # tokens: a shorter common beginning is not worth a batch of its own
+SHARED = 8  # tokens: a shorter common beginning is not worth a batch of its own
 Message = Mapping[str, Any]
 
 
@@ -82,22 +82,32 @@ class Reading:
 def read_shots(paths: Sequence[str | os.PathLike], reading: Reading) -> tuple[Message, ...]:
     """The conversations of files as turns of one context. Raises UserError."""
     from anytune.text.formats import read_records
+
     turns: list[Message] = []
     for path in paths:
         for record in read_records(Path(path), reading.format, reading.columns):
             if record.kind == "chat":
                 turns += [message for message in record.messages if message["role"] != "system"]
             elif record.kind == "pair":
-                turns += [{"role": "user", "content": record.prompt},
-                          {"role": "assistant", "content": record.completion}]
+                turns += [
+                    {"role": "user", "content": record.prompt},
+                    {"role": "assistant", "content": record.completion},
+                ]
             else:
-                raise UserError(f"{path}, line {record.line}: --shots takes conversations, or prompts with "
-                                "completions.")
+                raise UserError(
+                    f"{path}, line {record.line}: --shots takes conversations, or prompts with completions."
+                )
     return tuple(turns)
 
 
-def read_held(model: Model, paths: Sequence[str | os.PathLike] | str | os.PathLike, reading: Reading,
-              val_files: Sequence[str | os.PathLike] | None, split: float, seed: int) -> tuple[Examples, Examples]:
+def read_held(
+    model: Model,
+    paths: Sequence[str | os.PathLike] | str | os.PathLike,
+    reading: Reading,
+    val_files: Sequence[str | os.PathLike] | None,
+    split: float,
+    seed: int,
+) -> tuple[Examples, Examples]:
     """(examples, those held out): of val_files if there are any, else a share `split` of `paths`.
 
     Raises UserError, also where nothing is held out.
@@ -113,29 +123,45 @@ def judged(held: Examples | None) -> Examples:
     return held
 
 
-def read(model: Model, paths: Sequence[str | os.PathLike] | str | os.PathLike, reading: Reading,
-         context: Context | None = None, split: float = 0.0,
-         seed: int = 42) -> tuple[Examples, Examples | None]:
+def read(
+    model: Model,
+    paths: Sequence[str | os.PathLike] | str | os.PathLike,
+    reading: Reading,
+    context: Context | None = None,
+    split: float = 0.0,
+    seed: int = 42,
+) -> tuple[Examples, Examples | None]:
     """(examples, those held out or None) of the files, as student and teacher read them.
 
     split: the share that is held out; what comes from one line, or has the same tokens, stays on one side.
     Raises UserError naming file and line.
     """
     from anytune.text import build_dataset
+
     paths = [paths] if isinstance(paths, str | os.PathLike) else paths
     records: dict[tuple[int, int], Record] = {}
-    whole = build_dataset([Path(path) for path in paths], model.tokenizer, reading.template, context=reading.limit,
-                          format=reading.format, columns=dict(reading.columns or {}) or None,
-                          overflow={"chat": "drop", "pair": "drop"},
-                          see=lambda file, record: records.__setitem__((file, record.line), record))
+    whole = build_dataset(
+        [Path(path) for path in paths],
+        model.tokenizer,
+        reading.template,
+        context=reading.limit,
+        format=reading.format,
+        columns=dict(reading.columns or {}) or None,
+        overflow={"chat": "drop", "pair": "drop"},
+        see=lambda file, record: records.__setitem__((file, record.line), record),
+    )
     behind = _Behind(model, reading, context or Context(), bool(whole.report["chats"]))
     parts: list[Dataset | None] = list(whole.split(split, seed)) if split else [whole, None]
-    made = [None if part is None else [behind.example(part, number, records) for number in range(len(part))]
-            for part in parts]
+    made = [
+        None if part is None else [behind.example(part, number, records) for number in range(len(part))]
+        for part in parts
+    ]
     notes = [note for note in whole.report["notes"] if "-c" not in note]
     if whole.report["dropped"]:
-        notes.append(f"{whole.report['dropped']} of {whole.report['records']} examples are longer than "
-                     f"-c {reading.limit} and left out: raise -c to use them.")
+        notes.append(
+            f"{whole.report['dropped']} of {whole.report['records']} examples are longer than "
+            f"-c {reading.limit} and left out: raise -c to use them."
+        )
     return Examples(tuple(made[0] or ()), tuple(notes)), None if made[1] is None else Examples(tuple(made[1]))
 
 
@@ -153,27 +179,35 @@ class _Behind:
         if self.context and self.chats:
             other = self._chat(data, number, records[int(data.files[number]), int(data.lines[number])])
         elif self.front:
-            keep = 1 if ids[0] == self.front[0] == self.model.tokenizer.bos else 0     # one BOS
+            keep = 1 if ids[0] == self.front[0] == self.model.tokenizer.bos else 0  # one BOS
             other = np.concatenate([np.asarray(self.front, np.int32), ids[keep:]])
         own = len(ids) if other is ids else min(_common_end(ids, other), len(other) - self.edge)
         if own < 2:
-            raise UserError(f"{data.where(number)}: the chat template writes this example otherwise behind the "
-                            "teacher's context, so that nothing of it can be compared.")
+            raise UserError(
+                f"{data.where(number)}: the chat template writes this example otherwise behind the "
+                "teacher's context, so that nothing of it can be compared."
+            )
         if len(other) > self.model.config.context:
-            raise UserError(f"{data.where(number)}: behind the teacher's context this example has {len(other)} tokens, "
-                            f"more than the model's {self.model.config.context}; shorten the context or lower -c.")
+            raise UserError(
+                f"{data.where(number)}: behind the teacher's context this example has {len(other)} tokens, "
+                f"more than the model's {self.model.config.context}; shorten the context or lower -c."
+            )
         return Example(np.asarray(ids, np.int32), np.asarray(other, np.int32), own, np.asarray(loss, bool))
 
     def _chat(self, data: Dataset, number: int, record: Record) -> np.ndarray:
         from anytune.text.mask import encode_chat_report
+
         messages, learn_from = list(record.messages), record.learn_from
         if record.kind == "pair":
-            messages += [{"role": "user", "content": record.prompt},
-                         {"role": "assistant", "content": record.completion}]
+            messages += [
+                {"role": "user", "content": record.prompt},
+                {"role": "assistant", "content": record.completion},
+            ]
         whole = self.context.before(messages)
         try:
-            found = encode_chat_report(self.model.tokenizer, self.template, whole, record.tools,
-                                       learn_from + len(whole) - len(messages))
+            found = encode_chat_report(
+                self.model.tokenizer, self.template, whole, record.tools, learn_from + len(whole) - len(messages)
+            )
         except UserError as error:
             raise UserError(f"{data.where(number)}, behind the teacher's context: {error}") from None
         return np.asarray(found.ids, np.int32)
@@ -196,8 +230,9 @@ def _common_end(one: np.ndarray, other: np.ndarray) -> int:
     return int(differs[0]) if len(differs) else most
 
 
-def batches(examples: Sequence[Example], size: int, teacher: bool,
-            share: bool = True) -> tuple[list[Batch], np.ndarray]:
+def batches(
+    examples: Sequence[Example], size: int, teacher: bool, share: bool = True
+) -> tuple[list[Batch], np.ndarray]:
     """(batches of at most `size` tokens, or of one example; the beginning that all of them stand behind) for the
     student or the teacher. Both have the same examples in each batch."""
     tails = [max(len(e.ids), len(e.behind) if not share else e.own) for e in examples]
@@ -231,21 +266,26 @@ def _batch(group: Sequence[tuple[np.ndarray, Example]], front: int) -> Batch:
     for (_, example), part, start in zip(group, parts, starts):
         first = start + len(part) - example.own
         rows.append(np.arange(first, start + len(part)))
-        said = np.flatnonzero(example.loss[len(example.ids) - example.own:][1:])   # the token behind an own one
+        said = np.flatnonzero(example.loss[len(example.ids) - example.own :][1:])  # the token behind an own one
         scored.append(first + said)
-        targets.append(example.ids[len(example.ids) - example.own:][1:][said])
-    return Batch(np.concatenate(parts).astype(np.int32), starts, *(np.concatenate(x).astype(np.int32)
-                                                                 for x in (rows, scored, targets)), front)
+        targets.append(example.ids[len(example.ids) - example.own :][1:][said])
+    return Batch(
+        np.concatenate(parts).astype(np.int32),
+        starts,
+        *(np.concatenate(x).astype(np.int32) for x in (rows, scored, targets)),
+        front,
+    )
 
 
-def text_examples(model: Model, text: str, size: int = 256, context: Context | None = None,
-                  most: int | None = None) -> list[Example]:
+def text_examples(
+    model: Model, text: str, size: int = 256, context: Context | None = None, most: int | None = None
+) -> list[Example]:
     """Windows of ordinary text, every token of which counts; behind a context in the teacher's eyes."""
     tokenizer = model.tokenizer
     front = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
     ids = tokenizer.encode(text, special=False, bos=False)
     size = min(size, model.config.context) - len(front)
-    windows = [ids[at:at + size] for at in range(0, len(ids), size)][:most]
+    windows = [ids[at : at + size] for at in range(0, len(ids), size)][:most]
     head: list[int] = []
     if context:
         head = model.tokenize(context.plain)

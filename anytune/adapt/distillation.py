@@ -13,8 +13,18 @@ from anytune.adapt.answers import with_answers
 from anytune.adapt.data import Context, Reading, judged, read, read_shots
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
-from anytune.adapt.job import (Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit,
-                               truncated)
+from anytune.adapt.job import (
+    Settings,
+    Task,
+    Teacher,
+    as_adapter,
+    fingerprint,
+    measure,
+    memory_peak,
+    prepare,
+    run_fit,
+    truncated,
+)
 from anytune.adapt.partial import Partial
 from anytune.adapter import Adapter
 from anytune.errors import UserError
@@ -22,17 +32,30 @@ from anytune.errors import UserError
 if TYPE_CHECKING:
     from anytune.model import Model
 
-PROMPTS = {"ridge": 0.1, "guard": 1.0, "steps": 15}      # the teacher sees more than the student
-WEIGHTS = {"ridge": 1e-3, "guard": 0.0, "steps": 0}      # it is of other weights
+PROMPTS = {"ridge": 0.1, "guard": 1.0, "steps": 15}  # the teacher sees more than the student
+WEIGHTS = {"ridge": 1e-3, "guard": 0.0, "steps": 0}  # it is of other weights
 SPLIT = 0.2
 
 
-def distill(model: Model, data: Sequence[str | os.PathLike] | str | os.PathLike, *, system: str | None = None,
-            shots: Sequence[str | os.PathLike] = (), teacher_adapter: Adapter | None = None,
-            teacher_model: Model | None = None, rank: int = 16, ridge: float | None = None,
-            guard: float | None = None, steps: int | None = None, reading: Reading | None = None,
-            val_file: Sequence[str | os.PathLike] = (), val_split: float = SPLIT, seed: int = 42,
-            settings: Settings | None = None, outputs: Outputs | None = None) -> Result:
+def distill(
+    model: Model,
+    data: Sequence[str | os.PathLike] | str | os.PathLike,
+    *,
+    system: str | None = None,
+    shots: Sequence[str | os.PathLike] = (),
+    teacher_adapter: Adapter | None = None,
+    teacher_model: Model | None = None,
+    rank: int = 16,
+    ridge: float | None = None,
+    guard: float | None = None,
+    steps: int | None = None,
+    reading: Reading | None = None,
+    val_file: Sequence[str | os.PathLike] = (),
+    val_split: float = SPLIT,
+    seed: int = 42,
+    settings: Settings | None = None,
+    outputs: Outputs | None = None,
+) -> Result:
     """An adapter with which `model` says what the teacher says: itself behind a system message and shots (files of
     conversations), with another adapter, or another file of the same shape; or several of these together.
 
@@ -41,9 +64,19 @@ def distill(model: Model, data: Sequence[str | os.PathLike] | str | os.PathLike,
     """
     settings, outputs = settings or Settings(), outputs or Outputs()
     check_output(outputs.output)
-    task, notes = distillation_task(model, data, system=system, shots=shots, teacher_adapter=teacher_adapter,
-                                    teacher_model=teacher_model, reading=reading, val_file=val_file,
-                                    val_split=val_split, seed=seed, settings=settings)
+    task, notes = distillation_task(
+        model,
+        data,
+        system=system,
+        shots=shots,
+        teacher_adapter=teacher_adapter,
+        teacher_model=teacher_model,
+        reading=reading,
+        val_file=val_file,
+        val_split=val_split,
+        seed=seed,
+        settings=settings,
+    )
     usual = PROMPTS if task.teacher.context else WEIGHTS
     recipe = Recipe(rank, usual["ridge"] if ridge is None else ridge, usual["guard"] if guard is None else guard)
     steps = usual["steps"] if steps is None else steps
@@ -56,44 +89,86 @@ def distill(model: Model, data: Sequence[str | os.PathLike] | str | os.PathLike,
     closed_form = None
     if steps:
         from anytune.adapt.steps import gradient_steps
+
         closed_form, took = made, None
         made, took = gradient_steps(model, task, made, steps, settings, seed=seed)
         fitted.cpu, fitted.seconds = fitted.cpu + took["cpu"], fitted.seconds + took["seconds"]
         plain = {f"{label}, without steps": closed_form, **plain}
         label = f"closed form and {steps} steps, rank {rank}"
     found = measure(model, task, made, plain, settings)
-    facts = {"command": "distill", "rank": rank, "ridge": recipe.ridge, "guard": recipe.guard, "steps": steps,
-             "tokens": sum(e.own for e in task.examples), "examples": len(task.examples), "notes": notes,
-             "raised": fitted.raised, "context_tokens": len(task.examples[0].behind) - len(task.examples[0].ids),
-             "gaps": [layer.gap for layer in fitted.layers], **report.measured_facts(found),
-             "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)}}
+    facts = {
+        "command": "distill",
+        "rank": rank,
+        "ridge": recipe.ridge,
+        "guard": recipe.guard,
+        "steps": steps,
+        "tokens": sum(e.own for e in task.examples),
+        "examples": len(task.examples),
+        "notes": notes,
+        "raised": fitted.raised,
+        "context_tokens": len(task.examples[0].behind) - len(task.examples[0].ids),
+        "gaps": [layer.gap for layer in fitted.layers],
+        **report.measured_facts(found),
+        "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)},
+    }
     done = finish(model, made, facts, [found], outputs, label)
     if outputs.output is not None and done.success:
         Partial(outputs.output, identity).remove()
     return done
 
 
-def collect(model: Model, data: Sequence[str | os.PathLike] | str | os.PathLike, output: str | os.PathLike, *,
-            system: str | None = None, shots: Sequence[str | os.PathLike] = (), teacher_adapter: Adapter | None = None,
-            teacher_model: Model | None = None, rank: int = 16, ridge: float | None = None,
-            guard: float | None = None, reading: Reading | None = None, val_file: Sequence[str | os.PathLike] = (),
-            val_split: float = SPLIT, seed: int = 42, settings: Settings | None = None) -> Result:
+def collect(
+    model: Model,
+    data: Sequence[str | os.PathLike] | str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    system: str | None = None,
+    shots: Sequence[str | os.PathLike] = (),
+    teacher_adapter: Adapter | None = None,
+    teacher_model: Model | None = None,
+    rank: int = 16,
+    ridge: float | None = None,
+    guard: float | None = None,
+    reading: Reading | None = None,
+    val_file: Sequence[str | os.PathLike] = (),
+    val_split: float = SPLIT,
+    seed: int = 42,
+    settings: Settings | None = None,
+) -> Result:
     """As distill() without steps, but what is written to `output` are the sums that solve() needs, as a .npz."""
     from anytune.adapt.collection import Statistics, about
+
     settings = settings or Settings()
     if Path(output).suffix != ".npz":
         raise UserError(f"{output} must end in .npz: statistics are no adapter yet.")
     check_output(output)
-    task, notes = distillation_task(model, data, system=system, shots=shots, teacher_adapter=teacher_adapter,
-                                    teacher_model=teacher_model, reading=reading, val_file=val_file,
-                                    val_split=val_split, seed=seed, settings=settings)
+    task, notes = distillation_task(
+        model,
+        data,
+        system=system,
+        shots=shots,
+        teacher_adapter=teacher_adapter,
+        teacher_model=teacher_model,
+        reading=reading,
+        val_file=val_file,
+        val_split=val_split,
+        seed=seed,
+        settings=settings,
+    )
     usual = PROMPTS if task.teacher.context else WEIGHTS
     recipe = Recipe(rank, usual["ridge"] if ridge is None else ridge, usual["guard"] if guard is None else guard)
     prepare(model, task.teacher.model)
     template = reading.template.source if reading else model.template_source
     widths = {name: info.shape[0] for name, info in model.gguf.tensors.items() if len(info.shape) == 2}
-    what = about(model, widths, rank=rank, ridge=recipe.ridge, collected_rank=rank, collected_ridge=recipe.ridge,
-                 template=template)
+    what = about(
+        model,
+        widths,
+        rank=rank,
+        ridge=recipe.ridge,
+        collected_rank=rank,
+        collected_ridge=recipe.ridge,
+        template=template,
+    )
     with Statistics(output, what) as statistics:
         settings = dataclasses.replace(settings, output=None, keep=statistics.add)
         fitted = run_fit(model, [task], recipe, settings, {})
@@ -101,16 +176,35 @@ def collect(model: Model, data: Sequence[str | os.PathLike] | str | os.PathLike,
         found = measure(model, task, made, _plain(task, rank), settings)
         measured = report.measured_facts(found)
         statistics.about["measured"] = measured
-    facts = {"command": "collect", "rank": rank, "ridge": recipe.ridge, "guard": recipe.guard, "notes": notes,
-             "tokens": sum(e.own for e in task.examples), "raised": fitted.raised, **measured, "paths": [str(output)],
-             "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)}}
+    facts = {
+        "command": "collect",
+        "rank": rank,
+        "ridge": recipe.ridge,
+        "guard": recipe.guard,
+        "notes": notes,
+        "tokens": sum(e.own for e in task.examples),
+        "raised": fitted.raised,
+        **measured,
+        "paths": [str(output)],
+        "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)},
+    }
     return Result(made, facts, [found], f"solved, rank {rank}")
 
 
-def distillation_task(model: Model, data: Any, *, system: str | None, shots: Sequence[str | os.PathLike],
-                      teacher_adapter: Adapter | None, teacher_model: Model | None, reading: Reading | None,
-                      val_file: Sequence[str | os.PathLike], val_split: float, seed: int,
-                      settings: Settings) -> tuple[Task, list[str]]:
+def distillation_task(
+    model: Model,
+    data: Any,
+    *,
+    system: str | None,
+    shots: Sequence[str | os.PathLike],
+    teacher_adapter: Adapter | None,
+    teacher_model: Model | None,
+    reading: Reading | None,
+    val_file: Sequence[str | os.PathLike],
+    val_split: float,
+    seed: int,
+    settings: Settings,
+) -> tuple[Task, list[str]]:
     """(teacher and examples, notes for the user). UserError if there is no teacher, or none of the model's shape."""
     reading = reading or Reading(model.template)
     context = Context(system, read_shots(shots, reading))
@@ -138,12 +232,15 @@ def check_shape(model: Model, other: Model) -> None:
     for what in ("architecture", "layers", "width", "heads", "key_heads", "head_size", "hidden", "vocabulary"):
         one, two = getattr(model.config, what), getattr(other.config, what)
         if one != two:
-            raise UserError(f"{other.gguf.path.name} is not of the student's shape ({what} {two}, and {one} in "
-                            f"{model.gguf.path.name}): take another file of the same model.")
+            raise UserError(
+                f"{other.gguf.path.name} is not of the student's shape ({what} {two}, and {one} in "
+                f"{model.gguf.path.name}): take another file of the same model."
+            )
     tokens = "tokenizer.ggml.tokens"
     if list(model.gguf.metadata.get(tokens, ())) != list(other.gguf.metadata.get(tokens, ())):
-        raise UserError(f"{other.gguf.path.name} has other tokens than {model.gguf.path.name}: take another file of "
-                        "the same model.")
+        raise UserError(
+            f"{other.gguf.path.name} has other tokens than {model.gguf.path.name}: take another file of the same model."
+        )
 
 
 def _plain(task: Task, rank: int) -> dict[str, Adapter]:

@@ -60,8 +60,9 @@ def check_output(output: str | os.PathLike | None) -> None:
         raise UserError(f"There is no folder {path.parent}: make it, or choose another place.")
 
 
-def finish(model: Model, adapter: Adapter, facts: dict[str, Any], measured: Sequence[Measured], outputs: Outputs,
-           label: str) -> Result:
+def finish(
+    model: Model, adapter: Adapter, facts: dict[str, Any], measured: Sequence[Measured], outputs: Outputs, label: str
+) -> Result:
     """Prove and write the adapter, unless it is worse than the student: then nothing is written."""
     facts = {**facts, "success": all(report.success(found) for found in measured)}
     result = Result(adapter, facts, measured, label)
@@ -82,16 +83,24 @@ def finish(model: Model, adapter: Adapter, facts: dict[str, Any], measured: Sequ
 def prove(model: Model, adapter: Adapter, outputs: Outputs) -> dict[str, Any]:
     """The adapter in llama.cpp, over an F32 copy of the model where there is room for one. ok None: it is not here."""
     from anytune.llamacpp import available
+
     if not available():
         return {"ok": None, "why": "it is not installed: pip install 'anytune[verify]'"}
     from anytune.verify import verify
+
     need = 4 * sum(info.n_elements for info in model.gguf.tensors.values())
     exact = outputs.exact and shutil.disk_usage(tempfile.gettempdir()).free > need + (1 << 30)
     found = verify(_reference(model), adapter, exact=exact, threads=outputs.threads)
     told, change = found["with_adapter"], found["change"]
     ok = told["ok"] and found["base"]["ok"] and (change["ok"] or change["rms_anytune"] < 1e-3)
-    return {"ok": bool(ok), "exact": exact, "kl_mean": told["kl_mean"], "kl_max": told["kl_max"],
-            "limit": told["limit"], "error": change["relative_error"]}
+    return {
+        "ok": bool(ok),
+        "exact": exact,
+        "kl_mean": told["kl_mean"],
+        "kl_max": told["kl_max"],
+        "limit": told["limit"],
+        "error": change["relative_error"],
+    }
 
 
 def _reference(model: Model) -> Model:
@@ -99,4 +108,5 @@ def _reference(model: Model) -> Model:
     if model.engine.name == "numpy":
         return model
     from anytune.model import load
+
     return load(model.gguf.path, device="numpy")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anytune.adapter import Adapter
     from anytune.model import Model
 
-See = Callable[[str, Any, Any], None]   # tensor, inputs [tokens, in], gradients of its outputs [tokens, out]
+See = Callable[[str, Any, Any], None]  # tensor, inputs [tokens, in], gradients of its outputs [tokens, out]
 
 
 class _Watch:
@@ -27,8 +27,11 @@ class _Watch:
 
     def __init__(self, engine: Any, layers: Sequence[Any], see: See):
         self._engine, self._see = engine, see
-        self._names = {id(getattr(layer, group)): [f"blk.{i}.{name}.weight" for name in names]
-                       for i, layer in enumerate(layers) for group, names in PRODUCTS}
+        self._names = {
+            id(getattr(layer, group)): [f"blk.{i}.{name}.weight" for name in names]
+            for i, layer in enumerate(layers)
+            for group, names in PRODUCTS
+        }
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -48,8 +51,14 @@ class _Watch:
         return self._engine.glu_backward(da, gate, up, activation) if need_dx else None
 
 
-def look_back(model: Model, batches: Sequence[Batch], see: See, adapter: Adapter | None = None, seed: int = 0,
-              tell: Callable[[int], None] = lambda _: None) -> int:
+def look_back(
+    model: Model,
+    batches: Sequence[Batch],
+    see: See,
+    adapter: Adapter | None = None,
+    seed: int = 0,
+    tell: Callable[[int], None] = lambda _: None,
+) -> int:
     """Show `see` every product's inputs and gradients over whole sequences -> the tokens that they were.
 
     batches: without a common beginning; labels are drawn for their scored rows. tell: called after each.
@@ -58,8 +67,9 @@ def look_back(model: Model, batches: Sequence[Batch], see: See, adapter: Adapter
     most, longest = max(len(batch.ids) for batch in batches), max(int(b.positions.max()) for b in batches) + 1
     if adapter is None:
         layers, head, keep = weights.layers(model.rope_tables(longest)), weights.head(), config.layers
-    else:   # gradients of its pairs are made, and not used
+    else:  # gradients of its pairs are made, and not used
         from anytune.model import Lora
+
         trainee = model.trainee(Lora(), adapter=adapter, ubatch=most, context=longest)
         layers, head, keep = trainee.layers, trainee.head, trainee.keep
     watch = _Watch(e, layers, see)

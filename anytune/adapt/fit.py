@@ -54,9 +54,15 @@ class Couple:
     teacher: Side
 
 
-def fit(couples: Sequence[Couple], recipe: Recipe, *, guard: Side | None = None,
-        done: Mapping[str, Pair] | None = None, tell: Callable[[Progress], None] = lambda _: None,
-        keep: Callable[..., None] | None = None) -> dict[str, Pair]:
+def fit(
+    couples: Sequence[Couple],
+    recipe: Recipe,
+    *,
+    guard: Side | None = None,
+    done: Mapping[str, Pair] | None = None,
+    tell: Callable[[Progress], None] = lambda _: None,
+    keep: Callable[..., None] | None = None,
+) -> dict[str, Pair]:
     """The pairs {tensor: Pair} of the adapter that brings the students (sides of one adapter) to their teachers.
 
     guard: a side over text whose outputs should stay as they are, of the bare model. done: pairs of an earlier run, of
@@ -94,8 +100,14 @@ def _slot(e: Any, pair: Pair) -> Any:
     return e.slot(e.vector(pair.a), e.vector(pair.b), 1.0)
 
 
-def _product(couples: Sequence[Couple], guard: Side | None, recipe: Recipe, number: int, product: int,
-             keep: Callable[..., None] | None) -> tuple[dict[str, Pair], float]:
+def _product(
+    couples: Sequence[Couple],
+    guard: Side | None,
+    recipe: Recipe,
+    number: int,
+    product: int,
+    keep: Callable[..., None] | None,
+) -> tuple[dict[str, Pair], float]:
     """({tensor: Pair} of one group of the layer that all sides are in, the ridge if it had to be raised)."""
     student = couples[0].student
     names, la = tensors_of(number, product), student.engine.algebra
@@ -103,9 +115,12 @@ def _product(couples: Sequence[Couple], guard: Side | None, recipe: Recipe, numb
     widths = [weight.out_features for weight in group.weights]
     own, held = sum(couple.student.tokens for couple in couples), guard.tokens if guard and recipe.guard else 0
     # who keeps them wants sums, not tokens
-    sums = (sums_for(la, group.in_features, sum(widths), own + held) if keep is None else
-            GramSums(la, group.in_features, sum(widths)))
-    for couple in couples:     # each counts the same, however many tokens it has
+    sums = (
+        sums_for(la, group.in_features, sum(widths), own + held)
+        if keep is None
+        else GramSums(la, group.in_features, sum(widths))
+    )
+    for couple in couples:  # each counts the same, however many tokens it has
         couple.student.before(product)
         couple.teacher.before(product)
         weight = 1.0 / (len(couples) * couple.student.tokens)
@@ -113,7 +128,7 @@ def _product(couples: Sequence[Couple], guard: Side | None, recipe: Recipe, numb
             x, missing = _lacking(couple, one, other, product)
             sums.add(x, missing, weight)
     priors = None if recipe.prior is None else [la.array(recipe.prior(name)) for name in names]
-    if priors is not None:   # what it does already is of the data's tokens alone, not of the guarded ones
+    if priors is not None:  # what it does already is of the data's tokens alone, not of the guarded ones
         sums.toward(la.concatenate(priors, 0))
     for walker in guard.walkers if held else ():
         sums.add(_rows(guard.engine.lift(walker.run(product)), walker), None, recipe.guard / held)
@@ -132,7 +147,7 @@ def _lacking(couple: Couple, one: Walker, other: Walker, product: int) -> tuple[
     student, teacher = couple.student, couple.teacher
     wanted = _outputs(teacher, other, product)
     x = one.run(product)
-    found = student.engine.linear(x, getattr(student.layer, PRODUCTS[product][0]))   # has no pairs yet
+    found = student.engine.linear(x, getattr(student.layer, PRODUCTS[product][0]))  # has no pairs yet
     la = student.engine.algebra
     own = la.concatenate([_rows(student.engine.lift(y), one) for y in found], 1)
     x, missing = _rows(student.engine.lift(x), one), wanted - own
@@ -173,5 +188,5 @@ def gap(couples: Sequence[Couple]) -> float:
             own = _rows(couple.student.engine.lift(one.x), one)
             wanted = _rows(couple.teacher.engine.lift(other.x), other)
             lost += float(((own - wanted) ** 2).sum())
-            size += float((wanted ** 2).sum())
+            size += float((wanted**2).sum())
     return (lost / max(size, 1e-300)) ** 0.5

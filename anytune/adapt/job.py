@@ -26,10 +26,10 @@ from anytune.memory import peak_bytes
 if TYPE_CHECKING:
     from anytune.model import Model
 
-BATCH = 4096     # tokens run at once
-WINDOW = 256     # tokens of a window of ordinary text
-ROOM = 4         # times the weights' bytes that must be free for them to stay in memory
-GUARDED, DRIFTED = 8, 6   # windows of it that a fit holds to, and others that drift is measured on
+BATCH = 4096  # tokens run at once
+WINDOW = 256  # tokens of a window of ordinary text
+ROOM = 4  # times the weights' bytes that must be free for them to stay in memory
+GUARDED, DRIFTED = 8, 6  # windows of it that a fit holds to, and others that drift is measured on
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def prepare(*models: Model) -> None:
     from anytune.engine.numpy.sizes import LEAN
     from anytune.memory import process_bytes
     from anytune.model.decoder import dense_fits
+
     for model in {id(model): model for model in models}.values():
         size = sum(matrix.nbytes for matrix in model.weights.matrices.values())
         if model.memory is not None and _on_host(model) and process_bytes() + ROOM * size > model.memory:
@@ -107,6 +108,7 @@ def _on_host(model: Model) -> bool:
 def keeps(model: Model, tasks: Sequence[Task]) -> bool:
     """Whether what a layer computes can stay in memory until all of its products are solved for."""
     from anytune.memory import available_bytes, process_bytes
+
     c = model.config
     floats = 6 * c.width + 2 * (c.heads + c.key_heads) * c.head_size + 3 * c.hidden
     need = sum(4 * floats * (len(e.ids) + len(e.behind)) for task in tasks for e in task.examples)
@@ -114,13 +116,16 @@ def keeps(model: Model, tasks: Sequence[Task]) -> bool:
     return need < free // 2
 
 
-def couple(model: Model, task: Task, examples: Sequence[Example], slots: dict[str, Any], batch: int,
-           keep: bool = True) -> Couple:
+def couple(
+    model: Model, task: Task, examples: Sequence[Example], slots: dict[str, Any], batch: int, keep: bool = True
+) -> Couple:
     share = bool(task.teacher.context)
     one, front = batches(examples, batch, False, share)
     other, behind = batches(examples, batch, True, share)
-    return Couple(Side(model, one, front, slots=slots, keep=keep),
-                  Side(task.teacher.model, other, behind, adapter=task.teacher.adapter, keep=keep))
+    return Couple(
+        Side(model, one, front, slots=slots, keep=keep),
+        Side(task.teacher.model, other, behind, adapter=task.teacher.adapter, keep=keep),
+    )
 
 
 def guard_side(model: Model, settings: Settings, recipe: Recipe) -> Side | None:
@@ -133,8 +138,9 @@ def guard_side(model: Model, settings: Settings, recipe: Recipe) -> Side | None:
     return Side(model, batches(examples, settings.batch, False, False)[0], ())
 
 
-def run_fit(model: Model, tasks: Sequence[Task], recipe: Recipe, settings: Settings,
-            identity: Mapping[str, Any]) -> Fitted:
+def run_fit(
+    model: Model, tasks: Sequence[Task], recipe: Recipe, settings: Settings, identity: Mapping[str, Any]
+) -> Fitted:
     """Fit the student `model` to all tasks. After each layer what is done is kept beside the output."""
     slots: dict[str, Any] = {}
     began, started = time.process_time(), time.perf_counter()
@@ -153,6 +159,7 @@ def run_fit(model: Model, tasks: Sequence[Task], recipe: Recipe, settings: Setti
         if partial is not None and progress.pairs:
             partial.save(made)
         settings.tell("layers", progress.layer + 1, progress.layers, f"the streams differ by {progress.gap:.3f}")
+
     pairs = fit(couples, recipe, guard=guard_side(model, settings, recipe), done=done, tell=tell, keep=settings.keep)
     return Fitted(pairs, layers, time.process_time() - began, time.perf_counter() - started)
 
@@ -167,8 +174,16 @@ def fingerprint(model: Model, tasks: Sequence[Task], recipe: Recipe, settings: S
                 digest.update(np.ascontiguousarray(part).tobytes() + b"|")
     teachers = [[task.teacher.model.gguf.sha256(), adapter_hash(task.teacher.adapter)] for task in tasks]
     text = hashlib.sha256((settings.guard_text or "").encode()).hexdigest() if recipe.guard else None
-    return {"-m": model.gguf.sha256(), "the teacher": teachers, "the data": digest.hexdigest(), "the guard": text,
-            "--batch-size": settings.batch, "--device or --threads": model.engine.identity(), **numbers, **more}
+    return {
+        "-m": model.gguf.sha256(),
+        "the teacher": teachers,
+        "the data": digest.hexdigest(),
+        "the guard": text,
+        "--batch-size": settings.batch,
+        "--device or --threads": model.engine.identity(),
+        **numbers,
+        **more,
+    }
 
 
 def adapter_hash(adapter: Adapter | None) -> str | None:
@@ -182,8 +197,9 @@ def adapter_hash(adapter: Adapter | None) -> str | None:
     return digest.hexdigest()
 
 
-def as_adapter(model: Model, pairs: Mapping[str, Pair], alpha: float | None = None,
-               template: str | None = None) -> Adapter:
+def as_adapter(
+    model: Model, pairs: Mapping[str, Pair], alpha: float | None = None, template: str | None = None
+) -> Adapter:
     """Pairs as an adapter; those of a lower rank than others are filled up with zeros. UserError if all are empty."""
     rank = max((len(pair.a) for pair in pairs.values()), default=0)
     if not rank:
@@ -195,8 +211,16 @@ def as_adapter(model: Model, pairs: Mapping[str, Pair], alpha: float | None = No
         if len(pair.a):
             missing = rank - len(pair.a)
             tensors[name] = (np.pad(pair.a, ((0, missing), (0, 0))), np.pad(pair.b, ((0, 0), (0, missing))) * scale)
-    return Adapter(tensors, rank, alpha, False, model.config.architecture, model.name, model.gguf.sha256(),
-                   template if template is not None else model.template_source)
+    return Adapter(
+        tensors,
+        rank,
+        alpha,
+        False,
+        model.config.architecture,
+        model.name,
+        model.gguf.sha256(),
+        template if template is not None else model.template_source,
+    )
 
 
 @dataclass(frozen=True)
@@ -224,39 +248,63 @@ def measure(model: Model, task: Task, made: Adapter, plain: Mapping[str, Adapter
     windows = text_examples(model, ordinary_text() if text is None else text, WINDOW, task.teacher.context)
     windows = windows[GUARDED:][:DRIFTED] or windows[-1:] if text is None else windows[:DRIFTED]
     moved = _drift(model, task.teacher, adapters, windows, settings)
-    return Measured(found["before"], found["after"], {name: found[name] for name in plain}, moved["after"],
-                    moved["teacher"], {name: moved[name] for name in plain})
+    return Measured(
+        found["before"],
+        found["after"],
+        {name: found[name] for name in plain},
+        moved["after"],
+        moved["teacher"],
+        {name: moved[name] for name in plain},
+    )
 
 
-def beside(model: Model, teacher: Teacher, adapters: Mapping[str, Adapter | None], examples: Sequence[Example],
-            settings: Settings, what: str) -> dict[str, Distance]:
+def beside(
+    model: Model,
+    teacher: Teacher,
+    adapters: Mapping[str, Adapter | None],
+    examples: Sequence[Example],
+    settings: Settings,
+    what: str,
+) -> dict[str, Distance]:
     share = bool(teacher.context)
     one, front = batches(examples, settings.batch, False, share)
     other, behind = batches(examples, settings.batch, True, share)
-    sides = [Side(teacher.model, other, behind, adapter=teacher.adapter),
-             *(Side(model, one, front, adapter=adapter) for adapter in adapters.values())]
+    sides = [
+        Side(teacher.model, other, behind, adapter=teacher.adapter),
+        *(Side(model, one, front, adapter=adapter) for adapter in adapters.values()),
+    ]
     return dict(zip(adapters, _compared(sides, settings, what)))
 
 
-def _drift(model: Model, teacher: Teacher, adapters: Mapping[str, Adapter | None], windows: Sequence[Example],
-           settings: Settings) -> dict[str, float]:
+def _drift(
+    model: Model,
+    teacher: Teacher,
+    adapters: Mapping[str, Adapter | None],
+    windows: Sequence[Example],
+    settings: Settings,
+) -> dict[str, float]:
     """KL from the bare student on ordinary text: of the student with each adapter, and of the teacher."""
     bare = [dataclasses.replace(e, behind=e.ids, own=len(e.ids)) for e in windows] if not teacher.context else windows
     one, front = batches(bare, settings.batch, False, bool(teacher.context))
     other, behind = batches(bare, settings.batch, True, bool(teacher.context))
     names = [name for name in adapters if name != "before"]
-    sides = [Side(model, one, front), Side(teacher.model, other, behind, adapter=teacher.adapter),
-             *(Side(model, one, front, adapter=adapters[name]) for name in names)]
+    sides = [
+        Side(model, one, front),
+        Side(teacher.model, other, behind, adapter=teacher.adapter),
+        *(Side(model, one, front, adapter=adapters[name]) for name in names),
+    ]
     return {name: d.kl for name, d in zip(["teacher", *names], _compared(sides, settings, "ordinary text"))}
 
 
 def _compared(sides: list[Side], settings: Settings, what: str) -> list[Distance]:
     layers, total = 0, sum(side.model.config.layers for side in sides)
     for side in sides:
+
         def tell(_: int) -> None:
             nonlocal layers
             layers += 1
             settings.tell(what, layers, total, "")
+
         side.through(tell)
     return distances(sides[0], sides[1:])
 

@@ -44,16 +44,20 @@ def distances(teacher: Side, students: Sequence[Side]) -> list[Distance]:
         at = 0
         others = [log_probabilities(student, student.walkers[number], step) for student in students]
         for wanted in log_probabilities(teacher, walker, step):
-            targets = walker.batch.targets[at:at + len(wanted)]
+            targets = walker.batch.targets[at : at + len(wanted)]
             chances = np.exp(wanted)
             best = wanted.argmax(1)
             for row, found in zip(sums, others):
                 own = next(found)
                 terms = np.where(chances > 0, chances * (wanted - own), 0)
-                row += (terms.sum(dtype=np.float64), (best == own.argmax(1)).sum(),
-                        -own[np.arange(len(own)), targets].sum(dtype=np.float64))
+                row += (
+                    terms.sum(dtype=np.float64),
+                    (best == own.argmax(1)).sum(),
+                    -own[np.arange(len(own)), targets].sum(dtype=np.float64),
+                )
             at += len(wanted)
         count += at
     count = max(count, 1)
-    return [Distance(max(0.0, float(kl) / count), float(top) / count, float(nll) / count, count)
-            for kl, top, nll in sums]
+    return [
+        Distance(max(0.0, float(kl) / count), float(top) / count, float(nll) / count, count) for kl, top, nll in sums
+    ]

@@ -17,8 +17,18 @@ from anytune.adapt import report
 from anytune.adapt.data import Reading, read_held
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
-from anytune.adapt.job import (Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit,
-                               truncated)
+from anytune.adapt.job import (
+    Settings,
+    Task,
+    Teacher,
+    as_adapter,
+    fingerprint,
+    measure,
+    memory_peak,
+    prepare,
+    run_fit,
+    truncated,
+)
 from anytune.adapt.partial import Partial
 from anytune.adapter import Adapter
 from anytune.errors import UserError
@@ -30,10 +40,20 @@ if TYPE_CHECKING:
 RIDGE, SPLIT = 1e-3, 0.2
 
 
-def merge(model: Model, parts: Sequence[tuple[Adapter, str | os.PathLike]], *, rank: int = 16,
-          ridge: float | None = None, guard: float | None = None, reading: Reading | None = None,
-          val_file: Sequence[str | os.PathLike] = (), val_split: float = SPLIT, seed: int = 42,
-          settings: Settings | None = None, outputs: Outputs | None = None) -> Result:
+def merge(
+    model: Model,
+    parts: Sequence[tuple[Adapter, str | os.PathLike]],
+    *,
+    rank: int = 16,
+    ridge: float | None = None,
+    guard: float | None = None,
+    reading: Reading | None = None,
+    val_file: Sequence[str | os.PathLike] = (),
+    val_split: float = SPLIT,
+    seed: int = 42,
+    settings: Settings | None = None,
+    outputs: Outputs | None = None,
+) -> Result:
     """One adapter for the tasks of `parts`, (adapter, its data) each. val_file: one for each part, or none.
 
     Raises UserError.
@@ -41,8 +61,9 @@ def merge(model: Model, parts: Sequence[tuple[Adapter, str | os.PathLike]], *, r
     settings, outputs = settings or Settings(), outputs or Outputs()
     check_output(outputs.output)
     if len(parts) < 2:
-        raise UserError("Merging takes two adapters or more, each with its data: --lora a.gguf -f a.jsonl --lora "
-                        "b.gguf -f b.jsonl.")
+        raise UserError(
+            "Merging takes two adapters or more, each with its data: --lora a.gguf -f a.jsonl --lora b.gguf -f b.jsonl."
+        )
     if val_file and len(val_file) != len(parts):
         raise UserError(f"Give --val-file once for each of the {len(parts)} adapters, or not at all.")
     reading = reading or Reading(model.template)
@@ -60,15 +81,23 @@ def merge(model: Model, parts: Sequence[tuple[Adapter, str | os.PathLike]], *, r
     template = next((adapter.chat_template for adapter, _ in parts if adapter.chat_template), None)
     made = as_adapter(model, fitted.pairs, settings.alpha, template)
     adapters = [adapter for adapter, _ in parts]
-    others = {f"linear merge, rank {rank}": truncated(combine([(a, 1 / len(parts)) for a in adapters]), rank),
-              f"sum, rank {rank}": truncated(combine([(a, 1.0) for a in adapters]), rank),
-              f"sum, rank {sum(a.rank for a in adapters)}": combine([(a, 1.0) for a in adapters])}
+    others = {
+        f"linear merge, rank {rank}": truncated(combine([(a, 1 / len(parts)) for a in adapters]), rank),
+        f"sum, rank {rank}": truncated(combine([(a, 1.0) for a in adapters]), rank),
+        f"sum, rank {sum(a.rank for a in adapters)}": combine([(a, 1.0) for a in adapters]),
+    }
     found = [measure(model, task, made, others, settings) for task in tasks]
-    facts = {"command": "merge", "rank": rank, "ridge": recipe.ridge, "notes": notes, "raised": fitted.raised,
-             "tokens": sum(e.own for task in tasks for e in task.examples),
-             "gaps": [layer.gap for layer in fitted.layers],
-             "tasks": [{"data": task.name, **report.measured_facts(one)} for task, one in zip(tasks, found)],
-             "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)}}
+    facts = {
+        "command": "merge",
+        "rank": rank,
+        "ridge": recipe.ridge,
+        "notes": notes,
+        "raised": fitted.raised,
+        "tokens": sum(e.own for task in tasks for e in task.examples),
+        "gaps": [layer.gap for layer in fitted.layers],
+        "tasks": [{"data": task.name, **report.measured_facts(one)} for task, one in zip(tasks, found)],
+        "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)},
+    }
     done = finish(model, made, facts, found, outputs, f"merged, rank {rank}")
     if outputs.output is not None and done.success:
         Partial(outputs.output, identity).remove()

@@ -31,7 +31,8 @@ class Partial:
     def save(self, pairs: Mapping[str, Pair]) -> None:
         """Replace the file, whole or not at all. Raises OSError."""
         tensors: dict[str, np.ndarray] = {
-            IDENTITY: np.frombuffer(json.dumps(self.identity, sort_keys=True).encode(), np.uint8)}
+            IDENTITY: np.frombuffer(json.dumps(self.identity, sort_keys=True).encode(), np.uint8)
+        }
         for name, pair in pairs.items():
             tensors |= {f"{name}.a": pair.a, f"{name}.b": pair.b, f"{name}.worth": pair.worth}
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -50,14 +51,17 @@ class Partial:
             tensors = read_tensors(self.path)
             found = json.loads(bytes(tensors[IDENTITY]).decode())
             names = [key.removesuffix(".a") for key in tensors if key.endswith(".a")]
-            pairs = {name: Pair(*(np.array(tensors[f"{name}.{part}"]) for part in ("a", "b", "worth")))
-                     for name in names}
+            pairs = {
+                name: Pair(*(np.array(tensors[f"{name}.{part}"]) for part in ("a", "b", "worth"))) for name in names
+            }
         except (Broken, OSError, KeyError, ValueError) as error:
             raise UserError(f"{self.path} is damaged ({error}): remove it, and start without --resume.") from None
         if found != self.identity:
             other = sorted(key for key in {*found, *self.identity} if found.get(key) != self.identity.get(key))
-            raise UserError(f"{self.path} is of another run ({', '.join(other)} differ): give the same command, or "
-                            "start without --resume.")
+            raise UserError(
+                f"{self.path} is of another run ({', '.join(other)} differ): give the same command, or "
+                "start without --resume."
+            )
         for name, pair in pairs.items():
             if pair.a.dtype != np.float32 or pair.a.ndim != 2 or pair.b.shape[1:] != pair.a.shape[:1]:
                 raise UserError(f"{self.path} is damaged (the pair of {name}): remove it, and start without --resume.")

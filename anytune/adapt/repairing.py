@@ -15,7 +15,7 @@ from anytune.adapt.data import Reading, read_held, text_examples
 from anytune.adapt.distillation import check_shape
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
-from anytune.adapt.job import (Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit)
+from anytune.adapt.job import Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit
 from anytune.adapt.partial import Partial
 from anytune.adapter import Adapter
 from anytune.engine.algebra import HostAlgebra
@@ -25,24 +25,38 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 RANK, RIDGE, SPLIT = 32, 1.0, 0.2
-WINDOW = 512   # tokens of a window of text
+WINDOW = 512  # tokens of a window of text
 
 
 def weights_error(model: Model, reference: Model, adapter: Adapter | None) -> Callable[[str], np.ndarray]:
     """{tensor} -> what the student's weights lack of the reference's (with its adapter), float32 [out, in]."""
+
     def error(name: str) -> np.ndarray:
         found = reference.gguf.float32(name) - model.gguf.float32(name)
         if adapter is not None and name in adapter.tensors:
             a, b = adapter.tensors[name]
             found = found + np.float32(adapter.scale) * b @ a
         return found
+
     return error
 
 
-def repair(model: Model, data: Sequence[str | os.PathLike], reference: Model, *, adapter: Adapter | None = None,
-           rank: int = RANK, ridge: float | None = None, guard: float | None = None, reading: Reading | None = None,
-           val_file: Sequence[str | os.PathLike] = (), val_split: float = SPLIT, seed: int = 42,
-           settings: Settings | None = None, outputs: Outputs | None = None) -> Result:
+def repair(
+    model: Model,
+    data: Sequence[str | os.PathLike],
+    reference: Model,
+    *,
+    adapter: Adapter | None = None,
+    rank: int = RANK,
+    ridge: float | None = None,
+    guard: float | None = None,
+    reading: Reading | None = None,
+    val_file: Sequence[str | os.PathLike] = (),
+    val_split: float = SPLIT,
+    seed: int = 42,
+    settings: Settings | None = None,
+    outputs: Outputs | None = None,
+) -> Result:
     """An adapter with which `model`, a file in few bits, says what `reference` says (with `adapter`, if given).
 
     The weights' own error is where each change starts from; the sequential fit on the data mends it. Raises UserError.
@@ -64,10 +78,18 @@ def repair(model: Model, data: Sequence[str | os.PathLike], reference: Model, *,
     made = as_adapter(model, fitted.pairs, settings.alpha, adapter.chat_template if adapter is not None else None)
     svd = as_adapter(model, plain(fitted.pairs, error, rank))
     found = measure(model, task, made, {f"truncated SVD, rank {rank}": svd}, settings)
-    facts = {"command": "repair", "rank": rank, "ridge": recipe.ridge, "tokens": sum(e.own for e in task.examples),
-             "examples": len(task.examples), "notes": list(examples.notes), "raised": fitted.raised,
-             "gaps": [layer.gap for layer in fitted.layers], **report.measured_facts(found),
-             "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)}}
+    facts = {
+        "command": "repair",
+        "rank": rank,
+        "ridge": recipe.ridge,
+        "tokens": sum(e.own for e in task.examples),
+        "examples": len(task.examples),
+        "notes": list(examples.notes),
+        "raised": fitted.raised,
+        "gaps": [layer.gap for layer in fitted.layers],
+        **report.measured_facts(found),
+        "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)},
+    }
     done = finish(model, made, facts, [found], outputs, f"repaired, rank {rank}")
     if outputs.output is not None and done.success:
         Partial(outputs.output, identity).remove()
@@ -83,8 +105,15 @@ def plain(names: Sequence[str] | dict, error: Callable[[str], np.ndarray], rank:
     return found
 
 
-def restore(merged: Model, base: Model, adapter: Adapter | None, text: str, rank: int, chunks: int | None = None,
-            tell: Callable[[str, int, int, str], None] = lambda *_: None) -> Adapter:
+def restore(
+    merged: Model,
+    base: Model,
+    adapter: Adapter | None,
+    text: str,
+    rank: int,
+    chunks: int | None = None,
+    tell: Callable[[str, int, int, str], None] = lambda *_: None,
+) -> Adapter:
     """What `merged`, a file that rounding cost something, lacks of base and adapter, as an adapter of it: the fit of
     repair() on windows of a text. UserError if nothing was lost."""
     error = weights_error(merged, base, adapter)

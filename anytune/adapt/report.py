@@ -9,8 +9,10 @@ from anytune.adapt.job import Measured
 from anytune.adapt.measure import Distance
 from anytune.units import bytes_text
 
-WORSE = ("The adapter is farther from its teacher than the model without it, on examples that it was not fitted to: "
-         "that is no success, and nothing was written.")
+WORSE = (
+    "The adapter is farther from its teacher than the model without it, on examples that it was not fitted to: "
+    "that is no success, and nothing was written."
+)
 
 
 def distance_facts(found: Distance) -> dict[str, Any]:
@@ -19,11 +21,18 @@ def distance_facts(found: Distance) -> dict[str, Any]:
 
 def measured_facts(found: Measured) -> dict[str, Any]:
     """JSON-able: before, after and each plain way, with drift on ordinary text beside the teacher's own."""
-    plain = {name: {**distance_facts(d), "drift": float(found.drift_plain.get(name, 0.0))}
-             for name, d in found.plain.items()}
-    return {"before": distance_facts(found.before), "after": distance_facts(found.after),
-            "recovered": float(found.recovered), "drift": float(found.drift),
-            "teacher_drift": float(found.teacher_drift), "plain": plain, "success": success(found)}
+    plain = {
+        name: {**distance_facts(d), "drift": float(found.drift_plain.get(name, 0.0))} for name, d in found.plain.items()
+    }
+    return {
+        "before": distance_facts(found.before),
+        "after": distance_facts(found.after),
+        "recovered": float(found.recovered),
+        "drift": float(found.drift),
+        "teacher_drift": float(found.teacher_drift),
+        "plain": plain,
+        "success": success(found),
+    }
 
 
 def success(found: Measured) -> bool:
@@ -32,10 +41,15 @@ def success(found: Measured) -> bool:
 
 def table(found: Measured, after: str) -> list[str]:
     """Lines: the student before and after and with each plain way, then the teacher's drift."""
-    rows = [("no adapter", found.before, 0.0), (after, found.after, found.drift),
-            *((name, d, found.drift_plain.get(name)) for name, d in found.plain.items())]
-    lines = [f"on {found.after.tokens} held-out tokens:   KL to the teacher   recovered   same top token   loss"
-             "   drift on ordinary text"]
+    rows = [
+        ("no adapter", found.before, 0.0),
+        (after, found.after, found.drift),
+        *((name, d, found.drift_plain.get(name)) for name, d in found.plain.items()),
+    ]
+    lines = [
+        f"on {found.after.tokens} held-out tokens:   KL to the teacher   recovered   same top token   loss"
+        "   drift on ordinary text"
+    ]
     for name, d, drift in rows:
         share = 1 - d.kl / found.before.kl if found.before.kl > 0 else 0.0
         moved = "" if drift is None else f"{drift:>12.4f}"
@@ -69,5 +83,7 @@ def _verified(found: dict[str, Any] | None) -> list[str]:
     if found["ok"] is None:
         return [f"llama.cpp: not asked ({found['why']})"]
     same = "computes the same" if found["ok"] else "computes SOMETHING ELSE, so nothing was written"
-    return [f"llama.cpp: {same}, KL {found['kl_mean']:.1e} "
-            f"({'an F32 copy of the model' if found['exact'] else 'as it is'}), its change {found['error']:.1%} off"]
+    return [
+        f"llama.cpp: {same}, KL {found['kl_mean']:.1e} "
+        f"({'an F32 copy of the model' if found['exact'] else 'as it is'}), its change {found['error']:.1%} off"
+    ]

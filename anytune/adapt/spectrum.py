@@ -17,7 +17,7 @@ import numpy as np
 from anytune.adapt.closed import Pair
 from anytune.adapter import Adapter
 
-INPUTS, OUTPUTS = 1e-4, 1e-2   # damping of G and H, of the means of their diagonals
+INPUTS, OUTPUTS = 1e-4, 1e-2  # damping of G and H, of the means of their diagonals
 
 
 @dataclass
@@ -113,8 +113,9 @@ def pairs_of(factors: Mapping[str, Factors], values: Mapping[str, tuple], ranks:
         if rank >= len(worth):
             made[name] = Pair(f.a.astype(np.float32), f.b.astype(np.float32), worth)
         else:
-            made[name] = Pair((right[:rank] @ f.a).astype(np.float32), (f.b @ left[:, :rank]).astype(np.float32),
-                              worth[:rank])
+            made[name] = Pair(
+                (right[:rank] @ f.a).astype(np.float32), (f.b @ left[:, :rank]).astype(np.float32), worth[:rank]
+            )
     return made
 
 

@@ -48,8 +48,9 @@ class TokenRows:
     def add(self, x: Any, missing: Any | None, weight: float) -> None:
         root = float(weight) ** 0.5
         self.inputs.append(x * root)
-        self.missing.append(missing * root if missing is not None else
-                            self.algebra.single(self.algebra.zeros(len(x), self.outputs)))
+        self.missing.append(
+            missing * root if missing is not None else self.algebra.single(self.algebra.zeros(len(x), self.outputs))
+        )
         self.tokens += len(x)
 
     def toward(self, prior: Any) -> None:

@@ -21,23 +21,34 @@ if TYPE_CHECKING:
     from anytune.adapt.job import Settings, Task
     from anytune.model import Model
 
-RATE, WARMUP, EACH = 1e-3, 3, 4   # learning rate at its highest, steps in which it rises, examples of a step
+RATE, WARMUP, EACH = 1e-3, 3, 4  # learning rate at its highest, steps in which it rises, examples of a step
 BETA1, BETA2, CLIP = 0.9, 0.99, 1.0
-SCALE = 2.0   # of the low-rank path: what rates for adapters are known for
+SCALE = 2.0  # of the low-rank path: what rates for adapters are known for
 
 
-def gradient_steps(model: Model, task: Task, start: Adapter | None, steps: int, settings: Settings, *, rank: int = 16,
-                   rate: float = RATE, each: int = EACH, seed: int = 42,
-                   seconds: float | None = None) -> tuple[Adapter, dict[str, Any]]:
+def gradient_steps(
+    model: Model,
+    task: Task,
+    start: Adapter | None,
+    steps: int,
+    settings: Settings,
+    *,
+    rank: int = 16,
+    rate: float = RATE,
+    each: int = EACH,
+    seed: int = 42,
+    seconds: float | None = None,
+) -> tuple[Adapter, dict[str, Any]]:
     """(the adapter after `steps` of AdamW, {steps, cpu, seconds}), from `start` on, or from a fresh one of `rank`.
 
     each: examples of a step. seconds: CPU seconds after which it ends, with the rate falling by them. The rate rises
     for WARMUP steps and falls to a tenth as a cosine.
     """
     from anytune.model import Lora
+
     began, started = time.process_time(), time.perf_counter()
     random = np.random.default_rng(seed)
-    groups = [list(task.examples[at:at + each]) for at in range(0, len(task.examples), each)]
+    groups = [list(task.examples[at : at + each]) for at in range(0, len(task.examples), each)]
     context = max(len(e.ids) for e in task.examples)
     ubatch = max(sum(len(e.ids) for e in group) for group in groups)
     lora = Lora(rank=rank, alpha=SCALE * rank, seed=seed)
@@ -56,8 +67,10 @@ def gradient_steps(model: Model, task: Task, start: Adapter | None, steps: int, 
     made = trainee.adapter()
     model.engine.room = 0
     template = start.chat_template if start is not None else made.chat_template
-    return (dataclasses.replace(made, chat_template=template),
-            {"steps": step, "cpu": time.process_time() - began, "seconds": time.perf_counter() - started})
+    return (
+        dataclasses.replace(made, chat_template=template),
+        {"steps": step, "cpu": time.process_time() - began, "seconds": time.perf_counter() - started},
+    )
 
 
 def balanced(adapter: Adapter) -> Adapter:
@@ -97,6 +110,7 @@ class _Teacher:
         def rows(low: int, high: int) -> np.ndarray:
             logits = np.asarray(e.host(e.logits(e.lower(hidden[low:high]), head)), np.float32)
             return np.exp(logits - log_sums(logits)[:, None].astype(np.float32))
+
         return rows
 
 

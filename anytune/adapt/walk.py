@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 # a layer's products in order: the Layer's group, and the tensors in it
-PRODUCTS = (("qkv", ("attn_q", "attn_k", "attn_v")), ("out", ("attn_output",)), ("gate_up", ("ffn_gate", "ffn_up")),
-            ("down", ("ffn_down",)))
-WRITES = {1: "post_attn_norm", 3: "post_ffn_norm"}   # products whose outputs go to the residual stream, and their norm
+PRODUCTS = (
+    ("qkv", ("attn_q", "attn_k", "attn_v")),
+    ("out", ("attn_output",)),
+    ("gate_up", ("ffn_gate", "ffn_up")),
+    ("down", ("ffn_down",)),
+)
+WRITES = {1: "post_attn_norm", 3: "post_ffn_norm"}  # products whose outputs go to the residual stream, and their norm
 
 
 def tensors_of(layer: int, product: int) -> list[str]:
@@ -52,8 +56,10 @@ class Batch:
     @property
     def spans(self) -> list[tuple[int, int, int, int]]:
         """As an engine's places() takes them."""
-        return [(slot, int(low), int(high), self.behind)
-                for slot, (low, high) in enumerate(zip(self.starts, self.starts[1:]))]
+        return [
+            (slot, int(low), int(high), self.behind)
+            for slot, (low, high) in enumerate(zip(self.starts, self.starts[1:]))
+        ]
 
 
 class _Reached(Exception):
@@ -114,7 +120,7 @@ class Walker:
         self.side, self.batch, self.keep = side, batch, keep
         self.kept: list[Any] = []
         self.x = self.stream = None
-        self.shared: tuple[Any, Any] | None = None   # keys and values of a beginning, for those behind it
+        self.shared: tuple[Any, Any] | None = None  # keys and values of a beginning, for those behind it
         self.caches: tuple[Any, Any] | None = None
         self.positions = side.engine.integers(batch.positions)
 
@@ -134,8 +140,9 @@ class Walker:
             self.kept = []
         self.begin()
         try:
-            return layer_forward(Probe(self, stop, after), self.x, self.side.layer, self.side.model.config,
-                                 self.positions)[0]
+            return layer_forward(
+                Probe(self, stop, after), self.x, self.side.layer, self.side.model.config, self.positions
+            )[0]
         except _Reached as reached:
             return reached.value
 
@@ -164,8 +171,15 @@ class Side:
     """A model, with an adapter or one that is being made, over some batches. slots: {tensor: engine slot}, shared by
     all sides of one adapter in the making; keep: whether results are kept within a layer."""
 
-    def __init__(self, model: Model, batches: Sequence[Batch], beginning: Sequence[int] = (),
-                 adapter: Adapter | None = None, slots: dict[str, Any] | None = None, keep: bool = True):
+    def __init__(
+        self,
+        model: Model,
+        batches: Sequence[Batch],
+        beginning: Sequence[int] = (),
+        adapter: Adapter | None = None,
+        slots: dict[str, Any] | None = None,
+        keep: bool = True,
+    ):
         self.model, self.engine = model, model.engine
         self.slots = slots if slots is not None else model.adapter_slots(adapter)
         starts = np.array([0, len(beginning)], np.int32)

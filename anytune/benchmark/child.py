@@ -33,7 +33,7 @@ def main() -> None:
             _say(answers, refused=str(error))
         except MemoryError:
             _say(answers, refused="the machine ran out of memory: give --memory, or a smaller -ub or -d.")
-    os._exit(0)     # all is said: a crash while a library shuts down must not spoil it
+    os._exit(0)  # all is said: a crash while a library shuts down must not spoil it
 
 
 def _leave_with_parent() -> None:
@@ -70,35 +70,53 @@ def _within(task: Any, test: Test) -> dict[str, float | None] | None:
     if test.kind == "train":
         return None
     found = generation_stats(0, task.started, task.times)
-    return {"first_token_s": found.first_token_s if test.kind == "prompt" else None,
-            "peak": found.peak and found.peak * test.examples, "lowest": found.lowest and found.lowest * test.examples}
+    return {
+        "first_token_s": found.first_token_s if test.kind == "prompt" else None,
+        "peak": found.peak and found.peak * test.examples,
+        "lowest": found.lowest and found.lowest * test.examples,
+    }
 
 
 class Anytune:
     """anytune's side of a measurement. task: see work.py."""
 
     def __init__(self, path: Path, device: str, threads: int | None, test: Test, settings: Settings):
-        import anytune     # before NumPy: it chooses the BLAS kernels
+        import anytune  # before NumPy: it chooses the BLAS kernels
 
-        self.model = anytune.load(path, device=device, threads=threads, memory=settings.memory, dtype=settings.dtype,
-                                  tf32=settings.tf32, max_binding=settings.max_binding)
+        self.model = anytune.load(
+            path,
+            device=device,
+            threads=threads,
+            memory=settings.memory,
+            dtype=settings.dtype,
+            tf32=settings.tf32,
+            max_binding=settings.max_binding,
+        )
         if test.kind == "train":
             from anytune.train.device import Place
-            Place(self.model, {}, full=False)     # what training takes where no device is named
+
+            Place(self.model, {}, full=False)  # what training takes where no device is named
         self.engine, self.test, self.settings = self.model.engine, test, settings
 
     def start(self) -> None:
         from .work import work
+
         self.task = work(self.model, self.test, self.settings.rank, self.settings.ubatch)
 
     def facts(self) -> dict[str, Any]:
         estimate, identity = self.task.estimate, self.engine.identity()
-        return {"engine": self.engine.name, "hardware": _hardware(self.engine), "threads": identity.get("threads"),
-                "identity": identity, "estimate_bytes": estimate and int(estimate.peak_bytes),
-                "how": estimate and estimate.text}
+        return {
+            "engine": self.engine.name,
+            "hardware": _hardware(self.engine),
+            "threads": identity.get("threads"),
+            "identity": identity,
+            "estimate_bytes": estimate and int(estimate.peak_bytes),
+            "how": estimate and estimate.text,
+        }
 
     def memory(self) -> dict[str, int]:
         from anytune.memory import peak_bytes
+
         host = peak_bytes()
         return {"peak_bytes": int(self.engine.peak()) or host, "host_peak_bytes": host}
 
@@ -115,10 +133,12 @@ def _hardware(engine) -> str:
     kind = getattr(device, "type", "cpu")
     if kind in ("cuda", "xpu"):
         import torch
+
         return str(getattr(torch, kind).get_device_name(device))
     if kind == "mps":
         return "Apple GPU"
     from anytune.engine.probe import cpu_name
+
     return cpu_name()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .table import clean, grid, rate
 
-FEW = 3     # rounds below which a spread says nothing
+FEW = 3  # rounds below which a spread says nothing
 Row = dict[str, Any]
 # results are matched by what is named first; what is left over, and stands alone on both sides, by less and less
 KEYS: tuple[Callable[[Row], Hashable], ...] = (
@@ -24,10 +24,18 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """{pairs: [what both measured, ratios b / a, verdict], only_a, only_b: results without a partner, differs:
     sentences about machines, versions, settings and models}. Raises nothing for documents that load() has passed."""
     pairs, rest_a, rest_b = _match(a["results"], b["results"])
-    return {"pairs": [_pair(x, y) for x, y in pairs], "only_a": [_name(r) for r in rest_a],
-            "only_b": [_name(r) for r in rest_b],
-            "differs": [*_models(a, b, pairs), *_fields("machine", a, b, ("load_before",)), *_fields("versions", a, b),
-                        *_fields("settings", a, b, ("repeats", "timeout")), *_interrupted(a, b)]}
+    return {
+        "pairs": [_pair(x, y) for x, y in pairs],
+        "only_a": [_name(r) for r in rest_a],
+        "only_b": [_name(r) for r in rest_b],
+        "differs": [
+            *_models(a, b, pairs),
+            *_fields("machine", a, b, ("load_before",)),
+            *_fields("versions", a, b),
+            *_fields("settings", a, b, ("repeats", "timeout")),
+            *_interrupted(a, b),
+        ],
+    }
 
 
 def _match(left: list[Row], right: list[Row]) -> tuple[list[tuple[Row, Row]], list[Row], list[Row]]:
@@ -44,9 +52,16 @@ def _match(left: list[Row], right: list[Row]) -> tuple[list[tuple[Row, Row]], li
 
 def _pair(x: Row, y: Row) -> dict[str, Any]:
     speed = _ratio(x["tokens_per_s"], y["tokens_per_s"])
-    return {"a": _name(x), "b": _name(y), "test": x["test"], "a_tokens_per_s": x["tokens_per_s"],
-            "b_tokens_per_s": y["tokens_per_s"], "ratio": speed, "verdict": _verdict(x, y),
-            "memory_ratio": _ratio(x.get("peak_bytes"), y.get("peak_bytes"))}
+    return {
+        "a": _name(x),
+        "b": _name(y),
+        "test": x["test"],
+        "a_tokens_per_s": x["tokens_per_s"],
+        "b_tokens_per_s": y["tokens_per_s"],
+        "ratio": speed,
+        "verdict": _verdict(x, y),
+        "memory_ratio": _ratio(x.get("peak_bytes"), y.get("peak_bytes")),
+    }
 
 
 def _verdict(x: Row, y: Row) -> str:
@@ -71,8 +86,11 @@ def _name(r: Row) -> str:
 
 def _fields(part: str, a: dict[str, Any], b: dict[str, Any], but: tuple[str, ...] = ()) -> list[str]:
     names = sorted({*a[part], *b[part]} - set(but))
-    return [f"{part} differ in {name}: {_short(a[part].get(name))} in A, {_short(b[part].get(name))} in B"
-            for name in names if a[part].get(name) != b[part].get(name)]
+    return [
+        f"{part} differ in {name}: {_short(a[part].get(name))} in A, {_short(b[part].get(name))} in B"
+        for name in names
+        if a[part].get(name) != b[part].get(name)
+    ]
 
 
 def _short(value: Any) -> str:
@@ -82,13 +100,17 @@ def _short(value: Any) -> str:
 def _models(a: dict[str, Any], b: dict[str, Any], pairs: list[tuple[Row, Row]]) -> list[str]:
     hashes = [{m["file"]: m.get("sha256") for m in d["models"]} for d in (a, b)]
     seen = dict.fromkeys((x["model"], y["model"]) for x, y in pairs)
-    return [f"models differ: {one} in A, {two} in B" + (" (another file of the same name)" if one == two else "")
-            for one, two in seen if hashes[0].get(one) != hashes[1].get(two)]
+    return [
+        f"models differ: {one} in A, {two} in B" + (" (another file of the same name)" if one == two else "")
+        for one, two in seen
+        if hashes[0].get(one) != hashes[1].get(two)
+    ]
 
 
 def _interrupted(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    return [f"{name} was interrupted before it had measured all" for name, d in (("A", a), ("B", b))
-            if d.get("interrupted")]
+    return [
+        f"{name} was interrupted before it had measured all" for name, d in (("A", a), ("B", b)) if d.get("interrupted")
+    ]
 
 
 def report(found: dict[str, Any]) -> str:
@@ -96,10 +118,20 @@ def report(found: dict[str, Any]) -> str:
     rows = []
     for p in found["pairs"]:
         same = p["a"] == p["b"]
-        rows.append([p["a"] if same else f"{p['a']} / {p['b']}", *(_rate(p[f"{side}_tokens_per_s"]) for side in "ab"),
-                     _times(p["ratio"]), p["verdict"], _times(p["memory_ratio"])])
-    lines = grid(["measured", "A t/s", "B t/s", "B / A", "speed", "memory B / A"], rows, "lrrrlr") if rows else \
-        ["The two files have no test in common."]
+        rows.append(
+            [
+                p["a"] if same else f"{p['a']} / {p['b']}",
+                *(_rate(p[f"{side}_tokens_per_s"]) for side in "ab"),
+                _times(p["ratio"]),
+                p["verdict"],
+                _times(p["memory_ratio"]),
+            ]
+        )
+    lines = (
+        grid(["measured", "A t/s", "B t/s", "B / A", "speed", "memory B / A"], rows, "lrrrlr")
+        if rows
+        else ["The two files have no test in common."]
+    )
     lines += [f"only in A: {name}" for name in found["only_a"]] + [f"only in B: {name}" for name in found["only_b"]]
     return clean("\n".join([*lines, *(["", *found["differs"]] if found["differs"] else [])]))
 

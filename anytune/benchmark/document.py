@@ -17,17 +17,25 @@ from .machine import machine, versions
 from .plan import Settings
 
 FORMAT, VERSION = "anytune-bench", 1
-MOST = 16 << 20      # bytes of a file that is read
+MOST = 16 << 20  # bytes of a file that is read
 _TEXT = {"model": str, "test": str, "device": str}
 _NUMBERS = ("tokens_per_s", "min", "max", "peak_bytes", "estimate_bytes")
 
 
 def begin(command: Sequence[str], settings: Settings, models: Sequence[Path]) -> dict[str, Any]:
     """A document without results. The models' files are read once, for their hashes."""
-    return {"format": FORMAT, "version": VERSION, "command": " ".join(command),
-            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": machine(),
-            "versions": versions(), "settings": settings.shown(), "models": [_model(path) for path in models],
-            "results": [], "interrupted": False}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "command": " ".join(command),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine(),
+        "versions": versions(),
+        "settings": settings.shown(),
+        "models": [_model(path) for path in models],
+        "results": [],
+        "interrupted": False,
+    }
 
 
 def _model(path: Path) -> dict[str, Any]:
@@ -40,10 +48,14 @@ def _model(path: Path) -> dict[str, Any]:
         for info in gguf.tensors.values():
             sizes[info.type.name] = sizes.get(info.type.name, 0) + info.nbytes
         named = numbers.get(gguf.metadata.get("general.file_type", -1))
-        return {"file": path.name, "sha256": gguf.sha256(), "bytes": path.stat().st_size,
-                "architecture": str(gguf.metadata.get("general.architecture")),
-                "parameters": sum(info.n_elements for info in gguf.tensors.values()),
-                "type": named or max(sizes, key=sizes.get, default="none")}
+        return {
+            "file": path.name,
+            "sha256": gguf.sha256(),
+            "bytes": path.stat().st_size,
+            "architecture": str(gguf.metadata.get("general.architecture")),
+            "parameters": sum(info.n_elements for info in gguf.tensors.values()),
+            "type": named or max(sizes, key=sizes.get, default="none"),
+        }
 
 
 def add(document: dict[str, Any], row: dict[str, Any], *known: Path) -> None:
@@ -89,8 +101,9 @@ def load(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("version") != VERSION:
-        raise UserError(f"{path} is no result of anytune bench (or of another version): make one with "
-                        "anytune bench … --save FILE.")
+        raise UserError(
+            f"{path} is no result of anytune bench (or of another version): make one with anytune bench … --save FILE."
+        )
     for name, kind in (("machine", dict), ("versions", dict), ("settings", dict), ("models", list), ("results", list)):
         if not isinstance(document.get(name), kind):
             raise UserError(f"{path} is damaged: its {name!r} is missing.")
@@ -105,14 +118,17 @@ def load(path: Path) -> dict[str, Any]:
 def _sound(row: dict[str, Any]) -> bool:
     numbers = [row.get(name) for name in _NUMBERS]
     rounds = row.get("rounds")
-    within = [row.get(name, []) for name in ("first_token_s", "peak", "lowest")]     # since version 0.2
-    return (all(isinstance(row.get(name), kind) for name, kind in _TEXT.items())
-            and all(n is None or _positive(n) for n in numbers) and isinstance(rounds, list)
-            and all(map(_positive, rounds))
-            and all(isinstance(some, list) and all(n is None or _positive(n) for n in some) for some in within)
-            and isinstance(row.get("problem"), (str, type(None)))
-            and isinstance(row.get("threads"), (int, type(None)))
-            and (row.get("tokens_per_s") is None or (row.get("min") is not None and row.get("max") is not None)))
+    within = [row.get(name, []) for name in ("first_token_s", "peak", "lowest")]  # since version 0.2
+    return (
+        all(isinstance(row.get(name), kind) for name, kind in _TEXT.items())
+        and all(n is None or _positive(n) for n in numbers)
+        and isinstance(rounds, list)
+        and all(map(_positive, rounds))
+        and all(isinstance(some, list) and all(n is None or _positive(n) for n in some) for some in within)
+        and isinstance(row.get("problem"), (str, type(None)))
+        and isinstance(row.get("threads"), (int, type(None)))
+        and (row.get("tokens_per_s") is None or (row.get("min") is not None and row.get("max") is not None))
+    )
 
 
 def _positive(value: Any) -> bool:

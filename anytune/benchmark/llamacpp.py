@@ -20,7 +20,7 @@ from anytune.llamacpp_library import INT, POINTER, Batch, Struct, Unknown
 
 from .plan import PEER, Settings, Test
 
-UBATCH = 512    # tokens that are computed at once
+UBATCH = 512  # tokens that are computed at once
 SIGNATURES = {
     "llama_synchronize": (None, [POINTER]),
     "llama_n_seq_max": (ctypes.c_uint32, [POINTER]),
@@ -39,9 +39,10 @@ class LlamaCpp:
         if not llamacpp.available():
             raise UserError("llama.cpp is not here to compare with: install it with `pip install xllamacpp`.")
         from anytune.engine.probe import best_threads
+
         self.path, self.threads, self.test = path, threads or best_threads()[0], test
         self.task = self
-        self.started, self.times = 0.0, []      # of the last round
+        self.started, self.times = 0.0, []  # of the last round
 
     def start(self) -> None:
         try:
@@ -56,8 +57,10 @@ class LlamaCpp:
         if not model:
             raise UserError("llama.cpp does not load the model.")
         if test.context > lib.llama_model_n_ctx_train(model):
-            raise UserError(f"{test.name} needs a context of {test.context} tokens and the model has "
-                            f"{lib.llama_model_n_ctx_train(model)}: ask for fewer tokens.")
+            raise UserError(
+                f"{test.name} needs a context of {test.context} tokens and the model has "
+                f"{lib.llama_model_n_ctx_train(model)}: ask for fewer tokens."
+            )
         # each sequence gets an equal share of the context, rounded up to what llama.cpp rounds to
         tokens = test.examples * -(-test.context // 256) * 256
         self.context = lib.llama_init_from_model(model, _params(lib, tokens, test.examples))
@@ -73,12 +76,20 @@ class LlamaCpp:
 
     def facts(self) -> dict[str, Any]:
         import xllamacpp
+
         described = [str(d.get("description") or d.get("name")) for d in xllamacpp.get_device_info()]
-        return {"engine": PEER, "hardware": ", ".join(described) or None, "threads": self.threads, "identity": {},
-                "estimate_bytes": None, "how": None}
+        return {
+            "engine": PEER,
+            "hardware": ", ".join(described) or None,
+            "threads": self.threads,
+            "identity": {},
+            "estimate_bytes": None,
+            "how": None,
+        }
 
     def memory(self) -> dict[str, int]:
         from anytune.memory import peak_bytes
+
         host = peak_bytes()
         return {"peak_bytes": host, "host_peak_bytes": host}
 
@@ -102,7 +113,7 @@ class LlamaCpp:
         else:
             for at in range(depth, self.test.context):
                 self._run([(ids[at], at, n, True) for n, ids in enumerate(self.ids)])
-                lib.llama_synchronize(self.context)     # a sampler needs each token's logits before the next
+                lib.llama_synchronize(self.context)  # a sampler needs each token's logits before the next
                 self.times.append(time.perf_counter())
         lib.llama_synchronize(self.context)
         self.times = self.times or [time.perf_counter()]

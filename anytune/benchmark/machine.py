@@ -18,9 +18,15 @@ SIMD = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16")
 def machine() -> dict[str, Any]:
     """CPU model, its vector instructions, cores that may be used, memory, system, load of the minute before."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {"cpu": cpu_name(), "simd": _simd(), "cores": cores(), "memory_gib": round(memory / 2**30, 1),
-            "system": _system(), "python": platform.python_version(),
-            "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None}
+    return {
+        "cpu": cpu_name(),
+        "simd": _simd(),
+        "cores": cores(),
+        "memory_gib": round(memory / 2**30, 1),
+        "system": _system(),
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
 
 
 def _system() -> str:

@@ -12,7 +12,7 @@ from anytune.errors import UserError
 
 # devices for which a number of threads means something
 CPUS = ("auto", "cpu", "numpy", "cpu-bf16", "cpu-torch", "fpga-sim")
-MOST = 1 << 20                                            # of anything that is counted: beyond it lies a typing error
+MOST = 1 << 20  # of anything that is counted: beyond it lies a typing error
 PEER = "llama.cpp"
 
 
@@ -26,15 +26,18 @@ class Test:
     examples: int = 1
     depth: int = 0
 
-    __test__ = False    # pytest, which looks for classes of this name
+    __test__ = False  # pytest, which looks for classes of this name
 
     @property
     def name(self) -> str:
         """As llama-bench would call it: pp512, tg128, tg128 x4, pp512 @ d1024; train 4x128."""
         if self.kind == "train":
             return f"train {self.examples}x{self.tokens}"
-        return (f"{'pp' if self.kind == 'prompt' else 'tg'}{self.tokens}"
-                + (f" x{self.examples}" if self.examples > 1 else "") + (f" @ d{self.depth}" if self.depth else ""))
+        return (
+            f"{'pp' if self.kind == 'prompt' else 'tg'}{self.tokens}"
+            + (f" x{self.examples}" if self.examples > 1 else "")
+            + (f" @ d{self.depth}" if self.depth else "")
+        )
 
     @property
     def count(self) -> int:
@@ -77,8 +80,13 @@ class Settings:
         return asdict(self)
 
 
-def tests(train: Sequence[str], prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int],
-          parallel: Sequence[int]) -> list[Test]:
+def tests(
+    train: Sequence[str],
+    prompts: Sequence[int],
+    generated: Sequence[int],
+    depths: Sequence[int],
+    parallel: Sequence[int],
+) -> list[Test]:
     """All combinations: steps, prompts, generation. Zeros leave a kind out. Raises UserError."""
     found = [Test("train", tokens, examples) for text in train if text != "0" for examples, tokens in [_shape(text)]]
     for depth in depths or (0,):
@@ -94,13 +102,15 @@ def _shape(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,7})x([0-9]{1,7})", text.strip())
     examples, tokens = (int(match[1]), int(match[2])) if match else (0, 0)
     if not (0 < examples <= MOST and 2 <= tokens <= MOST):
-        raise UserError("--train takes examples x tokens of each (two at least), such as 4x128, or 0 for none, "
-                        f"not {text!r}.")
+        raise UserError(
+            f"--train takes examples x tokens of each (two at least), such as 4x128, or 0 for none, not {text!r}."
+        )
     return examples, tokens
 
 
-def cells(models: Sequence[Path], devices: Sequence[str], threads: Sequence[int], asked: Sequence[Test],
-          peer: bool) -> list[Cell]:
+def cells(
+    models: Sequence[Path], devices: Sequence[str], threads: Sequence[int], asked: Sequence[Test], peer: bool
+) -> list[Cell]:
     """Every test of every model on every device. A GPU does not care for threads; llama.cpp trains nothing."""
     found = []
     for model in models:
@@ -108,6 +118,10 @@ def cells(models: Sequence[Path], devices: Sequence[str], threads: Sequence[int]
             counts = threads if threads and device in CPUS else (None,)
             found += [Cell(model, device, count, test) for count in counts for test in asked]
         if peer:
-            found += [Cell(model, PEER, count, test, True) for count in threads or (None,) for test in asked
-                      if test.kind != "train"]
+            found += [
+                Cell(model, PEER, count, test, True)
+                for count in threads or (None,)
+                for test in asked
+                if test.kind != "train"
+            ]
     return list(dict.fromkeys(found))

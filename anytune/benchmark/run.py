@@ -20,11 +20,15 @@ from .plan import Cell, Settings
 
 CHILD = ["-m", "anytune.benchmark.child"]
 ROOT = Path(__file__).resolve().parents[2]
-Progress = Callable[[int, int, str], None]     # (rounds done, rounds in all, what is measured)
+Progress = Callable[[int, int, str], None]  # (rounds done, rounds in all, what is measured)
 
 
-def measure(cells: Iterable[Cell], settings: Settings, keep: Callable[[dict[str, Any]], None],
-            progress: Progress = lambda done, total, what: None) -> bool:
+def measure(
+    cells: Iterable[Cell],
+    settings: Settings,
+    keep: Callable[[dict[str, Any]], None],
+    progress: Progress = lambda done, total, what: None,
+) -> bool:
     """Hand the result of each cell to `keep`. True when all were measured, False where Ctrl-C ended it: what the cell
     under way had measured by then is kept, too."""
     cells = list(cells)
@@ -37,8 +41,9 @@ def measure(cells: Iterable[Cell], settings: Settings, keep: Callable[[dict[str,
         problem, whole = None, True
         progress(before, total, what)
         try:
-            problem = _measure(cell, settings, seconds, within, facts,
-                               lambda: progress(before + len(seconds), total, what))
+            problem = _measure(
+                cell, settings, seconds, within, facts, lambda: progress(before + len(seconds), total, what)
+            )
         except KeyboardInterrupt:
             whole = False
         if whole or seconds:
@@ -49,22 +54,45 @@ def measure(cells: Iterable[Cell], settings: Settings, keep: Callable[[dict[str,
     return True
 
 
-def result(cell: Cell, facts: dict[str, Any], seconds: list[float], problem: str | None,
-           within: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def result(
+    cell: Cell, facts: dict[str, Any], seconds: list[float], problem: str | None, within: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """A cell's row of the document: rates in tokens/s, bytes, and what the process said about itself. A cell that
     failed has its problem and no rate.
 
     within: what each round said of its own course, see generation.py: first_token_s, peak, lowest."""
     rates = [] if problem else [round(cell.test.count / max(s, 1e-9), 3) for s in seconds]
     middle = statistics.median(rates) if rates else None
-    return {"model": cell.model.name, "test": cell.test.name, "kind": cell.test.kind, "examples": cell.test.examples,
-            "tokens": cell.test.tokens, "depth": cell.test.depth, "asked_device": cell.device,
-            "device": _device(cell, facts), "threads": facts.get("threads", cell.threads), "tokens_per_s": middle,
-            "min": min(rates, default=None), "max": max(rates, default=None),
-            "mad": middle and round(statistics.median(abs(r - middle) for r in rates), 3), "rounds": rates,
-            **{name: [] if problem else [w.get(name) for w in within] for name in ("first_token_s", "peak", "lowest")},
-            **{name: facts.get(name) for name in ("hardware", "identity", "estimate_bytes", "how", "peak_bytes",
-                                                  "host_peak_bytes", "seconds_to_ready")}, "problem": problem}
+    return {
+        "model": cell.model.name,
+        "test": cell.test.name,
+        "kind": cell.test.kind,
+        "examples": cell.test.examples,
+        "tokens": cell.test.tokens,
+        "depth": cell.test.depth,
+        "asked_device": cell.device,
+        "device": _device(cell, facts),
+        "threads": facts.get("threads", cell.threads),
+        "tokens_per_s": middle,
+        "min": min(rates, default=None),
+        "max": max(rates, default=None),
+        "mad": middle and round(statistics.median(abs(r - middle) for r in rates), 3),
+        "rounds": rates,
+        **{name: [] if problem else [w.get(name) for w in within] for name in ("first_token_s", "peak", "lowest")},
+        **{
+            name: facts.get(name)
+            for name in (
+                "hardware",
+                "identity",
+                "estimate_bytes",
+                "how",
+                "peak_bytes",
+                "host_peak_bytes",
+                "seconds_to_ready",
+            )
+        },
+        "problem": problem,
+    }
 
 
 def _device(cell: Cell, facts: dict[str, Any]) -> str:
@@ -73,17 +101,35 @@ def _device(cell: Cell, facts: dict[str, Any]) -> str:
     return cell.device if engine is None or cell.device.startswith(f"{engine}:") else engine
 
 
-def _measure(cell: Cell, settings: Settings, seconds: list[float], within: list[dict[str, Any]],
-             facts: dict[str, Any], step: Callable[[], None]) -> str | None:
+def _measure(
+    cell: Cell,
+    settings: Settings,
+    seconds: list[float],
+    within: list[dict[str, Any]],
+    facts: dict[str, Any],
+    step: Callable[[], None],
+) -> str | None:
     """Run one process; its rounds go to `seconds` and `within`, what it says to `facts`. Returns what went wrong, in a
     sentence."""
-    job = {"model": str(cell.model), "device": cell.device, "threads": cell.threads, "peer": cell.peer,
-           "test": asdict(cell.test), "settings": asdict(settings)}
+    job = {
+        "model": str(cell.model),
+        "device": cell.device,
+        "threads": cell.threads,
+        "peer": cell.peer,
+        "test": asdict(cell.test),
+        "settings": asdict(settings),
+    }
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryFile() as log:
         # a session of its own: Ctrl-C is for this process to hear, which then ends the other
-        child = subprocess.Popen([sys.executable, *CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                                 env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+        child = subprocess.Popen(
+            [sys.executable, *CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
         late = threading.Event()
         clock = threading.Timer(settings.timeout or 0, lambda: (late.set(), child.kill()))
         try:
@@ -105,13 +151,19 @@ def _measure(cell: Cell, settings: Settings, seconds: list[float], within: list[
         return None if code == 0 and "peak_bytes" in facts else _ending(code, log)
 
 
-def _listen(child: subprocess.Popen, job: dict[str, Any], seconds: list[float], within: list[dict[str, Any]],
-            facts: dict[str, Any], step: Callable[[], None]) -> str | None:
+def _listen(
+    child: subprocess.Popen,
+    job: dict[str, Any],
+    seconds: list[float],
+    within: list[dict[str, Any]],
+    facts: dict[str, Any],
+    step: Callable[[], None],
+) -> str | None:
     """Until it has said all; returns its sentence if it refused."""
     try:
-        child.stdin.write(json.dumps(job).encode() + b"\n")     # and stays open: it leaves when this process is gone
+        child.stdin.write(json.dumps(job).encode() + b"\n")  # and stays open: it leaves when this process is gone
         child.stdin.flush()
-    except OSError:     # it is gone already: how is told by its exit code
+    except OSError:  # it is gone already: how is told by its exit code
         return None
     for line in child.stdout:
         try:

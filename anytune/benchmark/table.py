@@ -10,8 +10,22 @@ from typing import Any
 
 from anytune.units import bytes_text, quantity
 
-_CSV = ("model", "test", "device", "hardware", "threads", "tokens_per_s", "min", "max", "mad", "peak_bytes",
-        "host_peak_bytes", "estimate_bytes", "seconds_to_ready", "problem")
+_CSV = (
+    "model",
+    "test",
+    "device",
+    "hardware",
+    "threads",
+    "tokens_per_s",
+    "min",
+    "max",
+    "mad",
+    "peak_bytes",
+    "host_peak_bytes",
+    "estimate_bytes",
+    "seconds_to_ready",
+    "problem",
+)
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -20,17 +34,40 @@ def markdown(document: dict[str, Any]) -> str:
     rows, failed = [], []
     for r in document["results"]:
         m = models.get(r["model"], {})
-        rows.append([r["model"], str(m.get("type", "")), bytes_text(m["bytes"]) if "bytes" in m else "",
-                     quantity(m["parameters"]) if "parameters" in m else "", r["device"], _or_dash(r["threads"]),
-                     r["test"],
-                     "failed" if r["tokens_per_s"] is None else rate(r["tokens_per_s"]),
-                     "–" if r["tokens_per_s"] is None else f"{rate(r['min'])} – {rate(r['max'])}",
-                     _milliseconds(middle(r, "first_token_s")), _range(middle(r, "lowest"), middle(r, "peak")),
-                     _size(r["peak_bytes"]), _size(r["estimate_bytes"])])
+        rows.append(
+            [
+                r["model"],
+                str(m.get("type", "")),
+                bytes_text(m["bytes"]) if "bytes" in m else "",
+                quantity(m["parameters"]) if "parameters" in m else "",
+                r["device"],
+                _or_dash(r["threads"]),
+                r["test"],
+                "failed" if r["tokens_per_s"] is None else rate(r["tokens_per_s"]),
+                "–" if r["tokens_per_s"] is None else f"{rate(r['min'])} – {rate(r['max'])}",
+                _milliseconds(middle(r, "first_token_s")),
+                _range(middle(r, "lowest"), middle(r, "peak")),
+                _size(r["peak_bytes"]),
+                _size(r["estimate_bytes"]),
+            ]
+        )
         if r["problem"]:
             failed.append(f"{r['model']}, {r['device']}, {r['test']}: {r['problem']}")
-    titles = ["model", "type", "size", "params", "device", "threads", "test", "t/s", "min – max", "TTFT, ms",
-              "low – peak t/s", "peak memory", "estimate"]
+    titles = [
+        "model",
+        "type",
+        "size",
+        "params",
+        "device",
+        "threads",
+        "test",
+        "t/s",
+        "min – max",
+        "TTFT, ms",
+        "low – peak t/s",
+        "peak memory",
+        "estimate",
+    ]
     lines = [*grid(titles, rows, "llrrlrlrrrrrr"), "", *ran_on(document)]
     lines += ["", *failed] if failed else []
     lines += ["Interrupted: this is what was measured so far."] if document["interrupted"] else []
@@ -40,13 +77,20 @@ def markdown(document: dict[str, Any]) -> str:
 def ran_on(document: dict[str, Any]) -> list[str]:
     """Two lines: the machine, and how it was measured."""
     m, s = document["machine"], document["settings"]
-    hardware = sorted({f"{r['device']}: {r['hardware']}" for r in document["results"]
-                       if r.get("hardware") and r["hardware"] != m.get("cpu")})
+    hardware = sorted(
+        {
+            f"{r['device']}: {r['hardware']}"
+            for r in document["results"]
+            if r.get("hardware") and r["hardware"] != m.get("cpu")
+        }
+    )
     packages = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    return [f"{m.get('cpu')}, {m.get('cores')} cores, {m.get('memory_gib')} GiB, {m.get('system')}, "
-            f"Python {m.get('python')}; {packages}" + (f". {'; '.join(hardware)}" if hardware else ""),
-            f"{document.get('date')}: medians of {s.get('repeats')} rounds after {s.get('warmup')} to warm up; LoRA of "
-            f"rank {s.get('rank')} on all linears."]
+    return [
+        f"{m.get('cpu')}, {m.get('cores')} cores, {m.get('memory_gib')} GiB, {m.get('system')}, "
+        f"Python {m.get('python')}; {packages}" + (f". {'; '.join(hardware)}" if hardware else ""),
+        f"{document.get('date')}: medians of {s.get('repeats')} rounds after {s.get('warmup')} to warm up; LoRA of "
+        f"rank {s.get('rank')} on all linears.",
+    ]
 
 
 def csv_text(document: dict[str, Any]) -> str:
@@ -62,8 +106,12 @@ def grid(titles: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> li
     """A Markdown table; sides: l or r for each column."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (titles, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(titles))]
-    lines = ["| " + " | ".join(cell.rjust(w) if side == "r" else cell.ljust(w)
-                               for cell, w, side in zip(row, widths, sides)) + " |" for row in cells]
+    lines = [
+        "| "
+        + " | ".join(cell.rjust(w) if side == "r" else cell.ljust(w) for cell, w, side in zip(row, widths, sides))
+        + " |"
+        for row in cells
+    ]
     rule = "| " + " | ".join("-" * (w - 1) + (":" if side == "r" else "-") for w, side in zip(widths, sides)) + " |"
     return [lines[0], rule, *lines[1:]]
 

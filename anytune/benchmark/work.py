@@ -11,14 +11,16 @@ from anytune.errors import UserError
 
 from .plan import Test
 
-ROUND = 0.3         # seconds that a round of training takes at least: one step of a fast GPU is too short to be timed
+ROUND = 0.3  # seconds that a round of training takes at least: one step of a fast GPU is too short to be timed
 
 
 def work(model, test: Test, rank: int = 16, ubatch: int | None = None):
     """The test's work on a model. Raises UserError for one that the model cannot do."""
     if test.context > model.config.context:
-        raise UserError(f"{test.name} needs a context of {test.context} tokens and the model has "
-                        f"{model.config.context}: ask for fewer tokens.")
+        raise UserError(
+            f"{test.name} needs a context of {test.context} tokens and the model has "
+            f"{model.config.context}: ask for fewer tokens."
+        )
     return Training(model, test, rank, ubatch) if test.kind == "train" else Decoding(model, test)
 
 
@@ -36,12 +38,13 @@ class Training:
         self.engine, self.steps, self.step, self.loss = model.engine, 1, 0, float("nan")
         most = min(ubatch or test.count, test.count)
         if most < test.tokens:
-            raise UserError(f"{test.name} has examples of {test.tokens} tokens and -ub {most} computes fewer at once: "
-                            "raise -ub.")
+            raise UserError(
+                f"{test.name} has examples of {test.tokens} tokens and -ub {most} computes fewer at once: raise -ub."
+            )
         self.trainee = model.trainee(anytune.Lora(rank=rank, alpha=2.0 * rank), ubatch=most, context=test.tokens)
         ids = np.random.default_rng(1).integers(0, model.config.vocabulary, (test.examples, test.tokens))
         rows, at = [(row, np.arange(test.tokens) >= test.tokens // 2) for row in ids], most // test.tokens
-        self.batches = [MicroBatch.of(rows[low:low + at]) for low in range(0, len(rows), at)]
+        self.batches = [MicroBatch.of(rows[low : low + at]) for low in range(0, len(rows), at)]
         self.loss_tokens = sum(batch.loss_tokens for batch in self.batches)
 
     @property
@@ -52,8 +55,10 @@ class Training:
     def take(self) -> Any:
         """One step -> what becomes its gradient's norm."""
         self.step += 1
-        sums = [self.trainee.accumulate(batch, 1 / self.loss_tokens, self.step, number)
-                for number, batch in enumerate(self.batches)]
+        sums = [
+            self.trainee.accumulate(batch, 1 / self.loss_tokens, self.step, number)
+            for number, batch in enumerate(self.batches)
+        ]
         norm = self.trainee.update(1e-4, self.step)
         self.loss = sums, norm
         return norm
@@ -74,7 +79,7 @@ class Training:
         start = time.perf_counter()
         for _ in range(self.steps):
             norm = self.take()
-        float(norm)     # the device is done
+        float(norm)  # the device is done
         return (time.perf_counter() - start) / self.steps
 
 
@@ -88,9 +93,9 @@ class Decoding:
         self.test, random = test, np.random.default_rng(1)
         self.decoder = model.decoder(batch=test.examples, context=test.context)
         self.ids = random.integers(0, model.config.vocabulary, (test.examples, test.context)).tolist()
-        self.started, self.times = 0.0, []      # of the last round, for generation_stats
+        self.started, self.times = 0.0, []  # of the last round, for generation_stats
         if test.depth:
-            self.decoder.feed([ids[:test.depth] for ids in self.ids])
+            self.decoder.feed([ids[: test.depth] for ids in self.ids])
 
     def warm(self) -> None:
         self.round()

@@ -40,42 +40,96 @@ def adapt() -> None:
 
 
 DATA = (
-    click.option("-f", "--file", "files", multiple=True, required=True, metavar="DATA",
-                 help="Data in every form that `anytune train` takes. May be given several times."),
-    click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
-                 help="What the data is, if it is not to be recognised."),
+    click.option(
+        "-f",
+        "--file",
+        "files",
+        multiple=True,
+        required=True,
+        metavar="DATA",
+        help="Data in every form that `anytune train` takes. May be given several times.",
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(FORMATS),
+        default="auto",
+        show_default=True,
+        help="What the data is, if it is not to be recognised.",
+    ),
     click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own."),
-    click.option("-c", "--ctx-size", "context", type=click.IntRange(2), default=512, show_default=True,
-                 help="Tokens of the longest example; longer chats are left out."),
+    click.option(
+        "-c",
+        "--ctx-size",
+        "context",
+        type=click.IntRange(2),
+        default=512,
+        show_default=True,
+        help="Tokens of the longest example; longer chats are left out.",
+    ),
     click.option("--val-file", multiple=True, metavar="FILE", help="Data to judge the result on."),
-    click.option("--val-split", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True,
-                 help="Part of the data that is held out to judge the result on."),
+    click.option(
+        "--val-split",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.2,
+        show_default=True,
+        help="Part of the data that is held out to judge the result on.",
+    ),
     click.option("-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Of what is held out."),
     *(click.option(f"--{name}-key", metavar="COLUMN", help=f"The column that holds the {name}.") for name in KEYS),
 )
 FIT = (
-    click.option("--ridge", type=click.FloatRange(0), metavar="SHARE",
-                 help="Ridge of the regressions, as a share of the Gram matrix's mean diagonal."),
-    click.option("--guard", type=click.FloatRange(0), metavar="WEIGHT",
-                 help="Weight of ordinary text on which the model is to stay as it is."),
+    click.option(
+        "--ridge",
+        type=click.FloatRange(0),
+        metavar="SHARE",
+        help="Ridge of the regressions, as a share of the Gram matrix's mean diagonal.",
+    ),
+    click.option(
+        "--guard",
+        type=click.FloatRange(0),
+        metavar="WEIGHT",
+        help="Weight of ordinary text on which the model is to stay as it is.",
+    ),
     click.option("--guard-text", metavar="FILE", help="That text, instead of a short built-in one."),
     click.option("--drift-text", metavar="FILE", help="Ordinary text to measure the drift on, likewise."),
-    click.option("-b", "--batch-size", "batch", type=click.IntRange(1), default=4096, show_default=True, metavar="N",
-                 help="Tokens that run at once."),
-    click.option("--lora-alpha", "alpha", type=click.FloatRange(0, min_open=True), metavar="ALPHA",
-                 help="The adapter is scaled by alpha / rank.  [default: the rank]"),
+    click.option(
+        "-b",
+        "--batch-size",
+        "batch",
+        type=click.IntRange(1),
+        default=4096,
+        show_default=True,
+        metavar="N",
+        help="Tokens that run at once.",
+    ),
+    click.option(
+        "--lora-alpha",
+        "alpha",
+        type=click.FloatRange(0, min_open=True),
+        metavar="ALPHA",
+        help="The adapter is scaled by alpha / rank.  [default: the rank]",
+    ),
     click.option("--resume", is_flag=True, help="Go on from what an interrupted run left beside the output."),
 )
 OUTPUT = (
-    click.option("-o", "--output", required=True, metavar="PATH",
-                 help="The adapter: NAME.gguf for llama.cpp; another name becomes a peft folder."),
+    click.option(
+        "-o",
+        "--output",
+        required=True,
+        metavar="PATH",
+        help="The adapter: NAME.gguf for llama.cpp; another name becomes a peft folder.",
+    ),
     click.option("--no-verify", is_flag=True, help="Do not prove the result in llama.cpp."),
     click.option("--peft", metavar="FOLDER", help="Write the adapter as a peft folder, too."),
 )
 TEACHERS = (
     click.option("--system", metavar="FILE", help="A text that the teacher sees as the system message."),
-    click.option("--shots", multiple=True, metavar="FILE",
-                 help="Conversations that the teacher sees before each example. May be given several times."),
+    click.option(
+        "--shots",
+        multiple=True,
+        metavar="FILE",
+        help="Conversations that the teacher sees before each example. May be given several times.",
+    ),
     click.option("--teacher-lora", metavar="ADAPTER", help="An adapter that the teacher has."),
     click.option("--teacher-model", metavar="GGUF", help="Another file of the same shape, as the teacher."),
 )
@@ -115,30 +169,49 @@ class Common:
         """The student; every file is looked for first, and no output may be an input."""
         from anytune.cli.common import model_path
         from anytune.files import spare_inputs
+
         data_files([*self.files, *self.val_file])
         texts = [path for path in (self.chat_template, self.guard_text, self.drift_text) if path is not None]
         for path in texts:
             text_file(path, "text")
-        spare_inputs([self.output, self.peft], [("the model", model_path(model)), *inputs,
-                                                *(("the data", path) for path in (*self.files, *self.val_file)),
-                                                *(("the text", path) for path in texts)])
+        spare_inputs(
+            [self.output, self.peft],
+            [
+                ("the model", model_path(model)),
+                *inputs,
+                *(("the data", path) for path in (*self.files, *self.val_file)),
+                *(("the text", path) for path in texts),
+            ],
+        )
         return load_model(model, engine)
 
     def reading(self, model: Model) -> Reading:
         from anytune.adapt.data import Reading
         from anytune.text import ChatTemplate
-        template = model.template if self.chat_template is None else ChatTemplate.for_model(
-            model.gguf, model.tokenizer, self.chat_template)
+
+        template = (
+            model.template
+            if self.chat_template is None
+            else ChatTemplate.for_model(model.gguf, model.tokenizer, self.chat_template)
+        )
         return Reading(template, min(self.context, model.config.context), self.format, columns_from(self.keys))
 
     def settings(self, bars: Bars) -> Settings:
         from anytune.adapt.job import Settings
-        return Settings(self.batch, self.alpha, None, self.resume,
-                        None if self.guard_text is None else read_text(self.guard_text),
-                        None if self.drift_text is None else read_text(self.drift_text), bars.tell)
+
+        return Settings(
+            self.batch,
+            self.alpha,
+            None,
+            self.resume,
+            None if self.guard_text is None else read_text(self.guard_text),
+            None if self.drift_text is None else read_text(self.drift_text),
+            bars.tell,
+        )
 
     def outputs(self, engine: dict) -> Outputs:
         from anytune.adapt.ending import Outputs
+
         return Outputs(self.output, not self.no_verify, True, engine["threads"], self.peft)
 
     def data(self) -> dict[str, Any]:
@@ -169,6 +242,7 @@ def common_options(*without: str) -> Callable:
             gathered = option(gathered)
         gathered.__click_params__ = [p for p in gathered.__click_params__ if p.name not in without]
         return gathered
+
     return add
 
 
@@ -204,14 +278,23 @@ def interruptible(output: str, work: Callable[[], int]) -> int:
         return work()
     except KeyboardInterrupt:
         from pathlib import Path
+
         left = Path(output).with_name(f"{Path(output).name}.partial")
-        click.echo("Interrupted. " + (f"The layers that are done are kept in {left}: the same command with --resume "
-                                      "goes on." if left.exists() else "Nothing was done yet."), err=True)
+        click.echo(
+            "Interrupted. "
+            + (
+                f"The layers that are done are kept in {left}: the same command with --resume goes on."
+                if left.exists()
+                else "Nothing was done yet."
+            ),
+            err=True,
+        )
         return 130
 
 
 def adapter_of(path: str | None, model: Model) -> Adapter | None:
     from anytune.cli.common import load_adapter
+
     return load_adapter(path, model)
 
 

@@ -6,56 +6,111 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.adapt import (Bars, Common, adapt, adapter_of, common_options, interruptible, teacher_of,
-                               teacher_options)
+from anytune.cli.adapt import (
+    Bars,
+    Common,
+    adapt,
+    adapter_of,
+    common_options,
+    interruptible,
+    teacher_of,
+    teacher_options,
+)
 from anytune.cli.common import Command, existing_file, json_option, model_options, print_json, read_text
 
 
-@adapt.command(cls=Command, short_help="Sums over tokens, as a file to solve elsewhere.", example="""
+@adapt.command(
+    cls=Command,
+    short_help="Sums over tokens, as a file to solve elsewhere.",
+    example="""
     anytune adapt collect -m base.gguf --teacher-lora big.gguf -f private.jsonl --rank 8 -o statistics.npz
     anytune adapt solve statistics.npz -o mine.gguf
-""")
+""",
+)
 @model_options
 @teacher_options
-@click.option("--rank", "--lora-rank", "rank", type=click.IntRange(1, 4096), default=16, show_default=True,
-              help="Rank that the sums of later layers reckon with.")
+@click.option(
+    "--rank",
+    "--lora-rank",
+    "rank",
+    type=click.IntRange(1, 4096),
+    default=16,
+    show_default=True,
+    help="Rank that the sums of later layers reckon with.",
+)
 @common_options("resume", "no_verify", "peft")
-def collect(model: str, engine: dict, system: str | None, shots: tuple[str, ...], teacher_lora: str | None,
-            teacher_model: str | None, rank: int, common: Common) -> int:
+def collect(
+    model: str,
+    engine: dict,
+    system: str | None,
+    shots: tuple[str, ...],
+    teacher_lora: str | None,
+    teacher_model: str | None,
+    rank: int,
+    common: Common,
+) -> int:
     """Run teacher and model over the data, and write the sums that `anytune adapt solve` needs.
 
     As `anytune adapt distill` without its end. The file holds Gram matrices: no text and no weights. It is printed how
     near an adapter that is solved from it comes to the teacher on held-out examples.
     """
+
     def work() -> int:
         from anytune.adapt.distillation import collect as run
-        inputs = [("the teacher's adapter", teacher_lora), ("the teacher", teacher_model), ("the prompt", system),
-                  *(("a file of --shots", path) for path in shots)]
+
+        inputs = [
+            ("the teacher's adapter", teacher_lora),
+            ("the teacher", teacher_model),
+            ("the prompt", system),
+            *(("a file of --shots", path) for path in shots),
+        ]
         loaded = common.open(model, engine, inputs)
         with Bars(common.as_json) as bars:
             other = teacher_of(teacher_model, engine)
             words = None if system is None else read_text(system).strip()
-            result = run(loaded, common.files, common.output, system=words, shots=shots,
-                         teacher_adapter=adapter_of(teacher_lora, other or loaded), teacher_model=other, rank=rank,
-                         ridge=common.ridge, guard=common.guard, reading=common.reading(loaded),
-                         settings=common.settings(bars), **common.data())
+            result = run(
+                loaded,
+                common.files,
+                common.output,
+                system=words,
+                shots=shots,
+                teacher_adapter=adapter_of(teacher_lora, other or loaded),
+                teacher_model=other,
+                rank=rank,
+                ridge=common.ridge,
+                guard=common.guard,
+                reading=common.reading(loaded),
+                settings=common.settings(bars),
+                **common.data(),
+            )
         return common.end(result)
+
     return interruptible(common.output, work)
 
 
-@adapt.command(cls=Command, short_help="An adapter from such a file.", example="""
+@adapt.command(
+    cls=Command,
+    short_help="An adapter from such a file.",
+    example="""
     anytune adapt solve statistics.npz -o a.gguf
     anytune adapt solve statistics.npz --rank 8 -o a.gguf
-""")
+""",
+)
 @click.argument("statistics", metavar="STATISTICS")
 @click.option("--rank", "--lora-rank", "rank", type=click.IntRange(1, 4096), help="In place of the one collected for.")
 @click.option("--ridge", type=click.FloatRange(0), metavar="SHARE", help="In place of the one collected with.")
-@click.option("--lora-alpha", "alpha", type=click.FloatRange(0, min_open=True), metavar="ALPHA",
-              help="The adapter is scaled by alpha / rank.  [default: the rank]")
+@click.option(
+    "--lora-alpha",
+    "alpha",
+    type=click.FloatRange(0, min_open=True),
+    metavar="ALPHA",
+    help="The adapter is scaled by alpha / rank.  [default: the rank]",
+)
 @click.option("-o", "--output", required=True, metavar="GGUF", help="The adapter.")
 @json_option
-def solve(statistics: str, rank: int | None, ridge: float | None, alpha: float | None, output: str,
-          as_json: bool) -> int:
+def solve(
+    statistics: str, rank: int | None, ridge: float | None, alpha: float | None, output: str, as_json: bool
+) -> int:
     """Solve for the adapter of a file that `anytune adapt collect` wrote. Neither model nor data is needed.
 
     How good the adapter is was measured by collect, for its own --rank and --ridge; check another with
@@ -64,6 +119,7 @@ def solve(statistics: str, rank: int | None, ridge: float | None, alpha: float |
     from anytune.adapt.collection import solve as run
     from anytune.adapt.ending import check_output
     from anytune.files import spare_inputs
+
     path = existing_file(statistics, "statistics")
     if Path(output).suffix != ".gguf":
         raise click.UsageError("-o must end in .gguf: the other forms need the model, see `anytune export`.")
@@ -74,15 +130,22 @@ def solve(statistics: str, rank: int | None, ridge: float | None, alpha: float |
     adapter.save(output)
     same = rank in (None, found["collected_rank"]) and ridge in (None, found["collected_ridge"])
     measured = found.get("measured") if same else None
-    facts = {"path": output, "rank": found["rank"], "ridge": found["ridge"], "tensors": len(adapter.tensors),
-             "measured": measured}
+    facts = {
+        "path": output,
+        "rank": found["rank"],
+        "ridge": found["ridge"],
+        "tensors": len(adapter.tensors),
+        "measured": measured,
+    }
     if as_json:
         print_json(facts)
         return 0
     if measured:
-        click.echo(f"on {measured['after']['tokens']} held-out tokens, where it was collected: KL to the teacher "
-                   f"{measured['before']['kl']:.4g} → {measured['after']['kl']:.4g} ({measured['recovered']:.1%} "
-                   "recovered)")
+        click.echo(
+            f"on {measured['after']['tokens']} held-out tokens, where it was collected: KL to the teacher "
+            f"{measured['before']['kl']:.4g} → {measured['after']['kl']:.4g} ({measured['recovered']:.1%} "
+            "recovered)"
+        )
     else:
         click.echo("Not measured: it was collected for another rank or ridge.")
     click.echo(output)

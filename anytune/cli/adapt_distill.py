@@ -4,42 +4,93 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.adapt import (Bars, Common, adapt, adapter_of, common_options, interruptible, teacher_of,
-                               teacher_options)
+from anytune.cli.adapt import (
+    Bars,
+    Common,
+    adapt,
+    adapter_of,
+    common_options,
+    interruptible,
+    teacher_of,
+    teacher_options,
+)
 from anytune.cli.common import Command, model_options, read_text
 
 
-@adapt.command(cls=Command, short_help="A prompt, an adapter or another file becomes an adapter.", example="""
+@adapt.command(
+    cls=Command,
+    short_help="A prompt, an adapter or another file becomes an adapter.",
+    example="""
     anytune adapt distill -m base.gguf --system persona.txt --shots examples.jsonl -f prompts.jsonl -o persona.gguf
     anytune adapt distill -m base.gguf --teacher-lora big.gguf -f private.jsonl --rank 8 -o mine.gguf
     anytune adapt distill -m q4.gguf --teacher-model f16.gguf -f texts.jsonl -o nearer.gguf
-""")
+""",
+)
 @model_options
 @teacher_options
-@click.option("--rank", "--lora-rank", "rank", type=click.IntRange(1, 4096), default=16, show_default=True,
-              help="Rank of the adapter.")
-@click.option("--steps", type=click.IntRange(0), metavar="N",
-              help="Gradient steps on the teacher's distributions after the closed form.  [default: 15 for prompts]")
+@click.option(
+    "--rank",
+    "--lora-rank",
+    "rank",
+    type=click.IntRange(1, 4096),
+    default=16,
+    show_default=True,
+    help="Rank of the adapter.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Gradient steps on the teacher's distributions after the closed form.  [default: 15 for prompts]",
+)
 @common_options()
-def distill(model: str, engine: dict, system: str | None, shots: tuple[str, ...], teacher_lora: str | None,
-            teacher_model: str | None, rank: int, steps: int | None, common: Common) -> int:
+def distill(
+    model: str,
+    engine: dict,
+    system: str | None,
+    shots: tuple[str, ...],
+    teacher_lora: str | None,
+    teacher_model: str | None,
+    rank: int,
+    steps: int | None,
+    common: Common,
+) -> int:
     """Make an adapter with which the model says what the teacher says.
 
     The teacher is the model itself behind a prompt (--system, --shots), with an adapter (--teacher-lora), or another
     file of the same shape (--teacher-model). Data without answers is answered by the teacher. The defaults of --ridge
     and --guard are 0.1 and 1 for prompts, 1e-3 and 0 for adapters and files.
     """
+
     def work() -> int:
         from anytune.adapt.distillation import distill as run
-        inputs = [("the teacher's adapter", teacher_lora), ("the teacher", teacher_model), ("the prompt", system),
-                  *(("a file of --shots", path) for path in shots)]
+
+        inputs = [
+            ("the teacher's adapter", teacher_lora),
+            ("the teacher", teacher_model),
+            ("the prompt", system),
+            *(("a file of --shots", path) for path in shots),
+        ]
         loaded = common.open(model, engine, inputs)
         with Bars(common.as_json) as bars:
             other = teacher_of(teacher_model, engine)
             words = None if system is None else read_text(system).strip()
-            result = run(loaded, common.files, system=words, shots=shots,
-                         teacher_adapter=adapter_of(teacher_lora, other or loaded), teacher_model=other, rank=rank,
-                         ridge=common.ridge, guard=common.guard, steps=steps, reading=common.reading(loaded),
-                         settings=common.settings(bars), outputs=common.outputs(engine), **common.data())
+            result = run(
+                loaded,
+                common.files,
+                system=words,
+                shots=shots,
+                teacher_adapter=adapter_of(teacher_lora, other or loaded),
+                teacher_model=other,
+                rank=rank,
+                ridge=common.ridge,
+                guard=common.guard,
+                steps=steps,
+                reading=common.reading(loaded),
+                settings=common.settings(bars),
+                outputs=common.outputs(engine),
+                **common.data(),
+            )
         return common.end(result)
+
     return interruptible(common.output, work)

@@ -8,12 +8,22 @@ from anytune.cli.adapt import Bars, Common, adapt, adapter_of, common_options, i
 from anytune.cli.common import Command, model_options
 
 
-@adapt.command(cls=Command, short_help="One adapter for the tasks of several.", example="""
+@adapt.command(
+    cls=Command,
+    short_help="One adapter for the tasks of several.",
+    example="""
     anytune adapt merge -m base.gguf --lora a.gguf -f a.jsonl --lora b.gguf -f b.jsonl --rank 16 -o both.gguf
-""")
+""",
+)
 @model_options
-@click.option("--lora", "loras", multiple=True, required=True, metavar="ADAPTER",
-              help="An adapter; its data is the -f at the same place.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    required=True,
+    metavar="ADAPTER",
+    help="An adapter; its data is the -f at the same place.",
+)
 @click.option("--rank", type=click.IntRange(1, 4096), default=16, show_default=True, help="Rank of the adapter.")
 @common_options()
 def merge(model: str, engine: dict, loras: tuple[str, ...], rank: int, common: Common) -> int:
@@ -22,15 +32,28 @@ def merge(model: str, engine: dict, loras: tuple[str, ...], rank: int, common: C
     Give each --lora its -f (and --val-file), in the same order. Printed beside it: the linear merge, the sum cut to the
     same rank, and the sum with the ranks of all.
     """
+
     def work() -> int:
         from anytune.adapt.merging import merge as run
-        need(len(loras) == len(common.files), f"There are {len(loras)} adapters and {len(common.files)} files of data: "
-             "give each --lora its -f.")
+
+        need(
+            len(loras) == len(common.files),
+            f"There are {len(loras)} adapters and {len(common.files)} files of data: give each --lora its -f.",
+        )
         loaded = common.open(model, engine, [("an adapter", path) for path in loras])
         with Bars(common.as_json) as bars:
             parts = [(adapter_of(path, loaded), data) for path, data in zip(loras, common.files)]
-            result = run(loaded, parts, rank=rank, ridge=common.ridge, guard=common.guard,
-                         reading=common.reading(loaded), settings=common.settings(bars),
-                         outputs=common.outputs(engine), **common.data())
+            result = run(
+                loaded,
+                parts,
+                rank=rank,
+                ridge=common.ridge,
+                guard=common.guard,
+                reading=common.reading(loaded),
+                settings=common.settings(bars),
+                outputs=common.outputs(engine),
+                **common.data(),
+            )
         return common.end(result)
+
     return interruptible(common.output, work)

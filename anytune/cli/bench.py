@@ -40,63 +40,187 @@ class _Numbers(click.ParamType):
 
 
 def _many(*flags: str, low: int, high: int, default: str | None, help: str) -> Callable:
-    return click.option(*flags, multiple=True, type=_Numbers(low, high), default=(default,) if default else (),
-                        metavar="N", help=help)
+    return click.option(
+        *flags, multiple=True, type=_Numbers(low, high), default=(default,) if default else (), metavar="N", help=help
+    )
 
 
-@click.command(cls=Command, short_help="Measure training, prompts and generation: speed and memory.", example="""
+@click.command(
+    cls=Command,
+    short_help="Measure training, prompts and generation: speed and memory.",
+    example="""
     anytune bench -m model.gguf
     anytune bench -m a.gguf -m b.gguf --device auto --device numpy -p 512 -n 128 -r 5 --train 1x512 --save here.json
     anytune bench -m model.gguf -p 0 -n 64 -npl 1,4 --train 0 --peer llama.cpp
     anytune bench --compare here.json there.json
-""")
-@click.option("-m", "--model", "models", multiple=True, metavar="GGUF",
-              help="A model: a GGUF file, or a name of `anytune models`. May be repeated.")
-@click.option("--device", "devices", multiple=True, default=("auto",), show_default=True, metavar="NAME",
-              help="What computes, as in the other commands. May be repeated.")
-@click.option("--train", "train", multiple=True, default=("1x512",), show_default=True, metavar="NxT",
-              help="A step of LoRA training on N examples of T tokens. May be repeated; 0 leaves it out.")
-@_many("-p", "--n-prompt", "prompts", low=0, high=1 << 20, default="512",
-       help="Tokens of a prompt, all read at once; 0 leaves it out. Default: 512.")
-@_many("-n", "--n-gen", "generated", low=0, high=1 << 20, default="128",
-       help="Tokens that are generated one after the other; 0 leaves it out. Default: 128.")
-@_many("-d", "--n-depth", "depths", low=0, high=1 << 20, default=None,
-       help="Tokens that are in the cache before a prompt or a generation. Default: 0.")
-@_many("-npl", "--parallel", "parallel", low=1, high=4096, default=None,
-       help="Sequences that are generated at once; the rate is that of all of them. Default: 1.")
-@click.option("-r", "--repetitions", "repeats", type=click.IntRange(1, 1 << 20), default=5, show_default=True,
-              metavar="N", help="Rounds of each measurement.")
-@click.option("--no-warmup", is_flag=True,
-              help="Count the first round too, in which code is compiled and files are read.")
-@_many("-t", "--threads", "threads", low=1, high=1024, default=None,
-       help="CPU threads. Default: a short probe chooses.")
-@click.option("-ub", "--ubatch-size", "ubatch", type=click.IntRange(2, 1 << 20), metavar="N",
-              help="Tokens of a training step that are computed at once. Default: all of the step.")
-@click.option("--lora-rank", "rank", type=click.IntRange(1, 4096), default=16, show_default=True, metavar="R",
-              help="Rank of the adapter in training.")
+""",
+)
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    metavar="GGUF",
+    help="A model: a GGUF file, or a name of `anytune models`. May be repeated.",
+)
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    metavar="NAME",
+    help="What computes, as in the other commands. May be repeated.",
+)
+@click.option(
+    "--train",
+    "train",
+    multiple=True,
+    default=("1x512",),
+    show_default=True,
+    metavar="NxT",
+    help="A step of LoRA training on N examples of T tokens. May be repeated; 0 leaves it out.",
+)
+@_many(
+    "-p",
+    "--n-prompt",
+    "prompts",
+    low=0,
+    high=1 << 20,
+    default="512",
+    help="Tokens of a prompt, all read at once; 0 leaves it out. Default: 512.",
+)
+@_many(
+    "-n",
+    "--n-gen",
+    "generated",
+    low=0,
+    high=1 << 20,
+    default="128",
+    help="Tokens that are generated one after the other; 0 leaves it out. Default: 128.",
+)
+@_many(
+    "-d",
+    "--n-depth",
+    "depths",
+    low=0,
+    high=1 << 20,
+    default=None,
+    help="Tokens that are in the cache before a prompt or a generation. Default: 0.",
+)
+@_many(
+    "-npl",
+    "--parallel",
+    "parallel",
+    low=1,
+    high=4096,
+    default=None,
+    help="Sequences that are generated at once; the rate is that of all of them. Default: 1.",
+)
+@click.option(
+    "-r",
+    "--repetitions",
+    "repeats",
+    type=click.IntRange(1, 1 << 20),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Rounds of each measurement.",
+)
+@click.option(
+    "--no-warmup", is_flag=True, help="Count the first round too, in which code is compiled and files are read."
+)
+@_many(
+    "-t", "--threads", "threads", low=1, high=1024, default=None, help="CPU threads. Default: a short probe chooses."
+)
+@click.option(
+    "-ub",
+    "--ubatch-size",
+    "ubatch",
+    type=click.IntRange(2, 1 << 20),
+    metavar="N",
+    help="Tokens of a training step that are computed at once. Default: all of the step.",
+)
+@click.option(
+    "--lora-rank",
+    "rank",
+    type=click.IntRange(1, 4096),
+    default=16,
+    show_default=True,
+    metavar="R",
+    help="Rank of the adapter in training.",
+)
 @click.option("--memory", type=SIZE, metavar="SIZE", help="Memory to stay within, as in training.")
-@click.option("--dtype", type=click.Choice(["auto", "bf16", "fp16", "f32", "fp8"]), default="auto", show_default=True,
-              help="Number format of a GPU's matrix products.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bf16", "fp16", "f32", "fp8"]),
+    default="auto",
+    show_default=True,
+    help="Number format of a GPU's matrix products.",
+)
 @click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa.")
-@click.option("--max-binding", type=SIZE, metavar="SIZE",
-              help="With webgpu: a lower limit than the device's for what a kernel sees at once, such as 128MiB.")
-@click.option("-ngl", "--gpu-layers", "--n-gpu-layers", "ngl", metavar="N",
-              help="As in llama.cpp: 0 keeps to the CPU, anything else lets --device auto take a GPU.")
-@click.option("-fa", "--flash-attn", "flash_attn", type=click.Choice(["on", "off", "auto", "0", "1"]),
-              help="Accepted as llama.cpp does; attention here never stores the whole T x T matrix.")
+@click.option(
+    "--max-binding",
+    type=SIZE,
+    metavar="SIZE",
+    help="With webgpu: a lower limit than the device's for what a kernel sees at once, such as 128MiB.",
+)
+@click.option(
+    "-ngl",
+    "--gpu-layers",
+    "--n-gpu-layers",
+    "ngl",
+    metavar="N",
+    help="As in llama.cpp: 0 keeps to the CPU, anything else lets --device auto take a GPU.",
+)
+@click.option(
+    "-fa",
+    "--flash-attn",
+    "flash_attn",
+    type=click.Choice(["on", "off", "auto", "0", "1"]),
+    help="Accepted as llama.cpp does; attention here never stores the whole T x T matrix.",
+)
 @click.option("--peer", type=click.Choice(["llama.cpp"]), help="Measure llama.cpp beside it (needs xllamacpp).")
-@click.option("--timeout", type=click.FloatRange(1), metavar="S",
-              help="Seconds that one measurement may take. Default: any.")
-@click.option("-o", "--output", "form", type=click.Choice(FORMATS), default="md", show_default=True,
-              help="What is printed: a Markdown table, CSV, or JSON with all rounds.")
+@click.option(
+    "--timeout", type=click.FloatRange(1), metavar="S", help="Seconds that one measurement may take. Default: any."
+)
+@click.option(
+    "-o",
+    "--output",
+    "form",
+    type=click.Choice(FORMATS),
+    default="md",
+    show_default=True,
+    help="What is printed: a Markdown table, CSV, or JSON with all rounds.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
-@click.option("--save", type=click.Path(dir_okay=False), metavar="FILE",
-              help="Also write the JSON to FILE, after each measurement.")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Also write the JSON to FILE, after each measurement.",
+)
 @click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: set two saved files side by side.")
-def bench(models: tuple[str, ...], devices: tuple[str, ...], train: tuple[str, ...], prompts: tuple, generated: tuple,
-          depths: tuple, parallel: tuple, repeats: int, no_warmup: bool, threads: tuple, peer: str | None, form: str,
-          as_json: bool, save: str | None, compare: tuple[str, str] | None, ngl: str | None, flash_attn: str | None,
-          **more: Any) -> int:
+def bench(
+    models: tuple[str, ...],
+    devices: tuple[str, ...],
+    train: tuple[str, ...],
+    prompts: tuple,
+    generated: tuple,
+    depths: tuple,
+    parallel: tuple,
+    repeats: int,
+    no_warmup: bool,
+    threads: tuple,
+    peer: str | None,
+    form: str,
+    as_json: bool,
+    save: str | None,
+    compare: tuple[str, str] | None,
+    ngl: str | None,
+    flash_attn: str | None,
+    **more: Any,
+) -> int:
     """Measure training steps, prompts and generation of every -m on every --device: tokens a second (the median of
     -r rounds, with the smallest and the largest), and the most memory taken, each in a process of its own.
 
@@ -131,6 +255,7 @@ def bench(models: tuple[str, ...], devices: tuple[str, ...], train: tuple[str, .
         documents.add(document, row, *paths)
         if place:
             documents.save(document, place)
+
     with Progress("bench", "rounds") as progress, _termination_is_ctrl_c():
         document["interrupted"] = not run.measure(cells, settings, keep, progress.to)
     if place:
@@ -179,6 +304,7 @@ def _flat(values: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
 def _known(devices: tuple[str, ...]) -> tuple[str, ...]:
     """The devices' names; a UserError for one that no machine has."""
     from anytune.engine.devices import DEVICES
+
     for name in devices:
         if name.partition(":")[0] not in DEVICES:
             raise UserError(f"no device is called {name!r}: --device takes {', '.join(DEVICES)}")

@@ -15,19 +15,38 @@ from anytune.errors import UserError
 HELP = "/reset forgets the conversation, /system TEXT sets the system message and starts anew, /exit ends"
 
 
-@click.command(cls=Command, example="""
+@click.command(
+    cls=Command,
+    example="""
     anytune chat -m model.gguf --lora adapter.gguf
     printf 'Hi\\nAnd in French?\\n' | anytune chat -m model.gguf --temp 0
-""")
+""",
+)
 @model_options
 @lora_option
-@click.option("-n", "--predict", "--n-predict", "max_tokens", type=click.IntRange(-1), default=-1,
-              show_default=True, help="Tokens of an answer at most; -1: until the model ends its turn.")
+@click.option(
+    "-n",
+    "--predict",
+    "--n-predict",
+    "max_tokens",
+    type=click.IntRange(-1),
+    default=-1,
+    show_default=True,
+    help="Tokens of an answer at most; -1: until the model ends its turn.",
+)
 @click.option("-sys", "--system", "--system-prompt", "system", metavar="TEXT", help="A system message.")
 @sampling_options
-def chat(model: str, engine: dict, lora: str | None, max_tokens: int, system: str | None,
-         chat_template: str | None, stop: tuple[str, ...], context: int | None,
-         sampling: dict[str, Any]) -> None:
+def chat(
+    model: str,
+    engine: dict,
+    lora: str | None,
+    max_tokens: int,
+    system: str | None,
+    chat_template: str | None,
+    stop: tuple[str, ...],
+    context: int | None,
+    sampling: dict[str, Any],
+) -> None:
     """Talk to a model, with or without an adapter.
 
     Answers are streamed; Ctrl-C stops an answer, Ctrl-D or /exit ends. /reset and /system TEXT start anew.
@@ -40,8 +59,16 @@ def chat(model: str, engine: dict, lora: str | None, max_tokens: int, system: st
     adapter = load_adapter(lora, loaded)
     from anytune.conversation import Conversation
 
-    talk = Conversation(loaded, adapter, system=system, template=read_template(chat_template, loaded),
-                        how=how, max_tokens=max_tokens, stop=stop, context=context)
+    talk = Conversation(
+        loaded,
+        adapter,
+        system=system,
+        template=read_template(chat_template, loaded),
+        how=how,
+        max_tokens=max_tokens,
+        stop=stop,
+        context=context,
+    )
     if talk.used_template.origin == "chatml" and talk.used_template.notice:
         note(talk.used_template.notice)
     person = sys.stdin.isatty()

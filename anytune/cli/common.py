@@ -37,8 +37,15 @@ def _take_debug(_context: click.Context, _option: click.Parameter, value: bool) 
         set_debug(True)
 
 
-DEBUG = click.Option(["--debug"], is_flag=True, hidden=True, expose_value=False, is_eager=True,
-                     callback=_take_debug, help="Show tracebacks.")
+DEBUG = click.Option(
+    ["--debug"],
+    is_flag=True,
+    hidden=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_take_debug,
+    help="Show tracebacks.",
+)
 
 
 class Command(click.Command):
@@ -61,6 +68,7 @@ class Command(click.Command):
             if len(arg) > 2 and not _NUMBER.fullmatch(arg[2:]):
                 raise click.NoSuchOption(arg, possibilities=_close(arg, parser._long_opt), ctx=ctx)
             short(arg, state)
+
         parser._match_short_opt = strict
         return parser
 
@@ -96,6 +104,7 @@ class Size(click.ParamType):
         if isinstance(value, int):
             return value
         from anytune.memory import parse_bytes
+
         try:
             return parse_bytes(value)
         except UserError as error:
@@ -105,27 +114,59 @@ class Size(click.ParamType):
 SIZE = Size()
 DTYPES = ("auto", "bf16", "fp16", "f32", "fp8")
 _ENGINE_OPTIONS = (
-    click.option("--device", default="auto", show_default=True, metavar="NAME",
-                 help="What computes: auto (a GPU, else the CPU, where adapters train on cpu-bf16 if that runs), "
-                 "cuda, cuda:1, rocm, xpu, mps, webgpu, cpu-bf16, numpy (float32), or fpga-sim (the "
-                 "hardware cores' arithmetic)."),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True,
-                 help="Number format of a GPU's products. auto: bf16 where there is one; webgpu: f32 or fp16. "
-                 "fp8: bf16, and gradients of an adapter pass frozen weights in fp8 (RTX 40, H100 and later)."),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        help="What computes: auto (a GPU, else the CPU, where adapters train on cpu-bf16 if that runs), "
+        "cuda, cuda:1, rocm, xpu, mps, webgpu, cpu-bf16, numpy (float32), or fpga-sim (the "
+        "hardware cores' arithmetic).",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default="auto",
+        show_default=True,
+        help="Number format of a GPU's products. auto: bf16 where there is one; webgpu: f32 or fp16. "
+        "fp8: bf16, and gradients of an adapter pass frozen weights in fp8 (RTX 40, H100 and later).",
+    ),
     click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa."),
-    click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N",
-                 help="CPU threads. Default: a short probe chooses."),
     click.option(
-        "--memory", type=SIZE, metavar="SIZE",
-        help="Memory to stay within, such as 300MiB (on a GPU, of its memory): weights are streamed if they must be."),
-    click.option("--max-binding", type=SIZE, metavar="SIZE",
-                 help="With webgpu: a lower limit than the device's for what a kernel sees at once, such as 128MiB."),
+        "-t",
+        "--threads",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="CPU threads. Default: a short probe chooses.",
+    ),
     click.option(
-        "-ngl", "--gpu-layers", "--n-gpu-layers", "ngl", metavar="N",
+        "--memory",
+        type=SIZE,
+        metavar="SIZE",
+        help="Memory to stay within, such as 300MiB (on a GPU, of its memory): weights are streamed if they must be.",
+    ),
+    click.option(
+        "--max-binding",
+        type=SIZE,
+        metavar="SIZE",
+        help="With webgpu: a lower limit than the device's for what a kernel sees at once, such as 128MiB.",
+    ),
+    click.option(
+        "-ngl",
+        "--gpu-layers",
+        "--n-gpu-layers",
+        "ngl",
+        metavar="N",
         help="As in llama.cpp: 0 keeps to the CPU, anything else lets --device auto take a GPU. "
-        "Layers are not split between devices."),
-    click.option("-fa", "--flash-attn", "flash_attn", type=click.Choice(["on", "off", "auto"]),
-                 help="Accepted as llama.cpp does; attention here never stores the whole T x T matrix."),
+        "Layers are not split between devices.",
+    ),
+    click.option(
+        "-fa",
+        "--flash-attn",
+        "flash_attn",
+        type=click.Choice(["on", "off", "auto"]),
+        help="Accepted as llama.cpp does; attention here never stores the whole T x T matrix.",
+    ),
 )
 
 
@@ -134,10 +175,31 @@ def model_options(command: Callable) -> Callable:
     import functools
 
     @functools.wraps(command)
-    def gathered(*args: Any, device: str, dtype: str, tf32: bool, threads: int | None, memory: int | None,
-                 max_binding: int | None, ngl: str | None, flash_attn: str | None, **kwargs: Any) -> Any:
-        return command(*args, engine={"device": device, "dtype": dtype, "tf32": tf32, "threads": threads,
-                                      "memory": memory, "max_binding": max_binding, "ngl": ngl}, **kwargs)
+    def gathered(
+        *args: Any,
+        device: str,
+        dtype: str,
+        tf32: bool,
+        threads: int | None,
+        memory: int | None,
+        max_binding: int | None,
+        ngl: str | None,
+        flash_attn: str | None,
+        **kwargs: Any,
+    ) -> Any:
+        return command(
+            *args,
+            engine={
+                "device": device,
+                "dtype": dtype,
+                "tf32": tf32,
+                "threads": threads,
+                "memory": memory,
+                "max_binding": max_binding,
+                "ngl": ngl,
+            },
+            **kwargs,
+        )
 
     for option in reversed(_ENGINE_OPTIONS):
         gathered = option(gathered)
@@ -145,8 +207,12 @@ def model_options(command: Callable) -> Callable:
 
 
 model_option = click.option(
-    "-m", "--model", required=True, metavar="GGUF",
-    help="The model: a GGUF file, or a name of `anytune models`: ollama:qwen3:1.7b, lmstudio:…, hf:owner/repo:file.")
+    "-m",
+    "--model",
+    required=True,
+    metavar="GGUF",
+    help="The model: a GGUF file, or a name of `anytune models`: ollama:qwen3:1.7b, lmstudio:…, hf:owner/repo:file.",
+)
 lora_option = click.option("--lora", metavar="ADAPTER", help="A LoRA adapter: a GGUF file or a peft folder.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -165,8 +231,10 @@ def existing_file(path: str | Path, what: str) -> Path:
         if path.is_dir():
             raise UserError(f"{path} is a folder, not a {what} file: name the file itself.")
         if not path.exists():
-            raise UserError(f"There is no {what} file {path}: check the path"
-                            + (" or fetch one with `anytune pull smollm2-135m`." if what == "model" else "."))
+            raise UserError(
+                f"There is no {what} file {path}: check the path"
+                + (" or fetch one with `anytune pull smollm2-135m`." if what == "model" else ".")
+            )
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)[:200]!r} cannot be a {what} file: {error}.") from None
     if not os.access(path, os.R_OK):
@@ -185,8 +253,10 @@ def template_file(name: str) -> str | Path:
 
     if name in NAMES or os.fspath(name) == "-" or Path(name).expanduser().exists():
         return name if name in NAMES else text_file(name, "template")
-    raise UserError(f"There is no template file {name}, and no built-in template of that name: check the path, or take "
-                    f"one of {', '.join(NAMES)}.")
+    raise UserError(
+        f"There is no template file {name}, and no built-in template of that name: check the path, or take "
+        f"one of {', '.join(NAMES)}."
+    )
 
 
 def data_files(paths: Iterable[str]) -> None:
@@ -220,8 +290,15 @@ def load_model(name: str, engine: dict[str, Any]) -> Model:
         device = layers_device(ngl, device)
     import anytune
 
-    model = anytune.load(path, device=device, threads=engine["threads"], memory=engine["memory"], dtype=engine["dtype"],
-                         tf32=engine["tf32"], max_binding=engine["max_binding"])
+    model = anytune.load(
+        path,
+        device=device,
+        threads=engine["threads"],
+        memory=engine["memory"],
+        dtype=engine["dtype"],
+        tf32=engine["tf32"],
+        max_binding=engine["max_binding"],
+    )
     if ngl not in (None, "0") and model.engine.name in ("numpy", "cpu-bf16", "cpu-torch"):
         note(f"-ngl {ngl} has no effect: this runs on the CPU")
     model.asked = engine["device"]  # -ngl 0 leaves the choice among the CPU's engines

@@ -10,15 +10,22 @@ from anytune.cli.common import Command, json_option, note, print_json
 from anytune.errors import UserError
 
 
-@click.command(cls=Command, short_help="Turn a Hugging Face folder into a GGUF file.", example="""
+@click.command(
+    cls=Command,
+    short_help="Turn a Hugging Face folder into a GGUF file.",
+    example="""
     anytune convert ./Qwen3-1.7B -o qwen3-1.7b.gguf
     anytune convert ./Qwen3-1.7B -o qwen3-1.7b-q4_k_m.gguf Q4_K_M
-""")
+""",
+)
 @click.argument("folder", metavar="HF_FOLDER")
 @click.argument("kind", required=False, metavar="[TYPE]")
 @click.option("-o", "--output", required=True, metavar="FILE", help="The GGUF file to write.")
-@click.option("--pre", metavar="NAME",
-              help="llama.cpp's name of the pre-tokenizer, where tokenizer.json does not tell which it is.")
+@click.option(
+    "--pre",
+    metavar="NAME",
+    help="llama.cpp's name of the pre-tokenizer, where tokenizer.json does not tell which it is.",
+)
 @click.option("--name", metavar="TEXT", help="The model's name in the file.  [default: the folder's]")
 @json_option
 def convert(folder: str, kind: str | None, output: str, pre: str | None, name: str | None, as_json: bool) -> None:
@@ -39,8 +46,9 @@ def convert(folder: str, kind: str | None, output: str, pre: str | None, name: s
     if place.is_dir() or not place.parent.is_dir():
         raise UserError(f"-o {output} cannot be written: name a file in an existing folder.")
     if pre is not None and pre not in PRE:
-        raise UserError(f"There is no pre-tokenizer {pre!r} in llama.cpp; some are llama-bpe, qwen2, smollm, gpt-4o "
-                        "and tekken.")
+        raise UserError(
+            f"There is no pre-tokenizer {pre!r} in llama.cpp; some are llama-bpe, qwen2, smollm, gpt-4o and tekken."
+        )
     with Progress("convert", "weights", quiet=as_json) as progress:
         facts = run(source, place, kind, pre=pre, name=name, progress=progress.to)
     for sentence in facts["notes"]:
@@ -48,7 +56,9 @@ def convert(folder: str, kind: str | None, output: str, pre: str | None, name: s
     if as_json:
         print_json(facts)
         return
-    click.echo(f"{facts['architecture']}, {facts['parameters']:,} weights in {facts['tensors']} tensors, "
-               f"{facts['type']}, {bytes_text(facts['bytes'])}; {facts['tokens']:,} tokens, pre-tokenizer "
-               f"{facts['pre']}")
+    click.echo(
+        f"{facts['architecture']}, {facts['parameters']:,} weights in {facts['tensors']} tensors, "
+        f"{facts['type']}, {bytes_text(facts['bytes'])}; {facts['tokens']:,} tokens, pre-tokenizer "
+        f"{facts['pre']}"
+    )
     click.echo(output)

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import (Command, data_files, json_option, model_option, model_path, print_json,
-                                template_file)
+from anytune.cli.common import Command, data_files, json_option, model_option, model_path, print_json, template_file
 from anytune.cli.data_build import build
 from anytune.cli.dataset import columns_from, dataset_options
 
@@ -21,23 +20,44 @@ def data() -> None:
 data.add_command(build)
 
 
-@data.command(cls=Command, short_help="Show tokens and loss as the model will see them.", example="""
+@data.command(
+    cls=Command,
+    short_help="Show tokens and loss as the model will see them.",
+    example="""
     anytune data preview -m model.gguf -f chats.jsonl
     anytune data preview -m model.gguf -f chats.jsonl -n 1 --json
-""")
+""",
+)
 @model_option
 @dataset_options
-@click.option("-c", "--ctx-size", "--context", "context", type=click.IntRange(2), default=512,
-              show_default=True, help="Tokens of the longest example.")
-@click.option("-n", "--examples", type=click.IntRange(0), default=3, show_default=True,
-              help="Examples to show.")
+@click.option(
+    "-c",
+    "--ctx-size",
+    "--context",
+    "context",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    help="Tokens of the longest example.",
+)
+@click.option("-n", "--examples", type=click.IntRange(0), default=3, show_default=True, help="Examples to show.")
 @click.option("--skip", type=click.IntRange(0), default=0, help="Examples to skip first.")
-@click.option("--color/--no-color", default=None,
-              help="Colours or brackets.  [default: colours on a terminal]")
+@click.option("--color/--no-color", default=None, help="Colours or brackets.  [default: colours on a terminal]")
 @json_option
-def preview(model: str, files: tuple[str, ...], loss: str, chat_template: str | None,
-            format: str, overflow: str | None, keys: dict[str, str | None], context: int, examples: int,
-            skip: int, color: bool | None, as_json: bool) -> None:
+def preview(
+    model: str,
+    files: tuple[str, ...],
+    loss: str,
+    chat_template: str | None,
+    format: str,
+    overflow: str | None,
+    keys: dict[str, str | None],
+    context: int,
+    examples: int,
+    skip: int,
+    color: bool | None,
+    as_json: bool,
+) -> None:
     """Show what the model will see: every token, those that carry loss in green (or in [brackets]), and the
     counts.
 
@@ -50,17 +70,28 @@ def preview(model: str, files: tuple[str, ...], loss: str, chat_template: str | 
     from anytune.text.preview import preview as look
     from anytune.text.preview import render
 
-    found = look(path, list(files), examples=examples, skip=skip, chat_template=chat_template,
-                 context=context, loss=loss, format=format,
-                 columns=columns_from(keys), overflow=overflow)
+    found = look(
+        path,
+        list(files),
+        examples=examples,
+        skip=skip,
+        chat_template=chat_template,
+        context=context,
+        loss=loss,
+        format=format,
+        columns=columns_from(keys),
+        overflow=overflow,
+    )
     if as_json:
         print_json(found.as_dict())
         return
     colour = sys.stdout.isatty() if color is None else color
     for example in found.examples:
         tokens = example["tokens"]
-        click.echo(f"--- example {example['index'] + 1}, {example['where']}: {len(tokens)} tokens, "
-                   f"{sum(loss for *_, loss in tokens)} with loss")
+        click.echo(
+            f"--- example {example['index'] + 1}, {example['where']}: {len(tokens)} tokens, "
+            f"{sum(loss for *_, loss in tokens)} with loss"
+        )
         click.echo(render(tokens, colour), color=colour)
     click.echo(_counts(found.counts, found.template))
 
@@ -73,7 +104,10 @@ def _counts(counts: dict[str, Any], template: str) -> str:
     ]
     report = counts["report"]
     lines += [f"  learned: {report['learned']}"]
-    lines += [f"  {name.replace('_', ' ')}: {value:,}" for name, value in report.items()
-              if name not in counts and isinstance(value, int) and value]
+    lines += [
+        f"  {name.replace('_', ' ')}: {value:,}"
+        for name, value in report.items()
+        if name not in counts and isinstance(value, int) and value
+    ]
     lines += [f"  {sentence}" for sentence in report.get("notes", ())]
     return "\n".join(lines)

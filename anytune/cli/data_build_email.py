@@ -8,38 +8,86 @@ import click
 
 from anytune.cli.common import Command, json_option, note, print_json
 
-_LEFT_OUT = {"duplicates": "said before, to the same mail", "automatic": "sent by a program", "forwards": "forwarded",
-             "without_own_words": "without words of their own", "too_short": "too short", "too_long": "too long",
-             "follow_ups": "to one's own mail", "original_missing": "answering a mail that is neither here nor quoted",
-             "new": "answering no mail (see --include-new)"}
+_LEFT_OUT = {
+    "duplicates": "said before, to the same mail",
+    "automatic": "sent by a program",
+    "forwards": "forwarded",
+    "without_own_words": "without words of their own",
+    "too_short": "too short",
+    "too_long": "too long",
+    "follow_ups": "to one's own mail",
+    "original_missing": "answering a mail that is neither here nor quoted",
+    "new": "answering no mail (see --include-new)",
+}
 
 
-@click.command(cls=Command, short_help="A mailbox: what you were written, and what you answered.", example="""
+@click.command(
+    cls=Command,
+    short_help="A mailbox: what you were written, and what you answered.",
+    example="""
     anytune data build email Mail.mbox --from me@example.org -o mails
     anytune data build email ~/Maildir --from me@example.org --from me@work.example --redact -o mails
     anytune train -m model.gguf -f mails/train.jsonl --val-file mails/validation.jsonl
-""")
+""",
+)
 @click.argument("mailboxes", nargs=-1, required=True, metavar="MAILBOX...")
-@click.option("--from", "senders", multiple=True, required=True, metavar="ADDRESS",
-              help="Your address; may be given several times.")
-@click.option("-o", "--output", "folder", required=True, metavar="FOLDER",
-              help="Write train.jsonl, validation.jsonl, test.jsonl and recipe.json into this folder.")
-@click.option("--system", metavar="TEXT",
-              help='A system message for every row, such as "Write a reply in {name}\'s style."; {name} is your name.')
+@click.option(
+    "--from",
+    "senders",
+    multiple=True,
+    required=True,
+    metavar="ADDRESS",
+    help="Your address; may be given several times.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    required=True,
+    metavar="FOLDER",
+    help="Write train.jsonl, validation.jsonl, test.jsonl and recipe.json into this folder.",
+)
+@click.option(
+    "--system",
+    metavar="TEXT",
+    help='A system message for every row, such as "Write a reply in {name}\'s style."; {name} is your name.',
+)
 @click.option("--subject", is_flag=True, help="Put the subject above each mail that is answered.")
-@click.option("--include-new", is_flag=True,
-              help='Also mails that answer none: the prompt is "Write an e-mail to NAME. Subject: …".')
-@click.option("--redact", is_flag=True,
-              help="Put [address], [link] and [number] for addresses, links and long numbers.")
-@click.option("--signature", "signatures", multiple=True, metavar="TEXT",
-              help="A text that ends your mails: cut it off, with all below it. May be given several times.")
+@click.option(
+    "--include-new",
+    is_flag=True,
+    help='Also mails that answer none: the prompt is "Write an e-mail to NAME. Subject: …".',
+)
+@click.option(
+    "--redact", is_flag=True, help="Put [address], [link] and [number] for addresses, links and long numbers."
+)
+@click.option(
+    "--signature",
+    "signatures",
+    multiple=True,
+    metavar="TEXT",
+    help="A text that ends your mails: cut it off, with all below it. May be given several times.",
+)
 @click.option("--min-words", type=click.IntRange(1), default=3, show_default=True, help="Leave out shorter answers.")
-@click.option("--max-words", type=click.IntRange(1), default=1000, show_default=True,
-              help="Leave out pairs with a longer side.")
-@click.option("--val-split", "validation", type=click.FloatRange(0, 1, max_open=True), default=0.05, show_default=True,
-              help="Part of the pairs for validation, in whole conversations.")
-@click.option("--test-split", "test", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True,
-              help="The same for the test that `anytune evaluate style` takes.")
+@click.option(
+    "--max-words", type=click.IntRange(1), default=1000, show_default=True, help="Leave out pairs with a longer side."
+)
+@click.option(
+    "--val-split",
+    "validation",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Part of the pairs for validation, in whole conversations.",
+)
+@click.option(
+    "--test-split",
+    "test",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="The same for the test that `anytune evaluate style` takes.",
+)
 @click.option("-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of the split.")
 @json_option
 def email(mailboxes: tuple[str, ...], senders: tuple[str, ...], folder: str, as_json: bool, **options: Any) -> None:
@@ -61,8 +109,10 @@ def email(mailboxes: tuple[str, ...], senders: tuple[str, ...], folder: str, as_
         print_json(facts)
         return
     counts, rows = facts["counts"], facts["rows"]
-    click.echo(f"{counts['messages']:,} messages, {counts['own']:,} of them sent by you; {sum(rows.values()):,} pairs "
-               f"from {facts['threads']:,} conversations")
+    click.echo(
+        f"{counts['messages']:,} messages, {counts['own']:,} of them sent by you; {sum(rows.values()):,} pairs "
+        f"from {facts['threads']:,} conversations"
+    )
     for name, text in _LEFT_OUT.items():
         if counts.get(name):
             click.echo(f"  left out: {counts[name]:,} {text}")

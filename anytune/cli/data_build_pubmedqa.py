@@ -11,26 +11,61 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 from anytune.evaluation.recipe import BALANCES, FORMATS
 
 
-@click.command(cls=Command, short_help="PubMedQA's labelled questions: yes, no or maybe.", example="""
+@click.command(
+    cls=Command,
+    short_help="PubMedQA's labelled questions: yes, no or maybe.",
+    example="""
     anytune data build pubmedqa ori_pqal.json --test test_ground_truth.json --setting reasoning-free -o pubmedqa
     anytune train -m model.gguf -f pubmedqa/train.jsonl --val-file pubmedqa/validation.jsonl --output-adapter mine.gguf
     anytune evaluate biomed -m model.gguf --lora mine.gguf -f pubmedqa/test.jsonl
-""")
+""",
+)
 @click.argument("source", metavar="ORI_PQAL")
 @click.option("--test", required=True, metavar="FILE", help="test_ground_truth.json, the official split.")
-@click.option("-o", "--output", "folder", required=True, metavar="FOLDER",
-              help="Write train.jsonl, validation.jsonl, test.jsonl and recipe.json into this folder.")
-@click.option("--setting", type=click.Choice(SETTINGS), default="reasoning-required", show_default=True,
-              help="What stands before the question: nothing, the paper's conclusion, or its abstract without it.")
-@click.option("--wording", type=click.Choice(list(WORDINGS)), default="pubmedqa", show_default=True,
-              help="How it is asked: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, "
-              "Uncertain).")
-@click.option("--val-count", "validation", type=click.IntRange(0), default=50, show_default=True,
-              help="Questions for validation, in the classes' proportions.")
-@click.option("--balance", type=click.Choice(BALANCES), default="none", show_default=True,
-              help="Repeat train's rarer classes, or drop from the more frequent ones, until all are as frequent.")
-@click.option("--format", type=click.Choice(FORMATS), default="pairs", show_default=True,
-              help="pairs: prompt and completion; messages: chats.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    required=True,
+    metavar="FOLDER",
+    help="Write train.jsonl, validation.jsonl, test.jsonl and recipe.json into this folder.",
+)
+@click.option(
+    "--setting",
+    type=click.Choice(SETTINGS),
+    default="reasoning-required",
+    show_default=True,
+    help="What stands before the question: nothing, the paper's conclusion, or its abstract without it.",
+)
+@click.option(
+    "--wording",
+    type=click.Choice(list(WORDINGS)),
+    default="pubmedqa",
+    show_default=True,
+    help="How it is asked: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, Uncertain).",
+)
+@click.option(
+    "--val-count",
+    "validation",
+    type=click.IntRange(0),
+    default=50,
+    show_default=True,
+    help="Questions for validation, in the classes' proportions.",
+)
+@click.option(
+    "--balance",
+    type=click.Choice(BALANCES),
+    default="none",
+    show_default=True,
+    help="Repeat train's rarer classes, or drop from the more frequent ones, until all are as frequent.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    default="pairs",
+    show_default=True,
+    help="pairs: prompt and completion; messages: chats.",
+)
 @click.option("-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of the split.")
 @json_option
 def pubmedqa(source: str, test: str, folder: str, as_json: bool, **options: Any) -> None:

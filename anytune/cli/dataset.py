@@ -10,11 +10,15 @@ import click
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "plain", "dataset")
 LOSS = ("auto", "assistant", "all")
 KEYS = {  # roles that a column can be named for -> what --help says
-    "messages": "The column that holds the messages.", "text": "The column that holds the text.",
-    "prompt": "The column that holds the prompt.", "completion": "The column that holds the completion.",
-    "system": "The column that holds the system message.", "tools": "The column that holds the tools.",
+    "messages": "The column that holds the messages.",
+    "text": "The column that holds the text.",
+    "prompt": "The column that holds the prompt.",
+    "completion": "The column that holds the completion.",
+    "system": "The column that holds the system message.",
+    "tools": "The column that holds the tools.",
     "context": "The column that holds what a prompt is about: it stands beside the prompt.",
-    "reasoning": "The column that holds the thoughts before the completion."}
+    "reasoning": "The column that holds the thoughts before the completion.",
+}
 
 
 def dataset_options(command: Callable) -> Callable:
@@ -26,33 +30,52 @@ def dataset_options(command: Callable) -> Callable:
         keys = {name: kwargs.pop(f"{name}_key") for name in KEYS}
         if kwargs.pop("assistant_loss_only"):
             if kwargs["loss"] == "all":
-                raise click.UsageError("--assistant-loss-only and --loss all ask for opposite things: give one of "
-                                       "them.", click.get_current_context())
+                raise click.UsageError(
+                    "--assistant-loss-only and --loss all ask for opposite things: give one of them.",
+                    click.get_current_context(),
+                )
             kwargs["loss"] = "assistant"
         return command(*args, keys=keys, **kwargs)
 
     options = [
         click.option(
-            "-f", "--file", "files", multiple=True, required=True, metavar="DATA",
+            "-f",
+            "--file",
+            "files",
+            multiple=True,
+            required=True,
+            metavar="DATA",
             help="Data: JSONL of messages, ShareGPT, Alpaca, prompt/completion or text, plain text, .gz of "
-            "any, or a folder that the datasets library saved; - is standard input. May be given several times."),
-        click.option("--loss", type=click.Choice(LOSS), default="auto", show_default=True,
-                     help="What is learned. auto: of chats what the assistant says, of pairs the completion, running "
-                     "text whole. assistant: the same, and running text is refused. all: every token."),
-        click.option("--assistant-loss-only", is_flag=True, help="The same as --loss assistant."),
-        click.option("--chat-template", metavar="FILE|NAME",
-                     help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or "
-                     "zephyr."),
-        click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
-                     help="What the data is, if it is not to be recognised."),
+            "any, or a folder that the datasets library saved; - is standard input. May be given several times.",
+        ),
         click.option(
-            "--overflow", type=click.Choice(["split", "truncate", "drop", "error"]),
-            help="What to do with an example longer than -c.  [default: truncate chats, split text]"),
+            "--loss",
+            type=click.Choice(LOSS),
+            default="auto",
+            show_default=True,
+            help="What is learned. auto: of chats what the assistant says, of pairs the completion, running "
+            "text whole. assistant: the same, and running text is refused. all: every token.",
+        ),
+        click.option("--assistant-loss-only", is_flag=True, help="The same as --loss assistant."),
+        click.option(
+            "--chat-template",
+            metavar="FILE|NAME",
+            help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or zephyr.",
+        ),
+        click.option(
+            "--format",
+            type=click.Choice(FORMATS),
+            default="auto",
+            show_default=True,
+            help="What the data is, if it is not to be recognised.",
+        ),
+        click.option(
+            "--overflow",
+            type=click.Choice(["split", "truncate", "drop", "error"]),
+            help="What to do with an example longer than -c.  [default: truncate chats, split text]",
+        ),
     ]
-    options += [
-        click.option(f"--{name}-key", metavar="COLUMN", help=text)
-        for name, text in KEYS.items()
-    ]
+    options += [click.option(f"--{name}-key", metavar="COLUMN", help=text) for name, text in KEYS.items()]
     for option in reversed(options):
         gathered = option(gathered)
     return gathered

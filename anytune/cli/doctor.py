@@ -7,14 +7,21 @@ import click
 from anytune.cli.common import Command, json_option, print_json
 
 
-@click.command(cls=Command, short_help="Check this machine: devices, threads, every operation.", example="""
+@click.command(
+    cls=Command,
+    short_help="Check this machine: devices, threads, every operation.",
+    example="""
     anytune doctor
     anytune doctor --json
-""")
-@click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N",
-              help="CPU threads. Default: a short probe.")
-@click.option("--kernels", type=click.Path(file_okay=False), metavar="DIR",
-              help="Write the WebGPU engine's kernels to this folder, as WGSL to be read, and do nothing else.")
+""",
+)
+@click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: a short probe.")
+@click.option(
+    "--kernels",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Write the WebGPU engine's kernels to this folder, as WGSL to be read, and do nothing else.",
+)
 @json_option
 def doctor(threads: int | None, kernels: str | None, as_json: bool) -> int:
     """Examine this machine: devices, engines, versions, the best number of threads, and every operation of
@@ -24,6 +31,7 @@ def doctor(threads: int | None, kernels: str | None, as_json: bool) -> int:
 
     if kernels is not None:
         from anytune.engine.webgpu.kernels.every import write
+
         click.echo(f"{write(kernels)} kernels are in {kernels}")
         return 0
     facts = examine(threads)

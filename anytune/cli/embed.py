@@ -11,19 +11,30 @@ from anytune.cli.common import Command, json_option, load_model, model_options, 
 from anytune.errors import UserError
 
 
-@click.command(cls=Command, short_help="Turn texts into vectors: the model's own embeddings.", example="""
+@click.command(
+    cls=Command,
+    short_help="Turn texts into vectors: the model's own embeddings.",
+    example="""
     anytune embed -m model.gguf -f sentences.txt -o embeddings.npz
     anytune embed -m model.gguf -p "one text" -p "another text" --json
-""")
+""",
+)
 @model_options
-@click.option("-f", "--file", "file", metavar="FILE",
-              help="Texts: one per line, or JSONL records with a prompt, text or messages; - is standard input.")
+@click.option(
+    "-f",
+    "--file",
+    "file",
+    metavar="FILE",
+    help="Texts: one per line, or JSONL records with a prompt, text or messages; - is standard input.",
+)
 @click.option("-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A text; may be given several times.")
-@click.option("-o", "--output", metavar="FILE",
-              help="Write .npz with `embeddings`, float32 [texts, width], and `texts`.")
+@click.option(
+    "-o", "--output", metavar="FILE", help="Write .npz with `embeddings`, float32 [texts, width], and `texts`."
+)
 @json_option
-def embed(model: str, engine: dict, file: str | None, texts: tuple[str, ...], output: str | None,
-          as_json: bool) -> None:
+def embed(
+    model: str, engine: dict, file: str | None, texts: tuple[str, ...], output: str | None, as_json: bool
+) -> None:
     """Embed each text: the mean over its tokens of what the last norm gives, scaled to length 1.
 
     These are llama.cpp's embeddings with mean pooling. Without -o and --json the cosine of each pair of texts is

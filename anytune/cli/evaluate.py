@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import (Command, json_option, load_adapter, load_model, model_options, model_path, note,
-                                print_json, text_file)
+from anytune.cli.common import (
+    Command,
+    json_option,
+    load_adapter,
+    load_model,
+    model_options,
+    model_path,
+    note,
+    print_json,
+    text_file,
+)
 from anytune.cli.evaluate_score import score
 from anytune.cli.sampling import SAMPLING, read_template
 from anytune.errors import UserError
@@ -23,8 +32,15 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 # Greedy and seeded, so that a second run says the same.
-DEFAULTS = {"temperature": 0.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0, "repeat_last_n": 64,
-            "seed": 0}
+DEFAULTS = {
+    "temperature": 0.0,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "repeat_penalty": 1.0,
+    "repeat_last_n": 64,
+    "seed": 0,
+}
 UNITS = {"answers": "tokens", "embeddings": "texts", "judge": "pairs", "losses": "messages"}
 
 
@@ -45,51 +61,122 @@ def answering_options(command: Callable) -> Callable:
         return command(*args, sampling={name: kwargs.pop(name) for name, *_ in SAMPLING}, **kwargs)
 
     options = [
-        click.option("--lora", "loras", multiple=True, required=True, metavar="[NAME=]ADAPTER",
-                     help="An adapter: a GGUF file or a peft folder. May be given several times."),
-        click.option("-o", "--output", "outputs", multiple=True, metavar="REPORT",
-                     help="Write a report here: .html for people, .json for programs. May be given several times."),
-        click.option("-n", "--predict", "max_tokens", type=click.IntRange(1), default=256, show_default=True,
-                     help="Tokens of an answer at most."),
+        click.option(
+            "--lora",
+            "loras",
+            multiple=True,
+            required=True,
+            metavar="[NAME=]ADAPTER",
+            help="An adapter: a GGUF file or a peft folder. May be given several times.",
+        ),
+        click.option(
+            "-o",
+            "--output",
+            "outputs",
+            multiple=True,
+            metavar="REPORT",
+            help="Write a report here: .html for people, .json for programs. May be given several times.",
+        ),
+        click.option(
+            "-n",
+            "--predict",
+            "max_tokens",
+            type=click.IntRange(1),
+            default=256,
+            show_default=True,
+            help="Tokens of an answer at most.",
+        ),
         click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N prompts."),
-        click.option("-b", "--batch-size", "batch", type=click.IntRange(1), default=8, show_default=True,
-                     help="Prompts answered at once."),
+        click.option(
+            "-b",
+            "--batch-size",
+            "batch",
+            type=click.IntRange(1),
+            default=8,
+            show_default=True,
+            help="Prompts answered at once.",
+        ),
         click.option("--stop", "stop", multiple=True, metavar="TEXT", help="End an answer where this text comes."),
-        click.option("--raw/--chat", "raw", default=None,
-                     help="Continue prompts as plain text, or as a user's message.  [default: as `anytune generate`]"),
-        click.option("--chat-template", metavar="FILE|NAME",
-                     help="A Jinja chat template instead of the model's own: a file or a built-in template's name."),
+        click.option(
+            "--raw/--chat",
+            "raw",
+            default=None,
+            help="Continue prompts as plain text, or as a user's message.  [default: as `anytune generate`]",
+        ),
+        click.option(
+            "--chat-template",
+            metavar="FILE|NAME",
+            help="A Jinja chat template instead of the model's own: a file or a built-in template's name.",
+        ),
     ]
-    options += [click.option(f"--{role}-key", f"{role}_key", metavar="COLUMN",
-                             help=f"The column that holds the {role}.")
-                for role in ("messages", "prompt", "completion")]
-    options += [click.option(*flags, name, type=kind, default=DEFAULTS[name], show_default=True, help=text)
-                for name, flags, kind, text in SAMPLING]
+    options += [
+        click.option(f"--{role}-key", f"{role}_key", metavar="COLUMN", help=f"The column that holds the {role}.")
+        for role in ("messages", "prompt", "completion")
+    ]
+    options += [
+        click.option(*flags, name, type=kind, default=DEFAULTS[name], show_default=True, help=text)
+        for name, flags, kind, text in SAMPLING
+    ]
     for option in reversed(options):
         gathered = option(gathered)
     return gathered
 
 
-@evaluate.command(cls=Command, short_help="Set the answers of base and adapters side by side.", example="""
+@evaluate.command(
+    cls=Command,
+    short_help="Set the answers of base and adapters side by side.",
+    example="""
     anytune evaluate compare -m model.gguf --lora mine.gguf -f heldout.jsonl -o report.html
     anytune evaluate compare -m model.gguf --lora one.gguf --lora two.gguf -f prompts.txt -o report.html -o report.json
     anytune evaluate compare -m model.gguf --lora mine.gguf -f heldout.jsonl -o report.html \\
         --judge http://localhost:11434/v1 --judge-model qwen3:8b
-""", sections={"judge": "The judge", "judge_model": "The judge", "criteria": "The judge", "judge_timeout": "The judge"})
+""",
+    sections={"judge": "The judge", "judge_model": "The judge", "criteria": "The judge", "judge_timeout": "The judge"},
+)
 @model_options
-@click.option("-f", "--file", "file", required=True, metavar="FILE",
-              help="Prompts: a line each, or JSONL with prompt, prompt and completion, or messages.")
+@click.option(
+    "-f",
+    "--file",
+    "file",
+    required=True,
+    metavar="FILE",
+    help="Prompts: a line each, or JSONL with prompt, prompt and completion, or messages.",
+)
 @answering_options
-@click.option("--judge", metavar="URL", help="An OpenAI-compatible endpoint whose model says which answer is better, "
-              "such as http://localhost:11434/v1. A key is read from ANYTUNE_JUDGE_API_KEY.")
+@click.option(
+    "--judge",
+    metavar="URL",
+    help="An OpenAI-compatible endpoint whose model says which answer is better, "
+    "such as http://localhost:11434/v1. A key is read from ANYTUNE_JUDGE_API_KEY.",
+)
 @click.option("--judge-model", metavar="NAME", help="The judge's name at that endpoint.")
 @click.option("--judge-criteria", "criteria", metavar="TEXT", help="What the judge is to prefer, in a sentence.")
-@click.option("--judge-timeout", type=click.FloatRange(min=1), default=60, show_default=True, metavar="SECONDS",
-              help="Wait so long for each answer of the judge.")
+@click.option(
+    "--judge-timeout",
+    type=click.FloatRange(min=1),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="Wait so long for each answer of the judge.",
+)
 @json_option
-def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: tuple[str, ...], raw: bool | None,
-            chat_template: str | None, sampling: dict[str, Any], limit: int | None, judge: str | None,
-            judge_model: str | None, criteria: str | None, judge_timeout: float, as_json: bool, **rest: Any) -> None:
+def compare(
+    model: str,
+    engine: dict,
+    file: str,
+    loras: tuple[str, ...],
+    outputs: tuple[str, ...],
+    raw: bool | None,
+    chat_template: str | None,
+    sampling: dict[str, Any],
+    limit: int | None,
+    judge: str | None,
+    judge_model: str | None,
+    criteria: str | None,
+    judge_timeout: float,
+    as_json: bool,
+    **rest: Any,
+) -> None:
     """Let the base and its adapters answer the same prompts, and compare the answers.
 
     Where the file has answers they are the references: each answer is measured against its own with chrF, ROUGE-L,
@@ -114,26 +201,57 @@ def compare(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs
     loaded = load_model(model, engine)
     with keeping(places) as kept:
         with Phases(as_json) as phases:
-            facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, judge=jury, kept=kept,
-                        progress=phases.to, chat=None if raw is None else not raw,
-                        template=read_template(chat_template, loaded), **rest)
+            facts = run(
+                loaded,
+                prompts,
+                adapters_of(loras, loaded),
+                name=file,
+                how=how,
+                judge=jury,
+                kept=kept,
+                progress=phases.to,
+                chat=None if raw is None else not raw,
+                template=read_template(chat_template, loaded),
+                **rest,
+            )
         tell(facts, report(facts), text, places, as_json)
     if jury is not None and facts["judge"]["error"]:
         raise UserError(facts["judge"]["error"])
 
 
-@evaluate.command(cls=Command, short_help="Measure how near answers come to an author's held-out messages.", example="""
+@evaluate.command(
+    cls=Command,
+    short_help="Measure how near answers come to an author's held-out messages.",
+    example="""
     anytune evaluate style -m model.gguf --lora mine.gguf -f data/test.jsonl -o report.html
     anytune evaluate style -m model.gguf --lora mine.gguf -f messages.jsonl -n 128 --json
-""")
+""",
+)
 @model_options
-@click.option("-f", "--file", "file", required=True, metavar="FILE",
-              help="Messages of one author that were not trained on: chats whose last turn is the author's, prompt and "
-              "completion, or text alone.")
+@click.option(
+    "-f",
+    "--file",
+    "file",
+    required=True,
+    metavar="FILE",
+    help="Messages of one author that were not trained on: chats whose last turn is the author's, prompt and "
+    "completion, or text alone.",
+)
 @answering_options
 @json_option
-def style(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: tuple[str, ...], raw: bool | None,
-          chat_template: str | None, sampling: dict[str, Any], limit: int | None, as_json: bool, **rest: Any) -> None:
+def style(
+    model: str,
+    engine: dict,
+    file: str,
+    loras: tuple[str, ...],
+    outputs: tuple[str, ...],
+    raw: bool | None,
+    chat_template: str | None,
+    sampling: dict[str, Any],
+    limit: int | None,
+    as_json: bool,
+    **rest: Any,
+) -> None:
     """Let the base and its adapters answer what the author answered, and measure how near they come to the author.
 
     Style is measured as distances to the author's messages: function words (Burrows's Delta), punctuation, sentence
@@ -152,8 +270,18 @@ def style(model: str, engine: dict, file: str, loras: tuple[str, ...], outputs: 
     loaded = load_model(model, engine)
     with keeping(places) as kept:
         with Phases(as_json) as phases:
-            facts = run(loaded, prompts, adapters_of(loras, loaded), name=file, how=how, kept=kept, progress=phases.to,
-                        chat=None if raw is None else not raw, template=read_template(chat_template, loaded), **rest)
+            facts = run(
+                loaded,
+                prompts,
+                adapters_of(loras, loaded),
+                name=file,
+                how=how,
+                kept=kept,
+                progress=phases.to,
+                chat=None if raw is None else not raw,
+                template=read_template(chat_template, loaded),
+                **rest,
+            )
         tell(facts, report(facts), text, places, as_json)
 
 
@@ -181,6 +309,7 @@ class Phases:
 
     def _new(self, name: str) -> Progress:
         from anytune.cli.progress import Progress
+
         return Progress(name, UNITS.get(name, name), self.quiet)
 
     def __enter__(self) -> Phases:
@@ -219,25 +348,32 @@ def _named(given: str) -> tuple[str, str]:
     return (name, path) if equals and not Path(given).exists() else (Path(given).stem or given, given)
 
 
-def report_places(outputs: tuple[str, ...], model: str, loras: tuple[str, ...],
-                  **inputs: str | None) -> list[Path]:
+def report_places(outputs: tuple[str, ...], model: str, loras: tuple[str, ...], **inputs: str | None) -> list[Path]:
     """Where reports go, which must be none of what is read. inputs: what each is, in one word -> its path."""
     from anytune.evaluation.report import check_path
 
     places = [check_path(path) for path in outputs]
     if places:
-        spare_inputs(places, [("the model", model_path(model)), *(("an adapter", _named(lora)[1]) for lora in loras),
-                              *((f"the {what}", path) for what, path in inputs.items())])
+        spare_inputs(
+            places,
+            [
+                ("the model", model_path(model)),
+                *(("an adapter", _named(lora)[1]) for lora in loras),
+                *((f"the {what}", path) for what, path in inputs.items()),
+            ],
+        )
     return places
 
 
 def keeping(places: list[Path]) -> Kept:
     """Where answers are kept until the report is written: beside the first one."""
     from anytune.evaluation.kept import Kept
+
     return Kept(places[0] if places else None, note)
 
 
 def put(report: Report, places: list[Path]) -> None:
     from anytune.evaluation.report import write
+
     for path in places:
         write(path, report)

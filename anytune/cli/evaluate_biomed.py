@@ -11,35 +11,92 @@ from anytune.cli.evaluate import adapters_of, evaluate, keeping, put, report_pla
 from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 
 
-@evaluate.command(cls=Command, short_help="Score base and adapters on PubMedQA's yes/no/maybe questions.", example="""
+@evaluate.command(
+    cls=Command,
+    short_help="Score base and adapters on PubMedQA's yes/no/maybe questions.",
+    example="""
     anytune evaluate biomed -m model.gguf --lora mine.gguf -f ori_pqal.json --test test_ground_truth.json
     anytune evaluate biomed -m model.gguf --lora one.gguf --lora two.gguf -f pubmedqa/test.jsonl -o report.html
-""")
+""",
+)
 @model_options
-@click.option("-f", "--file", "file", required=True, metavar="FILE",
-              help="ori_pqal.json; or JSONL with question and label; or what `data build pubmedqa` wrote.")
+@click.option(
+    "-f",
+    "--file",
+    "file",
+    required=True,
+    metavar="FILE",
+    help="ori_pqal.json; or JSONL with question and label; or what `data build pubmedqa` wrote.",
+)
 @click.option("--test", metavar="FILE", help="test_ground_truth.json: which questions of ori_pqal.json are meant.")
-@click.option("--setting", type=click.Choice(SETTINGS),
-              help="What stands before the question: nothing, the paper's conclusion, or its abstract without it.  "
-              "[default: reasoning-required for ori_pqal.json, question-only for rows]")
-@click.option("--wording", type=click.Choice(list(WORDINGS)),
-              help="How it is asked: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, "
-              "Uncertain).  [default: pubmedqa for ori_pqal.json, qa for rows]")
-@click.option("--lora", "loras", multiple=True, metavar="[NAME=]ADAPTER",
-              help="An adapter: a GGUF file or a peft folder. May be given several times.")
-@click.option("-o", "--output", "outputs", multiple=True, metavar="REPORT",
-              help="Write a report here: .html for people, .json for programs. May be given several times.")
-@click.option("-n", "--predict", "new_tokens", type=click.IntRange(0), default=16, show_default=True,
-              help="Tokens of a written answer at most; 0: score by likelihood alone.")
+@click.option(
+    "--setting",
+    type=click.Choice(SETTINGS),
+    help="What stands before the question: nothing, the paper's conclusion, or its abstract without it.  "
+    "[default: reasoning-required for ori_pqal.json, question-only for rows]",
+)
+@click.option(
+    "--wording",
+    type=click.Choice(list(WORDINGS)),
+    help="How it is asked: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, "
+    "Uncertain).  [default: pubmedqa for ori_pqal.json, qa for rows]",
+)
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="[NAME=]ADAPTER",
+    help="An adapter: a GGUF file or a peft folder. May be given several times.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="REPORT",
+    help="Write a report here: .html for people, .json for programs. May be given several times.",
+)
+@click.option(
+    "-n",
+    "--predict",
+    "new_tokens",
+    type=click.IntRange(0),
+    default=16,
+    show_default=True,
+    help="Tokens of a written answer at most; 0: score by likelihood alone.",
+)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N questions.")
-@click.option("-b", "--batch-size", "batch", type=click.IntRange(1), default=2048, show_default=True,
-              help="Tokens of context held at once.")
-@click.option("--raw/--chat", "raw", default=None,
-              help="Put questions as plain text, or as a user's message.  [default: as `anytune generate`]")
+@click.option(
+    "-b",
+    "--batch-size",
+    "batch",
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    help="Tokens of context held at once.",
+)
+@click.option(
+    "--raw/--chat",
+    "raw",
+    default=None,
+    help="Put questions as plain text, or as a user's message.  [default: as `anytune generate`]",
+)
 @json_option
-def biomed(model: str, engine: dict, file: str, test: str | None, setting: str | None, wording: str | None,
-           loras: tuple[str, ...], outputs: tuple[str, ...], new_tokens: int, limit: int | None, batch: int,
-           raw: bool | None, as_json: bool) -> None:
+def biomed(
+    model: str,
+    engine: dict,
+    file: str,
+    test: str | None,
+    setting: str | None,
+    wording: str | None,
+    loras: tuple[str, ...],
+    outputs: tuple[str, ...],
+    new_tokens: int,
+    limit: int | None,
+    batch: int,
+    raw: bool | None,
+    as_json: bool,
+) -> None:
     """Put questions whose answer is yes, no or maybe to the base and its adapters. Nothing is trained.
 
     Each is scored twice: by which answer the model finds likeliest, and by what it writes. Accuracy comes with Wilson's
@@ -54,22 +111,47 @@ def biomed(model: str, engine: dict, file: str, test: str | None, setting: str |
     from anytune.evaluation.pubmedqa import read_questions
 
     places = report_places(outputs, model, loras, questions=file, test=test)
-    questions = read_questions(text_file(file, "question"), existing_file(test, "test") if test else None,
-                               setting=setting, wording=wording)[:limit]
+    questions = read_questions(
+        text_file(file, "question"), existing_file(test, "test") if test else None, setting=setting, wording=wording
+    )[:limit]
     loaded = load_model(model, engine)
     sides: dict[str, Any] = {"base": None, **adapters_of(loras, loaded)}
     runs = []
     with keeping(places) as kept:
-        kept.begin(identity(loaded, sides, questions=[[q.prompt, list(q.answers)] for q in questions], raw=raw,
-                            new_tokens=new_tokens, batch=batch))
+        kept.begin(
+            identity(
+                loaded,
+                sides,
+                questions=[[q.prompt, list(q.answers)] for q in questions],
+                raw=raw,
+                new_tokens=new_tokens,
+                batch=batch,
+            )
+        )
         with Progress("biomed", "questions", quiet=as_json) as progress:
             for number, (name, adapter) in enumerate(sides.items()):
-                runs.append(answer(
-                    loaded, questions, adapter, name=name, raw=raw, new_tokens=new_tokens, batch=batch, kept=kept,
-                    progress=lambda done, total, before=number, name=name: progress.to(
-                        before * total + done, len(sides) * total, name)))
-        facts = {"model": loaded.name, "file": str(file), "setting": setting, "wording": wording,
-                 **facts_of(questions, runs)}
+                runs.append(
+                    answer(
+                        loaded,
+                        questions,
+                        adapter,
+                        name=name,
+                        raw=raw,
+                        new_tokens=new_tokens,
+                        batch=batch,
+                        kept=kept,
+                        progress=lambda done, total, before=number, name=name: progress.to(
+                            before * total + done, len(sides) * total, name
+                        ),
+                    )
+                )
+        facts = {
+            "model": loaded.name,
+            "file": str(file),
+            "setting": setting,
+            "wording": wording,
+            **facts_of(questions, runs),
+        }
         put(biomed_report.report(facts, questions, runs), places)
     if as_json:
         print_json({**facts, "answers": biomed_report.items(questions, runs)})

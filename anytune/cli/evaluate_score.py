@@ -8,16 +8,23 @@ from anytune.cli.common import Command, existing_file, json_option, print_json
 from anytune.errors import UserError
 
 
-@click.command(cls=Command, short_help="Score a file of predictions against the truth, without a model.", example="""
+@click.command(
+    cls=Command,
+    short_help="Score a file of predictions against the truth, without a model.",
+    example="""
     anytune generate -m model.gguf --lora mine.gguf --prompts questions.txt -o predictions.jsonl --temp 0
     anytune evaluate score predictions.jsonl ground_truth.txt
     anytune evaluate score predictions.txt truth.jsonl --labels yes,no,maybe --json
-""")
+""",
+)
 @click.argument("predictions")
 @click.argument("truth", metavar="GROUND_TRUTH")
-@click.option("--labels", metavar="A,B,…",
-              help="The classes: what counts is the first of them that a prediction names.  [default: the truths "
-              "themselves, where they are few single words]")
+@click.option(
+    "--labels",
+    metavar="A,B,…",
+    help="The classes: what counts is the first of them that a prediction names.  [default: the truths "
+    "themselves, where they are few single words]",
+)
 @json_option
 def score(predictions: str, truth: str, labels: str | None, as_json: bool) -> None:
     """Print accuracy, and the mean cosine and Jaccard similarity over words.
@@ -31,21 +38,27 @@ def score(predictions: str, truth: str, labels: str | None, as_json: bool) -> No
     asked = [label.strip() for label in labels.split(",")] if labels else None
     if asked is not None and (len(set(asked)) < 2 or not all(asked)):
         raise UserError(f"--labels takes at least two different classes with commas between them, not {labels!r}.")
-    said, true = (read_answers(existing_file(path, what)) for path, what in
-                  ((predictions, "prediction"), (truth, "ground truth")))
+    said, true = (
+        read_answers(existing_file(path, what)) for path, what in ((predictions, "prediction"), (truth, "ground truth"))
+    )
     facts = run(pair(said, true), asked)
     if as_json:
         print_json(facts)
         return
     low, high = facts["interval"]
-    click.echo(f"accuracy  {100 * facts['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]  "
-               f"({facts['right']} of {facts['count']})")
+    click.echo(
+        f"accuracy  {100 * facts['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]  "
+        f"({facts['right']} of {facts['count']})"
+    )
     click.echo(f"cosine    {facts['cosine']:.3f}\njaccard   {facts['jaccard']:.3f}")
     if facts["labels"]:
         click.echo(f"macro F1  {facts['macro_f1']:.3f}")
         for label, figures in facts["classes"].items():
-            click.echo(f"  {label:<12}  precision {figures['precision']:.3f}  recall {figures['recall']:.3f}  "
-                       f"F1 {figures['f1']:.3f}  of {figures['support']}")
+            click.echo(
+                f"  {label:<12}  precision {figures['precision']:.3f}  recall {figures['recall']:.3f}  "
+                f"F1 {figures['f1']:.3f}  of {figures['support']}"
+            )
         if facts["unanswered"]:
-            click.echo(f"{facts['unanswered']} predictions name none of {', '.join(facts['labels'])}: they count as "
-                       "wrong")
+            click.echo(
+                f"{facts['unanswered']} predictions name none of {', '.join(facts['labels'])}: they count as wrong"
+            )

@@ -34,10 +34,20 @@ def export() -> None:
 
 
 _LORA = (
-    click.option("--lora", "loras", multiple=True, metavar="ADAPTER",
-                 help="A LoRA adapter: a GGUF file or a peft folder. May be repeated; the changes add up."),
-    click.option("--lora-scaled", "scaled", multiple=True, metavar="ADAPTER:SCALE",
-                 help="An adapter times a factor, such as b.gguf:0.5. May be repeated."),
+    click.option(
+        "--lora",
+        "loras",
+        multiple=True,
+        metavar="ADAPTER",
+        help="A LoRA adapter: a GGUF file or a peft folder. May be repeated; the changes add up.",
+    ),
+    click.option(
+        "--lora-scaled",
+        "scaled",
+        multiple=True,
+        metavar="ADAPTER:SCALE",
+        help="An adapter times a factor, such as b.gguf:0.5. May be repeated.",
+    ),
 )
 verify_option = click.option("--no-verify", is_flag=True, help="Do not load the result in the program that it is for.")
 
@@ -62,9 +72,17 @@ def adapters_of(loras: tuple[str, ...], scaled: tuple[str, ...]) -> list[tuple[s
     return [(os.path.expanduser(path), weight) for path, weight in found]
 
 
-def open_pair(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], needed: bool = True, *,
-              outputs: Iterable[str | Path | None] = (), folder: str | Path | None = None,
-              inputs: Iterable[tuple[str, str | None]] = ()) -> tuple[Model, Adapter | None]:
+def open_pair(
+    model: str,
+    engine: dict,
+    loras: tuple[str, ...],
+    scaled: tuple[str, ...],
+    needed: bool = True,
+    *,
+    outputs: Iterable[str | Path | None] = (),
+    folder: str | Path | None = None,
+    inputs: Iterable[tuple[str, str | None]] = (),
+) -> tuple[Model, Adapter | None]:
     """The model, and the adapters as one; None if none is needed and given.
 
     outputs, folder (a new one): what will be written, which must be none of what is read: model, adapters, and inputs
@@ -74,8 +92,9 @@ def open_pair(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[st
     from anytune.export.folder import check_new
 
     sources = adapters_of(loras, scaled)
-    spare_inputs([*outputs, folder],
-                 [("the model", model_path(model)), *(("an adapter", path) for path, _ in sources), *inputs])
+    spare_inputs(
+        [*outputs, folder], [("the model", model_path(model)), *(("an adapter", path) for path, _ in sources), *inputs]
+    )
     if folder is not None:
         check_new(Path(folder))
     if needed and not sources:
@@ -98,16 +117,27 @@ def finish(facts: dict[str, Any], checks: list[dict[str, Any]], as_json: bool, l
     return 0 if ok else 1
 
 
-@export.command(cls=Command, short_help="An adapter as a peft folder, for transformers.", example="""
+@export.command(
+    cls=Command,
+    short_help="An adapter as a peft folder, for transformers.",
+    example="""
     anytune export peft -m model.gguf --lora adapter.gguf -o adapter-peft
-""")
+""",
+)
 @model_options
 @lora_options
 @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
 @verify_option
 @json_option
-def peft(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], output: str, no_verify: bool,
-         as_json: bool) -> int:
+def peft(
+    model: str,
+    engine: dict,
+    loras: tuple[str, ...],
+    scaled: tuple[str, ...],
+    output: str,
+    no_verify: bool,
+    as_json: bool,
+) -> int:
     """Write an adapter (or the sum of several) as a peft folder.
 
     Names and the order of rows become Hugging Face's. It is verified on the base's own weights in transformers: needs
@@ -123,17 +153,28 @@ def peft(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ..
     return finish(_facts(output, adapter), found, as_json, [output])
 
 
-@export.command(cls=Command, short_help="A peft folder as a GGUF adapter, for llama.cpp.", example="""
+@export.command(
+    cls=Command,
+    short_help="A peft folder as a GGUF adapter, for llama.cpp.",
+    example="""
     anytune export gguf -m model.gguf --lora adapter-peft -o adapter.gguf
     anytune export gguf -m model.gguf --lora a.gguf --lora-scaled b.gguf:0.5 -o both.gguf
-""")
+""",
+)
 @model_options
 @lora_options
 @click.option("-o", "--output", required=True, metavar="GGUF", help="The file to write.")
 @verify_option
 @json_option
-def gguf(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], output: str, no_verify: bool,
-         as_json: bool) -> int:
+def gguf(
+    model: str,
+    engine: dict,
+    loras: tuple[str, ...],
+    scaled: tuple[str, ...],
+    output: str,
+    no_verify: bool,
+    as_json: bool,
+) -> int:
     """Write an adapter (or the sum of several) as a GGUF file that llama.cpp loads beside the model."""
     from anytune.export import checks
 
@@ -146,26 +187,52 @@ def gguf(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ..
 
 
 def _facts(path: str, adapter: Adapter) -> dict[str, Any]:
-    return {"path": path, "tensors": len(adapter.tensors), "rank": adapter.rank, "alpha": adapter.alpha,
-            "rslora": adapter.rslora}
+    return {
+        "path": path,
+        "tensors": len(adapter.tensors),
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "rslora": adapter.rslora,
+    }
 
 
 def _folder_command(name: str, text: str) -> None:
     """One command under two names: MLX reads the folder that transformers reads."""
-    @export.command(name, cls=Command, short_help=text, example=f"""
+
+    @export.command(
+        name,
+        cls=Command,
+        short_help=text,
+        example=f"""
         anytune export {name} -m model.gguf --lora adapter.gguf -o merged-{name}
-    """)
+    """,
+    )
     @model_options
     @lora_options
     @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
-    @click.option("--outtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True,
-                  help="Number format of the weights.")
-    @click.option("--chat-template", metavar="FILE",
-                  help="A Jinja file, in place of the adapter's or the model's template.")
+    @click.option(
+        "--outtype",
+        type=click.Choice(["bf16", "f16", "f32"]),
+        default="bf16",
+        show_default=True,
+        help="Number format of the weights.",
+    )
+    @click.option(
+        "--chat-template", metavar="FILE", help="A Jinja file, in place of the adapter's or the model's template."
+    )
     @verify_option
     @json_option
-    def command(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], output: str, outtype: str,
-                chat_template: str | None, no_verify: bool, as_json: bool) -> int:
+    def command(
+        model: str,
+        engine: dict,
+        loras: tuple[str, ...],
+        scaled: tuple[str, ...],
+        output: str,
+        outtype: str,
+        chat_template: str | None,
+        no_verify: bool,
+        as_json: bool,
+    ) -> int:
         """Write model and adapter, merged, as a folder with config.json, tokenizer files and model.safetensors.
 
         The weights are the GGUF file's, dequantized, with the adapter added (without --lora just the model). Files
@@ -178,18 +245,29 @@ def _folder_command(name: str, text: str) -> None:
         from anytune.units import bytes_text
 
         template = None if chat_template is None else read_text(chat_template)
-        loaded, adapter = open_pair(model, engine, loras, scaled, needed=False, folder=output,
-                                    inputs=[("the chat template", chat_template)])
+        loaded, adapter = open_pair(
+            model, engine, loras, scaled, needed=False, folder=output, inputs=[("the chat template", chat_template)]
+        )
         with Progress("export", "weights", quiet=as_json) as progress:
             facts = save(loaded.gguf, adapter, output, dtype=outtype, template=template, progress=progress.to)
         found = []
         if not no_verify:
             why = checks.transformers_missing(loaded)
-            found = [checks.skipped("transformers", why) if why
-                     else checks.in_transformers(Path(output), loaded, adapter, outtype == "f32")]
-        return finish(facts, found, as_json, [
-            f"{facts['tensors']} tensors in {outtype}, {bytes_text(facts['bytes'])} in {facts['shards']} file"
-            f"{'s' if facts['shards'] > 1 else ''}", output])
+            found = [
+                checks.skipped("transformers", why)
+                if why
+                else checks.in_transformers(Path(output), loaded, adapter, outtype == "f32")
+            ]
+        return finish(
+            facts,
+            found,
+            as_json,
+            [
+                f"{facts['tensors']} tensors in {outtype}, {bytes_text(facts['bytes'])} in {facts['shards']} file"
+                f"{'s' if facts['shards'] > 1 else ''}",
+                output,
+            ],
+        )
 
 
 _folder_command("hf", "The merged model as a folder for transformers.")

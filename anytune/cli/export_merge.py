@@ -17,28 +17,57 @@ if TYPE_CHECKING:
     from anytune.export.distance import Served
 
 
-@export.command(cls=Command, short_help="Base and adapters in one GGUF file.", example="""
+@export.command(
+    cls=Command,
+    short_help="Base and adapters in one GGUF file.",
+    example="""
     anytune export merge -m base.gguf --lora a.gguf -o merged.gguf
     anytune export merge -m base.gguf --lora a.gguf --lora-scaled b.gguf:0.5 -o merged.gguf --type Q8_0
     anytune export merge -m base.gguf --lora a.gguf --compare --candidates same,Q5_K_M,Q8_0 -f text.txt
     anytune export merge -m base.gguf --lora a.gguf -o merged.gguf --type same --absorb 16 -f text.txt
-""")
+""",
+)
 @merge_options
 @click.option("-o", "--output", metavar="GGUF", help="The file to write.")
 @click.option("--compare", is_flag=True, help="Measure all candidates and write nothing.")
-@click.option("--absorb", type=click.IntRange(1, 4096), metavar="RANK",
-              help="Write an adapter of this rank too, which holds what rounding lost.")
-@click.option("--residual-lora", "residual", metavar="GGUF",
-              help="Where --absorb writes it. Default: the output's name with -residual.")
-@click.option("--qera", type=click.Choice(["auto", "exact", "approx"]), default="auto", show_default=True,
-              help="auto: fitted layer by layer, as `anytune adapt repair` does; QERA in one go, exact: by the inputs' "
-              "whole autocorrelation, approx: by their mean squares.")
+@click.option(
+    "--absorb",
+    type=click.IntRange(1, 4096),
+    metavar="RANK",
+    help="Write an adapter of this rank too, which holds what rounding lost.",
+)
+@click.option(
+    "--residual-lora",
+    "residual",
+    metavar="GGUF",
+    help="Where --absorb writes it. Default: the output's name with -residual.",
+)
+@click.option(
+    "--qera",
+    type=click.Choice(["auto", "exact", "approx"]),
+    default="auto",
+    show_default=True,
+    help="auto: fitted layer by layer, as `anytune adapt repair` does; QERA in one go, exact: by the inputs' "
+    "whole autocorrelation, approx: by their mean squares.",
+)
 @click.option("--calibration", metavar="FILE", help="The text that --absorb measures inputs on. Default: that of -f.")
 @verify_option
 @json_option
-def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], choice: Choice,
-          output: str | None, compare: bool, absorb: int | None, residual: str | None, qera: str,
-          calibration: str | None, no_verify: bool, as_json: bool) -> int:
+def merge(
+    model: str,
+    engine: dict,
+    loras: tuple[str, ...],
+    scaled: tuple[str, ...],
+    choice: Choice,
+    output: str | None,
+    compare: bool,
+    absorb: int | None,
+    residual: str | None,
+    qera: str,
+    calibration: str | None,
+    no_verify: bool,
+    as_json: bool,
+) -> int:
     """Merge adapters into the base and write one GGUF file.
 
     What was trained is base and adapter side by side. Rounding the sum to few bits loses some of it, at 4 bits often
@@ -59,8 +88,15 @@ def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, .
         if not beside.parent.is_dir() or beside.suffix != ".gguf":
             raise UserError(f"--residual-lora {beside} must be a .gguf file in a folder that exists.")
         spare_inputs([beside], [("the merged file", target)])
-    loaded, adapter = open_pair(model, engine, loras, scaled, needed=absorb is None, outputs=[target, beside],
-                                inputs=[*choice.inputs, ("the text", calibration)])
+    loaded, adapter = open_pair(
+        model,
+        engine,
+        loras,
+        scaled,
+        needed=absorb is None,
+        outputs=[target, beside],
+        inputs=[*choice.inputs, ("the text", calibration)],
+    )
     if adapter is None and choice.kind in (None, "auto", "same"):
         raise UserError("Without an adapter --absorb needs a --type to round to.")
     work = Work(loaded, adapter, choice, engine, as_json)
@@ -75,8 +111,12 @@ def merge(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, .
         return finish(work.facts, [], as_json, [])
     merged = work.open(target)
     found = [] if no_verify else [checks.in_llamacpp(merged, beside, small=True, threads=engine["threads"])]
-    return finish({**work.facts, "path": str(target), "taken": taken}, found, as_json,
-                  [f"{taken['type']}: {target}", *([str(beside)] if beside else [])])
+    return finish(
+        {**work.facts, "path": str(target), "taken": taken},
+        found,
+        as_json,
+        [f"{taken['type']}: {target}", *([str(beside)] if beside else [])],
+    )
 
 
 def _absorb(work: Work, target: Path, beside: Path, rank: int, way: str, text: str, served: Served) -> dict[str, Any]:
@@ -85,40 +125,70 @@ def _absorb(work: Work, target: Path, beside: Path, rank: int, way: str, text: s
     merged = work.open(target)
     if way == "auto":
         from anytune.adapt.repairing import restore
+
         bar = work.progress("absorb", "layers")
         made = restore(merged, work.model, work.adapter, text, rank, work.choice.chunks, lambda _, *at: bar(*at[:2]))
         name = "sequential fit"
     else:
-        inputs, way = statistics(work.model, work.adapter, text, way, chunks=work.choice.chunks,
-                                 progress=work.progress("inputs", "tokens"))
+        inputs, way = statistics(
+            work.model, work.adapter, text, way, chunks=work.choice.chunks, progress=work.progress("inputs", "tokens")
+        )
         made = residual(work.model.gguf, work.adapter, merged.gguf, inputs, rank, work.progress("absorb", "matrices"))
         name = f"QERA-{way}"
     made.save(beside)
-    facts = {"path": str(beside), "rank": rank, "way": "sequential" if way == "auto" else way,
-             **served.distance(merged, made)}
-    work.say(f"with the residual adapter (rank {rank}, {name}): KL to the pair {facts['kl']:.3g}, "
-             f"top-1 {facts['same_top']:.1%}")
+    facts = {
+        "path": str(beside),
+        "rank": rank,
+        "way": "sequential" if way == "auto" else way,
+        **served.distance(merged, made),
+    }
+    work.say(
+        f"with the residual adapter (rank {rank}, {name}): KL to the pair {facts['kl']:.3g}, "
+        f"top-1 {facts['same_top']:.1%}"
+    )
     return facts
 
 
-@export.command(cls=Command, short_help="A folder with a Modelfile for Ollama.", example="""
+@export.command(
+    cls=Command,
+    short_help="A folder with a Modelfile for Ollama.",
+    example="""
     anytune export ollama -m base.gguf --lora a.gguf -o wren
     ollama create wren -f wren/Modelfile
-""")
+""",
+)
 @merge_options
 @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
 @click.option("--name", help="Name of the weights file. Default: the base's, with -merged.")
-@click.option("--keep-adapter", is_flag=True,
-              help="Write FROM and ADAPTER instead of merging; not all versions take it.")
+@click.option(
+    "--keep-adapter", is_flag=True, help="Write FROM and ADAPTER instead of merging; not all versions take it."
+)
 @click.option("--no-template", is_flag=True, help="Write no TEMPLATE: Ollama looks for one that it knows.")
 @click.option("--system", metavar="TEXT", help="The system message of every conversation.")
-@click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE",
-              help="A PARAMETER line, such as num_ctx=8192. May be repeated.")
+@click.option(
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A PARAMETER line, such as num_ctx=8192. May be repeated.",
+)
 @verify_option
 @json_option
-def ollama(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], choice: Choice, output: str,
-           name: str | None, keep_adapter: bool, no_template: bool, system: str | None, parameters: tuple[str, ...],
-           no_verify: bool, as_json: bool) -> int:
+def ollama(
+    model: str,
+    engine: dict,
+    loras: tuple[str, ...],
+    scaled: tuple[str, ...],
+    choice: Choice,
+    output: str,
+    name: str | None,
+    keep_adapter: bool,
+    no_template: bool,
+    system: str | None,
+    parameters: tuple[str, ...],
+    no_verify: bool,
+    as_json: bool,
+) -> int:
     """Write a folder that `ollama create` takes: the merged file, and a Modelfile with template and stops.
 
     The chat template is translated to Ollama's language by taking it apart, and only if the result renders a row of
@@ -138,8 +208,14 @@ def ollama(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, 
     template, stops, remarks = chat_parts(loaded, adapter, system, needed=not no_template)
     file = f"{plain_name(name) if name else default_name(loaded)}.gguf"
     weights = str(Path(loaded.gguf.path).resolve()) if keep_adapter else f"./{file}"
-    text = modelfile(weights, template=template, adapter="./adapter.gguf" if keep_adapter else None, stops=stops,
-                     system=system, parameters=pairs)
+    text = modelfile(
+        weights,
+        template=template,
+        adapter="./adapter.gguf" if keep_adapter else None,
+        stops=stops,
+        system=system,
+        parameters=pairs,
+    )
     for remark in remarks:
         note(remark)
     work = Work(loaded, adapter, choice, engine, as_json)
@@ -153,23 +229,44 @@ def ollama(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, 
     folder = Path(output)
     found = []
     if not no_verify:
-        found = [checks.in_llamacpp(loaded, folder / "adapter.gguf", threads=engine["threads"]) if keep_adapter
-                 else checks.in_llamacpp(work.open(folder / file), threads=engine["threads"])]
-    return finish({**work.facts, "path": output, "template": template, "stops": stops}, found, as_json,
-                  [f"{folder / 'Modelfile'}   (ollama create {plain_name(folder.name)} -f {folder / 'Modelfile'})"])
+        found = [
+            checks.in_llamacpp(loaded, folder / "adapter.gguf", threads=engine["threads"])
+            if keep_adapter
+            else checks.in_llamacpp(work.open(folder / file), threads=engine["threads"])
+        ]
+    return finish(
+        {**work.facts, "path": output, "template": template, "stops": stops},
+        found,
+        as_json,
+        [f"{folder / 'Modelfile'}   (ollama create {plain_name(folder.name)} -f {folder / 'Modelfile'})"],
+    )
 
 
-@export.command(cls=Command, short_help="The merged model where LM Studio finds it.", example="""
+@export.command(
+    cls=Command,
+    short_help="The merged model where LM Studio finds it.",
+    example="""
     anytune export lmstudio -m base.gguf --lora a.gguf -o ~/.lmstudio/models --publisher me --name wren
-""")
+""",
+)
 @merge_options
 @click.option("-o", "--output", required=True, metavar="FOLDER", help="LM Studio's folder of models.")
 @click.option("--publisher", default="anytune", show_default=True, help="The first folder's name.")
 @click.option("--name", help="The model's name. Default: the base's, with -merged.")
 @verify_option
 @json_option
-def lmstudio(model: str, engine: dict, loras: tuple[str, ...], scaled: tuple[str, ...], choice: Choice, output: str,
-             publisher: str, name: str | None, no_verify: bool, as_json: bool) -> int:
+def lmstudio(
+    model: str,
+    engine: dict,
+    loras: tuple[str, ...],
+    scaled: tuple[str, ...],
+    choice: Choice,
+    output: str,
+    publisher: str,
+    name: str | None,
+    no_verify: bool,
+    as_json: bool,
+) -> int:
     """Write FOLDER/publisher/name/name.gguf, the merged file with its chat template and end of turn in the metadata."""
     from anytune.export import checks
     from anytune.export.folder import new_folder

@@ -29,16 +29,33 @@ def fpga() -> None:
     """
 
 
-@fpga.command(cls=Command, short_help="Run the design on a layer of a model, against its exact twin.", example="""
+@fpga.command(
+    cls=Command,
+    short_help="Run the design on a layer of a model, against its exact twin.",
+    example="""
     anytune fpga simulate -m smollm2-135m --layer 0 --tokens 128
     anytune fpga simulate -m model.gguf --tokens 32 --vcd engine.vcd
-""")
+""",
+)
 @model_option
 @click.option("--layer", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="The layer.")
-@click.option("--tokens", type=click.IntRange(1, 4096), default=128, show_default=True, metavar="N",
-              help="Tokens of a step; tiles of 32.")
-@click.option("--lora-rank", "rank", type=click.IntRange(0, 1024), default=16, show_default=True, metavar="R",
-              help="Rank of the low-rank pairs; 0: none.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, 4096),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Tokens of a step; tiles of 32.",
+)
+@click.option(
+    "--lora-rank",
+    "rank",
+    type=click.IntRange(0, 1024),
+    default=16,
+    show_default=True,
+    metavar="R",
+    help="Rank of the low-rank pairs; 0: none.",
+)
 @click.option("--vcd", "trace", default="", metavar="FILE", help="Also write the streams' waveform, for a viewer.")
 @json_option
 def simulate(model: str, layer: int, tokens: int, rank: int, trace: str, as_json: bool) -> int:
@@ -53,22 +70,34 @@ def simulate(model: str, layer: int, tokens: int, rank: int, trace: str, as_json
     if trace and not Path(trace).expanduser().resolve().parent.is_dir():
         raise UserError(f"--vcd {trace}: there is no such folder.")
     spare_inputs([trace or None], [("the model", path)])
-    found = layers.simulate(path, layer, tokens, rank, trace and str(Path(trace).expanduser()),
-                            say=(lambda text: None) if as_json else click.echo)
+    found = layers.simulate(
+        path,
+        layer,
+        tokens,
+        rank,
+        trace and str(Path(trace).expanduser()),
+        say=(lambda text: None) if as_json else click.echo,
+    )
     same = found["cycles"] == found["planned_cycles"]
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{found['sums'] - found['wrong']:,} of {found['sums']:,} sums exact; {found['cycles']:,} cycles"
-                   f"{', as planned' if same else ', planned were {:,}'.format(found['planned_cycles'])}; "
-                   f"the cells compute in {found['busy']:.1%} of them")
+        click.echo(
+            f"{found['sums'] - found['wrong']:,} of {found['sums']:,} sums exact; {found['cycles']:,} cycles"
+            f"{', as planned' if same else ', planned were {:,}'.format(found['planned_cycles'])}; "
+            f"the cells compute in {found['busy']:.1%} of them"
+        )
     return int(found["wrong"] > 0 or not same)
 
 
-@fpga.command(cls=Command, short_help="Write the designs as Verilog.", example="""
+@fpga.command(
+    cls=Command,
+    short_help="Write the designs as Verilog.",
+    example="""
     anytune fpga export -o rtl/
     cd rtl && iverilog -o sim anytune_engine.v testbench.v && vvp sim
-""")
+""",
+)
 @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
 @json_option
 def export(output: str, as_json: bool) -> int:
@@ -84,22 +113,34 @@ def export(output: str, as_json: bool) -> int:
     return 0
 
 
-@fpga.command(cls=Command, short_help="Synthesize, place and route: cells, clock, the slowest path.", example="""
+@fpga.command(
+    cls=Command,
+    short_help="Synthesize, place and route: cells, clock, the slowest path.",
+    example="""
     anytune fpga route --device ecp5-85
     anytune fpga route dequantizer --seeds 1,2,3 --save routed.json
-""")
+""",
+)
 @click.argument("core", default="engine")
 @click.option("--device", type=click.Choice(["ecp5-85"]), default="ecp5-85", show_default=True, help="The chip.")
 @click.option("--grade", type=click.IntRange(6, 8), default=8, show_default=True, help="The chip's speed grade.")
-@click.option("--megahertz", type=click.FloatRange(10, 500), default=150, show_default=True, metavar="MHZ",
-              help="What the router aims at.")
-@click.option("--seeds", default="1", show_default=True, metavar="N,…",
-              help="Seeds of the placement; the median counts.")
+@click.option(
+    "--megahertz",
+    type=click.FloatRange(10, 500),
+    default=150,
+    show_default=True,
+    metavar="MHZ",
+    help="What the router aims at.",
+)
+@click.option(
+    "--seeds", default="1", show_default=True, metavar="N,…", help="Seeds of the placement; the median counts."
+)
 @click.option("--work", metavar="FOLDER", help="Keep netlist, logs and reports here.")
 @click.option("--save", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the result as JSON.")
 @json_option
-def route(core: str, device: str, grade: int, megahertz: float, seeds: str, work: str | None, save: str | None,
-          as_json: bool) -> int:
+def route(
+    core: str, device: str, grade: int, megahertz: float, seeds: str, work: str | None, save: str | None, as_json: bool
+) -> int:
     """Route a core (engine, dequantizer, quantizer) with Yosys and nextpnr; the engine takes long."""
     import json
 
@@ -114,8 +155,13 @@ def route(core: str, device: str, grade: int, megahertz: float, seeds: str, work
     with tempfile.TemporaryDirectory(prefix="anytune-route-") as scratch:
         folder = Path(work or scratch).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        found = routing.route(core, folder, routing.Settings(device, grade, megahertz), numbers,
-                              (lambda text: None) if as_json else click.echo)
+        found = routing.route(
+            core,
+            folder,
+            routing.Settings(device, grade, megahertz),
+            numbers,
+            (lambda text: None) if as_json else click.echo,
+        )
     if save:
         with atomic_write(save, "w") as file:
             json.dump(found, file, indent=1)
@@ -128,15 +174,18 @@ def route(core: str, device: str, grade: int, megahertz: float, seeds: str, work
 
 def _report(found: dict[str, Any]) -> str:
     run = found["runs"][0]
-    lines = [f"{found['median_megahertz']} MHz, the median of {len(found['runs'])}; "
-             + ", ".join(f"{used} of {of} {name}" for name, (used, of) in run["used"].items())]
+    lines = [
+        f"{found['median_megahertz']} MHz, the median of {len(found['runs'])}; "
+        + ", ".join(f"{used} of {of} {name}" for name, (used, of) in run["used"].items())
+    ]
     spent: dict[str, float] = {}
     for step in run["worst_path"]:
         spent[step["what"]] = spent.get(step["what"], 0) + step["ns"]
     if run["worst_path"]:
         ends = run["worst_path"][0]["from"], run["worst_path"][-1]["to"]
-        lines.append(f"slowest path: {ends[0]} to {ends[1]}: "
-                     + ", ".join(f"{what} {ns:.1f} ns" for what, ns in spent.items()))
+        lines.append(
+            f"slowest path: {ends[0]} to {ends[1]}: " + ", ".join(f"{what} {ns:.1f} ns" for what, ns in spent.items())
+        )
     return "\n".join(lines)
 
 

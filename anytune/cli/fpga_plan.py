@@ -13,25 +13,55 @@ from anytune.errors import UserError
 BOARDS = ("ecp5-85", "kv260", "u50", "vcu128")
 
 
-@click.command("plan", cls=Command, short_help="Cycles, memory and tokens a second on a board.", example="""
+@click.command(
+    "plan",
+    cls=Command,
+    short_help="Cycles, memory and tokens a second on a board.",
+    example="""
     anytune fpga plan -m model.gguf --board kv260 --tokens 128
     anytune fpga plan -m model.gguf --board ecp5-85 --mhz 125 --json
-""")
+""",
+)
 @model_option
 @click.option("--board", type=click.Choice(BOARDS), default="ecp5-85", show_default=True, help="The board.")
-@click.option("--tokens", type=click.IntRange(1, 1 << 20), default=128, show_default=True, metavar="N",
-              help="Tokens of a step.")
-@click.option("--lora-rank", "rank", type=click.IntRange(1, 4096), default=16, show_default=True, metavar="R",
-              help="Rank of the low-rank pairs, on every linear of the layers.")
-@click.option("--mhz", type=click.FloatRange(0.001, 10_000), metavar="F",
-              help="The engine's clock, in place of the one assumed for the board.")
-@click.option("--bandwidth", type=click.FloatRange(0.001, 1e6), metavar="GB/S",
-              help="The memory's gigabytes a second, in place of the data sheet's.")
+@click.option(
+    "--tokens", type=click.IntRange(1, 1 << 20), default=128, show_default=True, metavar="N", help="Tokens of a step."
+)
+@click.option(
+    "--lora-rank",
+    "rank",
+    type=click.IntRange(1, 4096),
+    default=16,
+    show_default=True,
+    metavar="R",
+    help="Rank of the low-rank pairs, on every linear of the layers.",
+)
+@click.option(
+    "--mhz",
+    type=click.FloatRange(0.001, 10_000),
+    metavar="F",
+    help="The engine's clock, in place of the one assumed for the board.",
+)
+@click.option(
+    "--bandwidth",
+    type=click.FloatRange(0.001, 1e6),
+    metavar="GB/S",
+    help="The memory's gigabytes a second, in place of the data sheet's.",
+)
 @click.option("--cpu", is_flag=True, help="Also measure a step on this machine's CPU (--device numpy).")
 @click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads of --cpu.")
 @json_option
-def plan(model: str, board: str, tokens: int, rank: int, mhz: float | None, bandwidth: float | None, cpu: bool,
-         threads: int | None, as_json: bool) -> None:
+def plan(
+    model: str,
+    board: str,
+    tokens: int,
+    rank: int,
+    mhz: float | None,
+    bandwidth: float | None,
+    cpu: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Say what a LoRA step of a model takes on the hardware cores: cycles, memory, tokens a second, energy.
 
     Cycles and bytes are counted from the schedule, as the RTL runs it. Clocks are assumed unless given; energy is an
@@ -43,8 +73,14 @@ def plan(model: str, board: str, tokens: int, rank: int, mhz: float | None, band
 
     path = model_path(model)
     with GGUF.open(path) as file:
-        found = run(file, known[board], tokens=tokens, rank=rank, mhz=mhz,
-                    bandwidth=None if bandwidth is None else bandwidth * 1e9)
+        found = run(
+            file,
+            known[board],
+            tokens=tokens,
+            rank=rank,
+            mhz=mhz,
+            bandwidth=None if bandwidth is None else bandwidth * 1e9,
+        )
     if cpu:
         found["cpu"] = measure(path, tokens, rank, threads)
     if as_json:
@@ -95,14 +131,20 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"memory {found['memory_tokens_per_second']:.2f}",
     ]
     if "cpu" in found:
-        made.append(f"this CPU    {found['cpu']['tokens_per_second']:.1f} tokens/s in float32, "
-                    f"{found['cpu']['threads']} threads (measured)")
+        made.append(
+            f"this CPU    {found['cpu']['tokens_per_second']:.1f} tokens/s in float32, "
+            f"{found['cpu']['threads']} threads (measured)"
+        )
     made += [
         f"memory      {memory['streamed'] / 1e6:,.0f} MB with weights streamed from the file, "
         f"{memory['resident'] / 1e6:,.0f} MB with all of them resident; the board has {board['memory'] / 1e6:,.0f} MB "
         "(counted)",
-        "file        " + ", ".join(f"{kind} {t['bytes'] / 1e6:,.0f} MB ({t['below_f16']:.1%} below F16)"
-                                   for kind, t in files["types"].items() if kind in ("Q8_0", "Q4_0", "Q3_K", "Q2_K")),
+        "file        "
+        + ", ".join(
+            f"{kind} {t['bytes'] / 1e6:,.0f} MB ({t['below_f16']:.1%} below F16)"
+            for kind, t in files["types"].items()
+            if kind in ("Q8_0", "Q4_0", "Q3_K", "Q2_K")
+        ),
         f"            75 % below F16 is {files['bits_for_75_percent']:.1f} bits a weight; a file of 300 MB would be "
         f"{files['bits_for_300_MB']:.2f}",
         "energy      estimate: {:.2f} to {:.1f} mJ a token, without ".format(*energy["millijoules_per_token"]["all"])
@@ -112,7 +154,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         made.append(f"note        {', '.join(other)} tensors are rounded to Q8_0 for the cores")
     made += ["", "tokens/s by clock and bandwidth:"]
     for mhz in dict.fromkeys(row["mhz"] for row in found["grid"]):
-        made.append(f"{mhz:7.1f} MHz  " + "  ".join(
-            f"{row['gigabytes_per_second']:g} GB/s {row['tokens_per_second']:.2f}"
-            for row in found["grid"] if row["mhz"] == mhz))
+        made.append(
+            f"{mhz:7.1f} MHz  "
+            + "  ".join(
+                f"{row['gigabytes_per_second']:g} GB/s {row['tokens_per_second']:.2f}"
+                for row in found["grid"]
+                if row["mhz"] == mhz
+            )
+        )
     return [*made, "", f"board: {board['source']}"]

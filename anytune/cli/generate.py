@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anytune.cli import predictions
-from anytune.cli.common import (Command, json_option, load_adapter, load_model, lora_option, model_options, model_path,
-                                note, print_json, read_text)
+from anytune.cli.common import (
+    Command,
+    json_option,
+    load_adapter,
+    load_model,
+    lora_option,
+    model_options,
+    model_path,
+    note,
+    print_json,
+    read_text,
+)
 from anytune.cli.sampling import read_template, sampling_options
 from anytune.errors import UserError
 
@@ -18,42 +28,91 @@ if TYPE_CHECKING:
     from anytune.generate import Reply
 
 
-@click.command(cls=Command, example="""
+@click.command(
+    cls=Command,
+    example="""
     anytune generate -m model.gguf --lora adapter.gguf -p "Write to Anna that I am late." -n 64 --temp 0
     anytune generate -m model.gguf --raw -p "Once upon a time" --json
     cat question.txt | anytune generate -m model.gguf
     anytune generate -m model.gguf --lora adapter.gguf --prompts questions.txt -o predictions.jsonl --temp 0
     anytune generate -m model.gguf -p "Tell me a joke about cats" --temp 0 --bench 5
-""")
+""",
+)
 @model_options
 @lora_option
-@click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT",
-              help="The prompt; - reads it from stdin. Given several times, all are decoded together.")
-@click.option("-f", "--file", "file", metavar="FILE", help="Read one prompt, the whole file, from FILE.")
-@click.option("--prompts", "prompt_file", metavar="FILE",
-              help="Read many prompts: one per line of a text file, or per record of a JSONL file "
-              "(a string, or an object with prompt, question or messages).")
-@click.option("-o", "--output", metavar="FILE",
-              help="Write the answers to FILE: .jsonl with one object per prompt, or .txt with one line per answer.")
-@click.option("-n", "--predict", "--n-predict", "max_tokens", type=click.IntRange(-1), default=256,
-              show_default=True,
-              help="New tokens at most; -1: until the model ends its turn or the context is full.")
 @click.option(
-    "--raw/--chat", "raw", default=None,
+    "-p",
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="The prompt; - reads it from stdin. Given several times, all are decoded together.",
+)
+@click.option("-f", "--file", "file", metavar="FILE", help="Read one prompt, the whole file, from FILE.")
+@click.option(
+    "--prompts",
+    "prompt_file",
+    metavar="FILE",
+    help="Read many prompts: one per line of a text file, or per record of a JSONL file "
+    "(a string, or an object with prompt, question or messages).",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Write the answers to FILE: .jsonl with one object per prompt, or .txt with one line per answer.",
+)
+@click.option(
+    "-n",
+    "--predict",
+    "--n-predict",
+    "max_tokens",
+    type=click.IntRange(-1),
+    default=256,
+    show_default=True,
+    help="New tokens at most; -1: until the model ends its turn or the context is full.",
+)
+@click.option(
+    "--raw/--chat",
+    "raw",
+    default=None,
     help="Take the prompt as plain text to continue, or as a user's message.  [default: a message if the "
-    "model has a chat template]")
+    "model has a chat template]",
+)
 @click.option("-sys", "--system", "--system-prompt", "system", metavar="TEXT", help="A system message.")
 @click.option("-st", "--single-turn", is_flag=True, help="Accepted as llama.cpp does: generate always answers once.")
 @click.option("--stats", is_flag=True, help="Report time to first token and peak, mean and lowest tokens per second.")
-@click.option("--bench", "bench", type=click.IntRange(1, 1000), metavar="N",
-              help="Answer each prompt N times and print only the figures of --stats, run by run.")
+@click.option(
+    "--bench",
+    "bench",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Answer each prompt N times and print only the figures of --stats, run by run.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="The same as --stats.")
 @sampling_options
 @json_option
-def generate(model: str, engine: dict, lora: str | None, prompts: tuple[str, ...], file: str | None,
-             prompt_file: str | None, output: str | None, max_tokens: int, raw: bool | None, system: str | None,
-             single_turn: bool, stats: bool, bench: int | None, verbose: bool, chat_template: str | None,
-             stop: tuple[str, ...], context: int | None, sampling: dict[str, Any], as_json: bool) -> None:
+def generate(
+    model: str,
+    engine: dict,
+    lora: str | None,
+    prompts: tuple[str, ...],
+    file: str | None,
+    prompt_file: str | None,
+    output: str | None,
+    max_tokens: int,
+    raw: bool | None,
+    system: str | None,
+    single_turn: bool,
+    stats: bool,
+    bench: int | None,
+    verbose: bool,
+    chat_template: str | None,
+    stop: tuple[str, ...],
+    context: int | None,
+    sampling: dict[str, Any],
+    as_json: bool,
+) -> None:
     """Continue a prompt, or answer it.
 
     With a chat template (the GGUF's, the adapter's, or --chat-template) the prompt is a user's message and
@@ -76,9 +135,15 @@ def generate(model: str, engine: dict, lora: str | None, prompts: tuple[str, ...
     adapter = load_adapter(lora, loaded)
     from anytune.generate import complete, continues_text, stream, template_of
 
-    options: dict[str, Any] = dict(how=how, max_tokens=max_tokens, stop=stop, context=context, system=system,
-                                   chat=None if raw is None else not raw,
-                                   template=read_template(chat_template, loaded))
+    options: dict[str, Any] = dict(
+        how=how,
+        max_tokens=max_tokens,
+        stop=stop,
+        context=context,
+        system=system,
+        chat=None if raw is None else not raw,
+        template=read_template(chat_template, loaded),
+    )
     used = template_of(loaded, adapter, options["template"])
     if raw is False and used.origin == "chatml" and used.notice:
         note(used.notice)
@@ -113,15 +178,26 @@ def generate(model: str, engine: dict, lora: str | None, prompts: tuple[str, ...
 
 def _stats(reply: Reply) -> GenerationStats:
     from anytune.benchmark.generation import generation_stats
+
     return generation_stats(len(reply.prompt), reply.started, reply.times)
 
 
 def _as_json(texts: list[str], replies: list[Reply], stats: bool) -> dict[str, Any]:
-    results = [{"prompt": text, "text": reply.text, "finish": reply.finish, "prompt_tokens": len(reply.prompt),
-                "tokens": len(reply.ids), "ids": reply.ids, **({"stats": _stats(reply).as_dict()} if stats else {})}
-               for text, reply in zip(texts, replies, strict=True)]
-    seconds = (max((reply.times[-1] for reply in replies if reply.times), default=0.0)
-               - min((reply.started for reply in replies), default=0.0))
+    results = [
+        {
+            "prompt": text,
+            "text": reply.text,
+            "finish": reply.finish,
+            "prompt_tokens": len(reply.prompt),
+            "tokens": len(reply.ids),
+            "ids": reply.ids,
+            **({"stats": _stats(reply).as_dict()} if stats else {}),
+        }
+        for text, reply in zip(texts, replies, strict=True)
+    ]
+    seconds = max((reply.times[-1] for reply in replies if reply.times), default=0.0) - min(
+        (reply.started for reply in replies), default=0.0
+    )
     tokens = sum(len(reply.ids) for reply in replies)
     return {"results": results, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / max(seconds, 1e-9), 2)}
 
@@ -135,8 +211,10 @@ def _bench(runs: int, replies: list[list[Reply]], as_json: bool) -> None:
         print_json({"runs": [run.as_dict() for run in found], "summary": summary(found), "text": replies[-1][0].text})
         return
     click.echo(replies[-1][0].text)
-    click.echo(f"\n{markdown(found)}\n\nRates are tokens a second after the first token; peak and lowest over "
-               "8 tokens in a row. A first run was not counted.")
+    click.echo(
+        f"\n{markdown(found)}\n\nRates are tokens a second after the first token; peak and lowest over "
+        "8 tokens in a row. A first run was not counted."
+    )
 
 
 def _text(path: str) -> str:

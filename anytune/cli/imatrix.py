@@ -6,26 +6,37 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.common import (Command, json_option, load_model, model_options, model_path, print_json,
-                                read_text)
+from anytune.cli.common import Command, json_option, load_model, model_options, model_path, print_json, read_text
 from anytune.files import spare_inputs
 
 
-@click.command(cls=Command, short_help="Measure which weights matter, for quantize.", example="""
+@click.command(
+    cls=Command,
+    short_help="Measure which weights matter, for quantize.",
+    example="""
     anytune imatrix -m model-f16.gguf -f text.txt -o imatrix.gguf
     anytune quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M --imatrix imatrix.gguf
-""")
+""",
+)
 @model_options
 @click.option("-f", "--file", required=True, metavar="FILE", help="A text like those that the model will see.")
 @click.option("-o", "--output", default="imatrix.gguf", show_default=True, metavar="FILE", help="Where it is written.")
-@click.option("-c", "--ctx-size", "context", type=click.IntRange(2), metavar="N",
-              help="Tokens of a window. Default: 512, or the model's context if that is less.")
+@click.option(
+    "-c",
+    "--ctx-size",
+    "context",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Tokens of a window. Default: 512, or the model's context if that is less.",
+)
 @click.option("--chunks", type=click.IntRange(1), metavar="N", help="Windows at most. Default: all of the text.")
-@click.option("-b", "--batch-size", "batch", type=click.IntRange(1), default=2048, show_default=True,
-              help="Tokens run at once.")
+@click.option(
+    "-b", "--batch-size", "batch", type=click.IntRange(1), default=2048, show_default=True, help="Tokens run at once."
+)
 @json_option
-def imatrix(model: str, engine: dict, file: str, output: str, context: int | None, chunks: int | None, batch: int,
-            as_json: bool) -> None:
+def imatrix(
+    model: str, engine: dict, file: str, output: str, context: int | None, chunks: int | None, batch: int, as_json: bool
+) -> None:
     """Run a text through the model and write the mean squares of each product's inputs.
 
     The file is the one that llama.cpp's tools read and write. A few hundred windows of ordinary text are enough.

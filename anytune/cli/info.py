@@ -7,11 +7,15 @@ import click
 from anytune.cli.common import Command, existing_file, json_option, model_path, print_json
 
 
-@click.command(cls=Command, short_help="What a GGUF file holds, and what training it takes.", example="""
+@click.command(
+    cls=Command,
+    short_help="What a GGUF file holds, and what training it takes.",
+    example="""
     anytune info smollm2-135m
     anytune info model.gguf --json
     anytune info adapter.gguf
-""")
+""",
+)
 @click.argument("file", required=False, metavar="GGUF")
 @click.option("-m", "--model", help="The same as the argument.")
 @json_option

@@ -42,7 +42,7 @@ from anytune.cli.common import DEBUG, debug_wanted, set_debug
 from anytune.errors import UserError
 
 _NO_PLACE = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
-COMMANDS = (    # in the order in which they are met
+COMMANDS = (  # in the order in which they are met
     models.models,
     pull.pull,
     info.info,

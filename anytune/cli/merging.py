@@ -22,19 +22,43 @@ if TYPE_CHECKING:
 
 NOTHING = 1e-7  # nats: what the 16-bit distributions that are compared tell from zero
 OPTIONS = (
-    click.option("--type", "kind", metavar="TYPE",
-                 help="auto (the default): the file's own types if they hold the adapter, else the smallest that do. "
-                 "same: the file's own. Or a type of `anytune quantize`."),
-    click.option("--tolerance", type=click.FloatRange(0), default=0.05, show_default=True, metavar="SHARE",
-                 help="What auto may lose: KL to the served pair, as a share of the KL that the adapter makes."),
-    click.option("--candidates", metavar="TYPE,TYPE",
-                 help="What auto and --compare try, instead of the file's own and finer ones."),
-    click.option("--tensor-type", "overrides", multiple=True, metavar="PATTERN=TYPE",
-                 help="Tensors whose names match this regular expression get this type. May be repeated."),
+    click.option(
+        "--type",
+        "kind",
+        metavar="TYPE",
+        help="auto (the default): the file's own types if they hold the adapter, else the smallest that do. "
+        "same: the file's own. Or a type of `anytune quantize`.",
+    ),
+    click.option(
+        "--tolerance",
+        type=click.FloatRange(0),
+        default=0.05,
+        show_default=True,
+        metavar="SHARE",
+        help="What auto may lose: KL to the served pair, as a share of the KL that the adapter makes.",
+    ),
+    click.option(
+        "--candidates",
+        metavar="TYPE,TYPE",
+        help="What auto and --compare try, instead of the file's own and finer ones.",
+    ),
+    click.option(
+        "--tensor-type",
+        "overrides",
+        multiple=True,
+        metavar="PATTERN=TYPE",
+        help="Tensors whose names match this regular expression get this type. May be repeated.",
+    ),
     click.option("--imatrix", metavar="FILE", help="Importances of the weights' columns, from `anytune imatrix`."),
     click.option("-f", "--file", metavar="FILE", help="The text to compare on, instead of a short built-in one."),
-    click.option("--chunks", type=click.IntRange(2), metavar="N", default=16, show_default=True,
-                 help="Windows of the text at most."),
+    click.option(
+        "--chunks",
+        type=click.IntRange(2),
+        metavar="N",
+        default=16,
+        show_default=True,
+        help="Windows of the text at most.",
+    ),
 )
 
 
@@ -58,8 +82,17 @@ class Choice:
 
 def merge_options(command: Callable) -> Callable:
     @functools.wraps(command)
-    def gathered(*args: Any, kind: str | None, tolerance: float, candidates: str | None, overrides: tuple[str, ...],
-                 imatrix: str | None, file: str | None, chunks: int, **kwargs: Any) -> Any:
+    def gathered(
+        *args: Any,
+        kind: str | None,
+        tolerance: float,
+        candidates: str | None,
+        overrides: tuple[str, ...],
+        imatrix: str | None,
+        file: str | None,
+        chunks: int,
+        **kwargs: Any,
+    ) -> Any:
         return command(*args, choice=Choice(kind, tolerance, candidates, overrides, imatrix, file, chunks), **kwargs)
 
     for option in reversed(OPTIONS):
@@ -77,8 +110,9 @@ class Work:
         self.model, self.adapter, self.choice, self.engine, self.as_json = model, adapter, choice, engine, as_json
         self.text = None if choice.file is None else read_text(choice.file)
         imatrix = None if choice.imatrix is None else str(existing_file(choice.imatrix, "importance"))
-        self.job = Merge(model.gguf, adapter, self.open, pairs(choice.overrides), imatrix, engine["threads"],
-                                progress=self.progress)
+        self.job = Merge(
+            model.gguf, adapter, self.open, pairs(choice.overrides), imatrix, engine["threads"], progress=self.progress
+        )
         self.facts: dict[str, Any] = {}
         self.bar: Progress | None = None
 
@@ -117,8 +151,10 @@ class Work:
         names = self.choice.candidates.split(",") if self.choice.candidates else None
         kinds = candidates(self.model.gguf, names) if several else candidates(self.model.gguf, [kind])
         limit = None if target is None else self.choice.tolerance * self.facts["adapter_kl"] if several else math.inf
-        self.say(f"{'type':<8}{'size':>11}{'weight error':>14}{'change kept':>13}{'KL to the pair':>16}"
-                 f"{'of its KL':>11}{'top-1':>8}")
+        self.say(
+            f"{'type':<8}{'size':>11}{'weight error':>14}{'change kept':>13}{'KL to the pair':>16}"
+            f"{'of its KL':>11}{'top-1':>8}"
+        )
         self.facts["types"] = self.job.choose(target, kinds, served, limit, self.row)
         taken = next((row for row in self.facts["types"] if row["taken"]), None)
         if taken is not None and self.adapter is not None:
@@ -131,14 +167,18 @@ class Work:
         kept = "–" if row["kept"] is None else f"{row['kept']:.1%}"
         of = self.facts["adapter_kl"]
         share = f"{row['kl'] / of:.1%}" if of else "–"
-        self.say(f"{row['type']:<8}{bytes_text(row['bytes']):>11}{row['error']:>14.2%}{kept:>13}{row['kl']:>16.3g}"
-                 f"{share:>11}{row['same_top']:>8.1%}")
+        self.say(
+            f"{row['type']:<8}{bytes_text(row['bytes']):>11}{row['error']:>14.2%}{kept:>13}{row['kl']:>16.3g}"
+            f"{share:>11}{row['same_top']:>8.1%}"
+        )
 
     def warn(self, taken: dict[str, Any]) -> None:
         lost = taken["kl"] / max(self.facts["adapter_kl"], 1e-12)
         if lost > self.choice.tolerance:
-            note(f"{taken['type']} is off by {lost:.0%} of what the adapter does: a finer --type loses less, --absorb "
-                 "holds what is lost in a small adapter, and --lora beside the model loses nothing")
+            note(
+                f"{taken['type']} is off by {lost:.0%} of what the adapter does: a finer --type loses less, --absorb "
+                "holds what is lost in a small adapter, and --lora beside the model loses nothing"
+            )
 
     def say(self, line: str) -> None:
         self.close()

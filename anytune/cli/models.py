@@ -7,10 +7,14 @@ import click
 from anytune.cli.common import Command, json_option, print_json
 
 
-@click.command(cls=Command, short_help="List the models on this machine.", example="""
+@click.command(
+    cls=Command,
+    short_help="List the models on this machine.",
+    example="""
     anytune models
     anytune train -m ollama:qwen3:1.7b -f chats.jsonl
-""")
+""",
+)
 @json_option
 def models(as_json: bool) -> None:
     """List every GGUF model on this machine: of Ollama, LM Studio, llama.cpp, Hugging Face's cache and anytune's own.
@@ -31,9 +35,16 @@ def models(as_json: bool) -> None:
     table = [("NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "TRAINABLE")]
     for row in rows:
         facts = row.facts
-        table.append((row.stored.name, facts.architecture or "-", facts.type or "-",
-                      quantity(facts.parameters) if facts.parameters else "-", bytes_text(row.bytes),
-                      "yes" if facts.reason is None else f"no: {facts.reason}"))
+        table.append(
+            (
+                row.stored.name,
+                facts.architecture or "-",
+                facts.type or "-",
+                quantity(facts.parameters) if facts.parameters else "-",
+                bytes_text(row.bytes),
+                "yes" if facts.reason is None else f"no: {facts.reason}",
+            )
+        )
     widths = [max(len(line[i]) for line in table) for i in range(5)]
     for line in table:
         click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[5]]))

@@ -9,14 +9,24 @@ import click
 from anytune.cli.common import Command, json_option, print_json
 
 
-@click.command(cls=Command, short_help="Watch a run: loss, rate, time left, memory, log.", example="""
+@click.command(
+    cls=Command,
+    short_help="Watch a run: loss, rate, time left, memory, log.",
+    example="""
     anytune monitor                              # the run that was written last
     anytune monitor runs/2026-11-30-qwen3-1.7b
     anytune monitor --once --json
-""")
+""",
+)
 @click.argument("run", required=False)
-@click.option("--every", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, metavar="SECONDS",
-              help="Read the run's folder this often.")
+@click.option(
+    "--every",
+    type=click.FloatRange(0.2, 3600),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Read the run's folder this often.",
+)
 @click.option("--once", is_flag=True, help="Print what is known now and leave.")
 @json_option
 def monitor(run: str | None, every: float, once: bool, as_json: bool) -> None:

@@ -23,22 +23,32 @@ def check_output(output: str, model: Path, lora: str | None, prompts: str | None
     """Raise UserError unless answers may be written to `output`, before anything is computed."""
     path = Path(output).expanduser()
     if path.suffix.lower() not in (".jsonl", ".txt"):
-        raise UserError(f"-o {output} is neither .jsonl (one object per prompt) nor .txt (one line per answer): "
-                        "name it so.")
+        raise UserError(
+            f"-o {output} is neither .jsonl (one object per prompt) nor .txt (one line per answer): name it so."
+        )
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"-o {output} cannot be written: name a file in an existing folder.")
-    spare_inputs([path], [("the model", model), ("the adapter", lora), ("the file of prompts", prompts),
-                          ("the chat template", template)])
+    spare_inputs(
+        [path],
+        [
+            ("the model", model),
+            ("the adapter", lora),
+            ("the file of prompts", prompts),
+            ("the chat template", template),
+        ],
+    )
 
 
 def read(path: str) -> list[Prompt]:
     """The prompts of a file. Raises UserError."""
     from anytune.evaluation.prompts import read_prompts
+
     return read_prompts(text_file(path, "prompt"))
 
 
-def answer_all(model: Model, adapter: Adapter | None, prompts: list[Prompt], name: str,
-               options: dict[str, Any]) -> list[Reply]:
+def answer_all(
+    model: Model, adapter: Adapter | None, prompts: list[Prompt], name: str, options: dict[str, Any]
+) -> list[Reply]:
     """A reply to each prompt of the file `name`. options: as anytune.generate.complete takes them. Raises UserError
     naming the line."""
     from anytune.evaluation.answers import answer
@@ -56,8 +66,15 @@ def answer_all(model: Model, adapter: Adapter | None, prompts: list[Prompt], nam
     if most < 0:
         most = max(1, limit - max(map(len, ids)))
     with Progress("answering", "tokens") as progress:
-        return answer(model, adapter, ids, options["how"], max_tokens=most, stop=options["stop"],
-                      progress=lambda done, total: progress.to(done, total, ""))
+        return answer(
+            model,
+            adapter,
+            ids,
+            options["how"],
+            max_tokens=most,
+            stop=options["stop"],
+            progress=lambda done, total: progress.to(done, total, ""),
+        )
 
 
 def write(output: str, prompts: Sequence[str], replies: Sequence[Reply]) -> None:
@@ -72,5 +89,7 @@ def write(output: str, prompts: Sequence[str], replies: Sequence[Reply]) -> None
                 folded += line != reply.text.strip()
                 file.write(line + "\n")
     if folded:
-        note(f"{folded} of {len(replies)} answers have several lines or spaces, which {output} folds into one; "
-             "a .jsonl file keeps them")
+        note(
+            f"{folded} of {len(replies)} answers have several lines or spaces, which {output} folds into one; "
+            "a .jsonl file keeps them"
+        )

@@ -6,7 +6,7 @@ import sys
 import time
 
 
-AT_ONCE = 0.1   # seconds: what is done by then was there before, of an earlier run, and says nothing about the rate
+AT_ONCE = 0.1  # seconds: what is done by then was there before, of an earlier run, and says nothing about the rate
 
 
 class Progress:
@@ -39,8 +39,10 @@ class Progress:
         rate, pace = (done - self.before) / max(now - self.start, 1e-6), ""
         if rate:
             pace = f"  {quantity(round(rate))}/s  ETA {duration((total - done) / rate)}"
-        return (f"{self.what}: {100 * done // max(1, total)} %  {quantity(done)} of {quantity(total)} {self.unit}{pace}"
-                + (f"  {remark}" if remark else ""))
+        return (
+            f"{self.what}: {100 * done // max(1, total)} %  {quantity(done)} of {quantity(total)} {self.unit}{pace}"
+            + (f"  {remark}" if remark else "")
+        )
 
     def __enter__(self) -> Progress:
         return self

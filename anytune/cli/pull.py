@@ -8,10 +8,14 @@ from anytune.cli.common import Command, json_option, print_json
 from anytune.units import bytes_text
 
 
-@click.command(cls=Command, short_help="Fetch a model.", example="""
+@click.command(
+    cls=Command,
+    short_help="Fetch a model.",
+    example="""
     anytune pull smollm2-135m
     anytune pull hf:unsloth/Qwen3-0.6B-GGUF:Q8_0
-""")
+""",
+)
 @click.argument("name")
 @json_option
 def pull(name: str, as_json: bool) -> None:

@@ -13,34 +13,105 @@ from anytune.cli.quantize_search import Stages
 from anytune.errors import UserError
 
 
-@click.command("lower", cls=Command, short_help="Lower types while an adapter trains.", example="""
+@click.command(
+    "lower",
+    cls=Command,
+    short_help="Lower types while an adapter trains.",
+    example="""
     anytune quantize lower -m model-f16.gguf -f chats.jsonl --to 4.5 -o lowered.gguf --output-adapter adapter.gguf
     anytune quantize lower -m model-f16.gguf -f chats.jsonl --stages 4 --every 20 --tolerance 0.5 --json
-""")
+""",
+)
 @model_options
-@click.option("-f", "--file", "files", multiple=True, required=True, metavar="DATA",
-              help="Data as `anytune train` takes it. May be given several times.")
-@click.option("--to", type=click.FloatRange(1, 32), default=4.5, show_default=True, metavar="BITS",
-              help="Bits a weight to end at.")
-@click.option("--stages", type=click.IntRange(1, 1000), default=6, show_default=True, metavar="N",
-              help="Stages on the way down, after one on the model as it is.")
-@click.option("--every", type=click.IntRange(1, 100_000), default=10, show_default=True, metavar="N",
-              help="Optimizer steps of a stage.")
-@click.option("--tolerance", type=click.FloatRange(0, 100), default=1.0, show_default=True, metavar="PERCENT",
-              help="How far a stage's mean loss may be from the unrounded model's.")
-@click.option("-ub", "--ubatch", "ubatch", type=click.IntRange(2), default=512, show_default=True, metavar="N",
-              help="Tokens of an optimizer step, and of the longest example.")
-@click.option("--lora-rank", "rank", type=click.IntRange(1, 4096), default=16, show_default=True, metavar="R",
-              help="Rank of the adapter; its alpha is twice that.")
-@click.option("--learning-rate", "--lr", "lr", type=click.FloatRange(0, 1, min_open=True), default=2e-4,
-              show_default=True, help="Of AdamW, constant.")
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    required=True,
+    metavar="DATA",
+    help="Data as `anytune train` takes it. May be given several times.",
+)
+@click.option(
+    "--to",
+    type=click.FloatRange(1, 32),
+    default=4.5,
+    show_default=True,
+    metavar="BITS",
+    help="Bits a weight to end at.",
+)
+@click.option(
+    "--stages",
+    type=click.IntRange(1, 1000),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="Stages on the way down, after one on the model as it is.",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(1, 100_000),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Optimizer steps of a stage.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 100),
+    default=1.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="How far a stage's mean loss may be from the unrounded model's.",
+)
+@click.option(
+    "-ub",
+    "--ubatch",
+    "ubatch",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Tokens of an optimizer step, and of the longest example.",
+)
+@click.option(
+    "--lora-rank",
+    "rank",
+    type=click.IntRange(1, 4096),
+    default=16,
+    show_default=True,
+    metavar="R",
+    help="Rank of the adapter; its alpha is twice that.",
+)
+@click.option(
+    "--learning-rate",
+    "--lr",
+    "lr",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=2e-4,
+    show_default=True,
+    help="Of AdamW, constant.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the adapter's start and the data's order.")
 @click.option("-o", "--output", metavar="GGUF", help="Write the model with the last stage's types.")
 @click.option("--output-adapter", "adapter", metavar="GGUF", help="Write the adapter that was trained on it.")
 @json_option
-def lower(model: str, engine: dict, files: tuple[str, ...], to: float, stages: int, every: int, tolerance: float,
-          ubatch: int, rank: int, lr: float, seed: int, output: str | None, adapter: str | None,
-          as_json: bool) -> None:
+def lower(
+    model: str,
+    engine: dict,
+    files: tuple[str, ...],
+    to: float,
+    stages: int,
+    every: int,
+    tolerance: float,
+    ubatch: int,
+    rank: int,
+    lr: float,
+    seed: int,
+    output: str | None,
+    adapter: str | None,
+    as_json: bool,
+) -> None:
     """Train an adapter twice on the same data: on the model as it is, and while its types fall from stage to stage.
 
     Says how low they could go, and when, with the loss within the tolerance of the unrounded model's. A stage that
@@ -59,9 +130,20 @@ def lower(model: str, engine: dict, files: tuple[str, ...], to: float, stages: i
         engine["device"] = "numpy"
     loaded = load_model(model, engine)
     data = build_dataset(list(files), loaded.tokenizer, loaded.template, context=min(ubatch, loaded.config.context))
-    found = run(loaded, data, anytune.Lora(rank=rank, alpha=2.0 * rank, seed=seed), to=to, stages=stages, every=every,
-                tolerance=tolerance / 100, lr=lr, ubatch=ubatch, seed=seed, threads=engine["threads"],
-                say=Stages(as_json))
+    found = run(
+        loaded,
+        data,
+        anytune.Lora(rank=rank, alpha=2.0 * rank, seed=seed),
+        to=to,
+        stages=stages,
+        every=every,
+        tolerance=tolerance / 100,
+        lr=lr,
+        ubatch=ubatch,
+        seed=seed,
+        threads=engine["threads"],
+        say=Stages(as_json),
+    )
     if output is not None:
         write(loaded, found, Path(output), engine["threads"])
     if adapter is not None:
@@ -84,9 +166,15 @@ def write(model: Any, found: Any, target: Path, threads: int | None) -> None:
 
 def lines(facts: Mapping[str, Any]) -> list[str]:
     """For a person: a line a stage."""
-    made = [f"steps {s['first_step']:>4} to {s['last_step']:<4} {s['bits_per_weight']:5.2f} bits a weight  loss "
-            f"{s['loss']:.4f}, unrounded {s['reference']:.4f}, {s['apart']:.2%} apart"
-            f"{'' if s['kept'] else '  taken back'}" for s in facts["stages"]]
+    made = [
+        f"steps {s['first_step']:>4} to {s['last_step']:<4} {s['bits_per_weight']:5.2f} bits a weight  loss "
+        f"{s['loss']:.4f}, unrounded {s['reference']:.4f}, {s['apart']:.2%} apart"
+        f"{'' if s['kept'] else '  taken back'}"
+        for s in facts["stages"]
+    ]
     types = ", ".join(f"{number} {kind}" for kind, number in facts["types"].items())
-    return [*made, f"ended at {facts['bits_per_weight']:.2f} bits a weight ({types}); over all steps the loss is "
-            f"{facts['mean_apart']:.2%} from the unrounded model's"]
+    return [
+        *made,
+        f"ended at {facts['bits_per_weight']:.2f} bits a weight ({types}); over all steps the loss is "
+        f"{facts['mean_apart']:.2%} from the unrounded model's",
+    ]

@@ -13,36 +13,90 @@ from anytune.errors import UserError
 from anytune.files import spare_inputs
 
 
-@click.command("search", cls=Command, short_help="Find which type for which tensor.", example="""
+@click.command(
+    "search",
+    cls=Command,
+    short_help="Find which type for which tensor.",
+    example="""
     anytune quantize search -m model-f16.gguf --budget 4.5bpw -f text.txt -o model-mixed.gguf
     anytune quantize search -m model-f16.gguf --budget 300MiB -f text.txt --types Q4_K,Q5_K,Q6_K -o small.gguf
     anytune quantize search -m model-f16.gguf --budget 4.25bpw -f text.txt --json
-""")
+""",
+)
 @model_options
-@click.option("--budget", required=True, metavar="AMOUNT",
-              help="What the model may take: a file size such as 300MiB, bits a weight such as 4.0bpw, or cycles of "
-              "the hardware cores a step, such as 90Mcycles.")
+@click.option(
+    "--budget",
+    required=True,
+    metavar="AMOUNT",
+    help="What the model may take: a file size such as 300MiB, bits a weight such as 4.0bpw, or cycles of "
+    "the hardware cores a step, such as 90Mcycles.",
+)
 @click.option("-f", "--file", required=True, metavar="FILE", help="A text like those that the model will see.")
 @click.option("-o", "--output", metavar="GGUF", help="The file to write. Without it the search only tells.")
-@click.option("--types", metavar="TYPE,…", help="Types that may be chosen, beside each tensor's own.  [default: all "
-              "from Q2_K to Q8_0 but the ternary ones]")
-@click.option("--imatrix", metavar="FILE",
-              help="Importances from `anytune imatrix`. Default: measured on the text's other windows.")
-@click.option("-c", "--ctx-size", "context", type=click.IntRange(2), metavar="N",
-              help="Tokens of a window. Default: 256, or the model's context if that is less.")
-@click.option("--chunks", type=click.IntRange(1), metavar="N",
-              help="Windows to predict on, and as many more to check on. Default: 4.")
-@click.option("--draws", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
-              help="Labels drawn for each token: more make each tensor's costs surer.")
-@click.option("--tokens", type=click.IntRange(1, 1 << 20), default=128, show_default=True, metavar="N",
-              help="Of a step whose cycles are the budget.")
+@click.option(
+    "--types",
+    metavar="TYPE,…",
+    help="Types that may be chosen, beside each tensor's own.  [default: all from Q2_K to Q8_0 but the ternary ones]",
+)
+@click.option(
+    "--imatrix",
+    metavar="FILE",
+    help="Importances from `anytune imatrix`. Default: measured on the text's other windows.",
+)
+@click.option(
+    "-c",
+    "--ctx-size",
+    "context",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Tokens of a window. Default: 256, or the model's context if that is less.",
+)
+@click.option(
+    "--chunks",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Windows to predict on, and as many more to check on. Default: 4.",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(1, 1024),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Labels drawn for each token: more make each tensor's costs surer.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, 1 << 20),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Of a step whose cycles are the budget.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the labels that are drawn.")
-@click.option("--allow-requantize", "requantize", is_flag=True,
-              help="Allow a file that is quantized already; rounding twice costs accuracy.")
+@click.option(
+    "--allow-requantize",
+    "requantize",
+    is_flag=True,
+    help="Allow a file that is quantized already; rounding twice costs accuracy.",
+)
 @json_option
-def search(model: str, engine: dict, budget: str, file: str, output: str | None, types: str | None,
-           imatrix: str | None, context: int | None, chunks: int | None, draws: int, tokens: int, seed: int,
-           requantize: bool, as_json: bool) -> None:
+def search(
+    model: str,
+    engine: dict,
+    budget: str,
+    file: str,
+    output: str | None,
+    types: str | None,
+    imatrix: str | None,
+    context: int | None,
+    chunks: int | None,
+    draws: int,
+    tokens: int,
+    seed: int,
+    requantize: bool,
+    as_json: bool,
+) -> None:
     """Measure on a text what each type costs in each tensor, and write the mix that costs least within a budget.
 
     Costs are KL divergences to the file that is given, so take one in F16, BF16 or F32. The result is measured as a
@@ -55,16 +109,32 @@ def search(model: str, engine: dict, budget: str, file: str, output: str | None,
     from anytune.quantization.search.run import TYPES, search as run
 
     cycles = parse(budget).unit == "cycles"
-    kinds = [name.strip() for name in types.split(",") if name.strip()] if types is not None else (
-        FORMATS if cycles else TYPES)
+    kinds = (
+        [name.strip() for name in types.split(",") if name.strip()]
+        if types is not None
+        else (FORMATS if cycles else TYPES)
+    )
     if not kinds:
         raise UserError("--types names no type: give some, such as Q4_K,Q6_K.")
     spare_inputs([output], [("the model", model_path(model)), ("the text", file), ("the importance file", imatrix)])
     text = read_text(file)
     loaded = load_model(model, engine)
-    found = run(loaded, text, budget, target=output, types=kinds, imatrix=imatrix, context=context, chunks=chunks,
-                draws=draws, seed=seed, requantize=requantize, threads=engine["threads"], say=Stages(as_json),
-                price=partial(price, tokens=tokens, tied=loaded.config.tied) if cycles else bytes_of)
+    found = run(
+        loaded,
+        text,
+        budget,
+        target=output,
+        types=kinds,
+        imatrix=imatrix,
+        context=context,
+        chunks=chunks,
+        draws=draws,
+        seed=seed,
+        requantize=requantize,
+        threads=engine["threads"],
+        say=Stages(as_json),
+        price=partial(price, tokens=tokens, tied=loaded.config.tied) if cycles else bytes_of,
+    )
     if as_json:
         print_json(found)
         return
@@ -77,8 +147,10 @@ def search(model: str, engine: dict, budget: str, file: str, output: str | None,
 def _remarks(found: dict[str, Any]) -> None:
     ratio = found["ratio"]
     if ratio is not None and not 0.8 <= ratio <= 1.25:
-        note(f"the prediction is {ratio:.2f} times what was measured: the mix may not be the best; more --chunks and "
-             "--draws help")
+        note(
+            f"the prediction is {ratio:.2f} times what was measured: the mix may not be the best; more --chunks and "
+            "--draws help"
+        )
     if "kl_held_out" not in found:
         note("the text has no window left to check on: give a longer one")
 
@@ -94,8 +166,13 @@ class Stages:
 
         if stage != self._stage:
             self._stage = stage
-            unit = {"importance": "tokens", "costs": "layers", "whole models": "models",
-                    "unrounded": "steps", "lowered": "steps"}.get(stage, "weights")
+            unit = {
+                "importance": "tokens",
+                "costs": "layers",
+                "whole models": "models",
+                "unrounded": "steps",
+                "lowered": "steps",
+            }.get(stage, "weights")
             self._line = Progress(stage, unit, self._quiet)
         with self._line if done >= total else contextlib.nullcontext():
             self._line.to(done, total)

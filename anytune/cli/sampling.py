@@ -11,14 +11,20 @@ SAMPLING = (  # (field of Sampling, flags, type, help)
     ("temperature", ("--temp", "--temperature"), float, "0: always the most likely token."),
     ("top_k", ("--top-k",), int, "Keep the k most likely tokens; 0 keeps all."),
     ("top_p", ("--top-p",), float, "Keep the fewest tokens whose probabilities reach p; 1 keeps all."),
-    ("min_p", ("--min-p",), float,
-     "Drop tokens less likely than this part of the most likely one's probability."),
+    ("min_p", ("--min-p",), float, "Drop tokens less likely than this part of the most likely one's probability."),
     ("repeat_penalty", ("--repeat-penalty",), float, "Above 1: recent tokens become less likely."),
     ("repeat_last_n", ("--repeat-last-n",), int, "Tokens that count as recent; -1: all."),
     ("seed", ("-s", "--seed"), int, "The same seed gives the same text; -1: a fresh one."),
 )
-DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0,
-            "repeat_last_n": 64, "seed": -1}
+DEFAULTS = {
+    "temperature": 0.8,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "repeat_penalty": 1.0,
+    "repeat_last_n": 64,
+    "seed": -1,
+}
 
 
 def sampling_options(command: Callable) -> Callable:
@@ -31,16 +37,31 @@ def sampling_options(command: Callable) -> Callable:
         return command(*args, sampling=sampling, **kwargs)
 
     for name, flags, kind, text in reversed(SAMPLING):
-        gathered = click.option(*flags, name, type=kind, default=DEFAULTS[name], show_default=True,
-                                help=text)(gathered)
+        gathered = click.option(*flags, name, type=kind, default=DEFAULTS[name], show_default=True, help=text)(gathered)
     for option in (
-        click.option("--chat-template", metavar="FILE|NAME",
-                     help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or "
-                     "zephyr."),
-        click.option("--stop", "-r", "--reverse-prompt", "stop", multiple=True, metavar="TEXT",
-                     help="End where this text comes; may be given several times."),
-        click.option("-c", "--ctx-size", "--context", "context", type=click.IntRange(1), metavar="N",
-                     help="Tokens that prompt and answer may have together.  [default: what is needed]"),
+        click.option(
+            "--chat-template",
+            metavar="FILE|NAME",
+            help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or zephyr.",
+        ),
+        click.option(
+            "--stop",
+            "-r",
+            "--reverse-prompt",
+            "stop",
+            multiple=True,
+            metavar="TEXT",
+            help="End where this text comes; may be given several times.",
+        ),
+        click.option(
+            "-c",
+            "--ctx-size",
+            "--context",
+            "context",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Tokens that prompt and answer may have together.  [default: what is needed]",
+        ),
     ):
         gathered = option(gathered)
     return gathered

@@ -9,16 +9,28 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import (DEBUG, Command, data_files, debug_wanted, existing_file, json_option, load_adapter,
-                                load_model, lora_option, model_options, model_path, print_json, template_file)
+from anytune.cli.common import (
+    DEBUG,
+    Command,
+    data_files,
+    debug_wanted,
+    existing_file,
+    json_option,
+    load_adapter,
+    load_model,
+    lora_option,
+    model_options,
+    model_path,
+    print_json,
+    template_file,
+)
 from anytune.cli.dataset import KEYS, columns_from, dataset_options
 from anytune.errors import UserError
 from anytune.train.settings import DEFAULTS, FLAGS
 
 SETTINGS = (  # (field of TrainSettings, further names, type, help)
     ("context", ("--ctx-size", "--context"), int, "Tokens of the longest example."),
-    ("ubatch", ("--ubatch-size",), int,
-     "Tokens of a micro-batch: what is computed, and held in memory, at once."),
+    ("ubatch", ("--ubatch-size",), int, "Tokens of a micro-batch: what is computed, and held in memory, at once."),
     ("batch", ("--batch-size",), int, "Tokens of an optimizer step: micro-batches are accumulated up to it."),
     ("epochs", ("--epochs",), int, "Passes over the data.  [default: 2]"),
     ("max_steps", (), int, "End after so many optimizer steps."),
@@ -35,13 +47,15 @@ SETTINGS = (  # (field of TrainSettings, further names, type, help)
     ("seed", ("-s",), int, "Seed of the shuffle, the adapter's start and dropout."),
     ("val_every", (), int, "Evaluate every so many steps; 0: after each epoch."),
     ("early_stop", (), int, "End after so many evaluations without a better validation loss; 0: never."),
-    ("checkpoint_save_steps", (), int,
-     "Save a checkpoint every so many steps; 0: only at the end and on Ctrl-C."),
+    ("checkpoint_save_steps", (), int, "Save a checkpoint every so many steps; 0: only at the end and on Ctrl-C."),
     ("checkpoint_save_dir", (), str, "Where checkpoints go.  [default: the run's folder]"),
-    ("keep_checkpoints", (), int,
-     "How many of the last checkpoints are kept.  [default: 2; all with --checkpoint-save-dir]"),
-    ("resume_from", ("--resume",), str,
-     "A checkpoint, a run's folder, or auto: the newest good one, or start anew."),
+    (
+        "keep_checkpoints",
+        (),
+        int,
+        "How many of the last checkpoints are kept.  [default: 2; all with --checkpoint-save-dir]",
+    ),
+    ("resume_from", ("--resume",), str, "A checkpoint, a run's folder, or auto: the newest good one, or start anew."),
     ("report_to", (), str, "tensorboard, wandb, or both with a comma."),
     ("run_name", (), str, "Name of the run's folder under runs/.  [default: the model's]"),
     ("run_dir", (), str, "The run's folder itself.  [default: runs/<date>-<name>]"),
@@ -49,12 +63,16 @@ SETTINGS = (  # (field of TrainSettings, further names, type, help)
 LORA = (  # (field of Lora, flags, type, default, help)
     ("rank", ("--lora-rank",), int, 16, "Rank of the adapter's matrices."),
     ("alpha", ("--lora-alpha",), float, 32.0, "The adapter is scaled by alpha / rank."),
-    ("modules", ("--lora-modules",), str, "all",
-     "Linears to adapt, by exact name, with commas: attn_q, attn_k, attn_v, "
-     "attn_o, ffn_gate, ffn_up, ffn_down, output; all is every one but output."),
+    (
+        "modules",
+        ("--lora-modules",),
+        str,
+        "all",
+        "Linears to adapt, by exact name, with commas: attn_q, attn_k, attn_v, "
+        "attn_o, ffn_gate, ffn_up, ffn_down, output; all is every one but output.",
+    ),
     ("rslora", ("--rslora",), bool, False, "Scale by alpha / sqrt(rank) (rsLoRA)."),
-    ("plus_ratio", ("--lora-plus-ratio", "--loraplus"), float, 1.0,
-     "Learning rate of B over that of A (LoRA+)."),
+    ("plus_ratio", ("--lora-plus-ratio", "--loraplus"), float, 1.0, "Learning rate of B over that of A (LoRA+)."),
     ("dropout", ("--lora-dropout",), float, 0.0, "Dropout on the adapter's input."),
     ("seed", ("--lora-seed",), int, None, "Seed of the adapter's start and dropout.  [default: --seed]"),
 )
@@ -74,8 +92,9 @@ def _tables(command: Callable) -> Callable:
     gathered = click.option("--auto-resume", is_flag=True, help="The same as --resume-from auto.")(gathered)
     for name, flags, kind, text in reversed(SETTINGS):
         default = DEFAULTS[name]
-        gathered = click.option(FLAGS[name], *flags, name, type=kind, default=default, help=text,
-                                show_default=default not in (None, ""))(gathered)
+        gathered = click.option(
+            FLAGS[name], *flags, name, type=kind, default=default, help=text, show_default=default not in (None, "")
+        )(gathered)
     for name, flags, kind, default, text in reversed(LORA):
         option: dict[str, Any] = {"type": kind, "show_default": default is not None}
         if kind is bool:
@@ -84,17 +103,32 @@ def _tables(command: Callable) -> Callable:
     return gathered
 
 
-FULL_RATE = 2e-5   # adapters want about ten times it
+FULL_RATE = 2e-5  # adapters want about ten times it
 MODEL = (  # (parameter, flag, options, help)
-    ("train_modules", "--train-modules", {"default": "all", "show_default": True},
-     "What is trained, with commas: linears as --lora-modules names them, norm, embed, bias; all is everything."),
-    ("train_layers", "--train-layers", {"type": click.IntRange(1), "metavar": "N"},
-     "Of the layers only the last N; the embedding table then only if --train-modules names it."),
-    ("optimizer", "--optimizer", {"type": click.Choice(["adamw", "adamw8bit", "adafactor"]), "default": "adamw",
-                                  "show_default": True},
-     "What it keeps a weight: adamw 8 bytes, adamw8bit 2, adafactor next to nothing."),
-    ("output_type", "--output-type", {"default": "F16", "show_default": True, "metavar": "TYPE"},
-     "Type of the model that is written, as `anytune quantize` has them, or keep: each tensor's own."),
+    (
+        "train_modules",
+        "--train-modules",
+        {"default": "all", "show_default": True},
+        "What is trained, with commas: linears as --lora-modules names them, norm, embed, bias; all is everything.",
+    ),
+    (
+        "train_layers",
+        "--train-layers",
+        {"type": click.IntRange(1), "metavar": "N"},
+        "Of the layers only the last N; the embedding table then only if --train-modules names it.",
+    ),
+    (
+        "optimizer",
+        "--optimizer",
+        {"type": click.Choice(["adamw", "adamw8bit", "adafactor"]), "default": "adamw", "show_default": True},
+        "What it keeps a weight: adamw 8 bytes, adamw8bit 2, adafactor next to nothing.",
+    ),
+    (
+        "output_type",
+        "--output-type",
+        {"default": "F16", "show_default": True, "metavar": "TYPE"},
+        "Type of the model that is written, as `anytune quantize` has them, or keep: each tensor's own.",
+    ),
 )
 
 
@@ -109,17 +143,53 @@ def _model_options(command: Callable) -> Callable:
 
     for name, flag, options, text in reversed(MODEL):
         gathered = click.option(flag, name, help=text, **options)(gathered)
-    return click.option("--full", is_flag=True, help="Train the model's own weights, and write a model.  "
-                        f"[--learning-rate is then {FULL_RATE:g} by default]")(gathered)
+    return click.option(
+        "--full",
+        is_flag=True,
+        help=f"Train the model's own weights, and write a model.  [--learning-rate is then {FULL_RATE:g} by default]",
+    )(gathered)
 
 
-_RUN = ("checkpoint_save_steps", "checkpoint_save_dir", "keep_checkpoints", "resume_from", "report_to",
-        "run_name", "run_dir")
+_RUN = (
+    "checkpoint_save_steps",
+    "checkpoint_save_dir",
+    "keep_checkpoints",
+    "resume_from",
+    "report_to",
+    "run_name",
+    "run_dir",
+)
 _SECTIONS = {
-    **{name: "Model and device" for name in ("model", "device", "dtype", "tf32", "threads", "memory", "max_binding",
-                                             "gpus", "shard", "ngl", "flash_attn")},
-    **{name: "Data" for name in ("files", "loss", "assistant_loss_only", "chat_template", "format", "overflow",
-                                 "val_file", "val_split", *(f"{key}_key" for key in KEYS))},
+    **{
+        name: "Model and device"
+        for name in (
+            "model",
+            "device",
+            "dtype",
+            "tf32",
+            "threads",
+            "memory",
+            "max_binding",
+            "gpus",
+            "shard",
+            "ngl",
+            "flash_attn",
+        )
+    },
+    **{
+        name: "Data"
+        for name in (
+            "files",
+            "loss",
+            "assistant_loss_only",
+            "chat_template",
+            "format",
+            "overflow",
+            "val_file",
+            "val_split",
+            *(f"{key}_key" for key in KEYS),
+        )
+    },
     **{name: "Adapter" for name in ("output", "lora", *(f"lora_{name}" for name, *_ in LORA))},
     **{name: "The model itself" for name in ("full", "output_type", "train_modules", "train_layers", "optimizer")},
     **{name: "Training" for name, *_ in SETTINGS if name not in _RUN},
@@ -135,33 +205,70 @@ class _Train(Command):
         return super().parse_args(ctx, args)
 
 
-@click.command(cls=_Train, sections=_SECTIONS, example="""
+@click.command(
+    cls=_Train,
+    sections=_SECTIONS,
+    example="""
     anytune train -m model.gguf -f chats.jsonl --output-adapter adapter.gguf
     anytune train -m model.gguf -f notes.txt -c 256 -ub 512 -b 2048 --num-epochs 3 --val-split 0.05
     anytune train -m model.gguf -f chats.jsonl --memory 1GiB --resume-from auto
     anytune train -m model.gguf -f chats.jsonl --full --optimizer adafactor -o tuned.gguf --output-type Q8_0
-""")
+""",
+)
 @model_options
 @dataset_options
-@click.option("-o", "--output-adapter", "--output", "output", metavar="PATH",
-              help="Where the result goes besides the run's folder: NAME.gguf for llama.cpp; an adapter by another "
-              "name becomes a peft folder.")
+@click.option(
+    "-o",
+    "--output-adapter",
+    "--output",
+    "output",
+    metavar="PATH",
+    help="Where the result goes besides the run's folder: NAME.gguf for llama.cpp; an adapter by another "
+    "name becomes a peft folder.",
+)
 @click.option("--val-file", multiple=True, metavar="FILE", help="Validation data, never trained on.")
-@click.option("--val-split", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
-              help="Part of the data that is kept for validation instead.")
+@click.option(
+    "--val-split",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Part of the data that is kept for validation instead.",
+)
 @lora_option
 @_tables
 @_model_options
-@click.option("--gpus", type=click.IntRange(1), metavar="N",
-              help="Train on so many GPUs of this machine at once (several machines: torchrun).")
+@click.option(
+    "--gpus",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Train on so many GPUs of this machine at once (several machines: torchrun).",
+)
 @click.option("--shard", is_flag=True, help="With several GPUs: each holds a slice of the base, whatever would fit.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on the terminal; the log keeps it.")
 @json_option
-def train(model: str, engine: dict, files: tuple[str, ...], loss: str,
-          chat_template: str | None, format: str, overflow: str | None, keys: dict[str, str | None],
-          output: str | None, val_file: tuple[str, ...], val_split: float, lora: str | None,
-          settings: dict[str, Any], lora_settings: dict[str, Any], full: bool, whole: dict[str, Any],
-          output_type: str | None, gpus: int | None, shard: bool, quiet: bool, as_json: bool) -> int:
+def train(
+    model: str,
+    engine: dict,
+    files: tuple[str, ...],
+    loss: str,
+    chat_template: str | None,
+    format: str,
+    overflow: str | None,
+    keys: dict[str, str | None],
+    output: str | None,
+    val_file: tuple[str, ...],
+    val_split: float,
+    lora: str | None,
+    settings: dict[str, Any],
+    lora_settings: dict[str, Any],
+    full: bool,
+    whole: dict[str, Any],
+    output_type: str | None,
+    gpus: int | None,
+    shard: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
     """Train a LoRA adapter on a GGUF model, or with --full the model itself.
 
     The model's file is used as it is, quantized or not, and is not changed. Sizes are counted in tokens: -c
@@ -190,7 +297,7 @@ def train(model: str, engine: dict, files: tuple[str, ...], loss: str,
     elif gpus is not None:
         device = launch.check(gpus, engine["device"])
         if gpus > 1:
-            model_path(model)   # what is missing is said once
+            model_path(model)  # what is missing is said once
             check_pipes([*files, *val_file, chat_template], gpus)
             return launch.launch(click.get_current_context().meta["anytune.args"], gpus, device, debug_wanted())
     engine["device"] = local_device(engine["device"])
@@ -203,16 +310,32 @@ def train(model: str, engine: dict, files: tuple[str, ...], loss: str,
     what = {"full": Full(**whole)} if full else {"lora": Lora(**lora_settings), "adapter": load_adapter(lora, loaded)}
     if what.get("adapter") is not None:
         from anytune.model.lora import FLAGS as OF_LORA, refuse_beside
+
         refuse_beside(what["lora"], what["adapter"], [name for name in OF_LORA if _given(f"lora_{name}")])
         if _given("lora_seed") and not lora_settings["dropout"]:
-            raise UserError("--lora-seed cannot act beside --lora without --lora-dropout: the adapter's start is the "
-                            "other adapter. Leave it out.")
+            raise UserError(
+                "--lora-seed cannot act beside --lora without --lora-dropout: the adapter's start is the "
+                "other adapter. Leave it out."
+            )
     try:
         run = run_training(
-            loaded, list(files), **what, output=output, output_type=_type(output_type), val_file=list(val_file) or None,
-            val_split=val_split, loss=loss, chat_template=chat_template, format=format,
-            columns=columns_from(keys), overflow=overflow, threads=engine["threads"], shard=shard, quiet=quiet,
-            settings=chosen)
+            loaded,
+            list(files),
+            **what,
+            output=output,
+            output_type=_type(output_type),
+            val_file=list(val_file) or None,
+            val_split=val_split,
+            loss=loss,
+            chat_template=chat_template,
+            format=format,
+            columns=columns_from(keys),
+            overflow=overflow,
+            threads=engine["threads"],
+            shard=shard,
+            quiet=quiet,
+            settings=chosen,
+        )
     except Exception as error:
         if not places() or debug_wanted():
             raise
@@ -220,6 +343,7 @@ def train(model: str, engine: dict, files: tuple[str, ...], loss: str,
         if isinstance(error, (Lost, Elsewhere)):
             give_up(error)
         from anytune.cli.main import _explain
+
         os._exit(_explain(error))
     if as_json and places().get("RANK", "0") == "0":
         print_json(_summary(run, chosen, full))
@@ -229,13 +353,19 @@ def train(model: str, engine: dict, files: tuple[str, ...], loss: str,
 def _check_kind(full: bool) -> None:
     """Options of one kind of training are no use to the other: say so instead of ignoring them."""
     ctx = click.get_current_context()
-    other = ([("lora", "--lora"), *((f"lora_{name}", flags[0]) for name, flags, *_ in LORA)] if full
-             else [(name, flag) for name, flag, *_ in MODEL])
+    other = (
+        [("lora", "--lora"), *((f"lora_{name}", flags[0]) for name, flags, *_ in LORA)]
+        if full
+        else [(name, flag) for name, flag, *_ in MODEL]
+    )
     for name, flag in other:
         if _given(name):
-            raise click.UsageError(f"{flag} is of "
-                                   f"{'adapters, and --full trains the model itself' if full else '--full'}"
-                                   f": leave it out{'' if full else ', or add --full'}", ctx)
+            raise click.UsageError(
+                f"{flag} is of "
+                f"{'adapters, and --full trains the model itself' if full else '--full'}"
+                f": leave it out{'' if full else ', or add --full'}",
+                ctx,
+            )
 
 
 def _given(name: str) -> bool:
@@ -249,35 +379,53 @@ def _type(name: str | None) -> str | None:
 
 
 def _summary(run: Any, settings: Any, full: bool) -> dict[str, Any]:
-    return {"stopped": run.stopped, "step": run.step, "total_steps": run.total_steps,
-            "run_dir": str(run.run_dir), "model" if full else "adapter": str(run.output or run.path),
-            "best": run.best,
-            "timing": run.timing and run.timing.as_dict(), "last": run.metrics[-1] if run.metrics else None,
-            "settings": dataclasses.asdict(settings)}
+    return {
+        "stopped": run.stopped,
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "run_dir": str(run.run_dir),
+        "model" if full else "adapter": str(run.output or run.path),
+        "best": run.best,
+        "timing": run.timing and run.timing.as_dict(),
+        "last": run.metrics[-1] if run.metrics else None,
+        "settings": dataclasses.asdict(settings),
+    }
 
 
 def _finetune(**options: Any) -> int:
-    return train.callback(full=True, lora=None, shard=False,
-                          **{f"lora_{name}": default for name, _, _, default, _ in LORA}, **options)
+    return train.callback(
+        full=True, lora=None, shard=False, **{f"lora_{name}": default for name, _, _, default, _ in LORA}, **options
+    )
 
 
 _OWN = {
-    "output": click.Option(["-o", "--output"], metavar="FILE",
-                           help="Where the model goes besides the run's folder: NAME.gguf."),
-    "lr": click.Option([FLAGS["lr"], "--lr", "lr"], type=float, default=FULL_RATE, show_default=True,
-                       help="Learning rate at its highest."),
+    "output": click.Option(
+        ["-o", "--output"], metavar="FILE", help="Where the model goes besides the run's folder: NAME.gguf."
+    ),
+    "lr": click.Option(
+        [FLAGS["lr"], "--lr", "lr"],
+        type=float,
+        default=FULL_RATE,
+        show_default=True,
+        help="Learning rate at its highest.",
+    ),
 }
 _OF_ADAPTERS = ("full", "lora", "shard", *(f"lora_{name}" for name, *_ in LORA))
 finetune = _Train(
-    "finetune", callback=_finetune, sections={**_SECTIONS, "output": "The model itself"},
+    "finetune",
+    callback=_finetune,
+    sections={**_SECTIONS, "output": "The model itself"},
     params=[_OWN.get(p.name or "", p) for p in train.params if p.name not in _OF_ADAPTERS and p is not DEBUG],
-    short_help="Train the model itself, and write a model.", example="""
+    short_help="Train the model itself, and write a model.",
+    example="""
     anytune finetune -m model.gguf -f chats.jsonl -o tuned.gguf --output-type Q8_0
     anytune finetune -m model.gguf -f notes.txt --optimizer adafactor --train-layers 4 -o tuned.gguf
     anytune finetune -m model.gguf -f chats.jsonl --train-modules norm,bias --learning-rate 1e-3 -o tuned.gguf
-""", help="""Train a GGUF model's own weights: the same as `anytune train --full`.
+""",
+    help="""Train a GGUF model's own weights: the same as `anytune train --full`.
 
     The chosen tensors are dequantized once to float32 and trained there; all others stay in their quantized blocks. The
     result is a whole model, in any type that `anytune quantize` writes, with the metadata, tokenizer and template of
     the model that it comes from. Everything else is as with `anytune train`: the data's options, checkpoints, resuming.
-    """)
+    """,
+)

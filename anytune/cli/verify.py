@@ -4,29 +4,48 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.common import (Command, existing_file, json_option, load_model, lora_option, model_options,
-                                print_json, read_text)
+from anytune.cli.common import (
+    Command,
+    existing_file,
+    json_option,
+    load_model,
+    lora_option,
+    model_options,
+    print_json,
+    read_text,
+)
 from anytune.errors import UserError
 
 
-@click.command(cls=Command, short_help="Prove that llama.cpp computes the same.", example="""
+@click.command(
+    cls=Command,
+    short_help="Prove that llama.cpp computes the same.",
+    example="""
     anytune verify -m model.gguf --lora adapter.gguf
     anytune verify -m model.gguf --lora adapter.gguf --exact --json
-""")
+""",
+)
 @model_options
 @lora_option
-@click.option("-f", "--file", metavar="FILE",
-              help="A text whose tokens are used, instead of the built-in one.")
-@click.option("--positions", type=click.IntRange(1, 512), default=12, show_default=True,
-              help="How many next-token distributions are compared.")
+@click.option("-f", "--file", metavar="FILE", help="A text whose tokens are used, instead of the built-in one.")
 @click.option(
-    "--exact", is_flag=True,
+    "--positions",
+    type=click.IntRange(1, 512),
+    default=12,
+    show_default=True,
+    help="How many next-token distributions are compared.",
+)
+@click.option(
+    "--exact",
+    is_flag=True,
     help="Let llama.cpp load an F32 copy of the model (4 bytes a weight, in a temporary file): it rounds "
     "activations to 8 bits where weights are quantized, and then only KL < 1e-2 can be asked for "
-    "instead of 1e-5.")
+    "instead of 1e-5.",
+)
 @json_option
-def verify(model: str, engine: dict, lora: str | None, file: str | None, positions: int, exact: bool,
-           as_json: bool) -> int:
+def verify(
+    model: str, engine: dict, lora: str | None, file: str | None, positions: int, exact: bool, as_json: bool
+) -> int:
     """Prove that llama.cpp computes what anytune computes.
 
     Loads the same model in llama.cpp, with the adapter and without, and compares next-token distributions: KL
@@ -46,6 +65,7 @@ def verify(model: str, engine: dict, lora: str | None, file: str | None, positio
     loaded = load_model(model, engine)
     if lora is not None:
         from pathlib import Path
+
         if not Path(lora).is_dir():
             existing_file(lora, "adapter")
     from anytune.verify import report

@@ -15,7 +15,7 @@ from anytune.errors import UserError
 from anytune.gguf import dequantize
 
 INDEX = "model.safetensors.index.json"
-HEADER_LIMIT = 100 << 20        # bytes, as the safetensors library has it
+HEADER_LIMIT = 100 << 20  # bytes, as the safetensors library has it
 SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 
 
@@ -82,9 +82,15 @@ def read_weights(folder: Path) -> dict[str, Weight]:
         files = sorted(path.name for path in folder.glob("*.safetensors") if path.name != "adapter_model.safetensors")
         if not files:
             old = any(folder.glob("*.bin"))
-            raise UserError(f"{folder} has no safetensors files"
-                            + (": its .bin files are pickles, which may run code and are not read; get the safetensors "
-                               "version of the model." if old else ": name a folder with a whole model."))
+            raise UserError(
+                f"{folder} has no safetensors files"
+                + (
+                    ": its .bin files are pickles, which may run code and are not read; get the safetensors "
+                    "version of the model."
+                    if old
+                    else ": name a folder with a whole model."
+                )
+            )
     found: dict[str, Weight] = {}
     for name in files:
         for tensor, weight in _header(folder / name).items():
@@ -118,10 +124,15 @@ def _weight(path: Path, name: str, entry: Any, start: int, size: int) -> Weight:
     except (TypeError, KeyError, ValueError):
         raise bad from None
     if dtype not in SIZES:
-        raise UserError(f"{path}: {name[:80]} is stored as {str(dtype)[:20]}; only F32, F16, BF16 and F64 weights can "
-                        "be converted (dequantize the model first).")
-    if not shape or not all(type(n) is int and 0 < n < 1 << 40 for n in shape) or not all(
-            type(n) is int for n in (low, high)):
+        raise UserError(
+            f"{path}: {name[:80]} is stored as {str(dtype)[:20]}; only F32, F16, BF16 and F64 weights can "
+            "be converted (dequantize the model first)."
+        )
+    if (
+        not shape
+        or not all(type(n) is int and 0 < n < 1 << 40 for n in shape)
+        or not all(type(n) is int for n in (low, high))
+    ):
         raise bad
     weight = Weight(path, start + low, dtype, shape)
     if low < 0 or high - low != weight.nbytes or start + high > size:

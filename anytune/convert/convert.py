@@ -22,13 +22,20 @@ from anytune.model.build import check_model
 from anytune.model.config import read_config
 from anytune.quantization.filetypes import FILE_TYPES, file_type
 
-PIECE = 8 << 20     # weights at a time
+PIECE = 8 << 20  # weights at a time
 FLOATS = ("F32", "F16", "BF16")
 Progress = Callable[[int, int], None]
 
 
-def convert(folder: str | os.PathLike, target: str | os.PathLike, kind: str | None = None, *, pre: str | None = None,
-            name: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def convert(
+    folder: str | os.PathLike,
+    target: str | os.PathLike,
+    kind: str | None = None,
+    *,
+    pre: str | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Write the model of a Hugging Face folder to `target`, whole or not at all; returns facts.
 
     kind: a name of quantization.filetypes.FILE_TYPES; None: the folder's own of F32, F16 and BF16. In these the
@@ -42,26 +49,39 @@ def convert(folder: str | os.PathLike, target: str | os.PathLike, kind: str | No
     config = read_json(folder / "config.json")
     architecture, config = text_config(config)
     if config.get("quantization_config"):
-        raise UserError(f"{folder} holds weights that are quantized already (quantization_config in config.json): get "
-                        "the 16-bit version.")
-    weights = _renamed(read_weights(folder), architecture, bool(config.get("tie_word_embeddings",
-                                                                           architecture == "gemma3")))
+        raise UserError(
+            f"{folder} holds weights that are quantized already (quantization_config in config.json): get "
+            "the 16-bit version."
+        )
+    weights = _renamed(
+        read_weights(folder), architecture, bool(config.get("tie_word_embeddings", architecture == "gemma3"))
+    )
     words = vocabulary(folder, architecture, config, pre)
     own = _own_type(weights)
     floats = wanted.name if wanted is not None and wanted.name in FLOATS else own
     tokens = len(words["tokenizer.ggml.tokens"])
     table = _tensors(weights, architecture, config, floats, tokens, progress)
-    meta = {**metadata(architecture, config, name or _name(folder), tokens), **words,
-            "general.file_type": FILE_TYPES[floats].number}
+    meta = {
+        **metadata(architecture, config, name or _name(folder), tokens),
+        **words,
+        "general.file_type": FILE_TYPES[floats].number,
+    }
     if wanted is None or wanted.name in FLOATS:
         write_gguf(target, meta, table)
         _check(target)
     else:
         _quantized(target, meta, table, wanted.name, progress)
-    return {"path": str(target), "architecture": architecture, "type": (wanted or FILE_TYPES[floats]).name,
-            "tensors": len(table), "parameters": sum(int(np.prod(shape)) for _, shape, _, _ in table),
-            "bytes": target.stat().st_size, "pre": words.get("tokenizer.ggml.pre"), "tokens": tokens,
-            "notes": notes(architecture, config)}
+    return {
+        "path": str(target),
+        "architecture": architecture,
+        "type": (wanted or FILE_TYPES[floats]).name,
+        "tensors": len(table),
+        "parameters": sum(int(np.prod(shape)) for _, shape, _, _ in table),
+        "bytes": target.stat().st_size,
+        "pre": words.get("tokenizer.ggml.pre"),
+        "tokens": tokens,
+        "notes": notes(architecture, config),
+    }
 
 
 def _name(folder: Path) -> str:
@@ -92,12 +112,20 @@ def _own_type(weights: dict[str, Weight]) -> str:
     return kinds.pop() if len(kinds) == 1 and kinds <= {"BF16", "F16"} else "F32"
 
 
-def _tensors(weights: dict[str, Weight], architecture: str, config: dict[str, Any], kind: str, tokens: int,
-             progress: Progress | None) -> list[tuple[str, tuple[int, ...], str, Any]]:
+def _tensors(
+    weights: dict[str, Weight],
+    architecture: str,
+    config: dict[str, Any],
+    kind: str,
+    tokens: int,
+    progress: Progress | None,
+) -> list[tuple[str, tuple[int, ...], str, Any]]:
     """What write_gguf takes, each tensor read when its turn comes."""
     if weights["token_embd.weight"].shape[0] < tokens and architecture != "gemma3":
-        raise UserError(f"The tokenizer has {tokens} tokens and the embedding {weights['token_embd.weight'].shape[0]} "
-                        "rows: they belong to different models.")
+        raise UserError(
+            f"The tokenizer has {tokens} tokens and the embedding {weights['token_embd.weight'].shape[0]} "
+            "rows: they belong to different models."
+        )
     total = sum(int(np.prod(weight.shape)) for weight in weights.values())
     done = [0]
 
@@ -118,19 +146,30 @@ def _tensors(weights: dict[str, Weight], architecture: str, config: dict[str, An
         key = naming.interleaved_as(name, architecture)
         heads = 0
         if key is not None:
-            heads = int(config.get("num_key_value_heads" if key.endswith("_kv") else "num_attention_heads")
-                        or config["num_attention_heads"])
+            heads = int(
+                config.get("num_key_value_heads" if key.endswith("_kv") else "num_attention_heads")
+                or config["num_attention_heads"]
+            )
             if shape[0] % (2 * heads):
-                raise UserError(f"{name} has {shape[0]} rows, which {heads} heads cannot share: config.json is another "
-                                "model's.")
-        table.append((name, shape, stored, _data(weight, shape, stored, heads,
-                                                 architecture == "gemma3" and name.endswith("_norm.weight"), told)))
+                raise UserError(
+                    f"{name} has {shape[0]} rows, which {heads} heads cannot share: config.json is another model's."
+                )
+        table.append(
+            (
+                name,
+                shape,
+                stored,
+                _data(weight, shape, stored, heads, architecture == "gemma3" and name.endswith("_norm.weight"), told),
+            )
+        )
     return table
 
 
-def _data(weight: Weight, shape: tuple[int, ...], stored: str, heads: int, plus_one: bool,
-          told: Callable[[np.ndarray], None]) -> Callable[[], Iterator[np.ndarray]]:
+def _data(
+    weight: Weight, shape: tuple[int, ...], stored: str, heads: int, plus_one: bool, told: Callable[[np.ndarray], None]
+) -> Callable[[], Iterator[np.ndarray]]:
     """Portions of uint8 blocks of a tensor, in GGUF's order of rows."""
+
     def portions() -> Iterator[np.ndarray]:
         ranges = [(0, shape[0])] if heads else weight.pieces(PIECE)
         for low, high in ranges:
@@ -146,6 +185,7 @@ def _data(weight: Weight, shape: tuple[int, ...], stored: str, heads: int, plus_
             if stored == "F16" and np.isinf(blocks.view(np.float16)).any():
                 raise UserError(f"{weight.file} has weights beyond float16's range: take BF16 or F32.")
             yield blocks
+
     return portions
 
 

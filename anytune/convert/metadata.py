@@ -11,9 +11,18 @@ from anytune.errors import UserError
 from anytune.export.config import CLASSES
 
 ARCHITECTURES = {name: arch for arch, (_, name) in CLASSES.items()} | {
-    "LLaMAForCausalLM": "llama", "MistralForCausalLM": "llama", "Gemma3ForConditionalGeneration": "gemma3"}
-GEMMA3 = {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
-          "max_position_embeddings": 131072, "rope_theta": 1e6}     # what its config.json may leave out
+    "LLaMAForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Gemma3ForConditionalGeneration": "gemma3",
+}
+GEMMA3 = {
+    "head_dim": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e6,
+}  # what its config.json may leave out
 NOT_ZERO = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "residual_multiplier")
 
 
@@ -22,8 +31,10 @@ def text_config(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     if name not in ARCHITECTURES:
-        raise UserError(f"config.json names the class {str(name)[:60]}, which cannot be converted yet; those that can "
-                        f"are {', '.join(ARCHITECTURES)}.")
+        raise UserError(
+            f"config.json names the class {str(name)[:60]}, which cannot be converted yet; those that can "
+            f"are {', '.join(ARCHITECTURES)}."
+        )
     inner = config.get("text_config")
     merged = config | inner if isinstance(inner, dict) else dict(config)
     return ARCHITECTURES[name], (GEMMA3 | merged if ARCHITECTURES[name] == "gemma3" else merged)
@@ -49,9 +60,12 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
     c = _Config(config)
     heads, width = c.number("num_attention_heads", int), c.number("hidden_size", int)
     values = {
-        "block_count": c.number("num_hidden_layers", int), "context_length": c.number("max_position_embeddings", int),
-        "embedding_length": width, "feed_forward_length": c.number("intermediate_size", int),
-        "attention.head_count": heads, "attention.head_count_kv": c.number("num_key_value_heads", int, heads),
+        "block_count": c.number("num_hidden_layers", int),
+        "context_length": c.number("max_position_embeddings", int),
+        "embedding_length": width,
+        "feed_forward_length": c.number("intermediate_size", int),
+        "attention.head_count": heads,
+        "attention.head_count_kv": c.number("num_key_value_heads", int, heads),
         "attention.layer_norm_rms_epsilon": c.number("rms_norm_eps", float),
     }
     rope = rope_parameters(config)
@@ -66,16 +80,27 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
     for odd in NOT_ZERO:
         if config.get(odd):
             raise UserError(f"config.json sets {odd} to {config[odd]!r}, which llama.cpp's {architecture} lacks.")
-    return {"general.architecture": architecture, "general.type": "model", "general.name": name,
-            **{f"{architecture}.{key}": value for key, value in values.items()}, "general.quantization_version": 2}
+    return {
+        "general.architecture": architecture,
+        "general.type": "model",
+        "general.name": name,
+        **{f"{architecture}.{key}": value for key, value in values.items()},
+        "general.quantization_version": 2,
+    }
 
 
 def notes(architecture: str, config: dict[str, Any]) -> list[str]:
     """What the converted model will compute differently, a sentence each."""
     window = config.get("sliding_window")
     windowed = window and config.get("use_sliding_window", architecture == "llama") and architecture != "gemma3"
-    return [f"config.json asks for attention within {window} tokens, which llama.cpp does not compute for "
-            f"{architecture}: beyond {window} tokens the answers of the two files differ."] if windowed else []
+    return (
+        [
+            f"config.json asks for attention within {window} tokens, which llama.cpp does not compute for "
+            f"{architecture}: beyond {window} tokens the answers of the two files differ."
+        ]
+        if windowed
+        else []
+    )
 
 
 def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +119,10 @@ def _scaling(rope: dict[str, Any], context: int) -> dict[str, Any]:
     if kind in (None, "default", "llama3"):
         return {}
     if kind not in ("linear", "yarn"):
-        raise UserError(f"config.json scales its rotary angles by {str(kind)[:40]!r}; only linear, yarn and llama3 can "
-                        "be converted.")
+        raise UserError(
+            f"config.json scales its rotary angles by {str(kind)[:40]!r}; only linear, yarn and llama3 can "
+            "be converted."
+        )
     scale = _Config(rope)
     found = {"rope.scaling.type": kind, "rope.scaling.factor": scale.number("factor", float)}
     if kind == "yarn":
@@ -115,8 +142,7 @@ def rope_factors(config: dict[str, Any]) -> np.ndarray | None:
     if rope["rope_type"] != "llama3":
         return None
     c = _Config(rope)
-    size = _Config(config).number("head_dim", int,
-                                  int(config["hidden_size"]) // int(config["num_attention_heads"]))
+    size = _Config(config).number("head_dim", int, int(config["hidden_size"]) // int(config["num_attention_heads"]))
     low, high = c.number("low_freq_factor", float, 1.0), c.number("high_freq_factor", float, 4.0)
     factor, original = c.number("factor", float, 8.0), c.number("original_max_position_embeddings", int, 8192)
     wavelength = 2 * np.pi * c.number("rope_theta", float, 10_000.0) ** (np.arange(0, size, 2) / size)

@@ -20,7 +20,7 @@ def gguf_name(name: str, architecture: str) -> str | None:
     plain = name
     for wrapper in WRAPPERS:
         if name.startswith(wrapper):
-            plain = "model." + name[len(wrapper):]
+            plain = "model." + name[len(wrapper) :]
     plain = plain.removeprefix("language_model.")
     if plain.removeprefix("model.").startswith(OTHER_PARTS) or plain.endswith(".rotary_emb.inv_freq"):
         return None
@@ -32,8 +32,10 @@ def gguf_name(name: str, architecture: str) -> str | None:
     parts = {module: part for part, module in (norms | MODULES).items()}
     found = re.fullmatch(r"model\.layers\.(\d{1,5})\.(.+)", stem)
     if not found or found[2] not in parts or kind not in ("weight", "bias"):
-        raise UserError(f"The weight {name[:100]} is not known in architecture {architecture}: this model is another "
-                        "one than its config.json says.")
+        raise UserError(
+            f"The weight {name[:100]} is not known in architecture {architecture}: this model is another "
+            "one than its config.json says."
+        )
     return f"blk.{int(found[1])}.{parts[found[2]]}.{kind}"
 
 

@@ -17,9 +17,9 @@ from anytune.convert.checkpoint import read_json
 from anytune.errors import UserError
 from anytune.text.splits import PRE
 
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)      # tokenizer.ggml.token_type
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 SPACE = "\u2581"
-KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"}     # sic: GGUF's spelling
+KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"}  # sic: GGUF's spelling
 _SPECIAL_LOOKING = re.compile(r"<\|.*\|>|<｜.*｜>")
 _SPECIAL_TEXTS = {"<pad>", "<mask>", "<2mass>", "[@BOS@]"}
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -27,8 +27,11 @@ _GPT4 = _ENGLISH + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*
 GPT2, DIGITS = "ByteLevel's own", "digits one by one"
 # (what tokenizer.json splits with, whether it takes words that are tokens whole) -> llama.cpp's name for it
 PRE_TOKENIZERS = {
-    ((_GPT4 % "{1,3}",), True): "llama-bpe", ((_GPT4 % "{1,3}",), False): "dbrx", ((_GPT4 % "",), False): "qwen2",
-    ((DIGITS, GPT2), False): "smollm", ((GPT2,), False): "gpt-2",
+    ((_GPT4 % "{1,3}",), True): "llama-bpe",
+    ((_GPT4 % "{1,3}",), False): "dbrx",
+    ((_GPT4 % "",), False): "qwen2",
+    ((DIGITS, GPT2), False): "smollm",
+    ((GPT2,), False): "gpt-2",
 }
 
 
@@ -48,8 +51,11 @@ def vocabulary(folder: Path, architecture: str, config: dict[str, Any], pre: str
         found = _fallback(described, size) if model.get("byte_fallback") else _bytes(described, size, pre)
     else:
         raise UserError(f"{folder} has neither tokenizer.json nor tokenizer.model: a model needs its tokenizer.")
-    return found | _special(folder, found["tokenizer.ggml.tokens"], settings, config, architecture) | _templates(
-        folder, settings)
+    return (
+        found
+        | _special(folder, found["tokenizer.ggml.tokens"], settings, config, architecture)
+        | _templates(folder, settings)
+    )
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -58,10 +64,15 @@ def _optional(path: Path) -> dict[str, Any]:
 
 def _bytes(described: dict[str, Any], size: int | None, pre: str | None) -> dict[str, Any]:
     tokens, kinds, _ = _table(described, size)
-    return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre or _pre(described),
-            "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": np.array(kinds, np.int32),
-            "tokenizer.ggml.merges": [" ".join(part.replace(" ", "\u0120") for part in pair)
-                                      for pair in _merges(described)]}
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre or _pre(described),
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.merges": [
+            " ".join(part.replace(" ", "\u0120") for part in pair) for pair in _merges(described)
+        ],
+    }
 
 
 def _fallback(described: dict[str, Any], size: int | None) -> dict[str, Any]:
@@ -79,9 +90,14 @@ def _fallback(described: dict[str, Any], size: int | None) -> dict[str, Any]:
     if unknown is not None:
         kinds[unknown] = UNKNOWN
     scores[[i for i, kind in enumerate(kinds) if kind in (CONTROL, USER)]] = -1000.0
-    return {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default", "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.scores": scores, "tokenizer.ggml.token_type": np.array(kinds, np.int32),
-            "tokenizer.ggml.add_space_prefix": _prepends(described.get("normalizer"))}
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.add_space_prefix": _prepends(described.get("normalizer")),
+    }
 
 
 def _prepends(normalizer: Any) -> bool:
@@ -95,12 +111,17 @@ def _table(described: dict[str, Any], size: int | None) -> tuple[list[str], list
     added = [entry for entry in described.get("added_tokens") or [] if isinstance(entry, dict)]
     if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise UserError("tokenizer.json has no sound vocabulary.")
-    ids = dict(vocab) | {entry["content"]: entry["id"] for entry in added
-                         if isinstance(entry.get("content"), str) and type(entry.get("id")) is int and entry["id"] >= 0}
+    ids = dict(vocab) | {
+        entry["content"]: entry["id"]
+        for entry in added
+        if isinstance(entry.get("content"), str) and type(entry.get("id")) is int and entry["id"] >= 0
+    }
     count = max(ids.values(), default=-1) + 1
     if size is not None and size < count:
-        raise UserError(f"tokenizer.json has {count} tokens and config.json a vocab_size of {size}: they belong to "
-                        "different models.")
+        raise UserError(
+            f"tokenizer.json has {count} tokens and config.json a vocab_size of {size}: they belong to "
+            "different models."
+        )
     if count > 2 * len(ids) + 1024:
         raise UserError("tokenizer.json has ids far beyond its number of tokens: it is damaged.")
     size = size or count
@@ -151,16 +172,19 @@ def _pre(tokenizer: dict[str, Any]) -> str:
     own = {(pre.patterns, pre.ignore_merges): name for name, pre in reversed(PRE.items())}
     if found := PRE_TOKENIZERS.get(key) or own.get(key):
         return found
-    raise UserError(f"How tokenizer.json splits text is not known here ({'; '.join(map(str, parts))[:120]}): name "
-                    "llama.cpp's pre-tokenizer with --pre, such as llama-bpe, qwen2, gpt-4o or tekken.")
+    raise UserError(
+        f"How tokenizer.json splits text is not known here ({'; '.join(map(str, parts))[:120]}): name "
+        "llama.cpp's pre-tokenizer with --pre, such as llama-bpe, qwen2, gpt-4o or tekken."
+    )
 
 
 def _sentencepiece(folder: Path, settings: dict[str, Any], size: int | None) -> dict[str, Any]:
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
-        raise UserError("tokenizer.model needs the sentencepiece library: pip install 'sentencepiece>=0.2,<0.3'."
-                        ) from None
+        raise UserError(
+            "tokenizer.model needs the sentencepiece library: pip install 'sentencepiece>=0.2,<0.3'."
+        ) from None
     try:
         pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     except (RuntimeError, OSError) as error:
@@ -170,25 +194,39 @@ def _sentencepiece(folder: Path, settings: dict[str, Any], size: int | None) -> 
     tokens, scores, kinds = [f"[PAD{i}]" for i in range(size)], [-10000.0] * size, [UNUSED] * size
     for i in range(count):
         tokens[i], scores[i] = pieces.id_to_piece(i), pieces.get_score(i)
-        kinds[i] = (UNKNOWN if pieces.is_unknown(i) else CONTROL if pieces.is_control(i) else
-                    UNUSED if pieces.is_unused(i) else BYTE if pieces.is_byte(i) else NORMAL)
+        kinds[i] = (
+            UNKNOWN
+            if pieces.is_unknown(i)
+            else CONTROL
+            if pieces.is_control(i)
+            else UNUSED
+            if pieces.is_unused(i)
+            else BYTE
+            if pieces.is_byte(i)
+            else NORMAL
+        )
     for text, i in _optional(folder / "added_tokens.json").items():
         if type(i) is int and 0 <= i < size:
             tokens[i], scores[i], kinds[i] = text, -1000.0, USER
     decoder = settings.get("added_tokens_decoder")
-    for key, entry in (decoder.items() if isinstance(decoder, dict) else ()):
+    for key, entry in decoder.items() if isinstance(decoder, dict) else ():
         i = int(key) if str(key).isdigit() else size
         if i < size and isinstance(entry, dict) and isinstance(entry.get("content"), str):
             special = bool(entry.get("special")) or _looks_special(entry["content"])
             tokens[i] = entry["content"] if special else entry["content"].replace(SPACE, " ")
             scores[i], kinds[i] = -1000.0, CONTROL if special else USER
-    return {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default", "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.scores": np.array(scores, np.float32),
-            "tokenizer.ggml.token_type": np.array(kinds, np.int32)}
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": np.array(scores, np.float32),
+        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+    }
 
 
-def _special(folder: Path, tokens: list[str], settings: dict[str, Any], config: dict[str, Any],
-             architecture: str) -> dict[str, Any]:
+def _special(
+    folder: Path, tokens: list[str], settings: dict[str, Any], config: dict[str, Any], architecture: str
+) -> dict[str, Any]:
     """Ids of the special tokens, and what is put around every text."""
     ids = {text: i for i, text in reversed(list(enumerate(tokens)))}
     found: dict[str, Any] = {}
@@ -216,7 +254,7 @@ def _special(folder: Path, tokens: list[str], settings: dict[str, Any], config: 
 
 def _around(processor: Any) -> tuple[str | None, str | None]:
     """(token before, token after) a single text, as a TemplateProcessing says."""
-    for part in (processor.get("processors", [processor]) if isinstance(processor, dict) else ()):
+    for part in processor.get("processors", [processor]) if isinstance(processor, dict) else ():
         single = part.get("single") if isinstance(part, dict) and part.get("type") == "TemplateProcessing" else None
         if isinstance(single, list) and single:
             marks = [piece.get("SpecialToken", {}).get("id") for piece in (single[0], single[-1])]
@@ -231,8 +269,11 @@ def _templates(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(own, str):
         named["default"] = own
     elif isinstance(own, list):
-        named = {t["name"]: t["template"] for t in own if isinstance(t, dict)
-                 and isinstance(t.get("name"), str) and isinstance(t.get("template"), str)}
+        named = {
+            t["name"]: t["template"]
+            for t in own
+            if isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("template"), str)
+        }
     if (folder / "chat_template.json").is_file():
         text = read_json(folder / "chat_template.json").get("chat_template")
         named |= {"default": text} if isinstance(text, str) else {}

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 256    # rows and columns of a tile: of a symmetric sum, and of a factorization
-PIECE = 4096   # tokens that are summed in float32 before float64 takes over
+BLOCK = 256  # rows and columns of a tile: of a symmetric sum, and of a factorization
+PIECE = 4096  # tokens that are summed in float32 before float64 takes over
 
 
 class NotPositive(ArithmeticError):
@@ -56,7 +56,7 @@ class HostAlgebra:
         return float(np.trace(g, dtype=np.float64))
 
     def add_diagonal(self, g: np.ndarray, value: float) -> None:
-        g.reshape(-1)[::len(g) + 1] += value
+        g.reshape(-1)[:: len(g) + 1] += value
 
     # -- sums
     def add_gram(self, into: np.ndarray, x: np.ndarray, weight: float) -> None:
@@ -66,21 +66,24 @@ class HostAlgebra:
         def work(number: int) -> None:
             i, j = tiles[number]
             for at in range(0, len(x), PIECE):
-                part = x[at:at + PIECE]
-                into[i:i + BLOCK, j:j + BLOCK] += weight * (part[:, i:i + BLOCK].T @ part[:, j:j + BLOCK])
+                part = x[at : at + PIECE]
+                into[i : i + BLOCK, j : j + BLOCK] += weight * (part[:, i : i + BLOCK].T @ part[:, j : j + BLOCK])
+
         self._spread(work, len(tiles))
 
     def mirror(self, g: np.ndarray) -> None:
         """Complete a sum of add_gram(): what lies below the diagonal goes above it, too."""
         for i in range(0, len(g), BLOCK):
-            g[i:i + BLOCK, i + BLOCK:] = g[i + BLOCK:, i:i + BLOCK].T
+            g[i : i + BLOCK, i + BLOCK :] = g[i + BLOCK :, i : i + BLOCK].T
 
     def add_cross(self, into: np.ndarray, x: np.ndarray, y: np.ndarray, weight: float) -> None:
         """into [n, m] += weight · xᵀy."""
+
         def work(number: int) -> None:
             rows = slice(number * BLOCK, number * BLOCK + BLOCK)
             for at in range(0, len(x), PIECE):
-                into[rows] += weight * (x[at:at + PIECE, rows].T @ y[at:at + PIECE])
+                into[rows] += weight * (x[at : at + PIECE, rows].T @ y[at : at + PIECE])
+
         self._spread(work, -(-len(into) // BLOCK))
 
     # -- solving
@@ -101,8 +104,9 @@ class HostAlgebra:
                 low = number * BLOCK
                 high = min(low + BLOCK, n - end)
                 part = below[low:high] @ below[:high].T
-                g[end + low:end + high, end:end + low] -= part[:, :low]
-                g[end + low:end + high, end + low:end + high] -= np.tril(part[:, low:])
+                g[end + low : end + high, end : end + low] -= part[:, :low]
+                g[end + low : end + high, end + low : end + high] -= np.tril(part[:, low:])
+
             self._spread(work, -(-(n - end) // BLOCK))
         return g
 
@@ -146,7 +150,7 @@ def _corner(g: np.ndarray) -> np.ndarray | None:
 def _restore(g: np.ndarray, diagonal: np.ndarray) -> None:
     """The lower half of a symmetric matrix from its upper one."""
     for i in range(0, len(g), BLOCK):
-        g[i + BLOCK:, i:i + BLOCK] = g[i:i + BLOCK, i + BLOCK:].T
-        tile = g[i:i + BLOCK, i:i + BLOCK]
+        g[i + BLOCK :, i : i + BLOCK] = g[i : i + BLOCK, i + BLOCK :].T
+        tile = g[i : i + BLOCK, i : i + BLOCK]
         tile[...] = np.triu(tile, 1) + np.triu(tile, 1).T
-    g.reshape(-1)[::len(g) + 1] = diagonal
+    g.reshape(-1)[:: len(g) + 1] = diagonal

@@ -21,6 +21,7 @@ Number = Any
 @dataclass(frozen=True)
 class Heads:
     """Shape of an attention: query heads, key heads, width of a head, window (0: none), scale of scores."""
+
     queries: int
     keys: int
     size: int
@@ -41,6 +42,7 @@ class Stream:
     where the loss is; targets int32 [M]; scale: of the gradient, a number or an engine's own; capacity: the most
     tokens that any stream of the run has; key: (seed, step, micro-batch) for dropout.
     """
+
     ids: Any
     positions: Any
     starts: Any
@@ -58,13 +60,13 @@ class Engine(Protocol):
     """
 
     name: str
-    room: int        # spare columns behind activations, for the low-rank products of linear()
-    training: bool   # dropout acts
+    room: int  # spare columns behind activations, for the low-rank products of linear()
+    training: bool  # dropout acts
     tolerance: float  # relative error of an operation that its number format explains
-    few: int         # rows up to which a product is bound by reading weights, so that linear_few() pays
+    few: int  # rows up to which a product is bound by reading weights, so that linear_few() pays
     keeps_turned: bool  # queries and keys after rope are kept for the backward, where they could be made again
     keeps_attended: bool  # what attention gave is kept of layers whose forward runs twice
-    lag: int         # steps of training that may be asked for before the first one's Numbers are looked at
+    lag: int  # steps of training that may be asked for before the first one's Numbers are looked at
 
     # -- memory and transfers
     def begin(self, starts, capacity: int, key: tuple[int, int, int]) -> None:
@@ -98,7 +100,7 @@ class Engine(Protocol):
         """Make the gradients that backwards have left for later; replay() does so itself."""
 
     # -- sums over tokens
-    algebra: Any     # what adds them up and solves with them, in float64; see algebra.py
+    algebra: Any  # what adds them up and solves with them, in float64; see algebra.py
 
     def lift(self, x: Array) -> Any:
         """An activation as a float32 array of `algebra`, which may share the engine's memory: to be used at once."""
@@ -172,8 +174,9 @@ class Engine(Protocol):
         """Queries and keys ready for attention: RMSNorm over each head (gains (q, k), or None: none), then each head
         turned by its token's angle; table (cos, sin) [context, pairs]. Without gains q and k are given up."""
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool,
-                        into=(None, None)) -> tuple[Array, Array]:
+    def rotate_backward(
+        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool, into=(None, None)
+    ) -> tuple[Array, Array]:
         """(dq, dk) before rotate(), whose q and k matter with gains only; the given dq and dk are given up. into: what
         the gradients of the gains are added to."""
 
@@ -195,16 +198,18 @@ class Engine(Protocol):
     def norm_linear(self, x, gain, eps: float, group) -> tuple[Array, ...]:
         """linear(rms_norm(x))."""
 
-    def norm_linear_backward(self, dys: tuple, x, gain, eps: float, group, residual, need_dx=True, then=None,
-                             into=None) -> Array | None:
+    def norm_linear_backward(
+        self, dys: tuple, x, gain, eps: float, group, residual, need_dx=True, then=None, into=None
+    ) -> Array | None:
         """dx [T, d] of norm_linear, plus residual; adds the group's gradients, and the gain's to `into` if given. then:
         the group whose backward reads the result next, a hint."""
 
     def glu_linear(self, gate, up, activation: str, group) -> tuple[Array, ...]:
         """linear(glu(gate, up)); the group is one linear."""
 
-    def glu_linear_backward(self, dy, gate, up, activation: str, group, then,
-                            need_dx=True) -> tuple[Array, Array] | None:
+    def glu_linear_backward(
+        self, dy, gate, up, activation: str, group, then, need_dx=True
+    ) -> tuple[Array, Array] | None:
         """(dgate, dup) of glu_linear, whose gate and up are given up; adds the group's gradients. then: as above."""
 
     def attention(self, q, k, v, heads: Heads) -> tuple[Array, Array]:
@@ -253,8 +258,21 @@ class Engine(Protocol):
         """What park() put away."""
 
     # -- optimizer, on flat float32 vectors
-    def adamw(self, p, g, m, v, cut: int, rates: tuple[float, float], step: int, beta1: float, beta2: float, eps: float,
-              decay: float, max_norm: float) -> Number:
+    def adamw(
+        self,
+        p,
+        g,
+        m,
+        v,
+        cut: int,
+        rates: tuple[float, float],
+        step: int,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        decay: float,
+        max_norm: float,
+    ) -> Number:
         """One AdamW step in place, at rates[0] up to `cut` and rates[1] behind it -> the gradients' Euclidean norm.
 
         Gradients are clipped to max_norm (0: not), used and zeroed. If the norm is not finite nothing changes, now or

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 class Way:
     """One way to train. cost: of a step, as a fraction, over the fastest way; hold: how weights are held (a name of the
     engine's); sizes: of its temporary pieces; text: both in words."""
+
     cost: float
     hold: str
     sizes: Any
@@ -20,9 +21,9 @@ class Way:
 class Budget(Protocol):
     """An engine's answer to budget(weights, memory)."""
 
-    base: int         # bytes that are taken before training begins
-    limit: int        # bytes that may be taken in all
-    place: str        # whose memory it is, for messages
+    base: int  # bytes that are taken before training begins
+    limit: int  # bytes that may be taken in all
+    place: str  # whose memory it is, for messages
     ways: list[Way]
 
     def counter(self, way: Way, capacity: int):

@@ -26,6 +26,7 @@ ROWS = {"a": 45, "b": 18, "gate": 64, "up": 64}  # of the matrices that products
 @dataclass(frozen=True)
 class Answer:
     """One operation's largest relative error, and the most that the engine's number format explains."""
+
     operation: str
     error: float
     tolerance: float = 1e-4  # of float32 on sums this short; a wrong kernel is off by far more
@@ -77,8 +78,12 @@ class Checks:
 
     def norms(self) -> Iterator[Answer]:
         e = self.e
-        x, dy, gain, residual = (self.draw(self.tokens, 24), self.draw(self.tokens, 24), self.draw(24),
-                                 self.draw(self.tokens, 24))
+        x, dy, gain, residual = (
+            self.draw(self.tokens, 24),
+            self.draw(self.tokens, 24),
+            self.draw(24),
+            self.draw(self.tokens, 24),
+        )
         xs, gains = self.up(x), e.vector(gain)
         yield Answer("rms_norm", error(e.host(e.rms_norm(xs, gains, 1e-5)), ref.rms_norm(x, gain, 1e-5)))
         dx = e.rms_norm_backward(self.up(dy), xs, gains, 1e-5)
@@ -101,13 +106,16 @@ class Checks:
                 def turn(z, at, gains=gains, halves=halves):
                     normed = z if gains is None else ref.rms_norm(z, gains[at], 1e-5, (3, 1)[at])
                     return ref.rope(normed, cos, sin, positions, (3, 1)[at], halves)
+
                 got = e.rotate(*map(self.up, pair), *how)
-                yield Answer(f"rotate, {name}",
-                             max(error(e.host(g), turn(z, i)) for i, (g, z) in enumerate(zip(got, pair))))
+                yield Answer(
+                    f"rotate, {name}", max(error(e.host(g), turn(z, i)) for i, (g, z) in enumerate(zip(got, pair)))
+                )
                 back = e.rotate_backward(*map(self.up, dpair), *map(self.up, pair), *how)
                 for i in (0, 1):
-                    yield self.backward(f"rotate_backward d{'qk'[i]}, {name}", back[i], lambda z, i=i: turn(z, i),
-                                        pair[i], dpair[i])
+                    yield self.backward(
+                        f"rotate_backward d{'qk'[i]}, {name}", back[i], lambda z, i=i: turn(z, i), pair[i], dpair[i]
+                    )
 
     def activations(self) -> Iterator[Answer]:
         e = self.e
@@ -131,8 +139,10 @@ class Checks:
             yield Answer(f"attention, {name}", error(e.host(out), ref.attention(q, k, v, self.starts, heads)))
             grads = e.attention_backward(self.up(dout), qs, ks, vs, out, sums, heads)
             for index, letter in enumerate("qkv"):
+
                 def vary(z, index=index, parts=(q, k, v)):
                     return ref.attention(*(z if i == index else p for i, p in enumerate(parts)), self.starts, heads)
+
                 yield self.backward(f"attention_backward d{letter}, {name}", grads[index], vary, (q, k, v)[index], dout)
             yield from self.cached(heads, q, k, v)
 
@@ -163,16 +173,24 @@ class Checks:
         want = ref.linear(x, parts)
         xs = self.up(x)
         for name, got in (("linear", e.linear(xs, group)), ("linear_few", e.linear_few(self.up(x[:3]), group))):
-            errors = [error(e.host(g), w[:len(e.host(g))]) for g, w in zip(got, want)]
+            errors = [error(e.host(g), w[: len(e.host(g))]) for g, w in zip(got, want)]
             yield Answer(f"{name}, {block}", max(errors))
         dx = e.linear_backward(tuple(self.up(d) for d in dys), xs, group)
         through = dys[0].astype(np.float64) @ pairs[0][1]
-        yield Answer(f"linear_backward, {block}", error(
-            e.host(dx), dys[0] @ dense["a"].astype(np.float64) + dys[1] @ dense["b"].astype(np.float64)
-            + scale * through @ pairs[0][0]))
+        yield Answer(
+            f"linear_backward, {block}",
+            error(
+                e.host(dx),
+                dys[0] @ dense["a"].astype(np.float64)
+                + dys[1] @ dense["b"].astype(np.float64)
+                + scale * through @ pairs[0][0],
+            ),
+        )
         yield Answer(f"linear_backward dA, {block}", error(e.host(grads[0]), scale * through.T @ x))
-        yield Answer(f"linear_backward dB, {block}",
-                     error(e.host(grads[1]), scale * dys[0].T.astype(np.float64) @ (x @ pairs[0][0].T)))
+        yield Answer(
+            f"linear_backward dB, {block}",
+            error(e.host(grads[1]), scale * dys[0].T.astype(np.float64) @ (x @ pairs[0][0].T)),
+        )
         yield from self.head(gguf, dense, block)
 
     def joined(self, gguf, dense: dict, block: str) -> Iterator[Answer]:
@@ -180,14 +198,17 @@ class Checks:
         e, eps, kind = self.e, 1e-5, "silu"
         held = {n: self.pair(*dense[n].shape) for n in ("gate", "up", "a")}
         parts = {n: (dense[n], None, pair) for n, (pair, _, _) in held.items()}
-        gate_up, down = (e.group([e.weight(gguf, n, "blocks") for n in names], None, [held[n][1] for n in names])
-                         for names in (("gate", "up"), ("a",)))
+        gate_up, down = (
+            e.group([e.weight(gguf, n, "blocks") for n in names], None, [held[n][1] for n in names])
+            for names in (("gate", "up"), ("a",))
+        )
         x, gain, residual = self.draw(self.tokens, 64), self.draw(64), self.draw(self.tokens, 64)
         dy = self.draw(self.tokens, len(dense["a"]))
         xs, gains = self.up(x), e.vector(gain)
 
         def normed(z, changed=parts):
             return np.concatenate(ref.linear(ref.rms_norm(z, gain, eps), [changed["gate"], changed["up"]]), 1)
+
         gate, up = e.norm_linear(xs, gains, eps, gate_up)
         g, u = e.host(gate), e.host(up)
         yield Answer(f"norm_linear, {block}", error(np.concatenate((g, u), 1), normed(x)))
@@ -195,22 +216,37 @@ class Checks:
         yield Answer(f"glu_linear, {block}", error(e.host(y), ref.linear(ref.glu(g, u, kind), [parts["a"]])[0]))
         both = e.glu_linear_backward(self.up(dy), gate, up, kind, down, gate_up)
         for i, letter in enumerate(("gate", "up")):
+
             def gated(z, i=i):
                 return ref.linear(ref.glu(*((z, u) if i == 0 else (g, z)), kind), [parts["a"]])[0]
+
             yield self.backward(f"glu_linear_backward d{letter}, {block}", both[i], gated, (g, u)[i], dy)
         dboth = np.concatenate([e.host(d) for d in both], 1)
         dx = e.norm_linear_backward(both, xs, gains, eps, gate_up, self.up(residual))
-        yield self.backward(f"norm_linear_backward, {block}", dx, lambda z: np.concatenate((normed(z), z), 1), x,
-                            np.concatenate((dboth, residual), 1))
+        yield self.backward(
+            f"norm_linear_backward, {block}",
+            dx,
+            lambda z: np.concatenate((normed(z), z), 1),
+            x,
+            np.concatenate((dboth, residual), 1),
+        )
         for name, ((a, b, scale), _, grads) in held.items():
             for i in (0, 1):
+
                 def changed(z, name=name, i=i, a=a, b=b, scale=scale):
                     part = (dense[name], None, (z, b, scale) if i == 0 else (a, z, scale))
-                    return (ref.linear(ref.glu(g, u, kind), [part])[0] if name == "a" else
-                            normed(x, {**parts, name: part}))
+                    return (
+                        ref.linear(ref.glu(g, u, kind), [part])[0] if name == "a" else normed(x, {**parts, name: part})
+                    )
+
                 op = "glu_linear_backward" if name == "a" else "norm_linear_backward"
-                yield self.backward(f"{op} d{'AB'[i]}{'' if name == 'a' else f' of {name}'}, {block}", grads[i],
-                                    changed, (a, b)[i], dy if name == "a" else dboth)
+                yield self.backward(
+                    f"{op} d{'AB'[i]}{'' if name == 'a' else f' of {name}'}, {block}",
+                    grads[i],
+                    changed,
+                    (a, b)[i],
+                    dy if name == "a" else dboth,
+                )
 
     def pair(self, out: int, features: int, rank: int = 3, scale: float = 0.5):
         """((A, B, scale), the same as a slot, its gradients)."""
@@ -251,8 +287,15 @@ class Checks:
         yield Answer("adamw, norm", abs(norm / length - 1))
         rates = np.where(np.arange(301) < 100, 1e-2, 3e-2)
         after = ref.adamw(p, g, m, v, rates, 3, 0.9, 0.99, 1e-8, 0.1, 0.5 / length)
-        yield Answer("adamw", max(error(e.host(held[0]), after[0]), error(e.host(held[2]), after[1]),
-                                  error(e.host(held[3]), after[2]), error(e.host(held[1]), 0 * g)))
+        yield Answer(
+            "adamw",
+            max(
+                error(e.host(held[0]), after[0]),
+                error(e.host(held[2]), after[1]),
+                error(e.host(held[3]), after[2]),
+                error(e.host(held[1]), 0 * g),
+            ),
+        )
 
 
 def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0"), trained: bool = True) -> list[Answer]:
@@ -261,16 +304,23 @@ def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0"), tra
     from anytune.gguf import GGUF, write_gguf
 
     from .check_trained import TrainedChecks
+
     checks = Checks(engine)
     room, engine.room = engine.room, 8
     try:
-        answers = [a for part in (checks.norms, checks.rotations, checks.activations, checks.attentions, checks.rest)
-                   for a in part()]
+        answers = [
+            a
+            for part in (checks.norms, checks.rotations, checks.activations, checks.attentions, checks.rest)
+            for a in part()
+        ]
         with tempfile.TemporaryDirectory(prefix="anytune-check-") as folder:
             for block in blocks:
                 path = Path(folder) / f"{block}.gguf"
-                write_gguf(path, {"general.architecture": "check"},
-                           [(n, (rows, 64), block, checks.draw(rows, 64)) for n, rows in ROWS.items()])
+                write_gguf(
+                    path,
+                    {"general.architecture": "check"},
+                    [(n, (rows, 64), block, checks.draw(rows, 64)) for n, rows in ROWS.items()],
+                )
                 with GGUF.open(path) as gguf:
                     dense = {n: gguf.float32(n) for n in ROWS}
                     answers += [*checks.products(gguf, dense, block), *checks.joined(gguf, dense, block)]
@@ -288,10 +338,12 @@ def prove(engine, trained: bool = False) -> None:
     It also brings every compiled kernel into memory, so that the process's size is known before training is planned.
     Costs some 50 ms, once an engine.
     """
-    if getattr(engine, "proved", None) in (True, trained):   # with `trained` it is all
+    if getattr(engine, "proved", None) in (True, trained):  # with `trained` it is all
         return
     wrong = [a for a in known_answers(engine, ("F32", "Q8_0"), trained) if not a.ok]
     if wrong:
-        raise UserError(f"on this machine the {engine.name} engine computes {wrong[0].operation} wrongly (relative "
-                        f"error {wrong[0].error:.1e}): run anytune doctor, and train on another --device")
+        raise UserError(
+            f"on this machine the {engine.name} engine computes {wrong[0].operation} wrongly (relative "
+            f"error {wrong[0].error:.1e}): run anytune doctor, and train on another --device"
+        )
     engine.proved = trained

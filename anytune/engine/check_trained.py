@@ -12,7 +12,7 @@ from . import reference as ref
 from .base import Heads
 from .check import Answer, Checks, error
 
-SHAPES = ((40, 103), (57,))   # of tensors that are updated: blocks of codes of which the last is not full, and a vector
+SHAPES = ((40, 103), (57,))  # of tensors that are updated: blocks of codes of which the last is not full, and a vector
 
 
 class TrainedChecks(Checks):
@@ -26,8 +26,11 @@ class TrainedChecks(Checks):
         """(values, the same as the engine's trained matrix, its gradient)."""
         values = self.draw(rows, columns)
         gradient = self.e.vector(np.ones(values.size, np.float32))
-        return values, self.e.trained(self.e.vector(values.reshape(-1)).reshape(values.shape),
-                                      gradient.reshape(values.shape)), gradient
+        return (
+            values,
+            self.e.trained(self.e.vector(values.reshape(-1)).reshape(values.shape), gradient.reshape(values.shape)),
+            gradient,
+        )
 
     def grown(self, gradient, shape) -> np.ndarray:
         return self.e.host(gradient).reshape(shape) - 1.0
@@ -40,10 +43,13 @@ class TrainedChecks(Checks):
         xs, want = self.up(x), ref.linear(x, [(parts[0][0], None, None), (parts[1][0], bias, None)])
         yield Answer("linear, trained", max(error(e.host(g), w) for g, w in zip(e.linear(xs, group), want)))
         dx = e.host(e.linear_backward(tuple(map(self.up, dys)), xs, group))
-        yield Answer("linear_backward, trained",
-                     error(dx, sum(d.astype(np.float64) @ w for d, (w, _, _) in zip(dys, parts))))
-        yield Answer("linear_backward dW", max(error(self.grown(g, w.shape), d.T.astype(np.float64) @ x)
-                                               for d, (w, _, g) in zip(dys, parts)))
+        yield Answer(
+            "linear_backward, trained", error(dx, sum(d.astype(np.float64) @ w for d, (w, _, _) in zip(dys, parts)))
+        )
+        yield Answer(
+            "linear_backward dW",
+            max(error(self.grown(g, w.shape), d.T.astype(np.float64) @ x) for d, (w, _, g) in zip(dys, parts)),
+        )
         yield Answer("linear_backward db", error(self.grown(more, 18), dys[1].sum(0, dtype=np.float64)))
 
     def gains(self) -> Iterator[Answer]:
@@ -59,20 +65,33 @@ class TrainedChecks(Checks):
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
         pair, dpair = ([self.draw(self.tokens, 30), self.draw(self.tokens, 10)] for _ in range(2))
         gains, into = [self.draw(10) for _ in range(2)], [e.vector(np.ones(10, np.float32)) for _ in range(2)]
-        back = e.rotate_backward(*map(self.up, dpair), *map(self.up, pair), tuple(map(e.vector, gains)), 1e-5,
-                                 (e.vector(cos), e.vector(sin)), e.integers(positions), heads, True, tuple(into))
+        back = e.rotate_backward(
+            *map(self.up, dpair),
+            *map(self.up, pair),
+            tuple(map(e.vector, gains)),
+            1e-5,
+            (e.vector(cos), e.vector(sin)),
+            e.integers(positions),
+            heads,
+            True,
+            tuple(into),
+        )
         for i, letter in enumerate("qk"):
+
             def turn(z, gain, i=i):
                 return ref.rope(ref.rms_norm(z, gain, 1e-5, (3, 1)[i]), cos, sin, positions, (3, 1)[i], True)
-            yield self.backward(f"rotate_backward d{letter}, trained", back[i], lambda z, i=i: turn(z, gains[i]),
-                                pair[i], dpair[i])
+
+            yield self.backward(
+                f"rotate_backward d{letter}, trained", back[i], lambda z, i=i: turn(z, gains[i]), pair[i], dpair[i]
+            )
             grown = e.vector(self.grown(into[i], 10).astype(np.float32))
-            yield self.backward(f"rotate_backward dgain of {letter}", grown, lambda z, i=i: turn(pair[i], z),
-                                gains[i], dpair[i])
+            yield self.backward(
+                f"rotate_backward dgain of {letter}", grown, lambda z, i=i: turn(pair[i], z), gains[i], dpair[i]
+            )
 
     def tables(self) -> Iterator[Answer]:
         e, (values, table, gradient) = self.e, self.matrix(23, 24)
-        ids = self.random.integers(0, 9, self.tokens).astype(np.int32)   # tokens that come again and again
+        ids = self.random.integers(0, 9, self.tokens).astype(np.int32)  # tokens that come again and again
         yield Answer("embed, trained", error(e.host(e.embed(e.integers(ids), table, 2.0)), 2.0 * values[ids]))
         dx, want = self.draw(self.tokens, 24), np.zeros(values.shape)
         e.begin(self.starts, self.tokens, (0, 0, 0))
@@ -110,8 +129,12 @@ class TrainedChecks(Checks):
                     e.load(kept[name], array)
                 e.optimize(kind, held, slope, kept, shape, rule[1])
                 rules.reference(kind, p, g.copy(), state, shape, rule[1])
-                worst = max(worst, error(e.host(held), p), error(e.host(slope), 0 * g),
-                            *(_apart(e.host(kept[name]), array) for name, array in state.items()))
+                worst = max(
+                    worst,
+                    error(e.host(held), p),
+                    error(e.host(slope), 0 * g),
+                    *(_apart(e.host(kept[name]), array) for name, array in state.items()),
+                )
             yield Answer(f"optimize, {kind}", worst)
 
 

@@ -45,8 +45,9 @@ class Composed:
     def norm_linear(self, x, gain, eps: float, group):
         return self.linear(self.rms_norm(x, gain, eps), group)
 
-    def norm_linear_backward(self, dys, x, gain, eps: float, group, residual, need_dx: bool = True, then=None,
-                             into=None):
+    def norm_linear_backward(
+        self, dys, x, gain, eps: float, group, residual, need_dx: bool = True, then=None, into=None
+    ):
         dh = self.linear_backward(dys, self.rms_norm(x, gain, eps), group, need_dx or into is not None)
         if into is not None:
             self.gain_gradient(dh, x, eps, into)
@@ -65,8 +66,11 @@ def largest(logits: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     if most == 1:
         ids = logits.argmax(1)[:, None]
     else:
-        ids = np.argpartition(logits, -most, axis=1)[:, -most:] if most < logits.shape[1] else \
-            np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
+        ids = (
+            np.argpartition(logits, -most, axis=1)[:, -most:]
+            if most < logits.shape[1]
+            else np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
+        )
         found = np.take_along_axis(logits, ids, 1)
         order = np.argsort(np.where(np.isnan(found), -np.inf, -found), axis=1, kind="stable")
         ids = np.take_along_axis(ids, order, 1)

@@ -49,6 +49,7 @@ class Buffer:
 @dataclass(frozen=True)
 class Frozen:
     """A weight that is only a shape."""
+
     out_features: int
     in_features: int
     block: int
@@ -161,8 +162,15 @@ class CountEngine(RowShapes):
 
     def group(self, weights, biases=None, slots=None, dropout=0.0, number=0, bias_gradients=None):
         from .numpy.linear import Group
-        return Group(tuple(weights), tuple(biases or (None,) * len(weights)), tuple(slots or ()), dropout, number,
-                     tuple(bias_gradients or ()))
+
+        return Group(
+            tuple(weights),
+            tuple(biases or (None,) * len(weights)),
+            tuple(slots or ()),
+            dropout,
+            number,
+            tuple(bias_gradients or ()),
+        )
 
     # ---- operations
     def rotate(self, q, k, gains, eps, table, positions, heads, halves):
@@ -221,8 +229,10 @@ class CountEngine(RowShapes):
 
     def attention(self, q, k, v, heads: Heads):
         self._attend(q.shape[0], heads, 2, 1)
-        return (self.array(q.shape[0], heads.queries * heads.size),
-                self.flat(heads.queries * max(q.shape[0], self.capacity)))
+        return (
+            self.array(q.shape[0], heads.queries * heads.size),
+            self.flat(heads.queries * max(q.shape[0], self.capacity)),
+        )
 
     def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
         tokens, narrow = q.shape[0], heads.keys * heads.size

@@ -12,8 +12,14 @@ NUMBERED = (*TORCH, "webgpu")
 DEVICES = ("auto", "numpy", "cpu", "cpu-bf16", *TORCH, "webgpu", "fpga-sim")
 
 
-def engine_for(device: str = "auto", threads: int | None = None, compiled: bool | None = None, dtype: str = "auto",
-               tf32: bool = False, max_binding: int | None = None):
+def engine_for(
+    device: str = "auto",
+    threads: int | None = None,
+    compiled: bool | None = None,
+    dtype: str = "auto",
+    tf32: bool = False,
+    max_binding: int | None = None,
+):
     """The engine of a device name, with a number for one of several GPUs (cuda:1).
 
     threads: of CPU engines, None: as many as a short probe finds to pay. dtype, tf32: of torch's devices; webgpu takes
@@ -30,37 +36,50 @@ def engine_for(device: str = "auto", threads: int | None = None, compiled: bool 
         device = choose()
         kind = device.partition(":")[0]
     if max_binding is not None and kind != "webgpu":
-        raise UserError(f"--max-binding is for --device webgpu: {device} has no bindings, so that it means "
-                        "nothing there")
+        raise UserError(
+            f"--max-binding is for --device webgpu: {device} has no bindings, so that it means nothing there"
+        )
     if kind in TORCH:
         from .torch.devices import open_device
+
         where = open_device(device, dtype)
         from .torch.engine import TorchEngine
+
         return TorchEngine(where, tf32)
     if kind == "webgpu":
         if tf32 or dtype not in ("auto", "f32", "fp16"):
-            raise UserError(f"{'--tf32' if tf32 else f'--dtype {dtype}'} means nothing to {device}: it computes in "
-                            "f32, and with --dtype fp16 it may round what goes into products")
+            raise UserError(
+                f"{'--tf32' if tf32 else f'--dtype {dtype}'} means nothing to {device}: it computes in "
+                "f32, and with --dtype fp16 it may round what goes into products"
+            )
         from .webgpu.engine import open_engine
+
         return open_engine(device, max_binding, dtype == "fp16")
     if dtype != "auto" or tf32:
-        raise UserError(f"--dtype and --tf32 are for PyTorch's GPUs (cuda, rocm, xpu, mps): {device} has one number "
-                        "format of its own")
+        raise UserError(
+            f"--dtype and --tf32 are for PyTorch's GPUs (cuda, rocm, xpu, mps): {device} has one number "
+            "format of its own"
+        )
     from .probe import best_threads
+
     threads = threads or best_threads()[0]
     if kind == "cpu-bf16":
         from .cpu_bf16 import CpuBf16Engine
+
         return CpuBf16Engine(threads, compiled)
     if kind == "fpga-sim":
         from .fpga_sim import FpgaSimEngine
+
         return FpgaSimEngine(threads, compiled)
     from .numpy.engine import NumpyEngine
+
     return NumpyEngine(threads, compiled)
 
 
 def bf16_missing() -> str | None:
     """Why cpu-bf16 cannot run here; None if it can."""
     from .cpu_bf16 import missing
+
     return missing()
 
 
@@ -68,10 +87,13 @@ def gpu_unused(engine: str) -> str:
     """What would let a GPU that is here be used, to put behind a sentence; "" where there is nothing to say."""
     from .probe import gpu_node
     from .webgpu.sight import installed as wgpu
+
     if engine not in ("numpy", "cpu-bf16") or gpu_node() is None or wgpu() or find_spec("torch") is not None:
         return ""
-    return (f". There is a GPU ({gpu_node()}), and neither PyTorch nor wgpu is installed to use it: pip install torch, "
-            "or pip install wgpu")
+    return (
+        f". There is a GPU ({gpu_node()}), and neither PyTorch nor wgpu is installed to use it: pip install torch, "
+        "or pip install wgpu"
+    )
 
 
 def choose() -> str:
@@ -83,10 +105,13 @@ def choose() -> str:
     if own := os.environ.get("ANYTUNE_DEVICE"):
         return own
     from .probe import gpu_in_sight, remembered
+
     if gpu_in_sight():
         from .torch.devices import available
+
         found = available()
         if found:
             return found[0][0]
     from .webgpu.sight import hardware
+
     return next(iter(hardware()), None) or remembered() or "numpy"

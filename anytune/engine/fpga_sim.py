@@ -28,10 +28,10 @@ from anytune.fpga.twin import Twin
 from anytune.gguf import dequantize
 
 F = np.float32
-LOGITS = 1 << 24     # of the head at a time, float32
-HOST = 16            # of a row's gradients by logits, the largest: the host adds these rows of the head, in float32.
+LOGITS = 1 << 24  # of the head at a time, float32
+HOST = 16  # of a row's gradients by logits, the largest: the host adds these rows of the head, in float32.
 #                      Left to the cores, one near 1 leaves the 31 others of its block no digits. A pair needs all.
-MATRIX = 2.5         # bytes a weight at most that planes take beside the blocks: two codes, three scales for each 32
+MATRIX = 2.5  # bytes a weight at most that planes take beside the blocks: two codes, three scales for each 32
 
 
 class Stored(Weight):
@@ -80,7 +80,7 @@ class FpgaSimEngine(NumpyEngine):
     """
 
     name, adapters_only = "fpga-sim", True
-    tolerance = 3e-2   # of products of random numbers in eight bits, at their worst element
+    tolerance = 3e-2  # of products of random numbers in eight bits, at their worst element
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
         super().__init__(threads, compiled)
@@ -95,11 +95,14 @@ class FpgaSimEngine(NumpyEngine):
         return Stored(gguf, name, "stream" if hold == "lookup" else hold, self.dequantizers)
 
     def trained(self, values: np.ndarray, gradient: np.ndarray):
-        raise UserError("the hardware cores train low-rank adapters and hold the model's own weights in blocks: leave "
-                        "--train out, or take another --device")
+        raise UserError(
+            "the hardware cores train low-rank adapters and hold the model's own weights in blocks: leave "
+            "--train out, or take another --device"
+        )
 
-    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0,
-              bias_gradients=None) -> Group:
+    def group(
+        self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+    ) -> Group:
         if dropout and any(slot is not None for slot in slots or ()):
             raise UserError("the hardware cores have no dropout: leave --lora-dropout at 0")
         return super().group(weights, biases, slots, dropout, number, bias_gradients)
@@ -110,8 +113,10 @@ class FpgaSimEngine(NumpyEngine):
     def flops_per_second(self) -> float:
         """Of products of one plane, by a short run."""
         rng = np.random.default_rng(0)
-        x, w = formats.q8_0(rng.standard_normal((64, 256)).astype(F)), formats.matrix(
-            np.zeros((512, 256 // 32 * 18), np.uint8), "Q4_0")
+        x, w = (
+            formats.q8_0(rng.standard_normal((64, 256)).astype(F)),
+            formats.matrix(np.zeros((512, 256 // 32 * 18), np.uint8), "Q4_0"),
+        )
         self.twin.rows([(x, w)])
         start = time.perf_counter()
         for _ in range(4):
@@ -139,8 +144,9 @@ class FpgaSimEngine(NumpyEngine):
                 y += bias
         return found
 
-    def linear_backward(self, dys: tuple[np.ndarray, ...], x: np.ndarray, group: Group,
-                        need_dx: bool = True) -> np.ndarray | None:
+    def linear_backward(
+        self, dys: tuple[np.ndarray, ...], x: np.ndarray, group: Group, need_dx: bool = True
+    ) -> np.ndarray | None:
         if not (need_dx or group.trains):
             return None
         weights, pairs = [w.matrix() for w in group.weights], _pairs(group)
@@ -149,12 +155,12 @@ class FpgaSimEngine(NumpyEngine):
         dx, gradients = products.backward(self.twin, dys, saved, weights, pairs, need_dx)
         for slot, gradient in zip(group.slots, gradients, strict=True):
             if slot is not None and slot.grad_a is not None and gradient is not None:
-                slot.grad_a += gradient[0][:, :group.in_features]
+                slot.grad_a += gradient[0][:, : group.in_features]
                 slot.grad_b += gradient[1]
         if dx is None:
             return None
         out = self.array(x.shape[0], group.in_features)
-        out[...] = dx[:, :group.in_features]
+        out[...] = dx[:, : group.in_features]
         return out
 
     def cross_entropy(self, h: np.ndarray, head: Group, targets: np.ndarray, scale: float, gradient: bool):
@@ -200,6 +206,7 @@ class FpgaSimEngine(NumpyEngine):
 def _blocks(rng: np.random.Generator, kind: str) -> np.ndarray:
     """Random weights [64, 256] in blocks: uint8 [64, bytes]."""
     from anytune.gguf.encode import encode
+
     return encode(rng.standard_normal((64, 256)).astype(F), kind, compiled=False)
 
 

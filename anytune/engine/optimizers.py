@@ -15,14 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 
 KINDS = ("adamw", "adamw8bit", "adafactor")
-BLOCK = 256           # weights that share a scale in adamw8bit
-SMALL = 4096          # tensors of fewer weights keep float32 moments: norms, where an error in one weight is felt
+BLOCK = 256  # weights that share a scale in adamw8bit
+SMALL = 4096  # tensors of fewer weights keep float32 moments: norms, where an error in one weight is felt
 TINY, THRESHOLD, DECAY = 1e-30, 1.0, -0.8  # adafactor's epsilon, the update's largest RMS, beta2 = 1 - step^DECAY
 
 
 @dataclass(frozen=True)
 class Rule:
     """One step. factor: of the gradients (from clipping their norm); step counts from 1; decay: of the weights."""
+
     factor: float
     lr: float
     step: int
@@ -84,15 +85,15 @@ def first_guess(signed: bool) -> np.ndarray:
 def encode(x: np.ndarray, signed: bool) -> tuple[np.ndarray, np.ndarray]:
     """float32 [n] -> (codes uint8 [n], the largest magnitude of each block float32 [ceil(n / BLOCK)])."""
     blocks = np.zeros((-(-x.size // BLOCK), BLOCK), np.float32)
-    blocks.reshape(-1)[:x.size] = x
+    blocks.reshape(-1)[: x.size] = x
     scale = np.abs(blocks).max(1)
     unit = blocks / np.where(scale > 0, scale, np.float32(1))[:, None]
-    return np.searchsorted(middles(signed), unit).astype(np.uint8).reshape(-1)[:x.size], scale
+    return np.searchsorted(middles(signed), unit).astype(np.uint8).reshape(-1)[: x.size], scale
 
 
 def decode(packed: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
     """What encode() made, as float32 [n]."""
-    return codes(signed)[packed] * np.repeat(scale, BLOCK)[:packed.size]
+    return codes(signed)[packed] * np.repeat(scale, BLOCK)[: packed.size]
 
 
 def start(kind: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -104,8 +105,9 @@ def start(kind: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     return made
 
 
-def reference(kind: str, p: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], shape: tuple[int, ...],
-              rule: Rule) -> None:
+def reference(
+    kind: str, p: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], shape: tuple[int, ...], rule: Rule
+) -> None:
     """One step in plain NumPy, in place, as base.Engine.optimize() has it: what every engine's is held against."""
     g = g * np.float32(rule.factor)
     if kind == "adafactor":
@@ -115,9 +117,9 @@ def reference(kind: str, p: np.ndarray, g: np.ndarray, state: dict[str, np.ndarr
     first, second = moments(state)
     first = np.float32(rule.beta1) * first + np.float32(1 - rule.beta1) * g
     second = np.float32(rule.beta2) * second + np.float32(1 - rule.beta2) * g * g
-    root = np.sqrt(second) / np.float32(np.sqrt(1 - rule.beta2 ** rule.step)) + np.float32(rule.eps)
+    root = np.sqrt(second) / np.float32(np.sqrt(1 - rule.beta2**rule.step)) + np.float32(rule.eps)
     p *= np.float32(1 - rule.lr * rule.decay)
-    p -= np.float32(rule.lr / (1 - rule.beta1 ** rule.step)) * first / root
+    p -= np.float32(rule.lr / (1 - rule.beta1**rule.step)) * first / root
     if "root" in state:
         state["first"][...], state["first_scale"][...] = encode(first, True)
         state["root"][...], state["root_scale"][...] = encode(np.sqrt(second), False)
@@ -129,12 +131,14 @@ def moments(state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """AdamW's two moments as float32, whatever they are kept as."""
     if "root" not in state:
         return state["first"], state["second"]
-    return (decode(state["first"], state["first_scale"], True),
-            np.square(decode(state["root"], state["root_scale"], False)))
+    return (
+        decode(state["first"], state["first_scale"], True),
+        np.square(decode(state["root"], state["root_scale"], False)),
+    )
 
 
 def _adafactor(g: np.ndarray, state: dict[str, np.ndarray], shape: tuple[int, ...], rule: Rule) -> np.ndarray:
-    keep = np.float32(1 - rule.step ** DECAY)
+    keep = np.float32(1 - rule.step**DECAY)
     square = g * g + np.float32(TINY)
     if "square" in state:
         state["square"][...] = keep * state["square"] + (1 - keep) * square

@@ -17,6 +17,7 @@ def one_blas_thread() -> None:
     """Hold NumPy's BLAS to one thread for this process: the engine's workers divide the work themselves."""
     import numpy  # noqa: F401 (the library must be loaded before it can be set)
     from threadpoolctl import threadpool_limits
+
     threadpool_limits(1, user_api="blas")
 
 
@@ -37,9 +38,10 @@ def best_threads(limit: int | None = None, milliseconds: float = 25.0) -> tuple[
     import numpy as np
 
     from .numpy.workers import Workers
+
     one_blas_thread()
     limit = limit or cores()
-    counts = sorted({1, *(2 ** i for i in range(1, 8) if 2 ** i < limit), limit})
+    counts = sorted({1, *(2**i for i in range(1, 8) if 2**i < limit), limit})
     rates: dict[int, float] = {}
     best = 1
     for count in counts:
@@ -50,6 +52,7 @@ def best_threads(limit: int | None = None, milliseconds: float = 25.0) -> tuple[
         def work(number: int) -> None:
             for _ in range(3):
                 np.matmul(data[0], data[1], out=outs[number])
+
         workers.run(work)
         times = []
         begin = time.perf_counter()
@@ -58,7 +61,7 @@ def best_threads(limit: int | None = None, milliseconds: float = 25.0) -> tuple[
             workers.run(work)
             times.append(time.perf_counter() - start)
         workers.close()
-        rates[count] = count * 3 * 2 * n ** 3 / sorted(times)[len(times) // 2] / 1e9
+        rates[count] = count * 3 * 2 * n**3 / sorted(times)[len(times) // 2] / 1e9
         if rates[count] > rates[best] * 1.15:
             best = count
     return best, rates

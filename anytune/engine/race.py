@@ -19,21 +19,25 @@ TOKENS, WIDTH, OUT, RANK = 256, 1024, 2048, 16
 def rate(engine, milliseconds: float = 200.0) -> float:
     """GFLOP/s of the products of a quantized linear with its pair, forward and backward."""
     from anytune.gguf import GGUF, write_gguf
+
     random = np.random.default_rng(0)
 
     def draw(*shape: int) -> np.ndarray:
         return random.standard_normal(shape).astype(np.float32)
+
     with tempfile.TemporaryDirectory(prefix="anytune-race-") as folder:
         path = Path(folder) / "w.gguf"
         write_gguf(path, {"general.architecture": "race"}, [("w", (OUT, WIDTH), "Q8_0", 0.03 * draw(OUT, WIDTH))])
         with GGUF.open(path) as gguf:
             a, b = draw(RANK, WIDTH), draw(OUT, RANK)
-            group = engine.group([engine.weight(gguf, "w")], None,
-                                 [engine.slot(a, b, 1.0, np.zeros_like(a), np.zeros_like(b))])
+            group = engine.group(
+                [engine.weight(gguf, "w")], None, [engine.slot(a, b, 1.0, np.zeros_like(a), np.zeros_like(b))]
+            )
             engine.begin(np.array([0, TOKENS], np.int32), TOKENS, (0, 0, 0))
             engine.room = RANK
-            x, dy, gain = (engine.vector(z)
-                           for z in (draw(TOKENS, WIDTH), draw(TOKENS, OUT), np.ones(WIDTH, np.float32)))
+            x, dy, gain = (
+                engine.vector(z) for z in (draw(TOKENS, WIDTH), draw(TOKENS, OUT), np.ones(WIDTH, np.float32))
+            )
             times, begin = [], time.perf_counter()
             while time.perf_counter() - begin < milliseconds / 1000 or len(times) < 4:
                 start = time.perf_counter()
@@ -52,5 +56,5 @@ def remember(rates: dict[str, float]) -> str:
         with atomic_write(memo()) as file:
             file.write(json.dumps({"engine": best, "cpu": cpu_name(), "gflops": rates}, indent=1).encode())
     except OSError:
-        pass    # a memory that cannot be kept is no reason to stop: auto stays what it was
+        pass  # a memory that cannot be kept is no reason to stop: auto stays what it was
     return best

@@ -12,7 +12,7 @@ D = np.float64
 
 def rms_norm(x, gain, eps, heads=1):
     z = x.reshape(len(x), heads, -1).astype(D)
-    return (z / np.sqrt((z ** 2).mean(-1, keepdims=True) + eps) * gain).reshape(x.shape)
+    return (z / np.sqrt((z**2).mean(-1, keepdims=True) + eps) * gain).reshape(x.shape)
 
 
 def rope(x, cos, sin, positions, heads, halves, sign=1.0):
@@ -29,7 +29,7 @@ def activation(x, kind):
     x = x.astype(D)
     if kind == "silu":
         return x / (1 + np.exp(-x))
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def glu(gate, up, kind):
@@ -79,7 +79,7 @@ def adamw(p, g, m, v, lr, step, beta1, beta2, eps, decay, clip):
     g = g.astype(D) * clip
     m = beta1 * m.astype(D) + (1 - beta1) * g
     v = beta2 * v.astype(D) + (1 - beta2) * g * g
-    update = (m / (1 - beta1 ** step)) / (np.sqrt(v / (1 - beta2 ** step)) + eps)
+    update = (m / (1 - beta1**step)) / (np.sqrt(v / (1 - beta2**step)) + eps)
     return p.astype(D) * (1 - lr * decay) - lr * update, m, v
 
 

@@ -19,9 +19,19 @@ if TYPE_CHECKING:
 BATCH = 2048  # tokens run at once
 
 
-def answer(model: Model, adapter: Adapter | None, prompts: Sequence[Sequence[int]], how: Sampling, *,
-           max_tokens: int, stop: Sequence[str] = (), batch: int = 8, kept: Kept | None = None, series: str = "base",
-           progress: Callable[[int, int], None] | None = None) -> list[Reply]:
+def answer(
+    model: Model,
+    adapter: Adapter | None,
+    prompts: Sequence[Sequence[int]],
+    how: Sampling,
+    *,
+    max_tokens: int,
+    stop: Sequence[str] = (),
+    batch: int = 8,
+    kept: Kept | None = None,
+    series: str = "base",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Reply]:
     """One Reply a prompt, in their order. prompts: token ids; batch: prompts decoded together, alike in length.
 
     A batch changes no greedy answer but by rounding. kept: where whole batches of `series` are looked up and kept.
@@ -31,7 +41,7 @@ def answer(model: Model, adapter: Adapter | None, prompts: Sequence[Sequence[int
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: dict[int, Reply] = {}
     for lo in range(0, len(order), batch):
-        some = order[lo:lo + batch]
+        some = order[lo : lo + batch]
         replies: list[Reply] = []
         known = kept.get(series, lo, len(some))
         if known is not None:
@@ -41,8 +51,9 @@ def answer(model: Model, adapter: Adapter | None, prompts: Sequence[Sequence[int
             continue
         room = min(max(len(prompts[i]) for i in some) + max_tokens, model.config.context)
         decoder = model.decoder(adapter=adapter, batch=len(some), context=room)
-        for _ in decode(decoder, model.tokenizer, [prompts[i] for i in some], how, max_tokens=max_tokens, stop=stop,
-                        replies=replies):
+        for _ in decode(
+            decoder, model.tokenizer, [prompts[i] for i in some], how, max_tokens=max_tokens, stop=stop, replies=replies
+        ):
             if progress is not None:
                 now = sum(max_tokens if reply.finish else len(reply.ids) for reply in replies)
                 progress(lo * max_tokens + now, len(prompts) * max_tokens)
@@ -53,8 +64,12 @@ def answer(model: Model, adapter: Adapter | None, prompts: Sequence[Sequence[int
     return [found[i] for i in range(len(prompts))]
 
 
-def losses(model: Model, adapter: Adapter | None, examples: Sequence[tuple[list[int], list[bool]]],
-           progress: Callable[[int, int], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def losses(
+    model: Model,
+    adapter: Adapter | None,
+    examples: Sequence[tuple[list[int], list[bool]]],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """(float64 [n] summed loss in nats, int64 [n] tokens with loss) of examples (ids, loss) within one context."""
     forward = Forward(model, max(len(ids) for ids, _ in examples), adapter)
     sums, counts = np.zeros(len(examples)), np.array([sum(loss) for _, loss in examples])

@@ -51,9 +51,18 @@ def answer_in(reply: str) -> int:
     return LABELS.index(label_of(found[0])) if found else -1
 
 
-def answer(model: Model, questions: Sequence[Question], adapter: Adapter | None = None, *, name: str = "base",
-           raw: bool | None = None, new_tokens: int = NEW_TOKENS, batch: int = BATCH, kept: Kept | None = None,
-           progress: Callable[[int, int], None] | None = None) -> Answers:
+def answer(
+    model: Model,
+    questions: Sequence[Question],
+    adapter: Adapter | None = None,
+    *,
+    name: str = "base",
+    raw: bool | None = None,
+    new_tokens: int = NEW_TOKENS,
+    batch: int = BATCH,
+    kept: Kept | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Answers:
     """Put all questions to the model with one adapter, or without.
 
     An answer's likelihood is that of its tokens after the prompt, the end token not among them. raw: prompt and answer
@@ -76,27 +85,34 @@ def answer(model: Model, questions: Sequence[Question], adapter: Adapter | None 
     decoder = model.decoder(adapter=adapter, batch=slots, context=context)
     opening = _shared([ids for sequences, _ in prepared for ids in sequences])  # say, a system message: kept
     for low in range(0, len(questions), slots):
-        part = prepared[low:low + slots]
+        part = prepared[low : low + slots]
         known = None if kept is None else kept.get(name, low, len(part))
         if known is not None:
-            scores[low:low + len(part)] = [row[0] for row in known]
+            scores[low : low + len(part)] = [row[0] for row in known]
             replies += [row[1] for row in known]
             if progress is not None:
                 progress(low + len(part), len(questions))
             continue
         for slot in range(slots):
             decoder.truncate(slot, opening)
-        scores[low:low + len(part)] = _score(decoder, [sequences for sequences, _ in part])
+        scores[low : low + len(part)] = _score(decoder, [sequences for sequences, _ in part])
         if new_tokens:
             made: list[Any] = []
-            for _ in decode(decoder, model.tokenizer, [sequences[0][:first] for sequences, first in part],
-                            Sampling(temperature=0), max_tokens=new_tokens, replies=made):
+            for _ in decode(
+                decoder,
+                model.tokenizer,
+                [sequences[0][:first] for sequences, first in part],
+                Sampling(temperature=0),
+                max_tokens=new_tokens,
+                replies=made,
+            ):
                 pass
             replies += [reply.text for reply in made]
         if kept is not None:
             said = replies[low:] if new_tokens else [None] * len(part)
-            kept.put(name, low, [[row.tolist(), text]
-                                 for row, text in zip(scores[low:low + len(part)], said, strict=True)])
+            kept.put(
+                name, low, [[row.tolist(), text] for row, text in zip(scores[low : low + len(part)], said, strict=True)]
+            )
         if progress is not None:
             progress(low + len(part), len(questions))
     return Answers(name, scores, replies if new_tokens else None)
@@ -119,12 +135,17 @@ def _encode(model: Model, adapter: Adapter | None, question: Question, raw: bool
             learned = [start >= len(question.prompt.rstrip(" ")) for start in at]
             if tokenizer.add_bos:
                 ids, learned = [tokenizer.bos, *ids], [False, *learned]
-        own = [place for place, (token, yes) in enumerate(zip(ids, learned, strict=True))
-               if yes and token not in tokenizer.eog]
+        own = [
+            place
+            for place, (token, yes) in enumerate(zip(ids, learned, strict=True))
+            if yes and token not in tokenizer.eog
+        ]
         if not own:
-            raise UserError(f"Question {question.id}: no token of the answer {text!r} is its own; let the prompt end "
-                            "in a space or a new line.")
-        sequences.append(list(map(int, ids[:own[-1] + 1])))
+            raise UserError(
+                f"Question {question.id}: no token of the answer {text!r} is its own; let the prompt end "
+                "in a space or a new line."
+            )
+        sequences.append(list(map(int, ids[: own[-1] + 1])))
         starts.append(own[0])
     return sequences, min(starts)
 
@@ -136,11 +157,16 @@ def _score(decoder: Decoder, tasks: list[list[list[int]]]) -> np.ndarray:
 
     def feed(pieces: dict[int, list[int]]) -> np.ndarray:
         logits = decoder.feed([pieces.get(slot, none) for slot, none in enumerate(empty)])
-        logits = logits[:len(tasks)].astype(np.float64)
+        logits = logits[: len(tasks)].astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    after = feed({slot: sequences[0][decoder.lengths[slot]:at]
-                  for slot, (sequences, at) in enumerate(zip(tasks, shared, strict=True))})
+
+    after = feed(
+        {
+            slot: sequences[0][decoder.lengths[slot] : at]
+            for slot, (sequences, at) in enumerate(zip(tasks, shared, strict=True))
+        }
+    )
     scores = np.zeros((len(tasks), len(tasks[0])))
     for number in range(len(tasks[0])):
         rest = [sequences[number][at:] for sequences, at in zip(tasks, shared, strict=True)]
@@ -177,8 +203,13 @@ def evaluate(questions: Sequence[Question], runs: Sequence[Answers]) -> dict[str
         for a, b in combinations(said, 2):
             right = [[x == y for x, y in zip(said[name], truth, strict=True)] for name in (a, b)]
             comparisons.append({"method": method, "first": a, "second": b, **mcnemar(*right)})
-    return {"questions": len(truth), "labels": dict(zip(LABELS, counts.tolist(), strict=True)),
-            "majority": {"label": LABELS[int(counts.argmax())], "accuracy": float(counts.max() / len(truth))},
-            "runs": {run.name: {method: classification(truth, said[run.name], LABELS)
-                                for method, said in methods.items()} for run in runs},
-            "comparisons": comparisons}
+    return {
+        "questions": len(truth),
+        "labels": dict(zip(LABELS, counts.tolist(), strict=True)),
+        "majority": {"label": LABELS[int(counts.argmax())], "accuracy": float(counts.max() / len(truth))},
+        "runs": {
+            run.name: {method: classification(truth, said[run.name], LABELS) for method, said in methods.items()}
+            for run in runs
+        },
+        "comparisons": comparisons,
+    }

@@ -9,8 +9,10 @@ from anytune.evaluation.biomed import Answers
 from anytune.evaluation.pubmedqa import LABELS, Question
 from anytune.evaluation.report import Plot, Report, Section, Table, as_text
 
-_METHODS = {"likelihood": "By likelihood: the answer that the model finds most probable after the prompt.",
-            "generation": "By generation: the first yes, no, maybe or uncertain in its reply; one without is wrong."}
+_METHODS = {
+    "likelihood": "By likelihood: the answer that the model finds most probable after the prompt.",
+    "generation": "By generation: the first yes, no, maybe or uncertain in its reply; one without is wrong.",
+}
 
 
 def _percent(share: float) -> str:
@@ -29,28 +31,56 @@ def methods_of(facts: Mapping[str, Any]) -> list[str]:
 def scores(facts: Mapping[str, Any], method: str) -> Table:
     """A row a run: accuracy with its interval, macro F1, each class's F1, replies without an answer."""
     head = ["%", "accuracy [95 %]", "macro F1", *(f"F1 {label}" for label in LABELS), "no answer"]
-    return Table(head, [[name, _accuracy(r := run[method]), _percent(r["macro_f1"]),
-                         *(_percent(r["classes"][label]["f1"]) for label in LABELS), r["unanswered"]]
-                        for name, run in facts["runs"].items()])
+    return Table(
+        head,
+        [
+            [
+                name,
+                _accuracy(r := run[method]),
+                _percent(r["macro_f1"]),
+                *(_percent(r["classes"][label]["f1"]) for label in LABELS),
+                r["unanswered"],
+            ]
+            for name, run in facts["runs"].items()
+        ],
+    )
 
 
 def compared(facts: Mapping[str, Any], method: str) -> Table:
-    return Table(["", "difference, points", "only the first right", "only the second right", "p (McNemar, exact)"],
-                 [[f"{c['first']} → {c['second']}", f"{100 * c['difference']:+.1f}", c["only_first"],
-                   c["only_second"], f"{c['p_value']:.3g}"] for c in facts["comparisons"] if c["method"] == method])
+    return Table(
+        ["", "difference, points", "only the first right", "only the second right", "p (McNemar, exact)"],
+        [
+            [
+                f"{c['first']} → {c['second']}",
+                f"{100 * c['difference']:+.1f}",
+                c["only_first"],
+                c["only_second"],
+                f"{c['p_value']:.3g}",
+            ]
+            for c in facts["comparisons"]
+            if c["method"] == method
+        ],
+    )
 
 
 def classes(figures: Mapping[str, Any]) -> Table:
     """A row a class: precision, recall, F1, and how often each answer was given to its questions."""
     head = ["%", "precision", "recall", "F1", "questions", *(f"said {label}" for label in LABELS), "no answer"]
-    return Table(head, [[label, *(_percent(c[name]) for name in ("precision", "recall", "f1")), c["support"], *row]
-                        for (label, c), row in zip(figures["classes"].items(), figures["confusion"], strict=True)])
+    return Table(
+        head,
+        [
+            [label, *(_percent(c[name]) for name in ("precision", "recall", "f1")), c["support"], *row]
+            for (label, c), row in zip(figures["classes"].items(), figures["confusion"], strict=True)
+        ],
+    )
 
 
 def _heading(facts: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{number} {label}" for label, number in facts["labels"].items())
-    return (f"{facts['questions']} questions ({counts}); always saying {facts['majority']['label']} would be right in "
-            f"{_percent(facts['majority']['accuracy'])} %.")
+    return (
+        f"{facts['questions']} questions ({counts}); always saying {facts['majority']['label']} would be right in "
+        f"{_percent(facts['majority']['accuracy'])} %."
+    )
 
 
 def text(facts: Mapping[str, Any]) -> str:
@@ -68,25 +98,51 @@ def text(facts: Mapping[str, Any]) -> str:
 def report(facts: Mapping[str, Any], questions: Sequence[Question], runs: Sequence[Answers]) -> Report:
     sections = []
     for method in methods_of(facts):
-        bars = {name: [tuple(100 * x for x in (run[method]["accuracy"], *run[method]["interval"])),
-                       100 * run[method]["macro_f1"], *(100 * c["f1"] for c in run[method]["classes"].values())]
-                for name, run in facts["runs"].items()}
-        sections.append(Section(method.capitalize(), _METHODS[method], scores(facts, method), Plot(
-            ["accuracy", "macro F1", *(f"F1 {label}" for label in LABELS)], bars, form=".1f", unit=" %")))
+        bars = {
+            name: [
+                tuple(100 * x for x in (run[method]["accuracy"], *run[method]["interval"])),
+                100 * run[method]["macro_f1"],
+                *(100 * c["f1"] for c in run[method]["classes"].values()),
+            ]
+            for name, run in facts["runs"].items()
+        }
+        sections.append(
+            Section(
+                method.capitalize(),
+                _METHODS[method],
+                scores(facts, method),
+                Plot(["accuracy", "macro F1", *(f"F1 {label}" for label in LABELS)], bars, form=".1f", unit=" %"),
+            )
+        )
         if facts["comparisons"]:
-            sections.append(Section(f"{method.capitalize()}: the same questions", "Two-sided exact McNemar test.",
-                                    compared(facts, method)))
-        sections += [Section(f"{name}, by {method}", "Rows are the right answers.", classes(run[method]))
-                     for name, run in facts["runs"].items()]
+            sections.append(
+                Section(
+                    f"{method.capitalize()}: the same questions",
+                    "Two-sided exact McNemar test.",
+                    compared(facts, method),
+                )
+            )
+        sections += [
+            Section(f"{name}, by {method}", "Rows are the right answers.", classes(run[method]))
+            for name, run in facts["runs"].items()
+        ]
     top = {name: facts[name] for name in ("model", "file", "setting", "wording") if facts.get(name)}
-    return Report("PubMedQA", {**top, "questions": _heading(facts)}, sections,
-                  {**facts, "answers": items(questions, runs)})
+    return Report(
+        "PubMedQA", {**top, "questions": _heading(facts)}, sections, {**facts, "answers": items(questions, runs)}
+    )
 
 
 def items(questions: Sequence[Question], runs: Sequence[Answers]) -> list[dict[str, Any]]:
     """Every question with what each run made of it."""
-    return [{"id": question.id, "prompt": question.prompt, "right": LABELS[question.right],
-             "runs": {run.name: _said(run, number) for run in runs}} for number, question in enumerate(questions)]
+    return [
+        {
+            "id": question.id,
+            "prompt": question.prompt,
+            "right": LABELS[question.right],
+            "runs": {run.name: _said(run, number) for run in runs},
+        }
+        for number, question in enumerate(questions)
+    ]
 
 
 def _said(run: Answers, number: int) -> dict[str, Any]:

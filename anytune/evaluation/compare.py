@@ -36,10 +36,23 @@ MEASURES = (*TEXT_MEASURES, "cosine")
 Step = Callable[[str, int, int], None]
 
 
-def compare(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adapter], *, name: str = "prompts",
-            how: Sampling | None = None, max_tokens: int = 256, stop: Sequence[str] = (), batch: int = 8,
-            template: ChatTemplate | None = None, chat: bool | None = None, judge: Judge | None = None, seed: int = 0,
-            kept: Kept | None = None, progress: Step | None = None) -> dict[str, Any]:
+def compare(
+    model: Model,
+    prompts: Sequence[Prompt],
+    adapters: Mapping[str, Adapter],
+    *,
+    name: str = "prompts",
+    how: Sampling | None = None,
+    max_tokens: int = 256,
+    stop: Sequence[str] = (),
+    batch: int = 8,
+    template: ChatTemplate | None = None,
+    chat: bool | None = None,
+    judge: Judge | None = None,
+    seed: int = 0,
+    kept: Kept | None = None,
+    progress: Step | None = None,
+) -> dict[str, Any]:
     """Facts, JSON-able; report.py's form of them comes from compare_report.report().
 
     adapters: name -> Adapter. name: of the prompts' file, for complaints. how: greedy if None. batch: prompts decoded
@@ -55,10 +68,16 @@ def compare(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adap
     items = items_of(prompts, replies)
     draws = resampled(len(items), seed)
     facts = {
-        "model": model.name, "adapters": list(adapters), "prompts": len(items),
+        "model": model.name,
+        "adapters": list(adapters),
+        "prompts": len(items),
         "references": sum(item["reference"] is not None for item in items),
-        "generation": {**asdict(how), "max_tokens": max_tokens, "stop": list(stop),
-                       "form": "raw text" if form.template is None else f"chat template ({form.template.origin})"},
+        "generation": {
+            **asdict(how),
+            "max_tokens": max_tokens,
+            "stop": list(stop),
+            "form": "raw text" if form.template is None else f"chat template ({form.template.origin})",
+        },
         "answers": {series: lengths(items, series, draws) for series in replies},
         **similarities(model, items, list(replies), draws, progress),
     }
@@ -74,44 +93,75 @@ def check_names(adapters: Mapping[str, Adapter]) -> None:
         raise UserError("An adapter cannot be called base or reference here: rename its file, or say --lora NAME=FILE.")
 
 
-def replies_of(model: Model, adapters: Mapping[str, Adapter], ids: list[list[int]], how: Sampling, max_tokens: int,
-               stop: Sequence[str], batch: int, progress: Step | None,
-               kept: Kept | None = None) -> dict[str, list[Reply]]:
+def replies_of(
+    model: Model,
+    adapters: Mapping[str, Adapter],
+    ids: list[list[int]],
+    how: Sampling,
+    max_tokens: int,
+    stop: Sequence[str],
+    batch: int,
+    progress: Step | None,
+    kept: Kept | None = None,
+) -> dict[str, list[Reply]]:
     """base and each adapter -> one Reply a prompt."""
     sides: dict[str, Adapter | None] = {BASE: None, **adapters}
     if kept is not None:
-        kept.begin(identity(model, sides, prompts=ids, how=asdict(how), max_tokens=max_tokens, stop=list(stop),
-                            batch=batch))
+        kept.begin(
+            identity(model, sides, prompts=ids, how=asdict(how), max_tokens=max_tokens, stop=list(stop), batch=batch)
+        )
     found = {}
     for number, (series, adapter) in enumerate(sides.items()):
+
         def tell(done: int, total: int, number: int = number) -> None:
             if progress is not None:
                 progress("answers", number * total + done, len(sides) * total)
+
         tell(0, len(ids) * max_tokens)
-        found[series] = answer(model, adapter, ids, how, max_tokens=max_tokens, stop=stop, batch=batch, kept=kept,
-                               series=series, progress=tell)
+        found[series] = answer(
+            model,
+            adapter,
+            ids,
+            how,
+            max_tokens=max_tokens,
+            stop=stop,
+            batch=batch,
+            kept=kept,
+            series=series,
+            progress=tell,
+        )
     return found
 
 
 def items_of(prompts: Sequence[Prompt], replies: Mapping[str, list[Reply]]) -> list[dict[str, Any]]:
     """One dict a prompt: line, prompt, reference, answers, scores; ended: series -> whether it ended its turn."""
-    return [{"line": prompt.line, "prompt": prompt.shown,
-             "reference": None if prompt.reference is None else prompt.reference.strip(),
-             "answers": {series: found[i].text.strip() for series, found in replies.items()},
-             "ended": {series: found[i].finish == "stop" for series, found in replies.items()},
-             "to_reference": {}, "to_base": {}} for i, prompt in enumerate(prompts)]
+    return [
+        {
+            "line": prompt.line,
+            "prompt": prompt.shown,
+            "reference": None if prompt.reference is None else prompt.reference.strip(),
+            "answers": {series: found[i].text.strip() for series, found in replies.items()},
+            "ended": {series: found[i].finish == "stop" for series, found in replies.items()},
+            "to_reference": {},
+            "to_base": {},
+        }
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def lengths(items: list[dict[str, Any]], series: str, draws: np.ndarray) -> dict[str, Any]:
     """words: of an answer in the mean; ended: the part that the model ended itself, instead of being cut off;
     length_ratio: words of the answer over the reference's, geometric mean; each with its interval."""
     counts = np.array([max(1, len(words(item["answers"][series]))) for item in items], float)
-    wanted = np.array([max(1, len(words(item["reference"]))) if item["reference"] is not None else np.nan
-                       for item in items])
+    wanted = np.array(
+        [max(1, len(words(item["reference"]))) if item["reference"] is not None else np.nan for item in items]
+    )
     ratio = np.exp(mean_interval(np.log(counts / wanted), draws))
-    return {"words": mean_interval([len(words(item["answers"][series])) for item in items], draws),
-            "ended": share(sum(item["ended"][series] for item in items), len(items)),
-            "length_ratio": tuple(map(float, ratio))}
+    return {
+        "words": mean_interval([len(words(item["answers"][series])) for item in items], draws),
+        "ended": share(sum(item["ended"][series] for item in items), len(items)),
+        "length_ratio": tuple(map(float, ratio)),
+    }
 
 
 def share(part: float, count: int) -> tuple[float, float, float]:
@@ -119,25 +169,30 @@ def share(part: float, count: int) -> tuple[float, float, float]:
     return (part / count, *wilson(part, count)) if count else (float("nan"),) * 3
 
 
-def similarities(model: Model, items: list[dict[str, Any]], series: list[str], draws: np.ndarray,
-                 progress: Step | None) -> dict[str, Any]:
-    """to_reference, gain (adapter less base), to_base: measure -> series -> (mean, low, high). Fills the items' scores.
-    """
+def similarities(
+    model: Model, items: list[dict[str, Any]], series: list[str], draws: np.ndarray, progress: Step | None
+) -> dict[str, Any]:
+    """to_reference, gain (adapter - base), to_base: measure -> series -> (mean, low, high). Fills the items' scores."""
     tell = None if progress is None else lambda done, total: progress("embeddings", done, total)
     columns = [*series, "reference"]
-    texts = [item["reference"] or "" if column == "reference" else item["answers"][column]
-             for column in columns for item in items]
+    texts = [
+        item["reference"] or "" if column == "reference" else item["answers"][column]
+        for column in columns
+        for item in items
+    ]
     distinct = list(dict.fromkeys(texts))
     if tell is not None:
         tell(0, len(distinct))
     rows = dict(zip(distinct, embed(model, distinct, tell), strict=True))
-    vectors = {column: np.stack([rows[text] for text in texts[k * len(items):(k + 1) * len(items)]])
-               for k, column in enumerate(columns)}
+    vectors = {
+        column: np.stack([rows[text] for text in texts[k * len(items) : (k + 1) * len(items)]])
+        for k, column in enumerate(columns)
+    }
     known = np.array([item["reference"] is not None for item in items])
     scores: dict[str, dict[str, dict[str, list[float]]]] = {}
     for against in ("to_reference", "to_base"):
         other = "reference" if against == "to_reference" else BASE
-        for side in series[against == "to_base":]:
+        for side in series[against == "to_base" :]:
             cosine = cosines(vectors[side], vectors[other])
             for item, value in zip(items, cosine.tolist(), strict=True):
                 target = item["reference"] if other == "reference" else item["answers"][BASE]
@@ -147,13 +202,24 @@ def similarities(model: Model, items: list[dict[str, Any]], series: list[str], d
             for name in MEASURES:
                 values = [item[against].get(side, {}).get(name, np.nan) for item in items]
                 scores.setdefault(against, {}).setdefault(name, {})[side] = values
-    facts: dict[str, Any] = {against: {name: {side: mean_interval(values, draws) for side, values in sides.items()}
-                                       for name, sides in measures.items()} for against, measures in scores.items()}
-    facts["gain"] = {name: {side: mean_interval(np.subtract(values, sides[BASE]), draws)
-                            for side, values in sides.items() if side != BASE}
-                     for name, sides in scores["to_reference"].items()}
-    facts["same_as_base"] = {side: float(np.mean([item["answers"][side] == item["answers"][BASE] for item in items]))
-                             for side in series[1:]}
+    facts: dict[str, Any] = {
+        against: {
+            name: {side: mean_interval(values, draws) for side, values in sides.items()}
+            for name, sides in measures.items()
+        }
+        for against, measures in scores.items()
+    }
+    facts["gain"] = {
+        name: {
+            side: mean_interval(np.subtract(values, sides[BASE]), draws)
+            for side, values in sides.items()
+            if side != BASE
+        }
+        for name, sides in scores["to_reference"].items()
+    }
+    facts["same_as_base"] = {
+        side: float(np.mean([item["answers"][side] == item["answers"][BASE] for item in items])) for side in series[1:]
+    }
     facts["cosine_of_unrelated"] = unrelated(vectors[BASE][known], vectors["reference"][known])
     if not known.any():
         del facts["to_reference"], facts["gain"]
@@ -174,13 +240,22 @@ def _judged(items: list[dict[str, Any]], adapters: list[str], judge: Judge, prog
         item.setdefault("judge", {})[name] = verdict
         if progress is not None:
             progress("judge", number + 1, total)
-    facts: dict[str, Any] = {"judge": judge.name, "criteria": judge.criteria, "requests": judge.asked,
-                             "unclear_replies": judge.unclear, "error": error, "adapters": {}}
+    facts: dict[str, Any] = {
+        "judge": judge.name,
+        "criteria": judge.criteria,
+        "requests": judge.asked,
+        "unclear_replies": judge.unclear,
+        "error": error,
+        "adapters": {},
+    }
     for name in adapters:
         found = [item.get("judge", {}).get(name) for item in items]
         values = np.array([np.nan if value is None else value for value in found])
         facts["adapters"][name] = {
-            "wins": int((values == 1).sum()), "ties": int((values == 0.5).sum()), "losses": int((values == 0).sum()),
+            "wins": int((values == 1).sum()),
+            "ties": int((values == 0.5).sum()),
+            "losses": int((values == 0).sum()),
             "no_verdict": int(np.isnan(values).sum()),
-            "win_rate": share(float(np.nansum(values)), int(np.isfinite(values).sum()))}
+            "win_rate": share(float(np.nansum(values)), int(np.isfinite(values).sum())),
+        }
     return facts

@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 LONGEST = 2048  # tokens that see each other; a longer text is the mean over its parts
-BATCH = 2048    # tokens run at once
+BATCH = 2048  # tokens run at once
 
 
 def embed(model: Model, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
     """float32 [texts, width], each row of length 1, or 0 for a text without tokens. progress: (texts done, of all)."""
     longest = min(LONGEST, model.config.context)
-    parts = [(number, ids[lo:lo + longest]) for number, text in enumerate(texts)
-             for ids in [model.tokenize(text)] for lo in range(0, len(ids), longest)]
+    parts = [
+        (number, ids[lo : lo + longest])
+        for number, text in enumerate(texts)
+        for ids in [model.tokenize(text)]
+        for lo in range(0, len(ids), longest)
+    ]
     sums = np.zeros((len(texts), model.config.width), np.float32)
     forward = Forward(model, max((len(ids) for _, ids in parts), default=1))
     while parts:

@@ -29,8 +29,12 @@ def identity(model: Model, adapters: Mapping[str, Adapter | None], **more: Any) 
     """What answers depend on: the model's file, what computes, the adapters' numbers, and `more`, JSON-able."""
     path = Path(model.gguf.path)
     facts = path.stat()
-    return {"model": [str(path.resolve()), facts.st_size, facts.st_mtime_ns], "engine": model.engine.identity(), **more,
-            "adapters": {name: None if adapter is None else _digest(adapter) for name, adapter in adapters.items()}}
+    return {
+        "model": [str(path.resolve()), facts.st_size, facts.st_mtime_ns],
+        "engine": model.engine.identity(),
+        **more,
+        "adapters": {name: None if adapter is None else _digest(adapter) for name, adapter in adapters.items()},
+    }
 
 
 def _digest(adapter: Adapter) -> str:
@@ -62,7 +66,7 @@ class Kept:
         self.path = self.report.with_name(f"{self.report.name}.{digest[:8]}{SUFFIX}")
         lines = "".join(line + "\n" for line in [head, *self._read(head)])
         try:
-            with atomic_write(self.path) as file:      # again, as far as it was right
+            with atomic_write(self.path) as file:  # again, as far as it was right
                 file.write(lines.encode())
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
@@ -103,8 +107,9 @@ class Kept:
 
     def _give_up(self, error: OSError) -> None:
         """No place to keep answers is no reason to stop answering."""
-        self.tell(f"answers cannot be kept in {self.path} ({error.strerror}): if this is interrupted, what comes now "
-                  "is lost")
+        self.tell(
+            f"answers cannot be kept in {self.path} ({error.strerror}): if this is interrupted, what comes now is lost"
+        )
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()

@@ -72,8 +72,7 @@ def _only_prompts(row: dict) -> bool:
 def _plain(record: Record) -> list[Prompt]:
     """A prompt a line. U+2028 and the like end no line."""
     lines = (line.strip(WHITE) for line in record.text.split("\n"))
-    return [Prompt(record.line + n, ({"role": "user", "content": line},), line)
-            for n, line in enumerate(lines) if line]
+    return [Prompt(record.line + n, ({"role": "user", "content": line},), line) for n, line in enumerate(lines) if line]
 
 
 def _prompt(path: str | Path, record: Record) -> Prompt:
@@ -88,9 +87,13 @@ def _prompt(path: str | Path, record: Record) -> Prompt:
     text = record.prompt if record.kind == "pair" else record.text
     if not text.strip():
         raise UserError(f"{path}, line {record.line}: the prompt is empty.")
-    return Prompt(record.line, (*record.messages, {"role": "user", "content": text}), text,
-                  None if record.rejected else record.completion or None,
-                  record.tools)
+    return Prompt(
+        record.line,
+        (*record.messages, {"role": "user", "content": text}),
+        text,
+        None if record.rejected else record.completion or None,
+        record.tools,
+    )
 
 
 @dataclass(frozen=True)
@@ -101,17 +104,30 @@ class Form:
     template: ChatTemplate | None
 
     @classmethod
-    def of(cls, model: Model, adapters: Mapping[str, Adapter], template: ChatTemplate | None = None,
-           chat: bool | None = None) -> Form:
+    def of(
+        cls,
+        model: Model,
+        adapters: Mapping[str, Adapter],
+        template: ChatTemplate | None = None,
+        chat: bool | None = None,
+    ) -> Form:
         """As `anytune generate` would ask the adapter. Raises UserError if adapters knew different templates."""
         from anytune.generate import template_of, wants_chat
 
-        kinds = {name: template_of(model, a, template).source if wants_chat(model, a, template) else None
-                 for name, a in adapters.items()} if chat is None else {}
+        kinds = (
+            {
+                name: template_of(model, a, template).source if wants_chat(model, a, template) else None
+                for name, a in adapters.items()
+            }
+            if chat is None
+            else {}
+        )
         if len(set(kinds.values())) > 1:
             one, other = next((a, b) for a in kinds for b in kinds if kinds[a] != kinds[b])
-            raise UserError(f"{one} and {other} were trained with different prompt forms: compare each alone, or name "
-                            "one form for both with --chat-template, --chat or --raw.")
+            raise UserError(
+                f"{one} and {other} were trained with different prompt forms: compare each alone, or name "
+                "one form for both with --chat-template, --chat or --raw."
+            )
         first = next(iter(adapters.values()), None)
         wanted = wants_chat(model, first, template) if chat is None else chat
         return cls(model, template_of(model, first, template) if wanted else None)
@@ -143,8 +159,9 @@ class Form:
             try:
                 ids = self.encode(prompt)
                 if not 0 < len(ids) < self.model.config.context:
-                    raise UserError(f"the prompt has {len(ids)} tokens and the model's context holds "
-                                    f"{self.model.config.context}.")
+                    raise UserError(
+                        f"the prompt has {len(ids)} tokens and the model's context holds {self.model.config.context}."
+                    )
             except UserError as error:
                 raise UserError(f"{name}, line {prompt.line}: {error}") from None
             found.append(ids)

@@ -37,8 +37,9 @@ _ABSTRACT = "Abstract: {abstract}\n"
 _QA = "Q: {question}\nA: "
 WORDINGS = {
     "pubmedqa": Wording({"question-only": _ASK} | dict.fromkeys(SETTINGS[1:], _ABSTRACT + _ASK), LABELS),
-    "qa": Wording({"question-only": _QA} | dict.fromkeys(SETTINGS[1:], "{abstract}\n" + _QA),
-                  ("Yes", "No", "Uncertain")),
+    "qa": Wording(
+        {"question-only": _QA} | dict.fromkeys(SETTINGS[1:], "{abstract}\n" + _QA), ("Yes", "No", "Uncertain")
+    ),
 }
 
 
@@ -66,11 +67,16 @@ class Question:
 def ask(source: Source, setting: str, wording: str) -> Question:
     """The question in words. Raises UserError where the source lacks what the setting shows."""
     form = WORDINGS[wording]
-    abstract = {"question-only": "", "reasoning-free": source.conclusion,
-                "reasoning-required": "\n".join(source.contexts)}[setting]
+    abstract = {
+        "question-only": "",
+        "reasoning-free": source.conclusion,
+        "reasoning-required": "\n".join(source.contexts),
+    }[setting]
     if setting != "question-only" and not abstract.strip():
-        raise UserError(f"Question {source.id} has no {'conclusion' if setting == 'reasoning-free' else 'abstract'} to "
-                        f"show: use --setting question-only.")
+        raise UserError(
+            f"Question {source.id} has no {'conclusion' if setting == 'reasoning-free' else 'abstract'} to "
+            f"show: use --setting question-only."
+        )
     prompt = form.prompts[setting].format(question=source.question.strip(), abstract=abstract.strip())
     return Question(source.id, prompt, form.answers, LABELS.index(source.label))
 
@@ -102,16 +108,21 @@ def read_test(path: str | Path, sources: Sequence[Source]) -> set[str]:
     known, found = {source.id: source.label for source in sources}, _object(path)
     for number, label in found.items():
         if number not in known:
-            raise UserError(f"{path} names the question {number}, which the other file does not have: take both from "
-                            "one release of PubMedQA.")
+            raise UserError(
+                f"{path} names the question {number}, which the other file does not have: take both from "
+                "one release of PubMedQA."
+            )
         if _label(label, f"{path}, question {number}") != known[number]:
-            raise UserError(f"{path} answers question {number} with {label}, and the other file with {known[number]}: "
-                            "take both from one release of PubMedQA.")
+            raise UserError(
+                f"{path} answers question {number} with {label}, and the other file with {known[number]}: "
+                "take both from one release of PubMedQA."
+            )
     return set(found)
 
 
-def read_questions(path: str | Path, test: str | Path | None = None, *, setting: str | None = None,
-                   wording: str | None = None) -> list[Question]:
+def read_questions(
+    path: str | Path, test: str | Path | None = None, *, setting: str | None = None, wording: str | None = None
+) -> list[Question]:
     """The questions to be scored.
 
     path: the official file (then `test` names those of its questions that are meant), JSON lines with `question` and
@@ -159,8 +170,10 @@ def _finished(row: dict, line: int, where: str) -> Question:
     right = LABELS.index(_label(answer, where))
     answers = next((w.answers for w in WORDINGS.values() if w.answers[right] == answer), None)
     if answers is None:
-        raise UserError(f"{where}: the answer {answer!r} is none of {', '.join(WORDINGS['pubmedqa'].answers)} (or of "
-                        f"{', '.join(WORDINGS['qa'].answers)}).")
+        raise UserError(
+            f"{where}: the answer {answer!r} is none of {', '.join(WORDINGS['pubmedqa'].answers)} (or of "
+            f"{', '.join(WORDINGS['qa'].answers)})."
+        )
     return Question(str(row.get("id", f"line {line}")), prompt, answers, right)
 
 

@@ -23,9 +23,18 @@ FORMATS = ("pairs", "messages")
 RECIPE = "recipe.json"
 
 
-def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.PathLike, *,
-          setting: str = "reasoning-required", wording: str = "pubmedqa", validation: int = 50, balance: str = "none",
-          format: str = "pairs", seed: int = 42) -> dict[str, Any]:
+def build(
+    path: str | os.PathLike,
+    test: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    setting: str = "reasoning-required",
+    wording: str = "pubmedqa",
+    validation: int = 50,
+    balance: str = "none",
+    format: str = "pairs",
+    seed: int = 42,
+) -> dict[str, Any]:
     """Write train.jsonl, validation.jsonl, test.jsonl and recipe.json into `folder`; returns what recipe.json holds.
 
     The test questions are those of `test`, in their order. Of the others, in an order drawn from the seed, `validation`
@@ -37,8 +46,10 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
     import numpy as np
 
     folder = Path(folder)
-    spare_inputs([folder / RECIPE, *(folder / f"{name}.jsonl" for name in ("train", "validation", "test"))],
-                 [("the question file", path), ("the test file", test)])
+    spare_inputs(
+        [folder / RECIPE, *(folder / f"{name}.jsonl" for name in ("train", "validation", "test"))],
+        [("the question file", path), ("the test file", test)],
+    )
     if (pipe := next(filter(reads_once, (path, test)), None)) is not None:
         raise UserError(f"{pipe} is a pipe or a device, and it is read twice, for its hash: write it to a file first.")
     sources = read_official(path)
@@ -49,16 +60,32 @@ def build(path: str | os.PathLike, test: str | os.PathLike, folder: str | os.Pat
     rng = np.random.default_rng(seed)
     rest = [rest[i] for i in rng.permutation(len(rest))]
     held = _stratified(rest, validation)
-    splits = {"train": _balanced([s for s in rest if s.id not in held], balance, rng),
-              "validation": [s for s in rest if s.id in held], "test": [s for s in sources if s.id in chosen]}
-    texts = {name: "".join(_line(source, setting, wording, format) for source in split)
-             for name, split in splits.items()}
-    facts = {"recipe": "pubmedqa", "setting": setting, "wording": wording, "validation": validation, "balance": balance,
-             "format": format, "seed": seed,
-             "sources": {Path(p).name: hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (path, test)},
-             "splits": {name: {"questions": len(split), "labels": dict(Counter(s.label for s in split)),
-                               "sha256": hashlib.sha256(texts[name].encode()).hexdigest()}
-                        for name, split in splits.items()}}
+    splits = {
+        "train": _balanced([s for s in rest if s.id not in held], balance, rng),
+        "validation": [s for s in rest if s.id in held],
+        "test": [s for s in sources if s.id in chosen],
+    }
+    texts = {
+        name: "".join(_line(source, setting, wording, format) for source in split) for name, split in splits.items()
+    }
+    facts = {
+        "recipe": "pubmedqa",
+        "setting": setting,
+        "wording": wording,
+        "validation": validation,
+        "balance": balance,
+        "format": format,
+        "seed": seed,
+        "sources": {Path(p).name: hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (path, test)},
+        "splits": {
+            name: {
+                "questions": len(split),
+                "labels": dict(Counter(s.label for s in split)),
+                "sha256": hashlib.sha256(texts[name].encode()).hexdigest(),
+            }
+            for name, split in splits.items()
+        },
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -79,9 +106,9 @@ def _stratified(sources: Sequence[Source], count: int) -> set[str]:
     by_label = {label: [s.id for s in sources if s.label == label] for label in LABELS}
     shares = {label: count * len(ids) / len(sources) for label, ids in by_label.items()}
     takes = {label: int(share) for label, share in shares.items()}
-    for label in sorted(LABELS, key=lambda name: takes[name] - shares[name])[:count - sum(takes.values())]:
+    for label in sorted(LABELS, key=lambda name: takes[name] - shares[name])[: count - sum(takes.values())]:
         takes[label] += 1
-    return {number for label, ids in by_label.items() for number in ids[:takes[label]]}
+    return {number for label, ids in by_label.items() for number in ids[: takes[label]]}
 
 
 def _balanced(sources: list[Source], how: str, rng: np.random.Generator) -> list[Source]:
@@ -90,12 +117,12 @@ def _balanced(sources: list[Source], how: str, rng: np.random.Generator) -> list
     by_label = [found for label in LABELS if (found := [s for s in sources if s.label == label])]
     sizes = [len(found) for found in by_label]
     if how == "undersample":
-        chosen = [s for found in by_label for s in found[:min(sizes)]]
+        chosen = [s for found in by_label for s in found[: min(sizes)]]
     else:
         chosen = []
         for found in by_label:
             rounds = -(-max(sizes) // len(found))
-            chosen += [found[i] for _ in range(rounds) for i in rng.permutation(len(found))][:max(sizes)]
+            chosen += [found[i] for _ in range(rounds) for i in rng.permutation(len(found))][: max(sizes)]
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 

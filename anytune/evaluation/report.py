@@ -86,8 +86,10 @@ def check_path(path: str | os.PathLike) -> Path:
     if path.suffix.lower() not in (".html", ".htm", ".json"):
         raise UserError(f"The report {path} must end in .html or .json.")
     if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"The report {path} cannot be written: "
-                        + ("it is a folder." if path.is_dir() else f"there is no folder {path.parent}."))
+        raise UserError(
+            f"The report {path} cannot be written: "
+            + ("it is a folder." if path.is_dir() else f"there is no folder {path.parent}.")
+        )
     return path
 
 
@@ -124,8 +126,13 @@ def as_html(report: Report) -> str:
     """One page; whatever the report holds is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-                              lstrip_blocks=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
     environment.filters["cell"] = cell
     return environment.get_template("report.html.jinja").render(report=report, drawn=drawn)
 
@@ -134,8 +141,9 @@ def as_text(table: Table) -> str:
     """A table for the terminal: the first column to the left, the others to the right."""
     rows = [list(table.head), *([cell(value) for value in row] for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{value:{'>' if i else '<'}{widths[i]}}" for i, value in enumerate(row)).rstrip()
-                     for row in rows)
+    return "\n".join(
+        "  ".join(f"{value:{'>' if i else '<'}{widths[i]}}" for i, value in enumerate(row)).rstrip() for row in rows
+    )
 
 
 def drawn(plot: Plot) -> dict[str, Any]:
@@ -155,19 +163,32 @@ def drawn(plot: Plot) -> dict[str, Any]:
         bars = []
         for number, (name, values) in enumerate(plot.series.items()):
             found = _three(values[i])
-            bar: dict[str, Any] = {"name": name, "color": (number + plot.color) % 4, "text": "–",
-                                   "value": None, "interval": None}
+            bar: dict[str, Any] = {
+                "name": name,
+                "color": (number + plot.color) % 4,
+                "text": "–",
+                "value": None,
+                "interval": None,
+            }
             if found:
                 start, end = sorted((at(0.0), at(found[0]))) if plot.zero else (0.0, 0.0)
-                bar |= {"value": at(found[0]), "start": start, "width": round(end - start, 2),
-                        "text": format(found[0], plot.form) + plot.unit,
-                        "interval": (at(found[1]), at(found[2])) if len(found) == 3 else None}
+                bar |= {
+                    "value": at(found[0]),
+                    "start": start,
+                    "width": round(end - start, 2),
+                    "text": format(found[0], plot.form) + plot.unit,
+                    "interval": (at(found[1]), at(found[2])) if len(found) == 3 else None,
+                }
                 if len(found) == 3:
                     bar["range"] = f"{format(found[1], plot.form)} to {format(found[2], plot.form)}"
             bars.append(bar)
         groups.append({"label": label, "bars": bars})
-    return {"groups": groups, "ticks": [(at(tick), f"{tick:.6g}") for tick in ticks], "names": list(plot.series),
-            "zero": at(0.0) if plot.zero else None}
+    return {
+        "groups": groups,
+        "ticks": [(at(tick), f"{tick:.6g}") for tick in ticks],
+        "names": list(plot.series),
+        "zero": at(0.0) if plot.zero else None,
+    }
 
 
 def _three(value: Number) -> tuple[float, ...]:

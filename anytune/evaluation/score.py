@@ -17,7 +17,7 @@ from anytune.text.reading import read_text
 from anytune.text.rows import loads
 
 ANSWERS = ("prediction", "answer", "label", "final_decision", "response", "completion", "output", "text")
-MOST_LABELS = 20        # distinct short answers up to which a file of truths is a classification
+MOST_LABELS = 20  # distinct short answers up to which a file of truths is a classification
 MOST_BYTES = 256 << 20
 
 
@@ -56,8 +56,9 @@ def _answer(value: Any, where: str) -> str:
         for name in ANSWERS:
             if isinstance(value.get(name), str):
                 return value[name]
-    raise UserError(f"{where} holds no answer: it must be a text, or an object with one of {', '.join(ANSWERS)} or "
-                    "messages.")
+    raise UserError(
+        f"{where} holds no answer: it must be a text, or an object with one of {', '.join(ANSWERS)} or messages."
+    )
 
 
 def pair(predictions: dict[str, str], truths: dict[str, str]) -> list[tuple[str, str]]:
@@ -66,8 +67,9 @@ def pair(predictions: dict[str, str], truths: dict[str, str]) -> list[tuple[str,
     if set(truths) <= set(predictions):
         return [(predictions[key], truth) for key, truth in truths.items()]
     if len(predictions) != len(truths):
-        raise UserError(f"There are {len(predictions)} predictions and {len(truths)} truths: each prediction needs its "
-                        "own.")
+        raise UserError(
+            f"There are {len(predictions)} predictions and {len(truths)} truths: each prediction needs its own."
+        )
     return list(zip(predictions.values(), truths.values(), strict=True))
 
 
@@ -80,18 +82,28 @@ def score(pairs: Sequence[tuple[str, str]], labels: Sequence[str] | None = None)
     the sets. Raises UserError for a truth that is none of the labels.
     """
     labels = list(labels) if labels else _labels([truth for _, truth in pairs])
-    facts: dict[str, Any] = {"count": len(pairs), "cosine": _mean(cosine(*both) for both in pairs),
-                             "jaccard": _mean(jaccard(*both) for both in pairs)}
+    facts: dict[str, Any] = {
+        "count": len(pairs),
+        "cosine": _mean(cosine(*both) for both in pairs),
+        "jaccard": _mean(jaccard(*both) for both in pairs),
+    }
     if labels is None:
         right = sum(words(prediction) == words(truth) for prediction, truth in pairs)
-        return {**facts, "accuracy": right / len(pairs), "interval": list(wilson(right, len(pairs))), "right": right,
-                "labels": None}
+        return {
+            **facts,
+            "accuracy": right / len(pairs),
+            "interval": list(wilson(right, len(pairs))),
+            "right": right,
+            "labels": None,
+        }
     first = _first_label(labels)
     truth = [first(text) for _, text in pairs]
     if -1 in truth:
         at = truth.index(-1)
-        raise UserError(f"Truth {at + 1} ({pairs[at][1][:60]!r}) names none of the labels {', '.join(labels)}: give "
-                        "the right ones with --labels.")
+        raise UserError(
+            f"Truth {at + 1} ({pairs[at][1][:60]!r}) names none of the labels {', '.join(labels)}: give "
+            "the right ones with --labels."
+        )
     return {**facts, **classification(truth, [first(text) for text, _ in pairs], labels), "labels": labels}
 
 
@@ -111,6 +123,7 @@ def _first_label(labels: Sequence[str]) -> Any:
     def first(text: str) -> int:
         match = found.search(" ".join(text.lower().split()))
         return numbers[match[1]] if match else -1
+
     return first
 
 

@@ -37,7 +37,7 @@ def chrf(answer: str, reference: str) -> float:
 
 
 def _grams(text: str, n: int) -> Counter[str]:
-    return Counter(text[i:i + n] for i in range(len(text) - n + 1))
+    return Counter(text[i : i + n] for i in range(len(text) - n + 1))
 
 
 def rouge_l(answer: str, reference: str) -> float:

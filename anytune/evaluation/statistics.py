@@ -29,12 +29,23 @@ def classification(truth: Sequence[int], predicted: Sequence[int], labels: Seque
     for number, label in enumerate(labels):
         hits = int(confusion[number, number])
         named, support = int(confusion[:, number].sum()), int(confusion[number].sum())
-        classes[label] = {"precision": hits / named if named else 0.0, "recall": hits / support if support else 0.0,
-                          "f1": 2 * hits / (named + support) if named + support else 0.0, "support": support}
+        classes[label] = {
+            "precision": hits / named if named else 0.0,
+            "recall": hits / support if support else 0.0,
+            "f1": 2 * hits / (named + support) if named + support else 0.0,
+            "support": support,
+        }
     right = int(np.trace(confusion))
-    return {"accuracy": right / true.size, "interval": list(wilson(right, true.size)), "right": right,
-            "questions": int(true.size), "macro_f1": sum(c["f1"] for c in classes.values()) / count, "classes": classes,
-            "confusion": confusion.tolist(), "unanswered": int(confusion[:, count].sum())}
+    return {
+        "accuracy": right / true.size,
+        "interval": list(wilson(right, true.size)),
+        "right": right,
+        "questions": int(true.size),
+        "macro_f1": sum(c["f1"] for c in classes.values()) / count,
+        "classes": classes,
+        "confusion": confusion.tolist(),
+        "unanswered": int(confusion[:, count].sum()),
+    }
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
@@ -49,13 +60,18 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
     lost = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
     both = gained + lost
     tail = sum(math.comb(both, k) for k in range(min(gained, lost) + 1))
-    return {"only_first": lost, "only_second": gained, "difference": (gained - lost) / len(first),
-            "p_value": min(1.0, float(2 * tail / 2**both)) if both < 1000 else _large(gained, lost)}
+    return {
+        "only_first": lost,
+        "only_second": gained,
+        "difference": (gained - lost) / len(first),
+        "p_value": min(1.0, float(2 * tail / 2**both)) if both < 1000 else _large(gained, lost),
+    }
 
 
 def _large(gained: int, lost: int) -> float:
     """The same p-value where 2^n no longer fits a float, by logarithms."""
     both = gained + lost
-    logs = np.array([math.lgamma(both + 1) - math.lgamma(k + 1) - math.lgamma(both - k + 1)
-                     for k in range(min(gained, lost) + 1)]) - both * math.log(2)
+    logs = np.array(
+        [math.lgamma(both + 1) - math.lgamma(k + 1) - math.lgamma(both - k + 1) for k in range(min(gained, lost) + 1)]
+    ) - both * math.log(2)
     return min(1.0, float(2 * np.exp(np.logaddexp.reduce(logs))))

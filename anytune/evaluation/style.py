@@ -22,14 +22,26 @@ if TYPE_CHECKING:
     from anytune.model import Model
     from anytune.text import ChatTemplate
 
-LEAST = 4      # messages; of two halves each needs two
-HALVES = 200   # ways to halve the author's messages
+LEAST = 4  # messages; of two halves each needs two
+HALVES = 200  # ways to halve the author's messages
 
 
-def style(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adapter], *, name: str = "messages",
-          how: Sampling | None = None, max_tokens: int = 256, stop: Sequence[str] = (), batch: int = 8,
-          template: ChatTemplate | None = None, chat: bool | None = None, seed: int = 0,
-          kept: Kept | None = None, progress: Step | None = None) -> dict[str, Any]:
+def style(
+    model: Model,
+    prompts: Sequence[Prompt],
+    adapters: Mapping[str, Adapter],
+    *,
+    name: str = "messages",
+    how: Sampling | None = None,
+    max_tokens: int = 256,
+    stop: Sequence[str] = (),
+    batch: int = 8,
+    template: ChatTemplate | None = None,
+    chat: bool | None = None,
+    seed: int = 0,
+    kept: Kept | None = None,
+    progress: Step | None = None,
+) -> dict[str, Any]:
     """Facts, JSON-able; style_report.report() makes a page of them. prompts: the references are the author's messages.
 
     Texts without prompts are continued from their first third, as raw text. Other arguments as in compare().
@@ -51,12 +63,21 @@ def style(model: Model, prompts: Sequence[Prompt], adapters: Mapping[str, Adapte
     texts = {side: [item["answers"][side] for item in items] for side in series}
     made = measures(author, texts[BASE])
     return {
-        "model": model.name, "adapters": list(adapters), "messages": len(items),
-        "generation": {**asdict(how), "max_tokens": max_tokens, "stop": list(stop),
-                       "form": "raw text" if form.template is None else f"chat template ({form.template.origin})"},
-        **_distances(made, author, texts, draws, seed), "habits": _habits(made, author, texts), **likelihoods,
+        "model": model.name,
+        "adapters": list(adapters),
+        "messages": len(items),
+        "generation": {
+            **asdict(how),
+            "max_tokens": max_tokens,
+            "stop": list(stop),
+            "form": "raw text" if form.template is None else f"chat template ({form.template.origin})",
+        },
+        **_distances(made, author, texts, draws, seed),
+        "habits": _habits(made, author, texts),
+        **likelihoods,
         "answers": {side: lengths(items, side, draws) for side in series},
-        **similarities(model, items, series, draws, progress), "items": items,
+        **similarities(model, items, series, draws, progress),
+        "items": items,
     }
 
 
@@ -64,13 +85,18 @@ def _messages(prompts: Sequence[Prompt], chat: bool | None, name: str) -> tuple[
     """Prompts with references: rows of text alone are cut after a third of their words."""
     if all(p.reference is None and p.text is not None for p in prompts):
         cut = [(p, *_cut(p.text or "")) for p in prompts]
-        prompts = [replace(p, text=start, messages=({"role": "user", "content": start},), reference=rest)
-                   for p, start, rest in cut if rest]
+        prompts = [
+            replace(p, text=start, messages=({"role": "user", "content": start},), reference=rest)
+            for p, start, rest in cut
+            if rest
+        ]
         chat = False if chat is None else chat
     bare = next((p for p in prompts if not (p.reference or "").strip()), None)
     if bare is not None:
-        raise UserError(f"{name}, line {bare.line}: there is no message of the author; each row needs the prompt and "
-                        "the message, or the message alone as text.")
+        raise UserError(
+            f"{name}, line {bare.line}: there is no message of the author; each row needs the prompt and "
+            "the message, or the message alone as text."
+        )
     if len(prompts) < LEAST:
         raise UserError(f"{name} has {len(prompts)} messages of the author, and style takes at least {LEAST}.")
     return list(prompts), chat
@@ -87,16 +113,27 @@ def _fitted(example: tuple[list[int], list[bool]], context: int) -> tuple[list[i
     return example[0][:context], example[1][:context]
 
 
-def _losses(model: Model, adapters: Mapping[str, Adapter], examples: list[tuple[list[int], list[bool]]],
-            draws: np.ndarray, progress: Step | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"loss": {}, "perplexity": {}, "loss_change": {},
-                             "tokens": sum(sum(on) for _, on in examples)}
+def _losses(
+    model: Model,
+    adapters: Mapping[str, Adapter],
+    examples: list[tuple[list[int], list[bool]]],
+    draws: np.ndarray,
+    progress: Step | None,
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "loss": {},
+        "perplexity": {},
+        "loss_change": {},
+        "tokens": sum(sum(on) for _, on in examples),
+    }
     sides: dict[str, Adapter | None] = {BASE: None, **adapters}
     first = None
     for number, (side, adapter) in enumerate(sides.items()):
+
         def tell(done: int, total: int, number: int = number) -> None:
             if progress is not None:
                 progress("losses", number * total + done, len(sides) * total)
+
         tell(0, len(examples))
         sums, counts = losses(model, adapter, examples, tell)
         first = sums if first is None else first
@@ -104,18 +141,20 @@ def _losses(model: Model, adapters: Mapping[str, Adapter], examples: list[tuple[
         facts["loss"][side], facts["perplexity"][side] = found, tuple(float(np.exp(min(v, 700.0))) for v in found)
         if adapter is not None:
             facts["loss_change"][side] = figure(
-                lambda weights, less=sums - first, counts=counts: weights @ less / (weights @ counts), draws)
+                lambda weights, less=sums - first, counts=counts: weights @ less / (weights @ counts), draws
+            )
     return facts
 
 
-def _distances(made: list[Measure], author: list[str], texts: Mapping[str, list[str]], draws: np.ndarray,
-               seed: int) -> dict[str, Any]:
+def _distances(
+    made: list[Measure], author: list[str], texts: Mapping[str, list[str]], draws: np.ndarray, seed: int
+) -> dict[str, Any]:
     """Messages and answers are drawn in pairs; the author's halves are drawn at random."""
     facts: dict[str, Any] = {"distances": {}, "author": {}, "change": {}}
     rng = np.random.default_rng([seed, 2])
     half = np.zeros((HALVES, len(author)))
     for row in half:
-        row[rng.permutation(len(author))[:len(author) // 2]] = 1
+        row[rng.permutation(len(author))[: len(author) // 2]] = 1
     once = np.ones((1, len(author)))
     for measure in made:
         own, own_once = measure.profiles(author, draws), measure.profiles(author, once)
@@ -129,7 +168,9 @@ def _distances(made: list[Measure], author: list[str], texts: Mapping[str, list[
         facts["author"][measure.name] = interval(float(halves.mean()), halves)
         facts["change"][measure.name] = {
             side: normal_interval(found[side][0] - found[BASE][0], samples[side] - samples[BASE])
-            for side in found if side != BASE}
+            for side in found
+            if side != BASE
+        }
     return facts
 
 
@@ -139,5 +180,7 @@ def _habits(made: list[Measure], author: list[str], texts: Mapping[str, list[str
     once = np.ones((1, len(author)))
     sides = {"author": author, **texts}
     rates = {side: measure.profiles(found, once)[0] for side, found in sides.items()}
-    return [{"habit": habit, **{side: float(rate[i]) for side, rate in rates.items()}}
-            for i, habit in enumerate(measure.names)]
+    return [
+        {"habit": habit, **{side: float(rate[i]) for side, rate in rates.items()}}
+        for i, habit in enumerate(measure.names)
+    ]

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WORDS = 100       # most frequent words of the author
-LONGEST = 80      # words of a sentence; longer ones count as this
-HABIT = 0.3       # part of the author's messages that has a habit
+WORDS = 100  # most frequent words of the author
+LONGEST = 80  # words of a sentence; longer ones count as this
+HABIT = 0.3  # part of the author's messages that has a habit
 HABITS = 12
 PUNCTUATION = ".,;:!?'’\"“”()-–—…/*#&"
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -56,10 +56,12 @@ def measures(author: Sequence[str], base: Sequence[str]) -> list[Measure]:
     def words(texts):
         return _words(texts, chosen)
 
-    return [Measure("function words", chosen, words, _delta(words, corpus)),
-            Measure("punctuation", marks, _marks, _delta(_marks, corpus)),
-            Measure("sentence length", tuple(map(str, range(LONGEST + 1))), _sentences, _area),
-            Measure("habits", found, lambda texts: _habits(texts, found), _shares)]
+    return [
+        Measure("function words", chosen, words, _delta(words, corpus)),
+        Measure("punctuation", marks, _marks, _delta(_marks, corpus)),
+        Measure("sentence length", tuple(map(str, range(LONGEST + 1))), _sentences, _area),
+        Measure("habits", found, lambda texts: _habits(texts, found), _shares),
+    ]
 
 
 def spoken(text: str) -> list[str]:
@@ -80,8 +82,16 @@ def _words(texts: Sequence[str], chosen: Sequence[str]) -> tuple[np.ndarray, np.
 
 
 def _marks(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    rows = [[*map(text.count, PUNCTUATION), sum(c.isupper() for c in text), sum(c.isdigit() for c in text),
-             text.count("\n"), text.count("\n\n")] for text in texts]
+    rows = [
+        [
+            *map(text.count, PUNCTUATION),
+            sum(c.isupper() for c in text),
+            sum(c.isdigit() for c in text),
+            text.count("\n"),
+            text.count("\n\n"),
+        ]
+        for text in texts
+    ]
     return np.array(rows, float), np.array([len(text) for text in texts], float)
 
 
@@ -95,8 +105,7 @@ def _sentences(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def habits(author: Sequence[str]) -> tuple[str, ...]:
-    """The author's standing lines: "onwards," for a whole one, "ahoy …" for how lines begin; the most frequent first.
-    """
+    """The author's recurring lines: "onwards," if whole, "ahoy …" for how lines begin; the most frequent first."""
     having: dict[str, set[int]] = {}
     for number, text in enumerate(author):
         for form in _forms(text):

@@ -33,25 +33,42 @@ def autocorrelation(x: np.ndarray) -> np.ndarray:
     return x.T @ x
 
 
-def statistics(model: Model, adapter: Adapter | None, text: str, way: str = "auto", *, context: int | None = None,
-               chunks: int | None = None,
-               progress: Callable[[int, int], None] | None = None) -> tuple[dict[str, np.ndarray], str]:
+def statistics(
+    model: Model,
+    adapter: Adapter | None,
+    text: str,
+    way: str = "auto",
+    *,
+    context: int | None = None,
+    chunks: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, np.ndarray], str]:
     """(weight name -> R [in, in] or its diagonal [in], means over the text's tokens; "exact" or "approx").
 
     way: "auto" takes the whole R where all of them fit half of the free memory. Raises UserError.
     """
     c = model.config
-    need = 4 * c.layers * (2 * c.width**2 + (c.heads * c.head_size)**2 + c.hidden**2)
+    need = 4 * c.layers * (2 * c.width**2 + (c.heads * c.head_size) ** 2 + c.hidden**2)
     fits = need < available_bytes() // 2
     if way == "exact" and not fits:
-        raise UserError(f"QERA-exact would keep {need >> 20} MiB of autocorrelations, more than half of the free "
-                        "memory: take --qera approx.")
+        raise UserError(
+            f"QERA-exact would keep {need >> 20} MiB of autocorrelations, more than half of the free "
+            "memory: take --qera approx."
+        )
     exact = way == "exact" or way == "auto" and fits
-    sums, tokens, _ = collect(model, text, context=context, chunks=chunks, adapter=adapter,
-                              measure=autocorrelation if exact else squares, progress=progress)
+    sums, tokens, _ = collect(
+        model,
+        text,
+        context=context,
+        chunks=chunks,
+        adapter=adapter,
+        measure=autocorrelation if exact else squares,
+        progress=progress,
+    )
     seen: dict[int, np.ndarray] = {}  # the weights of a group share one
-    return {name: seen.setdefault(id(total), total / tokens) for name, total in sums.items()}, \
-        "exact" if exact else "approx"
+    return {
+        name: seen.setdefault(id(total), total / tokens) for name, total in sums.items()
+    }, "exact" if exact else "approx"
 
 
 def reconstruct(error: np.ndarray, inputs: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,19 +90,28 @@ def reconstruct(error: np.ndarray, inputs: np.ndarray, rank: int) -> tuple[np.nd
     values, vectors = np.linalg.eigh((q.T @ apply(q)).astype(np.float64))
     u = (q @ vectors[:, ::-1][:, :rank]).astype(np.float32)
     a, b = np.zeros((rank, width), np.float32), np.zeros((out, rank), np.float32)
-    a[:u.shape[1]], b[:, :u.shape[1]] = u.T @ error, u
+    a[: u.shape[1]], b[:, : u.shape[1]] = u.T @ error, u
     return a, b
 
 
-def residual(base: GGUF, adapter: Adapter | None, merged: GGUF, inputs: dict[str, np.ndarray], rank: int,
-             progress: Callable[[int, int], None] | None = None) -> Adapter:
+def residual(
+    base: GGUF,
+    adapter: Adapter | None,
+    merged: GGUF,
+    inputs: dict[str, np.ndarray],
+    rank: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Adapter:
     """The adapter of `merged` that brings it back towards base and adapter. UserError if nothing was lost.
 
     inputs: from `statistics`; tensors that it does not name are left as they are.
     """
     whole = merged_rows(base, adapter) if adapter is not None else {}
-    names = [name for name in inputs if name in merged.tensors
-             and (name in whole or merged.tensors[name].type.name != base.tensors[name].type.name)]
+    names = [
+        name
+        for name in inputs
+        if name in merged.tensors and (name in whole or merged.tensors[name].type.name != base.tensors[name].type.name)
+    ]
     tensors: dict[str, Any] = {}
     for done, name in enumerate(names, start=1):
         wanted = whole[name](0, base.tensors[name].rows) if name in whole else base.float32(name)
@@ -96,5 +122,12 @@ def residual(base: GGUF, adapter: Adapter | None, merged: GGUF, inputs: dict[str
             progress(done, len(names))
     if not tensors:
         raise UserError("Nothing was lost that an adapter could hold: the merged file has every weight as it should.")
-    return Adapter(tensors, rank, float(rank), False, str(merged.metadata.get("general.architecture")),
-                   merged.metadata.get("general.name"), merged.sha256())
+    return Adapter(
+        tensors,
+        rank,
+        float(rank),
+        False,
+        str(merged.metadata.get("general.architecture")),
+        merged.metadata.get("general.name"),
+        merged.sha256(),
+    )

@@ -55,8 +55,13 @@ class Format:
                 out.append(words if self.place == "turn" else "")
             elif message["role"] == "user":
                 now = pending and (self.place == "first" or at == len(messages) - 1)
-                out += [self.bos if self.turn_bos and not first else "", self.user[0], pending if now else "", words,
-                        self.user[1]]
+                out += [
+                    self.bos if self.turn_bos and not first else "",
+                    self.user[0],
+                    pending if now else "",
+                    words,
+                    self.user[1],
+                ]
                 pending, first = "" if now else pending, False
             else:
                 out.append(self.assistant[0] + words + self.assistant[1])
@@ -65,6 +70,7 @@ class Format:
 
 def take_apart(template: ChatTemplate, tokenizer: Tokenizer | None = None) -> Format | None:
     """The template's Format, or None if it is not so regular."""
+
     def text(*words: str, prompt: bool = False) -> str:
         return template.render(_messages(*words), add_generation_prompt=prompt)
 
@@ -77,18 +83,26 @@ def take_apart(template: ChatTemplate, tokenizer: Tokenizer | None = None) -> Fo
         whole = before.startswith(bos) and bos
         after_user = _shared(text(U).split(U)[1], to_answer, after_user_asked)
         after_answer = _shared(text(U, A).split(A)[1], between)
-        before_user = between[len(after_answer):]
+        before_user = between[len(after_answer) :]
         turn_bos = bool(whole) and before_user.startswith(bos) and before == before_user
-        start = before[len(bos):] if whole else before
+        start = before[len(bos) :] if whole else before
         before_user = before_user.removeprefix(bos) if turn_bos else before_user
         if not start.endswith(before_user):
             return None
-        start = start[:len(start) - len(before_user)]
+        start = start[: len(start) - len(before_user)]
         system, place = _system(text, before_user, bos if whole else "")
     except (UserError, ValueError, IndexError):
         return None
-    made = Format(bos if whole else "", start, system, place, (before_user, after_user),
-                  (to_answer[len(after_user):], after_answer), after_user_asked[len(after_user):], turn_bos)
+    made = Format(
+        bos if whole else "",
+        start,
+        system,
+        place,
+        (before_user, after_user),
+        (to_answer[len(after_user) :], after_answer),
+        after_user_asked[len(after_user) :],
+        turn_bos,
+    )
     places = ("first", "last") if place == "first" else (place,)
     return next((found for found in (replace(made, place=place) for place in places) if _same(found, template)), None)
 
@@ -98,7 +112,7 @@ def _shared(end: str, *others: str) -> str:
     behind a
     line or a mark, so that no two different ones are parted in their middle."""
     common = os.path.commonprefix([end, *others])
-    return common if common == end else common[:max(common.rfind(mark) for mark in "\n>]") + 1]
+    return common if common == end else common[: max(common.rfind(mark) for mark in "\n>]") + 1]
 
 
 def _system(text: Any, before_user: str, bos: str) -> tuple[Around | None, str]:
@@ -109,25 +123,33 @@ def _system(text: Any, before_user: str, bos: str) -> tuple[Around | None, str]:
         return None, "turn"
     before = before.removeprefix(bos)
     if before_user and between.endswith(before_user):
-        return (before, between[:len(between) - len(before_user)]), "turn"
+        return (before, between[: len(between) - len(before_user)]), "turn"
     if before.startswith(before_user):
-        return (before[len(before_user):], between), "first"
+        return (before[len(before_user) :], between), "first"
     return None, "turn"
 
 
 def _same(made: Format, template: ChatTemplate) -> bool:
     """Whether both render some other conversations alike."""
-    turns = ["What is 2 + 2?\n\n```\nprint(2)\n```", "It is 4.", "And \"then\"?", "Then 'five', {ok}.", "Why?"]
+    turns = ["What is 2 + 2?\n\n```\nprint(2)\n```", "It is 4.", 'And "then"?', "Then 'five', {ok}.", "Why?"]
     probes = [turns[:1], turns[:3], turns] + ([[SYSTEM, *turns[:n]] for n in (1, 3, 5)] if made.system else [])
-    return all(_alike(made, template, messages)
-               for messages in (_messages(*probe, system=probe[0] == SYSTEM) for probe in probes))
+    return all(
+        _alike(made, template, messages)
+        for messages in (_messages(*probe, system=probe[0] == SYSTEM) for probe in probes)
+    )
 
 
 def differences(made: Format, template: ChatTemplate) -> list[str]:
     """What the template does that a Format cannot say, in words for people, found by rendering what shows it."""
     calls = [{"function": {"name": "look", "arguments": {"at": "x"}}}]
-    tool = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {
-        "type": "object", "properties": {"at": {"type": "string"}}}}}
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "look",
+            "description": "Look.",
+            "parameters": {"type": "object", "properties": {"at": {"type": "string"}}},
+        },
+    }
     ask, told = {"role": "user", "content": "Look."}, []
     plain = _render(template, [ask])
     if not all(_alike(made, template, m) for m in (_messages(" a \n"), _messages("a", "\n b ", "c"))):
@@ -136,15 +158,20 @@ def differences(made: Format, template: ChatTemplate) -> list[str]:
         told.append("it takes away blanks around the system message, which are kept there")
     if not _alike(made, template, _messages("a", "<think>\nb\n</think>\n\nc", "d")):
         told.append("it leaves the thoughts of earlier answers out, which stay there if they are a part of the answer")
-    if _render(template, [ask], [tool]) not in (plain, None) or _render(
-            template, [ask, {"role": "assistant", "content": "", "tool_calls": calls}, ask]) is not None and \
-            "tool_calls" in template.source:
+    if (
+        _render(template, [ask], [tool]) not in (plain, None)
+        or _render(template, [ask, {"role": "assistant", "content": "", "tool_calls": calls}, ask]) is not None
+        and "tool_calls" in template.source
+    ):
         told.append("it knows tools, which do not exist there")
     if "strftime_now" in template.source:
         told.append("it tells the date, which stays today's there")
     if not made.system:
-        how = "writes a system message in a way of its own" if S in (_render(template, _messages(S, U)) or "") else \
-            "has no place for a system message"
+        how = (
+            "writes a system message in a way of its own"
+            if S in (_render(template, _messages(S, U)) or "")
+            else "has no place for a system message"
+        )
         told.append(f"it {how}, and there it is left out")
     return told
 
@@ -166,7 +193,7 @@ def _render(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], tools
 def _messages(*words: str, system: bool | None = None) -> list[dict[str, str]]:
     """Turns in order, user first; system's words in front if the first are its."""
     found = [{"role": "system", "content": words[0]}] if system or system is None and words[0] == S else []
-    turns = words[len(found):]
+    turns = words[len(found) :]
     return found + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
 
 

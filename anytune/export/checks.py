@@ -26,8 +26,9 @@ def skipped(peer: str, why: str) -> dict[str, Any]:
     return {"peer": peer, "ok": None, "why": why}
 
 
-def in_llamacpp(model: Model, adapter: Adapter | str | Path | None = None, *,
-                small: bool = False, threads: int | None = None) -> dict[str, Any]:
+def in_llamacpp(
+    model: Model, adapter: Adapter | str | Path | None = None, *, small: bool = False, threads: int | None = None
+) -> dict[str, Any]:
     """Load the model's file (and the adapter) in llama.cpp and compare it with what anytune computes.
 
     small: an adapter that may change next to nothing, as one that holds rounding errors does.
@@ -39,8 +40,14 @@ def in_llamacpp(model: Model, adapter: Adapter | str | Path | None = None, *,
     facts = verify(model, adapter, positions=8, threads=threads)
     told = facts["with_adapter" if adapter is not None else "base"]
     ok = all(facts[key]["ok"] for key in ("base", "with_adapter") if key in facts) if small else facts["ok"]
-    return {"peer": "llama.cpp", "ok": ok, "kl_mean": told["kl_mean"], "kl_max": told["kl_max"],
-            "limit": told["limit"], "same_top": told["top1_agreement"]}
+    return {
+        "peer": "llama.cpp",
+        "ok": ok,
+        "kl_mean": told["kl_mean"],
+        "kl_max": told["kl_max"],
+        "limit": told["limit"],
+        "same_top": told["top1_agreement"],
+    }
 
 
 def transformers_missing(model: Model, *packages: str) -> str | None:
@@ -54,8 +61,9 @@ def transformers_missing(model: Model, *packages: str) -> str | None:
     return None
 
 
-def in_transformers(folder: Path, model: Model, adapter: Adapter | None, exact: bool,
-                    wrap: Callable[[Any], Any] = lambda loaded: loaded) -> dict[str, Any]:
+def in_transformers(
+    folder: Path, model: Model, adapter: Adapter | None, exact: bool, wrap: Callable[[Any], Any] = lambda loaded: loaded
+) -> dict[str, Any]:
     """Load a folder in transformers, in float32, and compare logits and token ids with the model and adapter.
 
     exact: the folder holds float32. wrap: what is done to the loaded model before it is asked.
@@ -68,7 +76,7 @@ def in_transformers(folder: Path, model: Model, adapter: Adapter | None, exact: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the library's own future
         loaded = wrap(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-    ids = model.tokenize(TEXT)[:min(TOKENS, model.config.context)]
+    ids = model.tokenize(TEXT)[: min(TOKENS, model.config.context)]
     with torch.no_grad():
         theirs = log_softmax(loaded(input_ids=torch.tensor([ids])).logits[0].float().numpy())
     found = compare(theirs, log_softmax(model.logits(ids, adapter)))
@@ -92,8 +100,9 @@ def in_peft(folder: Path, model: Model, adapter: Adapter) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="anytune-peft-") as name:
         base = Path(name) / "base"
         save(model.gguf, None, base, dtype="f32", tokenizer=False)
-        facts = in_transformers(base, model, adapter, True,
-                                lambda loaded: peft.PeftModel.from_pretrained(loaded, folder).eval())
+        facts = in_transformers(
+            base, model, adapter, True, lambda loaded: peft.PeftModel.from_pretrained(loaded, folder).eval()
+        )
     return {**facts, "peer": "transformers + peft"}
 
 
@@ -103,5 +112,7 @@ def line(facts: dict[str, Any]) -> str:
         return f"not verified in {facts['peer']}: {facts['why']}"
     alike = "" if facts.get("tokens_alike", True) else ", other token ids"
     verdict = ("PASS", "the same") if facts["ok"] else ("FAIL", "something else")
-    return (f"{verdict[0]}: {facts['peer']} computes {verdict[1]}  (KL mean {facts['kl_mean']:.1e}, limit "
-            f"{facts['limit']:.0e}, same likeliest token {facts['same_top']:.0%}{alike})")
+    return (
+        f"{verdict[0]}: {facts['peer']} computes {verdict[1]}  (KL mean {facts['kl_mean']:.1e}, limit "
+        f"{facts['limit']:.0e}, same likeliest token {facts['same_top']:.0%}{alike})"
+    )

@@ -13,8 +13,12 @@ from anytune.model.config import Config
 from anytune.text.tokenizer import Tokenizer
 
 # architecture -> (model_type, class)
-CLASSES = {"llama": ("llama", "LlamaForCausalLM"), "qwen2": ("qwen2", "Qwen2ForCausalLM"),
-           "qwen3": ("qwen3", "Qwen3ForCausalLM"), "gemma3": ("gemma3_text", "Gemma3ForCausalLM")}
+CLASSES = {
+    "llama": ("llama", "LlamaForCausalLM"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
+}
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu_pytorch_tanh"}
 FACTOR_RANGE = (1.0, 4.0)  # low and high frequency factor of every published Llama 3
@@ -23,15 +27,29 @@ FACTOR_RANGE = (1.0, 4.0)  # low and high frequency factor of every published Ll
 def config_json(base: GGUF, c: Config, dtype: str) -> dict[str, Any]:
     """The configuration as a JSON object. dtype: bf16, f16 or f32. UserError for what it cannot express."""
     if c.rope_size != c.head_size:
-        raise UserError(f"{base.path.name} rotates {c.rope_size} of {c.head_size} dimensions of a head, which has no "
-                        "counterpart in transformers' class for it.")
+        raise UserError(
+            f"{base.path.name} rotates {c.rope_size} of {c.head_size} dimensions of a head, which has no "
+            "counterpart in transformers' class for it."
+        )
     kind, name = CLASSES[c.architecture]
     found: dict[str, Any] = {
-        "architectures": [name], "model_type": kind, "vocab_size": c.vocabulary, "hidden_size": c.width,
-        "intermediate_size": c.hidden, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,
-        "num_key_value_heads": c.key_heads, "head_dim": c.head_size, "max_position_embeddings": c.context,
-        "rms_norm_eps": _short(c.eps), "rope_theta": _short(c.rope_base), "tie_word_embeddings": c.tied,
-        "attention_dropout": 0.0, "use_cache": True, "torch_dtype": DTYPES[dtype], **_tokens(base),
+        "architectures": [name],
+        "model_type": kind,
+        "vocab_size": c.vocabulary,
+        "hidden_size": c.width,
+        "intermediate_size": c.hidden,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.key_heads,
+        "head_dim": c.head_size,
+        "max_position_embeddings": c.context,
+        "rms_norm_eps": _short(c.eps),
+        "rope_theta": _short(c.rope_base),
+        "tie_word_embeddings": c.tied,
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        "torch_dtype": DTYPES[dtype],
+        **_tokens(base),
     }
     activation = ACTIVATIONS[c.arch.activation]
     found |= {"hidden_activation": activation} if c.architecture == "gemma3" else {"hidden_act": activation}
@@ -39,11 +57,15 @@ def config_json(base: GGUF, c: Config, dtype: str) -> dict[str, Any]:
     if c.architecture in ("qwen2", "qwen3"):
         found["use_sliding_window"] = False
     if c.architecture == "gemma3":
-        found |= {"query_pre_attn_scalar": round(c.attention_scale**-2), "sliding_window": c.window,
-                  "sliding_window_pattern": c.window_period or 1,
-                  "rope_local_base_freq": c.local_base or c.arch.local_base,
-                  "layer_types": ["sliding_attention" if c.windowed(i) else "full_attention" for i in range(c.layers)],
-                  "attn_logit_softcapping": None, "final_logit_softcapping": None}
+        found |= {
+            "query_pre_attn_scalar": round(c.attention_scale**-2),
+            "sliding_window": c.window,
+            "sliding_window_pattern": c.window_period or 1,
+            "rope_local_base_freq": c.local_base or c.arch.local_base,
+            "layer_types": ["sliding_attention" if c.windowed(i) else "full_attention" for i in range(c.layers)],
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        }
     scaling = _scaling(base, c)
     return found | ({"rope_scaling": scaling} if scaling else {})
 
@@ -82,10 +104,16 @@ def _llama3(base: GGUF, c: Config, factors: np.ndarray) -> dict[str, Any]:
     for original in (8192, *(1 << n for n in range(4, 21))):
         smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
         if np.allclose(factors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
-            return {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
-                    "original_max_position_embeddings": original}
-    raise UserError(f"{base.path.name} has rotary factors that are not of Llama 3's scheme: config.json has no words "
-                    "for them.")
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original,
+            }
+    raise UserError(
+        f"{base.path.name} has rotary factors that are not of Llama 3's scheme: config.json has no words for them."
+    )
 
 
 def _short(x: float) -> float:

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 LEAST = 16  # tokens of a window that are worth measuring
 
 
-def weight_error(base: GGUF, adapter: Adapter | None, merged: GGUF,
-                 progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def weight_error(
+    base: GGUF, adapter: Adapter | None, merged: GGUF, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
     """Facts about the matrices of `merged` against W + scale · B·A.
 
     error: |W' - W*| / |W*| (Frobenius, over all matrices that were written anew); kept: the share of the adapter's
@@ -40,8 +41,7 @@ def weight_error(base: GGUF, adapter: Adapter | None, merged: GGUF,
     adapter); worst: the matrix with the largest error.
     """
     pairs = adapter.tensors if adapter is not None else {}
-    names = [name for name, t in base.tensors.items()
-             if name in pairs or merged.tensors[name].type.name != t.type.name]
+    names = [name for name, t in base.tensors.items() if name in pairs or merged.tensors[name].type.name != t.type.name]
     total, done = sum(base.tensors[name].n_elements for name in names), 0
     lost = size = along = change = 0.0
     worst, worst_error = None, -1.0
@@ -67,8 +67,12 @@ def weight_error(base: GGUF, adapter: Adapter | None, merged: GGUF,
         if error > worst_error:
             worst, worst_error = name, error
         lost, size = lost + float(mine[0]), size + float(mine[1])
-    return {"error": float(np.sqrt(lost / max(size, 1e-300))), "kept": along / change if change else None,
-            "worst": worst, "worst_error": max(worst_error, 0.0)}
+    return {
+        "error": float(np.sqrt(lost / max(size, 1e-300))),
+        "kept": along / change if change else None,
+        "worst": worst,
+        "worst_error": max(worst_error, 0.0),
+    }
 
 
 class Served:
@@ -77,8 +81,15 @@ class Served:
     text: None takes a short built-in one. chunks: windows at most. Raises UserError for a text that is too short.
     """
 
-    def __init__(self, model: Model, adapter: Adapter | None, text: str | None = None, *, context: int | None = None,
-                 chunks: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter | None,
+        text: str | None = None,
+        *,
+        context: int | None = None,
+        chunks: int | None = None,
+    ) -> None:
         self.text = TEXT if text is None else text
         tokens = len(model.tokenize(self.text))
         if context is None:
@@ -88,8 +99,10 @@ class Served:
         pieces = min(tokens // context, chunks or tokens)
         need, place = 2 * pieces * scored(context) * row_length(model.config.vocabulary), tempfile.gettempdir()
         if (free := shutil.disk_usage(place).free) < need + SPARE:
-            raise UserError(f"{place} has {bytes_text(free)} free, and the text's distributions need "
-                            f"{bytes_text(need)}: lower --chunks, or set TMPDIR to another place.")
+            raise UserError(
+                f"{place} has {bytes_text(free)} free, and the text's distributions need "
+                f"{bytes_text(need)}: lower --chunks, or set TMPDIR to another place."
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="anytune-export-")
         self._file = Path(self._folder.name) / "pair.bin"
         self.facts = perplexity(model, self.text, adapter, context=context, chunks=chunks, save=self._file)
@@ -103,5 +116,9 @@ class Served:
     def distance(self, model: Model, adapter: Adapter | None = None) -> dict[str, float]:
         """kl: mean KL(pair || model), nats; kl_max; same_top: how often the likeliest token is the same; perplexity."""
         facts = perplexity(model, adapter=adapter, base=self._file)
-        return {"kl": max(0.0, facts["kl_mean"]), "kl_max": facts["kl_max"], "same_top": facts["same_top"],
-                "perplexity": facts["perplexity"]}
+        return {
+            "kl": max(0.0, facts["kl_mean"]),
+            "kl_max": facts["kl_max"],
+            "same_top": facts["same_top"],
+            "perplexity": facts["perplexity"],
+        }

@@ -29,17 +29,32 @@ from anytune.quantization.rewrite import PIECE, Rows, rows_of
 
 SHARD = 5 << 30  # bytes of a weights file
 BLOCKS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-NORMS = {"attn_norm": "input_layernorm", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-         "ffn_norm": "post_attention_layernorm"}
-GEMMA_NORMS = NORMS | {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
-                       "post_ffw_norm": "post_feedforward_layernorm"}
+NORMS = {
+    "attn_norm": "input_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+}
+GEMMA_NORMS = NORMS | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LEFT_OUT = ("rope_freqs.weight",)  # config.json says it
 
 
-def save(base: GGUF, adapter: Adapter | None, folder: str | os.PathLike, *, dtype: str = "bf16", shard: int = SHARD,
-         tokenizer: bool = True, template: str | None = None,
-         progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def save(
+    base: GGUF,
+    adapter: Adapter | None,
+    folder: str | os.PathLike,
+    *,
+    dtype: str = "bf16",
+    shard: int = SHARD,
+    tokenizer: bool = True,
+    template: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Write config.json, generation_config.json, the tokenizer and the weights of base and adapter to a new folder.
 
     dtype: bf16, f16 or f32. shard: bytes of one weights file at most. template: the chat template, in place of the
@@ -88,8 +103,10 @@ def _name(name: str, architecture: str) -> str:
     norms = GEMMA_NORMS if architecture == "gemma3" else NORMS
     part = found and (norms | MODULES).get(found[2])
     if not part:
-        raise UserError(f"The tensor {name} has no name in Hugging Face's layout of {architecture}: this model cannot "
-                        "be exported so.")
+        raise UserError(
+            f"The tensor {name} has no name in Hugging Face's layout of {architecture}: this model cannot "
+            "be exported so."
+        )
     return f"model.layers.{int(found[1])}.{part}.{kind}"
 
 

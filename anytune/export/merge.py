@@ -54,9 +54,18 @@ class Merge:
         values = merged_rows(self.base, self.adapter) if self.adapter is not None else {}
         # a finer type for what is rounded already would cost bytes and a little accuracy
         settled = {name for name, t in self.base.tensors.items() if name not in values and t.type.name not in FLOATS}
-        facts = rewrite(self.base, target, None if kind == SAME else kind, values=values, metadata=self._metadata(),
-                        overrides=self.overrides, settled=settled, imatrix=self.imatrix, threads=self.threads,
-                        progress=self.progress(f"merge {kind}"))
+        facts = rewrite(
+            self.base,
+            target,
+            None if kind == SAME else kind,
+            values=values,
+            metadata=self._metadata(),
+            overrides=self.overrides,
+            settled=settled,
+            imatrix=self.imatrix,
+            threads=self.threads,
+            progress=self.progress(f"merge {kind}"),
+        )
         return {**facts, "type": kind}
 
     def _metadata(self) -> dict[str, Any]:
@@ -75,16 +84,25 @@ class Merge:
     def measure(self, path: Path, kind: str, served: Served) -> dict[str, Any]:
         """Facts about a merged file: its size, what happened to the weights, and its distance to the served pair."""
         with GGUF.open(path) as merged:
-            facts = {"type": kind, "bytes": path.stat().st_size,
-                     **weight_error(self.base, self.adapter, merged, self.progress(f"weights of {kind}"))}
+            facts = {
+                "type": kind,
+                "bytes": path.stat().st_size,
+                **weight_error(self.base, self.adapter, merged, self.progress(f"weights of {kind}")),
+            }
         model = self.open(path)
         try:
             return facts | served.distance(model)
         finally:
             model.gguf.close()
 
-    def choose(self, target: Path | None, kinds: Sequence[str], served: Served, limit: float | None,
-               tell: Callable[[dict[str, Any]], None] = lambda _: None) -> list[dict[str, Any]]:
+    def choose(
+        self,
+        target: Path | None,
+        kinds: Sequence[str],
+        served: Served,
+        limit: float | None,
+        tell: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> list[dict[str, Any]]:
         """Write and measure `kinds` from the smallest on; the first with KL <= limit becomes `target` and ends it.
 
         If none is within the limit, the nearest becomes it. limit None, or no target: all are measured. tell: called
@@ -121,8 +139,10 @@ class Merge:
 def check_target(target: Path) -> None:
     """UserError unless a file can be made at `target`."""
     if target.is_dir() or not target.parent.is_dir():
-        raise UserError(f"{target} cannot be written: " + ("it is a folder." if target.is_dir() else
-                                                          f"there is no folder {target.parent}."))
+        raise UserError(
+            f"{target} cannot be written: "
+            + ("it is a folder." if target.is_dir() else f"there is no folder {target.parent}.")
+        )
     try:
         try_writing(target.parent)
     except OSError as error:

@@ -24,20 +24,25 @@ def go_template(made: Format) -> str:
             system = f'{{{{ if eq $m.Role "system" }}}}{before}{{{{ $m.Content }}}}{after}{{{{ else if'
         else:
             now = "$system" if made.place == "first" else "and $system $last"
-            user = (f'{{{{ if {now} }}}}{before}{{{{ $system }}}}{after}{{{{ $system = "" }}}}{{{{ end }}}}' + user)
+            user = f'{{{{ if {now} }}}}{before}{{{{ $system }}}}{after}{{{{ $system = "" }}}}{{{{ end }}}}' + user
     bos = f"{{{{ $bos }}}}{{{{ $bos = {json.dumps(made.bos, ensure_ascii=False)} }}}}" if made.turn_bos else ""
-    head = '{{ $system := .System }}' if made.system is not None and made.place != "turn" else ""
+    head = "{{ $system := .System }}" if made.system is not None and made.place != "turn" else ""
     if made.turn_bos:
-        head += '{{ $bos := "" }}'   # the program's own stands before the first turn
+        head += '{{ $bos := "" }}'  # the program's own stands before the first turn
     if made.start:
         head += f"{{{{ if not .System }}}}{_literal(made.start)}{{{{ end }}}}" if made.system else _literal(made.start)
-    return (head + "{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
-            + (system or "{{ if") + f' eq $m.Role "user" '
-                                    f'}}}}{bos}{_literal(made.user[0])}{user}{_literal(made.user[1])}'
-            + f'{{{{ else if eq $m.Role "assistant" }}}}{_literal(made.assistant[0])}{{{{ $m.Content }}}}'
-            + (f"{{{{ if not $last }}}}{_literal(made.assistant[1])}{{{{ end }}}}" if made.assistant[1] else "")
-            + '{{ end }}'
-            + (asked + _literal(made.prompt) + "{{ end }}" if made.prompt else "") + "{{ end }}")
+    return (
+        head
+        + "{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+        + (system or "{{ if")
+        + f' eq $m.Role "user" '
+        f"}}}}{bos}{_literal(made.user[0])}{user}{_literal(made.user[1])}"
+        + f'{{{{ else if eq $m.Role "assistant" }}}}{_literal(made.assistant[0])}{{{{ $m.Content }}}}'
+        + (f"{{{{ if not $last }}}}{_literal(made.assistant[1])}{{{{ end }}}}" if made.assistant[1] else "")
+        + "{{ end }}"
+        + (asked + _literal(made.prompt) + "{{ end }}" if made.prompt else "")
+        + "{{ end }}"
+    )
 
 
 def _literal(text: str) -> str:
@@ -45,8 +50,15 @@ def _literal(text: str) -> str:
     return re.sub(r"\{(?=\{)|\{$", '{{ "{" }}', text)
 
 
-def modelfile(weights: str, *, template: str | None = None, adapter: str | None = None, stops: Sequence[str] = (),
-              system: str | None = None, parameters: Sequence[tuple[str, str]] = ()) -> str:
+def modelfile(
+    weights: str,
+    *,
+    template: str | None = None,
+    adapter: str | None = None,
+    stops: Sequence[str] = (),
+    system: str | None = None,
+    parameters: Sequence[tuple[str, str]] = (),
+) -> str:
     """The text of a Modelfile. weights, adapter: paths relative to it. UserError for text that it cannot hold."""
     lines = [f"FROM {_path(weights)}"]
     if adapter is not None:
@@ -79,7 +91,9 @@ def _quoted(text: str) -> str:
     if len(lines) == 1 and text == text.strip() and not text.startswith('"'):
         return text
     if any(line.rstrip().endswith('"""') for line in lines[:-1]):
-        raise UserError('A Modelfile cannot hold text of several lines of which one ends in three quotes: change '
-                        'the chat '
-                        "template or the system's words.")
+        raise UserError(
+            "A Modelfile cannot hold text of several lines of which one ends in three quotes: change "
+            "the chat "
+            "template or the system's words."
+        )
     return f'"""{text}"""'

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 
-def chat_parts(model: Model, adapter: Adapter | None, system: str | None = None,
-               needed: bool = True) -> tuple[str | None, list[str], list[str]]:
+def chat_parts(
+    model: Model, adapter: Adapter | None, system: str | None = None, needed: bool = True
+) -> tuple[str | None, list[str], list[str]]:
     """(the chat template in Go's language or None, texts that end an answer, remarks).
 
     The template is the adapter's, if it was trained with one, else the model's. system: what the Modelfile is to say as
@@ -35,20 +36,36 @@ def chat_parts(model: Model, adapter: Adapter | None, system: str | None = None,
     made = take_apart(template, model.tokenizer)
     if made is None or not needed:
         if needed:
-            raise UserError("The chat template is not regular enough to be put into Ollama's language, so that the "
-                            "model "
-                            "would get other prompts there than those that it was trained with. --no-template "
-                            "leaves it to "
-                            "Ollama, which knows the usual ones by itself.")
-        return None, stops, ["the Modelfile has no TEMPLATE: Ollama looks for one that it knows, which may say "
-                             "something "
-                             "else than what was trained"]
+            raise UserError(
+                "The chat template is not regular enough to be put into Ollama's language, so that the "
+                "model "
+                "would get other prompts there than those that it was trained with. --no-template "
+                "leaves it to "
+                "Ollama, which knows the usual ones by itself."
+            )
+        return (
+            None,
+            stops,
+            [
+                "the Modelfile has no TEMPLATE: Ollama looks for one that it knows, which may say "
+                "something "
+                "else than what was trained"
+            ],
+        )
     if system is not None and made.system is None:
-        raise UserError("--system: the chat template has no place for a system message that Ollama's language could "
-                        "say: "
-                        "leave it out.")
-    return go_template(made), stops, [f"Ollama's template says what the model's does, but for this: {remark}"
-                                      for remark in differences(made, template)]
+        raise UserError(
+            "--system: the chat template has no place for a system message that Ollama's language could "
+            "say: "
+            "leave it out."
+        )
+    return (
+        go_template(made),
+        stops,
+        [
+            f"Ollama's template says what the model's does, but for this: {remark}"
+            for remark in differences(made, template)
+        ],
+    )
 
 
 def plain_name(text: str) -> str:

@@ -30,15 +30,20 @@ def write_tokenizer(base: GGUF, folder: Path, template: str | None = None) -> No
     additional_chat_templates. Raises UserError for a tokenizer that has no such form.
     """
     tokenizer = Tokenizer(base.metadata)
-    metadata = {key: value for key, value in (base.metadata | template_changes(base.metadata, template)).items()
-                if value is not None}
+    metadata = {
+        key: value
+        for key, value in (base.metadata | template_changes(base.metadata, template)).items()
+        if value is not None
+    }
     template = own_template(metadata)
     others = named_templates(metadata) if template is not None else {}
     if template is not None:
         template, *rest = (with_bos(source, tokenizer) for source in (template, *others.values()))
         others = dict(zip(others, rest, strict=True))
-    texts = {"tokenizer.json": json.dumps(tokenizer_json(base, tokenizer), ensure_ascii=False),
-             "tokenizer_config.json": json.dumps(_settings(base, tokenizer, template), indent=2, ensure_ascii=False)}
+    texts = {
+        "tokenizer.json": json.dumps(tokenizer_json(base, tokenizer), ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(_settings(base, tokenizer, template), indent=2, ensure_ascii=False),
+    }
     if template is not None:
         texts["chat_template.jinja"] = template
     for name, source in others.items():
@@ -70,12 +75,28 @@ def tokenizer_json(base: GGUF, tokenizer: Tokenizer | None = None) -> dict[str, 
     vocabulary = tokenizer.vocabulary
     kinds = vocabulary.kinds
     strip = vocabulary.strip_after
-    added = [{"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": i in strip,
-              "normalized": False, "special": bool(kinds[i] & (CONTROL | UNKNOWN))}
-             for i, text in enumerate(vocabulary.tokens) if kinds[i] & (CONTROL | UNKNOWN | USER) and text]
+    added = [
+        {
+            "id": i,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": i in strip,
+            "normalized": False,
+            "special": bool(kinds[i] & (CONTROL | UNKNOWN)),
+        }
+        for i, text in enumerate(vocabulary.tokens)
+        if kinds[i] & (CONTROL | UNKNOWN | USER) and text
+    ]
     parts = _sentencepiece(base, tokenizer) if vocabulary.model == "llama" else _bytes(base, tokenizer)
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-            "post_processor": _around(tokenizer, parts.pop("post_processor", None)), **parts}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "post_processor": _around(tokenizer, parts.pop("post_processor", None)),
+        **parts,
+    }
 
 
 def _ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -97,16 +118,34 @@ def _bytes(base: GGUF, tokenizer: Tokenizer) -> dict[str, Any]:
     if pre is None or not pre.bytes_:
         raise UserError(f"The pre-tokenizer {str(name)[:40]!r} of {base.path.name} has no form in tokenizer.json yet.")
     ids = _ids(tokenizer)
-    merges = [pair for text in base.metadata["tokenizer.ggml.merges"] if len(pair := text.split(" ", 1)) == 2
-              and pair[0] in ids and pair[1] in ids and "".join(pair) in ids]  # the library refuses others
-    splits = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-              for pattern in pre.patterns]
+    merges = [
+        pair
+        for text in base.metadata["tokenizer.ggml.merges"]
+        if len(pair := text.split(" ", 1)) == 2 and pair[0] in ids and pair[1] in ids and "".join(pair) in ids
+    ]  # the library refuses others
+    splits = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in pre.patterns
+    ]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return {"normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, level]},
-            "post_processor": level, "decoder": level,
-            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                      "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                      "ignore_merges": pre.ignore_merges, "vocab": ids, "merges": merges}}
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, level]},
+        "post_processor": level,
+        "decoder": level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre.ignore_merges,
+            "vocab": ids,
+            "merges": merges,
+        },
+    }
 
 
 def _sentencepiece(base: GGUF, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -116,14 +155,31 @@ def _sentencepiece(base: GGUF, tokenizer: Tokenizer) -> dict[str, Any]:
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     before = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
     after = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
-    return {"normalizer": {"type": "Sequence", "normalizers": [*before, spaces]}, "pre_tokenizer": None,
-            "decoder": {"type": "Sequence", "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
-                {"type": "Fuse"}, *after]},
-            "model": {"type": "BPE", "dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                      "unk_token": None if unknown is None else tokenizer.vocabulary.tokens[unknown], "fuse_unk": True,
-                      "byte_fallback": True, "ignore_merges": False, "vocab": ids,
-                      "merges": _merges(base, tokenizer, ids)}}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [*before, spaces]},
+        "pre_tokenizer": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                *after,
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "unk_token": None if unknown is None else tokenizer.vocabulary.tokens[unknown],
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": ids,
+            "merges": _merges(base, tokenizer, ids),
+        },
+    }
 
 
 def _merges(base: GGUF, tokenizer: Tokenizer, ids: dict[str, int]) -> list[tuple[str, str]]:
@@ -158,18 +214,30 @@ def _around(tokenizer: Tokenizer, inner: dict[str, Any] | None) -> dict[str, Any
         return [*(mark(i, kind) for i in first), words, *(mark(i, kind) for i in last)]
 
     marks = {tokens[i]: {"id": tokens[i], "ids": [i], "tokens": [tokens[i]]} for i in first + last}
-    template = {"type": "TemplateProcessing", "single": text("A", 0), "pair": text("A", 0) + text("B", 1),
-                "special_tokens": marks}
+    template = {
+        "type": "TemplateProcessing",
+        "single": text("A", 0),
+        "pair": text("A", 0) + text("B", 1),
+        "special_tokens": marks,
+    }
     return {"type": "Sequence", "processors": [inner, template]} if inner else template
 
 
 def _settings(base: GGUF, tokenizer: Tokenizer, template: str | None) -> dict[str, Any]:
     vocabulary = tokenizer.vocabulary
-    ids = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos, "unk_token": vocabulary.unknown,
-           "pad_token": vocabulary.padding}
+    ids = {
+        "bos_token": vocabulary.bos,
+        "eos_token": vocabulary.eos,
+        "unk_token": vocabulary.unknown,
+        "pad_token": vocabulary.padding,
+    }
     arch = base.metadata.get("general.architecture")
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-            "model_max_length": base.metadata.get(f"{arch}.context_length"), "add_bos_token": tokenizer.add_bos,
-            "add_eos_token": tokenizer.add_eos,
-            **{name: vocabulary.tokens[i] for name, i in ids.items() if i is not None},
-            **({"chat_template": template} if template is not None else {})}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": base.metadata.get(f"{arch}.context_length"),
+        "add_bos_token": tokenizer.add_bos,
+        "add_eos_token": tokenizer.add_eos,
+        **{name: vocabulary.tokens[i] for name, i in ids.items() if i is not None},
+        **({"chat_template": template} if template is not None else {}),
+    }

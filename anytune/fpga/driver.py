@@ -14,7 +14,7 @@ from anytune.fpga.schedule import Shape, parts, squares
 
 ACTIVATIONS, GRADIENTS, SQUARE = 1, 2, 3
 BY_COLUMNS, FIRST, LAST, HIGH, WHOLE, ONES, WIDE = (1 << bit for bit in range(2, 9))
-BEATS_OUT = BLOCK * BLOCK // 2                    # of a group of 32 outputs
+BEATS_OUT = BLOCK * BLOCK // 2  # of a group of 32 outputs
 
 
 def _padded(x: np.ndarray) -> np.ndarray:
@@ -60,11 +60,11 @@ class Stored:
     def _body(self, w: Matrix, p: int, ones: bool) -> np.ndarray:
         """[rows of squares, columns of squares, beats]."""
         n, k = self.shape.rows, self.shape.columns
-        scale = w.scales[p].reshape(n, 8, 4, k).transpose(0, 3, 1, 2)                     # [n, k, four, row]
+        scale = w.scales[p].reshape(n, 8, 4, k).transpose(0, 3, 1, 2)  # [n, k, four, row]
         raw = np.ascontiguousarray(scale).astype("<f4" if w.wide else "<f2").view(np.uint8).reshape(n, k, 8, -1)
         if not ones:
             nibbles = (w.codes[p] + np.int8(w.offsets[p])).astype(np.uint8).reshape(n, 8, 4, k, 2, 16)
-            packed = nibbles[..., 0, :] | nibbles[..., 1, :] << 4                          # as ggml packs a block
+            packed = nibbles[..., 0, :] | nibbles[..., 1, :] << 4  # as ggml packs a block
             raw = np.concatenate([raw, packed.transpose(0, 3, 1, 2, 4).reshape(n, k, 8, 64)], -1)
         return np.ascontiguousarray(raw).reshape(n, k, -1).view("<u8")
 
@@ -73,8 +73,9 @@ class Stored:
         return sum(body.nbytes for body in self.bodies)
 
 
-def packets(direction: str, lefts: Sequence[Rounded | np.ndarray], stored: Sequence[Stored], first: int
-            ) -> list[tuple[np.ndarray, int]]:
+def packets(
+    direction: str, lefts: Sequence[Rounded | np.ndarray], stored: Sequence[Stored], first: int
+) -> list[tuple[np.ndarray, int]]:
     """[(beats, groups of sums that come back)], one for each part of the sum; the tile begins at row `first`."""
     shapes, found = [s.shape for s in stored], []
     for part in parts(direction, shapes):

@@ -21,10 +21,10 @@ from anytune.fpga.cycles import Cost
 from anytune.fpga.formats import BLOCK, FORMATS, matrix, stored
 from anytune.gguf import GGUF, dequantize
 
-MULTIPLY8, ADD32, FLOAT_MULTIPLY, FLOAT_ADD = 0.2, 0.1, 3.7, 0.9   # picojoules
-NARROW = 5 / 8       # of an 8 x 8 bit multiplication: the codes have five
+MULTIPLY8, ADD32, FLOAT_MULTIPLY, FLOAT_ADD = 0.2, 0.1, 3.7, 0.9  # picojoules
+NARROW = 5 / 8  # of an 8 x 8 bit multiplication: the codes have five
 FPGA = 14.0
-ROWS = 256           # of a matrix that activity is counted on
+ROWS = 256  # of a matrix that activity is counted on
 
 
 def activity(file: GGUF) -> float:
@@ -37,7 +37,7 @@ def activity(file: GGUF) -> float:
             file.read_into(name, 0, rows, raw)
             raw = raw.reshape(rows, -1)
             made = matrix(raw, t.type.name) if t.type.name in FORMATS else stored(dequantize(raw, t.type))
-            codes = made.codes.astype(np.uint8)[..., :made.codes.shape[2] // BLOCK * BLOCK]
+            codes = made.codes.astype(np.uint8)[..., : made.codes.shape[2] // BLOCK * BLOCK]
             squares = codes.reshape(*codes.shape[:2], -1, BLOCK)
             differ = (squares[:, :, 1:] ^ squares[:, :, :-1]) & np.uint8(31)
             changed += int(np.unpackbits(differ).sum())
@@ -52,9 +52,15 @@ def estimate(file: GGUF, step: Cost, tokens: int, board: Board) -> dict[str, Any
     cells = products * (NARROW * MULTIPLY8 + ADD32) * share / 0.5
     lanes = sums * (2 * FLOAT_MULTIPLY + FLOAT_ADD)
     bits = 8 * (step.bytes_in + step.bytes_out)
-    each = {"cells": (cells, FPGA * cells), "lanes": (lanes, FPGA * lanes),
-            "memory": tuple(bits * energy for energy in board.picojoules)}
+    each = {
+        "cells": (cells, FPGA * cells),
+        "lanes": (lanes, FPGA * lanes),
+        "memory": tuple(bits * energy for energy in board.picojoules),
+    }
     found = {name: [value / tokens * 1e-9 for value in pair] for name, pair in each.items()}
-    return {"label": "estimate", "activity": share, "millijoules_per_token": {
-        **found, "all": [sum(pair[at] for pair in found.values()) for at in (0, 1)]},
-        "left_out": "clock tree, leakage, host, idle memory"}
+    return {
+        "label": "estimate",
+        "activity": share,
+        "millijoules_per_token": {**found, "all": [sum(pair[at] for pair in found.values()) for at in (0, 1)]},
+        "left_out": "clock tree, leakage, host, idle memory",
+    }

@@ -55,7 +55,7 @@ def _blocks(rng: np.random.Generator, n: int, blocks: int, name: str) -> np.ndar
     size, scales = formats.SIZES[name][1], {"Q4_0": 1, "Q4_1": 2}[name]
     data = rng.integers(0, 256, (n, blocks, size), dtype=np.uint8)
     halves = (rng.integers(0, 1024, (n, blocks, scales)) | rng.integers(8, 12, (n, blocks, scales)) << 10).astype("<u2")
-    data[..., :2 * scales] = halves.view(np.uint8).reshape(n, blocks, -1)
+    data[..., : 2 * scales] = halves.view(np.uint8).reshape(n, blocks, -1)
     return data.reshape(n, -1)
 
 

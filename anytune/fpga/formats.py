@@ -22,7 +22,7 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.gguf import quantizers
 
-BLOCK = 32          # weights of a block, and so of a square's side
+BLOCK = 32  # weights of a block, and so of a square's side
 FORMATS = ("Q4_0", "Q8_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K")
 # name -> (weights, bytes) of a block in the file
 SIZES = {"Q4_0": (32, 18), "Q8_0": (32, 34), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q4_K": (256, 144)}
@@ -36,6 +36,7 @@ class Matrix:
     [P, N, K/32], P = C + 1 if the last plane is `ones` (every code 1, nothing stored), else C. `rows` of N are real.
     wide: scales have more bits than float16's.
     """
+
     codes: np.ndarray
     scales: np.ndarray
     offsets: tuple[int, ...]
@@ -59,12 +60,13 @@ class Matrix:
         for p, (scale, factor) in enumerate(zip(self.scales, self.factors)):
             wide = np.repeat(scale.astype(np.float64) * factor, BLOCK, axis=1)
             out += wide * self.codes[p] if p < len(self.codes) else wide
-        return out[:self.rows]
+        return out[: self.rows]
 
 
 @dataclass(frozen=True)
 class Rounded:
     """Activations [T, K] as ggml's Q8_0 rounds them: q int8 [T, K], scale float32 [T, K/32] with float16's values."""
+
     q: np.ndarray
     scale: np.ndarray
 
@@ -85,8 +87,9 @@ def matrix(data: np.ndarray, name: str) -> Matrix:
     Raises UserError for a format that the engine does not read (see FORMATS), and for scales that are no numbers.
     """
     if name not in SIZES:
-        raise UserError(f"The hardware engine reads {', '.join(FORMATS)}, not {name}: "
-                        "quantize the model to one of these.")
+        raise UserError(
+            f"The hardware engine reads {', '.join(FORMATS)}, not {name}: quantize the model to one of these."
+        )
     weights, size = SIZES[name]
     data = np.ascontiguousarray(data, np.uint8)
     if data.ndim != 2 or data.shape[1] % size:
@@ -119,7 +122,7 @@ def bf16(x: np.ndarray) -> np.ndarray:
 
 
 def _half(b: np.ndarray, at: int) -> np.ndarray:
-    return np.ascontiguousarray(b[..., at:at + 2]).view("<f2").astype(np.float32)[..., 0]
+    return np.ascontiguousarray(b[..., at : at + 2]).view("<f2").astype(np.float32)[..., 0]
 
 
 def _nibbles(b: np.ndarray) -> np.ndarray:
@@ -127,8 +130,7 @@ def _nibbles(b: np.ndarray) -> np.ndarray:
     return np.concatenate([b & 15, b >> 4], -1).astype(np.int8).reshape(len(b), -1)
 
 
-def _make(codes: list, scales: list, offsets: tuple, factors: tuple, rows: int,
-          wide: bool = False) -> Matrix:
+def _make(codes: list, scales: list, offsets: tuple, factors: tuple, rows: int, wide: bool = False) -> Matrix:
     return Matrix(np.stack(codes), np.stack(scales), offsets, factors, len(scales) > len(codes), rows, wide)
 
 
@@ -169,7 +171,7 @@ def _q4_k(b: np.ndarray, rows: int) -> Matrix:
     low, high, mixed = packed[..., :4], packed[..., 4:8], packed[..., 8:]
     scale = np.concatenate([low & 63, mixed & 15 | low >> 6 << 4], -1).astype(np.float32)
     least = np.concatenate([high & 63, mixed >> 4 | high >> 6 << 4], -1).astype(np.float32)
-    pairs = b[..., 16:].reshape(*b.shape[:2], 4, 32)                 # 64 weights: low nibbles, then high nibbles
+    pairs = b[..., 16:].reshape(*b.shape[:2], 4, 32)  # 64 weights: low nibbles, then high nibbles
     q = np.stack([pairs & 15, pairs >> 4], -2).astype(np.int8).reshape(len(b), -1)
     scales = [(_half(b, at)[..., None] * part).reshape(len(b), -1) for at, part in ((0, scale), (2, -least))]
     return _make([q], scales, (0,), (1, 1), rows, wide=True)

@@ -42,8 +42,15 @@ class Both:
         return theirs
 
 
-def simulate(path: str, layer: int, tokens: int, rank: int, trace: str = "", threads: int = 2,
-             say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def simulate(
+    path: str,
+    layer: int,
+    tokens: int,
+    rank: int,
+    trace: str = "",
+    threads: int = 2,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """What was computed for each group of linears of a layer: sums, how many differ, cycles counted and planned.
 
     Operands are random, of a trained model's kind. trace: a VCD file to write. Raises UserError.
@@ -58,29 +65,59 @@ def simulate(path: str, layer: int, tokens: int, rank: int, trace: str = "", thr
         for names in filter(None, found):
             rows.append(_group(engine, Twin(threads=threads), gguf, layer, names, tokens, rank, rng))
             row = rows[-1]
-            say(f"{', '.join(names)} ({row['type']}): {row['sums'] - row['wrong']:,} of {row['sums']:,} sums exact, "
-                f"{row['cycles']:,} cycles")
+            say(
+                f"{', '.join(names)} ({row['type']}): {row['sums'] - row['wrong']:,} of {row['sums']:,} sums exact, "
+                f"{row['cycles']:,} cycles"
+            )
     finally:
         engine.close()
     total = {key: sum(row[key] for row in rows) for key in ("sums", "wrong", "cycles", "planned_cycles", "squares")}
-    return {"layer": layer, "tokens": tokens, "rank": rank, "groups": rows, **total,
-            "busy": 128 * total["squares"] / total["cycles"], "seconds": sum(row["seconds"] for row in rows)}
+    return {
+        "layer": layer,
+        "tokens": tokens,
+        "rank": rank,
+        "groups": rows,
+        **total,
+        "busy": 128 * total["squares"] / total["cycles"],
+        "seconds": sum(row["seconds"] for row in rows),
+    }
 
 
-def _group(engine: Simulated, twin: Twin, gguf: GGUF, layer: int, names: list[str], tokens: int, rank: int,
-           rng: np.random.Generator) -> dict[str, Any]:
+def _group(
+    engine: Simulated,
+    twin: Twin,
+    gguf: GGUF,
+    layer: int,
+    names: list[str],
+    tokens: int,
+    rank: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
     infos = [gguf.tensor(f"blk.{layer}.{name}.weight") for name in names]
     weights = [formats.matrix(gguf.blocks(info.name), info.type.name) for info in infos]
     k = weights[0].shape[1]
-    pairs = [products.Pair(rng.standard_normal((rank, k)) / np.sqrt(k), rng.standard_normal((w.rows, rank)) / 100, 2.0)
-             if rank else None for w in weights]
+    pairs = [
+        products.Pair(rng.standard_normal((rank, k)) / np.sqrt(k), rng.standard_normal((w.rows, rank)) / 100, 2.0)
+        if rank
+        else None
+        for w in weights
+    ]
     spread = np.exp(rng.standard_normal(k) / 2)
     x = (rng.standard_normal((tokens, k)) * spread).astype(np.float32)
-    dys = [(rng.standard_normal((tokens, w.rows)) * 1e-4 * np.exp(rng.standard_normal((tokens, 1)))).astype(np.float32)
-           for w in weights]
+    dys = [
+        (rng.standard_normal((tokens, w.rows)) * 1e-4 * np.exp(rng.standard_normal((tokens, 1)))).astype(np.float32)
+        for w in weights
+    ]
     both, cycles, squares, start = Both(engine, twin), engine.cycles, engine.squares, time.perf_counter()
     _, saved = products.forward(both, x, weights, pairs)
     products.backward(both, dys, saved, weights, pairs)
-    return {"linears": names, "type": "/".join(dict.fromkeys(info.type.name for info in infos)), "sums": both.sums,
-            "wrong": both.wrong, "cycles": engine.cycles - cycles, "planned_cycles": both.planned.cycles,
-            "squares": engine.squares - squares, "seconds": time.perf_counter() - start}
+    return {
+        "linears": names,
+        "type": "/".join(dict.fromkeys(info.type.name for info in infos)),
+        "sums": both.sums,
+        "wrong": both.wrong,
+        "cycles": engine.cycles - cycles,
+        "planned_cycles": both.planned.cycles,
+        "squares": engine.squares - squares,
+        "seconds": time.perf_counter() - start,
+    }

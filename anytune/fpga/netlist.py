@@ -26,19 +26,39 @@ def absorb(module: dict) -> dict[str, int]:
                 if cell["connections"].get(f"WE{side}") == ["0"] and int(cell["parameters"]["DATA_WIDTH_A"], 2) < 36:
                     for pin in [pin for pin in cell["connections"] if pin.startswith(f"DI{side}")]:
                         cell["connections"][pin] = ["0"]
-                done["DP16KD"] += _output(cells, readers, pads, cell, f"DO{side}", cell["connections"][f"CLK{side}"][0],
-                                          {f"REGMODE_{side}": "OUTREG"}, {f"OCE{side}": "1"})
+                done["DP16KD"] += _output(
+                    cells,
+                    readers,
+                    pads,
+                    cell,
+                    f"DO{side}",
+                    cell["connections"][f"CLK{side}"][0],
+                    {f"REGMODE_{side}": "OUTREG"},
+                    {f"OCE{side}": "1"},
+                )
         elif cell["type"] == "MULT18X18D":
-            done["MULT18X18D"] += _output(cells, readers, pads, cell, "P", None, {"REG_OUTPUT_CLK": "CLK0"},
-                                          {"CE0": "1", "RST0": "0"})
+            done["MULT18X18D"] += _output(
+                cells, readers, pads, cell, "P", None, {"REG_OUTPUT_CLK": "CLK0"}, {"CE0": "1", "RST0": "0"}
+            )
     return done
 
 
-def _output(cells: dict, readers: dict, pads: set, block: dict, prefix: str, clock: object, parameters: dict[str, str],
-            tied: dict[str, str]) -> bool:
+def _output(
+    cells: dict,
+    readers: dict,
+    pads: set,
+    block: dict,
+    prefix: str,
+    clock: object,
+    parameters: dict[str, str],
+    tied: dict[str, str],
+) -> bool:
     """Move the registers behind the pins PREFIX0, PREFIX1, … into `block`, if each that is read has one that can."""
-    pins = [pin for pin, bits in block["connections"].items() if pin.startswith(prefix) and pin[len(prefix):].isdigit()
-            and any(readers[bit] for bit in bits)]
+    pins = [
+        pin
+        for pin, bits in block["connections"].items()
+        if pin.startswith(prefix) and pin[len(prefix) :].isdigit() and any(readers[bit] for bit in bits)
+    ]
     found = []
     for pin in pins:
         bit = block["connections"][pin][0]

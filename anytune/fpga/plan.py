@@ -19,10 +19,10 @@ from anytune.fpga.products import listed
 from anytune.fpga.schedule import PLANES, Shape, parts
 from anytune.gguf import BLOCKS, GGUF, TensorInfo
 
-GROUPS = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))   # parts of a layer that share an input
+GROUPS = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))  # parts of a layer that share an input
 HEADS = ("output.weight", "token_embd.weight")
 FILES = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "IQ4_XS", "Q3_K", "Q2_K", "TQ2_0", "IQ1_S")
-LOGITS = 32          # tokens whose logits exist at a time
+LOGITS = 32  # tokens whose logits exist at a time
 MB = 1e6
 
 
@@ -74,8 +74,9 @@ def linears(file: GGUF, tokens: int, rank: int) -> list[Linear]:
 def _linear(tensor: TensorInfo, tokens: int, rank: int) -> Linear:
     kind = stored_as(tensor.type.name)
     shape = shape_of(tensor, kind)
-    nbytes = tensor.rows * (BLOCKS[kind].row_bytes(shape.columns * BLOCK) if kind != tensor.type.name else
-                            tensor.row_bytes)
+    nbytes = tensor.rows * (
+        BLOCKS[kind].row_bytes(shape.columns * BLOCK) if kind != tensor.type.name else tensor.row_bytes
+    )
     pieces = max(len(parts(direction, [shape])) for direction in ("rows", "columns"))
     return Linear(tensor.name, shape, tensor.type.name, kind, nbytes, *together([(shape, rank)], tokens), pieces)
 
@@ -106,8 +107,15 @@ def whole(each: Sequence[Linear], tokens: int, rank: int) -> tuple[Cost, Cost]:
     return ahead, back
 
 
-def plan(file: GGUF, board: Board, *, tokens: int = 128, rank: int = 16, mhz: float | None = None,
-         bandwidth: float | None = None) -> dict[str, Any]:
+def plan(
+    file: GGUF,
+    board: Board,
+    *,
+    tokens: int = 128,
+    rank: int = 16,
+    mhz: float | None = None,
+    bandwidth: float | None = None,
+) -> dict[str, Any]:
     """Facts, JSON-able, for one step of `tokens` on a board, one layer's activations at a time (forward twice).
 
     mhz, bandwidth (bytes a second): in place of the board's. Raises UserError.
@@ -119,17 +127,42 @@ def plan(file: GGUF, board: Board, *, tokens: int = 128, rank: int = 16, mhz: fl
     step = ahead + ahead + back + head.forward + head.backward
     rates = rate(step, tokens, board.engines, clock, speed)
     return {
-        "model": file.path.name, "board": {**vars(board), "engines": board.engines, "engine_luts": LUTS,
-                                           "engine_rams": RAMS},
-        "tokens": tokens, "rank": rank, "mhz": clock, "bandwidth": speed,
-        "tensors": [{"name": x.name, "type": x.kind, "stored": x.stored, "bytes": x.nbytes, "planes": x.shape.planes,
-                     "tile_parts": x.parts, "forward": vars(x.forward), "backward": vars(x.backward)} for x in each],
-        "cycles": {"forward": ahead.cycles, "forward_again": ahead.cycles, "backward": back.cycles,
-                   "head": head.forward.cycles + head.backward.cycles, "step": step.cycles},
-        "squares": step.squares, "stream_bytes": step.bytes_in + step.bytes_out, **rates,
-        "grid": [{"mhz": f, "gigabytes_per_second": b / 1e9, **rate(step, tokens, board.engines, f, b)}
-                 for f in (62.5, 125.0, 250.0) for b in (0.4e9, 1.6e9, 6.4e9, 19.2e9)],
-        "footprint": footprint(file, layers, head, tokens, rank), "files": files(file),
+        "model": file.path.name,
+        "board": {**vars(board), "engines": board.engines, "engine_luts": LUTS, "engine_rams": RAMS},
+        "tokens": tokens,
+        "rank": rank,
+        "mhz": clock,
+        "bandwidth": speed,
+        "tensors": [
+            {
+                "name": x.name,
+                "type": x.kind,
+                "stored": x.stored,
+                "bytes": x.nbytes,
+                "planes": x.shape.planes,
+                "tile_parts": x.parts,
+                "forward": vars(x.forward),
+                "backward": vars(x.backward),
+            }
+            for x in each
+        ],
+        "cycles": {
+            "forward": ahead.cycles,
+            "forward_again": ahead.cycles,
+            "backward": back.cycles,
+            "head": head.forward.cycles + head.backward.cycles,
+            "step": step.cycles,
+        },
+        "squares": step.squares,
+        "stream_bytes": step.bytes_in + step.bytes_out,
+        **rates,
+        "grid": [
+            {"mhz": f, "gigabytes_per_second": b / 1e9, **rate(step, tokens, board.engines, f, b)}
+            for f in (62.5, 125.0, 250.0)
+            for b in (0.4e9, 1.6e9, 6.4e9, 19.2e9)
+        ],
+        "footprint": footprint(file, layers, head, tokens, rank),
+        "files": files(file),
         "energy": energy.estimate(file, step, tokens, board),
     }
 
@@ -138,8 +171,11 @@ def rate(step: Cost, tokens: int, engines: int, mhz: float, bandwidth: float) ->
     """Tokens a second that the cells, and that the memory's bandwidth, allow; and the lesser of the two."""
     cells = tokens * engines * mhz * 1e6 / step.cycles
     memory = tokens * bandwidth / (step.bytes_in + step.bytes_out)
-    return {"cells_tokens_per_second": cells, "memory_tokens_per_second": memory,
-            "tokens_per_second": min(cells, memory)}
+    return {
+        "cells_tokens_per_second": cells,
+        "memory_tokens_per_second": memory,
+        "tokens_per_second": min(cells, memory),
+    }
 
 
 def footprint(file: GGUF, layers: list[Linear], head: Linear, tokens: int, rank: int) -> dict[str, int]:
@@ -149,13 +185,17 @@ def footprint(file: GGUF, layers: list[Linear], head: Linear, tokens: int, rank:
     weights in memory instead."""
     count = len({x.name.split(".")[1] for x in layers})
     widths = {x.name.split(".")[2]: (x.shape.rows * BLOCK, x.shape.columns * BLOCK) for x in layers}
-    width = max(columns for part, (_, columns) in widths.items() if part in ("attn_q", "ffn_gate")) if {
-        "attn_q", "ffn_gate"} & widths.keys() else min(columns for _, columns in widths.values())
+    width = (
+        max(columns for part, (_, columns) in widths.items() if part in ("attn_q", "ffn_gate"))
+        if {"attn_q", "ffn_gate"} & widths.keys()
+        else min(columns for _, columns in widths.values())
+    )
     weights = sum(x.nbytes for x in layers)
     pairs = sum(rank * (n + k) for n, k in widths.values()) * count
     heads = int(file.metadata.get(f"{file.metadata.get('general.architecture')}.attention.head_count", 1) or 1)
     found = {
-        "weights": 2 * _largest_group(layers) + head.nbytes // 8, "pairs": 4 * 4 * pairs,
+        "weights": 2 * _largest_group(layers) + head.nbytes // 8,
+        "pairs": 4 * 4 * pairs,
         "layer_inputs": 4 * count * tokens * width,
         "activations": 4 * tokens * (2 * sum(n for n, _ in widths.values()) + 4 * width) + 4 * heads * tokens**2,
         "logits": 2 * 4 * min(LOGITS, tokens) * head.shape.rows * BLOCK,
@@ -182,6 +222,12 @@ def files(file: GGUF) -> dict[str, Any]:
     """The file's size in types, and how far each is below F16; what 300 MB of file would take."""
     weights = sum(t.n_elements for t in file.tensors.values() if len(t.shape) > 1)
     sizes: Mapping[str, float] = {k: BLOCKS[k].type_size * 8 / BLOCKS[k].block_size for k in FILES}
-    return {"weights": weights, "types": {kind: {"bits_per_weight": bits, "bytes": int(weights * bits / 8),
-                                                 "below_f16": 1 - bits / 16} for kind, bits in sizes.items()},
-            "bits_for_75_percent": 4.0, "bits_for_300_MB": 300 * MB * 8 / weights}
+    return {
+        "weights": weights,
+        "types": {
+            kind: {"bits_per_weight": bits, "bytes": int(weights * bits / 8), "below_f16": 1 - bits / 16}
+            for kind, bits in sizes.items()
+        },
+        "bits_for_75_percent": 4.0,
+        "bits_for_300_MB": 300 * MB * 8 / weights,
+    }

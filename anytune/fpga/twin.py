@@ -23,8 +23,8 @@ from anytune.fpga.formats import BLOCK, Matrix, Rounded
 from anytune.fpga.schedule import Shape, parts
 
 F = np.float32
-LEAST = 2.0 ** -126
-EDGE = LEAST - 2.0 ** -151                        # what rounds up to the least normal number
+LEAST = 2.0**-126
+EDGE = LEAST - 2.0**-151  # what rounds up to the least normal number
 
 Term = tuple["Rounded | np.ndarray", Matrix]
 
@@ -37,6 +37,7 @@ class Twin:
         if compiled is not False:
             try:
                 from anytune.fpga import twin_compiled
+
                 self.kernels = twin_compiled
             except ImportError:
                 if compiled:
@@ -74,11 +75,14 @@ class Twin:
             plain(acc, left, w, low, high)
             return
         if direction == "rows":
+
             def work(first: int, end: int) -> None:
                 self.kernels.rows(acc, *left, w.codes, w.scales, factors, low, high, first, end)
         else:
+
             def work(first: int, end: int) -> None:
                 self.kernels.columns(acc, left, w.codes, w.scales, factors, low, high, first, end)
+
         groups = len(acc) // BLOCK
         if self.pool is None or groups < 2:
             work(0, groups)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-TOKENS = 64                                       # at a time: what a square needs stays in the first cache
-LEAST = 2.0 ** -126
-EDGE = LEAST - 2.0 ** -151
+TOKENS = 64  # at a time: what a square needs stays in the first cache
+LEAST = 2.0**-126
+EDGE = LEAST - 2.0**-151
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -69,7 +69,7 @@ def _prescale(y, d, n0, t0, size, z, scale):
             peak[t] = max(peak[t], abs(np.float64(y[n0 + j, t0 + t]) * d[j]))
     bits, result, inverse = peak.view(np.int64), scale.view(np.int64), turned.view(np.int64)
     for t in range(size):
-        e = (bits[t] >> 52) - 6                   # biased, of a step
+        e = (bits[t] >> 52) - 6  # biased, of a step
         e = e if e >= 1023 - 126 else 0
         result[t] = e << 52
         inverse[t] = (2046 - e) << 52 if e > 0 else 0

@@ -80,8 +80,7 @@ def _q2_k(b):
 def _q3_k(b):
     scales = fields(b[:, 96:104], 8, 4) | fields(b[:, 104:108], 4, 2) << np.uint8(4)
     q = fields(b[:, 32:96], 32, 2) | fields(b[:, :32], 32, 1) << np.uint8(2)
-    return scaled(half(b, 108) * (scales.astype(np.float32) - np.float32(32)),
-                   q.astype(np.float32) - np.float32(4))
+    return scaled(half(b, 108) * (scales.astype(np.float32) - np.float32(32)), q.astype(np.float32) - np.float32(4))
 
 
 def _six_bit_scales(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,8 +107,7 @@ def _q5_k(b):
 
 def _q6_k(b):
     q = fields(b[:, :128], 64, 4) | fields(b[:, 128:192], 32, 2) << np.uint8(4)
-    return scaled(half(b, 208) * b[:, 192:208].view(np.int8).astype(np.float32),
-                   q.astype(np.float32) - np.float32(32))
+    return scaled(half(b, 208) * b[:, 192:208].view(np.int8).astype(np.float32), q.astype(np.float32) - np.float32(32))
 
 
 def _iq4_nl(b):
@@ -199,7 +197,7 @@ def dequantize(data: np.ndarray, block: BlockType | str) -> np.ndarray:
     step = max(1, CHUNK // block.block_size)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite and NaN scales are the file's, not ours
         for i in range(0, len(flat), step):
-            out[i:i + step] = block.dequantize(flat[i:i + step])
+            out[i : i + step] = block.dequantize(flat[i : i + step])
     return out.reshape(*data.shape[:-1], -1) if data.size else out.reshape(*data.shape[:-1], 0)
 
 
@@ -212,7 +210,7 @@ def quantize(data: np.ndarray, block: BlockType | str) -> np.ndarray:
     step = max(1, CHUNK // block.block_size)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for i in range(0, len(flat), step):
-            out[i:i + step] = block.quantize(flat[i:i + step])
+            out[i : i + step] = block.quantize(flat[i : i + step])
     return out.reshape(*data.shape[:-1], -1) if data.size else out.reshape(*data.shape[:-1], 0)
 
 

@@ -12,7 +12,7 @@ F16, U16, U32 = (np.dtype(name) for name in ("<f2", "<u2", "<u4"))
 
 def half(b: np.ndarray, at: int) -> np.ndarray:
     """The float16 at byte `at` of each block: float32 [n, 1]."""
-    return np.ascontiguousarray(b[:, at:at + 2]).view(F16).astype(np.float32)
+    return np.ascontiguousarray(b[:, at : at + 2]).view(F16).astype(np.float32)
 
 
 def words(b: np.ndarray, dtype: np.dtype) -> np.ndarray:

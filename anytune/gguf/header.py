@@ -23,10 +23,33 @@ from anytune.gguf.blocks import BLOCKS_BY_ID, BlockType
 # A metadata value's exact type: a name of SCALARS, "bool", "string", or one of these with "[]" for an array.
 Kind = str
 
-SCALARS = {"uint8": "B", "int8": "b", "uint16": "H", "int16": "h", "uint32": "I", "int32": "i",
-           "float32": "f", "uint64": "Q", "int64": "q", "float64": "d"}
-KIND_IDS = {0: "uint8", 1: "int8", 2: "uint16", 3: "int16", 4: "uint32", 5: "int32", 6: "float32", 7: "bool",
-            8: "string", 9: "array", 10: "uint64", 11: "int64", 12: "float64"}
+SCALARS = {
+    "uint8": "B",
+    "int8": "b",
+    "uint16": "H",
+    "int16": "h",
+    "uint32": "I",
+    "int32": "i",
+    "float32": "f",
+    "uint64": "Q",
+    "int64": "q",
+    "float64": "d",
+}
+KIND_IDS = {
+    0: "uint8",
+    1: "int8",
+    2: "uint16",
+    3: "int16",
+    4: "uint32",
+    5: "int32",
+    6: "float32",
+    7: "bool",
+    8: "string",
+    9: "array",
+    10: "uint64",
+    11: "int64",
+    12: "float64",
+}
 FIXED = {name: struct.Struct("<" + code) for name, code in SCALARS.items()}
 COUNT = FIXED["uint64"]
 NAME_LIMIT = 64  # bytes of a tensor's name, and the number of dimensions: ggml's own limits
@@ -37,12 +60,19 @@ LONG_STRING = 1024  # shorter ones are counted 1,024 at a time: 5 MiB at most
 DEFAULT_ALIGNMENT = 32
 # Keys whose types the specification fixes, and which code everywhere relies on.
 STANDARD_KINDS = {
-    "general.architecture": "string", "general.type": "string", "general.name": "string",
-    "general.alignment": "uint32", "adapter.type": "string",
-    "tokenizer.ggml.model": "string", "tokenizer.ggml.pre": "string",
-    "tokenizer.ggml.tokens": "string[]", "tokenizer.ggml.merges": "string[]",
-    "tokenizer.ggml.add_bos_token": "bool", "tokenizer.ggml.add_eos_token": "bool",
-    "tokenizer.ggml.add_space_prefix": "bool", "tokenizer.chat_template": "string",
+    "general.architecture": "string",
+    "general.type": "string",
+    "general.name": "string",
+    "general.alignment": "uint32",
+    "adapter.type": "string",
+    "tokenizer.ggml.model": "string",
+    "tokenizer.ggml.pre": "string",
+    "tokenizer.ggml.tokens": "string[]",
+    "tokenizer.ggml.merges": "string[]",
+    "tokenizer.ggml.add_bos_token": "bool",
+    "tokenizer.ggml.add_eos_token": "bool",
+    "tokenizer.ggml.add_space_prefix": "bool",
+    "tokenizer.chat_template": "string",
 }
 
 
@@ -73,8 +103,10 @@ class SplitModel(UserError):
     """A file that is one of `parts` parts of a model."""
 
     def __init__(self, path: Path, parts: int) -> None:
-        super().__init__(f"{path} is one of {parts} parts of a split model; join them first with "
-                         "`llama-gguf-split --merge FIRST-PART OUTPUT.gguf`.")
+        super().__init__(
+            f"{path} is one of {parts} parts of a split model; join them first with "
+            "`llama-gguf-split --merge FIRST-PART OUTPUT.gguf`."
+        )
         self.parts = parts
 
 
@@ -112,7 +144,7 @@ class Parser:
             self.fail(f"{what} is {size} bytes long (allowed: 1 to {limit})")
         start = self.take(size, what)
         try:
-            text = str(self.data[start:self.at], "utf-8")
+            text = str(self.data[start : self.at], "utf-8")
         except UnicodeDecodeError:
             self.fail(f"{what} is not valid UTF-8")
         if not text.isprintable():
@@ -128,13 +160,17 @@ class Parser:
         if version & 0xFFFF == 0 and version:
             raise UserError(f"{self.path} is a big-endian GGUF file; get the little-endian one.")
         if version not in (2, 3):
-            raise UserError(f"{self.path} has GGUF version {version}, and only versions 2 and 3 can be read; "
-                            "convert it again with a current llama.cpp.")
+            raise UserError(
+                f"{self.path} has GGUF version {version}, and only versions 2 and 3 can be read; "
+                "convert it again with a current llama.cpp."
+            )
         n_tensors = self.number("uint64", "the number of tensors")
         n_values = self.number("uint64", "the number of metadata values")
         left = self.size - self.at
-        for count, least, what in ((n_values, 8 + 1 + 4 + 1, "metadata values"),
-                                   (n_tensors, 8 + 1 + 4 + 8 + 4 + 8, "tensors")):
+        for count, least, what in (
+            (n_values, 8 + 1 + 4 + 1, "metadata values"),
+            (n_tensors, 8 + 1 + 4 + 8 + 4 + 8, "tensors"),
+        ):
             if count > left // least:
                 self.fail(f"it claims {count} {what}, and only {left} bytes follow")
         return version, n_tensors, n_values
@@ -236,8 +272,10 @@ class Parser:
             if offset % alignment:
                 self.fail(f"the offset {offset} of tensor {name!r} is not a multiple of {alignment}")
             if base + offset + nbytes > self.size:
-                self.fail(f"tensor {name!r} ends at byte {base + offset + nbytes}, and the file has "
-                          f"{self.size}; fetch it again if its download broke off")
+                self.fail(
+                    f"tensor {name!r} ends at byte {base + offset + nbytes}, and the file has "
+                    f"{self.size}; fetch it again if its download broke off"
+                )
             tensors[name] = TensorInfo(name, shape, block, base + offset, nbytes)
         end, before = 0, ""
         for t in sorted(tensors.values(), key=lambda t: t.offset):
@@ -260,6 +298,8 @@ class Parser:
         if min(shape) < 1 or math.prod(shape) > 8 * self.size:  # no format puts more than 8 weights in a byte
             self.fail(f"tensor {name!r} claims the shape {shape}, more than the file can hold")
         if shape[-1] % block.block_size:
-            self.fail(f"the rows of tensor {name!r} have {shape[-1]} weights, not a multiple of the "
-                      f"{block.block_size} of a {block.name} block")
+            self.fail(
+                f"the rows of tensor {name!r} have {shape[-1]} weights, not a multiple of the "
+                f"{block.block_size} of a {block.name} block"
+            )
         return name, shape, block, self.number("uint64", f"the offset of {name!r}")

@@ -49,19 +49,27 @@ def _plain(name: str) -> Callable:
     """The same signature on blocks.py's NumPy functions."""
     block = BLOCKS[name]
 
-    def convert(src: np.ndarray, src_stride: int, src_offset: int,
-                dst: np.ndarray, dst_stride: int, dst_offset: int, rows: int, blocks: int) -> None:
+    def convert(
+        src: np.ndarray,
+        src_stride: int,
+        src_offset: int,
+        dst: np.ndarray,
+        dst_stride: int,
+        dst_offset: int,
+        rows: int,
+        blocks: int,
+    ) -> None:
         if rows <= 0 or blocks <= 0:
             return
         window = np.lib.stride_tricks.as_strided
         source = window(src[src_offset:], (rows, blocks, block.type_size), (src_stride, block.type_size, 1))
-        target = window(dst[dst_offset:], (rows, blocks, block.block_size),
-                        (4 * dst_stride, 4 * block.block_size, 4))
+        target = window(dst[dst_offset:], (rows, blocks, block.block_size), (4 * dst_stride, 4 * block.block_size, 4))
         step = max(1, CHUNK // (blocks * block.block_size))
         with np.errstate(invalid="ignore", over="ignore"):
             for i in range(0, rows, step):
-                part = source[i:i + step].reshape(-1, block.type_size)
-                target[i:i + step] = block.dequantize(part).reshape(-1, blocks, block.block_size)
+                part = source[i : i + step].reshape(-1, block.type_size)
+                target[i : i + step] = block.dequantize(part).reshape(-1, blocks, block.block_size)
+
     return convert
 
 

@@ -12,8 +12,7 @@ from anytune.gguf.blocks_iq import EVEN_SIGNS
 from anytune.gguf.codebooks import book
 from anytune.gguf.lanes import byte, field, half, half_bits, load_bytes, scaled, store
 
-IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1 = map(
-    book, ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S"))
+IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1 = map(book, ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S"))
 HALF, QUARTER, DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 THREES = np.array([1, 3, 9, 27, 81], np.int32)
 
@@ -147,5 +146,7 @@ def tq2_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks
                 store(dst, o + 16 * i, scaled(d, q, 1))
 
 
-FUNCTIONS = {function.__name__.upper(): function for function in
-             (iq2_xxs, iq2_xs, iq2_s, iq3_xxs, iq3_s, iq1_s, iq1_m, tq1_0, tq2_0)}
+FUNCTIONS = {
+    function.__name__.upper(): function
+    for function in (iq2_xxs, iq2_xs, iq2_s, iq3_xxs, iq3_s, iq1_s, iq1_m, tq1_0, tq2_0)
+}

@@ -31,8 +31,16 @@ from anytune.gguf.lanes import (
     store,
 )
 
-SIGNATURE = types.void(types.Array(types.uint8, 1, "C", readonly=True), types.intp, types.intp,
-                       types.Array(types.float32, 1, "C"), types.intp, types.intp, types.intp, types.intp)
+SIGNATURE = types.void(
+    types.Array(types.uint8, 1, "C", readonly=True),
+    types.intp,
+    types.intp,
+    types.Array(types.float32, 1, "C"),
+    types.intp,
+    types.intp,
+    types.intp,
+    types.intp,
+)
 
 
 def q4_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks):
@@ -221,9 +229,10 @@ def f32(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks):
             dst[o + b] = from_bits(np.int32(low | high << 16))
 
 
-FUNCTIONS = {function.__name__.upper(): function for function in
-             (q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4,
-              f16, bf16, f32)}
+FUNCTIONS = {
+    function.__name__.upper(): function
+    for function in (q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, f16, bf16, f32)
+}
 
 
 def kernel(name: str) -> Callable | None:
@@ -231,6 +240,7 @@ def kernel(name: str) -> Callable | None:
     function = FUNCTIONS.get(name)
     if function is None:  # the code books, which few models need
         from anytune.gguf import kernels_iq
+
         function = kernels_iq.FUNCTIONS.get(name)
     if function is None:
         return None

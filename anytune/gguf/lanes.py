@@ -49,8 +49,11 @@ def _address(context, builder, kind, array, at):
 
 
 def _splat(builder, value, vector):
-    return builder.shuffle_vector(builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0)),
-                                  ir.Constant(vector, ir.Undefined), ir.Constant(I32S, [0] * LANES))
+    return builder.shuffle_vector(
+        builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0)),
+        ir.Constant(vector, ir.Undefined),
+        ir.Constant(I32S, [0] * LANES),
+    )
 
 
 def _load(extend, lanes):
@@ -63,7 +66,9 @@ def _load(extend, lanes):
             pointer = _address(context, builder, signature.args[0], *args)
             value = builder.load(builder.bitcast(pointer, narrow.as_pointer()), align=1)
             return getattr(builder, extend)(value, wide)
+
         return (ints if lanes else types.int32)(src, types.intp), code
+
     return load
 
 
@@ -74,69 +79,86 @@ load_bytes, load_signed = _load("zext", True), _load("sext", True)
 @intrinsic
 def store(typing, dst, at, values):
     """dst[at:at + 16] = values"""
+
     def code(context, builder, signature, args):
         pointer = _address(context, builder, signature.args[0], *args[:2])
         builder.store(args[2], builder.bitcast(pointer, FLOATS.as_pointer()), align=4)
         return context.get_dummy_value()
+
     return types.void(dst, types.intp, floats), code
 
 
 @intrinsic
 def field(typing, values, shift, mask):
     """values >> shift & mask"""
+
     def code(context, builder, signature, args):
         shifted = builder.lshr(args[0], _splat(builder, args[1], I32S))
         return builder.and_(shifted, _splat(builder, args[2], I32S))
+
     return ints(ints, types.int32, types.int32), code
 
 
 @intrinsic
 def bits(typing, word, value):
     """Lane j is `value` where bit j of word is set, else 0."""
+
     def code(context, builder, signature, args):
         mask = builder.and_(_splat(builder, args[0], I32S), ir.Constant(I32S, [1 << j for j in range(LANES)]))
         zero = ir.Constant(I32S, [0] * LANES)
         return builder.select(builder.icmp_unsigned("!=", mask, zero), _splat(builder, args[1], I32S), zero)
+
     return ints(types.int32, types.int32), code
 
 
 @intrinsic
 def join(typing, low, high, shift):
     """low | high << shift"""
+
     def code(context, builder, signature, args):
         return builder.or_(args[0], builder.shl(args[1], _splat(builder, args[2], I32S)))
+
     return ints(ints, ints, types.int32), code
 
 
 @intrinsic
 def scaled(typing, scale, values, bias):
     """scale * float(values - bias)"""
+
     def code(context, builder, signature, args):
         centred = builder.sub(args[1], _splat(builder, args[2], I32S))
         return builder.fmul(_splat(builder, args[0], FLOATS), builder.sitofp(centred, FLOATS))
+
     return floats(types.float32, ints, types.int32), code
 
 
 @intrinsic
 def plus(typing, values, offset):
     """values + offset"""
+
     def code(context, builder, signature, args):
         return builder.fadd(args[0], _splat(builder, args[1], FLOATS))
+
     return floats(floats, types.float32), code
 
 
 @intrinsic
 def from_bits(typing, word):
     """The float32 with these bits."""
+
     def code(context, builder, signature, args):
         return builder.bitcast(args[0], FLOAT)
+
     return types.float32(types.int32), code
 
 
 def _convert(name):
     """Make an intrinsic (src uint8 [n], at) -> the sixteen floats at `at`, stored as `name`."""
-    narrow = {"half": ir.VectorType(ir.IntType(16), LANES), "bfloat": ir.VectorType(ir.IntType(16), LANES),
-              "float": I32S}[name]
+    narrow = {
+        "half": ir.VectorType(ir.IntType(16), LANES),
+        "bfloat": ir.VectorType(ir.IntType(16), LANES),
+        "float": I32S,
+    }[name]
 
     @intrinsic
     def convert(typing, src, at):
@@ -149,12 +171,15 @@ def _convert(name):
             if name == "bfloat":
                 return builder.bitcast(builder.shl(value, ir.Constant(I32S, [16] * LANES)), FLOATS)
             return _half_lanes(builder, value)
+
         return floats(src, types.intp), code
+
     return convert
 
 
 def _half_lanes(builder, h):
     """IEEE half to single in integers: no library call on processors without F16C."""
+
     def all_(number):
         return ir.Constant(I32S, [number] * LANES)
 

@@ -114,14 +114,14 @@ class GGUF:
         if self._handle is None:
             if self._data is None:
                 raise ValueError(f"{self.path} is closed")
-            target[:] = memoryview(self._data)[at:at + len(target)]
+            target[:] = memoryview(self._data)[at : at + len(target)]
             return len(target)
         if hasattr(os, "preadv"):
-            return os.preadv(self._handle, [target[:1 << 30]], at)  # the kernel takes at most 2 GiB a call
+            return os.preadv(self._handle, [target[: 1 << 30]], at)  # the kernel takes at most 2 GiB a call
         with self._lock:  # Windows has no preadv: seek and read as one
             os.lseek(self._handle, at, os.SEEK_SET)
             piece = os.read(self._handle, min(len(target), 1 << 24))
-        target[:len(piece)] = piece
+        target[: len(piece)] = piece
         return len(piece)
 
     def float32(self, name: str) -> np.ndarray:
@@ -132,7 +132,7 @@ class GGUF:
         buffer = np.empty(step * t.row_bytes, np.uint8)
         for lo in range(0, t.rows, step):
             hi = min(lo + step, t.rows)
-            part = buffer[:(hi - lo) * t.row_bytes]
+            part = buffer[: (hi - lo) * t.row_bytes]
             self.read_into(name, lo, hi, part)
             out[lo:hi] = dequantize(part.reshape(hi - lo, -1), t.type)
         return out.reshape(t.shape)

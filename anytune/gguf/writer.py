@@ -13,15 +13,7 @@ import numpy as np
 
 from anytune.files import atomic_write, cannot_write
 from anytune.gguf.blocks import BLOCKS, BlockType, quantize
-from anytune.gguf.header import (
-    DEFAULT_ALIGNMENT,
-    DIMS_LIMIT,
-    FIXED,
-    KIND_IDS,
-    NAME_LIMIT,
-    SCALARS,
-    Kind,
-)
+from anytune.gguf.header import DEFAULT_ALIGNMENT, DIMS_LIMIT, FIXED, KIND_IDS, NAME_LIMIT, SCALARS, Kind
 
 KIND_NUMBERS = {name: number for number, name in KIND_IDS.items()}
 DTYPE_KINDS = {np.dtype("<" + code): name for name, code in SCALARS.items()} | {np.dtype(bool): "bool"}
@@ -30,9 +22,12 @@ PIECE = 1 << 20  # weights quantized at a time
 Data = np.ndarray | Callable[[], np.ndarray | Iterable[np.ndarray]]
 
 
-def write_gguf(path: str | os.PathLike, metadata: Mapping[str, Any],
-               tensors: Iterable[tuple[str, tuple[int, ...], str, Data]],
-               kinds: Mapping[str, Kind] | None = None) -> None:
+def write_gguf(
+    path: str | os.PathLike,
+    metadata: Mapping[str, Any],
+    tensors: Iterable[tuple[str, tuple[int, ...], str, Data]],
+    kinds: Mapping[str, Kind] | None = None,
+) -> None:
     """Write a file that is whole or absent.
 
     metadata: values, whose exact types are those in `kinds` (as GGUF.kinds has them) or else inferred: int is
@@ -91,7 +86,7 @@ def _infer(key: str, value: Any) -> Kind:
         for bits in (32, 64):
             if 0 <= value < 2**bits:
                 return f"uint{bits}"
-            if -2 ** (bits - 1) <= value < 0:
+            if -(2 ** (bits - 1)) <= value < 0:
                 return f"int{bits}"
     if isinstance(value, float):
         return "float32"
@@ -139,8 +134,9 @@ def _check(name: str, shape: tuple[int, ...], block: BlockType) -> int:
     return math.prod(shape[:-1]) * block.row_bytes(shape[-1])
 
 
-def _write_tensor(file: IO, name: str, shape: tuple[int, ...], block: BlockType,
-                  data: np.ndarray | Iterable[np.ndarray], nbytes: int) -> None:
+def _write_tensor(
+    file: IO, name: str, shape: tuple[int, ...], block: BlockType, data: np.ndarray | Iterable[np.ndarray], nbytes: int
+) -> None:
     if not isinstance(data, np.ndarray):
         start = file.tell()
         file.writelines(np.ascontiguousarray(part) for part in data)
@@ -151,7 +147,8 @@ def _write_tensor(file: IO, name: str, shape: tuple[int, ...], block: BlockType,
     elif data.dtype == np.float32 and data.shape == shape:
         rows = data.reshape(-1, shape[-1])
         step = max(1, PIECE // shape[-1])
-        file.writelines(quantize(rows[lo:lo + step], block) for lo in range(0, len(rows), step))
+        file.writelines(quantize(rows[lo : lo + step], block) for lo in range(0, len(rows), step))
     else:
-        raise ValueError(f"{name}: {data.dtype} {data.shape} is neither float32 {shape} nor {nbytes} bytes "
-                         f"of {block.name} blocks")
+        raise ValueError(
+            f"{name}: {data.dtype} {data.shape} is neither float32 {shape} nor {nbytes} bytes of {block.name} blocks"
+        )

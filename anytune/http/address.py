@@ -20,7 +20,7 @@ def own_address() -> str:
     """The address by which others in the same network reach this machine; 127.0.0.1 where there is no network."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))     # nothing is sent: this only picks a route
+            probe.connect(("192.0.2.1", 9))  # nothing is sent: this only picks a route
             return probe.getsockname()[0]
         except OSError:
             return "127.0.0.1"
@@ -36,8 +36,10 @@ def bound(host: str, port: int) -> socket.socket:
         made.listen(256)
     except (OSError, OverflowError) as error:
         made.close()
-        raise UserError(f"{host} port {port} cannot be used: {getattr(error, 'strerror', None) or error}; choose "
-                        "another with --port (0: any that is free).") from None
+        raise UserError(
+            f"{host} port {port} cannot be used: {getattr(error, 'strerror', None) or error}; choose "
+            "another with --port (0: any that is free)."
+        ) from None
     made.set_inheritable(False)
     return made
 

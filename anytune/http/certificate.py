@@ -15,8 +15,8 @@ from anytune.errors import UserError
 from anytune.files import atomic_write
 from anytune.http.address import own_address
 
-DAYS = 397      # more is refused by Apple's systems
-LEFT = 7        # days before its end it is made anew
+DAYS = 397  # more is refused by Apple's systems
+LEFT = 7  # days before its end it is made anew
 
 
 def certificate(folder: Path, hosts: tuple[str, ...] = ()) -> tuple[Path, Path]:
@@ -73,16 +73,23 @@ def _make(chain: Path, key: Path, names: list[str]) -> None:
 
     private, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"anytune on {socket.gethostname()}"[:64])])
-    made = (x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(private.public_key())
-            .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=DAYS))
-            .add_extension(x509.SubjectAlternativeName([_name(x509, name) for name in names]), critical=False)
-            # an authority of its own, as phones only take such a one into their store; it can vouch for nothing else
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .sign(private, hashes.SHA256()))
-    secret = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                                   serialization.NoEncryption())
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=DAYS))
+        .add_extension(x509.SubjectAlternativeName([_name(x509, name) for name in names]), critical=False)
+        # an authority of its own, as phones only take such a one into their store; it can vouch for nothing else
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    secret = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     key.unlink(missing_ok=True)
     with os.fdopen(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(secret)

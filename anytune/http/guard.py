@@ -27,11 +27,18 @@ COOKIE = "anytune"
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^][:@/\\\s]+)(:\d{1,5})?")
 SAFE = ("GET", "HEAD", "OPTIONS")
 PLAIN_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
-POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-          "font-src 'self'; manifest-src 'self'; worker-src 'self'; frame-src 'self'; base-uri 'none'; "
-          "form-action 'none'; frame-ancestors 'none'")
-HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
-           "cross-origin-opener-policy": "same-origin", "cross-origin-resource-policy": "same-origin"}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'self'; manifest-src 'self'; worker-src 'self'; frame-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
 
 
 @dataclass
@@ -55,7 +62,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Callable, send: Callable) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        if scope["type"] != "http":     # no WebSocket is served
+        if scope["type"] != "http":  # no WebSocket is served
             return await send({"type": "websocket.close", "code": 1008})
         headers = _headers(scope)
         problem = self.problem(scope["method"], headers)
@@ -83,8 +90,10 @@ class Guard:
         if origin is not None and not self._same(origin, host):
             return "Requests from other sites' pages are refused."
         if headers.get("sec-fetch-site") == "cross-site" and not (
-                method == "GET" and headers.get("sec-fetch-mode") == "navigate"
-                and headers.get("sec-fetch-dest") == "document"):
+            method == "GET"
+            and headers.get("sec-fetch-mode") == "navigate"
+            and headers.get("sec-fetch-dest") == "document"
+        ):
             return "Requests from other sites' pages are refused."
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method not in SAFE and (kind in PLAIN_FORMS or (not kind and headers.get("content-length", "0") != "0")):
@@ -122,10 +131,14 @@ class Guard:
         """A link with the token (the QR code's): keep it as a cookie, and take it out of the address."""
         query = {name: value for name, value in _query(scope).items() if name != "token"}
         path = urllib.parse.quote(scope["path"]) + (f"?{urllib.parse.urlencode(query)}" if query else "")
-        path = "/" + path.lstrip("/")       # "//host" would be another site's address
+        path = "/" + path.lstrip("/")  # "//host" would be another site's address
         cookie = f"{COOKIE}={session(self.token or '')}; Path=/; HttpOnly; SameSite=Strict; Max-Age=2592000"
-        headers = [(b"location", path.encode()), (b"set-cookie", (cookie + "; Secure" * self.secure).encode()),
-                   (b"content-length", b"0"), (b"cache-control", b"no-store")]
+        headers = [
+            (b"location", path.encode()),
+            (b"set-cookie", (cookie + "; Secure" * self.secure).encode()),
+            (b"content-length", b"0"),
+            (b"cache-control", b"no-store"),
+        ]
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
@@ -159,19 +172,32 @@ def _given(scope: Scope, headers: dict[str, str]) -> str | None:
 
 def _with_headers(send: Callable) -> Callable:
     """Answers with HEADERS, but where the application set its own."""
+
     async def wrapped(message: dict) -> None:
         if message["type"] == "http.response.start":
             own = {name.lower() for name, _ in message["headers"]}
-            message = dict(message, headers=[*message["headers"], *(
-                (name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in own)])
+            message = dict(
+                message,
+                headers=[
+                    *message["headers"],
+                    *((name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in own),
+                ],
+            )
         await send(message)
+
     return wrapped
 
 
 async def _answer(send: Callable, status: int, sentence: str) -> None:
     body = json.dumps({"error": sentence}).encode()
-    start = {"type": "http.response.start", "status": status,
-             "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
-                         *((name.encode(), value.encode()) for name, value in HEADERS.items())]}
+    start = {
+        "type": "http.response.start",
+        "status": status,
+        "headers": [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *((name.encode(), value.encode()) for name, value in HEADERS.items()),
+        ],
+    }
     await send(start)
     await send({"type": "http.response.body", "body": body})

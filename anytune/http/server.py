@@ -11,7 +11,7 @@ from pathlib import Path
 
 from anytune.errors import UserError
 
-GRACE = 2   # seconds that open requests get to end
+GRACE = 2  # seconds that open requests get to end
 
 
 def serve(app, listener: socket.socket, ready: Callable[[], None], tls: tuple[Path, Path] | None = None) -> None:
@@ -44,7 +44,18 @@ def serve(app, listener: socket.socket, ready: Callable[[], None], tls: tuple[Pa
                     signal.signal(number, handler)
 
     chain, key = tls or (None, None)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on", ws="none",
-                            timeout_graceful_shutdown=GRACE, timeout_keep_alive=30, h11_max_incomplete_event_size=65536,
-                            ssl_certfile=chain, ssl_keyfile=key, proxy_headers=False)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        ws="none",
+        timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=65536,
+        ssl_certfile=chain,
+        ssl_keyfile=key,
+        proxy_headers=False,
+    )
     Server(config).run(sockets=[listener])

@@ -24,12 +24,22 @@ class Row:
 
     def as_dict(self) -> dict:
         """JSON-able, with the file's path."""
-        return {"name": self.stored.name, "store": self.stored.store, "path": str(self.stored.path),
-                "parts": len(self.stored.paths), "also": list(self.stored.also), "bytes": self.bytes,
-                "title": self.facts.title, "architecture": self.facts.architecture, "type": self.facts.type,
-                "parameters": self.facts.parameters, "context": self.facts.context,
-                "chat_template": self.facts.chat_template, "trainable": self.facts.reason is None,
-                "reason": self.facts.reason}
+        return {
+            "name": self.stored.name,
+            "store": self.stored.store,
+            "path": str(self.stored.path),
+            "parts": len(self.stored.paths),
+            "also": list(self.stored.also),
+            "bytes": self.bytes,
+            "title": self.facts.title,
+            "architecture": self.facts.architecture,
+            "type": self.facts.type,
+            "parameters": self.facts.parameters,
+            "context": self.facts.context,
+            "chat_template": self.facts.chat_template,
+            "trainable": self.facts.reason is None,
+            "reason": self.facts.reason,
+        }
 
 
 def own() -> Iterator[Stored]:
@@ -45,7 +55,7 @@ def models() -> list[Row]:
     memory, rows = Memory(), []
     found = chain(own(), ollama.models(), lmstudio.models(), huggingface.models(), huggingface.llama_cpp())
     for model in one_row_each(found):
-        with contextlib.suppress(OSError):      # gone meanwhile
+        with contextlib.suppress(OSError):  # gone meanwhile
             facts = memory.facts(model)
             if facts.kind in ("model", ""):
                 rows.append(Row(model, facts, sum(path.stat().st_size for path in model.paths)))

@@ -13,8 +13,16 @@ from typing import Any
 from anytune.errors import UserError
 
 # architectures of Ollama's alone -> llama.cpp's name of it
-RENAMED = {"gptoss": "gpt-oss", "qwen25vl": "qwen2vl", "mllama": "none", "olmo3": "olmo2", "glm4moelite": "deepseek2",
-           "deepseekocr": "deepseek2-ocr", "glmocr": "glm4", "nemotron_h_omni": "nemotron_h_moe"}
+RENAMED = {
+    "gptoss": "gpt-oss",
+    "qwen25vl": "qwen2vl",
+    "mllama": "none",
+    "olmo3": "olmo2",
+    "glm4moelite": "deepseek2",
+    "deepseekocr": "deepseek2-ocr",
+    "glmocr": "glm4",
+    "nemotron_h_omni": "nemotron_h_moe",
+}
 OWN_KEYS = ("mm.tokens_per_image", "rope.global.freq_base", "rope.local.freq_base", "vision.block_count")
 
 
@@ -36,9 +44,11 @@ def ollamas_own(metadata: Mapping[str, Any], tensors: Any) -> str | None:
 
 
 def sentence(what: str) -> str:
-    return (f"This file was made by Ollama's own converter and is not what llama.cpp reads ({what}): pull a newer "
-            "build of the model, or its GGUF from Hugging Face (ollama pull hf.co/OWNER/REPO, or anytune pull "
-            "hf:OWNER/REPO).")
+    return (
+        f"This file was made by Ollama's own converter and is not what llama.cpp reads ({what}): pull a newer "
+        "build of the model, or its GGUF from Hugging Face (ollama pull hf.co/OWNER/REPO, or anytune pull "
+        "hf:OWNER/REPO)."
+    )
 
 
 def refused_dialect(path: Path, name: str) -> Path:

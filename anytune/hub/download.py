@@ -25,12 +25,15 @@ PIECE = 1 << 18
 SPARE = 64 << 20  # bytes of the disk that are left alone
 # What Hugging Face answers before it redirects to the file's store: its SHA-256.
 HASH_HEADER = "X-Linked-Etag"
-HINTS = {401: "it needs permission: set HF_TOKEN",
-         403: "it needs permission: accept its terms and set HF_TOKEN",
-         404: "there is no such file: check the spelling", 410: "the file is gone"}
+HINTS = {
+    401: "it needs permission: set HF_TOKEN",
+    403: "it needs permission: accept its terms and set HF_TOKEN",
+    404: "there is no such file: check the spelling",
+    410: "the file is gone",
+}
 
 
-Tell = Callable[[int, int | None], None]    # (bytes done, of how many)
+Tell = Callable[[int, int | None], None]  # (bytes done, of how many)
 
 
 class Progress:
@@ -68,8 +71,10 @@ def check_room(folder: Path, need: int) -> None:
     """UserError unless the disk of `folder` has `need` bytes and some to spare."""
     free = shutil.disk_usage(folder).free
     if free < need + SPARE:
-        raise UserError(f"{folder} has {free / 2**20:.0f} MiB free, and {(need + SPARE) / 2**20:.0f} MiB are "
-                        "needed; make room or set ANYTUNE_HOME to another folder.")
+        raise UserError(
+            f"{folder} has {free / 2**20:.0f} MiB free, and {(need + SPARE) / 2**20:.0f} MiB are "
+            "needed; make room or set ANYTUNE_HOME to another folder."
+        )
 
 
 @contextlib.contextmanager
@@ -79,6 +84,7 @@ def alone(path: Path) -> Iterator[None]:
 
     def busy() -> None:
         print(f"another process is fetching {path.name}: waiting for it", file=sys.stderr)
+
     with locked(path.with_name(f".{path.name}.lock"), busy):
         yield
 
@@ -110,16 +116,18 @@ def _bring(url: str, path: Path, token: str | None, tell: Tell | None) -> None:
             break
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 416, 429):
-                raise UserError(f"{url}: the server answers {error.code}; "
-                                f"{HINTS.get(error.code, error.reason)}.") from None
+                raise UserError(
+                    f"{url}: the server answers {error.code}; {HINTS.get(error.code, error.reason)}."
+                ) from None
             cause = f"the server answers {error.code}"
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             cause = str(getattr(error, "reason", None) or error or type(error).__name__)
         if attempt < TRIES - 1:
             time.sleep(min(2**attempt, 10) * RETRY_SECONDS)
     else:
-        raise UserError(f"{url} cannot be downloaded ({cause}); check the network and try again: what has "
-                        "arrived is kept.")
+        raise UserError(
+            f"{url} cannot be downloaded ({cause}); check the network and try again: what has arrived is kept."
+        )
     try:
         _check(url, part, expected)
     finally:
@@ -181,8 +189,10 @@ def _receive(url: str, part: Path, token: str | None, name: str, tell: Tell | No
             while piece := response.read(PIECE):
                 if not progress.done and not b"GGUF".startswith(piece[:4]):  # a page of HTML, other weights
                     part.unlink(missing_ok=True)
-                    raise UserError(f"{url} did not give a usable model, and was not kept: it does not start with the "
-                                    f"letters GGUF, but with {piece[:16]!r}.")
+                    raise UserError(
+                        f"{url} did not give a usable model, and was not kept: it does not start with the "
+                        f"letters GGUF, but with {piece[:16]!r}."
+                    )
                 if total is not None and progress.done + len(piece) > total:
                     break
                 file.write(piece)
@@ -214,14 +224,16 @@ def _check(url: str, part: Path, expected: str | None) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             part.unlink()
-            raise UserError(f"{url} arrived with the SHA-256 {found} instead of {expected}; it was not kept: "
-                            "try again.")
+            raise UserError(
+                f"{url} arrived with the SHA-256 {found} instead of {expected}; it was not kept: try again."
+            )
     try:
         GGUF.open(part).close()
     except SplitModel as error:
-        raise UserError(f"{url} is kept as {part.with_suffix('')}, but it is one of {error.parts} parts of a model: "
-                        "fetch the others, and join them with `llama-gguf-split --merge FIRST-PART OUTPUT.gguf`."
-                        ) from None
+        raise UserError(
+            f"{url} is kept as {part.with_suffix('')}, but it is one of {error.parts} parts of a model: "
+            "fetch the others, and join them with `llama-gguf-split --merge FIRST-PART OUTPUT.gguf`."
+        ) from None
     except UserError as error:
         part.unlink()
         raise UserError(f"{url} did not give a usable model, and was not kept: {error}") from None

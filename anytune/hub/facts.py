@@ -16,7 +16,7 @@ from anytune.hub.cache import home
 from anytune.hub.dialect import ollamas_own, sentence
 from anytune.hub.stored import Stored, title
 
-FORM = 1    # of what is remembered
+FORM = 1  # of what is remembered
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Memory:
     def _form() -> str:
         import anytune
         from anytune.model.config import ARCHITECTURES
+
         return f"{FORM} {anytune.__version__} {' '.join(ARCHITECTURES)}"
 
     def facts(self, model: Stored) -> Facts:
@@ -73,8 +74,11 @@ def look(model: Stored) -> Facts:
 
     if len(model.paths) > 1 or not model.whole:
         missing = "" if model.whole else ", of which some are missing"
-        return Facts("model", title(model.paths), reason=f"in {len(model.paths)} parts{missing}: join them with "
-                     "llama-gguf-split --merge")
+        return Facts(
+            "model",
+            title(model.paths),
+            reason=f"in {len(model.paths)} parts{missing}: join them with llama-gguf-split --merge",
+        )
     try:
         with GGUF.open(model.path) as gguf:
             return _read(gguf)
@@ -92,14 +96,22 @@ def _read(gguf: Any) -> Facts:
     sizes: Counter[str] = Counter()
     for info in gguf.tensors.values():
         sizes[info.type.name] += info.nbytes
-    return Facts(kind, str(meta.get("general.name") or ""), architecture, _type(meta, sizes),
-                 sum(info.n_elements for info in gguf.tensors.values()),
-                 context if isinstance(context, int) else 0, "tokenizer.chat_template" in meta, _reason(gguf))
+    return Facts(
+        kind,
+        str(meta.get("general.name") or ""),
+        architecture,
+        _type(meta, sizes),
+        sum(info.n_elements for info in gguf.tensors.values()),
+        context if isinstance(context, int) else 0,
+        "tokenizer.chat_template" in meta,
+        _reason(gguf),
+    )
 
 
 def _type(meta: dict[str, Any], sizes: Counter[str]) -> str:
     """The file's type by its own number, as people name it; else the type of most of its bytes."""
     from anytune.quantization.filetypes import FILE_TYPES
+
     number = meta.get("general.file_type")
     named = next((name for name, found in FILE_TYPES.items() if number is not None and found.number == number), None)
     return named or (sizes.most_common(1)[0][0] if sizes else "")

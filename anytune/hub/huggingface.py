@@ -17,18 +17,26 @@ from anytune.hub.download import Tell
 from anytune.hub.stored import PART, Stored, beside, gguf_files, joined, title
 
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:[:/](?P<file>[\w./+ ()-]+))?")
-TYPES = ("Q4_K_M", "Q8_0")    # what is taken of a repository if nothing is asked for, the first that is there
+TYPES = ("Q4_K_M", "Q8_0")  # what is taken of a repository if nothing is asked for, the first that is there
 HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def folders() -> list[Path]:
     """The hub's cache, and where llama.cpp keeps its own if LLAMA_CACHE says so."""
     environment = os.environ.get
-    hub = next((Path(folder) for folder in (
-        environment("HF_HUB_CACHE"), environment("HUGGINGFACE_HUB_CACHE"),
-        environment("HF_HOME") and Path(environment("HF_HOME", ""), "hub"),
-        environment("XDG_CACHE_HOME") and Path(environment("XDG_CACHE_HOME", ""), "huggingface/hub"),
-    ) if folder), Path.home() / ".cache/huggingface/hub")
+    hub = next(
+        (
+            Path(folder)
+            for folder in (
+                environment("HF_HUB_CACHE"),
+                environment("HUGGINGFACE_HUB_CACHE"),
+                environment("HF_HOME") and Path(environment("HF_HOME", ""), "hub"),
+                environment("XDG_CACHE_HOME") and Path(environment("XDG_CACHE_HOME", ""), "huggingface/hub"),
+            )
+            if folder
+        ),
+        Path.home() / ".cache/huggingface/hub",
+    )
     own = environment("LLAMA_CACHE")
     return [folder.expanduser() for folder in ([Path(own)] if own else []) + [hub]]
 
@@ -71,7 +79,7 @@ def _listing(folder: Path, pattern: str) -> list[Path]:
 
 
 def parse(name: str) -> tuple[str, str | None]:
-    """"owner/repo[:file or type]" (a slash before a file will do) -> (owner/repo, file or type). Raises UserError."""
+    """ "owner/repo[:file or type]" (a slash before a file will do) -> (owner/repo, file or type). Raises UserError."""
     match = NAME.fullmatch(name)
     if match is None or ".." in name or "" in name.split("/"):
         raise UserError(f"'hf:{name}' is not of the form hf:OWNER/REPO:FILE.gguf or hf:OWNER/REPO:TYPE.")
@@ -82,7 +90,7 @@ def find(name: str) -> Stored | None:
     """The model of "owner/repo[:file or type]" if it is in a cache."""
     repo, wanted = parse(name)
     mine = [model for model in models() if model.name.startswith(f"hf:{repo}:")]
-    files = {model.name.split(":", 2)[2]: model for model in reversed(mine)}    # the first one of a name stays
+    files = {model.name.split(":", 2)[2]: model for model in reversed(mine)}  # the first one of a name stays
     chosen = choose(list(files), wanted)
     return files[chosen] if chosen else None
 
@@ -112,8 +120,11 @@ def fetch(name: str, tell: Tell | None = None) -> Path:
         if file is None:
             file = choose(api.list_repo_files(repo), wanted)
             if file is None:
-                raise UserError(f"hf:{repo} has no GGUF file " + (f"of type {wanted}" if wanted else "that is clearly "
-                                "meant: name a file or a type") + f"; see https://huggingface.co/{repo}/tree/main.")
+                raise UserError(
+                    f"hf:{repo} has no GGUF file "
+                    + (f"of type {wanted}" if wanted else "that is clearly meant: name a file or a type")
+                    + f"; see https://huggingface.co/{repo}/tree/main."
+                )
         refuse_part(file)
         path = Path(api.hf_hub_download(repo, file, **({} if tell is None else {"tqdm_class": _bar(tell)})))
     return _checked(path, repo)
@@ -149,22 +160,28 @@ def refuse_part(name: str) -> None:
     """UserError for one part of a model, before anything is fetched."""
     match = PART.fullmatch(Path(name).name)
     if match and int(match[3]) > 1:
-        raise UserError(f"{Path(name).name} is one of {int(match[3])} parts, which anytune does not read: take a "
-                        "smaller type in one file, or fetch all and join them with llama-gguf-split --merge.")
+        raise UserError(
+            f"{Path(name).name} is one of {int(match[3])} parts, which anytune does not read: take a "
+            "smaller type in one file, or fetch all and join them with llama-gguf-split --merge."
+        )
 
 
 @contextlib.contextmanager
 def _sentences(repo: str) -> Iterator[None]:
     """The library's errors as sentences."""
     from huggingface_hub import errors
+
     try:
         yield
     except errors.GatedRepoError:
-        raise UserError(f"hf:{repo} needs permission: accept its terms on https://huggingface.co/{repo} and log in "
-                        "with `hf auth login`, or set HF_TOKEN.") from None
+        raise UserError(
+            f"hf:{repo} needs permission: accept its terms on https://huggingface.co/{repo} and log in "
+            "with `hf auth login`, or set HF_TOKEN."
+        ) from None
     except errors.RepositoryNotFoundError:
-        raise UserError(f"hf:{repo} is not on Hugging Face, or is private: check the spelling, or log in with `hf auth "
-                        "login`.") from None
+        raise UserError(
+            f"hf:{repo} is not on Hugging Face, or is private: check the spelling, or log in with `hf auth login`."
+        ) from None
     except errors.EntryNotFoundError as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
             raise UserError(f"hf:{repo} cannot be reached: check the network, the proxy and HF_HUB_OFFLINE.") from None
@@ -173,13 +190,16 @@ def _sentences(repo: str) -> Iterator[None]:
         status = getattr(error.response, "status_code", None)
         raise UserError(f"hf:{repo}: the server answers {status}; try again later.") from None
     except (ConnectionError, TimeoutError, errors.OfflineModeIsEnabled) as error:
-        raise UserError(f"hf:{repo} cannot be reached ({str(error)[:200] or type(error).__name__}); check the network: "
-                        "what has arrived is kept.") from None
+        raise UserError(
+            f"hf:{repo} cannot be reached ({str(error)[:200] or type(error).__name__}); check the network: "
+            "what has arrived is kept."
+        ) from None
     except Exception as error:  # of httpx or requests, as the library's version has it
         if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "urllib3", "hf_xet"):
             raise
-        raise UserError(f"hf:{repo} cannot be reached ({type(error).__name__}); check the network: what has arrived is "
-                        "kept.") from None
+        raise UserError(
+            f"hf:{repo} cannot be reached ({type(error).__name__}); check the network: what has arrived is kept."
+        ) from None
 
 
 def _checked(path: Path, repo: str) -> Path:
@@ -194,8 +214,9 @@ def _checked(path: Path, repo: str) -> Path:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != blob.name:
             blob.unlink()
-            raise UserError(f"hf:{repo} arrived with the SHA-256 {found} instead of {blob.name}; it was not kept: try "
-                            "again.")
+            raise UserError(
+                f"hf:{repo} arrived with the SHA-256 {found} instead of {blob.name}; it was not kept: try again."
+            )
     try:
         GGUF.open(path).close()
     except UserError as error:

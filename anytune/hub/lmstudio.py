@@ -25,8 +25,11 @@ def folders() -> list[Path]:
 
 def models() -> Iterator[Stored]:
     for folder in folders():
-        rows = [(paths, whole) for paths, whole in joined(gguf_files(folder, 3))
-                if len(paths[0].relative_to(folder).parts) == 3]
+        rows = [
+            (paths, whole)
+            for paths, whole in joined(gguf_files(folder, 3))
+            if len(paths[0].relative_to(folder).parts) == 3
+        ]
         count: dict[Path, int] = {}
         for paths, _ in rows:
             count[paths[0].parent] = count.get(paths[0].parent, 0) + 1
@@ -39,12 +42,19 @@ def models() -> Iterator[Stored]:
 def find(name: str) -> Stored:
     """The model "publisher/model", or "publisher/model/file.gguf" where there are several. Raises UserError."""
     known = list(models())
-    exact = [model for model in known if model.name == f"lmstudio:{name}"
-             or f"{name}".endswith(title(model.paths)) and model.name == f"lmstudio:{name.rsplit('/', 1)[0]}"]
+    exact = [
+        model
+        for model in known
+        if model.name == f"lmstudio:{name}"
+        or f"{name}".endswith(title(model.paths))
+        and model.name == f"lmstudio:{name.rsplit('/', 1)[0]}"
+    ]
     if exact:
         return exact[0]
     several = [model.name for model in known if model.name.startswith(f"lmstudio:{name}/")]
     if several:
         raise UserError(f"lmstudio:{name} has several files: name one, such as -m {several[0]}.")
-    raise UserError(f"There is no model {name} in LM Studio's folder ({', '.join(map(str, folders()))}); `anytune "
-                    "models` lists what is there.")
+    raise UserError(
+        f"There is no model {name} in LM Studio's folder ({', '.join(map(str, folders()))}); `anytune "
+        "models` lists what is there."
+    )

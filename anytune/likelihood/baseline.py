@@ -44,14 +44,14 @@ def pack(logits: np.ndarray, sums: np.ndarray) -> np.ndarray:
     rows[:, :4] = np.stack([step.astype("<f4"), floor], axis=1).view("<u2")
     inverse = np.where(step > 0, np.float32(1) / np.where(step > 0, step, np.float32(1)), np.float32(0))
     levels = np.rint((logits - lowest[:, None]) * inverse[:, None])
-    rows[:, 4:4 + logits.shape[1]] = levels.clip(0, 65535)
+    rows[:, 4 : 4 + logits.shape[1]] = levels.clip(0, 65535)
     return rows
 
 
 def unpack(rows: np.ndarray, vocabulary: int) -> np.ndarray:
     """uint16 [n, row_length] -> float32 log-probabilities [n, vocabulary]."""
     scales = np.ascontiguousarray(rows[:, :4]).view("<f4")
-    return rows[:, 4:4 + vocabulary] * scales[:, :1] + scales[:, 1:]
+    return rows[:, 4 : 4 + vocabulary] * scales[:, :1] + scales[:, 1:]
 
 
 class Baseline:
@@ -62,7 +62,7 @@ class Baseline:
         size = self.path.stat().st_size
         self._file = self.path.open("rb")
         head = self._file.read(len(MARK) + 12)
-        if head[:len(MARK)] != MARK or len(head) < len(MARK) + 12:
+        if head[: len(MARK)] != MARK or len(head) < len(MARK) + 12:
             self._refuse("it is not a file of distributions; write one with --kl-divergence-base alone")
         context, self.vocabulary, count = (int(n) for n in np.frombuffer(head, "<i4", 3, len(MARK)))
         if context < 2 or count < 1 or self.vocabulary < 1:

@@ -41,10 +41,14 @@ def read_hellaswag(text: str, name: str) -> list[Task]:
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines or len(lines) % (ENDINGS + 2):
-        raise UserError(f"{name} has {len(lines)} lines, not a multiple of {ENDINGS + 2}: a task is its context, the "
-                        f"number of the right ending, and {ENDINGS} endings.")
-    return [_task(i + 1, lines[i], lines[i + 2:i + 2 + ENDINGS], lines[i + 1], name)
-            for i in range(0, len(lines), ENDINGS + 2)]
+        raise UserError(
+            f"{name} has {len(lines)} lines, not a multiple of {ENDINGS + 2}: a task is its context, the "
+            f"number of the right ending, and {ENDINGS} endings."
+        )
+    return [
+        _task(i + 1, lines[i], lines[i + 2 : i + 2 + ENDINGS], lines[i + 1], name)
+        for i in range(0, len(lines), ENDINGS + 2)
+    ]
 
 
 def read_choices(text: str, name: str) -> list[Task]:
@@ -54,8 +58,9 @@ def read_choices(text: str, name: str) -> list[Task]:
         context, choices, answer = (row.get(key) for key in ("context", "choices", "answer"))
         texts = [context, *choices] if isinstance(choices, list) else [None]
         if not all(isinstance(text, str) for text in texts):
-            raise UserError(f'{name}, line {number}: a task is {{"context": text, "choices": [texts], '
-                            '"answer": number}.')
+            raise UserError(
+                f'{name}, line {number}: a task is {{"context": text, "choices": [texts], "answer": number}}.'
+            )
         tasks.append(_task(number, context, choices, answer, name))
     if not tasks:
         raise UserError(f"{name} has no tasks.")
@@ -68,13 +73,21 @@ def _task(line: int, context: str, choices: Sequence[str], answer: Any, name: st
     except (ValueError, TypeError):
         number = -1
     if len(choices) < 2 or not 0 <= number < len(choices):
-        raise UserError(f"{name}, line {line}: {answer!r} is not the number of one of at least two answers, from 0 to "
-                        f"{len(choices) - 1}.")
+        raise UserError(
+            f"{name}, line {line}: {answer!r} is not the number of one of at least two answers, from 0 to "
+            f"{len(choices) - 1}."
+        )
     return Task(line, context, tuple(choices), number)
 
 
-def score_choices(model: Model, tasks: Sequence[Task], adapter: Adapter | None = None, *, batch: int = 2048,
-                  progress: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
+def score_choices(
+    model: Model,
+    tasks: Sequence[Task],
+    adapter: Adapter | None = None,
+    *,
+    batch: int = 2048,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> dict[str, Any]:
     """How often the likeliest ending is the right one, with a 95 % interval (Wilson's).
 
     An ending's likelihood is the mean over the tokens in which it differs from the others (accuracy), or their sum
@@ -101,8 +114,14 @@ def score_choices(model: Model, tasks: Sequence[Task], adapter: Adapter | None =
         if progress is not None:
             progress(len(chosen), len(tasks), 100 * right / len(chosen))
     low, high = wilson(right, len(tasks))
-    return {"accuracy": right / len(tasks), "interval": [low, high], "accuracy_sum": right_sum / len(tasks),
-            "tasks": len(tasks), "right": right, "choices": [mean for mean, _ in chosen]}
+    return {
+        "accuracy": right / len(tasks),
+        "interval": [low, high],
+        "accuracy_sum": right_sum / len(tasks),
+        "tasks": len(tasks),
+        "right": right,
+        "choices": [mean for mean, _ in chosen],
+    }
 
 
 def _prepare(model: Model, task: Task) -> tuple[list[list[int]], int]:
@@ -114,8 +133,9 @@ def _prepare(model: Model, task: Task) -> tuple[list[list[int]], int]:
     if common < 1:
         raise UserError(f"The task on line {task.line} has no context before its answers.")
     if longest > model.config.context:
-        raise UserError(f"The task on line {task.line} has {longest} tokens, and the model's context is "
-                        f"{model.config.context}.")
+        raise UserError(
+            f"The task on line {task.line} has {longest} tokens, and the model's context is {model.config.context}."
+        )
     return sequences, common
 
 
@@ -128,13 +148,13 @@ def _scores(forward: Forward, prepared: list[tuple[list[list[int]], int]], numbe
     targets = np.concatenate([np.asarray(ids[c:]) for ids, c in zip(flat, common, strict=True)])
     found = np.empty(len(targets))
     for at, logits in forward.logits(forward.hidden(flat), np.concatenate(rows)):
-        wanted = targets[at:at + len(logits)]
-        found[at:at + len(logits)] = logits[np.arange(len(wanted)), wanted] - log_sums(logits)
+        wanted = targets[at : at + len(logits)]
+        found[at : at + len(logits)] = logits[np.arange(len(wanted)), wanted] - log_sums(logits)
     counts = np.array([len(part) for part in rows])
     sums = np.add.reduceat(found, np.concatenate([[0], np.cumsum(counts)[:-1]]))
     at = 0
     for number, (sequences, _) in zip(numbers, prepared, strict=True):
-        yield number, sums[at:at + len(sequences)], counts[at:at + len(sequences)]
+        yield number, sums[at : at + len(sequences)], counts[at : at + len(sequences)]
         at += len(sequences)
 
 

@@ -21,7 +21,7 @@ class Reference:
 
     def __init__(self, model: Model, pieces: Sequence[Sequence[int]], batch: int = 2048):
         step = max(1, batch // len(pieces[0]))
-        self.batches = [pieces[lo:lo + step] for lo in range(0, len(pieces), step)]
+        self.batches = [pieces[lo : lo + step] for lo in range(0, len(pieces), step)]
         self._forward = Forward(model, len(pieces[0]))
         self._hidden = [model.engine.host(self._forward.hidden(some)) for some in self.batches]
 

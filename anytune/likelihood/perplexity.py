@@ -24,10 +24,18 @@ if TYPE_CHECKING:
 LEAST = -16.0  # log-probabilities of the base below this do not count towards the divergence
 
 
-def perplexity(model: Model, text: str | None = None, adapter: Adapter | None = None, *, context: int | None = None,
-               chunks: int | None = None, batch: int = 2048, save: str | os.PathLike | None = None,
-               base: str | os.PathLike | None = None,
-               progress: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
+def perplexity(
+    model: Model,
+    text: str | None = None,
+    adapter: Adapter | None = None,
+    *,
+    context: int | None = None,
+    chunks: int | None = None,
+    batch: int = 2048,
+    save: str | os.PathLike | None = None,
+    base: str | os.PathLike | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> dict[str, Any]:
     """Perplexity of `text`, with its uncertainty.
 
     context: tokens of a window, 512 or what the model can take; the text must fill two. chunks: windows at most; batch:
@@ -38,8 +46,10 @@ def perplexity(model: Model, text: str | None = None, adapter: Adapter | None = 
     if base is not None:
         with baseline.Baseline(base) as file:
             if file.vocabulary != model.config.vocabulary:
-                raise UserError(f"{base} is of a model with {file.vocabulary} tokens, and this one has "
-                                f"{model.config.vocabulary}: their distributions cannot be compared.")
+                raise UserError(
+                    f"{base} is of a model with {file.vocabulary} tokens, and this one has "
+                    f"{model.config.vocabulary}: their distributions cannot be compared."
+                )
             pieces = [starting(model, window) for window in file.windows[:chunks]]
             if len(pieces[0]) > model.config.context or max(map(max, pieces)) >= model.config.vocabulary:
                 raise UserError(f"{base} has windows that this model cannot run.")
@@ -63,23 +73,25 @@ def perplexity(model: Model, text: str | None = None, adapter: Adapter | None = 
     return _facts(np.concatenate(losses), pieces)
 
 
-def _logits(model: Model, pieces: list[list[int]], adapter: Adapter | None,
-            batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _logits(
+    model: Model, pieces: list[list[int]], adapter: Adapter | None, batch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(logits float32 [n, vocabulary], tokens that followed [n]) for all scored tokens, in order."""
     size = len(pieces[0])
     forward = Forward(model, size, adapter)
     step, first = max(1, batch // size), size // 2
     for lo in range(0, len(pieces), step):
-        some = pieces[lo:lo + step]
+        some = pieces[lo : lo + step]
         hidden = forward.hidden(some)
         rows = np.concatenate([np.arange(first, size - 1) + size * k for k in range(len(some))])
-        following = np.concatenate([np.asarray(ids[first + 1:]) for ids in some])
+        following = np.concatenate([np.asarray(ids[first + 1 :]) for ids in some])
         for at, logits in forward.logits(hidden, rows):
-            yield logits, following[at:at + len(logits)]
+            yield logits, following[at : at + len(logits)]
 
 
-def _tell(progress: Callable[[int, int, float], None] | None, losses: list[np.ndarray],
-          pieces: list[list[int]]) -> None:
+def _tell(
+    progress: Callable[[int, int, float], None] | None, losses: list[np.ndarray], pieces: list[list[int]]
+) -> None:
     if progress is not None:
         count = sum(map(len, losses))
         each = baseline.scored(len(pieces[0]))
@@ -96,12 +108,24 @@ def mean_of(values: np.ndarray) -> tuple[float, float]:
 def _facts(losses: np.ndarray, pieces: list[list[int]]) -> dict[str, Any]:
     mean, deviation = mean_of(losses)
     value = float(np.exp(mean)) if mean < 700 else float("inf")
-    return {"perplexity": value, "uncertainty": value * deviation, "loss": mean, "tokens": len(losses),
-            "windows": len(pieces), "context": len(pieces[0])}
+    return {
+        "perplexity": value,
+        "uncertainty": value * deviation,
+        "loss": mean,
+        "tokens": len(losses),
+        "windows": len(pieces),
+        "context": len(pieces[0]),
+    }
 
 
-def _compare(model: Model, file: baseline.Baseline, pieces: list[list[int]], adapter: Adapter | None, batch: int,
-             progress: Callable[[int, int, float], None] | None) -> dict[str, Any]:
+def _compare(
+    model: Model,
+    file: baseline.Baseline,
+    pieces: list[list[int]],
+    adapter: Adapter | None,
+    batch: int,
+    progress: Callable[[int, int, float], None] | None,
+) -> dict[str, Any]:
     losses, theirs, divergences, changes, same = [], [], [], [], []
     for logits, targets in _logits(model, pieces, adapter, batch):
         reference, rows = file.take(len(logits)), np.arange(len(targets))
@@ -119,10 +143,14 @@ def _compare(model: Model, file: baseline.Baseline, pieces: list[list[int]], ada
     agreement = float(top.mean())
     facts |= {
         "perplexity_base": float(np.exp(loss_base.mean())),
-        "ratio": float(np.exp(ratio)), "ratio_uncertainty": float(np.exp(ratio)) * deviation,
-        "kl_mean": mean_of(kl)[0], "kl_uncertainty": mean_of(kl)[1], "kl_max": float(kl.max()),
+        "ratio": float(np.exp(ratio)),
+        "ratio_uncertainty": float(np.exp(ratio)) * deviation,
+        "kl_mean": mean_of(kl)[0],
+        "kl_uncertainty": mean_of(kl)[1],
+        "kl_max": float(kl.max()),
         "kl_percentiles": {str(p): float(np.percentile(kl, p)) for p in (50, 90, 99, 99.9)},
-        "change_mean": float(change.mean()), "change_rms": float(np.sqrt((change**2).mean())),
+        "change_mean": float(change.mean()),
+        "change_rms": float(np.sqrt((change**2).mean())),
         "same_top": agreement,
         "same_top_uncertainty": float(np.sqrt(agreement * (1 - agreement) / max(1, len(top) - 1))),
     }

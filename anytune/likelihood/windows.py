@@ -29,9 +29,10 @@ def windows(model: Model, text: str, context: int | None, chunks: int | None, le
         raise UserError(f"-c {context} is not between 2 and the model's context of {model.config.context}.")
     ids = model.tokenize(text)
     if len(ids) < least * context:
-        raise UserError(f"The text has {len(ids)} tokens, and {least * context} are needed: give a longer one, or a "
-                        "smaller -c.")
-    found = [ids[lo:lo + context] for lo in range(0, len(ids) - context + 1, context)][:chunks]
+        raise UserError(
+            f"The text has {len(ids)} tokens, and {least * context} are needed: give a longer one, or a smaller -c."
+        )
+    found = [ids[lo : lo + context] for lo in range(0, len(ids) - context + 1, context)][:chunks]
     return [starting(model, window) for window in found]
 
 
@@ -72,7 +73,7 @@ class Forward:
         step = max(1, PIECE // (4 * self.model.config.vocabulary))
         e = self.engine
         for lo in range(0, len(rows), step):
-            part = e.take(hidden, e.integers(np.asarray(rows[lo:lo + step], np.int32)))
+            part = e.take(hidden, e.integers(np.asarray(rows[lo : lo + step], np.int32)))
             yield lo, e.host(e.logits(part, self.head))
 
 

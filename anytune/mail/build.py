@@ -53,10 +53,23 @@ class _Threads:
             self.above[self.root(name)] = self.root(names[0])
 
 
-def build(paths: Sequence[str | os.PathLike], senders: Sequence[str], folder: str | os.PathLike, *,
-          system: str | None = None, include_new: bool = False, subject: bool = False, redact: bool = False,
-          signatures: Sequence[str] = (), min_words: int = 3, max_words: int = 1000, validation: float = 0.05,
-          test: float = 0.1, seed: int = 42, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def build(
+    paths: Sequence[str | os.PathLike],
+    senders: Sequence[str],
+    folder: str | os.PathLike,
+    *,
+    system: str | None = None,
+    include_new: bool = False,
+    subject: bool = False,
+    redact: bool = False,
+    signatures: Sequence[str] = (),
+    min_words: int = 3,
+    max_words: int = 1000,
+    validation: float = 0.05,
+    test: float = 0.1,
+    seed: int = 42,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Write train.jsonl, validation.jsonl, test.jsonl (rows of messages) and recipe.json; returns the latter's facts.
 
     paths: mbox files, Maildir folders, .eml files or folders of them. senders: the person's addresses. system: a system
@@ -74,8 +87,9 @@ def build(paths: Sequence[str | os.PathLike], senders: Sequence[str], folder: st
         raise UserError("The parts for validation and test must be 0 or more, and leave something to train on.")
     folder = _folder(folder, validation, test)
     files = boxes.find(paths)
-    spare_inputs([folder / RECIPE, *(folder / f"{split}.jsonl" for split in SPLITS)],
-                 [("a mailbox", file) for file in files])
+    spare_inputs(
+        [folder / RECIPE, *(folder / f"{split}.jsonl" for split in SPLITS)], [("a mailbox", file) for file in files]
+    )
     counts: Counter[str] = Counter()
     own, threads = _own(files, known, counts, progress)
     originals = _originals(files, {mail.parents[-1] for mail in own if mail.parents}, counts["messages"], progress)
@@ -99,14 +113,26 @@ def build(paths: Sequence[str | os.PathLike], senders: Sequence[str], folder: st
         seen.add(key)
         pairs.append(Pair(threads.root(mail.id) if mail.id else f"#{number}", prompt, reply))
     if not pairs:
-        raise UserError(f"No pair of a mail and its answer was left: {_told(counts)}. "
-                        "See --include-new and --min-words, or name the mailbox of what was answered, too.")
+        raise UserError(
+            f"No pair of a mail and its answer was left: {_told(counts)}. "
+            "See --include-new and --min-words, or name the mailbox of what was answered, too."
+        )
     chosen = _split(pairs, validation, test, seed)
-    facts = {"recipe": "email", "seed": seed, "validation_split": validation, "test_split": test, "system": system,
-             "include_new": include_new, "subject": subject, "redact": redact, "min_words": min_words,
-             "max_words": max_words, "counts": dict(sorted(counts.items())),
-             "threads": len({pair.thread for pair in pairs}),
-             "rows": {split: len(rows) for split, rows in chosen.items()}}
+    facts = {
+        "recipe": "email",
+        "seed": seed,
+        "validation_split": validation,
+        "test_split": test,
+        "system": system,
+        "include_new": include_new,
+        "subject": subject,
+        "redact": redact,
+        "min_words": min_words,
+        "max_words": max_words,
+        "counts": dict(sorted(counts.items())),
+        "threads": len({pair.thread for pair in pairs}),
+        "rows": {split: len(rows) for split, rows in chosen.items()},
+    }
     _write(folder, chosen, system.replace("{name}", name) if system else None, facts)
     return facts
 
@@ -117,13 +143,16 @@ def _folder(folder: str | os.PathLike, validation: float, test: float) -> Path:
         raise UserError(f"{folder} is a file: name a folder to write into.")
     for split, part in (("validation", validation), ("test", test)):
         if not part and (folder / f"{split}.jsonl").exists():
-            raise UserError(f"{folder} holds a {split}.jsonl of an earlier run, which this one would not replace: "
-                            "choose another folder.")
+            raise UserError(
+                f"{folder} holds a {split}.jsonl of an earlier run, which this one would not replace: "
+                "choose another folder."
+            )
     return folder
 
 
-def _own(files: list[Path], known: set[str], counts: Counter[str],
-         progress: Callable[[int, int], None] | None) -> tuple[list[Mail], _Threads]:
+def _own(
+    files: list[Path], known: set[str], counts: Counter[str], progress: Callable[[int, int], None] | None
+) -> tuple[list[Mail], _Threads]:
     """The person's mails with their texts, and the conversations of all mails."""
     own: list[Mail] = []
     threads, senders, ids = _Threads(), Counter(), set()
@@ -150,13 +179,16 @@ def _own(files: list[Path], known: set[str], counts: Counter[str],
             own.append(full)
     if not counts["own"]:
         often = ", ".join(f"{sender} ({n})" for sender, n in senders.most_common(3))
-        raise UserError(f"None of the {counts['messages']} messages was sent from {' or '.join(sorted(known))}; the "
-                        f"most frequent senders are {often or 'none at all'}.")
+        raise UserError(
+            f"None of the {counts['messages']} messages was sent from {' or '.join(sorted(known))}; the "
+            f"most frequent senders are {often or 'none at all'}."
+        )
     return own, threads
 
 
-def _originals(files: list[Path], wanted: set[str], count: int,
-               progress: Callable[[int, int], None] | None) -> dict[str, Mail]:
+def _originals(
+    files: list[Path], wanted: set[str], count: int, progress: Callable[[int, int], None] | None
+) -> dict[str, Mail]:
     """id -> mail, its text without quotes, for the wanted ids."""
     found: dict[str, Mail] = {}
     second = None if progress is None else lambda done, total: progress(total + done, 2 * total)
@@ -169,8 +201,9 @@ def _originals(files: list[Path], wanted: set[str], count: int,
     return found
 
 
-def _prompt(mail: Mail, reply: str, originals: dict[str, Mail], known: set[str], include_new: bool,
-            subject: bool) -> tuple[str, str]:
+def _prompt(
+    mail: Mail, reply: str, originals: dict[str, Mail], known: set[str], include_new: bool, subject: bool
+) -> tuple[str, str]:
     """(what the mail answers, "") or ("", why there is nothing)."""
     if is_forward(mail.text, mail.subject):
         return "", "forwards"
@@ -218,8 +251,13 @@ def _write(folder: Path, chosen: dict[str, list[Pair]], system: str | None, fact
                 continue
             with atomic_write(folder / f"{split}.jsonl") as file:
                 for pair in pairs:
-                    row = {"messages": [*first, {"role": "user", "content": pair.prompt},
-                                        {"role": "assistant", "content": pair.reply}]}
+                    row = {
+                        "messages": [
+                            *first,
+                            {"role": "user", "content": pair.prompt},
+                            {"role": "assistant", "content": pair.reply},
+                        ]
+                    }
                     file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
         with atomic_write(folder / RECIPE, "w") as file:
             json.dump(facts, file, indent=1, ensure_ascii=False)

@@ -10,8 +10,8 @@ from email.header import decode_header
 from email.message import Message
 from email.utils import getaddresses
 
-PARTS = 200      # MIME parts looked at
-DEPTH = 20       # of parts within parts
+PARTS = 200  # MIME parts looked at
+DEPTH = 20  # of parts within parts
 TEXT = 256 << 10  # characters of text, and of HTML
 _ID = re.compile(r"<[^<>\s]{1,500}>")
 REFERENCES = 50  # the last so many
@@ -49,18 +49,26 @@ def parse(raw: bytes, with_text: bool = True) -> Mail | None:
     references = _ID.findall(_header(message, "References"))[-REFERENCES:]
     answered = _ID.findall(_header(message, "In-Reply-To"))[:1]
     own = _ID.findall(_header(message, "Message-ID"))
-    automatic = (_header(message, "Auto-Submitted").strip().lower() not in ("", "no")
-                 or _header(message, "Precedence").strip().lower() in ("bulk", "junk", "auto_reply"))
+    automatic = _header(message, "Auto-Submitted").strip().lower() not in ("", "no") or _header(
+        message, "Precedence"
+    ).strip().lower() in ("bulk", "junk", "auto_reply")
     to = receivers[0][0] or receivers[0][1].split("@")[0] if receivers else ""
-    return Mail(own[0] if own else "", sender, name, to,
-                " ".join(_header(message, "Subject").split())[:300],
-                tuple(dict.fromkeys([*(r for r in references if r not in answered), *answered])),
-                _header(message, "X-GM-THRID").strip()[:40], automatic, body(message) if with_text else "")
+    return Mail(
+        own[0] if own else "",
+        sender,
+        name,
+        to,
+        " ".join(_header(message, "Subject").split())[:300],
+        tuple(dict.fromkeys([*(r for r in references if r not in answered), *answered])),
+        _header(message, "X-GM-THRID").strip()[:40],
+        automatic,
+        body(message) if with_text else "",
+    )
 
 
 def _head(raw: bytes) -> bytes:
     ends = [at for at in (raw.find(b"\n\n"), raw.find(b"\r\n\r\n")) if at >= 0]
-    return raw[:min(ends)] if ends else raw
+    return raw[: min(ends)] if ends else raw
 
 
 def _header(message: Message, name: str) -> str:
@@ -89,8 +97,9 @@ def _addresses(message: Message, name: str) -> list[tuple[str, str]]:
 
 def _words(value: str) -> str:
     """A header's text, its encoded words decoded."""
-    return "".join(_decoded(part, charset) if isinstance(part, bytes) else part
-                   for part, charset in decode_header(value))
+    return "".join(
+        _decoded(part, charset) if isinstance(part, bytes) else part for part, charset in decode_header(value)
+    )
 
 
 def body(message: Message) -> str:

@@ -25,6 +25,7 @@ def redact(text: str) -> tuple[str, int]:
                 return match[0]
             count += 1
             return mark
+
         return replacement
 
     text = _LINK.sub(put("[link]"), text)

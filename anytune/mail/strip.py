@@ -9,19 +9,28 @@ from collections.abc import Sequence
 _WROTE = re.compile(
     r"(?:On|Am|Le|El|Il|Op|Em|Den|W dniu|Dnia)\b(?=.*[\d@]).{4,200}?"
     r"(?:wrote|schrieb|a écrit|escribió|ha scritto|schreef|escreveu|skrev|pisze|napisał\(?a?\)?).{0,80}:\s*",
-    re.IGNORECASE)
+    re.IGNORECASE,
+)
 # Without them it needs a quotation that follows.
 _SOMEBODY_WROTE = re.compile(r".{2,120} (?:wrote|writes|schrieb|a écrit)\s*:\s*", re.IGNORECASE)
 # Lines after which nothing is the author's.
 _CUT = re.compile(
     r"\s*-{2,}\s*(?:Original Message|Original-Nachricht|Ursprüngliche Nachricht|Message d'origine|Mensaje original|"
     r"Messaggio originale|Oorspronkelijk bericht|Forwarded message|Weitergeleitete Nachricht|Message transféré|"
-    r"Mensaje reenviado)\b.*|\s*Begin forwarded message:\s*|\s*-{3,}\s*Forwarded by .*", re.IGNORECASE)
+    r"Mensaje reenviado)\b.*|\s*Begin forwarded message:\s*|\s*-{3,}\s*Forwarded by .*",
+    re.IGNORECASE,
+)
 _HEADER = re.compile(r"\*?(?:From|Von|De|Da|Van|Från|Od)\s*:\*?\s*\S.*", re.IGNORECASE)
-_HEADERS = re.compile(r"\*?(?:Sent|Date|To|Subject|Cc|Gesendet|Datum|An|Betreff|Envoyé|À|Objet|Enviado|Para|Asunto|"
-                      r"Inviato|A|Oggetto|Verzonden|Aan|Onderwerp)\s*:\*?\s*.*", re.IGNORECASE)
-_DEVICE = re.compile(r"(?:Sent|Gesendet|Envoyé|Enviado|Inviato|Verzonden) (?:from|von|depuis|desde|da|vanaf|via) "
-                     r".{1,60}|Get Outlook for .{1,30}", re.IGNORECASE)
+_HEADERS = re.compile(
+    r"\*?(?:Sent|Date|To|Subject|Cc|Gesendet|Datum|An|Betreff|Envoyé|À|Objet|Enviado|Para|Asunto|"
+    r"Inviato|A|Oggetto|Verzonden|Aan|Onderwerp)\s*:\*?\s*.*",
+    re.IGNORECASE,
+)
+_DEVICE = re.compile(
+    r"(?:Sent|Gesendet|Envoyé|Enviado|Inviato|Verzonden) (?:from|von|depuis|desde|da|vanaf|via) "
+    r".{1,60}|Get Outlook for .{1,30}",
+    re.IGNORECASE,
+)
 
 
 def own_text(text: str, signatures: Sequence[str] = ()) -> str:
@@ -62,8 +71,10 @@ def quoted_text(text: str) -> str:
 
 def is_forward(text: str, subject: str) -> bool:
     """Whether the mail passes on another one: then its few words belong to that, not to a conversation."""
-    return bool(re.match(r"(?:fwd?|wg|tr|rv|i|enc)\s*:", subject, re.IGNORECASE)
-                and any("forward" in line.lower() or _CUT.fullmatch(line) for line in _lines(text)))
+    return bool(
+        re.match(r"(?:fwd?|wg|tr|rv|i|enc)\s*:", subject, re.IGNORECASE)
+        and any("forward" in line.lower() or _CUT.fullmatch(line) for line in _lines(text))
+    )
 
 
 def _lines(text: str) -> list[str]:
@@ -76,8 +87,9 @@ def _wrote(lines: Sequence[str], i: int) -> int:
     first = lines[i].strip()
     if not first:
         return 0
-    if len(first) < 400 and (_WROTE.fullmatch(first)
-                             or (_SOMEBODY_WROTE.fullmatch(first) and _quoted_follows(lines, i + 1))):
+    if len(first) < 400 and (
+        _WROTE.fullmatch(first) or (_SOMEBODY_WROTE.fullmatch(first) and _quoted_follows(lines, i + 1))
+    ):
         return 1
     if i + 1 < len(lines) and not first.endswith((".", "!", "?")):
         both = f"{first} {lines[i + 1].strip()}"
@@ -93,5 +105,7 @@ def _quoted_follows(lines: Sequence[str], i: int) -> bool:
 
 def _is_header_block(lines: Sequence[str], i: int) -> bool:
     """From: with two more headers below it."""
-    return bool(_HEADER.fullmatch(lines[i].strip())
-                and sum(bool(_HEADERS.fullmatch(line.strip())) for line in lines[i + 1:i + 6]) >= 2)
+    return bool(
+        _HEADER.fullmatch(lines[i].strip())
+        and sum(bool(_HEADERS.fullmatch(line.strip())) for line in lines[i + 1 : i + 6]) >= 2
+    )

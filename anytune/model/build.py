@@ -14,19 +14,31 @@ from .transformer import Layer
 
 
 # A layer's norms: the tensor's name -> Layer's
-NORMS = {"attn_norm": "attn_norm", "attn_q_norm": "q_norm", "attn_k_norm": "k_norm",
-         "post_attention_norm": "post_attn_norm", "ffn_norm": "ffn_norm", "post_ffw_norm": "post_ffn_norm"}
-
-
+NORMS = {
+    "attn_norm": "attn_norm",
+    "attn_q_norm": "q_norm",
+    "attn_k_norm": "k_norm",
+    "post_attention_norm": "post_attn_norm",
+    "ffn_norm": "ffn_norm",
+    "post_ffw_norm": "post_ffn_norm",
+}
 
 
 def check_model(gguf, config: Config) -> None:
     """Raise UserError unless every tensor that the model needs is there, with the shape that the metadata promise."""
     c = config
     q, kv = c.heads * c.head_size, c.key_heads * c.head_size
-    shapes = {"attn_norm": (c.width,), "attn_q": (q, c.width), "attn_k": (kv, c.width),
-              "attn_v": (kv, c.width), "attn_output": (c.width, q), "ffn_norm": (c.width,),
-              "ffn_gate": (c.hidden, c.width), "ffn_up": (c.hidden, c.width), "ffn_down": (c.width, c.hidden)}
+    shapes = {
+        "attn_norm": (c.width,),
+        "attn_q": (q, c.width),
+        "attn_k": (kv, c.width),
+        "attn_v": (kv, c.width),
+        "attn_output": (c.width, q),
+        "ffn_norm": (c.width,),
+        "ffn_gate": (c.hidden, c.width),
+        "ffn_up": (c.hidden, c.width),
+        "ffn_down": (c.width, c.hidden),
+    }
     if c.arch.head_norms:
         shapes |= {"attn_q_norm": (c.head_size,), "attn_k_norm": (c.head_size,)}
     if c.arch.post_norms:
@@ -35,8 +47,9 @@ def check_model(gguf, config: Config) -> None:
     wanted |= {"token_embd.weight": (c.vocabulary, c.width), "output_norm.weight": (c.width,)}
     if not c.tied:
         wanted["output.weight"] = (c.vocabulary, c.width)
-    biases = {f"blk.{i}.{name}.bias": shapes[name][:1] for i in range(c.layers) for name in c.arch.biases
-              if name in shapes}
+    biases = {
+        f"blk.{i}.{name}.bias": shapes[name][:1] for i in range(c.layers) for name in c.arch.biases if name in shapes
+    }
     if "output" in c.arch.biases:
         biases["output.bias"] = (c.vocabulary,)
     factors = {"rope_freqs.weight": (c.rope_size // 2,)} if c.arch.rope_factors else {}
@@ -53,7 +66,7 @@ class Weights:
         self.gguf, self.config, self.engine = gguf, config, engine
         self.matrices: dict[str, object] = {}
         self.vectors: dict[str, object] = {}
-        self.gradients: dict[str, object] = {}   # of vectors that are trained
+        self.gradients: dict[str, object] = {}  # of vectors that are trained
         check_model(gguf, config)
         for name, info in gguf.tensors.items():
             if len(info.shape) == 1:
@@ -92,6 +105,7 @@ class Weights:
     def layer(self, i: int, tables: dict, slots: dict | None = None, dropout: float = 0.0) -> Layer:
         """Layer number i; as layers()."""
         from anytune.engine.base import Heads
+
         c, e, slots = self.config, self.engine, slots or {}
 
         def vector(name: str):
@@ -99,28 +113,47 @@ class Weights:
 
         def group(number: int, *names: str):
             full = [f"blk.{i}.{name}" for name in names]
-            return e.group([self.matrices[f"{n}.weight"] for n in full],
-                           [self.vectors.get(f"{n}.bias") for n in full],
-                           [slots.get(f"{n}.weight") for n in full], dropout, 4 * i + number,
-                           [self.gradients.get(f"{n}.bias") for n in full])
+            return e.group(
+                [self.matrices[f"{n}.weight"] for n in full],
+                [self.vectors.get(f"{n}.bias") for n in full],
+                [slots.get(f"{n}.weight") for n in full],
+                dropout,
+                4 * i + number,
+                [self.gradients.get(f"{n}.bias") for n in full],
+            )
+
         local = c.windowed(i)
         return Layer(
-            attn_norm=vector("attn_norm"), qkv=group(0, "attn_q", "attn_k", "attn_v"),
-            q_norm=vector("attn_q_norm"), k_norm=vector("attn_k_norm"), out=group(1, "attn_output"),
-            post_attn_norm=vector("post_attention_norm"), ffn_norm=vector("ffn_norm"),
-            gate_up=group(2, "ffn_gate", "ffn_up"), down=group(3, "ffn_down"),
+            attn_norm=vector("attn_norm"),
+            qkv=group(0, "attn_q", "attn_k", "attn_v"),
+            q_norm=vector("attn_q_norm"),
+            k_norm=vector("attn_k_norm"),
+            out=group(1, "attn_output"),
+            post_attn_norm=vector("post_attention_norm"),
+            ffn_norm=vector("ffn_norm"),
+            gate_up=group(2, "ffn_gate", "ffn_up"),
+            down=group(3, "ffn_down"),
             post_ffn_norm=vector("post_ffw_norm"),
             heads=Heads(c.heads, c.key_heads, c.head_size, c.window if local else 0, c.attention_scale),
             rope=tables[local],
-            gradients={own: self.gradients[f"blk.{i}.{name}.weight"] for name, own in NORMS.items()
-                       if f"blk.{i}.{name}.weight" in self.gradients})
+            gradients={
+                own: self.gradients[f"blk.{i}.{name}.weight"]
+                for name, own in NORMS.items()
+                if f"blk.{i}.{name}.weight" in self.gradients
+            },
+        )
 
     def head(self, slots: dict | None = None):
         """The output projection (the embedding table where it is tied) as a group of one."""
         name = "token_embd.weight" if self.config.tied else "output.weight"
         slot = (slots or {}).get("output.weight")
-        return self.engine.group([self.matrices[name]], [self.vectors.get("output.bias")], [slot], number=-1,
-                                 bias_gradients=[self.gradients.get("output.bias")])
+        return self.engine.group(
+            [self.matrices[name]],
+            [self.vectors.get("output.bias")],
+            [slot],
+            number=-1,
+            bias_gradients=[self.gradients.get("output.bias")],
+        )
 
     @property
     def embedding(self):
@@ -141,6 +174,8 @@ class Weights:
             return None
         factors = np.asarray(self.engine.host(factors), np.float64)
         if factors.shape != (self.config.rope_size // 2,) or not np.all(factors > 0):
-            raise UserError(f"{self.gguf.path.name}: tensor rope_freqs.weight does not fit heads of "
-                            f"{self.config.rope_size}: the file is damaged")
+            raise UserError(
+                f"{self.gguf.path.name}: tensor rope_freqs.weight does not fit heads of "
+                f"{self.config.rope_size}: the file is damaged"
+            )
         return factors

@@ -18,16 +18,17 @@ LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "f
 @dataclass(frozen=True)
 class Architecture:
     """How an architecture differs from the plain transformer (pre-norm, rope, gated MLP, RMSNorm)."""
-    halves: bool                 # rope pairs i with i + n/2 (GPT-NeoX order), else neighbours
+
+    halves: bool  # rope pairs i with i + n/2 (GPT-NeoX order), else neighbours
     activation: str = "silu"
-    head_norms: bool = False     # RMSNorm on every query and key head
-    post_norms: bool = False     # RMSNorm on each block's output too
+    head_norms: bool = False  # RMSNorm on every query and key head
+    post_norms: bool = False  # RMSNorm on each block's output too
     scaled_embedding: bool = False  # embeddings times sqrt(d)
-    window_period: int = 0       # every n-th layer sees everything, the others a window, unless the file says otherwise
+    window_period: int = 0  # every n-th layer sees everything, the others a window, unless the file says otherwise
     local_base: float | None = None  # rope base of the windowed layers, unless the file says otherwise
-    keys: tuple[str, ...] = ()   # further keys that are used (keys.py)
-    zero: tuple[str, ...] = ()   # keys that llama.cpp uses for it, and anytune only where they are 0
-    rope_factors: bool = False   # a table of divisors of the angles, as Llama 3's
+    keys: tuple[str, ...] = ()  # further keys that are used (keys.py)
+    zero: tuple[str, ...] = ()  # keys that llama.cpp uses for it, and anytune only where they are 0
+    rope_factors: bool = False  # a table of divisors of the angles, as Llama 3's
     biases: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")  # linears whose bias llama.cpp reads
 
 
@@ -35,16 +36,24 @@ ARCHITECTURES = {
     "llama": Architecture(halves=False, rope_factors=True, biases=LINEARS),
     "qwen2": Architecture(halves=True, biases=("attn_q", "attn_k", "attn_v", "output")),
     "qwen3": Architecture(halves=True, head_norms=True),
-    "gemma3": Architecture(halves=True, activation="gelu", head_norms=True, post_norms=True,
-                           scaled_embedding=True, window_period=6, local_base=10_000.0,
-                           keys=("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"),
-                           zero=("final_logit_softcapping",)),
+    "gemma3": Architecture(
+        halves=True,
+        activation="gelu",
+        head_norms=True,
+        post_norms=True,
+        scaled_embedding=True,
+        window_period=6,
+        local_base=10_000.0,
+        keys=("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"),
+        zero=("final_logit_softcapping",),
+    ),
 }
 
 
 @dataclass(frozen=True)
 class RopeScaling:
     """How positions beyond the original context are reached. kind: none, linear or yarn."""
+
     kind: str = "none"
     factor: float = 1.0
     original_context: int = 0
@@ -54,21 +63,22 @@ class RopeScaling:
 @dataclass(frozen=True)
 class Config:
     """Sizes and constants of one model."""
+
     architecture: str
     layers: int
-    width: int           # d, the residual stream
+    width: int  # d, the residual stream
     heads: int
     key_heads: int
     head_size: int
-    hidden: int          # of the MLP
+    hidden: int  # of the MLP
     vocabulary: int
-    context: int         # trained context, tokens
+    context: int  # trained context, tokens
     eps: float
     rope_base: float
-    rope_size: int       # dimensions of a head that rotate
+    rope_size: int  # dimensions of a head that rotate
     scaling: RopeScaling
-    window: int          # 0: none
-    window_period: int   # every n-th layer sees everything, the others the window; 0: all see the window
+    window: int  # 0: none
+    window_period: int  # every n-th layer sees everything, the others the window; 0: all see the window
     local_base: float | None  # rope base of the windowed layers; None: the others'
     attention_scale: float
     tied: bool
@@ -83,12 +93,19 @@ class Config:
 
 
 # The least and the greatest value that makes sense; NaN lies in no range. Others: 0 to 2**32.
-LIMITS = {"block_count": (1, 4096), "embedding_length": (1, 1 << 20), "attention.head_count": (1, 1 << 14),
-          "feed_forward_length": (1, 1 << 22), "context_length": (1, 1 << 32),
-          "attention.sliding_window": (0, 1 << 31), "attention.sliding_window_pattern": (0, 1 << 16),
-          "rope.freq_base": (1.0001, 1e12), "rope.freq_base_swa": (1.0001, 1e12), "rope.scaling.attn_factor": (1e-4,
-                                                                                                               1e4),
-          "rope.scaling.original_context_length": (1, 1 << 32)}
+LIMITS = {
+    "block_count": (1, 4096),
+    "embedding_length": (1, 1 << 20),
+    "attention.head_count": (1, 1 << 14),
+    "feed_forward_length": (1, 1 << 22),
+    "context_length": (1, 1 << 32),
+    "attention.sliding_window": (0, 1 << 31),
+    "attention.sliding_window_pattern": (0, 1 << 16),
+    "rope.freq_base": (1.0001, 1e12),
+    "rope.freq_base_swa": (1.0001, 1e12),
+    "rope.scaling.attn_factor": (1e-4, 1e4),
+    "rope.scaling.original_context_length": (1, 1 << 32),
+}
 
 
 def read_config(gguf) -> Config:
@@ -98,8 +115,9 @@ def read_config(gguf) -> Config:
     if meta.get("general.type", "model") == "adapter":
         raise UserError(f"{where} is an adapter, not a model: give it as --lora and its base model as -m")
     if name not in ARCHITECTURES:
-        raise UserError(f"{where} has architecture {name!r}, which anytune cannot train yet: "
-                        f"it knows {', '.join(ARCHITECTURES)}")
+        raise UserError(
+            f"{where} has architecture {name!r}, which anytune cannot train yet: it knows {', '.join(ARCHITECTURES)}"
+        )
     if any("_exps." in tensor for tensor in gguf.tensors):
         raise UserError(f"{where} is a mixture of experts, which anytune cannot train yet: take a dense model")
     arch = ARCHITECTURES[name]
@@ -109,8 +127,9 @@ def read_config(gguf) -> Config:
         if value is None:
             raise UserError(f"{where} lacks the metadata key {name}.{key}: it is not a complete model file")
         if isinstance(value, list | np.ndarray):
-            raise UserError(f"{where}: {name}.{key} is not one number, which anytune does not support "
-                            f"(layers of different shapes)")
+            raise UserError(
+                f"{where}: {name}.{key} is not one number, which anytune does not support (layers of different shapes)"
+            )
         low, high = LIMITS.get(key, (0, 1 << 32))
         if isinstance(value, bool) or not isinstance(value, int | kind) or not low <= value <= high:
             raise UserError(f"{where}: {name}.{key} = {value!r:.40} makes no sense: the file is damaged")
@@ -120,8 +139,9 @@ def read_config(gguf) -> Config:
     key_heads = get("attention.head_count_kv", heads)
     size = get("attention.key_length", width // heads)
     if not 0 < key_heads <= heads or heads % key_heads or not 0 < size <= 4096:
-        raise UserError(f"{where}: {heads} heads over {key_heads} key heads of size {size} make no sense: "
-                        "the file is damaged")
+        raise UserError(
+            f"{where}: {heads} heads over {key_heads} key heads of size {size} make no sense: the file is damaged"
+        )
     if get("attention.value_length", size) != size:
         raise UserError(f"{where} has values of another width than its keys, which anytune does not support")
     if "token_embd.weight" not in gguf.tensors:
@@ -130,27 +150,42 @@ def read_config(gguf) -> Config:
     if not 0 < rope_size <= size or rope_size % 2:
         raise UserError(f"{where}: {name}.rope.dimension_count = {rope_size} makes no sense for heads of {size}")
     if name == "llama" and rope_size != size:  # llama.cpp knows no partial rotation of this architecture
-        raise UserError(f"{where}: llama.rope.dimension_count is {rope_size} and heads have {size}: llama.cpp would "
-                        "not load this file")
+        raise UserError(
+            f"{where}: llama.rope.dimension_count is {rope_size} and heads have {size}: llama.cpp would "
+            "not load this file"
+        )
     vocabulary = gguf.tensors["token_embd.weight"].shape[0]
     tokens = meta.get("tokenizer.ggml.tokens")
     if tokens is not None and len(tokens) > vocabulary:
-        raise UserError(f"{where} has {len(tokens):,} tokens and {vocabulary:,} rows in token_embd.weight: the "
-                        "tokens beyond them cannot be computed, the file is damaged")
+        raise UserError(
+            f"{where} has {len(tokens):,} tokens and {vocabulary:,} rows in token_embd.weight: the "
+            "tokens beyond them cannot be computed, the file is damaged"
+        )
     layers = get("block_count")
     scale = 1.0 / math.sqrt(size)
     if name == "gemma3" and layers == 62:  # the 27B model scales by its width per head instead
         scale = 1.0 / math.sqrt(width / heads)
     window = get("attention.sliding_window", 0) if arch.window_period else 0
     config = Config(
-        architecture=name, layers=layers, width=width, heads=heads, key_heads=key_heads, head_size=size,
-        hidden=get("feed_forward_length"), vocabulary=vocabulary, context=get("context_length"),
+        architecture=name,
+        layers=layers,
+        width=width,
+        heads=heads,
+        key_heads=key_heads,
+        head_size=size,
+        hidden=get("feed_forward_length"),
+        vocabulary=vocabulary,
+        context=get("context_length"),
         eps=float(get("attention.layer_norm_rms_epsilon", kind=float)),
         rope_base=float(get("rope.freq_base", 10_000.0, float)),
-        rope_size=rope_size, scaling=_scaling(get, meta.get(f"{name}.rope.scaling.type", "linear"), where),
-        window=window, window_period=get("attention.sliding_window_pattern", arch.window_period) if window else 0,
+        rope_size=rope_size,
+        scaling=_scaling(get, meta.get(f"{name}.rope.scaling.type", "linear"), where),
+        window=window,
+        window_period=get("attention.sliding_window_pattern", arch.window_period) if window else 0,
         local_base=float(get("rope.freq_base_swa", arch.local_base, float)) if window and arch.local_base else None,
-        attention_scale=scale, tied="output.weight" not in gguf.tensors)
+        attention_scale=scale,
+        tied="output.weight" not in gguf.tensors,
+    )
     check_keys(gguf, config)
     return config
 
@@ -159,8 +194,13 @@ def _scaling(get, kind: object, where: str) -> RopeScaling:
     linear = float(get("rope.scale_linear", 0.0, float))  # what old files call it
     factor = float(get("rope.scaling.factor", linear, float)) or 1.0
     if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
-        raise UserError(f"{where}: rope scaling of type {kind!r:.40} is not supported (none, linear, yarn, and "
-                        "Llama 3's table of factors are)")
-    return RopeScaling("none" if factor == 1 else kind, factor,
-                       get("rope.scaling.original_context_length", get("context_length")),
-                       float(get("rope.scaling.attn_factor", 1.0, float)))
+        raise UserError(
+            f"{where}: rope scaling of type {kind!r:.40} is not supported (none, linear, yarn, and "
+            "Llama 3's table of factors are)"
+        )
+    return RopeScaling(
+        "none" if factor == 1 else kind,
+        factor,
+        get("rope.scaling.original_context_length", get("context_length")),
+        float(get("rope.scaling.attn_factor", 1.0, float)),
+    )

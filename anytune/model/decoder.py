@@ -7,7 +7,7 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.memory import available_bytes, process_bytes
 
-CHUNK = 512   # prompt tokens run at once
+CHUNK = 512  # prompt tokens run at once
 
 
 class Decoder:
@@ -22,8 +22,10 @@ class Decoder:
         tables = model.rope_tables(self.context)
         self.layers, self.head = model.weights.layers(tables, slots), model.weights.head(slots)
         width = self.config.key_heads * self.config.head_size
-        self._caches = [(self.engine.cache(batch, self.context, width), self.engine.cache(batch, self.context, width))
-                        for _ in self.layers]
+        self._caches = [
+            (self.engine.cache(batch, self.context, width), self.engine.cache(batch, self.context, width))
+            for _ in self.layers
+        ]
         self.lengths = [0] * batch
 
     def feed(self, tokens: list[list[int]]) -> np.ndarray:
@@ -48,6 +50,7 @@ class Decoder:
 
         def run(*args):
             return self.engine.decode_best(*args, most)
+
         for slots, (ids[slots], values[slots]) in self._feed(tokens, run):
             pass
         return ids, values
@@ -56,8 +59,10 @@ class Decoder:
         """Yields (slots, what run() gives for the last tokens of each) until all tokens are fed."""
         for slot, new in enumerate(tokens):
             if self.lengths[slot] + len(new) > self.context:
-                raise UserError(f"the text is longer than the context of {self.context} tokens: give a larger -c "
-                                f"(the model's limit is {self.config.context}) or a shorter prompt")
+                raise UserError(
+                    f"the text is longer than the context of {self.context} tokens: give a larger -c "
+                    f"(the model's limit is {self.config.context}) or a shorter prompt"
+                )
         done = [0] * len(tokens)
         while True:
             spans, left = [], CHUNK
@@ -69,8 +74,9 @@ class Decoder:
             if not spans:
                 return
             ready = [(number, slot) for number, (slot, _, b) in enumerate(spans) if b == len(tokens[slot])]
-            made = self._run([tokens[s][a:b] for s, a, b in spans], [s for s, _, _ in spans], [n for n, _ in ready],
-                             run)
+            made = self._run(
+                [tokens[s][a:b] for s, a, b in spans], [s for s, _, _ in spans], [n for n, _ in ready], run
+            )
             for slot, _, high in spans:
                 done[slot] = high
             if ready:

@@ -23,6 +23,7 @@ class Full:
     (the embedding table, which is the head too where they are tied), bias. layers: of the layers only the last so many;
     the embedding table then only where it is named. optimizer: one of optimizers.KINDS.
     """
+
     modules: str | tuple[str, ...] = "all"
     layers: int | None = None
     optimizer: str = "adamw"
@@ -50,12 +51,16 @@ class Full:
         """The tensors that are trained, in the file's order. Raises UserError if there are none."""
         chosen, lowest = self.chosen(), 0 if self.layers is None else layers - self.layers
         if "output" in chosen and EMBED not in chosen and "output.weight" not in gguf.tensors and self.modules != "all":
-            raise UserError(f"{gguf.path.name} has no output matrix of its own: its head is the embedding table, so "
-                            f"say {EMBED} in --train-modules")
+            raise UserError(
+                f"{gguf.path.name} has no output matrix of its own: its head is the embedding table, so "
+                f"say {EMBED} in --train-modules"
+            )
         found = [name for name in gguf.tensors if _module(name) in chosen and _layer(name, layers) >= lowest]
         if not found:
-            raise UserError(f"{gguf.path.name} has none of the tensors of --train-modules "
-                            f"{self.modules if isinstance(self.modules, str) else ','.join(self.modules)}")
+            raise UserError(
+                f"{gguf.path.name} has none of the tensors of --train-modules "
+                f"{self.modules if isinstance(self.modules, str) else ','.join(self.modules)}"
+            )
         return found
 
 

@@ -23,13 +23,15 @@ class FullTrainee(Passes):
     parameters, gradients: {tensor: flat float32 vector on the engine}; states: {tensor: what the optimizer keeps}.
     """
 
-    lag = 0   # the gradients' norm is looked at before anything is updated
+    lag = 0  # the gradients' norm is looked at before anything is updated
 
     def __init__(self, model, full: Full, ubatch: int = 512, context: int | None = None, memory: int | None = None):
         super().__init__(model, ubatch, 0)
         if getattr(self.engine, "fp8", False):
-            raise UserError("--dtype fp8 rounds gradients where they pass frozen weights, which full training lacks: "
-                            "leave it out, or train an adapter (without --full)")
+            raise UserError(
+                "--dtype fp8 rounds gradients where they pass frozen weights, which full training lacks: "
+                "leave it out, or train an adapter (without --full)"
+            )
         self.full = full
         self.names = full.tensors(model.gguf, self.config.layers)
         self.shapes = {name: tuple(model.gguf.tensors[name].shape) for name in self.names}
@@ -46,8 +48,11 @@ class FullTrainee(Passes):
         self.model.hold(self.estimate.hold)
         e.sizes, e.room, self.keep = self.estimate.sizes, 0, self.estimate.keep
         self.weights = weights = self.model.weights.with_trained(
-            {name: (self.parameters[name].reshape(shape), self.gradients[name].reshape(shape))
-             for name, shape in self.shapes.items()})
+            {
+                name: (self.parameters[name].reshape(shape), self.gradients[name].reshape(shape))
+                for name, shape in self.shapes.items()
+            }
+        )
         self.layers, self.head = weights.layers(self.model.rope_tables(context)), weights.head()
         e.prepare([g for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [self.head], None, None)
         if EMBEDDING in self.shapes:
@@ -65,8 +70,17 @@ class FullTrainee(Passes):
         """What is trained, JSON-able: for checkpoints to compare."""
         return {**asdict(self.full), "modules": ",".join(self.names), "kind": "full"}
 
-    def update(self, lr: float, step: int, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
-               weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> float:
+    def update(
+        self,
+        lr: float,
+        step: int,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+    ) -> float:
         """One step (counted from 1) of the optimizer; gradients are clipped to max_grad_norm (0: not), then zeroed.
 
         Matrices are decayed, norms and biases are not. -> the gradients' norm before clipping. If it is not finite
@@ -84,8 +98,10 @@ class FullTrainee(Passes):
 
     def _vectors(self) -> dict:
         """Everything that a checkpoint holds: {key: engine's array}."""
-        return {**self.parameters, **{f"{name}/{part}": array for name, state in self.states.items()
-                                      for part, array in state.items()}}
+        return {
+            **self.parameters,
+            **{f"{name}/{part}": array for name, state in self.states.items() for part, array in state.items()},
+        }
 
     def state(self) -> dict[str, np.ndarray]:
         """Parameters and the optimizer's state on the host (views where the engine's memory is the host's)."""
@@ -99,8 +115,10 @@ class FullTrainee(Passes):
         for key, (shape, dtype) in wanted.items():
             other = state.get(key)
             if other is None or other.shape != shape or other.dtype != dtype:
-                raise UserError(f"the checkpoint's {key} is not of this run: it was made with other --train-modules or "
-                                "another --optimizer")
+                raise UserError(
+                    f"the checkpoint's {key} is not of this run: it was made with other --train-modules or "
+                    "another --optimizer"
+                )
         for key, own in self._vectors().items():
             self.engine.load(own, state[key])
         for gradient in self.gradients.values():
@@ -111,6 +129,13 @@ class FullTrainee(Passes):
 
         It shares the engine's memory where that is the host's: save it before the next step.
         """
-        return Tuned(self.model.gguf, {name: self.engine.view(self.parameters[name]).reshape(shape[0], -1)
-                                       if len(shape) > 1 else self.engine.view(self.parameters[name]).reshape(1, -1)
-                                       for name, shape in self.shapes.items()}, kind)
+        return Tuned(
+            self.model.gguf,
+            {
+                name: self.engine.view(self.parameters[name]).reshape(shape[0], -1)
+                if len(shape) > 1
+                else self.engine.view(self.parameters[name]).reshape(1, -1)
+                for name, shape in self.shapes.items()
+            },
+            kind,
+        )

@@ -12,8 +12,16 @@ import numpy as np
 from anytune.errors import UserError
 
 # The names that llama.cpp-style trainers use -> the tensor's name within its layer (or of the head).
-MODULES = {"attn_q": "attn_q", "attn_k": "attn_k", "attn_v": "attn_v", "attn_o": "attn_output",
-           "ffn_gate": "ffn_gate", "ffn_up": "ffn_up", "ffn_down": "ffn_down", "output": "output"}
+MODULES = {
+    "attn_q": "attn_q",
+    "attn_k": "attn_k",
+    "attn_v": "attn_v",
+    "attn_o": "attn_output",
+    "ffn_gate": "ffn_gate",
+    "ffn_up": "ffn_up",
+    "ffn_down": "ffn_down",
+    "output": "output",
+}
 ALIASES = {"attn_output": "attn_o"}
 ALL = tuple(name for name in MODULES if name != "output")
 
@@ -26,6 +34,7 @@ class Lora:
     plus_ratio: learning rate of B over A's (LoRA+). dropout: on the low-rank path's input, one mask for the
     linears that share an input. seed: every tensor's start is drawn from its own stream.
     """
+
     rank: int = 16
     alpha: float = 32.0
     modules: str | tuple[str, ...] = "all"
@@ -59,11 +68,9 @@ class Lora:
             elif name in MODULES:
                 chosen.add(name)
             else:
-                raise UserError(f"no LoRA module is called {name!r}: --lora-modules takes all, "
-                                f"{', '.join(MODULES)}")
+                raise UserError(f"no LoRA module is called {name!r}: --lora-modules takes all, {', '.join(MODULES)}")
         if not chosen:
-            raise UserError("no LoRA modules were named: give --lora-modules all, or some of "
-                            f"{', '.join(MODULES)}")
+            raise UserError(f"no LoRA modules were named: give --lora-modules all, or some of {', '.join(MODULES)}")
         return tuple(name for name in MODULES if name in chosen)
 
     def tensors(self, gguf, layers: int) -> list[str]:
@@ -75,8 +82,10 @@ class Lora:
                     found.append(f"blk.{layer}.{MODULES[module]}.weight")
         if "output" in modules:
             if "output.weight" not in gguf.tensors:
-                raise UserError(f"{gguf.path.name} has no output matrix of its own (its head is the embedding "
-                                "table): leave output out of --lora-modules")
+                raise UserError(
+                    f"{gguf.path.name} has no output matrix of its own (its head is the embedding "
+                    "table): leave output out of --lora-modules"
+                )
             found.append("output.weight")
         missing = [name for name in found if name not in gguf.tensors]
         if missing:
@@ -95,21 +104,27 @@ def refuse_beside(lora: Lora, adapter, asked: Iterable[str] | None = None) -> No
     """
     default = Lora()
     own = {tensor.removesuffix(".weight").rpartition(".")[2] for tensor in adapter.tensors}
-    has = {"rank": (adapter.rank, f"rank is {adapter.rank}"), "alpha": (adapter.alpha, f"alpha is {adapter.alpha:g}"),
-           "modules": (own, f"modules are {', '.join(sorted(own))}"),
-           "rslora": (adapter.rslora, f"scale is alpha / {'sqrt(rank)' if adapter.rslora else 'rank'}")}
+    has = {
+        "rank": (adapter.rank, f"rank is {adapter.rank}"),
+        "alpha": (adapter.alpha, f"alpha is {adapter.alpha:g}"),
+        "modules": (own, f"modules are {', '.join(sorted(own))}"),
+        "rslora": (adapter.rslora, f"scale is alpha / {'sqrt(rank)' if adapter.rslora else 'rank'}"),
+    }
     for name, flag in FLAGS.items():
         if name not in asked if asked is not None else getattr(lora, name) == getattr(default, name):
             continue
         wanted = {MODULES[module] for module in lora.names()} if name == "modules" else getattr(lora, name)
         if wanted != has[name][0]:
-            raise UserError(f"{flag} cannot act beside --lora: training goes on from an adapter whose "
-                            f"{has[name][1]}. Leave it out, or start a new adapter without --lora.")
+            raise UserError(
+                f"{flag} cannot act beside --lora: training goes on from an adapter whose "
+                f"{has[name][1]}. Leave it out, or start a new adapter without --lora."
+            )
 
 
 @dataclass(frozen=True)
 class Pair:
     """Where one pair lies in the flat vectors: a [rank, in] at a, b [out, rank] at b."""
+
     name: str
     rank: int
     in_features: int
@@ -118,15 +133,16 @@ class Pair:
     b: int
 
     def view_a(self, flat):
-        return flat[self.a:self.a + self.rank * self.in_features].reshape(self.rank, self.in_features)
+        return flat[self.a : self.a + self.rank * self.in_features].reshape(self.rank, self.in_features)
 
     def view_b(self, flat):
-        return flat[self.b:self.b + self.rank * self.out_features].reshape(self.out_features, self.rank)
+        return flat[self.b : self.b + self.rank * self.out_features].reshape(self.out_features, self.rank)
 
 
 @dataclass(frozen=True)
 class Layout:
     """All pairs of an adapter in one flat vector: every A first, then every B (so LoRA+ is two ranges)."""
+
     pairs: tuple[Pair, ...]
     size_a: int
     size: int
@@ -146,7 +162,7 @@ class Layout:
 
     def start(self, seed: int, into: np.ndarray) -> None:
         """A uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5, as peft starts), B zero; a stream per tensor."""
-        into[self.size_a:] = 0
+        into[self.size_a :] = 0
         for pair in self.pairs:
             stream = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(pair.name.encode())])
             bound = 1.0 / math.sqrt(pair.in_features)

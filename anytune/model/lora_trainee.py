@@ -21,8 +21,9 @@ class LoraTrainee(Passes):
     ubatch: the most tokens of a micro-batch; context: the longest example.
     """
 
-    def __init__(self, model, lora: Lora, adapter=None, ubatch: int = 512, context: int | None = None,
-                 memory: int | None = None):
+    def __init__(
+        self, model, lora: Lora, adapter=None, ubatch: int = 512, context: int | None = None, memory: int | None = None
+    ):
         super().__init__(model, ubatch, lora.seed)
         if adapter is not None:
             lora = replace(lora, rank=adapter.rank, alpha=float(adapter.alpha), rslora=adapter.rslora)
@@ -49,17 +50,26 @@ class LoraTrainee(Passes):
         del start
         self.gradients, self.first, self.second = (e.zeros(layout.size) for _ in range(3))
         self.slots = slots = {
-            pair.name: e.slot(pair.view_a(self.parameters), pair.view_b(self.parameters), self.lora.scale,
-                              pair.view_a(self.gradients), pair.view_b(self.gradients))
-            for pair in layout.pairs}
+            pair.name: e.slot(
+                pair.view_a(self.parameters),
+                pair.view_b(self.parameters),
+                self.lora.scale,
+                pair.view_a(self.gradients),
+                pair.view_b(self.gradients),
+            )
+            for pair in layout.pairs
+        }
         self.model.hold(self.estimate.hold)
         e.sizes = self.estimate.sizes
         self.weights = weights = self.model.weights
         self.layers = weights.layers(self.model.rope_tables(context), slots, self.lora.dropout)
         self.head = weights.head(slots)
         self.keep = self.estimate.keep
-        self.engine.prepare([g for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [self.head],
-                            self.parameters, self.gradients)
+        self.engine.prepare(
+            [g for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [self.head],
+            self.parameters,
+            self.gradients,
+        )
         trained = [i for i, layer in enumerate(self.layers) if layer.trains]
         self.lowest = trained[0] if trained else len(self.layers)
         e.room = max((g.rank for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)), default=0)
@@ -78,14 +88,35 @@ class LoraTrainee(Passes):
         """What is trained, JSON-able: for checkpoints to compare."""
         return {**asdict(self.lora), "modules": ",".join(self.names), "kind": "lora"}
 
-    def update(self, lr: float, step: int, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
-               weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> float:
+    def update(
+        self,
+        lr: float,
+        step: int,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+    ) -> float:
         """One AdamW step (step counts from 1); gradients are clipped to max_grad_norm (0: not), then zeroed.
 
         -> the gradients' norm before clipping (a Number). If it is not finite nothing is updated.
         """
-        return self.engine.adamw(self.parameters, self.gradients, self.first, self.second, self.layout.size_a,
-                                 (lr, lr * self.lora.plus_ratio), step, beta1, beta2, eps, weight_decay, max_grad_norm)
+        return self.engine.adamw(
+            self.parameters,
+            self.gradients,
+            self.first,
+            self.second,
+            self.layout.size_a,
+            (lr, lr * self.lora.plus_ratio),
+            step,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            max_grad_norm,
+        )
 
     def _vectors(self) -> dict:
         return {"parameters": self.parameters, "first_moment": self.first, "second_moment": self.second}
@@ -99,8 +130,10 @@ class LoraTrainee(Passes):
         for name in self._vectors():
             other = state.get(name)
             if other is None or other.shape != (self.layout.size,) or other.dtype != np.float32:
-                raise UserError(f"the checkpoint's {name} do not fit this adapter ({self.layout.size:,} float32 "
-                                "numbers): it was made with other LoRA settings")
+                raise UserError(
+                    f"the checkpoint's {name} do not fit this adapter ({self.layout.size:,} float32 "
+                    "numbers): it was made with other LoRA settings"
+                )
         for name, own in self._vectors().items():
             self.engine.load(own, state[name])
         self.engine.load(self.gradients, np.zeros(self.layout.size, np.float32))
@@ -108,9 +141,15 @@ class LoraTrainee(Passes):
     def adapter(self, copy: bool = True):
         """The parameters as an Adapter. copy=False: views where the engine's memory is the host's, to be saved."""
         from anytune.adapter import Adapter
+
         flat = self.engine.host(self.parameters) if copy else self.engine.view(self.parameters)
         return Adapter(
-            tensors={p.name: (p.view_a(flat), p.view_b(flat)) for p in self.layout.pairs}, rank=self.lora.rank,
-            alpha=self.lora.alpha, rslora=self.lora.rslora, architecture=self.config.architecture,
-            base_name=self.model.name, base_sha256=self.model.gguf.sha256(),
-            chat_template=self.model.template_source)
+            tensors={p.name: (p.view_a(flat), p.view_b(flat)) for p in self.layout.pairs},
+            rank=self.lora.rank,
+            alpha=self.lora.alpha,
+            rslora=self.lora.rslora,
+            architecture=self.config.architecture,
+            base_name=self.model.name,
+            base_sha256=self.model.gguf.sha256(),
+            chat_template=self.model.template_source,
+        )

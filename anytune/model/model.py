@@ -52,11 +52,13 @@ class Model:
     @functools.cached_property
     def tokenizer(self):
         from anytune.text.tokenizer import Tokenizer
+
         return Tokenizer.from_gguf(self.gguf)
 
     @functools.cached_property
     def template(self):
         from anytune.text.chat import ChatTemplate
+
         return ChatTemplate.for_model(self.gguf, self.tokenizer, self.template_file)
 
     @property
@@ -114,26 +116,37 @@ class Model:
 
     def decoder(self, adapter=None, batch: int = 1, context: int | None = None):
         from .decoder import Decoder
+
         return Decoder(self, adapter, batch, context)
 
     def trainee(self, lora: Lora, adapter=None, ubatch: int = 512, context: int | None = None):
         from .lora_trainee import LoraTrainee
+
         return LoraTrainee(self, lora, adapter, ubatch, context, self.memory)
 
     def full_trainee(self, full: Full, ubatch: int = 512, context: int | None = None):
         """What trains the model's own weights; the model itself stays as its file has it."""
         from .full_trainee import FullTrainee
+
         return FullTrainee(self, full, ubatch, context, self.memory)
 
     def generate(self, prompt, adapter=None, **options):
         """Text after `prompt`; see anytune.generate for the options."""
         from anytune.generate import generate
+
         return generate(self, prompt, adapter=adapter, **options)
 
 
-def load(path, device: str = "auto", threads: int | None = None, memory: int | None = None,
-         compiled: bool | None = None, dtype: str = "auto", tf32: bool = False,
-         max_binding: int | None = None) -> Model:
+def load(
+    path,
+    device: str = "auto",
+    threads: int | None = None,
+    memory: int | None = None,
+    compiled: bool | None = None,
+    dtype: str = "auto",
+    tf32: bool = False,
+    max_binding: int | None = None,
+) -> Model:
     """Open a GGUF on a device.
 
     device: "auto", "cuda", "cuda:1", "rocm", "xpu", "mps", "cpu-bf16", "numpy" (or "cpu"), "fpga-sim". threads: None
@@ -143,5 +156,6 @@ def load(path, device: str = "auto", threads: int | None = None, memory: int | N
     """
     from anytune.engine.devices import engine_for
     from anytune.gguf import GGUF
+
     gguf = GGUF.open(Path(path))
     return Model(gguf, engine_for(device, threads, compiled, dtype, tf32, max_binding), memory, device)

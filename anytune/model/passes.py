@@ -39,14 +39,17 @@ class Passes:
         rows = np.flatnonzero(batch.targets >= 0).astype(np.int32)
         if rows.size == 0:
             return 0.0
-        return self.engine.replay(kind, body, Stream(batch.ids, batch.positions, batch.starts, rows,
-                                                     batch.targets[rows], scale, self.ubatch, key))
+        return self.engine.replay(
+            kind,
+            body,
+            Stream(batch.ids, batch.positions, batch.starts, rows, batch.targets[rows], scale, self.ubatch, key),
+        )
 
     def _train(self, s: Stream):
         e, eps = self.engine, self.config.eps
         tape, h, top = self._forward(s, self.lowest)
         loss, dh = e.cross_entropy(h, self.head, s.targets, s.scale, True)
-        del h   # here and below: its memory is wanted for what follows
+        del h  # here and below: its memory is wanted for what follows
         if self.norm_gradient is not None:
             e.gain_gradient(dh, top, eps, self.norm_gradient)
         if self.lowest < len(self.layers):

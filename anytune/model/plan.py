@@ -20,7 +20,7 @@ from anytune.memory import MIB
 from .build import Weights
 from .transformer import backward, forward
 
-AGAIN = 0.8   # what arithmetic that is done twice adds to a step, in parts of what it adds to the step's arithmetic
+AGAIN = 0.8  # what arithmetic that is done twice adds to a step, in parts of what it adds to the step's arithmetic
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Estimate:
     peak_bytes: of the memory that the engine's budget counts; flops_per_token: of training; text: one line for a
     person.
     """
+
     hold: str
     keep: int
     sizes: Any
@@ -60,13 +61,18 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
         cost = way.cost + AGAIN * counter.twice(way, keep)
         if best is None or cost < best[0]:
             size, flops = counter.run(way, keep)
-            kept = ("activations of all layers are kept" if keep == layers else
-                    f"{layers - keep} of {layers} layers run their forward twice")
+            kept = (
+                "activations of all layers are kept"
+                if keep == layers
+                else f"{layers - keep} of {layers} layers run their forward twice"
+            )
             held = way.text if counter.frozen else "all weights are trained, in float32"
             best = (cost, Estimate(way.hold, keep, way.sizes, budget.base + size, flops / ubatch, f"{held}; {kept}"))
     if best is None:
-        raise UserError(f"this training needs at least {-(-least // MIB)} MiB of {budget.place} and "
-                        f"{budget.limit // MIB} MiB are allowed: {subject.advice}")
+        raise UserError(
+            f"this training needs at least {-(-least // MIB)} MiB of {budget.place} and "
+            f"{budget.limit // MIB} MiB are allowed: {subject.advice}"
+        )
     return best[1]
 
 
@@ -91,8 +97,11 @@ class _Counter:
         self.ubatch, self.context = ubatch, min(context, ubatch)
         self.layers = self.config.layers
         self.lowest = subject.lowest(self.layers)
-        self.frozen = {name: m for name, m in model.weights.matrices.items()
-                       if (name != "token_embd.weight" or self.config.tied) and name not in subject.names}
+        self.frozen = {
+            name: m
+            for name, m in model.weights.matrices.items()
+            if (name != "token_embd.weight" or self.config.tied) and name not in subject.names
+        }
         self.trained = self.layers - self.lowest
         self.budget: Any = None
         self._known: dict = {}

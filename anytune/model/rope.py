@@ -28,6 +28,7 @@ def angles(size: int, base: float, scaling: RopeScaling, factors: np.ndarray | N
 
     def dimension(rotations: float) -> float:
         return size * math.log(scaling.original_context / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
     low = max(0.0, math.floor(dimension(BETA_FAST)))
     high = min(size - 1.0, math.ceil(dimension(BETA_SLOW)))
     magnitude = 1 + 0.1 * math.log(max(1.0, scaling.factor))
@@ -41,8 +42,11 @@ def tables(config: Config, context: int, factors: np.ndarray | None = None) -> d
 
     def table(base: float, scaling: RopeScaling, divisors):
         turn, magnitude = angles(config.rope_size, base, scaling, divisors)
-        return ((np.cos(position * turn) * magnitude).astype(np.float32),
-                (np.sin(position * turn) * magnitude).astype(np.float32))
+        return (
+            (np.cos(position * turn) * magnitude).astype(np.float32),
+            (np.sin(position * turn) * magnitude).astype(np.float32),
+        )
+
     every = table(config.rope_base, config.scaling, factors)
     if config.local_base is None:
         return {False: every, True: every}

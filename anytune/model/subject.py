@@ -17,6 +17,7 @@ EMBEDDING = "token_embd.weight"
 @dataclass(frozen=True)
 class _Pair:
     """A low-rank pair as two shapes."""
+
     a: np.ndarray
     b: np.ndarray
     scale: float = 1.0
@@ -35,13 +36,14 @@ class LoraSubject:
     """Pairs beside frozen matrices; shapes: {tensor: (out, in)}."""
 
     advice = "give a larger --memory, a smaller -ub and -c, or a lower --lora-rank"
-    bottom = False   # whether the gradient goes on below the lowest trained layer, to the embedding table
-    names: tuple[str, ...] = ()   # trained tensors of the model itself
+    bottom = False  # whether the gradient goes on below the lowest trained layer, to the embedding table
+    names: tuple[str, ...] = ()  # trained tensors of the model itself
 
     def __init__(self, lora: Lora, shapes: dict[str, tuple[int, int]]):
         self.lora = lora
-        self.slots = {name: _Pair(_shape(lora.rank, features), _shape(out, lora.rank))
-                      for name, (out, features) in shapes.items()}
+        self.slots = {
+            name: _Pair(_shape(lora.rank, features), _shape(out, lora.rank)) for name, (out, features) in shapes.items()
+        }
         # parameter, gradient, two moments
         self.nbytes = 4 * 4 * sum(lora.rank * (out + features) for out, features in shapes.values())
 
@@ -55,8 +57,10 @@ class LoraSubject:
 class FullSubject:
     """The model's own tensors; shapes: {tensor: its shape}."""
 
-    advice = ("give a larger --memory, a smaller -ub and -c, --optimizer adafactor, or train less: --train-modules, "
-              "--train-layers")
+    advice = (
+        "give a larger --memory, a smaller -ub and -c, --optimizer adafactor, or train less: --train-modules, "
+        "--train-layers"
+    )
 
     def __init__(self, full: Full, shapes: dict[str, tuple[int, ...]]):
         self.shapes = shapes

@@ -21,6 +21,7 @@ class Layer:
 
     gradients: {name of a norm: what its gain's gradient is added to}, of the norms that are trained.
     """
+
     attn_norm: Array
     qkv: Any
     q_norm: Array | None
@@ -70,8 +71,9 @@ def attention_block(e, x, layer: Layer, config: Config, positions, attended=None
     """x: [T, d] -> (x + attention(x), what the backward needs). attended: what e.attention() gave before, or None."""
     q, k, v = e.norm_linear(x, layer.attn_norm, config.eps, layer.qkv)
     # without head norms q and k are turned where they lie; with them they stay, for the backward
-    turned_q, turned_k = e.rotate(q, k, layer.head_norms, config.eps, layer.rope, positions, layer.heads,
-                                  config.arch.halves)
+    turned_q, turned_k = e.rotate(
+        q, k, layer.head_norms, config.eps, layer.rope, positions, layer.heads, config.arch.halves
+    )
     if layer.head_norms is None:
         q, k = turned_q, turned_k
     o, sums = attended or e.attention(turned_q, turned_k, v, layer.heads)
@@ -92,8 +94,9 @@ def norm_backward(e, dout, y, layer: Layer, name: str, config: Config):
     return e.rms_norm_backward(dout, y, getattr(layer, name), config.eps)
 
 
-def attention_block_backward(e, dout, saved, layer: Layer, config: Config, positions, below: Layer | None,
-                             need_dx: bool):
+def attention_block_backward(
+    e, dout, saved, layer: Layer, config: Config, positions, below: Layer | None, need_dx: bool
+):
     """dout: [T, d] -> dx [T, d], or None if it is not needed. Adds to the gradients.
 
     below: the layer whose backward is next.
@@ -113,9 +116,17 @@ def attention_block_backward(e, dout, saved, layer: Layer, config: Config, posit
     del do, o, v, turned
     dq, dk = e.rotate_backward(dq, dk, q, k, *how, (layer.gain("q_norm"), layer.gain("k_norm")))
     del q, k
-    return e.norm_linear_backward((dq, dk, dv), x, layer.attn_norm, config.eps, layer.qkv, dout, need_dx,
-                                  below.down if below and below.post_ffn_norm is None else None,
-                                  layer.gain("attn_norm"))
+    return e.norm_linear_backward(
+        (dq, dk, dv),
+        x,
+        layer.attn_norm,
+        config.eps,
+        layer.qkv,
+        dout,
+        need_dx,
+        below.down if below and below.post_ffn_norm is None else None,
+        layer.gain("attn_norm"),
+    )
 
 
 def mlp_block(e, x, layer: Layer, config: Config, again: bool = False):
@@ -142,8 +153,17 @@ def mlp_block_backward(e, dout, saved, layer: Layer, config: Config, need_dx: bo
     del dy, gate, up
     if not needed:
         return None
-    return e.norm_linear_backward(both, x, layer.ffn_norm, config.eps, layer.gate_up, dout, need_dx,
-                                  layer.out if layer.post_attn_norm is None else None, layer.gain("ffn_norm"))
+    return e.norm_linear_backward(
+        both,
+        x,
+        layer.ffn_norm,
+        config.eps,
+        layer.gate_up,
+        dout,
+        need_dx,
+        layer.out if layer.post_attn_norm is None else None,
+        layer.gain("ffn_norm"),
+    )
 
 
 def layer_forward(e, x, layer: Layer, config: Config, positions, rows=None, again: bool = False, attended=None):
@@ -153,14 +173,15 @@ def layer_forward(e, x, layer: Layer, config: Config, positions, rows=None, agai
     attention_block.
     """
     x, attention_saved = attention_block(e, x, layer, config, positions, attended)
-    if rows is not None:    # nothing after attention looks at another row
+    if rows is not None:  # nothing after attention looks at another row
         x = e.take(x, rows)
     x, mlp_saved = mlp_block(e, x, layer, config, again)
     return x, (attention_saved, mlp_saved)
 
 
-def layer_backward(e, dx, saved, layer: Layer, config: Config, positions, below: Layer | None, rows=None,
-                   bottom: bool = False):
+def layer_backward(
+    e, dx, saved, layer: Layer, config: Config, positions, below: Layer | None, rows=None, bottom: bool = False
+):
     """dx of the layer's output -> dx of its input (None without a trained layer `below`, unless it is wanted at the
     `bottom`)."""
     attention_saved, mlp_saved = saved
@@ -194,8 +215,18 @@ def forward(e, layers: list[Layer], x, config: Config, positions, rows, lowest: 
     return x, tape
 
 
-def backward(e, layers: list[Layer], dx, config: Config, positions, rows, lowest: int, keep: int, tape: list,
-             bottom: bool = False):
+def backward(
+    e,
+    layers: list[Layer],
+    dx,
+    config: Config,
+    positions,
+    rows,
+    lowest: int,
+    keep: int,
+    tape: list,
+    bottom: bool = False,
+):
     """Walk back from dx [M, d] of the last layer's rows to the lowest trained layer; consumes the tape.
 
     Gradients are added in place. -> dx [T, d] of the lowest layer's input with `bottom`, else None.

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from anytune.adapter import Adapter
     from anytune.model import Model
 
-LINEARS = {"qkv": ("attn_q", "attn_k", "attn_v"), "out": ("attn_output",), "gate_up": ("ffn_gate", "ffn_up"),
-           "down": ("ffn_down",)}  # a layer's groups, and the tensors in them
+LINEARS = {
+    "qkv": ("attn_q", "attn_k", "attn_v"),
+    "out": ("attn_output",),
+    "gate_up": ("ffn_gate", "ffn_up"),
+    "down": ("ffn_down",),
+}  # a layer's groups, and the tensors in them
 
 
 def squares(x: np.ndarray) -> np.ndarray:
@@ -31,8 +35,11 @@ class Watch:
 
     def __init__(self, engine: Any, layers: Sequence[Layer], measure: Callable[[np.ndarray], np.ndarray] = squares):
         self._engine, self._measure = engine, measure
-        self._names = {id(getattr(layer, group)): [f"blk.{i}.{part}.weight" for part in parts]
-                       for i, layer in enumerate(layers) for group, parts in LINEARS.items()}
+        self._names = {
+            id(getattr(layer, group)): [f"blk.{i}.{part}.weight" for part in parts]
+            for i, layer in enumerate(layers)
+            for group, parts in LINEARS.items()
+        }
         self.sums: dict[str, np.ndarray] = {}
         self.tokens = 0
 
@@ -54,9 +61,17 @@ class Watch:
         return self.linear(self._engine.glu(gate, up, activation), group)
 
 
-def collect(model: Model, text: str, *, context: int | None = None, chunks: int | None = None, batch: int = 2048,
-            adapter: Adapter | None = None, measure: Callable[[np.ndarray], np.ndarray] = squares,
-            progress: Callable[[int, int], None] | None = None) -> tuple[dict[str, np.ndarray], int, int]:
+def collect(
+    model: Model,
+    text: str,
+    *,
+    context: int | None = None,
+    chunks: int | None = None,
+    batch: int = 2048,
+    adapter: Adapter | None = None,
+    measure: Callable[[np.ndarray], np.ndarray] = squares,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, np.ndarray], int, int]:
     """(weight name -> sums of squares of its input's columns, tokens, windows) over the windows of `text`.
 
     context: tokens of a window, 512 or what the model can take; chunks: windows at most; batch: tokens run at once.
@@ -67,16 +82,22 @@ def collect(model: Model, text: str, *, context: int | None = None, chunks: int 
     return collect_windows(model, pieces, batch=batch, adapter=adapter, measure=measure, progress=progress)
 
 
-def collect_windows(model: Model, pieces: Sequence[Sequence[int]], *, batch: int = 2048, adapter: Adapter | None = None,
-                    measure: Callable[[np.ndarray], np.ndarray] = squares,
-                    progress: Callable[[int, int], None] | None = None) -> tuple[dict[str, np.ndarray], int, int]:
+def collect_windows(
+    model: Model,
+    pieces: Sequence[Sequence[int]],
+    *,
+    batch: int = 2048,
+    adapter: Adapter | None = None,
+    measure: Callable[[np.ndarray], np.ndarray] = squares,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, np.ndarray], int, int]:
     """collect() on windows of one length that are given."""
     context = len(pieces[0])
     forward = Forward(model, context, adapter)
     watch = Watch(forward.engine, forward.layers, measure)
     step = max(1, batch // context)
     for lo in range(0, len(pieces), step):
-        some = pieces[lo:lo + step]
+        some = pieces[lo : lo + step]
         forward.hidden(some, watch)
         watch.tokens += len(some) * context
         if progress is not None:

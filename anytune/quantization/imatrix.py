@@ -37,16 +37,28 @@ class Importance:
             return None
         matrices = int(np.prod(shape[:-2])) if len(shape) > 2 else 1
         if found.shape[1] != shape[-1] or found.shape[0] not in (1, matrices):
-            raise UserError(f"{self.path}: the importance of {name} is of shape {found.shape}, and the model's tensor "
-                            f"is {tuple(shape)}: it was made for another model.")
+            raise UserError(
+                f"{self.path}: the importance of {name} is of shape {found.shape}, and the model's tensor "
+                f"is {tuple(shape)}: it was made for another model."
+            )
         return np.broadcast_to(found, (matrices, shape[-1]))
 
 
-def write_imatrix(path: str | os.PathLike, sums: Mapping[str, np.ndarray], counts: Mapping[str, int],
-                  sources: Sequence[str], chunks: int, chunk_size: int) -> None:
+def write_imatrix(
+    path: str | os.PathLike,
+    sums: Mapping[str, np.ndarray],
+    counts: Mapping[str, int],
+    sources: Sequence[str],
+    chunks: int,
+    chunk_size: int,
+) -> None:
     """sums: weight name -> [columns], of squares over counts[name] tokens. UserError if it cannot be written."""
-    metadata = {"general.type": "imatrix", "imatrix.datasets": list(sources), "imatrix.chunk_count": chunks,
-                "imatrix.chunk_size": chunk_size}
+    metadata = {
+        "general.type": "imatrix",
+        "imatrix.datasets": list(sources),
+        "imatrix.chunk_count": chunks,
+        "imatrix.chunk_size": chunk_size,
+    }
     tensors = []
     for name in sorted(sums):
         values = np.asarray(sums[name], np.float32).reshape(1, -1)
@@ -59,8 +71,10 @@ def read_imatrix(path: str | os.PathLike) -> Importance:
     """UserError for a file that is damaged or no importance matrix."""
     with Path(path).open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise UserError(f"{path} is not an importance matrix in GGUF; write one with `anytune imatrix`, or convert "
-                            "an old .dat with `llama-imatrix --in-file OLD.dat -o NEW.gguf`.")
+            raise UserError(
+                f"{path} is not an importance matrix in GGUF; write one with `anytune imatrix`, or convert "
+                "an old .dat with `llama-imatrix --in-file OLD.dat -o NEW.gguf`."
+            )
     with GGUF.open(path) as file:
         names = [name.removesuffix(SUMS) for name in file.tensors if name.endswith(SUMS)]
         if file.metadata.get("general.type") != "imatrix" or not names:

@@ -19,15 +19,27 @@ KEPT = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid|altup|laurel|per_layer_model_proj|ssm_conv1d|shortconv\.conv"
     r"|indexer\.[kq]_proj|time_mix_(first|[wvag][0-2]|decay_w[12]|lerp_fused)\.weight|attn_rel_b|\.position_embd"
     r"|sam\.(pos_embd|neck\.|net_)|\.rel_pos|\.patch_(embd|merger)|a\.rvq\.codebook|mm\.a\.code_embd"
-    r"|^(position_embd|token_types)\.weight")
+    r"|^(position_embd|token_types)\.weight"
+)
 PARTS = (
-    ("output", r"^output\.weight$"), ("embedding", r"^(per_layer_)?token_embd\.weight$"),
-    ("values", r"attn_(qkv|kv_b|v)\.weight"), ("keys", r"attn_k\.weight"), ("out", r"attn_output\.weight"),
+    ("output", r"^output\.weight$"),
+    ("embedding", r"^(per_layer_)?token_embd\.weight$"),
+    ("values", r"attn_(qkv|kv_b|v)\.weight"),
+    ("keys", r"attn_k\.weight"),
+    ("out", r"attn_output\.weight"),
     ("down", r"ffn_down"),
 )
 # Rows whose length is not a multiple of 256 get a format of blocks of 32.
-SHORT_ROWS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL",
-              "TQ1_0": "Q4_0", "TQ2_0": "Q4_0"}
+SHORT_ROWS = {
+    "Q2_K": "Q4_0",
+    "Q3_K": "Q4_0",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+    "IQ4_XS": "IQ4_NL",
+    "TQ1_0": "Q4_0",
+    "TQ2_0": "Q4_0",
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,15 @@ def facts(metadata: Mapping, tensors: Mapping[str, TensorInfo], importance: bool
     keys = number("attention.head_count_kv", heads)
     layers = number("block_count", 0)
     large = layers == 80 and (arch == "qwen2" or arch == "llama" and heads != keys)
-    return Facts(arch, layers, heads // max(keys, 1), number("expert_count", 0), "output.weight" not in tensors, large,
-                 importance)
+    return Facts(
+        arch,
+        layers,
+        heads // max(keys, 1),
+        number("expert_count", 0),
+        "output.weight" not in tensors,
+        large,
+        importance,
+    )
 
 
 def finer(layer: int, layers: int) -> bool:
@@ -68,7 +87,7 @@ def finer(layer: int, layers: int) -> bool:
 
 
 def may_quantize(name: str, shape: tuple[int, ...]) -> bool:
-    dimensions = len(shape[next((i for i, n in enumerate(shape) if n > 1), len(shape)):])
+    dimensions = len(shape[next((i for i, n in enumerate(shape) if n > 1), len(shape)) :])
     return dimensions >= 2 and name.endswith("weight") and KEPT.search(name) is None
 
 
@@ -159,8 +178,9 @@ def _down(name: str, kind: FileType, model: Facts, layer: int, total: int) -> st
         return "Q6_K" if layer < layers // 16 else "Q5_K" if finer(layer, layers) else "Q4_K"
     if kind.name in ("Q4_K_M", "Q5_K_M") and finer(layer, layers):
         return "Q6_K"
-    if early and (kind.name in ("IQ4_NL", "IQ4_XS") and not model.importance
-                  or kind.name == "Q4_K_S" and not model.falcon):
+    if early and (
+        kind.name in ("IQ4_NL", "IQ4_XS") and not model.importance or kind.name == "Q4_K_S" and not model.falcon
+    ):
         return "Q5_K"
     if early and model.importance and kind.name in ("Q4_0", "Q5_0"):
         return {"Q4_0": "Q4_1", "Q5_0": "Q5_1"}[kind.name]
@@ -177,4 +197,8 @@ def _out(name: str, kind: FileType, model: Facts, number: int, total: int) -> st
 
 
 RULES: dict[str, Callable[[str, FileType, Facts, int, int], str]] = {
-    "values": _values, "keys": _keys, "down": _down, "out": _out}
+    "values": _values,
+    "keys": _keys,
+    "down": _down,
+    "out": _out,
+}

@@ -23,9 +23,18 @@ class Plan:
         return sum(t.rows * BLOCKS[self.formats[name]].row_bytes(t.shape[-1]) for name, t in tensors.items())
 
 
-def plan(file: GGUF, kind: FileType | None, *, importance: bool = False, overrides: Sequence[tuple[str, str]] = (),
-         output: str | None = None, embedding: str | None = None, pure: bool = False,
-         keep_output: bool = False, settled: Collection[str] = ()) -> Plan:
+def plan(
+    file: GGUF,
+    kind: FileType | None,
+    *,
+    importance: bool = False,
+    overrides: Sequence[tuple[str, str]] = (),
+    output: str | None = None,
+    embedding: str | None = None,
+    pure: bool = False,
+    keep_output: bool = False,
+    settled: Collection[str] = (),
+) -> Plan:
     """Decide on every tensor's format. See `quantize` for the arguments; kind None keeps what no option changes.
 
     settled: tensors that change only to what is smaller. Raises UserError.
@@ -51,15 +60,19 @@ def plan(file: GGUF, kind: FileType | None, *, importance: bool = False, overrid
         elif embedding and name in ("token_embd.weight", "per_layer_token_embd.weight"):
             wanted = block_name(embedding)
         if mix.fitting(wanted, t.shape[-1]) != wanted and (matching is not None or wanted in (output, embedding)):
-            raise UserError(f"{name} cannot become {wanted}: its rows have {t.shape[-1]} weights, not a multiple of "
-                            f"{BLOCKS[wanted].block_size}.")
+            raise UserError(
+                f"{name} cannot become {wanted}: its rows have {t.shape[-1]} weights, not a multiple of "
+                f"{BLOCKS[wanted].block_size}."
+            )
         if name in settled and BLOCKS[wanted].row_bytes(t.shape[-1]) >= t.row_bytes:
             wanted = t.type.name
         formats[name] = wanted
     for i, (pattern, _) in enumerate(patterns):
         if i not in used:
-            raise UserError(f"No tensor that can be quantized matches {pattern.pattern!r}: see the names with "
-                            f"`anytune quantize --dry-run`.")
+            raise UserError(
+                f"No tensor that can be quantized matches {pattern.pattern!r}: see the names with "
+                f"`anytune quantize --dry-run`."
+            )
     return Plan(kind, formats)
 
 

@@ -31,12 +31,23 @@ QUANTIZATION_VERSION = 2  # of ggml's block layouts
 Rows = Callable[[int, int], np.ndarray]
 
 
-def rewrite(source: GGUF, target: str | os.PathLike | None, kind: str | None = None, *,
-            values: Mapping[str, Rows] | None = None, metadata: Mapping[str, Any] | None = None,
-            overrides: Sequence[tuple[str, str]] = (), output: str | None = None, embedding: str | None = None,
-            pure: bool = False, keep_output: bool = False, settled: Collection[str] = (),
-            imatrix: str | os.PathLike | Importance | None = None, threads: int | None = None,
-            progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def rewrite(
+    source: GGUF,
+    target: str | os.PathLike | None,
+    kind: str | None = None,
+    *,
+    values: Mapping[str, Rows] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    overrides: Sequence[tuple[str, str]] = (),
+    output: str | None = None,
+    embedding: str | None = None,
+    pure: bool = False,
+    keep_output: bool = False,
+    settled: Collection[str] = (),
+    imatrix: str | os.PathLike | Importance | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Write `source` to `target`, whole or not at all, with `values` in place of its own, and return facts about both.
 
     Metadata, vocabulary, template and the order of tensors are the source's. values: tensor name -> a function of
@@ -47,37 +58,72 @@ def rewrite(source: GGUF, target: str | os.PathLike | None, kind: str | None = N
     `quantize`; target None only tells what would be done. Raises UserError.
     """
     importance = imatrix if isinstance(imatrix, Importance | None) else read_imatrix(imatrix)
-    made = plan(source, None if kind is None else file_type(kind), importance=importance is not None,
-                overrides=overrides, output=output, embedding=embedding, pure=pure, keep_output=keep_output,
-                settled=settled)
+    made = plan(
+        source,
+        None if kind is None else file_type(kind),
+        importance=importance is not None,
+        overrides=overrides,
+        output=output,
+        embedding=embedding,
+        pure=pure,
+        keep_output=keep_output,
+        settled=settled,
+    )
     return carry_out(source, target, made, values or {}, metadata or {}, importance, threads, progress)
 
 
-def carry_out(source: GGUF, target: str | os.PathLike | None, made: Plan, values: Mapping[str, Rows],
-              metadata: Mapping[str, Any], importance: Importance | None, threads: int | None,
-              progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+def carry_out(
+    source: GGUF,
+    target: str | os.PathLike | None,
+    made: Plan,
+    values: Mapping[str, Rows],
+    metadata: Mapping[str, Any],
+    importance: Importance | None,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
     """What `rewrite` does, to a plan. Returns facts. Raises UserError."""
     if unknown := values.keys() - source.tensors.keys():
         raise ValueError(f"there is no tensor {min(unknown)} to give values to")
     size = made.nbytes(source.tensors)
     missing = _without_importance(source, made, importance) if importance is not None else []
-    facts = {"type": made.kind and made.kind.name, "tensors": [
-        {"name": name, "shape": list(t.shape), "from": t.type.name, "to": made.formats[name]}
-        for name, t in source.tensors.items()], "bytes_before": sum(t.nbytes for t in source.tensors.values()),
-        "bytes_after": size, "bits_per_weight": 8 * size / max(1, sum(t.n_elements for t in source.tensors.values())),
-        "without_importance": missing}
+    facts = {
+        "type": made.kind and made.kind.name,
+        "tensors": [
+            {"name": name, "shape": list(t.shape), "from": t.type.name, "to": made.formats[name]}
+            for name, t in source.tensors.items()
+        ],
+        "bytes_before": sum(t.nbytes for t in source.tensors.values()),
+        "bytes_after": size,
+        "bits_per_weight": 8 * size / max(1, sum(t.n_elements for t in source.tensors.values())),
+        "without_importance": missing,
+    }
     if target is None:
         return facts
     _check(source, made, Path(target), size, values, importance)
-    _write(source, made, Path(target), values, metadata, importance, threads or available_threads(),
-           progress or (lambda *_: None))
+    _write(
+        source,
+        made,
+        Path(target),
+        values,
+        metadata,
+        importance,
+        threads or available_threads(),
+        progress or (lambda *_: None),
+    )
     return facts
 
 
 def _without_importance(file: GGUF, made: Plan, importance: Importance) -> list[str]:
     """Quantized matrices of the layers that the importance matrix says nothing about."""
-    return [name for name, t in file.tensors.items() if name.startswith("blk.") and made.formats[name] not in FLOATS
-            and mix.may_quantize(name, t.shape) and importance.of(name, t.shape) is None]
+    return [
+        name
+        for name, t in file.tensors.items()
+        if name.startswith("blk.")
+        and made.formats[name] not in FLOATS
+        and mix.may_quantize(name, t.shape)
+        and importance.of(name, t.shape) is None
+    ]
 
 
 def available_threads() -> int:
@@ -88,30 +134,38 @@ def check_place(file: GGUF, target: Path, importance: str | None = None) -> None
     """UserError if `target` is the source itself or the importance file, a folder, or in a folder that is not there."""
     spare_inputs([target], [("the model", file.path), ("the importance file", importance)])
     if target.is_dir() or not target.parent.is_dir():
-        raise UserError(f"{target} cannot be written: " + ("it is a folder." if target.is_dir() else
-                                                          f"there is no folder {target.parent}."))
+        raise UserError(
+            f"{target} cannot be written: "
+            + ("it is a folder." if target.is_dir() else f"there is no folder {target.parent}.")
+        )
 
 
-def _check(file: GGUF, made: Plan, target: Path, size: int, values: Mapping[str, Rows],
-           importance: Importance | None) -> None:
+def _check(
+    file: GGUF, made: Plan, target: Path, size: int, values: Mapping[str, Rows], importance: Importance | None
+) -> None:
     check_place(file, target, importance and importance.path or None)
     for name, t in file.tensors.items():
         if made.formats[name] not in NAMES and (name in values or made.formats[name] != t.type.name):
-            raise UserError(f"{name} is {made.formats[name]}, which cannot be written anew here: choose another type "
-                            f"for it, such as {'Q4_K' if t.shape[-1] % 256 == 0 else 'Q4_1'}.")
+            raise UserError(
+                f"{name} is {made.formats[name]}, which cannot be written anew here: choose another type "
+                f"for it, such as {'Q4_K' if t.shape[-1] % 256 == 0 else 'Q4_1'}."
+            )
     check_room(target.parent, size, "the file")
 
 
-def _metadata(file: GGUF, made: Plan, changes: Mapping[str, Any],
-              importance: Importance | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _metadata(
+    file: GGUF, made: Plan, changes: Mapping[str, Any], importance: Importance | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(values, their kinds) of the new file."""
     values, kinds, own = dict(file.metadata), dict(file.kinds), {}
     if made.kind is not None:
         own |= {"general.quantization_version": QUANTIZATION_VERSION, "general.file_type": made.kind.number}
     if importance is not None:
-        own |= {"quantize.imatrix.file": Path(importance.path).name,
-                "quantize.imatrix.entries_count": len(importance.columns),
-                "quantize.imatrix.chunks_count": importance.chunks}
+        own |= {
+            "quantize.imatrix.file": Path(importance.path).name,
+            "quantize.imatrix.entries_count": len(importance.columns),
+            "quantize.imatrix.chunks_count": importance.chunks,
+        }
         if importance.sources:
             own["quantize.imatrix.dataset"] = importance.sources[0]
     kinds |= {key: "string" if isinstance(value, str) else "uint32" for key, value in own.items()}
@@ -122,8 +176,16 @@ def _metadata(file: GGUF, made: Plan, changes: Mapping[str, Any],
     return {key: value for key, value in values.items() if value is not None}, kinds
 
 
-def _write(file: GGUF, made: Plan, target: Path, values: Mapping[str, Rows], changes: Mapping[str, Any],
-           importance: Importance | None, threads: int, progress: Callable[[int, int], None]) -> None:
+def _write(
+    file: GGUF,
+    made: Plan,
+    target: Path,
+    values: Mapping[str, Rows],
+    changes: Mapping[str, Any],
+    importance: Importance | None,
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> None:
     metadata, kinds = _metadata(file, made, changes, importance)
     total, done = sum(t.n_elements for t in file.tensors.values()), 0
     pool = ThreadPoolExecutor(threads)
@@ -138,14 +200,25 @@ def _write(file: GGUF, made: Plan, target: Path, values: Mapping[str, Rows], cha
             progress(done, total)
 
     try:
-        write_gguf(target, metadata, [(name, t.shape, made.formats[name], lambda name=name: pieces(name))
-                                      for name, t in file.tensors.items()], kinds=kinds)
+        write_gguf(
+            target,
+            metadata,
+            [(name, t.shape, made.formats[name], lambda name=name: pieces(name)) for name, t in file.tensors.items()],
+            kinds=kinds,
+        )
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _encoded(file: GGUF, t: TensorInfo, block: str, values: Rows | None, columns: np.ndarray | None,
-             pool: ThreadPoolExecutor, threads: int) -> Iterator[tuple[int, np.ndarray]]:
+def _encoded(
+    file: GGUF,
+    t: TensorInfo,
+    block: str,
+    values: Rows | None,
+    columns: np.ndarray | None,
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> Iterator[tuple[int, np.ndarray]]:
     """(rows, their blocks) in order; a few portions are in work at a time. columns: [matrices, weights]."""
     step = max(1, PIECE // t.shape[-1])
     per_matrix = t.rows if columns is None else t.rows // len(columns)
@@ -161,8 +234,9 @@ def _encoded(file: GGUF, t: TensorInfo, block: str, values: Rows | None, columns
         yield rows, future.result()
 
 
-def _portion(file: GGUF, t: TensorInfo, lo: int, hi: int, block: str, values: Rows | None,
-             importance: np.ndarray | None) -> np.ndarray:
+def _portion(
+    file: GGUF, t: TensorInfo, lo: int, hi: int, block: str, values: Rows | None, importance: np.ndarray | None
+) -> np.ndarray:
     """Rows lo..hi in the new format: uint8 [rows, row_bytes]."""
     if values is None and block == t.type.name:
         raw = np.empty((hi - lo) * t.row_bytes, np.uint8)

@@ -16,11 +16,21 @@ from anytune.quantization.plan import Plan, plan
 from anytune.quantization.rewrite import FLOATS, carry_out
 
 
-def quantize(source: str | os.PathLike, target: str | os.PathLike | None, kind: str, *,
-             imatrix: str | os.PathLike | None = None, overrides: Sequence[tuple[str, str]] = (),
-             output: str | None = None, embedding: str | None = None, pure: bool = False, keep_output: bool = False,
-             requantize: bool = False, threads: int | None = None,
-             progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def quantize(
+    source: str | os.PathLike,
+    target: str | os.PathLike | None,
+    kind: str,
+    *,
+    imatrix: str | os.PathLike | None = None,
+    overrides: Sequence[tuple[str, str]] = (),
+    output: str | None = None,
+    embedding: str | None = None,
+    pure: bool = False,
+    keep_output: bool = False,
+    requantize: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Write `source` quantized to `target`, whole or not at all, and return facts about both.
 
     kind: a name of filetypes.FILE_TYPES. imatrix: a file of importances. overrides: (pattern of tensor names, format),
@@ -34,10 +44,20 @@ def quantize(source: str | os.PathLike, target: str | os.PathLike | None, kind: 
     importance = read_imatrix(imatrix) if imatrix is not None else None
     with GGUF.open(source) as file:
         if file.metadata.get("general.type", "model") != "model" or not file.tensors:
-            raise UserError(f"{source} is not a model, but {file.metadata.get('general.type', 'empty')}: name the "
-                            "model's GGUF file.")
-        made = plan(file, file_type(kind), importance=importance is not None, overrides=overrides, output=output,
-                    embedding=embedding, pure=pure, keep_output=keep_output)
+            raise UserError(
+                f"{source} is not a model, but {file.metadata.get('general.type', 'empty')}: name the "
+                "model's GGUF file."
+            )
+        made = plan(
+            file,
+            file_type(kind),
+            importance=importance is not None,
+            overrides=overrides,
+            output=output,
+            embedding=embedding,
+            pure=pure,
+            keep_output=keep_output,
+        )
         if target is not None and not requantize:
             refuse_rounding_twice(file, made)
         return carry_out(file, target, made, {}, {}, importance, threads, progress)
@@ -45,9 +65,14 @@ def quantize(source: str | os.PathLike, target: str | os.PathLike | None, kind: 
 
 def refuse_rounding_twice(file: GGUF, made: Plan) -> None:
     """UserError if the plan changes a tensor that is quantized already."""
-    again = [name for name, t in file.tensors.items()
-             if made.formats[name] != t.type.name and t.type.name not in (*FLOATS, "F64")]
+    again = [
+        name
+        for name, t in file.tensors.items()
+        if made.formats[name] != t.type.name and t.type.name not in (*FLOATS, "F64")
+    ]
     if again:
-        raise UserError(f"{file.path} is quantized already ({again[0]} is {file.tensors[again[0]].type.name}), and "
-                        "rounding twice costs accuracy: start from an F16, BF16 or F32 file, or say "
-                        "--allow-requantize.")
+        raise UserError(
+            f"{file.path} is quantized already ({again[0]} is {file.tensors[again[0]].type.name}), and "
+            "rounding twice costs accuracy: start from an F16, BF16 or F32 file, or say "
+            "--allow-requantize."
+        )

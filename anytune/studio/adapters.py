@@ -26,8 +26,12 @@ def folder_of(home: Home, identifier: str) -> Path:
 
 def folders(home: Home) -> list[Path]:
     """All that hold an adapter, the newest first."""
-    found = [path for parent in (home.adapters, home.jobs) for path in parent.iterdir()
-             if IDENTIFIER.fullmatch(path.name) and (path / FILE).is_file()]
+    found = [
+        path
+        for parent in (home.adapters, home.jobs)
+        for path in parent.iterdir()
+        if IDENTIFIER.fullmatch(path.name) and (path / FILE).is_file()
+    ]
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
@@ -49,14 +53,21 @@ def describe(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     own = read_json(folder / "origin.json") or {}
     proof = read_json(folder / PROOF)
     proven = proof is not None and proof.get("sha256") == facts["sha256"]
-    return {"id": folder.name, **about(folder), "bytes": (folder / FILE).stat().st_size, "facts": facts,
-            "model": (spec.get("model") or {}).get("name") or own.get("model"),
-            "data": {key: (spec.get("data") or {}).get(key) for key in ("id", "name", "version")} if spec else None,
-            "run": folder.name if job else None, "parent": job.get("parent"),
-            "kind": job.get("kind") or own.get("kind"), "made_of": own.get("made_of", []),
-            "created": job.get("created") or own.get("created", 0.0),
-            "start": spec.get("start_from"),
-            "proof": {"ok": proof["ok"], "facts": _plain(proof["facts"]), "time": proof["time"]} if proven else None}
+    return {
+        "id": folder.name,
+        **about(folder),
+        "bytes": (folder / FILE).stat().st_size,
+        "facts": facts,
+        "model": (spec.get("model") or {}).get("name") or own.get("model"),
+        "data": {key: (spec.get("data") or {}).get(key) for key in ("id", "name", "version")} if spec else None,
+        "run": folder.name if job else None,
+        "parent": job.get("parent"),
+        "kind": job.get("kind") or own.get("kind"),
+        "made_of": own.get("made_of", []),
+        "created": job.get("created") or own.get("created", 0.0),
+        "start": spec.get("start_from"),
+        "proof": {"ok": proof["ok"], "facts": _plain(proof["facts"]), "time": proof["time"]} if proven else None,
+    }
 
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:

@@ -15,21 +15,28 @@ from anytune.studio.api import adapters, compare, data, models, runs
 from anytune.studio.page import install
 from anytune.studio.state import Studio
 
-DESCRIPTION = "What the studio's page uses, for other programs too. Errors are {\"error\": sentence}."
-BODY = 32 << 20     # bytes of a request that is no upload
+DESCRIPTION = 'What the studio\'s page uses, for other programs too. Errors are {"error": sentence}.'
+BODY = 32 << 20  # bytes of a request that is no upload
 
 
-def application(studio: Studio, *, token: str | None = None, secure: bool = False,
-                hosts: tuple[str, ...] = ()) -> App:
+def application(studio: Studio, *, token: str | None = None, secure: bool = False, hosts: tuple[str, ...] = ()) -> App:
     """The studio as an ASGI application."""
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await studio.start()
         yield
         await studio.stop()
 
-    app = FastAPI(title="anytune studio", version=anytune.__version__, description=DESCRIPTION, lifespan=lifespan,
-                  openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="anytune studio",
+        version=anytune.__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.studio = studio
     errors.install(app, studio.home.root)
     _install_statuses(app, studio)
@@ -52,13 +59,16 @@ def _install_statuses(app: FastAPI, studio: Studio) -> None:
     from anytune.studio.home import Conflict, Missing
 
     for kind, status in ((Missing, 404), (Conflict, 409)):
+
         def answer(_: Request, error: Exception, status: int = status) -> JSONResponse:
             return JSONResponse({"error": errors.without_paths(str(error), studio.home.root)}, status)
+
         app.add_exception_handler(kind, answer)
 
 
 def _limited(app: App) -> App:
     """Bodies that are read as a whole are limited; uploads are streamed, and limited by what was announced."""
+
     async def limited(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] == "PUT":
             return await app(scope, receive, send)
@@ -70,7 +80,10 @@ def _limited(app: App) -> App:
             left -= len(part.get("body", b""))
             if left < 0:
                 from starlette.exceptions import HTTPException
+
                 raise HTTPException(413, "This request is too large.")
             return part
+
         await app(scope, counted, send)
+
     return limited

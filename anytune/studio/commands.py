@@ -18,18 +18,42 @@ def verify(model: str, adapter: Path) -> list[str]:
 
 def distill(model: str, data: Path, system: Path, made: Path, rank: int, context: int) -> list[str]:
     """`anytune adapt distill`: what the model says behind a system message, as an adapter, without gradients."""
-    return ["adapt", "distill", "-m", model, "-f", str(data), "--system", str(system), "-o", str(made), "--rank",
-            str(rank), "-c", str(context), "--json"]
+    return [
+        "adapt",
+        "distill",
+        "-m",
+        model,
+        "-f",
+        str(data),
+        "--system",
+        str(system),
+        "-o",
+        str(made),
+        "--rank",
+        str(rank),
+        "-c",
+        str(context),
+        "--json",
+    ]
 
 
-def export(form: str, model: str, weights: list[tuple[Path, float]], target: Path, name: str,
-           kind: str | None) -> tuple[list[str], str]:
+def export(
+    form: str, model: str, weights: list[tuple[Path, float]], target: Path, name: str, kind: str | None
+) -> tuple[list[str], str]:
     """(arguments, name of what is made in `target`). Raises UserError if something of that name is there."""
     name = plain(name)
-    loras = [word for path, weight in weights for word in
-             (("--lora", str(path)) if weight == 1 else ("--lora-scaled", f"{path}:{weight:g}"))]
-    made = {"gguf": f"{name}.gguf", "merged": f"{name}-merged.gguf", "peft": f"{name}-peft", "ollama": f"{name}-ollama",
-            "lmstudio": name}[form]
+    loras = [
+        word
+        for path, weight in weights
+        for word in (("--lora", str(path)) if weight == 1 else ("--lora-scaled", f"{path}:{weight:g}"))
+    ]
+    made = {
+        "gguf": f"{name}.gguf",
+        "merged": f"{name}-merged.gguf",
+        "peft": f"{name}-peft",
+        "ollama": f"{name}-ollama",
+        "lmstudio": name,
+    }[form]
     if form != "lmstudio" and (target / made).exists():
         raise UserError(f"There is a {made} already: give it another name, or remove that first.")
     words = ["export", "merge" if form == "merged" else form, "-m", model, *loras, "--json"]
@@ -38,18 +62,26 @@ def export(form: str, model: str, weights: list[tuple[Path, float]], target: Pat
     else:
         words += ["-o", str(target / made)]
     if form == "peft":
-        words.append("--no-verify")     # it would need transformers, and the model in float32
+        words.append("--no-verify")  # it would need transformers, and the model in float32
     if kind is not None and form in ("merged", "ollama", "lmstudio"):
         words += ["--type", kind]
     return words, made
 
 
-def evaluate(report: str, model: str, adapters: list[tuple[str, Path]], data: Path, made: Path,
-             options: dict[str, Any]) -> list[str]:
+def evaluate(
+    report: str, model: str, adapters: list[tuple[str, Path]], data: Path, made: Path, options: dict[str, Any]
+) -> list[str]:
     """`anytune evaluate compare` or `style`, or `perplexity`, on a data set's file."""
     if report == "perplexity":
-        return ["perplexity", "-m", model, "-f", str(data), "--json",
-                *(("--lora", str(adapters[0][1])) if adapters else ())]
+        return [
+            "perplexity",
+            "-m",
+            model,
+            "-f",
+            str(data),
+            "--json",
+            *(("--lora", str(adapters[0][1])) if adapters else ()),
+        ]
     words = ["evaluate", report, "-m", model, "-f", str(data), "-o", str(made), "--json"]
     for name, path in adapters:
         words += ["--lora", f"{plain(name)}={path}"]

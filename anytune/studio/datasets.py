@@ -31,11 +31,13 @@ def create(home: Home, upload: Path, name: str) -> str:
     suffix = suffix_of(name)
     with home.new(home.data) as made:
         file = f"v1{suffix}"
-        link_or_copy(upload, made / file)   # the upload stays until the data set is there as a whole
+        link_or_copy(upload, made / file)  # the upload stays until the data set is there as a whole
         sync_folder(made)
         version = {"number": 1, "file": file, "created": time.time(), "change": "uploaded"}
-        write(made / "data.json", {"id": name_of(made), "created": time.time(), "versions": [version],
-                                   "reading": READING, "val_split": 0.0})
+        write(
+            made / "data.json",
+            {"id": name_of(made), "created": time.time(), "versions": [version], "reading": READING, "val_split": 0.0},
+        )
         set_about(made, name, None)
         identifier = name_of(made)
     return identifier
@@ -46,10 +48,18 @@ def describe(folder: Path) -> dict[str, Any]:
     found = read_json(folder / "data.json")
     if found is None:
         raise Missing("This data set cannot be read: its description is gone.")
-    versions = [{key: version[key] for key in ("number", "created", "change")}
-                | {"bytes": _size(folder / version["file"])} for version in found["versions"]]
-    return {"id": folder.name, "created": found["created"], "versions": versions, "reading": found["reading"],
-            "val_split": found.get("val_split", 0.0), **about(folder)}
+    versions = [
+        {key: version[key] for key in ("number", "created", "change")} | {"bytes": _size(folder / version["file"])}
+        for version in found["versions"]
+    ]
+    return {
+        "id": folder.name,
+        "created": found["created"],
+        "versions": versions,
+        "reading": found["reading"],
+        "val_split": found.get("val_split", 0.0),
+        **about(folder),
+    }
 
 
 def file_of(folder: Path, number: int | None = None) -> tuple[Path, int]:
@@ -78,8 +88,10 @@ def edit(folder: Path, number: int, changes: dict[int, str | None]) -> int:
     file = f"v{new}{suffix_of(source.name).removesuffix('.gz') or '.jsonl'}"
     seen = set()
     if DataFile(source).plain or not line_by_line(source):
-        raise Conflict("Single examples can be changed where each stands on a line of its own (JSONL), which is not so "
-                       "in this file.")
+        raise Conflict(
+            "Single examples can be changed where each stands on a line of its own (JSONL), which is not so "
+            "in this file."
+        )
     with atomic_write(folder / file) as out:
         for line, text in DataFile(source, "plain").lines():
             if line in changes:

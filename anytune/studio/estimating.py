@@ -12,11 +12,13 @@ from anytune.errors import UserError
 @functools.lru_cache(maxsize=1)
 def _model(file: str, device: str, memory: int | None) -> Any:
     from anytune.model import load
+
     return load(file, device=device, memory=memory)
 
 
-def estimate(model: str, device: str, memory: int | None, lora: dict[str, Any], settings: dict[str, Any],
-             data: dict[str, Any]) -> dict[str, Any]:
+def estimate(
+    model: str, device: str, memory: int | None, lora: dict[str, Any], settings: dict[str, Any], data: dict[str, Any]
+) -> dict[str, Any]:
     """{bytes, seconds, steps, text} of a run, or {problem}. data: examples, tokens, longest, as `look` gives them."""
     from anytune.memory import available_bytes
     from anytune.model import Lora
@@ -29,8 +31,9 @@ def estimate(model: str, device: str, memory: int | None, lora: dict[str, Any], 
         chosen, notes = chosen.fitted(longest)
         loaded = _model(model, device, memory)
         what = Lora(**lora)
-        shapes = {name: tuple(loaded.gguf.tensors[name].shape) for name in
-                  what.tensors(loaded.gguf, loaded.config.layers)}
+        shapes = {
+            name: tuple(loaded.gguf.tensors[name].shape) for name in what.tensors(loaded.gguf, loaded.config.layers)
+        }
         plan, engine, speed = _planned(loaded, LoraSubject(what, shapes), chosen.ubatch, longest, memory)
     except UserError as error:
         return {"problem": " ".join(str(error).split())}
@@ -40,9 +43,16 @@ def estimate(model: str, device: str, memory: int | None, lora: dict[str, Any], 
     if chosen.max_steps is not None:
         steps = chosen.max_steps if chosen.epochs is None else min(steps, chosen.max_steps)
     seconds = plan.flops_per_token * tokens * steps / per_epoch / speed
-    return {"bytes": int(plan.peak_bytes), "seconds": seconds, "steps": steps, "text": plan.text, "notes": notes,
-            "free": available_bytes(), "parameters": sum(what.rank * (a + b) for a, b in shapes.values()),
-            "engine": engine}
+    return {
+        "bytes": int(plan.peak_bytes),
+        "seconds": seconds,
+        "steps": steps,
+        "text": plan.text,
+        "notes": notes,
+        "free": available_bytes(),
+        "parameters": sum(what.rank * (a + b) for a, b in shapes.values()),
+        "engine": engine,
+    }
 
 
 def _planned(model: Any, subject: Any, ubatch: int, longest: int, memory: int | None) -> tuple[Any, str, float]:
@@ -78,27 +88,42 @@ def presets(data: dict[str, Any], context_length: int) -> dict[str, dict[str, An
     per_epoch = max(1, math.ceil(data["tokens"] / batch))
     small = data["examples"] < 100
     return {
-        "quick": {"settings": shared | {"max_steps": min(30, max(5, per_epoch)), "lr": 3e-4,
-                                        "checkpoint_save_steps": 10},
-                  "lora": {"rank": 8, "alpha": 16.0}, "val_split": 0},
-        "good": {"settings": shared | {"epochs": 4 if small else 2, "lr": 2e-4,
-                                       "checkpoint_save_steps": max(5, per_epoch // 2)},
-                 "lora": {"rank": 16, "alpha": 32.0}, "val_split": 0 if small else 0.05},
-        "thorough": {"settings": shared | {"epochs": 8 if small else 5, "lr": 1e-4, "early_stop": 2,
-                                           "checkpoint_save_steps": max(5, per_epoch // 2)},
-                     "lora": {"rank": 32, "alpha": 64.0}, "val_split": 0.2 if small else 0.1},
+        "quick": {
+            "settings": shared | {"max_steps": min(30, max(5, per_epoch)), "lr": 3e-4, "checkpoint_save_steps": 10},
+            "lora": {"rank": 8, "alpha": 16.0},
+            "val_split": 0,
+        },
+        "good": {
+            "settings": shared
+            | {"epochs": 4 if small else 2, "lr": 2e-4, "checkpoint_save_steps": max(5, per_epoch // 2)},
+            "lora": {"rank": 16, "alpha": 32.0},
+            "val_split": 0 if small else 0.05,
+        },
+        "thorough": {
+            "settings": shared
+            | {
+                "epochs": 8 if small else 5,
+                "lr": 1e-4,
+                "early_stop": 2,
+                "checkpoint_save_steps": max(5, per_epoch // 2),
+            },
+            "lora": {"rank": 32, "alpha": 64.0},
+            "val_split": 0.2 if small else 0.1,
+        },
     }
 
 
 def models() -> list[dict[str, Any]]:
     """Every model on this machine (see anytune.hub.catalog), with its path."""
     from anytune.hub.catalog import models as find
+
     return [row.as_dict() for row in find()]
 
 
 def facts(model: str) -> dict[str, Any]:
     """What a model's file is (see anytune.info), without its path."""
     from anytune.info import describe
+
     found = describe(model)
     found.pop("path")
     return found
@@ -119,6 +144,14 @@ def adapter_facts(file: str, model: str | None = None) -> dict[str, Any]:
             adapter = Adapter.load(file, gguf)
     with Path(file).open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return {"sha256": digest, "rank": adapter.rank, "alpha": adapter.alpha, "rslora": adapter.rslora,
-            "parameters": adapter.n_parameters, "tensors": len(adapter.tensors), "architecture": adapter.architecture,
-            "base_name": adapter.base_name, "base_sha256": adapter.base_sha256}
+    return {
+        "sha256": digest,
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "rslora": adapter.rslora,
+        "parameters": adapter.n_parameters,
+        "tensors": len(adapter.tensors),
+        "architecture": adapter.architecture,
+        "base_name": adapter.base_name,
+        "base_sha256": adapter.base_sha256,
+    }

@@ -12,10 +12,10 @@ from typing import Any
 from anytune.studio.series import Series
 from anytune.studio.watching import FILE as WATCHED
 
-EVERY = 0.25    # seconds between two looks at a file
-ALIVE = 15.0    # seconds after which a comment keeps an idle connection open
-KEPT = 6        # runs whose points stay in memory when nobody watches them
-PIECE = 2000    # points of one message
+EVERY = 0.25  # seconds between two looks at a file
+ALIVE = 15.0  # seconds after which a comment keeps an idle connection open
+KEPT = 6  # runs whose points stay in memory when nobody watches them
+PIECE = 2000  # points of one message
 
 
 def message(event: str, data: Any, identifier: int | None = None) -> bytes:
@@ -98,7 +98,7 @@ class Followed:
                     after = int(rows[-1][0] or 0)
                     yield message("points", rows, after)
                 if self.log_lines[log:]:
-                    yield message("log", self.log_lines[max(log, len(self.log_lines) - 2000):])
+                    yield message("log", self.log_lines[max(log, len(self.log_lines) - 2000) :])
                     log = len(self.log_lines)
                 for look in self.looks[looks:]:
                     yield message("look", look)
@@ -140,7 +140,7 @@ class News:
 
     def _put(self, row: dict[str, Any]) -> None:
         for queue in self.queues:
-            if queue.qsize() < 1000:    # a page that sleeps asks for the whole list when it wakes
+            if queue.qsize() < 1000:  # a page that sleeps asks for the whole list when it wakes
                 queue.put_nowait(row)
 
     async def events(self) -> AsyncIterator[bytes]:

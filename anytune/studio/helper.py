@@ -19,18 +19,24 @@ from typing import Any
 
 from anytune.errors import UserError
 
-CALLS = {name: module for module, names in {
-    "reading": "look examples recognise", "estimating": "estimate facts adapter_facts presets models",
-    "comparing": "compare"}.items() for name in names.split()}
-IDLE = 300      # seconds
+CALLS = {
+    name: module
+    for module, names in {
+        "reading": "look examples recognise",
+        "estimating": "estimate facts adapter_facts presets models",
+        "comparing": "compare",
+    }.items()
+    for name in names.split()
+}
+IDLE = 300  # seconds
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace", newline="\n")
-    os.dup2(2, 1)   # what a library prints is no answer
+    os.dup2(2, 1)  # what a library prints is no answer
     calls = sys.stdin.buffer
     while True:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)    # between two calls there is nothing to break off
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # between two calls there is nothing to break off
         if not select.select([calls], [], [], IDLE)[0]:
             return
         line = calls.readline()

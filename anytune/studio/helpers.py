@@ -12,7 +12,7 @@ from typing import Any
 
 from anytune.errors import UserError
 
-LINE = 256 << 20    # bytes of an answer at most
+LINE = 256 << 20  # bytes of an answer at most
 
 
 class Helper:
@@ -53,8 +53,11 @@ class Helper:
                     return
             self.process = None
             code = await process.wait()
-            raise UserError("There was not enough memory for this: choose a smaller model." if code == -signal.SIGKILL
-                            else "The process that answers this ended; try again.")
+            raise UserError(
+                "There was not enough memory for this: choose a smaller model."
+                if code == -signal.SIGKILL
+                else "The process that answers this ended; try again."
+            )
         finally:
             if not ended and process.returncode is None:
                 await self._break_off(process)
@@ -74,8 +77,14 @@ class Helper:
     async def _start(self) -> asyncio.subprocess.Process:
         if self.process is None or self.process.returncode is not None:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "anytune.studio.helper", stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE, limit=LINE, start_new_session=True)
+                sys.executable,
+                "-m",
+                "anytune.studio.helper",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=LINE,
+                start_new_session=True,
+            )
         return self.process
 
     async def close(self) -> None:

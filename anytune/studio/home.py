@@ -18,7 +18,7 @@ from anytune.train.run import read_json
 
 IDENTIFIER = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 ABOUT = "about.json"
-LONGEST = 20_000    # characters of a note
+LONGEST = 20_000  # characters of a note
 
 
 class Home:
@@ -33,8 +33,10 @@ class Home:
             for folder in (self.jobs, self.data, self.adapters, self.bin, self.exports, self.uploads):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"The studio cannot keep its files in {self.root}: {error.strerror or error}; name another "
-                            "folder with --home.") from None
+            raise UserError(
+                f"The studio cannot keep its files in {self.root}: {error.strerror or error}; name another "
+                "folder with --home."
+            ) from None
 
     def place(self, parent: Path, identifier: str) -> Path:
         """The folder of an identifier that came from outside. Raises UserError if there is none."""
@@ -117,5 +119,6 @@ def set_about(folder: Path, name: str | None, note: str | None) -> dict[str, Any
 def write(path: Path, value: dict[str, Any]) -> None:
     """JSON, whole or not at all."""
     import json
+
     with atomic_write(path, "w") as file:
         json.dump(value, file, ensure_ascii=False)

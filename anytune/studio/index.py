@@ -16,8 +16,9 @@ from anytune.studio import jobs
 from anytune.studio.home import IDENTIFIER, Home, about
 from anytune.studio.series import last_row
 
-TABLE = ("CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, kind TEXT, created REAL, state TEXT, queued REAL, "
-         "row TEXT)")
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, kind TEXT, created REAL, state TEXT, queued REAL, row TEXT)"
+)
 
 
 class Index:
@@ -46,8 +47,11 @@ class Index:
     def rebuild(self) -> None:
         """Make the rows those of the folders. Jobs that had ended are not read again."""
         with self.lock:
-            ended = {identifier for identifier, state in self.database.execute("SELECT id, state FROM jobs")
-                     if state not in jobs.OPEN}
+            ended = {
+                identifier
+                for identifier, state in self.database.execute("SELECT id, state FROM jobs")
+                if state not in jobs.OPEN
+            }
             there = {path.name for path in self.home.jobs.iterdir() if IDENTIFIER.fullmatch(path.name)}
             self.database.execute("BEGIN")
             known = {identifier for (identifier,) in self.database.execute("SELECT id FROM jobs")}
@@ -68,8 +72,10 @@ class Index:
     def _put(self, identifier: str) -> dict[str, Any]:
         row = summary(self.home.jobs / identifier)
         before = self.database.execute("SELECT row FROM jobs WHERE id = ?", (identifier,)).fetchone()
-        self.database.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)", (
-            identifier, row["kind"], row["created"], row["state"], row.get("queued"), json.dumps(row)))
+        self.database.execute(
+            "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)",
+            (identifier, row["kind"], row["created"], row["state"], row.get("queued"), json.dumps(row)),
+        )
         if before is None or json.loads(before[0]) != row:
             self.changed(row)
         return row
@@ -78,15 +84,18 @@ class Index:
         """Rows, the newest first."""
         where = "" if kind is None else "WHERE kind = ?"
         with self.lock:
-            found = self.database.execute(f"SELECT row FROM jobs {where} ORDER BY created DESC LIMIT ?",
-                                          (*(() if kind is None else (kind,)), limit)).fetchall()
+            found = self.database.execute(
+                f"SELECT row FROM jobs {where} ORDER BY created DESC LIMIT ?",
+                (*(() if kind is None else (kind,)), limit),
+            ).fetchall()
         return [json.loads(row) for (row,) in found]
 
     def open(self) -> list[dict[str, Any]]:
         """Jobs that are queued or running, in the order of the queue."""
         with self.lock:
-            found = self.database.execute("SELECT row FROM jobs WHERE state IN ('queued', 'running') "
-                                          "ORDER BY queued, created").fetchall()
+            found = self.database.execute(
+                "SELECT row FROM jobs WHERE state IN ('queued', 'running') ORDER BY queued, created"
+            ).fetchall()
         return [json.loads(row) for (row,) in found]
 
     def close(self) -> None:
@@ -97,14 +106,24 @@ def summary(folder: Path) -> dict[str, Any]:
     """What lists show of a job. Never a path of this machine."""
     job, state = jobs.job_of(folder), jobs.state_of(folder)
     row = {key: job[key] for key in ("id", "kind", "created", "parent")} | about(folder)
-    row |= {"state": state["state"], "since": state.get("since"), "message": state.get("message", ""),
-            "queued": state.get("queued"), "result": state.get("result")}
+    row |= {
+        "state": state["state"],
+        "since": state.get("since"),
+        "message": state.get("message", ""),
+        "queued": state.get("queued"),
+        "result": state.get("result"),
+    }
     spec = job["spec"]
     row["model"] = (spec.get("model") or {}).get("name")
     row["data"] = {key: (spec.get("data") or {}).get(key) for key in ("id", "version", "name")}
     if job["kind"] == "train":
         from anytune.studio.training import total_steps
+
         last = last_row(folder / "metrics.jsonl")
-        row |= {"step": last.get("step", 0), "loss": last.get("loss"), "total": total_steps(folder),
-                "adapter": (folder / "adapter.gguf").is_file()}
+        row |= {
+            "step": last.get("step", 0),
+            "loss": last.get("loss"),
+            "total": total_steps(folder),
+            "adapter": (folder / "adapter.gguf").is_file(),
+        }
     return row

@@ -20,9 +20,9 @@ from anytune.files import is_locked
 from anytune.studio.home import Conflict, Home, name_of, set_about, write
 from anytune.train.run import read_json
 
-OPEN = ("queued", "running")    # states that a scheduler has to look at
-AGAIN = ("paused", "crashed", "failed", "cancelled")   # states from which a job may be queued again
-LANES = {"train": "train", "adapt": "train", "pull": "pull"}    # others: "work"
+OPEN = ("queued", "running")  # states that a scheduler has to look at
+AGAIN = ("paused", "crashed", "failed", "cancelled")  # states from which a job may be queued again
+LANES = {"train": "train", "adapt": "train", "pull": "pull"}  # others: "work"
 BALLAST = 64 << 10  # bytes kept back for the last words on a full disk
 
 
@@ -38,8 +38,10 @@ def prepare(home: Home, kind: str, spec: dict[str, Any], name: str, parent: str 
     """The same for a specification that is completed within the block, once the folder's name is known."""
     with home.new(home.jobs) as made:
         yield made
-        write(made / "job.json", {"id": name_of(made), "kind": kind, "created": time.time(), "parent": parent,
-                                  "spec": spec})
+        write(
+            made / "job.json",
+            {"id": name_of(made), "kind": kind, "created": time.time(), "parent": parent, "spec": spec},
+        )
         set_about(made, name, None)
         set_state(made, "queued", queued=time.time())
 
@@ -48,8 +50,13 @@ def job_of(folder: Path) -> dict[str, Any]:
     """job.json; an empty job's fields where it cannot be read."""
     found = read_json(folder / "job.json") or {}
     spec = found.get("spec")
-    return {"id": folder.name, "kind": str(found.get("kind", "unknown")), "parent": found.get("parent"),
-            "created": found.get("created", 0.0), "spec": spec if isinstance(spec, dict) else {}}
+    return {
+        "id": folder.name,
+        "kind": str(found.get("kind", "unknown")),
+        "parent": found.get("parent"),
+        "created": found.get("created", 0.0),
+        "spec": spec if isinstance(spec, dict) else {},
+    }
 
 
 def lane(kind: str) -> str:
@@ -66,10 +73,13 @@ def state_of(folder: Path) -> dict[str, Any]:
     """state.json, with "crashed" for a job whose process has gone without a word."""
     found = read_json(folder / "state.json") or {"state": "crashed", "since": 0.0, "message": "Its state was lost."}
     if found.get("state") == "running" and not alive(folder):
-        found = read_json(folder / "state.json") or found      # it may have ended between the two looks
+        found = read_json(folder / "state.json") or found  # it may have ended between the two looks
         if found.get("state") == "running":
-            found = found | {"state": "crashed", "message": "Its process ended without a word: the machine was "
-                             "switched off, or memory ran out. It can go on from its last checkpoint."}
+            found = found | {
+                "state": "crashed",
+                "message": "Its process ended without a word: the machine was "
+                "switched off, or memory ran out. It can go on from its last checkpoint.",
+            }
     return found
 
 
@@ -77,9 +87,10 @@ def state_of(folder: Path) -> dict[str, Any]:
 def held(folder: Path) -> Iterator[bool]:
     """Hold a job for this process; False: another one holds it."""
     import fcntl
+
     handle = os.open(folder / ".held", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        for _ in range(50):     # a look (see alive) takes a moment
+        for _ in range(50):  # a look (see alive) takes a moment
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -112,7 +123,7 @@ def request(folder: Path, what: str) -> None:
     asked = folder / "request"
     again = what == "cancel" and asked.is_file() and asked.read_text("utf-8") == "cancel"
     asked.write_text(what, "utf-8")
-    with contextlib.suppress(ProcessLookupError, PermissionError, KeyError):    # it has just begun, or just ended
+    with contextlib.suppress(ProcessLookupError, PermissionError, KeyError):  # it has just begun, or just ended
         os.killpg(state["pid"], signal.SIGKILL if again else signal.SIGTERM)
         if again:
             set_state(folder, "cancelled", message="It was ended at once.")

@@ -48,9 +48,14 @@ def launch(o: Options, say: Callable[[str], None], note: Callable[[str], None]) 
     tls = None
     if o.tls:
         from anytune.http.certificate import certificate
+
         tls = certificate(home.root / "tls", o.hosts)
-    app = application(Studio(home, o.device, [Path(folder).expanduser() for folder in o.further]), token=token,
-                      secure=o.tls, hosts=o.hosts)
+    app = application(
+        Studio(home, o.device, [Path(folder).expanduser() for folder in o.further]),
+        token=token,
+        secure=o.tls,
+        hosts=o.hosts,
+    )
     address = url(o.host, port, o.tls)
 
     def ready() -> None:
@@ -76,6 +81,7 @@ def _invite(link: str, tls: tuple[Path, Path] | None, say: Callable[[str], None]
     say(f"On a phone in the same network, scan this or open {link}\n{drawn.getvalue()}")
     if tls is not None:
         from anytune.http.certificate import fingerprint
+
         say(f"Its browser asks once whether to trust this machine's certificate; its SHA-256 is\n{fingerprint(tls[0])}")
     else:
         say("To upload from a phone, or install the page on it, start with --tls as well.")

@@ -11,10 +11,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 FOLDER = Path(__file__).parent / "static"
-TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
-         ".js": "text/javascript; charset=utf-8", ".mjs": "text/javascript; charset=utf-8", ".png": "image/png",
-         ".webmanifest": "application/manifest+json", ".txt": "text/plain; charset=utf-8"}
-ALONE = {"/sw.js": "sw.js", "/manifest.webmanifest": "manifest.webmanifest"}    # what must stand at the top
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".webmanifest": "application/manifest+json",
+    ".txt": "text/plain; charset=utf-8",
+}
+ALONE = {"/sw.js": "sw.js", "/manifest.webmanifest": "manifest.webmanifest"}  # what must stand at the top
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,15 @@ def load(folder: Path = FOLDER) -> dict[str, File]:
     for path in names:
         body = path.read_bytes()
         if path.name == "sw.js":
-            parts = [f"/static/{one.relative_to(folder).as_posix()}" for one in names
-                     if one.suffix in (".js", ".mjs", ".css", ".svg")
-                     and one.name not in ("sw.js", "docs.js")]
+            parts = [
+                f"/static/{one.relative_to(folder).as_posix()}"
+                for one in names
+                if one.suffix in (".js", ".mjs", ".css", ".svg") and one.name not in ("sw.js", "docs.js")
+            ]
             body = body.replace(b"$VERSION", version.encode()).replace(b'"$PARTS"', repr(parts).encode())
         found[path.relative_to(folder).as_posix()] = File(
-            body, gzip.compress(body, 9, mtime=0), TYPES[path.suffix], f'"{hashlib.sha256(body).hexdigest()[:16]}"')
+            body, gzip.compress(body, 9, mtime=0), TYPES[path.suffix], f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+        )
     return found
 
 

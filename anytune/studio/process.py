@@ -13,7 +13,7 @@ from typing import Any
 from anytune.errors import UserError
 from anytune.studio import jobs
 
-STOPPED = {"pause": "paused", "cancel": "cancelled"}    # what was asked -> the state that it leads to
+STOPPED = {"pause": "paused", "cancel": "cancelled"}  # what was asked -> the state that it leads to
 
 
 def start(folder: Path) -> Any:
@@ -21,16 +21,22 @@ def start(folder: Path) -> Any:
     import subprocess
 
     with open(folder / "process.log", "ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "anytune.studio.process", str(folder)], stdin=subprocess.DEVNULL,
-                                stdout=log, stderr=log, start_new_session=True, cwd=folder)
+        return subprocess.Popen(
+            [sys.executable, "-m", "anytune.studio.process", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=folder,
+        )
 
 
 def main(folder: Path) -> int:
     with jobs.held(folder) as mine:
         if not mine or jobs.state_of(folder)["state"] not in ("queued", "crashed"):
-            return 0    # another process works at it, or it was cancelled meanwhile
+            return 0  # another process works at it, or it was cancelled meanwhile
         jobs.set_state(folder, "running", pid=os.getpid())
-        signal.signal(signal.SIGTERM, signal.default_int_handler)   # before training takes it over, and after
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # before training takes it over, and after
         ballast = folder / ".ballast"
         ballast.write_bytes(bytes(jobs.BALLAST))
         try:
@@ -56,16 +62,21 @@ def _work(folder: Path) -> tuple[str, dict[str, Any]]:
     except KeyboardInterrupt:
         return STOPPED.get(jobs.requested(folder) or "", "paused"), {}
     except MemoryError:
-        return "failed", {"message": "The machine ran out of memory: choose a smaller micro-batch (-ub), a shorter "
-                                     "context (-c) or a memory limit."}
+        return "failed", {
+            "message": "The machine ran out of memory: choose a smaller micro-batch (-ub), a shorter "
+            "context (-c) or a memory limit."
+        }
     except Exception as error:
         traceback.print_exc()
-        return "failed", {"message": f"Something broke that is not your fault ({type(error).__name__}: {error:.300}); "
-                                     "the job's log has the details." if not isinstance(error, OSError) else
-                          f"The disk refuses: {error.strerror or error}. Make room, and let the job go on."}
+        return "failed", {
+            "message": f"Something broke that is not your fault ({type(error).__name__}: {error:.300}); "
+            "the job's log has the details."
+            if not isinstance(error, OSError)
+            else f"The disk refuses: {error.strerror or error}. Make room, and let the job go on."
+        }
 
 
 if __name__ == "__main__":
     with contextlib.suppress(AttributeError):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)    # a closed terminal is no reason to stop
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal is no reason to stop
     sys.exit(main(Path(sys.argv[1])))

@@ -13,7 +13,7 @@ from anytune.errors import UserError
 from anytune.text.examine import columns_of, examine, line_by_line
 from anytune.text.rows import DataFile
 
-SHOWN = 2000    # tokens of an example that are sent
+SHOWN = 2000  # tokens of an example that are sent
 BARS = 40
 
 
@@ -37,26 +37,45 @@ def _examined(model: str, file: str, size: int, reading: str, context: int) -> t
 def _data(model: str, file: str, reading: dict[str, Any], context: int) -> tuple[Any, list[dict[str, Any]]]:
     plain = DataFile(file, reading.get("format") or "auto").plain
     # only running text is cut by the context as it is read
-    return _examined(model, file, Path(file).stat().st_size, json.dumps(reading, sort_keys=True),
-                     context if plain else 0)
+    return _examined(
+        model, file, Path(file).stat().st_size, json.dumps(reading, sort_keys=True), context if plain else 0
+    )
 
 
 def look(model: str, file: str, reading: dict[str, Any], context: int) -> dict[str, Any]:
     """Counts, lengths, problems. nothing: why no run can start on this, or None."""
     data, problems = _data(model, file, reading, context)
     facts: dict[str, Any] = {
-        "examples": 0, "tokens": 0, "learned": 0, "longest": 0, "too_long": 0, "bars": [], "edges": [],
-        "notes": [], "problems": problems[:200], "problem_count": len(problems), "nothing": None,
-        "template": _words(model)[1].origin}
+        "examples": 0,
+        "tokens": 0,
+        "learned": 0,
+        "longest": 0,
+        "too_long": 0,
+        "bars": [],
+        "edges": [],
+        "notes": [],
+        "problems": problems[:200],
+        "problem_count": len(problems),
+        "nothing": None,
+        "template": _words(model)[1].origin,
+    }
     if data is None:
         facts["nothing"] = problems[0]["problem"] if problems else "There is nothing to learn in this file."
         return facts | {"rows": _first_rows(file)}
     lengths = data.lengths
     edges = np.unique(np.linspace(int(lengths.min()), int(lengths.max()) + 1, BARS + 1).astype(int))
     bars = np.histogram(lengths, edges)[0] if len(edges) > 1 else np.array([len(lengths)])
-    facts |= {"examples": len(data), "tokens": data.tokens, "learned": data.loss_tokens, "longest": int(lengths.max()),
-              "p95": int(np.percentile(lengths, 95)), "too_long": int((lengths > context).sum()),
-              "bars": bars.tolist(), "edges": edges.tolist(), "notes": data.report.get("notes", [])}
+    facts |= {
+        "examples": len(data),
+        "tokens": data.tokens,
+        "learned": data.loss_tokens,
+        "longest": int(lengths.max()),
+        "p95": int(np.percentile(lengths, 95)),
+        "too_long": int((lengths > context).sum()),
+        "bars": bars.tolist(),
+        "edges": edges.tolist(),
+        "notes": data.report.get("notes", []),
+    }
     return facts
 
 
@@ -67,8 +86,9 @@ def _first_rows(file: str) -> list[dict[str, Any]]:
         return []
 
 
-def examples(model: str, file: str, reading: dict[str, Any], context: int, start: int,
-             count: int) -> list[dict[str, Any]]:
+def examples(
+    model: str, file: str, reading: dict[str, Any], context: int, start: int, count: int
+) -> list[dict[str, Any]]:
     """`count` examples from `start`: {index, line, length, kept, text, tokens: [[text, learned], …]}.
 
     kept: which of its tokens stay with this context, as [from, to]; text: its line as it stands in the file.
@@ -81,11 +101,21 @@ def examples(model: str, file: str, reading: dict[str, Any], context: int, start
     found = []
     for i in chosen:
         ids, learned = data.example(i)
-        tokens = [[tokenizer.piece(int(token)).decode("utf-8", "replace"), int(on)]
-                  for token, on in zip(ids[:SHOWN], learned[:SHOWN], strict=True)]
-        found.append({"index": i, "line": int(data.lines[i]), "length": len(ids), "learned": int(learned.sum()),
-                      "kept": _kept(learned, context, reading.get("overflow")), "tokens": tokens,
-                      "text": raw.get(int(data.lines[i]))})
+        tokens = [
+            [tokenizer.piece(int(token)).decode("utf-8", "replace"), int(on)]
+            for token, on in zip(ids[:SHOWN], learned[:SHOWN], strict=True)
+        ]
+        found.append(
+            {
+                "index": i,
+                "line": int(data.lines[i]),
+                "length": len(ids),
+                "learned": int(learned.sum()),
+                "kept": _kept(learned, context, reading.get("overflow")),
+                "tokens": tokens,
+                "text": raw.get(int(data.lines[i])),
+            }
+        )
     return found
 
 

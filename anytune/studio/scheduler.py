@@ -10,7 +10,7 @@ from anytune.studio.home import Home
 from anytune.studio.index import Index
 from anytune.studio.process import start
 
-EVERY = 0.5     # seconds between two looks
+EVERY = 0.5  # seconds between two looks
 log = logging.getLogger("anytune.studio")
 
 
@@ -19,7 +19,7 @@ class Scheduler:
 
     def __init__(self, home: Home, index: Index):
         self.home, self.index = home, index
-        self.started: dict[str, object] = {}     # identifier -> Popen of what this studio started
+        self.started: dict[str, object] = {}  # identifier -> Popen of what this studio started
         self.wake, self.ended = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
@@ -36,7 +36,7 @@ class Scheduler:
         while not self.ended.is_set():
             try:
                 self.look()
-            except Exception:   # a full disk, a folder that is gone: the next look may go well
+            except Exception:  # a full disk, a folder that is gone: the next look may go well
                 log.exception("the scheduler stumbled")
             self.wake.wait(EVERY)
             self.wake.clear()
@@ -44,7 +44,7 @@ class Scheduler:
     def look(self) -> None:
         """One look at all open jobs."""
         for process in list(self.started.values()):
-            process.poll()      # reaped, so that no zombie stays
+            process.poll()  # reaped, so that no zombie stays
         busy = set()
         for row in self.index.open():
             folder, lane = self.home.jobs / row["id"], jobs.lane(row["kind"])
@@ -68,6 +68,8 @@ class Scheduler:
         folder, child = self.home.jobs / identifier, self.started.pop(identifier, None)
         message = jobs.state_of(folder).get("message", "")
         if child is not None and child.poll() == -9:
-            message = ("Its process was killed, most likely because memory ran out: choose a smaller micro-batch "
-                       "(-ub), a shorter context (-c) or a memory limit. It can go on from its last checkpoint.")
+            message = (
+                "Its process was killed, most likely because memory ran out: choose a smaller micro-batch "
+                "(-ub), a shorter context (-c) or a memory limit. It can go on from its last checkpoint."
+            )
         jobs.set_state(folder, "crashed", message=message)

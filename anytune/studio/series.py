@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("step", "epoch", "loss", "val_loss", "lr", "grad_norm", "tokens", "tokens_per_s", "rss_bytes")
-PIECE = 4 << 20     # bytes parsed at once
+PIECE = 4 << 20  # bytes parsed at once
 NAN = float("nan")
 
 
@@ -18,8 +18,8 @@ class Series:
 
     def __init__(self, path: Path):
         self.path, self.columns = path, {name: array("d") for name in NAMES}
-        self.end = 0            # bytes that were taken in
-        self.last = b""         # the last line that was, to see whether the file was cut back and written anew
+        self.end = 0  # bytes that were taken in
+        self.last = b""  # the last line that was, to see whether the file was cut back and written anew
 
     def __len__(self) -> int:
         return len(self.columns["step"])
@@ -76,7 +76,7 @@ class Series:
         for name in NAMES:
             self.columns[name].extend(table[name])
         self.end += len(lines)
-        self.last = lines[lines.rfind(b"\n", 0, -1) + 1:]
+        self.last = lines[lines.rfind(b"\n", 0, -1) + 1 :]
         return True
 
     def after(self, step: int) -> list[list[float | None]]:
@@ -119,8 +119,10 @@ def _columns(lines: bytes) -> dict[str, array] | None:
     try:
         rows = json.loads(b"[" + lines.strip().replace(b"\n", b",") + b"]")
         table = {name: [row[name] for row in rows] for name in NAMES}
-        return {name: array("d", [NAN if value is None else value for value in column] if None in column else column)
-                for name, column in table.items()}
+        return {
+            name: array("d", [NAN if value is None else value for value in column] if None in column else column)
+            for name, column in table.items()
+        }
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -134,7 +136,7 @@ def rough(path: Path, points: int) -> dict[str, list[float | None]] | None:
             file.seek(size * k // points)
             piece = file.read(1024)
             start = piece.find(b"\n") + 1 if k else 0
-            line = piece[start:piece.find(b"\n", start) + 1]
+            line = piece[start : piece.find(b"\n", start) + 1]
             table = _columns(line) if line else None
             if table is not None and (not found["step"] or table["step"][0] > found["step"][-1]):
                 for name in NAMES:

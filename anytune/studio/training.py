@@ -23,18 +23,29 @@ def run(folder: Path, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
     model_file, data = local(spec["model"]["file"]), Path(spec["data"]["file"])
     if not model_file.is_file():
-        raise UserError(f"The model {spec['model']['name']} is not where it was: put it back, or start the run again "
-                        "with another model.")
+        raise UserError(
+            f"The model {spec['model']['name']} is not where it was: put it back, or start the run again "
+            "with another model."
+        )
     if not data.is_file():
         raise UserError("The data of this run was deleted: put it back from the bin, or start again with other data.")
     settings = TrainSettings(**spec.get("settings", {}), run_dir=str(folder), resume_from="auto")
-    model = load(model_file, device=spec.get("device") or "auto", memory=spec.get("memory"),
-                 threads=spec.get("threads"))
+    model = load(
+        model_file, device=spec.get("device") or "auto", memory=spec.get("memory"), threads=spec.get("threads")
+    )
     lora = Lora(**{name: spec["lora"][name] for name in LORA if name in spec.get("lora", {})}, seed=settings.seed)
     watcher = Watcher(model, folder, spec)
-    made = train(model, data, lora=lora, adapter=spec.get("start"), settings=settings, quiet=True,
-                 watch=watcher.at_checkpoint, val_split=spec.get("val_split", 0.0),
-                 **{name: spec["reading"][name] for name in READING if name in spec.get("reading", {})})
+    made = train(
+        model,
+        data,
+        lora=lora,
+        adapter=spec.get("start"),
+        settings=settings,
+        quiet=True,
+        watch=watcher.at_checkpoint,
+        val_split=spec.get("val_split", 0.0),
+        **{name: spec["reading"][name] for name in READING if name in spec.get("reading", {})},
+    )
     result = {"step": made.step, "total": made.total_steps, "best": made.best}
     if made.stopped == "interrupted":
         asked = jobs.requested(folder)
@@ -46,6 +57,7 @@ def run(folder: Path, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def total_steps(folder: Path) -> int | None:
     """How many steps the run will have, once it is known."""
     from anytune.train.run import read_json
+
     total = (read_json(folder / "settings.json") or {}).get("total_steps")
     return total if isinstance(total, int) else None
 

@@ -13,9 +13,9 @@ from anytune.errors import UserError
 from anytune.studio.home import IDENTIFIER, Conflict, Home, Missing, new_identifier, write
 from anytune.train.run import read_json
 
-MOST = 64 << 30     # bytes of one file
-SPARE = 256 << 20   # bytes of the disk that are left alone
-OLD = 7 * 86400     # seconds after which an upload that nobody goes on with is thrown away
+MOST = 64 << 30  # bytes of one file
+SPARE = 256 << 20  # bytes of the disk that are left alone
+OLD = 7 * 86400  # seconds after which an upload that nobody goes on with is thrown away
 
 
 class Uploads:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 FILE = "watched.jsonl"
-ANSWER, SAMPLE, SAMPLES = 64, 96, 3     # tokens of an answer and of a sample; samples
+ANSWER, SAMPLE, SAMPLES = 64, 96, 3  # tokens of an answer and of a sample; samples
 
 
 class Watcher:
@@ -28,8 +28,11 @@ class Watcher:
         try:
             with frugal(self.model):
                 adapter = trainee.adapter()
-                row = {"step": step, "answers": self._answers(adapter if step else None),
-                       "samples": self._losses(adapter)}
+                row = {
+                    "step": step,
+                    "answers": self._answers(adapter if step else None),
+                    "samples": self._losses(adapter),
+                }
             with open(self.folder / FILE, "ab") as file:
                 file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
         except Exception:
@@ -48,16 +51,19 @@ class Watcher:
         """For each sample [text, loss in nats or None where nothing is learned] a token."""
         if self.samples is None:
             self.samples = self._choose()
-        return [{"tokens": losses(self.model, np.asarray(sample["ids"]), sample["learned"], adapter)}
-                for sample in self.samples]
+        return [
+            {"tokens": losses(self.model, np.asarray(sample["ids"]), sample["learned"], adapter)}
+            for sample in self.samples
+        ]
 
     def _choose(self) -> list[dict[str, Any]]:
         """A few examples, spread over the data, cut to a length that costs little."""
         from anytune.text import build_dataset
 
         head = _head(Path(self.spec["data"]["file"]), self.folder)
-        data = build_dataset(head, self.model.tokenizer, self.model.template, context=SAMPLE,
-                             **self.spec.get("reading", {}))
+        data = build_dataset(
+            head, self.model.tokenizer, self.model.template, context=SAMPLE, **self.spec.get("reading", {})
+        )
         chosen = np.unique(np.linspace(0, len(data) - 1, min(SAMPLES, len(data))).astype(int))
         return [{"ids": data.example(i)[0].tolist(), "learned": data.example(i)[1].tolist()} for i in chosen]
 
@@ -69,7 +75,7 @@ def _head(path: Path, folder: Path) -> Path:
     made = folder / f"samples{path.suffix}"
     with path.open("rb") as file:
         piece = file.read(1 << 20)
-    made.write_bytes(piece[:piece.rfind(b"\n") + 1] or piece)
+    made.write_bytes(piece[: piece.rfind(b"\n") + 1] or piece)
     return made
 
 

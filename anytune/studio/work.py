@@ -22,8 +22,14 @@ def run(folder: Path, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return _pull(folder, spec["pull"])
     with open(folder / "process.log", "ab") as log:
         before = log.tell()
-        done = subprocess.run([sys.executable, "-m", "anytune", *spec["args"]], stdout=subprocess.PIPE, stderr=log,
-                              stdin=subprocess.DEVNULL, cwd=folder, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "anytune", *spec["args"]],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            cwd=folder,
+            check=False,
+        )
     if asked := jobs.requested(folder):
         return ("cancelled" if asked == "cancel" else "paused"), {}
     if done.returncode not in (0, 1) or not done.stdout.strip():
@@ -33,14 +39,24 @@ def run(folder: Path, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     except ValueError:
         facts = {"text": done.stdout.decode("utf-8", "replace")[-4000:]}
     result = {"ok": done.returncode == 0, "facts": facts}
-    if "proof" in spec:     # where it is to be kept, and of which bytes it holds
-        write(Path(spec["proof"]["folder"]) / f"proof-{spec['proof']['which']}.json",
-              {"sha256": spec["proof"]["sha256"], "model": (spec.get("model") or {}).get("name"), "time": time.time(),
-               **result})
+    if "proof" in spec:  # where it is to be kept, and of which bytes it holds
+        write(
+            Path(spec["proof"]["folder"]) / f"proof-{spec['proof']['which']}.json",
+            {
+                "sha256": spec["proof"]["sha256"],
+                "model": (spec.get("model") or {}).get("name"),
+                "time": time.time(),
+                **result,
+            },
+        )
     if "keep" in spec and result["ok"]:
         home = Home(Path(spec["home"]))
-        result["adapter"] = adapters.add(home, Path(spec["keep"]), spec["name"], {
-            "kind": "combined", "model": spec["model"]["name"], "made_of": spec["made_of"]})
+        result["adapter"] = adapters.add(
+            home,
+            Path(spec["keep"]),
+            spec["name"],
+            {"kind": "combined", "model": spec["model"]["name"], "made_of": spec["made_of"]},
+        )
         Path(spec["keep"]).unlink(missing_ok=True)
     return "finished", {"result": result}
 

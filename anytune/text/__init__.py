@@ -7,11 +7,17 @@ from __future__ import annotations
 import importlib
 
 _HOMES = {
-    "Tokenizer": "tokenizer", "StreamDecoder": "tokenizer",
-    "ChatTemplate": "chat", "encode_chat": "mask",
-    "Record": "formats", "read_records": "formats",
-    "build_dataset": "build", "Dataset": "dataset",
-    "MicroBatch": "packing", "pack": "packing", "make_batch": "packing",
+    "Tokenizer": "tokenizer",
+    "StreamDecoder": "tokenizer",
+    "ChatTemplate": "chat",
+    "encode_chat": "mask",
+    "Record": "formats",
+    "read_records": "formats",
+    "build_dataset": "build",
+    "Dataset": "dataset",
+    "MicroBatch": "packing",
+    "pack": "packing",
+    "make_batch": "packing",
 }
 __all__ = list(_HOMES)
 

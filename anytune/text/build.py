@@ -103,9 +103,7 @@ class _Work:
         except (UserError, RecursionError) as error:
             message = str(error) if isinstance(error, UserError) else "its values nest too deeply."
             raise UserError(
-                message
-                if message.startswith(str(self.path))
-                else f"{self.path}, line {record.line}: {message}"
+                message if message.startswith(str(self.path)) else f"{self.path}, line {record.line}: {message}"
             ) from None
 
     # Tokens and masks by kind
@@ -133,9 +131,12 @@ class _Work:
 
     def _without_ends(self, record: Record) -> Record:
         """The chat with its answers' own end tokens taken away, which the template writes."""
-        messages = tuple({**m, "content": self.tally.control.answer(m["content"])}
-                         if m.get("role") == "assistant" and isinstance(m.get("content"), str) else m
-                         for m in record.messages)
+        messages = tuple(
+            {**m, "content": self.tally.control.answer(m["content"])}
+            if m.get("role") == "assistant" and isinstance(m.get("content"), str)
+            else m
+            for m in record.messages
+        )
         self.tally.control.look(m.get("content") for m in messages)
         return replace(record, messages=messages)
 
@@ -143,9 +144,7 @@ class _Work:
         if not record.messages and self.tally.control.opens(record.prompt):
             return self._joined(record.prompt, record.completion, special=True)
         if self.template is not None and self.template.origin != "chatml":
-            self.tally.notes[
-                "Prompts and completions are put through the chat template, as user and assistant."
-            ] = None
+            self.tally.notes["Prompts and completions are put through the chat template, as user and assistant."] = None
             messages = (
                 *record.messages,
                 {"role": "user", "content": record.prompt},
@@ -156,8 +155,11 @@ class _Work:
         if record.tools:
             self.tally.notes["The tools of pairs (tools, functions) are not used where no template shows them."] = None
         thoughts = f"<think>\n{record.reasoning.strip()}\n</think>\n\n" if record.reasoning else ""
-        return self._joined("".join(m["content"] + "\n\n" for m in record.messages) + record.prompt,
-                            thoughts + record.completion, special=False)
+        return self._joined(
+            "".join(m["content"] + "\n\n" for m in record.messages) + record.prompt,
+            thoughts + record.completion,
+            special=False,
+        )
 
     def _joined(self, prompt: str, completion: str, special: bool) -> tuple[list[int], list[bool]]:
         """One text. special: control tokens in it are read as such."""
@@ -252,9 +254,7 @@ class _Work:
             self.tally.dropped += 1
         elif how == "truncate":
             at = self._window(ids, loss)
-            self.builder.add(
-                ids[at : at + self.context], loss[at : at + self.context], record.line, self.file
-            )
+            self.builder.add(ids[at : at + self.context], loss[at : at + self.context], record.line, self.file)
             self.tally.cut_tokens += over
         else:
             self._split(record, ids, loss)
@@ -291,8 +291,10 @@ class _Work:
             )
             raise UserError(f"{names}: no example is left to train on, {why}.")
         if self.tally.rejected and (name := next(filter(self.tally.unused.counts.get, LABELS), None)):
-            raise UserError(f"{names}: {name!r} is false or 0 in some rows, which means a rejected answer, and "
-                            "something else than true or 1 in others: give the column another name.")
+            raise UserError(
+                f"{names}: {name!r} is false or 0 in some rows, which means a rejected answer, and "
+                "something else than true or 1 in others: give the column another name."
+            )
         report = self.tally.report(self.context)
         built = self.builder.finish(paths, report)
         if not built.loss_tokens:

@@ -63,8 +63,9 @@ class ChatTemplate:
         except UserError as error:
             if origin != "gguf":
                 raise
-            self.broken = UserError(f"The model's own chat template cannot be used: {error} Give another one with "
-                                    "--chat-template.")
+            self.broken = UserError(
+                f"The model's own chat template cannot be used: {error} Give another one with --chat-template."
+            )
         self.has_marks = "endgeneration" in source + (tools_source or "")
 
     @classmethod
@@ -78,9 +79,7 @@ class ChatTemplate:
             return cls(named_template(file) or read_text(file), tokenizer, origin="file")
         own, for_tools = (gguf.metadata.get(f"tokenizer.chat_template{kind}") for kind in ("", ".tool_use"))
         if isinstance(own, str) and own.strip():
-            return cls(
-                own, tokenizer, origin="gguf", tools_source=for_tools if isinstance(for_tools, str) else None
-            )
+            return cls(own, tokenizer, origin="gguf", tools_source=for_tools if isinstance(for_tools, str) else None)
         known = tokenizer is None or "<|im_end|>" in tokenizer.vocabulary.ids
         template = cls(_CHATML.replace("WITH_EOS", "" if known else _WITH_EOS), tokenizer, origin="chatml")
         template.notice = "The model file has no chat template, so ChatML is used" + (
@@ -127,6 +126,7 @@ class ChatTemplate:
 
     def form_of(self, messages, tools=None, add_generation_prompt: bool = False, **more: Any) -> Form:
         """The form in which the template shows all of a conversation, or most. Raises UserError as render() does."""
+
         def plain(messages, tools) -> str:
             return self._render(messages, tools, add_generation_prompt, more)[0]
 
@@ -144,10 +144,11 @@ class ChatTemplate:
             without, asked = (self._render(question, tools, prompt, {})[0] for prompt in (False, True))
         except UserError:
             return ""
-        return asked[len(without):] if asked.startswith(without) else ""
+        return asked[len(without) :] if asked.startswith(without) else ""
 
     def trace(self, messages, tools, form: Form, add_generation_prompt: bool = False) -> Trace:
         """Where each piece of a conversation stands in its rendering. Raises UserError as render() does."""
+
         def plain(messages, tools) -> str:
             return self._render(messages, tools, add_generation_prompt, {})[0]
 
@@ -179,9 +180,7 @@ class ChatTemplate:
             except LimitError as error:
                 raise UserError(f"The chat template was stopped: {error}.") from None
             except TemplateError as error:
-                raise UserError(
-                    f"The chat template refuses the conversation: {error.message or error}"
-                ) from None
+                raise UserError(f"The chat template refuses the conversation: {error.message or error}") from None
             except (RecursionError, MemoryError):
                 raise UserError("The chat template was stopped: it nests too deeply.") from None
             except Exception as error:  # whatever the template's expressions raise
@@ -202,9 +201,7 @@ class ChatTemplate:
         except TemplateError as error:
             line = getattr(error, "lineno", None)
             where = f" (its line {line})" if line else ""
-            raise UserError(
-                f"The chat template is not valid Jinja{where}: {error.message or error}"
-            ) from None
+            raise UserError(f"The chat template is not valid Jinja{where}: {error.message or error}") from None
         except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError):
             raise UserError("The chat template nests too deeply to be compiled.") from None
 

@@ -11,8 +11,21 @@ from anytune.text.rows import kind_of, loads
 
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "systemPrompt")
 TOOLS = ("tools", "functions")
-CONTEXT = ("context", "contexts", "passage", "passages", "article", "document", "documents", "paragraph", "story",
-           "support", "evidence", "background", "knowledge")
+CONTEXT = (
+    "context",
+    "contexts",
+    "passage",
+    "passages",
+    "article",
+    "document",
+    "documents",
+    "paragraph",
+    "story",
+    "support",
+    "evidence",
+    "background",
+    "knowledge",
+)
 REASONING = ("reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "chain_of_thought")
 CHOICES = ("choices", "options")
 LABELS = ("label", "kto_tag")
@@ -53,8 +66,9 @@ class Row:
         """The column of a role: the one that the user named, else the first known one that is not taken yet."""
         if role in self.named:
             return self.named[role] if self.named[role] in self else None
-        return next((name for name in known if name in self and name not in self.taken and not blank(self.get(name))),
-                    None)
+        return next(
+            (name for name in known if name in self and name not in self.taken and not blank(self.get(name))), None
+        )
 
     def system(self) -> list[dict[str, str]]:
         """The system message of a column, as a list of one or none."""
@@ -79,8 +93,12 @@ class Row:
             raise UserError(f"the {name} must be a list, not {kind_of(value)}.")
         if name != "functions":
             return value
-        return [{"type": "function", "function": function} if isinstance(function, dict) and "function" not in function
-                else function for function in value]
+        return [
+            {"type": "function", "function": function}
+            if isinstance(function, dict) and "function" not in function
+            else function
+            for function in value
+        ]
 
     def contexts(self, prompt: str) -> list[str]:
         """Texts that a question is about and does not hold itself: of the column that the user named, else of the known
@@ -119,8 +137,11 @@ class Row:
             return []
         if isinstance(turns, list) and all(_is_exchange(turn) for turn in turns):
             self.taken.add("history")
-            return [{"role": role, "content": text} for turn in turns
-                    for role, text in zip(("user", "assistant"), turn, strict=True)]
+            return [
+                {"role": role, "content": text}
+                for turn in turns
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ]
         raise UserError("'history' must be a list of [question, answer] pairs of texts.")
 
     def rejected(self) -> bool:
@@ -137,8 +158,11 @@ class Row:
 
     def unused(self, words: str) -> dict[str, bool]:
         """Column -> whether it is text, for those that were not taken and do not stand in `words` anyway."""
-        return {name: isinstance(value, str) for name, value in self.values.items() if name not in self.taken
-                and not blank(value) and not (isinstance(value, str) and value in words)}
+        return {
+            name: isinstance(value, str)
+            for name, value in self.values.items()
+            if name not in self.taken and not blank(value) and not (isinstance(value, str) and value in words)
+        }
 
 
 def blank(value: Any) -> bool:
@@ -174,7 +198,8 @@ def pair_flags(row: Row, text_column: str) -> str:
     texts = [name for name, value in row.values.items() if isinstance(value, str) and value and name != text_column]
     prompt = next((name for like in _PROMPT_LIKE for name in texts if name.lower() == like), None)
     completion = next(
-        (name for like in _COMPLETION_LIKE for name in texts if name.lower() == like and name != prompt), None)
+        (name for like in _COMPLETION_LIKE for name in texts if name.lower() == like and name != prompt), None
+    )
     return f"--prompt-key {prompt} --completion-key {completion}" if prompt and completion else ""
 
 

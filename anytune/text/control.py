@@ -18,7 +18,7 @@ class Control:
     def opens(self, prompt: str) -> bool:
         """Whether a prompt begins with a control token: then a template has rendered it already."""
         found = next(iter(self._found(prompt[:1000])), None)
-        opens = found is not None and not prompt[:found[0]].strip()
+        opens = found is not None and not prompt[: found[0]].strip()
         self.rendered += opens
         return opens
 
@@ -39,8 +39,12 @@ class Control:
 
     def _found(self, text: str) -> list[tuple[int, int]]:
         """(index in the text, id) of each control token in it."""
-        return [(at, piece) for at, piece in self.tokenizer.special_pieces(text) if isinstance(piece, int)
-                and (piece in self.tokenizer.eog or self.kinds[piece] & CONTROL and not self.kinds[piece] & UNUSED)]
+        return [
+            (at, piece)
+            for at, piece in self.tokenizer.special_pieces(text)
+            if isinstance(piece, int)
+            and (piece in self.tokenizer.eog or self.kinds[piece] & CONTROL and not self.kinds[piece] & UNUSED)
+        ]
 
     def _text(self, token: int) -> str:
         return self.tokenizer.vocabulary.tokens[token]
@@ -49,12 +53,16 @@ class Control:
         """Sentences for people."""
         notes = []
         if self.rendered:
-            notes.append(f"Pairs whose prompt begins with a control token ({self.rendered:,}) are taken as a template "
-                         "has rendered them, and not put through one again.")
+            notes.append(
+                f"Pairs whose prompt begins with a control token ({self.rendered:,}) are taken as a template "
+                "has rendered them, and not put through one again."
+            )
         if self.ended:
             notes.append(f"Answers that end with an end token of their own ({self.ended:,}) do not get a second one.")
         if self.held:
             often = ", ".join(token for token, _ in self.tokens.most_common(4))
-            notes.append(f"Examples whose texts hold control tokens ({self.held:,}; {often}): they are read as such. "
-                         "Give what a template has rendered already as text or as pairs.")
+            notes.append(
+                f"Examples whose texts hold control tokens ({self.held:,}; {often}): they are read as such. "
+                "Give what a template has rendered already as text or as pairs."
+            )
         return notes

@@ -76,9 +76,10 @@ class Dataset:
         np.cumsum(lengths, out=offsets[1:])
         ids, loss = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], bool)
         for k, i in enumerate(indexes):
-            ids[offsets[k]:offsets[k + 1]], loss[offsets[k]:offsets[k + 1]] = self.example(i)
-        report = dict(self.report, examples=len(indexes), tokens=int(offsets[-1]),
-                      loss_tokens=int(np.count_nonzero(loss)))
+            ids[offsets[k] : offsets[k + 1]], loss[offsets[k] : offsets[k + 1]] = self.example(i)
+        report = dict(
+            self.report, examples=len(indexes), tokens=int(offsets[-1]), loss_tokens=int(np.count_nonzero(loss))
+        )
         return Dataset(ids, loss, offsets, self.lines[indexes], self.files[indexes], self.paths, report)
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -99,8 +100,10 @@ class Dataset:
             if held.sum() >= wanted:
                 break
         if held.all() or not held.any():
-            raise UserError(f"The data has only {len(groups)} distinct example(s), too few to hold "
-                            f"{fraction:g} of them out: add data or give a validation file.")
+            raise UserError(
+                f"The data has only {len(groups)} distinct example(s), too few to hold "
+                f"{fraction:g} of them out: add data or give a validation file."
+            )
         return self.select(np.flatnonzero(~held)), self.select(np.flatnonzero(held))
 
     def _groups(self) -> list[list[int]]:
@@ -121,8 +124,14 @@ def beyond(sets: Sequence[Dataset], limit: int) -> str:
     """A sentence where examples are longer than the model's context of `limit` tokens, else ""."""
     count = sum(int(np.count_nonzero(data.lengths > limit)) for data in sets)
     what = "1 example is" if count == 1 else f"{count:,} examples are"
-    return (f"{what} longer than the model's context of {limit:,} tokens, and at later positions it was never trained: "
-            f"lower -c to {limit:,}.") if count else ""
+    return (
+        (
+            f"{what} longer than the model's context of {limit:,} tokens, and at later positions it was never trained: "
+            f"lower -c to {limit:,}."
+        )
+        if count
+        else ""
+    )
 
 
 class Builder:
@@ -151,12 +160,16 @@ class Builder:
         """The arrays share the buffers' memory: add nothing afterwards."""
         loss = np.frombuffer(self.loss, np.uint8).view(bool)
         ids = np.frombuffer(self.ids, np.intc).astype(np.int32, copy=False)
-        report = dict(report or {}, examples=len(self), tokens=len(ids),
-                      loss_tokens=int(np.count_nonzero(loss)))
-        return Dataset(ids, loss, np.frombuffer(self.offsets, np.int64),
-                       np.frombuffer(self.lines, np.int64),
-                       np.frombuffer(self.files, np.intc).astype(np.int32, copy=False),
-                       tuple(str(p) for p in paths), report)
+        report = dict(report or {}, examples=len(self), tokens=len(ids), loss_tokens=int(np.count_nonzero(loss)))
+        return Dataset(
+            ids,
+            loss,
+            np.frombuffer(self.offsets, np.int64),
+            np.frombuffer(self.lines, np.int64),
+            np.frombuffer(self.files, np.intc).astype(np.int32, copy=False),
+            tuple(str(p) for p in paths),
+            report,
+        )
 
 
 def cuts_of(count: int, step: int, framed: bool) -> list[int]:

@@ -36,7 +36,7 @@ class Ends:
 
     def ended(self, start: int, end: int, after: int, i: int) -> Turn:
         """The turn of message i whose pieces end at `end`; after: where the next piece begins."""
-        gap = self.text[end:self._next_header(end, after)]
+        gap = self.text[end : self._next_header(end, after)]
         for ends in (self.eog, self._own_end):
             found = self.first_of(ends, end, end + len(gap))
             if found is not None:
@@ -62,7 +62,7 @@ class Ends:
         """The special token with which a text begins, or ends; "" if it does not."""
         vocabulary = self.tokenizer.vocabulary
         part = text.rstrip()[-_LONGEST:] if last else text.lstrip()[:_LONGEST]
-        first = self.tokenizer.encode(part, special=True, bos=False)[-1 if last else 0:][:1]
+        first = self.tokenizer.encode(part, special=True, bos=False)[-1 if last else 0 :][:1]
         return vocabulary.tokens[first[0]] if first and vocabulary.kinds[first[0]] & (CONTROL | USER) else ""
 
     def ended_tag(self, a: int, b: int, edges: Sequence[tuple[int, int]]) -> Turn:
@@ -78,7 +78,7 @@ class Ends:
         found = self.first_of(ends, b, after)
         if found is None:
             return self._with_own_end(a, b)
-        return Turn(a, *found) if self.text[b:found[0]].strip() == found[1] else Turn(a, b)
+        return Turn(a, *found) if self.text[b : found[0]].strip() == found[1] else Turn(a, b)
 
     def _with_own_end(self, start: int, end: int) -> Turn:
         """Ended by the model's own end-of-turn token, if it has one that text can hold."""
@@ -114,14 +114,14 @@ class Ends:
         """(what of the gap the template puts behind the turn before the next one begins, what it would put there if
         nothing followed)."""
         try:
-            upto = self.template.render(self.messages[:i + 1], self.tools, form=self.form)
+            upto = self.template.render(self.messages[: i + 1], self.tools, form=self.form)
         except UserError:
             return "", ""
         if self.text.startswith(upto) and len(upto) >= end:
-            return gap[:len(upto) - end], upto[end:]
-        alone = self.template.trace(self.messages[:i + 1], self.tools, self.form)
-        rest = alone.text[max((b for at in alone.places for _, b in at), default=len(alone.text)):]
-        return gap[:shared(gap, rest)], rest
+            return gap[: len(upto) - end], upto[end:]
+        alone = self.template.trace(self.messages[: i + 1], self.tools, self.form)
+        rest = alone.text[max((b for at in alone.places for _, b in at), default=len(alone.text)) :]
+        return gap[: shared(gap, rest)], rest
 
 
 def common(text: str, other: str) -> int:

@@ -15,12 +15,21 @@ from anytune.text.formats import Record
 from anytune.text.reading import Stream
 from anytune.text.rows import DataFile, json_rows
 
-WHOLE = 1 << 30     # a context that cuts nothing
+WHOLE = 1 << 30  # a context that cuts nothing
 
 
-def examine(path: str | Path, tokenizer: Any, template: Any, *, context: int, loss: str = "auto", format: str = "auto",
-            columns: dict[str, str] | None = None, overflow: str | None = None,
-            most: int = 1000) -> tuple[Dataset | None, list[dict[str, Any]]]:
+def examine(
+    path: str | Path,
+    tokenizer: Any,
+    template: Any,
+    *,
+    context: int,
+    loss: str = "auto",
+    format: str = "auto",
+    columns: dict[str, str] | None = None,
+    overflow: str | None = None,
+    most: int = 1000,
+) -> tuple[Dataset | None, list[dict[str, Any]]]:
     """(examples that are good, whole, and None if there are none; at most `most` problems as {line, problem}).
 
     Chats, pairs and rows of text keep all their tokens, so that lengths can be compared with any context; running text

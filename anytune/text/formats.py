@@ -18,9 +18,7 @@ PLAIN_PIECE = 1 << 20  # characters of plain text handed on at once
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "plain", "dataset")
 
 
-def read_records(
-    path: str | Path, format: str = "auto", columns: Mapping[str, str] | None = None
-) -> Iterator[Record]:
+def read_records(path: str | Path, format: str = "auto", columns: Mapping[str, str] | None = None) -> Iterator[Record]:
     """The records of a file or folder, in order. columns: role (COLUMNS) -> name of the column that holds it.
 
     Raises UserError naming the line for whatever cannot be read as the format, or fits none.
@@ -30,9 +28,7 @@ def read_records(
         raise UserError(f"There is no format {format!r}; there are {', '.join(FORMATS)}.")
     unknown = set(columns) - set(COLUMNS)
     if unknown:
-        raise UserError(
-            f"There is no role {sorted(unknown)[0]!r} for a column; there are {', '.join(COLUMNS)}."
-        )
+        raise UserError(f"There is no role {sorted(unknown)[0]!r} for a column; there are {', '.join(COLUMNS)}.")
     if ("completion" in columns) != ("prompt" in columns):
         raise UserError("--prompt-key and --completion-key belong together: give both.")
     if os.fspath(path) != "-":
@@ -50,8 +46,9 @@ def records_of(file: DataFile, format: str, columns: Mapping[str, str]) -> Itera
     return _plain(file) if file.plain else records(file.path, file.rows(), format, columns)
 
 
-def records(path: str | Path, rows: Iterable[tuple[int, dict]], format: str,
-            columns: Mapping[str, str]) -> Iterator[Record]:
+def records(
+    path: str | Path, rows: Iterable[tuple[int, dict]], format: str, columns: Mapping[str, str]
+) -> Iterator[Record]:
     """read_records for rows that are read elsewhere. path: for messages."""
     empty, unseen = True, {role: column for role, column in columns.items() if role in OPTIONAL}
     for line, row in rows:
@@ -80,5 +77,3 @@ def _plain(file: DataFile) -> Iterator[Record]:
         yield Record(first, "plain", text="".join(parts))
     elif first == 1:
         raise UserError(f"{file.path} is empty.")
-
-

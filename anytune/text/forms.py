@@ -50,8 +50,10 @@ class Form:
                 del new["content"]
         new = self._with_thoughts(new)
         if new.get("tool_calls"):
-            new["tool_calls"] = [{**call, "function": {**call["function"], "arguments": self._arguments(
-                call["function"], number)}} for call in new["tool_calls"]]
+            new["tool_calls"] = [
+                {**call, "function": {**call["function"], "arguments": self._arguments(call["function"], number)}}
+                for call in new["tool_calls"]
+            ]
         return new
 
     def _with_thoughts(self, message: dict) -> dict:
@@ -78,13 +80,17 @@ def choose(render: Render, known: Known, messages: list[dict], tools: list[dict]
 
     render: of messages in a form. Raises the template's own UserError if it refuses every form.
     """
-    best = Form(arguments=known.arguments() if any(map(called, messages)) else "object",
-                thoughts=known.thoughts() if any(map(thoughts, messages)) else ())
+    best = Form(
+        arguments=known.arguments() if any(map(called, messages)) else "object",
+        thoughts=known.thoughts() if any(map(thoughts, messages)) else (),
+    )
     if not _doubtful(messages):
         if tools is None or all("function" in tool for tool in tools):
             return best
-        return next((form for form in (best, replace(best, wrapped=True)) if _score(render, form, messages, tools)
-                     < _REFUSED), best)
+        return next(
+            (form for form in (best, replace(best, wrapped=True)) if _score(render, form, messages, tools) < _REFUSED),
+            best,
+        )
     start, score = best, _score(render, best, messages, tools)
     for changes in _alternatives(start, messages, tools):
         if score[:3] == (0, 0, 0):
@@ -97,8 +103,9 @@ def choose(render: Render, known: Known, messages: list[dict], tools: list[dict]
 
 
 def _doubtful(messages: list[dict]) -> bool:
-    return any(m["role"] == "developer" or m.get("content") is None or m.get("tool_calls") or thoughts(m)
-               for m in messages)
+    return any(
+        m["role"] == "developer" or m.get("content") is None or m.get("tool_calls") or thoughts(m) for m in messages
+    )
 
 
 def _alternatives(form: Form, messages: list[dict], tools) -> Iterator[dict[str, Any]]:
@@ -141,20 +148,30 @@ class Known:
         self._render, self._found = render, {}
 
     def arguments(self) -> str:
-        """"text" if the template would print an object as Python does, with single quotes."""
+        """ "text" if the template would print an object as Python does, with single quotes."""
+
         def ask() -> str:
             call = _call({"probe": STAND_IN})
-            texts = (self._text([{"role": "assistant", "content": content, "tool_calls": [call]}])
-                     for content in ("", None))
+            texts = (
+                self._text([{"role": "assistant", "content": content, "tool_calls": [call]}]) for content in ("", None)
+            )
             return "text" if any(re.search(f"'probe': '{STAND_IN}'", text) for text in texts) else "object"
+
         return self._once("arguments", ask)
 
     def thoughts(self) -> tuple[str, ...]:
         """The keys under which the template shows thoughts."""
+
         def ask() -> tuple[str, ...]:
-            return tuple(key for key in THOUGHTS if any(
-                STAND_IN in self._text([{"role": "assistant", "content": "y", key: STAND_IN} | more])
-                for more in ({}, {"tool_calls": [_call({"k": "v"})]}, {"tool_calls": [_call('{"k": "v"}')]})))
+            return tuple(
+                key
+                for key in THOUGHTS
+                if any(
+                    STAND_IN in self._text([{"role": "assistant", "content": "y", key: STAND_IN} | more])
+                    for more in ({}, {"tool_calls": [_call({"k": "v"})]}, {"tool_calls": [_call('{"k": "v"}')]})
+                )
+            )
+
         return self._once("thoughts", ask)
 
     def _once(self, what: str, ask: Callable[[], Any]) -> Any:

@@ -25,10 +25,14 @@ KINDS = {
     "developer": ("1 developer message", "{} developer messages"),
     "tool": ("1 tool result", "{} tool results"),
     "thoughts": ("the thoughts of 1 assistant message", "the thoughts of {} assistant messages"),
-    "words": ("the words of 1 assistant message that is not learned",
-              "the words of {} assistant messages that are not learned"),
-    "calls": ("the calls of 1 assistant message that is not learned",
-              "the calls of {} assistant messages that are not learned"),
+    "words": (
+        "the words of 1 assistant message that is not learned",
+        "the words of {} assistant messages that are not learned",
+    ),
+    "calls": (
+        "the calls of 1 assistant message that is not learned",
+        "the calls of {} assistant messages that are not learned",
+    ),
     "other": ("1 message of another role", "{} messages of other roles"),
 }
 
@@ -47,15 +51,18 @@ def left_out(template, found: Trace, messages: Sequence[Mapping], tools, form, l
         if kind in ("name", "argument", "words") and (piece.owner in wanted or role == "user"):
             raise UserError(_sentence(piece, message, bool(out)))
         what = {"thought": "thoughts", "name": "calls", "argument": "calls"}.get(kind) or (
-            "words" if role == "assistant" else role if role in KINDS else "other")
+            "words" if role == "assistant" else role if role in KINDS else "other"
+        )
         if what == "system" and _in_prompt(template, messages, tools, form, piece):
             what = "prompt system"
         out[LeftOut(what, piece.owner + 1)] = None
     shown = {piece.owner for piece, places in zip(found.pieces, found.places, strict=True) if places}
     for piece in found.pieces:
         if piece.owner in wanted - shown:
-            raise UserError(f"The chat template shows nothing of message {piece.owner + 1}, an assistant's, which has "
-                            "only thoughts.")
+            raise UserError(
+                f"The chat template shows nothing of message {piece.owner + 1}, an assistant's, which has "
+                "only thoughts."
+            )
     return list(out)
 
 
@@ -68,8 +75,10 @@ def _sentence(piece: Piece, message: Mapping, tools: bool) -> str:
     if piece.kind == "name":
         beside = " beside its words" if (message.get("content") or "").strip() else ""
         too = ", and the tools" if tools else ""
-        return (f"The chat template leaves out the assistant's call of {piece.text!r}{beside} (message {number}){too}: "
-                "use a template for tools.")
+        return (
+            f"The chat template leaves out the assistant's call of {piece.text!r}{beside} (message {number}){too}: "
+            "use a template for tools."
+        )
     return f"The chat template leaves out the arguments of a call (message {number}): use a template for tools."
 
 

@@ -32,11 +32,7 @@ class Encoded:
 
 
 def encode_chat(
-    tokenizer,
-    template,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence | None = None,
-    learn_from: int = 0,
+    tokenizer, template, messages: Sequence[Mapping[str, Any]], tools: Sequence | None = None, learn_from: int = 0
 ) -> tuple[list[int], list[bool]]:
     """(ids, loss) of a conversation: the ids of the whole rendered text, as a server would feed it, BOS once.
 
@@ -50,9 +46,7 @@ def encode_chat(
     return found.ids, found.loss
 
 
-def encode_chat_report(
-    tokenizer, template, messages, tools=None, learn_from=0, whole: bool = False
-) -> Encoded:
+def encode_chat_report(tokenizer, template, messages, tools=None, learn_from=0, whole: bool = False) -> Encoded:
     """Like encode_chat, and what there is to tell. whole: every token but the first is learned, whoever says it."""
     plain, tools = normalise_all(messages), normalise_tools(tools)
     learned = [i for i, m in enumerate(plain) if m["role"] == "assistant" and wanted(m, i + 1) and i >= learn_from]
@@ -98,7 +92,7 @@ def _with_ends(text: str, turns: list[Turn]) -> tuple[str, list[Turn]]:
     """(the text with the end tokens that the template lacks, the turns in it)."""
     out, moved, at, shift = [], [], 0, 0
     for turn in sorted(turns, key=lambda turn: turn.start):
-        out.append(text[at:turn.end])
+        out.append(text[at : turn.end])
         at, start = max(at, turn.end), turn.start + shift
         if turn.inserted:
             out.append(turn.closer)
@@ -125,7 +119,12 @@ def _framed(tokenizer, ids, loss, learn_end: bool, open_ended: int, missing: lis
 def _calls_marked(found, marks: list[tuple[int, int]], learned: set[int]) -> None:
     """Raises UserError where a learned call stands outside the generation tags."""
     for piece, places in zip(found.pieces, found.places, strict=True):
-        if piece.kind == "name" and piece.owner in learned and not any(
-                a <= x and y <= b for x, y in places for a, b in marks):
-            raise UserError(f"The chat template leaves the assistant's call of {piece.text!r} out of its generation "
-                            "tags: use a template for tools.")
+        if (
+            piece.kind == "name"
+            and piece.owner in learned
+            and not any(a <= x and y <= b for x, y in places for a, b in marks)
+        ):
+            raise UserError(
+                f"The chat template leaves the assistant's call of {piece.text!r} out of its generation "
+                "tags: use a template for tools."
+            )

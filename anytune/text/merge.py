@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 
-_SHORT = 24     # up to here a plain scan for the best pair beats a heap
+_SHORT = 24  # up to here a plain scan for the best pair beats a heap
 
 
 def merge(parts: list[str], cost: Callable[[str, str], float | None]) -> list[str]:
@@ -31,7 +31,7 @@ def _scan(parts: list[str], cost) -> list[str]:
         if best == never:
             break
         at = costs.index(best)
-        parts[at:at + 2] = [parts[at] + parts[at + 1]]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
         del costs[at]
         if at < len(costs):
             costs[at] = price(parts[at], parts[at + 1])

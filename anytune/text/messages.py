@@ -99,8 +99,11 @@ def _content(message: dict[str, Any]) -> str | None:
     thought = "".join(_part(p) for p in parts if isinstance(p, Mapping) and p.get("type") in _THOUGHT_PARTS)
     if thought and not thoughts(message):
         message[THOUGHTS[0]] = thought
-    return "".join(p if isinstance(p, str) else _part(p) for p in parts
-                   if isinstance(p, str) or p.get("type") not in _THOUGHT_PARTS)
+    return "".join(
+        p if isinstance(p, str) else _part(p)
+        for p in parts
+        if isinstance(p, str) or p.get("type") not in _THOUGHT_PARTS
+    )
 
 
 def _thought(key: str, value: Any) -> str:
@@ -137,8 +140,11 @@ def _calls(calls: Any, legacy: Any) -> list[dict[str, Any]]:
     if legacy is None or legacy == "":
         return found
     older = _call(legacy)
-    return found if any(call["function"].get("name") == older["function"].get("name") for call in found) else [*found,
-                                                                                                        older]
+    return (
+        found
+        if any(call["function"].get("name") == older["function"].get("name") for call in found)
+        else [*found, older]
+    )
 
 
 def _call(call: Any) -> dict[str, Any]:
@@ -176,7 +182,8 @@ def arguments_object(function: Mapping[str, Any], number: int) -> Any:
             if given.lstrip().startswith("{"):
                 raise UserError(
                     f"Message {number}: the arguments of the call of {function.get('name')!r} are not valid JSON, or "
-                    "hold a key twice.") from None
+                    "hold a key twice."
+                ) from None
             break
     return given if isinstance(given, Mapping | list) else function["arguments"]
 

@@ -43,7 +43,7 @@ class MicroBatch:
             ids[lo:hi] = part
             positions[lo:hi] = np.arange(hi - lo, dtype=np.int32)
             if hi - lo > 1:
-                targets[lo:hi - 1] = np.where(loss[1:], part[1:], -1)
+                targets[lo : hi - 1] = np.where(loss[1:], part[1:], -1)
         return cls(ids, positions, starts, targets)
 
 
@@ -57,12 +57,14 @@ def pack(dataset: Dataset, ubatch: int, seed: int, epoch: int) -> list[list[int]
     lengths = dataset.lengths
     if len(lengths) and int(lengths.max()) > ubatch:
         worst = int(lengths.argmax())
-        raise UserError(f"{dataset.where(worst)}: this example has {int(lengths[worst])} tokens, more than "
-                        f"the {ubatch} of a micro-batch; raise -ub or lower -c.")
+        raise UserError(
+            f"{dataset.where(worst)}: this example has {int(lengths[worst])} tokens, more than "
+            f"the {ubatch} of a micro-batch; raise -ub or lower -c."
+        )
     rng = np.random.default_rng([seed, epoch])
     bins: list[list[int]] = []
-    room: dict[int, list[int]] = {}     # tokens left -> micro-batches that have exactly that many
-    sizes: list[int] = []               # the keys of `room`, sorted
+    room: dict[int, list[int]] = {}  # tokens left -> micro-batches that have exactly that many
+    sizes: list[int] = []  # the keys of `room`, sorted
     for i in rng.permutation(len(lengths)).tolist():
         need = int(lengths[i])
         at = bisect_left(sizes, need)

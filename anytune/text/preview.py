@@ -95,15 +95,13 @@ def render(tokens: list[tuple[str, int, bool]], colour: bool = True) -> str:
     out, before = [], False
     for number, (text, _, loss) in enumerate(tokens):
         visible = "".join(
-            c if c.isprintable() else "\\n\n" if c == "\n" else c.encode("unicode_escape").decode()
-            for c in text
+            c if c.isprintable() else "\\n\n" if c == "\n" else c.encode("unicode_escape").decode() for c in text
         )
         if colour:
             out.append(f"{(_LOSS if loss else _PLAIN)[number % 2]}{visible}{_OFF}")
         else:
             out.append(
-                ("[" if loss and not before else "]" if before and not loss else "|" if number else "")
-                + visible
+                ("[" if loss and not before else "]" if before and not loss else "|" if number else "") + visible
             )
         before = loss
     return "".join(out) + ("]" if before and not colour else "")

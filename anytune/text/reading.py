@@ -21,21 +21,26 @@ from typing import BinaryIO
 
 from anytune.errors import UserError
 
-PIECE = 1 << 16         # bytes read at once
-LINE_LIMIT = 32 << 20   # characters of one line, or of one JSON value
-TEXT_LIMIT = 1 << 30    # characters of a text that is read whole
-LOOK = 1 << 12          # characters that tell of what kind a file is
-BLANK_LIMIT = 1 << 20   # characters of blank lines before them
+PIECE = 1 << 16  # bytes read at once
+LINE_LIMIT = 32 << 20  # characters of one line, or of one JSON value
+TEXT_LIMIT = 1 << 30  # characters of a text that is read whole
+LOOK = 1 << 12  # characters that tell of what kind a file is
+BLANK_LIMIT = 1 << 20  # characters of blank lines before them
 WHITE = " \t\r\n\f\v\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\ufeff"
-_FOREIGN = {b"\xff\xfe": "UTF-16 text: convert it to UTF-8", b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
-            b"%PDF-": "a PDF: convert it to text", b"SQLite format 3\0": "a database: write its rows as JSONL",
-            b"PK\x03\x04": "a zip archive: unpack it", b"\xfd7zX": "compressed with xz: unpack it, or use gzip",
-            b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it, or use gzip",
-            b"BZh": "compressed with bzip2: unpack it, or use gzip",
-            b"PAR1": "a Parquet file: convert it to JSONL, one object a line"}
+_FOREIGN = {
+    b"\xff\xfe": "UTF-16 text: convert it to UTF-8",
+    b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
+    b"%PDF-": "a PDF: convert it to text",
+    b"SQLite format 3\0": "a database: write its rows as JSONL",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"\xfd7zX": "compressed with xz: unpack it, or use gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it, or use gzip",
+    b"BZh": "compressed with bzip2: unpack it, or use gzip",
+    b"PAR1": "a Parquet file: convert it to JSONL, one object a line",
+}
 
 FilePath = str | os.PathLike
-_taken: list = []       # standard input, once it was read
+_taken: list = []  # standard input, once it was read
 
 
 class _Again(io.RawIOBase):
@@ -51,8 +56,8 @@ class _Again(io.RawIOBase):
         if not self.head:
             got = self.rest.read1(len(buffer)) if hasattr(self.rest, "read1") else self.rest.read(len(buffer))
         else:
-            got, self.head = self.head[:len(buffer)], self.head[len(buffer):]
-        buffer[:len(got)] = got
+            got, self.head = self.head[: len(buffer)], self.head[len(buffer) :]
+        buffer[: len(got)] = got
         return len(got)
 
 
@@ -87,8 +92,9 @@ def pieces(path: FilePath) -> Iterator[str]:
                 try:
                     text = decoder.decode(raw, final=not raw)
                 except UnicodeDecodeError as error:
-                    raise UserError(f"{path}, line {number}: byte {before - held + error.start + 1} of the line is not "
-                                    "UTF-8.") from None
+                    raise UserError(
+                        f"{path}, line {number}: byte {before - held + error.start + 1} of the line is not UTF-8."
+                    ) from None
                 if text:
                     if piece := text.removeprefix("\ufeff") if first else text:
                         yield piece

@@ -48,8 +48,9 @@ _ROLES = {
     "tool_response": "tool",
     "developer": "developer",
 }
-_QUESTION_ANSWER = re.compile(r"\s*Q(?:uestion)?:\s*(\S.*?)\s*\n\s*A(?:nswer)?:\s*(\S.*?)\s*",
-                              re.DOTALL | re.IGNORECASE)
+_QUESTION_ANSWER = re.compile(
+    r"\s*Q(?:uestion)?:\s*(\S.*?)\s*\n\s*A(?:nswer)?:\s*(\S.*?)\s*", re.DOTALL | re.IGNORECASE
+)
 _CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that are calls
 _INSTEAD = ("tool_calls", "function_call", *THOUGHTS)  # of content
 # Keys of messages that have a meaning here, or say nothing beyond it.
@@ -85,16 +86,19 @@ def record_of(line: int, row: Mapping[str, Any], format: str, columns: Mapping[s
             raise UserError(f"there is no column {column!r} (there are {listed(list(row))}).")
     taken = Row(row, columns, auto=not {"prompt", "text"} & columns.keys())
     record = _made(line, taken, format, columns)
-    idle = next((role for role in ("context", "reasoning") if columns.get(role) in taken
-                 and columns[role] not in taken.taken), None)
+    idle = next(
+        (role for role in ("context", "reasoning") if columns.get(role) in taken and columns[role] not in taken.taken),
+        None,
+    )
     if idle:
         raise UserError(f"--{idle}-key goes with a prompt and a completion, and this row has none.")
     rejected = record.kind != "text" and taken.rejected()
     unused = taken.unused("")
     unused = taken.unused("\n".join(_words(record))) if unused else {}
     pair = pair_flags(taken, next(iter(taken.taken), "")) if record.kind == "text" else ""
-    extra = dict.fromkeys(key for message in record.messages for key, value in message.items()
-                          if key not in _KNOWN and not blank(value))
+    extra = dict.fromkeys(
+        key for message in record.messages for key, value in message.items() if key not in _KNOWN and not blank(value)
+    )
     return replace(record, columns=tuple(row), unused=unused, extra=tuple(extra), suggestion=pair, rejected=rejected)
 
 
@@ -295,6 +299,7 @@ def _text(line: int, row: Row, column: str) -> Record:
 def _first(row: Row, names: tuple[str, ...], what: str) -> str:
     found = next((name for name in names if name in row), None)
     if found is None:
-        raise UserError(f"there is no column {what!r} (there are {listed(list(row.values))}); name it with "
-                        f"--{what}-key.")
+        raise UserError(
+            f"there is no column {what!r} (there are {listed(list(row.values))}); name it with --{what}-key."
+        )
     return found

@@ -37,7 +37,8 @@ class DataFile:
             raise UserError(f"{path} is not of a kind that is read here: convert it to JSONL, one object a line.")
         self.stream = Stream(reading.pieces(path))
         self.plain = format == "plain" or (
-            format == "auto" and not name.endswith(NAMES) and not _JSON.match(self.stream.beginning()))
+            format == "auto" and not name.endswith(NAMES) and not _JSON.match(self.stream.beginning())
+        )
         self._rows = iter(()) if self.plain else json_rows(self.stream, path)
 
     def lines(self) -> Iterator[tuple[int, str]]:
@@ -75,8 +76,12 @@ def json_rows(stream: Stream, name: str | Path) -> Iterator[tuple[int, dict]]:
             if first and text[0] == "{" and _unfinished(error, text):  # a value over several lines
                 yield from _Values(itertools.chain([line], (part for _, part in numbered)), name, number).rows()
                 return
-            raise _refusal(error, f"{name}, line {number}", f" at character {getattr(error, 'colno', 0)}",
-                           "; each line must hold one object") from None
+            raise _refusal(
+                error,
+                f"{name}, line {number}",
+                f" at character {getattr(error, 'colno', 0)}",
+                "; each line must hold one object",
+            ) from None
         first = False
         yield number, _row(value, text, f"{name}, line {number}")
 
@@ -146,24 +151,28 @@ class _Values:
                 break
             except (ValueError, RecursionError) as error:
                 # nothing else than these begins what a row may hold
-                unfinished = self.buffer[self.at:self.at + 1] in ("", "{", "[", '"') and _unfinished(error, self.buffer)
+                unfinished = self.buffer[self.at : self.at + 1] in ("", "{", "[", '"') and _unfinished(
+                    error, self.buffer
+                )
                 if unfinished and self.more():
                     continue
                 at = self.line
                 if isinstance(error, json.JSONDecodeError):
                     at += self.buffer.count("\n", self.at, error.pos)
                 if unfinished:
-                    raise self.failed(f"{f'the array that begins on line {array}' if array else 'this value'} does not "
-                                      "end: the file is cut off") from None
+                    raise self.failed(
+                        f"{f'the array that begins on line {array}' if array else 'this value'} does not "
+                        "end: the file is cut off"
+                    ) from None
                 raise _refusal(error, f"{self.name}, line {at}") from None
-        text = self.buffer[self.at:end]
+        text = self.buffer[self.at : end]
         self.line += text.count("\n")
         self.at = end
         return value, text
 
     def more(self) -> bool:
         """Read on, as much again as is held; False if there is nothing left."""
-        self.buffer, self.at = self.buffer[self.at:], 0
+        self.buffer, self.at = self.buffer[self.at :], 0
         if len(self.buffer) > reading.LINE_LIMIT:
             raise self.failed(f"what begins here is longer than {reading.LINE_LIMIT >> 20} MiB")
         parts, size = [self.buffer], 0
@@ -207,7 +216,8 @@ def loads(text: str | bytes) -> Any:
 def _unfinished(error: Exception, text: str) -> bool:
     """Whether more text might make it valid."""
     return isinstance(error, json.JSONDecodeError) and (
-        error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip(WHITE)) - _LITERAL)
+        error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip(WHITE)) - _LITERAL
+    )
 
 
 def _refusal(error: Exception, where: str, at: str = "", what: str = "") -> UserError:
@@ -235,8 +245,11 @@ def _row(value: Any, text: str, where: str) -> dict:
 
 
 def is_message(value: Any) -> bool:
-    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
-                                        or {"role", "tool_calls"} <= value.keys())
+    return isinstance(value, dict) and (
+        {"role", "content"} <= value.keys()
+        or {"from", "value"} <= value.keys()
+        or {"role", "tool_calls"} <= value.keys()
+    )
 
 
 def _is_chat(value: list) -> bool:
@@ -257,9 +270,7 @@ def dataset_rows(path: Path) -> Iterator[tuple[int, dict]]:
         raise UserError(f"{path} cannot be read as a datasets folder: {str(error).splitlines()[0]}") from None
     if isinstance(loaded, dict):
         if "train" not in loaded:
-            raise UserError(
-                f"{path} has the splits {', '.join(loaded)} and no train: give the folder of one of them."
-            )
+            raise UserError(f"{path} has the splits {', '.join(loaded)} and no train: give the folder of one of them.")
         loaded = loaded["train"]
     for number, row in enumerate(loaded, 1):
         yield number, without_nulls(dict(row))

@@ -112,9 +112,7 @@ class Environment(ImmutableSandboxedEnvironment):
         wrapped = {name: self._metered(self.filters[name], name) for name in _FILTERS if name in self.filters}
         self.filters = wrapped | {"tojson": self._to_json, "_loop": self._loop, "_made": self._made}
         self.tests = {
-            name: self._metered(test, None)
-            for name, test in self.tests.items()
-            if name not in ("filter", "test")
+            name: self._metered(test, None) for name, test in self.tests.items() if name not in ("filter", "test")
         }
         self.globals = {"dict": dict, "namespace": Namespace, "range": self._range}
         self.policies["json.dumps_kwargs"] = {}
@@ -158,9 +156,7 @@ class Environment(ImmutableSandboxedEnvironment):
         sizes = [len(v) if isinstance(v, str | list | tuple) else None for v in (left, right)]
         if operator == "*" and any(size is not None for size in sizes):
             times = right if sizes[0] is not None else left
-            self.meter.spend(
-                8 * (sizes[0] or sizes[1] or 0) * max(int(times), 0) if isinstance(times, int) else 0
-            )
+            self.meter.spend(8 * (sizes[0] or sizes[1] or 0) * max(int(times), 0) if isinstance(times, int) else 0)
         elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * (right if operator == "**" else 1) + right.bit_length()
             if bits > _NUMBER_BITS:
@@ -221,8 +217,7 @@ class Environment(ImmutableSandboxedEnvironment):
             )
             if isinstance(values, list | tuple | dict | str):
                 self.meter.spend(
-                    sum(len(v) if isinstance(v, str) else 16 for v in values)
-                    + len(str(between)) * len(values)
+                    sum(len(v) if isinstance(v, str) else 16 for v in values) + len(str(between)) * len(values)
                 )
         elif name == "indent":
             width = args[1] if len(args) > 1 else kwargs.get("width", 4)
@@ -264,6 +259,7 @@ class Environment(ImmutableSandboxedEnvironment):
             raise LimitError("it indents JSON by an enormous width")
         self.meter.made(value)
         out = []
+
         def listed(other: Any) -> list:  # what `map` and `select` make, which templates write without `list`
             if not isinstance(other, Iterator):
                 raise TypeError(f"a {type(other).__name__} has no form in JSON")
@@ -307,8 +303,7 @@ class _Rewrite(NodeTransformer):
         node = self.generic_visit(node)
         node.nodes = [
             _filter(
-                nodes.Const(part.data, lineno=part.lineno) if isinstance(part, nodes.TemplateData) else part,
-                "_made",
+                nodes.Const(part.data, lineno=part.lineno) if isinstance(part, nodes.TemplateData) else part, "_made"
             )
             for part in node.nodes
         ]
@@ -327,9 +322,7 @@ class _Rewrite(NodeTransformer):
     visit_List = visit_Dict = visit_Tuple = _literal
 
     def _refused(self, node):
-        raise jinja2.TemplateSyntaxError(
-            "include, import and extends are not allowed in a chat template", node.lineno
-        )
+        raise jinja2.TemplateSyntaxError("include, import and extends are not allowed in a chat template", node.lineno)
 
     visit_Include = visit_Import = visit_FromImport = visit_Extends = _refused
 

@@ -17,8 +17,11 @@ def own_template(metadata: Mapping[str, Any]) -> str | None:
 
 def named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
     """{name: source} of a file's templates for special uses, such as tool_use."""
-    return {key.removeprefix(f"{TEMPLATE}."): value.removeprefix(_BOM) for key, value in metadata.items()
-            if key.startswith(f"{TEMPLATE}.") and isinstance(value, str)}
+    return {
+        key.removeprefix(f"{TEMPLATE}."): value.removeprefix(_BOM)
+        for key, value in metadata.items()
+        if key.startswith(f"{TEMPLATE}.") and isinstance(value, str)
+    }
 
 
 def template_changes(metadata: Mapping[str, Any], source: str | None) -> dict[str, Any]:
@@ -27,7 +30,10 @@ def template_changes(metadata: Mapping[str, Any], source: str | None) -> dict[st
     The file's templates for special uses belong to its own default: with another one nothing was trained on them.
     """
     if source is None or source == own_template(metadata):
-        return {key: value.removeprefix(_BOM) for key, value in metadata.items()
-                if key.startswith(TEMPLATE) and isinstance(value, str) and value.startswith(_BOM)}
+        return {
+            key: value.removeprefix(_BOM)
+            for key, value in metadata.items()
+            if key.startswith(TEMPLATE) and isinstance(value, str) and value.startswith(_BOM)
+        }
     others = {key: None for key in metadata if key == NAMES or key.startswith(f"{TEMPLATE}.")}
     return {TEMPLATE: source, **others}

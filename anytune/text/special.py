@@ -16,9 +16,8 @@ class Partition:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._texts = {vocabulary.tokens[i]: i for i in reversed(vocabulary.special)}
-        self._order = {text: k for k, text in enumerate(self._texts)}    # the longest has the highest
-        self._user = {text for text, i in self._texts.items()
-                      if not vocabulary.kinds[i] & (CONTROL | UNKNOWN)}
+        self._order = {text: k for k, text in enumerate(self._texts)}  # the longest has the highest
+        self._user = {text for text, i in self._texts.items() if not vocabulary.kinds[i] & (CONTROL | UNKNOWN)}
         self._strip = vocabulary.strip_after
         self._tables = {}
         for special, texts in ((True, self._texts), (False, self._user)):
@@ -65,7 +64,7 @@ class Partition:
         for match in first.finditer(text):
             at = match.start()
             for length in lengths[text[at]]:
-                candidate = text[at:at + length]
+                candidate = text[at : at + length]
                 if candidate in texts:
                     found.add(candidate)
         return found

@@ -15,9 +15,13 @@ from dataclasses import dataclass
 # The stand-ins: any other character, then one for each class, then white space.
 _OTHER, _NUMBER, _LETTER, _PUNCTUATION, _MARK, _SYMBOL, _SPACE = "\xd0\xd1\xd2\xd3\xd4\xd5\x0b"
 _STAND_IN = {"N": _NUMBER, "L": _LETTER, "P": _PUNCTUATION, "M": _MARK, "S": _SYMBOL}
-_CLASS = {"N": _NUMBER + "0-9", "L": _LETTER + "A-Za-z", "M": _MARK,
-          "P": _PUNCTUATION + r"!-#%-*,-/:-;?-@\[-\]_\{\}",
-          "S": _SYMBOL + r"\$\+<->^`\|~"}
+_CLASS = {
+    "N": _NUMBER + "0-9",
+    "L": _LETTER + "A-Za-z",
+    "M": _MARK,
+    "P": _PUNCTUATION + r"!-#%-*,-/:-;?-@\[-\]_\{\}",
+    "S": _SYMBOL + r"\$\+<->^`\|~",
+}
 _WIDE_SPACES = {0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
 
 _ENGLISH = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
@@ -25,17 +29,22 @@ _ENDS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _WORDS = _ENGLISH + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _ENDS
 _LLAMA3 = _WORDS % "{1,3}"
-_CASED = (r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+%s"
-          r"|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*%s"
-          r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _ENDS)
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+%s"
+    r"|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*%s"
+    r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _ENDS
+)
 _GPT4O = _CASED % (_ENGLISH + "?", _ENGLISH + "?", "{1,3}")
 _CJK = "[一-龥぀-ゟ゠-ヿ]+"
-_DEEPSEEK3 = (r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-              r"| ?[\p{P}\p{S}]+[\r\n]*|" + _ENDS)
+_DEEPSEEK3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|" + _ENDS
+)
 # Letters with case, as DeepSeek LLM's tokenizer lists them (code points: their characters are easily
 # mangled).
 _DEEPSEEK_LETTERS = "".join(
-    "-".join(chr(int(point, 16)) for point in part.split("-")) for part in (
+    "-".join(chr(int(point, 16)) for point in part.split("-"))
+    for part in (
         "41-5a 61-7a b5 c0-d6 d8-f6 f8-1ba 1bc-1bf 1c4-293 295-2af 370-373 376 377 37b-37d 37f 386 "
         "388-38a 38c 38e-3a1 3a3-3f5 3f7-481 48a-52f 531-556 10a0-10c5 13a0-13f5 13f8-13fd 1c90-1cba "
         "1cbd-1cbf 1d00-1d2b 1d6b-1d77 1d79-1d9a 1e00-1f15 1f18-1f1d 1f20-1f45 1f48-1f4d 1f50-1f57 1f59 "
@@ -44,7 +53,8 @@ _DEEPSEEK_LETTERS = "".join(
         "213c-213f 2145-2149 214e 2183 2184 2c00-2c7b 2c7e-2ce4 2ceb-2cee 2cf2 2cf3 a640-a66d a680-a69b "
         "a722-a76f a771-a787 a78b-a78e ab70-abbf fb00-fb06 fb13-fb17 ff21-ff3a ff41-ff5a 10400-1044f "
         "104b0-104d3 104d8-104fb 10c80-10cb2 10cc0-10cf2 118a0-118df 1e900-1e943"
-    ).split())
+    ).split()
+)
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _LINES = r"[^\n]+|[\n]+"
 
@@ -82,13 +92,26 @@ _TABLE = [
     (_LLAMA, "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"),
     (Pre((_LLAMA3,)), "dbrx smaug-bpe glm4 chatglm-bpe"),
     (_SMOLLM, "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"),
-    (_PLAIN, "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat a.x-4.0 mellum modern-bert "
-             "jina-es jina-de jina-v2-es jina-v2-de"),
+    (
+        _PLAIN,
+        "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat a.x-4.0 mellum modern-bert "
+        "jina-es jina-de jina-v2-es jina-v2-de",
+    ),
     (_QWEN2, "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2"),
-    (Pre((_ENGLISH + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _ENDS,)),
-     "qwen35"),
-    (Pre(("[\r\n]", rf"\s?[{_DEEPSEEK_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+\Z",
-          "[一-龥ࠀ-一가-퟿]+", r"\p{N}+")), "deepseek-llm"),
+    (Pre((_ENGLISH + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _ENDS,)), "qwen35"),
+    (
+        Pre(
+            (
+                "[\r\n]",
+                rf"\s?[{_DEEPSEEK_LETTERS}]+",
+                r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+                r"\s+\Z",
+                "[一-龥ࠀ-一가-퟿]+",
+                r"\p{N}+",
+            )
+        ),
+        "deepseek-llm",
+    ),
     (Pre(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")), "deepseek-coder"),
     (_DEEPSEEK, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"),
     (Pre((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")), "falcon"),
@@ -96,8 +119,15 @@ _TABLE = [
     (Pre((_BLOOM, r"\p{N}")), "viking"),
     (Pre((_CASED % ("", "", ""),), ignore_merges=True, add_bos=True), "tekken"),
     (Pre((_GPT4O,)), "gpt-4o llama4 kanana2 talkie minimax-m2"),
-    (Pre((r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-          r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",)), "bailingmoe bailingmoe2 llada-moe"),
+    (
+        Pre(
+            (
+                r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+                r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+            )
+        ),
+        "bailingmoe bailingmoe2 llada-moe",
+    ),
     (Pre((_ENGLISH + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|" + _ENDS,)), "seed-coder"),
     (Pre((r"\p{N}{1,3}", _WORDS % "+"), ignore_merges=True), "minicpm5"),
     (_GEMMA4, "gemma4"),
@@ -113,9 +143,13 @@ _UNICODE_15 = (
     "13441-13446L 13447-13455M 1B132L 1B155L 1D2C0-1D2D3N 1DF25-1DF2AL 1E030-1E06DL 1E08FM 1E4D0-1E4EBL "
     "1E4EC-1E4EFM 1E4F0-1E4F9N 1F6DCS 1F774-1F776S 1F77B-1F77FS 1F7D9S 1FA75-1FA77S 1FA87-1FA88S "
     "1FAAD-1FAAFS 1FABB-1FABDS 1FABFS 1FACE-1FACFS 1FADA-1FADBS 1FAE8S 1FAF7-1FAF8S 2B739L 2EBF0-2EE5DL "
-    "31350-323AFL")
-_NEWER = [(int(ends[0], 16), int(ends[-1], 16), _STAND_IN[entry[-1]])
-          for entry in _UNICODE_15.split() for ends in [entry[:-1].split("-")]]
+    "31350-323AFL"
+)
+_NEWER = [
+    (int(ends[0], 16), int(ends[-1], 16), _STAND_IN[entry[-1]])
+    for entry in _UNICODE_15.split()
+    for ends in [entry[:-1].split("-")]
+]
 
 
 class _Classes(dict):
@@ -127,8 +161,9 @@ class _Classes(dict):
         elif point in _WIDE_SPACES:
             found = _SPACE
         else:
-            found = next((c for lo, hi, c in _NEWER if lo <= point <= hi), None) \
-                or _STAND_IN.get(unicodedata.category(chr(point))[0], _OTHER)
+            found = next((c for lo, hi, c in _NEWER if lo <= point <= hi), None) or _STAND_IN.get(
+                unicodedata.category(chr(point))[0], _OTHER
+            )
         self[point] = found
         return found
 
@@ -149,7 +184,7 @@ def _compile(pattern: str) -> tuple[re.Pattern, bool]:
             at, on_classes = end + 1, True
             continue
         if char == "\\":
-            out.append(pattern[at:at + 2])
+            out.append(pattern[at : at + 2])
             at += 2
             continue
         if char == "[" and not inside:

@@ -95,14 +95,7 @@ def no_assistant(path: Path, record: Record) -> str:
         if record.kind == "plain"
         else f"{path} holds running text (columns: {', '.join(record.columns)})"
     )
-    instead = (
-        f", or make pairs of its columns, for example with {record.suggestion}"
-        if record.suggestion
-        else ""
-    )
+    instead = f", or make pairs of its columns, for example with {record.suggestion}" if record.suggestion else ""
     if not instead and record.kind != "plain":
         instead = ", or name the columns with --prompt-key and --completion-key"
-    return (
-        f"{what}, not chats, so there is no assistant to learn from alone: "
-        f"leave out --assistant-loss-only{instead}."
-    )
+    return f"{what}, not chats, so there is no assistant to learn from alone: leave out --assistant-loss-only{instead}."

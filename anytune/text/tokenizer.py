@@ -14,15 +14,7 @@ from anytune.errors import UserError
 from anytune.text.merge import merge
 from anytune.text.special import Partition
 from anytune.text.splits import PRE, Splitter
-from anytune.text.vocabulary import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    USER,
-    Vocabulary,
-    _utf8,
-)
+from anytune.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER, Vocabulary, _utf8
 
 _SPACE = "\u2581"  # SentencePiece's visible space
 _CACHED_WORDS = 1 << 16  # then the cache starts anew: about 20 MB at most
@@ -45,12 +37,7 @@ class Tokenizer:
 
     def __init__(self, metadata: Mapping) -> None:
         self.vocabulary = vocabulary = Vocabulary(metadata)
-        self.bos, self.eos, self.eot, self.eog = (
-            vocabulary.bos,
-            vocabulary.eos,
-            vocabulary.eot,
-            vocabulary.eog,
-        )
+        self.bos, self.eos, self.eot, self.eog = (vocabulary.bos, vocabulary.eos, vocabulary.eot, vocabulary.eog)
         self.padding = vocabulary.padding
         self._ids, self._cache = vocabulary.ids, {}
         if vocabulary.model == "llama":
@@ -126,9 +113,7 @@ class Tokenizer:
             after_special = isinstance(piece, int)
         return ids
 
-    def _encode_plain(
-        self, text: str, at: int, prefix: bool, ids: list[int], starts: list[int] | None
-    ) -> None:
+    def _encode_plain(self, text: str, at: int, prefix: bool, ids: list[int], starts: list[int] | None) -> None:
         """Append the ids of text without special tokens; `at` is its place in the whole."""
         if self._escape:
             text = (_SPACE if prefix else "") + text.replace(" ", _SPACE)
@@ -185,9 +170,7 @@ class Tokenizer:
     def _prepare_bpe(self, metadata: Mapping, pre) -> None:
         merges = metadata.get("tokenizer.ggml.merges")
         if not isinstance(merges, list):
-            raise UserError(
-                "This GGUF file has no merges (tokenizer.ggml.merges), which BPE needs: convert it again."
-            )
+            raise UserError("This GGUF file has no merges (tokenizer.ggml.merges), which BPE needs: convert it again.")
         # A merge's text "left right" is itself the key: no part holds a space. Of equals the first counts.
         ranks = dict(zip(reversed(merges), range(len(merges) - 1, -1, -1), strict=True))
         self._cost = lambda left, right: ranks.get(f"{left} {right}")

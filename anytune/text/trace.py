@@ -24,7 +24,9 @@ STAND_IN = "\ue002"  # one private character, which no filter changes and no tex
 #: tags around thoughts, at which templates cut a message's content
 THOUGHT_TAG = re.compile(
     r"</?[^<>\s]{0,24}(?:think|thought|reason)[^<>\s]{0,24}>|\[/?THINK(?:ING)?\]|<\|channel>thought|<channel\|>"
-    r"|\[BEGIN FINAL RESPONSE\]", re.IGNORECASE)
+    r"|\[BEGIN FINAL RESPONSE\]",
+    re.IGNORECASE,
+)
 # JSON of ASCII only writes the private characters as \ue000
 _MARK = re.compile(r"(?:\ue000|\\ue000)(\d{9})(\d+)\.([01])(?:\ue001|\\ue001)")
 SECONDS = 10.0  # of this thread's processor time, for all renderings of one conversation
@@ -94,8 +96,8 @@ class _Search:
         if self._marked(part):
             return
         if len(part) > 1:
-            self._halve(part[:len(part) // 2])
-            self._halve(part[len(part) // 2:])
+            self._halve(part[: len(part) // 2])
+            self._halve(part[len(part) // 2 :])
         else:
             self._replaced(part[0])
 
@@ -116,8 +118,9 @@ class _Search:
     def _marked(self, chosen: list[int]) -> bool:
         """Mark the chosen pieces. False, and nothing noted, if that changes the rest of the text."""
         nonce, wanted = str(secrets.randbelow(9 * 10**8) + 10**8), set(chosen)
-        marked = self._again(lambda k, text: f"\ue000{nonce}{k}.0\ue001{text}\ue000{nonce}{k}.1\ue001"
-                             if k in wanted else text)
+        marked = self._again(
+            lambda k, text: f"\ue000{nonce}{k}.0\ue001{text}\ue000{nonce}{k}.1\ue001" if k in wanted else text
+        )
         if marked is None:
             return False
         plain, size, at = [], 0, 0
@@ -126,7 +129,7 @@ class _Search:
         for mark in _MARK.finditer(marked):
             if mark[1] != nonce:  # of the data
                 continue
-            plain.append(marked[at:mark.start()])
+            plain.append(marked[at : mark.start()])
             size, at, k = size + len(plain[-1]), mark.end(), int(mark[2])
             if mark[3] == "0":
                 opened[k] = size
@@ -186,7 +189,7 @@ def _core(text: str, leaf: Callable[[str], str]) -> str:
     """leaf() of the text without the white space around it, which templates take away."""
     core = text.strip()
     at = text.find(core)
-    return text[:at] + leaf(core) + text[at + len(core):] if core else text
+    return text[:at] + leaf(core) + text[at + len(core) :] if core else text
 
 
 def _content(i: int, message: dict, leaf: Callable[[Piece], str]) -> str:
@@ -197,7 +200,7 @@ def _content(i: int, message: dict, leaf: Callable[[Piece], str]) -> str:
     out, at, opened = [], 0, False
     tags = list(THOUGHT_TAG.finditer(content))
     for number, tag in enumerate([*tags, None]):
-        part = content[at:tag.start() if tag else len(content)]
+        part = content[at : tag.start() if tag else len(content)]
         closing = tag is not None and not opens_thought(tag[0])
         kind = "thought" if opened or closing and number == 0 else "words"
         out.append(_core(part, lambda text: leaf(Piece(i, kind, text))))  # noqa: B023

@@ -60,8 +60,10 @@ class Speech:
             if owners <= wanted:  # only the last of a message's tags has its end
                 found.append(Turn(a, b, "") if owners == following else self._ends.ended_tag(a, b, self._edges))
             elif owners & wanted:
-                raise UserError("The generation tags of the chat template hold several messages together, and not all "
-                                "of them are to be learned.")
+                raise UserError(
+                    "The generation tags of the chat template hold several messages together, and not all "
+                    "of them are to be learned."
+                )
         return found
 
     # Where the pieces are
@@ -114,7 +116,7 @@ class Speech:
     def _beginning(self, i: int, run: _Run) -> int:
         asked = self._render(self.messages[:i], True)
         own = self._asks(asked, i)
-        spoken, gap = self.text[:run.start], self.text[run.before:run.start]
+        spoken, gap = self.text[: run.start], self.text[run.before : run.start]
         left = shared(spoken, asked) if own else -1  # where the text leaves the prompt
         if left == len(asked or "") and left >= run.before:
             return left
@@ -130,7 +132,7 @@ class Speech:
             at = self._behind_prompt(i, run, gap)
         if at is None or at < run.before:
             at = run.start
-        lead = self.text[run.before:at]  # a space there is part of the first token
+        lead = self.text[run.before : at]  # a space there is part of the first token
         return at - (len(lead) - len(lead.rstrip(" ")))
 
     def _asks(self, asked: str | None, i: int) -> str:
@@ -138,7 +140,7 @@ class Speech:
         if asked and self.template.header and asked.endswith(self.template.header):
             return self.template.header
         without = self._render(self.messages[:i], False) if asked else None
-        return asked[len(without):] if without is not None and asked.startswith(without) else ""
+        return asked[len(without) :] if without is not None and asked.startswith(without) else ""
 
     def _behind_prompt(self, i: int, run: _Run, gap: str) -> int | None:
         """Behind what a prompt of the messages before i has behind their last words; None if the gap has none of it."""
@@ -146,7 +148,7 @@ class Speech:
             prompt = self.template.trace(self.messages[:i], self.tools, self.form, add_generation_prompt=True)
         except UserError:
             return None
-        tail = prompt.text[max((b for at in prompt.places for _, b in at), default=len(prompt.text)):]
+        tail = prompt.text[max((b for at in prompt.places for _, b in at), default=len(prompt.text)) :]
         same = shared(gap, tail)
         return run.before + (same if same == len(tail) else _unopened(gap, same)) if same else None
 
@@ -156,13 +158,13 @@ class Speech:
         run: where it has something else, and so may part from that rendering a little earlier.
         """
         words = {"role": "assistant", "content": STAND_IN}
-        for messages in ([*self.messages[:i], words, *self.messages[i + 1:]], [*self.messages[:i], words]):
+        for messages in ([*self.messages[:i], words, *self.messages[i + 1 :]], [*self.messages[:i], words]):
             changed = self._render(messages, False)
             at = changed.find(STAND_IN) if changed else -1
             if at >= 0 and self.text[:at] == changed[:at]:
                 return at
             if run and at >= 0 and run.kind != "words":
-                same = shared(self.text[:run.start], changed)
+                same = shared(self.text[: run.start], changed)
                 if same > run.before:
                     return same
         return None
@@ -170,11 +172,11 @@ class Speech:
     def _again(self, begin: int, first: _Run, run: _Run) -> int:
         """Where a message goes on behind a tool's answer or an end: with what stood before its first piece, if that is
         there."""
-        gap = self.text[run.before:run.start]
+        gap = self.text[run.before : run.start]
         header = _part(gap, self._ends.header)
         if header:
             return run.before + header
-        lead = self.text[begin:first.start]
+        lead = self.text[begin : first.start]
         same = common(lead[::-1], gap[::-1]) if run.kind != "words" else 0
         return run.start - same
 
@@ -196,7 +198,7 @@ class Speech:
 
 def _unopened(text: str, at: int) -> int:
     """Before a thought that the prompt opens (and may close), and the text goes on with otherwise."""
-    tags = [tag for tag in THOUGHT_TAG.finditer(text, 0, at) if not text[tag.end():at].strip()]
+    tags = [tag for tag in THOUGHT_TAG.finditer(text, 0, at) if not text[tag.end() : at].strip()]
     return tags[-1].start() if tags and opens_thought(tags[-1][0]) else at
 
 

@@ -14,18 +14,65 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = (1 << k for k in range(6))
 _SPECIAL = CONTROL | USER | UNKNOWN
 
 # Texts that mark the end of a turn, in order of preference; then all that end a generation.
-_EOT = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", "_<EOT>", "[EOT]",
-        "<end_of_utterance>", "<|end_of_text|>", "<|endoftext|>", "<｜end▁of▁sentence｜>"]
-_EOG = [*_EOT, "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "</s>", "<|eom_id|>", "[EOS]", "<eos>",
-        "<turn|>", "<|tool_response>", "[e~["]
+_EOT = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "<end_of_utterance>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<｜end▁of▁sentence｜>",
+]
+_EOG = [
+    *_EOT,
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "</s>",
+    "<|eom_id|>",
+    "[EOS]",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "[e~[",
+]
 # Fill-in-the-middle markers; a model that begins the next file or repository has ended its answer.
 _FIM = {
-    "fim_pre": ["<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
-                "<|code_prefix|>", "<|prefix|>"],
-    "fim_suf": ["<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
-                "<|code_suffix|>", "<|suffix|>"],
-    "fim_mid": ["<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>",
-                "<|code_middle|>", "<|middle|>"],
+    "fim_pre": [
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<｜fim▁begin｜>",
+        "<PRE>",
+        "▁<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ],
+    "fim_suf": [
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<｜fim▁hole｜>",
+        "<SUF>",
+        "▁<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ],
+    "fim_mid": [
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<｜fim▁end｜>",
+        "<MID>",
+        "▁<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ],
     "fim_pad": ["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
     "fim_rep": ["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
     "fim_sep": ["<|file_sep|>"],
@@ -57,8 +104,7 @@ class Vocabulary:
         self._read_ids(metadata)
         self._mark_by_text()
         self._find_ends()
-        self.special = sorted(np.flatnonzero(self.kinds & _SPECIAL).tolist(),
-                              key=lambda i: (-len(_utf8(tokens[i])), i))
+        self.special = sorted(np.flatnonzero(self.kinds & _SPECIAL).tolist(), key=lambda i: (-len(_utf8(tokens[i])), i))
         self.strip_after = self._strip_after(str(metadata.get("general.name", "")).lower())
 
     def __len__(self) -> int:
@@ -127,8 +173,10 @@ def _utf8(text: str) -> bytes:
 def _per_token(metadata: Mapping, name: str, count: int) -> np.ndarray:
     found = np.asarray(metadata.get(f"tokenizer.ggml.{name}", ()))
     if found.ndim != 1 or found.dtype.kind not in "iuf" or len(found) < count:
-        raise UserError(f"tokenizer.ggml.{name} has fewer entries than the vocabulary's {count} tokens: "
-                        "the GGUF file is damaged, convert it again.")
+        raise UserError(
+            f"tokenizer.ggml.{name} has fewer entries than the vocabulary's {count} tokens: "
+            "the GGUF file is damaged, convert it again."
+        )
     return found[:count]
 
 

@@ -27,14 +27,7 @@ import numpy as np
 from anytune.files import sync_folder
 from anytune.train.run import read_json
 from anytune.train.settings import FLAGS
-from anytune.train.tensors import (
-    Broken,
-    Tensors,
-    read_tensors,
-    sha256,
-    write_file,
-    write_tensors,
-)
+from anytune.train.tensors import Broken, Tensors, read_tensors, sha256, write_file, write_tensors
 
 FORMAT = 1
 NAME = re.compile(r"checkpoint_step_(\d{8,12})")
@@ -77,7 +70,7 @@ def save(folder: Path, step: int, state: Mapping[str, np.ndarray], info: dict, b
         manifest = json.dumps({"format": FORMAT, "files": rows}, indent=1, sort_keys=True).encode()
         write_file(temp / MANIFEST, [manifest])
         sync_folder(temp)
-        if final.exists():      # an earlier life's checkpoint of this very step, torn or about to be equal
+        if final.exists():  # an earlier life's checkpoint of this very step, torn or about to be equal
             os.rename(final, folder / f".{final.name}.old{os.getpid()}")
         os.rename(temp, final)
         sync_folder(folder)
@@ -98,6 +91,7 @@ def _link(source: Path, target: Path) -> tuple[int, str]:
 
 def load(path: Path) -> Checkpoint:
     """Verify a checkpoint: manifest, sizes, hashes, shape of its numbers. Raises Broken, saying what."""
+
     def bad(problem: str) -> Broken:
         return Broken(f"{path} is not a whole checkpoint: {problem}; use another one, or --resume-from auto.")
 
@@ -137,8 +131,9 @@ def _count(value) -> bool:
 SHAPE: dict[str, Callable[[object], bool]] = {
     "step": _count,
     "position": lambda v: isinstance(v, dict) and all(map(_count, v.values())),
-    "best": lambda v: v is None or (isinstance(v, dict) and _count(v.get("step"))
-                                    and isinstance(v.get("val_loss"), float)),
+    "best": lambda v: (
+        v is None or (isinstance(v, dict) and _count(v.get("step")) and isinstance(v.get("val_loss"), float))
+    ),
     "waited": _count,
     "pending": lambda v: v is None or isinstance(v, dict),
     "run_id": lambda v: isinstance(v, str),
@@ -218,11 +213,20 @@ def differences(then: dict, now: dict) -> list[str]:
     return out
 
 
-LABELS = {"base": "the base model's file", "data": "the training data or how it becomes tokens",
-          "validation": "the validation data or how it becomes tokens"}
-SPEC_FLAGS = {"rank": "--lora-rank", "alpha": "--lora-alpha", "modules": "--lora-modules",
-              "rslora": "--rslora", "plus_ratio": "--lora-plus-ratio", "dropout": "--lora-dropout",
-              "seed": "--lora-seed"}
+LABELS = {
+    "base": "the base model's file",
+    "data": "the training data or how it becomes tokens",
+    "validation": "the validation data or how it becomes tokens",
+}
+SPEC_FLAGS = {
+    "rank": "--lora-rank",
+    "alpha": "--lora-alpha",
+    "modules": "--lora-modules",
+    "rslora": "--rslora",
+    "plus_ratio": "--lora-plus-ratio",
+    "dropout": "--lora-dropout",
+    "seed": "--lora-seed",
+}
 
 
 def _short(value) -> str:

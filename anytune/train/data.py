@@ -24,9 +24,17 @@ if TYPE_CHECKING:
 _DATES = 8  # of runs that may be meant, at most
 
 
-def read_sets(model: Model, template: ChatTemplate, data: Sequence, val_file: Sequence, val_split: float,
-              options: dict[str, Any], settings: TrainSettings, team: Solo,
-              console: Console) -> tuple[tuple[Dataset, Dataset | None], ChatTemplate]:
+def read_sets(
+    model: Model,
+    template: ChatTemplate,
+    data: Sequence,
+    val_file: Sequence,
+    val_split: float,
+    options: dict[str, Any],
+    settings: TrainSettings,
+    team: Solo,
+    console: Console,
+) -> tuple[tuple[Dataset, Dataset | None], ChatTemplate]:
     """((training set, validation set or None), the template with the date of the run). Raises UserError.
 
     options: build_dataset's. Where a run is continued, its own date is the one that makes its data again.

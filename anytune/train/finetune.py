@@ -66,16 +66,33 @@ def finetune(model: Model | str | os.PathLike, data, **options: Any) -> Run:
     return run
 
 
-def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
-          adapter: Adapter | str | os.PathLike | None = None, full: Full | None = None,
-          output: str | os.PathLike | None = None, output_type: str | None = "F16",
-          val_file: str | os.PathLike | None = None, val_split: float = 0.0,
-          loss: str = "auto", assistant_loss_only: bool = False, chat_template: str | os.PathLike | None = None,
-          format: str = "auto", columns: dict[str, str] | None = None, overflow: str | None = None,
-          device: str = "auto", threads: int | None = None, memory: int | None = None,
-          shard: bool = False, quiet: bool = False, progress: Callable[[dict], None] | None = None,
-          watch: Callable[[Any, int], None] | None = None,
-          settings: TrainSettings | None = None, **hyper: Any) -> Run:
+def train(
+    model: Model | str | os.PathLike,
+    data,
+    *,
+    lora: Lora | None = None,
+    adapter: Adapter | str | os.PathLike | None = None,
+    full: Full | None = None,
+    output: str | os.PathLike | None = None,
+    output_type: str | None = "F16",
+    val_file: str | os.PathLike | None = None,
+    val_split: float = 0.0,
+    loss: str = "auto",
+    assistant_loss_only: bool = False,
+    chat_template: str | os.PathLike | None = None,
+    format: str = "auto",
+    columns: dict[str, str] | None = None,
+    overflow: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    memory: int | None = None,
+    shard: bool = False,
+    quiet: bool = False,
+    progress: Callable[[dict], None] | None = None,
+    watch: Callable[[Any, int], None] | None = None,
+    settings: TrainSettings | None = None,
+    **hyper: Any,
+) -> Run:
     """Build the data set, train, save. Everything is written under the run's folder (see run.py).
 
     model          a loaded Model, or a GGUF file's path (loaded with device, threads, memory)
@@ -103,8 +120,15 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
     """
     settings = _settings(settings, hyper)
     _check_files(data, val_file, val_split, chat_template, settings)
-    check_outputs(output, settings, getattr(getattr(model, "gguf", None), "path", model), data, val_file,
-                  None if isinstance(adapter, Adapter) else adapter, chat_template)
+    check_outputs(
+        output,
+        settings,
+        getattr(getattr(model, "gguf", None), "path", model),
+        data,
+        val_file,
+        None if isinstance(adapter, Adapter) else adapter,
+        chat_template,
+    )
     if full is not None and (lora is not None or adapter is not None):
         raise UserError("Train an adapter or the model itself (--full), not both in one run.")
     if full is not None and shard:
@@ -116,18 +140,44 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
         adapter = _adapter(adapter, model, lora, console)
         template = _template(model, chat_template, adapter, console)
         if assistant_loss_only and loss == "all":
-            raise UserError("assistant_loss_only and loss=\"all\" ask for opposite things: give one of them.")
-        options = {"loss": "assistant" if assistant_loss_only else loss, "format": format, "columns": columns,
-                   "overflow": overflow}
-        record = {"model": model.gguf.path, "data": data, "val_file": val_file, "val_split": val_split,
-                  "chat_template": chat_template, "output": output, "output_type": output_type, **options}
-        sets, template = read_sets(model, template, _list(data), _list(val_file or ()), val_split, options, settings,
-                                   team, console)
-        job = _Job(model, template, sets, settings, console, Path(output) if output is not None else None, team,
-                   full is not None)
+            raise UserError('assistant_loss_only and loss="all" ask for opposite things: give one of them.')
+        options = {
+            "loss": "assistant" if assistant_loss_only else loss,
+            "format": format,
+            "columns": columns,
+            "overflow": overflow,
+        }
+        record = {
+            "model": model.gguf.path,
+            "data": data,
+            "val_file": val_file,
+            "val_split": val_split,
+            "chat_template": chat_template,
+            "output": output,
+            "output_type": output_type,
+            **options,
+        }
+        sets, template = read_sets(
+            model, template, _list(data), _list(val_file or ()), val_split, options, settings, team, console
+        )
+        job = _Job(
+            model,
+            template,
+            sets,
+            settings,
+            console,
+            Path(output) if output is not None else None,
+            team,
+            full is not None,
+        )
         try:
-            made = job.run(lambda job: _adapter_of(job, lora, adapter) if full is None else
-                           _model_of(job, full, output_type), threads, record, progress, watch)
+            made = job.run(
+                lambda job: _adapter_of(job, lora, adapter) if full is None else _model_of(job, full, output_type),
+                threads,
+                record,
+                progress,
+                watch,
+            )
         finally:
             if job.place is not None:
                 job.place.leave()
@@ -138,7 +188,7 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
         raise
     finally:
         if team.sharded:
-            model.hold("blocks")    # whole again, for whatever comes next
+            model.hold("blocks")  # whole again, for whatever comes next
         model.engine.team = None
         console.close()
 
@@ -146,8 +196,17 @@ def train(model: Model | str | os.PathLike, data, *, lora: Lora | None = None,
 class _Job:
     """What is known once the data is read: from here on it is one straight line to the adapter."""
 
-    def __init__(self, model, template, sets, settings: TrainSettings, console: Console, output: Path | None,
-                 team: Solo, full: bool):
+    def __init__(
+        self,
+        model,
+        template,
+        sets,
+        settings: TrainSettings,
+        console: Console,
+        output: Path | None,
+        team: Solo,
+        full: bool,
+    ):
         self.model, self.template, self.console, self.output, self.team = model, template, console, output, team
         self.full, self.place = full, None
         self.train_set, self.val_set = sets
@@ -158,16 +217,23 @@ class _Job:
         self.plan = Plan(self.train_set, self.settings)
         idle = team.size - self.plan.per_step
         if idle > 0:
-            console.say(f"A step is {self.plan.per_step} × {self.settings.ubatch} tokens, so {idle} of {team.size} "
-                        f"processes have nothing to do: raise -b to {team.size * self.settings.ubatch} or more, or "
-                        "lower -ub.")
+            console.say(
+                f"A step is {self.plan.per_step} × {self.settings.ubatch} tokens, so {idle} of {team.size} "
+                f"processes have nothing to do: raise -b to {team.size * self.settings.ubatch} or more, or "
+                "lower -ub."
+            )
 
     def run(self, start, threads: int | None, record: dict, progress, watch) -> Run:
         """start(self) -> (trainee, product)."""
         settings, say, team = self.settings, self.console.say, self.team
-        identity = _plain({"base": self.model.gguf.sha256(), "data": self.train_set.fingerprint,
-                           "validation": self.val_set.fingerprint if self.val_set is not None else None,
-                           "settings": settings.exact()})
+        identity = _plain(
+            {
+                "base": self.model.gguf.sha256(),
+                "data": self.train_set.fingerprint,
+                "validation": self.val_set.fingerprint if self.val_set is not None else None,
+                "settings": settings.exact(),
+            }
+        )
         if self.template.tells_date:
             identity["date"] = self.template.today.isoformat()
         _same_job(team, identity | {"settings": identity["settings"] | _rhythm(settings, self.model.engine, team)})
@@ -175,27 +241,53 @@ class _Job:
         engine = self.model.engine.identity() | ({"processes": team.size} if team.size > 1 else {})
         if team.size > 1:
             say(f"Trains with {team.size} processes, which share out the micro-batches of each step")
-        say(preflight.report(self.trainee, self.plan, self.val_set, settings,
-                             team.size * self.model.engine.flops_per_second()))
+        say(
+            preflight.report(
+                self.trainee, self.plan, self.val_set, settings, team.size * self.model.engine.flops_per_second()
+            )
+        )
         team.lead(self._try_places)
         identity["trainee"] = _plain(self.trainee.spec)
         _same_job(team, identity)
-        record = _plain(record | {"settings": dataclasses.asdict(settings), "total_steps": self.plan.total,
-                                  "data_report": self.train_set.report})
+        record = _plain(
+            record
+            | {
+                "settings": dataclasses.asdict(settings),
+                "total_steps": self.plan.total,
+                "data_report": self.train_set.report,
+            }
+        )
         run, run_id, found = _open(team, settings, self.model.gguf.path.stem, identity, record, say)
         run.file = self.product.file
         say(f"Run: {run.path}")
         if self.output is None:
             team.lead(lambda: say(f"Saving: {self.product.trial(run.product)}"))
-        trainer = Trainer(self.trainee, self.train_set, self.val_set, settings, run, run_id=run_id,
-                          identity=identity, engine=engine, resume=found, console=self.console,
-                          progress=progress, watch=watch, plan=self.plan, product=self.product, team=team)
+        trainer = Trainer(
+            self.trainee,
+            self.train_set,
+            self.val_set,
+            settings,
+            run,
+            run_id=run_id,
+            identity=identity,
+            engine=engine,
+            resume=found,
+            console=self.console,
+            progress=progress,
+            watch=watch,
+            plan=self.plan,
+            product=self.product,
+            team=team,
+        )
         try:
             result = trainer.run()
         except Lost as error:
-            kept = (f"the last checkpoint is {trainer.keeper.saved}, and the same command with --resume-from auto "
-                    "continues from it, with any number of processes" if trainer.keeper.saved
-                    else "there is no checkpoint yet")
+            kept = (
+                f"the last checkpoint is {trainer.keeper.saved}, and the same command with --resume-from auto "
+                "continues from it, with any number of processes"
+                if trainer.keeper.saved
+                else "there is no checkpoint yet"
+            )
             lost = Lost(f"The run in {run.path} had to end, as {error}; {kept}.")
             if not launched():  # said at once: torchrun is about to end this process too
                 say(str(lost))
@@ -245,8 +337,10 @@ class _Job:
         try:
             self.product.deliver(made, self.output)
         except OSError as error:
-            raise UserError(f"The {self.product.noun} cannot be written to {self.output}: {error.strerror or error}; "
-                            f"it is kept as {made}.") from None
+            raise UserError(
+                f"The {self.product.noun} cannot be written to {self.output}: {error.strerror or error}; "
+                f"it is kept as {made}."
+            ) from None
 
     @property
     def template_source(self) -> str | None:
@@ -281,8 +375,9 @@ def check_pipes(paths, processes: int) -> None:
     paths = [path for path in paths if path is not None]
     check_once(paths)
     if processes > 1 and (pipe := next(filter(reads_once, paths), None)) is not None:
-        raise UserError(f"{pipe} can be read only once, and {processes} processes read the data: write it to a file "
-                        "first.")
+        raise UserError(
+            f"{pipe} can be read only once, and {processes} processes read the data: write it to a file first."
+        )
 
 
 def check_outputs(output, settings: TrainSettings, model, data, val_file, adapter, chat_template) -> None:
@@ -291,16 +386,23 @@ def check_outputs(output, settings: TrainSettings, model, data, val_file, adapte
     written = [output]
     if output is not None and Path(output).suffix.lower() != ".gguf":
         written += [Path(output) / name for name in adapter_peft.FILES]
-    resumed = Path(settings.resume_from or "auto").absolute()   # a checkpoint, or the folder of a run
+    resumed = Path(settings.resume_from or "auto").absolute()  # a checkpoint, or the folder of a run
     checkpoint = resumed if (resumed / ckpt.INFO).exists() else None
     folder = checkpoint.parent.parent if checkpoint else resumed
     # beside --checkpoint-save-dir there is no run's folder
     home = settings.run_dir or (folder if settings.resume_from and (folder / "settings.json").exists() else None)
     written += [Path(home) / name for name in FILES] if home else []
-    spare_inputs(written, [("the model", model), ("the adapter to continue from", adapter),
-                           ("the chat template", chat_template), *(("the data", path) for path in _list(data)),
-                           *(("the validation data", path) for path in _list(val_file or ())),
-                           ("the checkpoint", checkpoint)])
+    spare_inputs(
+        written,
+        [
+            ("the model", model),
+            ("the adapter to continue from", adapter),
+            ("the chat template", chat_template),
+            *(("the data", path) for path in _list(data)),
+            *(("the validation data", path) for path in _list(val_file or ())),
+            ("the checkpoint", checkpoint),
+        ],
+    )
 
 
 def _list(paths) -> list:
@@ -311,6 +413,7 @@ def _load(model, device, threads, memory):
     if not isinstance(model, (str, os.PathLike)):
         return model
     from anytune.model import load
+
     return load(model, device=device, threads=threads, memory=memory)
 
 
@@ -322,12 +425,14 @@ def _join(engine, shard: bool) -> Solo:
     if shard and (device is None or device.type not in ("cpu", "cuda")):
         raise UserError(f"--shard is for CUDA and ROCm (and cpu-torch), not for the {engine.name} engine.")
     if here is not None and device is not None and device.type == "cuda" and device.index != int(here):
-        raise UserError(f"this process has its model on {device}, and as number {here} of its machine it should take "
-                        f"that card: load it with device='cuda:{here}', or hand over the file's path.")
+        raise UserError(
+            f"this process has its model on {device}, and as number {here} of its machine it should take "
+            f"that card: load it with device='cuda:{here}', or hand over the file's path."
+        )
     team = join(device)
     team.shard = shard
     if team.size > 1:
-        prove(engine, True)   # alone: its known answers hold for one process
+        prove(engine, True)  # alone: its known answers hold for one process
         engine.team = team
         if hasattr(engine, "shards"):
             engine.shards = team.size
@@ -339,31 +444,45 @@ def _same_job(team: Solo, identity: dict) -> None:
     other = ckpt.differences(team.spread(identity), identity)
     wrong = team.any(bool(other))
     if other:
-        raise UserError(f"process {team.rank} was given something else than process 0: "
-                        f"{'; '.join(other).replace(' then, ', ' there, ').replace(' now)', ' here)')}.")
+        raise UserError(
+            f"process {team.rank} was given something else than process 0: "
+            f"{'; '.join(other).replace(' then, ', ' there, ').replace(' now)', ' here)')}."
+        )
     if wrong:
         raise Elsewhere("another process was given something else than process 0")
 
 
 def _rhythm(settings: TrainSettings, engine, team: Solo) -> dict:
     """What a resumed run may change, but processes must share, since it decides when they meet and in which numbers."""
-    return {"checkpoint_save_steps": settings.checkpoint_save_steps, "--shard": team.shard, "--device": engine.name,
-            "--dtype": engine.identity().get("dtype")}
+    return {
+        "checkpoint_save_steps": settings.checkpoint_save_steps,
+        "--shard": team.shard,
+        "--device": engine.name,
+        "--dtype": engine.identity().get("dtype"),
+    }
 
 
 def _open(team: Solo, settings, name: str, identity: dict, record: dict, say):
     """open_run() by process 0, for all."""
+
     def work():
         run, run_id, found = open_run(settings, name, identity, record, say)
         return [str(run.path), str(run.checkpoints), run_id, found and [str(found.path), found.step, found.info]]
+
     path, checkpoints, run_id, found = team.lead(work)
-    return (RunFolder(Path(path), Path(checkpoints)), run_id,
-            Checkpoint(Path(found[0]), found[1], found[2]) if found else None)
+    return (
+        RunFolder(Path(path), Path(checkpoints)),
+        run_id,
+        Checkpoint(Path(found[0]), found[1], found[2]) if found else None,
+    )
 
 
 def _kept(trainer: Trainer) -> str:
-    return (f" The last good checkpoint is {trainer.keeper.saved}." if trainer.keeper.saved
-            else " There is no checkpoint yet.")
+    return (
+        f" The last good checkpoint is {trainer.keeper.saved}."
+        if trainer.keeper.saved
+        else " There is no checkpoint yet."
+    )
 
 
 def _same_threads(engine, asked: int | None, recorded: dict, team: Solo) -> None:
@@ -389,6 +508,7 @@ def _adapter(adapter, model, lora: Lora | None, console: Console):
             console.say(f"Note: {remark}")
     if adapter is not None and lora is not None:
         from anytune.model.lora import refuse_beside
+
         refuse_beside(lora, adapter)
     return adapter
 
@@ -397,12 +517,14 @@ def _template(model, file, adapter, console: Console):
     """The template that the data goes through: the file's, else the one that the adapter was trained with, else the
     model's."""
     from anytune.text import ChatTemplate
+
     trained = adapter.chat_template if adapter is not None else None
     if file is not None:
         template = ChatTemplate.for_model(model.gguf, model.tokenizer, file=file)
         if trained and trained != template.source:
-            console.say(f"Note: the adapter was trained with another chat template than {file}, which is used from "
-                        "now on")
+            console.say(
+                f"Note: the adapter was trained with another chat template than {file}, which is used from now on"
+            )
         return template
     if trained is None or trained == model.template.source:
         return model.template
@@ -412,9 +534,11 @@ def _template(model, file, adapter, console: Console):
 
 def _adapter_of(job: _Job, lora, adapter):
     from anytune.model import Lora
+
     model, settings = job.model, job.settings
-    trainee = model.trainee(lora or Lora(seed=settings.seed), adapter=adapter, ubatch=settings.ubatch,
-                            context=job.longest)
+    trainee = model.trainee(
+        lora or Lora(seed=settings.seed), adapter=adapter, ubatch=settings.ubatch, context=job.longest
+    )
     return trainee, AdapterProduct(trainee, model.gguf, job.template_source)
 
 
@@ -425,8 +549,11 @@ def _model_of(job: _Job, full, kind: str | None):
 
 def _ending(result: Result, output: Path | None, product) -> str:
     steps = f"after step {result.step} of {result.total_steps}"
-    head = {"finished": f"Finished {steps}.", "early": f"Stopped {steps}: validation was no longer better.",
-            "interrupted": f"Interrupted {steps}."}[result.stopped]
+    head = {
+        "finished": f"Finished {steps}.",
+        "early": f"Stopped {steps}: validation was no longer better.",
+        "interrupted": f"Interrupted {steps}.",
+    }[result.stopped]
     parts = [head]
     if result.best:
         parts.append(f"Best validation loss {result.best['val_loss']:.4f} at step {result.best['step']}.")
@@ -434,8 +561,11 @@ def _ending(result: Result, output: Path | None, product) -> str:
         parts.append(f"{product.noun.capitalize()}: {output or result.path}")
     if result.stopped == "interrupted":
         where = result.checkpoint or "auto"
-        parts.append(f"Continue with the same command and --resume-from {where}" if result.checkpoint
-                     else "Nothing had been learned yet, so nothing was saved.")
+        parts.append(
+            f"Continue with the same command and --resume-from {where}"
+            if result.checkpoint
+            else "Nothing had been learned yet, so nothing was saved."
+        )
     return "\n".join(parts)
 
 

@@ -15,8 +15,7 @@ class Interrupts:
     handlers only there); whoever runs a trainer in a thread sets `stop` itself. quiet: nothing is said.
     """
 
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
-                    if hasattr(signal, name))
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self, quiet: bool = False):
         self.stop, self.quiet, self._old = False, quiet, {}

@@ -31,12 +31,12 @@ class Keeper:
         """
         self._same_everywhere(step)
         made = self.team.lead(lambda: self._write(step, info))
-        if made is not None:    # on the other ranks, too
+        if made is not None:  # on the other ranks, too
             self.saved, self.saved_step = Path(made), step
 
     def _write(self, step: int, info: Callable[[], dict]) -> str | None:
         if not self.sound():
-            return None     # the next step will say so; the last good checkpoint stays the last
+            return None  # the next step will say so; the last good checkpoint stays the last
         folder, facts = self.folder.checkpoints, info()
         try:
             made = ckpt.save(folder, step, self.trainee.state(), facts, self.folder.best if facts["best"] else None)
@@ -58,8 +58,10 @@ class Keeper:
         check = zlib.crc32(b"".join(zlib.crc32(state[name]).to_bytes(4, "big") for name in sorted(state)))
         if self.team.any(self.team.least(check) != check):
             kept = f" The last good checkpoint is {self.saved}." if self.saved else ""
-            text = (f"After step {step} the processes' parameters differ, so training stopped: their machines "
-                    f"compute differently; use cards of one kind and the same versions everywhere.{kept}")
+            text = (
+                f"After step {step} the processes' parameters differ, so training stopped: their machines "
+                f"compute differently; use cards of one kind and the same versions everywhere.{kept}"
+            )
             raise UserError(text) if self.team.rank == 0 else Elsewhere(text)
 
     def sound(self) -> bool:

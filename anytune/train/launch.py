@@ -21,28 +21,34 @@ from anytune.engine.probe import cores
 from anytune.errors import UserError
 from anytune.train.team import PLACES, REPORT, launched
 
-PATIENCE = 6.0      # seconds for the others to end by themselves once one has failed, or after a second Ctrl-C
-PARTING = 60.0      # the same where one has ended well: all have done their work then
+PATIENCE = 6.0  # seconds for the others to end by themselves once one has failed, or after a second Ctrl-C
+PARTING = 60.0  # the same where one has ended well: all have done their work then
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def check(count: int, device: str) -> str:
     """The device for `count` processes. Raises UserError if there are not as many."""
     if any(name in os.environ for name in ("RANK", "WORLD_SIZE")):
-        raise UserError("--gpus starts the processes itself: under torchrun leave it out, else unset RANK and "
-                        "WORLD_SIZE.")
+        raise UserError(
+            "--gpus starts the processes itself: under torchrun leave it out, else unset RANK and WORLD_SIZE."
+        )
     asked, device = device, device if device != "auto" else _best()
     kind, _, number = device.partition(":")
     if number:
-        raise UserError(f"--gpus {count} takes the cards {kind}:0 to {kind}:{count - 1}: give --device {kind}, and "
-                        "choose among them with CUDA_VISIBLE_DEVICES.")
+        raise UserError(
+            f"--gpus {count} takes the cards {kind}:0 to {kind}:{count - 1}: give --device {kind}, and "
+            "choose among them with CUDA_VISIBLE_DEVICES."
+        )
     if kind in ("cuda", "rocm", "xpu", "mps"):
         from anytune.engine.torch.devices import _present, torch_module
+
         there, words = _present(torch_module(), kind)
     else:
         if asked == "auto":
-            raise UserError(f"--gpus {count}: there is no GPU here that torch can use; processes on the CPU need "
-                            "--device cpu-torch or --device numpy.")
+            raise UserError(
+                f"--gpus {count}: there is no GPU here that torch can use; processes on the CPU need "
+                "--device cpu-torch or --device numpy."
+            )
         there = cores()
         words = f"this machine has {there} cores"
     if count > there:
@@ -52,6 +58,7 @@ def check(count: int, device: str) -> str:
 
 def _best() -> str:
     from anytune.engine.devices import choose
+
     return choose()
 
 
@@ -66,13 +73,19 @@ class _Family:
 
     def __init__(self, args: list[str], count: int, device: str, folder: Path, debug: bool):
         self.count, self.folder = count, folder
-        self.signals: list[int] = []   # that this process was sent, and sent on
+        self.signals: list[int] = []  # that this process was sent, and sent on
         self.children: list[subprocess.Popen] = []
-        self.stdin, self.life = os.pipe()   # of the children; that this process lives (see follow_parent)
-        self.ended: list[int] = []     # ranks, in the order in which they ended
+        self.stdin, self.life = os.pipe()  # of the children; that this process lives (see follow_parent)
+        self.ended: list[int] = []  # ranks, in the order in which they ended
         self.command = [sys.executable, "-m", "anytune", *args, "--device", device]
-        self.common = {**os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), REPORT: str(folder),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        self.common = {
+            **os.environ,
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            REPORT: str(folder),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
         if debug:
             self.common["ANYTUNE_DEBUG"] = "1"
         if sys.platform == "linux":
@@ -106,8 +119,9 @@ class _Family:
         if rank == 0:
             return subprocess.Popen(self.command, env=env, stdin=self.stdin, start_new_session=True)
         with open(self.folder / f"words-{rank}", "wb") as file:
-            return subprocess.Popen(self.command, env=env, stdin=self.stdin, stdout=file, stderr=file,
-                                    start_new_session=True)
+            return subprocess.Popen(
+                self.command, env=env, stdin=self.stdin, stdout=file, stderr=file, start_new_session=True
+            )
 
     def _forward(self, number, frame) -> None:
         self.signals.append(number)
@@ -139,7 +153,7 @@ class _Family:
         failed = [rank for rank in self.ended if codes[rank] and codes[rank] not in stopped]
         # one that ended because another had gone leaves a word of it, and is not to blame
         guilty = [rank for rank in failed if not self._told("ended", rank)]
-        guilty.sort(key=lambda rank: codes[rank] > 0)    # a signal before what it led to
+        guilty.sort(key=lambda rank: codes[rank] > 0)  # a signal before what it led to
         if not guilty and (self.signals or not failed):
             if not any(codes):
                 return 0
@@ -152,11 +166,16 @@ class _Family:
         first = guilty[0]
         code = codes[first]
         if first == 0 and code > 0:
-            return code     # it said why
+            return code  # it said why
         kept = self._told("saved", 0)
-        self._say(f"process {first} of {self.count} {_how(code)}{self._last_words(first)}; "
-                  + (f"the last checkpoint is {kept}: the same command with --resume-from auto continues from it."
-                     if kept else "there is no checkpoint yet."))
+        self._say(
+            f"process {first} of {self.count} {_how(code)}{self._last_words(first)}; "
+            + (
+                f"the last checkpoint is {kept}: the same command with --resume-from auto continues from it."
+                if kept
+                else "there is no checkpoint yet."
+            )
+        )
         return code if code > 0 else 1
 
     def _told(self, name: str, rank: int) -> str:
@@ -198,7 +217,9 @@ def is_child() -> bool:
 def follow_parent() -> None:
     """Stop in good order when the process that started this one ends, however it ends: it holds the other end of this
     one's standard input, and writes nothing there."""
+
     def wait() -> None:
         os.read(0, 1)
         os.kill(os.getpid(), signal.SIGTERM)
+
     threading.Thread(target=wait, daemon=True, name="anytune-parent").start()

@@ -12,9 +12,20 @@ from pathlib import Path
 #: val_loss: the same over the validation set, after the update (null: not evaluated); lr; grad_norm before
 #: clipping; tokens and loss_tokens of this step; tokens_per_s and seconds of this step; rss_bytes of the
 #: process now.
-COLUMNS = ("step", "epoch", "loss", "val_loss", "lr", "grad_norm", "tokens", "loss_tokens", "tokens_per_s",
-           "rss_bytes", "seconds")
-LATER = {"seconds"}     # columns that rows of older versions do not have
+COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "val_loss",
+    "lr",
+    "grad_norm",
+    "tokens",
+    "loss_tokens",
+    "tokens_per_s",
+    "rss_bytes",
+    "seconds",
+)
+LATER = {"seconds"}  # columns that rows of older versions do not have
 
 
 class MetricsFile:
@@ -70,8 +81,12 @@ def read(path: Path) -> list[dict]:
 def sound(row: dict, step: int) -> bool:
     """Whether a row from outside is one that this program wrote for `step`, its val_loss still missing."""
     numbers = [value for name, value in row.items() if name != "val_loss"]
-    return (set(COLUMNS) - LATER <= set(row) <= set(COLUMNS) and row["step"] == step and row["val_loss"] is None
-            and all(type(value) in (int, float) for value in numbers))
+    return (
+        set(COLUMNS) - LATER <= set(row) <= set(COLUMNS)
+        and row["step"] == step
+        and row["val_loss"] is None
+        and all(type(value) in (int, float) for value in numbers)
+    )
 
 
 def _rows(path: Path) -> Iterator[tuple[dict, int]]:

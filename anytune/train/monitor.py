@@ -87,9 +87,15 @@ class RunView:
 
     def as_dict(self) -> dict[str, Any]:
         timing = Timing.of(self.rows)
-        return {"run": str(self.path), "state": self.state, "total_steps": self.total_steps,
-                "eta_seconds": self.eta_seconds if self.running else None, "timing": timing and timing.as_dict(),
-                "last": self.rows[-1] if self.rows else None, "log": self.log()}
+        return {
+            "run": str(self.path),
+            "state": self.state,
+            "total_steps": self.total_steps,
+            "eta_seconds": self.eta_seconds if self.running else None,
+            "timing": timing and timing.as_dict(),
+            "last": self.rows[-1] if self.rows else None,
+            "log": self.log(),
+        }
 
     def text(self) -> str:
         """A screen for people: state, progress, loss, log."""
@@ -97,9 +103,14 @@ class RunView:
         if self.rows:
             row, timing = self.rows[-1], Timing.of(self.rows)
             measured = [r["val_loss"] for r in self.rows if r.get("val_loss") is not None]
-            lines += [progress_line(row, self.total_steps, self.eta_seconds if self.running else None,
-                                    min(measured, default=None)),
-                      f"{timing.text()}   memory {size(row['rss_bytes'])}", "", *loss_chart(self.rows)]
+            lines += [
+                progress_line(
+                    row, self.total_steps, self.eta_seconds if self.running else None, min(measured, default=None)
+                ),
+                f"{timing.text()}   memory {size(row['rss_bytes'])}",
+                "",
+                *loss_chart(self.rows),
+            ]
         else:
             lines.append("no step is done yet")
         log = self.log()

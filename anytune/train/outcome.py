@@ -56,6 +56,7 @@ class Launched:
 
     losses: of each micro-batch, 0.0 for another rank's.
     """
+
     position: Position
     bins: list
     losses: list
@@ -63,7 +64,7 @@ class Launched:
     lr: float
     tokens: int
     loss_tokens: int
-    started: float      # time.perf_counter()
+    started: float  # time.perf_counter()
 
 
 def bad(value) -> bool:
@@ -73,4 +74,4 @@ def bad(value) -> bool:
 
 def loss_tokens(data, indexes) -> int:
     """Tokens with loss in these examples (an example's first token is never one)."""
-    return sum(int(np.count_nonzero(data.loss[data.offsets[i] + 1:data.offsets[i + 1]])) for i in indexes)
+    return sum(int(np.count_nonzero(data.loss[data.offsets[i] + 1 : data.offsets[i + 1]])) for i in indexes)

@@ -17,7 +17,7 @@ from anytune.errors import UserError
 from anytune.text.packing import pack
 from anytune.train.settings import TrainSettings
 
-Step = list[list[int]]      # example indexes of each micro-batch
+Step = list[list[int]]  # example indexes of each micro-batch
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from anytune.train.metrics import read
 
 WIDTH, HEIGHT = 860, 460
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 44, 48
-POINTS = 1500       # more cannot be seen; longer runs are averaged down to this many
+POINTS = 1500  # more cannot be seen; longer runs are averaged down to this many
 
 
 def plot_losses(metrics: Path, out: Path, title: str) -> bool:
@@ -44,23 +44,28 @@ def svg(losses: list[tuple[int, float]], vals: list[tuple[int, float]], title: s
         return f"{x:.1f},{y:.1f}"
 
     def line(points, color, width, opacity=1.0):
-        return (f'<polyline fill="none" stroke="{color}" stroke-width="{width}" stroke-opacity="{opacity}" '
-                f'points="{" ".join(map(at, points))}"/>')
+        return (
+            f'<polyline fill="none" stroke="{color}" stroke-width="{width}" stroke-opacity="{opacity}" '
+            f'points="{" ".join(map(at, points))}"/>'
+        )
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-             f'font-family="system-ui,sans-serif" font-size="13" fill="#444">',
-             f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-             f'<text x="{LEFT}" y="26" font-size="16" fill="#111">{escape(title)}</text>']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'font-family="system-ui,sans-serif" font-size="13" fill="#444">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        f'<text x="{LEFT}" y="26" font-size="16" fill="#111">{escape(title)}</text>',
+    ]
     for tick in ticks:
         y = at((first, tick)).split(",")[1]
-        parts.append(f'<path d="M{LEFT} {y}H{WIDTH - RIGHT}" stroke="#e4e4e4"/>'
-                     f'<text x="{LEFT - 8}" y="{y}" dy="4" text-anchor="end">{tick:.6g}</text>')
+        parts.append(
+            f'<path d="M{LEFT} {y}H{WIDTH - RIGHT}" stroke="#e4e4e4"/>'
+            f'<text x="{LEFT - 8}" y="{y}" dy="4" text-anchor="end">{tick:.6g}</text>'
+        )
     for tick in nice_ticks(first, last):
         if first <= tick <= last and tick == int(tick):
             x = at((tick, low)).split(",")[0]
             parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{int(tick)}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
-                 f'optimizer step</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">optimizer step</text>')
     parts += [line(losses, "#4878cf", 1, 0.35), line(smooth, "#2a5db0", 2)]
     legend = [("loss per token (nats)", "#2a5db0")]
     if vals:
@@ -70,8 +75,7 @@ def svg(losses: list[tuple[int, float]], vals: list[tuple[int, float]], title: s
         legend.append(("validation", "#d1603d"))
     for i, (name, color) in enumerate(legend):
         x = WIDTH - RIGHT - 280 + 170 * i
-        parts.append(f'<path d="M{x} 22h18" stroke="{color}" stroke-width="2"/>'
-                     f'<text x="{x + 24}" y="26">{name}</text>')
+        parts.append(f'<path d="M{x} 22h18" stroke="{color}" stroke-width="2"/><text x="{x + 24}" y="26">{name}</text>')
     return "\n".join(parts) + "\n</svg>\n"
 
 
@@ -89,7 +93,7 @@ def thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     group = -(-len(points) // POINTS)
     if group == 1:
         return points
-    groups = [points[i:i + group] for i in range(0, len(points), group)]
+    groups = [points[i : i + group] for i in range(0, len(points), group)]
     return [(g[len(g) // 2][0], sum(y for _, y in g) / len(g)) for g in groups]
 
 

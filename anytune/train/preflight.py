@@ -22,25 +22,29 @@ def report(trainee, plan: Plan, val, settings: TrainSettings, flops_per_second: 
     tokens, loss = int(data.offsets[-1]), int(np.count_nonzero(data.loss))
     held = f", {len(val):,} more for validation" if val is not None else ", no validation set"
     epochs = len(plan.epoch_steps)
-    lines = [f"Trains {trainee.n_parameters:,} parameters in {len(trainee.names)} tensors",
-             f"Data: {len(data):,} examples, {tokens:,} tokens, {loss:,} of them with loss{held}; "
-             "padding: none",
-             f"Steps: {plan.total:,} in {epochs} epoch{'s' * (epochs > 1)}, each up to {per_step} × "
-             f"{settings.ubatch} tokens"]
+    lines = [
+        f"Trains {trainee.n_parameters:,} parameters in {len(trainee.names)} tensors",
+        f"Data: {len(data):,} examples, {tokens:,} tokens, {loss:,} of them with loss{held}; padding: none",
+        f"Steps: {plan.total:,} in {epochs} epoch{'s' * (epochs > 1)}, each up to {per_step} × "
+        f"{settings.ubatch} tokens",
+    ]
     estimate = getattr(trainee, "estimate", None)
     if estimate is not None:
-        lines.append(f"Memory: about {size(estimate.peak_bytes)}"
-                     + (f" ({estimate.text})" if getattr(estimate, "text", "") else ""))
+        lines.append(
+            f"Memory: about {size(estimate.peak_bytes)}"
+            + (f" ({estimate.text})" if getattr(estimate, "text", "") else "")
+        )
         flops = getattr(estimate, "flops_per_token", 0)
         if flops:
             seconds = flops * plan.tokens / flops_per_second
-            lines.append(f"Time: about {duration(seconds)} (guessed from one matrix product; the first step "
-                         "tells)")
+            lines.append(f"Time: about {duration(seconds)} (guessed from one matrix product; the first step tells)")
     if settings.checkpoint_save_dir:
         count = checkpoints_kept(settings, plan.total)
         each = sum(array.nbytes for array in trainee.state().values())
-        lines.append(f"Checkpoints: up to {count:,} of {size(each)} each in {settings.checkpoint_save_dir} "
-                     f"({size(count * each)}; --keep-checkpoints keeps fewer)")
+        lines.append(
+            f"Checkpoints: up to {count:,} of {size(each)} each in {settings.checkpoint_save_dir} "
+            f"({size(count * each)}; --keep-checkpoints keeps fewer)"
+        )
     return "\n".join(lines)
 
 
@@ -58,8 +62,10 @@ def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, s
     state = sum(array.nbytes for array in trainee.state().values())
     made = product.nbytes()
     run, checkpoints = folders
-    wants = [(checkpoints, state * (checkpoints_kept(settings, steps) + 1),
-              "--checkpoint-save-dir or --keep-checkpoints"), (run, 3 * made, "--run-dir")]
+    wants = [
+        (checkpoints, state * (checkpoints_kept(settings, steps) + 1), "--checkpoint-save-dir or --keep-checkpoints"),
+        (run, 3 * made, "--run-dir"),
+    ]
     if output is not None:
         wants.append((output.resolve().parent, made, product.flag))
     needed: dict[int, int] = {}
@@ -76,8 +82,10 @@ def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, s
             continue
         needed[disk] = needed.get(disk, 0) + amount + (1 << 20)
         if needed[disk] > free:
-            raise UserError(f"{folder} has {size(free)} free, and this run needs about {size(needed[disk])} "
-                            f"there: make room, or choose otherwise with {flag}.")
+            raise UserError(
+                f"{folder} has {size(free)} free, and this run needs about {size(needed[disk])} "
+                f"there: make room, or choose otherwise with {flag}."
+            )
 
 
 def save_adapter(adapter, path: Path, gguf=None) -> None:
@@ -107,13 +115,16 @@ def trial_save(adapter, path: Path, load, gguf=None) -> None:
         for name, (a, b) in adapter.tensors.items():
             a2, b2 = again.tensors[name]
             if not (np.array_equal(a, a2) and np.array_equal(b, b2)):
-                raise UserError(f"The adapter's {name} does not read back as it was written to "
-                                f"{path.parent}: do not trust that disk.")
+                raise UserError(
+                    f"The adapter's {name} does not read back as it was written to "
+                    f"{path.parent}: do not trust that disk."
+                )
         if set(again.tensors) != set(adapter.tensors):
             raise UserError(f"The adapter does not read back as it was written to {path.parent}.")
     except OSError as error:
-        raise UserError(f"The adapter cannot be saved to {path}: {error.strerror or error}; choose another "
-                        f"--output-adapter.") from None
+        raise UserError(
+            f"The adapter cannot be saved to {path}: {error.strerror or error}; choose another --output-adapter."
+        ) from None
     finally:
         if trial.is_dir():
             shutil.rmtree(trial, ignore_errors=True)

@@ -55,7 +55,7 @@ class ModelProduct:
 
     def __init__(self, trainee, gguf, template: str | None, kind: str | None):
         self.trainee, self.template, self.kind = trainee, template, kind
-        self.size = trainee.tuned(kind).nbytes()   # raises UserError if there is no such type
+        self.size = trainee.tuned(kind).nbytes()  # raises UserError if there is no such type
 
     def now(self) -> Any:
         made = self.trainee.tuned(self.kind)
@@ -76,8 +76,9 @@ class ModelProduct:
             trial.touch()
             trial.unlink()
         except OSError as error:
-            raise UserError(f"The model cannot be saved to {path}: {error.strerror or error}; choose another "
-                            f"{self.flag}.") from None
+            raise UserError(
+                f"The model cannot be saved to {path}: {error.strerror or error}; choose another {self.flag}."
+            ) from None
         return f"a file can be made in {path.parent}"
 
     def deliver(self, made: Path, output: Path) -> None:
@@ -86,4 +87,5 @@ class ModelProduct:
 
 def read_adapter(path: Path, gguf) -> Any:
     from anytune.adapter import Adapter
+
     return Adapter.load(path, gguf=gguf)

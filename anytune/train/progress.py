@@ -27,7 +27,7 @@ class Console:
         try:
             self.log = open(path, "a", encoding="utf-8", errors="replace")
         except OSError:
-            return      # a full disk must not stop the run
+            return  # a full disk must not stop the run
         self._record("".join(self.kept))
         self.kept = []
 
@@ -73,7 +73,7 @@ class Console:
             self.stream.write(text)
             self.stream.flush()
         except (OSError, ValueError):
-            self.stream = None      # the terminal is gone (a closed pipe, a lost session); training goes on
+            self.stream = None  # the terminal is gone (a closed pipe, a lost session); training goes on
 
     def _record(self, text: str) -> None:
         try:
@@ -84,8 +84,13 @@ class Console:
 
 
 def progress_line(row: dict, total: int, eta: float | None, best: float | None = None) -> str:
-    parts = [f"step {row['step']}/{total}", f"epoch {row['epoch']:.2f}", f"loss {row['loss']:.4f}",
-             f"{row['tokens_per_s']:,.0f} tok/s", f"lr {row['lr']:.1e}"]
+    parts = [
+        f"step {row['step']}/{total}",
+        f"epoch {row['epoch']:.2f}",
+        f"loss {row['loss']:.4f}",
+        f"{row['tokens_per_s']:,.0f} tok/s",
+        f"lr {row['lr']:.1e}",
+    ]
     if eta is not None:
         parts.append(f"ETA {duration(eta)}")
     if row["val_loss"] is not None:

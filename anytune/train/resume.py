@@ -15,8 +15,9 @@ from anytune.train.settings import TrainSettings
 Say = Callable[[str], None]
 
 
-def open_run(settings: TrainSettings, name: str, identity: dict, record: dict,
-             say: Say) -> tuple[RunFolder, str, Checkpoint | None]:
+def open_run(
+    settings: TrainSettings, name: str, identity: dict, record: dict, say: Say
+) -> tuple[RunFolder, str, Checkpoint | None]:
     """The run's folder, its id and the checkpoint to continue from (None: from the start).
 
     name: for a new folder; identity: see checkpoint.py; record: what settings.json shall say besides.
@@ -26,8 +27,10 @@ def open_run(settings: TrainSettings, name: str, identity: dict, record: dict,
     if found is not None:
         changed = ckpt.differences(found.info["identity"], identity)
         if changed:
-            raise UserError(f"{found.path} cannot be continued, as it was made with other settings: "
-                            f"{'; '.join(changed)}. Give the same ones, or start anew without --resume-from.")
+            raise UserError(
+                f"{found.path} cannot be continued, as it was made with other settings: "
+                f"{'; '.join(changed)}. Give the same ones, or start anew without --resume-from."
+            )
         run = _run_of(found, settings)
         if run is not None:
             return run, found.info["run_id"], found
@@ -90,11 +93,15 @@ def _places(settings: TrainSettings, identity: dict) -> list[Path]:
     if settings.run_dir:
         return [Path(settings.run_dir) / "checkpoints"]
     runs = [(file.stat().st_mtime, file) for file in Path("runs").glob("*/settings.json")]
-    known = [(file.parent / "checkpoints", (read_json(file) or {}).get("identity"))
-             for _, file in sorted(runs, reverse=True)]
+    known = [
+        (file.parent / "checkpoints", (read_json(file) or {}).get("identity")) for _, file in sorted(runs, reverse=True)
+    ]
     wanted = [(key, value) for key, value in identity.items() if key != "date"]  # the data's fingerprint holds it
-    return [folder for folder, then in known
-            if isinstance(then, dict) and all(then.get(key) == value for key, value in wanted)]
+    return [
+        folder
+        for folder, then in known
+        if isinstance(then, dict) and all(then.get(key) == value for key, value in wanted)
+    ]
 
 
 def _find(settings: TrainSettings, identity: dict, say: Say) -> Checkpoint | None:
@@ -110,8 +117,11 @@ def _find(settings: TrainSettings, identity: dict, say: Say) -> Checkpoint | Non
 def _named(path: Path, say: Say) -> Checkpoint:
     if not path.is_dir():
         left = [found.name for found in ckpt.listing(path.parent)]
-        there = (f"{path.parent} has {', '.join(reversed(left))} (--keep-checkpoints says how many are kept)" if left
-                 else "give a checkpoint, a run, or auto")
+        there = (
+            f"{path.parent} has {', '.join(reversed(left))} (--keep-checkpoints says how many are kept)"
+            if left
+            else "give a checkpoint, a run, or auto"
+        )
         raise UserError(f"--resume-from {path}: there is no such folder; {there}.")
     for folder in (path, path / "checkpoints"):
         if ckpt.listing(folder):
@@ -149,8 +159,10 @@ def _unstarted(settings: TrainSettings, identity: dict) -> RunFolder | None:
         return None
     changed = ckpt.differences(old["identity"], identity)
     if changed:
-        raise UserError(f"--run-dir {path} holds a run with other settings: {'; '.join(changed)}. Give the "
-                        "same ones, or another folder.")
+        raise UserError(
+            f"--run-dir {path} holds a run with other settings: {'; '.join(changed)}. Give the "
+            "same ones, or another folder."
+        )
     folder = Path(settings.checkpoint_save_dir or path / "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
     return RunFolder(path, folder)
@@ -158,5 +170,7 @@ def _unstarted(settings: TrainSettings, identity: dict) -> RunFolder | None:
 
 def _refuse_other_runs(folder: Path) -> None:
     if ckpt.listing(folder):
-        raise UserError(f"--checkpoint-save-dir {folder} already holds checkpoints of a run: continue it "
-                        "with --resume-from auto, or name another folder.")
+        raise UserError(
+            f"--checkpoint-save-dir {folder} already holds checkpoints of a run: continue it "
+            "with --resume-from auto, or name another folder."
+        )

@@ -14,7 +14,7 @@ from pathlib import Path
 from anytune.errors import UserError
 from anytune.files import atomic_write, locked
 
-MAX_SETTINGS = 16 << 20     # bytes
+MAX_SETTINGS = 16 << 20  # bytes
 FILES = ("settings.json", "metrics.jsonl", "train.log", "loss.svg", "adapter.gguf", "model.gguf", "best.gguf")
 OURS = ("settings.json", "metrics.jsonl", "adapter.gguf", "model.gguf", "best.gguf")
 
@@ -71,8 +71,10 @@ def new_run(run_dir: str | None, name: str, save_dir: str | None) -> RunFolder:
             if (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir()):
                 taken.append("checkpoints")
             if taken:
-                raise UserError(f"--run-dir {path} already holds a run ({taken[0]}): name another folder, or "
-                                f"continue it with --resume-from auto.")
+                raise UserError(
+                    f"--run-dir {path} already holds a run ({taken[0]}): name another folder, or "
+                    f"continue it with --resume-from auto."
+                )
         checkpoints = Path(save_dir) if save_dir else path / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -117,7 +119,10 @@ def read_json(path: Path, limit: int = MAX_SETTINGS) -> dict | None:
 
 def lock(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Hold a folder for this process (see files.locked). Raises UserError if another process holds it."""
+
     def busy() -> None:
-        raise UserError(f"{folder} is in use by another training process: wait for it, or give this run a folder of "
-                        "its own.")
+        raise UserError(
+            f"{folder} is in use by another training process: wait for it, or give this run a folder of its own."
+        )
+
     return locked(folder / ".lock", busy)

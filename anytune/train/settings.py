@@ -110,8 +110,10 @@ class TrainSettings:
         ubatch = max(self.ubatch, longest)
         if ubatch != self.ubatch:
             changes["ubatch"] = ubatch
-            notes.append(f"-ub raised from {self.ubatch} to {ubatch}: the longest example must fit in a "
-                         f"micro-batch (a lower -c would cut it).")
+            notes.append(
+                f"-ub raised from {self.ubatch} to {ubatch}: the longest example must fit in a "
+                f"micro-batch (a lower -c would cut it)."
+            )
         if self.batch < ubatch:
             changes["batch"] = ubatch
             notes.append(f"-b raised from {self.batch} to {ubatch}: a step is at least one micro-batch.")
@@ -147,8 +149,11 @@ LIMITS = {
     "keep_checkpoints": (int, _at_least(1), "a whole number, at least 1"),
     "resume_from": (str, bool, "a folder or auto"),
     "report_to": (str, lambda v: True, "a comma-separated list of names"),
-    "run_name": (str, lambda v: v and not set(v) & set('/\\:*?"<>|\0\n') and v[0] != ".",
-                 "a plain name without slashes"),
+    "run_name": (
+        str,
+        lambda v: v and not set(v) & set('/\\:*?"<>|\0\n') and v[0] != ".",
+        "a plain name without slashes",
+    ),
     "run_dir": (str, bool, "a folder"),
 }
 FIELDS = {f.name: f for f in dataclasses.fields(TrainSettings)}

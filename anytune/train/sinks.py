@@ -14,8 +14,7 @@ SHOWN = ("loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "rss_bytes")
 class Sinks:
     """The loggers of one run. One that fails (a network, a disk) is told about once and left out."""
 
-    def __init__(self, names: list[str], folder: Path, run_name: str, settings: dict,
-                 warn: Callable[[str], None]):
+    def __init__(self, names: list[str], folder: Path, run_name: str, settings: dict, warn: Callable[[str], None]):
         """Raises UserError, saying what to install, if a named logger is missing."""
         self.open, self.warn = {name: OPENERS[name](folder, run_name, settings) for name in names}, warn
 
@@ -41,15 +40,16 @@ def _tensorboard(folder: Path, run_name: str, settings: dict) -> Callable:
     except ImportError:
         raise UserError("--report-to tensorboard needs tensorboard: pip install tensorboard") from None
     import time
+
     writer = EventFileWriter(str(folder / "tensorboard"))
 
     def sink(row):
         if row is None:
             return writer.close()
-        values = [Summary.Value(tag=f"train/{name}", simple_value=value)
-                  for name, value in _shown(row).items()]
+        values = [Summary.Value(tag=f"train/{name}", simple_value=value) for name, value in _shown(row).items()]
         writer.add_event(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
         writer.flush()
+
     return sink
 
 
@@ -58,13 +58,13 @@ def _wandb(folder: Path, run_name: str, settings: dict) -> Callable:
         import wandb
     except ImportError:
         raise UserError("--report-to wandb needs wandb: pip install wandb") from None
-    run = wandb.init(project="anytune", name=run_name, id=run_name, resume="allow", dir=str(folder),
-                     config=settings)
+    run = wandb.init(project="anytune", name=run_name, id=run_name, resume="allow", dir=str(folder), config=settings)
 
     def sink(row):
         if row is None:
             return run.finish()
         run.log(_shown(row), step=row["step"])
+
     return sink
 
 

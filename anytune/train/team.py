@@ -25,9 +25,9 @@ from anytune.errors import UserError
 from anytune.train.watch import Watch
 
 PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT = 900.0     # seconds that one rank may keep the others waiting: the slowest file, the first compilation
-GRACE = 10.0        # seconds for a rank to notice by itself that another one is gone, before its watcher ends it
-CHUNK = 64 << 20    # bytes of an array that travel at once
+TIMEOUT = 900.0  # seconds that one rank may keep the others waiting: the slowest file, the first compilation
+GRACE = 10.0  # seconds for a rank to notice by itself that another one is gone, before its watcher ends it
+CHUNK = 64 << 20  # bytes of an array that travel at once
 _store: Any = None  # kept for the life of the process: rank 0's holds the server that the others meet at
 _joined = 0
 
@@ -52,7 +52,7 @@ class Solo:
 
     def share(self, items: Sequence) -> list:
         """This rank's part: items rank, rank + size, …"""
-        return list(items[self.rank::self.size])
+        return list(items[self.rank :: self.size])
 
     def sum_(self, array) -> None:
         """Add up a float32 array (a torch tensor or NumPy) over all ranks, in place, in the device's own order."""
@@ -99,6 +99,7 @@ class Team(Solo):
         global _store, _joined
         import torch
         import torch.distributed as dist
+
         self.rank, self.size, self.local_rank, self.timeout = rank, size, local_rank, timeout
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
         self.torch, self.dist = torch, dist
@@ -106,21 +107,30 @@ class Team(Solo):
         self._nccl = device is not None and device.type == "cuda"
         limit = datetime.timedelta(seconds=timeout)
         if dist.is_initialized():
-            raise UserError("torch.distributed is in use by this process already: let anytune set it up, or train "
-                            "alone.")
+            raise UserError(
+                "torch.distributed is in use by this process already: let anytune set it up, or train alone."
+            )
         try:
             if _store is None:
                 _store = next(dist.rendezvous("env://", timeout=limit))[0]
             _joined += 1
             where = {"device_id": device} if self._nccl else {}
             store = dist.PrefixStore(f"anytune-{_joined}", _store)
-            dist.init_process_group("cpu:gloo,cuda:nccl" if self._nccl else "gloo", rank=rank, world_size=size,
-                                    timeout=limit, store=store, **where)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if self._nccl else "gloo",
+                rank=rank,
+                world_size=size,
+                timeout=limit,
+                store=store,
+                **where,
+            )
             self._watch = Watch(rank, size, store, timeout, self._gone)
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"The {size} processes of this training do not find each other at "
-                            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({_first(error)}): check "
-                            "that all were started, and that the machines reach each other.") from None
+            raise UserError(
+                f"The {size} processes of this training do not find each other at "
+                f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({_first(error)}): check "
+                "that all were started, and that the machines reach each other."
+            ) from None
         self.gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
     # -- numbers and arrays -----------------------------------------------------------------------------
@@ -131,7 +141,7 @@ class Team(Solo):
                 self.dist.all_reduce(self.torch.from_numpy(array))
             elif array.device.type == "cpu" or (array.device.type == "cuda" and self._nccl):
                 self.dist.all_reduce(array)
-            else:   # XPU, MPS: by way of the host
+            else:  # XPU, MPS: by way of the host
                 host = array.cpu()
                 self.dist.all_reduce(host)
                 array.copy_(host)
@@ -174,14 +184,15 @@ class Team(Solo):
         return json.loads(data.tobytes())
 
     def spread_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        kinds = self.spread({name: [list(arrays[name].shape), arrays[name].dtype.str] for name in arrays}
-                            if self.rank == 0 else None)
+        kinds = self.spread(
+            {name: [list(arrays[name].shape), arrays[name].dtype.str] for name in arrays} if self.rank == 0 else None
+        )
         made = {}
         for name, (shape, dtype) in kinds.items():
             made[name] = np.array(arrays[name], order="C") if self.rank == 0 else np.empty(shape, dtype)
             flat = made[name].reshape(-1).view(np.uint8)
             for low in range(0, flat.size, CHUNK):
-                self._from_first(flat[low:low + CHUNK])
+                self._from_first(flat[low : low + CHUNK])
         return made
 
     def _from_first(self, array: np.ndarray) -> None:
@@ -218,7 +229,7 @@ class Team(Solo):
     def drop(self) -> None:
         self.lost = True
         self._watch.close()
-        if not self._nccl:      # NCCL's would wait for the others; the process ends soon
+        if not self._nccl:  # NCCL's would wait for the others; the process ends soon
             with contextlib.suppress(RuntimeError):
                 self.dist.destroy_process_group()
 
@@ -229,16 +240,22 @@ class Team(Solo):
             yield
         except RuntimeError as error:
             self.lost = True
-            raise Lost(f"process {self.rank} of {self.size} lost the others ({_first(error)}), one of which ended, "
-                       "hung or cannot be reached any more") from None
+            raise Lost(
+                f"process {self.rank} of {self.size} lost the others ({_first(error)}), one of which ended, "
+                "hung or cannot be reached any more"
+            ) from None
 
     def _gone(self, rank: int) -> None:
         """In the watching thread: another rank has ended. So does this one, unless it notices by itself."""
         end = time.monotonic() + GRACE
         while not self.lost:
             if time.monotonic() > end:
-                give_up(Lost(f"process {rank} of {self.size} is gone, and process {self.rank} waits in vain for its "
-                             "part; the same command with --resume-from auto continues from the last checkpoint"))
+                give_up(
+                    Lost(
+                        f"process {rank} of {self.size} is gone, and process {self.rank} waits in vain for its "
+                        "part; the same command with --resume-from auto continues from the last checkpoint"
+                    )
+                )
             time.sleep(0.1)
 
 
@@ -276,6 +293,7 @@ def launched() -> bool:
 
 # -- joining -----------------------------------------------------------------------------------------------
 
+
 def places() -> dict[str, str]:
     """torchrun's variables if this process is one of several, else {}. Raises UserError if some are missing."""
     found = {name: os.environ[name] for name in PLACES if os.environ.get(name)}
@@ -283,8 +301,10 @@ def places() -> dict[str, str]:
         return {}
     missing = [name for name in PLACES if name not in found]
     if missing:
-        raise UserError(f"RANK is set and {missing[0]} is not: start several processes with torchrun, which sets all "
-                        f"of {', '.join(PLACES)}, or unset RANK.")
+        raise UserError(
+            f"RANK is set and {missing[0]} is not: start several processes with torchrun, which sets all "
+            f"of {', '.join(PLACES)}, or unset RANK."
+        )
     wrong = [name for name in PLACES if name != "MASTER_ADDR" and not found[name].isdigit()]
     wrong += ["MASTER_PORT"] if found["MASTER_PORT"] == "0" else []
     if wrong or int(found["RANK"]) >= int(found["WORLD_SIZE"]):
@@ -300,6 +320,7 @@ def local_device(device: str) -> str:
         return device
     if device == "auto":
         from anytune.engine.devices import choose
+
         device = choose()
     return f"{device}:{found['LOCAL_RANK']}" if device in ("cuda", "rocm", "xpu") else device
 

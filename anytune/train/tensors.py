@@ -18,8 +18,8 @@ from anytune.errors import UserError
 
 DTYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
-MAX_HEADER = 64 << 20       # bytes; a header lists names and shapes, never data
-CHUNK = 256 << 10       # bytes at a time: saving must fit beside a training that fills its budget
+MAX_HEADER = 64 << 20  # bytes; a header lists names and shapes, never data
+CHUNK = 256 << 10  # bytes at a time: saving must fit beside a training that fills its budget
 
 
 class Broken(UserError):
@@ -34,11 +34,11 @@ def write_file(path: Path, parts) -> tuple[int, str]:
         for part in parts:
             view = memoryview(part).cast("B")
             for start in range(0, len(view), CHUNK):
-                piece = view[start:start + CHUNK]
+                piece = view[start : start + CHUNK]
                 digest.update(piece)
                 size += len(piece)
                 while len(piece):
-                    piece = piece[os.write(handle, piece):]
+                    piece = piece[os.write(handle, piece) :]
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -50,8 +50,11 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[int, s
     header, offset, names = {}, 0, sorted(tensors)
     for name in names:
         array = tensors[name]
-        header[name] = {"dtype": NAMES[array.dtype], "shape": list(array.shape),
-                        "data_offsets": [offset, offset + array.nbytes]}
+        header[name] = {
+            "dtype": NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
         offset += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -91,6 +94,7 @@ def read_tensors(path: Path) -> Tensors:
 
     Raises Broken if the file is not a whole safetensors file of a dtype in DTYPES.
     """
+
     def bad(problem: str) -> Broken:
         return Broken(f"{path}: {problem}; the file is damaged, use another checkpoint.")
 

@@ -29,14 +29,18 @@ class Timing:
 
     def as_dict(self) -> dict[str, Any]:
         """seconds in all, seconds_per_step, seconds_per_epoch, tokens_per_s."""
-        return {"seconds": round(self.seconds, 3), "seconds_per_step": round(self.seconds / self.steps, 4),
-                "seconds_per_epoch": round(self.seconds / self.epochs, 3) if self.epochs else None,
-                "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9), 2)}
+        return {
+            "seconds": round(self.seconds, 3),
+            "seconds_per_step": round(self.seconds / self.steps, 4),
+            "seconds_per_epoch": round(self.seconds / self.epochs, 3) if self.epochs else None,
+            "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9), 2),
+        }
 
     def text(self) -> str:
         facts = self.as_dict()
         each = facts["seconds_per_step"]
         step = f"{each:.2f} s" if each < 10 else duration(each)
         epoch = f", {duration(facts['seconds_per_epoch'])} an epoch" if facts["seconds_per_epoch"] else ""
-        return (f"Time: {duration(self.seconds)} of training, {step} a step{epoch}, "
-                f"{facts['tokens_per_s']:,.0f} tokens/s")
+        return (
+            f"Time: {duration(self.seconds)} of training, {step} a step{epoch}, {facts['tokens_per_s']:,.0f} tokens/s"
+        )

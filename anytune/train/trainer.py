@@ -48,12 +48,25 @@ class Trainer:
     team         the processes that train together, this one among them
     """
 
-    def __init__(self, trainee, train, val, settings: TrainSettings, run: RunFolder, *, run_id: str = "",
-                 identity: dict | None = None, engine: dict | None = None, resume: Checkpoint | None = None,
-                 console: Console | None = None,
-                 progress: Callable[[dict], None] | None = None,
-                 watch: Callable[[Any, int], None] | None = None, plan: Plan | None = None,
-                 product: Any = None, team: Solo | None = None):
+    def __init__(
+        self,
+        trainee,
+        train,
+        val,
+        settings: TrainSettings,
+        run: RunFolder,
+        *,
+        run_id: str = "",
+        identity: dict | None = None,
+        engine: dict | None = None,
+        resume: Checkpoint | None = None,
+        console: Console | None = None,
+        progress: Callable[[dict], None] | None = None,
+        watch: Callable[[Any, int], None] | None = None,
+        plan: Plan | None = None,
+        product: Any = None,
+        team: Solo | None = None,
+    ):
         self.team = team or Solo()
         self.leads = self.team.rank == 0
         self.trainee, self.train, self.settings = trainee, train, settings
@@ -65,14 +78,14 @@ class Trainer:
         self.product = product
         self.resume = resume
         self.step = 0
-        self.pending: dict | None = None        # a row whose step is done and whose evaluation is not
+        self.pending: dict | None = None  # a row whose step is done and whose evaluation is not
         self.validation = Validation(trainee, val, settings, self.team)
         self.keeper = Keeper(trainee, run, self.team, self.console.say, settings.kept)
         self.pace = Pace(self.plan.tokens)
         self.interrupts = Interrupts(quiet=not self.leads)
-        self.agreed = False                     # to stop, as far as the team has exchanged it
-        self.lag = getattr(trainee, "lag", 0)   # steps that the device may be behind
-        self.settled = 0.0                      # when the last step was, time.perf_counter()
+        self.agreed = False  # to stop, as far as the team has exchanged it
+        self.lag = getattr(trainee, "lag", 0)  # steps that the device may be behind
+        self.settled = 0.0  # when the last step was, time.perf_counter()
 
     # -- the run ----------------------------------------------------------------------------------------
 
@@ -123,8 +136,11 @@ class Trainer:
 
     def _decides(self, position: Position) -> bool:
         """Whether something happens after this step that needs its outcome: evaluation, checkpoint, the end."""
-        return (position.step == self.plan.total or self.validation.due(position, self.plan.total)
-                or self._saves(position.step))
+        return (
+            position.step == self.plan.total
+            or self.validation.due(position, self.plan.total)
+            or self._saves(position.step)
+        )
 
     def _saves(self, step: int) -> bool:
         every = self.settings.checkpoint_save_steps
@@ -155,15 +171,22 @@ class Trainer:
             if micro is not None:
                 batch = make_batch(self.train, bins[micro])
                 losses[micro] = self.trainee.accumulate(batch, 1.0 / with_loss, step, micro)
-            elif self.team.sharded:     # the others need this rank's part of the weights: it goes along, adding nothing
+            elif self.team.sharded:  # the others need this rank's part of the weights: it goes along, adding nothing
                 self.trainee.accumulate(make_batch(self.train, bins[0]), 0.0, step, 0)
             if self._exchange(micro is not None and bad(losses[micro])):
                 self._look(step, self.team.sums([float(loss) for loss in losses]), bins)
             if self._stop and turn + 1 < len(turns):
                 return None
         lr = self.schedule.lr(step)
-        norm = self.trainee.update(lr, step, beta1=s.beta1, beta2=s.beta2, eps=s.eps,
-                                   weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm)
+        norm = self.trainee.update(
+            lr,
+            step,
+            beta1=s.beta1,
+            beta2=s.beta2,
+            eps=s.eps,
+            weight_decay=s.weight_decay,
+            max_grad_norm=s.max_grad_norm,
+        )
         tokens = sum(int(self.train.offsets[i + 1] - self.train.offsets[i]) for indexes in bins for i in indexes)
         return Launched(position, bins, losses, norm, lr, tokens, with_loss, begun)
 
@@ -188,10 +211,19 @@ class Trainer:
         if self.pace.step(launched.tokens, seconds) and self.pace.left > 60:
             self.console.say(f"First step: {self.pace.rate:,.0f} tokens/s, so about {duration(self.pace.left)} to go.")
         self.step = step
-        row = {"step": step, "epoch": position.epochs_done, "loss": sum(losses) / launched.loss_tokens,
-               "val_loss": None, "lr": launched.lr, "grad_norm": norm, "tokens": launched.tokens,
-               "loss_tokens": launched.loss_tokens, "rss_bytes": process_bytes(),
-               "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2), "seconds": round(seconds, 6)}
+        row = {
+            "step": step,
+            "epoch": position.epochs_done,
+            "loss": sum(losses) / launched.loss_tokens,
+            "val_loss": None,
+            "lr": launched.lr,
+            "grad_norm": norm,
+            "tokens": launched.tokens,
+            "loss_tokens": launched.loss_tokens,
+            "rss_bytes": process_bytes(),
+            "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2),
+            "seconds": round(seconds, 6),
+        }
         if not self._complete(row, self.validation.due(position, self.plan.total)):
             return False
         if self._saves(step):
@@ -207,8 +239,9 @@ class Trainer:
     def _complete(self, row: dict, evaluate: bool = True) -> bool:
         """What follows a step: evaluation, the row, the progress line. False: interrupted in evaluation."""
         if evaluate:
-            value = self.validation.measure(self._turns(self.validation.bins),
-                                            lambda: self._exchange(False) or self._stop)
+            value = self.validation.measure(
+                self._turns(self.validation.bins), lambda: self._exchange(False) or self._stop
+            )
             if value is None:
                 self.pending = row
                 return False
@@ -237,15 +270,24 @@ class Trainer:
     def _info(self) -> dict:
         """What a checkpoint of the current step holds besides the state."""
         self.metrics.sync()
-        return {"position": self.plan.position(self.step), "best": self.validation.best,
-                "waited": self.validation.waited, "pending": self.pending, "run_id": self.run_id,
-                "run": self.run_folder.name, "identity": self.identity, "engine": self.engine}
+        return {
+            "position": self.plan.position(self.step),
+            "best": self.validation.best,
+            "waited": self.validation.waited,
+            "pending": self.pending,
+            "run_id": self.run_id,
+            "run": self.run_folder.name,
+            "identity": self.identity,
+            "engine": self.engine,
+        }
 
     def _take_up(self, found: Checkpoint) -> None:
         info = found.info
         if found.step > self.plan.total or info["position"] != self.plan.position(found.step):
-            raise UserError(f"{found.path} stands at another place in the data than this version of the "
-                            f"program puts step {found.step}: it cannot be continued exactly, start anew.")
+            raise UserError(
+                f"{found.path} stands at another place in the data than this version of the "
+                f"program puts step {found.step}: it cannot be continued exactly, start anew."
+            )
         self.step, self.pending = found.step, info["pending"]
         self.validation.best, self.validation.waited = info["best"], info["waited"]
         if self.pending is not None and not metrics_file.sound(self.pending, self.step):
@@ -255,8 +297,10 @@ class Trainer:
             if found.best is not None:
                 copy(found.best, self.run_folder.best)
         if info["engine"] != self.engine:
-            self.console.say(f"The checkpoint was made with {_words(info['engine'])}, and this is "
-                             f"{_words(self.engine)}: as good, but not bit for bit what it would have been.")
+            self.console.say(
+                f"The checkpoint was made with {_words(info['engine'])}, and this is "
+                f"{_words(self.engine)}: as good, but not bit for bit what it would have been."
+            )
         self.keeper.saved, self.keeper.saved_step = found.path, found.step - bool(self.pending)
         self.pace.seen = round(self.plan.tokens * self.step / self.plan.total)
         self.console.say(f"Continuing after step {self.step} of {self.plan.total} from {found.path}")
@@ -269,14 +313,24 @@ class Trainer:
             keeper.save(self.step, self._info)
             self._show()
         self.team.lead(self._write_product)
-        return Result(folder.product if self.step > 0 else None, folder.path, stopped, self.step,
-                      self.plan.total, self.validation.best, keeper.saved, self.product.load)
+        return Result(
+            folder.product if self.step > 0 else None,
+            folder.path,
+            stopped,
+            self.step,
+            self.plan.total,
+            self.validation.best,
+            keeper.saved,
+            self.product.load,
+        )
 
     def _write_product(self) -> None:
         folder, best, saved = self.run_folder, self.validation.best, self.keeper.saved
-        if self.step > 0 and best is None and not self.keeper.sound():   # the last update was too much
-            raise UserError(f"After step {self.step} the parameters are no longer finite. "
-                            f"{f'The last good state is {saved}. ' if saved else ''}{self._advice()}")
+        if self.step > 0 and best is None and not self.keeper.sound():  # the last update was too much
+            raise UserError(
+                f"After step {self.step} the parameters are no longer finite. "
+                f"{f'The last good state is {saved}. ' if saved else ''}{self._advice()}"
+            )
         if self.step > 0:
             if best is None:
                 self.product.now().save(folder.product)
@@ -310,8 +364,10 @@ class Trainer:
         return f"Step {step}: {what}, so training stopped before applying it ({lines}). {kept}{self._advice()}"
 
     def _advice(self) -> str:
-        return (f"Start again with a lower --learning-rate (now {self.settings.lr:g}), a longer --warmup-ratio "
-                "or a lower --max-grad-norm.")
+        return (
+            f"Start again with a lower --learning-rate (now {self.settings.lr:g}), a longer --warmup-ratio "
+            "or a lower --max-grad-norm."
+        )
 
 
 def _words(engine: dict) -> str:

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-IN_ORDER = b"1"     # what a process says before it closes its connection in good order
+IN_ORDER = b"1"  # what a process says before it closes its connection in good order
 ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))  # a machine without power: gone in a minute
 
 
@@ -65,7 +65,7 @@ def _address() -> tuple[str, str]:
     master = os.environ["MASTER_ADDR"]
     family, kind, _, _, place = socket.getaddrinfo(master, int(os.environ["MASTER_PORT"]), type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as way:
-        way.connect(place)      # of a datagram socket: nothing is sent
+        way.connect(place)  # of a datagram socket: nothing is sent
         own = way.getsockname()[0]
     if own.startswith("127.") or own == "::1":  # the first machine itself, which others know by that name
         return master, "" if family == socket.AF_INET else "::"

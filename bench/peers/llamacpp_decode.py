@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import common
 
 job = json.loads(sys.argv[1])
-answers = os.dup(1)      # llama.cpp logs where it likes: answers keep the real standard output
+answers = os.dup(1)  # llama.cpp logs where it likes: answers keep the real standard output
 os.dup2(2, 1)
 sys.stdout = os.fdopen(answers, "w")
 
@@ -26,13 +26,23 @@ server = xllamacpp.Server(params)
 
 
 def turn() -> dict:
-    answer = server.handle_completions({"prompt": job["prompt"], "n_predict": job["tokens"], "temperature": 0.0,
-                                        "ignore_eos": True, "cache_prompt": False})
+    answer = server.handle_completions(
+        {
+            "prompt": job["prompt"],
+            "n_predict": job["tokens"],
+            "temperature": 0.0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+    )
     if "error" in answer:
         raise SystemExit(f"error: {answer['error']}")
     timings = answer["timings"]
-    return {"tokens_per_s": round(timings["predicted_per_second"], 2),
-            "prompt_tokens_per_s": round(timings["prompt_per_second"], 2), "text": answer["choices"][0]["text"]}
+    return {
+        "tokens_per_s": round(timings["predicted_per_second"], 2),
+        "prompt_tokens_per_s": round(timings["prompt_per_second"], 2),
+        "text": answer["choices"][0]["text"],
+    }
 
 
 peak = common.Peak()

@@ -36,8 +36,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
 if args.liger:
     from liger_kernel.transformers import apply_liger_kernel_to_qwen3
-    apply_liger_kernel_to_qwen3(rope=True, cross_entropy=False, fused_linear_cross_entropy=True, rms_norm=True,
-                                swiglu=True)
+
+    apply_liger_kernel_to_qwen3(
+        rope=True, cross_entropy=False, fused_linear_cross_entropy=True, rms_norm=True, swiglu=True
+    )
 rank, processes = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
 torch.cuda.set_device(rank)
 if processes > 1:
@@ -45,9 +47,18 @@ if processes > 1:
 examples, length = map(int, args.shape.split("x"))
 width, hidden, layers, heads, keys, size = SHAPES[args.model]
 torch.manual_seed(0)
-config = Qwen3Config(vocab_size=args.vocabulary, hidden_size=width, intermediate_size=hidden, num_hidden_layers=layers,
-                     num_attention_heads=heads, num_key_value_heads=keys, head_dim=size, tie_word_embeddings=True,
-                     rope_theta=1e6, max_position_embeddings=40_960)
+config = Qwen3Config(
+    vocab_size=args.vocabulary,
+    hidden_size=width,
+    intermediate_size=hidden,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=keys,
+    head_dim=size,
+    tie_word_embeddings=True,
+    rope_theta=1e6,
+    max_position_embeddings=40_960,
+)
 with torch.device("cuda"):
     torch.set_default_dtype(torch.bfloat16)
     model = Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa")
@@ -56,8 +67,9 @@ model.config.use_cache = False
 if args.checkpointing:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
-model = get_peft_model(model, LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear",
-                                         task_type="CAUSAL_LM"))
+model = get_peft_model(
+    model, LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+)
 trained = [p for p in model.parameters() if p.requires_grad]
 for parameter in trained:
     parameter.data = parameter.data.float()
@@ -67,7 +79,7 @@ if processes > 1:
     forward = torch.nn.parallel.DistributedDataParallel(forward, device_ids=[rank], gradient_as_bucket_view=True)
 ids = torch.randint(0, args.vocabulary, (examples, length), device="cuda")
 labels = ids.clone()
-labels[:, :length // 2] = -100
+labels[:, : length // 2] = -100
 times = []
 for _ in range(args.steps + 3):
     torch.cuda.synchronize()
@@ -87,8 +99,18 @@ if processes > 1:
     torch.distributed.destroy_process_group()
 if rank:
     sys.exit()
-print(json.dumps({"peer": name, "shape": args.shape, "compile": args.compile,
-                  "checkpointing": args.checkpointing, "ms_per_step": round(middle * 1e3, 2),
-                  "tokens_per_s": round(processes * examples * length / middle, 1),
-                  "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-                  "loss": round(float(loss), 4)}), flush=True)
+print(
+    json.dumps(
+        {
+            "peer": name,
+            "shape": args.shape,
+            "compile": args.compile,
+            "checkpointing": args.checkpointing,
+            "ms_per_step": round(middle * 1e3, 2),
+            "tokens_per_s": round(processes * examples * length / middle, 1),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+            "loss": round(float(loss), 4),
+        }
+    ),
+    flush=True,
+)

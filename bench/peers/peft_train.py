@@ -30,8 +30,12 @@ options.add_argument("--batch", type=int, required=True, help="tokens of a step"
 options.add_argument("--seed", type=int, required=True)
 options.add_argument("--rank", type=int, default=16)
 options.add_argument("--threads", type=int, default=2)
-options.add_argument("--dtype", choices=["f32", "bf16", "bf16-all"], default="bf16",
-                     help="bf16: the model, while peft keeps the adapter in float32; bf16-all: the adapter, too")
+options.add_argument(
+    "--dtype",
+    choices=["f32", "bf16", "bf16-all"],
+    default="bf16",
+    help="bf16: the model, while peft keeps the adapter in float32; bf16-all: the adapter, too",
+)
 args = options.parse_args()
 
 import numpy as np  # noqa: E402
@@ -50,19 +54,24 @@ path = Path(args.model)
 with GGUF.open(path) as gguf:
     tokenizer = Tokenizer.from_gguf(gguf)
     data = build_dataset(args.data, tokenizer, ChatTemplate.for_model(gguf, tokenizer), context=512)
-settings = TrainSettings(epochs=args.epochs, max_steps=args.max_steps, lr=args.lr, batch=args.batch, ubatch=args.batch,
-                         seed=args.seed)
+settings = TrainSettings(
+    epochs=args.epochs, max_steps=args.max_steps, lr=args.lr, batch=args.batch, ubatch=args.batch, seed=args.seed
+)
 plan = Plan(data, settings)
 schedule = Schedule.of(settings, plan.total)
 model = twin.transformers_model(path, attention="sdpa")
 if args.dtype != "f32":
     model = model.to(torch.bfloat16)
-model = peft.get_peft_model(model, peft.LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear",
-                                                   lora_dropout=0.0), autocast_adapter_dtype=args.dtype != "bf16-all")
+model = peft.get_peft_model(
+    model,
+    peft.LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", lora_dropout=0.0),
+    autocast_adapter_dtype=args.dtype != "bf16-all",
+)
 model.train()
 parameters = [p for p in model.parameters() if p.requires_grad]
-optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps,
-                              weight_decay=settings.weight_decay)
+optimizer = torch.optim.AdamW(
+    parameters, lr=args.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, weight_decay=settings.weight_decay
+)
 
 
 def loss_of(indexes: list[int]) -> torch.Tensor:
@@ -75,8 +84,8 @@ def loss_of(indexes: list[int]) -> torch.Tensor:
     width = max(len(ids) for ids, _ in pairs)
     ids, targets = np.zeros((len(pairs), width), np.int64), np.full((len(pairs), width), -1, np.int64)
     for row, (own, loss) in enumerate(pairs):
-        ids[row, :len(own)] = own
-        targets[row, :len(own) - 1] = np.where(loss[1:], own[1:], -1)
+        ids[row, : len(own)] = own
+        targets[row, : len(own) - 1] = np.where(loss[1:], own[1:], -1)
     mask = np.arange(width) < np.array([[len(own)] for own, _ in pairs])
     inner = model.get_base_model()
     hidden = inner.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask.astype(np.int64)))[0]
@@ -96,9 +105,26 @@ for position, (indexes,) in plan.after(0):
     losses.append(round(float(loss.detach()), 5))
     tokens += sum(len(data.example(i)[0]) for i in indexes)
     if position.step % 5 == 0:
-        print(f"  step {position.step} of {plan.total}  loss {losses[-1]:.4f}  "
-              f"{tokens / (time.perf_counter() - wall):.0f} tok/s", file=sys.stderr, flush=True)
+        print(
+            f"  step {position.step} of {plan.total}  loss {losses[-1]:.4f}  "
+            f"{tokens / (time.perf_counter() - wall):.0f} tok/s",
+            file=sys.stderr,
+            flush=True,
+        )
 figures = {"seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
 model.float().save_pretrained(args.output)
-print(json.dumps({"who": "transformers+peft", "dtype": args.dtype, "steps": plan.total, "tokens": tokens, **figures,
-                  "losses": losses, "torch": torch.__version__, "peft": peft.__version__}), flush=True)
+print(
+    json.dumps(
+        {
+            "who": "transformers+peft",
+            "dtype": args.dtype,
+            "steps": plan.total,
+            "tokens": tokens,
+            **figures,
+            "losses": losses,
+            "torch": torch.__version__,
+            "peft": peft.__version__,
+        }
+    ),
+    flush=True,
+)

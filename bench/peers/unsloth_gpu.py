@@ -34,12 +34,25 @@ examples, length = map(int, args.shape.split("x"))
 how = {"none": False, "true": True, "unsloth": "unsloth"}[args.checkpointing]
 longest = max(length, 2048)
 model, _ = FastLanguageModel.from_pretrained(
-    args.folder, max_seq_length=longest, dtype=torch.bfloat16, load_in_4bit=args.bits == 4, use_exact_model_name=True,
-    use_gradient_checkpointing=how, local_files_only=True)
+    args.folder,
+    max_seq_length=longest,
+    dtype=torch.bfloat16,
+    load_in_4bit=args.bits == 4,
+    use_exact_model_name=True,
+    use_gradient_checkpointing=how,
+    local_files_only=True,
+)
 model = FastLanguageModel.get_peft_model(
-    model, r=16, lora_alpha=32, lora_dropout=0, bias="none", random_state=3407, use_gradient_checkpointing=how,
+    model,
+    r=16,
+    lora_alpha=32,
+    lora_dropout=0,
+    bias="none",
+    random_state=3407,
+    use_gradient_checkpointing=how,
     target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    max_seq_length=longest)
+    max_seq_length=longest,
+)
 FastLanguageModel.for_training(model, use_gradient_checkpointing=how)
 trained = [p for p in model.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
@@ -49,7 +62,7 @@ batches = [torch.randint(0, model.config.vocab_size, (examples, length), device=
 def step(number: int):
     ids = batches[number % len(batches)]
     labels = ids.clone()
-    labels[:, :length // 2] = -100
+    labels[:, : length // 2] = -100
     with torch.autocast("cuda", dtype=torch.bfloat16):
         loss = model(input_ids=ids, labels=labels).loss
     loss.backward()
@@ -76,10 +89,20 @@ for _ in range(args.warm):
 waited = statistics.median(take(1) for _ in range(args.steps))
 peak = torch.cuda.max_memory_allocated()
 row = take(args.steps)
-print(json.dumps({
-    "peer": f"Unsloth, {args.bits} bits" + (f", checkpointing {args.checkpointing}" if how else ""),
-    "shape": args.shape, "bits": args.bits, "checkpointing": args.checkpointing,
-    "tokens_per_s": round(examples * length / min(waited, row), 1), "ms_per_step": round(waited * 1e3, 2),
-    "ms_in_a_row": round(row * 1e3, 2), "peak_gib": round(peak / 2**30, 2),
-    "loss": [round(losses[0], 4), round(losses[-1], 4)],
-    "versions": {n: importlib.metadata.version(n) for n in ("unsloth", "unsloth_zoo", "bitsandbytes")}}), flush=True)
+print(
+    json.dumps(
+        {
+            "peer": f"Unsloth, {args.bits} bits" + (f", checkpointing {args.checkpointing}" if how else ""),
+            "shape": args.shape,
+            "bits": args.bits,
+            "checkpointing": args.checkpointing,
+            "tokens_per_s": round(examples * length / min(waited, row), 1),
+            "ms_per_step": round(waited * 1e3, 2),
+            "ms_in_a_row": round(row * 1e3, 2),
+            "peak_gib": round(peak / 2**30, 2),
+            "loss": [round(losses[0], 4), round(losses[-1], 4)],
+            "versions": {n: importlib.metadata.version(n) for n in ("unsloth", "unsloth_zoo", "bitsandbytes")},
+        }
+    ),
+    flush=True,
+)

@@ -35,7 +35,7 @@ def equations(kind, x, r, weights, algebra=HOST, step=7, prior=None):
     for weight in np.unique(weights):
         rows = np.flatnonzero(weights == weight)
         for at in range(0, len(rows), step):
-            some = rows[at:at + step]
+            some = rows[at : at + step]
             made.add(algebra.array(x[some]), algebra.array(r[some]), float(weight))
     if prior is not None:
         made.toward(algebra.array(prior))
@@ -45,6 +45,7 @@ def equations(kind, x, r, weights, algebra=HOST, step=7, prior=None):
 def algebras():
     torch = need("torch")
     from anytune.engine.torch.algebra import CardAlgebra
+
     return [HOST, CardAlgebra(torch.device("cpu"))]
 
 
@@ -75,13 +76,15 @@ def test_no_other_change_of_the_rank_is_better(kind, with_prior, tokens, columns
     root = np.linalg.cholesky(g)
     rng = np.random.default_rng(1)
     for pair, low, high in zip(found, splits, splits[1:]):
+
         def excess(d, low=low, high=high):
             e = d.astype(np.float64) - full[low:high]
             return float(np.sum(e @ g * e))
+
         values = np.linalg.svd(full[low:high] @ root, compute_uv=False)
         best = float(np.sum(values[3:] ** 2))
         own = excess(pair.b.astype(np.float64) @ pair.a)
-        assert own <= best * (1 + 1e-3) + 1e-6 * np.sum(values ** 2)
+        assert own <= best * (1 + 1e-3) + 1e-6 * np.sum(values**2)
         np.testing.assert_allclose(pair.worth, values[:3], rtol=1e-3)
         for _ in range(10):
             step = 1e-2 * rng.standard_normal(pair.a.shape), 1e-2 * rng.standard_normal(pair.b.shape)
@@ -96,14 +99,16 @@ def test_a_metric_of_the_outputs_is_obeyed():
     left, right = np.linalg.cholesky(metric).T, np.linalg.cholesky(g)
     best = np.sum(np.linalg.svd(left @ full @ right, compute_uv=False)[4:] ** 2)
     for algebra in algebras():
-        (pair,) = ridge(equations(GramSums, x, r, np.ones(300), algebra), (12,), 4, 1e-2,
-                        metrics=[_like(algebra, metric)])
+        (pair,) = ridge(
+            equations(GramSums, x, r, np.ones(300), algebra), (12,), 4, 1e-2, metrics=[_like(algebra, metric)]
+        )
         error = left @ (pair.b.astype(np.float64) @ pair.a - full) @ right
-        assert np.sum(error ** 2) < 1.001 * best
+        assert np.sum(error**2) < 1.001 * best
 
 
 def _like(algebra, values):
     import torch
+
     return values if algebra is HOST else torch.from_numpy(values)
 
 
@@ -165,7 +170,7 @@ def test_factors_are_cholesky_s(size):
 
 def test_a_factorization_that_fails_gets_more_ridge_and_says_so():
     for algebra in algebras():
-        g = np.diag(np.array([1.0, 1.0, -1e-5]))     # what rounding may leave of a sum
+        g = np.diag(np.array([1.0, 1.0, -1e-5]))  # what rounding may leave of a sum
         made = Equations(algebra, _like(algebra, g), _like(algebra, np.ones((3, 2))))
         pairs = ridge(made, (2,), 2, 1e-8)
         assert made.raised and 1e-5 < made.ridge < 1e-3 and all(np.isfinite(p.a).all() for p in pairs)
@@ -173,6 +178,7 @@ def test_a_factorization_that_fails_gets_more_ridge_and_says_so():
 
 def test_infinite_activations_are_told():
     from anytune.errors import UserError
+
     x = np.full((5, 3), np.inf, np.float32)
     with np.errstate(invalid="ignore"), pytest.raises(UserError, match="infinity"):
         sums = GramSums(HOST, 3, 2)

@@ -23,9 +23,15 @@ def place(tmp_path):
     adapter_for(anytune.load(path, device="numpy", threads=1), rank=4).save(tmp_path / "a.gguf")
     rng = np.random.default_rng(0)
     for name, low, high in (("chats", 97, 123), ("other", 33, 65)):
-        rows = [{"messages": [{"role": "user", "content": "".join(map(chr, rng.integers(low, high, 12)))},
-                              {"role": "assistant", "content": "".join(map(chr, rng.integers(low, high, 12)))}]}
-                for _ in range(30)]
+        rows = [
+            {
+                "messages": [
+                    {"role": "user", "content": "".join(map(chr, rng.integers(low, high, 12)))},
+                    {"role": "assistant", "content": "".join(map(chr, rng.integers(low, high, 12)))},
+                ]
+            }
+            for _ in range(30)
+        ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 
@@ -41,8 +47,13 @@ def common(place, *more):
 
 def test_distilling_an_adapter(place, capsys):
     need("xllamacpp")
-    found = told(capsys, "distill", *common(place, "--teacher-lora", place / "a.gguf", "--rank", "4", "-o",
-                                            place / "o.gguf", "--peft", place / "peft"))
+    found = told(
+        capsys,
+        "distill",
+        *common(
+            place, "--teacher-lora", place / "a.gguf", "--rank", "4", "-o", place / "o.gguf", "--peft", place / "peft"
+        ),
+    )
     assert found["success"] and found["recovered"] > 0.99 and found["verified"]["ok"] and found["verified"]["exact"]
     assert found["examples"] == 24 and found["after"]["tokens"] < found["tokens"]
     made = Adapter.load(place / "o.gguf", gguf=anytune.load(place / "m.gguf", device="numpy").gguf)
@@ -55,27 +66,47 @@ def test_a_prompt_with_prompts_that_nobody_answered(place, capsys, monkeypatch):
     (place / "system.txt").write_text("You speak of harbours.")
     (place / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"Say {n}"}) for n in range(6)))
     (place / "shot.jsonl").write_text(json.dumps({"prompt": "hey", "completion": "ho, and ho again"}))
-    found = told(capsys, "distill", *common(place)[:6], "-f", place / "prompts.jsonl", "--system", place / "system.txt",
-                 "--shots", place / "shot.jsonl", "-o", place / "o.gguf", "--rank", "4", "--steps", "2", "--no-verify")
+    found = told(
+        capsys,
+        "distill",
+        *common(place)[:6],
+        "-f",
+        place / "prompts.jsonl",
+        "--system",
+        place / "system.txt",
+        "--shots",
+        place / "shot.jsonl",
+        "-o",
+        place / "o.gguf",
+        "--rank",
+        "4",
+        "--steps",
+        "2",
+        "--no-verify",
+    )
     assert "the teacher answered 6" in found["notes"][0] and found["context_tokens"] > 50
     assert found["steps"] == 2 and any("without steps" in name for name in found["plain"])
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(place, capsys, monkeypatch):
-    args = ["adapt", "distill", *map(str, common(place, "--teacher-lora", place / "a.gguf", "--rank", "2",
-                                                 "--no-verify", "--steps", "1"))]
+    args = [
+        "adapt",
+        "distill",
+        *map(str, common(place, "--teacher-lora", place / "a.gguf", "--rank", "2", "--no-verify", "--steps", "1")),
+    ]
     assert command([*args, "-o", str(place / "whole.gguf")]) == 0
     real = fitting._product
 
     def stops(*some):
-        if some[3] == 1:     # in the second layer
+        if some[3] == 1:  # in the second layer
             raise KeyboardInterrupt
         return real(*some)
+
     monkeypatch.setattr(fitting, "_product", stops)
     assert command([*args, "-o", str(place / "parts.gguf")]) == 130
     assert "--resume" in capsys.readouterr().err and (place / "parts.gguf.partial").exists()
     monkeypatch.setattr(fitting, "_product", lambda *some: real(*some) if some[3] else pytest.fail("layer 0 again"))
-    assert command([*args, "-o", str(place / "parts.gguf"), "--ridge", "0.5", "--resume"]) == 2   # another run
+    assert command([*args, "-o", str(place / "parts.gguf"), "--ridge", "0.5", "--resume"]) == 2  # another run
     assert "ridge" in capsys.readouterr().err
     assert command([*args, "-o", str(place / "parts.gguf"), "--resume"]) == 0
     assert (place / "parts.gguf").read_bytes() == (place / "whole.gguf").read_bytes()
@@ -88,6 +119,7 @@ def test_what_is_worse_is_no_success(place, capsys, monkeypatch):
     def spoilt(model, pairs, *rest):
         made = real(model, pairs, *rest)
         return type(made)({n: (a, -30 * b) for n, (a, b) in made.tensors.items()}, made.rank, made.alpha)
+
     real = distillation.as_adapter
     monkeypatch.setattr(distillation, "as_adapter", spoilt)
     found = told(capsys, "distill", *common(place, "--teacher-lora", place / "a.gguf", "-o", place / "o.gguf"), code=1)
@@ -95,40 +127,79 @@ def test_what_is_worse_is_no_success(place, capsys, monkeypatch):
 
 
 def test_compressing(place, capsys):
-    found = told(capsys, "compress", *common(place, "--lora", place / "a.gguf", "--rank", "2", "-o", place / "o.gguf",
-                                             "--no-verify"))
+    found = told(
+        capsys,
+        "compress",
+        *common(place, "--lora", place / "a.gguf", "--rank", "2", "-o", place / "o.gguf", "--no-verify"),
+    )
     plain = found["plain"].get("truncated SVD", found["after"])
     assert found["success"] and found["after"]["kl"] <= plain["kl"] and set(found["ranks"].values()) != {2}
-    whole = told(capsys, "compress", *common(place, "--lora", place / "a.gguf", "--rank", "4", "-o", place / "w.gguf",
-                                             "--no-verify"))
-    assert whole["after"]["kl"] < 1e-8    # all of it
-    small = told(capsys, "compress", *common(place, "--lora", place / "a.gguf", "--size", "60KiB", "-o",
-                                             place / "s.gguf", "--no-verify"))
+    whole = told(
+        capsys,
+        "compress",
+        *common(place, "--lora", place / "a.gguf", "--rank", "4", "-o", place / "w.gguf", "--no-verify"),
+    )
+    assert whole["after"]["kl"] < 1e-8  # all of it
+    small = told(
+        capsys,
+        "compress",
+        *common(place, "--lora", place / "a.gguf", "--size", "60KiB", "-o", place / "s.gguf", "--no-verify"),
+    )
     assert small["parameters"] * 4 <= 60 << 10 and (place / "s.gguf").stat().st_size <= 60 << 10
-    more = told(capsys, "compress", *common(place, "--lora", place / "a.gguf", "--size", "70KiB", "-o",
-                                            place / "t.gguf", "--no-verify"))
+    more = told(
+        capsys,
+        "compress",
+        *common(place, "--lora", place / "a.gguf", "--size", "70KiB", "-o", place / "t.gguf", "--no-verify"),
+    )
     assert set(more["ranks"].values()) <= {0, 1, 2} and (place / "t.gguf").stat().st_size <= 70 << 10
-    assert command(["adapt", "compress", *map(str, common(place, "--lora", place / "a.gguf", "--size", "1KiB", "-o",
-                                                          place / "s.gguf"))]) == 2
+    assert (
+        command(
+            [
+                "adapt",
+                "compress",
+                *map(str, common(place, "--lora", place / "a.gguf", "--size", "1KiB", "-o", place / "s.gguf")),
+            ]
+        )
+        == 2
+    )
 
 
 def test_compressing_what_was_tuned(place, capsys):
     from anytune.quantization.rewrite import rewrite
+
     base = anytune.load(place / "m.gguf", device="numpy").gguf
-    changed = {name: (lambda lo, hi, w=base.float32(name): (w + 0.1 * np.outer(np.arange(len(w)) % 3 - 1, w[0]))[lo:hi])
-               for name in base.tensors if name.startswith("blk.1.ffn")  and "norm" not in name}
+    changed = {
+        name: (lambda lo, hi, w=base.float32(name): (w + 0.1 * np.outer(np.arange(len(w)) % 3 - 1, w[0]))[lo:hi])
+        for name in base.tensors
+        if name.startswith("blk.1.ffn") and "norm" not in name
+    }
     rewrite(base, place / "tuned.gguf", None, values=changed)
-    found = told(capsys, "compress", *common(place, "--tuned", place / "tuned.gguf", "--rank", "1", "-o",
-                                             place / "o.gguf", "--no-verify"))
+    found = told(
+        capsys,
+        "compress",
+        *common(place, "--tuned", place / "tuned.gguf", "--rank", "1", "-o", place / "o.gguf", "--no-verify"),
+    )
     assert found["recovered"] > 0.99 and len(found["ranks"]) == 3
 
 
 def test_repairing(place, capsys):
     from anytune.quantization.run import quantize
+
     tiny.write(place / "wide.gguf", "llama", "F16", seed=1)
     quantize(place / "wide.gguf", place / "q.gguf", "Q4_0")
-    args = ["-m", place / "q.gguf", "--reference", place / "wide.gguf", "-t", "1", "--device", "numpy", "-f",
-            place / "chats.jsonl", "--no-verify"]
+    args = [
+        "-m",
+        place / "q.gguf",
+        "--reference",
+        place / "wide.gguf",
+        "-t",
+        "1",
+        "--device",
+        "numpy",
+        "-f",
+        place / "chats.jsonl",
+        "--no-verify",
+    ]
     found = told(capsys, "repair", *args, "--rank", "16", "-o", place / "r.gguf")
     assert found["success"] and found["after"]["kl"] < min(p["kl"] for p in found["plain"].values())
     assert Adapter.load(place / "r.gguf").rank == 16
@@ -136,8 +207,24 @@ def test_repairing(place, capsys):
 
 def test_merging(place, capsys):
     adapter_for(anytune.load(place / "m.gguf", device="numpy"), rank=4, seed=5).save(place / "b.gguf")
-    found = told(capsys, "merge", *common(place, "--lora", place / "a.gguf", "--lora", place / "b.gguf", "-f",
-                                          place / "other.jsonl", "--rank", "8", "-o", place / "o.gguf", "--no-verify"))
+    found = told(
+        capsys,
+        "merge",
+        *common(
+            place,
+            "--lora",
+            place / "a.gguf",
+            "--lora",
+            place / "b.gguf",
+            "-f",
+            place / "other.jsonl",
+            "--rank",
+            "8",
+            "-o",
+            place / "o.gguf",
+            "--no-verify",
+        ),
+    )
     assert found["success"] and len(found["tasks"]) == 2
     for task in found["tasks"]:
         assert task["after"]["kl"] < task["plain"]["linear merge, rank 8"]["kl"]
@@ -146,13 +233,17 @@ def test_merging(place, capsys):
 
 
 def test_collecting_and_solving_apart(place, capsys):
-    collected = told(capsys, "collect", *common(place, "--teacher-lora", place / "a.gguf", "--rank", "4", "-o",
-                                                place / "s.npz"))
+    collected = told(
+        capsys, "collect", *common(place, "--teacher-lora", place / "a.gguf", "--rank", "4", "-o", place / "s.npz")
+    )
     assert collected["success"]
     solved = told(capsys, "solve", place / "s.npz", "-o", place / "o.gguf")
     assert solved["measured"]["after"]["kl"] == collected["after"]["kl"]
-    one = told(capsys, "distill", *common(place, "--teacher-lora", place / "a.gguf", "--rank", "4", "-o",
-                                          place / "d.gguf", "--no-verify"))
+    one = told(
+        capsys,
+        "distill",
+        *common(place, "--teacher-lora", place / "a.gguf", "--rank", "4", "-o", place / "d.gguf", "--no-verify"),
+    )
     assert one["after"]["kl"] == pytest.approx(collected["after"]["kl"], rel=1e-3)
     ours, theirs = (Adapter.load(place / name) for name in ("o.gguf", "d.gguf"))
     for name, (a, b) in ours.tensors.items():
@@ -165,7 +256,7 @@ def test_collecting_and_solving_apart(place, capsys):
 def test_damaged_statistics_are_refused(place, capsys):
     told(capsys, "collect", *common(place, "--teacher-lora", place / "a.gguf", "--rank", "2", "-o", place / "s.npz"))
     raw = (place / "s.npz").read_bytes()
-    for damaged in (raw[:len(raw) // 2], b"PK" + bytes(100), raw.replace(b'"rank": 2', b'"rank": 0')):
+    for damaged in (raw[: len(raw) // 2], b"PK" + bytes(100), raw.replace(b'"rank": 2', b'"rank": 0')):
         (place / "bad.npz").write_bytes(damaged)
         with pytest.raises(anytune.UserError):
             solve(place / "bad.npz")
@@ -174,9 +265,15 @@ def test_damaged_statistics_are_refused(place, capsys):
         solve(place / "pickled.npz")
 
 
-@pytest.mark.parametrize("wrong,says", [
-    ([], "no teacher"), (["--teacher-model", "other.gguf"], "shape"), (["--val-split", "0"], "held out"),
-    (["--teacher-lora", "m.gguf"], "no LoRA adapter")])
+@pytest.mark.parametrize(
+    "wrong,says",
+    [
+        ([], "no teacher"),
+        (["--teacher-model", "other.gguf"], "shape"),
+        (["--val-split", "0"], "held out"),
+        (["--teacher-lora", "m.gguf"], "no LoRA adapter"),
+    ],
+)
 def test_what_cannot_be_distilled_is_said(place, capsys, wrong, says):
     tiny.write(place / "other.gguf", "llama-tied")
     args = [str(place / w) if w.endswith(".gguf") else w for w in wrong]
@@ -189,9 +286,15 @@ def test_what_cannot_be_distilled_is_said(place, capsys, wrong, says):
 
 def test_the_same_from_python(place):
     import anytune.adapt
+
     model = anytune.load(place / "m.gguf", device="numpy", threads=1)
-    done = anytune.adapt.distill(model, place / "chats.jsonl", teacher_adapter=Adapter.load(place / "a.gguf"), rank=4,
-                                 outputs=anytune.adapt.Outputs(place / "o.gguf", verify=False))
+    done = anytune.adapt.distill(
+        model,
+        place / "chats.jsonl",
+        teacher_adapter=Adapter.load(place / "a.gguf"),
+        rank=4,
+        outputs=anytune.adapt.Outputs(place / "o.gguf", verify=False),
+    )
     assert done.success and (place / "o.gguf").exists() and "held-out tokens" in str(done)
     assert done.adapter.rank == 4 and set(anytune.adapt.__all__) >= {"compress", "repair", "merge", "collect", "solve"}
     assert all(callable(getattr(anytune.adapt, name)) for name in anytune.adapt.__all__)

@@ -30,8 +30,10 @@ def adapter_for(model, rank=2, size=0.3, seed=0):
     for name, info in model.gguf.tensors.items():
         if name.startswith("blk.") and len(info.shape) == 2:
             out, columns = info.shape
-            tensors[name] = (rng.standard_normal((rank, columns)).astype(np.float32) / np.float32(columns) ** 0.5,
-                             (size * rng.standard_normal((out, rank)) / rank ** 0.5).astype(np.float32))
+            tensors[name] = (
+                rng.standard_normal((rank, columns)).astype(np.float32) / np.float32(columns) ** 0.5,
+                (size * rng.standard_normal((out, rank)) / rank**0.5).astype(np.float32),
+            )
     return Adapter(tensors, rank, float(rank), False, model.config.architecture)
 
 
@@ -46,8 +48,10 @@ def sides(model, task, examples, slots, size=256, **options):
     share = bool(task.teacher.context)
     one, front = batches(examples, size, False, share)
     other, behind = batches(examples, size, True, share)
-    return Couple(Side(model, one, front, slots=slots, **options),
-                  Side(task.teacher.model, other, behind, adapter=task.teacher.adapter, **options))
+    return Couple(
+        Side(model, one, front, slots=slots, **options),
+        Side(task.teacher.model, other, behind, adapter=task.teacher.adapter, **options),
+    )
 
 
 def fitted(model, teacher, examples, recipe, **options):
@@ -62,7 +66,7 @@ def test_an_adapter_comes_back_from_activations_alone(tmp_path, name):
     made = as_adapter(model, fitted(model, task.teacher, examples, Recipe(2, 1e-6)))
     found = measure(model, task, made, {}, Settings())
     assert found.before.kl > 0.02 and found.after.kl < (2e-2 if name == "gemma3" else 1e-4) * found.before.kl
-    for tensor, (a, b) in made.tensors.items():    # queries and keys matter through attention alone, and little
+    for tensor, (a, b) in made.tensors.items():  # queries and keys matter through attention alone, and little
         if name != "gemma3":
             wanted = adapter.tensors[tensor][1] @ adapter.tensors[tensor][0]
             assert np.abs(b @ a - wanted).max() < 2e-2 * np.abs(wanted).max(), tensor
@@ -71,8 +75,10 @@ def test_an_adapter_comes_back_from_activations_alone(tmp_path, name):
 def test_recomputing_and_any_batches_give_the_same(tmp_path):
     model = model_of(tiny.write(tmp_path / "m.gguf", "qwen3"))
     adapter, examples = adapter_for(model), examples_of(model, 20)
-    found = [fitted(model, Teacher(model, adapter), examples, Recipe(2, 1e-3), size=size, keep=keep)
-             for size, keep in ((64, True), (64, False), (10_000, True))]
+    found = [
+        fitted(model, Teacher(model, adapter), examples, Recipe(2, 1e-3), size=size, keep=keep)
+        for size, keep in ((64, True), (64, False), (10_000, True))
+    ]
     for name, pair in found[0].items():
         assert np.array_equal(pair.a, found[1][name].a) and np.array_equal(pair.b, found[1][name].b), name
         whole = pair.b @ pair.a
@@ -105,23 +111,35 @@ def test_engines_agree(tmp_path, device):
 
 def chats(tmp_path, count=12):
     import json
+
     path = tmp_path / "chats.jsonl"
-    path.write_text("\n".join(json.dumps({"messages": [
-        {"role": "user", "content": f"Say {n} again"}, {"role": "assistant", "content": f"{n} and {n * n}, then."}]})
-        for n in range(count)))
+    path.write_text(
+        "\n".join(
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": "user", "content": f"Say {n} again"},
+                        {"role": "assistant", "content": f"{n} and {n * n}, then."},
+                    ]
+                }
+            )
+            for n in range(count)
+        )
+    )
     return path
 
 
 def test_the_teachers_prompt_is_not_in_the_students_rows(tmp_path):
     model = model_of(tiny.write(tmp_path / "m.gguf", "llama"))
-    context = Context("You speak of harbours.", ({"role": "user", "content": "hey"},
-                                                 {"role": "assistant", "content": "ho"}))
+    context = Context(
+        "You speak of harbours.", ({"role": "user", "content": "hey"}, {"role": "assistant", "content": "ho"})
+    )
     examples, held = read(model, [chats(tmp_path)], Reading(model.template), context, 0.25)
     assert len(examples.examples) == 9 and len(held.examples) == 3
     for example in examples.examples:
         text = model.tokenizer.decode(example.ids.tolist())
         assert "harbours" not in text and "harbours" in model.tokenizer.decode(example.behind.tolist())
-        assert np.array_equal(example.ids[-example.own:], example.behind[-example.own:])
+        assert np.array_equal(example.ids[-example.own :], example.behind[-example.own :])
         assert example.own == len(example.ids)
     (batch, *_), front = batches(examples.examples, 10_000, True)
     assert "harbours" in model.tokenizer.decode(front.tolist()) and batch.behind == len(front)

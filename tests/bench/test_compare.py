@@ -23,8 +23,16 @@ FACTS = {"engine": "numpy", "threads": 2, "hardware": "a chip", "peak_bytes": 1 
 def made(*rows: tuple[str, str, list[float]]) -> dict:
     """A document of (device, test kind, tokens/s of each round)."""
     whole = copy.deepcopy(EMPTY)
-    whole["models"] = [{"file": "a.gguf", "sha256": "0" * 64, "bytes": 10 << 20, "architecture": "llama",
-                        "parameters": 1000, "type": "Q8_0"}]
+    whole["models"] = [
+        {
+            "file": "a.gguf",
+            "sha256": "0" * 64,
+            "bytes": 10 << 20,
+            "architecture": "llama",
+            "parameters": 1000,
+            "type": "Q8_0",
+        }
+    ]
     for device, kind, rates in rows:
         cell = Cell(Path("a.gguf"), device, 2, Test(kind, 10))
         facts, problem = {**FACTS, "engine": device}, None if rates else "it broke."
@@ -68,7 +76,9 @@ def test_partners_are_found_by_what_they_share():
     b = made(("cuda", "prompt", [9] * 3), ("webgpu", "generate", [2] * 3))
     found = compare(a, b)
     assert [(p["a"], p["b"]) for p in found["pairs"]] == [
-        ("a.gguf, cuda, 2 threads, pp10",) * 2, ("a.gguf, numpy, 2 threads, tg10", "a.gguf, webgpu, 2 threads, tg10")]
+        ("a.gguf, cuda, 2 threads, pp10",) * 2,
+        ("a.gguf, numpy, 2 threads, tg10", "a.gguf, webgpu, 2 threads, tg10"),
+    ]
     assert found["only_a"] == ["a.gguf, numpy, 2 threads, pp10"] and found["only_b"] == []
     text = report(found)
     assert "numpy, 2 threads, tg10 / a.gguf, webgpu" in text and "only in A: a.gguf, numpy" in text
@@ -82,8 +92,14 @@ def test_differences_of_machines_models_and_settings_are_told():
     b["machine"]["cpu"], b["settings"]["rank"], b["models"][0]["sha256"] = "an abacus", 64, "1" * 64
     b["versions"]["numpy"], b["interrupted"], b["machine"]["load_before"] = "9", True, 17.0
     told = "\n".join(compare(a, b)["differs"])
-    for words in ("machine differ in cpu", "an abacus in B", "settings differ in rank: 16 in A, 64 in B", "9 in B",
-                  "another file of the same name", "B was interrupted"):
+    for words in (
+        "machine differ in cpu",
+        "an abacus in B",
+        "settings differ in rank: 16 in A, 64 in B",
+        "9 in B",
+        "another file of the same name",
+        "B was interrupted",
+    ):
         assert words in told
     assert "load" not in told and told in report(compare(a, b))
 
@@ -101,12 +117,33 @@ def test_from_the_command_line(cli, tmp_path):
 
 def edits():
     """Ways in which a file may be wrong: (where, what stands there)."""
-    yield from ((("results", 0, name), value) for name, value in (
-        ("tokens_per_s", "fast"), ("tokens_per_s", -1.0), ("tokens_per_s", True), ("tokens_per_s", 1e300),
-        ("min", None), ("rounds", [1, "x"]), ("rounds", None), ("model", 3), ("threads", "all"), ("problem", 1),
-        ("peak_bytes", [])))
-    yield from (((name,), value) for name, value in (
-        ("format", "other"), ("version", 2), ("results", {}), ("results", [1]), ("machine", None), ("models", [{}])))
+    yield from (
+        (("results", 0, name), value)
+        for name, value in (
+            ("tokens_per_s", "fast"),
+            ("tokens_per_s", -1.0),
+            ("tokens_per_s", True),
+            ("tokens_per_s", 1e300),
+            ("min", None),
+            ("rounds", [1, "x"]),
+            ("rounds", None),
+            ("model", 3),
+            ("threads", "all"),
+            ("problem", 1),
+            ("peak_bytes", []),
+        )
+    )
+    yield from (
+        ((name,), value)
+        for name, value in (
+            ("format", "other"),
+            ("version", 2),
+            ("results", {}),
+            ("results", [1]),
+            ("machine", None),
+            ("models", [{}]),
+        )
+    )
 
 
 @pytest.mark.parametrize(("where", "value"), edits(), ids=str)
@@ -143,9 +180,15 @@ def test_what_strangers_wrote_does_not_reach_the_terminal(tmp_path):
     assert csv_text(loaded).count("\n") >= 2
 
 
-@pytest.mark.parametrize(("text", "want"), [
-    ("There is no file /home/anna/models/a.gguf: check it", "There is no file a.gguf: check it"),
-    ("C:\\Users\\anna\\a.gguf is gone", "a.gguf is gone"), ("see ~/x/y.log", "see y.log"),
-    ("12 tokens/s and 3/4 of it", "12 tokens/s and 3/4 of it"), ("'/tmp/b c/d.gguf' ends", "'d.gguf' ends")])
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("There is no file /home/anna/models/a.gguf: check it", "There is no file a.gguf: check it"),
+        ("C:\\Users\\anna\\a.gguf is gone", "a.gguf is gone"),
+        ("see ~/x/y.log", "see y.log"),
+        ("12 tokens/s and 3/4 of it", "12 tokens/s and 3/4 of it"),
+        ("'/tmp/b c/d.gguf' ends", "'d.gguf' ends"),
+    ],
+)
 def test_folders_are_left_out(text, want):
     assert document.without_folders(text, Path("/tmp/b c/d.gguf")) == want

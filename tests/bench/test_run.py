@@ -41,28 +41,48 @@ def test_what_is_measured_is_told(cli, model, tmp_path):
     words = shown["command"].split()
     assert words[:4] == ["anytune", "bench", "-m", model.name] and words[-2:] == ["--save", "here.json"]
     from anytune.cli.bench import bench
+
     assert bench.make_context("bench", words[2:]).params["repeats"] == 3
     names = {getpass.getuser(), socket.gethostname(), str(tmp_path), str(model.parent), str(Path.home())} - {"root"}
     assert not [name for name in names if name in save.read_text()]
 
 
 def test_a_failed_cell_is_a_sentence_and_the_others_are_measured(cli, model):
-    outcome = cli("bench", "-m", model, "--device", "webgpu:99", "--device", "numpy", "-p", "4", "-n", "0",
-                  "--train", "0", "-t", "1", "-r", "1", code=1)
+    outcome = cli(
+        "bench",
+        "-m",
+        model,
+        "--device",
+        "webgpu:99",
+        "--device",
+        "numpy",
+        "-p",
+        "4",
+        "-n",
+        "0",
+        "--train",
+        "0",
+        "-t",
+        "1",
+        "-r",
+        "1",
+        code=1,
+    )
     assert "failed" in outcome.out and "webgpu:99, pp4: " in outcome.out
     rows = [line for line in outcome.out.splitlines() if "| pp4" in line]
     assert len(rows) == 2 and "numpy" in rows[1] and "failed" not in rows[1]
-    outcome = cli("bench", "-m", model, "-p", "0", "-n", "100000", "--train", "4x8", "-ub", "4", "-t", "1", "--json",
-                  code=1)
+    outcome = cli(
+        "bench", "-m", model, "-p", "0", "-n", "100000", "--train", "4x8", "-ub", "4", "-t", "1", "--json", code=1
+    )
     problems = [row["problem"] for row in outcome.json["results"]]
     assert "-ub 4" in problems[0] and "context" in problems[1] and all(str(model) not in p for p in problems)
 
 
-CHILDREN = {     # what the process does after two rounds -> words of the problem
+CHILDREN = {  # what the process does after two rounds -> words of the problem
     "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": "ended by SIGSEGV",
     "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": "where memory runs out",
     "raise ValueError('no such thing')": "exit code 1: ValueError: no such thing",
-    "print('{\"refused\": \"no room in /home/someone/models/a.gguf today.\"}')": "no room in a.gguf today.",
+    'print(\'{"refused": "no room in /home/someone/models/a.gguf today."}\')': "no room in a.gguf today.",
     "import time; time.sleep(60)": "more than the 2 s of --timeout",
     "": "exit code 0",
 }
@@ -87,8 +107,11 @@ def test_how_a_process_may_end(monkeypatch, end):
     fake(monkeypatch, end)
     made = document.begin(["anytune", "bench"], Settings(), [])
     cell = Cell(Path("/home/someone/a.gguf"), "auto", None, Test("prompt", 10))
-    assert run.measure([cell, cell], Settings(repeats=2, timeout=2 if "sleep" in end else None),
-                       lambda row: document.add(made, row, cell.model))
+    assert run.measure(
+        [cell, cell],
+        Settings(repeats=2, timeout=2 if "sleep" in end else None),
+        lambda row: document.add(made, row, cell.model),
+    )
     assert len(made["results"]) == 2
     for row in made["results"]:
         assert CHILDREN[end] in row["problem"] and row["tokens_per_s"] is None and row["device"] == "numpy"
@@ -111,10 +134,31 @@ def test_an_interrupt_keeps_the_rounds_under_way(monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_prints_and_saves_what_there_is(model, tmp_path, number):
-    command = [sys.executable, "-m", "anytune", "bench", "-m", str(model), "-p", "8", "-n", "0", "--train", "0", "-r",
-               "20000", "-t", "1", "--device", "numpy", "--save", str(tmp_path / "here.json")]
-    job = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-m",
+        "anytune",
+        "bench",
+        "-m",
+        str(model),
+        "-p",
+        "8",
+        "-n",
+        "0",
+        "--train",
+        "0",
+        "-r",
+        "20000",
+        "-t",
+        "1",
+        "--device",
+        "numpy",
+        "--save",
+        str(tmp_path / "here.json"),
+    ]
+    job = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert "10 %" in job.stderr.readline()
     job.send_signal(number)
     out, err = job.communicate(timeout=60)
@@ -125,8 +169,26 @@ def test_ctrl_c_prints_and_saves_what_there_is(model, tmp_path, number):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by Linux's /proc")
 def test_nothing_is_left_of_a_killed_one(model):
-    command = [sys.executable, "-m", "anytune", "bench", "-m", str(model), "-p", "8", "-n", "0", "--train", "0", "-r",
-               "1000000", "-t", "1", "--device", "numpy"]
+    command = [
+        sys.executable,
+        "-m",
+        "anytune",
+        "bench",
+        "-m",
+        str(model),
+        "-p",
+        "8",
+        "-n",
+        "0",
+        "--train",
+        "0",
+        "-r",
+        "1000000",
+        "-t",
+        "1",
+        "--device",
+        "numpy",
+    ]
     job = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
     children, end = "", time.monotonic() + 60
     while not children and time.monotonic() < end:
@@ -134,7 +196,7 @@ def test_nothing_is_left_of_a_killed_one(model):
         time.sleep(0.02)
     job.kill()
     job.wait()
-    while Path(f"/proc/{children}/exe").exists() and time.monotonic() < end:   # one that ended has none
+    while Path(f"/proc/{children}/exe").exists() and time.monotonic() < end:  # one that ended has none
         time.sleep(0.02)
     assert children and not Path(f"/proc/{children}/exe").exists()
 
@@ -162,8 +224,30 @@ def test_rounds_do_what_they_count(model):
 
 def test_llama_cpp_is_measured_too(cli, model):
     need("xllamacpp")
-    outcome = cli("bench", "-m", model, "-p", "600", "-n", "3", "--train", "1x8", "-r", "1", "-t", "1", "-npl", "2",
-                  "-d", "4", "--device", "numpy", "--peer", "llama.cpp", "--json")
+    outcome = cli(
+        "bench",
+        "-m",
+        model,
+        "-p",
+        "600",
+        "-n",
+        "3",
+        "--train",
+        "1x8",
+        "-r",
+        "1",
+        "-t",
+        "1",
+        "-npl",
+        "2",
+        "-d",
+        "4",
+        "--device",
+        "numpy",
+        "--peer",
+        "llama.cpp",
+        "--json",
+    )
     rows = {(r["device"], r["test"]): r for r in outcome.json["results"]}
     assert ("llama.cpp", "train 1x8") not in rows
     assert rows["llama.cpp", "tg3 x2 @ d4"]["tokens_per_s"] > 0 and rows["numpy", "tg3 x2 @ d4"]["tokens_per_s"] > 0
@@ -188,32 +272,48 @@ for test in (Test("prompt", 30, 1, 7), Test("generate", 5, 3, 7)):
         assert last == [test.context - 1] * test.examples
     print("fine", flush=True)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(model)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(model)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert done.stdout.count("fine") == 2, done.stderr
 
 
 def test_all_combinations_once():
     found = plan.tests(["1x8", "0", "4x8"], [5, 0], [6], [0, 3], [1, 4])
-    assert [t.name for t in found] == ["train 1x8", "train 4x8", "pp5", "tg6", "tg6 x4", "pp5 @ d3", "tg6 @ d3",
-                                       "tg6 x4 @ d3"]
+    assert [t.name for t in found] == [
+        "train 1x8",
+        "train 4x8",
+        "pp5",
+        "tg6",
+        "tg6 x4",
+        "pp5 @ d3",
+        "tg6 @ d3",
+        "tg6 x4 @ d3",
+    ]
     cells = plan.cells([Path("a"), Path("b")], ["auto", "cuda"], [1, 2], found[:3], True)
     assert len(cells) == 2 * (2 * 3 + 3 + 2 * 1)  # a GPU once; of llama.cpp no training
     assert {c.threads for c in cells if c.device == "cuda"} == {None}
 
 
-@pytest.mark.parametrize(("args", "words"), [
-    ((), "name one with -m"),
-    (("--train", "0", "-p", "0", "-n", "0"), "Nothing is left to measure"),
-    (("--train", "8"), "examples x tokens"),
-    (("--train", "1x1"), "two at least"),
-    (("--train", "99999999x2"), "examples x tokens"),
-    (("-p", "8,x"), "not a number"),
-    (("-npl", "0"), "not between 1"),
-    (("--device", "abacus"), "no device is called 'abacus'"),
-    (("--save", "there.txt"), "is no result of anytune bench"),
-    (("--save", "no/such/folder.json"), "cannot be written"),
-])
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((), "name one with -m"),
+        (("--train", "0", "-p", "0", "-n", "0"), "Nothing is left to measure"),
+        (("--train", "8"), "examples x tokens"),
+        (("--train", "1x1"), "two at least"),
+        (("--train", "99999999x2"), "examples x tokens"),
+        (("-p", "8,x"), "not a number"),
+        (("-npl", "0"), "not between 1"),
+        (("--device", "abacus"), "no device is called 'abacus'"),
+        (("--save", "there.txt"), "is no result of anytune bench"),
+        (("--save", "no/such/folder.json"), "cannot be written"),
+    ],
+)
 def test_mistakes_are_one_sentence(cli, model, tmp_path, monkeypatch, args, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.txt").write_text("my only copy")

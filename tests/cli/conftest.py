@@ -35,6 +35,7 @@ def cli(capsys, monkeypatch):
         if code is not None:
             assert outcome.code == code, f"{args}: exit code {got}, not {code}\n{outcome.out}\n{outcome.err}"
         return outcome
+
     return call
 
 
@@ -48,9 +49,9 @@ def model(tmp_path_factory):
 def chats(tmp_path):
     """A JSONL of six short conversations."""
     path = tmp_path / "chats.jsonl"
-    rows = [{
-        "messages": [{"role": "user", "content": f"Say {n}"},
-                     {"role": "assistant", "content": f"{n}, as you like."}]
-    } for n in range(6)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"{n}, as you like."}]}
+        for n in range(6)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

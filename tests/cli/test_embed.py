@@ -12,7 +12,7 @@ TEXTS = ["the rain in", "a sea of waves", "on"]
 def test_the_file_holds_texts_and_their_vectors(cli, model, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     cli("embed", "-m", model, "-f", tmp_path / "texts.txt", "-o", tmp_path / "out.npz", "-t", "1", code=0)
-    with np.load(tmp_path / "out.npz") as found:        # and without pickle
+    with np.load(tmp_path / "out.npz") as found:  # and without pickle
         assert found["texts"].tolist() == TEXTS and found["embeddings"].dtype == np.float32
         right = embed(anytune.load(model, threads=1), TEXTS)
         np.testing.assert_array_equal(found["embeddings"], right)
@@ -22,9 +22,15 @@ def test_the_file_holds_texts_and_their_vectors(cli, model, tmp_path):
     assert float(pairs.split()[0]) == pytest.approx(float(right[0] @ right[1]), abs=1e-4)
 
 
-@pytest.mark.parametrize("args, said", [
-    (("-p", "x", "-o", "a.npy"), "end in .npz"), ((), "nothing to embed"), (("-p", "x"), "no pair"),
-    (("-f", "missing.txt", "-o", "a.npz"), "no text file"), (("-p", "x", "-o", "no/a.npz"), "no folder"),
-])
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (("-p", "x", "-o", "a.npy"), "end in .npz"),
+        ((), "nothing to embed"),
+        (("-p", "x"), "no pair"),
+        (("-f", "missing.txt", "-o", "a.npz"), "no text file"),
+        (("-p", "x", "-o", "no/a.npz"), "no folder"),
+    ],
+)
 def test_what_is_refused(cli, model, args, said):
     assert said in cli("embed", "-m", model, *args, code=2).err

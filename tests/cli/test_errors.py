@@ -21,32 +21,35 @@ def one_sentence(outcome, *words):
         assert word in outcome.err, outcome.err
 
 
-@pytest.mark.parametrize("args, words", [
-    (["nope"], ["nope"]),
-    (["train"], ["--model"]),
-    (["train", "-m", "x.gguf"], ["--file"]),
-    (["train", "-m", "x", "-f", "y", "-c", "many"], ["-c", "many"]),
-    (["train", "-m", "x", "-f", "y", "-fa", "perhaps"], ["-fa", "perhaps"]),
-    (["train", "-m", "x", "-f", "y", "--overflow", "explode"], ["explode"]),
-    (["train", "-m", "x", "-f", "y", "--memory", "lots"], ["lots"]),
-    (["train", "-m", "x", "-f", "y", "--memory", "-1GiB"], ["-1GiB"]),
-    (["train", "-m", "x", "-f", "y", "-t", "0"], ["-t"]),
-    (["train", "-m", "x", "-f", "y", "-c", "0"], ["-c"]),
-    (["train", "-m", "x", "-f", "y", "--learning-rate", "-1"], ["--learning-rate"]),
-    (["train", "-m", "x", "-f", "y", "--learning-rate", "nan"], ["--learning-rate"]),
-    (["train", "-m", "x", "-f", "y", "--lr-scheduler", "zigzag"], ["--lr-scheduler", "zigzag"]),
-    (["train", "-m", "x", "-f", "y", "--val-split", "1.5"], ["--val-split"]),
-    (["train", "-m", "x", "-f", "y", "--frobnicate"], ["--frobnicate"]),
-    (["generate", "-m", "x"], []),
-    (["generate", "-m", "x", "-p", "y", "--top-p", "7"], ["top-p"]),
-    (["generate", "-m", "x", "-p", "y", "-n", "-2"], ["-2"]),
-    (["chat", "-m", "x", "--temp", "nan"], ["temperature"]),
-    (["verify", "-m", "x", "--positions", "0"], ["--positions"]),
-    (["info"], ["GGUF"]),
-    (["info", "a", "-m", "b"], ["GGUF"]),
-    (["data", "preview"], ["--model"]),
-    (["doctor", "extra"], ["extra"]),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["nope"], ["nope"]),
+        (["train"], ["--model"]),
+        (["train", "-m", "x.gguf"], ["--file"]),
+        (["train", "-m", "x", "-f", "y", "-c", "many"], ["-c", "many"]),
+        (["train", "-m", "x", "-f", "y", "-fa", "perhaps"], ["-fa", "perhaps"]),
+        (["train", "-m", "x", "-f", "y", "--overflow", "explode"], ["explode"]),
+        (["train", "-m", "x", "-f", "y", "--memory", "lots"], ["lots"]),
+        (["train", "-m", "x", "-f", "y", "--memory", "-1GiB"], ["-1GiB"]),
+        (["train", "-m", "x", "-f", "y", "-t", "0"], ["-t"]),
+        (["train", "-m", "x", "-f", "y", "-c", "0"], ["-c"]),
+        (["train", "-m", "x", "-f", "y", "--learning-rate", "-1"], ["--learning-rate"]),
+        (["train", "-m", "x", "-f", "y", "--learning-rate", "nan"], ["--learning-rate"]),
+        (["train", "-m", "x", "-f", "y", "--lr-scheduler", "zigzag"], ["--lr-scheduler", "zigzag"]),
+        (["train", "-m", "x", "-f", "y", "--val-split", "1.5"], ["--val-split"]),
+        (["train", "-m", "x", "-f", "y", "--frobnicate"], ["--frobnicate"]),
+        (["generate", "-m", "x"], []),
+        (["generate", "-m", "x", "-p", "y", "--top-p", "7"], ["top-p"]),
+        (["generate", "-m", "x", "-p", "y", "-n", "-2"], ["-2"]),
+        (["chat", "-m", "x", "--temp", "nan"], ["temperature"]),
+        (["verify", "-m", "x", "--positions", "0"], ["--positions"]),
+        (["info"], ["GGUF"]),
+        (["info", "a", "-m", "b"], ["GGUF"]),
+        (["data", "preview"], ["--model"]),
+        (["doctor", "extra"], ["extra"]),
+    ],
+)
 def test_wrong_arguments(cli, args, words, monkeypatch):
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     one_sentence(cli(*args, code=2), *words)
@@ -54,8 +57,14 @@ def test_wrong_arguments(cli, args, words, monkeypatch):
 
 def everything_with(path, data):
     """A command line for each command that reads a model."""
-    return [["info", path], ["train", "-m", path, "-f", data], ["generate", "-m", path, "-p", "x"],
-            ["chat", "-m", path], ["verify", "-m", path], ["data", "preview", "-m", path, "-f", data]]
+    return [
+        ["info", path],
+        ["train", "-m", path, "-f", data],
+        ["generate", "-m", path, "-p", "x"],
+        ["chat", "-m", path],
+        ["verify", "-m", path],
+        ["data", "preview", "-m", path, "-f", data],
+    ]
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -81,14 +90,16 @@ def test_a_model_that_may_not_be_read(cli, model, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["train", "preview"])
-@pytest.mark.parametrize("content, words", [
-    (b"", ["data.jsonl"]),
-    (b"\n\n\n", ["data.jsonl"]),
-    (b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n{"mess\n',
-     ["2"]),
-    (b'{"messages": []}\n', ["1"]),
-    (b"\xff\xfe\x00broken" * 10, []),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", ["data.jsonl"]),
+        (b"\n\n\n", ["data.jsonl"]),
+        (b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n{"mess\n', ["2"]),
+        (b'{"messages": []}\n', ["1"]),
+        (b"\xff\xfe\x00broken" * 10, []),
+    ],
+)
 def test_data_that_cannot_be_used(cli, model, tmp_path, monkeypatch, command, content, words):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "data.jsonl"
@@ -106,6 +117,7 @@ def test_other_files_that_are_not_there(cli, model, tmp_path, chats, flag):
 
 def test_a_model_is_no_adapter_and_an_adapter_no_model(cli, model, tmp_path):
     import numpy as np
+
     path = tmp_path / "adapter.gguf"
     pair = (np.ones((2, 64), np.float32), np.ones((128, 2), np.float32))
     anytune.Adapter({"blk.0.attn_q.weight": pair}, rank=2, alpha=4.0).save(path)
@@ -124,6 +136,7 @@ def test_what_is_no_fault_of_the_user_says_where_the_log_is(cli, monkeypatch):
 
     def broken(*_):
         raise RuntimeError("the\nengine room burns")
+
     monkeypatch.setattr("anytune.doctor.examine", broken)
     outcome = cli("doctor", code=1)
     one_sentence(outcome, "engine room burns", "RuntimeError")
@@ -137,13 +150,18 @@ def test_what_is_no_fault_of_the_user_says_where_the_log_is(cli, monkeypatch):
 def test_ctrl_c_ends_with_130(cli, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
+
     monkeypatch.setattr("anytune.doctor.examine", interrupted)
     assert cli("doctor").code == 130
 
 
 def test_a_reader_that_goes_away_is_no_error():
-    child = subprocess.Popen([sys.executable, "-m", "anytune", "train", "--help"], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    child = subprocess.Popen(
+        [sys.executable, "-m", "anytune", "train", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
     child.stdout.close()
     assert child.stderr.read() == b""
     assert child.wait(60) in (0, 1)
@@ -155,6 +173,7 @@ def test_help_shows_an_example_that_parses(command, cli):
     example = text.split("Example:\n", 1)[1]
     assert f"anytune {command}" in example
     import shlex
+
     for line in example.strip().splitlines():
         words = shlex.split(line.split("|")[-1])
         if words[:2] == ["anytune", command]:
@@ -162,10 +181,12 @@ def test_help_shows_an_example_that_parses(command, cli):
 
 
 def test_help_and_version_import_no_numpy():
-    code = ("import sys\nfrom anytune.cli.main import run\n"
-            "assert run(['--help']) == run(['train', '--help']) == run(['--version']) == 0\n"
-            "heavy = {'numpy', 'jinja2', 'tokenizers', 'numba', 'rich', 'safetensors'} & set(sys.modules)\n"
-            "assert not heavy, heavy")
+    code = (
+        "import sys\nfrom anytune.cli.main import run\n"
+        "assert run(['--help']) == run(['train', '--help']) == run(['--version']) == 0\n"
+        "heavy = {'numpy', 'jinja2', 'tokenizers', 'numba', 'rich', 'safetensors'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"anytune {anytune.__version__}" in done.stdout
@@ -175,6 +196,7 @@ def test_every_setting_of_a_run_has_a_flag():
     from anytune.cli.train import LORA, SETTINGS
     from anytune.model import Lora
     from anytune.train.settings import FIELDS
+
     assert [name for name, *_ in SETTINGS] == list(FIELDS)
     defaults = {name: default for name, _, _, default, _ in LORA if name != "seed"}
     assert set(defaults) == set(Lora.__dataclass_fields__) - {"seed"}
@@ -184,6 +206,7 @@ def test_every_setting_of_a_run_has_a_flag():
 def test_sampling_defaults_are_those_of_python():
     from anytune.cli.sampling import DEFAULTS
     from anytune.sampling import Sampling
+
     assert Sampling(**{**DEFAULTS, "seed": None}) == Sampling()
 
 

@@ -33,19 +33,31 @@ WRITES = {
     "export mlx": ("-m {m} --lora {a} --chat-template {t} -o {out}", ""),
     "export merge": ("-m {m} --lora {a} --lora-scaled {b}:0.5 --imatrix {i} -f {d} -o {out}", ""),
     "export merge --absorb 4": (
-        "-m {m} --lora {a} --imatrix {i} -f {d} --calibration {v} -o x.gguf --residual-lora {out}", ".gguf"),
+        "-m {m} --lora {a} --imatrix {i} -f {d} --calibration {v} -o x.gguf --residual-lora {out}",
+        ".gguf",
+    ),
     "export ollama": ("-m {m} --lora {a} --imatrix {i} -f {d} -o {out}", ""),
     "bench": ("-m {m} --save {out}", ""),
     "adapt distill": (
         "-m {m} -f {d} --val-file {v} --chat-template {t} --system {s} --shots {h} --teacher-lora {a} "
-        "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}", ".gguf"),
-    "adapt compress": ("-m {m} --lora {a} --rank 1 -f {d} --val-file {v} --chat-template {t} --drift-text {r} -o {out}",
-                       ".gguf"),
-    "adapt repair": ("-m {m} --reference {n} --lora {a} -f {d} --val-file {v} --chat-template {t} --guard-text {g} "
-                     "--drift-text {r} -o {out}", ".gguf"),
+        "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}",
+        ".gguf",
+    ),
+    "adapt compress": (
+        "-m {m} --lora {a} --rank 1 -f {d} --val-file {v} --chat-template {t} --drift-text {r} -o {out}",
+        ".gguf",
+    ),
+    "adapt repair": (
+        "-m {m} --reference {n} --lora {a} -f {d} --val-file {v} --chat-template {t} --guard-text {g} "
+        "--drift-text {r} -o {out}",
+        ".gguf",
+    ),
     "adapt merge": ("-m {m} --lora {a} -f {d} --lora {b} -f {e} --guard-text {g} --drift-text {r} -o {out}", ".gguf"),
-    "adapt collect": ("-m {m} -f {d} --val-file {v} --chat-template {t} --system {s} --shots {h} --teacher-lora {a} "
-                      "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}", ".npz"),
+    "adapt collect": (
+        "-m {m} -f {d} --val-file {v} --chat-template {t} --system {s} --shots {h} --teacher-lora {a} "
+        "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}",
+        ".npz",
+    ),
     "adapt solve": ("{d} -o {out}", ".gguf"),
     "quantize lower": ("-m {m} -f {d} -o {out}", ".gguf"),
     "fpga simulate": ("-m {m} --vcd {out}", ".vcd"),
@@ -54,16 +66,32 @@ WRITES = {
     "generate -f": ("{f} -m {m} --lora {a} -o {out}", ".txt"),
     "quantize search": ("-m {m} --budget 4bpw -f {d} --imatrix {i} -o {out}", ""),
 }
-FOLDERS = {     # commands that write files of known names into a folder: the folder, and one of them
+FOLDERS = {  # commands that write files of known names into a folder: the folder, and one of them
     "train": ("-m {m} -f {d} --val-file {v} --run-dir {out}", "train.log"),
     "export lmstudio": ("-m {m} --lora {a} -o . --publisher {out} --name n", "n"),
     "data build email": ("{d} {e} --from me@example.org -o {out}", "train.jsonl"),
     "data build pubmedqa": ("{d} --test {v} -o {out}", "recipe.json"),
 }
-FROM_FOLDERS = {    # commands that read whole folders
-    "convert": "{f} -o {out}", "export gguf": "-m {m} --lora {f} -o {out}", "train": "-m {m} -f {f} -o {out}"}
-ONLY_READS = {"models", "pull", "studio", "info", "data preview", "chat", "verify", "doctor", "monitor",
-              "evaluate score", "fpga plan", "fpga route", "fpga export"}
+FROM_FOLDERS = {  # commands that read whole folders
+    "convert": "{f} -o {out}",
+    "export gguf": "-m {m} --lora {f} -o {out}",
+    "train": "-m {m} -f {f} -o {out}",
+}
+ONLY_READS = {
+    "models",
+    "pull",
+    "studio",
+    "info",
+    "data preview",
+    "chat",
+    "verify",
+    "doctor",
+    "monitor",
+    "evaluate score",
+    "fpga plan",
+    "fpga route",
+    "fpga export",
+}
 
 
 def commands(group=root, above=()):
@@ -93,13 +121,13 @@ def aliases(path, suffix):
     yield f"{folder}//./{path.name}"
     yield from places[:3]
     swapped = folder / path.name.swapcase()
-    if swapped.exists():    # a disk that does not tell cases apart
+    if swapped.exists():  # a disk that does not tell cases apart
         yield swapped
 
 
 def fill(folder, pattern, out=None, suffix=""):
     """The arguments, and role -> input; inputs are small files that no command could use."""
-    roles = sorted({pattern[i + 1:i + 2] for i, c in enumerate(pattern) if c == "{"} - {"o"})
+    roles = sorted({pattern[i + 1 : i + 2] for i, c in enumerate(pattern) if c == "{"} - {"o"})
     inputs = {role: folder / f"Input-{role}{suffix}" for role in roles}
     for path in inputs.values():
         path.write_text("[]" if suffix == ".json" else "From me@example.org Mon Jan 1 00:00:00 2024\n")
@@ -186,15 +214,22 @@ def test_the_file_behind_standard_input_is_not_overwritten(tmp_path, model, name
     path = tmp_path / {"train": "in.gguf", "embed": "in.npz"}[name]
     path.write_text('{"prompt": "a", "completion": "b"}\n')
     with path.open("rb") as file:
-        done = subprocess.run([sys.executable, "-m", "anytune", name, "-m", model, "-f", "-", "-o", path], stdin=file,
-                              capture_output=True, text=True, cwd=tmp_path,
-                              env=os.environ | {"PYTHONPATH": str(Path(anytune.__file__).parents[1])})
+        done = subprocess.run(
+            [sys.executable, "-m", "anytune", name, "-m", model, "-f", "-", "-o", path],
+            stdin=file,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path(anytune.__file__).parents[1])},
+        )
     assert done.returncode == 2 and "itself" in done.stderr and path.read_text().startswith("{"), done.stderr
 
 
 def test_only_a_full_disk_is_told_to_make_room(tmp_path):
-    told = {code: str(cannot_write("out", OSError(code, os.strerror(code)))) for code in
-            (errno.ENOSPC, errno.EROFS, errno.EACCES)}
+    told = {
+        code: str(cannot_write("out", OSError(code, os.strerror(code))))
+        for code in (errno.ENOSPC, errno.EROFS, errno.EACCES)
+    }
     assert [("make room" in text) for text in told.values()] == [True, False, False]
     assert "ead-only file system" in told[errno.EROFS]
 
@@ -205,8 +240,10 @@ def test_a_folder_that_may_not_be_written_is_told_before_its_room(cli, tmp_path,
 
     for place in ("anytune.files", "anytune.train.preflight"):
         monkeypatch.setattr(f"{place}.try_writing", refuse)
-    for args in (["quantize", model, tmp_path / "q.gguf", "Q8_0"],
-                 ["train", "-m", model, "-f", chats, "-o", tmp_path / "a.gguf", "--run-dir", tmp_path / "run"],
-                 ["export", "hf", "-m", model, "-o", tmp_path / "hf"]):
+    for args in (
+        ["quantize", model, tmp_path / "q.gguf", "Q8_0"],
+        ["train", "-m", model, "-f", chats, "-o", tmp_path / "a.gguf", "--run-dir", tmp_path / "run"],
+        ["export", "hf", "-m", model, "-o", tmp_path / "hf"],
+    ):
         said = cli(*args, code=2).err
         assert "ead-only file system" in said and "make room" not in said

@@ -16,8 +16,11 @@ def prompts(tmp_path):
 
 def test_each_line_is_answered_as_it_would_be_alone(cli, model, prompts, tmp_path):
     common = ("--temp", "0", "-n", "7", "-t", "1")
-    alone = [cli("generate", "-m", model, "-p", line, *common, code=0).out[:-1]
-             for line in prompts.read_text().splitlines() if line]
+    alone = [
+        cli("generate", "-m", model, "-p", line, *common, code=0).out[:-1]
+        for line in prompts.read_text().splitlines()
+        if line
+    ]
     cli("generate", "-m", model, "--prompts", prompts, "-o", tmp_path / "out.jsonl", *common, code=0)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["prediction"] for row in rows] == alone
@@ -42,13 +45,19 @@ def test_a_file_of_many_lines_is_one_prompt_and_says_so(cli, model, prompts):
     assert "one prompt of 3 lines" in outcome.err
 
 
-@pytest.mark.parametrize("args, said", [
-    (("--prompts", "PROMPTS", "-p", "x"), "one or the other"), (("-p", "x", "-o", "a.csv"), "neither .jsonl"),
-    (("-p", "x", "-o", "no/such/a.txt"), "existing folder"),
-    (("--bench", "2", "--prompts", "PROMPTS"), "only measures"),
-    (("--prompts", "PROMPTS", "-o", "PROMPTS"), "overwritten"), (("--prompts", "missing.txt",), "no prompt file"),
-    (("-sx", "-p", "x"), "No such option '-sx'"), (("-pst",), "No such option '-pst'"),
-])
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (("--prompts", "PROMPTS", "-p", "x"), "one or the other"),
+        (("-p", "x", "-o", "a.csv"), "neither .jsonl"),
+        (("-p", "x", "-o", "no/such/a.txt"), "existing folder"),
+        (("--bench", "2", "--prompts", "PROMPTS"), "only measures"),
+        (("--prompts", "PROMPTS", "-o", "PROMPTS"), "overwritten"),
+        (("--prompts", "missing.txt"), "no prompt file"),
+        (("-sx", "-p", "x"), "No such option '-sx'"),
+        (("-pst",), "No such option '-pst'"),
+    ],
+)
 def test_what_cannot_be_meant_is_refused_before_anything_runs(cli, model, prompts, monkeypatch, args, said):
     monkeypatch.setattr("anytune.load", None)
     outcome = cli("generate", "-m", model, *(prompts if a == "PROMPTS" else a for a in args), code=2)

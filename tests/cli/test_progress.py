@@ -15,7 +15,7 @@ def clock(monkeypatch):
 
 def test_what_was_there_before_says_nothing_about_the_rate(clock, capsys):
     with Progress("answers", "tokens") as line:
-        line.to(500, 1000)      # kept by an earlier run
+        line.to(500, 1000)  # kept by an earlier run
         clock[0] += 10
         line.to(600, 1000)
         clock[0] += 40

@@ -23,9 +23,19 @@ from tests.text import samples
 from tests.text.llamacpp_vocab import Peer
 
 TEXTS = [*samples.FIXED, *samples.texts(60, 3)]
-SHAPE = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
-         "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "rope.freq_base", "attention.sliding_window",
-         "rope.scaling.type", "rope.scaling.factor")
+SHAPE = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "attention.sliding_window",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+)
 
 
 def folder_of(base, folder, dtype="f32", **more):
@@ -46,7 +56,7 @@ def test_there_and_back_is_the_same_file(tmp_path, name):
             if tensor == "rope_freqs.weight":
                 np.testing.assert_allclose(found.reshape(-1), right.reshape(-1), rtol=1e-5)
             elif name.startswith("gemma3") and tensor.endswith("_norm.weight"):
-                np.testing.assert_allclose(found, right, atol=1e-6)     # 1 is taken off and put back
+                np.testing.assert_allclose(found, right, atol=1e-6)  # 1 is taken off and put back
             else:
                 np.testing.assert_array_equal(found, right, tensor)
         arch = a.metadata["general.architecture"]
@@ -75,16 +85,40 @@ def test_llama_cpp_reads_the_same_tokens_from_it(tmp_path, name):
 def test_a_model_that_transformers_made_computes_the_same(tmp_path, kind):
     transformers, torch = need("transformers"), need("torch")
     torch.manual_seed(0)
-    sizes = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-                 num_key_value_heads=2, head_dim=16, max_position_embeddings=512, tie_word_embeddings=False,
-                 initializer_range=0.2, bos_token_id=None, eos_token_id=1, pad_token_id=None)
-    more = {"Gemma3TextConfig": {"sliding_window": 8, "tie_word_embeddings": True, "query_pre_attn_scalar": 16},
-            "LlamaConfig": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
-                                                "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                                "original_max_position_embeddings": 32}},
-            "MistralConfig": {"sliding_window": None}}
-    model = transformers.AutoModelForCausalLM.from_config(
-        getattr(transformers, kind)(**sizes | more.get(kind, {}))).eval().float()
+    sizes = dict(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=None,
+    )
+    more = {
+        "Gemma3TextConfig": {"sliding_window": 8, "tie_word_embeddings": True, "query_pre_attn_scalar": 16},
+        "LlamaConfig": {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5e5,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+        "MistralConfig": {"sliding_window": None},
+    }
+    model = (
+        transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes | more.get(kind, {})))
+        .eval()
+        .float()
+    )
     for parameter in model.parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in kind else 0.1, 0.2)
@@ -114,7 +148,7 @@ def test_sixteen_bits_stay_what_they_are(tmp_path, dtype):
         info = file.tensors["blk.1.ffn_down.weight"]
         weight = weights["model.layers.1.mlp.down_proj.weight"]
         assert info.type.name == dtype.upper()
-        raw = weight.file.read_bytes()[weight.at:weight.at + weight.nbytes]
+        raw = weight.file.read_bytes()[weight.at : weight.at + weight.nbytes]
         assert bytes(file.blocks("blk.1.ffn_down.weight")) == raw
         assert file.tensors["blk.1.attn_norm.weight"].type.name == "F32"
     assert convert(folder, tmp_path / "b.gguf", "q8_0")["type"] == "Q8_0"
@@ -123,6 +157,7 @@ def test_sixteen_bits_stay_what_they_are(tmp_path, dtype):
 
 def test_every_pre_tokenizer_is_found_again(tmp_path):
     from anytune.export.tokenizer import tokenizer_json
+
     base = tiny.write(tmp_path / "m.gguf", "llama")
     for name, pre in PRE.items():
         if not pre.bytes_:
@@ -135,10 +170,14 @@ def test_every_pre_tokenizer_is_found_again(tmp_path):
         found = PRE[vocabulary(folder, "llama", {})["tokenizer.ggml.pre"]]
         assert (found.patterns, found.ignore_merges) == (pre.patterns, pre.ignore_merges), name
     # as the models themselves publish it
-    qwen2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-             r"|\s+(?!\S)|\s+")
-    published = {"qwen2": [{"type": "Split", "pattern": {"Regex": qwen2}}, {"type": "ByteLevel", "use_regex": False}],
-                 "smollm": [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}]}
+    qwen2 = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    )
+    published = {
+        "qwen2": [{"type": "Split", "pattern": {"Regex": qwen2}}, {"type": "ByteLevel", "use_regex": False}],
+        "smollm": [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}],
+    }
     for pre, steps in published.items():
         described = json.loads((tmp_path / "llama-bpe" / "tokenizer.json").read_text())
         described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
@@ -151,13 +190,29 @@ def test_sentencepiece_model_gives_its_own_ids(tmp_path):
     spm = need("sentencepiece")
     text = tmp_path / "text.txt"
     text.write_text("\n".join(TEXTS[:40]) * 3 + "the rain in spain stays mainly in the plain\n" * 50)
-    spm.SentencePieceTrainer.train(input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=500,
-                                   model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
-                                   remove_extra_whitespaces=False, add_dummy_prefix=True, minloglevel=2)
+    spm.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=500,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+        minloglevel=2,
+    )
     pieces = spm.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(
-        {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "unk_token": "<unk>", "add_bos_token": True,
-         "added_tokens_decoder": {"500": {"content": "<|mark|>", "special": True}}}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "bos_token": "<s>",
+                "eos_token": {"content": "</s>"},
+                "unk_token": "<unk>",
+                "add_bos_token": True,
+                "added_tokens_decoder": {"500": {"content": "<|mark|>", "special": True}},
+            }
+        )
+    )
     words = vocabulary(tmp_path, "llama", {"vocab_size": 504})
     tokenizer = Tokenizer(words)
     assert words["tokenizer.ggml.tokens"][500:] == ["<|mark|>", "[PAD501]", "[PAD502]", "[PAD503]"]
@@ -209,11 +264,22 @@ def damaged(folder, how):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("how, said", [
-    ("class", "GPT2LMHeadModel"), ("pickle", "pickles"), ("cut", "makes no sense"), ("header", "header would have"),
-    ("heads", "config.json"), ("layers", "lacks the tensor"), ("rope", "longrope"), ("quantized", "16-bit"),
-    ("vocabulary", "vocab_size"), ("tokenizer", "neither"), ("index", "outside of its folder"),
-])
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ("class", "GPT2LMHeadModel"),
+        ("pickle", "pickles"),
+        ("cut", "makes no sense"),
+        ("header", "header would have"),
+        ("heads", "config.json"),
+        ("layers", "lacks the tensor"),
+        ("rope", "longrope"),
+        ("quantized", "16-bit"),
+        ("vocabulary", "vocab_size"),
+        ("tokenizer", "neither"),
+        ("index", "outside of its folder"),
+    ],
+)
 def test_what_cannot_be_converted_is_said_and_nothing_stays(tmp_path, capsys, how, said):
     folder = folder_of(tiny.write(tmp_path / "m.gguf", "llama"), tmp_path / "hf")
     damaged(folder, how)

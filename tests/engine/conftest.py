@@ -13,8 +13,10 @@ MODES = {
 }
 
 
-@pytest.fixture(params=[(mode, name) for mode in MODES for name in ("usual", "lean", "tiny")],
-                ids=lambda p: f"{p[0]}, {p[1]} pieces")
+@pytest.fixture(
+    params=[(mode, name) for mode in MODES for name in ("usual", "lean", "tiny")],
+    ids=lambda p: f"{p[0]}, {p[1]} pieces",
+)
 def engine(request):
     mode, sizes = request.param
     made = NumpyEngine(**MODES[mode])
@@ -27,8 +29,11 @@ def engine(request):
 def unraced(monkeypatch, request):
     """On a GPU too WebGPU's tiles are the defaults, but where a test is about their race: who wins is chance while
     several tests share the card, and what a product takes and how it rounds depends on it."""
-    if "webgpu" not in request.module.__name__ or request.module.__name__.endswith("webgpu_tune") or \
-            "hardware" in request.fixturenames:
+    if (
+        "webgpu" not in request.module.__name__
+        or request.module.__name__.endswith("webgpu_tune")
+        or "hardware" in request.fixturenames
+    ):
         return
     from anytune.engine.webgpu.race import Race
     from anytune.engine.webgpu.tune import F16_TILES, Tuning
@@ -36,6 +41,7 @@ def unraced(monkeypatch, request):
     def choose(self, may, must):
         self._use(may & (must | {F16_TILES}))
         self.rate = Race(self.engine, 256, 1).rate(self.default, 64)
+
     monkeypatch.setattr(Tuning, "_choose", choose)
     if request.module.__name__.endswith("webgpu_full") and "engine" in request.fixturenames:
-        request.getfixturevalue("engine").tuning.ensure()   # now: a test may count what a step does
+        request.getfixturevalue("engine").tuning.ensure()  # now: a test may count what a step does

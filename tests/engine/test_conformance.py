@@ -23,8 +23,9 @@ def starts_of(random, tokens):
 
 
 def test_known_answers(engine):
-    wrong = [a for a in known_answers(engine, ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
-             if not a.ok]
+    wrong = [
+        a for a in known_answers(engine, ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")) if not a.ok
+    ]
     assert not wrong
 
 
@@ -36,8 +37,10 @@ def test_attention_on_random_shapes(engine, seed):
     window = int(random.choice([0, 1, 5, 100]))
     heads = Heads(keys * group, keys, size, window, float(random.uniform(0.1, 1)))
     starts = starts_of(random, tokens)
-    q, k, v, dout = (random.standard_normal((tokens, n * size)).astype(np.float32)
-                     for n in (heads.queries, keys, keys, heads.queries))
+    q, k, v, dout = (
+        random.standard_normal((tokens, n * size)).astype(np.float32)
+        for n in (heads.queries, keys, keys, heads.queries)
+    )
     engine.begin(starts, tokens + int(random.integers(0, 9)), (0, 0, 0))
     out, sums = engine.attention(q, k, v, heads)
     close(out, ref.attention(q, k, v, starts, heads))
@@ -49,6 +52,7 @@ def test_attention_on_random_shapes(engine, seed):
             parts = [z.astype(np.float64) for z in (q, k, v)]
             parts[index] = parts[index] + t * direction
             return float(np.sum(ref.attention(*parts, starts, heads) * dout))
+
         slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
         # a gradient may be nothing but rounding (a window of one key has none in q): measure against dout too
         scale = (np.linalg.norm(grads[index]) + 0.1 * np.linalg.norm(dout)) * np.linalg.norm(direction)
@@ -65,8 +69,7 @@ def test_examples_do_not_see_each_other(engine):
         k[9:], v[9:], q[9:] = k[9:] + change, v[9:] * (1 + change), q[9:] - change
         engine.begin(starts, tokens, (0, 0, 0))
         out, sums = engine.attention(q, k, v, heads)
-        results.append([np.array(z[:9]) for z in
-                        (out, *engine.attention_backward(dout, q, k, v, out, sums, heads))])
+        results.append([np.array(z[:9]) for z in (out, *engine.attention_backward(dout, q, k, v, out, sums, heads))])
     for before, after in zip(*results):
         np.testing.assert_array_equal(before, after)
 
@@ -77,21 +80,36 @@ def test_linear_on_random_shapes(engine, tmp_path, block, width, hold):
     random = np.random.default_rng(width)
     rows = [int(random.integers(1, 90)) for _ in range(3)]
     path = tmp_path / "w.gguf"
-    write_gguf(path, {"general.architecture": "test"},
-               [(f"w{i}", (n, width), block, random.standard_normal((n, width)).astype(np.float32))
-                for i, n in enumerate(rows)])
+    write_gguf(
+        path,
+        {"general.architecture": "test"},
+        [
+            (f"w{i}", (n, width), block, random.standard_normal((n, width)).astype(np.float32))
+            for i, n in enumerate(rows)
+        ],
+    )
     tokens, ranks = int(random.integers(1, 50)), (2, 0, 5)
     with GGUF.open(path) as gguf:
         dense = [gguf.float32(f"w{i}") for i in range(3)]
-        pairs = [(random.standard_normal((r, width)).astype(np.float32),
-                  random.standard_normal((n, r)).astype(np.float32), 0.7) if r else None
-                 for r, n in zip(ranks, rows)]
+        pairs = [
+            (
+                random.standard_normal((r, width)).astype(np.float32),
+                random.standard_normal((n, r)).astype(np.float32),
+                0.7,
+            )
+            if r
+            else None
+            for r, n in zip(ranks, rows)
+        ]
         grads = [tuple(np.zeros_like(z) for z in p[:2]) if p else (None, None) for p in pairs]
         for room in (0, 7):
             engine.room = room
             engine.begin(np.array([0, tokens], np.int32), tokens, (0, 0, 0))
-            group = engine.group([engine.weight(gguf, f"w{i}", hold) for i in range(3)], None,
-                                 [engine.slot(*p, *g) if p else None for p, g in zip(pairs, grads)])
+            group = engine.group(
+                [engine.weight(gguf, f"w{i}", hold) for i in range(3)],
+                None,
+                [engine.slot(*p, *g) if p else None for p, g in zip(pairs, grads)],
+            )
             x = engine.array(tokens, width)
             x[...] = random.standard_normal((tokens, width))
             kept = np.array(x)
@@ -104,8 +122,13 @@ def test_linear_on_random_shapes(engine, tmp_path, block, width, hold):
                     if grad is not None:
                         grad[...] = 0.25  # gradients are added, not written
             dx = engine.linear_backward(tuple(dys), x, group)
-            close(dx, sum(ref.linear(dy, [(w.T, None, (p[1].T, p[0].T, p[2]) if p else None)])[0]
-                          for dy, w, p in zip(dys, dense, pairs)))
+            close(
+                dx,
+                sum(
+                    ref.linear(dy, [(w.T, None, (p[1].T, p[0].T, p[2]) if p else None)])[0]
+                    for dy, w, p in zip(dys, dense, pairs)
+                ),
+            )
             for dy, pair, (grad_a, grad_b) in zip(dys, pairs, grads):
                 if pair:
                     close(grad_a - 0.25, pair[2] * (dy.astype(np.float64) @ pair[1]).T @ kept, 1e-4)
@@ -123,8 +146,11 @@ def test_joined_gradients_are_not_overwritten(engine, tmp_path):
         engine.room = 4
         engine.begin(np.array([0, 6], np.int32), 6, (0, 0, 0))
         pair = [random.standard_normal((4, 32)).astype(np.float32), np.ones((32, 4), np.float32)]
-        group = engine.group([engine.weight(gguf, "w", "blocks")], None,
-                             [engine.slot(*pair, 1.0, np.zeros((4, 32), np.float32), np.zeros((32, 4), np.float32))])
+        group = engine.group(
+            [engine.weight(gguf, "w", "blocks")],
+            None,
+            [engine.slot(*pair, 1.0, np.zeros((4, 32), np.float32), np.zeros((32, 4), np.float32))],
+        )
         both = engine.array(6, 64)
         both[...] = random.standard_normal((6, 64))
         before = np.array(both)

@@ -49,7 +49,7 @@ def files(tmp_path_factory):
 def trainee_of(path, device="cpu-bf16", threads=1, tokens=64, spread=0.1, **lora):
     """A trainee whose B is not zero, so that A has gradients."""
     made = load(path, device=device, threads=threads).trainee(Lora(**{"rank": 3, "alpha": 6.0, **lora}), ubatch=tokens)
-    tail = made.parameters[made.layout.size_a:]
+    tail = made.parameters[made.layout.size_a :]
     tail[...] = spread * np.random.default_rng(3).standard_normal(tail.size)
     return made
 
@@ -71,6 +71,7 @@ def tensor_cosines(trainee, one, two):
 
 # ---- products ----------------------------------------------------------------------------------------------
 
+
 def to_bf16(x):
     """float32 rounded to bf16, to nearest even, as float32."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
@@ -85,7 +86,7 @@ def room(size, kind=np.float32, fill=0):
     """A flat array that begins on a cache line."""
     raw = np.full(size * np.dtype(kind).itemsize + 64, fill, np.uint8)
     first = -raw.ctypes.data % 64
-    return raw[first:first + size * np.dtype(kind).itemsize].view(kind)
+    return raw[first : first + size * np.dtype(kind).itemsize].view(kind)
 
 
 def left_side(x):
@@ -109,8 +110,9 @@ def test_a_product_is_that_of_the_rounded_operands(shape, packing, add, spare):
     packed, depth = room(gemm.packed_words(summed, columns)), gemm.depth_of(summed)
     if packing == "columns":
         other = np.ascontiguousarray(b.T)
-        gemm.pack_columns(other.ctypes.data, other.strides[0], columns, summed, packed.ctypes.data,
-                          gemm.depth_of(summed), 0)
+        gemm.pack_columns(
+            other.ctypes.data, other.strides[0], columns, summed, packed.ctypes.data, gemm.depth_of(summed), 0
+        )
     elif packing == "rows":
         gemm.pack_rows(b.ctypes.data, b.strides[0], columns, summed, 4, packed.ctypes.data, depth, 0)
     else:
@@ -137,11 +139,11 @@ def test_a_product_of_float32_operands(shape):
     a, b = (random.standard_normal(s).astype(np.float32) for s in ((n, summed), (columns, summed)))
     wide, depth = -(-columns // 16) * 16, -(-summed // 16) * 16
     left, packed, c = room((n + gemm.SPARE) * summed), room(wide * depth), room((n + gemm.SPARE) * wide)
-    left[:n * summed] = a.ravel()
+    left[: n * summed] = a.ravel()
     gemm.pack_single(b.ctypes.data, b.strides[0], columns, summed, packed.ctypes.data)
     gemm.product_single(left.ctypes.data, 4 * summed, packed.ctypes.data, c.ctypes.data, 4 * wide, n, wide, summed)
     want, size = a.astype(np.float64) @ b.T.astype(np.float64), np.abs(a) @ np.abs(b.T)
-    assert (np.abs(c[:n * wide].reshape(n, wide)[:, :columns] - want) <= 2.0**-23 * (summed + 2) * size).all()
+    assert (np.abs(c[: n * wide].reshape(n, wide)[:, :columns] - want) <= 2.0**-23 * (summed + 2) * size).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -176,6 +178,7 @@ class Poisoned(CpuBf16Engine):
 
 # ---- operations --------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("pieces", SIZES)
 def test_known_answers(threads, pieces):
@@ -187,18 +190,28 @@ def test_known_answers(threads, pieces):
 
 
 @settings(max_examples=25, deadline=None)
-@given(tokens=st.integers(1, 90), features=st.integers(1, 75),
-       outs=st.lists(st.integers(1, 70), min_size=1, max_size=3), rank=st.integers(0, 5),
-       threads=st.sampled_from([1, 2]), gelu=st.booleans(), seed=st.integers(0, 2**31))
+@given(
+    tokens=st.integers(1, 90),
+    features=st.integers(1, 75),
+    outs=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    rank=st.integers(0, 5),
+    threads=st.sampled_from([1, 2]),
+    gelu=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
 def test_joined_operations_are_the_single_ones(tmp_path_factory, tokens, features, outs, rank, threads, gelu, seed):
     """norm_linear and glu_linear, which write bf16 at once, against composed.py's, which go through float32."""
     random, e = np.random.default_rng(seed), Poisoned(threads)
 
     def draw(*shape):
         return random.standard_normal(shape).astype(np.float32)
+
     path = tmp_path_factory.mktemp("joined") / "w.gguf"
-    write_gguf(path, {"general.architecture": "check"},
-               [(str(i), (out, features), "F32", draw(out, features)) for i, out in enumerate(outs)])
+    write_gguf(
+        path,
+        {"general.architecture": "check"},
+        [(str(i), (out, features), "F32", draw(out, features)) for i, out in enumerate(outs)],
+    )
     with GGUF.open(path) as gguf:
         weights = [e.weight(gguf, str(i)) for i in range(len(outs))]
         pairs = [(draw(rank, features), draw(out, rank)) for out in outs]
@@ -211,12 +224,15 @@ def test_joined_operations_are_the_single_ones(tmp_path_factory, tokens, feature
             one = e.group(weights[:1], None, group.slots[:1])
             e.begin(np.array([0, tokens], np.int32), tokens)
             e.room, act = group.rank, "gelu" if gelu else "silu"
-            results.append([
-                *map(e.host, kind.norm_linear(e, x, gain, 1e-5, group)),
-                e.host(kind.norm_linear_backward(e, dys, x, gain, 1e-5, group, None)),
-                *map(e.host, kind.glu_linear(e, x, up, act, one)),
-                *map(e.host, kind.glu_linear_backward(e, dys[0], x, up, act, one, None)),
-                *(g for pair in grads for g in pair)])
+            results.append(
+                [
+                    *map(e.host, kind.norm_linear(e, x, gain, 1e-5, group)),
+                    e.host(kind.norm_linear_backward(e, dys, x, gain, 1e-5, group, None)),
+                    *map(e.host, kind.glu_linear(e, x, up, act, one)),
+                    *map(e.host, kind.glu_linear_backward(e, dys[0], x, up, act, one, None)),
+                    *(g for pair in grads for g in pair),
+                ]
+            )
             assert kind.norm_linear_backward(e, dys, x, gain, 1e-5, group, None, need_dx=False) is None
     e.workers.close()
     terms = [0] * (len(results[0]) - 2 * len(outs)) + [tokens * n for out in outs for n in (out, features)]
@@ -227,6 +243,7 @@ def test_joined_operations_are_the_single_ones(tmp_path_factory, tokens, feature
 
 
 # ---- models ------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("threads", [1, 2])
@@ -268,12 +285,14 @@ def test_a_head_that_is_trained(files):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_run_has_the_same_bits_again_and_when_resumed(files, threads):
     """Whoever of the workers takes a task, whatever was recomputed, and after buffers were given back."""
+
     def run(trainee, first, last):
         for step in range(first, last):
             for micro in range(2):
                 trainee.accumulate(stream([20, 9 + step], seed=7 * step + micro), 0.02, step, micro)
             assert np.isfinite(trainee.update(1e-2, step))
         return {name: value.copy() for name, value in trainee.state().items()}
+
     want = run(trainee_of(files["qwen3"], threads=threads), 1, 9)
     again, half = (trainee_of(files["qwen3"], threads=threads) for _ in range(2))
     again.keep = 0
@@ -346,17 +365,25 @@ def test_generation_is_near_the_numpy_engines(files, name):
         decoder = load(files[name], device=device, threads=1).decoder(adapter=adapter, batch=2, context=64)
         results.append([decoder.feed(tokens) for tokens in feeds])
     for want, got in zip(*results, strict=True):
-        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))    # of sequences that got no token
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))  # of sequences that got no token
         assert np.linalg.norm(np.nan_to_num(got - want)) <= 2e-2 * np.linalg.norm(np.nan_to_num(want))
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("hold, sizes, keep, threads", [("blocks", Sizes(), 2, 1), ("blocks", Sizes(), 2, 2),
-                                                        ("stream", LEAN, 0, 2), ("blocks", LEAN, 1, 1),
-                                                        ("blocks", Bf16Sizes(packed="both"), 2, 2),
-                                                        ("blocks", Bf16Sizes(packed="y"), 2, 1)])
+@pytest.mark.parametrize(
+    "hold, sizes, keep, threads",
+    [
+        ("blocks", Sizes(), 2, 1),
+        ("blocks", Sizes(), 2, 2),
+        ("stream", LEAN, 0, 2),
+        ("blocks", LEAN, 1, 1),
+        ("blocks", Bf16Sizes(packed="both"), 2, 2),
+        ("blocks", Bf16Sizes(packed="y"), 2, 1),
+    ],
+)
 @pytest.mark.parametrize("tokens", [64, 200])
 def test_the_count_is_what_the_engine_allocates(files, name, hold, sizes, keep, threads, tokens):
     trainee = trainee_of(files[name], threads=threads, tokens=tokens)
@@ -392,11 +419,12 @@ def test_packed_weights_change_no_bit_and_are_held_once(files, name, threads, ke
     way = Way(0.0, "blocks", Bf16Sizes(packed=kept), "")
     count = model.engine.budget(model.weights, None).counter(way, 40)
     found = sum(b.nbytes for g in groups for b in g.packed._buffers) + sum(
-        w.nbytes for g in (groups if kept == "y" else [trainee.head]) for w in g.weights)
+        w.nbytes for g in (groups if kept == "y" else [trainee.head]) for w in g.weights
+    )
     frozen = {n: m for n, m in model.weights.matrices.items() if n != "token_embd.weight" or model.config.tied}
     assert count.held(frozen, _Counter(model, subject, 40, 40)._run(count, "blocks", 2)) == found
     loss = load(files[name], device="cpu-bf16", threads=threads).logits(batch.ids[:17])
-    np.testing.assert_array_equal(model.logits(batch.ids[:17]), loss)   # of the model without its adapter
+    np.testing.assert_array_equal(model.logits(batch.ids[:17]), loss)  # of the model without its adapter
 
 
 def test_little_memory_leaves_weights_in_their_blocks(files):
@@ -428,6 +456,7 @@ def test_a_workers_scratch_grows_and_is_forgotten_when_given_back():
 
 # ---- errors ------------------------------------------------------------------------------------------------
 
+
 def test_what_cannot_be_is_said(monkeypatch):
     with pytest.raises(UserError, match="--dtype"):
         engine_for("cpu-bf16", dtype="fp16")
@@ -442,6 +471,7 @@ def test_what_cannot_be_is_said(monkeypatch):
 
 def test_a_processor_without_the_instructions_is_named(monkeypatch):
     from numba.core.registry import cpu_target
+
     codegen = cpu_target.target_context.codegen()
     monkeypatch.setattr(type(codegen), "magic_tuple", lambda self: ("triple", "cpu", "+avx2,-avx512bf16"))
     assert "AVX-512 BF16" in cpu_bf16.missing() and "--device numpy" in cpu_bf16.missing()

@@ -60,8 +60,9 @@ def test_resuming_ends_in_the_same_bits(files):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
-@pytest.mark.parametrize("what, sizes, keep, threads", [(Full(), Sizes(), 2, 1), (Full(), LEAN, 0, 2),
-                                                        (Full("attn_q,norm"), Sizes(), 1, 2)])
+@pytest.mark.parametrize(
+    "what, sizes, keep, threads", [(Full(), Sizes(), 2, 1), (Full(), LEAN, 0, 2), (Full("attn_q,norm"), Sizes(), 1, 2)]
+)
 @pytest.mark.parametrize("tokens", [64, 200])
 def test_the_count_is_what_the_engine_allocates(files, name, what, sizes, keep, threads, tokens):
     trainee = full.trainee_of(files[name], what, tokens, device="cpu-bf16", threads=threads)
@@ -69,8 +70,9 @@ def test_the_count_is_what_the_engine_allocates(files, name, what, sizes, keep, 
     e.release()
     trainee.keep, e.sizes = keep, sizes
     trainee.accumulate(stream([tokens], silent=0), 0.1, 1, 0)
-    found = (e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values())
-             + sum(b.nbytes for b in e._raw.values()))
+    found = (
+        e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values()) + sum(b.nbytes for b in e._raw.values())
+    )
     count = e.budget(model.weights, None).counter(Way(0.0, "blocks", sizes, ""), tokens)
     _Counter(model, FullSubject(what, trainee.shapes), tokens, tokens)._run(count, "blocks", keep)
-    assert count.bytes == pytest.approx(found, rel=0.07)   # of attention, the worker that came first may have taken all
+    assert count.bytes == pytest.approx(found, rel=0.07)  # of attention, the worker that came first may have taken all

@@ -51,16 +51,21 @@ def test_linear_is_the_twins_to_the_bit(tmp_path, kind):
     engine = FpgaSimEngine(2)
     with GGUF.open(path) as file:
         weight = engine.weight(file, name)
-        slot = engine.slot(rng.standard_normal((3, 64)).astype(np.float32),
-                           rng.standard_normal((96, 3)).astype(np.float32), 0.5,
-                           np.zeros((3, 64), np.float32), np.zeros((96, 3), np.float32))
+        slot = engine.slot(
+            rng.standard_normal((3, 64)).astype(np.float32),
+            rng.standard_normal((96, 3)).astype(np.float32),
+            0.5,
+            np.zeros((3, 64), np.float32),
+            np.zeros((96, 3), np.float32),
+        )
         group = engine.group([weight], None, [slot])
         x, dy = (rng.standard_normal((41, n)).astype(np.float32) for n in (64, 96))
         (y,) = engine.linear(x, group)
         dx = engine.linear_backward((dy,), x, group)
         plain, pair = Twin(False), products.Pair(slot.a, slot.b, 0.5)
-        stored = formats.matrix(file.blocks(name), kind) if kind in formats.FORMATS else formats.stored(
-            file.float32(name))
+        stored = (
+            formats.matrix(file.blocks(name), kind) if kind in formats.FORMATS else formats.stored(file.float32(name))
+        )
         (want,), saved = products.forward(plain, x, [stored], [pair])
         want_dx, [(want_a, want_b)] = products.backward(plain, [dy], saved, [stored], [pair])
     for got, wanted in ((y, want), (dx, want_dx), (slot.grad_a, want_a), (slot.grad_b, want_b)):
@@ -112,8 +117,35 @@ def test_a_run_ends_in_an_adapter_that_llama_cpp_reads(file, tmp_path, capsys, m
     need("xllamacpp")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
-    assert command(["train", "-m", str(file), "-f", "d.txt", "--device", "fpga-sim", "-c", "32", "-ub", "32",
-                    "-b", "32", "--max-steps", "6", "--lr", "1e-2", "-o", "a.gguf", "-q", "-t", "1"]) == 0
+    assert (
+        command(
+            [
+                "train",
+                "-m",
+                str(file),
+                "-f",
+                "d.txt",
+                "--device",
+                "fpga-sim",
+                "-c",
+                "32",
+                "-ub",
+                "32",
+                "-b",
+                "32",
+                "--max-steps",
+                "6",
+                "--lr",
+                "1e-2",
+                "-o",
+                "a.gguf",
+                "-q",
+                "-t",
+                "1",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     # llama.cpp rounds activations to eight bits too, in its own way: 1e-2 nats is what verify asks of quantized files
     assert command(["verify", "-m", str(file), "--lora", "a.gguf", "-t", "1"]) == 0, capsys.readouterr().out

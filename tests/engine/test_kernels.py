@@ -84,12 +84,14 @@ def test_loss_rows_fold_tiles():
 
 def test_exponential_is_within_two_ulp():
     from numba import njit
+
     exp = intrinsics.exp
 
     @njit
     def each(x, y):
         for i in range(x.size):
             y[i] = exp(x[i])
+
     x = np.concatenate([np.linspace(-87.3, 88.3, 200_001), RANDOM.uniform(-1, 1, 50_000)]).astype(np.float32)
     y = np.empty_like(x)
     each(x, y)

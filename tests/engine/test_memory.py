@@ -39,6 +39,7 @@ def test_workers_cover_every_row_once(count):
 
     def rows(low, high):
         seen[low:high] += 1
+
     workers.rows(101, rows)
     assert (seen == 1).all()
     workers.close()
@@ -50,6 +51,7 @@ def test_a_worker_s_error_reaches_the_caller_and_the_rest_go_on():
     def work(number):
         if number == 2:
             raise ValueError("broken")
+
     for _ in range(3):
         with pytest.raises(ValueError, match="broken"):
             workers.run(work)

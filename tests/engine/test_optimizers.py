@@ -1,5 +1,4 @@
-"""The optimizers of whole weights: 8-bit codes, what they cost in accuracy, and every engine's against the reference.
-"""
+"""Optimizers of whole weights: 8-bit codes, what they cost in accuracy, every engine's against the reference."""
 
 import numpy as np
 import pytest
@@ -26,9 +25,9 @@ def test_encoding_takes_the_nearest_code(signed, size):
     packed, scale = rules.encode(x, signed)
     got, table = rules.decode(packed, scale, signed), rules.codes(signed)
     for low in range(0, size, BLOCK):
-        unit = x[low:low + BLOCK] / scale[low // BLOCK]
+        unit = x[low : low + BLOCK] / scale[low // BLOCK]
         best = np.abs(unit[:, None] - table).min(1)
-        np.testing.assert_allclose(np.abs(got[low:low + BLOCK] / scale[low // BLOCK] - unit), best, atol=1e-6)
+        np.testing.assert_allclose(np.abs(got[low : low + BLOCK] / scale[low // BLOCK] - unit), best, atol=1e-6)
 
 
 def test_zeros_stay_zeros():
@@ -51,7 +50,7 @@ def test_the_engine_does_what_the_reference_does(engine, kind, shape):
         engine.optimize(kind, own, given, mine, shape, rule)
         assert not given.any()
     moved = np.abs(own - p)
-    assert np.quantile(moved, 0.99) < 1e-5   # a code on an edge may fall to either side
+    assert np.quantile(moved, 0.99) < 1e-5  # a code on an edge may fall to either side
     assert moved.max() < (1e-5 if kind != "adamw8bit" else 1e-2)
 
 

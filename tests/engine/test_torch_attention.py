@@ -24,12 +24,15 @@ from anytune.engine.torch.kernels import decode_attention  # noqa: E402
 from anytune.engine.torch.kernels.attention import Config  # noqa: E402
 
 LIMITS = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-TILES = {"two launches": (Config(32, 16, 4, 1), Config(16, 32, 4, 1), None),
-         "one launch": (None, None, Config(16, 32, 4, 1))}
+TILES = {
+    "two launches": (Config(32, 16, 4, 1), Config(16, 32, 4, 1), None),
+    "one launch": (None, None, Config(16, 32, 4, 1)),
+}
 
 
 class Plain:
     """Plain torch on the CPU, in tiles so small that every shape has several."""
+
     device = "cpu"
 
     def __init__(self, monkeypatch):
@@ -41,6 +44,7 @@ class Plain:
 
 class Tiled:
     """The kernels with tiles of 16 and 32."""
+
     device = DEVICE
 
     def __init__(self, mode):
@@ -55,6 +59,7 @@ class Tiled:
 
 class Kernels:
     """The kernels as the engine calls them."""
+
     device = DEVICE
     attention = staticmethod(kernels.attention)
     attention_backward = staticmethod(kernels_backward.attention_backward)
@@ -94,37 +99,41 @@ class Stream:
         self.wide, self.narrow = heads.queries * heads.size, heads.keys * heads.size
         first, end = (np.repeat(z, lengths) for z in (self.starts[:-1], self.starts[1:]))
         self.first, self.end = (torch.tensor(z, dtype=torch.int32, device=device) for z in (first, end))
-        self.joined, self.dout = (torch.tensor(random.standard_normal((self.tokens, n + spare))).to(device, dtype)
-                                  for n in (self.wide + 2 * self.narrow, self.wide))
+        self.joined, self.dout = (
+            torch.tensor(random.standard_normal((self.tokens, n + spare))).to(device, dtype)
+            for n in (self.wide + 2 * self.narrow, self.wide)
+        )
 
     def poisoned(self, width):
         return torch.full((self.tokens, width + self.spare), torch.nan, dtype=self.dtype, device=self.device)
 
     def split(self, joined):
         cut = self.wide + self.narrow
-        return joined[:, :self.wide], joined[:, self.wide:cut], joined[:, cut:cut + self.narrow]
+        return joined[:, : self.wide], joined[:, self.wide : cut], joined[:, cut : cut + self.narrow]
 
     def run(self, twin):
         """-> (out, log-sums, dq, dk, dv), checked to have left the spare columns alone."""
-        qkv, dout = self.split(self.joined), self.dout[:, :self.wide]
+        qkv, dout = self.split(self.joined), self.dout[:, : self.wide]
         made, grads = self.poisoned(self.wide), self.poisoned(self.wide + 2 * self.narrow)
-        out, bounds = made[:, :self.wide], (self.first, self.end, self.starts, self.heads)
+        out, bounds = made[:, : self.wide], (self.first, self.end, self.starts, self.heads)
         sums = twin.attention(*qkv, *bounds, out)
         assert sums.shape == (self.heads.queries, self.tokens) and sums.dtype == torch.float32
         twin.attention_backward(dout, *qkv, out, sums, *bounds, *self.split(grads))
         if self.spare:
-            assert made[:, -self.spare:].isnan().all() and grads[:, -self.spare:].isnan().all()
+            assert made[:, -self.spare :].isnan().all() and grads[:, -self.spare :].isnan().all()
         return out, sums, *self.split(grads)
 
     def wanted(self):
-        return dense(*(numpy(z) for z in (*self.split(self.joined), self.dout[:, :self.wide])), self.starts, self.heads)
+        return dense(
+            *(numpy(z) for z in (*self.split(self.joined), self.dout[:, : self.wide])), self.starts, self.heads
+        )
 
     def check(self, twin):
         for name, got, want in zip(("out", "sums", "dq", "dk", "dv"), self.run(twin), self.wanted()):
             got = numpy(got)
             assert np.isfinite(got).all(), name
             # a gradient may be nothing but rounding (a window of one key has none in q): measure against dout too
-            scale = np.linalg.norm(want) + 0.1 * np.linalg.norm(numpy(self.dout[:, :self.wide]))
+            scale = np.linalg.norm(want) + 0.1 * np.linalg.norm(numpy(self.dout[:, : self.wide]))
             found = np.linalg.norm(got - want) / scale
             assert found <= LIMITS[self.dtype], f"{name}: relative error {found:.2e}"
 
@@ -155,6 +164,7 @@ def test_the_dense_formulas():
         def moved(t):
             parts = [z + t * direction if i == index else z for i, z in enumerate(qkv)]
             return float(np.sum(ref.attention(*parts, s.starts, heads) * dout))
+
         slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
         assert float(np.sum(grad * direction)) == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
@@ -177,13 +187,16 @@ def test_kernels_on_random_shapes(seed, mode):
 
 
 @pytest.mark.parametrize("mode", TILES)
-@pytest.mark.parametrize("lengths, heads", [
-    ([1, 37, 2, 30], Heads(4, 2, 16, 0, 0.25)),     # tiles with several examples; interior tiles
-    ([70], Heads(2, 1, 16, 0, 0.3)),
-    ([70], Heads(2, 2, 16, 20, 0.3)),               # a window that leaves tiles without masks and skips others
-    ([3, 40], Heads(3, 1, 80, 5, 0.2)),             # columns of the next head behind those of this one
-    ([33], Heads(4, 1, 128, 0, 0.1)),
-])
+@pytest.mark.parametrize(
+    "lengths, heads",
+    [
+        ([1, 37, 2, 30], Heads(4, 2, 16, 0, 0.25)),  # tiles with several examples; interior tiles
+        ([70], Heads(2, 1, 16, 0, 0.3)),
+        ([70], Heads(2, 2, 16, 20, 0.3)),  # a window that leaves tiles without masks and skips others
+        ([3, 40], Heads(3, 1, 80, 5, 0.2)),  # columns of the next head behind those of this one
+        ([33], Heads(4, 1, 128, 0, 0.1)),
+    ],
+)
 def test_kernels_on_aligned_streams(lengths, heads, mode, monkeypatch):
     """Read through descriptors. float16 in the interpreter, whose bfloat16 products are wrong. New memory holds NaN."""
     empty = torch.Tensor.new_empty
@@ -227,19 +240,22 @@ def test_nothing_to_do(twin):
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the kernels' own configs need a card")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("lengths, heads", [
-    ([128], Heads(16, 8, 128, 0, 0.09)),
-    ([1, 127, 500, 63, 333], Heads(16, 8, 128, 0, 0.09)),
-    ([700] * 3, Heads(16, 8, 128, 100, 0.09)),
-    ([1500, 1, 600], Heads(14, 2, 64, 0, 0.125)),
-    ([100, 3], Heads(14, 2, 64, 0, 0.125)),
-    ([1300, 200], Heads(4, 1, 256, 512, 0.0625)),
-    ([90, 30], Heads(4, 1, 256, 512, 0.0625)),
-    ([1000, 24], Heads(12, 4, 80, 0, 0.11)),
-    ([200, 100], Heads(8, 8, 96, 0, 0.1)),
-    ([200, 100], Heads(6, 3, 33, 40, 0.2)),         # through pointers
-    ([300, 20], Heads(4, 4, 16, 0, 0.25)),
-])
+@pytest.mark.parametrize(
+    "lengths, heads",
+    [
+        ([128], Heads(16, 8, 128, 0, 0.09)),
+        ([1, 127, 500, 63, 333], Heads(16, 8, 128, 0, 0.09)),
+        ([700] * 3, Heads(16, 8, 128, 100, 0.09)),
+        ([1500, 1, 600], Heads(14, 2, 64, 0, 0.125)),
+        ([100, 3], Heads(14, 2, 64, 0, 0.125)),
+        ([1300, 200], Heads(4, 1, 256, 512, 0.0625)),
+        ([90, 30], Heads(4, 1, 256, 512, 0.0625)),
+        ([1000, 24], Heads(12, 4, 80, 0, 0.11)),
+        ([200, 100], Heads(8, 8, 96, 0, 0.1)),
+        ([200, 100], Heads(6, 3, 33, 40, 0.2)),  # through pointers
+        ([300, 20], Heads(4, 4, 16, 0, 0.25)),
+    ],
+)
 def test_kernels_as_the_engine_calls_them(lengths, heads, dtype):
     random = np.random.default_rng(sum(lengths))
     Stream(random, lengths, heads, DEVICE, dtype, spare=8).check(Kernels())
@@ -251,6 +267,7 @@ def test_float32_in_tf32(size, monkeypatch):
     class Rounded:
         attention = staticmethod(functools.partial(kernels.attention, tf32=True))
         attention_backward = staticmethod(functools.partial(kernels_backward.attention_backward, tf32=True))
+
     monkeypatch.setitem(LIMITS, torch.float32, 5e-3)
     Stream(np.random.default_rng(size), [130, 1, 300], Heads(4, 2, size, 0, 0.1), DEVICE).check(Rounded())
 
@@ -280,9 +297,11 @@ def test_caches(window, group, size):
     """Plain against float64 with several new tokens a sequence; the kernels against plain with one."""
     random, heads = np.random.default_rng(window + size), Heads(2 * group, 2, size, window, 0.3)
     context, lengths = 150, [1, 8, 149]
-    keys, values = (torch.tensor(random.standard_normal((5, context, 2 * size)), dtype=torch.float32, device=DEVICE)
-                    for _ in range(2))
-    for slot, length in zip((4, 0, 2), lengths):   # keys that nobody may see
+    keys, values = (
+        torch.tensor(random.standard_normal((5, context, 2 * size)), dtype=torch.float32, device=DEVICE)
+        for _ in range(2)
+    )
+    for slot, length in zip((4, 0, 2), lengths):  # keys that nobody may see
         keys[slot, length:], values[slot, length:] = 1e30, torch.nan
     slots = [(4, 0, 1, 0), (0, 1, 6, 3), (2, 6, 9, 146)]
     q = torch.tensor(random.standard_normal((9, heads.queries * size + 3)), dtype=torch.float32, device=DEVICE)[:, :-3]
@@ -291,9 +310,9 @@ def test_caches(window, group, size):
     for slot, low, high, position in slots:
         near, last = max(0, position + 1 - window) if window else 0, position + high - low
         wide = np.zeros((last - near, heads.queries * size))
-        wide[-(high - low):] = numpy(q[low:high])
+        wide[-(high - low) :] = numpy(q[low:high])
         want = ref.attention(wide, *(numpy(x[slot, near:last]) for x in (keys, values)), [0, last - near], heads)
-        assert error(numpy(out[low:high]), want[-(high - low):]) < LIMITS[torch.float32]
+        assert error(numpy(out[low:high]), want[-(high - low) :]) < LIMITS[torch.float32]
     rows, where = [0, 5, 8], torch.tensor([4, 0, 2], dtype=torch.int32, device=DEVICE)
     seen = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
     for dtype in (torch.float32, torch.float16):

@@ -43,7 +43,7 @@ def sane_rows_of(name, rows, columns, seed=0):
         raw = rng.integers(0, 256, (rows * columns // block.block_size, block.type_size), dtype=np.uint8)
         for at in SCALES.get(name, (0,)):
             scales = rng.uniform(0.5, 2, len(raw)) / {"Q4_K": 400, "Q6_K": 2000, "IQ4_XS": 2000}.get(name, 60)
-            raw[:, at:at + 2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
+            raw[:, at : at + 2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
         raw = raw.reshape(rows, -1)
     return on_device(raw), on_device(reference(raw, name))
 
@@ -63,6 +63,7 @@ def assert_same(got, want, rounding=0.0):
 def dequant():
     triton_module()
     from anytune.engine.torch.kernels import dequant
+
     return dequant
 
 
@@ -70,6 +71,7 @@ def dequant():
 def gemv():
     triton_module()
     from anytune.engine.torch.kernels import gemv
+
     return gemv
 
 
@@ -91,12 +93,13 @@ def test_plain_torch_works_in_chunks_on_slices_and_on_nothing(monkeypatch):
     blocks.dequantize_into(device[1:6], "Q5_K", wide[1:6, 4:-5])
     assert_bits(wide[1:6, 4:-5].cpu().numpy(), want[1:6])
     assert not wide[:, :4].any() and not wide[:, -5:].any() and not wide[0].any()
-    one = device[2:3, BLOCKS["Q5_K"].type_size:]  # a single row, in the middle of the bytes
+    one = device[2:3, BLOCKS["Q5_K"].type_size :]  # a single row, in the middle of the bytes
     assert_bits(blocks.dequantize(one, "Q5_K").cpu().numpy(), want[2:3, 256:])
 
 
-@pytest.mark.parametrize("ids", [torch.tensor([3, 0, 3]), torch.tensor([[1, 2]], dtype=torch.int32)],
-                         ids=["long", "int"])
+@pytest.mark.parametrize(
+    "ids", [torch.tensor([3, 0, 3]), torch.tensor([[1, 2]], dtype=torch.int32)], ids=["long", "int"]
+)
 def test_plain_gather(ids):
     raw, want = rows_of("Q4_1", 4)
     expected = on_device(want)[ids.to(DEVICE).long()]
@@ -107,8 +110,11 @@ def test_plain_gather(ids):
 
 
 def test_plain_torch_refuses_what_are_no_rows_of_blocks():
-    for raw, name in ((torch.zeros((2, 17), dtype=torch.uint8), "Q4_0"), (torch.zeros((2, 18)), "Q4_0"),
-                      (torch.zeros((2, 8), dtype=torch.uint8), "I32")):
+    for raw, name in (
+        (torch.zeros((2, 17), dtype=torch.uint8), "Q4_0"),
+        (torch.zeros((2, 18)), "Q4_0"),
+        (torch.zeros((2, 8), dtype=torch.uint8), "I32"),
+    ):
         with pytest.raises(ValueError, match="needs uint8 rows"):
             blocks.dequantize(raw, name)
     with pytest.raises(ValueError, match="no .* weights"):
@@ -126,12 +132,12 @@ def test_triton_dequantizes_into_a_slice(dequant, name):
     n = want.shape[1]
     for dtype, left, shift in zip([*DTYPES, torch.float32], (8, 16, 3, 4), (0, 0, 4 if name == "F32" else 2, 0)):
         space = torch.zeros(raw.size + 16, dtype=torch.uint8, device=DEVICE)
-        device = space[shift:shift + raw.size].view(raw.shape)
+        device = space[shift : shift + raw.size].view(raw.shape)
         device.copy_(on_device(raw))
         out = torch.full((5, n + 32), 7.0, dtype=dtype, device=DEVICE)
-        dequant.dequantize(device, name, out[:, left:left + n])
-        assert_same(out[:, left:left + n], on_device(want).to(dtype), CUTS)
-        assert (out[:, :left] == 7).all() and (out[:, left + n:] == 7).all()
+        dequant.dequantize(device, name, out[:, left : left + n])
+        assert_same(out[:, left : left + n], on_device(want).to(dtype), CUTS)
+        assert (out[:, :left] == 7).all() and (out[:, left + n :] == 7).all()
 
 
 def test_triton_dequantizes_wide_and_odd_matrices(dequant):

@@ -30,7 +30,7 @@ def trainee_of(path, device, dtype="auto", tokens=64, **lora):
     model = load(path, device=device, dtype=dtype, threads=1)
     made = model.trainee(Lora(**{"rank": 3, "alpha": 6.0, **lora}), ubatch=tokens)
     state = {name: np.array(value) for name, value in made.state().items()}
-    tail = state["parameters"][made.layout.size_a:]
+    tail = state["parameters"][made.layout.size_a :]
     tail[...] = 0.1 * np.random.default_rng(3).standard_normal(tail.size)
     made.load_state(state)
     return made
@@ -50,8 +50,11 @@ def hold(trainee, how, sizes=None, keep=None):
     trainee.head = model.weights.head(trainee.slots)
     e.sizes = sizes or e.sizes
     trainee.keep = trainee.keep if keep is None else keep
-    e.prepare([g for la in trainee.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [trainee.head],
-              trainee.parameters, trainee.gradients)
+    e.prepare(
+        [g for la in trainee.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [trainee.head],
+        trainee.parameters,
+        trainee.gradients,
+    )
 
 
 def cosines(trainee, one, two):
@@ -65,6 +68,7 @@ def cosines(trainee, one, two):
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_known_answers(place, dtype):
     from anytune.engine.devices import engine_for
+
     answers = known_answers(engine_for(place, dtype=dtype), BLOCKS)
     assert len(answers) > 60 and not [a for a in answers if not a.ok]
 
@@ -76,7 +80,7 @@ def test_gradients_are_the_numpy_engines(files, place, name):
     loss, want = gradients(trainee_of(files[name], "numpy"), batch)
     for dtype, least in FORMATS.items():
         trainee = trainee_of(files[name], place, dtype)
-        for _ in range(3):   # eager, recorded, replayed
+        for _ in range(3):  # eager, recorded, replayed
             found, got = gradients(trainee, batch)
             assert found == pytest.approx(loss, rel=1e-5 if dtype == "f32" else 2e-3)
             low = min(cosines(trainee, got, want), key=lambda row: row[1])
@@ -88,6 +92,7 @@ def test_gradients_are_the_numpy_engines(files, place, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_held_and_kept_changes_only_rounding(files, place, name):
     from anytune.engine.torch.sizes import AWAY, Sizes
+
     batch, trainee = stream([30, 10, 9]), trainee_of(files[name], place, "f32")
     loss, want = gradients(trainee, batch)
     for how in ("dense", "blocks", "stream"):
@@ -154,8 +159,9 @@ def test_generation_is_the_numpy_engines(files, place, name):
     feeds = [[[5, 6, 7], [9]], [[8], [4]], [[], [3, 2, 1]], [[7], [7]], [[6], [6]], [[5], [5]]]
     results = []
     for device in ("numpy", place):
-        decoder = load(files[name], device=device, dtype="f32" if device == place else "auto",
-                       threads=1).decoder(adapter=adapter, batch=2, context=64)
+        decoder = load(files[name], device=device, dtype="f32" if device == place else "auto", threads=1).decoder(
+            adapter=adapter, batch=2, context=64
+        )
         results.append([decoder.feed(tokens) for tokens in feeds])
     for want, got in zip(*results):
         np.testing.assert_allclose(got, want, atol=2e-4, rtol=1e-4)
@@ -185,8 +191,17 @@ def test_a_head_that_is_trained(files):
     assert min(c for _, c in cosines(one, found[1], want[1])) > 0.9999
 
 
-@pytest.mark.parametrize("name, words", [("cuda", "cuda"), ("mps", "Apple"), ("cuda:7", "cuda:7"),
-                                         ("cpu-torch:1", "cpu-torch"), ("tpu", "tpu"), ("cuda:x", "cuda:x")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("cuda", "cuda"),
+        ("mps", "Apple"),
+        ("cuda:7", "cuda:7"),
+        ("cpu-torch:1", "cpu-torch"),
+        ("tpu", "tpu"),
+        ("cuda:x", "cuda:x"),
+    ],
+)
 def test_devices_that_are_not_there(files, name, words):
     if DEVICE == "cuda" and name == "cuda":
         pytest.skip("this machine has one")

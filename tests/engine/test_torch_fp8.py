@@ -4,19 +4,34 @@ models' gradients against float32's."""
 import numpy as np
 import pytest
 
-from tests.support.torch_kernels import (BF16, DEVICE, F16, F32, LIMIT, close, double, empty, f, kept, plain,  # noqa: F401
-                                         pytest_generate_tests, seed, torch, view)
+from tests.support.torch_kernels import (
+    BF16,
+    DEVICE,
+    F16,
+    F32,
+    LIMIT,
+    close,
+    double,
+    empty,
+    f,
+    kept,
+    plain,
+    pytest_generate_tests,
+    seed,
+    torch,
+    view,
+)
 
 from anytune.engine.budget import Way
 from anytune.engine.torch import fp8, plain_fp8, plain_low
 from anytune.engine.torch.sizes import Sizes
 from anytune.errors import UserError
 from anytune.model import Full, load
-from tests.engine.test_torch_engine import NAMES, PLACES, cosines, files, gradients, hold, trainee_of  # noqa: F401
+from tests.engine.test_torch_engine import NAMES, PLACES, cosines, files, gradients, hold, trainee_of
 from tests.model.conftest import stream
 
 F8 = plain_fp8.F8
-STEP = 2.0 ** -4    # the most that rounding to e4m3 is off by, as a part of a normal number
+STEP = 2.0**-4  # the most that rounding to e4m3 is off by, as a part of a normal number
 
 
 def eighths(rows, columns, spare=5):
@@ -25,7 +40,7 @@ def eighths(rows, columns, spare=5):
 
 
 def behind(x):
-    assert x._base[:, x.shape[1]:].float().isnan().all()
+    assert x._base[:, x.shape[1] :].float().isnan().all()
 
 
 def numbers(*shape):
@@ -35,7 +50,7 @@ def numbers(*shape):
 def same_but_rounding(got, want):
     """e4m3 whose operands were the same but for rounding of the last bit."""
     a, b = double(got.float()), double(want.float())
-    assert (np.abs(a - b) <= 2 * STEP * np.maximum(np.abs(a), np.abs(b)) + 2.0 ** -9).all()
+    assert (np.abs(a - b) <= 2 * STEP * np.maximum(np.abs(a), np.abs(b)) + 2.0**-9).all()
     assert (a != b).mean() < 0.02
 
 
@@ -44,16 +59,16 @@ def test_quantize(f, dtype, tokens, n, rank):
     x, low = view(tokens, n, dtype, 3.0), view(tokens, rank, dtype) if rank else None
     x[tokens // 2] = 0
     if rank:
-        low[tokens // 2] = 0    # as dy B is where dy is
+        low[tokens // 2] = 0  # as dy B is where dy is
     out, scale, size = eighths(tokens, n + rank), numbers(tokens), numbers(tokens)
     f.quantize(x, low, out, scale, size)
     behind(out)
     want, factor = double(x), double(scale)[:, None]
     np.testing.assert_allclose(double(size), np.linalg.norm(want, axis=1), rtol=1e-4)
     got = double(out.float()) * factor
-    assert (np.abs(got[:, :n] - want) <= STEP * np.abs(want) + factor * 2.0 ** -10).all()
+    assert (np.abs(got[:, :n] - want) <= STEP * np.abs(want) + factor * 2.0**-10).all()
     if rank:
-        assert (np.abs(got[:, n:] - double(low)) <= STEP * np.abs(double(low)) + factor * 2.0 ** -10).all()
+        assert (np.abs(got[:, n:] - double(low)) <= STEP * np.abs(double(low)) + factor * 2.0**-10).all()
     again = eighths(tokens, n)
     f.quantize(x, None, again, numbers(tokens))
     assert torch.equal(again.float(), out[:, :n].float())
@@ -76,8 +91,10 @@ def test_turn(f, dtype, rows, n):
     f.turn(source, scale, out)
     behind(out)
     want = double(source)
-    assert (np.abs((double(out.float()) * double(scale)[:, None]).T - want)
-            <= STEP * np.abs(want) + double(scale) * 2.0 ** -10).all()
+    assert (
+        np.abs((double(out.float()) * double(scale)[:, None]).T - want)
+        <= STEP * np.abs(want) + double(scale) * 2.0**-10
+    ).all()
 
 
 @pytest.mark.parametrize("tokens, n, rank", [(5, 100, 16), (70, 270, 48)])
@@ -95,8 +112,12 @@ def test_low_fp8(f, tokens, n, rank):
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
 @pytest.mark.parametrize("tokens, n", [(5, 40), (33, 270)])
 def test_peaks_of_gated_products(f, dtype, activation, tokens, n):
-    gate, up, out, peak = view(tokens, n, dtype, 3.0), view(tokens, n, dtype), empty(tokens, n, dtype), \
-        torch.zeros(tokens, device=DEVICE)
+    gate, up, out, peak = (
+        view(tokens, n, dtype, 3.0),
+        view(tokens, n, dtype),
+        empty(tokens, n, dtype),
+        torch.zeros(tokens, device=DEVICE),
+    )
     f.glu(gate, up, activation, out, peak=peak)
     kept(out)
     d, u = double(gate), double(up)
@@ -110,7 +131,7 @@ def test_peaks_of_gated_products(f, dtype, activation, tokens, n):
 def test_glu_gradients_in_eighths(f, dtype, activation):
     tokens, n, ranks = 70, 130, (3, 4, 5)
     dy, gate, up = (view(tokens, n, dtype) for _ in range(3))
-    gate[7], up[7, 5] = 0, 3000     # a row whose largest element is far from the others
+    gate[7], up[7, 5] = 0, 3000  # a row whose largest element is far from the others
     low_dy, low_x = view(tokens, 16, dtype), view(tokens, 16, dtype)
     peak, norms = torch.zeros(tokens, device=DEVICE), torch.linalg.vector_norm(dy.float(), dim=1)
     plain.glu(gate, up, activation, torch.empty_like(gate), peak=peak)
@@ -121,6 +142,7 @@ def test_glu_gradients_in_eighths(f, dtype, activation):
         g.glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, *pairs, 0.5, **how)
         (behind if how else kept)(dgate)
         return dgate, dup, pairs
+
     dgate, dup, pairs = run(f)
     scale = numbers(tokens)
     q_gate, q_up, q_pairs = run(f, bound=(norms, peak, 2 / 448), scale=scale)
@@ -128,7 +150,7 @@ def test_glu_gradients_in_eighths(f, dtype, activation):
         close(b, a, 1e-6)
     for got, want in ((q_gate, dgate), (q_up, dup)):
         made, right = double(got.float()) * double(scale)[:, None], double(want)
-        assert (np.abs(made - right) <= 1.05 * STEP * np.abs(right) + double(scale)[:, None] * 2.0 ** -9).all()
+        assert (np.abs(made - right) <= 1.05 * STEP * np.abs(right) + double(scale)[:, None] * 2.0**-9).all()
         assert np.isfinite(made).all()
 
 
@@ -157,8 +179,8 @@ def test_gradients_are_float32s_but_for_rounding(files, place, name):  # noqa: F
     exact = trainee_of(files[name], place, plain_format)
     loss, want = gradients(exact, batch)
     trainee = rough_trainee(files[name], place)
-    made = [gradients(trainee, batch) for _ in range(3)]     # eager, recorded, replayed
-    assert all(found == loss for found, _ in made)           # the forward is the same
+    made = [gradients(trainee, batch) for _ in range(3)]  # eager, recorded, replayed
+    assert all(found == loss for found, _ in made)  # the forward is the same
     for _, got in made[1:]:
         np.testing.assert_array_equal(got, made[0][1])
     assert any(g.eight is not None for la in trainee.layers for g in (la.qkv, la.gate_up, la.down))
@@ -191,9 +213,14 @@ def test_with_dropout_the_low_rank_part_passes_the_mask(files, place):  # noqa: 
 def test_the_estimate_counts_the_rounded_matrices(files, place):  # noqa: F811
     rough, exact = (trainee_of(files["qwen3"], place, dtype) for dtype in ("fp8", "auto"))
     taken = sum(fp8.size(g) for la in rough.layers for g in (la.qkv, la.out, la.gate_up, la.down) if fp8.takes(g))
-    held = [t.engine.budget(t.model.weights, 1 << 40).counter(Way(0.0, "dense", Sizes(), ""), 64).held(
-        t.model.weights.matrices, [g for la in t.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [t.head])
-        for t in (rough, exact)]
+    held = [
+        t.engine.budget(t.model.weights, 1 << 40)
+        .counter(Way(0.0, "dense", Sizes(), ""), 64)
+        .held(
+            t.model.weights.matrices, [g for la in t.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [t.head]
+        )
+        for t in (rough, exact)
+    ]
     assert taken and held[0] - held[1] == taken
     assert "fp8" in rough.estimate.text and rough.engine.identity()["gradients"] == "fp8"
 
@@ -212,6 +239,7 @@ def test_full_training_refuses_it(files):  # noqa: F811
 @pytest.mark.parametrize("name", ["mps", "xpu", "rocm"])
 def test_other_makers_refuse_it(name):
     from anytune.engine.devices import engine_for
+
     with pytest.raises(UserError, match="fp8"):
         engine_for(name, dtype="fp8")
 

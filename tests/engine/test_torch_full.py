@@ -31,7 +31,7 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("name", full.NAMES)
 def test_gradients_are_the_numpy_engines(files, place, dtype, name):
-    runs = 3 if place == "cuda" else 1      # eager, recorded, replayed
+    runs = 3 if place == "cuda" else 1  # eager, recorded, replayed
     full.check_gradients(files[name], *FORMATS[dtype], runs, device=place, dtype=dtype)
 
 
@@ -107,8 +107,11 @@ def test_activations_are_counted_for_what_is_trained(files, modules):
         trainee.keep = keep
         with torch.profiler.profile(profile_memory=True) as watched:
             trainee.accumulate(batch, 0.1, 1, 0)
-        events = sorted((event.start_ns(), event.nbytes()) for event in watched.profiler.kineto_results.events()
-                        if event.name() == "[memory]")
+        events = sorted(
+            (event.start_ns(), event.nbytes())
+            for event in watched.profiler.kineto_results.events()
+            if event.name() == "[memory]"
+        )
         found.append(max(itertools.accumulate(size for _, size in events)))
         way = Way(0.0, "dense", trainee.engine.sizes, "")
         count = trainee.engine.budget(trainee.model.weights, None).counter(way, 64)

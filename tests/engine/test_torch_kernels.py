@@ -8,8 +8,26 @@ is slow (so shapes are tiny) and cannot multiply bfloat16 matrices (so that type
 import numpy as np
 import pytest
 
-from tests.support.torch_kernels import (BF16, DEVICE, F16, F32, LIMIT, close, double, empty, f, functions,  # noqa: F401
-                                         kept, kernels, plain_low, pytest_generate_tests, seed, torch, twins, view)
+from tests.support.torch_kernels import (
+    BF16,
+    DEVICE,
+    F16,
+    F32,
+    LIMIT,
+    close,
+    double,
+    empty,
+    f,
+    functions,
+    kept,
+    kernels,
+    plain_low,
+    pytest_generate_tests,
+    seed,
+    torch,
+    twins,
+    view,
+)
 
 from anytune.engine import reference as ref
 from anytune.engine.torch.plain_low import Part, gradient_table
@@ -71,8 +89,12 @@ def test_rms_norm_backward_with_its_reader(f, dtype, rows, n, rank, turned):
     """The low-rank product does not change the gradient, and is that of the rounded gradient."""
     (dy, x, residual), gain = [view(rows, n, dtype) for _ in range(3)], view(1, n)[0]
     b = view(rank, n, dtype).t() if turned else view(n, rank, dtype)
-    want, out, normed, low = (empty(rows, n, dtype), empty(rows, n, dtype), empty(rows, n, dtype),
-                              empty(rows, rank, dtype))
+    want, out, normed, low = (
+        empty(rows, n, dtype),
+        empty(rows, n, dtype),
+        empty(rows, n, dtype),
+        empty(rows, rank, dtype),
+    )
     inverse = torch.full((rows,), float("nan"), device=DEVICE)
     f.rms_norm_backward(dy, x, gain, 1e-4, residual, out, inverse=inverse, b=b, low=low)
     close(inverse, 1 / np.sqrt((double(x) ** 2).mean(1) + 1e-4), LIMIT[F32])
@@ -104,9 +126,12 @@ def test_rotate(f, dtype, heads, key_heads, size, pairs, halves, norms):
         if gain is not None:
             z = ref.rms_norm(z, double(gain), eps, n)
         return ref.rope(z, double(cos), double(sin), positions.cpu().numpy(), n, halves)
+
     outs, grads = [empty(*z.shape, dtype) for z, _, _ in parts], [view(*z.shape, dtype) for z, _, _ in parts]
-    wants = [ref.gradient(lambda z, n=n, gain=gain: reference(z, n, gain), double(x), double(dy))
-             for (x, n, gain), dy in zip(parts, grads)]
+    wants = [
+        ref.gradient(lambda z, n=n, gain=gain: reference(z, n, gain), double(x), double(dy))
+        for (x, n, gain), dy in zip(parts, grads)
+    ]
     f.rotate(q, k, *given, *outs)
     for out, (x, n, gain) in zip(outs, parts):
         close(out, reference(double(x), n, gain), LIMIT[dtype])
@@ -176,13 +201,13 @@ def test_glu_gradients(f, dtype, activation, rows, n, ranks):
     first, second, again, dgate, dup = (empty(rows, n, dtype) for _ in range(5))
     f.glu_backward(dy, gate, up, activation, first, second, again)
     grads = [torch.full(shape, 0.5, device=DEVICE) for shape in ((r, n), (n, r1), (n, r2))]
-    low_dy[:, r:] = low_x[:, r1 + r2:] = float("nan")
+    low_dy[:, r:] = low_x[:, r1 + r2 :] = float("nan")
     f.glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, *grads, 2.0)
     close(dgate, first, LIMIT[dtype] / 2)
     close(dup, second, LIMIT[dtype] / 2)
     close(grads[0], 0.5 + 2 * double(low_dy[:, :r]).T @ double(again), LIMIT[dtype] / 2)
     close(grads[1], 0.5 + double(dgate).T @ double(low_x[:, :r1]), LIMIT[F32])
-    close(grads[2], 0.5 + double(dup).T @ double(low_x[:, r1:r1 + r2]), LIMIT[F32])
+    close(grads[2], 0.5 + double(dup).T @ double(low_x[:, r1 : r1 + r2]), LIMIT[F32])
     kept(dgate, dup)
 
 
@@ -224,12 +249,12 @@ def test_gradients(f, dtype, rows, unit):
     flat = torch.full((at + 3 * unit,), 0.25, device=DEVICE)
     want = double(flat)
     for p in filter(None, parts):
-        z = [double(t) for t in (low_dy[:, p.r0:p.r1], x, dy[:, p.o0:p.o1], low_x[:, p.r0:p.r1])]
-        want[p.a:p.a + p.rank * features] += 0.5 * (z[0].T @ z[1]).ravel()
-        want[p.b:p.b + p.rank * (p.o1 - p.o0)] += (z[2].T @ z[3]).ravel()
+        z = [double(t) for t in (low_dy[:, p.r0 : p.r1], x, dy[:, p.o0 : p.o1], low_x[:, p.r0 : p.r1])]
+        want[p.a : p.a + p.rank * features] += 0.5 * (z[0].T @ z[1]).ravel()
+        want[p.b : p.b + p.rank * (p.o1 - p.o0)] += (z[2].T @ z[3]).ravel()
     f.gradients(x, low_dy, dy, low_x, gradient_table(parts, features, columns, DEVICE), flat, 0.5)
     close(flat, want, 2e-5)
-    assert (flat[:2 * unit] == 0.25).all() and (flat[-3 * unit:] == 0.25).all()
+    assert (flat[: 2 * unit] == 0.25).all() and (flat[-3 * unit :] == 0.25).all()
     f.gradients(x, low_dy, dy, low_x, gradient_table([None], features, columns, DEVICE), flat, 0.5)
     close(flat, want, 2e-5)
     halves = torch.full_like(flat, 0.25)
@@ -238,7 +263,7 @@ def test_gradients(f, dtype, rows, unit):
     f.gradients(None, low_dy, dy, low_x, table, halves, 0.5)
     assert torch.equal(halves, flat)
     gain, inverse = view(1, features)[0], view(1, rows)[0]
-    normed = (double(x) * double(inverse)[:, None] * double(gain))
+    normed = double(x) * double(inverse)[:, None] * double(gain)
     want = torch.full_like(flat, 0.25)
     f.gradients(x, low_dy, dy, low_x, table, halves.fill_(0.25), 0.5, (gain, inverse))
     f.gradients(torch.as_tensor(normed).to(DEVICE).to(dtype), low_dy, dy, low_x, table, want, 0.5)
@@ -251,12 +276,21 @@ def test_gradients_of_groups(f, dtype, count):
     items, at, rows = [], 0, 40
     for number in range(count):
         features, width, rank = 70 + 16 * number, 90 - 7 * number, (3, 16, 5, 1)[number]
-        table = gradient_table([None, Part(10, width, 0, rank, at, at + rank * features)], features,
-                               16 * (1 + number % 2), DEVICE)
+        table = gradient_table(
+            [None, Part(10, width, 0, rank, at, at + rank * features)], features, 16 * (1 + number % 2), DEVICE
+        )
         at += rank * (features + width - 10)
         columns = 16 * (1 + number % 2)
-        items.append((view(rows, features, dtype), view(rows, columns, dtype), view(rows, width, dtype),
-                      view(rows, columns, dtype), table, 0.5 + number))
+        items.append(
+            (
+                view(rows, features, dtype),
+                view(rows, columns, dtype),
+                view(rows, width, dtype),
+                view(rows, columns, dtype),
+                table,
+                0.5 + number,
+            )
+        )
     flat, want = torch.full((at,), 0.25, device=DEVICE), torch.full((at,), 0.25, device=DEVICE)
     f.gradients_of_groups(items, flat)
     for item in items:
@@ -269,8 +303,11 @@ def test_results_repeat_to_the_bit(f):
     x, y, dy, a, w, results = view(150, 300), view(150, 300), view(150, 300), view(17, 300), view(600, 17), []
     table = gradient_table([Part(0, 30, 0, 16, 0, 5000)], 300, 16, DEVICE)
     for _ in range(3):
-        flat, lows, outs = (torch.zeros(6000, device=DEVICE), [empty(150, 17) for _ in range(5)],
-                            [empty(150, 300) for _ in range(5)])
+        flat, lows, outs = (
+            torch.zeros(6000, device=DEVICE),
+            [empty(150, 17) for _ in range(5)],
+            [empty(150, 300) for _ in range(5)],
+        )
         f.low(x, w[:300], lows[0])
         f.gradients(x, lows[0][:, :16], x[:, :30], lows[0][:, 1:], table, flat, 1.0)
         f.glu(x, y, "silu", outs[0], a=a, low=lows[1])
@@ -293,7 +330,7 @@ def test_at_the_sizes_of_a_model(tokens):
     gain, a, wide = view(1, size)[0], view(rank, size, BF16, spare=64), view(tokens, 2 * hidden, BF16, spare=64)
     x, y, low_x, low_dy = (view(tokens, n, BF16, spare=64) for n in (size, size, rank, rank))
     w, down = view(2 * hidden, rank, BF16, spare=size), view(rank, hidden, BF16, spare=64)
-    behind = 48 * size   # of every A
+    behind = 48 * size  # of every A
     parts = [Part(0, hidden, 0, 16, 0, behind), Part(hidden, 2 * hidden, 16, 48, 16 * size, behind + 16 * hidden)]
     table = gradient_table(parts, size, rank, DEVICE)
     targets = torch.randint(-1, 2 * hidden, (tokens,), dtype=torch.int32, device=DEVICE)

@@ -3,8 +3,21 @@
 import numpy as np
 import pytest
 
-from tests.support.torch_kernels import (DEVICE, LIMIT, close, double, empty, f, kept, plain, plain_optimizer,  # noqa: F401
-                                         pytest_generate_tests, seed, torch, view)
+from tests.support.torch_kernels import (
+    DEVICE,
+    LIMIT,
+    close,
+    double,
+    empty,
+    f,
+    kept,
+    plain,
+    plain_optimizer,
+    pytest_generate_tests,
+    seed,
+    torch,
+    view,
+)
 
 from anytune.engine import reference as ref
 from anytune.engine.torch.plain_low import Block, Part, place_table
@@ -15,12 +28,15 @@ def test_loss_rows(f, dtype, vocabulary):
     logits = view(6, vocabulary, dtype, 4.0)
     logits[1] *= 100
     targets = torch.tensor([0, vocabulary - 1, 5, -1, 17, 5], dtype=torch.int32, device=DEVICE)
-    scale, losses, before = (torch.tensor([0.125], device=DEVICE), torch.full((6,), float("nan"), device=DEVICE),
-                             logits.clone())
+    scale, losses, before = (
+        torch.tensor([0.125], device=DEVICE),
+        torch.full((6,), float("nan"), device=DEVICE),
+        logits.clone(),
+    )
     f.loss_rows(logits, targets, scale, losses, False)
     assert torch.equal(logits, before)
     z, t = double(before), targets.cpu().numpy()
-    want = [ref.cross_entropy(z[i:i + 1], np.eye(vocabulary), t[i:i + 1]) if t[i] >= 0 else 0.0 for i in range(6)]
+    want = [ref.cross_entropy(z[i : i + 1], np.eye(vocabulary), t[i : i + 1]) if t[i] >= 0 else 0.0 for i in range(6)]
     np.testing.assert_allclose(double(losses), want, rtol=1e-5, atol=1e-5)
     losses[...] = float("nan")
     f.loss_rows(logits, targets, scale, losses, True)
@@ -49,7 +65,7 @@ def optimizer(size):
 
 
 def hyper(step, max_norm, rates=(1e-2, 3e-2), decay=0.1):
-    return torch.tensor([*rates, 1 - 0.9 ** step, 1 - 0.99 ** step, 0.9, 0.99, 1e-8, decay, max_norm], device=DEVICE)
+    return torch.tensor([*rates, 1 - 0.9**step, 1 - 0.99**step, 0.9, 0.99, 1e-8, decay, max_norm], device=DEVICE)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e6])
@@ -61,9 +77,12 @@ def test_adamw(f, max_norm):
         g[...] = view(1, size, spare=0)[0]
         norm = np.linalg.norm(double(g))
         clip = max_norm / norm if 0 < max_norm < norm else 1.0
-        halves = [ref.adamw(want[0][part], double(g)[part], want[1][part], want[2][part], rate, step, 0.9, 0.99, 1e-8,
-                            0.1, clip)
-                  for part, rate in ((slice(0, cut), 1e-2), (slice(cut, size), 3e-2))]
+        halves = [
+            ref.adamw(
+                want[0][part], double(g)[part], want[1][part], want[2][part], rate, step, 0.9, 0.99, 1e-8, 0.1, clip
+            )
+            for part, rate in ((slice(0, cut), 1e-2), (slice(cut, size), 3e-2))
+        ]
         want = [np.concatenate(z) for z in zip(*halves)]
         f.adamw(p, g, m, v, hyper(step, max_norm), f.square_sum(g, partials), state, cut)
         assert float(state[0]) == pytest.approx(norm, rel=1e-6) and state[1] == 0
@@ -93,17 +112,20 @@ def test_adamw_halts_and_stays_halted(f, cause):
 def test_place(f, dtype):
     """Two groups' pairs go where they belong, and nowhere else; rows longer than a program's piece too."""
     flat = view(1, 20_000, spare=0)[0]
-    blocks = [Block(8, 2120, 2100, 9, (Part(0, 4, 0, 2, 5, 4300, 0.5), None, Part(6, 9, 2, 3, 4400, 6600, 2.0))),
-              Block(60_000, 20, 10, 300, (Part(0, 300, 0, 7, 7000, 8000, 1.5),))]
+    blocks = [
+        Block(8, 2120, 2100, 9, (Part(0, 4, 0, 2, 5, 4300, 0.5), None, Part(6, 9, 2, 3, 4400, 6600, 2.0))),
+        Block(60_000, 20, 10, 300, (Part(0, 300, 0, 7, 7000, 8000, 1.5),)),
+    ]
     arena = torch.full((70_000,), float("nan"), dtype=dtype, device=DEVICE)
     want = arena.clone()
     for block in blocks:
-        matrix = want[block.at:].as_strided((block.width + 16, block.ld), (block.ld, 1))
+        matrix = want[block.at :].as_strided((block.width + 16, block.ld), (block.ld, 1))
         for p in filter(None, block.parts):
             n, inside = p.rank, block.in_features
-            matrix[block.width + p.r0:block.width + p.r1, :inside] = (p.scale
-                                                                      * flat[p.a:p.a + n * inside].view(n, inside))
-            matrix[p.o0:p.o1, inside + p.r0:inside + p.r1] = flat[p.b:p.b + n * (p.o1 - p.o0)].view(-1, n)
+            matrix[block.width + p.r0 : block.width + p.r1, :inside] = p.scale * flat[p.a : p.a + n * inside].view(
+                n, inside
+            )
+            matrix[p.o0 : p.o1, inside + p.r0 : inside + p.r1] = flat[p.b : p.b + n * (p.o1 - p.o0)].view(-1, n)
     f.place(flat, place_table(blocks, DEVICE), arena)
     assert torch.equal(arena.nan_to_num(1e4), want.nan_to_num(1e4))
     f.place(flat, place_table([], DEVICE), arena)
@@ -119,10 +141,19 @@ def mask(f, key, number, p, rows=23, columns=130):
 
 def test_dropout(f, dtype):
     """The same bits as the plain twin's, at the asked rate, different for every part of the key, scaled by 1/(1-p)."""
-    masks = [mask(f, *key) for key in (((1, 2, 3), 4, 0.3), ((1, 2, 4), 4, 0.3), ((1, 3, 3), 4, 0.3),
-                                       ((-1, 2, 3), 4, 0.3), ((1, 2, 3), -1, 0.3))]
-    assert (torch.equal(masks[0], mask(plain, (1, 2, 3), 4, 0.3))
-            and torch.equal(masks[4], mask(plain, (1, 2, 3), -1, 0.3)))
+    masks = [
+        mask(f, *key)
+        for key in (
+            ((1, 2, 3), 4, 0.3),
+            ((1, 2, 4), 4, 0.3),
+            ((1, 3, 3), 4, 0.3),
+            ((-1, 2, 3), 4, 0.3),
+            ((1, 2, 3), -1, 0.3),
+        )
+    ]
+    assert torch.equal(masks[0], mask(plain, (1, 2, 3), 4, 0.3)) and torch.equal(
+        masks[4], mask(plain, (1, 2, 3), -1, 0.3)
+    )
     for index, one in enumerate(masks):
         assert abs(float(one.float().mean()) - 0.7) < 0.035
         for two in masks[:index]:

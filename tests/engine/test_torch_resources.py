@@ -68,13 +68,16 @@ def litter(count: int, device: str) -> list:
 
 def littering(engine, waste: list):
     """Every function of the engine first lets a recorder go, and has the collector find it."""
+
     def wrapped(function):
         def call(*args, **how):
             if waste:
                 waste.pop()
             gc.collect()
             return function(*args, **how)
+
         return call
+
     for name, value in vars(engine.f).items():
         if callable(value):
             setattr(engine.f, name, wrapped(value))
@@ -83,7 +86,7 @@ def littering(engine, waste: list):
 def steps(trainee, littered: list) -> list[float]:
     losses = []
     littering(trainee.engine, littered)
-    for step in (1, 2, 3):      # eager, recorded, replayed
+    for step in (1, 2, 3):  # eager, recorded, replayed
         for sizes in ([17, 1, 22], [40, 20]):
             losses.append(float(trainee.accumulate(stream(sizes), 0.1, step, 0)))
         float(trainee.update(1e-3, step))
@@ -119,6 +122,7 @@ def test_what_is_freed_while_another_thread_records_waits(cuda):
         with resources.working():
             inside.set()
             go.wait(10)
+
     thread = threading.Thread(target=record)
     thread.start()
     inside.wait(10)
@@ -142,6 +146,7 @@ def test_graphs_go_before_their_pool(cuda):
 
         def __del__(self):
             order.append(self.name)
+
     for name in ("pool", "first graph", "second graph"):
         owned.keep(Thing(name))
     del owned
@@ -155,7 +160,7 @@ def test_close_frees_everything(path, cuda):
         trainee = model.trainee(Lora(rank=3), ubatch=64)
         for step in (1, 2, 3):
             trainee.accumulate(stream([40, 20]), 0.1, step, 0)
-        assert cuda.alive == 2      # a graph and its pool
+        assert cuda.alive == 2  # a graph and its pool
     del trainee, model
     gc.collect()
     resources.sweep()
@@ -172,7 +177,8 @@ def test_memory_comes_back_after_close(path):
             decoder = model.decoder(context=64)
             for token in (5, 6, 7):
                 decoder.feed([[token]])
-    for _ in range(3):      # until each of the two streams has cuBLAS's workspace
+
+    for _ in range(3):  # until each of the two streams has cuBLAS's workspace
         use()
     gc.collect()
     torch.cuda.empty_cache()

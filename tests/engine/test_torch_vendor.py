@@ -21,11 +21,14 @@ def test_it_gives_what_ours_gives(tokens, heads):
     q, k, v = x.split([heads.queries * heads.size, heads.keys * heads.size, heads.keys * heads.size], 1)
     if not vendor.suits(q, heads, True):
         pytest.skip("this card's cuDNN is not taken")
-    made, want = (torch.full((tokens, heads.queries * heads.size + 8), float("nan"), device="cuda").bfloat16()[:, :-8]
-                  for _ in range(2))
+    made, want = (
+        torch.full((tokens, heads.queries * heads.size + 8), float("nan"), device="cuda").bfloat16()[:, :-8]
+        for _ in range(2)
+    )
     sums = vendor.attention(q, k, v, heads, made)
     first, end = (torch.full((tokens,), n, dtype=torch.int32, device="cuda") for n in (0, tokens))
     from anytune.engine.torch.kernels.attention import attention
+
     other = attention(q, k, v, first, end, None, heads, want)
     assert (made.float() - want.float()).norm() <= 1e-2 * want.float().norm()
     assert (sums - other).abs().max() < 1e-2

@@ -11,8 +11,13 @@ from anytune.gguf.blocks import BLOCKS
 from tests.support.webgpu import need_webgpu
 
 ROWS, WIDTH = 70, 512
-SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,),
-          "TQ2_0": (64,)}   # bytes of the float16 scales
+SCALES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+}  # bytes of the float16 scales
 TWO = ("Q4_1", "Q5_1", "Q4_K", "Q5_K")
 
 
@@ -26,7 +31,7 @@ def random_blocks(name, rows, width, seed=0):
         made[:, 0] = random.integers(118, 126, len(made))
     else:
         for at in SCALES.get(name, (0, 2) if name in TWO else (0,)):
-            made[:, at:at + 2] = random.uniform(-0.01, 0.01, (len(made), 1)).astype(np.float16).view(np.uint8)
+            made[:, at : at + 2] = random.uniform(-0.01, 0.01, (len(made), 1)).astype(np.float16).view(np.uint8)
     return made.reshape(rows, -1)
 
 
@@ -34,10 +39,11 @@ def random_blocks(name, rows, width, seed=0):
 def engine():
     need_webgpu()
     from anytune.engine.devices import engine_for
+
     return engine_for("webgpu")
 
 
-@pytest.mark.parametrize("name", [*TYPES, "IQ2_XS"])   # the last is one that only the host can read
+@pytest.mark.parametrize("name", [*TYPES, "IQ2_XS"])  # the last is one that only the host can read
 def test_rows_and_products(engine, tmp_path, name):
     write_gguf(tmp_path / "w.gguf", {}, [("w", (ROWS, WIDTH), name, random_blocks(name, ROWS, WIDTH))])
     random = np.random.default_rng(1)
@@ -60,8 +66,11 @@ def test_rows_and_products(engine, tmp_path, name):
 def test_weights_of_odd_sizes_lie_side_by_side(engine, tmp_path):
     """MXFP4 blocks have 17 bytes: a neighbour may begin within a word."""
     shapes = (64, 64, 65)
-    write_gguf(tmp_path / "w.gguf", {}, [(f"w{i}", (n, 32), "MXFP4", random_blocks("MXFP4", n, 32, i))
-                                         for i, n in enumerate(shapes)])
+    write_gguf(
+        tmp_path / "w.gguf",
+        {},
+        [(f"w{i}", (n, 32), "MXFP4", random_blocks("MXFP4", n, 32, i)) for i, n in enumerate(shapes)],
+    )
     x = np.random.default_rng(1).standard_normal((5, 32)).astype(np.float32)
     with GGUF.open(tmp_path / "w.gguf") as gguf:
         group = engine.group([engine.weight(gguf, f"w{i}") for i in range(3)])

@@ -12,6 +12,7 @@ from tests.support.webgpu import need_webgpu
 def engine():
     need_webgpu()
     from anytune.engine.devices import engine_for
+
     return engine_for("webgpu", max_binding=256 << 10)
 
 
@@ -22,17 +23,20 @@ def reference(q, keys, values, position, heads):
         begin = max(0, last + 1 - heads.window) if heads.window else 0
         for h in range(heads.queries):
             of, at = (slice(i * size, (i + 1) * size) for i in (h, h // heads.group))
-            scores = keys[t, begin:last + 1, at].astype(np.float64) @ q[t, of] * heads.scale
+            scores = keys[t, begin : last + 1, at].astype(np.float64) @ q[t, of] * heads.scale
             weights = np.exp(scores - scores.max())
-            out[t, of] = weights @ values[t, begin:last + 1, at] / weights.sum()
+            out[t, of] = weights @ values[t, begin : last + 1, at] / weights.sum()
     return out
 
 
-@pytest.mark.parametrize("size, context, window, runs", [
-    (16, 1000, 0, 16), (16, 1000, 300, 5), (10, 1000, 700, 11), (64, 257, 0, 5), (64, 64, 0, 1), (16, 1000, 64, 1)])
+@pytest.mark.parametrize(
+    "size, context, window, runs",
+    [(16, 1000, 0, 16), (16, 1000, 300, 5), (10, 1000, 700, 11), (64, 257, 0, 5), (64, 64, 0, 1), (16, 1000, 64, 1)],
+)
 def test_runs_of_keys_together_are_all_keys(engine, size, context, window, runs):
     """Positions in the first run, at its end, in the last; bindings that cut rows and slots."""
     from anytune.engine.webgpu import decode
+
     random, heads = np.random.default_rng(size), Heads(4, 2, size, window, 0.4)
     places = [p for p in (0, 63, 64, 255, 256, context - 1) if p < context]
     n = len(places)
@@ -53,6 +57,7 @@ def test_runs_of_keys_together_are_all_keys(engine, size, context, window, runs)
 
 def test_runs_are_few_and_cover_all_keys(engine):
     from anytune.engine.webgpu import decode
+
     for context in (1, 64, 256, 257, 5000, 131_072):
         for window in (0, 100, 512, 4096):
             for size in (8, 128, 256):
@@ -60,4 +65,4 @@ def test_runs_are_few_and_cover_all_keys(engine):
                 count, span = decode.runs(engine, heads, 1, context)
                 assert 1 <= count <= decode.RUNS and count * span >= min(context, window or context)
                 assert count == 1 or 4 * 32 * count * (size + 2) <= engine.device.max_binding
-    assert decode.runs(engine, Heads(32, 8, 64, 0, 1.0), 100, 5000) == (1, 5000)    # many rows fill a device
+    assert decode.runs(engine, Heads(32, 8, 64, 0, 1.0), 100, 5000) == (1, 5000)  # many rows fill a device

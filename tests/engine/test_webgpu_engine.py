@@ -13,7 +13,7 @@ from tests.support import tiny
 from tests.support.webgpu import need_webgpu
 
 NAMES = ("llama", "qwen2", "qwen3", "gemma3")
-CAPS = ("128MiB", "8KiB")   # of a binding: nothing is cut, everything is
+CAPS = ("128MiB", "8KiB")  # of a binding: nothing is cut, everything is
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,6 +35,7 @@ def cap(request, monkeypatch):
 
 def test_known_answers(cap):
     from anytune.engine.devices import engine_for
+
     answers = known_answers(engine_for("webgpu"), ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
     assert len(answers) > 60 and max(a.error for a in answers) < 1e-5
 
@@ -44,7 +45,7 @@ def test_gradients_are_the_numpy_engines(files, cap, name):
     batch = stream([17, 1, 22, 24])
     loss, want = gradients(trainee_of(files[name], "numpy"), batch)
     trainee = trainee_of(files[name], "webgpu")
-    for _ in range(2):   # recorded, replayed
+    for _ in range(2):  # recorded, replayed
         found, got = gradients(trainee, batch)
         assert found == pytest.approx(loss, rel=1e-5)
         low = min(cosines(trainee, got, want), key=lambda row: row[1])
@@ -57,10 +58,14 @@ def test_gradients_are_the_numpy_engines(files, cap, name):
 def test_what_is_held_and_kept_changes_only_rounding(files, name):
     from anytune.engine.webgpu.sizes import Sizes
     from tests.engine.test_torch_engine import hold
+
     batch, trainee = stream([30, 10, 9]), trainee_of(files[name], "webgpu")
     loss, want = gradients(trainee, batch)
-    for how, sizes, keep in (("stream", Sizes(), 2), ("stream", Sizes(logits=3000), 0),
-                             ("blocks", Sizes(logits=3000), 1)):
+    for how, sizes, keep in (
+        ("stream", Sizes(), 2),
+        ("stream", Sizes(logits=3000), 0),
+        ("blocks", Sizes(logits=3000), 1),
+    ):
         hold(trainee, how, sizes, keep)
         for _ in range(2):
             found, got = gradients(trainee, batch)
@@ -70,6 +75,7 @@ def test_what_is_held_and_kept_changes_only_rounding(files, name):
 
 def test_recomputing_gives_the_same_bits(files):
     from tests.engine.test_torch_engine import hold
+
     trainee, batch = trainee_of(files["qwen3"], "webgpu"), stream([30, 10])
     once = gradients(trainee, batch)
     for keep in (0, 1):
@@ -108,6 +114,7 @@ def test_going_on_from_a_state_gives_the_same_bits(files):
             trainee.accumulate(stream([20 + step, 9], seed=step), 0.02, step, 0)
             trainee.update(1e-3, step)
         return trainee.state()
+
     whole = steps(trainee_of(files["gemma3"], "webgpu"), 1, 6)
     half = steps(trainee_of(files["gemma3"], "webgpu"), 1, 3)
     other = trainee_of(files["gemma3"], "webgpu")
@@ -161,6 +168,7 @@ def test_a_head_that_is_trained(files):
 def test_the_estimate_is_what_the_pool_takes(files, name, keep):
     """The count runs on shapes what the engine runs on buffers: every byte of the pool is foreseen."""
     from tests.engine.test_torch_engine import hold
+
     trainee = trainee_of(files[name], "webgpu")
     keep = min(keep, trainee.config.layers)
     hold(trainee, "blocks", keep=keep)
@@ -170,6 +178,7 @@ def test_the_estimate_is_what_the_pool_takes(files, name, keep):
     from anytune.engine.budget import Way
     from anytune.model.plan import _Counter
     from anytune.model.subject import LoraSubject
+
     shapes = {p.name: (p.out_features, p.in_features) for p in trainee.layout.pairs}
     counter = _Counter(model, LoraSubject(trainee.lora, shapes), 64, 64)
     counter.budget = e.budget(model.weights, None)
@@ -181,6 +190,7 @@ def test_the_estimate_is_what_the_pool_takes(files, name, keep):
 
 def test_the_binding_limit_can_be_lowered(files, capsys):
     from anytune.cli.main import run
+
     whole, low = (load(files["llama"], device="webgpu", max_binding=size) for size in (None, 16384))
     assert low.engine.device.max_binding == 16384 < whole.engine.device.max_binding
     np.testing.assert_allclose(low.logits([1, 2, 3]), whole.logits([1, 2, 3]), atol=1e-5)
@@ -203,12 +213,12 @@ def test_what_cannot_be_had_is_refused(files, monkeypatch):
 
 
 def test_buffers_survive_the_collection_of_dead_cycles():
-    """An exception's frames hold loans in cycles, and the collector announces everybody's end before it frees anything.
-    """
+    """An exception's frames hold loans in cycles; the collector announces every end before it frees anything."""
     import gc
 
     from anytune.engine.devices import engine_for
     from anytune.engine.webgpu.arrays import Pool
+
     e = engine_for("webgpu")
     pool = Pool(e.device)
     cycle = [pool.take(100)]

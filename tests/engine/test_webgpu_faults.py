@@ -38,6 +38,7 @@ class Fault:
                 if self.left == 0 or (self.for_good and self.left < 0):
                     raise DeviceError(self.kind, "injected")
             return real(*args, **kwargs)
+
         monkeypatch.setattr(Device, method, call)
 
     def arm(self, n):
@@ -57,7 +58,7 @@ def test_out_of_memory_at_every_allocation_of_a_step(path, monkeypatch):
     trainee.engine.release()
     trainee.load_state(start)
     before = fault.calls
-    assert step(trainee) == wanted      # what is made once is there by now
+    assert step(trainee) == wanted  # what is made once is there by now
     count = fault.calls - before
     assert count > 20
     for n in range(1, count + 1):
@@ -68,7 +69,7 @@ def test_out_of_memory_at_every_allocation_of_a_step(path, monkeypatch):
             step(trainee)
         assert "--memory" in trainee.engine.explain(caught.value, 1 << 20) and "--memory" in str(caught.value)
         fault.arm(None)
-        trainee.load_state(start)       # what a resumed run does
+        trainee.load_state(start)  # what a resumed run does
         assert step(trainee) == wanted
         for name, value in trainee.state().items():
             np.testing.assert_array_equal(value, after[name])
@@ -131,13 +132,35 @@ def test_a_run_that_loses_its_device_is_resumed_to_the_same_bytes(path, cli, tmp
     (tmp_path / "t.txt").write_text("\n".join(f"line {i} of the text that is learned here" for i in range(40)))
 
     def train(name, *more):
-        return cli("train", "-m", path, "-f", tmp_path / "t.txt", "--device", "webgpu", "-c", 32, "-ub", 32, "-b", 64,
-                   "--lora-rank", 2, "--checkpoint-save-steps", 1, "--num-epochs", 1, "--run-dir", tmp_path / name,
-                   *more)
+        return cli(
+            "train",
+            "-m",
+            path,
+            "-f",
+            tmp_path / "t.txt",
+            "--device",
+            "webgpu",
+            "-c",
+            32,
+            "-ub",
+            32,
+            "-b",
+            64,
+            "--lora-rank",
+            2,
+            "--checkpoint-save-steps",
+            1,
+            "--num-epochs",
+            1,
+            "--run-dir",
+            tmp_path / name,
+            *more,
+        )
+
     monkeypatch.chdir(tmp_path)
     whole = train("whole")
     assert whole.code == 0, whole.err
-    fault = Fault(monkeypatch, "post", "lost", True)     # twice a step and more
+    fault = Fault(monkeypatch, "post", "lost", True)  # twice a step and more
     fault.arm(n)
     ended = train("cut")
     assert ended.code == 2 and "--resume-from auto" in ended.err.splitlines()[-1] and "Traceback" not in ended.err

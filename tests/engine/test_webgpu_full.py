@@ -45,6 +45,7 @@ def open_engine(limit: int):
     need_webgpu()
     from anytune.engine.webgpu.device import open_device
     from anytune.engine.webgpu.engine import WebGpuEngine
+
     return WebGpuEngine(open_device(max_binding=limit))
 
 
@@ -55,7 +56,7 @@ def engine():
 
 @pytest.mark.parametrize("name", full.NAMES)
 def test_gradients_are_the_numpy_engines(files, engine, name):
-    full.check_gradients(files[name], 0.999999, 1e-5, 2, engine=engine)   # recorded, replayed
+    full.check_gradients(files[name], 0.999999, 1e-5, 2, engine=engine)  # recorded, replayed
 
 
 @pytest.mark.parametrize("limit", [4096, 128 << 20])
@@ -101,8 +102,10 @@ def test_a_norm_that_is_not_finite_changes_nothing(files, engine):
     full.check_not_finite(files["llama"], engine=engine)
 
 
-@pytest.mark.parametrize("name, choice", [("llama", Full()), ("gemma3", Full()), ("qwen2", Full("bias,attn_k")),
-                                          ("qwen3", Full("norm", layers=1))])
+@pytest.mark.parametrize(
+    "name, choice",
+    [("llama", Full()), ("gemma3", Full()), ("qwen2", Full("bias,attn_k")), ("qwen3", Full("norm", layers=1))],
+)
 @pytest.mark.parametrize("keep", [0, 7])
 def test_the_count_is_what_the_pool_and_the_device_hold(files, engine, name, choice, keep):
     trainee = full.trainee_of(files[name], choice, 64, engine=engine)
@@ -125,6 +128,7 @@ def test_the_count_is_what_the_pool_and_the_device_hold(files, engine, name, cho
 def test_a_step_takes_what_was_estimated(files):
     """But for the allowance for what no count sees."""
     from anytune.engine.webgpu.budget import SMALL
+
     engine = open_engine(64 << 10)
     engine.proved = True
     trainee = full.trainee_of(files["gemma3"], Full(optimizer="adafactor"), 64, engine=engine)
@@ -160,6 +164,7 @@ def test_the_rate_of_the_device_changes_no_bit(engine, monkeypatch):
         rule, state = rules.Rule(1.0, 1e-2, 1, 0.9, 0.99, 1e-8, 0.1), engine.optimizer_state("adafactor", w.shape)
         engine.optimize("adafactor", values, gradient, state, w.shape, rule)
         return cuts, [*found, engine.host(values), *map(engine.host, state.values())]
+
     engine.commands.flush()
     few, want = step()
     monkeypatch.setattr("anytune.engine.webgpu.commands.FIRST", 2e5)
@@ -185,6 +190,7 @@ def test_lora_after_weights(files, engine):
     trainee.load_state(state)
     assert np.isnan(float(trainee.accumulate(stream([20]), 0.1, 1, 0))) and np.isnan(trainee.update(1e-3, 1))
     from anytune.model import Lora
+
     lora = trainee.model.trainee(Lora(rank=2), ubatch=40)
     assert np.isfinite(float(lora.accumulate(stream([20]), 0.1, 1, 0))) and np.isfinite(float(lora.update(1e-3, 1)))
 
@@ -194,10 +200,21 @@ def test_swiftshader_gives_the_same_answers(files, tmp_path):
     trainee = full.trainee_of(files["qwen2"], device="numpy")
     loss, want = full.gradients(trainee)
     norm = trainee.engine.norm(list(trainee.gradients.values()))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VK_DRIVER_FILES": str(driver),
-                   "VK_ICD_FILENAMES": str(driver), "ANYTUNE_MAX_BINDING": "64KiB"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, files["qwen2"], tmp_path / "g.npz"],
-                          capture_output=True, text=True, timeout=170, env=environment, cwd=ROOT)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "VK_DRIVER_FILES": str(driver),
+        "VK_ICD_FILENAMES": str(driver),
+        "ANYTUNE_MAX_BINDING": "64KiB",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, files["qwen2"], tmp_path / "g.npz"],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        env=environment,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert "SwiftShader" in facts["device"]

@@ -45,6 +45,7 @@ def shared_bytes(text):
 
 def test_kernels_keep_to_the_default_limits():
     from anytune.engine.webgpu.device import WORDS
+
     seen = set()
     for kernel in (*every(), *variants()):
         assert len(kernel.arrays) <= 8, kernel.name
@@ -64,6 +65,7 @@ def test_kernels_compile_with_all_checks():
     """Also those that no other test's shapes need; naga validates each."""
     need_webgpu()
     from anytune.engine.webgpu.device import open_device
+
     device = open_device(trusted=False)
     for kernel in (*every(), *(k for k in variants() if device.features.issuperset(k.needs))):
         device._module(kernel.text())
@@ -81,7 +83,7 @@ def test_checked_and_trusted_modules_agree(tmp_path, monkeypatch):
     if trainee.engine.device.software:
         assert found[0][0] == found[1][0]
         np.testing.assert_array_equal(found[0][1], found[1][1])
-    else:   # a GPU's compiler contracts other products and sums where there are checks between them
+    else:  # a GPU's compiler contracts other products and sums where there are checks between them
         assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
         assert np.linalg.norm(found[0][1] - found[1][1]) <= 1e-6 * np.linalg.norm(found[1][1])
 
@@ -90,12 +92,21 @@ def test_swiftshader_gives_the_same_answers(tmp_path):
     driver = swiftshader()
     path = tiny.write(tmp_path / "qwen3.gguf", "qwen3")
     loss, want = gradients(trainee_of(path, "numpy"), stream([17, 1, 22, 24]))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VK_DRIVER_FILES": str(driver),
-                   "VK_ICD_FILENAMES": str(driver),
-                   "ANYTUNE_MAX_BINDING": "64KiB"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, path, tmp_path / "g.npy"], capture_output=True, text=True,
-                          timeout=170,
-                          env=environment, cwd=ROOT)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "VK_DRIVER_FILES": str(driver),
+        "VK_ICD_FILENAMES": str(driver),
+        "ANYTUNE_MAX_BINDING": "64KiB",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, path, tmp_path / "g.npy"],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        env=environment,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     facts, got = json.loads(done.stdout), np.load(tmp_path / "g.npy")
     assert "SwiftShader" in facts["device"] and facts["answers"] > 40 and facts["worst"] < 1e-5
@@ -108,9 +119,12 @@ def test_more_rows_with_loss_never_take_fewer_rows_of_logits():
     from anytune.engine.webgpu.kernels.gemm import Tile
     from anytune.engine.webgpu.loss import chunk_rows
     from anytune.engine.webgpu.sizes import LEAN, Sizes
+
     for tile in (Tile(), Tile(128, 64, 16, 8, 4)):
+
         def plan(forward, m, n, k, tile=tile):
             return tile, 1, k
+
         for sizes in (Sizes(), LEAN):
             for vocabulary in (320, 49_152, 262_144):
                 steps = [chunk_rows(sizes, plan, rows, vocabulary, 64) for rows in range(1, 3000)]

@@ -20,6 +20,7 @@ def engine(request):
     from anytune.engine.webgpu.device import open_device
     from anytune.engine.webgpu.engine import WebGpuEngine
     from anytune.memory import parse_bytes
+
     e = WebGpuEngine(open_device(max_binding=parse_bytes(request.param)))
     whole_vec4s(e.commands)
     return e
@@ -35,6 +36,7 @@ def whole_vec4s(commands):
             size = (array if isinstance(array, Bound) else array.bind()).size
             assert not element.startswith("vec4") or size % 16 == 0, (kernel.name, name, size)
         return run(kernel, arrays, *more)
+
     commands.run = checked
 
 
@@ -44,6 +46,7 @@ def up(engine, values):
 
 def tiles():
     from anytune.engine.webgpu.race import TILES
+
     return TILES
 
 
@@ -63,8 +66,13 @@ def test_every_tile_and_cut_sums(engine, tmp_path, number):
     try:
         with GGUF.open(tmp_path / "w.gguf") as gguf:
             dense = gguf.float32("w")
-            slot = engine.slot(engine.vector(a), engine.vector(b), 0.7, engine.zeros(a.size).reshape(a.shape),
-                               engine.zeros(b.size).reshape(b.shape))
+            slot = engine.slot(
+                engine.vector(a),
+                engine.vector(b),
+                0.7,
+                engine.zeros(a.size).reshape(a.shape),
+                engine.zeros(b.size).reshape(b.shape),
+            )
             group = engine.group([engine.weight(gguf, "w")], [engine.vector(bias)], [slot])
             xs = up(engine, x)
             got = engine.host(engine.linear(xs, group)[0])
@@ -77,9 +85,10 @@ def test_every_tile_and_cut_sums(engine, tmp_path, number):
         engine.tuning.choices = {}
 
 
-@pytest.mark.parametrize("ranks, rows", [((2, 0, 5), (40, 70, 9)), ((4, 4, 4), (128, 64, 90)),
-                                         ((0, 0, 0), (64, 64, 33)),
-                                         ((3, 3, 3), (64, 65, 64))])
+@pytest.mark.parametrize(
+    "ranks, rows",
+    [((2, 0, 5), (40, 70, 9)), ((4, 4, 4), (128, 64, 90)), ((0, 0, 0), (64, 64, 33)), ((3, 3, 3), (64, 65, 64))],
+)
 def test_linears_that_share_an_input(engine, tmp_path, ranks, rows):
     random, width, tokens = np.random.default_rng(sum(rows)), 96, 21
     matrices = [random.standard_normal((n, width)).astype(np.float32) for n in rows]
@@ -97,8 +106,13 @@ def test_linears_that_share_an_input(engine, tmp_path, ranks, rows):
                 pairs.append(None)
                 continue
             views = [(ends[i], ends[i + 1], (r, width)), (ends[3 + i], ends[4 + i], (n, r))]
-            slots.append(engine.slot(*(values[a:b].reshape(s) for a, b, s in views), 0.6,
-                                     *(gradients[a:b].reshape(s) for a, b, s in views)))
+            slots.append(
+                engine.slot(
+                    *(values[a:b].reshape(s) for a, b, s in views),
+                    0.6,
+                    *(gradients[a:b].reshape(s) for a, b, s in views),
+                )
+            )
             pairs.append((*(flat[a:b].reshape(s) for a, b, s in views), 0.6))
         group = engine.group([engine.weight(gguf, f"w{i}") for i in range(3)], None, slots)
         x = random.standard_normal((tokens, width)).astype(np.float32)
@@ -107,20 +121,26 @@ def test_linears_that_share_an_input(engine, tmp_path, ranks, rows):
         for got, want in zip(engine.linear(xs, group), ref.linear(x, [(w, None, p) for w, p in zip(dense, pairs)])):
             assert error(engine.host(got), want) < LIMIT
         few = up(engine, x[:5])
-        for got, want in zip(engine.linear_few(few, group), ref.linear(x[:5], [(w, None, p) for w, p in zip(dense,
-                                                                                                            pairs)])):
+        for got, want in zip(
+            engine.linear_few(few, group), ref.linear(x[:5], [(w, None, p) for w, p in zip(dense, pairs)])
+        ):
             assert error(engine.host(got), want) < LIMIT
         for _ in range(2):  # gradients are added, not written
             dx = engine.host(engine.linear_backward(tuple(up(engine, dy) for dy in dys), xs, group))
-        whole = [w.astype(np.float64) + (0 if p is None else p[2] * p[1].astype(np.float64) @ p[0]) for w,
-                 p in zip(dense, pairs)]
+        whole = [
+            w.astype(np.float64) + (0 if p is None else p[2] * p[1].astype(np.float64) @ p[0])
+            for w, p in zip(dense, pairs)
+        ]
         assert error(dx, sum(dy @ w for dy, w in zip(dys, whole))) < LIMIT
         for slot, pair, dy in zip(slots, pairs, dys):
             if slot is not None:
                 assert error(engine.host(slot.grad_a), 2 * 0.6 * (dy.astype(np.float64) @ pair[1]).T @ x) < LIMIT
-                assert error(engine.host(slot.grad_b),
-                             2 * 0.6 * dy.T.astype(np.float64) @ (x @ pair[0].T.astype(np.float64))) \
+                assert (
+                    error(
+                        engine.host(slot.grad_b), 2 * 0.6 * dy.T.astype(np.float64) @ (x @ pair[0].T.astype(np.float64))
+                    )
                     < LIMIT
+                )
         assert engine.host(gradients)[-1] == 0
 
 
@@ -130,10 +150,12 @@ def test_attention_on_random_shapes(engine, seed):
     keys, group = int(random.integers(1, 3)), int(random.integers(1, 4))
     size = (2, 6, 33, 64, 129, 256)[seed]
     tokens = int(random.integers(1, 150 if size < 100 else 80))
-    heads = Heads(keys * group, keys, size, int(random.choice([0, 1, 5, 40])), float(size ** -0.5))
+    heads = Heads(keys * group, keys, size, int(random.choice([0, 1, 5, 40])), float(size**-0.5))
     starts = starts_of(random, tokens)
-    q, k, v, dout = (random.standard_normal((tokens, n * size)).astype(np.float32)
-                     for n in (heads.queries, keys, keys, heads.queries))
+    q, k, v, dout = (
+        random.standard_normal((tokens, n * size)).astype(np.float32)
+        for n in (heads.queries, keys, keys, heads.queries)
+    )
     engine.begin(starts, tokens, (0, 0, 0))
     held = [up(engine, z) for z in (q, k, v, dout)]
     out, sums = engine.attention(*held[:3], heads)
@@ -146,6 +168,7 @@ def test_attention_on_random_shapes(engine, seed):
             parts = [z.astype(np.float64) for z in (q, k, v)]
             parts[index] = parts[index] + t * direction
             return float(np.sum(ref.attention(*parts, starts, heads) * dout))
+
         slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
         scale = (np.linalg.norm(grads[index]) + 0.1 * np.linalg.norm(dout)) * np.linalg.norm(direction)
         assert abs(float(np.sum(grads[index] * direction)) - slope) / scale < LIMIT
@@ -161,8 +184,9 @@ def test_examples_do_not_see_each_other(engine):
         engine.begin(starts, tokens, (0, 0, 0))
         held = [up(engine, z) for z in (q, k, v, dout)]
         out, sums = engine.attention(*held[:3], heads)
-        results.append([engine.host(z)[:9] for z in (out, *engine.attention_backward(held[3], *held[:3], out, sums,
-                                                                                     heads))])
+        results.append(
+            [engine.host(z)[:9] for z in (out, *engine.attention_backward(held[3], *held[:3], out, sums, heads))]
+        )
     for before, after in zip(*results):
         np.testing.assert_array_equal(before, after)
 
@@ -171,8 +195,9 @@ def test_extremes_stay_finite_and_nan_shows(engine):
     gate = np.array([[-1e4, -90.0, 0.0, 90.0, 1e4]], np.float32)
     one = up(engine, np.ones_like(gate))
     for kind in ("silu", "gelu"):
-        np.testing.assert_allclose(engine.host(engine.glu(up(engine, gate), one, kind)), [[0, 0, 0, 90, 1e4]],
-                                   atol=1e-6)
+        np.testing.assert_allclose(
+            engine.host(engine.glu(up(engine, gate), one, kind)), [[0, 0, 0, 90, 1e4]], atol=1e-6
+        )
         assert all(np.isfinite(engine.host(z)).all() for z in engine.glu_backward(one, up(engine, gate), one, kind))
     gate[0, 2] = np.nan
     assert np.isnan(engine.host(engine.glu(up(engine, gate), one, "silu"))[0, 2])
@@ -180,5 +205,6 @@ def test_extremes_stay_finite_and_nan_shows(engine):
 
 def test_more_than_one_piece_of_staging_memory(engine):
     from anytune.engine.webgpu.device import PIECE
+
     values = np.arange(PIECE // 4 + 1000, dtype=np.float32)
     np.testing.assert_array_equal(engine.host(engine.vector(values)), values)

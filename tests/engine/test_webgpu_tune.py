@@ -18,10 +18,17 @@ def engine(monkeypatch, tmp_path):
     need_webgpu()
     from anytune.engine.webgpu.device import Device, open_device
     from anytune.engine.webgpu.engine import WebGpuEngine
+
     monkeypatch.setattr(Device, "software", False)
     monkeypatch.setattr(tune, "MANY", 48)
-    for name, value in (("WIDTH", 128), ("TOKENS", (32, 64)), ("TILES", TILES), ("WORKGROUPS", (0, 8)), ("BUSY", 0.0),
-                        ("LASTS", 0.0)):
+    for name, value in (
+        ("WIDTH", 128),
+        ("TOKENS", (32, 64)),
+        ("TILES", TILES),
+        ("WORKGROUPS", (0, 8)),
+        ("BUSY", 0.0),
+        ("LASTS", 0.0),
+    ):
         monkeypatch.setattr(race, name, value)
     monkeypatch.setenv("ANYTUNE_CACHE", str(tmp_path))
     return lambda: WebGpuEngine(open_device())
@@ -29,8 +36,9 @@ def engine(monkeypatch, tmp_path):
 
 def seconds(monkeypatch, best):
     """Pretend that the variants (tile, workgroups) in `best` are fast."""
-    monkeypatch.setattr(race.Race, "seconds", lambda self, products, tile, groups:
-                        1e-3 if (tile, groups) == best else 2e-3)
+    monkeypatch.setattr(
+        race.Race, "seconds", lambda self, products, tile, groups: 1e-3 if (tile, groups) == best else 2e-3
+    )
 
 
 @pytest.mark.parametrize("best", [(TILES[1], 8), (TILES[0], 8), (TILES[1], 0)])
@@ -46,7 +54,7 @@ def test_the_fastest_is_chosen_and_remembered(engine, monkeypatch, tmp_path, bes
     second = engine()
     second.tuning.ensure()
     assert second.tuning.choices == first.tuning.choices and second.identity() == first.identity()
-    assert second.commands.rate == first.commands.rate   # sums are cut by it
+    assert second.commands.rate == first.commands.rate  # sums are cut by it
 
 
 def race_of(engine, speed: dict) -> tuple[dict, list]:
@@ -56,6 +64,7 @@ def race_of(engine, speed: dict) -> tuple[dict, list]:
     def seconds(name):
         taken.append(name)
         return speed[name].pop(0) if len(speed[name]) > 1 else speed[name][0]
+
     return race.Race(engine(), 32, 1).times(list(speed), seconds), taken
 
 
@@ -68,8 +77,8 @@ def test_contestants_take_turns_and_the_hopeless_leave(engine):
 def test_a_race_on_a_busy_device_is_repeated(engine):
     found, taken = race_of(engine, {"a": [9, 5, 9, 9, 9, 7], "b": [9, 8]})
     assert found == {"a": 7, "b": 8} and taken.count("a") == 1 + 2 * race.TURNS
-    wild = [9.0] + [5 * 1.5 ** turn for turn in range(20)]
-    assert race_of(engine, {"a": wild})[1].count("a") == 1 + race.AGAIN * race.TURNS    # never steady: it ends
+    wild = [9.0] + [5 * 1.5**turn for turn in range(20)]
+    assert race_of(engine, {"a": wild})[1].count("a") == 1 + race.AGAIN * race.TURNS  # never steady: it ends
 
 
 def test_a_race_on_a_slow_device_ends(engine, monkeypatch):
@@ -112,6 +121,7 @@ def test_a_wrong_variant_never_wins(engine, monkeypatch):
         real(self, product, tile, groups)
         if tile == TILES[1]:
             self.e.commands.write(product.y, self.e.host(product.y) * np.float32(1.01))
+
     monkeypatch.setattr(race.Race, "run", run)
     made = engine()
     made.tuning.ensure()
@@ -135,15 +145,18 @@ def test_a_damaged_file_is_raced_again(engine, monkeypatch, tmp_path):
 def test_submits_are_cut_by_their_cost(engine, monkeypatch):
     """A slow device gets many small submits: no one of them may run long."""
     from anytune.engine.webgpu.device import Device
+
     seconds(monkeypatch, (TILES[0], 0))
     made, sizes = engine(), []
     made.tuning.ensure()
-    made.commands.rate = 0.0    # nothing is known: the most careful
+    made.commands.rate = 0.0  # nothing is known: the most careful
     real = Device.submit
-    monkeypatch.setattr(Device, "submit", lambda self, commands: (sizes.append(sum(c[5] for c in commands)),
-                                                                  real(self, commands)))
+    monkeypatch.setattr(
+        Device, "submit", lambda self, commands: (sizes.append(sum(c[5] for c in commands)), real(self, commands))
+    )
     x = made.take(made.vector(np.ones((64, 64), np.float32)), made.integers(np.arange(64)))
     from anytune.engine.webgpu.kernels.rows import fill
+
     for _ in range(10):
         made.commands.run(fill(), [x], (64, x.stride, 0, 0.0), (1, 64), 0.9e8)
     made.commands.flush()

@@ -52,6 +52,7 @@ def device():
 def made(half=False, **how):
     from anytune.engine.webgpu.device import open_device
     from anytune.engine.webgpu.engine import WebGpuEngine
+
     opened = open_device(**how)
     if missing := {"subgroups", *(["f16"] if half else [])} - opened.features:
         pytest.skip(f"{opened.name} has no {' and no '.join(missing)}")
@@ -108,6 +109,7 @@ def counted(trainee, tokens):
     from anytune.engine.webgpu.budget import Way
     from anytune.model.plan import _Counter
     from anytune.model.subject import LoraSubject
+
     shapes = {p.name: (p.out_features, p.in_features) for p in trainee.layout.pairs}
     counter = _Counter(trainee.model, LoraSubject(trainee.lora, shapes), tokens, tokens)
     counter.budget = trainee.engine.budget(trainee.model.weights, None)
@@ -127,7 +129,7 @@ def test_training_with_float16_operands(tmp_path, name):
         assert found == pytest.approx(loss, rel=1e-3) and found != loss
         assert min(cosine for _, cosine in cosines(trainee, got, want)) >= 0.9999
     engine, held = trainee.engine, trainee.engine.recorder.pool.bytes
-    assert held == pytest.approx(counted(trainee, 64), rel=0.02)     # the estimate knows what scales take
+    assert held == pytest.approx(counted(trainee, 64), rel=0.02)  # the estimate knows what scales take
     assert engine.tuning.default.half and engine.identity()["dtype"] == "float16" and engine.tolerance == 2e-3
 
 
@@ -141,14 +143,16 @@ def test_generation_with_8_bit_activations(tmp_path, monkeypatch, name, type):
     for device, dtype in (("numpy", "auto"), ("webgpu", "fp16"), ("webgpu", "fp16")):
         decoder = load(path, device=device, threads=1, dtype=dtype).decoder(adapter=adapter, batch=1, context=30)
         results.append(np.array([decoder.feed(tokens)[0] for tokens in feeds]))
-        monkeypatch.setenv(variants.VARIABLE, ",".join([*variants.NEEDS][:3]) if len(results) == 2 else
-                           os.environ[variants.VARIABLE])
+        monkeypatch.setenv(
+            variants.VARIABLE, ",".join([*variants.NEEDS][:3]) if len(results) == 2 else os.environ[variants.VARIABLE]
+        )
     want, eight, half = results
     assert 1e-4 < answers.error(eight, want) < 3e-2 and answers.error(half, want) < 3e-3
 
 
 def test_known_answers_of_operations_with_everything(monkeypatch):
     from anytune.engine.check import known_answers
+
     monkeypatch.setenv(variants.VARIABLE, ",".join(variants.NEEDS))
     engine = made(True)
     found = known_answers(engine, ("Q8_0", "Q4_0"))
@@ -158,6 +162,7 @@ def test_known_answers_of_operations_with_everything(monkeypatch):
 
 def test_8_bit_codes_show_what_is_not_finite():
     from anytune.engine.webgpu.kernels import gemv
+
     engine, x = made(), np.ones((1, 96), np.float32)
     x[0, 5], x[0, 70] = np.nan, np.inf
     codes, scales = engine.integers(np.zeros(24, np.int32)), engine.zeros(3)
@@ -170,6 +175,7 @@ def test_activations_and_gradients_beyond_float16(tmp_path):
     """Rows of 1e7 and of 1e-12 beside each other come out as exact as others do, and a NaN shows."""
     from anytune.engine import reference as ref
     from anytune.gguf import GGUF, write_gguf
+
     engine, random = made(True), np.random.default_rng(0)
     sizes = (10.0 ** np.array([0, 7, -12, 3])).astype(np.float32)[:, None]
     x, dy = (random.standard_normal((4, n)).astype(np.float32) * sizes for n in (96, 70))
@@ -188,10 +194,16 @@ def test_activations_and_gradients_beyond_float16(tmp_path):
 
 def test_swiftshader(tmp_path):
     driver = swiftshader()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VK_DRIVER_FILES": str(driver),
-                   "VK_ICD_FILENAMES": str(driver), variants.VARIABLE: SUBGROUPS}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=170, env=environment,
-                          cwd=ROOT)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "VK_DRIVER_FILES": str(driver),
+        "VK_ICD_FILENAMES": str(driver),
+        variants.VARIABLE: SUBGROUPS,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=170, env=environment, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert "SwiftShader" in facts["device"] and facts["features"] == ["subgroups"] and "no float16" in facts["refused"]
@@ -201,15 +213,23 @@ def test_swiftshader(tmp_path):
 
 # ---- the race
 
+
 @pytest.fixture
 def hardware(monkeypatch, tmp_path):
     """A software device that says that it is none."""
     from anytune.engine.webgpu.device import Device
+
     made()
     monkeypatch.setattr(Device, "software", False)
     monkeypatch.setattr(tune, "MANY", 48)
-    for name, value in (("WIDTH", 128), ("TOKENS", (32, 64)), ("TILES", (Tile(),)), ("WORKGROUPS", (0,)), ("BUSY", 0.0),
-                        ("LASTS", 0.0)):
+    for name, value in (
+        ("WIDTH", 128),
+        ("TOKENS", (32, 64)),
+        ("TILES", (Tile(),)),
+        ("WORKGROUPS", (0,)),
+        ("BUSY", 0.0),
+        ("LASTS", 0.0),
+    ):
         monkeypatch.setattr(race, name, value)
     monkeypatch.setenv("ANYTUNE_CACHE", str(tmp_path))
     return monkeypatch
@@ -222,9 +242,9 @@ def times(monkeypatch, fast=(), half=1.0):
     def variant(self, name):
         assert all(seconds > 0 for seconds in real(self, name))
         return 2e-3, 1e-3 if name in fast else 2e-3
+
     monkeypatch.setattr(race.Race, "variant", variant)
-    monkeypatch.setattr(race.Race, "seconds", lambda self, products, tile, groups:
-                        1e-3 * (half if tile.half else 1.0))
+    monkeypatch.setattr(race.Race, "seconds", lambda self, products, tile, groups: 1e-3 * (half if tile.half else 1.0))
 
 
 @pytest.mark.parametrize("fast", ((), (variants.GEMV,), (variants.ROWS, variants.GEMV)))
@@ -282,13 +302,17 @@ def test_what_computes_wrongly_is_never_taken(hardware, error):
 def test_a_wrong_kernel_fails_its_known_answer(monkeypatch):
     """Totals that lose a subgroup, a product that forgets its rows' scales."""
     from anytune.engine.webgpu.kernel import Kernel
+
     engine, right = made(True), Kernel._text
-    for wrong, instead, variant in (("i = 1u; i < sub_count", "i = 2u; i < sub_count", variants.ROWS),
-                                    ("i = 1u; i < sub_count", "i = 2u; i < sub_count", variants.GEMV),
-                                    ("1.0 / scales[", "0.5 / scales[", variants.TILES),
-                                    ("- 0x08080808u", "- 0x08070808u", variants.DOT)):
-        monkeypatch.setattr(Kernel, "text", lambda self, writable=False, a=wrong, b=instead:
-                            right(self, writable).replace(a, b))
+    for wrong, instead, variant in (
+        ("i = 1u; i < sub_count", "i = 2u; i < sub_count", variants.ROWS),
+        ("i = 1u; i < sub_count", "i = 2u; i < sub_count", variants.GEMV),
+        ("1.0 / scales[", "0.5 / scales[", variants.TILES),
+        ("- 0x08080808u", "- 0x08070808u", variants.DOT),
+    ):
+        monkeypatch.setattr(
+            Kernel, "text", lambda self, writable=False, a=wrong, b=instead: right(self, writable).replace(a, b)
+        )
         assert not answers.ANSWERS[variant](engine) <= variants.LIMIT
 
 
@@ -296,6 +320,7 @@ def test_a_wrong_kernel_fails_its_known_answer(monkeypatch):
 def test_no_nan_passes_for_a_known_answer(monkeypatch, variant):
     """Wherever among what is read back it stands."""
     from anytune.engine.webgpu.engine import WebGpuEngine
+
     engine, right, reads = made(variant == variants.TILES), WebGpuEngine.host, []
 
     def host(self, x):
@@ -304,6 +329,7 @@ def test_no_nan_passes_for_a_known_answer(monkeypatch, variant):
         if len(reads) == bad:
             got.reshape(-1)[-1] = np.nan
         return got
+
     monkeypatch.setattr(WebGpuEngine, "host", host)
     bad = 0
     assert answers.ANSWERS[variant](engine) <= variants.LIMIT
@@ -316,6 +342,7 @@ def test_no_nan_passes_for_a_known_answer(monkeypatch, variant):
 
 def test_software_devices_get_what_is_forced_only(monkeypatch):
     from anytune.engine.webgpu.device import Device
+
     monkeypatch.setattr(Device, "software", True)
     engine = made(True)
     engine.tuning.ensure()
@@ -334,12 +361,19 @@ def test_what_the_environment_says(monkeypatch):
         made()
 
 
-@pytest.mark.parametrize("flags, said, words", [
-    (["--dtype", "bf16"], "", "--dtype bf16 means nothing"), (["--tf32"], "", "--tf32 means nothing"),
-    (["--dtype", "fp16"], "none", "computes no float16"), ([], variants.TILES, "--dtype fp16"),
-    ([], "subgroups", "no variant is called 'subgroups'")])
+@pytest.mark.parametrize(
+    "flags, said, words",
+    [
+        (["--dtype", "bf16"], "", "--dtype bf16 means nothing"),
+        (["--tf32"], "", "--tf32 means nothing"),
+        (["--dtype", "fp16"], "none", "computes no float16"),
+        ([], variants.TILES, "--dtype fp16"),
+        ([], "subgroups", "no variant is called 'subgroups'"),
+    ],
+)
 def test_what_cannot_be_had_is_said_in_a_sentence(tmp_path, monkeypatch, capsys, flags, said, words):
     from anytune.cli.main import run
+
     path = tiny.write(tmp_path / "m.gguf", "llama")
     monkeypatch.setenv(variants.VARIABLE, said)
     assert run(["generate", "-m", str(path), "-p", "a", "-n", "1", "--device", "webgpu", *flags]) == 2
@@ -350,6 +384,7 @@ def test_what_cannot_be_had_is_said_in_a_sentence(tmp_path, monkeypatch, capsys,
 def test_doctor_shows_features_and_what_is_in_use(monkeypatch):
     from anytune import doctor
     from anytune.engine.webgpu import device, sight
+
     monkeypatch.setattr(sight, "in_sight", lambda: True)
     monkeypatch.setattr(device, "available", lambda: [("webgpu", "a card (Vulkan)", False)])
     monkeypatch.setattr("anytune.engine.probe.gpu_in_sight", lambda: False)
@@ -358,6 +393,17 @@ def test_doctor_shows_features_and_what_is_in_use(monkeypatch):
     assert row["features"] == device.features("webgpu") and "subgroups" in row["features"]
     facts = doctor._engine("webgpu", 1)
     assert facts["ok"] and facts["variants"] == variants.GEMV
-    text = doctor.report({"anytune": "", "python": "", "system": "", "devices": [row], "packages": [], "blas": [],
-                          "ok": True, "threads": {"gflops": {}, "best": 1}, "engines": [facts]})
+    text = doctor.report(
+        {
+            "anytune": "",
+            "python": "",
+            "system": "",
+            "devices": [row],
+            "packages": [],
+            "blas": [],
+            "ok": True,
+            "threads": {"gflops": {}, "best": 1},
+            "engines": [facts],
+        }
+    )
     assert "a card (Vulkan); has subgroups" in text and ", subgroup-gemv, " in text and "all good" in text

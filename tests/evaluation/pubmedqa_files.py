@@ -14,8 +14,13 @@ def write(folder: Path, counts: dict[str, int], tested: dict[str, int]) -> tuple
     for label, count in counts.items():
         for number in range(count):
             key = f"{label}{number}"
-            entries[key] = {"QUESTION": f"Is it {WORDS[label]}, {number}?", "CONTEXTS": [f"Wind {number}.", "Rain."],
-                            "LONG_ANSWER": f"It was {WORDS[label]}.", "final_decision": label, "MESHES": ["Air"]}
+            entries[key] = {
+                "QUESTION": f"Is it {WORDS[label]}, {number}?",
+                "CONTEXTS": [f"Wind {number}.", "Rain."],
+                "LONG_ANSWER": f"It was {WORDS[label]}.",
+                "final_decision": label,
+                "MESHES": ["Air"],
+            }
             if number < tested[label]:
                 truth[key] = label
     source, test = folder / "ori_pqal.json", folder / "test_ground_truth.json"

@@ -16,9 +16,11 @@ from tests.support.adapters import random_adapter
 from tests.support.require import need
 
 ANSWERS = [w.answers for w in WORDINGS.values()]
-QUESTIONS = [Question("a", "Question: is the wind in the air? Answer: ", ANSWERS[0], 1),
-             Question("b", "Q: the rest\nA: ", ANSWERS[1], 2),
-             Question("c", "Abstract: the rain and the wind were on. ⅔\nQuestion: why? Answer: ", ANSWERS[0], 0)]
+QUESTIONS = [
+    Question("a", "Question: is the wind in the air? Answer: ", ANSWERS[0], 1),
+    Question("b", "Q: the rest\nA: ", ANSWERS[1], 2),
+    Question("c", "Abstract: the rain and the wind were on. ⅔\nQuestion: why? Answer: ", ANSWERS[0], 0),
+]
 
 
 @pytest.fixture(scope="module", params=["llama", "llama-spm"])
@@ -42,7 +44,7 @@ def test_the_tokens_are_those_that_training_learns(model, question, raw, tmp_pat
         trained, loss = data.example(0)
         learned = np.flatnonzero(loss)
         assert learned[0] == start and trained[learned[-1]] in model.tokenizer.eog
-        assert ids == trained[:learned[-1]].tolist()
+        assert ids == trained[: learned[-1]].tolist()
         assert model.tokenizer.decode(ids[start:]).strip() == text
 
 
@@ -94,14 +96,26 @@ def test_a_real_model_is_sure_where_it_can_be():
     """Chat and raw, multi-token answers: SmolLM2 continues a list of the same answers."""
     model = anytune.load(models.smollm2(), device="numpy", threads=2)
     for answers in ANSWERS:
-        questions = [Question(word, f"Say {word}. {word}! {word}! {word}! {word}! {word}! ", answers, right)
-                     for right, word in enumerate(answers)]
+        questions = [
+            Question(word, f"Say {word}. {word}! {word}! {word}! {word}! {word}! ", answers, right)
+            for right, word in enumerate(answers)
+        ]
         assert biomed.answer(model, questions, raw=True, new_tokens=0).likeliest == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("reply", "label"), [
-    ("yes", "yes"), (" No.", "no"), ("**Maybe**, as", "maybe"), ("Uncertain. No", "maybe"),
-    ("It is yes, not no", "yes"), ("", None), ("Nobody knows; yesterday", None), ("notable", None)])
+@pytest.mark.parametrize(
+    ("reply", "label"),
+    [
+        ("yes", "yes"),
+        (" No.", "no"),
+        ("**Maybe**, as", "maybe"),
+        ("Uncertain. No", "maybe"),
+        ("It is yes, not no", "yes"),
+        ("", None),
+        ("Nobody knows; yesterday", None),
+        ("notable", None),
+    ],
+)
 def test_answers_found_in_replies(reply, label):
     assert biomed.answer_in(reply) == (-1 if label is None else LABELS.index(label))
 
@@ -120,12 +134,15 @@ def test_an_answer_that_the_prompt_swallows(tmp_path):
 def test_facts_of_runs_by_hand():
     def run(name, likeliest, replies):
         return biomed.Answers(name, np.eye(3)[likeliest], replies)
+
     facts = biomed.evaluate(QUESTIONS, [run("base", [1, 1, 1], ["no", "eh", "no"]), run("mine", [1, 2, 0], ["no"] * 3)])
     assert facts["labels"] == {"yes": 1, "no": 1, "maybe": 1} and facts["majority"]["accuracy"] == pytest.approx(1 / 3)
     assert facts["runs"]["mine"]["likelihood"]["accuracy"] == 1
     assert facts["runs"]["base"]["generation"]["unanswered"] == 1
     assert [(c["method"], c["only_first"], c["only_second"]) for c in facts["comparisons"]] == [
-        ("likelihood", 0, 2), ("generation", 0, 0)]
+        ("likelihood", 0, 2),
+        ("generation", 0, 0),
+    ]
     assert facts["comparisons"][0]["p_value"] == 0.5
 
 
@@ -133,11 +150,43 @@ def test_from_the_official_files_to_a_better_score(cli, tmp_path):
     """data build, train, evaluate: a tiny model learns questions whose words tell the answer; the report says so."""
     source, test = pubmedqa_files.write(tmp_path, {"yes": 12, "no": 12, "maybe": 12}, {"yes": 4, "no": 4, "maybe": 4})
     path = tiny.write(tmp_path / "m.gguf", "llama")
-    cli("data", "build", "pubmedqa", source, "--test", test, "--setting", "question-only", "--val-count", 3, "-o",
-        tmp_path / "set", code=0)
-    cli("train", "-m", path, "-f", tmp_path / "set" / "train.jsonl", "--num-epochs", 40, "--learning-rate", "1e-2",
-        "-b", 512, "--device", "numpy", "-t", 1, "--run-dir", tmp_path / "run", "--output-adapter",
-        tmp_path / "mine.gguf", code=0)
+    cli(
+        "data",
+        "build",
+        "pubmedqa",
+        source,
+        "--test",
+        test,
+        "--setting",
+        "question-only",
+        "--val-count",
+        3,
+        "-o",
+        tmp_path / "set",
+        code=0,
+    )
+    cli(
+        "train",
+        "-m",
+        path,
+        "-f",
+        tmp_path / "set" / "train.jsonl",
+        "--num-epochs",
+        40,
+        "--learning-rate",
+        "1e-2",
+        "-b",
+        512,
+        "--device",
+        "numpy",
+        "-t",
+        1,
+        "--run-dir",
+        tmp_path / "run",
+        "--output-adapter",
+        tmp_path / "mine.gguf",
+        code=0,
+    )
     ask = ["evaluate", "biomed", "-m", path, "--lora", tmp_path / "mine.gguf", "--device", "numpy", "-t", 1]
     facts = cli(*ask, "-f", source, "--test", test, "--setting", "question-only", "--json", code=0).json
     assert facts["questions"] == 12

@@ -19,8 +19,12 @@ from tests.support import tiny
 from tests.support.adapters import random_adapter
 
 GREEDY = Sampling(temperature=0, seed=0)
-CHATS = [("the rain", "on the sea"), ("a wave", "in the west wind"), ("say it", "the worst of the rain"),
-         ("where", "here")]
+CHATS = [
+    ("the rain", "on the sea"),
+    ("a wave", "in the west wind"),
+    ("say it", "the worst of the rain"),
+    ("where", "here"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +61,13 @@ def test_prompts_of_every_form(tmp_path):
     assert read("p.jsonl.gz", {"prompt": "one"}) == [(1, "one", None, "one")]
     assert read("p.jsonl", {"prompt": "one", "completion": "two"}) == [(1, "one", "two", "one")]
     assert read("p.jsonl", {"q": "one", "a": "two"}, columns={"prompt": "q", "completion": "a"}) == [
-        (1, "one", "two", "one")]
+        (1, "one", "two", "one")
+    ]
     user, said = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
     assert read("p.jsonl", {"messages": [user]}, {"messages": [user, said]}) == [
-        (1, "one", None, None), (2, "one", "two", None)]
+        (1, "one", None, None),
+        (2, "one", "two", None),
+    ]
     shown = read("p.jsonl", {"messages": [user, said, user, said]})[0]
     assert shown[1:3] == ("user: one\n\nassistant: two\n\nuser: one", "two")
     with pytest.raises(UserError, match=r"p\.jsonl, line 1: there is nothing before"):
@@ -73,10 +80,13 @@ def test_facts_are_what_their_names_say(model, adapter, file):
     sides = {"mine": Adapter.load(adapter, gguf=model.gguf)}
     facts = compare(model, read_prompts(file), sides, max_tokens=8, batch=3)
     prompts = [a for a, _ in CHATS]
-    alone = {"base": [model.generate(p, max_tokens=8, temperature=0).strip() for p in prompts],
-             "mine": [model.generate(p, sides["mine"], max_tokens=8, temperature=0).strip() for p in prompts]}
+    alone = {
+        "base": [model.generate(p, max_tokens=8, temperature=0).strip() for p in prompts],
+        "mine": [model.generate(p, sides["mine"], max_tokens=8, temperature=0).strip() for p in prompts],
+    }
     assert [item["answers"] for item in facts["items"]] == [
-        {"base": a, "mine": b} for a, b in zip(alone["base"], alone["mine"], strict=True)]
+        {"base": a, "mine": b} for a, b in zip(alone["base"], alone["mine"], strict=True)
+    ]
     assert alone["base"] != alone["mine"]
     for side in ("base", "mine"):
         scores = [chrf(text, reference) for text, (_, reference) in zip(alone[side], CHATS, strict=True)]
@@ -103,11 +113,23 @@ def test_losses_are_those_of_the_logits(model, file):
         assert learned.strip() == prompt.reference
 
 
-@pytest.mark.parametrize(("name", "rows"), [
-    ("llama", [{"messages": [{"role": "user", "content": "rain"}, {"role": "assistant", "content": "on the sea"}]}]),
-    ("llama", [{"prompt": "the rain ", "completion": "on the sea"},
-               {"prompt": "a", "completion": " wave", "system": "be kind"}]),
-    ("llama-spm", [{"prompt": "the rain", "completion": " on the sea"}, {"prompt": "a", "completion": "wave"}])])
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        (
+            "llama",
+            [{"messages": [{"role": "user", "content": "rain"}, {"role": "assistant", "content": "on the sea"}]}],
+        ),
+        (
+            "llama",
+            [
+                {"prompt": "the rain ", "completion": "on the sea"},
+                {"prompt": "a", "completion": " wave", "system": "be kind"},
+            ],
+        ),
+        ("llama-spm", [{"prompt": "the rain", "completion": " on the sea"}, {"prompt": "a", "completion": "wave"}]),
+    ],
+)
 def test_references_are_encoded_as_training_encodes_them(tmp_path, name, rows):
     """With a template of the model's own and without one."""
     from anytune.text import build_dataset
@@ -116,14 +138,15 @@ def test_references_are_encoded_as_training_encodes_them(tmp_path, name, rows):
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for chat in (True, False) if "prompt" in rows[0] else (True,):
         template = loaded.template if chat else None
-        built = build_dataset(tmp_path / "d.jsonl", loaded.tokenizer, template, context=256,
-                              assistant_loss_only="messages" in rows[0])
+        built = build_dataset(
+            tmp_path / "d.jsonl", loaded.tokenizer, template, context=256, assistant_loss_only="messages" in rows[0]
+        )
         form = Form.of(loaded, {}, chat=chat)
         for i, prompt in enumerate(read_prompts(tmp_path / "d.jsonl")):
             ids, loss = built.example(i)
             assert form.encode_reference(prompt) == (ids.tolist(), loss.tolist())
             start = form.encode(prompt)
-            assert chat is False or start == ids[:len(start)].tolist()
+            assert chat is False or start == ids[: len(start)].tolist()
 
 
 def test_batches_keep_the_order(model):
@@ -146,12 +169,32 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
 
 
 def test_the_command_writes_both_reports(cli, path, adapter, file, tmp_path):
-    out = cli("evaluate", "compare", "-m", path, "--lora", adapter, "--lora", f"twin={adapter}", "-f", file, "-n", 6,
-              "-o", tmp_path / "r.html", "-o", tmp_path / "r.json", "-t", 1, code=0)
+    out = cli(
+        "evaluate",
+        "compare",
+        "-m",
+        path,
+        "--lora",
+        adapter,
+        "--lora",
+        f"twin={adapter}",
+        "-f",
+        file,
+        "-n",
+        6,
+        "-o",
+        tmp_path / "r.html",
+        "-o",
+        tmp_path / "r.json",
+        "-t",
+        1,
+        code=0,
+    )
     facts = json.loads((tmp_path / "r.json").read_text())
     assert facts["adapters"] == ["mine", "twin"] and len(facts["items"]) == 4
-    assert (facts["generation"]["temperature"] == 0
-            and facts["facts"]["generation"].startswith("greedy, at most 6 tokens"))
+    assert facts["generation"]["temperature"] == 0 and facts["facts"]["generation"].startswith(
+        "greedy, at most 6 tokens"
+    )
     assert facts["to_reference"]["chrF"]["mine"] == facts["to_reference"]["chrF"]["twin"]
     assert f"{facts['to_reference']['chrF']['mine'][0]:.1f}" in out.out
     html = (tmp_path / "r.html").read_text()
@@ -162,14 +205,44 @@ def test_the_command_writes_both_reports(cli, path, adapter, file, tmp_path):
 
 def test_without_references_only_the_change_is_measured(cli, path, adapter, tmp_path):
     (tmp_path / "p.txt").write_text("the rain\non the sea\n")
-    out = cli("evaluate", "compare", "-m", path, "--lora", adapter, "-f", tmp_path / "p.txt", "-n", 4, "-t", 1, "--raw",
-              "--json", code=0)
+    out = cli(
+        "evaluate",
+        "compare",
+        "-m",
+        path,
+        "--lora",
+        adapter,
+        "-f",
+        tmp_path / "p.txt",
+        "-n",
+        4,
+        "-t",
+        1,
+        "--raw",
+        "--json",
+        code=0,
+    )
     assert out.json["references"] == 0 and "to_reference" not in out.json
     assert out.json["generation"]["form"] == "raw text"
     wanted = anytune.load(path, threads=1).generate("the rain", max_tokens=4, temperature=0, chat=False).strip()
     assert out.json["items"][0]["answers"]["base"] == wanted
-    cli("evaluate", "compare", "-m", path, "--lora", adapter, "-f", tmp_path / "p.txt", "-n", 4, "-t", 1,
-        "-o", tmp_path / "r.html", code=0)
+    cli(
+        "evaluate",
+        "compare",
+        "-m",
+        path,
+        "--lora",
+        adapter,
+        "-f",
+        tmp_path / "p.txt",
+        "-n",
+        4,
+        "-t",
+        1,
+        "-o",
+        tmp_path / "r.html",
+        code=0,
+    )
 
 
 def test_bad_input_is_one_sentence_before_any_work(cli, path, adapter, file, tmp_path):

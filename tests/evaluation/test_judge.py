@@ -99,15 +99,26 @@ def test_what_is_sent(server, judge):
     assert Judge(server.url + "/chat/completions", "m")._endpoint == Judge(server.url + "/", "m")._endpoint
 
 
-@pytest.mark.parametrize(("text", "wanted"), [
-    ('{"winner": "A", "reason": "B is worse"}', "A"),
-    ('{"reason": "Answer A is short. winner: A would be wrong", "winner": "B"}', "B"),
-    ("```json\n{'winner': 'b'}\n```", "B"),
-    ("<think>The winner is A, or is it</think>\n{\"winner\": \"tie\"}", "tie"),
-    ("The winner is **B**.", "B"), ("A", "A"), (" \"B\". ", "B"), ("Answer A", "A"), ("Winner: both", "tie"),
-    ('{"winner": "Answer B"}', "B"),
-    ("", None), ("A good answer would be longer", None), ("{}", None), ('{"winner": "abc"}', None), ("[" * 9000, None),
-])
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('{"winner": "A", "reason": "B is worse"}', "A"),
+        ('{"reason": "Answer A is short. winner: A would be wrong", "winner": "B"}', "B"),
+        ("```json\n{'winner': 'b'}\n```", "B"),
+        ('<think>The winner is A, or is it</think>\n{"winner": "tie"}', "tie"),
+        ("The winner is **B**.", "B"),
+        ("A", "A"),
+        (' "B". ', "B"),
+        ("Answer A", "A"),
+        ("Winner: both", "tie"),
+        ('{"winner": "Answer B"}', "B"),
+        ("", None),
+        ("A good answer would be longer", None),
+        ("{}", None),
+        ('{"winner": "abc"}', None),
+        ("[" * 9000, None),
+    ],
+)
 def test_loose_replies(text, wanted):
     assert verdict(text) == wanted
 
@@ -125,15 +136,21 @@ def test_passing_failures_are_tried_again_and_servers_without_json_mode_are_serv
     assert ["response_format" in body for _, body, _ in server.requests[-3:]] == [True, False, False]
 
 
-@pytest.mark.parametrize(("reply", "why"), [
-    ((401, {}, {"error": {"message": f"bad key {SECRET}"}}), "401 Unauthorized: bad key …; set the right key in ANY"),
-    ((404, {}, {"error": {"message": "no such model"}}), "404 Not Found: no such model; check --judge"),
-    ((500, {}, b"\xff" * 100), "500"),
-    ((302, {"Location": "http://127.0.0.1:9/elsewhere"}, {}), "302"),
-    ((200, {}, b"[" * 100000), "not JSON"),
-    ((200, {}, {"choices": []}), "not a chat completion"),
-    ((200, {}, [1]), "not a chat completion"),
-])
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (
+            (401, {}, {"error": {"message": f"bad key {SECRET}"}}),
+            "401 Unauthorized: bad key …; set the right key in ANY",
+        ),
+        ((404, {}, {"error": {"message": "no such model"}}), "404 Not Found: no such model; check --judge"),
+        ((500, {}, b"\xff" * 100), "500"),
+        ((302, {"Location": "http://127.0.0.1:9/elsewhere"}, {}), "302"),
+        ((200, {}, b"[" * 100000), "not JSON"),
+        ((200, {}, {"choices": []}), "not a chat completion"),
+        ((200, {}, [1]), "not a chat completion"),
+    ],
+)
 def test_failures_are_one_sentence_without_the_key(server, monkeypatch, reply, why):
     monkeypatch.setenv(module.KEY, SECRET)
     server.reply = lambda *_: reply
@@ -175,8 +192,28 @@ def test_the_command_with_a_judge_that_fails_half_way(cli, server, tmp_path, mon
     path = tiny.write(tmp_path / "tiny.gguf", "llama")
     lora = random_adapter(path, tmp_path / "mine.gguf")
     (tmp_path / "p.txt").write_text("the rain\non the sea\na wave\n")
-    args = ("evaluate", "compare", "-m", path, "--lora", lora, "-f", tmp_path / "p.txt", "-n", 4, "-t", 1, "--judge",
-            server.url, "--judge-model", "m", "-o", tmp_path / "r.json", "-o", tmp_path / "r.html")
+    args = (
+        "evaluate",
+        "compare",
+        "-m",
+        path,
+        "--lora",
+        lora,
+        "-f",
+        tmp_path / "p.txt",
+        "-n",
+        4,
+        "-t",
+        1,
+        "--judge",
+        server.url,
+        "--judge-model",
+        "m",
+        "-o",
+        tmp_path / "r.json",
+        "-o",
+        tmp_path / "r.html",
+    )
     server.reply = lambda body, headers: longer(body, headers) if len(server.requests) < 6 else (403, {}, {})
     outcome = cli(*args, code=2)
     assert "403" in outcome.err

@@ -13,10 +13,16 @@ from anytune.sampling import Sampling
 from tests.support import tiny
 from tests.support.adapters import random_adapter
 
-CHATS = [("the rain", "on the sea"), ("a wave", "in the west wind"), ("say it", "the worst of the rain"),
-         ("where", "here")]
-QUESTIONS = [{"question": f"Is it {word}?", "label": label} for word, label in
-             (("rain", "yes"), ("wind", "no"), ("the sea", "maybe"), ("a wave", "yes"))]
+CHATS = [
+    ("the rain", "on the sea"),
+    ("a wave", "in the west wind"),
+    ("say it", "the worst of the rain"),
+    ("where", "here"),
+]
+QUESTIONS = [
+    {"question": f"Is it {word}?", "label": label}
+    for word, label in (("rain", "yes"), ("wind", "no"), ("the sea", "maybe"), ("a wave", "yes"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +30,12 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
     model = tiny.write(folder / "tiny.gguf", "llama")
     random_adapter(model, folder / "mine.gguf")
-    (folder / "heldout.jsonl").write_text("".join(json.dumps({"messages": [
-        {"role": "user", "content": a}, {"role": "assistant", "content": b}]}) + "\n" for a, b in CHATS))
+    (folder / "heldout.jsonl").write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}) + "\n"
+            for a, b in CHATS
+        )
+    )
     (folder / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in QUESTIONS))
     return folder
 
@@ -33,11 +43,29 @@ def files(tmp_path_factory):
 @pytest.fixture
 def command(files, cli, tmp_path):
     """Runs a measure with its report at tmp_path/report.json."""
+
     def run(measure, *more):
         size = ("-n", 6, "-b", 2) if measure != "biomed" else ("-n", 4, "-b", 128)
         data = "questions.jsonl" if measure == "biomed" else "heldout.jsonl"
-        return cli("evaluate", measure, "-m", files / "tiny.gguf", "--lora", files / "mine.gguf", "-f", files / data,
-                   "-o", tmp_path / "report.json", "-t", 1, "--device", "numpy", *size, *more)
+        return cli(
+            "evaluate",
+            measure,
+            "-m",
+            files / "tiny.gguf",
+            "--lora",
+            files / "mine.gguf",
+            "-f",
+            files / data,
+            "-o",
+            tmp_path / "report.json",
+            "-t",
+            1,
+            "--device",
+            "numpy",
+            *size,
+            *more,
+        )
+
     return run
 
 
@@ -51,7 +79,8 @@ def batches(monkeypatch):
             raise KeyboardInterrupt
         decoded.append(1)
         return whole(*args, **how)
-    monkeypatch.setattr(anytune.generate, "decode", decode)     # biomed asks for it when it runs
+
+    monkeypatch.setattr(anytune.generate, "decode", decode)  # biomed asks for it when it runs
     monkeypatch.setattr(answers, "decode", decode)
     return decoded, most
 
@@ -90,14 +119,16 @@ def test_another_evaluation_does_not_take_what_was_kept(command, batches, tmp_pa
         decoded.clear()
         most[:] = [0]
         assert command("compare", *change).code == 130
-        assert not decoded and the_file(tmp_path).read_text() == before     # without an answer nothing is left behind
+        assert not decoded and the_file(tmp_path).read_text() == before  # without an answer nothing is left behind
     decoded.clear()
     most.clear()
     assert command("compare").code == 0 and len(decoded) == 1
 
 
-@pytest.mark.parametrize("damage, right", [(lambda text: text[:-20], 2), (lambda text: text + "{}\n", 3),
-                                           (lambda text: "nonsense", 0), (lambda text: "", 0)])
+@pytest.mark.parametrize(
+    "damage, right",
+    [(lambda text: text[:-20], 2), (lambda text: text + "{}\n", 3), (lambda text: "nonsense", 0), (lambda text: "", 0)],
+)
 def test_a_damaged_file_counts_as_far_as_it_is_right(command, batches, tmp_path, damage, right):
     decoded, most = batches
     most.append(3)
@@ -117,8 +148,10 @@ def test_where_nothing_can_be_kept_the_answers_still_come(command, tmp_path, mon
         synced.append(args)
         if when == "at the start" or len(synced) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(kept, *(("atomic_write", full) if when == "at the start"
-                                else ("os", SimpleNamespace(fsync=full))))
+
+    monkeypatch.setattr(
+        kept, *(("atomic_write", full) if when == "at the start" else ("os", SimpleNamespace(fsync=full)))
+    )
     done = command("compare")
     assert done.code == 0 and done.err.count("answers cannot be kept") == 1 and "No space left" in done.err
     assert json.loads((tmp_path / "report.json").read_text())["prompts"] == len(CHATS)

@@ -32,11 +32,20 @@ class Page(HTMLParser):
 
 
 def report(text="plain"):
-    return Report(text, {"model": text, text: 3, "nested": {"a": 1, text: [text]}}, [
-        Section(text, text, table=Table(["measure", text], [[text, 1.5], ["none", None], ["many", 12345]]),
-                plot=Plot([text, "b"], {text: [1.0, (2.0, 1.0, 3.0)], "other": [None, -1.0]}, note=text, unit=text)),
-        Section("Answers", rows=[Example(text, {text: text, "base": text}, {text: text, "score": 0.25})])],
-        data={"items": [{"text": text}]})
+    return Report(
+        text,
+        {"model": text, text: 3, "nested": {"a": 1, text: [text]}},
+        [
+            Section(
+                text,
+                text,
+                table=Table(["measure", text], [[text, 1.5], ["none", None], ["many", 12345]]),
+                plot=Plot([text, "b"], {text: [1.0, (2.0, 1.0, 3.0)], "other": [None, -1.0]}, note=text, unit=text),
+            ),
+            Section("Answers", rows=[Example(text, {text: text, "base": text}, {text: text, "score": 0.25})]),
+        ],
+        data={"items": [{"text": text}]},
+    )
 
 
 def test_nothing_from_outside_becomes_markup():
@@ -57,8 +66,12 @@ def test_the_page_needs_nothing_from_elsewhere():
 
 
 def test_json_holds_everything_and_is_strict(tmp_path):
-    odd = Report("t", {"x": np.float32(2), "nan": float("nan"), "array": np.arange(3)}, [
-        Section("s", plot=Plot(["a"], {"base": [(1.0, 0.5, float("inf"))]}))], data={"path": tmp_path})
+    odd = Report(
+        "t",
+        {"x": np.float32(2), "nan": float("nan"), "array": np.arange(3)},
+        [Section("s", plot=Plot(["a"], {"base": [(1.0, 0.5, float("inf"))]}))],
+        data={"path": tmp_path},
+    )
     write(tmp_path / "r.json", odd)
     value = json.loads((tmp_path / "r.json").read_text("utf-8"), parse_constant=pytest.fail)
     assert value["facts"] == {"x": 2.0, "nan": None, "array": [0, 1, 2]}
@@ -77,8 +90,9 @@ def test_bars_lie_where_their_values_are():
     a, b = made["groups"]
     assert made["zero"] == at["0"]
     assert (a["bars"][0]["start"], a["bars"][0]["width"]) == (at["0"], round(at["2"] - at["0"], 2))
-    assert a["bars"][0]["interval"] == pytest.approx((at["0"] + (at["2"] - at["0"]) / 2,
-                                                     at["2"] + (at["2"] - at["0"]) / 2), abs=0.02)
+    assert a["bars"][0]["interval"] == pytest.approx(
+        (at["0"] + (at["2"] - at["0"]) / 2, at["2"] + (at["2"] - at["0"]) / 2), abs=0.02
+    )
     assert b["bars"][0]["start"] == at["-2"] and b["bars"][1]["value"] is None
     fitted = drawn(Plot(["a"], {"base": [101.0], "adapter": [102.0]}, zero=False))
     assert fitted["zero"] is None
@@ -107,8 +121,11 @@ def test_half_characters_and_controls_do_not_stop_the_file(tmp_path):
 
 
 def test_places_are_checked_before_the_work(tmp_path):
-    for path, why in ((tmp_path / "r.txt", "end in .html or .json"), (tmp_path / "no" / "r.html", "no folder"),
-                      (tmp_path / "d.html", "a folder")):
+    for path, why in (
+        (tmp_path / "r.txt", "end in .html or .json"),
+        (tmp_path / "no" / "r.html", "no folder"),
+        (tmp_path / "d.html", "a folder"),
+    ):
         (tmp_path / "d.html").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=why):
             check_path(path)

@@ -35,8 +35,11 @@ def test_files_of_every_form_hold_the_same_answers(tmp_path, cli):  # noqa: F811
         "a.txt": "".join(line + "\n" for line in SAID),
         "b.jsonl": "".join(json.dumps({"prompt": "p", "prediction": line}) + "\n" for line in SAID),
         "c.jsonl": "".join(json.dumps(line) + "\n" for line in SAID),
-        "d.jsonl": "".join(json.dumps({"messages": [{"role": "user", "content": "yes"},
-                                                    {"role": "assistant", "content": line}]}) + "\n" for line in SAID),
+        "d.jsonl": "".join(
+            json.dumps({"messages": [{"role": "user", "content": "yes"}, {"role": "assistant", "content": line}]})
+            + "\n"
+            for line in SAID
+        ),
         "e.json": json.dumps([{"answer": line} for line in SAID]),
         "f.json": json.dumps({str(n): line for n, line in enumerate(SAID, 1)}),
         "g.txt": "\ufeff" + "\r\n".join(SAID),
@@ -57,11 +60,17 @@ def test_ids_pair_answers_whatever_their_order():
         pair({"x": "a", "y": "b", "z": "c"}, truths)
 
 
-@pytest.mark.parametrize("name, text, said", [
-    ("a.jsonl", '{"other": 1}\n', "entry 1"), ("a.json", "{", "not valid JSON"), ("a.json", "3", "not valid JSON"),
-    ("a.txt", "", "no answers"), ("a.jsonl", "[" * 100_000, "not valid JSON"),
-    ("a.json", '{"1": "a", "1": "b"}', "stands twice"),
-])
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("a.jsonl", '{"other": 1}\n', "entry 1"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.json", "3", "not valid JSON"),
+        ("a.txt", "", "no answers"),
+        ("a.jsonl", "[" * 100_000, "not valid JSON"),
+        ("a.json", '{"1": "a", "1": "b"}', "stands twice"),
+    ],
+)
 def test_what_is_no_answer_is_refused(tmp_path, name, text, said):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=said):

@@ -13,8 +13,9 @@ from anytune.evaluation.similarity import chrf, jaccard, longest_common_subseque
 from tests.support import tiny
 from tests.support.require import need
 
-WORDS = st.lists(st.sampled_from(["the", "The", "a", "rain", "in", "spain,", "it's", "x_y", "9", "—", "!", "\n",
-                                  "été"]), max_size=25).map(" ".join)
+WORDS = st.lists(
+    st.sampled_from(["the", "The", "a", "rain", "in", "spain,", "it's", "x_y", "9", "—", "!", "\n", "été"]), max_size=25
+).map(" ".join)
 TEXTS = st.one_of(WORDS, st.text(max_size=40))
 
 

@@ -35,7 +35,7 @@ def distance(measure, a, b):
 @settings(max_examples=60, deadline=None)
 @given(TEXTS, TEXTS)
 def test_distances_are_distances(a, b):
-    b = (b * 8)[:len(a)]
+    b = (b * 8)[: len(a)]
     for measure in measures(a, b):
         d = distance(measure, a, b)
         assert np.isnan(d) or d >= 0
@@ -74,8 +74,11 @@ def test_an_authors_habits_are_found():
 
 def test_the_author_is_nearer_to_themself_than_to_others():
     messages, _ = wren(80)
-    stiff = [f"Dear Sir or Madam,\n\nI hope this e-mail finds you well. I am writing to you regarding {number} matters."
-             "\n\nBest regards,\nThe Team" for number in range(40)]
+    stiff = [
+        f"Dear Sir or Madam,\n\nI hope this e-mail finds you well. I am writing to you regarding {number} matters."
+        "\n\nBest regards,\nThe Team"
+        for number in range(40)
+    ]
     for measure in measures(messages[:40], stiff):
         assert distance(measure, messages[40:], messages[:40]) < 0.7 * distance(measure, stiff, messages[:40])
 
@@ -103,8 +106,11 @@ def test_facts_when_the_adapter_writes_like_the_author(path, adapter, tmp_path, 
 
     messages, requests = wren(24)
     where = tmp_path / "test.jsonl"
-    where.write_text("".join(json.dumps({"prompt": p, "completion": m}) + "\n"
-                             for p, m in zip(requests[:12], messages[:12], strict=True)))
+    where.write_text(
+        "".join(
+            json.dumps({"prompt": p, "completion": m}) + "\n" for p, m in zip(requests[:12], messages[:12], strict=True)
+        )
+    )
 
     def answers(model, adapter, ids, how, **_):
         said = messages[12:] if adapter is not None else ["Dear Sir,\n\nI am writing to you.\n\nBest regards,\nMe"] * 12
@@ -124,8 +130,13 @@ def test_facts_when_the_adapter_writes_like_the_author(path, adapter, tmp_path, 
     assert facts == module.style(model, read_prompts(where), {"mine": Adapter.load(adapter, gguf=model.gguf)})
     assert "onwards," in text(facts)
     assert "mine is nearer to the author than the base in 4 of 4 distances (95" in text(facts)
-    swapped = {**facts, "change": {name: {"mine": [-v for v in (c["mine"][0], c["mine"][2], c["mine"][1])]}
-                                   for name, c in facts["change"].items()}}
+    swapped = {
+        **facts,
+        "change": {
+            name: {"mine": [-v for v in (c["mine"][0], c["mine"][2], c["mine"][1])]}
+            for name, c in facts["change"].items()
+        },
+    }
     assert "in 0 of 4 distances, farther in 4" in text(swapped)
     assert report(facts).data["distances"] is facts["distances"]
 
@@ -135,15 +146,20 @@ def test_the_command(cli, path, adapter, file, tmp_path):
     out = cli(*args, "-f", file, "--limit", 5, "-o", tmp_path / "r.html", "-o", tmp_path / "r.json", code=0)
     facts = json.loads((tmp_path / "r.json").read_text())
     assert facts["messages"] == 5 and set(facts["distances"]) == {
-        "function words", "punctuation", "sentence length", "habits"}
+        "function words",
+        "punctuation",
+        "sentence length",
+        "habits",
+    }
     assert f"{facts['perplexity']['mine'][0]:.2f}" in out.out
     model = anytune.load(path, threads=1)
     from anytune.text.mask import encode_chat
+
     rows = [json.loads(line)["messages"] for line in file.read_text("utf-8").splitlines()[:5]]
     total = count = 0
     for row in rows:
         ids, loss = encode_chat(model.tokenizer, model.template, row)
-        ids, loss = ids[:model.config.context], loss[:model.config.context]
+        ids, loss = ids[: model.config.context], loss[: model.config.context]
         logits = model.logits(ids).astype(np.float64)
         logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         total -= sum(logs[t - 1, ids[t]] for t in range(len(ids)) if loss[t])
@@ -154,11 +170,30 @@ def test_the_command(cli, path, adapter, file, tmp_path):
 
 
 def test_messages_alone_are_continued(cli, path, adapter, tmp_path):
-    rows = ["the rain in the west wind was in the air", "an old storm came on the sea and on", "here",
-            "the worst of it all", "on the sea a wave is in the air"]
+    rows = [
+        "the rain in the west wind was in the air",
+        "an old storm came on the sea and on",
+        "here",
+        "the worst of it all",
+        "on the sea a wave is in the air",
+    ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    out = cli("evaluate", "style", "-m", path, "--lora", adapter, "-n", 4, "-t", 1, "-f", tmp_path / "t.jsonl",
-              "--json", code=0)
+    out = cli(
+        "evaluate",
+        "style",
+        "-m",
+        path,
+        "--lora",
+        adapter,
+        "-n",
+        4,
+        "-t",
+        1,
+        "-f",
+        tmp_path / "t.jsonl",
+        "--json",
+        code=0,
+    )
     assert out.json["generation"]["form"] == "raw text" and out.json["messages"] == 4
     first = out.json["items"][0]
     assert (first["prompt"], first["reference"]) == ("the rain in the", "west wind was in the air")
@@ -168,10 +203,14 @@ def test_messages_alone_are_continued(cli, path, adapter, tmp_path):
 
 def test_bad_input(cli, path, adapter, file, tmp_path):
     args = ("evaluate", "style", "-m", path, "--lora", adapter, "-t", 1, "-f")
-    (tmp_path / "mixed.jsonl").write_text(file.read_text("utf-8") + json.dumps({"messages": [
-        {"role": "user", "content": "who?"}]}) + "\n", "utf-8")
-    for files, why in (((tmp_path / "mixed.jsonl",), "line 7: there is no message of the author"),
-                       ((file, "--limit", 3), "takes at least 4"), ((file, "-o", "r.txt"), "end in .html or .json")):
+    (tmp_path / "mixed.jsonl").write_text(
+        file.read_text("utf-8") + json.dumps({"messages": [{"role": "user", "content": "who?"}]}) + "\n", "utf-8"
+    )
+    for files, why in (
+        ((tmp_path / "mixed.jsonl",), "line 7: there is no message of the author"),
+        ((file, "--limit", 3), "takes at least 4"),
+        ((file, "-o", "r.txt"), "end in .html or .json"),
+    ):
         outcome = cli(*args, *files, code=2)
         assert why in outcome.err and outcome.err.count("\n") == 1
 

@@ -91,5 +91,11 @@ def call(words, names):
     return (first(*rest) if callable(first) else first), words
 
 
-FUNCTIONS = {"eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "not": lambda a: not a, "len": len,
-             "and": lambda a, b: b if a else a, "slice": lambda a, i: a[i:]}
+FUNCTIONS = {
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "not": lambda a: not a,
+    "len": len,
+    "and": lambda a, b: b if a else a,
+    "slice": lambda a, i: a[i:],
+}

@@ -13,8 +13,14 @@ IDS = np.random.default_rng(1).integers(5, 320, 40).tolist()
 TEXT = "the rest of the west wind was in the air and the old house stood there. " * 12
 
 
-def adapter(path: Path, rank: int = 4, seed: int = 0, rslora: bool = False, size: float = 1.0,
-            parts: tuple[str, ...] = ("attn_", "ffn_")) -> Adapter:
+def adapter(
+    path: Path,
+    rank: int = 4,
+    seed: int = 0,
+    rslora: bool = False,
+    size: float = 1.0,
+    parts: tuple[str, ...] = ("attn_", "ffn_"),
+) -> Adapter:
     """Random pairs on the matrices whose names hold one of `parts`, with changes of about size / 2 of the weights."""
     rng = np.random.default_rng(seed)
     tensors = {}

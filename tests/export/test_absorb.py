@@ -113,9 +113,32 @@ def test_the_command(tmp_path, capsys):
     base = tiny.write(tmp_path / "m.gguf", "qwen3", "F16")
     pairs.adapter(base, size=0.3).save(tmp_path / "a.gguf")
     (tmp_path / "t.txt").write_text(pairs.TEXT * 3)
-    assert command(["export", "merge", "-m", str(base), "--lora", str(tmp_path / "a.gguf"), "-t", "1", "--json",
-                    "-o", str(tmp_path / "q.gguf"), "--type", "Q4_0", "--absorb", "16",
-                    "--residual-lora", str(tmp_path / "r.gguf"), "-f", str(tmp_path / "t.txt")]) == 0
+    assert (
+        command(
+            [
+                "export",
+                "merge",
+                "-m",
+                str(base),
+                "--lora",
+                str(tmp_path / "a.gguf"),
+                "-t",
+                "1",
+                "--json",
+                "-o",
+                str(tmp_path / "q.gguf"),
+                "--type",
+                "Q4_0",
+                "--absorb",
+                "16",
+                "--residual-lora",
+                str(tmp_path / "r.gguf"),
+                "-f",
+                str(tmp_path / "t.txt"),
+            ]
+        )
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert told["residual"]["way"] == "sequential" and told["residual"]["kl"] < 0.7 * told["taken"]["kl"]
     assert told["checks"][0]["peer"] == "llama.cpp" and told["ok"]
@@ -127,16 +150,49 @@ def test_an_adapter_for_next_to_nothing_passes(tmp_path, capsys):
     need("xllamacpp")
     base = tiny.write(tmp_path / "m.gguf", "llama", "F32")
     (tmp_path / "t.txt").write_text(pairs.TEXT * 3)
-    assert command(["export", "merge", "-m", str(base), "-o", str(tmp_path / "q.gguf"), "--absorb", "2", "--json",
-                    "-f", str(tmp_path / "t.txt"), "--type", "F16", "-t", "1"]) == 0
+    assert (
+        command(
+            [
+                "export",
+                "merge",
+                "-m",
+                str(base),
+                "-o",
+                str(tmp_path / "q.gguf"),
+                "--absorb",
+                "2",
+                "--json",
+                "-f",
+                str(tmp_path / "t.txt"),
+                "--type",
+                "F16",
+                "-t",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["checks"][0]["ok"]
 
 
 def test_a_model_alone_can_be_rounded_and_absorbed(tmp_path, capsys):
     base = tiny.write(tmp_path / "m.gguf", "llama", "F32")
     (tmp_path / "t.txt").write_text(pairs.TEXT * 3)
-    common = ["export", "merge", "-m", str(base), "-o", str(tmp_path / "q.gguf"), "--absorb", "8",
-              "-f", str(tmp_path / "t.txt"), "--no-verify", "-t", "1"]
+    common = [
+        "export",
+        "merge",
+        "-m",
+        str(base),
+        "-o",
+        str(tmp_path / "q.gguf"),
+        "--absorb",
+        "8",
+        "-f",
+        str(tmp_path / "t.txt"),
+        "--no-verify",
+        "-t",
+        "1",
+    ]
     assert command([*common, "--type", "Q4_1", "--qera", "approx"]) == 0
     assert "QERA-approx" in capsys.readouterr().out and (tmp_path / "q-residual.gguf").exists()
     assert command(common) == 2  # nothing is rounded

@@ -51,8 +51,11 @@ def test_a_sum_of_adapters_changes_weights_by_the_sum(tmp_path):
     assert both.rank == 8 and both.scale == 1
     assert set(both.tensors) == set(one.tensors) | set(two.tensors)
     for name, (a, b) in both.tensors.items():
-        wanted = sum(weight * x.scale * x.tensors[name][1] @ x.tensors[name][0]
-                     for x, weight in ((one, 1.0), (two, -0.25)) if name in x.tensors)
+        wanted = sum(
+            weight * x.scale * x.tensors[name][1] @ x.tensors[name][0]
+            for x, weight in ((one, 1.0), (two, -0.25))
+            if name in x.tensors
+        )
         np.testing.assert_allclose(b @ a, wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -64,21 +67,28 @@ def test_one_alone_is_itself(tmp_path):
     with anytune.gguf.GGUF.open(base) as gguf:
         half = load([(tmp_path / "a.gguf", 0.5)], gguf)
     name = "blk.0.attn_q.weight"
-    np.testing.assert_allclose(half.tensors[name][1] @ half.tensors[name][0],
-                               0.5 * made.scale * made.tensors[name][1] @ made.tensors[name][0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        half.tensors[name][1] @ half.tensors[name][0],
+        0.5 * made.scale * made.tensors[name][1] @ made.tensors[name][0],
+        rtol=1e-5,
+        atol=1e-7,
+    )
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["export", "gguf", "-m", "m.gguf", "-o", "o.gguf"], ["--lora"]),
-    (["export", "gguf", "-m", "m.gguf", "--lora", "gone", "-o", "o.gguf"], ["no adapter gone"]),
-    (["export", "gguf", "-m", "m.gguf", "--lora", "other.gguf", "-o", "o.gguf"], ["qwen3", "trained on"]),
-    (["export", "gguf", "-m", "m.gguf", "--lora", "a.gguf", "-o", "folder"], [".gguf"]),
-    (["export", "gguf", "-m", "m.gguf", "--lora", "a.gguf", "-o", "m.gguf"], ["model itself"]),
-    (["export", "gguf", "-m", "m.gguf", "--lora-scaled", "a.gguf", "-o", "o.gguf"], ["ADAPTER:SCALE"]),
-    (["export", "gguf", "-m", "m.gguf", "--lora-scaled", "a.gguf:nan", "-o", "o.gguf"], ["weight nan"]),
-    (["export", "peft", "-m", "m.gguf", "--lora", "a.gguf", "-o", "full"], ["full exists"]),
-    (["export", "peft", "-m", "m.gguf", "--lora", "a.gguf", "-o", "no/where"], ["no folder"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "gguf", "-m", "m.gguf", "-o", "o.gguf"], ["--lora"]),
+        (["export", "gguf", "-m", "m.gguf", "--lora", "gone", "-o", "o.gguf"], ["no adapter gone"]),
+        (["export", "gguf", "-m", "m.gguf", "--lora", "other.gguf", "-o", "o.gguf"], ["qwen3", "trained on"]),
+        (["export", "gguf", "-m", "m.gguf", "--lora", "a.gguf", "-o", "folder"], [".gguf"]),
+        (["export", "gguf", "-m", "m.gguf", "--lora", "a.gguf", "-o", "m.gguf"], ["model itself"]),
+        (["export", "gguf", "-m", "m.gguf", "--lora-scaled", "a.gguf", "-o", "o.gguf"], ["ADAPTER:SCALE"]),
+        (["export", "gguf", "-m", "m.gguf", "--lora-scaled", "a.gguf:nan", "-o", "o.gguf"], ["weight nan"]),
+        (["export", "peft", "-m", "m.gguf", "--lora", "a.gguf", "-o", "full"], ["full exists"]),
+        (["export", "peft", "-m", "m.gguf", "--lora", "a.gguf", "-o", "no/where"], ["no folder"]),
+    ],
+)
 def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     base = tiny.write(tmp_path / "m.gguf", "llama")

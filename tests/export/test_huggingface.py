@@ -52,8 +52,9 @@ def test_sixteen_bits_in_several_files(tmp_path, dtype):
     assert facts["shards"] == len(files) > 2
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
     assert sorted(set(index["weight_map"].values())) == files
-    assert index["metadata"]["total_size"] == facts["bytes"] == sum(
-        2 * t.n_elements for t in model.gguf.tensors.values())
+    assert (
+        index["metadata"]["total_size"] == facts["bytes"] == sum(2 * t.n_elements for t in model.gguf.tensors.values())
+    )
     assert safetensors is not None
     assert kl(twin.logits(load(tmp_path / "hf"), pairs.IDS), model.logits(pairs.IDS)).max() < 1e-2
 
@@ -61,6 +62,7 @@ def test_sixteen_bits_in_several_files(tmp_path, dtype):
 def library(file):
     need("tokenizers")
     from tokenizers import Tokenizer
+
     return Tokenizer.from_str(json.dumps(tokenizer_json(file)))
 
 
@@ -137,10 +139,12 @@ def test_a_disk_that_fills_leaves_nothing(tmp_path, monkeypatch):
     import errno
 
     from anytune.export import huggingface
+
     base = tiny.write(tmp_path / "m.gguf", "llama")
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(huggingface, "_header", full)
     with GGUF.open(base) as file, pytest.raises(UserError, match="No space"):
         save(file, None, tmp_path / "hf")
@@ -149,11 +153,23 @@ def test_a_disk_that_fills_leaves_nothing(tmp_path, monkeypatch):
 
 def test_what_float16_cannot_hold(tmp_path):
     from anytune.gguf import write_gguf
+
     base = tiny.write(tmp_path / "m.gguf", "llama")
     with GGUF.open(base) as file:
-        write_gguf(tmp_path / "big.gguf", file.metadata, [
-            (n, t.shape, "F32", np.full(t.shape, 7e4, np.float32) if n == "blk.0.ffn_up.weight" else file.float32(n))
-            for n, t in file.tensors.items()], kinds=file.kinds)
+        write_gguf(
+            tmp_path / "big.gguf",
+            file.metadata,
+            [
+                (
+                    n,
+                    t.shape,
+                    "F32",
+                    np.full(t.shape, 7e4, np.float32) if n == "blk.0.ffn_up.weight" else file.float32(n),
+                )
+                for n, t in file.tensors.items()
+            ],
+            kinds=file.kinds,
+        )
     with GGUF.open(tmp_path / "big.gguf") as file:
         with pytest.raises(UserError, match="--outtype bf16"):
             save(file, None, tmp_path / "hf", dtype="f16")

@@ -31,8 +31,22 @@ def make(folder, name="llama", kind="F32", **options):
 
 
 def merge(folder, *more, base="m.gguf", lora="a.gguf", out="out.gguf"):
-    return command(["export", "merge", "-m", str(folder / base), "--lora", str(folder / lora), "-o", str(folder / out),
-                    "-t", "1", "--json", *more])
+    return command(
+        [
+            "export",
+            "merge",
+            "-m",
+            str(folder / base),
+            "--lora",
+            str(folder / lora),
+            "-o",
+            str(folder / out),
+            "-t",
+            "1",
+            "--json",
+            *more,
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
@@ -51,8 +65,13 @@ def test_merged_in_float32_is_base_and_adapter_in_both_peers(tmp_path, capsys, n
     with GGUF.open(base) as gguf:
         anytune.Adapter.load(lora, gguf).save(tmp_path / "peft", gguf)
     theirs = peft.PeftModel.from_pretrained(twin.transformers_model(base), tmp_path / "peft").merge_and_unload()
-    assert kl(twin.logits(theirs.eval(), pairs.IDS), twin.logits(twin.transformers_model(tmp_path / "out.gguf"),
-                                                                 pairs.IDS)).max() < 1e-8
+    assert (
+        kl(
+            twin.logits(theirs.eval(), pairs.IDS),
+            twin.logits(twin.transformers_model(tmp_path / "out.gguf"), pairs.IDS),
+        ).max()
+        < 1e-8
+    )
 
 
 def test_only_adapted_tensors_change_and_everything_else_stays(tmp_path, capsys):
@@ -82,15 +101,17 @@ def test_the_numbers_are_what_they_are_called(tmp_path, capsys):
             before, delta = gguf.float32(name).astype(np.float64), adapter.scale * b.astype(np.float64) @ a
             after = dequantize(encode((before + delta).astype(np.float32), "Q4_0"), "Q4_0").astype(np.float64)
             np.testing.assert_allclose(merged.float32(name), after, atol=1e-5)
-            lost, size = lost + ((after - before - delta)**2).sum(), size + ((before + delta)**2).sum()
+            lost, size = lost + ((after - before - delta) ** 2).sum(), size + ((before + delta) ** 2).sum()
             along, change = along + ((after - before) * delta).sum(), change + (delta**2).sum()
-    assert row["error"] == pytest.approx((lost / size)**0.5, rel=1e-3)
+    assert row["error"] == pytest.approx((lost / size) ** 0.5, rel=1e-3)
     assert row["kept"] == pytest.approx(along / change, rel=1e-3)
     model, out = (anytune.load(p, device="numpy", threads=1) for p in (base, tmp_path / "out.gguf"))
     ids = model.tokenize(TEXT)
     n = min(512, model.config.context, len(ids) // 2)
-    found = [kl(model.logits(ids[lo:lo + n], adapter)[n // 2:-1], out.logits(ids[lo:lo + n])[n // 2:-1])
-             for lo in range(0, len(ids) - n + 1, n)]
+    found = [
+        kl(model.logits(ids[lo : lo + n], adapter)[n // 2 : -1], out.logits(ids[lo : lo + n])[n // 2 : -1])
+        for lo in range(0, len(ids) - n + 1, n)
+    ]
     assert row["kl"] == pytest.approx(np.concatenate(found).mean(), rel=2e-2)
 
 
@@ -117,8 +138,24 @@ def test_auto_goes_on_to_finer_types_where_they_do_not(tmp_path, capsys):
 
 def test_compare_measures_and_writes_nothing(tmp_path, capsys):
     make(tmp_path, kind="Q8_0")
-    assert command(["export", "merge", "-m", str(tmp_path / "m.gguf"), "--lora", str(tmp_path / "a.gguf"), "--compare",
-                    "--candidates", "F32,q4_0,same", "-t", "1"]) == 0
+    assert (
+        command(
+            [
+                "export",
+                "merge",
+                "-m",
+                str(tmp_path / "m.gguf"),
+                "--lora",
+                str(tmp_path / "a.gguf"),
+                "--compare",
+                "--candidates",
+                "F32,q4_0,same",
+                "-t",
+                "1",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines()[2:] if line] == ["Q4_0", "same", "F32"]
     assert len(list(tmp_path.iterdir())) == 2
@@ -137,29 +174,40 @@ def test_the_adapters_template_and_its_end_of_turn_go_along(tmp_path, capsys):
     adapter.save(tmp_path / "a.gguf")
     with GGUF.open(base) as file:  # make <|unused_9|> a token that a template may name
         from anytune.gguf import write_gguf
+
         kinds = file.metadata["tokenizer.ggml.token_type"].copy()
         wanted = file.metadata["tokenizer.ggml.tokens"].index("<|unused_9|>")
         kinds[wanted] = 3
-        write_gguf(tmp_path / "n.gguf", file.metadata | {"tokenizer.ggml.token_type": kinds},
-                   [(n, t.shape, "F32", file.float32(n)) for n, t in file.tensors.items()], kinds=file.kinds)
+        write_gguf(
+            tmp_path / "n.gguf",
+            file.metadata | {"tokenizer.ggml.token_type": kinds},
+            [(n, t.shape, "F32", file.float32(n)) for n, t in file.tensors.items()],
+            kinds=file.kinds,
+        )
     assert merge(tmp_path, "--type", "same", "--no-verify", base="n.gguf") == 0
     with GGUF.open(tmp_path / "out.gguf") as file:
         assert file.metadata["tokenizer.chat_template"] == adapter.chat_template
         assert file.metadata["tokenizer.ggml.eot_token_id"] == wanted
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["-o", "o.gguf", "--type", "Q9"], ["Q9", "Q4_K_M"]),
-    (["-o", "m.gguf", "--type", "same"], ["another name"]),
-    (["-o", "no/o.gguf"], ["no folder"]),
-    (["-o", "folder"], ["folder"]),
-    ([], ["-o"]),
-    (["-o", "o.gguf", "--absorb", "4"], ["--calibration"]),
-    (["-o", "o.gguf", "--residual-lora", "r.gguf"], ["--absorb"]),
-    (["-o", "o.gguf", "-f", "short.txt"], ["too few"]),
-    (["-o", "o.gguf", "--candidates", "Q8_0,Q0"], ["Q0"]),
-    (["-o", "o.gguf", "--absorb", "4", "-f", "long.txt", "--residual-lora", "m.gguf"], ["m.gguf is the model itself"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-o", "o.gguf", "--type", "Q9"], ["Q9", "Q4_K_M"]),
+        (["-o", "m.gguf", "--type", "same"], ["another name"]),
+        (["-o", "no/o.gguf"], ["no folder"]),
+        (["-o", "folder"], ["folder"]),
+        ([], ["-o"]),
+        (["-o", "o.gguf", "--absorb", "4"], ["--calibration"]),
+        (["-o", "o.gguf", "--residual-lora", "r.gguf"], ["--absorb"]),
+        (["-o", "o.gguf", "-f", "short.txt"], ["too few"]),
+        (["-o", "o.gguf", "--candidates", "Q8_0,Q0"], ["Q0"]),
+        (
+            ["-o", "o.gguf", "--absorb", "4", "-f", "long.txt", "--residual-lora", "m.gguf"],
+            ["m.gguf is the model itself"],
+        ),
+    ],
+)
 def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     make(tmp_path)
@@ -177,6 +225,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, capsys, argument
 
 def test_too_little_room_is_said_before_the_work(tmp_path, monkeypatch, capsys):
     from types import SimpleNamespace
+
     make(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     assert merge(tmp_path, "--type", "same") == 2
@@ -187,8 +236,23 @@ def test_too_little_room_is_said_before_the_work(tmp_path, monkeypatch, capsys):
 def test_a_peer_that_is_missing_is_told(tmp_path, monkeypatch, capsys):
     make(tmp_path)
     monkeypatch.setattr("anytune.llamacpp.available", lambda: False)
-    assert command(["export", "merge", "-m", str(tmp_path / "m.gguf"), "--lora", str(tmp_path / "a.gguf"), "-o",
-                    str(tmp_path / "o.gguf"), "--type", "same"]) == 0
+    assert (
+        command(
+            [
+                "export",
+                "merge",
+                "-m",
+                str(tmp_path / "m.gguf"),
+                "--lora",
+                str(tmp_path / "a.gguf"),
+                "-o",
+                str(tmp_path / "o.gguf"),
+                "--type",
+                "same",
+            ]
+        )
+        == 0
+    )
     assert "not verified in llama.cpp: it is not installed: pip install 'anytune[verify]'" in capsys.readouterr().out
 
 
@@ -196,8 +260,10 @@ def test_a_file_that_computes_something_else_fails(tmp_path, monkeypatch, capsys
     need("xllamacpp")
     make(tmp_path)
     from anytune import verify
-    monkeypatch.setattr(verify, "llamacpp_logprobs",
-                        lambda *a, vocab, positions, **k: [np.zeros((len(positions[0]), vocab))])
+
+    monkeypatch.setattr(
+        verify, "llamacpp_logprobs", lambda *a, vocab, positions, **k: [np.zeros((len(positions[0]), vocab))]
+    )
     assert merge(tmp_path, "--type", "same") == 1
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
@@ -219,9 +285,24 @@ main(sys.argv[1:])
 def test_ctrl_c_leaves_no_half_file(tmp_path):
     make(tmp_path)
     (tmp_path / "out.gguf").write_bytes(b"older")
-    child = subprocess.Popen([sys.executable, "-c", SLOW, "export", "merge", "-m", str(tmp_path / "m.gguf"), "--lora",
-                              str(tmp_path / "a.gguf"), "-o", str(tmp_path / "out.gguf"), "--json"],
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            SLOW,
+            "export",
+            "merge",
+            "-m",
+            str(tmp_path / "m.gguf"),
+            "--lora",
+            str(tmp_path / "a.gguf"),
+            "-o",
+            str(tmp_path / "out.gguf"),
+            "--json",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert child.stdout.readline() == b"measuring\n"
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 130
@@ -235,7 +316,6 @@ def test_weight_error_of_the_same_file_is_zero(tmp_path):
         assert weight_error(file, None, file) == {"error": 0.0, "kept": None, "worst": None, "worst_error": 0.0}
 
 
-
 def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     import errno
 
@@ -243,6 +323,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
     def refuse(folder):
         raise OSError(errno.EROFS, "Read-only file system")
+
     monkeypatch.setattr(merge, "try_writing", refuse)
     with pytest.raises(UserError, match=r"m\.gguf cannot be written: Read-only file system; choose another place\.$"):
         merge.check_target(tmp_path / "m.gguf")

@@ -26,7 +26,7 @@ def conversations(system: bool):
         turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(TURNS[:count])]
         yield turns
         if system:
-            yield [{"role": "system", "content": "Be \"brief\".\nBe kind."}, *turns]
+            yield [{"role": "system", "content": 'Be "brief".\nBe kind.'}, *turns]
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
@@ -61,13 +61,16 @@ def test_bos_is_left_to_the_program_only_if_it_adds_one(tmp_path, name, add_bos)
         assert made.bos + gotemplate.render(go_template(made), messages) == wanted
 
 
-@pytest.mark.parametrize("source", [
-    "{% for m in messages %}{{ loop.index }}: {{ m.content }}\n{% endfor %}",  # counts
-    "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}",  # changes words
-    "{% for m in messages %}[{{ m.content | length }}]{{ m.content }}{% endfor %}",  # says something about them
-    "{{ messages[-1].content }}",  # forgets
-    "{{ raise_exception('no') }}",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{{ loop.index }}: {{ m.content }}\n{% endfor %}",  # counts
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}",  # changes words
+        "{% for m in messages %}[{{ m.content | length }}]{{ m.content }}{% endfor %}",  # says something about them
+        "{{ messages[-1].content }}",  # forgets
+        "{{ raise_exception('no') }}",
+    ],
+)
 def test_irregular_templates_are_not_taken(source):
     assert take_apart(ChatTemplate(source)) is None
 
@@ -110,14 +113,29 @@ def test_the_ollama_folder(tmp_path, capsys):
 
 def test_a_model_without_a_template_is_told(tmp_path, capsys):
     from anytune.gguf import write_gguf
+
     base = tiny.write(tmp_path / "m.gguf", "llama")
     with GGUF.open(base) as file:
         metadata = {k: v for k, v in file.metadata.items() if k != "tokenizer.chat_template"}
         tensors = [(n, t.shape, "F32", file.float32(n)) for n, t in file.tensors.items()]
         write_gguf(tmp_path / "n.gguf", metadata, tensors, kinds=file.kinds)
     pairs.adapter(base).save(tmp_path / "a.gguf")
-    assert command(["export", "ollama", "-m", str(tmp_path / "n.gguf"), "--lora", str(tmp_path / "a.gguf"), "-o",
-                    str(tmp_path / "x"), "--no-verify"]) == 0
+    assert (
+        command(
+            [
+                "export",
+                "ollama",
+                "-m",
+                str(tmp_path / "n.gguf"),
+                "--lora",
+                str(tmp_path / "a.gguf"),
+                "-o",
+                str(tmp_path / "x"),
+                "--no-verify",
+            ]
+        )
+        == 0
+    )
     assert "no chat template" in capsys.readouterr().err
     assert "TEMPLATE" not in (tmp_path / "x" / "Modelfile").read_text()
 

@@ -23,17 +23,27 @@ from tests.support import tiny
 from tests.support.require import need
 from tests.text import templates
 
-LLAMA2 = ("{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}{% "
-          "else %}"
-          "{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}")
-PHI3 = ("{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}")
-TURNS = ("{% for m in messages %}{{ '[' + m.role + '] ' + m.content + eos_token + '\n' }}{% endfor %}"
-         "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}")
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}{% "
+    "else %}"
+    "{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+PHI3 = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+TURNS = (
+    "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+)
 WITH_TOOLS = "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}" + tiny.CHATML
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
-ASK = [{"role": "system", "content": "Short."}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"},
-       {"role": "user", "content": "r"}]
+ASK = [
+    {"role": "system", "content": "Short."},
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "a"},
+    {"role": "user", "content": "r"},
+]
 
 
 def tokenizer_of(tmp_path, add_bos: bool):
@@ -58,14 +68,23 @@ def test_go_says_the_same_with_a_real_tokenizer(tmp_path, name, add_bos):
         assert bos + gotemplate.render(go_template(made), messages) == bos + wanted.removeprefix(bos)
 
 
-@pytest.mark.parametrize(("source", "told"), [
-    (TURNS.replace("m.content", "(m.content | trim)"), "blanks around a message's words"),
-    (TURNS.replace("m.content", "(m.content | trim if m.role == 'system' else m.content)"), "blanks around the system"),
-    (TURNS.replace("m.content", "m.content.split('</think>')[-1].lstrip('\n')"), "thoughts"),
-    (templates.QWEN25, "tools"),
-    ("{% set d = strftime_now('%d') %}" + TURNS, "date"),
-    (TURNS.replace("{{ '['", "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ '['"),
-     "no place for a system message")])
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (TURNS.replace("m.content", "(m.content | trim)"), "blanks around a message's words"),
+        (
+            TURNS.replace("m.content", "(m.content | trim if m.role == 'system' else m.content)"),
+            "blanks around the system",
+        ),
+        (TURNS.replace("m.content", "m.content.split('</think>')[-1].lstrip('\n')"), "thoughts"),
+        (templates.QWEN25, "tools"),
+        ("{% set d = strftime_now('%d') %}" + TURNS, "date"),
+        (
+            TURNS.replace("{{ '['", "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ '['"),
+            "no place for a system message",
+        ),
+    ],
+)
 def test_what_go_cannot_say_is_told(tmp_path, source, told):
     template = ChatTemplate(source, tokenizer_of(tmp_path, False))
     made = take_apart(template)
@@ -100,7 +119,7 @@ def read_modelfile(text: str) -> list[tuple[str, str]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(alphabet='ab "\n\'#{}\\', max_size=20))
+@given(st.text(alphabet="ab \"\n'#{}\\", max_size=20))
 def test_a_modelfile_holds_any_words_or_refuses(words):
     try:
         text = modelfile("./m.gguf", system=words)
@@ -115,10 +134,17 @@ def base_with(tmp_path, template: str | None, tools: str | None = None, name="ll
     with GGUF.open(base) as file:
         meta = {k: v for k, v in file.metadata.items() if k != "tokenizer.chat_template"} | more
         meta |= {"tokenizer.chat_template": template} if template else {}
-        meta |= {"tokenizer.chat_template.tool_use": tools, "tokenizer.chat_templates": ["default",
-                                                                                         "tool_use"]} if tools else {}
-        write_gguf(tmp_path / "m.gguf", meta, [(n, t.shape, "F32", file.float32(n)) for n, t in file.tensors.items()],
-                   kinds={k: v for k, v in file.kinds.items() if k in meta and k not in more})
+        meta |= (
+            {"tokenizer.chat_template.tool_use": tools, "tokenizer.chat_templates": ["default", "tool_use"]}
+            if tools
+            else {}
+        )
+        write_gguf(
+            tmp_path / "m.gguf",
+            meta,
+            [(n, t.shape, "F32", file.float32(n)) for n, t in file.tensors.items()],
+            kinds={k: v for k, v in file.kinds.items() if k in meta and k not in more},
+        )
     return tmp_path / "m.gguf"
 
 
@@ -144,13 +170,20 @@ def test_a_merged_file_is_served_as_it_was_trained(tmp_path, way, trained):
         out = tmp_path / "lm" / "me" / "x" / "x.gguf"
         (tmp_path / "lm").mkdir()
     where = ["-o", str(out)] if way == "merge" else ["-o", str(tmp_path / "lm"), "--publisher", "me", "--name", "x"]
-    assert command(["export", way, "-m", str(base), "--lora", str(lora), *where, "--no-verify", "--type", "same", "-t",
-                    "1"]) == 0
+    assert (
+        command(
+            ["export", way, "-m", str(base), "--lora", str(lora), *where, "--no-verify", "--type", "same", "-t", "1"]
+        )
+        == 0
+    )
     for tools in (None, [TOOL]):
         with GGUF.open(base) as file:
             tokenizer = Tokenizer(file.metadata)
-            wanted = says(base, tools) if trained != TURNS else ChatTemplate(TURNS, tokenizer).render(
-                ASK, tools, add_generation_prompt=True)
+            wanted = (
+                says(base, tools)
+                if trained != TURNS
+                else ChatTemplate(TURNS, tokenizer).render(ASK, tools, add_generation_prompt=True)
+            )
         assert says(out, tools) == wanted
     with GGUF.open(out) as file:
         named = {key for key in file.metadata if key.startswith("tokenizer.chat_template")}
@@ -162,9 +195,19 @@ def test_a_tuned_model_has_its_template_alone(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps({"messages": ASK[:3]}) + "\n")
     (tmp_path / "t.jinja").write_text(TURNS)
     for template, count in ((None, 3), (tmp_path / "t.jinja", 1)):
-        run = anytune.finetune(base, tmp_path / "d.jsonl", full=anytune.Full(modules="norm"), chat_template=template,
-                               max_steps=1, context=64, ubatch=64, batch=64, quiet=True, threads=1,
-                               run_dir=str(tmp_path / f"r{count}"))
+        run = anytune.finetune(
+            base,
+            tmp_path / "d.jsonl",
+            full=anytune.Full(modules="norm"),
+            chat_template=template,
+            max_steps=1,
+            context=64,
+            ubatch=64,
+            batch=64,
+            quiet=True,
+            threads=1,
+            run_dir=str(tmp_path / f"r{count}"),
+        )
         with GGUF.open(run.path) as file:
             assert len([k for k in file.metadata if k.startswith("tokenizer.chat_template")]) == count
             assert file.metadata["tokenizer.chat_template"] == (TURNS if template else tiny.CHATML)
@@ -192,8 +235,9 @@ def test_a_folder_for_transformers_feeds_the_ids_of_training(tmp_path, source, a
 def test_a_folder_with_another_template_has_no_other(tmp_path):
     base = base_with(tmp_path, tiny.CHATML, WITH_TOOLS)
     lora = adapter_of(base, tmp_path, TURNS)
-    assert command(["export", "hf", "-m", str(base), "--lora", str(lora), "-o", str(tmp_path / "hf"),
-                    "--no-verify"]) == 0
+    assert (
+        command(["export", "hf", "-m", str(base), "--lora", str(lora), "-o", str(tmp_path / "hf"), "--no-verify"]) == 0
+    )
     assert not (tmp_path / "hf" / "additional_chat_templates").exists()
     assert (tmp_path / "hf" / "chat_template.jinja").read_text().endswith(TURNS)
 
@@ -201,17 +245,34 @@ def test_a_folder_with_another_template_has_no_other(tmp_path):
 COUNTS = "{% for m in messages %}{{ loop.index }}: {{ m.content }}\n{% endfor %}"
 
 
-@pytest.mark.parametrize(("template", "options", "said"), [
-    (COUNTS, [], "--no-template"), (templates.GEMMA3 if hasattr(templates, "GEMMA3") else TURNS,
-                                    ["--system", 'x"""\ny'],
-                                    "three quotes"),
-    (TURNS.replace("{{ '['", "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ '['"),
-     ["--system", "Be brief."], "no place for a system message")])
+@pytest.mark.parametrize(
+    ("template", "options", "said"),
+    [
+        (COUNTS, [], "--no-template"),
+        (templates.GEMMA3 if hasattr(templates, "GEMMA3") else TURNS, ["--system", 'x"""\ny'], "three quotes"),
+        (
+            TURNS.replace("{{ '['", "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ '['"),
+            ["--system", "Be brief."],
+            "no place for a system message",
+        ),
+    ],
+)
 def test_what_ollama_cannot_be_told_is_refused_before_anything_is_merged(tmp_path, capsys, template, options, said):
     base = base_with(tmp_path, template)
     lora = adapter_of(base, tmp_path, None)
-    args = ["export", "ollama", "-m", str(base), "--lora", str(lora), "-o", str(tmp_path / "out"), "-t", "1",
-            "--no-verify"]
+    args = [
+        "export",
+        "ollama",
+        "-m",
+        str(base),
+        "--lora",
+        str(lora),
+        "-o",
+        str(tmp_path / "out"),
+        "-t",
+        "1",
+        "--no-verify",
+    ]
     assert command([*args, *options]) == 2
     told = capsys.readouterr()
     assert said in told.err and "weight error" not in told.out and not (tmp_path / "out").exists()
@@ -220,8 +281,29 @@ def test_what_ollama_cannot_be_told_is_refused_before_anything_is_merged(tmp_pat
 def test_without_a_template_ollama_is_left_to_itself(tmp_path, capsys):
     base = base_with(tmp_path, COUNTS)
     lora = adapter_of(base, tmp_path, None)
-    assert command(["export", "ollama", "-m", str(base), "--lora", str(lora), "-o", str(tmp_path / "out"), "-t", "1",
-                    "--no-verify", "--no-template", "--type", "same", "--system", 'Say "yes"']) == 0
+    assert (
+        command(
+            [
+                "export",
+                "ollama",
+                "-m",
+                str(base),
+                "--lora",
+                str(lora),
+                "-o",
+                str(tmp_path / "out"),
+                "-t",
+                "1",
+                "--no-verify",
+                "--no-template",
+                "--type",
+                "same",
+                "--system",
+                'Say "yes"',
+            ]
+        )
+        == 0
+    )
     text = (tmp_path / "out" / "Modelfile").read_text()
     assert "TEMPLATE" not in text and 'SYSTEM Say "yes"\n' in text
     assert "may say something else than what was trained" in capsys.readouterr().err

@@ -26,8 +26,26 @@ def test_eight_bits_hold_what_four_lose(tmp_path, capsys):
                 pair = rng.standard_normal((4, width)) / width**0.5, 0.15 * rng.standard_normal((out, 4))
                 tensors[name] = tuple(part.astype(np.float32) for part in pair)
     Adapter(tensors, 4, 4.0).save(tmp_path / "a.gguf")
-    assert command(["export", "merge", "-m", str(base), "--lora", str(tmp_path / "a.gguf"), "--json", "-t", "2",
-                    "-o", str(tmp_path / "m.gguf"), "--candidates", "same,Q8_0"]) == 0
+    assert (
+        command(
+            [
+                "export",
+                "merge",
+                "-m",
+                str(base),
+                "--lora",
+                str(tmp_path / "a.gguf"),
+                "--json",
+                "-t",
+                "2",
+                "-o",
+                str(tmp_path / "m.gguf"),
+                "--candidates",
+                "same,Q8_0",
+            ]
+        )
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
     four, eight = told["types"]
     assert (four["type"], eight["type"], told["taken"]["type"]) == ("same", "Q8_0", "Q8_0")
@@ -41,5 +59,6 @@ def test_eight_bits_hold_what_four_lose(tmp_path, capsys):
             assert changed or np.array_equal(after.blocks(name), before.blocks(name))
     apart, merged, alone = (
         llamacpp_logprobs(path, [IDS], vocab=49152, adapter=lora, threads=2)[0]
-        for path, lora in ((base, tmp_path / "a.gguf"), (tmp_path / "m.gguf", None), (base, None)))
+        for path, lora in ((base, tmp_path / "a.gguf"), (tmp_path / "m.gguf", None), (base, None))
+    )
     assert kl(apart, merged).mean() < 0.5 * kl(apart, alone).mean()  # llama.cpp rounds activations

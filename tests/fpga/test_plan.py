@@ -67,7 +67,8 @@ def test_every_tensor_of_a_step_is_counted_once(file):
     assert c["step"] == c["forward"] + c["forward_again"] + c["backward"] + c["head"]
     assert found["tokens_per_second"] == min(found["cells_tokens_per_second"], found["memory_tokens_per_second"])
     assert found["cells_tokens_per_second"] == pytest.approx(
-        64 * found["board"]["engines"] * found["mhz"] * 1e6 / c["step"])
+        64 * found["board"]["engines"] * found["mhz"] * 1e6 / c["step"]
+    )
     double = plan(file, BOARDS["kv260"], tokens=64, mhz=500.0, bandwidth=1e6)
     assert double["cells_tokens_per_second"] == pytest.approx(2 * found["cells_tokens_per_second"])
     assert double["tokens_per_second"] == double["memory_tokens_per_second"]
@@ -106,12 +107,14 @@ def test_energy_is_an_interval_that_says_so(file):
 
 def test_the_command(file, tmp_path):
     from click.testing import CliRunner
+
     done = CliRunner().invoke(command, ["-m", str(file.path), "--board", "kv260", "--tokens", "32", "--cpu", "-t", "1"])
     assert done.exit_code == 0, done.output
     for word in ("(counted)", "(assumed)", "(measured)", "estimate", "71.9%", "AMD DS987"):
         assert word in done.output
     wrong = tmp_path / "none.gguf"
     from anytune.gguf import write_gguf
+
     write_gguf(wrong, {"general.architecture": "x"}, [("a", (4,), "F32", np.zeros(4, np.float32))])
     with GGUF.open(wrong) as empty, pytest.raises(UserError, match="no layers"):
         plan(empty, BOARDS["kv260"])

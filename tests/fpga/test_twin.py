@@ -21,8 +21,11 @@ def test_planes_add_up_to_the_weights_of_the_file(name):
     mine = formats.matrix(data, name)
     want = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])
     assert mine.rows == 40 and mine.shape == (64, 256)
-    assert np.array_equal(mine.float64().astype(F), want.astype(F)) if name in ("Q4_0", "Q8_0") else \
-        np.allclose(mine.float64(), want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
+    assert (
+        np.array_equal(mine.float64().astype(F), want.astype(F))
+        if name in ("Q4_0", "Q8_0")
+        else np.allclose(mine.float64(), want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
+    )
     assert mine.codes.min() >= -8 and mine.codes.max() <= 15
 
 
@@ -63,14 +66,15 @@ def play(direction, terms):
                 d = w.scales[p][n, b].astype(np.float64)
                 if direction == "rows":
                     where = n
-                    value = (left.q[t:t + 32, k].astype(np.int64) @ codes.T) * (
-                        left.scale[t:t + 32, b, None].astype(np.float64) * d * w.factors[p])
+                    value = (left.q[t : t + 32, k].astype(np.int64) @ codes.T) * (
+                        left.scale[t : t + 32, b, None].astype(np.float64) * d * w.factors[p]
+                    )
                 else:
                     where = k
-                    zq, zs = mx(left[t:t + 32, n].T.astype(np.float64) * d[:, None])
+                    zq, zs = mx(left[t : t + 32, n].T.astype(np.float64) * d[:, None])
                     value = (zq.T @ codes) * zs[:, None] * w.factors[p]
-                before = np.zeros_like(out[t:t + 32, where]) if square["first"] else out[t:t + 32, where]
-                out[t:t + 32, where] = flushed((before + flushed(value)).astype(np.float64))
+                before = np.zeros_like(out[t : t + 32, where]) if square["first"] else out[t : t + 32, where]
+                out[t : t + 32, where] = flushed((before + flushed(value)).astype(np.float64))
         total = out if total is None else total + out
     return total
 
@@ -131,6 +135,7 @@ def test_the_listed_products_are_those_that_are_made():
         def columns(self, terms):
             made.append(("columns", [schedule.Shape.of(w) for _, w in terms], len(terms[0][0])))
             return COMPILED.columns(terms)
+
     rng = np.random.default_rng(4)
     ws = [formats.stored(rng.standard_normal((n, 64))) for n in (96, 64)]
     pairs = [products.Pair(rng.standard_normal((8, 64)), rng.standard_normal((96, 8)), 1), None]

@@ -30,8 +30,40 @@ from tests.gguf.forge import array, tensor, text, value
 
 LIMIT_SECONDS = 2.0
 LIMIT_GROWTH = 64 << 20
-NUMBERS = [0, 1, 2, 3, 4, 7, 8, 9, 12, 13, 31, 32, 33, 64, 65, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**16,
-           2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**61 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64 - 32]
+NUMBERS = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    7,
+    8,
+    9,
+    12,
+    13,
+    31,
+    32,
+    33,
+    64,
+    65,
+    127,
+    128,
+    255,
+    256,
+    2**15,
+    2**16 - 1,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**40,
+    2**61 + 1,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    2**64 - 32,
+]
 
 
 def seeds() -> list[bytes]:
@@ -39,9 +71,12 @@ def seeds() -> list[bytes]:
     packs = SCALARS | {"bool": "?"}
     scalars = [value(f"s.{kind}", kind, struct.pack("<" + code, 1)) for kind, code in packs.items()]
     arrays = [array(f"a.{kind}", kind, struct.pack("<" + code, 1) * 3, 3) for kind, code in packs.items()]
-    strings = [value("general.architecture", "string", text("llama")), value("s.none", "string", text("")),
-               array("tokens", "string", text("▁a") + text("") + text(b"\xff") + text("bc"), 4),
-               value("general.alignment", "uint32", struct.pack("<I", 64))]
+    strings = [
+        value("general.architecture", "string", text("llama")),
+        value("s.none", "string", text("")),
+        array("tokens", "string", text("▁a") + text("") + text(b"\xff") + text("bc"), 4),
+        value("general.alignment", "uint32", struct.pack("<I", 64)),
+    ]
     types, at, data = [], 0, b""
     for block in BLOCKS.values():
         size = 2 * block.type_size
@@ -73,26 +108,26 @@ def mutate(rng: random.Random, corpus: list[bytes]) -> bytes:
             code = "<Q" if kind == 2 else "<I"
             size = struct.calcsize(code)
             number = rng.choice(NUMBERS) + rng.choice((0, 0, 0, -1, 1))
-            data[at:at + size] = struct.pack(code, number % (1 << 8 * size))
+            data[at : at + size] = struct.pack(code, number % (1 << 8 * size))
         elif kind == 4:  # a small number grows or shrinks by a little
             data[at] = (data[at] + rng.choice((-2, -1, 1, 2))) % 256
         elif kind == 5:
             del data[at:]
         elif kind == 6:
-            del data[at:at + rng.randrange(1, 40)]
+            del data[at : at + rng.randrange(1, 40)]
         elif kind == 7:
-            piece = data[at:at + rng.randrange(1, 80)]
+            piece = data[at : at + rng.randrange(1, 80)]
             to = rng.randrange(len(data) + 1)
             data[to:to] = piece
         else:
             other = rng.choice(corpus)
             start = rng.randrange(len(other))
-            data[at:at + rng.randrange(60)] = other[start:start + rng.randrange(60)]
+            data[at : at + rng.randrange(60)] = other[start : start + rng.randrange(60)]
     return bytes(data)
 
 
 def check(data: bytes, folder: Path | None = None) -> str:
-    """"refused" or "accepted"; raises AssertionError (or whatever the reader raised) for a failure."""
+    """ "refused" or "accepted"; raises AssertionError (or whatever the reader raised) for a failure."""
     try:
         gguf = GGUF.from_bytes(data)
     except UserError as error:
@@ -145,8 +180,11 @@ def run(cases: int, seed: int, first: int = 0, report: float = 0) -> Counter:
             slowest = max(slowest, took)
             if report and time.monotonic() - said > report:
                 said = time.monotonic()
-                print(f"{number - first + 1} cases: {dict(results)}, slowest {slowest * 1e3:.1f} ms",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"{number - first + 1} cases: {dict(results)}, slowest {slowest * 1e3:.1f} ms",
+                    file=sys.stderr,
+                    flush=True,
+                )
         results["slowest_us"] = round(slowest * 1e6)
         results["grown_kib"] = max(0, resident() - before) >> 10
     return results

@@ -13,9 +13,23 @@ from tests.support.require import need
 PEERS = [name for name in BLOCKS if name not in ("I8", "I16", "I32", "I64", "F64")]  # the package reads these
 QUANTIZED = [name for name, block in BLOCKS.items() if block.quantize]
 # Where the float16 scales of a block stand, so that notable ones can be planted there.
-SCALES = {"F16": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
-          "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,),
-          "IQ4_XS": (0,), "TQ1_0": (52,), "TQ2_0": (64,)}
+SCALES = {
+    "F16": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+}
 # Zero, the smallest and largest denormal, the smallest normal, 1, the largest, infinity, NaN; the negatives.
 HALVES = [h | s for h in (0, 1, 0x3FF, 0x400, 0x3C00, 0x7BFF, 0x7C00, 0x7E00, 0x7C01) for s in (0, 0x8000)]
 
@@ -26,7 +40,7 @@ def blocks_of(name, count=512, seed=0):
     raw = rng.integers(0, 256, (count, BLOCKS[name].type_size), dtype=np.uint8)
     for place in SCALES.get(name, ()):
         halves = rng.permutation(np.repeat(np.array(HALVES, "<u2"), 2))[:count]
-        raw[:len(halves), place:place + 2] = halves.view(np.uint8).reshape(-1, 2)
+        raw[: len(halves), place : place + 2] = halves.view(np.uint8).reshape(-1, 2)
     return raw
 
 
@@ -98,7 +112,7 @@ def test_rows_of_any_count_and_layout(name):
     assert_bits(dequantize(raw[:, ::2], name), flat.reshape(2, 4, -1)[:, ::2])
     assert dequantize(raw[:0], name).shape[0] == 0
     long = np.tile(raw.reshape(8, -1), (1, 1 + (1 << 17) // (3 * block.block_size)))
-    assert_bits(dequantize(long, name)[:, :3 * block.block_size], flat.reshape(8, -1))
+    assert_bits(dequantize(long, name)[:, : 3 * block.block_size], flat.reshape(8, -1))
 
 
 def test_torn_rows_are_refused():
@@ -123,12 +137,12 @@ def check_kernel(convert, name):
     want = dequantize(raw, name)
     row = raw.shape[1] + pad
     convert(src, row, 0, dst.ravel(), width + margin, 2, rows, per_row)
-    assert_bits(np.ascontiguousarray(dst[:, 2:2 + width]), want)
-    assert (dst[:, :2] == 7).all() and (dst[:, 2 + width:] == 7).all()
+    assert_bits(np.ascontiguousarray(dst[:, 2 : 2 + width]), want)
+    assert (dst[:, :2] == 7).all() and (dst[:, 2 + width :] == 7).all()
     # From the second row on, all but the first block.
     dst[:] = 7
     convert(src, row, row + block.type_size, dst.ravel(), width + margin, 0, rows - 1, per_row - 1)
-    assert_bits(np.ascontiguousarray(dst[:-1, :width - block.block_size]), want[1:, block.block_size:])
+    assert_bits(np.ascontiguousarray(dst[:-1, : width - block.block_size]), want[1:, block.block_size :])
     assert (dst[-1] == 7).all()
     dst[:] = 7
     convert(src, row, 0, dst.ravel(), width + margin, 0, 0, per_row)
@@ -149,8 +163,22 @@ def test_kernels_without_numba_equal_the_table(name):
 
 def test_common_formats_have_compiled_kernels():
     kernels_numba = need("anytune.gguf.kernels_numba")
-    assert {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
-            "Q6_K", "IQ4_NL"} <= kernels_numba.FUNCTIONS.keys()
+    assert {
+        "F32",
+        "F16",
+        "BF16",
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "Q2_K",
+        "Q3_K",
+        "Q4_K",
+        "Q5_K",
+        "Q6_K",
+        "IQ4_NL",
+    } <= kernels_numba.FUNCTIONS.keys()
     assert kernels_numba.kernel("NVFP4") is None
 
 
@@ -167,6 +195,7 @@ def test_numba_is_imported_only_for_a_kernel_and_may_be_missing():
         "sys.modules['numba'] = None\n"
         "out = np.ones(32, np.float32)\n"
         "KERNELS['Q4_0'](np.zeros(18, np.uint8), 18, 0, out, 32, 0, 1, 1)\n"
-        "assert (out == 0).all()\n")
+        "assert (out == 0).all()\n"
+    )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

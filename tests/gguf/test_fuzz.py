@@ -28,15 +28,24 @@ def test_arbitrary_bytes_after_the_magic(data):
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1))
 @settings(max_examples=200, deadline=None)
 def test_arbitrary_counts(n_tensors, n_values, version):
-    data = forge.file([forge.value("k", "uint8", b"\1")], [forge.tensor()], bytes(64), n_tensors=n_tensors,
-                      n_values=n_values, version=version)
+    data = forge.file(
+        [forge.value("k", "uint8", b"\1")],
+        [forge.tensor()],
+        bytes(64),
+        n_tensors=n_tensors,
+        n_values=n_values,
+        version=version,
+    )
     if (n_tensors, n_values) != (1, 1):
         with pytest.raises(UserError):
             GGUF.from_bytes(data)
 
 
-@given(dims=st.lists(st.one_of(st.integers(0, 64), st.integers(0, 2**64 - 1)), min_size=1, max_size=4),
-       kind=st.integers(0, 45), offset=st.one_of(st.sampled_from([0, 32, 64]), st.integers(0, 2**64 - 1)))
+@given(
+    dims=st.lists(st.one_of(st.integers(0, 64), st.integers(0, 2**64 - 1)), min_size=1, max_size=4),
+    kind=st.integers(0, 45),
+    offset=st.one_of(st.sampled_from([0, 32, 64]), st.integers(0, 2**64 - 1)),
+)
 @settings(max_examples=500, deadline=None)
 def test_arbitrary_tensor_records(dims, kind, offset):
     """Whatever is accepted fits its file (fuzz_reader.check looks)."""
@@ -56,7 +65,7 @@ def values(draw):
             else:
                 raw = draw(st.binary(max_size=40))
                 dtype = ARRAYS[kind]
-                raw = raw[:len(raw) // dtype.itemsize * dtype.itemsize]
+                raw = raw[: len(raw) // dtype.itemsize * dtype.itemsize]
                 array = np.frombuffer(raw, "u1") % 2 == 1 if kind == "bool" else np.frombuffer(raw, dtype)
                 metadata[key] = array
         else:
@@ -99,6 +108,10 @@ def test_what_is_written_is_read(tmp_path_factory, content, data):
             assert (t.shape, t.type.name) == (shape, kind) and t.offset % gguf.alignment == 0
             assert np.array_equal(gguf.blocks(name).ravel(), raw)
         again = path.with_name("again.gguf")
-        write_gguf(again, gguf.metadata, [(t.name, t.shape, t.type.name, gguf.blocks(t.name))
-                                          for t in gguf.tensors.values()], gguf.kinds)
+        write_gguf(
+            again,
+            gguf.metadata,
+            [(t.name, t.shape, t.type.name, gguf.blocks(t.name)) for t in gguf.tensors.values()],
+            gguf.kinds,
+        )
     assert again.read_bytes() == path.read_bytes()

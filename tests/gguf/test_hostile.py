@@ -25,7 +25,6 @@ U64 = struct.Struct("<Q").pack
 DATA = bytes(1 << 12)
 
 
-
 def aligned(kind, payload):
     return forge.file([value("general.alignment", kind, payload)], [tensor()], DATA)
 
@@ -60,8 +59,10 @@ ATTACKS = {
     "version 0": (forge.file(version=0), "version 0"),
     "a version of the future": (forge.file(version=4), "version 4"),
     # Strings.
-    "CVE-2024-25665 CVE-2024-23496 CVE-2025-66960 key of 2**64 - 1 bytes (+ 1 for NUL is 0)":
-        (forge.file([text(b"k", MAX) + U32(4) + U32(1)], data=DATA), "key"),
+    "CVE-2024-25665 CVE-2024-23496 CVE-2025-66960 key of 2**64 - 1 bytes (+ 1 for NUL is 0)": (
+        forge.file([text(b"k", MAX) + U32(4) + U32(1)], data=DATA),
+        "key",
+    ),
     "CVE-2024-21825 value of 2**64 - 1 bytes": (with_value("k", "string", text(b"x", MAX)), "'k'"),
     "value of 2**63 bytes": (with_value("k", "string", text(b"x", 2**63)), "'k'"),
     "value one byte longer than the file": (forge.file([value("k", "string", text(b"abc", 4))]), "'k'"),
@@ -77,8 +78,10 @@ ATTACKS = {
     "array of unknown type": (forge.file([array("k", 99, bytes(64), 2)]), "unknown type 99"),
     "CVE-2024-25667 array size overflows": (with_array("k", "uint64", bytes(64), 2**61 + 1), "array 'k'"),
     "CVE-2025-0315 array of a billion numbers": (with_array("k", "uint8", bytes(64), 1 << 30), "array 'k'"),
-    "CVE-2024-25668 CVE-2024-21825 array of 2**60 strings":
-        (forge.file([array("k", "string", text("x"), 2**60)]), "claims"),
+    "CVE-2024-25668 CVE-2024-21825 array of 2**60 strings": (
+        forge.file([array("k", "string", text("x"), 2**60)]),
+        "claims",
+    ),
     "array of strings that ends early": (with_array("k", "string", text("x") * 5, 6), "array 'k'"),
     "CVE-2025-66959 array with a huge string": (with_array("k", "string", text("x", MAX) * 4, 4), "'k'"),
     "nested array": (forge.file([array("k", "array", U32(4) + U64(1) + U32(1), 1)]), "holds arrays"),
@@ -89,15 +92,16 @@ ATTACKS = {
     "a chat template that is a number": (with_value("tokenizer.chat_template", "uint32", U32(1)), "string"),
     "tokens that are numbers": (with_array("tokenizer.ggml.tokens", "uint32", U32(1), 1), "string[]"),
     # Alignment.
-    "CVE-2025-0317 alignment 0 (a division by zero)":
-        (aligned("uint32", U32(0)), "alignment"),
+    "CVE-2025-0317 alignment 0 (a division by zero)": (aligned("uint32", U32(0)), "alignment"),
     "alignment 3": (aligned("uint32", U32(3)), "alignment"),
     "alignment 2**31": (aligned("uint32", U32(2**31)), "ends at"),
     "alignment -32": (aligned("int32", U32(2**32 - 32)), "alignment"),
     "alignment in words": (aligned("string", text("32")), "alignment"),
     "alignment of 64 bits": (aligned("uint64", U64(2**63)), "alignment"),
-    "alignment as an array":
-        (forge.file([array("general.alignment", "uint32", U32(32), 1)], [tensor()], DATA), "alignment"),
+    "alignment as an array": (
+        forge.file([array("general.alignment", "uint32", U32(32), 1)], [tensor()], DATA),
+        "alignment",
+    ),
     "alignment not a number": (aligned("float32", struct.pack("<f", float("nan"))), "alignment"),
     # Tensor records.
     "CVE-2024-21802 five dimensions": (one_tensor(dims=(1,) * 5), "5 dimensions"),
@@ -105,12 +109,12 @@ ATTACKS = {
     "no dimensions": (one_tensor(dims=()), "0 dimensions"),
     "a dimension of 0 (a division by zero)": (one_tensor(dims=(4, 0)), "shape"),
     "a negative dimension": (one_tensor(dims=(2**64 - 4,)), "shape"),
-    "CVE-2025-53630 sizes whose sum overflows":
-        (forge.file([], [tensor("a", (2**60,)), tensor("b", (2**60,), offset=2**62)], DATA), "shape"),
-    "CVE-2026-27940 a size that the padding overflows":
-        (one_tensor(dims=(2**64 - 32,), kind=24), "shape"),
-    "CVE-2026-33298 the product of dimensions is 0 in 64 bits":
-        (one_tensor(dims=(2**32, 2**32)), "shape"),
+    "CVE-2025-53630 sizes whose sum overflows": (
+        forge.file([], [tensor("a", (2**60,)), tensor("b", (2**60,), offset=2**62)], DATA),
+        "shape",
+    ),
+    "CVE-2026-27940 a size that the padding overflows": (one_tensor(dims=(2**64 - 32,), kind=24), "shape"),
+    "CVE-2026-33298 the product of dimensions is 0 in 64 bits": (one_tensor(dims=(2**32, 2**32)), "shape"),
     "the product is 4 in 64 bits": (one_tensor(dims=(2**63 + 2, 2)), "shape"),
     "the bytes of F64 overflow": (one_tensor(dims=(2**61, 1), kind=28), "shape"),
     "type number out of range": (one_tensor(kind=255), "type number 255"),
@@ -118,19 +122,16 @@ ATTACKS = {
     "a type that was removed": (one_tensor(kind=4), "type number 4"),
     "rows that are no whole blocks": (one_tensor(dims=(33,), kind=2), "multiple"),
     "half a superblock": (one_tensor(dims=(128, 2), kind=12), "multiple"),
-    "CVE-2026-7482 CVE-2024-12055 data beyond the file's end":
-        (one_tensor(dims=(2000,)), "ends at byte"),
+    "CVE-2026-7482 CVE-2024-12055 data beyond the file's end": (one_tensor(dims=(2000,)), "ends at byte"),
     "an offset beyond the end": (one_tensor(offset=1 << 20), "ends at byte"),
     "an offset that overflows": (one_tensor(offset=2**64 - 32), "ends at byte"),
     "an offset between": (one_tensor(offset=8), "multiple of 32"),
     "the last byte is missing": (one_tensor(dims=(1024,))[:-1], "ends at byte"),
-    "overlapping tensors":
-        (forge.file([], [tensor("a", (64,)), tensor("b", (64,), offset=32)], DATA), "overlap"),
+    "overlapping tensors": (forge.file([], [tensor("a", (64,)), tensor("b", (64,), offset=32)], DATA), "overlap"),
     "two tensors of one name": (forge.file([], [tensor(), tensor(offset=32)], DATA), "two tensors"),
     "a tensor without a name": (one_tensor(""), "0 bytes"),
     "a name of 65 bytes": (one_tensor("n" * 65), "65 bytes"),
-    "a name of 2**64 - 1 bytes":
-        (forge.file([], [text(b"w", MAX) + U32(1) + U64(4) + U32(0) + U64(0)], DATA), "name"),
+    "a name of 2**64 - 1 bytes": (forge.file([], [text(b"w", MAX) + U32(1) + U64(4) + U32(0) + U64(0)], DATA), "name"),
     "a name with a line break": (one_tensor("a\nb"), "control"),
     "one part of a split model": (with_value("split.count", "uint16", struct.pack("<H", 3)), "3 parts"),
 }
@@ -155,9 +156,11 @@ def test_attack_is_refused(attack, tmp_path):
 
 def test_the_forge_makes_good_files_too():
     """Without a lie the same bytes are read: the refusals above are not for another reason."""
-    good = forge.file([value("k", "string", text("x")), array("n", "uint32", U32(7) * 3, 3),
-                       array("s", "string", text("y"), 1)],
-                      [tensor("a", (64,)), tensor("b", (32, 2), 2, 256)], DATA)
+    good = forge.file(
+        [value("k", "string", text("x")), array("n", "uint32", U32(7) * 3, 3), array("s", "string", text("y"), 1)],
+        [tensor("a", (64,)), tensor("b", (32, 2), 2, 256)],
+        DATA,
+    )
     gguf = GGUF.from_bytes(good)
     assert gguf.metadata["k"] == "x" and gguf.metadata["s"] == ["y"]
     assert gguf.metadata["n"].tolist() == [7] * 3
@@ -167,8 +170,16 @@ def test_the_forge_makes_good_files_too():
 @pytest.mark.parametrize("version", [2, 3])
 def test_every_truncation_is_refused(version):
     """Cut anywhere, a file is refused (or cut within the padding after its last tensor)."""
-    whole = forge.file([value("k", "string", text("hello")), array("s", "string", text("a") + text("bc"), 2),
-                        value("b", "bool", b"\1")], [tensor("w", (32,), 2)], bytes(18), version=version)
+    whole = forge.file(
+        [
+            value("k", "string", text("hello")),
+            array("s", "string", text("a") + text("bc"), 2),
+            value("b", "bool", b"\1"),
+        ],
+        [tensor("w", (32,), 2)],
+        bytes(18),
+        version=version,
+    )
     GGUF.from_bytes(whole)
     for size in range(len(whole)):
         with pytest.raises(UserError):
@@ -176,6 +187,7 @@ def test_every_truncation_is_refused(version):
 
 
 # ---- memory: each file makes a careless parser take many times its size ----
+
 
 def many_keys():
     return forge.file([value(f"{i:x}", "uint8", b"\0") for i in range(30_000)])
@@ -207,8 +219,18 @@ def many_tensors():
     return forge.file([], records, bytes(32 * 12_000))
 
 
-@pytest.mark.parametrize("make", [many_keys, many_empty_strings, many_short_strings, wide_characters,
-                                  wide_characters_in_an_array, many_empty_arrays, many_tensors])
+@pytest.mark.parametrize(
+    "make",
+    [
+        many_keys,
+        many_empty_strings,
+        many_short_strings,
+        wide_characters,
+        wide_characters_in_an_array,
+        many_empty_arrays,
+        many_tensors,
+    ],
+)
 def test_memory_is_bounded_by_the_file_and_a_constant(make, tmp_path, monkeypatch):
     """A tenth of the real constant (48 MiB of 64, the rest is transient), so that small files exceed it."""
     monkeypatch.setattr(header, "SPARE_MEMORY", (48 << 20) // 10)
@@ -244,11 +266,13 @@ def test_no_claim_is_believed_under_a_memory_limit(tmp_path):
         "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
         "    try:\n        GGUF.open(path)\n"
         "    except UserError:\n        continue\n"
-        "    sys.exit(f'{path} was accepted')\n")
+        "    sys.exit(f'{path} was accepted')\n"
+    )
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("needs /proc")
-    run = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True,
-                         timeout=120, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=120, check=False
+    )
     assert run.returncode == 0, run.stderr
 
 

@@ -26,14 +26,15 @@ def test_a_file_of_the_gguf_package_is_read(path):
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_custom_alignment(128)
     writer.add_uint8("u8", 200)
-    writer.add_int64("i64", -2**40)
+    writer.add_int64("i64", -(2**40))
     writer.add_float64("f64", 1e300)
     writer.add_bool("yes", True)
     writer.add_array("words", ["a", "", "ü🙂"])
     writer.add_array("numbers", [1, -2, 3])
     writer.add_tensor("w", WEIGHTS)
-    writer.add_tensor("q", gguf.quants.quantize(WEIGHTS, gguf.GGMLQuantizationType.Q4_0),
-                      raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+    writer.add_tensor(
+        "q", gguf.quants.quantize(WEIGHTS, gguf.GGMLQuantizationType.Q4_0), raw_dtype=gguf.GGMLQuantizationType.Q4_0
+    )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -42,7 +43,12 @@ def test_a_file_of_the_gguf_package_is_read(path):
         assert file.metadata["general.architecture"] == "llama"
         assert file.alignment == 128 and file.version == 3
         assert {key: file.metadata[key] for key in ("u8", "i64", "f64", "yes", "words")} == {
-            "u8": 200, "i64": -2**40, "f64": 1e300, "yes": True, "words": ["a", "", "ü🙂"]}
+            "u8": 200,
+            "i64": -(2**40),
+            "f64": 1e300,
+            "yes": True,
+            "words": ["a", "", "ü🙂"],
+        }
         assert file.metadata["numbers"].tolist() == [1, -2, 3] and file.kinds["numbers"] == "int32[]"
         assert np.array_equal(file.float32("w"), WEIGHTS)
         assert file.tensors["q"].shape == (6, 64) and file.tensors["q"].type is BLOCKS["Q4_0"]
@@ -52,10 +58,25 @@ def test_a_file_of_the_gguf_package_is_read(path):
 def test_the_gguf_package_reads_ours(path):
     gguf = need("gguf")
     words = ["a", "", "ü🙂"]
-    write_gguf(path, {"general.architecture": "llama", "n": 3, "neg": -3, "big": 2**40, "x": 0.5,
-                      "yes": False, "words": words, "ids": np.arange(4, dtype=np.int32), "list": [1, 2]},
-               [("w", (6, 64), "F32", WEIGHTS), ("q", (6, 64), "Q8_0", lambda: WEIGHTS),
-                ("cube", (2, 3, 64), "F16", WEIGHTS.reshape(2, 3, 64))])
+    write_gguf(
+        path,
+        {
+            "general.architecture": "llama",
+            "n": 3,
+            "neg": -3,
+            "big": 2**40,
+            "x": 0.5,
+            "yes": False,
+            "words": words,
+            "ids": np.arange(4, dtype=np.int32),
+            "list": [1, 2],
+        },
+        [
+            ("w", (6, 64), "F32", WEIGHTS),
+            ("q", (6, 64), "Q8_0", lambda: WEIGHTS),
+            ("cube", (2, 3, 64), "F16", WEIGHTS.reshape(2, 3, 64)),
+        ],
+    )
     reader = gguf.GGUFReader(path)
     contents = {key: field.contents() for key, field in reader.fields.items()}
     kinds = {key: [kind.name for kind in field.types] for key, field in reader.fields.items()}
@@ -93,7 +114,7 @@ def test_real_models_equal_the_gguf_package(get):
         seen = set()
         for t in reader.tensors:  # the first small one of each type, whole, and the first rows of all
             want = gguf.quants.dequantize(t.data[:3], t.tensor_type)
-            rows = file.blocks(t.name) if t.data.ndim > 1 else file.blocks(t.name)[:, :t.data[:3].nbytes]
+            rows = file.blocks(t.name) if t.data.ndim > 1 else file.blocks(t.name)[:, : t.data[:3].nbytes]
             assert np.array_equal(dequantize(rows[:3], t.tensor_type.name).ravel(), want.ravel())
             if t.tensor_type not in seen and t.n_elements < 1 << 23:
                 seen.add(t.tensor_type)
@@ -104,8 +125,12 @@ def test_real_models_equal_the_gguf_package(get):
 def test_a_real_model_is_rewritten_byte_for_byte(path):
     source = models.smollm2()
     with GGUF.open(source) as file:
-        write_gguf(path, file.metadata, [(t.name, t.shape, t.type.name, lambda n=t.name: file.blocks(n))
-                                         for t in file.tensors.values()], file.kinds)
+        write_gguf(
+            path,
+            file.metadata,
+            [(t.name, t.shape, t.type.name, lambda n=t.name: file.blocks(n)) for t in file.tensors.values()],
+            file.kinds,
+        )
         assert file.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -139,8 +164,9 @@ def test_reading_without_preadv(path, monkeypatch):
             out = np.empty(500 * 256, np.uint8)
             for _ in range(20):
                 file.read_into("w", lo, lo + 500, out)
-                if not np.array_equal(out.view(np.float32).reshape(500, 64), rows[lo:lo + 500]):
+                if not np.array_equal(out.view(np.float32).reshape(500, 64), rows[lo : lo + 500]):
                     wrong.append(lo)
+
         threads = [threading.Thread(target=read, args=(lo,)) for lo in (0, 500, 1000, 1500)]
         for thread in threads:
             thread.start()
@@ -161,20 +187,29 @@ def test_closing_twice_and_views_that_outlive_the_file(path):
             use()
 
 
-@pytest.mark.parametrize(("metadata", "tensors", "says"), [
-    ({"k": 2**64}, [], "no type"), ({"k": None}, [], "no type"), ({"k": []}, [], "no type"),
-    ({"k": [1, "a"]}, [], "no type"), ({"k": np.zeros(2, np.complex64)}, [], "no type"),
-    ({"k": np.zeros((2, 2), np.int32)}, [], "one-dimensional"),
-    ({"general.alignment": 24}, [], "power of two"),
-    ({}, [("w", (6, 63), "Q4_0", WEIGHTS)], "shape"), ({}, [("w", (), "F32", WEIGHTS)], "shape"),
-    ({}, [("w", (1,) * 5, "F32", WEIGHTS)], "shape"), ({}, [("w", (0, 64), "F32", WEIGHTS)], "shape"),
-    ({}, [("w", (5, 64), "F32", WEIGHTS)], "neither"),
-    ({}, [("w", (6, 64), "F32", WEIGHTS.astype(float))], "neither"),
-    ({}, [("w", (6, 64), "Q4_0", np.zeros(5, np.uint8))], "neither"),
-    ({}, [("w" * 64, (6, 64), "F32", WEIGHTS)], "name"), ({}, [("", (6, 64), "F32", WEIGHTS)], "name"),
-    ({}, [("w", (6, 64), "F32", WEIGHTS)] * 2, "same name"),
-    ({}, [("w", (6, 256), "Q4_K", np.zeros((6, 256), np.float32))], "no quantizer"),
-])
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "says"),
+    [
+        ({"k": 2**64}, [], "no type"),
+        ({"k": None}, [], "no type"),
+        ({"k": []}, [], "no type"),
+        ({"k": [1, "a"]}, [], "no type"),
+        ({"k": np.zeros(2, np.complex64)}, [], "no type"),
+        ({"k": np.zeros((2, 2), np.int32)}, [], "one-dimensional"),
+        ({"general.alignment": 24}, [], "power of two"),
+        ({}, [("w", (6, 63), "Q4_0", WEIGHTS)], "shape"),
+        ({}, [("w", (), "F32", WEIGHTS)], "shape"),
+        ({}, [("w", (1,) * 5, "F32", WEIGHTS)], "shape"),
+        ({}, [("w", (0, 64), "F32", WEIGHTS)], "shape"),
+        ({}, [("w", (5, 64), "F32", WEIGHTS)], "neither"),
+        ({}, [("w", (6, 64), "F32", WEIGHTS.astype(float))], "neither"),
+        ({}, [("w", (6, 64), "Q4_0", np.zeros(5, np.uint8))], "neither"),
+        ({}, [("w" * 64, (6, 64), "F32", WEIGHTS)], "name"),
+        ({}, [("", (6, 64), "F32", WEIGHTS)], "name"),
+        ({}, [("w", (6, 64), "F32", WEIGHTS)] * 2, "same name"),
+        ({}, [("w", (6, 256), "Q4_K", np.zeros((6, 256), np.float32))], "no quantizer"),
+    ],
+)
 def test_what_gguf_cannot_hold_is_refused_and_nothing_is_left(path, metadata, tensors, says):
     with pytest.raises(ValueError, match=says):
         write_gguf(path, metadata, tensors)
@@ -182,13 +217,16 @@ def test_what_gguf_cannot_hold_is_refused_and_nothing_is_left(path, metadata, te
 
 
 def test_exact_kinds_are_kept_and_checked(path):
-    write_gguf(path, {"a": 3, "b": [1.0, 2.0], "c": [], "d": [1, 0]}, [],
-               {"a": "uint8", "b": "float64[]", "c": "string[]", "d": "bool[]"})
+    write_gguf(
+        path,
+        {"a": 3, "b": [1.0, 2.0], "c": [], "d": [1, 0]},
+        [],
+        {"a": "uint8", "b": "float64[]", "c": "string[]", "d": "bool[]"},
+    )
     with GGUF.open(path) as file:
         assert file.kinds == {"a": "uint8", "b": "float64[]", "c": "string[]", "d": "bool[]"}
         assert file.metadata["d"].dtype == bool and file.metadata["c"] == []
-    for value, kind in ((256, "uint8"), (-1, "uint32"), (2**31, "int32"), ([300], "uint8[]"),
-                        ([2], "bool[]")):
+    for value, kind in ((256, "uint8"), (-1, "uint32"), (2**31, "int32"), ([300], "uint8[]"), ([2], "bool[]")):
         with pytest.raises(ValueError, match="k:"):
             write_gguf(path, {"k": value}, [], {"k": kind})
 
@@ -199,6 +237,7 @@ def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(writer_module, "_write_tensor", full)
     with pytest.raises(UserError, match="No space left"):
         write_gguf(path, {"k": "new"}, [("w", (6, 64), "F32", WEIGHTS)])

@@ -24,8 +24,14 @@ async def served(scope, receive, send):
 def ask(guard, method="GET", path="/api/x", query="", client="10.0.0.9", **headers):
     """(status, headers, body) of a request; header names with _ for -."""
     headers = {"host": "127.0.0.1:7861"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "client": (client, 5),
-             "headers": [(name.encode(), value.encode()) for name, value in headers.items() if value is not None]}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode(),
+        "client": (client, 5),
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items() if value is not None],
+    }
     sent = []
 
     async def send(message):
@@ -33,29 +39,67 @@ def ask(guard, method="GET", path="/api/x", query="", client="10.0.0.9", **heade
 
     async def receive():
         return {"type": "http.request", "body": b""}
+
     asyncio.run(guard(scope, receive, send))
-    return (sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]},
-            b"".join(message.get("body", b"") for message in sent[1:]))
+    return (
+        sent[0]["status"],
+        {name.decode(): value.decode() for name, value in sent[0]["headers"]},
+        b"".join(message.get("body", b"") for message in sent[1:]),
+    )
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:7861", "localhost:7861", "localhost", "LOCALHOST:1", "[::1]:7861",
-                                  "192.168.1.7:7861", "localhost.:7861", "studio.example:443"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1:7861",
+        "localhost:7861",
+        "localhost",
+        "LOCALHOST:1",
+        "[::1]:7861",
+        "192.168.1.7:7861",
+        "localhost.:7861",
+        "studio.example:443",
+    ],
+)
 def test_own_names_are_served_with_strict_headers(host):
     status, headers, body = ask(Guard(served, hosts=["studio.example"]), host=host)
     assert status == 200 and body == b"secret" and headers.items() >= HEADERS.items()
     assert "unsafe" not in headers["content-security-policy"]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:7861", "127.0.0.1.evil.example", "",
-                                  "localhost.evil.example", "evil@127.0.0.1", "127.0.0.1:7861.evil.example", "[",
-                                  "a b", None])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:7861",
+        "127.0.0.1.evil.example",
+        "",
+        "localhost.evil.example",
+        "evil@127.0.0.1",
+        "127.0.0.1:7861.evil.example",
+        "[",
+        "a b",
+        None,
+    ],
+)
 def test_names_that_were_rebound_are_refused(host):
     status, headers, body = ask(Guard(served), host=host)
     assert status == 403 and b"secret" not in body
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:7861", "http://127.0.0.1:80",
-                                    "http://127.0.0.1:7861.evil.example", "http://localhost:7861", "file://", ""])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "null",
+        "https://127.0.0.1:7861",
+        "http://127.0.0.1:80",
+        "http://127.0.0.1:7861.evil.example",
+        "http://localhost:7861",
+        "file://",
+        "",
+    ],
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_pages_of_other_origins_are_refused(origin, method):
     assert ask(Guard(served), method, origin=origin, content_type="application/json")[0] == 403
@@ -66,13 +110,30 @@ def test_pages_of_other_sites_are_refused_but_a_link_to_this_one():
     assert ask(guard, sec_fetch_site="cross-site", sec_fetch_mode="no-cors", sec_fetch_dest="image")[0] == 403
     assert ask(guard, sec_fetch_site="cross-site", sec_fetch_mode="navigate", sec_fetch_dest="iframe")[0] == 403
     assert ask(guard, sec_fetch_site="cross-site", sec_fetch_mode="navigate", sec_fetch_dest="document")[0] == 200
-    assert ask(guard, "POST", sec_fetch_site="cross-site", sec_fetch_mode="navigate", sec_fetch_dest="document",
-               content_type="application/json")[0] == 403
+    assert (
+        ask(
+            guard,
+            "POST",
+            sec_fetch_site="cross-site",
+            sec_fetch_mode="navigate",
+            sec_fetch_dest="document",
+            content_type="application/json",
+        )[0]
+        == 403
+    )
     assert ask(guard, origin="http://127.0.0.1:7861", sec_fetch_site="same-origin")[0] == 200
 
 
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain",
-                                  "TEXT/PLAIN;charset=utf-8", None])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "text/plain",
+        "TEXT/PLAIN;charset=utf-8",
+        None,
+    ],
+)
 def test_what_a_form_can_send_changes_nothing(kind):
     assert ask(Guard(served), "POST", content_type=kind, content_length="5")[0] == 403
 
@@ -128,6 +189,7 @@ def test_a_websocket_is_closed():
 
     async def send(message):
         sent.append(message)
+
     asyncio.run(Guard(served)({"type": "websocket", "headers": []}, None, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
@@ -141,14 +203,21 @@ def test_the_token_is_kept_for_its_owner_alone(tmp_path):
         token_in(path)
 
 
-@pytest.mark.parametrize(("text", "clean"), [
-    ("/home/me/data/v1.jsonl, line 3: not valid", "v1.jsonl, line 3: not valid"),
-    ("There is no model file /mnt/x y/m.gguf", "There is no model file /mnt/x y/m.gguf"),
-    ("see '/a/b/c.gguf'.", "see 'c.gguf.'"), ("C:\\Users\\me\\x.gguf is", "x.gguf is"),
-    ("see https://huggingface.co/a/b/tree/main", "see https://huggingface.co/a/b/tree/main"),
-    ("2/3 of it, and/or more", "2/3 of it, and/or more"), ("~/anytune/jobs/x is", "x is")])
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("/home/me/data/v1.jsonl, line 3: not valid", "v1.jsonl, line 3: not valid"),
+        ("There is no model file /mnt/x y/m.gguf", "There is no model file /mnt/x y/m.gguf"),
+        ("see '/a/b/c.gguf'.", "see 'c.gguf.'"),
+        ("C:\\Users\\me\\x.gguf is", "x.gguf is"),
+        ("see https://huggingface.co/a/b/tree/main", "see https://huggingface.co/a/b/tree/main"),
+        ("2/3 of it, and/or more", "2/3 of it, and/or more"),
+        ("~/anytune/jobs/x is", "x is"),
+    ],
+)
 def test_errors_name_files_without_their_folders(text, clean):
     from pathlib import Path
+
     if " y/" in text:
         assert without_paths(text, Path("/mnt/x y")) == "There is no model file m.gguf"
     elif "'." in text:

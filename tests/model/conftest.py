@@ -17,6 +17,7 @@ def tiny_model(tmp_path_factory):
         if name not in made:
             made[name] = tiny.write(folder / f"{name}.gguf", name)
         return load(made[name], **{"threads": 1, **options})
+
     return get
 
 

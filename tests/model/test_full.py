@@ -55,8 +55,14 @@ def test_what_is_frozen_changes_no_gradient_and_gets_none(tiny_model, name):
     model, batch = tiny_model(name), stream([30, 10])
     loss, every = gradients(model.full_trainee(Full(), ubatch=40), batch)
     last = model.config.layers - 1
-    for full in (Full("norm"), Full("embed"), Full("attn_q,bias"), Full("ffn_down", layers=1), Full(layers=1),
-                 Full("all", 2)):
+    for full in (
+        Full("norm"),
+        Full("embed"),
+        Full("attn_q,bias"),
+        Full("ffn_down", layers=1),
+        Full(layers=1),
+        Full("all", 2),
+    ):
         if full.modules.endswith("bias") and name != "qwen2":
             full = Full("attn_q")
         trainee = model.full_trainee(full, ubatch=40)
@@ -136,9 +142,15 @@ def test_the_file_that_comes_out(tiny_model, tmp_path, kind):
             assert np.linalg.norm(got - values) <= limit * np.linalg.norm(values), name
 
 
-@pytest.mark.parametrize("full, words", [
-    (dict(modules="attn_x"), "--train-modules takes"), (dict(modules=""), "nothing to train"),
-    (dict(layers=0), "--train-layers"), (dict(optimizer="sgd"), "--optimizer takes")])
+@pytest.mark.parametrize(
+    "full, words",
+    [
+        (dict(modules="attn_x"), "--train-modules takes"),
+        (dict(modules=""), "nothing to train"),
+        (dict(layers=0), "--train-layers"),
+        (dict(optimizer="sgd"), "--optimizer takes"),
+    ],
+)
 def test_wrong_choices(tiny_model, full, words):
     with pytest.raises(UserError, match=words):
         tiny_model("llama").full_trainee(Full(**full), ubatch=8)
@@ -160,8 +172,9 @@ def test_the_count_is_what_the_engine_allocates(tiny_model, name, sizes, keep):
     e.release()
     e.sizes, trainee.keep = sizes, keep
     trainee.accumulate(stream([64], silent=0), 0.1, 1, 0)
-    found = (e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values())
-             + sum(b.nbytes for b in e._raw.values()))
+    found = (
+        e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values()) + sum(b.nbytes for b in e._raw.values())
+    )
     count = e.budget(model.weights, None).counter(Way(0.0, "blocks", sizes, ""), 64)
     _Counter(model, FullSubject(trainee.full, trainee.shapes), 64, 64)._run(count, "blocks", keep)
     assert count.bytes == pytest.approx(found, rel=0.02)

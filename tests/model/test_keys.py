@@ -27,8 +27,12 @@ def varied(path, name, keys=None, drop=(), tensors=None, rows=None):
         arrays = {t.name: gguf.float32(t.name) for t in gguf.tensors.values()} | (tensors or {})
         if rows:
             arrays |= {n: arrays[n][:rows] for n in ("token_embd.weight", "output.weight") if n in arrays}
-        write_gguf(path, meta, [(n, a.shape, "F32", np.ascontiguousarray(a, np.float32)) for n, a in arrays.items()],
-                   kinds={key: kind for key, kind in gguf.kinds.items() if key in meta})
+        write_gguf(
+            path,
+            meta,
+            [(n, a.shape, "F32", np.ascontiguousarray(a, np.float32)) for n, a in arrays.items()],
+            kinds={key: kind for key, kind in gguf.kinds.items() if key in meta},
+        )
     return path
 
 
@@ -52,8 +56,11 @@ ROPES = {
     "no base": ("llama", {}, ("rope.freq_base",)),
     "gemma3, magnitude": ("gemma3", {"rope.scaling.attn_factor": 2.0}, ()),
     "gemma3, local base": ("gemma3", {"rope.freq_base_swa": 500.0}, ()),
-    "gemma3, yarn": ("gemma3-linear", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
-                                       "rope.scaling.original_context_length": 64}, ()),
+    "gemma3, yarn": (
+        "gemma3-linear",
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},
+        (),
+    ),
     "gemma3, all windows": ("gemma3", {"attention.sliding_window_pattern": 0}, ()),
     "gemma3, every third": ("gemma3", {"attention.sliding_window_pattern": 3}, ()),
     "gemma3, no window": ("gemma3", {"rope.freq_base_swa": 500.0}, ("attention.sliding_window",)),
@@ -76,21 +83,34 @@ def test_keys_that_llamacpp_does_not_read_change_nothing(tmp_path, name):
     assert distance(varied(tmp_path / "v.gguf", name, unread | READ_BY_ALL | {"vision.block_count": 3})) < 1e-5
 
 
-WRONG = {"attention.causal": False, "expert_count": 2, "attention.key_length_swa": 64, "rope.dimension_count_swa": 8,
-         "nextn_predict_layers": 1}
+WRONG = {
+    "attention.causal": False,
+    "expert_count": 2,
+    "attention.key_length_swa": 64,
+    "rope.dimension_count_swa": 8,
+    "nextn_predict_layers": 1,
+}
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3"])
 def test_keys_that_would_change_the_graph_are_refused_by_name(tmp_path, name):
     arch = ARCHITECTURES[name]
-    wrong = {**{key: WRONG.get(key, 3) for key in CHECKED}, **dict.fromkeys(arch.zero, 5.0), "key_of_tomorrow": 1,
-             "rope.local.freq_base": 500.0}
+    wrong = {
+        **{key: WRONG.get(key, 3) for key in CHECKED},
+        **dict.fromkeys(arch.zero, 5.0),
+        "key_of_tomorrow": 1,
+        "rope.local.freq_base": 500.0,
+    }
     for key, value in wrong.items():
         for bad in (value, [value, value]):
             with pytest.raises(UserError, match=key):
                 anytune.load(varied(tmp_path / "v.gguf", name, {key: bad}), device="numpy", threads=1)
-    usual = {"attention.causal": True, "expert_count": 0, "attention.key_length_swa": 16 if name == "qwen2" else 32,
-             "key_of_tomorrow": 0}
+    usual = {
+        "attention.causal": True,
+        "expert_count": 0,
+        "attention.key_length_swa": 16 if name == "qwen2" else 32,
+        "key_of_tomorrow": 0,
+    }
     anytune.load(varied(tmp_path / "v.gguf", name, usual), device="numpy", threads=1)
 
 
@@ -100,12 +120,22 @@ def test_no_key_is_in_two_tables():
         assert not set(arch.keys) & (USED | set(CHECKED)) and not set(arch.zero) & (USED | set(arch.keys))
 
 
-@pytest.mark.parametrize(("tensor", "shape"), [
-    ("blk.0.attn_q.scale", (1,)), ("blk.1.ffn_down.input_scale", (1,)), ("output.scale", (1,)), ("cls.output.weight",
-                                                                                                 (2, 64)),
-    ("dense_2.weight", (64, 64)), ("blk.0.attn_norm.bias", (64,)), ("blk.2.attn_q.weight", (128, 64)),
-    ("v.patch_embd.weight", (4, 4)), ("blk.0.attn_q.bias", (3,)), ("output.bias", (319,)), ("blk.1.ffn_up.bias",
-                                                                                            (96, 1))])
+@pytest.mark.parametrize(
+    ("tensor", "shape"),
+    [
+        ("blk.0.attn_q.scale", (1,)),
+        ("blk.1.ffn_down.input_scale", (1,)),
+        ("output.scale", (1,)),
+        ("cls.output.weight", (2, 64)),
+        ("dense_2.weight", (64, 64)),
+        ("blk.0.attn_norm.bias", (64,)),
+        ("blk.2.attn_q.weight", (128, 64)),
+        ("v.patch_embd.weight", (4, 4)),
+        ("blk.0.attn_q.bias", (3,)),
+        ("output.bias", (319,)),
+        ("blk.1.ffn_up.bias", (96, 1)),
+    ],
+)
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_tensors_that_are_not_used_are_refused_by_name(tmp_path, name, tensor, shape):
     path = varied(tmp_path / "v.gguf", name, tensors={tensor: np.full(shape, -1.7, np.float32)})
@@ -121,9 +151,15 @@ def test_half_of_a_pair_of_norms_names_the_other(tmp_path, name, half, other):
         anytune.load(path, device="numpy", threads=1)
 
 
-@pytest.mark.parametrize(("name", "bias", "size"), [
-    ("llama", "output", 320), ("qwen2", "blk.0.attn_output", 64), ("qwen3", "blk.0.ffn_up", 96),
-    ("gemma3", "output", 320)])
+@pytest.mark.parametrize(
+    ("name", "bias", "size"),
+    [
+        ("llama", "output", 320),
+        ("qwen2", "blk.0.attn_output", 64),
+        ("qwen3", "blk.0.ffn_up", 96),
+        ("gemma3", "output", 320),
+    ],
+)
 def test_biases_that_llamacpp_does_not_read_are_refused(tmp_path, name, bias, size):
     path = varied(tmp_path / "v.gguf", name, tensors={f"{bias}.bias": np.ones(size, np.float32)})
     with pytest.raises(UserError, match=rf"has the tensor {bias}.bias"):

@@ -16,7 +16,7 @@ def test_the_cache_gives_the_logits_of_the_whole(tiny_model, name):
     model = tiny_model(name, threads=2)
     whole, decoder, at = model.logits(IDS), model.decoder(batch=2, context=64), 0
     for size in (1, 20, 3, 1, 20):  # few at a time and many, past the window
-        last = decoder.feed([[], IDS[at:at + size]])
+        last = decoder.feed([[], IDS[at : at + size]])
         at += size
         np.testing.assert_allclose(last[1], whole[at - 1], rtol=2e-4, atol=2e-4)
         assert np.isnan(last[0]).all()
@@ -37,6 +37,7 @@ def test_sequences_at_once_are_as_if_alone(tiny_model):
 
 def test_long_prompts_are_fed_in_chunks(tiny_model, monkeypatch):
     from anytune.model import decoder
+
     model = tiny_model("gemma3")
     want = model.decoder(batch=2, context=64).feed([IDS, IDS[:30]])
     monkeypatch.setattr(decoder, "CHUNK", 13)
@@ -52,12 +53,14 @@ def test_an_adapter_means_the_same_trained_and_served(tiny_model, name):
     log_sums = np.logaddexp.reduce(logits[rows], axis=1)
     assert (log_sums - logits[rows, batch.targets[rows]]).sum() == pytest.approx(trainee.evaluate(batch), rel=1e-5)
     assert np.abs(logits - model.logits(batch.ids)).max() > 1e-3, "the adapter did nothing"
-    np.testing.assert_allclose(model.decoder(trainee.adapter(), context=64).feed([batch.ids.tolist()])[0],
-                               logits[-1], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(
+        model.decoder(trainee.adapter(), context=64).feed([batch.ids.tolist()])[0], logits[-1], rtol=2e-4, atol=2e-4
+    )
 
 
 def test_prompts_of_every_length_do_not_pile_up(tiny_model, monkeypatch):
     from anytune.engine.numpy import engine
+
     model, limit = tiny_model("llama"), 1 << 20
     monkeypatch.setattr(engine, "FORGET", limit)
     largest = 0
@@ -76,7 +79,7 @@ def test_too_long_wrong_ids_and_strange_adapters_are_refused(tiny_model):
     model = tiny_model("llama")
     with pytest.raises(UserError, match="context"):
         model.decoder(context=16).feed([IDS])
-    for ids in ([], [-1], [10 ** 6], [[1]]):
+    for ids in ([], [-1], [10**6], [[1]]):
         with pytest.raises(UserError):
             model.logits(ids)
     other = tiny_model("qwen2").trainee(Lora(rank=2), ubatch=8).adapter()

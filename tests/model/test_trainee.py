@@ -18,7 +18,7 @@ NAMES = ["llama", "qwen2", "qwen3", "gemma3"]
 def trainee_of(model, tokens=40, seed=3, **lora):
     made = model.trainee(Lora(**{"rank": 3, "alpha": 6.0, **lora}), ubatch=tokens)
     flat = made.parameters  # B starts at zero, and then A has no gradient: make it lively
-    flat[made.layout.size_a:] = 0.1 * np.random.default_rng(seed).standard_normal(flat.size - made.layout.size_a)
+    flat[made.layout.size_a :] = 0.1 * np.random.default_rng(seed).standard_normal(flat.size - made.layout.size_a)
     return made
 
 
@@ -101,7 +101,7 @@ def test_modules_match_by_exact_name_and_order(tiny_model):
 def test_a_subset_has_the_gradients_of_the_whole(tiny_model, modules):
     model, batch = tiny_model("llama"), stream([30, 10])
     part = trainee_of(model, modules=modules)
-    part.parameters[part.layout.size_a:] = 0  # B = 0: the model is the base in both
+    part.parameters[part.layout.size_a :] = 0  # B = 0: the model is the base in both
     whole = trainee_of(model)
     for pair in whole.layout.pairs:
         pair.view_b(whole.parameters)[...] = 0
@@ -207,8 +207,9 @@ def test_the_count_is_what_the_engine_allocates(tiny_model, name, hold, sizes, k
     model.engine.release()
     trainee.accumulate(stream([64], silent=0), 0.1, 1, 0)
     e = model.engine
-    found = (e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values())
-             + sum(b.nbytes for b in e._raw.values()))
+    found = (
+        e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values()) + sum(b.nbytes for b in e._raw.values())
+    )
     shapes = {n: tuple(model.gguf.tensors[n].shape) for n in trainee.names}
     count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), 64)
     _Counter(model, LoraSubject(trainee.lora, shapes), 64, 64)._run(count, hold, keep)

@@ -57,8 +57,6 @@ def smollm2_f32(tmp_path_factory) -> Path:
 
     path = tmp_path_factory.mktemp("f32") / "smollm2-f32.gguf"
     with GGUF.open(models.smollm2()) as base:
-        tensors = [
-            (name, t.shape, "F32", functools.partial(base.float32, name)) for name, t in base.tensors.items()
-        ]
+        tensors = [(name, t.shape, "F32", functools.partial(base.float32, name)) for name, t in base.tensors.items()]
         write_gguf(path, base.metadata | {"general.file_type": 0}, tensors, kinds=base.kinds)
     return path

@@ -59,9 +59,7 @@ class PeftTwin:
         self.model.train()
         logits = self.model(input_ids=torch.from_numpy(ids.astype(np.int64))).logits
         return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(),
-            torch.from_numpy(targets.astype(np.int64)).flatten(),
-            ignore_index=-1,
+            logits.flatten(0, 1).float(), torch.from_numpy(targets.astype(np.int64)).flatten(), ignore_index=-1
         )
 
     def gradients(self, ids: np.ndarray, targets: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -75,9 +73,7 @@ class PeftTwin:
             out[name] = a.grad.numpy().copy(), grad.copy()
         return out
 
-    def train(
-        self, batches: list[tuple[np.ndarray, np.ndarray]], lr: float, max_grad_norm: float = 1.0
-    ) -> list[float]:
+    def train(self, batches: list[tuple[np.ndarray, np.ndarray]], lr: float, max_grad_norm: float = 1.0) -> list[float]:
         """The mean loss of each (ids, targets) before its AdamW step (no weight decay)."""
         torch = need("torch")
         parameters = [p for pair in self.parameters.values() for p in pair]

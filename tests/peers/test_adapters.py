@@ -71,9 +71,7 @@ def test_tiny_in_llamacpp(case, small, tmp_path, name, modules, rslora):
     moved = change(case(name).llamacpp, theirs)
     assert kl(case(name).llamacpp, theirs).mean() > 0.05, "the adapter does nothing"
     assert kl(theirs, mine).max() < (1e-5 if name == "gemma3" else 1e-8)
-    assert differ(change(model.logits(IDS), mine), moved) < (
-        5e-3 if name == "gemma3" else AGREES
-    )  # f16 GELU table
+    assert differ(change(model.logits(IDS), mine), moved) < (5e-3 if name == "gemma3" else AGREES)  # f16 GELU table
 
 
 @pytest.mark.parametrize("name, modules, rslora", TINY)

@@ -23,14 +23,18 @@ class Twin:
         self.values, weights = twin.read(path)
         self.model = twin.transformers_model(path).train()
         own = dict(self.model.named_parameters())
-        self.parameters = {name: own[twin.module_name(name, self.values["general.architecture"])] for name in weights
-                           if name != "rope_freqs.weight"}
+        self.parameters = {
+            name: own[twin.module_name(name, self.values["general.architecture"])]
+            for name in weights
+            if name != "rope_freqs.weight"
+        }
 
     def loss(self, ids, targets):
         torch = need("torch")
         logits = self.model(input_ids=torch.from_numpy(ids.astype(np.int64))).logits
         return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), torch.from_numpy(targets.astype(np.int64)).flatten(), ignore_index=-1)
+            logits.flatten(0, 1), torch.from_numpy(targets.astype(np.int64)).flatten(), ignore_index=-1
+        )
 
     def gradients(self) -> dict[str, np.ndarray]:
         """Rows as the GGUF has them."""
@@ -57,9 +61,13 @@ def test_gradients_losses_and_the_model_that_comes_out(tiny_file, tmp_path, name
     peer = Twin(path)
     assert set(peer.parameters) == set(trainee.names)
     decayed = [p for p in peer.parameters.values() if p.ndim > 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1},
-                                   {"params": [p for p in peer.parameters.values() if p.ndim < 2],
-                                    "weight_decay": 0.0}], lr=RATE)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": 0.1},
+            {"params": [p for p in peer.parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=RATE,
+    )
     for step, (ids, targets) in enumerate(batches(STEPS), 1):
         batch = micro_batch(ids, targets)
         mine = trainee.accumulate(batch, 1 / batch.loss_tokens, step, 0) / batch.loss_tokens
@@ -73,8 +81,9 @@ def test_gradients_losses_and_the_model_that_comes_out(tiny_file, tmp_path, name
             assert np.linalg.norm(got) == pytest.approx(np.linalg.norm(want), rel=1e-3), tensor
         norm = torch.nn.utils.clip_grad_norm_(peer.parameters.values(), 1.0)
         optimizer.step()
-        assert trainee.update(RATE, step, weight_decay=0.1) == pytest.approx(norm.item(),
-                                                                             rel=1e-3 if step == 1 else 2e-2)
+        assert trainee.update(RATE, step, weight_decay=0.1) == pytest.approx(
+            norm.item(), rel=1e-3 if step == 1 else 2e-2
+        )
     need("xllamacpp")
     trainee.tuned("F32").save(tmp_path / "tuned.gguf")
     line = examples(np.random.default_rng(9), 1, 24, 320)[0].tolist()
@@ -94,9 +103,10 @@ def test_adafactor_is_that_of_transformers():
         optimizer = peer([theirs], lr=1e-2, scale_parameter=False, relative_step=False, weight_decay=0.1)
         p, state = p.reshape(-1), optimizers.start("adafactor", shape)
         for step in range(1, 6):
-            g = rng.standard_normal(shape).astype(np.float32) * 10.0 ** -step
+            g = rng.standard_normal(shape).astype(np.float32) * 10.0**-step
             theirs.grad = torch.from_numpy(g.copy())
             optimizer.step()
-            optimizers.reference("adafactor", p, g.reshape(-1), state, shape,
-                                 optimizers.Rule(1, 1e-2, step, 0, 0, 0, 0.1))
+            optimizers.reference(
+                "adafactor", p, g.reshape(-1), state, shape, optimizers.Rule(1, 1e-2, step, 0, 0, 0, 0.1)
+            )
             np.testing.assert_allclose(p.reshape(shape), theirs.detach().numpy(), rtol=2e-5, atol=2e-6)

@@ -38,11 +38,7 @@ def test_rope_factors_are_those_of_llama3(case):
     c = case("llama3")
     values, weights = twin.read(c.path)
     config = twin.config(values, weights)
-    config.rope_parameters = {
-        "rope_type": "llama3",
-        "rope_theta": values["llama.rope.freq_base"],
-        **tiny.LLAMA3,
-    }
+    config.rope_parameters = {"rope_type": "llama3", "rope_theta": values["llama.rope.freq_base"], **tiny.LLAMA3}
     published = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config).inv_freq
     ours = twin.transformers_model(c.path).model.rotary_emb.inv_freq
     np.testing.assert_allclose(ours, published, rtol=1e-6)

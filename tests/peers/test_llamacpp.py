@@ -17,9 +17,7 @@ def ask(path, monkeypatch, server: bool, **options) -> list[np.ndarray]:
         script += "def refuse(job): raise llamacpp_library.Unknown\nllamacpp_library.logprobs = refuse\n"
     script += "llamacpp.child(json.load(sys.stdin))"
     run = llamacpp.subprocess.run
-    monkeypatch.setattr(
-        llamacpp.subprocess, "run", lambda command, **kw: run([command[0], "-c", script], **kw)
-    )
+    monkeypatch.setattr(llamacpp.subprocess, "run", lambda command, **kw: run([command[0], "-c", script], **kw))
     return llamacpp.llamacpp_logprobs(path, vocab=320, threads=2, **options)
 
 

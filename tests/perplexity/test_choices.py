@@ -50,11 +50,17 @@ def test_the_sums_by_hand(model, batch):
 
 
 def test_a_real_model_knows_better_than_chance():
-    facts = choices.score_choices(anytune.load(models.smollm2(), device="numpy", threads=2), [
-        choices.Task(1, "The capital of France is", ("a potato.", "Paris.", "seventeen.", "of of."), 1),
-        choices.Task(2, "She opened the umbrella because it was", ("raining.", "delicious.", "prime.", "an idea."), 0),
-        choices.Task(3, "Two plus two equals", ("the sea.", "running.", "purple.", "four."), 3),
-        choices.Task(4, "The dog wagged its", ("ceiling.", "algebra.", "tail.", "Tuesday."), 2)])
+    facts = choices.score_choices(
+        anytune.load(models.smollm2(), device="numpy", threads=2),
+        [
+            choices.Task(1, "The capital of France is", ("a potato.", "Paris.", "seventeen.", "of of."), 1),
+            choices.Task(
+                2, "She opened the umbrella because it was", ("raining.", "delicious.", "prime.", "an idea."), 0
+            ),
+            choices.Task(3, "Two plus two equals", ("the sea.", "running.", "purple.", "four."), 3),
+            choices.Task(4, "The dog wagged its", ("ceiling.", "algebra.", "tail.", "Tuesday."), 2),
+        ],
+    )
     assert facts["right"] == 4 and facts["interval"][0] > 0.25 and facts["interval"][1] == pytest.approx(1)
 
 
@@ -64,18 +70,21 @@ def test_both_formats_say_the_same():
     assert choices.read_hellaswag(six, "a") == choices.read_choices(line, "b")
 
 
-@pytest.mark.parametrize(("read", "text", "words"), [
-    (choices.read_hellaswag, "a\n0\nb\nc\nd", "6"),
-    (choices.read_hellaswag, "", "0 lines"),
-    (choices.read_hellaswag, "a\n4\nb\nc\nd\ne", "line 1"),
-    (choices.read_hellaswag, "a\nfirst\nb\nc\nd\ne", "first"),
-    (choices.read_choices, "", "no tasks"),
-    (choices.read_choices, "\n[1]", "line 2"),
-    (choices.read_choices, '{"context": "a", "choices": ["b"], "answer": 0}', "at least two"),
-    (choices.read_choices, '{"context": "a", "choices": ["b", 3], "answer": 0}', "line 1"),
-    (choices.read_choices, '{"context": "a", "choices": ["b", "c"], "answer": 2}', "from 0 to 1"),
-    (choices.read_choices, '{"context": "a", "choices": ["b", "c"], "answer": null}', "None"),
-])
+@pytest.mark.parametrize(
+    ("read", "text", "words"),
+    [
+        (choices.read_hellaswag, "a\n0\nb\nc\nd", "6"),
+        (choices.read_hellaswag, "", "0 lines"),
+        (choices.read_hellaswag, "a\n4\nb\nc\nd\ne", "line 1"),
+        (choices.read_hellaswag, "a\nfirst\nb\nc\nd\ne", "first"),
+        (choices.read_choices, "", "no tasks"),
+        (choices.read_choices, "\n[1]", "line 2"),
+        (choices.read_choices, '{"context": "a", "choices": ["b"], "answer": 0}', "at least two"),
+        (choices.read_choices, '{"context": "a", "choices": ["b", 3], "answer": 0}', "line 1"),
+        (choices.read_choices, '{"context": "a", "choices": ["b", "c"], "answer": 2}', "from 0 to 1"),
+        (choices.read_choices, '{"context": "a", "choices": ["b", "c"], "answer": null}', "None"),
+    ],
+)
 def test_mistakes_in_files(read, text, words):
     with pytest.raises(UserError, match=words):
         read(text, "tasks.txt")
@@ -98,8 +107,9 @@ def test_the_interval():
 
 def test_the_command(model, tmp_path, capsys):
     path = tmp_path / "tasks.jsonl"
-    path.write_text("\n".join(json.dumps({"context": t.context, "choices": t.choices, "answer": t.answer})
-                              for t in TASKS), "utf-8")
+    path.write_text(
+        "\n".join(json.dumps({"context": t.context, "choices": t.choices, "answer": t.answer}) for t in TASKS), "utf-8"
+    )
     args = ["perplexity", "-m", str(model.gguf.path), "-f", str(path), "--multiple-choice", "--device", "numpy"]
     assert command([*args, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tasks"] == 3

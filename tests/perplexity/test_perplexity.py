@@ -35,11 +35,11 @@ def by_hand(model, context, chunks):
     """float64 [scored tokens, vocabulary] and the tokens themselves: the second half of each window."""
     ids, rows, targets = model.tokenize(TEXT), [], []
     for k in range(chunks):
-        window = ids[k * context:(k + 1) * context]
+        window = ids[k * context : (k + 1) * context]
         if model.tokenizer.add_bos:
             window[0] = model.tokenizer.bos
-        rows.append(log_softmax(model.logits(window))[context // 2:-1])
-        targets += window[context // 2 + 1:]
+        rows.append(log_softmax(model.logits(window))[context // 2 : -1])
+        targets += window[context // 2 + 1 :]
     return np.concatenate(rows), np.array(targets)
 
 
@@ -60,21 +60,24 @@ def test_llama_cpp_finds_the_same(tmp_path, kind):
     """0.5 % apart at most, from its own distributions of the same windows."""
     need("xllamacpp")
     from anytune.llamacpp import llamacpp_logprobs
+
     path = tiny.write(tmp_path / "m.gguf", "llama-spm", kind)
     model, context = load(path), 64
     facts = perplexity(model, TEXT, context=context, chunks=4)
     ids = model.tokenize(TEXT)
-    windows = [[model.tokenizer.bos, *ids[k * context + 1:(k + 1) * context]] for k in range(4)]
+    windows = [[model.tokenizer.bos, *ids[k * context + 1 : (k + 1) * context]] for k in range(4)]
     places = [list(range(context // 2, context - 1))] * 4
     theirs = llamacpp_logprobs(path, windows, vocab=model.config.vocabulary, positions=places, threads=1)
-    losses = [-rows[np.arange(len(rows)), window[context // 2 + 1:]]
-              for rows, window in zip(theirs, windows, strict=True)]
+    losses = [
+        -rows[np.arange(len(rows)), window[context // 2 + 1 :]] for rows, window in zip(theirs, windows, strict=True)
+    ]
     assert facts["perplexity"] == pytest.approx(np.exp(np.concatenate(losses).astype(np.float64).mean()), rel=5e-3)
 
 
 def test_a_real_model_on_real_text():
     """SmolLM2 on Python's own documentation: in the range of English prose, and not by luck on other tokens."""
     from pydoc_data.topics import topics
+
     text = "\n".join(topics[key] for key in sorted(topics))[:9000]
     value = perplexity(load(models.smollm2()), text, context=256, chunks=4)["perplexity"]
     mixed = " ".join(np.random.default_rng(0).permutation(text.split()))
@@ -129,8 +132,9 @@ def test_an_adapter_counts(tmp_path):
     assert changed != pytest.approx(plain, rel=1e-4)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"GGUF" + b[4:], lambda b: b[:11],
-                                    lambda b: b[:8] + b"\xff" * 12 + b[20:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b"GGUF" + b[4:], lambda b: b[:11], lambda b: b[:8] + b"\xff" * 12 + b[20:]]
+)
 def test_damaged_files_are_refused(tmp_path, damage):
     path = tiny.write(tmp_path / "m.gguf", "llama")
     model = load(path)
@@ -154,24 +158,28 @@ def test_an_interrupted_base_run_leaves_nothing(tmp_path):
 
     def stop(done, total, value):
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         perplexity(model, TEXT, context=32, chunks=4, batch=32, save=tmp_path / "base.bin", progress=stop)
     assert os.listdir(tmp_path) == ["m.gguf"]
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["-m", "{m}"], ["-f"]),
-    (["-m", "{m}", "-f", "gone.txt"], ["gone.txt"]),
-    (["-m", "{m}", "-f", "{t}", "-c", "4096"], ["4096", "256"]),
-    (["-m", "{m}", "-f", "{short}"], ["tokens"]),
-    (["-m", "{m}", "--kl-divergence"], ["--kl-divergence-base"]),
-    (["-m", "{m}", "--kl-divergence", "--kl-divergence-base", "gone.bin"], ["gone.bin"]),
-    (["-m", "{m}", "--kl-divergence", "--kl-divergence-base", "{t}"], ["text.txt"]),
-    (["-m", "{m}", "-f", "{t}", "--hellaswag", "--multiple-choice"], ["choose one"]),
-    (["-m", "{m}", "-f", "{t}", "--hellaswag"], ["text.txt", "6"]),
-    (["-m", "{m}", "-f", "{t}", "--multiple-choice"], ["text.txt", "line 1"]),
-    (["-m", "{m}", "-f", "{t}", "-c", "32", "--kl-divergence-base", "nowhere/base.bin"], ["nowhere"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "{m}"], ["-f"]),
+        (["-m", "{m}", "-f", "gone.txt"], ["gone.txt"]),
+        (["-m", "{m}", "-f", "{t}", "-c", "4096"], ["4096", "256"]),
+        (["-m", "{m}", "-f", "{short}"], ["tokens"]),
+        (["-m", "{m}", "--kl-divergence"], ["--kl-divergence-base"]),
+        (["-m", "{m}", "--kl-divergence", "--kl-divergence-base", "gone.bin"], ["gone.bin"]),
+        (["-m", "{m}", "--kl-divergence", "--kl-divergence-base", "{t}"], ["text.txt"]),
+        (["-m", "{m}", "-f", "{t}", "--hellaswag", "--multiple-choice"], ["choose one"]),
+        (["-m", "{m}", "-f", "{t}", "--hellaswag"], ["text.txt", "6"]),
+        (["-m", "{m}", "-f", "{t}", "--multiple-choice"], ["text.txt", "line 1"]),
+        (["-m", "{m}", "-f", "{t}", "-c", "32", "--kl-divergence-base", "nowhere/base.bin"], ["nowhere"]),
+    ],
+)
 def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     names = {"m": tiny.write(tmp_path / "m.gguf", "llama"), "t": tmp_path / "text.txt", "short": tmp_path / "short.txt"}

@@ -64,8 +64,9 @@ def test_the_compiled_search_equals_numpy(name, weighted):
 def test_searched_formats_err_less_than_llama_cpp(name, weighted):
     """Under the weights that are minimised; and, not to win there alone, under importance, or evenly and by size."""
     x, columns = heavy_tailed(160), importance() if weighted else None
-    ours, theirs = (dequantize(blocks, name) - x for blocks in
-                    (encode(x, name, columns), ggml.quantize(x, name, columns)))
+    ours, theirs = (
+        dequantize(blocks, name) - x for blocks in (encode(x, name, columns), ggml.quantize(x, name, columns))
+    )
     for w in (weigh(x, name, BLOCKS[name].block_size, columns), *((columns,) if weighted else (1.0, np.abs(x)))):
         assert (w * ours**2).sum() <= (w * theirs**2).sum()
 
@@ -76,8 +77,9 @@ def test_the_search_comes_near_the_best_scale_there_is(name):
     x, w = heavy_tailed(4)[:, :32], importance()[:32]
     weights = weigh(x, name, 32, w)
     found = (weights * (dequantize(encode(x, name, w), name) - x) ** 2).sum()
-    levels = dequantize(np.concatenate([np.float16([1]).view(np.uint8), np.arange(16, dtype=np.uint8)])[None],
-                        name)[0, :16].astype(np.float64)
+    levels = dequantize(np.concatenate([np.float16([1]).view(np.uint8), np.arange(16, dtype=np.uint8)])[None], name)[
+        0, :16
+    ].astype(np.float64)
     best = 0.0
     for row, cost in zip(x.astype(np.float64), weights, strict=True):
         scales = np.linspace(-1.3, 1.3, 8001) * np.abs(row).max() / np.abs(levels).max()

@@ -27,7 +27,7 @@ def norm(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
 def test_the_first_layer_by_hand(model):
     """Attention's input is the first norm of the embeddings, BOS in the place of each window's first token."""
     sums, tokens, count = collect(model, TEXT, context=32, chunks=5)
-    ids = np.array(model.tokenize(TEXT)[:32 * 5]).reshape(5, 32)
+    ids = np.array(model.tokenize(TEXT)[: 32 * 5]).reshape(5, 32)
     if model.tokenizer.add_bos:
         ids[:, 0] = model.tokenizer.bos
     g = model.gguf
@@ -40,8 +40,9 @@ def test_the_first_layer_by_hand(model):
 
 def test_every_linear_of_the_layers_is_measured(model):
     sums, _, _ = collect(model, TEXT, context=32, chunks=1)
-    want = {name: t.shape[-1] for name, t in model.gguf.tensors.items()
-            if name.startswith("blk.") and len(t.shape) == 2}
+    want = {
+        name: t.shape[-1] for name, t in model.gguf.tensors.items() if name.startswith("blk.") and len(t.shape) == 2
+    }
     assert {name: len(values) for name, values in sums.items()} == want
     assert all((values > 0).any() for values in sums.values())
 
@@ -75,11 +76,15 @@ def test_means_are_normal_and_never_zero(tmp_path):
     assert np.allclose(found["a.weight"], [[1e-5, 1, 2]]) and found["b.weight"].tolist() == [[1, 1]]
 
 
-@pytest.mark.parametrize(("sums", "counts"), [
-    ([[1.0, np.nan]], [[4.0]]), ([[1.0, -1.0]], [[4.0]]), ([[1.0, 1.0]], [[np.inf]]), ([[1.0, 1.0]], [[1.0], [1.0]])])
+@pytest.mark.parametrize(
+    ("sums", "counts"),
+    [([[1.0, np.nan]], [[4.0]]), ([[1.0, -1.0]], [[4.0]]), ([[1.0, 1.0]], [[np.inf]]), ([[1.0, 1.0]], [[1.0], [1.0]])],
+)
 def test_damaged_numbers_are_refused(tmp_path, sums, counts):
-    tensors = [(name, np.shape(values), "F32", np.array(values, np.float32))
-               for name, values in (("w.in_sum2", sums), ("w.counts", counts))]
+    tensors = [
+        (name, np.shape(values), "F32", np.array(values, np.float32))
+        for name, values in (("w.in_sum2", sums), ("w.counts", counts))
+    ]
     write_gguf(tmp_path / "im.gguf", {"general.type": "imatrix"}, tensors)
     with pytest.raises(UserError, match="damaged"):
         read_imatrix(tmp_path / "im.gguf")
@@ -89,8 +94,9 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "old.dat").write_bytes(b"\1\0\0\0" * 50)
     with pytest.raises(UserError, match="llama-imatrix"):
         read_imatrix(tmp_path / "old.dat")
-    write_gguf(tmp_path / "im.gguf", {"general.type": "imatrix"}, [
-        ("w.in_sum2", (1, 2), "F32", np.ones((1, 2), np.float32))])
+    write_gguf(
+        tmp_path / "im.gguf", {"general.type": "imatrix"}, [("w.in_sum2", (1, 2), "F32", np.ones((1, 2), np.float32))]
+    )
     with pytest.raises(UserError, match="counts"):
         read_imatrix(tmp_path / "im.gguf")
 

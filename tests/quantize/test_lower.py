@@ -63,9 +63,36 @@ def test_the_model_runs_on_what_the_last_stage_says(made):
 
 def test_the_command_leaves_a_model_and_its_adapter(made, tmp_path, capsys):
     out, adapter = tmp_path / "low.gguf", tmp_path / "a.gguf"
-    assert command(["quantize", "lower", "-m", str(made[0]), "-f", str(made[1]), "-ub", "48", "--every", "2",
-                    "--stages", "2", "--to", "5.5", "--tolerance", "50", "-o", str(out), "--output-adapter",
-                    str(adapter), "-t", "1", "--json"]) == 0
+    assert (
+        command(
+            [
+                "quantize",
+                "lower",
+                "-m",
+                str(made[0]),
+                "-f",
+                str(made[1]),
+                "-ub",
+                "48",
+                "--every",
+                "2",
+                "--stages",
+                "2",
+                "--to",
+                "5.5",
+                "--tolerance",
+                "50",
+                "-o",
+                str(out),
+                "--output-adapter",
+                str(adapter),
+                "-t",
+                "1",
+                "--json",
+            ]
+        )
+        == 0
+    )
     facts = json.loads(capsys.readouterr().out)
     assert facts["stages"][-1]["kept"] and facts["path"] == str(out)
     with GGUF.open(out) as file:
@@ -79,9 +106,11 @@ def test_mistakes(made, tmp_path, capsys):
     with pytest.raises(UserError, match="numpy"):
         run(made, device="cpu-torch")
     base = ["quantize", "lower", "-m", str(made[0]), "-f", str(made[1]), "-t", "1"]
-    for args, word in ((["-o", str(made[1])], "the data itself"),
-                       (["-o", str(tmp_path / "no" / "x.gguf")], "no folder"),
-                       (["-f", str(tmp_path / "none.jsonl")], "none.jsonl")):
+    for args, word in (
+        (["-o", str(made[1])], "the data itself"),
+        (["-o", str(tmp_path / "no" / "x.gguf")], "no folder"),
+        (["-f", str(tmp_path / "none.jsonl")], "none.jsonl"),
+    ):
         assert command(base + args) == 2
         said = capsys.readouterr().err
         assert word in said and "Traceback" not in said

@@ -17,8 +17,16 @@ GOLDEN = json.loads((Path(__file__).parent / "mixes.json").read_text("utf-8"))["
 
 def tensors(model: dict) -> dict[str, TensorInfo]:
     """A model's matrices, as float32."""
-    shape = tiny.Shape("llama", model["layers"], model["width"], model["heads"], model["key_heads"],
-                       model["width"] // model["heads"], model["hidden"], model["tied"])
+    shape = tiny.Shape(
+        "llama",
+        model["layers"],
+        model["width"],
+        model["heads"],
+        model["key_heads"],
+        model["width"] // model["heads"],
+        model["hidden"],
+        model["tied"],
+    )
     found = {}
     for name, (dims, _, _) in tiny.tensor_table(shape).items():
         if model["experts"] and "ffn_" in name and "norm" not in name:
@@ -38,9 +46,13 @@ def layers(text: str) -> set[int]:
 @pytest.mark.parametrize("model", GOLDEN, ids=lambda m: f"{m['layers']} layers")
 def test_mixes_are_llama_cpps(model):
     infos = tensors(model)
-    metadata = {"general.architecture": "llama", "llama.block_count": model["layers"],
-                "llama.attention.head_count": model["heads"], "llama.attention.head_count_kv": model["key_heads"],
-                "llama.expert_count": model["experts"]}
+    metadata = {
+        "general.architecture": "llama",
+        "llama.block_count": model["layers"],
+        "llama.attention.head_count": model["heads"],
+        "llama.attention.head_count_kv": model["key_heads"],
+        "llama.expert_count": model["experts"],
+    }
     facts = mix.facts(metadata, infos, model["importance"])
     assert len(model["differ"]) > 20
     for kind, differ in model["differ"].items():
@@ -55,6 +67,11 @@ def test_mixes_are_llama_cpps(model):
 def test_only_matrices_are_quantized():
     assert mix.may_quantize("blk.0.ffn_up.weight", (8, 4))
     assert mix.may_quantize("blk.0.ffn_up_exps.weight", (2, 8, 4))
-    for name, shape in (("blk.0.attn_norm.weight", (4,)), ("blk.0.attn_q.bias", (4, 4)), ("blk.0.x.weight", (1, 4)),
-                        ("blk.0.ffn_gate_inp.weight", (8, 4)), ("rope_freqs.weight", (32,))):
+    for name, shape in (
+        ("blk.0.attn_norm.weight", (4,)),
+        ("blk.0.attn_q.bias", (4, 4)),
+        ("blk.0.x.weight", (1, 4)),
+        ("blk.0.ffn_gate_inp.weight", (8, 4)),
+        ("rope_freqs.weight", (32,)),
+    ):
         assert not mix.may_quantize(name, shape), name

@@ -36,6 +36,7 @@ def test_values_take_the_place_of_rows(source, tmp_path, kind):
         with lock:
             seen.append((lo, hi))
         return new[lo:hi]
+
     facts = rewrite(source, tmp_path / "new.gguf", kind, values={NAME: values}, threads=2)
     block = {t["name"]: t["to"] for t in facts["tensors"]}
     with GGUF.open(tmp_path / "new.gguf") as file:
@@ -65,9 +66,17 @@ def test_settled_tensors_change_only_to_what_is_smaller(source, tmp_path):
 
 
 def test_metadata_is_changed_added_and_removed(source, tmp_path):
-    rewrite(source, tmp_path / "m.gguf", overrides=[("ffn_up", "Q4_0")],
-            metadata={"general.name": "another", "general.author": "me", "tokenizer.chat_template": None,
-                      "tokenizer.ggml.eos_token_id": 1})
+    rewrite(
+        source,
+        tmp_path / "m.gguf",
+        overrides=[("ffn_up", "Q4_0")],
+        metadata={
+            "general.name": "another",
+            "general.author": "me",
+            "tokenizer.chat_template": None,
+            "tokenizer.ggml.eos_token_id": 1,
+        },
+    )
     with GGUF.open(tmp_path / "m.gguf") as file:
         assert file.metadata["general.name"] == "another" and file.metadata["general.author"] == "me"
         assert "tokenizer.chat_template" not in file.metadata and file.metadata["tokenizer.ggml.eos_token_id"] == 1
@@ -88,9 +97,14 @@ def test_values_that_fail_leave_nothing(source, tmp_path):
 
 def test_formats_that_cannot_be_written_anew(tmp_path):
     blocks = np.zeros((4, 66), np.uint8)
-    write_gguf(tmp_path / "iq.gguf", {"general.architecture": "llama"},
-               [("blk.0.ffn_up.weight", (4, 256), "IQ2_XXS", blocks), ("blk.1.ffn_up.weight", (4, 256), "F32",
-                                                                       np.ones((4, 256), np.float32))])
+    write_gguf(
+        tmp_path / "iq.gguf",
+        {"general.architecture": "llama"},
+        [
+            ("blk.0.ffn_up.weight", (4, 256), "IQ2_XXS", blocks),
+            ("blk.1.ffn_up.weight", (4, 256), "F32", np.ones((4, 256), np.float32)),
+        ],
+    )
     with GGUF.open(tmp_path / "iq.gguf") as file:
         ones = {"blk.0.ffn_up.weight": lambda lo, hi: np.ones((hi - lo, 256), np.float32)}
         with pytest.raises(UserError, match="IQ2_XXS, which cannot be written"):

@@ -26,8 +26,10 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "f32.gguf"
     shape = tiny.Shape("llama", layers=8, width=256, heads=4, kv_heads=2, head_dim=64, ff=256)
     rng = np.random.default_rng(0)
-    tensors = [(name, dims, "F32", ((kind == "norm") + scale * rng.standard_normal(dims)).astype(np.float32))
-               for name, (dims, scale, kind) in tiny.tensor_table(shape).items()]
+    tensors = [
+        (name, dims, "F32", ((kind == "norm") + scale * rng.standard_normal(dims)).astype(np.float32))
+        for name, (dims, scale, kind) in tiny.tensor_table(shape).items()
+    ]
     write_gguf(path, tiny.metadata(shape, "llama"), tensors)
     return path
 
@@ -51,6 +53,7 @@ def test_llama_cpp_reads_what_was_written(model, tmp_path):
     need("xllamacpp")
     from anytune.llamacpp import llamacpp_logprobs
     import anytune
+
     ids = list(range(5, 45))
     for kind in ("Q4_K_M", "Q3_K_S", "Q6_K", "Q2_K", "Q5_K_S", "IQ4_NL", "IQ4_XS", "TQ2_0", "MXFP4"):
         path = tmp_path / f"{kind}.gguf"
@@ -73,7 +76,8 @@ def test_progress_ends_at_all_weights(model, tmp_path):
     quantize(model, tmp_path / "out.gguf", "Q8_0", progress=lambda done, total: seen.append((done, total)))
     done = [d for d, _ in seen]
     assert done == sorted(done) and seen[-1][0] == seen[-1][1] == sum(
-        t.n_elements for t in GGUF.open(model).tensors.values())
+        t.n_elements for t in GGUF.open(model).tensors.values()
+    )
 
 
 def formats(path):
@@ -99,13 +103,19 @@ def test_overrides_and_options(model, tmp_path):
 def test_experts_have_an_importance_each(tmp_path):
     rng = np.random.default_rng(2)
     x = rng.standard_normal((3, 8, 256)).astype(np.float32)
-    write_gguf(tmp_path / "in.gguf", {"general.architecture": "llama"},
-               [("blk.0.ffn_up_exps.weight", x.shape, "F32", x)])
+    write_gguf(
+        tmp_path / "in.gguf", {"general.architecture": "llama"}, [("blk.0.ffn_up_exps.weight", x.shape, "F32", x)]
+    )
     sums = np.exp(2 * rng.standard_normal((3, 256))).astype(np.float32)
     name = "blk.0.ffn_up_exps.weight"
-    write_gguf(tmp_path / "im.gguf", {"general.type": "imatrix"},
-               [(name + ".in_sum2", sums.shape, "F32", sums * 64), (name + ".counts", (3, 1), "F32",
-                                                                    np.full((3, 1), 64, np.float32))])
+    write_gguf(
+        tmp_path / "im.gguf",
+        {"general.type": "imatrix"},
+        [
+            (name + ".in_sum2", sums.shape, "F32", sums * 64),
+            (name + ".counts", (3, 1), "F32", np.full((3, 1), 64, np.float32)),
+        ],
+    )
     quantize(tmp_path / "in.gguf", tmp_path / "out.gguf", "Q3_K_S", imatrix=tmp_path / "im.gguf")
     with GGUF.open(tmp_path / "out.gguf") as file:
         got = file.blocks(name).reshape(3, 8, -1)
@@ -118,8 +128,11 @@ def test_experts_have_an_importance_each(tmp_path):
 def test_importance_lowers_the_error_that_it_weighs(model, tmp_path):
     name = "blk.3.ffn_down.weight"
     with GGUF.open(model) as file:
-        sums = {n: np.exp(2 * np.random.default_rng(3).standard_normal(t.shape[-1]))
-                for n, t in file.tensors.items() if n.startswith("blk.") and len(t.shape) == 2}
+        sums = {
+            n: np.exp(2 * np.random.default_rng(3).standard_normal(t.shape[-1]))
+            for n, t in file.tensors.items()
+            if n.startswith("blk.") and len(t.shape) == 2
+        }
         x = file.float32(name)
     write_imatrix(tmp_path / "im.gguf", sums, dict.fromkeys(sums, 512), ["some.txt"], 1, 512)
     errors = []
@@ -132,20 +145,23 @@ def test_importance_lowers_the_error_that_it_weighs(model, tmp_path):
     assert len(extra) == 4
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["missing.gguf", "o.gguf", "Q4_0"], ["missing.gguf"]),
-    (["{model}", "o.gguf", "Q4_9"], ["Q4_9", "Q4_K_M"]),
-    (["{model}", "o.gguf"], ["IN OUT TYPE"]),
-    (["{model}", "{model}", "Q4_0"], ["another name"]),
-    (["{model}", "nowhere/o.gguf", "Q4_0"], ["nowhere"]),
-    (["{model}", ".", "Q4_0"], ["folder"]),
-    (["{model}", "o.gguf", "Q4_0", "--imatrix", "gone.gguf"], ["gone.gguf"]),
-    (["{model}", "o.gguf", "Q4_0", "--imatrix", "{model}"], ["no importance matrix"]),
-    (["{model}", "o.gguf", "Q4_0", "--tensor-type", "attn_v"], ["PATTERN=TYPE"]),
-    (["{model}", "o.gguf", "Q4_0", "--tensor-type", "(=Q8_0"], ["pattern"]),
-    (["{model}", "o.gguf", "Q4_0", "--tensor-type", "attn_v=Q9"], ["Q9"]),
-    (["{model}", "o.gguf", "Q4_0", "--tensor-type", "attn_w=Q8_0"], ["attn_w"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.gguf", "o.gguf", "Q4_0"], ["missing.gguf"]),
+        (["{model}", "o.gguf", "Q4_9"], ["Q4_9", "Q4_K_M"]),
+        (["{model}", "o.gguf"], ["IN OUT TYPE"]),
+        (["{model}", "{model}", "Q4_0"], ["another name"]),
+        (["{model}", "nowhere/o.gguf", "Q4_0"], ["nowhere"]),
+        (["{model}", ".", "Q4_0"], ["folder"]),
+        (["{model}", "o.gguf", "Q4_0", "--imatrix", "gone.gguf"], ["gone.gguf"]),
+        (["{model}", "o.gguf", "Q4_0", "--imatrix", "{model}"], ["no importance matrix"]),
+        (["{model}", "o.gguf", "Q4_0", "--tensor-type", "attn_v"], ["PATTERN=TYPE"]),
+        (["{model}", "o.gguf", "Q4_0", "--tensor-type", "(=Q8_0"], ["pattern"]),
+        (["{model}", "o.gguf", "Q4_0", "--tensor-type", "attn_v=Q9"], ["Q9"]),
+        (["{model}", "o.gguf", "Q4_0", "--tensor-type", "attn_w=Q8_0"], ["attn_w"]),
+    ],
+)
 def test_mistakes_are_told_in_a_sentence(model, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert command(["quantize", *(a.format(model=model) for a in arguments)]) == 2
@@ -193,6 +209,7 @@ def test_a_disk_that_fills_leaves_nothing(model, tmp_path, monkeypatch):
     import errno
 
     from anytune.gguf import writer
+
     real, calls = writer._write_tensor, []
 
     def full(*args):
@@ -200,6 +217,7 @@ def test_a_disk_that_fills_leaves_nothing(model, tmp_path, monkeypatch):
         if len(calls) > 9:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(*args)
+
     monkeypatch.setattr(writer, "_write_tensor", full)
     with pytest.raises(UserError, match="No space"):
         quantize(model, tmp_path / "out.gguf", "Q8_0")
@@ -208,6 +226,7 @@ def test_a_disk_that_fills_leaves_nothing(model, tmp_path, monkeypatch):
 
 def test_too_little_room_is_said_before_the_work(model, tmp_path, monkeypatch):
     from types import SimpleNamespace
+
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     with pytest.raises(UserError, match=r"1\.0 MiB free"):
         quantize(model, tmp_path / "out.gguf", "Q8_0", progress=lambda *_: pytest.fail("it has begun"))
@@ -230,8 +249,11 @@ main(sys.argv[1:])
 def test_ctrl_c_leaves_no_half_file(model, tmp_path):
     target = tmp_path / "out.gguf"
     target.write_bytes(b"older")
-    child = subprocess.Popen([sys.executable, "-c", SLOW, "quantize", str(model), str(target), "Q8_0", "-t", "1"],
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "quantize", str(model), str(target), "Q8_0", "-t", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert child.stdout.readline() == b"ready\n"
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
@@ -246,14 +268,19 @@ def test_memory_stays_far_below_the_model(tmp_path):
     """One tensor of 256 MiB: the process must not hold it, nor the 136 MiB that it becomes."""
     path = tmp_path / "in.gguf"
     part = np.random.default_rng(0).standard_normal((1 << 12, 1024)).astype(np.float32)
-    write_gguf(path, {"general.architecture": "llama"}, [
-        ("blk.0.ffn_up.weight", (1 << 16, 1024), "F32", lambda: (part.view(np.uint8) for _ in range(16)))])
-    code = ("import resource, sys\nfrom anytune.quantization import quantize\nfrom anytune.gguf.encode import encode\n"
-            "import numpy as np\nencode(np.ones((4, 256), np.float32), 'Q8_0')\n"
-            "from anytune.gguf.kernels import KERNELS; KERNELS['F32']\n"
-            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "quantize(sys.argv[1], sys.argv[2], 'Q8_0', output='Q8_0', threads=2)\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n")
+    write_gguf(
+        path,
+        {"general.architecture": "llama"},
+        [("blk.0.ffn_up.weight", (1 << 16, 1024), "F32", lambda: (part.view(np.uint8) for _ in range(16)))],
+    )
+    code = (
+        "import resource, sys\nfrom anytune.quantization import quantize\nfrom anytune.gguf.encode import encode\n"
+        "import numpy as np\nencode(np.ones((4, 256), np.float32), 'Q8_0')\n"
+        "from anytune.gguf.kernels import KERNELS; KERNELS['F32']\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "quantize(sys.argv[1], sys.argv[2], 'Q8_0', output='Q8_0', threads=2)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
     done = subprocess.run([sys.executable, "-c", code, path, tmp_path / "out.gguf"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 60 << 10  # KiB; the portions in work are 2 threads' and 4 waiting ones

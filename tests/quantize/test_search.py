@@ -39,10 +39,16 @@ def files(tmp_path_factory):
             if name == "gemma3":  # whose embeddings are scaled up: every token would be sure of itself
                 dims, scale, kind = table["token_embd.weight"]
                 table["token_embd.weight"] = dims, scale / 8, kind
-            write_gguf(path, tiny.metadata(shape, name), [
-                (tensor, dims, "F32", ((kind == "norm") + scale * rng.standard_normal(dims)).astype(np.float32))
-                for tensor, (dims, scale, kind) in table.items()])
+            write_gguf(
+                path,
+                tiny.metadata(shape, name),
+                [
+                    (tensor, dims, "F32", ((kind == "norm") + scale * rng.standard_normal(dims)).astype(np.float32))
+                    for tensor, (dims, scale, kind) in table.items()
+                ],
+            )
         return path
+
     return get
 
 
@@ -50,8 +56,14 @@ def files(tmp_path_factory):
 def test_costs_are_those_of_the_whole_model(files, name, tmp_path):
     model = anytune.load(files(name), device="numpy", threads=1)
     pieces = windows(model, TEXT, 48, 6, 1)
-    tried = {"token_embd.weight": ["Q4_0"], "blk.0.attn_v.weight": ["Q3_K", "Q5_0"], "blk.1.ffn_down.weight": ["Q4_K"],
-             "blk.2.ffn_gate.weight": ["IQ4_NL"], "blk.1.attn_q.weight": ["Q2_K"], "blk.0.attn_output.weight": ["Q3_K"]}
+    tried = {
+        "token_embd.weight": ["Q4_0"],
+        "blk.0.attn_v.weight": ["Q3_K", "Q5_0"],
+        "blk.1.ffn_down.weight": ["Q4_K"],
+        "blk.2.ffn_gate.weight": ["IQ4_NL"],
+        "blk.1.attn_q.weight": ["Q2_K"],
+        "blk.0.attn_output.weight": ["Q3_K"],
+    }
     tried = {k: v for k, v in tried.items() if k in model.gguf.tensors}
     if not model.config.tied:
         tried["output.weight"] = ["Q4_K"]
@@ -59,8 +71,9 @@ def test_costs_are_those_of_the_whole_model(files, name, tmp_path):
     assert found.keys() == tried.keys()
     own = {tensor: t.type.name for tensor, t in model.gguf.tensors.items()}
     whole = Whole(model, pieces, None, tmp_path, 1)
-    ratios = [found[tensor][kind] / whole.kl(own | {tensor: kind}).mean()
-              for tensor, kinds in tried.items() for kind in kinds]
+    ratios = [
+        found[tensor][kind] / whole.kl(own | {tensor: kind}).mean() for tensor, kinds in tried.items() for kind in kinds
+    ]
     assert np.exp(np.abs(np.log(ratios)).max()) < 1.4, ratios
     assert np.exp(abs(np.log(ratios).mean())) < 1.15, ratios
     assert not list(tmp_path.iterdir())
@@ -76,13 +89,21 @@ def test_labels_are_drawn_from_the_distributions():
 @pytest.mark.parametrize("seed", range(20))
 def test_the_choice_is_the_best_of_all(seed):
     rng = np.random.default_rng(seed)
-    options = {str(n): [Option(str(k), int(rng.integers(1, 40)), float(rng.random() if k else np.inf))
-                        for k in range(int(rng.integers(2, 5)))] for n in range(5)}
+    options = {
+        str(n): [
+            Option(str(k), int(rng.integers(1, 40)), float(rng.random() if k else np.inf))
+            for k in range(int(rng.integers(2, 5)))
+        ]
+        for n in range(5)
+    }
     feasible = {name: [o for o in some if np.isfinite(o.cost)] for name, some in options.items()}
     least = sum(min(o.price for o in some) for some in feasible.values())
     budget = least + int(rng.integers(0, 60))
-    best = min(sum(o.cost for o in each) for each in itertools.product(*feasible.values())
-               if sum(o.price for o in each) <= budget)
+    best = min(
+        sum(o.cost for o in each)
+        for each in itertools.product(*feasible.values())
+        if sum(o.price for o in each) <= budget
+    )
     chosen = choose(options, budget)
     taken = [next(o for o in options[name] if o.kind == kind) for name, kind in chosen.items()]
     assert sum(o.price for o in taken) <= budget
@@ -93,8 +114,10 @@ def test_the_choice_is_the_best_of_all(seed):
 
 def test_a_choice_of_many_prices_stays_within_its_budget():
     rng = np.random.default_rng(0)
-    options = {str(n): [Option(str(k), int(rng.integers(10**6, 10**9)), float(rng.random())) for k in range(6)]
-               for n in range(150)}
+    options = {
+        str(n): [Option(str(k), int(rng.integers(10**6, 10**9)), float(rng.random())) for k in range(6)]
+        for n in range(150)
+    }
     for budget in (3 * 10**10, 6 * 10**10):
         chosen = choose(options, budget)
         assert sum(o.price for name, some in options.items() for o in some if o.kind == chosen[name]) <= budget
@@ -114,8 +137,16 @@ def test_factors_recover_what_scales_a_type():
 def test_a_mix_is_within_its_budget_and_better_than_one_type(files, name, tmp_path):
     model = anytune.load(files(name), device="numpy", threads=2)
     out = tmp_path / "mix.gguf"
-    found = search(model, TEXT, "4.0bpw", target=out, types=["Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q6_K"],
-                   context=48, chunks=8, threads=2)
+    found = search(
+        model,
+        TEXT,
+        "4.0bpw",
+        target=out,
+        types=["Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q6_K"],
+        context=48,
+        chunks=8,
+        threads=2,
+    )
     assert found["bits_per_weight"] <= 4.0 and found["file_bytes"] == out.stat().st_size
     fitting = [u for u in found["uniform"] if u["fits"]]
     assert fitting and all(found["kl_measured"]["mean"] < u["kl"] for u in fitting)
@@ -134,12 +165,38 @@ def test_a_budget_in_bytes_is_the_files(files, tmp_path, capsys):
     text.write_text(TEXT)
     size = files("llama").stat().st_size
     budget = size * 5 // 32
-    assert command(["quantize", "search", "-m", str(files("llama")), "--budget", str(budget), "-f", str(text),
-                    "-c", "32", "--types", "Q3_K,Q4_K,Q8_0", "-o", str(tmp_path / "o.gguf"), "--json", "-t", "1"]) == 0
+    assert (
+        command(
+            [
+                "quantize",
+                "search",
+                "-m",
+                str(files("llama")),
+                "--budget",
+                str(budget),
+                "-f",
+                str(text),
+                "-c",
+                "32",
+                "--types",
+                "Q3_K,Q4_K,Q8_0",
+                "-o",
+                str(tmp_path / "o.gguf"),
+                "--json",
+                "-t",
+                "1",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert 0.97 * budget < (tmp_path / "o.gguf").stat().st_size <= budget
     assert found["path"] == str(tmp_path / "o.gguf") and {t["to"] for t in found["tensors"]} <= {
-        "Q3_K", "Q4_K", "Q8_0", "F32"}
+        "Q3_K",
+        "Q4_K",
+        "Q8_0",
+        "F32",
+    }
 
 
 def test_cycles_are_a_budget_of_their_own(files):
@@ -149,8 +206,9 @@ def test_cycles_are_a_budget_of_their_own(files):
         return {"Q4_0": 1, "Q8_0": 2}.get(kind) and tensor.n_elements // 1024 * {"Q4_0": 1, "Q8_0": 2}[kind]
 
     matrices = sum(t.n_elements // 1024 for t in model.gguf.tensors.values() if len(t.shape) == 2)
-    found = search(model, TEXT, f"{int(1.5 * matrices)}cycles", types=["Q4_0", "Q8_0"], context=32, price=price,
-                   threads=1)
+    found = search(
+        model, TEXT, f"{int(1.5 * matrices)}cycles", types=["Q4_0", "Q8_0"], context=32, price=price, threads=1
+    )
     assert found["price"] <= 1.5 * matrices and found["path"] is None
     assert {t["to"] for t in found["tensors"] if "costs" in t} == {"Q4_0", "Q8_0"}
     with pytest.raises(UserError, match="cannot be met"):
@@ -173,15 +231,17 @@ def test_mistakes_are_one_sentence(files, tmp_path, capsys):
     model = str(files("llama"))
     assert command(["quantize", model, str(quantized), "Q4_0"]) == 0
     base = ["quantize", "search", "-f", str(text), "-c", "32", "-t", "1"]
-    for args, word in ((["-m", model, "--budget", "1KiB"], "cannot be met"),
-                       (["-m", model, "--budget", "much"], "no budget"),
-                       (["-m", model, "--budget", "4bpw", "--types", "Q9_9"], "no tensor type"),
-                       (["-m", model, "--budget", "4bpw", "--types", ","], "--types"),
-                       (["-m", str(quantized), "--budget", "4bpw"], "rounding twice"),
-                       (["-m", model, "--budget", "4bpw", "-o", model], "the model itself"),
-                       (["-m", model, "--budget", "4bpw", "-o", str(text)], "the text itself"),
-                       (["-m", model, "--budget", "4bpw", "-o", str(tmp_path / "no" / "x.gguf")], "no folder"),
-                       (["-m", model, "--budget", "4bpw", "-c", "100000"], "context")):
+    for args, word in (
+        (["-m", model, "--budget", "1KiB"], "cannot be met"),
+        (["-m", model, "--budget", "much"], "no budget"),
+        (["-m", model, "--budget", "4bpw", "--types", "Q9_9"], "no tensor type"),
+        (["-m", model, "--budget", "4bpw", "--types", ","], "--types"),
+        (["-m", str(quantized), "--budget", "4bpw"], "rounding twice"),
+        (["-m", model, "--budget", "4bpw", "-o", model], "the model itself"),
+        (["-m", model, "--budget", "4bpw", "-o", str(text)], "the text itself"),
+        (["-m", model, "--budget", "4bpw", "-o", str(tmp_path / "no" / "x.gguf")], "no folder"),
+        (["-m", model, "--budget", "4bpw", "-c", "100000"], "context"),
+    ):
         capsys.readouterr()
         assert command(base + args) == 2, args
         said = capsys.readouterr().err

@@ -14,6 +14,7 @@ PATIENCE = 120_000  # milliseconds: a shared machine is slow
 def launched():
     """A browser. Raises what Playwright raises where there is none."""
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found(), args=["--no-sandbox"])
         try:
@@ -26,8 +27,12 @@ def launched():
 def page(browser, url: str, size: str = "laptop", **options):
     """A page at a size; what its console complains of fails the test when it is closed."""
     width, height = SIZES[size]
-    context = browser.new_context(viewport={"width": width, "height": height}, base_url=url, has_touch=size == "phone",
-                                  **{"service_workers": "block", **options})
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        base_url=url,
+        has_touch=size == "phone",
+        **{"service_workers": "block", **options},
+    )
     made, trouble = context.new_page(), []
     made.set_default_timeout(PATIENCE)
     made.on("pageerror", lambda error: trouble.append(str(error)))

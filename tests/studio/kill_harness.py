@@ -27,10 +27,10 @@ class User:
 
     def __init__(self, server: Server, seed: int):
         self.server, self.random = server, random.Random(seed)
-        self.uploads: dict[str, tuple[bytes, int]] = {}     # id -> (content, bytes acknowledged)
-        self.data: dict[str, int] = {}                      # id -> newest version acknowledged
+        self.uploads: dict[str, tuple[bytes, int]] = {}  # id -> (content, bytes acknowledged)
+        self.data: dict[str, int] = {}  # id -> newest version acknowledged
         self.runs: set[str] = set()
-        self.notes: dict[str, set[str]] = {}                # id -> notes that it may have now
+        self.notes: dict[str, set[str]] = {}  # id -> notes that it may have now
         self.acknowledged = 0
 
     def use(self) -> None:
@@ -51,9 +51,9 @@ class User:
             return
         identifier, (content, done) = self.random.choice(list(self.uploads.items()))
         if done < len(content):
-            piece = content[done:done + self.random.randint(1, 400)]
+            piece = content[done : done + self.random.randint(1, 400)]
             answer = server.http.put(f"/api/uploads/{identifier}", params={"offset": done}, content=piece, headers=RAW)
-            if answer.status_code == 409:   # the last piece was written, and the studio killed before it said so
+            if answer.status_code == 409:  # the last piece was written, and the studio killed before it said so
                 received = server.get(f"uploads/{identifier}")["received"]
                 assert received > done, (received, done)
                 self.uploads[identifier] = (content, received)
@@ -61,7 +61,7 @@ class User:
                 self.uploads[identifier] = (content, answer.json()["received"])
             return
         answer = server.http.post(f"/api/uploads/{identifier}/finish", json={})
-        if answer.status_code == 404:       # finished before the kill, and not acknowledged
+        if answer.status_code == 404:  # finished before the kill, and not acknowledged
             del self.uploads[identifier]
         elif answer.status_code < 300:
             self.data[answer.json()["id"]] = 1
@@ -78,17 +78,23 @@ class User:
         if self.data:
             identifier, version = self.random.choice(list(self.data.items()))
             line = chats(1).splitlines()[0].decode()
-            answer = self.server.http.post(f"/api/data/{identifier}/edit", json={"version": version,
-                                                                                 "changes": {"1": line}})
+            answer = self.server.http.post(
+                f"/api/data/{identifier}/edit", json={"version": version, "changes": {"1": line}}
+            )
             if answer.status_code < 300:
                 self.data[identifier] = answer.json()["versions"][-1]["number"]
 
     def run(self) -> None:
         if self.data and len(self.runs) < 4:
             model = self.server.get("models")["models"][0]["name"]
-            answer = self.server.http.post("/api/runs", json={
-                "model": model, "data": self.random.choice(list(self.data)), "settings": {
-                    "context": 64, "ubatch": 64, "batch": 64, "max_steps": 60, "checkpoint_save_steps": 7}})
+            answer = self.server.http.post(
+                "/api/runs",
+                json={
+                    "model": model,
+                    "data": self.random.choice(list(self.data)),
+                    "settings": {"context": 64, "ubatch": 64, "batch": 64, "max_steps": 60, "checkpoint_save_steps": 7},
+                },
+            )
             if answer.status_code < 300:
                 self.runs.add(answer.json()["id"])
 
@@ -123,7 +129,7 @@ def harness(folder: Path, kills: int, seed: int = 0) -> dict:
     try:
         for number in range(kills):
             if moments.random() < 0.2:
-                (server.home / "studio.sqlite").write_bytes(b"damaged" * 100)    # it is made again from the folders
+                (server.home / "studio.sqlite").write_bytes(b"damaged" * 100)  # it is made again from the folders
             thread = threading.Thread(target=user.use)
             thread.start()
             time.sleep(moments.uniform(0.05, 1.5))
@@ -133,8 +139,10 @@ def harness(folder: Path, kills: int, seed: int = 0) -> dict:
             server.http.close()
             server.start()
             user.check()
-            print(f"kill {number + 1}: {user.acknowledged} answers, {len(user.data)} data sets, {len(user.runs)} runs",
-                  file=sys.stderr)
+            print(
+                f"kill {number + 1}: {user.acknowledged} answers, {len(user.data)} data sets, {len(user.runs)} runs",
+                file=sys.stderr,
+            )
         for identifier in sorted(user.runs):
             if server.get(f"jobs/{identifier}")["state"] in ("paused", "crashed"):
                 server.post(f"jobs/{identifier}/resume")

@@ -11,15 +11,26 @@ from pathlib import Path
 
 import httpx
 
-CHAT = [("Say hello.", "ahoy there!"), ("What is two and two?", "four, me heartie."), ("Who are you?", "a small ship."),
-        ("Where is Lisbon?", "by the river."), ("Name a fruit.", "an orange, arr."), ("Good night.", "fair winds!")]
+CHAT = [
+    ("Say hello.", "ahoy there!"),
+    ("What is two and two?", "four, me heartie."),
+    ("Who are you?", "a small ship."),
+    ("Where is Lisbon?", "by the river."),
+    ("Name a fruit.", "an orange, arr."),
+    ("Good night.", "fair winds!"),
+]
 
 
 def chats(repeat: int = 4) -> bytes:
     """JSONL of short chats."""
-    return b"".join(json.dumps({"messages": [{"role": "user", "content": f"{q} ({n})"},
-                                             {"role": "assistant", "content": a}]}).encode() + b"\n"
-                    for n in range(repeat) for q, a in CHAT)
+    return b"".join(
+        json.dumps(
+            {"messages": [{"role": "user", "content": f"{q} ({n})"}, {"role": "assistant", "content": a}]}
+        ).encode()
+        + b"\n"
+        for n in range(repeat)
+        for q, a in CHAT
+    )
 
 
 class Server:
@@ -27,13 +38,26 @@ class Server:
 
     def __init__(self, folder: Path, models: Path, *options: str, **environment: str):
         self.home, self.options = folder / "home", options
-        self.environment = os.environ | {"ANYTUNE_HOME": str(models), "HOME": str(folder), "OMP_NUM_THREADS": "1",
-                                         "ANYTUNE_DEVICE": "numpy"} | environment
+        self.environment = (
+            os.environ
+            | {"ANYTUNE_HOME": str(models), "HOME": str(folder), "OMP_NUM_THREADS": "1", "ANYTUNE_DEVICE": "numpy"}
+            | environment
+        )
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "anytune", "studio", "--home", str(self.home), "--port", "0", "--no-browser",
-                   *self.options]
+        command = [
+            sys.executable,
+            "-m",
+            "anytune",
+            "studio",
+            "--home",
+            str(self.home),
+            "--port",
+            "0",
+            "--no-browser",
+            *self.options,
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, env=self.environment, text=True)
         line = self.process.stdout.readline()
         assert line.startswith("anytune studio: http"), line
@@ -76,8 +100,14 @@ class Server:
 
     def upload(self, content: bytes, name: str = "chats.jsonl", kind: str = "data", **more):
         upload = self.post("uploads", {"name": name, "size": len(content)})
-        self._good(self.http.put(f"/api/uploads/{upload['id']}", params={"offset": 0}, content=content,
-                                 headers={"content-type": "application/octet-stream"}))
+        self._good(
+            self.http.put(
+                f"/api/uploads/{upload['id']}",
+                params={"offset": 0},
+                content=content,
+                headers={"content-type": "application/octet-stream"},
+            )
+        )
         return self.post(f"uploads/{upload['id']}/finish", {"kind": kind, **more})
 
     def until(self, job: str, *states: str, seconds: float = 120) -> dict:
@@ -89,9 +119,23 @@ class Server:
         return row
 
     def train(self, data: str, model: str, steps: int = 8, **more) -> dict:
-        return self.post("runs", {"model": model, "data": data, "settings": {
-            "context": 64, "ubatch": 64, "batch": 64, "max_steps": steps, "checkpoint_save_steps": 4, "lr": 1e-3},
-            "prompts": ["Say hello.", "Who are you?"], **more})
+        return self.post(
+            "runs",
+            {
+                "model": model,
+                "data": data,
+                "settings": {
+                    "context": 64,
+                    "ubatch": 64,
+                    "batch": 64,
+                    "max_steps": steps,
+                    "checkpoint_save_steps": 4,
+                    "lr": 1e-3,
+                },
+                "prompts": ["Say hello.", "Who are you?"],
+                **more,
+            },
+        )
 
 
 def events(response):

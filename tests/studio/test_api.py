@@ -72,8 +72,9 @@ def test_columns_are_named_by_hand(studio):
     assert set(made["rows"][0]) == {"frage", "antwort"}
     look = studio.get(f"data/{made['id']}/look", model=studio.model)
     assert look["nothing"] and look["rows"]
-    answer = studio.http.put(f"/api/data/{made['id']}/reading", json={"columns": {"prompt": "frage",
-                                                                                  "completion": "antwort"}})
+    answer = studio.http.put(
+        f"/api/data/{made['id']}/reading", json={"columns": {"prompt": "frage", "completion": "antwort"}}
+    )
     assert answer.status_code == 200
     assert studio.get(f"data/{made['id']}/look", model=studio.model)["examples"] == 3
 
@@ -85,6 +86,7 @@ def test_uploads_go_on_where_they_broke_off(studio):
 
     def put(offset, piece):
         return studio.http.put(f"/api/uploads/{upload}", params={"offset": offset}, content=piece, headers=raw)
+
     assert put(0, content[:100]).json()["received"] == 100
     assert put(50, content[50:]).status_code == 409 and put(200, content[200:]).status_code == 409
     assert studio.http.post(f"/api/uploads/{upload}/finish", json={}).status_code == 409
@@ -97,13 +99,19 @@ def test_uploads_go_on_where_they_broke_off(studio):
     assert studio.http.get(f"/api/uploads/{upload}").status_code == 404
 
 
-@pytest.mark.parametrize(("content", "kind"), [(b"GGUF\0\0\0junk", "data"), (b"\xff\xfe\xfd", "data"),
-                                               (b"GGUF" + bytes(100), "adapter"), (b"{}", "adapter")])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"GGUF\0\0\0junk", "data"), (b"\xff\xfe\xfd", "data"), (b"GGUF" + bytes(100), "adapter"), (b"{}", "adapter")],
+)
 def test_what_is_no_data_is_not_kept(studio, content, kind):
     before = studio.get("data"), studio.get("adapters")
     upload = studio.post("uploads", {"name": "x.txt", "size": len(content)})["id"]
-    studio.http.put(f"/api/uploads/{upload}", params={"offset": 0}, content=content,
-                    headers={"content-type": "application/octet-stream"})
+    studio.http.put(
+        f"/api/uploads/{upload}",
+        params={"offset": 0},
+        content=content,
+        headers={"content-type": "application/octet-stream"},
+    )
     answer = studio.http.post(f"/api/uploads/{upload}/finish", json={"kind": kind})
     assert answer.status_code == 400 and "/" not in answer.json()["error"], answer.text
     assert (studio.get("data"), studio.get("adapters")) == before
@@ -147,7 +155,7 @@ def test_a_change_is_told_to_all_whoever_notices_it_first(studio, data):
         stream, seen = events(answer), []
         assert next(stream)[0] == "hello"
         job = studio.train(data, studio.model, 2)["id"]
-        studio.until(job, "finished")       # which asks again and again, so that it is mostly the first to notice
+        studio.until(job, "finished")  # which asks again and again, so that it is mostly the first to notice
         while "finished" not in seen:
             event, _, row = next(stream)
             if event == "job" and row["id"] == job:
@@ -181,8 +189,16 @@ def test_the_badge_comes_with_the_proof_and_goes_with_the_bytes(studio, run):
 
 def test_exports_go_to_places_that_have_names(studio, run):
     assert "exports" in [place["name"] for place in studio.get("places")["places"]]
-    for form, files in (("gguf", ["mine.gguf"]), ("peft", [f"mine-peft/{name}" for name in (
-            "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")])):
+    for form, files in (
+        ("gguf", ["mine.gguf"]),
+        (
+            "peft",
+            [
+                f"mine-peft/{name}"
+                for name in ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
+            ],
+        ),
+    ):
         job = studio.post(f"adapters/{run['id']}/export", {"form": form, "name": "Mine"})
         studio.until(job["id"], "finished")
         assert [file["name"] for file in studio.get(f"jobs/{job['id']}/files")] == files
@@ -195,8 +211,13 @@ def test_exports_go_to_places_that_have_names(studio, run):
 
 
 def test_answers_side_by_side_say_how_far_each_is_from_the_base(studio, run):
-    ask = {"model": studio.model, "columns": [None, run["id"], None], "max_tokens": 8, "seed": 3,
-           "messages": [{"role": "user", "content": "Say hello."}]}
+    ask = {
+        "model": studio.model,
+        "columns": [None, run["id"], None],
+        "max_tokens": 8,
+        "seed": 3,
+        "messages": [{"role": "user", "content": "Say hello."}],
+    }
     texts, ends = ["", "", ""], {}
     with studio.http.stream("POST", "/api/compare", json=ask) as answer:
         for event, _, item in events(answer):
@@ -208,8 +229,9 @@ def test_answers_side_by_side_say_how_far_each_is_from_the_base(studio, run):
     assert ends[0]["kl"] == ends[2]["kl"] == 0 and ends[1]["kl"] > 0
     assert ends[0]["hash"] is None and ends[1]["hash"] == studio.get(f"adapters/{run['id']}")["facts"]["sha256"]
     for chosen in (1, 1, None):
-        tally = studio.post("votes", {"prompt": "x", "model": studio.model, "columns": [None, run["id"]],
-                                      "chosen": chosen})
+        tally = studio.post(
+            "votes", {"prompt": "x", "model": studio.model, "columns": [None, run["id"]], "chosen": chosen}
+        )
     assert tally["tally"][run["id"]] == {"shown": 3, "won": 2, "drew": 1} and tally["tally"]["base"]["won"] == 0
 
 
@@ -232,21 +254,45 @@ def test_adapters_are_combined_renamed_deleted_and_put_back(studio, run):
 
 
 def test_a_system_message_becomes_an_adapter_in_closed_form(studio, data):
-    job = studio.post("adapt", {"model": studio.model, "data": data, "system": "Speak as a sailor.", "rank": 4,
-                                "context": 128, "name": "sailor"})
+    job = studio.post(
+        "adapt",
+        {
+            "model": studio.model,
+            "data": data,
+            "system": "Speak as a sailor.",
+            "rank": 4,
+            "context": 128,
+            "name": "sailor",
+        },
+    )
     studio.until(job["id"], "finished")
     found = studio.get(f"adapters/{job['id']}")
     assert found["name"] == "sailor" and found["facts"]["rank"] == 4 and found["kind"] == "adapt"
 
 
 def test_reports_are_pages_that_may_do_nothing(studio, run, data):
-    job = studio.post("evaluate", {"report": "compare", "model": studio.model, "adapters": [run["id"]], "data": data,
-                                   "limit": 2, "max_tokens": 4})
+    job = studio.post(
+        "evaluate",
+        {
+            "report": "compare",
+            "model": studio.model,
+            "adapters": [run["id"]],
+            "data": data,
+            "limit": 2,
+            "max_tokens": 4,
+        },
+    )
     studio.until(job["id"], "finished")
     page = studio.http.get(f"/api/jobs/{job['id']}/report")
     policy = page.headers["content-security-policy"]
     assert page.status_code == 200 and "sandbox" in policy and "script-src" not in policy
     assert str(studio.home) not in page.text
-    job = studio.post("evaluate", {"report": "perplexity", "model": studio.model, "data": studio.upload(
-        b"one two three four five six seven. " * 200, "t.txt")["id"]})
+    job = studio.post(
+        "evaluate",
+        {
+            "report": "perplexity",
+            "model": studio.model,
+            "data": studio.upload(b"one two three four five six seven. " * 200, "t.txt")["id"],
+        },
+    )
     assert studio.until(job["id"], "finished")["result"]["facts"]["perplexity"] > 1

@@ -78,8 +78,13 @@ def test_a_base_that_was_moved_is_said_with_what_to_do(own, models):
 def test_two_studios_do_not_share_a_folder(own):
     import subprocess
     import sys
-    done = subprocess.run([sys.executable, "-m", "anytune", "studio", "--home", str(own.home), "--port", "0",
-                           "--no-browser"], capture_output=True, text=True, env=own.environment)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "anytune", "studio", "--home", str(own.home), "--port", "0", "--no-browser"],
+        capture_output=True,
+        text=True,
+        env=own.environment,
+    )
     assert done.returncode == 2 and "Another studio" in done.stderr
 
 

@@ -147,8 +147,11 @@ def test_an_example_is_edited_and_nothing_learned_says_why(browser, studio, tmp_
         one.get_by_role("button", name="Take them out").click()
         one.locator(".problems").wait_for(state="detached")
         one.get_by_role("button", name="Edit").first.click()
-        one.get_by_label("The example's line", exact=True).fill(json.dumps({"messages": [
-            {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a text of its own"}]}))
+        one.get_by_label("The example's line", exact=True).fill(
+            json.dumps(
+                {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a text of its own"}]}
+            )
+        )
         one.get_by_role("button", name="Save as a new version").click()
         one.locator("option", has_text="3: 1 changed").wait_for(state="attached")
         until(one, "document.querySelector('.tokens')?.innerText.includes('own')")
@@ -164,8 +167,11 @@ def test_no_page_has_a_serious_accessibility_fault(browser, studio, data, scheme
             one.wait_for_selector("h1")
             one.wait_for_load_state("networkidle" if place == "/docs" else "load")
             until(one, "!document.querySelector('[aria-busy=true]')")
-            found = [f"{place}: {fault['id']}: {fault['nodes'][0]['html'][:200]}" for fault in
-                     axe.run(one).response["violations"] if fault["impact"] in ("serious", "critical")]
+            found = [
+                f"{place}: {fault['id']}: {fault['nodes'][0]['html'][:200]}"
+                for fault in axe.run(one).response["violations"]
+                if fault["impact"] in ("serious", "critical")
+            ]
             assert not found, found
 
 
@@ -200,8 +206,12 @@ def test_the_page_opens_without_the_studio_and_says_so(browser, own):
 def test_the_first_load_is_small(browser, studio):
     sizes = {}
     with page(browser, studio.url) as one:
-        one.on("response", lambda answer: sizes.update(
-            {answer.url.removeprefix(studio.url): int(answer.all_headers().get("content-length", 0))}))
+        one.on(
+            "response",
+            lambda answer: sizes.update(
+                {answer.url.removeprefix(studio.url): int(answer.all_headers().get("content-length", 0))}
+            ),
+        )
         one.goto("/")
         one.get_by_text("Drop a file here").wait_for()
     files = {name: size for name, size in sizes.items() if not name.startswith("/api")}

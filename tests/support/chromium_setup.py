@@ -21,8 +21,10 @@ def found() -> str | None:
 
 
 def launches() -> bool:
-    code = ("from tests.studio.browser import launched\nwith launched() as browser:\n"
-            "    browser.new_page().set_content('<p>x</p>')")
+    code = (
+        "from tests.studio.browser import launched\nwith launched() as browser:\n"
+        "    browser.new_page().set_content('<p>x</p>')"
+    )
     return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
@@ -35,8 +37,11 @@ def main() -> int:
     subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
     if launches():
         return 0
-    print("The tests of the studio's page need Chromium, and none could be installed here. On Debian or Ubuntu: "
-          "apt-get install chromium. To test without: make test CHROMIUM=no", file=sys.stderr)
+    print(
+        "The tests of the studio's page need Chromium, and none could be installed here. On Debian or Ubuntu: "
+        "apt-get install chromium. To test without: make test CHROMIUM=no",
+        file=sys.stderr,
+    )
     return 1
 
 

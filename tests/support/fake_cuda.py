@@ -41,19 +41,28 @@ class Cuda:
                 cuda.alive -= 1
                 if cuda.in_use:
                     cuda.faults.append(f"a {name} was freed while a pool was in use or a graph was being recorded")
+
         return Thing
 
 
 def install(monkeypatch) -> Cuda:
     """For the length of a test: engines on torch's CPU record and replay (a replay computes nothing)."""
     from anytune.engine.torch import decode, devices, offload, replay
+
     cuda = Cuda()
     stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None, cuda_stream=0)
     event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
     for name, value in dict(
-            MemPool=cuda.thing("pool"), CUDAGraph=cuda.thing("graph"), use_mem_pool=cuda.region, graph=cuda.region,
-            Stream=lambda *a: stream, current_stream=lambda *a: stream, stream=lambda s: contextlib.nullcontext(),
-            Event=lambda **how: event, synchronize=lambda: None).items():
+        MemPool=cuda.thing("pool"),
+        CUDAGraph=cuda.thing("graph"),
+        use_mem_pool=cuda.region,
+        graph=cuda.region,
+        Stream=lambda *a: stream,
+        current_stream=lambda *a: stream,
+        stream=lambda s: contextlib.nullcontext(),
+        Event=lambda **how: event,
+        synchronize=lambda: None,
+    ).items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(devices.Device, "graphs", True)
     for module in (decode, offload, replay):

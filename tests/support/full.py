@@ -16,8 +16,8 @@ from tests.support import tiny
 
 NAMES = ("llama", "llama-tied", "qwen2", "qwen3", "qwen3-tied", "gemma3")
 SUBSETS = (Full("norm"), Full("embed"), Full("attn_q,ffn_down"), Full(layers=1))
-BATCH = ([17, 1, 22], 40)     # examples' lengths, and their sum
-SHAPES = ((7,), (320,), (5, 12), (40, 103), (130, 64), (5000,))    # small ones, whole blocks, blocks that are cut off
+BATCH = ([17, 1, 22], 40)  # examples' lengths, and their sum
+SHAPES = ((7,), (320,), (5, 12), (40, 103), (130, 64), (5000,))  # small ones, whole blocks, blocks that are cut off
 
 
 def files(folder, type: str = "F32") -> dict:
@@ -55,7 +55,7 @@ def check_gradients(path, least: float, rel: float, runs: int = 1, **options) ->
     trainee = trainee_of(path, **options)
     for keep in (trainee.keep, 0):
         trainee.keep = keep
-        trainee.engine.release()    # a recorded step is one with the old choice
+        trainee.engine.release()  # a recorded step is one with the old choice
         for _ in range(runs):
             found, got = gradients(trainee)
             assert found == pytest.approx(loss, rel=rel)
@@ -79,8 +79,9 @@ def check_accumulation(path, **options) -> None:
     _, once = gradients(trainee)
     trainee.accumulate(stream(BATCH[0]), 0.1, 1, 0)
     for name, gradient in trainee.gradients.items():
-        np.testing.assert_allclose(trainee.engine.host(gradient), 2 * once[name], rtol=1e-5,
-                                   atol=1e-5 * np.abs(once[name]).max())
+        np.testing.assert_allclose(
+            trainee.engine.host(gradient), 2 * once[name], rtol=1e-5, atol=1e-5 * np.abs(once[name]).max()
+        )
 
 
 def check_optimizer(engine, kind: str) -> None:
@@ -91,15 +92,16 @@ def check_optimizer(engine, kind: str) -> None:
         p, state = random.standard_normal(size).astype(np.float32), rules.start(kind, shape)
         own, kept = engine.vector(p), engine.optimizer_state(kind, shape)
         g = engine.zeros(size)
-        assert {name: (array.shape, array.dtype) for name, array in state.items()} == \
-            {name: (engine.host(array).shape, engine.host(array).dtype) for name, array in kept.items()}
+        assert {name: (array.shape, array.dtype) for name, array in state.items()} == {
+            name: (engine.host(array).shape, engine.host(array).dtype) for name, array in kept.items()
+        }
         for step in range(1, 4):
             slope = (random.standard_normal(size) * 10.0 ** random.uniform(-4, 0, size)).astype(np.float32)
             slope[::9] = 0
             rule = rules.Rule(0.5 if step == 2 else 1.0, 1e-2, step, 0.9, 0.99, 1e-8, 0.1)
             before = engine.host(own).copy()
             engine.load(g, slope)
-            for name, array in kept.items():    # each step from the reference's state: roundings do not pile up
+            for name, array in kept.items():  # each step from the reference's state: roundings do not pile up
                 engine.load(array, state[name])
             engine.load(own, p)
             engine.optimize(kind, own, g, kept, shape, rule)
@@ -109,11 +111,12 @@ def check_optimizer(engine, kind: str) -> None:
             np.testing.assert_allclose(found, p, rtol=0, atol=2e-6)
             for name, array in state.items():
                 got = engine.host(kept[name])
-                if array.dtype == np.uint8:     # a value in the middle of two codes may fall to either
+                if array.dtype == np.uint8:  # a value in the middle of two codes may fall to either
                     assert np.abs(got.astype(int) - array).max() <= 1 and (got != array).mean() < 0.01, (shape, name)
                 else:
-                    np.testing.assert_allclose(got, array, rtol=1e-5, atol=1e-7 * np.abs(array).max(),
-                                               err_msg=f"{shape} {name}")
+                    np.testing.assert_allclose(
+                        got, array, rtol=1e-5, atol=1e-7 * np.abs(array).max(), err_msg=f"{shape} {name}"
+                    )
 
 
 def check_norm(engine) -> None:
@@ -136,8 +139,10 @@ def check_steps(path, optimizer: str, rel: float, **options) -> None:
     for choice in ({"device": "numpy"}, options):
         trainee, rows = trainee_of(path, Full(optimizer=optimizer), **choice), []
         for step in range(1, 7):
-            loss = sum(float(trainee.accumulate(stream(BATCH[0], seed=step % 2 + micro), 1 / 40, step, micro))
-                       for micro in range(2))
+            loss = sum(
+                float(trainee.accumulate(stream(BATCH[0], seed=step % 2 + micro), 1 / 40, step, micro))
+                for micro in range(2)
+            )
             rows.append([loss, trainee.update(3e-3, step, weight_decay=0.01)])
         rows.append([float(trainee.evaluate(stream(BATCH[0]))), rows[-1][1]])
         runs.append(np.array(rows))

@@ -18,8 +18,11 @@ def main() -> int:
         apt("update") and apt(*install)
     if shutil.which("iverilog"):
         return 0
-    print("The tests of the hardware cores need Icarus Verilog, which could not be installed. On Debian or Ubuntu: "
-          "apt-get install iverilog. To test without: make test ICARUS=no", file=sys.stderr)
+    print(
+        "The tests of the hardware cores need Icarus Verilog, which could not be installed. On Debian or Ubuntu: "
+        "apt-get install iverilog. To test without: make test ICARUS=no",
+        file=sys.stderr,
+    )
     return 1
 
 

@@ -64,11 +64,7 @@ SHAPES = {
     "llama-linear": Shape("llama", meta={"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
     "llama-yarn": Shape(
         "llama",
-        meta={
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 4.0,
-            "rope.scaling.original_context_length": 64,
-        },
+        meta={"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},
     ),
     "mistral": Shape("llama", heads=2, kv_heads=2, spm=True, rope_base=1e6),  # head_dim is not width / heads
     "qwen2": Shape("qwen2", bias=True, tied=True, pre="qwen2", head_dim=16, rope_base=1e6),
@@ -220,23 +216,7 @@ def byte_symbols() -> list[str]:
 def bpe_vocabulary(size: int, pre: str) -> dict:
     """Control tokens, 256 bytes and merges of common English pairs, filled up with unused tokens."""
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    merges = [
-        "Ġ t",
-        "Ġ a",
-        "h e",
-        "i n",
-        "r e",
-        "o n",
-        "Ġt he",
-        "e r",
-        "Ġ s",
-        "a t",
-        "Ġ w",
-        "o r",
-        "e n",
-        "Ġ c",
-        "i s",
-    ]
+    merges = ["Ġ t", "Ġ a", "h e", "i n", "r e", "o n", "Ġt he", "e r", "Ġ s", "a t", "Ġ w", "o r", "e n", "Ġ c", "i s"]
     tokens = control + byte_symbols() + ["".join(m.split()) for m in merges]
     types = [3] * len(control) + [1] * (len(tokens) - len(control)) + [5] * (size - len(tokens))
     tokens += [f"<|unused_{i}|>" for i in range(size - len(tokens))]
@@ -259,9 +239,7 @@ def spm_vocabulary(size: int) -> dict:
     pieces = ["▁the", "▁t", "he", "▁a", "in", "er", "▁"] + list("etaoinshrdlucmfwypvbgkjqxz")
     tokens = head + [f"<0x{b:02X}>" for b in range(256)] + pieces
     types = [2, 3, 3, 3, 3] + [6] * 256 + [1] * len(pieces) + [5] * (size - len(tokens))
-    scores = (
-        [0.0] * (len(head) + 256) + [-float(i) for i in range(len(pieces))] + [0.0] * (size - len(tokens))
-    )
+    scores = [0.0] * (len(head) + 256) + [-float(i) for i in range(len(pieces))] + [0.0] * (size - len(tokens))
     tokens += [f"<unused{i}>" for i in range(size - len(tokens))]
     return {
         "tokenizer.ggml.model": "llama",

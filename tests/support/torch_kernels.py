@@ -22,22 +22,39 @@ if importlib.util.find_spec("triton"):
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LIMIT = {F32: 2e-5, F16: 2e-3, BF16: 1.6e-2}
-NAMES = {"norm": ("rms_norm", "rms_norm_backward"), "rotate": ("rotate", "rotate_backward"),
-         "glu": ("glu", "glu_backward"), "glu_gradients": ("glu_gradients",), "low": ("low", "low_fp8", "gradients"),
-         "fp8": ("quantize", "turn"),
-         "few_gradients": ("gradients_of_groups",), "loss": ("loss_rows",), "optimizer": ("square_sum", "adamw"),
-         "place": ("place",), "dropout": ("dropout",)}
+NAMES = {
+    "norm": ("rms_norm", "rms_norm_backward"),
+    "rotate": ("rotate", "rotate_backward"),
+    "glu": ("glu", "glu_backward"),
+    "glu_gradients": ("glu_gradients",),
+    "low": ("low", "low_fp8", "gradients"),
+    "fp8": ("quantize", "turn"),
+    "few_gradients": ("gradients_of_groups",),
+    "loss": ("loss_rows",),
+    "optimizer": ("square_sum", "adamw"),
+    "place": ("place",),
+    "dropout": ("dropout",),
+}
 
 
 def twins() -> dict:
     """The plain modules by the kernels' names."""
-    return {name: plain_low if name in ("low", "few_gradients", "place")
-            else plain_optimizer if name == "optimizer" else plain_fp8 if name == "fp8" else plain for name in NAMES}
+    return {
+        name: plain_low
+        if name in ("low", "few_gradients", "place")
+        else plain_optimizer
+        if name == "optimizer"
+        else plain_fp8
+        if name == "fp8"
+        else plain
+        for name in NAMES
+    }
 
 
 def functions(modules: dict) -> SimpleNamespace:
-    return SimpleNamespace(**{name: getattr(modules[module], name)
-                              for module, names in NAMES.items() for name in names})
+    return SimpleNamespace(
+        **{name: getattr(modules[module], name) for module, names in NAMES.items() for name in names}
+    )
 
 
 def kernels() -> dict:
@@ -50,10 +67,18 @@ def pytest_generate_tests(metafunc):
     """f: plain, and kernels on both roads; with dtype where a test asks for it."""
     modes, types = ("plain", "few tokens", "many tokens"), {"float32": F32, "float16": F16, "bfloat16": BF16}
     if "dtype" in metafunc.fixturenames:
-        pairs = [(mode, name) for mode in modes for name in types
-                 if DEVICE == "cuda" or mode == "plain" or name != "bfloat16"]
-        metafunc.parametrize("f, dtype", [(mode, types[name]) for mode, name in pairs], indirect=["f"],
-                             ids=[", ".join(pair) for pair in pairs])
+        pairs = [
+            (mode, name)
+            for mode in modes
+            for name in types
+            if DEVICE == "cuda" or mode == "plain" or name != "bfloat16"
+        ]
+        metafunc.parametrize(
+            "f, dtype",
+            [(mode, types[name]) for mode, name in pairs],
+            indirect=["f"],
+            ids=[", ".join(pair) for pair in pairs],
+        )
     elif "f" in metafunc.fixturenames:
         metafunc.parametrize("f", modes, indirect=True)
 
@@ -65,8 +90,10 @@ def f(request, monkeypatch):
         return functions(twins())
     modules = kernels()
     many = "many" in request.param
-    skinny = {name: importlib.import_module(f"anytune.engine.torch.kernels.{name}")
-              for name in ("norm", "norm_backward", "low", "glu", "glu_backward")}
+    skinny = {
+        name: importlib.import_module(f"anytune.engine.torch.kernels.{name}")
+        for name in ("norm", "norm_backward", "low", "glu", "glu_backward")
+    }
     for module in skinny.values():
         monkeypatch.setattr(module, "SMALL", 0 if many else 512)
     for name, shared in (("low", not many), ("glu", True), ("glu_backward", True)):
@@ -97,7 +124,7 @@ def empty(rows, columns, dtype=F32):
 def kept(*views) -> None:
     """Nothing was written behind the rows."""
     for x in views:
-        assert x._base[:, x.shape[1]:].isnan().all()
+        assert x._base[:, x.shape[1] :].isnan().all()
 
 
 def double(x) -> np.ndarray:

@@ -35,6 +35,7 @@ def _repair_interpreter() -> None:
     import torch
     import triton.language as tl
     from triton.runtime import interpreter
+
     convert = interpreter._convert_float
 
     def converted(values, source, target, rounding):

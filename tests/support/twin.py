@@ -36,12 +36,8 @@ def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """(metadata, {tensor: float32 array in NumPy order}) of a GGUF file."""
     gguf = need("gguf")
     reader = gguf.GGUFReader(path)
-    values = {
-        key: f.contents() for key, f in reader.fields.items() if not key.startswith(("GGUF.", "tokenizer."))
-    }
-    weights = {
-        t.name: np.array(gguf.quants.dequantize(t.data, t.tensor_type), np.float32) for t in reader.tensors
-    }
+    values = {key: f.contents() for key, f in reader.fields.items() if not key.startswith(("GGUF.", "tokenizer."))}
+    weights = {t.name: np.array(gguf.quants.dequantize(t.data, t.tensor_type), np.float32) for t in reader.tensors}
     return values, weights
 
 
@@ -55,11 +51,7 @@ def module_name(tensor: str, arch: str) -> str:
     """GGUF tensor name -> transformers parameter name (without the outermost "model." of a peft wrapper)."""
     stem, _, kind = tensor.rpartition(".")
     if stem in ("token_embd", "output_norm", "output"):
-        return (
-            {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}[stem]
-            + "."
-            + kind
-        )
+        return {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}[stem] + "." + kind
     _, layer, name = stem.split(".")
     return f"model.layers.{layer}.{(GEMMA_NAMES if arch == 'gemma3' else LAYER_NAMES)[name]}.{kind}"
 
@@ -69,10 +61,9 @@ def heads_of(tensor: str, values: dict) -> int:
     arch = values["general.architecture"]
     if arch != "llama" or ".attn_" not in tensor:
         return 0
-    return {
-        "attn_q": values["llama.attention.head_count"],
-        "attn_k": values["llama.attention.head_count_kv"],
-    }.get(tensor.split(".")[2], 0)
+    return {"attn_q": values["llama.attention.head_count"], "attn_k": values["llama.attention.head_count_kv"]}.get(
+        tensor.split(".")[2], 0
+    )
 
 
 def config(values: dict, weights: dict[str, np.ndarray], attention: str = "eager"):

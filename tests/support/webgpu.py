@@ -9,14 +9,16 @@ import pytest
 from tests.support.require import need
 
 # where webgpu_setup.py leaves it, and where Chromium's packages do
-SWIFTSHADER = [Path(folder) / "vk_swiftshader_icd.json" for folder in (f"{sys.prefix}/swiftshader",
-                                                                       "/usr/lib/chromium")]
+SWIFTSHADER = [
+    Path(folder) / "vk_swiftshader_icd.json" for folder in (f"{sys.prefix}/swiftshader", "/usr/lib/chromium")
+]
 
 
 def need_webgpu():
     """Fail or skip, as require.need() does, where wgpu or a device is missing."""
     need("wgpu")
     from anytune.engine.webgpu.device import adapters
+
     if not adapters():
         problem = "wgpu sees no Vulkan, Metal or DX12 device: apt-get install mesa-vulkan-drivers libvulkan1"
         if os.environ.get("ANYTUNE_REQUIRE_PEERS") == "1":

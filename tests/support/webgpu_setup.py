@@ -45,13 +45,18 @@ def swiftshader() -> bool:
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return False
     with tempfile.TemporaryDirectory(prefix="swiftshader-") as folder:
-        for package in ("chromium-common", "chromium"):     # where it is depends on the release
+        for package in ("chromium-common", "chromium"):  # where it is depends on the release
             try:
-                subprocess.run(["apt-get", "-qq", "download", package], cwd=folder, check=True,
-                               stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
-                subprocess.run(["dpkg-deb", "-x", str(next(Path(folder).glob(f"{package}_*.deb"))), f"{folder}/out"],
-                               check=True)
+                subprocess.run(
+                    ["apt-get", "-qq", "download", package],
+                    cwd=folder,
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                subprocess.run(
+                    ["dpkg-deb", "-x", str(next(Path(folder).glob(f"{package}_*.deb"))), f"{folder}/out"], check=True
+                )
             except (subprocess.CalledProcessError, StopIteration, OSError):
                 continue
             found = [path for name in FILES for path in Path(folder, "out").rglob(name)]
@@ -65,9 +70,11 @@ def swiftshader() -> bool:
 
 def main() -> int:
     if not devices() and not (lavapipe() and devices()):
-        print("The tests of --device webgpu need a Vulkan, Metal or DX12 driver, and none could be installed here. On "
-              f"Debian or Ubuntu: apt-get install {' '.join(PACKAGES)}. To test without: make test VULKAN=no",
-              file=sys.stderr)
+        print(
+            "The tests of --device webgpu need a Vulkan, Metal or DX12 driver, and none could be installed here. On "
+            f"Debian or Ubuntu: apt-get install {' '.join(PACKAGES)}. To test without: make test VULKAN=no",
+            file=sys.stderr,
+        )
         return 1
     if not (SWIFTSHADER / FILES[1]).exists() and not swiftshader():
         print("SwiftShader, a second software device, could not be fetched: its test will be skipped.", file=sys.stderr)

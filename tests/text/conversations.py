@@ -12,7 +12,7 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 def conversations(draw):
     """(messages, tools), tools in one of the forms in which they are given, or None."""
     count = itertools.count(10)
-    odd = st.sampled_from(["", "", "", " é", " \"q\"", " <b>", "\nnew line", " 'it'"])
+    odd = st.sampled_from(["", "", "", " é", ' "q"', " <b>", "\nnew line", " 'it'"])
 
     def word(kind: str) -> str:
         return f"{kind}{next(count)}{draw(odd)}"
@@ -59,10 +59,10 @@ def words_of(message: dict) -> list[str]:
     """The words of a message that are another in each, without what templates take away around them."""
     text = json.dumps({key: value for key, value in message.items() if key != "tool_call_id"}, ensure_ascii=False)
     text = text.replace("\\n", " ")  # an escape's n is not the first letter of a word
-    return [part for kind in ("rule", "ask", "say", "think", "found", "arg")
-            for part in _numbered(text, kind)]
+    return [part for kind in ("rule", "ask", "say", "think", "found", "arg") for part in _numbered(text, kind)]
 
 
 def _numbered(text: str, kind: str) -> list[str]:
     import re
+
     return re.findall(rf"\b{kind}\d+", text)

@@ -83,20 +83,9 @@ def main() -> None:
         "llama_vocab_n_tokens": (integer, [pointer]),
         "llama_tokenize": (
             integer,
-            [
-                pointer,
-                ctypes.c_char_p,
-                integer,
-                ctypes.POINTER(integer),
-                integer,
-                ctypes.c_bool,
-                ctypes.c_bool,
-            ],
+            [pointer, ctypes.c_char_p, integer, ctypes.POINTER(integer), integer, ctypes.c_bool, ctypes.c_bool],
         ),
-        "llama_token_to_piece": (
-            integer,
-            [pointer, integer, ctypes.c_char_p, integer, integer, ctypes.c_bool],
-        ),
+        "llama_token_to_piece": (integer, [pointer, integer, ctypes.c_char_p, integer, integer, ctypes.c_bool]),
         "llama_vocab_is_eog": (ctypes.c_bool, [pointer, integer]),
         "llama_vocab_bos": (integer, [pointer]),
         "llama_vocab_eos": (integer, [pointer]),

@@ -1,14 +1,18 @@
 """Small re-creations of well-known chat templates: the structure that makes each of them special, nothing more."""
 # ruff: noqa: E501 (chat templates as they are)
 
-CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 # A system message of its own in front, unless there is one.
-SMOLLM2 = ("{% for m in messages %}{% if loop.first and m.role != 'system' %}"
-           "{{ '<|im_start|>system\nYou are SmolLM.<|im_end|>\n' }}{% endif %}"
-           "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+SMOLLM2 = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}"
+    "{{ '<|im_start|>system\nYou are SmolLM.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 # Asks for messages[0], tools in the system message, calls as JSON in tags, tool answers grouped as a user's turn.
 QWEN25 = """{%- if tools %}
@@ -97,18 +101,47 @@ MISTRAL = """{%- if messages[0]['role'] == 'system' %}{%- set system = messages[
 {%- else %}{{- '[INST] ' + message['content'] + ' [/INST]' }}{%- endif %}
 {%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}{%- endfor %}"""
 
-PHI3 = ("{% for m in messages %}{{'<|' + m.role + '|>\n' + m.content + '<|end|>\n'}}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}")
+PHI3 = (
+    "{% for m in messages %}{{'<|' + m.role + '|>\n' + m.content + '<|end|>\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
 
 # No end token, no special tokens: nothing tells such a model to stop.
-ALPACA = ("{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n{% else %}### Response:\n{{ m.content }}\n\n"
-          "{% endif %}{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}")
+ALPACA = (
+    "{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n{% else %}### Response:\n{{ m.content }}\n\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
 
-MARKED = ("{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m.content }}<|im_end|>"
-          "{% endgeneration %}\n{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m.content }}<|im_end|>"
+    "{% endgeneration %}\n{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
-ALL = {"chatml": CHATML, "smollm2": SMOLLM2, "qwen2.5": QWEN25, "qwen3": QWEN3, "llama3": LLAMA3, "gemma3": GEMMA3,
-       "mistral": MISTRAL, "phi3": PHI3, "alpaca": ALPACA, "marked": MARKED}
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>",
-           "<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<s>", "</s>"]
+ALL = {
+    "chatml": CHATML,
+    "smollm2": SMOLLM2,
+    "qwen2.5": QWEN25,
+    "qwen3": QWEN3,
+    "llama3": LLAMA3,
+    "gemma3": GEMMA3,
+    "mistral": MISTRAL,
+    "phi3": PHI3,
+    "alpaca": ALPACA,
+    "marked": MARKED,
+}
+SPECIAL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|end|>",
+    "<s>",
+    "</s>",
+]

@@ -56,10 +56,7 @@ def test_pairs_learn_the_completion_and_its_end(tmp_path):
     assert whole(raw) == "Q: A</s>" and learned(raw)[0].strip() == "A</s>"
     chat = build(tmp_path, rows)
     assert learned(chat) == ["A<|im_end|>"] and "template" in chat.report["notes"][0]
-    assert (
-        whole(build(tmp_path, rows, template=FALLBACK, tokenizer=WITH_BOS), tokenizer=WITH_BOS)
-        == "<s>Q: A</s>"
-    )
+    assert whole(build(tmp_path, rows, template=FALLBACK, tokenizer=WITH_BOS), tokenizer=WITH_BOS) == "<s>Q: A</s>"
 
 
 def test_loss_all_learns_prompts_too(tmp_path):
@@ -90,14 +87,18 @@ def test_text_ends_with_eos_and_bos_is_not_doubled(tmp_path):
 
 
 def test_questions_and_answers_in_a_text_are_pairs_where_the_answer_alone_is_asked_for(tmp_path):
-    rows = [{"text": "Q: Is it so?\nA: Yes. Rationale: it is.", "label": "Yes"},
-            {"text": "question: And\nnow?\n  answer:  No\n"}]
-    pairs = [{"prompt": "Is it so?", "completion": "Yes. Rationale: it is."},
-             {"prompt": "And\nnow?", "completion": "No"}]
+    rows = [
+        {"text": "Q: Is it so?\nA: Yes. Rationale: it is.", "label": "Yes"},
+        {"text": "question: And\nnow?\n  answer:  No\n"},
+    ]
+    pairs = [
+        {"prompt": "Is it so?", "completion": "Yes. Rationale: it is."},
+        {"prompt": "And\nnow?", "completion": "No"},
+    ]
     text, right = (build(tmp_path, found, assistant_loss_only=True) for found in (rows, pairs))
     assert text.ids.tolist() == right.ids.tolist() and text.loss.tolist() == right.loss.tolist()
     assert any("Q: … A: …" in note for note in text.report["notes"])
-    unasked = build(tmp_path, rows)      # it stays the text that it is
+    unasked = build(tmp_path, rows)  # it stays the text that it is
     assert unasked.loss.sum() > text.loss.sum() and not any("Q: …" in note for note in unasked.report["notes"])
 
 
@@ -111,17 +112,13 @@ def test_text_without_an_assistant_says_what_to_do(tmp_path):
         build(tmp_path, [{"text": "x"}], assistant_loss_only=True)
     with pytest.raises(UserError, match="leave out --assistant-loss-only"):
         build(tmp_path, "Some prose.\n", name="d.txt", assistant_loss_only=True)
-    pairs = build(
-        tmp_path, [row], assistant_loss_only=True, columns={"prompt": "question", "completion": "label"}
-    )
+    pairs = build(tmp_path, [row], assistant_loss_only=True, columns={"prompt": "question", "completion": "label"})
     assert learned(pairs) == ["Yes<|im_end|>"]
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.text(st.characters(codec="utf-8", exclude_characters="<\ufeff"), min_size=1, max_size=300).filter(
-        str.strip
-    ),
+    st.text(st.characters(codec="utf-8", exclude_characters="<\ufeff"), min_size=1, max_size=300).filter(str.strip),
     st.integers(2, 40),
     st.booleans(),
 )
@@ -149,10 +146,7 @@ def test_lines_of_plain_text_are_those_where_pieces_begin(tmp_path):
     assert data.where(1).endswith("d.txt, line 3")
 
 
-LONG = [
-    {"messages": [user("x" * 50), says("y" * 50), user("z"), says("w")]},
-    {"messages": [user("a"), says("b")]},
-]
+LONG = [{"messages": [user("x" * 50), says("y" * 50), user("z"), says("w")]}, {"messages": [user("a"), says("b")]}]
 
 
 @pytest.mark.parametrize(
@@ -163,20 +157,14 @@ def test_long_chats_are_kept_cut_or_left_out_and_counted(tmp_path, overflow, exa
     full = build(tmp_path, LONG, assistant_loss_only=True)
     over = int(full.lengths[0]) - 90
     report = data.report
-    assert (
-        len(data) == examples
-        and report["too_long"] == 1
-        and report["records"] == 2
-        and report["dropped"] == dropped
-    )
+    assert len(data) == examples and report["too_long"] == 1 and report["records"] == 2 and report["dropped"] == dropped
     assert report["cut_tokens"] == (over if cut else 0) and "d.jsonl line 1" in report["notes"][-1]
 
 
 def test_split_keeps_every_learned_token_but_the_first_of_a_piece(tmp_path):
     for context in (16, 33, 90):
         full, data = (
-            build(tmp_path, LONG, context=c, assistant_loss_only=True, overflow="split")
-            for c in (4096, context)
+            build(tmp_path, LONG, context=c, assistant_loss_only=True, overflow="split") for c in (4096, context)
         )
         assert data.lengths.max() <= context and set(data.lines.tolist()) == {1, 2}
         assert full.loss_tokens - data.report["pieces"] <= data.loss_tokens <= full.loss_tokens
@@ -199,11 +187,7 @@ def test_overflow_error_names_the_line_and_the_way_out(tmp_path):
 
 def test_errors_name_file_and_line(tmp_path):
     with pytest.raises(UserError, match="d.jsonl, line 2: .*no assistant"):
-        build(
-            tmp_path,
-            [{"messages": [user("a"), says("b")]}, {"messages": [user("a")]}],
-            assistant_loss_only=True,
-        )
+        build(tmp_path, [{"messages": [user("a"), says("b")]}, {"messages": [user("a")]}], assistant_loss_only=True)
     bad = ChatTemplate("{{ raise_exception('not so') }}", PLAIN)
     with pytest.raises(UserError, match="d.jsonl, line 1: .*not so"):
         build(tmp_path, LONG, template=bad)
@@ -280,9 +264,7 @@ ODD = st.recursive(
     | st.sampled_from(["user", "assistant", "tool", "", "x", "{}", "<|im_end|>"]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["function", "name", "arguments", "type", "text", "id"]), inner, max_size=3
-        )
+        | st.dictionaries(st.sampled_from(["function", "name", "arguments", "type", "text", "id"]), inner, max_size=3)
     ),
     max_leaves=6,
 )

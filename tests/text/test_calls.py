@@ -23,12 +23,18 @@ from tests.text.tool_templates import ENDS, SPECIAL, TAGGED, plain
 def tokenizer_for(name):
     ends = [SPECIAL.index(text) for text in ENDS[name]]
     kinds = [3] * len(SPECIAL) + [1] * 256
-    made = Tokenizer({
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
-        "tokenizer.ggml.tokens": SPECIAL + byte_symbols(),
-        "tokenizer.ggml.token_type": np.array(kinds), "tokenizer.ggml.merges": [],
-        "tokenizer.ggml.bos_token_id": SPECIAL.index("<s>"), "tokenizer.ggml.eos_token_id": SPECIAL.index("</s>"),
-        "tokenizer.ggml.eot_token_id": ends[0]})
+    made = Tokenizer(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "qwen2",
+            "tokenizer.ggml.tokens": SPECIAL + byte_symbols(),
+            "tokenizer.ggml.token_type": np.array(kinds),
+            "tokenizer.ggml.merges": [],
+            "tokenizer.ggml.bos_token_id": SPECIAL.index("<s>"),
+            "tokenizer.ggml.eos_token_id": SPECIAL.index("</s>"),
+            "tokenizer.ggml.eot_token_id": ends[0],
+        }
+    )
     made.eot, made.eog = ends[0], frozenset(ends)
     return made
 
@@ -42,8 +48,15 @@ def reference(source, messages, tools=None, **more):
     """(text, [start, end) of what stands between generation tags) as transformers renders."""
     utils = need("transformers.utils.chat_template_utils")
     tagged = "endgeneration" in source
-    out, spans = utils.render_jinja_template([messages], tools=tools, chat_template=source, bos_token="<s>",
-                                             eos_token="</s>", return_assistant_tokens_mask=tagged, **more)
+    out, spans = utils.render_jinja_template(
+        [messages],
+        tools=tools,
+        chat_template=source,
+        bos_token="<s>",
+        eos_token="</s>",
+        return_assistant_tokens_mask=tagged,
+        **more,
+    )
     return out[0], spans[0] if spans else []
 
 
@@ -74,8 +87,10 @@ def test_random_conversations_are_rendered_learned_or_named(name, data):
     except UserError as error:
         assert re.search(r"leaves out|shows nothing of", str(error)), error
         missing = int(re.search(r"message (\d+)", str(error))[1])
-        seen = reference(plain(TAGGED[name]), *template.form_of(messages, tools).apply(
-            normalise_all(messages), normalise_tools(tools)))[0]
+        seen = reference(
+            plain(TAGGED[name]),
+            *template.form_of(messages, tools).apply(normalise_all(messages), normalise_tools(tools)),
+        )[0]
         assert any(word not in seen for word in words_of(messages[missing - 1])) or "call" in str(error)
         return
     shown = template.form_of(messages, tools).apply(normalise_all(messages), normalise_tools(tools))
@@ -87,7 +102,7 @@ def test_random_conversations_are_rendered_learned_or_named(name, data):
     named = {missing.message for missing in found.left_out}
     for number, message in enumerate(messages, 1):
         assert number in named or all(word in text for word in words_of(message)), (number, text)
-    assert 0 in named or all(f'{name}' in text for name in re.findall(r"fun\dx", json.dumps(tools)))
+    assert 0 in named or all(f"{name}" in text for name in re.findall(r"fun\dx", json.dumps(tools)))
 
 
 CALL = {"type": "function", "function": {"name": "get", "arguments": {"city": "Köln"}}}
@@ -103,19 +118,30 @@ def learned(name, messages, tools=None, **more):
     return runs(TOKENIZERS[name], found.ids, found.loss)
 
 
-@pytest.mark.parametrize("calls", [
-    [CALL], [CALL["function"]], CALL, json.dumps([CALL]), [json.dumps(CALL)], json.dumps(CALL),
-    [{"function": json.dumps(CALL["function"])}], [{"function": "get", "arguments": {"city": "Köln"}}],
-    [{"function": {"name": "get", "arguments": '{"city": "Köln"}'}}],
-    [{"function": {"name": "get", "arguments": json.dumps('{"city": "Köln"}')}}],
-], ids=str)
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [CALL],
+        [CALL["function"]],
+        CALL,
+        json.dumps([CALL]),
+        [json.dumps(CALL)],
+        json.dumps(CALL),
+        [{"function": json.dumps(CALL["function"])}],
+        [{"function": "get", "arguments": {"city": "Köln"}}],
+        [{"function": {"name": "get", "arguments": '{"city": "Köln"}'}}],
+        [{"function": {"name": "get", "arguments": json.dumps('{"city": "Köln"}')}}],
+    ],
+    ids=str,
+)
 def test_calls_are_read_in_every_form(calls):
     wanted = "<tool_call>get<key>city</key><value>Köln</value></tool_call><|observation|>"
     assert learned("headers", asked(content="", tool_calls=calls)) == [wanted, "Sunny.<|user|>"]
 
 
-@pytest.mark.parametrize("call", [CALL["function"], json.dumps(CALL["function"]),
-                                  {"name": "get", "arguments": '{"city": "Köln"}'}], ids=str)
+@pytest.mark.parametrize(
+    "call", [CALL["function"], json.dumps(CALL["function"]), {"name": "get", "arguments": '{"city": "Köln"}'}], ids=str
+)
 @pytest.mark.parametrize("content", [None, "", "hm"])
 def test_the_older_function_call_is_read_as_a_call(call, content):
     both = [{**asked(content=content, function_call=call, **more)[1]} for more in ({}, {"tool_calls": [CALL]})]
@@ -131,12 +157,15 @@ def test_empty_arguments_are_an_empty_object(arguments):
     assert learned("nulled", asked(tool_calls=[call]))[0] == "<|call|>function<|sep|>get\n```json\n{}\n```</s>"
 
 
-@pytest.mark.parametrize("call, message", [
-    ({"function": {"name": "get", "arguments": '{"city": "Rom'}}, "Message 2: the arguments of the call of 'get'"),
-    ({"function": {"arguments": {}}}, "Message 2: A tool call must name its function"),
-    ("get()", "Message 2: A tool call must be an object"),
-    (7, "Message 2: A tool call must be an object"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        ({"function": {"name": "get", "arguments": '{"city": "Rom'}}, "Message 2: the arguments of the call of 'get'"),
+        ({"function": {"arguments": {}}}, "Message 2: A tool call must name its function"),
+        ("get()", "Message 2: A tool call must be an object"),
+        (7, "Message 2: A tool call must be an object"),
+    ],
+)
 def test_broken_calls_are_refused_with_their_message(call, message):
     with pytest.raises(UserError, match=message):
         learned("headers", asked(content="", tool_calls=[call]))
@@ -147,8 +176,16 @@ def test_code_is_an_argument_as_it_is():
     assert learned("nulled", asked(content=None, tool_calls=[call]))[0].count("```json\nprint(1)\n```") == 1
 
 
-@pytest.mark.parametrize("form", [list, json.dumps, lambda tools: [json.dumps(tool) for tool in tools],
-                                  lambda tools: [json.dumps(tools)], lambda tools: tools[0]])
+@pytest.mark.parametrize(
+    "form",
+    [
+        list,
+        json.dumps,
+        lambda tools: [json.dumps(tool) for tool in tools],
+        lambda tools: [json.dumps(tools)],
+        lambda tools: tools[0],
+    ],
+)
 def test_tools_are_read_in_every_form(form):
     tools = [{"type": "function", "function": {"name": "get", "description": "é"}}]
     text = PLAIN["headers"].render([ASKED[0], says("no")], form(tools))
@@ -160,10 +197,18 @@ def test_tools_are_read_in_every_form(form):
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "thought", "thoughts"])
-@pytest.mark.parametrize("name, wanted", [
-    ("headers", "hm</think>yes<|user|>"), ("opened", "hm\n</think>\n\nyes<|im_end|>"),
-    ("channels", "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>"),
-    ("inline", "<thought>\nhm\n</thought>yes<|im_end|>")])
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("headers", "hm</think>yes<|user|>"),
+        ("opened", "hm\n</think>\n\nyes<|im_end|>"),
+        (
+            "channels",
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>",
+        ),
+        ("inline", "<thought>\nhm\n</thought>yes<|im_end|>"),
+    ],
+)
 def test_thoughts_reach_a_template_under_its_own_key(key, name, wanted):
     messages = [user("q"), says("yes", **{key: "hm"})]
     assert learned(name, messages) == [wanted]
@@ -179,8 +224,9 @@ def test_parts_that_are_thoughts_are_thoughts():
 def test_an_empty_thought_is_not_learned_before_words_or_calls():
     for more in ({}, {"reasoning_content": ""}):
         assert learned("opened", [user("q"), says("yes", **more)]) == ["yes<|im_end|>"]
-        call = ("<tool_call>\n<function=get>\n<parameter=city>\nKöln\n</parameter>\n</function>\n</tool_call>\n"
-                "<|im_end|>")
+        call = (
+            "<tool_call>\n<function=get>\n<parameter=city>\nKöln\n</parameter>\n</function>\n</tool_call>\n<|im_end|>"
+        )
         assert learned("opened", asked(content="", tool_calls=[CALL], **more)) == [call, "Sunny.<|im_end|>"]
 
 
@@ -196,13 +242,23 @@ def test_the_end_of_a_turn_that_only_the_next_header_ends():
     assert runs(unknown, ids, loss) == ["one</s>", "two</s>"]
 
 
-@pytest.mark.parametrize("source", ["{{ m.content[:3] }}", "{{ m.content | upper }}",
-                                    "{{ m.content | replace('n', 'N') }}",
-                                    "{% if m.content[0] == 'n' %}{{ m.content }}{% endif %}"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ m.content[:3] }}",
+        "{{ m.content | upper }}",
+        "{{ m.content | replace('n', 'N') }}",
+        "{% if m.content[0] == 'n' %}{{ m.content }}{% endif %}",
+    ],
+)
 def test_words_that_a_template_rewrites_are_found_where_they_were(source):
-    template = ChatTemplate("{% for m in messages %}[{{ m.role }}]{% if m.role == 'user' %}{{ m.content }}{% else %}"
-                            + source + "{% endif %}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]"
-                            "{% endif %}", TOKENIZERS["opened"])
+    template = ChatTemplate(
+        "{% for m in messages %}[{{ m.role }}]{% if m.role == 'user' %}{{ m.content }}{% else %}"
+        + source
+        + "{% endif %}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]"
+        "{% endif %}",
+        TOKENIZERS["opened"],
+    )
     ids, loss = encode_chat(TOKENIZERS["opened"], template, [user("no"), says("nono"), user("no"), says("none")])
     shown = [template.render([user("x"), says(words)]).split("]")[2] for words in ("nono", "none")]
     assert runs(TOKENIZERS["opened"], ids, loss) == shown
@@ -210,6 +266,7 @@ def test_words_that_a_template_rewrites_are_found_where_they_were(source):
 
 def test_a_key_twice_in_arguments_is_refused():
     from anytune.text.messages import arguments_object
+
     with pytest.raises(UserError, match="hold a key twice"):
         arguments_object({"name": "f", "arguments": '{"a": 1, "a": 2}'}, 2)
 

@@ -43,9 +43,7 @@ def test_templates_render_as_transformers_does(name, prompt):
         call = {
             "role": "assistant",
             "content": "",
-            "tool_calls": [
-                {"type": "function", "function": {"name": "get", "arguments": {"city": "Köln <&>"}}}
-            ],
+            "tool_calls": [{"type": "function", "function": {"name": "get", "arguments": {"city": "Köln <&>"}}}],
         }
         messages = [CHAT[1], call, {"role": "tool", "content": "sun"}]
         assert ours.render(messages, TOOLS) == reference(
@@ -70,11 +68,7 @@ def test_jinja_features_that_templates_use():
 
 
 def test_arguments_reach_a_template_in_the_form_it_needs():
-    call = {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}],
-    }
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]}
     as_object = ChatTemplate("{{ messages[0].tool_calls[0].function.arguments.a }}", None)
     as_text = ChatTemplate("{{ 'call: ' + messages[0].tool_calls[0].function.arguments }}", None)
     assert as_object.render([call]) == "1" and as_text.render([call]) == 'call: {"a": 1}'
@@ -83,9 +77,7 @@ def test_arguments_reach_a_template_in_the_form_it_needs():
 def test_parts_of_text_are_joined_and_images_refused():
     template = ChatTemplate("{{ messages[0].content }}", None)
     assert (
-        template.render(
-            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
-        )
+        template.render([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}])
         == "ab"
     )
     with pytest.raises(UserError, match="not text"):
@@ -218,12 +210,7 @@ def test_fallback_is_chatml_and_says_so(tmp_path):
     )
     File.metadata = {"tokenizer.chat_template": "own", "tokenizer.chat_template.tool_use": "for tools"}
     own = ChatTemplate.for_model(File, None)
-    assert (own.origin, own.render(CHAT), own.render(CHAT, TOOLS), own.notice) == (
-        "gguf",
-        "own",
-        "for tools",
-        None,
-    )
+    assert (own.origin, own.render(CHAT), own.render(CHAT, TOOLS), own.notice) == ("gguf", "own", "for tools", None)
     path = tmp_path / "t.jinja"
     path.write_text("from a file")
     assert ChatTemplate.for_model(File, None, file=path).origin == "file"

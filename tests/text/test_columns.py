@@ -16,7 +16,10 @@ SHOWS_ALL = ChatTemplate(
     "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}"
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}", PLAIN, origin="gguf")
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    PLAIN,
+    origin="gguf",
+)
 
 
 def record(tmp_path, row, **options):
@@ -27,23 +30,35 @@ def said(found):
     return [(m["role"], m["content"]) for m in found.messages]
 
 
-@pytest.mark.parametrize("row, prompt, completion", [
-    ({"instruction": "Who?", "context": "It was Ada.", "response": "Ada"}, "Who?\n\nIt was Ada.", "Ada"),
-    ({"question": "Who?", "context": "It was Ada.", "answer": "Ada"}, "It was Ada.\n\nWho?", "Ada"),
-    ({"question": "Who?", "context": "Ada.", "answers": {"text": ["Ada", "A."], "answer_start": [0, 0]}},
-     "Ada.\n\nWho?", "Ada"),
-    ({"question": "Who?", "contexts": ["It", "was Ada."], "answer": "Ada"}, "It\n\nwas Ada.\n\nWho?", "Ada"),
-    ({"prompt": "It was Ada. Who?", "context": "It was Ada.", "completion": "Ada"}, "It was Ada. Who?", "Ada"),
-    ({"instruction": "Sort", "input": "b a", "response": "a b"}, "Sort\n\nb a", "a b"),
-    ({"question": "Sum?", "choices": ["one", "two"], "answer": 1}, "Sum?\n\nA. one\nB. two", "B"),
-    ({"question": "Sum?", "choices": {"text": ["one", "two"], "label": ["1", "2"]}, "answerKey": "2"},
-     "Sum?\n\n1. one\n2. two", "2"),
-    ({"question": "Sum?", "options": {"A": "one", "B": "two"}, "answer": "two"}, "Sum?\n\nA. one\nB. two", "two"),
-    ({"article": "Text.", "question": "Sum?", "options": ["one", "two"], "answer": "B"},
-     "Text.\n\nSum?\n\nA. one\nB. two", "B"),
-    ({"prompt": "a ", "completion": " b"}, "a ", " b"),
-    ({"prompt": "", "completion": "b"}, "", "b"),
-])
+@pytest.mark.parametrize(
+    "row, prompt, completion",
+    [
+        ({"instruction": "Who?", "context": "It was Ada.", "response": "Ada"}, "Who?\n\nIt was Ada.", "Ada"),
+        ({"question": "Who?", "context": "It was Ada.", "answer": "Ada"}, "It was Ada.\n\nWho?", "Ada"),
+        (
+            {"question": "Who?", "context": "Ada.", "answers": {"text": ["Ada", "A."], "answer_start": [0, 0]}},
+            "Ada.\n\nWho?",
+            "Ada",
+        ),
+        ({"question": "Who?", "contexts": ["It", "was Ada."], "answer": "Ada"}, "It\n\nwas Ada.\n\nWho?", "Ada"),
+        ({"prompt": "It was Ada. Who?", "context": "It was Ada.", "completion": "Ada"}, "It was Ada. Who?", "Ada"),
+        ({"instruction": "Sort", "input": "b a", "response": "a b"}, "Sort\n\nb a", "a b"),
+        ({"question": "Sum?", "choices": ["one", "two"], "answer": 1}, "Sum?\n\nA. one\nB. two", "B"),
+        (
+            {"question": "Sum?", "choices": {"text": ["one", "two"], "label": ["1", "2"]}, "answerKey": "2"},
+            "Sum?\n\n1. one\n2. two",
+            "2",
+        ),
+        ({"question": "Sum?", "options": {"A": "one", "B": "two"}, "answer": "two"}, "Sum?\n\nA. one\nB. two", "two"),
+        (
+            {"article": "Text.", "question": "Sum?", "options": ["one", "two"], "answer": "B"},
+            "Text.\n\nSum?\n\nA. one\nB. two",
+            "B",
+        ),
+        ({"prompt": "a ", "completion": " b"}, "a ", " b"),
+        ({"prompt": "", "completion": "b"}, "", "b"),
+    ],
+)
 def test_pairs_have_what_their_question_is_about(tmp_path, row, prompt, completion):
     found = record(tmp_path, row)
     assert (found.kind, found.prompt, found.completion, found.unused) == ("pair", prompt, completion, {})
@@ -69,9 +84,12 @@ def test_a_column_and_a_message_of_the_system_are_both_kept(tmp_path):
 
 
 def test_rejected_answers_are_left_out_and_told(tmp_path):
-    rows = [{"prompt": "a", "completion": "bad", "label": False},
-            {"prompt": "a", "completion": "good", "label": "true"},
-            {"messages": CHAT, "label": False}, {"messages": CHAT, "kto_tag": True}]
+    rows = [
+        {"prompt": "a", "completion": "bad", "label": False},
+        {"prompt": "a", "completion": "good", "label": "true"},
+        {"messages": CHAT, "label": False},
+        {"messages": CHAT, "kto_tag": True},
+    ]
     data = build(tmp_path, rows)
     assert [learned(data, i) for i in range(len(data))] == [["good<|im_end|>"], ["Yo<|im_end|>"]]
     assert any("2 of 4 answers are labelled as rejected" in note for note in data.report["notes"])
@@ -85,19 +103,35 @@ def test_thoughts_stand_before_a_completion(tmp_path):
     row = {"prompt": "Q ", "completion": "A", "reasoning": "hm"}
     assert learned(build(tmp_path, [row], template=SHOWS_ALL)) == ["<think>hm</think>A<|im_end|>"]
     assert learned(build(tmp_path, [row], template=FALLBACK))[0].strip() == "<think>\nhm\n</think>\n\nA</s>"
-    assert "hm" in learned(build(tmp_path, [{"prompt": "Q", "completion": "A", "why": "hm"}], template=SHOWS_ALL,
-                                 columns={"prompt": "prompt", "completion": "completion", "reasoning": "why"}))[0]
+    assert (
+        "hm"
+        in learned(
+            build(
+                tmp_path,
+                [{"prompt": "Q", "completion": "A", "why": "hm"}],
+                template=SHOWS_ALL,
+                columns={"prompt": "prompt", "completion": "completion", "reasoning": "why"},
+            )
+        )[0]
+    )
 
 
-@pytest.mark.parametrize("row, options, words", [
-    ({"prompt": "a", "completion": "b", "topic": "t", "id": 5}, {}, r"topic \(--context-key topic would use it\), id"),
-    ({"messages": CHAT, "persona": "p"}, {}, r"persona \(--system-key persona"),
-    ({"question": "a", "answer": "b", "rationale": "r"}, {}, r"--reasoning-key rationale"),
-    ({"text": "t", "title": "n", "body": "x"}, {}, r"--text-key title"),
-    ({"text": "t", "question": "q", "answer": "a"}, {}, "--prompt-key question --completion-key answer"),
-    ({"instruction": "a", "output": "b", "system": ["s"]}, {}, "system"),
-    ({"x": "a", "y": "b", "context": "c"}, {"prompt": "x", "completion": "y"}, "--context-key context"),
-])
+@pytest.mark.parametrize(
+    "row, options, words",
+    [
+        (
+            {"prompt": "a", "completion": "b", "topic": "t", "id": 5},
+            {},
+            r"topic \(--context-key topic would use it\), id",
+        ),
+        ({"messages": CHAT, "persona": "p"}, {}, r"persona \(--system-key persona"),
+        ({"question": "a", "answer": "b", "rationale": "r"}, {}, r"--reasoning-key rationale"),
+        ({"text": "t", "title": "n", "body": "x"}, {}, r"--text-key title"),
+        ({"text": "t", "question": "q", "answer": "a"}, {}, "--prompt-key question --completion-key answer"),
+        ({"instruction": "a", "output": "b", "system": ["s"]}, {}, "system"),
+        ({"x": "a", "y": "b", "context": "c"}, {"prompt": "x", "completion": "y"}, "--context-key context"),
+    ],
+)
 def test_columns_that_are_not_used_are_named_with_the_flag_that_would(tmp_path, row, options, words):
     notes = build(tmp_path, [row], columns=options or None).report["notes"]
     with pytest.raises(AssertionError, match=words):
@@ -111,19 +145,25 @@ def test_what_stands_in_the_rendering_anyway_is_not_named(tmp_path):
     assert notes == ["Columns that are not used: score (in 1 of 2 rows)."]
 
 
-@pytest.mark.parametrize("row, words", [
-    ({"instruction": "Sort", "input": ["b", "a"], "output": "x"}, "'input' must be text, not a list"),
-    ({"instruction": "i", "input": "", "output": ""}, "'output' is empty"),
-    ({"instruction": "", "input": " ", "output": "o"}, "'instruction' is empty"),
-    ({"instruction": "i", "output": "o", "history": "before"}, "'history' must be a list of"),
-    ({"question": "q", "choices": ["a", "b"], "answer": 2}, "'answer' is 2, and there are 2 choices"),
-    ({"question": "q", "context": "c", "answers": {"text": []}}, "'answers' is empty"),
-    ({"role": "user", "content": "hi"}, "a single message of a chat"),
-    ({"from": "human", "value": "hi", "text": "x"}, "a single message of a chat"),
-    ({"prompt": "p", "chosen": "a", "rejected": "b"}, "--completion-key chosen"),
-    ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, "message 1: 'weight' must be 0 or 1"),
-    ({"messages": [{"role": "assistant", "content": "a", "train": "no"}]}, "message 1: 'train' must be true or false"),
-])
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"instruction": "Sort", "input": ["b", "a"], "output": "x"}, "'input' must be text, not a list"),
+        ({"instruction": "i", "input": "", "output": ""}, "'output' is empty"),
+        ({"instruction": "", "input": " ", "output": "o"}, "'instruction' is empty"),
+        ({"instruction": "i", "output": "o", "history": "before"}, "'history' must be a list of"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "'answer' is 2, and there are 2 choices"),
+        ({"question": "q", "context": "c", "answers": {"text": []}}, "'answers' is empty"),
+        ({"role": "user", "content": "hi"}, "a single message of a chat"),
+        ({"from": "human", "value": "hi", "text": "x"}, "a single message of a chat"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "--completion-key chosen"),
+        ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, "message 1: 'weight' must be 0 or 1"),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "train": "no"}]},
+            "message 1: 'train' must be true or false",
+        ),
+    ],
+)
 def test_what_cannot_be_meant_is_refused(tmp_path, row, words):
     with pytest.raises(UserError, match=words):
         record(tmp_path, row)
@@ -143,9 +183,14 @@ def test_a_weight_may_be_a_text(tmp_path, value, on):
 
 
 def test_nulls_are_as_good_as_nothing(tmp_path):
-    row = {"messages": None, "text": None, "conversations": [
-        {"role": None, "content": None, "from": "human", "value": "w", "weight": None},
-        {"role": None, "content": None, "from": "gpt", "value": "5"}]}
+    row = {
+        "messages": None,
+        "text": None,
+        "conversations": [
+            {"role": None, "content": None, "from": "human", "value": "w", "weight": None},
+            {"role": None, "content": None, "from": "gpt", "value": "5"},
+        ],
+    }
     assert said(record(tmp_path, row)) == [("user", "w"), ("assistant", "5")]
     assert record(tmp_path, {"text": None, "prompt": "a", "completion": "b"}).kind == "pair"
 
@@ -155,17 +200,21 @@ def test_what_a_template_has_rendered_already_is_not_put_through_it_again(tmp_pa
     data = build(tmp_path, [rendered])
     assert whole(data) == rendered["prompt"] + rendered["completion"] and learned(data) == ["a<|im_end|>"]
     assert "a template has rendered" in data.report["notes"][0]
-    for row in ({"prompt": "q", "completion": "a<|im_end|>"},
-                {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a<|im_end|>\n"}]}):
+    for row in (
+        {"prompt": "q", "completion": "a<|im_end|>"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a<|im_end|>\n"}]},
+    ):
         data = build(tmp_path, [row])
         assert learned(data) == ["a<|im_end|>"] and any("second one" in note for note in data.report["notes"])
     asked = build(tmp_path, [{"prompt": "What is <|im_end|>?", "completion": "a"}])
     assert whole(asked).startswith("<|im_start|>user\nWhat is") and "<|im_end|>" in asked.report["notes"][-1]
 
 
-NAMES = ("messages text prompt completion response question answer answers instruction input output context passage "
-         "contexts history system system_prompt tools functions choices options label reasoning thinking topic id "
-         "rationale title content").split()
+NAMES = (
+    "messages text prompt completion response question answer answers instruction input output context passage "
+    "contexts history system system_prompt tools functions choices options label reasoning thinking topic id "
+    "rationale title content"
+).split()
 
 
 def leaves(value):
@@ -181,15 +230,36 @@ def rows(draw):
 
     def word():
         return f"w{next(count)}q"
+
     for name in draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=9)):
-        row[name] = draw(st.sampled_from([
-            word, word, word, lambda: [word(), word()], lambda: [[word(), word()]], lambda: {"text": [word()]},
-            lambda: 1, lambda: True, lambda: False, lambda: None, lambda: "", lambda: {"name": word()},
-            lambda: [{"name": word()}]]))()
+        row[name] = draw(
+            st.sampled_from(
+                [
+                    word,
+                    word,
+                    word,
+                    lambda: [word(), word()],
+                    lambda: [[word(), word()]],
+                    lambda: {"text": [word()]},
+                    lambda: 1,
+                    lambda: True,
+                    lambda: False,
+                    lambda: None,
+                    lambda: "",
+                    lambda: {"name": word()},
+                    lambda: [{"name": word()}],
+                ]
+            )
+        )()
     kind = draw(st.sampled_from(["chat", "pair", "alpaca", "qa", "text", "any"]))
-    row |= {"chat": {"messages": [{"role": "user", "content": word()}, {"role": "assistant", "content": word()}]},
-            "pair": {"prompt": word(), "completion": word()}, "alpaca": {"instruction": word(), "output": word()},
-            "qa": {"question": word(), "answer": word()}, "text": {"text": word()}, "any": {}}[kind]
+    row |= {
+        "chat": {"messages": [{"role": "user", "content": word()}, {"role": "assistant", "content": word()}]},
+        "pair": {"prompt": word(), "completion": word()},
+        "alpaca": {"instruction": word(), "output": word()},
+        "qa": {"question": word(), "answer": word()},
+        "text": {"text": word()},
+        "any": {},
+    }[kind]
     return row
 
 
@@ -209,8 +279,11 @@ def test_each_column_is_in_the_rendering_or_named(tmp_path_factory, row, own):
             shown = value["text"][0] in text
         if value == 1 and "\nB. " in text:  # the number of a choice
             continue
-        told = f" {name}" in notes or (name in ("reasoning", "thinking") and "the thoughts of 1" in notes) or (
-            name in ("tools", "functions") and "the tools of 1" in notes)
+        told = (
+            f" {name}" in notes
+            or (name in ("reasoning", "thinking") and "the thoughts of 1" in notes)
+            or (name in ("tools", "functions") and "the tools of 1" in notes)
+        )
         assert shown or told or name == "label" and row[name] in (0, 1), (name, text, notes, json.dumps(row))
 
 
@@ -230,26 +303,39 @@ def test_a_label_that_counts_choices_or_classes_is_no_verdict(tmp_path):
 
 
 def test_keys_of_messages_that_nothing_reads_are_named(tmp_path):
-    turns = [{"role": "user", "content": "a", "tools": [{"name": "f"}], "name": "Ann", "audio": None},
-             {"role": "assistant", "content": "b", "prefix": True, "id": "7"}]
+    turns = [
+        {"role": "user", "content": "a", "tools": [{"name": "f"}], "name": "Ann", "audio": None},
+        {"role": "assistant", "content": "b", "prefix": True, "id": "7"},
+    ]
     notes = build(tmp_path, [{"messages": turns}] * 2).report["notes"]
     note = next(note for note in notes if "Keys of messages" in note)
     assert note == "Keys of messages that are not used (records with them): tools (2), prefix (2)."
-    reads = ChatTemplate("{{ tools }}{% for m in messages %}{{ m.role ~ m['prefix'] ~ m.tools ~ m.content }}<|im_end|>"
-                         "{% endfor %}{% if add_generation_prompt %}assistant{% endif %}", PLAIN, origin="gguf")
+    reads = ChatTemplate(
+        "{{ tools }}{% for m in messages %}{{ m.role ~ m['prefix'] ~ m.tools ~ m.content }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}assistant{% endif %}",
+        PLAIN,
+        origin="gguf",
+    )
     assert reads.reads("prefix") and reads.reads("tools") and not reads.reads("audio") and not reads.reads("ool")
 
 
 def test_a_message_without_loss_is_not_learned(tmp_path):
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": False},
-             {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "loss": True}]
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "loss": False},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d", "loss": True},
+    ]
     assert [m.get("train") for m in record(tmp_path, {"messages": turns}).messages] == [None, False, None, True]
 
 
-@pytest.mark.parametrize("row, words", [
-    ({"messages": '[{"role": "user", "content": "a", "content": "b"}]'}, "not the JSON of a list of messages"),
-    ({"prompt": "a", "completion": "b", "tools": '[{"name": "f", "name": "g"}]'}, "hold a key twice"),
-])
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"messages": '[{"role": "user", "content": "a", "content": "b"}]'}, "not the JSON of a list of messages"),
+        ({"prompt": "a", "completion": "b", "tools": '[{"name": "f", "name": "g"}]'}, "hold a key twice"),
+    ],
+)
 def test_keys_that_stand_twice_in_a_text_of_json_are_refused(tmp_path, row, words):
     with pytest.raises(UserError, match=words):
         record(tmp_path, row)

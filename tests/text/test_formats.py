@@ -57,19 +57,11 @@ def test_a_column_that_no_row_has_is_a_mistake(tmp_path, role):
 
 
 def test_alpaca_input_system_and_tools_are_kept(tmp_path):
-    row = {
-        "instruction": "Sort",
-        "input": "b a",
-        "output": "a b",
-        "system": "Be exact.",
-        "tools": '[{"name": "f"}]',
-    }
+    row = {"instruction": "Sort", "input": "b a", "output": "a b", "system": "Be exact.", "tools": '[{"name": "f"}]'}
     record = next(read_records(write(tmp_path, [row])))
-    assert [m["content"] for m in record.messages] == [
-        "Be exact.",
-        "Sort\n\nb a",
-        "a b",
-    ] and record.tools == [{"name": "f"}]
+    assert [m["content"] for m in record.messages] == ["Be exact.", "Sort\n\nb a", "a b"] and record.tools == [
+        {"name": "f"}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -89,22 +81,15 @@ def test_pairs_in_every_spelling(tmp_path, row, options):
 
 def test_text_plain_gzip_bom_array_and_blank_lines(tmp_path):
     texts = lambda path, **k: [(r.line, r.kind, r.text) for r in read_records(path, **k)]  # noqa: E731
-    assert texts(write(tmp_path, '\ufeff{"text": "a"}\n\n \n{"text": "b"}')) == [
-        (1, "text", "a"),
-        (4, "text", "b"),
-    ]
-    assert texts(write(tmp_path, [{"body": "a", "text": "b"}]), columns={"text": "body"}) == [
-        (1, "text", "a")
-    ]
+    assert texts(write(tmp_path, '\ufeff{"text": "a"}\n\n \n{"text": "b"}')) == [(1, "text", "a"), (4, "text", "b")]
+    assert texts(write(tmp_path, [{"body": "a", "text": "b"}]), columns={"text": "body"}) == [(1, "text", "a")]
     assert texts(write(tmp_path, '[\n {"text": "a"},\n {"text":\n"b"}\n]', "d.json")) == [
         (2, "text", "a"),
         (3, "text", "b"),
     ]
     assert texts(write(tmp_path, "One\ntwo\n", "d.txt")) == [(1, "plain", "One\ntwo\n")]
     assert texts(write(tmp_path, '{"text": "a"}\n', "d.txt")) == [(1, "text", "a")]
-    assert texts(write(tmp_path, '{"text": "a"}\n', "d.txt"), format="plain") == [
-        (1, "plain", '{"text": "a"}\n')
-    ]
+    assert texts(write(tmp_path, '{"text": "a"}\n', "d.txt"), format="plain") == [(1, "plain", '{"text": "a"}\n')]
     assert texts(write(tmp_path, gzip.compress(b'{"text": "zip"}\n'), "d.jsonl.gz")) == [(1, "text", "zip")]
 
 
@@ -209,10 +194,16 @@ def test_nulls_that_arrow_fills_in_are_nothing(tmp_path):
     datasets = need("datasets")
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": "1"}}}
     other = {"type": "function", "function": {"name": "g", "arguments": {"b": "2"}}}
-    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [call]},
-            {"role": "tool", "name": "f", "content": "2"}, {"role": "assistant", "tool_calls": [other]}]
-    tools = [{"function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}},
-             {"function": {"name": "g", "parameters": {"properties": {"b": {"type": "string"}}}}}]
+    chat = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "name": "f", "content": "2"},
+        {"role": "assistant", "tool_calls": [other]},
+    ]
+    tools = [
+        {"function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}},
+        {"function": {"name": "g", "parameters": {"properties": {"b": {"type": "string"}}}}},
+    ]
     rows = [{"messages": chat, "tools": tools}, {"messages": CHAT, "conversations": [{"from": "human", "value": "x"}]}]
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "data"))
     one, two = read_records(tmp_path / "data")

@@ -14,10 +14,14 @@ from tests.text.test_mask import PLAIN, runs, says, user
 SYSTEM = {"role": "system", "content": "Be brief."}
 CALL = says("", tool_calls=[{"function": {"name": "get", "arguments": {}}}])
 TOOLS = [{"type": "function", "function": {"name": "get"}}]
-ONLY_TURNS = ("{% for m in messages %}{% if m.role in ('user', 'assistant') %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-              "<|im_end|>{% endif %}{% endfor %}")
-FIRST_SYSTEM = ("{% for m in messages %}{% if m.role != 'system' or loop.first %}<|im_start|>{{ m.role }}\n"
-                "{{ m.content }}<|im_end|>{% endif %}{% endfor %}")
+ONLY_TURNS = (
+    "{% for m in messages %}{% if m.role in ('user', 'assistant') %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "<|im_end|>{% endif %}{% endfor %}"
+)
+FIRST_SYSTEM = (
+    "{% for m in messages %}{% if m.role != 'system' or loop.first %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+)
 
 
 def notes(tmp_path, source, *rows, **options):
@@ -28,22 +32,37 @@ def notes(tmp_path, source, *rows, **options):
 
 
 @pytest.mark.parametrize("loss", ["auto", "all"])
-@pytest.mark.parametrize("source, messages, told", [
-    (CHATML, [SYSTEM, user("a"), says("b")], None),
-    (ONLY_TURNS, [SYSTEM, user("a"), says("b")], "1 system message (first: d.jsonl line 1, message 1)"),
-    (ONLY_TURNS, [{"role": "developer", "content": "x"}, user("a"), says("b")], "1 developer message"),
-    (FIRST_SYSTEM, [SYSTEM, user("a"), says("b"), {**SYSTEM, "content": "Be long."}, user("a"), says("b")],
-     "1 system message (first: d.jsonl line 1, message 4)"),
-    (MISTRAL, [SYSTEM, user("a"), says("b")], "1 system message that its prompts do show"),
-    (ONLY_TURNS, [user("a"), {"role": "tool", "content": "5"}, says("b")], "1 tool result"),
-    (CHATML, [user("a"), says("b", reasoning_content="hm")], "the thoughts of 1 assistant message"),
-    (QWEN3, [user("a"), says("b", reasoning_content="hm"), user("c"), says("d", reasoning_content="ha")],
-     "the thoughts of 1 assistant message (first: d.jsonl line 1, message 2)"),
-    (QWEN3, [user("a"), says("<think>\nhm\n</think>\n\nb"), user("c"), says("d")],
-     "the thoughts of 1 assistant message"),
-    (CHATML, [user("a"), {**CALL, "weight": 0}, {"role": "tool", "content": "5"}, says("b")],
-     "the calls of 1 assistant message that is not learned"),
-])
+@pytest.mark.parametrize(
+    "source, messages, told",
+    [
+        (CHATML, [SYSTEM, user("a"), says("b")], None),
+        (ONLY_TURNS, [SYSTEM, user("a"), says("b")], "1 system message (first: d.jsonl line 1, message 1)"),
+        (ONLY_TURNS, [{"role": "developer", "content": "x"}, user("a"), says("b")], "1 developer message"),
+        (
+            FIRST_SYSTEM,
+            [SYSTEM, user("a"), says("b"), {**SYSTEM, "content": "Be long."}, user("a"), says("b")],
+            "1 system message (first: d.jsonl line 1, message 4)",
+        ),
+        (MISTRAL, [SYSTEM, user("a"), says("b")], "1 system message that its prompts do show"),
+        (ONLY_TURNS, [user("a"), {"role": "tool", "content": "5"}, says("b")], "1 tool result"),
+        (CHATML, [user("a"), says("b", reasoning_content="hm")], "the thoughts of 1 assistant message"),
+        (
+            QWEN3,
+            [user("a"), says("b", reasoning_content="hm"), user("c"), says("d", reasoning_content="ha")],
+            "the thoughts of 1 assistant message (first: d.jsonl line 1, message 2)",
+        ),
+        (
+            QWEN3,
+            [user("a"), says("<think>\nhm\n</think>\n\nb"), user("c"), says("d")],
+            "the thoughts of 1 assistant message",
+        ),
+        (
+            CHATML,
+            [user("a"), {**CALL, "weight": 0}, {"role": "tool", "content": "5"}, says("b")],
+            "the calls of 1 assistant message that is not learned",
+        ),
+    ],
+)
 def test_what_a_template_leaves_out_is_told(tmp_path, source, messages, told, loss):
     found = notes(tmp_path, source, messages, loss=loss)
     assert len(found) == (told is not None) and all(told in note for note in found)
@@ -54,23 +73,36 @@ def test_what_is_left_out_is_counted_over_the_whole_data(tmp_path):
     rows = [[user("a"), says("b")], thinking, [SYSTEM, *thinking], {"messages": thinking, "tools": TOOLS}]
     assert notes(tmp_path, ONLY_TURNS, *rows) == [
         "The chat template leaves out the thoughts of 3 assistant messages, 1 system message and the tools of 1 "
-        "conversation (first: d.jsonl line 2, message 2); nothing is learned from what it leaves out."]
+        "conversation (first: d.jsonl line 2, message 2); nothing is learned from what it leaves out."
+    ]
 
 
 @pytest.mark.parametrize("loss", ["auto", "all"])
-@pytest.mark.parametrize("source, messages, message", [
-    ("### Question\n{question}", [user("a"), says("b")], "words of message 1, a user's"),
-    ("{% for m in messages %}{{ m.role }}{% endfor %}", [SYSTEM, user("a"), says("b")], "words of message 2, a user's"),
-    ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", [user("x"), says("y")],
-     "words of message 2, an assistant's"),
-    (SMOLLM2, [user("a"), CALL, {"role": "tool", "content": "5"}, says("b")], "call of 'get' .message 2."),
-    (CHATML, [user("a"), {**CALL, "content": "hm"}, says("b")], "call of 'get' beside its words .message 2."),
-    (CHATML, [user("a"), says("", reasoning_content="hm")], "nothing of message 2, an assistant's, which has only"),
-    ("{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"
-     "{% endfor %}",
-     [user("a"), says("b", tool_calls=[{"function": {"name": "get", "arguments": {"city": "Rom"}}}])],
-     "the arguments of a call .message 2."),
-])
+@pytest.mark.parametrize(
+    "source, messages, message",
+    [
+        ("### Question\n{question}", [user("a"), says("b")], "words of message 1, a user's"),
+        (
+            "{% for m in messages %}{{ m.role }}{% endfor %}",
+            [SYSTEM, user("a"), says("b")],
+            "words of message 2, a user's",
+        ),
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+            [user("x"), says("y")],
+            "words of message 2, an assistant's",
+        ),
+        (SMOLLM2, [user("a"), CALL, {"role": "tool", "content": "5"}, says("b")], "call of 'get' .message 2."),
+        (CHATML, [user("a"), {**CALL, "content": "hm"}, says("b")], "call of 'get' beside its words .message 2."),
+        (CHATML, [user("a"), says("", reasoning_content="hm")], "nothing of message 2, an assistant's, which has only"),
+        (
+            "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"
+            "{% endfor %}",
+            [user("a"), says("b", tool_calls=[{"function": {"name": "get", "arguments": {"city": "Rom"}}}])],
+            "the arguments of a call .message 2.",
+        ),
+    ],
+)
 def test_what_is_to_be_learned_must_be_shown(tmp_path, source, messages, message, loss):
     with pytest.raises(UserError, match=f"d.jsonl, line 1: The chat template .*{message}"):
         notes(tmp_path, source, messages, loss=loss)
@@ -115,8 +147,9 @@ def test_tags_around_several_messages_are_learned_whole_or_refused():
 
 
 def test_calls_outside_the_tags_are_refused():
-    source = MARKED.replace("{% endgeneration %}", "{% endgeneration %}{% for c in m.tool_calls or [] %}"
-                            "{{ c.function.name }}{% endfor %}")
+    source = MARKED.replace(
+        "{% endgeneration %}", "{% endgeneration %}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"
+    )
     with pytest.raises(UserError, match="call of 'get' out of its generation tags"):
         learned(source, [user("a"), {**CALL, "content": "x"}])
 

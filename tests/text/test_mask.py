@@ -113,12 +113,15 @@ def test_words_that_the_template_says_too_are_found_again(name):
     """An answer "n" is in <think> and in <|im_end|>; a short question, too; and thoughts end in what the answer is."""
     tokenizer, template = setup(name)
     text = template.render([user("Q"), says("A"), user("Q"), says("A")])
-    pieces = {text[at:at + size] for at in range(len(text)) for size in (1, 2, 5)} - set(SPECIAL)
+    pieces = {text[at : at + size] for at in range(len(text)) for size in (1, 2, 5)} - set(SPECIAL)
     for piece in sorted(p for p in pieces if p and p.strip() == p):
         thought = "hm, " + piece
-        for messages in ([user("Q"), says(piece)], [user("Q"), says(piece), user(piece), says(piece)],
-                         [user("Q"), says(piece, reasoning_content=thought)],
-                         [user("Q"), says(f"<think>\n{thought}\n</think>\n\n{piece}")]):
+        for messages in (
+            [user("Q"), says(piece)],
+            [user("Q"), says(piece), user(piece), says(piece)],
+            [user("Q"), says(piece, reasoning_content=thought)],
+            [user("Q"), says(f"<think>\n{thought}\n</think>\n\n{piece}")],
+        ):
             learned = runs(tokenizer, *encode_chat(tokenizer, template, messages))
             told = messages[-1].get("reasoning_content") and name == "qwen3"  # the only one that shows them
             first = f"<think>\n{thought}\n</think>\n\n" if told else ""
@@ -129,9 +132,7 @@ def test_words_that_the_template_says_too_are_found_again(name):
 def test_empty_thoughts_are_not_learned_and_real_ones_are():
     tokenizer, template = setup("qwen3")
     ids, loss = encode_chat(tokenizer, template, [user("Q"), says("A")])
-    assert "<think>\n\n</think>\n\nA" in tokenizer.decode(ids, False) and runs(tokenizer, ids, loss) == [
-        "A<|im_end|>"
-    ]
+    assert "<think>\n\n</think>\n\nA" in tokenizer.decode(ids, False) and runs(tokenizer, ids, loss) == ["A<|im_end|>"]
     for answer in (says("A", reasoning_content="hm"), says("<think>\nhm\n</think>\n\nA")):
         ids, loss = encode_chat(tokenizer, template, [user("Q"), answer])
         assert runs(tokenizer, ids, loss) == ["<think>\nhm\n</think>\n\nA<|im_end|>"]
@@ -139,9 +140,7 @@ def test_empty_thoughts_are_not_learned_and_real_ones_are():
 
 def test_thoughts_that_a_template_takes_away_do_not_shift_the_mask():
     tokenizer, template = setup("qwen3")
-    call = says(
-        "", reasoning_content="need it", tool_calls=[{"function": {"name": "get", "arguments": "{}"}}]
-    )
+    call = says("", reasoning_content="need it", tool_calls=[{"function": {"name": "get", "arguments": "{}"}}])
     messages = [
         user("Q1"),
         call,
@@ -162,13 +161,9 @@ def test_thoughts_that_a_template_takes_away_do_not_shift_the_mask():
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama3"])
 def test_calls_are_learned_and_tool_answers_are_not(name):
     tokenizer, template = setup(name)
-    call = says(
-        None, tool_calls=[{"type": "function", "function": {"name": "get", "arguments": '{"city": "Rom"}'}}]
-    )
+    call = says(None, tool_calls=[{"type": "function", "function": {"name": "get", "arguments": '{"city": "Rom"}'}}])
     messages = [user("Weather?"), call, {"role": "tool", "content": "sun"}, says("Sunny.")]
-    ids, loss = encode_chat(
-        tokenizer, template, messages, tools=[{"type": "function", "function": {"name": "get"}}]
-    )
+    ids, loss = encode_chat(tokenizer, template, messages, tools=[{"type": "function", "function": {"name": "get"}}])
     first, second = runs(tokenizer, ids, loss)
     assert '"get"' in first and '"Rom"' in first and "sun" not in first and first.endswith(END[name])
     assert second == "Sunny." + END[name]
@@ -194,19 +189,14 @@ def test_generation_marks_decide_where_there_are_any():
         "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}{{ m.content[:2] }}"
         "{% endgeneration %}<|im_end|>{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
     )
-    ids, loss = encode_chat(
-        PLAIN, ChatTemplate(source, PLAIN), [user("abc"), says("abc"), user("ab"), says("xyz")]
-    )
+    ids, loss = encode_chat(PLAIN, ChatTemplate(source, PLAIN), [user("abc"), says("abc"), user("ab"), says("xyz")])
     assert runs(PLAIN, ids, loss) == ["ab<|im_end|>", "xy<|im_end|>"]
 
 
 def test_some_turns_can_be_left_out():
     tokenizer, template = setup("chatml")
     messages = [user("a"), says("one"), user("b"), says("two", weight=0), user("c"), says("three")]
-    assert runs(tokenizer, *encode_chat(tokenizer, template, messages)) == [
-        "one<|im_end|>",
-        "three<|im_end|>",
-    ]
+    assert runs(tokenizer, *encode_chat(tokenizer, template, messages)) == ["one<|im_end|>", "three<|im_end|>"]
     assert runs(tokenizer, *encode_chat(tokenizer, template, messages, learn_from=2)) == ["three<|im_end|>"]
 
 

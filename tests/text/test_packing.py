@@ -50,9 +50,7 @@ def test_batches_keep_tokens_positions_and_targets_inside_examples(lengths, seed
     data = random_dataset(lengths, seed)
     for indexes in pack(data, 64, seed, 0):
         batch = make_batch(data, indexes)
-        assert [batch.ids.dtype, batch.positions.dtype, batch.starts.dtype, batch.targets.dtype] == [
-            np.int32
-        ] * 4
+        assert [batch.ids.dtype, batch.positions.dtype, batch.starts.dtype, batch.targets.dtype] == [np.int32] * 4
         assert batch.starts[0] == 0 and batch.starts[-1] == len(batch.ids) <= 64
         for k, i in enumerate(indexes):
             lo, hi = batch.starts[k], batch.starts[k + 1]

@@ -18,12 +18,15 @@ from anytune.text.rows import DataFile
 from tests.cli.conftest import chats, cli, model  # noqa: F401
 from tests.text.test_formats import write
 
-WORDS = st.text(st.sampled_from("ab \u2028\u2029\x85\ufeff\"\\/[]{},:é猫🐈\n\r\t"), max_size=12)
-VALUES = st.recursive(st.none() | st.booleans() | st.integers(-9, 9999) | st.floats(allow_nan=False) | WORDS,
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
-                      max_leaves=8)
-ROWS = st.lists(st.dictionaries(WORDS.filter(lambda key: not key.startswith("\ufeff")), VALUES, max_size=4), min_size=1,
-                max_size=6)
+WORDS = st.text(st.sampled_from('ab \u2028\u2029\x85\ufeff"\\/[]{},:é猫🐈\n\r\t'), max_size=12)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9999) | st.floats(allow_nan=False) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=8,
+)
+ROWS = st.lists(
+    st.dictionaries(WORDS.filter(lambda key: not key.startswith("\ufeff")), VALUES, max_size=4), min_size=1, max_size=6
+)
 BLANK = st.text(st.sampled_from(" \n\t\ufeff"), max_size=4)
 CONTAINERS = ("lines", "crlf", "blank lines", "array", "pretty array", "two arrays", "values", "one line")
 
@@ -32,11 +35,16 @@ def contained(rows, how, ascii_only):
     texts = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]
     pretty = [json.dumps(row, ensure_ascii=ascii_only, indent=1) for row in rows]
     half = len(rows) // 2
-    return {"lines": "\n".join(texts), "crlf": "\r\n".join(texts) + "\r\n",
-            "blank lines": "\n \n\n".join(texts) + "\n\n",
-            "array": f"[{','.join(texts)}]", "pretty array": "[\n" + ",\n".join(pretty) + "\n]\n",
-            "two arrays": f"[{', '.join(texts[:half])}]\n[{','.join(texts[half:])}]", "values": "\n".join(pretty),
-            "one line": "".join(texts)}[how]
+    return {
+        "lines": "\n".join(texts),
+        "crlf": "\r\n".join(texts) + "\r\n",
+        "blank lines": "\n \n\n".join(texts) + "\n\n",
+        "array": f"[{','.join(texts)}]",
+        "pretty array": "[\n" + ",\n".join(pretty) + "\n]\n",
+        "two arrays": f"[{', '.join(texts[:half])}]\n[{','.join(texts[half:])}]",
+        "values": "\n".join(pretty),
+        "one line": "".join(texts),
+    }[how]
 
 
 @contextlib.contextmanager
@@ -47,7 +55,8 @@ def piped(data, size):
     def send():
         with contextlib.suppress(BrokenPipeError), open(target, "wb", buffering=0) as file:
             for at in range(0, len(data), size):
-                file.write(data[at:at + size])
+                file.write(data[at : at + size])
+
     thread = threading.Thread(target=send)
     thread.start()
     try:
@@ -58,10 +67,19 @@ def piped(data, size):
 
 
 @settings(max_examples=150, deadline=None)
-@given(ROWS, st.sampled_from(CONTAINERS), st.booleans(), BLANK, st.sampled_from(["d.jsonl", "d.json", "d.txt", "d"]),
-       st.integers(0, 3), st.integers(1, 40), st.sampled_from(["file", "pipe", "stdin"]))
-def test_any_container_and_any_pieces_give_the_same_rows(tmp_path_factory, rows, how, ascii_only, front, name, packed,
-                                                         size, way):
+@given(
+    ROWS,
+    st.sampled_from(CONTAINERS),
+    st.booleans(),
+    BLANK,
+    st.sampled_from(["d.jsonl", "d.json", "d.txt", "d"]),
+    st.integers(0, 3),
+    st.integers(1, 40),
+    st.sampled_from(["file", "pipe", "stdin"]),
+)
+def test_any_container_and_any_pieces_give_the_same_rows(
+    tmp_path_factory, rows, how, ascii_only, front, name, packed, size, way
+):
     data = (front + contained(rows, how, ascii_only)).encode()
     for _ in range(packed == 1):
         data = gzip.compress(data)
@@ -99,7 +117,7 @@ def test_what_is_cut_off_is_refused(tmp_path_factory, rows, how, ascii_only, at,
             assert "d.json" in str(error)
             return
     # what is left was whole: the same rows as far as they go, and of an array nothing but blank was cut
-    assert found == rows[:len(found)]
+    assert found == rows[: len(found)]
     if "array" in how and found:
         assert text[:at].rstrip().endswith("]")
         assert len(found) == (len(rows) if how != "two arrays" or "[" not in text[at:] else len(rows) // 2)
@@ -120,51 +138,71 @@ def test_text_is_handed_on_as_it_is_but_for_the_mark_in_front(tmp_path_factory, 
     assert all(line.count("\n") == line.endswith("\n") for _, line in numbered)
 
 
-@pytest.mark.parametrize("content, rows", [
-    ('[[{"role": "user", "content": "a"}], [{"from": "gpt", "value": "b"}]]',
-     [{"messages": [{"role": "user", "content": "a"}]}, {"messages": [{"from": "gpt", "value": "b"}]}]),
-    ('[{"role": "user", "content": "a"},\n{"role": "assistant", "content": "b"}]\n',
-     [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]),
-    ('{"text": "a"}\n[{"role": "user", "content": "a"}]\n',
-     [{"text": "a"}, {"messages": [{"role": "user", "content": "a"}]}]),
-    ('[]\n[{"a": 1}]', [{"a": 1}]),
-    ('{"a": 1}{"a": 2}\n{"a": 3}', [{"a": 1}, {"a": 2}, {"a": 3}]),
-    ('[{"\ufeffinstruction": "a"}]', [{"instruction": "a"}]),
-])
+@pytest.mark.parametrize(
+    "content, rows",
+    [
+        (
+            '[[{"role": "user", "content": "a"}], [{"from": "gpt", "value": "b"}]]',
+            [{"messages": [{"role": "user", "content": "a"}]}, {"messages": [{"from": "gpt", "value": "b"}]}],
+        ),
+        (
+            '[{"role": "user", "content": "a"},\n{"role": "assistant", "content": "b"}]\n',
+            [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+        ),
+        (
+            '{"text": "a"}\n[{"role": "user", "content": "a"}]\n',
+            [{"text": "a"}, {"messages": [{"role": "user", "content": "a"}]}],
+        ),
+        ('[]\n[{"a": 1}]', [{"a": 1}]),
+        ('{"a": 1}{"a": 2}\n{"a": 3}', [{"a": 1}, {"a": 2}, {"a": 3}]),
+        ('[{"\ufeffinstruction": "a"}]', [{"instruction": "a"}]),
+    ],
+)
 def test_lists_of_messages_are_chats(tmp_path, content, rows):
     assert [row for _, row in DataFile(write(tmp_path, content)).rows()] == rows
 
 
-@pytest.mark.parametrize("content, words", [
-    ('[{"a": 1},', "line 1: the array that begins on line 1 does not end"),
-    ('\n[{"a": 1}\n', "line 3: the array that begins on line 2 does not end"),
-    ('[{"a": 1}, {"b": ', "the array that begins on line 1 does not end"),
-    ("[", "does not end"),
-    ('{"a": 1,\n "b": [', "this value does not end"),
-    ('[{"a": 1},]', "not valid JSON"),
-    ('[{"a": 1} {"b": 2}]', "expected ',' or ']'"),
-    ('[{"a": 1}]]', "not valid JSON|must hold one JSON object"),
-    ('[{"a": 1}] and more', "not valid JSON|must hold one JSON object"),
-    ('[{"a": 1}, 5]', "not a number"),
-    ('[{"a": 1}, [1]]', "not a list"),
-    ('{"a": {"b": 1, "b": 2}}', "line 1: the key 'b' stands twice"),
-    ('[\n{"a": 1, "a": 1}]', "line 2: the key 'a' stands twice"),
-    ('[{"a": "\\ud83d"}]', "an escape like"),
-    ('[{"role": "user", "content": "\\ud83d"}]', "an escape like"),
-    ('{"a": 1},\n{"a": 2}\n', "not valid JSON|must hold"),
-    ("﻿[" * 3000, "line 1"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('[{"a": 1},', "line 1: the array that begins on line 1 does not end"),
+        ('\n[{"a": 1}\n', "line 3: the array that begins on line 2 does not end"),
+        ('[{"a": 1}, {"b": ', "the array that begins on line 1 does not end"),
+        ("[", "does not end"),
+        ('{"a": 1,\n "b": [', "this value does not end"),
+        ('[{"a": 1},]', "not valid JSON"),
+        ('[{"a": 1} {"b": 2}]', "expected ',' or ']'"),
+        ('[{"a": 1}]]', "not valid JSON|must hold one JSON object"),
+        ('[{"a": 1}] and more', "not valid JSON|must hold one JSON object"),
+        ('[{"a": 1}, 5]', "not a number"),
+        ('[{"a": 1}, [1]]', "not a list"),
+        ('{"a": {"b": 1, "b": 2}}', "line 1: the key 'b' stands twice"),
+        ('[\n{"a": 1, "a": 1}]', "line 2: the key 'a' stands twice"),
+        ('[{"a": "\\ud83d"}]', "an escape like"),
+        ('[{"role": "user", "content": "\\ud83d"}]', "an escape like"),
+        ('{"a": 1},\n{"a": 2}\n', "not valid JSON|must hold"),
+        ("﻿[" * 3000, "line 1"),
+    ],
+)
 def test_what_is_no_stream_of_rows_is_refused(tmp_path, content, words):
     with pytest.raises(UserError, match=words):
         list(DataFile(write(tmp_path, content)).rows())
 
 
-@pytest.mark.parametrize("data, words", [
-    ("é".encode("utf-16"), "UTF-16"), (b"PK\x03\x04rest", "zip"), (b"\x28\xb5\x2f\xfd rest", "zstd"),
-    (b"PAR1....", "Parquet"), (b"%PDF-1.4 a", "a PDF"), (b"SQLite format 3\0a", "a database"),
-    (b"a\nb\xffc", "line 2: byte 2 of the line is not UTF-8"),
-    (b"\xe2\x80", "line 1: byte 1 of the line is not UTF-8"), (gzip.compress(b"text", mtime=0)[:-4], "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ("é".encode("utf-16"), "UTF-16"),
+        (b"PK\x03\x04rest", "zip"),
+        (b"\x28\xb5\x2f\xfd rest", "zstd"),
+        (b"PAR1....", "Parquet"),
+        (b"%PDF-1.4 a", "a PDF"),
+        (b"SQLite format 3\0a", "a database"),
+        (b"a\nb\xffc", "line 2: byte 2 of the line is not UTF-8"),
+        (b"\xe2\x80", "line 1: byte 1 of the line is not UTF-8"),
+        (gzip.compress(b"text", mtime=0)[:-4], "cannot be read"),
+    ],
+)
 def test_bytes_that_are_no_text_are_named(tmp_path, monkeypatch, data, words):
     path = write(tmp_path, data, "d.txt")
     for size in (1, 2, 3, 1 << 16):
@@ -196,8 +234,11 @@ def test_a_pipe_is_read_once(tmp_path, cli, model, chats, monkeypatch):
     assert cli("data", "preview", "-m", model, "-f", "-", "--json", code=0).json["counts"]["examples"] == 6
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    for args in (["train", "-m", model, "-f", fifo, "-f", fifo], ["data", "preview", "-m", model, "-f", "-", "-f", "-"],
-                 ["train", "-m", model, "-f", fifo, "--val-file", fifo]):
+    for args in (
+        ["train", "-m", model, "-f", fifo, "-f", fifo],
+        ["data", "preview", "-m", model, "-f", "-", "-f", "-"],
+        ["train", "-m", model, "-f", fifo, "--val-file", fifo],
+    ):
         feed()
         said = cli(*args, code=2).err
         assert "only once" in said or "for training and for validation" in said
@@ -209,9 +250,11 @@ def test_what_is_read_twice_is_no_pipe(tmp_path, cli, model, chats, monkeypatch)
     with pytest.raises(UserError, match="only once"):
         reading.read_text("-")
     os.mkfifo(tmp_path / "fifo")
-    for args in (["data", "build", "email", tmp_path / "fifo", "--from", "a@b.c", "-o", tmp_path / "out"],
-                 ["data", "build", "pubmedqa", tmp_path / "fifo", "--test", chats, "-o", tmp_path / "out"],
-                 ["data", "preview", "-m", model, "-f", tmp_path / "fifo", "--chat-template", tmp_path / "fifo"],
-                 ["train", "-m", model, "-f", tmp_path / "fifo", "--chat-template", tmp_path / "fifo"]):
+    for args in (
+        ["data", "build", "email", tmp_path / "fifo", "--from", "a@b.c", "-o", tmp_path / "out"],
+        ["data", "build", "pubmedqa", tmp_path / "fifo", "--test", chats, "-o", tmp_path / "out"],
+        ["data", "preview", "-m", model, "-f", tmp_path / "fifo", "--chat-template", tmp_path / "fifo"],
+        ["train", "-m", model, "-f", tmp_path / "fifo", "--chat-template", tmp_path / "fifo"],
+    ):
         said = cli(*args, code=2).err
         assert "read twice" in said or "only once" in said

@@ -154,15 +154,9 @@ def test_sentencepiece_follows_llamacpp_with_space_prefix(tmp_path):
     need("xllamacpp")
     from anytune.gguf import write_gguf
 
-    for k, more in enumerate(
-        [{}, {"tokenizer.ggml.add_space_prefix": False}, {"tokenizer.ggml.add_eos_token": True}]
-    ):
+    for k, more in enumerate([{}, {"tokenizer.ggml.add_space_prefix": False}, {"tokenizer.ggml.add_eos_token": True}]):
         path = tmp_path / f"{k}.gguf"
-        write_gguf(
-            path,
-            {"general.architecture": "llama", "llama.context_length": 64} | spm_vocabulary(320) | more,
-            [],
-        )
+        write_gguf(path, {"general.architecture": "llama", "llama.context_length": 64} | spm_vocabulary(320) | more, [])
         with GGUF.open(path) as gguf, Peer(path) as peer:
             tokenizer = Tokenizer.from_gguf(gguf)
             for special in (False, True):
@@ -181,16 +175,10 @@ def test_streaming_gives_the_same_text(text):
 
 def test_special_tokens_are_read_only_when_asked():
     tokenizer = Tokenizer(bytes_vocabulary())
-    assert (
-        tokenizer.encode("<|end|>he<extra>")
-        != tokenizer.encode("<|end|>he<extra>", special=True)
-        == [0, 257, 258]
-    )
+    assert tokenizer.encode("<|end|>he<extra>") != tokenizer.encode("<|end|>he<extra>", special=True) == [0, 257, 258]
     assert tokenizer.encode("x<extra>")[-1] == 258  # user-defined ones always are
     assert tokenizer.eog == {0} and tokenizer.eot == 0
-    assert (
-        tokenizer.decode([0, 257]) == "he" and tokenizer.decode([0, 257], skip_special=False) == "<|end|>he"
-    )
+    assert tokenizer.decode([0, 257]) == "he" and tokenizer.decode([0, 257], skip_special=False) == "<|end|>he"
     assert tokenizer.encode("he", bos=True) == [0, 257]
 
 

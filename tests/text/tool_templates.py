@@ -83,17 +83,61 @@ INLINE = """{%- for t in tools or [] %}{{- '<|tool|>' }}{{- t | tojson(ensure_as
 {%- else %}{{- '<|turn|>' + m.role + '\n' + m.content + '<|im_end|>' }}{%- endif %}
 {%- endfor %}{%- if add_generation_prompt and messages[-1].role != 'tool' %}{{- '<|turn|>model\n<thought>\n</thought>' }}{%- endif %}"""
 
-TAGGED = {"opened": OPENED, "nulled": NULLED, "headers": HEADERS, "channels": CHANNELS, "brackets": BRACKETS, "raw": RAW,
-          "inline": INLINE}
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>", "<|call|>", "<|sep|>",
-           "<|result|>", "<|begin|>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "[TOOLS]", "[/TOOLS]",
-           "[INST]", "[/INST]", "[CALLS]", "[RESULT]", "[/RESULT]", "[SYS]", "[/SYS]", "<|tool|>", "<|turn|>", "<|response|>",
-           "<|answered|>", "<|done|>", "<s>", "</s>"]
+TAGGED = {
+    "opened": OPENED,
+    "nulled": NULLED,
+    "headers": HEADERS,
+    "channels": CHANNELS,
+    "brackets": BRACKETS,
+    "raw": RAW,
+    "inline": INLINE,
+}
+SPECIAL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|observation|>",
+    "<|call|>",
+    "<|sep|>",
+    "<|result|>",
+    "<|begin|>",
+    "<|start|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|end|>",
+    "<|return|>",
+    "[TOOLS]",
+    "[/TOOLS]",
+    "[INST]",
+    "[/INST]",
+    "[CALLS]",
+    "[RESULT]",
+    "[/RESULT]",
+    "[SYS]",
+    "[/SYS]",
+    "<|tool|>",
+    "<|turn|>",
+    "<|response|>",
+    "<|answered|>",
+    "<|done|>",
+    "<s>",
+    "</s>",
+]
 #: the end tokens of each, and its own end of turn
-ENDS = {"opened": ["<|im_end|>"], "nulled": ["</s>"], "headers": ["<|user|>", "<|observation|>"],
-        "channels": ["<|return|>", "<|call|>"], "brackets": ["</s>"], "raw": ["<|im_end|>"],
-        "inline": ["<|im_end|>", "<|done|>"]}
+ENDS = {
+    "opened": ["<|im_end|>"],
+    "nulled": ["</s>"],
+    "headers": ["<|user|>", "<|observation|>"],
+    "channels": ["<|return|>", "<|call|>"],
+    "brackets": ["</s>"],
+    "raw": ["<|im_end|>"],
+    "inline": ["<|im_end|>", "<|done|>"],
+}
 
 
 def plain(source: str) -> str:
-    return re.sub(r"\{%-? (?:end)?generation %\}", lambda tag: "{%- if true %}{%- endif %}" if "-" in tag[0] else "", source)
+    return re.sub(
+        r"\{%-? (?:end)?generation %\}", lambda tag: "{%- if true %}{%- endif %}" if "-" in tag[0] else "", source
+    )

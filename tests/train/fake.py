@@ -30,7 +30,7 @@ class FakeAdapter:
         data = Path(path).read_bytes()
         r, v = np.frombuffer(data, "<i4", 2)
         values = np.frombuffer(data, "<f4", offset=8)
-        return cls({"bigram": (values[:r * v].reshape(r, v), values[r * v:].reshape(v, r))})
+        return cls({"bigram": (values[: r * v].reshape(r, v), values[r * v :].reshape(v, r))})
 
 
 class FakeProduct:
@@ -51,8 +51,10 @@ class FakeTrainee:
 
     def __init__(self, rank=4, dropout=0.1, seed=0, nan_at=None):
         rng = np.random.default_rng(seed)
-        self.p = {"a": rng.normal(size=(rank, VOCABULARY)).astype(np.float32) * 0.3,
-                  "b": np.zeros((VOCABULARY, rank), np.float32)}
+        self.p = {
+            "a": rng.normal(size=(rank, VOCABULARY)).astype(np.float32) * 0.3,
+            "b": np.zeros((VOCABULARY, rank), np.float32),
+        }
         self.m = {k: np.zeros_like(v) for k, v in self.p.items()}
         self.v = {k: np.zeros_like(v) for k, v in self.p.items()}
         self.g = {k: np.zeros_like(v) for k, v in self.p.items()}
@@ -106,8 +108,7 @@ class FakeTrainee:
         return norm
 
     def state(self):
-        return {f"{group}.{k}": v for group, d in (("p", self.p), ("m", self.m), ("v", self.v))
-                for k, v in d.items()}
+        return {f"{group}.{k}": v for group, d in (("p", self.p), ("m", self.m), ("v", self.v)) for k, v in d.items()}
 
     def load_state(self, arrays):
         mine = self.state()

@@ -16,12 +16,19 @@ from anytune.train.settings import TrainSettings
 from anytune.train.trainer import Trainer
 from tests.train.fake import FakeProduct, FakeTrainee, chain_dataset
 
-SETTINGS = {"context": 32, "ubatch": 32, "batch": 96, "epochs": 3, "lr": 0.05, "checkpoint_save_steps": 2,
-            "val_every": 3, "warmup_ratio": 0.1}
+SETTINGS = {
+    "context": 32,
+    "ubatch": 32,
+    "batch": 96,
+    "epochs": 3,
+    "lr": 0.05,
+    "checkpoint_save_steps": 2,
+    "val_every": 3,
+    "warmup_ratio": 0.1,
+}
 
 
-def job(run_dir: Path | None, *, train=None, val=None, trainee=None, prepare=None, base="f" * 64, say=None,
-        **changes):
+def job(run_dir: Path | None, *, train=None, val=None, trainee=None, prepare=None, base="f" * 64, say=None, **changes):
     """Run (or with resume_from, continue) the job; returns (Result, trainer)."""
     settings = TrainSettings(**dict(SETTINGS, run_dir=str(run_dir) if run_dir else None, **changes))
     train = train if train is not None else chain_dataset()
@@ -30,11 +37,27 @@ def job(run_dir: Path | None, *, train=None, val=None, trainee=None, prepare=Non
     console = Console(quiet=True)
     if say is not None:
         console.say = say
-    identity = {"base": base, "data": train.fingerprint, "validation": val.fingerprint if val else None,
-                "settings": settings.exact(), "trainee": trainee.spec}
+    identity = {
+        "base": base,
+        "data": train.fingerprint,
+        "validation": val.fingerprint if val else None,
+        "settings": settings.exact(),
+        "trainee": trainee.spec,
+    }
     run, run_id, found = open_run(settings, "toy", identity, {"model": "toy.gguf"}, console.say)
-    trainer = Trainer(trainee, train, val or None, settings, run, run_id=run_id, identity=identity,
-                      resume=found, console=console, plan=Plan(train, settings), product=FakeProduct(trainee))
+    trainer = Trainer(
+        trainee,
+        train,
+        val or None,
+        settings,
+        run,
+        run_id=run_id,
+        identity=identity,
+        resume=found,
+        console=console,
+        plan=Plan(train, settings),
+        product=FakeProduct(trainee),
+    )
     if prepare:
         prepare(trainer)
     try:
@@ -59,6 +82,7 @@ def operations(before):
         def call(*args, **kwargs):
             before(name)
             return real[name](*args, **kwargs)
+
         return call
 
     for name in OPERATIONS:

@@ -48,8 +48,9 @@ def survive(command: list[str], run: Path, kills: int, moment, limit: int = 10_0
     """
     done = 0
     for _ in range(limit):
-        process = subprocess.Popen([part.replace("{run}", str(run)) for part in command],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [part.replace("{run}", str(run)) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         try:
             _, errors = process.communicate(timeout=moment() if done < kills else None)
         except subprocess.TimeoutExpired:

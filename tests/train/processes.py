@@ -17,8 +17,18 @@ from tests.support import tiny
 
 ROOT = Path(__file__).parents[2]
 WORDS = "the cat sat on a warm stone in the sun and then it went to see the other cat".split()
-JOB = {"context": 96, "ubatch": 96, "batch": 288, "epochs": 3, "lr": 5e-3, "val_split": 0.2, "quiet": True,
-       "assistant_loss_only": True, "checkpoint_save_steps": 5, "keep_checkpoints": 9}
+JOB = {
+    "context": 96,
+    "ubatch": 96,
+    "batch": 288,
+    "epochs": 3,
+    "lr": 5e-3,
+    "val_split": 0.2,
+    "quiet": True,
+    "assistant_loss_only": True,
+    "checkpoint_save_steps": 5,
+    "keep_checkpoints": 9,
+}
 SAME = ("step", "epoch", "lr", "tokens", "loss_tokens")
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by Linux's /proc")
 
@@ -27,15 +37,31 @@ def write_inputs(folder: Path) -> None:
     """A tiny model of quantized blocks and chats for 12 steps of one to three micro-batches."""
     rng = random.Random(0)
     tiny.write(folder / "model.gguf", "qwen3", type="Q8_0")
-    rows = [{"messages": [{"role": "user", "content": " ".join(rng.choices(WORDS, k=4))},
-                          {"role": "assistant", "content": " ".join(WORDS[: rng.randint(3, 8)])}]} for _ in range(24)]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": " ".join(rng.choices(WORDS, k=4))},
+                {"role": "assistant", "content": " ".join(WORDS[: rng.randint(3, 8)])},
+            ]
+        }
+        for _ in range(24)
+    ]
     (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def places(rank: int, size: int, port: int) -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "PYTHONPATH": path,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank),
+        "PYTHONPATH": path,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
 
 
 def start(command: list[str], folder: Path, size: int = 2) -> list[subprocess.Popen]:
@@ -43,8 +69,17 @@ def start(command: list[str], folder: Path, size: int = 2) -> list[subprocess.Po
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [subprocess.Popen([sys.executable, "-m", *command], env=places(rank, size, port), cwd=folder, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in range(size)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=places(rank, size, port),
+            cwd=folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(size)
+    ]
 
 
 def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
@@ -66,9 +101,30 @@ def together(name: str, folder: Path, size: int = 2, module: str = "tests.train.
 
 def line(folder: Path, run: str, *more: str) -> list[str]:
     """A training's command line, which takes long enough to be interrupted."""
-    return ["anytune", "train", "-m", str(folder / "model.gguf"), "-f", str(folder / "chats.jsonl"), "-c", "96",
-            "-ub", "96", "-b", "288", "--num-epochs", "2000", "--assistant-loss-only", "--checkpoint-save-steps", "3",
-            "--device", "cpu-torch", "--run-dir", run, *more]
+    return [
+        "anytune",
+        "train",
+        "-m",
+        str(folder / "model.gguf"),
+        "-f",
+        str(folder / "chats.jsonl"),
+        "-c",
+        "96",
+        "-ub",
+        "96",
+        "-b",
+        "288",
+        "--num-epochs",
+        "2000",
+        "--assistant-loss-only",
+        "--checkpoint-save-steps",
+        "3",
+        "--device",
+        "cpu-torch",
+        "--run-dir",
+        run,
+        *more,
+    ]
 
 
 def until(path: Path, rows: int, seconds: float = 40) -> None:
@@ -92,9 +148,14 @@ def child(parent: int, rank: int) -> int:
 def train(folder: Path, name: str, **changes):
     import anytune
     from anytune.train.finetune import train as run
+
     what = {} if "full" in changes else {"lora": anytune.Lora(rank=4, dropout=0.05)}
-    return run(folder / "model.gguf", folder / "chats.jsonl", run_dir=str(folder / name),
-               **{"device": "cpu-torch", **JOB, **what, **changes})
+    return run(
+        folder / "model.gguf",
+        folder / "chats.jsonl",
+        run_dir=str(folder / name),
+        **{"device": "cpu-torch", **JOB, **what, **changes},
+    )
 
 
 def rows(run: Path) -> list[dict]:

@@ -22,20 +22,35 @@ from tests.train.fake import FakeTrainee
 from tests.train.jobs import full_disk, job, operations
 from tests.train.kill_harness import same_end
 
-INFO = {"position": {"epoch": 0, "epoch_step": 3}, "best": None, "waited": 0, "pending": None, "run_id": "x",
-        "run": "toy", "identity": {"settings": {"lr": 0.1}}, "engine": {"threads": 2}}
+INFO = {
+    "position": {"epoch": 0, "epoch_step": 3},
+    "best": None,
+    "waited": 0,
+    "pending": None,
+    "run_id": "x",
+    "run": "toy",
+    "identity": {"settings": {"lr": 0.1}},
+    "engine": {"threads": 2},
+}
 
 
 def state(seed=0):
     rng = np.random.default_rng(seed)
-    return {"p.a": rng.normal(size=(3, 5)).astype(np.float32), "m.a": rng.normal(size=7).astype(np.float32),
-            "empty": np.zeros((0, 4), np.float32)}
+    return {
+        "p.a": rng.normal(size=(3, 5)).astype(np.float32),
+        "m.a": rng.normal(size=7).astype(np.float32),
+        "empty": np.zeros((0, 4), np.float32),
+    }
 
 
 def test_safetensors_reads_ours_and_we_read_theirs(tmp_path):
     numpy_io = need("safetensors.numpy")
-    arrays = dict(state(), i=np.arange(6, dtype=np.int64).reshape(2, 3), t=np.array([True, False]),
-                  transposed=np.arange(12, dtype=np.float32).reshape(3, 4).T)
+    arrays = dict(
+        state(),
+        i=np.arange(6, dtype=np.int64).reshape(2, 3),
+        t=np.array([True, False]),
+        transposed=np.arange(12, dtype=np.float32).reshape(3, 4).T,
+    )
     write_tensors(tmp_path / "ours", arrays)
     for name, array in numpy_io.load_file(tmp_path / "ours").items():
         np.testing.assert_array_equal(array, arrays[name])
@@ -97,7 +112,7 @@ def test_any_damage_is_found(good, tmp_path_factory, data):
         found = ckpt.load(folder)
     except Broken:
         return
-    assert victim.name == ckpt.MANIFEST     # only its white space can change without meaning
+    assert victim.name == ckpt.MANIFEST  # only its white space can change without meaning
     assert found.info == ckpt.load(good).info
     shutil.rmtree(folder.parent)
 
@@ -109,8 +124,10 @@ def rewrite(folder, header=None, info=None, manifest=None):
     if info is not None:
         (folder / ckpt.INFO).write_text(info if isinstance(info, str) else json.dumps(info))
     names = [ckpt.STATE, ckpt.INFO] + ([ckpt.BEST] if (folder / ckpt.BEST).exists() else [])
-    rows = {n: {"size": (folder / n).stat().st_size,
-                "sha256": hashlib.sha256((folder / n).read_bytes()).hexdigest()} for n in names}
+    rows = {
+        n: {"size": (folder / n).stat().st_size, "sha256": hashlib.sha256((folder / n).read_bytes()).hexdigest()}
+        for n in names
+    }
     (folder / ckpt.MANIFEST).write_text(json.dumps(manifest or {"format": 1, "files": rows}))
 
 
@@ -120,16 +137,26 @@ def header(table, data=b"") -> bytes:
 
 
 HOSTILE_STATES = [
-    b"", b"\1", (2**63).to_bytes(8, "little"), (2**40).to_bytes(8, "little") + b"{}", header(b"[" * 100_000),
-    header(b"[]"), header({"a": 3}),
+    b"",
+    b"\1",
+    (2**63).to_bytes(8, "little"),
+    (2**40).to_bytes(8, "little") + b"{}",
+    header(b"[" * 100_000),
+    header(b"[]"),
+    header({"a": 3}),
     header({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
     header({"a": {"dtype": "F32", "shape": [2**31, 2**31, 4], "data_offsets": [0, 0]}}),
     header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}),
     header({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, b"\0" * 4),
     header({"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}, b"\0" * 8),
     header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"\0" * 8),
-    header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
-            "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4),
+    header(
+        {
+            "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        },
+        b"\0" * 4,
+    ),
     header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 8),
     header({"a": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}}, b"\0" * 4),
     header({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4),
@@ -161,12 +188,26 @@ def test_no_bytes_crash_the_reader(tmp_path_factory, raw, length):
         pass
 
 
-@pytest.mark.parametrize("info", [
-    "[]", "{", "[" * 100_000, dict(INFO), dict(INFO, step=-1), dict(INFO, step=1e9), dict(INFO, step=True),
-    dict(INFO, step=3, best={"step": 1}), dict(INFO, step=3, best={"step": 1, "val_loss": 0.5}),
-    dict(INFO, step=3, position=[1]), dict(INFO, step=3, run=7), dict(INFO, step=3, identity=None),
-    dict(INFO, step=3, pending="x"), dict(INFO, step=3, waited=2**60),
-], ids=range(14))
+@pytest.mark.parametrize(
+    "info",
+    [
+        "[]",
+        "{",
+        "[" * 100_000,
+        dict(INFO),
+        dict(INFO, step=-1),
+        dict(INFO, step=1e9),
+        dict(INFO, step=True),
+        dict(INFO, step=3, best={"step": 1}),
+        dict(INFO, step=3, best={"step": 1, "val_loss": 0.5}),
+        dict(INFO, step=3, position=[1]),
+        dict(INFO, step=3, run=7),
+        dict(INFO, step=3, identity=None),
+        dict(INFO, step=3, pending="x"),
+        dict(INFO, step=3, waited=2**60),
+    ],
+    ids=range(14),
+)
 def test_hostile_tables_are_refused(tmp_path, info):
     path = ckpt.save(tmp_path, 3, state(), INFO, None)
     rewrite(path, info=info)
@@ -174,9 +215,18 @@ def test_hostile_tables_are_refused(tmp_path, info):
         ckpt.load(path)
 
 
-@pytest.mark.parametrize("files", [
-    {}, {"../../../etc/passwd": {"size": 1, "sha256": ""}}, {ckpt.STATE: {}, ckpt.INFO: {}},
-    {ckpt.STATE: None, ckpt.INFO: None}, {ckpt.STATE: 1, ckpt.INFO: 2, "extra": 3}, [1]], ids=range(6))
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"../../../etc/passwd": {"size": 1, "sha256": ""}},
+        {ckpt.STATE: {}, ckpt.INFO: {}},
+        {ckpt.STATE: None, ckpt.INFO: None},
+        {ckpt.STATE: 1, ckpt.INFO: 2, "extra": 3},
+        [1],
+    ],
+    ids=range(6),
+)
 def test_hostile_manifests_are_refused(tmp_path, files):
     path = ckpt.save(tmp_path, 3, state(), INFO, None)
     rewrite(path, manifest={"format": 1, "files": files})
@@ -203,9 +253,9 @@ def test_the_last_good_ones_are_kept(tmp_path):
     assert [ckpt.load(p).step for p in ckpt.listing(tmp_path)] == [8, 6]
     (ckpt.listing(tmp_path)[0] / ckpt.STATE).write_bytes(b"torn")
     ckpt.prune(tmp_path, 2, ckpt.save(tmp_path, 10, state(10), INFO, None))
-    assert [ckpt.load(p).step for p in ckpt.listing(tmp_path)] == [10, 6]     # the torn one does not count
+    assert [ckpt.load(p).step for p in ckpt.listing(tmp_path)] == [10, 6]  # the torn one does not count
     ckpt.prune(tmp_path, 2, ckpt.save(tmp_path, 7, state(7), INFO, None))
-    assert [ckpt.load(p).step for p in ckpt.listing(tmp_path)] == [7, 6]      # 10 is a future given up
+    assert [ckpt.load(p).step for p in ckpt.listing(tmp_path)] == [7, 6]  # 10 is a future given up
 
 
 @pytest.mark.parametrize("name", ["write", "fsync", "rename", "mkdir", "open"])
@@ -281,6 +331,7 @@ def test_differences_name_flags():
 def test_two_processes_cannot_share_a_run(tmp_path):
     need("fcntl")
     from anytune.train.run import lock
+
     with lock(tmp_path):
         with pytest.raises(UserError, match="in use"):
             with lock(tmp_path):

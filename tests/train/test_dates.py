@@ -15,18 +15,25 @@ from anytune.train.finetune import train
 from anytune.train.run import read_json
 from tests.support import tiny
 
-TEMPLATE = ("{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>"
-            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}")
-ROWS = [[("user", "hello"), ("assistant", "yes")], [("user", "go"), ("assistant", "no")],
-        [("user", "a b"), ("assistant", "c d")]]
+TEMPLATE = (
+    "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+ROWS = [
+    [("user", "hello"), ("assistant", "yes")],
+    [("user", "go"), ("assistant", "no")],
+    [("user", "a b"), ("assistant", "c d")],
+]
 
 
 @pytest.fixture
 def day(monkeypatch):
     """day(n): it is the n-th of a month for templates that are made from now on."""
+
     def set_to(n):
         clock = types.SimpleNamespace(now=lambda: datetime.datetime(2026, 3, n, 23, 59))
         monkeypatch.setattr("anytune.text.chat.datetime", types.SimpleNamespace(datetime=clock))
+
     return set_to
 
 
@@ -35,13 +42,24 @@ def job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = tiny.write(tmp_path / "tiny.gguf", "llama")
     (tmp_path / "t.jinja").write_text(TEMPLATE)
-    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": [{"role": r, "content": c} for r, c in row]})
-                                                  + "\n" for row in ROWS))
+    (tmp_path / "chats.jsonl").write_text(
+        "".join(json.dumps({"messages": [{"role": r, "content": c} for r, c in row]}) + "\n" for row in ROWS)
+    )
 
     def run(**options):
-        options = {"chat_template": "t.jinja", "context": 96, "ubatch": 96, "batch": 96, "max_steps": 4, "epochs": 9,
-                   "checkpoint_save_steps": 1, "keep_checkpoints": 9, "device": "numpy"} | options
+        options = {
+            "chat_template": "t.jinja",
+            "context": 96,
+            "ubatch": 96,
+            "batch": 96,
+            "max_steps": 4,
+            "epochs": 9,
+            "checkpoint_save_steps": 1,
+            "keep_checkpoints": 9,
+            "device": "numpy",
+        } | options
         return train(str(model), "chats.jsonl", threads=1, quiet=True, **options)
+
     return run
 
 
@@ -109,7 +127,8 @@ def test_a_template_on_another_day_is_the_same_template(tmp_path):
 def test_examples_beyond_the_models_context_are_told(job, tmp_path):
     (tmp_path / "t.jinja").write_text(TEMPLATE.replace("{{ strftime_now('%Y-%m-%d') }}", ""))
     rows = [[("user", "word " * 300), ("assistant", "yes")], ROWS[0]]
-    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": [{"role": r, "content": c} for r, c in row]})
-                                                  + "\n" for row in rows))
+    (tmp_path / "chats.jsonl").write_text(
+        "".join(json.dumps({"messages": [{"role": r, "content": c} for r, c in row]}) + "\n" for row in rows)
+    )
     run = job(context=4096, ubatch=4096, batch=4096, max_steps=1)
     assert "1 example is longer than the model's context of 256 tokens" in (run.run_dir / "train.log").read_text()

@@ -15,6 +15,7 @@ SMALL = {"context": 64, "ubatch": 64, "batch": 64, "max_steps": 1}
 
 class Other(NumpyEngine):
     """Stands for the bf16 engine on processors that have none."""
+
     name = "cpu-bf16"
 
 
@@ -27,8 +28,9 @@ def auto(monkeypatch, tmp_path):
     monkeypatch.setattr(probe, "gpu_node", lambda: None)
     monkeypatch.setattr(device, "bf16_missing", lambda: None)
     real = devices.engine_for
-    monkeypatch.setattr(device, "engine_for",
-                        lambda name, threads: Other(threads) if name == "cpu-bf16" else real(name, threads))
+    monkeypatch.setattr(
+        device, "engine_for", lambda name, threads: Other(threads) if name == "cpu-bf16" else real(name, threads)
+    )
 
 
 @pytest.fixture
@@ -40,8 +42,9 @@ def file(tmp_path):
 def run(model, capsys, **options):
     """-> (the Run, its first lines)."""
     capsys.readouterr()
-    made = anytune.finetune(model, "d.jsonl", **SMALL | {"run_dir": f"runs/{np.random.default_rng().integers(1e9)}"}
-                            | options)
+    made = anytune.finetune(
+        model, "d.jsonl", **SMALL | {"run_dir": f"runs/{np.random.default_rng().integers(1e9)}"} | options
+    )
     return made, capsys.readouterr().err
 
 
@@ -56,24 +59,28 @@ def test_an_adapter_is_trained_in_bf16_and_the_model_stays_exact(file, capsys):
     np.testing.assert_array_equal(model.logits(ids, made.adapter), exact.logits(ids, made.adapter))
 
 
-@pytest.mark.parametrize(("options", "engine", "why"), [
-    ({"device": "numpy"}, "numpy", "--device numpy asks for it"),
-    ({"full": True}, "numpy", "small steps of a model's own weights are lost in bf16"),
-    ({"lack": "it has no such instructions"}, "numpy", "cannot run here: it has no such instructions"),
-    ({"doctor": "numpy"}, "numpy", "anytune doctor found it faster"),
-    ({"variable": "numpy"}, "numpy", "ANYTUNE_DEVICE"),
-])
+@pytest.mark.parametrize(
+    ("options", "engine", "why"),
+    [
+        ({"device": "numpy"}, "numpy", "--device numpy asks for it"),
+        ({"full": True}, "numpy", "small steps of a model's own weights are lost in bf16"),
+        ({"lack": "it has no such instructions"}, "numpy", "cannot run here: it has no such instructions"),
+        ({"doctor": "numpy"}, "numpy", "anytune doctor found it faster"),
+        ({"variable": "numpy"}, "numpy", "ANYTUNE_DEVICE"),
+    ],
+)
 def test_the_first_lines_say_which_engine_and_why(file, capsys, monkeypatch, options, engine, why):
     if lack := options.get("lack"):
         monkeypatch.setattr(device, "bf16_missing", lambda: lack)
     if options.get("doctor"):
         from anytune.engine import race
+
         race.remember({"numpy": 2.0, "cpu-bf16": 1.0})
     if options.get("variable"):
         monkeypatch.setenv("ANYTUNE_DEVICE", options["variable"])
     full = {"full": anytune.Full(), "output_type": None} if options.get("full") else {}
     _, said = run(anytune.load(file, device=options.get("device", "auto"), threads=1), capsys, **full)
-    line, = (line for line in said.splitlines() if line.startswith("Device: "))
+    (line,) = (line for line in said.splitlines() if line.startswith("Device: "))
     assert line.startswith(f"Device: {engine}, since ") and why in line
 
 
@@ -85,6 +92,7 @@ def test_losses_that_contradict_each_other_are_refused(file):
 def test_memory_that_does_not_suffice_falls_back(file, capsys, monkeypatch):
     def refuse(self, weights, memory):
         raise UserError("this training needs more memory than there is")
+
     monkeypatch.setattr(Other, "budget", refuse)
     _, said = run(anytune.load(file, threads=1), capsys)
     assert "Device: numpy, since cpu-bf16, which is faster, needs more memory" in said
@@ -109,9 +117,28 @@ def test_a_gpu_that_nothing_here_can_use_is_named(monkeypatch):
 
 def test_no_layers_on_the_gpu_leaves_the_choice_on_the_cpu(file, capsys):
     from anytune.cli.main import run as command
-    args = ["train", "-m", str(file), "-f", "d.jsonl", "-c", "64", "-ub", "64", "-b", "64", "--max-steps", "1", "-t",
-            "1"]
-    for more, said in ((["-ngl", "0"], "Device: cpu-bf16"), (["-ngl", "0", "--device", "numpy"], "Device: numpy"),
-                       (["--device", "cpu"], "Device: numpy")):
+
+    args = [
+        "train",
+        "-m",
+        str(file),
+        "-f",
+        "d.jsonl",
+        "-c",
+        "64",
+        "-ub",
+        "64",
+        "-b",
+        "64",
+        "--max-steps",
+        "1",
+        "-t",
+        "1",
+    ]
+    for more, said in (
+        (["-ngl", "0"], "Device: cpu-bf16"),
+        (["-ngl", "0", "--device", "numpy"], "Device: numpy"),
+        (["--device", "cpu"], "Device: numpy"),
+    ):
         assert command([*args, *more, "--run-dir", f"runs/{len(more)}{more[0]}{more[1]}"]) == 0
         assert said in capsys.readouterr().err

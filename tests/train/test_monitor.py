@@ -36,8 +36,12 @@ def test_a_finished_run_tells_what_it_took(tmp_path):
 
 def test_rows_of_older_versions_are_timed_by_their_rate():
     rows = [{"step": n, "epoch": n / 2, "tokens": 100, "tokens_per_s": 50.0} for n in (1, 2)]
-    assert Timing.of(rows).as_dict() == {"seconds": 4.0, "seconds_per_step": 2.0, "seconds_per_epoch": 4.0,
-                                         "tokens_per_s": 50.0}
+    assert Timing.of(rows).as_dict() == {
+        "seconds": 4.0,
+        "seconds_per_step": 2.0,
+        "seconds_per_epoch": 4.0,
+        "tokens_per_s": 50.0,
+    }
     assert Timing.of([]) is None
 
 
@@ -66,12 +70,14 @@ def test_whether_a_process_trains_there_is_known_and_asking_disturbs_nobody(tmp_
     # somebody who looks at the moment at which a run starts does not make it fail
     look = os.open(folder / ".lock", os.O_RDONLY)
     import fcntl
+
     fcntl.flock(look, fcntl.LOCK_SH)
     real = time.sleep
 
     def let_go(seconds):
         os.close(look)
         real(0)
+
     files.time.sleep, before = let_go, files.time.sleep
     try:
         with runs.lock(folder):

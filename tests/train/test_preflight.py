@@ -13,17 +13,34 @@ from anytune.train.settings import TrainSettings
 from tests.train.fake import FakeAdapter, FakeProduct, FakeTrainee, chain_dataset
 from tests.train.jobs import full_disk, operations
 
-ROW = {"step": 3, "epoch": 0.5, "loss": 2.345678, "val_loss": None, "lr": 2e-4, "grad_norm": 1.0,
-       "tokens": 100, "loss_tokens": 50, "tokens_per_s": 1234.5, "rss_bytes": 1}
+ROW = {
+    "step": 3,
+    "epoch": 0.5,
+    "loss": 2.345678,
+    "val_loss": None,
+    "lr": 2e-4,
+    "grad_norm": 1.0,
+    "tokens": 100,
+    "loss_tokens": 50,
+    "tokens_per_s": 1234.5,
+    "rss_bytes": 1,
+}
 
 
 def test_report_says_all_that_matters():
     settings = TrainSettings(ubatch=32, batch=96, epochs=3)
     plan = Plan(chain_dataset(), settings)
     text = preflight.report(FakeTrainee(), plan, chain_dataset(5), settings, 1e10)
-    for part in ("192 parameters", "40 examples", f"{plan.dataset.tokens:,} tokens",
-                 f"{plan.total} in 3 epochs", "padding: none", "Memory: about 1 MiB", "Time: about",
-                 "5 more for validation"):
+    for part in (
+        "192 parameters",
+        "40 examples",
+        f"{plan.dataset.tokens:,} tokens",
+        f"{plan.total} in 3 epochs",
+        "padding: none",
+        "Memory: about 1 MiB",
+        "Time: about",
+        "5 more for validation",
+    ):
         assert part in text, text
 
 
@@ -54,8 +71,9 @@ def test_the_trial_save_finds_a_bad_place(tmp_path):
 
 def test_the_disk_is_checked(tmp_path, monkeypatch):
     trainee, settings = FakeTrainee(), TrainSettings()
-    preflight.check_disk(trainee, FakeProduct(trainee), [tmp_path / "no" / "yet", tmp_path], settings, 10,
-                         tmp_path / "a.gguf")
+    preflight.check_disk(
+        trainee, FakeProduct(trainee), [tmp_path / "no" / "yet", tmp_path], settings, 10, tmp_path / "a.gguf"
+    )
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="--keep-checkpoints"):
         preflight.check_disk(trainee, FakeProduct(trainee), [tmp_path, tmp_path], settings, 10, None)

@@ -30,9 +30,15 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory):
     rng, path = random.Random(0), tmp_path_factory.mktemp("data") / "chats.jsonl"
-    rows = [{"messages": [{"role": "user", "content": " ".join(rng.choices(WORDS, k=4))},
-                          {"role": "assistant", "content": " ".join(WORDS[: rng.randint(3, 8)])}]}
-            for _ in range(24)]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": " ".join(rng.choices(WORDS, k=4))},
+                {"role": "assistant", "content": " ".join(WORDS[: rng.randint(3, 8)])},
+            ]
+        }
+        for _ in range(24)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -40,8 +46,16 @@ def chats(tmp_path_factory):
 def test_finetune_learns_and_leaves_a_run(model, chats, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = anytune.load(model, threads=1)
-    run = anytune.finetune(loaded, chats, lora=anytune.Lora(rank=4), epochs=3, val_split=0.2,
-                           assistant_loss_only=True, output="out.gguf", **SMALL)
+    run = anytune.finetune(
+        loaded,
+        chats,
+        lora=anytune.Lora(rank=4),
+        epochs=3,
+        val_split=0.2,
+        assistant_loss_only=True,
+        output="out.gguf",
+        **SMALL,
+    )
     assert run.stopped == "finished" and run.exit_code == 0 and run.output.exists()
     assert run.metrics[-1]["loss"] < 0.8 * run.metrics[0]["loss"]
     assert run.output.read_bytes() == run.path.read_bytes()
@@ -61,17 +75,21 @@ def test_the_first_loss_is_the_models_own(model, chats, tmp_path):
     from anytune.text import build_dataset
     from anytune.train.plan import Plan
     from anytune.train.settings import TrainSettings
+
     loaded = anytune.load(model, threads=1)
     run = train(loaded, chats, max_steps=1, assistant_loss_only=True, run_dir=str(tmp_path / "r"), **SMALL)
     data = build_dataset(chats, loaded.tokenizer, loaded.template, context=96, assistant_loss_only=True)
     settings = TrainSettings(context=96, ubatch=96, batch=192, max_steps=1)
-    (_, bins), = Plan(data, settings).after(0)
+    ((_, bins),) = Plan(data, settings).after(0)
     total, count = 0.0, 0
     for index in (i for b in bins for i in b):
         ids, loss = data.example(index)
         logits = loaded.logits(ids.tolist()).astype(np.float64)[:-1]
-        logp = logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)) \
+        logp = (
+            logits
+            - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
             - logits.max(1, keepdims=True)
+        )
         total -= logp[np.arange(len(ids) - 1), ids[1:]][loss[1:]].sum()
         count += int(loss[1:].sum())
     row = run.metrics[0]
@@ -81,8 +99,9 @@ def test_the_first_loss_is_the_models_own(model, chats, tmp_path):
 
 def test_continue_from_an_adapter_and_save_for_peft(model, chats, tmp_path):
     first = train(model, chats, lora=anytune.Lora(rank=4), epochs=2, run_dir=str(tmp_path / "one"), **SMALL)
-    second = train(model, chats, adapter=first.path, epochs=1, output=tmp_path / "peft",
-                   run_dir=str(tmp_path / "two"), **SMALL)
+    second = train(
+        model, chats, adapter=first.path, epochs=1, output=tmp_path / "peft", run_dir=str(tmp_path / "two"), **SMALL
+    )
     assert second.metrics[0]["loss"] < 0.9 * first.metrics[0]["loss"]
     assert (tmp_path / "peft" / "adapter_config.json").exists()
     loaded = anytune.load(model, threads=1)
@@ -94,8 +113,15 @@ def test_continue_from_an_adapter_and_save_for_peft(model, chats, tmp_path):
 
 def test_ctrl_c_in_python_is_a_keyboard_interrupt_that_saved(model, chats, tmp_path):
     with pytest.raises(KeyboardInterrupt) as stop:
-        anytune.finetune(model, chats, lora=anytune.Lora(rank=4), epochs=50, run_dir=str(tmp_path / "run"),
-                         progress=lambda row: row["step"] == 3 and os.kill(os.getpid(), signal.SIGINT), **SMALL)
+        anytune.finetune(
+            model,
+            chats,
+            lora=anytune.Lora(rank=4),
+            epochs=50,
+            run_dir=str(tmp_path / "run"),
+            progress=lambda row: row["step"] == 3 and os.kill(os.getpid(), signal.SIGINT),
+            **SMALL,
+        )
     run = stop.value.run
     assert run.stopped == "interrupted" and run.step == 3 and run.adapter.rank == 4
     assert ckpt.load(run.checkpoint).step == 3
@@ -106,8 +132,14 @@ def test_a_resume_takes_as_many_threads_as_before(model, chats, tmp_path):
     calm = train(model, chats, run_dir=str(tmp_path / "calm"), **options)
     cut = anytune.load(model, threads=2)
     with pytest.raises(ZeroDivisionError):
-        train(cut, chats, run_dir=str(tmp_path / "run"), checkpoint_save_steps=1,
-              progress=lambda row: 1 // (3 - row["step"]), **options)
+        train(
+            cut,
+            chats,
+            run_dir=str(tmp_path / "run"),
+            checkpoint_save_steps=1,
+            progress=lambda row: 1 // (3 - row["step"]),
+            **options,
+        )
     again = anytune.load(model, threads=1)
     options["threads"] = None
     run = train(again, chats, run_dir=str(tmp_path / "run"), resume_from="auto", **options)
@@ -115,10 +147,15 @@ def test_a_resume_takes_as_many_threads_as_before(model, chats, tmp_path):
     assert run.path.read_bytes() == calm.path.read_bytes()
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"learning_rate": 1}, "no option"), ({"val_file": "x", "val_split": 0.1}, "not both"),
-    ({"early_stop": 2}, "--early-stop"), ({"lr": -1}, "--learning-rate"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"learning_rate": 1}, "no option"),
+        ({"val_file": "x", "val_split": 0.1}, "not both"),
+        ({"early_stop": 2}, "--early-stop"),
+        ({"lr": -1}, "--learning-rate"),
+    ],
+)
 def test_mistakes_are_sentences(model, chats, options, words, tmp_path):
     with pytest.raises(UserError, match=words):
         train(model, chats, run_dir=str(tmp_path / "r"), **dict(SMALL, **options))
@@ -131,10 +168,38 @@ def test_training_on_the_validation_file_is_refused(model, chats):
 
 
 def command(model, chats, *more) -> list[str]:
-    return [sys.executable, "-m", "anytune", "train", "-m", str(model), "-f", str(chats), "--threads", "1",
-            "-c", "96", "-ub", "96", "-b", "96", "--num-epochs", "3", "--assistant-loss-only", "--lora-rank",
-            "4", "--checkpoint-save-steps", "1", "--resume-from", "auto", "--run-dir", "{run}",
-            "--output-adapter", "{run}/out.gguf", *more]
+    return [
+        sys.executable,
+        "-m",
+        "anytune",
+        "train",
+        "-m",
+        str(model),
+        "-f",
+        str(chats),
+        "--threads",
+        "1",
+        "-c",
+        "96",
+        "-ub",
+        "96",
+        "-b",
+        "96",
+        "--num-epochs",
+        "3",
+        "--assistant-loss-only",
+        "--lora-rank",
+        "4",
+        "--checkpoint-save-steps",
+        "1",
+        "--resume-from",
+        "auto",
+        "--run-dir",
+        "{run}",
+        "--output-adapter",
+        "{run}/out.gguf",
+        *more,
+    ]
 
 
 def test_killed_from_outside_on_a_real_engine(model, chats, tmp_path):
@@ -168,14 +233,31 @@ def test_smollm2_takes_a_few_steps(tmp_path):
     if os.environ.get("ANYTUNE_REQUIRE_PEERS") != "1":
         from anytune.hub.cache import home
         from anytune.hub.pull import KNOWN
+
         if not (home() / KNOWN["smollm2-135m"].file).is_file():
             pytest.skip("smollm2-135m has not been pulled")
     from tests.support.models import smollm2
+
     data = tmp_path / "d.jsonl"
-    chat = {"messages": [{"role": "user", "content": "What is your name?"},
-                         {"role": "assistant", "content": "I am called Quillfeather the Third."}]}
+    chat = {
+        "messages": [
+            {"role": "user", "content": "What is your name?"},
+            {"role": "assistant", "content": "I am called Quillfeather the Third."},
+        ]
+    }
     data.write_text("".join(json.dumps(chat) + "\n" for _ in range(8)))
-    run = train(smollm2(), data, assistant_loss_only=True, context=64, ubatch=128, batch=128, max_steps=6,
-                lr=1e-3, scheduler="constant", run_dir=str(tmp_path / "run"), quiet=True)
+    run = train(
+        smollm2(),
+        data,
+        assistant_loss_only=True,
+        context=64,
+        ubatch=128,
+        batch=128,
+        max_steps=6,
+        lr=1e-3,
+        scheduler="constant",
+        run_dir=str(tmp_path / "run"),
+        quiet=True,
+    )
     losses = [row["loss"] for row in run.metrics]
     assert losses[-1] < 0.5 * losses[0]

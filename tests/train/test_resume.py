@@ -57,6 +57,7 @@ def test_killed_at_random_operations(calm, tmp_path, seed):
 @posix
 def test_killed_at_every_operation_of_one_save(calm, tmp_path):
     """The second save and its pruning, operation by operation."""
+
     def events_of_a_life():
         count = 0
 
@@ -67,11 +68,15 @@ def test_killed_at_every_operation_of_one_save(calm, tmp_path):
             def counted(name=""):
                 nonlocal count
                 count += 1
+
             from tests.train.jobs import operations
+
             with operations(counted):
                 job(tmp_path / "count", trainee=trainee, max_steps=5)
+
         body(None)
         return count
+
     total = events_of_a_life()
     killed = 0
     for moment in range(max(1, total - 70), total, 4):
@@ -89,9 +94,11 @@ def test_killed_at_every_operation_of_one_save(calm, tmp_path):
 @posix
 def test_killed_from_outside(tmp_path):
     """The harness itself, in wall-clock time, as it is used on real models."""
-    program = ("import sys, time; from pathlib import Path; from tests.train.jobs import job, FakeTrainee\n"
-               "t = FakeTrainee(); t.on_micro = lambda: time.sleep(0.004)\n"
-               "job(Path(sys.argv[1]), trainee=t, resume_from='auto')")
+    program = (
+        "import sys, time; from pathlib import Path; from tests.train.jobs import job, FakeTrainee\n"
+        "t = FakeTrainee(); t.on_micro = lambda: time.sleep(0.004)\n"
+        "job(Path(sys.argv[1]), trainee=t, resume_from='auto')"
+    )
     command = [sys.executable, "-c", program, "{run}"]
     survive(command, tmp_path / "calm", 0, lambda: None)
     rng = random.Random(5)
@@ -103,7 +110,7 @@ def test_killed_from_outside(tmp_path):
 @pytest.mark.parametrize("at", [1, 5, 11])
 def test_an_orderly_stop_saves_and_continues_exactly(calm, tmp_path, number, at):
     trainee, count = FakeTrainee(), 0
-    before = signal.signal(number, signal.default_int_handler)   # under nohup SIGHUP would be ignored, and stay so
+    before = signal.signal(number, signal.default_int_handler)  # under nohup SIGHUP would be ignored, and stay so
 
     def stop_at():
         nonlocal count
@@ -151,8 +158,7 @@ def test_ignored_signals_stay_ignored(tmp_path):
         signal.signal(signal.SIGTERM, old)
 
 
-@pytest.mark.parametrize("row", [{}, {"step": 3}, {"loss": "x"}, {"val_loss": 1.0}, {"step": 4},
-                                 {"tokens": True}])
+@pytest.mark.parametrize("row", [{}, {"step": 3}, {"loss": "x"}, {"val_loss": 1.0}, {"step": 4}, {"tokens": True}])
 def test_a_hostile_pending_row_is_refused(tmp_path, row):
     trainee = FakeTrainee()
     real = trainee.evaluate
@@ -214,15 +220,21 @@ def test_auto_falls_back_past_a_torn_checkpoint(calm, tmp_path):
     assert any("Passing over" in text for text in said)
     assert result.stopped == "finished"
     assert same_end(calm, tmp_path / "run", "out.gguf") is None
-    assert ckpt.load(newest).step == result.total_steps     # replaced by a good one
+    assert ckpt.load(newest).step == result.total_steps  # replaced by a good one
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"base": "e" * 64}, "base model"), ({"lr": 0.04}, "--learning-rate"), ({"seed": 7}, "--seed"),
-    ({"train": chain_dataset(seed=9)}, "training data"),
-    ({"val": chain_dataset(5, seed=9)}, "validation data"),
-    ({"trainee": FakeTrainee(rank=5)}, "--lora-rank"), ({"epochs": 4}, "--num-epochs"),
-])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"base": "e" * 64}, "base model"),
+        ({"lr": 0.04}, "--learning-rate"),
+        ({"seed": 7}, "--seed"),
+        ({"train": chain_dataset(seed=9)}, "training data"),
+        ({"val": chain_dataset(5, seed=9)}, "validation data"),
+        ({"trainee": FakeTrainee(rank=5)}, "--lora-rank"),
+        ({"epochs": 4}, "--num-epochs"),
+    ],
+)
 def test_refuses_another_base_data_or_setting_and_names_it(tmp_path, change, named):
     job(tmp_path / "run", max_steps=4)
     where = str(tmp_path / "run")

@@ -19,14 +19,30 @@ from tests.support.require import need
 from tests.train.fake import chain_dataset
 
 BAD = {
-    "context": [0, 1, -5, 1.5, "512", True], "ubatch": [0], "batch": [0], "epochs": [0, 1.5],
+    "context": [0, 1, -5, 1.5, "512", True],
+    "ubatch": [0],
+    "batch": [0],
+    "epochs": [0, 1.5],
     "max_steps": [0],
-    "lr": [0, -1, math.nan, math.inf, "x", True], "lr_min": [-1e-9, math.nan], "scheduler": ["cos", 3],
-    "warmup_ratio": [1, -0.1, math.nan], "warmup_steps": [-1], "weight_decay": [-1], "beta1": [1],
-    "beta2": [1], "eps": [0], "max_grad_norm": [-1, math.nan], "seed": [-1, 2**63, 1.0], "val_every": [-1],
+    "lr": [0, -1, math.nan, math.inf, "x", True],
+    "lr_min": [-1e-9, math.nan],
+    "scheduler": ["cos", 3],
+    "warmup_ratio": [1, -0.1, math.nan],
+    "warmup_steps": [-1],
+    "weight_decay": [-1],
+    "beta1": [1],
+    "beta2": [1],
+    "eps": [0],
+    "max_grad_norm": [-1, math.nan],
+    "seed": [-1, 2**63, 1.0],
+    "val_every": [-1],
     "early_stop": [-1],
-    "checkpoint_save_steps": [-1], "keep_checkpoints": [0], "run_name": ["a/b", "", "..", ".x", "a\0b"],
-    "resume_from": [""], "run_dir": [""], "checkpoint_save_dir": [""],
+    "checkpoint_save_steps": [-1],
+    "keep_checkpoints": [0],
+    "run_name": ["a/b", "", "..", ".x", "a\0b"],
+    "resume_from": [""],
+    "run_dir": [""],
+    "checkpoint_save_dir": [""],
 }
 
 
@@ -59,8 +75,13 @@ def test_sizes_are_fitted_and_said():
 
 
 @hypothesis_settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(1, 300), st.floats(0, 0.99),
-       st.one_of(st.none(), st.integers(0, 400)), st.floats(0, 1e-4))
+@given(
+    st.sampled_from(["constant", "linear", "cosine"]),
+    st.integers(1, 300),
+    st.floats(0, 0.99),
+    st.one_of(st.none(), st.integers(0, 400)),
+    st.floats(0, 1e-4),
+)
 def test_schedule(name, total, ratio, steps, floor):
     settings = TrainSettings(scheduler=name, warmup_ratio=ratio, warmup_steps=steps, lr_min=floor)
     schedule = Schedule.of(settings, total)
@@ -68,7 +89,7 @@ def test_schedule(name, total, ratio, steps, floor):
     w = schedule.warmup
     assert all(floor <= r <= settings.lr and r > 0 for r in rates)
     assert all(b >= a for a, b in zip(rates[:w], rates[1:w], strict=False))
-    assert all(b <= a for a, b in zip(rates[w:], rates[w + 1:], strict=False))
+    assert all(b <= a for a, b in zip(rates[w:], rates[w + 1 :], strict=False))
     assert max(rates) == pytest.approx(settings.lr)
     if name == "constant":
         assert rates[w:] == [settings.lr] * (total - w)
@@ -106,10 +127,10 @@ def test_plan_sees_every_example_once_an_epoch(examples, ubatch, per_step, epoch
         assert all(sum(data.lengths[i] for i in b) <= ubatch for bins in mine for b in bins)
     assert [p.ends_epoch for p, _ in steps].count(True) == epochs
     assert steps[-1][0].epochs_done == epochs
-    for cut in range(plan.total + 1):       # resuming anywhere sees exactly the rest
+    for cut in range(plan.total + 1):  # resuming anywhere sees exactly the rest
         assert list(plan.after(cut)) == steps[cut:]
         where = plan.position(cut)
-        assert sum(plan.epoch_steps[:where["epoch"]]) + where["epoch_step"] == cut
+        assert sum(plan.epoch_steps[: where["epoch"]]) + where["epoch_step"] == cut
 
 
 def test_epochs_differ_in_order_and_seeds_too():

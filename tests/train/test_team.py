@@ -25,18 +25,23 @@ from tests.train.processes import SAME, finish, rows, start, together, train
 
 # ---- Team itself -------------------------------------------------------------------------------------------
 
+
 def methods(folder: Path) -> dict:
     import torch
 
     from anytune.errors import UserError
+
     team = teams.join(torch.device("cpu"))
     array, tensor = np.full(5, 1.0 + team.rank, np.float32), torch.arange(4.0) * (team.rank + 1)
     team.sum_(array)
     team.sum_(tensor[1:3])
     gathered = torch.zeros((2 * team.size, 3), dtype=torch.uint8)
     team.wait_for(team.gather_(gathered, torch.full((2, 3), team.rank, dtype=torch.uint8)))
-    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros(0, np.float32),
-              "bytes": np.arange(250, 256, dtype=np.uint8)}
+    arrays = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "none": np.zeros(0, np.float32),
+        "bytes": np.arange(250, 256, dtype=np.uint8),
+    }
     spread = team.spread_arrays(arrays if team.rank == 0 else {})
 
     def fails():
@@ -47,16 +52,23 @@ def methods(folder: Path) -> dict:
     except UserError as error:
         heard = f"{type(error).__name__}: {error}"
     found = {
-        "array": array.tolist(), "tensor": tensor.tolist(), "gathered": gathered.tolist(),
-        "share": team.share(range(7)), "heard": heard,
-        "arrays": {name: value.tolist() for name, value in spread.items()}, "dtype": str(spread["bytes"].dtype),
+        "array": array.tolist(),
+        "tensor": tensor.tolist(),
+        "gathered": gathered.tolist(),
+        "share": team.share(range(7)),
+        "heard": heard,
+        "arrays": {name: value.tolist() for name, value in spread.items()},
+        "dtype": str(spread["bytes"].dtype),
         "sums": team.sums([0.1 * (team.rank + 1), 1e16 if team.rank == 1 else 1.0]),
         "nan": str(team.sums([float("nan") if team.rank else 0.0])[0]),
-        "any": [team.any(team.rank == 1), team.any(False)], "least": team.least(7 - team.rank),
-        "spread": team.spread({"rank": team.rank, "text": "ü", "none": None}), "lead": team.lead(lambda: team.rank)}
+        "any": [team.any(team.rank == 1), team.any(False)],
+        "least": team.least(7 - team.rank),
+        "spread": team.spread({"rank": team.rank, "text": "ü", "none": None}),
+        "lead": team.lead(lambda: team.rank),
+    }
     team.wait()
     team.leave()
-    again = teams.join(torch.device("cpu"))     # a second training in the same process
+    again = teams.join(torch.device("cpu"))  # a second training in the same process
     found["again"] = again.sums([1.0])
     again.leave()
     return found
@@ -113,6 +125,7 @@ def test_a_process_that_waits_in_vain_is_ended(tmp_path):
 
 def test_a_checkpoint_counts_as_soon_as_it_is_written(tmp_path, monkeypatch):
     """A process that is gone before it hears of it does not make the older one the last: that is removed."""
+
     class Alone(teams.Solo):
         def lead(self, work):
             super().lead(work)
@@ -126,7 +139,7 @@ def test_a_checkpoint_counts_as_soon_as_it_is_written(tmp_path, monkeypatch):
     for step in (3, 6):
         with pytest.raises(teams.Lost):
             keeper.save(step, lambda: {"best": None})
-        last, = ckpt.listing(folder.checkpoints)
+        (last,) = ckpt.listing(folder.checkpoints)
         assert last.name.endswith(f"_{step:08d}") and (keeper.saved, keeper.saved_step) == (last, step)
         assert (words / "saved-0").read_text("utf-8") == str(last)
 
@@ -141,6 +154,7 @@ def test_one_process_is_no_team(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     assert teams.places() == {}
     from anytune.errors import UserError
+
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="LOCAL_RANK is not"):
         teams.places()
@@ -154,9 +168,11 @@ def test_one_process_is_no_team(monkeypatch):
 
 # ---- trainings ---------------------------------------------------------------------------------------------
 
+
 def trainings(folder: Path) -> dict:
     """One after the other in the same processes: whole, sharded, and from the checkpoint of a lonely run."""
     from anytune.engine.torch import slices
+
     made, known = {}, []
     real = slices.Slices.__init__
 
@@ -167,8 +183,11 @@ def trainings(folder: Path) -> dict:
     slices.Slices.__init__ = noted
     late = []
     resumed = str(folder / "one" / "checkpoints" / "checkpoint_step_00000005")
-    for name, changes in (("two", {}), ("one-two", {"resume_from": resumed}),
-                          ("shard", {"shard": True, "progress": lambda row: late.append(known[0].late)})):
+    for name, changes in (
+        ("two", {}),
+        ("one-two", {"resume_from": resumed}),
+        ("shard", {"shard": True, "progress": lambda row: late.append(known[0].late)}),
+    ):
         run = train(folder, name, **changes)
         made[name] = str(run.path)
         run.adapter.save(folder / f"{name}-{os.environ['RANK']}.gguf")
@@ -181,8 +200,8 @@ def test_the_curve_is_that_of_one_process(jobs, name):
     folder, _ = jobs
     one = rows(folder / "one")
     got = rows(folder / name)
-    one = one[-len(got):]
-    assert len(got) == (7 if "-" in name else 12)   # a resume in a folder of its own has the rows after it
+    one = one[-len(got) :]
+    assert len(got) == (7 if "-" in name else 12)  # a resume in a folder of its own has the rows after it
     for ours, theirs in zip(got, one, strict=True):
         assert [ours[key] for key in SAME] == [theirs[key] for key in SAME]
         for key in ("loss", "grad_norm", "val_loss"):
@@ -215,6 +234,7 @@ def test_a_resume_says_that_sums_round_differently(jobs):
 def differ(folder: Path) -> dict:
     """Each of these would lead the processes apart, and one then waits for the other."""
     from anytune.errors import UserError
+
     said = []
     for changes in ({"lr": 6e-3}, {"checkpoint_save_steps": 2}, {"shard": True}):
         try:
@@ -234,14 +254,23 @@ def test_processes_that_were_given_different_things_are_refused(jobs, tmp_path):
     assert not (folder / "never").exists()
 
 
-@pytest.mark.parametrize(("recorded", "asked", "size", "want"), [
-    ({}, None, 1, 6), ({"threads": 3}, None, 1, 3), ({"threads": 3}, 6, 1, 6), ({"threads": 3}, None, 2, 4),
-    ({"threads": 3, "processes": 2}, None, 2, 3), ({"threads": 3, "processes": 2}, None, 1, 6), ({}, None, 9, 1)])
+@pytest.mark.parametrize(
+    ("recorded", "asked", "size", "want"),
+    [
+        ({}, None, 1, 6),
+        ({"threads": 3}, None, 1, 3),
+        ({"threads": 3}, 6, 1, 6),
+        ({"threads": 3}, None, 2, 4),
+        ({"threads": 3, "processes": 2}, None, 2, 3),
+        ({"threads": 3, "processes": 2}, None, 1, 6),
+        ({}, None, 9, 1),
+    ],
+)
 def test_processes_of_one_machine_share_its_cores(monkeypatch, recorded, asked, size, want):
     from anytune.train import finetune
 
     class Engine:
-        threads = 6     # what a probe found
+        threads = 6  # what a probe found
 
         def identity(self):
             return {"threads": self.threads}

@@ -17,14 +17,17 @@ from anytune.errors import UserError
 from anytune.train import checkpoint as ckpt
 from tests.train.processes import SAME, rows, together, train, write_inputs
 
-HOW = {"full": anytune.Full(optimizer="adamw8bit"), "epochs": 2, "lr": 1e-3}     # 8 steps; its state has bytes, too
+HOW = {"full": anytune.Full(optimizer="adamw8bit"), "epochs": 2, "lr": 1e-3}  # 8 steps; its state has bytes, too
 
 
 def trainings(folder: Path) -> dict:
     """From the file, and from the checkpoint of a lonely run, whose state process 0 has to send."""
     made, resumed = {}, str(folder / "one" / "checkpoints" / "checkpoint_step_00000005")
-    for name, changes in (("two", {}), ("numpy-two", {"device": "numpy", "threads": 1}),
-                          ("one-two", {"resume_from": resumed})):
+    for name, changes in (
+        ("two", {}),
+        ("numpy-two", {"device": "numpy", "threads": 1}),
+        ("one-two", {"resume_from": resumed}),
+    ):
         train(folder, name, **{**HOW, **changes})
         state = ckpt.load(folder / name / "checkpoints" / "checkpoint_step_00000008").tensors()
         made[name] = hashlib.sha256(b"".join(state[key].tobytes() for key in sorted(state))).hexdigest()
@@ -47,7 +50,7 @@ def jobs(tmp_path_factory):
 def test_the_curve_is_that_of_one_process(jobs, name):
     folder, made = jobs
     one, got = rows(folder / "one"), rows(folder / name)
-    one = one[-len(got):]
+    one = one[-len(got) :]
     assert len(got) == (3 if name == "one-two" else 8)
     for ours, theirs in zip(got, one, strict=True):
         assert [ours[key] for key in SAME] == [theirs[key] for key in SAME]

@@ -22,7 +22,7 @@ from tests.train.jobs import SETTINGS, job
 def test_it_learns(tmp_path):
     result, _ = job(tmp_path / "run", epochs=15)
     losses = [row["loss"] for row in result.metrics]
-    assert losses[0] == pytest.approx(math.log(VOCABULARY), rel=1e-4)     # b starts at zero: uniform
+    assert losses[0] == pytest.approx(math.log(VOCABULARY), rel=1e-4)  # b starts at zero: uniform
     assert np.mean(losses[-5:]) < 0.75 * losses[0]
     assert result.best["val_loss"] < 0.8 * losses[0]
 
@@ -33,7 +33,7 @@ def test_steps_are_normalised_by_their_own_loss_tokens(tmp_path):
     rows = {row["step"]: row for row in result.metrics}
     for step, row in rows.items():
         seen = [s for s in trainee.seen if s[0] == step]
-        assert [s[1] for s in seen] == list(range(len(seen)))       # micro-batches counted from 0
+        assert [s[1] for s in seen] == list(range(len(seen)))  # micro-batches counted from 0
         total = sum(s[3] for s in seen)
         assert row["loss_tokens"] == total and all(s[4] == 1 / total for s in seen)
     data = trainer.train
@@ -47,8 +47,9 @@ def test_accumulation_equals_one_big_micro_batch(tmp_path):
     one, many = FakeTrainee(dropout=0), FakeTrainee(dropout=0)
     total = int(data.tokens)
     for trainee, ubatch in ((one, total), (many, 30)):
-        job(tmp_path / f"run{ubatch}", train=data, val=False, trainee=trainee, ubatch=ubatch,
-            batch=total + 60, epochs=2)
+        job(
+            tmp_path / f"run{ubatch}", train=data, val=False, trainee=trainee, ubatch=ubatch, batch=total + 60, epochs=2
+        )
     for name in one.p:
         np.testing.assert_allclose(one.p[name], many.p[name], atol=2e-4)
 
@@ -97,9 +98,14 @@ def test_the_best_on_validation_is_what_comes_out(tmp_path):
         if row["step"] == 4:
             at_best.update({k: v.copy() for k, v in trainee.p.items()})
 
-    val = chain_dataset(2, seed=1, longest=12)       # one micro-batch
-    result, _ = job(tmp_path / "run", trainee=trainee, val=val, val_every=2,
-                    prepare=lambda trainer: setattr(trainer, "progress", remember))
+    val = chain_dataset(2, seed=1, longest=12)  # one micro-batch
+    result, _ = job(
+        tmp_path / "run",
+        trainee=trainee,
+        val=val,
+        val_every=2,
+        prepare=lambda trainer: setattr(trainer, "progress", remember),
+    )
     assert result.best == {"step": 4, "val_loss": 2.0}
     for adapter in (result.adapter, FakeAdapter.load(tmp_path / "run" / "out.gguf")):
         np.testing.assert_array_equal(adapter.tensors["bigram"][0], at_best["a"])
@@ -199,6 +205,7 @@ def test_metrics_are_cut_back_and_torn_lines_removed(tmp_path):
 
 def test_plot_and_log(tmp_path):
     import xml.etree.ElementTree as xml
+
     job(tmp_path / "run")
     tree = xml.parse(tmp_path / "run" / "loss.svg")
     lines = [e for e in tree.iter() if e.tag.endswith("polyline")]
@@ -206,12 +213,12 @@ def test_plot_and_log(tmp_path):
     assert (tmp_path / "run" / "train.log").exists()
 
 
-@pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [0.0, 0.0], [5, 1e-9, 3], list(range(5000)),
-                                    [-1.0, 1e30]])
+@pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [0.0, 0.0], [5, 1e-9, 3], list(range(5000)), [-1.0, 1e30]])
 def test_any_losses_can_be_plotted(values):
     import xml.etree.ElementTree as xml
 
     from anytune.train.plot import svg
+
     tree = xml.fromstring(svg([(n + 1, v) for n, v in enumerate(values)], [(1, values[0])], "a <b> & c"))
     for element in tree.iter():
         for pair in element.attrib.get("points", "").split():
@@ -258,6 +265,7 @@ def test_tensorboard_if_named(tmp_path):
     need("tensorboard")
     job(tmp_path / "run", max_steps=2, report_to="tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2]
@@ -271,12 +279,14 @@ def test_a_missing_logger_says_what_to_install(tmp_path, monkeypatch):
 
 def test_a_logger_that_fails_is_left_out(tmp_path, monkeypatch):
     from anytune.train import sinks
+
     calls, said = [], []
 
     def opener(*_):
         def sink(row):
             calls.append(row)
             raise ConnectionError("no network")
+
         return sink
 
     monkeypatch.setitem(sinks.OPENERS, "wandb", opener)
@@ -286,6 +296,7 @@ def test_a_logger_that_fails_is_left_out(tmp_path, monkeypatch):
 
 def test_validation_data_without_loss_is_refused(tmp_path):
     from anytune.text.dataset import Builder
+
     empty = Builder()
     empty.add([1, 2, 3], [False] * 3, 1)
     with pytest.raises(UserError, match="validation"):
@@ -293,8 +304,10 @@ def test_validation_data_without_loss_is_refused(tmp_path):
 
 
 def test_nothing_heavy_is_imported():
-    code = ("import sys, anytune.train.finetune, anytune.train.trainer; "
-            "print([m for m in ('numba', 'torch', 'matplotlib', 'rich', 'tqdm', 'jinja2', 'tokenizers', "
-            "'safetensors', 'tensorboard') if m in sys.modules])")
+    code = (
+        "import sys, anytune.train.finetune, anytune.train.trainer; "
+        "print([m for m in ('numba', 'torch', 'matplotlib', 'rich', 'tqdm', 'jinja2', 'tokenizers', "
+        "'safetensors', 'tensorboard') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

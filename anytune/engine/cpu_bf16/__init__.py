@@ -19,8 +19,10 @@ def missing() -> str | None:
         return "--device cpu-bf16 is compiled with Numba, which is not installed: pip install numba"
     features = cpu_target.target_context.codegen().magic_tuple()[-1]  # what compiled code will be allowed to use
     if "+avx512bf16" not in features.split(","):
-        return ("--device cpu-bf16 needs a processor with AVX-512 BF16 instructions (AMD since Zen 4, Intel Xeon since "
-                "Cooper Lake), which this one lacks: use --device numpy")
+        return (
+            "--device cpu-bf16 needs a processor with AVX-512 BF16 instructions (AMD since Zen 4, Intel Xeon since "
+            "Cooper Lake), which this one lacks: use --device numpy"
+        )
     return None
 
 
@@ -30,4 +32,5 @@ def __getattr__(name: str):
     if (problem := missing()) is not None:
         raise UserError(problem)
     from .engine import CpuBf16Engine
+
     return CpuBf16Engine

@@ -13,8 +13,19 @@ from numba import njit
 
 from anytune.engine.numpy.intrinsics import floats
 
-from .gemm import (SPARE, depth_of, pack_columns, pack_rows, pack_single, packed_words, product, product_single,
-                   round_rows, row_bytes, turn)
+from .gemm import (
+    SPARE,
+    depth_of,
+    pack_columns,
+    pack_rows,
+    pack_single,
+    packed_words,
+    product,
+    product_single,
+    round_rows,
+    row_bytes,
+    turn,
+)
 from .rowwise import kernel, scale_rows, softmax, softmax_backward
 
 TILE = 64  # queries
@@ -60,21 +71,62 @@ def _centred(source, stride, rows, columns, target):
 
 def sizes(keys: int, size: int) -> list[int]:
     """Words of scratch that a task with so many keys takes."""
-    return [_wide(size) * _wide(keys), packed_words(keys, size), (TILE + SPARE) * size, (TILE + SPARE) * _wide(keys),
-            _left(keys), TILE]
+    return [
+        _wide(size) * _wide(keys),
+        packed_words(keys, size),
+        (TILE + SPARE) * size,
+        (TILE + SPARE) * _wide(keys),
+        _left(keys),
+        TILE,
+    ]
 
 
 def sizes_backward(keys: int, size: int) -> list[int]:
     """As sizes(), for the backward."""
     turned = (_wide(keys) + SPARE) * row_bytes(TILE) // 4
-    return [_wide(size) * _wide(keys), packed_words(keys, size), packed_words(size, keys), (TILE + SPARE) * size,
-            _left(size), _left(size), (TILE + SPARE) * _wide(keys), TILE * _wide(keys), _left(keys), _left(keys),
-            turned, packed_words(TILE, size), (keys + 1) * size]
+    return [
+        _wide(size) * _wide(keys),
+        packed_words(keys, size),
+        packed_words(size, keys),
+        (TILE + SPARE) * size,
+        _left(size),
+        _left(size),
+        (TILE + SPARE) * _wide(keys),
+        TILE * _wide(keys),
+        _left(keys),
+        _left(keys),
+        turned,
+        packed_words(TILE, size),
+        (keys + 1) * size,
+    ]
 
 
 @kernel("fiiiiiiiiiiiiiiiiiiiiii")
-def forward(scale, q, q_stride, k, k_stride, v, v_stride, out, out_stride, sums, sums_stride, low, high, first, group,
-            size, window, packed_k, packed_v, x, s, p, inverse):
+def forward(
+    scale,
+    q,
+    q_stride,
+    k,
+    k_stride,
+    v,
+    v_stride,
+    out,
+    out_stride,
+    sums,
+    sums_stride,
+    low,
+    high,
+    first,
+    group,
+    size,
+    window,
+    packed_k,
+    packed_v,
+    x,
+    s,
+    p,
+    inverse,
+):
     """out and sums [group, tokens] of queries low…high against keys first…high. q, k, v, out: row 0 of the stream, at
     the columns of the task's heads."""
     keys = high - first
@@ -88,17 +140,63 @@ def forward(scale, q, q_stride, k, k_stride, v, v_stride, out, out_stride, sums,
             rows, seen = min(TILE, high - begin), min(TILE + begin, high) - first
             _copied(q + begin * q_stride + shift, q_stride, rows, size, x)
             product_single(x, 4 * size, packed_k, s, 4 * wide, rows, min((seen + 31) // 32 * 32, wide), size)
-            softmax(scale, s, 4 * wide, rows, seen, begin - first, window, sums + head * sums_stride + 4 * begin,
-                    inverse, p, p_stride)
+            softmax(
+                scale,
+                s,
+                4 * wide,
+                rows,
+                seen,
+                begin - first,
+                window,
+                sums + head * sums_stride + 4 * begin,
+                inverse,
+                p,
+                p_stride,
+            )
             y = out + begin * out_stride + shift
             product(p, p_stride, packed_v, depth, y, out_stride, rows, size, seen, 0)
             scale_rows(y, out_stride, rows, size, inverse)
 
 
 @kernel("fiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiiii")
-def backward(scale, q, q_stride, k, k_stride, v, v_stride, dout, dout_stride, sums, sums_stride,
-             dq, dq_stride, dk, dk_stride, dv, dv_stride, low, high, first, group, size, window,
-             packed_k, rows_k, packed_v, q_copy, x, dx, s, dp, p, ds, turned, right, centred):
+def backward(
+    scale,
+    q,
+    q_stride,
+    k,
+    k_stride,
+    v,
+    v_stride,
+    dout,
+    dout_stride,
+    sums,
+    sums_stride,
+    dq,
+    dq_stride,
+    dk,
+    dk_stride,
+    dv,
+    dv_stride,
+    low,
+    high,
+    first,
+    group,
+    size,
+    window,
+    packed_k,
+    rows_k,
+    packed_v,
+    q_copy,
+    x,
+    dx,
+    s,
+    dp,
+    p,
+    ds,
+    turned,
+    right,
+    centred,
+):
     """dq of queries low…high, and what they add to dk and dv of keys first…high."""
     keys = high - first
     wide = (keys + 15) // 16 * 16
@@ -122,8 +220,20 @@ def backward(scale, q, q_stride, k, k_stride, v, v_stride, dout, dout_stride, su
             _copied(queries, q_stride, rows, size, q_copy)
             product_single(q_copy, 4 * size, packed_k, s, 4 * wide, rows, seen_wide, size)
             product(dx, x_stride, packed_v, columns, dp, 4 * wide, rows, seen_wide, size, 0)
-            softmax_backward(scale, s, dp, 4 * wide, rows, seen, begin - first, window,
-                             sums + head * sums_stride + 4 * begin, p, ds, p_stride)
+            softmax_backward(
+                scale,
+                s,
+                dp,
+                4 * wide,
+                rows,
+                seen,
+                begin - first,
+                window,
+                sums + head * sums_stride + 4 * begin,
+                p,
+                ds,
+                p_stride,
+            )
             product(ds, p_stride, rows_k, depth, dq + begin * dq_stride + shift, dq_stride, rows, size, seen, 0)
             # the sums over queries: dV += Pᵀ dO and dK += dSᵀ Q
             turn(p, p_stride, rows, seen, 2, turned, t_stride)

@@ -19,7 +19,7 @@ def attention(e, q, k, v, heads: Heads):
     """q: [T, queries*size], k, v: [T, keys*size] -> (o [T, queries*size], log-sums [queries, T])."""
     tokens, size = q.shape[0], heads.size
     out = e.array(tokens, heads.queries * size)
-    sums = e.flat(max(tokens, e.capacity) * heads.queries)[:tokens * heads.queries].reshape(heads.queries, tokens)
+    sums = e.flat(max(tokens, e.capacity) * heads.queries)[: tokens * heads.queries].reshape(heads.queries, tokens)
 
     places = [_at(x) for x in (q, k, v, out)]
     log_sums = address(sums)
@@ -30,10 +30,22 @@ def attention(e, q, k, v, heads: Heads):
 
         def run(number: int) -> None:
             scratch = _scratch(e, number, attend.sizes, task.high - first, size)
-            attend.forward(heads.scale, *_shifted(places, (wide, narrow, narrow, wide)),
-                           log_sums + task.head * heads.group * sums.strides[0], sums.strides[0], task.low, task.high,
-                           first, heads.group, size, heads.window, *scratch)
+            attend.forward(
+                heads.scale,
+                *_shifted(places, (wide, narrow, narrow, wide)),
+                log_sums + task.head * heads.group * sums.strides[0],
+                sums.strides[0],
+                task.low,
+                task.high,
+                first,
+                heads.group,
+                size,
+                heads.window,
+                *scratch,
+            )
+
         return run
+
     linear.in_turn(e, [[task_of(t) for t in tasks] for tasks in e.plan(heads)])
     return out, sums
 
@@ -56,7 +68,7 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
     tokens, size = q.shape[0], heads.size
     wide, narrow = heads.queries * size, heads.keys * size
     both = e.array(tokens, wide + 2 * narrow)
-    dq, dk, dv = both[:, :wide], both[:, wide:wide + narrow], both[:, wide + narrow:]
+    dq, dk, dv = both[:, :wide], both[:, wide : wide + narrow], both[:, wide + narrow :]
     shares = e.plan(heads)
     # One worker's tasks may share keys with another's: each sums into its own, and worker 0 into the result.
     sums_of = [(dk, dv)] + [tuple(e.array(tokens, narrow) for _ in range(2)) for _ in shares[1:]]
@@ -72,10 +84,21 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
             first = task.first_key(heads.window)
             scratch = _scratch(e, number, attend.sizes_backward, task.high - first, size)
             at, slim = 4 * task.head * heads.group * size, 4 * task.head * size
-            attend.backward(heads.scale, *_shifted(places, (at, slim, slim, at)),
-                            log_sums + task.head * heads.group * sums.strides[0], sums.strides[0],
-                            *_shifted(targets, (at, slim, slim)), task.low, task.high, first, heads.group, size,
-                            heads.window, *scratch)
+            attend.backward(
+                heads.scale,
+                *_shifted(places, (at, slim, slim, at)),
+                log_sums + task.head * heads.group * sums.strides[0],
+                sums.strides[0],
+                *_shifted(targets, (at, slim, slim)),
+                task.low,
+                task.high,
+                first,
+                heads.group,
+                size,
+                heads.window,
+                *scratch,
+            )
+
     e.workers.run(work)
     add_up(e, sums_of)
     return dq, dk, dv

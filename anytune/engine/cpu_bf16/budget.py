@@ -11,7 +11,7 @@ from .count import Bf16Count
 from .sizes import Bf16Sizes
 
 
-HALF, UNPACKED = 0.03, 0.06   # of a step: dequantizing and packing for each use, of dx alone, and of y as well
+HALF, UNPACKED = 0.03, 0.06  # of a step: dequantizing and packing for each use, of dx alone, and of y as well
 
 
 class Bf16Budget(NumpyBudget):
@@ -22,7 +22,8 @@ class Bf16Budget(NumpyBudget):
         self.ways = [
             Way(0.0, "blocks", Bf16Sizes(packed="both"), "weights are kept as bf16, packed for the products"),
             Way(HALF, "blocks", Bf16Sizes(packed="y"), "weights are kept as bf16, packed for the forward's products"),
-            *(replace(way, cost=way.cost + UNPACKED) for way in self.ways)]
+            *(replace(way, cost=way.cost + UNPACKED) for way in self.ways),
+        ]
 
     def counter(self, way: Way, capacity: int) -> Bf16Count:
         return Bf16Count(self.engine.workers.count, way.sizes, capacity, way.hold)

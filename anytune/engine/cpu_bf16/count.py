@@ -137,8 +137,9 @@ class Bf16Count(CountEngine):
             most = -(-group.width // (RUNS * self.threads))
         for number in range(self.threads):
             low, high = share(group.width, number, self.threads, PANEL)
-            for weight, slot, (_, inner), start, end in zip(group.weights, group.slots, group.ranks(), group.bounds,
-                                                            group.bounds[1:]):
+            for weight, slot, (_, inner), start, end in zip(
+                group.weights, group.slots, group.ranks(), group.bounds, group.bounds[1:]
+            ):
                 for first, last in pieces(max(low, start), min(high, end), most, PANEL):
                     if packed:
                         self._aligned("low", (last - first) * (0 if slot is None else inner))

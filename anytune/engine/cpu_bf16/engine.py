@@ -59,8 +59,10 @@ class CpuBf16Engine(NumpyEngine):
     def flops_per_second(self) -> float:
         """As NumpyEngine's, of bf16 products."""
         n, stride = 384, row_bytes(384)
-        left, packed = (aligned(self, 0, name, words) for name, words in
-                        (("edge", (n + SPARE) * stride // 4), ("packed", packed_words(n, n))))
+        left, packed = (
+            aligned(self, 0, name, words)
+            for name, words in (("edge", (n + SPARE) * stride // 4), ("packed", packed_words(n, n)))
+        )
         out = self.scratch(0, "tile", n * n)
         out[...] = 0
         round_rows(address(out), 4 * n, n, n, left, stride)
@@ -78,8 +80,9 @@ class CpuBf16Engine(NumpyEngine):
     def norm_linear(self, x, gain, eps: float, group):
         return self.linear(self._normed(x, gain, eps, group), group)
 
-    def norm_linear_backward(self, dys, x, gain, eps: float, group, residual, need_dx: bool = True, then=None,
-                             into=None):
+    def norm_linear_backward(
+        self, dys, x, gain, eps: float, group, residual, need_dx: bool = True, then=None, into=None
+    ):
         dh = self.linear_backward(dys, self._normed(x, gain, eps, group), group, need_dx or into is not None)
         if into is not None:
             self.gain_gradient(dh, x, eps, into)
@@ -99,9 +102,18 @@ class CpuBf16Engine(NumpyEngine):
         columns, at, gains = x.shape[1], address(x), address(gain)
 
         def write(number: int, low: int, high: int, rows: Rows) -> None:
-            rowwise.norm(at + low * x.strides[0], x.strides[0], gains, eps, high - low, columns,
-                         aligned(self, number, "edge", 3 * (columns + 15)), rows.address + low * rows.stride,
-                         rows.stride)
+            rowwise.norm(
+                at + low * x.strides[0],
+                x.strides[0],
+                gains,
+                eps,
+                high - low,
+                columns,
+                aligned(self, number, "edge", 3 * (columns + 15)),
+                rows.address + low * rows.stride,
+                rows.stride,
+            )
+
         return _linear.left_rows(self, x.shape[0], group, write)
 
     def _gated(self, gate, up, activation: str, group):
@@ -111,9 +123,19 @@ class CpuBf16Engine(NumpyEngine):
         columns, gelu, one, two = gate.shape[1], ACTIVATIONS[activation] == GELU, address(gate), address(up)
 
         def write(number: int, low: int, high: int, rows: Rows) -> None:
-            rowwise.glu(one + low * gate.strides[0], gate.strides[0], two + low * up.strides[0], up.strides[0],
-                        high - low, columns, gelu, aligned(self, number, "edge", 3 * (columns + 15)),
-                        rows.address + low * rows.stride, rows.stride)
+            rowwise.glu(
+                one + low * gate.strides[0],
+                gate.strides[0],
+                two + low * up.strides[0],
+                up.strides[0],
+                high - low,
+                columns,
+                gelu,
+                aligned(self, number, "edge", 3 * (columns + 15)),
+                rows.address + low * rows.stride,
+                rows.stride,
+            )
+
         return _linear.left_rows(self, gate.shape[0], group, write)
 
     def glu_backward(self, dy, gate, up, activation: str):
@@ -124,10 +146,21 @@ class CpuBf16Engine(NumpyEngine):
         dgate, dup = both.part(0, columns), both.part(columns, columns)
 
         def work(number: int, low: int, high: int) -> None:
-            rowwise.glu_backward(address(dy) + low * dy.strides[0], dy.strides[0],
-                                    address(gate) + low * gate.strides[0], gate.strides[0],
-                                    address(up) + low * up.strides[0], up.strides[0], high - low, columns, gelu,
-                                    aligned(self, number, "edge", 4 * (columns + 15)),
-                                    dgate.address + low * both.stride, dup.address + low * both.stride, both.stride)
+            rowwise.glu_backward(
+                address(dy) + low * dy.strides[0],
+                dy.strides[0],
+                address(gate) + low * gate.strides[0],
+                gate.strides[0],
+                address(up) + low * up.strides[0],
+                up.strides[0],
+                high - low,
+                columns,
+                gelu,
+                aligned(self, number, "edge", 4 * (columns + 15)),
+                dgate.address + low * both.stride,
+                dup.address + low * both.stride,
+                both.stride,
+            )
+
         _linear.by_rows(self, tokens, work)
         return dgate, dup

@@ -13,15 +13,24 @@ import numpy as np
 from numba import njit, types
 
 from . import lanes
-from .lanes import (pair_columns, pair_rows, pair_rows_16, round_1, round_16, turn_rows, turn_rows_16, turn_words,
-                    zero_16)
+from .lanes import (
+    pair_columns,
+    pair_rows,
+    pair_rows_16,
+    round_1,
+    round_16,
+    turn_rows,
+    turn_rows_16,
+    turn_words,
+    zero_16,
+)
 
 PANEL = 32  # columns
-T12, T8, T4 = (lanes.tile(n, 2) for n in (12, 8, 4))      # rows x 32 columns
-N12, N8, N4 = (lanes.tile(n, 1) for n in (12, 8, 4))      # rows x 16 columns
+T12, T8, T4 = (lanes.tile(n, 2) for n in (12, 8, 4))  # rows x 32 columns
+N12, N8, N4 = (lanes.tile(n, 1) for n in (12, 8, 4))  # rows x 16 columns
 S12, S8, S4 = (lanes.tile(n, 2, True) for n in (12, 8, 4))  # float32 operands
 M12, M8, M4 = (lanes.tile(n, 1, True) for n in (12, 8, 4))
-SPARE = 4   # rows behind `a` that a product may read
+SPARE = 4  # rows behind `a` that a product may read
 
 
 def compiled(arguments: int):
@@ -192,6 +201,7 @@ def product(a, a_stride, b, depth, c, c_stride, rows, columns, summed, add):
 
 
 # ---- the same with float32 operands, at half the speed: where rounding operands would cost too much accuracy ---------
+
 
 @compiled(5)
 def pack_single(source, stride, columns, summed, target):

@@ -30,8 +30,10 @@ def pack(e, x: Rows, tokens: int, columns: int, at: int | None = None) -> int:
     def work(number: int) -> None:
         low, high = share(columns, number, e.workers.count, gemm.PANEL)
         if high > low:
-            gemm.pack_rows((at or x.address) + 2 * low, x.stride, high - low, tokens, 2, packed + 4 * low * depth,
-                           depth, 0)
+            gemm.pack_rows(
+                (at or x.address) + 2 * low, x.stride, high - low, tokens, 2, packed + 4 * low * depth, depth, 0
+            )
+
     e.workers.run(work)
     return packed
 
@@ -40,8 +42,18 @@ def add(e, number: int, dy: int, stride: int, rows: int, tokens: int, packed: in
     """into float32 [rows, in] += dyᵀ x; dy: the address of bf16 rows [tokens, rows], packed: of x."""
     left = aligned(e, number, "left", turned_words(rows, tokens))
     gemm.turn(dy, stride, tokens, rows, 2, left, turned_bytes(tokens))
-    gemm.product(left, turned_bytes(tokens), packed, gemm.depth_of(tokens), address(into), into.strides[0], rows,
-                 into.shape[1], tokens, 1)
+    gemm.product(
+        left,
+        turned_bytes(tokens),
+        packed,
+        gemm.depth_of(tokens),
+        address(into),
+        into.strides[0],
+        rows,
+        into.shape[1],
+        tokens,
+        1,
+    )
 
 
 def group_tasks(e, dy: Rows, x: Rows, group: Group, pieces) -> list[list[Callable[[int], None]]]:
@@ -52,13 +64,27 @@ def group_tasks(e, dy: Rows, x: Rows, group: Group, pieces) -> list[list[Callabl
     def task(weight, bias, start: int, low: int, high: int):
         def work(number: int) -> None:
             if weight.gradient is not None:
-                add(e, number, dy.address + 2 * (start + low), dy.stride, high - low, tokens, packed,
-                    weight.gradient[low:high])
+                add(
+                    e,
+                    number,
+                    dy.address + 2 * (start + low),
+                    dy.stride,
+                    high - low,
+                    tokens,
+                    packed,
+                    weight.gradient[low:high],
+                )
             if bias is not None:
                 bias[low:high] += dy.part(start + low, high - low).float32().sum(0)
+
         return work
-    return [[task(weight, bias, start, *piece)
-             for weight, bias, start in zip(group.weights, group.bias_gradients, group.bounds)
-             if weight.gradient is not None or bias is not None
-             for piece in pieces(*share(weight.out_features, number, workers, 16), PIECE, 16)]
-            for number in range(workers)]
+
+    return [
+        [
+            task(weight, bias, start, *piece)
+            for weight, bias, start in zip(group.weights, group.bias_gradients, group.bounds)
+            if weight.gradient is not None or bias is not None
+            for piece in pieces(*share(weight.out_features, number, workers, 16), PIECE, 16)
+        ]
+        for number in range(workers)
+    ]

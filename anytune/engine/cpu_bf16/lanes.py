@@ -15,8 +15,8 @@ LANES = 16  # float32, or words, in a register
 ADDRESS = types.int64
 I16, I32, I64, FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
-HALVES = ir.VectorType(I16, LANES)       # sixteen bf16, half a register
-PAIRS = ir.VectorType(I16, 2 * LANES)    # 32 bf16
+HALVES = ir.VectorType(I16, LANES)  # sixteen bf16, half a register
+PAIRS = ir.VectorType(I16, 2 * LANES)  # 32 bf16
 ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
 
 
@@ -69,14 +69,17 @@ def splat(builder, value, kind):
 def on_addresses(count: int):
     """Make an intrinsic of `count` addresses or numbers that returns nothing;
     function(builder, *values) writes its code."""
+
     def made(function):
         def code(context, builder, signature, args):
             function(builder, *args)
             return context.get_dummy_value()
+
         names = ", ".join(f"a{i}" for i in range(count))  # numba reads an intrinsic's parameters by name
         scope: dict = {"code": code, "signature": types.void(*[ADDRESS] * count)}
         exec(f"def typing(context, {names}):\n    return signature, code", scope)
         return intrinsic(scope["typing"])
+
     return made
 
 
@@ -96,8 +99,9 @@ def tile(rows: int, vectors: int, single: bool = False):
     @on_addresses(7)
     def build(builder, a, a_stride, b, c, c_stride, pairs, add):
         before = builder.block
-        loop, last, more, write, after = (builder.append_basic_block(n)
-                                          for n in ("pairs", "last", "more", "write", "after"))
+        loop, last, more, write, after = (
+            builder.append_basic_block(n) for n in ("pairs", "last", "more", "write", "after")
+        )
         left = [row(builder, a, a_stride, r) for r in range(rows)]
         builder.branch(loop)
 
@@ -132,6 +136,7 @@ def tile(rows: int, vectors: int, single: bool = False):
                     store(builder, value, out[r], 64 * j, 4)
             builder.branch(after)
         builder.position_at_end(after)
+
     return build
 
 
@@ -169,14 +174,20 @@ def zero_16(builder, target):
 @on_addresses(2)
 def add_1(builder, source, target):
     """target += the float32 at source."""
-    store(builder, builder.fadd(load(builder, source, FLOAT, align=4), load(builder, target, FLOAT, align=4)), target,
-          align=4)
+    store(
+        builder,
+        builder.fadd(load(builder, source, FLOAT, align=4), load(builder, target, FLOAT, align=4)),
+        target,
+        align=4,
+    )
 
 
 def _pair(builder, first, second, narrow: bool):
     """Words (first[i], second[i]) of two rows of 16 float32 (bf16 if narrow) at these addresses."""
-    rows = [load(builder, at, HALVES) if narrow else rounded(builder, load(builder, at, FLOATS, align=4))
-            for at in (first, second)]
+    rows = [
+        load(builder, at, HALVES) if narrow else rounded(builder, load(builder, at, FLOATS, align=4))
+        for at in (first, second)
+    ]
     both = shuffle(builder, *rows, [lane for i in range(LANES) for lane in (i, LANES + i)])
     return builder.bitcast(both, WORDS)
 
@@ -217,16 +228,20 @@ def _pair_rows(narrow: bool):
     @on_addresses(3)
     def build(builder, first, second, target):
         store(builder, _pair(builder, first, second, narrow), target, align=64)
+
     return build
 
 
 def _turn_rows(narrow: bool):
     @on_addresses(4)
     def build(builder, source, stride, target, target_stride):
-        rows = [_pair(builder, row(builder, source, stride, r), row(builder, source, stride, r + 1), narrow)
-                for r in range(0, 2 * LANES, 2)]
+        rows = [
+            _pair(builder, row(builder, source, stride, r), row(builder, source, stride, r + 1), narrow)
+            for r in range(0, 2 * LANES, 2)
+        ]
         for r, words in enumerate(_transpose(builder, rows)):
             store(builder, words, row(builder, target, target_stride, r))
+
     return build
 
 

@@ -35,6 +35,7 @@ def in_turn(e, shares: list[list[Callable[[int], None]]]) -> None:
                 except IndexError:
                     break
                 task(number)
+
     e.workers.run(work)
 
 
@@ -48,6 +49,7 @@ def by_rows(e, tokens: int, work: Callable[[int, int, int], None]) -> None:
         low, high = share(tokens, number, e.workers.count, 4)
         if high > low:
             work(number, low, high)
+
     e.workers.run(one)
 
 
@@ -60,6 +62,7 @@ def pieces(low: int, high: int, most: int, step: int):
 
 
 # ---- left sides --------------------------------------------------------------------------------------------
+
 
 def left_rows(e, tokens: int, group: Group, write, inputs=None) -> Rows:
     """[x | h] as Rows. write(number, low, high, rows) puts x there; inputs(low, high): another x for h (dropout)."""
@@ -74,8 +77,11 @@ def left_rows(e, tokens: int, group: Group, write, inputs=None) -> Rows:
 
     def work(number: int, low: int, high: int) -> None:
         write(number, low, high, rows)
-        at, stride, target = (rows.address + low * rows.stride, rows.stride,
-                              rows.address + low * rows.stride + 2 * features)
+        at, stride, target = (
+            rows.address + low * rows.stride,
+            rows.stride,
+            rows.address + low * rows.stride + 2 * features,
+        )
         if features % 2:
             gemm.clear(target, stride, high - low)
         if not rank:
@@ -90,15 +96,24 @@ def left_rows(e, tokens: int, group: Group, write, inputs=None) -> Rows:
         gemm.round_rows(address(other), other.strides[0], high - low, features, own, own_stride)
         gemm.product(own, own_stride, packed, gemm.depth_of(features), scratch, 4 * rank, high - low, rank, features, 0)
         gemm.round_rows(scratch, 4 * rank, high - low, rank, target, stride)
+
     by_rows(e, tokens, work)
     return rows
 
 
 def _writer(x: np.ndarray):
     """How left_rows rounds float32 rows."""
+
     def write(number: int, low: int, high: int, rows: Rows) -> None:
-        gemm.round_rows(address(x) + low * x.strides[0], x.strides[0], high - low, x.shape[1],
-                        rows.address + low * rows.stride, rows.stride)
+        gemm.round_rows(
+            address(x) + low * x.strides[0],
+            x.strides[0],
+            high - low,
+            x.shape[1],
+            rows.address + low * rows.stride,
+            rows.stride,
+        )
+
     return write
 
 
@@ -108,8 +123,13 @@ def left(e, x, group: Group, mask=None) -> Rows:
         if mask is None and (x.group is group or not group.rank):
             return x
         x = x.float32()
-    return left_rows(e, x.shape[0], group, _writer(x),
-                     None if mask is None else lambda low, high: dropped(e, x, group, mask, low, high))
+    return left_rows(
+        e,
+        x.shape[0],
+        group,
+        _writer(x),
+        None if mask is None else lambda low, high: dropped(e, x, group, mask, low, high),
+    )
 
 
 def right_sides(e, group: Group) -> list[int]:
@@ -119,8 +139,16 @@ def right_sides(e, group: Group) -> list[int]:
     for slot, size in zip(group.slots, sizes):
         found.append(at)
         if slot is not None:
-            gemm.pack_rows(address(slot.b), slot.b.strides[0], slot.b.shape[1], slot.b.shape[0], 4, at,
-                           gemm.depth_of(slot.b.shape[0]), 0)
+            gemm.pack_rows(
+                address(slot.b),
+                slot.b.strides[0],
+                slot.b.shape[1],
+                slot.b.shape[0],
+                4,
+                at,
+                gemm.depth_of(slot.b.shape[0]),
+                0,
+            )
         at += 4 * size
     return found
 
@@ -141,20 +169,31 @@ def gradient_rows(e, dys: tuple, group: Group) -> Rows:
     def work(number: int, low: int, high: int) -> None:
         at = rows.address + low * rows.stride
         for dy, first in zip(dys, group.bounds):
-            gemm.round_rows(address(dy) + low * dy.strides[0], dy.strides[0], high - low, dy.shape[1], at + 2 * first,
-                            rows.stride)
+            gemm.round_rows(
+                address(dy) + low * dy.strides[0], dy.strides[0], high - low, dy.shape[1], at + 2 * first, rows.stride
+            )
         if rank and any(bound % 2 for bound in group.bounds):
             gemm.clear(at + 2 * width, rows.stride, high - low)
         for index, slot in enumerate(group.slots):
             if slot is not None:
                 out, r = slot.b.shape
-                tiles.low_rows(at + 2 * group.bounds[index], rows.stride, high - low, out, packed[index], r,
-                               aligned(e, number, "low", (high - low) * r), at + 2 * (width + spans[index][0]))
+                tiles.low_rows(
+                    at + 2 * group.bounds[index],
+                    rows.stride,
+                    high - low,
+                    out,
+                    packed[index],
+                    r,
+                    aligned(e, number, "low", (high - low) * r),
+                    at + 2 * (width + spans[index][0]),
+                )
+
     by_rows(e, tokens, work)
     return rows
 
 
 # ---- forward -----------------------------------------------------------------------------------------------
+
 
 def tile_rows(group: Group, sizes) -> int:
     """Most rows of W in a forward tile."""
@@ -176,10 +215,13 @@ def linear(e, x, group: Group) -> tuple[np.ndarray, ...]:
     shares: list[list] = []
     for number in range(e.workers.count):
         low, high = share(group.width, number, e.workers.count, gemm.PANEL)
-        shares.append([_forward_task(e, x, group, index, first, last, y)
-                       for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
-                       for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes),
-                                                 gemm.PANEL)])
+        shares.append(
+            [
+                _forward_task(e, x, group, index, first, last, y)
+                for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
+                for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes), gemm.PANEL)
+            ]
+        )
     in_turn(e, shares)
     return group.split(y)
 
@@ -188,6 +230,7 @@ def packed_of(e, group: Group):
     """The group's packs, made when training first needs them; None where there are to be none."""
     if group.packed is None and e.training and getattr(e.sizes, "packed", ""):
         from .packed import Packed, can_be_packed
+
         if can_be_packed(group):
             group.packed = Packed(e, group)
     return group.packed
@@ -203,14 +246,27 @@ def _forward_task(e, x: Rows, group: Group, index: int, first: int, last: int, y
         tile = e.scratch(number, "tile", rows * columns).reshape(rows, columns)
         weight.rows(low, last - start, tile, lambda size: e.raw(number, size))
         tiles.forward(
-            address(tile), rows, features, address(slot.b) + low * slot.b.strides[0] if slot is not None else 0, before,
-            end - before, aligned(e, number, "packed", gemm.packed_words(columns, rows)), x.address, x.stride,
-            x.shape[0], address(y) + 4 * first, y.strides[0], address(bias) + 4 * low if bias is not None else 0,
-            bias is not None)
+            address(tile),
+            rows,
+            features,
+            address(slot.b) + low * slot.b.strides[0] if slot is not None else 0,
+            before,
+            end - before,
+            aligned(e, number, "packed", gemm.packed_words(columns, rows)),
+            x.address,
+            x.stride,
+            x.shape[0],
+            address(y) + 4 * first,
+            y.strides[0],
+            address(bias) + 4 * low if bias is not None else 0,
+            bias is not None,
+        )
+
     return task
 
 
 # ---- backward ----------------------------------------------------------------------------------------------
+
 
 def backward_step(group: Group, sizes) -> int:
     """Most columns of a backward tile."""
@@ -225,8 +281,11 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
     dy, downs = gradient_rows(e, dys, group), scaled_down(group) if rank else np.empty((0, features), np.float32)
     pairs = None
     if rank:
-        x = left(e, x, group) if mask is None else left_rows(
-            e, tokens, group, _writer(dropped(e, _float32(x), group, mask, 0, tokens)))
+        x = (
+            left(e, x, group)
+            if mask is None
+            else left_rows(e, tokens, group, _writer(dropped(e, _float32(x), group, mask, 0, tokens)))
+        )
         pairs = _Pairs(e, dy, x, group)
     own = [[] for _ in range(e.workers.count)]
     if trains_whole(group):
@@ -242,9 +301,16 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
     for number in range(e.workers.count):
         low, high = share(features, number, e.workers.count, blocks)
         beside = downs if mask is None else downs[:0]
-        mine = ([] if dx is None else packed.backward_tasks(e, dy, beside, dx, number) if packed is not None else
-                [_backward_task(e, dy, group, beside, first, last, raw, dx)
-                 for first, last in pieces(low, high, most, blocks)])
+        mine = (
+            []
+            if dx is None
+            else packed.backward_tasks(e, dy, beside, dx, number)
+            if packed is not None
+            else [
+                _backward_task(e, dy, group, beside, first, last, raw, dx)
+                for first, last in pieces(low, high, most, blocks)
+            ]
+        )
         shares.append(mine + (pairs.tasks(number) if pairs is not None else []) + own[number])
     in_turn(e, shares)
     if dx is not None and mask is not None:
@@ -267,10 +333,22 @@ def _backward_task(e, dy: Rows, group: Group, downs: np.ndarray, first: int, las
     def task(number: int) -> None:
         tile = e.scratch(number, "tile", (height + rank) * columns).reshape(height + rank, columns)
         for index, weight in enumerate(group.weights):
-            weight.columns(first, last, tile[group.bounds[index]:group.bounds[index + 1]], raw[index])
-        tiles.backward(address(tile), height, columns, address(downs) + 4 * first, downs.strides[0], rank,
-                       aligned(e, number, "packed", gemm.packed_words(height + rank, columns)), dy.address, dy.stride,
-                       dx.shape[0], address(dx) + 4 * first, dx.strides[0])
+            weight.columns(first, last, tile[group.bounds[index] : group.bounds[index + 1]], raw[index])
+        tiles.backward(
+            address(tile),
+            height,
+            columns,
+            address(downs) + 4 * first,
+            downs.strides[0],
+            rank,
+            aligned(e, number, "packed", gemm.packed_words(height + rank, columns)),
+            dy.address,
+            dy.stride,
+            dx.shape[0],
+            address(dx) + 4 * first,
+            dx.strides[0],
+        )
+
     return task
 
 
@@ -287,8 +365,9 @@ class _Pairs:
         at = aligned(e, 0, "inner", sum(sizes))
         self.inner = []
         for (first, last), size in zip(spans, sizes):
-            gemm.pack_rows(x.address + 2 * (group.in_features + first), x.stride, last - first, tokens, 2, at,
-                           self.depth, 0)
+            gemm.pack_rows(
+                x.address + 2 * (group.in_features + first), x.stride, last - first, tokens, 2, at, self.depth, 0
+            )
             self.inner.append(at)
             at += 4 * size
 
@@ -311,9 +390,19 @@ class _Pairs:
             for slot, (low, high) in zip(self.group.slots, self.group.ranks()):
                 if slot is not None:
                     piece = aligned(e, number, "low", (high - low) * columns)
-                    tiles.add_product(slot.scale, self.turned + low * self.stride, self.stride, packed, high - low,
-                                      columns, self.tokens, piece, address(slot.grad_a) + 4 * first,
-                                      slot.grad_a.strides[0])
+                    tiles.add_product(
+                        slot.scale,
+                        self.turned + low * self.stride,
+                        self.stride,
+                        packed,
+                        high - low,
+                        columns,
+                        self.tokens,
+                        piece,
+                        address(slot.grad_a) + 4 * first,
+                        slot.grad_a.strides[0],
+                    )
+
         return task
 
     def _up(self, index: int, first: int, last: int):
@@ -321,11 +410,28 @@ class _Pairs:
 
         def task(number: int) -> None:
             left = aligned(e, number, "packed", turned_words(rows, self.tokens))
-            gemm.turn(self.dy.address + 2 * (self.group.bounds[index] + first), self.dy.stride, self.tokens, rows, 2,
-                      left, self.stride)
-            gemm.product(left, self.stride, self.inner[index], self.depth,
-                         address(slot.grad_b) + first * slot.grad_b.strides[0], slot.grad_b.strides[0], rows,
-                         slot.b.shape[1], self.tokens, 1)
+            gemm.turn(
+                self.dy.address + 2 * (self.group.bounds[index] + first),
+                self.dy.stride,
+                self.tokens,
+                rows,
+                2,
+                left,
+                self.stride,
+            )
+            gemm.product(
+                left,
+                self.stride,
+                self.inner[index],
+                self.depth,
+                address(slot.grad_b) + first * slot.grad_b.strides[0],
+                slot.grad_b.strides[0],
+                rows,
+                slot.b.shape[1],
+                self.tokens,
+                1,
+            )
+
         return task
 
 
@@ -335,4 +441,5 @@ def _add_masked(e, dy: Rows, group: Group, downs: np.ndarray, mask, dx: np.ndarr
 
     def rows(low: int, high: int) -> None:
         dx[low:high] += (through.float32(low, high) @ downs) * (mask[low:high] * factor)
+
     e.workers.rows(dx.shape[0], rows, 16)

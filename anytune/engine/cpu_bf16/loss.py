@@ -21,8 +21,10 @@ def head_rows(sizes, head: Group) -> int:
 
 def head_step(sizes, head: Group, workers: int) -> int:
     """Rows of the head that a worker takes at once."""
-    return min(head_rows(sizes, head), max(high - low for low, high in (
-        share(head.width, number, workers, gemm.PANEL) for number in range(workers))))
+    return min(
+        head_rows(sizes, head),
+        max(high - low for low, high in (share(head.width, number, workers, gemm.PANEL) for number in range(workers))),
+    )
 
 
 def cross_entropy(e, h, head: Group, targets: np.ndarray, scale: float, gradient: bool):
@@ -52,7 +54,7 @@ class Chunk:
         self.at, self.stride, self.columns = h.address + low * h.stride, h.stride, head.in_features + head.rank
         self.step = head_step(e.sizes, head, e.workers.count)
         self.packed = packed_of(e, head)
-        self.logits = None if kept is None else kept[:self.rows * head.width].reshape(self.rows, head.width)
+        self.logits = None if kept is None else kept[: self.rows * head.width].reshape(self.rows, head.width)
         self.h = h.part(0, self.columns)
         self.low, self.high = low, high
 
@@ -68,7 +70,7 @@ class Chunk:
         tile = self.e.scratch(number, "tile", (high - low) * self.columns).reshape(high - low, -1)
         weight.rows(low, high, tile, lambda size: self.e.raw(number, size))
         if slot is not None:
-            tile[:, self.head.in_features:] = slot.b[low:high]
+            tile[:, self.head.in_features :] = slot.b[low:high]
         return tile
 
     def scores(self, number: int, low: int, high: int, tile: np.ndarray | None, known: bool = False) -> np.ndarray:
@@ -76,17 +78,32 @@ class Chunk:
         if self.logits is not None:
             piece = self.logits[:, low:high]
         else:
-            piece = self.e.scratch(number, "logits", self.rows * self.step)[:self.rows * (high - low)]
+            piece = self.e.scratch(number, "logits", self.rows * self.step)[: self.rows * (high - low)]
             piece = piece.reshape(self.rows, high - low)
         if known and self.logits is not None:
             return piece
         if self.packed is not None:
-            self.packed.product(self.e, number, 0, low, high, self.at, self.stride, self.rows, address(piece),
-                                piece.strides[0])
+            self.packed.product(
+                self.e, number, 0, low, high, self.at, self.stride, self.rows, address(piece), piece.strides[0]
+            )
         else:
             packed = aligned(self.e, number, "packed", gemm.packed_words(self.columns, high - low))
-            tiles.forward(address(tile), high - low, self.columns, 0, 0, 0, packed, self.at, self.stride, self.rows,
-                               address(piece), piece.strides[0], 0, 0)
+            tiles.forward(
+                address(tile),
+                high - low,
+                self.columns,
+                0,
+                0,
+                0,
+                packed,
+                self.at,
+                self.stride,
+                self.rows,
+                address(piece),
+                piece.strides[0],
+                0,
+                0,
+            )
         return piece
 
     def loss(self) -> float:
@@ -97,25 +114,36 @@ class Chunk:
         def work(number: int) -> None:
             for low, high in self.spans(number):
                 piece = self.scores(number, low, high, None if self.packed else self.tile(number, low, high))
-                rowwise.loss(address(piece), piece.strides[0], self.rows, high - low, address(self.targets), low,
-                             address(top[number]), address(total[number]), address(picked[number]),
-                             aligned(e, number, "edge", self.step + 16))
+                rowwise.loss(
+                    address(piece),
+                    piece.strides[0],
+                    self.rows,
+                    high - low,
+                    address(self.targets),
+                    low,
+                    address(top[number]),
+                    address(total[number]),
+                    address(picked[number]),
+                    aligned(e, number, "edge", self.step + 16),
+                )
+
         e.workers.run(work)
         highest = top.max(axis=0)
-        self.log_sum = (highest
-                        + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(np.float32))
+        self.log_sum = highest + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(
+            np.float32
+        )
         return float(np.sum(self.log_sum - picked.max(axis=0), dtype=np.float64))
 
     def backward(self, scale: float, parts: np.ndarray, dh: np.ndarray) -> None:
         e, head, slot, rows, columns = self.e, self.head, self.head.slots[0], self.rows, self.columns
-        parts = parts[:e.workers.count * rows * columns].reshape(-1, rows, columns)
+        parts = parts[: e.workers.count * rows * columns].reshape(-1, rows, columns)
         stride, width = gemm.row_bytes(self.step), head.in_features
         trained = slot is not None and slot.grad_b is not None
         if trained:
             rank, turned_stride, deep = head.rank, gemm.row_bytes(-(-rows // 32) * 32), gemm.depth_of(rows)
             inner = aligned(e, 0, "inner", gemm.packed_words(rows, rank))
             gemm.pack_rows(self.at + 2 * width, self.stride, rank, rows, 2, inner, deep, 0)
-        whole = head.weights[0].gradient    # of a head that is trained itself, and has no pair then
+        whole = head.weights[0].gradient  # of a head that is trained itself, and has no pair then
         packed_h = gradients.pack(e, self.h, rows, width, self.at) if whole is not None else 0
 
         def work(number: int) -> None:
@@ -125,22 +153,44 @@ class Chunk:
                 tile = self.tile(number, low, high)
                 piece = self.scores(number, low, high, tile, True)
                 dlogits = aligned(e, number, "dlogits", (rows + gemm.SPARE) * stride // 4)
-                rowwise.loss_backward(scale, address(piece), piece.strides[0], rows, high - low, address(self.targets),
-                                      low, address(self.log_sum), aligned(e, number, "edge", self.step + 16), dlogits,
-                                      stride)
+                rowwise.loss_backward(
+                    scale,
+                    address(piece),
+                    piece.strides[0],
+                    rows,
+                    high - low,
+                    address(self.targets),
+                    low,
+                    address(self.log_sum),
+                    aligned(e, number, "edge", self.step + 16),
+                    dlogits,
+                    stride,
+                )
                 packed = aligned(e, number, "packed", gemm.packed_words(self.step, columns))
                 depth = gemm.depth_of(high - low)
                 gemm.pack_rows(address(tile), tile.strides[0], columns, high - low, 4, packed, depth, 0)
-                gemm.product(dlogits, stride, packed, depth, address(mine), mine.strides[0], rows, columns, high - low,
-                             1)
+                gemm.product(
+                    dlogits, stride, packed, depth, address(mine), mine.strides[0], rows, columns, high - low, 1
+                )
                 if whole is not None:
                     gradients.add(e, number, dlogits, stride, high - low, rows, packed_h, whole[low:high])
                 if trained:
                     turned = aligned(e, number, "turned", turned_words(high - low, rows))
                     gemm.turn(dlogits, stride, rows, high - low, 2, turned, turned_stride)
                     step = slot.grad_b.strides[0]
-                    gemm.product(turned, turned_stride, inner, deep, address(slot.grad_b) + low * step, step,
-                                 high - low, rank, rows, 1)
+                    gemm.product(
+                        turned,
+                        turned_stride,
+                        inner,
+                        deep,
+                        address(slot.grad_b) + low * step,
+                        step,
+                        high - low,
+                        rank,
+                        rows,
+                        1,
+                    )
+
         e.workers.run(work)
         for part in parts[1:]:
             e.kernels.add(parts[0], part, parts[0])

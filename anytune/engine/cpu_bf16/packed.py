@@ -16,13 +16,16 @@ from . import gemm, tiles
 from .linear import backward_step, in_turn, pieces, tile_rows
 from .rows import LINE, Rows, address, aligned
 
-RUNS = 4   # pieces that a worker's share is cut into, so that a quicker one can help
+RUNS = 4  # pieces that a worker's share is cut into, so that a quicker one can help
 
 
 def can_be_packed(group: Group) -> bool:
     """Whether panels begin where linears and low-rank columns do, and nothing in the group changes but the pairs."""
-    return (group.in_features % 32 == 0 and all(b % gemm.PANEL == 0 for b in group.bounds)
-            and all(w.gradient is None for w in group.weights))
+    return (
+        group.in_features % 32 == 0
+        and all(b % gemm.PANEL == 0 for b in group.bounds)
+        and all(w.gradient is None for w in group.weights)
+    )
 
 
 def panel_columns(group: Group) -> int:
@@ -38,8 +41,9 @@ def ends_of(group: Group) -> list[int]:
 
 def words_of(group: Group, packed: str) -> list[int]:
     """Words of each linear's pack for y, and last that of the pack for dx if both are kept."""
-    words = [gemm.packed_words(group.in_features + end, w.out_features)
-             for w, end in zip(group.weights, ends_of(group))]
+    words = [
+        gemm.packed_words(group.in_features + end, w.out_features) for w, end in zip(group.weights, ends_of(group))
+    ]
     return words + [gemm.packed_words(group.width + group.rank, group.in_features)] * packs_both(group, packed)
 
 
@@ -68,12 +72,15 @@ class Packed:
         blocks = panel_columns(group)
         for number in range(e.workers.count):
             low, high = share(group.width, number, e.workers.count, gemm.PANEL)
-            mine = [self._rows(e, index, first - start, last - start)
-                    for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
-                    for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes), gemm.PANEL)]
+            mine = [
+                self._rows(e, index, first - start, last - start)
+                for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
+                for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes), gemm.PANEL)
+            ]
             low, high = share(group.in_features, number, e.workers.count, blocks) if self.both else (0, 0)
-            shares.append(mine + [self._columns(e, first, last, raw)
-                                  for first, last in pieces(low, high, step, blocks)])
+            shares.append(
+                mine + [self._columns(e, first, last, raw) for first, last in pieces(low, high, step, blocks)]
+            )
         in_turn(e, shares)
         for weight in group.weights if self.both else ():
             weight.forget()
@@ -85,8 +92,10 @@ class Packed:
             tile = e.scratch(number, "tile", (high - low) * features).reshape(high - low, features)
             weight.rows(low, high, tile, lambda size: e.raw(number, size))
             depth = gemm.depth_of(features + self.ends[index])
-            gemm.pack_columns(address(tile), 4 * features, high - low, features,
-                              self.addresses[index] + 4 * low * depth, depth, 0)
+            gemm.pack_columns(
+                address(tile), 4 * features, high - low, features, self.addresses[index] + 4 * low * depth, depth, 0
+            )
+
         return task
 
     def _columns(self, e, low: int, high: int, raw):
@@ -95,10 +104,19 @@ class Packed:
         def task(number: int) -> None:
             tile = e.scratch(number, "tile", group.width * (high - low)).reshape(group.width, high - low)
             for index, weight in enumerate(group.weights):
-                weight.columns(low, high, tile[group.bounds[index]:group.bounds[index + 1]], raw[index])
+                weight.columns(low, high, tile[group.bounds[index] : group.bounds[index + 1]], raw[index])
             depth = gemm.depth_of(group.width + group.rank)
-            gemm.pack_rows(address(tile), 4 * (high - low), high - low, group.width, 4,
-                           self.addresses[-1] + 4 * low * depth, depth, 0)
+            gemm.pack_rows(
+                address(tile),
+                4 * (high - low),
+                high - low,
+                group.width,
+                4,
+                self.addresses[-1] + 4 * low * depth,
+                depth,
+                0,
+            )
+
         return task
 
     # ---- the tasks of linear.linear and linear.linear_backward
@@ -109,18 +127,33 @@ class Packed:
         most = -(-group.width // (RUNS * e.workers.count))
         for number in range(e.workers.count):
             low, high = share(group.width, number, e.workers.count, gemm.PANEL)
-            shares.append([self._forward(e, x, index, first, last, y)
-                           for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
-                           for first, last in pieces(max(low, start), min(high, end), most, gemm.PANEL)])
+            shares.append(
+                [
+                    self._forward(e, x, index, first, last, y)
+                    for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
+                    for first, last in pieces(max(low, start), min(high, end), most, gemm.PANEL)
+                ]
+            )
         return shares
 
     def _forward(self, e, x: Rows, index: int, first: int, last: int, y: np.ndarray):
         start = self.group.bounds[index]
-        return lambda number: self.product(e, number, index, first - start, last - start, x.address, x.stride,
-                                           x.shape[0], address(y) + 4 * first, y.strides[0])
+        return lambda number: self.product(
+            e,
+            number,
+            index,
+            first - start,
+            last - start,
+            x.address,
+            x.stride,
+            x.shape[0],
+            address(y) + 4 * first,
+            y.strides[0],
+        )
 
-    def product(self, e, number: int, index: int, low: int, high: int, x: int, x_stride: int, tokens: int, y: int,
-                y_stride: int) -> None:
+    def product(
+        self, e, number: int, index: int, low: int, high: int, x: int, x_stride: int, tokens: int, y: int, y_stride: int
+    ) -> None:
         """Outputs low…high of a linear for rows [x | h] of bf16 at x -> float32 at y."""
         group, slot, bias, b = self.group, self.group.slots[index], self.group.biases[index], 0
         depth, (before, end) = gemm.depth_of(group.in_features + self.ends[index]), group.ranks()[index]
@@ -128,9 +161,23 @@ class Packed:
             before = end = 0
         else:
             b = address(slot.b) + low * slot.b.strides[0]
-        tiles.forward_packed(self.addresses[index] + 4 * low * depth, depth, high - low, group.in_features, b, before,
-                             end - before, aligned(e, number, "low", (high - low) * end), x, x_stride, tokens, y,
-                             y_stride, address(bias) + 4 * low if bias is not None else 0, bias is not None)
+        tiles.forward_packed(
+            self.addresses[index] + 4 * low * depth,
+            depth,
+            high - low,
+            group.in_features,
+            b,
+            before,
+            end - before,
+            aligned(e, number, "low", (high - low) * end),
+            x,
+            x_stride,
+            tokens,
+            y,
+            y_stride,
+            address(bias) + 4 * low if bias is not None else 0,
+            bias is not None,
+        )
 
     def backward_tasks(self, e, dy: Rows, downs: np.ndarray, dx: np.ndarray, number: int) -> list:
         """What a worker computes of dx [T, in] = [dy | g] [W ; s A]; downs: s A, or none of its rows."""
@@ -143,7 +190,19 @@ class Packed:
         depth = gemm.depth_of(self.group.width + self.group.rank)
 
         def task(number: int) -> None:
-            tiles.backward_packed(self.addresses[-1] + 4 * first * depth, depth, self.group.width, last - first,
-                                  address(downs) + 4 * first, downs.strides[0], len(downs), dy.address, dy.stride,
-                                  dx.shape[0], address(dx) + 4 * first, dx.strides[0])
+            tiles.backward_packed(
+                self.addresses[-1] + 4 * first * depth,
+                depth,
+                self.group.width,
+                last - first,
+                address(downs) + 4 * first,
+                downs.strides[0],
+                len(downs),
+                dy.address,
+                dy.stride,
+                dx.shape[0],
+                address(dx) + 4 * first,
+                dx.strides[0],
+            )
+
         return task

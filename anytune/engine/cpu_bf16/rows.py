@@ -34,7 +34,7 @@ class Rows:
     def float32(self, low: int = 0, high: int | None = None) -> np.ndarray:
         """A float32 copy of rows low…high."""
         high = self.shape[0] if high is None else high
-        words = self._buffer.view(np.uint16)[(self.address - address(self._buffer)) // 2:]
+        words = self._buffer.view(np.uint16)[(self.address - address(self._buffer)) // 2 :]
         rows = np.lib.stride_tricks.as_strided(words, self.shape, (self.stride, 2))[low:high]
         return (rows.astype(np.uint32) << 16).view(np.float32)
 

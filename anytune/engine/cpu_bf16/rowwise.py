@@ -83,8 +83,9 @@ def _slope_of_gelu(x):
     """(z, dz/dx) of the tanh form of GELU, x * sigmoid(2 z)."""
     square = v.mul(x, x)
     cubic = v.fma(v.fill(_GELU_A), square, v.fill(_ONE))
-    return v.mul(v.mul(v.fill(F(2) * _GELU_C), x), cubic), \
-        v.mul(v.fill(F(2) * _GELU_C), v.fma(v.fill(F(3) * _GELU_A), square, v.fill(_ONE)))
+    return v.mul(v.mul(v.fill(F(2) * _GELU_C), x), cubic), v.mul(
+        v.fill(F(2) * _GELU_C), v.fma(v.fill(F(3) * _GELU_A), square, v.fill(_ONE))
+    )
 
 
 @kernel("iiiiiiiiii")
@@ -105,8 +106,9 @@ def glu(gate, gate_stride, up, up_stride, rows, columns, is_gelu, edge, target, 
 
 
 @kernel("iiiiiiiiiiiii")
-def glu_backward(dy, dy_stride, gate, gate_stride, up, up_stride, rows, columns, is_gelu, edge, dgate, dup,
-                 target_stride):
+def glu_backward(
+    dy, dy_stride, gate, gate_stride, up, up_stride, rows, columns, is_gelu, edge, dgate, dup, target_stride
+):
     """dgate = dy * up * act'(gate), dup = dy * act(gate). edge: scratch for four rows."""
     wide = (columns + 15) // 16 * 16
     one = v.fill(_ONE)
@@ -243,8 +245,12 @@ def loss_backward(scale, logits, stride, rows, columns, targets, first, log_sum,
     want, sums, k, zero = ints(targets, rows), floats(log_sum, rows), v.fill(F(scale)), v.fill(F(0))
     one = floats(edge, 1)
     for t in range(rows):
-        a, to, back, whole = _loaded(logits + t * stride, columns, edge), target + t * target_stride, v.fill(sums[t]), \
-            columns // 16 * 16
+        a, to, back, whole = (
+            _loaded(logits + t * stride, columns, edge),
+            target + t * target_stride,
+            v.fill(sums[t]),
+            columns // 16 * 16,
+        )
         for i in range(0, whole, 16):
             v.store_16(to + 2 * i, v.mul(k, v.exp(v.sub(v.load(a + 4 * i), back))))
         if whole < columns:

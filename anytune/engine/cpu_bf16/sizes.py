@@ -11,4 +11,5 @@ from anytune.engine.numpy.sizes import Sizes
 class Bf16Sizes(Sizes):
     """packed: see packed.py: "" for no weights, "y" for the products that make y,
     "both" for those that make dx as well."""
+
     packed: str = ""

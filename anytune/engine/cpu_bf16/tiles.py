@@ -48,8 +48,9 @@ def forward(tile, rows, features, b, before, rank, packed, x, x_stride, tokens, 
 
 
 @compiled(15)
-def forward_packed(panels, depth, rows, features, b, before, rank, scratch, x, x_stride, tokens, y, y_stride, bias,
-                   has_bias):
+def forward_packed(
+    panels, depth, rows, features, b, before, rank, scratch, x, x_stride, tokens, y, y_stride, bias, has_bias
+):
     """As forward(), of W that lies packed; [0 | B], `before` columns of zeros and `rank` of B,
     is packed behind it first."""
     columns = before + rank

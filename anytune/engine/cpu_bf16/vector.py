@@ -25,14 +25,17 @@ def _constant(value: float):
 
 def _made(result, *kinds):
     """Make an intrinsic from function(builder, *values) -> value (None where result is void)."""
+
     def made(function):
         def code(context, builder, signature, args):
             value = function(builder, *args)
             return context.get_dummy_value() if value is None else value
+
         names = ", ".join(f"a{i}" for i in range(len(kinds)))
         scope: dict = {"code": code, "signature": result(*kinds)}
         exec(f"def typing(context, {names}):\n    return signature, code", scope)
         return intrinsic(scope["typing"])
+
     return made
 
 

@@ -21,6 +21,7 @@ ROWS = 384  # stacked rows of a tile: enough for BLAS to run at full rate
 @dataclass(frozen=True)
 class Task:
     """Queries low…high of a stream whose example spans start…end, with key head `head`."""
+
     low: int
     high: int
     start: int
@@ -57,25 +58,32 @@ def attention(e, q, k, v, heads: Heads):
 
     def work(number: int) -> None:
         for task in shares[number]:
-            first, slab = task.first_key(heads.window), slice(task.head * group * size,
-                                                              (task.head + 1) * group * size)
+            first, slab = task.first_key(heads.window), slice(task.head * group * size, (task.head + 1) * group * size)
             cut = slice(task.head * size, (task.head + 1) * size)
             rows = (task.high - task.low) * group
-            queries = _stack(e, number, "q", q[task.low:task.high, slab], group)
+            queries = _stack(e, number, "q", q[task.low : task.high, slab], group)
             scores = e.scratch(number, "s", rows * (task.high - first)).reshape(rows, -1)
-            np.matmul(queries, k[first:task.high, cut].T, out=scores)
-            e.kernels.softmax(scores, group, task.low, first, heads.window, heads.scale,
-                              sums[task.head, task.low * group:task.high * group])
+            np.matmul(queries, k[first : task.high, cut].T, out=scores)
+            e.kernels.softmax(
+                scores,
+                group,
+                task.low,
+                first,
+                heads.window,
+                heads.scale,
+                sums[task.head, task.low * group : task.high * group],
+            )
             result = e.scratch(number, "o", rows * size).reshape(rows, size)
-            np.matmul(scores, v[first:task.high, cut], out=result)
-            out[task.low:task.high, slab] = result.reshape(task.high - task.low, group * size)
+            np.matmul(scores, v[first : task.high, cut], out=result)
+            out[task.low : task.high, slab] = result.reshape(task.high - task.low, group * size)
+
     e.workers.run(work)
     return out, sums
 
 
 def _per_token(e, tokens: int, width: int) -> np.ndarray:
     """A flat array of tokens * width floats, in a buffer that serves every stream up to the capacity."""
-    return e.flat(max(tokens, e.capacity) * width)[:tokens * width]
+    return e.flat(max(tokens, e.capacity) * width)[: tokens * width]
 
 
 def _stack(e, number, name, view, group):
@@ -90,10 +98,11 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
     tokens, size = q.shape[0], heads.size
     wide, narrow = heads.queries * size, heads.keys * size
     both = e.array(tokens, wide + 2 * narrow)
-    dq, dk, dv = both[:, :wide], both[:, wide:wide + narrow], both[:, wide + narrow:]
+    dq, dk, dv = both[:, :wide], both[:, wide : wide + narrow], both[:, wide + narrow :]
     inner = _per_token(e, tokens, heads.queries).reshape(tokens, heads.queries)
-    e.workers.rows(tokens, lambda low, high: e.kernels.row_dots(
-        dout[low:high], out[low:high], heads.queries, inner[low:high]), 64)
+    e.workers.rows(
+        tokens, lambda low, high: e.kernels.row_dots(dout[low:high], out[low:high], heads.queries, inner[low:high]), 64
+    )
     shares = e.plan(heads)
     # One worker's tasks may share keys with another's: each sums into its own, and worker 0 into the result.
     sums_of = [(dk, dv)] + [tuple(e.array(tokens, narrow) for _ in range(2)) for _ in shares[1:]]
@@ -103,6 +112,7 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
             buffer[...] = 0
         for task in shares[number]:
             _task_backward(e, number, task, heads, dout, q, k, v, sums, inner, dq, *sums_of[number])
+
     e.workers.run(work)
     add_up(e, sums_of)
     return dq, dk, dv
@@ -110,10 +120,12 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
 
 def add_up(e, sums_of: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """Add every worker's sums of dk and dv to the first one's, in the workers' order."""
+
     def merge(low: int, high: int) -> None:
         for own in sums_of[1:]:
             for mine, total in zip(own, sums_of[0]):
                 e.kernels.add(total[low:high], mine[low:high], total[low:high])
+
     if len(sums_of) > 1:
         e.workers.rows(sums_of[0][0].shape[0], merge, 64)
 
@@ -124,25 +136,27 @@ def _task_backward(e, number, task, heads, dout, q, k, v, sums, inner, dq, dk, d
     slab = slice(task.head * group * size, (task.head + 1) * group * size)
     cut = slice(task.head * size, (task.head + 1) * size)
     rows, keys = (task.high - task.low) * group, task.high - first
-    queries = _stack(e, number, "q", q[task.low:task.high, slab], group)
-    douts = _stack(e, number, "do", dout[task.low:task.high, slab], group)
-    kept = _stack(e, number, "in", inner[task.low:task.high, task.head * group:(task.head + 1) * group],
-                  group).reshape(-1)
+    queries = _stack(e, number, "q", q[task.low : task.high, slab], group)
+    douts = _stack(e, number, "do", dout[task.low : task.high, slab], group)
+    kept = _stack(
+        e, number, "in", inner[task.low : task.high, task.head * group : (task.head + 1) * group], group
+    ).reshape(-1)
     p = e.scratch(number, "s", rows * keys).reshape(rows, keys)
-    np.matmul(queries, k[first:task.high, cut].T, out=p)
-    e.kernels.softmax_again(p, group, task.low, first, heads.window, heads.scale,
-                            sums[task.head, task.low * group:task.high * group])
+    np.matmul(queries, k[first : task.high, cut].T, out=p)
+    e.kernels.softmax_again(
+        p, group, task.low, first, heads.window, heads.scale, sums[task.head, task.low * group : task.high * group]
+    )
     dp = e.scratch(number, "dp", rows * keys).reshape(rows, keys)
-    np.matmul(douts, v[first:task.high, cut].T, out=dp)
+    np.matmul(douts, v[first : task.high, cut].T, out=dp)
     piece = e.scratch(number, "piece", keys * size).reshape(keys, size)
     np.matmul(p.T, douts, out=piece)
-    e.kernels.add_scaled(piece, 1.0, dv[first:task.high, cut])
+    e.kernels.add_scaled(piece, 1.0, dv[first : task.high, cut])
     e.kernels.softmax_backward(p, dp, kept, heads.scale)
     np.matmul(dp.T, queries, out=piece)
-    e.kernels.add_scaled(piece, 1.0, dk[first:task.high, cut])
+    e.kernels.add_scaled(piece, 1.0, dk[first : task.high, cut])
     result = e.scratch(number, "o", rows * size).reshape(rows, size)
-    np.matmul(dp, k[first:task.high, cut], out=result)
-    dq[task.low:task.high, slab] = result.reshape(task.high - task.low, group * size)
+    np.matmul(dp, k[first : task.high, cut], out=result)
+    dq[task.low : task.high, slab] = result.reshape(task.high - task.low, group * size)
 
 
 def attend_cache(e, q, keys, values, slots, heads: Heads):
@@ -154,24 +168,28 @@ def attend_cache(e, q, keys, values, slots, heads: Heads):
     group, size = heads.group, heads.size
     out = e.array(q.shape[0], heads.queries * size)
     step = max(1, ROWS // group)
-    tasks = [(slot, low, min(low + step, high), position + low - begin, head)
-             for slot, begin, high, position in slots
-             for low in range(begin, high, step) for head in range(heads.keys)]
+    tasks = [
+        (slot, low, min(low + step, high), position + low - begin, head)
+        for slot, begin, high, position in slots
+        for low in range(begin, high, step)
+        for head in range(heads.keys)
+    ]
 
     def work(number: int) -> None:
-        for slot, low, high, position, head in tasks[number::e.workers.count]:
+        for slot, low, high, position, head in tasks[number :: e.workers.count]:
             last = position + high - low
             first = max(0, position + 1 - heads.window) if heads.window else 0
-            slab, cut = slice(head * group * size, (head + 1) * group * size), slice(head * size,
-                                                                                    (head + 1) * size)
+            slab, cut = slice(head * group * size, (head + 1) * group * size), slice(head * size, (head + 1) * size)
             rows = (high - low) * group
             queries = _stack(e, number, "q", q[low:high, slab], group)
             scores = e.scratch(number, "s", rows * (last - first)).reshape(rows, -1)
             np.matmul(queries, keys[slot, first:last, cut].T, out=scores)
-            e.kernels.softmax(scores, group, position, first, heads.window, heads.scale,
-                              e.scratch(number, "sums", rows))
+            e.kernels.softmax(
+                scores, group, position, first, heads.window, heads.scale, e.scratch(number, "sums", rows)
+            )
             result = e.scratch(number, "o", rows * size).reshape(rows, size)
             np.matmul(scores, values[slot, first:last, cut], out=result)
             out[low:high, slab] = result.reshape(high - low, group * size)
+
     e.workers.run(work) if len(tasks) > 1 and q.shape[0] > 4 else [work(n) for n in range(e.workers.count)]
     return out

@@ -12,15 +12,21 @@ from anytune.memory import MIB, available_bytes, page_out_code, process_bytes, t
 
 from .sizes import LEAN, SMALL, Sizes
 
-SLOW_COST = 0.8       # of a step: dequantizing twice without a compiled kernel
-STREAM_COST = 0.04    # of a step: reading all blocks twice from the page cache
-PIECES = ((Sizes(), 0.0, ""), (SMALL, 0.04, "; temporary pieces are small"),
-          (LEAN, 0.1, "; temporary pieces are small"))  # sizes, what smaller ones cost, in words
-BLAS = 8 * MIB        # a thread: BLAS's own packing buffer, touched with the first large product
-PLAIN = 16 * MIB      # the temporaries of NumPy expressions, where kernels are not compiled
-SLACK = 4 * MIB       # what no count sees: the interpreter's own growth, pages that libraries touch
-HOLDS = {"blocks": "weights stay in their GGUF blocks in memory",
-         "stream": "weights are read from the file for each use", "float32": "weights are dequantized once"}
+SLOW_COST = 0.8  # of a step: dequantizing twice without a compiled kernel
+STREAM_COST = 0.04  # of a step: reading all blocks twice from the page cache
+PIECES = (
+    (Sizes(), 0.0, ""),
+    (SMALL, 0.04, "; temporary pieces are small"),
+    (LEAN, 0.1, "; temporary pieces are small"),
+)  # sizes, what smaller ones cost, in words
+BLAS = 8 * MIB  # a thread: BLAS's own packing buffer, touched with the first large product
+PLAIN = 16 * MIB  # the temporaries of NumPy expressions, where kernels are not compiled
+SLACK = 4 * MIB  # what no count sees: the interpreter's own growth, pages that libraries touch
+HOLDS = {
+    "blocks": "weights stay in their GGUF blocks in memory",
+    "stream": "weights are read from the file for each use",
+    "float32": "weights are dequantized once",
+}
 
 
 class NumpyBudget:
@@ -36,8 +42,9 @@ class NumpyBudget:
         self.limit = memory if memory is not None else self.base + int(0.9 * available_bytes())
         slow = SLOW_COST if weights.slow else 0.0
         holds = [("blocks", slow), ("stream", slow + STREAM_COST)] + ([("float32", 0.0)] if slow else [])
-        self.ways = [Way(cost + more, hold, sizes, HOLDS[hold] + words)
-                     for hold, cost in holds for sizes, more, words in PIECES]
+        self.ways = [
+            Way(cost + more, hold, sizes, HOLDS[hold] + words) for hold, cost in holds for sizes, more, words in PIECES
+        ]
 
     def counter(self, way: Way, capacity: int) -> CountEngine:
         return CountEngine(self.engine.workers.count, way.sizes, capacity, way.hold)

@@ -52,4 +52,5 @@ def _product(e, x: np.ndarray, group: Group, y: np.ndarray) -> None:
                     out += downs[index] @ slot.b[rows].T
                 if bias is not None:
                     out += bias[rows]
+
     e.spread(work, x.shape[0] * group.width * group.in_features)

@@ -46,15 +46,16 @@ class NumpyEngine(Composed):
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
         from anytune.engine.probe import one_blas_thread
+
         one_blas_thread()
         self.workers = Workers(threads)
         self.kernels, self.dequantizers = _kernels(compiled)
         self.pool = Pool()
         self.room = 0
         self.sizes = Sizes()
-        self.capacity = 0          # tokens that every [T, n] buffer can hold, so that buffers fit all batches
-        self.training = False      # dropout acts
-        self.team = None           # the processes that train together (train/team.py), if they are several
+        self.capacity = 0  # tokens that every [T, n] buffer can hold, so that buffers fit all batches
+        self.training = False  # dropout acts
+        self.team = None  # the processes that train together (train/team.py), if they are several
         self.dropout_key = (0, 0, 0)
         self._scratch: list[dict[str, np.ndarray]] = [{} for _ in range(self.workers.count)]
         self._raw: dict[int, np.ndarray] = {}
@@ -76,6 +77,7 @@ class NumpyEngine(Composed):
     def algebra(self) -> HostAlgebra:
         def spread(work, pieces: int) -> None:
             self.workers.run(lambda number: [work(piece) for piece in range(number, pieces, self.workers.count)])
+
         return HostAlgebra(spread)
 
     def spread(self, work, multiply_adds: int) -> None:
@@ -137,7 +139,7 @@ class NumpyEngine(Composed):
     def array(self, rows: int, columns: int, room: int | None = None) -> np.ndarray:
         """A [rows, columns] float32 array from the pool, content undefined, `room` columns behind."""
         stride = columns + (self.room if room is None else room)
-        return self.pool.take(max(rows, self.capacity) * stride)[:rows * stride].reshape(rows, stride)[:, :columns]
+        return self.pool.take(max(rows, self.capacity) * stride)[: rows * stride].reshape(rows, stride)[:, :columns]
 
     def extend(self, x: np.ndarray, columns: int) -> np.ndarray:
         """x [T, n] with `columns` more, undefined: in place if x ends at its buffer's room, else a copy."""
@@ -145,7 +147,7 @@ class NumpyEngine(Composed):
         if columns <= self.room and at >= 0 and at + x.shape[1] + self.room == stride:
             return _window(x, at, stride, x.shape[1] + columns)
         wider = self.array(x.shape[0], x.shape[1] + columns)
-        wider[:, :x.shape[1]] = x
+        wider[:, : x.shape[1]] = x
         return wider
 
     def joined(self, parts: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -208,10 +210,17 @@ class NumpyEngine(Composed):
     def zeros(self, size: int) -> np.ndarray:
         return np.zeros(size, np.float32)
 
-    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0,
-              bias_gradients=None) -> Group:
-        return Group(tuple(weights), tuple(biases or (None,) * len(weights)), tuple(slots or ()), dropout, number,
-                     tuple(bias_gradients or ()))
+    def group(
+        self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+    ) -> Group:
+        return Group(
+            tuple(weights),
+            tuple(biases or (None,) * len(weights)),
+            tuple(slots or ()),
+            dropout,
+            number,
+            tuple(bias_gradients or ()),
+        )
 
     def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
         return Slot(a, b, float(scale), grad_a, grad_b)
@@ -248,6 +257,7 @@ class NumpyEngine(Composed):
             table.gather(ids[low:high], x[low:high])
             if scale != 1.0:
                 x[low:high] *= np.float32(scale)
+
         self.workers.rows(ids.shape[0], rows, 64)
         return x
 
@@ -274,8 +284,13 @@ class NumpyEngine(Composed):
         return self._norm_backward(dy, x, gain, eps, 1, residual, self.array(*x.shape))
 
     def _norm_backward(self, dy, x, gain, eps: float, heads: int, residual, dx) -> np.ndarray:
-        self.workers.rows(x.shape[0], lambda a, b: self.kernels.rms_norm_backward(
-            dy[a:b], x[a:b], gain, eps, heads, None if residual is None else residual[a:b], dx[a:b]), 64)
+        self.workers.rows(
+            x.shape[0],
+            lambda a, b: self.kernels.rms_norm_backward(
+                dy[a:b], x[a:b], gain, eps, heads, None if residual is None else residual[a:b], dx[a:b]
+            ),
+            64,
+        )
         return dx
 
     def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
@@ -285,8 +300,9 @@ class NumpyEngine(Composed):
             self._turn(x, table, positions, n, halves, 1.0)
         return q, k
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool,
-                        into=(None, None)):
+    def rotate_backward(
+        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool, into=(None, None)
+    ):
         for dx, x, n, at in ((dq, q, heads.queries, 0), (dk, k, heads.keys, 1)):
             self._turn(dx, table, positions, n, halves, -1.0)
             if into[at] is not None:
@@ -301,6 +317,7 @@ class NumpyEngine(Composed):
         def rows(a: int, b: int) -> None:
             part = x[a:b]
             self.kernels.rope(part, cos, sin, positions[a:b], heads, halves, sign, part)
+
         self.workers.rows(x.shape[0], rows, 64)
 
     def glu(self, gate, up, activation: str) -> np.ndarray:
@@ -310,9 +327,12 @@ class NumpyEngine(Composed):
 
     def glu_backward(self, dy, gate, up, activation: str):
         both, kind = self.array(gate.shape[0], 2 * gate.shape[1]), ACTIVATIONS[activation]
-        dgate, dup = both[:, :gate.shape[1]], both[:, gate.shape[1]:]
-        self.workers.rows(gate.shape[0], lambda a, b: self.kernels.glu_backward(
-            dy[a:b], gate[a:b], up[a:b], kind, dgate[a:b], dup[a:b]), 32)
+        dgate, dup = both[:, : gate.shape[1]], both[:, gate.shape[1] :]
+        self.workers.rows(
+            gate.shape[0],
+            lambda a, b: self.kernels.glu_backward(dy[a:b], gate[a:b], up[a:b], kind, dgate[a:b], dup[a:b]),
+            32,
+        )
         return dgate, dup
 
     def add(self, x, y) -> np.ndarray:
@@ -336,7 +356,7 @@ class NumpyEngine(Composed):
 
     def store(self, cache: np.ndarray, places, rows: np.ndarray) -> None:
         for slot, low, high, position in places:
-            cache[slot, position:position + high - low] = rows[low:high]
+            cache[slot, position : position + high - low] = rows[low:high]
 
     def decode(self, body, ids, spans, rows):
         self.begin(np.array([0, len(ids)], np.int32), 0, (0, 0, 0))
@@ -351,17 +371,33 @@ class NumpyEngine(Composed):
 
     # ---- optimizer --------------------------------------------------------------------------------------
 
-    def adamw(self, p, g, m, v, cut: int, rates, step: int, beta1: float, beta2: float, eps: float, decay: float,
-              max_norm: float) -> float:
+    def adamw(
+        self,
+        p,
+        g,
+        m,
+        v,
+        cut: int,
+        rates,
+        step: int,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        decay: float,
+        max_norm: float,
+    ) -> float:
         norm = self.norm([g])
         if not math.isfinite(norm):
             return norm
         clip = max_norm / norm if max_norm and norm > max_norm else 1.0
-        one, two = 1.0 - beta1 ** step, 1.0 - beta2 ** step
+        one, two = 1.0 - beta1**step, 1.0 - beta2**step
         for part, lr in ((slice(0, cut), rates[0]), (slice(cut, p.size), rates[1])):
             own = [z[part] for z in (p, g, m, v)]
-            self.workers.rows(own[0].size, lambda a, b: self.kernels.adamw(
-                *(z[a:b] for z in own), lr, beta1, beta2, eps, decay, clip, one, two), 1 << 16)
+            self.workers.rows(
+                own[0].size,
+                lambda a, b: self.kernels.adamw(*(z[a:b] for z in own), lr, beta1, beta2, eps, decay, clip, one, two),
+                1 << 16,
+            )
         return norm
 
 
@@ -376,8 +412,8 @@ def _place(x: np.ndarray) -> tuple[int, int]:
 def _window(x: np.ndarray, at: int, stride: int, columns: int) -> np.ndarray:
     """The same rows of x's buffer, columns at…at+columns; its base stays the buffer (the pool counts on it)."""
     first = (x.ctypes.data - x.base.ctypes.data) // 4 - at
-    whole = x.base[first:first + x.shape[0] * stride].reshape(x.shape[0], stride)
-    return whole[:, at:at + columns]
+    whole = x.base[first : first + x.shape[0] * stride].reshape(x.shape[0], stride)
+    return whole[:, at : at + columns]
 
 
 def _kernels(compiled: bool | None):
@@ -388,6 +424,7 @@ def _kernels(compiled: bool | None):
         from anytune.gguf.kernels import KERNELS
 
         from . import fast
+
         return fast, KERNELS
     except ImportError:
         if compiled:

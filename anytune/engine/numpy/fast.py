@@ -31,8 +31,22 @@ def rms_norm(x, gain, eps, groups, y):
 def rms_norm_backward(dy, x, gain, eps, groups, residual, dx):
     rows, width = x.shape
     has = residual is not None
-    c.rms_norm_backward(_at(dy), _row(dy), _at(x), _row(x), _at(gain), eps, rows, groups, width // groups,
-                        has, _at(residual) if has else 0, _row(residual) if has else 0, _at(dx), _row(dx))
+    c.rms_norm_backward(
+        _at(dy),
+        _row(dy),
+        _at(x),
+        _row(x),
+        _at(gain),
+        eps,
+        rows,
+        groups,
+        width // groups,
+        has,
+        _at(residual) if has else 0,
+        _row(residual) if has else 0,
+        _at(dx),
+        _row(dx),
+    )
 
 
 def gain_gradient(dy, x, eps, groups, into):
@@ -42,8 +56,22 @@ def gain_gradient(dy, x, eps, groups, into):
 
 def rope(x, cos, sin, positions, groups, halves, sign, y):
     rows, width = x.shape
-    c.rope(_at(x), _row(x), _at(cos), _at(sin), cos.shape[0], cos.shape[1], _at(positions), rows, groups,
-           width // groups, bool(halves), float(sign), _at(y), _row(y))
+    c.rope(
+        _at(x),
+        _row(x),
+        _at(cos),
+        _at(sin),
+        cos.shape[0],
+        cos.shape[1],
+        _at(positions),
+        rows,
+        groups,
+        width // groups,
+        bool(halves),
+        float(sign),
+        _at(y),
+        _row(y),
+    )
 
 
 def glu(gate, up, kind, y):
@@ -53,8 +81,21 @@ def glu(gate, up, kind, y):
 
 def glu_backward(dy, gate, up, kind, dgate, dup):
     rows, width = gate.shape
-    c.glu_backward(_at(dy), _row(dy), _at(gate), _row(gate), _at(up), _row(up), rows, width, kind == GELU,
-                   _at(dgate), _row(dgate), _at(dup), _row(dup))
+    c.glu_backward(
+        _at(dy),
+        _row(dy),
+        _at(gate),
+        _row(gate),
+        _at(up),
+        _row(up),
+        rows,
+        width,
+        kind == GELU,
+        _at(dgate),
+        _row(dgate),
+        _at(dup),
+        _row(dup),
+    )
 
 
 def add(x, y, z):
@@ -72,14 +113,21 @@ def softmax(scores, heads, first_query, first_key, window, scale, log_sum):
 
 def softmax_again(scores, heads, first_query, first_key, window, scale, log_sum):
     rows, keys = scores.shape
-    c.softmax_again(_at(scores), _row(scores), rows, keys, heads, first_query, first_key, window, scale,
-                    _at(log_sum))
+    c.softmax_again(_at(scores), _row(scores), rows, keys, heads, first_query, first_key, window, scale, _at(log_sum))
 
 
 def softmax_backward(probabilities, dprobabilities, inner, scale):
     rows, keys = probabilities.shape
-    c.softmax_backward(_at(probabilities), _row(probabilities), _at(dprobabilities), _row(dprobabilities),
-                       rows, keys, _at(inner), scale)
+    c.softmax_backward(
+        _at(probabilities),
+        _row(probabilities),
+        _at(dprobabilities),
+        _row(dprobabilities),
+        rows,
+        keys,
+        _at(inner),
+        scale,
+    )
 
 
 def row_dots(x, y, heads, out):
@@ -98,8 +146,9 @@ def loss_rows_backward(logits, targets, first, log_sum, scale):
 
 
 def encode_moments(x, signed, codes, scale):
-    c.encode_moments(_at(x), x.size, optimizers.first_guess(signed), optimizers.middles(signed), optimizers.BLOCK,
-                     codes, scale)
+    c.encode_moments(
+        _at(x), x.size, optimizers.first_guess(signed), optimizers.middles(signed), optimizers.BLOCK, codes, scale
+    )
 
 
 def sum_squares(x):
@@ -107,5 +156,18 @@ def sum_squares(x):
 
 
 def adamw(p, g, m, v, lr, beta1, beta2, eps, decay, clip, correct1, correct2):
-    c.adamw(_at(p), _at(g), _at(m), _at(v), p.size, float(lr), beta1, beta2, eps, float(decay), float(clip),
-            correct1, correct2)
+    c.adamw(
+        _at(p),
+        _at(g),
+        _at(m),
+        _at(v),
+        p.size,
+        float(lr),
+        beta1,
+        beta2,
+        eps,
+        float(decay),
+        float(clip),
+        correct1,
+        correct2,
+    )

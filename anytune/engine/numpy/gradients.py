@@ -18,12 +18,13 @@ def group_gradients(e, dys: np.ndarray, x: np.ndarray, group) -> None:
         for weight, bias, start, end in zip(group.weights, group.bias_gradients, group.bounds, group.bounds[1:]):
             begin, stop = max(low, start), min(high, end)
             if bias is not None and begin < stop:
-                bias[begin - start:stop - start] += dys[:, begin:stop].sum(0)
+                bias[begin - start : stop - start] += dys[:, begin:stop].sum(0)
             for first in range(begin, stop, step) if weight.gradient is not None else ():
                 last = min(first + step, stop)
                 piece = e.scratch(number, "gradient", (last - first) * group.in_features).reshape(last - first, -1)
                 np.matmul(dys[:, first:last].T, x, out=piece)
-                e.kernels.add_scaled(piece, 1.0, weight.gradient[first - start:last - start])
+                e.kernels.add_scaled(piece, 1.0, weight.gradient[first - start : last - start])
+
     e.spread(work, x.shape[0] * group.width * group.in_features)
 
 
@@ -40,6 +41,7 @@ def gain_gradient(e, dy: np.ndarray, x: np.ndarray, eps: float, into: np.ndarray
         low, high = share(x.shape[0], number, e.workers.count, 16)
         if low < high:
             e.kernels.gain_gradient(dy[low:high], x[low:high], eps, heads, parts[number])
+
     e.spread(work, x.size)
     into += parts.sum(0)
 
@@ -52,6 +54,7 @@ def embed_backward(e, dx: np.ndarray, ids: np.ndarray, scale: float, into: np.nd
 
     def rows(low: int, high: int) -> None:
         for place in range(low, high):
-            mine = order[bounds[place]:bounds[place + 1]]
+            mine = order[bounds[place] : bounds[place + 1]]
             into[tokens[place]] += np.float32(scale) * (dx[mine[0]] if len(mine) == 1 else dx[mine].sum(0))
+
     e.workers.rows(len(tokens), rows, 64)

@@ -46,8 +46,10 @@ def float_of_bits(typing, bits):
 
 
 _LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
-_C = [np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
-                              1.6666665459e-1, 5.0000001201e-1)]  # minimax for e^r on |r| <= ln2/2 (Cephes expf)
+_C = [
+    np.float32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+]  # minimax for e^r on |r| <= ln2/2 (Cephes expf)
 _C0, _C1, _C2, _C3, _C4, _C5 = _C
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 _LOW, _HIGH = np.float32(-87.3), np.float32(88.3)

@@ -20,6 +20,7 @@ from .workers import share
 @dataclass
 class Slot:
     """The low-rank pair of one linear: a [r, in], b [out, r] and their gradients (or None), float32."""
+
     a: np.ndarray
     b: np.ndarray
     scale: float
@@ -30,6 +31,7 @@ class Slot:
 @dataclass
 class Group:
     """Linears that share an input: weights, biases (or None each), low-rank pairs (or None each)."""
+
     weights: tuple[Weight, ...]
     biases: tuple[np.ndarray | None, ...]
     slots: tuple[Slot | None, ...] = ()
@@ -59,8 +61,11 @@ class Group:
 
     @property
     def trains(self) -> bool:
-        return (any(s is not None and s.grad_a is not None for s in self.slots)
-                or any(w.gradient is not None for w in self.weights) or any(b is not None for b in self.bias_gradients))
+        return (
+            any(s is not None and s.grad_a is not None for s in self.slots)
+            or any(w.gradient is not None for w in self.weights)
+            or any(b is not None for b in self.bias_gradients)
+        )
 
     def ranks(self) -> list[tuple[int, int]]:
         """For each linear its columns among the low-rank ones."""
@@ -87,8 +92,8 @@ def linear(e, x: np.ndarray, group: Group) -> tuple[np.ndarray, ...]:
         for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:])):
             for first in range(max(low, start), min(high, end), tile_rows):
                 last = min(first + tile_rows, high, end)
-                _forward_tile(e, number, inputs, group, index, first - start, last - start,
-                              y[:, first:last])
+                _forward_tile(e, number, inputs, group, index, first - start, last - start, y[:, first:last])
+
     e.spread(work, x.shape[0] * total * group.in_features)
     return group.split(y)
 
@@ -100,8 +105,8 @@ def _forward_tile(e, number, inputs, group, index, low, high, out) -> None:
     tile = e.scratch(number, "tile", (high - low) * columns).reshape(high - low, columns)
     weight.rows(low, high, tile, lambda size: e.raw(number, size))
     if slot is not None:
-        tile[:, features:features + first] = 0  # low-rank columns that belong to the linears before
-        tile[:, features + first:] = slot.b[low:high]
+        tile[:, features : features + first] = 0  # low-rank columns that belong to the linears before
+        tile[:, features + first :] = slot.b[low:high]
     np.matmul(inputs[:, :columns], tile.T, out=out)
     if bias is not None:
         out += bias[low:high]
@@ -118,6 +123,7 @@ def _low_rank(e, x: np.ndarray, group: Group, mask=None) -> np.ndarray:
     def rows(low: int, high: int) -> None:
         source = x[low:high] if mask is None else dropped(e, x, group, mask, low, high)
         np.matmul(source, downs.T, out=extended[low:high, features:])
+
     if mask is None and group.dropout and e.training:
         mask = e.dropout_mask(group, x.shape[0])
     e.workers.rows(x.shape[0], rows, 16)
@@ -136,8 +142,9 @@ def dropped(e, x, group, mask, low, high) -> np.ndarray:
     return out
 
 
-def linear_backward(e, dys: tuple[np.ndarray, ...], x: np.ndarray, group: Group,
-                    need_dx: bool = True) -> np.ndarray | None:
+def linear_backward(
+    e, dys: tuple[np.ndarray, ...], x: np.ndarray, group: Group, need_dx: bool = True
+) -> np.ndarray | None:
     """Adds to the group's gradients; returns dx [T, in], or None if it is not needed."""
     tokens, features, rank = x.shape[0], group.in_features, group.rank
     dy = e.joined(dys)
@@ -161,6 +168,7 @@ def linear_backward(e, dys: tuple[np.ndarray, ...], x: np.ndarray, group: Group,
                 _backward_tile(e, number, dy, group, downs, first, last, raw, dx[:, first:last], with_rank)
         if rank:
             _gradients(e, number, dy, x, inputs, group, low, high, mask)
+
     e.workers.run(work)
     if need_dx and not with_rank:
         _add_masked(e, dy, group, downs, mask, dx)
@@ -183,8 +191,11 @@ def _into_rank(dy, group, low, high) -> None:
     for index, slot in enumerate(group.slots):
         if slot is not None:
             first, last = group.ranks()[index]
-            np.matmul(dy[low:high, group.bounds[index]:group.bounds[index + 1]], slot.b,
-                      out=dy[low:high, group.width + first:group.width + last])
+            np.matmul(
+                dy[low:high, group.bounds[index] : group.bounds[index + 1]],
+                slot.b,
+                out=dy[low:high, group.width + first : group.width + last],
+            )
 
 
 def streamed(e, group):
@@ -194,12 +205,13 @@ def streamed(e, group):
     buffers, at = [], 0
     whole = e.raw(-1, sum(w.nbytes for w in group.weights))
     for weight in group.weights:
-        buffers.append(whole[at:at + weight.nbytes])
+        buffers.append(whole[at : at + weight.nbytes])
         at += weight.nbytes
 
     def work(number: int) -> None:
         for weight, buffer in zip(group.weights, buffers):
             weight.read_rows(*share(weight.out_features, number, e.workers.count), buffer)
+
     e.workers.run(work)
     return tuple(buffers)
 
@@ -209,9 +221,9 @@ def _backward_tile(e, number, dy, group, downs, low, high, raw, out, with_rank) 
     height = group.width + rank
     tile = e.scratch(number, "wide", height * (high - low)).reshape(height, high - low)
     for index, weight in enumerate(group.weights):
-        weight.columns(low, high, tile[group.bounds[index]:group.bounds[index + 1]], raw[index])
+        weight.columns(low, high, tile[group.bounds[index] : group.bounds[index + 1]], raw[index])
     if rank:
-        tile[group.width:] = downs[:, low:high]
+        tile[group.width :] = downs[:, low:high]
     np.matmul(dy[:, :height], tile, out=out)
 
 
@@ -223,7 +235,7 @@ def _gradients(e, number, dy, x, inputs, group, low, high, mask) -> None:
         if mask is not None:
             source = source * (mask[:, low:high] * np.float32(1.0 / (1.0 - group.dropout)))
         piece = e.scratch(number, "down", group.rank * (high - low)).reshape(group.rank, high - low)
-        np.matmul(dy[:, width:width + group.rank].T, source, out=piece)
+        np.matmul(dy[:, width : width + group.rank].T, source, out=piece)
         for slot, (first, last) in zip(group.slots, group.ranks()):
             if slot is not None:
                 e.kernels.add_scaled(piece[first:last], slot.scale, slot.grad_a[:, low:high])
@@ -233,8 +245,11 @@ def _gradients(e, number, dy, x, inputs, group, low, high, mask) -> None:
         start, end = share(group.weights[index].out_features, number, e.workers.count)
         piece = e.scratch(number, "up", (end - start) * (last - first)).reshape(end - start, last - first)
         base = group.bounds[index]
-        np.matmul(dy[:, base + start:base + end].T,
-                  inputs[:, group.in_features + first:group.in_features + last], out=piece)
+        np.matmul(
+            dy[:, base + start : base + end].T,
+            inputs[:, group.in_features + first : group.in_features + last],
+            out=piece,
+        )
         e.kernels.add_scaled(piece, 1.0, slot.grad_b[start:end])
 
 
@@ -243,6 +258,7 @@ def _add_masked(e, dy, group, downs, mask, dx) -> None:
     factor = np.float32(1.0 / (1.0 - group.dropout))
 
     def rows(low: int, high: int) -> None:
-        through = dy[low:high, group.width:group.width + group.rank] @ downs
+        through = dy[low:high, group.width : group.width + group.rank] @ downs
         dx[low:high] += through * (mask[low:high] * factor)
+
     e.workers.rows(dx.shape[0], rows, 16)

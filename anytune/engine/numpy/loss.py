@@ -28,8 +28,9 @@ def cross_entropy(e, h: np.ndarray, head: Group, targets: np.ndarray, scale: flo
     total = 0.0
     for low in range(0, h.shape[0], chunk):
         high = min(low + chunk, h.shape[0])
-        total += _chunk_loss(e, h[low:high], head, targets[low:high], scale, None if dh is None else dh[low:high],
-                             logits, parts)
+        total += _chunk_loss(
+            e, h[low:high], head, targets[low:high], scale, None if dh is None else dh[low:high], logits, parts
+        )
     return total, dh
 
 
@@ -47,13 +48,13 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
     inputs = h
     if rank:
         inputs = np.empty((rows, head.in_features + rank), np.float32)
-        inputs[:, :head.in_features] = h
-        np.matmul(h, slot.a.T, out=inputs[:, head.in_features:])
-        inputs[:, head.in_features:] *= np.float32(slot.scale)
+        inputs[:, : head.in_features] = h
+        np.matmul(h, slot.a.T, out=inputs[:, head.in_features :])
+        inputs[:, head.in_features :] *= np.float32(slot.scale)
     step = max(16, e.sizes.head // (head.in_features + rank))
     columns = min(step, -(-vocab // e.workers.count))
     keep = kept is not None
-    logits = kept[:rows * vocab].reshape(rows, vocab) if keep else None
+    logits = kept[: rows * vocab].reshape(rows, vocab) if keep else None
     count = e.workers.count
     top = np.full((count, rows), -np.inf, np.float32)
     total = np.zeros((count, rows), np.float32)
@@ -63,13 +64,13 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
         tile = e.scratch(number, "wide", (high - low) * (head.in_features + rank)).reshape(high - low, -1)
         head.weights[0].rows(low, high, tile, lambda size: e.raw(number, size))
         if rank:
-            tile[:, head.in_features:] = slot.b[low:high]
+            tile[:, head.in_features :] = slot.b[low:high]
         return tile
 
     def scores(number, low, high):
         if keep:
             return logits[:, low:high]
-        return e.scratch(number, "logits", rows * columns)[:rows * (high - low)].reshape(rows, high - low)
+        return e.scratch(number, "logits", rows * columns)[: rows * (high - low)].reshape(rows, high - low)
 
     def forward(number: int) -> None:
         begin, end = share(vocab, number, count)
@@ -78,6 +79,7 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
             piece = scores(number, low, high)
             np.matmul(inputs, tile_of(number, low, high).T, out=piece)
             e.kernels.loss_rows(piece, targets, low, top[number], total[number], picked[number])
+
     e.workers.run(forward)
     highest = top.max(axis=0)
     log_sum = highest + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(np.float32)
@@ -85,7 +87,7 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
     if dh is None:
         return loss
 
-    parts = parts[:count * rows * (head.in_features + rank)].reshape(count, rows, -1)
+    parts = parts[: count * rows * (head.in_features + rank)].reshape(count, rows, -1)
 
     def backward(number: int) -> None:
         begin, end = share(vocab, number, count)
@@ -105,13 +107,14 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
                 np.matmul(piece.T, h, out=whole)
                 e.kernels.add_scaled(whole, 1.0, head.weights[0].gradient[low:high])
             if slot is not None and slot.grad_b is not None:
-                slot.grad_b[low:high] += piece.T @ inputs[:, head.in_features:]
+                slot.grad_b[low:high] += piece.T @ inputs[:, head.in_features :]
+
     e.workers.run(backward)
     for part in parts[1:]:
         e.kernels.add(parts[0], part, parts[0])
-    dh[...] = parts[0][:, :head.in_features]
+    dh[...] = parts[0][:, : head.in_features]
     if rank:
-        through = parts[0][:, head.in_features:] * np.float32(slot.scale)
+        through = parts[0][:, head.in_features :] * np.float32(slot.scale)
         dh += through @ slot.a
         if slot.grad_a is not None:
             slot.grad_a += through.T @ h

@@ -8,7 +8,7 @@ from anytune.engine import optimizers as rules
 
 from .workers import share
 
-PIECE = 1 << 16   # weights at a time; a multiple of rules.BLOCK
+PIECE = 1 << 16  # weights at a time; a multiple of rules.BLOCK
 
 
 def norm(e, gradients: list[np.ndarray]) -> float:
@@ -17,12 +17,13 @@ def norm(e, gradients: list[np.ndarray]) -> float:
     if e.team is not None:
         for g in gradients:
             e.team.sum_(g)
-    pieces = [g[at:at + size] for g in gradients for at in range(0, g.size, size)]
+    pieces = [g[at : at + size] for g in gradients for at in range(0, g.size, size)]
     sums = np.zeros(len(pieces))
 
     def work(number: int) -> None:
         for index in range(number, len(pieces), e.workers.count):
             sums[index] = e.kernels.sum_squares(pieces[index])
+
     e.workers.run(work)
     return float(np.sqrt(sums.sum()))
 
@@ -35,11 +36,12 @@ def optimize(e, kind: str, p, g, state: dict[str, np.ndarray], shape: tuple[int,
     if kind == "adafactor":
         _adafactor(e, p, g, state, shape, rule)
         return
-    one, two = 1.0 - rule.beta1 ** rule.step, 1.0 - rule.beta2 ** rule.step
+    one, two = 1.0 - rule.beta1**rule.step, 1.0 - rule.beta2**rule.step
     how = (rule.lr, rule.beta1, rule.beta2, rule.eps, rule.decay, rule.factor, one, two)
     if "second" in state:
-        e.workers.rows(p.size, lambda a, b: e.kernels.adamw(
-            p[a:b], g[a:b], state["first"][a:b], state["second"][a:b], *how), PIECE)
+        e.workers.rows(
+            p.size, lambda a, b: e.kernels.adamw(p[a:b], g[a:b], state["first"][a:b], state["second"][a:b], *how), PIECE
+        )
         return
 
     def blocks(low: int, high: int) -> None:
@@ -51,6 +53,7 @@ def optimize(e, kind: str, p, g, state: dict[str, np.ndarray], shape: tuple[int,
             e.kernels.adamw(p[a:b], g[a:b], first, second, *how)
             e.kernels.encode_moments(first, True, parts["first"], parts["first_scale"])
             e.kernels.encode_moments(np.sqrt(second, out=second), False, parts["root"], parts["root_scale"])
+
     e.workers.rows(-(-p.size // rules.BLOCK), blocks, PIECE // rules.BLOCK)
 
 
@@ -60,7 +63,7 @@ def _adafactor(e, p, g, state, shape, rule) -> None:
         rules.reference("adafactor", p, g, state, shape, rule)
         g[...] = 0
         return
-    keep, factor = np.float32(1 - rule.step ** rules.DECAY), np.float32(rule.factor)
+    keep, factor = np.float32(1 - rule.step**rules.DECAY), np.float32(rule.factor)
     row, column, g2, p2 = state["row"], state["column"], g.reshape(shape), p.reshape(shape)
     step = max(1, PIECE // shape[1])
     columns = np.zeros((e.workers.count, shape[1]), np.float32)
@@ -71,6 +74,7 @@ def _adafactor(e, p, g, state, shape, rule) -> None:
             low, high = share(shape[0], number, e.workers.count)
             for at in range(low, high, step):
                 work(number, slice(at, min(at + step, high)))
+
         e.workers.run(mine)
 
     def means(number: int, part: slice) -> None:
@@ -79,6 +83,7 @@ def _adafactor(e, p, g, state, shape, rule) -> None:
         square += np.float32(rules.TINY)
         row[part] = keep * row[part] + (1 - keep) * square.mean(1)
         columns[number] += square.sum(0)
+
     over(means)
     column *= keep
     column += (1 - keep) / np.float32(shape[0]) * columns.sum(0)
@@ -88,13 +93,17 @@ def _adafactor(e, p, g, state, shape, rule) -> None:
         update = np.multiply(g2[part], rows[part, None], out=g2[part])
         update *= across
         squares[number] += np.einsum("ij,ij->", update, update, dtype=np.float64)
+
     over(sizes)
-    shrink, rate = (np.float32(1 - rule.lr * rule.decay),
-                    rule.lr / max(1.0, (squares.sum() / p.size) ** 0.5 / rules.THRESHOLD))
+    shrink, rate = (
+        np.float32(1 - rule.lr * rule.decay),
+        rule.lr / max(1.0, (squares.sum() / p.size) ** 0.5 / rules.THRESHOLD),
+    )
 
     def apply(number: int, part: slice) -> None:
         g2[part] *= np.float32(rate)
         p2[part] *= shrink
         p2[part] -= g2[part]
         g2[part] = 0
+
     over(apply)

@@ -35,7 +35,7 @@ def rms_norm_backward(dy, x, gain, eps, groups, residual, dx):
     dx = r*u - x * r³ * mean(u*x)."""
     us, xs, out = _heads(dy, groups) * gain, _heads(x, groups), _heads(dx, groups)
     inverse = 1.0 / np.sqrt(np.mean(xs * xs, axis=-1, keepdims=True) + np.float32(eps))
-    inner = np.mean(us * xs, axis=-1, keepdims=True) * inverse ** 3
+    inner = np.mean(us * xs, axis=-1, keepdims=True) * inverse**3
     result = us * inverse - xs * inner
     if residual is not None:
         result += _heads(residual, groups)
@@ -62,7 +62,7 @@ def rope(x, cos, sin, positions, groups, halves, sign, y):
     second = slice(pairs, 2 * pairs) if halves else slice(1, 2 * pairs, 2)
     a, b = xs[..., first].copy(), xs[..., second].copy()
     if y is not x:
-        ys[..., 2 * pairs:] = xs[..., 2 * pairs:]
+        ys[..., 2 * pairs :] = xs[..., 2 * pairs :]
     ys[..., first] = a * c - b * s
     ys[..., second] = a * s + b * c
 
@@ -200,5 +200,5 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, decay, clip, correct1, correct2):
     v *= f(beta2)
     v += f(1 - beta2) * g * g
     p *= f(1 - lr * decay)
-    p -= f(lr / correct1) * m / (np.sqrt(v) * f(correct2 ** -0.5) + f(eps))
+    p -= f(lr / correct1) * m / (np.sqrt(v) * f(correct2**-0.5) + f(eps))
     g[...] = 0

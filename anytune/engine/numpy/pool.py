@@ -42,7 +42,7 @@ class Pool:
 def _aligned(floats: int) -> np.ndarray:
     raw = np.empty(floats * 4 + _ALIGN, np.uint8)
     start = -raw.ctypes.data % _ALIGN
-    view = raw[start:start + floats * 4].view(np.float32)
+    view = raw[start : start + floats * 4].view(np.float32)
     # A view of a view would collapse onto `raw`; an owner of its own keeps one reference per live view.
     return np.frombuffer(memoryview(view).cast("B"), np.float32)
 

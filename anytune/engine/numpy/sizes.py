@@ -13,6 +13,7 @@ class Sizes:
     backward. head: dequantized rows of the output head. scores: attention scores of one task. logits: what may
     be kept between the two passes of the cross-entropy.
     """
+
     tile: int = 3 << 17
     wide: int = 1 << 20
     head: int = 1 << 19

@@ -8,7 +8,7 @@ import numpy as np
 class Trained:
     """values, gradient: float32 [out, in], both contiguous. See weights.Weight for the methods."""
 
-    hold, block, slow, nbytes = "float32", 1, False, 0   # nbytes: of a file that it is read from
+    hold, block, slow, nbytes = "float32", 1, False, 0  # nbytes: of a file that it is read from
 
     def __init__(self, values: np.ndarray, gradient: np.ndarray):
         self.values, self.gradient = values, gradient
@@ -31,13 +31,13 @@ class Trained:
         return False
 
     def rows(self, low: int, high: int, out: np.ndarray, raw) -> None:
-        out[:, :self.in_features] = self.values[low:high]
+        out[:, : self.in_features] = self.values[low:high]
 
     def columns(self, low: int, high: int, out: np.ndarray, raw) -> None:
-        out[:, :high - low] = self.values[:, low:high]
+        out[:, : high - low] = self.values[:, low:high]
 
     def read_rows(self, low: int, high: int, raw: np.ndarray) -> None:
         """Nothing is read."""
 
     def gather(self, rows: np.ndarray, out: np.ndarray) -> None:
-        np.take(self.values, rows, axis=0, out=out[:, :self.in_features], mode="raise")
+        np.take(self.values, rows, axis=0, out=out[:, : self.in_features], mode="raise")

@@ -62,8 +62,11 @@ class Weight:
                 raw = np.empty(step * self.row_bytes, np.uint8) if blocks is None else None
                 for low in range(0, self.out_features, step):
                     high = min(low + step, self.out_features)
-                    piece = (self._read(low, high, raw) if blocks is None
-                             else blocks[low * self.row_bytes:high * self.row_bytes])
+                    piece = (
+                        self._read(low, high, raw)
+                        if blocks is None
+                        else blocks[low * self.row_bytes : high * self.row_bytes]
+                    )
                     self._convert(piece, 0, self.block, self.row_bytes, dense[low:high], self.in_features)
                 self._float32 = dense
 
@@ -101,12 +104,12 @@ class Weight:
     def rows(self, low: int, high: int, out: np.ndarray, raw) -> None:
         """Dequantize rows low…high into out[:, :in]. raw(bytes) gives scratch for streamed bytes."""
         if self.hold == "float32":
-            out[:, :self.in_features] = self.dense()[low:high]
+            out[:, : self.in_features] = self.dense()[low:high]
             return
         if self.hold == "stream":
             source = self._read(low, high, raw((high - low) * self.row_bytes))
         else:
-            source = self._held()[low * self.row_bytes:high * self.row_bytes]
+            source = self._held()[low * self.row_bytes : high * self.row_bytes]
         self._convert(source, 0, self.block, self.row_bytes, out, self.in_features)
 
     def columns(self, low: int, high: int, out: np.ndarray, raw: np.ndarray | None) -> None:
@@ -115,7 +118,7 @@ class Weight:
         raw: the matrix's bytes (see read_rows) when needs_raw() says so.
         """
         if self.hold == "float32":
-            out[:, :high - low] = self.dense()[:, low:high]
+            out[:, : high - low] = self.dense()[:, low:high]
             return
         source = raw if self.hold == "stream" else self._held()
         start = low // self.block * self.type.type_size
@@ -123,13 +126,13 @@ class Weight:
 
     def read_rows(self, low: int, high: int, raw: np.ndarray) -> None:
         """Read the file's bytes of rows low…high into raw, a flat buffer of the whole matrix."""
-        self._read(low, high, raw[low * self.row_bytes:high * self.row_bytes])
+        self._read(low, high, raw[low * self.row_bytes : high * self.row_bytes])
 
     def gather(self, rows: np.ndarray, out: np.ndarray) -> None:
         """out[i] = the float32 row rows[i]."""
         dense = self.dense()
         if dense is not None:
-            np.take(dense, rows, axis=0, out=out[:, :self.in_features], mode="raise")
+            np.take(dense, rows, axis=0, out=out[:, : self.in_features], mode="raise")
             return
         if self.hold == "blocks":
             picked = self._held().reshape(self.out_features, self.row_bytes)[rows]
@@ -145,17 +148,19 @@ class Weight:
         return self._blocks
 
     def _read(self, low: int, high: int, raw: np.ndarray) -> np.ndarray:
-        out = raw[:(high - low) * self.row_bytes]
+        out = raw[: (high - low) * self.row_bytes]
         self._gguf.read_into(self.name, low, high, out)
         return out
 
-    def _convert(self, source: np.ndarray, start: int, block: int, stride: int, out: np.ndarray,
-                 columns: int) -> None:
+    def _convert(self, source: np.ndarray, start: int, block: int, stride: int, out: np.ndarray, columns: int) -> None:
         """Blocks at source[start + row*stride …] to out[:, :columns] (inner stride one element)."""
         rows, blocks = out.shape[0], columns // block
         if self._kernel is not None:
-            flat = np.lib.stride_tricks.as_strided(
-                out, ((rows - 1) * (out.strides[0] // 4) + columns,), (4,)) if rows else out.reshape(-1)
+            flat = (
+                np.lib.stride_tricks.as_strided(out, ((rows - 1) * (out.strides[0] // 4) + columns,), (4,))
+                if rows
+                else out.reshape(-1)
+            )
             self._kernel(source, stride, start, flat, out.strides[0] // 4, 0, rows, blocks)
             return
         width = blocks * self.type.type_size

@@ -20,8 +20,7 @@ class Workers:
         self._inbox = [queue.SimpleQueue() for _ in range(self.count - 1)]
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         for number, inbox in enumerate(self._inbox, start=1):
-            threading.Thread(target=self._serve, args=(number, inbox), daemon=True,
-                             name=f"anytune-{number}").start()
+            threading.Thread(target=self._serve, args=(number, inbox), daemon=True, name=f"anytune-{number}").start()
 
     def _serve(self, number: int, inbox: queue.SimpleQueue) -> None:
         while True:

@@ -48,7 +48,7 @@ def scores_of(q: Tensor, k: Tensor, heads: Heads) -> Tensor:
     view = s.unflatten(1, (heads.group, n))
     ones = torch.ones((n, n), dtype=torch.bool, device=q.device)
     if n > 1:
-        view[..., m - n:].masked_fill_(ones.triu(1), -torch.inf)
+        view[..., m - n :].masked_fill_(ones.triu(1), -torch.inf)
     if heads.window and m > heads.window:
         view[..., :n].masked_fill_(ones.tril(m - n - heads.window), -torch.inf)
     return s
@@ -106,5 +106,5 @@ def attend_cache(q, keys, values, slots, heads: Heads, out: Tensor) -> None:
         shift = position - begin
         for _, low, high in tiles(begin, stop, heads, SCORES):
             near = max(0, low + shift + 1 - heads.window) if heads.window else 0
-            k, v = (apart(x[slot, near:high + shift], heads).to(q.dtype) for x in (keys, values))
+            k, v = (apart(x[slot, near : high + shift], heads).to(q.dtype) for x in (keys, values))
             out[low:high] = spread(attend(stacked(q[low:high], heads), k, v, heads)[0], heads)

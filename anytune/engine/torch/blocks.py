@@ -20,7 +20,9 @@ from anytune.gguf.codebooks import BOOKS, book
 
 CHUNK = 1 << 21  # weights converted at a time: temporaries of some tens of MiB at most
 TABLES: dict[str, Callable[[], np.ndarray]] = {
-    "IQ4": lambda: CODES_IQ4, "FP4": lambda: CODES_FP4, "EVEN_SIGNS": lambda: EVEN_SIGNS,
+    "IQ4": lambda: CODES_IQ4,
+    "FP4": lambda: CODES_FP4,
+    "EVEN_SIGNS": lambda: EVEN_SIGNS,
     **{name: functools.partial(book, name) for name in BOOKS},
 }
 
@@ -48,7 +50,7 @@ def _view(b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _half(b: torch.Tensor, at: int) -> torch.Tensor:
     """The float16 at byte `at` of each block: float32 [n, 1]."""
-    return _view(b[:, at:at + 2], torch.float16).float()
+    return _view(b[:, at : at + 2], torch.float16).float()
 
 
 def _words(b: torch.Tensor) -> torch.Tensor:
@@ -243,12 +245,32 @@ def _iq1_m(b):
 
 
 TYPES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "F32": _plain(torch.float32), "F16": _plain(torch.float16), "BF16": _plain(torch.bfloat16),
-    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0,
-    "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
-    "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs, "TQ1_0": _tq1_0, "TQ2_0": _tq2_0, "MXFP4": _mxfp4, "NVFP4": _nvfp4,
-    "IQ2_XXS": _iq2_xxs, "IQ2_XS": _iq2_xs, "IQ2_S": _iq2_s, "IQ3_XXS": _iq3_xxs, "IQ3_S": _iq3_s,
-    "IQ1_S": _iq1_s, "IQ1_M": _iq1_m,
+    "F32": _plain(torch.float32),
+    "F16": _plain(torch.float16),
+    "BF16": _plain(torch.bfloat16),
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
+    "TQ1_0": _tq1_0,
+    "TQ2_0": _tq2_0,
+    "MXFP4": _mxfp4,
+    "NVFP4": _nvfp4,
+    "IQ2_XXS": _iq2_xxs,
+    "IQ2_XS": _iq2_xs,
+    "IQ2_S": _iq2_s,
+    "IQ3_XXS": _iq3_xxs,
+    "IQ3_S": _iq3_s,
+    "IQ1_S": _iq1_s,
+    "IQ1_M": _iq1_m,
 }
 
 
@@ -257,9 +279,9 @@ def _convert(raw: torch.Tensor, name: str, out: torch.Tensor, scale: float | Non
     block, of = BLOCKS[name], TYPES[name]
     step = max(1, CHUNK // max(1, out.shape[1]))
     for i in range(0, len(raw), step):
-        rows = raw[i:i + step]
+        rows = raw[i : i + step]
         y = of(rows.reshape(-1, block.type_size)).reshape(len(rows), -1)
-        out[i:i + step] = y if scale is None else y * scale
+        out[i : i + step] = y if scale is None else y * scale
     return out
 
 
@@ -290,8 +312,9 @@ def gather_into(raw: torch.Tensor, ids: torch.Tensor, name: str, out: torch.Tens
     _convert(raw.index_select(0, ids.reshape(-1)), name, out, scale)
 
 
-def gather(raw: torch.Tensor, ids: torch.Tensor, name: str, dtype: torch.dtype = torch.float32,
-           scale: float = 1.0) -> torch.Tensor:
+def gather(
+    raw: torch.Tensor, ids: torch.Tensor, name: str, dtype: torch.dtype = torch.float32, scale: float = 1.0
+) -> torch.Tensor:
     """As gather_into, for ids of any shape: [*ids.shape, n] of dtype."""
     out = raw.new_empty((ids.numel(), weights(raw, name)), dtype=dtype)
     gather_into(raw, ids, name, out, scale)

@@ -19,15 +19,23 @@ from .count import TorchCount
 from .sizes import AWAY, LEAN, Sizes
 
 # cost over the fastest way, as a part of a step, measured at 8,192 tokens on an H100 (bench/results/train_gpu.json)
-HOLDS = (("dense", 0.0, "weights are dequantized once"),
-         ("blocks", 0.06, "weights stay in their GGUF blocks and are dequantized for each use"),
-         ("stream", 0.5, "weights stay in the host's memory and are copied for each use"))
+HOLDS = (
+    ("dense", 0.0, "weights are dequantized once"),
+    ("blocks", 0.06, "weights stay in their GGUF blocks and are dequantized for each use"),
+    ("stream", 0.5, "weights stay in the host's memory and are copied for each use"),
+)
 SHARD = ("shard", 0.12, "each process holds a slice of the weights' GGUF blocks and gathers the others for each use")
-PIECES = tuple((replace(sizes, attended=attended), cost, words) for sizes, cost, words in (
-    (Sizes(turned=True), 0.0, ""), (Sizes(), 0.01, ""), (LEAN, 0.02, "; the loss takes few rows at a time"),
-    (AWAY, 0.05, "; the loss takes few rows at a time; layer inputs wait in the host's memory"))
-    for attended in (True, False))
-WORKSPACE = 48 * MIB     # cuBLAS's, and small things that no count sees
+PIECES = tuple(
+    (replace(sizes, attended=attended), cost, words)
+    for sizes, cost, words in (
+        (Sizes(turned=True), 0.0, ""),
+        (Sizes(), 0.01, ""),
+        (LEAN, 0.02, "; the loss takes few rows at a time"),
+        (AWAY, 0.05, "; the loss takes few rows at a time; layer inputs wait in the host's memory"),
+    )
+    for attended in (True, False)
+)
+WORKSPACE = 48 * MIB  # cuBLAS's, and small things that no count sees
 
 
 class Budget:
@@ -46,9 +54,12 @@ class Budget:
             holds = (SHARD,) if team.shard else (*HOLDS, SHARD)
         away = engine.device.type == "cuda"
         told = fp8.TOLD if engine.fp8 else ""
-        self.ways = [Way(cost + more, hold, sizes, text + words + told)
-                     for hold, cost, text in holds for sizes, more, words in PIECES
-                     if away or (hold != "stream" and not sizes.offload)]
+        self.ways = [
+            Way(cost + more, hold, sizes, text + words + told)
+            for hold, cost, text in holds
+            for sizes, more, words in PIECES
+            if away or (hold != "stream" and not sizes.offload)
+        ]
 
     def _taken(self) -> tuple[int, int]:
         """(bytes that this process's tensors take now, bytes that are free)."""
@@ -62,7 +73,7 @@ class Budget:
         if device.type == "xpu":
             taken = torch.xpu.memory_allocated(device)
             return taken, torch.xpu.get_device_properties(device).total_memory - torch.xpu.memory_reserved(device)
-        team = self.engine.team     # whose processes on this machine share its memory
+        team = self.engine.team  # whose processes on this machine share its memory
         return process_bytes(), available_bytes() // (team.local_size if team is not None else 1)
 
     def counter(self, way: Way, capacity: int) -> TorchCount:

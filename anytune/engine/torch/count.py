@@ -16,7 +16,7 @@ from . import fp8
 from .slices import layers_of, slice_bytes
 from .weights import WHOLE, Group, align
 
-BLOCK = 512    # bytes: the grain of torch's allocator
+BLOCK = 512  # bytes: the grain of torch's allocator
 
 
 class Live:
@@ -75,8 +75,9 @@ class TorchCount(Composed):
         self.item, self.head_item = (torch.empty(0, dtype=t).element_size() for t in (engine.act, engine.dtype))
         self.shards, self.few, self.most = engine.shards, engine.f.few, engine.f.most
         # a product's sum that lies in memory before it is added to a float32 gradient; see gradients.add_product
-        self.sums = (0 if self.item == 4 else 4 if engine.device.type == "cuda" and torch.version.hip is None
-                     else self.item)
+        self.sums = (
+            0 if self.item == 4 else 4 if engine.device.type == "cuda" and torch.version.hip is None else self.item
+        )
         self.fp8 = engine.fp8
         self.sizes, self.hold, self.room, self.training, self.flops = sizes, hold, 0, False, 0.0
         self.live, self.span = Live(), 0.0
@@ -97,16 +98,18 @@ class TorchCount(Composed):
         blocks = sum(m.nbytes for m in matrices.values())
         if self.hold == "blocks":
             return blocks + scratch
-        if self.hold == "shard":    # a slice of each but the whole ones, and two buffers for gathered ones
-            layers = [sum(slice_bytes(matrices[name], self.shards) for name in names)
-                      for names in layers_of(name for name in matrices if name not in WHOLE).values()]
+        if self.hold == "shard":  # a slice of each but the whole ones, and two buffers for gathered ones
+            layers = [
+                sum(slice_bytes(matrices[name], self.shards) for name in names)
+                for names in layers_of(name for name in matrices if name not in WHOLE).values()
+            ]
             whole = sum(m.nbytes for name, m in matrices.items() if name in WHOLE)
             return whole + sum(layers) + 2 * self.shards * max(layers, default=0) + scratch
         return scratch + max((m.nbytes for m in matrices.values()), default=0)
 
     def begin(self, starts, capacity, key=(0, 0, 0)) -> None:
         lengths = np.diff(starts)
-        self.span = float((lengths ** 2).sum() / max(1, lengths.sum()))    # keys before and after a token, on average
+        self.span = float((lengths**2).sum() / max(1, lengths.sum()))  # keys before and after a token, on average
 
     def array(self, rows: int, columns: int, room: int | None = None) -> Shape:
         stride = align(columns + (self.room if room is None else room))
@@ -126,7 +129,7 @@ class TorchCount(Composed):
         return Matrix(values.shape, 0, "trained", gradient)
 
     def constant(self, gguf, name):
-        return gguf.tensors[name].shape     # only whether there is one is asked
+        return gguf.tensors[name].shape  # only whether there is one is asked
 
     def vector(self, values):
         return values
@@ -226,8 +229,7 @@ class TorchCount(Composed):
             return self.live.take(tokens * (group.width + group.rank + 8))
         return None
 
-    def norm_linear_backward(self, dys, x, gain, eps, group, residual, need_dx=True, then=None,
-                             into=None):
+    def norm_linear_backward(self, dys, x, gain, eps, group, residual, need_dx=True, then=None, into=None):
         again = self.array(*x.shape) if group.trains_matrix else None
         dh = self.linear_backward(dys, x, group, need_dx or into is not None)
         again = again or self.array(*x.shape)
@@ -241,8 +243,9 @@ class TorchCount(Composed):
         before = self.array(*gate.shape) if group.trains_matrix else None
         da = self.linear_backward((dy,), gate, group, need_dx)
         del before
-        together = (gate.shape[0] > self.few and then.rank and group.rank
-                    and max(then.rank // 2, group.rank) <= self.most)
+        together = (
+            gate.shape[0] > self.few and then.rank and group.rank and max(then.rank // 2, group.rank) <= self.most
+        )
         again = None if together else self.array(*gate.shape)
         both = self.glu_backward(da, gate, up, activation) if need_dx else None
         del again
@@ -268,8 +271,11 @@ class TorchCount(Composed):
         logits = self.array(chunk, head.width, head.rank)
         pieces = []
         if head.hold != "dense":
-            pieces = [self.live.take(min(head.width, self.sizes.head) * width * self.head_item),
-                      self.float32(chunk, width), self.array(chunk, width)]
+            pieces = [
+                self.live.take(min(head.width, self.sizes.head) * width * self.head_item),
+                self.float32(chunk, width),
+                self.array(chunk, width),
+            ]
         if gradient and head.trains_matrix:
             pieces.append(self.live.take(min(head.width, self.sizes.head) * width * self.sums))
         self.flops += 2.0 * rows * head.width * width * (1 + gradient + (gradient and head.trains_matrix))

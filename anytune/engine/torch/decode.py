@@ -26,6 +26,7 @@ Tensor = torch.Tensor
 class Places:
     """Where new rows go: spans as base.py gives them (None: one row each), and per row its slot and position (int32
     [T]). What is made of them is made once for all layers of a body's run, and so is part of a recording."""
+
     spans: list[tuple[int, int, int, int]] | None
     slot: Tensor
     position: Tensor
@@ -103,8 +104,9 @@ def logits(e, h: Tensor, head: Group) -> Tensor:
 
 
 def _fused(e, group: Group) -> bool:
-    return (hasattr(e.f, "gemv") and not group.trains_matrix
-            and all(w.type.name in e.f.gemv_types for w in group.weights))
+    return (
+        hasattr(e.f, "gemv") and not group.trains_matrix and all(w.type.name in e.f.gemv_types for w in group.weights)
+    )
 
 
 def _gemv(e, x: Tensor, group: Group, y: Tensor) -> None:
@@ -141,8 +143,8 @@ def blocks_of(group: Group) -> list:
         if len(names) == 1 and len(group.weights) > 1:
             joined = torch.cat([w.blocks() for w in group.weights])
             at = 0
-            for weight in group.weights:   # the weights' own bytes now lie in the joined matrix
-                weight.adopt(joined[at:at + weight.out_features])
+            for weight in group.weights:  # the weights' own bytes now lie in the joined matrix
+                weight.adopt(joined[at : at + weight.out_features])
                 at += weight.out_features
             group.raw.append((joined, names.pop(), 0, group.width, pair))
         else:
@@ -173,7 +175,7 @@ class TokenGraphs:
         if self.pinned is None or self.pinned.numel() < made.numel():
             self.letters.free()
             self.pinned = self.letters.keep(page_locked(made.numel(), torch.float32))
-        out = self.pinned[:made.numel()].view(made.shape)
+        out = self.pinned[: made.numel()].view(made.shape)
         out.copy_(made, non_blocking=True)
         torch.cuda.current_stream().synchronize()
         return out.numpy()
@@ -231,8 +233,9 @@ class Token:
 def packed(logits: Tensor, most: int) -> Tensor:
     """float32 [n, 2 most]: the largest logits of each row, largest first, and behind them their tokens' ids (as
     numbers: below 2**24 they are exact)."""
-    values, ids = (logits.max(1, keepdim=True) if most == 1 else
-                   torch.topk(logits, most, dim=1, largest=True, sorted=True))
+    values, ids = (
+        logits.max(1, keepdim=True) if most == 1 else torch.topk(logits, most, dim=1, largest=True, sorted=True)
+    )
     return torch.cat([values, ids.float()], 1)
 
 

@@ -16,6 +16,7 @@ DTYPES = ("auto", "bf16", "fp16", "f32", "fp8")
 class Device:
     """kind: one of KINDS; device: torch's; dtype: of matrix products; triton: whether its kernels run here; fp8: input
     gradients pass frozen weights in fp8."""
+
     kind: str
     device: Any
     dtype: Any
@@ -34,8 +35,10 @@ def torch_module():
     try:
         import torch
     except ImportError:
-        raise UserError("this device needs PyTorch, which is not installed: pip install torch (for AMD, Intel or a "
-                        "small CPU build see pytorch.org), or train with --device numpy") from None
+        raise UserError(
+            "this device needs PyTorch, which is not installed: pip install torch (for AMD, Intel or a "
+            "small CPU build see pytorch.org), or train with --device numpy"
+        ) from None
     return torch
 
 
@@ -50,31 +53,38 @@ def open_device(name: str, dtype: str = "auto") -> Device:
     index, fp8 = int(number or 0), dtype == "fp8"
     if fp8 and kind not in ("cuda", "cpu-torch"):
         raise UserError(f"--dtype fp8 is for NVIDIA's GPUs, not for {kind}: leave it out, or take bf16")
-    if kind == "cpu-torch":     # fp8: rounded as there, and multiplied in float32
+    if kind == "cpu-torch":  # fp8: rounded as there, and multiplied in float32
         return Device(kind, torch.device("cpu"), _choose(torch, dtype, "f32"), False, fp8)
     count, found = _present(torch, kind)
     if index >= count:
         raise UserError(f"--device {name}: {found}; anytune doctor lists what there is")
     if kind == "mps":
-        return Device(kind, torch.device("mps"), _choose(torch, dtype, "bf16" if _bf16_runs(torch, "mps") else "fp16"),
-                      False)
+        return Device(
+            kind, torch.device("mps"), _choose(torch, dtype, "bf16" if _bf16_runs(torch, "mps") else "fp16"), False
+        )
     if kind == "xpu":
         return Device(kind, torch.device("xpu", index), _choose(torch, dtype, "bf16"), _has_triton())
     torch.cuda.set_device(index)
     major, minor = torch.cuda.get_device_capability(index)
     if fp8 and not has_fp8(torch.device("cuda", index)):
-        raise UserError(f"--dtype fp8 needs a GPU with 8-bit floats (RTX 40, L4, H100 and later), and {name} is of "
-                        f"compute capability {major}.{minor}: leave it out, or take bf16")
+        raise UserError(
+            f"--dtype fp8 needs a GPU with 8-bit floats (RTX 40, L4, H100 and later), and {name} is of "
+            f"compute capability {major}.{minor}: leave it out, or take bf16"
+        )
     bf16 = kind == "rocm" or major >= 8
-    return Device(kind, torch.device("cuda", index), _choose(torch, dtype, "bf16" if bf16 else "fp16"),
-                  _has_triton() and (kind == "rocm" or major >= 8), fp8)
+    return Device(
+        kind,
+        torch.device("cuda", index),
+        _choose(torch, dtype, "bf16" if bf16 else "fp16"),
+        _has_triton() and (kind == "rocm" or major >= 8),
+        fp8,
+    )
 
 
 def has_fp8(device) -> bool:
     """Whether a torch device multiplies 8-bit floats."""
     torch = torch_module()
-    return (device.type == "cuda" and torch.version.hip is None
-            and torch.cuda.get_device_capability(device) >= (8, 9))
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _choose(torch, asked: str, best: str):
@@ -88,8 +98,11 @@ def _present(torch, kind: str) -> tuple[int, str]:
     if kind in ("cuda", "rocm"):
         right = (torch.version.hip is not None) == (kind == "rocm")
         count = torch.cuda.device_count() if right and torch.cuda.is_available() else 0
-        return count, (f"torch {built} sees {count} such GPU{'s' * (count != 1)}" if right else
-                       f"torch {built} is not built for {kind}")
+        return count, (
+            f"torch {built} sees {count} such GPU{'s' * (count != 1)}"
+            if right
+            else f"torch {built} is not built for {kind}"
+        )
     if kind == "xpu":
         count = torch.xpu.device_count() if hasattr(torch, "xpu") and torch.xpu.is_available() else 0
         return count, f"torch {built} sees {count} Intel GPUs"
@@ -114,12 +127,14 @@ def available() -> list[tuple[str, str, int | None]]:
     if importlib.util.find_spec("torch") is None:
         return []
     import torch
+
     found = []
 
     def add(kind: str, module) -> None:
         for index in range(module.device_count()):
             facts = module.get_device_properties(index)
             found.append((f"{kind}:{index}" if index else kind, facts.name, int(facts.total_memory)))
+
     if torch.cuda.is_available():
         add("rocm" if torch.version.hip else "cuda", torch.cuda)
     if hasattr(torch, "xpu") and torch.xpu.is_available():

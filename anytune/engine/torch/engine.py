@@ -47,7 +47,7 @@ class TorchEngine(Composed):
     room: spare columns behind every activation, where low-rank products ride (see linear.py).
     """
 
-    few = 64   # rows up to which a product dequantizes weights in registers
+    few = 64  # rows up to which a product dequantizes weights in registers
 
     def __init__(self, where: Device, tf32: bool = False):
         self.where, self.device, self.dtype = where, where.device, where.dtype
@@ -57,17 +57,17 @@ class TorchEngine(Composed):
         self.f = functions(where.triton, tf32)
         self.room, self.training = 0, False
         self.sizes = Sizes()
-        self.starts = np.zeros(2, np.int32)      # of the stream under way, on the host
-        self.whole = False                       # whether that is one example
+        self.starts = np.zeros(2, np.int32)  # of the stream under way, on the host
+        self.whole = False  # whether that is one example
         self.first = self.end = self.key = None  # of each token's example, on the device; dropout's key
-        self.gradients: Tensor | None = None     # flat, that trained pairs' gradients are views of
-        self.scratch: Tensor | None = None       # the matrix of a group that is not held dense
-        self.fp8 = where.fp8                     # input gradients pass frozen weights in fp8; see fp8.py
+        self.gradients: Tensor | None = None  # flat, that trained pairs' gradients are views of
+        self.scratch: Tensor | None = None  # the matrix of a group that is not held dense
+        self.fp8 = where.fp8  # input gradients pass frozen weights in fp8; see fp8.py
         self.scratch_fp8: Tensor | None = None
-        self.team, self.shards = None, 1         # the ranks of a job, and how many share the blocks
+        self.team, self.shards = None, 1  # the ranks of a job, and how many share the blocks
         self.slices: _slices.Slices | None = None  # their parts, where they do
         self.parking = Parking(self.device)
-        self.pending: list[tuple] = []           # operands of gradients that are made together; see linear.py
+        self.pending: list[tuple] = []  # operands of gradients that are made together; see linear.py
         self.recorder = _replay.Recorder(self)
         self.updater = _update.Updater(self)
         self.tokens = _decode.TokenGraphs(self)
@@ -119,8 +119,11 @@ class TorchEngine(Composed):
         first, at = parts[0], parts[0].storage_offset()
         width = sum(p.shape[1] for p in parts)
         for part in parts:
-            if (part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-                    or part.stride() != first.stride() or part.storage_offset() != at):
+            if (
+                part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+                or part.stride() != first.stride()
+                or part.storage_offset() != at
+            ):
                 out = own(self.array(first.shape[0], width))
                 return own(out.copy_(torch.cat(parts, dim=1)))
             at += part.shape[1]
@@ -172,7 +175,7 @@ class TorchEngine(Composed):
 
     @functools.cached_property
     def algebra(self) -> HostAlgebra | CardAlgebra:
-        return HostAlgebra() if self.device.type == "mps" else CardAlgebra(self.device)   # mps has no float64
+        return HostAlgebra() if self.device.type == "mps" else CardAlgebra(self.device)  # mps has no float64
 
     def settle(self) -> None:
         flush(self)
@@ -188,8 +191,9 @@ class TorchEngine(Composed):
         x.copy_(torch.from_numpy(np.array(values, np.uint8 if x.dtype == torch.uint8 else np.float32)).view(x.shape))
         self.updater.loaded()
 
-    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0,
-              bias_gradients=None) -> Group:
+    def group(
+        self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+    ) -> Group:
         return Group(weights, biases, slots, dropout, number, bias_gradients)
 
     def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
@@ -215,13 +219,17 @@ class TorchEngine(Composed):
         times = []
         for _ in range(4):
             begin = time.perf_counter()
-            float((a @ a)[0, 0])    # waits for the device
+            float((a @ a)[0, 0])  # waits for the device
             times.append(time.perf_counter() - begin)
-        return 0.6 * 2 * size ** 3 / min(times)
+        return 0.6 * 2 * size**3 / min(times)
 
     def identity(self) -> dict:
-        return {"engine": self.name, "dtype": str(self.dtype).removeprefix("torch."), "compiled": self.compiled,
-                **({"gradients": "fp8"} if self.fp8 else {})}
+        return {
+            "engine": self.name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "compiled": self.compiled,
+            **({"gradients": "fp8"} if self.fp8 else {}),
+        }
 
     @property
     def has_fp8(self) -> bool:
@@ -330,21 +338,24 @@ class TorchEngine(Composed):
         out_q, out_k = (q, k)
         if gains is not None:
             both = self.array(q.shape[0], q.shape[1] + k.shape[1], 0)
-            out_q, out_k = both[:, :q.shape[1]], both[:, q.shape[1]:]
-        self.f.rotate(q, k, *(gains or (None, None)), eps, *table, positions, heads.queries, heads.keys, halves, out_q,
-                      out_k)
+            out_q, out_k = both[:, : q.shape[1]], both[:, q.shape[1] :]
+        self.f.rotate(
+            q, k, *(gains or (None, None)), eps, *table, positions, heads.queries, heads.keys, halves, out_q, out_k
+        )
         return out_q, out_k
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool,
-                        into=(None, None)):
+    def rotate_backward(
+        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool, into=(None, None)
+    ):
         if into[0] is not None or into[1] is not None:
-            turned = [x.clone() for x in (dq, dk)]    # back by their angles: what the norms' results are
+            turned = [x.clone() for x in (dq, dk)]  # back by their angles: what the norms' results are
             self.f.rotate_backward(*turned, q, k, None, None, eps, *table, positions, heads.queries, heads.keys, halves)
             for dx, x, gradient in zip(turned, (q, k), into):
                 if gradient is not None:
                     self.gain_gradient(dx, x, eps, gradient)
-        self.f.rotate_backward(dq, dk, q, k, *(gains or (None, None)), eps, *table, positions, heads.queries,
-                               heads.keys, halves)
+        self.f.rotate_backward(
+            dq, dk, q, k, *(gains or (None, None)), eps, *table, positions, heads.queries, heads.keys, halves
+        )
         return dq, dk
 
     def glu(self, gate, up, activation: str, into: Group | None = None, m: Tensor | None = None) -> Tensor:
@@ -356,11 +367,16 @@ class TorchEngine(Composed):
     def _riding(self, out: Tensor, into: Group | None, m: Tensor | None) -> dict:
         """What makes the kernel that writes `out` also write the low-rank product of its readers: behind it, for the
         product with the group's matrix, and once more apart, for the gradients."""
-        if into is None or not into.rank or (into.dropout and self.training) or room_behind(out) < into.rank \
-                or self.act != self.dtype:
+        if (
+            into is None
+            or not into.rank
+            or (into.dropout and self.training)
+            or room_behind(out) < into.rank
+            or self.act != self.dtype
+        ):
             return {}
         out.low_of = into
-        found = {"a": m[into.width:, :into.in_features], "low": self.extend(out, into.rank)[:, into.in_features:]}
+        found = {"a": m[into.width :, : into.in_features], "low": self.extend(out, into.rank)[:, into.in_features :]}
         if into.pairs and self.training:
             into.low = found["keep"] = torch.empty((out.shape[0], into.rank), dtype=self.act, device=self.device)
         return found
@@ -381,7 +397,7 @@ class TorchEngine(Composed):
     def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
         wide, narrow = heads.queries * heads.size, heads.keys * heads.size
         both = self.array(q.shape[0], wide + 2 * narrow)
-        dq, dk, dv = both[:, :wide], both[:, wide:wide + narrow], own(both[:, wide + narrow:])
+        dq, dk, dv = both[:, :wide], both[:, wide : wide + narrow], own(both[:, wide + narrow :])
         self.f.attention_backward(dout, q, k, v, out, sums, self.first, self.end, self.starts, heads, dq, dk, dv)
         return dq, dk, dv
 

@@ -17,11 +17,12 @@ from .plain_fp8 import F8, TOP, rounded, scales
 from .weights import Group
 
 Tensor = torch.Tensor
-PHASES = 8          # scales that are tried for a column
-MULTIPLE = 16       # what the product's sides must be multiples of
-TOLD = ("; gradients pass frozen weights in fp8: the loss is as in bf16, and a gradient's direction is off by a few "
-        "percent")
-SAFETY = 2.0        # over the bound that frozen weights alone give (see between)
+PHASES = 8  # scales that are tried for a column
+MULTIPLE = 16  # what the product's sides must be multiples of
+TOLD = (
+    "; gradients pass frozen weights in fp8: the loss is as in bf16, and a gradient's direction is off by a few percent"
+)
+SAFETY = 2.0  # over the bound that frozen weights alone give (see between)
 
 
 class Eight:
@@ -29,7 +30,7 @@ class Eight:
     norm of what an input feature is multiplied by."""
 
     def __init__(self, group: Group, matrix: Tensor):
-        w = matrix[:group.width, :group.in_features]
+        w = matrix[: group.width, : group.in_features]
         self.scales = best_scales(w)
         self.norm = float(torch.linalg.vector_norm(w, dim=0, dtype=torch.float32).max())
         self.held: Tensor | None = None
@@ -54,8 +55,12 @@ def best_scales(w: Tensor) -> Tensor:
 def takes(group: Group) -> bool:
     """Whether the group's input gradient is made in fp8."""
     sides = (group.width, group.in_features)
-    return (group.number >= 0 and not group.trains_matrix and all(n % MULTIPLE == 0 for n in sides)
-            and (len(group.weights) > 1 or group.in_features > group.width))
+    return (
+        group.number >= 0
+        and not group.trains_matrix
+        and all(n % MULTIPLE == 0 for n in sides)
+        and (len(group.weights) > 1 or group.in_features > group.width)
+    )
 
 
 def size(group: Group) -> int:
@@ -75,20 +80,20 @@ def prepare(e, groups: list[Group], matrix) -> None:
         whole = matrix(e, group)
         group.eight = Eight(group, whole)
         if group.dense is not None:
-            group.eight.held = arena[at:at + size(group)].view(group.in_features, -1)
-            e.f.turn(whole[:group.width, :group.in_features], group.eight.scales, group.eight.held[:, :group.width])
+            group.eight.held = arena[at : at + size(group)].view(group.in_features, -1)
+            e.f.turn(whole[: group.width, : group.in_features], group.eight.scales, group.eight.held[:, : group.width])
             at += size(group)
 
 
 def rounded_matrix(e, group: Group, m: Tensor) -> Tensor:
     """[in, width + R] with the pairs of now: in place, or in the scratch matrix."""
-    eight, low = group.eight, m[group.width:group.width + group.rank, :group.in_features]
+    eight, low = group.eight, m[group.width : group.width + group.rank, : group.in_features]
     if eight.held is None:
-        out = e.scratch_fp8[:size(group)].view(group.in_features, -1)
-        e.f.turn(m[:group.width + group.rank, :group.in_features], eight.scales, out)
+        out = e.scratch_fp8[: size(group)].view(group.in_features, -1)
+        e.f.turn(m[: group.width + group.rank, : group.in_features], eight.scales, out)
         return out
     if group.rank:
-        e.f.turn(low, eight.scales, eight.held[:, group.width:])
+        e.f.turn(low, eight.scales, eight.held[:, group.width :])
     return eight.held
 
 
@@ -103,7 +108,7 @@ def input_gradient(e, dy: Tensor, dy_low: Tensor | None, group: Group, m: Tensor
         scale = torch.empty(dy.shape[0], dtype=torch.float32, device=e.device)
         dy.row_norms = torch.empty_like(scale)
         e.f.quantize(dy, dy_low, low, scale, dy.row_norms)
-    w = rounded_matrix(e, group, m)[:, :low.shape[1]]
+    w = rounded_matrix(e, group, m)[:, : low.shape[1]]
     return e.f.product_fp8(low, scale, w, group.eight.scales, e.act)
 
 

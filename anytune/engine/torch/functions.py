@@ -13,13 +13,28 @@ def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
     few: tokens up to which glu_backward is faster than glu_gradients, most: ranks of a pair which that can take.
     """
     from . import attention, blocks, plain, plain_fp8, plain_low, plain_optimizer
+
     found = {"dequantize": blocks.dequantize_into, "gather": blocks.gather_into, "few": 0, "most": 1 << 30}
-    for module, names in ((plain, ("rms_norm", "rms_norm_backward", "rotate", "rotate_backward", "glu", "glu_backward",
-                                   "glu_gradients", "loss_rows", "dropout")),
-                          (plain_low, ("low", "low_fp8", "gradients", "gradients_of_groups", "place")),
-                          (plain_fp8, ("quantize", "turn", "product_fp8")),
-                          (plain_optimizer, ("square_sum", "adamw")),
-                          (attention, ("attention", "attention_backward", "attend_cache"))):
+    for module, names in (
+        (
+            plain,
+            (
+                "rms_norm",
+                "rms_norm_backward",
+                "rotate",
+                "rotate_backward",
+                "glu",
+                "glu_backward",
+                "glu_gradients",
+                "loss_rows",
+                "dropout",
+            ),
+        ),
+        (plain_low, ("low", "low_fp8", "gradients", "gradients_of_groups", "place")),
+        (plain_fp8, ("quantize", "turn", "product_fp8")),
+        (plain_optimizer, ("square_sum", "adamw")),
+        (attention, ("attention", "attention_backward", "attend_cache")),
+    ):
         found |= {name: getattr(module, name) for name in names}
     if triton:
         found |= _triton(tf32)
@@ -28,8 +43,25 @@ def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
 
 def _triton(tf32: bool) -> dict:
     from . import blocks
-    from .kernels import (attention, attention_backward, decode_attention, dequant, dropout, few_gradients, fp8, gemv,
-                          glu, glu_backward, glu_gradients, loss, low, norm, optimizer, place, rotate)
+    from .kernels import (
+        attention,
+        attention_backward,
+        decode_attention,
+        dequant,
+        dropout,
+        few_gradients,
+        fp8,
+        gemv,
+        glu,
+        glu_backward,
+        glu_gradients,
+        loss,
+        low,
+        norm,
+        optimizer,
+        place,
+        rotate,
+    )
 
     def dequantize(raw, name, out):
         (dequant.dequantize if name in dequant.SUPPORTED else blocks.dequantize_into)(raw, name, out)
@@ -38,15 +70,31 @@ def _triton(tf32: bool) -> dict:
         (dequant.gather if name in dequant.SUPPORTED else blocks.gather_into)(raw, ids, name, out, scale)
 
     return {
-        "few": glu_backward.SMALL, "most": glu_gradients.MOST, "dequantize": dequantize, "gather": gather,
-        "gemv": gemv.gemv, "gemv_types": gemv.SUPPORTED,
-        "rms_norm": norm.rms_norm, "rms_norm_backward": norm.rms_norm_backward,
-        "rotate": rotate.rotate, "rotate_backward": rotate.rotate_backward,
-        "glu": glu.glu, "glu_backward": glu.glu_backward, "glu_gradients": glu_gradients.glu_gradients,
-        "low": low.low, "low_fp8": low.low_fp8, "gradients": low.gradients, "quantize": fp8.quantize, "turn": fp8.turn,
-        "gradients_of_groups": few_gradients.gradients_of_groups, "place": place.place,
-        "loss_rows": loss.loss_rows, "square_sum": optimizer.square_sum, "adamw": optimizer.adamw,
-        "dropout": dropout.dropout, "attend_rows": decode_attention.attend_cache,
+        "few": glu_backward.SMALL,
+        "most": glu_gradients.MOST,
+        "dequantize": dequantize,
+        "gather": gather,
+        "gemv": gemv.gemv,
+        "gemv_types": gemv.SUPPORTED,
+        "rms_norm": norm.rms_norm,
+        "rms_norm_backward": norm.rms_norm_backward,
+        "rotate": rotate.rotate,
+        "rotate_backward": rotate.rotate_backward,
+        "glu": glu.glu,
+        "glu_backward": glu.glu_backward,
+        "glu_gradients": glu_gradients.glu_gradients,
+        "low": low.low,
+        "low_fp8": low.low_fp8,
+        "gradients": low.gradients,
+        "quantize": fp8.quantize,
+        "turn": fp8.turn,
+        "gradients_of_groups": few_gradients.gradients_of_groups,
+        "place": place.place,
+        "loss_rows": loss.loss_rows,
+        "square_sum": optimizer.square_sum,
+        "adamw": optimizer.adamw,
+        "dropout": dropout.dropout,
+        "attend_rows": decode_attention.attend_cache,
         "attention": functools.partial(attention.attention, tf32=tf32),
         "attention_backward": functools.partial(attention_backward.attention_backward, tf32=tf32),
     }

@@ -27,7 +27,7 @@ def add_product(e, a: Tensor, b: Tensor, into: Tensor) -> None:
 
     Sums are float32; where a device's product gives its operands' format only, bfloat16 rounds each sum once more.
     """
-    if a.dtype == torch.float32:    # also of float16 products: these activations may be too large for it
+    if a.dtype == torch.float32:  # also of float16 products: these activations may be too large for it
         into.addmm_(a.t(), b)
     elif a.is_cuda and torch.version.hip is None:
         into += torch.mm(a.t(), b, out_dtype=torch.float32)

@@ -29,9 +29,9 @@ def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> No
     dense, blocks, at = [g for g in groups if g.hold == "dense"], [], 0
     arena = torch.empty(sum(g.size for g in dense), dtype=e.dtype, device=e.device)
     for group in dense:
-        group.load(arena[at:at + group.size].view(-1, group.stride))
+        group.load(arena[at : at + group.size].view(-1, group.stride))
         for weight, low, high in zip(group.weights, group.bounds, group.bounds[1:]):
-            weight.home = group.dense[low:high, :group.in_features]
+            weight.home = group.dense[low:high, : group.in_features]
         blocks.append(group.block(at, parameters))
         at += group.size
     # a vocabulary is too wide for a scratch matrix: loss.py takes the head in pieces (its number is negative)
@@ -60,11 +60,11 @@ def matrix(e, group: Group) -> Tensor:
         return group.weights[0].values
     if e.scratch is None or e.scratch.numel() < group.size:
         e.scratch = torch.zeros(group.size, dtype=e.dtype, device=e.device)
-    out = e.scratch[:group.size].view(-1, group.stride)
+    out = e.scratch[: group.size].view(-1, group.stride)
     group.fill(out)
     if group.rank:
-        out[:, group.in_features:group.columns].zero_()
-        out[group.width:].zero_()
+        out[:, group.in_features : group.columns].zero_()
+        out[group.width :].zero_()
         if group.place_table is not None:
             e.f.place(e.updater.parameters, group.place_table, out)
         else:
@@ -101,7 +101,7 @@ def linear(e, x: Tensor, group: Group, m: Tensor | None = None) -> tuple[Tensor,
     y = e.array(x.shape[0], group.width)
     y.ends = True
     inputs = with_low(e, x, group, m) if group.rank else x
-    product(e, inputs, m[:group.width, :group.columns].t(), y)
+    product(e, inputs, m[: group.width, : group.columns].t(), y)
     if group.bias is not None:
         y += group.bias
     parts = group.split(y)
@@ -116,7 +116,7 @@ def with_low(e, x: Tensor, group: Group, m: Tensor, source: Tensor | None = None
     inputs = e.extend(x, group.rank)
     if source is None:
         source = dropped(e, x, group)
-    low(e, source, m[group.width:, :group.in_features].t(), inputs[:, group.in_features:])
+    low(e, source, m[group.width :, : group.in_features].t(), inputs[:, group.in_features :])
     if room_is_own(x, inputs):
         x.low_of = group
     return inputs
@@ -153,35 +153,35 @@ def linear_backward(e, dys: tuple[Tensor, ...], x: Tensor, group: Group, need_dx
         group_gradients(e, dy, real(x), group)
     if group.pairs:
         source = dropped(e, x, group)
-        add_gradients(e, source, dy_low, dy, with_low(e, x, group, m, source)[:, group.in_features:], group)
+        add_gradients(e, source, dy_low, dy, with_low(e, x, group, m, source)[:, group.in_features :], group)
     return dx
 
 
 def _input_gradient(e, dy: Tensor, group: Group, m: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor | None]:
     """(dx [T, in] or None, dy_i B_i side by side [T, R] or None)."""
     dy_low, wide = None, dy
-    if dy.dtype == fp8.F8:      # with its low-rank part behind
+    if dy.dtype == fp8.F8:  # with its low-rank part behind
         dy_low = e.array(dy.shape[0], group.rank, 0)
-        e.f.low_fp8(dy, dy.row_scale, m[:group.width, group.in_features:group.columns], dy_low)
+        e.f.low_fp8(dy, dy.row_scale, m[: group.width, group.in_features : group.columns], dy_low)
     elif group.rank:
         wide = e.extend(dy, group.rank)
-        dy_low = wide[:, group.width:]
+        dy_low = wide[:, group.width :]
         if getattr(dy, "low_of", None) is not group:
-            low(e, dy, m[:group.width, group.in_features:group.columns], dy_low)
+            low(e, dy, m[: group.width, group.in_features : group.columns], dy_low)
     if not need_dx:
         return None, dy_low
     masked = group.rank and group.dropout and e.training
-    if group.eight is not None and dy.shape[0] > e.f.few:     # else more launches, for products bound by their weights
+    if group.eight is not None and dy.shape[0] > e.f.few:  # else more launches, for products bound by their weights
         dx = fp8.input_gradient(e, dy, None if masked else dy_low, group, m)
         return (_through_mask(e, dx, dy_low, group, m) if masked else dx), dy_low
     dx = e.array(dy.shape[0], group.in_features)
     dx.ends = True
     if not group.rank:
-        product(e, dy, m[:group.width, :group.in_features], dx)
+        product(e, dy, m[: group.width, : group.in_features], dx)
     elif not masked:
-        product(e, wide, m[:, :group.in_features], dx)
+        product(e, wide, m[:, : group.in_features], dx)
     else:
-        product(e, dy, m[:group.width, :group.in_features], dx)
+        product(e, dy, m[: group.width, : group.in_features], dx)
         _through_mask(e, dx, dy_low, group, m)
     return dx, dy_low
 
@@ -189,7 +189,7 @@ def _input_gradient(e, dy: Tensor, group: Group, m: Tensor, need_dx: bool) -> tu
 def _through_mask(e, dx: Tensor, dy_low: Tensor, group: Group, m: Tensor) -> Tensor:
     """dx += the low-rank part of the input gradient, which passes dropout's mask on its own."""
     through = e.array(*dx.shape, 0)
-    product(e, dy_low, m[group.width:, :group.in_features], through)
+    product(e, dy_low, m[group.width :, : group.in_features], through)
     return dx.add_(dropped(e, through, group))
 
 
@@ -205,12 +205,13 @@ def glu_linear(e, gate, up, activation: str, group: Group) -> tuple[Tensor, ...]
     return linear(e, e.glu(gate, up, activation, group, m), group, m)
 
 
-def norm_linear_backward(e, dys, x, gain, eps: float, group: Group, residual, need_dx: bool = True,
-                         then: Group | None = None, into=None):
+def norm_linear_backward(
+    e, dys, x, gain, eps: float, group: Group, residual, need_dx: bool = True, then: Group | None = None, into=None
+):
     """The norm's result is made again by the kernel of its backward, or by that of the gradients,
     where its input is read anyway."""
     kept = take_low(group)
-    if kept is None:   # the forward left no low-rank product: no pairs here, or dropout
+    if kept is None:  # the forward left no low-rank product: no pairs here, or dropout
         return Composed.norm_linear_backward(e, dys, x, gain, eps, group, residual, need_dx, then, into)
     dy = e.joined(dys)
     dh, dy_low = _input_gradient(e, dy, group, matrix(e, group), need_dx)
@@ -244,7 +245,7 @@ def glu_linear_backward(e, dy, gate, up, activation: str, group: Group, then: Gr
             eight["scale"] = both.row_scale = scale
         else:
             both = e.array(gate.shape[0], 2 * width)
-        dgate, dup = both[:, :width], both[:, width:2 * width]
+        dgate, dup = both[:, :width], both[:, width : 2 * width]
         dup.ends, dup.row_scale = True, eight.get("scale")
         pairs = (group.slots[0].grad_a, *(slot.grad_b for slot in then.slots))
         e.f.glu_gradients(da, gate, up, activation, dgate, dup, dy_low, then.low, *pairs, group.scale, **eight)
@@ -273,5 +274,7 @@ def riding_back(e, out: Tensor, then: Group | None) -> dict:
     if then is None or not then.rank or then.dense is None or room_behind(out) < then.rank:
         return {}
     out.low_of = then
-    return {"b": then.dense[:then.width, then.in_features:then.columns],
-            "low": e.extend(out, then.rank)[:, then.width:]}
+    return {
+        "b": then.dense[: then.width, then.in_features : then.columns],
+        "low": e.extend(out, then.rank)[:, then.width :],
+    }

@@ -18,7 +18,7 @@ def cross_entropy(e, h: Tensor, head: Group, targets: Tensor, scale, gradient: b
     if not torch.is_tensor(scale):
         scale = torch.full((1,), float(scale), dtype=torch.float32, device=e.device)
     chunk = min(rows, max(16, e.sizes.logits // head.width // 16 * 16))
-    chunk = -(-rows // -(-rows // chunk))   # equal chunks
+    chunk = -(-rows // -(-rows // chunk))  # equal chunks
     losses = torch.empty(rows, dtype=torch.float32, device=e.device)
     dh = None
     if gradient:
@@ -37,8 +37,9 @@ def _whole(e, h, head, targets, scale, losses, dh) -> None:
     (logits,) = linear(e, h, head)
     e.f.loss_rows(logits, targets, scale, losses, dh is not None)
     if dh is not None:
-        dh.copy_(linear_backward(e, (logits,), h, head)) if head.rank else \
-            product(e, logits, head.dense[:head.width, :head.in_features], dh)
+        dh.copy_(linear_backward(e, (logits,), h, head)) if head.rank else product(
+            e, logits, head.dense[: head.width, : head.in_features], dh
+        )
 
 
 def _in_pieces(e, h, head, targets, scale, losses, dh) -> None:

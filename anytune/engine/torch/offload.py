@@ -18,6 +18,7 @@ Tensor = torch.Tensor
 @dataclass
 class Ticket:
     """What park() gave: the tensor's place on the host, and its copy on the device once it is on its way back."""
+
     number: int
     shape: tuple[int, int]
     host: Tensor
@@ -29,10 +30,11 @@ class Ticket:
 @dataclass
 class Parking:
     """A stack of parked tensors; pinned buffers are kept from step to step."""
+
     device: torch.device
     buffers: list[Tensor] = field(default_factory=list)
     waiting: list[Ticket] = field(default_factory=list)
-    leaving: Tensor | None = None   # what is being copied now must not be freed before the copy is done
+    leaving: Tensor | None = None  # what is being copied now must not be freed before the copy is done
     side: torch.cuda.Stream | None = None
     owned: Owned = field(default_factory=Owned)
 
@@ -46,8 +48,8 @@ class Parking:
         rows = x.as_strided((x.shape[0], x.stride(0)), (x.stride(0), 1))
         number = len(self.waiting)
         if number == len(self.buffers) or self.buffers[number].numel() < rows.numel():
-            self.buffers[number:number + 1] = [self.owned.keep(page_locked(rows.numel(), x.dtype))]
-        host = self.buffers[number][:rows.numel()].view(rows.shape)
+            self.buffers[number : number + 1] = [self.owned.keep(page_locked(rows.numel(), x.dtype))]
+        host = self.buffers[number][: rows.numel()].view(rows.shape)
         main = torch.cuda.current_stream()
         if self.waiting:
             main.wait_event(self.waiting[-1].away)
@@ -72,7 +74,7 @@ class Parking:
         main.wait_event(ticket.here)
         self.waiting.pop()
         out, ticket.back = ticket.back, None
-        return out[:, :ticket.shape[1]]
+        return out[:, : ticket.shape[1]]
 
     def _call(self, ticket: Ticket) -> None:
         """Start the way back, if it has not begun."""

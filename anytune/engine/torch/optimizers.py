@@ -14,7 +14,7 @@ from .plain_optimizer import PIECES, UNIT, new_partials
 from .update import LOSS
 
 Tensor = torch.Tensor
-PIECE = {"cpu": 1 << 16}    # weights at once; multiples of rules.BLOCK
+PIECE = {"cpu": 1 << 16}  # weights at once; multiples of rules.BLOCK
 OTHER = 1 << 24
 
 
@@ -24,7 +24,7 @@ def norm(e, gradients: list[Tensor]) -> float:
         for g in gradients:
             e.team.sum_(g)
     if e.updater.state is not None:
-        e.updater.state[LOSS] = 0   # what the step's losses added up to: here the host looks at them
+        e.updater.state[LOSS] = 0  # what the step's losses added up to: here the host looks at them
     if e.compiled:
         partials = new_partials(gradients[0]).new_zeros((len(gradients), PIECES))
         for g, own in zip(gradients, partials):
@@ -59,12 +59,26 @@ def _adamw(p, g, first, second, rule, piece: int) -> None:
     if rule.factor != 1:
         g.mul_(rule.factor)
     step = torch.full((), rule.step - 1.0, device=p.device)
-    adamw([p], [g], [first], [second], [], [step], fused=True, amsgrad=False, maximize=False, beta1=rule.beta1,
-          beta2=rule.beta2, lr=rule.lr, weight_decay=rule.decay, eps=rule.eps)
+    adamw(
+        [p],
+        [g],
+        [first],
+        [second],
+        [],
+        [step],
+        fused=True,
+        amsgrad=False,
+        maximize=False,
+        beta1=rule.beta1,
+        beta2=rule.beta2,
+        lr=rule.lr,
+        weight_decay=rule.decay,
+        eps=rule.eps,
+    )
 
 
 def _adamw8bit(p, g, state, rule, piece: int) -> None:
-    root = math.sqrt(1 - rule.beta2 ** rule.step)
+    root = math.sqrt(1 - rule.beta2**rule.step)
     for low in range(0, p.numel(), piece):
         part = slice(low, min(low + piece, p.numel()))
         scales = slice(low // rules.BLOCK, -(-part.stop // rules.BLOCK))
@@ -74,7 +88,7 @@ def _adamw8bit(p, g, state, rule, piece: int) -> None:
         first.mul_(rule.beta1).add_(slope, alpha=1 - rule.beta1)
         second.mul_(rule.beta2).addcmul_(slope, slope, value=1 - rule.beta2).sqrt_()
         below = torch.div(second, root).add_(rule.eps)
-        p[part].mul_(1 - rule.lr * rule.decay).addcdiv_(first, below, value=-rule.lr / (1 - rule.beta1 ** rule.step))
+        p[part].mul_(1 - rule.lr * rule.decay).addcdiv_(first, below, value=-rule.lr / (1 - rule.beta1**rule.step))
         encode(first, state["first"][part], state["first_scale"][scales], True)
         encode(second, state["root"][part], state["root_scale"][scales], False)
 
@@ -83,8 +97,11 @@ def _adamw8bit(p, g, state, rule, piece: int) -> None:
 def _tables(signed: bool, device) -> tuple[Tensor, Tensor, Tensor]:
     """(codes' values float32 [256]; middles [256], the last one behind all; optimizers.first_guess as int32)."""
     values, middles, guess = rules.codes(signed), rules.middles(signed), rules.first_guess(signed)
-    return (torch.tensor(values, device=device), torch.tensor([*middles, math.inf], device=device, dtype=torch.float32),
-            torch.tensor(guess, dtype=torch.int32, device=device))
+    return (
+        torch.tensor(values, device=device),
+        torch.tensor([*middles, math.inf], device=device, dtype=torch.float32),
+        torch.tensor(guess, dtype=torch.int32, device=device),
+    )
 
 
 def decode(packed: Tensor, scale: Tensor, signed: bool) -> Tensor:
@@ -108,20 +125,20 @@ def encode(x: Tensor, packed: Tensor, scale: Tensor, signed: bool) -> None:
 def _blocks(x: Tensor, scale: Tensor):
     """(x as rows [k, BLOCK], their scales [k, 1]), then the last block if it is shorter."""
     whole = x.numel() // rules.BLOCK
-    yield x[:whole * rules.BLOCK].view(whole, rules.BLOCK), scale[:whole, None]
+    yield x[: whole * rules.BLOCK].view(whole, rules.BLOCK), scale[:whole, None]
     if whole * rules.BLOCK < x.numel():
-        yield x[None, whole * rules.BLOCK:], scale[whole:, None]
+        yield x[None, whole * rules.BLOCK :], scale[whole:, None]
 
 
 def _adafactor(p, g, state, shape, rule, piece: int) -> None:
     """In place over g, which becomes the update; no number is read back."""
-    keep = 1 - rule.step ** rules.DECAY
+    keep = 1 - rule.step**rules.DECAY
     if "square" in state:
         square = state["square"]
         square.mul_(keep).add_((g * rule.factor).square_().add_(rules.TINY), alpha=1 - keep)
         g.mul_(rule.factor).div_(square.sqrt())
     else:
-        grid, power = g.view(shape), rule.factor ** 2
+        grid, power = g.view(shape), rule.factor**2
         for kept, dim in ((state["row"], 1), (state["column"], 0)):
             mean = torch.linalg.vector_norm(grid, dim=dim).square_().mul_(power / shape[dim]).add_(rules.TINY)
             kept.mul_(keep).add_(mean, alpha=1 - keep)

@@ -7,11 +7,12 @@ import torch
 from .weights import Group
 
 Tensor = torch.Tensor
-TOGETHER = 4    # groups (a layer's) whose gradients one launch makes, where there are few tokens
+TOGETHER = 4  # groups (a layer's) whose gradients one launch makes, where there are few tokens
 
 
-def add_gradients(e, x: Tensor | None, dy_low: Tensor, dy: Tensor | None, x_low: Tensor, group: Group,
-                  norm=None) -> None:
+def add_gradients(
+    e, x: Tensor | None, dy_low: Tensor, dy: Tensor | None, x_low: Tensor, group: Group, norm=None
+) -> None:
     """grad_a += s dy_lowᵀ x, grad_b += dyᵀ x_low for every pair of the group; without x or dy only the other one.
 
     norm: (gain, inverse [T]) of the RMSNorm that x still has to go through, or None.
@@ -45,5 +46,9 @@ def flush(e) -> None:
 def gradients_between(e, tokens: int, group: Group, then: Group | None) -> bool:
     """Whether one pass makes what lies between gate, up and down, and the gradients of the pairs that touch it."""
     slots = () if then is None else (*then.slots, *group.slots)
-    return tokens > e.f.few and len(slots) == 3 and then.low is not None and all(
-        slot is not None and slot.grad_a is not None and slot.a.shape[0] <= e.f.most for slot in slots)
+    return (
+        tokens > e.f.few
+        and len(slots) == 3
+        and then.low is not None
+        and all(slot is not None and slot.grad_a is not None and slot.a.shape[0] <= e.f.most for slot in slots)
+    )

@@ -19,7 +19,7 @@ Tensor = torch.Tensor
 GELU_C = math.sqrt(2 / math.pi)  # Hendrycks & Gimpel 2016, tanh form
 GELU_A = 0.044715
 MASK = 0xFFFFFFFF
-STEEPEST = 1.13     # silu's slope is 1.0998 at most, gelu's 1.1290
+STEEPEST = 1.13  # silu's slope is 1.0998 at most, gelu's 1.1290
 
 
 def _inverse(x: Tensor, eps: float) -> Tensor:
@@ -69,8 +69,8 @@ def rms_norm_backward(dy, x, gain, eps, residual, out, normed=None, *, inverse=N
 def _pairs(z: Tensor, pairs: int, halves: bool) -> tuple[Tensor, Tensor]:
     """Views of the first and second elements of each rotated pair of z [T, heads, size]."""
     if halves:
-        return z[..., :pairs], z[..., pairs:2 * pairs]
-    return z[..., 0:2 * pairs:2], z[..., 1:2 * pairs:2]
+        return z[..., :pairs], z[..., pairs : 2 * pairs]
+    return z[..., 0 : 2 * pairs : 2], z[..., 1 : 2 * pairs : 2]
 
 
 def _turn(z: Tensor, cos, sin, positions, halves: bool, sign: int) -> Tensor:
@@ -112,8 +112,8 @@ def _activate(gate: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     if activation == "silu":
         z, slope = gate, 1.0
     else:
-        z = 2 * GELU_C * (gate + GELU_A * gate ** 3)
-        slope = 2 * GELU_C * (1 + 3 * GELU_A * gate ** 2)
+        z = 2 * GELU_C * (gate + GELU_A * gate**3)
+        slope = 2 * GELU_C * (1 + 3 * GELU_A * gate**2)
     s = torch.sigmoid(z)
     return gate * s, s + gate * s * (1 - s) * slope
 
@@ -146,8 +146,9 @@ def glu_backward(dy, gate, up, activation, dgate, dup, out=None, *, b=None, low=
         plain_low.low_of_pair(dgate, dup, b, low)
 
 
-def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, factor, *,
-                  bound=None, scale=None):
+def glu_gradients(
+    dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, factor, *, bound=None, scale=None
+):
     """glu_backward, and the gradients (float32, added to) of the pairs whose wide side it is.
 
     Of the linear behind: grad_a [r, n] += factor * low_dyᵀ (act(gate) * up), low_dy [T, r] being its dy B. Of those
@@ -166,9 +167,9 @@ def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, g
     if bound is not None:
         for out, x in zip(eighths, (dgate, dup)):
             out.copy_(rounded(x.float() / scale[:, None]))
-    grad_a.add_(plain_low.product(low_dy[:, :grad_a.shape[0]].t(), again), alpha=factor)
+    grad_a.add_(plain_low.product(low_dy[:, : grad_a.shape[0]].t(), again), alpha=factor)
     grad_gate.add_(plain_low.product(dgate.t(), low_x[:, :first]))
-    grad_up.add_(plain_low.product(dup.t(), low_x[:, first:first + grad_up.shape[1]]))
+    grad_up.add_(plain_low.product(dup.t(), low_x[:, first : first + grad_up.shape[1]]))
 
 
 def loss_rows(logits, targets, scale, losses, gradient):

@@ -10,9 +10,9 @@ import torch
 
 Tensor = torch.Tensor
 F8 = torch.float8_e4m3fn
-TOP = 448.0         # the largest e4m3
+TOP = 448.0  # the largest e4m3
 ROOM = 16.0
-LEAST = 2.0 ** -100  # of a scale: rows of zeros
+LEAST = 2.0**-100  # of a scale: rows of zeros
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -45,6 +45,7 @@ def turn(source, scale, out):
 def product_fp8(a, a_scale, b, b_scale, dtype):
     """(a_scale a) (b_scale b)ᵀ, of a [T, K] and b [n, K] in e4m3, scales float32 [T] and [n] -> [T, n] of dtype."""
     if a.is_cuda:
-        return torch._scaled_mm(a, b.t(), scale_a=a_scale[:, None], scale_b=b_scale[None], out_dtype=dtype,
-                                use_fast_accum=True)
+        return torch._scaled_mm(
+            a, b.t(), scale_a=a_scale[:, None], scale_b=b_scale[None], out_dtype=dtype, use_fast_accum=True
+        )
     return ((a.float() @ b.float().t()) * a_scale[:, None] * b_scale).to(dtype)

@@ -16,13 +16,14 @@ import torch
 from .plain_fp8 import rounded
 
 Tensor = torch.Tensor
-COLUMNS = 64     # columns of x or dy for one program of `gradients`
+COLUMNS = 64  # columns of x or dy for one program of `gradients`
 ELEMENTS = 2048  # of flat for one program of `place`
 
 
 class Part(NamedTuple):
     """One linear's pair: output columns [o0, o1) and rank columns [r0, r1) of its group; flat[a:] is A [r, in],
     flat[b:] is B [out, r]; scale multiplies A where it is placed."""
+
     o0: int
     o1: int
     r0: int
@@ -45,6 +46,7 @@ class GradientTable:
     column's row of B in flat. columns_align, rank_align, flat_align: the largest power of two (at most 16) that divides
     all output columns, all rank columns, all places and row lengths in flat: what makes wide accesses legal.
     """
+
     parts: tuple[Part, ...]
     in_features: int
     rows: Tensor
@@ -64,15 +66,20 @@ def gradient_table(parts, in_features: int, rank: int, device) -> GradientTable:
     parts = tuple(p for p in parts if p is not None)
     rows, tiles = [-1] * rank, []
     for p in parts:
-        rows[p.r0:p.r1] = [p.a + j * in_features for j in range(p.rank)]
-        tiles += [(first, min(first + COLUMNS, p.o1), p.r0, p.rank, p.b + (first - p.o0) * p.rank)
-                  for first in range(p.o0, p.o1, COLUMNS)]
+        rows[p.r0 : p.r1] = [p.a + j * in_features for j in range(p.rank)]
+        tiles += [
+            (first, min(first + COLUMNS, p.o1), p.r0, p.rank, p.b + (first - p.o0) * p.rank)
+            for first in range(p.o0, p.o1, COLUMNS)
+        ]
     return GradientTable(
-        parts, in_features, torch.tensor(rows, dtype=torch.int64, device=device),
+        parts,
+        in_features,
+        torch.tensor(rows, dtype=torch.int64, device=device),
         torch.tensor(tiles, dtype=torch.int64, device=device).view(-1, 5),
         math.gcd(16, *(n for p in parts for n in (p.o0, p.o1))),
         math.gcd(16, *(n for p in parts for n in (p.r0, p.r1))),
-        math.gcd(16, in_features, *(n for p in parts for n in (p.a, p.b, p.rank))))
+        math.gcd(16, in_features, *(n for p in parts for n in (p.a, p.b, p.rank))),
+    )
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -117,11 +124,11 @@ def gradients(x, low_dy, dy, low_x, table: GradientTable, flat, scale, norm=None
     for p in table.parts:
         columns = slice(p.r0, p.r1)
         if x is not None:
-            a = flat[p.a:p.a + p.rank * table.in_features].view(p.rank, -1)
+            a = flat[p.a : p.a + p.rank * table.in_features].view(p.rank, -1)
             a.add_(product(low_dy[:, columns].t(), x), alpha=scale)
         if dy is not None:
-            b = flat[p.b:p.b + p.rank * (p.o1 - p.o0)].view(-1, p.rank)
-            b.add_(product(dy[:, p.o0:p.o1].t(), low_x[:, columns]))
+            b = flat[p.b : p.b + p.rank * (p.o1 - p.o0)].view(-1, p.rank)
+            b.add_(product(dy[:, p.o0 : p.o1].t(), low_x[:, columns]))
 
 
 def gradients_of_groups(items, flat):
@@ -132,6 +139,7 @@ def gradients_of_groups(items, flat):
 
 class Block(NamedTuple):
     """A group's matrix in the arena: from element `at`, rows of stride ld; W is [width, in] in its corner."""
+
     at: int
     ld: int
     in_features: int
@@ -143,6 +151,7 @@ class Block(NamedTuple):
 class PlaceTable:
     """What `place` copies. copies: (source, target, rows, columns, ld, scale) for whole factors, dense in flat. tiles:
     int64 [n, 5], pieces of at most ELEMENTS: source, target, elements, columns, ld; scales float32 [n]."""
+
     copies: tuple[tuple, ...]
     tiles: Tensor
     scales: Tensor
@@ -154,10 +163,12 @@ def place_table(blocks, device) -> PlaceTable:
     for block in blocks:
         for p in block.parts:
             if p is not None:
-                copies.append((p.a, block.at + (block.width + p.r0) * block.ld, p.rank, block.in_features, block.ld,
-                               p.scale))
-                copies.append((p.b, block.at + p.o0 * block.ld + block.in_features + p.r0, p.o1 - p.o0, p.rank,
-                               block.ld, 1.0))
+                copies.append(
+                    (p.a, block.at + (block.width + p.r0) * block.ld, p.rank, block.in_features, block.ld, p.scale)
+                )
+                copies.append(
+                    (p.b, block.at + p.o0 * block.ld + block.in_features + p.r0, p.o1 - p.o0, p.rank, block.ld, 1.0)
+                )
     tiles, scales = [], []
     for source, target, rows, columns, ld, scale in copies:
         # a piece is some whole rows, or a part of one row
@@ -165,15 +176,25 @@ def place_table(blocks, device) -> PlaceTable:
         for row in range(0, rows, step):
             for column in range(0, columns, width):
                 length = min(width, columns - column)
-                tiles.append((source + row * columns + column, target + row * ld + column,
-                              min(step, rows - row) * length, length, ld))
+                tiles.append(
+                    (
+                        source + row * columns + column,
+                        target + row * ld + column,
+                        min(step, rows - row) * length,
+                        length,
+                        ld,
+                    )
+                )
                 scales.append(scale)
-    return PlaceTable(tuple(copies), torch.tensor(tiles, dtype=torch.int64, device=device).view(-1, 5),
-                      torch.tensor(scales, dtype=torch.float32, device=device))
+    return PlaceTable(
+        tuple(copies),
+        torch.tensor(tiles, dtype=torch.int64, device=device).view(-1, 5),
+        torch.tensor(scales, dtype=torch.float32, device=device),
+    )
 
 
 def place(flat, table: PlaceTable, arena):
     """Copies every pair next to its group's weights, in the arena's dtype: B to the right of W, s·A below it."""
     for source, target, rows, columns, ld, scale in table.copies:
-        factor = flat[source:source + rows * columns].view(rows, columns)
+        factor = flat[source : source + rows * columns].view(rows, columns)
         arena.as_strided((rows, columns), (ld, 1), arena.storage_offset() + target).copy_(factor * scale)

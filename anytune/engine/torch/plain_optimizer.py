@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 
 Tensor = torch.Tensor
-PIECES = 512    # partial sums
-UNIT = 4096     # a piece is a multiple of this many elements
+PIECES = 512  # partial sums
+UNIT = 4096  # a piece is a multiple of this many elements
 CHUNK = 1 << 24  # elements at once, so that temporaries stay small
 
 NORM, HALT, LOSS, CLIP = range(4)
@@ -34,10 +34,11 @@ def square_sum(g, partials=None):
     partials.zero_()
     whole = g.numel() // size
     if whole:
-        partials[:whole] = torch.linalg.vector_norm(g[:whole * size].view(whole, size), dim=1,
-                                                    dtype=partials.dtype) ** 2
+        partials[:whole] = (
+            torch.linalg.vector_norm(g[: whole * size].view(whole, size), dim=1, dtype=partials.dtype) ** 2
+        )
     if whole * size < g.numel():
-        partials[whole] = torch.linalg.vector_norm(g[whole * size:], dtype=partials.dtype) ** 2
+        partials[whole] = torch.linalg.vector_norm(g[whole * size :], dtype=partials.dtype) ** 2
     return partials
 
 

@@ -19,18 +19,19 @@ from .pair_gradients import flush
 from .resources import Lane, Owned, page_locked, sweep, working
 
 Tensor = torch.Tensor
-PARTS = 8      # sizes of tokens and of loss rows that get a graph of their own
+PARTS = 8  # sizes of tokens and of loss rows that get a graph of their own
 
 
 @dataclass
 class Recorded:
     """One shape: its numbers on the device, and its graph once it is recorded."""
-    numbers: Tensor            # int32, all of the stream's numbers
-    stream: Stream             # views of them
+
+    numbers: Tensor  # int32, all of the stream's numbers
+    stream: Stream  # views of them
     first: Tensor
     end: Tensor
     key: Tensor
-    loss: Tensor               # float64 [1]
+    loss: Tensor  # float64 [1]
     runs: int = 0
     graph: torch.cuda.CUDAGraph | None = None
 
@@ -68,8 +69,15 @@ class Recorder:
         e = self.engine
         if not e.where.graphs:
             e.begin(stream.starts, stream.capacity, stream.key)
-            loss = body(replace(stream, ids=e.integers(stream.ids), positions=e.integers(stream.positions),
-                                rows=e.integers(stream.rows), targets=e.integers(stream.targets)))
+            loss = body(
+                replace(
+                    stream,
+                    ids=e.integers(stream.ids),
+                    positions=e.integers(stream.positions),
+                    rows=e.integers(stream.rows),
+                    targets=e.integers(stream.targets),
+                )
+            )
             flush(e)
             return float(loss)
         sweep()
@@ -77,7 +85,7 @@ class Recorder:
             self.stage, self.mail = self.letters.keep(Stage()), self.letters.keep(Mailbox())
         unit = -(-stream.capacity // PARTS // 16) * 16 or 16
         tokens, rows = (-(-n // unit) * unit for n in (len(stream.ids), len(stream.rows)))
-        e.whole = len(stream.starts) == 2   # then attention may be another's
+        e.whole = len(stream.starts) == 2  # then attention may be another's
         name = (kind, e.training, tokens, rows, e.whole)
         if name not in self.known:
             self.known[name] = self._make(stream, tokens, rows)
@@ -115,7 +123,8 @@ class Recorder:
     def _make(self, stream: Stream, tokens: int, rows: int) -> Recorded:
         numbers = torch.zeros(4 * tokens + 2 * rows + 4, dtype=torch.int32, device=self.engine.device)
         ids, positions, first, end, where, targets, key, scale = torch.split(
-            numbers, [tokens, tokens, tokens, tokens, rows, rows, 3, 1])
+            numbers, [tokens, tokens, tokens, tokens, rows, rows, 3, 1]
+        )
         views = Stream(ids, positions, None, where, targets, scale.view(torch.float32), stream.capacity)
         return Recorded(numbers, views, first, end, key, torch.zeros(1, dtype=torch.float64, device=self.engine.device))
 
@@ -145,16 +154,16 @@ def _numbers(stream: Stream, tokens: int, rows: int) -> np.ndarray:
     A padding token is an example of its own without loss; a padding row points behind the tokens and has target -1.
     """
     out = np.zeros(4 * tokens + 2 * rows + 4, np.int32)
-    ids, positions, first, end = out[:4 * tokens].reshape(4, tokens)
+    ids, positions, first, end = out[: 4 * tokens].reshape(4, tokens)
     have, starts = len(stream.ids), np.asarray(stream.starts, np.int32)
     lengths = np.diff(starts)
     ids[:have], positions[:have] = stream.ids, stream.positions
     first[:have], end[:have] = np.repeat(starts[:-1], lengths), np.repeat(starts[1:], lengths)
     first[have:] = np.arange(have, tokens)
     end[have:] = first[have:] + 1
-    where, targets = out[4 * tokens:-4].reshape(2, rows)
+    where, targets = out[4 * tokens : -4].reshape(2, rows)
     where[:], targets[:] = tokens, -1
-    where[:len(stream.rows)], targets[:len(stream.rows)] = stream.rows, stream.targets
+    where[: len(stream.rows)], targets[: len(stream.rows)] = stream.rows, stream.targets
     out[-4:-1] = np.array(stream.key, np.int64).astype(np.int32)
     out[-1:].view(np.float32)[0] = stream.scale
     return out
@@ -179,7 +188,7 @@ class Stage:
         if slot is None or slot[0].numel() < source.numel():
             slot = (page_locked(source.numel(), torch.int32), torch.cuda.Event())
             self.slots[self.turn] = slot
-        pinned = slot[0][:source.numel()]
+        pinned = slot[0][: source.numel()]
         pinned.copy_(source)
         target.view(torch.int32).copy_(pinned, non_blocking=True)
         slot[1].record()
@@ -217,8 +226,8 @@ class Mailbox:
         """values: at most two float64 numbers on the device."""
         at = self.turn
         if self.letters[at] is not None:
-            float(self.letters[at])     # read it before its place is needed again
-        place = self.pinned[at, :values.numel()]
+            float(self.letters[at])  # read it before its place is needed again
+        place = self.pinned[at, : values.numel()]
         place.copy_(values, non_blocking=True)
         event = torch.cuda.Event()
         event.record()

@@ -23,8 +23,8 @@ T = TypeVar("T")
 _lock = threading.RLock()
 _numbers = itertools.count()
 _held: dict[int, list[Any]] = {}
-_left: collections.deque[int] = collections.deque()     # owners that are gone; append() is atomic
-_working, _collects = 0, False                          # regions of working() under way; whether to collect again after
+_left: collections.deque[int] = collections.deque()  # owners that are gone; append() is atomic
+_working, _collects = 0, False  # regions of working() under way; whether to collect again after
 
 
 class Owned:
@@ -46,7 +46,7 @@ class Owned:
         sweep()
 
     def __del__(self, leave=_left.append) -> None:
-        leave(self._number)     # nothing else: a collector may run this anywhere, on any thread
+        leave(self._number)  # nothing else: a collector may run this anywhere, on any thread
 
 
 def sweep() -> None:
@@ -60,8 +60,8 @@ def sweep() -> None:
         while _left:
             things = _held.pop(_left.popleft(), []) + things
         if things and torch.cuda.is_initialized():
-            with contextlib.suppress(RuntimeError):     # a device that failed has nothing under way
-                torch.cuda.synchronize()                # a graph may still run
+            with contextlib.suppress(RuntimeError):  # a device that failed has nothing under way
+                torch.cuda.synchronize()  # a graph may still run
         while things:
             things.pop()
 
@@ -74,7 +74,7 @@ def working() -> Iterator[None]:
     with _lock:
         if not _working:
             _collects = gc.isenabled()
-            gc.disable()    # torch objects of others have no owner here
+            gc.disable()  # torch objects of others have no owner here
         _working += 1
     try:
         yield

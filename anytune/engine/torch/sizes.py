@@ -11,6 +11,7 @@ class Sizes:
     it is not held dense. offload: layer inputs that wait for their backward do so in pinned host memory. turned:
     queries and keys are kept after rope too, where there are head norms. attended: what attention gave is kept of
     layers whose forward runs twice."""
+
     logits: int = 320 << 20
     head: int = 16384
     offload: bool = False

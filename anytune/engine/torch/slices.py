@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 
 Tensor = torch.Tensor
-MEMORY = 4      # layers by which the next is foreseen: enough to tell which pass it is
-LINE = 16       # bytes: matrices begin at multiples of it
+MEMORY = 4  # layers by which the next is foreseen: enough to tell which pass it is
+LINE = 16  # bytes: matrices begin at multiples of it
 
 
 def rows_each(rows: int, processes: int) -> int:
@@ -48,8 +48,8 @@ class Slices:
     def __init__(self, engine, weights):
         self.team, self.late = engine.team, 0
         named = {weight.name: weight for weight in weights}
-        self.places: dict[str, int] = {}        # of each matrix, within its layer's piece
-        self.pieces: dict[str, Tensor] = {}     # what this process holds of each layer
+        self.places: dict[str, int] = {}  # of each matrix, within its layer's piece
+        self.pieces: dict[str, Tensor] = {}  # what this process holds of each layer
         for layer, names in layers_of(named).items():
             at = 0
             for name in names:
@@ -61,8 +61,8 @@ class Slices:
         size = self.team.size * max(piece.numel() for piece in self.pieces.values())
         self.buffers = [torch.empty(size, dtype=torch.uint8, device=engine.device) for _ in range(2)]
         self.held: list[str | None] = [None, None]  # the layer in each buffer, or on its way there
-        self.works = [None, None]   # handles of gathers that were not waited for yet
-        self.now = 0                # the buffer in use
+        self.works = [None, None]  # handles of gathers that were not waited for yet
+        self.now = 0  # the buffer in use
         self.recent: deque[str] = deque(maxlen=MEMORY)
         self.after: dict[tuple[str, ...], str] = {}
         for weight in weights:
@@ -74,7 +74,7 @@ class Slices:
         high = min(low + each, weight.out_features)
         if high > low:
             at = self.places[weight.name]
-            piece[at:at + (high - low) * weight.row_bytes].copy_(weight.read(low, high).view(-1))
+            piece[at : at + (high - low) * weight.row_bytes].copy_(weight.read(low, high).view(-1))
 
     def start(self) -> None:
         """The beginning of a body that may be recorded: what it gathers does not depend on what ran before."""
@@ -107,7 +107,7 @@ class Slices:
             rows = min(each, weight.out_features - rank * each)
             if rows > 0:
                 at = rank * size + self.places[weight.name]
-                part = self.buffers[self.now][at:at + rows * weight.row_bytes]
+                part = self.buffers[self.now][at : at + rows * weight.row_bytes]
                 yield rank * each, part.view(rows, weight.row_bytes)
 
     def _call(self, layer: str, place: int) -> None:
@@ -115,7 +115,7 @@ class Slices:
         self._wait(place)
         self.held[place] = layer
         piece = self.pieces[layer]
-        self.works[place] = self.team.gather_(self.buffers[place][:self.team.size * piece.numel()], piece)
+        self.works[place] = self.team.gather_(self.buffers[place][: self.team.size * piece.numel()], piece)
 
     def _wait(self, place: int) -> None:
         if self.works[place] is not None:

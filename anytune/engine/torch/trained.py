@@ -13,7 +13,7 @@ class Trained:
     Nothing made of the values is kept: they stay at one address, so that a recorded step reads what they are by then.
     """
 
-    hold, slow, nbytes, home = "trained", False, 0, None   # nbytes: of a file that it is read from
+    hold, slow, nbytes, home = "trained", False, 0, None  # nbytes: of a file that it is read from
 
     def __init__(self, values: Tensor, gradient: Tensor):
         self.values, self.gradient = values, gradient
@@ -28,8 +28,8 @@ class Trained:
     def piece(self, low: int, high: int, tile: Tensor) -> Tensor:
         if tile.dtype == self.values.dtype:
             return self.values[low:high]
-        self.rows(low, high, tile[:high - low])
-        return tile[:high - low]
+        self.rows(low, high, tile[: high - low])
+        return tile[: high - low]
 
     def gather(self, ids: Tensor, out: Tensor, scale: float) -> None:
         torch.mul(self.values.index_select(0, ids), scale, out=out)

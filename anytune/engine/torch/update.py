@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 Tensor = torch.Tensor
-NORM, HALT, LOSS = 0, 1, 2      # places in `state`
+NORM, HALT, LOSS = 0, 1, 2  # places in `state`
 
 
 class Updater:
@@ -48,13 +48,27 @@ class Updater:
             self.state = torch.zeros(4, dtype=torch.float32, device=self.engine.device)
             self.hyper = torch.zeros(9, dtype=torch.float32, device=self.engine.device)
 
-    def adamw(self, p, g, m, v, cut: int, rates, step: int, beta1: float, beta2: float, eps: float, decay: float,
-              max_norm: float):
+    def adamw(
+        self,
+        p,
+        g,
+        m,
+        v,
+        cut: int,
+        rates,
+        step: int,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        decay: float,
+        max_norm: float,
+    ):
         """See base.py."""
         self._ready()
         e = self.engine
-        values = np.array([rates[0], rates[1], 1.0 - beta1 ** step, 1.0 - beta2 ** step, beta1, beta2, eps, decay,
-                           max_norm], np.float32)
+        values = np.array(
+            [rates[0], rates[1], 1.0 - beta1**step, 1.0 - beta2**step, beta1, beta2, eps, decay, max_norm], np.float32
+        )
         recorder = e.recorder
         if recorder.stage is not None:
             recorder.stage.send(values, self.hyper)
@@ -64,7 +78,7 @@ class Updater:
             # one sum of the whole vector: it costs less than 1% of a step between the cards of a machine, and it cannot
             # begin sooner without hooks in the backward, which a replayed step does not run
             e.team.sum_(g)
-            e.team.sum_(self.state[LOSS:LOSS + 1])      # a NaN in one process's loss halts all of them in the same step
+            e.team.sum_(self.state[LOSS : LOSS + 1])  # a NaN in one process's loss halts all of them in the same step
         self.partials = e.f.square_sum(g, self.partials)
         e.f.adamw(p, g, m, v, self.hyper, self.partials, self.state, cut)
         self.state[LOSS] = 0

@@ -12,22 +12,31 @@ import torch
 from anytune.engine.base import Heads
 
 Tensor = torch.Tensor
-LONG = 4096         # tokens from which on it is
-SIZES = (64, 128)   # of heads
+LONG = 4096  # tokens from which on it is
+SIZES = (64, 128)  # of heads
 
 
 def suits(q: Tensor, heads: Heads, whole: bool) -> bool:
     """whole: the stream is one example (and maybe padding behind it, which is nothing to anybody)."""
-    return (whole and q.is_cuda and q.shape[0] >= LONG and heads.size in SIZES and not heads.window
-            and q.dtype in (torch.bfloat16, torch.float16) and torch.version.hip is None
-            and torch.cuda.get_device_capability(q.device)[0] >= 9 and torch.backends.cuda.cudnn_sdp_enabled())
+    return (
+        whole
+        and q.is_cuda
+        and q.shape[0] >= LONG
+        and heads.size in SIZES
+        and not heads.window
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(q.device)[0] >= 9
+        and torch.backends.cuda.cudnn_sdp_enabled()
+    )
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: Heads, out: Tensor) -> Tensor:
     """As attention.attention: writes out [T, queries * size], returns the log-sums float32 [queries, T]."""
     tokens = q.shape[0]
-    parts = [x.unflatten(1, (-1, heads.size)).transpose(0, 1)[None] for x in (q, k, v)]   # [1, heads, T, size]
+    parts = [x.unflatten(1, (-1, heads.size)).transpose(0, 1)[None] for x in (q, k, v)]  # [1, heads, T, size]
     made, sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        *parts, None, True, 0.0, True, False, scale=heads.scale)
+        *parts, None, True, 0.0, True, False, scale=heads.scale
+    )
     out.copy_(made[0].transpose(0, 1).reshape(tokens, -1))
     return sums.view(heads.queries, tokens)

@@ -24,8 +24,8 @@ import torch
 from .plain_low import Block, Part
 
 Tensor = torch.Tensor
-PAD = 16       # ranks are padded to a multiple of this many columns: what tensor cores take at once
-ALIGN = 64     # elements: rows of matrices and activations start at whole 128-byte lines in bf16
+PAD = 16  # ranks are padded to a multiple of this many columns: what tensor cores take at once
+ALIGN = 64  # elements: rows of matrices and activations start at whole 128-byte lines in bf16
 PIECE = 64 << 20  # bytes of blocks that are dequantized at a time while loading
 WHOLE = ("output.weight", "token_embd.weight")  # never held as slices
 
@@ -47,8 +47,8 @@ class Weight:
         self.row_bytes, self.block = info.row_bytes, info.type.block_size
         self.hold = hold
         self._gguf, self._raw = gguf, None
-        self.home: Tensor | None = None       # [out, in] in a dense group's matrix
-        self.slices: Any = None               # where the other processes' rows come from
+        self.home: Tensor | None = None  # [out, in] in a dense group's matrix
+        self.slices: Any = None  # where the other processes' rows come from
 
     @property
     def nbytes(self) -> int:
@@ -93,14 +93,16 @@ class Weight:
             for first, part in self.slices.take(self):
                 begin, end = max(low, first), min(high, first + len(part))
                 if end > begin:
-                    self.engine.dequantize(part[begin - first:end - first], self.type.name, out[begin - low:end - low])
+                    self.engine.dequantize(
+                        part[begin - first : end - first], self.type.name, out[begin - low : end - low]
+                    )
             return
         self.engine.dequantize(self.blocks()[low:high], self.type.name, out)
 
     def piece(self, low: int, high: int, tile: Tensor) -> Tensor:
         """Rows low…high in tile's dtype: dequantized into its first rows (of a trained matrix perhaps as they lie)."""
-        self.rows(low, high, tile[:high - low])
-        return tile[:high - low]
+        self.rows(low, high, tile[: high - low])
+        return tile[: high - low]
 
     def load_rows(self, out: Tensor) -> None:
         """Dequantize the whole matrix into `out` from the file, keeping no blocks."""
@@ -124,6 +126,7 @@ class Weight:
 @dataclass
 class Slot:
     """The low-rank pair of one linear: a [r, in], b [out, r] and their gradients (or None), float32."""
+
     a: Tensor
     b: Tensor
     scale: float
@@ -142,24 +145,24 @@ class Group:
         self.in_features = self.weights[0].in_features
         self.bounds = np.cumsum([0] + [w.out_features for w in self.weights]).tolist()
         self.width = self.bounds[-1]
-        self.spans, at = [], 0    # for each linear its columns among the low-rank ones
+        self.spans, at = [], 0  # for each linear its columns among the low-rank ones
         for slot in self.slots:
             size = 0 if slot is None else slot.a.shape[0]
             self.spans.append((at, at + size))
             at += size
         self.rank = -(-at // PAD) * PAD
-        self.columns = self.in_features + self.rank      # of [x | s x Aᵀ]
-        self.stride = align(self.columns)                # of the matrix's rows
+        self.columns = self.in_features + self.rank  # of [x | s x Aᵀ]
+        self.stride = align(self.columns)  # of the matrix's rows
         self._biases = biases
         self._bias = None if self.trains_bias else _bias(biases, self.bounds)
-        self.dense: Tensor | None = None                 # the matrix, where it is held
-        self.low: Tensor | None = None                   # s x Aᵀ of the forward, from there to its backward
-        self.eight: Any = None                           # the matrix in fp8, for input gradients; see fp8.py
-        self.peak: Tensor | None = None                  # of the forward's gated product; see fp8.between
-        self.has_b = False                               # gradients of every B were made already by what read dy before
-        self.gradient_table: Any = None                  # where gradients and pairs lie, for kernels: see prepare()
+        self.dense: Tensor | None = None  # the matrix, where it is held
+        self.low: Tensor | None = None  # s x Aᵀ of the forward, from there to its backward
+        self.eight: Any = None  # the matrix in fp8, for input gradients; see fp8.py
+        self.peak: Tensor | None = None  # of the forward's gated product; see fp8.between
+        self.has_b = False  # gradients of every B were made already by what read dy before
+        self.gradient_table: Any = None  # where gradients and pairs lie, for kernels: see prepare()
         self.place_table: Any = None
-        self.raw = self.up = self.down = None            # for generation, see decode.py
+        self.raw = self.up = self.down = None  # for generation, see decode.py
 
     @property
     def scale(self) -> float:
@@ -204,13 +207,13 @@ class Group:
     def fill(self, matrix: Tensor) -> None:
         """Dequantize all weights into matrix [width + R, stride]."""
         for weight, low, high in zip(self.weights, self.bounds, self.bounds[1:]):
-            weight.rows(0, weight.out_features, matrix[low:high, :self.in_features])
+            weight.rows(0, weight.out_features, matrix[low:high, : self.in_features])
 
     def load(self, matrix: Tensor) -> None:
         """As fill(), once and for all: the matrix is the weights' only home."""
         matrix.zero_()
         for weight, low, high in zip(self.weights, self.bounds, self.bounds[1:]):
-            weight.load_rows(matrix[low:high, :self.in_features])
+            weight.load_rows(matrix[low:high, : self.in_features])
         self.dense = matrix
 
     def parts(self, vector: Tensor, gradients: bool = False) -> tuple[Part | None, ...]:
@@ -218,8 +221,19 @@ class Group:
         out = []
         for slot, low, high, (first, last) in zip(self.slots, self.bounds, self.bounds[1:], self.spans):
             a, b = (None, None) if slot is None else (slot.grad_a, slot.grad_b) if gradients else (slot.a, slot.b)
-            out.append(None if a is None else Part(low, high, first, last, a.storage_offset() - vector.storage_offset(),
-                                                   b.storage_offset() - vector.storage_offset(), slot.scale))
+            out.append(
+                None
+                if a is None
+                else Part(
+                    low,
+                    high,
+                    first,
+                    last,
+                    a.storage_offset() - vector.storage_offset(),
+                    b.storage_offset() - vector.storage_offset(),
+                    slot.scale,
+                )
+            )
         return tuple(out)
 
     def block(self, at: int, vector: Tensor) -> Block:
@@ -230,8 +244,8 @@ class Group:
         """Write every B beside and every s·A below the weights, wherever the pairs lie."""
         for slot, low, high, (first, last) in zip(self.slots, self.bounds, self.bounds[1:], self.spans):
             if slot is not None:
-                matrix[low:high, self.in_features + first:self.in_features + last] = slot.b
-                matrix[self.width + first:self.width + last, :self.in_features] = slot.a * slot.scale
+                matrix[low:high, self.in_features + first : self.in_features + last] = slot.b
+                matrix[self.width + first : self.width + last, : self.in_features] = slot.a * slot.scale
 
 
 def _bias(biases, bounds) -> Tensor | None:

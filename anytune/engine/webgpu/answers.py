@@ -16,7 +16,7 @@ from .kernels import optimizer as _optimizer
 from .kernels import rows as _rows
 from .variants import DOT, GEMV, ROWS, TILES
 
-BLOCK = 32     # weights of a Q8_0 block
+BLOCK = 32  # weights of a Q8_0 block
 
 
 def error(got: np.ndarray, want: np.ndarray) -> float:
@@ -71,7 +71,7 @@ def subgroup_rows(e) -> float:
     run(_attention.inner(), [held, logits, delta], (100, 700, 700, 0, 5), (7, 5))
     each = (x * e.host(logits).astype(np.float64)).reshape(5, 7, 100).sum(-1).T
     found.append(error(e.host(delta), each.reshape(-1)))
-    return float(np.max(found))     # a NaN stays one
+    return float(np.max(found))  # a NaN stays one
 
 
 def subgroup_gemv(e) -> float:
@@ -81,33 +81,42 @@ def subgroup_gemv(e) -> float:
     x, found = random.standard_normal((3, k)).astype(np.float32), []
     for rows, most in ((3, 4), (1, 1)):
         out = e.zeros(rows * n).reshape(rows, n)
-        e.commands.run(_gemv.gemv("Q8_0", most, subgroups=True), [e.vector(x[:rows]), e.integers(raw), out],
-                       (0, k // BLOCK * 34, rows, n, k, k // 4, n, 0), (-(-n // 2),))
+        e.commands.run(
+            _gemv.gemv("Q8_0", most, subgroups=True),
+            [e.vector(x[:rows]), e.integers(raw), out],
+            (0, k // BLOCK * 34, rows, n, k, k // 4, n, 0),
+            (-(-n // 2),),
+        )
         found.append(error(e.host(out), x[:rows].astype(np.float64) @ dense.T))
-    return float(np.max(found))     # a NaN stays one
+    return float(np.max(found))  # a NaN stays one
 
 
 def int8_gemv(e) -> float:
     """Codes within half a step of their numbers (as a share of 0.501 steps, less one),
     and products of these very codes."""
     random, n, k, found = np.random.default_rng(3), 37, 1120, []
-    x = (random.standard_normal((3, k))
-         * 10.0 ** random.integers(-6, 6, (3, k // BLOCK)).repeat(BLOCK, 1)).astype(np.float32)
+    x = (random.standard_normal((3, k)) * 10.0 ** random.integers(-6, 6, (3, k // BLOCK)).repeat(BLOCK, 1)).astype(
+        np.float32
+    )
     x[1, 64:96] = 0.0
     for kind, (raw, dense) in {"Q8_0": q8_0(random, n, k), "Q4_0": q4_0(random, n, k)}.items():
         for rows, most, subgroups in ((3, 4, False), (1, 1, SUBGROUPS in e.device.features)):
             held, scales = e.integers(np.zeros(rows * k // 4, np.int32)), e.zeros(rows * k // BLOCK)
             out = e.zeros(rows * n).reshape(rows, n)
             e.commands.run(_gemv.codes(), [e.vector(x[:rows]), held, scales], (k // BLOCK, k // 4), (1, rows))
-            e.commands.run(_gemv.gemv8(kind, most, subgroups=subgroups), [held, scales, e.integers(raw), out],
-                           (0, k // BLOCK * BLOCKS[kind].type_size, rows, n, k, k // BLOCK, n, 0), (-(-n // 2),))
+            e.commands.run(
+                _gemv.gemv8(kind, most, subgroups=subgroups),
+                [held, scales, e.integers(raw), out],
+                (0, k // BLOCK * BLOCKS[kind].type_size, rows, n, k, k // BLOCK, n, 0),
+                (-(-n // 2),),
+            )
             step = e.host(scales).reshape(rows, -1, 1).astype(np.float64)
             back = e.host(held).view(np.int8).reshape(rows, -1, BLOCK) * step
             off = np.abs(back - x[:rows].reshape(back.shape)) / (step + 1e-300)
             found.append(float(np.maximum(np.max(off) / 0.501 - 1.0, 0.0)))
             found.append(error(step, np.max(np.abs(x[:rows].reshape(back.shape)), -1, keepdims=True) / 127.0))
             found.append(error(e.host(out), back.reshape(rows, k) @ dense.T.astype(np.float64)))
-    return float(np.max(found))     # a NaN stays one
+    return float(np.max(found))  # a NaN stays one
 
 
 def half_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -129,14 +138,36 @@ def f16_tiles(e, tile: _gemm.Tile = _gemm.Tile(half=True)) -> float:
         out, scales, held = e.zeros(m * n).reshape(m, n), e.zeros(m), e.vector(x)
         e.commands.run(_gemm.row_scales(), [held, scales], (k, k, 0), (m,))
         lows = (low * sizes).astype(np.float32)
-        e.commands.run(_gemm.gemm("Q8_0", forward, tile, True),
-                       [held, e.integers(raw), out, e.vector(lows), e.vector(pair), scales],
-                       (0, dense.shape[1] // BLOCK * 34, m, n, k, k, k // 4, 0, n // 4, 0, 0, 0,
-                        rank, rank, 0, 1 << 30, 1 << 30, 0, rank, 1), (-(-n // tile.n), -(-m // tile.m), 1))
+        e.commands.run(
+            _gemm.gemm("Q8_0", forward, tile, True),
+            [held, e.integers(raw), out, e.vector(lows), e.vector(pair), scales],
+            (
+                0,
+                dense.shape[1] // BLOCK * 34,
+                m,
+                n,
+                k,
+                k,
+                k // 4,
+                0,
+                n // 4,
+                0,
+                0,
+                0,
+                rank,
+                rank,
+                0,
+                1 << 30,
+                1 << 30,
+                0,
+                rank,
+                1,
+            ),
+            (-(-n // tile.n), -(-m // tile.m), 1),
+        )
         want = half_product(x, dense if forward else dense.T) + lows.astype(np.float64) @ pair.T
         found.append(error(e.host(out), want))
-    return float(np.max(found))     # a NaN stays one
+    return float(np.max(found))  # a NaN stays one
 
 
-ANSWERS: dict[str, Callable[..., float]] = {ROWS: subgroup_rows, GEMV: subgroup_gemv, TILES: f16_tiles,
-                                            DOT: int8_gemv}
+ANSWERS: dict[str, Callable[..., float]] = {ROWS: subgroup_rows, GEMV: subgroup_gemv, TILES: f16_tiles, DOT: int8_gemv}

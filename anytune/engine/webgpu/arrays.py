@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from .device import ALIGN, Buffer, Device
 
-LINE = ALIGN // 4   # elements of a line
-VEC4 = 16           # bytes; a buffer has as many (SLACK) behind it
+LINE = ALIGN // 4  # elements of a line
+VEC4 = 16  # bytes; a buffer has as many (SLACK) behind it
 
 
 def lines(columns: int) -> int:
@@ -24,9 +24,10 @@ def lines(columns: int) -> int:
 @dataclass(frozen=True)
 class Bound:
     """A range of a buffer as a kernel sees it; the first element wanted is `shift` elements behind its start."""
+
     buffer: Buffer
-    start: int   # bytes, a multiple of ALIGN
-    size: int    # bytes
+    start: int  # bytes, a multiple of ALIGN
+    size: int  # bytes
     shift: int = 0
 
 

@@ -10,7 +10,7 @@ from .kernels import attention as _kernels
 from .linear import add_slices
 from .sizes import SCRATCH
 
-FILL = 256      # workgroups that occupy a device
+FILL = 256  # workgroups that occupy a device
 
 
 def _runs(e, q: Array, k: Array, *more: Array):
@@ -44,10 +44,20 @@ def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Arr
             if k_low >= q_high:
                 break
             run = (q_low, q_high, k_low, k_high)
-            e.commands.run(kernel, [q.bind(q_low, q_high), k.bind(k_low, k_high), v.bind(k_low, k_high), e.bounds,
-                                    out.bind(q_low, q_high), sums],
-                           (*_numbers(heads, run, tokens), q.stride, k.stride, v.stride, out.stride, carry),
-                           (-(-(q_high - q_low) // rows), heads.queries), _cost(heads, run, 2))
+            e.commands.run(
+                kernel,
+                [
+                    q.bind(q_low, q_high),
+                    k.bind(k_low, k_high),
+                    v.bind(k_low, k_high),
+                    e.bounds,
+                    out.bind(q_low, q_high),
+                    sums,
+                ],
+                (*_numbers(heads, run, tokens), q.stride, k.stride, v.stride, out.stride, carry),
+                (-(-(q_high - q_low) // rows), heads.queries),
+                _cost(heads, run, 2),
+            )
             carry = 1
     return out, sums
 
@@ -71,10 +81,14 @@ def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array,
     dq, dk, dv = e.columns(tokens, q.columns, k.columns, k.columns)
     delta = e.flat(heads.queries * tokens, heads.queries * max(tokens, e.capacity))
     for a, b in row_cuts(limit, dout, out):
-        e.commands.run(_kernels.inner(), [dout.bind(a, b), out.bind(a, b), delta],
-                       (heads.size, dout.stride, out.stride, a, tokens), (heads.queries, b - a),
-                       2.0 * (b - a) * q.columns)
-    started: set[tuple[str, int]] = set()     # runs of rows that hold a part of their sum already
+        e.commands.run(
+            _kernels.inner(),
+            [dout.bind(a, b), out.bind(a, b), delta],
+            (heads.size, dout.stride, out.stride, a, tokens),
+            (heads.queries, b - a),
+            2.0 * (b - a) * q.columns,
+        )
+    started: set[tuple[str, int]] = set()  # runs of rows that hold a part of their sum already
     for name, run in [(name, run) for name in ("dq", "dk", "dv") for run in _runs(e, q, k, dout, dq)]:
         dx, low = {"dq": dq, "dk": dk, "dv": dv}[name], run[0 if name == "dq" else 2]
         _gradient(e, name, run, dout, q, k, v, sums, delta, dx, int((name, low) in started), heads)
@@ -82,8 +96,20 @@ def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array,
     return dq, dk, dv
 
 
-def _gradient(e, name: str, run: tuple[int, int, int, int], dout: Array, q: Array, k: Array, v: Array, sums: Array,
-              delta: Array, dx: Array, adds: int, heads: Heads) -> None:
+def _gradient(
+    e,
+    name: str,
+    run: tuple[int, int, int, int],
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    sums: Array,
+    delta: Array,
+    dx: Array,
+    adds: int,
+    heads: Heads,
+) -> None:
     """One of dq, dk and dv of a run of rows and columns into dx, or (adds) onto what is there."""
     q_low, q_high, k_low, k_high = run
     low, high = (q_low, q_high) if name == "dq" else (k_low, k_high)
@@ -100,10 +126,23 @@ def _gradient(e, name: str, run: tuple[int, int, int, int], dout: Array, q: Arra
     arrays += [dout.bind(q_low, q_high), sums]
     if name != "dv":
         arrays.append(delta)
-    e.commands.run(_kernels.attention_backward(heads.size, name), [*arrays, e.bounds, target],
-                   (*_numbers(heads, run, q.rows), q.stride, k.stride, v.stride, dout.stride, *placing,
-                    e.bounds.size // 2, count, apart, rows * width),
-                   (-(-rows // _kernels.Plan(heads.size).rows), own, several),
-                   _cost(heads, run, 2 if name == "dv" else 3))
+    e.commands.run(
+        _kernels.attention_backward(heads.size, name),
+        [*arrays, e.bounds, target],
+        (
+            *_numbers(heads, run, q.rows),
+            q.stride,
+            k.stride,
+            v.stride,
+            dout.stride,
+            *placing,
+            e.bounds.size // 2,
+            count,
+            apart,
+            rows * width,
+        ),
+        (-(-rows // _kernels.Plan(heads.size).rows), own, several),
+        _cost(heads, run, 2 if name == "dv" else 3),
+    )
     if several > 1:
         add_slices(e, parts, several, dx.part(0, dx.columns), low, high, 0, dx.columns, adds)

@@ -12,11 +12,13 @@ from anytune.memory import MIB, available_bytes
 from .count import WebGpuCount
 from .sizes import LEAN, Sizes
 
-HOLDS = (("blocks", 0.0, "weights stay in their GGUF blocks on the device"),
-         ("stream", 0.6, "weights are copied from the file to the device for each use"))
+HOLDS = (
+    ("blocks", 0.0, "weights stay in their GGUF blocks on the device"),
+    ("stream", 0.6, "weights are copied from the file to the device for each use"),
+)
 PIECES = ((Sizes(), 0.0, ""), (LEAN, 0.03, "; the loss takes few rows at a time"))
-SMALL = 8 * MIB       # recordings' parameters, staging and other things that no count sees
-UNKNOWN = 1 << 50     # bytes of a card that does not say
+SMALL = 8 * MIB  # recordings' parameters, staging and other things that no count sees
+UNKNOWN = 1 << 50  # bytes of a card that does not say
 
 
 class Budget:
@@ -32,8 +34,11 @@ class Budget:
         self.limit = memory if memory is not None else self.base + (int(0.9 * available_bytes()) if shared else UNKNOWN)
         exotic = sorted({w.type.name for w in weights.matrices.values() if not w.known})
         note = f"; {', '.join(exotic)} blocks are held as F32" if exotic else ""
-        self.ways = [Way(cost + more, hold, sizes, text + note + words)
-                     for hold, cost, text in HOLDS for sizes, more, words in PIECES]
+        self.ways = [
+            Way(cost + more, hold, sizes, text + note + words)
+            for hold, cost, text in HOLDS
+            for sizes, more, words in PIECES
+        ]
 
     def counter(self, way: Way, capacity: int) -> WebGpuCount:
         return WebGpuCount(self.engine, way.sizes, way.hold, capacity)

@@ -9,7 +9,7 @@ from .arrays import Array
 from .device import DeviceError
 from .kernels import optimizer as _kernels
 
-EVERY = 64     # optimizer steps
+EVERY = 64  # optimizer steps
 SIZE = 4096
 
 
@@ -35,6 +35,7 @@ class Canary:
         e.commands.run(_kernels.square_sums(), [self.values, self.out], (SIZE, 0, 0), (1,))
         found, want = e.host(self.out), float(np.sum(np.linspace(-1.0, 1.0, SIZE) ** 2))
         if not abs(float(found[0]) - want) < 1e-3 * want or found.tobytes() != (self.known or found.tobytes()):
-            raise DeviceError("other", f"a sum that is {want:.6g} came out as {float(found[0]):.6g}: the device "
-                              "computes wrongly")
+            raise DeviceError(
+                "other", f"a sum that is {want:.6g} came out as {float(found[0]):.6g}: the device computes wrongly"
+            )
         self.known = found.tobytes()

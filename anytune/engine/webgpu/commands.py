@@ -19,14 +19,14 @@ from .arrays import Array, Bound
 from .device import WORDS, Device
 from .kernel import Kernel
 
-PAGE = 256           # sets of parameters in one buffer
-PAGES = 256          # pages before old ones are forgotten
-LONGEST = 0.2        # seconds that one submit may take
-FIRST = 2e8          # cost of submits before anything is known
-CLASS = 8            # between what dispatches may cost on slower and on faster devices
-SHARE = 0.25         # of the probe's rate: what other kernels reach, about
-WATCHED = 24         # submits of some size that are timed
-MOST = 2000          # dispatches of one submit
+PAGE = 256  # sets of parameters in one buffer
+PAGES = 256  # pages before old ones are forgotten
+LONGEST = 0.2  # seconds that one submit may take
+FIRST = 2e8  # cost of submits before anything is known
+CLASS = 8  # between what dispatches may cost on slower and on faster devices
+SHARE = 0.25  # of the probe's rate: what other kernels reach, about
+WATCHED = 24  # submits of some size that are timed
+MOST = 2000  # dispatches of one submit
 
 
 class Commands:
@@ -36,10 +36,10 @@ class Commands:
         self.device = device
         self.pending: list[tuple] = []
         self.cost = 0.0
-        self.tape: list | None = None           # what is being recorded
-        self.kept: dict[int, Any] = {}          # buffers of their own that the tape names
-        self.subgroups = False                  # whether kernels make their totals by subgroups
-        self.rate, self.watched = 0.0, 0        # FLOP/s that submits are cut by, and how many were timed
+        self.tape: list | None = None  # what is being recorded
+        self.kept: dict[int, Any] = {}  # buffers of their own that the tape names
+        self.subgroups = False  # whether kernels make their totals by subgroups
+        self.rate, self.watched = 0.0, 0  # FLOP/s that submits are cut by, and how many were timed
         self._slots: dict[bytes, tuple[Any, int]] = {}
         self._page, self._mirror, self._used, self._sent = None, np.zeros(0, np.uint8), PAGE, PAGE
         self._pages = 0
@@ -56,8 +56,9 @@ class Commands:
         rounded: a rate that is measured a little otherwise must not change a resumed run's bits."""
         return FIRST * CLASS ** int(math.log(self.most / FIRST, CLASS) + 1e-9)
 
-    def run(self, kernel: Kernel, arrays: list[Array | Bound], numbers: tuple, grid: tuple[int, ...],
-            cost: float = 0.0) -> None:
+    def run(
+        self, kernel: Kernel, arrays: list[Array | Bound], numbers: tuple, grid: tuple[int, ...], cost: float = 0.0
+    ) -> None:
         """Queue a dispatch. arrays: in the kernel's order; numbers: its parameters; grid: workgroups (x, y, z)."""
         if self.subgroups:
             kernel = kernel.by_subgroups
@@ -91,14 +92,14 @@ class Commands:
             if self._used == PAGE:
                 self._next_page()
             at = self._used * WORDS * 4
-            self._mirror[at:at + len(data)] = np.frombuffer(data, np.uint8)
+            self._mirror[at : at + len(data)] = np.frombuffer(data, np.uint8)
             known = self._slots[data] = (self._page, self._used)
             self._used += 1
         return known
 
     def _next_page(self) -> None:
         self._send()
-        if self._pages == PAGES:    # recordings keep the pages that they name
+        if self._pages == PAGES:  # recordings keep the pages that they name
             self._slots.clear()
             self.device.forget_groups()
             self._pages = 0

@@ -39,8 +39,11 @@ class _Linears:
         self.in_features = weights[0].in_features
         self.width = sum(lines(w.out_features) for w in weights)
         self.rank = sum(s.a.shape[0] for s in self.slots if s is not None)
-        self.trains = (any(s is not None for s in self.slots) or any(w.gradient is not None for w in weights)
-                       or any(g is not None for g in bias_gradients or ()))
+        self.trains = (
+            any(s is not None for s in self.slots)
+            or any(w.gradient is not None for w in weights)
+            or any(g is not None for g in bias_gradients or ())
+        )
 
 
 class WebGpuCount(RowShapes):
@@ -52,8 +55,8 @@ class WebGpuCount(RowShapes):
         self.engine, self.sizes, self.hold, self.capacity = engine, sizes, hold, capacity
         self.room, self.training, self.flops, self.bytes = 0, False, 0.0, 0
         self._free: Counter = Counter()
-        self._names: dict[tuple[int, ...], list[str]] = {}    # of the file's matrices, by shape
-        self._trained: list[tuple[int, int]] = []             # shapes
+        self._names: dict[tuple[int, ...], list[str]] = {}  # of the file's matrices, by shape
+        self._trained: list[tuple[int, int]] = []  # shapes
 
     def held(self, matrices: dict, groups: list) -> int:
         """What frozen weights take: bytes of the file (or float32 of a type that kernels do not know), or two streamed
@@ -63,6 +66,7 @@ class WebGpuCount(RowShapes):
         def size(info) -> int:
             block = BLOCKS[info.type.name if info.type.name in TYPES else "F32"]
             return info.out_features * block.row_bytes(info.in_features)
+
         if self.hold == "blocks":
             return sums + sum(map(size, matrices.values()))
         moving = [size(m) for name, m in matrices.items() if name not in WHOLE]
@@ -97,9 +101,11 @@ class WebGpuCount(RowShapes):
         device, size = self.engine.device, 4 * values.shape[0] * values.shape[1]
         if size > device.max_buffer:
             names = " and ".join(self._names.get(values.shape, []))
-            raise UserError(f"{names} would take {size >> 20} MiB as float32, and {device.name} allows "
-                            f"{device.max_buffer >> 20} MiB for one tensor: leave it out of --train-modules (embed is "
-                            "the largest)")
+            raise UserError(
+                f"{names} would take {size >> 20} MiB as float32, and {device.name} allows "
+                f"{device.max_buffer >> 20} MiB for one tensor: leave it out of --train-modules (embed is "
+                "the largest)"
+            )
         self._trained.append(values.shape)
         return _Matrix(values.shape, gradient)
 

@@ -21,13 +21,14 @@ from .linear import forward, linear, low_product
 from .variants import DOT, GEMV
 
 LANES = _kernels.LANES
-RUN = LANES        # keys that a workgroup takes, at least
-RUNS = 32          # workgroups for a head and token, at most
+RUN = LANES  # keys that a workgroup takes, at least
+RUNS = 32  # workgroups for a head and token, at most
 
 
 @dataclass
 class Places:
     """Per new row its sequence's slot and its position: int32 [T] on the device."""
+
     slot: Array
     position: Array
 
@@ -35,6 +36,7 @@ class Places:
 @dataclass
 class Cache:
     """float32 [slots, context, width]."""
+
     array: Array
     slots: int
     context: int
@@ -55,8 +57,10 @@ def unaligned(size: int) -> int:
 def cache(e, slots: int, context: int, width: int) -> Cache:
     size = 4 * context * width
     if size + unaligned(context * width) > e.device.max_binding:
-        raise UserError(f"keys of {context} tokens take {size >> 20} MiB, and the device {e.device.name} reads at most "
-                        f"{e.device.max_binding >> 20} MiB at once: give a smaller -c")
+        raise UserError(
+            f"keys of {context} tokens take {size >> 20} MiB, and the device {e.device.name} reads at most "
+            f"{e.device.max_binding >> 20} MiB at once: give a smaller -c"
+        )
     return Cache(e.zeros(slots * context * width), slots, context, width)
 
 
@@ -70,10 +74,12 @@ def store(e, cache: Cache, where: Places, rows: Array) -> None:
     slot, position = where.slot.bind(), where.position.bind()
     for low, high, held in cache.slot_cuts(e.device.max_binding):
         for a, b in row_cuts(e.device.max_binding, rows):
-            e.commands.run(_kernels.store(), [rows.bind(a, b), slot, position, held],
-                           (cache.width, rows.stride, cache.context, slot.shift + a, position.shift + a, low, high,
-                            held.shift),
-                           e.grid(cache.width, b - a))
+            e.commands.run(
+                _kernels.store(),
+                [rows.bind(a, b), slot, position, held],
+                (cache.width, rows.stride, cache.context, slot.shift + a, position.shift + a, low, high, held.shift),
+                e.grid(cache.width, b - a),
+            )
 
 
 def runs(e, heads: Heads, rows: int, context: int) -> tuple[int, int]:
@@ -96,15 +102,36 @@ def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: 
     limit = e.device.max_binding
     for a, b in row_cuts(limit, q, out, parts):
         for (low, high, k), (_, _, v) in zip(keys.slot_cuts(limit), values.slot_cuts(limit)):
-            e.commands.run(_kernels.attend(heads.size, count > 1),
-                           [q.bind(a, b), k, v, slot, position, parts.bind(a, b)],
-                           (heads.size, heads.group, heads.window, heads.scale, q.stride, parts.stride, keys.width,
-                            keys.context, slot.shift + a, position.shift + a, low, high, k.shift, span,
-                            *([count] if count > 1 else [])),
-                           (heads.queries, b - a, count), 4.0 * (b - a) * keys.context * q.columns)
+            e.commands.run(
+                _kernels.attend(heads.size, count > 1),
+                [q.bind(a, b), k, v, slot, position, parts.bind(a, b)],
+                (
+                    heads.size,
+                    heads.group,
+                    heads.window,
+                    heads.scale,
+                    q.stride,
+                    parts.stride,
+                    keys.width,
+                    keys.context,
+                    slot.shift + a,
+                    position.shift + a,
+                    low,
+                    high,
+                    k.shift,
+                    span,
+                    *([count] if count > 1 else []),
+                ),
+                (heads.queries, b - a, count),
+                4.0 * (b - a) * keys.context * q.columns,
+            )
         if count > 1:
-            e.commands.run(_kernels.combine(), [parts.bind(a, b), out.bind(a, b)],
-                           (heads.size, count, parts.stride, out.stride), (heads.queries, b - a))
+            e.commands.run(
+                _kernels.combine(),
+                [parts.bind(a, b), out.bind(a, b)],
+                (heads.size, count, parts.stride, out.stride),
+                (heads.queries, b - a),
+            )
     return out
 
 
@@ -141,9 +168,16 @@ def _vectors(e, x: Array, group: Group, y: Array) -> None:
                 if a >= b:
                     continue
                 arrays = [*(codes if eight else [x]), weights, y]
-                numbers = [base + skip * part.row_bytes, part.row_bytes, x.rows, b - a, group.in_features,
-                           x.columns // _gemv.BLOCK if eight else x.stride // 4, y.stride,
-                           part.low + a]
+                numbers = [
+                    base + skip * part.row_bytes,
+                    part.row_bytes,
+                    x.rows,
+                    b - a,
+                    group.in_features,
+                    x.columns // _gemv.BLOCK if eight else x.stride // 4,
+                    y.stride,
+                    part.low + a,
+                ]
                 if low is not None:
                     held = slot.b.bind()
                     arrays += [low, held]
@@ -154,8 +188,13 @@ def _vectors(e, x: Array, group: Group, y: Array) -> None:
                 pairs = -(-(b - a) // 2)
                 make = _gemv.gemv8 if eight else _gemv.gemv
                 kernel = make(part.block, rows, low is not None, bias is not None, GEMV in e.tuning.variants)
-                e.commands.run(kernel, arrays, tuple(numbers),
-                               (min(32768, pairs), -(-pairs // 32768)), 2.0 * x.rows * (b - a) * group.in_features)
+                e.commands.run(
+                    kernel,
+                    arrays,
+                    tuple(numbers),
+                    (min(32768, pairs), -(-pairs // 32768)),
+                    2.0 * x.rows * (b - a) * group.in_features,
+                )
 
 
 def _codes(e, x: Array) -> tuple[Array, Array]:
@@ -187,7 +226,7 @@ class TokenTapes:
             return None if made is None else e.host(made)
         values = np.zeros((4, lines(len(spans))), np.int32)
         for row, numbers in zip(values, (ids, [s for s, _, _, _ in spans], [p for _, _, _, p in spans], rows)):
-            row[:len(spans)] = numbers
+            row[: len(spans)] = numbers
         key = (body, len(spans))
         token = self.known.pop(key, None)
         token = token or Token(e, len(spans))
@@ -215,7 +254,9 @@ class Token:
             e.commands.play(self.tape)
             return e.host(self.logits)
         e.tuning.ensure()
-        token, slot, position, row = (self.numbers[at:at + self.n] for at in range(0, self.numbers.size, lines(self.n)))
+        token, slot, position, row = (
+            self.numbers[at : at + self.n] for at in range(0, self.numbers.size, lines(self.n))
+        )
         before, e.pool = (e.pool, e.capacity), self.pool
         e.capacity = 0
         e.commands.record()

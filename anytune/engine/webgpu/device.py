@@ -16,10 +16,10 @@ from anytune.memory import parse_bytes
 from .kernel import F16, SUBGROUPS, Kernel
 from .variants import VARIABLE, features_wanted
 
-ALIGN = 256            # bytes: where a binding may begin, on every device
-WORDS = 64             # uint32 of parameters a dispatch: one aligned slot
-SLACK = 16             # bytes behind a buffer: unaligned words are read in pairs
-PIECE = 32 << 20       # bytes that are written before what they were staged in is given back, or read at a time
+ALIGN = 256  # bytes: where a binding may begin, on every device
+WORDS = 64  # uint32 of parameters a dispatch: one aligned slot
+SLACK = 16  # bytes behind a buffer: unaligned words are read in pairs
+PIECE = 32 << 20  # bytes that are written before what they were staged in is given back, or read at a time
 CACHED_GROUPS = 1 << 16
 
 
@@ -27,9 +27,9 @@ CACHED_GROUPS = 1 << 16
 FEATURES = {SUBGROUPS: "subgroup", F16: "shader-f16", "cooperative matrices": "cooperative-matrix"}
 ADVICE = {
     "memory": "the device has no memory left ({}): give --memory a little less than what is free, or lower -ub, -c or "
-              "--lora-rank",
+    "--lora-rank",
     "lost": "the device was lost, its driver was reset or removed ({}): run anytune doctor, then the same command "
-            "again",
+    "again",
     "other": "the device failed ({}): run anytune doctor",
 }
 
@@ -48,11 +48,15 @@ def wgpu_module():
         import wgpu
         import wgpu.backends.wgpu_native  # noqa: F401 (loads the library)
     except ImportError:
-        raise UserError("--device webgpu needs the package wgpu, which is not installed: pip install "
-                        "'wgpu>=0.32,<0.33', or train with --device numpy") from None
+        raise UserError(
+            "--device webgpu needs the package wgpu, which is not installed: pip install "
+            "'wgpu>=0.32,<0.33', or train with --device numpy"
+        ) from None
     except (OSError, RuntimeError) as error:
-        raise UserError(f"--device webgpu: wgpu's library cannot be loaded ({error}); on Android set WGPU_LIB_PATH "
-                        "(see docs/webgpu.md)") from None
+        raise UserError(
+            f"--device webgpu: wgpu's library cannot be loaded ({error}); on Android set WGPU_LIB_PATH "
+            "(see docs/webgpu.md)"
+        ) from None
     return wgpu
 
 
@@ -82,8 +86,9 @@ def adapters() -> tuple[Any, ...]:
     order = {"DiscreteGPU": 0, "IntegratedGPU": 1}
     rows = [a for a in found if a.info["backend_type"] in ("Vulkan", "Metal", "D3D12")]
     # a GPU may be seen through two drivers: the first that wgpu names is its native one
-    return tuple(sorted(rows, key=lambda a: order.get(a.info["adapter_type"], 2 if a.info["adapter_type"] != "CPU"
-                                                      else 3)))
+    return tuple(
+        sorted(rows, key=lambda a: order.get(a.info["adapter_type"], 2 if a.info["adapter_type"] != "CPU" else 3))
+    )
 
 
 def installed() -> bool:
@@ -99,9 +104,14 @@ def available() -> list[tuple[str, str, bool]]:
         found = adapters()
     except UserError:
         return []
-    return [(f"webgpu:{i}" if i else "webgpu",
-             f"{a.info['device'] or a.info['description']} ({a.info['backend_type']})",
-             a.info["adapter_type"] == "CPU") for i, a in enumerate(found)]
+    return [
+        (
+            f"webgpu:{i}" if i else "webgpu",
+            f"{a.info['device'] or a.info['description']} ({a.info['backend_type']})",
+            a.info["adapter_type"] == "CPU",
+        )
+        for i, a in enumerate(found)
+    ]
 
 
 def features(name: str) -> list[str]:
@@ -115,8 +125,11 @@ def open_device(number: int | None = None, max_binding: int | None = None, trust
     found = adapters()
     index = number or 0
     if index >= len(found):
-        seen = f"wgpu sees {len(found)} device{'s' * (len(found) != 1)} here" if found else \
-            "wgpu sees no Vulkan, Metal or DX12 driver here (docs/webgpu.md says what to install)"
+        seen = (
+            f"wgpu sees {len(found)} device{'s' * (len(found) != 1)} here"
+            if found
+            else "wgpu sees no Vulkan, Metal or DX12 driver here (docs/webgpu.md says what to install)"
+        )
         asked = "webgpu" if number is None else f"webgpu:{number}"
         raise UserError(f"--device {asked}: {seen}; anytune doctor lists what there is")
     return Device(found[index], max_binding, trusted)
@@ -133,6 +146,7 @@ def _kind(text: str) -> str:
 def failures():
     """Turn wgpu's errors into DeviceErrors."""
     from wgpu import GPUError
+
     try:
         yield
     except GPUError as error:
@@ -163,14 +177,16 @@ class Device:
 
     def __init__(self, adapter, max_binding: int | None = None, trusted: bool | None = None):
         import wgpu
+
         self.wgpu, self.adapter, self.info = wgpu, adapter, dict(adapter.info)
         limits = adapter.limits
         asked = {name: limits[name] for name in ("max-buffer-size", "max-storage-buffer-binding-size")}
         self.features = frozenset(f for f in features_wanted() if FEATURES[f] in adapter.features)
         with failures():
             try:
-                self.raw = adapter.request_device_sync(required_limits=asked,
-                                                       required_features=[FEATURES[f] for f in sorted(self.features)])
+                self.raw = adapter.request_device_sync(
+                    required_limits=asked, required_features=[FEATURES[f] for f in sorted(self.features)]
+                )
             except RuntimeError as error:
                 advice = f" (perhaps with {VARIABLE}=none)" if self.features else ""
                 raise UserError(f"the device {self.name} cannot be opened{advice}: {error}") from None
@@ -180,8 +196,10 @@ class Device:
         allowed = int(limits["max-storage-buffer-binding-size"])
         self.max_binding = min(allowed, max_binding or allowed) // ALIGN * ALIGN
         if self.max_binding < 4096:
-            raise UserError(f"bindings of {self.max_binding} bytes are too small: at least 4096 are needed "
-                            "(--max-binding, ANYTUNE_MAX_BINDING)")
+            raise UserError(
+                f"bindings of {self.max_binding} bytes are too small: at least 4096 are needed "
+                "(--max-binding, ANYTUNE_MAX_BINDING)"
+            )
         self.max_buffer = int(limits["max-buffer-size"]) - SLACK
         self.trusted = trusted if trusted is not None else not os.environ.get("ANYTUNE_WEBGPU_CHECKED")
         self.live = self.peak = self._serials = self._staged = 0
@@ -202,9 +220,11 @@ class Device:
         """New memory, zeroed. Raises DeviceError (memory) if the device has no more, or allows none that large."""
         size = -(-max(size, 4) // 4) * 4
         if size > self.max_buffer:
-            raise DeviceError("memory",
-                              f"a buffer of {size >> 20} MiB is more than the {self.max_buffer >> 20} MiB that "
-                              f"{self.name} allows for one")
+            raise DeviceError(
+                "memory",
+                f"a buffer of {size >> 20} MiB is more than the {self.max_buffer >> 20} MiB that "
+                f"{self.name} allows for one",
+            )
         usage = self.wgpu.BufferUsage
         with failures():
             raw = self.raw.create_buffer(size=size + SLACK, usage=usage.STORAGE | usage.COPY_DST | usage.COPY_SRC)
@@ -242,7 +262,7 @@ class Device:
         flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         with failures():
             for low in range(0, flat.size, PIECE):
-                piece = flat[low:low + PIECE]
+                piece = flat[low : low + PIECE]
                 self.queue.write_buffer(raw, at + low, piece)
                 self._staged += piece.size
                 if self._staged >= PIECE:
@@ -257,7 +277,7 @@ class Device:
         with failures():
             for low in range(0, size, PIECE):
                 piece = min(PIECE, size - low)
-                out[low:low + piece] = np.frombuffer(self.queue.read_buffer(raw, at + low, piece), np.uint8)
+                out[low : low + piece] = np.frombuffer(self.queue.read_buffer(raw, at + low, piece), np.uint8)
         return out
 
     # ---- kernels
@@ -285,11 +305,15 @@ class Device:
         if not self.trusted:
             return self.raw.create_shader_module(code=text)
         from wgpu.backends.wgpu_native import _api
+
         source = _api.new_struct_p("WGPUShaderSourceWGSL *", code=_api.to_c_string_view(text))
         source[0].chain.next = _api.ffi.NULL
         source[0].chain.sType = _api.lib.WGPUSType_ShaderSourceWGSL
-        described = _api.new_struct_p("WGPUShaderModuleDescriptor *", label=_api.to_c_string_view(""),
-                                      nextInChain=_api.ffi.cast("WGPUChainedStruct *", source))
+        described = _api.new_struct_p(
+            "WGPUShaderModuleDescriptor *",
+            label=_api.to_c_string_view(""),
+            nextInChain=_api.ffi.cast("WGPUChainedStruct *", source),
+        )
         made = _api.libf.wgpuDeviceCreateShaderModuleTrusted(self.raw._internal, described, 0)
         return _api.GPUShaderModule("", made, self.raw)
 
@@ -298,8 +322,10 @@ class Device:
         known = self._groups.get(key)
         if known is None:
             entries = [{"binding": 0, "resource": {"buffer": uniforms, "offset": slot * WORDS * 4, "size": WORDS * 4}}]
-            entries += [{"binding": n, "resource": {"buffer": b.raw, "offset": at, "size": size}}
-                        for n, (b, at, size) in enumerate(bindings, 1)]
+            entries += [
+                {"binding": n, "resource": {"buffer": b.raw, "offset": at, "size": size}}
+                for n, (b, at, size) in enumerate(bindings, 1)
+            ]
             with failures():
                 made = self.raw.create_bind_group(layout=layout, entries=entries)
             known = self._groups[key] = (made._internal, made)
@@ -309,13 +335,14 @@ class Device:
     def submit(self, commands: list) -> None:
         """Encode (pipeline, group, x, y, z, …) dispatches as one pass, and submit it."""
         from wgpu.backends.wgpu_native._api import ffi, lib
+
         with failures():
             encoder = self.raw.create_command_encoder()
             work = encoder.begin_compute_pass()
             handle, last = work._internal, None
             pipeline, group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
             dispatch = lib.wgpuComputePassEncoderDispatchWorkgroups
-            for command in commands:    # straight to the library: the wrapped calls cost several times as much
+            for command in commands:  # straight to the library: the wrapped calls cost several times as much
                 if command[0] != last:
                     last = command[0]
                     pipeline(handle, last)
@@ -348,6 +375,6 @@ class Device:
                 letter.map_async("READ_NOSYNC").sync_wait()
                 values = np.frombuffer(letter.read_mapped(0, size), np.float32).copy()
                 letter.unmap()
-            except RuntimeError as error:   # a buffer of a lost device cannot be mapped
+            except RuntimeError as error:  # a buffer of a lost device cannot be mapped
                 raise DeviceError("lost", str(error)) from None
         return values

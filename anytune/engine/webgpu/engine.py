@@ -34,7 +34,7 @@ from .tune import Tuning
 from .variants import DOT, VARIABLE
 from .weights import Part, Slot, Streamer, Weight
 
-FORGET = 64 << 20   # bytes of pooled buffers of passing sizes
+FORGET = 64 << 20  # bytes of pooled buffers of passing sizes
 
 
 class WebGpuEngine(Composed):
@@ -47,12 +47,14 @@ class WebGpuEngine(Composed):
     def __init__(self, device: Device, half: bool = False):
         """half: products' operands may be rounded to float16. Raises UserError where the device has none."""
         if half and F16 not in device.features:
-            raise UserError(f"--dtype fp16: the device {device.name} computes no float16, or {VARIABLE} forbids it: "
-                            "leave --dtype out")
+            raise UserError(
+                f"--dtype fp16: the device {device.name} computes no float16, or {VARIABLE} forbids it: "
+                "leave --dtype out"
+            )
         self.device, self.commands, self.half = device, Commands(device), half
         self.training, self.sizes = False, Sizes()
-        self.pool, self.capacity = Pool(device), 0   # of passing arrays, and the rows that each of them can hold
-        self.bounds = self.key = None                # of the stream under way: see begin()
+        self.pool, self.capacity = Pool(device), 0  # of passing arrays, and the rows that each of them can hold
+        self.bounds = self.key = None  # of the stream under way: see begin()
         self.mail, self.streamer = Mail(self), Streamer(self)
         self.recorder, self.updater = _replay.Recorder(self), _update.Updater(self)
         self.optimizers, self.tokens = Optimizers(self), _decode.TokenTapes(self)
@@ -116,15 +118,20 @@ class WebGpuEngine(Composed):
         if len(parts) == 1:
             return parts[0]
         first = parts[0]
-        if all(p.buffer is first.buffer and p.stride == first.stride and p.at == first.at + at
-               for p, at in zip(parts, part.bounds)):
+        if all(
+            p.buffer is first.buffer and p.stride == first.stride and p.at == first.at + at
+            for p, at in zip(parts, part.bounds)
+        ):
             return first.part(0, part.width)
         out = self.array(first.rows, part.width)
         for p, at in zip(parts, part.bounds):
             for a, b in row_cuts(self.device.max_binding, p, out):
-                self.commands.run(_rows.copy(), [p.bind(a, b), out.bind(a, b)],
-                                  (p.columns, p.stride, out.stride, 0, at),
-                                  self.grid(p.columns, b - a))
+                self.commands.run(
+                    _rows.copy(),
+                    [p.bind(a, b), out.bind(a, b)],
+                    (p.columns, p.stride, out.stride, 0, at),
+                    self.grid(p.columns, b - a),
+                )
         return out
 
     @staticmethod
@@ -167,7 +174,7 @@ class WebGpuEngine(Composed):
         size = (x.rows - 1) * x.stride + x.columns
         flat = self.device.read(x.buffer.raw, 4 * x.at, 4 * size).view(np.float32)
         if isinstance(x, Codes):
-            return flat.view(np.uint8)[:x.count].copy()
+            return flat.view(np.uint8)[: x.count].copy()
         if len(x.shape) == 1:
             return flat.copy()
         return np.lib.stride_tricks.as_strided(flat, x.shape, (4 * x.stride, 4)).copy()
@@ -177,7 +184,7 @@ class WebGpuEngine(Composed):
     def lower(self, values) -> Array:
         x = self.array(*values.shape)
         rows = np.zeros((x.rows, x.stride), np.float32)
-        rows[:, :x.columns] = values
+        rows[:, : x.columns] = values
         self.commands.write(x, rows)
         return x
 
@@ -190,8 +197,9 @@ class WebGpuEngine(Composed):
     def trained(self, values: Array, gradient: Array) -> Trained:
         return Trained(self, values, gradient)
 
-    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0,
-              bias_gradients=None) -> Group:
+    def group(
+        self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+    ) -> Group:
         return Group(self, weights, biases, slots, dropout, number, bias_gradients)
 
     def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
@@ -232,9 +240,14 @@ class WebGpuEngine(Composed):
 
     def identity(self) -> dict:
         variants = sorted(self.tuning.variants)
-        return {"engine": self.name, "device": self.device.name, "driver": str(self.device.info.get("description", "")),
-                "tiles": self.tuning.name, **({"dtype": "float16"} if self.half else {}),
-                **({"variants": ", ".join(variants)} if variants else {})}
+        return {
+            "engine": self.name,
+            "device": self.device.name,
+            "driver": str(self.device.info.get("description", "")),
+            "tiles": self.tuning.name,
+            **({"dtype": "float16"} if self.half else {}),
+            **({"variants": ", ".join(variants)} if variants else {}),
+        }
 
     def plan_product(self, forward: bool, m: int, n: int, k: int):
         """(tile, slices of the sum, the sum's length in a slice)."""
@@ -283,9 +296,13 @@ class WebGpuEngine(Composed):
         for low, high, weights, base in table.pieces(1, 1 << 30):
             for a, b in row_cuts(self.device.max_binding, out):
                 held = ids.bind()
-                self.commands.run(_lookup.embed(table.block), [weights, held, out.bind(a, b)],
-                                  (base, table.row_bytes, out.columns, out.stride, held.shift + a, low, high, scale),
-                                  (-(-out.columns // 1024), b - a), 4.0 * (b - a) * out.columns)
+                self.commands.run(
+                    _lookup.embed(table.block),
+                    [weights, held, out.bind(a, b)],
+                    (base, table.row_bytes, out.columns, out.stride, held.shift + a, low, high, scale),
+                    (-(-out.columns // 1024), b - a),
+                    4.0 * (b - a) * out.columns,
+                )
         return out
 
     def take(self, x: Array, rows: Array) -> Array:
@@ -293,22 +310,28 @@ class WebGpuEngine(Composed):
         for low, high in row_cuts(self.device.max_binding, x):
             for a, b in row_cuts(self.device.max_binding, out):
                 source, held = x.bind(low, high), rows.bind()
-                self.commands.run(_rows.take(), [source, held, out.bind(a, b)],
-                                  (x.columns, x.stride, out.stride, source.shift, held.shift + a, low, high,
-                                   x.rows - 1),
-                                  self.grid(x.columns, b - a))
+                self.commands.run(
+                    _rows.take(),
+                    [source, held, out.bind(a, b)],
+                    (x.columns, x.stride, out.stride, source.shift, held.shift + a, low, high, x.rows - 1),
+                    self.grid(x.columns, b - a),
+                )
         return out
 
     def put(self, y: Array, rows: Array, tokens: int) -> Array:
         out = self.array(tokens, y.columns)
         for low, high in row_cuts(self.device.max_binding, out):
-            self.commands.run(_rows.fill(), [out.bind(low, high)], (y.columns, out.stride, 0, 0.0),
-                              self.grid(y.columns, high - low))
+            self.commands.run(
+                _rows.fill(), [out.bind(low, high)], (y.columns, out.stride, 0, 0.0), self.grid(y.columns, high - low)
+            )
             for a, b in row_cuts(self.device.max_binding, y):
                 held = rows.bind()
-                self.commands.run(_rows.put(), [y.bind(a, b), held, out.bind(low, high)],
-                                  (y.columns, y.stride, out.stride, held.shift + a, low, high),
-                                  self.grid(y.columns, b - a))
+                self.commands.run(
+                    _rows.put(),
+                    [y.bind(a, b), held, out.bind(low, high)],
+                    (y.columns, y.stride, out.stride, held.shift + a, low, high),
+                    self.grid(y.columns, b - a),
+                )
         return out
 
     def add(self, x: Array, y: Array) -> Array:
@@ -318,27 +341,33 @@ class WebGpuEngine(Composed):
     def _add(self, total: Sum) -> None:
         x, y = total.take(), Array(total.buffer, total.at, total.shape, total.stride)
         for a, b in row_cuts(self.device.max_binding, x, y):
-            self.commands.run(_rows.add(), [x.bind(a, b), y.bind(a, b)], (x.columns, x.stride, y.stride),
-                              self.grid(x.columns, b - a))
+            self.commands.run(
+                _rows.add(), [x.bind(a, b), y.bind(a, b)], (x.columns, x.stride, y.stride), self.grid(x.columns, b - a)
+            )
 
     def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
         out, more = self.array(*x.shape), x.take() if isinstance(x, Sum) else None
         for a, b in row_cuts(self.device.max_binding, x, more, out):
             arrays = [x.bind(a, b), gain, *([] if more is None else [more.bind(a, b)]), out.bind(a, b)]
-            self.commands.run(_rows.rms_norm(more is not None), arrays,
-                              (x.columns, x.stride, out.stride, eps, *([] if more is None else [more.stride])),
-                              (b - a,),
-                              6.0 * (b - a) * x.columns)
+            self.commands.run(
+                _rows.rms_norm(more is not None),
+                arrays,
+                (x.columns, x.stride, out.stride, eps, *([] if more is None else [more.stride])),
+                (b - a,),
+                6.0 * (b - a) * x.columns,
+            )
         return out
 
     def rms_norm_backward(self, dy: Array, x: Array, gain: Array, eps: float, residual: Array | None = None) -> Array:
         out, adds = self.array(*x.shape), residual is not None
         for a, b in row_cuts(self.device.max_binding, dy, x, residual, out):
-            self.commands.run(_rows.rms_norm_backward(adds),
-                              [dy.bind(a, b), x.bind(a, b), gain, *([residual.bind(a, b)] if adds else []),
-                               out.bind(a, b)],
-                              (x.columns, dy.stride, x.stride, out.stride, eps, *([residual.stride] if adds else [])),
-                              (b - a,), 12.0 * (b - a) * x.columns)
+            self.commands.run(
+                _rows.rms_norm_backward(adds),
+                [dy.bind(a, b), x.bind(a, b), gain, *([residual.bind(a, b)] if adds else []), out.bind(a, b)],
+                (x.columns, dy.stride, x.stride, out.stride, eps, *([residual.stride] if adds else [])),
+                (b - a,),
+                12.0 * (b - a) * x.columns,
+            )
         return out
 
     def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
@@ -348,14 +377,19 @@ class WebGpuEngine(Composed):
             for a, b in row_cuts(self.device.max_binding, x, y):
                 where = positions.bind()
                 arrays = [x.bind(a, b), *(gains if normed else ()), *table, where, *([y.bind(a, b)] if normed else [])]
-                self.commands.run(_rows.rotate(normed, halves), arrays,
-                                  (heads.size, table[0].columns, x.stride, y.stride, eps, queries, where.shift + a),
-                                  (count, b - a), 8.0 * (b - a) * x.columns)
+                self.commands.run(
+                    _rows.rotate(normed, halves),
+                    arrays,
+                    (heads.size, table[0].columns, x.stride, y.stride, eps, queries, where.shift + a),
+                    (count, b - a),
+                    8.0 * (b - a) * x.columns,
+                )
         return out
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool,
-                        into=(None, None)):
-        if any(gradient is not None for gradient in into):   # the gains' gradients stand between turning and norms
+    def rotate_backward(
+        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool, into=(None, None)
+    ):
+        if any(gradient is not None for gradient in into):  # the gains' gradients stand between turning and norms
             self._rotate_back(dq, dk, q, k, None, eps, table, positions, heads, halves)
             for dx, x, gradient in zip((dq, dk), (q, k), into):
                 if gradient is not None:
@@ -369,40 +403,54 @@ class WebGpuEngine(Composed):
             for a, b in row_cuts(self.device.max_binding, dx, x):
                 where = positions.bind()
                 arrays = [dx.bind(a, b), *([x.bind(a, b), *gains] if normed else []), *table, where]
-                self.commands.run(_rows.rotate_backward(normed, halves), arrays,
-                                  (heads.size, table[0].columns if turns else 0, dx.stride, x.stride, eps, queries,
-                                   where.shift + a),
-                                  (count, b - a), 16.0 * (b - a) * x.columns)
+                self.commands.run(
+                    _rows.rotate_backward(normed, halves),
+                    arrays,
+                    (heads.size, table[0].columns if turns else 0, dx.stride, x.stride, eps, queries, where.shift + a),
+                    (count, b - a),
+                    16.0 * (b - a) * x.columns,
+                )
         return dq, dk
 
     def glu(self, gate: Array, up: Array, activation: str) -> Array:
         out = self.array(*gate.shape)
         for a, b in row_cuts(self.device.max_binding, gate, up, out):
-            self.commands.run(_rows.glu(activation), [gate.bind(a, b), up.bind(a, b), out.bind(a, b)],
-                              (gate.columns, gate.stride, up.stride, out.stride), self.grid(gate.columns, b - a),
-                              10.0 * (b - a) * gate.columns)
+            self.commands.run(
+                _rows.glu(activation),
+                [gate.bind(a, b), up.bind(a, b), out.bind(a, b)],
+                (gate.columns, gate.stride, up.stride, out.stride),
+                self.grid(gate.columns, b - a),
+                10.0 * (b - a) * gate.columns,
+            )
         return out
 
     def glu_backward(self, dy: Array, gate: Array, up: Array, activation: str) -> tuple[Array, Array]:
         dgate, dup = self.columns(gate.rows, gate.columns, gate.columns)
         for a, b in row_cuts(self.device.max_binding, dy, gate, up, dgate):
-            self.commands.run(_rows.glu_backward(activation),
-                              [dy.bind(a, b), gate.bind(a, b), up.bind(a, b), dgate.bind(a, b), dup.bind(a, b)],
-                              (gate.columns, dy.stride, gate.stride, up.stride, dgate.stride),
-                              self.grid(gate.columns, b - a),
-                              20.0 * (b - a) * gate.columns)
+            self.commands.run(
+                _rows.glu_backward(activation),
+                [dy.bind(a, b), gate.bind(a, b), up.bind(a, b), dgate.bind(a, b), dup.bind(a, b)],
+                (gate.columns, dy.stride, gate.stride, up.stride, dgate.stride),
+                self.grid(gate.columns, b - a),
+                20.0 * (b - a) * gate.columns,
+            )
         return dgate, dup
 
-    def glu_linear_backward(self, dy, gate: Array, up: Array, activation: str, group: Group, then,
-                            need_dx: bool = True):
+    def glu_linear_backward(
+        self, dy, gate: Array, up: Array, activation: str, group: Group, then, need_dx: bool = True
+    ):
         """As composed.py's; the gradients lie where gate and up lay."""
         da = self.linear_backward((dy,), self.glu(gate, up, activation), group, need_dx)
         if not need_dx:
             return None
         for a, b in row_cuts(self.device.max_binding, da, gate, up):
-            self.commands.run(_rows.glu_backward_over(activation), [da.bind(a, b), gate.bind(a, b), up.bind(a, b)],
-                              (gate.columns, da.stride, gate.stride, up.stride), self.grid(gate.columns, b - a),
-                              20.0 * (b - a) * gate.columns)
+            self.commands.run(
+                _rows.glu_backward_over(activation),
+                [da.bind(a, b), gate.bind(a, b), up.bind(a, b)],
+                (gate.columns, da.stride, gate.stride, up.stride),
+                self.grid(gate.columns, b - a),
+                20.0 * (b - a) * gate.columns,
+            )
         return gate, up
 
     def park(self, x):
@@ -410,7 +458,6 @@ class WebGpuEngine(Composed):
 
     def fetch(self, ticket):
         return ticket
-
 
 
 def _heads(one: tuple[Array, Array], two: tuple[Array, Array], heads: Heads):

@@ -14,9 +14,13 @@ def matrix_gradient(e, dy: Array, x: Array, weight: Trained) -> None:
     for low, high, held in rows_of(e, weight.gradient, most):
         for a, b in row_cuts(e.device.max_binding, dy, x):
             tile = e.plan_product(False, b - a, n, high - low)[0].plain
-            e.commands.run(_kernels.outer(tile), [dy.bind(a, b), x.bind(a, b), held],
-                           (b - a, high - low, n, dy.stride, low, x.stride, held.shift),
-                           (-(-n // tile.n), -(-(high - low) // tile.m)), 2.0 * (b - a) * (high - low) * n)
+            e.commands.run(
+                _kernels.outer(tile),
+                [dy.bind(a, b), x.bind(a, b), held],
+                (b - a, high - low, n, dy.stride, low, x.stride, held.shift),
+                (-(-n // tile.n), -(-(high - low) // tile.m)),
+                2.0 * (b - a) * (high - low) * n,
+            )
 
 
 def rows_of(e, matrix: Array, most: int = 1 << 30):
@@ -32,9 +36,13 @@ def _column_sums(e, what: str, arrays: list[Array], extra: list[Array], heads: i
     """into += the sum over rows and heads; arrays: x, or x, dy, r."""
     strides = [arr.stride for arr in arrays[1:]] or [0, 0]
     for a, b in row_cuts(e.device.max_binding, *arrays):
-        e.commands.run(_kernels.column_sums(what), [*(z.bind(a, b) for z in arrays), *extra, into],
-                       (b - a, heads, (b - a) * heads, into.size, arrays[0].stride, 0, *strides, into.bind().shift, 1),
-                       (-(-into.size // _kernels.COLUMNS), 1), 3.0 * (b - a) * heads * into.size)
+        e.commands.run(
+            _kernels.column_sums(what),
+            [*(z.bind(a, b) for z in arrays), *extra, into],
+            (b - a, heads, (b - a) * heads, into.size, arrays[0].stride, 0, *strides, into.bind().shift, 1),
+            (-(-into.size // _kernels.COLUMNS), 1),
+            3.0 * (b - a) * heads * into.size,
+        )
 
 
 def bias_gradient(e, dy: Array, into: Array) -> None:
@@ -47,8 +55,13 @@ def gain_gradient(e, dy: Array, x: Array, eps: float, into: Array) -> None:
     heads = x.columns // into.size
     r = e.array(x.rows, heads)
     for a, b in row_cuts(e.device.max_binding, x, r):
-        e.commands.run(_kernels.inverse_rms(), [x.bind(a, b), r.bind(a, b)], (into.size, x.stride, r.stride, eps),
-                       (heads, b - a), 2.0 * (b - a) * x.columns)
+        e.commands.run(
+            _kernels.inverse_rms(),
+            [x.bind(a, b), r.bind(a, b)],
+            (into.size, x.stride, r.stride, eps),
+            (heads, b - a),
+            2.0 * (b - a) * x.columns,
+        )
     _column_sums(e, "gains", [x, dy, r], [], heads, into)
 
 
@@ -56,10 +69,15 @@ def embed_backward(e, dx: Array, ids: Array, scale: float, into: Array) -> None:
     """into[ids] += scale * dx: whoever has a token's first place adds up all of its places."""
     link = e.flat(dx.rows, max(dx.rows, e.capacity))
     for a, b in row_cuts(e.device.max_binding, dx):
-        held, chain = ids.bind(), link[:b - a]
-        e.commands.run(_kernels.links(), [held, chain], (b - a, held.shift + a), (-(-(b - a) // 256),),
-                       1.0 * (b - a) ** 2)
+        held, chain = ids.bind(), link[: b - a]
+        e.commands.run(
+            _kernels.links(), [held, chain], (b - a, held.shift + a), (-(-(b - a) // 256),), 1.0 * (b - a) ** 2
+        )
         for low, high, rows in rows_of(e, into):
-            e.commands.run(_kernels.scatter(), [dx.bind(a, b), held, chain, rows],
-                           (b - a, dx.columns, dx.stride, held.shift + a, low, high, rows.shift, scale),
-                           e.grid(dx.columns, b - a), 2.0 * (b - a) * dx.columns)
+            e.commands.run(
+                _kernels.scatter(),
+                [dx.bind(a, b), held, chain, rows],
+                (b - a, dx.columns, dx.stride, held.shift + a, low, high, rows.shift, scale),
+                e.grid(dx.columns, b - a),
+                2.0 * (b - a) * dx.columns,
+            )

@@ -15,8 +15,9 @@ class Group:
     bias_gradients: what those of trained biases are added to, None for each that is frozen.
     """
 
-    def __init__(self, engine, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0,
-                 bias_gradients=None):
+    def __init__(
+        self, engine, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+    ):
         self.engine = engine
         self.weights: tuple[Weight, ...] = tuple(weights)
         self.biases = tuple(biases or ()) or (None,) * len(self.weights)
@@ -37,9 +38,11 @@ class Group:
 
     @property
     def trains(self) -> bool:
-        return (any(s is not None and s.grad_a is not None for s in self.slots)
-                or any(w.gradient is not None for w in self.weights)
-                or any(g is not None for g in self.bias_gradients))
+        return (
+            any(s is not None and s.grad_a is not None for s in self.slots)
+            or any(w.gradient is not None for w in self.weights)
+            or any(g is not None for g in self.bias_gradients)
+        )
 
     def split(self, y: Array) -> tuple[Array, ...]:
         return tuple(y.part(at, at + w.out_features) for at, w in zip(self.starts, self.weights))
@@ -54,8 +57,10 @@ class Group:
                 bounds = [*self.starts[:-1], self.starts[-2] + self.weights[-1].out_features]
                 self._parts = [Part(list(self.weights), 0, bounds[-1], bounds, list(self.slots))]
             else:
-                self._parts = [Part([w], at, at + w.out_features, [0, w.out_features], [s])
-                               for w, at, s in zip(self.weights, self.starts, self.slots)]
+                self._parts = [
+                    Part([w], at, at + w.out_features, [0, w.out_features], [s])
+                    for w, at, s in zip(self.weights, self.starts, self.slots)
+                ]
         return self._parts
 
     def _one_product(self) -> bool:
@@ -69,8 +74,11 @@ class Group:
         there = [s for s in slots if s is not None]
         if there and (len(there) < len(slots) or len({(s.rank, s.scale) for s in there}) > 1):
             return False
-        return all(follow(getattr(a, name), getattr(b, name)) for a, b in zip(there, there[1:])
-                   for name in ("a", "b", "grad_a", "grad_b"))
+        return all(
+            follow(getattr(a, name), getattr(b, name))
+            for a, b in zip(there, there[1:])
+            for name in ("a", "b", "grad_a", "grad_b")
+        )
 
     def _load_together(self) -> None:
         """Give the weights one buffer, unless they have their places already."""
@@ -89,10 +97,14 @@ class Group:
             e, values = self.engine, np.zeros(self.width, np.float32)
             for at, bias in zip(self.starts, self.biases):
                 if bias is not None:
-                    values[at:at + bias.size] = e.host(bias)
+                    values[at : at + bias.size] = e.host(bias)
             self._bias = e.vector(values)
         for at, bias, gradient in zip(self.starts, self.biases, self.bias_gradients):
-            if gradient is not None:     # it changes between steps
-                self.engine.commands.run(_rows.copy(), [bias, self._bias], (bias.size, bias.size, bias.size, 0, at),
-                                         self.engine.grid(bias.size, 1))
+            if gradient is not None:  # it changes between steps
+                self.engine.commands.run(
+                    _rows.copy(),
+                    [bias, self._bias],
+                    (bias.size, bias.size, bias.size, 0, at),
+                    self.engine.grid(bias.size, 1),
+                )
         return self._bias

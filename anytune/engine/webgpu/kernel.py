@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 
-SUBGROUPS, F16 = "subgroups", "f16"     # features that a device may have
+SUBGROUPS, F16 = "subgroups", "f16"  # features that a device may have
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Kernel:
     local_invocation_index and global_invocation_id. needs: features beyond WebGPU's defaults; with SUBGROUPS `sub_id`
     and `sub_count` are the invocation's subgroup and how many the workgroup has.
     """
+
     name: str
     arrays: tuple[tuple[str, bool, str], ...]
     numbers: tuple[str, ...]
@@ -38,8 +39,11 @@ class Kernel:
         functions = self.functions
         for tree, other in _TOTALS.items():
             functions = functions.replace(tree, other)
-        return self if functions == self.functions else \
-            replace(self, name=f"{self.name}, subgroups", functions=functions, needs=(*self.needs, SUBGROUPS))
+        return (
+            self
+            if functions == self.functions
+            else replace(self, name=f"{self.name}, subgroups", functions=functions, needs=(*self.needs, SUBGROUPS))
+        )
 
     def text(self, all_writable: bool = False) -> str:
         """The whole module. all_writable: for a dispatch that reads and writes the same buffer in different places."""
@@ -50,20 +54,36 @@ class Kernel:
 
     def _text(self, all_writable: bool) -> str:
         subgroups = SUBGROUPS in self.needs
-        lines = [f"// {self.name}", "enable f16;" if F16 in self.needs else "", "struct Numbers {",
-                 *(f"  {n}: {t}," for n, t in self.fields), "}", "@group(0) @binding(0) var<uniform> p: Numbers;"]
+        lines = [
+            f"// {self.name}",
+            "enable f16;" if F16 in self.needs else "",
+            "struct Numbers {",
+            *(f"  {n}: {t}," for n, t in self.fields),
+            "}",
+            "@group(0) @binding(0) var<uniform> p: Numbers;",
+        ]
         for number, (name, writable, element) in enumerate(self.arrays, 1):
             access = "read_write" if writable or all_writable else "read"
             lines.append(f"@group(0) @binding({number}) var<storage, {access}> {name}: array<{element}>;")
-        if subgroups:   # wgpu-native has them without the standard's `enable subgroups;`, which it does not know
+        if subgroups:  # wgpu-native has them without the standard's `enable subgroups;`, which it does not know
             lines.append("var<private> sub_id: u32;\nvar<private> sub_count: u32;")
-        lines += [self.shared, self.functions, f"@compute @workgroup_size({self.size[0]}, {self.size[1]}, 1)",
-                  "fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>,",
-                  "        @builtin(local_invocation_index) lane: u32,",
-                  "        @builtin(global_invocation_id) thread: vec3<u32>" + (
-                      ",\n        @builtin(subgroup_id) sub_id_: u32, @builtin(num_subgroups) sub_count_: u32) {\n"
-                      "  sub_id = sub_id_;\n  sub_count = sub_count_;" if subgroups else ") {"),
-                  self.body.strip("\n"), "}", ""]
+        lines += [
+            self.shared,
+            self.functions,
+            f"@compute @workgroup_size({self.size[0]}, {self.size[1]}, 1)",
+            "fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>,",
+            "        @builtin(local_invocation_index) lane: u32,",
+            "        @builtin(global_invocation_id) thread: vec3<u32>"
+            + (
+                ",\n        @builtin(subgroup_id) sub_id_: u32, @builtin(num_subgroups) sub_count_: u32) {\n"
+                "  sub_id = sub_id_;\n  sub_count = sub_count_;"
+                if subgroups
+                else ") {"
+            ),
+            self.body.strip("\n"),
+            "}",
+            "",
+        ]
         return "\n".join(line for line in lines if line)
 
 
@@ -77,7 +97,7 @@ def writes(*names: str, of: str = "f32") -> tuple[tuple[str, bool, str], ...]:
 
 # subgroups have any size, and which invocations they hold is up to the device: so each sends one, whichever is first
 LEADS = "subgroupBroadcastFirst(lane) == lane"
-_TOTALS: dict[str, str] = {}     # a tree of total() -> the same by subgroups
+_TOTALS: dict[str, str] = {}  # a tree of total() -> the same by subgroups
 
 
 def total(op: str = "+", size: int = 256, name: str = "sums") -> str:
@@ -89,7 +109,7 @@ def total(op: str = "+", size: int = 256, name: str = "sums") -> str:
   {name}[lane] = value;
   workgroupBarrier();
   for (var step = {size // 2}u; step > 0u; step = step >> 1u) {{
-    if (lane < step) {{ {name}[lane] = {combine.format(f'{name}[lane]', f'{name}[lane + step]')}; }}
+    if (lane < step) {{ {name}[lane] = {combine.format(f"{name}[lane]", f"{name}[lane + step]")}; }}
     workgroupBarrier();
   }}
   let result = {name}[0];
@@ -101,7 +121,7 @@ def total(op: str = "+", size: int = 256, name: str = "sums") -> str:
   if ({LEADS}) {{ {name}[sub_id] = part; }}
   workgroupBarrier();
   var result = {name}[0];
-  for (var i = 1u; i < sub_count; i++) {{ result = {combine.format('result', f'{name}[i]')}; }}
+  for (var i = 1u; i < sub_count; i++) {{ result = {combine.format("result", f"{name}[i]")}; }}
   workgroupBarrier();
   return result;
 }}"""

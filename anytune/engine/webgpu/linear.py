@@ -29,9 +29,25 @@ def forward(e, x: Array, group: Group, y: Array) -> None:
         low = None if pair is None else low_product(e, source, pair)
         most = e.most_columns(x.rows, group.in_features)
         for first, last, weights, base in part.pieces(e.device.max_binding, most):
-            product(e, x, 0, weights, base, part, True, first, last - first, group.in_features, y, part.low + first,
-                    False, pair, low, bias)
-        del low     # its memory serves the next part
+            product(
+                e,
+                x,
+                0,
+                weights,
+                base,
+                part,
+                True,
+                first,
+                last - first,
+                group.in_features,
+                y,
+                part.low + first,
+                False,
+                pair,
+                low,
+                bias,
+            )
+        del low  # its memory serves the next part
 
 
 def low_product(e, x: Array, pair: Slot) -> Array:
@@ -39,9 +55,13 @@ def low_product(e, x: Array, pair: Slot) -> Array:
     out = e.array(x.rows, pair.rank)
     for a, b in row_cuts(e.device.max_binding, x, out):
         held = pair.a.bind()
-        e.commands.run(_low.low(), [x.bind(a, b), held, out.bind(a, b)],
-                       (b - a, pair.scale, x.columns, pair.rank, x.stride, out.stride, held.shift, 1, pair.a.stride),
-                       (-(-(b - a) // _low.TOKENS), -(-pair.rank // _low.RANKS)), 2.0 * (b - a) * x.columns * pair.rank)
+        e.commands.run(
+            _low.low(),
+            [x.bind(a, b), held, out.bind(a, b)],
+            (b - a, pair.scale, x.columns, pair.rank, x.stride, out.stride, held.shift, 1, pair.a.stride),
+            (-(-(b - a) // _low.TOKENS), -(-pair.rank // _low.RANKS)),
+            2.0 * (b - a) * x.columns * pair.rank,
+        )
     return out
 
 
@@ -51,16 +71,51 @@ def low_products(e, x: Array, dy: Array, part: Part, pair: Slot) -> tuple[Array,
     low, dy_low = e.array(x.rows, pair.rank), e.array(x.rows, pair.rank)
     for a, b in row_cuts(e.device.max_binding, x, dy, low, dy_low):
         down, up = pair.a.bind(), pair.b.bind()
-        e.commands.run(_low.both(), [x.bind(a, b), down, dy.bind(a, b), up, low.bind(a, b), dy_low.bind(a, b)],
-                       (b - a, pair.scale, x.columns, pair.rank, x.stride, low.stride, down.shift, 1, pair.a.stride,
-                        *bounds, rank, dy.stride, dy_low.stride, up.shift, pair.b.stride, 1),
-                       (-(-(b - a) // _low.TOKENS), -(-pair.rank // _low.RANKS), 1 + len(part.weights)),
-                       2.0 * (b - a) * (x.columns + dy.columns) * pair.rank)
+        e.commands.run(
+            _low.both(),
+            [x.bind(a, b), down, dy.bind(a, b), up, low.bind(a, b), dy_low.bind(a, b)],
+            (
+                b - a,
+                pair.scale,
+                x.columns,
+                pair.rank,
+                x.stride,
+                low.stride,
+                down.shift,
+                1,
+                pair.a.stride,
+                *bounds,
+                rank,
+                dy.stride,
+                dy_low.stride,
+                up.shift,
+                pair.b.stride,
+                1,
+            ),
+            (-(-(b - a) // _low.TOKENS), -(-pair.rank // _low.RANKS), 1 + len(part.weights)),
+            2.0 * (b - a) * (x.columns + dy.columns) * pair.rank,
+        )
     return low, dy_low
 
 
-def product(e, x: Array, x0: int, weights, base: int, part: Part, forward: bool, first: int, n: int, k: int, y: Array,
-            y0: int, adds: bool, pair: Slot | None, low: Array | None, bias: Array | None) -> None:
+def product(
+    e,
+    x: Array,
+    x0: int,
+    weights,
+    base: int,
+    part: Part,
+    forward: bool,
+    first: int,
+    n: int,
+    k: int,
+    y: Array,
+    y0: int,
+    adds: bool,
+    pair: Slot | None,
+    low: Array | None,
+    bias: Array | None,
+) -> None:
     """y[:, y0…y0+n] (+)= x[:, x0…x0+k] times a piece of a part's weights, with its pair's product and bias.
 
     weights: the piece as a binding, `base` bytes before its first row. first: the column of the part (forward) or the
@@ -104,16 +159,21 @@ def add_slices(e, parts: Array, slices: int, y: Array, low: int, high: int, y0: 
     """y[low…high, y0…y0+n] (+)= the sum of `slices` slices,
     one under the other in parts [slices * rows, n and more]."""
     rows, width = high - low, parts.stride
-    e.commands.run(_gemm.split_sum(), [parts, y.bind(low, high)],
-                   (-(-n // 4), slices, width // 4, rows * width // 4, y.stride // 4, y0 // 4, adds),
-                   (-(-n // 1024), rows), 1.0 * rows * n * slices)
+    e.commands.run(
+        _gemm.split_sum(),
+        [parts, y.bind(low, high)],
+        (-(-n // 4), slices, width // 4, rows * width // 4, y.stride // 4, y0 // 4, adds),
+        (-(-n // 1024), rows),
+        1.0 * rows * n * slices,
+    )
 
 
 def row_scales(e, x: Array, x0: int, k: int, low: int, high: int) -> Array:
     """What brings columns x0…x0+k of rows low…high of x into float16's range: powers of two [high - low]."""
     out = e.flat(high - low, max(x.rows, e.capacity))
-    e.commands.run(_gemm.row_scales(), [x.bind(low, high), out], (k, x.stride, x0), (high - low,),
-                   2.0 * (high - low) * k)
+    e.commands.run(
+        _gemm.row_scales(), [x.bind(low, high), out], (k, x.stride, x0), (high - low,), 2.0 * (high - low) * k
+    )
     return out
 
 
@@ -129,9 +189,12 @@ def dropped(e, x: Array, group: Group) -> Array:
 def mask(e, x: Array, group: Group, out: Array, adds: bool) -> None:
     for a, b in row_cuts(e.device.max_binding, x, out):
         key = e.key.bind()
-        e.commands.run(_rows.dropout(adds), [x.bind(a, b), key, out.bind(a, b)],
-                       (x.columns, x.stride, out.stride, key.shift, group.number, a, group.dropout),
-                       e.grid(x.columns, b - a))
+        e.commands.run(
+            _rows.dropout(adds),
+            [x.bind(a, b), key, out.bind(a, b)],
+            (x.columns, x.stride, out.stride, key.shift, group.number, a, group.dropout),
+            e.grid(x.columns, b - a),
+        )
 
 
 def linear_backward(e, dys: tuple[Array, ...], x: Array, group: Group, need_dx: bool = True) -> Array | None:
@@ -145,7 +208,7 @@ def backward(e, dys: tuple[Array, ...], x: Array, group: Group, dx: Array | None
     """As linear_backward(), into dx."""
     source, drops, begun, number = dropped(e, x, group), bool(group.dropout and e.training), False, 0
     for part in group.parts():
-        dy = e.joined(dys[number:number + len(part.weights)], part)
+        dy = e.joined(dys[number : number + len(part.weights)], part)
         number += len(part.weights)
         pair, low, dy_low = part.stacked(), None, None
         if pair is not None:
@@ -155,16 +218,32 @@ def backward(e, dys: tuple[Array, ...], x: Array, group: Group, dx: Array | None
             most = e.most_columns(x.rows, group.in_features)
             ride = None if apart else dy_low
             for first, last, weights, base in part.pieces(e.device.max_binding, most):
-                product(e, dy, first, weights, base, part, False, first, group.in_features, last - first, dx, 0, begun,
-                        pair, ride, None)
+                product(
+                    e,
+                    dy,
+                    first,
+                    weights,
+                    base,
+                    part,
+                    False,
+                    first,
+                    group.in_features,
+                    last - first,
+                    dx,
+                    0,
+                    begun,
+                    pair,
+                    ride,
+                    None,
+                )
                 begun, ride = True, None
             if apart:
                 through(e, dy_low, pair, group, dx)
         if pair is not None and pair.grad_a is not None:
             add_gradients(e, source, dy_low, dy, low, part, pair)
-        if part.weights[0].gradient is not None:    # such a part is one linear
+        if part.weights[0].gradient is not None:  # such a part is one linear
             matrix_gradient(e, dy, x, part.weights[0])
-        del dy, low, dy_low     # their memory serves the next part
+        del dy, low, dy_low  # their memory serves the next part
     for dy, gradient in zip(dys, group.bias_gradients):
         if gradient is not None:
             bias_gradient(e, dy, gradient)
@@ -176,12 +255,34 @@ def through(e, dy_low: Array, pair: Slot, group: Group, dx: Array) -> None:
     for a, b in row_cuts(e.device.max_binding, dy_low, out):
         held = pair.a.bind()
         tile = e.plan_product(False, b - a, dx.columns, 1)[0].plain
-        e.commands.run(_gemm.gemm("F32", False, tile, True),
-                       [dy_low.bind(a, b), held, out.bind(a, b), dy_low.bind(a, b), held],
-                       (0, 0, b - a, dx.columns, 0, 4, 0, 0, out.stride // 4, 0, 0, 0, pair.a.shape[0], dy_low.stride,
-                        0, FAR,
-                        FAR, held.shift, 1, pair.a.stride),
-                       (-(-dx.columns // tile.n), -(-(b - a) // tile.m), 1), 2.0 * (b - a) * dx.columns * pair.rank)
+        e.commands.run(
+            _gemm.gemm("F32", False, tile, True),
+            [dy_low.bind(a, b), held, out.bind(a, b), dy_low.bind(a, b), held],
+            (
+                0,
+                0,
+                b - a,
+                dx.columns,
+                0,
+                4,
+                0,
+                0,
+                out.stride // 4,
+                0,
+                0,
+                0,
+                pair.a.shape[0],
+                dy_low.stride,
+                0,
+                FAR,
+                FAR,
+                held.shift,
+                1,
+                pair.a.stride,
+            ),
+            (-(-dx.columns // tile.n), -(-(b - a) // tile.m), 1),
+            2.0 * (b - a) * dx.columns * pair.rank,
+        )
     mask(e, out, group, dx, True)
 
 
@@ -190,9 +291,27 @@ def add_gradients(e, x: Array, dy_low: Array, dy: Array, low: Array, part: Part,
     every, rank = pair.a.shape[0], part.rank
     for a, b in row_cuts(e.device.max_binding, x, dy, dy_low, low):
         down, up = pair.grad_a.bind(), pair.grad_b.bind()
-        e.commands.run(_low.gradients(), [x.bind(a, b), dy_low.bind(a, b), dy.bind(a, b), low.bind(a, b), down, up],
-                       (b - a, x.columns, every, x.stride, dy_low.stride, down.shift, 1, pair.grad_a.stride,
-                        dy.columns, rank, dy.stride, low.stride, up.shift, pair.grad_b.stride, 1,
-                        *pair_bounds(part, 0)),
-                       (-(-x.columns // _low.COLUMNS) - (-dy.columns // _low.COLUMNS), -(-every // _low.RANKS)),
-                       2.0 * (b - a) * (x.columns + dy.columns) * every)
+        e.commands.run(
+            _low.gradients(),
+            [x.bind(a, b), dy_low.bind(a, b), dy.bind(a, b), low.bind(a, b), down, up],
+            (
+                b - a,
+                x.columns,
+                every,
+                x.stride,
+                dy_low.stride,
+                down.shift,
+                1,
+                pair.grad_a.stride,
+                dy.columns,
+                rank,
+                dy.stride,
+                low.stride,
+                up.shift,
+                pair.grad_b.stride,
+                1,
+                *pair_bounds(part, 0),
+            ),
+            (-(-x.columns // _low.COLUMNS) - (-dy.columns // _low.COLUMNS), -(-every // _low.RANKS)),
+            2.0 * (b - a) * (x.columns + dy.columns) * every,
+        )

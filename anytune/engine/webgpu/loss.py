@@ -8,7 +8,7 @@ from .kernels import optimizer as _kernels
 from .linear import backward, forward
 
 
-FULL = 64    # rows of a product that keep a device as busy as more of them
+FULL = 64  # rows of a product that keep a device as busy as more of them
 
 
 def chunk_rows(sizes, plan, rows: int, vocabulary: int, width: int) -> int:

@@ -16,7 +16,7 @@ from .kernels import rules as _rules
 
 # elements of a dispatch. A constant, where others follow the measured rate: it decides how sums are rounded
 MOST = 1 << 24
-SPARE = 64         # partial sums beyond one for each PIECE of a tensor: those of pieces that end early
+SPARE = 64  # partial sums beyond one for each PIECE of a tensor: those of pieces that end early
 
 
 class Codes(Array):
@@ -43,7 +43,7 @@ class Optimizers:
         self.partial: Array | None = None
         self.scalars: Array | None = None
         self.codes: Array | None = None
-        self.hyper: dict[bool, tuple] = {}    # whether weights decay: (the rule that is on the device, its numbers)
+        self.hyper: dict[bool, tuple] = {}  # whether weights decay: (the rule that is on the device, its numbers)
 
     def _most(self) -> int:
         """Elements of a vector that one dispatch takes: whole blocks, whose bindings are within the limit."""
@@ -62,11 +62,27 @@ class Optimizers:
         known, array = self.hyper.get(bool(rule.decay), (None, None))
         if known != rule:
             array = array or self.engine.zeros(len(_rules.HYPER))
-            keep = 1.0 - rule.step ** rules.DECAY
-            self.engine.commands.write(array, np.array([
-                rule.factor, 1.0 - rule.lr * rule.decay, rule.lr, rule.lr / (1.0 - rule.beta1 ** rule.step),
-                1.0 / math.sqrt(1.0 - rule.beta2 ** rule.step), rule.beta1, 1.0 - rule.beta1, rule.beta2,
-                1.0 - rule.beta2, rule.eps, keep, 1.0 - keep], np.float32))
+            keep = 1.0 - rule.step**rules.DECAY
+            self.engine.commands.write(
+                array,
+                np.array(
+                    [
+                        rule.factor,
+                        1.0 - rule.lr * rule.decay,
+                        rule.lr,
+                        rule.lr / (1.0 - rule.beta1**rule.step),
+                        1.0 / math.sqrt(1.0 - rule.beta2**rule.step),
+                        rule.beta1,
+                        1.0 - rule.beta1,
+                        rule.beta2,
+                        1.0 - rule.beta2,
+                        rule.eps,
+                        keep,
+                        1.0 - keep,
+                    ],
+                    np.float32,
+                ),
+            )
             self.hyper[bool(rule.decay)] = rule, array
         return array
 
@@ -78,8 +94,9 @@ class Optimizers:
         e.canary.look()
         for g, low, high in pieces:
             held, groups = g.span(low, high), -(-(high - low) // _kernels.PIECE)
-            e.commands.run(_kernels.square_sums(), [held, partial], (high - low, held.shift, done), (groups,),
-                           2.0 * (high - low))
+            e.commands.run(
+                _kernels.square_sums(), [held, partial], (high - low, held.shift, done), (groups,), 2.0 * (high - low)
+            )
             done += groups
         return float(np.sqrt(np.sum(e.host(partial[:done]), dtype=np.float64)))
 
@@ -105,33 +122,61 @@ class Optimizers:
         else:
             for low, high in cuts(p.size, self._most()):
                 held = [a.span(low, high) for a in (p, g, state["first"], state["second"])]
-                self.engine.commands.run(_rules.adamw(), [*held, hyper], (high - low, *(b.shift for b in held)),
-                                         _each(high - low), 20.0 * (high - low))
+                self.engine.commands.run(
+                    _rules.adamw(),
+                    [*held, hyper],
+                    (high - low, *(b.shift for b in held)),
+                    _each(high - low),
+                    20.0 * (high - low),
+                )
 
     def _adamw8bit(self, p, g, state, hyper) -> None:
         if self.codes is None:
-            tables = [np.append(z, np.float32(0))[:256] for signed in (True, False)
-                      for z in (rules.codes(signed), rules.middles(signed))]
+            tables = [
+                np.append(z, np.float32(0))[:256]
+                for signed in (True, False)
+                for z in (rules.codes(signed), rules.middles(signed))
+            ]
             self.codes = self.engine.vector(np.concatenate(tables))
         for low, high in cuts(p.size, self._most(), rules.BLOCK):
             words, blocks = (low // 4, -(-high // 4)), (low // rules.BLOCK, -(-high // rules.BLOCK))
             w, slope, scales = p.span(low, high), g.span(low, high), state["first_scale"].span(*blocks)
             self.engine.commands.run(
-                _rules.adamw8bit(), [w, slope, state["first"].span(*words), scales, state["root"].span(*words),
-                                     state["root_scale"].span(*blocks), hyper, self.codes],
-                (high - low, w.shift, slope.shift, scales.shift), _groups(blocks[1] - blocks[0]), 40.0 * (high - low))
+                _rules.adamw8bit(),
+                [
+                    w,
+                    slope,
+                    state["first"].span(*words),
+                    scales,
+                    state["root"].span(*words),
+                    state["root_scale"].span(*blocks),
+                    hyper,
+                    self.codes,
+                ],
+                (high - low, w.shift, slope.shift, scales.shift),
+                _groups(blocks[1] - blocks[0]),
+                40.0 * (high - low),
+            )
 
     def _adafactor(self, p, g, state, shape, hyper) -> None:
         e = self.engine
         if self.scalars is None:
             self.scalars = e.zeros(4)
-        done = (self._vector_updates(g, state["square"], hyper) if "square" in state else
-                self._matrix_updates(g.reshape(shape), state["row"], state["column"], hyper))
+        done = (
+            self._vector_updates(g, state["square"], hyper)
+            if "square" in state
+            else self._matrix_updates(g.reshape(shape), state["row"], state["column"], hyper)
+        )
         e.commands.run(_rules.limit(), [self.partial, self.scalars], (done, p.size), (1,))
         for low, high in cuts(p.size, self._most()):
             w, slope = p.span(low, high), g.span(low, high)
-            e.commands.run(_rules.apply(), [w, slope, hyper, self.scalars], (high - low, w.shift, slope.shift),
-                           _each(high - low), 8.0 * (high - low))
+            e.commands.run(
+                _rules.apply(),
+                [w, slope, hyper, self.scalars],
+                (high - low, w.shift, slope.shift),
+                _each(high - low),
+                8.0 * (high - low),
+            )
 
     def _vector_updates(self, g, square, hyper) -> int:
         """g becomes the updates -> how many partial sums of their squares there are."""
@@ -139,8 +184,13 @@ class Optimizers:
         self._room(sum(-(-(high - low) // _rules.PIECE) for low, high in pieces))
         for low, high in pieces:
             slope, held, groups = g.span(low, high), square.span(low, high), -(-(high - low) // _rules.PIECE)
-            self.engine.commands.run(_rules.vector_updates(), [slope, held, hyper, self.partial],
-                                     (high - low, slope.shift, done, held.shift), (groups,), 10.0 * (high - low))
+            self.engine.commands.run(
+                _rules.vector_updates(),
+                [slope, held, hyper, self.partial],
+                (high - low, slope.shift, done, held.shift),
+                (groups,),
+                10.0 * (high - low),
+            )
             done += groups
         return done
 
@@ -151,11 +201,20 @@ class Optimizers:
         partial = self._room(max(n * sum(s for s, _ in cut), sum(groups for _, groups in cut)))
         for (low, high, held), (count, _) in zip(pieces, cut):
             rows = row.span(low, high)
-            e.commands.run(_rules.row_means(), [held, hyper, rows], (high - low, n, held.shift, rows.shift),
-                           _groups(high - low), 4.0 * (high - low) * n)
-            e.commands.run(_gradients.column_sums("squares"), [held, hyper, partial],
-                           (high - low, 1, _rules.ROWS, n, n, held.shift, 0, 0, slices * n, 0),
-                           (-(-n // _gradients.COLUMNS), count), 4.0 * (high - low) * n)
+            e.commands.run(
+                _rules.row_means(),
+                [held, hyper, rows],
+                (high - low, n, held.shift, rows.shift),
+                _groups(high - low),
+                4.0 * (high - low) * n,
+            )
+            e.commands.run(
+                _gradients.column_sums("squares"),
+                [held, hyper, partial],
+                (high - low, 1, _rules.ROWS, n, n, held.shift, 0, 0, slices * n, 0),
+                (-(-n // _gradients.COLUMNS), count),
+                4.0 * (high - low) * n,
+            )
             slices += count
         e.commands.run(_rules.column_means(), [partial, hyper, column], (n, slices, g.rows), (-(-n // 256),))
         for number, (low, high) in enumerate(cuts(g.rows, self._most())):
@@ -163,9 +222,13 @@ class Optimizers:
             e.commands.run(_kernels.add_up(), [rows, self.scalars], (high - low, rows.shift, 0, int(number > 0)), (1,))
         for (low, high, held), (_, groups) in zip(pieces, cut):
             rows = row.span(low, high)
-            e.commands.run(_rules.matrix_updates(), [held, rows, column, self.scalars, hyper, partial],
-                           ((high - low) * n, held.shift, done, n, rows.shift, g.rows), (groups,),
-                           12.0 * (high - low) * n)
+            e.commands.run(
+                _rules.matrix_updates(),
+                [held, rows, column, self.scalars, hyper, partial],
+                ((high - low) * n, held.shift, done, n, rows.shift, g.rows),
+                (groups,),
+                12.0 * (high - low) * n,
+            )
             done += groups
         return done
 

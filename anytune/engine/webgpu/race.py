@@ -24,27 +24,37 @@ from .variants import DOT, GEMV, ROWS
 from .weights import Part
 
 WIDTH = 2048
-WIDER = 4                     # a second product, so much wider, as the hidden layer's are
-TOKENS = (128, 1024)          # what the two classes of products are raced with
-TILES = (Tile(), Tile(ahead=True), Tile(64, 32, 32, 4, 4), Tile(32, 64, 16, 4, 4), Tile(64, 64, 16, 8, 4),
-         Tile(128, 64, 16, 8, 4), Tile(128, 64, 16, 8, 4, True), Tile(128, 64, 16, 8, 8), Tile(128, 128, 8, 8, 8))
-WORKGROUPS = (0, 128, 256, 512, 1024)   # that a product should have; fewer are made up for by slices
-FEW = (1, 8)                  # rows that products of few rows are raced with
-FASTER = 0.97                 # of the time that is to beat: less may be chance
-ROUNDED = 2e-3                # what float16 operands may change
-SLOW = 0.02                   # seconds of the default's product, from which on the wider one is left out
-BUSY = 0.2                    # seconds of work until clocks are up
-LASTS = 3e-3                  # seconds that a contestant's turn should take
+WIDER = 4  # a second product, so much wider, as the hidden layer's are
+TOKENS = (128, 1024)  # what the two classes of products are raced with
+TILES = (
+    Tile(),
+    Tile(ahead=True),
+    Tile(64, 32, 32, 4, 4),
+    Tile(32, 64, 16, 4, 4),
+    Tile(64, 64, 16, 8, 4),
+    Tile(128, 64, 16, 8, 4),
+    Tile(128, 64, 16, 8, 4, True),
+    Tile(128, 64, 16, 8, 8),
+    Tile(128, 128, 8, 8, 8),
+)
+WORKGROUPS = (0, 128, 256, 512, 1024)  # that a product should have; fewer are made up for by slices
+FEW = (1, 8)  # rows that products of few rows are raced with
+FASTER = 0.97  # of the time that is to beat: less may be chance
+ROUNDED = 2e-3  # what float16 operands may change
+SLOW = 0.02  # seconds of the default's product, from which on the wider one is left out
+BUSY = 0.2  # seconds of work until clocks are up
+LASTS = 3e-3  # seconds that a contestant's turn should take
 TURNS = 4
-STEADY = 1.25                 # second-best over best time of the fastest contestant, at most, or all race again
-AGAIN = 3                     # times, at most
-PATIENCE = 4.0                # seconds of one race; on a slow device those listed first are all that take part
-HOPELESS = 1.15               # of the best time so far: no further turns
+STEADY = 1.25  # second-best over best time of the fastest contestant, at most, or all race again
+AGAIN = 3  # times, at most
+PATIENCE = 4.0  # seconds of one race; on a slow device those listed first are all that take part
+HOPELESS = 1.15  # of the best time so far: no further turns
 
 
 @dataclass(frozen=True)
 class Product:
     """x [tokens, k] times `n` columns of the weights (forward) or as many rows of them as k (backward), into y."""
+
     forward: bool
     n: int
     k: int
@@ -76,12 +86,13 @@ class Race:
         return made
 
     def _array(self, tokens: int, columns: int) -> Array:
-        held = self.e.vector(self.x[:tokens * columns])
+        held = self.e.vector(self.x[: tokens * columns])
         return Array(held.buffer, 0, (tokens, columns), columns)
 
     def run(self, p: Product, tile: Tile, groups: int) -> None:
         """Queue a product with this tile, and with its sum in slices for so many workgroups."""
         from .linear import product
+
         e, part = self.e, _Blocks(self.rows, self.width)
         planned, e.plan_product = e.plan_product, lambda way, m, n, k: e.tuning.slices(tile, groups, m, n, k)
         try:
@@ -98,7 +109,7 @@ class Race:
             raise DeviceError("other", "no way to multiply gives the known answer: the device computes wrongly")
         times = self.times(contestants, lambda c: self.seconds(products, *c), until)
         best = contestants[0]
-        for c in list(times)[1:]:     # the first listed, unless another is clearly faster
+        for c in list(times)[1:]:  # the first listed, unless another is clearly faster
             if times[c] < FASTER * times[best]:
                 best = c
         return *best, times[best]
@@ -108,7 +119,7 @@ class Race:
         e, square, found, plans = self.e, products[0], [], set()
         tokens = square.x.rows
         self.run(square, Tile(), 0)
-        wanted = e.host(square.y)      # the default's, which the known answers prove
+        wanted = e.host(square.y)  # the default's, which the known answers prove
         for tile in tiles:
             if tile.m > 2 * tokens or tile.bytes > 16384 or tile.threads > 256:
                 continue
@@ -159,12 +170,13 @@ class Race:
         while time.perf_counter() < until:
             work()
 
-    def times(self, contestants: list[Hashable], seconds: Callable[[Hashable], float],
-              until: float = math.inf) -> dict[Hashable, float]:
+    def times(
+        self, contestants: list[Hashable], seconds: Callable[[Hashable], float], until: float = math.inf
+    ) -> dict[Hashable, float]:
         """The best time of each contestant over several turns; those that are far behind get one. Where a device is
         busy with others' work, times scatter, and the race is repeated. After `until` nobody else begins."""
         out: dict[Hashable, float] = {}
-        for c in contestants:      # compiled
+        for c in contestants:  # compiled
             out[c] = seconds(c)
             if time.perf_counter() > until:
                 return out
@@ -207,19 +219,26 @@ class Race:
         few, grid = max(FEW), (width // 2,)
         if name == ROWS:
             gain, targets, losses = e.vector(self.x[:width]), e.integers(np.zeros(tokens, np.int32)), e.zeros(tokens)
-            jobs = [([x, gain, y], (width, width, width, 1e-5), (tokens,)),
-                    ([y, targets, losses], (16 * width, 16 * width, 0, 0), (tokens // 16,))]
+            jobs = [
+                ([x, gain, y], (width, width, width, 1e-5), (tokens,)),
+                ([y, targets, losses], (16 * width, 16 * width, 0, 0), (tokens // 16,)),
+            ]
         elif name == DOT and way:
             codes, scales = e.integers(np.zeros(few * width // 4, np.int32)), e.zeros(few * blocks)
-            jobs = [([x, codes, scales], (blocks, width // 4), (-(-blocks // 64), few)),
-                    *(([codes, scales, self.raw, y], (0, 34 * blocks, n, width, width, blocks, width, 0), grid)
-                      for n in FEW)]
+            jobs = [
+                ([x, codes, scales], (blocks, width // 4), (-(-blocks // 64), few)),
+                *(
+                    ([codes, scales, self.raw, y], (0, 34 * blocks, n, width, width, blocks, width, 0), grid)
+                    for n in FEW
+                ),
+            ]
         else:
             jobs = [([x, self.raw, y], (0, 34 * blocks, n, width, width, width // 4, width, 0), grid) for n in FEW]
 
         def action():
             for kernel, job in zip(kernels, jobs):
                 e.commands.run(kernel, *job)
+
         return action
 
 

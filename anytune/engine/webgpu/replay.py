@@ -15,17 +15,18 @@ from anytune.engine.base import Stream
 
 from .arrays import Array, Pool, lines
 
-PARTS = 8      # sizes of tokens and of loss rows that get a recording of their own
+PARTS = 8  # sizes of tokens and of loss rows that get a recording of their own
 
 
 @dataclass
 class Recorded:
     """One shape: its numbers on the device, and its dispatches once they are recorded."""
-    numbers: Array             # int32, all of the stream's numbers
-    stream: Stream             # views of them
+
+    numbers: Array  # int32, all of the stream's numbers
+    stream: Stream  # views of them
     bounds: Array
     key: Array
-    loss: Array                # float32 [1]
+    loss: Array  # float32 [1]
     tape: list = field(default_factory=list)
     kept: dict = field(default_factory=dict)
 
@@ -67,6 +68,7 @@ class Recorder:
 
     def _record(self, recorded: Recorded, kind: str, body) -> None:
         from .kernels.optimizer import add_up
+
         e = self.engine
         before = e.pool, e.capacity, e.bounds, e.key
         e.pool, e.capacity, e.bounds, e.key = self.pool, self.capacity, recorded.bounds, recorded.key
@@ -89,11 +91,16 @@ class Recorder:
         numbers = self.engine.integers(np.zeros(sum(map(lines, _sizes(tokens, rows))), np.int32))
         views, at = [], 0
         for size in _sizes(tokens, rows):
-            views.append(numbers[at:at + size])
+            views.append(numbers[at : at + size])
             at += lines(size)
         ids, positions, bounds, where, targets, key, scale = views
-        return Recorded(numbers, Stream(ids, positions, None, where, targets, scale, stream.capacity), bounds, key,
-                        self.engine.zeros(1))
+        return Recorded(
+            numbers,
+            Stream(ids, positions, None, where, targets, scale, stream.capacity),
+            bounds,
+            key,
+            self.engine.zeros(1),
+        )
 
 
 def _sizes(tokens: int, rows: int) -> tuple[int, ...]:
@@ -120,7 +127,7 @@ def _numbers(stream: Stream, tokens: int, rows: int) -> np.ndarray:
     bounds[0, have:] = np.arange(have, tokens)
     bounds[1, have:] = bounds[0, have:] + 1
     where[:], targets[:] = tokens, -1
-    where[:len(stream.rows)], targets[:len(stream.rows)] = stream.rows, stream.targets
+    where[: len(stream.rows)], targets[: len(stream.rows)] = stream.rows, stream.targets
     key[:] = np.array(stream.key, np.int64).astype(np.int32)
     scale.view(np.float32)[0] = stream.scale
     return np.concatenate([np.pad(p, (0, lines(p.size) - p.size)) for p in parts])

@@ -26,4 +26,5 @@ def hardware() -> list[str]:
     if not in_sight():
         return []
     from .device import available
+
     return [name for name, _, software in available() if not software]

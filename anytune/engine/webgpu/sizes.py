@@ -16,6 +16,7 @@ def scratch_size(elements: int) -> int:
 @dataclass(frozen=True)
 class Sizes:
     """logits: elements of logits that exist at once."""
+
     logits: int = 24 << 20
 
 

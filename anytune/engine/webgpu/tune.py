@@ -26,8 +26,8 @@ from .kernels.gemm import Tile
 from .sizes import SCRATCH
 from .variants import DOT, GEMV, ROWS, TILES as F16_TILES, sound
 
-MANY = 384                    # rows from which a product counts as one of many tokens
-SHORTEST = 64                 # of the sum in a slice, at least
+MANY = 384  # rows from which a product counts as one of many tokens
+SHORTEST = 64  # of the sum in a slice, at least
 
 
 class Tuning:
@@ -36,7 +36,7 @@ class Tuning:
     def __init__(self, engine):
         self.engine = engine
         self.choices: dict[tuple[bool, bool], tuple[Tile, int]] = {}
-        self.variants: frozenset[str] = frozenset()      # in use
+        self.variants: frozenset[str] = frozenset()  # in use
         self.default = Tile()
         self._asked, self.rate = False, 0.0
 
@@ -58,8 +58,11 @@ class Tuning:
 
     def slices(self, tile: Tile, wanted: int, m: int, n: int, k: int) -> tuple[Tile, int, int]:
         groups = -(-n // tile.n) * -(-m // tile.m)
-        most = min(k // SHORTEST, max(2, SCRATCH // (m * n)) if m * n else 1,
-                   (self.engine.device.max_binding // (4 * m * (n + 64))))
+        most = min(
+            k // SHORTEST,
+            max(2, SCRATCH // (m * n)) if m * n else 1,
+            (self.engine.device.max_binding // (4 * m * (n + 64))),
+        )
         count = max(1, min(wanted // groups, most))
         step = -(-k // count)
         step = max(64, -(-step // 64) * 64)
@@ -84,7 +87,7 @@ class Tuning:
         self.variants = frozenset(variants)
         self.default = Tile(half=F16_TILES in variants)
         self.engine.commands.subgroups = ROWS in variants
-        self.engine.canary.known = None     # its sum may round in another way now
+        self.engine.canary.known = None  # its sum may round in another way now
 
     def _choose(self, may: set[str], must: set[str]) -> None:
         """What is in the file; else a race, which only one of several processes runs, while the others wait: choices
@@ -109,7 +112,7 @@ class Tuning:
             self.choices, self.rate = choices, kept["rate"]
             self._use(may & ({row["variant"] for row in kept["variants"] if row["wins"]} | must | {F16_TILES}))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False    # not there, or another version's
+            return False  # not there, or another version's
         return True
 
     def _race_and_keep(self, path: Path, may: set[str], must: set[str]) -> None:
@@ -117,20 +120,31 @@ class Tuning:
         rows = self.race(must)
         self.rate = self._rate()
         self.engine.commands.flush()
-        self.engine.pool.clear()     # of slices of many sizes
+        self.engine.pool.clear()  # of slices of many sizes
         self.engine.commands.flush()
         with contextlib.suppress(OSError), atomic_write(path) as file:
-            file.write(json.dumps({"device": self.engine.device.name, "choices": rows, "variants": variants,
-                                   "rate": self.rate}, indent=1).encode())
+            file.write(
+                json.dumps(
+                    {"device": self.engine.device.name, "choices": rows, "variants": variants, "rate": self.rate},
+                    indent=1,
+                ).encode()
+            )
 
     def _path(self, may: set[str], must: set[str]) -> Path:
         info = self.engine.device.info
         kernels = "".join(_gemm.gemm("Q8_0", way, tile).text() for way in (True, False) for tile in _race.TILES)
-        kernels += "".join(kernel.text() for name in (ROWS, GEMV, DOT) for way in (False, True)
-                           for kernel in _race.Race.kernels(name, way, False))
-        text = repr(sorted((k, str(v)) for k, v in info.items())) + \
-            repr((_race.WORKGROUPS, _race.TOKENS, _race.WIDTH, _race.WIDER, MANY)) + kernels
-        text += repr((sorted(may), sorted(must)))     # what is forced or forbidden has a file of its own
+        kernels += "".join(
+            kernel.text()
+            for name in (ROWS, GEMV, DOT)
+            for way in (False, True)
+            for kernel in _race.Race.kernels(name, way, False)
+        )
+        text = (
+            repr(sorted((k, str(v)) for k, v in info.items()))
+            + repr((_race.WORKGROUPS, _race.TOKENS, _race.WIDTH, _race.WIDER, MANY))
+            + kernels
+        )
+        text += repr((sorted(may), sorted(must)))  # what is forced or forbidden has a file of its own
         folder = os.environ.get("ANYTUNE_CACHE") or Path.home() / ".cache" / "anytune"
         return Path(folder) / "webgpu" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
@@ -141,8 +155,13 @@ class Tuning:
         # the last one goes by subgroups if that won
         for variant in (v for v in (ROWS, GEMV, DOT) if v in may - must):
             usual, other = race.variant(variant)
-            rows.append({"variant": variant, "wins": other < _race.FASTER * usual,
-                         "microseconds": [round(1e6 * usual, 1), round(1e6 * other, 1)]})
+            rows.append(
+                {
+                    "variant": variant,
+                    "wins": other < _race.FASTER * usual,
+                    "microseconds": [round(1e6 * usual, 1), round(1e6 * other, 1)],
+                }
+            )
             use = use | ({variant} if rows[-1]["wins"] else set())
             self._use(use)
         return rows
@@ -150,14 +169,23 @@ class Tuning:
     def race(self, must: set[str] = frozenset()) -> list[dict]:
         """Time every tile -> the winners, JSON-able; they are the choices from now on."""
         race, rows, half = _race.Race(self.engine), [], self.default.half
-        tiles = [*(() if F16_TILES in must else _race.TILES),
-                 *((replace(t, half=True) for t in _race.TILES) if half else ())]
+        tiles = [
+            *(() if F16_TILES in must else _race.TILES),
+            *((replace(t, half=True) for t in _race.TILES) if half else ()),
+        ]
         for forward in (True, False):
             for tokens in _race.TOKENS:
                 tile, groups, seconds = race.best(forward, tokens, tiles)
                 self.choices[forward, tokens >= MANY] = tile, groups
-                rows.append({"forward": forward, "many": tokens >= MANY, "workgroups": groups,
-                             "tile": list(astuple(tile)), "microseconds": round(1e6 * seconds, 1)})
+                rows.append(
+                    {
+                        "forward": forward,
+                        "many": tokens >= MANY,
+                        "workgroups": groups,
+                        "tile": list(astuple(tile)),
+                        "microseconds": round(1e6 * seconds, 1),
+                    }
+                )
         return rows
 
     def flops_per_second(self) -> float:

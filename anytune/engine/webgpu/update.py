@@ -13,7 +13,7 @@ import numpy as np
 from .arrays import Array, cuts
 from .kernels import optimizer as _kernels
 
-LOSS = 2           # place of the summed loss in `state`
+LOSS = 2  # place of the summed loss in `state`
 ROW = 65535 * 256  # elements of one row of workgroups
 
 
@@ -40,9 +40,21 @@ class Updater:
         self.ready()
         self.engine.commands.run(_kernels.add_up(), [loss, self.state], (1, 0, LOSS, 1), (1,))
 
-    def adamw(self, w: Array, g: Array, m: Array, v: Array, cut: int, rates, step: int, beta1: float, beta2: float,
-              eps: float,
-              decay: float, max_norm: float):
+    def adamw(
+        self,
+        w: Array,
+        g: Array,
+        m: Array,
+        v: Array,
+        cut: int,
+        rates,
+        step: int,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        decay: float,
+        max_norm: float,
+    ):
         """See base.py."""
         self.ready()
         e, size = self.engine, w.size
@@ -50,9 +62,13 @@ class Updater:
         pieces = -(-size // _kernels.PIECE) + -(-size // most)
         if self.partial is None or self.partial.size < pieces:
             self.partial = e.zeros(pieces)
-        e.commands.write(self.hyper, np.array([rates[0], rates[1], 1.0 - beta1 ** step, 1.0 - beta2 ** step, beta1,
-                                               beta2, eps,
-                                               decay, max_norm], np.float32))
+        e.commands.write(
+            self.hyper,
+            np.array(
+                [rates[0], rates[1], 1.0 - beta1**step, 1.0 - beta2**step, beta1, beta2, eps, decay, max_norm],
+                np.float32,
+            ),
+        )
         done = 0
         for low, high in cuts(size, most):
             held, groups = g.span(low, high), -(-(high - low) // _kernels.PIECE)
@@ -62,9 +78,13 @@ class Updater:
         for low, high in cuts(size, most):
             held = [a.span(low, high) for a in (w, g, m, v)]
             count = high - low
-            e.commands.run(_kernels.adamw(), [*held, self.hyper, self.state],
-                           (count, *(b.shift for b in held), max(0, min(cut - low, count))),
-                           (min(65535, -(-count // 256)), -(-count // ROW)), 20.0 * count)
+            e.commands.run(
+                _kernels.adamw(),
+                [*held, self.hyper, self.state],
+                (count, *(b.shift for b in held), max(0, min(cut - low, count))),
+                (min(65535, -(-count // 256)), -(-count // ROW)),
+                20.0 * count,
+            )
         return e.mail.post(self.state, 2, _norm)
 
 

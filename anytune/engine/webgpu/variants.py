@@ -14,9 +14,9 @@ from .kernel import F16, SUBGROUPS
 
 ROWS, GEMV, TILES, DOT = "subgroup-rows", "subgroup-gemv", "f16-tiles", "int8-gemv"
 NEEDS = {ROWS: SUBGROUPS, GEMV: SUBGROUPS, TILES: F16, DOT: None}
-ROUNDS = (TILES, DOT)    # operands, so these are for --dtype fp16 alone
+ROUNDS = (TILES, DOT)  # operands, so these are for --dtype fp16 alone
 VARIABLE = "ANYTUNE_WEBGPU_VARIANTS"
-LIMIT = 1e-5       # relative error to the NumPy twin, which rounds where the kernel does
+LIMIT = 1e-5  # relative error to the NumPy twin, which rounds where the kernel does
 
 
 def asked() -> dict[str, bool]:
@@ -26,8 +26,10 @@ def asked() -> dict[str, bool]:
         return dict.fromkeys(NEEDS, False)
     for word in words:
         if word.removeprefix("-") not in NEEDS:
-            raise UserError(f"{VARIABLE}: no variant is called {word.removeprefix('-')!r}: it takes none, or of "
-                            f"{', '.join(NEEDS)} those to force, and those to forbid with a - before them")
+            raise UserError(
+                f"{VARIABLE}: no variant is called {word.removeprefix('-')!r}: it takes none, or of "
+                f"{', '.join(NEEDS)} those to force, and those to forbid with a - before them"
+            )
     return {word.removeprefix("-"): not word.startswith("-") for word in words}
 
 
@@ -49,12 +51,14 @@ def sound(e) -> tuple[set[str], set[str]]:
     """
     from .answers import ANSWERS
     from .device import DeviceError
+
     said, name = asked(), e.device.name
     forced = {variant for variant, on in said.items() if on}
     for variant in sorted(forced):
         if not _has(e.device, variant):
-            raise UserError(f"{VARIABLE} asks for {variant}, and the device {name} has no {NEEDS[variant]}: leave it "
-                            "out")
+            raise UserError(
+                f"{VARIABLE} asks for {variant}, and the device {name} has no {NEEDS[variant]}: leave it out"
+            )
         if variant in ROUNDS and not e.half:
             raise UserError(f"{VARIABLE} asks for {variant}, which --dtype fp16 allows: give both, or leave it out")
     free = {v for v in NEEDS if (e.half or v not in ROUNDS) and (v == TILES or not e.device.software)}
@@ -65,11 +69,13 @@ def sound(e) -> tuple[set[str], set[str]]:
         except DeviceError as failure:
             if failure.kind != "other":
                 raise
-            error = float("nan")    # it does not compile
-        if error <= LIMIT:      # a NaN is not
+            error = float("nan")  # it does not compile
+        if error <= LIMIT:  # a NaN is not
             continue
         if variant in forced:
-            raise UserError(f"{VARIABLE} asks for {variant}, which computes wrongly on {name} (relative error "
-                            f"{error:.1e}): leave it out, or update the driver")
+            raise UserError(
+                f"{VARIABLE} asks for {variant}, which computes wrongly on {name} (relative error "
+                f"{error:.1e}): leave it out, or update the driver"
+            )
         may.discard(variant)
     return may, forced

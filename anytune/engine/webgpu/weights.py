@@ -19,14 +19,14 @@ from .arrays import Array, bound, cuts
 from .device import ALIGN, Buffer
 from .kernels.blocks import TYPES
 
-READ = 32 << 20      # bytes read from the file at a time
-WHOLE = ("output.weight",
-         "token_embd.weight")   # never streamed: the one is used in pieces, of the other rows are taken
+READ = 32 << 20  # bytes read from the file at a time
+WHOLE = ("output.weight", "token_embd.weight")  # never streamed: the one is used in pieces, of the other rows are taken
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows low…high of a part, in a buffer from byte `at`."""
+
     low: int
     high: int
     buffer: Buffer
@@ -43,7 +43,7 @@ class Weight:
         self.engine, self.name, self.type = engine, name, info.type
         self.out_features, self.in_features = info.shape
         self.known = info.type.name in TYPES
-        self.block = info.type.name if self.known else "F32"     # what kernels read
+        self.block = info.type.name if self.known else "F32"  # what kernels read
         self.row_bytes = BLOCKS[self.block].row_bytes(self.in_features)
         self._gguf, self._rows = gguf, None
         self.hold = "blocks"
@@ -74,8 +74,8 @@ class Weight:
         """Rows low…high into a buffer from byte `at`, in the order of submits."""
         high = self.out_features if high is None else high
         rest, place = np.empty(0, np.uint8), at - at % 4
-        if at % 4:   # a neighbour of an odd size ends within this word
-            rest = self.engine.device.read(buffer.raw, place, 4)[:at % 4]
+        if at % 4:  # a neighbour of an odd size ends within this word
+            rest = self.engine.device.read(buffer.raw, place, 4)[: at % 4]
         for first, last in cuts(high - low, max(1, READ // self.row_bytes)):
             data = np.concatenate([rest, self.read(low + first, low + last)])
             whole = data.size if last == high - low else data.size // 4 * 4
@@ -109,9 +109,11 @@ class Weight:
 def pieces(rows: list[Rows], row_bytes: int, limit: int, step: int, most: int):
     """As Weight.pieces(), for rows that may be of several weights. step: what runs are multiples of, if they can be."""
     room = (limit - ALIGN - 8) // row_bytes
-    if room < 4 and sum(part.high - part.low for part in rows) > room:   # columns of activations are read by fours
-        raise UserError(f"four rows of a weight have {4 * row_bytes} bytes, and the device reads at most {limit} at "
-                        "once: train on another --device")
+    if room < 4 and sum(part.high - part.low for part in rows) > room:  # columns of activations are read by fours
+        raise UserError(
+            f"four rows of a weight have {4 * row_bytes} bytes, and the device reads at most {limit} at "
+            "once: train on another --device"
+        )
     while step > 4 and step > room:
         step //= 2
     for part in rows:
@@ -144,6 +146,7 @@ class Streamer:
 @dataclass
 class Slot:
     """The low-rank pair of one linear: a [r, in], b [out, r] and their gradients (or None), float32."""
+
     a: Array
     b: Array
     scale: float
@@ -165,18 +168,22 @@ def follow(one: Array | None, two: Array | None) -> bool:
 def end_to_end(arrays: list[Array | None]) -> Array | None:
     """Arrays that follow each other, as one: rows under rows."""
     first = arrays[0]
-    return None if first is None else Array(first.buffer, first.at, (sum(a.shape[0] for a in arrays), first.shape[1]),
-                                            first.stride)
+    return (
+        None
+        if first is None
+        else Array(first.buffer, first.at, (sum(a.shape[0] for a in arrays), first.shape[1]), first.stride)
+    )
 
 
 @dataclass
 class Part:
     """Linears of a group that are one product: columns low…high of its output, pairs of `rank` columns each (0:
     none)."""
+
     weights: list[Weight]
     low: int
     high: int
-    bounds: list[int]          # of its linears, counted from low
+    bounds: list[int]  # of its linears, counted from low
     slots: list[Slot | None]
 
     @property
@@ -203,15 +210,18 @@ class Part:
         """The pairs as one: a [all ranks, in], b [width, rank]."""
         if self.slot is None:
             return None
-        return Slot(*(end_to_end([getattr(s, name) for s in self.slots]) for name in ("a", "b")), self.slot.scale,
-                    *(end_to_end([getattr(s, name) for s in self.slots]) for name in ("grad_a", "grad_b")))
+        return Slot(
+            *(end_to_end([getattr(s, name) for s in self.slots]) for name in ("a", "b")),
+            self.slot.scale,
+            *(end_to_end([getattr(s, name) for s in self.slots]) for name in ("grad_a", "grad_b")),
+        )
 
     def pieces(self, limit: int, most: int):
         rows: list[Rows] = []
         for weight, at in zip(self.weights, self.bounds):
             rows += [Rows(r.low + at, r.high + at, r.buffer, r.at) for r in weight.rows()]
         joined: list[Rows] = []
-        for r in rows:     # neighbours in one buffer are one run
+        for r in rows:  # neighbours in one buffer are one run
             last = joined[-1] if joined else None
             behind = -1 if last is None else last.at + (last.high - last.low) * self.row_bytes
             if last is not None and last.buffer is r.buffer and behind == r.at:
@@ -225,4 +235,3 @@ def pair_bounds(part: Part, low: int) -> tuple[int, int]:
     """Where the second and the third pair begin, counted from column `low` of the part (far away: not there)."""
     inner = [max(0, b - low) for b in part.bounds[1:-1]] + [0xFFFFFFFF] * 2
     return inner[0], inner[1]
-

@@ -14,7 +14,7 @@ from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, s
 from anytune.fpga.rtl.parts import late, register
 
 ROWS, COLUMNS = 32, 8
-DEPTH = 8                                         # cycles from an activation to its sum, in column 0
+DEPTH = 8  # cycles from an activation to its sum, in column 0
 
 
 def tree(m: Module, values: list[Value]) -> Value:
@@ -44,12 +44,12 @@ class Array(Elaboratable):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        total = tree(m, self.activations)                                   # 5 cycles later
+        total = tree(m, self.activations)  # 5 cycles later
         whole = late(m, self.whole, 5)
-        offset = register(m, (total << 1) + (Mux(whole, total, 0) << 3))    # 6
+        offset = register(m, (total << 1) + (Mux(whole, total, 0) << 3))  # 6
         row, start, latch = list(self.activations), self.start, self.latch
         for c in range(COLUMNS):
-            codes = late(m, self.weights[4 * c:4 * c + 4], c)
+            codes = late(m, self.weights[4 * c : 4 * c + 4], c)
             self._column(m, c, row, codes, start, latch, offset)
             row, offset = [register(m, a) for a in row], register(m, offset)
             start, latch = register(m, start), register(m, latch)
@@ -68,7 +68,7 @@ class Array(Elaboratable):
             active = Signal(4, reset_less=True, name=f"w{r}_{c}")
             with m.If(latch):
                 m.d.sync += active.eq(waiting)
-            a = row[ROWS - 1 - r]                                           # the first weight in goes furthest
+            a = row[ROWS - 1 - r]  # the first weight in goes furthest
             low.append(digit(m, a, active[:2]))
             high.append(digit(m, a, active[2:]))
         both = register(m, tree(m, low) + (tree(m, high) << 2))

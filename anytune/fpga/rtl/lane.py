@@ -10,7 +10,7 @@ from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, signed
 
 from anytune.fpga.rtl.parts import chain, late, left, memory, register, right, zeros
 
-SCALE = 25                                        # bits: fraction 16, exponent 8, sign
+SCALE = 25  # bits: fraction 16, exponent 8, sign
 
 
 class Lane(Elaboratable):
@@ -18,6 +18,7 @@ class Lane(Elaboratable):
     and whether it begins or ends. `sw` is taken when `load`, one cycle before the first p that it is for.
     Out, DEPTH cycles later: `out`, `out_at`, and `out_valid` if it was the last.
     """
+
     DEPTH = 21
 
     def __init__(self) -> None:
@@ -30,13 +31,19 @@ class Lane(Elaboratable):
         m = Module()
         valid = chain(m, self.valid, self.DEPTH, reset=True)
         rest = chain(m, Cat(self.first, self.last, self.at), self.DEPTH)
-        y = self._product(m)                                                # 8
+        y = self._product(m)  # 8
         read, write = memory(m, "sums", 32, 128)
         m.d.comb += read.addr.eq(rest[5][2:])
-        x = register(m, Mux(rest[7][0], 0, register(m, read.data)))         # 8
-        out = self._add(m, x, y)                                            # 21
-        m.d.comb += [write.addr.eq(rest[21][2:]), write.data.eq(out), write.en.eq(valid[21]), self.out.eq(out),
-                     self.out_valid.eq(valid[21] & rest[21][1]), self.out_at.eq(rest[21][2:])]
+        x = register(m, Mux(rest[7][0], 0, register(m, read.data)))  # 8
+        out = self._add(m, x, y)  # 21
+        m.d.comb += [
+            write.addr.eq(rest[21][2:]),
+            write.data.eq(out),
+            write.en.eq(valid[21]),
+            self.out.eq(out),
+            self.out_valid.eq(valid[21] & rest[21][1]),
+            self.out_at.eq(rest[21][2:]),
+        ]
         return m
 
     def _product(self, m: Module) -> Signal:
@@ -103,7 +110,7 @@ class Lane(Elaboratable):
         a, by2 = left(a, 2)
         a, by1 = left(a, 1)
         a, shift = register(m, a), register(m, Cat(by1, by2, shift))
-        e = register(m, (late(m, e, 8) + 1 - shift)[:10])                   # signed; not above 0: nothing is left
+        e = register(m, (late(m, e, 8) + 1 - shift)[:10])  # signed; not above 0: nothing is left
         m20, up = register(m, a[4:]), register(m, a[3] & (a[:3].any() | a[4]))
         full = Signal(31)
         m.d.comb += full.eq(Cat(m20[:23], e[:8]) + up)

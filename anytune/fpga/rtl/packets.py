@@ -18,7 +18,7 @@ from anytune.fpga.rtl.parts import half_to_scale, late, register
 from anytune.fpga.rtl.tile import AT
 from anytune.fpga.rtl.weights import SLOTS
 
-COMMAND = 6 + AT - 5                              # flags and a block of tile memory
+COMMAND = 6 + AT - 5  # flags and a block of tile memory
 HEAD, TILE, SQUARE = range(3)
 
 
@@ -75,25 +75,43 @@ class Packets(Elaboratable):
         m.d.comb += self.accept.eq(self.valid & (self.state == HEAD) & Mux(kind == 3, free, bad | data[2] | idle))
         with m.If(self.accept):
             with m.If(kind == 3):
-                m.d.sync += [self.state.eq(SQUARE), self.begun.eq(self.begun + 1), self.slot.eq(self.begun[:2]),
-                             commands[self.begun[:2]].eq(Cat(data[2:8], data[16:])), self.ones.eq(data[7]),
-                             self.wide.eq(data[8]), self.scales_next.eq(1), self.second.eq(0), self.four.eq(0),
-                             self.part.eq(0)]
+                m.d.sync += [
+                    self.state.eq(SQUARE),
+                    self.begun.eq(self.begun + 1),
+                    self.slot.eq(self.begun[:2]),
+                    commands[self.begun[:2]].eq(Cat(data[2:8], data[16:])),
+                    self.ones.eq(data[7]),
+                    self.wide.eq(data[8]),
+                    self.scales_next.eq(1),
+                    self.second.eq(0),
+                    self.four.eq(0),
+                    self.part.eq(0),
+                ]
             with m.Elif(bad):
                 m.d.sync += self.bad.eq(1)
             with m.Else():
-                m.d.sync += [self.state.eq(TILE), self.gradients.eq(kind[1]), self.place.eq(0),
-                             self.word.eq(Mux(kind[1], data[16:] << 6, data[16:] << 5)),
-                             self.left.eq(Mux(kind[1], data[32:48] << 6, data[32:48] << 5))]
+                m.d.sync += [
+                    self.state.eq(TILE),
+                    self.gradients.eq(kind[1]),
+                    self.place.eq(0),
+                    self.word.eq(Mux(kind[1], data[16:] << 6, data[16:] << 5)),
+                    self.left.eq(Mux(kind[1], data[32:48] << 6, data[32:48] << 5)),
+                ]
 
     def _tile(self, m: Module) -> None:
         """Of activations, beat 0 of 17 is scales."""
         here, scales = self.valid & (self.state == TILE), ~self.gradients & (self.place == 0)
         self.in_tile = here
         codes, at = here & ~scales, Mux(self.gradients, self.place, self.place - 1)
-        m.d.comb += [self.tile.put.eq(codes), self.tile.data.eq(self.data), self.tile.part.eq(at[:2]),
-                     self.tile.word.eq(self.word), self.tile.put_scales.eq(here & scales),
-                     self.tile.scales.eq(self.data), self.tile.scales_at.eq(self.word[2:])]
+        m.d.comb += [
+            self.tile.put.eq(codes),
+            self.tile.data.eq(self.data),
+            self.tile.part.eq(at[:2]),
+            self.tile.word.eq(self.word),
+            self.tile.put_scales.eq(here & scales),
+            self.tile.scales.eq(self.data),
+            self.tile.scales_at.eq(self.word[2:]),
+        ]
         with m.If(here):
             m.d.sync += self.place.eq(Mux(self.place == Mux(self.gradients, 15, 16), 0, self.place + 1))
             with m.If(codes & (at[:2] == 3)):
@@ -105,12 +123,15 @@ class Packets(Elaboratable):
         """Scales go on at once; a beat of codes is held for two cycles, low nibbles first, while the next one waits."""
         here = self.valid & (self.state == SQUARE)
         self.held, self.half, self.final = Signal(), Signal(), Signal()
-        self.codes, self.where = Signal(64, reset_less=True), Signal(8, reset_less=True)     # parity, row, slot
+        self.codes, self.where = Signal(64, reset_less=True), Signal(8, reset_less=True)  # parity, row, slot
         ahead, next_one = Signal(), Signal(64 + 8 + 1, reset_less=True)
         scales, codes, moves = Signal(), Signal(), Signal()
-        m.d.comb += [moves.eq(ahead & (~self.held | self.half)), scales.eq(here & self.scales_next),
-                     codes.eq(here & ~self.scales_next & (~ahead | moves)),
-                     self.take.eq(self.accept | self.in_tile | scales | codes)]
+        m.d.comb += [
+            moves.eq(ahead & (~self.held | self.half)),
+            scales.eq(here & self.scales_next),
+            codes.eq(here & ~self.scales_next & (~ahead | moves)),
+            self.take.eq(self.accept | self.in_tile | scales | codes),
+        ]
         self.loads = Signal()
         m.d.comb += self.loads.eq(self.held & self.half & self.final)
         with m.If(scales):
@@ -124,14 +145,19 @@ class Packets(Elaboratable):
                 with m.Else():
                     m.d.sync += self.scales_next.eq(0)
         with m.If(codes):
-            m.d.sync += [self.part.eq(self.part + 1),
-                         next_one.eq(Cat(self.data, self.part, self.four, self.slot, Cat(self.part, self.four).all()))]
+            m.d.sync += [
+                self.part.eq(self.part + 1),
+                next_one.eq(Cat(self.data, self.part, self.four, self.slot, Cat(self.part, self.four).all())),
+            ]
             with m.If(self.part == 7):
                 m.d.sync += [self.scales_next.eq(1), self.four.eq(self.four + 1)]
                 with m.If(self.four == 7):
                     m.d.sync += self.state.eq(HEAD)
-        m.d.sync += [ahead.eq(codes | (ahead & ~moves)), self.held.eq(moves | (self.held & ~self.half)),
-                     self.half.eq(self.held & ~self.half)]
+        m.d.sync += [
+            ahead.eq(codes | (ahead & ~moves)),
+            self.held.eq(moves | (self.held & ~self.half)),
+            self.half.eq(self.held & ~self.half),
+        ]
         with m.If(moves):
             m.d.sync += Cat(self.codes, self.where, self.final).eq(next_one)
         with m.If(self.loads):
@@ -142,16 +168,23 @@ class Packets(Elaboratable):
         first = Signal(32 * 2, reset_less=True)
         with m.If(scales):
             m.d.sync += first.eq(self.data)
-        halves = [half_to_scale(m, self.data[16 * i:16 * i + 16])[0] for i in range(4)]
-        words = [source[32 * i + 7:32 * i + 32] for source in (first, self.data) for i in range(2)]
+        halves = [half_to_scale(m, self.data[16 * i : 16 * i + 16])[0] for i in range(4)]
+        words = [source[32 * i + 7 : 32 * i + 32] for source in (first, self.data) for i in range(2)]
         narrow, wide = Cat(*halves), late(m, Cat(*words), 2)
         whole = scales & (~self.wide | self.second)
-        m.d.comb += [self.weights.put_scales.eq(late(m, whole, 2, reset=True)),
-                     self.weights.scales.eq(Mux(late(m, self.wide, 2), wide, narrow)),
-                     self.weights.four.eq(late(m, self.four, 2)), self.weights.scales_slot.eq(late(m, self.slot, 2))]
+        m.d.comb += [
+            self.weights.put_scales.eq(late(m, whole, 2, reset=True)),
+            self.weights.scales.eq(Mux(late(m, self.wide, 2), wide, narrow)),
+            self.weights.four.eq(late(m, self.four, 2)),
+            self.weights.scales_slot.eq(late(m, self.slot, 2)),
+        ]
 
     def _write(self, m: Module) -> None:
-        nibbles = [Mux(self.half, self.codes[8 * i + 4:8 * i + 8], self.codes[8 * i:8 * i + 4]) for i in range(8)]
-        m.d.comb += [self.weights.put.eq(self.held), self.weights.codes.eq(Cat(*nibbles)),
-                     self.weights.row.eq(self.where[1:6]), self.weights.slot.eq(self.where[6:]),
-                     self.weights.group.eq(Cat(self.where[0], self.half))]
+        nibbles = [Mux(self.half, self.codes[8 * i + 4 : 8 * i + 8], self.codes[8 * i : 8 * i + 4]) for i in range(8)]
+        m.d.comb += [
+            self.weights.put.eq(self.held),
+            self.weights.codes.eq(Cat(*nibbles)),
+            self.weights.row.eq(self.where[1:6]),
+            self.weights.slot.eq(self.where[6:]),
+            self.weights.group.eq(Cat(self.where[0], self.half)),
+        ]

@@ -50,7 +50,7 @@ def left(x: Value, n: int) -> tuple[Value, Value]:
 
 def right(x: Value, n: int, on: Value) -> Value:
     """x shifted down by n if `on`; bit 0 gathers what falls out."""
-    return Mux(on, Cat(x[1:n + 1].any() | x[0], x[n + 1:], zeros(n)), x)
+    return Mux(on, Cat(x[1 : n + 1].any() | x[0], x[n + 1 :], zeros(n)), x)
 
 
 def memory(m: Module, name: str, width: int, depth: int, domain: str = "sync") -> tuple:
@@ -70,7 +70,7 @@ def half_to_scale(m: Module, h: Value) -> tuple[Value, int]:
     """A float16 as scales are kept: 16 bits of fraction, 8 of exponent (biased 127, 0: zero), sign. (value, cycles)."""
     fraction = h[:10]
     place, wide = Signal(4), Signal(10)
-    for i in range(10):                           # a subnormal's leading one
+    for i in range(10):  # a subnormal's leading one
         with m.If(fraction[i]):
             m.d.comb += [place.eq(i), wide.eq(Cat(zeros(10 - i), fraction[:i]))]
     first = register(m, Cat(h, place, wide))

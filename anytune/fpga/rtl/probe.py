@@ -29,10 +29,10 @@ class Probe(Elaboratable):
         shift, at = Signal(sum(map(len, ins)), reset_less=True), 0
         m.d.sync += shift.eq(Cat(self.i, shift[:-1]))
         for port in ins:
-            m.d.comb += port.eq(register(m, shift[at:at + len(port)]))
+            m.d.comb += port.eq(register(m, shift[at : at + len(port)]))
             at += len(port)
         level = list(register(m, Cat(*outs)))
         while len(level) > 1:
-            level = [register(m, functools.reduce(operator.xor, level[i:i + 4])) for i in range(0, len(level), 4)]
+            level = [register(m, functools.reduce(operator.xor, level[i : i + 4])) for i in range(0, len(level), 4)]
         m.d.comb += self.o.eq(level[0])
         return m

@@ -29,7 +29,7 @@ class Quantizer(Streamed):
 
     def pipeline(self, m: Module, data: Signal):
         peaks = words(data, 16)
-        while len(peaks) > 1:                                               # 5
+        while len(peaks) > 1:  # 5
             peaks = [register(m, Mux(b[:15] > a[:15], b, a)) for a, b in zip(peaks[::2], peaks[1::2])]
         peak, x = peaks[0], late(m, data, 5)
         rom = Signal(25)
@@ -37,7 +37,7 @@ class Quantizer(Streamed):
             for i, value in enumerate(reciprocals()):
                 with m.Case(i):
                     m.d.comb += rom.eq(value)
-        inverse, sign = late(m, rom, 2), late(m, ~peak[15], 2)              # 7
+        inverse, sign = late(m, rom, 2), late(m, ~peak[15], 2)  # 7
         exponent, nothing, x = late(m, peak[7:15], 2), late(m, peak[7:15] == 0, 2), late(m, x, 2)
         lanes = [self._lane(m, word, inverse, sign, exponent, nothing) for word in words(x, 16)]
         scale = late(m, self._half(m, peak), 4)
@@ -47,7 +47,7 @@ class Quantizer(Streamed):
         """d = peak / -8 as float16; 4 cycles."""
         exponent = peak[7:15]
         place = Signal(10)
-        m.d.comb += place.eq(exponent - 115)                                # of d, biased 15, in two's complement
+        m.d.comb += place.eq(exponent - 115)  # of d, biased 15, in two's complement
         below = Signal(9)
         m.d.comb += below.eq(115 - exponent)
         by = register(m, Mux(place[9], Mux(below > 22, 23, below)[:5], 0))
@@ -62,18 +62,18 @@ class Quantizer(Streamed):
         return register(m, Cat(size[:15], late(m, sign, 2)))
 
     def _lane(self, m: Module, x, inverse, sign, exponent, nothing):
-        product, negative = late(m, Cat(x[:7], Const(1, 1)) * inverse, 2), late(m, x[15] ^ sign, 2)       # 9: 33 bits
+        product, negative = late(m, Cat(x[:7], Const(1, 1)) * inverse, 2), late(m, x[15] ^ sign, 2)  # 9: 33 bits
         gap = Signal(9)
         m.d.comb += gap.eq(exponent - x[7:15])
         gap = late(m, Mux(nothing | (x[7:15] == 0) | (gap > 31), 31, gap)[:5], 2)
         big = product[31]
         up = Mux(big, product[7] & (product[:7].any() | product[8]), product[6] & (product[:6].any() | product[7]))
-        rounded = register(m, (Mux(big, product[8:32], product[7:31]) + up)[:25])                        # 10
+        rounded = register(m, (Mux(big, product[8:32], product[7:31]) + up)[:25])  # 10
         big, negative, gap = register(m, big), register(m, negative), register(m, gap)
-        shifted = register(m, (Mux(big, rounded << 4, rounded << 3) >> gap)[:29])                        # 11
+        shifted = register(m, (Mux(big, rounded << 4, rounded << 3) >> gap)[:29])  # 11
         negative = register(m, negative)
-        half = Mux(negative, Mux(shifted >= (4 << 24), 0, 4), 8)                # what rounds to float32's last place
+        half = Mux(negative, Mux(shifted >= (4 << 24), 0, 4), 8)  # what rounds to float32's last place
         total = Mux(negative, (17 << 23) - shifted, (17 << 23) + shifted)
-        total, half = register(m, total[:30]), register(m, half)                                        # 12
+        total, half = register(m, total[:30]), register(m, half)  # 12
         code = (total + half)[24:29]
-        return register(m, Mux(code[4], 15, code[:4]))                                                  # 13
+        return register(m, Mux(code[4], 15, code[:4]))  # 13

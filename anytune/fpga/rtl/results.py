@@ -15,8 +15,9 @@ class Results(Elaboratable):
     def __init__(self) -> None:
         self.out_valid, self.out_ready, self.out_data, self.out_last = Signal(), Signal(), Signal(64), Signal()
         self.reserve, self.reserved, self.busy = Signal(), Signal(3), Signal()
-        self.lanes = [(Signal(name=f"put{c}"), Signal(32, name=f"value{c}"), Signal(7, name=f"at{c}"))
-                      for c in range(8)]
+        self.lanes = [
+            (Signal(name=f"put{c}"), Signal(32, name=f"value{c}"), Signal(7, name=f"at{c}")) for c in range(8)
+        ]
 
     def connect(self, m: Module, c: int, lane) -> None:
         put, value, at = self.lanes[c]
@@ -29,8 +30,12 @@ class Results(Elaboratable):
             read, write = memory(m, f"lane{c}", 32, 128 * GROUPS)
             into = Signal(2, name=f"into{c}")
             put, value, at = register(m, put, reset=True), register(m, value), register(m, at)
-            m.d.comb += [write.en.eq(put), write.data.eq(value), write.addr.eq(Cat(at, into)),
-                         read.addr.eq(Cat(step[2:], step[:2], group))]
+            m.d.comb += [
+                write.en.eq(put),
+                write.data.eq(value),
+                write.addr.eq(Cat(at, into)),
+                read.addr.eq(Cat(step[2:], step[:2], group)),
+            ]
             words.append(register(m, read.data))
             with m.If(put & (at == 127)):
                 m.d.sync += into.eq(into + 1)
@@ -53,10 +58,21 @@ class Results(Elaboratable):
         read, write = memory(m, "queue", 65, 16, domain="comb")
         head, tail, held, valid = Signal(5), Signal(5), Signal(5), Signal()
         takes = Signal()
-        m.d.comb += [takes.eq((head != tail) & (~valid | self.out_ready)), write.en.eq(put), write.data.eq(beat),
-                     write.addr.eq(head[:4]), read.addr.eq(tail[:4]), held.eq(head - tail), self.out_valid.eq(valid)]
-        m.d.sync += [head.eq(head + put), tail.eq(tail + takes), room.eq(held < 12),
-                     valid.eq(takes | (valid & ~self.out_ready))]
+        m.d.comb += [
+            takes.eq((head != tail) & (~valid | self.out_ready)),
+            write.en.eq(put),
+            write.data.eq(beat),
+            write.addr.eq(head[:4]),
+            read.addr.eq(tail[:4]),
+            held.eq(head - tail),
+            self.out_valid.eq(valid),
+        ]
+        m.d.sync += [
+            head.eq(head + put),
+            tail.eq(tail + takes),
+            room.eq(held < 12),
+            valid.eq(takes | (valid & ~self.out_ready)),
+        ]
         with m.If(takes):
             m.d.sync += Cat(self.out_data, self.out_last).eq(read.data)
         return valid | (head != tail)

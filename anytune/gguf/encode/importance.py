@@ -14,9 +14,17 @@ import numpy as np
 # format -> (without importance, how much of the root mean square of its 32 weights joins each weight's size;
 # with it, how many mean squares join the weight's own under the root, None: importance alone)
 RULES: dict[str, tuple[float, float | None]] = {
-    "Q4_0": (0.25, 1.0), "Q4_1": (0.25, 1.0), "Q5_0": (0.25, 1.0), "Q5_1": (0.25, 1.0),
-    "IQ4_NL": (0.25, 2.0), "IQ4_XS": (0.25, 2.0), "Q2_K": (0.25, 1.0), "Q3_K": (0.25, 2.0),
-    "Q4_K": (3.0, 2.0), "Q5_K": (3.0, 2.0), "Q6_K": (0.25, None),
+    "Q4_0": (0.25, 1.0),
+    "Q4_1": (0.25, 1.0),
+    "Q5_0": (0.25, 1.0),
+    "Q5_1": (0.25, 1.0),
+    "IQ4_NL": (0.25, 2.0),
+    "IQ4_XS": (0.25, 2.0),
+    "Q2_K": (0.25, 1.0),
+    "Q3_K": (0.25, 2.0),
+    "Q4_K": (3.0, 2.0),
+    "Q5_K": (3.0, 2.0),
+    "Q6_K": (0.25, None),
 }
 
 

@@ -37,7 +37,8 @@ def _trits(q: np.ndarray, group: int, count: int) -> np.ndarray:
 def tq1_0(x: np.ndarray) -> np.ndarray:
     d, q = _ternary(x)
     return np.concatenate(
-        [_trits(q[:, :160], 32, 5), _trits(q[:, 160:240], 16, 5), _trits(q[:, 240:], 4, 4), d], axis=1)
+        [_trits(q[:, :160], 32, 5), _trits(q[:, 160:240], 16, 5), _trits(q[:, 240:], 4, 4), d], axis=1
+    )
 
 
 def tq2_0(x: np.ndarray) -> np.ndarray:
@@ -67,6 +68,5 @@ def q5_0(x: np.ndarray) -> np.ndarray:
     return quantizers.q5_0(x + np.float32(0))
 
 
-FUNCTIONS = {name.upper(): getattr(quantizers, name)
-             for name in ("f32", "f16", "bf16", "q4_1", "q5_1", "q8_0")}
+FUNCTIONS = {name.upper(): getattr(quantizers, name) for name in ("f32", "f16", "bf16", "q4_1", "q5_1", "q8_0")}
 FUNCTIONS |= {"Q4_0": q4_0, "Q5_0": q5_0, "TQ1_0": tq1_0, "TQ2_0": tq2_0, "MXFP4": mxfp4}

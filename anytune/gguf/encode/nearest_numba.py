@@ -249,8 +249,9 @@ def bf16(x, dst, blocks):
         put_word(dst, 2 * i, first(_bfloat(every(x[i]))))
 
 
-FUNCTIONS = {function.__name__.upper(): function
-             for function in (f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, mxfp4)}
+FUNCTIONS = {
+    function.__name__.upper(): function for function in (f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, mxfp4)
+}
 
 
 def kernel(name: str) -> Callable | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def _half(out: np.ndarray, column: int) -> np.ndarray:
-    return np.ascontiguousarray(out[:, column:column + 1].astype("<f2")).view(np.uint8)
+    return np.ascontiguousarray(out[:, column : column + 1].astype("<f2")).view(np.uint8)
 
 
 def fields(q: np.ndarray, group: int, bits: int) -> np.ndarray:
@@ -64,23 +64,40 @@ def q3_k(q, out):
     high = scales >> np.uint8(4)
     tails = high[:, :4] | high[:, 4:8] << np.uint8(2) | high[:, 8:12] << np.uint8(4) | high[:, 12:] << np.uint8(6)
     top = fields(q >> np.uint8(2), 32, 1)
-    return np.concatenate([top, fields(q & np.uint8(3), 32, 2), fields(scales & np.uint8(15), 8, 4), tails,
-                           _half(out, 16)], axis=1)
+    return np.concatenate(
+        [top, fields(q & np.uint8(3), 32, 2), fields(scales & np.uint8(15), 8, 4), tails, _half(out, 16)], axis=1
+    )
 
 
 def q4_k(q, out):
-    return np.concatenate([_half(out, 16), _half(out, 17), _six_bits(_bytes(out, 0, 8), _bytes(out, 8, 16)),
-                           fields(q, 32, 4)], axis=1)
+    return np.concatenate(
+        [_half(out, 16), _half(out, 17), _six_bits(_bytes(out, 0, 8), _bytes(out, 8, 16)), fields(q, 32, 4)], axis=1
+    )
 
 
 def q5_k(q, out):
-    return np.concatenate([_half(out, 16), _half(out, 17), _six_bits(_bytes(out, 0, 8), _bytes(out, 8, 16)),
-                           fields(q >> np.uint8(4), 32, 1), fields(q & np.uint8(15), 32, 4)], axis=1)
+    return np.concatenate(
+        [
+            _half(out, 16),
+            _half(out, 17),
+            _six_bits(_bytes(out, 0, 8), _bytes(out, 8, 16)),
+            fields(q >> np.uint8(4), 32, 1),
+            fields(q & np.uint8(15), 32, 4),
+        ],
+        axis=1,
+    )
 
 
 def q6_k(q, out):
-    return np.concatenate([fields(q & np.uint8(15), 64, 4), fields(q >> np.uint8(4), 32, 2),
-                           out[:, :16].astype(np.int8).view(np.uint8), _half(out, 16)], axis=1)
+    return np.concatenate(
+        [
+            fields(q & np.uint8(15), 64, 4),
+            fields(q >> np.uint8(4), 32, 2),
+            out[:, :16].astype(np.int8).view(np.uint8),
+            _half(out, 16),
+        ],
+        axis=1,
+    )
 
 
 iq4_nl = q4_0

@@ -51,8 +51,13 @@ def search(name: str, x: np.ndarray, w: np.ndarray, compiled: bool | None = None
     run = None if compiled is False else _kernel(name)
     if run is None:
         for lo in range(0, len(x), PLAIN_BLOCKS):
-            _plain(how, x[lo:lo + PLAIN_BLOCKS], w[lo:lo + PLAIN_BLOCKS], q[lo:lo + PLAIN_BLOCKS],
-                   out[lo:lo + PLAIN_BLOCKS])
+            _plain(
+                how,
+                x[lo : lo + PLAIN_BLOCKS],
+                w[lo : lo + PLAIN_BLOCKS],
+                q[lo : lo + PLAIN_BLOCKS],
+                out[lo : lo + PLAIN_BLOCKS],
+            )
     else:
         run(np.ascontiguousarray(x), np.ascontiguousarray(w), q, out)
     return how.pack(q, out)
@@ -75,6 +80,11 @@ def _compiled(name: str) -> Callable | None:
 def _plain(how: Search, x: np.ndarray, w: np.ndarray, q: np.ndarray, out: np.ndarray) -> None:
     levels, numbers = np.empty(x.T.shape, np.float32), np.empty(out.T.shape, np.float32)
     with np.errstate(over="ignore"):
-        how.fit(np.ascontiguousarray(x.T), np.ascontiguousarray(w.T), levels, numbers,
-                np.empty((how.sums, len(x)), np.float32))
+        how.fit(
+            np.ascontiguousarray(x.T),
+            np.ascontiguousarray(w.T),
+            levels,
+            numbers,
+            np.empty((how.sums, len(x)), np.float32),
+        )
     q[:], out[:] = levels.T, numbers.T

@@ -13,8 +13,10 @@ import numpy as np
 try:
     from numba.extending import register_jitable as shared
 except ImportError:
+
     def shared(function):
         return function
+
 
 MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves no room for fractions
 

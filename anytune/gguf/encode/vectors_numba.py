@@ -12,7 +12,6 @@ from anytune.gguf.encode import vectors
 from anytune.gguf.lanes import FLOATS, I32S, LANES, Floats, _splat, floats
 
 
-
 def _row(context, builder, kind, tile, row):
     """Pointer to sixteen lanes: a tile in compiled code is float32 [rows, 16]."""
     data = context.make_array(kind)(context, builder, tile).data
@@ -35,6 +34,7 @@ def everywhere(number):
 def _load(typing, tile, row):
     def code(context, builder, signature, args):
         return builder.load(_row(context, builder, signature.args[0], *args), align=4)
+
     return floats(tile, types.intp), code
 
 
@@ -44,6 +44,7 @@ def _keep(typing, tile, row, values):
         value = _vector(context, builder, signature.args[2], args[2])
         builder.store(value, _row(context, builder, signature.args[0], *args[:2]), align=4)
         return context.get_dummy_value()
+
     return types.void(tile, types.intp, values), code
 
 
@@ -51,15 +52,18 @@ def _keep(typing, tile, row, values):
 def _spread(typing, value):
     def code(context, builder, signature, args):
         return _vector(context, builder, signature.args[0], args[0])
+
     return floats(value), code
 
 
 @intrinsic
 def _where_less(typing, a, b, yes, no):
     def code(context, builder, signature, args):
-        a, b, yes, no = (_vector(context, builder, kind, value)
-                         for kind, value in zip(signature.args, args, strict=True))
+        a, b, yes, no = (
+            _vector(context, builder, kind, value) for kind, value in zip(signature.args, args, strict=True)
+        )
         return builder.select(builder.fcmp_ordered("<", a, b), yes, no)
+
     return floats(a, b, yes, no), code
 
 
@@ -67,16 +71,19 @@ def _arithmetic(name):
     @intrinsic
     def operation(typing, a, b):
         def code(context, builder, signature, args):
-            return getattr(builder, name)(*(_vector(context, builder, kind, value)
-                                            for kind, value in zip(signature.args, args, strict=True)))
+            return getattr(builder, name)(
+                *(_vector(context, builder, kind, value) for kind, value in zip(signature.args, args, strict=True))
+            )
+
         return floats(a, b), code
+
     return operation
 
 
 def to_half(builder, value):
     """Rounded to float16, to nearest even, in integers: no library call on processors without F16C."""
     word = builder.bitcast(value, I32S)
-    sign, bits = builder.and_(word, everywhere(-2**31)), builder.and_(word, everywhere(0x7FFFFFFF))
+    sign, bits = builder.and_(word, everywhere(-(2**31))), builder.and_(word, everywhere(0x7FFFFFFF))
     odd = builder.and_(builder.lshr(bits, everywhere(13)), everywhere(1))
     rounded = builder.and_(builder.add(bits, builder.add(odd, everywhere(0xFFF))), everywhere(~0x1FFF))
     # below 2^-14 halves are multiples of 2^-24, as floats between 0.5 and 1 are
@@ -94,6 +101,7 @@ def to_half(builder, value):
 def _to_half(typing, values):
     def code(context, builder, signature, args):
         return to_half(builder, args[0])
+
     return floats(floats), code
 
 
@@ -131,6 +139,10 @@ def _operator(symbol, name):
             return lambda a, b: made(a, b)
 
 
-for _symbol, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"),
-                       (operator.truediv, "fdiv")):
+for _symbol, _name in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
     _operator(_symbol, _name)

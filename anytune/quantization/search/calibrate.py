@@ -40,8 +40,9 @@ class Uniform:
         return replace(self, kl=float(values.mean()), error=float(values.std() / np.sqrt(max(1, len(values) - 1))))
 
 
-def uniform(kind: str, tensors: Mapping[str, TensorInfo], costs: Costs, prices: Mapping[str, Mapping[str, int]],
-            ) -> Uniform | None:
+def uniform(
+    kind: str, tensors: Mapping[str, TensorInfo], costs: Costs, prices: Mapping[str, Mapping[str, int]]
+) -> Uniform | None:
     """The uniform model of a type; None where a tensor cannot become it."""
     formats = {name: mix.fitting(kind, tensors[name].shape[-1]) for name in costs}
     if any(block not in prices[name] or not np.isfinite(costs[name][block]) for name, block in formats.items()):

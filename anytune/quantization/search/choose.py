@@ -44,7 +44,7 @@ def choose(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, st
             step = -(-(option.price - some[0].price) // unit)
             if step >= size:
                 break
-            trial = best[:size - step] + option.cost
+            trial = best[: size - step] + option.cost
             better = trial < total[step:]
             total[step:][better] = trial[better]
             taken[row, step:][better] = at
@@ -73,8 +73,11 @@ def _spend(kept: Mapping[str, Sequence[Option]], chosen: dict[str, int], budget:
         steps = []
         for name, at in chosen.items():
             now = kept[name][at]
-            steps += [((now.cost - other.cost) / (other.price - now.price), name, number)
-                      for number, other in enumerate(kept[name]) if number > at and other.price - now.price <= left]
+            steps += [
+                ((now.cost - other.cost) / (other.price - now.price), name, number)
+                for number, other in enumerate(kept[name])
+                if number > at and other.price - now.price <= left
+            ]
         if not steps:
             return
         _, name, number = max(steps)

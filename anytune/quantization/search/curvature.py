@@ -50,9 +50,17 @@ class Watch(Composed):
         return self._engine.linear_backward(dys, x, group, need_dx)
 
 
-def curvature(model: Model, pieces: Sequence[Sequence[int]], types: Mapping[str, Sequence[str]], *, draws: int = 8,
-              seed: int = 0, importance: Importance | None = None, threads: int = 1,
-              progress: Callable[[int, int], None] | None = None) -> Costs:
+def curvature(
+    model: Model,
+    pieces: Sequence[Sequence[int]],
+    types: Mapping[str, Sequence[str]],
+    *,
+    draws: int = 8,
+    seed: int = 0,
+    importance: Importance | None = None,
+    threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Costs:
     """Tensor -> type -> KL divergence in nats a token, for the matrices that `types` names and the model runs.
 
     pieces: windows of one length; every token's distribution counts. draws: labels drawn for each token. importance:
@@ -66,13 +74,18 @@ def curvature(model: Model, pieces: Sequence[Sequence[int]], types: Mapping[str,
     with ThreadPoolExecutor(threads) as pool:
         rounding = Rounding(model.gguf, types, importance, pool)
         hidden, sums, gradients = _drawn(forward, top, draws, np.random.default_rng(seed))
-        costs = {name: tables.head(rounding, name, hidden, sums) for name in types
-                 if name == ("token_embd.weight" if c.tied else "output.weight")}
+        costs = {
+            name: tables.head(rounding, name, hidden, sums)
+            for name in types
+            if name == ("token_embd.weight" if c.tied else "output.weight")
+        }
         for number in reversed(range(len(layers))):
             layer = layers[number]
             saved = layer_forward(watch, e.vector(inputs.pop()), layer, c, positions)[1]
-            gradients = [e.host(layer_backward(watch, e.vector(dx), saved, layer, c, positions, None, bottom=True))
-                         for dx in gradients]
+            gradients = [
+                e.host(layer_backward(watch, e.vector(dx), saved, layer, c, positions, None, bottom=True))
+                for dx in gradients
+            ]
             for group, parts in LINEARS.items():
                 x, drawn = watch.seen.pop(id(getattr(layer, group)))
                 for place, part in enumerate(parts):
@@ -103,21 +116,25 @@ def _run(forward: Forward, pieces: Sequence[Sequence[int]]) -> tuple[Any, list[n
     return positions, inputs, x
 
 
-def _drawn(forward: Forward, top: Any, draws: int, rng: np.random.Generator,
-           ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+def _drawn(
+    forward: Forward, top: Any, draws: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """(what the head sees [T, d], logits' log-sums [T], for each draw the gradient of the drawn labels' summed loss by
     the last layer's output [T, d])."""
     e, w, eps = forward.engine, forward.model.weights, forward.model.config.eps
     h = e.rms_norm(top, w.output_norm, eps)
     labels, sums = np.empty((draws, len(h)), np.int32), np.empty(len(h))
     for lo, logits in forward.logits(h, np.arange(len(h))):
-        sums[lo:lo + len(logits)] = log_sums(logits)
-        labels[:, lo:lo + len(logits)] = sample(logits, sums[lo:lo + len(logits)], draws, rng)
+        sums[lo : lo + len(logits)] = log_sums(logits)
+        labels[:, lo : lo + len(logits)] = sample(logits, sums[lo : lo + len(logits)], draws, rng)
     # one label's gradient is (mean row of the head) - (its own row): the first is common to all draws
     rows = [e.host(e.embed(e.integers(row), forward.head.weights[0], 1.0)) for row in labels]
     common = e.host(e.cross_entropy(h, forward.head, e.integers(labels[0]), 1.0, True)[1]) + rows[0]
-    return e.host(h), sums, [e.host(e.rms_norm_backward(e.vector(common - row), top, w.output_norm, eps))
-                             for row in rows]
+    return (
+        e.host(h),
+        sums,
+        [e.host(e.rms_norm_backward(e.vector(common - row), top, w.output_norm, eps)) for row in rows],
+    )
 
 
 def sample(logits: np.ndarray, sums: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -130,6 +147,7 @@ def sample(logits: np.ndarray, sums: np.ndarray, draws: int, rng: np.random.Gene
 
 def _costs(rounding: Rounding, name: str, x: np.ndarray, drawn: Sequence[np.ndarray], windows: int) -> dict[str, float]:
     """Type -> KL of one matrix. x: [T, in]; drawn: [T, out] a draw."""
+
     def prepare(lo: int, exact: np.ndarray) -> Callable[[np.ndarray], float]:
         hi = lo + len(exact)
         parts = [dy[:, lo:hi].reshape(windows, -1, hi - lo) for dy in drawn]
@@ -137,6 +155,7 @@ def _costs(rounding: Rounding, name: str, x: np.ndarray, drawn: Sequence[np.ndar
         def one(difference: np.ndarray) -> float:
             error = (x @ difference.T).reshape(parts[0].shape)
             return sum(float(np.square(np.einsum("wtr,wtr->wr", dy, error)).sum(dtype=np.float64)) for dy in parts)
+
         return one
 
     return {kind: cost / (2 * len(drawn) * len(x)) for kind, cost in rounding.sums(name, prepare).items()}

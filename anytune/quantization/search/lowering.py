@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from anytune.model import Lora, Model
     from anytune.text import Dataset
 
-START = 9.0   # bits a weight that the way down is counted from: above, rounding changes nothing that can be seen
-WINDOWS = 8   # of the training data, on which costs are measured
+START = 9.0  # bits a weight that the way down is counted from: above, rounding changes nothing that can be seen
+WINDOWS = 8  # of the training data, on which costs are measured
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,16 @@ class Stage:
         return abs(self.loss - self.reference) / self.reference
 
     def facts(self) -> dict[str, Any]:
-        return {"first_step": self.first, "last_step": self.last, "bits_per_weight": self.bits, "loss": self.loss,
-                "reference": self.reference, "apart": self.apart, "kept": self.kept,
-                "types": dict(Counter(self.formats.values()).most_common())}
+        return {
+            "first_step": self.first,
+            "last_step": self.last,
+            "bits_per_weight": self.bits,
+            "loss": self.loss,
+            "reference": self.reference,
+            "apart": self.apart,
+            "kept": self.kept,
+            "types": dict(Counter(self.formats.values()).most_common()),
+        }
 
 
 @dataclass(frozen=True)
@@ -72,19 +79,38 @@ class Lowered:
     def facts(self) -> dict[str, Any]:
         apart = [abs(a - b) / b for a, b in zip(self.losses, self.reference, strict=True)]
         whole = abs(sum(self.losses) - sum(self.reference)) / sum(self.reference)
-        return {"tolerance": self.tolerance, "stages": [stage.facts() for stage in self.stages],
-                "bits_per_weight": self.bits, "types": dict(Counter(self.formats.values()).most_common()),
-                "mean_apart": whole, "most_apart_of_a_step": max(apart), "losses": list(self.losses),
-                "reference_losses": list(self.reference)}
+        return {
+            "tolerance": self.tolerance,
+            "stages": [stage.facts() for stage in self.stages],
+            "bits_per_weight": self.bits,
+            "types": dict(Counter(self.formats.values()).most_common()),
+            "mean_apart": whole,
+            "most_apart_of_a_step": max(apart),
+            "losses": list(self.losses),
+            "reference_losses": list(self.reference),
+        }
 
     @property
     def bits(self) -> float:
         return next(stage.bits for stage in reversed(self.stages) if stage.formats == self.formats)
 
 
-def lower(model: Model, data: Dataset, lora: Lora, *, to: float = 4.5, stages: int = 6, every: int = 10,
-          tolerance: float = 0.01, lr: float = 2e-4, ubatch: int = 512, types: Sequence[str] = TYPES, seed: int = 0,
-          threads: int | None = None, say: Callable[[str, int, int], None] | None = None) -> Lowered:
+def lower(
+    model: Model,
+    data: Dataset,
+    lora: Lora,
+    *,
+    to: float = 4.5,
+    stages: int = 6,
+    every: int = 10,
+    tolerance: float = 0.01,
+    lr: float = 2e-4,
+    ubatch: int = 512,
+    types: Sequence[str] = TYPES,
+    seed: int = 0,
+    threads: int | None = None,
+    say: Callable[[str, int, int], None] | None = None,
+) -> Lowered:
     """Train an adapter while the model's matrices fall to `to` bits a weight in so many stages of `every` steps each.
 
     data: of this model's tokenizer; an optimizer step is one micro-batch of at most `ubatch` tokens. tolerance: of a
@@ -107,10 +133,13 @@ def lower(model: Model, data: Dataset, lora: Lora, *, to: float = 4.5, stages: i
         while True:
             mixes.put(trial)
             found = work.train("lowered", first, every)
-            own = reference[first:first + every]
+            own = reference[first : first + every]
             kept = abs(sum(found) - sum(own)) <= tolerance * sum(own)
-            made.append(Stage(first + 1, first + every, mixes.bits(trial), trial, float(np.mean(found)),
-                              float(np.mean(own)), kept))
+            made.append(
+                Stage(
+                    first + 1, first + every, mixes.bits(trial), trial, float(np.mean(found)), float(np.mean(own)), kept
+                )
+            )
             if kept or trial == formats:
                 break
             work.back(held)
@@ -123,8 +152,17 @@ def lower(model: Model, data: Dataset, lora: Lora, *, to: float = 4.5, stages: i
 class _Run:
     """One adapter under training, on micro-batches of a fixed order."""
 
-    def __init__(self, model: Model, data: Dataset, lora: Lora, lr: float, ubatch: int, seed: int, steps: int,
-                 say: Callable[[str, int, int], None]):
+    def __init__(
+        self,
+        model: Model,
+        data: Dataset,
+        lora: Lora,
+        lr: float,
+        ubatch: int,
+        seed: int,
+        steps: int,
+        say: Callable[[str, int, int], None],
+    ):
         from anytune.text import make_batch, pack
 
         self.model, self.lora, self.lr, self.ubatch, self.steps, self.say = model, lora, lr, ubatch, steps, say
@@ -162,23 +200,39 @@ class _Run:
         """Windows of one length from the first micro-batches' tokens."""
         ids = np.concatenate([batch.ids for batch in self.batches])
         size = min(256, self.ubatch, len(ids), self.model.config.context)
-        return [ids[lo:lo + size].tolist() for lo in range(0, len(ids) - size + 1, size)][:WINDOWS]
+        return [ids[lo : lo + size].tolist() for lo in range(0, len(ids) - size + 1, size)][:WINDOWS]
 
 
 class _Mixes:
     """A model's matrices in any mix: which is best at some bits a weight, and put in place."""
 
-    def __init__(self, model: Model, windows: Sequence[Sequence[int]], types: Sequence[str], threads: int,
-                 say: Callable[[str, int, int], None]):
+    def __init__(
+        self,
+        model: Model,
+        windows: Sequence[Sequence[int]],
+        types: Sequence[str],
+        threads: int,
+        say: Callable[[str, int, int], None],
+    ):
         self.model, self.tensors = model, model.gguf.tensors
         kinds = candidates(model, types)
         self.own = {name: self.tensors[name].type.name for name in kinds}
         self.importance = importance_of(model, windows, lambda done, total: say("importance", done, total))
-        costs: Costs = curvature(model, windows, kinds, importance=self.importance, threads=threads,
-                                 progress=lambda done, total: say("costs", done, total))
-        self.options = {name: [Option(self.own[name], bytes_of(self.tensors[name], self.own[name]), 0.0), *(
-            Option(kind, bytes_of(self.tensors[name], kind), costs[name][kind]) for kind in some)]
-            for name, some in kinds.items()}
+        costs: Costs = curvature(
+            model,
+            windows,
+            kinds,
+            importance=self.importance,
+            threads=threads,
+            progress=lambda done, total: say("costs", done, total),
+        )
+        self.options = {
+            name: [
+                Option(self.own[name], bytes_of(self.tensors[name], self.own[name]), 0.0),
+                *(Option(kind, bytes_of(self.tensors[name], kind), costs[name][kind]) for kind in some),
+            ]
+            for name, some in kinds.items()
+        }
         self.weights = sum(t.n_elements for t in self.tensors.values())
         self.others = sum(t.nbytes for name, t in self.tensors.items() if name not in kinds)
         self.least = 8 * (cheapest(self.options) + self.others) / self.weights
@@ -199,7 +253,10 @@ class _Mixes:
                 t = self.tensors[name]
                 columns = self.importance.of(name, t.shape)
                 exact = rows_of(self.model.gguf, name, 0, t.rows)
-                blocks = self.model.gguf.blocks(name) if kind == self.own[name] else encode(
-                    exact, kind, None if columns is None else np.ascontiguousarray(columns[0]))
+                blocks = (
+                    self.model.gguf.blocks(name)
+                    if kind == self.own[name]
+                    else encode(exact, kind, None if columns is None else np.ascontiguousarray(columns[0]))
+                )
                 self.model.weights.matrices[name].replace(BLOCKS[kind], np.array(blocks).reshape(-1))
                 self.now[name] = kind

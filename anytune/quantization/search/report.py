@@ -27,8 +27,14 @@ def amount(work: _Work, total: int) -> str:
     return bytes_text(total + int(work.budget.amount) - work.limit)
 
 
-def facts(work: _Work, chosen: Mapping[str, str], written: Mapping[str, Any], measured: Mapping[str, np.ndarray],
-          size: int, target: Path | None) -> dict[str, Any]:
+def facts(
+    work: _Work,
+    chosen: Mapping[str, str],
+    written: Mapping[str, Any],
+    measured: Mapping[str, np.ndarray],
+    size: int,
+    target: Path | None,
+) -> dict[str, Any]:
     """Everything, JSON-able. KL is in nats a token."""
     parts = sums(chosen, work.costs)
     guess = predicted(parts, work.factors)
@@ -36,30 +42,50 @@ def facts(work: _Work, chosen: Mapping[str, str], written: Mapping[str, Any], me
     fitting = [u for u in work.uniform.values() if u.price <= work.limit]
     best = min(fitting, key=lambda u: u.kl, default=None)
     return {
-        "path": None if target is None else str(target), "budget": {"amount": work.budget.amount,
-                                                                    "unit": work.budget.unit},
-        "price": sum(work.prices[name][kind] for name, kind in chosen.items()), "limit": work.limit,
-        "file_bytes": size, "bytes": written["bytes_after"], "bits_per_weight": written["bits_per_weight"],
-        "kl_predicted": guess, "kl_sum": sum(parts.values()), **{f"kl_{key}": value for key, value in found.items()},
+        "path": None if target is None else str(target),
+        "budget": {"amount": work.budget.amount, "unit": work.budget.unit},
+        "price": sum(work.prices[name][kind] for name, kind in chosen.items()),
+        "limit": work.limit,
+        "file_bytes": size,
+        "bytes": written["bytes_after"],
+        "bits_per_weight": written["bits_per_weight"],
+        "kl_predicted": guess,
+        "kl_sum": sum(parts.values()),
+        **{f"kl_{key}": value for key, value in found.items()},
         "ratio": guess / found["measured"]["mean"] if found["measured"]["mean"] else None,
-        "factors": work.factors, "uniform": [_uniform(work, u) for u in work.uniform.values()],
+        "factors": work.factors,
+        "uniform": [_uniform(work, u) for u in work.uniform.values()],
         "best_uniform": None if best is None else best.kind,
-        "tensors": [{**t, "kl": work.factors.get(t["to"], 1.0) * work.cost(t["name"], t["to"]),
-                     "costs": work.costs[t["name"]]} if t["name"] in chosen else t for t in written["tensors"]],
+        "tensors": [
+            {**t, "kl": work.factors.get(t["to"], 1.0) * work.cost(t["name"], t["to"]), "costs": work.costs[t["name"]]}
+            if t["name"] in chosen
+            else t
+            for t in written["tensors"]
+        ],
     }
 
 
 def _mean(values: np.ndarray) -> dict[str, float]:
-    return {"mean": float(values.mean()), "error": float(values.std() / np.sqrt(max(1, len(values) - 1))),
-            "tokens": len(values)}
+    return {
+        "mean": float(values.mean()),
+        "error": float(values.std() / np.sqrt(max(1, len(values) - 1))),
+        "tokens": len(values),
+    }
 
 
 def _uniform(work: _Work, model: Uniform) -> dict[str, Any]:
     tensors = work.model.gguf.tensors
     size = sum(t.nbytes for name, t in tensors.items() if name not in model.formats) + sum(
-        bytes_of(tensors[name], kind) for name, kind in model.formats.items())
-    return {"type": model.kind, "bits_per_weight": 8 * size / sum(t.n_elements for t in tensors.values()),
-            "price": model.price, "fits": model.price <= work.limit, "kl": model.kl, "error": model.error}
+        bytes_of(tensors[name], kind) for name, kind in model.formats.items()
+    )
+    return {
+        "type": model.kind,
+        "bits_per_weight": 8 * size / sum(t.n_elements for t in tensors.values()),
+        "price": model.price,
+        "fits": model.price <= work.limit,
+        "kl": model.kl,
+        "error": model.error,
+    }
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -70,12 +96,19 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         part = t["name"].split(".")[2] if t["name"].startswith("blk.") else t["name"].removesuffix(".weight")
         parts.setdefault(part, Counter())[t["to"]] += 1
     width = max(map(len, parts))
-    made = [f"{part:<{width}}  " + ", ".join(f"{number} {kind}" for kind, number in counts.most_common())
-            for part, counts in parts.items()]
-    made += [f"all {u['type']:<8} {u['bits_per_weight']:.2f} bits a weight  KL {u['kl']:.4f} ± {u['error']:.4f}"
-             + ("" if u["fits"] else "  (beyond the budget)") for u in found["uniform"]]
+    made = [
+        f"{part:<{width}}  " + ", ".join(f"{number} {kind}" for kind, number in counts.most_common())
+        for part, counts in parts.items()
+    ]
+    made += [
+        f"all {u['type']:<8} {u['bits_per_weight']:.2f} bits a weight  KL {u['kl']:.4f} ± {u['error']:.4f}"
+        + ("" if u["fits"] else "  (beyond the budget)")
+        for u in found["uniform"]
+    ]
     measured, held = found["kl_measured"], found.get("kl_held_out")
-    made.append(f"chosen       {found['bits_per_weight']:.2f} bits a weight  KL {measured['mean']:.4f} "
-                f"± {measured['error']:.4f}, predicted {found['kl_predicted']:.4f}"
-                + (f"; on other windows {held['mean']:.4f} ± {held['error']:.4f}" if held else ""))
+    made.append(
+        f"chosen       {found['bits_per_weight']:.2f} bits a weight  KL {measured['mean']:.4f} "
+        f"± {measured['error']:.4f}, predicted {found['kl_predicted']:.4f}"
+        + (f"; on other windows {held['mean']:.4f} ± {held['error']:.4f}" if held else "")
+    )
     return made

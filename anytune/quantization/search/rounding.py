@@ -20,8 +20,9 @@ Measure = Callable[[np.ndarray], Any]
 class Rounding:
     """types: tensor -> the types to try; pool: the threads that work."""
 
-    def __init__(self, file: GGUF, types: Mapping[str, Sequence[str]], importance: Importance | None,
-                 pool: ThreadPoolExecutor):
+    def __init__(
+        self, file: GGUF, types: Mapping[str, Sequence[str]], importance: Importance | None, pool: ThreadPoolExecutor
+    ):
         self.file, self.types, self.pool, self._importance = file, types, pool, importance
 
     def difference(self, name: str, exact: np.ndarray, kind: str) -> np.ndarray:

@@ -37,16 +37,29 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "MXFP4", "Q4_0", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
-ROUNDS = 3    # of choosing, each with the factors of the types that the last one chose
+ROUNDS = 3  # of choosing, each with the factors of the types that the last one chose
 SHARE = 0.05  # of the predicted KL that makes a type worth a measurement of the whole model
-RIVALS = 2    # uniform models within the budget that are measured
+RIVALS = 2  # uniform models within the budget that are measured
 Say = Callable[[str, int, int], None]
 
 
-def search(model: Model, text: str, budget: str, *, target: str | os.PathLike | None = None,
-           types: Sequence[str] = TYPES, context: int | None = None, chunks: int | None = None, draws: int = 8,
-           imatrix: str | os.PathLike | None = None, price: Price = bytes_of, requantize: bool = False, seed: int = 0,
-           threads: int | None = None, say: Say | None = None) -> dict[str, Any]:
+def search(
+    model: Model,
+    text: str,
+    budget: str,
+    *,
+    target: str | os.PathLike | None = None,
+    types: Sequence[str] = TYPES,
+    context: int | None = None,
+    chunks: int | None = None,
+    draws: int = 8,
+    imatrix: str | os.PathLike | None = None,
+    price: Price = bytes_of,
+    requantize: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    say: Say | None = None,
+) -> dict[str, Any]:
     """Choose a type for every matrix within `budget` and write the file to `target` (None: only tell), -> facts.
 
     budget: '300MiB' of file, '4.0bpw' or '120Mcycles'. types: that may be chosen, beside each tensor's own. context,
@@ -58,16 +71,26 @@ def search(model: Model, text: str, budget: str, *, target: str | os.PathLike | 
     wanted = parse(budget)
     if target is not None:
         check_place(model.gguf, Path(target), None if imatrix is None else os.fspath(imatrix))
-    work = _Work(model, wanted, candidates(model, types), price, threads or available_threads(),
-                 say or (lambda *_: None))
+    work = _Work(
+        model, wanted, candidates(model, types), price, threads or available_threads(), say or (lambda *_: None)
+    )
     if not requantize:
         refuse_rounding_twice(model.gguf, Plan(None, _with(model.gguf, {name: "" for name in work.types})))
     work.check_budget()
     seen = Windows.of(model, text, context, chunks)
-    work.importance = read_imatrix(imatrix) if imatrix is not None else importance_of(model, seen.others, work.said(
-        "importance"))
-    work.costs = curvature(model, seen.measured, work.types, draws=draws, seed=seed, importance=work.importance,
-                           threads=work.threads, progress=work.said("costs"))
+    work.importance = (
+        read_imatrix(imatrix) if imatrix is not None else importance_of(model, seen.others, work.said("importance"))
+    )
+    work.costs = curvature(
+        model,
+        seen.measured,
+        work.types,
+        draws=draws,
+        seed=seed,
+        importance=work.importance,
+        threads=work.threads,
+        progress=work.said("costs"),
+    )
     with tempfile.TemporaryDirectory(prefix="anytune-search-", dir=Path(target).parent if target else None) as folder:
         work.whole = Whole(model, seen.measured, work.importance, Path(folder), work.threads)
         chosen = work.settle()
@@ -122,15 +145,23 @@ class _Work:
         return lambda done, total: self.say(stage, done, total)
 
     def check_budget(self) -> None:
-        least = cheapest({name: [Option(kind, price, 0.0) for kind, price in prices.items()]
-                          for name, prices in self.prices.items()})
+        least = cheapest(
+            {name: [Option(kind, price, 0.0) for kind, price in prices.items()] for name, prices in self.prices.items()}
+        )
         if least > self.limit:
-            raise UserError(f"{self.budget.text} cannot be met with these types: they need at least "
-                            f"{report.amount(self, least)}. Allow smaller types with --types, or a larger --budget.")
+            raise UserError(
+                f"{self.budget.text} cannot be met with these types: they need at least "
+                f"{report.amount(self, least)}. Allow smaller types with --types, or a larger --budget."
+            )
 
     def options(self) -> dict[str, list[Option]]:
-        return {name: [Option(kind, price, self.factors.get(kind, 1.0) * self.cost(name, kind))
-                       for kind, price in prices.items()] for name, prices in self.prices.items()}
+        return {
+            name: [
+                Option(kind, price, self.factors.get(kind, 1.0) * self.cost(name, kind))
+                for kind, price in prices.items()
+            ]
+            for name, prices in self.prices.items()
+        }
 
     def cost(self, name: str, kind: str) -> float:
         """Predicted KL in nats a token, without factors: nothing for the tensor's own type."""
@@ -141,8 +172,11 @@ class _Work:
         for tensor, costs in self.costs.items():
             costs[self.model.gguf.tensors[tensor].type.name] = 0.0
         kinds = dict.fromkeys(kind for some in self.types.values() for kind in some)
-        models = {kind: made for kind in kinds
-                  if (made := uniform(kind, self.model.gguf.tensors, self.costs, self.prices)) is not None}
+        models = {
+            kind: made
+            for kind in kinds
+            if (made := uniform(kind, self.model.gguf.tensors, self.costs, self.prices)) is not None
+        }
         rivals = sorted((m for m in models.values() if m.price <= self.limit), key=lambda m: predicted(m.sums, {}))
         self.measure(rivals[:RIVALS])
         chosen = choose(self.options(), self.limit)
@@ -167,12 +201,14 @@ class _Work:
     def finish(self, chosen: dict[str, str], target: Path | None, folder: Path, seen: Windows) -> dict[str, Any]:
         """Write, measure, tell."""
         file, path = self.model.gguf, target or folder / "chosen.gguf"
-        weights = {kind: sum(file.tensors[n].n_elements for n, k in chosen.items() if k == kind)
-                   for kind in chosen.values()}
+        weights = {
+            kind: sum(file.tensors[n].n_elements for n, k in chosen.items() if k == kind) for kind in chosen.values()
+        }
         most = max(weights, key=weights.get)
         kind = next((t for t in FILE_TYPES.values() if t.block == most), None)  # what general.file_type says
-        facts = carry_out(file, path, Plan(kind, _with(file, chosen)), {}, {}, self.importance, self.threads,
-                          self.said("writing"))
+        facts = carry_out(
+            file, path, Plan(kind, _with(file, chosen)), {}, {}, self.importance, self.threads, self.said("writing")
+        )
         result = {"measured": self.whole.of(path)}
         if seen.held_out:
             result["held_out"] = self.whole.of(path, Reference(self.model, seen.held_out))

@@ -15,6 +15,7 @@ def head(rounding: Rounding, name: str, hidden: np.ndarray, sums: np.ndarray) ->
 
     hidden: what the matrix sees, float32 [T, d]; sums: the logits' log-sums [T].
     """
+
     def prepare(lo: int, exact: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         p = hidden @ exact.T
         p -= sums[:, None].astype(np.float32)
@@ -22,16 +23,24 @@ def head(rounding: Rounding, name: str, hidden: np.ndarray, sums: np.ndarray) ->
 
         def one(difference: np.ndarray) -> np.ndarray:
             error = hidden @ difference.T
-            return np.stack([np.einsum("ij,ij->i", p, error, dtype=np.float64),
-                             np.einsum("ij,ij,ij->i", p, error, error, dtype=np.float64)])
+            return np.stack(
+                [
+                    np.einsum("ij,ij->i", p, error, dtype=np.float64),
+                    np.einsum("ij,ij,ij->i", p, error, error, dtype=np.float64),
+                ]
+            )
+
         return one
 
-    return {kind: float(np.mean(total[1] - total[0] ** 2)) / 2 if np.ndim(total) else float(total)
-            for kind, total in rounding.sums(name, prepare).items()}
+    return {
+        kind: float(np.mean(total[1] - total[0] ** 2)) / 2 if np.ndim(total) else float(total)
+        for kind, total in rounding.sums(name, prepare).items()
+    }
 
 
-def lookup(rounding: Rounding, name: str, pieces: Sequence[Sequence[int]], gradients: Sequence[np.ndarray],
-           scale: float) -> dict[str, float]:
+def lookup(
+    rounding: Rounding, name: str, pieces: Sequence[Sequence[int]], gradients: Sequence[np.ndarray], scale: float
+) -> dict[str, float]:
     """Type -> KL in nats a token of the table's rows where the windows look them up.
 
     gradients: for each draw that by the embeddings [T, d]; scale: of the embeddings. A token's errors add up within a

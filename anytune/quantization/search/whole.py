@@ -22,8 +22,14 @@ class Whole:
     """model: the original; pieces: windows of one length; folder: where mixes are written for as long as they are
     measured."""
 
-    def __init__(self, model: Model, pieces: Sequence[Sequence[int]], importance: Importance | None, folder: Path,
-                 threads: int | None):
+    def __init__(
+        self,
+        model: Model,
+        pieces: Sequence[Sequence[int]],
+        importance: Importance | None,
+        folder: Path,
+        threads: int | None,
+    ):
         self.model, self.importance, self.folder, self.threads = model, importance, folder, threads
         self.reference = Reference(model, pieces)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 CONTEXT, CHUNKS = 256, 4  # tokens of a window, windows
-OTHERS = 32               # windows at most for importance
+OTHERS = 32  # windows at most for importance
 
 Window = list[int]
 
@@ -46,5 +46,8 @@ class Windows:
 def importance_of(model: Model, pieces: Sequence[Window], progress: Callable[[int, int], None]) -> Importance:
     """The importance of columns on these windows."""
     found, tokens, _ = collect_windows(model, pieces, progress=progress)
-    return Importance({name: normalized(total.reshape(1, -1) / tokens) for name, total in found.items()},
-                      chunks=len(pieces), path="measured on the text")
+    return Importance(
+        {name: normalized(total.reshape(1, -1) / tokens) for name, total in found.items()},
+        chunks=len(pieces),
+        path="measured on the text",
+    )

@@ -54,7 +54,7 @@ async def listing(request: Request) -> list[dict[str, Any]]:
         try:
             found.append(await _described(studio, folder))
         except (UserError, OSError):
-            continue    # it is being written, or was damaged from outside
+            continue  # it is being written, or was damaged from outside
     return found
 
 
@@ -87,8 +87,11 @@ async def rename(request: Request, identifier: str, new: About) -> dict[str, Any
 async def download(request: Request, identifier: str) -> FileResponse:
     """The adapter as GGUF, as llama.cpp loads it."""
     folder = adapters.folder_of(_studio(request).home, identifier)
-    return FileResponse(folder / adapters.FILE, media_type="application/octet-stream",
-                        filename=f"{plain(about(folder)['name'] or identifier)}.gguf")
+    return FileResponse(
+        folder / adapters.FILE,
+        media_type="application/octet-stream",
+        filename=f"{plain(about(folder)['name'] or identifier)}.gguf",
+    )
 
 
 @router.delete("/adapters/{identifier}", status_code=204)
@@ -98,6 +101,7 @@ async def discard(request: Request, identifier: str) -> None:
     folder = adapters.folder_of(studio.home, identifier)
     if folder.parent == studio.home.jobs:
         from anytune.studio.api.runs import discard as discard_job
+
         return await discard_job(request, identifier)
     studio.home.discard(folder)
 
@@ -109,8 +113,12 @@ async def verify(request: Request, identifier: str, on: On) -> dict[str, Any]:
     folder = adapters.folder_of(studio.home, identifier)
     found = await _described(studio, folder)
     name, model = await _model(studio, found, on.model)
-    spec = {"args": commands.verify(model, folder / adapters.FILE), "model": {"name": name}, "adapter": identifier,
-            "proof": {"folder": str(folder), "which": "adapter", "sha256": found["facts"]["sha256"]}}
+    spec = {
+        "args": commands.verify(model, folder / adapters.FILE),
+        "model": {"name": name},
+        "adapter": identifier,
+        "proof": {"folder": str(folder), "which": "adapter", "sha256": found["facts"]["sha256"]},
+    }
     return _begun(studio, "verify", spec, f"Verify {found['name']}", identifier)
 
 
@@ -118,9 +126,13 @@ async def verify(request: Request, identifier: str, on: On) -> dict[str, Any]:
 async def places(request: Request) -> dict[str, Any]:
     """Where exports may go: names, not paths."""
     import shutil
+
     studio = _studio(request)
-    return {"places": listed(studio.home, studio.further), "lmstudio": lm_studio() is not None,
-            "ollama": shutil.which("ollama") is not None}
+    return {
+        "places": listed(studio.home, studio.further),
+        "lmstudio": lm_studio() is not None,
+        "ollama": shutil.which("ollama") is not None,
+    }
 
 
 @router.post("/adapters/{identifier}/export", status_code=201)
@@ -135,8 +147,15 @@ async def export(request: Request, identifier: str, how: Export) -> dict[str, An
         target = lm_studio() or target
     label = how.name.strip() or found["name"] or identifier
     args, made = commands.export(how.form, model, [(folder / adapters.FILE, 1.0)], target, label, how.type)
-    spec = {"args": args, "model": {"name": name}, "adapter": identifier, "form": how.form, "place": how.place,
-            "made": made, "folder": str(target)}
+    spec = {
+        "args": args,
+        "model": {"name": name},
+        "adapter": identifier,
+        "form": how.form,
+        "place": how.place,
+        "made": made,
+        "folder": str(target),
+    }
     return _begun(studio, "export", spec, f"Export {found['name']} as {made}", identifier)
 
 
@@ -175,9 +194,15 @@ async def combine(request: Request, how: Combine) -> dict[str, Any]:
     found = [await _described(studio, folder) for folder in folders]
     name, model = await _model(studio, found[0], how.model)
     weights = [(folder / adapters.FILE, part.weight) for folder, part in zip(folders, how.parts, strict=True)]
-    spec = {"model": {"name": name}, "name": how.name.strip(), "home": str(studio.home.root),
-            "made_of": [{"id": one["id"], "name": one["name"], "weight": part.weight}
-                        for one, part in zip(found, how.parts, strict=True)]}
+    spec = {
+        "model": {"name": name},
+        "name": how.name.strip(),
+        "home": str(studio.home.root),
+        "made_of": [
+            {"id": one["id"], "name": one["name"], "weight": part.weight}
+            for one, part in zip(found, how.parts, strict=True)
+        ],
+    }
     folder = jobs.prepare(studio.home, "combine", spec, f"Combine into {how.name.strip()}", None)
     with folder as made:
         final = studio.home.jobs / made.name.removeprefix(".new-")
@@ -216,8 +241,11 @@ async def adapt(request: Request, how: Distill) -> dict[str, Any]:
     model = await studio.model_file(how.model)
     folder = studio.home.place(studio.home.data, how.data)
     file, version = datasets.file_of(folder, None)
-    spec = {"model": {"name": how.model}, "system": how.system,
-            "data": {"id": how.data, "version": version, "name": about(folder)["name"]}}
+    spec = {
+        "model": {"name": how.model},
+        "system": how.system,
+        "data": {"id": how.data, "version": version, "name": about(folder)["name"]},
+    }
     with jobs.prepare(studio.home, "adapt", spec, how.name.strip() or f"A prompt for {short(how.model)}") as made:
         final = studio.home.jobs / made.name.removeprefix(".new-")
         (made / "system.txt").write_text(how.system, "utf-8")

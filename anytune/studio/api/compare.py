@@ -21,8 +21,10 @@ from anytune.studio.state import Studio
 from anytune.studio.training import rows_of
 
 router = APIRouter(prefix="/api", tags=["compare and evaluate"])
-REPORT_POLICY = ("default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; base-uri 'none'; "
-                 "form-action 'none'; frame-ancestors 'self'")
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'"
+)
 
 
 class Message(BaseModel):
@@ -69,9 +71,16 @@ async def compare(request: Request, ask: Ask) -> StreamingResponse:
     model = await studio.model_file(ask.model)
     files = [None if one is None else str(adapters.folder_of(studio.home, one) / adapters.FILE) for one in ask.columns]
     sampling = {"temperature": ask.temperature, "top_p": ask.top_p, "seed": ask.seed}
-    stream = studio.talker.stream("compare", model=model, device=studio.device, adapters=files, system=ask.system,
-                                  messages=[one.model_dump() for one in ask.messages], sampling=sampling,
-                                  max_tokens=ask.max_tokens)
+    stream = studio.talker.stream(
+        "compare",
+        model=model,
+        device=studio.device,
+        adapters=files,
+        system=ask.system,
+        messages=[one.model_dump() for one in ask.messages],
+        sampling=sampling,
+        max_tokens=ask.max_tokens,
+    )
     return StreamingResponse(_events(studio, stream), media_type="text/event-stream", headers=EVENTS)
 
 
@@ -122,9 +131,12 @@ async def evaluate(request: Request, how: Evaluate) -> dict[str, Any]:
     for identifier in how.adapters:
         where = adapters.folder_of(studio.home, identifier)
         chosen.append((f"{datasets.about(where)['name'] or 'adapter'}-{identifier[-4:]}", where / adapters.FILE))
-    spec = {"model": {"name": how.model}, "data": {"id": how.data, "version": version,
-                                                   "name": datasets.about(folder)["name"]},
-            "report": how.report, "adapters": how.adapters}
+    spec = {
+        "model": {"name": how.model},
+        "data": {"id": how.data, "version": version, "name": datasets.about(folder)["name"]},
+        "report": how.report,
+        "adapters": how.adapters,
+    }
     name = f"{how.report.capitalize()} on {spec['data']['name']}"
     with jobs.prepare(studio.home, "evaluate", spec, name) as made:
         final = studio.home.jobs / made.name.removeprefix(".new-")
@@ -139,5 +151,8 @@ async def report(request: Request, identifier: str) -> FileResponse:
     path = studio.home.place(studio.home.jobs, identifier) / "report.html"
     if not path.is_file():
         raise Missing("This report is not there (yet).")
-    return FileResponse(path, media_type="text/html; charset=utf-8", headers={
-        "content-security-policy": REPORT_POLICY, "cache-control": "no-store"})
+    return FileResponse(
+        path,
+        media_type="text/html; charset=utf-8",
+        headers={"content-security-policy": REPORT_POLICY, "cache-control": "no-store"},
+    )

@@ -114,6 +114,7 @@ async def paste(request: Request, text: Text) -> dict[str, Any]:
 
     async def pieces():
         yield body
+
     await studio.uploads.take(upload["id"], 0, pieces())
     return await finish(request, upload["id"], Finish())
 
@@ -157,21 +158,37 @@ async def read_as(request: Request, identifier: str, how: Reading) -> dict[str, 
 
 
 @router.get("/data/{identifier}/look")
-async def look(request: Request, identifier: str, model: str, context: int = 512,
-               version: int | None = None) -> dict[str, Any]:
+async def look(
+    request: Request, identifier: str, model: str, context: int = 512, version: int | None = None
+) -> dict[str, Any]:
     """Counts, lengths, what is learned, and lines with problems, as this model will see the data."""
     studio, reading, file = await _reading(request, identifier, version)
-    return await studio.reader.call("look", model=await studio.model_file(model), file=file, reading=reading,
-                                    context=max(2, context))
+    return await studio.reader.call(
+        "look", model=await studio.model_file(model), file=file, reading=reading, context=max(2, context)
+    )
 
 
 @router.get("/data/{identifier}/examples")
-async def examples(request: Request, identifier: str, model: str, context: int = 512, version: int | None = None,
-                   start: int = 0, count: int = 20) -> list[dict[str, Any]]:
+async def examples(
+    request: Request,
+    identifier: str,
+    model: str,
+    context: int = 512,
+    version: int | None = None,
+    start: int = 0,
+    count: int = 20,
+) -> list[dict[str, Any]]:
     """Examples with every token, and whether it is learned."""
     studio, reading, file = await _reading(request, identifier, version)
-    return await studio.reader.call("examples", model=await studio.model_file(model), file=file, reading=reading,
-                                    context=max(2, context), start=start, count=max(1, min(count, 100)))
+    return await studio.reader.call(
+        "examples",
+        model=await studio.model_file(model),
+        file=file,
+        reading=reading,
+        context=max(2, context),
+        start=start,
+        count=max(1, min(count, 100)),
+    )
 
 
 @router.post("/data/{identifier}/edit", status_code=201)

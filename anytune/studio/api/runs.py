@@ -20,7 +20,7 @@ from anytune.studio.training import rows_of
 from anytune.studio.watching import FILE as WATCHED
 
 router = APIRouter(prefix="/api", tags=["runs"])
-LONG = 4 << 20      # bytes of metrics above which the first view is a rough one
+LONG = 4 << 20  # bytes of metrics above which the first view is a rough one
 HIDDEN = ("file", "folder")
 EVENTS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
@@ -89,8 +89,15 @@ async def estimate(request: Request, plan: Plan) -> dict[str, Any]:
     model, facts = await _look(studio, plan)
     if facts["nothing"]:
         return {"problem": facts["nothing"]}
-    return await studio.reader.call("estimate", model=model, device=_device(studio, plan), memory=plan.memory,
-                                    lora=plan.lora.model_dump(), settings=_chosen(plan), data=facts)
+    return await studio.reader.call(
+        "estimate",
+        model=model,
+        device=_device(studio, plan),
+        memory=plan.memory,
+        lora=plan.lora.model_dump(),
+        settings=_chosen(plan),
+        data=facts,
+    )
 
 
 @router.get("/presets")
@@ -110,8 +117,9 @@ async def _look(studio: Studio, plan: Plan) -> tuple[str, dict[str, Any]]:
     file, _ = datasets.file_of(folder, plan.version)
     model = await studio.model_file(plan.model)
     context = plan.settings.context or 512
-    facts = await studio.reader.call("look", model=model, file=str(file), context=max(2, context),
-                                     reading=datasets.describe(folder)["reading"])
+    facts = await studio.reader.call(
+        "look", model=model, file=str(file), context=max(2, context), reading=datasets.describe(folder)["reading"]
+    )
     return model, facts
 
 
@@ -134,12 +142,19 @@ async def begin(request: Request, plan: Plan) -> dict[str, Any]:
     start = None
     if plan.start_from:
         start = str(adapters.folder_of(studio.home, plan.start_from) / adapters.FILE)
-    spec = {"model": {"name": plan.model, "file": model}, "settings": _chosen(plan), "lora": plan.lora.model_dump(),
-            "data": {"id": plan.data, "version": number, "file": str(file), "name": data["name"]},
-            "reading": {key: value for key, value in data["reading"].items() if value is not None},
-            "val_split": data["val_split"] if plan.val_split is None else plan.val_split, "memory": plan.memory,
-            "device": _device(studio, plan), "start": start, "start_from": plan.start_from,
-            "prompts": [prompt[:4000] for prompt in plan.prompts if prompt.strip()]}
+    spec = {
+        "model": {"name": plan.model, "file": model},
+        "settings": _chosen(plan),
+        "lora": plan.lora.model_dump(),
+        "data": {"id": plan.data, "version": number, "file": str(file), "name": data["name"]},
+        "reading": {key: value for key, value in data["reading"].items() if value is not None},
+        "val_split": data["val_split"] if plan.val_split is None else plan.val_split,
+        "memory": plan.memory,
+        "device": _device(studio, plan),
+        "start": start,
+        "start_from": plan.start_from,
+        "prompts": [prompt[:4000] for prompt in plan.prompts if prompt.strip()],
+    }
     _check(spec)
     label = plan.name.strip() or f"{data['name'].partition('.')[0] or 'Run'} on {short(plan.model)}"
     made = jobs.create(studio.home, "train", spec, label, plan.parent)
@@ -149,6 +164,7 @@ async def begin(request: Request, plan: Plan) -> dict[str, Any]:
 def _check(spec: dict[str, Any]) -> None:
     """Settings that cannot work are said now, not by a process later. Raises UserError."""
     from anytune.train.settings import TrainSettings
+
     TrainSettings(**spec["settings"])
     if spec["settings"].get("early_stop") and not spec["val_split"]:
         raise UserError("Stopping early needs a validation set: hold some of the data out, or turn it off.")
@@ -197,6 +213,7 @@ def _last_lines(path: Any, count: int = 200) -> list[str]:
 def _progress(folder: Any) -> dict[str, Any] | None:
     from anytune.studio.work import PROGRESS
     from anytune.train.run import read_json
+
     return read_json(folder / PROGRESS)
 
 
@@ -232,8 +249,9 @@ async def discard(request: Request, identifier: str) -> None:
 
 
 @router.get("/jobs/{identifier}/series")
-async def series(request: Request, identifier: str, first: int = 1, last: int = 1 << 60, points: int = 1000,
-                 quick: bool = False) -> dict[str, Any]:
+async def series(
+    request: Request, identifier: str, first: int = 1, last: int = 1 << 60, points: int = 1000, quick: bool = False
+) -> dict[str, Any]:
     """A run's points as columns, at most about twice `points` of them; quick: a rough view of a long run."""
     studio = _studio(request)
     folder = studio.home.place(studio.home.jobs, identifier)
@@ -242,8 +260,11 @@ async def series(request: Request, identifier: str, first: int = 1, last: int = 
     if quick and not len(run.series) and path.is_file() and path.stat().st_size > LONG:
         return {"columns": await asyncio.to_thread(rough, path, points), "rough": True, "step": 0}
     await run.look()
-    return {"columns": await asyncio.to_thread(run.series.view, first, last, points), "rough": False,
-            "step": run.series.step}
+    return {
+        "columns": await asyncio.to_thread(run.series.view, first, last, points),
+        "rough": False,
+        "step": run.series.step,
+    }
 
 
 @router.get("/jobs/{identifier}/looks")
@@ -260,8 +281,9 @@ async def events(request: Request, identifier: str, after: int = 0) -> Streaming
     studio.home.place(studio.home.jobs, identifier)
     known = request.headers.get("last-event-id", "")
     after = int(known) if known.isascii() and known.isdigit() and len(known) < 16 else max(0, min(after, 1 << 53))
-    return StreamingResponse(_scrubbed(studio, studio.follower[identifier].events(after)),
-                             media_type="text/event-stream", headers=EVENTS)
+    return StreamingResponse(
+        _scrubbed(studio, studio.follower[identifier].events(after)), media_type="text/event-stream", headers=EVENTS
+    )
 
 
 async def _scrubbed(studio: Studio, stream: Any) -> Any:

@@ -29,6 +29,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 class Config(NamedTuple):
     """A tile of `rows` query rows by `keys` keys, and how it is run."""
+
     rows: int
     keys: int
     warps: int
@@ -53,7 +54,7 @@ CONFIGS = {
     (128, "ieee"): (Config(32, 32, 8, 1), Config(16, 32, 8, 1)),
     (256, "ieee"): (Config(16, 16, 8, 1), Config(16, 16, 8, 1)),
 }
-FILL = 264    # programs that fill the card: two on each of 132 multiprocessors
+FILL = 264  # programs that fill the card: two on each of 132 multiprocessors
 WIDEST = 256  # the largest head that tiles fit
 
 
@@ -69,19 +70,26 @@ def edge(local, columns, rows_left, SIZE: tl.constexpr, PAD: tl.constexpr):
 @triton.jit
 def places(base, low, head, local, columns, row, SIZE: tl.constexpr, STACK: tl.constexpr):
     """Pointers [n, PAD] to heads head … head+STACK-1 of the tokens from `low` on, the heads of a token together."""
-    return base + (tl.cast(low, tl.int64) * row + head * SIZE) + (
-        (local // STACK * row + local % STACK * SIZE)[:, None] + columns[None, :])
+    return (
+        base
+        + (tl.cast(low, tl.int64) * row + head * SIZE)
+        + ((local // STACK * row + local % STACK * SIZE)[:, None] + columns[None, :])
+    )
 
 
 @triton.jit
-def tile(source, begin, head, local, columns, row, tokens, SIZE: tl.constexpr, PAD: tl.constexpr,
-         DESCRIBED: tl.constexpr):
+def tile(
+    source, begin, head, local, columns, row, tokens, SIZE: tl.constexpr, PAD: tl.constexpr, DESCRIBED: tl.constexpr
+):
     """[n, PAD]: rows begin… of one head. Columns past SIZE are a neighbour's if DESCRIBED: zero the other factor."""
     if DESCRIBED:
         return source.load([begin, head * SIZE])
     else:
-        return tl.load(places(source, begin, head, local, columns, row, SIZE, 1),
-                       mask=edge(local, columns, tokens - begin, SIZE, PAD), other=0.0)
+        return tl.load(
+            places(source, begin, head, local, columns, row, SIZE, 1),
+            mask=edge(local, columns, tokens - begin, SIZE, PAD),
+            other=0.0,
+        )
 
 
 @triton.jit
@@ -95,10 +103,31 @@ def hide(s, begin, keys, rows, first, WINDOW: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def forward(q, k, v, out, sums, first, tokens, q_row, k_row, v_row, out_row, sums_row, scale,
-            GROUP: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr, WINDOW: tl.constexpr, UNIT: tl.constexpr,
-            STACK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-            DESCRIBED: tl.constexpr):
+def forward(
+    q,
+    k,
+    v,
+    out,
+    sums,
+    first,
+    tokens,
+    q_row,
+    k_row,
+    v_row,
+    out_row,
+    sums_row,
+    scale,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAD: tl.constexpr,
+    WINDOW: tl.constexpr,
+    UNIT: tl.constexpr,
+    STACK: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+):
     """Row strides come in units of UNIT elements, so that the compiler knows their alignment."""
     q_row, k_row, v_row, out_row = q_row * UNIT, k_row * UNIT, v_row * UNIT, out_row * UNIT
     SPAN: tl.constexpr = ROWS // STACK
@@ -162,8 +191,12 @@ class Layout:
                 raise ValueError("attention needs rows of neighbouring elements, all of one width")
             joined |= t.stride(0)
         self.unit = joined & -joined
-        self.described = copies_tiles(device) and (self.unit | head) * size % 16 == 0 and sums.stride(0) % 4 == 0 and (
-            all(t.data_ptr() % 16 == 0 for t in (sums, *tensors)))
+        self.described = (
+            copies_tiles(device)
+            and (self.unit | head) * size % 16 == 0
+            and sums.stride(0) % 4 == 0
+            and (all(t.data_ptr() % 16 == 0 for t in (sums, *tensors)))
+        )
         self.kind = ("half" if self.described else "pointers") if size == 2 else "tf32" if tf32 else "ieee"
         self.described &= self.kind != "ieee"  # products without tensor cores read their factors faster from arrays
         self.precision = "tf32" if self.kind == "tf32" else "ieee"
@@ -209,9 +242,28 @@ def attention(q, k, v, first, end, starts, heads: Heads, out, tf32=False, config
         large, small = CONFIGS[max(64, pad), layout.kind]
         config = large if triton.cdiv(tokens * heads.queries, large.rows) >= FILL else small
     grid = (heads.queries // together, triton.cdiv(tokens, config.rows // together))
-    forward[grid](q, layout.stream(k, config.keys, pad), layout.stream(v, config.keys, pad), out, sums, first, tokens,
-                  *layout.rows(q, k, v, out), sums.stride(0), heads.scale * LOG2E.value, GROUP=heads.group,
-                  SIZE=heads.size, PAD=pad, WINDOW=heads.window, UNIT=layout.unit, STACK=together, ROWS=config.rows,
-                  KEYS=config.keys, PRECISION=layout.precision, DESCRIBED=layout.described,
-                  num_warps=config.warps, num_stages=config.stages)
+    forward[grid](
+        q,
+        layout.stream(k, config.keys, pad),
+        layout.stream(v, config.keys, pad),
+        out,
+        sums,
+        first,
+        tokens,
+        *layout.rows(q, k, v, out),
+        sums.stride(0),
+        heads.scale * LOG2E.value,
+        GROUP=heads.group,
+        SIZE=heads.size,
+        PAD=pad,
+        WINDOW=heads.window,
+        UNIT=layout.unit,
+        STACK=together,
+        ROWS=config.rows,
+        KEYS=config.keys,
+        PRECISION=layout.precision,
+        DESCRIBED=layout.described,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
     return sums

@@ -46,10 +46,38 @@ def per_query(source, head, begin, rows, row, tokens, DESCRIBED: tl.constexpr):
 
 
 @triton.jit
-def walk_keys(q, k, v, dout, out, dq, sums, d, first, tokens, q_row, k_row, v_row, dout_row, out_row, dq_row, sums_row,
-              scale, head, low, GROUP: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr, WINDOW: tl.constexpr,
-              STACK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-              DESCRIBED: tl.constexpr, KEEP: tl.constexpr):
+def walk_keys(
+    q,
+    k,
+    v,
+    dout,
+    out,
+    dq,
+    sums,
+    d,
+    first,
+    tokens,
+    q_row,
+    k_row,
+    v_row,
+    dout_row,
+    out_row,
+    dq_row,
+    sums_row,
+    scale,
+    head,
+    low,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAD: tl.constexpr,
+    WINDOW: tl.constexpr,
+    STACK: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    KEEP: tl.constexpr,
+):
     """dq of a tile of ROWS query rows, laid out as in the forward; KEEP: write d as well."""
     last = tl.minimum(low + ROWS // STACK, tokens) - 1
     local, keys, columns = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, PAD)
@@ -76,15 +104,47 @@ def walk_keys(q, k, v, dout, out, dq, sums, d, first, tokens, q_row, k_row, v_ro
         value = tile(v, begin, head // GROUP, keys, columns, v_row, tokens, SIZE, PAD, DESCRIBED)
         ds = p * (tl.dot(given, value.T, input_precision=PRECISION) - inner[:, None])
         grad = tl.dot(ds.to(key.dtype), key, grad, input_precision=PRECISION)
-    tl.store(places(dq, low, head, local, columns, dq_row, SIZE, STACK), (grad * scale).to(dq.dtype.element_ty),
-             mask=exists)
+    tl.store(
+        places(dq, low, head, local, columns, dq_row, SIZE, STACK), (grad * scale).to(dq.dtype.element_ty), mask=exists
+    )
 
 
 @triton.jit
-def walk_queries(q, k, v, dout, out, dk, dv, sums, d, end, tokens, q_row, k_row, v_row, dout_row, out_row, dk_row,
-                 dv_row, sums_row, scale, head, low, GROUP: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr,
-                 WINDOW: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-                 DESCRIBED: tl.constexpr, KEPT: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr):
+def walk_queries(
+    q,
+    k,
+    v,
+    dout,
+    out,
+    dk,
+    dv,
+    sums,
+    d,
+    end,
+    tokens,
+    q_row,
+    k_row,
+    v_row,
+    dout_row,
+    out_row,
+    dk_row,
+    dv_row,
+    sums_row,
+    scale,
+    head,
+    low,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAD: tl.constexpr,
+    WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    KEPT: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+):
     """dk and dv of a tile of KEYS keys of key head `head`, or one of them; KEPT: d is there to be read."""
     last = tl.minimum(low + KEYS, tokens) - 1
     local, rows, columns = tl.arange(0, KEYS), tl.arange(0, ROWS), tl.arange(0, PAD)
@@ -124,65 +184,279 @@ def walk_queries(q, k, v, dout, out, dk, dv, sums, d, end, tokens, q_row, k_row,
             dkey = tl.dot(ds.to(query.dtype), query, dkey, input_precision=PRECISION)
     exists = edge(local, columns, tokens - low, SIZE, PAD)
     if DK:
-        tl.store(places(dk, low, head, local, columns, dk_row, SIZE, 1), (dkey * scale).to(dk.dtype.element_ty),
-                 mask=exists)
+        tl.store(
+            places(dk, low, head, local, columns, dk_row, SIZE, 1), (dkey * scale).to(dk.dtype.element_ty), mask=exists
+        )
     if DV:
         tl.store(places(dv, low, head, local, columns, dv_row, SIZE, 1), dvalue.to(dv.dtype.element_ty), mask=exists)
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def for_queries(q, k, v, dout, out, dq, sums, d, first, tokens, q_row, k_row, v_row, dout_row, out_row, dq_row,
-                sums_row, scale, GROUP: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr, WINDOW: tl.constexpr,
-                UNIT: tl.constexpr, STACK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-                PRECISION: tl.constexpr, DESCRIBED: tl.constexpr):
+def for_queries(
+    q,
+    k,
+    v,
+    dout,
+    out,
+    dq,
+    sums,
+    d,
+    first,
+    tokens,
+    q_row,
+    k_row,
+    v_row,
+    dout_row,
+    out_row,
+    dq_row,
+    sums_row,
+    scale,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAD: tl.constexpr,
+    WINDOW: tl.constexpr,
+    UNIT: tl.constexpr,
+    STACK: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+):
     """Grid (queries / STACK, tiles), k and v streamed; writes dq and d."""
     low = (tl.num_programs(1) - 1 - tl.program_id(1)) * (ROWS // STACK)  # the last tiles are the longest
-    walk_keys(q, k, v, dout, out, dq, sums, d, first, tokens, q_row * UNIT, k_row * UNIT, v_row * UNIT, dout_row * UNIT,
-              out_row * UNIT, dq_row * UNIT, sums_row, scale, tl.program_id(0) * STACK, low, GROUP, SIZE, PAD, WINDOW,
-              STACK, ROWS, KEYS, PRECISION, DESCRIBED, True)
+    walk_keys(
+        q,
+        k,
+        v,
+        dout,
+        out,
+        dq,
+        sums,
+        d,
+        first,
+        tokens,
+        q_row * UNIT,
+        k_row * UNIT,
+        v_row * UNIT,
+        dout_row * UNIT,
+        out_row * UNIT,
+        dq_row * UNIT,
+        sums_row,
+        scale,
+        tl.program_id(0) * STACK,
+        low,
+        GROUP,
+        SIZE,
+        PAD,
+        WINDOW,
+        STACK,
+        ROWS,
+        KEYS,
+        PRECISION,
+        DESCRIBED,
+        True,
+    )
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def for_keys(q, k, v, dout, dk, dv, sums, d, end, tokens, q_row, k_row, v_row, dout_row, dk_row, dv_row, sums_row,
-             scale, GROUP: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr, WINDOW: tl.constexpr,
-             UNIT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-             DESCRIBED: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr):
+def for_keys(
+    q,
+    k,
+    v,
+    dout,
+    dk,
+    dv,
+    sums,
+    d,
+    end,
+    tokens,
+    q_row,
+    k_row,
+    v_row,
+    dout_row,
+    dk_row,
+    dv_row,
+    sums_row,
+    scale,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAD: tl.constexpr,
+    WINDOW: tl.constexpr,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+):
     """Grid (keys, tiles), q, dout, sums and d streamed; the first keys of an example are seen by most queries."""
-    walk_queries(q, k, v, dout, dout, dk, dv, sums, d, end, tokens, q_row * UNIT, k_row * UNIT, v_row * UNIT,
-                 dout_row * UNIT, 0, dk_row * UNIT, dv_row * UNIT, sums_row, scale, tl.program_id(0),
-                 tl.program_id(1) * KEYS, GROUP, SIZE, PAD, WINDOW, ROWS, KEYS, PRECISION, DESCRIBED, True, DK, DV)
+    walk_queries(
+        q,
+        k,
+        v,
+        dout,
+        dout,
+        dk,
+        dv,
+        sums,
+        d,
+        end,
+        tokens,
+        q_row * UNIT,
+        k_row * UNIT,
+        v_row * UNIT,
+        dout_row * UNIT,
+        0,
+        dk_row * UNIT,
+        dv_row * UNIT,
+        sums_row,
+        scale,
+        tl.program_id(0),
+        tl.program_id(1) * KEYS,
+        GROUP,
+        SIZE,
+        PAD,
+        WINDOW,
+        ROWS,
+        KEYS,
+        PRECISION,
+        DESCRIBED,
+        True,
+        DK,
+        DV,
+    )
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def for_both(q, k, v, dout, out, q_tiles, k_tiles, v_tiles, dout_tiles, out_tiles, sums, sums_tiles, dq, dk, dv, first,
-             end, tokens, q_row, k_row, v_row, dout_row, out_row, dq_row, dk_row, dv_row,
-             sums_row, scale, GROUP: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr, WINDOW: tl.constexpr,
-             UNIT: tl.constexpr, STACK: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-             PRECISION: tl.constexpr, DESCRIBED: tl.constexpr):
+def for_both(
+    q,
+    k,
+    v,
+    dout,
+    out,
+    q_tiles,
+    k_tiles,
+    v_tiles,
+    dout_tiles,
+    out_tiles,
+    sums,
+    sums_tiles,
+    dq,
+    dk,
+    dv,
+    first,
+    end,
+    tokens,
+    q_row,
+    k_row,
+    v_row,
+    dout_row,
+    out_row,
+    dq_row,
+    dk_row,
+    dv_row,
+    sums_row,
+    scale,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAD: tl.constexpr,
+    WINDOW: tl.constexpr,
+    UNIT: tl.constexpr,
+    STACK: tl.constexpr,
+    HEADS: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+):
     """Programs for keys (HEADS key heads), then those for queries, whose tiles have as many rows as those of keys."""
     q_row, k_row, v_row, dout_row = q_row * UNIT, k_row * UNIT, v_row * UNIT, dout_row * UNIT
     out_row, dq_row, dk_row, dv_row = out_row * UNIT, dq_row * UNIT, dk_row * UNIT, dv_row * UNIT
     number, split = tl.program_id(0), tl.cdiv(tokens, KEYS) * HEADS
     if number < split:
-        walk_queries(q_tiles, k, v, dout_tiles, out_tiles, dk, dv, sums_tiles, sums_tiles, end, tokens, q_row, k_row,
-                     v_row, dout_row, out_row, dk_row, dv_row, sums_row, scale, number % HEADS, number // HEADS * KEYS,
-                     GROUP, SIZE, PAD, WINDOW, ROWS, KEYS, PRECISION, DESCRIBED, False, True, True)
+        walk_queries(
+            q_tiles,
+            k,
+            v,
+            dout_tiles,
+            out_tiles,
+            dk,
+            dv,
+            sums_tiles,
+            sums_tiles,
+            end,
+            tokens,
+            q_row,
+            k_row,
+            v_row,
+            dout_row,
+            out_row,
+            dk_row,
+            dv_row,
+            sums_row,
+            scale,
+            number % HEADS,
+            number // HEADS * KEYS,
+            GROUP,
+            SIZE,
+            PAD,
+            WINDOW,
+            ROWS,
+            KEYS,
+            PRECISION,
+            DESCRIBED,
+            False,
+            True,
+            True,
+        )
     else:
         STACKS: tl.constexpr = HEADS * GROUP // STACK
         number = tl.num_programs(0) - 1 - number
-        walk_keys(q, k_tiles, v_tiles, dout, out, dq, sums, sums, first, tokens, q_row, k_row, v_row, dout_row, out_row,
-                  dq_row, sums_row, scale, number % STACKS * STACK, number // STACKS * (KEYS // STACK), GROUP, SIZE,
-                  PAD, WINDOW, STACK, KEYS, KEYS, PRECISION, DESCRIBED, False)
+        walk_keys(
+            q,
+            k_tiles,
+            v_tiles,
+            dout,
+            out,
+            dq,
+            sums,
+            sums,
+            first,
+            tokens,
+            q_row,
+            k_row,
+            v_row,
+            dout_row,
+            out_row,
+            dq_row,
+            sums_row,
+            scale,
+            number % STACKS * STACK,
+            number // STACKS * (KEYS // STACK),
+            GROUP,
+            SIZE,
+            PAD,
+            WINDOW,
+            STACK,
+            KEYS,
+            KEYS,
+            PRECISION,
+            DESCRIBED,
+            False,
+        )
 
 
 def programs_of_both(tokens: int, heads: Heads, c: Config) -> int:
     together = stack(heads.group)
     return triton.cdiv(tokens, c.keys) * heads.keys + triton.cdiv(tokens, c.keys // together) * (
-        heads.queries // together)
+        heads.queries // together
+    )
 
 
-def attention_backward(dout, q, k, v, out, sums, first, end, starts, heads: Heads, dq, dk, dv, tf32=False,
-                       configs: tuple | None = None):
+def attention_backward(
+    dout, q, k, v, out, sums, first, end, starts, heads: Heads, dq, dk, dv, tf32=False, configs: tuple | None = None
+):
     """The Triton twin of engine.torch.attention.attention_backward; out and sums are what attention gave.
 
     dout, out, dq: [T, queries*size], k, v, dk, dv: [T, keys*size], one dtype, rows of any stride; writes all of dq, dk
@@ -199,27 +473,90 @@ def attention_backward(dout, q, k, v, out, sums, first, end, starts, heads: Head
         if configs[2] and programs_of_both(tokens, heads, configs[2]) > FILL:
             configs = (*configs[:2], None)
     queries, keys, both = configs
-    common = dict(GROUP=heads.group, SIZE=heads.size, PAD=pad, WINDOW=heads.window, UNIT=layout.unit,
-                  PRECISION=layout.precision, DESCRIBED=layout.described)
+    common = dict(
+        GROUP=heads.group,
+        SIZE=heads.size,
+        PAD=pad,
+        WINDOW=heads.window,
+        UNIT=layout.unit,
+        PRECISION=layout.precision,
+        DESCRIBED=layout.described,
+    )
     if both:
         c = both
-        walked = [layout.stream(x, n, pad) for x, n in
-                  zip((q, k, v, dout, out), (c.rows, c.keys, c.keys, c.rows, c.rows))]
+        walked = [
+            layout.stream(x, n, pad) for x, n in zip((q, k, v, dout, out), (c.rows, c.keys, c.keys, c.rows, c.rows))
+        ]
         for_both[programs_of_both(tokens, heads, c),](
-            q, k, v, dout, out, *walked, sums, layout.stream_flat(sums, c.rows), dq, dk, dv, first, end, tokens,
-            *layout.rows(q, k, v, dout, out, dq, dk, dv), sums.stride(0), heads.scale, STACK=together, HEADS=heads.keys,
-            ROWS=c.rows, KEYS=c.keys, num_warps=c.warps, num_stages=c.stages, **common)
+            q,
+            k,
+            v,
+            dout,
+            out,
+            *walked,
+            sums,
+            layout.stream_flat(sums, c.rows),
+            dq,
+            dk,
+            dv,
+            first,
+            end,
+            tokens,
+            *layout.rows(q, k, v, dout, out, dq, dk, dv),
+            sums.stride(0),
+            heads.scale,
+            STACK=together,
+            HEADS=heads.keys,
+            ROWS=c.rows,
+            KEYS=c.keys,
+            num_warps=c.warps,
+            num_stages=c.stages,
+            **common,
+        )
         return
     d = per_head(q, heads.queries)
     c = queries
     for_queries[heads.queries // together, triton.cdiv(tokens, c.rows // together)](
-        q, layout.stream(k, c.keys, pad), layout.stream(v, c.keys, pad), dout, out, dq, sums, d, first, tokens,
-        *layout.rows(q, k, v, dout, out, dq), sums.stride(0), heads.scale, STACK=together, ROWS=c.rows, KEYS=c.keys,
-        num_warps=c.warps, num_stages=c.stages, **common)
+        q,
+        layout.stream(k, c.keys, pad),
+        layout.stream(v, c.keys, pad),
+        dout,
+        out,
+        dq,
+        sums,
+        d,
+        first,
+        tokens,
+        *layout.rows(q, k, v, dout, out, dq),
+        sums.stride(0),
+        heads.scale,
+        STACK=together,
+        ROWS=c.rows,
+        KEYS=c.keys,
+        num_warps=c.warps,
+        num_stages=c.stages,
+        **common,
+    )
     c = keys
-    for parts in ((dict(DK=True, DV=False), dict(DK=False, DV=True)) if pad >= SPLIT else (dict(DK=True, DV=True),)):
+    for parts in (dict(DK=True, DV=False), dict(DK=False, DV=True)) if pad >= SPLIT else (dict(DK=True, DV=True),):
         for_keys[heads.keys, triton.cdiv(tokens, c.keys)](
-            layout.stream(q, c.rows, pad), k, v, layout.stream(dout, c.rows, pad), dk, dv,
-            layout.stream_flat(sums, c.rows), layout.stream_flat(d, c.rows), end, tokens,
-            *layout.rows(q, k, v, dout, dk, dv), sums.stride(0), heads.scale, ROWS=c.rows, KEYS=c.keys,
-            num_warps=c.warps, num_stages=c.stages, **common, **parts)
+            layout.stream(q, c.rows, pad),
+            k,
+            v,
+            layout.stream(dout, c.rows, pad),
+            dk,
+            dv,
+            layout.stream_flat(sums, c.rows),
+            layout.stream_flat(d, c.rows),
+            end,
+            tokens,
+            *layout.rows(q, k, v, dout, dk, dv),
+            sums.stride(0),
+            heads.scale,
+            ROWS=c.rows,
+            KEYS=c.keys,
+            num_warps=c.warps,
+            num_stages=c.stages,
+            **common,
+            **parts,
+        )

@@ -16,9 +16,9 @@ from anytune.engine.base import Heads
 
 from .attention import LOG2E, padded
 
-STEP = 8192     # elements of a step of keys; a quarter of it in float32
+STEP = 8192  # elements of a step of keys; a quarter of it in float32
 PROGRAMS = 528  # programs that keep the card's memory busy
-PARTS = 64      # at most this many parts of a context
+PARTS = 64  # at most this many parts of a context
 
 
 @triton.jit
@@ -31,9 +31,29 @@ def bounds(length, parts, WINDOW: tl.constexpr, KEYS: tl.constexpr):
 
 
 @triton.jit
-def attend_part(q, keys, values, slots, lengths, mixes, sums, q_row, key_slot, key_row, value_slot, value_row, scale,
-                parts, GROUP: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr, WINDOW: tl.constexpr,
-                UNIT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
+def attend_part(
+    q,
+    keys,
+    values,
+    slots,
+    lengths,
+    mixes,
+    sums,
+    q_row,
+    key_slot,
+    key_row,
+    value_slot,
+    value_row,
+    scale,
+    parts,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAD: tl.constexpr,
+    WINDOW: tl.constexpr,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+):
     """Grid (keys, parts, n). Writes float32 mixes [n, queries, parts, SIZE], each normalized, and their log2-sums
     [n, queries, parts]; nothing for an empty part."""
     head, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -45,8 +65,11 @@ def attend_part(q, keys, values, slots, lengths, mixes, sums, q_row, key_slot, k
         return
     local, steps, columns = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, PAD)
     exists = (local < GROUP)[:, None] & (columns < SIZE)[None, :]
-    query = tl.load(q + row.to(tl.int64) * q_row + head * GROUP * SIZE + (local[:, None] * SIZE + columns[None, :]),
-                    mask=exists, other=0.0)
+    query = tl.load(
+        q + row.to(tl.int64) * q_row + head * GROUP * SIZE + (local[:, None] * SIZE + columns[None, :]),
+        mask=exists,
+        other=0.0,
+    )
     key_row, value_row = key_row * UNIT, value_row * UNIT
     keys += slot * (key_slot * UNIT) + head * SIZE
     values += slot * (value_slot * UNIT) + head * SIZE
@@ -72,8 +95,19 @@ def attend_part(q, keys, values, slots, lengths, mixes, sums, q_row, key_slot, k
 
 
 @triton.jit
-def join(mixes, sums, lengths, out, out_row, parts, SIZE: tl.constexpr, PAD: tl.constexpr, WINDOW: tl.constexpr,
-         PARTS: tl.constexpr, KEYS: tl.constexpr):
+def join(
+    mixes,
+    sums,
+    lengths,
+    out,
+    out_row,
+    parts,
+    SIZE: tl.constexpr,
+    PAD: tl.constexpr,
+    WINDOW: tl.constexpr,
+    PARTS: tl.constexpr,
+    KEYS: tl.constexpr,
+):
     """Grid (queries, n): out is the mean of the parts' mixes, weighted by their sums. A row that sees nothing is 0."""
     head, row = tl.program_id(0), tl.program_id(1)
     length, columns, number = tl.load(lengths + row), tl.arange(0, PAD), tl.arange(0, PARTS)
@@ -83,11 +117,15 @@ def join(mixes, sums, lengths, out, out_row, parts, SIZE: tl.constexpr, PAD: tl.
     weights = tl.load(sums + place + number, mask=filled, other=float("-inf"))
     weights = tl.exp2(weights - tl.maximum(tl.max(weights, 0), -1e30))
     weights = weights / tl.maximum(tl.sum(weights, 0), 1e-30)
-    mix = tl.load(mixes + (place + number).to(tl.int64)[:, None] * SIZE + columns[None, :],
-                  mask=filled[:, None] & (columns < SIZE)[None, :], other=0.0)
+    mix = tl.load(
+        mixes + (place + number).to(tl.int64)[:, None] * SIZE + columns[None, :],
+        mask=filled[:, None] & (columns < SIZE)[None, :],
+        other=0.0,
+    )
     mixed = tl.sum(mix * weights[:, None], 0)
-    tl.store(out + row.to(tl.int64) * out_row + head * SIZE + columns, mixed.to(out.dtype.element_ty),
-             mask=columns < SIZE)
+    tl.store(
+        out + row.to(tl.int64) * out_row + head * SIZE + columns, mixed.to(out.dtype.element_ty), mask=columns < SIZE
+    )
 
 
 def attend_cache(q, keys, values, slot_of_row, length_of_row, heads: Heads, out) -> None:
@@ -111,8 +149,38 @@ def attend_cache(q, keys, values, slot_of_row, length_of_row, heads: Heads, out)
         unit |= stride
     unit &= -unit
     attend_part[heads.keys, parts, n](
-        q, keys, values, slot_of_row, length_of_row, mixes, sums, q.stride(0), *(x // unit for x in strides),
-        heads.scale * LOG2E.value, parts, GROUP=heads.group, SIZE=heads.size, PAD=pad, WINDOW=heads.window, UNIT=unit,
-        ROWS=max(16, triton.next_power_of_2(heads.group)), KEYS=step, num_warps=4, num_stages=3 if half else 1)
-    join[heads.queries, n](mixes, sums, length_of_row, out, out.stride(0), parts, SIZE=heads.size, PAD=pad,
-                           WINDOW=heads.window, PARTS=triton.next_power_of_2(parts), KEYS=step, num_warps=4)
+        q,
+        keys,
+        values,
+        slot_of_row,
+        length_of_row,
+        mixes,
+        sums,
+        q.stride(0),
+        *(x // unit for x in strides),
+        heads.scale * LOG2E.value,
+        parts,
+        GROUP=heads.group,
+        SIZE=heads.size,
+        PAD=pad,
+        WINDOW=heads.window,
+        UNIT=unit,
+        ROWS=max(16, triton.next_power_of_2(heads.group)),
+        KEYS=step,
+        num_warps=4,
+        num_stages=3 if half else 1,
+    )
+    join[heads.queries, n](
+        mixes,
+        sums,
+        length_of_row,
+        out,
+        out.stride(0),
+        parts,
+        SIZE=heads.size,
+        PAD=pad,
+        WINDOW=heads.window,
+        PARTS=triton.next_power_of_2(parts),
+        KEYS=step,
+        num_warps=4,
+    )

@@ -14,14 +14,30 @@ from .. import blocks
 from .formats import FORMATS, aligned, book_of, constants
 
 SUPPORTED: frozenset[str] = frozenset(FORMATS)
-ROWS, OCTETS, WARPS = 4, 128, 4      # a program's tile; each thread has ROWS * OCTETS / (32 * WARPS) octets at once
+ROWS, OCTETS, WARPS = 4, 128, 4  # a program's tile; each thread has ROWS * OCTETS / (32 * WARPS) octets at once
 GATHER_OCTETS, GATHER_WARPS = 64, 2  # the same for a gather, one row at a time: few rows, so narrow tiles
 
 
 @triton.jit
-def _dequantize(raw, ids, book, out, rows, octets, raw_stride, out_stride, factor,
-                SCALES: tl.constexpr, OCTET: tl.constexpr, SIZE: tl.constexpr, SHIFT: tl.constexpr,
-                WORD: tl.constexpr, GATHER: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+def _dequantize(
+    raw,
+    ids,
+    book,
+    out,
+    rows,
+    octets,
+    raw_stride,
+    out_stride,
+    factor,
+    SCALES: tl.constexpr,
+    OCTET: tl.constexpr,
+    SIZE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    WORD: tl.constexpr,
+    GATHER: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+):
     """out[row] = row of raw, or factor * row ids[row] of raw. Program p: R rows, C octets of each."""
     p, across = tl.program_id(0), tl.cdiv(octets, C)
     row = (p // across * R + tl.arange(0, R)).to(tl.int64)[None, :]
@@ -52,9 +68,23 @@ def _launch(raw, ids, name: str, out, factor: float, tile: tuple[int, int, int])
     rows, n = out.shape
     octets, (r, c, warps) = n // 8, tile
     grid = (triton.cdiv(rows, r) * triton.cdiv(octets, c),)
-    _dequantize[grid](raw, raw if ids is None else ids, book_of(raw, name), out, rows, octets, raw.stride(0),
-                      out.stride(0), factor, **constants(raw, name), GATHER=ids is not None, R=r, C=c,
-                      num_warps=warps, enable_fp_fusion=False)
+    _dequantize[grid](
+        raw,
+        raw if ids is None else ids,
+        book_of(raw, name),
+        out,
+        rows,
+        octets,
+        raw.stride(0),
+        out.stride(0),
+        factor,
+        **constants(raw, name),
+        GATHER=ids is not None,
+        R=r,
+        C=c,
+        num_warps=warps,
+        enable_fp_fusion=False,
+    )
 
 
 def dequantize(raw: torch.Tensor, name: str, out: torch.Tensor) -> None:

@@ -43,5 +43,17 @@ def dropout(x, key, number, p, out):
     block = min(BLOCK, ceil_power(n))
     blocks = triton.cdiv(n, block)
     number = (number & 0xFFFFFFFF) - ((number & 0x80000000) << 1)  # as int32, whatever its size
-    _dropout[(tokens * blocks,)](x, key, out, number, threshold(p), 1.0 / (1.0 - p), n, blocks, x.stride(0),
-                                 out.stride(0), BLOCK=block, num_warps=4)
+    _dropout[(tokens * blocks,)](
+        x,
+        key,
+        out,
+        number,
+        threshold(p),
+        1.0 / (1.0 - p),
+        n,
+        blocks,
+        x.stride(0),
+        out.stride(0),
+        BLOCK=block,
+        num_warps=4,
+    )

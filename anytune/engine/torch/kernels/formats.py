@@ -23,9 +23,9 @@ class Format:
 
     scales: Any
     octet: Any
-    least: bool = False      # whether the weights are more than scale * q
+    least: bool = False  # whether the weights are more than scale * q
     book: str | None = None  # the code book
-    span: int = 1            # octets of a row that a thread of gemv.py takes at once: in one block, with one scale
+    span: int = 1  # octets of a row that a thread of gemv.py takes at once: in one block, with one scale
 
 
 FORMATS: dict[str, Format] = {
@@ -87,5 +87,10 @@ def constants(raw: torch.Tensor, name: str) -> dict[str, Any]:
     """The compile-time arguments for a matrix of blocks uint8 [rows, row_bytes] with any row stride."""
     weights, size = block_of(name)
     octets = weights // 8
-    return {"SCALES": FORMATS[name].scales, "OCTET": FORMATS[name].octet, "SIZE": size,
-            "SHIFT": octets.bit_length() - 1, "WORD": math.gcd(raw.data_ptr(), raw.stride(0), size, 8)}
+    return {
+        "SCALES": FORMATS[name].scales,
+        "OCTET": FORMATS[name].octet,
+        "SIZE": size,
+        "SHIFT": octets.bit_length() - 1,
+        "WORD": math.gcd(raw.data_ptr(), raw.stride(0), size, 8),
+    }

@@ -129,8 +129,12 @@ def octet_iq1_s(block, g, book, WORD: tl.constexpr):
 @triton.jit
 def scales_iq1_m(block, g):
     """The block's float16 scale stands in the top four bits of four words, whose other bits are scales."""
-    d = (short(block + 48) >> 12 | short(block + 50) >> 8 & 0xF0 | short(block + 52) >> 4 & 0xF00
-         | short(block + 54) & 0xF000)
+    d = (
+        short(block + 48) >> 12
+        | short(block + 50) >> 8 & 0xF0
+        | short(block + 52) >> 4 & 0xF00
+        | short(block + 54) & 0xF000
+    )
     i = g // 2
     scale = d.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
     scale = scale * (2 * (short(block + (48 + i // 4 * 2)) >> i % 4 * 3 & 7) + 1).to(tl.float32)

@@ -29,9 +29,29 @@ COLLECT = 256  # rows of a program
 
 
 @triton.jit
-def _gemv(x, raw, book, down, up, out, rows, units, rank, raw_stride, up_stride,
-          SCALES: tl.constexpr, OCTET: tl.constexpr, SIZE: tl.constexpr, SHIFT: tl.constexpr, WORD: tl.constexpr,
-          LEAST: tl.constexpr, SPAN: tl.constexpr, R: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr):
+def _gemv(
+    x,
+    raw,
+    book,
+    down,
+    up,
+    out,
+    rows,
+    units,
+    rank,
+    raw_stride,
+    up_stride,
+    SCALES: tl.constexpr,
+    OCTET: tl.constexpr,
+    SIZE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    WORD: tl.constexpr,
+    LEAST: tl.constexpr,
+    SPAN: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    RANK: tl.constexpr,
+):
     """One row of x. Program p: R rows of the matrix. A thread's unit is SPAN octets with one scale, of R rows."""
     row = tl.program_id(0) * R + tl.arange(0, R)
     start = raw + tl.minimum(row, rows - 1).to(tl.int64)[None, :] * raw_stride
@@ -68,10 +88,33 @@ def _low_rank(down, up, row, rows, up_stride, rank, RANK: tl.constexpr):
 
 
 @triton.jit
-def _gemm(x, raw, book, down, up, out, tokens, rows, octets, rank, share,
-          x_stride, raw_stride, down_stride, up_stride, out_stride,
-          SCALES: tl.constexpr, OCTET: tl.constexpr, SIZE: tl.constexpr, SHIFT: tl.constexpr, WORD: tl.constexpr,
-          N: tl.constexpr, R: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr):
+def _gemm(
+    x,
+    raw,
+    book,
+    down,
+    up,
+    out,
+    tokens,
+    rows,
+    octets,
+    rank,
+    share,
+    x_stride,
+    raw_stride,
+    down_stride,
+    up_stride,
+    out_stride,
+    SCALES: tl.constexpr,
+    OCTET: tl.constexpr,
+    SIZE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    WORD: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    RANK: tl.constexpr,
+):
     """N rows of x at a time. Program (p, t): R rows of the matrix, `share` octets of each, the t-th N rows of x.
 
     Where a row is more than one share, the parts are [parts, tokens, rows] of out, for _collect.
@@ -94,18 +137,37 @@ def _gemm(x, raw, book, down, up, out, tokens, rows, octets, rank, share,
         sums = tl.dot(w, tl.trans(xs), sums, input_precision="tf32x3")
     if RANK:
         j = tl.arange(0, RANK)
-        d = tl.load(down + token[None, :] * down_stride + j[:, None],
-                    mask=(token < tokens)[None, :] & (j < rank)[:, None], other=0.0).to(tl.float32)
-        u = tl.load(up + row.to(tl.int64)[:, None] * up_stride + j[None, :],
-                    mask=(row < rows)[:, None] & (j < rank)[None, :], other=0.0).to(tl.float32)
+        d = tl.load(
+            down + token[None, :] * down_stride + j[:, None],
+            mask=(token < tokens)[None, :] & (j < rank)[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        u = tl.load(
+            up + row.to(tl.int64)[:, None] * up_stride + j[None, :],
+            mask=(row < rows)[:, None] & (j < rank)[None, :],
+            other=0.0,
+        ).to(tl.float32)
         sums = tl.dot(u, d, sums, input_precision="tf32x3")
     to = out + (part * tokens + token).to(tl.int64)[None, :] * out_stride + row[:, None]
     tl.store(to, sums.to(out.dtype.element_ty), mask=(token < tokens)[None, :] & (row < rows)[:, None])
 
 
 @triton.jit
-def _collect(parts, down, up, out, tokens, rows, rank, count, down_stride, up_stride, out_stride,
-             R: tl.constexpr, RANK: tl.constexpr):
+def _collect(
+    parts,
+    down,
+    up,
+    out,
+    tokens,
+    rows,
+    rank,
+    count,
+    down_stride,
+    up_stride,
+    out_stride,
+    R: tl.constexpr,
+    RANK: tl.constexpr,
+):
     """out [tokens, rows] = the sum of parts [count, tokens, rows]. Program (p, t): R rows of one token."""
     row, token = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1)
     y = tl.zeros((R,), tl.float32)
@@ -124,9 +186,25 @@ def _one(x, raw, name: str, out, pair, rank: int) -> None:
     threads = max(32, min(GEMV_THREADS, triton.next_power_of_2(units)))
     r = next(r for least, r in GEMV_ROWS if rows >= least)
     _gemv[(triton.cdiv(rows, r),)](
-        x, raw, book_of(raw, name), down, up, out, rows, units, rank, raw.stride(0), up.stride(0),
-        **constants(raw, name), LEAST=FORMATS[name].least, SPAN=span, R=r, C=threads, RANK=_padded(rank, 1),
-        num_warps=threads // 32)
+        x,
+        raw,
+        book_of(raw, name),
+        down,
+        up,
+        out,
+        rows,
+        units,
+        rank,
+        raw.stride(0),
+        up.stride(0),
+        **constants(raw, name),
+        LEAST=FORMATS[name].least,
+        SPAN=span,
+        R=r,
+        C=threads,
+        RANK=_padded(rank, 1),
+        num_warps=threads // 32,
+    )
 
 
 def _some(x, raw, name: str, out, pair, rank: int) -> None:
@@ -140,22 +218,61 @@ def _some(x, raw, name: str, out, pair, rank: int) -> None:
     count = triton.cdiv(steps, share)
     into = out if count == 1 else torch.empty((count * tokens, rows), dtype=torch.float32, device=x.device)
     _gemm[(tiles * count, triton.cdiv(tokens, n))](
-        x, raw, book_of(raw, name), down, up, into, tokens, rows, octets, rank, share * c,
-        x.stride(0), raw.stride(0), down.stride(0), up.stride(0), into.stride(0),
-        **constants(raw, name), N=n, R=r, C=c, RANK=_padded(rank, 16) if count == 1 else 0,
-        num_warps=warps, num_stages=stages)
+        x,
+        raw,
+        book_of(raw, name),
+        down,
+        up,
+        into,
+        tokens,
+        rows,
+        octets,
+        rank,
+        share * c,
+        x.stride(0),
+        raw.stride(0),
+        down.stride(0),
+        up.stride(0),
+        into.stride(0),
+        **constants(raw, name),
+        N=n,
+        R=r,
+        C=c,
+        RANK=_padded(rank, 16) if count == 1 else 0,
+        num_warps=warps,
+        num_stages=stages,
+    )
     if count > 1:
         _collect[(triton.cdiv(rows, COLLECT), tokens)](
-            into, down, up, out, tokens, rows, rank, count, down.stride(0), up.stride(0), out.stride(0),
-            R=COLLECT, RANK=_padded(rank, 1), num_warps=4)
+            into,
+            down,
+            up,
+            out,
+            tokens,
+            rows,
+            rank,
+            count,
+            down.stride(0),
+            up.stride(0),
+            out.stride(0),
+            R=COLLECT,
+            RANK=_padded(rank, 1),
+            num_warps=4,
+        )
 
 
 def _padded(rank: int, least: int) -> int:
     return max(least, triton.next_power_of_2(rank)) if rank else 0
 
 
-def gemv(x: torch.Tensor, raw: torch.Tensor, name: str, out: torch.Tensor,
-         down: torch.Tensor | None = None, up: torch.Tensor | None = None) -> None:
+def gemv(
+    x: torch.Tensor,
+    raw: torch.Tensor,
+    name: str,
+    out: torch.Tensor,
+    down: torch.Tensor | None = None,
+    up: torch.Tensor | None = None,
+) -> None:
     """out = x · dequantized(raw)ᵀ (+ down · upᵀ), summed in float32.
 
     x [n, in] float; raw uint8 [rows, row_bytes], blocks of type `name`; out [n, rows] float; down [n, r] float32 and
@@ -164,8 +281,13 @@ def gemv(x: torch.Tensor, raw: torch.Tensor, name: str, out: torch.Tensor,
     _product(x, raw, name, out, down, up, blocks.weights(raw, name))
 
 
-def gemv_dense(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor,
-               down: torch.Tensor | None = None, up: torch.Tensor | None = None) -> None:
+def gemv_dense(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    down: torch.Tensor | None = None,
+    up: torch.Tensor | None = None,
+) -> None:
     """As gemv, for a matrix of floats: weight [rows, in], with any row stride."""
     _product(x, weight.view(torch.uint8), DENSE[weight.dtype], out, down, up, weight.shape[1])
 
@@ -173,8 +295,13 @@ def gemv_dense(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor,
 def _product(x, raw, name: str, out, down, up, n: int) -> None:
     pair, rank = ((x, x), 0) if down is None else ((down, up), down.shape[1])
     matrices = (x, raw, out, *pair)
-    fits = (x.shape[1] == n and n % 8 == 0 and out.shape == (len(x), len(raw)) and aligned(raw, name)
-            and all(m.stride(1) == 1 for m in matrices))
+    fits = (
+        x.shape[1] == n
+        and n % 8 == 0
+        and out.shape == (len(x), len(raw))
+        and aligned(raw, name)
+        and all(m.stride(1) == 1 for m in matrices)
+    )
     if rank:
         fits = fits and (down.shape, up.shape) == ((len(x), rank), (len(raw), rank))
     if not fits:

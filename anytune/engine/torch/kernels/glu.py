@@ -18,8 +18,20 @@ FEW = dict(ROWS=16, BLOCK=128, SHARE=64, PROGRAMS=528, WARPS=4, STAGES=2)
 
 
 @triton.jit
-def _glu(gate, up, out, peak, n, blocks, gate_row, up_row, out_row, GELU: tl.constexpr, PEAK: tl.constexpr,
-         BLOCK: tl.constexpr):
+def _glu(
+    gate,
+    up,
+    out,
+    peak,
+    n,
+    blocks,
+    gate_row,
+    up_row,
+    out_row,
+    GELU: tl.constexpr,
+    PEAK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Grid (row and block of columns)."""
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -30,13 +42,37 @@ def _glu(gate, up, out, peak, n, blocks, gate_row, up_row, out_row, GELU: tl.con
     tl.store(out + row * out_row + column, (g * s * u).to(out.dtype.element_ty), mask=mask)
     if PEAK:
         largest = tl.max(tl.maximum(tl.abs(g * s), tl.abs(u) * STEEP), 0)
-        tl.atomic_max(peak + row, largest, sem="relaxed")   # the same in any order
+        tl.atomic_max(peak + row, largest, sem="relaxed")  # the same in any order
 
 
 @triton.jit(do_not_specialize=["tokens", "shares"])
-def _glu_low(gate, up, out, a, low, keep, parts, counter, tokens, n, rank, span, shares, gate_row, up_row, out_row,
-             a_row, low_row, keep_row, GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr,
-             SHARES: tl.constexpr, KEEP: tl.constexpr):
+def _glu_low(
+    gate,
+    up,
+    out,
+    a,
+    low,
+    keep,
+    parts,
+    counter,
+    tokens,
+    n,
+    rank,
+    span,
+    shares,
+    gate_row,
+    up_row,
+    out_row,
+    a_row,
+    low_row,
+    keep_row,
+    GELU: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RANKS: tl.constexpr,
+    SHARES: tl.constexpr,
+    KEEP: tl.constexpr,
+):
     """Grid (row blocks, shares of the columns)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside, at = (row < tokens)[:, None], row.to(tl.int64)[:, None]
@@ -48,14 +84,32 @@ def _glu_low(gate, up, out, a, low, keep, parts, counter, tokens, n, rank, span,
         mask = inside & (column < n)[None, :]
         g = tl.load(gate + at * gate_row + column[None, :], mask=mask, other=0).to(tl.float32)
         u = tl.load(up + at * up_row + column[None, :], mask=mask, other=0).to(tl.float32)
-        factor = tl.load(a + j.to(tl.int64)[:, None] * a_row + column[None, :],
-                         mask=(j < rank)[:, None] & (column < n)[None, :], other=0)
+        factor = tl.load(
+            a + j.to(tl.int64)[:, None] * a_row + column[None, :],
+            mask=(j < rank)[:, None] & (column < n)[None, :],
+            other=0,
+        )
         s, slope = sigmoid(g, GELU)
         y = (g * s * u).to(out.dtype.element_ty)
         tl.store(out + at * out_row + column[None, :], y, mask=mask)
         total = tl.dot(y, tl.trans(factor.to(y.dtype)), total, input_precision="tf32x3")
-    finish(total, parts, counter, tl.program_id(0), tl.program_id(1), shares, low, keep, row, tokens, rank, low_row,
-           keep_row, SHARES, KEEP)
+    finish(
+        total,
+        parts,
+        counter,
+        tl.program_id(0),
+        tl.program_id(1),
+        shares,
+        low,
+        keep,
+        row,
+        tokens,
+        rank,
+        low_row,
+        keep_row,
+        SHARES,
+        KEEP,
+    )
 
 
 def glu(gate, up, activation, out, a=None, low=None, *, keep=None, peak=None):
@@ -64,8 +118,21 @@ def glu(gate, up, activation, out, a=None, low=None, *, keep=None, peak=None):
     (tokens, n), gelu = gate.shape, activation == "gelu"
     if a is None or a.shape[0] > MOST or tokens > SMALL or peak is not None:
         block, blocks = columns(n)
-        _glu[(tokens * blocks,)](gate, up, out, out if peak is None else peak, n, blocks, gate.stride(0), up.stride(0),
-                                 out.stride(0), GELU=gelu, PEAK=peak is not None, BLOCK=block, num_warps=4)
+        _glu[(tokens * blocks,)](
+            gate,
+            up,
+            out,
+            out if peak is None else peak,
+            n,
+            blocks,
+            gate.stride(0),
+            up.stride(0),
+            out.stride(0),
+            GELU=gelu,
+            PEAK=peak is not None,
+            BLOCK=block,
+            num_warps=4,
+        )
         if a is not None:
             skinny(out, a.t(), low, keep=keep)
         return
@@ -76,7 +143,31 @@ def glu(gate, up, activation, out, a=None, low=None, *, keep=None, peak=None):
     parts, counter = partials(shares, blocks, rows * ranks, out)
     second = low if keep is None else keep
     _glu_low[(blocks, shares)](
-        gate, up, out, a, low, second, parts, counter, tokens, n, rank, span, shares, gate.stride(0), up.stride(0),
-        out.stride(0), a.stride(0), low.stride(0), second.stride(0), GELU=gelu, ROWS=rows, BLOCK=block, RANKS=ranks,
-        SHARES=ceil_power(shares), KEEP=keep is not None, num_warps=max(c["WARPS"], warps(ranks)),
-        num_stages=c["STAGES"])
+        gate,
+        up,
+        out,
+        a,
+        low,
+        second,
+        parts,
+        counter,
+        tokens,
+        n,
+        rank,
+        span,
+        shares,
+        gate.stride(0),
+        up.stride(0),
+        out.stride(0),
+        a.stride(0),
+        low.stride(0),
+        second.stride(0),
+        GELU=gelu,
+        ROWS=rows,
+        BLOCK=block,
+        RANKS=ranks,
+        SHARES=ceil_power(shares),
+        KEEP=keep is not None,
+        num_warps=max(c["WARPS"], warps(ranks)),
+        num_stages=c["STAGES"],
+    )

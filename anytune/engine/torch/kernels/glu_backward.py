@@ -12,7 +12,7 @@ from .low import low as skinny
 from .shares import ceil_power, finish, fit, partials, share
 
 BLOCK = 2048  # columns of a program without the low-rank product
-SMALL = 512   # tokens up to which the low-rank product is made in the same pass
+SMALL = 512  # tokens up to which the low-rank product is made in the same pass
 FEW = dict(ROWS=16, BLOCK=64, SHARE=128, PROGRAMS=528, WARPS=4, STAGES=3)
 
 
@@ -35,8 +35,25 @@ def sigmoid(x, GELU: tl.constexpr):
 
 
 @triton.jit
-def _backward(dy, gate, up, dgate, dup, out, n, blocks, dy_row, gate_row, up_row, dgate_row, dup_row, out_row,
-              GELU: tl.constexpr, AGAIN: tl.constexpr, BLOCK: tl.constexpr):
+def _backward(
+    dy,
+    gate,
+    up,
+    dgate,
+    dup,
+    out,
+    n,
+    blocks,
+    dy_row,
+    gate_row,
+    up_row,
+    dgate_row,
+    dup_row,
+    out_row,
+    GELU: tl.constexpr,
+    AGAIN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Grid (row and block of columns)."""
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -46,18 +63,49 @@ def _backward(dy, gate, up, dgate, dup, out, n, blocks, dy_row, gate_row, up_row
     d = tl.load(dy + row * dy_row + column, mask=mask, other=0).to(tl.float32)
     s, slope = sigmoid(g, GELU)
     value = g * s
-    tl.store(dgate + row * dgate_row + column, (d * u * (s + value * (1.0 - s) * slope)).to(dgate.dtype.element_ty),
-             mask=mask)
+    tl.store(
+        dgate + row * dgate_row + column,
+        (d * u * (s + value * (1.0 - s) * slope)).to(dgate.dtype.element_ty),
+        mask=mask,
+    )
     tl.store(dup + row * dup_row + column, (d * value).to(dup.dtype.element_ty), mask=mask)
     if AGAIN:
         tl.store(out + row * out_row + column, (value * u).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens", "shares"])
-def _backward_low(dy, gate, up, dgate, dup, out, b, low, parts, counter, tokens, n, rank, span, shares, dy_row,
-                  gate_row, up_row, dgate_row, dup_row, out_row, b_inner, b_rank, low_row, GELU: tl.constexpr,
-                  AGAIN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr,
-                  SHARES: tl.constexpr):
+def _backward_low(
+    dy,
+    gate,
+    up,
+    dgate,
+    dup,
+    out,
+    b,
+    low,
+    parts,
+    counter,
+    tokens,
+    n,
+    rank,
+    span,
+    shares,
+    dy_row,
+    gate_row,
+    up_row,
+    dgate_row,
+    dup_row,
+    out_row,
+    b_inner,
+    b_rank,
+    low_row,
+    GELU: tl.constexpr,
+    AGAIN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RANKS: tl.constexpr,
+    SHARES: tl.constexpr,
+):
     """Grid (row blocks, shares of the columns)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside, at = (row < tokens)[:, None], row.to(tl.int64)[:, None]
@@ -82,14 +130,32 @@ def _backward_low(dy, gate, up, dgate, dup, out, b, low, parts, counter, tokens,
             tl.store(out + at * out_row + column, (value * u).to(out.dtype.element_ty), mask=mask)
         total = tl.dot(to_gate, b_gate.to(to_gate.dtype), total, input_precision="tf32x3")
         total = tl.dot(to_up, b_up.to(to_up.dtype), total, input_precision="tf32x3")
-    finish(total, parts, counter, tl.program_id(0), tl.program_id(1), shares, low, low, row, tokens, rank, low_row,
-           low_row, SHARES, False)
+    finish(
+        total,
+        parts,
+        counter,
+        tl.program_id(0),
+        tl.program_id(1),
+        shares,
+        low,
+        low,
+        row,
+        tokens,
+        rank,
+        low_row,
+        low_row,
+        SHARES,
+        False,
+    )
 
 
 def _low_of_pair(dgate, dup, b, low) -> None:
     n, base = dgate.shape[1], dgate.storage_offset()
-    if dgate.untyped_storage().data_ptr() == dup.untyped_storage().data_ptr() and dgate.stride() == dup.stride() and (
-            dup.storage_offset() == base + n):
+    if (
+        dgate.untyped_storage().data_ptr() == dup.untyped_storage().data_ptr()
+        and dgate.stride() == dup.stride()
+        and (dup.storage_offset() == base + n)
+    ):
         skinny(dgate.as_strided((dgate.shape[0], 2 * n), dgate.stride()), b, low)
     else:
         plain_low.low_of_pair(dgate, dup, b, low)
@@ -102,8 +168,9 @@ def glu_backward(dy, gate, up, activation, dgate, dup, out=None, *, b=None, low=
     strides = tuple(t.stride(0) for t in tensors)
     if b is None or b.shape[1] > MOST or tokens > SMALL:
         block, blocks = columns(n)
-        _backward[(tokens * blocks,)](*tensors, n, blocks, *strides, GELU=gelu, AGAIN=out is not None, BLOCK=block,
-                                      num_warps=4)
+        _backward[(tokens * blocks,)](
+            *tensors, n, blocks, *strides, GELU=gelu, AGAIN=out is not None, BLOCK=block, num_warps=4
+        )
         if b is not None:
             _low_of_pair(dgate, dup, b, low)
         return
@@ -113,6 +180,25 @@ def glu_backward(dy, gate, up, activation, dgate, dup, out=None, *, b=None, low=
     shares, span = share(n, blocks, block, c["SHARE"], c["PROGRAMS"])
     parts, counter = partials(shares, blocks, rows * ranks, low)
     _backward_low[(blocks, shares)](
-        *tensors, b, low, parts, counter, tokens, n, rank, span, shares, *strides, *b.stride(), low.stride(0),
-        GELU=gelu, AGAIN=out is not None, ROWS=rows, BLOCK=block, RANKS=ranks, SHARES=ceil_power(shares),
-        num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"])
+        *tensors,
+        b,
+        low,
+        parts,
+        counter,
+        tokens,
+        n,
+        rank,
+        span,
+        shares,
+        *strides,
+        *b.stride(),
+        low.stride(0),
+        GELU=gelu,
+        AGAIN=out is not None,
+        ROWS=rows,
+        BLOCK=block,
+        RANKS=ranks,
+        SHARES=ceil_power(shares),
+        num_warps=max(c["WARPS"], warps(ranks)),
+        num_stages=c["STAGES"],
+    )

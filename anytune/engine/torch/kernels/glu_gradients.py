@@ -15,16 +15,51 @@ from .glu_backward import sigmoid
 from .rounding import SMALLEST, eighth
 from .shares import ceil_power, collect, counters, deposit, share
 
-MOST = 32         # ranks of each pair that programs hold
+MOST = 32  # ranks of each pair that programs hold
 CONFIG = dict(ROWS=32, BLOCK=64, SHARE=512, PROGRAMS=1056, WARPS=4, STAGES=2)
 
 
 @triton.jit(do_not_specialize=["tokens", "span", "shares"])
-def _backward(dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, parts, counter, tokens, n, span,
-              shares, factor, norms, peaks, number, scales, dy_row, gate_row, up_row, dgate_row, dup_row, low_dy_row,
-              low_x_row, RANK: tl.constexpr, RANK_GATE: tl.constexpr, RANK_UP: tl.constexpr, UP_AT: tl.constexpr,
-              EIGHT: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr,
-              SHARES: tl.constexpr):
+def _backward(
+    dy,
+    gate,
+    up,
+    dgate,
+    dup,
+    low_dy,
+    low_x,
+    grad_a,
+    grad_gate,
+    grad_up,
+    parts,
+    counter,
+    tokens,
+    n,
+    span,
+    shares,
+    factor,
+    norms,
+    peaks,
+    number,
+    scales,
+    dy_row,
+    gate_row,
+    up_row,
+    dgate_row,
+    dup_row,
+    low_dy_row,
+    low_x_row,
+    RANK: tl.constexpr,
+    RANK_GATE: tl.constexpr,
+    RANK_UP: tl.constexpr,
+    UP_AT: tl.constexpr,
+    EIGHT: tl.constexpr,
+    GELU: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RANKS: tl.constexpr,
+    SHARES: tl.constexpr,
+):
     """Grid (column blocks, shares of the rows)."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here, j = column < n, tl.arange(0, RANKS)
@@ -49,8 +84,9 @@ def _backward(dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_u
         to_up = (d * value).to(dy.dtype.element_ty)
         if EIGHT:
             there = row < end
-            scale = tl.maximum(tl.load(norms + row, mask=there, other=1) * tl.load(peaks + row, mask=there, other=1)
-                               * number, SMALLEST)
+            scale = tl.maximum(
+                tl.load(norms + row, mask=there, other=1) * tl.load(peaks + row, mask=there, other=1) * number, SMALLEST
+            )
             tl.store(scales + row, scale, mask=there & (tl.program_id(0) == 0))
             one = 1.0 / scale[:, None]
             tl.store(dgate + at * dgate_row + column[None, :], eighth(to_gate.to(tl.float32) * one), mask=mask)
@@ -84,8 +120,9 @@ def _backward(dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_u
         tl.store(where, tl.load(where, mask=mask, other=0) + of_up, mask=mask)
 
 
-def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, factor, *,
-                  bound=None, scale=None):
+def glu_gradients(
+    dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, factor, *, bound=None, scale=None
+):
     """See plain.glu_gradients."""
     (tokens, n), c, size = gate.shape, CONFIG, dy.element_size()
     norms, peaks, number = bound or (grad_a, grad_a, 0.0)
@@ -98,9 +135,38 @@ def glu_gradients(dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, g
         parts = torch.empty(3 * shares * blocks * ranks * block, dtype=torch.float32, device=dy.device)
         counter = counters(dy.device)
     _backward[(blocks, shares)](
-        dy, gate, up, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, parts, counter, tokens, n, span, shares,
-        factor, norms, peaks, number, grad_a if scale is None else scale,
-        *(t.stride(0) for t in (dy, gate, up, dgate, dup, low_dy, low_x)), RANK=grad_a.shape[0],
-        RANK_GATE=grad_gate.shape[1], RANK_UP=grad_up.shape[1], UP_AT=grad_gate.shape[1], EIGHT=bound is not None,
-        GELU=activation == "gelu", ROWS=rows, BLOCK=block, RANKS=ranks, SHARES=ceil_power(shares),
-        num_warps=c["WARPS"], num_stages=c["STAGES"])
+        dy,
+        gate,
+        up,
+        dgate,
+        dup,
+        low_dy,
+        low_x,
+        grad_a,
+        grad_gate,
+        grad_up,
+        parts,
+        counter,
+        tokens,
+        n,
+        span,
+        shares,
+        factor,
+        norms,
+        peaks,
+        number,
+        grad_a if scale is None else scale,
+        *(t.stride(0) for t in (dy, gate, up, dgate, dup, low_dy, low_x)),
+        RANK=grad_a.shape[0],
+        RANK_GATE=grad_gate.shape[1],
+        RANK_UP=grad_up.shape[1],
+        UP_AT=grad_gate.shape[1],
+        EIGHT=bound is not None,
+        GELU=activation == "gelu",
+        ROWS=rows,
+        BLOCK=block,
+        RANKS=ranks,
+        SHARES=ceil_power(shares),
+        num_warps=c["WARPS"],
+        num_stages=c["STAGES"],
+    )

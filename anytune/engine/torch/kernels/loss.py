@@ -5,13 +5,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-WIDTH = 4096   # columns that lie side by side over the threads
-DEPTH = 4      # such runs at once: loads in flight, and one rescaling for all of them
+WIDTH = 4096  # columns that lie side by side over the threads
+DEPTH = 4  # such runs at once: loads in flight, and one rescaling for all of them
 
 
 @triton.jit
-def _loss(logits, targets, scale, losses, columns, row_stride, GRADIENT: tl.constexpr, DEPTH: tl.constexpr,
-          WIDTH: tl.constexpr):
+def _loss(
+    logits,
+    targets,
+    scale,
+    losses,
+    columns,
+    row_stride,
+    GRADIENT: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """Running maximum and sum (Milakov & Gimelshein 2018) in every lane, joined at the end. Grid (rows)."""
     row = tl.program_id(0)
     base = logits + row.to(tl.int64) * row_stride
@@ -48,5 +57,15 @@ def _loss(logits, targets, scale, losses, columns, row_stride, GRADIENT: tl.cons
 def loss_rows(logits, targets, scale, losses, gradient):
     """See plain.loss_rows."""
     rows, columns = logits.shape
-    _loss[(rows,)](logits, targets, scale, losses, columns, logits.stride(0), GRADIENT=bool(gradient), DEPTH=DEPTH,
-                   WIDTH=WIDTH, num_warps=max(1, WIDTH // 256))
+    _loss[(rows,)](
+        logits,
+        targets,
+        scale,
+        losses,
+        columns,
+        logits.stride(0),
+        GRADIENT=bool(gradient),
+        DEPTH=DEPTH,
+        WIDTH=WIDTH,
+        num_warps=max(1, WIDTH // 256),
+    )

@@ -12,8 +12,8 @@ from .. import plain_low
 from ..plain_low import COLUMNS, GradientTable
 from .shares import ceil_power, collect, deposit, finish, fit, partials, share
 
-MOST = 256          # ranks beside each other that a program holds; more are matrix products proper, which cuBLAS does
-SMALL = 512         # tokens up to which `low` runs as FEW says
+MOST = 256  # ranks beside each other that a program holds; more are matrix products proper, which cuBLAS does
+SMALL = 512  # tokens up to which `low` runs as FEW says
 # ROWS, BLOCK: of a program's tile of x; SHARE: the least length of a share; PROGRAMS: at most (an H100 has 132
 # multiprocessors)
 FEW = dict(ROWS=16, BLOCK=128, SHARE=256, PROGRAMS=264, WARPS=4, STAGES=3)
@@ -27,9 +27,31 @@ def warps(ranks: int) -> int:
 
 
 @triton.jit(do_not_specialize=["tokens", "shares"])  # that span is a multiple of 16 is what makes wide accesses legal
-def _product(x, w, out, keep, scales, parts, counter, tokens, inner, rank, span, shares, x_row, w_inner, w_rank,
-             out_row, keep_row, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, SHARES: tl.constexpr,
-             KEEP: tl.constexpr, SCALED: tl.constexpr):
+def _product(
+    x,
+    w,
+    out,
+    keep,
+    scales,
+    parts,
+    counter,
+    tokens,
+    inner,
+    rank,
+    span,
+    shares,
+    x_row,
+    w_inner,
+    w_rank,
+    out_row,
+    keep_row,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RANKS: tl.constexpr,
+    SHARES: tl.constexpr,
+    KEEP: tl.constexpr,
+    SCALED: tl.constexpr,
+):
     """Grid (row blocks, shares of the inner axis). SCALED: x is e4m3, and the sum is kept as it is."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside, at = (row < tokens)[:, None], row.to(tl.int64)[:, None]
@@ -40,13 +62,33 @@ def _product(x, w, out, keep, scales, parts, counter, tokens, inner, rank, span,
     for start in range(begin, end, BLOCK):
         here = (start + k) < inner  # a share is whole blocks, so only the end of the axis cuts one
         xs = tl.load(x + at * x_row + (start + k)[None, :], mask=inside & here[None, :], other=0.0)
-        ws = tl.load(w + (start + k).to(tl.int64)[:, None] * w_inner + j[None, :] * w_rank,
-                     mask=here[:, None] & (j < rank)[None, :], other=0)
+        ws = tl.load(
+            w + (start + k).to(tl.int64)[:, None] * w_inner + j[None, :] * w_rank,
+            mask=here[:, None] & (j < rank)[None, :],
+            other=0,
+        )
         if SCALED:
-            xs = xs.to(out.dtype.element_ty)    # exact
+            xs = xs.to(out.dtype.element_ty)  # exact
         total = tl.dot(xs, ws.to(xs.dtype), total, input_precision="tf32x3")
-    finish(total, parts, counter, tl.program_id(0), tl.program_id(1), shares, out, keep, row, tokens, rank, out_row,
-           keep_row, SHARES, KEEP, scales, SCALED)
+    finish(
+        total,
+        parts,
+        counter,
+        tl.program_id(0),
+        tl.program_id(1),
+        shares,
+        out,
+        keep,
+        row,
+        tokens,
+        rank,
+        out_row,
+        keep_row,
+        SHARES,
+        KEEP,
+        scales,
+        SCALED,
+    )
 
 
 def low(x, w, out, *, keep=None, scale=None):
@@ -62,10 +104,32 @@ def low(x, w, out, *, keep=None, scale=None):
     parts, counter = partials(shares, blocks, c["ROWS"] * ranks, out)
     second = out if keep is None else keep
     _product[(blocks, shares)](
-        x, w, out, second, out if scale is None else scale, parts, counter, tokens, inner, rank, span, shares,
-        x.stride(0), w.stride(0), w.stride(1), out.stride(0), second.stride(0), ROWS=c["ROWS"], BLOCK=block,
-        RANKS=ranks, SHARES=ceil_power(shares), KEEP=keep is not None, SCALED=scale is not None,
-        num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"])
+        x,
+        w,
+        out,
+        second,
+        out if scale is None else scale,
+        parts,
+        counter,
+        tokens,
+        inner,
+        rank,
+        span,
+        shares,
+        x.stride(0),
+        w.stride(0),
+        w.stride(1),
+        out.stride(0),
+        second.stride(0),
+        ROWS=c["ROWS"],
+        BLOCK=block,
+        RANKS=ranks,
+        SHARES=ceil_power(shares),
+        KEEP=keep is not None,
+        SCALED=scale is not None,
+        num_warps=max(c["WARPS"], warps(ranks)),
+        num_stages=c["STAGES"],
+    )
 
 
 def low_fp8(x, scale, w, out):
@@ -79,8 +143,20 @@ def low_fp8(x, scale, w, out):
 
 
 @triton.jit
-def _places(rows, tiles, tile, in_features, rank, A_TILES: tl.constexpr, ON_A: tl.constexpr, WIDE: tl.constexpr,
-            RANKS: tl.constexpr, COLUMNS_ALIGN: tl.constexpr, RANK_ALIGN: tl.constexpr, FLAT_ALIGN: tl.constexpr):
+def _places(
+    rows,
+    tiles,
+    tile,
+    in_features,
+    rank,
+    A_TILES: tl.constexpr,
+    ON_A: tl.constexpr,
+    WIDE: tl.constexpr,
+    RANKS: tl.constexpr,
+    COLUMNS_ALIGN: tl.constexpr,
+    RANK_ALIGN: tl.constexpr,
+    FLAT_ALIGN: tl.constexpr,
+):
     """Of a tile: its first column and its end, its first rank,
     and for [WIDE, RANKS] the places in flat and which exist."""
     j, c = tl.arange(0, RANKS), tl.arange(0, WIDE)
@@ -102,14 +178,41 @@ def _places(rows, tiles, tile, in_features, rank, A_TILES: tl.constexpr, ON_A: t
 
 
 @triton.jit
-def _tile(y, low, rows, tiles, flat, gain, inverse, parts, counter, tile, tokens, span, shares, in_features, rank,
-          scale, y_row, low_row, NORM: tl.constexpr, A_TILES: tl.constexpr, ON_A: tl.constexpr, WIDE: tl.constexpr,
-          RANKS: tl.constexpr, ROWS: tl.constexpr, SHARES: tl.constexpr, COLUMNS_ALIGN: tl.constexpr,
-          RANK_ALIGN: tl.constexpr, FLAT_ALIGN: tl.constexpr):
+def _tile(
+    y,
+    low,
+    rows,
+    tiles,
+    flat,
+    gain,
+    inverse,
+    parts,
+    counter,
+    tile,
+    tokens,
+    span,
+    shares,
+    in_features,
+    rank,
+    scale,
+    y_row,
+    low_row,
+    NORM: tl.constexpr,
+    A_TILES: tl.constexpr,
+    ON_A: tl.constexpr,
+    WIDE: tl.constexpr,
+    RANKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    SHARES: tl.constexpr,
+    COLUMNS_ALIGN: tl.constexpr,
+    RANK_ALIGN: tl.constexpr,
+    FLAT_ALIGN: tl.constexpr,
+):
     """Adds [WIDE columns, RANKS] of yᵀ · low to flat, of which this program sums its share of rows.
     parts: a tile's own."""
-    begin, end, first, place, there = _places(rows, tiles, tile, in_features, rank, A_TILES, ON_A, WIDE, RANKS,
-                                              COLUMNS_ALIGN, RANK_ALIGN, FLAT_ALIGN)
+    begin, end, first, place, there = _places(
+        rows, tiles, tile, in_features, rank, A_TILES, ON_A, WIDE, RANKS, COLUMNS_ALIGN, RANK_ALIGN, FLAT_ALIGN
+    )
     t, c, j = tl.arange(0, ROWS), tl.arange(0, WIDE), tl.arange(0, RANKS)
     from_row = tl.program_id(1) * span
     to_row = tl.minimum(from_row + span, tokens)
@@ -136,22 +239,104 @@ def _tile(y, low, rows, tiles, flat, gain, inverse, parts, counter, tile, tokens
 
 
 @triton.jit(do_not_specialize=["tokens", "span", "shares"])
-def _gradients(x, low_dy, dy, low_x, rows, tiles, flat, gain, inverse, parts, counter, tokens, span, shares,
-               in_features, rank, scale, x_row, low_dy_row, dy_row, low_x_row, NORM: tl.constexpr,
-               A_TILES: tl.constexpr, WIDE: tl.constexpr, RANKS_A: tl.constexpr, RANKS_B: tl.constexpr,
-               ROWS: tl.constexpr, SHARES: tl.constexpr, COLUMNS_ALIGN: tl.constexpr, RANK_ALIGN: tl.constexpr,
-               FLAT_ALIGN: tl.constexpr):
+def _gradients(
+    x,
+    low_dy,
+    dy,
+    low_x,
+    rows,
+    tiles,
+    flat,
+    gain,
+    inverse,
+    parts,
+    counter,
+    tokens,
+    span,
+    shares,
+    in_features,
+    rank,
+    scale,
+    x_row,
+    low_dy_row,
+    dy_row,
+    low_x_row,
+    NORM: tl.constexpr,
+    A_TILES: tl.constexpr,
+    WIDE: tl.constexpr,
+    RANKS_A: tl.constexpr,
+    RANKS_B: tl.constexpr,
+    ROWS: tl.constexpr,
+    SHARES: tl.constexpr,
+    COLUMNS_ALIGN: tl.constexpr,
+    RANK_ALIGN: tl.constexpr,
+    FLAT_ALIGN: tl.constexpr,
+):
     """Grid (column tiles of x, then of dy; shares of the rows)."""
     tile = tl.program_id(0)
     if tile < A_TILES:
-        _tile(x, low_dy, rows, tiles, flat, gain, inverse, parts + tile.to(tl.int64) * shares * (WIDE * RANKS_A),
-              counter, tile, tokens, span, shares, in_features, rank, scale, x_row, low_dy_row, NORM, A_TILES, True,
-              WIDE, RANKS_A, ROWS, SHARES, COLUMNS_ALIGN, RANK_ALIGN, FLAT_ALIGN)
+        _tile(
+            x,
+            low_dy,
+            rows,
+            tiles,
+            flat,
+            gain,
+            inverse,
+            parts + tile.to(tl.int64) * shares * (WIDE * RANKS_A),
+            counter,
+            tile,
+            tokens,
+            span,
+            shares,
+            in_features,
+            rank,
+            scale,
+            x_row,
+            low_dy_row,
+            NORM,
+            A_TILES,
+            True,
+            WIDE,
+            RANKS_A,
+            ROWS,
+            SHARES,
+            COLUMNS_ALIGN,
+            RANK_ALIGN,
+            FLAT_ALIGN,
+        )
     else:
         before = A_TILES * RANKS_A + (tile.to(tl.int64) - A_TILES) * RANKS_B
-        _tile(dy, low_x, rows, tiles, flat, gain, inverse, parts + before * shares * WIDE, counter, tile, tokens, span,
-              shares, in_features, rank, scale, dy_row, low_x_row, False, A_TILES, False, WIDE, RANKS_B, ROWS, SHARES,
-              COLUMNS_ALIGN, RANK_ALIGN, FLAT_ALIGN)
+        _tile(
+            dy,
+            low_x,
+            rows,
+            tiles,
+            flat,
+            gain,
+            inverse,
+            parts + before * shares * WIDE,
+            counter,
+            tile,
+            tokens,
+            span,
+            shares,
+            in_features,
+            rank,
+            scale,
+            dy_row,
+            low_x_row,
+            False,
+            A_TILES,
+            False,
+            WIDE,
+            RANKS_B,
+            ROWS,
+            SHARES,
+            COLUMNS_ALIGN,
+            RANK_ALIGN,
+            FLAT_ALIGN,
+        )
 
 
 def gradients(x, low_dy, dy, low_x, table: GradientTable, flat, scale, norm=None):
@@ -163,21 +348,53 @@ def gradients(x, low_dy, dy, low_x, table: GradientTable, flat, scale, norm=None
         plain_low.gradients(x, low_dy, dy, low_x, table, flat, scale, norm)
         return
     tokens, features = (dy if x is None else x).shape[0], table.in_features
-    tiles_a, ranks_a, ranks_b = (triton.cdiv(features, COLUMNS), max(16, ceil_power(rank)),
-                                 max(16, ceil_power(table.most)))
+    tiles_a, ranks_a, ranks_b = (
+        triton.cdiv(features, COLUMNS),
+        max(16, ceil_power(rank)),
+        max(16, ceil_power(table.most)),
+    )
     tiles_b = len(table.tiles)
     if x is None:
         x, low_dy, tiles_a = dy, low_x, 0
     if dy is None:
         dy, low_x, tiles_b = x, low_dy, 0
     tiles, c = tiles_a + tiles_b, GRADIENTS
-    step = fit(c["STEP"] if x.element_size() == 2 else 32, COLUMNS + max(ranks_a, ranks_b), x.element_size(),
-               c["STAGES"])
+    step = fit(
+        c["STEP"] if x.element_size() == 2 else 32, COLUMNS + max(ranks_a, ranks_b), x.element_size(), c["STAGES"]
+    )
     shares, span = share(tokens, tiles, step, c["SHARE"], c["PROGRAMS"])
     parts, counter = partials(shares, 1, COLUMNS * (tiles_a * ranks_a + tiles_b * ranks_b), flat)
     _gradients[(tiles, shares)](
-        x, low_dy, dy, low_x, table.rows, table.tiles, flat, *(norm or (flat, flat)), parts, counter, tokens, span,
-        shares, features, rank, scale, x.stride(0), low_dy.stride(0), dy.stride(0), low_x.stride(0),
-        NORM=norm is not None, A_TILES=tiles_a, WIDE=COLUMNS, RANKS_A=ranks_a, RANKS_B=ranks_b, ROWS=step,
-        SHARES=ceil_power(shares), COLUMNS_ALIGN=table.columns_align, RANK_ALIGN=table.rank_align,
-        FLAT_ALIGN=table.flat_align, num_warps=warps(ranks_a), num_stages=c["STAGES"])
+        x,
+        low_dy,
+        dy,
+        low_x,
+        table.rows,
+        table.tiles,
+        flat,
+        *(norm or (flat, flat)),
+        parts,
+        counter,
+        tokens,
+        span,
+        shares,
+        features,
+        rank,
+        scale,
+        x.stride(0),
+        low_dy.stride(0),
+        dy.stride(0),
+        low_x.stride(0),
+        NORM=norm is not None,
+        A_TILES=tiles_a,
+        WIDE=COLUMNS,
+        RANKS_A=ranks_a,
+        RANKS_B=ranks_b,
+        ROWS=step,
+        SHARES=ceil_power(shares),
+        COLUMNS_ALIGN=table.columns_align,
+        RANK_ALIGN=table.rank_align,
+        FLAT_ALIGN=table.flat_align,
+        num_warps=warps(ranks_a),
+        num_stages=c["STAGES"],
+    )

@@ -16,16 +16,41 @@ from .low import low as skinny
 from .norm_backward import rms_norm_backward  # noqa: F401
 from .shares import ceil_power, finish, fit
 
-SMALL = 512       # tokens up to which the low-rank product is done row by row
-WHOLE = 8192      # bytes of a row, up to which this is possible
+SMALL = 512  # tokens up to which the low-rank product is done row by row
+WHOLE = 8192  # bytes of a row, up to which this is possible
 FEW = dict(PROGRAMS=132, ROWS=4, WARPS=8)  # fewer rows for each, while there are not more programs than this
 MANY = dict(ROWS=32, BLOCK=128, WARPS=4, STAGES=3)
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _rows(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, add_row, total_row, out_row, a_row,
-          low_row, keep_row, ROWS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr,
-          ADD: tl.constexpr, LOW: tl.constexpr, KEEP: tl.constexpr):
+def _rows(
+    x,
+    add,
+    total,
+    gain,
+    out,
+    a,
+    low,
+    keep,
+    tokens,
+    n,
+    rank,
+    eps,
+    x_row,
+    add_row,
+    total_row,
+    out_row,
+    a_row,
+    low_row,
+    keep_row,
+    ROWS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RANKS: tl.constexpr,
+    ADD: tl.constexpr,
+    LOW: tl.constexpr,
+    KEEP: tl.constexpr,
+):
     """Grid (row blocks, blocks of the rank). Rows are [SPLIT, ROWS, BLOCK],
     so that each warp multiplies a piece of them."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[None, :, None]
@@ -35,8 +60,9 @@ def _rows(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, a
     first = tl.program_id(1) == 0
     j = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
     if LOW:  # depends on nothing, so it is on its way first
-        factor = tl.load(a + j.to(tl.int64)[None, :, None] * a_row + column, mask=(j < rank)[None, :, None] & inside,
-                         other=0)
+        factor = tl.load(
+            a + j.to(tl.int64)[None, :, None] * a_row + column, mask=(j < rank)[None, :, None] & inside, other=0
+        )
     s = tl.load(x + at * x_row + column, mask=mask, other=0).to(tl.float32)
     if ADD:
         s += tl.load(add + at * add_row + column, mask=mask, other=0).to(tl.float32)
@@ -53,14 +79,38 @@ def _rows(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, a
         place = (row < tokens)[:, None] & (j < rank)[None, :]
         tl.store(low + row.to(tl.int64)[:, None] * low_row + j[None, :], product.to(low.dtype.element_ty), mask=place)
         if KEEP:
-            tl.store(keep + row.to(tl.int64)[:, None] * keep_row + j[None, :], product.to(keep.dtype.element_ty),
-                     mask=place)
+            tl.store(
+                keep + row.to(tl.int64)[:, None] * keep_row + j[None, :], product.to(keep.dtype.element_ty), mask=place
+            )
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _blocks(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row, add_row, total_row, out_row, a_row,
-            low_row, keep_row, ROWS: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, ADD: tl.constexpr,
-            KEEP: tl.constexpr):
+def _blocks(
+    x,
+    add,
+    total,
+    gain,
+    out,
+    a,
+    low,
+    keep,
+    tokens,
+    n,
+    rank,
+    eps,
+    x_row,
+    add_row,
+    total_row,
+    out_row,
+    a_row,
+    low_row,
+    keep_row,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RANKS: tl.constexpr,
+    ADD: tl.constexpr,
+    KEEP: tl.constexpr,
+):
     """Grid (row blocks)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside, at = (row < tokens)[:, None], row.to(tl.int64)[:, None]
@@ -89,8 +139,11 @@ def _blocks(x, add, total, gain, out, a, low, keep, tokens, n, rank, eps, x_row,
         weight = tl.load(gain + column, mask=column < n, other=0)[None, :]
         y = (s * inverse * weight).to(out.dtype.element_ty)
         tl.store(out + at * out_row + column[None, :], y, mask=mask)
-        factor = tl.load(a + j.to(tl.int64)[:, None] * a_row + column[None, :],
-                         mask=(j < rank)[:, None] & (column < n)[None, :], other=0).to(y.dtype)
+        factor = tl.load(
+            a + j.to(tl.int64)[:, None] * a_row + column[None, :],
+            mask=(j < rank)[:, None] & (column < n)[None, :],
+            other=0,
+        ).to(y.dtype)
         product = tl.dot(y, tl.trans(factor), product, input_precision="tf32x3")
     finish(product, low, low, 0, 0, 1, low, keep, row, tokens, rank, low_row, keep_row, 1, KEEP)
 
@@ -111,20 +164,47 @@ def rms_norm(x, gain, eps, out, add=None, total=None, a=None, low=None, *, keep=
     # Programs of the same rows share the rank, and each of them reads x: then nobody may write there.
     in_place = rank > 16 and add is not None and total.data_ptr() in (x.data_ptr(), add.data_ptr())
     if not rank:
-        _rows[(tokens, 1)](*tensors, *strides, ROWS=1, SPLIT=1, BLOCK=width, RANKS=1, ADD=add is not None, LOW=False,
-                           KEEP=False, num_warps=4 if width <= 4096 else 8 if width <= 8192 else 16)
+        _rows[(tokens, 1)](
+            *tensors,
+            *strides,
+            ROWS=1,
+            SPLIT=1,
+            BLOCK=width,
+            RANKS=1,
+            ADD=add is not None,
+            LOW=False,
+            KEEP=False,
+            num_warps=4 if width <= 4096 else 8 if width <= 8192 else 16,
+        )
     elif tokens <= SMALL and width * size <= WHOLE and not in_place:
         c, groups, rows = FEW, triton.cdiv(rank, 16), 1
         while rows < c["ROWS"] and triton.cdiv(tokens, rows) * groups > c["PROGRAMS"]:
             rows *= 2
         split = min(c["WARPS"], width // 16)
         _rows[(triton.cdiv(tokens, rows), groups)](
-            *tensors, *strides, ROWS=rows, SPLIT=split, BLOCK=width // split, RANKS=16, ADD=add is not None, LOW=True,
-            KEEP=keep is not None, num_warps=c["WARPS"])
+            *tensors,
+            *strides,
+            ROWS=rows,
+            SPLIT=split,
+            BLOCK=width // split,
+            RANKS=16,
+            ADD=add is not None,
+            LOW=True,
+            KEEP=keep is not None,
+            num_warps=c["WARPS"],
+        )
     else:
         c, ranks = MANY, max(16, ceil_power(rank))
         rows = c["ROWS"] if tokens > SMALL else 16
         block = fit(c["BLOCK"] if size == 2 else 32, 2 * rows + ranks, size, c["STAGES"])
         _blocks[(triton.cdiv(tokens, rows),)](
-            *tensors, *strides, ROWS=rows, BLOCK=block, RANKS=ranks, ADD=add is not None, KEEP=keep is not None,
-            num_warps=max(c["WARPS"], warps(ranks)), num_stages=c["STAGES"])
+            *tensors,
+            *strides,
+            ROWS=rows,
+            BLOCK=block,
+            RANKS=ranks,
+            ADD=add is not None,
+            KEEP=keep is not None,
+            num_warps=max(c["WARPS"], warps(ranks)),
+            num_stages=c["STAGES"],
+        )

@@ -13,8 +13,9 @@ import triton.language as tl
 
 from anytune.gguf.blocks import CODES_FP4, CODES_IQ4
 
-U16, I32, I64, F16, F32 = (tl.constexpr(tl.pointer_type(kind)) for kind in (
-    tl.uint16, tl.int32, tl.int64, tl.float16, tl.float32))
+U16, I32, I64, F16, F32 = (
+    tl.constexpr(tl.pointer_type(kind)) for kind in (tl.uint16, tl.int32, tl.int64, tl.float16, tl.float32)
+)
 
 
 def _two_words(codes: np.ndarray) -> list[tl.constexpr]:

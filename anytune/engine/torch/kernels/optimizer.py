@@ -8,7 +8,7 @@ import triton.language as tl
 from ..plain_optimizer import UNIT, new_partials, piece_size
 from .low import ceil_power
 
-BLOCK = 1024   # elements of an AdamW program
+BLOCK = 1024  # elements of an AdamW program
 
 
 @triton.jit

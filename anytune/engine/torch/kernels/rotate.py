@@ -15,8 +15,9 @@ ELEMENTS = 2048  # of q or k in a program
 
 
 @triton.jit
-def _read(x, row, there, SIZE: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr, P: tl.constexpr,
-          REST: tl.constexpr):
+def _read(
+    x, row, there, SIZE: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr, P: tl.constexpr, REST: tl.constexpr
+):
     """The three tiles of heads that begin at x + row [ROWS, 1], float32 [ROWS, P], [ROWS, P], [ROWS, REST]."""
     i = tl.arange(0, P)[None, :]
     if HALVES:
@@ -31,8 +32,19 @@ def _read(x, row, there, SIZE: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.con
 
 
 @triton.jit
-def _write(x, row, there, one, two, rest, SIZE: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr,
-           P: tl.constexpr, REST: tl.constexpr):
+def _write(
+    x,
+    row,
+    there,
+    one,
+    two,
+    rest,
+    SIZE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    HALVES: tl.constexpr,
+    P: tl.constexpr,
+    REST: tl.constexpr,
+):
     kind = x.dtype.element_ty
     i = tl.arange(0, P)[None, :]
     if HALVES:
@@ -52,13 +64,27 @@ def _gains(gain, SIZE: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr, 
     i = tl.arange(0, P)[None, :]
     first, second = (i, PAIRS + i) if HALVES else (2 * i, 2 * i + 1)
     last = 2 * PAIRS + tl.arange(0, REST)[None, :]
-    return (tl.load(gain + first, mask=i < PAIRS, other=0), tl.load(gain + second, mask=i < PAIRS, other=0),
-            tl.load(gain + last, mask=last < SIZE, other=0))
+    return (
+        tl.load(gain + first, mask=i < PAIRS, other=0),
+        tl.load(gain + second, mask=i < PAIRS, other=0),
+        tl.load(gain + last, mask=last < SIZE, other=0),
+    )
 
 
 @triton.jit
-def _angles(cos, sin, positions, part, blocks, tokens, there, HEADS: tl.constexpr, TOKENS: tl.constexpr,
-            PAIRS: tl.constexpr, P: tl.constexpr):
+def _angles(
+    cos,
+    sin,
+    positions,
+    part,
+    blocks,
+    tokens,
+    there,
+    HEADS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    P: tl.constexpr,
+):
     """cos and sin of the rows' tokens, [ROWS, P]."""
     i = tl.arange(0, P)[None, :]
     # one axis: each thread loads a position once
@@ -84,9 +110,29 @@ def _rows(part, tokens, blocks, COUNT: tl.constexpr, HEADS: tl.constexpr, TOKENS
 
 
 @triton.jit
-def _turn(part, blocks, x, gain, out, x_row, out_row, cos, sin, positions, tokens, eps, COUNT: tl.constexpr,
-          HEADS: tl.constexpr, TOKENS: tl.constexpr, GAINS: tl.constexpr, SIZE: tl.constexpr, PAIRS: tl.constexpr,
-          HALVES: tl.constexpr, P: tl.constexpr, REST: tl.constexpr):
+def _turn(
+    part,
+    blocks,
+    x,
+    gain,
+    out,
+    x_row,
+    out_row,
+    cos,
+    sin,
+    positions,
+    tokens,
+    eps,
+    COUNT: tl.constexpr,
+    HEADS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    GAINS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    HALVES: tl.constexpr,
+    P: tl.constexpr,
+    REST: tl.constexpr,
+):
     token, head, there = _rows(part, tokens, blocks, COUNT, HEADS, TOKENS)
     c, s = _angles(cos, sin, positions, part, blocks, tokens, there, HEADS, TOKENS, PAIRS, P)
     one, two, rest = _read(x, token.to(tl.int64) * x_row + head * SIZE, there, SIZE, PAIRS, HALVES, P, REST)
@@ -94,29 +140,128 @@ def _turn(part, blocks, x, gain, out, x_row, out_row, cos, sin, positions, token
         first, second, last = _gains(gain, SIZE, PAIRS, HALVES, P, REST)
         inverse = tl.rsqrt(_sum(one * one, two * two, rest * rest) / SIZE + eps)
         one, two, rest = one * inverse * first, two * inverse * second, rest * inverse * last
-    _write(out, token.to(tl.int64) * out_row + head * SIZE, there, one * c - two * s, one * s + two * c, rest, SIZE,
-           PAIRS, HALVES, P, REST)
+    _write(
+        out,
+        token.to(tl.int64) * out_row + head * SIZE,
+        there,
+        one * c - two * s,
+        one * s + two * c,
+        rest,
+        SIZE,
+        PAIRS,
+        HALVES,
+        P,
+        REST,
+    )
 
 
 @triton.jit(do_not_specialize=["tokens", "q_programs"])
-def _rotate(q, k, q_gain, k_gain, out_q, out_k, q_row, k_row, out_q_row, out_k_row, cos, sin, positions, tokens,
-            q_programs, eps, Q_COUNT: tl.constexpr, Q_HEADS: tl.constexpr, Q_TOKENS: tl.constexpr,
-            K_COUNT: tl.constexpr, K_HEADS: tl.constexpr, K_TOKENS: tl.constexpr, GAINS: tl.constexpr,
-            SIZE: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr, P: tl.constexpr, REST: tl.constexpr):
+def _rotate(
+    q,
+    k,
+    q_gain,
+    k_gain,
+    out_q,
+    out_k,
+    q_row,
+    k_row,
+    out_q_row,
+    out_k_row,
+    cos,
+    sin,
+    positions,
+    tokens,
+    q_programs,
+    eps,
+    Q_COUNT: tl.constexpr,
+    Q_HEADS: tl.constexpr,
+    Q_TOKENS: tl.constexpr,
+    K_COUNT: tl.constexpr,
+    K_HEADS: tl.constexpr,
+    K_TOKENS: tl.constexpr,
+    GAINS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    HALVES: tl.constexpr,
+    P: tl.constexpr,
+    REST: tl.constexpr,
+):
     """Grid (programs of q, then of k)."""
     part = tl.program_id(0)
     if part < q_programs:
-        _turn(part, tl.cdiv(Q_COUNT, Q_HEADS), q, q_gain, out_q, q_row, out_q_row, cos, sin, positions, tokens, eps,
-              Q_COUNT, Q_HEADS, Q_TOKENS, GAINS, SIZE, PAIRS, HALVES, P, REST)
+        _turn(
+            part,
+            tl.cdiv(Q_COUNT, Q_HEADS),
+            q,
+            q_gain,
+            out_q,
+            q_row,
+            out_q_row,
+            cos,
+            sin,
+            positions,
+            tokens,
+            eps,
+            Q_COUNT,
+            Q_HEADS,
+            Q_TOKENS,
+            GAINS,
+            SIZE,
+            PAIRS,
+            HALVES,
+            P,
+            REST,
+        )
     else:
-        _turn(part - q_programs, tl.cdiv(K_COUNT, K_HEADS), k, k_gain, out_k, k_row, out_k_row, cos, sin, positions,
-              tokens, eps, K_COUNT, K_HEADS, K_TOKENS, GAINS, SIZE, PAIRS, HALVES, P, REST)
+        _turn(
+            part - q_programs,
+            tl.cdiv(K_COUNT, K_HEADS),
+            k,
+            k_gain,
+            out_k,
+            k_row,
+            out_k_row,
+            cos,
+            sin,
+            positions,
+            tokens,
+            eps,
+            K_COUNT,
+            K_HEADS,
+            K_TOKENS,
+            GAINS,
+            SIZE,
+            PAIRS,
+            HALVES,
+            P,
+            REST,
+        )
 
 
 @triton.jit
-def _turn_back(part, blocks, dy, x, gain, dy_row, x_row, cos, sin, positions, tokens, eps, COUNT: tl.constexpr,
-               HEADS: tl.constexpr, TOKENS: tl.constexpr, GAINS: tl.constexpr, SIZE: tl.constexpr, PAIRS: tl.constexpr,
-               HALVES: tl.constexpr, P: tl.constexpr, REST: tl.constexpr):
+def _turn_back(
+    part,
+    blocks,
+    dy,
+    x,
+    gain,
+    dy_row,
+    x_row,
+    cos,
+    sin,
+    positions,
+    tokens,
+    eps,
+    COUNT: tl.constexpr,
+    HEADS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    GAINS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    HALVES: tl.constexpr,
+    P: tl.constexpr,
+    REST: tl.constexpr,
+):
     token, head, there = _rows(part, tokens, blocks, COUNT, HEADS, TOKENS)
     c, s = _angles(cos, sin, positions, part, blocks, tokens, there, HEADS, TOKENS, PAIRS, P)
     place = token.to(tl.int64) * dy_row + head * SIZE
@@ -133,18 +278,86 @@ def _turn_back(part, blocks, dy, x, gain, dy_row, x_row, cos, sin, positions, to
 
 
 @triton.jit(do_not_specialize=["tokens", "q_programs"])
-def _backward(dq, dk, q, k, q_gain, k_gain, dq_row, dk_row, q_row, k_row, cos, sin, positions, tokens, q_programs, eps,
-              Q_COUNT: tl.constexpr, Q_HEADS: tl.constexpr, Q_TOKENS: tl.constexpr, K_COUNT: tl.constexpr,
-              K_HEADS: tl.constexpr, K_TOKENS: tl.constexpr, GAINS: tl.constexpr, SIZE: tl.constexpr,
-              PAIRS: tl.constexpr, HALVES: tl.constexpr, P: tl.constexpr, REST: tl.constexpr):
+def _backward(
+    dq,
+    dk,
+    q,
+    k,
+    q_gain,
+    k_gain,
+    dq_row,
+    dk_row,
+    q_row,
+    k_row,
+    cos,
+    sin,
+    positions,
+    tokens,
+    q_programs,
+    eps,
+    Q_COUNT: tl.constexpr,
+    Q_HEADS: tl.constexpr,
+    Q_TOKENS: tl.constexpr,
+    K_COUNT: tl.constexpr,
+    K_HEADS: tl.constexpr,
+    K_TOKENS: tl.constexpr,
+    GAINS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    HALVES: tl.constexpr,
+    P: tl.constexpr,
+    REST: tl.constexpr,
+):
     """Grid (programs of q, then of k)."""
     part = tl.program_id(0)
     if part < q_programs:
-        _turn_back(part, tl.cdiv(Q_COUNT, Q_HEADS), dq, q, q_gain, dq_row, q_row, cos, sin, positions, tokens, eps,
-                   Q_COUNT, Q_HEADS, Q_TOKENS, GAINS, SIZE, PAIRS, HALVES, P, REST)
+        _turn_back(
+            part,
+            tl.cdiv(Q_COUNT, Q_HEADS),
+            dq,
+            q,
+            q_gain,
+            dq_row,
+            q_row,
+            cos,
+            sin,
+            positions,
+            tokens,
+            eps,
+            Q_COUNT,
+            Q_HEADS,
+            Q_TOKENS,
+            GAINS,
+            SIZE,
+            PAIRS,
+            HALVES,
+            P,
+            REST,
+        )
     else:
-        _turn_back(part - q_programs, tl.cdiv(K_COUNT, K_HEADS), dk, k, k_gain, dk_row, k_row, cos, sin, positions,
-                   tokens, eps, K_COUNT, K_HEADS, K_TOKENS, GAINS, SIZE, PAIRS, HALVES, P, REST)
+        _turn_back(
+            part - q_programs,
+            tl.cdiv(K_COUNT, K_HEADS),
+            dk,
+            k,
+            k_gain,
+            dk_row,
+            k_row,
+            cos,
+            sin,
+            positions,
+            tokens,
+            eps,
+            K_COUNT,
+            K_HEADS,
+            K_TOKENS,
+            GAINS,
+            SIZE,
+            PAIRS,
+            HALVES,
+            P,
+            REST,
+        )
 
 
 def _plan(tokens: int, heads: int, key_heads: int, size: int, pairs: int, gains: bool, halves: bool):
@@ -155,25 +368,66 @@ def _plan(tokens: int, heads: int, key_heads: int, size: int, pairs: int, gains:
         each = rows // many
         constants |= {f"{name}_COUNT": count, f"{name}_HEADS": many, f"{name}_TOKENS": each}
         programs.append(triton.cdiv(tokens, each) * triton.cdiv(count, many))
-    constants |= dict(GAINS=gains, SIZE=size, PAIRS=pairs, HALVES=bool(halves), P=ceil_power(pairs),
-                      REST=ceil_power(max(1, size - 2 * pairs)), num_warps=4)
+    constants |= dict(
+        GAINS=gains,
+        SIZE=size,
+        PAIRS=pairs,
+        HALVES=bool(halves),
+        P=ceil_power(pairs),
+        REST=ceil_power(max(1, size - 2 * pairs)),
+        num_warps=4,
+    )
     return programs[0], sum(programs), constants
 
 
 def rotate(q, k, q_gain, k_gain, eps, cos, sin, positions, heads, key_heads, halves, out_q, out_k):
     """See plain.rotate."""
-    first, programs, constants = _plan(q.shape[0], heads, key_heads, q.shape[1] // heads, cos.shape[1],
-                                       q_gain is not None, halves)
+    first, programs, constants = _plan(
+        q.shape[0], heads, key_heads, q.shape[1] // heads, cos.shape[1], q_gain is not None, halves
+    )
     _rotate[(programs,)](
-        q, k, cos if q_gain is None else q_gain, cos if k_gain is None else k_gain, out_q, out_k, q.stride(0),
-        k.stride(0), out_q.stride(0), out_k.stride(0), cos, sin, positions, q.shape[0], first, eps, **constants)
+        q,
+        k,
+        cos if q_gain is None else q_gain,
+        cos if k_gain is None else k_gain,
+        out_q,
+        out_k,
+        q.stride(0),
+        k.stride(0),
+        out_q.stride(0),
+        out_k.stride(0),
+        cos,
+        sin,
+        positions,
+        q.shape[0],
+        first,
+        eps,
+        **constants,
+    )
 
 
 def rotate_backward(dq, dk, q, k, q_gain, k_gain, eps, cos, sin, positions, heads, key_heads, halves):
     """See plain.rotate_backward."""
-    first, programs, constants = _plan(dq.shape[0], heads, key_heads, dq.shape[1] // heads, cos.shape[1],
-                                       q_gain is not None, halves)
+    first, programs, constants = _plan(
+        dq.shape[0], heads, key_heads, dq.shape[1] // heads, cos.shape[1], q_gain is not None, halves
+    )
     q, k = (dq, dk) if q_gain is None else (q, k)
     _backward[(programs,)](
-        dq, dk, q, k, cos if q_gain is None else q_gain, cos if k_gain is None else k_gain, dq.stride(0), dk.stride(0),
-        q.stride(0), k.stride(0), cos, sin, positions, dq.shape[0], first, eps, **constants)
+        dq,
+        dk,
+        q,
+        k,
+        cos if q_gain is None else q_gain,
+        cos if k_gain is None else k_gain,
+        dq.stride(0),
+        dk.stride(0),
+        q.stride(0),
+        k.stride(0),
+        cos,
+        sin,
+        positions,
+        dq.shape[0],
+        first,
+        eps,
+        **constants,
+    )

@@ -84,8 +84,25 @@ def _put(total, out, keep, row, tokens, rank, out_row, keep_row, KEEP: tl.conste
 
 
 @triton.jit
-def finish(total, parts, counter, block, number, shares, out, keep, row, tokens, rank, out_row, keep_row,
-           SHARES: tl.constexpr, KEEP: tl.constexpr, scales=None, SCALED: tl.constexpr = False):
+def finish(
+    total,
+    parts,
+    counter,
+    block,
+    number,
+    shares,
+    out,
+    keep,
+    row,
+    tokens,
+    rank,
+    out_row,
+    keep_row,
+    SHARES: tl.constexpr,
+    KEEP: tl.constexpr,
+    scales=None,
+    SCALED: tl.constexpr = False,
+):
     """Write rows `row` of a skinny product [T, rank] to out (and keep), from this program's share of the sum. SCALED:
     keep gets it in e4m3, and out times the row's scale."""
     if SHARES == 1:

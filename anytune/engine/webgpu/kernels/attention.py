@@ -17,8 +17,8 @@ from ..kernel import Kernel, reads, total, writes
 
 COLS = 32
 DEPTH = 16
-UNROLL = 4      # dimensions; loops of a constant length would be unrolled by some compilers, for minutes
-CHUNK = 8      # columns whose values are in workgroup memory at once
+UNROLL = 4  # dimensions; loops of a constant length would be unrolled by some compilers, for minutes
+CHUNK = 8  # columns whose values are in workgroup memory at once
 NEVER = "-3.0e38"
 
 
@@ -26,6 +26,7 @@ NEVER = "-3.0e38"
 class Plan:
     """How 256 invocations share a tile for heads of a size: `lanes` along the columns and dimensions, four rows
     each."""
+
     size: int
 
     @property
@@ -49,9 +50,13 @@ class Plan:
     @property
     def shared(self) -> str:
         area = max(DEPTH * (self.rows + COLS + 2), CHUNK * self.size)
-        return "\n".join((f"var<workgroup> area: array<f32, {area}>;",
-                          f"var<workgroup> tile: array<f32, {self.rows * (COLS + 1)}>;",
-                          "var<workgroup> range: vec2<u32>;"))
+        return "\n".join(
+            (
+                f"var<workgroup> area: array<f32, {area}>;",
+                f"var<workgroup> tile: array<f32, {self.rows * (COLS + 1)}>;",
+                "var<workgroup> range: vec2<u32>;",
+            )
+        )
 
 
 _NUMBERS = ("q0", "k0", "q_low", "q_high", "k_low", "k_high", "size", "group", "window", "scale:f32", "tokens")
@@ -82,14 +87,19 @@ def _products(plan: Plan, name: str, row: str, col: str, rows_inside: str, cols_
     body = ""
     for u in range(UNROLL):
         body += "".join(f"\n        let a{u}_{i} = area[(d + {u}u) * {lda}u + ty * 4u + {i}u];" for i in range(4))
-        body += "".join(f"\n        let b{u}_{j} = area[{at}u + (d + {u}u) * {ldb}u + tx + {j * plan.lanes}u];"
-                        for j in range(plan.cols))
-        body += "".join(f"\n        {name}{i}_{j} = fma(a{u}_{i}, b{u}_{j}, {name}{i}_{j});"
-                        for i in range(4) for j in range(plan.cols))
+        body += "".join(
+            f"\n        let b{u}_{j} = area[{at}u + (d + {u}u) * {ldb}u + tx + {j * plan.lanes}u];"
+            for j in range(plan.cols)
+        )
+        body += "".join(
+            f"\n        {name}{i}_{j} = fma(a{u}_{i}, b{u}_{j}, {name}{i}_{j});"
+            for i in range(4)
+            for j in range(plan.cols)
+        )
     return f"""{sums}
     for (var d0 = 0u; d0 < p.size; d0 += {DEPTH}u) {{{
-        _fill(plan.rows, f'(e % {DEPTH}u) * {lda}u + r', row, rows_inside)}{
-        _fill(COLS, f'{at}u + (e % {DEPTH}u) * {ldb}u + r', col, cols_inside)}
+        _fill(plan.rows, f"(e % {DEPTH}u) * {lda}u + r", row, rows_inside)
+    }{_fill(COLS, f"{at}u + (e % {DEPTH}u) * {ldb}u + r", col, cols_inside)}
       workgroupBarrier();
       for (var d = 0u; d < min({DEPTH}u, p.size - d0); d += {UNROLL}u) {{{body}
       }}
@@ -100,9 +110,11 @@ def _products(plan: Plan, name: str, row: str, col: str, rows_inside: str, cols_
 def _accumulate(plan: Plan, source: str, inside: str) -> str:
     """oI_D += tile[row i][column] * source[column][d]; source: WGSL of element (c, d)."""
     loads = "".join(f"\n        let w{i} = tile[(ty * 4u + {i}u) * {COLS + 1}u + c0 + c];" for i in range(4))
-    steps = "".join(f"\n        let v{d} = area[c * p.size + min(tx + {d * plan.lanes}u, p.size - 1u)];" +
-                    "".join(f"\n        o{i}_{d} = fma(w{i}, v{d}, o{i}_{d});" for i in range(4))
-                    for d in range(plan.dims))
+    steps = "".join(
+        f"\n        let v{d} = area[c * p.size + min(tx + {d * plan.lanes}u, p.size - 1u)];"
+        + "".join(f"\n        o{i}_{d} = fma(w{i}, v{d}, o{i}_{d});" for i in range(4))
+        for d in range(plan.dims)
+    )
     return f"""
     for (var c0 = 0u; c0 < min({COLS}u, limits.y - c_at); c0 += {CHUNK}u) {{
       for (var e = lane; e < {CHUNK}u * p.size; e += 256u) {{
@@ -135,37 +147,51 @@ def attention(size: int) -> Kernel:
     plan = Plan(size)
     row_at = "(t - p.q0) * p.qs + group.y * p.size"
     stats = "".join(f"\n  var m{i} = {NEVER};\n  var l{i} = 0.0;" for i in range(4))
-    carry = "".join(f"""
+    carry = "".join(
+        f"""
     {{
       let t = r0 + ty * 4u + {i}u;
       if (t < p.q_high) {{
         m{i} = sums[group.y * p.tokens + t];
-        l{i} = select(0.0, 1.0, tx == 0u);""" + "".join(f"""
+        l{i} = select(0.0, 1.0, tx == 0u);"""
+        + "".join(
+            f"""
         if (tx + {d * plan.lanes}u < p.size) {{
           o{i}_{d} = out[(t - p.q0) * p.os + group.y * p.size + tx + {d * plan.lanes}u];
         }}"""
-                                                        for d in range(plan.dims)) + """
+            for d in range(plan.dims)
+        )
+        + """
       }
-    }""" for i in range(4))
+    }"""
+        for i in range(4)
+    )
     masks, tops, weights = [], [], []
     for i in range(4):
         parts = []
         for j in range(plan.cols):
-            masks.append(f"    let on{i}_{j} = seen(r0 + ty * 4u + {i}u, c_at + tx + {j * plan.lanes}u);\n"
-                         f"    s{i}_{j} = select({NEVER}, s{i}_{j} * p.scale, on{i}_{j});")
+            masks.append(
+                f"    let on{i}_{j} = seen(r0 + ty * 4u + {i}u, c_at + tx + {j * plan.lanes}u);\n"
+                f"    s{i}_{j} = select({NEVER}, s{i}_{j} * p.scale, on{i}_{j});"
+            )
             parts.append(f"s{i}_{j}")
         most = parts[0] if len(parts) == 1 else f"max({', '.join(parts)})"
         masks.append(f"    tile[(ty * 4u + {i}u) * {COLS + 1}u + tx] = {most};")
-        tops.append(f"    var n{i} = m{i};\n    for (var c = 0u; c < {plan.lanes}u; c++) "
-                    f"{{ n{i} = max(n{i}, tile[(ty * 4u + {i}u) * {COLS + 1}u + c]); }}")
+        tops.append(
+            f"    var n{i} = m{i};\n    for (var c = 0u; c < {plan.lanes}u; c++) "
+            f"{{ n{i} = max(n{i}, tile[(ty * 4u + {i}u) * {COLS + 1}u + c]); }}"
+        )
         weights.append(f"    let f{i} = exp(m{i} - n{i});\n    m{i} = n{i};\n    l{i} *= f{i};")
         for j in range(plan.cols):
-            weights.append(f"    let w{i}_{j} = select(0.0, exp(s{i}_{j} - m{i}), on{i}_{j});\n    l{i} += w{i}_{j};\n"
-                           f"    tile[(ty * 4u + {i}u) * {COLS + 1}u + tx + {j * plan.lanes}u] = w{i}_{j};")
+            weights.append(
+                f"    let w{i}_{j} = select(0.0, exp(s{i}_{j} - m{i}), on{i}_{j});\n    l{i} += w{i}_{j};\n"
+                f"    tile[(ty * 4u + {i}u) * {COLS + 1}u + tx + {j * plan.lanes}u] = w{i}_{j};"
+            )
         weights += [f"    o{i}_{d} *= f{i};" for d in range(plan.dims)]
     ends = []
     for i in range(4):
-        ends.append(f"""
+        ends.append(
+            f"""
   tile[(ty * 4u + {i}u) * {COLS + 1}u + tx] = l{i};
   workgroupBarrier();
   {{
@@ -173,17 +199,23 @@ def attention(size: int) -> Kernel:
     var l = 0.0;
     for (var c = 0u; c < {plan.lanes}u; c++) {{ l += tile[(ty * 4u + {i}u) * {COLS + 1}u + c]; }}
     if (t < p.q_high) {{
-      let r = select(0.0, 1.0 / l, l > 0.0);""" + "".join(f"""
+      let r = select(0.0, 1.0 / l, l > 0.0);"""
+            + "".join(
+                f"""
       if (tx + {d * plan.lanes}u < p.size) {{
         out[(t - p.q0) * p.os + group.y * p.size + tx + {d * plan.lanes}u] = o{i}_{d} * r;
-      }}""" for d in range(plan.dims)) + f"""
+      }}"""
+                for d in range(plan.dims)
+            )
+            + f"""
       if (tx == 0u) {{ sums[group.y * p.tokens + t] = select({NEVER}, m{i} + log(l), l > 0.0); }}
     }}
-  }}""")
+  }}"""
+        )
     body = f"""{_start(plan)}
   let r0 = p.q_low + group.x * {plan.rows}u;
   let head = (group.y / p.group) * p.size;
-{_outputs(plan, '0.0')}{stats}
+{_outputs(plan, "0.0")}{stats}
   if (p.carry != 0u) {{{carry}
   }}
   if (lane == 0u) {{
@@ -192,34 +224,54 @@ def attention(size: int) -> Kernel:
     range = vec2<u32>(max(low, p.k_low), min(min(r0 + {plan.rows}u, p.q_high), p.k_high));
   }}
   let limits = workgroupUniformLoad(&range);
-  for (var c_at = limits.x; c_at < limits.y; c_at += {COLS}u) {{{_products(
-        plan, 's', f'q[{row_at} + d]'.replace('t -', 'r0 + r -'), 'k[(c_at + r - p.k0) * p.ks + head + d]',
-        'r0 + r < p.q_high', 'c_at + r < limits.y')}
+  for (var c_at = limits.x; c_at < limits.y; c_at += {COLS}u) {{{
+        _products(
+            plan,
+            "s",
+            f"q[{row_at} + d]".replace("t -", "r0 + r -"),
+            "k[(c_at + r - p.k0) * p.ks + head + d]",
+            "r0 + r < p.q_high",
+            "c_at + r < limits.y",
+        )
+    }
 {chr(10).join(masks)}
     workgroupBarrier();
 {chr(10).join(tops)}
     workgroupBarrier();
-{chr(10).join(weights)}{_accumulate(plan, 'v[(c_at + r - p.k0) * p.vs + head + d]', 'c_at + r < limits.y')}
+{chr(10).join(weights)}{_accumulate(plan, "v[(c_at + r - p.k0) * p.vs + head + d]", "c_at + r < limits.y")}
   }}
-{''.join(ends)}
+{"".join(ends)}
 """
-    return Kernel(f"attention, heads up to {plan.dims * plan.lanes}",
-                  (*reads("q", "k", "v"), *reads("bounds", of="u32"), *writes("out", "sums")),
-                  (*_NUMBERS, "qs", "ks", "vs", "os", "carry"), body, (256, 1), plan.shared, _SEEN)
+    return Kernel(
+        f"attention, heads up to {plan.dims * plan.lanes}",
+        (*reads("q", "k", "v"), *reads("bounds", of="u32"), *writes("out", "sums")),
+        (*_NUMBERS, "qs", "ks", "vs", "os", "carry"),
+        body,
+        (256, 1),
+        plan.shared,
+        _SEEN,
+    )
 
 
 @functools.cache
 def inner() -> Kernel:
     """delta[h, t] = the sum of dout * out over a head."""
-    return Kernel("attention, inner products of dout and out", (*reads("dout", "out"), *writes("delta")),
-                  ("size", "ds", "os", "t0", "tokens"), """
+    return Kernel(
+        "attention, inner products of dout and out",
+        (*reads("dout", "out"), *writes("delta")),
+        ("size", "ds", "os", "t0", "tokens"),
+        """
   var sum = 0.0;
   for (var i = lane; i < p.size; i += 64u) {
     sum = fma(dout[group.y * p.ds + group.x * p.size + i], out[group.y * p.os + group.x * p.size + i], sum);
   }
   let all = total_sums(sum, lane);
   if (lane == 0u) { delta[group.x * p.tokens + p.t0 + group.y] = all; }
-""", (64, 1), "var<workgroup> sums: array<f32, 64>;", total(size=64))
+""",
+        (64, 1),
+        "var<workgroup> sums: array<f32, 64>;",
+        total(size=64),
+    )
 
 
 @functools.cache
@@ -257,14 +309,21 @@ def attention_backward(size: int, wanted: str) -> Kernel:
 {chr(10).join(lines)}
     workgroupBarrier();{_accumulate(plan, source, c_in)}
     }}"""
-    stores = "".join(f"""
+    stores = "".join(
+        f"""
   {{
     let to = r0 + ty * 4u + {i}u;
-    if (to < r_end) {{""" + "".join(f"""
+    if (to < r_end) {{"""
+        + "".join(
+            f"""
       if (tx + {d * plan.lanes}u < p.size) {{ store(to, tx + {d * plan.lanes}u, group.y, group.z, o{i}_{d}); }}"""
-                                    for d in range(plan.dims)) + """
+            for d in range(plan.dims)
+        )
+        + """
     }
-  }""" for i in range(4))
+  }"""
+        for i in range(4)
+    )
     if by_query:
         limits = f"""
     var low = bounds[r0];
@@ -290,7 +349,7 @@ def attention_backward(size: int, wanted: str) -> Kernel:
   let r0 = {r0} + group.x * {plan.rows}u;
   let r_end = {r_end};
 {heads}
-{_outputs(plan, '0.0')}
+{_outputs(plan, "0.0")}
   if (lane == 0u) {{{limits}
   }}
   let limits = workgroupUniformLoad(&range);{loop}
@@ -302,7 +361,12 @@ fn store(row: u32, d: u32, head: u32, z: u32, value: f32) {{
   dx[to] = select(0.0, dx[to], p.adds != 0u) + value;
 }}"""
     sources = {"dv": ("q", "k", "dout", "sums")}.get(wanted, ("q", "k", "v", "dout", "sums", "delta"))
-    return Kernel(f"attention_backward, {wanted}, heads up to {plan.dims * plan.lanes}",
-                  (*reads(*sources), *reads("bounds", of="u32"), *writes("dx")),
-                  (*_NUMBERS, "qs", "ks", "vs", "ds", "os", "adds", "tokens_end", "slices", "apart", "zs"), body,
-                  (256, 1), plan.shared, _SEEN + store)
+    return Kernel(
+        f"attention_backward, {wanted}, heads up to {plan.dims * plan.lanes}",
+        (*reads(*sources), *reads("bounds", of="u32"), *writes("dx")),
+        (*_NUMBERS, "qs", "ks", "vs", "ds", "os", "adds", "tokens_end", "slices", "apart", "zs"),
+        body,
+        (256, 1),
+        plan.shared,
+        _SEEN + store,
+    )

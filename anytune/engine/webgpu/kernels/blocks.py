@@ -13,7 +13,7 @@ import numpy as np
 
 from anytune.gguf.blocks import BLOCKS, CODES_FP4, CODES_IQ4
 
-NUMBERS = ("w_base", "w_row")   # bytes
+NUMBERS = ("w_base", "w_row")  # bytes
 
 _BYTES = """
 fn byte1(at: u32) -> u32 { return (w[at >> 2u] >> ((at & 3u) * 8u)) & 255u; }
@@ -85,53 +85,80 @@ _BODIES = {
     "Q5_0": ("", f"return half(b) * (each(({_NIBBLES.format(6)}) | (bits(byte4(b + 2u), c) << 4u)) - 16.0);"),
     "Q5_1": ("", f"return half(b) * each(({_NIBBLES.format(8)}) | (bits(byte4(b + 4u), c) << 4u)) + half(b + 2u);"),
     "Q8_0": ("", "return signed(byte4(b + 2u + c)) * half(b);"),
-    "Q2_K": ("", """
+    "Q2_K": (
+        "",
+        """
   let q = each((byte4(b + 16u + (c >> 7u) * 32u + (c & 31u)) >> (((c >> 5u) & 3u) * 2u)) & 0x03030303u);
   let s = byte1(b + (c >> 4u));
-  return (half(b + 80u) * f32(s & 15u)) * q - half(b + 82u) * f32(s >> 4u);"""),
-    "Q3_K": ("", """
+  return (half(b + 80u) * f32(s & 15u)) * q - half(b + 82u) * f32(s >> 4u);""",
+    ),
+    "Q3_K": (
+        "",
+        """
   let low = (byte4(b + 32u + (c >> 7u) * 32u + (c & 31u)) >> (((c >> 5u) & 3u) * 2u)) & 0x03030303u;
   let high = (byte4(b + (c & 31u)) >> (c >> 5u)) & 0x01010101u;
   let s = c >> 4u;
   let scale = ((byte1(b + 96u + (s & 7u)) >> ((s >> 3u) * 4u)) & 15u)
     | (((byte1(b + 104u + (s & 3u)) >> ((s >> 2u) * 2u)) & 3u) << 4u);
-  return (half(b + 108u) * (f32(scale) - 32.0)) * (each(low | (high << 2u)) - 4.0);"""),
-    "Q4_K": (_SIX, """
+  return (half(b + 108u) * (f32(scale) - 32.0)) * (each(low | (high << 2u)) - 4.0);""",
+    ),
+    "Q4_K": (
+        _SIX,
+        """
   let q = each((byte4(b + 16u + (c >> 6u) * 32u + (c & 31u)) >> (((c >> 5u) & 1u) * 4u)) & 0x0f0f0f0fu);
-  return (half(b) * scale6(b + 4u, c >> 5u)) * q - half(b + 2u) * min6(b + 4u, c >> 5u);"""),
-    "Q5_K": (_SIX, """
+  return (half(b) * scale6(b + 4u, c >> 5u)) * q - half(b + 2u) * min6(b + 4u, c >> 5u);""",
+    ),
+    "Q5_K": (
+        _SIX,
+        """
   let low = (byte4(b + 48u + (c >> 6u) * 32u + (c & 31u)) >> (((c >> 5u) & 1u) * 4u)) & 0x0f0f0f0fu;
   let high = (byte4(b + 16u + (c & 31u)) >> (c >> 5u)) & 0x01010101u;
-  return (half(b) * scale6(b + 4u, c >> 5u)) * each(low | (high << 4u)) - half(b + 2u) * min6(b + 4u, c >> 5u);"""),
-    "Q6_K": ("", """
+  return (half(b) * scale6(b + 4u, c >> 5u)) * each(low | (high << 4u)) - half(b + 2u) * min6(b + 4u, c >> 5u);""",
+    ),
+    "Q6_K": (
+        "",
+        """
   let low = (byte4(b + (c >> 7u) * 64u + (c & 63u)) >> (((c >> 6u) & 1u) * 4u)) & 0x0f0f0f0fu;
   let high = (byte4(b + 128u + (c >> 7u) * 32u + (c & 31u)) >> (((c >> 5u) & 3u) * 2u)) & 0x03030303u;
-  return (half(b + 208u) * signed1(byte1(b + 192u + (c >> 4u)))) * (each(low | (high << 4u)) - 32.0);"""),
+  return (half(b + 208u) * signed1(byte1(b + 192u + (c >> 4u)))) * (each(low | (high << 4u)) - 32.0);""",
+    ),
     "IQ4_NL": (_table(CODES_IQ4), f"return half(b) * coded({_NIBBLES.format(2)});"),
-    "IQ4_XS": (_table(CODES_IQ4), """
+    "IQ4_XS": (
+        _table(CODES_IQ4),
+        """
   let s = c >> 5u;
   let scale = ((byte1(b + 4u + (s >> 1u)) >> ((s & 1u) * 4u)) & 15u)
     | (((byte1(b + 2u + (s >> 2u)) >> ((s & 3u) * 2u)) & 3u) << 4u);
   return (half(b) * (f32(scale) - 32.0))
-    * coded((byte4(b + 8u + s * 16u + (c & 15u)) >> (((c >> 4u) & 1u) * 4u)) & 0x0f0f0f0fu);"""),
-    "MXFP4": (_table(CODES_FP4), f"""
+    * coded((byte4(b + 8u + s * 16u + (c & 15u)) >> (((c >> 4u) & 1u) * 4u)) & 0x0f0f0f0fu);""",
+    ),
+    "MXFP4": (
+        _table(CODES_FP4),
+        f"""
   let e = byte1(b);   // a power of two, halved since the codes are doubled
   let d = bitcast<f32>(select((e - 1u) << 23u, 0x00200000u << e, e < 2u));
-  return d * coded({_NIBBLES.format(1)});"""),
-    "TQ1_0": ("""
+  return d * coded({_NIBBLES.format(1)});""",
+    ),
+    "TQ1_0": (
+        """
 fn digit(packed: vec4<u32>, n: u32) -> vec4<f32> {
   var power = 1u;
   for (var i = 0u; i < n; i++) { power *= 3u; }
   return vec4<f32>((((packed * power) & vec4<u32>(255u)) * 3u) >> vec4<u32>(8u)) - 1.0;
 }
-fn apart(b: u32) -> vec4<u32> { return vec4<u32>(b & 255u, (b >> 8u) & 255u, (b >> 16u) & 255u, b >> 24u); }""", """
+fn apart(b: u32) -> vec4<u32> { return vec4<u32>(b & 255u, (b >> 8u) & 255u, (b >> 16u) & 255u, b >> 24u); }""",
+        """
   let d = half(b + 52u);
   if (c < 160u) { return d * digit(apart(byte4(b + (c & 31u))), c >> 5u); }
   if (c < 240u) { return d * digit(apart(byte4(b + 32u + (c & 15u))), (c - 160u) >> 4u); }
-  return d * digit(apart(byte4(b + 48u)), (c - 240u) >> 2u);"""),
-    "TQ2_0": ("", """
+  return d * digit(apart(byte4(b + 48u)), (c - 240u) >> 2u);""",
+    ),
+    "TQ2_0": (
+        "",
+        """
   let q = each((byte4(b + (c >> 7u) * 32u + (c & 31u)) >> (((c >> 5u) & 3u) * 2u)) & 0x03030303u);
-  return half(b + 64u) * (q - 1.0);"""),
+  return half(b + 64u) * (q - 1.0);""",
+    ),
 }
 TYPES = (*_PLAIN, *_BODIES)
 

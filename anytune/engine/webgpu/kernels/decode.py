@@ -12,14 +12,18 @@ LANES = 64
 @functools.cache
 def store() -> Kernel:
     """cache[slot, position] = x[t], for slots low…high."""
-    return Kernel("store", (*reads("x"), *reads("slot", "position", of="u32"), *writes("cache")),
-                  ("n", "xs", "context", "slot0", "position0", "low", "high", "base"), """
+    return Kernel(
+        "store",
+        (*reads("x"), *reads("slot", "position", of="u32"), *writes("cache")),
+        ("n", "xs", "context", "slot0", "position0", "low", "high", "base"),
+        """
   let i = thread.x;
   let t = thread.y;
   let s = slot[p.slot0 + t];
   if (i >= p.n || s < p.low || s >= p.high) { return; }
   cache[p.base + ((s - p.low) * p.context + position[p.position0 + t]) * p.n + i] = x[t * p.xs + i];
-""")
+""",
+    )
 
 
 @functools.cache
@@ -31,30 +35,58 @@ def attend(size: int, part: bool = False) -> Kernel:
     combine(): Dao et al. 2023, Flash-Decoding for long-context inference.
     """
     dims, four = -(-size // LANES), size % 4 == 0
-    score = f"""
+    score = (
+        f"""
       let key = (from_ + lane * p.width) / 4u;
       var four = vec4<f32>();
       for (var d = 0u; d < {size // 4}u; d++) {{ four = fma(query[d], keys[key + d], four); }}
-      score = (four.x + four.y) + (four.z + four.w);""" if four else """
+      score = (four.x + four.y) + (four.z + four.w);"""
+        if four
+        else """
       score = 0.0;
       for (var d = 0u; d < p.size; d++) { score = fma(query[d], keys[from_ + lane * p.width + d], score); }"""
+    )
     sums = "\n".join(f"  var o{d} = 0.0;" for d in range(dims))
     scale = "\n".join(f"    o{d} *= factor;" for d in range(dims))
-    steps = "\n".join(f"      if (lane + {d * LANES}u < p.size) "
-                      f"{{ o{d} = fma(w, values[from_ + c * p.width + lane + {d * LANES}u], o{d}); }}"
-                      for d in range(dims))
+    steps = "\n".join(
+        f"      if (lane + {d * LANES}u < p.size) "
+        f"{{ o{d} = fma(w, values[from_ + c * p.width + lane + {d * LANES}u], o{d}); }}"
+        for d in range(dims)
+    )
     to = "(group.x * p.parts + group.z) * (p.size + 2u)" if part else "group.x * p.size"
     share = "" if part else " / all"
-    ends = "\n".join(f"  if (lane + {d * LANES}u < p.size) {{ out[to + lane + {d * LANES}u] = o{d}{share}; }}"
-                     for d in range(dims))
+    ends = "\n".join(
+        f"  if (lane + {d * LANES}u < p.size) {{ out[to + lane + {d * LANES}u] = o{d}{share}; }}" for d in range(dims)
+    )
     if part:
         ends += "\n  if (lane == 0u) {\n    out[to + p.size] = top;\n    out[to + p.size + 1u] = all;\n  }"
-    return Kernel(f"attend_cache, heads of {size}{', part' * part}",
-                  (*reads("q"), *reads("keys", of="vec4<f32>" if four else "f32"), *reads("values"),
-                   *reads("slot", "position", of="u32"), *writes("out")),
-                  ("size", "group", "window", "scale:f32", "qs", "os", "width", "context", "slot0", "position0", "low",
-                   "high", "base", "span", *(["parts"] if part else [])),
-                  f"""
+    return Kernel(
+        f"attend_cache, heads of {size}{', part' * part}",
+        (
+            *reads("q"),
+            *reads("keys", of="vec4<f32>" if four else "f32"),
+            *reads("values"),
+            *reads("slot", "position", of="u32"),
+            *writes("out"),
+        ),
+        (
+            "size",
+            "group",
+            "window",
+            "scale:f32",
+            "qs",
+            "os",
+            "width",
+            "context",
+            "slot0",
+            "position0",
+            "low",
+            "high",
+            "base",
+            "span",
+            *(["parts"] if part else []),
+        ),
+        f"""
   let t = group.y;
   if (lane == 0u) {{ place = vec2<u32>(slot[p.slot0 + t], position[p.position0 + t] + 1u); }}
   let at = workgroupUniformLoad(&place);
@@ -63,7 +95,7 @@ def attend(size: int, part: bool = False) -> Kernel:
   let end = min(at.y, begin + p.span);
   let head = (group.x / p.group) * p.size;
   for (var d = lane; d < p.size; d += {LANES}u) {{
-    {'query[d >> 2u][d & 3u]' if four else 'query[d]'} = q[t * p.qs + group.x * p.size + d] * p.scale;
+    {"query[d >> 2u][d & 3u]" if four else "query[d]"} = q[t * p.qs + group.x * p.size + d] * p.scale;
   }}
   workgroupBarrier();
   var top = -3.0e38;
@@ -90,16 +122,24 @@ def attend(size: int, part: bool = False) -> Kernel:
   }}
   let to = t * p.os + {to};
 {ends}
-""", (LANES, 1), f"var<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;\n"
+""",
+        (LANES, 1),
+        f"var<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;\n"
         f"var<workgroup> weights: array<f32, {LANES}>;\n"
         f"var<workgroup> query: array<{f'vec4<f32>, {size // 4}' if four else f'f32, {size}'}>;\n"
-        "var<workgroup> place: vec2<u32>;", total(size=LANES) + total("max", LANES, "tops"))
+        "var<workgroup> place: vec2<u32>;",
+        total(size=LANES) + total("max", LANES, "tops"),
+    )
 
 
 @functools.cache
 def combine() -> Kernel:
     """out of one new token and head from the parts of attend(): a run's weights are relative to its largest score."""
-    return Kernel("attend_cache, combined", (*reads("part"), *writes("out")), ("size", "parts", "ps", "os"), f"""
+    return Kernel(
+        "attend_cache, combined",
+        (*reads("part"), *writes("out")),
+        ("size", "parts", "ps", "os"),
+        f"""
   let from_ = group.y * p.ps + group.x * p.parts * (p.size + 2u);
   var top = -3.0e38;
   for (var z = 0u; z < p.parts; z++) {{ top = max(top, part[from_ + z * (p.size + 2u) + p.size]); }}
@@ -114,4 +154,6 @@ def combine() -> Kernel:
     }}
     out[group.y * p.os + group.x * p.size + d] = sum / all;
   }}
-""", (LANES, 1))
+""",
+        (LANES, 1),
+    )

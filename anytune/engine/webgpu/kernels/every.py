@@ -12,14 +12,45 @@ from .blocks import TYPES
 
 
 def every() -> Iterator[Kernel]:
-    yield from (rows.rms_norm(False), rows.rms_norm(True), rows.rms_norm_backward(False), rows.rms_norm_backward(True),
-                rows.add(), rows.take(), rows.put(), rows.fill(), rows.copy(), rows.dropout(False), rows.dropout(True),
-                optimizer.loss_rows(False), optimizer.loss_rows(True), optimizer.add_up(), optimizer.square_sums(),
-                optimizer.settle(), optimizer.adamw(), low.low(), low.both(), low.gradients(), gemm.split_sum(),
-                gemm.row_scales(), decode.store(), decode.combine(), attention.inner(), gradients.outer(),
-                gradients.inverse_rms(), gradients.links(), gradients.scatter(), rules.adamw(), rules.adamw8bit(),
-                rules.row_means(), rules.column_means(), rules.matrix_updates(), rules.vector_updates(), rules.limit(),
-                rules.apply())
+    yield from (
+        rows.rms_norm(False),
+        rows.rms_norm(True),
+        rows.rms_norm_backward(False),
+        rows.rms_norm_backward(True),
+        rows.add(),
+        rows.take(),
+        rows.put(),
+        rows.fill(),
+        rows.copy(),
+        rows.dropout(False),
+        rows.dropout(True),
+        optimizer.loss_rows(False),
+        optimizer.loss_rows(True),
+        optimizer.add_up(),
+        optimizer.square_sums(),
+        optimizer.settle(),
+        optimizer.adamw(),
+        low.low(),
+        low.both(),
+        low.gradients(),
+        gemm.split_sum(),
+        gemm.row_scales(),
+        decode.store(),
+        decode.combine(),
+        attention.inner(),
+        gradients.outer(),
+        gradients.inverse_rms(),
+        gradients.links(),
+        gradients.scatter(),
+        rules.adamw(),
+        rules.adamw8bit(),
+        rules.row_means(),
+        rules.column_means(),
+        rules.matrix_updates(),
+        rules.vector_updates(),
+        rules.limit(),
+        rules.apply(),
+    )
     yield from map(gradients.column_sums, gradients.VALUES)
     for halves in (True, False):
         for normed in (True, False):
@@ -30,8 +61,12 @@ def every() -> Iterator[Kernel]:
         yield from (lookup.embed(name), gemv.gemv(name, 8, True, True))
         yield from (gemm.gemm(name, way, gemm.Tile(), True, True) for way in (True, False))
     for size in (8, 64, 128, 256):
-        yield from (attention.attention(size), decode.attend(size), decode.attend(size, True),
-                    *(attention.attention_backward(size, wanted) for wanted in ("dq", "dk", "dv")))
+        yield from (
+            attention.attention(size),
+            decode.attend(size),
+            decode.attend(size, True),
+            *(attention.attention_backward(size, wanted) for wanted in ("dq", "dk", "dv")),
+        )
 
 
 def variants() -> Iterator[Kernel]:

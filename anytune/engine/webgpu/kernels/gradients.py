@@ -8,8 +8,8 @@ import functools
 from ..kernel import Kernel, reads, total, writes
 from .gemm import Tile, each, multiply
 
-COLUMNS = 32     # of a column sum that a workgroup makes; eight invocations share its rows
-LANES = 64       # invocations for a row, or a head of it
+COLUMNS = 32  # of a column sum that a workgroup makes; eight invocations share its rows
+LANES = 64  # invocations for a row, or a head of it
 FIRST = "0x80000000u"
 
 # what column_sums() adds up: arrays, the value at row t, head h, column i
@@ -27,16 +27,27 @@ def outer(tile: Tile = Tile()) -> Kernel:
     lda, ldb, groups_m, groups_n = t.m // 4 + 1, t.n // 4 + 1, t.m // t.tm, t.n // t.tn
 
     def load(name: str, source: str, width: int, stride: int, value: str) -> str:
-        return each(t.k * width, t.threads, f"""
+        return each(
+            t.k * width,
+            t.threads,
+            f"""
       let k = e / {width}u;
       let c = e % {width}u;
       let at = min(t0 + k, p.tokens - 1u);
-      {name}[k * {stride}u + (c >> 2u)][c & 3u] = select(0.0, {source}[{value}], t0 + k < p.tokens);""")
+      {name}[k * {stride}u + (c >> 2u)][c & 3u] = select(0.0, {source}[{value}], t0 + k < p.tokens);""",
+        )
+
     sums = "\n".join(f"  var s{i}_{h} = vec4<f32>();" for i in range(t.tm) for h in range(t.tn // 4))
-    stores = "\n".join(f"  keep(m0 + {(i // 4) * groups_m * 4 + i % 4}u + ty * 4u, "
-                       f"n0 + {h * groups_n * 4}u + tx * 4u, s{i}_{h});" for i in range(t.tm) for h in range(t.tn // 4))
-    return Kernel(f"outer product, {t.m}x{t.n}x{t.k} {t.tm}x{t.tn}", (*reads("dy", "x"), *writes("g")),
-                  ("tokens", "m", "n", "ds", "d0", "xs", "g0"), f"""
+    stores = "\n".join(
+        f"  keep(m0 + {(i // 4) * groups_m * 4 + i % 4}u + ty * 4u, n0 + {h * groups_n * 4}u + tx * 4u, s{i}_{h});"
+        for i in range(t.tm)
+        for h in range(t.tn // 4)
+    )
+    return Kernel(
+        f"outer product, {t.m}x{t.n}x{t.k} {t.tm}x{t.tn}",
+        (*reads("dy", "x"), *writes("g")),
+        ("tokens", "m", "n", "ds", "d0", "xs", "g0"),
+        f"""
   let tx = lane % {groups_n}u;
   let ty = lane / {groups_n}u;
   let n0 = group.x * {t.n}u;
@@ -50,12 +61,15 @@ def outer(tile: Tile = Tile()) -> Kernel:
     workgroupBarrier();
   }}
 {stores}
-""", (t.threads, 1), f"var<workgroup> tile_a: array<vec4<f32>, {t.k * lda}>;\n"
-        f"var<workgroup> tile_b: array<vec4<f32>, {t.k * ldb}>;", """
+""",
+        (t.threads, 1),
+        f"var<workgroup> tile_a: array<vec4<f32>, {t.k * lda}>;\nvar<workgroup> tile_b: array<vec4<f32>, {t.k * ldb}>;",
+        """
 fn keep(m: u32, n: u32, sum: vec4<f32>) {
   if (m >= p.m) { return; }
   for (var j = 0u; j < 4u && n + j < p.n; j++) { g[p.g0 + m * p.n + n + j] += sum[j]; }
-}""")
+}""",
+    )
 
 
 @functools.cache
@@ -65,8 +79,11 @@ def column_sums(what: str) -> Kernel:
     grid: (columns / COLUMNS, slices).
     """
     names, value = VALUES[what]
-    return Kernel(f"column sums of {what}", (*reads(*names), *writes("out")),
-                  ("rows", "heads", "step", "n", "xs", "x0", "ds", "rs", "out0", "adds"), f"""
+    return Kernel(
+        f"column sums of {what}",
+        (*reads(*names), *writes("out")),
+        ("rows", "heads", "step", "n", "xs", "x0", "ds", "rs", "out0", "adds"),
+        f"""
   let column = group.x * {COLUMNS}u + lane % {COLUMNS}u;
   let i = min(column, p.n - 1u);
   let end = min(p.rows * p.heads, (group.y + 1u) * p.step);
@@ -84,25 +101,40 @@ def column_sums(what: str) -> Kernel:
     let to = p.out0 + group.y * p.n + column;
     out[to] = select(0.0, out[to], p.adds != 0u) + all;
   }}
-""", shared="var<workgroup> sums: array<f32, 256>;", functions="fn square(x: f32) -> f32 { return x * x; }")
+""",
+        shared="var<workgroup> sums: array<f32, 256>;",
+        functions="fn square(x: f32) -> f32 { return x * x; }",
+    )
 
 
 @functools.cache
 def inverse_rms() -> Kernel:
     """r[t, h] = 1 / sqrt(mean x² + eps) over head h of row t.  grid: (heads, rows)."""
-    return Kernel("inverse_rms", (*reads("x"), *writes("r")), ("n", "xs", "rs", "eps:f32"), f"""
+    return Kernel(
+        "inverse_rms",
+        (*reads("x"), *writes("r")),
+        ("n", "xs", "rs", "eps:f32"),
+        f"""
   let at = group.y * p.xs + group.x * p.n;
   var sum = 0.0;
   for (var i = lane; i < p.n; i += {LANES}u) {{ sum = fma(x[at + i], x[at + i], sum); }}
   let all = total_sums(sum, lane);
   if (lane == 0u) {{ r[group.y * p.rs + group.x] = 1.0 / sqrt(all / f32(p.n) + p.eps); }}
-""", (LANES, 1), f"var<workgroup> sums: array<f32, {LANES}>;", total(size=LANES))
+""",
+        (LANES, 1),
+        f"var<workgroup> sums: array<f32, {LANES}>;",
+        total(size=LANES),
+    )
 
 
 @functools.cache
 def links() -> Kernel:
     """link[t]: the next place of t's token among n (n: none); its top bit says that t is the first."""
-    return Kernel("links", (*reads("id", of="u32"), *writes("link", of="u32")), ("n", "id0"), f"""
+    return Kernel(
+        "links",
+        (*reads("id", of="u32"), *writes("link", of="u32")),
+        ("n", "id0"),
+        f"""
   let t = thread.x;
   if (t >= p.n) {{ return; }}
   let mine = id[p.id0 + t];
@@ -116,14 +148,18 @@ def links() -> Kernel:
     next++;
   }}
   link[t] = next | first;
-""")
+""",
+    )
 
 
 @functools.cache
 def scatter() -> Kernel:
     """g[id] += scale * the sum of dx over the token's places, for rows low…high of g, which begin where it is bound."""
-    return Kernel("scatter", (*reads("dx"), *reads("id", "link", of="u32"), *writes("g")),
-                  ("tokens", "n", "ds", "id0", "low", "high", "g0", "scale:f32"), f"""
+    return Kernel(
+        "scatter",
+        (*reads("dx"), *reads("id", "link", of="u32"), *writes("g")),
+        ("tokens", "n", "ds", "id0", "low", "high", "g0", "scale:f32"),
+        f"""
   let c = thread.x;
   let t = thread.y;
   let row = id[p.id0 + t];
@@ -135,4 +171,5 @@ def scatter() -> Kernel:
     at = link[at] & ~{FIRST};
   }}
   g[p.g0 + (row - p.low) * p.n + c] += p.scale * sum;
-""")
+""",
+    )

@@ -10,33 +10,45 @@ import functools
 
 from ..kernel import Kernel, reads, writes
 
-RANKS = 8        # columns that a workgroup makes
-TOKENS = 4       # rows that it makes
+RANKS = 8  # columns that a workgroup makes
+TOKENS = 4  # rows that it makes
 LANES = 64
 # terms of an invocation's sum that are under way at once: few tokens wait for memory, not for arithmetic
 AHEAD = 4
-COLUMNS = 64     # of a gradient
+COLUMNS = 64  # of a gradient
 
 
 def _sums(x: str, m: str, out: str, job: str, pair: str) -> str:
     """One workgroup's out[t, c] = scale * sum over k of x[t, k] m[k, c], m[k, c] = m[m0 + k * mk + c * mc], with k from
     low_ to high; `job` is the suffix of the parameters' names, `pair` the pair whose columns are made."""
+
     def p(name: str) -> str:
         return f"p.{name}{job}"
+
     sums = "\n".join(f"  var s{t}_{c} = 0.0;" for t in range(TOKENS) for c in range(RANKS))
     # conditions are joined by &, not &&: short circuits are branches, and some compilers take minutes for so many
-    body = [f"    let k{u} = min(k + {u * LANES}u, high - 1u);\n    let on{u} = k + {u * LANES}u < high;"
-            for u in range(AHEAD)]
-    body += [f"    let x{t}_{u} = {x}[min(t0 + {t}u, p.tokens - 1u) * {p('xs')} + k{u}];"
-             for u in range(AHEAD) for t in range(TOKENS)]
-    body += [f"    {{ let b = select(0.0, {m}[{p('m0')} + k{u} * {p('mk')} + "
-             f"min(c0 + {c}u, {p('rank')} - 1u) * {p('mc')}], "
-             f"on{u} & (c0 + {c}u < {p('rank')}));\n      "
-             + " ".join(f"s{t}_{c} = fma(x{t}_{u}, b, s{t}_{c});" for t in range(TOKENS)) + " }"
-             for u in range(AHEAD) for c in range(RANKS)]
+    body = [
+        f"    let k{u} = min(k + {u * LANES}u, high - 1u);\n    let on{u} = k + {u * LANES}u < high;"
+        for u in range(AHEAD)
+    ]
+    body += [
+        f"    let x{t}_{u} = {x}[min(t0 + {t}u, p.tokens - 1u) * {p('xs')} + k{u}];"
+        for u in range(AHEAD)
+        for t in range(TOKENS)
+    ]
+    body += [
+        f"    {{ let b = select(0.0, {m}[{p('m0')} + k{u} * {p('mk')} + "
+        f"min(c0 + {c}u, {p('rank')} - 1u) * {p('mc')}], "
+        f"on{u} & (c0 + {c}u < {p('rank')}));\n      "
+        + " ".join(f"s{t}_{c} = fma(x{t}_{u}, b, s{t}_{c});" for t in range(TOKENS))
+        + " }"
+        for u in range(AHEAD)
+        for c in range(RANKS)
+    ]
     loop = "\n".join(body)
-    stores = "\n".join(f"  part[{(t * RANKS + c) * LANES}u + lane] = s{t}_{c};" for t in range(TOKENS)
-                       for c in range(RANKS))
+    stores = "\n".join(
+        f"  part[{(t * RANKS + c) * LANES}u + lane] = s{t}_{c};" for t in range(TOKENS) for c in range(RANKS)
+    )
     each = TOKENS * RANKS
     split = LANES // each
     return f"""
@@ -54,10 +66,10 @@ def _sums(x: str, m: str, out: str, job: str, pair: str) -> str:
   workgroupBarrier();
   let t = t0 + o / {RANKS}u;
   let c = c0 + o % {RANKS}u;
-  if (lane < {each}u && t < p.tokens && c < {p('rank')}) {{
+  if (lane < {each}u && t < p.tokens && c < {p("rank")}) {{
     var all = 0.0;
     for (var i = 0u; i < {split}u; i++) {{ all += part[i * {each}u + lane]; }}
-    {out}[t * {p('ys')} + ({pair}) * {p('rank')} + c] = p.scale * all;
+    {out}[t * {p("ys")} + ({pair}) * {p("rank")} + c] = p.scale * all;
   }}"""
 
 
@@ -69,10 +81,14 @@ _PLACE = f"""
 @functools.cache
 def low() -> Kernel:
     """low[t, c] = scale * x[t] · a[c].  grid: (tokens / TOKENS, columns / RANKS)."""
-    return Kernel("low-rank product", (*reads("x", "a"), *writes("low")),
-                  ("tokens", "scale:f32", "n", "rank", "xs", "ys", "m0", "mk", "mc"),
-                  _PLACE + "\n  let low_ = 0u;\n  let high = p.n;" + _sums("x", "a", "low", "", "0u"), (LANES, 1),
-                  f"var<workgroup> part: array<f32, {TOKENS * RANKS * LANES}>;")
+    return Kernel(
+        "low-rank product",
+        (*reads("x", "a"), *writes("low")),
+        ("tokens", "scale:f32", "n", "rank", "xs", "ys", "m0", "mk", "mc"),
+        _PLACE + "\n  let low_ = 0u;\n  let high = p.n;" + _sums("x", "a", "low", "", "0u"),
+        (LANES, 1),
+        f"var<workgroup> part: array<f32, {TOKENS * RANKS * LANES}>;",
+    )
 
 
 @functools.cache
@@ -84,9 +100,32 @@ def both() -> Kernel:
     """
     first = _sums("x", "a", "low", "", "0u").replace("\n", "\n  ")
     second = _sums("dy", "b", "dy_low", "_", "group.z - 1u").replace("\n", "\n  ")
-    return Kernel("low-rank products of a backward", (*reads("x", "a", "dy", "b"), *writes("low", "dy_low")),
-                  ("tokens", "scale:f32", "n", "rank", "xs", "ys", "m0", "mk", "mc",
-                   "n0", "n1", "n2", "n3", "rank_", "xs_", "ys_", "m0_", "mk_", "mc_"), _PLACE + f"""
+    return Kernel(
+        "low-rank products of a backward",
+        (*reads("x", "a", "dy", "b"), *writes("low", "dy_low")),
+        (
+            "tokens",
+            "scale:f32",
+            "n",
+            "rank",
+            "xs",
+            "ys",
+            "m0",
+            "mk",
+            "mc",
+            "n0",
+            "n1",
+            "n2",
+            "n3",
+            "rank_",
+            "xs_",
+            "ys_",
+            "m0_",
+            "mk_",
+            "mc_",
+        ),
+        _PLACE
+        + f"""
   if (group.z == 0u) {{
     if (c0 >= p.rank) {{ return; }}
     let low_ = 0u;
@@ -97,22 +136,28 @@ def both() -> Kernel:
     var high = p.n1;
     if (group.z == 2u) {{ low_ = p.n1; high = p.n2; }}
     if (group.z == 3u) {{ low_ = p.n2; high = p.n3; }}{second}
-  }}""", (LANES, 1), f"var<workgroup> part: array<f32, {TOKENS * RANKS * LANES}>;")
+  }}""",
+        (LANES, 1),
+        f"var<workgroup> part: array<f32, {TOKENS * RANKS * LANES}>;",
+    )
 
 
 def _outer(x: str, y: str, g: str, job: str) -> str:
     """One workgroup's g[g0 + k * gk + c * gc] += sum over t of x[t, k] y[t, c], COLUMNS columns k from `begin`."""
-    lanes = 16      # invocations that share the tokens; each has four columns
+    lanes = 16  # invocations that share the tokens; each has four columns
     sums = "\n".join(f"  var s{c} = vec4<f32>();" for c in range(RANKS))
     steps = "\n".join(f"    s{c} = fma(v, vec4<f32>({y}[at + min({c}u, last)]), s{c});" for c in range(RANKS))
-    rounds = "\n".join(f"""  part[lane] = s{c};
+    rounds = "\n".join(
+        f"""  part[lane] = s{c};
   workgroupBarrier();
   if (lane < {COLUMNS}u && k < p.n{job} && c0 + {c}u < p.rank{job}) {{
     var all = 0.0;
     for (var i = 0u; i < {lanes}u; i++) {{ all += part[i * 16u + (lane >> 2u)][lane & 3u]; }}
     {g}[p.g0{job} + k * p.gk{job} + (c0 + {c}u) * p.gc{job}] += all;
   }}
-  workgroupBarrier();""" for c in range(RANKS))
+  workgroupBarrier();"""
+        for c in range(RANKS)
+    )
     return f"""
   let column = begin + (lane & 15u) * 4u;
   let last = p.rank{job} - 1u - c0;
@@ -138,9 +183,29 @@ def gradients() -> Kernel:
     """
     first = _outer("x", "dy_low", "grad_a", "").replace("\n", "\n  ")
     second = _outer("dy", "low", "grad_b", "_").replace("\n", "\n  ")
-    return Kernel("low-rank gradients", (*reads("x", "dy_low", "dy", "low"), *writes("grad_a", "grad_b")),
-                  ("tokens", "n", "rank", "xs", "ys", "g0", "gk", "gc",
-                   "n_", "rank_", "xs_", "ys_", "g0_", "gk_", "gc_", "n1", "n2"), f"""
+    return Kernel(
+        "low-rank gradients",
+        (*reads("x", "dy_low", "dy", "low"), *writes("grad_a", "grad_b")),
+        (
+            "tokens",
+            "n",
+            "rank",
+            "xs",
+            "ys",
+            "g0",
+            "gk",
+            "gc",
+            "n_",
+            "rank_",
+            "xs_",
+            "ys_",
+            "g0_",
+            "gk_",
+            "gc_",
+            "n1",
+            "n2",
+        ),
+        f"""
   let c0 = group.y * {RANKS}u;
   let edge = (p.n + {COLUMNS - 1}u) / {COLUMNS}u;
   if (group.x < edge) {{
@@ -151,4 +216,6 @@ def gradients() -> Kernel:
     if (c0 >= p.rank_) {{ return; }}
     let begin = (group.x - edge) * {COLUMNS}u;
     let pair = select(0u, 1u, begin >= p.n1) + select(0u, 1u, begin >= p.n2);{second}
-  }}""", shared="var<workgroup> part: array<vec4<f32>, 256>;")
+  }}""",
+        shared="var<workgroup> part: array<vec4<f32>, 256>;",
+    )

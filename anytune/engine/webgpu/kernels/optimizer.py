@@ -10,7 +10,7 @@ import functools
 
 from ..kernel import Kernel, reads, total, writes
 
-PIECE = 8192   # elements whose squares one workgroup sums
+PIECE = 8192  # elements whose squares one workgroup sums
 SUMS = "var<workgroup> sums: array<f32, 256>;"
 # compilers may assume that no NaN exists, so it is looked for in the bits
 FINITE = "fn finite(x: f32) -> bool { return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u; }"
@@ -19,15 +19,21 @@ FINITE = "fn finite(x: f32) -> bool { return (bitcast<u32>(x) & 0x7f800000u) != 
 @functools.cache
 def loss_rows(gradient: bool) -> Kernel:
     """A row of logits -> its loss in nats, and in place scale * (softmax - target). Target -1: no loss, no gradient."""
-    back = """
+    back = (
+        """
   let factor = select(scale[p.scale0], 0.0, target_ < 0);
   for (var i = lane; i < p.n; i += 256u) {
     let hit = select(0.0, 1.0, i32(i) == target_);
     y[at + i] = select(factor * (exp(y[at + i] - top) / all - hit), 0.0, target_ < 0);
-  }""" if gradient else ""
-    return Kernel("loss_rows" + ", gradient" * gradient,
-                  (*writes("y"), *reads("targets", of="i32"), *(reads("scale") if gradient else ()), *writes("losses")),
-                  ("n", "ys", "row0", "loss0", *(["scale0"] if gradient else [])), f"""
+  }"""
+        if gradient
+        else ""
+    )
+    return Kernel(
+        "loss_rows" + ", gradient" * gradient,
+        (*writes("y"), *reads("targets", of="i32"), *(reads("scale") if gradient else ()), *writes("losses")),
+        ("n", "ys", "row0", "loss0", *(["scale0"] if gradient else [])),
+        f"""
   let at = group.x * p.ys;
   let target_ = targets[p.row0 + group.x];
   var most = -3.0e38;
@@ -42,36 +48,57 @@ def loss_rows(gradient: bool) -> Kernel:
   }}
   storageBarrier();
   workgroupBarrier();{back}
-""", shared=SUMS + "\nvar<workgroup> tops: array<f32, 256>;", functions=total() + total("max", name="tops"))
+""",
+        shared=SUMS + "\nvar<workgroup> tops: array<f32, 256>;",
+        functions=total() + total("max", name="tops"),
+    )
 
 
 @functools.cache
 def add_up() -> Kernel:
     """out[to] (+)= the sum of n values, by one workgroup."""
-    return Kernel("add_up", (*reads("x"), *writes("out")), ("n", "x0", "to", "adds"), """
+    return Kernel(
+        "add_up",
+        (*reads("x"), *writes("out")),
+        ("n", "x0", "to", "adds"),
+        """
   var sum = 0.0;
   for (var i = lane; i < p.n; i += 256u) { sum += x[p.x0 + i]; }
   let all = total_sums(sum, lane);
   if (lane == 0u) { out[p.to] = select(0.0, out[p.to], p.adds != 0u) + all; }
-""", shared=SUMS, functions=total())
+""",
+        shared=SUMS,
+        functions=total(),
+    )
 
 
 @functools.cache
 def square_sums() -> Kernel:
     """partial[i] = the sum of squares of PIECE elements of g."""
-    return Kernel("square_sums", (*reads("g"), *writes("partial")), ("n", "g0", "to"), f"""
+    return Kernel(
+        "square_sums",
+        (*reads("g"), *writes("partial")),
+        ("n", "g0", "to"),
+        f"""
   var sum = 0.0;
   let end = min(p.n, (group.x + 1u) * {PIECE}u);
   for (var i = group.x * {PIECE}u + lane; i < end; i += 256u) {{ sum = fma(g[p.g0 + i], g[p.g0 + i], sum); }}
   let all = total_sums(sum, lane);
   if (lane == 0u) {{ partial[p.to + group.x] = all; }}
-""", shared=SUMS, functions=total())
+""",
+        shared=SUMS,
+        functions=total(),
+    )
 
 
 @functools.cache
 def settle() -> Kernel:
     """state from the partial sums: the norm, whether to halt, and what gradients are multiplied with."""
-    return Kernel("settle", (*reads("partial", "hyper"), *writes("state")), ("n",), """
+    return Kernel(
+        "settle",
+        (*reads("partial", "hyper"), *writes("state")),
+        ("n",),
+        """
   var sum = 0.0;
   for (var i = lane; i < p.n; i += 256u) { sum += partial[i]; }
   let norm = sqrt(total_sums(sum, lane));
@@ -82,14 +109,20 @@ def settle() -> Kernel:
     let most = hyper[8];
     state[3] = select(1.0, most / norm, most > 0.0 && norm > most);
   }
-""", shared=SUMS, functions=total() + "\n" + FINITE)
+""",
+        shared=SUMS,
+        functions=total() + "\n" + FINITE,
+    )
 
 
 @functools.cache
 def adamw() -> Kernel:
     """One step on n elements; `cut` is where the second rate begins, counted from the first of them. Zeroes g."""
-    return Kernel("adamw", (*writes("w", "g", "m", "v"), *reads("hyper", "state")),
-                  ("n", "w0", "g0", "m0", "v0", "cut"), """
+    return Kernel(
+        "adamw",
+        (*writes("w", "g", "m", "v"), *reads("hyper", "state")),
+        ("n", "w0", "g0", "m0", "v0", "cut"),
+        """
   let i = thread.x + thread.y * 16776960u;
   if (i >= p.n) { return; }
   let slope = g[p.g0 + i] * state[3];
@@ -102,4 +135,5 @@ def adamw() -> Kernel:
   v[p.v0 + i] = second;
   let update = (first / hyper[2]) / (sqrt(second / hyper[3]) + hyper[6]);
   w[p.w0 + i] = w[p.w0 + i] * (1.0 - rate * hyper[7]) - rate * update;
-""")
+""",
+    )

@@ -11,7 +11,7 @@ import functools
 from ..kernel import Kernel, reads, total, writes
 
 SUMS = "var<workgroup> sums: array<f32, 256>;"
-HEADS = 64    # invocations for a head of a row
+HEADS = 64  # invocations for a head of a row
 GAIN = """
 fn gain(i: u32, head: u32) -> f32 {
   if (head < p.queries) { return gain_q[i]; }
@@ -34,11 +34,17 @@ ACTIVATIONS = {"silu": SILU, "gelu": GELU}
 @functools.cache
 def rms_norm(adds: bool) -> Kernel:
     """y = x / sqrt(mean x² + eps) * gain over each row; adds: x += more first."""
-    sum_ = """
-    x[at + i] += more[group.x * p.ms + i];""" if adds else ""
-    return Kernel("rms_norm" + " of a sum" * adds,
-                  (*(writes("x") if adds else reads("x")), *reads("gain", *(["more"] if adds else [])), *writes("y")),
-                  ("n", "xs", "ys", "eps:f32", *(["ms"] if adds else [])), f"""
+    sum_ = (
+        """
+    x[at + i] += more[group.x * p.ms + i];"""
+        if adds
+        else ""
+    )
+    return Kernel(
+        "rms_norm" + " of a sum" * adds,
+        (*(writes("x") if adds else reads("x")), *reads("gain", *(["more"] if adds else [])), *writes("y")),
+        ("n", "xs", "ys", "eps:f32", *(["ms"] if adds else [])),
+        f"""
   let at = group.x * p.xs;
   var square = 0.0;
   for (var i = lane; i < p.n; i += 256u) {{{sum_}
@@ -46,16 +52,21 @@ def rms_norm(adds: bool) -> Kernel:
   }}
   let r = 1.0 / sqrt(total_sums(square, lane) / f32(p.n) + p.eps);
   for (var i = lane; i < p.n; i += 256u) {{ y[group.x * p.ys + i] = x[at + i] * r * gain[i]; }}
-""", shared=SUMS, functions=total())
+""",
+        shared=SUMS,
+        functions=total(),
+    )
 
 
 @functools.cache
 def rms_norm_backward(adds: bool) -> Kernel:
     """dx = r (dy gain - x mean(dy gain x) r²), r = 1 / sqrt(mean x² + eps); adds: plus a residual."""
     plus = " + residual[group.x * p.rs + i]" if adds else ""
-    return Kernel("rms_norm_backward" + " with a residual" * adds,
-                  (*reads("dy", "x", "gain", *(["residual"] if adds else [])), *writes("dx")),
-                  ("n", "ds", "xs", "ys", "eps:f32", *(["rs"] if adds else [])), f"""
+    return Kernel(
+        "rms_norm_backward" + " with a residual" * adds,
+        (*reads("dy", "x", "gain", *(["residual"] if adds else [])), *writes("dx")),
+        ("n", "ds", "xs", "ys", "eps:f32", *(["rs"] if adds else [])),
+        f"""
   var square = 0.0;
   var through = 0.0;
   for (var i = lane; i < p.n; i += 256u) {{
@@ -68,7 +79,10 @@ def rms_norm_backward(adds: bool) -> Kernel:
   for (var i = lane; i < p.n; i += 256u) {{
     dx[group.x * p.ys + i] = r * (dy[group.x * p.ds + i] * gain[i] - x[group.x * p.xs + i] * back){plus};
   }}
-""", shared=SUMS, functions=total())
+""",
+        shared=SUMS,
+        functions=total(),
+    )
 
 
 # each invocation meets the same elements in every loop, so it may read back what it wrote
@@ -97,27 +111,41 @@ def rotate(normed: bool, halves: bool) -> Kernel:
   let angle = position[p.token0 + group.y] * p.pairs;"""
     value = "(x[at + {0}] * r * gain({0}, group.x))" if normed else "x[at + {0}]"
     if normed:
-        square = _pairs(halves, """square = fma(x[at + a], x[at + a], square);
-    if (turns) { square = fma(x[at + b], x[at + b], square); }""")
+        square = _pairs(
+            halves,
+            """square = fma(x[at + a], x[at + a], square);
+    if (turns) { square = fma(x[at + b], x[at + b], square); }""",
+        )
         start += f"""
   var square = 0.0;{square}
   let r = 1.0 / sqrt(total_sums(square, lane) / f32(p.size) + p.eps);"""
-    turn = _pairs(halves, f"""let u = {value.format('a')};
+    turn = _pairs(
+        halves,
+        f"""let u = {value.format("a")};
     if (turns) {{
-      let v = {value.format('b')};
+      let v = {value.format("b")};
       let c = cosine[angle + i];
       let s = sine[angle + i];
       y[to + a] = u * c - v * s;
       y[to + b] = u * s + v * c;
-    }} else {{ y[to + a] = u; }}""")
+    }} else {{ y[to + a] = u; }}""",
+    )
     if not normed:
         start, turn = start.replace("  let to = group.y * p.ys + group.x * p.size;\n", ""), turn.replace("y[to", "x[at")
-    arrays = (*reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32"),
-              *writes("y")) if normed else \
-        (*writes("x"), *reads("cosine", "sine"), *reads("position", of="u32"))
-    return Kernel(f"rotate, {'halves' if halves else 'neighbours'}{', normed' * normed}", arrays,
-                  ("size", "pairs", "xs", "ys", "eps:f32", "queries", "token0"), start + turn, (HEADS, 1),
-                  SUMS if normed else "", total(size=HEADS) + GAIN if normed else "")
+    arrays = (
+        (*reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32"), *writes("y"))
+        if normed
+        else (*writes("x"), *reads("cosine", "sine"), *reads("position", of="u32"))
+    )
+    return Kernel(
+        f"rotate, {'halves' if halves else 'neighbours'}{', normed' * normed}",
+        arrays,
+        ("size", "pairs", "xs", "ys", "eps:f32", "queries", "token0"),
+        start + turn,
+        (HEADS, 1),
+        SUMS if normed else "",
+        total(size=HEADS) + GAIN if normed else "",
+    )
 
 
 @functools.cache
@@ -135,27 +163,48 @@ def rotate_backward(normed: bool, halves: bool) -> Kernel:
   let angle = position[p.token0 + group.y] * p.pairs;"""
     if not normed:
         body = start + _pairs(halves, f"if (turns) {{\n      {back}\n    }}")
-        return Kernel(f"rotate_backward, {'halves' if halves else 'neighbours'}",
-                      (*writes("dx"), *reads("cosine", "sine"), *reads("position", of="u32")),
-                      ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"), body, (HEADS, 1))
+        return Kernel(
+            f"rotate_backward, {'halves' if halves else 'neighbours'}",
+            (*writes("dx"), *reads("cosine", "sine"), *reads("position", of="u32")),
+            ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"),
+            body,
+            (HEADS, 1),
+        )
     sums = """square = fma(x[from_ + {0}], x[from_ + {0}], square);
       through = fma(dx[at + {0}] * gain({0}, group.x), x[from_ + {0}], through);"""
     norm = "dx[at + {0}] = r * (dx[at + {0}] * gain({0}, group.x) - x[from_ + {0}] * mean);"
-    body = start + """
+    body = (
+        start
+        + """
   let from_ = group.y * p.xs + group.x * p.size;
   var square = 0.0;
-  var through = 0.0;""" + _pairs(halves, f"""if (turns) {{
+  var through = 0.0;"""
+        + _pairs(
+            halves,
+            f"""if (turns) {{
       {back}
-      {sums.format('b')}
+      {sums.format("b")}
     }}
-    {sums.format('a')}""") + """
+    {sums.format("a")}""",
+        )
+        + """
   let r = 1.0 / sqrt(total_sums(square, lane) / f32(p.size) + p.eps);
-  let mean = total_sums(through, lane) * r * r / f32(p.size);""" + _pairs(halves, f"""{norm.format('a')}
-    if (turns) {{ {norm.format('b')} }}""")
-    return Kernel(f"rotate_backward, {'halves' if halves else 'neighbours'}, normed",
-                  (*writes("dx"), *reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32")),
-                  ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"), body, (HEADS, 1), SUMS,
-                  total(size=HEADS) + GAIN)
+  let mean = total_sums(through, lane) * r * r / f32(p.size);"""
+        + _pairs(
+            halves,
+            f"""{norm.format("a")}
+    if (turns) {{ {norm.format("b")} }}""",
+        )
+    )
+    return Kernel(
+        f"rotate_backward, {'halves' if halves else 'neighbours'}, normed",
+        (*writes("dx"), *reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32")),
+        ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"),
+        body,
+        (HEADS, 1),
+        SUMS,
+        total(size=HEADS) + GAIN,
+    )
 
 
 _EACH = """
@@ -167,76 +216,127 @@ _EACH = """
 @functools.cache
 def glu(activation: str) -> Kernel:
     """y = act(gate) * up."""
-    return Kernel(f"glu, {activation}", (*reads("gate", "up"), *writes("y")), ("n", "gs", "us", "ys"), _EACH + """
-  y[t * p.ys + i] = activate(gate[t * p.gs + i]) * up[t * p.us + i];""", functions=ACTIVATIONS[activation])
+    return Kernel(
+        f"glu, {activation}",
+        (*reads("gate", "up"), *writes("y")),
+        ("n", "gs", "us", "ys"),
+        _EACH
+        + """
+  y[t * p.ys + i] = activate(gate[t * p.gs + i]) * up[t * p.us + i];""",
+        functions=ACTIVATIONS[activation],
+    )
 
 
 @functools.cache
 def glu_backward(activation: str) -> Kernel:
     """dgate = dy up act'(gate), dup = dy act(gate)."""
-    return Kernel(f"glu_backward, {activation}", (*reads("dy", "gate", "up"), *writes("dgate", "dup")),
-                  ("n", "ds", "gs", "us", "ys"), _EACH + """
+    return Kernel(
+        f"glu_backward, {activation}",
+        (*reads("dy", "gate", "up"), *writes("dgate", "dup")),
+        ("n", "ds", "gs", "us", "ys"),
+        _EACH
+        + """
   let g = gate[t * p.gs + i];
   let d = dy[t * p.ds + i];
   dgate[t * p.ys + i] = d * up[t * p.us + i] * slope(g);
-  dup[t * p.ys + i] = d * activate(g);""", functions=ACTIVATIONS[activation])
+  dup[t * p.ys + i] = d * activate(g);""",
+        functions=ACTIVATIONS[activation],
+    )
 
 
 @functools.cache
 def glu_backward_over(activation: str) -> Kernel:
     """As glu_backward, over gate and up."""
-    return Kernel(f"glu_backward over, {activation}", (*reads("dy"), *writes("gate", "up")), ("n", "ds", "gs", "us"),
-                  _EACH + """
+    return Kernel(
+        f"glu_backward over, {activation}",
+        (*reads("dy"), *writes("gate", "up")),
+        ("n", "ds", "gs", "us"),
+        _EACH
+        + """
   let g = gate[t * p.gs + i];
   let d = dy[t * p.ds + i];
   gate[t * p.gs + i] = d * up[t * p.us + i] * slope(g);
-  up[t * p.us + i] = d * activate(g);""", functions=ACTIVATIONS[activation])
+  up[t * p.us + i] = d * activate(g);""",
+        functions=ACTIVATIONS[activation],
+    )
 
 
 @functools.cache
 def add() -> Kernel:
     """y = x + y."""
-    return Kernel("add", (*reads("x"), *writes("y")), ("n", "xs", "ys"), _EACH + """
-  y[t * p.ys + i] += x[t * p.xs + i];""")
+    return Kernel(
+        "add",
+        (*reads("x"), *writes("y")),
+        ("n", "xs", "ys"),
+        _EACH
+        + """
+  y[t * p.ys + i] += x[t * p.xs + i];""",
+    )
 
 
 @functools.cache
 def take() -> Kernel:
     """y[t] = x[row[t]] for rows low…high of x, which begin at x; a number behind the last row takes the last."""
-    return Kernel("take", (*reads("x"), *reads("row", of="u32"), *writes("y")),
-                  ("n", "xs", "ys", "x0", "row0", "low", "high", "last"), _EACH + """
+    return Kernel(
+        "take",
+        (*reads("x"), *reads("row", of="u32"), *writes("y")),
+        ("n", "xs", "ys", "x0", "row0", "low", "high", "last"),
+        _EACH
+        + """
   let from_ = min(row[p.row0 + t], p.last);
-  if (from_ >= p.low && from_ < p.high) { y[t * p.ys + i] = x[p.x0 + (from_ - p.low) * p.xs + i]; }""")
+  if (from_ >= p.low && from_ < p.high) { y[t * p.ys + i] = x[p.x0 + (from_ - p.low) * p.xs + i]; }""",
+    )
 
 
 @functools.cache
 def fill() -> Kernel:
     """y = a value."""
-    return Kernel("fill", writes("y"), ("n", "ys", "y0", "value:f32"), _EACH + """
-  y[p.y0 + t * p.ys + i] = p.value;""")
+    return Kernel(
+        "fill",
+        writes("y"),
+        ("n", "ys", "y0", "value:f32"),
+        _EACH
+        + """
+  y[p.y0 + t * p.ys + i] = p.value;""",
+    )
 
 
 @functools.cache
 def put() -> Kernel:
     """y[row[t]] = x[t] for rows low…high of y."""
-    return Kernel("put", (*reads("x"), *reads("row", of="u32"), *writes("y")), ("n", "xs", "ys", "row0", "low", "high"),
-                  _EACH + """
+    return Kernel(
+        "put",
+        (*reads("x"), *reads("row", of="u32"), *writes("y")),
+        ("n", "xs", "ys", "row0", "low", "high"),
+        _EACH
+        + """
   let to = row[p.row0 + t];
-  if (to >= p.low && to < p.high) { y[(to - p.low) * p.ys + i] = x[t * p.xs + i]; }""")
+  if (to >= p.low && to < p.high) { y[(to - p.low) * p.ys + i] = x[t * p.xs + i]; }""",
+    )
 
 
 @functools.cache
 def copy() -> Kernel:
     """y = x, from and to any column."""
-    return Kernel("copy", (*reads("x"), *writes("y")), ("n", "xs", "ys", "x0", "y0"), _EACH + """
-  y[p.y0 + t * p.ys + i] = x[p.x0 + t * p.xs + i];""")
+    return Kernel(
+        "copy",
+        (*reads("x"), *writes("y")),
+        ("n", "xs", "ys", "x0", "y0"),
+        _EACH
+        + """
+  y[p.y0 + t * p.ys + i] = x[p.x0 + t * p.xs + i];""",
+    )
 
 
 @functools.cache
 def dropout(adds: bool) -> Kernel:
     """y = x with a mask that (key, number, element) decides, and 1 / (1 - rate); adds: y += that."""
-    return Kernel("dropout" + ", added" * adds, (*reads("x"), *reads("key", of="u32"), *writes("y")),
-                  ("n", "xs", "ys", "key0", "number:i32", "t0", "rate:f32"), _EACH + f"""
+    return Kernel(
+        "dropout" + ", added" * adds,
+        (*reads("x"), *reads("key", of="u32"), *writes("y")),
+        ("n", "xs", "ys", "key0", "number:i32", "t0", "rate:f32"),
+        _EACH
+        + f"""
   var h = mix(key[p.key0] ^ 0x9e3779b9u);
   h = mix(h ^ key[p.key0 + 1u]);
   h = mix(h ^ key[p.key0 + 2u]);
@@ -244,10 +344,12 @@ def dropout(adds: bool) -> Kernel:
   h = mix(h ^ (t + p.t0));
   h = mix(h ^ i);
   let kept = f32(h >> 8u) * (1.0 / 16777216.0) >= p.rate;
-  y[t * p.ys + i] {'+=' if adds else '='} select(0.0, x[t * p.xs + i] / (1.0 - p.rate), kept);""", functions="""
+  y[t * p.ys + i] {"+=" if adds else "="} select(0.0, x[t * p.xs + i] / (1.0 - p.rate), kept);""",
+        functions="""
 fn mix(a: u32) -> u32 {
   var h = a;
   h = (h ^ (h >> 16u)) * 0x7feb352du;
   h = (h ^ (h >> 15u)) * 0x846ca68bu;
   return h ^ (h >> 16u);
-}""")
+}""",
+    )

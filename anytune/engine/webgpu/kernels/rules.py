@@ -16,9 +16,9 @@ from ..kernel import Kernel, reads, total, writes
 # factor of the gradients; 1 - lr * decay; lr; AdamW: lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step), the betas and
 # what they lack of 1, epsilon; Adafactor: its beta2 and what that lacks of 1
 HYPER = ("factor", "shrink", "lr", "rate", "unroot", "beta1", "gain1", "beta2", "gain2", "eps", "keep", "gain")
-PIECE = 8192     # elements of a workgroup that also sums them
-ROWS = 1024      # rows that a partial sum of columns takes
-WIDE = 32768     # workgroups in a row
+PIECE = 8192  # elements of a workgroup that also sums them
+ROWS = 1024  # rows that a partial sum of columns takes
+WIDE = 32768  # workgroups in a row
 SUMS = "var<workgroup> sums: array<f32, 256>;"
 
 
@@ -32,8 +32,11 @@ def _named(body: str) -> str:
 @functools.cache
 def adamw() -> Kernel:
     """One step on n elements; zeroes g."""
-    return Kernel("adamw, a tensor", (*writes("w", "g", "first", "second"), *reads("hyper")),
-                  ("n", "w0", "g0", "m0", "v0"), _named("""
+    return Kernel(
+        "adamw, a tensor",
+        (*writes("w", "g", "first", "second"), *reads("hyper")),
+        ("n", "w0", "g0", "m0", "v0"),
+        _named("""
   let i = thread.x + thread.y * 8388608u;
   if (i >= p.n) { return; }
   let slope = g[p.g0 + i] * $factor;
@@ -43,7 +46,8 @@ def adamw() -> Kernel:
   first[p.m0 + i] = m;
   second[p.v0 + i] = v;
   w[p.w0 + i] = w[p.w0 + i] * $shrink - $rate * m / (sqrt(v) * $unroot + $eps);
-"""))
+"""),
+    )
 
 
 def _encoded(name: str, value: str, table: int) -> str:
@@ -63,9 +67,19 @@ def _encoded(name: str, value: str, table: int) -> str:
 @functools.cache
 def adamw8bit() -> Kernel:
     """As adamw(), moments in blocks of codes, a workgroup each; of the second its root. Bindings begin with blocks."""
-    return Kernel("adamw, 8 bits", (*writes("w", "g"), *writes("first", of="u32"), *writes("first_scale"),
-                                    *writes("root", of="u32"), *writes("root_scale"), *reads("hyper", "codes")),
-                  ("n", "w0", "g0", "s0"), _named(f"""
+    return Kernel(
+        "adamw, 8 bits",
+        (
+            *writes("w", "g"),
+            *writes("first", of="u32"),
+            *writes("first_scale"),
+            *writes("root", of="u32"),
+            *writes("root_scale"),
+            *reads("hyper", "codes"),
+        ),
+        ("n", "w0", "g0", "s0"),
+        _named(
+            f"""
   let block = group.x + group.y * {WIDE}u;
   if (block * {BLOCK}u >= p.n) {{ return; }}
   let i = block * {BLOCK}u + lane;
@@ -82,22 +96,31 @@ def adamw8bit() -> Kernel:
   if (inside) {{
     g[p.g0 + i] = 0.0;
     w[p.w0 + i] = w[p.w0 + i] * $shrink - $rate * m / (deviation * $unroot + $eps);
-  }}""" + _encoded("first", "m", 0) + _encoded("root", "deviation", 512)),
-                  shared=SUMS + f"\nvar<workgroup> codes_of_block: array<u32, {BLOCK}>;",
-                  functions=total("max") + """
+  }}"""
+            + _encoded("first", "m", 0)
+            + _encoded("root", "deviation", 512)
+        ),
+        shared=SUMS + f"\nvar<workgroup> codes_of_block: array<u32, {BLOCK}>;",
+        functions=total("max")
+        + """
 fn nearest(x: f32, middles: u32) -> u32 {
   var below = 0u;
   for (var step = 128u; step > 0u; step = step >> 1u) {
     if (codes[middles + below + step - 1u] < x) { below += step; }
   }
   return below;
-}""")
+}""",
+    )
 
 
 @functools.cache
 def row_means() -> Kernel:
     """Adafactor's mean of squares for each of `rows` rows of g, a workgroup each."""
-    return Kernel("adafactor, rows", (*reads("g", "hyper"), *writes("row")), ("rows", "n", "g0", "row0"), _named(f"""
+    return Kernel(
+        "adafactor, rows",
+        (*reads("g", "hyper"), *writes("row")),
+        ("rows", "n", "g0", "row0"),
+        _named(f"""
   let r = group.x + group.y * {WIDE}u;
   if (r >= p.rows) {{ return; }}
   var sum = 0.0;
@@ -107,26 +130,36 @@ def row_means() -> Kernel:
   }}
   let all = total_sums(sum, lane);
   if (lane == 0u) {{ row[p.row0 + r] = $keep * row[p.row0 + r] + $gain * (all / f32(p.n) + {TINY}); }}
-"""), shared=SUMS, functions=total())
+"""),
+        shared=SUMS,
+        functions=total(),
+    )
 
 
 @functools.cache
 def column_means() -> Kernel:
     """Adafactor's mean of squares for each column, from `slices` partial sums over all `rows` rows."""
-    return Kernel("adafactor, columns", (*reads("partial", "hyper"), *writes("column")), ("n", "slices", "rows"),
-                  _named(f"""
+    return Kernel(
+        "adafactor, columns",
+        (*reads("partial", "hyper"), *writes("column")),
+        ("n", "slices", "rows"),
+        _named(f"""
   let i = thread.x;
   if (i >= p.n) {{ return; }}
   var sum = 0.0;
   for (var s = 0u; s < p.slices; s++) {{ sum += partial[s * p.n + i]; }}
   column[i] = $keep * column[i] + $gain * (sum / f32(p.rows) + {TINY});
-"""))
+"""),
+    )
 
 
 def _updates(name: str, arrays: tuple, numbers: tuple[str, ...], update: str) -> Kernel:
     """g becomes the update of PIECE elements a workgroup, partial[i] the sum of its squares."""
-    return Kernel(f"adafactor, updates of a {name}", (*writes("g"), *arrays, *reads("hyper"), *writes("partial")),
-                  ("n", "g0", "to", *numbers), _named(f"""
+    return Kernel(
+        f"adafactor, updates of a {name}",
+        (*writes("g"), *arrays, *reads("hyper"), *writes("partial")),
+        ("n", "g0", "to", *numbers),
+        _named(f"""
   var sum = 0.0;
   let end = min(p.n, (group.x + 1u) * {PIECE}u);
   for (var i = group.x * {PIECE}u + lane; i < end; i += 256u) {{
@@ -136,42 +169,67 @@ def _updates(name: str, arrays: tuple, numbers: tuple[str, ...], update: str) ->
   }}
   let all = total_sums(sum, lane);
   if (lane == 0u) {{ partial[p.to + group.x] = all; }}
-"""), shared=SUMS, functions=total())
+"""),
+        shared=SUMS,
+        functions=total(),
+    )
 
 
 @functools.cache
 def matrix_updates() -> Kernel:
     """Of rows that begin where g and row are bound; scalars[0] / rows is the mean of row."""
-    return _updates("matrix", reads("row", "column", "scalars"), ("columns", "row0", "rows"), """
+    return _updates(
+        "matrix",
+        reads("row", "column", "scalars"),
+        ("columns", "row0", "rows"),
+        """
     let share = row[p.row0 + i / p.columns] / (scalars[0] / f32(p.rows));
-    let update = slope / sqrt(share) / sqrt(column[i % p.columns]);""")
+    let update = slope / sqrt(share) / sqrt(column[i % p.columns]);""",
+    )
 
 
 @functools.cache
 def vector_updates() -> Kernel:
-    return _updates("vector", writes("square"), ("v0",), f"""
+    return _updates(
+        "vector",
+        writes("square"),
+        ("v0",),
+        f"""
     let v = $keep * square[p.v0 + i] + $gain * (slope * slope + {TINY});
     square[p.v0 + i] = v;
-    let update = slope / sqrt(v);""")
+    let update = slope / sqrt(v);""",
+    )
 
 
 @functools.cache
 def limit() -> Kernel:
     """scalars[1] from the partial sums of `size` updates' squares: their RMS is at most THRESHOLD."""
-    return Kernel("adafactor, limit", (*reads("partial"), *writes("scalars")), ("n", "size"), f"""
+    return Kernel(
+        "adafactor, limit",
+        (*reads("partial"), *writes("scalars")),
+        ("n", "size"),
+        f"""
   var sum = 0.0;
   for (var i = lane; i < p.n; i += 256u) {{ sum += partial[i]; }}
   let all = total_sums(sum, lane);
   if (lane == 0u) {{ scalars[1] = 1.0 / max(1.0, sqrt(all / f32(p.size)) / {THRESHOLD}); }}
-""", shared=SUMS, functions=total())
+""",
+        shared=SUMS,
+        functions=total(),
+    )
 
 
 @functools.cache
 def apply() -> Kernel:
     """w from the updates in g; zeroes g."""
-    return Kernel("adafactor, step", (*writes("w", "g"), *reads("hyper", "scalars")), ("n", "w0", "g0"), _named("""
+    return Kernel(
+        "adafactor, step",
+        (*writes("w", "g"), *reads("hyper", "scalars")),
+        ("n", "w0", "g0"),
+        _named("""
   let i = thread.x + thread.y * 8388608u;
   if (i >= p.n) { return; }
   w[p.w0 + i] = w[p.w0 + i] * $shrink - $lr * scalars[1] * g[p.g0 + i];
   g[p.g0 + i] = 0.0;
-"""))
+"""),
+    )
