@@ -15,14 +15,14 @@ _PUBLIC = {  # name: (module, attribute)
     "Model": ("anytune.model", "Model"),
     "Lora": ("anytune.model", "Lora"),
     "Full": ("anytune.model", "Full"),
-    "Adapter": ("anytune.adapter", "Adapter"),
+    "Adapter": ("anytune.adapter.adapter", "Adapter"),
     "finetune": ("anytune.train.finetune", "finetune"),
     "UserError": ("anytune.errors", "UserError"),
 }
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter as Adapter
+    from anytune.adapter.adapter import Adapter as Adapter
     from anytune.errors import UserError as UserError
     from anytune.model import Full as Full
     from anytune.model import Lora as Lora

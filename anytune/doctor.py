@@ -49,18 +49,18 @@ def examine(threads: int | None = None) -> dict[str, Any]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    from anytune.engine.probe import gpu_in_sight
+    from anytune.engine.probe import gpu_visible
 
     rows = [{"device": "cpu", "name": cpu_name(), "cores": _cores(), "memory_bytes": _memory()}]
-    if gpu_in_sight():
+    if gpu_visible():
         from anytune.engine.torch.devices import available
 
         rows += [
             {"device": device, "name": name, "cores": None, "memory_bytes": size} for device, name, size in available()
         ]
-    from anytune.engine.webgpu.sight import in_sight
+    from anytune.engine.webgpu.detect import gpu_visible
 
-    if in_sight():
+    if gpu_visible():
         from anytune.engine.webgpu.device import available as webgpus, features
 
         rows += [
@@ -129,7 +129,7 @@ def _engine_names() -> list[str]:
 
 def _auto(engines: list[dict[str, Any]]) -> dict[str, Any]:
     """What --device auto takes from now on: a sound GPU, else the CPU engine that a short race finds faster."""
-    from anytune.engine.race import remember
+    from anytune.engine.autotune import remember
 
     rates = {e["engine"]: e["gflops"] for e in engines if e.get("gflops") and e["ok"] and e["engine"] != "fpga-sim"}
     if not rates:
@@ -141,7 +141,7 @@ def _auto(engines: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _engine(name: str, threads: int | None) -> dict[str, Any]:
     """Run the engine's operations against known answers."""
-    from anytune.engine import race
+    from anytune.engine import autotune
     from anytune.engine.check import known_answers
     from anytune.engine.devices import engine_for
 
@@ -149,7 +149,7 @@ def _engine(name: str, threads: int | None) -> dict[str, Any]:
     try:
         engine = engine_for(name, threads)
         # the rate first: some engines choose their kernels by it
-        gflops = round(race.rate(engine) if name in ("numpy", "cpu-bf16") else engine.flops_per_second() / 1e9, 1)
+        gflops = round(autotune.rate(engine) if name in ("numpy", "cpu-bf16") else engine.flops_per_second() / 1e9, 1)
         rows = [
             {"operation": a.operation, "error": a.error if math.isfinite(a.error) else None, "ok": a.ok}
             for a in known_answers(engine)

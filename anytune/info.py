@@ -78,7 +78,7 @@ def _sizes(gguf: GGUF) -> dict[str, Any] | None:
         "layers",
         "width",
         "heads",
-        "key_heads",
+        "n_kv_heads",
         "head_size",
         "hidden",
         "vocabulary",
@@ -158,12 +158,12 @@ def _memory(gguf: GGUF, names: list[str]) -> dict[str, Any]:
     from anytune.engine.devices import engine_for
     from anytune.model import Lora, Model
     from anytune.model.plan import plan_training
-    from anytune.model.subject import LoraSubject
+    from anytune.model.spec import LoraSpec
 
     shapes = {name: gguf.tensors[name].shape for name in names}
     try:
         estimate = plan_training(
-            Model(gguf, engine_for("auto")), LoraSubject(Lora(rank=RANK), shapes), UBATCH, UBATCH, None
+            Model(gguf, engine_for("auto")), LoraSpec(Lora(rank=RANK), shapes), UBATCH, UBATCH, None
         )
     except UserError as error:
         return {"ubatch": UBATCH, "peak_bytes": None, "flops_per_token": None, "text": str(error)}
@@ -176,7 +176,7 @@ def _memory(gguf: GGUF, names: list[str]) -> dict[str, Any]:
 
 
 def _adapter(path: str | os.PathLike) -> dict[str, Any]:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
 
     a = Adapter.load(path)
     return {
@@ -206,7 +206,7 @@ def report(facts: dict[str, Any]) -> str:
     if (m := facts.get("model")) is not None:
         row(
             "shape",
-            f"{m['layers']} layers, width {m['width']}, {m['heads']} heads over {m['key_heads']} of "
+            f"{m['layers']} layers, width {m['width']}, {m['heads']} heads over {m['n_kv_heads']} of "
             f"{m['head_size']}, MLP {m['hidden']}, vocabulary {m['vocabulary']:,}"
             f"{' (tied head)' if m['tied'] else ''}",
         )

@@ -88,7 +88,7 @@ class Bench:
 
     def trained(self, name: str, data: Path, steps: int):
         """The adapter `name`, trained if it is not there yet."""
-        from anytune.adapter import Adapter
+        from anytune.adapter.adapter import Adapter
 
         path = self.folder / f"{name}.gguf"
         if not path.exists():

@@ -31,7 +31,7 @@ def examples(vocabulary: int, count: int, length: int, seed: int) -> list:
 def random_adapter(model, rank: int, size: float):
     import numpy as np
 
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
 
     rng, tensors = np.random.default_rng(1), {}
     for name, info in model.gguf.tensors.items():

@@ -95,7 +95,7 @@ def gradients(model: Path, adapter: Path, device: str, args) -> list[Any]:
     import numpy as np
 
     import anytune
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.text import build_dataset, make_batch, pack
 
     loaded = anytune.load(model, device=device, threads=args.threads)

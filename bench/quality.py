@@ -40,7 +40,7 @@ args = options.parse_args()
 
 import anytune  # noqa: E402  (before NumPy: it chooses the BLAS kernels)
 import numpy as np  # noqa: E402
-from anytune.adapter import Adapter  # noqa: E402
+from anytune.adapter.adapter import Adapter  # noqa: E402
 from anytune.evaluation import biomed, pubmedqa, recipe  # noqa: E402
 from anytune.evaluation.statistics import classification  # noqa: E402
 from anytune.files import atomic_write  # noqa: E402

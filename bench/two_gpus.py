@@ -30,7 +30,7 @@ LIMIT = 150  # seconds for one contestant
 NEEDS = re.compile(r"at least (\d+) MiB")
 
 
-def run(processes: int, command: list[str], script: str = "bench/team_steps.py") -> dict:
+def run(processes: int, command: list[str], script: str = "bench/process_group_steps.py") -> dict:
     """The script in so many processes -> what the first one printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -184,9 +184,9 @@ def draw(path: Path, requests: list[str], before: list[str], after: list[str]) -
 
 def check(console, model, adapter: Path) -> bool:
     """llama.cpp's verdict; True too if it is not installed here (the demo then says so)."""
-    from anytune import llamacpp, verify
+    from anytune.llamacpp import judge, verify
 
-    if not llamacpp.available():
+    if not judge.available():
         console.print("llama.cpp is not installed here: pip install xllamacpp, then run anytune verify.")
         return True
     facts = verify.verify(model, adapter, exact=True)

@@ -7,10 +7,10 @@ import struct
 import numpy as np
 import pytest
 
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
-from anytune.llamacpp import llamacpp_logprobs
+from anytune.llamacpp.judge import llamacpp_logprobs
 from tests.gguf import fuzz_reader
 from tests.support import tiny
 from tests.support.distributions import log_softmax

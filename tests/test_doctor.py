@@ -38,7 +38,7 @@ def test_auto_takes_what_the_doctor_found_faster(cli, monkeypatch, tmp_path):
 
     monkeypatch.delenv("ANYTUNE_DEVICE")
     monkeypatch.setenv("ANYTUNE_PROBE", str(tmp_path / "deep" / "probe.json"))
-    monkeypatch.setattr(probe, "gpu_in_sight", lambda: False)
+    monkeypatch.setattr(probe, "gpu_visible", lambda: False)
     assert choose() == "numpy"
     assert race.remember({"numpy": 100.0, "cpu-bf16": 109.0}) == choose() == "numpy"  # not worth its rounding
     assert race.remember({"numpy": 100.0, "cpu-bf16": 150.0}) == choose() == "cpu-bf16"

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from anytune.engine.composed import largest
 from anytune.errors import UserError
-from anytune.generate import CHUNK, Reply, decode, sampling_from
-from anytune.sampling import Sampling, sample
+from anytune.generation.generate import CHUNK, Reply, decode, sampling_from
+from anytune.generation.sampling import Sampling, sample
 
 GREEDY = Sampling(temperature=0)
 

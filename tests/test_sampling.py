@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from anytune.engine.composed import largest
 from anytune.errors import UserError
-from anytune.sampling import Sampling, reach, sample, sample_listed
+from anytune.generation.sampling import Sampling, reach, sample, sample_listed
 
 
 @settings(max_examples=150, deadline=None)

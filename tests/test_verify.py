@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anytune
-from anytune import llamacpp
+from anytune.llamacpp.judge import judge as llamacpp
 from anytune.errors import UserError
-from anytune.verify import compare, compare_change, log_softmax, report, verify
+from anytune.llamacpp.verify import compare, compare_change, log_softmax, report, verify
 from tests.cli.conftest import cli  # noqa: F401 (a fixture)
 from tests.support import tiny
 from tests.support.distributions import kl

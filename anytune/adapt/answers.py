@@ -64,8 +64,8 @@ def _answer(
     teacher: Teacher, path: Path, target: Path, reading: Reading, tell: Callable[[str, int, int, str], None]
 ) -> int:
     from anytune.evaluation.prompts import read_prompts
-    from anytune.generate import decode, encode_rendered
-    from anytune.sampling import Sampling
+    from anytune.generation.generate import decode, encode_rendered
+    from anytune.generation.sampling import Sampling
 
     model, context = teacher.model, teacher.context or Context()
     prompts = read_prompts(path, reading.columns)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.adapt.closed import Equations, Pair, ridge
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.engine.algebra import HostAlgebra
 from anytune.errors import UserError
 from anytune.files import atomic_write

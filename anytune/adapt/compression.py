@@ -18,7 +18,7 @@ from anytune.adapt.fisher import look_back
 from anytune.adapt.fit import Recipe
 from anytune.adapt.job import Settings, Task, Teacher, as_adapter, beside, measure, memory_peak, prepare, run_fit
 from anytune.adapt.spectrum import Factors, Spectrum, difference, factors_of, pairs_of, plain_values
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.units import bytes_text
 

@@ -26,7 +26,7 @@ from anytune.adapt.job import (
     truncated,
 )
 from anytune.adapt.partial import Partial
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def check_shape(model: Model, other: Model) -> None:
     """UserError unless two models have the same layers, widths and tokens."""
     if other is model:
         return
-    for what in ("architecture", "layers", "width", "heads", "key_heads", "head_size", "hidden", "vocabulary"):
+    for what in ("architecture", "layers", "width", "heads", "n_kv_heads", "head_size", "hidden", "vocabulary"):
         one, two = getattr(model.config, what), getattr(other.config, what)
         if one != two:
             raise UserError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from anytune.adapt import report
 from anytune.adapt.job import Measured
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ def finish(
 
 def prove(model: Model, adapter: Adapter, outputs: Outputs) -> dict[str, Any]:
     """The adapter in llama.cpp, over an F32 copy of the model where there is room for one. ok None: it is not here."""
-    from anytune.llamacpp import available
+    from anytune.llamacpp.judge import available
 
     if not available():
         return {"ok": None, "why": "it is not installed: pip install 'anytune[verify]'"}
-    from anytune.verify import verify
+    from anytune.llamacpp.verify import verify
 
     need = 4 * sum(info.n_elements for info in model.gguf.tensors.values())
     exact = outputs.exact and shutil.disk_usage(tempfile.gettempdir()).free > need + (1 << 30)

@@ -16,7 +16,7 @@ from anytune.adapt.walk import PRODUCTS, Batch
 from anytune.model.transformer import backward, forward
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 See = Callable[[str, Any, Any], None]  # tensor, inputs [tokens, in], gradients of its outputs [tokens, out]
@@ -87,7 +87,7 @@ def look_back(
         e.settle()
         tokens += len(batch.ids)
         tell(number)
-    e.training, e.room = False, 0
+    e.training, e.row_padding = False, 0
     return tokens
 
 
@@ -95,7 +95,7 @@ def _drawn(e: Any, h: Any, head: Any, count: int, random: np.random.Generator, s
     """int32 [count]: for each row a token drawn from the model's own distribution."""
     found = []
     for low in range(0, count, step):
-        rows = e.take(h, e.integers(np.arange(low, min(low + step, count), dtype=np.int32)))
+        rows = e.gather(h, e.integers(np.arange(low, min(low + step, count), dtype=np.int32)))
         logits = np.asarray(e.host(e.logits(rows, head)), np.float32)
         # Gumbel's trick: the largest of logits and independent noise is a draw
         noise = np.maximum(random.standard_exponential(logits.shape, np.float32), np.float32(1e-30))

@@ -70,9 +70,9 @@ def fit(
     group's tensor names, its Equations before they are solved, and its priors. Raises UserError.
     """
     student = couples[0].student
-    config, slots, e = student.model.config, student.slots, student.engine
+    config, pairs, e = student.model.config, student.pairs, student.engine
     made = dict(done or {})
-    slots.update({name: _slot(e, pair) for name, pair in made.items() if len(pair.a)})
+    pairs.update({name: _lora_pair(e, pair) for name, pair in made.items() if len(pair.a)})
     sides = [side for couple in couples for side in (couple.student, couple.teacher)] + ([guard] if guard else [])
     for side in sides:
         side.start()
@@ -86,7 +86,7 @@ def fit(
                 pairs, took = _product(couples, guard, recipe, number, product, keep)
                 raised = max(raised, took)
                 new |= pairs
-                slots.update({name: _slot(e, pair) for name, pair in pairs.items() if len(pair.a)})
+                pairs.update({name: _lora_pair(e, pair) for name, pair in pairs.items() if len(pair.a)})
                 for couple in couples:
                     couple.student.refresh()
         for side in sides:
@@ -96,8 +96,8 @@ def fit(
     return made
 
 
-def _slot(e: Any, pair: Pair) -> Any:
-    return e.slot(e.vector(pair.a), e.vector(pair.b), 1.0)
+def _lora_pair(e: Any, pair: Pair) -> Any:
+    return e.lora_pair(e.vector(pair.a), e.vector(pair.b), 1.0)
 
 
 def _product(

@@ -19,7 +19,7 @@ from anytune.adapt.fit import Couple, Progress, Recipe, fit
 from anytune.adapt.measure import Distance, distances
 from anytune.adapt.partial import Partial
 from anytune.adapt.walk import Side
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.memory import peak_bytes
 
@@ -110,20 +110,20 @@ def keeps(model: Model, tasks: Sequence[Task]) -> bool:
     from anytune.memory import available_bytes, process_bytes
 
     c = model.config
-    floats = 6 * c.width + 2 * (c.heads + c.key_heads) * c.head_size + 3 * c.hidden
+    floats = 6 * c.width + 2 * (c.heads + c.n_kv_heads) * c.head_size + 3 * c.hidden
     need = sum(4 * floats * (len(e.ids) + len(e.behind)) for task in tasks for e in task.examples)
     free = available_bytes() // 2 if model.memory is None or not _on_host(model) else model.memory - process_bytes()
     return need < free // 2
 
 
 def couple(
-    model: Model, task: Task, examples: Sequence[Example], slots: dict[str, Any], batch: int, keep: bool = True
+    model: Model, task: Task, examples: Sequence[Example], pairs: dict[str, Any], batch: int, keep: bool = True
 ) -> Couple:
     share = bool(task.teacher.context)
     one, front = batches(examples, batch, False, share)
     other, behind = batches(examples, batch, True, share)
     return Couple(
-        Side(model, one, front, slots=slots, keep=keep),
+        Side(model, one, front, pairs=pairs, keep=keep),
         Side(task.teacher.model, other, behind, adapter=task.teacher.adapter, keep=keep),
     )
 
@@ -142,14 +142,14 @@ def run_fit(
     model: Model, tasks: Sequence[Task], recipe: Recipe, settings: Settings, identity: Mapping[str, Any]
 ) -> Fitted:
     """Fit the student `model` to all tasks. After each layer what is done is kept beside the output."""
-    slots: dict[str, Any] = {}
+    pairs: dict[str, Any] = {}
     began, started = time.process_time(), time.perf_counter()
     partial, done = None, {}
     if settings.output is not None:
         partial = Partial(settings.output, identity)
         done = partial.load() if settings.resume else {}
     keep = keeps(model, tasks)
-    couples = [couple(model, task, task.examples, slots, settings.batch, keep) for task in tasks]
+    couples = [couple(model, task, task.examples, pairs, settings.batch, keep) for task in tasks]
     layers: list[Progress] = []
     made = dict(done)
 

@@ -30,7 +30,7 @@ def log_probabilities(side: Side, walker: Any, step: int) -> Iterator[np.ndarray
     e, head, hidden = side.engine, side.head(), side.hidden(walker)
     count = len(walker.batch.scored)
     for low in range(0, count, step):
-        rows = e.take(hidden, e.integers(np.arange(low, min(low + step, count), dtype=np.int32)))
+        rows = e.gather(hidden, e.integers(np.arange(low, min(low + step, count), dtype=np.int32)))
         logits = np.asarray(e.host(e.logits(rows, head)), np.float32)
         yield logits - log_sums(logits)[:, None].astype(np.float32)
 

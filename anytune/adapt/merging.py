@@ -30,7 +30,7 @@ from anytune.adapt.job import (
     truncated,
 )
 from anytune.adapt.partial import Partial
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.export.adapters import combine
 

@@ -17,7 +17,7 @@ from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
 from anytune.adapt.job import Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit
 from anytune.adapt.partial import Partial
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.engine.algebra import HostAlgebra
 from anytune.errors import UserError
 

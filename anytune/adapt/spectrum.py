@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from anytune.adapt.closed import Pair
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 
 INPUTS, OUTPUTS = 1e-4, 1e-2  # damping of G and H, of the means of their diagonals
 

@@ -13,7 +13,7 @@ import numpy as np
 from anytune.adapt.data import batches
 from anytune.adapt.measure import PIECE
 from anytune.adapt.walk import Side
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.likelihood.windows import log_sums
 from anytune.model.transformer import backward, forward
 
@@ -65,7 +65,7 @@ def gradient_steps(
         if seconds is not None and time.process_time() - began > seconds:
             break
     made = trainee.adapter()
-    model.engine.room = 0
+    model.engine.row_padding = 0
     template = start.chat_template if start is not None else made.chat_template
     return (
         dataclasses.replace(made, chat_template=template),
@@ -137,7 +137,7 @@ def _soft_loss(e: Any, h: Any, head: Any, count: int, wanted: Any) -> tuple[floa
     loss, parts = 0.0, []
     for low in range(0, count, step):
         high = min(low + step, count)
-        part = e.take(h, e.integers(np.arange(low, high, dtype=np.int32)))
+        part = e.gather(h, e.integers(np.arange(low, high, dtype=np.int32)))
         logits = np.asarray(e.host(e.logits(part, head)), np.float32)
         own = logits - log_sums(logits)[:, None].astype(np.float32)
         chances = wanted(low, high)

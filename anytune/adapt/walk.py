@@ -20,7 +20,7 @@ import numpy as np
 from anytune.model.transformer import layer_forward
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 # a layer's products in order: the Layer's group, and the tensors in it
@@ -158,7 +158,7 @@ class Walker:
             return e.attention(q, k, v, heads)
         if self.caches is None:
             slots, most = len(self.batch.starts) - 1, int(np.diff(self.batch.starts).max()) + self.batch.behind
-            self.caches = tuple(e.cache(slots, most, heads.keys * heads.size) for _ in range(2))
+            self.caches = tuple(e.cache(slots, most, heads.n_kv_heads * heads.head_dim) for _ in range(2))
         where = e.places(self.batch.spans)
         for cache, common, own in zip(self.caches, first.shared, (k, v)):
             for slot, *_ in self.batch.spans:
@@ -168,8 +168,8 @@ class Walker:
 
 
 class Side:
-    """A model, with an adapter or one that is being made, over some batches. slots: {tensor: engine slot}, shared by
-    all sides of one adapter in the making; keep: whether results are kept within a layer."""
+    """A model, with an adapter or one that is being made, over some batches. pairs: {tensor: the engine's low-rank
+    pair}, shared by all sides of one adapter in the making; keep: whether results are kept within a layer."""
 
     def __init__(
         self,
@@ -177,11 +177,11 @@ class Side:
         batches: Sequence[Batch],
         beginning: Sequence[int] = (),
         adapter: Adapter | None = None,
-        slots: dict[str, Any] | None = None,
+        pairs: dict[str, Any] | None = None,
         keep: bool = True,
     ):
         self.model, self.engine = model, model.engine
-        self.slots = slots if slots is not None else model.adapter_slots(adapter)
+        self.pairs = pairs if pairs is not None else model.adapter_pairs(adapter)
         starts = np.array([0, len(beginning)], np.int32)
         nothing = np.zeros(0, np.int32)
         first = Batch(np.asarray(beginning, np.int32), starts, nothing, nothing, nothing)
@@ -205,10 +205,10 @@ class Side:
 
     def enter(self, number: int) -> None:
         self.number = number
-        self.layer = self.model.weights.layer(number, self.tables, self.slots)
+        self.layer = self.model.weights.layer(number, self.tables, self.pairs)
 
     def refresh(self) -> None:
-        """Take up what was added to the slots."""
+        """Take up what was added to the pairs."""
         self.enter(self.number)
 
     def before(self, product: int) -> None:
@@ -234,11 +234,11 @@ class Side:
         """What the output head reads in the scored rows: [scored, width] on the engine."""
         e, weights = self.engine, self.model.weights
         walker.begin()
-        rows = e.take(walker.x, e.integers(walker.batch.scored))
+        rows = e.gather(walker.x, e.integers(walker.batch.scored))
         return e.rms_norm(rows, weights.output_norm, self.model.config.eps)
 
     def head(self) -> Any:
-        return self.model.weights.head(self.slots)
+        return self.model.weights.head(self.pairs)
 
     def _all(self) -> list[Walker]:
         return ([self.first] if self.first is not None else []) + self.walkers

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from anytune import llamacpp, llamacpp_library
+from anytune.llamacpp import judge, library
 from anytune.errors import UserError
-from anytune.llamacpp_library import INT, POINTER, Batch, Struct, Unknown
+from anytune.llamacpp.library import INT, POINTER, Batch, Struct, Unknown
 
 from .plan import PEER, Settings, Test
 
@@ -36,7 +36,7 @@ class LlamaCpp:
     estimate = None
 
     def __init__(self, path: Path, device: str, threads: int | None, test: Test, settings: Settings):
-        if not llamacpp.available():
+        if not judge.available():
             raise UserError("llama.cpp is not here to compare with: install it with `pip install xllamacpp`.")
         from anytune.engine.probe import best_threads
 
@@ -46,7 +46,7 @@ class LlamaCpp:
 
     def start(self) -> None:
         try:
-            lib, self.log = llamacpp_library.library(SIGNATURES)
+            lib, self.log = library.library(SIGNATURES)
             self._open(lib)
         except Unknown as error:
             raise UserError(f"this build of xllamacpp cannot be measured ({error}): try another version.") from None

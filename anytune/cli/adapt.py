@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anytune.adapt.data import Reading
     from anytune.adapt.ending import Outputs, Result
     from anytune.adapt.job import Settings
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 

@@ -52,12 +52,12 @@ def chat(
     Answers are streamed; Ctrl-C stops an answer, Ctrl-D or /exit ends. /reset and /system TEXT start anew.
     Over a pipe each line is one message and only the answers are printed.
     """
-    from anytune.sampling import Sampling
+    from anytune.generation.sampling import Sampling
 
     how = Sampling(**sampling)
     loaded = load_model(model, engine)
     adapter = load_adapter(lora, loaded)
-    from anytune.conversation import Conversation
+    from anytune.generation.conversation import Conversation
 
     talk = Conversation(
         loaded,

@@ -16,7 +16,7 @@ import click
 from anytune.errors import UserError
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 _debug = False
@@ -309,7 +309,7 @@ def load_adapter(path: str | None, model: Model) -> Adapter | None:
     """The adapter of --lora, for the model it was trained on."""
     if path is None:
         return None
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
 
     where = Path(path).expanduser()
     found = Adapter.load(where if where.is_dir() else existing_file(where, "adapter"), gguf=model.gguf)

@@ -25,7 +25,7 @@ from anytune.errors import UserError
 from anytune.files import spare_inputs
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.cli.progress import Progress
     from anytune.evaluation.kept import Kept
     from anytune.evaluation.report import Report
@@ -186,7 +186,7 @@ def compare(
     from anytune.evaluation.compare_report import report, text
     from anytune.evaluation.judge import CRITERIA, Judge
     from anytune.evaluation.prompts import read_prompts
-    from anytune.sampling import Sampling
+    from anytune.generation.sampling import Sampling
 
     how = Sampling(**sampling)
     places = report_places(outputs, model, loras, prompts=file, template=chat_template)
@@ -261,7 +261,7 @@ def style(
     from anytune.evaluation.prompts import read_prompts
     from anytune.evaluation.style import style as run
     from anytune.evaluation.style_report import report, text
-    from anytune.sampling import Sampling
+    from anytune.generation.sampling import Sampling
 
     how = Sampling(**sampling)
     places = report_places(outputs, model, loras, messages=file, template=chat_template)

@@ -14,7 +14,7 @@ from anytune.errors import UserError
 from anytune.files import spare_inputs
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 

@@ -25,7 +25,7 @@ from anytune.errors import UserError
 
 if TYPE_CHECKING:
     from anytune.benchmark.generation import GenerationStats
-    from anytune.generate import Reply
+    from anytune.generation.generate import Reply
 
 
 @click.command(
@@ -119,7 +119,7 @@ def generate(
     what is printed is the answer; --raw continues it as plain text instead, which is the default with an
     adapter that was trained on plain text. Text is streamed as it comes.
     """
-    from anytune.sampling import Sampling
+    from anytune.generation.sampling import Sampling
 
     how = Sampling(**sampling)
     stats = stats or verbose
@@ -133,7 +133,7 @@ def generate(
         predictions.check_output(output, model_path(model), lora, prompt_file or file, chat_template)
     loaded = load_model(model, engine)
     adapter = load_adapter(lora, loaded)
-    from anytune.generate import complete, continues_text, stream, template_of
+    from anytune.generation.generate import complete, continues_text, stream, template_of
 
     options: dict[str, Any] = dict(
         how=how,

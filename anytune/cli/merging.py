@@ -16,7 +16,7 @@ from anytune.cli.export import lora_options
 from anytune.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.export.distance import Served
     from anytune.model import Model
 

@@ -13,9 +13,9 @@ from anytune.errors import UserError
 from anytune.files import atomic_write, spare_inputs
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.evaluation.prompts import Prompt
-    from anytune.generate import Reply
+    from anytune.generation.generate import Reply
     from anytune.model import Model
 
 
@@ -49,11 +49,11 @@ def read(path: str) -> list[Prompt]:
 def answer_all(
     model: Model, adapter: Adapter | None, prompts: list[Prompt], name: str, options: dict[str, Any]
 ) -> list[Reply]:
-    """A reply to each prompt of the file `name`. options: as anytune.generate.complete takes them. Raises UserError
-    naming the line."""
+    """A reply to each prompt of the file `name`. options: as anytune.generation.generate.complete takes them. Raises
+    UserError naming the line."""
     from anytune.evaluation.answers import answer
     from anytune.evaluation.prompts import Form
-    from anytune.generate import context_length
+    from anytune.generation.generate import context_length
 
     form = Form.of(model, {} if adapter is None else {"the adapter": adapter}, options["template"], options["chat"])
     if options["system"]:

@@ -287,9 +287,9 @@ def train(
     data_files([*files, *val_file])
     if chat_template is not None:
         template_file(chat_template)
-    from anytune.train import launch
+    from anytune.distributed import launch
     from anytune.train.finetune import check_outputs, check_pipes
-    from anytune.train.team import Elsewhere, Lost, give_up, local_device, places
+    from anytune.distributed.process_group import PeerError, WorkerLost, give_up, local_device, places
 
     check_outputs(output, chosen, model_path(model), files, val_file, lora, chat_template)
     if launch.is_child():
@@ -339,8 +339,8 @@ def train(
     except Exception as error:
         if not places() or debug_wanted():
             raise
-        # at once, since what is left of the team might keep this process from ending
-        if isinstance(error, (Lost, Elsewhere)):
+        # at once, since what is left of the process group might keep this process from ending
+        if isinstance(error, (WorkerLost, PeerError)):
             give_up(error)
         from anytune.cli.main import _explain
 

@@ -53,7 +53,7 @@ def verify(
     and 1 if not. On this side the reference engine computes, in float32; --device asks another one. Needs the
     package xllamacpp, which brings a built llama.cpp.
     """
-    from anytune.llamacpp import available
+    from anytune.llamacpp.judge import available
 
     if not available():
         raise UserError("llama.cpp is not here to compare with: install it with `pip install xllamacpp`.")
@@ -68,8 +68,8 @@ def verify(
 
         if not Path(lora).is_dir():
             existing_file(lora, "adapter")
-    from anytune.verify import report
-    from anytune.verify import verify as run
+    from anytune.llamacpp.verify import report
+    from anytune.llamacpp.verify import verify as run
 
     facts = run(loaded, lora, text=text, positions=positions, exact=exact, threads=engine["threads"])
     if as_json:

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from anytune.adapter_peft import INTERLEAVED, MODULES
+from anytune.adapter.peft import INTERLEAVED, MODULES
 from anytune.errors import UserError
 from anytune.export.huggingface import ENDS, GEMMA_NORMS, NORMS
 
@@ -41,7 +41,7 @@ def gguf_name(name: str, architecture: str) -> str | None:
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows [heads * size, …] of a query or key projection from halves (i beside i + size/2) to neighbours, as GGUF's
-    rotary order of `llama` has them. The inverse of adapter_peft.halves."""
+    rotary order of `llama` has them. The inverse of adapter.peft.halves."""
     size = rows.shape[0] // heads
     return rows.reshape(heads, 2, size // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 

@@ -22,16 +22,16 @@ Number = Any
 class Heads:
     """Shape of an attention: query heads, key heads, width of a head, window (0: none), scale of scores."""
 
-    queries: int
-    keys: int
-    size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
     window: int
     scale: float
 
     @property
     def group(self) -> int:
         """Query heads per key head."""
-        return self.queries // self.keys
+        return self.n_heads // self.n_kv_heads
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Engine(Protocol):
     """
 
     name: str
-    room: int  # spare columns behind activations, for the low-rank products of linear()
+    row_padding: int  # spare columns behind activations, for the low-rank products of linear()
     training: bool  # dropout acts
     tolerance: float  # relative error of an operation that its number format explains
-    few: int  # rows up to which a product is bound by reading weights, so that linear_few() pays
+    decode_rows: int  # rows up to which a product is bound by reading weights, so that linear_decode() pays
     keeps_turned: bool  # queries and keys after rope are kept for the backward, where they could be made again
     keeps_attended: bool  # what attention gave is kept of layers whose forward runs twice
-    lag: int  # steps of training that may be asked for before the first one's Numbers are looked at
+    steps_in_flight: int  # steps of training that may be asked for before the first one's Numbers are looked at
 
     # -- memory and transfers
     def begin(self, starts, capacity: int, key: tuple[int, int, int]) -> None:
@@ -111,7 +111,7 @@ class Engine(Protocol):
     def load(self, x: Array, values) -> None:
         """Write float32 host values of the same shape over x."""
 
-    def group(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None):
+    def group(self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None):
         """Linears that share an input, so that they can be one product. `rank`: columns that their low-rank products
         take, 0 if none has a pair; `trains`: whether a backward adds to any gradient. number tells groups apart
         (dropout); that of the output head is negative. bias_gradients: None for each bias that is frozen."""
@@ -120,7 +120,7 @@ class Engine(Protocol):
         """All groups that will be used, and the flat vectors that their trained pairs and gradients are views of: what
         an engine lays out beforehand it lays out now, and pairs again after each adamw()."""
 
-    def slot(self, a: Array, b: Array, scale: float, grad_a: Array | None, grad_b: Array | None):
+    def lora_pair(self, a: Array, b: Array, scale: float, grad_a: Array | None, grad_b: Array | None):
         """A low-rank pair a [r, in], b [out, r]; gradients are added to grad_a and grad_b."""
 
     def release(self) -> None:
@@ -149,11 +149,11 @@ class Engine(Protocol):
     def embed(self, ids: Array, table, scale: float) -> Array:
         """ids int32 [T] -> scale * table[ids], [T, d]."""
 
-    def take(self, x: Array, rows: Array) -> Array:
+    def gather(self, x: Array, rows: Array) -> Array:
         """x[rows]: [n, d]."""
 
-    def put(self, y: Array, rows: Array, tokens: int) -> Array:
-        """The backward of take: [tokens, d], zero but for y in `rows`."""
+    def scatter(self, y: Array, rows: Array, tokens: int) -> Array:
+        """The backward of gather: [tokens, d], zero but for y in `rows`."""
 
     def add(self, x: Array, y: Array) -> Array:
         """x + y; y is given up."""
@@ -170,15 +170,15 @@ class Engine(Protocol):
     def embed_backward(self, dx, ids: Array, scale: float, into) -> None:
         """into[ids] += scale * dx: the backward of embed for a trained table's gradient [vocab, d]."""
 
-    def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool) -> tuple[Array, Array]:
+    def qk_norm_rope(self, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool) -> tuple[Array, Array]:
         """Queries and keys ready for attention: RMSNorm over each head (gains (q, k), or None: none), then each head
         turned by its token's angle; table (cos, sin) [context, pairs]. Without gains q and k are given up."""
 
-    def rotate_backward(
-        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool, into=(None, None)
+    def qk_norm_rope_backward(
+        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool, into=(None, None)
     ) -> tuple[Array, Array]:
-        """(dq, dk) before rotate(), whose q and k matter with gains only; the given dq and dk are given up. into: what
-        the gradients of the gains are added to."""
+        """(dq, dk) before qk_norm_rope(), whose q and k matter with gains only; the given dq and dk are given up.
+        into: what the gradients of the gains are added to."""
 
     def glu(self, gate, up, activation: str) -> Array:
         """act(gate) * up; activation silu or gelu (tanh form)."""
@@ -213,9 +213,9 @@ class Engine(Protocol):
         """(dgate, dup) of glu_linear, whose gate and up are given up; adds the group's gradients. then: as above."""
 
     def attention(self, q, k, v, heads: Heads) -> tuple[Array, Array]:
-        """Causal attention within each example -> (o, log-sums for the backward)."""
+        """Causal attention within each example -> (o, log-sum-exp of each row for the backward)."""
 
-    def attention_backward(self, dout, q, k, v, out, sums, heads: Heads) -> tuple[Array, Array, Array]:
+    def attention_backward(self, dout, q, k, v, out, lse, heads: Heads) -> tuple[Array, Array, Array]:
         """(dq, dk, dv)."""
 
     def cross_entropy(self, h, head, targets, scale, gradient: bool) -> tuple[Number, Array | None]:
@@ -235,7 +235,7 @@ class Engine(Protocol):
     def places(self, spans):
         """Spans in the engine's own form, for store() and attend_cache()."""
 
-    def linear_few(self, x, group) -> tuple[Array, ...]:
+    def linear_decode(self, x, group) -> tuple[Array, ...]:
         """linear() for a few rows, no backward."""
 
     def logits(self, h, head) -> Array:
@@ -251,11 +251,11 @@ class Engine(Protocol):
         """Attention of new tokens against caches that hold theirs already."""
 
     # -- what waits for its backward
-    def park(self, x: Array):
-        """Put away a layer's input -> a ticket for fetch(). Last in, first out; an engine may just keep it."""
+    def offload(self, x: Array):
+        """Put away a layer's input -> a ticket for prefetch(). Last in, first out; an engine may just keep it."""
 
-    def fetch(self, ticket) -> Array:
-        """What park() put away."""
+    def prefetch(self, ticket) -> Array:
+        """What offload() put away."""
 
     # -- optimizer, on flat float32 vectors
     def adamw(
@@ -282,7 +282,7 @@ class Engine(Protocol):
     # -- optimizers of whole weights, a tensor at a time (engine/optimizers.py says what each does)
     def norm(self, gradients: list) -> float:
         """The Euclidean norm of all gradients (flat vectors) together;
-        with a team, of their sums, which they become."""
+        with a process group, of their sums, which they become."""
 
     def optimizer_state(self, kind: str, shape: tuple[int, ...]) -> dict[str, Array]:
         """What the optimizer `kind` keeps for a tensor of this shape, at its start.

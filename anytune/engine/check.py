@@ -62,7 +62,7 @@ class Checks:
     def up(self, values: np.ndarray):
         """A host array on the engine, laid out as the engine lays out its own."""
         rows = self.e.integers(np.arange(len(values)))
-        return self.e.take(self.e.vector(values), rows) if values.ndim == 2 else self.e.vector(values)
+        return self.e.gather(self.e.vector(values), rows) if values.ndim == 2 else self.e.vector(values)
 
     def backward(self, name: str, dx, function, x, dy) -> Answer:
         """Does dx·v equal the slope of sum(function(x)*dy) along v?"""
@@ -96,25 +96,30 @@ class Checks:
         angle = self.random.uniform(0, 6, (self.tokens, 4))  # heads of 10, of which 8 turn
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
         table, places = (e.vector(cos), e.vector(sin)), e.integers(positions)
-        for halves in (False, True):
+        for neox in (False, True):
             for gains in (None, (self.draw(10), self.draw(10))):
                 held = gains and tuple(e.vector(g) for g in gains)
-                how = (held, 1e-5, table, places, heads, halves)
+                how = (held, 1e-5, table, places, heads, neox)
                 pair, dpair = ((self.draw(self.tokens, 30), self.draw(self.tokens, 10)) for _ in range(2))
-                name = f"{'halves' if halves else 'neighbours'}{', head norms' if gains else ''}"
+                name = f"{'neox' if neox else 'interleaved'}{', head norms' if gains else ''}"
 
-                def turn(z, at, gains=gains, halves=halves):
+                def turn(z, at, gains=gains, neox=neox):
                     normed = z if gains is None else ref.rms_norm(z, gains[at], 1e-5, (3, 1)[at])
-                    return ref.rope(normed, cos, sin, positions, (3, 1)[at], halves)
+                    return ref.rope(normed, cos, sin, positions, (3, 1)[at], neox)
 
-                got = e.rotate(*map(self.up, pair), *how)
+                got = e.qk_norm_rope(*map(self.up, pair), *how)
                 yield Answer(
-                    f"rotate, {name}", max(error(e.host(g), turn(z, i)) for i, (g, z) in enumerate(zip(got, pair)))
+                    f"qk_norm_rope, {name}",
+                    max(error(e.host(g), turn(z, i)) for i, (g, z) in enumerate(zip(got, pair))),
                 )
-                back = e.rotate_backward(*map(self.up, dpair), *map(self.up, pair), *how)
+                back = e.qk_norm_rope_backward(*map(self.up, dpair), *map(self.up, pair), *how)
                 for i in (0, 1):
                     yield self.backward(
-                        f"rotate_backward d{'qk'[i]}, {name}", back[i], lambda z, i=i: turn(z, i), pair[i], dpair[i]
+                        f"qk_norm_rope_backward d{'qk'[i]}, {name}",
+                        back[i],
+                        lambda z, i=i: turn(z, i),
+                        pair[i],
+                        dpair[i],
                     )
 
     def activations(self) -> Iterator[Answer]:
@@ -130,14 +135,16 @@ class Checks:
     def attentions(self) -> Iterator[Answer]:
         e = self.e
         for heads in (Heads(4, 2, 8, 0, 0.35), Heads(3, 1, 16, 7, 0.25)):
-            q, k, v = (self.draw(self.tokens, n * heads.size) for n in (heads.queries, heads.keys, heads.keys))
-            dout = self.draw(self.tokens, heads.queries * heads.size)
+            q, k, v = (
+                self.draw(self.tokens, n * heads.head_dim) for n in (heads.n_heads, heads.n_kv_heads, heads.n_kv_heads)
+            )
+            dout = self.draw(self.tokens, heads.n_heads * heads.head_dim)
             e.begin(self.starts, self.tokens, (0, 0, 0))
             qs, ks, vs = self.up(q), self.up(k), self.up(v)
-            out, sums = e.attention(qs, ks, vs, heads)
+            out, lse = e.attention(qs, ks, vs, heads)
             name = "window" if heads.window else "grouped heads"
             yield Answer(f"attention, {name}", error(e.host(out), ref.attention(q, k, v, self.starts, heads)))
-            grads = e.attention_backward(self.up(dout), qs, ks, vs, out, sums, heads)
+            grads = e.attention_backward(self.up(dout), qs, ks, vs, out, lse, heads)
             for index, letter in enumerate("qkv"):
 
                 def vary(z, index=index, parts=(q, k, v)):
@@ -149,7 +156,7 @@ class Checks:
     def cached(self, heads: Heads, q, k, v) -> Iterator[Answer]:
         """The last example, its first tokens in the cache already, the others new."""
         e, low, high, old = self.e, int(self.starts[-2]), int(self.starts[-1]), 4
-        keys, values = (e.cache(2, high - low, heads.keys * heads.size) for _ in range(2))
+        keys, values = (e.cache(2, high - low, heads.n_kv_heads * heads.head_dim) for _ in range(2))
         whole = e.places([(1, 0, high - low, 0)])
         e.store(keys, whole, self.up(k[low:high]))
         e.store(values, whole, self.up(v[low:high]))
@@ -165,14 +172,14 @@ class Checks:
         pairs = [(self.draw(3, dense["a"].shape[1]), self.draw(len(dense["a"]), 3), scale), None]
         bias = self.draw(len(dense["b"]))
         grads = [e.zeros(pairs[0][i].size).reshape(pairs[0][i].shape) for i in (0, 1)]
-        slot = e.slot(e.vector(pairs[0][0]), e.vector(pairs[0][1]), scale, *grads)
-        group = e.group(weights, (None, e.vector(bias)), (slot, None))
+        pair = e.lora_pair(e.vector(pairs[0][0]), e.vector(pairs[0][1]), scale, *grads)
+        group = e.group(weights, (None, e.vector(bias)), (pair, None))
         x = self.draw(self.tokens, dense["a"].shape[1])
         dys = [self.draw(self.tokens, len(dense[n])) for n in ("a", "b")]
         parts = [(dense["a"], None, pairs[0]), (dense["b"], bias, None)]
         want = ref.linear(x, parts)
         xs = self.up(x)
-        for name, got in (("linear", e.linear(xs, group)), ("linear_few", e.linear_few(self.up(x[:3]), group))):
+        for name, got in (("linear", e.linear(xs, group)), ("linear_decode", e.linear_decode(self.up(x[:3]), group))):
             errors = [error(e.host(g), w[: len(e.host(g))]) for g, w in zip(got, want)]
             yield Answer(f"{name}, {block}", max(errors))
         dx = e.linear_backward(tuple(self.up(d) for d in dys), xs, group)
@@ -249,10 +256,10 @@ class Checks:
                 )
 
     def pair(self, out: int, features: int, rank: int = 3, scale: float = 0.5):
-        """((A, B, scale), the same as a slot, its gradients)."""
+        """((A, B, scale), the same as a pair, its gradients)."""
         e, (a, b) = self.e, (self.draw(rank, features), self.draw(out, rank))
         grads = tuple(e.zeros(z.size).reshape(z.shape) for z in (a, b))
-        return (a, b, scale), e.slot(e.vector(a), e.vector(b), scale, *grads), grads
+        return (a, b, scale), e.lora_pair(e.vector(a), e.vector(b), scale, *grads), grads
 
     def head(self, gguf, dense: dict, block: str) -> Iterator[Answer]:
         e, rows = self.e, 9
@@ -276,11 +283,11 @@ class Checks:
         e, rows = self.e, np.array([3, 0, 9], np.int32)
         x, y = self.draw(self.tokens, 8), self.draw(self.tokens, 8)
         yield Answer("add", error(e.host(e.add(self.up(x), self.up(y))), x + y))
-        taken = e.take(self.up(x), e.integers(rows))
-        yield Answer("take", error(e.host(taken), x[rows]))
+        taken = e.gather(self.up(x), e.integers(rows))
+        yield Answer("gather", error(e.host(taken), x[rows]))
         want = np.zeros_like(x)
         want[rows] = x[rows]
-        yield Answer("put", error(e.host(e.put(taken, e.integers(rows), self.tokens)), want))
+        yield Answer("scatter", error(e.host(e.scatter(taken, e.integers(rows), self.tokens)), want))
         p, g, m, v = self.draw(301), self.draw(301), self.draw(301), np.abs(self.draw(301))
         held, length = [e.vector(z.copy()) for z in (p, g, m, v)], np.linalg.norm(g.astype(np.float64))
         norm = float(e.adamw(*held, 100, (1e-2, 3e-2), 3, 0.9, 0.99, 1e-8, 0.1, 0.5))
@@ -306,7 +313,7 @@ def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0"), tra
     from .check_trained import TrainedChecks
 
     checks = Checks(engine)
-    room, engine.room = engine.room, 8
+    row_padding, engine.row_padding = engine.row_padding, 8
     try:
         answers = [
             a
@@ -324,10 +331,10 @@ def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0"), tra
                 with GGUF.open(path) as gguf:
                     dense = {n: gguf.float32(n) for n in ROWS}
                     answers += [*checks.products(gguf, dense, block), *checks.joined(gguf, dense, block)]
-        engine.room = 0
+        engine.row_padding = 0
         answers += TrainedChecks(engine).answers() if trained and not getattr(engine, "adapters_only", False) else ()
     finally:
-        engine.room = room
+        engine.row_padding = row_padding
     answers += engine.own_answers() if hasattr(engine, "own_answers") else ()
     return [replace(answer, tolerance=engine.tolerance) for answer in answers]
 

@@ -65,7 +65,7 @@ class TrainedChecks(Checks):
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
         pair, dpair = ([self.draw(self.tokens, 30), self.draw(self.tokens, 10)] for _ in range(2))
         gains, into = [self.draw(10) for _ in range(2)], [e.vector(np.ones(10, np.float32)) for _ in range(2)]
-        back = e.rotate_backward(
+        back = e.qk_norm_rope_backward(
             *map(self.up, dpair),
             *map(self.up, pair),
             tuple(map(e.vector, gains)),
@@ -82,11 +82,15 @@ class TrainedChecks(Checks):
                 return ref.rope(ref.rms_norm(z, gain, 1e-5, (3, 1)[i]), cos, sin, positions, (3, 1)[i], True)
 
             yield self.backward(
-                f"rotate_backward d{letter}, trained", back[i], lambda z, i=i: turn(z, gains[i]), pair[i], dpair[i]
+                f"qk_norm_rope_backward d{letter}, trained",
+                back[i],
+                lambda z, i=i: turn(z, gains[i]),
+                pair[i],
+                dpair[i],
             )
             grown = e.vector(self.grown(into[i], 10).astype(np.float32))
             yield self.backward(
-                f"rotate_backward dgain of {letter}", grown, lambda z, i=i: turn(pair[i], z), gains[i], dpair[i]
+                f"qk_norm_rope_backward dgain of {letter}", grown, lambda z, i=i: turn(pair[i], z), gains[i], dpair[i]
             )
 
     def tables(self) -> Iterator[Answer]:

@@ -66,10 +66,10 @@ class RowShapes(Composed):
     def embed(self, ids, table, scale):
         return self.array(len(ids), table.in_features)
 
-    def take(self, x, rows):
+    def gather(self, x, rows):
         return self.array(len(rows), x.shape[1])
 
-    def put(self, y, rows, tokens):
+    def scatter(self, y, rows, tokens):
         return self.array(tokens, y.shape[1])
 
     def add(self, x, y):
@@ -81,10 +81,10 @@ class RowShapes(Composed):
     def rms_norm_backward(self, dy, x, gain, eps, residual=None):
         return self.array(*x.shape)
 
-    def park(self, x):
+    def offload(self, x):
         return x
 
-    def fetch(self, ticket):
+    def prefetch(self, ticket):
         return ticket
 
 
@@ -95,7 +95,7 @@ class CountEngine(RowShapes):
 
     def __init__(self, threads: int, sizes: Sizes = Sizes(), capacity: int = 0, hold: str = "blocks"):
         self.threads, self.sizes, self.capacity, self.hold = threads, sizes, capacity, hold
-        self.room, self.training, self.flops = 0, False, 0.0
+        self.row_padding, self.training, self.flops = 0, False, 0.0
         self.pooled = 0
         self._free: Counter = Counter()
         self._scratch: Counter = Counter()
@@ -125,8 +125,8 @@ class CountEngine(RowShapes):
             self.pooled += 4 * floats
         return Shape((floats,), Buffer(self._free, floats))
 
-    def array(self, rows: int, columns: int, room: int | None = None) -> Shape:
-        stride = columns + (self.room if room is None else room)
+    def array(self, rows: int, columns: int, row_padding: int | None = None) -> Shape:
+        stride = columns + (self.row_padding if row_padding is None else row_padding)
         made = self.flat(max(rows, self.capacity) * stride)
         made.shape = (rows, columns)
         return made
@@ -160,20 +160,20 @@ class CountEngine(RowShapes):
     def host(self, values):
         return values
 
-    def group(self, weights, biases=None, slots=None, dropout=0.0, number=0, bias_gradients=None):
+    def group(self, weights, biases=None, pairs=None, dropout=0.0, number=0, bias_gradients=None):
         from .numpy.linear import Group
 
         return Group(
             tuple(weights),
             tuple(biases or (None,) * len(weights)),
-            tuple(slots or ()),
+            tuple(pairs or ()),
             dropout,
             number,
             tuple(bias_gradients or ()),
         )
 
     # ---- operations
-    def rotate(self, q, k, gains, eps, table, positions, heads, halves):
+    def qk_norm_rope(self, q, k, gains, eps, table, positions, heads, neox):
         return (q, k) if gains is None else (self.array(*q.shape), self.array(*k.shape))
 
     def gain_gradient(self, dy, x, eps, into):
@@ -182,7 +182,7 @@ class CountEngine(RowShapes):
     def embed_backward(self, dx, ids, scale, into):
         pass
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, halves, into=(None, None)):
+    def qk_norm_rope_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, neox, into=(None, None)):
         return dq, dk
 
     def glu(self, gate, up, activation):
@@ -194,7 +194,7 @@ class CountEngine(RowShapes):
 
     def linear(self, x, group):
         tokens, rank = x.shape[0], group.rank
-        y = self.array(tokens, group.width, room=0)
+        y = self.array(tokens, group.width, row_padding=0)
         self.flops += 2.0 * tokens * group.in_features * (group.width + rank) + 2.0 * tokens * low_rank_products(group)
         most = self._share(group.width, 16)
         for weight in group.weights:
@@ -206,7 +206,7 @@ class CountEngine(RowShapes):
 
     def linear_backward(self, dys, x, group, need_dx=True):
         tokens, width, rank = x.shape[0], group.width, group.rank
-        dx = self.array(tokens, group.in_features, room=0) if need_dx else None
+        dx = self.array(tokens, group.in_features, row_padding=0) if need_dx else None
         low = low_rank_products(group)
         self.flops += 2.0 * tokens * (2 * low + 2 * group.in_features * rank)
         if need_dx:
@@ -220,9 +220,9 @@ class CountEngine(RowShapes):
                 rows = min(weight.out_features, self._share(group.width, 16), gradient_rows(group, self.sizes))
                 self.scratch("gradient", rows * group.in_features)
         self.scratch("down", rank * self._share(group.in_features, block_columns(group)))
-        for slot, weight in zip(group.slots, group.weights):
-            if slot is not None:
-                self.scratch("up", slot.a.shape[0] * self._share(weight.out_features))
+        for pair, weight in zip(group.pairs, group.weights):
+            if pair is not None:
+                self.scratch("up", pair.a.shape[0] * self._share(weight.out_features))
         if group.dropout and rank:
             self.raw("mask", 9 * tokens * group.in_features)
         return dx
@@ -230,27 +230,27 @@ class CountEngine(RowShapes):
     def attention(self, q, k, v, heads: Heads):
         self._attend(q.shape[0], heads, 2, 1)
         return (
-            self.array(q.shape[0], heads.queries * heads.size),
-            self.flat(heads.queries * max(q.shape[0], self.capacity)),
+            self.array(q.shape[0], heads.n_heads * heads.head_dim),
+            self.flat(heads.n_heads * max(q.shape[0], self.capacity)),
         )
 
-    def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
-        tokens, narrow = q.shape[0], heads.keys * heads.size
-        both = self.array(tokens, heads.queries * heads.size + 2 * narrow)
-        inner = self.flat(max(tokens, self.capacity) * heads.queries)
+    def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
+        tokens, narrow = q.shape[0], heads.n_kv_heads * heads.head_dim
+        both = self.array(tokens, heads.n_heads * heads.head_dim + 2 * narrow)
+        inner = self.flat(max(tokens, self.capacity) * heads.n_heads)
         own = [self.array(tokens, narrow) for _ in range(2 * (self.threads - 1))]
         self._attend(tokens, heads, 5, 2)
         del inner, own
-        return both.part(heads.queries * heads.size), both.part(narrow), both.part(narrow)
+        return both.part(heads.n_heads * heads.head_dim), both.part(narrow), both.part(narrow)
 
     def _attend(self, tokens: int, heads: Heads, products: int, scores: int) -> None:
         for number, tasks in enumerate(plan(self._starts, heads, self.threads, self.sizes.scores)):
             for task in tasks:
                 rows, keys = (task.high - task.low) * heads.group, task.high - task.first_key(heads.window)
-                self.flops += 2.0 * rows * keys * heads.size * products
-                pieces = {"s": rows * keys, "q": rows * heads.size, "o": rows * heads.size}
+                self.flops += 2.0 * rows * keys * heads.head_dim * products
+                pieces = {"s": rows * keys, "q": rows * heads.head_dim, "o": rows * heads.head_dim}
                 if scores == 2:
-                    pieces |= {"dp": rows * keys, "do": rows * heads.size, "piece": keys * heads.size}
+                    pieces |= {"dp": rows * keys, "do": rows * heads.head_dim, "piece": keys * heads.head_dim}
                 for name, floats in pieces.items():  # few tasks may leave a worker without any
                     self._own[name, number] = max(self._own[name, number], floats)
 
@@ -278,4 +278,4 @@ class CountEngine(RowShapes):
 
 def low_rank_products(group) -> int:
     """Sum of rank * out over the linears that carry a pair."""
-    return sum(s.a.shape[0] * w.out_features for s, w in zip(group.slots, group.weights) if s is not None)
+    return sum(s.a.shape[0] * w.out_features for s, w in zip(group.pairs, group.weights) if s is not None)

@@ -86,7 +86,7 @@ def bf16_missing() -> str | None:
 def gpu_unused(engine: str) -> str:
     """What would let a GPU that is here be used, to put behind a sentence; "" where there is nothing to say."""
     from .probe import gpu_node
-    from .webgpu.sight import installed as wgpu
+    from .webgpu.detect import installed as wgpu
 
     if engine not in ("numpy", "cpu-bf16") or gpu_node() is None or wgpu() or find_spec("torch") is not None:
         return ""
@@ -104,14 +104,14 @@ def choose() -> str:
     """
     if own := os.environ.get("ANYTUNE_DEVICE"):
         return own
-    from .probe import gpu_in_sight, remembered
+    from .probe import gpu_visible, remembered
 
-    if gpu_in_sight():
+    if gpu_visible():
         from .torch.devices import available
 
         found = available()
         if found:
             return found[0][0]
-    from .webgpu.sight import hardware
+    from .webgpu.detect import hardware
 
     return next(iter(hardware()), None) or remembered() or "numpy"

@@ -20,7 +20,7 @@ from anytune.engine.check import Answer
 from anytune.engine.count import CountEngine
 from anytune.engine.numpy.budget import NumpyBudget
 from anytune.engine.numpy.engine import NumpyEngine
-from anytune.engine.numpy.linear import Group, Slot
+from anytune.engine.numpy.linear import Group, LoraPair
 from anytune.engine.numpy.weights import Weight
 from anytune.errors import UserError
 from anytune.fpga import formats, products
@@ -101,11 +101,11 @@ class FpgaSimEngine(NumpyEngine):
         )
 
     def group(
-        self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+        self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
     ) -> Group:
-        if dropout and any(slot is not None for slot in slots or ()):
+        if dropout and any(pair is not None for pair in pairs or ()):
             raise UserError("the hardware cores have no dropout: leave --lora-dropout at 0")
-        return super().group(weights, biases, slots, dropout, number, bias_gradients)
+        return super().group(weights, biases, pairs, dropout, number, bias_gradients)
 
     def budget(self, weights, memory: int | None) -> SimBudget:
         return SimBudget(self, weights, memory)
@@ -126,12 +126,12 @@ class FpgaSimEngine(NumpyEngine):
     # ---- operations
 
     def linear(self, x: np.ndarray, group: Group) -> tuple[np.ndarray, ...]:
-        y = self.array(x.shape[0], group.width, room=0)
+        y = self.array(x.shape[0], group.width, row_padding=0)
         for part, value in zip(group.split(y), self._forward(x, group), strict=True):
             part[...] = value
         return group.split(y)
 
-    linear_few = linear
+    linear_decode = linear
 
     def logits(self, h: np.ndarray, head: Group) -> np.ndarray:
         return self._forward(h, head)[0]
@@ -153,10 +153,10 @@ class FpgaSimEngine(NumpyEngine):
         rounded = formats.q8_0(_wide(x, weights))
         saved = products.Saved(rounded, tuple(products.low_rank(self.twin, rounded, pair) for pair in pairs))
         dx, gradients = products.backward(self.twin, dys, saved, weights, pairs, need_dx)
-        for slot, gradient in zip(group.slots, gradients, strict=True):
-            if slot is not None and slot.grad_a is not None and gradient is not None:
-                slot.grad_a += gradient[0][:, : group.in_features]
-                slot.grad_b += gradient[1]
+        for pair, gradient in zip(group.pairs, gradients, strict=True):
+            if pair is not None and pair.grad_a is not None and gradient is not None:
+                pair.grad_a += gradient[0][:, : group.in_features]
+                pair.grad_b += gradient[1]
         if dx is None:
             return None
         out = self.array(x.shape[0], group.in_features)
@@ -179,7 +179,7 @@ class FpgaSimEngine(NumpyEngine):
             if dh is not None:
                 z *= (scale / sums)[:, None].astype(F)
                 z[rows, wanted] -= F(scale)
-                large = _take_largest(z) if head.slots[0] is None else ((), ())
+                large = _take_largest(z) if head.pairs[0] is None else ((), ())
                 dh[part] = self.linear_backward((z,), h[part], head)
                 for ids, values in zip(*large, strict=True):
                     dh[part] += values[:, None] * self.embed(ids, head.weights[0], 1.0)
@@ -220,11 +220,11 @@ def _take_largest(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairs(group: Group) -> list[products.Pair | None]:
-    return [None if slot is None else _pair(slot) for slot in group.slots]
+    return [None if pair is None else _pair(pair) for pair in group.pairs]
 
 
-def _pair(slot: Slot) -> products.Pair:
-    return products.Pair(slot.a, slot.b, slot.scale)
+def _pair(pair: LoraPair) -> products.Pair:
+    return products.Pair(pair.a, pair.b, pair.scale)
 
 
 def _wide(x: np.ndarray, weights: Sequence[formats.Matrix]) -> np.ndarray:

@@ -67,7 +67,7 @@ def best_threads(limit: int | None = None, milliseconds: float = 25.0) -> tuple[
     return best, rates
 
 
-def gpu_in_sight() -> bool:
+def gpu_visible() -> bool:
     """Whether the system shows a GPU that torch might use, without importing torch, and torch is installed."""
     return importlib.util.find_spec("torch") is not None and gpu_node() is not None
 

@@ -15,10 +15,10 @@ def rms_norm(x, gain, eps, heads=1):
     return (z / np.sqrt((z**2).mean(-1, keepdims=True) + eps) * gain).reshape(x.shape)
 
 
-def rope(x, cos, sin, positions, heads, halves, sign=1.0):
+def rope(x, cos, sin, positions, heads, neox, sign=1.0):
     z, n = x.reshape(len(x), heads, -1).astype(D).copy(), cos.shape[1]
-    first = np.arange(n) if halves else 2 * np.arange(n)
-    second = first + n if halves else first + 1
+    first = np.arange(n) if neox else 2 * np.arange(n)
+    second = first + n if neox else first + 1
     c, s = cos[positions][:, None].astype(D), sign * sin[positions][:, None].astype(D)
     a, b = z[..., first].copy(), z[..., second].copy()
     z[..., first], z[..., second] = a * c - b * s, a * s + b * c
@@ -58,9 +58,9 @@ def visible(starts, tokens, window):
 
 def attention(q, k, v, starts, heads):
     tokens = len(q)
-    q, k, v = (z.astype(D).reshape(tokens, -1, heads.size) for z in (q, k, v))
+    q, k, v = (z.astype(D).reshape(tokens, -1, heads.head_dim) for z in (q, k, v))
     see, out = visible(starts, tokens, heads.window), np.empty_like(q)
-    for h in range(heads.queries):
+    for h in range(heads.n_heads):
         scores = np.where(see, q[:, h] @ k[:, h // heads.group].T * heads.scale, -np.inf)
         p = np.exp(scores - scores.max(1, keepdims=True))
         out[:, h] = p / p.sum(1, keepdims=True) @ v[:, h // heads.group]

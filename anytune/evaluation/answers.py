@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anytune.evaluation.kept import Kept
-from anytune.generate import Reply, decode
+from anytune.generation.generate import Reply, decode
 from anytune.likelihood.windows import Forward, log_sums
-from anytune.sampling import Sampling
+from anytune.generation.sampling import Sampling
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 BATCH = 2048  # tokens run at once

@@ -19,7 +19,7 @@ from anytune.evaluation.pubmedqa import LABELS, Question, label_of
 from anytune.evaluation.statistics import classification, mcnemar
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Decoder, Model
 
 BATCH = 2048  # tokens of keys and values held at once
@@ -71,8 +71,8 @@ def answer(
     `name` are looked up and kept. progress: called with (questions done, of how many). Raises UserError for a question
     that the model's context cannot hold.
     """
-    from anytune.generate import decode
-    from anytune.sampling import Sampling
+    from anytune.generation.generate import decode
+    from anytune.generation.sampling import Sampling
 
     prepared = [_encode(model, adapter, question, raw) for question in questions]
     longest = max(len(ids) for sequences, _ in prepared for ids in sequences)
@@ -120,7 +120,7 @@ def answer(
 
 def _encode(model: Model, adapter: Adapter | None, question: Question, raw: bool | None) -> tuple[list[list[int]], int]:
     """(ids of the prompt with each answer, without what follows it; where the answer begins), as training has them."""
-    from anytune.generate import template_of, wants_chat
+    from anytune.generation.generate import template_of, wants_chat
     from anytune.text.mask import encode_chat
 
     tokenizer = model.tokenizer

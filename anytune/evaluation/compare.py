@@ -21,11 +21,11 @@ from anytune.evaluation.kept import Kept, identity
 from anytune.evaluation.prompts import Form, Prompt
 from anytune.evaluation.similarity import chrf, jaccard, rouge_l, words
 from anytune.likelihood.choices import wilson
-from anytune.sampling import Sampling
+from anytune.generation.sampling import Sampling
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
-    from anytune.generate import Reply
+    from anytune.adapter.adapter import Adapter
+    from anytune.generation.generate import Reply
     from anytune.model import Model
     from anytune.text import ChatTemplate
 

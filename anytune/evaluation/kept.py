@@ -19,7 +19,7 @@ import numpy as np
 from anytune.files import atomic_write
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 SUFFIX = ".answers.jsonl"

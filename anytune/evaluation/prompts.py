@@ -13,7 +13,7 @@ from anytune.text.reading import WHITE
 from anytune.text.rows import DataFile
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
     from anytune.text import ChatTemplate
 
@@ -112,7 +112,7 @@ class Form:
         chat: bool | None = None,
     ) -> Form:
         """As `anytune generate` would ask the adapter. Raises UserError if adapters knew different templates."""
-        from anytune.generate import template_of, wants_chat
+        from anytune.generation.generate import template_of, wants_chat
 
         kinds = (
             {
@@ -134,7 +134,7 @@ class Form:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids up to where the answer begins. Raises UserError."""
-        from anytune.generate import encode_rendered
+        from anytune.generation.generate import encode_rendered
 
         tokenizer = self.model.tokenizer
         if self.template is None and prompt.text is not None:

@@ -15,10 +15,10 @@ from anytune.evaluation.compare import BASE, Step, check_names, items_of, length
 from anytune.evaluation.kept import Kept
 from anytune.evaluation.prompts import Form, Prompt
 from anytune.evaluation.stylometry import Measure, measures
-from anytune.sampling import Sampling
+from anytune.generation.sampling import Sampling
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
     from anytune.text import ChatTemplate
 

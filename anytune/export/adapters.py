@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.gguf import GGUF
 from anytune.quantization.rewrite import Rows, rows_of

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.memory import available_bytes
 from anytune.units import bytes_text
-from anytune.verify import EXACT_KL, ROUNDED_KL, TEXT, compare, log_softmax, verify
+from anytune.llamacpp.verify import EXACT_KL, ROUNDED_KL, TEXT, compare, log_softmax, verify
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -33,7 +33,7 @@ def in_llamacpp(
 
     small: an adapter that may change next to nothing, as one that holds rounding errors does.
     """
-    from anytune.llamacpp import available
+    from anytune.llamacpp.judge import available
 
     if not available():
         return skipped("llama.cpp", "it is not installed: pip install 'anytune[verify]'")

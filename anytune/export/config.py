@@ -40,7 +40,7 @@ def config_json(base: GGUF, c: Config, dtype: str) -> dict[str, Any]:
         "intermediate_size": c.hidden,
         "num_hidden_layers": c.layers,
         "num_attention_heads": c.heads,
-        "num_key_value_heads": c.key_heads,
+        "num_key_value_heads": c.n_kv_heads,
         "head_dim": c.head_size,
         "max_position_embeddings": c.context,
         "rms_norm_eps": _short(c.eps),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.files import SPARE
 from anytune.gguf import GGUF
@@ -23,7 +23,7 @@ from anytune.likelihood.baseline import row_length, scored
 from anytune.likelihood.perplexity import perplexity
 from anytune.quantization.rewrite import PIECE, rows_of
 from anytune.units import bytes_text
-from anytune.verify import TEXT
+from anytune.llamacpp.verify import TEXT
 
 if TYPE_CHECKING:
     from anytune.model import Model

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from anytune.adapter import Adapter
-from anytune.adapter_peft import MODULES, halves, interleaved_heads
+from anytune.adapter.adapter import Adapter
+from anytune.adapter.peft import MODULES, halves, interleaved_heads
 from anytune.errors import UserError
 from anytune.export.adapters import merged_rows
 from anytune.export.config import config_json, generation_json, index_json, shard_name

@@ -18,7 +18,7 @@ from anytune.text.reading import Stream
 from anytune.text.rows import json_rows
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 ENDINGS = 4

@@ -18,7 +18,7 @@ from anytune.likelihood import baseline
 from anytune.likelihood.windows import Forward, log_sums, starting, windows
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 LEAST = -16.0  # log-probabilities of the base below this do not count towards the divergence

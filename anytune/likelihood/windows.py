@@ -11,7 +11,7 @@ from anytune.errors import UserError
 from anytune.model.transformer import layer_forward
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 PIECE = 64 << 20  # bytes of logits at a time
@@ -50,7 +50,7 @@ class Forward:
 
         if model.weights.slow and dense_fits(model):
             model.hold("float32")
-        slots = model.adapter_slots(adapter)
+        slots = model.adapter_pairs(adapter)
         self.model, self.engine = model, model.engine
         self.layers, self.head = model.weights.layers(model.rope_tables(context), slots), model.weights.head(slots)
 
@@ -73,7 +73,7 @@ class Forward:
         step = max(1, PIECE // (4 * self.model.config.vocabulary))
         e = self.engine
         for lo in range(0, len(rows), step):
-            part = e.take(hidden, e.integers(np.asarray(rows[lo : lo + step], np.int32)))
+            part = e.gather(hidden, e.integers(np.asarray(rows[lo : lo + step], np.int32)))
             yield lo, e.host(e.logits(part, self.head))
 
 

@@ -27,7 +27,7 @@ NORMS = {
 def check_model(gguf, config: Config) -> None:
     """Raise UserError unless every tensor that the model needs is there, with the shape that the metadata promise."""
     c = config
-    q, kv = c.heads * c.head_size, c.key_heads * c.head_size
+    q, kv = c.heads * c.head_size, c.n_kv_heads * c.head_size
     shapes = {
         "attn_norm": (c.width,),
         "attn_q": (q, c.width),
@@ -57,7 +57,7 @@ def check_model(gguf, config: Config) -> None:
 
 
 class Weights:
-    """The tensors of one model on one engine; layers(slots) arranges them.
+    """The tensors of one model on one engine; layers(pairs) arranges them.
 
     Frozen, unless with_trained() says otherwise.
     """
@@ -98,15 +98,15 @@ class Weights:
         """Whether some matrix is dequantized without a compiled kernel, so that doing it once would pay."""
         return any(m.slow for m in self.matrices.values())
 
-    def layers(self, tables: dict, slots: dict | None = None, dropout: float = 0.0) -> list[Layer]:
-        """The layers in order. slots: {tensor name: engine slot} of an adapter."""
-        return [self.layer(i, tables, slots, dropout) for i in range(self.config.layers)]
+    def layers(self, tables: dict, pairs: dict | None = None, dropout: float = 0.0) -> list[Layer]:
+        """The layers in order. pairs: {tensor name: engine pair} of an adapter."""
+        return [self.layer(i, tables, pairs, dropout) for i in range(self.config.layers)]
 
-    def layer(self, i: int, tables: dict, slots: dict | None = None, dropout: float = 0.0) -> Layer:
+    def layer(self, i: int, tables: dict, pairs: dict | None = None, dropout: float = 0.0) -> Layer:
         """Layer number i; as layers()."""
         from anytune.engine.base import Heads
 
-        c, e, slots = self.config, self.engine, slots or {}
+        c, e, pairs = self.config, self.engine, pairs or {}
 
         def vector(name: str):
             return self.vectors.get(f"blk.{i}.{name}.weight")
@@ -116,7 +116,7 @@ class Weights:
             return e.group(
                 [self.matrices[f"{n}.weight"] for n in full],
                 [self.vectors.get(f"{n}.bias") for n in full],
-                [slots.get(f"{n}.weight") for n in full],
+                [pairs.get(f"{n}.weight") for n in full],
                 dropout,
                 4 * i + number,
                 [self.gradients.get(f"{n}.bias") for n in full],
@@ -134,7 +134,7 @@ class Weights:
             gate_up=group(2, "ffn_gate", "ffn_up"),
             down=group(3, "ffn_down"),
             post_ffn_norm=vector("post_ffw_norm"),
-            heads=Heads(c.heads, c.key_heads, c.head_size, c.window if local else 0, c.attention_scale),
+            heads=Heads(c.heads, c.n_kv_heads, c.head_size, c.window if local else 0, c.attention_scale),
             rope=tables[local],
             gradients={
                 own: self.gradients[f"blk.{i}.{name}.weight"]
@@ -143,14 +143,14 @@ class Weights:
             },
         )
 
-    def head(self, slots: dict | None = None):
+    def head(self, pairs: dict | None = None):
         """The output projection (the embedding table where it is tied) as a group of one."""
         name = "token_embd.weight" if self.config.tied else "output.weight"
-        slot = (slots or {}).get("output.weight")
+        pair = (pairs or {}).get("output.weight")
         return self.engine.group(
             [self.matrices[name]],
             [self.vectors.get("output.bias")],
-            [slot],
+            [pair],
             number=-1,
             bias_gradients=[self.gradients.get("output.bias")],
         )

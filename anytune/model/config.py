@@ -19,7 +19,7 @@ LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "f
 class Architecture:
     """How an architecture differs from the plain transformer (pre-norm, rope, gated MLP, RMSNorm)."""
 
-    halves: bool  # rope pairs i with i + n/2 (GPT-NeoX order), else neighbours
+    neox: bool  # rope pairs i with i + n/2 (GPT-NeoX order), else neighbours
     activation: str = "silu"
     head_norms: bool = False  # RMSNorm on every query and key head
     post_norms: bool = False  # RMSNorm on each block's output too
@@ -33,11 +33,11 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "llama": Architecture(halves=False, rope_factors=True, biases=LINEARS),
-    "qwen2": Architecture(halves=True, biases=("attn_q", "attn_k", "attn_v", "output")),
-    "qwen3": Architecture(halves=True, head_norms=True),
+    "llama": Architecture(neox=False, rope_factors=True, biases=LINEARS),
+    "qwen2": Architecture(neox=True, biases=("attn_q", "attn_k", "attn_v", "output")),
+    "qwen3": Architecture(neox=True, head_norms=True),
     "gemma3": Architecture(
-        halves=True,
+        neox=True,
         activation="gelu",
         head_norms=True,
         post_norms=True,
@@ -68,7 +68,7 @@ class Config:
     layers: int
     width: int  # d, the residual stream
     heads: int
-    key_heads: int
+    n_kv_heads: int
     head_size: int
     hidden: int  # of the MLP
     vocabulary: int
@@ -136,11 +136,11 @@ def read_config(gguf) -> Config:
         return value
 
     width, heads = get("embedding_length"), get("attention.head_count")
-    key_heads = get("attention.head_count_kv", heads)
+    n_kv_heads = get("attention.head_count_kv", heads)
     size = get("attention.key_length", width // heads)
-    if not 0 < key_heads <= heads or heads % key_heads or not 0 < size <= 4096:
+    if not 0 < n_kv_heads <= heads or heads % n_kv_heads or not 0 < size <= 4096:
         raise UserError(
-            f"{where}: {heads} heads over {key_heads} key heads of size {size} make no sense: the file is damaged"
+            f"{where}: {heads} heads over {n_kv_heads} key heads of size {size} make no sense: the file is damaged"
         )
     if get("attention.value_length", size) != size:
         raise UserError(f"{where} has values of another width than its keys, which anytune does not support")
@@ -171,7 +171,7 @@ def read_config(gguf) -> Config:
         layers=layers,
         width=width,
         heads=heads,
-        key_heads=key_heads,
+        n_kv_heads=n_kv_heads,
         head_size=size,
         hidden=get("feed_forward_length"),
         vocabulary=vocabulary,

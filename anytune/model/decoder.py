@@ -18,10 +18,10 @@ class Decoder:
         self.context = min(context or model.config.context, model.config.context)
         if model.weights.slow and dense_fits(model):
             model.hold("float32")
-        slots = model.adapter_slots(adapter)
+        pairs = model.adapter_pairs(adapter)
         tables = model.rope_tables(self.context)
-        self.layers, self.head = model.weights.layers(tables, slots), model.weights.head(slots)
-        width = self.config.key_heads * self.config.head_size
+        self.layers, self.head = model.weights.layers(tables, pairs), model.weights.head(pairs)
+        width = self.config.n_kv_heads * self.config.head_size
         self._caches = [
             (self.engine.cache(batch, self.context, width), self.engine.cache(batch, self.context, width))
             for _ in self.layers
@@ -100,11 +100,11 @@ class Decoder:
     def _body(self, ids, positions, places, rows):
         """All layers over new tokens -> logits of `rows` on the engine."""
         e, c = self.engine, self.config
-        linear = e.linear_few if ids.shape[0] <= e.few else e.linear
+        linear = e.linear_decode if ids.shape[0] <= e.decode_rows else e.linear
         x = e.embed(ids, self.model.weights.embedding, self.model.weights.embedding_scale)
         for layer, (keys, values) in zip(self.layers, self._caches):
             q, k, v = linear(e.rms_norm(x, layer.attn_norm, c.eps), layer.qkv)
-            q, k = e.rotate(q, k, layer.head_norms, c.eps, layer.rope, positions, layer.heads, c.arch.halves)
+            q, k = e.qk_norm_rope(q, k, layer.head_norms, c.eps, layer.rope, positions, layer.heads, c.arch.neox)
             e.store(keys, places, k)
             e.store(values, places, v)
             (y,) = linear(e.attend_cache(q, keys, values, places, layer.heads), layer.out)
@@ -118,7 +118,7 @@ class Decoder:
             x = e.add(x, y)
         if rows is None:
             return None
-        return e.logits(e.rms_norm(e.take(x, rows), self.model.weights.output_norm, c.eps), self.head)
+        return e.logits(e.rms_norm(e.gather(x, rows), self.model.weights.output_norm, c.eps), self.head)
 
 
 def dense_fits(model) -> bool:

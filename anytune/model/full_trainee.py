@@ -13,8 +13,8 @@ from anytune.errors import UserError
 from .full import Full
 from .passes import OUTPUT_NORM, Passes
 from .plan import plan_training
-from .subject import EMBEDDING, FullSubject
-from .tuned import Tuned
+from .spec import EMBEDDING, FullSpec
+from .trained_model import TrainedModel
 
 
 class FullTrainee(Passes):
@@ -23,7 +23,7 @@ class FullTrainee(Passes):
     parameters, gradients: {tensor: flat float32 vector on the engine}; states: {tensor: what the optimizer keeps}.
     """
 
-    lag = 0  # the gradients' norm is looked at before anything is updated
+    steps_in_flight = 0  # the gradients' norm is looked at before anything is updated
 
     def __init__(self, model, full: Full, ubatch: int = 512, context: int | None = None, memory: int | None = None):
         super().__init__(model, ubatch, 0)
@@ -35,7 +35,7 @@ class FullTrainee(Passes):
         self.full = full
         self.names = full.tensors(model.gguf, self.config.layers)
         self.shapes = {name: tuple(model.gguf.tensors[name].shape) for name in self.names}
-        self.estimate = plan_training(model, FullSubject(full, self.shapes), ubatch, context or ubatch, memory)
+        self.estimate = plan_training(model, FullSpec(full, self.shapes), ubatch, context or ubatch, memory)
         self._start(context or ubatch)
 
     def _start(self, context: int) -> None:
@@ -46,7 +46,7 @@ class FullTrainee(Passes):
             self.gradients[name] = e.zeros(math.prod(shape))
             self.states[name] = e.optimizer_state(self.full.optimizer, shape)
         self.model.hold(self.estimate.hold)
-        e.sizes, e.room, self.keep = self.estimate.sizes, 0, self.estimate.keep
+        e.sizes, e.row_padding, self.keep = self.estimate.sizes, 0, self.estimate.keep
         self.weights = weights = self.model.weights.with_trained(
             {
                 name: (self.parameters[name].reshape(shape), self.gradients[name].reshape(shape))
@@ -124,12 +124,12 @@ class FullTrainee(Passes):
         for gradient in self.gradients.values():
             self.engine.load(gradient, np.zeros(gradient.shape, np.float32))
 
-    def tuned(self, kind: str | None) -> Tuned:
+    def tuned(self, kind: str | None) -> TrainedModel:
         """The model as it is now, to be saved in type `kind` (see quantization.filetypes; None: each tensor's own).
 
         It shares the engine's memory where that is the host's: save it before the next step.
         """
-        return Tuned(
+        return TrainedModel(
             self.model.gguf,
             {
                 name: self.engine.view(self.parameters[name]).reshape(shape[0], -1)

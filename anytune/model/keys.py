@@ -80,7 +80,7 @@ UNREAD = {  # names that llama.cpp knows, for other architectures or for other t
     "shortconv": "l_cache",
 }
 _UNREAD = frozenset(f"{part}.{name}" if part else name for part, names in UNREAD.items() for name in names.split())
-HALVES = (("attn_q_norm", "attn_k_norm"), ("attn_k_norm", "attn_q_norm"))
+NEOX = (("attn_q_norm", "attn_k_norm"), ("attn_k_norm", "attn_q_norm"))
 OTHER_PARTS = ("vision.", "mm.", "audio.")  # of a model that also sees or hears: its text is computed without them
 
 
@@ -112,7 +112,7 @@ def check_tensors(gguf, wanted: Mapping[str, tuple[int, ...]], optional: Mapping
     shapes."""
     where, tensors = gguf.path.name, gguf.tensors
     for name in tensors:
-        other = next((name.replace(a, b) for a, b in HALVES if a in name and name.replace(a, b) not in tensors), None)
+        other = next((name.replace(a, b) for a, b in NEOX if a in name and name.replace(a, b) not in tensors), None)
         if other is not None:
             raise UserError(
                 f"{where} has the tensor {name} and lacks the tensor {other}, the other half of the "

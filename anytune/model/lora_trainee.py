@@ -11,7 +11,7 @@ from anytune.errors import UserError
 from .lora import Layout, Lora
 from .passes import Passes
 from .plan import plan_training
-from .subject import LoraSubject
+from .spec import LoraSpec
 
 
 class LoraTrainee(Passes):
@@ -34,7 +34,7 @@ class LoraTrainee(Passes):
         self.lora, self.names = lora, names
         shapes = {n: tuple(model.gguf.tensors[n].shape) for n in names}
         self.layout = Layout.of(shapes, lora.rank)
-        self.estimate = plan_training(model, LoraSubject(lora, shapes), ubatch, context or ubatch, memory)
+        self.estimate = plan_training(model, LoraSpec(lora, shapes), ubatch, context or ubatch, memory)
         self._start(adapter, context or ubatch)
 
     def _start(self, adapter, context: int) -> None:
@@ -49,8 +49,8 @@ class LoraTrainee(Passes):
         self.parameters = e.vector(start)
         del start
         self.gradients, self.first, self.second = (e.zeros(layout.size) for _ in range(3))
-        self.slots = slots = {
-            pair.name: e.slot(
+        self.pairs = pairs = {
+            pair.name: e.lora_pair(
                 pair.view_a(self.parameters),
                 pair.view_b(self.parameters),
                 self.lora.scale,
@@ -62,8 +62,8 @@ class LoraTrainee(Passes):
         self.model.hold(self.estimate.hold)
         e.sizes = self.estimate.sizes
         self.weights = weights = self.model.weights
-        self.layers = weights.layers(self.model.rope_tables(context), slots, self.lora.dropout)
-        self.head = weights.head(slots)
+        self.layers = weights.layers(self.model.rope_tables(context), pairs, self.lora.dropout)
+        self.head = weights.head(pairs)
         self.keep = self.estimate.keep
         self.engine.prepare(
             [g for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [self.head],
@@ -72,12 +72,12 @@ class LoraTrainee(Passes):
         )
         trained = [i for i, layer in enumerate(self.layers) if layer.trains]
         self.lowest = trained[0] if trained else len(self.layers)
-        e.room = max((g.rank for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)), default=0)
+        e.row_padding = max((g.rank for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)), default=0)
 
     @property
-    def lag(self) -> int:
+    def steps_in_flight(self) -> int:
         """Steps that may be asked for before the outcome of the first is looked at."""
-        return self.engine.lag
+        return self.engine.steps_in_flight
 
     @property
     def n_parameters(self) -> int:
@@ -140,7 +140,7 @@ class LoraTrainee(Passes):
 
     def adapter(self, copy: bool = True):
         """The parameters as an Adapter. copy=False: views where the engine's memory is the host's, to be saved."""
-        from anytune.adapter import Adapter
+        from anytune.adapter.adapter import Adapter
 
         flat = self.engine.host(self.parameters) if copy else self.engine.view(self.parameters)
         return Adapter(

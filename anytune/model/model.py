@@ -72,7 +72,7 @@ class Model:
         return self.tokenizer.encode(text, special=special)
 
     def move(self, engine) -> None:
-        """Compute on another engine from now on. What was made on the old one (trainees, slots) stays there."""
+        """Compute on another engine from now on. What was made on the old one (trainees, pairs) stays there."""
         self.engine, self.weights = engine, Weights(self.gguf, self.config, engine, "blocks")
 
     def hold(self, how: str) -> None:
@@ -88,13 +88,13 @@ class Model:
         every = tuple(engine.vector(t) for t in made[False])
         return {False: every, True: every if shared else tuple(engine.vector(t) for t in made[True])}
 
-    def adapter_slots(self, adapter) -> dict:
-        """An Adapter's pairs as engine slots without gradients."""
+    def adapter_pairs(self, adapter) -> dict:
+        """An Adapter's pairs as engine pairs without gradients."""
         if adapter is None:
             return {}
         adapter.check(self.gguf)
         e = self.engine
-        return {name: e.slot(e.vector(a), e.vector(b), adapter.scale) for name, (a, b) in adapter.tensors.items()}
+        return {name: e.lora_pair(e.vector(a), e.vector(b), adapter.scale) for name, (a, b) in adapter.tensors.items()}
 
     def logits(self, ids, adapter=None) -> np.ndarray:
         """float32 [n, vocab]: the logits after every token of one sequence."""
@@ -104,8 +104,8 @@ class Model:
             raise UserError(f"logits need a list of token ids from 0 to {c.vocabulary - 1}")
         if ids.size > c.context:
             raise UserError(f"{ids.size} tokens are more than the model's context of {c.context}")
-        slots = self.adapter_slots(adapter)
-        layers, head = w.layers(self.rope_tables(ids.size), slots), w.head(slots)
+        pairs = self.adapter_pairs(adapter)
+        layers, head = w.layers(self.rope_tables(ids.size), pairs), w.head(pairs)
         e.training = False
         e.begin(np.array([0, ids.size], np.int32), 0, (0, 0, 0))
         positions = e.integers(np.arange(ids.size))
@@ -131,8 +131,8 @@ class Model:
         return FullTrainee(self, full, ubatch, context, self.memory)
 
     def generate(self, prompt, adapter=None, **options):
-        """Text after `prompt`; see anytune.generate for the options."""
-        from anytune.generate import generate
+        """Text after `prompt`; see anytune.generation.generate for the options."""
+        from anytune.generation.generate import generate
 
         return generate(self, prompt, adapter=adapter, **options)
 

@@ -131,7 +131,7 @@ class _Counter:
         weights = Weights(self.model.gguf, c, e, hold)
         layers, head = self.subject.arrange(weights)
         groups = [g for la in layers for g in (la.qkv, la.out, la.gate_up, la.down)]
-        e.room = max((g.rank for g in groups), default=0)
+        e.row_padding = max((g.rank for g in groups), default=0)
         starts = np.arange(0, tokens + self.context, self.context)
         starts[-1] = tokens
         e.begin(starts, tokens)

@@ -71,18 +71,18 @@ def attention_block(e, x, layer: Layer, config: Config, positions, attended=None
     """x: [T, d] -> (x + attention(x), what the backward needs). attended: what e.attention() gave before, or None."""
     q, k, v = e.norm_linear(x, layer.attn_norm, config.eps, layer.qkv)
     # without head norms q and k are turned where they lie; with them they stay, for the backward
-    turned_q, turned_k = e.rotate(
-        q, k, layer.head_norms, config.eps, layer.rope, positions, layer.heads, config.arch.halves
+    turned_q, turned_k = e.qk_norm_rope(
+        q, k, layer.head_norms, config.eps, layer.rope, positions, layer.heads, config.arch.neox
     )
     if layer.head_norms is None:
         q, k = turned_q, turned_k
-    o, sums = attended or e.attention(turned_q, turned_k, v, layer.heads)
+    o, lse = attended or e.attention(turned_q, turned_k, v, layer.heads)
     turned = (turned_q, turned_k) if e.keeps_turned and layer.head_norms else None
     del turned_q, turned_k
     (y,) = e.linear(o, layer.out)
     if layer.post_attn_norm is None:
-        return e.add(x, y), (x, q, k, v, turned, o, sums, None)
-    return e.add(x, e.rms_norm(y, layer.post_attn_norm, config.eps)), (x, q, k, v, turned, o, sums, y)
+        return e.add(x, y), (x, q, k, v, turned, o, lse, None)
+    return e.add(x, e.rms_norm(y, layer.post_attn_norm, config.eps)), (x, q, k, v, turned, o, lse, y)
 
 
 def norm_backward(e, dout, y, layer: Layer, name: str, config: Config):
@@ -101,7 +101,7 @@ def attention_block_backward(
 
     below: the layer whose backward is next.
     """
-    x, q, k, v, turned, o, sums, y = saved
+    x, q, k, v, turned, o, lse, y = saved
     dy = norm_backward(e, dout, y, layer, "post_attn_norm", config)
     del y
     needed = need_dx or layer.trains_qkv
@@ -109,12 +109,12 @@ def attention_block_backward(
     del dy
     if not needed:
         return None
-    how = (layer.head_norms, config.eps, layer.rope, positions, layer.heads, config.arch.halves)
+    how = (layer.head_norms, config.eps, layer.rope, positions, layer.heads, config.arch.neox)
     if turned is None:
-        turned = e.rotate(q, k, *how) if layer.head_norms else (q, k)
-    dq, dk, dv = e.attention_backward(do, *turned, v, o, sums, layer.heads)
+        turned = e.qk_norm_rope(q, k, *how) if layer.head_norms else (q, k)
+    dq, dk, dv = e.attention_backward(do, *turned, v, o, lse, layer.heads)
     del do, o, v, turned
-    dq, dk = e.rotate_backward(dq, dk, q, k, *how, (layer.gain("q_norm"), layer.gain("k_norm")))
+    dq, dk = e.qk_norm_rope_backward(dq, dk, q, k, *how, (layer.gain("q_norm"), layer.gain("k_norm")))
     del q, k
     return e.norm_linear_backward(
         (dq, dk, dv),
@@ -174,7 +174,7 @@ def layer_forward(e, x, layer: Layer, config: Config, positions, rows=None, agai
     """
     x, attention_saved = attention_block(e, x, layer, config, positions, attended)
     if rows is not None:  # nothing after attention looks at another row
-        x = e.take(x, rows)
+        x = e.gather(x, rows)
     x, mlp_saved = mlp_block(e, x, layer, config, again)
     return x, (attention_saved, mlp_saved)
 
@@ -192,7 +192,7 @@ def layer_backward(
     if not into_attention:
         return None
     if rows is not None:
-        dx = e.put(dx, rows, len(positions))
+        dx = e.scatter(dx, rows, len(positions))
     return attention_block_backward(e, dx, attention_saved, layer, config, positions, below, need_dx)
 
 
@@ -210,7 +210,7 @@ def forward(e, layers: list[Layer], x, config: Config, positions, rows, lowest: 
         before = x
         x, saved = layer_forward(e, x, layer, config, positions, rows if number == len(layers) - 1 else None)
         attended = saved[0][5:7] if e.keeps_attended and number >= lowest else None
-        tape.append(saved if full else (e.park(before), attended) if number >= lowest else None)
+        tape.append(saved if full else (e.offload(before), attended) if number >= lowest else None)
         del before, saved, attended
     return x, tape
 
@@ -236,7 +236,7 @@ def backward(
         if number < len(layers) - keep:
             before, attended = saved
             del saved
-            before = e.fetch(before)
+            before = e.prefetch(before)
             saved = layer_forward(e, before, layers[number], config, positions, wanted, True, attended)[1]
             del before, attended
         below = layers[number - 1] if number > lowest else None

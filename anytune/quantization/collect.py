@@ -11,7 +11,7 @@ from anytune.likelihood.windows import Forward, windows
 from anytune.model.transformer import Layer
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 LINEARS = {

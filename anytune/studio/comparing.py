@@ -27,7 +27,7 @@ def _model(file: str, device: str, _stamp: int) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _adapter(file: str, model: str, _stamp: int) -> tuple[Any, str]:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.gguf import GGUF
 
     with GGUF.open(model) as gguf:
@@ -49,8 +49,8 @@ def compare(
 
     adapters: files, None for the base alone; messages: the conversation so far, the last one the user's.
     """
-    from anytune.generate import context_length, decode, prompt_ids
-    from anytune.sampling import Sampling
+    from anytune.generation.generate import context_length, decode, prompt_ids
+    from anytune.generation.sampling import Sampling
 
     loaded = _model(model, device, Path(model).stat().st_mtime_ns)
     found = [

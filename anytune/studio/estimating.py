@@ -22,7 +22,7 @@ def estimate(
     """{bytes, seconds, steps, text} of a run, or {problem}. data: examples, tokens, longest, as `look` gives them."""
     from anytune.memory import available_bytes
     from anytune.model import Lora
-    from anytune.model.subject import LoraSubject
+    from anytune.model.spec import LoraSpec
     from anytune.train.settings import TrainSettings
 
     try:
@@ -34,7 +34,7 @@ def estimate(
         shapes = {
             name: tuple(loaded.gguf.tensors[name].shape) for name in what.tensors(loaded.gguf, loaded.config.layers)
         }
-        plan, engine, speed = _planned(loaded, LoraSubject(what, shapes), chosen.ubatch, longest, memory)
+        plan, engine, speed = _planned(loaded, LoraSpec(what, shapes), chosen.ubatch, longest, memory)
     except UserError as error:
         return {"problem": " ".join(str(error).split())}
     tokens = min(data["tokens"], data["examples"] * chosen.context)
@@ -134,7 +134,7 @@ def adapter_facts(file: str, model: str | None = None) -> dict[str, Any]:
     import hashlib
     from pathlib import Path
 
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.gguf import GGUF
 
     if model is None:

@@ -39,8 +39,8 @@ class Watcher:
             traceback.print_exc()
 
     def _answers(self, adapter: Any) -> list[str]:
-        from anytune.generate import complete
-        from anytune.sampling import Sampling
+        from anytune.generation.generate import complete
+        from anytune.generation.sampling import Sampling
 
         if not self.prompts:
             return []

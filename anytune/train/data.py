@@ -14,7 +14,7 @@ from anytune.text.dataset import beyond
 from anytune.text.reading import reads_once
 from anytune.train.resume import recorded_dates
 from anytune.train.settings import TrainSettings
-from anytune.train.team import Solo
+from anytune.distributed.process_group import SingleProcess
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -32,21 +32,23 @@ def read_sets(
     val_split: float,
     options: dict[str, Any],
     settings: TrainSettings,
-    team: Solo,
+    process_group: SingleProcess,
     console: Console,
 ) -> tuple[tuple[Dataset, Dataset | None], ChatTemplate]:
     """((training set, validation set or None), the template with the date of the run). Raises UserError.
 
     options: build_dataset's. Where a run is continued, its own date is the one that makes its data again.
     """
-    recorded = team.lead(lambda: recorded_dates(settings, model.gguf.sha256())) if settings.resume_from else []
+    recorded = (
+        process_group.on_rank0(lambda: recorded_dates(settings, model.gguf.sha256())) if settings.resume_from else []
+    )
     runs = [run for run in recorded if _date(run["date"])][:_DATES]
     if settings.resume_from in (None, "auto") or not runs:
-        runs.append({"date": team.spread(template.today.isoformat())})  # a new one
+        runs.append({"date": process_group.broadcast(template.today.isoformat())})  # a new one
     if any(map(reads_once, (*data, *val_file))):
         runs = runs[:1]  # a pipe gives its data only once
     for run in runs:
-        dated = template if len(runs) == team.size == 1 and not recorded else template.at(_date(run["date"]))
+        dated = template if len(runs) == process_group.size == 1 and not recorded else template.at(_date(run["date"]))
         sets, said = _build(model, dated, data, val_file, val_split, options, settings)
         if not dated.tells_date or run is runs[-1] or _same(run, sets, settings):
             break

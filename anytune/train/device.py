@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from anytune.errors import UserError
 from anytune.engine.devices import bf16_missing, engine_for, gpu_unused
 from anytune.engine.probe import remembered
-from anytune.train.team import places
+from anytune.distributed.process_group import places
 
 if TYPE_CHECKING:
     from anytune.model import Model

@@ -2,7 +2,7 @@
 
 train() is what a command line calls: it returns a Run for every orderly end, Run.exit_code tells which.
 finetune() is the same for Python callers, but Ctrl-C arrives as KeyboardInterrupt (after all was saved).
-Started by torchrun (or anytune train --gpus), the processes train together: see team.py.
+Started by torchrun (or anytune train --gpus), the processes train together: see process_group.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anytune import adapter_peft
-from anytune.adapter import Adapter
+from anytune.adapter import peft
+from anytune.adapter.adapter import Adapter
 from anytune.engine.check import prove
 from anytune.engine.probe import cores
 from anytune.errors import UserError
@@ -33,7 +33,7 @@ from anytune.train.progress import Console, size
 from anytune.train.resume import open_run, recorded_engine
 from anytune.train.run import FILES, RunFolder
 from anytune.train.settings import FIELDS, TrainSettings
-from anytune.train.team import Elsewhere, Lost, Solo, join, launched, local_device, places
+from anytune.distributed.process_group import PeerError, WorkerLost, SingleProcess, join, launched, local_device, places
 from anytune.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def train(
     With torchrun's environment this process joins the others; all must be given the same. Process 0 writes the files,
     says what is to be said and calls progress; `device` "cuda" is each one's own.
 
-    Returns a Run. Raises UserError for whatever the caller can mend, Lost if another process of the team is gone.
+    Returns a Run. Raises UserError for whatever the caller can mend, WorkerLost if another process of the process
+    group is gone.
     """
     settings = _settings(settings, hyper)
     _check_files(data, val_file, val_split, chat_template, settings)
@@ -134,8 +135,8 @@ def train(
     if full is not None and shard:
         raise UserError("--shard shares out a frozen base, and with --full the base is what is trained: leave it out.")
     model = _load(model, local_device(device), threads, memory)
-    team = _join(model.engine, shard)
-    console = Console(quiet=quiet or team.rank > 0)
+    process_group = _join(model.engine, shard)
+    console = Console(quiet=quiet or process_group.rank > 0)
     try:
         adapter = _adapter(adapter, model, lora, console)
         template = _template(model, chat_template, adapter, console)
@@ -158,7 +159,7 @@ def train(
             **options,
         }
         sets, template = read_sets(
-            model, template, _list(data), _list(val_file or ()), val_split, options, settings, team, console
+            model, template, _list(data), _list(val_file or ()), val_split, options, settings, process_group, console
         )
         job = _Job(
             model,
@@ -167,7 +168,7 @@ def train(
             settings,
             console,
             Path(output) if output is not None else None,
-            team,
+            process_group,
             full is not None,
         )
         try:
@@ -181,15 +182,15 @@ def train(
         finally:
             if job.place is not None:
                 job.place.leave()
-        team.leave()
+        process_group.close()
         return made
     except BaseException:
-        team.drop()
+        process_group.abort()
         raise
     finally:
-        if team.sharded:
+        if process_group.sharded:
             model.hold("blocks")  # whole again, for whatever comes next
-        model.engine.team = None
+        model.engine.process_group = None
         console.close()
 
 
@@ -204,10 +205,16 @@ class _Job:
         settings: TrainSettings,
         console: Console,
         output: Path | None,
-        team: Solo,
+        process_group: SingleProcess,
         full: bool,
     ):
-        self.model, self.template, self.console, self.output, self.team = model, template, console, output, team
+        self.model, self.template, self.console, self.output, self.process_group = (
+            model,
+            template,
+            console,
+            output,
+            process_group,
+        )
         self.full, self.place = full, None
         self.train_set, self.val_set = sets
         self.longest = max(int(data.lengths.max()) for data in sets if data is not None)
@@ -215,17 +222,17 @@ class _Job:
         for note in notes:
             console.say(note)
         self.plan = Plan(self.train_set, self.settings)
-        idle = team.size - self.plan.per_step
+        idle = process_group.size - self.plan.per_step
         if idle > 0:
             console.say(
-                f"A step is {self.plan.per_step} × {self.settings.ubatch} tokens, so {idle} of {team.size} "
-                f"processes have nothing to do: raise -b to {team.size * self.settings.ubatch} or more, or "
+                f"A step is {self.plan.per_step} × {self.settings.ubatch} tokens, so {idle} of {process_group.size} "
+                f"processes have nothing to do: raise -b to {process_group.size * self.settings.ubatch} or more, or "
                 "lower -ub."
             )
 
     def run(self, start, threads: int | None, record: dict, progress, watch) -> Run:
         """start(self) -> (trainee, product)."""
-        settings, say, team = self.settings, self.console.say, self.team
+        settings, say, process_group = self.settings, self.console.say, self.process_group
         identity = _plain(
             {
                 "base": self.model.gguf.sha256(),
@@ -236,19 +243,26 @@ class _Job:
         )
         if self.template.tells_date:
             identity["date"] = self.template.today.isoformat()
-        _same_job(team, identity | {"settings": identity["settings"] | _rhythm(settings, self.model.engine, team)})
-        self._start(start, threads, team.lead(lambda: recorded_engine(settings, identity)))
-        engine = self.model.engine.identity() | ({"processes": team.size} if team.size > 1 else {})
-        if team.size > 1:
-            say(f"Trains with {team.size} processes, which share out the micro-batches of each step")
+        _same_job(
+            process_group,
+            identity | {"settings": identity["settings"] | _rhythm(settings, self.model.engine, process_group)},
+        )
+        self._start(start, threads, process_group.on_rank0(lambda: recorded_engine(settings, identity)))
+        engine = self.model.engine.identity() | ({"processes": process_group.size} if process_group.size > 1 else {})
+        if process_group.size > 1:
+            say(f"Trains with {process_group.size} processes, which share out the micro-batches of each step")
         say(
             preflight.report(
-                self.trainee, self.plan, self.val_set, settings, team.size * self.model.engine.flops_per_second()
+                self.trainee,
+                self.plan,
+                self.val_set,
+                settings,
+                process_group.size * self.model.engine.flops_per_second(),
             )
         )
-        team.lead(self._try_places)
+        process_group.on_rank0(self._try_places)
         identity["trainee"] = _plain(self.trainee.spec)
-        _same_job(team, identity)
+        _same_job(process_group, identity)
         record = _plain(
             record
             | {
@@ -257,11 +271,11 @@ class _Job:
                 "data_report": self.train_set.report,
             }
         )
-        run, run_id, found = _open(team, settings, self.model.gguf.path.stem, identity, record, say)
+        run, run_id, found = _open(process_group, settings, self.model.gguf.path.stem, identity, record, say)
         run.file = self.product.file
         say(f"Run: {run.path}")
         if self.output is None:
-            team.lead(lambda: say(f"Saving: {self.product.trial(run.product)}"))
+            process_group.on_rank0(lambda: say(f"Saving: {self.product.trial(run.product)}"))
         trainer = Trainer(
             self.trainee,
             self.train_set,
@@ -277,24 +291,24 @@ class _Job:
             watch=watch,
             plan=self.plan,
             product=self.product,
-            team=team,
+            process_group=process_group,
         )
         try:
             result = trainer.run()
-        except Lost as error:
+        except WorkerLost as error:
             kept = (
-                f"the last checkpoint is {trainer.keeper.saved}, and the same command with --resume-from auto "
+                f"the last checkpoint is {trainer.checkpoints.saved}, and the same command with --resume-from auto "
                 "continues from it, with any number of processes"
-                if trainer.keeper.saved
+                if trainer.checkpoints.saved
                 else "there is no checkpoint yet"
             )
-            lost = Lost(f"The run in {run.path} had to end, as {error}; {kept}.")
+            lost = WorkerLost(f"The run in {run.path} had to end, as {error}; {kept}.")
             if not launched():  # said at once: torchrun is about to end this process too
                 say(str(lost))
                 lost.told = self.console.stream is not None
             raise lost from None
         except OSError as error:
-            kept = f"; the last good checkpoint is {trainer.keeper.saved}" if trainer.keeper.saved else ""
+            kept = f"; the last good checkpoint is {trainer.checkpoints.saved}" if trainer.checkpoints.saved else ""
             raise UserError(f"The run in {run.path} had to end: {error}{kept}.") from None
         except RuntimeError as error:
             what = self.model.engine.explain(error, self.trainee.estimate.peak_bytes)
@@ -306,7 +320,7 @@ class _Job:
             say(f"Memory: {size(peak)} at most, {size(self.trainee.estimate.peak_bytes)} were estimated")
         self.model.engine.release()
         if self.output is not None and result.path is not None:
-            team.lead(lambda: self._deliver(result.path))
+            process_group.on_rank0(lambda: self._deliver(result.path))
         if result.timing is not None:
             say(result.timing.text())
         say(_ending(result, self.output, self.product))
@@ -316,12 +330,12 @@ class _Job:
     def _start(self, start, threads: int | None, recorded: dict) -> None:
         """Make trainee and product on the engine that trains."""
         self.place = Place(self.model, recorded, self.full)
-        _same_threads(self.model.engine, threads, recorded, self.team)
+        _same_threads(self.model.engine, threads, recorded, self.process_group)
         try:
             self.trainee, self.product = start(self)
         except UserError as error:
             self.place.retreat(error)
-            _same_threads(self.model.engine, threads, recorded, self.team)
+            _same_threads(self.model.engine, threads, recorded, self.process_group)
             self.trainee, self.product = start(self)
         self.console.say(self.place.sentence())
 
@@ -385,7 +399,7 @@ def check_outputs(output, settings: TrainSettings, model, data, val_file, adapte
     data and val_file may be lists."""
     written = [output]
     if output is not None and Path(output).suffix.lower() != ".gguf":
-        written += [Path(output) / name for name in adapter_peft.FILES]
+        written += [Path(output) / name for name in peft.FILES]
     resumed = Path(settings.resume_from or "auto").absolute()  # a checkpoint, or the folder of a run
     checkpoint = resumed if (resumed / ckpt.INFO).exists() else None
     folder = checkpoint.parent.parent if checkpoint else resumed
@@ -417,8 +431,8 @@ def _load(model, device, threads, memory):
     return load(model, device=device, threads=threads, memory=memory)
 
 
-def _join(engine, shard: bool) -> Solo:
-    """The team of this process, made known to its engine. Raises UserError."""
+def _join(engine, shard: bool) -> SingleProcess:
+    """The process group of this process, made known to its engine. Raises UserError."""
     device, here = getattr(engine, "device", None), places().get("LOCAL_RANK")
     if shard and here is None:
         raise UserError("--shard shares the base out between processes: start several with --gpus N or torchrun.")
@@ -429,47 +443,47 @@ def _join(engine, shard: bool) -> Solo:
             f"this process has its model on {device}, and as number {here} of its machine it should take "
             f"that card: load it with device='cuda:{here}', or hand over the file's path."
         )
-    team = join(device)
-    team.shard = shard
-    if team.size > 1:
+    process_group = join(device)
+    process_group.shard = shard
+    if process_group.size > 1:
         prove(engine, True)  # alone: its known answers hold for one process
-        engine.team = team
+        engine.process_group = process_group
         if hasattr(engine, "shards"):
-            engine.shards = team.size
-    return team
+            engine.shards = process_group.size
+    return process_group
 
 
-def _same_job(team: Solo, identity: dict) -> None:
+def _same_job(process_group: SingleProcess, identity: dict) -> None:
     """Raise UserError where this process was given something else than process 0."""
-    other = ckpt.differences(team.spread(identity), identity)
-    wrong = team.any(bool(other))
+    other = ckpt.differences(process_group.broadcast(identity), identity)
+    wrong = process_group.any(bool(other))
     if other:
         raise UserError(
-            f"process {team.rank} was given something else than process 0: "
+            f"process {process_group.rank} was given something else than process 0: "
             f"{'; '.join(other).replace(' then, ', ' there, ').replace(' now)', ' here)')}."
         )
     if wrong:
-        raise Elsewhere("another process was given something else than process 0")
+        raise PeerError("another process was given something else than process 0")
 
 
-def _rhythm(settings: TrainSettings, engine, team: Solo) -> dict:
+def _rhythm(settings: TrainSettings, engine, process_group: SingleProcess) -> dict:
     """What a resumed run may change, but processes must share, since it decides when they meet and in which numbers."""
     return {
         "checkpoint_save_steps": settings.checkpoint_save_steps,
-        "--shard": team.shard,
+        "--shard": process_group.shard,
         "--device": engine.name,
         "--dtype": engine.identity().get("dtype"),
     }
 
 
-def _open(team: Solo, settings, name: str, identity: dict, record: dict, say):
+def _open(process_group: SingleProcess, settings, name: str, identity: dict, record: dict, say):
     """open_run() by process 0, for all."""
 
     def work():
         run, run_id, found = open_run(settings, name, identity, record, say)
         return [str(run.path), str(run.checkpoints), run_id, found and [str(found.path), found.step, found.info]]
 
-    path, checkpoints, run_id, found = team.lead(work)
+    path, checkpoints, run_id, found = process_group.on_rank0(work)
     return (
         RunFolder(Path(path), Path(checkpoints)),
         run_id,
@@ -479,13 +493,13 @@ def _open(team: Solo, settings, name: str, identity: dict, record: dict, say):
 
 def _kept(trainer: Trainer) -> str:
     return (
-        f" The last good checkpoint is {trainer.keeper.saved}."
-        if trainer.keeper.saved
+        f" The last good checkpoint is {trainer.checkpoints.saved}."
+        if trainer.checkpoints.saved
         else " There is no checkpoint yet."
     )
 
 
-def _same_threads(engine, asked: int | None, recorded: dict, team: Solo) -> None:
+def _same_threads(engine, asked: int | None, recorded: dict, process_group: SingleProcess) -> None:
     """Go on with as many threads as before, unless the caller asked for a number: only so are bytes equal.
 
     Otherwise processes of one machine share out its cores.
@@ -493,8 +507,8 @@ def _same_threads(engine, asked: int | None, recorded: dict, team: Solo) -> None
     own, count = engine.identity().get("threads"), recorded.get("threads")
     if asked is not None or own is None:
         return
-    if type(count) is not int or not 1 <= count <= 1024 or recorded.get("processes", 1) != team.size:
-        count = own if team.size == 1 else min(own, max(1, cores() // team.local_size))
+    if type(count) is not int or not 1 <= count <= 1024 or recorded.get("processes", 1) != process_group.size:
+        count = own if process_group.size == 1 else min(own, max(1, cores() // process_group.local_size))
     if count != own:
         engine.use_threads(count)
 

@@ -51,7 +51,7 @@ class Result:
 
 
 @dataclass
-class Launched:
+class InFlightStep:
     """A step that was asked for; its losses and norm are Numbers (see engine/base.py) that may still be on their way.
 
     losses: of each micro-batch, 0.0 for another rank's.

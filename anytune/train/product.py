@@ -86,6 +86,6 @@ class ModelProduct:
 
 
 def read_adapter(path: Path, gguf) -> Any:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
 
     return Adapter.load(path, gguf=gguf)

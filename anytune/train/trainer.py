@@ -1,6 +1,7 @@
 """The loop: steps of micro-batches, evaluations, checkpoints; stops early, on request, or at a NaN.
 
-With a team (see team.py) every rank runs this loop and deals itself its part of each step's micro-batches. What decides
+With a process group (see process_group.py) every rank runs this loop and deals itself its part of each step's
+micro-batches. What decides
 where the loop goes (losses, requests to stop) is exchanged before it decides, and rank 0 alone touches the disk, so all
 go one way.
 """
@@ -21,9 +22,9 @@ from anytune.text.packing import make_batch
 from anytune.train import metrics as metrics_file
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.interrupt import Interrupts
-from anytune.train.keeper import Keeper, why
-from anytune.train.outcome import Launched, Result, bad, loss_tokens
-from anytune.train.pace import Pace
+from anytune.train.checkpoint_manager import CheckpointManager, why
+from anytune.train.outcome import InFlightStep, Result, bad, loss_tokens
+from anytune.train.throughput import Throughput
 from anytune.train.plan import Plan, Position
 from anytune.train.plot import plot_losses
 from anytune.train.progress import Console, duration
@@ -31,7 +32,7 @@ from anytune.train.run import RunFolder, lock
 from anytune.train.schedule import Schedule
 from anytune.train.settings import TrainSettings
 from anytune.train.sinks import Sinks
-from anytune.train.team import Elsewhere, Solo, report
+from anytune.distributed.process_group import PeerError, SingleProcess, report
 from anytune.train.validation import Validation
 
 
@@ -45,7 +46,7 @@ class Trainer:
     progress     called with each metrics row as a dict (after it is written)
     watch        called with the trainee and the step before the first step and at each checkpoint; the steps wait
     product      what is made of it: now().save(path), load, noun, again (see product.py)
-    team         the processes that train together, this one among them
+    process_group         the processes that train together, this one among them
     """
 
     def __init__(
@@ -65,10 +66,10 @@ class Trainer:
         watch: Callable[[Any, int], None] | None = None,
         plan: Plan | None = None,
         product: Any = None,
-        team: Solo | None = None,
+        process_group: SingleProcess | None = None,
     ):
-        self.team = team or Solo()
-        self.leads = self.team.rank == 0
+        self.process_group = process_group or SingleProcess()
+        self.leads = self.process_group.rank == 0
         self.trainee, self.train, self.settings = trainee, train, settings
         self.run_folder, self.run_id = run, run_id
         self.identity, self.engine = identity or {}, engine or {}
@@ -79,12 +80,12 @@ class Trainer:
         self.resume = resume
         self.step = 0
         self.pending: dict | None = None  # a row whose step is done and whose evaluation is not
-        self.validation = Validation(trainee, val, settings, self.team)
-        self.keeper = Keeper(trainee, run, self.team, self.console.say, settings.kept)
-        self.pace = Pace(self.plan.tokens)
+        self.validation = Validation(trainee, val, settings, self.process_group)
+        self.checkpoints = CheckpointManager(trainee, run, self.process_group, self.console.say, settings.kept)
+        self.throughput = Throughput(self.plan.tokens)
         self.interrupts = Interrupts(quiet=not self.leads)
-        self.agreed = False  # to stop, as far as the team has exchanged it
-        self.lag = getattr(trainee, "lag", 0)  # steps that the device may be behind
+        self.agreed = False  # to stop, as far as the process group has exchanged it
+        self.steps_in_flight = getattr(trainee, "steps_in_flight", 0)  # steps that the device may be behind
         self.settled = 0.0  # when the last step was, time.perf_counter()
 
     # -- the run ----------------------------------------------------------------------------------------
@@ -92,12 +93,12 @@ class Trainer:
     def run(self) -> Result:
         """Train to the end, or until stopped. Raises UserError at a NaN, having kept the last good state."""
         with contextlib.ExitStack() as held:
-            self.team.lead(lambda: self._open(held))
+            self.process_group.on_rank0(lambda: self._open(held))
             held.enter_context(self.interrupts)
             if self.resume is not None:
                 self._take_up(self.resume)
-            self.keeper.restore(self.resume)
-            self.team.lead(lambda: self._record(held))
+            self.checkpoints.restore(self.resume)
+            self.process_group.on_rank0(lambda: self._record(held))
             self._show()
             return self._finish(self._loop())
 
@@ -118,7 +119,7 @@ class Trainer:
     def _loop(self) -> str:
         if self.pending is not None and not self._complete(self.pending):
             return "interrupted"
-        queue: collections.deque[Launched] = collections.deque()
+        queue: collections.deque[InFlightStep] = collections.deque()
         for position, bins in self.plan.after(self.step):
             if self.validation.out_of_patience:
                 return "early"
@@ -126,7 +127,7 @@ class Trainer:
             if launched is not None:
                 queue.append(launched)
             # a device may lag behind by a step, but not where the step's outcome decides what comes next
-            kept = 0 if launched is None or self._stop or self._decides(position) else self.lag
+            kept = 0 if launched is None or self._stop or self._decides(position) else self.steps_in_flight
             while len(queue) > kept:
                 if not self._settle(queue.popleft()):
                     return "interrupted"
@@ -148,21 +149,21 @@ class Trainer:
 
     @property
     def _stop(self) -> bool:
-        """Whether to stop: for a team, what was exchanged, so that all ranks turn off at the same place."""
-        return self.interrupts.stop if self.team.size == 1 else self.agreed
+        """Whether to stop: for a process group, what was exchanged, so that all ranks turn off at the same place."""
+        return self.interrupts.stop if self.process_group.size == 1 else self.agreed
 
     def _turns(self, bins) -> list[int | None]:
         """The micro-batches of this rank. None: others have one more; it still takes part in what they exchange."""
-        mine = self.team.share(range(len(bins)))
-        return mine + [None] * (-(-len(bins) // self.team.size) - len(mine))
+        mine = self.process_group.share(range(len(bins)))
+        return mine + [None] * (-(-len(bins) // self.process_group.size) - len(mine))
 
     def _exchange(self, bad: bool) -> bool:
         """After each turn: tell of a request to stop, and of a loss that is not finite -> whether anyone has one."""
-        stop, bad = self.team.sums([self.interrupts.stop, bad])
+        stop, bad = self.process_group.all_reduce([self.interrupts.stop, bad])
         self.agreed = stop > 0
         return bad > 0
 
-    def _launch(self, position: Position, bins) -> Launched | None:
+    def _launch(self, position: Position, bins) -> InFlightStep | None:
         """Ask for one optimizer step. None: interrupted in it, nothing applied."""
         step, s, turns, begun = position.step, self.settings, self._turns(bins), time.perf_counter()
         with_loss = sum(loss_tokens(self.train, indexes) for indexes in bins)
@@ -171,10 +172,11 @@ class Trainer:
             if micro is not None:
                 batch = make_batch(self.train, bins[micro])
                 losses[micro] = self.trainee.accumulate(batch, 1.0 / with_loss, step, micro)
-            elif self.team.sharded:  # the others need this rank's part of the weights: it goes along, adding nothing
+            elif self.process_group.sharded:
+                # the others need this rank's part of the weights: it goes along, adding nothing
                 self.trainee.accumulate(make_batch(self.train, bins[0]), 0.0, step, 0)
             if self._exchange(micro is not None and bad(losses[micro])):
-                self._look(step, self.team.sums([float(loss) for loss in losses]), bins)
+                self._look(step, self.process_group.all_reduce([float(loss) for loss in losses]), bins)
             if self._stop and turn + 1 < len(turns):
                 return None
         lr = self.schedule.lr(step)
@@ -188,7 +190,7 @@ class Trainer:
             max_grad_norm=s.max_grad_norm,
         )
         tokens = sum(int(self.train.offsets[i + 1] - self.train.offsets[i]) for indexes in bins for i in indexes)
-        return Launched(position, bins, losses, norm, lr, tokens, with_loss, begun)
+        return InFlightStep(position, bins, losses, norm, lr, tokens, with_loss, begun)
 
     def _look(self, step: int, losses: list[float], bins) -> None:
         """Raise if a micro-batch's loss is not finite."""
@@ -196,11 +198,13 @@ class Trainer:
             if not math.isfinite(loss):
                 raise self._diverged(step, f"the loss is {loss}", bins[micro])
 
-    def _settle(self, launched: Launched) -> bool:
+    def _settle(self, launched: InFlightStep) -> bool:
         """Take in the outcome of a step, and do what is due after it. False: interrupted in its evaluation."""
         position, step = launched.position, launched.position.step
         # every micro-batch has one rank with its loss, and zeros: the sum is the same however many ranks there are
-        *losses, stop = self.team.sums([*(float(loss) for loss in launched.losses), self.interrupts.stop])
+        *losses, stop = self.process_group.all_reduce(
+            [*(float(loss) for loss in launched.losses), self.interrupts.stop]
+        )
         self.agreed = stop > 0
         self._look(step, losses, launched.bins)
         norm = float(launched.norm)
@@ -208,8 +212,9 @@ class Trainer:
             raise self._diverged(step, f"the gradient's norm is {norm}", [i for b in launched.bins for i in b])
         now = time.perf_counter()
         seconds, self.settled = now - max(self.settled, launched.started), now
-        if self.pace.step(launched.tokens, seconds) and self.pace.left > 60:
-            self.console.say(f"First step: {self.pace.rate:,.0f} tokens/s, so about {duration(self.pace.left)} to go.")
+        if self.throughput.step(launched.tokens, seconds) and self.throughput.left > 60:
+            rate, left = self.throughput.rate, duration(self.throughput.left)
+            self.console.say(f"First step: {rate:,.0f} tokens/s, so about {left} to go.")
         self.step = step
         row = {
             "step": step,
@@ -227,13 +232,13 @@ class Trainer:
         if not self._complete(row, self.validation.due(position, self.plan.total)):
             return False
         if self._saves(step):
-            self.keeper.save(self.step, self._info)
+            self.checkpoints.save(self.step, self._info)
             self._show()
         return True
 
     def _show(self) -> None:
         """Let the caller look at what is trained. Alone: a sharded base answers only if all take part."""
-        if self.watch is not None and self.team.size == 1:
+        if self.watch is not None and self.process_group.size == 1:
             self.watch(self.trainee, self.step)
 
     def _complete(self, row: dict, evaluate: bool = True) -> bool:
@@ -246,13 +251,15 @@ class Trainer:
                 self.pending = row
                 return False
             row = dict(row, val_loss=value)
-            self.validation.take(row["step"], value, lambda: self.team.lead(lambda: self._save_best(row["step"])))
+            self.validation.take(
+                row["step"], value, lambda: self.process_group.on_rank0(lambda: self._save_best(row["step"]))
+            )
         self.pending = None
         if self.leads:
             self.metrics.append(row)
             self.sinks(row)
             best = self.validation.best
-            self.console.step(row, self.plan.total, self.pace.left, best and best["val_loss"])
+            self.console.step(row, self.plan.total, self.throughput.left, best and best["val_loss"])
             if self.progress:
                 self.progress(row)
         return True
@@ -301,18 +308,18 @@ class Trainer:
                 f"The checkpoint was made with {_words(info['engine'])}, and this is "
                 f"{_words(self.engine)}: as good, but not bit for bit what it would have been."
             )
-        self.keeper.saved, self.keeper.saved_step = found.path, found.step - bool(self.pending)
-        self.pace.seen = round(self.plan.tokens * self.step / self.plan.total)
+        self.checkpoints.saved, self.checkpoints.saved_step = found.path, found.step - bool(self.pending)
+        self.throughput.seen = round(self.plan.tokens * self.step / self.plan.total)
         self.console.say(f"Continuing after step {self.step} of {self.plan.total} from {found.path}")
 
     # -- ends -------------------------------------------------------------------------------------------
 
     def _finish(self, stopped: str) -> Result:
-        folder, keeper = self.run_folder, self.keeper
-        if self.step > 0 and (keeper.saved_step != self.step or self.pending):
-            keeper.save(self.step, self._info)
+        folder, checkpoints = self.run_folder, self.checkpoints
+        if self.step > 0 and (checkpoints.saved_step != self.step or self.pending):
+            checkpoints.save(self.step, self._info)
             self._show()
-        self.team.lead(self._write_product)
+        self.process_group.on_rank0(self._write_product)
         return Result(
             folder.product if self.step > 0 else None,
             folder.path,
@@ -320,13 +327,13 @@ class Trainer:
             self.step,
             self.plan.total,
             self.validation.best,
-            keeper.saved,
+            checkpoints.saved,
             self.product.load,
         )
 
     def _write_product(self) -> None:
-        folder, best, saved = self.run_folder, self.validation.best, self.keeper.saved
-        if self.step > 0 and best is None and not self.keeper.sound():  # the last update was too much
+        folder, best, saved = self.run_folder, self.validation.best, self.checkpoints.saved
+        if self.step > 0 and best is None and not self.checkpoints.sound():  # the last update was too much
             raise UserError(
                 f"After step {self.step} the parameters are no longer finite. "
                 f"{f'The last good state is {saved}. ' if saved else ''}{self._advice()}"
@@ -346,21 +353,21 @@ class Trainer:
 
     def _diverged(self, step: int, what: str, indexes) -> UserError:
         """The state is that of the step before: keep it, and say what to do."""
-        if self.step > self.keeper.saved_step:
-            self.keeper.save(self.step, self._info)
-        text = self.team.lead(lambda: self._last_words(step, what, indexes))
-        return UserError(text) if self.leads else Elsewhere(text)
+        if self.step > self.checkpoints.saved_step:
+            self.checkpoints.save(self.step, self._info)
+        text = self.process_group.on_rank0(lambda: self._last_words(step, what, indexes))
+        return UserError(text) if self.leads else PeerError(text)
 
     def _last_words(self, step: int, what: str, indexes) -> str:
         lines = ", ".join(sorted({self.train.where(i) for i in indexes}))
         if len(lines) > 300:
             lines = lines[:300] + "…"
         kept = ""
-        if self.step > 0 and self.keeper.sound():
+        if self.step > 0 and self.checkpoints.sound():
             self.product.now().save(self.run_folder.product)
             kept = f"What was learned before is in {self.run_folder.product} ({self.product.again}). "
-        elif self.keeper.saved:
-            kept = f"The last good state is {self.keeper.saved}. "
+        elif self.checkpoints.saved:
+            kept = f"The last good state is {self.checkpoints.saved}. "
         return f"Step {step}: {what}, so training stopped before applying it ({lines}). {kept}{self._advice()}"
 
     def _advice(self) -> str:

@@ -19,10 +19,10 @@ class Validation:
     best: {"step", "val_loss"} or None; waited: evaluations since.
     """
 
-    def __init__(self, trainee, data, settings: TrainSettings, team):
+    def __init__(self, trainee, data, settings: TrainSettings, process_group):
         if data is not None and not np.any(data.loss):
             raise UserError("The validation data has no token with loss: there is nothing to measure.")
-        self.trainee, self.data, self.settings, self.team = trainee, data, settings, team
+        self.trainee, self.data, self.settings, self.process_group = trainee, data, settings, process_group
         bins = pack(data, settings.ubatch, settings.seed, 0) if data is not None else []
         self.bins = [indexes for indexes in bins if loss_tokens(data, indexes)]
         self.tokens = sum(loss_tokens(data, indexes) for indexes in bins)
@@ -44,13 +44,13 @@ class Validation:
         """
         losses = [0.0] * len(self.bins)
         for turn, number in enumerate(turns):
-            if number is not None or self.team.sharded:
+            if number is not None or self.process_group.sharded:
                 loss = float(self.trainee.evaluate(make_batch(self.data, self.bins[number or 0])))
                 if number is not None:
                     losses[number] = loss
             if stopped() and turn + 1 < len(turns):
                 return None
-        return sum(self.team.sums(losses)) / self.tokens
+        return sum(self.process_group.all_reduce(losses)) / self.tokens
 
     def take(self, step: int, value: float, keep) -> None:
         """Note what was found after a step; keep() -> whether the best so far could be kept."""

@@ -9,7 +9,7 @@ import pytest
 import anytune
 from anytune.adapt import fit as fitting
 from anytune.adapt.collection import solve
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.cli.main import run as command
 from tests.adapt.test_fit import adapter_for
 from tests.support import tiny

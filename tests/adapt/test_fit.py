@@ -12,7 +12,7 @@ from anytune.adapt.job import Settings, Task, Teacher, as_adapter, measure
 from anytune.adapt.measure import distances
 from anytune.adapt.steps import gradient_steps
 from anytune.adapt.walk import Side
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from tests.support import tiny
 from tests.support.require import need
 
@@ -49,7 +49,7 @@ def sides(model, task, examples, slots, size=256, **options):
     one, front = batches(examples, size, False, share)
     other, behind = batches(examples, size, True, share)
     return Couple(
-        Side(model, one, front, slots=slots, **options),
+        Side(model, one, front, pairs=slots, **options),
         Side(task.teacher.model, other, behind, adapter=task.teacher.adapter, **options),
     )
 

@@ -205,7 +205,7 @@ def test_every_setting_of_a_run_has_a_flag():
 
 def test_sampling_defaults_are_those_of_python():
     from anytune.cli.sampling import DEFAULTS
-    from anytune.sampling import Sampling
+    from anytune.generation.sampling import Sampling
 
     assert Sampling(**{**DEFAULTS, "seed": None}) == Sampling()
 

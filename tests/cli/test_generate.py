@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.conversation import Conversation
-from anytune.generate import prompt_ids
-from anytune.sampling import Sampling
+from anytune.generation.conversation import Conversation
+from anytune.generation.generate import prompt_ids
+from anytune.generation.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
 

@@ -35,12 +35,12 @@ def unraced(monkeypatch, request):
         or "hardware" in request.fixturenames
     ):
         return
-    from anytune.engine.webgpu.race import Race
+    from anytune.engine.webgpu.autotune import Autotune
     from anytune.engine.webgpu.tune import F16_TILES, Tuning
 
     def choose(self, may, must):
         self._use(may & (must | {F16_TILES}))
-        self.rate = Race(self.engine, 256, 1).rate(self.default, 64)
+        self.rate = Autotune(self.engine, 256, 1).rate(self.default, 64)
 
     monkeypatch.setattr(Tuning, "_choose", choose)
     if request.module.__name__.endswith("webgpu_full") and "engine" in request.fixturenames:

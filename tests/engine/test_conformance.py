@@ -39,7 +39,7 @@ def test_attention_on_random_shapes(engine, seed):
     starts = starts_of(random, tokens)
     q, k, v, dout = (
         random.standard_normal((tokens, n * size)).astype(np.float32)
-        for n in (heads.queries, keys, keys, heads.queries)
+        for n in (heads.n_heads, keys, keys, heads.n_heads)
     )
     engine.begin(starts, tokens + int(random.integers(0, 9)), (0, 0, 0))
     out, sums = engine.attention(q, k, v, heads)
@@ -103,12 +103,12 @@ def test_linear_on_random_shapes(engine, tmp_path, block, width, hold):
         ]
         grads = [tuple(np.zeros_like(z) for z in p[:2]) if p else (None, None) for p in pairs]
         for room in (0, 7):
-            engine.room = room
+            engine.row_padding = room
             engine.begin(np.array([0, tokens], np.int32), tokens, (0, 0, 0))
             group = engine.group(
                 [engine.weight(gguf, f"w{i}", hold) for i in range(3)],
                 None,
-                [engine.slot(*p, *g) if p else None for p, g in zip(pairs, grads)],
+                [engine.lora_pair(*p, *g) if p else None for p, g in zip(pairs, grads)],
             )
             x = engine.array(tokens, width)
             x[...] = random.standard_normal((tokens, width))
@@ -143,13 +143,13 @@ def test_joined_gradients_are_not_overwritten(engine, tmp_path):
     path = tmp_path / "w.gguf"
     write_gguf(path, {}, [("w", (32, 32), "F32", random.standard_normal((32, 32)).astype(np.float32))])
     with GGUF.open(path) as gguf:
-        engine.room = 4
+        engine.row_padding = 4
         engine.begin(np.array([0, 6], np.int32), 6, (0, 0, 0))
         pair = [random.standard_normal((4, 32)).astype(np.float32), np.ones((32, 4), np.float32)]
         group = engine.group(
             [engine.weight(gguf, "w", "blocks")],
             None,
-            [engine.slot(*pair, 1.0, np.zeros((4, 32), np.float32), np.zeros((32, 4), np.float32))],
+            [engine.lora_pair(*pair, 1.0, np.zeros((4, 32), np.float32), np.zeros((32, 4), np.float32))],
         )
         both = engine.array(6, 64)
         both[...] = random.standard_normal((6, 64))
@@ -169,7 +169,7 @@ def test_cross_entropy_with_all_gradients(engine, tmp_path, rows, vocab, rank):
         dense, slot, weight = gguf.float32("w").astype(np.float64), None, None
         if rank:
             a, b = (random.standard_normal(s).astype(np.float32) for s in ((rank, 32), (vocab, rank)))
-            slot = engine.slot(a, b, 0.5, np.zeros_like(a), np.zeros_like(b))
+            slot = engine.lora_pair(a, b, 0.5, np.zeros_like(a), np.zeros_like(b))
             weight = dense + 0.5 * b.astype(np.float64) @ a
         group = engine.group([engine.weight(gguf, "w", "blocks")], None, [slot])
         weight = dense if weight is None else weight
@@ -205,7 +205,7 @@ def test_dropout_is_a_mask_of_the_step(engine, tmp_path):
     write_gguf(path, {}, [("w", (8, 64), "F32", np.zeros((8, 64), np.float32))])
     with GGUF.open(path) as gguf:
         a, b = np.eye(8, 64, dtype=np.float32), np.eye(8, dtype=np.float32)
-        slot = engine.slot(a, b, 1.0, np.zeros_like(a), np.zeros_like(b))
+        slot = engine.lora_pair(a, b, 1.0, np.zeros_like(a), np.zeros_like(b))
         group = engine.group([engine.weight(gguf, "w", "blocks")], None, [slot], dropout=0.5, number=3)
         x, seen = np.ones((40, 64), np.float32), []
         engine.training = True

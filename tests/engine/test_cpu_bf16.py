@@ -17,7 +17,7 @@ from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
 from anytune.model import Lora, load
 from anytune.model.plan import _Counter
-from anytune.model.subject import LoraSubject
+from anytune.model.spec import LoraSpec
 from anytune.text.packing import MicroBatch
 from tests.engine.conftest import TINY
 from tests.model.conftest import stream
@@ -220,10 +220,10 @@ def test_joined_operations_are_the_single_ones(tmp_path_factory, tokens, feature
         results = []
         for kind in (CpuBf16Engine, Composed):
             grads = [(np.zeros_like(a), np.zeros_like(b)) for a, b in pairs]
-            group = e.group(weights, None, [e.slot(*p, 0.5, *g) for p, g in zip(pairs, grads)] if rank else None)
-            one = e.group(weights[:1], None, group.slots[:1])
+            group = e.group(weights, None, [e.lora_pair(*p, 0.5, *g) for p, g in zip(pairs, grads)] if rank else None)
+            one = e.group(weights[:1], None, group.pairs[:1])
             e.begin(np.array([0, tokens], np.int32), tokens)
-            e.room, act = group.rank, "gelu" if gelu else "silu"
+            e.row_padding, act = group.rank, "gelu" if gelu else "silu"
             results.append(
                 [
                     *map(e.host, kind.norm_linear(e, x, gain, 1e-5, group)),
@@ -396,7 +396,7 @@ def test_the_count_is_what_the_engine_allocates(files, name, hold, sizes, keep, 
     found = e.pool.bytes + scratch + sum(b.nbytes for b in e._raw.values())
     shapes = {n: tuple(model.gguf.tensors[n].shape) for n in trainee.names}
     count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), tokens)
-    _Counter(model, LoraSubject(trainee.lora, shapes), tokens, tokens)._run(count, hold, keep)
+    _Counter(model, LoraSpec(trainee.lora, shapes), tokens, tokens)._run(count, hold, keep)
     assert count.bytes == pytest.approx(found, rel=0.05)
 
 
@@ -415,7 +415,7 @@ def test_packed_weights_change_no_bit_and_are_held_once(files, name, threads, ke
         np.testing.assert_array_equal(one, two)
     assert all((w._blocks is None) == (kept == "both") for g in layers for w in g.weights)
     model, shapes = trainee.model, {n: tuple(trainee.model.gguf.tensors[n].shape) for n in trainee.names}
-    subject = LoraSubject(trainee.lora, shapes)
+    subject = LoraSpec(trainee.lora, shapes)
     way = Way(0.0, "blocks", Bf16Sizes(packed=kept), "")
     count = model.engine.budget(model.weights, None).counter(way, 40)
     found = sum(b.nbytes for g in groups for b in g.packed._buffers) + sum(

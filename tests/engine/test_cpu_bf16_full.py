@@ -7,7 +7,7 @@ from anytune.engine.budget import Way
 from anytune.engine.numpy.sizes import LEAN, Sizes
 from anytune.model import Full
 from anytune.model.plan import _Counter
-from anytune.model.subject import FullSubject
+from anytune.model.spec import FullSpec
 from tests.engine.conftest import TINY
 from tests.model.conftest import stream
 from tests.support import full
@@ -74,5 +74,5 @@ def test_the_count_is_what_the_engine_allocates(files, name, what, sizes, keep, 
         e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values()) + sum(b.nbytes for b in e._raw.values())
     )
     count = e.budget(model.weights, None).counter(Way(0.0, "blocks", sizes, ""), tokens)
-    _Counter(model, FullSubject(what, trainee.shapes), tokens, tokens)._run(count, "blocks", keep)
+    _Counter(model, FullSpec(what, trainee.shapes), tokens, tokens)._run(count, "blocks", keep)
     assert count.bytes == pytest.approx(found, rel=0.07)  # of attention, the worker that came first may have taken all

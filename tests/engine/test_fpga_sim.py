@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.cli.main import run as command
 from anytune.engine.check import known_answers
 from anytune.engine.fpga_sim import FpgaSimEngine, _take_largest
@@ -51,7 +51,7 @@ def test_linear_is_the_twins_to_the_bit(tmp_path, kind):
     engine = FpgaSimEngine(2)
     with GGUF.open(path) as file:
         weight = engine.weight(file, name)
-        slot = engine.slot(
+        slot = engine.lora_pair(
             rng.standard_normal((3, 64)).astype(np.float32),
             rng.standard_normal((96, 3)).astype(np.float32),
             0.5,

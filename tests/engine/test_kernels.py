@@ -24,7 +24,7 @@ CASES = {
     "rms_norm": ([view(23, 36), vector(12), 1e-5, 3], [view(23, 36)]),
     "rms_norm_backward": ([view(23, 36), view(23, 36), vector(36), 1e-5, 1, view(23, 36)], [view(23, 36)]),
     "rms_norm_backward, alone": ([view(23, 36), view(23, 36), vector(36), 1e-5, 1, None], [view(23, 36)]),
-    "rope, halves": ([view(23, 36), *TABLE, POSITIONS, 3, True, 1.0], [view(23, 36)]),
+    "rope, neox": ([view(23, 36), *TABLE, POSITIONS, 3, True, 1.0], [view(23, 36)]),
     "rope, neighbours": ([view(23, 36), *TABLE, POSITIONS, 3, False, -1.0], [view(23, 36)]),
     "glu, silu": ([view(23, 37), view(23, 37), plain.SILU], [view(23, 37)]),
     "glu, gelu": ([view(23, 37), view(23, 37), plain.GELU], [view(23, 37)]),

@@ -22,7 +22,7 @@ def test_a_buffer_returns_when_its_last_view_is_gone():
 
 def test_live_arrays_never_share_memory():
     engine, random = NumpyEngine(1, compiled=False), np.random.default_rng(0)
-    engine.room, live = 3, []
+    engine.row_padding, live = 3, []
     for number in range(300):
         if live and random.random() < 0.5:
             array, value = live.pop(int(random.integers(len(live))))

@@ -73,20 +73,20 @@ def twin(request, monkeypatch):
 def dense(q, k, v, dout, starts, heads):
     """(out, log-sums, dq, dk, dv) in float64, from whole matrices of probabilities."""
     tokens = len(q)
-    q, k, v, dout = (z.astype(np.float64).reshape(tokens, -1, heads.size) for z in (q, k, v, dout))
+    q, k, v, dout = (z.astype(np.float64).reshape(tokens, -1, heads.head_dim) for z in (q, k, v, dout))
     see = ref.visible(starts, tokens, heads.window)
     out, dq, dk, dv = (np.zeros_like(z) for z in (q, q, k, v))
-    sums = np.zeros((heads.queries, tokens))
-    for h in range(heads.queries):
+    lse = np.zeros((heads.n_heads, tokens))
+    for h in range(heads.n_heads):
         g = h // heads.group
         s = np.where(see, q[:, h] @ k[:, g].T * heads.scale, -np.inf)
-        sums[h] = np.log(np.exp(s - s.max(1, keepdims=True)).sum(1)) + s.max(1)
-        p = np.exp(s - sums[h][:, None])
+        lse[h] = np.log(np.exp(s - s.max(1, keepdims=True)).sum(1)) + s.max(1)
+        p = np.exp(s - lse[h][:, None])
         out[:, h] = p @ v[:, g]
         dp = dout[:, h] @ v[:, g].T
         ds = p * (dp - (p * dp).sum(1, keepdims=True)) * heads.scale
         dq[:, h], dk[:, g], dv[:, g] = ds @ k[:, g], dk[:, g] + ds.T @ q[:, h], dv[:, g] + p.T @ dout[:, h]
-    return (out.reshape(tokens, -1), sums, *(z.reshape(tokens, -1) for z in (dq, dk, dv)))
+    return (out.reshape(tokens, -1), lse, *(z.reshape(tokens, -1) for z in (dq, dk, dv)))
 
 
 class Stream:
@@ -96,7 +96,7 @@ class Stream:
         self.starts = np.cumsum([0, *lengths], dtype=np.int32)
         self.heads, self.device, self.dtype, self.spare = heads, device, dtype, spare
         self.tokens = int(self.starts[-1])
-        self.wide, self.narrow = heads.queries * heads.size, heads.keys * heads.size
+        self.wide, self.narrow = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
         first, end = (np.repeat(z, lengths) for z in (self.starts[:-1], self.starts[1:]))
         self.first, self.end = (torch.tensor(z, dtype=torch.int32, device=device) for z in (first, end))
         self.joined, self.dout = (
@@ -116,12 +116,12 @@ class Stream:
         qkv, dout = self.split(self.joined), self.dout[:, : self.wide]
         made, grads = self.poisoned(self.wide), self.poisoned(self.wide + 2 * self.narrow)
         out, bounds = made[:, : self.wide], (self.first, self.end, self.starts, self.heads)
-        sums = twin.attention(*qkv, *bounds, out)
-        assert sums.shape == (self.heads.queries, self.tokens) and sums.dtype == torch.float32
-        twin.attention_backward(dout, *qkv, out, sums, *bounds, *self.split(grads))
+        lse = twin.attention(*qkv, *bounds, out)
+        assert lse.shape == (self.heads.n_heads, self.tokens) and lse.dtype == torch.float32
+        twin.attention_backward(dout, *qkv, out, lse, *bounds, *self.split(grads))
         if self.spare:
             assert made[:, -self.spare :].isnan().all() and grads[:, -self.spare :].isnan().all()
-        return out, sums, *self.split(grads)
+        return out, lse, *self.split(grads)
 
     def wanted(self):
         return dense(
@@ -129,7 +129,7 @@ class Stream:
         )
 
     def check(self, twin):
-        for name, got, want in zip(("out", "sums", "dq", "dk", "dv"), self.run(twin), self.wanted()):
+        for name, got, want in zip(("out", "lse", "dq", "dk", "dv"), self.run(twin), self.wanted()):
             got = numpy(got)
             assert np.isfinite(got).all(), name
             # a gradient may be nothing but rounding (a window of one key has none in q): measure against dout too
@@ -304,19 +304,19 @@ def test_caches(window, group, size):
     for slot, length in zip((4, 0, 2), lengths):  # keys that nobody may see
         keys[slot, length:], values[slot, length:] = 1e30, torch.nan
     slots = [(4, 0, 1, 0), (0, 1, 6, 3), (2, 6, 9, 146)]
-    q = torch.tensor(random.standard_normal((9, heads.queries * size + 3)), dtype=torch.float32, device=DEVICE)[:, :-3]
-    out = torch.full((9, heads.queries * size + 1), torch.nan, device=DEVICE)[:, :-1]
+    q = torch.tensor(random.standard_normal((9, heads.n_heads * size + 3)), dtype=torch.float32, device=DEVICE)[:, :-3]
+    out = torch.full((9, heads.n_heads * size + 1), torch.nan, device=DEVICE)[:, :-1]
     plain.attend_cache(q, keys, values, slots, heads, out)
     for slot, low, high, position in slots:
         near, last = max(0, position + 1 - window) if window else 0, position + high - low
-        wide = np.zeros((last - near, heads.queries * size))
+        wide = np.zeros((last - near, heads.n_heads * size))
         wide[-(high - low) :] = numpy(q[low:high])
         want = ref.attention(wide, *(numpy(x[slot, near:last]) for x in (keys, values)), [0, last - near], heads)
         assert error(numpy(out[low:high]), want[-(high - low) :]) < LIMITS[torch.float32]
     rows, where = [0, 5, 8], torch.tensor([4, 0, 2], dtype=torch.int32, device=DEVICE)
     seen = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
     for dtype in (torch.float32, torch.float16):
-        got = torch.full((3, heads.queries * size + 1), torch.nan, device=DEVICE, dtype=dtype)[:, :-1]
+        got = torch.full((3, heads.n_heads * size + 1), torch.nan, device=DEVICE, dtype=dtype)[:, :-1]
         decode_attention.attend_cache(q[rows].to(dtype), keys.to(dtype), values.to(dtype), where, seen, heads, got)
         assert error(numpy(got), numpy(out[rows])) < LIMITS[dtype]
 

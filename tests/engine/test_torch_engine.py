@@ -46,8 +46,8 @@ def hold(trainee, how, sizes=None, keep=None):
     """Train on with weights held otherwise, other sizes of pieces, or other layers kept."""
     e, model = trainee.engine, trainee.model
     model.hold(how)
-    trainee.layers = model.weights.layers(model.rope_tables(trainee.ubatch), trainee.slots, trainee.lora.dropout)
-    trainee.head = model.weights.head(trainee.slots)
+    trainee.layers = model.weights.layers(model.rope_tables(trainee.ubatch), trainee.pairs, trainee.lora.dropout)
+    trainee.head = model.weights.head(trainee.pairs)
     e.sizes = sizes or e.sizes
     trainee.keep = trainee.keep if keep is None else keep
     e.prepare(

@@ -157,7 +157,7 @@ def test_glu_gradients_in_eighths(f, dtype, activation):
 def rough_trainee(path, place, **lora):
     """A trainee whose gradients pass fp8 also where there are few tokens."""
     made = trainee_of(path, place, "fp8", **lora)
-    made.engine.f.few = 0
+    made.engine.f.small_rows = 0
     return made
 
 
@@ -165,9 +165,9 @@ def rough_trainee(path, place, **lora):
 def test_few_tokens_are_left_alone(files, place):  # noqa: F811
     """Their products are bound by reading weights, and each launch counts."""
     batch, rough = stream([17, 20]), trainee_of(files["qwen3"], place, "fp8")
-    rough.engine.f.few = 512
+    rough.engine.f.small_rows = 512
     exact = trainee_of(files["qwen3"], place, "f32" if place == "cpu-torch" else "bf16")
-    exact.engine.f.few = 512
+    exact.engine.f.small_rows = 512
     np.testing.assert_array_equal(gradients(rough, batch)[1], gradients(exact, batch)[1])
 
 

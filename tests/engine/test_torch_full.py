@@ -9,7 +9,7 @@ from anytune.engine.budget import Way
 from anytune.engine.devices import engine_for
 from anytune.model import Full
 from anytune.model.plan import _Counter
-from anytune.model.subject import FullSubject
+from anytune.model.spec import FullSpec
 from tests.support import full
 from tests.support.require import need
 from tests.support.triton import DEVICE
@@ -90,7 +90,7 @@ def test_what_is_held_of_frozen_weights_is_what_was_counted(files, modules, how)
     assert full.nearness(got, want)[0] >= 0.999
     taken = 2 * (e.updater.arena.numel() + (e.scratch.numel() if e.scratch is not None else 0))
     taken += sum(w._raw.numel() for w in model.weights.matrices.values() if w._raw is not None)
-    counter = _Counter(model, FullSubject(trainee.full, trainee.shapes), 40, 40)
+    counter = _Counter(model, FullSpec(trainee.full, trainee.shapes), 40, 40)
     count = e.budget(model.weights, None).counter(Way(0.0, how, Sizes(), ""), 40)
     groups = counter._run(count, how, 2)
     frozen = {name: m for name, m in model.weights.matrices.items() if name not in trainee.shapes}
@@ -115,6 +115,6 @@ def test_activations_are_counted_for_what_is_trained(files, modules):
         found.append(max(itertools.accumulate(size for _, size in events)))
         way = Way(0.0, "dense", trainee.engine.sizes, "")
         count = trainee.engine.budget(trainee.model.weights, None).counter(way, 64)
-        _Counter(trainee.model, FullSubject(trainee.full, trainee.shapes), 64, 64)._run(count, "dense", keep)
+        _Counter(trainee.model, FullSpec(trainee.full, trainee.shapes), 64, 64)._run(count, "dense", keep)
         counted.append(count.bytes)
     assert counted[1] - counted[0] == pytest.approx(found[1] - found[0], rel=0.1)

@@ -110,36 +110,36 @@ def test_rms_norm_backward_with_its_reader(f, dtype, rows, n, rank, turned):
     close(normed, ref.rms_norm(double(x), double(gain), 1e-4), LIMIT[dtype])
 
 
-@pytest.mark.parametrize("heads, key_heads, size, pairs", [(4, 2, 12, 6), (3, 1, 20, 5)])
-@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("heads, n_kv_heads, size, pairs", [(4, 2, 12, 6), (3, 1, 20, 5)])
+@pytest.mark.parametrize("neox", [True, False])
 @pytest.mark.parametrize("norms", [True, False])
-def test_rotate(f, dtype, heads, key_heads, size, pairs, halves, norms):
+def test_qk_norm_rope(f, dtype, heads, n_kv_heads, size, pairs, neox, norms):
     tokens, eps = 5, 1e-5
     cos, sin = view(9, pairs, spare=0), view(9, pairs, spare=0)
     positions = torch.tensor([0, 1, 8, 3, 3], dtype=torch.int32, device=DEVICE)
     gains = (view(1, size)[0], view(1, size)[0]) if norms else (None, None)
-    parts = [(view(tokens, n * size, dtype), n, gain) for n, gain in zip((heads, key_heads), gains)]
+    parts = [(view(tokens, n * size, dtype), n, gain) for n, gain in zip((heads, n_kv_heads), gains)]
     (q, _, _), (k, _, _) = parts
-    given = (*gains, eps, cos, sin, positions, heads, key_heads, halves)
+    given = (*gains, eps, cos, sin, positions, heads, n_kv_heads, neox)
 
     def reference(z, n, gain):
         if gain is not None:
             z = ref.rms_norm(z, double(gain), eps, n)
-        return ref.rope(z, double(cos), double(sin), positions.cpu().numpy(), n, halves)
+        return ref.rope(z, double(cos), double(sin), positions.cpu().numpy(), n, neox)
 
     outs, grads = [empty(*z.shape, dtype) for z, _, _ in parts], [view(*z.shape, dtype) for z, _, _ in parts]
     wants = [
         ref.gradient(lambda z, n=n, gain=gain: reference(z, n, gain), double(x), double(dy))
         for (x, n, gain), dy in zip(parts, grads)
     ]
-    f.rotate(q, k, *given, *outs)
+    f.qk_norm_rope(q, k, *given, *outs)
     for out, (x, n, gain) in zip(outs, parts):
         close(out, reference(double(x), n, gain), LIMIT[dtype])
     kept(*outs)
-    f.rotate_backward(*grads, q, k, *given)
+    f.qk_norm_rope_backward(*grads, q, k, *given)
     for got, want in zip(grads, wants):
         close(got, want, LIMIT[dtype])
-    f.rotate(q, k, *given, q, k)
+    f.qk_norm_rope(q, k, *given, q, k)
     assert torch.equal(q, outs[0]) and torch.equal(k, outs[1])
 
 
@@ -257,17 +257,17 @@ def test_gradients(f, dtype, rows, unit):
     assert (flat[: 2 * unit] == 0.25).all() and (flat[-3 * unit :] == 0.25).all()
     f.gradients(x, low_dy, dy, low_x, gradient_table([None], features, columns, DEVICE), flat, 0.5)
     close(flat, want, 2e-5)
-    halves = torch.full_like(flat, 0.25)
+    neox = torch.full_like(flat, 0.25)
     table = gradient_table(parts, features, columns, DEVICE)
-    f.gradients(x, low_dy, None, low_x, table, halves, 0.5)
-    f.gradients(None, low_dy, dy, low_x, table, halves, 0.5)
-    assert torch.equal(halves, flat)
+    f.gradients(x, low_dy, None, low_x, table, neox, 0.5)
+    f.gradients(None, low_dy, dy, low_x, table, neox, 0.5)
+    assert torch.equal(neox, flat)
     gain, inverse = view(1, features)[0], view(1, rows)[0]
     normed = double(x) * double(inverse)[:, None] * double(gain)
     want = torch.full_like(flat, 0.25)
-    f.gradients(x, low_dy, dy, low_x, table, halves.fill_(0.25), 0.5, (gain, inverse))
+    f.gradients(x, low_dy, dy, low_x, table, neox.fill_(0.25), 0.5, (gain, inverse))
     f.gradients(torch.as_tensor(normed).to(DEVICE).to(dtype), low_dy, dy, low_x, table, want, 0.5)
-    close(halves, want, LIMIT[dtype])
+    close(neox, want, LIMIT[dtype])
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

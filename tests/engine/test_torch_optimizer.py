@@ -77,13 +77,13 @@ def test_adamw(f, max_norm):
         g[...] = view(1, size, spare=0)[0]
         norm = np.linalg.norm(double(g))
         clip = max_norm / norm if 0 < max_norm < norm else 1.0
-        halves = [
+        neox = [
             ref.adamw(
                 want[0][part], double(g)[part], want[1][part], want[2][part], rate, step, 0.9, 0.99, 1e-8, 0.1, clip
             )
             for part, rate in ((slice(0, cut), 1e-2), (slice(cut, size), 3e-2))
         ]
-        want = [np.concatenate(z) for z in zip(*halves)]
+        want = [np.concatenate(z) for z in zip(*neox)]
         f.adamw(p, g, m, v, hyper(step, max_norm), f.square_sum(g, partials), state, cut)
         assert float(state[0]) == pytest.approx(norm, rel=1e-6) and state[1] == 0
         for got, wanted in zip((p, m, v), want):

@@ -28,7 +28,7 @@ def matrix(name, rows, row_bytes):
 
 
 class Ranks:
-    """A team in one process: what a rank gathers is taken from the others' slices at once."""
+    """A process group in one process: what a rank gathers is taken from the others' slices at once."""
 
     def __init__(self, size):
         self.size, self.all = size, []
@@ -50,7 +50,9 @@ def test_every_matrix_comes_back_whole_and_is_foreseen(size):
         for _ in range(size)
     ]
     for rank in range(size):
-        ranks.all.append(Slices(SimpleNamespace(team=ranks.member(rank), device=torch.device("cpu")), weights[rank]))
+        ranks.all.append(
+            Slices(SimpleNamespace(process_group=ranks.member(rank), device=torch.device("cpu")), weights[rank])
+        )
     one, order = ranks.all[-1], [*range(LAYERS), *reversed(range(LAYERS))]
     late = []
     for _ in range(3):

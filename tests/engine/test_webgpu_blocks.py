@@ -55,11 +55,11 @@ def test_rows_and_products(engine, tmp_path, name):
         np.testing.assert_array_equal(engine.host(engine.embed(engine.integers(ids), weight, 1.0)), dense[ids])
         x, dy = (random.standard_normal((9, n)).astype(np.float32) for n in (WIDTH, ROWS))
         group = engine.group([weight])
-        up = [engine.take(engine.vector(z), engine.integers(np.arange(9))) for z in (x, dy)]
+        up = [engine.gather(engine.vector(z), engine.integers(np.arange(9))) for z in (x, dy)]
         want = ref.linear(x, [(dense, None, None)])[0]
         assert error(engine.host(engine.linear(up[0], group)[0]), want) < 1e-5
-        few = engine.take(engine.vector(x), engine.integers(np.arange(3)))
-        assert error(engine.host(engine.linear_few(few, group)[0]), want[:3]) < 1e-5
+        few = engine.gather(engine.vector(x), engine.integers(np.arange(3)))
+        assert error(engine.host(engine.linear_decode(few, group)[0]), want[:3]) < 1e-5
         assert error(engine.host(engine.linear_backward((up[1],), up[0], group)), dy.astype(np.float64) @ dense) < 1e-5
 
 
@@ -75,7 +75,7 @@ def test_weights_of_odd_sizes_lie_side_by_side(engine, tmp_path):
     with GGUF.open(tmp_path / "w.gguf") as gguf:
         group = engine.group([engine.weight(gguf, f"w{i}") for i in range(3)])
         assert len(group.parts()) == 1
-        got = engine.linear(engine.take(engine.vector(x), engine.integers(np.arange(5))), group)
+        got = engine.linear(engine.gather(engine.vector(x), engine.integers(np.arange(5))), group)
         for i, y in enumerate(got):
             want = x.astype(np.float64) @ dequantize(random_blocks("MXFP4", shapes[i], 32, i), "MXFP4").T
             assert error(engine.host(y), want) < 1e-5

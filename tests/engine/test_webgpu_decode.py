@@ -18,10 +18,10 @@ def engine():
 
 def reference(q, keys, values, position, heads):
     """float64, one new token each: q [n, queries * size], keys, values [n, context, keys * size]."""
-    out, size = np.zeros(q.shape), heads.size
+    out, size = np.zeros(q.shape), heads.head_dim
     for t, last in enumerate(position):
         begin = max(0, last + 1 - heads.window) if heads.window else 0
-        for h in range(heads.queries):
+        for h in range(heads.n_heads):
             of, at = (slice(i * size, (i + 1) * size) for i in (h, h // heads.group))
             scores = keys[t, begin : last + 1, at].astype(np.float64) @ q[t, of] * heads.scale
             weights = np.exp(scores - scores.max())
@@ -49,9 +49,9 @@ def test_runs_of_keys_together_are_all_keys(engine, size, context, window, runs)
         new, before = values[np.arange(n), places], values.copy()
         before[np.arange(n), places] = 1e3
         engine.load(cache.array, before.reshape(-1))
-        decode.store(engine, cache, where, engine.take(engine.vector(new), order))
+        decode.store(engine, cache, where, engine.gather(engine.vector(new), order))
     q = (3 * random.standard_normal((n, 4 * size))).astype(np.float32)
-    got = decode.attend_cache(engine, engine.take(engine.vector(q), order), *caches, where, heads)
+    got = decode.attend_cache(engine, engine.gather(engine.vector(q), order), *caches, where, heads)
     assert error(engine.host(got), reference(q, *held, places, heads)) < 1e-5
 
 

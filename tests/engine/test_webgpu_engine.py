@@ -177,10 +177,10 @@ def test_the_estimate_is_what_the_pool_takes(files, name, keep):
     e, model = trainee.engine, trainee.model
     from anytune.engine.budget import Way
     from anytune.model.plan import _Counter
-    from anytune.model.subject import LoraSubject
+    from anytune.model.spec import LoraSpec
 
     shapes = {p.name: (p.out_features, p.in_features) for p in trainee.layout.pairs}
-    counter = _Counter(model, LoraSubject(trainee.lora, shapes), 64, 64)
+    counter = _Counter(model, LoraSpec(trainee.lora, shapes), 64, 64)
     counter.budget = e.budget(model.weights, None)
     way = Way(0.0, "blocks", e.sizes, "")
     count = counter.budget.counter(way, 64)

@@ -14,7 +14,7 @@ from anytune.engine.budget import Way
 from anytune.errors import UserError
 from anytune.model import Full
 from anytune.model.plan import _Counter
-from anytune.model.subject import FullSubject
+from anytune.model.spec import FullSpec
 from tests.model.conftest import stream
 from tests.support import full
 from tests.support.webgpu import need_webgpu, swiftshader
@@ -112,7 +112,7 @@ def test_the_count_is_what_the_pool_and_the_device_hold(files, engine, name, cho
     trainee.keep = keep = min(keep, trainee.config.layers)
     engine.release()
     full.gradients(trainee, stream([64], silent=0.0))
-    subject = FullSubject(choice, trainee.shapes)
+    subject = FullSpec(choice, trainee.shapes)
     count = engine.budget(trainee.model.weights, None).counter(Way(0.0, "blocks", engine.sizes, ""), 64)
     counter = _Counter(trainee.model, subject, 64, 64)
     counter._run(count, "blocks", keep)
@@ -157,7 +157,7 @@ def test_the_rate_of_the_device_changes_no_bit(engine, monkeypatch):
         values, gradient = engine.vector(w.reshape(-1)), engine.zeros(w.size)
         group = engine.group([engine.trained(values.reshape(w.shape), gradient.reshape(w.shape))])
         rows, before = engine.integers(np.arange(40)), engine.commands.dispatches
-        dys, xs = engine.take(engine.vector(dy), rows), engine.take(engine.vector(x), rows)
+        dys, xs = engine.gather(engine.vector(dy), rows), engine.gather(engine.vector(x), rows)
         engine.linear_backward((dys,), xs, group, False)
         found = [engine.host(gradient), np.array(engine.norm([gradient]))]
         cuts = engine.commands.dispatches - before

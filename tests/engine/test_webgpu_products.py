@@ -41,11 +41,11 @@ def whole_vec4s(commands):
 
 
 def up(engine, values):
-    return engine.take(engine.vector(values), engine.integers(np.arange(len(values))))
+    return engine.gather(engine.vector(values), engine.integers(np.arange(len(values))))
 
 
 def tiles():
-    from anytune.engine.webgpu.race import TILES
+    from anytune.engine.webgpu.autotune import TILES
 
     return TILES
 
@@ -66,7 +66,7 @@ def test_every_tile_and_cut_sums(engine, tmp_path, number):
     try:
         with GGUF.open(tmp_path / "w.gguf") as gguf:
             dense = gguf.float32("w")
-            slot = engine.slot(
+            slot = engine.lora_pair(
                 engine.vector(a),
                 engine.vector(b),
                 0.7,
@@ -107,7 +107,7 @@ def test_linears_that_share_an_input(engine, tmp_path, ranks, rows):
                 continue
             views = [(ends[i], ends[i + 1], (r, width)), (ends[3 + i], ends[4 + i], (n, r))]
             slots.append(
-                engine.slot(
+                engine.lora_pair(
                     *(values[a:b].reshape(s) for a, b, s in views),
                     0.6,
                     *(gradients[a:b].reshape(s) for a, b, s in views),
@@ -122,7 +122,7 @@ def test_linears_that_share_an_input(engine, tmp_path, ranks, rows):
             assert error(engine.host(got), want) < LIMIT
         few = up(engine, x[:5])
         for got, want in zip(
-            engine.linear_few(few, group), ref.linear(x[:5], [(w, None, p) for w, p in zip(dense, pairs)])
+            engine.linear_decode(few, group), ref.linear(x[:5], [(w, None, p) for w, p in zip(dense, pairs)])
         ):
             assert error(engine.host(got), want) < LIMIT
         for _ in range(2):  # gradients are added, not written
@@ -154,7 +154,7 @@ def test_attention_on_random_shapes(engine, seed):
     starts = starts_of(random, tokens)
     q, k, v, dout = (
         random.standard_normal((tokens, n * size)).astype(np.float32)
-        for n in (heads.queries, keys, keys, heads.queries)
+        for n in (heads.n_heads, keys, keys, heads.n_heads)
     )
     engine.begin(starts, tokens, (0, 0, 0))
     held = [up(engine, z) for z in (q, k, v, dout)]

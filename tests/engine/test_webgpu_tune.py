@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from anytune.engine.webgpu import race, tune
+from anytune.engine.webgpu import autotune, tune
 from anytune.engine.webgpu.kernels.gemm import Tile
 from tests.support.webgpu import need_webgpu
 
@@ -29,7 +29,7 @@ def engine(monkeypatch, tmp_path):
         ("BUSY", 0.0),
         ("LASTS", 0.0),
     ):
-        monkeypatch.setattr(race, name, value)
+        monkeypatch.setattr(autotune, name, value)
     monkeypatch.setenv("ANYTUNE_CACHE", str(tmp_path))
     return lambda: WebGpuEngine(open_device())
 
@@ -37,7 +37,7 @@ def engine(monkeypatch, tmp_path):
 def seconds(monkeypatch, best):
     """Pretend that the variants (tile, workgroups) in `best` are fast."""
     monkeypatch.setattr(
-        race.Race, "seconds", lambda self, products, tile, groups: 1e-3 if (tile, groups) == best else 2e-3
+        autotune.Autotune, "seconds", lambda self, products, tile, groups: 1e-3 if (tile, groups) == best else 2e-3
     )
 
 
@@ -57,7 +57,7 @@ def test_the_fastest_is_chosen_and_remembered(engine, monkeypatch, tmp_path, bes
     assert second.commands.rate == first.commands.rate  # sums are cut by it
 
 
-def race_of(engine, speed: dict) -> tuple[dict, list]:
+def autotune_of(engine, speed: dict) -> tuple[dict, list]:
     """(the best times, the turns taken) where contestants take the times of `speed`, one after the other."""
     taken = []
 
@@ -65,36 +65,38 @@ def race_of(engine, speed: dict) -> tuple[dict, list]:
         taken.append(name)
         return speed[name].pop(0) if len(speed[name]) > 1 else speed[name][0]
 
-    return race.Race(engine(), 32, 1).times(list(speed), seconds), taken
+    return autotune.Autotune(engine(), 32, 1).times(list(speed), seconds), taken
 
 
 def test_contestants_take_turns_and_the_hopeless_leave(engine):
     """A slow moment of the device meets everybody: the best of several turns counts."""
-    found, taken = race_of(engine, {"a": [9, 5, 9, 5.2, 9], "b": [9, 5.5, 4.9, 5, 9], "c": [9, 99]})
-    assert found == {"a": 5, "b": 4.9, "c": 99} and taken.count("c") == 2 and taken.count("a") == 1 + race.TURNS
+    found, taken = autotune_of(engine, {"a": [9, 5, 9, 5.2, 9], "b": [9, 5.5, 4.9, 5, 9], "c": [9, 99]})
+    assert found == {"a": 5, "b": 4.9, "c": 99} and taken.count("c") == 2 and taken.count("a") == 1 + autotune.TURNS
 
 
 def test_a_race_on_a_busy_device_is_repeated(engine):
-    found, taken = race_of(engine, {"a": [9, 5, 9, 9, 9, 7], "b": [9, 8]})
-    assert found == {"a": 7, "b": 8} and taken.count("a") == 1 + 2 * race.TURNS
+    found, taken = autotune_of(engine, {"a": [9, 5, 9, 9, 9, 7], "b": [9, 8]})
+    assert found == {"a": 7, "b": 8} and taken.count("a") == 1 + 2 * autotune.TURNS
     wild = [9.0] + [5 * 1.5**turn for turn in range(20)]
-    assert race_of(engine, {"a": wild})[1].count("a") == 1 + race.AGAIN * race.TURNS  # never steady: it ends
+    assert (
+        autotune_of(engine, {"a": wild})[1].count("a") == 1 + autotune.AGAIN * autotune.TURNS
+    )  # never steady: it ends
 
 
 def test_a_race_on_a_slow_device_ends(engine, monkeypatch):
     """The default comes first, so that there is always a winner."""
-    monkeypatch.setattr(race, "PATIENCE", 0.0)
+    monkeypatch.setattr(autotune, "PATIENCE", 0.0)
     made = engine()
     made.tuning.ensure()
     assert set(made.tuning.choices.values()) == {(TILES[0], 0)}
 
 
 def test_slow_devices_race_one_product(engine, monkeypatch):
-    contest = race.Race(engine())
-    monkeypatch.setattr(race, "SLOW", float("inf"))
+    contest = autotune.Autotune(engine())
+    monkeypatch.setattr(autotune, "SLOW", float("inf"))
     assert [(p.n, p.k) for p in contest.products(True, 32)] == [(128, 128), (512, 128)]
     assert [(p.n, p.k) for p in contest.products(False, 32)] == [(128, 128), (128, 512)]
-    monkeypatch.setattr(race, "SLOW", 0.0)
+    monkeypatch.setattr(autotune, "SLOW", 0.0)
     assert len(contest.products(True, 32)) == 1
 
 
@@ -115,14 +117,14 @@ def test_sums_are_cut_alike_by_rates_that_are_nearly_alike(engine):
 
 def test_a_wrong_variant_never_wins(engine, monkeypatch):
     seconds(monkeypatch, (TILES[1], 0))
-    real = race.Race.run
+    real = autotune.Autotune.run
 
     def run(self, product, tile, groups):
         real(self, product, tile, groups)
         if tile == TILES[1]:
             self.e.commands.write(product.y, self.e.host(product.y) * np.float32(1.01))
 
-    monkeypatch.setattr(race.Race, "run", run)
+    monkeypatch.setattr(autotune.Autotune, "run", run)
     made = engine()
     made.tuning.ensure()
     assert all(tile == TILES[0] for tile, _ in made.tuning.choices.values())

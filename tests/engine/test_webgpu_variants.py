@@ -108,10 +108,10 @@ def counted(trainee, tokens):
     """Bytes that a step takes from the pool, by the engine's count."""
     from anytune.engine.webgpu.budget import Way
     from anytune.model.plan import _Counter
-    from anytune.model.subject import LoraSubject
+    from anytune.model.spec import LoraSpec
 
     shapes = {p.name: (p.out_features, p.in_features) for p in trainee.layout.pairs}
-    counter = _Counter(trainee.model, LoraSubject(trainee.lora, shapes), tokens, tokens)
+    counter = _Counter(trainee.model, LoraSpec(trainee.lora, shapes), tokens, tokens)
     counter.budget = trainee.engine.budget(trainee.model.weights, None)
     count = counter.budget.counter(Way(0.0, "blocks", trainee.engine.sizes, ""), tokens)
     counter._run(count, "blocks", trainee.config.layers)
@@ -183,12 +183,12 @@ def test_activations_and_gradients_beyond_float16(tmp_path):
     write_gguf(tmp_path / "w.gguf", {}, [("w", values.shape, "F32", values)])
     with GGUF.open(tmp_path / "w.gguf") as gguf:
         group = engine.group([engine.weight(gguf, "w")])
-        xs, dys = (engine.take(engine.vector(z), engine.integers(np.arange(4))) for z in (x, dy))
+        xs, dys = (engine.gather(engine.vector(z), engine.integers(np.arange(4))) for z in (x, dy))
         y, dx = (engine.host(z) for z in (engine.linear(xs, group)[0], engine.linear_backward((dys,), xs, group)))
         assert answers.error(y, ref.linear(x, [(values, None, None)])[0]) < 2e-3
         assert answers.error(dx, dy.astype(np.float64) @ values) < 2e-3
         x[0, 5] = np.nan
-        again = engine.host(engine.linear(engine.take(engine.vector(x), engine.integers(np.arange(4))), group)[0])
+        again = engine.host(engine.linear(engine.gather(engine.vector(x), engine.integers(np.arange(4))), group)[0])
         assert np.isnan(again[0]).all() and np.isfinite(again[1:]).all()
 
 
@@ -237,14 +237,16 @@ def hardware(monkeypatch, tmp_path):
 
 def times(monkeypatch, fast=(), half=1.0):
     """Pretend that the variants in `fast` are, and that half tiles take `half` of the time."""
-    real = race.Race.variant
+    real = race.Autotune.variant
 
     def variant(self, name):
         assert all(seconds > 0 for seconds in real(self, name))
         return 2e-3, 1e-3 if name in fast else 2e-3
 
-    monkeypatch.setattr(race.Race, "variant", variant)
-    monkeypatch.setattr(race.Race, "seconds", lambda self, products, tile, groups: 1e-3 * (half if tile.half else 1.0))
+    monkeypatch.setattr(race.Autotune, "variant", variant)
+    monkeypatch.setattr(
+        race.Autotune, "seconds", lambda self, products, tile, groups: 1e-3 * (half if tile.half else 1.0)
+    )
 
 
 @pytest.mark.parametrize("fast", ((), (variants.GEMV,), (variants.ROWS, variants.GEMV)))
@@ -253,7 +255,7 @@ def test_what_is_faster_is_taken_and_remembered(hardware, fast):
     engine = made()
     engine.tuning.ensure()
     assert engine.tuning.variants == set(fast) and engine.commands.subgroups == (variants.ROWS in fast)
-    hardware.setattr(tune.Tuning, "race_variants", lambda *_: pytest.fail("the file was not read"))
+    hardware.setattr(tune.Tuning, "autotune_variants", lambda *_: pytest.fail("the file was not read"))
     again = made()
     again.tuning.ensure()
     assert again.tuning.variants == set(fast) and again.identity() == engine.identity()
@@ -385,9 +387,9 @@ def test_doctor_shows_features_and_what_is_in_use(monkeypatch):
     from anytune import doctor
     from anytune.engine.webgpu import device, sight
 
-    monkeypatch.setattr(sight, "in_sight", lambda: True)
+    monkeypatch.setattr(sight, "gpu_visible", lambda: True)
     monkeypatch.setattr(device, "available", lambda: [("webgpu", "a card (Vulkan)", False)])
-    monkeypatch.setattr("anytune.engine.probe.gpu_in_sight", lambda: False)
+    monkeypatch.setattr("anytune.engine.probe.gpu_visible", lambda: False)
     monkeypatch.setenv(variants.VARIABLE, variants.GEMV)
     (row,) = [d for d in doctor._devices() if d["device"] == "webgpu"]
     assert row["features"] == device.features("webgpu") and "subgroups" in row["features"]

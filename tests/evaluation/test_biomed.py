@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.evaluation import biomed
 from anytune.evaluation.pubmedqa import LABELS, WORDINGS, Question
 from anytune.text import build_dataset

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.evaluation.answers import answer, losses
 from anytune.evaluation.bootstrap import mean_interval, resampled
 from anytune.evaluation.compare import compare
 from anytune.evaluation.prompts import Form, read_prompts
 from anytune.evaluation.similarity import chrf
-from anytune.sampling import Sampling
+from anytune.generation.sampling import Sampling
 from tests.support import tiny
 from tests.support.adapters import random_adapter
 

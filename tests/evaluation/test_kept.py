@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 import anytune
-import anytune.generate
+import anytune.generation.generate
 from anytune.evaluation import answers, kept
-from anytune.sampling import Sampling
+from anytune.generation.sampling import Sampling
 from tests.support import tiny
 from tests.support.adapters import random_adapter
 
@@ -72,7 +72,7 @@ def command(files, cli, tmp_path):
 @pytest.fixture
 def batches(monkeypatch):
     """(one entry a batch that was decoded, a list that says after how many Ctrl-C comes)."""
-    decoded, most, whole = [], [], anytune.generate.decode
+    decoded, most, whole = [], [], anytune.generation.generate.decode
 
     def decode(*args, **how):
         if most and len(decoded) >= most[0]:
@@ -80,7 +80,7 @@ def batches(monkeypatch):
         decoded.append(1)
         return whole(*args, **how)
 
-    monkeypatch.setattr(anytune.generate, "decode", decode)  # biomed asks for it when it runs
+    monkeypatch.setattr(anytune.generation.generate, "decode", decode)  # biomed asks for it when it runs
     monkeypatch.setattr(answers, "decode", decode)
     return decoded, most
 

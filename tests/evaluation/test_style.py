@@ -14,7 +14,7 @@ from anytune.evaluation import style as module
 from anytune.evaluation.prompts import read_prompts
 from anytune.evaluation.style_report import report, text
 from anytune.evaluation.stylometry import habits, measures, spoken
-from anytune.generate import Reply
+from anytune.generation.generate import Reply
 from tests.support import tiny
 from tests.support.adapters import random_adapter
 
@@ -76,7 +76,7 @@ def test_the_author_is_nearer_to_themself_than_to_others():
     messages, _ = wren(80)
     stiff = [
         f"Dear Sir or Madam,\n\nI hope this e-mail finds you well. I am writing to you regarding {number} matters."
-        "\n\nBest regards,\nThe Team"
+        "\n\nBest regards,\nThe ProcessGroup"
         for number in range(40)
     ]
     for measure in measures(messages[:40], stiff):
@@ -102,7 +102,7 @@ def file(tmp_path):
 
 def test_facts_when_the_adapter_writes_like_the_author(path, adapter, tmp_path, monkeypatch):
     """Answers are put into the model's mouth: the adapter's are other messages of the author, the base's are stiff."""
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
 
     messages, requests = wren(24)
     where = tmp_path / "test.jsonl"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.gguf import GGUF
 
 IDS = np.random.default_rng(1).integers(5, 320, 40).tolist()

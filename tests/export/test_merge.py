@@ -15,8 +15,8 @@ from anytune.errors import UserError
 from anytune.export.distance import weight_error
 from anytune.gguf import GGUF, dequantize
 from anytune.gguf.encode import encode
-from anytune.llamacpp import llamacpp_logprobs
-from anytune.verify import TEXT
+from anytune.llamacpp.judge import llamacpp_logprobs
+from anytune.llamacpp.verify import TEXT
 from tests.export import pairs
 from tests.support import tiny, twin
 from tests.support.distributions import kl
@@ -235,7 +235,7 @@ def test_too_little_room_is_said_before_the_work(tmp_path, monkeypatch, capsys):
 
 def test_a_peer_that_is_missing_is_told(tmp_path, monkeypatch, capsys):
     make(tmp_path)
-    monkeypatch.setattr("anytune.llamacpp.available", lambda: False)
+    monkeypatch.setattr("anytune.llamacpp.judge.available", lambda: False)
     assert (
         command(
             [
@@ -259,7 +259,7 @@ def test_a_peer_that_is_missing_is_told(tmp_path, monkeypatch, capsys):
 def test_a_file_that_computes_something_else_fails(tmp_path, monkeypatch, capsys):
     need("xllamacpp")
     make(tmp_path)
-    from anytune import verify
+    from anytune.llamacpp import verify
 
     monkeypatch.setattr(
         verify, "llamacpp_logprobs", lambda *a, vocab, positions, **k: [np.zeros((len(positions[0]), vocab))]

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.cli.main import run as command
 from anytune.gguf import GGUF
-from anytune.llamacpp import llamacpp_logprobs
+from anytune.llamacpp.judge import llamacpp_logprobs
 from tests.support import models
 from tests.support.distributions import kl
 from tests.support.require import need

@@ -6,10 +6,10 @@ import numpy as np
 from anytune.fpga.formats import SIZES, Rounded, bf16
 
 # float16 numbers that a block begins with
-HALVES = {"Q4_0": 1, "Q8_0": 1, "Q4_1": 2, "Q5_0": 1, "Q5_1": 2, "Q4_K": 2}
+NEOX = {"Q4_0": 1, "Q8_0": 1, "Q4_1": 2, "Q5_0": 1, "Q5_1": 2, "Q4_K": 2}
 
 
-def halves(rng: np.random.Generator, *shape: int) -> np.ndarray:
+def neox(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Finite float16 numbers as uint16, a tenth of them zero; exponents of one of four kinds."""
     low, high = ((0, 31), (0, 3), (5, 12), (14, 16))[rng.integers(4)]
     bits = rng.integers(0, 1024, shape) | rng.integers(low, high, shape) << 10 | rng.integers(0, 2, shape) << 15
@@ -21,10 +21,10 @@ def awkward_blocks(rng: np.random.Generator, n: int, k: int, name: str) -> np.nd
     """uint8 [n, bytes] of blocks of a format."""
     weights, size = SIZES[name]
     b = rng.integers(0, 256, (n, k // weights, size), dtype=np.uint8)
-    for i in range(HALVES[name]):
-        b[..., 2 * i : 2 * i + 2] = halves(rng, n, k // weights).view(np.uint8).reshape(n, -1, 2)
+    for i in range(NEOX[name]):
+        b[..., 2 * i : 2 * i + 2] = neox(rng, n, k // weights).view(np.uint8).reshape(n, -1, 2)
     if rng.random() < 0.2:
-        b[..., 2 * HALVES[name] :] = rng.choice([0, 255])
+        b[..., 2 * NEOX[name] :] = rng.choice([0, 255])
     return b.reshape(n, -1)
 
 
@@ -35,7 +35,7 @@ def awkward_rounded(rng: np.random.Generator, tokens: int, k: int) -> Rounded:
         q = np.where(rng.random(q.shape) < 0.5, 127, -127).astype(np.int8)
     if kind == 1 and k > 32:
         q[:, 32:] = -q[:, :-32]  # blocks that cancel where their scales agree
-    scale = np.abs(halves(rng, tokens, k // 32).view("<f2").astype(np.float32))
+    scale = np.abs(neox(rng, tokens, k // 32).view("<f2").astype(np.float32))
     return Rounded(q, scale)
 
 

@@ -31,7 +31,7 @@ SCALES = {
     "TQ2_0": (64,),
 }
 # Zero, the smallest and largest denormal, the smallest normal, 1, the largest, infinity, NaN; the negatives.
-HALVES = [h | s for h in (0, 1, 0x3FF, 0x400, 0x3C00, 0x7BFF, 0x7C00, 0x7E00, 0x7C01) for s in (0, 0x8000)]
+NEOX = [h | s for h in (0, 1, 0x3FF, 0x400, 0x3C00, 0x7BFF, 0x7C00, 0x7E00, 0x7C01) for s in (0, 0x8000)]
 
 
 def blocks_of(name, count=512, seed=0):
@@ -39,8 +39,8 @@ def blocks_of(name, count=512, seed=0):
     rng = np.random.default_rng(seed)
     raw = rng.integers(0, 256, (count, BLOCKS[name].type_size), dtype=np.uint8)
     for place in SCALES.get(name, ()):
-        halves = rng.permutation(np.repeat(np.array(HALVES, "<u2"), 2))[:count]
-        raw[: len(halves), place : place + 2] = halves.view(np.uint8).reshape(-1, 2)
+        neox = rng.permutation(np.repeat(np.array(NEOX, "<u2"), 2))[:count]
+        raw[: len(neox), place : place + 2] = neox.view(np.uint8).reshape(-1, 2)
     return raw
 
 

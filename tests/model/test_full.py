@@ -9,7 +9,7 @@ from anytune.errors import UserError
 from anytune.gguf import GGUF
 from anytune.model import Full
 from anytune.model.plan import _Counter
-from anytune.model.subject import FullSubject
+from anytune.model.spec import FullSpec
 from tests.model.conftest import stream
 
 NAMES = ["llama", "llama-tied", "qwen2", "qwen3", "gemma3"]
@@ -176,5 +176,5 @@ def test_the_count_is_what_the_engine_allocates(tiny_model, name, sizes, keep):
         e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values()) + sum(b.nbytes for b in e._raw.values())
     )
     count = e.budget(model.weights, None).counter(Way(0.0, "blocks", sizes, ""), 64)
-    _Counter(model, FullSubject(trainee.full, trainee.shapes), 64, 64)._run(count, "blocks", keep)
+    _Counter(model, FullSpec(trainee.full, trainee.shapes), 64, 64)._run(count, "blocks", keep)
     assert count.bytes == pytest.approx(found, rel=0.02)

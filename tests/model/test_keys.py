@@ -6,7 +6,7 @@ import pytest
 import anytune
 from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
-from anytune.llamacpp import llamacpp_logprobs
+from anytune.llamacpp.judge import llamacpp_logprobs
 from anytune.model.config import ARCHITECTURES
 from anytune.model.keys import _UNREAD, CHECKED, USED
 from tests.support import tiny

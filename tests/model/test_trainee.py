@@ -9,7 +9,7 @@ from anytune.errors import UserError
 from anytune.memory import MIB
 from anytune.model import Lora
 from anytune.model.plan import _Counter
-from anytune.model.subject import LoraSubject
+from anytune.model.spec import LoraSpec
 from tests.model.conftest import stream
 
 NAMES = ["llama", "qwen2", "qwen3", "gemma3"]
@@ -212,7 +212,7 @@ def test_the_count_is_what_the_engine_allocates(tiny_model, name, hold, sizes, k
     )
     shapes = {n: tuple(model.gguf.tensors[n].shape) for n in trainee.names}
     count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), 64)
-    _Counter(model, LoraSubject(trainee.lora, shapes), 64, 64)._run(count, hold, keep)
+    _Counter(model, LoraSpec(trainee.lora, shapes), 64, 64)._run(count, hold, keep)
     assert count.bytes == pytest.approx(found, rel=0.1)
 
 

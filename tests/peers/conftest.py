@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anytune.llamacpp import llamacpp_logprobs
+from anytune.llamacpp.judge import llamacpp_logprobs
 from tests.support import models, tiny, twin
 from tests.support.require import need
 

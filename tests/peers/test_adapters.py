@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.llamacpp import llamacpp_logprobs
+from anytune.llamacpp.judge import llamacpp_logprobs
 from tests.peers.batches import examples, micro_batch, targets_of
 from tests.peers.conftest import IDS
 from tests.support import models, twin
@@ -127,7 +127,7 @@ def test_rows_of_another_order_are_seen(smollm2_adapter, smollm2_moves):
     model, trained = smollm2_adapter
     wrong = copy.deepcopy(trained)
     for name, (a, b) in wrong.tensors.items():
-        heads = {"attn_q": model.config.heads, "attn_k": model.config.key_heads}.get(name.split(".")[2])
+        heads = {"attn_q": model.config.heads, "attn_k": model.config.n_kv_heads}.get(name.split(".")[2])
         if heads:
             wrong.tensors[name] = a, twin.unpermute(b, heads)
     assert differ(*smollm2_moves(wrong)) > 100 * AGREES

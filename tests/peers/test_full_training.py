@@ -5,7 +5,7 @@ import pytest
 
 import anytune
 from anytune.engine import optimizers
-from anytune.llamacpp import llamacpp_logprobs
+from anytune.llamacpp.judge import llamacpp_logprobs
 from anytune.model import Full
 from tests.peers.batches import examples, micro_batch, targets_of
 from tests.peers.lora import permute

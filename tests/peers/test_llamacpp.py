@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anytune import llamacpp, llamacpp_library
+from anytune.llamacpp import judge, library
 from anytune.errors import UserError
 from tests.peers.conftest import IDS
 from tests.support.distributions import kl
@@ -12,13 +12,13 @@ from tests.support.require import need
 
 def ask(path, monkeypatch, server: bool, **options) -> list[np.ndarray]:
     """llamacpp_logprobs, the child told by its environment to use the server."""
-    script = "import sys, json; from anytune import llamacpp, llamacpp_library\n"
+    script = "import sys, json; from anytune.llamacpp import judge, library\n"
     if server:
-        script += "def refuse(job): raise llamacpp_library.Unknown\nllamacpp_library.logprobs = refuse\n"
-    script += "llamacpp.child(json.load(sys.stdin))"
-    run = llamacpp.subprocess.run
-    monkeypatch.setattr(llamacpp.subprocess, "run", lambda command, **kw: run([command[0], "-c", script], **kw))
-    return llamacpp.llamacpp_logprobs(path, vocab=320, threads=2, **options)
+        script += "def refuse(job): raise library.Unknown\nlibrary.logprobs = refuse\n"
+    script += "judge.child(json.load(sys.stdin))"
+    run = judge.subprocess.run
+    monkeypatch.setattr(judge.subprocess, "run", lambda command, **kw: run([command[0], "-c", script], **kw))
+    return judge.llamacpp_logprobs(path, vocab=320, threads=2, **options)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
@@ -36,8 +36,8 @@ def test_library_and_server_agree(tiny_file, monkeypatch, name):
 def test_library_is_used(tiny_file):
     """The fallback must not hide that this build of the library is laid out in another way."""
     need("xllamacpp")
-    lib, _ = llamacpp_library.library()
-    assert llamacpp_library._context_params(lib, 64)
+    lib, _ = library.library()
+    assert library._context_params(lib, 64)
 
 
 def test_refused_file_is_named(tmp_path):
@@ -45,4 +45,4 @@ def test_refused_file_is_named(tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(UserError, match="broken.gguf"):
-        llamacpp.llamacpp_logprobs(broken, [IDS], vocab=320)
+        judge.llamacpp_logprobs(broken, [IDS], vocab=320)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.llamacpp import llamacpp_logprobs
+from anytune.llamacpp.judge import llamacpp_logprobs
 from tests.support import models, tiny, twin
 from tests.support.distributions import kl
 from tests.support.require import need

@@ -59,7 +59,7 @@ def test_the_sum_by_hand(path, context, batch):
 def test_llama_cpp_finds_the_same(tmp_path, kind):
     """0.5 % apart at most, from its own distributions of the same windows."""
     need("xllamacpp")
-    from anytune.llamacpp import llamacpp_logprobs
+    from anytune.llamacpp.judge import llamacpp_logprobs
 
     path = tiny.write(tmp_path / "m.gguf", "llama-spm", kind)
     model, context = load(path), 64

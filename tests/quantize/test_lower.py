@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.cli.main import run as command
 from anytune.errors import UserError
 from anytune.gguf import GGUF, dequantize

@@ -51,7 +51,7 @@ def test_every_tensor_is_what_the_plan_says(model, tmp_path, kind):
 
 def test_llama_cpp_reads_what_was_written(model, tmp_path):
     need("xllamacpp")
-    from anytune.llamacpp import llamacpp_logprobs
+    from anytune.llamacpp.judge import llamacpp_logprobs
     import anytune
 
     ids = list(range(5, 45))

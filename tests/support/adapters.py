@@ -9,7 +9,7 @@ import numpy as np
 
 def random_adapter(model: Path, out: Path, seed: int = 1) -> Path:
     """Write it to `out` and return that. model: the GGUF file that it is for."""
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.gguf import GGUF
 
     gguf, rng, tensors = GGUF.open(model), np.random.default_rng(seed), {}

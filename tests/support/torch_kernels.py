@@ -24,12 +24,12 @@ F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LIMIT = {F32: 2e-5, F16: 2e-3, BF16: 1.6e-2}
 NAMES = {
     "norm": ("rms_norm", "rms_norm_backward"),
-    "rotate": ("rotate", "rotate_backward"),
+    "qk_norm_rope": ("qk_norm_rope", "qk_norm_rope_backward"),
     "glu": ("glu", "glu_backward"),
     "glu_gradients": ("glu_gradients",),
     "low": ("low", "low_fp8", "gradients"),
     "fp8": ("quantize", "turn"),
-    "few_gradients": ("gradients_of_groups",),
+    "small_gradients": ("gradients_of_groups",),
     "loss": ("loss_rows",),
     "optimizer": ("square_sum", "adamw"),
     "place": ("place",),
@@ -41,7 +41,7 @@ def twins() -> dict:
     """The plain modules by the kernels' names."""
     return {
         name: plain_low
-        if name in ("low", "few_gradients", "place")
+        if name in ("low", "small_gradients", "place")
         else plain_optimizer
         if name == "optimizer"
         else plain_fp8

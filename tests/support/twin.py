@@ -42,7 +42,7 @@ def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def unpermute(w: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a llama GGUF's q or k (or of its LoRA B), each head's rotary pairs adjacent -> halves apart."""
+    """Rows of a llama GGUF's q or k (or of its LoRA B), each head's rotary pairs adjacent -> neox apart."""
     half = w.shape[0] // heads // 2
     return np.ascontiguousarray(w.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(w.shape))
 

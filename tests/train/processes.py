@@ -92,7 +92,7 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
     return [(process.returncode, out + err) for process, (out, err) in zip(processes, said)]
 
 
-def together(name: str, folder: Path, size: int = 2, module: str = "tests.train.test_team") -> list[dict]:
+def together(name: str, folder: Path, size: int = 2, module: str = "tests.train.test_process_group") -> list[dict]:
     """What a function of a test module returned in each process."""
     ends = finish(start([module, name, str(folder)], folder, size))
     assert all(code == 0 for code, _ in ends), ends

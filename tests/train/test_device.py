@@ -73,7 +73,7 @@ def test_the_first_lines_say_which_engine_and_why(file, capsys, monkeypatch, opt
     if lack := options.get("lack"):
         monkeypatch.setattr(device, "bf16_missing", lambda: lack)
     if options.get("doctor"):
-        from anytune.engine import race
+        from anytune.engine import autotune as race
 
         race.remember({"numpy": 2.0, "cpu-bf16": 1.0})
     if options.get("variable"):
@@ -110,7 +110,7 @@ def test_a_run_is_continued_on_the_engine_that_began_it(file, capsys, monkeypatc
 def test_a_gpu_that_nothing_here_can_use_is_named(monkeypatch):
     monkeypatch.setattr(probe, "gpu_node", lambda: "/dev/nvidia0")
     monkeypatch.setattr(devices, "find_spec", lambda name: None)
-    monkeypatch.setattr("anytune.engine.webgpu.sight.installed", lambda: False)
+    monkeypatch.setattr("anytune.engine.webgpu.detect.installed", lambda: False)
     assert "pip install torch" in devices.gpu_unused("numpy") and "/dev/nvidia0" in devices.gpu_unused("cpu-bf16")
     assert devices.gpu_unused("cuda") == ""
 

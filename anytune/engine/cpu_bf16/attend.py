@@ -112,8 +112,8 @@ def forward(
     v_stride,
     out,
     out_stride,
-    sums,
-    sums_stride,
+    lse,
+    lse_stride,
     low,
     high,
     first,
@@ -127,7 +127,7 @@ def forward(
     p,
     inverse,
 ):
-    """out and sums [group, tokens] of queries low…high against keys first…high. q, k, v, out: row 0 of the stream, at
+    """out and lse [group, tokens] of queries low…high against keys first…high. q, k, v, out: row 0 of the stream, at
     the columns of the task's heads."""
     keys = high - first
     wide = (keys + 15) // 16 * 16
@@ -148,7 +148,7 @@ def forward(
                 seen,
                 begin - first,
                 window,
-                sums + head * sums_stride + 4 * begin,
+                lse + head * lse_stride + 4 * begin,
                 inverse,
                 p,
                 p_stride,
@@ -169,8 +169,8 @@ def backward(
     v_stride,
     dout,
     dout_stride,
-    sums,
-    sums_stride,
+    lse,
+    lse_stride,
     dq,
     dq_stride,
     dk,
@@ -229,7 +229,7 @@ def backward(
                 seen,
                 begin - first,
                 window,
-                sums + head * sums_stride + 4 * begin,
+                lse + head * lse_stride + 4 * begin,
                 p,
                 ds,
                 p_stride,

@@ -16,13 +16,13 @@ from .rows import address, aligned
 
 
 def attention(e, q, k, v, heads: Heads):
-    """q: [T, queries*size], k, v: [T, keys*size] -> (o [T, queries*size], log-sums [queries, T])."""
-    tokens, size = q.shape[0], heads.size
-    out = e.array(tokens, heads.queries * size)
-    sums = e.flat(max(tokens, e.capacity) * heads.queries)[: tokens * heads.queries].reshape(heads.queries, tokens)
+    """q: [T, n_heads*head_dim], k, v: [T, n_kv_heads*head_dim] -> (o [T, n_heads*head_dim], lse [queries, T])."""
+    tokens, size = q.shape[0], heads.head_dim
+    out = e.array(tokens, heads.n_heads * size)
+    lse = e.flat(max(tokens, e.capacity) * heads.n_heads)[: tokens * heads.n_heads].reshape(heads.n_heads, tokens)
 
     places = [_at(x) for x in (q, k, v, out)]
-    log_sums = address(sums)
+    lse_at = address(lse)
 
     def task_of(task):
         first = task.first_key(heads.window)
@@ -33,8 +33,8 @@ def attention(e, q, k, v, heads: Heads):
             attend.forward(
                 heads.scale,
                 *_shifted(places, (wide, narrow, narrow, wide)),
-                log_sums + task.head * heads.group * sums.strides[0],
-                sums.strides[0],
+                lse_at + task.head * heads.group * lse.strides[0],
+                lse.strides[0],
                 task.low,
                 task.high,
                 first,
@@ -47,7 +47,7 @@ def attention(e, q, k, v, heads: Heads):
         return run
 
     linear.in_turn(e, [[task_of(t) for t in tasks] for tasks in e.plan(heads)])
-    return out, sums
+    return out, lse
 
 
 def _scratch(e, number: int, sizes, keys: int, size: int) -> list[int]:
@@ -63,17 +63,17 @@ def _offsets(sizes, keys: int, size: int) -> tuple[int, ...]:
     return tuple(itertools.accumulate((n + 15 & -16 for n in sizes(keys, size)), initial=0))
 
 
-def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
-    """-> (dq, dk, dv), columns of one buffer; out and sums are what attention gave."""
-    tokens, size = q.shape[0], heads.size
-    wide, narrow = heads.queries * size, heads.keys * size
+def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
+    """-> (dq, dk, dv), columns of one buffer; out and lse are what attention gave."""
+    tokens, size = q.shape[0], heads.head_dim
+    wide, narrow = heads.n_heads * size, heads.n_kv_heads * size
     both = e.array(tokens, wide + 2 * narrow)
     dq, dk, dv = both[:, :wide], both[:, wide : wide + narrow], both[:, wide + narrow :]
     shares = e.plan(heads)
     # One worker's tasks may share keys with another's: each sums into its own, and worker 0 into the result.
     sums_of = [(dk, dv)] + [tuple(e.array(tokens, narrow) for _ in range(2)) for _ in shares[1:]]
 
-    places, results, log_sums = [_at(x) for x in (q, k, v, dout)], _at(dq), address(sums)
+    places, results, lse_at = [_at(x) for x in (q, k, v, dout)], _at(dq), address(lse)
 
     def work(number: int) -> None:
         own = sums_of[number]
@@ -87,8 +87,8 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
             attend.backward(
                 heads.scale,
                 *_shifted(places, (at, slim, slim, at)),
-                log_sums + task.head * heads.group * sums.strides[0],
-                sums.strides[0],
+                lse_at + task.head * heads.group * lse.strides[0],
+                lse.strides[0],
                 *_shifted(targets, (at, slim, slim)),
                 task.low,
                 task.high,

@@ -25,13 +25,14 @@ DROPPED = 13  # bytes an element: a mask, and the float32 temporaries that dropo
 
 
 class RowsShape(Shape):
-    """Rows of bf16 that do not exist. group: whose low-rank columns stand behind them; room: columns of a whole row."""
+    """Rows of bf16 that do not exist. group: whose low-rank columns stand behind them; row_padding: columns of a whole
+    row."""
 
-    __slots__ = ("group", "room")
+    __slots__ = ("group", "row_padding")
 
     def part(self, columns: int) -> RowsShape:
         made = RowsShape((self.shape[0], columns), self._buffer)
-        made.group, made.room = None, self.room
+        made.group, made.row_padding = None, self.row_padding
         return made
 
 
@@ -63,13 +64,13 @@ class Bf16Count(CountEngine):
                 if self._packs_both(group):
                     self.scratch("tile", group.width * (last - first))
 
-    def array(self, rows: int, columns: int, room: int | None = None) -> Shape:
+    def array(self, rows: int, columns: int, row_padding: int | None = None) -> Shape:
         return super().array(rows, columns, 0)
 
     def _rows(self, tokens: int, columns: int, group=None) -> RowsShape:
         flat = self.flat((max(tokens, self.capacity) + SPARE) * row_bytes(columns) // 4)
         made = RowsShape((tokens, columns), flat._buffer)
-        made.group, made.room = group, row_bytes(columns) // 2
+        made.group, made.row_padding = group, row_bytes(columns) // 2
         return made
 
     def _aligned(self, name: str, words: int, number: int | None = None) -> None:
@@ -122,7 +123,7 @@ class Bf16Count(CountEngine):
 
     def glu_backward(self, dy, gate, up, activation):
         columns = gate.shape[1]
-        both = self._rows(gate.shape[0], 2 * columns + self.room)
+        both = self._rows(gate.shape[0], 2 * columns + self.row_padding)
         self._aligned("edge", 4 * (columns + 15))
         return both.part(columns), both.part(columns)
 
@@ -137,12 +138,12 @@ class Bf16Count(CountEngine):
             most = -(-group.width // (RUNS * self.threads))
         for number in range(self.threads):
             low, high = share(group.width, number, self.threads, PANEL)
-            for weight, slot, (_, inner), start, end in zip(
-                group.weights, group.slots, group.ranks(), group.bounds, group.bounds[1:]
+            for weight, pair, (_, inner), start, end in zip(
+                group.weights, group.pairs, group.ranks(), group.bounds, group.bounds[1:]
             ):
                 for first, last in pieces(max(low, start), min(high, end), most, PANEL):
                     if packed:
-                        self._aligned("low", (last - first) * (0 if slot is None else inner))
+                        self._aligned("low", (last - first) * (0 if pair is None else inner))
                         continue
                     self._tile(last - first, features + rank, packed_words(features + rank, last - first))
                     if weight.hold == "stream":
@@ -185,11 +186,11 @@ class Bf16Count(CountEngine):
                         self._aligned("left", turned_words(high - low, tokens))
 
     def _gradient_rows(self, dys, group):
-        for slot in group.slots:
-            if slot is not None:
-                self._aligned("low", self._most_rows(dys[0].shape[0]) * slot.b.shape[1])
-        self._aligned("ups", sum(packed_words(*s.b.shape) for s in group.slots if s is not None), 0)
-        if all(isinstance(d, RowsShape) for d in dys) and dys[0].room >= group.width + group.rank:
+        for pair in group.pairs:
+            if pair is not None:
+                self._aligned("low", self._most_rows(dys[0].shape[0]) * pair.b.shape[1])
+        self._aligned("ups", sum(packed_words(*s.b.shape) for s in group.pairs if s is not None), 0)
+        if all(isinstance(d, RowsShape) for d in dys) and dys[0].row_padding >= group.width + group.rank:
             return dys[0]
         return self._rows(dys[0].shape[0], group.width + group.rank)
 
@@ -200,31 +201,31 @@ class Bf16Count(CountEngine):
             for first, last in pieces(*share(group.in_features, number, self.threads, 16), GRADIENT, 16):
                 self._aligned("packed", packed_words(tokens, last - first))
                 self._aligned("low", max(b - a for a, b in group.ranks()) * (last - first))
-            for slot in group.slots:
-                if slot is not None:
-                    for first, last in pieces(*share(slot.b.shape[0], number, self.threads, 16), GRADIENT, 16):
+            for pair in group.pairs:
+                if pair is not None:
+                    for first, last in pieces(*share(pair.b.shape[0], number, self.threads, 16), GRADIENT, 16):
                         self._aligned("packed", turned_words(last - first, tokens))
 
     def attention(self, q, k, v, heads: Heads):
         tokens = q.shape[0]
         self._attend(heads, 2, attend.sizes, True)
-        return self.array(tokens, heads.queries * heads.size), self.flat(heads.queries * max(tokens, self.capacity))
+        return self.array(tokens, heads.n_heads * heads.head_dim), self.flat(heads.n_heads * max(tokens, self.capacity))
 
-    def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
-        tokens, narrow = q.shape[0], heads.keys * heads.size
-        both = self.array(tokens, heads.queries * heads.size + 2 * narrow)
+    def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
+        tokens, narrow = q.shape[0], heads.n_kv_heads * heads.head_dim
+        both = self.array(tokens, heads.n_heads * heads.head_dim + 2 * narrow)
         own = [self.array(tokens, narrow) for _ in range(2 * (self.threads - 1))]
         self._attend(heads, 5, attend.sizes_backward, False)
         del own
-        return both.part(heads.queries * heads.size), both.part(narrow), both.part(narrow)
+        return both.part(heads.n_heads * heads.head_dim), both.part(narrow), both.part(narrow)
 
     def _attend(self, heads: Heads, products: int, sizes, anybody: bool) -> None:
         """Scratch of attention's tasks. anybody: a worker may take another's."""
         for number, tasks in enumerate(plan(self._starts, heads, self.threads, self.sizes.scores)):
             for task in tasks:
                 keys = task.high - task.first_key(heads.window)
-                self.flops += 2.0 * (task.high - task.low) * heads.group * keys * heads.size * products
-                words = sum(n + 15 & -16 for n in sizes(keys, heads.size))
+                self.flops += 2.0 * (task.high - task.low) * heads.group * keys * heads.head_dim * products
+                words = sum(n + 15 & -16 for n in sizes(keys, heads.head_dim))
                 for worker in range(self.threads) if anybody else (number,):
                     self._aligned("attend", words, worker)
 

@@ -46,7 +46,7 @@ class CpuBf16Engine(NumpyEngine):
     attention_backward = _attention.attention_backward
     cross_entropy = _loss.cross_entropy
 
-    def array(self, rows: int, columns: int, room: int | None = None) -> np.ndarray:
+    def array(self, rows: int, columns: int, row_padding: int | None = None) -> np.ndarray:
         """As NumpyEngine's, without room: low-rank columns stand in bf16 rows here."""
         return super().array(rows, columns, 0)
 
@@ -142,7 +142,7 @@ class CpuBf16Engine(NumpyEngine):
         """(dgate, dup) side by side as bf16 rows, with room for the low-rank columns behind."""
         tokens, columns = gate.shape
         gelu = ACTIVATIONS[activation] == GELU
-        both = make(self, tokens, 2 * columns + self.room)
+        both = make(self, tokens, 2 * columns + self.row_padding)
         dgate, dup = both.part(0, columns), both.part(columns, columns)
 
         def work(number: int, low: int, high: int) -> None:

@@ -134,19 +134,19 @@ def left(e, x, group: Group, mask=None) -> Rows:
 
 def right_sides(e, group: Group) -> list[int]:
     """Each pair's B, packed for g = dy B: addresses."""
-    sizes = [0 if s is None else gemm.packed_words(*s.b.shape) for s in group.slots]
+    sizes = [0 if s is None else gemm.packed_words(*s.b.shape) for s in group.pairs]
     at, found = aligned(e, 0, "ups", sum(sizes)), []
-    for slot, size in zip(group.slots, sizes):
+    for pair, size in zip(group.pairs, sizes):
         found.append(at)
-        if slot is not None:
+        if pair is not None:
             gemm.pack_rows(
-                address(slot.b),
-                slot.b.strides[0],
-                slot.b.shape[1],
-                slot.b.shape[0],
+                address(pair.b),
+                pair.b.strides[0],
+                pair.b.shape[1],
+                pair.b.shape[0],
                 4,
                 at,
-                gemm.depth_of(slot.b.shape[0]),
+                gemm.depth_of(pair.b.shape[0]),
                 0,
             )
         at += 4 * size
@@ -157,7 +157,7 @@ def gradient_rows(e, dys: tuple, group: Group) -> Rows:
     """[dy | g], g = dy B, from each linear's dy: float32, or Rows that stand side by side already."""
     tokens, width, rank = dys[0].shape[0], group.width, group.rank
     whole = all(isinstance(d, Rows) for d in dys) and all(b.follows(a) for a, b in zip(dys, dys[1:]))
-    if whole and dys[0].room() >= width + rank:
+    if whole and dys[0].row_padding() >= width + rank:
         rows = dys[0].part(0, width)
         dys = ()
     else:
@@ -174,9 +174,9 @@ def gradient_rows(e, dys: tuple, group: Group) -> Rows:
             )
         if rank and any(bound % 2 for bound in group.bounds):
             gemm.clear(at + 2 * width, rows.stride, high - low)
-        for index, slot in enumerate(group.slots):
-            if slot is not None:
-                out, r = slot.b.shape
+        for index, pair in enumerate(group.pairs):
+            if pair is not None:
+                out, r = pair.b.shape
                 tiles.low_rows(
                     at + 2 * group.bounds[index],
                     rows.stride,
@@ -237,9 +237,9 @@ def packed_of(e, group: Group):
 
 
 def _forward_task(e, x: Rows, group: Group, index: int, first: int, last: int, y: np.ndarray):
-    weight, slot, bias = group.weights[index], group.slots[index], group.biases[index]
+    weight, pair, bias = group.weights[index], group.pairs[index], group.biases[index]
     features, start, rows = group.in_features, group.bounds[index], last - first
-    before, end = group.ranks()[index] if slot is not None else (0, 0)
+    before, end = group.ranks()[index] if pair is not None else (0, 0)
     columns, low = features + end, first - start
 
     def task(number: int) -> None:
@@ -249,7 +249,7 @@ def _forward_task(e, x: Rows, group: Group, index: int, first: int, last: int, y
             address(tile),
             rows,
             features,
-            address(slot.b) + low * slot.b.strides[0] if slot is not None else 0,
+            address(pair.b) + low * pair.b.strides[0] if pair is not None else 0,
             before,
             end - before,
             aligned(e, number, "packed", gemm.packed_words(columns, rows)),
@@ -375,9 +375,9 @@ class _Pairs:
         """A worker's own: some columns of dA, and some rows of each dB."""
         group, workers = self.group, self.e.workers.count
         found = [self._down(*piece) for piece in pieces(*share(group.in_features, number, workers, 16), GRADIENT, 16)]
-        for index, slot in enumerate(group.slots):
-            if slot is not None:
-                rows = share(slot.b.shape[0], number, workers, 16)
+        for index, pair in enumerate(group.pairs):
+            if pair is not None:
+                rows = share(pair.b.shape[0], number, workers, 16)
                 found += [self._up(index, *piece) for piece in pieces(*rows, GRADIENT, 16)]
         return found
 
@@ -387,11 +387,11 @@ class _Pairs:
         def task(number: int) -> None:
             packed = aligned(e, number, "packed", gemm.packed_words(self.tokens, columns))
             gemm.pack_rows(self.x.address + 2 * first, self.x.stride, columns, self.tokens, 2, packed, self.depth, 0)
-            for slot, (low, high) in zip(self.group.slots, self.group.ranks()):
-                if slot is not None:
+            for pair, (low, high) in zip(self.group.pairs, self.group.ranks()):
+                if pair is not None:
                     piece = aligned(e, number, "low", (high - low) * columns)
                     tiles.add_product(
-                        slot.scale,
+                        pair.scale,
                         self.turned + low * self.stride,
                         self.stride,
                         packed,
@@ -399,14 +399,14 @@ class _Pairs:
                         columns,
                         self.tokens,
                         piece,
-                        address(slot.grad_a) + 4 * first,
-                        slot.grad_a.strides[0],
+                        address(pair.grad_a) + 4 * first,
+                        pair.grad_a.strides[0],
                     )
 
         return task
 
     def _up(self, index: int, first: int, last: int):
-        e, slot, rows = self.e, self.group.slots[index], last - first
+        e, pair, rows = self.e, self.group.pairs[index], last - first
 
         def task(number: int) -> None:
             left = aligned(e, number, "packed", turned_words(rows, self.tokens))
@@ -424,10 +424,10 @@ class _Pairs:
                 self.stride,
                 self.inner[index],
                 self.depth,
-                address(slot.grad_b) + first * slot.grad_b.strides[0],
-                slot.grad_b.strides[0],
+                address(pair.grad_b) + first * pair.grad_b.strides[0],
+                pair.grad_b.strides[0],
                 rows,
-                slot.b.shape[1],
+                pair.b.shape[1],
                 self.tokens,
                 1,
             )

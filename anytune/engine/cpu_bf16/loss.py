@@ -66,11 +66,11 @@ class Chunk:
 
     def tile(self, number: int, low: int, high: int) -> np.ndarray:
         """Rows low…high of the head, and of its pair's B beside them, as float32 [high - low, columns]."""
-        weight, slot = self.head.weights[0], self.head.slots[0]
+        weight, pair = self.head.weights[0], self.head.pairs[0]
         tile = self.e.scratch(number, "tile", (high - low) * self.columns).reshape(high - low, -1)
         weight.rows(low, high, tile, lambda size: self.e.raw(number, size))
-        if slot is not None:
-            tile[:, self.head.in_features :] = slot.b[low:high]
+        if pair is not None:
+            tile[:, self.head.in_features :] = pair.b[low:high]
         return tile
 
     def scores(self, number: int, low: int, high: int, tile: np.ndarray | None, known: bool = False) -> np.ndarray:
@@ -135,10 +135,10 @@ class Chunk:
         return float(np.sum(self.log_sum - picked.max(axis=0), dtype=np.float64))
 
     def backward(self, scale: float, parts: np.ndarray, dh: np.ndarray) -> None:
-        e, head, slot, rows, columns = self.e, self.head, self.head.slots[0], self.rows, self.columns
+        e, head, pair, rows, columns = self.e, self.head, self.head.pairs[0], self.rows, self.columns
         parts = parts[: e.workers.count * rows * columns].reshape(-1, rows, columns)
         stride, width = gemm.row_bytes(self.step), head.in_features
-        trained = slot is not None and slot.grad_b is not None
+        trained = pair is not None and pair.grad_b is not None
         if trained:
             rank, turned_stride, deep = head.rank, gemm.row_bytes(-(-rows // 32) * 32), gemm.depth_of(rows)
             inner = aligned(e, 0, "inner", gemm.packed_words(rows, rank))
@@ -177,13 +177,13 @@ class Chunk:
                 if trained:
                     turned = aligned(e, number, "turned", turned_words(high - low, rows))
                     gemm.turn(dlogits, stride, rows, high - low, 2, turned, turned_stride)
-                    step = slot.grad_b.strides[0]
+                    step = pair.grad_b.strides[0]
                     gemm.product(
                         turned,
                         turned_stride,
                         inner,
                         deep,
-                        address(slot.grad_b) + low * step,
+                        address(pair.grad_b) + low * step,
                         step,
                         high - low,
                         rank,
@@ -195,8 +195,8 @@ class Chunk:
         for part in parts[1:]:
             e.kernels.add(parts[0], part, parts[0])
         dh[...] = parts[0][:, :width]
-        if slot is not None:
-            through = parts[0][:, width:] * np.float32(slot.scale)
-            dh += through @ slot.a
-            if slot.grad_a is not None:
-                slot.grad_a += through.T @ self.h.float32(self.low, self.high)[:, :width]
+        if pair is not None:
+            through = parts[0][:, width:] * np.float32(pair.scale)
+            dh += through @ pair.a
+            if pair.grad_a is not None:
+                pair.grad_a += through.T @ self.h.float32(self.low, self.high)[:, :width]

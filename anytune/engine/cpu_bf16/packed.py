@@ -36,7 +36,7 @@ def panel_columns(group: Group) -> int:
 def ends_of(group: Group) -> list[int]:
     """For each linear how many low-rank columns its pack for y has behind the weights:
     its own, and zeros before them."""
-    return [last if slot is not None else 0 for slot, (_, last) in zip(group.slots, group.ranks())]
+    return [last if pair is not None else 0 for pair, (_, last) in zip(group.pairs, group.ranks())]
 
 
 def words_of(group: Group, packed: str) -> list[int]:
@@ -155,12 +155,12 @@ class Packed:
         self, e, number: int, index: int, low: int, high: int, x: int, x_stride: int, tokens: int, y: int, y_stride: int
     ) -> None:
         """Outputs low…high of a linear for rows [x | h] of bf16 at x -> float32 at y."""
-        group, slot, bias, b = self.group, self.group.slots[index], self.group.biases[index], 0
+        group, pair, bias, b = self.group, self.group.pairs[index], self.group.biases[index], 0
         depth, (before, end) = gemm.depth_of(group.in_features + self.ends[index]), group.ranks()[index]
-        if slot is None:
+        if pair is None:
             before = end = 0
         else:
-            b = address(slot.b) + low * slot.b.strides[0]
+            b = address(pair.b) + low * pair.b.strides[0]
         tiles.forward_packed(
             self.addresses[index] + 4 * low * depth,
             depth,

@@ -26,7 +26,7 @@ class Rows:
         """Whether these columns stand right behind the other's."""
         return self._buffer is other._buffer and self.address == other.address + 2 * other.shape[1]
 
-    def room(self) -> int:
+    def row_padding(self) -> int:
         """Columns to the end of a row."""
         at = (self.address - address(self._buffer)) % self.stride
         return (self.stride - at) // 2

@@ -2,7 +2,7 @@
 
 A task is a run of queries of one example with the query heads of one key head: their rows are stacked, so
 grouped heads share each product. Scores exist only for one tile (of limited size), only for keys
-that the window lets it see, and are made again in the backward from the saved log-sums (Dao et al. 2022).
+that the window lets it see, and are made again in the backward from the saved log-sum-exp (Dao et al. 2022).
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ def plan(starts, heads: Heads, workers: int, scores: int) -> list[list[Task]]:
         longest = min(end - start, heads.window or end - start)
         step = max(1, min(ROWS, scores // max(longest, 1)) // heads.group)
         for low in range(start, end, step):
-            for head in range(heads.keys):
+            for head in range(heads.n_kv_heads):
                 tasks.append(Task(low, min(low + step, end), start, end, head))
     lists = balance([t.cost(heads.window) for t in tasks], workers)
     return [[tasks[i] for i in numbers] for numbers in lists]
 
 
 def attention(e, q, k, v, heads: Heads):
-    """q: [T, queries*size], k, v: [T, keys*size] -> (o [T, queries*size], log-sums [keys, T*group])."""
-    tokens, group, size = q.shape[0], heads.group, heads.size
-    out, sums = e.array(tokens, heads.queries * size), _per_token(e, tokens, heads.queries)
-    sums = sums.reshape(heads.keys, tokens * group)
+    """q: [T, n_heads*head_dim], k, v: [T, n_kv_heads*head_dim] -> (o [T, n_heads*head_dim], lse [keys, T*group])."""
+    tokens, group, size = q.shape[0], heads.group, heads.head_dim
+    out, lse = e.array(tokens, heads.n_heads * size), _per_token(e, tokens, heads.n_heads)
+    lse = lse.reshape(heads.n_kv_heads, tokens * group)
     shares = e.plan(heads)
 
     def work(number: int) -> None:
@@ -71,14 +71,14 @@ def attention(e, q, k, v, heads: Heads):
                 first,
                 heads.window,
                 heads.scale,
-                sums[task.head, task.low * group : task.high * group],
+                lse[task.head, task.low * group : task.high * group],
             )
             result = e.scratch(number, "o", rows * size).reshape(rows, size)
             np.matmul(scores, v[first : task.high, cut], out=result)
             out[task.low : task.high, slab] = result.reshape(task.high - task.low, group * size)
 
     e.workers.run(work)
-    return out, sums
+    return out, lse
 
 
 def _per_token(e, tokens: int, width: int) -> np.ndarray:
@@ -93,15 +93,15 @@ def _stack(e, number, name, view, group):
     return rows.reshape(view.shape[0] * group, -1)
 
 
-def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
-    """-> (dq, dk, dv), columns of one buffer; out and sums are what attention gave."""
-    tokens, size = q.shape[0], heads.size
-    wide, narrow = heads.queries * size, heads.keys * size
+def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
+    """-> (dq, dk, dv), columns of one buffer; out and lse are what attention gave."""
+    tokens, size = q.shape[0], heads.head_dim
+    wide, narrow = heads.n_heads * size, heads.n_kv_heads * size
     both = e.array(tokens, wide + 2 * narrow)
     dq, dk, dv = both[:, :wide], both[:, wide : wide + narrow], both[:, wide + narrow :]
-    inner = _per_token(e, tokens, heads.queries).reshape(tokens, heads.queries)
+    inner = _per_token(e, tokens, heads.n_heads).reshape(tokens, heads.n_heads)
     e.workers.rows(
-        tokens, lambda low, high: e.kernels.row_dots(dout[low:high], out[low:high], heads.queries, inner[low:high]), 64
+        tokens, lambda low, high: e.kernels.row_dots(dout[low:high], out[low:high], heads.n_heads, inner[low:high]), 64
     )
     shares = e.plan(heads)
     # One worker's tasks may share keys with another's: each sums into its own, and worker 0 into the result.
@@ -111,7 +111,7 @@ def attention_backward(e, dout, q, k, v, out, sums, heads: Heads):
         for buffer in sums_of[number]:
             buffer[...] = 0
         for task in shares[number]:
-            _task_backward(e, number, task, heads, dout, q, k, v, sums, inner, dq, *sums_of[number])
+            _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, *sums_of[number])
 
     e.workers.run(work)
     add_up(e, sums_of)
@@ -130,8 +130,8 @@ def add_up(e, sums_of: list[tuple[np.ndarray, np.ndarray]]) -> None:
         e.workers.rows(sums_of[0][0].shape[0], merge, 64)
 
 
-def _task_backward(e, number, task, heads, dout, q, k, v, sums, inner, dq, dk, dv) -> None:
-    group, size = heads.group, heads.size
+def _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, dk, dv) -> None:
+    group, size = heads.group, heads.head_dim
     first = task.first_key(heads.window)
     slab = slice(task.head * group * size, (task.head + 1) * group * size)
     cut = slice(task.head * size, (task.head + 1) * size)
@@ -144,7 +144,7 @@ def _task_backward(e, number, task, heads, dout, q, k, v, sums, inner, dq, dk, d
     p = e.scratch(number, "s", rows * keys).reshape(rows, keys)
     np.matmul(queries, k[first : task.high, cut].T, out=p)
     e.kernels.softmax_again(
-        p, group, task.low, first, heads.window, heads.scale, sums[task.head, task.low * group : task.high * group]
+        p, group, task.low, first, heads.window, heads.scale, lse[task.head, task.low * group : task.high * group]
     )
     dp = e.scratch(number, "dp", rows * keys).reshape(rows, keys)
     np.matmul(douts, v[first : task.high, cut].T, out=dp)
@@ -162,17 +162,17 @@ def _task_backward(e, number, task, heads, dout, q, k, v, sums, inner, dq, dk, d
 def attend_cache(e, q, keys, values, slots, heads: Heads):
     """Attention of new tokens against a cache, for generation.
 
-    q: [T, queries*size]; keys, values: [slots, context, keys*size], the new tokens' already in their places;
-    slots: list of (slot, first row of q, last row, position of the first) -> o [T, queries*size].
+    q: [T, n_heads*head_dim]; keys, values: [slots, context, n_kv_heads*head_dim], the new tokens' already in their
+    places; slots: list of (slot, first row of q, last row, position of the first) -> o [T, n_heads*head_dim].
     """
-    group, size = heads.group, heads.size
-    out = e.array(q.shape[0], heads.queries * size)
+    group, size = heads.group, heads.head_dim
+    out = e.array(q.shape[0], heads.n_heads * size)
     step = max(1, ROWS // group)
     tasks = [
         (slot, low, min(low + step, high), position + low - begin, head)
         for slot, begin, high, position in slots
         for low in range(begin, high, step)
-        for head in range(heads.keys)
+        for head in range(heads.n_kv_heads)
     ]
 
     def work(number: int) -> None:
@@ -184,9 +184,7 @@ def attend_cache(e, q, keys, values, slots, heads: Heads):
             queries = _stack(e, number, "q", q[low:high, slab], group)
             scores = e.scratch(number, "s", rows * (last - first)).reshape(rows, -1)
             np.matmul(queries, keys[slot, first:last, cut].T, out=scores)
-            e.kernels.softmax(
-                scores, group, position, first, heads.window, heads.scale, e.scratch(number, "sums", rows)
-            )
+            e.kernels.softmax(scores, group, position, first, heads.window, heads.scale, e.scratch(number, "lse", rows))
             result = e.scratch(number, "o", rows * size).reshape(rows, size)
             np.matmul(scores, values[slot, first:last, cut], out=result)
             out[low:high, slab] = result.reshape(high - low, group * size)

@@ -66,7 +66,7 @@ def gain_gradient(dy, dys, x, xs, eps, rows, groups, n, into):
 
 
 @kernel
-def rope(x, xs, cos, sin, context, pairs, positions, rows, groups, n, halves, sign, y, ys):
+def rope(x, xs, cos, sin, context, pairs, positions, rows, groups, n, neox, sign, y, ys):
     where = ints(positions, rows)
     turn = F(sign)
     for t in range(rows):
@@ -76,7 +76,7 @@ def rope(x, xs, cos, sin, context, pairs, positions, rows, groups, n, halves, si
         c, s = floats(cos + 4 * p * pairs, pairs), floats(sin + 4 * p * pairs, pairs)
         for h in range(groups):
             a, b = floats(x + 4 * (t * xs + h * n), n), floats(y + 4 * (t * ys + h * n), n)
-            if halves:
+            if neox:
                 for i in range(pairs):
                     u, v = a[i], a[i + pairs]
                     b[i] = u * c[i] - v * s[i] * turn

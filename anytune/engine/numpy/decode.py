@@ -12,7 +12,7 @@ from .linear import Group
 from .workers import share
 
 
-def linear_few(e, x: np.ndarray, group: Group) -> tuple[np.ndarray, ...]:
+def linear_decode(e, x: np.ndarray, group: Group) -> tuple[np.ndarray, ...]:
     """As linear(), for few rows and no backward."""
     y = e.array(x.shape[0], group.width)
     _product(e, x, group, y)
@@ -28,12 +28,12 @@ def logits(e, h: np.ndarray, head: Group) -> np.ndarray:
 
 def _product(e, x: np.ndarray, group: Group, y: np.ndarray) -> None:
     step = max(16, e.sizes.tile // group.in_features)
-    downs = [None if s is None else (x @ s.a.T) * np.float32(s.scale) for s in group.slots]
+    downs = [None if s is None else (x @ s.a.T) * np.float32(s.scale) for s in group.pairs]
 
     def work(number: int) -> None:
         low, high = share(group.width, number, e.workers.count, 16)
         for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:])):
-            weight, slot, bias = group.weights[index], group.slots[index], group.biases[index]
+            weight, pair, bias = group.weights[index], group.pairs[index], group.biases[index]
             dense = weight.dense()
             # float32 weights are used where they lie, all at once; blocks a tile at a time
             stride = max(1, high - low) if dense is not None else step
@@ -48,8 +48,8 @@ def _product(e, x: np.ndarray, group: Group, y: np.ndarray) -> None:
                     weight.rows(rows.start, rows.stop, tile, lambda size: e.raw(number, size))
                 out = y[:, first:last]
                 np.matmul(x, tile.T, out=out)
-                if slot is not None:
-                    out += downs[index] @ slot.b[rows].T
+                if pair is not None:
+                    out += downs[index] @ pair.b[rows].T
                 if bias is not None:
                     out += bias[rows]
 

@@ -22,7 +22,7 @@ from . import loss as _loss
 from . import optimizers as _optimizers
 from . import plain
 from .budget import NumpyBudget
-from .linear import Group, Slot
+from .linear import Group, LoraPair
 from .pool import Pool
 from .sizes import Sizes
 from .trained import Trained
@@ -37,11 +37,11 @@ class NumpyEngine(Composed):
     """float32 on CPU threads. base.py says what the operations mean.
 
     threads: workers to split operations between. compiled: use the Numba kernels (None: if it is installed).
-    room: spare columns behind every activation, where low-rank products ride (see linear.py).
+    row_padding: spare columns behind every activation, where low-rank products ride (see linear.py).
     """
 
     name = "numpy"
-    lag, tolerance, few = 0, 1e-4, 8
+    steps_in_flight, tolerance, decode_rows = 0, 1e-4, 8
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
@@ -51,11 +51,13 @@ class NumpyEngine(Composed):
         self.workers = Workers(threads)
         self.kernels, self.dequantizers = _kernels(compiled)
         self.pool = Pool()
-        self.room = 0
+        self.row_padding = 0
         self.sizes = Sizes()
         self.capacity = 0  # tokens that every [T, n] buffer can hold, so that buffers fit all batches
         self.training = False  # dropout acts
-        self.team = None  # the processes that train together (train/team.py), if they are several
+        self.process_group = (
+            None  # the processes that train together (distributed/process_group.py), if they are several
+        )
         self.dropout_key = (0, 0, 0)
         self._scratch: list[dict[str, np.ndarray]] = [{} for _ in range(self.workers.count)]
         self._raw: dict[int, np.ndarray] = {}
@@ -136,15 +138,15 @@ class NumpyEngine(Composed):
         """A flat float32 array from the pool, content undefined."""
         return self.pool.take(floats)[:]
 
-    def array(self, rows: int, columns: int, room: int | None = None) -> np.ndarray:
-        """A [rows, columns] float32 array from the pool, content undefined, `room` columns behind."""
-        stride = columns + (self.room if room is None else room)
+    def array(self, rows: int, columns: int, row_padding: int | None = None) -> np.ndarray:
+        """A [rows, columns] float32 array from the pool, content undefined, `row_padding` columns behind."""
+        stride = columns + (self.row_padding if row_padding is None else row_padding)
         return self.pool.take(max(rows, self.capacity) * stride)[: rows * stride].reshape(rows, stride)[:, :columns]
 
     def extend(self, x: np.ndarray, columns: int) -> np.ndarray:
-        """x [T, n] with `columns` more, undefined: in place if x ends at its buffer's room, else a copy."""
+        """x [T, n] with `columns` more, undefined: in place if x ends at its buffer's row_padding, else a copy."""
         at, stride = _place(x)
-        if columns <= self.room and at >= 0 and at + x.shape[1] + self.room == stride:
+        if columns <= self.row_padding and at >= 0 and at + x.shape[1] + self.row_padding == stride:
             return _window(x, at, stride, x.shape[1] + columns)
         wider = self.array(x.shape[0], x.shape[1] + columns)
         wider[:, : x.shape[1]] = x
@@ -211,19 +213,19 @@ class NumpyEngine(Composed):
         return np.zeros(size, np.float32)
 
     def group(
-        self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+        self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
     ) -> Group:
         return Group(
             tuple(weights),
             tuple(biases or (None,) * len(weights)),
-            tuple(slots or ()),
+            tuple(pairs or ()),
             dropout,
             number,
             tuple(bias_gradients or ()),
         )
 
-    def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
-        return Slot(a, b, float(scale), grad_a, grad_b)
+    def lora_pair(self, a, b, scale, grad_a=None, grad_b=None) -> LoraPair:
+        return LoraPair(a, b, float(scale), grad_a, grad_b)
 
     def host(self, x: np.ndarray) -> np.ndarray:
         return np.array(x)
@@ -238,7 +240,7 @@ class NumpyEngine(Composed):
 
     linear = _linear.linear
     linear_backward = _linear.linear_backward
-    linear_few = _decode.linear_few
+    linear_decode = _decode.linear_decode
     logits = _decode.logits
     attention = _attention.attention
     attention_backward = _attention.attention_backward
@@ -261,12 +263,12 @@ class NumpyEngine(Composed):
         self.workers.rows(ids.shape[0], rows, 64)
         return x
 
-    def take(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def gather(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
         out = self.array(rows.shape[0], x.shape[1])
         out[...] = x[rows]
         return out
 
-    def put(self, y: np.ndarray, rows: np.ndarray, tokens: int) -> np.ndarray:
+    def scatter(self, y: np.ndarray, rows: np.ndarray, tokens: int) -> np.ndarray:
         out = self.array(tokens, y.shape[1])
         out[...] = 0
         out[rows] = y
@@ -293,30 +295,30 @@ class NumpyEngine(Composed):
         )
         return dx
 
-    def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
+    def qk_norm_rope(self, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool):
         if gains is not None:
-            q, k = (self._norm(x, gain, eps, n) for x, gain, n in zip((q, k), gains, (heads.queries, heads.keys)))
-        for x, n in ((q, heads.queries), (k, heads.keys)):
-            self._turn(x, table, positions, n, halves, 1.0)
+            q, k = (self._norm(x, gain, eps, n) for x, gain, n in zip((q, k), gains, (heads.n_heads, heads.n_kv_heads)))
+        for x, n in ((q, heads.n_heads), (k, heads.n_kv_heads)):
+            self._turn(x, table, positions, n, neox, 1.0)
         return q, k
 
-    def rotate_backward(
-        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool, into=(None, None)
+    def qk_norm_rope_backward(
+        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool, into=(None, None)
     ):
-        for dx, x, n, at in ((dq, q, heads.queries, 0), (dk, k, heads.keys, 1)):
-            self._turn(dx, table, positions, n, halves, -1.0)
+        for dx, x, n, at in ((dq, q, heads.n_heads, 0), (dk, k, heads.n_kv_heads, 1)):
+            self._turn(dx, table, positions, n, neox, -1.0)
             if into[at] is not None:
                 self.gain_gradient(dx, x, eps, into[at])
             if gains is not None:
                 self._norm_backward(dx, x, gains[at], eps, n, None, dx)
         return dq, dk
 
-    def _turn(self, x, table, positions, heads: int, halves: bool, sign: float) -> None:
+    def _turn(self, x, table, positions, heads: int, neox: bool, sign: float) -> None:
         cos, sin = table
 
         def rows(a: int, b: int) -> None:
             part = x[a:b]
-            self.kernels.rope(part, cos, sin, positions[a:b], heads, halves, sign, part)
+            self.kernels.rope(part, cos, sin, positions[a:b], heads, neox, sign, part)
 
         self.workers.rows(x.shape[0], rows, 64)
 
@@ -363,10 +365,10 @@ class NumpyEngine(Composed):
         positions = np.concatenate([np.arange(p, p + high - low, dtype=np.int32) for _, low, high, p in spans])
         return body(self.integers(ids), positions, spans, self.integers(rows) if len(rows) else None)
 
-    def park(self, x):
+    def offload(self, x):
         return x
 
-    def fetch(self, ticket):
+    def prefetch(self, ticket):
         return ticket
 
     # ---- optimizer --------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def gain_gradient(dy, x, eps, groups, into):
     c.gain_gradient(_at(dy), _row(dy), _at(x), _row(x), eps, rows, groups, width // groups, _at(into))
 
 
-def rope(x, cos, sin, positions, groups, halves, sign, y):
+def rope(x, cos, sin, positions, groups, neox, sign, y):
     rows, width = x.shape
     c.rope(
         _at(x),
@@ -67,7 +67,7 @@ def rope(x, cos, sin, positions, groups, halves, sign, y):
         rows,
         groups,
         width // groups,
-        bool(halves),
+        bool(neox),
         float(sign),
         _at(y),
         _row(y),

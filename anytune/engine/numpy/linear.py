@@ -1,6 +1,6 @@
 """y = x Wᵀ + s (x Aᵀ) Bᵀ for linears that share an input, and its backward.
 
-LoRA rides in the base product. An activation array has a few spare columns behind its own (`room`), so with
+LoRA rides in the base product. An activation array has a few spare columns behind its own (`row_padding`), so with
 h = s x Aᵀ written there, [x | h] times [W | B]ᵀ is the whole of y in one product, and backwards
 [dy | dy B] times [W ; s A] is the whole of dx. Only tiles of W are ever dequantized, each in a worker's own
 scratch: rows of W for y, columns for dx, so no two workers touch the same output and nothing is summed twice.
@@ -18,7 +18,7 @@ from .workers import share
 
 
 @dataclass
-class Slot:
+class LoraPair:
     """The low-rank pair of one linear: a [r, in], b [out, r] and their gradients (or None), float32."""
 
     a: np.ndarray
@@ -34,7 +34,7 @@ class Group:
 
     weights: tuple[Weight, ...]
     biases: tuple[np.ndarray | None, ...]
-    slots: tuple[Slot | None, ...] = ()
+    pairs: tuple[LoraPair | None, ...] = ()
     dropout: float = 0.0
     number: int = 0  # tells the groups' dropout streams apart
     bias_gradients: tuple[np.ndarray | None, ...] = ()
@@ -42,7 +42,7 @@ class Group:
     bounds: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.slots = self.slots or (None,) * len(self.weights)
+        self.pairs = self.pairs or (None,) * len(self.weights)
         self.bias_gradients = self.bias_gradients or (None,) * len(self.weights)
         self.bounds = np.cumsum([0] + [w.out_features for w in self.weights]).tolist()
 
@@ -57,12 +57,12 @@ class Group:
     @property
     def rank(self) -> int:
         """Columns that the low-rank parts take: the sum of the ranks."""
-        return sum(s.a.shape[0] for s in self.slots if s is not None)
+        return sum(s.a.shape[0] for s in self.pairs if s is not None)
 
     @property
     def trains(self) -> bool:
         return (
-            any(s is not None and s.grad_a is not None for s in self.slots)
+            any(s is not None and s.grad_a is not None for s in self.pairs)
             or any(w.gradient is not None for w in self.weights)
             or any(b is not None for b in self.bias_gradients)
         )
@@ -70,8 +70,8 @@ class Group:
     def ranks(self) -> list[tuple[int, int]]:
         """For each linear its columns among the low-rank ones."""
         spans, at = [], 0
-        for slot in self.slots:
-            size = 0 if slot is None else slot.a.shape[0]
+        for pair in self.pairs:
+            size = 0 if pair is None else pair.a.shape[0]
             spans.append((at, at + size))
             at += size
         return spans
@@ -83,7 +83,7 @@ class Group:
 
 def linear(e, x: np.ndarray, group: Group) -> tuple[np.ndarray, ...]:
     """x: [T, in] -> one [T, out] for each linear of the group, columns of one buffer."""
-    y = e.array(x.shape[0], group.width, room=0)
+    y = e.array(x.shape[0], group.width, row_padding=0)
     inputs = _low_rank(e, x, group)
     total, tile_rows = group.width, max(16, e.sizes.tile // (group.in_features + group.rank))
 
@@ -99,14 +99,14 @@ def linear(e, x: np.ndarray, group: Group) -> tuple[np.ndarray, ...]:
 
 
 def _forward_tile(e, number, inputs, group, index, low, high, out) -> None:
-    weight, slot, bias = group.weights[index], group.slots[index], group.biases[index]
+    weight, pair, bias = group.weights[index], group.pairs[index], group.biases[index]
     features, (first, last) = group.in_features, group.ranks()[index]
-    columns = features + (last if slot is not None else 0)
+    columns = features + (last if pair is not None else 0)
     tile = e.scratch(number, "tile", (high - low) * columns).reshape(high - low, columns)
     weight.rows(low, high, tile, lambda size: e.raw(number, size))
-    if slot is not None:
+    if pair is not None:
         tile[:, features : features + first] = 0  # low-rank columns that belong to the linears before
-        tile[:, features + first :] = slot.b[low:high]
+        tile[:, features + first :] = pair.b[low:high]
     np.matmul(inputs[:, :columns], tile.T, out=out)
     if bias is not None:
         out += bias[low:high]
@@ -132,7 +132,7 @@ def _low_rank(e, x: np.ndarray, group: Group, mask=None) -> np.ndarray:
 
 def scaled_down(group: Group) -> np.ndarray:
     """s A of all linears, stacked: [rank, in]."""
-    return np.concatenate([s.a * np.float32(s.scale) for s in group.slots if s is not None])
+    return np.concatenate([s.a * np.float32(s.scale) for s in group.pairs if s is not None])
 
 
 def dropped(e, x, group, mask, low, high) -> np.ndarray:
@@ -154,7 +154,7 @@ def linear_backward(
     if rank:
         dy = e.extend(dy, rank)
         e.workers.rows(tokens, lambda low, high: _into_rank(dy, group, low, high), 16)
-    dx = e.array(tokens, features, room=0) if need_dx else None
+    dx = e.array(tokens, features, row_padding=0) if need_dx else None
     raw = streamed(e, group) if need_dx else None
     downs = scaled_down(group) if rank else np.empty((0, features), np.float32)
     blocks, step = block_columns(group), backward_step(group, e.sizes)
@@ -188,12 +188,12 @@ def backward_step(group: Group, sizes) -> int:
 
 def _into_rank(dy, group, low, high) -> None:
     """dy[:, width:] = dy_i B_i for rows low…high."""
-    for index, slot in enumerate(group.slots):
-        if slot is not None:
+    for index, pair in enumerate(group.pairs):
+        if pair is not None:
             first, last = group.ranks()[index]
             np.matmul(
                 dy[low:high, group.bounds[index] : group.bounds[index + 1]],
-                slot.b,
+                pair.b,
                 out=dy[low:high, group.width + first : group.width + last],
             )
 
@@ -236,11 +236,11 @@ def _gradients(e, number, dy, x, inputs, group, low, high, mask) -> None:
             source = source * (mask[:, low:high] * np.float32(1.0 / (1.0 - group.dropout)))
         piece = e.scratch(number, "down", group.rank * (high - low)).reshape(group.rank, high - low)
         np.matmul(dy[:, width : width + group.rank].T, source, out=piece)
-        for slot, (first, last) in zip(group.slots, group.ranks()):
-            if slot is not None:
-                e.kernels.add_scaled(piece[first:last], slot.scale, slot.grad_a[:, low:high])
-    for index, (slot, (first, last)) in enumerate(zip(group.slots, group.ranks())):
-        if slot is None:
+        for pair, (first, last) in zip(group.pairs, group.ranks()):
+            if pair is not None:
+                e.kernels.add_scaled(piece[first:last], pair.scale, pair.grad_a[:, low:high])
+    for index, (pair, (first, last)) in enumerate(zip(group.pairs, group.ranks())):
+        if pair is None:
             continue
         start, end = share(group.weights[index].out_features, number, e.workers.count)
         piece = e.scratch(number, "up", (end - start) * (last - first)).reshape(end - start, last - first)
@@ -250,7 +250,7 @@ def _gradients(e, number, dy, x, inputs, group, low, high, mask) -> None:
             inputs[:, group.in_features + first : group.in_features + last],
             out=piece,
         )
-        e.kernels.add_scaled(piece, 1.0, slot.grad_b[start:end])
+        e.kernels.add_scaled(piece, 1.0, pair.grad_b[start:end])
 
 
 def _add_masked(e, dy, group, downs, mask, dx) -> None:

@@ -43,14 +43,14 @@ def most_rows(sizes, head: Group) -> int:
 
 def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
     rows, vocab = h.shape[0], head.width
-    slot = head.slots[0]
+    pair = head.pairs[0]
     rank = head.rank
     inputs = h
     if rank:
         inputs = np.empty((rows, head.in_features + rank), np.float32)
         inputs[:, : head.in_features] = h
-        np.matmul(h, slot.a.T, out=inputs[:, head.in_features :])
-        inputs[:, head.in_features :] *= np.float32(slot.scale)
+        np.matmul(h, pair.a.T, out=inputs[:, head.in_features :])
+        inputs[:, head.in_features :] *= np.float32(pair.scale)
     step = max(16, e.sizes.head // (head.in_features + rank))
     columns = min(step, -(-vocab // e.workers.count))
     keep = kept is not None
@@ -64,7 +64,7 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
         tile = e.scratch(number, "wide", (high - low) * (head.in_features + rank)).reshape(high - low, -1)
         head.weights[0].rows(low, high, tile, lambda size: e.raw(number, size))
         if rank:
-            tile[:, head.in_features :] = slot.b[low:high]
+            tile[:, head.in_features :] = pair.b[low:high]
         return tile
 
     def scores(number, low, high):
@@ -106,16 +106,16 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
                 whole = e.scratch(number, "gradient", (high - low) * head.in_features).reshape(high - low, -1)
                 np.matmul(piece.T, h, out=whole)
                 e.kernels.add_scaled(whole, 1.0, head.weights[0].gradient[low:high])
-            if slot is not None and slot.grad_b is not None:
-                slot.grad_b[low:high] += piece.T @ inputs[:, head.in_features :]
+            if pair is not None and pair.grad_b is not None:
+                pair.grad_b[low:high] += piece.T @ inputs[:, head.in_features :]
 
     e.workers.run(backward)
     for part in parts[1:]:
         e.kernels.add(parts[0], part, parts[0])
     dh[...] = parts[0][:, : head.in_features]
     if rank:
-        through = parts[0][:, head.in_features :] * np.float32(slot.scale)
-        dh += through @ slot.a
-        if slot.grad_a is not None:
-            slot.grad_a += through.T @ h
+        through = parts[0][:, head.in_features :] * np.float32(pair.scale)
+        dh += through @ pair.a
+        if pair.grad_a is not None:
+            pair.grad_a += through.T @ h
     return loss

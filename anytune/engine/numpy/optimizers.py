@@ -14,9 +14,9 @@ PIECE = 1 << 16  # weights at a time; a multiple of rules.BLOCK
 def norm(e, gradients: list[np.ndarray]) -> float:
     """Summed in float64 in pieces of fixed size (not by thread)."""
     size = 1 << 20
-    if e.team is not None:
+    if e.process_group is not None:
         for g in gradients:
-            e.team.sum_(g)
+            e.process_group.all_reduce_(g)
     pieces = [g[at : at + size] for g in gradients for at in range(0, g.size, size)]
     sums = np.zeros(len(pieces))
 

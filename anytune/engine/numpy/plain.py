@@ -49,17 +49,17 @@ def gain_gradient(dy, x, eps, groups, into):
     into += np.sum(ds * (xs * inverse), axis=(0, 1))
 
 
-def rope(x, cos, sin, positions, groups, halves, sign, y):
+def rope(x, cos, sin, positions, groups, neox, sign, y):
     """Rotate pairs of each head by its position's angles (Su et al. 2021); y may be x.
 
-    cos, sin: [context, pairs]; pairs beyond 2*pairs of a head stay as they are. halves: element i pairs with
+    cos, sin: [context, pairs]; pairs beyond 2*pairs of a head stay as they are. neox: element i pairs with
     i + pairs (GPT-NeoX order), else 2i with 2i + 1. sign -1 turns back, which is the backward.
     """
     xs, ys = _heads(x, groups), _heads(y, groups)
     pairs = cos.shape[1]
     c, s = cos[positions][:, None, :], sin[positions][:, None, :] * np.float32(sign)
-    first = slice(0, pairs) if halves else slice(0, 2 * pairs, 2)
-    second = slice(pairs, 2 * pairs) if halves else slice(1, 2 * pairs, 2)
+    first = slice(0, pairs) if neox else slice(0, 2 * pairs, 2)
+    second = slice(pairs, 2 * pairs) if neox else slice(1, 2 * pairs, 2)
     a, b = xs[..., first].copy(), xs[..., second].copy()
     if y is not x:
         ys[..., 2 * pairs :] = xs[..., 2 * pairs :]

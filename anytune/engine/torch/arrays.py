@@ -31,7 +31,7 @@ def real(x) -> Tensor:
     return x.value
 
 
-def room_behind(x: Tensor) -> int:
+def padding_behind(x: Tensor) -> int:
     """Columns behind x that belong to nobody: none unless x ends a buffer that array() made."""
     return x.stride(0) - x.storage_offset() % x.stride(0) - x.shape[1] if getattr(x, "ends", False) else 0
 

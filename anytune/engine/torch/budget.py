@@ -48,10 +48,10 @@ class Budget:
         self.base, free = self._taken()
         self.base += WORKSPACE
         self.limit = memory if memory is not None else self.base + int(0.92 * free)
-        team, holds = engine.team, HOLDS
-        if team is not None:
-            self.limit = self.base + team.least(self.limit - self.base)
-            holds = (SHARD,) if team.shard else (*HOLDS, SHARD)
+        process_group, holds = engine.process_group, HOLDS
+        if process_group is not None:
+            self.limit = self.base + process_group.minimum(self.limit - self.base)
+            holds = (SHARD,) if process_group.shard else (*HOLDS, SHARD)
         away = engine.device.type == "cuda"
         told = fp8.TOLD if engine.fp8 else ""
         self.ways = [
@@ -73,8 +73,8 @@ class Budget:
         if device.type == "xpu":
             taken = torch.xpu.memory_allocated(device)
             return taken, torch.xpu.get_device_properties(device).total_memory - torch.xpu.memory_reserved(device)
-        team = self.engine.team  # whose processes on this machine share its memory
-        return process_bytes(), available_bytes() // (team.local_size if team is not None else 1)
+        process_group = self.engine.process_group  # whose processes on this machine share its memory
+        return process_bytes(), available_bytes() // (process_group.local_size if process_group is not None else 1)
 
     def counter(self, way: Way, capacity: int) -> TorchCount:
         return TorchCount(self.engine, way.sizes, way.hold)

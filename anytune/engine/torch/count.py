@@ -73,13 +73,13 @@ class TorchCount(Composed):
 
     def __init__(self, engine, sizes, hold: str):
         self.item, self.head_item = (torch.empty(0, dtype=t).element_size() for t in (engine.act, engine.dtype))
-        self.shards, self.few, self.most = engine.shards, engine.f.few, engine.f.most
+        self.shards, self.decode_rows, self.most = engine.shards, engine.f.small_rows, engine.f.most
         # a product's sum that lies in memory before it is added to a float32 gradient; see gradients.add_product
         self.sums = (
             0 if self.item == 4 else 4 if engine.device.type == "cuda" and torch.version.hip is None else self.item
         )
         self.fp8 = engine.fp8
-        self.sizes, self.hold, self.room, self.training, self.flops = sizes, hold, 0, False, 0.0
+        self.sizes, self.hold, self.row_padding, self.training, self.flops = sizes, hold, 0, False, 0.0
         self.live, self.span = Live(), 0.0
 
     @property
@@ -111,8 +111,8 @@ class TorchCount(Composed):
         lengths = np.diff(starts)
         self.span = float((lengths**2).sum() / max(1, lengths.sum()))  # keys before and after a token, on average
 
-    def array(self, rows: int, columns: int, room: int | None = None) -> Shape:
-        stride = align(columns + (self.room if room is None else room))
+    def array(self, rows: int, columns: int, row_padding: int | None = None) -> Shape:
+        stride = align(columns + (self.row_padding if row_padding is None else row_padding))
         return Shape((rows, columns), self.live.take(rows * stride * self.item))
 
     def float32(self, *shape: int) -> Held:
@@ -136,8 +136,8 @@ class TorchCount(Composed):
 
     integers = host = vector
 
-    def group(self, weights, biases=None, slots=None, dropout=0.0, number=0, bias_gradients=None):
-        return Group(weights, None, slots, dropout, number, bias_gradients)
+    def group(self, weights, biases=None, pairs=None, dropout=0.0, number=0, bias_gradients=None):
+        return Group(weights, None, pairs, dropout, number, bias_gradients)
 
     @property
     def keeps_turned(self) -> bool:
@@ -151,10 +151,10 @@ class TorchCount(Composed):
     def embed(self, ids, table, scale):
         return self.array(len(ids), table.in_features)
 
-    def take(self, x, rows):
+    def gather(self, x, rows):
         return self.array(len(rows), x.shape[1])
 
-    def put(self, y, rows, tokens):
+    def scatter(self, y, rows, tokens):
         picked = self.array(tokens, y.shape[1], 0)
         out = self.array(tokens, y.shape[1])
         del picked
@@ -175,7 +175,7 @@ class TorchCount(Composed):
     def rms_norm_backward(self, dy, x, gain, eps, residual=None):
         return self.array(*x.shape)
 
-    def rotate(self, q, k, gains, eps, table, positions, heads, halves):
+    def qk_norm_rope(self, q, k, gains, eps, table, positions, heads, neox):
         if gains is None:
             return q, k
         both = self.array(q.shape[0], q.shape[1] + k.shape[1], 0)
@@ -187,7 +187,7 @@ class TorchCount(Composed):
     def embed_backward(self, dx, ids, scale, into):
         self.float32(*dx.shape)
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, halves, into=(None, None)):
+    def qk_norm_rope_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, neox, into=(None, None)):
         if into[0] is not None or into[1] is not None:
             turned = [self.live.take(x.shape[0] * x.shape[1] * self.item) for x in (dq, dk)]
             self.gain_gradient(dq, q, eps, None)
@@ -244,7 +244,10 @@ class TorchCount(Composed):
         da = self.linear_backward((dy,), gate, group, need_dx)
         del before
         together = (
-            gate.shape[0] > self.few and then.rank and group.rank and max(then.rank // 2, group.rank) <= self.most
+            gate.shape[0] > self.decode_rows
+            and then.rank
+            and group.rank
+            and max(then.rank // 2, group.rank) <= self.most
         )
         again = None if together else self.array(*gate.shape)
         both = self.glu_backward(da, gate, up, activation) if need_dx else None
@@ -253,14 +256,14 @@ class TorchCount(Composed):
 
     def attention(self, q, k, v, heads: Heads):
         tokens = q.shape[0]
-        self.flops += 2.0 * tokens * heads.queries * heads.size * min(heads.window or self.span, self.span)
-        return self.array(tokens, heads.queries * heads.size), Shape((tokens,), self.float32(tokens, heads.queries))
+        self.flops += 2.0 * tokens * heads.n_heads * heads.head_dim * min(heads.window or self.span, self.span)
+        return self.array(tokens, heads.n_heads * heads.head_dim), Shape((tokens,), self.float32(tokens, heads.n_heads))
 
-    def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
-        tokens, wide, narrow = q.shape[0], heads.queries * heads.size, heads.keys * heads.size
-        self.flops += 5.0 * tokens * heads.queries * heads.size * min(heads.window or self.span, self.span)
+    def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
+        tokens, wide, narrow = q.shape[0], heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
+        self.flops += 5.0 * tokens * heads.n_heads * heads.head_dim * min(heads.window or self.span, self.span)
         both = self.array(tokens, wide + 2 * narrow)
-        delta = self.float32(tokens, heads.queries)
+        delta = self.float32(tokens, heads.n_heads)
         del delta
         return both.part(wide), both.part(narrow), both.part(narrow)
 
@@ -282,11 +285,11 @@ class TorchCount(Composed):
         del logits, pieces
         return 0.0, dh
 
-    def park(self, x):
+    def offload(self, x):
         self._settle(x)
         return Parked(x.shape) if self.sizes.offload else x
 
-    def fetch(self, ticket):
+    def prefetch(self, ticket):
         return self.array(*ticket.shape) if isinstance(ticket, Parked) else ticket
 
 

@@ -63,7 +63,7 @@ def store(e, cache: Tensor, where: Places, rows: Tensor) -> None:
 
 
 def attend_cache(e, q: Tensor, keys: Tensor, values: Tensor, where: Places, heads: Heads) -> Tensor:
-    out = e.array(q.shape[0], heads.queries * heads.size)
+    out = e.array(q.shape[0], heads.n_heads * heads.head_dim)
     out.ends = True
     if where.single and hasattr(e.f, "attend_rows"):
         e.f.attend_rows(q, keys, values, where.slot, where.length, heads, out)
@@ -72,9 +72,9 @@ def attend_cache(e, q: Tensor, keys: Tensor, values: Tensor, where: Places, head
     return out
 
 
-def linear_few(e, x: Tensor, group: Group) -> tuple[Tensor, ...]:
+def linear_decode(e, x: Tensor, group: Group) -> tuple[Tensor, ...]:
     """As linear(), for few rows and no backward."""
-    if x.shape[0] > e.few or group.dense is not None or not _fused(e, group):
+    if x.shape[0] > e.decode_rows or group.dense is not None or not _fused(e, group):
         return linear(e, x, group)
     y = e.array(x.shape[0], group.width)
     y.ends = True
@@ -87,7 +87,7 @@ def linear_few(e, x: Tensor, group: Group) -> tuple[Tensor, ...]:
 def logits(e, h: Tensor, head: Group) -> Tensor:
     """h: [n, d] -> float32 [n, vocab]."""
     out = torch.empty((h.shape[0], head.width), dtype=torch.float32, device=e.device)
-    if h.shape[0] <= e.few and head.dense is None and _fused(e, head):
+    if h.shape[0] <= e.decode_rows and head.dense is None and _fused(e, head):
         _gemv(e, h, head, out)
         return out
     weight, step = head.weights[0], e.sizes.head
@@ -95,7 +95,7 @@ def logits(e, h: Tensor, head: Group) -> Tensor:
     for low in range(0, head.width, step):
         high = min(low + step, head.width)
         product(e, h, weight.piece(low, high, tile).t(), out[:, low:high])
-    slot = head.slots[0]
+    slot = head.pairs[0]
     if slot is not None:
         out += (h.float() @ slot.a.t() * slot.scale) @ slot.b.t()
     if head.bias is not None:
@@ -127,7 +127,7 @@ def _down(e, x: Tensor, group: Group) -> Tensor | None:
     if group.up is None:
         group.down = torch.zeros((group.rank, group.in_features), dtype=torch.float32, device=e.device)
         group.up = torch.zeros((group.width, group.rank), dtype=torch.float32, device=e.device)
-        for slot, low, high, (first, last) in zip(group.slots, group.bounds, group.bounds[1:], group.spans):
+        for slot, low, high, (first, last) in zip(group.pairs, group.bounds, group.bounds[1:], group.spans):
             if slot is not None:
                 group.down[first:last] = slot.a * slot.scale
                 group.up[low:high, first:last] = slot.b

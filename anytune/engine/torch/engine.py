@@ -24,17 +24,17 @@ from . import slices as _slices
 from . import update as _update
 from . import vendor
 from .algebra import CardAlgebra
-from .arrays import Sum, own, real, room_behind
+from .arrays import Sum, own, real, padding_behind
 from .budget import Budget
 from .budget import peak as _budget_peak
 from .devices import Device, has_fp8
 from .failures import explain
 from .functions import functions
-from .offload import Parking, Ticket
+from .offload import Offloader, Ticket
 from .pair_gradients import flush
 from .sizes import Sizes
 from .trained import Trained
-from .weights import Group, Slot, Weight, align
+from .weights import Group, LoraPair, Weight, align
 
 Tensor = torch.Tensor
 
@@ -44,10 +44,10 @@ class TorchEngine(Composed):
 
     dtype: of matrix products and of what lies between operations: bfloat16; float16 products keep float32 between
     them (safe for models whose activations pass 65,504); float32. Sums, LoRA parameters, gradients, moments: float32.
-    room: spare columns behind every activation, where low-rank products ride (see linear.py).
+    row_padding: spare columns behind every activation, where low-rank products ride (see linear.py).
     """
 
-    few = 64  # rows up to which a product dequantizes weights in registers
+    decode_rows = 64  # rows up to which a product dequantizes weights in registers
 
     def __init__(self, where: Device, tf32: bool = False):
         self.where, self.device, self.dtype = where, where.device, where.dtype
@@ -55,7 +55,7 @@ class TorchEngine(Composed):
         self.act = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
         self.tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(self.dtype, 5e-3 if tf32 else 1e-4)
         self.f = functions(where.triton, tf32)
-        self.room, self.training = 0, False
+        self.row_padding, self.training = 0, False
         self.sizes = Sizes()
         self.starts = np.zeros(2, np.int32)  # of the stream under way, on the host
         self.whole = False  # whether that is one example
@@ -64,9 +64,9 @@ class TorchEngine(Composed):
         self.scratch: Tensor | None = None  # the matrix of a group that is not held dense
         self.fp8 = where.fp8  # input gradients pass frozen weights in fp8; see fp8.py
         self.scratch_fp8: Tensor | None = None
-        self.team, self.shards = None, 1  # the ranks of a job, and how many share the blocks
+        self.process_group, self.shards = None, 1  # the ranks of a job, and how many share the blocks
         self.slices: _slices.Slices | None = None  # their parts, where they do
-        self.parking = Parking(self.device)
+        self.offloader = Offloader(self.device)
         self.pending: list[tuple] = []  # operands of gradients that are made together; see linear.py
         self.recorder = _replay.Recorder(self)
         self.updater = _update.Updater(self)
@@ -82,7 +82,7 @@ class TorchEngine(Composed):
         return self.where.triton
 
     @property
-    def lag(self) -> int:
+    def steps_in_flight(self) -> int:
         return int(self.where.graphs)
 
     # ---- memory and transfers ---------------------------------------------------------------------------
@@ -98,15 +98,15 @@ class TorchEngine(Composed):
         self.end = self.integers(np.repeat(starts[1:], lengths))
         self.key = self.integers(np.array(key, np.int64).astype(np.int32))
 
-    def array(self, rows: int, columns: int, room: int | None = None) -> Tensor:
-        """[rows, columns], content undefined, with `room` columns behind, in rows of whole cache lines."""
-        stride = align(columns + (self.room if room is None else room))
+    def array(self, rows: int, columns: int, row_padding: int | None = None) -> Tensor:
+        """[rows, columns], content undefined, with `row_padding` columns behind, in rows of whole cache lines."""
+        stride = align(columns + (self.row_padding if row_padding is None else row_padding))
         return torch.empty((rows, stride), dtype=self.act, device=self.device)[:, :columns]
 
     def extend(self, x: Tensor, columns: int) -> Tensor:
         """x [T, n] with `columns` more: in place if room lies behind x in its buffer, else a copy."""
         width = x.shape[1] + columns
-        if room_behind(x) >= columns:
+        if padding_behind(x) >= columns:
             return x.as_strided((x.shape[0], width), x.stride())
         wider = self.array(x.shape[0], x.shape[1], columns)
         wider.copy_(x)
@@ -136,7 +136,7 @@ class TorchEngine(Composed):
         self.scratch = self.scratch_fp8 = None
         self.recorder.clear()
         self.tokens.clear()
-        self.parking.clear()
+        self.offloader.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -192,18 +192,18 @@ class TorchEngine(Composed):
         self.updater.loaded()
 
     def group(
-        self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+        self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
     ) -> Group:
-        return Group(weights, biases, slots, dropout, number, bias_gradients)
+        return Group(weights, biases, pairs, dropout, number, bias_gradients)
 
-    def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
-        return Slot(a, b, float(scale), grad_a, grad_b)
+    def lora_pair(self, a, b, scale, grad_a=None, grad_b=None) -> LoraPair:
+        return LoraPair(a, b, float(scale), grad_a, grad_b)
 
     def dequantize(self, raw: Tensor, name: str, out: Tensor) -> None:
         """uint8 [rows, row_bytes] -> out [rows, n]."""
         self.f.dequantize(raw, name, out)
 
-    def gather(self, raw: Tensor, ids: Tensor, name: str, out: Tensor, scale: float) -> None:
+    def lookup(self, raw: Tensor, ids: Tensor, name: str, out: Tensor, scale: float) -> None:
         self.f.gather(raw, ids, name, out, scale)
 
     def peak(self) -> int:
@@ -255,7 +255,7 @@ class TorchEngine(Composed):
     norm_linear_backward = _linear.norm_linear_backward
     glu_linear = _linear.glu_linear
     glu_linear_backward = _linear.glu_linear_backward
-    linear_few = _decode.linear_few
+    linear_decode = _decode.linear_decode
     logits = _decode.logits
     cache = _decode.cache
     places = _decode.places
@@ -282,25 +282,25 @@ class TorchEngine(Composed):
     def adamw(self, *args):
         return self.updater.adamw(*args)
 
-    def park(self, x):
-        return self.parking.park(real(x)) if self.sizes.offload and self.device.type == "cuda" else x
+    def offload(self, x):
+        return self.offloader.offload(real(x)) if self.sizes.offload and self.device.type == "cuda" else x
 
-    def fetch(self, ticket):
-        return own(self.parking.fetch(ticket)) if isinstance(ticket, Ticket) else ticket
+    def prefetch(self, ticket):
+        return own(self.offloader.prefetch(ticket)) if isinstance(ticket, Ticket) else ticket
 
     def embed(self, ids: Tensor, table: Weight, scale: float) -> Tensor:
         x = own(self.array(ids.shape[0], table.in_features))
         table.gather(ids, x, scale)
         return x
 
-    def take(self, x, rows: Tensor) -> Tensor:
+    def gather(self, x, rows: Tensor) -> Tensor:
         x = real(x)
         out = own(self.array(rows.shape[0], x.shape[1]))
         # a padded row's number is past the end: it takes any row, and its target says that it does not count
         out.copy_(x.index_select(0, rows.clamp(max=x.shape[0] - 1)))
         return out
 
-    def put(self, y: Tensor, rows: Tensor, tokens: int) -> Tensor:
+    def scatter(self, y: Tensor, rows: Tensor, tokens: int) -> Tensor:
         """As a gather, since it runs the same way every time: row t is y's row place[t], or zero."""
         count = rows.shape[0]
         place = torch.full((tokens + 1,), count, dtype=torch.int64, device=self.device)
@@ -334,27 +334,29 @@ class TorchEngine(Composed):
         self.f.rms_norm_backward(dy, real(x), gain, eps, residual, out)
         return out
 
-    def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
+    def qk_norm_rope(self, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool):
         out_q, out_k = (q, k)
         if gains is not None:
             both = self.array(q.shape[0], q.shape[1] + k.shape[1], 0)
             out_q, out_k = both[:, : q.shape[1]], both[:, q.shape[1] :]
-        self.f.rotate(
-            q, k, *(gains or (None, None)), eps, *table, positions, heads.queries, heads.keys, halves, out_q, out_k
+        self.f.qk_norm_rope(
+            q, k, *(gains or (None, None)), eps, *table, positions, heads.n_heads, heads.n_kv_heads, neox, out_q, out_k
         )
         return out_q, out_k
 
-    def rotate_backward(
-        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool, into=(None, None)
+    def qk_norm_rope_backward(
+        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool, into=(None, None)
     ):
         if into[0] is not None or into[1] is not None:
             turned = [x.clone() for x in (dq, dk)]  # back by their angles: what the norms' results are
-            self.f.rotate_backward(*turned, q, k, None, None, eps, *table, positions, heads.queries, heads.keys, halves)
+            self.f.qk_norm_rope_backward(
+                *turned, q, k, None, None, eps, *table, positions, heads.n_heads, heads.n_kv_heads, neox
+            )
             for dx, x, gradient in zip(turned, (q, k), into):
                 if gradient is not None:
                     self.gain_gradient(dx, x, eps, gradient)
-        self.f.rotate_backward(
-            dq, dk, q, k, *(gains or (None, None)), eps, *table, positions, heads.queries, heads.keys, halves
+        self.f.qk_norm_rope_backward(
+            dq, dk, q, k, *(gains or (None, None)), eps, *table, positions, heads.n_heads, heads.n_kv_heads, neox
         )
         return dq, dk
 
@@ -371,7 +373,7 @@ class TorchEngine(Composed):
             into is None
             or not into.rank
             or (into.dropout and self.training)
-            or room_behind(out) < into.rank
+            or padding_behind(out) < into.rank
             or self.act != self.dtype
         ):
             return {}
@@ -389,16 +391,16 @@ class TorchEngine(Composed):
         return dgate, dup
 
     def attention(self, q, k, v, heads: Heads):
-        out = own(self.array(q.shape[0], heads.queries * heads.size))
+        out = own(self.array(q.shape[0], heads.n_heads * heads.head_dim))
         if self.compiled and vendor.suits(q, heads, self.whole):
             return out, vendor.attention(q, k, v, heads, out)
         return out, self.f.attention(q, k, v, self.first, self.end, self.starts, heads, out)
 
-    def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
-        wide, narrow = heads.queries * heads.size, heads.keys * heads.size
+    def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
+        wide, narrow = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
         both = self.array(q.shape[0], wide + 2 * narrow)
         dq, dk, dv = both[:, :wide], both[:, wide : wide + narrow], own(both[:, wide + narrow :])
-        self.f.attention_backward(dout, q, k, v, out, sums, self.first, self.end, self.starts, heads, dq, dk, dv)
+        self.f.attention_backward(dout, q, k, v, out, lse, self.first, self.end, self.starts, heads, dq, dk, dv)
         return dq, dk, dv
 
 

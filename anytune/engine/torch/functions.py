@@ -10,19 +10,19 @@ from types import SimpleNamespace
 def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
     """The engine's functions by name. tf32: kernels may round float32 operands of products to 10 bits of mantissa.
 
-    few: tokens up to which glu_backward is faster than glu_gradients, most: ranks of a pair which that can take.
+    small_rows: tokens up to which glu_backward is faster than glu_gradients, most: ranks of a pair which that can take.
     """
     from . import attention, blocks, plain, plain_fp8, plain_low, plain_optimizer
 
-    found = {"dequantize": blocks.dequantize_into, "gather": blocks.gather_into, "few": 0, "most": 1 << 30}
+    found = {"dequantize": blocks.dequantize_into, "gather": blocks.gather_into, "small_rows": 0, "most": 1 << 30}
     for module, names in (
         (
             plain,
             (
                 "rms_norm",
                 "rms_norm_backward",
-                "rotate",
-                "rotate_backward",
+                "qk_norm_rope",
+                "qk_norm_rope_backward",
                 "glu",
                 "glu_backward",
                 "glu_gradients",
@@ -49,7 +49,7 @@ def _triton(tf32: bool) -> dict:
         decode_attention,
         dequant,
         dropout,
-        few_gradients,
+        small_gradients,
         fp8,
         gemv,
         glu,
@@ -60,7 +60,7 @@ def _triton(tf32: bool) -> dict:
         norm,
         optimizer,
         place,
-        rotate,
+        qk_norm_rope,
     )
 
     def dequantize(raw, name, out):
@@ -70,7 +70,7 @@ def _triton(tf32: bool) -> dict:
         (dequant.gather if name in dequant.SUPPORTED else blocks.gather_into)(raw, ids, name, out, scale)
 
     return {
-        "few": glu_backward.SMALL,
+        "small_rows": glu_backward.SMALL,
         "most": glu_gradients.MOST,
         "dequantize": dequantize,
         "gather": gather,
@@ -78,8 +78,8 @@ def _triton(tf32: bool) -> dict:
         "gemv_types": gemv.SUPPORTED,
         "rms_norm": norm.rms_norm,
         "rms_norm_backward": norm.rms_norm_backward,
-        "rotate": rotate.rotate,
-        "rotate_backward": rotate.rotate_backward,
+        "qk_norm_rope": qk_norm_rope.qk_norm_rope,
+        "qk_norm_rope_backward": qk_norm_rope.qk_norm_rope_backward,
         "glu": glu.glu,
         "glu_backward": glu.glu_backward,
         "glu_gradients": glu_gradients.glu_gradients,
@@ -88,7 +88,7 @@ def _triton(tf32: bool) -> dict:
         "gradients": low.gradients,
         "quantize": fp8.quantize,
         "turn": fp8.turn,
-        "gradients_of_groups": few_gradients.gradients_of_groups,
+        "gradients_of_groups": small_gradients.gradients_of_groups,
         "place": place.place,
         "loss_rows": loss.loss_rows,
         "square_sum": optimizer.square_sum,

@@ -10,7 +10,7 @@ import torch
 
 from anytune.engine.composed import Composed
 
-from .arrays import real, room_behind
+from .arrays import real, padding_behind
 from .gradients import group_gradients
 from .pair_gradients import add_gradients, gradients_between
 from .plain_low import gradient_table, place_table
@@ -40,8 +40,8 @@ def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> No
         e.scratch = torch.zeros(max(g.size for g in loose), dtype=e.dtype, device=e.device)
     sliced = [w for g in groups for w in g.weights if w.hold == "shard"]
     e.slices = Slices(e, sliced) if sliced else None
-    if e.team is not None:
-        e.team.sharded = bool(sliced)
+    if e.process_group is not None:
+        e.process_group.sharded = bool(sliced)
     for group in groups:
         if group.pairs:
             group.gradient_table = gradient_table(group.parts(gradients, True), group.in_features, group.rank, e.device)
@@ -117,12 +117,12 @@ def with_low(e, x: Tensor, group: Group, m: Tensor, source: Tensor | None = None
     if source is None:
         source = dropped(e, x, group)
     low(e, source, m[group.width :, : group.in_features].t(), inputs[:, group.in_features :])
-    if room_is_own(x, inputs):
+    if padding_is_own(x, inputs):
         x.low_of = group
     return inputs
 
 
-def room_is_own(x: Tensor, inputs: Tensor) -> bool:
+def padding_is_own(x: Tensor, inputs: Tensor) -> bool:
     """Whether the low-rank columns were written behind x itself (and not behind a copy)."""
     return x.data_ptr() == inputs.data_ptr()
 
@@ -171,7 +171,8 @@ def _input_gradient(e, dy: Tensor, group: Group, m: Tensor, need_dx: bool) -> tu
     if not need_dx:
         return None, dy_low
     masked = group.rank and group.dropout and e.training
-    if group.eight is not None and dy.shape[0] > e.f.few:  # else more launches, for products bound by their weights
+    if group.eight is not None and dy.shape[0] > e.f.small_rows:
+        # else more launches, for products bound by their weights
         dx = fp8.input_gradient(e, dy, None if masked else dy_low, group, m)
         return (_through_mask(e, dx, dy_low, group, m) if masked else dx), dy_low
     dx = e.array(dy.shape[0], group.in_features)
@@ -200,7 +201,7 @@ def norm_linear(e, x, gain, eps: float, group: Group) -> tuple[Tensor, ...]:
 
 def glu_linear(e, gate, up, activation: str, group: Group) -> tuple[Tensor, ...]:
     m = matrix(e, group)
-    if group.eight is not None and e.training and gate.shape[0] > e.f.few:
+    if group.eight is not None and e.training and gate.shape[0] > e.f.small_rows:
         group.peak = torch.zeros(gate.shape[0], dtype=torch.float32, device=e.device)
     return linear(e, e.glu(gate, up, activation, group, m), group, m)
 
@@ -218,7 +219,7 @@ def norm_linear_backward(
     x, norm, out = real(x), None, e.array(*x.shape) if need_dx else None
     if not need_dx:
         normed = e.rms_norm(x, gain, eps)
-    elif x.shape[0] > e.f.few and group.gradient_table is not None:  # many tokens: a pass over memory less
+    elif x.shape[0] > e.f.small_rows and group.gradient_table is not None:  # many tokens: a pass over memory less
         out.ends, normed = True, x
         norm = (gain, torch.empty(x.shape[0], dtype=torch.float32, device=e.device))
         e.f.rms_norm_backward(dh, x, gain, eps, residual, out, inverse=norm[1], **riding_back(e, out, then))
@@ -247,7 +248,7 @@ def glu_linear_backward(e, dy, gate, up, activation: str, group: Group, then: Gr
             both = e.array(gate.shape[0], 2 * width)
         dgate, dup = both[:, :width], both[:, width : 2 * width]
         dup.ends, dup.row_scale = True, eight.get("scale")
-        pairs = (group.slots[0].grad_a, *(slot.grad_b for slot in then.slots))
+        pairs = (group.pairs[0].grad_a, *(pair.grad_b for pair in then.pairs))
         e.f.glu_gradients(da, gate, up, activation, dgate, dup, dy_low, then.low, *pairs, group.scale, **eight)
         then.has_b = True
         add_gradients(e, None, dy_low, dy, kept, group)
@@ -271,7 +272,7 @@ def take_low(group: Group) -> Tensor | None:
 
 def riding_back(e, out: Tensor, then: Group | None) -> dict:
     """What makes the kernel that writes `out`, a group's dy, also write dy B behind it."""
-    if then is None or not then.rank or then.dense is None or room_behind(out) < then.rank:
+    if then is None or not then.rank or then.dense is None or padding_behind(out) < then.rank:
         return {}
     out.low_of = then
     return {

@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 
 @dataclass
 class Ticket:
-    """What park() gave: the tensor's place on the host, and its copy on the device once it is on its way back."""
+    """What offload() gave: the tensor's place on the host, and its copy on the device once it is on its way back."""
 
     number: int
     shape: tuple[int, int]
@@ -28,8 +28,8 @@ class Ticket:
 
 
 @dataclass
-class Parking:
-    """A stack of parked tensors; pinned buffers are kept from step to step."""
+class Offloader:
+    """A stack of offloaded tensors; pinned buffers are kept from step to step."""
 
     device: torch.device
     buffers: list[Tensor] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Parking:
         self.buffers, self.waiting, self.leaving = [], [], None
         self.owned.free()
 
-    def park(self, x: Tensor) -> Ticket:
+    def offload(self, x: Tensor) -> Ticket:
         """x [T, n], a view of rows of `stride` elements: whole rows are copied, which is one transfer."""
         self.side = self.side or torch.cuda.Stream(self.device)
         rows = x.as_strided((x.shape[0], x.stride(0)), (x.stride(0), 1))
@@ -62,7 +62,7 @@ class Parking:
         self.waiting.append(Ticket(number, tuple(x.shape), host, away))
         return self.waiting[-1]
 
-    def fetch(self, ticket: Ticket) -> Tensor:
+    def prefetch(self, ticket: Ticket) -> Tensor:
         """The tensor again, on the device; the one below it on the stack is sent for."""
         main = torch.cuda.current_stream()
         if self.leaving is not None:

@@ -20,9 +20,9 @@ OTHER = 1 << 24
 
 def norm(e, gradients: list[Tensor]) -> float:
     """Squares are summed in float32 within runs of UNIT elements (in float64 by Triton's kernel), then in float64."""
-    if e.team is not None:
+    if e.process_group is not None:
         for g in gradients:
-            e.team.sum_(g)
+            e.process_group.all_reduce_(g)
     if e.updater.state is not None:
         e.updater.state[LOSS] = 0  # what the step's losses added up to: here the host looks at them
     if e.compiled:

@@ -18,7 +18,7 @@ def add_gradients(
     norm: (gain, inverse [T]) of the RMSNorm that x still has to go through, or None.
     """
     if group.gradient_table is not None:
-        if x_low.shape[0] > e.f.few:
+        if x_low.shape[0] > e.f.small_rows:
             e.f.gradients(x, dy_low, dy, x_low, group.gradient_table, e.gradients, group.scale, norm)
             return
         # the last layer's, which has fewer rows behind attention
@@ -28,12 +28,12 @@ def add_gradients(
         if len(e.pending) == TOGETHER:
             flush(e)
         return
-    for slot, low, high, (first, last) in zip(group.slots, group.bounds, group.bounds[1:], group.spans):
-        if slot is not None and slot.grad_a is not None:
+    for pair, low, high, (first, last) in zip(group.pairs, group.bounds, group.bounds[1:], group.spans):
+        if pair is not None and pair.grad_a is not None:
             if x is not None:
-                slot.grad_a += slot.scale * (dy_low[:, first:last].float().t() @ x.float())
+                pair.grad_a += pair.scale * (dy_low[:, first:last].float().t() @ x.float())
             if dy is not None:
-                slot.grad_b += dy[:, low:high].float().t() @ x_low[:, first:last].float()
+                pair.grad_b += dy[:, low:high].float().t() @ x_low[:, first:last].float()
 
 
 def flush(e) -> None:
@@ -45,10 +45,10 @@ def flush(e) -> None:
 
 def gradients_between(e, tokens: int, group: Group, then: Group | None) -> bool:
     """Whether one pass makes what lies between gate, up and down, and the gradients of the pairs that touch it."""
-    slots = () if then is None else (*then.slots, *group.slots)
+    pairs = () if then is None else (*then.pairs, *group.pairs)
     return (
-        tokens > e.f.few
-        and len(slots) == 3
+        tokens > e.f.small_rows
+        and len(pairs) == 3
         and then.low is not None
-        and all(slot is not None and slot.grad_a is not None and slot.a.shape[0] <= e.f.most for slot in slots)
+        and all(pair is not None and pair.grad_a is not None and pair.a.shape[0] <= e.f.most for pair in pairs)
     )

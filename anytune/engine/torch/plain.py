@@ -66,41 +66,41 @@ def rms_norm_backward(dy, x, gain, eps, residual, out, normed=None, *, inverse=N
         plain_low.low(out, b, low)
 
 
-def _pairs(z: Tensor, pairs: int, halves: bool) -> tuple[Tensor, Tensor]:
+def _pairs(z: Tensor, pairs: int, neox: bool) -> tuple[Tensor, Tensor]:
     """Views of the first and second elements of each rotated pair of z [T, heads, size]."""
-    if halves:
+    if neox:
         return z[..., :pairs], z[..., pairs : 2 * pairs]
     return z[..., 0 : 2 * pairs : 2], z[..., 1 : 2 * pairs : 2]
 
 
-def _turn(z: Tensor, cos, sin, positions, halves: bool, sign: int) -> Tensor:
+def _turn(z: Tensor, cos, sin, positions, neox: bool, sign: int) -> Tensor:
     """Rotate z float32 [T, heads, size], in place."""
     at = positions.long()
     c, s = cos[at][:, None], sign * sin[at][:, None]
-    a, b = _pairs(z, cos.shape[1], halves)
+    a, b = _pairs(z, cos.shape[1], neox)
     first, second = a * c - b * s, a * s + b * c
     a.copy_(first)
     b.copy_(second)
     return z
 
 
-def rotate(q, k, q_gain, k_gain, eps, cos, sin, positions, heads, key_heads, halves, out_q, out_k):
+def qk_norm_rope(q, k, q_gain, k_gain, eps, cos, sin, positions, heads, n_kv_heads, neox, out_q, out_k):
     """Norm of each head (gains float32 [size], or None) and rope (Su et al. 2021) for queries and keys.
 
-    q [T, heads*size], k [T, key_heads*size]; cos, sin float32 [context, pairs]; positions int32 [T]. halves: element i
+    q [T, heads*size], k [T, n_kv_heads*size]; cos, sin float32 [context, pairs]; positions int32 [T]. neox: element i
     pairs with i + pairs (GPT-NeoX order), else 2i with 2i + 1; elements from 2*pairs on are not turned. Outputs may lie
     over inputs.
     """
-    for x, gain, count, out in ((q, q_gain, heads, out_q), (k, k_gain, key_heads, out_k)):
+    for x, gain, count, out in ((q, q_gain, heads, out_q), (k, k_gain, n_kv_heads, out_k)):
         z = x.unflatten(1, (count, -1)).float()
         z = z.clone() if gain is None else z * _inverse(z, eps) * gain
-        out.copy_(_turn(z, cos, sin, positions, halves, 1).flatten(1))
+        out.copy_(_turn(z, cos, sin, positions, neox, 1).flatten(1))
 
 
-def rotate_backward(dq, dk, q, k, q_gain, k_gain, eps, cos, sin, positions, heads, key_heads, halves):
+def qk_norm_rope_backward(dq, dk, q, k, q_gain, k_gain, eps, cos, sin, positions, heads, n_kv_heads, neox):
     """rotate's backward, in place over dq and dk; q and k are its inputs, used only with gains."""
-    for dy, x, gain, count in ((dq, q, q_gain, heads), (dk, k, k_gain, key_heads)):
-        u = _turn(dy.unflatten(1, (count, -1)).float().clone(), cos, sin, positions, halves, -1)
+    for dy, x, gain, count in ((dq, q, q_gain, heads), (dk, k, k_gain, n_kv_heads)):
+        u = _turn(dy.unflatten(1, (count, -1)).float().clone(), cos, sin, positions, neox, -1)
         if gain is not None:
             u = _norm_backward(u * gain, x.unflatten(1, (count, -1)).float(), eps)
         dy.copy_(u.flatten(1))

@@ -41,7 +41,7 @@ class Recorder:
 
     def __init__(self, engine):
         self.engine, self.known, self.pool, self.own = engine, {}, None, None
-        self.stage = self.mail = None
+        self.stage = self.readback = None
         self.graphs, self.letters = Owned(), Owned()
 
     def clear(self) -> None:
@@ -51,7 +51,7 @@ class Recorder:
 
     def close(self) -> None:
         self.clear()
-        self.stage = self.mail = None
+        self.stage = self.readback = None
         self.letters.free()
 
     @contextlib.contextmanager
@@ -82,7 +82,7 @@ class Recorder:
             return float(loss)
         sweep()
         if self.stage is None:
-            self.stage, self.mail = self.letters.keep(Stage()), self.letters.keep(Mailbox())
+            self.stage, self.readback = self.letters.keep(Stage()), self.letters.keep(Readback())
         unit = -(-stream.capacity // PARTS // 16) * 16 or 16
         tokens, rows = (-(-n // unit) * unit for n in (len(stream.ids), len(stream.rows)))
         e.whole = len(stream.starts) == 2  # then attention may be another's
@@ -100,7 +100,7 @@ class Recorder:
         else:
             with self._memory():
                 self._body(recorded, kind, body)
-        return self.mail.post(recorded.loss)
+        return self.readback.post(recorded.loss)
 
     def _body(self, recorded: Recorded, kind: str, body) -> None:
         slices = self.engine.slices
@@ -195,7 +195,7 @@ class Stage:
         self.turn = (self.turn + 1) % self.TURNS
 
 
-class Later:
+class Future:
     """A number that the device is still working on; float() waits for it."""
 
     __slots__ = ("_place", "_event", "_value", "_map")
@@ -212,17 +212,17 @@ class Later:
         return self._value
 
 
-class Mailbox:
+class Readback:
     """Numbers on their way from the device: pinned places in turns."""
 
     TURNS = 256
 
     def __init__(self):
         self.pinned = page_locked(2 * self.TURNS, torch.float64).view(self.TURNS, 2)
-        self.letters: list[Later | None] = [None] * self.TURNS
+        self.letters: list[Future | None] = [None] * self.TURNS
         self.turn = 0
 
-    def post(self, values: Tensor, mapping=None) -> Later:
+    def post(self, values: Tensor, mapping=None) -> Future:
         """values: at most two float64 numbers on the device."""
         at = self.turn
         if self.letters[at] is not None:
@@ -231,6 +231,6 @@ class Mailbox:
         place.copy_(values, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self.letters[at] = Later(place, event, mapping)
+        self.letters[at] = Future(place, event, mapping)
         self.turn = (at + 1) % self.TURNS
         return self.letters[at]

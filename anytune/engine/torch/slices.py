@@ -46,7 +46,7 @@ class Slices:
     """This process's slices and the two buffers, of one engine. late: uses that had not been foreseen."""
 
     def __init__(self, engine, weights):
-        self.team, self.late = engine.team, 0
+        self.process_group, self.late = engine.process_group, 0
         named = {weight.name: weight for weight in weights}
         self.places: dict[str, int] = {}  # of each matrix, within its layer's piece
         self.pieces: dict[str, Tensor] = {}  # what this process holds of each layer
@@ -54,11 +54,11 @@ class Slices:
             at = 0
             for name in names:
                 self.places[name] = at
-                at += slice_bytes(named[name], self.team.size)
+                at += slice_bytes(named[name], self.process_group.size)
             self.pieces[layer] = piece = torch.zeros(at, dtype=torch.uint8, device=engine.device)
             for name in names:
                 self._load(named[name], piece)
-        size = self.team.size * max(piece.numel() for piece in self.pieces.values())
+        size = self.process_group.size * max(piece.numel() for piece in self.pieces.values())
         self.buffers = [torch.empty(size, dtype=torch.uint8, device=engine.device) for _ in range(2)]
         self.held: list[str | None] = [None, None]  # the layer in each buffer, or on its way there
         self.works = [None, None]  # handles of gathers that were not waited for yet
@@ -69,8 +69,8 @@ class Slices:
             weight.slices = self
 
     def _load(self, weight, piece: Tensor) -> None:
-        each = rows_each(weight.out_features, self.team.size)
-        low = min(each * self.team.rank, weight.out_features)
+        each = rows_each(weight.out_features, self.process_group.size)
+        low = min(each * self.process_group.rank, weight.out_features)
         high = min(low + each, weight.out_features)
         if high > low:
             at = self.places[weight.name]
@@ -102,8 +102,8 @@ class Slices:
             foreseen = self.after.get(tuple(self.recent))
             if foreseen is not None and foreseen != layer:
                 self._call(foreseen, 1 - self.now)
-        each, size = rows_each(weight.out_features, self.team.size), self.pieces[layer].numel()
-        for rank in range(self.team.size):
+        each, size = rows_each(weight.out_features, self.process_group.size), self.pieces[layer].numel()
+        for rank in range(self.process_group.size):
             rows = min(each, weight.out_features - rank * each)
             if rows > 0:
                 at = rank * size + self.places[weight.name]
@@ -115,9 +115,11 @@ class Slices:
         self._wait(place)
         self.held[place] = layer
         piece = self.pieces[layer]
-        self.works[place] = self.team.gather_(self.buffers[place][: self.team.size * piece.numel()], piece)
+        self.works[place] = self.process_group.all_gather_(
+            self.buffers[place][: self.process_group.size * piece.numel()], piece
+        )
 
     def _wait(self, place: int) -> None:
         if self.works[place] is not None:
-            self.team.wait_for(self.works[place])
+            self.process_group.wait_for(self.works[place])
             self.works[place] = None

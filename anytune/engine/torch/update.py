@@ -74,17 +74,18 @@ class Updater:
             recorder.stage.send(values, self.hyper)
         else:
             self.hyper.copy_(torch.from_numpy(values))
-        if e.team is not None:
+        if e.process_group is not None:
             # one sum of the whole vector: it costs less than 1% of a step between the cards of a machine, and it cannot
             # begin sooner without hooks in the backward, which a replayed step does not run
-            e.team.sum_(g)
-            e.team.sum_(self.state[LOSS : LOSS + 1])  # a NaN in one process's loss halts all of them in the same step
+            e.process_group.all_reduce_(g)
+            # a NaN in one process's loss halts all of them in the same step
+            e.process_group.all_reduce_(self.state[LOSS : LOSS + 1])
         self.partials = e.f.square_sum(g, self.partials)
         e.f.adamw(p, g, m, v, self.hyper, self.partials, self.state, cut)
         self.state[LOSS] = 0
         self.place()
-        if recorder.mail is not None:
-            return recorder.mail.post(self.state[:2].double(), _norm)
+        if recorder.readback is not None:
+            return recorder.readback.post(self.state[:2].double(), _norm)
         return _norm(self.state[:2].tolist())
 
 

@@ -22,7 +22,7 @@ def suits(q: Tensor, heads: Heads, whole: bool) -> bool:
         whole
         and q.is_cuda
         and q.shape[0] >= LONG
-        and heads.size in SIZES
+        and heads.head_dim in SIZES
         and not heads.window
         and q.dtype in (torch.bfloat16, torch.float16)
         and torch.version.hip is None
@@ -32,11 +32,11 @@ def suits(q: Tensor, heads: Heads, whole: bool) -> bool:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: Heads, out: Tensor) -> Tensor:
-    """As attention.attention: writes out [T, queries * size], returns the log-sums float32 [queries, T]."""
+    """As attention.attention: writes out [T, queries * size], returns the log-sum-exp float32 [queries, T]."""
     tokens = q.shape[0]
-    parts = [x.unflatten(1, (-1, heads.size)).transpose(0, 1)[None] for x in (q, k, v)]  # [1, heads, T, size]
-    made, sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+    parts = [x.unflatten(1, (-1, heads.head_dim)).transpose(0, 1)[None] for x in (q, k, v)]  # [1, heads, T, size]
+    made, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         *parts, None, True, 0.0, True, False, scale=heads.scale
     )
     out.copy_(made[0].transpose(0, 1).reshape(tokens, -1))
-    return sums.view(heads.queries, tokens)
+    return lse.view(heads.n_heads, tokens)

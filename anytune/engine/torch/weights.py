@@ -120,11 +120,11 @@ class Weight:
         if self.home is not None:
             torch.mul(self.home.index_select(0, ids), scale, out=out)
             return
-        self.engine.gather(self.blocks(), ids, self.type.name, out, scale)
+        self.engine.lookup(self.blocks(), ids, self.type.name, out, scale)
 
 
 @dataclass
-class Slot:
+class LoraPair:
     """The low-rank pair of one linear: a [r, in], b [out, r] and their gradients (or None), float32."""
 
     a: Tensor
@@ -137,17 +137,17 @@ class Slot:
 class Group:
     """Linears that share an input: weights, biases (or None each), low-rank pairs (or None each)."""
 
-    def __init__(self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None):
+    def __init__(self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None):
         self.weights = tuple(weights)
         self.bias_gradients = tuple(bias_gradients or ()) or (None,) * len(self.weights)
-        self.slots: tuple[Slot | None, ...] = tuple(slots or ()) or (None,) * len(self.weights)
+        self.pairs: tuple[LoraPair | None, ...] = tuple(pairs or ()) or (None,) * len(self.weights)
         self.dropout, self.number = dropout, number
         self.in_features = self.weights[0].in_features
         self.bounds = np.cumsum([0] + [w.out_features for w in self.weights]).tolist()
         self.width = self.bounds[-1]
         self.spans, at = [], 0  # for each linear its columns among the low-rank ones
-        for slot in self.slots:
-            size = 0 if slot is None else slot.a.shape[0]
+        for pair in self.pairs:
+            size = 0 if pair is None else pair.a.shape[0]
             self.spans.append((at, at + size))
             at += size
         self.rank = -(-at // PAD) * PAD
@@ -166,12 +166,12 @@ class Group:
 
     @property
     def scale(self) -> float:
-        return next((s.scale for s in self.slots if s is not None), 1.0)
+        return next((s.scale for s in self.pairs if s is not None), 1.0)
 
     @property
     def pairs(self) -> bool:
         """Whether a pair is trained."""
-        return any(s is not None and s.grad_a is not None for s in self.slots)
+        return any(s is not None and s.grad_a is not None for s in self.pairs)
 
     @property
     def trains_matrix(self) -> bool:
@@ -219,8 +219,8 @@ class Group:
     def parts(self, vector: Tensor, gradients: bool = False) -> tuple[Part | None, ...]:
         """Where the pairs (or their gradients) lie in the flat vector that they are views of."""
         out = []
-        for slot, low, high, (first, last) in zip(self.slots, self.bounds, self.bounds[1:], self.spans):
-            a, b = (None, None) if slot is None else (slot.grad_a, slot.grad_b) if gradients else (slot.a, slot.b)
+        for pair, low, high, (first, last) in zip(self.pairs, self.bounds, self.bounds[1:], self.spans):
+            a, b = (None, None) if pair is None else (pair.grad_a, pair.grad_b) if gradients else (pair.a, pair.b)
             out.append(
                 None
                 if a is None
@@ -231,7 +231,7 @@ class Group:
                     last,
                     a.storage_offset() - vector.storage_offset(),
                     b.storage_offset() - vector.storage_offset(),
-                    slot.scale,
+                    pair.scale,
                 )
             )
         return tuple(out)
@@ -242,10 +242,10 @@ class Group:
 
     def put_pairs(self, matrix: Tensor) -> None:
         """Write every B beside and every s·A below the weights, wherever the pairs lie."""
-        for slot, low, high, (first, last) in zip(self.slots, self.bounds, self.bounds[1:], self.spans):
-            if slot is not None:
-                matrix[low:high, self.in_features + first : self.in_features + last] = slot.b
-                matrix[self.width + first : self.width + last, : self.in_features] = slot.a * slot.scale
+        for pair, low, high, (first, last) in zip(self.pairs, self.bounds, self.bounds[1:], self.spans):
+            if pair is not None:
+                matrix[low:high, self.in_features + first : self.in_features + last] = pair.b
+                matrix[self.width + first : self.width + last, : self.in_features] = pair.a * pair.scale
 
 
 def _bias(biases, bounds) -> Tensor | None:

@@ -24,19 +24,27 @@ def _runs(e, q: Array, k: Array, *more: Array):
 
 def _numbers(heads: Heads, run: tuple[int, int, int, int], tokens: int) -> tuple:
     q_low, q_high, k_low, k_high = run
-    return q_low, k_low, q_low, q_high, k_low, k_high, heads.size, heads.group, heads.window, heads.scale, tokens
+    return q_low, k_low, q_low, q_high, k_low, k_high, heads.head_dim, heads.group, heads.window, heads.scale, tokens
 
 
 def _cost(heads: Heads, run: tuple[int, int, int, int], products: int) -> float:
     q_low, q_high, k_low, k_high = run
-    return 2.0 * products * (q_high - q_low) * min(k_high - k_low, heads.window or 1 << 30) * heads.queries * heads.size
+    return (
+        2.0
+        * products
+        * (q_high - q_low)
+        * min(k_high - k_low, heads.window or 1 << 30)
+        * heads.n_heads
+        * heads.head_dim
+    )
 
 
 def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Array]:
-    """q [T, queries*size], k, v [T, keys*size] -> (out like q, natural log-sums of the scaled scores [queries, T])."""
+    """q [T, n_heads*head_dim], k, v [T, n_kv_heads*head_dim] -> (out like q, natural log-sum-exp of the scaled scores
+    [n_heads, T])."""
     tokens = q.rows
-    out, sums = e.array(tokens, q.columns), e.flat(heads.queries * tokens, heads.queries * max(tokens, e.capacity))
-    kernel, rows = _kernels.attention(heads.size), _kernels.Plan(heads.size).rows
+    out, lse = e.array(tokens, q.columns), e.flat(heads.n_heads * tokens, heads.n_heads * max(tokens, e.capacity))
+    kernel, rows = _kernels.attention(heads.head_dim), _kernels.Plan(heads.head_dim).rows
     limit = e.device.max_binding
     for q_low, q_high in row_cuts(limit, q, out):
         carry = 0
@@ -52,14 +60,14 @@ def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Arr
                     v.bind(k_low, k_high),
                     e.bounds,
                     out.bind(q_low, q_high),
-                    sums,
+                    lse,
                 ],
                 (*_numbers(heads, run, tokens), q.stride, k.stride, v.stride, out.stride, carry),
-                (-(-(q_high - q_low) // rows), heads.queries),
+                (-(-(q_high - q_low) // rows), heads.n_heads),
                 _cost(heads, run, 2),
             )
             carry = 1
-    return out, sums
+    return out, lse
 
 
 def slices(e, heads: Heads, run: tuple[int, int, int, int], name: str, columns: int) -> tuple[int, int]:
@@ -67,7 +75,7 @@ def slices(e, heads: Heads, run: tuple[int, int, int, int], name: str, columns: 
     tokens have few tiles, and a tile alone walks over all its columns."""
     q_low, q_high, k_low, k_high = run
     rows, cols = (q_high - q_low, k_high - k_low) if name == "dq" else (k_high - k_low, q_high - q_low)
-    tiles = -(-rows // _kernels.Plan(heads.size).rows) * (heads.queries if name == "dq" else heads.keys)
+    tiles = -(-rows // _kernels.Plan(heads.head_dim).rows) * (heads.n_heads if name == "dq" else heads.n_kv_heads)
     room = min(SCRATCH, e.device.max_binding // 4) // (rows * lines(columns))
     most, group = min(FILL // tiles, room), 1 if name == "dq" else heads.group
     if most < 2 * group:
@@ -75,23 +83,23 @@ def slices(e, heads: Heads, run: tuple[int, int, int, int], name: str, columns: 
     return max(1, min(most // group, -(-cols // _kernels.COLS))), int(group > 1)
 
 
-def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array, sums: Array, heads: Heads):
+def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, heads: Heads):
     """(dq, dk, dv), columns of one buffer."""
     tokens, limit = q.rows, e.device.max_binding
     dq, dk, dv = e.columns(tokens, q.columns, k.columns, k.columns)
-    delta = e.flat(heads.queries * tokens, heads.queries * max(tokens, e.capacity))
+    delta = e.flat(heads.n_heads * tokens, heads.n_heads * max(tokens, e.capacity))
     for a, b in row_cuts(limit, dout, out):
         e.commands.run(
             _kernels.inner(),
             [dout.bind(a, b), out.bind(a, b), delta],
-            (heads.size, dout.stride, out.stride, a, tokens),
-            (heads.queries, b - a),
+            (heads.head_dim, dout.stride, out.stride, a, tokens),
+            (heads.n_heads, b - a),
             2.0 * (b - a) * q.columns,
         )
     started: set[tuple[str, int]] = set()  # runs of rows that hold a part of their sum already
     for name, run in [(name, run) for name in ("dq", "dk", "dv") for run in _runs(e, q, k, dout, dq)]:
         dx, low = {"dq": dq, "dk": dk, "dv": dv}[name], run[0 if name == "dq" else 2]
-        _gradient(e, name, run, dout, q, k, v, sums, delta, dx, int((name, low) in started), heads)
+        _gradient(e, name, run, dout, q, k, v, lse, delta, dx, int((name, low) in started), heads)
         started.add((name, low))
     return dq, dk, dv
 
@@ -104,7 +112,7 @@ def _gradient(
     q: Array,
     k: Array,
     v: Array,
-    sums: Array,
+    lse: Array,
     delta: Array,
     dx: Array,
     adds: int,
@@ -113,7 +121,7 @@ def _gradient(
     """One of dq, dk and dv of a run of rows and columns into dx, or (adds) onto what is there."""
     q_low, q_high, k_low, k_high = run
     low, high = (q_low, q_high) if name == "dq" else (k_low, k_high)
-    own, rows = heads.queries if name == "dq" else heads.keys, high - low
+    own, rows = heads.n_heads if name == "dq" else heads.n_kv_heads, high - low
     count, apart = slices(e, heads, run, name, dx.columns)
     several = count * (heads.group if apart else 1)
     width, target, placing = lines(dx.columns), dx.bind(low, high), (dx.stride, adds)
@@ -123,11 +131,11 @@ def _gradient(
     arrays = [q.bind(q_low, q_high), k.bind(k_low, k_high)]
     if name != "dv":
         arrays.append(v.bind(k_low, k_high))
-    arrays += [dout.bind(q_low, q_high), sums]
+    arrays += [dout.bind(q_low, q_high), lse]
     if name != "dv":
         arrays.append(delta)
     e.commands.run(
-        _kernels.attention_backward(heads.size, name),
+        _kernels.attention_backward(heads.head_dim, name),
         [*arrays, e.bounds, target],
         (
             *_numbers(heads, run, q.rows),
@@ -141,7 +149,7 @@ def _gradient(
             apart,
             rows * width,
         ),
-        (-(-rows // _kernels.Plan(heads.size).rows), own, several),
+        (-(-rows // _kernels.Plan(heads.head_dim).rows), own, several),
         _cost(heads, run, 2 if name == "dv" else 3),
     )
     if several > 1:

@@ -33,14 +33,14 @@ class _Matrix:
 class _Linears:
     """A group that is only shapes."""
 
-    def __init__(self, weights, slots, dropout: float, bias_gradients=None):
+    def __init__(self, weights, pairs, dropout: float, bias_gradients=None):
         self.weights, self.dropout = weights, dropout
-        self.slots = tuple(slots or (None,) * len(weights))
+        self.pairs = tuple(pairs or (None,) * len(weights))
         self.in_features = weights[0].in_features
         self.width = sum(lines(w.out_features) for w in weights)
-        self.rank = sum(s.a.shape[0] for s in self.slots if s is not None)
+        self.rank = sum(s.a.shape[0] for s in self.pairs if s is not None)
         self.trains = (
-            any(s is not None for s in self.slots)
+            any(s is not None for s in self.pairs)
             or any(w.gradient is not None for w in weights)
             or any(g is not None for g in bias_gradients or ())
         )
@@ -53,7 +53,7 @@ class WebGpuCount(RowShapes):
 
     def __init__(self, engine, sizes, hold: str, capacity: int):
         self.engine, self.sizes, self.hold, self.capacity = engine, sizes, hold, capacity
-        self.room, self.training, self.flops, self.bytes = 0, False, 0.0, 0
+        self.row_padding, self.training, self.flops, self.bytes = 0, False, 0.0, 0
         self._free: Counter = Counter()
         self._names: dict[tuple[int, ...], list[str]] = {}  # of the file's matrices, by shape
         self._trained: list[tuple[int, int]] = []  # shapes
@@ -118,14 +118,14 @@ class WebGpuCount(RowShapes):
 
     integers = host = vector
 
-    def group(self, weights, biases=None, slots=None, dropout=0.0, number=0, bias_gradients=None):
-        return _Linears(weights, slots, dropout, bias_gradients)
+    def group(self, weights, biases=None, pairs=None, dropout=0.0, number=0, bias_gradients=None):
+        return _Linears(weights, pairs, dropout, bias_gradients)
 
     # ---- operations
-    def rotate(self, q, k, gains, eps, table, positions, heads, halves):
+    def qk_norm_rope(self, q, k, gains, eps, table, positions, heads, neox):
         return (q, k) if gains is None else self.columns(q.shape[0], q.shape[1], k.shape[1])
 
-    def rotate_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, halves, into=(None, None)):
+    def qk_norm_rope_backward(self, dq, dk, q, k, gains, eps, table, positions, heads, neox, into=(None, None)):
         for x, gradient in zip((q, k), into):
             if gradient is not None:
                 self.gain_gradient(x, x, eps, gradient)
@@ -193,14 +193,14 @@ class WebGpuCount(RowShapes):
 
     def attention(self, q, k, v, heads: Heads):
         tokens = q.shape[0]
-        self.flops += 2.0 * tokens * heads.queries * heads.size * (heads.window or tokens)
-        return self.array(tokens, q.shape[1]), self.flat(heads.queries * max(tokens, self.capacity))
+        self.flops += 2.0 * tokens * heads.n_heads * heads.head_dim * (heads.window or tokens)
+        return self.array(tokens, q.shape[1]), self.flat(heads.n_heads * max(tokens, self.capacity))
 
-    def attention_backward(self, dout, q, k, v, out, sums, heads: Heads):
+    def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
         tokens = q.shape[0]
-        self.flops += 8.0 * tokens * heads.queries * heads.size * (heads.window or tokens)
+        self.flops += 8.0 * tokens * heads.n_heads * heads.head_dim * (heads.window or tokens)
         parts = self.columns(tokens, q.shape[1], k.shape[1], k.shape[1])
-        delta = self.flat(heads.queries * max(tokens, self.capacity))
+        delta = self.flat(heads.n_heads * max(tokens, self.capacity))
         if any(self._sliced(heads, name, x) for name, x in (("dq", q), ("dk", k))):
             self.flat(SCRATCH)
         del delta

@@ -86,8 +86,8 @@ def runs(e, heads: Heads, rows: int, context: int) -> tuple[int, int]:
     """(runs that a new token's keys are cut into, keys of each). Few rows alone would leave most of a device idle; the
     number is the context's, not the position's, so that a recorded token stays as it is."""
     reach = min(context, heads.window or context)
-    room = (e.device.max_binding - ALIGN) // (4 * heads.queries * (heads.size + 2))
-    count = min(-(-reach // RUN), RUNS, room) if rows <= e.few else 1
+    room = (e.device.max_binding - ALIGN) // (4 * heads.n_heads * (heads.head_dim + 2))
+    count = min(-(-reach // RUN), RUNS, room) if rows <= e.decode_rows else 1
     if count < 2:
         return 1, context
     span = -(-reach // (count * LANES)) * LANES
@@ -98,15 +98,15 @@ def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: 
     out = e.array(q.rows, q.columns)
     slot, position = where.slot.bind(), where.position.bind()
     count, span = runs(e, heads, q.rows, keys.context)
-    parts = e.array(q.rows, heads.queries * count * (heads.size + 2)) if count > 1 else out
+    parts = e.array(q.rows, heads.n_heads * count * (heads.head_dim + 2)) if count > 1 else out
     limit = e.device.max_binding
     for a, b in row_cuts(limit, q, out, parts):
         for (low, high, k), (_, _, v) in zip(keys.slot_cuts(limit), values.slot_cuts(limit)):
             e.commands.run(
-                _kernels.attend(heads.size, count > 1),
+                _kernels.attend(heads.head_dim, count > 1),
                 [q.bind(a, b), k, v, slot, position, parts.bind(a, b)],
                 (
-                    heads.size,
+                    heads.head_dim,
                     heads.group,
                     heads.window,
                     heads.scale,
@@ -122,22 +122,22 @@ def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: 
                     span,
                     *([count] if count > 1 else []),
                 ),
-                (heads.queries, b - a, count),
+                (heads.n_heads, b - a, count),
                 4.0 * (b - a) * keys.context * q.columns,
             )
         if count > 1:
             e.commands.run(
                 _kernels.combine(),
                 [parts.bind(a, b), out.bind(a, b)],
-                (heads.size, count, parts.stride, out.stride),
-                (heads.queries, b - a),
+                (heads.head_dim, count, parts.stride, out.stride),
+                (heads.n_heads, b - a),
             )
     return out
 
 
-def linear_few(e, x: Array, group: Group) -> tuple[Array, ...]:
+def linear_decode(e, x: Array, group: Group) -> tuple[Array, ...]:
     """As linear(), for few rows and no backward."""
-    if x.rows > e.few or (group.dropout and e.training):
+    if x.rows > e.decode_rows or (group.dropout and e.training):
         return linear(e, x, group)
     y = e.array(x.rows, group.width)
     _vectors(e, x, group, y)
@@ -146,7 +146,7 @@ def linear_few(e, x: Array, group: Group) -> tuple[Array, ...]:
 
 def logits(e, h: Array, head: Group) -> Array:
     y = e.array(h.rows, head.width, h.rows)
-    if h.rows <= e.few:
+    if h.rows <= e.decode_rows:
         _vectors(e, h, head, y)
     else:
         forward(e, h, head, y)
@@ -161,7 +161,7 @@ def _vectors(e, x: Array, group: Group, y: Array) -> None:
         codes = _codes(e, x) if eight and codes is None else codes
         # the kernel knows one pair, so linears with pairs of their own take a dispatch each
         for number, (first, last) in enumerate(zip(part.bounds, part.bounds[1:]) if part.rank else [(0, part.width)]):
-            slot = part.slots[number]
+            slot = part.pairs[number]
             low = None if slot is None else low_product(e, x, slot)
             for a, b, weights, base in part.pieces(e.device.max_binding, 1 << 30):
                 a, skip, b = max(a, first), max(0, first - a), min(b, last)
@@ -219,7 +219,7 @@ class TokenTapes:
     def run(self, body, ids, spans, rows) -> np.ndarray | None:
         """body(ids, positions, places, rows) -> float32 [n, vocab] on the host; see base.py's decode()."""
         e = self.engine
-        if not (all(high - low == 1 for _, low, high, _ in spans) and len(rows) == len(spans) <= e.few):
+        if not (all(high - low == 1 for _, low, high, _ in spans) and len(rows) == len(spans) <= e.decode_rows):
             e.begin(np.array([0, len(ids)], np.int32), 0)
             where = places(e, spans)
             made = body(e.integers(ids), where.position, where, e.integers(rows) if len(rows) else None)

@@ -356,25 +356,25 @@ class Device:
         with failures():
             self.raw._poll_wait()
 
-    def letter(self):
+    def staging_buffer(self):
         """A small buffer that numbers are read back through."""
         usage = self.wgpu.BufferUsage
         with failures():
             return self.raw.create_buffer(size=16, usage=usage.MAP_READ | usage.COPY_DST)
 
-    def post(self, source: Buffer, at: int, size: int, letter) -> None:
+    def post(self, source: Buffer, at: int, size: int, staging_buffer) -> None:
         with failures():
             encoder = self.raw.create_command_encoder()
-            encoder.copy_buffer_to_buffer(source.raw, at, letter, 0, size)
+            encoder.copy_buffer_to_buffer(source.raw, at, staging_buffer, 0, size)
             self.queue.submit([encoder.finish()])
 
-    def open_letter(self, letter, size: int) -> np.ndarray:
+    def read_staging_buffer(self, staging_buffer, size: int) -> np.ndarray:
         """float32 [size / 4], once the device got there."""
         with failures():
             try:
-                letter.map_async("READ_NOSYNC").sync_wait()
-                values = np.frombuffer(letter.read_mapped(0, size), np.float32).copy()
-                letter.unmap()
+                staging_buffer.map_async("READ_NOSYNC").sync_wait()
+                values = np.frombuffer(staging_buffer.read_mapped(0, size), np.float32).copy()
+                staging_buffer.unmap()
             except RuntimeError as error:  # a buffer of a lost device cannot be mapped
                 raise DeviceError("lost", str(error)) from None
         return values

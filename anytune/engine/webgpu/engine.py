@@ -26,13 +26,13 @@ from .groups import Group
 from .kernel import F16
 from .kernels import lookup as _lookup
 from .kernels import rows as _rows
-from .mail import Mail
+from .readback import Readback
 from .optimizers import Codes, Optimizers
 from .sizes import Sizes, scratch_size
 from .trained import Trained
 from .tune import Tuning
 from .variants import DOT, VARIABLE
-from .weights import Part, Slot, Streamer, Weight
+from .weights import Part, LoraPair, Streamer, Weight
 
 FORGET = 64 << 20  # bytes of pooled buffers of passing sizes
 
@@ -41,8 +41,8 @@ class WebGpuEngine(Composed):
     """base.py says what the operations mean. float32 on a device that wgpu opened."""
 
     name = "webgpu"
-    few, room = 8, 0
-    team = None
+    decode_rows, row_padding = 8, 0
+    process_group = None
 
     def __init__(self, device: Device, half: bool = False):
         """half: products' operands may be rounded to float16. Raises UserError where the device has none."""
@@ -55,7 +55,7 @@ class WebGpuEngine(Composed):
         self.training, self.sizes = False, Sizes()
         self.pool, self.capacity = Pool(device), 0  # of passing arrays, and the rows that each of them can hold
         self.bounds = self.key = None  # of the stream under way: see begin()
-        self.mail, self.streamer = Mail(self), Streamer(self)
+        self.readback, self.streamer = Readback(self), Streamer(self)
         self.recorder, self.updater = _replay.Recorder(self), _update.Updater(self)
         self.optimizers, self.tokens = Optimizers(self), _decode.TokenTapes(self)
         self.weights: list[Weight] = []
@@ -64,7 +64,7 @@ class WebGpuEngine(Composed):
         self.begin(np.array([0, 1], np.int32), 0)
 
     @property
-    def lag(self) -> int:
+    def steps_in_flight(self) -> int:
         """A step may be encoded while the one before runs; on a software device it would only wait for its own
         cores."""
         return 0 if self.device.software else 1
@@ -198,12 +198,12 @@ class WebGpuEngine(Composed):
         return Trained(self, values, gradient)
 
     def group(
-        self, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+        self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
     ) -> Group:
-        return Group(self, weights, biases, slots, dropout, number, bias_gradients)
+        return Group(self, weights, biases, pairs, dropout, number, bias_gradients)
 
-    def slot(self, a, b, scale, grad_a=None, grad_b=None) -> Slot:
-        return Slot(a, b, float(scale), grad_a, grad_b)
+    def lora_pair(self, a, b, scale, grad_a=None, grad_b=None) -> LoraPair:
+        return LoraPair(a, b, float(scale), grad_a, grad_b)
 
     def prepare(self, groups: list[Group], parameters: Array | None, gradients: Array | None) -> None:
         """Bring the weights to the device, so that a step finds them there."""
@@ -263,7 +263,7 @@ class WebGpuEngine(Composed):
 
     linear = _linear.linear
     linear_backward = _linear.linear_backward
-    linear_few = _decode.linear_few
+    linear_decode = _decode.linear_decode
     logits = _decode.logits
     cache = _decode.cache
     places = _decode.places
@@ -305,20 +305,20 @@ class WebGpuEngine(Composed):
                 )
         return out
 
-    def take(self, x: Array, rows: Array) -> Array:
+    def gather(self, x: Array, rows: Array) -> Array:
         out = self.array(rows.size, x.columns)
         for low, high in row_cuts(self.device.max_binding, x):
             for a, b in row_cuts(self.device.max_binding, out):
                 source, held = x.bind(low, high), rows.bind()
                 self.commands.run(
-                    _rows.take(),
+                    _rows.gather(),
                     [source, held, out.bind(a, b)],
                     (x.columns, x.stride, out.stride, source.shift, held.shift + a, low, high, x.rows - 1),
                     self.grid(x.columns, b - a),
                 )
         return out
 
-    def put(self, y: Array, rows: Array, tokens: int) -> Array:
+    def scatter(self, y: Array, rows: Array, tokens: int) -> Array:
         out = self.array(tokens, y.columns)
         for low, high in row_cuts(self.device.max_binding, out):
             self.commands.run(
@@ -327,7 +327,7 @@ class WebGpuEngine(Composed):
             for a, b in row_cuts(self.device.max_binding, y):
                 held = rows.bind()
                 self.commands.run(
-                    _rows.put(),
+                    _rows.scatter(),
                     [y.bind(a, b), held, out.bind(low, high)],
                     (y.columns, y.stride, out.stride, held.shift + a, low, high),
                     self.grid(y.columns, b - a),
@@ -370,7 +370,7 @@ class WebGpuEngine(Composed):
             )
         return out
 
-    def rotate(self, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool):
+    def qk_norm_rope(self, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool):
         normed = gains is not None
         out = self.columns(q.rows, q.columns, k.columns) if normed else (q, k)
         for x, y, count, queries in _heads((q, k), out, heads):
@@ -378,35 +378,43 @@ class WebGpuEngine(Composed):
                 where = positions.bind()
                 arrays = [x.bind(a, b), *(gains if normed else ()), *table, where, *([y.bind(a, b)] if normed else [])]
                 self.commands.run(
-                    _rows.rotate(normed, halves),
+                    _rows.qk_norm_rope(normed, neox),
                     arrays,
-                    (heads.size, table[0].columns, x.stride, y.stride, eps, queries, where.shift + a),
+                    (heads.head_dim, table[0].columns, x.stride, y.stride, eps, queries, where.shift + a),
                     (count, b - a),
                     8.0 * (b - a) * x.columns,
                 )
         return out
 
-    def rotate_backward(
-        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, halves: bool, into=(None, None)
+    def qk_norm_rope_backward(
+        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool, into=(None, None)
     ):
         if any(gradient is not None for gradient in into):  # the gains' gradients stand between turning and norms
-            self._rotate_back(dq, dk, q, k, None, eps, table, positions, heads, halves)
+            self._qk_norm_rope_back(dq, dk, q, k, None, eps, table, positions, heads, neox)
             for dx, x, gradient in zip((dq, dk), (q, k), into):
                 if gradient is not None:
                     self.gain_gradient(dx, x, eps, gradient)
-            return self._rotate_back(dq, dk, q, k, gains, eps, table, positions, heads, halves, turns=False)
-        return self._rotate_back(dq, dk, q, k, gains, eps, table, positions, heads, halves)
+            return self._qk_norm_rope_back(dq, dk, q, k, gains, eps, table, positions, heads, neox, turns=False)
+        return self._qk_norm_rope_back(dq, dk, q, k, gains, eps, table, positions, heads, neox)
 
-    def _rotate_back(self, dq, dk, q, k, gains, eps, table, positions, heads, halves, turns: bool = True):
+    def _qk_norm_rope_back(self, dq, dk, q, k, gains, eps, table, positions, heads, neox, turns: bool = True):
         normed = gains is not None
         for dx, x, count, queries in _heads((dq, dk), (q, k) if normed else (dq, dk), heads):
             for a, b in row_cuts(self.device.max_binding, dx, x):
                 where = positions.bind()
                 arrays = [dx.bind(a, b), *([x.bind(a, b), *gains] if normed else []), *table, where]
                 self.commands.run(
-                    _rows.rotate_backward(normed, halves),
+                    _rows.qk_norm_rope_backward(normed, neox),
                     arrays,
-                    (heads.size, table[0].columns if turns else 0, dx.stride, x.stride, eps, queries, where.shift + a),
+                    (
+                        heads.head_dim,
+                        table[0].columns if turns else 0,
+                        dx.stride,
+                        x.stride,
+                        eps,
+                        queries,
+                        where.shift + a,
+                    ),
                     (count, b - a),
                     16.0 * (b - a) * x.columns,
                 )
@@ -453,10 +461,10 @@ class WebGpuEngine(Composed):
             )
         return gate, up
 
-    def park(self, x):
+    def offload(self, x):
         return x
 
-    def fetch(self, ticket):
+    def prefetch(self, ticket):
         return ticket
 
 
@@ -466,10 +474,10 @@ def _heads(one: tuple[Array, Array], two: tuple[Array, Array], heads: Heads):
     (q, k), (other_q, other_k) = one, two
     if all(b.buffer is a.buffer and b.stride == a.stride and b.at == a.at + a.columns for a, b in (one, two)):
         width = q.columns + k.columns
-        yield q.part(0, width), other_q.part(0, width), heads.queries + heads.keys, heads.queries
+        yield q.part(0, width), other_q.part(0, width), heads.n_heads + heads.n_kv_heads, heads.n_heads
     else:
-        yield q, other_q, heads.queries, heads.queries
-        yield k, other_k, heads.keys, 0
+        yield q, other_q, heads.n_heads, heads.n_heads
+        yield k, other_k, heads.n_kv_heads, 0
 
 
 def open_engine(name: str, max_binding: int | None = None, half: bool = False) -> WebGpuEngine:

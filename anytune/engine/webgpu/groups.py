@@ -6,7 +6,7 @@ import numpy as np
 
 from .arrays import Array, lines
 from .kernels import rows as _rows
-from .weights import Part, Slot, Weight, follow
+from .weights import Part, LoraPair, Weight, follow
 
 
 class Group:
@@ -16,17 +16,17 @@ class Group:
     """
 
     def __init__(
-        self, engine, weights, biases=None, slots=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+        self, engine, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
     ):
         self.engine = engine
         self.weights: tuple[Weight, ...] = tuple(weights)
         self.biases = tuple(biases or ()) or (None,) * len(self.weights)
         self.bias_gradients = tuple(bias_gradients or ()) or (None,) * len(self.weights)
-        self.slots: tuple[Slot | None, ...] = tuple(slots or ()) or (None,) * len(self.weights)
+        self.pairs: tuple[LoraPair | None, ...] = tuple(pairs or ()) or (None,) * len(self.weights)
         self.dropout, self.number = dropout, number
         self.in_features = self.weights[0].in_features
         self.starts = np.cumsum([0] + [lines(w.out_features) for w in self.weights]).tolist()
-        self.rank = sum(s.rank for s in self.slots if s is not None)
+        self.rank = sum(s.rank for s in self.pairs if s is not None)
         self._parts: list[Part] | None = None
         self._held: tuple | None = None
         self._bias: Array | None = None
@@ -39,7 +39,7 @@ class Group:
     @property
     def trains(self) -> bool:
         return (
-            any(s is not None and s.grad_a is not None for s in self.slots)
+            any(s is not None and s.grad_a is not None for s in self.pairs)
             or any(w.gradient is not None for w in self.weights)
             or any(g is not None for g in self.bias_gradients)
         )
@@ -55,24 +55,24 @@ class Group:
             if self._one_product():
                 self._load_together()
                 bounds = [*self.starts[:-1], self.starts[-2] + self.weights[-1].out_features]
-                self._parts = [Part(list(self.weights), 0, bounds[-1], bounds, list(self.slots))]
+                self._parts = [Part(list(self.weights), 0, bounds[-1], bounds, list(self.pairs))]
             else:
                 self._parts = [
                     Part([w], at, at + w.out_features, [0, w.out_features], [s])
-                    for w, at, s in zip(self.weights, self.starts, self.slots)
+                    for w, at, s in zip(self.weights, self.starts, self.pairs)
                 ]
         return self._parts
 
     def _one_product(self) -> bool:
-        weights, slots = self.weights, self.slots
+        weights, pairs = self.weights, self.pairs
         if len(weights) == 1 or len(weights) > 3 or any(w.hold == "stream" or w.gradient is not None for w in weights):
             return False
         if len({w.block for w in weights}) > 1 or any(w.out_features % 64 for w in weights[:-1]):
             return False
         if sum(w.nbytes for w in weights) > self.engine.device.max_buffer:
             return False
-        there = [s for s in slots if s is not None]
-        if there and (len(there) < len(slots) or len({(s.rank, s.scale) for s in there}) > 1):
+        there = [s for s in pairs if s is not None]
+        if there and (len(there) < len(pairs) or len({(s.rank, s.scale) for s in there}) > 1):
             return False
         return all(
             follow(getattr(a, name), getattr(b, name))

@@ -8,7 +8,7 @@ from .groups import Group
 from .kernels import gemm as _gemm
 from .kernels import low as _low
 from .kernels import rows as _rows
-from .weights import Part, Slot, pair_bounds
+from .weights import Part, LoraPair, pair_bounds
 
 FAR = 0xFFFFFFFF
 
@@ -50,7 +50,7 @@ def forward(e, x: Array, group: Group, y: Array) -> None:
         del low  # its memory serves the next part
 
 
-def low_product(e, x: Array, pair: Slot) -> Array:
+def low_product(e, x: Array, pair: LoraPair) -> Array:
     """s x Aᵀ: [T, all ranks]."""
     out = e.array(x.rows, pair.rank)
     for a, b in row_cuts(e.device.max_binding, x, out):
@@ -65,7 +65,7 @@ def low_product(e, x: Array, pair: Slot) -> Array:
     return out
 
 
-def low_products(e, x: Array, dy: Array, part: Part, pair: Slot) -> tuple[Array, Array]:
+def low_products(e, x: Array, dy: Array, part: Part, pair: LoraPair) -> tuple[Array, Array]:
     """(s x Aᵀ, s dy B), [T, all ranks] each; each linear's columns of dy with its own B."""
     rank, bounds = part.rank, [*part.bounds, 0, 0][:4]
     low, dy_low = e.array(x.rows, pair.rank), e.array(x.rows, pair.rank)
@@ -112,7 +112,7 @@ def product(
     y: Array,
     y0: int,
     adds: bool,
-    pair: Slot | None,
+    pair: LoraPair | None,
     low: Array | None,
     bias: Array | None,
 ) -> None:
@@ -249,7 +249,7 @@ def backward(e, dys: tuple[Array, ...], x: Array, group: Group, dx: Array | None
             bias_gradient(e, dy, gradient)
 
 
-def through(e, dy_low: Array, pair: Slot, group: Group, dx: Array) -> None:
+def through(e, dy_low: Array, pair: LoraPair, group: Group, dx: Array) -> None:
     """dx += mask (dy_low A): the low-rank part of dx passes dropout's mask on its own."""
     out = e.array(*dx.shape)
     for a, b in row_cuts(e.device.max_binding, dy_low, out):
@@ -286,7 +286,7 @@ def through(e, dy_low: Array, pair: Slot, group: Group, dx: Array) -> None:
     mask(e, out, group, dx, True)
 
 
-def add_gradients(e, x: Array, dy_low: Array, dy: Array, low: Array, part: Part, pair: Slot) -> None:
+def add_gradients(e, x: Array, dy_low: Array, dy: Array, low: Array, part: Part, pair: LoraPair) -> None:
     """grad_a += dy_lowᵀ x, grad_b += dyᵀ low. Both low-rank products carry the scale already."""
     every, rank = pair.a.shape[0], part.rank
     for a, b in row_cuts(e.device.max_binding, x, dy, dy_low, low):

@@ -64,7 +64,7 @@ class Recorder:
             self.known[name] = recorded
         else:
             e.commands.play(recorded.tape)
-        return e.mail.post(recorded.loss)
+        return e.readback.post(recorded.loss)
 
     def _record(self, recorded: Recorded, kind: str, body) -> None:
         from .kernels.optimizer import add_up

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from anytune.files import atomic_write, locked
 
-from . import race as _race
+from . import autotune as _autotune
 from .commands import SHARE
 from .kernels import gemm as _gemm
 from .kernels.gemm import Tile
@@ -98,14 +98,16 @@ class Tuning:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(path, lambda: None))
             if not self._kept(path, may, must):
-                self._race_and_keep(path, may, must)
+                self._autotune_and_keep(path, may, must)
 
     def _kept(self, path: Path, may: set[str], must: set[str]) -> bool:
         """Take the choices from the file, if it is there and sound."""
         try:
             kept = json.loads(path.read_text("utf-8"))
             choices = {(r["forward"], r["many"]): (Tile(*r["tile"]), r["workgroups"]) for r in kept["choices"]}
-            if not all(tile.plain in _race.TILES and groups in _race.WORKGROUPS for tile, groups in choices.values()):
+            if not all(
+                tile.plain in _autotune.TILES and groups in _autotune.WORKGROUPS for tile, groups in choices.values()
+            ):
                 raise ValueError("tiles that nobody raced")
             if not (isinstance(kept["rate"], float) and 0 < kept["rate"] < math.inf):
                 raise ValueError("no rate")
@@ -115,9 +117,9 @@ class Tuning:
             return False  # not there, or another version's
         return True
 
-    def _race_and_keep(self, path: Path, may: set[str], must: set[str]) -> None:
-        variants = self.race_variants(may, must)
-        rows = self.race(must)
+    def _autotune_and_keep(self, path: Path, may: set[str], must: set[str]) -> None:
+        variants = self.autotune_variants(may, must)
+        rows = self.autotune(must)
         self.rate = self._rate()
         self.engine.commands.flush()
         self.engine.pool.clear()  # of slices of many sizes
@@ -132,33 +134,33 @@ class Tuning:
 
     def _path(self, may: set[str], must: set[str]) -> Path:
         info = self.engine.device.info
-        kernels = "".join(_gemm.gemm("Q8_0", way, tile).text() for way in (True, False) for tile in _race.TILES)
+        kernels = "".join(_gemm.gemm("Q8_0", way, tile).text() for way in (True, False) for tile in _autotune.TILES)
         kernels += "".join(
             kernel.text()
             for name in (ROWS, GEMV, DOT)
             for way in (False, True)
-            for kernel in _race.Race.kernels(name, way, False)
+            for kernel in _autotune.Autotune.kernels(name, way, False)
         )
         text = (
             repr(sorted((k, str(v)) for k, v in info.items()))
-            + repr((_race.WORKGROUPS, _race.TOKENS, _race.WIDTH, _race.WIDER, MANY))
+            + repr((_autotune.WORKGROUPS, _autotune.TOKENS, _autotune.WIDTH, _autotune.WIDER, MANY))
             + kernels
         )
         text += repr((sorted(may), sorted(must)))  # what is forced or forbidden has a file of its own
         folder = os.environ.get("ANYTUNE_CACHE") or Path.home() / ".cache" / "anytune"
         return Path(folder) / "webgpu" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
-    def race_variants(self, may: set[str], must: set[str]) -> list[dict]:
+    def autotune_variants(self, may: set[str], must: set[str]) -> list[dict]:
         """Time variants and what they would replace, JSON-able; those that win, and those that must, are in use."""
-        race, rows, use = _race.Race(self.engine), [], may & (must | {F16_TILES})
+        autotune, rows, use = _autotune.Autotune(self.engine), [], may & (must | {F16_TILES})
         self._use(use)
         # the last one goes by subgroups if that won
         for variant in (v for v in (ROWS, GEMV, DOT) if v in may - must):
-            usual, other = race.variant(variant)
+            usual, other = autotune.variant(variant)
             rows.append(
                 {
                     "variant": variant,
-                    "wins": other < _race.FASTER * usual,
+                    "wins": other < _autotune.FASTER * usual,
                     "microseconds": [round(1e6 * usual, 1), round(1e6 * other, 1)],
                 }
             )
@@ -166,16 +168,16 @@ class Tuning:
             self._use(use)
         return rows
 
-    def race(self, must: set[str] = frozenset()) -> list[dict]:
+    def autotune(self, must: set[str] = frozenset()) -> list[dict]:
         """Time every tile -> the winners, JSON-able; they are the choices from now on."""
-        race, rows, half = _race.Race(self.engine), [], self.default.half
+        autotune, rows, half = _autotune.Autotune(self.engine), [], self.default.half
         tiles = [
-            *(() if F16_TILES in must else _race.TILES),
-            *((replace(t, half=True) for t in _race.TILES) if half else ()),
+            *(() if F16_TILES in must else _autotune.TILES),
+            *((replace(t, half=True) for t in _autotune.TILES) if half else ()),
         ]
         for forward in (True, False):
-            for tokens in _race.TOKENS:
-                tile, groups, seconds = race.best(forward, tokens, tiles)
+            for tokens in _autotune.TOKENS:
+                tile, groups, seconds = autotune.best(forward, tokens, tiles)
                 self.choices[forward, tokens >= MANY] = tile, groups
                 rows.append(
                     {
@@ -197,5 +199,5 @@ class Tuning:
         """FLOP/s of one product of many tokens."""
         tile, _ = self.choices.get((True, True), (self.default, 0))
         if self.engine.device.software:
-            return _race.Race(self.engine, 256, 1).rate(tile, 64)
-        return _race.Race(self.engine, 0, 1).rate(tile, _race.TOKENS[1])
+            return _autotune.Autotune(self.engine, 256, 1).rate(tile, 64)
+        return _autotune.Autotune(self.engine, 0, 1).rate(tile, _autotune.TOKENS[1])

@@ -85,7 +85,7 @@ class Updater:
                 (min(65535, -(-count // 256)), -(-count // ROW)),
                 20.0 * count,
             )
-        return e.mail.post(self.state, 2, _norm)
+        return e.readback.post(self.state, 2, _norm)
 
 
 def _norm(values) -> float:

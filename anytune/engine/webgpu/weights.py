@@ -144,7 +144,7 @@ class Streamer:
 
 
 @dataclass
-class Slot:
+class LoraPair:
     """The low-rank pair of one linear: a [r, in], b [out, r] and their gradients (or None), float32."""
 
     a: Array
@@ -184,7 +184,7 @@ class Part:
     low: int
     high: int
     bounds: list[int]  # of its linears, counted from low
-    slots: list[Slot | None]
+    pairs: list[LoraPair | None]
 
     @property
     def width(self) -> int:
@@ -199,21 +199,21 @@ class Part:
         return self.weights[0].row_bytes
 
     @property
-    def slot(self) -> Slot | None:
-        return self.slots[0]
+    def pair(self) -> LoraPair | None:
+        return self.pairs[0]
 
     @property
     def rank(self) -> int:
-        return 0 if self.slot is None else self.slot.rank
+        return 0 if self.pair is None else self.pair.rank
 
-    def stacked(self) -> Slot | None:
+    def stacked(self) -> LoraPair | None:
         """The pairs as one: a [all ranks, in], b [width, rank]."""
-        if self.slot is None:
+        if self.pair is None:
             return None
-        return Slot(
-            *(end_to_end([getattr(s, name) for s in self.slots]) for name in ("a", "b")),
-            self.slot.scale,
-            *(end_to_end([getattr(s, name) for s in self.slots]) for name in ("grad_a", "grad_b")),
+        return LoraPair(
+            *(end_to_end([getattr(s, name) for s in self.pairs]) for name in ("a", "b")),
+            self.pair.scale,
+            *(end_to_end([getattr(s, name) for s in self.pairs]) for name in ("grad_a", "grad_b")),
         )
 
     def pieces(self, limit: int, most: int):

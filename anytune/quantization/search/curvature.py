@@ -119,7 +119,7 @@ def _run(forward: Forward, pieces: Sequence[Sequence[int]]) -> tuple[Any, list[n
 def _drawn(
     forward: Forward, top: Any, draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """(what the head sees [T, d], logits' log-sums [T], for each draw the gradient of the drawn labels' summed loss by
+    """(what the head sees [T, d], logits' lse [T], for each draw the gradient of the drawn labels' summed loss by
     the last layer's output [T, d])."""
     e, w, eps = forward.engine, forward.model.weights, forward.model.config.eps
     h = e.rms_norm(top, w.output_norm, eps)

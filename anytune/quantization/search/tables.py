@@ -13,7 +13,7 @@ from anytune.quantization.search.rounding import Rounding
 def head(rounding: Rounding, name: str, hidden: np.ndarray, sums: np.ndarray) -> dict[str, float]:
     """Type -> KL in nats a token, to second order: half the variance of the logits' errors under the distributions.
 
-    hidden: what the matrix sees, float32 [T, d]; sums: the logits' log-sums [T].
+    hidden: what the matrix sees, float32 [T, d]; sums: the logits' lse [T].
     """
 
     def prepare(lo: int, exact: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -108,14 +108,14 @@ def forward(
     k,
     v,
     out,
-    sums,
+    lse,
     first,
     tokens,
     q_row,
     k_row,
     v_row,
     out_row,
-    sums_row,
+    lse_row,
     scale,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
@@ -159,7 +159,7 @@ def forward(
         top = peak
     mixed = mixed * (1 / total)[:, None]
     tl.store(places(out, low, head, local, columns, out_row, SIZE, STACK), mixed.to(out.dtype.element_ty), mask=exists)
-    tl.store(sums + (head + local % STACK) * sums_row + rows, (top + tl.log2(total)) * LN2, mask=there)
+    tl.store(lse + (head + local % STACK) * lse_row + rows, (top + tl.log2(total)) * LN2, mask=there)
 
 
 def padded(size: int) -> int:
@@ -181,9 +181,9 @@ def copies_tiles(device: torch.device) -> bool:
 
 
 class Layout:
-    """How kernels reach 2-D tensors with rows of any stride, and `sums`: unit of strides, descriptors or not; kind."""
+    """How kernels reach 2-D tensors with rows of any stride, and `lse`: unit of strides, descriptors or not; kind."""
 
-    def __init__(self, head: int, tf32: bool, sums: torch.Tensor, *tensors: torch.Tensor):
+    def __init__(self, head: int, tf32: bool, lse: torch.Tensor, *tensors: torch.Tensor):
         size, device = tensors[0].element_size(), tensors[0].device
         joined = 16 // size
         for t in tensors:
@@ -194,8 +194,8 @@ class Layout:
         self.described = (
             copies_tiles(device)
             and (self.unit | head) * size % 16 == 0
-            and sums.stride(0) % 4 == 0
-            and (all(t.data_ptr() % 16 == 0 for t in (sums, *tensors)))
+            and lse.stride(0) % 4 == 0
+            and (all(t.data_ptr() % 16 == 0 for t in (lse, *tensors)))
         )
         self.kind = ("half" if self.described else "pointers") if size == 2 else "tf32" if tf32 else "ieee"
         self.described &= self.kind != "ieee"  # products without tensor cores read their factors faster from arrays
@@ -228,33 +228,34 @@ def per_head(q: torch.Tensor, heads: int) -> torch.Tensor:
 def attention(q, k, v, first, end, starts, heads: Heads, out, tf32=False, config: Config | None = None):
     """The Triton twin of engine.torch.attention.attention.
 
-    q, out: [T, queries*size], k, v: [T, keys*size], one dtype (float16, bfloat16 or float32), rows of any stride;
-    first, end: int32 [T] on the device. heads.scale must be positive. Writes out and returns the log-sums
+    q, out: [T, n_heads*head_dim], k, v: [T, n_kv_heads*head_dim], one dtype (float16, bfloat16 or float32), rows of
+    any stride;
+    first, end: int32 [T] on the device. heads.scale must be positive. Writes out and returns the log-sum-exp
     float32 [queries, T]. tf32 lets float32 products round their factors to TF32.
     """
-    if heads.size > WIDEST:
+    if heads.head_dim > WIDEST:
         return plain.attention(q, k, v, first, end, starts, heads, out)
-    tokens, pad, sums = q.shape[0], padded(heads.size), per_head(q, heads.queries)
+    tokens, pad, lse = q.shape[0], padded(heads.head_dim), per_head(q, heads.n_heads)
     if tokens == 0:
-        return sums
-    layout, together = Layout(heads.size, tf32, sums, q, k, v, out), stack(heads.group)
+        return lse
+    layout, together = Layout(heads.head_dim, tf32, lse, q, k, v, out), stack(heads.group)
     if config is None:
         large, small = CONFIGS[max(64, pad), layout.kind]
-        config = large if triton.cdiv(tokens * heads.queries, large.rows) >= FILL else small
-    grid = (heads.queries // together, triton.cdiv(tokens, config.rows // together))
+        config = large if triton.cdiv(tokens * heads.n_heads, large.rows) >= FILL else small
+    grid = (heads.n_heads // together, triton.cdiv(tokens, config.rows // together))
     forward[grid](
         q,
         layout.stream(k, config.keys, pad),
         layout.stream(v, config.keys, pad),
         out,
-        sums,
+        lse,
         first,
         tokens,
         *layout.rows(q, k, v, out),
-        sums.stride(0),
+        lse.stride(0),
         heads.scale * LOG2E.value,
         GROUP=heads.group,
-        SIZE=heads.size,
+        SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
         UNIT=layout.unit,
@@ -266,4 +267,4 @@ def attention(q, k, v, first, end, starts, heads: Heads, out, tf32=False, config
         num_warps=config.warps,
         num_stages=config.stages,
     )
-    return sums
+    return lse

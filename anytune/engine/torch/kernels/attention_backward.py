@@ -3,7 +3,7 @@
 With p the probabilities and d = rowsum(dout * out) of a query: dv = pᵀ dout, ds = p * (dout vᵀ - d),
 dq = scale ds k, dk = scale dsᵀ q. dq is summed by programs that own query rows and walk over keys; dk and dv by
 programs that own keys and walk over the queries of all heads of the group, with all scores transposed, so that
-factors made of them stay in registers. Both make p again from the saved log-sums. The first kind also writes d for
+factors made of them stay in registers. Both make p again from the saved log-sum-exp. The first kind also writes d for
 the second; a short stream runs both in one launch, and then the second makes d for itself.
 """
 
@@ -53,7 +53,7 @@ def walk_keys(
     dout,
     out,
     dq,
-    sums,
+    lse,
     d,
     first,
     tokens,
@@ -63,7 +63,7 @@ def walk_keys(
     dout_row,
     out_row,
     dq_row,
-    sums_row,
+    lse_row,
     scale,
     head,
     low,
@@ -90,10 +90,10 @@ def walk_keys(
     given = tl.load(places(dout, low, head, local, columns, dout_row, SIZE, STACK), mask=exists, other=0.0)
     made = tl.load(places(out, low, head, local, columns, out_row, SIZE, STACK), mask=exists, other=0.0)
     inner = tl.sum(given.to(tl.float32) * made.to(tl.float32), 1)
-    place = (head + local % STACK) * sums_row + rows
+    place = (head + local % STACK) * lse_row + rows
     if KEEP:
         tl.store(d + place, inner, mask=there)
-    sum2 = tl.load(sums + place) * LOG2E
+    sum2 = tl.load(lse + place) * LOG2E
     grad = tl.zeros([ROWS, PAD], tl.float32)
     for begin in tl.range(begins, last + 1, KEYS):
         key = tile(k, begin, head // GROUP, keys, columns, k_row, tokens, SIZE, PAD, DESCRIBED)
@@ -118,7 +118,7 @@ def walk_queries(
     out,
     dk,
     dv,
-    sums,
+    lse,
     d,
     end,
     tokens,
@@ -129,7 +129,7 @@ def walk_queries(
     out_row,
     dk_row,
     dv_row,
-    sums_row,
+    lse_row,
     scale,
     head,
     low,
@@ -165,7 +165,7 @@ def walk_queries(
             if SIZE < PAD:
                 product = tl.where((columns < SIZE)[None, :], product, 0.0)
             inner = tl.sum(product, 1)
-        sum2 = per_query(sums, which, begin, rows, sums_row, tokens, DESCRIBED) * LOG2E
+        sum2 = per_query(lse, which, begin, rows, lse_row, tokens, DESCRIBED) * LOG2E
         s = tl.dot(key, query.T, input_precision=PRECISION)
         if (begin < low + KEYS - 1) | (begin + ROWS > whole):
             stop = tl.load(end + tl.minimum(keys, last))
@@ -179,7 +179,7 @@ def walk_queries(
         if DK:
             dp = tl.dot(value, given.T, input_precision=PRECISION)
             if KEPT:
-                inner = per_query(d, which, begin, rows, sums_row, tokens, DESCRIBED)
+                inner = per_query(d, which, begin, rows, lse_row, tokens, DESCRIBED)
             ds = p * (dp - inner[None, :])
             dkey = tl.dot(ds.to(query.dtype), query, dkey, input_precision=PRECISION)
     exists = edge(local, columns, tokens - low, SIZE, PAD)
@@ -199,7 +199,7 @@ def for_queries(
     dout,
     out,
     dq,
-    sums,
+    lse,
     d,
     first,
     tokens,
@@ -209,7 +209,7 @@ def for_queries(
     dout_row,
     out_row,
     dq_row,
-    sums_row,
+    lse_row,
     scale,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
@@ -231,7 +231,7 @@ def for_queries(
         dout,
         out,
         dq,
-        sums,
+        lse,
         d,
         first,
         tokens,
@@ -241,7 +241,7 @@ def for_queries(
         dout_row * UNIT,
         out_row * UNIT,
         dq_row * UNIT,
-        sums_row,
+        lse_row,
         scale,
         tl.program_id(0) * STACK,
         low,
@@ -266,7 +266,7 @@ def for_keys(
     dout,
     dk,
     dv,
-    sums,
+    lse,
     d,
     end,
     tokens,
@@ -276,7 +276,7 @@ def for_keys(
     dout_row,
     dk_row,
     dv_row,
-    sums_row,
+    lse_row,
     scale,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
@@ -290,7 +290,7 @@ def for_keys(
     DK: tl.constexpr,
     DV: tl.constexpr,
 ):
-    """Grid (keys, tiles), q, dout, sums and d streamed; the first keys of an example are seen by most queries."""
+    """Grid (keys, tiles), q, dout, lse and d streamed; the first keys of an example are seen by most queries."""
     walk_queries(
         q,
         k,
@@ -299,7 +299,7 @@ def for_keys(
         dout,
         dk,
         dv,
-        sums,
+        lse,
         d,
         end,
         tokens,
@@ -310,7 +310,7 @@ def for_keys(
         0,
         dk_row * UNIT,
         dv_row * UNIT,
-        sums_row,
+        lse_row,
         scale,
         tl.program_id(0),
         tl.program_id(1) * KEYS,
@@ -340,7 +340,7 @@ def for_both(
     v_tiles,
     dout_tiles,
     out_tiles,
-    sums,
+    lse,
     sums_tiles,
     dq,
     dk,
@@ -356,7 +356,7 @@ def for_both(
     dq_row,
     dk_row,
     dv_row,
-    sums_row,
+    lse_row,
     scale,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
@@ -394,7 +394,7 @@ def for_both(
             out_row,
             dk_row,
             dv_row,
-            sums_row,
+            lse_row,
             scale,
             number % HEADS,
             number // HEADS * KEYS,
@@ -420,8 +420,8 @@ def for_both(
             dout,
             out,
             dq,
-            sums,
-            sums,
+            lse,
+            lse,
             first,
             tokens,
             q_row,
@@ -430,7 +430,7 @@ def for_both(
             dout_row,
             out_row,
             dq_row,
-            sums_row,
+            lse_row,
             scale,
             number % STACKS * STACK,
             number // STACKS * (KEYS // STACK),
@@ -449,25 +449,25 @@ def for_both(
 
 def programs_of_both(tokens: int, heads: Heads, c: Config) -> int:
     together = stack(heads.group)
-    return triton.cdiv(tokens, c.keys) * heads.keys + triton.cdiv(tokens, c.keys // together) * (
-        heads.queries // together
+    return triton.cdiv(tokens, c.keys) * heads.n_kv_heads + triton.cdiv(tokens, c.keys // together) * (
+        heads.n_heads // together
     )
 
 
 def attention_backward(
-    dout, q, k, v, out, sums, first, end, starts, heads: Heads, dq, dk, dv, tf32=False, configs: tuple | None = None
+    dout, q, k, v, out, lse, first, end, starts, heads: Heads, dq, dk, dv, tf32=False, configs: tuple | None = None
 ):
-    """The Triton twin of engine.torch.attention.attention_backward; out and sums are what attention gave.
+    """The Triton twin of engine.torch.attention.attention_backward; out and lse are what attention gave.
 
-    dout, out, dq: [T, queries*size], k, v, dk, dv: [T, keys*size], one dtype, rows of any stride; writes all of dq, dk
-    and dv. configs: an entry for CONFIGS; an entry with a third config runs everything in one launch.
+    dout, out, dq: [T, n_heads*head_dim], k, v, dk, dv: [T, n_kv_heads*head_dim], one dtype, rows of any stride; writes
+    all of dq, dk and dv. configs: an entry for CONFIGS; an entry with a third config runs everything in one launch.
     """
-    if heads.size > WIDEST:
-        return plain.attention_backward(dout, q, k, v, out, sums, first, end, starts, heads, dq, dk, dv)
-    tokens, pad = q.shape[0], padded(heads.size)
+    if heads.head_dim > WIDEST:
+        return plain.attention_backward(dout, q, k, v, out, lse, first, end, starts, heads, dq, dk, dv)
+    tokens, pad = q.shape[0], padded(heads.head_dim)
     if tokens == 0:
         return
-    layout, together = Layout(heads.size, tf32, sums, dout, q, k, v, out, dq, dk, dv), stack(heads.group)
+    layout, together = Layout(heads.head_dim, tf32, lse, dout, q, k, v, out, dq, dk, dv), stack(heads.group)
     if configs is None:
         configs = CONFIGS[max(64, pad), layout.kind]
         if configs[2] and programs_of_both(tokens, heads, configs[2]) > FILL:
@@ -475,7 +475,7 @@ def attention_backward(
     queries, keys, both = configs
     common = dict(
         GROUP=heads.group,
-        SIZE=heads.size,
+        SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
         UNIT=layout.unit,
@@ -494,8 +494,8 @@ def attention_backward(
             dout,
             out,
             *walked,
-            sums,
-            layout.stream_flat(sums, c.rows),
+            lse,
+            layout.stream_flat(lse, c.rows),
             dq,
             dk,
             dv,
@@ -503,10 +503,10 @@ def attention_backward(
             end,
             tokens,
             *layout.rows(q, k, v, dout, out, dq, dk, dv),
-            sums.stride(0),
+            lse.stride(0),
             heads.scale,
             STACK=together,
-            HEADS=heads.keys,
+            HEADS=heads.n_kv_heads,
             ROWS=c.rows,
             KEYS=c.keys,
             num_warps=c.warps,
@@ -514,21 +514,21 @@ def attention_backward(
             **common,
         )
         return
-    d = per_head(q, heads.queries)
+    d = per_head(q, heads.n_heads)
     c = queries
-    for_queries[heads.queries // together, triton.cdiv(tokens, c.rows // together)](
+    for_queries[heads.n_heads // together, triton.cdiv(tokens, c.rows // together)](
         q,
         layout.stream(k, c.keys, pad),
         layout.stream(v, c.keys, pad),
         dout,
         out,
         dq,
-        sums,
+        lse,
         d,
         first,
         tokens,
         *layout.rows(q, k, v, dout, out, dq),
-        sums.stride(0),
+        lse.stride(0),
         heads.scale,
         STACK=together,
         ROWS=c.rows,
@@ -539,19 +539,19 @@ def attention_backward(
     )
     c = keys
     for parts in (dict(DK=True, DV=False), dict(DK=False, DV=True)) if pad >= SPLIT else (dict(DK=True, DV=True),):
-        for_keys[heads.keys, triton.cdiv(tokens, c.keys)](
+        for_keys[heads.n_kv_heads, triton.cdiv(tokens, c.keys)](
             layout.stream(q, c.rows, pad),
             k,
             v,
             layout.stream(dout, c.rows, pad),
             dk,
             dv,
-            layout.stream_flat(sums, c.rows),
+            layout.stream_flat(lse, c.rows),
             layout.stream_flat(d, c.rows),
             end,
             tokens,
             *layout.rows(q, k, v, dout, dk, dv),
-            sums.stride(0),
+            lse.stride(0),
             heads.scale,
             ROWS=c.rows,
             KEYS=c.keys,

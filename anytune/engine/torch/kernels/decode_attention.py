@@ -38,7 +38,7 @@ def attend_part(
     slots,
     lengths,
     mixes,
-    sums,
+    lse,
     q_row,
     key_slot,
     key_row,
@@ -54,7 +54,7 @@ def attend_part(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Grid (keys, parts, n). Writes float32 mixes [n, queries, parts, SIZE], each normalized, and their log2-sums
+    """Grid (keys, parts, n). Writes float32 mixes [n, queries, parts, SIZE], each normalized, and their log2-lse
     [n, queries, parts]; nothing for an empty part."""
     head, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length, slot = tl.load(lengths + row), tl.load(slots + row).to(tl.int64)
@@ -90,14 +90,14 @@ def attend_part(
         mixed = tl.dot(p.to(query.dtype), value, mixed * fade[:, None], input_precision="ieee")
         top = peak
     place = ((row * tl.num_programs(0) + head) * GROUP + local) * parts + part
-    tl.store(sums + place, top + tl.log2(total), mask=local < GROUP)
+    tl.store(lse + place, top + tl.log2(total), mask=local < GROUP)
     tl.store(mixes + place.to(tl.int64)[:, None] * SIZE + columns[None, :], mixed * (1 / total)[:, None], mask=exists)
 
 
 @triton.jit
 def join(
     mixes,
-    sums,
+    lse,
     lengths,
     out,
     out_row,
@@ -108,13 +108,13 @@ def join(
     PARTS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Grid (queries, n): out is the mean of the parts' mixes, weighted by their sums. A row that sees nothing is 0."""
+    """Grid (queries, n): out is the mean of the parts' mixes, weighted by their lse. A row that sees nothing is 0."""
     head, row = tl.program_id(0), tl.program_id(1)
     length, columns, number = tl.load(lengths + row), tl.arange(0, PAD), tl.arange(0, PARTS)
     near, span = bounds(length, parts, WINDOW, KEYS)
     place = (row * tl.num_programs(0) + head) * parts
     filled = (number < parts) & (number * span < length - near)
-    weights = tl.load(sums + place + number, mask=filled, other=float("-inf"))
+    weights = tl.load(lse + place + number, mask=filled, other=float("-inf"))
     weights = tl.exp2(weights - tl.maximum(tl.max(weights, 0), -1e30))
     weights = weights / tl.maximum(tl.sum(weights, 0), 1e-30)
     mix = tl.load(
@@ -129,39 +129,40 @@ def join(
 
 
 def attend_cache(q, keys, values, slot_of_row, length_of_row, heads: Heads, out) -> None:
-    """q, out: [n, queries*size], row i a new token of slot slot_of_row[i] that sees the first length_of_row[i] keys.
+    """q, out: [n, n_heads*head_dim], row i a new token of slot slot_of_row[i] that sees the first length_of_row[i]
+    keys.
 
-    keys, values: caches [slots, context, keys*size], converted to the type of q where theirs is another;
+    keys, values: caches [slots, context, n_kv_heads*head_dim], converted to the type of q where theirs is another;
     slot_of_row, length_of_row: int32 [n] on the device. Lengths may be anything up to the context.
     """
-    n, context, pad = q.shape[0], keys.shape[1], padded(heads.size)
+    n, context, pad = q.shape[0], keys.shape[1], padded(heads.head_dim)
     if n == 0:
         return
     half = q.element_size() == 2
     step = max(16, STEP // max(pad, 64) // (1 if half else 4))
     reach = min(context, heads.window or context)
-    parts = max(1, min(PROGRAMS // (n * heads.keys), triton.cdiv(reach, step), PARTS))
-    mixes = torch.empty((n, heads.queries, parts, heads.size), dtype=torch.float32, device=q.device)
-    sums = torch.empty((n, heads.queries, parts), dtype=torch.float32, device=q.device)
+    parts = max(1, min(PROGRAMS // (n * heads.n_kv_heads), triton.cdiv(reach, step), PARTS))
+    mixes = torch.empty((n, heads.n_heads, parts, heads.head_dim), dtype=torch.float32, device=q.device)
+    lse = torch.empty((n, heads.n_heads, parts), dtype=torch.float32, device=q.device)
     strides = keys.stride(0), keys.stride(1), values.stride(0), values.stride(1)
     unit = 16 // keys.element_size()
     for stride in strides:
         unit |= stride
     unit &= -unit
-    attend_part[heads.keys, parts, n](
+    attend_part[heads.n_kv_heads, parts, n](
         q,
         keys,
         values,
         slot_of_row,
         length_of_row,
         mixes,
-        sums,
+        lse,
         q.stride(0),
         *(x // unit for x in strides),
         heads.scale * LOG2E.value,
         parts,
         GROUP=heads.group,
-        SIZE=heads.size,
+        SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
         UNIT=unit,
@@ -170,14 +171,14 @@ def attend_cache(q, keys, values, slot_of_row, length_of_row, heads: Heads, out)
         num_warps=4,
         num_stages=3 if half else 1,
     )
-    join[heads.queries, n](
+    join[heads.n_heads, n](
         mixes,
-        sums,
+        lse,
         length_of_row,
         out,
         out.stride(0),
         parts,
-        SIZE=heads.size,
+        SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
         PARTS=triton.next_power_of_2(parts),

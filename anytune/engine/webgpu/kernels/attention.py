@@ -143,7 +143,7 @@ def _start(plan: Plan) -> str:
 
 @functools.cache
 def attention(size: int) -> Kernel:
-    """out and log-sums of a tile of queries; carry: go on from what is there already, of earlier keys."""
+    """out and log-sum-exp of a tile of queries; carry: go on from what is there already, of earlier keys."""
     plan = Plan(size)
     row_at = "(t - p.q0) * p.qs + group.y * p.size"
     stats = "".join(f"\n  var m{i} = {NEVER};\n  var l{i} = 0.0;" for i in range(4))
@@ -152,7 +152,7 @@ def attention(size: int) -> Kernel:
     {{
       let t = r0 + ty * 4u + {i}u;
       if (t < p.q_high) {{
-        m{i} = sums[group.y * p.tokens + t];
+        m{i} = lse[group.y * p.tokens + t];
         l{i} = select(0.0, 1.0, tx == 0u);"""
         + "".join(
             f"""
@@ -208,7 +208,7 @@ def attention(size: int) -> Kernel:
                 for d in range(plan.dims)
             )
             + f"""
-      if (tx == 0u) {{ sums[group.y * p.tokens + t] = select({NEVER}, m{i} + log(l), l > 0.0); }}
+      if (tx == 0u) {{ lse[group.y * p.tokens + t] = select({NEVER}, m{i} + log(l), l > 0.0); }}
     }}
   }}"""
         )
@@ -244,7 +244,7 @@ def attention(size: int) -> Kernel:
 """
     return Kernel(
         f"attention, heads up to {plan.dims * plan.lanes}",
-        (*reads("q", "k", "v"), *reads("bounds", of="u32"), *writes("out", "sums")),
+        (*reads("q", "k", "v"), *reads("bounds", of="u32"), *writes("out", "lse")),
         (*_NUMBERS, "qs", "ks", "vs", "os", "carry"),
         body,
         (256, 1),
@@ -276,7 +276,8 @@ def inner() -> Kernel:
 
 @functools.cache
 def attention_backward(size: int, wanted: str) -> Kernel:
-    """dq, dk or dv of a tile of rows, from saved log-sums and delta.  grid: (tiles, heads of dx, slices of the sum).
+    """dq, dk or dv of a tile of rows, from the saved log-sum-exp and delta.  grid: (tiles, heads of dx, slices of the
+    sum).
 
     A slice has every slices-th tile of columns; with `apart` each query head of a key head's group has slices of its
     own. zs: elements from slice to slice of dx, where there are several.
@@ -299,7 +300,7 @@ def attention_backward(size: int, wanted: str) -> Kernel:
             lines.append(f"""    {{
       let t = {t};
       var w = 0.0;
-      if (seen(t, {key})) {{ w = exp(s{i}_{j} * p.scale - sums[at + t]){ds}; }}
+      if (seen(t, {key})) {{ w = exp(s{i}_{j} * p.scale - lse[at + t]){ds}; }}
       tile[(ty * 4u + {i}u) * {COLS + 1}u + tx + {j * plan.lanes}u] = w;
     }}""")
     source = {"dq": kv[0], "dk": q[0], "dv": q[1]}[wanted].format("c_at + r")
@@ -360,7 +361,7 @@ fn store(row: u32, d: u32, head: u32, z: u32, value: f32) {{
   let to = z * p.zs + (row - {base}) * p.os + head * p.size + d;
   dx[to] = select(0.0, dx[to], p.adds != 0u) + value;
 }}"""
-    sources = {"dv": ("q", "k", "dout", "sums")}.get(wanted, ("q", "k", "v", "dout", "sums", "delta"))
+    sources = {"dv": ("q", "k", "dout", "lse")}.get(wanted, ("q", "k", "v", "dout", "lse", "delta"))
     return Kernel(
         f"attention_backward, {wanted}, heads up to {plan.dims * plan.lanes}",
         (*reads(*sources), *reads("bounds", of="u32"), *writes("dx")),

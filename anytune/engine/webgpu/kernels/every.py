@@ -18,8 +18,8 @@ def every() -> Iterator[Kernel]:
         rows.rms_norm_backward(False),
         rows.rms_norm_backward(True),
         rows.add(),
-        rows.take(),
-        rows.put(),
+        rows.gather(),
+        rows.scatter(),
         rows.fill(),
         rows.copy(),
         rows.dropout(False),
@@ -52,9 +52,9 @@ def every() -> Iterator[Kernel]:
         rules.apply(),
     )
     yield from map(gradients.column_sums, gradients.VALUES)
-    for halves in (True, False):
+    for neox in (True, False):
         for normed in (True, False):
-            yield from (rows.rotate(normed, halves), rows.rotate_backward(normed, halves))
+            yield from (rows.qk_norm_rope(normed, neox), rows.qk_norm_rope_backward(normed, neox))
     for kind in rows.ACTIVATIONS:
         yield from (rows.glu(kind), rows.glu_backward(kind), rows.glu_backward_over(kind))
     for name in TYPES:

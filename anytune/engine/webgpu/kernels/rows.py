@@ -95,13 +95,13 @@ _PAIRS = """
   }"""
 
 
-def _pairs(halves: bool, inner: str) -> str:
-    first, second = ("i", "i + p.pairs") if halves else ("2u * i", "2u * i + 1u")
+def _pairs(neox: bool, inner: str) -> str:
+    first, second = ("i", "i + p.pairs") if neox else ("2u * i", "2u * i + 1u")
     return _PAIRS.replace("HEADS", str(HEADS)).replace("FIRST", first).replace("SECOND", second).replace("INNER", inner)
 
 
 @functools.cache
-def rotate(normed: bool, halves: bool) -> Kernel:
+def qk_norm_rope(normed: bool, neox: bool) -> Kernel:
     """A head of a token: normed (RMSNorm with a gain) or not, then its pairs turned by the token's angle, in place if
     it is not normed. Heads up to `queries` are queries, keys may follow them."""
     start = """
@@ -112,7 +112,7 @@ def rotate(normed: bool, halves: bool) -> Kernel:
     value = "(x[at + {0}] * r * gain({0}, group.x))" if normed else "x[at + {0}]"
     if normed:
         square = _pairs(
-            halves,
+            neox,
             """square = fma(x[at + a], x[at + a], square);
     if (turns) { square = fma(x[at + b], x[at + b], square); }""",
         )
@@ -120,7 +120,7 @@ def rotate(normed: bool, halves: bool) -> Kernel:
   var square = 0.0;{square}
   let r = 1.0 / sqrt(total_sums(square, lane) / f32(p.size) + p.eps);"""
     turn = _pairs(
-        halves,
+        neox,
         f"""let u = {value.format("a")};
     if (turns) {{
       let v = {value.format("b")};
@@ -138,7 +138,7 @@ def rotate(normed: bool, halves: bool) -> Kernel:
         else (*writes("x"), *reads("cosine", "sine"), *reads("position", of="u32"))
     )
     return Kernel(
-        f"rotate, {'halves' if halves else 'neighbours'}{', normed' * normed}",
+        f"qk_norm_rope, {'neox' if neox else 'interleaved'}{', normed' * normed}",
         arrays,
         ("size", "pairs", "xs", "ys", "eps:f32", "queries", "token0"),
         start + turn,
@@ -149,7 +149,7 @@ def rotate(normed: bool, halves: bool) -> Kernel:
 
 
 @functools.cache
-def rotate_backward(normed: bool, halves: bool) -> Kernel:
+def qk_norm_rope_backward(normed: bool, neox: bool) -> Kernel:
     """dx over dy: turned back, then through the head's norm."""
     back = """let c = cosine[angle + i];
       let s = sine[angle + i];
@@ -162,9 +162,9 @@ def rotate_backward(normed: bool, halves: bool) -> Kernel:
   let rest = p.size - 2u * p.pairs;
   let angle = position[p.token0 + group.y] * p.pairs;"""
     if not normed:
-        body = start + _pairs(halves, f"if (turns) {{\n      {back}\n    }}")
+        body = start + _pairs(neox, f"if (turns) {{\n      {back}\n    }}")
         return Kernel(
-            f"rotate_backward, {'halves' if halves else 'neighbours'}",
+            f"qk_norm_rope_backward, {'neox' if neox else 'interleaved'}",
             (*writes("dx"), *reads("cosine", "sine"), *reads("position", of="u32")),
             ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"),
             body,
@@ -180,7 +180,7 @@ def rotate_backward(normed: bool, halves: bool) -> Kernel:
   var square = 0.0;
   var through = 0.0;"""
         + _pairs(
-            halves,
+            neox,
             f"""if (turns) {{
       {back}
       {sums.format("b")}
@@ -191,13 +191,13 @@ def rotate_backward(normed: bool, halves: bool) -> Kernel:
   let r = 1.0 / sqrt(total_sums(square, lane) / f32(p.size) + p.eps);
   let mean = total_sums(through, lane) * r * r / f32(p.size);"""
         + _pairs(
-            halves,
+            neox,
             f"""{norm.format("a")}
     if (turns) {{ {norm.format("b")} }}""",
         )
     )
     return Kernel(
-        f"rotate_backward, {'halves' if halves else 'neighbours'}, normed",
+        f"qk_norm_rope_backward, {'neox' if neox else 'interleaved'}, normed",
         (*writes("dx"), *reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32")),
         ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"),
         body,
@@ -275,10 +275,10 @@ def add() -> Kernel:
 
 
 @functools.cache
-def take() -> Kernel:
+def gather() -> Kernel:
     """y[t] = x[row[t]] for rows low…high of x, which begin at x; a number behind the last row takes the last."""
     return Kernel(
-        "take",
+        "gather",
         (*reads("x"), *reads("row", of="u32"), *writes("y")),
         ("n", "xs", "ys", "x0", "row0", "low", "high", "last"),
         _EACH
@@ -302,10 +302,10 @@ def fill() -> Kernel:
 
 
 @functools.cache
-def put() -> Kernel:
+def scatter() -> Kernel:
     """y[row[t]] = x[t] for rows low…high of y."""
     return Kernel(
-        "put",
+        "scatter",
         (*reads("x"), *reads("row", of="u32"), *writes("y")),
         ("n", "xs", "ys", "row0", "low", "high"),
         _EACH

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anytune.adapter_settings import read_settings
+from anytune.adapter.settings import read_settings
 from anytune.errors import UserError
 from anytune.files import atomic_write, cannot_write
 from anytune.gguf import GGUF, dequantize
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")  # those that share MODULES
 MODULES = {
@@ -95,7 +95,7 @@ def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
 
 def load(folder: Path, gguf: GGUF | None) -> Adapter:
     """Read the folder. gguf: the base, needed for its architecture unless anytune wrote the folder."""
-    from anytune.adapter import Adapter, check_fit, check_shapes, level
+    from anytune.adapter.adapter import Adapter, check_fit, check_shapes, level
 
     settings = read_settings(_config(folder), folder / CONFIG)
     raw, own = _weights(folder / WEIGHTS)

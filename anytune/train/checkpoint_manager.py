@@ -13,14 +13,14 @@ from anytune.errors import UserError
 from anytune.train import checkpoint as ckpt
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.run import RunFolder
-from anytune.train.team import Elsewhere, report
+from anytune.distributed.process_group import PeerError, report
 
 
-class Keeper:
+class CheckpointManager:
     """saved: the last good checkpoint, of step saved_step; None, 0 where there is none yet."""
 
-    def __init__(self, trainee, folder: RunFolder, team, say: Callable[[str], None], keep: int):
-        self.trainee, self.folder, self.team, self.say, self.keep = trainee, folder, team, say, keep
+    def __init__(self, trainee, folder: RunFolder, process_group, say: Callable[[str], None], keep: int):
+        self.trainee, self.folder, self.process_group, self.say, self.keep = trainee, folder, process_group, say, keep
         self.saved: Path | None = None
         self.saved_step = 0
 
@@ -30,7 +30,7 @@ class Keeper:
         info(), called by rank 0: what goes into it, see checkpoint.py. A failure is told and costs nothing but itself.
         """
         self._same_everywhere(step)
-        made = self.team.lead(lambda: self._write(step, info))
+        made = self.process_group.on_rank0(lambda: self._write(step, info))
         if made is not None:  # on the other ranks, too
             self.saved, self.saved_step = Path(made), step
 
@@ -52,28 +52,28 @@ class Keeper:
 
     def _same_everywhere(self, step: int) -> None:
         """Every rank has made the same update from the same sums: if not, its hardware or software is at fault."""
-        if self.team.size == 1:
+        if self.process_group.size == 1:
             return
         state = self.trainee.state()
         check = zlib.crc32(b"".join(zlib.crc32(state[name]).to_bytes(4, "big") for name in sorted(state)))
-        if self.team.any(self.team.least(check) != check):
+        if self.process_group.any(self.process_group.minimum(check) != check):
             kept = f" The last good checkpoint is {self.saved}." if self.saved else ""
             text = (
                 f"After step {step} the processes' parameters differ, so training stopped: their machines "
                 f"compute differently; use cards of one kind and the same versions everywhere.{kept}"
             )
-            raise UserError(text) if self.team.rank == 0 else Elsewhere(text)
+            raise UserError(text) if self.process_group.rank == 0 else PeerError(text)
 
     def sound(self) -> bool:
         """No NaN or infinity in the state; by sums, which carry either on and take no memory."""
         return all(math.isfinite(array.sum(dtype=np.float64)) for array in self.trainee.state().values())
 
     def restore(self, found: Checkpoint | None) -> None:
-        """Begin in the state of `found`. A team begins in rank 0's state, also where there is no checkpoint."""
-        if found is not None or self.team.size > 1:
-            from_file = found is not None and self.team.rank == 0
+        """Begin in the state of `found`. A process group begins in rank 0's state, with or without one."""
+        if found is not None or self.process_group.size > 1:
+            from_file = found is not None and self.process_group.rank == 0
             state = found.tensors() if from_file else self.trainee.state()
-            self.trainee.load_state(self.team.spread_arrays(state))
+            self.trainee.load_state(self.process_group.broadcast_arrays(state))
 
 
 def why(error: Exception) -> str:

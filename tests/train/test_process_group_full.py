@@ -1,6 +1,6 @@
 """Several processes that train a model's own weights: the curve of one process, and the same bytes in each.
 
-Run as a program (`python -m tests.train.test_team_full NAME FOLDER`) it is one of those processes.
+Run as a program (`python -m tests.train.test_process_group_full NAME FOLDER`) it is one of those processes.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def trainings(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("team-full")
+    folder = tmp_path_factory.mktemp("process_group-full")
     write_inputs(folder)
     train(folder, "one", **HOW)
-    return folder, together("trainings", folder, module="tests.train.test_team_full")
+    return folder, together("trainings", folder, module="tests.train.test_process_group_full")
 
 
 @pytest.mark.parametrize("name", ["two", "numpy-two", "one-two"])

@@ -14,7 +14,7 @@ def installed() -> bool:
     return importlib.util.find_spec("wgpu") is not None
 
 
-def in_sight() -> bool:
+def gpu_visible() -> bool:
     """wgpu is installed, and the system shows a GPU (or always has one)."""
     if not installed():
         return False
@@ -23,7 +23,7 @@ def in_sight() -> bool:
 
 def hardware() -> list[str]:
     """Names for --device of GPUs that wgpu can use; software devices are no GPUs."""
-    if not in_sight():
+    if not gpu_visible():
         return []
     from .device import available
 

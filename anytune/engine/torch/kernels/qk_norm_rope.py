@@ -16,11 +16,11 @@ ELEMENTS = 2048  # of q or k in a program
 
 @triton.jit
 def _read(
-    x, row, there, SIZE: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr, P: tl.constexpr, REST: tl.constexpr
+    x, row, there, SIZE: tl.constexpr, PAIRS: tl.constexpr, NEOX: tl.constexpr, P: tl.constexpr, REST: tl.constexpr
 ):
     """The three tiles of heads that begin at x + row [ROWS, 1], float32 [ROWS, P], [ROWS, P], [ROWS, REST]."""
     i = tl.arange(0, P)[None, :]
-    if HALVES:
+    if NEOX:
         one = tl.load(x + row + i, mask=there & (i < PAIRS), other=0).to(tl.float32)
         two = tl.load(x + row + PAIRS + i, mask=there & (i < PAIRS), other=0).to(tl.float32)
     else:  # neighbours are read as they lie, then told apart
@@ -41,13 +41,13 @@ def _write(
     rest,
     SIZE: tl.constexpr,
     PAIRS: tl.constexpr,
-    HALVES: tl.constexpr,
+    NEOX: tl.constexpr,
     P: tl.constexpr,
     REST: tl.constexpr,
 ):
     kind = x.dtype.element_ty
     i = tl.arange(0, P)[None, :]
-    if HALVES:
+    if NEOX:
         tl.store(x + row + i, one.to(kind), mask=there & (i < PAIRS))
         tl.store(x + row + PAIRS + i, two.to(kind), mask=there & (i < PAIRS))
     else:
@@ -59,10 +59,10 @@ def _write(
 
 
 @triton.jit
-def _gains(gain, SIZE: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr, P: tl.constexpr, REST: tl.constexpr):
+def _gains(gain, SIZE: tl.constexpr, PAIRS: tl.constexpr, NEOX: tl.constexpr, P: tl.constexpr, REST: tl.constexpr):
     """The gain as three tiles of one row."""
     i = tl.arange(0, P)[None, :]
-    first, second = (i, PAIRS + i) if HALVES else (2 * i, 2 * i + 1)
+    first, second = (i, PAIRS + i) if NEOX else (2 * i, 2 * i + 1)
     last = 2 * PAIRS + tl.arange(0, REST)[None, :]
     return (
         tl.load(gain + first, mask=i < PAIRS, other=0),
@@ -129,15 +129,15 @@ def _turn(
     GAINS: tl.constexpr,
     SIZE: tl.constexpr,
     PAIRS: tl.constexpr,
-    HALVES: tl.constexpr,
+    NEOX: tl.constexpr,
     P: tl.constexpr,
     REST: tl.constexpr,
 ):
     token, head, there = _rows(part, tokens, blocks, COUNT, HEADS, TOKENS)
     c, s = _angles(cos, sin, positions, part, blocks, tokens, there, HEADS, TOKENS, PAIRS, P)
-    one, two, rest = _read(x, token.to(tl.int64) * x_row + head * SIZE, there, SIZE, PAIRS, HALVES, P, REST)
+    one, two, rest = _read(x, token.to(tl.int64) * x_row + head * SIZE, there, SIZE, PAIRS, NEOX, P, REST)
     if GAINS:
-        first, second, last = _gains(gain, SIZE, PAIRS, HALVES, P, REST)
+        first, second, last = _gains(gain, SIZE, PAIRS, NEOX, P, REST)
         inverse = tl.rsqrt(_sum(one * one, two * two, rest * rest) / SIZE + eps)
         one, two, rest = one * inverse * first, two * inverse * second, rest * inverse * last
     _write(
@@ -149,14 +149,14 @@ def _turn(
         rest,
         SIZE,
         PAIRS,
-        HALVES,
+        NEOX,
         P,
         REST,
     )
 
 
 @triton.jit(do_not_specialize=["tokens", "q_programs"])
-def _rotate(
+def _qk_norm_rope(
     q,
     k,
     q_gain,
@@ -182,7 +182,7 @@ def _rotate(
     GAINS: tl.constexpr,
     SIZE: tl.constexpr,
     PAIRS: tl.constexpr,
-    HALVES: tl.constexpr,
+    NEOX: tl.constexpr,
     P: tl.constexpr,
     REST: tl.constexpr,
 ):
@@ -208,7 +208,7 @@ def _rotate(
             GAINS,
             SIZE,
             PAIRS,
-            HALVES,
+            NEOX,
             P,
             REST,
         )
@@ -232,7 +232,7 @@ def _rotate(
             GAINS,
             SIZE,
             PAIRS,
-            HALVES,
+            NEOX,
             P,
             REST,
         )
@@ -258,23 +258,23 @@ def _turn_back(
     GAINS: tl.constexpr,
     SIZE: tl.constexpr,
     PAIRS: tl.constexpr,
-    HALVES: tl.constexpr,
+    NEOX: tl.constexpr,
     P: tl.constexpr,
     REST: tl.constexpr,
 ):
     token, head, there = _rows(part, tokens, blocks, COUNT, HEADS, TOKENS)
     c, s = _angles(cos, sin, positions, part, blocks, tokens, there, HEADS, TOKENS, PAIRS, P)
     place = token.to(tl.int64) * dy_row + head * SIZE
-    one, two, rest = _read(dy, place, there, SIZE, PAIRS, HALVES, P, REST)
+    one, two, rest = _read(dy, place, there, SIZE, PAIRS, NEOX, P, REST)
     one, two = one * c + two * s, two * c - one * s
     if GAINS:
-        first, second, last = _gains(gain, SIZE, PAIRS, HALVES, P, REST)
+        first, second, last = _gains(gain, SIZE, PAIRS, NEOX, P, REST)
         one, two, rest = one * first, two * second, rest * last
-        x1, x2, x3 = _read(x, token.to(tl.int64) * x_row + head * SIZE, there, SIZE, PAIRS, HALVES, P, REST)
+        x1, x2, x3 = _read(x, token.to(tl.int64) * x_row + head * SIZE, there, SIZE, PAIRS, NEOX, P, REST)
         inverse = tl.rsqrt(_sum(x1 * x1, x2 * x2, x3 * x3) / SIZE + eps)
         inner = _sum(one * x1, two * x2, rest * x3) / SIZE * inverse * inverse * inverse
         one, two, rest = one * inverse - x1 * inner, two * inverse - x2 * inner, rest * inverse - x3 * inner
-    _write(dy, place, there, one, two, rest, SIZE, PAIRS, HALVES, P, REST)
+    _write(dy, place, there, one, two, rest, SIZE, PAIRS, NEOX, P, REST)
 
 
 @triton.jit(do_not_specialize=["tokens", "q_programs"])
@@ -304,7 +304,7 @@ def _backward(
     GAINS: tl.constexpr,
     SIZE: tl.constexpr,
     PAIRS: tl.constexpr,
-    HALVES: tl.constexpr,
+    NEOX: tl.constexpr,
     P: tl.constexpr,
     REST: tl.constexpr,
 ):
@@ -330,7 +330,7 @@ def _backward(
             GAINS,
             SIZE,
             PAIRS,
-            HALVES,
+            NEOX,
             P,
             REST,
         )
@@ -354,16 +354,16 @@ def _backward(
             GAINS,
             SIZE,
             PAIRS,
-            HALVES,
+            NEOX,
             P,
             REST,
         )
 
 
-def _plan(tokens: int, heads: int, key_heads: int, size: int, pairs: int, gains: bool, halves: bool):
+def _plan(tokens: int, heads: int, n_kv_heads: int, size: int, pairs: int, gains: bool, neox: bool):
     """-> (programs of q, all programs, the kernels' constants)."""
     constants, programs, rows = {}, [], max(1, ELEMENTS // ceil_power(size))
-    for name, count in (("Q", heads), ("K", key_heads)):
+    for name, count in (("Q", heads), ("K", n_kv_heads)):
         many = min(ceil_power(count), rows)
         each = rows // many
         constants |= {f"{name}_COUNT": count, f"{name}_HEADS": many, f"{name}_TOKENS": each}
@@ -372,7 +372,7 @@ def _plan(tokens: int, heads: int, key_heads: int, size: int, pairs: int, gains:
         GAINS=gains,
         SIZE=size,
         PAIRS=pairs,
-        HALVES=bool(halves),
+        NEOX=bool(neox),
         P=ceil_power(pairs),
         REST=ceil_power(max(1, size - 2 * pairs)),
         num_warps=4,
@@ -380,12 +380,12 @@ def _plan(tokens: int, heads: int, key_heads: int, size: int, pairs: int, gains:
     return programs[0], sum(programs), constants
 
 
-def rotate(q, k, q_gain, k_gain, eps, cos, sin, positions, heads, key_heads, halves, out_q, out_k):
-    """See plain.rotate."""
+def qk_norm_rope(q, k, q_gain, k_gain, eps, cos, sin, positions, heads, n_kv_heads, neox, out_q, out_k):
+    """See plain.qk_norm_rope."""
     first, programs, constants = _plan(
-        q.shape[0], heads, key_heads, q.shape[1] // heads, cos.shape[1], q_gain is not None, halves
+        q.shape[0], heads, n_kv_heads, q.shape[1] // heads, cos.shape[1], q_gain is not None, neox
     )
-    _rotate[(programs,)](
+    _qk_norm_rope[(programs,)](
         q,
         k,
         cos if q_gain is None else q_gain,
@@ -406,10 +406,10 @@ def rotate(q, k, q_gain, k_gain, eps, cos, sin, positions, heads, key_heads, hal
     )
 
 
-def rotate_backward(dq, dk, q, k, q_gain, k_gain, eps, cos, sin, positions, heads, key_heads, halves):
-    """See plain.rotate_backward."""
+def qk_norm_rope_backward(dq, dk, q, k, q_gain, k_gain, eps, cos, sin, positions, heads, n_kv_heads, neox):
+    """See plain.qk_norm_rope_backward."""
     first, programs, constants = _plan(
-        dq.shape[0], heads, key_heads, dq.shape[1] // heads, cos.shape[1], q_gain is not None, halves
+        dq.shape[0], heads, n_kv_heads, dq.shape[1] // heads, cos.shape[1], q_gain is not None, neox
     )
     q, k = (dq, dk) if q_gain is None else (q, k)
     _backward[(programs,)](

@@ -1,6 +1,6 @@
 """Contestant: one of the processes of a training with several, on random tokens, the second half of each with loss.
 
-    python bench/team_steps.py MODEL.gguf --shape 8x1024 [--memory 2GiB] [--shard] [--whole]
+    python bench/process_group_steps.py MODEL.gguf --shape 8x1024 [--memory 2GiB] [--shard] [--whole]
 
 Alone, or as many as torchrun's variables say. Process 0 prints one JSON line: the loss curve of global batches of
 --micro micro-batches (however many processes share them out), tokens/s with one micro-batch a process and step, the
@@ -43,7 +43,7 @@ from anytune.errors import UserError  # noqa: E402
 from anytune.memory import parse_bytes, peak_bytes  # noqa: E402
 from anytune.text.packing import MicroBatch  # noqa: E402
 from anytune.train.finetune import _join  # noqa: E402
-from anytune.train.team import local_device  # noqa: E402
+from anytune.distributed.process_group import local_device  # noqa: E402
 
 started = time.perf_counter()
 examples, length = map(int, args.shape.split("x"))
@@ -55,15 +55,15 @@ model = anytune.load(
     dtype=args.dtype,
     memory=parse_bytes(args.memory) if args.memory else None,
 )
-team = _join(model.engine, args.shard)
+process_group = _join(model.engine, args.shard)
 try:
     trainee = model.trainee(
         anytune.Lora(rank=args.rank, alpha=2.0 * args.rank), ubatch=examples * length, context=length
     )
 except UserError as error:
-    if team.rank == 0:
+    if process_group.rank == 0:
         print(json.dumps({"refused": str(error)}), flush=True)
-    team.leave()
+    process_group.close()
     sys.exit()
 random = np.random.default_rng(1)
 batches = [
@@ -83,11 +83,11 @@ def global_step() -> float:
     global step
     step += 1
     losses = [0.0] * args.micro
-    for micro in team.share(range(args.micro)):
+    for micro in process_group.share(range(args.micro)):
         batch = batches[(step * args.micro + micro) % len(batches)]
         losses[micro] = trainee.accumulate(batch, 1 / (args.micro * loss_tokens), step, micro)
     trainee.update(1e-3, step)
-    return sum(team.sums([float(loss) for loss in losses])) / (args.micro * loss_tokens)
+    return sum(process_group.all_reduce([float(loss) for loss in losses])) / (args.micro * loss_tokens)
 
 
 def take(count: int) -> float:
@@ -98,7 +98,10 @@ def take(count: int) -> float:
     for _ in range(count):
         step += 1
         trainee.accumulate(
-            batches[(step * team.size + team.rank) % len(batches)], 1 / (team.size * loss_tokens), step, team.rank
+            batches[(step * process_group.size + process_group.rank) % len(batches)],
+            1 / (process_group.size * loss_tokens),
+            step,
+            process_group.rank,
         )
         norm = trainee.update(1e-4, step)
     float(norm)
@@ -109,7 +112,7 @@ def summing() -> float:
     """Seconds for one sum of all gradients over the processes."""
     wait()
     begin = time.perf_counter()
-    team.sum_(trainee.gradients)
+    process_group.all_reduce_(trainee.gradients)
     wait(False)
     return time.perf_counter() - begin
 
@@ -119,22 +122,22 @@ def wait(others: bool = True) -> None:
     if model.engine.device.type == "cuda":
         torch.cuda.synchronize()
     if others:
-        team.wait()
+        process_group.barrier()
 
 
-if args.micro % team.size:
-    raise SystemExit(f"--micro {args.micro} cannot be shared out evenly between {team.size} processes")
+if args.micro % process_group.size:
+    raise SystemExit(f"--micro {args.micro} cannot be shared out evenly between {process_group.size} processes")
 curve = [global_step() for _ in range(args.steps)]
 warm = [take(1) for _ in range(3)]
 ready = time.perf_counter() - started
-count = team.spread(max(2, round(args.seconds / take(2) * 2)))
+count = process_group.broadcast(max(2, round(args.seconds / take(2) * 2)))
 times = [take(count) / count for _ in range(args.rounds)]
-sums = [summing() for _ in range(12)][2:] if team.size > 1 else []
-tokens = team.size * examples * length
+sums = [summing() for _ in range(12)][2:] if process_group.size > 1 else []
+tokens = process_group.size * examples * length
 cuda = model.engine.device.type == "cuda"
 result = {
-    "processes": team.size,
-    "sharded": team.sharded,
+    "processes": process_group.size,
+    "sharded": process_group.sharded,
     "tokens_per_s": round(tokens / statistics.median(times), 1),
     "ms_per_step": round(1e3 * statistics.median(times), 3),
     "steps_per_round": count,
@@ -148,6 +151,6 @@ result = {
     "sum_of_gradients_ms": round(1e3 * statistics.median(sums), 3) if sums else None,
     "loss_curve": [round(loss, 6) for loss in curve],
 }
-team.leave()
-if team.rank == 0:
+process_group.close()
+if process_group.rank == 0:
     print(json.dumps(result), flush=True)

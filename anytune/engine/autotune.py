@@ -31,10 +31,10 @@ def rate(engine, milliseconds: float = 200.0) -> float:
         with GGUF.open(path) as gguf:
             a, b = draw(RANK, WIDTH), draw(OUT, RANK)
             group = engine.group(
-                [engine.weight(gguf, "w")], None, [engine.slot(a, b, 1.0, np.zeros_like(a), np.zeros_like(b))]
+                [engine.weight(gguf, "w")], None, [engine.lora_pair(a, b, 1.0, np.zeros_like(a), np.zeros_like(b))]
             )
             engine.begin(np.array([0, TOKENS], np.int32), TOKENS, (0, 0, 0))
-            engine.room = RANK
+            engine.row_padding = RANK
             x, dy, gain = (
                 engine.vector(z) for z in (draw(TOKENS, WIDTH), draw(TOKENS, OUT), np.ones(WIDTH, np.float32))
             )

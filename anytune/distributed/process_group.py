@@ -1,11 +1,12 @@
 """The processes that train one model together: one a GPU, on one machine or several, over torch.distributed.
 
-Solo is the usual case, one process, for whom everything here is a no-op. join() makes a real Team from the environment
+SingleProcess is the usual case, one process, for whom everything here is a no-op. join() makes a real ProcessGroup
+from the environment
 that torchrun (or anytune train --gpus) sets: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Arrays on CUDA
 travel by NCCL, everything else by gloo. Nothing is pickled: what travels is numbers, or JSON as bytes.
 
-Every rank must call the same methods in the same order. A rank that ends breaks its connections; the others get Lost
-from the next method they call, and one that hangs in the device's driver is ended by its watch (watch.py).
+Every rank must call the same methods in the same order. A rank that ends breaks its connections; the others get
+WorkerLost from the next method they call, and one that hangs in the device's driver is ended by its watch (watch.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.train.watch import Watch
+from anytune.distributed.watch import Watch
 
 PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = 900.0  # seconds that one rank may keep the others waiting: the slowest file, the first compilation
@@ -32,19 +33,19 @@ _store: Any = None  # kept for the life of the process: rank 0's holds the serve
 _joined = 0
 
 
-class Lost(Exception):
-    """Another process of the team ended, hung or cannot be reached: this one cannot go on. Exit code 1.
+class WorkerLost(Exception):
+    """Another process of the process group ended, hung or cannot be reached: this one cannot go on. Exit code 1.
 
     told: whether the user has read of it."""
 
     told = False
 
 
-class Elsewhere(UserError):
+class PeerError(UserError):
     """An error that rank 0 tells the user: whoever catches it on another rank need not say it again."""
 
 
-class Solo:
+class SingleProcess:
     """One process. local_size: processes on this machine; shard: sliced weights were asked for; sharded: they are in
     use (the engine says so)."""
 
@@ -54,10 +55,10 @@ class Solo:
         """This rank's part: items rank, rank + size, …"""
         return list(items[self.rank :: self.size])
 
-    def sum_(self, array) -> None:
+    def all_reduce_(self, array) -> None:
         """Add up a float32 array (a torch tensor or NumPy) over all ranks, in place, in the device's own order."""
 
-    def sums(self, values: Sequence[float]) -> list[float]:
+    def all_reduce(self, values: Sequence[float]) -> list[float]:
         """Each number's sum over ranks, in float64, added in the order of ranks."""
         return [float(value) for value in values]
 
@@ -65,34 +66,34 @@ class Solo:
         """Whether it is true on some rank."""
         return bool(flag)
 
-    def least(self, n: int) -> int:
+    def minimum(self, n: int) -> int:
         """The smallest over ranks."""
         return int(n)
 
-    def spread(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """rank 0's JSON-able value, on all."""
         return value
 
-    def spread_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def broadcast_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """rank 0's arrays of numbers, on all (the others' argument is ignored)."""
         return arrays
 
-    def lead(self, work: Callable[[], Any]) -> Any:
-        """work() on rank 0 alone -> its JSON-able value, on all. What it raises there is Elsewhere on the others."""
+    def on_rank0(self, work: Callable[[], Any]) -> Any:
+        """work() on rank 0 alone -> its JSON-able value, on all. What it raises there is PeerError on the others."""
         return work()
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all ranks are here."""
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """The end, once all ranks have come to it."""
 
-    def drop(self) -> None:
+    def abort(self) -> None:
         """The end of this rank alone, after an error: the others will find it gone."""
 
 
-class Team(Solo):
-    """More than one process; see join(). Methods raise Lost if another one is gone."""
+class ProcessGroup(SingleProcess):
+    """More than one process; see join(). Methods raise WorkerLost if another one is gone."""
 
     def __init__(self, rank: int, size: int, local_rank: int, device=None, timeout: float = TIMEOUT):
         """device: torch's, of the engine; None for NumPy. Raises UserError if the others cannot be met."""
@@ -135,7 +136,7 @@ class Team(Solo):
 
     # -- numbers and arrays -----------------------------------------------------------------------------
 
-    def sum_(self, array) -> None:
+    def all_reduce_(self, array) -> None:
         with self._contact():
             if isinstance(array, np.ndarray):
                 self.dist.all_reduce(self.torch.from_numpy(array))
@@ -146,7 +147,7 @@ class Team(Solo):
                 self.dist.all_reduce(host)
                 array.copy_(host)
 
-    def gather_(self, out, piece):
+    def all_gather_(self, out, piece):
         """Fill `out` with all ranks' pieces, in order -> a handle; its wait() holds up the device's stream (or the CPU)
         until that is done. Both are tensors on the device; nothing may touch them before."""
         with self._contact():
@@ -156,7 +157,7 @@ class Team(Solo):
         with self._contact():
             handle.wait()
 
-    def sums(self, values: Sequence[float]) -> list[float]:
+    def all_reduce(self, values: Sequence[float]) -> list[float]:
         with self._contact():
             own = self.torch.tensor([float(value) for value in values], dtype=self.torch.float64)
             every = [self.torch.empty_like(own) for _ in range(self.size)]
@@ -167,15 +168,15 @@ class Team(Solo):
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
-        return self.sums([bool(flag)])[0] > 0
+        return self.all_reduce([bool(flag)])[0] > 0
 
-    def least(self, n: int) -> int:
+    def minimum(self, n: int) -> int:
         with self._contact():
             value = self.torch.tensor([int(n)], dtype=self.torch.int64)
             self.dist.all_reduce(value, op=self.dist.ReduceOp.MIN)
         return int(value)
 
-    def spread(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         text = json.dumps(value).encode() if self.rank == 0 else b""
         size = np.array([len(text)], np.int64)
         self._from_first(size)
@@ -183,8 +184,8 @@ class Team(Solo):
         self._from_first(data)
         return json.loads(data.tobytes())
 
-    def spread_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        kinds = self.spread(
+    def broadcast_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        kinds = self.broadcast(
             {name: [list(arrays[name].shape), arrays[name].dtype.str] for name in arrays} if self.rank == 0 else None
         )
         made = {}
@@ -200,33 +201,33 @@ class Team(Solo):
             with self._contact():
                 self.dist.broadcast(self.torch.from_numpy(array), 0)
 
-    def lead(self, work: Callable[[], Any]) -> Any:
+    def on_rank0(self, work: Callable[[], Any]) -> Any:
         outcome = None
         if self.rank == 0:
             try:
                 outcome = {"value": work()}
             except BaseException as error:
-                if not isinstance(error, Lost):
-                    self.spread({"error": f"{type(error).__name__}: {error}", "user": isinstance(error, UserError)})
+                if not isinstance(error, WorkerLost):
+                    self.broadcast({"error": f"{type(error).__name__}: {error}", "user": isinstance(error, UserError)})
                 raise
-        outcome = self.spread(outcome)
+        outcome = self.broadcast(outcome)
         if "error" in outcome:
-            raise Elsewhere(outcome["error"])
+            raise PeerError(outcome["error"])
         return outcome["value"]
 
     # -- the others -------------------------------------------------------------------------------------
 
-    def wait(self) -> None:
-        self.sums([0.0])
+    def barrier(self) -> None:
+        self.all_reduce([0.0])
 
-    def leave(self) -> None:
-        self.wait()
+    def close(self) -> None:
+        self.barrier()
         self._watch.good_bye()
-        self.wait()
+        self.barrier()
         self._watch.close()
         self.dist.destroy_process_group()
 
-    def drop(self) -> None:
+    def abort(self) -> None:
         self.lost = True
         self._watch.close()
         if not self._nccl:  # NCCL's would wait for the others; the process ends soon
@@ -235,12 +236,12 @@ class Team(Solo):
 
     @contextlib.contextmanager
     def _contact(self):
-        """What torch raises when another rank is gone, as Lost."""
+        """What torch raises when another rank is gone, as WorkerLost."""
         try:
             yield
         except RuntimeError as error:
             self.lost = True
-            raise Lost(
+            raise WorkerLost(
                 f"process {self.rank} of {self.size} lost the others ({_first(error)}), one of which ended, "
                 "hung or cannot be reached any more"
             ) from None
@@ -251,7 +252,7 @@ class Team(Solo):
         while not self.lost:
             if time.monotonic() > end:
                 give_up(
-                    Lost(
+                    WorkerLost(
                         f"process {rank} of {self.size} is gone, and process {self.rank} waits in vain for its "
                         "part; the same command with --resume-from auto continues from the last checkpoint"
                     )
@@ -262,7 +263,7 @@ class Team(Solo):
 def give_up(error: Exception) -> NoReturn:
     """End this process at once: its device may wait for ever for one that is gone. Says why, unless another does."""
     report("ended", str(error))
-    if not isinstance(error, Elsewhere) and not getattr(error, "told", False) and not launched():
+    if not isinstance(error, PeerError) and not getattr(error, "told", False) and not launched():
         with contextlib.suppress(OSError):
             os.write(2, f"anytune: {str(error).rstrip('.')}.\n".encode())
     with contextlib.suppress(OSError, ValueError):
@@ -325,17 +326,18 @@ def local_device(device: str) -> str:
     return f"{device}:{found['LOCAL_RANK']}" if device in ("cuda", "rocm", "xpu") else device
 
 
-def join(device=None, timeout: float = TIMEOUT) -> Solo:
-    """The team that the environment describes, Solo without one. device: torch's device of the engine, or None (NumPy).
+def join(device=None, timeout: float = TIMEOUT) -> SingleProcess:
+    """The process group that the environment describes, SingleProcess without one. device: torch's device of the
+    engine, or None (NumPy).
 
     Raises UserError if the environment makes no sense, or if the others do not come.
     """
     found = places()
     if not found:
-        return Solo()
+        return SingleProcess()
     if _module() is None:
         raise UserError("training with several processes needs PyTorch: pip install torch.")
-    return Team(int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"]), device, timeout)
+    return ProcessGroup(int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"]), device, timeout)
 
 
 def _module():

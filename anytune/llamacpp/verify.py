@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.llamacpp import llamacpp_logprobs
+from anytune.llamacpp.judge import llamacpp_logprobs
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
 
 TEXT = (
@@ -176,7 +176,7 @@ def _tokens(model: Model, text: str, positions: int) -> tuple[list[int], list[in
 @contextlib.contextmanager
 def _files(model: Model, adapter: Any, exact: bool) -> Iterator[tuple[Path, Path | None, Any]]:
     """The files that llama.cpp loads, temporary ones where needed, and the adapter as an Adapter."""
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
 
     with tempfile.TemporaryDirectory(prefix="anytune-verify-") as name:
         folder = Path(name)

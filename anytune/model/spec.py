@@ -32,7 +32,7 @@ def _shape(*shape: int) -> np.ndarray:
     return np.broadcast_to(np.zeros(1, np.float32), shape)
 
 
-class LoraSubject:
+class LoraSpec:
     """Pairs beside frozen matrices; shapes: {tensor: (out, in)}."""
 
     advice = "give a larger --memory, a smaller -ub and -c, or a lower --lora-rank"
@@ -41,20 +41,20 @@ class LoraSubject:
 
     def __init__(self, lora: Lora, shapes: dict[str, tuple[int, int]]):
         self.lora = lora
-        self.slots = {
+        self.pairs = {
             name: _Pair(_shape(lora.rank, features), _shape(out, lora.rank)) for name, (out, features) in shapes.items()
         }
         # parameter, gradient, two moments
         self.nbytes = 4 * 4 * sum(lora.rank * (out + features) for out, features in shapes.values())
 
     def arrange(self, weights) -> tuple[list, object]:
-        return weights.layers({False: None, True: None}, self.slots, self.lora.dropout), weights.head(self.slots)
+        return weights.layers({False: None, True: None}, self.pairs, self.lora.dropout), weights.head(self.pairs)
 
     def lowest(self, layers: int) -> int:
-        return _lowest(self.slots, layers)
+        return _lowest(self.pairs, layers)
 
 
-class FullSubject:
+class FullSpec:
     """The model's own tensors; shapes: {tensor: its shape}."""
 
     advice = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Pace:
+class Throughput:
     """total: tokens of the whole run; seen: of them so far; rate: tokens/s lately, None before the first step."""
 
     def __init__(self, total: int):

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
-from anytune.sampling import Sampling, reach, sample, sample_listed
+from anytune.generation.sampling import Sampling, reach, sample, sample_listed
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Decoder, Model
     from anytune.text import ChatTemplate, Tokenizer
 

@@ -1,7 +1,7 @@
 """llama.cpp as the judge: its next-token distributions, from a child process.
 
-A child, so that an abort in there, or its memory, is not ours. `python -m anytune.llamacpp` is the child: it reads
-one job as JSON from stdin and writes one .npy file. Token ids go in, not text: tokenizers cannot differ here.
+A child, so that an abort in there, or its memory, is not ours. `python -m anytune.llamacpp.judge` is the child: it
+reads one job as JSON from stdin and writes one .npy file. Token ids go in, not text: tokenizers cannot differ here.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _run_child(job: dict[str, Any], folder: Path, timeout: float) -> None:
     with open(log, "wb") as output:
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "anytune.llamacpp"],
+                [sys.executable, "-m", "anytune.llamacpp.judge"],
                 input=json.dumps(job).encode(),
                 stdout=output,
                 stderr=output,
@@ -118,11 +118,11 @@ def child(job: dict[str, Any]) -> None:
     """Answer one job (see llamacpp_logprobs) and write result.npy into the current folder."""
     import numpy as np
 
-    from anytune import llamacpp_library
+    from anytune.llamacpp import library
 
     try:
-        rows = llamacpp_library.logprobs(job)
-    except llamacpp_library.Unknown:  # another build: its public interface, a request a position
+        rows = library.logprobs(job)
+    except library.Unknown:  # another build: its public interface, a request a position
         rows = server_logprobs(job)
     np.save(_RESULT, rows)
     sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 
-class Tuned:
+class TrainedModel:
     """values: {tensor: float32 [rows, weights of a row]} in place of those of `gguf`; kind: a file type, None: each
     tensor keeps its own."""
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from anytune.errors import UserError
-from anytune.generate import Message, Reply, context_length, decode, prompt_ids, template_of
-from anytune.sampling import Sampling
+from anytune.generation.generate import Message, Reply, context_length, decode, prompt_ids, template_of
+from anytune.generation.sampling import Sampling
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
     from anytune.text import ChatTemplate
 

@@ -1,6 +1,7 @@
-"""Several processes that train one model: what Team does, and what comes of whole runs.
+"""Several processes that train one model: what ProcessGroup does, and what comes of whole runs.
 
-Run as a program (`python -m tests.train.test_team NAME FOLDER`) it is one of those processes; NAME is a function below.
+Run as a program (`python -m tests.train.test_process_group NAME FOLDER`) it is one of those processes; NAME is a
+function below.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import numpy as np
 import pytest
 
 from anytune.train import checkpoint as ckpt
-from anytune.train import team as teams
-from anytune.train.keeper import Keeper
+from anytune.distributed import process_group as groups
+from anytune.train.checkpoint_manager import CheckpointManager
 from anytune.train.run import RunFolder
 from tests.train.fake import FakeTrainee
 from tests.train.processes import SAME, finish, rows, start, together, train
 
 
-# ---- Team itself -------------------------------------------------------------------------------------------
+# ---- ProcessGroup itself -------------------------------------------------------------------------------------------
 
 
 def methods(folder: Path) -> dict:
@@ -31,44 +32,46 @@ def methods(folder: Path) -> dict:
 
     from anytune.errors import UserError
 
-    team = teams.join(torch.device("cpu"))
-    array, tensor = np.full(5, 1.0 + team.rank, np.float32), torch.arange(4.0) * (team.rank + 1)
-    team.sum_(array)
-    team.sum_(tensor[1:3])
-    gathered = torch.zeros((2 * team.size, 3), dtype=torch.uint8)
-    team.wait_for(team.gather_(gathered, torch.full((2, 3), team.rank, dtype=torch.uint8)))
+    process_group = groups.join(torch.device("cpu"))
+    array, tensor = np.full(5, 1.0 + process_group.rank, np.float32), torch.arange(4.0) * (process_group.rank + 1)
+    process_group.all_reduce_(array)
+    process_group.all_reduce_(tensor[1:3])
+    gathered = torch.zeros((2 * process_group.size, 3), dtype=torch.uint8)
+    process_group.wait_for(
+        process_group.all_gather_(gathered, torch.full((2, 3), process_group.rank, dtype=torch.uint8))
+    )
     arrays = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "none": np.zeros(0, np.float32),
         "bytes": np.arange(250, 256, dtype=np.uint8),
     }
-    spread = team.spread_arrays(arrays if team.rank == 0 else {})
+    spread = process_group.broadcast_arrays(arrays if process_group.rank == 0 else {})
 
     def fails():
         raise UserError("no room")
 
     try:
-        heard = team.lead(fails)
+        heard = process_group.on_rank0(fails)
     except UserError as error:
         heard = f"{type(error).__name__}: {error}"
     found = {
         "array": array.tolist(),
         "tensor": tensor.tolist(),
         "gathered": gathered.tolist(),
-        "share": team.share(range(7)),
+        "share": process_group.share(range(7)),
         "heard": heard,
         "arrays": {name: value.tolist() for name, value in spread.items()},
         "dtype": str(spread["bytes"].dtype),
-        "sums": team.sums([0.1 * (team.rank + 1), 1e16 if team.rank == 1 else 1.0]),
-        "nan": str(team.sums([float("nan") if team.rank else 0.0])[0]),
-        "any": [team.any(team.rank == 1), team.any(False)],
-        "least": team.least(7 - team.rank),
-        "spread": team.spread({"rank": team.rank, "text": "ü", "none": None}),
-        "lead": team.lead(lambda: team.rank),
+        "sums": process_group.all_reduce([0.1 * (process_group.rank + 1), 1e16 if process_group.rank == 1 else 1.0]),
+        "nan": str(process_group.all_reduce([float("nan") if process_group.rank else 0.0])[0]),
+        "any": [process_group.any(process_group.rank == 1), process_group.any(False)],
+        "least": process_group.minimum(7 - process_group.rank),
+        "spread": process_group.broadcast({"rank": process_group.rank, "text": "ü", "none": None}),
+        "lead": process_group.on_rank0(lambda: process_group.rank),
     }
-    team.wait()
-    team.leave()
-    again = teams.join(torch.device("cpu"))  # a second training in the same process
+    process_group.barrier()
+    process_group.close()
+    again = groups.join(torch.device("cpu"))  # a second training in the same process
     found["again"] = again.sums([1.0])
     again.leave()
     return found
@@ -78,7 +81,7 @@ def test_what_every_process_hears(tmp_path):
     found = together("methods", tmp_path, 3)
     for rank, got in enumerate(found):
         assert got["share"] == list(range(7))[rank::3]
-        assert got["heard"] == ("UserError: no room" if rank == 0 else "Elsewhere: UserError: no room")
+        assert got["heard"] == ("UserError: no room" if rank == 0 else "PeerError: UserError: no room")
         assert got["array"] == [6.0] * 5 and got["tensor"] == [0.0, 6.0, 12.0, 3.0 * (rank + 1)]
         assert got["gathered"] == [[r] * 3 for r in (0, 0, 1, 1, 2, 2)]
         assert got["arrays"] == {"a": [[0, 1, 2], [3, 4, 5]], "none": [], "bytes": list(range(250, 256))}
@@ -90,80 +93,80 @@ def test_what_every_process_hears(tmp_path):
 
 def vanish(folder: Path) -> dict:
     """Rank 1 ends without a word, in the middle of things."""
-    team = teams.join()
-    team.wait()
-    if team.rank == 1:
+    process_group = groups.join()
+    process_group.barrier()
+    if process_group.rank == 1:
         os._exit(0)
     try:
-        team.sums([1.0])
-    except teams.Lost as error:
-        team.drop()
+        process_group.all_reduce([1.0])
+    except groups.WorkerLost as error:
+        process_group.abort()
         return {"lost": str(error)}
     return {}
 
 
 def test_a_process_that_vanishes_is_noticed(tmp_path):
-    (_, text), _ = finish(start(["tests.train.test_team", "vanish", str(tmp_path)], tmp_path))
+    (_, text), _ = finish(start(["tests.train.test_process_group", "vanish", str(tmp_path)], tmp_path))
     assert "lost the others" in json.loads(text.splitlines()[-1])["lost"]
 
 
 def hang(folder: Path) -> dict:
     """Rank 0 waits for something that torch knows nothing of, while rank 1 is gone."""
-    teams.GRACE = 0.5
-    team = teams.join()
-    team.wait()
-    if team.rank == 1:
+    groups.GRACE = 0.5
+    process_group = groups.join()
+    process_group.barrier()
+    if process_group.rank == 1:
         os._exit(0)
     time.sleep(60)
     return {}
 
 
 def test_a_process_that_waits_in_vain_is_ended(tmp_path):
-    (code, text), _ = finish(start(["tests.train.test_team", "hang", str(tmp_path)], tmp_path))
+    (code, text), _ = finish(start(["tests.train.test_process_group", "hang", str(tmp_path)], tmp_path))
     assert code == 1 and "process 1 of 2 is gone" in text and "Traceback" not in text
 
 
 def test_a_checkpoint_counts_as_soon_as_it_is_written(tmp_path, monkeypatch):
     """A process that is gone before it hears of it does not make the older one the last: that is removed."""
 
-    class Alone(teams.Solo):
+    class Alone(groups.SingleProcess):
         def lead(self, work):
             super().lead(work)
-            raise teams.Lost("process 0 of 2 lost the others")
+            raise groups.WorkerLost("process 0 of 2 lost the others")
 
     words, folder = tmp_path / "words", RunFolder(tmp_path, tmp_path / "checkpoints")
     for path in (words, folder.checkpoints):
         path.mkdir()
-    monkeypatch.setenv(teams.REPORT, str(words))
-    keeper = Keeper(FakeTrainee(), folder, Alone(), print, 1)
+    monkeypatch.setenv(groups.REPORT, str(words))
+    keeper = CheckpointManager(FakeTrainee(), folder, Alone(), print, 1)
     for step in (3, 6):
-        with pytest.raises(teams.Lost):
+        with pytest.raises(groups.WorkerLost):
             keeper.save(step, lambda: {"best": None})
         (last,) = ckpt.listing(folder.checkpoints)
         assert last.name.endswith(f"_{step:08d}") and (keeper.saved, keeper.saved_step) == (last, step)
         assert (words / "saved-0").read_text("utf-8") == str(last)
 
 
-def test_one_process_is_no_team(monkeypatch):
-    for name in teams.PLACES:
+def test_one_process_is_no_group(monkeypatch):
+    for name in groups.PLACES:
         monkeypatch.delenv(name, raising=False)
-    solo = teams.join()
-    assert (solo.size, solo.sums([1, 2]), solo.any(True), solo.share([1, 2])) == (1, [1.0, 2.0], True, [1, 2])
-    assert teams.local_device("cuda") == "cuda" and solo.lead(lambda: {1: "anything"}) == {1: "anything"}
+    solo = groups.join()
+    assert (solo.size, solo.all_reduce([1, 2]), solo.any(True), solo.share([1, 2])) == (1, [1.0, 2.0], True, [1, 2])
+    assert groups.local_device("cuda") == "cuda" and solo.on_rank0(lambda: {1: "anything"}) == {1: "anything"}
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
-    assert teams.places() == {}
+    assert groups.places() == {}
     from anytune.errors import UserError
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="LOCAL_RANK is not"):
-        teams.places()
+        groups.places()
     for name, value in (("LOCAL_RANK", "1"), ("MASTER_ADDR", "here"), ("MASTER_PORT", "x")):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="MASTER_PORT=x"):
-        teams.places()
+        groups.places()
     monkeypatch.setenv("MASTER_PORT", "1")
-    assert teams.local_device("cuda") == "cuda:1" and teams.local_device("cpu-torch") == "cpu-torch"
+    assert groups.local_device("cuda") == "cuda:1" and groups.local_device("cpu-torch") == "cpu-torch"
 
 
 # ---- trainings ---------------------------------------------------------------------------------------------
@@ -278,10 +281,10 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch, recorded, asked, 
         def use_threads(self, count):
             self.threads = count
 
-    engine, team = Engine(), teams.Solo()
-    team.size = team.local_size = size
+    engine, process_group = Engine(), groups.SingleProcess()
+    process_group.size = process_group.local_size = size
     monkeypatch.setattr(finetune, "cores", lambda: 8)
-    finetune._same_threads(engine, asked, recorded, team)
+    finetune._same_threads(engine, asked, recorded, process_group)
     assert engine.threads == want
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from anytune.engine.probe import cores
 from anytune.errors import UserError
-from anytune.train.team import PLACES, REPORT, launched
+from anytune.distributed.process_group import PLACES, REPORT, launched
 
 PATIENCE = 6.0  # seconds for the others to end by themselves once one has failed, or after a second Ctrl-C
 PARTING = 60.0  # the same where one has ended well: all have done their work then
@@ -64,7 +64,7 @@ def _best() -> str:
 
 def launch(args: Sequence[str], count: int, device: str, debug: bool = False) -> int:
     """Run `anytune ARGS`, the command first, in `count` processes -> the exit code."""
-    with tempfile.TemporaryDirectory(prefix="anytune-team-") as folder:
+    with tempfile.TemporaryDirectory(prefix="anytune-process_group-") as folder:
         return _Family(list(args), count, device, Path(folder), debug).run()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from anytune.train import checkpoint as ckpt
-from anytune.train import team as teams
+from anytune.distributed import process_group as groups
 from tests.train.processes import child, finish, line, linux, places, rows, start, until
 
 FAMILIES = {  # what each process does -> the job's exit code, how the second ended, words
@@ -46,7 +46,7 @@ FAMILIES = {  # what each process does -> the job's exit code, how the second en
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_how_a_family_ends(name, monkeypatch, tmp_path, capsys):
-    from anytune.train import launch
+    from anytune.distributed import launch
 
     first, second, code, last, words = FAMILIES[name]
     monkeypatch.setattr(launch, "PATIENCE", 1.0)
@@ -58,7 +58,7 @@ def test_how_a_family_ends(name, monkeypatch, tmp_path, capsys):
 import os, sys, time
 rank = int(os.environ["RANK"])
 def told(name, text):
-    with open(os.path.join(os.environ[{teams.REPORT!r}], f"{{name}}-{{rank}}"), "w") as file:
+    with open(os.path.join(os.environ[{groups.REPORT!r}], f"{{name}}-{{rank}}"), "w") as file:
         file.write(text)
 sys.exit(({second}) if rank else ({first}))
 """,

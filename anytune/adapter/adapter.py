@@ -1,7 +1,7 @@
 """A LoRA adapter: low-rank changes of a base model's weights, and its two file forms.
 
 *.gguf is llama.cpp's form, in the base's own tensor names. A folder is peft's form, in Hugging Face's names
-(see adapter_peft.py). Either is treated as hostile when it is read.
+(see peft.py). Either is treated as hostile when it is read.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Adapter:
 
     def save_peft(self, folder: str | os.PathLike, gguf: GGUF | None = None) -> None:
         """Write adapter_config.json and adapter_model.safetensors, for transformers + peft."""
-        from anytune.adapter_peft import save
+        from anytune.adapter.peft import save
 
         save(self, Path(folder), gguf)
 
@@ -71,7 +71,7 @@ class Adapter:
         """
         path = Path(path)
         if path.is_dir():
-            from anytune.adapter_peft import load
+            from anytune.adapter.peft import load
 
             adapter = load(path, gguf)
         else:

@@ -38,7 +38,7 @@ TILES = (
     Tile(128, 128, 8, 8, 8),
 )
 WORKGROUPS = (0, 128, 256, 512, 1024)  # that a product should have; fewer are made up for by slices
-FEW = (1, 8)  # rows that products of few rows are raced with
+DECODE_ROWS = (1, 8)  # rows that products of few rows are raced with
 FASTER = 0.97  # of the time that is to beat: less may be chance
 ROUNDED = 2e-3  # what float16 operands may change
 SLOW = 0.02  # seconds of the default's product, from which on the wider one is left out
@@ -62,7 +62,7 @@ class Product:
     y: Array
 
 
-class Race:
+class Autotune:
     """Products of random Q8_0 blocks, and what variants replace, and their times."""
 
     def __init__(self, engine, width: int = 0, wider: int = 0):
@@ -203,8 +203,8 @@ class Race:
             usual = [_rows.rms_norm(False), _optimizer.loss_rows(False)]
             return [kernel.by_subgroups for kernel in usual] if way else usual
         if name == DOT and way:
-            return [_gemv.codes(), *(_gemv.gemv8("Q8_0", few, subgroups=subgroups) for few in FEW)]
-        return [_gemv.gemv("Q8_0", few, subgroups=way if name == GEMV else subgroups) for few in FEW]
+            return [_gemv.codes(), *(_gemv.gemv8("Q8_0", few, subgroups=subgroups) for few in DECODE_ROWS)]
+        return [_gemv.gemv("Q8_0", few, subgroups=way if name == GEMV else subgroups) for few in DECODE_ROWS]
 
     def variant(self, name: str) -> tuple[float, float]:
         """Seconds of the usual kernels, and of the variant's."""
@@ -216,7 +216,7 @@ class Race:
         e, width, tokens, blocks = self.e, self.width, max(TOKENS), self.width // 32
         kernels = self.kernels(name, way, GEMV in e.tuning.variants)
         x, y = self._array(tokens, width), self._array(tokens, width)
-        few, grid = max(FEW), (width // 2,)
+        few, grid = max(DECODE_ROWS), (width // 2,)
         if name == ROWS:
             gain, targets, losses = e.vector(self.x[:width]), e.integers(np.zeros(tokens, np.int32)), e.zeros(tokens)
             jobs = [
@@ -229,11 +229,13 @@ class Race:
                 ([x, codes, scales], (blocks, width // 4), (-(-blocks // 64), few)),
                 *(
                     ([codes, scales, self.raw, y], (0, 34 * blocks, n, width, width, blocks, width, 0), grid)
-                    for n in FEW
+                    for n in DECODE_ROWS
                 ),
             ]
         else:
-            jobs = [([x, self.raw, y], (0, 34 * blocks, n, width, width, width // 4, width, 0), grid) for n in FEW]
+            jobs = [
+                ([x, self.raw, y], (0, 34 * blocks, n, width, width, width // 4, width, 0), grid) for n in DECODE_ROWS
+            ]
 
         def action():
             for kernel, job in zip(kernels, jobs):

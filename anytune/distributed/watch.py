@@ -1,4 +1,4 @@
-"""A ring of connections: each process of a team holds one to the next, and notices at once when that one ends.
+"""A ring of connections: each process of a process group holds one to the next, and notices at once when that one ends.
 
 The collectives of torch.distributed notice too, but a process that waits inside a device's driver does not: then this
 ends it.

@@ -1,0 +1,1 @@
+"""Low-rank adapters: GGUF and peft, read, checked and written."""
