@@ -33,15 +33,15 @@ def test_every_operation_gives_known_answers_here(cli):
 
 
 def test_auto_takes_what_the_doctor_found_faster(cli, monkeypatch, tmp_path):
-    from anytune.engine import probe, race
+    from anytune.engine import autotune, probe
     from anytune.engine.devices import choose
 
     monkeypatch.delenv("ANYTUNE_DEVICE")
     monkeypatch.setenv("ANYTUNE_PROBE", str(tmp_path / "deep" / "probe.json"))
     monkeypatch.setattr(probe, "gpu_visible", lambda: False)
     assert choose() == "numpy"
-    assert race.remember({"numpy": 100.0, "cpu-bf16": 109.0}) == choose() == "numpy"  # not worth its rounding
-    assert race.remember({"numpy": 100.0, "cpu-bf16": 150.0}) == choose() == "cpu-bf16"
+    assert autotune.remember({"numpy": 100.0, "cpu-bf16": 109.0}) == choose() == "numpy"  # not worth its rounding
+    assert autotune.remember({"numpy": 100.0, "cpu-bf16": 150.0}) == choose() == "cpu-bf16"
     probe.memo().write_text(probe.memo().read_text().replace(probe.cpu_name(), "another processor"))
     assert choose() == "numpy"
     probe.memo().write_text("{")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anytune
-from anytune.llamacpp.judge import judge as llamacpp
+from anytune.llamacpp import judge
 from anytune.errors import UserError
 from anytune.llamacpp.verify import compare, compare_change, log_softmax, report, verify
 from tests.cli.conftest import cli  # noqa: F401 (a fixture)
@@ -124,15 +124,15 @@ def test_what_llamacpp_refuses_is_told_in_one_sentence(files, tmp_path):
     broken.write_bytes(path.read_bytes()[:2000])
     for model, adapter in ((broken, None), (path, path)):
         with pytest.raises(UserError, match="llama.cpp could not use .*gguf") as error:
-            llamacpp.llamacpp_logprobs(model, [[5, 6]], vocab=320, adapter=adapter, threads=1)
+            judge.llamacpp_logprobs(model, [[5, 6]], vocab=320, adapter=adapter, threads=1)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="positions"):
-        llamacpp.llamacpp_logprobs(path, [[5, 6]], vocab=320, positions=[[2]])
+        judge.llamacpp_logprobs(path, [[5, 6]], vocab=320, positions=[[2]])
 
 
 def test_without_xllamacpp_it_says_how_to_install_it(files, monkeypatch):
     path, _ = files("llama")
-    monkeypatch.setattr(llamacpp, "available", lambda: False)
+    monkeypatch.setattr(judge, "available", lambda: False)
     with pytest.raises(UserError, match="pip install xllamacpp"):
         verify(anytune.load(path, threads=1), positions=1)
 

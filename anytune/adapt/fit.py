@@ -70,9 +70,9 @@ def fit(
     group's tensor names, its Equations before they are solved, and its priors. Raises UserError.
     """
     student = couples[0].student
-    config, pairs, e = student.model.config, student.pairs, student.engine
+    config, held, e = student.model.config, student.pairs, student.engine
     made = dict(done or {})
-    pairs.update({name: _lora_pair(e, pair) for name, pair in made.items() if len(pair.a)})
+    held.update({name: _lora_pair(e, pair) for name, pair in made.items() if len(pair.a)})
     sides = [side for couple in couples for side in (couple.student, couple.teacher)] + ([guard] if guard else [])
     for side in sides:
         side.start()
@@ -86,7 +86,7 @@ def fit(
                 pairs, took = _product(couples, guard, recipe, number, product, keep)
                 raised = max(raised, took)
                 new |= pairs
-                pairs.update({name: _lora_pair(e, pair) for name, pair in pairs.items() if len(pair.a)})
+                held.update({name: _lora_pair(e, pair) for name, pair in pairs.items() if len(pair.a)})
                 for couple in couples:
                     couple.student.refresh()
         for side in sides:

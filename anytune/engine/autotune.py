@@ -25,9 +25,9 @@ def rate(engine, milliseconds: float = 200.0) -> float:
     def draw(*shape: int) -> np.ndarray:
         return random.standard_normal(shape).astype(np.float32)
 
-    with tempfile.TemporaryDirectory(prefix="anytune-race-") as folder:
+    with tempfile.TemporaryDirectory(prefix="anytune-autotune-") as folder:
         path = Path(folder) / "w.gguf"
-        write_gguf(path, {"general.architecture": "race"}, [("w", (OUT, WIDTH), "Q8_0", 0.03 * draw(OUT, WIDTH))])
+        write_gguf(path, {"general.architecture": "autotune"}, [("w", (OUT, WIDTH), "Q8_0", 0.03 * draw(OUT, WIDTH))])
         with GGUF.open(path) as gguf:
             a, b = draw(RANK, WIDTH), draw(OUT, RANK)
             group = engine.group(

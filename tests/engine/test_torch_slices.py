@@ -39,7 +39,7 @@ class Ranks:
             out.copy_(torch.cat([other.pieces[layer] for other in self.all]))
             return layer
 
-        return SimpleNamespace(size=self.size, rank=rank, gather_=gather, wait_for=lambda handle: None)
+        return SimpleNamespace(size=self.size, rank=rank, all_gather_=gather, wait_for=lambda handle: None)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])

@@ -50,7 +50,7 @@ def test_the_fastest_is_chosen_and_remembered(engine, monkeypatch, tmp_path, bes
     assert first.commands.rate > 0 and first.tuning.name != "default"
     (path,) = (tmp_path / "webgpu").glob("*.json")
     assert json.loads(path.read_text("utf-8"))["device"] == first.device.name
-    monkeypatch.setattr(tune.Tuning, "race", lambda self: pytest.fail("the file was not read"))
+    monkeypatch.setattr(tune.Tuning, "autotune", lambda self: pytest.fail("the file was not read"))
     second = engine()
     second.tuning.ensure()
     assert second.tuning.choices == first.tuning.choices and second.identity() == first.identity()
@@ -156,7 +156,7 @@ def test_submits_are_cut_by_their_cost(engine, monkeypatch):
     monkeypatch.setattr(
         Device, "submit", lambda self, commands: (sizes.append(sum(c[5] for c in commands)), real(self, commands))
     )
-    x = made.take(made.vector(np.ones((64, 64), np.float32)), made.integers(np.arange(64)))
+    x = made.gather(made.vector(np.ones((64, 64), np.float32)), made.integers(np.arange(64)))
     from anytune.engine.webgpu.kernels.rows import fill
 
     for _ in range(10):

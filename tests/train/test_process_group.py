@@ -72,8 +72,8 @@ def methods(folder: Path) -> dict:
     process_group.barrier()
     process_group.close()
     again = groups.join(torch.device("cpu"))  # a second training in the same process
-    found["again"] = again.sums([1.0])
-    again.leave()
+    found["again"] = again.all_reduce([1.0])
+    again.close()
     return found
 
 
@@ -130,8 +130,8 @@ def test_a_checkpoint_counts_as_soon_as_it_is_written(tmp_path, monkeypatch):
     """A process that is gone before it hears of it does not make the older one the last: that is removed."""
 
     class Alone(groups.SingleProcess):
-        def lead(self, work):
-            super().lead(work)
+        def on_rank0(self, work):
+            super().on_rank0(work)
             raise groups.WorkerLost("process 0 of 2 lost the others")
 
     words, folder = tmp_path / "words", RunFolder(tmp_path, tmp_path / "checkpoints")

@@ -379,7 +379,7 @@ class TorchEngine(Composed):
             return {}
         out.low_of = into
         found = {"a": m[into.width :, : into.in_features], "low": self.extend(out, into.rank)[:, into.in_features :]}
-        if into.pairs and self.training:
+        if into.trains_pairs and self.training:
             into.low = found["keep"] = torch.empty((out.shape[0], into.rank), dtype=self.act, device=self.device)
         return found
 

@@ -43,7 +43,7 @@ def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> No
     if e.process_group is not None:
         e.process_group.sharded = bool(sliced)
     for group in groups:
-        if group.pairs:
+        if group.trains_pairs:
             group.gradient_table = gradient_table(group.parts(gradients, True), group.in_features, group.rank, e.device)
             if group.dense is None:
                 group.place_table = place_table([group.block(0, parameters)], e.device)
@@ -151,7 +151,7 @@ def linear_backward(e, dys: tuple[Tensor, ...], x: Tensor, group: Group, need_dx
     dx, dy_low = _input_gradient(e, dy, group, m, need_dx)
     if group.trains_matrix or group.trains_bias:
         group_gradients(e, dy, real(x), group)
-    if group.pairs:
+    if group.trains_pairs:
         source = dropped(e, x, group)
         add_gradients(e, source, dy_low, dy, with_low(e, x, group, m, source)[:, group.in_features :], group)
     return dx

@@ -169,7 +169,7 @@ class Group:
         return next((s.scale for s in self.pairs if s is not None), 1.0)
 
     @property
-    def pairs(self) -> bool:
+    def trains_pairs(self) -> bool:
         """Whether a pair is trained."""
         return any(s is not None and s.grad_a is not None for s in self.pairs)
 
@@ -183,7 +183,7 @@ class Group:
 
     @property
     def trains(self) -> bool:
-        return self.pairs or self.trains_matrix or self.trains_bias
+        return self.trains_pairs or self.trains_matrix or self.trains_bias
 
     @property
     def bias(self) -> Tensor | None:
