@@ -35,6 +35,33 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class DeltaHeads:
+    """Shape of a gated delta net: key heads, value heads (number h reads key head h % keys), their widths, and the eps
+    of its norms."""
+
+    keys: int
+    values: int
+    key_size: int
+    value_size: int
+    eps: float
+
+    @property
+    def repeats(self) -> int:
+        """Value heads per key head."""
+        return self.values // self.keys
+
+    @property
+    def inner(self) -> int:
+        """Columns of the values, and of the result."""
+        return self.values * self.value_size
+
+    @property
+    def width(self) -> int:
+        """Columns of queries, keys and values side by side."""
+        return 2 * self.keys * self.key_size + self.inner
+
+
+@dataclass(frozen=True)
 class Stream:
     """One micro-batch: T tokens of n packed examples, of which M carry loss. Host arrays, or an engine's own.
 
@@ -67,6 +94,7 @@ class Engine(Protocol):
     keeps_turned: bool  # queries and keys after rope are kept for the backward, where they could be made again
     keeps_attended: bool  # what attention gave is kept of layers whose forward runs twice
     steps_in_flight: int  # steps of training that may be asked for before the first one's Numbers are looked at
+    offers: frozenset[str]  # operations that it has beyond those that every engine must have: "delta"
 
     # -- memory and transfers
     def begin(self, starts, capacity: int, key: tuple[int, int, int]) -> None:
@@ -217,6 +245,49 @@ class Engine(Protocol):
 
     def attention_backward(self, dout, q, k, v, out, lse, heads: Heads) -> tuple[Array, Array, Array]:
         """(dq, dk, dv)."""
+
+    # -- the gated delta net, and what comes with it. Engines say in `offers` which of these they have
+    def delta(self, x, beta, alpha, weights, heads: DeltaHeads) -> tuple[Array, Any]:
+        """The gated delta net within each example (numpy/chunk.py has the recurrence), each head's result through an
+        RMSNorm -> ([T, inner], what the backward needs).
+
+        x [T, width]: queries, keys and values side by side, the first two of which are brought to length 1; beta, alpha
+        [T, values]: write strengths before their sigmoid, and steps before bias and softplus; weights (a [values], bias
+        [values], gain [value_size]): the decay's logarithm is a softplus(alpha + bias).
+        """
+
+    def delta_backward(
+        self, dy, x, beta, alpha, weights, heads: DeltaHeads, kept, into=(None, None, None)
+    ) -> tuple[Array, Array, Array]:
+        """(dx, dbeta, dalpha). into: what the gradients of the weights are added to, where they are trained."""
+
+    def delta_cached(self, x, beta, alpha, weights, heads: DeltaHeads, cache, places) -> Array:
+        """delta() of new tokens that go on from a state() of values * key_size * value_size numbers."""
+
+    def convolve(self, x, weight, silu: bool) -> Array:
+        """A causal convolution of each column for itself, within each example: y[t] = the sum over j of weight[:, j]
+        x[t - kernel + 1 + j]; then silu, if it is asked for. x [T, n], weight [n, kernel]."""
+
+    def convolve_backward(self, dy, x, weight, silu: bool, into=None) -> Array:
+        """dx; the weight's gradient is added to `into`, where it is trained."""
+
+    def convolve_cached(self, x, weight, silu: bool, cache, places) -> Array:
+        """convolve() of new tokens that go on from a state() of (kernel - 1) * n numbers."""
+
+    def split_heads(self, x, heads: int) -> tuple[Array, Array]:
+        """x [T, heads * 2 size] -> the first and the second half of each head, [T, heads * size]."""
+
+    def join_heads(self, first, second, heads: int) -> Array:
+        """The inverse of split_heads."""
+
+    def gated(self, x, gate) -> Array:
+        """x * sigmoid(gate)."""
+
+    def gated_backward(self, dy, x, gate) -> tuple[Array, Array]:
+        """(dx, dgate)."""
+
+    def state(self, slots: int, size: int) -> Array:
+        """float32 room for `size` numbers of each of `slots` sequences. A sequence whose position is 0 begins anew."""
 
     def cross_entropy(self, h, head, targets, scale, gradient: bool) -> tuple[Number, Array | None]:
         """h [M, d], targets int32 [M] -> (sum of losses in nats, scale * its gradient [M, d] or None). With the

@@ -13,6 +13,7 @@ class Composed:
     """Mixed into an engine. base.py says what the operations mean."""
 
     keeps_turned = keeps_attended = False
+    offers: frozenset[str] = frozenset()
 
     @functools.cached_property
     def algebra(self) -> HostAlgebra:

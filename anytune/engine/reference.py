@@ -96,3 +96,35 @@ def gradient(function, x, dy, delta=1e-6):
         x[place] = keep
         out[place] = (up - down) / (2 * delta)
     return out
+
+
+def convolve(x, weight, starts, silu):
+    """x [T, n], weight [n, kernel], whose last column meets the token itself."""
+    y, kernel = np.zeros(x.shape, D), weight.shape[1]
+    for low, high in zip(starts, starts[1:]):
+        for t in range(low, high):
+            for back in range(min(kernel, t - low + 1)):
+                y[t] += x[t - back].astype(D) * weight[:, kernel - 1 - back]
+    return activation(y, "silu") if silu else y
+
+
+def delta(x, beta, alpha, a, bias, gain, starts, heads):
+    """The gated delta net, token by token (numpy/chunk.py has the formula)."""
+    width, size, reads = heads.keys * heads.key_size, heads.value_size, np.arange(heads.values) % heads.keys
+    strength = 1 / (1 + np.exp(-beta.astype(D)))
+    decay = np.exp(a * np.log1p(np.exp(alpha.astype(D) + bias)))
+    out = np.zeros((len(x), heads.values, size), D)
+
+    def unit(z):
+        z = z.reshape(len(x), heads.keys, -1).astype(D)
+        return (z / np.maximum(np.sqrt((z**2).sum(-1, keepdims=True)), heads.eps))[:, reads]
+
+    q, k, v = unit(x[:, :width]), unit(x[:, width : 2 * width]), x[:, 2 * width :].reshape(len(x), -1, size)
+    for low, high in zip(starts, starts[1:]):
+        state = np.zeros((heads.values, heads.key_size, size), D)
+        for t in range(low, high):
+            state *= decay[t, :, None, None]
+            write = strength[t, :, None] * (v[t] - (k[t, :, None] @ state)[:, 0])
+            state += k[t, :, :, None] * write[:, None]
+            out[t] = (q[t, :, None] @ state)[:, 0] / np.sqrt(heads.key_size)
+    return rms_norm(out.reshape(-1, size), gain, heads.eps).reshape(len(x), -1)

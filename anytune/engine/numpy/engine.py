@@ -15,7 +15,10 @@ from anytune.gguf import dequantize
 from anytune.memory import peak_bytes
 
 from . import attention as _attention
+from . import convolution as _convolution
 from . import decode as _decode
+from . import delta as _delta
+from . import gates as _gates
 from . import gradients as _gradients
 from . import linear as _linear
 from . import loss as _loss
@@ -42,6 +45,7 @@ class NumpyEngine(Composed):
 
     name = "numpy"
     steps_in_flight, tolerance, decode_rows = 0, 1e-4, 8
+    offers = frozenset({"delta"})
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
@@ -127,6 +131,11 @@ class NumpyEngine(Composed):
 
     def prepare(self, groups: list, parameters: np.ndarray, gradients: np.ndarray) -> None:
         """Nothing is laid out beforehand: pairs are read where they lie."""
+
+    @property
+    def first(self) -> np.ndarray:
+        """int32 [T]: where the example of each token of the announced stream begins."""
+        return np.repeat(self._starts[:-1], np.diff(self._starts))
 
     def plan(self, heads: Heads) -> list:
         """Attention's tasks for the announced stream, made once for all layers of one shape."""
@@ -246,6 +255,16 @@ class NumpyEngine(Composed):
     attention_backward = _attention.attention_backward
     attend_cache = _attention.attend_cache
     cross_entropy = _loss.cross_entropy
+    delta = _delta.delta
+    delta_backward = _delta.delta_backward
+    delta_cached = _delta.delta_cached
+    convolve = _convolution.convolve
+    convolve_backward = _convolution.convolve_backward
+    convolve_cached = _convolution.convolve_cached
+    split_heads = _gates.split_heads
+    join_heads = _gates.join_heads
+    gated = _gates.gated
+    gated_backward = _gates.gated_backward
     gain_gradient = _gradients.gain_gradient
     embed_backward = _gradients.embed_backward
     norm = _optimizers.norm
@@ -352,6 +371,9 @@ class NumpyEngine(Composed):
 
     def cache(self, slots: int, context: int, width: int) -> np.ndarray:
         return np.zeros((slots, context, width), np.float32)  # zero pages: memory comes as tokens do
+
+    def state(self, slots: int, size: int) -> np.ndarray:
+        return np.zeros((slots, size), np.float32)
 
     def places(self, spans) -> list[tuple[int, int, int, int]]:
         return list(spans)

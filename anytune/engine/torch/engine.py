@@ -13,7 +13,9 @@ from anytune.engine.algebra import HostAlgebra
 from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 
+from . import convolution as _convolution
 from . import decode as _decode
+from . import delta as _delta
 from . import fp8
 from . import gradients as _gradients
 from . import linear as _linear
@@ -48,6 +50,7 @@ class TorchEngine(Composed):
     """
 
     decode_rows = 64  # rows up to which a product dequantizes weights in registers
+    offers = frozenset({"delta"})
 
     def __init__(self, where: Device, tf32: bool = False):
         self.where, self.device, self.dtype = where, where.device, where.dtype
@@ -261,6 +264,17 @@ class TorchEngine(Composed):
     places = _decode.places
     store = _decode.store
     attend_cache = _decode.attend_cache
+    delta = _delta.delta
+    delta_backward = _delta.delta_backward
+    delta_cached = _delta.delta_cached
+    convolve = _convolution.convolve
+    convolve_backward = _convolution.convolve_backward
+    convolve_cached = _convolution.convolve_cached
+    split_heads = _convolution.split_heads
+    join_heads = _convolution.join_heads
+    gated = _convolution.gated
+    gated_backward = _convolution.gated_backward
+    state = _convolution.state
     cross_entropy = _loss.cross_entropy
     gain_gradient = _gradients.gain_gradient
     embed_backward = _gradients.embed_backward

@@ -1,0 +1,59 @@
+"""Heads that come as two halves, and a sigmoid that gates what attention gave."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .convolution import sigmoid
+
+
+def split_heads(e, x: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """As base.py has it."""
+    tokens, width = x.shape
+    first, second = e.array(tokens, width // 2), e.array(tokens, width // 2)
+
+    def rows(low: int, high: int) -> None:
+        halves = x[low:high].reshape(high - low, heads, 2, -1)
+        first[low:high].reshape(high - low, heads, -1)[...] = halves[:, :, 0]
+        second[low:high].reshape(high - low, heads, -1)[...] = halves[:, :, 1]
+
+    e.workers.rows(tokens, rows, 64)
+    return first, second
+
+
+def join_heads(e, first: np.ndarray, second: np.ndarray, heads: int) -> np.ndarray:
+    """As base.py has it."""
+    tokens, width = first.shape
+    x = e.array(tokens, 2 * width)
+
+    def rows(low: int, high: int) -> None:
+        halves = x[low:high].reshape(high - low, heads, 2, -1)
+        halves[:, :, 0] = first[low:high].reshape(high - low, heads, -1)
+        halves[:, :, 1] = second[low:high].reshape(high - low, heads, -1)
+
+    e.workers.rows(tokens, rows, 64)
+    return x
+
+
+def gated(e, x: np.ndarray, gate: np.ndarray) -> np.ndarray:
+    """As base.py has it."""
+    y = e.array(*x.shape)
+
+    def rows(low: int, high: int) -> None:
+        np.multiply(x[low:high], sigmoid(gate[low:high]), out=y[low:high])
+
+    e.workers.rows(x.shape[0], rows, 64)
+    return y
+
+
+def gated_backward(e, dy: np.ndarray, x: np.ndarray, gate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As base.py has it."""
+    dx, dgate = e.array(*x.shape), e.array(*x.shape)
+
+    def rows(low: int, high: int) -> None:
+        s = sigmoid(gate[low:high])
+        dgate[low:high] = dy[low:high] * x[low:high] * s * (1 - s)
+        np.multiply(dy[low:high], s, out=dx[low:high])
+
+    e.workers.rows(x.shape[0], rows, 64)
+    return dx, dgate
