@@ -61,10 +61,10 @@ def _devices() -> list[dict[str, Any]]:
     from anytune.engine.webgpu.detect import gpu_visible
 
     if gpu_visible():
-        from anytune.engine.webgpu.device import available as webgpus, features
+        from anytune.engine.webgpu.device import available as webgpus
 
         rows += [
-            {"device": device, "name": name, "cores": None, "memory_bytes": None, "features": features(device)}
+            {"device": device, "name": name, "cores": None, "memory_bytes": None}
             for device, name, software in webgpus()
             if not software
         ]
@@ -177,7 +177,6 @@ def report(facts: dict[str, Any]) -> str:
             f"device   {d['device']}: {d['name']}"
             + (f", {d['cores']} cores" if d["cores"] else "")
             + (f", {bytes_text(d['memory_bytes'])}" if d["memory_bytes"] else "")
-            + (f"; has {', '.join(d['features'])}" if d.get("features") else "")
         )
     for p in facts["packages"]:
         if p["version"]:
@@ -202,7 +201,6 @@ def report(facts: dict[str, Any]) -> str:
             "give "
             f"known answers (relative error up to {worst:.0e}, {e['seconds']} s)"
             + (", compiled kernels" if e.get("compiled") else "")
-            + (f", {e['variants']}" if e.get("variants") else "")
             + (f", {e['gflops']:,.0f} GFLOP/s" if e.get("gflops") else "")
             + (f"; --dtype fp8 runs (off by {100 * e['fp8_error']:.0f} % a product)" if "fp8_error" in e else "")
         )

@@ -25,8 +25,6 @@ import common  # noqa: F401 (the working tree, whether or not it is installed)
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("model")
 options.add_argument("--device", default="webgpu")
-options.add_argument("--dtype", default="auto", help="fp16: what goes into products may be rounded")
-options.add_argument("--variants", help="as ANYTUNE_WEBGPU_VARIANTS: none for plain kernels alone")
 options.add_argument("--shape", default="1x128", help="examples x tokens of each")
 options.add_argument("--rank", type=int, default=8)
 options.add_argument("--memory", help="such as 6GiB, or 1.3x: of the weights' bytes")
@@ -36,8 +34,6 @@ options.add_argument("--seconds", type=float, default=1.0, help="of a round, abo
 options.add_argument("--profile", action="store_true")
 options.add_argument("--decode", action="store_true")
 args = options.parse_args()
-if args.variants:
-    os.environ["ANYTUNE_WEBGPU_VARIANTS"] = args.variants
 if args.max_binding:
     os.environ["ANYTUNE_MAX_BINDING"] = args.max_binding
 
@@ -54,7 +50,7 @@ if args.memory and args.memory.endswith("x"):
         limit = int(float(args.memory[:-1]) * sum(t.nbytes for t in gguf.tensors.values() if len(t.shape) > 1))
 elif args.memory:
     limit = parse_bytes(args.memory)
-model = anytune.load(args.model, device=args.device, memory=limit, dtype=args.dtype)
+model = anytune.load(args.model, device=args.device, memory=limit)
 e, random = model.engine, np.random.default_rng(1)
 read = sum(m.nbytes for m in model.weights.matrices.values())
 result = {
@@ -187,7 +183,6 @@ def decode(prefix: int = 128, tokens: int = 64) -> dict:
 
 
 result |= decode() if args.decode else train()
-result["variants"] = sorted(e.tuning.variants)
 if args.profile:
     recorded = (
         e.tokens.known.values() if args.decode else [r for name, r in e.recorder.known.items() if name[0] == "train"]

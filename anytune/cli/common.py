@@ -128,7 +128,7 @@ _ENGINE_OPTIONS = (
         type=click.Choice(DTYPES),
         default="auto",
         show_default=True,
-        help="Number format of a GPU's products. auto: bf16 where there is one; webgpu: f32 or fp16. "
+        help="Number format of a GPU's products. auto: bf16 where there is one; webgpu: f32. "
         "fp8: bf16, and gradients of an adapter pass frozen weights in fp8 (RTX 40, H100 and later).",
     ),
     click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa."),

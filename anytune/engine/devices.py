@@ -47,14 +47,11 @@ def engine_for(
 
         return TorchEngine(where, tf32)
     if kind == "webgpu":
-        if tf32 or dtype not in ("auto", "f32", "fp16"):
-            raise UserError(
-                f"{'--tf32' if tf32 else f'--dtype {dtype}'} means nothing to {device}: it computes in "
-                "f32, and with --dtype fp16 it may round what goes into products"
-            )
+        if tf32 or dtype not in ("auto", "f32"):
+            raise UserError(f"{'--tf32' if tf32 else f'--dtype {dtype}'} means nothing to {device}: it computes in f32")
         from .webgpu.engine import open_engine
 
-        return open_engine(device, max_binding, dtype == "fp16")
+        return open_engine(device, max_binding)
     if dtype != "auto" or tf32:
         raise UserError(
             f"--dtype and --tf32 are for PyTorch's GPUs (cuda, rocm, xpu, mps): {device} has one number "

@@ -29,17 +29,12 @@ def engine(request):
 def unraced(monkeypatch, request):
     """On a GPU too WebGPU's tiles are the defaults, but where a test is about their race: who wins is chance while
     several tests share the card, and what a product takes and how it rounds depends on it."""
-    if (
-        "webgpu" not in request.module.__name__
-        or request.module.__name__.endswith("webgpu_tune")
-        or "hardware" in request.fixturenames
-    ):
+    if "webgpu" not in request.module.__name__ or request.module.__name__.endswith("webgpu_tune"):
         return
     from anytune.engine.webgpu.autotune import Autotune
-    from anytune.engine.webgpu.tune import F16_TILES, Tuning
+    from anytune.engine.webgpu.tune import Tuning
 
-    def choose(self, may, must):
-        self._use(may & (must | {F16_TILES}))
+    def choose(self):
         self.rate = Autotune(self.engine, 256, 1).rate(self.default, 64)
 
     monkeypatch.setattr(Tuning, "_choose", choose)

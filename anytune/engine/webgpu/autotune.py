@@ -1,4 +1,4 @@
-"""The race of products' tiles and of variants: each contestant's time beside the others' on this device.
+"""The race of products' tiles: each contestant's time beside the others' on this device.
 
 A GPU that has little to do lowers its clocks, by a factor of five on some. So everything is compiled and checked
 first, the device is kept busy until its clocks are up, and contestants take turns, several times; the best time of each
@@ -16,11 +16,7 @@ import numpy as np
 
 from .arrays import Array
 from .device import DeviceError
-from .kernels import gemv as _gemv
-from .kernels import optimizer as _optimizer
-from .kernels import rows as _rows
 from .kernels.gemm import Tile
-from .variants import DOT, GEMV, ROWS
 from .weights import Part
 
 WIDTH = 2048
@@ -38,9 +34,7 @@ TILES = (
     Tile(128, 128, 8, 8, 8),
 )
 WORKGROUPS = (0, 128, 256, 512, 1024)  # that a product should have; fewer are made up for by slices
-DECODE_ROWS = (1, 8)  # rows that products of few rows are raced with
 FASTER = 0.97  # of the time that is to beat: less may be chance
-ROUNDED = 2e-3  # what float16 operands may change
 SLOW = 0.02  # seconds of the default's product, from which on the wider one is left out
 BUSY = 0.2  # seconds of work until clocks are up
 LASTS = 3e-3  # seconds that a contestant's turn should take
@@ -63,7 +57,7 @@ class Product:
 
 
 class Autotune:
-    """Products of random Q8_0 blocks, and what variants replace, and their times."""
+    """Products of random Q8_0 blocks, and their times."""
 
     def __init__(self, engine, width: int = 0, wider: int = 0):
         random = np.random.default_rng(0)
@@ -129,8 +123,7 @@ class Autotune:
                     continue
                 plans.add(plan)
                 self.run(square, tile, groups)
-                limit = ROUNDED if tile.half else 1e-4
-                if np.max(np.abs(e.host(square.y) - wanted)) <= limit * np.max(np.abs(wanted)):
+                if np.max(np.abs(e.host(square.y) - wanted)) <= 1e-4 * np.max(np.abs(wanted)):
                     found.append((tile, groups))
         return found
 
@@ -193,55 +186,6 @@ class Autotune:
             if second[winner] <= STEADY * out[winner] or time.perf_counter() > until:
                 break
         return out
-
-    # ---- variants
-
-    @staticmethod
-    def kernels(name: str, way: bool, subgroups: bool) -> list:
-        """What a variant would replace, or (way) the variant's; subgroups: whether GEMV is in use."""
-        if name == ROWS:
-            usual = [_rows.rms_norm(False), _optimizer.loss_rows(False)]
-            return [kernel.by_subgroups for kernel in usual] if way else usual
-        if name == DOT and way:
-            return [_gemv.codes(), *(_gemv.gemv8("Q8_0", few, subgroups=subgroups) for few in DECODE_ROWS)]
-        return [_gemv.gemv("Q8_0", few, subgroups=way if name == GEMV else subgroups) for few in DECODE_ROWS]
-
-    def variant(self, name: str) -> tuple[float, float]:
-        """Seconds of the usual kernels, and of the variant's."""
-        times = self.times([False, True], lambda way: self.lasting(self.jobs(name, way)))
-        return times[False], times[True]
-
-    def jobs(self, name: str, way: bool) -> Callable[[], None]:
-        """What queues the usual kernels, or (way) the variant's."""
-        e, width, tokens, blocks = self.e, self.width, max(TOKENS), self.width // 32
-        kernels = self.kernels(name, way, GEMV in e.tuning.variants)
-        x, y = self._array(tokens, width), self._array(tokens, width)
-        few, grid = max(DECODE_ROWS), (width // 2,)
-        if name == ROWS:
-            gain, targets, losses = e.vector(self.x[:width]), e.integers(np.zeros(tokens, np.int32)), e.zeros(tokens)
-            jobs = [
-                ([x, gain, y], (width, width, width, 1e-5), (tokens,)),
-                ([y, targets, losses], (16 * width, 16 * width, 0, 0), (tokens // 16,)),
-            ]
-        elif name == DOT and way:
-            codes, scales = e.integers(np.zeros(few * width // 4, np.int32)), e.zeros(few * blocks)
-            jobs = [
-                ([x, codes, scales], (blocks, width // 4), (-(-blocks // 64), few)),
-                *(
-                    ([codes, scales, self.raw, y], (0, 34 * blocks, n, width, width, blocks, width, 0), grid)
-                    for n in DECODE_ROWS
-                ),
-            ]
-        else:
-            jobs = [
-                ([x, self.raw, y], (0, 34 * blocks, n, width, width, width // 4, width, 0), grid) for n in DECODE_ROWS
-            ]
-
-        def action():
-            for kernel, job in zip(kernels, jobs):
-                e.commands.run(kernel, *job)
-
-        return action
 
 
 class _Blocks(Part):

@@ -38,7 +38,6 @@ class Commands:
         self.cost = 0.0
         self.tape: list | None = None  # what is being recorded
         self.kept: dict[int, Any] = {}  # buffers of their own that the tape names
-        self.subgroups = False  # whether kernels make their totals by subgroups
         self.rate, self.watched = 0.0, 0  # FLOP/s that submits are cut by, and how many were timed
         self._slots: dict[bytes, tuple[Any, int]] = {}
         self._page, self._mirror, self._used, self._sent = None, np.zeros(0, np.uint8), PAGE, PAGE
@@ -60,8 +59,6 @@ class Commands:
         self, kernel: Kernel, arrays: list[Array | Bound], numbers: tuple, grid: tuple[int, ...], cost: float = 0.0
     ) -> None:
         """Queue a dispatch. arrays: in the kernel's order; numbers: its parameters; grid: workgroups (x, y, z)."""
-        if self.subgroups:
-            kernel = kernel.by_subgroups
         bounds = [a if isinstance(a, Bound) else a.bind() for a in arrays]
         written = {b.buffer.serial for b, (_, writable, _) in zip(bounds, kernel.arrays) if writable}
         mixed = any(b.buffer.serial in written for b, (_, writable, _) in zip(bounds, kernel.arrays) if not writable)

@@ -155,10 +155,6 @@ class WebGpuCount(RowShapes):
         slices = self.engine.plan_product(forward, m, n, k)[1]
         return self.flat(scratch_size(slices * m * lines(n)) if slices > 1 else SCRATCH)
 
-    def _scales(self, m: int) -> Shape | None:
-        """Of a product's rows, where they go through float16."""
-        return self.flat(max(m, self.capacity)) if self.engine.half else None
-
     def linear(self, x, group):
         y = self.array(x.shape[0], group.width)
         self._forward(x, group)
@@ -168,7 +164,7 @@ class WebGpuCount(RowShapes):
         tokens = x.shape[0]
         source = self.array(*x.shape) if group.dropout and group.rank else None
         low = self.array(tokens, group.rank) if group.rank else None
-        slices = self._scales(tokens), self._slices(True, tokens, group.width, group.in_features)
+        slices = self._slices(True, tokens, group.width, group.in_features)
         self.flops += 2.0 * tokens * (group.width * group.in_features + group.rank * (group.in_features + group.width))
         del source, low, slices
 
@@ -183,7 +179,7 @@ class WebGpuCount(RowShapes):
         low = [self.array(tokens, group.rank) for _ in range(2)] if group.rank else None
         self.flops += 4.0 * tokens * group.rank * (group.width + group.in_features)
         if need_dx:
-            slices = self._scales(tokens), self._slices(False, tokens, group.in_features, group.width)
+            slices = self._slices(False, tokens, group.in_features, group.width)
             through = self.array(tokens, group.in_features) if source is not None else None
             self.flops += 2.0 * tokens * (group.width + group.rank) * group.in_features
             del slices, through

@@ -18,7 +18,6 @@ from .groups import Group
 from .kernels import decode as _kernels
 from .kernels import gemv as _gemv
 from .linear import forward, linear, low_product
-from .variants import DOT, GEMV
 
 LANES = _kernels.LANES
 RUN = LANES  # keys that a workgroup takes, at least
@@ -155,10 +154,8 @@ def logits(e, h: Array, head: Group) -> Array:
 
 def _vectors(e, x: Array, group: Group, y: Array) -> None:
     rows = next(n for n in (1, 2, 4, 8) if n >= x.rows)
-    bias, codes = group.bias(), None
+    bias = group.bias()
     for part in group.parts():
-        eight = DOT in e.tuning.variants and part.block in _gemv.CODES
-        codes = _codes(e, x) if eight and codes is None else codes
         # the kernel knows one pair, so linears with pairs of their own take a dispatch each
         for number, (first, last) in enumerate(zip(part.bounds, part.bounds[1:]) if part.rank else [(0, part.width)]):
             slot = part.pairs[number]
@@ -167,14 +164,14 @@ def _vectors(e, x: Array, group: Group, y: Array) -> None:
                 a, skip, b = max(a, first), max(0, first - a), min(b, last)
                 if a >= b:
                     continue
-                arrays = [*(codes if eight else [x]), weights, y]
+                arrays = [x, weights, y]
                 numbers = [
                     base + skip * part.row_bytes,
                     part.row_bytes,
                     x.rows,
                     b - a,
                     group.in_features,
-                    x.columns // _gemv.BLOCK if eight else x.stride // 4,
+                    x.stride // 4,
                     y.stride,
                     part.low + a,
                 ]
@@ -186,23 +183,13 @@ def _vectors(e, x: Array, group: Group, y: Array) -> None:
                     arrays.append(bias)
                     numbers.append(part.low + a)
                 pairs = -(-(b - a) // 2)
-                make = _gemv.gemv8 if eight else _gemv.gemv
-                kernel = make(part.block, rows, low is not None, bias is not None, GEMV in e.tuning.variants)
                 e.commands.run(
-                    kernel,
+                    _gemv.gemv(part.block, rows, low is not None, bias is not None),
                     arrays,
                     tuple(numbers),
                     (min(32768, pairs), -(-pairs // 32768)),
                     2.0 * x.rows * (b - a) * group.in_features,
                 )
-
-
-def _codes(e, x: Array) -> tuple[Array, Array]:
-    """x in 8 bits: (codes, four to an element, scales); few rows, which fit any binding."""
-    count = x.columns // _gemv.BLOCK
-    codes, scales = e.flat(x.rows * x.columns // 4, x.rows * x.columns // 4), e.flat(x.rows * count, x.rows * count)
-    e.commands.run(_gemv.codes(), [x, codes, scales], (count, x.stride // 4), (-(-count // 64), x.rows))
-    return codes, scales
 
 
 class TokenTapes:

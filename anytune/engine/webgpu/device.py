@@ -13,8 +13,7 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.memory import parse_bytes
 
-from .kernel import F16, SUBGROUPS, Kernel
-from .variants import VARIABLE, features_wanted
+from .kernel import Kernel
 
 ALIGN = 256  # bytes: where a binding may begin, on every device
 WORDS = 64  # uint32 of parameters a dispatch: one aligned slot
@@ -23,8 +22,6 @@ PIECE = 32 << 20  # bytes that are written before what they were staged in is gi
 CACHED_GROUPS = 1 << 16
 
 
-# what anytune can say of a device beyond WebGPU's defaults: wgpu's name for it
-FEATURES = {SUBGROUPS: "subgroup", F16: "shader-f16", "cooperative matrices": "cooperative-matrix"}
 ADVICE = {
     "memory": "the device has no memory left ({}): give --memory a little less than what is free, or lower -ub, -c or "
     "--lora-rank",
@@ -114,12 +111,6 @@ def available() -> list[tuple[str, str, bool]]:
     ]
 
 
-def features(name: str) -> list[str]:
-    """What the device of a name as available() gives it has beyond WebGPU's defaults."""
-    adapter = adapters()[int(name.partition(":")[2] or 0)]
-    return [feature for feature, own in FEATURES.items() if own in adapter.features]
-
-
 def open_device(number: int | None = None, max_binding: int | None = None, trusted: bool | None = None) -> Device:
     """The adapter of a number (as `anytune doctor` lists them); None: the first. Raises UserError."""
     found = adapters()
@@ -181,15 +172,11 @@ class Device:
         self.wgpu, self.adapter, self.info = wgpu, adapter, dict(adapter.info)
         limits = adapter.limits
         asked = {name: limits[name] for name in ("max-buffer-size", "max-storage-buffer-binding-size")}
-        self.features = frozenset(f for f in features_wanted() if FEATURES[f] in adapter.features)
         with failures():
             try:
-                self.raw = adapter.request_device_sync(
-                    required_limits=asked, required_features=[FEATURES[f] for f in sorted(self.features)]
-                )
+                self.raw = adapter.request_device_sync(required_limits=asked)
             except RuntimeError as error:
-                advice = f" (perhaps with {VARIABLE}=none)" if self.features else ""
-                raise UserError(f"the device {self.name} cannot be opened{advice}: {error}") from None
+                raise UserError(f"the device {self.name} cannot be opened: {error}") from None
         self.queue = self.raw.queue
         if max_binding is None and os.environ.get("ANYTUNE_MAX_BINDING"):
             max_binding = parse_bytes(os.environ["ANYTUNE_MAX_BINDING"])

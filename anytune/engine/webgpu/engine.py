@@ -23,7 +23,6 @@ from .commands import Commands
 from .device import Device, open_device
 from .failures import explain
 from .groups import Group
-from .kernel import F16
 from .kernels import lookup as _lookup
 from .kernels import rows as _rows
 from .readback import Readback
@@ -31,7 +30,6 @@ from .optimizers import Codes, Optimizers
 from .sizes import Sizes, scratch_size
 from .trained import Trained
 from .tune import Tuning
-from .variants import DOT, VARIABLE
 from .weights import Part, LoraPair, Streamer, Weight
 
 FORGET = 64 << 20  # bytes of pooled buffers of passing sizes
@@ -44,14 +42,8 @@ class WebGpuEngine(Composed):
     decode_rows, row_padding = 8, 0
     process_group = None
 
-    def __init__(self, device: Device, half: bool = False):
-        """half: products' operands may be rounded to float16. Raises UserError where the device has none."""
-        if half and F16 not in device.features:
-            raise UserError(
-                f"--dtype fp16: the device {device.name} computes no float16, or {VARIABLE} forbids it: "
-                "leave --dtype out"
-            )
-        self.device, self.commands, self.half = device, Commands(device), half
+    def __init__(self, device: Device):
+        self.device, self.commands = device, Commands(device)
         self.training, self.sizes = False, Sizes()
         self.pool, self.capacity = Pool(device), 0  # of passing arrays, and the rows that each of them can hold
         self.bounds = self.key = None  # of the stream under way: see begin()
@@ -71,8 +63,7 @@ class WebGpuEngine(Composed):
 
     @property
     def tolerance(self) -> float:
-        """See base.py: of float32, of float16 operands, of activations in 8 bits."""
-        return 1e-2 if DOT in self.tuning.variants else 2e-3 if self.half else 1e-4
+        return 1e-4
 
     @property
     def compiled(self) -> bool:
@@ -239,14 +230,11 @@ class WebGpuEngine(Composed):
         return explain(self, error, estimate)
 
     def identity(self) -> dict:
-        variants = sorted(self.tuning.variants)
         return {
             "engine": self.name,
             "device": self.device.name,
             "driver": str(self.device.info.get("description", "")),
             "tiles": self.tuning.name,
-            **({"dtype": "float16"} if self.half else {}),
-            **({"variants": ", ".join(variants)} if variants else {}),
         }
 
     def plan_product(self, forward: bool, m: int, n: int, k: int):
@@ -480,10 +468,9 @@ def _heads(one: tuple[Array, Array], two: tuple[Array, Array], heads: Heads):
         yield k, other_k, heads.n_kv_heads, 0
 
 
-def open_engine(name: str, max_binding: int | None = None, half: bool = False) -> WebGpuEngine:
-    """The engine of a device's name: webgpu, webgpu:1. max_binding: as Device's; half: as WebGpuEngine's. Raises
-    UserError."""
+def open_engine(name: str, max_binding: int | None = None) -> WebGpuEngine:
+    """The engine of a device's name: webgpu, webgpu:1. max_binding: as Device's. Raises UserError."""
     number = name.partition(":")[2]
     if number and not number.isdigit():
         raise UserError(f"no device is called {name!r}: give --device webgpu, or a number as in webgpu:1")
-    return WebGpuEngine(open_device(int(number) if number else None, max_binding), half)
+    return WebGpuEngine(open_device(int(number) if number else None, max_binding))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
-
-SUBGROUPS, F16 = "subgroups", "f16"  # features that a device may have
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -15,8 +13,7 @@ class Kernel:
     arrays: (name, writable, element type) in binding order, after the parameters; numbers: the parameters, u32 unless
     named with :f32 or :i32; size: invocations of a workgroup (x, y); shared: declarations of workgroup memory;
     functions, body: WGSL. In the body `group`, `local`, `lane` and `thread` are workgroup_id, local_invocation_id,
-    local_invocation_index and global_invocation_id. needs: features beyond WebGPU's defaults; with SUBGROUPS `sub_id`
-    and `sub_count` are the invocation's subgroup and how many the workgroup has.
+    local_invocation_index and global_invocation_id.
     """
 
     name: str
@@ -26,24 +23,11 @@ class Kernel:
     size: tuple[int, int] = (256, 1)
     shared: str = ""
     functions: str = ""
-    needs: tuple[str, ...] = ()
 
     @functools.cached_property
     def fields(self) -> tuple[tuple[str, str], ...]:
         """(name, type) of each parameter."""
         return tuple((n.partition(":")[0], n.partition(":")[2] or "u32") for n in self.numbers)
-
-    @functools.cached_property
-    def by_subgroups(self) -> Kernel:
-        """The same with its totals by subgroups; itself if it has none."""
-        functions = self.functions
-        for tree, other in _TOTALS.items():
-            functions = functions.replace(tree, other)
-        return (
-            self
-            if functions == self.functions
-            else replace(self, name=f"{self.name}, subgroups", functions=functions, needs=(*self.needs, SUBGROUPS))
-        )
 
     def text(self, all_writable: bool = False) -> str:
         """The whole module. all_writable: for a dispatch that reads and writes the same buffer in different places."""
@@ -53,10 +37,8 @@ class Kernel:
         return known[all_writable]
 
     def _text(self, all_writable: bool) -> str:
-        subgroups = SUBGROUPS in self.needs
         lines = [
             f"// {self.name}",
-            "enable f16;" if F16 in self.needs else "",
             "struct Numbers {",
             *(f"  {n}: {t}," for n, t in self.fields),
             "}",
@@ -65,21 +47,13 @@ class Kernel:
         for number, (name, writable, element) in enumerate(self.arrays, 1):
             access = "read_write" if writable or all_writable else "read"
             lines.append(f"@group(0) @binding({number}) var<storage, {access}> {name}: array<{element}>;")
-        if subgroups:  # wgpu-native has them without the standard's `enable subgroups;`, which it does not know
-            lines.append("var<private> sub_id: u32;\nvar<private> sub_count: u32;")
         lines += [
             self.shared,
             self.functions,
             f"@compute @workgroup_size({self.size[0]}, {self.size[1]}, 1)",
             "fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>,",
             "        @builtin(local_invocation_index) lane: u32,",
-            "        @builtin(global_invocation_id) thread: vec3<u32>"
-            + (
-                ",\n        @builtin(subgroup_id) sub_id_: u32, @builtin(num_subgroups) sub_count_: u32) {\n"
-                "  sub_id = sub_id_;\n  sub_count = sub_count_;"
-                if subgroups
-                else ") {"
-            ),
+            "        @builtin(global_invocation_id) thread: vec3<u32>) {",
             self.body.strip("\n"),
             "}",
             "",
@@ -95,34 +69,19 @@ def writes(*names: str, of: str = "f32") -> tuple[tuple[str, bool, str], ...]:
     return tuple((name, True, of) for name in names)
 
 
-# subgroups have any size, and which invocations they hold is up to the device: so each sends one, whichever is first
-LEADS = "subgroupBroadcastFirst(lane) == lane"
-_TOTALS: dict[str, str] = {}  # a tree of total() -> the same by subgroups
-
-
 def total(op: str = "+", size: int = 256, name: str = "sums") -> str:
-    """WGSL function total_NAME(value, lane): a reduction over the workgroup, the same for every invocation. As a tree
-    in workgroup memory, `NAME` of at least `size` elements; Kernel.by_subgroups has another."""
-    combine, over = {"+": ("{0} + {1}", "subgroupAdd"), "max": ("max({0}, {1})", "subgroupMax")}[op]
-    head = f"\nfn total_{name}(value: f32, lane: u32) -> f32 {{"
-    tree = f"""{head}
+    """WGSL function total_NAME(value, lane): a reduction over the workgroup, the same for every invocation, as a tree
+    in workgroup memory, `NAME` of at least `size` elements."""
+    combine = {"+": "{0} + {1}", "max": "max({0}, {1})"}[op].format(f"{name}[lane]", f"{name}[lane + step]")
+    return f"""
+fn total_{name}(value: f32, lane: u32) -> f32 {{
   {name}[lane] = value;
   workgroupBarrier();
   for (var step = {size // 2}u; step > 0u; step = step >> 1u) {{
-    if (lane < step) {{ {name}[lane] = {combine.format(f"{name}[lane]", f"{name}[lane + step]")}; }}
+    if (lane < step) {{ {name}[lane] = {combine}; }}
     workgroupBarrier();
   }}
   let result = {name}[0];
   workgroupBarrier();
   return result;
 }}"""
-    _TOTALS[tree] = f"""{head}
-  let part = {over}(value);
-  if ({LEADS}) {{ {name}[sub_id] = part; }}
-  workgroupBarrier();
-  var result = {name}[0];
-  for (var i = 1u; i < sub_count; i++) {{ result = {combine.format("result", f"{name}[i]")}; }}
-  workgroupBarrier();
-  return result;
-}}"""
-    return tree

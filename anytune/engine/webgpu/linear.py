@@ -126,7 +126,6 @@ def product(
         m = b - a
         tile, slices, step = e.plan_product(forward, m, n, k)
         kernel = _gemm.gemm(part.block, forward, tile, tail, bias is not None)
-        scales = row_scales(e, x, x0, k, a, b) if tile.half else None
         numbers = [base, part.row_bytes, m, n, k, step, x.stride // 4, x0 // 4]
         target, width = y.bind(a, b), lines(n)
         if slices > 1:
@@ -148,8 +147,6 @@ def product(
         if bias is not None:
             arrays.append(bias.bind())
             numbers.append(y0)
-        if scales is not None:
-            arrays.append(scales)
         e.commands.run(kernel, arrays, tuple(numbers), (-(-n // tile.n), -(-m // tile.m), slices), 2.0 * m * n * k)
         if slices > 1:
             add_slices(e, part_sums, slices, y, a, b, y0, n, int(adds))
@@ -166,15 +163,6 @@ def add_slices(e, parts: Array, slices: int, y: Array, low: int, high: int, y0: 
         (-(-n // 1024), rows),
         1.0 * rows * n * slices,
     )
-
-
-def row_scales(e, x: Array, x0: int, k: int, low: int, high: int) -> Array:
-    """What brings columns x0…x0+k of rows low…high of x into float16's range: powers of two [high - low]."""
-    out = e.flat(high - low, max(x.rows, e.capacity))
-    e.commands.run(
-        _gemm.row_scales(), [x.bind(low, high), out], (k, x.stride, x0), (high - low,), 2.0 * (high - low) * k
-    )
-    return out
 
 
 def dropped(e, x: Array, group: Group) -> Array:
@@ -254,7 +242,7 @@ def through(e, dy_low: Array, pair: LoraPair, group: Group, dx: Array) -> None:
     out = e.array(*dx.shape)
     for a, b in row_cuts(e.device.max_binding, dy_low, out):
         held = pair.a.bind()
-        tile = e.plan_product(False, b - a, dx.columns, 1)[0].plain
+        tile = e.plan_product(False, b - a, dx.columns, 1)[0]
         e.commands.run(
             _gemm.gemm("F32", False, tile, True),
             [dy_low.bind(a, b), held, out.bind(a, b), dy_low.bind(a, b), held],

@@ -1,9 +1,8 @@
-"""Which tile a product takes, into how many slices its sum is cut, and which variants are used: defaults, or what a
-short race on the device found.
+"""Which tile a product takes, and into how many slices its sum is cut: defaults, or what a short race on the device
+found.
 
 Tiles are compared on products like a model's, with few and with many tokens, in both directions; one counts only if it
-gives the default's result. Variants (see variants.py) give their known answers at every start, and race the kernels
-that they would replace once. What won is kept in a file for each device, driver and version of the kernels. Software
+gives the default's result. What won is kept in a file for each device, driver and version of the kernels. Software
 devices are not raced: there the default is as good as any.
 """
 
@@ -14,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from pathlib import Path
 
 from anytune.files import atomic_write, locked
@@ -24,7 +23,6 @@ from .commands import SHARE
 from .kernels import gemm as _gemm
 from .kernels.gemm import Tile
 from .sizes import SCRATCH
-from .variants import DOT, GEMV, ROWS, TILES as F16_TILES, sound
 
 MANY = 384  # rows from which a product counts as one of many tokens
 SHORTEST = 64  # of the sum in a slice, at least
@@ -36,7 +34,6 @@ class Tuning:
     def __init__(self, engine):
         self.engine = engine
         self.choices: dict[tuple[bool, bool], tuple[Tile, int]] = {}
-        self.variants: frozenset[str] = frozenset()  # in use
         self.default = Tile()
         self._asked, self.rate = False, 0.0
 
@@ -44,8 +41,7 @@ class Tuning:
     def name(self) -> str:
         """The choices in a few characters: they decide how sums are rounded."""
         text = repr(sorted((key, tile.name, groups) for key, (tile, groups) in self.choices.items()))
-        text += repr(sorted(self.variants)) * bool(self.variants)
-        return hashlib.sha256(text.encode()).hexdigest()[:8] if self.choices or self.variants else "default"
+        return hashlib.sha256(text.encode()).hexdigest()[:8] if self.choices else "default"
 
     def plan(self, forward: bool, m: int, n: int, k: int) -> tuple[Tile, int, int]:
         """(tile, slices of the sum, length of a slice) of out [m, n] with sums over k."""
@@ -75,109 +71,65 @@ class Tuning:
         if self._asked:
             return
         self._asked = True
-        may, must = sound(self.engine)
-        self._use(may)
         if self.engine.device.software:
             self.rate = self._rate()
         else:
-            self._choose(may, must)
+            self._choose()
         self.engine.commands.rate = SHARE * self.rate
 
-    def _use(self, variants: set[str]) -> None:
-        self.variants = frozenset(variants)
-        self.default = Tile(half=F16_TILES in variants)
-        self.engine.commands.subgroups = ROWS in variants
-        self.engine.canary.known = None  # its sum may round in another way now
-
-    def _choose(self, may: set[str], must: set[str]) -> None:
+    def _choose(self) -> None:
         """What is in the file; else a race, which only one of several processes runs, while the others wait: choices
         decide how sums are rounded, and all must make the same."""
-        path = self._path(may, must)
+        path = self._path()
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # a memory that cannot be kept is no reason to stop
                 path.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(path, lambda: None))
-            if not self._kept(path, may, must):
-                self._autotune_and_keep(path, may, must)
+            if not self._kept(path):
+                self._autotune_and_keep(path)
 
-    def _kept(self, path: Path, may: set[str], must: set[str]) -> bool:
+    def _kept(self, path: Path) -> bool:
         """Take the choices from the file, if it is there and sound."""
         try:
             kept = json.loads(path.read_text("utf-8"))
             choices = {(r["forward"], r["many"]): (Tile(*r["tile"]), r["workgroups"]) for r in kept["choices"]}
-            if not all(
-                tile.plain in _autotune.TILES and groups in _autotune.WORKGROUPS for tile, groups in choices.values()
-            ):
+            if not all(tile in _autotune.TILES and groups in _autotune.WORKGROUPS for tile, groups in choices.values()):
                 raise ValueError("tiles that nobody raced")
             if not (isinstance(kept["rate"], float) and 0 < kept["rate"] < math.inf):
                 raise ValueError("no rate")
             self.choices, self.rate = choices, kept["rate"]
-            self._use(may & ({row["variant"] for row in kept["variants"] if row["wins"]} | must | {F16_TILES}))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False  # not there, or another version's
         return True
 
-    def _autotune_and_keep(self, path: Path, may: set[str], must: set[str]) -> None:
-        variants = self.autotune_variants(may, must)
-        rows = self.autotune(must)
+    def _autotune_and_keep(self, path: Path) -> None:
+        rows = self.autotune()
         self.rate = self._rate()
         self.engine.commands.flush()
         self.engine.pool.clear()  # of slices of many sizes
         self.engine.commands.flush()
         with contextlib.suppress(OSError), atomic_write(path) as file:
             file.write(
-                json.dumps(
-                    {"device": self.engine.device.name, "choices": rows, "variants": variants, "rate": self.rate},
-                    indent=1,
-                ).encode()
+                json.dumps({"device": self.engine.device.name, "choices": rows, "rate": self.rate}, indent=1).encode()
             )
 
-    def _path(self, may: set[str], must: set[str]) -> Path:
+    def _path(self) -> Path:
         info = self.engine.device.info
         kernels = "".join(_gemm.gemm("Q8_0", way, tile).text() for way in (True, False) for tile in _autotune.TILES)
-        kernels += "".join(
-            kernel.text()
-            for name in (ROWS, GEMV, DOT)
-            for way in (False, True)
-            for kernel in _autotune.Autotune.kernels(name, way, False)
-        )
         text = (
             repr(sorted((k, str(v)) for k, v in info.items()))
             + repr((_autotune.WORKGROUPS, _autotune.TOKENS, _autotune.WIDTH, _autotune.WIDER, MANY))
             + kernels
         )
-        text += repr((sorted(may), sorted(must)))  # what is forced or forbidden has a file of its own
         folder = os.environ.get("ANYTUNE_CACHE") or Path.home() / ".cache" / "anytune"
         return Path(folder) / "webgpu" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
-    def autotune_variants(self, may: set[str], must: set[str]) -> list[dict]:
-        """Time variants and what they would replace, JSON-able; those that win, and those that must, are in use."""
-        autotune, rows, use = _autotune.Autotune(self.engine), [], may & (must | {F16_TILES})
-        self._use(use)
-        # the last one goes by subgroups if that won
-        for variant in (v for v in (ROWS, GEMV, DOT) if v in may - must):
-            usual, other = autotune.variant(variant)
-            rows.append(
-                {
-                    "variant": variant,
-                    "wins": other < _autotune.FASTER * usual,
-                    "microseconds": [round(1e6 * usual, 1), round(1e6 * other, 1)],
-                }
-            )
-            use = use | ({variant} if rows[-1]["wins"] else set())
-            self._use(use)
-        return rows
-
-    def autotune(self, must: set[str] = frozenset()) -> list[dict]:
+    def autotune(self) -> list[dict]:
         """Time every tile -> the winners, JSON-able; they are the choices from now on."""
-        autotune, rows, half = _autotune.Autotune(self.engine), [], self.default.half
-        tiles = [
-            *(() if F16_TILES in must else _autotune.TILES),
-            *((replace(t, half=True) for t in _autotune.TILES) if half else ()),
-        ]
+        autotune, rows = _autotune.Autotune(self.engine), []
         for forward in (True, False):
             for tokens in _autotune.TOKENS:
-                tile, groups, seconds = autotune.best(forward, tokens, tiles)
+                tile, groups, seconds = autotune.best(forward, tokens, list(_autotune.TILES))
                 self.choices[forward, tokens >= MANY] = tile, groups
                 rows.append(
                     {

@@ -34,7 +34,6 @@ def every() -> Iterator[Kernel]:
         low.both(),
         low.gradients(),
         gemm.split_sum(),
-        gemm.row_scales(),
         decode.store(),
         decode.combine(),
         attention.inner(),
@@ -69,22 +68,11 @@ def every() -> Iterator[Kernel]:
         )
 
 
-def variants() -> Iterator[Kernel]:
-    """Of those that need a device's further features the same: see ../variants.py."""
-    yield from (k.by_subgroups for k in every() if k.by_subgroups is not k)
-    yield gemv.codes()
-    for name in TYPES:
-        yield gemv.gemv(name, 8, True, True, subgroups=True)
-        if name in gemv.CODES:
-            yield from (gemv.gemv8(name, 8, True, True, way) for way in (False, True))
-        yield from (gemm.gemm(name, way, gemm.Tile(half=True), True, True) for way in (True, False))
-
-
 def write(folder: str | Path) -> int:
     """Every kernel as a file of WGSL; returns how many."""
     folder, count = Path(folder), 0
     folder.mkdir(parents=True, exist_ok=True)
-    for count, kernel in enumerate((*every(), *variants()), 1):
+    for count, kernel in enumerate(every(), 1):
         name = re.sub(r"[^A-Za-z0-9]+", "-", kernel.name).strip("-").lower()
         (folder / f"{name}.wgsl").write_text(kernel.text(), encoding="utf-8")
     return count

@@ -7,18 +7,16 @@ NT is the forward, out = x Wᵀ; NN the input gradient, out = dy W. A pair's low
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ..kernel import F16, Kernel, reads, total, writes
+from ..kernel import Kernel, reads, writes
 from .blocks import NUMBERS, blocks
 
 
 @dataclass(frozen=True)
 class Tile:
     """m, n: rows and columns of a workgroup's output; k: of the sum at a time; tm, tn: of an invocation's output.
-    ahead: the next tiles are on their way to registers while these are multiplied. half: operands are rounded to
-    float16 in workgroup memory, x after a power of two for each row (see row_scales()); sums and the pair's terms are
-    float32."""
+    ahead: the next tiles are on their way to registers while these are multiplied."""
 
     m: int = 64
     n: int = 64
@@ -26,17 +24,6 @@ class Tile:
     tm: int = 4
     tn: int = 4
     ahead: bool = False
-    half: bool = False
-
-    @property
-    def plain(self) -> Tile:
-        """The same without float16."""
-        return replace(self, half=False)
-
-    @property
-    def tail(self) -> Tile:
-        """The pair's: float32, in as much memory as a float16 tile."""
-        return replace(self, half=False, k=self.k // 2) if self.half else self
 
     @property
     def threads(self) -> int:
@@ -45,11 +32,11 @@ class Tile:
     @property
     def bytes(self) -> int:
         """Workgroup memory."""
-        return 16 * self.k * (self.m // 4 + self.n // 4 + 2)  # of a half one: two of half the size
+        return 16 * self.k * (self.m // 4 + self.n // 4 + 2)
 
     @property
     def name(self) -> str:
-        return f"{self.m}x{self.n}x{self.k} {self.tm}x{self.tn}{' ahead' * self.ahead}{' f16' * self.half}"
+        return f"{self.m}x{self.n}x{self.k} {self.tm}x{self.tn}{' ahead' * self.ahead}"
 
 
 def each(count: int, threads: int, body: str) -> str:
@@ -61,13 +48,13 @@ def each(count: int, threads: int, body: str) -> str:
     return "\n".join(out)
 
 
-def multiply(t: Tile, a: str = "tile_a", b: str = "tile_b") -> str:
-    """One tile's multiply-adds: a [k, m], b [k, n], rows a vec4 longer than that."""
+def multiply(t: Tile) -> str:
+    """One tile's multiply-adds: tile_a [k, m], tile_b [k, n], rows a vec4 longer than that."""
     lda, ldb, ga, gb = t.m // 4 + 1, t.n // 4 + 1, t.m // t.tm, t.n // t.tn
     lines = []
     for k in range(t.k):
-        lines += [f"    let a{k}_{g} = vec4<f32>({a}[{k * lda + g * ga}u + ty]);" for g in range(t.tm // 4)]
-        lines += [f"    let b{k}_{h} = vec4<f32>({b}[{k * ldb + h * gb}u + tx]);" for h in range(t.tn // 4)]
+        lines += [f"    let a{k}_{g} = tile_a[{k * lda + g * ga}u + ty];" for g in range(t.tm // 4)]
+        lines += [f"    let b{k}_{h} = tile_b[{k * ldb + h * gb}u + tx];" for h in range(t.tn // 4)]
         for g in range(t.tm // 4):
             for i in range(4):
                 lines += [
@@ -99,26 +86,26 @@ class _Loads:
     keep: str
 
 
-def _turned(tile: str, ld: int, quads: int, value: str, kind: str) -> str:
+def _turned(tile: str, ld: int, quads: int, value: str) -> str:
     """Four neighbours along the sum go to four rows of the tile."""
     return "".join(
-        f"\n      {tile}[((e % {quads}u) * 4u + {j}u) * {ld}u + (r >> 2u)][r & 3u] = {kind}({value}.{'xyzw'[j]});"
+        f"\n      {tile}[((e % {quads}u) * 4u + {j}u) * {ld}u + (r >> 2u)][r & 3u] = {value}.{'xyzw'[j]};"
         for j in range(4)
     )
 
 
 def _loads(t: Tile, transposed: bool) -> _Loads:
-    lda, ldb, quads, wide, kind = t.m // 4 + 1, t.n // 4 + 1, t.k // 4, t.n // 4, "f16" if t.half else "f32"
+    lda, ldb, quads, wide = t.m // 4 + 1, t.n // 4 + 1, t.k // 4, t.n // 4
     along = f"""
       let r = e / {quads}u;
       let k = k0 + (e % {quads}u) * 4u;"""
-    value = "x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]" + " * scales[min(m0 + r, p.m - 1u)]" * t.half
+    value = "x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]"
     fetch = [each(t.m * quads, t.threads, along + _masked("aROUND", value))]
     row = f"\n      let r = e / {quads}u;"
-    keep = [each(t.m * quads, t.threads, row + _turned("tile_a", lda, quads, "aROUND", kind))]
+    keep = [each(t.m * quads, t.threads, row + _turned("tile_a", lda, quads, "aROUND"))]
     if transposed:
         fetch.append(each(t.n * quads, t.threads, along + _masked("bROUND", "weight4(min(n0 + r, p.n - 1u), k)")))
-        keep.append(each(t.n * quads, t.threads, row + _turned("tile_b", ldb, quads, "bROUND", kind)))
+        keep.append(each(t.n * quads, t.threads, row + _turned("tile_b", ldb, quads, "bROUND")))
     else:
         fetch.append(
             each(
@@ -131,9 +118,7 @@ def _loads(t: Tile, transposed: bool) -> _Loads:
       if (k0 + r < k_end && n0 + c * 4u < p.n) {{ bROUND = weight4(k0 + r, n0 + c * 4u); }}""",
             )
         )
-        keep.append(
-            each(t.k * wide, t.threads, f"\n      tile_b[(e / {wide}u) * {ldb}u + e % {wide}u] = vec4<{kind}>(bROUND);")
-        )
+        keep.append(each(t.k * wide, t.threads, f"\n      tile_b[(e / {wide}u) * {ldb}u + e % {wide}u] = bROUND;"))
     rounds = (-(-t.m * quads // t.threads), -(-t.n * quads // t.threads))
     declare = "\n".join(f"  var {name}{r} = vec4<f32>();" for name, count in zip("ab", rounds) for r in range(count))
     return _Loads(declare, "\n".join(fetch), "\n".join(keep))
@@ -167,8 +152,8 @@ def _walk(t: Tile, loads: _Loads) -> str:
   }}"""
 
 
-def _tail(t: Tile, a: str, b: str) -> str:
-    """The pair's product, as further terms of the sum, through workgroup memory a and b."""
+def _tail(t: Tile) -> str:
+    """The pair's product, as further terms of the sum, through the same workgroup memory."""
     lda, ldb = t.m // 4 + 1, t.n // 4 + 1
     rows = each(
         t.m * t.k,
@@ -178,7 +163,7 @@ def _tail(t: Tile, a: str, b: str) -> str:
       let c = c0 + e % {t.k}u;
       var v = 0.0;
       if (c < p.rank) {{ v = low[min(m0 + r, p.m - 1u) * p.ls + l0 + c]; }}
-      {a}[(e % {t.k}u) * {lda}u + (r >> 2u)][r & 3u] = v;""",
+      tile_a[(e % {t.k}u) * {lda}u + (r >> 2u)][r & 3u] = v;""",
     )
     columns = each(
         t.n * t.k,
@@ -188,7 +173,7 @@ def _tail(t: Tile, a: str, b: str) -> str:
       let c = c0 + e % {t.k}u;
       var v = 0.0;
       if (c < p.rank) {{ v = pair[p.pair0 + min(n0 + r, p.n - 1u) * p.pn + c * p.pc]; }}
-      {b}[(e % {t.k}u) * {ldb}u + (r >> 2u)][r & 3u] = v;""",
+      tile_b[(e % {t.k}u) * {ldb}u + (r >> 2u)][r & 3u] = v;""",
     )
     return f"""
   if (group.z == 0u) {{
@@ -197,28 +182,16 @@ def _tail(t: Tile, a: str, b: str) -> str:
 {rows}
 {columns}
     workgroupBarrier();
-{multiply(t, a, b)}
+{multiply(t)}
     workgroupBarrier();
     }}
   }}"""
 
 
-def _back(t: Tile) -> str:
-    """Sums of scaled rows at their own size again."""
-    return "".join(
-        f"""
-  {{
-    let back = 1.0 / scales[min(m0 + {(i // 4) * (t.m // t.tm) * 4 + i % 4}u + ty * 4u, p.m - 1u)];
-    {" ".join(f"s{i}_{h} *= back;" for h in range(t.tn // 4))}
-  }}"""
-        for i in range(t.tm)
-    )
-
-
-def _memory(t: Tile, a: str, b: str) -> str:
-    kind = "f16" if t.half else "f32"
+def _memory(t: Tile) -> str:
     return "\n".join(
-        f"var<workgroup> {name}: array<vec4<{kind}>, {t.k * (width // 4 + 1)}>;" for name, width in ((a, t.m), (b, t.n))
+        f"var<workgroup> {name}: array<vec4<f32>, {t.k * (width // 4 + 1)}>;"
+        for name, width in (("tile_a", t.m), ("tile_b", t.n))
     )
 
 
@@ -227,12 +200,9 @@ def gemm(block: str, transposed: bool, tile: Tile = Tile(), tail: bool = False, 
     """out[m, n] (+)= sum over k of x[m, k] w, w = W[n, k] (transposed) or W[k, n]; + low[m, c] pair[n, c]; + bias[n].
 
     grid: (columns / n, rows / m, slices of the sum of k_step each). xs, ys, zs: vec4s from row
-    to row and slice to slice; x0, y0: vec4s before the first column. A half tile also reads row_scales() of x.
+    to row and slice to slice; x0, y0: vec4s before the first column.
     """
     t, loads = tile, _loads(tile, transposed)
-    names = ("tile_a", "tile_b")
-    tail_names = ("tail_a", "tail_b") if t.half else names
-    shared = _memory(t, *names) + ("\n" + _memory(t.tail, *tail_names) if tail and t.half else "")
     sums = "\n".join(f"  var s{i}_{h} = vec4<f32>();" for i in range(t.tm) for h in range(t.tn // 4))
     stores = []
     for i in range(t.tm):
@@ -263,7 +233,6 @@ fn keep(m: u32, n: u32, z: u32, sum: vec4<f32>) {{
             *writes("out", of="vec4<f32>"),
             *(reads("low", "pair") if tail else ()),
             *(reads("bias") if bias else ()),
-            *(reads("scales") if t.half else ()),
         ),
         (
             *NUMBERS,
@@ -288,32 +257,12 @@ fn keep(m: u32, n: u32, z: u32, sum: vec4<f32>) {{
   let k_begin = group.z * p.k_step;
   let k_end = min(p.k, k_begin + p.k_step);
 {sums}
-{loads.declare}{_walk(t, loads)}{_back(t) if t.half else ""}{_tail(t.tail, *tail_names) if tail else ""}
+{loads.declare}{_walk(t, loads)}{_tail(t) if tail else ""}
 {chr(10).join(stores)}
 """,
         (t.threads, 1),
-        shared,
+        _memory(t),
         blocks(block) + keep,
-        (F16,) if t.half else (),
-    )
-
-
-@functools.cache
-def row_scales() -> Kernel:
-    """scales[t] = a power of two that brings the largest of row t's n elements between 128 and 256: far from float16's
-    largest, 65,504, and its least, 2**-24."""
-    return Kernel(
-        "row_scales",
-        (*reads("x"), *writes("scales")),
-        ("n", "xs", "x0"),
-        """
-  var most = 0.0;
-  for (var i = lane; i < p.n; i += 256u) { most = max(most, abs(x[group.x * p.xs + p.x0 + i])); }
-  let top = total_tops(most, lane);
-  if (lane == 0u) { scales[group.x] = bitcast<f32>((261u - max(bitcast<u32>(top) >> 23u, 8u)) << 23u); }
-""",
-        shared="var<workgroup> tops: array<f32, 256>;",
-        functions=total("max", name="tops"),
     )
 
 
