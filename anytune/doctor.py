@@ -40,7 +40,6 @@ def examine(threads: int | None = None) -> dict[str, Any]:
         "packages": _packages(),
         "blas": _blas(),
         "blas_forced": os.environ.get("OPENBLAS_CORETYPE"),
-        "threads": _threads(),
     }
     facts["engines"] = [_engine(name, threads) for name in _engine_names()]
     facts["auto"] = _auto(facts["engines"])
@@ -105,14 +104,6 @@ def _blas() -> list[dict[str, Any]]:
         for row in threadpoolctl.threadpool_info()
         if row.get("user_api") == "blas"
     ]
-
-
-def _threads() -> dict[str, Any]:
-    """What the thread probe finds now."""
-    from anytune.engine.probe import best_threads
-
-    best, rates = best_threads()
-    return {"best": best, "gflops": {str(n): round(rate, 1) for n, rate in rates.items()}}
 
 
 def _engine_names() -> list[str]:
@@ -188,8 +179,6 @@ def report(facts: dict[str, Any]) -> str:
             f"blas     {b['internal_api']} {b['version']}, kernels {b['architecture']}"
             + (" (your environment forces them: OPENBLAS_CORETYPE)" if facts["blas_forced"] else "")
         )
-    rates = ", ".join(f"{n}: {rate:g} GFLOP/s" for n, rate in facts["threads"]["gflops"].items())
-    lines.append(f"threads  {facts['threads']['best']} pay now ({rates})")
     for e in facts["engines"]:
         if "problem" in e:
             lines.append(f"engine   {e['engine']}: FAILED, {e['problem']}")

@@ -28,7 +28,6 @@ def test_every_operation_gives_known_answers_here(cli):
     ):
         assert any(word in operation for operation in operations), operations
     assert all(row["ok"] for row in engine["operations"])
-    assert str(facts["threads"]["best"]) in facts["threads"]["gflops"]
     assert "all good" in doctor.report(facts)
 
 

@@ -104,12 +104,12 @@ class Anytune:
         self.task = work(self.model, self.test, self.settings.rank, self.settings.ubatch)
 
     def facts(self) -> dict[str, Any]:
-        estimate, identity = self.task.estimate, self.engine.identity()
+        estimate, workers = self.task.estimate, getattr(self.engine, "workers", None)
         return {
             "engine": self.engine.name,
             "hardware": _hardware(self.engine),
-            "threads": identity.get("threads"),
-            "identity": identity,
+            "threads": workers and workers.count,
+            "identity": self.engine.identity(),
             "estimate_bytes": estimate and int(estimate.peak_bytes),
             "how": estimate and estimate.text,
         }

@@ -38,9 +38,9 @@ class LlamaCpp:
     def __init__(self, path: Path, device: str, threads: int | None, test: Test, settings: Settings):
         if not judge.available():
             raise UserError("llama.cpp is not here to compare with: install it with `pip install xllamacpp`.")
-        from anytune.engine.probe import best_threads
+        from anytune.engine.probe import cores
 
-        self.path, self.threads, self.test = path, threads or best_threads()[0], test
+        self.path, self.threads, self.test = path, threads or cores(), test
         self.task = self
         self.started, self.times = 0.0, []  # of the last round
 

@@ -131,7 +131,7 @@ def _many(*flags: str, low: int, high: int, default: str | None, help: str) -> C
     "--no-warmup", is_flag=True, help="Count the first round too, in which code is compiled and files are read."
 )
 @_many(
-    "-t", "--threads", "threads", low=1, high=1024, default=None, help="CPU threads. Default: a short probe chooses."
+    "-t", "--threads", "threads", low=1, high=1024, default=None, help="CPU threads. Default: the cores that there are."
 )
 @click.option(
     "-ub",

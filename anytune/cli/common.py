@@ -137,7 +137,7 @@ _ENGINE_OPTIONS = (
         "--threads",
         type=click.IntRange(1, 1024),
         metavar="N",
-        help="CPU threads. Default: a short probe chooses.",
+        help="CPU threads. Default: the cores that there are. Results do not depend on it.",
     ),
     click.option(
         "--memory",

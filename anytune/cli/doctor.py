@@ -9,13 +9,13 @@ from anytune.cli.common import Command, json_option, print_json
 
 @click.command(
     cls=Command,
-    short_help="Check this machine: devices, threads, every operation.",
+    short_help="Check this machine: devices, every operation.",
     example="""
     anytune doctor
     anytune doctor --json
 """,
 )
-@click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: a short probe.")
+@click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: the cores.")
 @click.option(
     "--kernels",
     type=click.Path(file_okay=False),
@@ -24,7 +24,7 @@ from anytune.cli.common import Command, json_option, print_json
 )
 @json_option
 def doctor(threads: int | None, kernels: str | None, as_json: bool) -> int:
-    """Examine this machine: devices, engines, versions, the best number of threads, and every operation of
+    """Examine this machine: devices, engines, versions, and every operation of
     every engine against known answers (there are drivers that report success and write nothing). Exit code 1
     if something is wrong."""
     from anytune.doctor import examine, report

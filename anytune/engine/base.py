@@ -171,7 +171,7 @@ class Engine(Protocol):
         """A sentence for a failure of the device (out of memory, lost), None for any other error."""
 
     def identity(self) -> dict:
-        """What decides how sums are rounded, besides the machine: JSON-able, with `engine` and maybe `threads`."""
+        """What decides how sums are rounded, besides the machine: JSON-able, with `engine`. Threads do not."""
 
     # -- the stream
     def embed(self, ids: Array, table, scale: float) -> Array:

@@ -15,11 +15,11 @@ import numpy as np
 from .base import Heads
 from .composed import Composed
 from .numpy.attention import plan
-from .numpy.gradients import gradient_rows
-from .numpy.linear import backward_step, block_columns
-from .numpy.loss import most_rows
+from .numpy.gradients import gradient_pieces
+from .numpy.linear import GRADIENT, backward_pieces, forward_pieces
+from .numpy.loss import most_rows, vocabulary_lanes
 from .numpy.sizes import Sizes
-from .numpy.workers import share
+from .numpy.workers import piece, pieces
 
 
 class Shape:
@@ -99,14 +99,14 @@ class CountEngine(RowShapes):
         self.pooled = 0
         self._free: Counter = Counter()
         self._scratch: Counter = Counter()
-        self._own: Counter = Counter()
+        self._once: Counter = Counter()  # of worker 0 alone
         self._raw: Counter = Counter()
         self._starts = np.zeros(2, np.int32)
 
     @property
     def bytes(self) -> int:
         """All that the engine would hold: activations, scratch and streamed bytes."""
-        scratch = sum(self._scratch.values()) * self.threads + sum(self._own.values())
+        scratch = sum(self._scratch.values()) * self.threads + sum(self._once.values())
         return self.pooled + 4 * scratch + sum(self._raw.values())
 
     def held(self, matrices: dict, groups: list) -> int:
@@ -136,10 +136,6 @@ class CountEngine(RowShapes):
 
     def raw(self, name: str, size: int) -> None:
         self._raw[name] = max(self._raw[name], size)
-
-    def _share(self, count: int, step: int = 1) -> int:
-        """The most that one worker gets of `count` (see workers.share)."""
-        return max(high - low for low, high in (share(count, i, self.threads, step) for i in range(self.threads)))
 
     def weight(self, gguf, name: str, hold: str = "blocks") -> Frozen:
         info = gguf.tensors[name]
@@ -196,12 +192,11 @@ class CountEngine(RowShapes):
         tokens, rank = x.shape[0], group.rank
         y = self.array(tokens, group.width, row_padding=0)
         self.flops += 2.0 * tokens * group.in_features * (group.width + rank) + 2.0 * tokens * low_rank_products(group)
-        most = self._share(group.width, 16)
-        for weight in group.weights:
-            rows = min(weight.out_features, most, max(16, self.sizes.tile // (group.in_features + rank)))
-            self.scratch("tile", rows * (group.in_features + rank))
+        for index, low, high in forward_pieces(group, self.sizes):
+            weight = group.weights[index]
+            self.scratch("tile", (high - low) * (group.in_features + rank))
             if weight.hold == "stream":
-                self.raw("tile", self.threads * rows * (weight.nbytes // weight.out_features))
+                self.raw("tile", self.threads * (high - low) * (weight.nbytes // weight.out_features))
         return tuple(y.part(w.out_features) for w in group.weights)
 
     def linear_backward(self, dys, x, group, need_dx=True):
@@ -211,18 +206,20 @@ class CountEngine(RowShapes):
         self.flops += 2.0 * tokens * (2 * low + 2 * group.in_features * rank)
         if need_dx:
             self.flops += 2.0 * tokens * group.in_features * width
-            columns = min(backward_step(group, self.sizes), self._share(group.in_features, block_columns(group)))
-            self.scratch("wide", columns * (width + rank))
+            for low, high in backward_pieces(group, self.sizes):
+                self.scratch("wide", (high - low) * (width + rank))
             self.raw("wide", sum(w.nbytes for w in group.weights if w.hold == "stream"))
         for weight in group.weights:
             if weight.gradient is not None:
                 self.flops += 2.0 * tokens * group.in_features * weight.out_features
-                rows = min(weight.out_features, self._share(group.width, 16), gradient_rows(group, self.sizes))
-                self.scratch("gradient", rows * group.in_features)
-        self.scratch("down", rank * self._share(group.in_features, block_columns(group)))
+        for _, low, high in gradient_pieces(group, self.sizes):
+            self.scratch("gradient", (high - low) * group.in_features)
+        for low, high in pieces(0, group.in_features, piece(group.in_features, GRADIENT, 16), 16):
+            self.scratch("down", rank * (high - low))
         for pair, weight in zip(group.pairs, group.weights):
             if pair is not None:
-                self.scratch("up", pair.a.shape[0] * self._share(weight.out_features))
+                for low, high in pieces(0, weight.out_features, piece(weight.out_features, GRADIENT, 16), 16):
+                    self.scratch("up", pair.a.shape[0] * (high - low))
         if group.dropout and rank:
             self.raw("mask", 9 * tokens * group.in_features)
         return dx
@@ -238,33 +235,36 @@ class CountEngine(RowShapes):
         tokens, narrow = q.shape[0], heads.n_kv_heads * heads.head_dim
         both = self.array(tokens, heads.n_heads * heads.head_dim + 2 * narrow)
         inner = self.flat(max(tokens, self.capacity) * heads.n_heads)
-        own = [self.array(tokens, narrow) for _ in range(2 * (self.threads - 1))]
+        own = [self.array(tokens, narrow) for _ in range(2 * self._more_lanes(heads))]
         self._attend(tokens, heads, 5, 2)
         del inner, own
         return both.part(heads.n_heads * heads.head_dim), both.part(narrow), both.part(narrow)
 
+    def _more_lanes(self, heads: Heads) -> int:
+        return max((lane for lane, _ in plan(self._starts, heads, self.sizes.scores, self.sizes.lanes)), default=0)
+
     def _attend(self, tokens: int, heads: Heads, products: int, scores: int) -> None:
-        for number, tasks in enumerate(plan(self._starts, heads, self.threads, self.sizes.scores)):
+        for _, tasks in plan(self._starts, heads, self.sizes.scores, self.sizes.lanes):
             for task in tasks:
                 rows, keys = (task.high - task.low) * heads.group, task.high - task.first_key(heads.window)
                 self.flops += 2.0 * rows * keys * heads.head_dim * products
-                pieces = {"s": rows * keys, "q": rows * heads.head_dim, "o": rows * heads.head_dim}
+                parts = {"s": rows * keys, "q": rows * heads.head_dim, "o": rows * heads.head_dim}
                 if scores == 2:
-                    pieces |= {"dp": rows * keys, "do": rows * heads.head_dim, "piece": keys * heads.head_dim}
-                for name, floats in pieces.items():  # few tasks may leave a worker without any
-                    self._own[name, number] = max(self._own[name, number], floats)
+                    parts |= {"dp": rows * keys, "do": rows * heads.head_dim, "piece": keys * heads.head_dim}
+                for name, floats in parts.items():
+                    self.scratch(name, floats)
 
     def cross_entropy(self, h, head, targets, scale, gradient):
         rows, vocab, width = h.shape[0], head.width, head.in_features
         chunk = min(most_rows(self.sizes, head), max(rows, self.capacity))
-        step = min(self._share(vocab), max(16, self.sizes.head // (width + head.rank)))
+        step = max(high - low for lane in vocabulary_lanes(self.sizes, head) for low, high in lane)
         dh = self.array(rows, width) if gradient else None
         self.scratch("wide", step * (width + head.rank))
         keep = gradient and chunk * vocab <= self.sizes.logits
         logits = self.flat(chunk * vocab) if keep else self.scratch("logits", chunk * step)
         self.flops += 2.0 * rows * vocab * width * ((2 if keep else 3) if gradient else 1)
         if gradient:
-            parts = self.flat(self.threads * chunk * (width + head.rank))
+            parts = self.flat(self.sizes.lanes * chunk * (width + head.rank))
             self.scratch("product", chunk * (width + head.rank))
             if head.weights[0].gradient is not None:
                 self.scratch("gradient", step * width)

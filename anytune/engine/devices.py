@@ -22,8 +22,8 @@ def engine_for(
 ):
     """The engine of a device name, with a number for one of several GPUs (cuda:1).
 
-    threads: of CPU engines, None: as many as a short probe finds to pay. dtype, tf32: of torch's devices; webgpu takes
-    the dtypes f32 and fp16.
+    threads: of CPU engines, None: as many as there are cores. dtype, tf32: of torch's devices; webgpu takes the dtype
+    f32.
     max_binding: bytes of memory that a kernel of webgpu sees at once at most, None: what the device allows.
     Raises UserError for an unknown name, or one that cannot be had here.
     """
@@ -57,9 +57,9 @@ def engine_for(
             f"--dtype and --tf32 are for PyTorch's GPUs (cuda, rocm, xpu, mps): {device} has one number "
             "format of its own"
         )
-    from .probe import best_threads
+    from .probe import cores
 
-    threads = threads or best_threads()[0]
+    threads = threads or cores()
     if kind == "cpu-bf16":
         from .cpu_bf16 import CpuBf16Engine
 

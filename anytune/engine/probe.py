@@ -1,4 +1,4 @@
-"""How many threads pay on this machine now, and BLAS held to one of them."""
+"""What this machine has: cores, processor, GPUs that the system shows; and BLAS held to one thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import sys
-import time
 from pathlib import Path
 
 
@@ -27,44 +26,6 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS or Windows
         return os.cpu_count() or 1
-
-
-def best_threads(limit: int | None = None, milliseconds: float = 25.0) -> tuple[int, dict[int, float]]:
-    """(threads, {threads: GFLOP/s}): a short product timed with 1, 2, 4 … workers up to the cores there are.
-
-    More threads are taken only if they gain 15 %: on a shared machine, or with two hardware threads to a core,
-    they often do not.
-    """
-    import numpy as np
-
-    from .numpy.workers import Workers
-
-    one_blas_thread()
-    limit = limit or cores()
-    counts = sorted({1, *(2**i for i in range(1, 8) if 2**i < limit), limit})
-    rates: dict[int, float] = {}
-    best = 1
-    for count in counts:
-        workers, n = Workers(count), 256
-        data = [np.ones((n, n), np.float32) for _ in range(3)]
-        outs = [np.empty((n, n), np.float32) for _ in range(count)]
-
-        def work(number: int) -> None:
-            for _ in range(3):
-                np.matmul(data[0], data[1], out=outs[number])
-
-        workers.run(work)
-        times = []
-        begin = time.perf_counter()
-        while time.perf_counter() - begin < milliseconds / 1000 or len(times) < 3:
-            start = time.perf_counter()
-            workers.run(work)
-            times.append(time.perf_counter() - start)
-        workers.close()
-        rates[count] = count * 3 * 2 * n**3 / sorted(times)[len(times) // 2] / 1e9
-        if rates[count] > rates[best] * 1.15:
-            best = count
-    return best, rates
 
 
 def gpu_visible() -> bool:

@@ -150,8 +150,8 @@ def load(
     """Open a GGUF on a device.
 
     device: "auto", "cuda", "cuda:1", "rocm", "xpu", "mps", "cpu-bf16", "numpy" (or "cpu"), "fpga-sim". threads: None
-    probes what pays here. memory: bytes that may be taken, of the GPU's memory, or of the machine's by the whole
-    process. compiled: None uses Numba if it is installed. dtype: "auto", "bf16", "fp16", "f32", of matrix products on
+    takes all cores. memory: bytes that may be taken, of the GPU's memory, or of the machine's by the whole process.
+    compiled: None uses Numba if it is installed. dtype: "auto", "bf16", "fp16", "f32", of matrix products on
     torch's devices; tf32: let float32 ones run on tensor cores. max_binding: bytes, of webgpu. Raises UserError.
     """
     from anytune.engine.devices import engine_for

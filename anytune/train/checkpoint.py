@@ -7,8 +7,8 @@ A checkpoint is a folder checkpoint_step_<step>:
     manifest.json       size and sha256 of the three others
 The order of the data and all random draws are functions of the seed, the epoch, the step and the micro-batch,
 so these numbers are the random state. `identity` holds what must be equal for a resume to be exact: the base
-file's sha256, fingerprints of the data, the exact settings and what is trained. `engine` (name, threads) is
-kept so that a resume can use as many threads again: with another number sums round differently.
+file's sha256, fingerprints of the data, the exact settings and what is trained. `engine` (its name, and what
+else decides how sums are rounded) is kept so that a resume stays on the engine.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def train(
     loss           auto: of chats the assistant's words, of pairs the completion, running text whole; all: every token;
                    assistant: as auto, but running text is refused. assistant_loss_only=True is loss="assistant"
     chat_template (a file), format, columns, overflow: see anytune.text.build_dataset
-    memory         bytes; threads: None: what a probe finds to pay, or as many as a checkpoint was made with
+    memory         bytes; threads: None: the cores that there are
     shard          with several processes: each holds a slice of the base, whatever would fit
     quiet          nothing on stderr (the log is kept); progress: called with each row of metrics
     watch          called with the trainee and the step, before the first step and at each checkpoint
@@ -330,12 +330,12 @@ class _Job:
     def _start(self, start, threads: int | None, recorded: dict) -> None:
         """Make trainee and product on the engine that trains."""
         self.place = Place(self.model, recorded, self.full)
-        _same_threads(self.model.engine, threads, recorded, self.process_group)
+        _share_cores(self.model.engine, threads, self.process_group)
         try:
             self.trainee, self.product = start(self)
         except UserError as error:
             self.place.retreat(error)
-            _same_threads(self.model.engine, threads, recorded, self.process_group)
+            _share_cores(self.model.engine, threads, self.process_group)
             self.trainee, self.product = start(self)
         self.console.say(self.place.sentence())
 
@@ -499,18 +499,11 @@ def _kept(trainer: Trainer) -> str:
     )
 
 
-def _same_threads(engine, asked: int | None, recorded: dict, process_group: SingleProcess) -> None:
-    """Go on with as many threads as before, unless the caller asked for a number: only so are bytes equal.
-
-    Otherwise processes of one machine share out its cores.
-    """
-    own, count = engine.identity().get("threads"), recorded.get("threads")
-    if asked is not None or own is None:
-        return
-    if type(count) is not int or not 1 <= count <= 1024 or recorded.get("processes", 1) != process_group.size:
-        count = own if process_group.size == 1 else min(own, max(1, cores() // process_group.local_size))
-    if count != own:
-        engine.use_threads(count)
+def _share_cores(engine, asked: int | None, process_group: SingleProcess) -> None:
+    """Processes of one machine share out its cores, unless the caller asked for a number of threads."""
+    workers = getattr(engine, "workers", None)
+    if workers is not None and asked is None and process_group.size > 1:
+        engine.use_threads(min(workers.count, max(1, cores() // process_group.local_size)))
 
 
 def _adapter(adapter, model, lora: Lora | None, console: Console):

@@ -45,7 +45,7 @@ def open_run(
 
 
 def recorded_engine(settings: TrainSettings, identity: dict) -> dict:
-    """What engine the checkpoint to continue from was made with ({} if there is none), for its threads.
+    """What engine the checkpoint to continue from was made with ({} if there is none).
 
     identity: as far as it is known before the trainee is made. Nothing is verified here but the type.
     """

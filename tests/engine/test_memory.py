@@ -1,11 +1,13 @@
 """Buffers are used again and never shared; workers split and fail cleanly; the count agrees with the pool."""
 
+import time
+
 import numpy as np
 import pytest
 
 from anytune.engine.numpy.engine import NumpyEngine
 from anytune.engine.numpy.pool import Pool
-from anytune.engine.numpy.workers import Workers, balance, share
+from anytune.engine.numpy.workers import PIECES, Workers, balance, piece, pieces
 
 
 def test_a_buffer_returns_when_its_last_view_is_gone():
@@ -48,23 +50,49 @@ def test_workers_cover_every_row_once(count):
 def test_a_worker_s_error_reaches_the_caller_and_the_rest_go_on():
     workers = Workers(3)
 
-    def work(number):
-        if number == 2:
-            raise ValueError("broken")
+    def broken(number):
+        raise ValueError("broken")
 
-    for _ in range(3):
-        with pytest.raises(ValueError, match="broken"):
-            workers.run(work)
-    workers.run(lambda number: None)
+    done = []
+    jobs = [done.append] * 5
+    for run in (lambda: workers.run([*jobs, broken, *jobs]), lambda: workers.chains([jobs, [broken, *jobs], jobs])):
+        for _ in range(3):
+            with pytest.raises(ValueError, match="broken"):
+                run()
+    done.clear()
+    workers.run(jobs)
+    workers.chains([jobs, [], jobs])
+    assert len(done) == 15
     workers.close()
 
 
-@pytest.mark.parametrize("count, of, step", [(10, 3, 1), (576, 2, 32), (33, 4, 32), (0, 2, 1), (5, 8, 1)])
-def test_shares_join_up(count, of, step):
-    spans = [share(count, i, of, step) for i in range(of)]
-    assert spans[0][0] == 0 and spans[-1][1] == count
-    for (_, high), (low, end) in zip(spans, spans[1:]):
-        assert high == low <= end and (low % step == 0 or low == count)
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_jobs_of_a_chain_follow_each_other(count):
+    workers, random = Workers(count), np.random.default_rng(0)
+    lengths = random.integers(0, 9, 12).tolist()
+    seen, busy = [[] for _ in lengths], [False] * len(lengths)
+
+    def job(chain, place, seconds):
+        def run(number):
+            assert not busy[chain] and 0 <= number < count
+            busy[chain] = True
+            time.sleep(seconds)
+            seen[chain].append(place)
+            busy[chain] = False
+
+        return run
+
+    workers.chains([[job(c, i, 1e-3 * random.random()) for i in range(n)] for c, n in enumerate(lengths)])
+    assert seen == [list(range(n)) for n in lengths]
+    workers.close()
+
+
+@pytest.mark.parametrize("count, most, step", [(10, 3, 1), (576, 96, 32), (33, 4, 32), (0, 2, 1), (260, 33, 16)])
+def test_pieces_join_up(count, most, step):
+    spans = list(pieces(0, count, most, step))
+    assert [low for low, _ in spans] + [count] == [0] * (not count) + [0] * bool(count) + [high for _, high in spans]
+    assert all(low % step == 0 and 0 < high - low <= max(most, step) for low, high in spans)
+    assert len(list(pieces(0, 10_000, piece(10_000, 1)))) == PIECES and piece(100, 64, 16) == 64
 
 
 def test_balance_uses_every_task_once_and_evenly():

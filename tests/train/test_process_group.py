@@ -257,35 +257,17 @@ def test_processes_that_were_given_different_things_are_refused(jobs, tmp_path):
     assert not (folder / "never").exists()
 
 
-@pytest.mark.parametrize(
-    ("recorded", "asked", "size", "want"),
-    [
-        ({}, None, 1, 6),
-        ({"threads": 3}, None, 1, 3),
-        ({"threads": 3}, 6, 1, 6),
-        ({"threads": 3}, None, 2, 4),
-        ({"threads": 3, "processes": 2}, None, 2, 3),
-        ({"threads": 3, "processes": 2}, None, 1, 6),
-        ({}, None, 9, 1),
-    ],
-)
-def test_processes_of_one_machine_share_its_cores(monkeypatch, recorded, asked, size, want):
+@pytest.mark.parametrize(("asked", "size", "want"), [(None, 1, 6), (6, 2, 6), (None, 2, 4), (None, 9, 1)])
+def test_processes_of_one_machine_share_its_cores(monkeypatch, asked, size, want):
+    from anytune.engine.numpy.engine import NumpyEngine
     from anytune.train import finetune
 
-    class Engine:
-        threads = 6  # what a probe found
-
-        def identity(self):
-            return {"threads": self.threads}
-
-        def use_threads(self, count):
-            self.threads = count
-
-    engine, process_group = Engine(), groups.SingleProcess()
+    engine, process_group = NumpyEngine(6), groups.SingleProcess()
     process_group.size = process_group.local_size = size
     monkeypatch.setattr(finetune, "cores", lambda: 8)
-    finetune._same_threads(engine, asked, recorded, process_group)
-    assert engine.threads == want
+    finetune._share_cores(engine, asked, process_group)
+    assert engine.workers.count == want
+    engine.workers.close()
 
 
 if __name__ == "__main__":

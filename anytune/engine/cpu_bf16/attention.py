@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from anytune.engine.base import Heads
-from anytune.engine.numpy.attention import add_up
+from anytune.engine.numpy.attention import add_up, lanes_of
 
-from . import attend, linear
+from . import attend
 from .rows import address, aligned
 
 
@@ -46,7 +46,7 @@ def attention(e, q, k, v, heads: Heads):
 
         return run
 
-    linear.in_turn(e, [[task_of(t) for t in tasks] for tasks in e.plan(heads)])
+    e.workers.run([task_of(task) for _, tasks in e.plan(heads) for task in tasks])
     return out, lse
 
 
@@ -69,19 +69,14 @@ def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
     wide, narrow = heads.n_heads * size, heads.n_kv_heads * size
     both = e.array(tokens, wide + 2 * narrow)
     dq, dk, dv = both[:, :wide], both[:, wide : wide + narrow], both[:, wide + narrow :]
-    shares = e.plan(heads)
-    # One worker's tasks may share keys with another's: each sums into its own, and worker 0 into the result.
-    sums_of = [(dk, dv)] + [tuple(e.array(tokens, narrow) for _ in range(2)) for _ in shares[1:]]
-
+    chains = e.plan(heads)
+    sums_of = lanes_of(e, chains, dk, dv)
     places, results, lse_at = [_at(x) for x in (q, k, v, dout)], _at(dq), address(lse)
 
-    def work(number: int) -> None:
-        own = sums_of[number]
-        for buffer in own:
-            buffer[...] = 0
-        targets = [results, *(_at(x) for x in own)]
-        for task in shares[number]:
-            first = task.first_key(heads.window)
+    def task_of(task, targets: list):
+        first = task.first_key(heads.window)
+
+        def run(number: int) -> None:
             scratch = _scratch(e, number, attend.sizes_backward, task.high - first, size)
             at, slim = 4 * task.head * heads.group * size, 4 * task.head * size
             attend.backward(
@@ -99,7 +94,10 @@ def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
                 *scratch,
             )
 
-    e.workers.run(work)
+        return run
+
+    targets = [[results, *(_at(x) for x in own)] for own in sums_of]
+    e.workers.chains([[task_of(task, targets[lane]) for task in tasks] for lane, tasks in chains])
     add_up(e, sums_of)
     return dq, dk, dv
 

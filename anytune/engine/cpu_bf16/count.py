@@ -9,16 +9,15 @@ from __future__ import annotations
 from anytune.engine.base import Heads
 from anytune.engine.count import CountEngine, Shape, low_rank_products
 from anytune.engine.numpy.attention import plan
-from anytune.engine.numpy.linear import block_columns
 from anytune.engine.numpy.loss import most_rows
-from anytune.engine.numpy.workers import share
+from anytune.engine.numpy.workers import piece, pieces
 
 from . import attend
-from .gemm import PANEL, SPARE, packed_words, row_bytes
+from .gemm import SPARE, packed_words, row_bytes
 from .gradients import PIECE, turned_words
-from .linear import GRADIENT, backward_step, pieces, tile_rows, trains_whole
-from .loss import head_step
-from .packed import RUNS, can_be_packed, packs_both, panel_columns, words_of
+from .linear import GRADIENT, ROWS, backward_pieces, forward_pieces, tile_rows, trains_whole
+from .loss import vocabulary_lanes
+from .packed import can_be_packed, filled_columns, packs_both, words_of
 from .rows import LINE
 
 DROPPED = 13  # bytes an element: a mask, and the float32 temporaries that dropout is made with
@@ -54,15 +53,10 @@ class Bf16Count(CountEngine):
 
     def _pack(self, group) -> None:
         """The scratch with which packed.Packed is made."""
-        blocks, step = panel_columns(group), backward_step(group, self.sizes)
-        for number in range(self.threads):
-            low, high = share(group.width, number, self.threads, PANEL)
-            for start, end in zip(group.bounds, group.bounds[1:]):
-                for first, last in pieces(max(low, start), min(high, end), tile_rows(group, self.sizes), PANEL):
-                    self.scratch("tile", (last - first) * group.in_features)
-            for first, last in pieces(*share(group.in_features, number, self.threads, blocks), step, blocks):
-                if self._packs_both(group):
-                    self.scratch("tile", group.width * (last - first))
+        for _, low, high in forward_pieces(group, tile_rows(group, self.sizes)):
+            self.scratch("tile", (high - low) * group.in_features)
+        for low, high in filled_columns(group, self.sizes) if self._packs_both(group) else ():
+            self.scratch("tile", group.width * (high - low))
 
     def array(self, rows: int, columns: int, row_padding: int | None = None) -> Shape:
         return super().array(rows, columns, 0)
@@ -73,21 +67,21 @@ class Bf16Count(CountEngine):
         made.group, made.row_padding = group, row_bytes(columns) // 2
         return made
 
-    def _aligned(self, name: str, words: int, number: int | None = None) -> None:
-        """Scratch of every worker, or of one."""
-        if number is None:
-            self.scratch(name, words + LINE)
+    def _aligned(self, name: str, words: int, once: bool = False) -> None:
+        """Scratch of every worker, or of the first alone."""
+        if once:
+            self._once[name] = max(self._once[name], words + LINE)
         else:
-            self._own[name, number] = max(self._own[name, number], words + LINE)
+            self.scratch(name, words + LINE)
 
     def _most_rows(self, tokens: int) -> int:
-        """The most rows that a worker gets of a row-wise operation."""
-        return tokens if tokens < 64 else self._share(tokens, 4)
+        """The most rows in a piece of a row-wise operation."""
+        return max((high - low for low, high in pieces(0, tokens, piece(tokens, ROWS, 4), 4)), default=0)
 
     def _left_rows(self, tokens: int, group) -> RowsShape:
         made = self._rows(tokens, group.in_features + group.rank, group)
         if group.rank:
-            self._aligned("downs", packed_words(group.in_features, group.rank), 0)
+            self._aligned("downs", packed_words(group.in_features, group.rank), True)
             self._aligned("low", self._most_rows(tokens) * group.rank)
         return made
 
@@ -135,19 +129,15 @@ class Bf16Count(CountEngine):
         most, packed = tile_rows(group, self.sizes), self._packs(group)
         if packed:
             self._pack(group)
-            most = -(-group.width // (RUNS * self.threads))
-        for number in range(self.threads):
-            low, high = share(group.width, number, self.threads, PANEL)
-            for weight, pair, (_, inner), start, end in zip(
-                group.weights, group.pairs, group.ranks(), group.bounds, group.bounds[1:]
-            ):
-                for first, last in pieces(max(low, start), min(high, end), most, PANEL):
-                    if packed:
-                        self._aligned("low", (last - first) * (0 if pair is None else inner))
-                        continue
-                    self._tile(last - first, features + rank, packed_words(features + rank, last - first))
-                    if weight.hold == "stream":
-                        self.raw("tile", self.threads * (last - first) * (weight.nbytes // weight.out_features))
+            most = group.width
+        for index, low, high in forward_pieces(group, most):
+            weight = group.weights[index]
+            if packed:
+                self._aligned("low", (high - low) * (0 if group.pairs[index] is None else group.ranks()[index][1]))
+                continue
+            self._tile(high - low, features + rank, packed_words(features + rank, high - low))
+            if weight.hold == "stream":
+                self.raw("tile", self.threads * (high - low) * (weight.nbytes // weight.out_features))
         return tuple(y.part(w.out_features) for w in group.weights)
 
     def _tile(self, rows: int, columns: int, packed: int) -> None:
@@ -168,89 +158,84 @@ class Bf16Count(CountEngine):
         if need_dx:
             self.flops += 2.0 * tokens * features * width
             self.raw("wide", sum(w.nbytes for w in group.weights if w.hold == "stream"))
-            blocks, most = block_columns(group), backward_step(group, self.sizes)
-            for number in range(self.threads) if not self._packs_both(group) else ():
-                for first, last in pieces(*share(features, number, self.threads, blocks), most, blocks):
-                    self._tile(width + rank, last - first, packed_words(width + rank, last - first))
+            for low, high in backward_pieces(group, self.sizes) if not self._packs_both(group) else ():
+                self._tile(width + rank, high - low, packed_words(width + rank, high - low))
         del dy, x
         return dx
 
     def _whole(self, tokens: int, group) -> None:
-        """As gradients.group_tasks."""
+        """As gradients.gradient_jobs."""
         for weight in group.weights:
             if weight.gradient is not None:
-                self._aligned("inner", packed_words(tokens, group.in_features), 0)
+                self._aligned("inner", packed_words(tokens, group.in_features), True)
                 self.flops += 2.0 * tokens * group.in_features * weight.out_features
-                for number in range(self.threads):
-                    for low, high in pieces(*share(weight.out_features, number, self.threads, 16), PIECE, 16):
-                        self._aligned("left", turned_words(high - low, tokens))
+                for low, high in pieces(0, weight.out_features, PIECE, 16):
+                    self._aligned("left", turned_words(high - low, tokens))
 
     def _gradient_rows(self, dys, group):
         for pair in group.pairs:
             if pair is not None:
                 self._aligned("low", self._most_rows(dys[0].shape[0]) * pair.b.shape[1])
-        self._aligned("ups", sum(packed_words(*s.b.shape) for s in group.pairs if s is not None), 0)
+        self._aligned("ups", sum(packed_words(*s.b.shape) for s in group.pairs if s is not None), True)
         if all(isinstance(d, RowsShape) for d in dys) and dys[0].row_padding >= group.width + group.rank:
             return dys[0]
         return self._rows(dys[0].shape[0], group.width + group.rank)
 
     def _pairs(self, tokens: int, group) -> None:
-        self._aligned("turned", turned_words(group.rank, tokens), 0)
-        self._aligned("inner", sum(packed_words(tokens, last - first) for first, last in group.ranks()), 0)
-        for number in range(self.threads):
-            for first, last in pieces(*share(group.in_features, number, self.threads, 16), GRADIENT, 16):
-                self._aligned("packed", packed_words(tokens, last - first))
-                self._aligned("low", max(b - a for a, b in group.ranks()) * (last - first))
-            for pair in group.pairs:
-                if pair is not None:
-                    for first, last in pieces(*share(pair.b.shape[0], number, self.threads, 16), GRADIENT, 16):
-                        self._aligned("packed", turned_words(last - first, tokens))
+        self._aligned("turned", turned_words(group.rank, tokens), True)
+        self._aligned("inner", sum(packed_words(tokens, last - first) for first, last in group.ranks()), True)
+        for low, high in pieces(0, group.in_features, GRADIENT, 16):
+            self._aligned("packed", packed_words(tokens, high - low))
+            self._aligned("low", max(b - a for a, b in group.ranks()) * (high - low))
+        for pair in group.pairs:
+            if pair is not None:
+                for low, high in pieces(0, pair.b.shape[0], GRADIENT, 16):
+                    self._aligned("packed", turned_words(high - low, tokens))
 
     def attention(self, q, k, v, heads: Heads):
         tokens = q.shape[0]
-        self._attend(heads, 2, attend.sizes, True)
+        self._attend(heads, 2, attend.sizes)
         return self.array(tokens, heads.n_heads * heads.head_dim), self.flat(heads.n_heads * max(tokens, self.capacity))
 
     def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
         tokens, narrow = q.shape[0], heads.n_kv_heads * heads.head_dim
         both = self.array(tokens, heads.n_heads * heads.head_dim + 2 * narrow)
-        own = [self.array(tokens, narrow) for _ in range(2 * (self.threads - 1))]
-        self._attend(heads, 5, attend.sizes_backward, False)
+        own = [self.array(tokens, narrow) for _ in range(2 * self._more_lanes(heads))]
+        self._attend(heads, 5, attend.sizes_backward)
         del own
         return both.part(heads.n_heads * heads.head_dim), both.part(narrow), both.part(narrow)
 
-    def _attend(self, heads: Heads, products: int, sizes, anybody: bool) -> None:
-        """Scratch of attention's tasks. anybody: a worker may take another's."""
-        for number, tasks in enumerate(plan(self._starts, heads, self.threads, self.sizes.scores)):
+    def _attend(self, heads: Heads, products: int, sizes) -> None:
+        """Scratch of attention's tasks."""
+        for _, tasks in plan(self._starts, heads, self.sizes.scores, self.sizes.lanes):
             for task in tasks:
                 keys = task.high - task.first_key(heads.window)
                 self.flops += 2.0 * (task.high - task.low) * heads.group * keys * heads.head_dim * products
-                words = sum(n + 15 & -16 for n in sizes(keys, heads.head_dim))
-                for worker in range(self.threads) if anybody else (number,):
-                    self._aligned("attend", words, worker)
+                self._aligned("attend", sum(n + 15 & -16 for n in sizes(keys, heads.head_dim)))
 
     def cross_entropy(self, h, head, targets, scale, gradient):
         rows, vocab, columns = h.shape[0], head.width, head.in_features + head.rank
         h = self._left(h, head)
         most = min(most_rows(self.sizes, head), max(rows, self.capacity))
-        chunk, step = -(-rows // -(-rows // most)), head_step(self.sizes, head, self.threads)
+        chunk = -(-rows // -(-rows // most))
+        step = max(high - low for lane in vocabulary_lanes(self.sizes, head) for low, high in lane)
         if self._packs(head):
             self._pack(head)
             self._aligned("low", step * head.rank)
         dh = self.array(rows, head.in_features) if gradient else None
         keep = gradient and most * vocab <= self.sizes.logits
         logits = self.flat(most * vocab) if keep else self.scratch("logits", chunk * step)
-        parts = self.flat(self.threads * most * columns) if gradient else None
+        parts = self.flat(self.sizes.lanes * most * columns) if gradient else None
         self._tile(step, columns, max(packed_words(columns, step), packed_words(step, columns) if gradient else 0))
         self._aligned("edge", step + 16)
         if gradient:
             self._aligned("dlogits", (chunk + SPARE) * row_bytes(step) // 4)
             if head.rank:
                 self._aligned("turned", turned_words(step, chunk))
-                self._aligned("inner", packed_words(chunk, head.rank), 0)
+                self._aligned("inner", packed_words(chunk, head.rank), True)
             if head.weights[0].gradient is not None:
                 self._aligned("left", turned_words(step, chunk))
-                self._aligned("inner", packed_words(chunk, head.in_features), 0)
+                self._aligned("inner", packed_words(chunk, head.in_features), True)
                 self.flops += 2.0 * rows * vocab * head.in_features
         self.flops += 2.0 * rows * vocab * head.in_features * ((2 if keep else 3) if gradient else 1)
         if head.weights[0].hold == "stream":

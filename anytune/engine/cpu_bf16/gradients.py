@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from anytune.engine.numpy.linear import Group
-from anytune.engine.numpy.workers import share
+from anytune.engine.numpy.workers import Job, piece, pieces
 
 from . import gemm
 from .rows import Rows, address, aligned
@@ -27,14 +25,15 @@ def pack(e, x: Rows, tokens: int, columns: int, at: int | None = None) -> int:
     """x [tokens, columns] (at another address, if given) packed as the right side of a gradient's product -> where."""
     packed, depth = aligned(e, 0, "inner", gemm.packed_words(tokens, columns)), gemm.depth_of(tokens)
 
-    def work(number: int) -> None:
-        low, high = share(columns, number, e.workers.count, gemm.PANEL)
-        if high > low:
-            gemm.pack_rows(
-                (at or x.address) + 2 * low, x.stride, high - low, tokens, 2, packed + 4 * low * depth, depth, 0
-            )
+    def work(low: int, high: int) -> None:
+        gemm.pack_rows((at or x.address) + 2 * low, x.stride, high - low, tokens, 2, packed + 4 * low * depth, depth, 0)
 
-    e.workers.run(work)
+    e.workers.run(
+        [
+            lambda _, low=low, high=high: work(low, high)
+            for low, high in pieces(0, columns, piece(columns, 4 * gemm.PANEL, gemm.PANEL), gemm.PANEL)
+        ]
+    )
     return packed
 
 
@@ -56,9 +55,9 @@ def add(e, number: int, dy: int, stride: int, rows: int, tokens: int, packed: in
     )
 
 
-def group_tasks(e, dy: Rows, x: Rows, group: Group, pieces) -> list[list[Callable[[int], None]]]:
-    """For each worker its tasks: rows of each trained matrix's gradient and places of each bias's. pieces: linear's."""
-    tokens, workers = dy.shape[0], e.workers.count
+def gradient_jobs(e, dy: Rows, x: Rows, group: Group) -> list[Job]:
+    """Rows of each trained matrix's gradient and places of each bias's."""
+    tokens = dy.shape[0]
     packed = pack(e, x, tokens, group.in_features) if any(w.gradient is not None for w in group.weights) else 0
 
     def task(weight, bias, start: int, low: int, high: int):
@@ -80,11 +79,8 @@ def group_tasks(e, dy: Rows, x: Rows, group: Group, pieces) -> list[list[Callabl
         return work
 
     return [
-        [
-            task(weight, bias, start, *piece)
-            for weight, bias, start in zip(group.weights, group.bias_gradients, group.bounds)
-            if weight.gradient is not None or bias is not None
-            for piece in pieces(*share(weight.out_features, number, workers, 16), PIECE, 16)
-        ]
-        for number in range(workers)
+        task(weight, bias, start, *place)
+        for weight, bias, start in zip(group.weights, group.bias_gradients, group.bounds)
+        if weight.gradient is not None or bias is not None
+        for place in pieces(0, weight.out_features, PIECE, 16)
     ]

@@ -2,63 +2,32 @@
 
 As in numpy/linear.py the low-rank pair rides in the base product: [x | h] times [W | B]ᵀ, h = s x Aᵀ, and backwards
 [dy | g] times [W ; s A], g = dy B. Left sides are made bf16 once (Rows); a tile of W is dequantized to float32 in a
-worker's cache, rounded into panels there, and used for all tokens. Each worker begins with its own half of the tiles
-and then helps the others: a tile's numbers are the same whoever computes it.
+worker's cache, rounded into panels there, and used for all tokens.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 
 from anytune.engine.numpy.linear import Group, block_columns, dropped, scaled_down, streamed
-from anytune.engine.numpy.workers import share
+from anytune.engine.numpy.workers import Job, piece, pieces
 
 from . import gemm, tiles
-from .gradients import group_tasks, turned_words
+from .gradients import gradient_jobs, turned_words
 from .rows import Rows, address, aligned, make
 
 GRADIENT = 256  # columns of a piece of the pairs' gradients
-
-
-def in_turn(e, shares: list[list[Callable[[int], None]]]) -> None:
-    """Run every worker's tasks, its own first, then what is left of the others'. task(number of the worker)."""
-    queues = [deque(tasks) for tasks in shares]
-
-    def work(number: int) -> None:
-        for queue in queues[number:] + queues[:number]:
-            while True:
-                try:
-                    task = queue.popleft()
-                except IndexError:
-                    break
-                task(number)
-
-    e.workers.run(work)
+ROWS = 64  # of a piece of what goes row by row, at least
+COLUMNS = 128  # of a product's result in one piece, at least
 
 
 def by_rows(e, tokens: int, work: Callable[[int, int, int], None]) -> None:
-    """work(number, low, high) for each worker's share of the rows; few rows are not worth waking others for."""
-    if tokens < 64 or e.workers.count == 1:
-        work(0, 0, tokens)
-        return
-
-    def one(number: int) -> None:
-        low, high = share(tokens, number, e.workers.count, 4)
-        if high > low:
-            work(number, low, high)
-
-    e.workers.run(one)
-
-
-def pieces(low: int, high: int, most: int, step: int):
-    """Cut low…high into equal runs of at most `most`, multiples of `step` (but for the last)."""
-    count = -(-(high - low) // max(most // step * step, step))
-    width = -(-(-(-(high - low) // max(count, 1))) // step) * step
-    for first in range(low, high, max(width, 1)):
-        yield first, min(first + width, high)
+    """work(number, low, high) over pieces of the rows."""
+    e.workers.run(
+        [lambda number, a=a, b=b: work(number, a, b) for a, b in pieces(0, tokens, piece(tokens, ROWS, 4), 4)]
+    )
 
 
 # ---- left sides --------------------------------------------------------------------------------------------
@@ -210,20 +179,18 @@ def linear(e, x, group: Group) -> tuple[np.ndarray, ...]:
     y = e.array(x.shape[0], group.width)
     x = left(e, x, group, dropout(e, group, x.shape[0]))
     if (packed := packed_of(e, group)) is not None:
-        in_turn(e, packed.forward_tasks(e, x, y))
+        e.workers.run(packed.forward_jobs(e, x, y))
         return group.split(y)
-    shares: list[list] = []
-    for number in range(e.workers.count):
-        low, high = share(group.width, number, e.workers.count, gemm.PANEL)
-        shares.append(
-            [
-                _forward_task(e, x, group, index, first, last, y)
-                for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
-                for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes), gemm.PANEL)
-            ]
-        )
-    in_turn(e, shares)
+    e.workers.run([_forward_task(e, x, group, *place, y) for place in forward_pieces(group, tile_rows(group, e.sizes))])
     return group.split(y)
+
+
+def forward_pieces(group: Group, most: int):
+    """(number of the linear, its first row, last row) of each piece of y, of at most so many columns."""
+    most = min(most, piece(group.width, COLUMNS, gemm.PANEL))
+    for index, weight in enumerate(group.weights):
+        for low, high in pieces(0, weight.out_features, most, gemm.PANEL):
+            yield index, low, high
 
 
 def packed_of(e, group: Group):
@@ -240,25 +207,25 @@ def _forward_task(e, x: Rows, group: Group, index: int, first: int, last: int, y
     weight, pair, bias = group.weights[index], group.pairs[index], group.biases[index]
     features, start, rows = group.in_features, group.bounds[index], last - first
     before, end = group.ranks()[index] if pair is not None else (0, 0)
-    columns, low = features + end, first - start
+    columns = features + end
 
     def task(number: int) -> None:
         tile = e.scratch(number, "tile", rows * columns).reshape(rows, columns)
-        weight.rows(low, last - start, tile, lambda size: e.raw(number, size))
+        weight.rows(first, last, tile, lambda size: e.raw(number, size))
         tiles.forward(
             address(tile),
             rows,
             features,
-            address(pair.b) + low * pair.b.strides[0] if pair is not None else 0,
+            address(pair.b) + first * pair.b.strides[0] if pair is not None else 0,
             before,
             end - before,
             aligned(e, number, "packed", gemm.packed_words(columns, rows)),
             x.address,
             x.stride,
             x.shape[0],
-            address(y) + 4 * first,
+            address(y) + 4 * (start + first),
             y.strides[0],
-            address(bias) + 4 * low if bias is not None else 0,
+            address(bias) + 4 * first if bias is not None else 0,
             bias is not None,
         )
 
@@ -279,43 +246,40 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
     tokens, features, rank = x.shape[0], group.in_features, group.rank
     mask = dropout(e, group, tokens)
     dy, downs = gradient_rows(e, dys, group), scaled_down(group) if rank else np.empty((0, features), np.float32)
-    pairs = None
+    jobs: list[Job] = []
     if rank:
         x = (
             left(e, x, group)
             if mask is None
             else left_rows(e, tokens, group, _writer(dropped(e, _float32(x), group, mask, 0, tokens)))
         )
-        pairs = _Pairs(e, dy, x, group)
-    own = [[] for _ in range(e.workers.count)]
+        jobs += _Pairs(e, dy, x, group).jobs()
     if trains_whole(group):
         x = left(e, x, group)
-        own = group_tasks(e, dy, x, group, pieces)
+        jobs += gradient_jobs(e, dy, x, group)
     dx = e.array(tokens, features) if need_dx else None
     packed = packed_of(e, group)
     if packed is not None and not packed.both:
         packed = None
     raw = streamed(e, group) if need_dx and packed is None else None
-    blocks, most = block_columns(group), backward_step(group, e.sizes)
-    shares: list[list] = []
-    for number in range(e.workers.count):
-        low, high = share(features, number, e.workers.count, blocks)
-        beside = downs if mask is None else downs[:0]
-        mine = (
-            []
-            if dx is None
-            else packed.backward_tasks(e, dy, beside, dx, number)
-            if packed is not None
-            else [
-                _backward_task(e, dy, group, beside, first, last, raw, dx)
-                for first, last in pieces(low, high, most, blocks)
-            ]
-        )
-        shares.append(mine + (pairs.tasks(number) if pairs is not None else []) + own[number])
-    in_turn(e, shares)
+    beside = downs if mask is None else downs[:0]
+    if packed is not None and dx is not None:
+        jobs = packed.backward_jobs(dy, beside, dx) + jobs
+    elif dx is not None:
+        jobs = [
+            _backward_task(e, dy, group, beside, *place, raw, dx) for place in backward_pieces(group, e.sizes)
+        ] + jobs
+    e.workers.run(jobs)
     if dx is not None and mask is not None:
         _add_masked(e, dy, group, downs, mask, dx)
     return dx
+
+
+def backward_pieces(group: Group, sizes):
+    """(first column, last column) of each piece of dx, whole blocks of every weight."""
+    blocks = block_columns(group)
+    most = min(backward_step(group, sizes), piece(group.in_features, COLUMNS, blocks))
+    return pieces(0, group.in_features, most, blocks)
 
 
 def trains_whole(group: Group) -> bool:
@@ -371,14 +335,12 @@ class _Pairs:
             self.inner.append(at)
             at += 4 * size
 
-    def tasks(self, number: int) -> list:
-        """A worker's own: some columns of dA, and some rows of each dB."""
-        group, workers = self.group, self.e.workers.count
-        found = [self._down(*piece) for piece in pieces(*share(group.in_features, number, workers, 16), GRADIENT, 16)]
-        for index, pair in enumerate(group.pairs):
+    def jobs(self) -> list[Job]:
+        """Some columns of dA each, and some rows of a dB."""
+        found: list[Job] = [self._down(*place) for place in pieces(0, self.group.in_features, GRADIENT, 16)]
+        for index, pair in enumerate(self.group.pairs):
             if pair is not None:
-                rows = share(pair.b.shape[0], number, workers, 16)
-                found += [self._up(index, *piece) for piece in pieces(*rows, GRADIENT, 16)]
+                found += [self._up(index, *place) for place in pieces(0, pair.b.shape[0], GRADIENT, 16)]
         return found
 
     def _down(self, first: int, last: int):
@@ -442,4 +404,4 @@ def _add_masked(e, dy: Rows, group: Group, downs: np.ndarray, mask, dx: np.ndarr
     def rows(low: int, high: int) -> None:
         dx[low:high] += (through.float32(low, high) @ downs) * (mask[low:high] * factor)
 
-    e.workers.rows(dx.shape[0], rows, 16)
+    e.workers.rows(dx.shape[0], rows, 64)

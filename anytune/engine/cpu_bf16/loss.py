@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from anytune.engine.numpy.linear import Group
 from anytune.engine.numpy.loss import most_rows
-from anytune.engine.numpy.workers import share
+from anytune.engine.numpy.workers import pieces
 
 from . import gemm, gradients, rowwise, tiles
 from .gradients import turned_words
@@ -19,12 +21,10 @@ def head_rows(sizes, head: Group) -> int:
     return max(gemm.PANEL, sizes.tile // (head.in_features + head.rank) // gemm.PANEL * gemm.PANEL)
 
 
-def head_step(sizes, head: Group, workers: int) -> int:
-    """Rows of the head that a worker takes at once."""
-    return min(
-        head_rows(sizes, head),
-        max(high - low for low, high in (share(head.width, number, workers, gemm.PANEL) for number in range(workers))),
-    )
+def vocabulary_lanes(sizes, head: Group) -> list[list[tuple[int, int]]]:
+    """The head's tiles, (first row, last row) each, dealt to lanes of the vocabulary."""
+    lane, step = -(-head.width // (gemm.PANEL * sizes.lanes)) * gemm.PANEL, head_rows(sizes, head)
+    return [list(pieces(low, high, step, gemm.PANEL)) for low, high in pieces(0, head.width, lane, gemm.PANEL)]
 
 
 def cross_entropy(e, h, head: Group, targets: np.ndarray, scale: float, gradient: bool):
@@ -35,7 +35,7 @@ def cross_entropy(e, h, head: Group, targets: np.ndarray, scale: float, gradient
     chunk = -(-rows // -(-rows // most))  # equal chunks
     dh = e.array(rows, width) if gradient else None
     logits = e.flat(most * head.width) if gradient and most * head.width <= e.sizes.logits else None
-    parts = e.flat(e.workers.count * most * (width + head.rank)) if gradient else None
+    parts = e.flat(e.sizes.lanes * most * (width + head.rank)) if gradient else None
     total = 0.0
     for low in range(0, rows, chunk):
         high = min(low + chunk, rows)
@@ -52,17 +52,16 @@ class Chunk:
     def __init__(self, e, h: Rows, low: int, high: int, head: Group, targets: np.ndarray, kept: np.ndarray | None):
         self.e, self.head, self.targets, self.rows = e, head, targets, high - low
         self.at, self.stride, self.columns = h.address + low * h.stride, h.stride, head.in_features + head.rank
-        self.step = head_step(e.sizes, head, e.workers.count)
+        self.lanes = vocabulary_lanes(e.sizes, head)
+        self.step = max(last - first for lane in self.lanes for first, last in lane)
         self.packed = packed_of(e, head)
         self.logits = None if kept is None else kept[: self.rows * head.width].reshape(self.rows, head.width)
         self.h = h.part(0, self.columns)
         self.low, self.high = low, high
 
-    def spans(self, number: int):
-        """This worker's pieces of the vocabulary: (first, last)."""
-        begin, end = share(self.head.width, number, self.e.workers.count, gemm.PANEL)
-        for low in range(begin, end, self.step):
-            yield low, min(low + self.step, end)
+    def in_lanes(self, work) -> None:
+        """work(lane, first, last, number of the worker) for every tile; those of a lane in their order."""
+        self.e.workers.chains([[partial(work, n, *tile) for tile in lane] for n, lane in enumerate(self.lanes)])
 
     def tile(self, number: int, low: int, high: int) -> np.ndarray:
         """Rows low…high of the head, and of its pair's B beside them, as float32 [high - low, columns]."""
@@ -107,27 +106,26 @@ class Chunk:
         return piece
 
     def loss(self) -> float:
-        e, count = self.e, self.e.workers.count
+        e, count = self.e, len(self.lanes)
         top, picked = (np.full((count, self.rows), -np.inf, np.float32) for _ in range(2))
         total = np.zeros((count, self.rows), np.float32)
 
-        def work(number: int) -> None:
-            for low, high in self.spans(number):
-                piece = self.scores(number, low, high, None if self.packed else self.tile(number, low, high))
-                rowwise.loss(
-                    address(piece),
-                    piece.strides[0],
-                    self.rows,
-                    high - low,
-                    address(self.targets),
-                    low,
-                    address(top[number]),
-                    address(total[number]),
-                    address(picked[number]),
-                    aligned(e, number, "edge", self.step + 16),
-                )
+        def work(lane: int, low: int, high: int, number: int) -> None:
+            piece = self.scores(number, low, high, None if self.packed else self.tile(number, low, high))
+            rowwise.loss(
+                address(piece),
+                piece.strides[0],
+                self.rows,
+                high - low,
+                address(self.targets),
+                low,
+                address(top[lane]),
+                address(total[lane]),
+                address(picked[lane]),
+                aligned(e, number, "edge", self.step + 16),
+            )
 
-        e.workers.run(work)
+        self.in_lanes(work)
         highest = top.max(axis=0)
         self.log_sum = highest + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(
             np.float32
@@ -136,7 +134,7 @@ class Chunk:
 
     def backward(self, scale: float, parts: np.ndarray, dh: np.ndarray) -> None:
         e, head, pair, rows, columns = self.e, self.head, self.head.pairs[0], self.rows, self.columns
-        parts = parts[: e.workers.count * rows * columns].reshape(-1, rows, columns)
+        parts = parts[: len(self.lanes) * rows * columns].reshape(-1, rows, columns)
         stride, width = gemm.row_bytes(self.step), head.in_features
         trained = pair is not None and pair.grad_b is not None
         if trained:
@@ -146,52 +144,59 @@ class Chunk:
         whole = head.weights[0].gradient  # of a head that is trained itself, and has no pair then
         packed_h = gradients.pack(e, self.h, rows, width, self.at) if whole is not None else 0
 
-        def work(number: int) -> None:
-            mine = parts[number]
-            mine[...] = 0
-            for low, high in self.spans(number):
-                tile = self.tile(number, low, high)
-                piece = self.scores(number, low, high, tile, True)
-                dlogits = aligned(e, number, "dlogits", (rows + gemm.SPARE) * stride // 4)
-                rowwise.loss_backward(
-                    scale,
-                    address(piece),
-                    piece.strides[0],
-                    rows,
-                    high - low,
-                    address(self.targets),
-                    low,
-                    address(self.log_sum),
-                    aligned(e, number, "edge", self.step + 16),
-                    dlogits,
-                    stride,
-                )
-                packed = aligned(e, number, "packed", gemm.packed_words(self.step, columns))
-                depth = gemm.depth_of(high - low)
-                gemm.pack_rows(address(tile), tile.strides[0], columns, high - low, 4, packed, depth, 0)
+        def work(lane: int, low: int, high: int, number: int) -> None:
+            mine = parts[lane]
+            tile = self.tile(number, low, high)
+            piece = self.scores(number, low, high, tile, True)
+            dlogits = aligned(e, number, "dlogits", (rows + gemm.SPARE) * stride // 4)
+            rowwise.loss_backward(
+                scale,
+                address(piece),
+                piece.strides[0],
+                rows,
+                high - low,
+                address(self.targets),
+                low,
+                address(self.log_sum),
+                aligned(e, number, "edge", self.step + 16),
+                dlogits,
+                stride,
+            )
+            packed = aligned(e, number, "packed", gemm.packed_words(self.step, columns))
+            depth = gemm.depth_of(high - low)
+            gemm.pack_rows(address(tile), tile.strides[0], columns, high - low, 4, packed, depth, 0)
+            gemm.product(
+                dlogits,
+                stride,
+                packed,
+                depth,
+                address(mine),
+                mine.strides[0],
+                rows,
+                columns,
+                high - low,
+                low > self.lanes[lane][0][0],
+            )
+            if whole is not None:
+                gradients.add(e, number, dlogits, stride, high - low, rows, packed_h, whole[low:high])
+            if trained:
+                turned = aligned(e, number, "turned", turned_words(high - low, rows))
+                gemm.turn(dlogits, stride, rows, high - low, 2, turned, turned_stride)
+                step = pair.grad_b.strides[0]
                 gemm.product(
-                    dlogits, stride, packed, depth, address(mine), mine.strides[0], rows, columns, high - low, 1
+                    turned,
+                    turned_stride,
+                    inner,
+                    deep,
+                    address(pair.grad_b) + low * step,
+                    step,
+                    high - low,
+                    rank,
+                    rows,
+                    1,
                 )
-                if whole is not None:
-                    gradients.add(e, number, dlogits, stride, high - low, rows, packed_h, whole[low:high])
-                if trained:
-                    turned = aligned(e, number, "turned", turned_words(high - low, rows))
-                    gemm.turn(dlogits, stride, rows, high - low, 2, turned, turned_stride)
-                    step = pair.grad_b.strides[0]
-                    gemm.product(
-                        turned,
-                        turned_stride,
-                        inner,
-                        deep,
-                        address(pair.grad_b) + low * step,
-                        step,
-                        high - low,
-                        rank,
-                        rows,
-                        1,
-                    )
 
-        e.workers.run(work)
+        self.in_lanes(work)
         for part in parts[1:]:
             e.kernels.add(parts[0], part, parts[0])
         dh[...] = parts[0][:, :width]

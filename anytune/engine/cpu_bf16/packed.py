@@ -10,13 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from anytune.engine.numpy.linear import Group, block_columns, streamed
-from anytune.engine.numpy.workers import share
+from anytune.engine.numpy.workers import Job, piece, pieces
 
 from . import gemm, tiles
-from .linear import backward_step, in_turn, pieces, tile_rows
+from .linear import COLUMNS, backward_step, forward_pieces, tile_rows
 from .rows import LINE, Rows, address, aligned
-
-RUNS = 4  # pieces that a worker's share is cut into, so that a quicker one can help
 
 
 def can_be_packed(group: Group) -> bool:
@@ -53,6 +51,13 @@ def packs_both(group: Group, packed: str) -> bool:
     return packed == "both" and group.number >= 0
 
 
+def filled_columns(group: Group, sizes):
+    """(first column, last column) of each piece of W that is packed for dx."""
+    blocks = panel_columns(group)
+    most = min(backward_step(group, sizes), piece(group.in_features, COLUMNS, blocks))
+    return pieces(0, group.in_features, most, blocks)
+
+
 class Packed:
     """The packs of one group, made by all workers. Weights of which both are kept are not held in another way."""
 
@@ -67,21 +72,11 @@ class Packed:
         self._fill(e)
 
     def _fill(self, e) -> None:
-        group, shares = self.group, []
-        raw, step = streamed(e, group) if self.both else (), backward_step(group, e.sizes)
-        blocks = panel_columns(group)
-        for number in range(e.workers.count):
-            low, high = share(group.width, number, e.workers.count, gemm.PANEL)
-            mine = [
-                self._rows(e, index, first - start, last - start)
-                for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
-                for first, last in pieces(max(low, start), min(high, end), tile_rows(group, e.sizes), gemm.PANEL)
-            ]
-            low, high = share(group.in_features, number, e.workers.count, blocks) if self.both else (0, 0)
-            shares.append(
-                mine + [self._columns(e, first, last, raw) for first, last in pieces(low, high, step, blocks)]
-            )
-        in_turn(e, shares)
+        group = self.group
+        raw = streamed(e, group) if self.both else ()
+        jobs: list[Job] = [self._rows(e, *place) for place in forward_pieces(group, tile_rows(group, e.sizes))]
+        jobs += [self._columns(e, *place, raw) for place in filled_columns(group, e.sizes)] if self.both else []
+        e.workers.run(jobs)
         for weight in group.weights if self.both else ():
             weight.forget()
 
@@ -121,34 +116,14 @@ class Packed:
 
     # ---- the tasks of linear.linear and linear.linear_backward
 
-    def forward_tasks(self, e, x: Rows, y: np.ndarray) -> list[list]:
-        """For each worker what it computes of y [T, width] = [x | h] [W | B]ᵀ."""
-        group, shares = self.group, []
-        most = -(-group.width // (RUNS * e.workers.count))
-        for number in range(e.workers.count):
-            low, high = share(group.width, number, e.workers.count, gemm.PANEL)
-            shares.append(
-                [
-                    self._forward(e, x, index, first, last, y)
-                    for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:]))
-                    for first, last in pieces(max(low, start), min(high, end), most, gemm.PANEL)
-                ]
-            )
-        return shares
+    def forward_jobs(self, e, x: Rows, y: np.ndarray) -> list[Job]:
+        """What makes y [T, width] = [x | h] [W | B]ᵀ."""
+        return [self._forward(e, x, *place, y) for place in forward_pieces(self.group, self.group.width)]
 
-    def _forward(self, e, x: Rows, index: int, first: int, last: int, y: np.ndarray):
-        start = self.group.bounds[index]
+    def _forward(self, e, x: Rows, index: int, low: int, high: int, y: np.ndarray) -> Job:
+        at = address(y) + 4 * (self.group.bounds[index] + low)
         return lambda number: self.product(
-            e,
-            number,
-            index,
-            first - start,
-            last - start,
-            x.address,
-            x.stride,
-            x.shape[0],
-            address(y) + 4 * first,
-            y.strides[0],
+            e, number, index, low, high, x.address, x.stride, x.shape[0], at, y.strides[0]
         )
 
     def product(
@@ -179,12 +154,10 @@ class Packed:
             bias is not None,
         )
 
-    def backward_tasks(self, e, dy: Rows, downs: np.ndarray, dx: np.ndarray, number: int) -> list:
-        """What a worker computes of dx [T, in] = [dy | g] [W ; s A]; downs: s A, or none of its rows."""
-        features = self.group.in_features
-        low, high = share(features, number, e.workers.count, gemm.PANEL)
-        most = -(-features // (RUNS * e.workers.count))
-        return [self._backward(dy, downs, first, last, dx) for first, last in pieces(low, high, most, gemm.PANEL)]
+    def backward_jobs(self, dy: Rows, downs: np.ndarray, dx: np.ndarray) -> list[Job]:
+        """What makes dx [T, in] = [dy | g] [W ; s A]; downs: s A, or none of its rows."""
+        most = piece(self.group.in_features, COLUMNS, gemm.PANEL)
+        return [self._backward(dy, downs, *place, dx) for place in pieces(0, self.group.in_features, most, gemm.PANEL)]
 
     def _backward(self, dy: Rows, downs: np.ndarray, first: int, last: int, dx: np.ndarray):
         depth = gemm.depth_of(self.group.width + self.group.rank)

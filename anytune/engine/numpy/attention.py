@@ -8,6 +8,7 @@ that the window lets it see, and are made again in the backward from the saved l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -36,17 +37,28 @@ class Task:
         return (self.high - self.low) * (self.high - self.first_key(window)) + 500
 
 
-def plan(starts, heads: Heads, workers: int, scores: int) -> list[list[Task]]:
-    """The tasks of a packed stream for each worker; the same for forward and backward."""
-    tasks = []
+def plan(starts, heads: Heads, scores: int, lanes: int) -> list[tuple[int, list[Task]]]:
+    """The tasks of a packed stream in chains, dearest first: (lane, tasks), the same for forward and backward.
+
+    In the backward the tasks of one example and key head add to the same rows of dk and dv, so they run one after the
+    other. Where that would be too much for one worker they are dealt to several lanes, which sum each for itself;
+    no more than so many, and by shape alone.
+    """
+    made, total = [], 0.0
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist()):
         longest = min(end - start, heads.window or end - start)
         step = max(1, min(ROWS, scores // max(longest, 1)) // heads.group)
-        for low in range(start, end, step):
-            for head in range(heads.n_kv_heads):
-                tasks.append(Task(low, min(low + step, end), start, end, head))
-    lists = balance([t.cost(heads.window) for t in tasks], workers)
-    return [[tasks[i] for i in numbers] for numbers in lists]
+        for head in range(heads.n_kv_heads):
+            tasks = [Task(low, min(low + step, end), start, end, head) for low in range(start, end, step)]
+            made.append((tasks, [t.cost(heads.window) for t in tasks]))
+            total += sum(made[-1][1])
+    chains = []
+    for tasks, costs in made:
+        count = max(1, min(len(tasks), -int(-sum(costs) * lanes // total)))
+        for lane, numbers in enumerate(balance(costs, count)):
+            chains.append((sum(costs[i] for i in numbers), lane, [tasks[i] for i in numbers]))
+    chains.sort(key=lambda chain: -chain[0])
+    return [(lane, tasks) for _, lane, tasks in chains]
 
 
 def attention(e, q, k, v, heads: Heads):
@@ -54,30 +66,28 @@ def attention(e, q, k, v, heads: Heads):
     tokens, group, size = q.shape[0], heads.group, heads.head_dim
     out, lse = e.array(tokens, heads.n_heads * size), _per_token(e, tokens, heads.n_heads)
     lse = lse.reshape(heads.n_kv_heads, tokens * group)
-    shares = e.plan(heads)
 
-    def work(number: int) -> None:
-        for task in shares[number]:
-            first, slab = task.first_key(heads.window), slice(task.head * group * size, (task.head + 1) * group * size)
-            cut = slice(task.head * size, (task.head + 1) * size)
-            rows = (task.high - task.low) * group
-            queries = _stack(e, number, "q", q[task.low : task.high, slab], group)
-            scores = e.scratch(number, "s", rows * (task.high - first)).reshape(rows, -1)
-            np.matmul(queries, k[first : task.high, cut].T, out=scores)
-            e.kernels.softmax(
-                scores,
-                group,
-                task.low,
-                first,
-                heads.window,
-                heads.scale,
-                lse[task.head, task.low * group : task.high * group],
-            )
-            result = e.scratch(number, "o", rows * size).reshape(rows, size)
-            np.matmul(scores, v[first : task.high, cut], out=result)
-            out[task.low : task.high, slab] = result.reshape(task.high - task.low, group * size)
+    def work(task: Task, number: int) -> None:
+        first, slab = task.first_key(heads.window), slice(task.head * group * size, (task.head + 1) * group * size)
+        cut = slice(task.head * size, (task.head + 1) * size)
+        rows = (task.high - task.low) * group
+        queries = _stack(e, number, "q", q[task.low : task.high, slab], group)
+        scores = e.scratch(number, "s", rows * (task.high - first)).reshape(rows, -1)
+        np.matmul(queries, k[first : task.high, cut].T, out=scores)
+        e.kernels.softmax(
+            scores,
+            group,
+            task.low,
+            first,
+            heads.window,
+            heads.scale,
+            lse[task.head, task.low * group : task.high * group],
+        )
+        result = e.scratch(number, "o", rows * size).reshape(rows, size)
+        np.matmul(scores, v[first : task.high, cut], out=result)
+        out[task.low : task.high, slab] = result.reshape(task.high - task.low, group * size)
 
-    e.workers.run(work)
+    e.workers.run([partial(work, task) for _, tasks in e.plan(heads) for task in tasks])
     return out, lse
 
 
@@ -103,23 +113,33 @@ def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
     e.workers.rows(
         tokens, lambda low, high: e.kernels.row_dots(dout[low:high], out[low:high], heads.n_heads, inner[low:high]), 64
     )
-    shares = e.plan(heads)
-    # One worker's tasks may share keys with another's: each sums into its own, and worker 0 into the result.
-    sums_of = [(dk, dv)] + [tuple(e.array(tokens, narrow) for _ in range(2)) for _ in shares[1:]]
+    chains = e.plan(heads)
+    sums_of = lanes_of(e, chains, dk, dv)
 
-    def work(number: int) -> None:
-        for buffer in sums_of[number]:
-            buffer[...] = 0
-        for task in shares[number]:
-            _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, *sums_of[number])
+    def work(task: Task, sums: tuple, number: int) -> None:
+        _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, *sums)
 
-    e.workers.run(work)
+    e.workers.chains([[partial(work, task, sums_of[lane]) for task in tasks] for lane, tasks in chains])
     add_up(e, sums_of)
     return dq, dk, dv
 
 
+def lanes_of(e, chains: list[tuple[int, list[Task]]], dk: np.ndarray, dv: np.ndarray) -> list[tuple]:
+    """What each lane sums dk and dv in, zeroed: the first in the result."""
+    more = max((lane for lane, _ in chains), default=0)
+    sums_of = [(dk, dv), *(tuple(e.array(*dk.shape) for _ in range(2)) for _ in range(more))]
+
+    def clear(low: int, high: int) -> None:
+        for pair in sums_of:
+            for buffer in pair:
+                buffer[low:high] = 0
+
+    e.workers.rows(dk.shape[0], clear, 64)
+    return sums_of
+
+
 def add_up(e, sums_of: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Add every worker's sums of dk and dv to the first one's, in the workers' order."""
+    """Add every lane's sums of dk and dv to the first one's, in the lanes' order."""
 
     def merge(low: int, high: int) -> None:
         for own in sums_of[1:]:
@@ -175,19 +195,19 @@ def attend_cache(e, q, keys, values, slots, heads: Heads):
         for head in range(heads.n_kv_heads)
     ]
 
-    def work(number: int) -> None:
-        for slot, low, high, position, head in tasks[number :: e.workers.count]:
-            last = position + high - low
-            first = max(0, position + 1 - heads.window) if heads.window else 0
-            slab, cut = slice(head * group * size, (head + 1) * group * size), slice(head * size, (head + 1) * size)
-            rows = (high - low) * group
-            queries = _stack(e, number, "q", q[low:high, slab], group)
-            scores = e.scratch(number, "s", rows * (last - first)).reshape(rows, -1)
-            np.matmul(queries, keys[slot, first:last, cut].T, out=scores)
-            e.kernels.softmax(scores, group, position, first, heads.window, heads.scale, e.scratch(number, "lse", rows))
-            result = e.scratch(number, "o", rows * size).reshape(rows, size)
-            np.matmul(scores, values[slot, first:last, cut], out=result)
-            out[low:high, slab] = result.reshape(high - low, group * size)
+    def work(task: tuple, number: int) -> None:
+        slot, low, high, position, head = task
+        last = position + high - low
+        first = max(0, position + 1 - heads.window) if heads.window else 0
+        slab, cut = slice(head * group * size, (head + 1) * group * size), slice(head * size, (head + 1) * size)
+        rows = (high - low) * group
+        queries = _stack(e, number, "q", q[low:high, slab], group)
+        scores = e.scratch(number, "s", rows * (last - first)).reshape(rows, -1)
+        np.matmul(queries, keys[slot, first:last, cut].T, out=scores)
+        e.kernels.softmax(scores, group, position, first, heads.window, heads.scale, e.scratch(number, "lse", rows))
+        result = e.scratch(number, "o", rows * size).reshape(rows, size)
+        np.matmul(scores, values[slot, first:last, cut], out=result)
+        out[low:high, slab] = result.reshape(high - low, group * size)
 
-    e.workers.run(work) if len(tasks) > 1 and q.shape[0] > 4 else [work(n) for n in range(e.workers.count)]
+    e.workers.run([partial(work, task) for task in tasks], q.shape[0] <= 4)
     return out

@@ -6,10 +6,14 @@ low-rank part is added afterwards.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from .linear import Group
-from .workers import share
+from .linear import COLUMNS, Group
+from .workers import piece, pieces
+
+PIECE = 1 << 18  # weights of a piece, at least
 
 
 def linear_decode(e, x: np.ndarray, group: Group) -> tuple[np.ndarray, ...]:
@@ -27,30 +31,27 @@ def logits(e, h: np.ndarray, head: Group) -> np.ndarray:
 
 
 def _product(e, x: np.ndarray, group: Group, y: np.ndarray) -> None:
-    step = max(16, e.sizes.tile // group.in_features)
+    features, jobs = group.in_features, []
     downs = [None if s is None else (x @ s.a.T) * np.float32(s.scale) for s in group.pairs]
+    whole = piece(group.width, max(COLUMNS, PIECE // features), 16)
+    for index, (weight, start) in enumerate(zip(group.weights, group.bounds)):
+        dense = weight.dense()  # float32 weights are used where they lie, blocks a tile at a time
+        most = whole if dense is not None else min(whole, max(16, e.sizes.tile // features))
+        jobs += [
+            partial(_piece, e, x, group, index, dense, downs[index], low, high, y[:, start + low : start + high])
+            for low, high in pieces(0, weight.out_features, most, 16)
+        ]
+    e.workers.run(jobs, x.shape[0] * group.width * features < e.SMALL)
 
-    def work(number: int) -> None:
-        low, high = share(group.width, number, e.workers.count, 16)
-        for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:])):
-            weight, pair, bias = group.weights[index], group.pairs[index], group.biases[index]
-            dense = weight.dense()
-            # float32 weights are used where they lie, all at once; blocks a tile at a time
-            stride = max(1, high - low) if dense is not None else step
-            for first in range(max(low, start), min(high, end), stride):
-                last = min(first + stride, high, end)
-                rows = slice(first - start, last - start)
-                if dense is not None:
-                    tile = dense[rows]
-                else:
-                    tile = e.scratch(number, "tile", (last - first) * group.in_features)
-                    tile = tile.reshape(last - first, -1)
-                    weight.rows(rows.start, rows.stop, tile, lambda size: e.raw(number, size))
-                out = y[:, first:last]
-                np.matmul(x, tile.T, out=out)
-                if pair is not None:
-                    out += downs[index] @ pair.b[rows].T
-                if bias is not None:
-                    out += bias[rows]
 
-    e.spread(work, x.shape[0] * group.width * group.in_features)
+def _piece(e, x, group: Group, index: int, dense, down, low: int, high: int, out: np.ndarray, number: int) -> None:
+    if dense is not None:
+        tile = dense[low:high]
+    else:
+        tile = e.scratch(number, "tile", (high - low) * group.in_features).reshape(high - low, -1)
+        group.weights[index].rows(low, high, tile, lambda size: e.raw(number, size))
+    np.matmul(x, tile.T, out=out)
+    if down is not None:
+        out += down @ group.pairs[index].b[low:high].T
+    if (bias := group.biases[index]) is not None:
+        out += bias[low:high]

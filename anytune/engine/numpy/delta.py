@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from anytune.engine.base import DeltaHeads
 
 from .chunk import CHUNK, Chunk, normed, normed_backward
-from .workers import share
+from .workers import piece, pieces
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,17 @@ def delta(e, x, beta, alpha, weights, heads: DeltaHeads):
     out, raw = e.array(tokens, heads.inner), e.array(tokens, heads.inner)
     states = _states(e, tokens, heads)
     with np.errstate(over="ignore"):
-        e.workers.run(lambda number: _forward(e, number, x, beta, alpha, weights, heads, first, out, raw, states))
+        e.workers.run(
+            [partial(_forward, part, x, beta, alpha, weights, heads, first, out, raw, states) for part in _parts(heads)]
+        )
     return out, (raw, states)
 
 
-def _forward(e, number, x, beta, alpha, weights, heads, first, out, raw, states) -> None:
-    part = _Part(heads, *share(heads.keys, number, e.workers.count))
-    if part.low == part.high:
-        return
+def _parts(heads: DeltaHeads) -> list[_Part]:
+    return [_Part(heads, low, high) for low, high in pieces(0, heads.keys, piece(heads.keys, 1))]
+
+
+def _forward(part: _Part, x, beta, alpha, weights, heads, first, out, raw, states, number: int) -> None:
     state = np.zeros_like(part.states(states[0]))
     for at in range(0, len(x), CHUNK):
         rows = slice(at, min(at + CHUNK, len(x)))
@@ -113,21 +117,17 @@ def _inverse(o: np.ndarray, eps: float) -> np.ndarray:
 def delta_backward(e, dy, x, beta, alpha, weights, heads: DeltaHeads, kept, into=(None, None, None)):
     """As base.py has it."""
     dx, dbeta, dalpha = e.array(*x.shape), e.array(*beta.shape), e.array(*alpha.shape)
-    gains = np.zeros((e.workers.count, heads.value_size), np.float32)
-
-    def work(number: int) -> None:
-        part = _Part(heads, *share(heads.keys, number, e.workers.count))
-        if part.low < part.high:
-            _backward(part, dy, (x, beta, alpha), weights, e.first, kept, (dx, dbeta, dalpha), into[:2], gains[number])
-
+    parts, first = _parts(heads), e.first
+    gains = np.zeros((len(parts), heads.value_size), np.float32)
+    how = (dy, (x, beta, alpha), weights, first, kept, (dx, dbeta, dalpha), into[:2])
     with np.errstate(over="ignore"):
-        e.workers.run(work)
+        e.workers.run([partial(_backward, part, *how, gain) for part, gain in zip(parts, gains)])
     if into[2] is not None:
         into[2] += gains.sum(0)
     return dx, dbeta, dalpha
 
 
-def _backward(part: _Part, dy, inputs, weights, first, kept, results, into, gain) -> None:
+def _backward(part: _Part, dy, inputs, weights, first, kept, results, into, gain, number: int) -> None:
     (raw, states), size = kept, part.heads.value_size
     dstate = np.zeros_like(part.states(states[0]))
     for at in reversed(range(0, len(dy), CHUNK)):

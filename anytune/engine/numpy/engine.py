@@ -73,26 +73,17 @@ class NumpyEngine(Composed):
         return self.kernels is not plain
 
     def use_threads(self, count: int) -> None:
-        """Change the number of workers between steps. Other numbers give other roundings of the same sums."""
+        """Change the number of workers between steps; results stay the same."""
         self.workers.close()
         self.workers = Workers(count)
         self._scratch = [{} for _ in range(self.workers.count)]
-        self._plans = {}
 
     @functools.cached_property
     def algebra(self) -> HostAlgebra:
         def spread(work, pieces: int) -> None:
-            self.workers.run(lambda number: [work(piece) for piece in range(number, pieces, self.workers.count)])
+            self.workers.run([lambda _, piece=piece: work(piece) for piece in range(pieces)])
 
         return HostAlgebra(spread)
-
-    def spread(self, work, multiply_adds: int) -> None:
-        """Run every worker's share: side by side, or here one after the other where it is little."""
-        if multiply_adds < self.SMALL:
-            for number in range(self.workers.count):
-                work(number)
-        else:
-            self.workers.run(work)
 
     # ---- memory -----------------------------------------------------------------------------------------
 
@@ -127,7 +118,7 @@ class NumpyEngine(Composed):
         return self.workers.count * 0.6 * 4 * 2 * 384**3 / max(time.perf_counter() - started, 1e-9)
 
     def identity(self) -> dict:
-        return {"engine": self.name, "threads": self.workers.count, "compiled": self.compiled}
+        return {"engine": self.name, "compiled": self.compiled}
 
     def prepare(self, groups: list, parameters: np.ndarray, gradients: np.ndarray) -> None:
         """Nothing is laid out beforehand: pairs are read where they lie."""
@@ -138,9 +129,9 @@ class NumpyEngine(Composed):
         return np.repeat(self._starts[:-1], np.diff(self._starts))
 
     def plan(self, heads: Heads) -> list:
-        """Attention's tasks for the announced stream, made once for all layers of one shape."""
+        """Attention's chains of tasks for the announced stream, made once for all layers of one shape."""
         if heads not in self._plans:
-            self._plans[heads] = _attention.plan(self._starts, heads, self.workers.count, self.sizes.scores)
+            self._plans[heads] = _attention.plan(self._starts, heads, self.sizes.scores, self.sizes.lanes)
         return self._plans[heads]
 
     def flat(self, floats: int) -> np.ndarray:

@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 
-from .workers import share
+from .workers import Job, piece, pieces
 
 
-def group_gradients(e, dys: np.ndarray, x: np.ndarray, group) -> None:
-    """dW += dyᵀ x and db += the sum of dy's rows, for what is trained; dys [T, width or more], x [T, in]."""
-    if not any(w.gradient is not None for w in group.weights) and not any(g is not None for g in group.bias_gradients):
-        return
-    step = gradient_rows(group, e.sizes)
-
-    def work(number: int) -> None:
-        low, high = share(group.width, number, e.workers.count, 16)
-        for weight, bias, start, end in zip(group.weights, group.bias_gradients, group.bounds, group.bounds[1:]):
-            begin, stop = max(low, start), min(high, end)
-            if bias is not None and begin < stop:
-                bias[begin - start : stop - start] += dys[:, begin:stop].sum(0)
-            for first in range(begin, stop, step) if weight.gradient is not None else ():
-                last = min(first + step, stop)
-                piece = e.scratch(number, "gradient", (last - first) * group.in_features).reshape(last - first, -1)
-                np.matmul(dys[:, first:last].T, x, out=piece)
-                e.kernels.add_scaled(piece, 1.0, weight.gradient[first - start : last - start])
-
-    e.spread(work, x.shape[0] * group.width * group.in_features)
+def gradient_jobs(e, dys: np.ndarray, x: np.ndarray, group) -> list[Job]:
+    """What makes dW += dyᵀ x and db += the sum of dy's rows, for what is trained; dys [T, width or more], x [T, in]."""
+    return [partial(_rows, e, dys, x, group, *place) for place in gradient_pieces(group, e.sizes)]
 
 
-def gradient_rows(group, sizes) -> int:
-    """Rows of a matrix's gradient that are made at once: as many as a tile of the forward has."""
-    return max(16, sizes.tile // group.in_features)
+def gradient_pieces(group, sizes) -> Iterator[tuple[int, int, int]]:
+    """(number of the linear, first row, last row) of each piece of a trained matrix's or bias's gradient."""
+    most = min(piece(group.width, 96, 16), max(16, sizes.tile // group.in_features))
+    for index, (weight, bias) in enumerate(zip(group.weights, group.bias_gradients)):
+        if weight.gradient is not None or bias is not None:
+            for low, high in pieces(0, weight.out_features, most, 16):
+                yield index, low, high
+
+
+def _rows(e, dys, x, group, index: int, low: int, high: int, number: int) -> None:
+    weight, bias, start = group.weights[index], group.bias_gradients[index], group.bounds[index]
+    mine = dys[:, start + low : start + high]
+    if bias is not None:
+        bias[low:high] += mine.sum(0)
+    if weight.gradient is not None:
+        part = e.scratch(number, "gradient", (high - low) * group.in_features).reshape(high - low, -1)
+        np.matmul(mine.T, x, out=part)
+        e.kernels.add_scaled(part, 1.0, weight.gradient[low:high])
 
 
 def gain_gradient(e, dy: np.ndarray, x: np.ndarray, eps: float, into: np.ndarray) -> None:
-    """into += the sum over rows and heads of dy * x / rms(x). Workers' sums are added in their order."""
-    heads, parts = x.shape[1] // into.shape[0], np.zeros((e.workers.count, into.shape[0]), np.float32)
+    """into += the sum over rows and heads of dy * x / rms(x), in pieces of rows whose sums are added in their order."""
+    cuts = list(pieces(0, x.shape[0], piece(x.shape[0], 64)))
+    heads, parts = x.shape[1] // into.shape[0], np.zeros((len(cuts), into.shape[0]), np.float32)
 
-    def work(number: int) -> None:
-        low, high = share(x.shape[0], number, e.workers.count, 16)
-        if low < high:
-            e.kernels.gain_gradient(dy[low:high], x[low:high], eps, heads, parts[number])
+    def work(index: int, number: int) -> None:
+        low, high = cuts[index]
+        e.kernels.gain_gradient(dy[low:high], x[low:high], eps, heads, parts[index])
 
-    e.spread(work, x.size)
+    e.workers.run([partial(work, index) for index in range(len(cuts))], x.size < e.SMALL)
     into += parts.sum(0)
 
 

@@ -8,13 +8,18 @@ scratch: rows of W for y, columns for dx, so no two workers touch the same outpu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from .gradients import group_gradients
+from .gradients import gradient_jobs
 from .weights import Weight
-from .workers import share
+from .workers import Job, piece, pieces
+
+COLUMNS = 96  # of a product's result, at least, in one piece: fewer would not keep BLAS at its full rate
+GRADIENT = 256  # columns or rows of a pair's gradient in one piece, at least
 
 
 @dataclass
@@ -85,20 +90,24 @@ def linear(e, x: np.ndarray, group: Group) -> tuple[np.ndarray, ...]:
     """x: [T, in] -> one [T, out] for each linear of the group, columns of one buffer."""
     y = e.array(x.shape[0], group.width, row_padding=0)
     inputs = _low_rank(e, x, group)
-    total, tile_rows = group.width, max(16, e.sizes.tile // (group.in_features + group.rank))
-
-    def work(number: int) -> None:
-        low, high = share(total, number, e.workers.count, 16)
-        for index, (start, end) in enumerate(zip(group.bounds, group.bounds[1:])):
-            for first in range(max(low, start), min(high, end), tile_rows):
-                last = min(first + tile_rows, high, end)
-                _forward_tile(e, number, inputs, group, index, first - start, last - start, y[:, first:last])
-
-    e.spread(work, x.shape[0] * total * group.in_features)
+    jobs = [
+        partial(_forward_tile, e, inputs, group, index, low, high, y)
+        for index, low, high in forward_pieces(group, e.sizes)
+    ]
+    e.workers.run(jobs, x.shape[0] * group.width * group.in_features < e.SMALL)
     return group.split(y)
 
 
-def _forward_tile(e, number, inputs, group, index, low, high, out) -> None:
+def forward_pieces(group: Group, sizes) -> Iterator[tuple[int, int, int]]:
+    """(number of the linear, its first row, last row) of each tile."""
+    most = min(piece(group.width, COLUMNS, 16), max(16, sizes.tile // (group.in_features + group.rank)))
+    for index, weight in enumerate(group.weights):
+        for low, high in pieces(0, weight.out_features, most, 16):
+            yield index, low, high
+
+
+def _forward_tile(e, inputs, group, index: int, low: int, high: int, y, number: int) -> None:
+    out = y[:, group.bounds[index] + low : group.bounds[index] + high]
     weight, pair, bias = group.weights[index], group.pairs[index], group.biases[index]
     features, (first, last) = group.in_features, group.ranks()[index]
     columns = features + (last if pair is not None else 0)
@@ -126,7 +135,7 @@ def _low_rank(e, x: np.ndarray, group: Group, mask=None) -> np.ndarray:
 
     if mask is None and group.dropout and e.training:
         mask = e.dropout_mask(group, x.shape[0])
-    e.workers.rows(x.shape[0], rows, 16)
+    e.workers.rows(x.shape[0], rows, 64)
     return extended
 
 
@@ -148,42 +157,48 @@ def linear_backward(
     """Adds to the group's gradients; returns dx [T, in], or None if it is not needed."""
     tokens, features, rank = x.shape[0], group.in_features, group.rank
     dy = e.joined(dys)
-    group_gradients(e, dy, x, group)
     mask = e.dropout_mask(group, tokens) if group.dropout and e.training and rank else None
     inputs = _low_rank(e, x, group, mask)
     if rank:
         dy = e.extend(dy, rank)
-        e.workers.rows(tokens, lambda low, high: _into_rank(dy, group, low, high), 16)
+        e.workers.rows(tokens, lambda low, high: _into_rank(dy, group, low, high), 64)
     dx = e.array(tokens, features, row_padding=0) if need_dx else None
     raw = streamed(e, group) if need_dx else None
     downs = scaled_down(group) if rank else np.empty((0, features), np.float32)
-    blocks, step = block_columns(group), backward_step(group, e.sizes)
     with_rank = mask is None  # under dropout the low-rank part of dx passes the mask first, on its own
-
-    def work(number: int) -> None:
-        low, high = share(features, number, e.workers.count, blocks)
-        if need_dx:
-            for first in range(low, high, step):
-                last = min(first + step, high)
-                _backward_tile(e, number, dy, group, downs, first, last, raw, dx[:, first:last], with_rank)
-        if rank:
-            _gradients(e, number, dy, x, inputs, group, low, high, mask)
-
-    e.workers.run(work)
+    jobs: list[Job] = gradient_jobs(e, dy, x, group)
+    if need_dx:
+        jobs += [
+            partial(_backward_tile, e, dy, group, downs, low, high, raw, dx, with_rank)
+            for low, high in backward_pieces(group, e.sizes)
+        ]
+    if rank:
+        jobs += [
+            partial(_down, e, dy, x, group, low, high, mask)
+            for low, high in pieces(0, features, piece(features, GRADIENT, 16), 16)
+        ]
+        jobs += [
+            partial(_up, e, dy, inputs, group, index, low, high)
+            for index, pair in enumerate(group.pairs)
+            if pair is not None
+            for low, high in pieces(0, pair.b.shape[0], piece(pair.b.shape[0], GRADIENT, 16), 16)
+        ]
+    e.workers.run(jobs)
     if need_dx and not with_rank:
         _add_masked(e, dy, group, downs, mask, dx)
     return dx
 
 
+def backward_pieces(group: Group, sizes) -> Iterator[tuple[int, int]]:
+    """(first column, last column) of each tile, whole blocks of every weight."""
+    blocks = block_columns(group)
+    most = max(blocks, sizes.wide // (group.width + group.rank) // blocks * blocks)
+    return pieces(0, group.in_features, min(piece(group.in_features, COLUMNS, blocks), most), blocks)
+
+
 def block_columns(group: Group) -> int:
     """The least run of columns that is whole blocks in every weight of the group."""
     return int(np.lcm.reduce([w.block for w in group.weights]))
-
-
-def backward_step(group: Group, sizes) -> int:
-    """Columns of a backward tile."""
-    blocks = block_columns(group)
-    return max(blocks, sizes.wide // (group.width + group.rank) // blocks * blocks)
 
 
 def _into_rank(dy, group, low, high) -> None:
@@ -208,15 +223,20 @@ def streamed(e, group):
         buffers.append(whole[at : at + weight.nbytes])
         at += weight.nbytes
 
-    def work(number: int) -> None:
-        for weight, buffer in zip(group.weights, buffers):
-            weight.read_rows(*share(weight.out_features, number, e.workers.count), buffer)
-
-    e.workers.run(work)
+    jobs = [
+        partial(_read, weight, low, high, buffer)
+        for weight, buffer in zip(group.weights, buffers)
+        for low, high in pieces(0, weight.out_features, piece(weight.out_features, 256))
+    ]
+    e.workers.run(jobs)
     return tuple(buffers)
 
 
-def _backward_tile(e, number, dy, group, downs, low, high, raw, out, with_rank) -> None:
+def _read(weight: Weight, low: int, high: int, buffer, number: int) -> None:
+    weight.read_rows(low, high, buffer)
+
+
+def _backward_tile(e, dy, group, downs, low: int, high: int, raw, dx, with_rank: bool, number: int) -> None:
     rank = group.rank if with_rank else 0
     height = group.width + rank
     tile = e.scratch(number, "wide", height * (high - low)).reshape(height, high - low)
@@ -224,33 +244,29 @@ def _backward_tile(e, number, dy, group, downs, low, high, raw, out, with_rank) 
         weight.columns(low, high, tile[group.bounds[index] : group.bounds[index + 1]], raw[index])
     if rank:
         tile[group.width :] = downs[:, low:high]
-    np.matmul(dy[:, :height], tile, out=out)
+    np.matmul(dy[:, :height], tile, out=dx[:, low:high])
 
 
-def _gradients(e, number, dy, x, inputs, group, low, high, mask) -> None:
-    """Adds to grad_a columns low…high, and to grad_b this worker's share of rows."""
-    width = group.width
-    if high > low:
-        source = x[:, low:high]
-        if mask is not None:
-            source = source * (mask[:, low:high] * np.float32(1.0 / (1.0 - group.dropout)))
-        piece = e.scratch(number, "down", group.rank * (high - low)).reshape(group.rank, high - low)
-        np.matmul(dy[:, width : width + group.rank].T, source, out=piece)
-        for pair, (first, last) in zip(group.pairs, group.ranks()):
-            if pair is not None:
-                e.kernels.add_scaled(piece[first:last], pair.scale, pair.grad_a[:, low:high])
-    for index, (pair, (first, last)) in enumerate(zip(group.pairs, group.ranks())):
-        if pair is None:
-            continue
-        start, end = share(group.weights[index].out_features, number, e.workers.count)
-        piece = e.scratch(number, "up", (end - start) * (last - first)).reshape(end - start, last - first)
-        base = group.bounds[index]
-        np.matmul(
-            dy[:, base + start : base + end].T,
-            inputs[:, group.in_features + first : group.in_features + last],
-            out=piece,
-        )
-        e.kernels.add_scaled(piece, 1.0, pair.grad_b[start:end])
+def _down(e, dy, x, group, low: int, high: int, mask, number: int) -> None:
+    """Adds to columns low…high of every grad_a."""
+    source = x[:, low:high]
+    if mask is not None:
+        source = source * (mask[:, low:high] * np.float32(1.0 / (1.0 - group.dropout)))
+    part = e.scratch(number, "down", group.rank * (high - low)).reshape(group.rank, high - low)
+    np.matmul(dy[:, group.width : group.width + group.rank].T, source, out=part)
+    for pair, (first, last) in zip(group.pairs, group.ranks()):
+        if pair is not None:
+            e.kernels.add_scaled(part[first:last], pair.scale, pair.grad_a[:, low:high])
+
+
+def _up(e, dy, inputs, group, index: int, low: int, high: int, number: int) -> None:
+    """Adds to rows low…high of one grad_b."""
+    (first, last), base = group.ranks()[index], group.bounds[index]
+    part = e.scratch(number, "up", (high - low) * (last - first)).reshape(high - low, last - first)
+    np.matmul(
+        dy[:, base + low : base + high].T, inputs[:, group.in_features + first : group.in_features + last], out=part
+    )
+    e.kernels.add_scaled(part, 1.0, group.pairs[index].grad_b[low:high])
 
 
 def _add_masked(e, dy, group, downs, mask, dx) -> None:
@@ -261,4 +277,4 @@ def _add_masked(e, dy, group, downs, mask, dx) -> None:
         through = dy[low:high, group.width : group.width + group.rank] @ downs
         dx[low:high] += through * (mask[low:high] * factor)
 
-    e.workers.rows(dx.shape[0], rows, 16)
+    e.workers.rows(dx.shape[0], rows, 64)

@@ -1,15 +1,18 @@
 """Cross-entropy over a vocabulary a tile at a time: the logits of all rows never exist unless they are few.
 
 Two passes over tiles of the head: the first folds each tile's logits into running maxima and sums, the second
-makes the gradient. Logits are kept between the passes if they fit in `sizes.logits`, else computed twice.
+makes the gradient. Logits are kept between the passes if they fit in `sizes.logits`, else computed twice. The
+vocabulary is cut into a few lanes with maxima and sums of their own, whose tiles follow each other.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from .linear import Group
-from .workers import share
+from .workers import pieces
 
 
 def cross_entropy(e, h: np.ndarray, head: Group, targets: np.ndarray, scale: float, gradient: bool):
@@ -24,7 +27,7 @@ def cross_entropy(e, h: np.ndarray, head: Group, targets: np.ndarray, scale: flo
     chunk = -(-rows // -(-rows // most))  # equal chunks
     dh = e.array(h.shape[0], head.in_features) if gradient else None
     logits = e.flat(most * head.width) if gradient and most * head.width <= e.sizes.logits else None
-    parts = e.flat(e.workers.count * most * (head.in_features + head.rank)) if gradient else None
+    parts = e.flat(e.sizes.lanes * most * (head.in_features + head.rank)) if gradient else None
     total = 0.0
     for low in range(0, h.shape[0], chunk):
         high = min(low + chunk, h.shape[0])
@@ -41,6 +44,13 @@ def most_rows(sizes, head: Group) -> int:
     return fit if fit >= 96 else 512
 
 
+def vocabulary_lanes(sizes, head: Group) -> list[list[tuple[int, int]]]:
+    """The head's tiles, (first row, last row) each, dealt to lanes of the vocabulary."""
+    step = max(16, sizes.head // (head.in_features + head.rank))
+    lane = -(-head.width // (16 * sizes.lanes)) * 16
+    return [list(pieces(low, high, step, 16)) for low, high in pieces(0, head.width, lane, 16)]
+
+
 def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
     rows, vocab = h.shape[0], head.width
     pair = head.pairs[0]
@@ -51,11 +61,11 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
         inputs[:, : head.in_features] = h
         np.matmul(h, pair.a.T, out=inputs[:, head.in_features :])
         inputs[:, head.in_features :] *= np.float32(pair.scale)
-    step = max(16, e.sizes.head // (head.in_features + rank))
-    columns = min(step, -(-vocab // e.workers.count))
+    lanes = vocabulary_lanes(e.sizes, head)
+    columns = max(high - low for lane in lanes for low, high in lane)
     keep = kept is not None
     logits = kept[: rows * vocab].reshape(rows, vocab) if keep else None
-    count = e.workers.count
+    count = len(lanes)
     top = np.full((count, rows), -np.inf, np.float32)
     total = np.zeros((count, rows), np.float32)
     picked = np.full((count, rows), -np.inf, np.float32)
@@ -72,15 +82,15 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
             return logits[:, low:high]
         return e.scratch(number, "logits", rows * columns)[: rows * (high - low)].reshape(rows, high - low)
 
-    def forward(number: int) -> None:
-        begin, end = share(vocab, number, count)
-        for low in range(begin, end, step):
-            high = min(low + step, end)
-            piece = scores(number, low, high)
-            np.matmul(inputs, tile_of(number, low, high).T, out=piece)
-            e.kernels.loss_rows(piece, targets, low, top[number], total[number], picked[number])
+    def forward(lane: int, low: int, high: int, number: int) -> None:
+        piece = scores(number, low, high)
+        np.matmul(inputs, tile_of(number, low, high).T, out=piece)
+        e.kernels.loss_rows(piece, targets, low, top[lane], total[lane], picked[lane])
 
-    e.workers.run(forward)
+    def in_lanes(work) -> None:
+        e.workers.chains([[partial(work, lane, *tile) for tile in tiles] for lane, tiles in enumerate(lanes)])
+
+    in_lanes(forward)
     highest = top.max(axis=0)
     log_sum = highest + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(np.float32)
     loss = float(np.sum(log_sum - picked.max(axis=0), dtype=np.float64))
@@ -89,27 +99,26 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
 
     parts = parts[: count * rows * (head.in_features + rank)].reshape(count, rows, -1)
 
-    def backward(number: int) -> None:
-        begin, end = share(vocab, number, count)
-        mine = parts[number]
-        mine[...] = 0
-        for low in range(begin, end, step):
-            high = min(low + step, end)
-            tile, piece = tile_of(number, low, high), scores(number, low, high)
-            if not keep:
-                np.matmul(inputs, tile.T, out=piece)
-            e.kernels.loss_rows_backward(piece, targets, low, log_sum, scale)
+    def backward(lane: int, low: int, high: int, number: int) -> None:
+        tile, piece = tile_of(number, low, high), scores(number, low, high)
+        if not keep:
+            np.matmul(inputs, tile.T, out=piece)
+        e.kernels.loss_rows_backward(piece, targets, low, log_sum, scale)
+        mine = parts[lane]
+        if low == lanes[lane][0][0]:
+            np.matmul(piece, tile, out=mine)
+        else:
             product = e.scratch(number, "product", mine.size).reshape(mine.shape)
             np.matmul(piece, tile, out=product)
             e.kernels.add(mine, product, mine)
-            if head.weights[0].gradient is not None:
-                whole = e.scratch(number, "gradient", (high - low) * head.in_features).reshape(high - low, -1)
-                np.matmul(piece.T, h, out=whole)
-                e.kernels.add_scaled(whole, 1.0, head.weights[0].gradient[low:high])
-            if pair is not None and pair.grad_b is not None:
-                pair.grad_b[low:high] += piece.T @ inputs[:, head.in_features :]
+        if head.weights[0].gradient is not None:
+            whole = e.scratch(number, "gradient", (high - low) * head.in_features).reshape(high - low, -1)
+            np.matmul(piece.T, h, out=whole)
+            e.kernels.add_scaled(whole, 1.0, head.weights[0].gradient[low:high])
+        if pair is not None and pair.grad_b is not None:
+            pair.grad_b[low:high] += piece.T @ inputs[:, head.in_features :]
 
-    e.workers.run(backward)
+    in_lanes(backward)
     for part in parts[1:]:
         e.kernels.add(parts[0], part, parts[0])
     dh[...] = parts[0][:, : head.in_features]

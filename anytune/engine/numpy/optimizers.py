@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from anytune.engine import optimizers as rules
 
-from .workers import share
+from .workers import piece, pieces
 
 PIECE = 1 << 16  # weights at a time; a multiple of rules.BLOCK
 
@@ -17,14 +19,13 @@ def norm(e, gradients: list[np.ndarray]) -> float:
     if e.process_group is not None:
         for g in gradients:
             e.process_group.all_reduce_(g)
-    pieces = [g[at : at + size] for g in gradients for at in range(0, g.size, size)]
-    sums = np.zeros(len(pieces))
+    parts = [g[at : at + size] for g in gradients for at in range(0, g.size, size)]
+    sums = np.zeros(len(parts))
 
-    def work(number: int) -> None:
-        for index in range(number, len(pieces), e.workers.count):
-            sums[index] = e.kernels.sum_squares(pieces[index])
+    def work(index: int, number: int) -> None:
+        sums[index] = e.kernels.sum_squares(parts[index])
 
-    e.workers.run(work)
+    e.workers.run([partial(work, index) for index in range(len(parts))])
     return float(np.sqrt(sums.sum()))
 
 
@@ -66,33 +67,34 @@ def _adafactor(e, p, g, state, shape, rule) -> None:
     keep, factor = np.float32(1 - rule.step**rules.DECAY), np.float32(rule.factor)
     row, column, g2, p2 = state["row"], state["column"], g.reshape(shape), p.reshape(shape)
     step = max(1, PIECE // shape[1])
-    columns = np.zeros((e.workers.count, shape[1]), np.float32)
-    squares = np.zeros(e.workers.count)
+    cuts = list(pieces(0, shape[0], piece(shape[0], step)))
+    columns = np.zeros((len(cuts), shape[1]), np.float32)
+    squares = np.zeros(len(cuts))
 
     def over(work) -> None:
-        def mine(number: int) -> None:
-            low, high = share(shape[0], number, e.workers.count)
+        def mine(index: int, number: int) -> None:
+            low, high = cuts[index]
             for at in range(low, high, step):
-                work(number, slice(at, min(at + step, high)))
+                work(index, slice(at, min(at + step, high)))
 
-        e.workers.run(mine)
+        e.workers.run([partial(mine, index) for index in range(len(cuts))])
 
-    def means(number: int, part: slice) -> None:
+    def means(index: int, part: slice) -> None:
         square = g2[part] * factor
         square *= square
         square += np.float32(rules.TINY)
         row[part] = keep * row[part] + (1 - keep) * square.mean(1)
-        columns[number] += square.sum(0)
+        columns[index] += square.sum(0)
 
     over(means)
     column *= keep
     column += (1 - keep) / np.float32(shape[0]) * columns.sum(0)
     rows, across = factor / np.sqrt(row / row.mean()), 1 / np.sqrt(column)
 
-    def sizes(number: int, part: slice) -> None:
+    def sizes(index: int, part: slice) -> None:
         update = np.multiply(g2[part], rows[part, None], out=g2[part])
         update *= across
-        squares[number] += np.einsum("ij,ij->", update, update, dtype=np.float64)
+        squares[index] += np.einsum("ij,ij->", update, update, dtype=np.float64)
 
     over(sizes)
     shrink, rate = (
@@ -100,7 +102,7 @@ def _adafactor(e, p, g, state, shape, rule) -> None:
         rule.lr / max(1.0, (squares.sum() / p.size) ** 0.5 / rules.THRESHOLD),
     )
 
-    def apply(number: int, part: slice) -> None:
+    def apply(index: int, part: slice) -> None:
         g2[part] *= np.float32(rate)
         p2[part] *= shrink
         p2[part] -= g2[part]

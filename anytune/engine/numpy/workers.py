@@ -1,15 +1,21 @@
-"""A few threads that split one operation between them, without spinning.
+"""A few threads that share out one operation, without spinning.
 
-BLAS runs with one thread inside each worker. Its own thread pool spins while it waits, so on a busy machine
-two of its threads can fight for one core; these workers sleep, and they share the elementwise work as well.
-NumPy's products and the Numba kernels release the interpreter lock, so the shares do run side by side.
+An operation is cut by its shape alone into pieces of fixed size, and a worker takes the next piece when it is free. So
+results do not depend on how many workers there are, and one whose core is busy with something else does less.
+
+BLAS runs with one thread inside each worker. Its own thread pool spins while it waits, so on a busy machine two of its
+threads can fight for one core; these workers sleep, and they share the elementwise work as well. NumPy's products and
+the Numba kernels release the interpreter lock, so the pieces do run side by side.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+Job = Callable[[int], None]  # called with the number of the worker that runs it, whose scratch it may use
+PIECES = 16  # that an operation is cut into if each is still worth handing over
 
 
 class Workers:
@@ -35,33 +41,70 @@ class Workers:
             task = None  # a sleeping worker must not keep an operation's arrays alive
             self._done.put(error)
 
-    def run(self, task: Callable[[int], None]) -> None:
-        """Call task(0) … task(count - 1) side by side, and return when all are done.
+    def _everywhere(self, task: Job, most: int) -> None:
+        """Call task(0) … task(count - 1) side by side on `most` workers at most, and return when all are done.
 
         Raises what a worker raised (the first one reported), after all have finished.
         """
-        for inbox in self._inbox:
+        inboxes = self._inbox[: most - 1]
+        for inbox in inboxes:
             inbox.put(task)
         first: BaseException | None = None
         try:
             task(0)
         except BaseException as problem:
             first = problem
-        for _ in self._inbox:
+        for _ in inboxes:
             error = self._done.get()
             first = first or error
         if first is not None:
             raise first
 
-    def rows(self, count: int, task: Callable[[int, int], None], at_least: int = 1) -> None:
-        """Split `count` rows into one contiguous share a worker: task(low, high).
-
-        Fewer than `at_least` rows a worker are not worth a hand-over: they run here.
-        """
-        if self.count == 1 or count < at_least * 2:
-            task(0, count)
+    def run(self, jobs: list[Job], small: bool = False) -> None:
+        """Every job once. small: all together are not worth waking others, so they run here, in order."""
+        if small or self.count == 1 or len(jobs) < 2:
+            for job in jobs:
+                job(0)
             return
-        self.run(lambda number: task(*share(count, number, self.count)))
+        left = iter(jobs)  # shared: each next() gives one job to one worker
+
+        def work(number: int) -> None:
+            for job in left:
+                job(number)
+
+        self._everywhere(work, len(jobs))
+
+    def chains(self, chains: list[list[Job]]) -> None:
+        """Every job once; those of one chain in their order, one at a time, by whoever is free."""
+        chains = [chain for chain in chains if chain]
+        if self.count == 1 or len(chains) < 2:
+            self.run([job for chain in chains for job in chain], small=True)
+            return
+        ready: queue.SimpleQueue = queue.SimpleQueue()
+        for chain in chains:
+            ready.put(iter(chain))
+        open_chains = [None] * len(chains)
+
+        def work(number: int) -> None:
+            try:
+                while (chain := ready.get()) is not None:
+                    job = next(chain, None)
+                    if job is not None:
+                        job(number)
+                        ready.put(chain)
+                        continue
+                    open_chains.pop()
+                    if not open_chains:
+                        break
+            finally:  # all is done, or this worker failed: nobody waits for more
+                for _ in range(self.count):
+                    ready.put(None)
+
+        self._everywhere(work, len(chains))
+
+    def rows(self, count: int, task: Callable[[int, int], None], at_least: int = 1) -> None:
+        """task(low, high) over pieces of `count` rows; fewer than `at_least` rows are not worth a hand-over."""
+        self.run([lambda _, a=a, b=b: task(a, b) for a, b in pieces(0, count, piece(count, at_least))])
 
     def close(self) -> None:
         """End the threads; the workers cannot be used afterwards."""
@@ -70,14 +113,21 @@ class Workers:
         self._inbox = []
 
 
-def share(count: int, number: int, of: int, step: int = 1) -> tuple[int, int]:
-    """The half-open range of share `number` out of `of`, its bounds multiples of `step` (but for the end)."""
-    units = -(-count // step)
-    return (min(count, units * number // of * step), min(count, units * (number + 1) // of * step))
+def piece(count: int, at_least: int, step: int = 1) -> int:
+    """The size of pieces that `count` is cut into: a PIECES-th, but not less than `at_least`; a multiple of step."""
+    return -(-max(-(-count // PIECES), at_least) // step) * step
+
+
+def pieces(low: int, high: int, most: int, step: int = 1) -> Iterator[tuple[int, int]]:
+    """Cut low…high into nearly equal runs of at most `most` (at least `step`), multiples of `step` but for the last."""
+    count = -(-(high - low) // max(most // step * step, step))
+    width = -(-(-(-(high - low) // max(count, 1))) // step) * step
+    for first in range(low, high, max(width, 1)):
+        yield first, min(first + width, high)
 
 
 def balance(costs: list[float], of: int) -> list[list[int]]:
-    """Spread tasks over `of` workers, dearest first to the least loaded: lists of task numbers."""
+    """Spread tasks over `of` lists, dearest first to the least loaded: lists of task numbers."""
     lists: list[list[int]] = [[] for _ in range(of)]
     load = [0.0] * of
     for task in sorted(range(len(costs)), key=lambda i: -costs[i]):
