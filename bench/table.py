@@ -557,6 +557,25 @@ def fpga_cores(data: dict) -> list[str]:
     )
 
 
+def fits(data: dict) -> list[str]:
+    def cell(plan: dict) -> str:
+        how = {"recomputes": "fits, some layers twice"}.get(plan["how"], plan["how"])
+        return how + ("" if plan["peak_mib"] is None else f" ({plan['peak_mib'] / 1024:.1f})")
+
+    return table(
+        ("model", "type", "file, GiB", *(f"{size} GiB" for size in data["sizes_gib"])),
+        [
+            (
+                row["model"],
+                row["type"],
+                f"{row['file_mib'] / 1024:.1f}",
+                *(cell(row["sizes"][str(size)]) for size in data["sizes_gib"]),
+            )
+            for row in data["rows"]
+        ],
+    )
+
+
 TABLES = {
     f.__name__: f
     for f in (
@@ -578,6 +597,7 @@ TABLES = {
         lowering,
         studio,
         fpga_cores,
+        fits,
     )
 }
 

@@ -17,6 +17,7 @@ import common
 options = common.parser(__doc__)
 options.add_argument("--shapes", default="4x128,1x512")
 options.add_argument("--dtype", default="fp32", choices=["fp32", "bf16", "autocast"], help="of the peer")
+options.add_argument("--into", default="train_cpu", help="bench/results/INTO.json")
 options.add_argument("--rank", type=int, default=16)
 args = options.parse_args()
 
@@ -66,6 +67,7 @@ common.save(
     "train_cpu",
     args,
     before,
+    into=args.into,
     model=Path(model).stem,
     threads=args.threads,
     rank=args.rank,

@@ -84,7 +84,7 @@ def test_the_docs_show_commands():
 
 @pytest.mark.parametrize(("page", "words"), all_commands(), ids=lambda x: x if isinstance(x, str) else " ".join(x)[:60])
 def test_shown_command_lines_parse(page, words):
-    if words[0] != "anytune":
+    if words[0] not in ("anytune", ".venv/bin/anytune"):
         assert words[0] in OTHERS, f"{page} names a program that this test does not know"
         if words[0] == "make" and len(words) > 1:
             assert re.search(rf"^{re.escape(words[1])}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)

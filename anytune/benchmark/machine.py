@@ -12,6 +12,16 @@ from typing import Any
 from anytune.engine.probe import cores, cpu_name
 
 PACKAGES = ("anytune", "numpy", "numba", "torch", "triton", "wgpu", "xllamacpp")
+# AMD's families and models (`cpu family`, `model` of /proc/cpuinfo), since server parts hide theirs behind one name
+ZEN = (
+    (23, 0x00, "Zen 1"),
+    (23, 0x30, "Zen 2"),
+    (25, 0x00, "Zen 3"),
+    (25, 0x10, "Zen 4"),
+    (25, 0x20, "Zen 3"),
+    (25, 0x60, "Zen 4"),
+    (26, 0x00, "Zen 5"),
+)
 SIMD = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16")
 
 
@@ -20,6 +30,7 @@ def machine() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {
         "cpu": cpu_name(),
+        "generation": _generation(),
         "simd": _simd(),
         "cores": cores(),
         "memory_gib": round(memory / 2**30, 1),
@@ -33,6 +44,19 @@ def _system() -> str:
     """The system and its version's numbers: what people call a kernel that they built is theirs."""
     number = re.match(r"[0-9.]*", platform.release())[0].rstrip(".")
     return f"{platform.system()} {number}".strip()
+
+
+def _generation() -> str | None:
+    """Zen 4 or its like; None where it is not known."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("ascii", "replace")
+    except OSError:
+        return None
+    facts = dict(re.findall(r"(?m)^(vendor_id|cpu family|model)\s*: (\S+)$", text))
+    if facts.get("vendor_id") != "AuthenticAMD" or not {"cpu family", "model"} <= set(facts):
+        return None
+    family, model = int(facts["cpu family"]), int(facts["model"])
+    return next((name for f, least, name in reversed(ZEN) if f == family and model >= least), None)
 
 
 def _simd() -> list[str]:

@@ -45,6 +45,9 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
     help="How it is asked: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, Uncertain).",
 )
 @click.option(
+    "--labels", metavar="LABELS", help="Only questions with these answers, such as yes,no.  [default: yes,no,maybe]"
+)
+@click.option(
     "--val-count",
     "validation",
     type=click.IntRange(0),
@@ -68,18 +71,20 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
 )
 @click.option("-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of the split.")
 @json_option
-def pubmedqa(source: str, test: str, folder: str, as_json: bool, **options: Any) -> None:
+def pubmedqa(source: str, test: str, folder: str, labels: str | None, as_json: bool, **options: Any) -> None:
     """Split the questions outside the official test set into train and validation, and put all into words.
 
     Same files, options and seed give the same bytes; recipe.json tells the recipe, the sources' hashes and the counts.
     """
+    from anytune.evaluation.pubmedqa import chosen_labels
     from anytune.evaluation.recipe import build
 
-    facts = build(existing_file(source, "question"), existing_file(test, "test"), folder, **options)
+    chosen = chosen_labels(labels)
+    facts = build(existing_file(source, "question"), existing_file(test, "test"), folder, labels=chosen, **options)
     if as_json:
         print_json(facts)
         return
     for name, split in facts["splits"].items():
-        counts = ", ".join(f"{split['labels'].get(label, 0)} {label}" for label in ("yes", "no", "maybe"))
+        counts = ", ".join(f"{split['labels'].get(label, 0)} {label}" for label in chosen)
         click.echo(f"{name:<10}  {split['questions']:>4} questions: {counts}")
     click.echo(folder)

@@ -42,6 +42,9 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
     "Uncertain).  [default: pubmedqa for ori_pqal.json, qa for rows]",
 )
 @click.option(
+    "--labels", metavar="LABELS", help="Only questions with these answers, such as yes,no.  [default: yes,no,maybe]"
+)
+@click.option(
     "--lora",
     "loras",
     multiple=True,
@@ -89,6 +92,7 @@ def biomed(
     test: str | None,
     setting: str | None,
     wording: str | None,
+    labels: str | None,
     loras: tuple[str, ...],
     outputs: tuple[str, ...],
     new_tokens: int,
@@ -108,12 +112,17 @@ def biomed(
     from anytune.evaluation.biomed import answer
     from anytune.evaluation.biomed import evaluate as facts_of
     from anytune.evaluation.kept import identity
-    from anytune.evaluation.pubmedqa import read_questions
+    from anytune.evaluation.pubmedqa import chosen_labels, read_questions
 
     places = report_places(outputs, model, loras, questions=file, test=test)
     questions = read_questions(
-        text_file(file, "question"), existing_file(test, "test") if test else None, setting=setting, wording=wording
-    )[:limit]
+        text_file(file, "question"),
+        existing_file(test, "test") if test else None,
+        setting=setting,
+        wording=wording,
+        labels=chosen_labels(labels),
+    )
+    questions = questions[:limit]
     loaded = load_model(model, engine)
     sides: dict[str, Any] = {"base": None, **adapters_of(loras, loaded)}
     runs = []

@@ -1,4 +1,4 @@
-"""Questions with three known answers, put to a model and its adapters: by likelihood and by what they write.
+"""Questions with two or three known answers, put to a model and its adapters: by likelihood and by what they write.
 
 The prompt is run once: every answer is scored, and the reply written, from its keys and values in the cache.
 """
@@ -29,11 +29,12 @@ _WORD = re.compile(r"\b(yes|no|maybe|uncertain)\b", re.IGNORECASE)
 
 @dataclass
 class Answers:
-    """What one model said. log_likelihoods: float64 [questions, 3], nats; replies: None if none were asked for."""
+    """What one model said. log_likelihoods: float64 [questions, labels], nats; replies: None if none were asked for."""
 
     name: str
     log_likelihoods: np.ndarray
     replies: list[str] | None
+    labels: tuple[str, ...] = LABELS
 
     @property
     def likeliest(self) -> list[int]:
@@ -42,13 +43,15 @@ class Answers:
     @property
     def written(self) -> list[int] | None:
         """Class numbers of the replies; -1: no answer in it."""
-        return None if self.replies is None else [answer_in(reply) for reply in self.replies]
+        return None if self.replies is None else [answer_in(reply, self.labels) for reply in self.replies]
 
 
-def answer_in(reply: str) -> int:
-    """The class that the first of the words yes, no, maybe, uncertain in a reply names; -1 if there is none."""
+def answer_in(reply: str, labels: Sequence[str] = LABELS) -> int:
+    """The label (its number) that the first of the words yes, no, maybe, uncertain in a reply names; -1 if that is none
+    of them."""
     found = _WORD.search(reply)
-    return LABELS.index(label_of(found[0])) if found else -1
+    label = label_of(found[0]) if found else None
+    return labels.index(label) if label in labels else -1
 
 
 def answer(
@@ -81,7 +84,7 @@ def answer(
         raise UserError(f"Question {which} has {longest} tokens, and the model's context is {model.config.context}.")
     context = min(longest + new_tokens, model.config.context)
     slots = max(1, min(len(questions), batch // context))
-    scores, replies = np.empty((len(questions), len(LABELS))), []
+    scores, replies = np.empty((len(questions), len(questions[0].labels))), []
     decoder = model.decoder(adapter=adapter, batch=slots, context=context)
     opening = _shared([ids for sequences, _ in prepared for ids in sequences])  # say, a system message: kept
     for low in range(0, len(questions), slots):
@@ -115,7 +118,7 @@ def answer(
             )
         if progress is not None:
             progress(low + len(part), len(questions))
-    return Answers(name, scores, replies if new_tokens else None)
+    return Answers(name, scores, replies if new_tokens else None, questions[0].labels)
 
 
 def _encode(model: Model, adapter: Adapter | None, question: Question, raw: bool | None) -> tuple[list[list[int]], int]:
@@ -193,8 +196,8 @@ def evaluate(questions: Sequence[Question], runs: Sequence[Answers]) -> dict[str
     questions, majority (the share of the most frequent label), runs: name -> method (likelihood, generation) -> the
     figures of `classification`; comparisons: `mcnemar` of each pair of runs by method, in the order of the runs.
     """
-    truth = [question.right for question in questions]
-    counts = np.bincount(truth, minlength=len(LABELS))
+    truth, labels = [question.right for question in questions], questions[0].labels
+    counts = np.bincount(truth, minlength=len(labels))
     methods: dict[str, dict[str, list[int]]] = {"likelihood": {run.name: run.likeliest for run in runs}}
     if all(run.replies is not None for run in runs):
         methods["generation"] = {run.name: run.written for run in runs}
@@ -205,10 +208,10 @@ def evaluate(questions: Sequence[Question], runs: Sequence[Answers]) -> dict[str
             comparisons.append({"method": method, "first": a, "second": b, **mcnemar(*right)})
     return {
         "questions": len(truth),
-        "labels": dict(zip(LABELS, counts.tolist(), strict=True)),
-        "majority": {"label": LABELS[int(counts.argmax())], "accuracy": float(counts.max() / len(truth))},
+        "labels": dict(zip(labels, counts.tolist(), strict=True)),
+        "majority": {"label": labels[int(counts.argmax())], "accuracy": float(counts.max() / len(truth))},
         "runs": {
-            run.name: {method: classification(truth, said[run.name], LABELS) for method, said in methods.items()}
+            run.name: {method: classification(truth, said[run.name], labels) for method, said in methods.items()}
             for run in runs
         },
         "comparisons": comparisons,

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anytune.evaluation.biomed import Answers
-from anytune.evaluation.pubmedqa import LABELS, Question
+from anytune.evaluation.pubmedqa import Question
 from anytune.evaluation.report import Plot, Report, Section, Table, as_text
 
 _METHODS = {
     "likelihood": "By likelihood: the answer that the model finds most probable after the prompt.",
-    "generation": "By generation: the first yes, no, maybe or uncertain in its reply; one without is wrong.",
+    "generation": "By generation: the first answer that its reply names; a reply without one is wrong.",
 }
 
 
@@ -30,7 +30,7 @@ def methods_of(facts: Mapping[str, Any]) -> list[str]:
 
 def scores(facts: Mapping[str, Any], method: str) -> Table:
     """A row a run: accuracy with its interval, macro F1, each class's F1, replies without an answer."""
-    head = ["%", "accuracy [95 %]", "macro F1", *(f"F1 {label}" for label in LABELS), "no answer"]
+    head = ["%", "accuracy [95 %]", "macro F1", *(f"F1 {label}" for label in facts["labels"]), "no answer"]
     return Table(
         head,
         [
@@ -38,7 +38,7 @@ def scores(facts: Mapping[str, Any], method: str) -> Table:
                 name,
                 _accuracy(r := run[method]),
                 _percent(r["macro_f1"]),
-                *(_percent(r["classes"][label]["f1"]) for label in LABELS),
+                *(_percent(r["classes"][label]["f1"]) for label in facts["labels"]),
                 r["unanswered"],
             ]
             for name, run in facts["runs"].items()
@@ -65,7 +65,8 @@ def compared(facts: Mapping[str, Any], method: str) -> Table:
 
 def classes(figures: Mapping[str, Any]) -> Table:
     """A row a class: precision, recall, F1, and how often each answer was given to its questions."""
-    head = ["%", "precision", "recall", "F1", "questions", *(f"said {label}" for label in LABELS), "no answer"]
+    said = [f"said {label}" for label in figures["classes"]]
+    head = ["%", "precision", "recall", "F1", "questions", *said, "no answer"]
     return Table(
         head,
         [
@@ -111,7 +112,9 @@ def report(facts: Mapping[str, Any], questions: Sequence[Question], runs: Sequen
                 method.capitalize(),
                 _METHODS[method],
                 scores(facts, method),
-                Plot(["accuracy", "macro F1", *(f"F1 {label}" for label in LABELS)], bars, form=".1f", unit=" %"),
+                Plot(
+                    ["accuracy", "macro F1", *(f"F1 {label}" for label in facts["labels"])], bars, form=".1f", unit=" %"
+                ),
             )
         )
         if facts["comparisons"]:
@@ -138,7 +141,7 @@ def items(questions: Sequence[Question], runs: Sequence[Answers]) -> list[dict[s
         {
             "id": question.id,
             "prompt": question.prompt,
-            "right": LABELS[question.right],
+            "right": question.labels[question.right],
             "runs": {run.name: _said(run, number) for run in runs},
         }
         for number, question in enumerate(questions)
@@ -146,5 +149,5 @@ def items(questions: Sequence[Question], runs: Sequence[Answers]) -> list[dict[s
 
 
 def _said(run: Answers, number: int) -> dict[str, Any]:
-    scores = dict(zip(LABELS, run.log_likelihoods[number].tolist(), strict=True))
+    scores = dict(zip(run.labels, run.log_likelihoods[number].tolist(), strict=True))
     return {"log_likelihoods": scores} | ({} if run.replies is None else {"reply": run.replies[number]})

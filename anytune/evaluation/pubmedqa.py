@@ -32,7 +32,7 @@ class Wording:
     answers: tuple[str, str, str]
 
 
-_ASK = "Question: {question}\nAnswer (yes, no or maybe): "
+_ASK = "Question: {question}\nAnswer ({choices}): "
 _ABSTRACT = "Abstract: {abstract}\n"
 _QA = "Q: {question}\nA: "
 WORDINGS = {
@@ -56,16 +56,29 @@ class Source:
 
 @dataclass(frozen=True)
 class Question:
-    """A question as a model gets it: the prompt, the three answers, and which of them (and of LABELS) is right."""
+    """A question as a model gets it: the prompt, an answer for each of its labels, and which of them is right."""
 
     id: str
     prompt: str
     answers: tuple[str, ...]
     right: int
+    labels: tuple[str, ...] = LABELS
 
 
-def ask(source: Source, setting: str, wording: str) -> Question:
-    """The question in words. Raises UserError where the source lacks what the setting shows."""
+def chosen_labels(text: str | None) -> tuple[str, ...]:
+    """What --labels means: two or three of LABELS with commas, in their order. Raises UserError."""
+    words = [] if text is None else [word.strip() for word in text.split(",") if word.strip()]
+    found = {label_of(word) for word in words}
+    if text is not None and (None in found or not 2 <= len(found) == len(words)):
+        raise UserError(
+            f"--labels takes two or three of {', '.join(LABELS)} with commas, such as yes,no, not {text!r}."
+        )
+    return tuple(label for label in LABELS if text is None or label in found)
+
+
+def ask(source: Source, setting: str, wording: str, labels: Sequence[str] = LABELS) -> Question:
+    """The question in words, its label being one of `labels`. Raises UserError where the source lacks what the setting
+    shows."""
     form = WORDINGS[wording]
     abstract = {
         "question-only": "",
@@ -77,8 +90,15 @@ def ask(source: Source, setting: str, wording: str) -> Question:
             f"Question {source.id} has no {'conclusion' if setting == 'reasoning-free' else 'abstract'} to "
             f"show: use --setting question-only."
         )
-    prompt = form.prompts[setting].format(question=source.question.strip(), abstract=abstract.strip())
-    return Question(source.id, prompt, form.answers, LABELS.index(source.label))
+    choices = f"{', '.join(labels[:-1])} or {labels[-1]}"
+    prompt = form.prompts[setting].format(question=source.question.strip(), abstract=abstract.strip(), choices=choices)
+    return Question(
+        source.id,
+        prompt,
+        tuple(form.answers[LABELS.index(label)] for label in labels),
+        labels.index(source.label),
+        tuple(labels),
+    )
 
 
 def label_of(text: Any) -> str | None:
@@ -121,9 +141,14 @@ def read_test(path: str | Path, sources: Sequence[Source]) -> set[str]:
 
 
 def read_questions(
-    path: str | Path, test: str | Path | None = None, *, setting: str | None = None, wording: str | None = None
+    path: str | Path,
+    test: str | Path | None = None,
+    *,
+    setting: str | None = None,
+    wording: str | None = None,
+    labels: Sequence[str] = LABELS,
 ) -> list[Question]:
-    """The questions to be scored.
+    """The questions to be scored whose answer is one of `labels`, with these as the possible answers.
 
     path: the official file (then `test` names those of its questions that are meant), JSON lines with `question` and
     `label`, or with `prompt` and `completion` (or `messages`) as `data build` writes them, which are taken as they are.
@@ -135,20 +160,28 @@ def read_questions(
         if test is None:
             raise UserError(f"{path} holds training questions too: give --test test_ground_truth.json.")
         chosen = read_test(test, sources)
-        return [ask(s, setting or "reasoning-required", wording or "pubmedqa") for s in sources if s.id in chosen]
+        return [
+            ask(s, setting or "reasoning-required", wording or "pubmedqa", labels)
+            for s in sources
+            if s.id in chosen and s.label in labels
+        ]
     if test is not None:
         raise UserError(f"--test belongs to PubMedQA's ori_pqal.json, and {path} is not JSON of that kind.")
     found = []
     for line, row in json_rows(reading.Stream(reading.pieces(path)), path):
         where = f"{path}, line {line}"
         if "question" in row and "label" in row:
-            found.append(ask(_row(row, line, where), setting or "question-only", wording or "qa"))
+            source = _row(row, line, where)
+            if source.label in labels:
+                found.append(ask(source, setting or "question-only", wording or "qa", labels))
         elif setting or wording:
             raise UserError(f"{where}: this file holds finished prompts, so leave out --setting and --wording.")
-        else:
-            found.append(_finished(row, line, where))
+        elif (question := _finished(row, line, where)).labels[question.right] in labels:
+            answers = tuple(question.answers[LABELS.index(label)] for label in labels)
+            right = labels.index(LABELS[question.right])
+            found.append(Question(question.id, question.prompt, answers, right, tuple(labels)))
     if not found:
-        raise UserError(f"{path} holds no questions.")
+        raise UserError(f"{path} holds no questions{'' if labels == LABELS else ' with these labels'}.")
     return found
 
 

@@ -34,14 +34,15 @@ def build(
     balance: str = "none",
     format: str = "pairs",
     seed: int = 42,
+    labels: Sequence[str] = LABELS,
 ) -> dict[str, Any]:
     """Write train.jsonl, validation.jsonl, test.jsonl and recipe.json into `folder`; returns what recipe.json holds.
 
     The test questions are those of `test`, in their order. Of the others, in an order drawn from the seed, `validation`
     go into validation, from each label its share (fractions by largest remainder), the rest into train. balance:
     oversample repeats train's rarer labels, a whole round of them in a new order at a time, until all are as frequent
-    as the most frequent; undersample drops what the rarest lacks. Nothing else than train is balanced. Same files and
-    arguments, same bytes. Raises UserError.
+    as the most frequent; undersample drops what the rarest lacks. Nothing else than train is balanced. labels:
+    questions with other answers are left out everywhere. Same files and arguments, same bytes. Raises UserError.
     """
     import numpy as np
 
@@ -54,6 +55,7 @@ def build(
         raise UserError(f"{pipe} is a pipe or a device, and it is read twice, for its hash: write it to a file first.")
     sources = read_official(path)
     chosen = read_test(test, sources)
+    sources = [source for source in sources if source.label in labels]
     rest = [source for source in sources if source.id not in chosen]
     if not 0 <= validation < len(rest):
         raise UserError(f"--val-count {validation} must be below the {len(rest)} questions outside the test set.")
@@ -66,7 +68,8 @@ def build(
         "test": [s for s in sources if s.id in chosen],
     }
     texts = {
-        name: "".join(_line(source, setting, wording, format) for source in split) for name, split in splits.items()
+        name: "".join(_line(source, setting, wording, format, labels) for source in split)
+        for name, split in splits.items()
     }
     facts = {
         "recipe": "pubmedqa",
@@ -76,6 +79,7 @@ def build(
         "balance": balance,
         "format": format,
         "seed": seed,
+        **({} if tuple(labels) == LABELS else {"labels": list(labels)}),
         "sources": {Path(p).name: hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (path, test)},
         "splits": {
             name: {
@@ -126,8 +130,8 @@ def _balanced(sources: list[Source], how: str, rng: np.random.Generator) -> list
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def _line(source: Source, setting: str, wording: str, format: str) -> str:
-    question = ask(source, setting, wording)
+def _line(source: Source, setting: str, wording: str, format: str, labels: Sequence[str] = LABELS) -> str:
+    question = ask(source, setting, wording, labels)
     answer = question.answers[question.right]
     row: dict[str, Any] = {"id": source.id}
     if format == "messages":

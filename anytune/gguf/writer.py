@@ -39,22 +39,8 @@ def write_gguf(
     ValueError for what GGUF cannot hold (the caller's mistake), UserError if the file cannot be written.
     """
     tensors = list(tensors)
-    kinds = dict(kinds or {})
+    header, places = header_of(metadata, [tensor[:3] for tensor in tensors], kinds)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"general.alignment {alignment} is no power of two")
-    header = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
-    for key, value in metadata.items():
-        header += _text(key) + _value(key, value, kinds.get(key) or _infer(key, value))
-    at, places = 0, []
-    for name, shape, type_name, _ in tensors:
-        block = BLOCKS[type_name]
-        nbytes = _check(name, tuple(shape), block)
-        header += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], block.id, at)
-        places.append((at, nbytes))
-        at += -(-nbytes // alignment) * alignment
-    if len({name for name, *_ in tensors}) != len(tensors):
-        raise ValueError("two tensors have the same name")
     path = Path(path)
     try:
         with atomic_write(path) as file:
@@ -66,6 +52,32 @@ def write_gguf(
             file.write(bytes(-file.tell() % alignment))
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+def header_of(
+    metadata: Mapping[str, Any],
+    tensors: Iterable[tuple[str, tuple[int, ...], str]],
+    kinds: Mapping[str, Kind] | None = None,
+) -> tuple[bytes, list[tuple[int, int]]]:
+    """(what stands before the tensors' data and its padding, (place in the data, bytes) of each tensor (name, shape,
+    type name)). Raises ValueError as write_gguf does."""
+    tensors, kinds = list(tensors), dict(kinds or {})
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if alignment < 1 or alignment & (alignment - 1):
+        raise ValueError(f"general.alignment {alignment} is no power of two")
+    header = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        header += _text(key) + _value(key, value, kinds.get(key) or _infer(key, value))
+    at, places = 0, []
+    for name, shape, type_name in tensors:
+        block = BLOCKS[type_name]
+        nbytes = _check(name, tuple(shape), block)
+        header += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], block.id, at)
+        places.append((at, nbytes))
+        at += -(-nbytes // alignment) * alignment
+    if len({name for name, *_ in tensors}) != len(tensors):
+        raise ValueError("two tensors have the same name")
+    return bytes(header), places
 
 
 def _text(text: str) -> bytes:

@@ -49,9 +49,11 @@ class Tally:
             "text": "running text, every word",
             "plain": "running text, every word",
         }
+        if loss == "assistant":  # such texts are read as pairs, or refused
+            what["text"] = what["pair"]
         kinds = list(dict.fromkeys(what[kind] for kind in self.kinds))
         said = "every word, the users' too" if loss == "all" else "; ".join(kinds)
-        hint = "" if loss == "all" or set(self.kinds) <= {"text", "plain"} else " (--loss all: every one)"
+        hint = "" if loss != "auto" or set(self.kinds) <= {"text", "plain"} else " (--loss all: every one)"
         return f"{said}: {built.loss_tokens:,} of {built.tokens:,} tokens{hint}"
 
     def _notes(self, context: int) -> list[str]:
