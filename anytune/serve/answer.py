@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from anytune.generate import Reply, Writer
+from anytune.generation.generate import Reply, Writer
 from anytune.serve.backend import Mix
 from anytune.serve.choosing import Choice, Chosen, choose
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Request:
     """prompt: token ids; number: of this choice among those of one call, each of which draws differently;
     max_tokens: None: until the context is full; top: log-probabilities wanted per token, None: none; matcher(): follows
-    the form that the answer must have."""
+    the form that the answer must have; special: control tokens are part of the text."""
 
     prompt: list[int]
     mix: Mix = ()
@@ -31,6 +31,7 @@ class Request:
     stop: Sequence[str] = ()
     top: int | None = None
     matcher: Callable[[], Matcher] | None = None
+    special: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ class Answer:
     writer: Writer = field(init=False)
     random: Any = field(init=False)
     matcher: Matcher | None = field(init=False, default=None)
-    told: list[Chosen] = field(init=False, default_factory=list)    # tokens whose text is not certain yet
+    told: list[Chosen] = field(init=False, default_factory=list)  # tokens whose text is not certain yet
 
     def begin(self, tokenizer: Any) -> None:
         self.reply = Reply(list(self.request.prompt), started=time.perf_counter())
-        self.writer = Writer(self.reply, tokenizer, self.request.stop)
+        self.writer = Writer(self.reply, tokenizer, self.request.stop, self.request.special)
         self.random = self.request.how.sampling.generator(self.request.number)
         self.matcher = self.request.matcher() if self.request.matcher else None
 

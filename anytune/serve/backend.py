@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
 
 #: Which adapters act on a sequence: (digest, scale), sorted by digest, no scale 0. () is the base alone. Scales multiply
 #: the adapter's own alpha / rank. Equal mixes compute the same, so it is what caches are keyed by.

@@ -113,20 +113,35 @@ class CallForm:
 def form_of(render: Callable[..., str]) -> CallForm | None:
     """The form in which a template shows calls; None if it shows none. render(messages, tools, add_generation_prompt),
     as ChatTemplate.render."""
-    call = {"type": "function", "id": "call00000", "function": {"name": NAME, "arguments": dict(zip(KEYS, VALUES,
-                                                                                                strict=True))}}
+    call = {
+        "type": "function",
+        "id": "call00000",
+        "function": {"name": NAME, "arguments": dict(zip(KEYS, VALUES, strict=True))},
+    }
     said = [*PROBE, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    tool = {"type": "function", "function": {"name": NAME, "description": "x", "parameters": {
-        "type": "object", "properties": {key: {"type": "string"} for key in KEYS}, "required": list(KEYS)}}}
+    tool = {
+        "type": "function",
+        "function": {
+            "name": NAME,
+            "description": "x",
+            "parameters": {
+                "type": "object",
+                "properties": {key: {"type": "string"} for key in KEYS},
+                "required": list(KEYS),
+            },
+        },
+    }
     try:
         asked, whole = render(PROBE, [tool], add_generation_prompt=True), render(said, [tool])
         ended = render([*PROBE, {"role": "assistant", "content": "\ue002"}], [tool])
     except UserError:
         return None
-    shared = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), min(len(asked), len(whole)))
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), min(len(asked), len(whole))
+    )
     speech = whole[shared:]
     end = ended.rpartition("\ue002")[2]
-    speech = speech[:len(speech) - len(end)] if end and speech.endswith(end) else speech
+    speech = speech[: len(speech) - len(end)] if end and speech.endswith(end) else speech
     at = speech.find(NAME)
     if at < 0 or any(value not in speech[at:] for value in VALUES):
         return None
@@ -148,7 +163,7 @@ def _json_form(speech: str, at: int) -> CallForm | None:
 def _named_form(speech: str, at: int) -> CallForm | None:
     for start in range(at + len(NAME), len(speech)):
         if speech[start] == "{" and (decoded := _decode(speech, start)) and KEYS[0] in decoded[0]:
-            return CallForm(speech[:at], speech[decoded[1]:], middle=speech[at + len(NAME):start])
+            return CallForm(speech[:at], speech[decoded[1] :], middle=speech[at + len(NAME) : start])
     return None
 
 
@@ -157,13 +172,13 @@ def _tagged_form(speech: str, at: int) -> CallForm | None:
     if -1 in places or places != sorted(places):
         return None
     first, value, second, _ = places
-    between, gap = speech[first + len(KEYS[0]):value], speech[value + len(VALUES[0]):second]
-    head = speech[at + len(NAME):first]
+    between, gap = speech[first + len(KEYS[0]) : value], speech[value + len(VALUES[0]) : second]
+    head = speech[at + len(NAME) : first]
     # what stands before each argument is the common end of what stands before the first and before the second
     n = next((n for n in range(min(len(head), len(gap)), 0, -1) if head[-n:] == gap[-n:] and head[-n] in "<[|("), 0)
     if not n or not between:
         return None
-    rest = speech[places[3] + len(VALUES[1]):]
+    rest = speech[places[3] + len(VALUES[1]) :]
     after = gap[:-n]
     return CallForm(speech[:at], rest.removeprefix(after), middle=head[:-n], parts=(head[-n:], between, after))
 

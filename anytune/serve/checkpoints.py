@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.model.lora import Layout
 from anytune.train import checkpoint as ckpt
@@ -46,7 +46,9 @@ class Run:
         found = ckpt.load(state.path)
         spec, identity = found.info["identity"].get("trainee"), found.info["identity"]
         if not isinstance(spec, dict) or spec.get("kind") != "lora":
-            raise UserError(f"The run {self.name!r} trains no adapter, and only adapters can be served beside the base.")
+            raise UserError(
+                f"The run {self.name!r} trains no adapter, and only adapters can be served beside the base."
+            )
         if identity.get("base") != gguf.sha256():
             raise UserError(f"The run {self.name!r} trains another model file than the one that is served.")
         names = str(spec["modules"]).split(",")
@@ -54,6 +56,11 @@ class Run:
         flat = found.tensors()["parameters"]
         if flat.shape != (layout.size,):
             raise UserError(f"The checkpoint of the run {self.name!r} does not fit its own settings.")
-        return Adapter({pair.name: (pair.view_a(flat).copy(), pair.view_b(flat).copy()) for pair in layout.pairs},
-                       spec["rank"], float(spec["alpha"]), bool(spec["rslora"]),
-                       str(gguf.metadata["general.architecture"]), base_sha256=gguf.sha256())
+        return Adapter(
+            {pair.name: (pair.view_a(flat).copy(), pair.view_b(flat).copy()) for pair in layout.pairs},
+            spec["rank"],
+            float(spec["alpha"]),
+            bool(spec["rslora"]),
+            str(gguf.metadata["general.architecture"]),
+            base_sha256=gguf.sha256(),
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anytune.sampling import Sampling, sample
+from anytune.generation.sampling import Sampling, sample
 
 if TYPE_CHECKING:
     from anytune.serve.grammar import Matcher
@@ -35,8 +35,15 @@ class Chosen:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def choose(logits: np.ndarray, prompt: list[int], answer: list[int], how: Choice, random: np.random.Generator,
-           matcher: Matcher | None = None, top: int | None = None) -> Chosen:
+def choose(
+    logits: np.ndarray,
+    prompt: list[int],
+    answer: list[int],
+    how: Choice,
+    random: np.random.Generator,
+    matcher: Matcher | None = None,
+    top: int | None = None,
+) -> Chosen:
     """logits: float32 [vocab], may be changed. top: how many log-probabilities are asked for; None: none at all."""
     raw = logits.copy() if top is not None else None
     if how.bias:
@@ -47,8 +54,11 @@ def choose(logits: np.ndarray, prompt: list[int], answer: list[int], how: Choice
         logits[list(counts)] -= how.frequency_penalty * times + how.presence_penalty
     if matcher is not None:
         matcher.restrict(logits)
-    token = sample(logits, prompt + answer, how.sampling, random) if how.sampling.repeat_penalty != 1 else \
-        sample(logits, [], how.sampling, random)
+    token = (
+        sample(logits, prompt + answer, how.sampling, random)
+        if how.sampling.repeat_penalty != 1
+        else sample(logits, [], how.sampling, random)
+    )
     if raw is None:
         return Chosen(token)
     logs = log_softmax(raw)

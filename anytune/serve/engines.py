@@ -11,7 +11,7 @@ import numpy as np
 from anytune.serve.backend import Mix, Piece
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
     from anytune.model import Decoder, Model
 
 
@@ -25,7 +25,7 @@ class EngineBackend:
         self.decoder = model.decoder(batch=slots, context=context)
         self.context, self.lengths = self.decoder.context, self.decoder.lengths
         self.adapters: dict[str, Adapter] = {}
-        self.decoders: dict[Mix, Decoder] = {(): self.decoder}    # all of the same slots
+        self.decoders: dict[Mix, Decoder] = {(): self.decoder}  # all of the same slots
 
     def feed(self, pieces: Sequence[Piece]) -> dict[int, np.ndarray]:
         found: dict[int, np.ndarray] = {}

@@ -25,35 +25,33 @@ class Grammars:
         try:
             import llguidance
         except ImportError:
-            raise UserError("Answers of a given form need the llguidance package: pip install 'anytune[serve]'.") from None
+            raise UserError(
+                "Answers of a given form need the llguidance package: pip install 'anytune[serve]'."
+            ) from None
         return llguidance.LLTokenizer(_Words(self.tokenizer, self.size), eos_token=sorted(self.tokenizer.eog))
 
-    def json(self, schema: Any = None) -> str:
-        """The grammar of what a JSON schema allows; without one, of any JSON object. Raises UserError."""
-        from llguidance import LLMatcher
-
-        self._vocabulary  # noqa: B018 (says what to install, where it is missing)
-        schema = {"type": "object"} if schema is None else schema
-        if len(json.dumps(schema)) > LONGEST:
-            raise UserError(f"A schema may have {LONGEST:,} characters at most.")
-        return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": r"[ \n]{0,8}"})
-
-    def lark(self, text: str) -> str:
-        """A grammar written in llguidance's Lark form."""
-        from llguidance import LLMatcher
-
-        if len(text) > LONGEST:
-            raise UserError(f"A grammar may have {LONGEST:,} characters at most.")
-        return LLMatcher.grammar_from_lark(text)
+    def json(self, schema: Any) -> str:
+        """The grammar of what a JSON schema allows."""
+        return f"%llguidance {{}}\nstart: {json_rule(schema)}"
 
     def matcher(self, grammar: str) -> Matcher:
         """Follows one answer. Raises UserError for a grammar that cannot be used."""
+        vocabulary = self._vocabulary
         from llguidance import LLMatcher
 
-        made = LLMatcher(self._vocabulary, grammar)
+        if len(grammar) > LONGEST:
+            raise UserError(f"A schema may have {LONGEST:,} characters at most.")
+        made = LLMatcher(vocabulary, grammar, log_level=0)
         if made.is_error():
             raise UserError(f"The schema or grammar cannot be used: {_first(made.get_error())}")
         return Matcher(made, self.size)
+
+
+def json_rule(schema: Any) -> str:
+    """What a JSON schema allows, as a part of a Lark grammar; white space only where it is written for people."""
+    if isinstance(schema, dict):
+        schema = {**schema, "x-guidance": {"whitespace_pattern": "[ \\n]{0,8}"}}
+    return f"%json {json.dumps(schema)}"
 
 
 class Matcher:
@@ -67,7 +65,7 @@ class Matcher:
         """Set the logits of tokens that may not come to minus infinity. logits: float32 [vocab]."""
         self.made.unsafe_compute_mask_ptr(self.bits.ctypes.data, self.bits.nbytes)
         self._check()
-        allowed = np.unpackbits(self.bits.view(np.uint8), bitorder="little")[:logits.size]
+        allowed = np.unpackbits(self.bits.view(np.uint8), bitorder="little")[: logits.size]
         logits[allowed == 0] = -np.inf
 
     def accept(self, token: int) -> None:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anytune import llamacpp_library as library
+from anytune.llamacpp import library
 from anytune.errors import UserError
-from anytune.llamacpp_library import INT, POINTER, Unknown
+from anytune.llamacpp.library import INT, POINTER, Unknown
 from anytune.serve.backend import Mix, Piece
 
 if TYPE_CHECKING:
-    from anytune.adapter import Adapter
+    from anytune.adapter.adapter import Adapter
 
 BATCH = 512  # tokens of one decode
 FLOATS = ctypes.POINTER(ctypes.c_float)
@@ -55,8 +55,9 @@ class LlamaBackend:
             self.lib, self.log = library.library(SIGNATURES)
             self._open(model, context, threads)
         except Unknown as error:
-            raise UserError(f"This build of xllamacpp cannot be used ({error}): try another version, or --backend "
-                            "anytune.") from None
+            raise UserError(
+                f"This build of xllamacpp cannot be used ({error}): try another version, or --backend anytune."
+            ) from None
         self.lengths = [0] * slots
         self.adapters: dict[str, int] = {}
         self.applied: Mix = ()
@@ -72,8 +73,10 @@ class LlamaBackend:
         params = _context_params(lib, each * self.slots, self.slots)
         self.state = lib.llama_init_from_model(self.model, params)
         if not self.state:
-            raise UserError(f"llama.cpp makes no context of {self.slots} x {context} tokens: {self._said()} Give a "
-                            "smaller -c or --parallel.")
+            raise UserError(
+                f"llama.cpp makes no context of {self.slots} x {context} tokens: {self._said()} Give a "
+                "smaller -c or --parallel."
+            )
         if lib.llama_n_seq_max(self.state) != self.slots or lib.llama_n_ctx_seq(self.state) < context:
             raise Unknown("the parameters did not arrive")
         self.context = context
@@ -81,8 +84,9 @@ class LlamaBackend:
         self.memory = lib.llama_get_memory(self.state)
         self.width = lib.llama_model_n_embd(self.model)
         self.batch = batch = lib.llama_batch_init(BATCH, 0, 1)
-        self.token, self.place, self.count = (np.ctypeslib.as_array(part, (BATCH,)) for part in
-                                              (batch.token, batch.pos, batch.n_seq_id))
+        self.token, self.place, self.count = (
+            np.ctypeslib.as_array(part, (BATCH,)) for part in (batch.token, batch.pos, batch.n_seq_id)
+        )
         self.asked = np.ctypeslib.as_array(batch.logits, (BATCH,))
         self.count[:] = 1
 
@@ -116,14 +120,16 @@ class LlamaBackend:
         self._run(at)
         for piece, low, high in held:
             self.lengths[piece.slot] += high - low
-        return {slot: np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.state, row), (self.vocabulary,)).copy()
-                for slot, row in rows.items()}
+        return {
+            slot: np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.state, row), (self.vocabulary,)).copy()
+            for slot, row in rows.items()
+        }
 
     def _put(self, at: int, slot: int, ids: Sequence[int]) -> None:
         """Tokens into the batch from row `at` on, behind what the slot holds; a slot comes once in a batch."""
         first = self.lengths[slot]
-        self.token[at:at + len(ids)] = ids
-        self.place[at:at + len(ids)] = np.arange(first, first + len(ids))
+        self.token[at : at + len(ids)] = ids
+        self.place[at : at + len(ids)] = np.arange(first, first + len(ids))
         for row in range(at, at + len(ids)):
             self.batch.seq_id[row][0] = slot
 
@@ -176,9 +182,9 @@ class LlamaBackend:
         self.lib.llama_set_embeddings(self.state, True)
         try:
             for at in range(0, len(ids), BATCH):
-                some = ids[at:at + BATCH]
+                some = ids[at : at + BATCH]
                 self._put(0, slot, some)
-                self.asked[:len(some)] = 1
+                self.asked[: len(some)] = 1
                 self._run(len(some))
                 self.lengths[slot] += len(some)
                 for row in range(len(some)):

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from anytune.conversation import common_prefix
+from anytune.generation.conversation import common_prefix
 from anytune.errors import UserError
 from anytune.serve.answer import Answer, Event, Request
 from anytune.serve.backend import Backend, Mix, Piece
@@ -44,7 +44,7 @@ class Scheduler:
         self.slots = [Slot() for _ in range(backend.slots)]
         self.waiting: deque[Answer] = deque()
         self.calls: deque[tuple[Callable[[], Any], Future]] = deque()
-        self.known: set[str] = set()    # digests of the backend's adapters
+        self.known: set[str] = set()  # digests of the backend's adapters
         self.retired: set[str] = set()
         self.wake, self.ended, self.turn = threading.Condition(), False, 0
         self.thread = threading.Thread(target=self._work, name="anytune-serve", daemon=True)
@@ -55,8 +55,10 @@ class Scheduler:
         if not request.prompt:
             raise UserError("The prompt has no tokens.")
         if len(request.prompt) > self.backend.context:
-            raise UserError(f"The prompt has {len(request.prompt)} tokens and the context holds "
-                            f"{self.backend.context}: shorten it, or start the server with a larger -c.")
+            raise UserError(
+                f"The prompt has {len(request.prompt)} tokens and the context holds "
+                f"{self.backend.context}: shorten it, or start the server with a larger -c."
+            )
         answer = Answer(request, deliver)
         with self.wake:
             if len(self.waiting) >= WAITING:
@@ -79,11 +81,13 @@ class Scheduler:
 
     def add(self, digest: str, adapter: Any) -> Future:
         """Make an adapter known to the backend."""
+
         def work() -> None:
             self.retired.discard(digest)
             if digest not in self.known:
                 self.backend.add(digest, adapter)
                 self.known.add(digest)
+
         return self.call(work)
 
     def retire(self, digest: str) -> None:
@@ -106,7 +110,9 @@ class Scheduler:
     def _work(self) -> None:
         while True:
             with self.wake:
-                self.wake.wait_for(lambda: self.ended or self.calls or self.waiting or any(s.answer for s in self.slots))
+                self.wake.wait_for(
+                    lambda: self.ended or self.calls or self.waiting or any(s.answer for s in self.slots)
+                )
                 if self.ended:
                     return
                 calls = [self.calls.popleft() for _ in range(len(self.calls))]
@@ -178,13 +184,13 @@ class Scheduler:
         free = [number for number, slot in enumerate(self.slots) if slot.answer is None]
         shared = {n: common_prefix(self.slots[n].held, prompt) if self.slots[n].mix == mix else 0 for n in free}
         number = max(free, key=lambda n: (shared[n], -self.slots[n].used))
-        if 2 * shared[number] < len(self.slots[number].held):   # most of another conversation would be lost
+        if 2 * shared[number] < len(self.slots[number].held):  # most of another conversation would be lost
             number = min(free, key=lambda n: self.slots[n].used)
         slot = self.slots[number]
         self.turn += 1
         # the last token is always fed: its logits are needed
         self.backend.truncate(number, min(shared[number], len(prompt) - 1))
-        slot.held, slot.mix, slot.used, slot.answer = prompt[:self.backend.lengths[number]], mix, self.turn, answer
+        slot.held, slot.mix, slot.used, slot.answer = prompt[: self.backend.lengths[number]], mix, self.turn, answer
         answer.slot, answer.cached = number, len(slot.held)
 
     def _step(self) -> None:
@@ -193,7 +199,7 @@ class Scheduler:
             if slot.answer is None:
                 continue
             ids = slot.answer.reply.prompt + slot.answer.reply.ids
-            new = ids[len(slot.held):]
+            new = ids[len(slot.held) :]
             if len(new) > 1:
                 new, room = new[:room], room - min(len(new), room)
             if new:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anytune.adapter import Adapter
+from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.serve.backend import Mix, mix_of
 from anytune.serve.checkpoints import Run
 from anytune.serve.scheduler import Scheduler
+from anytune.text.served import own_template
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MOST = 256  # adapters at once
@@ -40,10 +42,9 @@ class Served:
 
 
 class Catalog:
-    """Names of one base model. All methods are called from one thread, which is not the scheduler's.
+    """Names of one base model. name: the base's own. Runs are looked at when they are asked for.
 
-    name: the base's own; template(source) -> ChatTemplate of an adapter that was trained with another one than the
-    base's. Runs are looked at when they are asked for.
+    lock: held by whoever asks for a mix until its request is in the scheduler, so that no adapter goes in between.
     """
 
     def __init__(self, name: str, gguf: Any, scheduler: Scheduler, runs: Sequence[Run] = ()):
@@ -51,13 +52,14 @@ class Catalog:
         self.adapters: dict[str, Served] = {}
         self.runs = {run.name: run for run in runs}
         self.of_runs: dict[str, tuple[Any, Served]] = {}
-        self.created, self.given = int(time.time()), 0
+        self.created, self.given, self.lock = int(time.time()), 0, threading.RLock()
 
     def load(self, name: str, path: Path, replace: bool = False) -> Served:
         """Read an adapter (GGUF file or peft folder) and serve it. Raises UserError."""
         if not NAME.fullmatch(name):
-            raise UserError("An adapter's name is made of letters, digits, '.', '_' and '-', and begins with one of the "
-                            "first two.")
+            raise UserError(
+                "An adapter's name is made of letters, digits, '.', '_' and '-', and begins with one of the first two."
+            )
         if name in self.runs or name in self.adapters and not replace:
             raise UserError(f"The name {name!r} is taken: unload that adapter first, or choose another name.")
         if len(self.adapters) >= MOST and name not in self.adapters:
@@ -76,6 +78,15 @@ class Catalog:
         gone = self.adapters.pop(name)
         self._give_back(gone)
         return gone
+
+    def scale(self, scales: dict[int, float]) -> None:
+        """Which adapters act on requests for the base from now on: those that are not named have scale 0. Raises
+        UserError."""
+        known = {served.id for served in self.adapters.values()}
+        if unknown := sorted(set(scales) - known):
+            raise UserError(f"No adapter has the id {unknown[0]}: GET /lora-adapters lists them.")
+        for served in self.adapters.values():
+            served.scale = scales.get(served.id, 0.0)
 
     def mix(self, model: str | None, lora: Sequence[tuple[int, float]] | None = None) -> tuple[Mix, str | None, str]:
         """(adapters and scales, the chat template that they were trained with if it is not the base's, name to answer
@@ -119,14 +130,39 @@ class Catalog:
 
     def models(self) -> list[dict[str, Any]]:
         """OpenAI's list, with vLLM's root and parent."""
-        made = [{"id": "base", "object": "model", "created": self.created, "owned_by": "anytune", "root": self.name,
-                 "parent": None}]
-        made += [{"id": f"base:{s.name}", "object": "model", "created": s.created, "owned_by": "anytune",
-                  "root": s.file, "parent": "base"} for s in self.adapters.values()]
+        made = [
+            {
+                "id": "base",
+                "object": "model",
+                "created": self.created,
+                "owned_by": "anytune",
+                "root": self.name,
+                "parent": None,
+            }
+        ]
+        made += [
+            {
+                "id": f"base:{s.name}",
+                "object": "model",
+                "created": s.created,
+                "owned_by": "anytune",
+                "root": s.file,
+                "parent": "base",
+            }
+            for s in self.adapters.values()
+        ]
         for run in self.runs.values():
             if (state := run.newest()) is not None:
-                made.append({"id": f"base:{run.name}", "object": "model", "created": state.created,
-                             "owned_by": "anytune", "root": state.label, "parent": "base"})
+                made.append(
+                    {
+                        "id": f"base:{run.name}",
+                        "object": "model",
+                        "created": state.created,
+                        "owned_by": "anytune",
+                        "root": state.label,
+                        "parent": "base",
+                    }
+                )
         return made
 
     def _of_run(self, run: Run) -> Served:
@@ -144,7 +180,7 @@ class Catalog:
     def _take(self, name: str, file: str, adapter: Adapter) -> Served:
         digest = digest_of(adapter)
         self.scheduler.add(digest, adapter).result()
-        template = adapter.chat_template
+        template = adapter.chat_template if adapter.chat_template != own_template(self.gguf.metadata) else None
         number, self.given = self.given, self.given + 1
         return Served(number, name, file, digest, template, adapter.other_base(self.gguf), adapter.rank)
 

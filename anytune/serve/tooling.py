@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anytune.errors import UserError
+from anytune.serve.grammar import json_rule
 from anytune.serve.calls import COMMON, NAME, Call, CallForm, form_of, names, written
 
 TOLD = """You may call one or more functions to help with the user's request. The functions, in JSON:
@@ -30,8 +31,10 @@ class Tooling:
     @classmethod
     def of(cls, template: Any) -> Tooling:
         form = form_of(template.render)
-        tool = {"type": "function", "function": {"name": NAME, "description": "", "parameters": {"type": "object",
-                                                                                               "properties": {}}}}
+        tool = {
+            "type": "function",
+            "function": {"name": NAME, "description": "", "parameters": {"type": "object", "properties": {}}},
+        }
         try:
             told = NAME in template.render([{"role": "user", "content": "x"}], [tool], add_generation_prompt=True)
         except UserError:
@@ -51,27 +54,32 @@ class Tooling:
                 made.insert(0, {"role": "system", "content": text})
         return made
 
-    def grammar(self, tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
-        """llguidance's Lark for one call of one of these tools."""
+    def grammar(self, tools: Sequence[Mapping[str, Any]], tokenizer: Any, schema: Any = None) -> str:
+        """llguidance's Lark for one call of one of these tools, or, with a schema, for JSON of that instead."""
         rules = [f"call_{number}: {self._call(tool['function'], tokenizer)}" for number, tool in enumerate(tools)]
         choice = " | ".join(f"call_{number}" for number in range(len(tools)))
         around = (_literal(self.form.opening.lstrip(), tokenizer), _literal(self.form.closing.rstrip(), tokenizer))
-        return "\n".join(["%llguidance {}", f"start: {around[0]} call {around[1]}", f"call: {choice}", *rules])
+        start = f"start: {around[0]} call {around[1]}" + ("" if schema is None else f" | {json_rule(schema)}")
+        return "\n".join(["%llguidance {}", start, f"call: {choice}", *rules])
 
     def _call(self, function: Mapping[str, Any], tokenizer: Any) -> str:
         schema, form = _schema(function), self.form
         if form.keys is not None:
-            whole = {"type": "object", "properties": {form.keys[0]: {"const": function["name"]}, form.keys[1]: schema},
-                     "required": list(form.keys), "additionalProperties": False}
-            return f"%json {json.dumps(whole)}"
+            whole = {
+                "type": "object",
+                "properties": {form.keys[0]: {"const": function["name"]}, form.keys[1]: schema},
+                "required": list(form.keys),
+                "additionalProperties": False,
+            }
+            return json_rule(whole)
         head = _literal(function["name"] + form.middle, tokenizer)
         if form.parts is None:
-            return f"{head} %json {json.dumps(schema)}"
+            return f"{head} {json_rule(schema)}"
         before, between, after = form.parts
         needed = schema.get("required") or []
         parts = []
         for key, kind in (schema.get("properties") or {}).items():
-            value = "/[^<]*/" if kind.get("type", "string") == "string" else f"%json {json.dumps(kind)}"
+            value = "/[^<]*/" if kind.get("type", "string") == "string" else json_rule(kind)
             part = f"{_literal(before + key + between, tokenizer)} {value} {_literal(after, tokenizer)}"
             parts.append(part if key in needed else f"({part})?")
         return " ".join([head, *parts])
@@ -108,9 +116,19 @@ def _in_words(message: dict[str, Any]) -> dict[str, Any]:
 
 def as_openai(calls: Sequence[Call]) -> list[dict[str, Any]]:
     """OpenAI's tool_calls."""
-    return [{"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": {
-        "name": call.name, "arguments": call.arguments if isinstance(call.arguments, str)
-        else json.dumps(call.arguments, ensure_ascii=False)}} for call in calls]
+    return [
+        {
+            "id": f"call_{secrets.token_hex(12)}",
+            "type": "function",
+            "function": {
+                "name": call.name,
+                "arguments": call.arguments
+                if isinstance(call.arguments, str)
+                else json.dumps(call.arguments, ensure_ascii=False),
+            },
+        }
+        for call in calls
+    ]
 
 
 def chosen(tools: Sequence[Mapping[str, Any]], choice: Any) -> list[Mapping[str, Any]] | None:
