@@ -103,7 +103,10 @@ def _adapters(app: FastAPI, service: Service, access: Access) -> None:
     def load(body: LoadAdapter) -> Served:
         path = _allowed(body.lora_path, access.folders)
         with catalog.lock:
-            return catalog.load(body.lora_name, path, body.load_inplace)
+            try:
+                return catalog.load(body.lora_name, path, body.load_inplace)
+            except OSError as error:
+                raise UserError(f"The adapter cannot be read: {error.strerror or type(error).__name__}.") from None
 
     def unload(body: UnloadAdapter) -> Served:
         with catalog.lock:

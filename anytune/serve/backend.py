@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from anytune.adapter.adapter import Adapter
 
-#: Which adapters act on a sequence: (digest, scale), sorted by digest, no scale 0. () is the base alone. Scales multiply
-#: the adapter's own alpha / rank. Equal mixes compute the same, so it is what caches are keyed by.
+#: Which adapters act on a sequence: (digest, scale), sorted by digest, no scale 0. () is the base alone. Scales
+#: multiply the adapter's own alpha / rank. Equal mixes compute the same, so it is what caches are keyed by.
 Mix = tuple[tuple[str, float], ...]
 
 

@@ -27,8 +27,8 @@ class StreamOptions(Strict):
 
 
 class Generation(Strict):
-    """What chat and completions share. Fields without an effect on the answer are accepted and not used: user, metadata,
-    store, service_tier, prompt_cache_key, safety_identifier, cache_prompt."""
+    """What chat and completions share. Fields without an effect on the answer are accepted and not used: user,
+    metadata, store, service_tier, prompt_cache_key, safety_identifier, cache_prompt."""
 
     model: Text | None = None
     max_tokens: int | None = Field(None, ge=0, lt=1 << 31)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anytune.errors import UserError
@@ -113,39 +113,55 @@ class CallForm:
 def form_of(render: Callable[..., str]) -> CallForm | None:
     """The form in which a template shows calls; None if it shows none. render(messages, tools, add_generation_prompt),
     as ChatTemplate.render."""
-    call = {
-        "type": "function",
-        "id": "call00000",
-        "function": {"name": NAME, "arguments": dict(zip(KEYS, VALUES, strict=True))},
-    }
-    said = [*PROBE, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    tool = {
-        "type": "function",
-        "function": {
-            "name": NAME,
-            "description": "x",
-            "parameters": {
-                "type": "object",
-                "properties": {key: {"type": "string"} for key in KEYS},
-                "required": list(KEYS),
-            },
-        },
-    }
+    call = {"name": NAME, "arguments": dict(zip(KEYS, VALUES, strict=True))}
+    properties = {key: {"type": "string"} for key in KEYS}
+    schema = {"type": "object", "properties": properties, "required": list(KEYS)}
+    tool = {"type": "function", "function": {"name": NAME, "description": "x", "parameters": schema}}
+
+    def said(calls: int) -> str:
+        listed = [{"type": "function", "id": f"call{n:05d}", "function": call} for n in range(calls)]
+        return render([*PROBE, {"role": "assistant", "content": "", "tool_calls": listed}], [tool])
+
     try:
-        asked, whole = render(PROBE, [tool], add_generation_prompt=True), render(said, [tool])
-        ended = render([*PROBE, {"role": "assistant", "content": "\ue002"}], [tool])
+        asked, whole = render(PROBE, [tool], add_generation_prompt=True), said(1)
     except UserError:
         return None
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), min(len(asked), len(whole))
-    )
-    speech = whole[shared:]
-    end = ended.rpartition("\ue002")[2]
-    speech = speech[: len(speech) - len(end)] if end and speech.endswith(end) else speech
+    start = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), min(len(asked), len(whole)))
+    for left, right in ("<>", "[]"):  # no tag is cut in two
+        if whole.rfind(left, 0, start) > whole.rfind(right, 0, start):
+            start = whole.rfind(left, 0, start)
+    speech = whole[start:]
     at = speech.find(NAME)
     if at < 0 or any(value not in speech[at:] for value in VALUES):
         return None
-    return _json_form(speech, at) or _named_form(speech, at) or _tagged_form(speech, at)
+    found = _json_form(speech, at) or _named_form(speech, at) or _tagged_form(speech, at)
+    if found is None:
+        return None
+    try:
+        twice = said(2)[start:]
+    except UserError:
+        twice = ""
+    return _around(found, speech, twice, render)
+
+
+def _around(form: CallForm, speech: str, twice: str, render: Callable[..., str]) -> CallForm:
+    """What stands around each call: what a second one has before and behind it, without what only opens or ends the
+    turn. twice: the same speech with the call made twice."""
+    try:
+        ended = render([*PROBE, {"role": "assistant", "content": "\ue002"}]).rpartition("\ue002")[2]
+    except UserError:
+        ended = ""
+    end = len(speech) - len(form.closing)
+    form = replace(form, closing=form.closing.removesuffix(ended))
+    second = twice.find(NAME, end) if twice[:end] == speech[:end] else -1
+    if second < 0:
+        return form
+    gap = twice[end : second if form.keys is None else twice.rfind("{", 0, second)]
+    n = next((n for n in range(min(len(gap), len(form.opening)), 0, -1) if gap.endswith(form.opening[-n:])), 0)
+    n -= gap[len(gap) - n :].startswith(">")  # the end of different tags
+    return (
+        replace(form, opening=gap[len(gap) - n :], closing=gap[: len(gap) - n]) if gap[len(gap) - n :].strip() else form
+    )
 
 
 def _json_form(speech: str, at: int) -> CallForm | None:
@@ -201,7 +217,7 @@ def _value(text: str) -> Any:
 
 
 def written(call: Mapping[str, Any]) -> str:
-    """A call in the common form, for a template that shows none. call: OpenAI's, with its arguments as text or object."""
+    """A call in the common form, for a template that shows none. call: OpenAI's, arguments as text or an object."""
     arguments = call.get("arguments") or {}
     if isinstance(arguments, str):
         try:

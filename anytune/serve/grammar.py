@@ -80,6 +80,8 @@ class Matcher:
 class _Words:
     """A tokenizer as llguidance takes one. Control tokens are marked, so that none can come where text is asked for."""
 
+    is_tokenizer_wrapper = True
+
     def __init__(self, tokenizer: Any, size: int):
         self._encode = functools.partial(tokenizer.encode, special=False, bos=False)
         self.eos_token_id = min(tokenizer.eog)

@@ -21,8 +21,8 @@ KEY = "ANYTUNE_API_KEY"
 
 @dataclass(frozen=True)
 class Options:
-    """adapters, runs: (name, path). backend: "auto", "llama.cpp" or "anytune". folders: where adapters may be loaded from
-    by request. key: what clients send as API key, None: made where others can reach the server."""
+    """adapters, runs: (name, path). backend: "auto", "llama.cpp" or "anytune". folders: where adapters may be loaded
+    from by request. key: what clients send as API key, None: made where others can reach the server."""
 
     model: Path
     adapters: tuple[tuple[str, Path], ...] = ()

@@ -1,8 +1,9 @@
-"""Tools in a conversation: how they are told to the model, what its calls must look like, and calls as OpenAI has them."""
+"""Tools in a conversation: how the model is told of them, what its calls must look like, calls in OpenAI's form."""
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +80,11 @@ class Tooling:
         needed = schema.get("required") or []
         parts = []
         for key, kind in (schema.get("properties") or {}).items():
-            value = "/[^<]*/" if kind.get("type", "string") == "string" else json_rule(kind)
-            part = f"{_literal(before + key + between, tokenizer)} {value} {_literal(after, tokenizer)}"
+            head_of = _literal(before + key + between, tokenizer)
+            if kind.get("type", "string") == "string":
+                part = f"{head_of} /[^<]*{_in_regex(after)}/"
+            else:
+                part = f"{head_of} {json_rule(kind)} {_literal(after, tokenizer)}"
             parts.append(part if key in needed else f"({part})?")
         return " ".join([head, *parts])
 
@@ -100,6 +104,10 @@ def _literal(text: str, tokenizer: Any) -> str:
         else:
             made.append(json.dumps(tokenizer.piece(piece).decode("utf-8", "replace"), ensure_ascii=False))
     return " ".join(filter(None, made)) or '""'
+
+
+def _in_regex(text: str) -> str:
+    return re.escape(text).replace("\\\n", r"\n").replace("\n", r"\n").replace("/", r"\/")
 
 
 def _in_words(message: dict[str, Any]) -> dict[str, Any]:
