@@ -141,7 +141,7 @@ def export(output: str, as_json: bool) -> int:
 def route(
     core: str, device: str, grade: int, megahertz: float, seeds: str, work: str | None, save: str | None, as_json: bool
 ) -> int:
-    """Route a core (engine, dequantizer, quantizer) with Yosys and nextpnr; the engine takes long."""
+    """Route a core (engine, dequantizer, quantizer, quantizer_q8_0) with Yosys and nextpnr; the engine takes long."""
     import json
 
     from anytune.files import atomic_write

@@ -109,7 +109,7 @@ def _group(
         for w in weights
     ]
     both, cycles, squares, start = Both(engine, twin), engine.cycles, engine.squares, time.perf_counter()
-    _, saved = products.forward(both, x, weights, pairs)
+    _, saved = products.forward(both, x, weights, pairs, products.terms_of(infos[0].name))
     products.backward(both, dys, saved, weights, pairs)
     return {
         "linears": names,

@@ -15,7 +15,7 @@ from anytune.fpga import energy
 from anytune.fpga.boards import LUTS, RAMS, Board
 from anytune.fpga.cycles import Cost, cost
 from anytune.fpga.formats import BLOCK, FORMATS
-from anytune.fpga.products import listed
+from anytune.fpga.products import listed, terms_of
 from anytune.fpga.schedule import PLANES, Shape, parts
 from anytune.gguf import BLOCKS, GGUF, TensorInfo
 
@@ -59,7 +59,7 @@ def price(tensor: TensorInfo, kind: str, tokens: int, tied: bool = True) -> int 
     if kind not in FORMATS:
         return None
     shape = shape_of(tensor, kind)
-    return sum(cost(direction, [shape], tokens).cycles for direction in ("rows", "columns"))
+    return (cost("rows", [shape] * terms_of(tensor.name), tokens) + cost("columns", [shape], tokens)).cycles
 
 
 def linears(file: GGUF, tokens: int, rank: int) -> list[Linear]:
@@ -77,15 +77,17 @@ def _linear(tensor: TensorInfo, tokens: int, rank: int) -> Linear:
     nbytes = tensor.rows * (
         BLOCKS[kind].row_bytes(shape.columns * BLOCK) if kind != tensor.type.name else tensor.row_bytes
     )
-    pieces = max(len(parts(direction, [shape])) for direction in ("rows", "columns"))
-    return Linear(tensor.name, shape, tensor.type.name, kind, nbytes, *together([(shape, rank)], tokens), pieces)
+    terms = terms_of(tensor.name)
+    pieces = max(len(parts("rows", [shape] * terms)), len(parts("columns", [shape])))
+    return Linear(tensor.name, shape, tensor.type.name, kind, nbytes, *together([(shape, rank)], tokens, terms), pieces)
 
 
-def together(shapes: Sequence[tuple[Shape, int]], tokens: int) -> tuple[Cost, Cost]:
-    """(forward, backward) of linears (shape, rank of the pair or 0) that share an input, for `tokens` of it."""
+def together(shapes: Sequence[tuple[Shape, int]], tokens: int, terms: int = 1) -> tuple[Cost, Cost]:
+    """(forward, backward) of linears (shape, rank of the pair or 0) that share an input, for `tokens` of it. terms: of
+    Q8_0 that the input is rounded to."""
     blocks, rank = -(-tokens // BLOCK), max(rank for _, rank in shapes)
     found = []
-    for products in listed(shapes):
+    for products in listed(shapes, terms=terms):
         total = Cost(0, 0, 0, 0)
         for _, direction, operands, own in products:
             if not own:  # of X or dY as stored rows, one block of tokens each: the left operand has the pair's rows
@@ -101,8 +103,8 @@ def whole(each: Sequence[Linear], tokens: int, rank: int) -> tuple[Cost, Cost]:
     for linear in each:
         groups.setdefault(_group(linear), []).append((linear.shape, rank))
     ahead = back = Cost(0, 0, 0, 0)
-    for shapes in groups.values():
-        more = together(shapes, tokens)
+    for (_, part), shapes in groups.items():
+        more = together(shapes, tokens, terms_of(part))
         ahead, back = ahead + more[0], back + more[1]
     return ahead, back
 

@@ -47,13 +47,14 @@ def core(name: str, inner: bool = False):
     return cores.CORES[name](inner)
 
 
-def synthesize(name: str, folder: Path, settings: Settings) -> dict[str, Any]:
-    """Write top.json into `folder`; the cells by kind."""
+def synthesize(name: str, folder: Path, settings: Settings, alone: bool = True) -> dict[str, Any]:
+    """Write top.json into `folder`; the cells by kind. alone: between registers, to be routed (rtl/probe.py)."""
     from anytune.fpga.netlist import absorb
     from anytune.fpga.rtl.probe import Probe
     from anytune.fpga.rtl.verilog import rtlil, yosys
 
-    (folder / "top.il").write_text(rtlil(Probe(core(name, inner=True)), "top"), "utf-8")
+    design = Probe(core(name, inner=True)) if alone else core(name)
+    (folder / "top.il").write_text(rtlil(design, "top"), "utf-8")
     yosys(SYNTHESIS.format(flags=settings.synthesis), folder)
     netlist = json.loads((folder / "top.json").read_text("utf-8"))
     module = netlist["modules"]["top"]
