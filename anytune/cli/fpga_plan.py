@@ -62,7 +62,8 @@ def plan(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Say what a LoRA step of a model takes on the hardware cores: cycles, memory, tokens a second, energy.
+    """Say what a LoRA step of a model, and a token of generation, take on the hardware cores: cycles, memory, tokens a
+    second, energy.
 
     Cycles and bytes are counted from the schedule, as the RTL runs it. Clocks are assumed unless given; energy is an
     estimate with a least and a most.
@@ -130,6 +131,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"tokens/s    {found['tokens_per_second']:.2f}: the cells allow {found['cells_tokens_per_second']:.2f}, the "
         f"memory {found['memory_tokens_per_second']:.2f}",
     ]
+    one = found["decode"]
+    made.append(
+        f"one token   {one['cycles']:,} cycles through layers and head as in generation (counted; its products are "
+        f"{one['occupancy']:.1%} of what the cells could do): {one['tokens_per_second']:.2f} tokens/s, "
+        f"{one['latency_ms']:,.0f} ms; 32 sequences at once {one['sequences_32_tokens_per_second']:.2f} tokens/s"
+    )
     if "cpu" in found:
         made.append(
             f"this CPU    {found['cpu']['tokens_per_second']:.1f} tokens/s in float32, "

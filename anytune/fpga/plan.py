@@ -22,6 +22,7 @@ from anytune.gguf import BLOCKS, GGUF, TensorInfo
 GROUPS = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))  # parts of a layer that share an input
 HEADS = ("output.weight", "token_embd.weight")
 FILES = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "IQ4_XS", "Q3_K", "Q2_K", "TQ2_0", "IQ1_S")
+CELLS = 256  # of an engine
 LOGITS = 32  # tokens whose logits exist at a time
 MB = 1e6
 
@@ -158,6 +159,7 @@ def plan(
         "squares": step.squares,
         "stream_bytes": step.bytes_in + step.bytes_out,
         **rates,
+        "decode": decode(each, rank, board.engines, clock, speed),
         "grid": [
             {"mhz": f, "gigabytes_per_second": b / 1e9, **rate(step, tokens, board.engines, f, b)}
             for f in (62.5, 125.0, 250.0)
@@ -165,7 +167,27 @@ def plan(
         ],
         "footprint": footprint(file, layers, head, tokens, rank),
         "files": files(file),
-        "energy": energy.estimate(file, step, tokens, board),
+        "energy": energy.estimate(step, tokens, board),
+    }
+
+
+def decode(each: Sequence[Linear], rank: int, engines: int, mhz: float, bandwidth: float) -> dict[str, Any]:
+    """One token's pass through all linears and the head, as in generation: forward alone, with the pairs.
+
+    The engine works on tiles of 32 tokens, so one token takes the cycles of 32; occupancy is the share of the cells'
+    cycles that multiply by the token's own numbers. Latency is in milliseconds.
+    """
+    layers, head = each[:-1], each[-1]
+    one, many = (whole(layers, n, rank)[0] + together([(head.shape, 0)], n)[0] for n in (1, BLOCK))
+    rates, weights = rate(one, 1, engines, mhz, bandwidth), sum(x.shape.rows * x.shape.columns for x in each) * BLOCK**2
+    return {
+        "cycles": one.cycles,
+        "squares": one.squares,
+        "stream_bytes": one.bytes_in + one.bytes_out,
+        "occupancy": weights / (CELLS * one.cycles),
+        "latency_ms": 1e3 / rates["tokens_per_second"],
+        **rates,
+        "sequences_32_tokens_per_second": rate(many, BLOCK, engines, mhz, bandwidth)["tokens_per_second"],
     }
 
 
