@@ -1,7 +1,7 @@
 """A core routed on the ECP5-85 with three seeds: clocks, cells, the slowest path. Yosys and nextpnr, CPU time stated.
 
     python bench/hardware_route.py engine
-    python bench/hardware_route.py dequantizer --aim 220
+    python bench/hardware_route.py dequantizer --aim 220 --operand-registers
     python bench/hardware_route.py engine --from a.json b.json     # runs that `anytune fpga route --save` left
 
 The result is bench/results/hardware_CORE.json; the median of the seeds counts.
@@ -38,6 +38,7 @@ def main() -> None:
     options.add_argument("core")
     options.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options.add_argument("--aim", type=float, default=150, help="what the router aims at, MHz")
+    options.add_argument("--operand-registers", action="store_true", help="as of `anytune fpga route`")
     options.add_argument("--from", dest="files", type=Path, nargs="+", help="put kept runs together instead")
     args = options.parse_args()
     before = common.machine()
@@ -45,7 +46,13 @@ def main() -> None:
         found = joined(args.files)
     else:
         with tempfile.TemporaryDirectory(prefix="anytune-route-") as folder:
-            found = routing.route(args.core, Path(folder), routing.Settings(megahertz=args.aim), args.seeds, print)
+            found = routing.route(
+                args.core,
+                Path(folder),
+                routing.Settings(megahertz=args.aim, operands=args.operand_registers),
+                args.seeds,
+                print,
+            )
     clock, luts = ASKED.get(args.core, (None, None))
     used = max(run["used"]["TRELLIS_COMB"][0] for run in found["runs"])
     common.save(

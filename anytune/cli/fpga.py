@@ -151,7 +151,7 @@ def export(output: str, as_json: bool) -> int:
     short_help="Synthesize, place and route: cells, clock, the slowest path.",
     example="""
     anytune fpga route --device ecp5-85
-    anytune fpga route dequantizer --seeds 1,2,3 --save routed.json
+    anytune fpga route dequantizer --seeds 1,2,3 --operand-registers --save routed.json
 """,
 )
 @click.argument("core", default="engine")
@@ -168,11 +168,25 @@ def export(output: str, as_json: bool) -> int:
 @click.option(
     "--seeds", default="1", show_default=True, metavar="N,…", help="Seeds of the placement; the median counts."
 )
-@click.option("--work", metavar="FOLDER", help="Keep netlist, logs and reports here.")
+@click.option(
+    "--operand-registers",
+    "operands",
+    is_flag=True,
+    help="Multipliers take over the registers in front of them, too; those behind them they always do.",
+)
+@click.option("--work", metavar="FOLDER", help="Keep netlist, logs, reports and places here.")
 @click.option("--save", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the result as JSON.")
 @json_option
 def route(
-    core: str, device: str, grade: int, megahertz: float, seeds: str, work: str | None, save: str | None, as_json: bool
+    core: str,
+    device: str,
+    grade: int,
+    megahertz: float,
+    seeds: str,
+    operands: bool,
+    work: str | None,
+    save: str | None,
+    as_json: bool,
 ) -> int:
     """Route a core (engine, dequantizer, quantizer, quantizer_q8_0) with Yosys and nextpnr; the engine takes long."""
     import json
@@ -191,7 +205,7 @@ def route(
         found = routing.route(
             core,
             folder,
-            routing.Settings(device, grade, megahertz),
+            routing.Settings(device, grade, megahertz, operands=operands),
             numbers,
             (lambda text: None) if as_json else click.echo,
         )

@@ -10,8 +10,9 @@ from __future__ import annotations
 import collections
 
 
-def absorb(module: dict) -> dict[str, int]:
-    """Move registers into the blocks of a module (changed in place); how many outputs of each kind got one."""
+def absorb(module: dict, operands: bool = False) -> dict[str, int]:
+    """Move registers into the blocks of a module (changed in place); how many outputs of each kind got one. operands:
+    those in front of multipliers as well."""
     cells, readers = module["cells"], collections.defaultdict(list)
     for name, cell in cells.items():
         for port, bits in cell["connections"].items():
@@ -43,7 +44,8 @@ def absorb(module: dict) -> dict[str, int]:
             done["MULT18X18D"] += _output(
                 cells, readers, pads, cell, ("P",), None, {"REG_OUTPUT_CLK": "CLK0"}, ("CE0",), {"RST0": "0"}
             )
-            done["MULT18X18D operands"] += _operands(cells, readers, drivers, pads, name)
+            if operands:
+                done["MULT18X18D operands"] += _operands(cells, readers, drivers, pads, name)
     return done
 
 
@@ -60,6 +62,8 @@ def _output(
 ) -> bool:
     """Move the registers behind the pins PREFIX0, PREFIX1, … into `block`, if each that is read has one that can, and
     all have the same enable, which `enables` then get."""
+    if any(block["parameters"].get(name, "NOREG") not in ("NOREG", "NONE") for name in parameters):
+        return False
     pins = [
         pin
         for pin, bits in block["connections"].items()

