@@ -65,8 +65,8 @@ def plan(
     """Say what a LoRA step of a model, and a token of generation, take on the hardware cores: cycles, memory, tokens a
     second, energy.
 
-    Cycles and bytes are counted from the schedule, as the RTL runs it. Clocks are assumed unless given; energy is an
-    estimate with a least and a most.
+    Cycles and bytes are counted from the schedule, as the RTL runs it. Clocks are assumed but for the ECP5's, or given;
+    energy is an estimate with a least and a most.
     """
     from anytune.fpga.boards import BOARDS as known
     from anytune.fpga.plan import plan as run
@@ -123,7 +123,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"{found['model']}, {found['tokens']} tokens a step, rank {found['rank']}, on {board['title']} "
         f"({board['chip']})",
         f"engines     {board['engines']} of {board['engine_luts']:,} LUTs and {board['engine_rams']} block RAMs of 18 "
-        f"kbit (synthesized for the ECP5; how many fit is assumed), {found['mhz']:g} MHz ({whose})",
+        f"kbit (as routed on the ECP5; how many fit is assumed), {found['mhz']:g} MHz ({whose})",
         f"cycles      {cycles['step']:,} a step: forward {cycles['forward']:,}, again {cycles['forward_again']:,}, "
         f"backward {cycles['backward']:,}, head {cycles['head']:,} (counted)",
         f"streams     {found['stream_bytes'] / 1e6:,.1f} MB a step (counted); memory "
