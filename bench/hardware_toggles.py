@@ -4,7 +4,8 @@
 
 A product by rows and one by columns of 32 tokens and 64 x 256 weights of layer 0, activations and gradients random of a
 trained model's kind. Every sum that leaves the netlist is compared with the twin's. anytune/fpga/energy.py holds the
-figures of the array and the lanes.
+figures of the array and the lanes: all changes, those of loading and waiting too, over the cycles in which squares
+compute, as its products are counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 import common
 import numpy as np
 
-from anytune.fpga import driver, formats, routing
+from anytune.fpga import driver, formats, routing, schedule
+from anytune.fpga.cycles import SQUARE
 from anytune.fpga.gates import Netlist
 from anytune.fpga.twin import Twin
 from anytune.gguf import GGUF
@@ -45,7 +47,13 @@ def product(netlist: Netlist, direction: str, left: Any, w: formats.Matrix) -> d
             raise SystemExit("the netlist stands still")
     sums = driver.sums(np.array(found, "<u8"), groups)
     wrong = int((sums.view(np.uint32) != getattr(Twin(), direction)([(left, w)]).view(np.uint32)).sum())
-    return {"direction": direction, "sums": sums.size, "that_differ": wrong, "cycles": netlist.cycles - before}
+    return {
+        "direction": direction,
+        "squares": schedule.count(direction, [schedule.Shape.of(w)]),
+        "sums": sums.size,
+        "that_differ": wrong,
+        "cycles": netlist.cycles - before,
+    }
 
 
 def part_of(cell: str) -> str:
@@ -54,15 +62,19 @@ def part_of(cell: str) -> str:
     return found[1] if found else "around"
 
 
-def shares(netlist: Netlist) -> dict[str, dict[str, Any]]:
-    """Changes of a wire and a cycle, by part."""
+def shares(netlist: Netlist, computing: int) -> dict[str, dict[str, Any]]:
+    """Changes of a wire by part: a cycle, and a cycle of the `computing` ones."""
     counts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     for wire, cell in netlist.driven.items():
         if wire > 1:
             kept = counts[part_of(cell)]
             kept[0], kept[1] = kept[0] + 1, kept[1] + int(netlist.toggles[wire])
     return {
-        part: {"wires": wires, "toggles_per_wire_and_cycle": common.rounded(toggles / wires / netlist.cycles)}
+        part: {
+            "wires": wires,
+            "toggles_per_wire_and_cycle": common.rounded(toggles / wires / netlist.cycles),
+            "and_computing_cycle": common.rounded(toggles / wires / computing),
+        }
         for part, (wires, toggles) in sorted(counts.items())
     }
 
@@ -87,7 +99,7 @@ def main() -> None:
     netlist.set("aresetn", 1)
     netlist.step(4)
     products = [product(netlist, direction, left, w) for direction, left in (("rows", x), ("columns", y))]
-    found = shares(netlist)
+    found = shares(netlist, SQUARE * sum(row["squares"] for row in products))
     common.save(
         "hardware_toggles",
         args,
