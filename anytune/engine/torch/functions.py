@@ -61,6 +61,7 @@ def _triton(tf32: bool) -> dict:
         optimizer,
         place,
         qk_norm_rope,
+        whole,
     )
 
     def dequantize(raw, name, out):
@@ -93,6 +94,7 @@ def _triton(tf32: bool) -> dict:
         "loss_rows": loss.loss_rows,
         "square_sum": optimizer.square_sum,
         "adamw": optimizer.adamw,
+        "whole_adamw": whole.whole_adamw,
         "dropout": dropout.dropout,
         "attend_rows": decode_attention.attend_cache,
         "attention": functools.partial(attention.attention, tf32=tf32),
