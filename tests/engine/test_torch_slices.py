@@ -92,7 +92,7 @@ class Alone(SingleProcess):
 
     shard, gathers = True, 0
 
-    def gather_(self, out, piece):
+    def all_gather_(self, out, piece):
         self.gathers += 1
         out.copy_(piece)
         return self

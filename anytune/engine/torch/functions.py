@@ -81,6 +81,7 @@ def _triton(tf32: bool) -> dict:
         "rms_norm_backward": norm.rms_norm_backward,
         "qk_norm_rope": qk_norm_rope.qk_norm_rope,
         "qk_norm_rope_backward": qk_norm_rope.qk_norm_rope_backward,
+        "qk_norm_rope_store": qk_norm_rope.qk_norm_rope_store,
         "glu": glu.glu,
         "glu_backward": glu.glu_backward,
         "glu_gradients": glu_gradients.glu_gradients,

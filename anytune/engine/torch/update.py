@@ -121,7 +121,7 @@ class Updater:
     def _update(self, p, g, m, v, cut: int) -> None:
         self.partials = self.engine.f.square_sum(g, self.partials)
         self.engine.f.adamw(p, g, m, v, self.hyper, self.partials, self.state, cut)
-        self.state[LOSS] = 0
+        self.state[LOSS : LOSS + 1].zero_()
         self.place()
         self.outcome.copy_(self.state[:2])
 
