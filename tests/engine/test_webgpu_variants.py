@@ -385,9 +385,9 @@ def test_what_cannot_be_had_is_said_in_a_sentence(tmp_path, monkeypatch, capsys,
 
 def test_doctor_shows_features_and_what_is_in_use(monkeypatch):
     from anytune import doctor
-    from anytune.engine.webgpu import device, sight
+    from anytune.engine.webgpu import detect, device
 
-    monkeypatch.setattr(sight, "gpu_visible", lambda: True)
+    monkeypatch.setattr(detect, "gpu_visible", lambda: True)
     monkeypatch.setattr(device, "available", lambda: [("webgpu", "a card (Vulkan)", False)])
     monkeypatch.setattr("anytune.engine.probe.gpu_visible", lambda: False)
     monkeypatch.setenv(variants.VARIABLE, variants.GEMV)

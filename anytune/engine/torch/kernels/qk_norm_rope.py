@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .low import ceil_power
+from .overlap import overlap, settle
 
 ELEMENTS = 2048  # of q or k in a program
 
@@ -282,8 +283,10 @@ def _store(
     P: tl.constexpr,
     REST: tl.constexpr,
     WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Grid (programs of q, of k, then one for each token's values)."""
+    settle(OVERLAP)
     part = tl.program_id(0)
     if part < q_programs:
         _turn(
@@ -547,6 +550,7 @@ def qk_norm_rope_store(
         v.shape[1],
         WIDTH=ceil_power(v.shape[1]),
         **constants,
+        **overlap(q, q.shape[0]),
     )
 
 
