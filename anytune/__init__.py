@@ -1,6 +1,6 @@
 """anytune: train the exact GGUF you run, on whatever device you have, and prove the result in llama.cpp.
 
-Everything public stands here and is imported on first use, so `import anytune` costs milliseconds.
+Everything public is here and is imported on first use, so `import anytune` costs milliseconds.
 """
 
 from __future__ import annotations
