@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from anytune.arguments import fields
 from anytune.errors import UserError
 
 # The names that llama.cpp-style trainers use -> the tensor's name within its layer (or of the head).
@@ -22,7 +23,26 @@ MODULES = {
     "ffn_down": "ffn_down",
     "output": "output",
 }
-ALIASES = {"attn_output": "attn_o"}
+ALIASES = {  # other trainers' names
+    "attn_output": "attn_o",
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_o",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+    "lm_head": "output",
+    "all-linear": "all",
+}
+PEFT = {  # peft's names of the fields
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "target_modules": "modules",
+    "use_rslora": "rslora",
+    "lora_dropout": "dropout",
+    "loraplus_lr_ratio": "plus_ratio",
+}
 ALL = tuple(name for name in MODULES if name != "output")
 
 
@@ -32,30 +52,38 @@ class Lora:
 
     modules: "all" (attention and MLP linears), or names out of MODULES, comma-separated or a sequence.
     plus_ratio: learning rate of B over A's (LoRA+). dropout: on the low-rank path's input, one mask for the
-    linears that share an input. seed: every tensor's start is drawn from its own stream.
+    linears that share an input. seed: every tensor's start is drawn from its own stream; None: the run's seed.
+
+    peft's names are understood: r, lora_alpha, lora_dropout, use_rslora, target_modules, and modules such as q_proj.
     """
 
     rank: int = 16
     alpha: float = 32.0
-    modules: str | tuple[str, ...] = "all"
+    modules: str | Sequence[str] = "all"
     rslora: bool = False
     plus_ratio: float = 1.0
     dropout: float = 0.0
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= 4096:
-            raise UserError(f"LoRA rank {self.rank} is out of range: give --lora-rank between 1 and 4096")
+            raise UserError(f"LoRA rank {self.rank} is out of range: give rank (--lora-rank) between 1 and 4096")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"LoRA alpha {self.alpha} must be a positive number (--lora-alpha)")
+            raise UserError(f"LoRA alpha (--lora-alpha) must be a positive number, not {self.alpha}")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"LoRA dropout {self.dropout} must be at least 0 and below 1 (--lora-dropout)")
+            raise UserError(f"LoRA dropout (--lora-dropout) must be at least 0 and below 1, not {self.dropout}")
         if not (math.isfinite(self.plus_ratio) and self.plus_ratio > 0):
-            raise UserError(f"the LoRA+ ratio {self.plus_ratio} must be a positive number (--lora-plus-ratio)")
+            raise UserError(
+                f"the LoRA+ ratio, plus_ratio (--lora-plus-ratio), must be a positive number, not {self.plus_ratio}"
+            )
 
     @property
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def seeded(self, seed: int) -> Lora:
+        """The same with a seed: its own if it has one."""
+        return self if self.seed is not None else replace(self, seed=seed)
 
     def names(self) -> tuple[str, ...]:
         """The chosen modules, in MODULES' order. Raises UserError for an unknown one."""
@@ -92,6 +120,8 @@ class Lora:
             raise UserError(f"{gguf.path.name} has no tensor {missing[0]}: anytune cannot train this layout")
         return found
 
+
+fields(Lora, PEFT)
 
 FLAGS = {"rank": "--lora-rank", "alpha": "--lora-alpha", "modules": "--lora-modules", "rslora": "--rslora"}
 
