@@ -395,7 +395,8 @@ def test_the_count_is_what_the_engine_allocates(files, name, hold, sizes, keep, 
     shapes = {n: tuple(model.gguf.tensors[n].shape) for n in trainee.names}
     count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), tokens)
     _Counter(model, LoraSpec(trainee.lora, shapes), tokens, tokens)._run(count, hold, keep)
-    assert count.bytes == pytest.approx(found, rel=0.05)
+    assert found <= 1.05 * count.bytes  # with several workers one may have done all
+    assert threads > 1 or count.bytes == pytest.approx(found, rel=0.05)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -75,4 +75,5 @@ def test_the_count_is_what_the_engine_allocates(files, name, what, sizes, keep, 
     )
     count = e.budget(model.weights, None).counter(Way(0.0, "blocks", sizes, ""), tokens)
     _Counter(model, FullSpec(what, trainee.shapes), tokens, tokens)._run(count, "blocks", keep)
-    assert count.bytes == pytest.approx(found, rel=0.07)  # of attention, the worker that came first may have taken all
+    assert found <= 1.05 * count.bytes  # with several workers one may have done all
+    assert threads > 1 or count.bytes == pytest.approx(found, rel=0.05)

@@ -200,7 +200,7 @@ def test_no_loss_no_gradient(tiny_model):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("hold, sizes, keep", [("blocks", Sizes(), 2), ("stream", LEAN, 0), ("blocks", LEAN, 1)])
 def test_the_count_is_what_the_engine_allocates(tiny_model, name, hold, sizes, keep):
-    model = tiny_model(name, threads=2)
+    model = tiny_model(name, threads=1)
     trainee = trainee_of(model, tokens=64)
     trainee.keep, model.engine.sizes = keep, sizes
     model.hold(hold)
