@@ -16,7 +16,7 @@ import numpy as np
 
 from anytune.adapt.closed import Pair, ridge
 from anytune.adapt.statistics import GramSums, sums_for
-from anytune.adapt.walk import PRODUCTS, WRITES, Side, Walker, tensors_of
+from anytune.adapt.walk import Side, Walker
 
 SMALL = 1e-2  # of a norm's mean square gain: columns with less get less than their share of what a stream lacks
 
@@ -81,9 +81,9 @@ def fit(
             side.enter(number)
         new: dict[str, Pair] = {}
         raised = 0.0
-        if tensors_of(number, len(PRODUCTS) - 1)[0] not in made:
-            for product in range(len(PRODUCTS)):
-                pairs, took = _product(couples, guard, recipe, number, product, keep)
+        if student.tensors(-1)[0] not in made:
+            for product in range(len(student.layer.products)):
+                pairs, took = _product(couples, guard, recipe, product, keep)
                 raised = max(raised, took)
                 new |= pairs
                 held.update({name: _lora_pair(e, pair) for name, pair in pairs.items() if len(pair.a)})
@@ -101,17 +101,12 @@ def _lora_pair(e: Any, pair: Pair) -> Any:
 
 
 def _product(
-    couples: Sequence[Couple],
-    guard: Side | None,
-    recipe: Recipe,
-    number: int,
-    product: int,
-    keep: Callable[..., None] | None,
+    couples: Sequence[Couple], guard: Side | None, recipe: Recipe, product: int, keep: Callable[..., None] | None
 ) -> tuple[dict[str, Pair], float]:
     """({tensor: Pair} of one group of the layer that all sides are in, the ridge if it had to be raised)."""
     student = couples[0].student
-    names, la = tensors_of(number, product), student.engine.algebra
-    group = getattr(student.layer, PRODUCTS[product][0])
+    names, la = student.tensors(product), student.engine.algebra
+    group = student.layer.products[product][0]
     widths = [weight.out_features for weight in group.weights]
     own, held = sum(couple.student.tokens for couple in couples), guard.tokens if guard and recipe.guard else 0
     # who keeps them wants sums, not tokens
@@ -147,17 +142,17 @@ def _lacking(couple: Couple, one: Walker, other: Walker, product: int) -> tuple[
     student, teacher = couple.student, couple.teacher
     wanted = _outputs(teacher, other, product)
     x = one.run(product)
-    found = student.engine.linear(x, getattr(student.layer, PRODUCTS[product][0]))  # has no pairs yet
+    found = student.engine.linear(x, student.layer.products[product][0])  # has no pairs yet
     la = student.engine.algebra
     own = la.concatenate([_rows(student.engine.lift(y), one) for y in found], 1)
     x, missing = _rows(student.engine.lift(x), one), wanted - own
-    if product not in WRITES:
+    part = teacher.layer.written_by(product)
+    if part is None:
         return x, missing
     left = _rows(teacher.engine.lift(other.stream), other) - _rows(student.engine.lift(one.stream), one)
-    gain = getattr(teacher.layer, WRITES[product])
-    if gain is None:
+    if part.post is None:
         return x, missing + left
-    return _through_norm(la, x, missing, wanted, left, la.array(teacher.engine.host(gain)))
+    return _through_norm(la, x, missing, wanted, left, la.array(teacher.engine.host(part.post.gain)))
 
 
 def _through_norm(la: Any, x: Any, missing: Any, wanted: Any, left: Any, gain: Any) -> tuple[Any, Any]:

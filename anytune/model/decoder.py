@@ -7,6 +7,8 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.memory import available_bytes, process_bytes
 
+from .stack import Stack
+
 CHUNK = 512  # prompt tokens run at once
 
 
@@ -20,13 +22,13 @@ class Decoder:
             model.hold("float32")
         pairs = model.adapter_pairs(adapter)
         tables = model.rope_tables(self.context)
-        self.layers, self.head = model.weights.layers(tables, pairs), model.weights.head(pairs)
-        width = self.config.n_kv_heads * self.config.head_size
-        self._caches = [
-            (self.engine.cache(batch, self.context, width), self.engine.cache(batch, self.context, width))
-            for _ in self.layers
-        ]
+        self.stack = Stack(model.weights, model.weights.layers(tables, pairs), model.weights.head(pairs))
+        self.states = [layer.mixer.state(self.engine, batch, self.context) for layer in self.stack.layers]
         self.lengths = [0] * batch
+        # tokens of each slot, where forgetting some means to run the others again
+        self._fed: list[list[int]] | None = None
+        if not all(layer.mixer.REWINDS for layer in self.stack.layers):
+            self._fed = [[] for _ in range(batch)]
 
     def feed(self, tokens: list[list[int]]) -> np.ndarray:
         """Append tokens[i] to slot i (any number, also none).
@@ -84,7 +86,12 @@ class Decoder:
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget a slot's tokens from `length` on."""
-        self.lengths[slot] = min(self.lengths[slot], length)
+        if length >= self.lengths[slot]:
+            return
+        self.lengths[slot] = length
+        if self._fed is not None:
+            kept, self._fed[slot], self.lengths[slot] = self._fed[slot][:length], [], 0
+            self.feed([kept if number == slot else [] for number in range(len(self.lengths))])
 
     def _run(self, pieces: list[list[int]], slots: list[int], wanted: list[int], run):
         """Run one chunk -> what run() gives after the last token of each wanted piece (None without any)."""
@@ -93,32 +100,52 @@ class Decoder:
         ids = np.concatenate([np.asarray(p, np.int32) for p in pieces])
         self.engine.training = False
         made = run(self._body, ids, spans, [int(sizes[n + 1]) - 1 for n in wanted])
-        for slot, low, high, position in spans:
+        for (slot, low, high, position), piece in zip(spans, pieces):
             self.lengths[slot] = position + high - low
+            if self._fed is not None:
+                self._fed[slot] += piece
         return made
 
     def _body(self, ids, positions, places, rows):
         """All layers over new tokens -> logits of `rows` on the engine."""
-        e, c = self.engine, self.config
-        linear = e.linear_decode if ids.shape[0] <= e.decode_rows else e.linear
-        x = e.embed(ids, self.model.weights.embedding, self.model.weights.embedding_scale)
-        for layer, (keys, values) in zip(self.layers, self._caches):
-            q, k, v = linear(e.rms_norm(x, layer.attn_norm, c.eps), layer.qkv)
-            q, k = e.qk_norm_rope(q, k, layer.head_norms, c.eps, layer.rope, positions, layer.heads, c.arch.neox)
-            e.store(keys, places, k)
-            e.store(values, places, v)
-            (y,) = linear(e.attend_cache(q, keys, values, places, layer.heads), layer.out)
-            if layer.post_attn_norm is not None:
-                y = e.rms_norm(y, layer.post_attn_norm, c.eps)
-            x = e.add(x, y)
-            gate, up = linear(e.rms_norm(x, layer.ffn_norm, c.eps), layer.gate_up)
-            (y,) = linear(e.glu(gate, up, c.arch.activation), layer.down)
-            if layer.post_ffn_norm is not None:
-                y = e.rms_norm(y, layer.post_ffn_norm, c.eps)
-            x = e.add(x, y)
-        if rows is None:
-            return None
-        return e.logits(e.rms_norm(e.gather(x, rows), self.model.weights.output_norm, c.eps), self.head)
+        h = self.stack.hidden(Continued(self.engine, places, self.states), ids, positions, rows)
+        return None if rows is None else self.engine.logits(h, self.stack.head)
+
+
+class Continued:
+    """An engine for tokens that continue sequences: operations in which tokens see each other go by a layer's state."""
+
+    def __init__(self, engine, places, states: list[tuple]):
+        self._engine, self._places, self._states, self._state = engine, places, states, ()
+
+    def __getattr__(self, name: str):
+        return getattr(self._engine, name)
+
+    def enter(self, layer: int) -> None:
+        """From now on this layer's state counts."""
+        self._state = self._states[layer]
+
+    def linear(self, x, group):
+        e = self._engine
+        return e.linear_decode(x, group) if x.shape[0] <= e.decode_rows else e.linear(x, group)
+
+    def norm_linear(self, x, gain, eps: float, group):
+        return self.linear(self._engine.rms_norm(x, gain, eps), group)
+
+    def glu_linear(self, gate, up, activation: str, group):
+        return self.linear(self._engine.glu(gate, up, activation), group)
+
+    def attention(self, q, k, v, heads):
+        e, (keys, values) = self._engine, self._state
+        e.store(keys, self._places, k)
+        e.store(values, self._places, v)
+        return e.attend_cache(q, keys, values, self._places, heads), None
+
+    def convolve(self, x, weight, silu: bool):
+        return self._engine.convolve_cached(x, weight, silu, self._state[0], self._places)
+
+    def delta(self, x, beta, alpha, weights, heads):
+        return self._engine.delta_cached(x, beta, alpha, weights, heads, self._state[1], self._places), None
 
 
 def dense_fits(model) -> bool:

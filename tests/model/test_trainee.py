@@ -12,7 +12,7 @@ from anytune.model.plan import _Counter
 from anytune.model.spec import LoraSpec
 from tests.model.conftest import stream
 
-NAMES = ["llama", "qwen2", "qwen3", "gemma3"]
+NAMES = ["llama", "qwen2", "qwen3", "gemma3", "qwen35"]
 
 
 def trainee_of(model, tokens=40, seed=3, **lora):

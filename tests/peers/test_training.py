@@ -45,6 +45,8 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
         ("qwen3", False),
         ("qwen3-tied", False),
         ("gemma3", False),
+        ("qwen35", False),
+        ("qwen35-wide", False),
     ],
 )
 def test_first_gradients(tiny_file, name, rslora):
@@ -89,7 +91,7 @@ def fifty(rng, count: int, length: int, vocab: int) -> list[tuple[np.ndarray, np
     return [(x, targets_of(x, silent=length // 3)) for x in ids] * 10
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "qwen35"])
 def test_fifty_steps(tiny_file, name):
     need("torch").set_num_threads(1)
     path = tiny_file(name)
