@@ -15,7 +15,7 @@ import numpy as np
 from .base import DeltaHeads, Heads
 from .composed import Composed
 from .numpy.attention import plan
-from .numpy.chunk import CHUNK
+from .numpy.chunk import CHUNK, chunk_floats
 from .numpy.gradients import gradient_rows
 from .numpy.linear import backward_step, block_columns
 from .numpy.loss import most_rows
@@ -113,14 +113,20 @@ class CountEngine(RowShapes):
         self._free: Counter = Counter()
         self._scratch: Counter = Counter()
         self._own: Counter = Counter()
+        self._temporary: Counter = Counter()
         self._raw: Counter = Counter()
         self._starts = np.zeros(2, np.int32)
 
     @property
     def bytes(self) -> int:
-        """All that the engine would hold: activations, scratch and streamed bytes."""
+        """All that the engine would hold: activations, scratch, streamed bytes, and what an operation drops again."""
         scratch = sum(self._scratch.values()) * self.threads + sum(self._own.values())
-        return self.pooled + 4 * scratch + sum(self._raw.values())
+        return self.pooled + 4 * scratch + sum(self._raw.values()) + self.temporary
+
+    @property
+    def temporary(self) -> int:
+        """Bytes that one operation takes for a while, beside buffers that are kept."""
+        return 4 * self.threads * max(self._temporary.values(), default=0)
 
     def held(self, matrices: dict, groups: list) -> int:
         """Bytes of frozen matrices {name: weight}; groups are the linears made of them (see numpy/weights.py)."""
@@ -269,14 +275,9 @@ class CountEngine(RowShapes):
         return made
 
     def _chunks(self, tokens: int, heads: DeltaHeads, times: int) -> None:
-        """What one chunk takes of memory, and all of them of arithmetic: once forward, twice again backward."""
+        """What one chunk takes of memory for a while, and all of them of arithmetic: once forward, twice backward."""
         h, values = heads, heads.repeats * self._share(heads.keys)
-        self.scratch(
-            "chunk",
-            times
-            * values
-            * (6 * CHUNK * CHUNK + 4 * CHUNK * (h.key_size + h.value_size) + 2 * h.key_size * h.value_size),
-        )
+        self._temporary["chunk"] = max(self._temporary["chunk"], chunk_floats(h, values))
         self.flops += (
             (2 * times - 1)
             * 2.0
@@ -286,12 +287,12 @@ class CountEngine(RowShapes):
         )
 
     def convolve(self, x, weight, silu):
-        self.scratch("convolution", 3 * self._share(x.shape[0]) * x.shape[1])
+        self._temporary["convolution"] = max(self._temporary["convolution"], 5 * self._share(x.shape[0]) * x.shape[1])
         return self.array(*x.shape)
 
     def convolve_backward(self, dy, x, weight, silu, into=None):
         made = [self.array(*x.shape) for _ in range(2 if silu else 1)]
-        self.scratch("convolution", 5 * self._share(x.shape[0]) * x.shape[1])
+        self._temporary["convolution"] = max(self._temporary["convolution"], 7 * self._share(x.shape[0]) * x.shape[1])
         return made[0]
 
     def _attend(self, tokens: int, heads: Heads, products: int, scores: int) -> None:

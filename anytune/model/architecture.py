@@ -35,6 +35,17 @@ Orders = tuple[np.ndarray | None, np.ndarray | None]
 Order = Callable[[tuple[int, ...], Callable[..., int]], Orders]  # (shape, number by metadata keys) -> Orders
 
 
+@dataclass(frozen=True)
+class Other:
+    """A tensor of a layer that Hugging Face stores in another form. name: whole, within the layer; there, here: its
+    numbers as there, and back; shape: of the array as there."""
+
+    name: str
+    there: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    here: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape
+
+
 def plain(c: Config, layer: int) -> tuple[type, type]:
     return Attention, Gated
 
@@ -69,6 +80,13 @@ class Architecture:
     norms: Mapping[str, str] = field(default_factory=lambda: NORMS)
     unit_norms: tuple[str, ...] = ()  # norms whose gain is stored as 1 + w here, and as w there; ("*",): all
     reordered: Mapping[str, Order] = field(default_factory=dict)  # parts whose rows or columns a converter moves
+    others: Mapping[str, Other] = field(default_factory=dict)  # by the tensor's whole name within the layer
+    activation_key: str = "hidden_act"
+    attention_bias: bool = True  # whether config.json says if attention has biases
+    partial_rope: bool = False  # whether it can say that only a part of a head turns
+    config: Callable[[Config], dict[str, Any]] = lambda c: {}  # what it says besides
+    # the other way: (number of config.json by name and type, all of it) -> further keys of the file
+    metadata: Callable[[Callable, Mapping[str, Any]], dict[str, Any]] = lambda number, config: {}
 
     def is_constant(self, tensor: str) -> bool:
         return tensor.startswith("blk.") and tensor.split(".")[2] in self.constants

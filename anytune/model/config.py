@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,45 @@ LIMITS = {
 }
 
 
+class Reader:
+    """A file's numbers by their keys, without the architecture's name before them. Raises UserError for odd ones."""
+
+    def __init__(self, gguf, architecture: str):
+        self.meta, self.where, self.name = gguf.metadata, gguf.path.name, architecture
+
+    def __call__(self, key: str, default: Any = None, kind: type = int) -> Any:
+        value = self.meta.get(f"{self.name}.{key}", default)
+        if value is None:
+            raise UserError(f"{self.where} lacks the metadata key {self.name}.{key}: it is not a complete model file")
+        if isinstance(value, list | np.ndarray):
+            raise UserError(
+                f"{self.where}: {self.name}.{key} is not one number, which anytune does not support "
+                f"(layers of different shapes)"
+            )
+        return self._sound(key, value, kind)
+
+    def _sound(self, key: str, value: Any, kind: type) -> Any:
+        low, high = LIMITS.get(key, (0, 1 << 32))
+        wrong = isinstance(value, bool) and kind is not bool or not isinstance(value, int | kind)
+        if wrong or not low <= value <= high:
+            raise UserError(f"{self.where}: {self.name}.{key} = {value!r:.40} makes no sense: the file is damaged")
+        return value
+
+    def each(self, key: str, count: int, kind: type = int) -> tuple | None:
+        """One value a layer, where the file has the key: a list of `count`, or one that holds for all."""
+        value = self.meta.get(f"{self.name}.{key}")
+        if value is None:
+            return None
+        values = (
+            value.tolist() if isinstance(value, np.ndarray) else value if isinstance(value, list) else [value] * count
+        )
+        if len(values) != count:
+            raise UserError(
+                f"{self.where}: {self.name}.{key} has {len(values)} values for {count} blocks: the file is damaged"
+            )
+        return tuple(self._sound(key, v, kind) for v in values)
+
+
 def read_config(gguf) -> Config:
     """The Config of an open GGUF. Raises UserError for another architecture or senseless sizes."""
     meta, where = gguf.metadata, gguf.path.name
@@ -96,19 +136,7 @@ def read_config(gguf) -> Config:
         raise UserError(f"{where} is a mixture of experts, which anytune cannot train yet: take a dense model")
     arch = ARCHITECTURES[name]
 
-    def get(key: str, default=None, kind: type = int):
-        value = meta.get(f"{name}.{key}", default)
-        if value is None:
-            raise UserError(f"{where} lacks the metadata key {name}.{key}: it is not a complete model file")
-        if isinstance(value, list | np.ndarray):
-            raise UserError(
-                f"{where}: {name}.{key} is not one number, which anytune does not support (layers of different shapes)"
-            )
-        low, high = LIMITS.get(key, (0, 1 << 32))
-        if isinstance(value, bool) or not isinstance(value, int | kind) or not low <= value <= high:
-            raise UserError(f"{where}: {name}.{key} = {value!r:.40} makes no sense: the file is damaged")
-        return value
-
+    get = Reader(gguf, name)
     width, heads = get("embedding_length"), get("attention.head_count")
     n_kv_heads = get("attention.head_count_kv", heads)
     size = get("attention.key_length", width // heads)

@@ -1,5 +1,6 @@
 """The gated delta net, the convolution before it and heads in halves, against float64 and its finite differences."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from anytune.engine import reference as ref
 from anytune.engine.base import DeltaHeads
 from anytune.engine.check import error
+from anytune.engine.numpy.chunk import chunk_floats
 from anytune.engine.numpy.delta import delta, delta_backward
 from anytune.engine.numpy.engine import NumpyEngine
 from anytune.engine.numpy.workers import Workers
@@ -202,3 +204,18 @@ def test_examples_do_not_reach_each_other(engine):
         found.append([np.array(engine.host(z)[:40]) for z in (x, y, *grads, dx)])
     for before, after in zip(*found):
         np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("heads", [DeltaHeads(4, 8, 64, 64, 1e-6), DeltaHeads(2, 4, 16, 16, 1e-6)])
+def test_memory_is_what_the_count_says(heads):
+    random, engine, starts = np.random.default_rng(0), NumpyEngine(1), np.array([0, 100, 256], np.int32)
+    inputs, weights, dy = drawn(random, 256, heads)
+    engine.begin(starts, 256, (0, 0, 0))
+    inputs, weights, dy = [engine.lower(z) for z in inputs], [engine.vector(w) for w in weights], engine.lower(dy)
+    kept = engine.delta(*inputs, weights, heads)[1]
+    engine.delta_backward(dy, *inputs, weights, heads, kept)  # its arrays are in the pool from now on
+    tracemalloc.start()
+    engine.delta_backward(dy, *inputs, weights, heads, kept)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / 2 < 4 * chunk_floats(heads, heads.values) < 2 * peak

@@ -17,6 +17,18 @@ def read(get: Callable, c: Config) -> dict:
     return {"attention_scale": 1.0 / math.sqrt(c.width / c.heads)} if c.layers == 62 else {}
 
 
+def config(c: Config) -> dict:
+    return {
+        "query_pre_attn_scalar": round(c.attention_scale**-2),
+        "sliding_window": c.window,
+        "sliding_window_pattern": c.window_period or 1,
+        "rope_local_base_freq": c.local_base or c.arch.local_base,
+        "layer_types": ["sliding_attention" if c.windowed(i) else "full_attention" for i in range(c.layers)],
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    }
+
+
 GEMMA3 = Architecture(
     "gemma3",
     neox=True,
@@ -39,4 +51,6 @@ GEMMA3 = Architecture(
         "post_ffw_norm": "post_feedforward_layernorm",
     },
     unit_norms=("*",),
+    activation_key="hidden_activation",
+    config=config,
 )
