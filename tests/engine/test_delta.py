@@ -119,7 +119,7 @@ def test_delta_on_random_shapes(engine, seed):
     engine.begin(starts, tokens + int(random.integers(0, 9)), (0, 0, 0))
     y, kept = engine.delta(*map(engine.lower, inputs), [engine.vector(w) for w in weights], heads)
     assert error(engine.host(y), ref.delta(*inputs, *weights, starts, heads)) < 1e-4
-    into = [engine.zeros(w.size) for w in weights]
+    into = tuple(engine.zeros(w.size) for w in weights)
     grads = engine.delta_backward(
         engine.lower(dy), *map(engine.lower, inputs), [engine.vector(w) for w in weights], heads, kept, into
     )
@@ -184,6 +184,21 @@ def test_heads_in_halves(engine):
     np.testing.assert_array_equal(engine.host(first)[0], [0, 1, 4, 5, 8, 9])
     np.testing.assert_array_equal(engine.host(second)[0], [2, 3, 6, 7, 10, 11])
     np.testing.assert_array_equal(engine.host(engine.join_heads(first, second, 3)), x)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "silu"])
+def test_gates(engine, activation):
+    random = np.random.default_rng(0)
+    x, gate, dy = (3 * random.standard_normal((9, 10)).astype(np.float32) for _ in range(3))
+    engine.begin(np.array([0, 9], np.int32), 9, (0, 0, 0))
+
+    def gated(x, gate):
+        return x / (1 + np.exp(-gate)) * (gate if activation == "silu" else 1)
+
+    assert error(engine.host(engine.gated(engine.lower(x), engine.lower(gate), activation)), gated(x, gate)) < 1e-6
+    grads = engine.gated_backward(engine.lower(dy), engine.lower(x), engine.lower(gate), activation)
+    for at, gradient in enumerate(grads):
+        agrees(engine.host(gradient), lambda *parts: float(np.sum(gated(*parts) * dy)), (x, gate), at, random, 1e-5)
 
 
 def test_examples_do_not_reach_each_other(engine):

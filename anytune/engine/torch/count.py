@@ -318,13 +318,13 @@ class TorchCount(Composed):
         del both
         return out
 
-    def gated(self, x, gate):
+    def gated(self, x, gate, activation):
         made = self.float32(2, *x.shape)
         out = self.array(*x.shape)
         del made
         return out
 
-    def gated_backward(self, dy, x, gate):
+    def gated_backward(self, dy, x, gate, activation):
         made = self.float32(4, *x.shape)
         out = self.array(*x.shape), self.array(*x.shape)
         del made

@@ -83,7 +83,7 @@ class Attention(Part):
         o, lse = attended or e.attention(turned_q, turned_k, v, self.heads)
         turned = (turned_q, turned_k) if e.keeps_turned and self.q_norm is not None else None
         del turned_q, turned_k
-        (y,) = e.linear(o if gate is None else e.gated(o, gate), self.writes)
+        (y,) = e.linear(o if gate is None else e.gated(o, gate, "sigmoid"), self.writes)
         return self.add(e, x, y), (x, q, k, v, gate, turned, o, lse, self.kept(y))
 
     def attended(self, saved) -> tuple:
@@ -99,13 +99,13 @@ class Attention(Part):
         dy = self.add_backward(e, dout, y)
         del y
         needed = need_dx or self.trains_reads
-        do = e.linear_backward((dy,), o if gate is None else e.gated(o, gate), self.writes, needed)
+        do = e.linear_backward((dy,), o if gate is None else e.gated(o, gate, "sigmoid"), self.writes, needed)
         del dy
         if not needed:
             return None
         dgate = None
         if gate is not None:
-            do, dgate = e.gated_backward(do, o, gate)
+            do, dgate = e.gated_backward(do, o, gate, "sigmoid")
         how = self._turn(positions)
         if turned is None:
             turned = e.qk_norm_rope(q, k, *how) if self.q_norm is not None else (q, k)

@@ -84,7 +84,7 @@ class DeltaNet(Part):
         """x: [T, d] -> (x + the net's result, what the backward needs)."""
         qkv, gate, beta, alpha = e.norm_linear(x, self.norm.gain, self.eps, self.reads)
         y, kept = e.delta(e.convolve(qkv, self.convolution, True), beta, alpha, self._weights, self.heads)
-        (out,) = e.linear(e.glu(gate, y, "silu"), self.writes)
+        (out,) = e.linear(e.gated(y, gate, "silu"), self.writes)
         return self.add(e, x, out), (x, qkv, gate, beta, alpha, y, kept, self.kept(out))
 
     def attended(self, saved) -> None:
@@ -95,11 +95,11 @@ class DeltaNet(Part):
         x, qkv, gate, beta, alpha, y, kept, out = saved
         dout_part = self.add_backward(e, dout, out)
         needed = need_dx or self.trains_reads
-        dy = e.linear_backward((dout_part,), e.glu(gate, y, "silu"), self.writes, needed)
+        dy = e.linear_backward((dout_part,), e.gated(y, gate, "silu"), self.writes, needed)
         del dout_part, out
         if not needed:
             return None
-        dgate, dy = e.glu_backward(dy, gate, y, "silu")
+        dy, dgate = e.gated_backward(dy, y, gate, "silu")
         del gate, y
         inner = e.convolve(qkv, self.convolution, True)
         dinner, dbeta, dalpha = e.delta_backward(dy, inner, beta, alpha, self._weights, self.heads, kept, self._into)
