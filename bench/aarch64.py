@@ -35,7 +35,7 @@ STEPS, TOKENS = 3, 64
 TRAIN = """
 import json, sys
 import anytune, numpy as np
-from anytune.benchmark.plan import Test
+from anytune.benchmark.cases import Test
 from anytune.benchmark.work import Training
 model = anytune.load(sys.argv[1], device="numpy", threads=1)
 work, losses = Training(model, Test(kind="train", examples=1, tokens=int(sys.argv[3]))), []

@@ -29,7 +29,7 @@ options.add_argument("--turns", type=int)
 args = options.parse_args()
 
 import anytune  # noqa: E402  (before NumPy: it chooses the BLAS kernels)
-from anytune.benchmark.plan import Test  # noqa: E402
+from anytune.benchmark.cases import Test  # noqa: E402
 from anytune.benchmark.work import Training  # noqa: E402
 from anytune.cli.common import SIZE  # noqa: E402
 

@@ -1,8 +1,4 @@
-"""Collecting and solving apart: sums over tokens in a file on one machine, an adapter from them on another.
-
-The file is a .npz: for each group of products G and C in float32, priors, and `about`, JSON with what the adapter is
-for. No text, token or single activation of the data is in it, and no weight of the model.
-"""
+"""Solving apart from collecting: an adapter from a file of sums (see recording.py) that another machine made."""
 
 from __future__ import annotations
 
@@ -10,69 +6,15 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from anytune.adapt.closed import Equations, Pair, ridge
+from anytune.adapt.recording import ABOUT, FORMAT
 from anytune.adapter.adapter import Adapter
 from anytune.engine.algebra import HostAlgebra
 from anytune.errors import UserError
-from anytune.files import atomic_write
-
-if TYPE_CHECKING:
-    from anytune.model import Model
-
-ABOUT, FORMAT = "about", 1
-
-
-class Statistics:
-    """A file of sums under way: add() is what fit() calls with each group's equations."""
-
-    def __init__(self, path: str | os.PathLike, about: dict[str, Any]):
-        self.path, self.about, self.groups = Path(path), dict(about), []
-        self._held = atomic_write(self.path)
-
-    def __enter__(self) -> Statistics:
-        self._zip = zipfile.ZipFile(self._held.__enter__(), "w", zipfile.ZIP_STORED)
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                about = {**self.about, "format": FORMAT, "groups": self.groups}
-                self._write(ABOUT, np.frombuffer(json.dumps(about).encode(), np.uint8))
-            self._zip.close()
-        except BaseException as problem:
-            self._held.__exit__(type(problem), problem, None)
-            raise
-        self._held.__exit__(kind, error, trace)
-
-    def add(self, names: Sequence[str], equations: Equations, priors: Sequence[Any] | None) -> None:
-        la, number = equations.algebra, len(self.groups)
-        for part in ("gram", "cross"):
-            self._write(f"{number}.{part}", np.asarray(la.host(getattr(equations, part)), np.float32))
-        for place, prior in enumerate(priors or ()):
-            self._write(f"{number}.prior{place}", np.asarray(la.host(prior), np.float32))
-        self.groups.append({"names": list(names)})
-
-    def _write(self, name: str, values: np.ndarray) -> None:
-        with self._zip.open(f"{name}.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, np.ascontiguousarray(values), allow_pickle=False)
-
-
-def about(model: Model, widths: dict[str, int], **more: Any) -> dict[str, Any]:
-    """What an adapter from a file of sums must know. widths: outputs of each tensor."""
-    return {
-        "architecture": model.config.architecture,
-        "base_name": model.name,
-        "base_sha256": model.gguf.sha256(),
-        "widths": widths,
-        **more,
-    }
 
 
 def solve(

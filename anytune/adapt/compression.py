@@ -16,7 +16,20 @@ from anytune.adapt.data import Reading, batches, read_held
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fisher import look_back
 from anytune.adapt.fit import Recipe
-from anytune.adapt.job import Settings, Task, Teacher, as_adapter, beside, measure, memory_peak, prepare, run_fit
+from anytune.adapt.intermediate import Intermediate
+from anytune.adapt.job import (
+    Settings,
+    Task,
+    Teacher,
+    as_adapter,
+    beside,
+    fingerprint,
+    measure,
+    memory_peak,
+    prepare,
+    run_fit,
+)
+from anytune.adapt.partial import Partial
 from anytune.adapt.spectrum import Factors, Spectrum, difference, factors_of, pairs_of, plain_values
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
@@ -28,7 +41,10 @@ if TYPE_CHECKING:
 RIDGE, SPLIT = 1e-4, 0.2
 HEAD = 48 << 10  # bytes of a file beside its numbers: names, template
 WIDE = 256  # rank to which a difference of files is looked at
+FAR = 8  # times the mean that a tensor's rank may be: engines hold all pairs at the largest rank
 CHOSEN_ON = 12  # examples on which the ways are compared
+WAYS = ("truncated-svd", "data-aware", "data-aware-mended")  # files of them
+PARTS = ("worth", "left", "right")  # of Spectrum.values()
 
 
 def compress(
@@ -67,10 +83,15 @@ def compress(
     teacher = Teacher(model, adapter) if adapter is not None else Teacher(tuned)
     task = Task(teacher, examples.examples, held.examples)
     began, started = time.process_time(), time.perf_counter()
-    budget = _budget(factors, rank, size)
+    ridge = RIDGE if ridge is None else ridge
+    partial = _partial(model, task, rank, size, ridge, settings, outputs)
+    ways = candidates(model, task, factors, _budget(factors, rank, size), rank, settings, ridge, partial)
     template = adapter.chat_template if adapter is not None else None
-    ways = candidates(model, task, factors, budget, rank, settings, RIDGE if ridge is None else ridge)
     made = {name: as_adapter(model, pairs, settings.alpha, template) for name, pairs in ways.items()}
+    with Intermediate(outputs.intermediate, model) as kept:
+        for number, one in enumerate(made.values()):
+            kept.adapter(WAYS[number], one)
+        kept.arrays("worth", {} if partial is None else partial.extra)
     name = choose(model, task, made, settings)
     took = {"cpu": time.process_time() - began, "seconds": time.perf_counter() - started, "peak": memory_peak(model)}
     svd = next(iter(made))
@@ -89,9 +110,27 @@ def compress(
         **report.measured_facts(found),
         "took": took,
     }
-    return finish(
+    done = finish(
         model, made[name], facts, [found], outputs, f"{name}, ranks {min(ranks.values())} to {max(ranks.values())}"
     )
+    if partial is not None and done.success:
+        partial.remove()
+    return done
+
+
+def _partial(
+    model: Model, task: Task, rank: int | None, size: int | None, ridge: float, settings: Settings, outputs: Outputs
+) -> Partial | None:
+    """What an interrupted run left beside the output, if there is one and this run is to take it up."""
+    if outputs.output is None:
+        return None
+    identity = fingerprint(
+        model, [task], Recipe(rank or 0, ridge), settings, **{"--size": size, "--lora-alpha": settings.alpha}
+    )
+    partial = Partial(outputs.output, identity)
+    if settings.resume:
+        partial.load()
+    return partial
 
 
 def _budget(factors: Mapping[str, Factors], rank: int | None, size: int | None) -> int:
@@ -119,13 +158,13 @@ def candidates(
     rank: int | None,
     settings: Settings,
     ridge: float,
+    partial: Partial | None = None,
 ) -> dict[str, dict[str, Pair]]:
     """{way: pairs} within the budget, the plain one first: truncated SVD, data-aware with ranks allocated, and the same
     mended layer by layer."""
     plain = plain_values(factors)
     cost = {name: f.cost for name, f in factors.items()}
-    # in a file all pairs have the largest rank: within a size no tensor may have more than its even share
-    most = max(1, budget // sum(cost.values())) if rank is None else max(len(f.a) for f in factors.values())
+    most = max(1, FAR * budget // sum(cost.values()))
     if rank is not None:
         even = {name: min(rank, len(f.a)) for name, f in factors.items()}
     else:
@@ -133,6 +172,19 @@ def candidates(
     ways = {"truncated SVD": pairs_of(factors, plain, even)}
     if all(even[name] >= len(f.a) for name, f in factors.items()):
         return ways  # the adapter itself
+    values = _worth(task, factors, settings, partial)
+    ranks = allocate({name: v[0][:most] for name, v in values.items()}, cost, budget)
+    ways["data-aware"] = {name: pair for name, pair in pairs_of(factors, values, ranks).items() if len(pair.a)}
+    ways["data-aware, mended"] = _mended(model, task, factors, values, ranks, ridge, settings, partial)
+    return ways
+
+
+def _worth(
+    task: Task, factors: Mapping[str, Factors], settings: Settings, partial: Partial | None
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """Spectrum.values() of the task's teacher on its data, or what an interrupted run found."""
+    if partial is not None and partial.extra:
+        return {name: tuple(partial.extra[f"{name}.{part}"] for part in PARTS) for name in factors}
     spectrum = Spectrum(factors, task.teacher.model.engine.algebra)
     found = batches(task.examples, 2048, False, False)[0]
     look_back(
@@ -143,10 +195,14 @@ def candidates(
         tell=lambda n: settings.tell("worth of ranks", n + 1, len(found), ""),
     )
     values = spectrum.values()
-    ranks = allocate({name: v[0][:most] for name, v in values.items()}, cost, budget)
-    ways["data-aware"] = {name: pair for name, pair in pairs_of(factors, values, ranks).items() if len(pair.a)}
-    ways["data-aware, mended"] = _mended(model, task, factors, values, ranks, ridge, settings)
-    return ways
+    if partial is not None:
+        partial.extra = {
+            f"{name}.{part}": np.asarray(array, np.float64)
+            for name, arrays in values.items()
+            for part, array in zip(PARTS, arrays)
+        }
+        partial.save({})
+    return values
 
 
 def _mended(
@@ -157,6 +213,7 @@ def _mended(
     ranks: Mapping[str, int],
     ridge: float,
     settings: Settings,
+    partial: Partial | None = None,
 ) -> dict[str, Pair]:
     """The data-aware changes with b as it is and a fitted anew, front to back: what early layers lose, later ones make
     good as far as their outputs' directions allow."""
@@ -174,7 +231,7 @@ def _mended(
         return np.zeros(model.gguf.tensors[name].shape, np.float32)
 
     recipe = Recipe(max(ranks.values()), ridge, prior=prior, bases=bases)
-    fitted = run_fit(model, [task], recipe, dataclasses.replace(settings, output=None), {})
+    fitted = run_fit(model, [task], recipe, dataclasses.replace(settings, output=None), partial or {})
     return {name: pair for name, pair in fitted.pairs.items() if len(pair.a)}
 
 

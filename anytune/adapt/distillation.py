@@ -13,6 +13,7 @@ from anytune.adapt.answers import with_answers
 from anytune.adapt.data import Context, Reading, judged, read, read_shots
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
+from anytune.adapt.intermediate import Intermediate
 from anytune.adapt.job import (
     Settings,
     Task,
@@ -26,6 +27,7 @@ from anytune.adapt.job import (
     truncated,
 )
 from anytune.adapt.partial import Partial
+from anytune.adapt.recording import Recorder, about
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 
@@ -83,8 +85,12 @@ def distill(
     settings = dataclasses.replace(settings, output=outputs.output)
     prepare(model, task.teacher.model)
     identity = fingerprint(model, [task], recipe, settings, **{"--steps": steps, "--lora-alpha": settings.alpha})
-    fitted = run_fit(model, [task], recipe, settings, identity)
-    made = as_adapter(model, fitted.pairs, settings.alpha, reading.template.source if reading else None)
+    template = reading.template.source if reading else model.template_source
+    with Intermediate(outputs.intermediate, model, settings.resume) as kept:
+        fitted = run_fit(model, [task], recipe, dataclasses.replace(settings, keep=kept.record), identity)
+        made = as_adapter(model, fitted.pairs, settings.alpha, template)
+        kept.sums(recipe, template)
+        kept.adapter("closed-form", made)
     label, plain = f"closed form, rank {rank}", _plain(task, rank)
     closed_form = None
     if steps:
@@ -136,9 +142,7 @@ def collect(
     settings: Settings | None = None,
 ) -> Result:
     """As distill() without steps, but what is written to `output` are the sums that solve() needs, as a .npz."""
-    from anytune.adapt.collection import Statistics, about
-
-    settings = settings or Settings()
+    settings = dataclasses.replace(settings or Settings(), output=output)
     if Path(output).suffix != ".npz":
         raise UserError(f"{output} must end in .npz: statistics are no adapter yet.")
     check_output(output)
@@ -158,24 +162,16 @@ def collect(
     usual = PROMPTS if task.teacher.context else WEIGHTS
     recipe = Recipe(rank, usual["ridge"] if ridge is None else ridge, usual["guard"] if guard is None else guard)
     prepare(model, task.teacher.model)
+    identity = fingerprint(model, [task], recipe, settings)
     template = reading.template.source if reading else model.template_source
-    widths = {name: info.shape[0] for name, info in model.gguf.tensors.items() if len(info.shape) == 2}
-    what = about(
-        model,
-        widths,
-        rank=rank,
-        ridge=recipe.ridge,
-        collected_rank=rank,
-        collected_ridge=recipe.ridge,
-        template=template,
-    )
-    with Statistics(output, what) as statistics:
-        settings = dataclasses.replace(settings, output=None, keep=statistics.add)
-        fitted = run_fit(model, [task], recipe, settings, {})
-        made = as_adapter(model, fitted.pairs, settings.alpha, template)
+    with Recorder(output, settings.resume) as recorder:
+        fitted = run_fit(model, [task], recipe, dataclasses.replace(settings, keep=recorder.add), identity)
+        made = as_adapter(model, fitted.pairs, None, template)
         found = measure(model, task, made, _plain(task, rank), settings)
         measured = report.measured_facts(found)
-        statistics.about["measured"] = measured
+        if measured["success"]:
+            recorder.pack(model.config.products(), {**about(model, recipe, template), "measured": measured})
+    Partial(output, identity).remove()
     facts = {
         "command": "collect",
         "rank": rank,

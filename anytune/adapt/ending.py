@@ -39,14 +39,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Outputs:
-    """output: name.gguf, or a folder for peft (None: write nothing); peft: a folder beside it; verify: prove the result
-    in llama.cpp, exact: over an F32 copy of the model."""
+    """output: name.gguf, or a folder for peft (None: write nothing); peft: a folder beside it; intermediate: a folder
+    for what is made on the way; verify: prove the result in llama.cpp, exact: over an F32 copy of the model."""
 
     output: str | os.PathLike | None = None
     verify: bool = True
     exact: bool = True
     threads: int | None = None
     peft: str | os.PathLike | None = None
+    intermediate: str | os.PathLike | None = None
 
 
 def check_output(output: str | os.PathLike | None) -> None:

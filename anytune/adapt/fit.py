@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from anytune.adapt.closed import Pair, ridge
-from anytune.adapt.statistics import GramSums, sums_for
+from anytune.adapt.statistics import sums_for
 from anytune.adapt.walk import Side, Walker
 
 SMALL = 1e-2  # of a norm's mean square gain: columns with less get less than their share of what a stream lacks
@@ -25,13 +25,15 @@ SMALL = 1e-2  # of a norm's mean square gain: columns with less get less than th
 class Recipe:
     """rank: of every change. ridge: λ, of the mean of G's diagonal. guard: weight of the guarded text's tokens, as if
     they were as many as the data's. prior: {tensor} -> what its change is drawn to, float32 [out, in], or None.
-    bases: {tensor: (b, its left inverse)} where the outputs' directions are given, and inputs alone are solved for."""
+    bases: {tensor: (b, its left inverse)} where the outputs' directions are given, and inputs alone are solved for.
+    relative: whether tokens count by what their errors are of the residual stream, where a product writes to it."""
 
     rank: int = 16
     ridge: float = 1e-2
     guard: float = 0.0
     prior: Callable[[str], np.ndarray] | None = None
     bases: Mapping[str, tuple[np.ndarray, np.ndarray | None]] | None = None
+    relative: bool = False
 
 
 @dataclass
@@ -67,7 +69,7 @@ def fit(
 
     guard: a side over text whose outputs should stay as they are, of the bare model. done: pairs of an earlier run, of
     whole layers from the first on: they are taken as they are. tell: called after each layer. keep: called with each
-    group's tensor names, its Equations before they are solved, and its priors. Raises UserError.
+    group's place in Config.products(), its Equations before they are solved, and its priors. Raises UserError.
     """
     student = couples[0].student
     config, held, e = student.model.config, student.pairs, student.engine
@@ -93,7 +95,8 @@ def fit(
             side.leave()
         made |= new
         tell(Progress(number, config.layers, gap(couples), raised, new))
-    return made
+    order = [name for names in config.products() for name in names]
+    return {name: made[name] for name in order if name in made}  # a run that was taken up has them in another order
 
 
 def _lora_pair(e: Any, pair: Pair) -> Any:
@@ -105,23 +108,25 @@ def _product(
 ) -> tuple[dict[str, Pair], float]:
     """({tensor: Pair} of one group of the layer that all sides are in, the ridge if it had to be raised)."""
     student = couples[0].student
-    names, la = student.tensors(product), student.engine.algebra
+    names, la, config = student.tensors(product), student.engine.algebra, student.model.config
     group = student.layer.products[product][0]
     widths = [weight.out_features for weight in group.weights]
     own, held = sum(couple.student.tokens for couple in couples), guard.tokens if guard and recipe.guard else 0
-    # who keeps them wants sums, not tokens
-    sums = (
-        sums_for(la, group.in_features, sum(widths), own + held)
-        if keep is None
-        else GramSums(la, group.in_features, sum(widths))
-    )
+    sums = sums_for(la, group.in_features, sum(widths), own + held, not student.walkers[0].keep)
+    counted = 0.0
     for couple in couples:  # each counts the same, however many tokens it has
         couple.student.before(product)
         couple.teacher.before(product)
         weight = 1.0 / (len(couples) * couple.student.tokens)
         for one, other in zip(couple.student.walkers, couple.teacher.walkers, strict=True):
             x, missing = _lacking(couple, one, other, product)
+            if recipe.relative and couple.teacher.layer.written_by(product) is not None:
+                share = _relative(couple.teacher, other)
+                counted += weight * float((share * share).sum())
+                x, missing = x * share, missing * share
             sums.add(x, missing, weight)
+    if counted:
+        sums.scale(1.0 / counted)
     priors = None if recipe.prior is None else [la.array(recipe.prior(name)) for name in names]
     if priors is not None:  # what it does already is of the data's tokens alone, not of the guarded ones
         sums.toward(la.concatenate(priors, 0))
@@ -129,7 +134,7 @@ def _product(
         sums.add(_rows(guard.engine.lift(walker.run(product)), walker), None, recipe.guard / held)
     equations = sums.equations()
     if keep is not None:
-        keep(names, equations, priors)
+        keep(config.products().index(names), equations, priors)
     bases = None
     if recipe.bases is not None:
         bases = [recipe.bases.get(name, (np.zeros((width, 0), np.float32), None)) for name, width in zip(names, widths)]
@@ -153,6 +158,13 @@ def _lacking(couple: Couple, one: Walker, other: Walker, product: int) -> tuple[
     if part.post is None:
         return x, missing + left
     return _through_norm(la, x, missing, wanted, left, la.array(teacher.engine.host(part.post.gain)))
+
+
+def _relative(teacher: Side, walker: Walker) -> Any:
+    """[tokens, 1]: 1 / rms of the teacher's residual stream, of the rows that count: whatever reads the stream divides
+    by it, so that an error weighs as much as it is of the stream."""
+    stream = _rows(teacher.engine.lift(walker.stream), walker)
+    return (1.0 / ((stream * stream).mean(1) + 1e-12) ** 0.5)[:, None]
 
 
 def _through_norm(la: Any, x: Any, missing: Any, wanted: Any, left: Any, gain: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anytune.adapt.budget import check_memory, layer_floats
 from anytune.adapt.closed import Pair
 from anytune.adapt.data import Context, Example, batches, text_examples
 from anytune.adapt.fit import Couple, Progress, Recipe, fit
@@ -109,9 +110,7 @@ def keeps(model: Model, tasks: Sequence[Task]) -> bool:
     """Whether what a layer computes can stay in memory until all of its products are solved for."""
     from anytune.memory import available_bytes, process_bytes
 
-    c = model.config
-    floats = 6 * c.width + 2 * (c.heads + c.n_kv_heads) * c.head_size + 3 * c.hidden
-    need = sum(4 * floats * (len(e.ids) + len(e.behind)) for task in tasks for e in task.examples)
+    need = sum(4 * layer_floats(model) * (len(e.ids) + len(e.behind)) for task in tasks for e in task.examples)
     free = available_bytes() // 2 if model.memory is None or not _on_host(model) else model.memory - process_bytes()
     return need < free // 2
 
@@ -139,16 +138,21 @@ def guard_side(model: Model, settings: Settings, recipe: Recipe) -> Side | None:
 
 
 def run_fit(
-    model: Model, tasks: Sequence[Task], recipe: Recipe, settings: Settings, identity: Mapping[str, Any]
+    model: Model, tasks: Sequence[Task], recipe: Recipe, settings: Settings, identity: Mapping[str, Any] | Partial
 ) -> Fitted:
-    """Fit the student `model` to all tasks. After each layer what is done is kept beside the output."""
+    """Fit the student `model` to all tasks. After each layer what is done is kept beside the output.
+
+    identity: what decides the result's bytes, or the file with what an earlier run did, already loaded.
+    """
     pairs: dict[str, Any] = {}
     began, started = time.process_time(), time.perf_counter()
-    partial, done = None, {}
-    if settings.output is not None:
+    partial, done = (identity, dict(identity.pairs)) if isinstance(identity, Partial) else (None, {})
+    if partial is None and settings.output is not None:
         partial = Partial(settings.output, identity)
         done = partial.load() if settings.resume else {}
-    keep = keeps(model, tasks)
+    keep, guard = keeps(model, tasks), guard_side(model, settings, recipe)
+    if not keep and _on_host(model):
+        check_memory(model, tasks, guard.tokens if guard else 0, recipe.rank, settings.batch)
     couples = [couple(model, task, task.examples, pairs, settings.batch, keep) for task in tasks]
     layers: list[Progress] = []
     made = dict(done)
@@ -160,7 +164,7 @@ def run_fit(
             partial.save(made)
         settings.tell("layers", progress.layer + 1, progress.layers, f"the streams differ by {progress.gap:.3f}")
 
-    pairs = fit(couples, recipe, guard=guard_side(model, settings, recipe), done=done, tell=tell, keep=settings.keep)
+    pairs = fit(couples, recipe, guard=guard, done=done, tell=tell, keep=settings.keep)
     return Fitted(pairs, layers, time.process_time() - began, time.perf_counter() - started)
 
 

@@ -17,6 +17,7 @@ from anytune.adapt import report
 from anytune.adapt.data import Reading, read_held
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
+from anytune.adapt.intermediate import Intermediate
 from anytune.adapt.job import (
     Settings,
     Task,
@@ -77,9 +78,12 @@ def merge(
     recipe = Recipe(rank, RIDGE if ridge is None else ridge, guard or 0.0)
     settings = dataclasses.replace(settings, output=outputs.output)
     identity = fingerprint(model, tasks, recipe, settings, **{"--lora-alpha": settings.alpha})
-    fitted = run_fit(model, tasks, recipe, settings, identity)
     template = next((adapter.chat_template for adapter, _ in parts if adapter.chat_template), None)
-    made = as_adapter(model, fitted.pairs, settings.alpha, template)
+    with Intermediate(outputs.intermediate, model, settings.resume) as kept:
+        fitted = run_fit(model, tasks, recipe, dataclasses.replace(settings, keep=kept.record), identity)
+        made = as_adapter(model, fitted.pairs, settings.alpha, template)
+        kept.sums(recipe, template)
+        kept.adapter("closed-form", made)
     adapters = [adapter for adapter, _ in parts]
     others = {
         f"linear merge, rank {rank}": truncated(combine([(a, 1 / len(parts)) for a in adapters]), rank),

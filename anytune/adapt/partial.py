@@ -17,7 +17,7 @@ from anytune.adapt.closed import Pair
 from anytune.errors import UserError
 from anytune.train.tensors import Broken, read_tensors, write_tensors
 
-IDENTITY = "identity"
+IDENTITY, EXTRA = "identity", "extra:"
 
 
 class Partial:
@@ -27,12 +27,15 @@ class Partial:
         output = Path(output)
         self.path = output.with_name(f"{output.name}.partial")
         self.identity = json.loads(json.dumps(identity, sort_keys=True, default=str))
+        self.pairs: dict[str, Pair] = {}  # what load() found
+        self.extra: dict[str, np.ndarray] = {}  # what else is done: kept by save(), found by load()
 
     def save(self, pairs: Mapping[str, Pair]) -> None:
         """Replace the file, whole or not at all. Raises OSError."""
         tensors: dict[str, np.ndarray] = {
             IDENTITY: np.frombuffer(json.dumps(self.identity, sort_keys=True).encode(), np.uint8)
         }
+        tensors |= {f"{EXTRA}{name}": values for name, values in self.extra.items()}
         for name, pair in pairs.items():
             tensors |= {f"{name}.a": pair.a, f"{name}.b": pair.b, f"{name}.worth": pair.worth}
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -50,7 +53,8 @@ class Partial:
         try:
             tensors = read_tensors(self.path)
             found = json.loads(bytes(tensors[IDENTITY]).decode())
-            names = [key.removesuffix(".a") for key in tensors if key.endswith(".a")]
+            names = [key.removesuffix(".a") for key in tensors if key.endswith(".a") and not key.startswith(EXTRA)]
+            self.extra = {key.removeprefix(EXTRA): np.array(tensors[key]) for key in tensors if key.startswith(EXTRA)}
             pairs = {
                 name: Pair(*(np.array(tensors[f"{name}.{part}"]) for part in ("a", "b", "worth"))) for name in names
             }
@@ -65,6 +69,7 @@ class Partial:
         for name, pair in pairs.items():
             if pair.a.dtype != np.float32 or pair.a.ndim != 2 or pair.b.shape[1:] != pair.a.shape[:1]:
                 raise UserError(f"{self.path} is damaged (the pair of {name}): remove it, and start without --resume.")
+        self.pairs = pairs
         return pairs
 
     def remove(self) -> None:

@@ -15,6 +15,7 @@ from anytune.adapt.data import Reading, read_held, text_examples
 from anytune.adapt.distillation import check_shape
 from anytune.adapt.ending import Outputs, Result, check_output, finish
 from anytune.adapt.fit import Recipe
+from anytune.adapt.intermediate import Intermediate
 from anytune.adapt.job import Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit
 from anytune.adapt.partial import Partial
 from anytune.adapter.adapter import Adapter
@@ -74,8 +75,12 @@ def repair(
     recipe = Recipe(rank, RIDGE if ridge is None else ridge, guard or 0.0, prior=error)
     settings = dataclasses.replace(settings, output=outputs.output)
     identity = fingerprint(model, [task], recipe, settings, **{"--lora-alpha": settings.alpha})
-    fitted = run_fit(model, [task], recipe, settings, identity)
-    made = as_adapter(model, fitted.pairs, settings.alpha, adapter.chat_template if adapter is not None else None)
+    template = adapter.chat_template if adapter is not None else None
+    with Intermediate(outputs.intermediate, model, settings.resume) as kept:
+        fitted = run_fit(model, [task], recipe, dataclasses.replace(settings, keep=kept.record), identity)
+        made = as_adapter(model, fitted.pairs, settings.alpha, template)
+        kept.sums(recipe, template)
+        kept.adapter("closed-form", made)
     svd = as_adapter(model, plain(fitted.pairs, error, rank))
     found = measure(model, task, made, {f"truncated SVD, rank {rank}": svd}, settings)
     facts = {

@@ -27,6 +27,11 @@ class GramSums:
             self.algebra.add_cross(self.cross, x, missing, weight)
         self.tokens += len(x)
 
+    def scale(self, factor: float) -> None:
+        """Multiply all weights so far."""
+        self.gram *= factor
+        self.cross *= factor
+
     def toward(self, prior: Any) -> None:
         """Leave out what the change `prior` [out, in], float32, does already: C -= G Eᵀ."""
         self.algebra.mirror(self.gram)
@@ -53,6 +58,10 @@ class TokenRows:
         )
         self.tokens += len(x)
 
+    def scale(self, factor: float) -> None:
+        root = factor**0.5
+        self.inputs, self.missing = ([part * root for part in parts] for parts in (self.inputs, self.missing))
+
     def toward(self, prior: Any) -> None:
         self.missing = [missing - x @ prior.T for x, missing in zip(self.inputs, self.missing)]
 
@@ -63,6 +72,22 @@ class TokenRows:
         return Equations(la, None, None, z, r)
 
 
-def sums_for(algebra: Any, columns: int, outputs: int, tokens: int) -> GramSums | TokenRows:
-    """What takes less for so many tokens, guarded ones included."""
-    return (TokenRows if tokens < DUAL * columns else GramSums)(algebra, columns, outputs)
+def sums_for(algebra: Any, columns: int, outputs: int, tokens: int, tight: bool = False) -> GramSums | TokenRows:
+    """What is quicker for so many tokens, guarded ones included; `tight`: what takes less memory."""
+    fewer = _dual_bytes(columns, outputs, tokens) < _primal_bytes(columns, outputs)
+    return (TokenRows if (fewer if tight else tokens < DUAL * columns) else GramSums)(algebra, columns, outputs)
+
+
+def sum_bytes(columns: int, outputs: int, tokens: int) -> int:
+    """Bytes that sums and their solution take where memory is tight."""
+    return min(_dual_bytes(columns, outputs, tokens), _primal_bytes(columns, outputs))
+
+
+def _dual_bytes(columns: int, outputs: int, tokens: int) -> int:
+    """Rows in pieces and as one, their Gram matrix, and a product's change and its image."""
+    return 8 * tokens * (columns + outputs) + 8 * tokens * tokens + 8 * tokens * outputs + 8 * columns * outputs
+
+
+def _primal_bytes(columns: int, outputs: int) -> int:
+    """G, C with its solution, and a product's change and its image."""
+    return 8 * columns * columns + 16 * columns * outputs + 8 * columns * outputs

@@ -126,7 +126,7 @@ class Adapter:
         tensors = [
             (f"{name}.lora_{side}", part.shape, "F32", np.ascontiguousarray(part, np.float32))
             for name, pair in self.tensors.items()
-            for side, part in zip("ab", pair, strict=True)
+            for side, part in zip("ab", _without_zeros(*pair), strict=True)
         ]
         write_gguf(path, values, tensors, kinds={"anytune.lora.alpha": "float64"})
 
@@ -175,6 +175,16 @@ class Adapter:
             values.get("anytune.base.sha256", str),
             values.get("tokenizer.chat_template", str),
         )
+
+
+def _without_zeros(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A pair without ranks that are zero in both, of which one stays: llama.cpp scales each by alpha over its own rank,
+    so that b takes up the difference."""
+    used = a.any(axis=1) | b.any(axis=0)
+    if used.all():
+        return a, b
+    used[0] |= not used.any()
+    return a[used], b[:, used] * np.float32(used.sum() / len(used))
 
 
 def _model_name(name: object) -> str:

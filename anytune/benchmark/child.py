@@ -18,7 +18,7 @@ from typing import IO, Any
 from anytune.errors import UserError
 
 from .generation import generation_stats
-from .plan import Settings, Test
+from .cases import Settings, Test
 
 
 def main() -> None:

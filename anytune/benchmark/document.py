@@ -14,7 +14,7 @@ from anytune.errors import UserError
 from anytune.files import atomic_write
 
 from .machine import machine, versions
-from .plan import Settings
+from .cases import Settings
 
 FORMAT, VERSION = "anytune-bench", 1
 MOST = 16 << 20  # bytes of a file that is read

@@ -18,7 +18,7 @@ from anytune.llamacpp import judge, library
 from anytune.errors import UserError
 from anytune.llamacpp.library import INT, POINTER, Batch, Struct, Unknown
 
-from .plan import PEER, Settings, Test
+from .cases import PEER, Settings, Test
 
 UBATCH = 512  # tokens that are computed at once
 SIGNATURES = {

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from .plan import Cell, Settings
+from .cases import Cell, Settings
 
 CHILD = ["-m", "anytune.benchmark.child"]
 ROOT = Path(__file__).resolve().parents[2]

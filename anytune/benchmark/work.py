@@ -9,7 +9,7 @@ import numpy as np
 
 from anytune.errors import UserError
 
-from .plan import Test
+from .cases import Test
 
 ROUND = 0.3  # seconds that a round of training takes at least: one step of a fast GPU is too short to be timed
 

@@ -121,6 +121,11 @@ OUTPUT = (
     ),
     click.option("--no-verify", is_flag=True, help="Do not prove the result in llama.cpp."),
     click.option("--peft", metavar="FOLDER", help="Write the adapter as a peft folder, too."),
+    click.option(
+        "--intermediate",
+        metavar="FOLDER",
+        help="Keep what is made on the way: sums as .npz, adapters as GGUF and as peft folders.",
+    ),
 )
 TEACHERS = (
     click.option("--system", metavar="FILE", help="A text that the teacher sees as the system message."),
@@ -163,6 +168,7 @@ class Common:
     output: str
     no_verify: bool
     peft: str | None
+    intermediate: str | None
     as_json: bool
 
     def open(self, model: str, engine: dict, inputs: list[tuple[str, str | None]]) -> Model:
@@ -175,7 +181,7 @@ class Common:
         for path in texts:
             text_file(path, "text")
         spare_inputs(
-            [self.output, self.peft],
+            [self.output, self.peft, self.intermediate],
             [
                 ("the model", model_path(model)),
                 *inputs,
@@ -212,7 +218,7 @@ class Common:
     def outputs(self, engine: dict) -> Outputs:
         from anytune.adapt.ending import Outputs
 
-        return Outputs(self.output, not self.no_verify, True, engine["threads"], self.peft)
+        return Outputs(self.output, not self.no_verify, True, engine["threads"], self.peft, self.intermediate)
 
     def data(self) -> dict[str, Any]:
         return {"val_file": self.val_file, "val_split": self.val_split, "seed": self.seed}

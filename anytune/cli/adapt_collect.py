@@ -38,7 +38,7 @@ from anytune.cli.common import Command, existing_file, json_option, model_option
     show_default=True,
     help="Rank that the sums of later layers reckon with.",
 )
-@common_options("resume", "no_verify", "peft")
+@common_options("no_verify", "peft", "intermediate")
 def collect(
     model: str,
     engine: dict,

@@ -22,7 +22,7 @@ from anytune.cli.common import SIZE, Command, lora_option, model_options
 @click.option("--tuned", metavar="GGUF", help="A file that was tuned from the model, instead of an adapter.")
 @click.option("--rank", type=click.IntRange(1, 4096), help="Rank on average: ranks go where they are worth most.")
 @click.option("--size", type=SIZE, metavar="SIZE", help="The adapter's size at most, such as 2MiB, instead of --rank.")
-@common_options("guard", "guard_text", "resume")
+@common_options("guard", "guard_text")
 def compress(
     model: str, engine: dict, lora: str | None, tuned: str | None, rank: int | None, size: int | None, common: Common
 ) -> int:

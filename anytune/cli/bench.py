@@ -232,7 +232,7 @@ def bench(
     if compare:
         return _compare(*compare, form)
     from anytune.benchmark import document as documents
-    from anytune.benchmark import plan, run
+    from anytune.benchmark import cases, run
     from anytune.benchmark.table import csv_text, markdown
     from anytune.cli.progress import Progress
 
@@ -240,11 +240,11 @@ def bench(
         raise UserError("There is no model to measure: name one with -m.")
     paths = list(dict.fromkeys(model_path(name) for name in models))
     _different(paths)
-    asked = plan.tests(train, *map(_flat, (prompts, generated, depths, parallel)))
+    asked = cases.tests(train, *map(_flat, (prompts, generated, depths, parallel)))
     if ngl is not None:
         devices = tuple(layers_device(ngl, device) for device in devices)
-    cells = plan.cells(paths, _known(devices), _flat(threads), asked, peer is not None)
-    settings = plan.Settings(repeats=repeats, warmup=int(not no_warmup), **more)
+    cells = cases.cells(paths, _known(devices), _flat(threads), asked, peer is not None)
+    settings = cases.Settings(repeats=repeats, warmup=int(not no_warmup), **more)
     place = Path(save).expanduser() if save else None
     if place:
         spare_inputs([place], [("a model", path) for path in paths])

@@ -157,11 +157,13 @@ def lower(
 
 def write(model: Any, found: Any, target: Path, threads: int | None) -> None:
     """The file's model with the last stage's types, from the same blocks as it was trained on."""
-    from anytune.quantization.plan import Plan
+    from anytune.quantization.tensor_types import TensorTypes
     from anytune.quantization.rewrite import available_threads, carry_out
 
     formats = {name: found.formats.get(name, t.type.name) for name, t in model.gguf.tensors.items()}
-    carry_out(model.gguf, target, Plan(None, formats), {}, {}, found.importance, threads or available_threads(), None)
+    carry_out(
+        model.gguf, target, TensorTypes(None, formats), {}, {}, found.importance, threads or available_threads(), None
+    )
 
 
 def lines(facts: Mapping[str, Any]) -> list[str]:

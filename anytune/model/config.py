@@ -62,6 +62,15 @@ class Config:
         number = name.split(".")[1] if name.startswith("blk.") else ""
         return number.isdigit() and self.layers <= int(number) < self.layers + self.behind
 
+    def products(self) -> list[list[str]]:
+        """The matrices that share a product, for all products in the order in which they run."""
+        return [
+            [f"blk.{i}.{name}.weight" for name in names]
+            for i in range(self.layers)
+            for part in self.arch.parts(self, i)
+            for names in (part.READS, part.WRITES)
+        ]
+
     def windowed(self, layer: int) -> bool:
         """Whether this layer sees only the window."""
         return bool(self.window and (not self.window_period or (layer + 1) % self.window_period))

@@ -22,7 +22,7 @@ from anytune.gguf.kernels import KERNELS
 from anytune.quantization import mix
 from anytune.quantization.filetypes import file_type
 from anytune.quantization.imatrix import Importance, read_imatrix
-from anytune.quantization.plan import Plan, plan
+from anytune.quantization.tensor_types import TensorTypes, assign_types
 
 PIECE = 1 << 19  # weights that one thread works on: 2 MiB as float32
 FLOATS = ("F32", "F16", "BF16")
@@ -58,7 +58,7 @@ def rewrite(
     `quantize`; target None only tells what would be done. Raises UserError.
     """
     importance = imatrix if isinstance(imatrix, Importance | None) else read_imatrix(imatrix)
-    made = plan(
+    made = assign_types(
         source,
         None if kind is None else file_type(kind),
         importance=importance is not None,
@@ -75,7 +75,7 @@ def rewrite(
 def carry_out(
     source: GGUF,
     target: str | os.PathLike | None,
-    made: Plan,
+    made: TensorTypes,
     values: Mapping[str, Rows],
     metadata: Mapping[str, Any],
     importance: Importance | None,
@@ -114,7 +114,7 @@ def carry_out(
     return facts
 
 
-def _without_importance(file: GGUF, made: Plan, importance: Importance) -> list[str]:
+def _without_importance(file: GGUF, made: TensorTypes, importance: Importance) -> list[str]:
     """Quantized matrices of the layers that the importance matrix says nothing about."""
     return [
         name
@@ -141,7 +141,7 @@ def check_place(file: GGUF, target: Path, importance: str | None = None) -> None
 
 
 def _check(
-    file: GGUF, made: Plan, target: Path, size: int, values: Mapping[str, Rows], importance: Importance | None
+    file: GGUF, made: TensorTypes, target: Path, size: int, values: Mapping[str, Rows], importance: Importance | None
 ) -> None:
     check_place(file, target, importance and importance.path or None)
     for name, t in file.tensors.items():
@@ -154,7 +154,7 @@ def _check(
 
 
 def _metadata(
-    file: GGUF, made: Plan, changes: Mapping[str, Any], importance: Importance | None
+    file: GGUF, made: TensorTypes, changes: Mapping[str, Any], importance: Importance | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(values, their kinds) of the new file."""
     values, kinds, own = dict(file.metadata), dict(file.kinds), {}
@@ -178,7 +178,7 @@ def _metadata(
 
 def _write(
     file: GGUF,
-    made: Plan,
+    made: TensorTypes,
     target: Path,
     values: Mapping[str, Rows],
     changes: Mapping[str, Any],

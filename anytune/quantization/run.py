@@ -12,7 +12,7 @@ from anytune.files import spare_inputs
 from anytune.gguf import GGUF
 from anytune.quantization.filetypes import file_type
 from anytune.quantization.imatrix import read_imatrix
-from anytune.quantization.plan import Plan, plan
+from anytune.quantization.tensor_types import TensorTypes, assign_types
 from anytune.quantization.rewrite import FLOATS, carry_out
 
 
@@ -48,7 +48,7 @@ def quantize(
                 f"{source} is not a model, but {file.metadata.get('general.type', 'empty')}: name the "
                 "model's GGUF file."
             )
-        made = plan(
+        made = assign_types(
             file,
             file_type(kind),
             importance=importance is not None,
@@ -63,7 +63,7 @@ def quantize(
         return carry_out(file, target, made, {}, {}, importance, threads, progress)
 
 
-def refuse_rounding_twice(file: GGUF, made: Plan) -> None:
+def refuse_rounding_twice(file: GGUF, made: TensorTypes) -> None:
     """UserError if the plan changes a tensor that is quantized already."""
     again = [
         name

@@ -130,7 +130,8 @@ def test_guarded_tokens_hold_the_outputs_where_they_are():
     wanted, _ = dense(guarded, np.concatenate([r, 0 * r]), np.ones(100), 0.1)
     for kind in (GramSums, TokenRows):
         sums = kind(HOST, 12, 6)
-        sums.add(x, r, 1.0)
+        sums.add(x, r, 4.0)
+        sums.scale(0.25)  # of what is there by now
         sums.add(guarded[50:], None, 1.0)
         (pair,) = ridge(sums.equations(), (6,), 6, 0.1)
         assert np.abs(pair.b @ pair.a - wanted).max() < 1e-3 * np.abs(wanted).max()

@@ -151,7 +151,9 @@ def test_compressing(place, capsys):
         "compress",
         *common(place, "--lora", place / "a.gguf", "--size", "70KiB", "-o", place / "t.gguf", "--no-verify"),
     )
-    assert set(more["ranks"].values()) <= {0, 1, 2} and (place / "t.gguf").stat().st_size <= 70 << 10
+    assert more["parameters"] * 4 > 0.9 * (22 << 10) and (place / "t.gguf").stat().st_size <= 70 << 10
+    made = Adapter.load(place / "t.gguf")  # pairs have ranks of their own in the file, and the largest in memory
+    assert made.rank == max(more["ranks"].values()) and made.n_parameters > more["parameters"]
     assert (
         command(
             [
@@ -251,6 +253,89 @@ def test_collecting_and_solving_apart(place, capsys):
         assert np.abs(b @ a - wanted).max() < 1e-3 * np.abs(wanted).max()
     assert ours.chat_template == theirs.chat_template
     assert told(capsys, "solve", place / "s.npz", "--rank", "2", "-o", place / "p.gguf")["measured"] is None
+
+
+def stopping(monkeypatch):
+    """The fit is interrupted in the second layer; -> a call after which it runs, but never in the first one."""
+    real = fitting._product
+
+    def stops(*some):
+        if some[3] == 1:
+            raise KeyboardInterrupt
+        return real(*some)
+
+    monkeypatch.setattr(fitting, "_product", stops)
+    return lambda: monkeypatch.setattr(
+        fitting, "_product", lambda *some: real(*some) if some[3] else pytest.fail("layer 0 again")
+    )
+
+
+@pytest.mark.parametrize("kind", ["compress", "collect"])
+def test_the_others_end_in_the_same_bytes_too(place, capsys, monkeypatch, kind):
+    given = {
+        "compress": ["--lora", place / "a.gguf", "--rank", "2", "--no-verify"],
+        "collect": ["--teacher-lora", place / "a.gguf", "--rank", "2"],
+    }[kind]
+    end = {"compress": "gguf", "collect": "npz"}[kind]
+    args = ["adapt", kind, *map(str, common(place, *given))]
+    whole, parts = place / f"whole.{end}", place / f"parts.{end}"
+    assert command([*args, "-o", str(whole)]) == 0
+    again = stopping(monkeypatch)
+    assert command([*args, "-o", str(parts)]) == 130
+    assert parts.with_name(f"{parts.name}.partial").exists() and not parts.exists()
+    again()
+    if kind == "compress":
+        monkeypatch.setattr("anytune.adapt.compression.look_back", lambda *_, **__: pytest.fail("backward again"))
+    assert command([*args, "-o", str(parts), "--resume"]) == 0
+    assert parts.read_bytes() == whole.read_bytes()
+    assert not list(place.glob("*.partial")) and not list(place.glob("*.sums"))
+
+
+def test_what_is_made_on_the_way_is_kept_on_request(place, capsys):
+    need("xllamacpp")
+    told(
+        capsys,
+        "distill",
+        *common(
+            place,
+            "--teacher-lora",
+            place / "a.gguf",
+            "--rank",
+            "4",
+            "--steps",
+            "1",
+            "--intermediate",
+            place / "way",
+            "-o",
+            place / "o.gguf",
+            "--no-verify",
+        ),
+    )
+    assert {path.name for path in (place / "way").iterdir()} == {"statistics.npz", "closed-form", "closed-form.gguf"}
+    told(capsys, "solve", place / "way" / "statistics.npz", "-o", place / "s.gguf")
+    before, solved = (Adapter.load(path) for path in (place / "way" / "closed-form.gguf", place / "s.gguf"))
+    for name, (a, b) in before.tensors.items():
+        wanted = b @ a
+        assert np.abs(solved.tensors[name][1] @ solved.tensors[name][0] - wanted).max() < 1e-3 * np.abs(wanted).max()
+    told(
+        capsys,
+        "compress",
+        *common(
+            place,
+            "--lora",
+            place / "a.gguf",
+            "--rank",
+            "2",
+            "--intermediate",
+            place / "ways",
+            "-o",
+            place / "c.gguf",
+            "--no-verify",
+        ),
+    )
+    assert (place / "ways" / "truncated-svd" / "adapter_model.safetensors").exists()
+    with np.load(place / "ways" / "worth.npz") as file:
+        assert all(np.diff(file[name]).max() <= 1e-9 for name in file if name.endswith(".worth"))
 
 
 def test_damaged_statistics_are_refused(place, capsys):

@@ -1,15 +1,33 @@
 """Within little memory weights are streamed and layers run again, and the result is the same."""
 
 import numpy as np
+import pytest
 
 import anytune
 from anytune.adapt.fit import Recipe
 from anytune.adapt.job import Settings, Task, Teacher, keeps, prepare, run_fit
+from anytune.adapt.statistics import TokenRows, sum_bytes, sums_for
+from anytune.engine.algebra import HostAlgebra
 from tests.adapt.test_fit import adapter_for, examples_of
 from tests.support import tiny
 
 
-def test_a_tight_budget_changes_nothing_but_the_way(tmp_path):
+def test_too_little_memory_is_told_before_the_fit(tmp_path):
+    model = anytune.load(tiny.write(tmp_path / "m.gguf", "llama"), device="numpy", threads=1, memory=32 << 20)
+    task = Task(Teacher(model, adapter_for(model)), examples_of(model, 8), ())
+    prepare(model)
+    with pytest.raises(anytune.UserError, match=r"MiB for \d+ tokens of this model, and --memory is 32.0 MiB: give"):
+        run_fit(model, [task], Recipe(2, 1e-3), Settings(batch=64), {})
+
+
+@pytest.mark.parametrize("tokens", [100, 1000, 20_000])
+def test_the_count_chooses_what_takes_less(tokens):
+    dual = isinstance(sums_for(HostAlgebra(), 640, 128, tokens, tight=True), TokenRows)
+    assert dual == (tokens < 640) and sum_bytes(640, 128, tokens) <= sum_bytes(640, 128, 10 * tokens)
+
+
+def test_a_tight_budget_changes_nothing_but_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("anytune.adapt.job.check_memory", lambda *_: None)  # it is far below what Python takes
     path = tiny.write(tmp_path / "m.gguf", "llama", "Q4_0")
     found = []
     for memory in (None, 1 << 20):

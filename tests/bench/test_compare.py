@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from anytune.benchmark import document
 from anytune.benchmark.compare import compare, report
-from anytune.benchmark.plan import Cell, Settings, Test
+from anytune.benchmark.cases import Cell, Settings, Test
 from anytune.benchmark.run import result
 from anytune.benchmark.table import csv_text, markdown
 from anytune.errors import UserError

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import anytune
-from anytune.benchmark import document, plan, run
-from anytune.benchmark.plan import Cell, Settings, Test
+from anytune.benchmark import document, cases, run
+from anytune.benchmark.cases import Cell, Settings, Test
 from anytune.benchmark.work import work
 from tests.cli.conftest import cli, model  # noqa: F401 (fixtures)
 from tests.support.require import need
@@ -262,7 +262,7 @@ import sys
 import time
 from pathlib import Path
 from anytune.benchmark.llamacpp import LlamaCpp
-from anytune.benchmark.plan import Settings, Test
+from anytune.benchmark.cases import Settings, Test
 for test in (Test("prompt", 30, 1, 7), Test("generate", 5, 3, 7)):
     one = LlamaCpp(Path(sys.argv[1]), "llama.cpp", 1, test, Settings())
     one.start()
@@ -283,7 +283,7 @@ for test in (Test("prompt", 30, 1, 7), Test("generate", 5, 3, 7)):
 
 
 def test_all_combinations_once():
-    found = plan.tests(["1x8", "0", "4x8"], [5, 0], [6], [0, 3], [1, 4])
+    found = cases.tests(["1x8", "0", "4x8"], [5, 0], [6], [0, 3], [1, 4])
     assert [t.name for t in found] == [
         "train 1x8",
         "train 4x8",
@@ -294,7 +294,7 @@ def test_all_combinations_once():
         "tg6 @ d3",
         "tg6 x4 @ d3",
     ]
-    cells = plan.cells([Path("a"), Path("b")], ["auto", "cuda"], [1, 2], found[:3], True)
+    cells = cases.cells([Path("a"), Path("b")], ["auto", "cuda"], [1, 2], found[:3], True)
     assert len(cells) == 2 * (2 * 3 + 3 + 2 * 1)  # a GPU once; of llama.cpp no training
     assert {c.threads for c in cells if c.device == "cuda"} == {None}
 

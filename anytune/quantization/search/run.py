@@ -22,7 +22,7 @@ from anytune.likelihood.divergence import Reference
 from anytune.quantization import mix
 from anytune.quantization.filetypes import FILE_TYPES, block_name
 from anytune.quantization.imatrix import Importance, read_imatrix
-from anytune.quantization.plan import Plan
+from anytune.quantization.tensor_types import TensorTypes
 from anytune.quantization.rewrite import available_threads, carry_out, check_place
 from anytune.quantization.run import refuse_rounding_twice
 from anytune.quantization.search import report
@@ -75,7 +75,7 @@ def search(
         model, wanted, candidates(model, types), price, threads or available_threads(), say or (lambda *_: None)
     )
     if not requantize:
-        refuse_rounding_twice(model.gguf, Plan(None, _with(model.gguf, {name: "" for name in work.types})))
+        refuse_rounding_twice(model.gguf, TensorTypes(None, _with(model.gguf, {name: "" for name in work.types})))
     work.check_budget()
     seen = Windows.of(model, text, context, chunks)
     work.importance = (
@@ -207,7 +207,14 @@ class _Work:
         most = max(weights, key=weights.get)
         kind = next((t for t in FILE_TYPES.values() if t.block == most), None)  # what general.file_type says
         facts = carry_out(
-            file, path, Plan(kind, _with(file, chosen)), {}, {}, self.importance, self.threads, self.said("writing")
+            file,
+            path,
+            TensorTypes(kind, _with(file, chosen)),
+            {},
+            {},
+            self.importance,
+            self.threads,
+            self.said("writing"),
         )
         result = {"measured": self.whole.of(path)}
         if seen.held_out:

@@ -11,7 +11,7 @@ import numpy as np
 from anytune.gguf import GGUF
 from anytune.likelihood.divergence import Reference
 from anytune.quantization.imatrix import Importance
-from anytune.quantization.plan import Plan
+from anytune.quantization.tensor_types import TensorTypes
 from anytune.quantization.rewrite import carry_out
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Whole:
         tensor cannot become it, or the disk is full."""
         path = self.folder / "mix.gguf"
         try:
-            carry_out(self.model.gguf, path, Plan(None, formats), {}, {}, self.importance, self.threads, None)
+            carry_out(self.model.gguf, path, TensorTypes(None, formats), {}, {}, self.importance, self.threads, None)
             return self.of(path)
         finally:
             path.unlink(missing_ok=True)

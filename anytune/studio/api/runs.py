@@ -57,7 +57,7 @@ class Lora(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
-class Plan(BaseModel):
+class RunRequest(BaseModel):
     """What is to be trained, on what, how."""
 
     model: str = Field(max_length=500)
@@ -78,24 +78,24 @@ def _studio(request: Request) -> Studio:
     return request.app.state.studio
 
 
-def _chosen(plan: Plan) -> dict[str, Any]:
-    return plan.settings.model_dump(exclude_none=True)
+def _chosen(asked: RunRequest) -> dict[str, Any]:
+    return asked.settings.model_dump(exclude_none=True)
 
 
 @router.post("/estimate")
-async def estimate(request: Request, plan: Plan) -> dict[str, Any]:
-    """Memory, time and steps of a plan, before it starts."""
+async def estimate(request: Request, asked: RunRequest) -> dict[str, Any]:
+    """Memory, time and steps of a asked, before it starts."""
     studio = _studio(request)
-    model, facts = await _look(studio, plan)
+    model, facts = await _look(studio, asked)
     if facts["nothing"]:
         return {"problem": facts["nothing"]}
     return await studio.reader.call(
         "estimate",
         model=model,
-        device=_device(studio, plan),
-        memory=plan.memory,
-        lora=plan.lora.model_dump(),
-        settings=_chosen(plan),
+        device=_device(studio, asked),
+        memory=asked.memory,
+        lora=asked.lora.model_dump(),
+        settings=_chosen(asked),
         data=facts,
     )
 
@@ -104,60 +104,60 @@ async def estimate(request: Request, plan: Plan) -> dict[str, Any]:
 async def presets(request: Request, model: str, data: str, version: int | None = None) -> dict[str, Any]:
     """Three plans for this data and model: quick, good, thorough."""
     studio = _studio(request)
-    _, facts = await _look(studio, Plan(model=model, data=data, version=version))
+    _, facts = await _look(studio, RunRequest(model=model, data=data, version=version))
     if facts["nothing"]:
         raise Conflict(facts["nothing"])
     context = studio.models.get(model, {}).get("context", 0)
     return await studio.reader.call("presets", data=facts, context_length=context)
 
 
-async def _look(studio: Studio, plan: Plan) -> tuple[str, dict[str, Any]]:
+async def _look(studio: Studio, asked: RunRequest) -> tuple[str, dict[str, Any]]:
     """(the model's file, what its eyes see of the data)."""
-    folder = studio.home.place(studio.home.data, plan.data)
-    file, _ = datasets.file_of(folder, plan.version)
-    model = await studio.model_file(plan.model)
-    context = plan.settings.context or 512
+    folder = studio.home.place(studio.home.data, asked.data)
+    file, _ = datasets.file_of(folder, asked.version)
+    model = await studio.model_file(asked.model)
+    context = asked.settings.context or 512
     facts = await studio.reader.call(
         "look", model=model, file=str(file), context=max(2, context), reading=datasets.describe(folder)["reading"]
     )
     return model, facts
 
 
-def _device(studio: Studio, plan: Plan) -> str:
-    return studio.device if plan.device == "auto" else plan.device
+def _device(studio: Studio, asked: RunRequest) -> str:
+    return studio.device if asked.device == "auto" else asked.device
 
 
 @router.post("/runs", status_code=201)
-async def begin(request: Request, plan: Plan) -> dict[str, Any]:
+async def begin(request: Request, asked: RunRequest) -> dict[str, Any]:
     """Queue a run. Its settings never change; "again with changes" is another run."""
     studio = _studio(request)
-    model, facts = await _look(studio, plan)
+    model, facts = await _look(studio, asked)
     if facts["nothing"]:
         raise Conflict(f"This run cannot start: {facts['nothing']}")
     if facts["problem_count"]:
         raise Conflict(f"{facts['problem_count']} lines of the data have problems: mend them or take them out first.")
-    folder = studio.home.place(studio.home.data, plan.data)
-    file, number = datasets.file_of(folder, plan.version)
+    folder = studio.home.place(studio.home.data, asked.data)
+    file, number = datasets.file_of(folder, asked.version)
     data = datasets.describe(folder)
     start = None
-    if plan.start_from:
-        start = str(adapters.folder_of(studio.home, plan.start_from) / adapters.FILE)
+    if asked.start_from:
+        start = str(adapters.folder_of(studio.home, asked.start_from) / adapters.FILE)
     spec = {
-        "model": {"name": plan.model, "file": model},
-        "settings": _chosen(plan),
-        "lora": plan.lora.model_dump(),
-        "data": {"id": plan.data, "version": number, "file": str(file), "name": data["name"]},
+        "model": {"name": asked.model, "file": model},
+        "settings": _chosen(asked),
+        "lora": asked.lora.model_dump(),
+        "data": {"id": asked.data, "version": number, "file": str(file), "name": data["name"]},
         "reading": {key: value for key, value in data["reading"].items() if value is not None},
-        "val_split": data["val_split"] if plan.val_split is None else plan.val_split,
-        "memory": plan.memory,
-        "device": _device(studio, plan),
+        "val_split": data["val_split"] if asked.val_split is None else asked.val_split,
+        "memory": asked.memory,
+        "device": _device(studio, asked),
         "start": start,
-        "start_from": plan.start_from,
-        "prompts": [prompt[:4000] for prompt in plan.prompts if prompt.strip()],
+        "start_from": asked.start_from,
+        "prompts": [prompt[:4000] for prompt in asked.prompts if prompt.strip()],
     }
     _check(spec)
-    label = plan.name.strip() or f"{data['name'].partition('.')[0] or 'Run'} on {short(plan.model)}"
-    made = jobs.create(studio.home, "train", spec, label, plan.parent)
+    label = asked.name.strip() or f"{data['name'].partition('.')[0] or 'Run'} on {short(asked.model)}"
+    made = jobs.create(studio.home, "train", spec, label, asked.parent)
     return studio.changed(made.name) or {}
 
 

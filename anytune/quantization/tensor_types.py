@@ -13,7 +13,7 @@ from anytune.quantization.filetypes import FileType, block_name
 
 
 @dataclass(frozen=True)
-class Plan:
+class TensorTypes:
     """What becomes of each tensor: `formats` has all names, in the file's order. kind None: what they are already."""
 
     kind: FileType | None
@@ -23,7 +23,7 @@ class Plan:
         return sum(t.rows * BLOCKS[self.formats[name]].row_bytes(t.shape[-1]) for name, t in tensors.items())
 
 
-def plan(
+def assign_types(
     file: GGUF,
     kind: FileType | None,
     *,
@@ -34,7 +34,7 @@ def plan(
     pure: bool = False,
     keep_output: bool = False,
     settled: Collection[str] = (),
-) -> Plan:
+) -> TensorTypes:
     """Decide on every tensor's format. See `quantize` for the arguments; kind None keeps what no option changes.
 
     settled: tensors that change only to what is smaller. Raises UserError.
@@ -73,7 +73,7 @@ def plan(
                 f"No tensor that can be quantized matches {pattern.pattern!r}: see the names with "
                 f"`anytune quantize --dry-run`."
             )
-    return Plan(kind, formats)
+    return TensorTypes(kind, formats)
 
 
 def _pattern(text: str) -> re.Pattern[str]:
