@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from anytune.errors import UserError
@@ -20,15 +22,25 @@ class Decoder:
         self.context = min(context or model.config.context, model.config.context)
         if model.weights.slow and dense_fits(model):
             model.hold("float32")
-        pairs = model.adapter_pairs(adapter)
-        tables = model.rope_tables(self.context)
-        self.stack = Stack(model.weights, model.weights.layers(tables, pairs), model.weights.head(pairs))
+        self._tables = model.rope_tables(self.context)
+        self._arrange(adapter)
         self.states = [layer.mixer.state(self.engine, batch, self.context) for layer in self.stack.layers]
         self.lengths = [0] * batch
-        # tokens of each slot, where forgetting some means to run the others again
-        self._fed: list[list[int]] | None = None
-        if not all(layer.mixer.REWINDS for layer in self.stack.layers):
-            self._fed = [[] for _ in range(batch)]
+        # where a state cannot forget its last tokens: those of each slot, and the slots that have to be run again
+        rewinds = all(layer.mixer.REWINDS for layer in self.stack.layers)
+        self._fed: list[list[int]] | None = None if rewinds else [[] for _ in range(batch)]
+        self._again: set[int] = set()
+
+    def _arrange(self, adapter) -> None:
+        pairs = self.model.adapter_pairs(adapter)
+        weights = self.model.weights
+        self.stack = Stack(weights, weights.layers(self._tables, pairs), weights.head(pairs))
+
+    def beside(self, adapter) -> Decoder:
+        """A decoder of the same slots, caches and lengths, with this adapter instead."""
+        made = copy.copy(self)
+        made._arrange(adapter)
+        return made
 
     def feed(self, tokens: list[list[int]]) -> np.ndarray:
         """Append tokens[i] to slot i (any number, also none).
@@ -65,6 +77,7 @@ class Decoder:
                     f"the text is longer than the context of {self.context} tokens: give a larger -c "
                     f"(the model's limit is {self.config.context}) or a shorter prompt"
                 )
+        tokens = [self._behind(slot, new) for slot, new in enumerate(tokens)]
         done = [0] * len(tokens)
         while True:
             spans, left = [], CHUNK
@@ -90,8 +103,16 @@ class Decoder:
             return
         self.lengths[slot] = length
         if self._fed is not None:
-            kept, self._fed[slot], self.lengths[slot] = self._fed[slot][:length], [], 0
-            self.feed([kept if number == slot else [] for number in range(len(self.lengths))])
+            self._fed[slot] = self._fed[slot][:length]
+            self._again.add(slot)
+
+    def _behind(self, slot: int, new: list[int]) -> list[int]:
+        """New tokens of a slot with those before them that have to be run again."""
+        if not new or slot not in self._again:
+            return new
+        self._again.discard(slot)
+        kept, self._fed[slot], self.lengths[slot] = self._fed[slot], [], 0
+        return [*kept, *new]
 
     def _run(self, pieces: list[list[int]], slots: list[int], wanted: list[int], run):
         """Run one chunk -> what run() gives after the last token of each wanted piece (None without any)."""
