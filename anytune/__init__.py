@@ -1,6 +1,6 @@
 """anytune: train the exact GGUF you run, on whatever device you have, and prove the result in llama.cpp.
 
-Everything public stands here and is imported on first use, so `import anytune` costs milliseconds.
+Everything public is named here and imported on first use, so `import anytune` costs milliseconds.
 """
 
 from __future__ import annotations
@@ -10,32 +10,55 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {  # name: (module, attribute)
-    "load": ("anytune.model", "load"),
-    "Model": ("anytune.model", "Model"),
-    "Lora": ("anytune.model", "Lora"),
-    "Full": ("anytune.model", "Full"),
-    "Adapter": ("anytune.adapter.adapter", "Adapter"),
-    "finetune": ("anytune.train.finetune", "finetune"),
-    "UserError": ("anytune.errors", "UserError"),
+_PUBLIC = {  # name: module that has it
+    "load": "anytune.hub.load",
+    "pull": "anytune.hub.pull",
+    "Model": "anytune.model",
+    "Lora": "anytune.model",
+    "Full": "anytune.model",
+    "Adapter": "anytune.adapter.adapter",
+    "finetune": "anytune.train.api",
+    "Callbacks": "anytune.train.callbacks",
+    "Run": "anytune.train.finetune",
+    "generate": "anytune.generation.public",
+    "stream": "anytune.generation.public",
+    "Conversation": "anytune.generation.conversation",
+    "verify": "anytune.api",
+    "quantize": "anytune.api",
+    "merge": "anytune.api",
+    "export": "anytune.api",
+    "perplexity": "anytune.api",
+    "evaluate": "anytune.api",
+    "UserError": "anytune.errors",
 }
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter as Adapter
+    from anytune.api import evaluate as evaluate
+    from anytune.api import export as export
+    from anytune.api import merge as merge
+    from anytune.api import perplexity as perplexity
+    from anytune.api import quantize as quantize
+    from anytune.api import verify as verify
     from anytune.errors import UserError as UserError
+    from anytune.generation.conversation import Conversation as Conversation
+    from anytune.generation.public import generate as generate
+    from anytune.generation.public import stream as stream
+    from anytune.hub.load import load as load
+    from anytune.hub.pull import pull as pull
     from anytune.model import Full as Full
     from anytune.model import Lora as Lora
     from anytune.model import Model as Model
-    from anytune.model import load as load
-    from anytune.train.finetune import finetune as finetune
+    from anytune.train.api import finetune as finetune
+    from anytune.train.callbacks import Callbacks as Callbacks
+    from anytune.train.finetune import Run as Run
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'anytune' has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    value = globals()[name] = getattr(importlib.import_module(module), attribute)
+    value = globals()[name] = getattr(importlib.import_module(_PUBLIC[name]), name)
     return value
 
 

@@ -1,5 +1,18 @@
 """The one exception that means "the user can mend this": a sentence, no traceback, exit code 2."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Bad input. The message is one sentence: what is wrong, where, and what to do."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ " Did you mean X?" for the known name that a word is nearest to, in either case; "" if none is near."""
+    import difflib
+
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, 1)
+    return f" Did you mean {names[near[0]]}?" if near else ""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -107,6 +108,35 @@ def spare_inputs(outputs: Iterable[FilePath | None], inputs: Iterable[tuple[str,
                 raise UserError(
                     f"{output} is {what} itself{spelled}, and would be overwritten: give what is written another name."
                 )
+
+
+def check_output(path: FilePath, force: bool = False, inputs: Iterable[tuple[str, FilePath | None]] = ()) -> None:
+    """Raise UserError unless `path`, a file or folder that is to be made, is free; to be asked before any work is done.
+
+    What exists is refused, unless `force` allows it to be replaced; an empty folder counts as free. Missing folders
+    above it are made. inputs: what is read, which is never replaced (see spare_inputs).
+    """
+    path = Path(path)
+    spare_inputs([path], inputs)
+    if path.is_dir() and any(path.iterdir()) and not (force and _replaceable(path)):
+        raise UserError(
+            f"{path} is a folder that is not empty: name another one"
+            + (", or remove it: it holds more than what such a folder is made of." if force else ", or say --force.")
+        )
+    if os.path.lexists(path) and not path.is_dir() and not force and stat.S_ISREG(path.lstat().st_mode):
+        raise UserError(f"{path} exists already: name another one, or say --force to replace it.")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from None
+
+
+MADE = (".json", ".safetensors", ".gguf", ".jinja", ".txt", ".md", ".model", "Modelfile")  # what exported folders hold
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether a folder holds nothing but files that exports make."""
+    return all(entry.is_file() and entry.name.endswith(MADE) for entry in folder.iterdir())
 
 
 def _same(a: Path, b: Path) -> bool:

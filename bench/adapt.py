@@ -300,7 +300,7 @@ def merge(b: Bench) -> None:
     from anytune.adapt.fit import Recipe
     from anytune.adapt.job import Task, Teacher, as_adapter, run_fit, truncated
     from anytune.adapt.merging import ties
-    from anytune.export.adapters import combine
+    from anytune.adapter.combine import combine
 
     second = {
         part: [

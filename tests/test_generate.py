@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from anytune.engine.composed import largest
 from anytune.errors import UserError
-from anytune.generation.generate import CHUNK, Reply, decode, sampling_from
+from anytune.generation.generate import CHUNK, Reply, decode
 from anytune.generation.sampling import Sampling, sample
 
 GREEDY = Sampling(temperature=0)
@@ -196,7 +196,7 @@ def test_logits_that_are_not_numbers_are_an_error(bad):
 )
 def test_values_that_mean_nothing_are_named(values):
     with pytest.raises(UserError, match=next(iter(values)).replace("_", "[-_]")):
-        sampling_from(values)
+        Sampling(**values)
 
 
 def test_zero_tokens_need_no_model():

@@ -50,7 +50,7 @@ KNOWS = {
     "text": {"errors", "gguf"},
     "mail": {"errors", "files"},
     "engine": {"errors", "files", "fpga", "gguf", "memory", "units"},
-    "model": {"adapter", "engine", "errors", "generation", "gguf", "memory", "quantization", "text"},
+    "model": {"adapter", "arguments", "engine", "errors", "generation", "gguf", "memory", "quantization", "text"},
     "likelihood": {"adapter", "errors", "files", "model", "text"},
     "adapt": {
         "adapter",

@@ -33,7 +33,7 @@ from anytune.adapt.job import (
 from anytune.adapt.partial import Partial
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
-from anytune.export.adapters import combine
+from anytune.adapter.combine import combine
 
 if TYPE_CHECKING:
     from anytune.model import Model

@@ -22,7 +22,7 @@ SPREAD = 16  # times as many numbers as an adapter of several ranks may have onc
 FILE_TYPES = ("F32", "F16", "BF16", "Q8_0")  # what adapters in circulation are stored as
 
 
-@dataclass
+@dataclass(repr=False)
 class Adapter:
     """W becomes W + scale * b @ a for each base tensor W [out, in] in `tensors`.
 
@@ -42,6 +42,13 @@ class Adapter:
     def scale(self) -> float:
         """alpha / rank (Hu et al. 2021), or alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023)."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def __repr__(self) -> str:
+        scale = "alpha / sqrt(rank)" if self.rslora else "alpha / rank"
+        return (
+            f"<Adapter of {self.base_name or self.architecture}: {len(self.tensors)} tensors, rank {self.rank}, "
+            f"alpha {self.alpha:g} ({scale}), {self.n_parameters:,} parameters>"
+        )
 
     @property
     def n_parameters(self) -> int:

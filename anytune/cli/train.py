@@ -26,7 +26,7 @@ from anytune.cli.common import (
 )
 from anytune.cli.dataset import KEYS, columns_from, dataset_options
 from anytune.errors import UserError
-from anytune.train.settings import DEFAULTS, FLAGS
+from anytune.train.settings import DEFAULTS, FLAGS, FULL_RATE
 
 SETTINGS = (  # (field of TrainSettings, further names, type, help)
     ("context", ("--ctx-size", "--context"), int, "Tokens of the longest example."),
@@ -103,7 +103,6 @@ def _tables(command: Callable) -> Callable:
     return gathered
 
 
-FULL_RATE = 2e-5  # adapters want about ten times it
 MODEL = (  # (parameter, flag, options, help)
     (
         "train_modules",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
 from anytune.text.formats import Record, read_records, records_of
+from anytune.text.given import Rows
 from anytune.text.reading import WHITE
 from anytune.text.rows import DataFile
 
@@ -41,13 +42,18 @@ class Prompt:
         return "\n\n".join(f"{m['role']}: {m.get('content') or ''}" for m in self.messages)
 
 
-def read_prompts(path: str | Path, columns: Mapping[str, str] | None = None, limit: int | None = None) -> list[Prompt]:
+def read_prompts(
+    path: str | Path | Rows, columns: Mapping[str, str] | None = None, limit: int | None = None
+) -> list[Prompt]:
     """The prompts of a file: a chat's last assistant message, or a completion, is the reference.
 
     columns: role -> column, as for training data. limit: the first so many. Raises UserError naming the line.
     """
     columns = dict(columns or {})
-    if Path(path).is_dir():
+    if isinstance(path, Rows):
+        columns = {"text": "prompt"} if not columns and _only_prompts(next((row for _, row in path), {})) else columns
+        read = read_records(path, "auto", columns)
+    elif Path(path).is_dir():
         read = read_records(path, "auto", columns)
     else:
         file = DataFile(path)

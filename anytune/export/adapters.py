@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from anytune.adapter.adapter import Adapter
+from anytune.adapter.combine import combine
 from anytune.errors import UserError
 from anytune.gguf import GGUF
 from anytune.quantization.rewrite import Rows, rows_of
@@ -32,40 +32,6 @@ def load(
         if remark is not None:
             tell(remark)
     return combine(found)
-
-
-def combine(adapters: Sequence[tuple[Adapter, float]]) -> Adapter:
-    """The sum of weight · scale · B·A: rank is the sum of ranks, scale is 1. One alone of weight 1 is returned itself.
-
-    A tensor that only some adapt gets zeros for the others. What is noted of the base is the first one's. The
-    template is theirs, if they were trained with one: UserError if with several.
-    """
-    templates = list(dict.fromkeys(adapter.chat_template for adapter, _ in adapters if adapter.chat_template))
-    if len(templates) > 1:
-        raise UserError(
-            "The adapters were trained with different chat templates, and one model is served with one: "
-            "add up adapters of one template."
-        )
-    if len(adapters) == 1 and adapters[0][1] == 1:
-        return adapters[0][0]
-    rank = sum(adapter.rank for adapter, _ in adapters)
-    tensors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    at = 0
-    for adapter, weight in adapters:
-        for name, (a, b) in adapter.tensors.items():
-            if name not in tensors:
-                tensors[name] = (np.zeros((rank, a.shape[1]), np.float32), np.zeros((b.shape[0], rank), np.float32))
-            tensors[name][0][at : at + adapter.rank] = a
-            tensors[name][1][:, at : at + adapter.rank] = np.float32(weight * adapter.scale) * b
-        at += adapter.rank
-    return replace(
-        adapters[0][0],
-        tensors=tensors,
-        rank=rank,
-        alpha=float(rank),
-        rslora=False,
-        chat_template=templates[0] if templates else None,
-    )
 
 
 def merged_rows(base: GGUF, adapter: Adapter) -> dict[str, Rows]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from anytune.adapter.resolve import AdapterLike, resolve
+from anytune.arguments import public
 from anytune.errors import UserError
 from anytune.generation.generate import Message, Reply, context_length, decode, prompt_ids, template_of
-from anytune.generation.sampling import Sampling
+from anytune.generation.public import opened_model
+from anytune.generation.sampling import SYNONYMS, Sampling
 
 if TYPE_CHECKING:
-    from anytune.adapter.adapter import Adapter
     from anytune.model import Model
     from anytune.text import ChatTemplate
 
@@ -21,10 +24,11 @@ class Conversation:
     forgotten: messages dropped so far because the context was full (the oldest first, never the system's).
     """
 
+    @public(SYNONYMS | {"max_new_tokens": "max_tokens", "sampling": "how", "lora": "adapter"})
     def __init__(
         self,
-        model: Model,
-        adapter: Adapter | None = None,
+        model: Model | str | os.PathLike,
+        adapter: AdapterLike = None,
         *,
         system: str | None = None,
         template: ChatTemplate | None = None,
@@ -32,9 +36,21 @@ class Conversation:
         max_tokens: int = -1,
         stop: Sequence[str] = (),
         context: int | None = None,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        seed: int | None = None,
     ):
+        """adapter: what generate() takes. max_tokens: of an answer; negative: until it ends. how: a Sampling, in place
+        of temperature and so on."""
+        model = opened_model(model)
+        adapter = resolve(adapter, model.gguf)
         self.model, self.adapter, self.template = model, adapter, template
-        self.how, self.max_tokens, self.stop = how or Sampling(), max_tokens, stop
+        how = how or Sampling(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
+        self.how, self.max_tokens, self.stop = how, max_tokens, stop
         self.decoder = model.decoder(adapter=adapter, batch=1, context=context or context_length(model))
         self.held: list[int] = []  # the tokens whose keys and values the decoder holds
         self.system, self.messages, self.forgotten = system, [], 0
@@ -50,6 +66,10 @@ class Conversation:
         self.messages, self.forgotten = [], 0
         if system is not None:
             self.system = system or None
+
+    def ask(self, text: str) -> str:
+        """The whole answer to `text`."""
+        return "".join(self.say(text))
 
     def say(self, text: str) -> Iterator[str]:
         """Stream the answer to `text`. Stopped half-way (Ctrl-C), what was said so far is the answer."""

@@ -1,12 +1,11 @@
 """Text from a model: prompts to tokens, batches of them decoded together, streamed as they come.
 
-The core is `decode`: it knows token ids, a decoder and nothing of prompts. `generate`, `stream` and `Chat`
-stand on it.
+The core is `decode`: it knows token ids, a decoder and nothing of prompts. `complete`, `stream` and Conversation
+use it; public.py has what Python callers use.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -235,42 +234,6 @@ def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def generate(
-    model: Model,
-    prompt: Prompt | Sequence[str],
-    adapter: Adapter | None = None,
-    *,
-    max_tokens: int = 256,
-    chat: bool | None = None,
-    system: str | None = None,
-    stop: Sequence[str] = (),
-    template: ChatTemplate | None = None,
-    context: int | None = None,
-    **sampling: Any,
-) -> Any:
-    """The model's answer to one prompt (str), or to a list of texts at once (list of str).
-
-    See `prompt_ids` for prompt, chat and system, `decode` for max_tokens and stop, `Sampling` for the rest
-    (temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed).
-    """
-    many = not isinstance(prompt, str) and bool(prompt) and all(isinstance(p, str) for p in prompt)
-    prompts: list[Any] = list(prompt) if many else [prompt]
-    replies = complete(
-        model,
-        prompts,
-        adapter,
-        max_tokens=max_tokens,
-        chat=chat,
-        system=system,
-        stop=stop,
-        template=template,
-        context=context,
-        how=sampling_from(sampling),
-    )
-    texts = [reply.text for reply in replies]
-    return texts if many else texts[0]
-
-
 def complete(
     model: Model,
     prompts: Iterable[Prompt],
@@ -282,7 +245,7 @@ def complete(
     context: int | None = None,
     **prompting: Any,
 ) -> list[Reply]:
-    """Like `generate`, for a list of prompts of any form; returns their Replies."""
+    """The answers to a list of prompts of any form (see `prompt_ids`), decoded together, as Replies."""
     replies: list[Reply] = []
     for _ in _start(model, prompts, adapter, how, max_tokens, stop, context, prompting, replies):
         pass
@@ -301,7 +264,7 @@ def stream(
     replies: list[Reply] | None = None,
     **prompting: Any,
 ) -> Iterator[str]:
-    """The pieces of one answer as they come; their sum is what `generate` returns."""
+    """The pieces of one answer as they come; their sum is what `complete` returns."""
     steps = _start(
         model,
         [prompt],
@@ -340,14 +303,3 @@ def context_length(model: Model, default: int = 4096) -> int:
     """Tokens that the model was made for, at most `default`: a cache for 128k tokens is rarely meant."""
     length = int(model.gguf.metadata.get(f"{model.gguf.metadata['general.architecture']}.context_length", default))
     return max(1, min(length, default))
-
-
-def sampling_from(values: dict[str, Any]) -> Sampling:
-    """Sampling from keyword arguments; an unknown name is a UserError, not a TypeError from inside."""
-    known = {f.name for f in dataclasses.fields(Sampling)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UserError(
-            f"generate() has no option {unknown[0]!r}; the options of sampling are {', '.join(sorted(known))}."
-        )
-    return Sampling(**{name: value for name, value in values.items() if value is not None})

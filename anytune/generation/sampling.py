@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anytune.arguments import fields
 from anytune.errors import UserError
+
+
+SYNONYMS = {"temp": "temperature", "repetition_penalty": "repeat_penalty", "random_state": "seed"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Sampling:
             ("repeat_last_n", self.repeat_last_n >= -1, "-1 or more"),
         ):
             if not good:
-                raise UserError(f"{name.replace('_', '-')} must be {wanted}, not {getattr(self, name)!r}.")
+                flag = "temp" if name == "temperature" else name.replace("_", "-")
+                raise UserError(f"{name} (--{flag}) must be {wanted}, not {getattr(self, name)!r}.")
 
     def generator(self, stream: int = 0) -> np.random.Generator:
         """Random numbers of one sequence: each slot of a batch has its own, so a batch changes nothing."""
@@ -50,6 +55,8 @@ class Sampling:
             return np.random.default_rng()
         return np.random.default_rng([self.seed, stream])
 
+
+fields(Sampling, SYNONYMS)
 
 LISTED = 256  # tokens, up to which a list of the likeliest is worth while
 

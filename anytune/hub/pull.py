@@ -19,7 +19,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from anytune.errors import UserError
+from anytune.errors import UserError, did_you_mean
 from anytune.hub import huggingface, lmstudio, ollama
 from anytune.hub.cache import home
 from anytune.hub.dialect import refused_dialect
@@ -114,8 +114,9 @@ def local(name: str) -> Path:
     path = Path(name).expanduser()
     if os.sep not in name and not name.endswith(".gguf") and not path.exists():
         raise UserError(
-            f"There is no file and no known model {name!r}: `anytune models` lists what is on this "
-            f"machine, and `anytune pull` fetches {', '.join(KNOWN)}, hf:OWNER/REPO:FILE.gguf, or a URL."
+            f"There is no file and no known model {name!r}: `anytune models` lists what is on this machine, and "
+            f"`anytune pull` fetches {', '.join(KNOWN)}, hf:OWNER/REPO:FILE.gguf, or a URL."
+            + did_you_mean(name, [*KNOWN, *(path.name for path in Path().glob("*.gguf"))])
         )
     return path
 

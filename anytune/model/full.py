@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from anytune.arguments import fields
 from anytune.engine.optimizers import KINDS
 from anytune.errors import UserError
 
@@ -24,15 +26,17 @@ class Full:
     the embedding table then only where it is named. optimizer: one of optimizers.KINDS.
     """
 
-    modules: str | tuple[str, ...] = "all"
+    modules: str | Sequence[str] = "all"
     layers: int | None = None
     optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         if self.optimizer not in KINDS:
-            raise UserError(f"no optimizer is called {self.optimizer!r}: --optimizer takes {', '.join(KINDS)}")
+            raise UserError(
+                f"no optimizer is called {self.optimizer!r}: optimizer (--optimizer) takes {', '.join(KINDS)}"
+            )
         if self.layers is not None and self.layers < 1:
-            raise UserError(f"--train-layers {self.layers} trains nothing: give 1 or more")
+            raise UserError(f"layers (--train-layers) {self.layers} trains nothing: give 1 or more")
 
     def chosen(self) -> frozenset[str]:
         """The named modules. Raises UserError for an unknown one."""
@@ -62,6 +66,9 @@ class Full:
                 f"{self.modules if isinstance(self.modules, str) else ','.join(self.modules)}"
             )
         return found
+
+
+fields(Full)
 
 
 def _module(name: str) -> str | None:

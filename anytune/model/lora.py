@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from anytune.arguments import fields
 from anytune.errors import UserError
 
 # The names that llama.cpp-style trainers use -> the tensor's name within its layer (or of the head).
@@ -27,9 +28,29 @@ MODULES = {
     "ffn_down": "ffn_down",
     "output": "output",
 }
-ALIASES = {"attn_output": "attn_o"}
+ALIASES = {  # other trainers' names
+    "attn_output": "attn_o",
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_o",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+    "lm_head": "output",
+    "all-linear": "all",
+}
+PEFT = {  # peft's names of the fields
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "target_modules": "modules",
+    "use_rslora": "rslora",
+    "lora_dropout": "dropout",
+    "loraplus_lr_ratio": "plus_ratio",
+}
 NOT_ALL = ("ssm_alpha", "ssm_beta", "output")  # one row a head, and the head
 ALL = tuple(name for name in MODULES if name not in NOT_ALL)
+RARE = ("attn_qkv", "attn_gate", "ssm_out")  # of ALL, those that few architectures have
 
 
 @dataclass(frozen=True)
@@ -38,26 +59,30 @@ class Lora:
 
     modules: "all" (each layer's linears, but those in NOT_ALL), or names out of MODULES, comma-separated or a sequence.
     plus_ratio: learning rate of B over A's (LoRA+). dropout: on the low-rank path's input, one mask for the
-    linears that share an input. seed: every tensor's start is drawn from its own stream.
+    linears that share an input. seed: every tensor's start is drawn from its own stream; None: the run's seed.
+
+    peft's names are understood: r, lora_alpha, lora_dropout, use_rslora, target_modules, and modules such as q_proj.
     """
 
     rank: int = 16
     alpha: float = 32.0
-    modules: str | tuple[str, ...] = "all"
+    modules: str | Sequence[str] = "all"
     rslora: bool = False
     plus_ratio: float = 1.0
     dropout: float = 0.0
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= 4096:
-            raise UserError(f"LoRA rank {self.rank} is out of range: give --lora-rank between 1 and 4096")
+            raise UserError(f"LoRA rank {self.rank} is out of range: give rank (--lora-rank) between 1 and 4096")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"LoRA alpha {self.alpha} must be a positive number (--lora-alpha)")
+            raise UserError(f"LoRA alpha (--lora-alpha) must be a positive number, not {self.alpha}")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"LoRA dropout {self.dropout} must be at least 0 and below 1 (--lora-dropout)")
+            raise UserError(f"LoRA dropout (--lora-dropout) must be at least 0 and below 1, not {self.dropout}")
         if not (math.isfinite(self.plus_ratio) and self.plus_ratio > 0):
-            raise UserError(f"the LoRA+ ratio {self.plus_ratio} must be a positive number (--lora-plus-ratio)")
+            raise UserError(
+                f"the LoRA+ ratio, plus_ratio (--lora-plus-ratio), must be a positive number, not {self.plus_ratio}"
+            )
 
     @property
     def scale(self) -> float:
@@ -66,7 +91,12 @@ class Lora:
     def named(self) -> list[str]:
         """The modules that were asked for by name, of whatever name."""
         wanted = self.modules.split(",") if isinstance(self.modules, str) else list(self.modules)
-        return [ALIASES.get(w.strip(), w.strip()) for w in wanted if w.strip() and w.strip() != "all"]
+        words = (ALIASES.get(w.strip(), w.strip()) for w in wanted if w.strip())
+        return [word for word in words if word != "all"]
+
+    def seeded(self, seed: int) -> Lora:
+        """The same with a seed: its own if it has one."""
+        return self if self.seed is not None else replace(self, seed=seed)
 
     def names(self) -> tuple[str, ...]:
         """The chosen modules, in MODULES' order. Raises UserError for an unknown one."""
@@ -109,6 +139,8 @@ class Lora:
         return found
 
 
+fields(Lora, PEFT)
+
 FLAGS = {"rank": "--lora-rank", "alpha": "--lora-alpha", "modules": "--lora-modules", "rslora": "--rslora"}
 
 
@@ -129,7 +161,10 @@ def refuse_beside(lora: Lora, adapter, asked: Iterable[str] | None = None) -> No
     for name, flag in FLAGS.items():
         if name not in asked if asked is not None else getattr(lora, name) == getattr(default, name):
             continue
-        wanted = {MODULES[module] for module in lora.names()} if name == "modules" else getattr(lora, name)
+        wanted = getattr(lora, name)
+        if name == "modules":  # "all" means those that the model has
+            chosen = {MODULES[m] for m in lora.names() if m not in RARE or m in lora.named()}
+            wanted = chosen | {MODULES[m] for m in RARE if m in lora.names() and MODULES[m] in own}
         if wanted != has[name][0]:
             raise UserError(
                 f"{flag} cannot act beside --lora: training goes on from an adapter whose "

@@ -24,6 +24,7 @@ class LoraTrainee(Passes):
     def __init__(
         self, model, lora: Lora, adapter=None, ubatch: int = 512, context: int | None = None, memory: int | None = None
     ):
+        lora = lora.seeded(0)
         super().__init__(model, ubatch, lora.seed)
         if adapter is not None:
             lora = replace(lora, rank=adapter.rank, alpha=float(adapter.alpha), rslora=adapter.rslora)

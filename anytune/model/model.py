@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from anytune.adapter.resolve import AdapterLike, resolve
 from anytune.errors import UserError
 
 from .build import Weights
@@ -17,6 +20,9 @@ from .rope import tables
 from .stack import Stack
 
 WORDS = {"delta": "gated delta nets"}  # what engines may offer beyond the operations that all have
+
+if TYPE_CHECKING:
+    from anytune.generation.public import Options
 
 
 class Model:
@@ -103,7 +109,8 @@ class Model:
         return {False: every, True: every if shared else tuple(engine.vector(t) for t in made[True])}
 
     def adapter_pairs(self, adapter) -> dict:
-        """An Adapter's pairs as engine pairs without gradients."""
+        """An adapter's pairs as engine pairs without gradients; it may be all that resolve() takes."""
+        adapter = resolve(adapter, self.gguf)
         if adapter is None:
             return {}
         adapter.check(self.gguf)
@@ -140,11 +147,20 @@ class Model:
 
         return FullTrainee(self, full, ubatch, context, self.memory)
 
-    def generate(self, prompt, adapter=None, **options):
-        """Text after `prompt`; see anytune.generation.generate for the options."""
-        from anytune.generation.generate import generate
+    def generate(self, prompt: str | Sequence, adapter: AdapterLike = None, **options: Unpack[Options]) -> Any:
+        """The answer to a prompt, or a list of them to a list; see anytune.generate for the options."""
+        from anytune.generation.public import generate
 
-        return generate(self, prompt, adapter=adapter, **options)
+        return generate(self, prompt, adapter, **options)
+
+    def stream(self, prompt: str | Sequence, adapter: AdapterLike = None, **options: Unpack[Options]) -> Iterator[str]:
+        """The pieces of one answer as they come; see anytune.stream."""
+        from anytune.generation.public import stream
+
+        return stream(self, prompt, adapter, **options)
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {self.config.architecture}, {self.gguf.path}, on {self.engine.name}>"
 
 
 def load(

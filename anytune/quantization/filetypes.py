@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anytune.errors import UserError
+from anytune.errors import UserError, did_you_mean
 from anytune.gguf.encode import NAMES
 
 
@@ -54,12 +54,17 @@ def file_type(name: str) -> FileType:
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:
-        raise UserError(f"There is no quantization type {name!r}; the types are {', '.join(FILE_TYPES)}.")
+        raise UserError(
+            f"There is no quantization type {name!r}; the types are {', '.join(FILE_TYPES)}."
+            + did_you_mean(name, FILE_TYPES)
+        )
     return found
 
 
 def block_name(name: str) -> str:
     """The format of that name, upper or lower case. UserError with all names for another."""
     if name.upper() not in NAMES:
-        raise UserError(f"There is no tensor type {name!r}; the types are {', '.join(NAMES)}.")
+        raise UserError(
+            f"There is no tensor type {name!r}; the types are {', '.join(NAMES)}." + did_you_mean(name, NAMES)
+        )
     return name.upper()

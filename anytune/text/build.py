@@ -12,7 +12,6 @@ With loss "all" everything after the first token is learned, of each; with "assi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from anytune.errors import UserError
 from anytune.text.columns import LABELS
 from anytune.text.dataset import Builder, Dataset, cuts_of
 from anytune.text.formats import Record, read_records
+from anytune.text.given import place, sources
 from anytune.text.mask import encode_chat_report
 from anytune.text.reading import check_once
 from anytune.text.record import question_and_answer
@@ -43,7 +43,8 @@ def build_dataset(
     overflow: str | Mapping[str, str] | None = None,
     see: Callable[[int, Record], None] | None = None,
 ) -> Dataset:
-    """Read and tokenize files (a path or a list of paths) into examples of at most `context` tokens.
+    """Read and tokenize files (a path or a list of paths), or rows (an iterable of dicts), into examples of at most
+    `context` tokens.
 
     loss: what is learned, see above; assistant_loss_only=True means "assistant".
     overflow: what to do with a longer example. split: into pieces of `context` tokens, each an example of
@@ -62,7 +63,7 @@ def build_dataset(
         raise UserError("--assistant-loss-only and --loss all ask for opposite things: give one of them.")
     if context < 2:
         raise UserError("The context (-c) must be at least 2 tokens.")
-    paths = [Path(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    paths = sources(paths)
     check_once(paths)
     work = _Work(tokenizer, template, context, "assistant" if assistant_loss_only else loss, overflow)
     for number, path in enumerate(paths):
@@ -103,7 +104,7 @@ class _Work:
         except (UserError, RecursionError) as error:
             message = str(error) if isinstance(error, UserError) else "its values nest too deeply."
             raise UserError(
-                message if message.startswith(str(self.path)) else f"{self.path}, line {record.line}: {message}"
+                message if message.startswith(str(self.path)) else f"{place(self.path, record.line)}: {message}"
             ) from None
 
     # Tokens and masks by kind
@@ -127,7 +128,7 @@ class _Work:
         return found.ids, found.loss
 
     def _place(self, record: Record, message: int) -> str:
-        return f"{self.path.name} line {record.line}" + (f", message {message}" if message else "")
+        return place(self.path.name, record.line).replace(",", "") + (f", message {message}" if message else "")
 
     def _without_ends(self, record: Record) -> Record:
         """The chat with its answers' own end tokens taken away, which the template writes."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.text.given import place
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Dataset:
     def where(self, index: int) -> str:
         """'file, line n' of an example, for messages."""
         name = self.paths[self.files[index]] if self.paths else "data"
-        return f"{name}, line {int(self.lines[index])}"
+        return place(name, int(self.lines[index]))
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from anytune.errors import UserError
+from anytune.text.given import Rows, place
 from anytune.text.record import COLUMNS, OPTIONAL, Record, record_of
 from anytune.text.rows import DataFile, dataset_rows
 
@@ -18,7 +19,9 @@ PLAIN_PIECE = 1 << 20  # characters of plain text handed on at once
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "plain", "dataset")
 
 
-def read_records(path: str | Path, format: str = "auto", columns: Mapping[str, str] | None = None) -> Iterator[Record]:
+def read_records(
+    path: str | Path | Rows, format: str = "auto", columns: Mapping[str, str] | None = None
+) -> Iterator[Record]:
     """The records of a file or folder, in order. columns: role (COLUMNS) -> name of the column that holds it.
 
     Raises UserError naming the line for whatever cannot be read as the format, or fits none.
@@ -31,6 +34,9 @@ def read_records(path: str | Path, format: str = "auto", columns: Mapping[str, s
         raise UserError(f"There is no role {sorted(unknown)[0]!r} for a column; there are {', '.join(COLUMNS)}.")
     if ("completion" in columns) != ("prompt" in columns):
         raise UserError("--prompt-key and --completion-key belong together: give both.")
+    if isinstance(path, Rows):
+        yield from records(path, path, format, columns)
+        return
     if os.fspath(path) != "-":
         path = Path(path)
         if path.is_dir():
@@ -47,7 +53,7 @@ def records_of(file: DataFile, format: str, columns: Mapping[str, str]) -> Itera
 
 
 def records(
-    path: str | Path, rows: Iterable[tuple[int, dict]], format: str, columns: Mapping[str, str]
+    path: str | Path | Rows, rows: Iterable[tuple[int, dict]], format: str, columns: Mapping[str, str]
 ) -> Iterator[Record]:
     """read_records for rows that are read elsewhere. path: for messages."""
     empty, unseen = True, {role: column for role, column in columns.items() if role in OPTIONAL}
@@ -57,7 +63,7 @@ def records(
         try:
             yield record_of(line, row, format, dict(columns))
         except UserError as error:
-            raise UserError(f"{path}, line {line}: {error}") from None
+            raise UserError(f"{place(path, line)}: {error}") from None
     if empty:
         raise UserError(f"{path} holds no records.")
     for role, column in unseen.items():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anytune.errors import UserError
+from anytune.text.given import Rows
 
 PIECE = 1 << 16  # bytes read at once
 LINE_LIMIT = 32 << 20  # characters of one line, or of one JSON value
@@ -157,6 +158,8 @@ def read_text(path: FilePath) -> str:
 
 def reads_once(path: FilePath) -> bool:
     """Whether it is a pipe, a terminal or the like, which a second reader finds empty."""
+    if isinstance(path, Rows):
+        return False
     try:
         mode = (os.fstat(sys.stdin.fileno()) if os.fspath(path) == "-" else os.stat(path)).st_mode
     except (OSError, ValueError, AttributeError):
@@ -175,6 +178,8 @@ def check_once(paths: Iterable[FilePath]) -> None:
 
 def identity(path: FilePath) -> tuple:
     """What is equal for two paths of one file, "-" and /dev/stdin among them."""
+    if isinstance(path, Rows):
+        return (id(path.source),)
     try:
         found = os.fstat(sys.stdin.fileno()) if os.fspath(path) == "-" else os.stat(path)
         return found.st_dev, found.st_ino

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from anytune.text.given import place
 from anytune.text.columns import Unused
 from anytune.text.control import Control
 from anytune.text.dataset import Dataset
@@ -74,7 +75,7 @@ class Tally:
                 what.append(f"split into {self.pieces:,} pieces")
             if self.dropped:
                 what.append(f"{self.dropped:,} left out")
-            shown = ", ".join(f"{name} line {line}" for name, line in self.too_long[:_NAMED])
+            shown = ", ".join(place(name, line).replace(",", "") for name, line in self.too_long[:_NAMED])
             shown += ", …" if count > _NAMED else ""
             notes.append(
                 f"{count:,} of {self.records:,} examples are longer than -c {context}: "

@@ -1,7 +1,6 @@
 """The whole job: model and data in, adapter or model and run folder out. `anytune train` and anytune.finetune call it.
 
-train() is what a command line calls: it returns a Run for every orderly end, Run.exit_code tells which.
-finetune() is the same for Python callers, but Ctrl-C arrives as KeyboardInterrupt (after all was saved).
+train() returns a Run for every orderly end; Run.exit_code tells which. (finetune() for Python callers is in api.py.)
 Started by torchrun (or anytune train --gpus), the processes train together: see process_group.py.
 """
 
@@ -20,9 +19,11 @@ from anytune.engine.check import prove
 from anytune.engine.probe import cores
 from anytune.errors import UserError
 from anytune.files import spare_inputs
+from anytune.text.given import Rows, sources
 from anytune.text.reading import check_once, identity, reads_once
 from anytune.train import checkpoint as ckpt
 from anytune.train import preflight
+from anytune.train.callbacks import Calls
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.data import read_sets
 from anytune.train.device import Place
@@ -40,30 +41,19 @@ if TYPE_CHECKING:
     from anytune.model import Full, Lora, Model
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Run(Result):
     """A Result (see trainer.py) and where the adapter or model was put: output (None: only in the run's folder)."""
 
     output: Path | None = None
 
+    def __repr__(self) -> str:
+        best = f", best val_loss {self.best['val_loss']:.4f} at {self.best['step']}" if self.best else ""
+        return f"<Run {self.run_dir}: {self.stopped} at step {self.step} of {self.total_steps}{best}, {self.path}>"
+
     @property
     def exit_code(self) -> int:
         return 130 if self.stopped == "interrupted" else 0
-
-
-def finetune(model: Model | str | os.PathLike, data, **options: Any) -> Run:
-    """Train an adapter: `anytune.finetune(model, "chats.jsonl", lora=anytune.Lora(rank=16), epochs=2)`,
-    or the model itself: `anytune.finetune(model, "chats.jsonl", full=anytune.Full(), lr=2e-5, output="tuned.gguf")`.
-
-    Options and errors are train()'s. Raises KeyboardInterrupt (its .run is the Run) if interrupted, after
-    the checkpoint and the adapter so far were written.
-    """
-    run = train(model, data, **options)
-    if run.stopped == "interrupted":
-        stop = KeyboardInterrupt("training was interrupted; continue with resume_from='auto'")
-        stop.run = run
-        raise stop
-    return run
 
 
 def train(
@@ -88,15 +78,17 @@ def train(
     memory: int | None = None,
     shard: bool = False,
     quiet: bool = False,
-    progress: Callable[[dict], None] | None = None,
+    callbacks: Any = None,
+    progress: Callable[[dict], Any] | None = None,
     watch: Callable[[Any, int], None] | None = None,
     settings: TrainSettings | None = None,
+    words: Callable[[str], str] | None = None,
     **hyper: Any,
 ) -> Run:
     """Build the data set, train, save. Everything is written under the run's folder (see run.py).
 
     model          a loaded Model, or a GGUF file's path (loaded with device, threads, memory)
-    data           a path or a list of paths (-f)
+    data           a path or a list of paths (-f), or an iterable of dicts (see anytune.text.given)
     lora           what to train; None: Lora() with the run's seed
     adapter        an adapter to continue from: an Adapter, or the path of one (--lora). Rank, alpha, modules and,
                    unless chat_template is given, the template are its own
@@ -109,7 +101,8 @@ def train(
     chat_template (a file), format, columns, overflow: see anytune.text.build_dataset
     memory         bytes; threads: None: what a probe finds to pay, or as many as a checkpoint was made with
     shard          with several processes: each holds a slice of the base, whatever would fit
-    quiet          nothing on stderr (the log is kept); progress: called with each row of metrics
+    quiet          nothing on stderr (the log is kept); words: what is said goes through it
+    callbacks      see callbacks.py; progress: called with each row of metrics
     watch          called with the trainee and the step, before the first step and at each checkpoint
     settings       a TrainSettings; or its fields as keywords: epochs=2, lr=1e-4, resume_from="auto", …
 
@@ -120,6 +113,8 @@ def train(
     group is gone.
     """
     settings = _settings(settings, hyper)
+    calls = Calls(callbacks, progress)
+    data, val_file = sources(data), sources(val_file) if val_file is not None else []
     _check_files(data, val_file, val_split, chat_template, settings)
     check_outputs(
         output,
@@ -136,7 +131,7 @@ def train(
         raise UserError("--shard shares out a frozen base, and with --full the base is what is trained: leave it out.")
     model = _load(model, local_device(device), threads, memory)
     process_group = _join(model.engine, shard)
-    console = Console(quiet=quiet or process_group.rank > 0)
+    console = Console(quiet=quiet or process_group.rank > 0, words=words)
     try:
         adapter = _adapter(adapter, model, lora, console)
         template = _template(model, chat_template, adapter, console)
@@ -150,8 +145,8 @@ def train(
         }
         record = {
             "model": model.gguf.path,
-            "data": data,
-            "val_file": val_file,
+            "data": list(map(str, data)),
+            "val_file": list(map(str, val_file)) or None,
             "val_split": val_split,
             "chat_template": chat_template,
             "output": output,
@@ -159,7 +154,7 @@ def train(
             **options,
         }
         sets, template = read_sets(
-            model, template, _list(data), _list(val_file or ()), val_split, options, settings, process_group, console
+            model, template, data, val_file, val_split, options, settings, process_group, console
         )
         job = _Job(
             model,
@@ -176,7 +171,7 @@ def train(
                 lambda job: _adapter_of(job, lora, adapter) if full is None else _model_of(job, full, output_type),
                 threads,
                 record,
-                progress,
+                calls,
                 watch,
             )
         finally:
@@ -230,7 +225,7 @@ class _Job:
                 "lower -ub."
             )
 
-    def run(self, start, threads: int | None, record: dict, progress, watch) -> Run:
+    def run(self, start, threads: int | None, record: dict, calls: Calls, watch) -> Run:
         """start(self) -> (trainee, product)."""
         settings, say, process_group = self.settings, self.console.say, self.process_group
         identity = _plain(
@@ -287,7 +282,7 @@ class _Job:
             engine=engine,
             resume=found,
             console=self.console,
-            progress=progress,
+            calls=calls,
             watch=watch,
             plan=self.plan,
             product=self.product,
@@ -324,6 +319,8 @@ class _Job:
         if result.timing is not None:
             say(result.timing.text())
         say(_ending(result, self.output, self.product))
+        if calls.error is not None:
+            raise calls.error
         parts = {field.name: getattr(result, field.name) for field in dataclasses.fields(Result)}
         return Run(**parts, output=self.output)
 
@@ -373,7 +370,7 @@ def _settings(settings: TrainSettings | None, hyper: dict) -> TrainSettings:
 def _check_files(data, val_file, val_split: float, chat_template, settings: TrainSettings) -> None:
     if val_file and val_split:
         raise UserError("Give --val-file or --val-split, not both.")
-    files, held = _list(data), _list(val_file or ())
+    files, held = list(data), list(val_file)
     trained = set(map(identity, files))
     both = next((path for path in held if identity(path) in trained), None)
     if both is not None:
@@ -412,15 +409,11 @@ def check_outputs(output, settings: TrainSettings, model, data, val_file, adapte
             ("the model", model),
             ("the adapter to continue from", adapter),
             ("the chat template", chat_template),
-            *(("the data", path) for path in _list(data)),
-            *(("the validation data", path) for path in _list(val_file or ())),
+            *(("the data", path) for path in sources(data) if not isinstance(path, Rows)),
+            *(("the validation data", path) for path in sources(val_file or ()) if not isinstance(path, Rows)),
             ("the checkpoint", checkpoint),
         ],
     )
-
-
-def _list(paths) -> list:
-    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
 
 
 def _load(model, device, threads, memory):
@@ -551,7 +544,7 @@ def _adapter_of(job: _Job, lora, adapter):
 
     model, settings = job.model, job.settings
     trainee = model.trainee(
-        lora or Lora(seed=settings.seed), adapter=adapter, ubatch=settings.ubatch, context=job.longest
+        (lora or Lora()).seeded(settings.seed), adapter=adapter, ubatch=settings.ubatch, context=job.longest
     )
     return trainee, AdapterProduct(trainee, model.gguf, job.template_source)
 
@@ -567,13 +560,14 @@ def _ending(result: Result, output: Path | None, product) -> str:
         "finished": f"Finished {steps}.",
         "early": f"Stopped {steps}: validation was no longer better.",
         "interrupted": f"Interrupted {steps}.",
+        "callback": f"Stopped {steps}: a callback asked for it.",
     }[result.stopped]
     parts = [head]
     if result.best:
         parts.append(f"Best validation loss {result.best['val_loss']:.4f} at step {result.best['step']}.")
     if result.path is not None:
         parts.append(f"{product.noun.capitalize()}: {output or result.path}")
-    if result.stopped == "interrupted":
+    if result.stopped in ("interrupted", "callback"):
         where = result.checkpoint or "auto"
         parts.append(
             f"Continue with the same command and --resume-from {where}"

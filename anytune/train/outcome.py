@@ -20,8 +20,9 @@ from anytune.train.timing import Timing
 class Result:
     """How a run ended.
 
-    stopped: "finished", "early" (validation no longer better) or "interrupted"; path: the adapter (or model) in
-    the run's folder, the best on validation if there was one, else the last (None if no step was done);
+    stopped: "finished", "early" (validation no longer better), "interrupted" or "callback" (one asked for it);
+    path: the adapter (or model) in the run's folder, the best on validation if there was one, else the last (None if no
+    step was done);
     best: {"step", "val_loss"} or None; load: reads an adapter's file, None: it is no adapter.
     """
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from collections.abc import Callable
 from typing import IO
 
 
@@ -13,14 +14,22 @@ class Console:
     """Sentences go to `stream` and to the log; progress rows to one line that is rewritten in place.
 
     Where the stream is no terminal, a progress row is a plain line, at most one every `every` seconds (the
-    first and the last step, and each evaluation, always). quiet: only the log.
+    first and the last step, and each evaluation, always). quiet: only the log. words: every sentence goes through it.
     """
 
-    def __init__(self, stream: IO | None = None, *, quiet: bool = False, every: float = 5.0):
+    def __init__(
+        self,
+        stream: IO | None = None,
+        *,
+        quiet: bool = False,
+        every: float = 5.0,
+        words: Callable[[str], str] | None = None,
+    ):
         self.stream = None if quiet else (stream or sys.stderr)
         self.live = bool(self.stream) and getattr(self.stream, "isatty", lambda: False)()
         self.every, self.last, self.width, self.kept = every, -1e9, 0, []
         self.log: IO | None = None
+        self.words = words or str
 
     def log_to(self, path: Path) -> None:
         """Append to the log at `path` from now on, and what was said before."""
@@ -32,6 +41,7 @@ class Console:
         self.kept = []
 
     def say(self, text: str) -> None:
+        text = self.words(text)
         self._clear()
         self._print(text + "\n")
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")

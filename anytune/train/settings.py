@@ -12,6 +12,7 @@ from anytune.errors import UserError
 SCHEDULERS = ("constant", "linear", "cosine")
 SINKS = ("tensorboard", "wandb")
 EPOCHS = 2
+FULL_RATE = 2e-5  # of a model's own weights: adapters want about ten times it
 ALL = 1 << 62
 
 

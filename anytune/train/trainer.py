@@ -20,6 +20,7 @@ from anytune.files import copy
 from anytune.memory import process_bytes
 from anytune.text.packing import make_batch
 from anytune.train import metrics as metrics_file
+from anytune.train.callbacks import Calls
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.interrupt import Interrupts
 from anytune.train.checkpoint_manager import CheckpointManager, why
@@ -43,7 +44,7 @@ class Trainer:
     train, val   Dataset; val may be None
     run          the run's folder (see run.py); run_id, identity and engine go into its checkpoints
     resume       a verified checkpoint of this identity, or None
-    progress     called with each metrics row as a dict (after it is written)
+    calls        told of each step (after its row is written), evaluation and checkpoint; see callbacks.py
     watch        called with the trainee and the step before the first step and at each checkpoint; the steps wait
     product      what is made of it: now().save(path), load, noun, again (see product.py)
     process_group         the processes that train together, this one among them
@@ -62,7 +63,7 @@ class Trainer:
         engine: dict | None = None,
         resume: Checkpoint | None = None,
         console: Console | None = None,
-        progress: Callable[[dict], None] | None = None,
+        calls: Calls | None = None,
         watch: Callable[[Any, int], None] | None = None,
         plan: Plan | None = None,
         product: Any = None,
@@ -73,7 +74,7 @@ class Trainer:
         self.trainee, self.train, self.settings = trainee, train, settings
         self.run_folder, self.run_id = run, run_id
         self.identity, self.engine = identity or {}, engine or {}
-        self.console, self.progress, self.watch = console or Console(quiet=True), progress, watch
+        self.console, self.calls, self.watch = console or Console(quiet=True), calls or Calls(), watch
         self.plan = plan or Plan(train, settings)
         self.schedule = Schedule.of(settings, self.plan.total)
         self.product = product
@@ -232,9 +233,14 @@ class Trainer:
         if not self._complete(row, self.validation.due(position, self.plan.total)):
             return False
         if self._saves(step):
-            self.checkpoints.save(self.step, self._info)
-            self._show()
+            self._save()
         return True
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.step, self._info)
+        self._show()
+        if self.checkpoints.saved_step == self.step and self.checkpoints.saved is not None:
+            self._tell("on_checkpoint", self.checkpoints.saved)
 
     def _show(self) -> None:
         """Let the caller look at what is trained. Alone: a sharded base answers only if all take part."""
@@ -260,9 +266,15 @@ class Trainer:
             self.sinks(row)
             best = self.validation.best
             self.console.step(row, self.plan.total, self.throughput.left, best and best["val_loss"])
-            if self.progress:
-                self.progress(row)
+            self._tell("on_step", row)
+            if row["val_loss"] is not None:
+                self._tell("on_evaluate", row)
         return True
+
+    def _tell(self, event: str, what: Any) -> None:
+        """Tell the caller, who may ask for a stop: it is then as if Ctrl-C had been pressed."""
+        if self.leads and self.calls(event, what):  # which may have set `stop` itself, by a signal
+            self.interrupts.stop = True
 
     # -- keeping ----------------------------------------------------------------------------------------
 
@@ -316,9 +328,10 @@ class Trainer:
 
     def _finish(self, stopped: str) -> Result:
         folder, checkpoints = self.run_folder, self.checkpoints
+        if stopped == "interrupted" and self.process_group.broadcast(self.calls.asked or self.calls.error is not None):
+            stopped = "callback"
         if self.step > 0 and (checkpoints.saved_step != self.step or self.pending):
-            checkpoints.save(self.step, self._info)
-            self._show()
+            self._save()
         self.process_group.on_rank0(self._write_product)
         return Result(
             folder.product if self.step > 0 else None,

@@ -8,7 +8,8 @@ import pytest
 import anytune
 from anytune.adapter.adapter import Adapter
 from anytune.cli.main import run as command
-from anytune.export.adapters import combine, load
+from anytune.adapter.combine import combine
+from anytune.export.adapters import load
 from anytune.errors import UserError
 from tests.export import pairs
 from tests.support import tiny

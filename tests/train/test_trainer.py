@@ -10,6 +10,7 @@ import pytest
 
 from anytune.errors import UserError
 from anytune.text.packing import make_batch
+from anytune.train.callbacks import Calls
 from anytune.train import checkpoint as ckpt
 from anytune.train.metrics import COLUMNS, MetricsFile, read
 from anytune.train.plan import Plan
@@ -104,7 +105,7 @@ def test_the_best_on_validation_is_what_comes_out(tmp_path):
         trainee=trainee,
         val=val,
         val_every=2,
-        prepare=lambda trainer: setattr(trainer, "progress", remember),
+        prepare=lambda trainer: setattr(trainer, "calls", Calls(progress=remember)),
     )
     assert result.best == {"step": 4, "val_loss": 2.0}
     for adapter in (result.adapter, FakeAdapter.load(tmp_path / "run" / "out.gguf")):

@@ -1,0 +1,203 @@
+"""Arguments of the Python API: other libraries' names for them, their types, and messages that name them.
+
+Deep inside, messages name the command line's flags. Where Python called, `speaking_python` puts the arguments' names in
+their place, by a table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import inspect
+import numbers
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from anytune.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ARGUMENTS = {  # flag -> what Python calls it, where that is not the flag with underscores
+    "-m": "model",
+    "-f": "data",
+    "-c": "context",
+    "-ub": "ubatch",
+    "-b": "batch",
+    "-n": "max_tokens",
+    "-p": "prompt",
+    "-o": "output",
+    "-t": "threads",
+    "--lr": "learning_rate",
+    "--num-epochs": "epochs",
+    "--lr-scheduler": "scheduler",
+    "--adam-beta1": "beta1",
+    "--adam-beta2": "beta2",
+    "--adam-eps": "eps",
+    "--val-file": "val_data",
+    "--output-adapter": "output",
+    "--lora": "adapter",
+    "--full": "full=Full()",
+    "--lora-rank": "Lora(rank=…)",
+    "--lora-alpha": "Lora(alpha=…)",
+    "--lora-modules": "Lora(modules=…)",
+    "--lora-dropout": "Lora(dropout=…)",
+    "--lora-seed": "Lora(seed=…)",
+    "--lora-plus-ratio": "Lora(plus_ratio=…)",
+    "--rslora": "Lora(rslora=True)",
+    "--train-modules": "Full(modules=…)",
+    "--train-layers": "Full(layers=…)",
+    "--optimizer": "Full(optimizer=…)",
+    "--allow-requantize": "requantize=True",
+    "--force": "force=True",
+    "--raw": "chat=False",
+    "--temp": "temperature",
+    "--gpus": "torchrun --nproc-per-node",
+}
+PLAIN = (  # flags whose argument is the same word
+    *("learning-rate", "lr-min", "max-steps", "warmup-ratio", "warmup-steps", "weight-decay", "max-grad-norm", "seed"),
+    *("val-split", "val-every", "early-stop", "checkpoint-save-steps", "checkpoint-save-dir", "keep-checkpoints"),
+    *("resume-from", "report-to", "run-name", "run-dir", "loss", "assistant-loss-only", "overflow", "format", "device"),
+    *("dtype", "tf32", "threads", "memory", "max-binding", "shard", "output-type", "chat-template", "positions"),
+    *("exact", "imatrix", "system", "output", "chunks", "context", "tensor-type", "top-k", "top-p", "min-p"),
+    *("repeat-penalty", "repeat-last-n"),
+)
+_NAMES = ARGUMENTS | {f"--{word}": word.replace("-", "_") for word in PLAIN}
+_FLAG = re.compile(r"(?<![\w-])(--?[a-z][a-z0-9-]*)(?![\w-])(?: (auto|all|same|error)\b)?")
+
+
+def python_words(text: str) -> str:
+    """A message with Python's arguments for the command line's flags. Command lines in `backticks` stay."""
+
+    def named(found: re.Match) -> str:
+        name, value = _NAMES.get(found[1]), found[2]
+        if name is None:
+            return found[0]
+        return f"{name}={value!r}" if value and "=" not in name else name + (f" {value}" if value else "")
+
+    parts = re.split(r"(`[^`]*`)", text.replace("the same command", "the same call"))
+    return "".join(part if part.startswith("`") else _FLAG.sub(named, part) for part in parts)
+
+
+@contextlib.contextmanager
+def speaking_python() -> Iterator[None]:
+    """Errors that leave this block name arguments instead of flags."""
+    try:
+        yield
+    except UserError as error:
+        if error.args and isinstance(error.args[0], str):
+            error.args = (python_words(error.args[0]), *error.args[1:])
+        raise
+
+
+def public(synonyms: Mapping[str, str] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """For a function of the API: arguments by other libraries' names, unknown ones and wrong types refused in a
+    sentence (UserError), and errors that name arguments instead of flags. synonyms: other name -> ours."""
+
+    def wrapped(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with speaking_python():
+                given = _bound(function, args, kwargs, synonyms or {})
+                return function(*given.args, **given.kwargs)
+
+        return call
+
+    return wrapped
+
+
+def fields(kind: type, synonyms: Mapping[str, str] | None = None) -> None:
+    """The same for the fields of a dataclass, which the command line makes as well: its own messages stay."""
+    plain = kind.__init__  # type: ignore[misc]
+
+    @functools.wraps(plain)
+    def init(*args: Any, **kwargs: Any) -> None:
+        given = _bound(plain, args, kwargs, synonyms or {})
+        plain(*given.args, **given.kwargs)
+
+    kind.__init__ = init  # type: ignore[misc]
+
+
+def _bound(function: Callable, args: tuple, kwargs: dict[str, Any], synonyms: Mapping[str, str]) -> Any:
+    signature, name = inspect.signature(function), _name(function)
+    known = [p.name for p in signature.parameters.values() if p.name != "self"]
+    for word in [word for word in kwargs if word not in known]:
+        ours = synonyms.get(word)
+        if ours is None:
+            near = difflib.get_close_matches(word, [*known, *synonyms], 1)
+            said = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
+            raise UserError(f"{name} has no argument {word!r}: {said}")
+        if ours in kwargs:
+            raise UserError(f"{name}: {word} and {ours} are the same argument; give one of them.")
+        kwargs[ours] = kwargs.pop(word)
+    try:
+        given = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise UserError(f"{name}: {error}.") from None
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    for word, value in given.arguments.items():
+        hint = signature.parameters[word].annotation
+        if word == "self" or value is signature.parameters[word].default:
+            continue
+        good, given.arguments[word] = _fits(value, _hint(hint, scope))
+        if not good:
+            raise UserError(f"{name}: {word} must be {_words(hint)}, not {value!r:.80} ({type(value).__name__}).")
+    return given
+
+
+def _name(function: Callable) -> str:
+    """As it is called: finetune(), Lora()."""
+    owner, _, name = function.__qualname__.rpartition(".")
+    return f"{owner if name == '__init__' else name}()"
+
+
+def _hint(hint: Any, scope: dict[str, Any]) -> Any:
+    if not isinstance(hint, str):
+        return hint
+    try:
+        return eval(hint, scope)  # our own annotations, which `from __future__ import annotations` made text
+    except NameError:  # imported for type checkers alone
+        return Any
+
+
+def _fits(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Whether a value fits an annotation, and the value: NumPy's numbers as Python's own."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        found = [_fits(value, part) for part in typing.get_args(hint)]
+        return next((fit for fit in found if fit[0]), (False, value))
+    if hint is None or hint is type(None):
+        return value is None, value
+    if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return True, float(value)
+    if hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return True, int(value)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint), value
+    kind = typing.get_origin(hint) or hint
+    if kind is Any or not isinstance(kind, type) or kind in (float, int):
+        return kind not in (float, int), value
+    if kind is Sequence or kind is list:
+        return isinstance(value, kind) and not isinstance(value, str | bytes), value
+    return isinstance(value, kind), value
+
+
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "True or False",
+    "os.PathLike": "a path",
+    "FilePath": "a path",
+    "Data": "a path, a list of paths, or an iterable of dicts",
+    "Iterable": "an iterable of dicts",
+    "Sequence[str]": "a list of texts",
+}
+
+
+def _words(hint: Any) -> str:
+    text = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
+    return " or ".join(_WORDS.get(part, part) for part in text.split(" | "))
