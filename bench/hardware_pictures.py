@@ -106,7 +106,7 @@ def flow() -> str:
         text(
             10,
             282,
-            "The same banks feed the cells in both: W is stored once. A scale that stands outside "
+            "The same banks feed the cells in both: W is stored once. A scale that is outside "
             "the sum is applied by the lanes; one that does not, before it, by prescale.",
         )
     )

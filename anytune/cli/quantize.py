@@ -14,7 +14,7 @@ from anytune.errors import UserError
 
 
 class Quantize(Command):
-    """`anytune quantize IN OUT TYPE`, or one of `parts` where its name stands in IN's place."""
+    """`anytune quantize IN OUT TYPE`, or one of `parts` where its name is in IN's place."""
 
     parts: ClassVar[dict[str, click.Command]] = {"search": search, "lower": lower}
 

@@ -272,7 +272,7 @@ def train(
 
     The model's file is used as it is, quantized or not, and is not changed. Sizes are counted in tokens: -c
     the longest example, -ub a micro-batch, -b an optimizer step; examples are packed, never padded. With
-    --lora, training goes on from that adapter. Everything a run writes stands in runs/<date>-<name>/; Ctrl-C
+    --lora, training goes on from that adapter. Everything a run writes is in runs/<date>-<name>/; Ctrl-C
     saves before it ends.
     """
     from anytune.train.settings import TrainSettings
@@ -368,7 +368,7 @@ def _check_kind(full: bool) -> None:
 
 
 def _given(name: str) -> bool:
-    """Whether an option stands on the command line."""
+    """Whether an option is on the command line."""
     return click.get_current_context().get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
 
 

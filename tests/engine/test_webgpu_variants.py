@@ -320,7 +320,7 @@ def test_a_wrong_kernel_fails_its_known_answer(monkeypatch):
 
 @pytest.mark.parametrize("variant", variants.NEEDS)
 def test_no_nan_passes_for_a_known_answer(monkeypatch, variant):
-    """Wherever among what is read back it stands."""
+    """Wherever among what is read back it is."""
     from anytune.engine.webgpu.engine import WebGpuEngine
 
     engine, right, reads = made(variant == variants.TILES), WebGpuEngine.host, []
