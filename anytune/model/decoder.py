@@ -137,7 +137,7 @@ class Continued:
     """An engine for tokens that continue sequences: operations in which tokens see each other go by a layer's state."""
 
     def __init__(self, engine, places, states: list[tuple]):
-        self._engine, self._places, self._states, self._state = engine, places, states, ()
+        self._engine, self._places, self._states, self._state, self._turn = engine, places, states, (), ()
 
     def __getattr__(self, name: str):
         return getattr(self._engine, name)
@@ -156,11 +156,14 @@ class Continued:
     def glu_linear(self, gate, up, activation: str, group):
         return self.linear(self._engine.glu(gate, up, activation), group)
 
+    def qk_norm_rope(self, q, k, *turn):
+        """Waits for attention(), which turns and stores in one operation."""
+        self._turn = turn
+        return q, k
+
     def attention(self, q, k, v, heads):
-        e, (keys, values) = self._engine, self._state
-        e.store(keys, self._places, k)
-        e.store(values, self._places, v)
-        return e.attend_cache(q, keys, values, self._places, heads), None
+        q = self._engine.qk_norm_rope_store((q, k, v), *self._turn, self._state, self._places)
+        return self._engine.attend_cache(q, *self._state, self._places, heads), None
 
     def convolve(self, x, weight, silu: bool):
         return self._engine.convolve_cached(x, weight, silu, self._state[0], self._places)
