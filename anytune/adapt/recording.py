@@ -18,6 +18,7 @@ import numpy as np
 
 from anytune.adapt.closed import Equations
 from anytune.adapt.fit import Recipe
+from anytune.adapt.ranks import costs
 from anytune.errors import UserError
 from anytune.files import atomic_write
 
@@ -28,7 +29,8 @@ ABOUT, FORMAT = "about", 1
 
 
 def about(model: Model, recipe: Recipe, template: str | None) -> dict[str, Any]:
-    """What an adapter that is solved from a file of sums must know. widths: outputs of each tensor."""
+    """What an adapter that is solved from a file of sums must know. widths: outputs of each tensor; costs: what ranks
+    are spread by, if they are."""
     widths = {
         name: info.shape[0]
         for name, info in model.gguf.tensors.items()
@@ -40,6 +42,7 @@ def about(model: Model, recipe: Recipe, template: str | None) -> dict[str, Any]:
         "base_sha256": model.gguf.sha256(),
         "widths": widths,
         "rank": recipe.rank,
+        "costs": None if recipe.ranks is None else costs(model),
         "ridge": recipe.ridge,
         "collected_rank": recipe.rank,
         "collected_ridge": recipe.ridge,
@@ -69,7 +72,7 @@ class Recorder:
             self.remove()
 
     def add(self, place: int, equations: Equations, priors: Sequence[Any] | None) -> None:
-        """Write the sums of group `place` (layer · 4 + product). Raises OSError."""
+        """Write the sums of group `place` of Config.products(). Raises OSError."""
         la = equations.algebra
         gram, cross = equations.gram, equations.cross
         if gram is None:
