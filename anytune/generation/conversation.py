@@ -76,7 +76,7 @@ class Conversation:
         messages, ids = self._fitted([*self.messages, {"role": "user", "content": text}])
         self.forgotten += len(self.messages) + 1 - len(messages)
         self.messages = messages
-        keep = _common(self.held, ids)
+        keep = common_prefix(self.held, ids)
         self.decoder.truncate(0, min(keep, len(ids) - 1))
         self.held = ids[: self.decoder.lengths[0]]
         replies: list[Reply] = []
@@ -112,7 +112,7 @@ class Conversation:
         return messages, ids
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common prefix."""
     n = 0
     for x, y in zip(a, b, strict=False):

@@ -40,14 +40,17 @@ class Reply:
     times: list[float] = field(default_factory=list)
 
 
-class _Writer:
-    """One sequence under way: decodes its tokens and holds back what may become a stop string."""
+class Writer:
+    """One sequence under way: decodes its tokens and holds back what may become a stop string.
 
-    def __init__(self, reply: Reply, tokenizer: Tokenizer, stop: Sequence[str]):
+    special: whether control tokens are shown by their names (never the one that ends the answer).
+    """
+
+    def __init__(self, reply: Reply, tokenizer: Tokenizer, stop: Sequence[str], special: bool = False):
         from anytune.text import StreamDecoder
 
         self.reply, self.eog, self.stop = reply, tokenizer.eog, [s for s in stop if s]
-        self.decoder, self.pending = StreamDecoder(tokenizer), ""
+        self.decoder, self.pending = StreamDecoder(tokenizer, not special), ""
 
     def add(self, token: int) -> str:
         """Take the next token; returns the text that is certain now."""
@@ -107,7 +110,7 @@ def decode(
                 f"The prompt has {len(prompt)} tokens and the context holds {decoder.context}: shorten it or raise -c."
             )
         replies.append(Reply(list(map(int, prompt))))
-    writers = [_Writer(reply, tokenizer, stop) for reply in replies]
+    writers = [Writer(reply, tokenizer, stop) for reply in replies]
     random = [how.generator(number) for number in range(len(writers))]
     if max_tokens == 0:
         for reply in replies:

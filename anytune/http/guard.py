@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
+from anytune.http.errors import plain
 from anytune.http.limit import Attempts
 
 Scope = dict[str, Any]
@@ -45,7 +46,7 @@ HEADERS = {
 class Guard:
     """app: what is guarded; token: None: everyone who reaches the port may ask; hosts: further names of this server;
     secure: it is served over TLS; is_open(path): what a browser gets before it has shown a token (a page's parts, which
-    say nothing of what is on this machine).
+    say nothing of what is on this machine); body: what a refusal says, as errors.install() has it.
     """
 
     app: App
@@ -54,6 +55,7 @@ class Guard:
     secure: bool = False
     is_open: Callable[[str], bool] = lambda path: False
     attempts: Attempts = field(default_factory=Attempts)
+    body: Callable[[int, str, None], dict[str, Any]] = plain
 
     def __post_init__(self) -> None:
         name = socket.gethostname().lower()
@@ -67,16 +69,16 @@ class Guard:
         headers = _headers(scope)
         problem = self.problem(scope["method"], headers)
         if problem is not None:
-            return await _answer(send, 403, problem)
+            return await self._answer(send, 403, problem)
         if self.token is not None and not self._open(scope):
             given = _given(scope, headers)
             client = (scope.get("client") or ("?",))[0]
             if given is not None and self.attempts.blocked(client):
-                return await _answer(send, 429, "Too many wrong tokens: wait a minute.")
+                return await self._answer(send, 429, "Too many wrong tokens: wait a minute.")
             if given is None or not self.accepts(given):
                 if given is not None:
                     self.attempts.failed(client)
-                return await _answer(send, 401, "This needs the token that was shown in the terminal.")
+                return await self._answer(send, 401, "This needs the token that was shown in the terminal.")
             if "token" in _query(scope) and scope["method"] == "GET":
                 return await self._welcome(scope, send)
         await self.app(scope, receive, _with_headers(send))
@@ -142,6 +144,20 @@ class Guard:
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
+    async def _answer(self, send: Callable, status: int, sentence: str) -> None:
+        body = json.dumps(self.body(status, sentence, None)).encode()
+        start = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                *((name.encode(), value.encode()) for name, value in HEADERS.items()),
+            ],
+        }
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
 
 def session(token: str) -> str:
     """What a browser keeps instead of the token itself."""
@@ -186,18 +202,3 @@ def _with_headers(send: Callable) -> Callable:
         await send(message)
 
     return wrapped
-
-
-async def _answer(send: Callable, status: int, sentence: str) -> None:
-    body = json.dumps({"error": sentence}).encode()
-    start = {
-        "type": "http.response.start",
-        "status": status,
-        "headers": [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            *((name.encode(), value.encode()) for name, value in HEADERS.items()),
-        ],
-    }
-    await send(start)
-    await send({"type": "http.response.body", "body": body})

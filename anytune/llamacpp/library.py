@@ -119,7 +119,7 @@ def library(more: dict[str, tuple] | None = None) -> tuple[ctypes.CDLL, list[str
 
     def keep(level: int, text: bytes, _: Any) -> None:
         log.append(text.decode("utf-8", "replace"))
-        if level >= 3:  # warnings and errors
+        if level in (3, 4):  # warnings and errors; 5 goes on with a line of any kind
             sys.stderr.write(log[-1])
 
     lib.keep = Log(keep)  # the library holds only a pointer: the callback must outlive the call

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from anytune.errors import UserError
@@ -18,15 +20,24 @@ class Decoder:
         self.context = min(context or model.config.context, model.config.context)
         if model.weights.slow and dense_fits(model):
             model.hold("float32")
-        pairs = model.adapter_pairs(adapter)
-        tables = model.rope_tables(self.context)
-        self.layers, self.head = model.weights.layers(tables, pairs), model.weights.head(pairs)
+        self._tables = model.rope_tables(self.context)
+        self._arrange(adapter)
         width = self.config.n_kv_heads * self.config.head_size
         self._caches = [
             (self.engine.cache(batch, self.context, width), self.engine.cache(batch, self.context, width))
             for _ in self.layers
         ]
         self.lengths = [0] * batch
+
+    def _arrange(self, adapter) -> None:
+        pairs = self.model.adapter_pairs(adapter)
+        self.layers, self.head = self.model.weights.layers(self._tables, pairs), self.model.weights.head(pairs)
+
+    def beside(self, adapter) -> Decoder:
+        """A decoder of the same slots, caches and lengths, with this adapter instead."""
+        made = copy.copy(self)
+        made._arrange(adapter)
+        return made
 
     def feed(self, tokens: list[list[int]]) -> np.ndarray:
         """Append tokens[i] to slot i (any number, also none).

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 import anytune
 from anytune.http import errors
 from anytune.http.guard import App, Guard
+from anytune.http.limit import limited
 from anytune.studio.api import adapters, compare, data, models, runs
 from anytune.studio.page import install
 from anytune.studio.state import Studio
@@ -49,7 +50,9 @@ def application(studio: Studio, *, token: str | None = None, secure: bool = Fals
         return {"ok": True, "version": anytune.__version__}
 
     install(app)
-    return Guard(_limited(app), token, hosts, secure, is_open=lambda path: not path.startswith("/api"))
+    return Guard(
+        limited(app, BODY, streamed=("PUT",)), token, hosts, secure, is_open=lambda path: not path.startswith("/api")
+    )
 
 
 def _install_statuses(app: FastAPI, studio: Studio) -> None:
@@ -64,26 +67,3 @@ def _install_statuses(app: FastAPI, studio: Studio) -> None:
             return JSONResponse({"error": errors.without_paths(str(error), studio.home.root)}, status)
 
         app.add_exception_handler(kind, answer)
-
-
-def _limited(app: App) -> App:
-    """Bodies that are read as a whole are limited; uploads are streamed, and limited by what was announced."""
-
-    async def limited(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["method"] == "PUT":
-            return await app(scope, receive, send)
-        left = BODY
-
-        async def counted() -> dict[str, Any]:
-            nonlocal left
-            part = await receive()
-            left -= len(part.get("body", b""))
-            if left < 0:
-                from starlette.exceptions import HTTPException
-
-                raise HTTPException(413, "This request is too large.")
-            return part
-
-        await app(scope, counted, send)
-
-    return limited

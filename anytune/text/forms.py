@@ -8,7 +8,6 @@ conversation is left out, first the one that the data have.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -152,10 +151,11 @@ class Known:
 
         def ask() -> str:
             call = _call({"probe": STAND_IN})
-            texts = (
+            texts = [
                 self._text([{"role": "assistant", "content": content, "tool_calls": [call]}]) for content in ("", None)
-            )
-            return "text" if any(re.search(f"'probe': '{STAND_IN}'", text) for text in texts) else "object"
+            ]
+            python = (repr(STAND_IN), f"'{STAND_IN}'")
+            return "text" if any(f"'probe': {shown}" in text for text in texts for shown in python) else "object"
 
         return self._once("arguments", ask)
 

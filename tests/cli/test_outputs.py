@@ -78,6 +78,7 @@ FROM_FOLDERS = {  # commands that read whole folders
     "train": "-m {m} -f {f} -o {out}",
 }
 ONLY_READS = {
+    "serve",
     "models",
     "pull",
     "studio",

@@ -94,11 +94,15 @@ SHAPES = {
 }
 
 
-def write(path: Path, name: str = "llama", type: str = "F32", seed: int = 0) -> Path:
-    """Write the tiny model `name` of SHAPES to `path`, its matrices in `type`, and return `path`."""
+def write(path: Path, name: str = "llama", type: str = "F32", seed: int = 0, **meta) -> Path:
+    """Write the tiny model `name` of SHAPES to `path`, its matrices in `type`, and return `path`.
+
+    meta: the architecture's metadata in place of its own, such as context_length.
+    """
     from anytune.gguf import write_gguf
 
     shape = SHAPES[name]
+    shape = replace(shape, meta=shape.meta | meta)
     if type in K_QUANTS:
         shape = replace(shape, width=256, ff=256, head_dim=256 // shape.heads)
     rng = np.random.default_rng(seed)
