@@ -39,7 +39,7 @@ DEFAULTS = {
     "min_p": 0.05,
     "repeat_penalty": 1.0,
     "repeat_last_n": 64,
-    "seed": 0,
+    "seed": 42,
 }
 UNITS = {"answers": "tokens", "embeddings": "texts", "judge": "pairs", "losses": "messages"}
 
@@ -88,8 +88,8 @@ def answering_options(command: Callable) -> Callable:
         ),
         click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N prompts."),
         click.option(
-            "-b",
-            "--batch-size",
+            "-npl",
+            "--parallel",
             "batch",
             type=click.IntRange(1),
             default=8,
@@ -131,6 +131,7 @@ def answering_options(command: Callable) -> Callable:
     anytune evaluate compare -m model.gguf --lora mine.gguf -f heldout.jsonl -o report.html \\
         --judge http://localhost:11434/v1 --judge-model qwen3:8b
 """,
+    renamed={"-b": "--parallel", "--batch-size": "--parallel"},
     sections={"judge": "The judge", "judge_model": "The judge", "criteria": "The judge", "judge_timeout": "The judge"},
 )
 @model_options
@@ -222,6 +223,7 @@ def compare(
 @evaluate.command(
     cls=Command,
     short_help="Measure how near answers come to an author's held-out messages.",
+    renamed={"-b": "--parallel", "--batch-size": "--parallel"},
     example="""
     anytune evaluate style -m model.gguf --lora mine.gguf -f data/test.jsonl -o report.html
     anytune evaluate style -m model.gguf --lora mine.gguf -f messages.jsonl -n 128 --json
