@@ -28,7 +28,7 @@ from anytune.gguf.kernels import KERNELS  # noqa: E402
 
 BLOCK, PORTION = 32, 100_000
 THREAD = 1 << 24  # weights that the processor takes at a time: beyond its caches
-CASES = (("dequantizer", "Q4_0"), ("dequantizer", "Q8_0"), ("quantizer", "Q4_0"))
+CASES = (("dequantizer", "Q4_0"), ("dequantizer", "Q8_0"), ("quantizer", "Q4_0"), ("quantizer_q8_0", "Q8_0"))
 
 
 def numbers(rng: np.random.Generator, blocks: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def rate(work: Callable[[], Any], rounds: int) -> float:
 
 def processor(which: str, name: str, rounds: int) -> dict[str, float]:
     rng, blocks = np.random.default_rng(1), THREAD // BLOCK
-    if which == "quantizer":
+    if which != "dequantizer":
         x = numbers(rng, blocks)
         return {
             "numpy": rate(lambda: encode(x, name, compiled=False), rounds),

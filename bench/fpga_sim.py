@@ -38,8 +38,11 @@ def quantized(source: Path, folder: Path, kind: str) -> Path:
 
 
 def train(model: Path, folder: Path, device: str, steps: int, args, *more: str) -> dict[str, Any]:
-    """Leaves folder/DEVICE.gguf; -> losses of every step, tokens and what they took."""
+    """Leaves folder/DEVICE.gguf; -> losses of every step, tokens and what they took. A run that is there is taken."""
     out, before, start = folder / f"{device}.gguf", resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    took = folder / f"took-{device}-{steps}.json"
+    if took.exists():
+        return json.loads(took.read_text("utf-8"))
     subprocess.run(
         [
             sys.executable,
@@ -82,12 +85,14 @@ def train(model: Path, folder: Path, device: str, steps: int, args, *more: str) 
     (metrics,) = (folder / f"run-{device}-{steps}").rglob("metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
     rates = [row["tokens_per_s"] for row in rows if row.get("tokens_per_s")]
-    return {
+    found = {
         "losses": [row["loss"] for row in rows if row.get("loss") is not None],
         "tokens_per_second": common.rounded(common.median(rates)) if rates else None,
         "seconds": round(time.perf_counter() - start, 1),
         "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
     }
+    took.write_text(json.dumps(found), "utf-8")
+    return found
 
 
 def gradients(model: Path, adapter: Path, device: str, args) -> list[Any]:
@@ -107,6 +112,15 @@ def gradients(model: Path, adapter: Path, device: str, args) -> list[Any]:
         trainee.accumulate(make_batch(data, indexes), 1.0, 1, 0)
         found.append(np.array(trainee.gradients, np.float64))
     return found
+
+
+def kept_gradients(model: Path, adapter: Path, device: str, args, folder: Path) -> list[Any]:
+    import numpy as np
+
+    path = folder / f"gradients-{device}.npy"
+    if not path.exists():
+        np.save(path, gradients(model, adapter, device, args))
+    return list(np.load(path))
 
 
 def cosine(a: Any, b: Any) -> float:
@@ -135,18 +149,20 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=60)
     options.add_argument("--context", type=int, default=128, help="tokens of a step")
     options.add_argument("--type", default="Q4_0", help="what every matrix is quantized to")
+    options.add_argument("--work", type=Path, help="keep the pieces here; those that are there are not run again")
     options.add_argument("--speed", action="store_true", help="eight steps with fpga-sim, nothing else")
     args = options.parse_args()
     before = common.machine()
     if args.speed:
         return speed(before, args)
     with tempfile.TemporaryDirectory(prefix="anytune-bench-") as name:
-        folder = Path(name)
+        folder = args.work or Path(name)
         model = quantized(common.model_file(args.model), folder, args.type)
         start = folder / "start.gguf"
-        train(model, folder, "numpy", 10, args)
-        (folder / "numpy.gguf").rename(start)
-        exact, ours = (gradients(model, start, device, args) for device in DEVICES)
+        if not start.exists():
+            train(model, folder, "numpy", 10, args)
+            (folder / "numpy.gguf").rename(start)
+        exact, ours = (kept_gradients(model, start, device, args, folder) for device in DEVICES)
         cosines = [cosine(a, b) for a, b in zip(exact, ours, strict=True)]
         runs = {device: train(model, folder, device, args.steps, args) for device in DEVICES}
         done = subprocess.run(

@@ -8,10 +8,14 @@ python bench/hardware_pictures.py --placed placed.json      # nextpnr's --write 
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+
+import common  # noqa: F401 (it puts the working tree on the path)
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#edc948", "#9c755f")
@@ -128,39 +132,76 @@ def waveform(path: Path, names: tuple[str, ...], first: int, length: int) -> str
         parts.append(text(8, y + 15, name))
         spans = [(max(t, at), v) for t, v in values[name] if t < at + 2 * length]
         spans = [s for i, s in enumerate(spans) if s[0] > at or i + 1 == len(spans) or spans[i + 1][0] > at]
-        for (t, v), (end, _) in zip(spans, [*spans[1:], (at + 2 * length, "")]):
+        for t, end, v, busy in merged(spans, at + 2 * length, 4 / scale):
             x1, x2 = left + (t - at) / 2 * scale, left + (end - at) / 2 * scale
-            if len(v) == 1:
+            if len(v) == 1 and not busy:
                 high = v == "1"
                 parts.append(box(x1, y + (2 if high else 17), max(x2 - x1, 0.5), 3, COLORS[2 if high else 7], "none"))
             else:
-                parts.append(box(x1, y + 2, max(x2 - x1, 0.5), 18, "#cfe0ef", "#4e79a7" if x2 - x1 > 3 else "none"))
+                edge = "#4e79a7" if x2 - x1 > 3 else "none"
+                parts.append(box(x1, y + 2, max(x2 - x1, 0.5), 18, "#4e79a7" if busy else "#cfe0ef", edge))
     parts += [text(left + c * scale, 18, f"{first + c}") for c in range(0, length, length // 6)]
     parts.append(text(8, 18, "cycle"))
     return svg(1040, 40 + 34 * len(names), parts)
 
 
+def merged(spans: list[tuple[int, str]], end: int, least: float) -> list[tuple[int, int, str, bool]]:
+    """(from, to, value, whether it changes all the time): neighbours that are shorter than `least` become one."""
+    found: list[tuple[int, int, str, bool]] = []
+    for (t, v), (until, _) in zip(spans, [*spans[1:], (end, "")]):
+        short = until - t < least
+        if short and found and found[-1][3]:
+            found[-1] = (found[-1][0], until, v, True)
+        else:
+            found.append((t, until, v, short))
+    return found
+
+
+def record(folder: Path) -> Path:
+    """A VCD file of one product by rows: 32 tokens, 32 x 128 weights of Q4_0."""
+    import numpy as np
+
+    from anytune.fpga import formats
+    from anytune.fpga.simulation import Simulated, cached
+    from anytune.gguf.encode import encode
+
+    rng, path = np.random.default_rng(0), folder / "product.vcd"
+    engine = Simulated(cached(trace=True), trace=str(path))
+    w = formats.matrix(encode(rng.standard_normal((32, 128)).astype("f4"), "Q4_0"), "Q4_0")
+    engine.rows([(formats.q8_0(rng.standard_normal((32, 128)).astype("f4")), w)])
+    engine.close()
+    return path
+
+
 def floor(path: Path) -> str:
-    """Where each part of a core was placed: a dot a cell, a colour a part."""
+    """Where each part of a core was placed: a tile has the colour of the part that has most cells in it."""
     module = json.loads(path.read_text())["modules"]["top"]
-    places, parts = [], []
+    tiles: dict[tuple[int, int], collections.Counter] = collections.defaultdict(collections.Counter)
+    cells: collections.Counter = collections.Counter()
     for name, cell in module["cells"].items():
         bel = re.match(r"X(\d+)/Y(\d+)/", cell["attributes"].get("NEXTPNR_BEL", ""))
         if bel:
-            places.append((int(bel[1]), int(bel[2]), part_of(name)))
-    known = sorted({part for _, _, part in places})
-    for x, y, part in places:
-        parts.append(
-            f"<circle cx='{20 + 5 * x}' cy='{20 + 5 * y}' r='2' fill='{COLORS[known.index(part) % 8]}' "
-            "fill-opacity='.5'/>"
-        )
-    high = 20 + 5 * max(y for _, y, _ in places)
+            part = part_of(name)
+            tiles[int(bel[1]), int(bel[2])][part] += 1
+            cells[part] += 1
+    known, size = [part for part, _ in cells.most_common()], 6
+    parts = [box(20, 40, size * 127, size * 96, "#f4f4f4", "#888888")]
+    parts.append(
+        text(20, 22, "Tiles of the ECP5-85, the colour of the part that has most cells in each; in brackets cells")
+    )
+    for y in range(96):
+        row = [(x, tiles[x, y].most_common(1)[0][0]) for x in range(127) if (x, y) in tiles]
+        while row:
+            (first, part), end = row[0], 1
+            while end < len(row) and row[end] == (first + end, part):
+                end += 1
+            color = COLORS[known.index(part) % 8]
+            parts.append(box(20 + size * first, 40 + size * y, size * end, size, color, "none"))
+            row = row[end:]
     for i, part in enumerate(known):
-        parts += [
-            box(20 + 110 * (i % 6), high + 15 + 20 * (i // 6), 12, 12, COLORS[i % 8]),
-            text(36 + 110 * (i % 6), high + 25 + 20 * (i // 6), part),
-        ]
-    return svg(40 + 5 * max(x for x, _, _ in places), high + 60, parts)
+        x, y = 20 + 190 * (i % 4), 60 + size * 96 + 20 * (i // 4)
+        parts += [box(x, y, 12, 12, COLORS[i % 8]), text(x + 16, y + 10, f"{part} ({cells[part]:,})")]
+    return svg(40 + size * 127, 80 + size * 96 + 20 * (len(known) // 4 + 1), parts)
 
 
 def part_of(name: str) -> str:
@@ -171,27 +212,34 @@ def part_of(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--waveform", action="store_true")
     parser.add_argument("--vcd", type=Path)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--length", type=int, default=1800)
     parser.add_argument("--placed", type=Path)
     args = parser.parse_args()
     made = {"square": square(), "flow": flow()}
-    if args.vcd:
-        names = (
-            "s_axis_tvalid",
-            "s_axis_tready",
-            "s_axis_tdata",
-            "m_axis_tvalid",
-            "m_axis_tready",
-            "m_axis_tdata",
-            "m_axis_tlast",
-        )
-        made["waveform"] = waveform(args.vcd, names, args.first, args.length)
+    with tempfile.TemporaryDirectory(prefix="anytune-vcd-") as folder:
+        made |= waveforms(record(Path(folder)) if args.waveform else args.vcd, args)
     if args.placed:
         made["floor"] = floor(args.placed)
     for name, picture in made.items():
         (DOCS / f"hardware-{name}.svg").write_text(picture, "utf-8")
+
+
+STREAMS = (
+    "s_axis_tvalid",
+    "s_axis_tready",
+    "s_axis_tdata",
+    "m_axis_tvalid",
+    "m_axis_tready",
+    "m_axis_tdata",
+    "m_axis_tlast",
+)
+
+
+def waveforms(path: Path | None, args: argparse.Namespace) -> dict[str, str]:
+    return {} if path is None else {"waveform": waveform(path, STREAMS, args.first, args.length)}
 
 
 if __name__ == "__main__":

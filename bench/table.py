@@ -576,6 +576,105 @@ def fits(data: dict) -> list[str]:
     )
 
 
+def hardware_engine(data: dict) -> list[str]:
+    rows = []
+    for core in ("engine", "dequantizer", "quantizer", "quantizer_q8_0"):
+        found = result(f"hardware_{core}")
+        if found is None:
+            continue
+        used, path = found["runs"][0]["used"], found["runs"][0]["worst_path"]
+        wires = sum(step["ns"] for step in path if step["what"] == "routing")
+        rows.append(
+            (
+                core,
+                f"**{found['median_megahertz']:.1f}**",
+                ", ".join(f"{run['megahertz']:.1f} ({run['seed']})" for run in found["runs"]),
+                f"{found['luts']:,}",
+                f"{used['TRELLIS_FF'][0]:,}",
+                used.get("DP16KD", [0])[0],
+                used.get("MULT18X18D", [0])[0],
+                f"{sum(step['ns'] for step in path):.1f}, {wires:.1f} of it wires",
+            )
+        )
+    tools, chosen = data["tools"], data["settings"]
+    return [
+        *table(
+            (
+                "core",
+                "clock, MHz, median",
+                "each seed",
+                "LUTs",
+                "registers",
+                "block RAMs",
+                "multipliers",
+                "slowest path, ns",
+            ),
+            rows,
+        ),
+        "",
+        f"ECP5-85 (LFE5U-85F, CABGA756), speed grade {chosen['grade']}; "
+        f"{', '.join(f'{k} {v}' for k, v in tools.items())}; synth_ecp5 without further flags, no pads; "
+        "the dequantizer with --operand-registers.",
+    ]
+
+
+def fpga_plan(data: dict) -> list[str]:
+    rows = [
+        (
+            model,
+            board,
+            f"{p['board']['engines']} x {p['mhz']:g}",
+            f"{p['cycles']['step'] / 1e9:.2f}",
+            f"{p['tokens_per_second']:.2f}",
+            f"{p['footprint']['streamed'] / 1e6:,.0f}",
+            f"{p['decode']['tokens_per_second']:.2f}",
+            f"{p['decode']['occupancy']:.1%}",
+            "{:.1f} to {:.0f}".format(*p["energy"]["millijoules_per_token"]["all"]),
+        )
+        for model, boards in data["models"].items()
+        for board, p in boards.items()
+    ]
+    cpu = data["cpu"]
+    return [
+        *table(
+            (
+                "shape, Q4_0",
+                "board",
+                "engines x MHz",
+                "cycles a step, 10⁹",
+                "training, tokens/s",
+                "memory while training, MB",
+                "one token's pass, tokens/s",
+                "cells busy in it",
+                "energy, mJ a token (estimate)",
+            ),
+            rows,
+        ),
+        "",
+        f"Steps of 128 tokens, rank 16. {cpu['model']} on this machine's CPU: {cpu['tokens_per_second']:.1f} tokens/s "
+        f"in training (float32, {cpu['threads']} threads, measured{', ' + cpu['date'] if 'date' in cpu else ''}).",
+    ]
+
+
+def nf4(data: dict) -> list[str]:
+    rows = [
+        (
+            t["type"],
+            f"{t['bits_per_weight']:.3f}",
+            f"{t['error']:.5f}",
+            f"{t['kl']:.3f} ± {t['kl_uncertainty']:.3f}",
+            f"{t['perplexity']:.2f}",
+        )
+        for t in data["types"]
+    ]
+    return [
+        *table(("type", "bits a weight", "error of weights", "KL, nats a token", "perplexity"), rows),
+        "",
+        f"{data['model']}, {data['tokens']} tokens; perplexity unrounded {data['perplexity']:.2f}. Errors are relative "
+        "to the weights' squares.",
+    ]
+
+
 TABLES = {
     f.__name__: f
     for f in (
@@ -598,6 +697,9 @@ TABLES = {
         studio,
         fpga_cores,
         fits,
+        hardware_engine,
+        fpga_plan,
+        nf4,
     )
 }
 

@@ -34,6 +34,7 @@ def fpga() -> None:
     short_help="Run the design on a layer of a model, against its exact twin.",
     example="""
     anytune fpga simulate -m smollm2-135m --layer 0 --tokens 128
+    anytune fpga simulate -m smollm2-135m --decode --mhz 100
     anytune fpga simulate -m model.gguf --tokens 32 --vcd engine.vcd
 """,
 )
@@ -57,8 +58,17 @@ def fpga() -> None:
     help="Rank of the low-rank pairs; 0: none.",
 )
 @click.option("--vcd", "trace", default="", metavar="FILE", help="Also write the streams' waveform, for a viewer.")
+@click.option("--decode", is_flag=True, help="One token, forward alone, as in generation.")
+@click.option(
+    "--mhz",
+    type=click.FloatRange(0.001, 10_000),
+    metavar="F",
+    help="The clock that --decode's times are told for; without it, the one that the ECP5-85 is planned with.",
+)
 @json_option
-def simulate(model: str, layer: int, tokens: int, rank: int, trace: str, as_json: bool) -> int:
+def simulate(
+    model: str, layer: int, tokens: int, rank: int, trace: str, decode: bool, mhz: float | None, as_json: bool
+) -> int:
     """Compute every product of a layer's linears, forward and backward, in the Verilated design and in its twin.
 
     Needs a C++ compiler. The first run builds the simulator (a minute), which is kept. Exit code 1 if one sum differs,
@@ -73,12 +83,15 @@ def simulate(model: str, layer: int, tokens: int, rank: int, trace: str, as_json
     found = layers.simulate(
         path,
         layer,
-        tokens,
+        1 if decode else tokens,
         rank,
         trace and str(Path(trace).expanduser()),
+        backward=not decode,
         say=(lambda text: None) if as_json else click.echo,
     )
     same = found["cycles"] == found["planned_cycles"]
+    if decode:
+        found["decode"] = _decode(path, found["cycles"], rank, mhz)
     if as_json:
         print_json(found)
     else:
@@ -87,7 +100,27 @@ def simulate(model: str, layer: int, tokens: int, rank: int, trace: str, as_json
             f"{', as planned' if same else ', planned were {:,}'.format(found['planned_cycles'])}; "
             f"the cells compute in {found['busy']:.1%} of them"
         )
+        if decode:
+            one = found["decode"]
+            click.echo(
+                f"the token's products are {found['occupancy']:.1%} of what the cells could do; at {one['mhz']:g} MHz "
+                f"this layer takes {one['layer_ms']:.2f} ms, the model {one['latency_ms']:.1f} ms as planned: "
+                f"{one['tokens_per_second']:.2f} tokens/s"
+            )
     return int(found["wrong"] > 0 or not same)
+
+
+def _decode(path: str, cycles: int, rank: int, mhz: float | None) -> dict[str, Any]:
+    """What a token takes on one engine whose memory never waits: this layer as simulated, the model as planned."""
+    from anytune.fpga import plan
+    from anytune.fpga.boards import BOARDS
+    from anytune.gguf import GGUF
+
+    clock = mhz or BOARDS["ecp5-85"].mhz
+    with GGUF.open(path) as file:
+        model = plan.decode(plan.linears(file, 1, rank), rank, 1, clock, float("inf"))
+    kept = ("cycles", "occupancy", "latency_ms", "tokens_per_second")
+    return {"mhz": clock, "layer_ms": cycles / clock / 1e3, **{key: model[key] for key in kept}}
 
 
 @fpga.command(
@@ -118,7 +151,7 @@ def export(output: str, as_json: bool) -> int:
     short_help="Synthesize, place and route: cells, clock, the slowest path.",
     example="""
     anytune fpga route --device ecp5-85
-    anytune fpga route dequantizer --seeds 1,2,3 --save routed.json
+    anytune fpga route dequantizer --seeds 1,2,3 --operand-registers --save routed.json
 """,
 )
 @click.argument("core", default="engine")
@@ -135,13 +168,27 @@ def export(output: str, as_json: bool) -> int:
 @click.option(
     "--seeds", default="1", show_default=True, metavar="N,…", help="Seeds of the placement; the median counts."
 )
-@click.option("--work", metavar="FOLDER", help="Keep netlist, logs and reports here.")
+@click.option(
+    "--operand-registers",
+    "operands",
+    is_flag=True,
+    help="Multipliers take over the registers in front of them, too; those behind them they always do.",
+)
+@click.option("--work", metavar="FOLDER", help="Keep netlist, logs, reports and places here.")
 @click.option("--save", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the result as JSON.")
 @json_option
 def route(
-    core: str, device: str, grade: int, megahertz: float, seeds: str, work: str | None, save: str | None, as_json: bool
+    core: str,
+    device: str,
+    grade: int,
+    megahertz: float,
+    seeds: str,
+    operands: bool,
+    work: str | None,
+    save: str | None,
+    as_json: bool,
 ) -> int:
-    """Route a core (engine, dequantizer, quantizer) with Yosys and nextpnr; the engine takes long."""
+    """Route a core (engine, dequantizer, quantizer, quantizer_q8_0) with Yosys and nextpnr; the engine takes long."""
     import json
 
     from anytune.files import atomic_write
@@ -158,7 +205,7 @@ def route(
         found = routing.route(
             core,
             folder,
-            routing.Settings(device, grade, megahertz),
+            routing.Settings(device, grade, megahertz, operands=operands),
             numbers,
             (lambda text: None) if as_json else click.echo,
         )

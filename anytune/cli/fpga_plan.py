@@ -62,10 +62,11 @@ def plan(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Say what a LoRA step of a model takes on the hardware cores: cycles, memory, tokens a second, energy.
+    """Say what a LoRA step of a model, and a token of generation, take on the hardware cores: cycles, memory, tokens a
+    second, energy.
 
-    Cycles and bytes are counted from the schedule, as the RTL runs it. Clocks are assumed unless given; energy is an
-    estimate with a least and a most.
+    Cycles and bytes are counted from the schedule, as the RTL runs it. Clocks are assumed but for the ECP5's, or given;
+    energy is an estimate with a least and a most.
     """
     from anytune.fpga.boards import BOARDS as known
     from anytune.fpga.plan import plan as run
@@ -122,7 +123,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"{found['model']}, {found['tokens']} tokens a step, rank {found['rank']}, on {board['title']} "
         f"({board['chip']})",
         f"engines     {board['engines']} of {board['engine_luts']:,} LUTs and {board['engine_rams']} block RAMs of 18 "
-        f"kbit (synthesized for the ECP5; how many fit is assumed), {found['mhz']:g} MHz ({whose})",
+        f"kbit (as routed on the ECP5; how many fit is assumed), {found['mhz']:g} MHz ({whose})",
         f"cycles      {cycles['step']:,} a step: forward {cycles['forward']:,}, again {cycles['forward_again']:,}, "
         f"backward {cycles['backward']:,}, head {cycles['head']:,} (counted)",
         f"streams     {found['stream_bytes'] / 1e6:,.1f} MB a step (counted); memory "
@@ -130,6 +131,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"tokens/s    {found['tokens_per_second']:.2f}: the cells allow {found['cells_tokens_per_second']:.2f}, the "
         f"memory {found['memory_tokens_per_second']:.2f}",
     ]
+    one = found["decode"]
+    made.append(
+        f"one token   {one['cycles']:,} cycles through layers and head as in generation (counted; its products are "
+        f"{one['occupancy']:.1%} of what the cells could do): {one['tokens_per_second']:.2f} tokens/s, "
+        f"{one['latency_ms']:,.0f} ms; 32 sequences at once {one['sequences_32_tokens_per_second']:.2f} tokens/s"
+    )
     if "cpu" in found:
         made.append(
             f"this CPU    {found['cpu']['tokens_per_second']:.1f} tokens/s in float32, "

@@ -1,9 +1,9 @@
 """Training with the hardware cores' arithmetic: NumpyEngine with its products computed by their exact twin.
 
 Every linear, the head among them, runs as anytune/fpga computes it: weights as the file's blocks, activations and
-low-rank pairs rounded to Q8_0, gradients to bfloat16 and then to int8 times a power of two for each 32. Norms,
-attention, gated products, the softmax and the optimizer are float32, as on the host beside the hardware. Types that the
-cores do not read are rounded to Q8_0 once.
+low-rank pairs rounded to Q8_0 (ffn_down's input to two terms of it), gradients to bfloat16 and then to int8 times a
+power of two for each 32. Norms, attention, gated products, the softmax and the optimizer are float32, as on the host
+beside the hardware. Types that the cores do not read are rounded to Q8_0 once.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class FpgaSimEngine(NumpyEngine):
 
     def _forward(self, x: np.ndarray, group: Group) -> list[np.ndarray]:
         weights = [w.matrix() for w in group.weights]
-        found = products.forward(self.twin, _wide(x, weights), weights, _pairs(group))[0]
+        found = products.forward(self.twin, _wide(x, weights), weights, _pairs(group), _terms(group))[0]
         for y, bias in zip(found, group.biases, strict=True):
             if bias is not None:
                 y += bias
@@ -150,8 +150,8 @@ class FpgaSimEngine(NumpyEngine):
         if not (need_dx or group.trains):
             return None
         weights, pairs = [w.matrix() for w in group.weights], _pairs(group)
-        rounded = formats.q8_0(_wide(x, weights))
-        saved = products.Saved(rounded, tuple(products.low_rank(self.twin, rounded, pair) for pair in pairs))
+        left = products.rounded(_wide(x, weights), _terms(group))
+        saved = products.Saved(left[0], tuple(products.low_rank(self.twin, left, pair) for pair in pairs))
         dx, gradients = products.backward(self.twin, dys, saved, weights, pairs, need_dx)
         for pair, gradient in zip(group.pairs, gradients, strict=True):
             if pair is not None and pair.grad_a is not None and gradient is not None:
@@ -217,6 +217,10 @@ def _take_largest(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = np.take_along_axis(z, places, 1)
     np.put_along_axis(z, places, 0, 1)
     return np.ascontiguousarray(places.T, np.int32), np.ascontiguousarray(values.T)
+
+
+def _terms(group: Group) -> int:
+    return max(products.terms_of(w.name) for w in group.weights)
 
 
 def _pairs(group: Group) -> list[products.Pair | None]:

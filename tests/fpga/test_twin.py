@@ -124,7 +124,25 @@ def test_a_linear_with_a_pair_and_its_gradients_are_those_of_float64():
     assert products.backward(COMPILED, [dy], saved, [w], [pair], need_dx=False)[0] is None
 
 
-def test_the_listed_products_are_those_that_are_made():
+def test_a_second_term_has_what_the_first_left():
+    rng = np.random.default_rng(5)
+    x = (rng.standard_normal((40, 96)) * np.exp(rng.standard_normal((40, 96)) * 2)).astype(F)
+    x[3, :32], x[4] = 1e-30, 0
+    one, two = (
+        sum(r.q.reshape(40, -1, 32) * r.scale[..., None].astype(np.float64) for r in products.rounded(x, n)).reshape(
+            x.shape
+        )
+        for n in (1, 2)
+    )
+    assert np.abs(two - x).max() < np.abs(one - x).max() / 100
+    assert products.terms_of("blk.7.ffn_down.weight") == 2 and products.terms_of("blk.7.ffn_up.weight") == 1
+    w = formats.stored(rng.standard_normal((32, 96)))
+    errors = [np.abs(products.forward(COMPILED, x, [w], [None], n)[0][0] - x @ w.float64().T).max() for n in (1, 2)]
+    assert errors[1] < errors[0] / 50
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_the_listed_products_are_those_that_are_made(terms):
     made = []
 
     class Spy:
@@ -139,7 +157,9 @@ def test_the_listed_products_are_those_that_are_made():
     rng = np.random.default_rng(4)
     ws = [formats.stored(rng.standard_normal((n, 64))) for n in (96, 64)]
     pairs = [products.Pair(rng.standard_normal((8, 64)), rng.standard_normal((96, 8)), 1), None]
-    outs, saved = products.forward(Spy(), rng.standard_normal((32, 64)).astype(F), ws, pairs)
+    outs, saved = products.forward(Spy(), rng.standard_normal((32, 64)).astype(F), ws, pairs, terms)
     products.backward(Spy(), outs, saved, ws, pairs)
-    ahead, back = products.listed([(schedule.Shape.of(w), 0 if p is None else p.rank) for w, p in zip(ws, pairs)])
+    ahead, back = products.listed(
+        [(schedule.Shape.of(w), 0 if p is None else p.rank) for w, p in zip(ws, pairs)], terms=terms
+    )
     assert [(d, s, 32) for _, d, s, _ in ahead + back] == made

@@ -22,6 +22,20 @@ def reciprocals() -> list[int]:
     return found
 
 
+def by_inverse(m: Module, x, inverse) -> Signal:
+    """The 8 bits of x's mantissa times 24 or 25 of 1 / d, in two multipliers; 2 cycles."""
+    mantissa = Cat(x[:7], Const(1, 1))
+    low, high = register(m, mantissa * inverse[:13]), register(m, mantissa * inverse[13:])
+    return register(m, ((high << 13) + low)[:33])
+
+
+def rounded_to_24(m: Module, product) -> tuple[Signal, Signal]:
+    """A product of 31 or 32 bits as float32 rounds it: (24 bits, or 2^24; whether it had 32 bits); a cycle."""
+    big = product[31]
+    up = Mux(big, product[7] & (product[:7].any() | product[8]), product[6] & (product[:6].any() | product[7]))
+    return register(m, (Mux(big, product[8:32], product[7:31]) + up)[:25]), register(m, big)
+
+
 class Quantizer(Streamed):
     """s_axis: 32 bfloat16, finite, the largest of them 0 or at least 2^-120. m_axis: the 18 bytes of the block."""
 
@@ -62,14 +76,12 @@ class Quantizer(Streamed):
         return register(m, Cat(size[:15], late(m, sign, 2)))
 
     def _lane(self, m: Module, x, inverse, sign, exponent, nothing):
-        product, negative = late(m, Cat(x[:7], Const(1, 1)) * inverse, 2), late(m, x[15] ^ sign, 2)  # 9: 33 bits
+        product, negative = by_inverse(m, x, inverse), late(m, x[15] ^ sign, 2)  # 9: 33 bits
         gap = Signal(9)
         m.d.comb += gap.eq(exponent - x[7:15])
         gap = late(m, Mux(nothing | (x[7:15] == 0) | (gap > 31), 31, gap)[:5], 2)
-        big = product[31]
-        up = Mux(big, product[7] & (product[:7].any() | product[8]), product[6] & (product[:6].any() | product[7]))
-        rounded = register(m, (Mux(big, product[8:32], product[7:31]) + up)[:25])  # 10
-        big, negative, gap = register(m, big), register(m, negative), register(m, gap)
+        rounded, big = rounded_to_24(m, product)  # 10
+        negative, gap = register(m, negative), register(m, gap)
         shifted = register(m, (Mux(big, rounded << 4, rounded << 3) >> gap)[:29])  # 11
         negative = register(m, negative)
         half = Mux(negative, Mux(shifted >= (4 << 24), 0, 4), 8)  # what rounds to float32's last place

@@ -28,9 +28,9 @@ class Streamed(Elaboratable):
                 ("s_axis_tdata", self.IN),
                 ("m_axis_tvalid", 1),
                 ("m_axis_tready", 1),
-                ("m_axis_tdata", self.OUT),
             )
         }
+        self.named["m_axis_tdata"] = Signal(self.OUT, name="m_axis_tdata", reset_less=True)
 
     def ports(self) -> list[Signal]:
         return list(self.named.values())[2 * self.inner :]
