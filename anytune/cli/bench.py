@@ -302,7 +302,7 @@ def _compare(a: str, b: str, form: str) -> int:
     from anytune.benchmark.document import load
 
     if form == "csv":
-        raise UserError("--compare prints a table or JSON: leave out -o csv.")
+        raise UserError("--compare prints a table or JSON: leave out --print csv.")
     found = comparing.compare(*(load(existing_file(path, "result")) for path in (a, b)))
     if form == "json":
         print_json(found)

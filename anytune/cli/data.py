@@ -69,7 +69,7 @@ def preview(
     if chat_template is not None:
         template_file(chat_template)
     from anytune.text.preview import preview as look
-    from anytune.text.preview import render
+    from anytune.text.preview import LEGEND, render
 
     found = look(
         path,
@@ -87,6 +87,8 @@ def preview(
         print_json(found.as_dict())
         return
     colour = sys.stdout.isatty() if color is None else color
+    if found.examples:
+        click.echo(f"({LEGEND[colour]})")
     for example in found.examples:
         tokens = example["tokens"]
         click.echo(

@@ -162,7 +162,8 @@ class Work:
             f"{'of its KL':>11}{'top-1':>8}"
         )
         self.facts["types"] = self.job.choose(target, kinds, served, limit, self.row)
-        self.say(LEGEND)
+        if not self.as_json:
+            click.echo(LEGEND, err=True)  # the table alone is the result
         taken = next((row for row in self.facts["types"] if row["taken"]), None)
         if taken is not None and self.adapter is not None:
             self.warn(taken)

@@ -151,5 +151,5 @@ def _pieces(base: GGUF, name: str, values: Rows | None, architecture: str, dtype
             x = x - np.float32(1)  # the file holds 1 + w
         blocks = encode(np.ascontiguousarray(x, np.float32), BLOCKS[dtype])
         if dtype == "f16" and np.isinf(blocks.view(np.float16)).any():
-            raise UserError(f"{name} has weights beyond float16's range: take --outtype bf16 or f32.")
+            raise UserError(f"{name} has weights beyond float16's range: take --type bf16 or f32.")
         yield blocks

@@ -249,7 +249,7 @@ class _Job:
         self._start(start, threads, process_group.on_rank0(lambda: recorded_engine(settings, identity)))
         engine = self.model.engine.identity() | ({"processes": process_group.size} if process_group.size > 1 else {})
         if process_group.size > 1:
-            say(f"Trains with {process_group.size} processes, which share out the micro-batches of each step")
+            say(f"Processes: {process_group.size}, which share the micro-batches of each step")
         say(
             preflight.report(
                 self.trainee,
@@ -274,9 +274,9 @@ class _Job:
         )
         run, run_id, found = _open(process_group, settings, self.model.gguf.path.stem, identity, record, say)
         run.file = self.product.file
-        say(f"Run: {run.path}")
+        say(f"Run folder: {run.path}")
         if self.output is None:
-            process_group.on_rank0(lambda: say(f"Saving: {self.product.trial(run.product)}"))
+            process_group.on_rank0(lambda: say(f"Output: {self.product.trial(run.product)}"))
         trainer = Trainer(
             self.trainee,
             self.train_set,
@@ -349,7 +349,7 @@ class _Job:
         folders = [home, Path(self.settings.checkpoint_save_dir or home)]
         preflight.check_disk(self.trainee, self.product, folders, self.settings, self.plan.total, self.output)
         if self.output is not None:
-            self.console.say(f"Saving: {self.product.trial(self.output)}")
+            self.console.say(f"Output: {self.product.trial(self.output)}")
 
     def _deliver(self, made: Path) -> None:
         try:
