@@ -58,7 +58,7 @@ def test_old_spellings_work_with_a_notice(cli, model, chats, tmp_path, monkeypat
     said = cli("finetune", "-m", model, "-f", chats, "-o", "t.gguf", "--output-type=Q8_0", *quick, code=0).err
     assert "anytune finetune is now anytune train --full" in said and "--output-type is now --type" in said
     with GGUF.open("t.gguf") as made:
-        assert made.metadata["general.type"] == "model"
+        assert "token_embd.weight" in made.tensors
 
 
 def test_outputs_that_exist_need_force(cli, model, chats, tmp_path, monkeypatch):

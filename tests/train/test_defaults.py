@@ -87,11 +87,15 @@ def test_a_run_goes_on_with_what_was_chosen_then_and_before(here):
     options = {"context": 64, "ubatch": 64, "device": "numpy", "quiet": True}
     first = anytune.finetune("model.gguf", "chats.jsonl", callbacks={"on_step": lambda row: row["step"] < 3}, **options)
     again = anytune.finetune("model.gguf", "chats.jsonl", resume_from="auto", **options)
-    assert (again.run_dir, again.stopped) == (first.run_dir, "finished") and again.step >= defaults.STEPS
+    assert (
+        again.run_dir.resolve() == first.run_dir.resolve()
+        and again.stopped == "finished"
+        and again.step >= defaults.STEPS
+    )
     old = dict(batch=2048, epochs=2, learning_rate=2e-4)  # what versions before took
     before = anytune.finetune("model.gguf", "chats.jsonl", max_steps=None, run_dir="old", **old, **options)
     after = anytune.finetune("model.gguf", "chats.jsonl", resume_from="old", **options)
-    assert after.run_dir == before.run_dir and after.step == before.step
+    assert after.run_dir.resolve() == before.run_dir.resolve() and after.step == before.step
 
 
 def table(title: str) -> dict[str, str]:
