@@ -141,6 +141,7 @@ def prompt(b: Bench) -> None:
     from anytune.adapt.data import Context
     from anytune.adapt.fit import Recipe
     from anytune.adapt.job import Task, Teacher, as_adapter, run_fit
+    from anytune.adapt.ranks import costs, spread
     from anytune.adapt.steps import gradient_steps
 
     every, held = rows("train"), rows("heldout")
@@ -150,7 +151,9 @@ def prompt(b: Bench) -> None:
 
     def closed(name: str, count: int, rank: int):
         task = Task(teacher, b.examples(f"train-{count}", every[SHOTS : SHOTS + count], context), tests)
-        fitted = run_fit(b.model, [task], Recipe(rank, 0.1, 1.0), b.settings, {})
+        fitted = run_fit(
+            b.model, [task], Recipe(rank, 0.1, 1.3, relative=True, ranks=spread(costs(b.model), rank)), b.settings, {}
+        )
         made = as_adapter(b.model, fitted.pairs)
         if b.missing(name):
             b.keep(
@@ -168,15 +171,19 @@ def prompt(b: Bench) -> None:
     if b.missing("closed form, rank 16") or any(map(b.missing, names)):
         task, made, cpu = closed("closed form, rank 16", 24, 16)
         for seed, name in enumerate(names):
-            if b.missing(name):
-                stepped, took = gradient_steps(b.model, task, made, 15, b.settings, seed=seed)
-                b.keep(name, cpu_seconds=cpu + took["cpu"], **b.measured(task, stepped))
             alone = f"AdamW alone in the same time, seed {seed}"
-            if b.missing(alone):
+            if b.missing(name) or b.missing(alone):
+                stepped, took = gradient_steps(b.model, task, made, 15, b.settings, seed=seed, guard=0.65)
+                seconds = cpu + took["cpu"]
                 found, took = gradient_steps(
-                    b.model, task, None, 1000, b.settings, seed=seed, rate=2e-3, seconds=b.results[name]["cpu_seconds"]
+                    b.model, task, None, 1000, b.settings, seed=seed, rate=2e-3, seconds=seconds
                 )
-                b.keep(alone, cpu_seconds=took["cpu"], steps=took["steps"], **b.measured(task, found))
+                measured = b.measured(task, stepped, {alone: found})
+                b.keep(name, cpu_seconds=seconds, **measured)
+                b.keep(alone, cpu_seconds=took["cpu"], steps=took["steps"], after=measured["plain"][alone])
+                if not seed:  # for adapt_worth.py
+                    stepped.save(b.folder / "distilled.gguf")
+                    found.save(b.folder / "gradient.gguf")
     if b.missing("closed form, rank 4"):
         closed("closed form, rank 4", 24, 4)
     if b.missing("closed form, 8 e-mails"):
@@ -208,6 +215,7 @@ def adapter(b: Bench) -> None:
 def compress(b: Bench) -> None:
     from anytune.adapt.compression import RIDGE, candidates, choose
     from anytune.adapt.job import Task, Teacher, as_adapter
+    from anytune.adapt.partial import Partial
     from anytune.adapt.spectrum import factors_of
 
     big = b.trained("wren", EMAILS / "train.jsonl", 40)
@@ -217,20 +225,22 @@ def compress(b: Bench) -> None:
         b.examples("heldout-12", rows("heldout")[:12]),
     )
     factors = factors_of(big)
+    worth = Partial(b.folder / "compress", {})  # measured once for all ranks
     for rank in (1, 2, 4, 8, 16):
         if b.missing(f"rank {rank}"):
             began = time.process_time()
             budget = rank * sum(f.cost for f in factors.values())
-            ways = candidates(b.model, task, factors, budget, rank, b.settings, RIDGE)
+            ways = candidates(b.model, task, factors, budget, rank, b.settings, RIDGE, worth)
             made = {name: as_adapter(b.model, pairs) for name, pairs in ways.items()}
             taken, took = choose(b.model, task, made, b.settings), time.process_time() - began
-            found = b.measured(task, made[taken], made)
+            found = b.measured(task, made[taken], {name: way for name, way in made.items() if name != taken})
+            svd = found["plain"].get("truncated SVD", found["after"])
             b.keep(
                 f"rank {rank}",
                 taken=taken,
                 cpu_seconds=took,
                 **found,
-                share_of_svd=found["after"]["kl"] / max(found["plain"]["truncated SVD"]["kl"], 1e-12),
+                share_of_svd=found["after"]["kl"] / max(svd["kl"], 1e-12),
             )
 
 
@@ -239,6 +249,7 @@ def repair(b: Bench) -> None:
     from anytune.adapt.data import text_examples
     from anytune.adapt.fit import Recipe
     from anytune.adapt.job import Task, Teacher, as_adapter, beside, run_fit
+    from anytune.adapt.ranks import costs, spread
     from anytune.adapt.repairing import plain, weights_error
     from anytune.adapt.report import distance_facts
     from anytune.export.absorb import residual, statistics
@@ -268,19 +279,19 @@ def repair(b: Bench) -> None:
     if b.missing("no adapter"):
         judged("no adapter", None)
     guard = text_examples(b.model, text("training"))[:8]
-    for name, some, ridge in (
-        ("e-mails", mails, 1.0),
-        ("e-mails and text", [*mails, *guard], 1.0),
-        ("e-mails and a little text, ridge 3", [*mails, *guard[:3]], 3.0),
-    ):
+    ranks = spread(costs(student), 32)
+    plans = {
+        "e-mails": (mails, {"ranks": ranks}),
+        "e-mails, by what errors are of the stream": (mails, {"ranks": ranks, "relative": True}),
+        "e-mails and text": ([*mails, *guard], {"ranks": ranks}),
+        "e-mails, uniform ranks": (mails, {}),
+    }
+    for name, (some, options) in plans.items():
         if b.missing(f"sequential, {name}"):
-            fitted = run_fit(student, [Task(teacher, some, ())], Recipe(32, ridge, prior=error), b.settings, {})
-            judged(
-                f"sequential, {name}",
-                as_adapter(student, fitted.pairs),
-                cpu_seconds=fitted.cpu,
-                tokens=sum(e.own for e in some),
-            )
+            recipe = Recipe(32, 1.0, prior=error, **options)
+            fitted = run_fit(student, [Task(teacher, some, ())], recipe, b.settings, {})
+            made = as_adapter(student, fitted.pairs)
+            judged(f"sequential, {name}", made, cpu_seconds=fitted.cpu, tokens=sum(e.own for e in some))
     if b.missing("QERA"):
         began = time.process_time()
         words = "\n\n".join(f"{one['content']}\n{two['content']}" for one, two in train) + text("training")[:9000]

@@ -22,8 +22,8 @@ import tinyllama
 
 options = common.parser(__doc__)
 options.add_argument("--memory", default="600MiB")
-options.add_argument("--examples", type=int, default=8)
-options.add_argument("--words", type=int, default=60)
+options.add_argument("--examples", type=int, default=6)
+options.add_argument("--words", type=int, default=40)
 options.add_argument("--layers", type=int, default=tinyllama.LAYERS)
 args = options.parse_args()
 before = common.machine()
@@ -58,6 +58,8 @@ def distil(folder: Path, memory: str) -> tuple[dict, str]:
             str(folder / "teacher.gguf"),
             "-f",
             str(folder / "text.jsonl"),
+            "--drift-text",
+            str(folder / "ordinary.txt"),
             "--rank",
             "8",
             "--memory",
@@ -92,18 +94,13 @@ with tempfile.TemporaryDirectory(prefix="anytune-bench-") as name:
     tinyllama.LAYERS = args.layers
     tinyllama.write_model(folder / "model.gguf")
     tinyllama.write_text(folder / "text.jsonl", args.examples, args.words)
+    tinyllama.write_text(folder / "ordinary.txt", 1, args.words)
     random_adapter(folder / "teacher.gguf")
     _, refusal = distil(folder, "200MiB")
     facts, said = distil(folder, args.memory)
     if facts["exit_code"]:
         raise SystemExit(said)
-    keep = ("tokens", "examples", "rank", "took", "before", "after", "seconds", "peak_rss_mib")
-    common.save(
-        "adapt_memory",
-        args,
-        before,
-        memory=args.memory,
-        layers=args.layers,
-        with_200MiB=refusal,
-        **{key: facts[key] for key in keep},
-    )
+    keep = ("tokens", "examples", "rank", "took", "seconds", "peak_rss_mib")
+    kl = {"before": facts["before"]["kl"], "after": facts["after"]["kl"]}
+    found = {key: facts[key] for key in keep}
+    common.save("adapt_memory", args, before, memory=args.memory, layers=args.layers, too_small=refusal, kl=kl, **found)

@@ -47,7 +47,7 @@ def serve(series: dict[str, Any]) -> None:
         answer = ask(ids, ANSWER, False)
         times = answer["timings"]
         return {
-            "text": answer["content"],
+            "text": answer["choices"][0]["text"],
             "prompt_tokens": len(ids),
             "tokens": times["predicted_n"],
             "prompt_seconds": times["prompt_ms"] / 1e3,

@@ -121,7 +121,7 @@ class Child:
         while line := self.process.stdout.readline():
             if line.startswith("{"):
                 return json.loads(line)
-        raise SystemExit(f"{self.name} ended with exit code {self.process.wait()}; its message stands above")
+        raise SystemExit(f"{self.name} ended with exit code {self.process.wait()}; its message is above")
 
     def turn(self) -> dict[str, Any]:
         self.process.stdin.write("go\n")

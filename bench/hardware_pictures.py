@@ -106,7 +106,7 @@ def flow() -> str:
         text(
             10,
             282,
-            "The same banks feed the cells in both: W is stored once. A scale that stands outside "
+            "The same banks feed the cells in both: W is stored once. A scale that is outside "
             "the sum is applied by the lanes; one that does not, before it, by prescale.",
         )
     )
@@ -184,7 +184,7 @@ def floor(path: Path) -> str:
             part = part_of(name)
             tiles[int(bel[1]), int(bel[2])][part] += 1
             cells[part] += 1
-    known, size = [part for part, _ in cells.most_common()], 6
+    known, size, colors = [part for part, _ in cells.most_common()], 6, (*COLORS, "#333333")
     parts = [box(20, 40, size * 127, size * 96, "#f4f4f4", "#888888")]
     parts.append(
         text(20, 22, "Tiles of the ECP5-85, the colour of the part that has most cells in each; in brackets cells")
@@ -195,19 +195,24 @@ def floor(path: Path) -> str:
             (first, part), end = row[0], 1
             while end < len(row) and row[end] == (first + end, part):
                 end += 1
-            color = COLORS[known.index(part) % 8]
+            color = colors[known.index(part)]
             parts.append(box(20 + size * first, 40 + size * y, size * end, size, color, "none"))
             row = row[end:]
     for i, part in enumerate(known):
         x, y = 20 + 190 * (i % 4), 60 + size * 96 + 20 * (i // 4)
-        parts += [box(x, y, 12, 12, COLORS[i % 8]), text(x + 16, y + 10, f"{part} ({cells[part]:,})")]
+        parts += [box(x, y, 12, 12, colors[i]), text(x + 16, y + 10, f"{part} ({cells[part]:,})")]
     return svg(40 + size * 127, 80 + size * 96 + 20 * (len(known) // 4 + 1), parts)
 
 
+PARTS = ("array", "lane", "prescale", "results", "tile", "weights", "packets")
+
+
 def part_of(name: str) -> str:
-    """The part of the engine that a cell's name begins with."""
+    """The part of the engine that a cell's name begins with; `around` is what feeds a core that is routed alone."""
     found = re.match(r"core\.engine\.([a-z]+)", name)
-    return found[1] if found else "queue" if name.startswith("core.queue") else "core" if "core." in name else "around"
+    if found and found[1] in PARTS:
+        return found[1]
+    return "control" if name.startswith("core.") else "around"
 
 
 def main() -> None:

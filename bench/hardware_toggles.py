@@ -20,6 +20,7 @@ from typing import Any
 
 import common
 import numpy as np
+from hardware_pictures import PARTS
 
 from anytune.fpga import driver, formats, routing, schedule
 from anytune.fpga.cycles import SQUARE
@@ -57,9 +58,9 @@ def product(netlist: Netlist, direction: str, left: Any, w: formats.Matrix) -> d
 
 
 def part_of(cell: str) -> str:
-    """The part of the engine that a cell's name begins with; names after a number are of parts of it."""
-    found = re.match(r"(?:core\.)?engine\.([a-z]+)", cell)
-    return found[1] if found else "around"
+    """The part of the engine that a cell's name begins with."""
+    found = re.match(r"engine\.([a-z]+)", cell)
+    return found[1] if found and found[1] in PARTS else "control"
 
 
 def shares(netlist: Netlist, computing: int) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -75,15 +76,18 @@ print(json.dumps({"gemm_tflops": burst, "gemm_tflops_for_two_seconds": sustained
 """
 
 
-def run_peers(names: list[str], env: dict, gpus: int, folder: Path) -> list[dict]:
+def run_peers(names: list[str], env: dict, gpus: int, folder: Path, end: float) -> list[dict]:
     """The peers one after the other, on the second card if there is one."""
     rows, env = [], env | {"CUDA_VISIBLE_DEVICES": str(min(1, gpus - 1))}
     if "unsloth" in names:
         common.run(["bench/peers/hf_folder.py", str(folder / "hf")], env, 2 * LIMIT)
     for script, flags in (peer for name in names for peer in PEERS[name]):
         more = [str(folder / "hf")] if script == "unsloth_gpu.py" else []
+        left = end - time.monotonic()
         try:
-            rows.append(common.run_once([f"bench/peers/{script}", *more, *flags], env, 2 * LIMIT))
+            if left < 10:
+                raise SystemExit("not begun: the time of this run was over")
+            rows.append(common.run_once([f"bench/peers/{script}", *more, *flags], env, min(2 * LIMIT, left)))
         except SystemExit as error:
             rows.append({"peer": script, "arguments": flags, "failed": str(error)[-500:]})
         print({key: rows[-1].get(key) for key in ("peer", "shape", "tokens_per_s", "peak_gib", "failed")}, flush=True)
@@ -111,17 +115,18 @@ def main() -> None:
     options.add_argument("--only", default=";".join(SETTINGS), help="names of settings, with semicolons")
     options.add_argument("--peers", default=",".join(PEERS), help="some of these, with commas; nothing: none")
     options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--seconds", type=float, default=1e6, help="no peer goes on for longer than that")
     options.add_argument("--folder", help="where the model files go; default: a temporary one")
     options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     args = options.parse_args()
-    before, env, results = common.machine(), common.environment(8), {}
+    before, env, results, end = common.machine(), common.environment(8), {}, time.monotonic() + args.seconds
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="anytune-bench-") as place:
         folder = Path(place)
         script = folder / "gemm.py"
         script.write_text(GEMM.replace("GPUS", str(torch.cuda.device_count())))
         card = common.run_once([str(script)], env | {"CUDA_VISIBLE_DEVICES": "0"})
         names = [name for name in args.peers.split(",") if name]
-        waiting = ThreadPoolExecutor(1).submit(run_peers, names, env, card["gpus"], folder) if names else None
+        waiting = ThreadPoolExecutor(1).submit(run_peers, names, env, card["gpus"], folder, end) if names else None
         if waiting is not None and card["gpus"] < 2:
             waiting.result()  # one card: one contestant at a time
         files: dict[str, Path] = {}
@@ -135,7 +140,7 @@ def main() -> None:
             results[name] = run_ours(name, files[blocks], env, args.rounds, card)
         peers = waiting.result() if waiting else []
     for row in peers:
-        mine = results.get(row["shape"], {})
+        mine = results.get(row.get("shape"), {})
         if "tokens_per_s" in row and "tokens_per_s" in mine:
             row["ratio"] = round(mine["tokens_per_s"] / row["tokens_per_s"], 2)
     common.save(

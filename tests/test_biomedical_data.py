@@ -1,4 +1,4 @@
-"""The biomedical example: its files agree with each other and with their script, and train as they stand."""
+"""The biomedical example: its files agree with each other and with their script, and train as they are."""
 
 import json
 import sys

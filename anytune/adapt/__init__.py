@@ -2,7 +2,7 @@
 
 statistics.py sums over tokens, closed.py solves, fit.py walks teacher and student through the layers side by side;
 distillation.py, compression.py, repairing.py, merging.py and collection.py are one command's work each, report.py says
-what came of it. The commands' functions stand here too, and are loaded when first used.
+what came of it. The commands' functions are here too, and are loaded when first used.
 """
 
 from __future__ import annotations

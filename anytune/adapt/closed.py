@@ -23,6 +23,7 @@ from anytune.engine.algebra import NotPositive
 from anytune.errors import UserError
 
 ROUNDS, SPARE = 8, 16  # of the subspace iteration; columns beyond the rank that make it converge
+PIECE = 512  # columns
 RAISES, FACTOR = 12, 10.0  # a Cholesky factorization that fails is tried again with so much more ridge, so often
 
 
@@ -109,13 +110,13 @@ class Equations:
 def ridge(
     equations: Equations,
     outputs: Sequence[int],
-    rank: int,
+    rank: int | Sequence[int],
     share: float = 1e-2,
     priors: Sequence[Any] | None = None,
     metrics: Sequence[Any] | None = None,
     bases: Sequence[tuple[np.ndarray, np.ndarray | None]] | None = None,
 ) -> list[Pair]:
-    """The best change of rank `rank` (at most) for each of the products that share these inputs.
+    """The best change of rank `rank` (at most; one for all, or of each) for the products that share these inputs.
 
     outputs: their widths, side by side in C. share: the ridge, of the mean of G's diagonal. priors: what each change
     [out, in] is drawn to; C is then of what they leave. metrics: of their outputs, float64 [out, out], positive. bases:
@@ -123,6 +124,7 @@ def ridge(
     """
     moved = None if priors is None else [equations.through(prior) for prior in priors]
     equations.factor(share)
+    ranks = [rank] * len(outputs) if isinstance(rank, int) else rank
     pairs, at = [], 0
     for number, width in enumerate(outputs):
         known = (None, None) if priors is None else (priors[number], moved[number])
@@ -130,7 +132,9 @@ def ridge(
         if bases is not None:
             pairs.append(_along(equations.algebra, change, *bases[number]))
         else:
-            pairs.append(truncate(equations.algebra, change, along, rank, None if metrics is None else metrics[number]))
+            pairs.append(
+                truncate(equations.algebra, change, along, ranks[number], None if metrics is None else metrics[number])
+            )
         at += width
     return pairs
 
@@ -159,7 +163,10 @@ def truncate(la: Any, change: Any, moved: Any, rank: int, metric: Any | None = N
     for _ in range(ROUNDS if size < out else 0):
         q = la.orthonormal(change @ (moved.T @ q))
     q = la.double(q)
-    inner = (la.double(moved).T @ q).T @ (la.double(change).T @ q)
+    inner = 0.0
+    for low in range(0, columns, PIECE):  # float64 copies a piece at a time
+        part = slice(low, low + PIECE)
+        inner = inner + (la.double(moved[:, part]).T @ q).T @ (la.double(change[:, part]).T @ q)
     values, vectors = la.eigh((inner + inner.T) / 2)
     u = q @ vectors[:, :rank]
     b = u if root is None else la.inverse_transposed(root, u)

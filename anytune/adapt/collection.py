@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from anytune.adapt.closed import Equations, Pair, ridge
+from anytune.adapt.fit import Recipe
+from anytune.adapt.ranks import SHARES, spread
 from anytune.adapt.recording import ABOUT, FORMAT
 from anytune.adapter.adapter import Adapter
 from anytune.engine.algebra import HostAlgebra
@@ -35,26 +37,29 @@ def solve(
         found = _about(path, file)
         rank = found["rank"] if rank is None else rank
         share = found["ridge"] if ridge_share is None else ridge_share
+        recipe = Recipe(rank, share, ranks=spread(found["costs"], rank) if found.get("costs") else None)
         pairs: dict[str, Pair] = {}
         for number, group in enumerate(found["groups"]):
             widths = [found["widths"][name] for name in group["names"]]
+            ranks = [recipe.rank_of(name) for name in group["names"]]
             gram, cross = (_array(path, file, f"{number}.{part}") for part in ("gram", "cross"))
             _check(path, gram, cross, sum(widths))
             equations = Equations(la, la.double(gram), la.double(cross))
             priors = [_array(path, file, f"{number}.prior{place}") for place in range(len(widths))]
             known = None if any(prior is None for prior in priors) else priors
-            pairs |= dict(zip(group["names"], ridge(equations, widths, rank, share, known)))
+            pairs |= dict(zip(group["names"], ridge(equations, widths, ranks, share, known)))
             tell("layers", number + 1, len(found["groups"]), "")
-    tensors, scale = {}, rank if alpha is None else alpha
+    most = max(len(pair.a) for pair in pairs.values())
+    tensors, scale = {}, most if alpha is None else alpha
     for name, pair in pairs.items():
-        missing = rank - len(pair.a)
+        missing = most - len(pair.a)
         tensors[name] = (
             np.pad(pair.a, ((0, missing), (0, 0))),
-            np.pad(pair.b, ((0, 0), (0, missing))) * np.float32(rank / scale),
+            np.pad(pair.b, ((0, 0), (0, missing))) * np.float32(most / scale),
         )
     return Adapter(
         tensors,
-        rank,
+        most,
         float(scale),
         False,
         found["architecture"],
@@ -80,6 +85,7 @@ def _about(path: str | os.PathLike, file: zipfile.ZipFile) -> dict[str, Any]:
         assert found["format"] == FORMAT and 1 <= int(found["rank"]) <= 4096 and float(found["ridge"]) >= 0
         assert all(isinstance(found["widths"][name], int) for group in found["groups"] for name in group["names"])
         assert isinstance(found["architecture"], str) and found["groups"]
+        assert all(1 <= int(found["costs"][kind]) for kind in SHARES) if found.get("costs") else True
     except (ValueError, KeyError, TypeError, AssertionError, AttributeError):
         raise UserError(
             f"{path} is no file of statistics of this version: make it with `anytune adapt collect`."

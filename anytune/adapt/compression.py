@@ -183,7 +183,7 @@ def _worth(
     task: Task, factors: Mapping[str, Factors], settings: Settings, partial: Partial | None
 ) -> dict[str, tuple[np.ndarray, ...]]:
     """Spectrum.values() of the task's teacher on its data, or what an interrupted run found."""
-    if partial is not None and partial.extra:
+    if partial is not None and any(name.endswith(PARTS[0]) for name in partial.extra):
         return {name: tuple(partial.extra[f"{name}.{part}"] for part in PARTS) for name in factors}
     spectrum = Spectrum(factors, task.teacher.model.engine.algebra)
     found = batches(task.examples, 2048, False, False)[0]
@@ -196,7 +196,7 @@ def _worth(
     )
     values = spectrum.values()
     if partial is not None:
-        partial.extra = {
+        partial.extra |= {
             f"{name}.{part}": np.asarray(array, np.float64)
             for name, arrays in values.items()
             for part, array in zip(PARTS, arrays)

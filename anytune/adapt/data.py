@@ -24,7 +24,7 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """What stands before each conversation in the teacher's eyes: a system message, and turns as examples."""
+    """What comes before each conversation for the teacher: a system message, and turns as examples."""
 
     system: str | None = None
     shots: tuple[Message, ...] = ()
@@ -233,7 +233,7 @@ def _common_end(one: np.ndarray, other: np.ndarray) -> int:
 def batches(
     examples: Sequence[Example], size: int, teacher: bool, share: bool = True
 ) -> tuple[list[Batch], np.ndarray]:
-    """(batches of at most `size` tokens, or of one example; the beginning that all of them stand behind) for the
+    """(batches of at most `size` tokens, or of one example; the beginning that all of them are behind) for the
     student or the teacher. Both have the same examples in each batch."""
     tails = [max(len(e.ids), len(e.behind) if not share else e.own) for e in examples]
     full = [e.behind if teacher else e.ids for e in examples]

@@ -27,6 +27,7 @@ from anytune.adapt.job import (
     truncated,
 )
 from anytune.adapt.partial import Partial
+from anytune.adapt.ranks import costs, spread
 from anytune.adapt.recording import Recorder, about
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
@@ -34,9 +35,10 @@ from anytune.errors import UserError
 if TYPE_CHECKING:
     from anytune.model import Model
 
-PROMPTS = {"ridge": 0.1, "guard": 1.0, "steps": 15}  # the teacher sees more than the student
-WEIGHTS = {"ridge": 1e-3, "guard": 0.0, "steps": 0}  # it is of other weights
+PROMPTS = {"ridge": 0.1, "guard": 1.3, "steps": 15, "shaped": True}  # the teacher sees more than the student
+WEIGHTS = {"ridge": 1e-3, "guard": 0.0, "steps": 0, "shaped": False}  # it is of other weights
 SPLIT = 0.2
+STEP_GUARD = 0.5  # of the guard: its weight in gradient steps, which are few and begin inside it
 
 
 def distill(
@@ -79,9 +81,8 @@ def distill(
         seed=seed,
         settings=settings,
     )
-    usual = PROMPTS if task.teacher.context else WEIGHTS
-    recipe = Recipe(rank, usual["ridge"] if ridge is None else ridge, usual["guard"] if guard is None else guard)
-    steps = usual["steps"] if steps is None else steps
+    recipe, usual_steps = _recipe(model, task, rank, ridge, guard)
+    steps = usual_steps if steps is None else steps
     settings = dataclasses.replace(settings, output=outputs.output)
     prepare(model, task.teacher.model)
     identity = fingerprint(model, [task], recipe, settings, **{"--steps": steps, "--lora-alpha": settings.alpha})
@@ -97,7 +98,7 @@ def distill(
         from anytune.adapt.steps import gradient_steps
 
         closed_form, took = made, None
-        made, took = gradient_steps(model, task, made, steps, settings, seed=seed)
+        made, took = gradient_steps(model, task, made, steps, settings, seed=seed, guard=STEP_GUARD * recipe.guard)
         fitted.cpu, fitted.seconds = fitted.cpu + took["cpu"], fitted.seconds + took["seconds"]
         plain = {f"{label}, without steps": closed_form, **plain}
         label = f"closed form and {steps} steps, rank {rank}"
@@ -159,8 +160,7 @@ def collect(
         seed=seed,
         settings=settings,
     )
-    usual = PROMPTS if task.teacher.context else WEIGHTS
-    recipe = Recipe(rank, usual["ridge"] if ridge is None else ridge, usual["guard"] if guard is None else guard)
+    recipe, _ = _recipe(model, task, rank, ridge, guard)
     prepare(model, task.teacher.model)
     identity = fingerprint(model, [task], recipe, settings)
     template = reading.template.source if reading else model.template_source
@@ -185,6 +185,16 @@ def collect(
         "took": {"cpu": fitted.cpu, "seconds": fitted.seconds, "peak": memory_peak(model)},
     }
     return Result(made, facts, [found], f"solved, rank {rank}")
+
+
+def _recipe(model: Model, task: Task, rank: int, ridge: float | None, guard: float | None) -> tuple[Recipe, int]:
+    """(how the fit of a task runs, gradient steps behind it), by what suits the teacher where nothing is asked for."""
+    usual = PROMPTS if task.teacher.context else WEIGHTS
+    ridge, guard = usual["ridge"] if ridge is None else ridge, usual["guard"] if guard is None else guard
+    shaped = usual["shaped"]
+    return Recipe(rank, ridge, guard, relative=shaped, ranks=spread(costs(model), rank) if shaped else None), usual[
+        "steps"
+    ]
 
 
 def distillation_task(

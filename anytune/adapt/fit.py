@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from anytune.adapt.closed import Pair, ridge
+from anytune.adapt.ranks import kind_of
 from anytune.adapt.statistics import sums_for
 from anytune.adapt.walk import PRODUCTS, WRITES, Side, Walker, tensors_of
 
@@ -23,10 +24,11 @@ SMALL = 1e-2  # of a norm's mean square gain: columns with less get less than th
 
 @dataclass(frozen=True)
 class Recipe:
-    """rank: of every change. ridge: λ, of the mean of G's diagonal. guard: weight of the guarded text's tokens, as if
-    they were as many as the data's. prior: {tensor} -> what its change is drawn to, float32 [out, in], or None.
-    bases: {tensor: (b, its left inverse)} where the outputs' directions are given, and inputs alone are solved for.
-    relative: whether tokens count by what their errors are of the residual stream, where a product writes to it."""
+    """rank: of every change, or on average where `ranks` {kind of product: rank} says more (ranks.py). ridge: λ, of the
+    mean of G's diagonal. guard: weight of the guarded text's tokens, as if they were as many as the data's. prior:
+    {tensor} -> what its change is drawn to, float32 [out, in], or None. bases: {tensor: (b, its left inverse)} where
+    the outputs' directions are given, and inputs alone are solved for. relative: whether tokens count by what their
+    errors are of the residual stream, where a product writes to it."""
 
     rank: int = 16
     ridge: float = 1e-2
@@ -34,6 +36,14 @@ class Recipe:
     prior: Callable[[str], np.ndarray] | None = None
     bases: Mapping[str, tuple[np.ndarray, np.ndarray | None]] | None = None
     relative: bool = False
+    ranks: Mapping[str, int] | None = None
+
+    def rank_of(self, tensor: str) -> int:
+        return self.rank if self.ranks is None else self.ranks[kind_of(tensor)]
+
+    @property
+    def largest(self) -> int:
+        return self.rank if self.ranks is None else max(self.ranks.values())
 
 
 @dataclass
@@ -74,7 +84,6 @@ def fit(
     student = couples[0].student
     config, held, e = student.model.config, student.pairs, student.engine
     made = dict(done or {})
-    held.update({name: _lora_pair(e, pair) for name, pair in made.items() if len(pair.a)})
     sides = [side for couple in couples for side in (couple.student, couple.teacher)] + ([guard] if guard else [])
     for side in sides:
         side.start()
@@ -82,15 +91,18 @@ def fit(
         for side in sides:
             side.enter(number)
         new: dict[str, Pair] = {}
-        raised = 0.0
-        if tensors_of(number, len(PRODUCTS) - 1)[0] not in made:
-            for product in range(len(PRODUCTS)):
+        raised, there = 0.0, tensors_of(number, len(PRODUCTS) - 1)[0] in made
+        for product in range(len(PRODUCTS)):
+            if there:
+                pairs = _again(couples, made, number, product)
+            else:
                 pairs, took = _product(couples, guard, recipe, number, product, keep)
                 raised = max(raised, took)
                 new |= pairs
-                held.update({name: _lora_pair(e, pair) for name, pair in pairs.items() if len(pair.a)})
-                for couple in couples:
-                    couple.student.refresh()
+            held.update({name: _lora_pair(e, pair) for name, pair in pairs.items() if len(pair.a)})
+            for couple in couples:
+                _take_up(couple.student, list(pairs.values()))
+                couple.student.refresh()
         for side in sides:
             side.leave()
         made |= new
@@ -102,6 +114,34 @@ def fit(
         for name in tensors_of(number, product)
     ]
     return {name: made[name] for name in order if name in made}  # a run that was taken up has them in another order
+
+
+def _again(couples: Sequence[Couple], made: Mapping[str, Pair], number: int, product: int) -> dict[str, Pair]:
+    """The pairs of a group that an earlier run made; students come as far as _product() would bring them."""
+    for couple in couples:
+        couple.student.before(product)
+        for one in couple.student.walkers:
+            _bare(couple.student, one, product)
+    return {name: made[name] for name in tensors_of(number, product) if name in made}
+
+
+def _bare(student: Side, one: Walker, product: int) -> tuple[Any, tuple]:
+    """(a product's input, its outputs as long as it has no pairs)."""
+    x = one.run(product)
+    one.bare = x, student.engine.linear(x, getattr(student.layer, PRODUCTS[product][0]))
+    return one.bare
+
+
+def _take_up(student: Side, pairs: Sequence[Pair]) -> None:
+    """Give each batch its outputs with the new pairs: the bare ones and the low-rank part, instead of the whole product
+    again. Where outputs are no float32 arrays of the host the product does run again."""
+    for one in student.walkers:
+        (x, found), one.bare = one.bare, None
+        if one.keep and isinstance(x, np.ndarray) and student.engine.lift(x) is x and len(pairs) == len(found):
+            for y, pair in zip(found, pairs):
+                if len(pair.a):
+                    y += (x @ pair.a.T) @ pair.b.T
+            one.kept.append(found)
 
 
 def _lora_pair(e: Any, pair: Pair) -> Any:
@@ -148,7 +188,7 @@ def _product(
     bases = None
     if recipe.bases is not None:
         bases = [recipe.bases.get(name, (np.zeros((width, 0), np.float32), None)) for name, width in zip(names, widths)]
-    pairs = ridge(equations, widths, recipe.rank, recipe.ridge, priors, bases=bases)
+    pairs = ridge(equations, widths, [recipe.rank_of(name) for name in names], recipe.ridge, priors, bases=bases)
     return dict(zip(names, pairs)), equations.ridge if equations.raised else 0.0
 
 
@@ -156,8 +196,7 @@ def _lacking(couple: Couple, one: Walker, other: Walker, product: int) -> tuple[
     """(the student's inputs of a product [tokens, in], what its outputs lack [tokens, out]), of the rows that count."""
     student, teacher = couple.student, couple.teacher
     wanted = _outputs(teacher, other, product)
-    x = one.run(product)
-    found = student.engine.linear(x, getattr(student.layer, PRODUCTS[product][0]))  # has no pairs yet
+    x, found = _bare(student, one, product)
     la = student.engine.algebra
     own = la.concatenate([_rows(student.engine.lift(y), one) for y in found], 1)
     x, missing = _rows(student.engine.lift(x), one), wanted - own

@@ -151,8 +151,10 @@ def run_fit(
         partial = Partial(settings.output, identity)
         done = partial.load() if settings.resume else {}
     keep, guard = keeps(model, tasks), guard_side(model, settings, recipe)
+    if partial is not None:  # sums round otherwise where layers run again: a run that is taken up does as it did
+        keep = bool(partial.extra.setdefault("keep", np.array([keep]))[0])
     if not keep and _on_host(model):
-        check_memory(model, tasks, guard.tokens if guard else 0, recipe.rank, settings.batch)
+        check_memory(model, tasks, guard.tokens if guard else 0, recipe.largest, settings.batch)
     couples = [couple(model, task, task.examples, pairs, settings.batch, keep) for task in tasks]
     layers: list[Progress] = []
     made = dict(done)

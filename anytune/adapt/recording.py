@@ -18,6 +18,7 @@ import numpy as np
 
 from anytune.adapt.closed import Equations
 from anytune.adapt.fit import Recipe
+from anytune.adapt.ranks import costs
 from anytune.adapt.walk import PRODUCTS, tensors_of
 from anytune.errors import UserError
 from anytune.files import atomic_write
@@ -29,7 +30,8 @@ ABOUT, FORMAT = "about", 1
 
 
 def about(model: Model, recipe: Recipe, template: str | None) -> dict[str, Any]:
-    """What an adapter that is solved from a file of sums must know. widths: outputs of each tensor."""
+    """What an adapter that is solved from a file of sums must know. widths: outputs of each tensor; costs: what ranks
+    are spread by, if they are."""
     widths = {
         name: info.shape[0]
         for name, info in model.gguf.tensors.items()
@@ -41,6 +43,7 @@ def about(model: Model, recipe: Recipe, template: str | None) -> dict[str, Any]:
         "base_sha256": model.gguf.sha256(),
         "widths": widths,
         "rank": recipe.rank,
+        "costs": None if recipe.ranks is None else costs(model),
         "ridge": recipe.ridge,
         "collected_rank": recipe.rank,
         "collected_ridge": recipe.ridge,

@@ -18,6 +18,7 @@ from anytune.adapt.fit import Recipe
 from anytune.adapt.intermediate import Intermediate
 from anytune.adapt.job import Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit
 from anytune.adapt.partial import Partial
+from anytune.adapt.ranks import costs, spread
 from anytune.adapter.adapter import Adapter
 from anytune.engine.algebra import HostAlgebra
 from anytune.errors import UserError
@@ -72,7 +73,8 @@ def repair(
     task = Task(Teacher(reference, adapter), examples.examples, held.examples)
     prepare(model, reference)
     error = weights_error(model, reference, adapter)
-    recipe = Recipe(rank, RIDGE if ridge is None else ridge, guard or 0.0, prior=error)
+    ranks = spread(costs(model), rank)
+    recipe = Recipe(rank, RIDGE if ridge is None else ridge, guard or 0.0, error, relative=True, ranks=ranks)
     settings = dataclasses.replace(settings, output=outputs.output)
     identity = fingerprint(model, [task], recipe, settings, **{"--lora-alpha": settings.alpha})
     template = adapter.chat_template if adapter is not None else None
@@ -127,5 +129,11 @@ def restore(
         raise UserError("Nothing was lost that an adapter could hold: the merged file has every weight as it should.")
     prepare(merged, base)
     task = Task(Teacher(base, adapter), text_examples(merged, text, WINDOW, most=chunks), ())
-    fitted = run_fit(merged, [task], Recipe(rank, RIDGE, prior=error), Settings(tell=tell), {})
+    fitted = run_fit(
+        merged,
+        [task],
+        Recipe(rank, RIDGE, prior=error, relative=True, ranks=spread(costs(merged), rank)),
+        Settings(tell=tell),
+        {},
+    )
     return as_adapter(merged, fitted.pairs, None, adapter.chat_template if adapter is not None else None)

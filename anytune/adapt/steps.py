@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anytune.adapt.data import batches
+from anytune.adapt.data import batches, text_examples
+from anytune.adapt.job import GUARDED, WINDOW, Settings, Task, Teacher, ordinary_text
 from anytune.adapt.measure import PIECE
 from anytune.adapt.walk import Side
 from anytune.adapter.adapter import Adapter
@@ -18,11 +19,13 @@ from anytune.likelihood.windows import log_sums
 from anytune.model.transformer import backward, forward
 
 if TYPE_CHECKING:
-    from anytune.adapt.job import Settings, Task
+    from anytune.adapt.data import Example
     from anytune.model import Model
 
-RATE, WARMUP, EACH = 1e-3, 3, 4  # learning rate at its highest, steps in which it rises, examples of a step
+RATE, WARMUP, EACH = 1.5e-3, 3, 4  # learning rate at its highest, steps in which it rises, examples of a step
 BETA1, BETA2, CLIP = 0.9, 0.99, 1.0
+GUARD_WINDOW = 64  # tokens of ordinary text in a step
+NOTHING = 1e-9  # of a change's largest singular value
 SCALE = 2.0  # of the low-rank path: what rates for adapters are known for
 
 
@@ -38,26 +41,35 @@ def gradient_steps(
     each: int = EACH,
     seed: int = 42,
     seconds: float | None = None,
+    guard: float = 0.0,
 ) -> tuple[Adapter, dict[str, Any]]:
     """(the adapter after `steps` of AdamW, {steps, cpu, seconds}), from `start` on, or from a fresh one of `rank`.
 
     each: examples of a step. seconds: CPU seconds after which it ends, with the rate falling by them. The rate rises
-    for WARMUP steps and falls to a tenth as a cosine.
+    for WARMUP steps and falls to a tenth as a cosine. guard: weight of KL(bare model || student) on a window of the
+    guarded text in each step, beside that of the examples.
     """
     from anytune.model import Lora
 
     began, started = time.process_time(), time.perf_counter()
     random = np.random.default_rng(seed)
     groups = [list(task.examples[at : at + each]) for at in range(0, len(task.examples), each)]
-    context = max(len(e.ids) for e in task.examples)
-    ubatch = max(sum(len(e.ids) for e in group) for group in groups)
+    windows = guard_windows(model, settings) if guard else []
+    context = max(len(e.ids) for e in [*task.examples, *windows])
+    ubatch = max(sum(len(e.ids) for e in group) for group in groups) + max((len(e.ids) for e in windows), default=0)
     lora = Lora(rank=rank, alpha=SCALE * rank, seed=seed)
     trainee = model.trainee(lora, adapter=None if start is None else balanced(start), ubatch=ubatch, context=context)
-    teacher, order, step = _Teacher(task, groups), [], 0
+    teacher, order, step = _Teacher(task.teacher, groups), [], 0
+    bare = _Teacher(Teacher(model), [[window] for window in windows])
     for step in range(1, steps + 1):
         order = order or list(random.permutation(len(groups)))
         number = order.pop()
-        loss = _accumulate(trainee, batches(groups[number], 1 << 30, False, False)[0][0], teacher.distributions(number))
+        parts = [(teacher.distributions(number), _scored(groups[number]), 1.0)]
+        window = windows[step % len(windows)] if windows else None
+        if window is not None:
+            parts.append((bare.distributions(step % len(windows)), _scored([window]), guard))
+        batch = batches([*groups[number], *([window] if window else [])], 1 << 30, False, False)[0][0]
+        loss = _accumulate(trainee, batch, parts)
         done = step / steps if seconds is None else min(1.0, (time.process_time() - began) / seconds)
         lr = rate * min(1.0, step / WARMUP) * (0.45 * (1 + math.cos(math.pi * done)) + 0.1)
         trainee.update(lr, step, beta1=BETA1, beta2=BETA2, weight_decay=0.0, max_grad_norm=CLIP)
@@ -80,7 +92,7 @@ def balanced(adapter: Adapter) -> Adapter:
         left, inner = np.linalg.qr(b.astype(np.float64) * (adapter.scale / SCALE))
         right, outer = np.linalg.qr(a.T.astype(np.float64))
         u, s, v = np.linalg.svd(inner @ outer.T)
-        root = np.sqrt(s)
+        root = np.sqrt(np.where(s > NOTHING * s[0], s, 0))  # ranks that a pair does not have stay zero
         tensors[name] = ((root[:, None] * v @ right.T).astype(np.float32), (left @ u * root).astype(np.float32))
     return dataclasses.replace(adapter, tensors=tensors, alpha=SCALE * adapter.rank, rslora=False)
 
@@ -89,13 +101,13 @@ class _Teacher:
     """What the teacher says at the scored rows of each group of examples: its hidden states are kept, 4 bytes a number,
     and its distributions are made of them when they are needed."""
 
-    def __init__(self, task: Task, groups: Sequence[Sequence[Any]]):
-        self.task, self.groups = task, groups
+    def __init__(self, teacher: Teacher, groups: Sequence[Sequence[Any]]):
+        self.teacher, self.groups = teacher, groups
         self.hidden: dict[int, tuple[Side, np.ndarray]] = {}
 
     def distributions(self, number: int):
         if number not in self.hidden:
-            teacher = self.task.teacher
+            teacher = self.teacher
             share = bool(teacher.context)
             found, front = batches(self.groups[number], 1 << 30, True, share)
             side = Side(teacher.model, found, front, adapter=teacher.adapter)
@@ -114,8 +126,19 @@ class _Teacher:
         return rows
 
 
-def _accumulate(trainee: Any, batch: Any, wanted: Any) -> float:
-    """Add the gradients of mean KL(teacher || student) over a batch's scored rows -> that mean."""
+def guard_windows(model: Model, settings: Settings) -> list[Example]:
+    """Short windows of the text that a fit holds to."""
+    text = ordinary_text() if settings.guard_text is None else settings.guard_text
+    return text_examples(model, text, GUARD_WINDOW, most=GUARDED * WINDOW // GUARD_WINDOW)
+
+
+def _scored(examples: Sequence[Example]) -> int:
+    return len(batches(examples, 1 << 30, False, False)[0][0].scored)
+
+
+def _accumulate(trainee: Any, batch: Any, parts: Sequence[tuple[Any, int, float]]) -> float:
+    """Add the gradients of the weighted sum of mean KL(teacher || student) over each part of a batch's scored rows ->
+    that sum. parts: (rows of the teacher's distributions, how many rows, weight), in the rows' order."""
     e, config, weights = trainee.engine, trainee.config, trainee.weights
     e.training = True
     e.begin(batch.starts, trainee.ubatch, (0, 0, 0))
@@ -123,7 +146,7 @@ def _accumulate(trainee: Any, batch: Any, wanted: Any) -> float:
     x = e.embed(e.integers(batch.ids), weights.embedding, weights.embedding_scale)
     top, tape = forward(e, trainee.layers, x, config, positions, rows, trainee.lowest, trainee.keep)
     h = e.rms_norm(top, weights.output_norm, config.eps)
-    loss, dh = _soft_loss(e, h, trainee.head, len(batch.scored), wanted)
+    loss, dh = _soft_loss(e, h, trainee.head, parts)
     dx = e.rms_norm_backward(dh, top, weights.output_norm, config.eps)
     del h, dh, top
     backward(e, trainee.layers, dx, config, positions, rows, trainee.lowest, trainee.keep, tape)
@@ -131,18 +154,20 @@ def _accumulate(trainee: Any, batch: Any, wanted: Any) -> float:
     return loss
 
 
-def _soft_loss(e: Any, h: Any, head: Any, count: int, wanted: Any) -> tuple[float, Any]:
-    """(mean KL of `wanted` distributions to the head's, its gradient by h [count, width])."""
+def _soft_loss(e: Any, h: Any, head: Any, parts: Sequence[tuple[Any, int, float]]) -> tuple[float, Any]:
+    """(the weighted sum of the parts' mean KL to the head's distributions, its gradient by h [scored, width])."""
     step = max(1, PIECE // (4 * head.width))
-    loss, parts = 0.0, []
-    for low in range(0, count, step):
-        high = min(low + step, count)
-        part = e.gather(h, e.integers(np.arange(low, high, dtype=np.int32)))
-        logits = np.asarray(e.host(e.logits(part, head)), np.float32)
-        own = logits - log_sums(logits)[:, None].astype(np.float32)
-        chances = wanted(low, high)
-        terms = np.where(chances > 0, chances * (np.log(np.maximum(chances, 1e-38)) - own), 0)
-        loss += float(terms.sum(dtype=np.float64))
-        change = (np.exp(own) - chances) / np.float32(count)
-        parts.append(np.array(e.host(e.linear_backward((e.lower(change),), part, head))))
-    return loss / count, e.lower(np.concatenate(parts))
+    loss, gradients, start = 0.0, [], 0
+    for wanted, count, weight in parts:
+        for low in range(0, count, step):
+            high = min(low + step, count)
+            rows = e.gather(h, e.integers(np.arange(start + low, start + high, dtype=np.int32)))
+            logits = np.asarray(e.host(e.logits(rows, head)), np.float32)
+            own = logits - log_sums(logits)[:, None].astype(np.float32)
+            chances = wanted(low, high)
+            terms = np.where(chances > 0, chances * (np.log(np.maximum(chances, 1e-38)) - own), 0)
+            loss += weight * float(terms.sum(dtype=np.float64)) / count
+            change = (np.exp(own) - chances) * np.float32(weight / count)
+            gradients.append(np.array(e.host(e.linear_backward((e.lower(change),), rows, head))))
+        start += count
+    return loss, e.lower(np.concatenate(gradients))

@@ -120,6 +120,7 @@ class Walker:
         self.side, self.batch, self.keep = side, batch, keep
         self.kept: list[Any] = []
         self.x = self.stream = None
+        self.bare: tuple[Any, tuple] | None = None  # a product's input, and its outputs without pairs
         self.shared: tuple[Any, Any] | None = None  # keys and values of a beginning, for those behind it
         self.caches: tuple[Any, Any] | None = None
         self.positions = side.engine.integers(batch.positions)

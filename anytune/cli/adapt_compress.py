@@ -69,7 +69,13 @@ def compress(
 @model_options
 @click.option("--reference", required=True, metavar="GGUF", help="The better file of the same model.")
 @click.option("--lora", metavar="ADAPTER", help="An adapter that the reference has, and the result takes up.")
-@click.option("--rank", type=click.IntRange(1, 4096), default=32, show_default=True, help="Rank of the adapter.")
+@click.option(
+    "--rank",
+    type=click.IntRange(1, 4096),
+    default=32,
+    show_default=True,
+    help="Rank of the adapter on average: what writes to the residual stream gets more.",
+)
 @common_options()
 def repair(model: str, engine: dict, reference: str, lora: str | None, rank: int, common: Common) -> int:
     """Make an adapter with which a file in few bits says what a better one says.

@@ -23,7 +23,7 @@ _debug = False
 
 
 def debug_wanted() -> bool:
-    """Whether the command line that runs has --debug (or ANYTUNE_DEBUG=1 stands in the environment)."""
+    """Whether the command line that runs has --debug (or ANYTUNE_DEBUG=1 is in the environment)."""
     return _debug or os.environ.get("ANYTUNE_DEBUG", "") not in ("", "0")
 
 

@@ -36,7 +36,7 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
     type=click.Choice(SETTINGS),
     default="reasoning-required",
     show_default=True,
-    help="What stands before the question: nothing, the paper's conclusion, or its abstract without it.",
+    help="What comes before the question: nothing, the paper's conclusion, or its abstract without it.",
 )
 @click.option(
     "--wording",

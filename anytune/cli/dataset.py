@@ -16,7 +16,7 @@ KEYS = {  # roles that a column can be named for -> what --help says
     "completion": "The column that holds the completion.",
     "system": "The column that holds the system message.",
     "tools": "The column that holds the tools.",
-    "context": "The column that holds what a prompt is about: it stands beside the prompt.",
+    "context": "The column that holds what a prompt is about: it is shown beside the prompt.",
     "reasoning": "The column that holds the thoughts before the completion.",
 }
 

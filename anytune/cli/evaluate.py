@@ -260,7 +260,7 @@ def style(
 
     Style is measured as distances to the author's messages: function words (Burrows's Delta), punctuation, sentence
     length and standing lines; the author's own halves show what distance means nothing. The messages' perplexity, and
-    the measures of `evaluate compare`, stand beside it.
+    the measures of `evaluate compare`, are beside it.
     """
     from anytune.evaluation.prompts import read_prompts
     from anytune.evaluation.style import style as run

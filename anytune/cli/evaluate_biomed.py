@@ -32,7 +32,7 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 @click.option(
     "--setting",
     type=click.Choice(SETTINGS),
-    help="What stands before the question: nothing, the paper's conclusion, or its abstract without it.  "
+    help="What comes before the question: nothing, the paper's conclusion, or its abstract without it.  "
     "[default: reasoning-required for ori_pqal.json, question-only for rows]",
 )
 @click.option(

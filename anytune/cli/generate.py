@@ -149,7 +149,7 @@ def generate(
         note(used.notice)
     own = loaded.template.origin != "chatml"
     if raw is None and chat_template is None and own and continues_text(adapter):
-        note("the adapter was trained on plain text: it continues the prompt as it stands (see --chat)")
+        note("the adapter was trained on plain text: it continues the prompt as it is (see --chat)")
     if many:
         texts = [prompt.shown for prompt in many]
         replies = predictions.answer_all(loaded, adapter, many, str(prompt_file), options)

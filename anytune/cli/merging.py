@@ -131,7 +131,7 @@ class Work:
         return self.bar.to
 
     def close(self) -> None:
-        """End the line of progress that may stand unfinished."""
+        """End the line of progress that may be unfinished."""
         if self.bar is not None:
             self.bar.__exit__()
             self.bar = None

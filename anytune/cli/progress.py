@@ -16,7 +16,7 @@ class Progress:
         self.what, self.unit, self.quiet = what, unit, quiet
         self.start, self.shown, self.tenth, self.before = time.monotonic(), -1.0, 0, 0
         self.live = sys.stderr.isatty()
-        self.open = False  # a line stands unfinished
+        self.open = False  # a line is unfinished
 
     def to(self, done: int, total: int, remark: str = "") -> None:
         now = time.monotonic()

@@ -15,7 +15,7 @@ from anytune.files import check_output
 
 
 class Quantize(Command):
-    """`anytune quantize IN OUT TYPE`, or one of `parts` where its name stands in IN's place."""
+    """`anytune quantize IN OUT TYPE`, or one of `parts` where its name is in IN's place."""
 
     parts: ClassVar[dict[str, click.Command]] = {"search": search, "lower": lower}
 

@@ -375,7 +375,7 @@ def _check_kind(full: bool) -> None:
 
 
 def _given(name: str) -> bool:
-    """Whether an option stands on the command line."""
+    """Whether an option is on the command line."""
     return click.get_current_context().get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
 
 

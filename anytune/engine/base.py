@@ -309,6 +309,11 @@ class Engine(Protocol):
     def linear_decode(self, x, group) -> tuple[Array, ...]:
         """linear() for a few rows, no backward."""
 
+    def qk_norm_rope_store(
+        self, qkv: tuple, gains, eps: float, table, positions, heads: Heads, neox, caches: tuple, places
+    ) -> Array:
+        """qk_norm_rope() of queries and keys; stores keys and values in the two caches -> the queries."""
+
     def logits(self, h, head) -> Array:
         """h [n, d] -> float32 [n, vocab]."""
 

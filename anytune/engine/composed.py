@@ -61,6 +61,13 @@ class Composed:
         da = self.linear_backward((dy,), self.glu(gate, up, activation), group, need_dx)
         return self.glu_backward(da, gate, up, activation) if need_dx else None
 
+    def qk_norm_rope_store(self, qkv, gains, eps: float, table, positions, heads, neox, caches, places):
+        q, k, v = qkv
+        q, k = self.qk_norm_rope(q, k, gains, eps, table, positions, heads, neox)
+        for cache, rows in zip(caches, (k, v)):
+            self.store(cache, places, rows)
+        return q
+
 
 def largest(logits: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids int64 [n, most], logits [n, most]) of each row's largest, largest first; what is no number comes before."""

@@ -1,4 +1,4 @@
-"""The operations in float64, written as their formulas stand: what every engine is held against.
+"""The operations in float64, straight from their formulas: what every engine is held against.
 
 Slow, dense and short on purpose. Arrays are NumPy float64; a linear is (W, bias or None, (A, B, scale) or None).
 """

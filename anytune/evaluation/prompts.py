@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """line: where it stands in its file. messages: the conversation up to the answer; text: the same as plain text, if
+    """line: where it is in its file. messages: the conversation up to the answer; text: the same as plain text, if
     the file has it so. reference: the answer that the file has, or None."""
 
     line: int

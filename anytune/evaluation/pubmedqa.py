@@ -45,7 +45,7 @@ WORDINGS = {
 
 @dataclass(frozen=True)
 class Source:
-    """One labelled question as it stands in its file. id: PubMed's number, or a line's; conclusion: LONG_ANSWER."""
+    """One labelled question as it is in its file. id: PubMed's number, or a line's; conclusion: LONG_ANSWER."""
 
     id: str
     question: str

@@ -200,7 +200,7 @@ def _three(value: Number) -> tuple[float, ...]:
 
 
 def cell(value: Any) -> str:
-    """A value as it stands in a table or among the facts."""
+    """A value as it is in a table or among the facts."""
     value = plain(value)
     if value is None:
         return "–"

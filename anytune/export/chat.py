@@ -1,4 +1,4 @@
-"""A chat template taken apart: what stands around each role's words, found by rendering conversations of marks.
+"""A chat template taken apart: what is around each role's words, found by rendering conversations of marks.
 
 Most templates are this regular. A Format is taken only if it renders a row of other conversations as the template does,
 so that what is written for a program with another template language (ollama.py) says the same.
@@ -24,12 +24,12 @@ Around = tuple[str, str]
 
 @dataclass(frozen=True)
 class Format:
-    """What stands before and after the words of each role.
+    """What comes before and after the words of each role.
 
     system: None where the template has no place for it. place: "turn" (one of its own), or "first" or "last": before
     the user's words of that turn. start: what begins a conversation without system's words.
     bos: the BOS token in front of every one, where programs put it there by themselves; turn_bos: whether it also
-    stands
+    is
     before each of the user's turns. prompt: what asks for an answer.
     """
 

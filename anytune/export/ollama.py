@@ -15,7 +15,7 @@ from anytune.export.chat import Format
 
 
 def go_template(made: Format) -> str:
-    """The format as a Go template. Literal text stands as it is; nothing is trimmed."""
+    """The format as a Go template. Literal text is as it is; nothing is trimmed."""
     user, asked = "{{ $m.Content }}", '{{ if and $last (ne $m.Role "assistant") }}'
     system = ""
     if made.system is not None:
@@ -28,7 +28,7 @@ def go_template(made: Format) -> str:
     bos = f"{{{{ $bos }}}}{{{{ $bos = {json.dumps(made.bos, ensure_ascii=False)} }}}}" if made.turn_bos else ""
     head = "{{ $system := .System }}" if made.system is not None and made.place != "turn" else ""
     if made.turn_bos:
-        head += '{{ $bos := "" }}'  # the program's own stands before the first turn
+        head += '{{ $bos := "" }}'  # the program's own is before the first turn
     if made.start:
         head += f"{{{{ if not .System }}}}{_literal(made.start)}{{{{ end }}}}" if made.system else _literal(made.start)
     return (

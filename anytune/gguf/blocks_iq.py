@@ -75,7 +75,7 @@ def iq1_s(b):
 
 def iq1_m(b):
     high, w = fields(b[:, 32:48], 1, 4), words(b[:, 48:], U16)
-    top = w >> np.uint16(12)  # the block's float16 scale stands in the top four bits of four words
+    top = w >> np.uint16(12)  # the block's float16 scale is in the top four bits of four words
     d = top[:, :1] | top[:, 1:2] << np.uint16(4) | top[:, 2:3] << np.uint16(8) | top[:, 3:] << np.uint16(12)
     scales = d.view(F16).astype(np.float32) * (2 * _bits(w, (0, 3, 6, 9), 7) + 1).astype(np.float32)
     index = b[:, :32] | (high & np.uint8(7)).astype(np.uint16) << np.uint16(8)

@@ -59,7 +59,7 @@ def header_of(
     tensors: Iterable[tuple[str, tuple[int, ...], str]],
     kinds: Mapping[str, Kind] | None = None,
 ) -> tuple[bytes, list[tuple[int, int]]]:
-    """(what stands before the tensors' data and its padding, (place in the data, bytes) of each tensor (name, shape,
+    """(what comes before the tensors' data and its padding, (place in the data, bytes) of each tensor (name, shape,
     type name)). Raises ValueError as write_gguf does."""
     tensors, kinds = list(tensors), dict(kinds or {})
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)

@@ -21,7 +21,7 @@ DEPTH = 16.0  # nats below the likeliest token, beyond which all are alike
 
 
 def scored(context: int) -> int:
-    """Tokens of a window that are scored: those of its second half, each from what stands before it."""
+    """Tokens of a window that are scored: those of its second half, each from what comes before it."""
     return context - 1 - context // 2
 
 

@@ -27,7 +27,7 @@ SURE = 1.95996398454  # standard deviations of a 95 % interval
 
 @dataclass(frozen=True)
 class Task:
-    """One question: where it stands in its file, the text before, the endings, the number of the right one from 0."""
+    """One question: where it is in its file, the text before, the endings, the number of the right one from 0."""
 
     line: int
     context: str

@@ -44,7 +44,7 @@ def llamacpp_logprobs(
 ) -> list[np.ndarray]:
     """llama.cpp's log-probabilities of every token that could follow, float32 [positions, vocab] a sequence.
 
-    sequences: token ids, fed as they stand (BOS is not added). positions: for each sequence the indexes p whose
+    sequences: token ids, fed as they are (BOS is not added). positions: for each sequence the indexes p whose
     distribution after ids[:p + 1] is wanted (default: all). adapter: a LoRA GGUF, applied with `scale`.
     Keys and values are kept in float32 and attention is the plain one, so that what differs from exact
     arithmetic is what llama.cpp does with the weights' type.

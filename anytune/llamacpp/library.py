@@ -131,7 +131,7 @@ def _context_params(lib: ctypes.CDLL, tokens: int) -> Struct:
     """Room for `tokens` in one batch, plain attention, float32 keys and values.
 
     n_ctx, n_batch and n_ubatch open the struct. The attention's kind is the last of the enumerations that
-    stand at -1 (automatic) ahead of rope's floats; the cache types are the neighbours of 1 (F16) behind.
+    are at -1 (automatic) ahead of rope's floats; the cache types are the neighbours of 1 (F16) behind.
     """
     params = lib.llama_context_default_params()
     words = struct.unpack("<64i", bytes(params.bytes)[:256])

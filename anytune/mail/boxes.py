@@ -1,6 +1,6 @@
 """Raw messages from mbox files (Gmail Takeout's too), Maildir folders and .eml files, one at a time.
 
-Of a message the first KEEP bytes are handed on: attachments stand behind the text, and no message fills the memory.
+Of a message the first KEEP bytes are handed on: attachments are behind the text, and no message fills the memory.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class _Text(HTMLParser):
         self._add(data if self.preserved else re.sub(r"[ \t\r\n\f]+", " ", data))
 
     def _newline(self, apart: bool, always: bool = False) -> None:
-        """End the line if something stands on it; apart: leave an empty one."""
+        """End the line if something is on it; apart: leave an empty one."""
         self._add("\n" * (apart + (always or not self.fresh)))
 
     def _add(self, text: str) -> None:

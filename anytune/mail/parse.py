@@ -22,7 +22,7 @@ _LOST = (ValueError, LookupError, TypeError, AttributeError, RecursionError, Ass
 @dataclass(frozen=True)
 class Mail:
     """id: the Message-ID, or "". sender: address in lower case; name: as the sender writes it; to: the first receiver's
-    name, or what stands before the @. parents: ids that it answers, the nearest last; thread: Gmail's number, or "".
+    name, or what comes before the @. parents: ids that it answers, the nearest last; thread: Gmail's number, or "".
     text: of the body, quotes still in it."""
 
     id: str

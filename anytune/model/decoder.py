@@ -113,12 +113,12 @@ class Decoder:
         e, c = self.engine, self.config
         linear = e.linear_decode if ids.shape[0] <= e.decode_rows else e.linear
         x = e.embed(ids, self.model.weights.embedding, self.model.weights.embedding_scale)
-        for layer, (keys, values) in zip(self.layers, self._caches):
-            q, k, v = linear(e.rms_norm(x, layer.attn_norm, c.eps), layer.qkv)
-            q, k = e.qk_norm_rope(q, k, layer.head_norms, c.eps, layer.rope, positions, layer.heads, c.arch.neox)
-            e.store(keys, places, k)
-            e.store(values, places, v)
-            (y,) = linear(e.attend_cache(q, keys, values, places, layer.heads), layer.out)
+        for layer, caches in zip(self.layers, self._caches):
+            qkv = linear(e.rms_norm(x, layer.attn_norm, c.eps), layer.qkv)
+            q = e.qk_norm_rope_store(
+                qkv, layer.head_norms, c.eps, layer.rope, positions, layer.heads, c.arch.neox, caches, places
+            )
+            (y,) = linear(e.attend_cache(q, *caches, places, layer.heads), layer.out)
             if layer.post_attn_norm is not None:
                 y = e.rms_norm(y, layer.post_attn_norm, c.eps)
             x = e.add(x, y)

@@ -31,7 +31,7 @@ class Call:
 @dataclass(frozen=True)
 class CallForm:
     """opening, closing: around each call. keys: of name and arguments in a JSON object; middle: between name and a JSON
-    object of arguments; or parts: what stands before each argument's name, its value, and behind that."""
+    object of arguments; or parts: what comes before each argument's name, its value, and behind that."""
 
     opening: str
     closing: str
@@ -145,7 +145,7 @@ def form_of(render: Callable[..., str]) -> CallForm | None:
 
 
 def _around(form: CallForm, speech: str, twice: str, render: Callable[..., str]) -> CallForm:
-    """What stands around each call: what a second one has before and behind it, without what only opens or ends the
+    """What is around each call: what a second one has before and behind it, without what only opens or ends the
     turn. twice: the same speech with the call made twice."""
     try:
         ended = render([*PROBE, {"role": "assistant", "content": "\ue002"}]).rpartition("\ue002")[2]
@@ -190,7 +190,7 @@ def _tagged_form(speech: str, at: int) -> CallForm | None:
     first, value, second, _ = places
     between, gap = speech[first + len(KEYS[0]) : value], speech[value + len(VALUES[0]) : second]
     head = speech[at + len(NAME) : first]
-    # what stands before each argument is the common end of what stands before the first and before the second
+    # what comes before each argument is the common end of what comes before the first and before the second
     n = next((n for n in range(min(len(head), len(gap)), 0, -1) if head[-n:] == gap[-n:] and head[-n] in "<[|("), 0)
     if not n or not between:
         return None

@@ -207,7 +207,7 @@ class LlamaBackend:
 
 def _context_params(lib: ctypes.CDLL, tokens: int, sequences: int) -> library.Struct:
     """Defaults but for n_ctx, n_batch, n_ubatch and n_seq_max, which open the struct, and the attention's kind: the
-    last of the enumerations that stand at -1 (automatic) ahead of rope's floats."""
+    last of the enumerations that are at -1 (automatic) ahead of rope's floats."""
     params = lib.llama_context_default_params()
     words = struct.unpack("<64i", bytes(params.bytes)[:256])
     automatic = [i for i in range(24) if words[i] == -1]

@@ -94,7 +94,7 @@ def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _literal(text: str, tokenizer: Any) -> str:
-    """Text in a Lark grammar; control tokens stand by their number."""
+    """Text in a Lark grammar; control tokens by number."""
     made = []
     for _, piece in tokenizer.special_pieces(text):
         if isinstance(piece, str):

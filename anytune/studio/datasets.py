@@ -89,8 +89,7 @@ def edit(folder: Path, number: int, changes: dict[int, str | None]) -> int:
     seen = set()
     if DataFile(source).plain or not line_by_line(source):
         raise Conflict(
-            "Single examples can be changed where each stands on a line of its own (JSONL), which is not so "
-            "in this file."
+            "Single examples can be changed where each is on a line of its own (JSONL), which is not so in this file."
         )
     with atomic_write(folder / file) as out:
         for line, text in DataFile(source, "plain").lines():

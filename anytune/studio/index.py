@@ -1,6 +1,6 @@
 """The list of jobs in a small SQLite file: what the pages list, without reading a thousand folders each time.
 
-Nothing stands here alone: a lost or damaged file is made again from the folders.
+Nothing is here alone: a lost or damaged file is made again from the folders.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A job: a folder in which a process of its own works, whoever watches.
 
-    job.json     what is to be done; never changes        state.json   how it stands
+    job.json     what is to be done; never changes        state.json   its state
     about.json   name and note                            request      pause or cancel, for the process
     .held        locked as long as the process lives      process.log  what it said
 A training job's folder is its run's folder too (settings.json, metrics.jsonl, checkpoints, …).

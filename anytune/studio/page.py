@@ -21,7 +21,7 @@ TYPES = {
     ".webmanifest": "application/manifest+json",
     ".txt": "text/plain; charset=utf-8",
 }
-ALONE = {"/sw.js": "sw.js", "/manifest.webmanifest": "manifest.webmanifest"}  # what must stand at the top
+ALONE = {"/sw.js": "sw.js", "/manifest.webmanifest": "manifest.webmanifest"}  # what must be at the top
 
 
 @dataclass(frozen=True)

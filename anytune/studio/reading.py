@@ -91,7 +91,7 @@ def examples(
 ) -> list[dict[str, Any]]:
     """`count` examples from `start`: {index, line, length, kept, text, tokens: [[text, learned], …]}.
 
-    kept: which of its tokens stay with this context, as [from, to]; text: its line as it stands in the file.
+    kept: which of its tokens stay with this context, as [from, to]; text: its line as it is in the file.
     """
     data, _ = _data(model, file, reading, context)
     if data is None:

@@ -85,7 +85,7 @@ class Series:
         return [[_number(self.columns[name][i]) for name in NAMES] for i in range(first, len(self))]
 
     def index(self, step: int) -> int:
-        """Where `step` stands, or would."""
+        """Where `step` is, or would."""
         low, high, steps = 0, len(self), self.columns["step"]
         while low < high:
             middle = (low + high) // 2

@@ -147,7 +147,7 @@ class ChatTemplate:
         return asked[len(without) :] if asked.startswith(without) else ""
 
     def trace(self, messages, tools, form: Form, add_generation_prompt: bool = False) -> Trace:
-        """Where each piece of a conversation stands in its rendering. Raises UserError as render() does."""
+        """Where each piece of a conversation is in its rendering. Raises UserError as render() does."""
 
         def plain(messages, tools) -> str:
             return self._render(messages, tools, add_generation_prompt, {})[0]

@@ -116,7 +116,7 @@ class Row:
         return out
 
     def reasoning(self) -> str:
-        """The thoughts that stand before the answer, "" if there are none."""
+        """The thoughts that are before the answer, "" if there are none."""
         name = self.column("reasoning", REASONING if self.auto else ())
         if name is None or (not isinstance(self.get(name), str) and "reasoning" not in self.named):
             return ""
@@ -157,7 +157,7 @@ class Row:
         return False
 
     def unused(self, words: str) -> dict[str, bool]:
-        """Column -> whether it is text, for those that were not taken and do not stand in `words` anyway."""
+        """Column -> whether it is text, for those that were not taken and are not in `words` anyway."""
         return {
             name: isinstance(value, str)
             for name, value in self.values.items()

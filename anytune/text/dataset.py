@@ -175,7 +175,7 @@ class Builder:
 
 def cuts_of(count: int, step: int, framed: bool) -> list[int]:
     """Where to cut `count` tokens: every `step`; but a last piece of one token, which has nothing to predict
-    unless BOS stands before it, takes another from the piece before."""
+    unless BOS is before it, takes another from the piece before."""
     cuts = [*range(0, count, step), count]
     if not framed and step > 2 and len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
         cuts[-2] -= 1

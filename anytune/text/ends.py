@@ -47,7 +47,7 @@ class Ends:
         return self._with_own_end(start, end + len(closing.rstrip()))
 
     def _next_header(self, a: int, b: int) -> int:
-        """Where what asks for an answer stands in text[a:b]; b if it does not."""
+        """Where what asks for an answer is in text[a:b]; b if it does not."""
         first = self._header_begins
         at = self.text.find(first, a, b) if len(first) > 1 else -1
         if at >= 0 and b == len(self.text) and self.text.startswith(self.header.strip(), at):

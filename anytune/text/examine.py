@@ -93,7 +93,7 @@ def line_by_line(path: Path, looks: int = 20) -> bool:
 
 
 def columns_of(path: str | Path, count: int = 5) -> list[dict[str, Any]]:
-    """The first rows of a file as they stand, for a person to name columns by; [] for running text. UserError."""
+    """The first rows of a file as they are, for a person to name columns by; [] for running text. UserError."""
     file = DataFile(path)
     return [] if file.plain else [row for _, row in itertools.islice(file.rows(), count)]
 

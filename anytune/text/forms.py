@@ -23,7 +23,7 @@ _ALIASED = ("reasoning_content", "thinking", "reasoning")  # the first that a me
 class Form:
     """empty: the content of an assistant's message without words: "given", "null", "text" ("") or "absent".
     arguments: of calls, "object" or "text". system: developers speak as system. thoughts: the keys that the template
-    reads, () if none is known. wrapped: tools stand as {"type": "function", "function": …}."""
+    reads, () if none is known. wrapped: tools are as {"type": "function", "function": …}."""
 
     empty: str = "given"
     arguments: str = "object"

@@ -117,7 +117,7 @@ def _framed(tokenizer, ids, loss, learn_end: bool, open_ended: int, missing: lis
 
 
 def _calls_marked(found, marks: list[tuple[int, int]], learned: set[int]) -> None:
-    """Raises UserError where a learned call stands outside the generation tags."""
+    """Raises UserError where a learned call is outside the generation tags."""
     for piece, places in zip(found.pieces, found.places, strict=True):
         if (
             piece.kind == "name"

@@ -1,6 +1,6 @@
 """A conversation's messages and tools in one form, whatever form the data have them in.
 
-Content is text; calls stand in `tool_calls`, each as {"type", "function": {"name", "arguments"}}; thoughts stand under
+Content is text; calls are in `tool_calls`, each as {"type", "function": {"name", "arguments"}}; thoughts are under
 a key of their own. What the field's templates disagree about stays as it was given: see forms.py.
 """
 

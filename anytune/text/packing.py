@@ -48,7 +48,7 @@ class MicroBatch:
 
 
 def pack(dataset: Dataset, ubatch: int, seed: int, epoch: int) -> list[list[int]]:
-    """Example indexes of each micro-batch of one epoch; every example stands in exactly one of them.
+    """Example indexes of each micro-batch of one epoch; every example is in exactly one of them.
 
     The examples are shuffled by (seed, epoch) and put one by one into the fullest micro-batch that still
     has room (best fit); then the micro-batches are shuffled, since the early ones are the full ones.

@@ -1,7 +1,7 @@
 """Files, pipes and standard input ("-") as text, each opened and read once, from its beginning to its end.
 
 gzip is unpacked as it comes. A byte order mark at the beginning is dropped. Lines end with "\\n" alone: U+2028 and the
-like are text, and "\\r" stays where it stands.
+like are text, and "\\r" stays where it is.
 """
 
 from __future__ import annotations

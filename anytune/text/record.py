@@ -59,7 +59,7 @@ _KNOWN = {"role", "content", "from", "value", "weight", "train", "name", "id", "
 
 @dataclass(frozen=True)
 class Record:
-    """One example as it stands in the data. kind: "chat" (messages), "pair" (prompt and completion, with what stands
+    """One example as it is in the data. kind: "chat" (messages), "pair" (prompt and completion, with what is
     before them as messages), "text", or "plain" (a stretch of one long text, whose next stretch follows in the next
     record)."""
 

@@ -187,14 +187,14 @@ class _Values:
 
 
 class _Twice(ValueError):
-    """A key that stands twice in one object."""
+    """A key that appears twice in one object."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
         self.key = key
 
     def __str__(self) -> str:
-        return f"the key {self.key[:80]!r} stands twice in one object"
+        return f"the key {self.key[:80]!r} appears twice in one object"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
@@ -209,7 +209,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def loads(text: str | bytes) -> Any:
-    """json.loads, but a key that stands twice is a ValueError, and a byte order mark is none."""
+    """json.loads, but a key that appears twice is a ValueError, and a byte order mark is none."""
     return _DECODER.decode((text if isinstance(text, str) else text.decode("utf-8")).strip(WHITE))
 
 
@@ -238,7 +238,7 @@ def _row(value: Any, text: str, where: str) -> dict:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except (UnicodeEncodeError, RecursionError):
-            raise UserError(f"{where}: an escape like \\ud83d stands without its other half.") from None
+            raise UserError(f"{where}: an escape like \\ud83d lacks its other half.") from None
     if any(key.startswith("\ufeff") for key in value):  # a table's first column, from a file with a byte order mark
         value = {key.lstrip("\ufeff"): item for key, item in value.items()}
     return value

@@ -187,7 +187,7 @@ class Tokenizer:
 
         self._cost, self._ignore_merges, self._whole_lines, self._merges = cost, False, False, False
         # Merges never cross a place where no token has these two characters side by side. So text can be cut
-        # before a space, unless the character before it stands before a space in some token.
+        # before a space, unless the character before it is before a space in some token.
         joined = "\0".join(self.vocabulary.tokens)
         inside = {pair[0] for pair in re.findall(f"[^{_SPACE}]{_SPACE}", joined)}
         inside |= {"\0", _SPACE}

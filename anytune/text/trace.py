@@ -1,8 +1,8 @@
-"""Where each piece of a conversation stands in the text that a chat template makes of it.
+"""Where each piece of a conversation is in the text that a chat template makes of it.
 
 Every piece (words, thoughts, a call's name and arguments, a tool's name) is rendered between two marks. Taking the
 marks out must give the plain rendering again, which proves that they changed nothing: then the places are exact, also
-where the same words stand in the template, and a piece without a mark is one that the template leaves out. A template
+where the same words are in the template, and a piece without a mark is one that the template leaves out. A template
 that looks at the data more closely (at its length, at its first character) is asked again with fewer marks, and in the
 end with the piece replaced: what changed in the text is where it was; or with a mark in its middle.
 """
@@ -193,7 +193,7 @@ def _core(text: str, leaf: Callable[[str], str]) -> str:
 
 
 def _content(i: int, message: dict, leaf: Callable[[Piece], str]) -> str:
-    """An assistant's content is cut at the tags around thoughts; what stands before a closing one is a thought."""
+    """An assistant's content is cut at the tags around thoughts; what comes before a closing one is a thought."""
     content = message["content"]
     if message.get("role") != "assistant":
         return _core(content, lambda text: leaf(Piece(i, "words", text)))

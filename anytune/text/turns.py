@@ -182,7 +182,7 @@ class Speech:
 
     def _start(self, begin: int, run: _Run) -> int:
         """Without the empty thought that a template puts there by itself."""
-        if run.kind == "thought":  # an empty one may stand before the answer's own
+        if run.kind == "thought":  # an empty one may be before the answer's own
             tags = list(THOUGHT_TAG.finditer(self.text, begin, run.start))
             return tags[-1].start() if len(tags) > 1 and opens_thought(tags[-1][0]) else begin
         empty = _EMPTY_THOUGHT.match(self.text, begin, run.start)

@@ -86,7 +86,7 @@ class Plan:
             first += count
 
     def position(self, step: int) -> dict:
-        """Where a run stands after `step` steps (JSON-able): whole epochs and steps into the next one."""
+        """Where a run is after `step` steps (JSON-able): whole epochs and steps into the next one."""
         left = step
         for epoch, count in enumerate(self.epoch_steps):
             if left < count:

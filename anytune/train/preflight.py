@@ -57,7 +57,7 @@ def checkpoints_kept(settings: TrainSettings, steps: int) -> int:
 def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, steps: int, output: Path | None) -> None:
     """Raise UserError if checkpoints and what is made (see product.py) will not fit on their disks.
 
-    folders: where the run and its checkpoints will stand (they need not exist yet). steps: of the whole run.
+    folders: where the run and its checkpoints will be (they need not exist yet). steps: of the whole run.
     """
     state = sum(array.nbytes for array in trainee.state().values())
     made = product.nbytes()

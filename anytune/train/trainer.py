@@ -304,7 +304,7 @@ class Trainer:
         info = found.info
         if found.step > self.plan.total or info["position"] != self.plan.position(found.step):
             raise UserError(
-                f"{found.path} stands at another place in the data than this version of the "
+                f"{found.path} is at another place in the data than this version of the "
                 f"program puts step {found.step}: it cannot be continued exactly, start anew."
             )
         self.step, self.pending = found.step, info["pending"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from anytune.adapt.closed import Equations, allocate, ridge, truncate
+from anytune.adapt.ranks import SHARES, spread
 from anytune.adapt.statistics import GramSums, TokenRows, sums_for
 from anytune.engine.algebra import HostAlgebra, NotPositive
 from tests.support.require import need
@@ -200,3 +201,14 @@ def test_truncation_of_a_wide_change_needs_no_more_than_its_rows():
     pair = truncate(HOST, change, change, 8)
     assert pair.a.shape == (3, 50) and np.abs(pair.b @ pair.a - change).max() < 1e-5
     assert pair.cut(1).a.shape == (1, 50)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 16, 100])
+def test_ranks_are_spread_within_the_parameters_of_one_rank_everywhere(rank):
+    rng = np.random.default_rng(rank)
+    for _ in range(5):
+        cost = {kind: int(rng.integers(10, 3000)) for kind in SHARES}
+        ranks = spread(cost, rank)
+        spent, most = sum(ranks[kind] * cost[kind] for kind in cost), rank * sum(cost.values())
+        assert most - max(cost.values()) <= spent <= most and min(ranks.values()) >= 1
+        assert rank < 3 or ranks["attn_output"] > ranks["attn_v"] >= ranks["attn_q"]

@@ -80,9 +80,9 @@ def test_recomputing_and_any_batches_give_the_same(tmp_path):
         for size, keep in ((64, True), (64, False), (10_000, True))
     ]
     for name, pair in found[0].items():
-        assert np.array_equal(pair.a, found[1][name].a) and np.array_equal(pair.b, found[1][name].b), name
         whole = pair.b @ pair.a
-        assert np.abs(whole - found[2][name].b @ found[2][name].a).max() < 1e-3 * np.abs(whole).max(), name
+        for other in found[1:]:
+            assert np.abs(whole - other[name].b @ other[name].a).max() < 1e-3 * np.abs(whole).max(), name
 
 
 @pytest.mark.parametrize("device", ["cpu-bf16", "cpu-torch", "webgpu"])
@@ -195,6 +195,9 @@ def test_steps_from_the_closed_form_come_nearer(tmp_path):
     again, took = gradient_steps(model, task, made, 20, Settings(), rate=3e-3)
     one, other = (measure(model, task, a, {}, Settings()).after.kl for a in (made, again))
     assert took["steps"] == 20 and again.rank == 4 and other < 0.95 * one
+    held, _ = gradient_steps(model, task, made, 20, Settings(guard_text=WORDS * 9), rate=3e-3, guard=4.0)
+    drift = [measure(model, task, a, {}, Settings(drift_text=WORDS * 9)).drift for a in (again, held)]
+    assert drift[1] < drift[0]
 
 
 def test_a_context_keeps_a_conversations_own_system_message():

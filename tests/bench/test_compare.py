@@ -116,7 +116,7 @@ def test_from_the_command_line(cli, tmp_path):
 
 
 def edits():
-    """Ways in which a file may be wrong: (where, what stands there)."""
+    """Ways in which a file may be wrong: (where, what is there)."""
     yield from (
         (("results", 0, name), value)
         for name, value in (

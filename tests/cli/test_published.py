@@ -1,4 +1,4 @@
-"""Every published command of the reference workflow runs as it stands, after changing the program's name."""
+"""Every published command of the reference workflow runs as it is, after changing the program's name."""
 
 import json
 import shlex

@@ -90,7 +90,7 @@ def room(size, kind=np.float32, fill=0):
 
 
 def left_side(x):
-    """(address, stride, buffer) of x as rows of bf16. What stands behind them is NaN: no result may see it."""
+    """(address, stride, buffer) of x as rows of bf16. What is behind them is NaN: no result may see it."""
     stride = gemm.row_bytes(x.shape[1])
     buffer = room((len(x) + gemm.SPARE) * stride // 2, np.uint16, 0xFF)
     gemm.round_rows(x.ctypes.data, x.strides[0], *x.shape, buffer.ctypes.data, stride)

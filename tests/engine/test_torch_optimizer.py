@@ -1,5 +1,7 @@
 """The torch engine's loss, optimizer, placing of pairs and dropout: as test_torch_kernels.py does it."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,7 @@ from tests.support.torch_kernels import (
     view,
 )
 
+from anytune.engine import optimizers as rules
 from anytune.engine import reference as ref
 from anytune.engine.torch.plain_low import Block, Part, place_table
 
@@ -162,3 +165,27 @@ def test_dropout(f, dtype):
     f.dropout(x, key, 2, 0.5, out)
     keep = plain.keep_mask(key, 2, 0.5, 5, 33)
     assert torch.equal(out, torch.where(keep, 2 * x, 0))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("size", [33, 5000, 70 * 300])
+def test_adamw_of_whole_weights(kind, size):
+    """Triton's kernel against the rule: the same codes, but where one lies on an edge."""
+    whole = importlib.import_module("anytune.engine.torch.kernels.whole")
+    random = np.random.default_rng(size)
+    p, state = random.standard_normal(size).astype(np.float32), rules.start(kind, (size,))
+    own, mine = torch.tensor(p, device=DEVICE), {k: torch.tensor(v, device=DEVICE) for k, v in state.items()}
+    for step in range(1, 4):
+        g = (random.standard_normal(size) * 10.0 ** random.uniform(-5, 0, size)).astype(np.float32)
+        given, rule = torch.tensor(g, device=DEVICE), rules.Rule(0.5, 1e-2, step, 0.9, 0.99, 1e-8, 0.1)
+        rules.reference(kind, p, g, state, (size,), rule)
+        whole.whole_adamw(own, given, mine, rule)
+        assert not given.any()
+    moved = np.abs(own.cpu().numpy() - p)
+    assert np.quantile(moved, 0.99) < 1e-5 and moved.max() < (1e-5 if "second" in state else 1e-2)
+    for name, want in state.items():
+        got = mine[name].cpu().numpy()
+        if want.dtype == np.uint8:
+            assert np.abs(got.astype(int) - want).max() <= 1 and np.mean(got != want) < 1e-3
+        else:
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)  # sums may cancel

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from anytune.engine.devices import engine_for
-from anytune.engine.webgpu import answers, race, tune, variants
+from anytune.engine.webgpu import answers, autotune, tune, variants
 from anytune.engine.webgpu.kernels import every
 from anytune.engine.webgpu.kernels.gemm import Tile
 from anytune.errors import UserError
@@ -230,22 +230,22 @@ def hardware(monkeypatch, tmp_path):
         ("BUSY", 0.0),
         ("LASTS", 0.0),
     ):
-        monkeypatch.setattr(race, name, value)
+        monkeypatch.setattr(autotune, name, value)
     monkeypatch.setenv("ANYTUNE_CACHE", str(tmp_path))
     return monkeypatch
 
 
 def times(monkeypatch, fast=(), half=1.0):
     """Pretend that the variants in `fast` are, and that half tiles take `half` of the time."""
-    real = race.Autotune.variant
+    real = autotune.Autotune.variant
 
     def variant(self, name):
         assert all(seconds > 0 for seconds in real(self, name))
         return 2e-3, 1e-3 if name in fast else 2e-3
 
-    monkeypatch.setattr(race.Autotune, "variant", variant)
+    monkeypatch.setattr(autotune.Autotune, "variant", variant)
     monkeypatch.setattr(
-        race.Autotune, "seconds", lambda self, products, tile, groups: 1e-3 * (half if tile.half else 1.0)
+        autotune.Autotune, "seconds", lambda self, products, tile, groups: 1e-3 * (half if tile.half else 1.0)
     )
 
 
@@ -320,7 +320,7 @@ def test_a_wrong_kernel_fails_its_known_answer(monkeypatch):
 
 @pytest.mark.parametrize("variant", variants.NEEDS)
 def test_no_nan_passes_for_a_known_answer(monkeypatch, variant):
-    """Wherever among what is read back it stands."""
+    """Wherever among what is read back it is."""
     from anytune.engine.webgpu.engine import WebGpuEngine
 
     engine, right, reads = made(variant == variants.TILES), WebGpuEngine.host, []
@@ -385,9 +385,9 @@ def test_what_cannot_be_had_is_said_in_a_sentence(tmp_path, monkeypatch, capsys,
 
 def test_doctor_shows_features_and_what_is_in_use(monkeypatch):
     from anytune import doctor
-    from anytune.engine.webgpu import device, sight
+    from anytune.engine.webgpu import detect, device
 
-    monkeypatch.setattr(sight, "gpu_visible", lambda: True)
+    monkeypatch.setattr(detect, "gpu_visible", lambda: True)
     monkeypatch.setattr(device, "available", lambda: [("webgpu", "a card (Vulkan)", False)])
     monkeypatch.setattr("anytune.engine.probe.gpu_visible", lambda: False)
     monkeypatch.setenv(variants.VARIABLE, variants.GEMV)

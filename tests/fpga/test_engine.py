@@ -1,14 +1,20 @@
 """The engine's RTL in Verilator against the twin: awkward sums, a real model's products, random stalls, cycles."""
 
+import json
+
 import numpy as np
 import pytest
 
+import anytune
+from anytune.cli.main import run
 from anytune.fpga import formats, products, schedule, simulation
 from anytune.fpga.cycles import Cost, cost
 from anytune.fpga.rtl import axi
 from anytune.fpga.twin import Twin
 from anytune.gguf.reader import GGUF
+from anytune.text.packing import MicroBatch
 from tests.fpga.samples import awkward_blocks, awkward_gradients, awkward_rounded
+from tests.support import tiny
 from tests.support.models import smollm2
 from tests.support.require import need
 
@@ -85,3 +91,32 @@ def test_every_product_of_a_real_layer_is_the_twins(library, group):
         expected.bytes_out,
     )
     engine.close()
+
+
+def test_training_with_fpga_sim_is_training_on_the_design(library, tmp_path):
+    """A step's loss and gradients with every product of --device fpga-sim computed by the RTL: the same bits."""
+    path = tiny.write(tmp_path / "m.gguf", "llama", "Q4_0")
+    rng, found = np.random.default_rng(1), []
+    ids = rng.integers(0, 320, 40).astype(np.int32)
+    batch = MicroBatch(ids, np.arange(40, dtype=np.int32), np.array([0, 40], np.int32), np.roll(ids, -1))
+    for hardware in (False, True):
+        model = anytune.load(path, device="fpga-sim", threads=1)
+        made = model.trainee(anytune.Lora(rank=4, seed=1), ubatch=64)
+        made.parameters[:] += np.float32(0.01)
+        if hardware:
+            model.engine.twin = engine = simulation.Simulated(library)
+        found.append((made.accumulate(batch, 1.0, 1, 0), made.gradients.tobytes()))
+    assert engine.squares > 1000
+    engine.close()
+    assert found[0] == found[1]
+
+
+def test_one_token_is_simulated_as_it_is_planned(tmp_path, capsys):
+    path = str(tiny.write(tmp_path / "m.gguf", "llama", "Q4_0"))
+    assert run(["fpga", "simulate", "-m", path, "--decode", "--mhz", "100"]) == 0
+    told = capsys.readouterr().out
+    assert "as planned" in told and "at 100 MHz this layer takes" in told and "tokens/s" in told
+    assert run(["fpga", "simulate", "-m", path, "--decode", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == 1 and not found["backward"] and found["cycles"] == found["planned_cycles"]
+    assert 0 < found["occupancy"] < 1 / 32 and found["decode"]["latency_ms"] > 2 * found["decode"]["layer_ms"]

@@ -12,7 +12,7 @@ from tests.support.require import need
 
 PEERS = [name for name in BLOCKS if name not in ("I8", "I16", "I32", "I64", "F64")]  # the package reads these
 QUANTIZED = [name for name, block in BLOCKS.items() if block.quantize]
-# Where the float16 scales of a block stand, so that notable ones can be planted there.
+# Where the float16 scales of a block are, so that notable ones can be planted there.
 SCALES = {
     "F16": (0,),
     "Q4_0": (0,),

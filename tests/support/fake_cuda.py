@@ -37,6 +37,12 @@ class Cuda:
             def replay(self):
                 pass
 
+            def capture_begin(self, **how):
+                cuda.in_use += 1
+
+            def capture_end(self):
+                cuda.in_use -= 1
+
             def __del__(self):
                 cuda.alive -= 1
                 if cuda.in_use:

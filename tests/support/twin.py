@@ -134,7 +134,7 @@ def transformers_model(path: Path, attention: str = "eager"):
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model = getattr(transformers, CLASSES[arch] + "ForCausalLM")(cfg)
     model.load_state_dict(state, strict=True)
-    if factors is not None:  # the file says what the published scheme computes, so it is taken as it stands
+    if factors is not None:  # the file says what the published scheme computes, so it is taken as it is
         model.model.rotary_emb.inv_freq /= torch.from_numpy(factors)
     return model.float().eval()
 

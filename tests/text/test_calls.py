@@ -45,7 +45,7 @@ MARKED = {name: ChatTemplate(source, TOKENIZERS[name]) for name, source in TAGGE
 
 
 def reference(source, messages, tools=None, **more):
-    """(text, [start, end) of what stands between generation tags) as transformers renders."""
+    """(text, [start, end) of what is between generation tags) as transformers renders."""
     utils = need("transformers.utils.chat_template_utils")
     tagged = "endgeneration" in source
     out, spans = utils.render_jinja_template(

@@ -5,7 +5,7 @@ generation tags: what the tags hold is what is to be learned, and `plain` takes 
 
 import re
 
-# The prompt opens a thought; earlier turns lose theirs; an empty thought stands before an answer without one.
+# The prompt opens a thought; earlier turns lose theirs; an empty thought is before an answer without one.
 OPENED = """{%- set ns = namespace(last=-1) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
 {%- if tools %}{{- '<|im_start|>system\n' }}{%- for t in tools %}{{- t | tojson + '\n' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}
 {%- for m in messages %}
@@ -58,7 +58,7 @@ CHANNELS = """{%- for m in messages %}
 {%- else %}{{- '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{%- endif %}
 {%- endfor %}{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"""
 
-# No prompt at all; the tools stand before the last question; calls as a list of JSON with the function's own keys.
+# No prompt at all; the tools are before the last question; calls as a list of JSON with the function's own keys.
 BRACKETS = """{%- set ns = namespace(last=-1) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}{{- bos_token }}
 {%- for m in messages %}
 {%- if m.role == 'user' %}{%- if tools and loop.index0 == ns.last %}{{- '[TOOLS]' }}{{- tools | tojson }}{{- '[/TOOLS]' }}{%- endif %}{{- '[INST]' + m.content + '[/INST]' }}

@@ -53,7 +53,7 @@ def _copied(source, stride, rows, columns, target):
 
 @_inline
 def _centred(source, stride, rows, columns, target):
-    """Rows of float32 less their mean, one behind the other; the mean stands behind the last."""
+    """Rows of float32 less their mean, one behind the other; the mean is behind the last."""
     mean = floats(target + 4 * rows * columns, columns)
     for i in range(columns):
         mean[i] = 0

@@ -25,7 +25,7 @@ DROPPED = 13  # bytes an element: a mask, and the float32 temporaries that dropo
 
 
 class RowsShape(Shape):
-    """Rows of bf16 that do not exist. group: whose low-rank columns stand behind them; row_padding: columns of a whole
+    """Rows of bf16 that do not exist. group: whose low-rank columns are behind them; row_padding: columns of a whole
     row."""
 
     __slots__ = ("group", "row_padding")

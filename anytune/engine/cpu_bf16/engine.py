@@ -47,7 +47,7 @@ class CpuBf16Engine(NumpyEngine):
     cross_entropy = _loss.cross_entropy
 
     def array(self, rows: int, columns: int, row_padding: int | None = None) -> np.ndarray:
-        """As NumpyEngine's, without room: low-rank columns stand in bf16 rows here."""
+        """As NumpyEngine's, without room: low-rank columns are in bf16 rows here."""
         return super().array(rows, columns, 0)
 
     def host(self, x) -> np.ndarray:

@@ -4,7 +4,7 @@ A product c = a b takes `a` as rows of bf16 (round_rows or turn) and `b` packed 
 32 columns (the last of 16 if that is enough), each [depth, columns] words, a word being the pair of two neighbours
 along the summed dimension. depth, the pairs of a panel, is a multiple of 16. Addresses and strides are in bytes.
 
-Every element is one sum in one order, so it does not depend on which worker computes it or what stands beside it.
+Every element is one sum in one order, so it does not depend on which worker computes it or what is beside it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def round_rows(source, stride, rows, columns, target, target_stride):
 
 @compiled(3)
 def clear(target, stride, rows):
-    """A 0 in each row at target: a product reads whole pairs, and what stands there times 0 must not be NaN."""
+    """A 0 in each row at target: a product reads whole pairs, and what is there times 0 must not be NaN."""
     for r in range(rows):
         zero_16(target + r * stride)
 

@@ -154,7 +154,7 @@ def right_sides(e, group: Group) -> list[int]:
 
 
 def gradient_rows(e, dys: tuple, group: Group) -> Rows:
-    """[dy | g], g = dy B, from each linear's dy: float32, or Rows that stand side by side already."""
+    """[dy | g], g = dy B, from each linear's dy: float32, or Rows that are side by side already."""
     tokens, width, rank = dys[0].shape[0], group.width, group.rank
     whole = all(isinstance(d, Rows) for d in dys) and all(b.follows(a) for a, b in zip(dys, dys[1:]))
     if whole and dys[0].row_padding() >= width + rank:

@@ -10,7 +10,7 @@ LINE = 16  # words of a cache line
 
 
 class Rows:
-    """[T, columns] of bf16 in a pooled buffer. group: whose low-rank products stand behind the
+    """[T, columns] of bf16 in a pooled buffer. group: whose low-rank products are behind the
     columns (None: nobody's)."""
 
     __slots__ = ("shape", "address", "stride", "group", "_buffer")
@@ -23,7 +23,7 @@ class Rows:
         return Rows((self.shape[0], columns), self.address + 2 * first, self.stride, self._buffer)
 
     def follows(self, other: Rows) -> bool:
-        """Whether these columns stand right behind the other's."""
+        """Whether these columns are right behind the other's."""
         return self._buffer is other._buffer and self.address == other.address + 2 * other.shape[1]
 
     def row_padding(self) -> int:

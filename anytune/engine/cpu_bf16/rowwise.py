@@ -198,7 +198,7 @@ def softmax_backward(scale, scores, dp, stride, rows, keys, first_query, window,
             v.store_16(to_d + 2 * i, zero)
         for i in range(begin, high, 16):
             e, g = v.exp(v.fma(v.load(a + 4 * i), k, back)), v.load(d + 4 * i)
-            if i < low or i + 16 > high:  # what stands behind the last key means nothing
+            if i < low or i + 16 > high:  # what is behind the last key means nothing
                 e, g = v.within(e, zero, i, low, high), v.within(g, zero, i, low, high)
                 v.store(d + 4 * i, g)
             v.store(a + 4 * i, e)

@@ -1,4 +1,4 @@
-"""The gated delta net's operations: what stands around the recurrence of chunk.py, which makes it a layer's middle."""
+"""The gated delta net's operations: what is around the recurrence of chunk.py, which makes it a layer's middle."""
 
 from __future__ import annotations
 

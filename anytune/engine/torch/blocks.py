@@ -236,7 +236,7 @@ def _iq1_s(b):
 
 def _iq1_m(b):
     high, w = _fields(b[:, 32:48], 1, 4), _words(b[:, 48:])
-    top = w >> 12  # the block's float16 scale stands in the top four bits of four words
+    top = w >> 12  # the block's float16 scale is in the top four bits of four words
     d = top[:, :1] | top[:, 1:2] << 4 | top[:, 2:3] << 8 | top[:, 3:] << 12
     d = torch.stack([d & 255, d >> 8], 2).to(torch.uint8).reshape(len(b), 2).view(torch.float16).float()
     index = b[:, :32].int() | (high & 7).int() << 8

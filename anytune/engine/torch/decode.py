@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from anytune.engine.base import Heads
+from anytune.engine.composed import Composed
 
 from .linear import linear, product
 from .replay import beside, capture
@@ -82,6 +83,28 @@ def linear_decode(e, x: Tensor, group: Group) -> tuple[Tensor, ...]:
     parts = group.split(y)
     parts[-1].ends = True
     return parts
+
+
+def qk_norm_rope_store(
+    e, qkv: tuple[Tensor, ...], gains, eps: float, table, positions: Tensor, heads: Heads, neox: bool, caches, where
+) -> Tensor:
+    if not hasattr(e.f, "qk_norm_rope_store"):
+        return Composed.qk_norm_rope_store(e, qkv, gains, eps, table, positions, heads, neox, caches, where)
+    q = e.array(*qkv[0].shape)
+    e.f.qk_norm_rope_store(
+        *qkv,
+        *(gains or (None, None)),
+        eps,
+        *table,
+        positions,
+        heads.n_heads,
+        heads.n_kv_heads,
+        neox,
+        q,
+        *caches,
+        where.slot,
+    )
+    return q
 
 
 def logits(e, h: Tensor, head: Group) -> Tensor:

@@ -259,6 +259,7 @@ class TorchEngine(Composed):
     glu_linear = _linear.glu_linear
     glu_linear_backward = _linear.glu_linear_backward
     linear_decode = _decode.linear_decode
+    qk_norm_rope_store = _decode.qk_norm_rope_store
     logits = _decode.logits
     cache = _decode.cache
     places = _decode.places

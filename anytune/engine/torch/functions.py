@@ -61,6 +61,7 @@ def _triton(tf32: bool) -> dict:
         optimizer,
         place,
         qk_norm_rope,
+        whole,
     )
 
     def dequantize(raw, name, out):
@@ -80,6 +81,7 @@ def _triton(tf32: bool) -> dict:
         "rms_norm_backward": norm.rms_norm_backward,
         "qk_norm_rope": qk_norm_rope.qk_norm_rope,
         "qk_norm_rope_backward": qk_norm_rope.qk_norm_rope_backward,
+        "qk_norm_rope_store": qk_norm_rope.qk_norm_rope_store,
         "glu": glu.glu,
         "glu_backward": glu.glu_backward,
         "glu_gradients": glu_gradients.glu_gradients,
@@ -93,6 +95,7 @@ def _triton(tf32: bool) -> dict:
         "loss_rows": loss.loss_rows,
         "square_sum": optimizer.square_sum,
         "adamw": optimizer.adamw,
+        "whole_adamw": whole.whole_adamw,
         "dropout": dropout.dropout,
         "attend_rows": decode_attention.attend_cache,
         "attention": functools.partial(attention.attention, tf32=tf32),

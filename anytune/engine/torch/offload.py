@@ -22,7 +22,7 @@ class Ticket:
     number: int
     shape: tuple[int, int]
     host: Tensor
-    away: torch.cuda.Event
+    away: torch.cuda.Event | None  # None: it has arrived
     back: Tensor | None = None
     here: torch.cuda.Event | None = None
 
@@ -36,6 +36,7 @@ class Offloader:
     waiting: list[Ticket] = field(default_factory=list)
     leaving: Tensor | None = None  # what is being copied now must not be freed before the copy is done
     side: torch.cuda.Stream | None = None
+    loose: bool = False  # whether copies began since join()
     owned: Owned = field(default_factory=Owned)
 
     def clear(self) -> None:
@@ -51,9 +52,9 @@ class Offloader:
             self.buffers[number : number + 1] = [self.owned.keep(page_locked(rows.numel(), x.dtype))]
         host = self.buffers[number][: rows.numel()].view(rows.shape)
         main = torch.cuda.current_stream()
-        if self.waiting:
+        if self.waiting and self.waiting[-1].away is not None:
             main.wait_event(self.waiting[-1].away)
-        self.leaving = x
+        self.leaving, self.loose = x, True
         self.side.wait_stream(main)
         with torch.cuda.stream(self.side):
             host.copy_(rows, non_blocking=True)
@@ -71,15 +72,25 @@ class Offloader:
         self._call(ticket)
         if ticket.number:
             self._call(self.waiting[ticket.number - 1])
-        main.wait_event(ticket.here)
+        if ticket.here is not None:
+            main.wait_event(ticket.here)
         self.waiting.pop()
         out, ticket.back = ticket.back, None
         return out[:, : ticket.shape[1]]
+
+    def join(self) -> None:
+        """All that is on its way arrives before what is launched from now on: a recording's segment ends here."""
+        if self.loose:
+            torch.cuda.current_stream().wait_stream(self.side)
+            self.leaving, self.loose = None, False
+            for ticket in self.waiting:
+                ticket.away = ticket.here = None
 
     def _call(self, ticket: Ticket) -> None:
         """Start the way back, if it has not begun."""
         if ticket.back is not None:
             return
+        self.loose = True
         ticket.back = torch.empty(ticket.host.shape, dtype=ticket.host.dtype, device=self.device)
         self.side.wait_stream(torch.cuda.current_stream())  # the memory may still be another tensor's
         with torch.cuda.stream(self.side):

@@ -47,6 +47,8 @@ def optimize(e, kind: str, p: Tensor, g: Tensor, state: dict[str, Tensor], shape
     piece = PIECE.get(e.device.type, OTHER)
     if kind == "adafactor":
         _adafactor(p, g, state, shape, rule, piece)
+    elif hasattr(e.f, "whole_adamw"):
+        return e.f.whole_adamw(p, g, state, rule)
     elif "second" in state:
         _adamw(p, g, state["first"], state["second"], rule, piece)
     else:

@@ -17,6 +17,7 @@ from anytune.engine.base import Stream
 
 from .pair_gradients import flush
 from .resources import Lane, Owned, page_locked, sweep, working
+from .segments import Segments
 
 Tensor = torch.Tensor
 PARTS = 8  # sizes of tokens and of loss rows that get a graph of their own
@@ -33,7 +34,7 @@ class Recorded:
     key: Tensor
     loss: Tensor  # float64 [1]
     runs: int = 0
-    graph: torch.cuda.CUDAGraph | None = None
+    graph: torch.cuda.CUDAGraph | Segments | None = None
 
 
 class Recorder:
@@ -69,15 +70,15 @@ class Recorder:
         e = self.engine
         if not e.where.graphs:
             e.begin(stream.starts, stream.capacity, stream.key)
-            loss = body(
-                replace(
-                    stream,
-                    ids=e.integers(stream.ids),
-                    positions=e.integers(stream.positions),
-                    rows=e.integers(stream.rows),
-                    targets=e.integers(stream.targets),
-                )
+            stream = replace(
+                stream,
+                ids=e.integers(stream.ids),
+                positions=e.integers(stream.positions),
+                rows=e.integers(stream.rows),
+                targets=e.integers(stream.targets),
             )
+            with self._gathering(kind):
+                loss = body(stream)
             flush(e)
             return float(loss)
         sweep()
@@ -92,30 +93,38 @@ class Recorder:
         recorded = self.known[name]
         self.stage.send(_numbers(stream, tokens, rows), recorded.numbers)
         e.first, e.end, e.key = recorded.first, recorded.end, recorded.key
-        if recorded.runs == 1 and recorded.graph is None and e.slices is None:
+        if recorded.runs == 1 and recorded.graph is None:
             self._record(recorded, kind, body)
         recorded.runs += 1
         if recorded.graph is not None:
-            recorded.graph.replay()
+            with self._gathering(kind):
+                recorded.graph.replay()
         else:
-            with self._memory():
+            with self._memory(), self._gathering(kind):
                 self._body(recorded, kind, body)
         return self.readback.post(recorded.loss)
 
-    def _body(self, recorded: Recorded, kind: str, body) -> None:
+    def _gathering(self, kind: str):
         slices = self.engine.slices
-        if slices is not None:
-            slices.start()
+        return contextlib.nullcontext() if slices is None else slices.running(kind)
+
+    def _body(self, recorded: Recorded, kind: str, body) -> None:
         loss = body(recorded.stream)
         flush(self.engine)
-        if slices is not None:
-            slices.stop()
         recorded.loss.copy_(loss.view(1))
         if kind == "train":
             self.engine.updater.saw(loss)
 
     def _record(self, recorded: Recorded, kind: str, body) -> None:
         torch.cuda.synchronize()
+        self.engine.offloader.join()
+        slices = self.engine.slices
+        if slices is not None:
+            segments = Segments(self.graphs, self.pool.id, self.own, self.engine.offloader.join)
+            with working(), segments, slices.recorded(kind, segments):
+                self._body(recorded, kind, body)
+            recorded.graph = segments
+            return
         with capture(pool=self.pool.id, stream=self.own) as graph:
             self._body(recorded, kind, body)
         recorded.graph = self.graphs.keep(graph)

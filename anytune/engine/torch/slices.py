@@ -3,19 +3,25 @@ and gathers the others' for each use.
 
 A layer's matrices travel together: asking for each by itself costs the host more time than the device needs for the
 layer. What is gathered lies in two buffers. While one is read, the next layer is on its way into the other, on the
-communication stream: which one that will be is what came after the same uses before. A layer that was not foreseen is
-only later. Every process gathers in the same order, since all run the same model over equally many micro-batches.
+communication stream: a pass over the model goes through the layers in the order of the first pass of its kind. A layer
+that was not foreseen is only later. Every process gathers in the same order, since all run the same kinds of passes.
+
+Gathers are no part of a recorded pass: a communicator inside of a graph can wait for ever for one outside. The
+recording is cut where a layer begins (segments.py), and what is asked of the communicator there is asked anew at each
+replay.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
+from .segments import Segments
+
 Tensor = torch.Tensor
-MEMORY = 4  # layers by which the next is foreseen: enough to tell which pass it is
 LINE = 16  # bytes: matrices begin at multiples of it
 
 
@@ -63,8 +69,10 @@ class Slices:
         self.held: list[str | None] = [None, None]  # the layer in each buffer, or on its way there
         self.works = [None, None]  # handles of gathers that were not waited for yet
         self.now = 0  # the buffer in use
-        self.recent: deque[str] = deque(maxlen=MEMORY)
-        self.after: dict[tuple[str, ...], str] = {}
+        self.orders: dict[str, list[str]] = {}  # of the layers in each kind of pass
+        self.order: list[str] | None = None  # in the pass under way
+        self.learns, self.at = False, 0  # whether it is the first of its kind; layers that it came to
+        self.segments: Segments | None = None  # the recording under way
         for weight in weights:
             weight.slices = self
 
@@ -76,32 +84,41 @@ class Slices:
             at = self.places[weight.name]
             piece[at : at + (high - low) * weight.row_bytes].copy_(weight.read(low, high).view(-1))
 
-    def start(self) -> None:
-        """The beginning of a body that may be recorded: what it gathers does not depend on what ran before."""
-        self.stop()
-        self.recent.clear()
+    @contextlib.contextmanager
+    def running(self, kind: str) -> Iterator[None]:
+        """A pass of that kind, eager or replayed: nothing is on its way before it or after it."""
+        self._begin(kind)
+        if self.order:
+            self._call(self.order[0], 1)
+        try:
+            yield
+        finally:
+            for place in (0, 1):
+                self._wait(place)
+            self.order, self.held, self.now = None, [None, None], 0
 
-    def stop(self) -> None:
-        """Its end: nothing is on its way any more."""
-        for place in (0, 1):
-            self._wait(place)
-        self.held, self.now = [None, None], 0
+    @contextlib.contextmanager
+    def recorded(self, kind: str, segments: Segments) -> Iterator[None]:
+        """A pass that is recorded and gathers nothing; its replay, within running(), does."""
+        self._begin(kind)
+        self.segments = segments
+        if self.order:
+            self.held[1] = self.order[0]
+        try:
+            yield
+        finally:
+            self.segments, self.order, self.held, self.now = None, None, [None, None], 0
+
+    def _begin(self, kind: str) -> None:
+        self.order = self.orders.setdefault(kind, [])
+        self.learns, self.at = not self.order, 0
 
     def take(self, weight) -> Iterator[tuple[int, Tensor]]:
         """(number of the first row, uint8 [rows, row_bytes]) of each process's part of the matrix, until a matrix of
         another layer is taken."""
         layer = layer_of(weight.name)
         if self.held[self.now] != layer:
-            self.now = 1 - self.now
-            if self.held[self.now] != layer:
-                self.late += 1
-                self._call(layer, self.now)
-            self._wait(self.now)
-            self.after[tuple(self.recent)] = layer
-            self.recent.append(layer)
-            foreseen = self.after.get(tuple(self.recent))
-            if foreseen is not None and foreseen != layer:
-                self._call(foreseen, 1 - self.now)
+            self._turn_to(layer)
         each, size = rows_each(weight.out_features, self.process_group.size), self.pieces[layer].numel()
         for rank in range(self.process_group.size):
             rows = min(each, weight.out_features - rank * each)
@@ -109,6 +126,34 @@ class Slices:
                 at = rank * size + self.places[weight.name]
                 part = self.buffers[self.now][at : at + rows * weight.row_bytes]
                 yield rank * each, part.view(rows, weight.row_bytes)
+
+    def _turn_to(self, layer: str) -> None:
+        """Take up the other buffer, and let the next layer come into this one."""
+        before, self.now = self.now, 1 - self.now
+        calls = []
+        if self.held[self.now] != layer:
+            self.late += 1
+            calls.append(partial(self._call, layer, self.now))
+        calls.append(partial(self._wait, self.now))
+        self.held[self.now] = layer
+        self.at += 1
+        if self.learns and self.order is not None:
+            self.order.append(layer)
+        else:
+            following = self._following(layer)
+            if following not in (None, self.held[before]):
+                calls.append(partial(self._call, following, before))
+                self.held[before] = following
+        if self.segments is not None:
+            self.segments.between(calls)
+            return
+        for call in calls:
+            call()
+
+    def _following(self, layer: str) -> str | None:
+        """What came after that layer at this point of the first pass, if it is the one that came then."""
+        known = self.order or []
+        return known[self.at] if self.at < len(known) and known[self.at - 1] == layer else None
 
     def _call(self, layer: str, place: int) -> None:
         """Start to gather; the device does so once what was asked of it before is done."""

@@ -11,6 +11,9 @@ import math
 import numpy as np
 import torch
 
+from .replay import capture
+from .resources import Owned
+
 Tensor = torch.Tensor
 NORM, HALT, LOSS = 0, 1, 2  # places in `state`
 
@@ -21,12 +24,21 @@ class Updater:
     def __init__(self, engine):
         self.engine = engine
         self.arena, self.parameters, self.table = None, None, None
-        self.state = self.hyper = self.partials = None
+        self.state = self.hyper = self.partials = self.outcome = None
+        self.seen: tuple | None = None  # the vectors of the update before, and its graph once it is recorded
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.graphs = Owned()
 
     def layout(self, arena: Tensor, parameters: Tensor, table) -> None:
         """The matrices of dense groups, the flat parameters that their pairs are views of, and where each goes."""
         self.arena, self.parameters, self.table = arena, parameters, table
+        self.forget()
         self.loaded()
+
+    def forget(self) -> None:
+        """Free the recorded update."""
+        self.seen = self.graph = None
+        self.graphs.free()
 
     def loaded(self) -> None:
         """Parameters were written from outside: forget a halt, and put the pairs in place."""
@@ -47,6 +59,11 @@ class Updater:
         if self.state is None:
             self.state = torch.zeros(4, dtype=torch.float32, device=self.engine.device)
             self.hyper = torch.zeros(9, dtype=torch.float32, device=self.engine.device)
+            self.outcome = (
+                torch.zeros(2, dtype=torch.float64, device=self.engine.device)
+                if self.engine.device.type == "cuda"
+                else self.state[:2]
+            )
 
     def adamw(
         self,
@@ -80,13 +97,33 @@ class Updater:
             e.process_group.all_reduce_(g)
             # a NaN in one process's loss halts all of them in the same step
             e.process_group.all_reduce_(self.state[LOSS : LOSS + 1])
-        self.partials = e.f.square_sum(g, self.partials)
-        e.f.adamw(p, g, m, v, self.hyper, self.partials, self.state, cut)
-        self.state[LOSS] = 0
-        self.place()
+        self._launch(p, g, m, v, cut)
         if recorder.readback is not None:
-            return recorder.readback.post(self.state[:2].double(), _norm)
-        return _norm(self.state[:2].tolist())
+            return recorder.readback.post(self.outcome, _norm)
+        return _norm(self.outcome.tolist())
+
+    def _launch(self, *vectors) -> None:
+        """What follows the sums over processes: eager the first time, recorded the second, replayed from then on."""
+        if self.engine.recorder.readback is None:
+            return self._update(*vectors)
+        key = (*(x.data_ptr() for x in vectors[:-1]), vectors[-1])
+        if key != self.seen:
+            self.forget()
+            self.seen = key
+            return self._update(*vectors)
+        if self.graph is None:
+            torch.cuda.synchronize()
+            with capture(stream=self.engine.recorder.own) as graph:
+                self._update(*vectors)
+            self.graph = self.graphs.keep(graph)
+        self.graph.replay()
+
+    def _update(self, p, g, m, v, cut: int) -> None:
+        self.partials = self.engine.f.square_sum(g, self.partials)
+        self.engine.f.adamw(p, g, m, v, self.hyper, self.partials, self.state, cut)
+        self.state[LOSS : LOSS + 1].zero_()
+        self.place()
+        self.outcome.copy_(self.state[:2])
 
 
 def _norm(values) -> float:

@@ -389,7 +389,7 @@ class WebGpuEngine(Composed):
     def qk_norm_rope_backward(
         self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool, into=(None, None)
     ):
-        if any(gradient is not None for gradient in into):  # the gains' gradients stand between turning and norms
+        if any(gradient is not None for gradient in into):  # the gains' gradients are between turning and norms
             self._qk_norm_rope_back(dq, dk, q, k, None, eps, table, positions, heads, neox)
             for dx, x, gradient in zip((dq, dk), (q, k), into):
                 if gradient is not None:

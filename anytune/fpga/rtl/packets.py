@@ -50,7 +50,7 @@ class Packets(Elaboratable):
         return m
 
     def connect(self, m: Module, weights, tile) -> None:
-        """To what is written: created here, so that the ports stand beside each other."""
+        """To what is written: created here, so that the ports are beside each other."""
         self.weights, self.tile = weights, tile
 
     def _front(self, m: Module) -> None:

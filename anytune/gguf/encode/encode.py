@@ -14,7 +14,7 @@ from anytune.gguf.encode.importance import weigh
 from anytune.gguf.encode.searched import SEARCHES, search
 
 NAMES = tuple(name for name in BLOCKS if name in nearest.FUNCTIONS or name in SEARCHES)
-PORTION = 1 << 16  # weights at a time: what stands between two steps stays in the cache
+PORTION = 1 << 16  # weights at a time: what is between two steps stays in the cache
 LARGEST = 6e4  # block scales are float16
 FLOATS = ("F32", "F16", "BF16")
 _compiling = threading.Lock()

@@ -1,6 +1,6 @@
 """Level numbers and scales into the bytes of ggml's blocks; blocks.py takes them apart again.
 
-In this file: q is uint8 [n, weights], the level numbers of n blocks; out is float32 [n, numbers], what stands beside
+In this file: q is uint8 [n, weights], the level numbers of n blocks; out is float32 [n, numbers], what is beside
 them: integers of the blocks, then the float16 factors. The result is uint8 [n, type_size].
 """
 

@@ -178,7 +178,7 @@ async def listing(request: Request, kind: str | None = None) -> list[dict[str, A
 
 @router.get("/jobs/{identifier}")
 async def describe(request: Request, identifier: str) -> dict[str, Any]:
-    """One job: how it stands, its settings, what it said last."""
+    """One job: its state, its settings, what it said last."""
     studio = _studio(request)
     folder = studio.home.place(studio.home.jobs, identifier)
     row, spec = studio.index.refresh(identifier) or {}, jobs.job_of(folder)["spec"]

@@ -50,7 +50,7 @@ function Nav() {
 
 function Token() {
   const [token, set] = useState('');
-  return html`<main id="main" class="token-page"><h1>any<b>tune</b></h1><p>This studio asks for the token that stands in the terminal where it was started. The QR code there holds it, too.</p>
+  return html`<main id="main" class="token-page"><h1>any<b>tune</b></h1><p>This studio asks for the token that is in the terminal where it was started. The QR code there holds it, too.</p>
     <form onSubmit=${(e) => { e.preventDefault(); location.href = '/?token=' + encodeURIComponent(token.trim()); }}><input type="password" autocomplete="current-password" aria-label="Token" value=${token} onInput=${(e) => set(e.target.value)} />
     <button class="primary" disabled=${!token.trim()}>Open</button></form></main>`;
 }

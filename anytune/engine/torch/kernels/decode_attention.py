@@ -15,6 +15,7 @@ import triton.language as tl
 from anytune.engine.base import Heads
 
 from .attention import LOG2E, padded
+from .overlap import overlap, settle
 
 STEP = 8192  # elements of a step of keys; a quarter of it in float32
 PROGRAMS = 528  # programs that keep the card's memory busy
@@ -53,9 +54,11 @@ def attend_part(
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Grid (keys, parts, n). Writes float32 mixes [n, queries, parts, SIZE], each normalized, and their log2-lse
     [n, queries, parts]; nothing for an empty part."""
+    settle(OVERLAP)
     head, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length, slot = tl.load(lengths + row), tl.load(slots + row).to(tl.int64)
     near, span = bounds(length, parts, WINDOW, KEYS)
@@ -107,8 +110,10 @@ def join(
     WINDOW: tl.constexpr,
     PARTS: tl.constexpr,
     KEYS: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Grid (queries, n): out is the mean of the parts' mixes, weighted by their lse. A row that sees nothing is 0."""
+    settle(OVERLAP)
     head, row = tl.program_id(0), tl.program_id(1)
     length, columns, number = tl.load(lengths + row), tl.arange(0, PAD), tl.arange(0, PARTS)
     near, span = bounds(length, parts, WINDOW, KEYS)
@@ -170,6 +175,7 @@ def attend_cache(q, keys, values, slot_of_row, length_of_row, heads: Heads, out)
         KEYS=step,
         num_warps=4,
         num_stages=3 if half else 1,
+        **overlap(q, n),
     )
     join[heads.n_heads, n](
         mixes,
@@ -184,4 +190,5 @@ def attend_cache(q, keys, values, slot_of_row, length_of_row, heads: Heads, out)
         PARTS=triton.next_power_of_2(parts),
         KEYS=step,
         num_warps=4,
+        **overlap(q, n),
     )

@@ -73,7 +73,7 @@ def book_of(raw: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def aligned(raw: torch.Tensor, name: str) -> bool:
-    """Whether numbers in the blocks stand where they can be loaded whole; those of a GGUF always do."""
+    """Whether numbers in the blocks are where they can be loaded whole; those of a GGUF always do."""
     return not {raw.data_ptr() % ALIGNMENT.get(name, 2), raw.stride(0) % ALIGNMENT.get(name, 2)} - {0}
 
 

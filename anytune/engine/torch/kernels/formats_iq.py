@@ -128,7 +128,7 @@ def octet_iq1_s(block, g, book, WORD: tl.constexpr):
 
 @triton.jit
 def scales_iq1_m(block, g):
-    """The block's float16 scale stands in the top four bits of four words, whose other bits are scales."""
+    """The block's float16 scale is in the top four bits of four words, whose other bits are scales."""
     d = (
         short(block + 48) >> 12
         | short(block + 50) >> 8 & 0xF0

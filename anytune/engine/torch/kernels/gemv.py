@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .. import blocks
 from .formats import FORMATS, aligned, book_of, constants
+from .overlap import overlap, settle
 
 SUPPORTED: frozenset[str] = frozenset(FORMATS)
 DENSE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -51,8 +52,10 @@ def _gemv(
     R: tl.constexpr,
     C: tl.constexpr,
     RANK: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """One row of x. Program p: R rows of the matrix. A thread's unit is SPAN octets with one scale, of R rows."""
+    settle(OVERLAP)
     row = tl.program_id(0) * R + tl.arange(0, R)
     start = raw + tl.minimum(row, rows - 1).to(tl.int64)[None, :] * raw_stride
     sums = tl.zeros((C, R), tl.float32)
@@ -204,6 +207,7 @@ def _one(x, raw, name: str, out, pair, rank: int) -> None:
         C=threads,
         RANK=_padded(rank, 1),
         num_warps=threads // 32,
+        **overlap(x, 1),
     )
 
 

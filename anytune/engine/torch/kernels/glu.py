@@ -10,6 +10,7 @@ from ..plain import STEEPEST
 from .glu_backward import columns, glu_backward, sigmoid  # noqa: F401
 from .low import MOST, warps
 from .low import low as skinny
+from .overlap import overlap, settle
 from .shares import ceil_power, finish, fit, partials, share
 
 STEEP = tl.constexpr(STEEPEST)
@@ -31,8 +32,10 @@ def _glu(
     GELU: tl.constexpr,
     PEAK: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Grid (row and block of columns)."""
+    settle(OVERLAP)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     mask = column < n
@@ -132,6 +135,7 @@ def glu(gate, up, activation, out, a=None, low=None, *, keep=None, peak=None):
             PEAK=peak is not None,
             BLOCK=block,
             num_warps=4,
+            **overlap(gate, tokens),
         )
         if a is not None:
             skinny(out, a.t(), low, keep=keep)

@@ -14,6 +14,7 @@ import triton.language as tl
 from .low import MOST, warps
 from .low import low as skinny
 from .norm_backward import rms_norm_backward  # noqa: F401
+from .overlap import overlap, settle
 from .shares import ceil_power, finish, fit
 
 SMALL = 512  # tokens up to which the low-rank product is done row by row
@@ -50,9 +51,11 @@ def _rows(
     ADD: tl.constexpr,
     LOW: tl.constexpr,
     KEEP: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Grid (row blocks, blocks of the rank). Rows are [SPLIT, ROWS, BLOCK],
     so that each warp multiplies a piece of them."""
+    settle(OVERLAP)
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[None, :, None]
     column = (tl.arange(0, SPLIT) * BLOCK)[:, None, None] + tl.arange(0, BLOCK)[None, None, :]
     inside, mask = column < n, (row < tokens) & (column < n)
@@ -175,6 +178,7 @@ def rms_norm(x, gain, eps, out, add=None, total=None, a=None, low=None, *, keep=
             LOW=False,
             KEEP=False,
             num_warps=4 if width <= 4096 else 8 if width <= 8192 else 16,
+            **overlap(x, tokens),
         )
     elif tokens <= SMALL and width * size <= WHOLE and not in_place:
         c, groups, rows = FEW, triton.cdiv(rank, 16), 1

@@ -79,7 +79,7 @@ def low_byte(w, less: tl.constexpr):
 
 @triton.jit
 def second_byte(w, less: tl.constexpr):
-    """As low_byte for the byte above it: in 2**15, its bits stand where they have to without a shift."""
+    """As low_byte for the byte above it: in 2**15, its bits are where they have to without a shift."""
     return (w & 0xFF00 | (0x47000000 - tl.program_id(2))).to(tl.float32, bitcast=True) - (32768.0 + less)
 
 

@@ -156,7 +156,7 @@ def links() -> Kernel:
 def scatter() -> Kernel:
     """g[id] += scale * the sum of dx over the token's places, for rows low…high of g, which begin where it is bound."""
     return Kernel(
-        "scatter",
+        "embed_backward",
         (*reads("dx"), *reads("id", "link", of="u32"), *writes("g")),
         ("tokens", "n", "ds", "id0", "low", "high", "g0", "scale:f32"),
         f"""

@@ -1,0 +1,51 @@
+"""How the ranks of an adapter are spread over a layer's products, for as many parameters as one rank everywhere.
+
+A change that is cut loses something. What attention's output and the feed-forward's lose goes into the residual stream,
+where only later layers can mend it, while what queries, keys, gates and ups lose is mended in the same layer by the
+product behind them. So the former get more ranks (figures: docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from anytune.adapt.walk import PRODUCTS
+
+if TYPE_CHECKING:
+    from anytune.model import Model
+
+SHARES = {  # of the rank that all would have
+    "attn_q": 0.5,
+    "attn_k": 0.5,
+    "attn_v": 1.0,
+    "attn_output": 2.0,
+    "ffn_gate": 0.625,
+    "ffn_up": 0.625,
+    "ffn_down": 1.625,
+}
+
+
+def costs(model: Model) -> dict[str, int]:
+    """{kind of product: parameters of one rank} of a layer."""
+    shapes = {kind: model.gguf.tensors[f"blk.0.{kind}.weight"].shape for _, kinds in PRODUCTS for kind in kinds}
+    return {kind: sum(shape) for kind, shape in shapes.items()}
+
+
+def spread(cost: Mapping[str, int], rank: int) -> dict[str, int]:
+    """{kind: rank}, at least 1, for at most `rank` times the parameters of one rank everywhere."""
+    factor = rank * sum(cost.values()) / sum(SHARES[kind] * cost[kind] for kind in cost)
+    ranks, left = dict.fromkeys(cost, 1), (rank - 1) * sum(cost.values())
+    while left > 0:
+        lacking = {kind: factor * SHARES[kind] - ranks[kind] for kind in cost if cost[kind] <= left}
+        kind = max(lacking, key=lacking.__getitem__, default=None)
+        if kind is None or lacking[kind] <= 0:
+            break
+        ranks[kind] += 1
+        left -= cost[kind]
+    return ranks
+
+
+def kind_of(tensor: str) -> str:
+    """attn_q of blk.3.attn_q.weight."""
+    return tensor.split(".")[2]
