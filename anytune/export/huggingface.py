@@ -41,11 +41,13 @@ def save(
     tokenizer: bool = True,
     template: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write config.json, generation_config.json, the tokenizer and the weights of base and adapter to a new folder.
 
     dtype: bf16, f16 or f32. shard: bytes of one weights file at most. template: the chat template, in place of the
-    adapter's or the model's. progress: called with (weights done, of how many). Returns facts. Raises UserError.
+    adapter's or the model's. progress: called with (weights done, of how many). force: replace an earlier export.
+    Returns facts. Raises UserError.
     """
     config = read_config(base)
     files = {"config.json": config_json(base, config, dtype)}
@@ -57,7 +59,7 @@ def save(
         template = adapter.chat_template
     done, weights = 0, sum(base.tensors[name].n_elements for name in names)
     values = merged_rows(base, adapter) if adapter is not None else {}
-    with new_folder(folder, total + (64 << 20)) as made:
+    with new_folder(folder, total + (64 << 20), force) as made:
         if tokenizer:
             files["generation_config.json"] = generation_json(base)
             write_tokenizer(base, made, template)
@@ -140,5 +142,5 @@ def _pieces(base: GGUF, name: str, values: Rows | None, config: Config, dtype: s
             x = other.there(x)
         blocks = encode(np.ascontiguousarray(x, np.float32), BLOCKS[dtype])
         if dtype == "f16" and np.isinf(blocks.view(np.float16)).any():
-            raise UserError(f"{name} has weights beyond float16's range: take --outtype bf16 or f32.")
+            raise UserError(f"{name} has weights beyond float16's range: take --type bf16 or f32.")
         yield blocks
