@@ -543,9 +543,9 @@ def serve(data: dict) -> list[str]:
             rows.append(
                 (
                     name,
-                    f"{many['streams']} at once over {many['adapters']} adapters: {many['median']:.0f} tokens/s, one after "
-                    f"another {many['one_after_another_tokens_per_s']:.0f}; {many['equal_to_alone']} of {many['of']} answers "
-                    "equal to the one computed alone",
+                    f"{many['streams']} at once over {many['adapters']} adapters: {many['median']:.0f} tokens/s, one "
+                    f"after another {many['one_after_another_tokens_per_s']:.0f}; {many['equal_to_alone']} of "
+                    f"{many['of']} answers equal to the one computed alone",
                 )
             )
         if kept := parts.get("cached"):
