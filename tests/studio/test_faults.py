@@ -1,4 +1,4 @@
-"""What happens to a machine is said on the run, with what to do, and the run can go on: a full disk, a GPU without room.
+"""What happens to a machine is said on the run, with what to do, and the run can go on: a full disk, a full GPU.
 
 A base file that was moved is in test_kill.py."""
 
