@@ -124,18 +124,18 @@ def export(
     if format in ("hf", "mlx"):
         from anytune.export.huggingface import save
 
-        return {**save(opened.gguf, pair, target, dtype=(type or "bf16").lower()), "path": str(target)}
-    return _ollama(opened, pair, target, type or "auto", system)
+        return {**save(opened.gguf, pair, target, dtype=(type or "bf16").lower(), force=force), "path": str(target)}
+    return _ollama(opened, pair, target, type or "auto", system, force)
 
 
-def _ollama(opened: Model, pair: Adapter, target: Path, kind: str, system: str | None) -> dict[str, Any]:
+def _ollama(opened: Model, pair: Adapter, target: Path, kind: str, system: str | None, force: bool) -> dict:
     from anytune.export.folder import new_folder
     from anytune.export.ollama import modelfile
     from anytune.export.packages import chat_parts, default_name
 
     template, stops, remarks = chat_parts(opened, pair, system)
     name = f"{default_name(opened)}.gguf"
-    with new_folder(target) as made:
+    with new_folder(target, force=force) as made:
         facts = _merged(opened, pair, made / name, kind, 0.05, None, None)
         (made / "Modelfile").write_text(modelfile(f"./{name}", template=template, stops=stops, system=system), "utf-8")
     return {**facts, "path": str(target), "template": template, "stops": stops, "remarks": remarks}

@@ -118,12 +118,17 @@ def check_output(path: FilePath, force: bool = False, inputs: Iterable[tuple[str
     """
     path = Path(path)
     spare_inputs([path], inputs)
-    if path.is_dir() and any(path.iterdir()) and not (force and _replaceable(path)):
-        raise UserError(
-            f"{path} is a folder that is not empty: name another one"
-            + (", or remove it: it holds more than what such a folder is made of." if force else ", or say --force.")
+    if path.is_dir():
+        foreign = next(
+            (entry.name for entry in path.iterdir() if not (entry.is_file() and entry.name.endswith(MADE))), None
         )
-    if os.path.lexists(path) and not path.is_dir() and not force and stat.S_ISREG(path.lstat().st_mode):
+        if foreign is not None and force:
+            raise UserError(
+                f"{path} holds {foreign}, which no export writes, and is not replaced: name another folder."
+            )
+        if any(path.iterdir()) and not force:
+            raise UserError(f"{path} exists already, with files in it: name another one, or say --force to replace it.")
+    elif not force and path.is_file() and stat.S_ISREG(path.stat().st_mode):
         raise UserError(f"{path} exists already: name another one, or say --force to replace it.")
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -132,11 +137,6 @@ def check_output(path: FilePath, force: bool = False, inputs: Iterable[tuple[str
 
 
 MADE = (".json", ".safetensors", ".gguf", ".jinja", ".txt", ".md", ".model", "Modelfile")  # what exported folders hold
-
-
-def _replaceable(folder: Path) -> bool:
-    """Whether a folder holds nothing but files that exports make."""
-    return all(entry.is_file() and entry.name.endswith(MADE) for entry in folder.iterdir())
 
 
 def _same(a: Path, b: Path) -> bool:

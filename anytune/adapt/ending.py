@@ -14,6 +14,7 @@ from anytune.adapt import report
 from anytune.adapt.job import Measured
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
+from anytune.extras import install
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -86,7 +87,7 @@ def prove(model: Model, adapter: Adapter, outputs: Outputs) -> dict[str, Any]:
     from anytune.llamacpp.judge import available
 
     if not available():
-        return {"ok": None, "why": "it is not installed: pip install 'anytune[verify]'"}
+        return {"ok": None, "why": f"it is not installed: {install('verify')}"}
     from anytune.llamacpp.verify import verify
 
     need = 4 * sum(info.n_elements for info in model.gguf.tensors.values())

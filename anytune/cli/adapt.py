@@ -60,6 +60,7 @@ DATA = (
     click.option(
         "-c",
         "--ctx-size",
+        "--context",
         "context",
         type=click.IntRange(2),
         default=512,

@@ -45,12 +45,25 @@ def _many(*flags: str, low: int, high: int, default: str | None, help: str) -> C
     )
 
 
+class _Bench(Command):
+    """Knows llama-bench's -o FORMAT, which was also this command's: elsewhere -o is a file."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = list(args)
+        for at, arg in enumerate(args[:-1]):
+            if arg in ("-o", "--output") and args[at + 1] in FORMATS:
+                note(f"-o {args[at + 1]} is now --print {args[at + 1]}")
+                args[at] = "--print"
+        return super().parse_args(ctx, args)
+
+
 @click.command(
-    cls=Command,
+    cls=_Bench,
+    renamed={"--save": "-o"},
     short_help="Measure training, prompts and generation: speed and memory.",
     example="""
     anytune bench -m model.gguf
-    anytune bench -m a.gguf -m b.gguf --device auto --device numpy -p 512 -n 128 -r 5 --train 1x512 --save here.json
+    anytune bench -m a.gguf -m b.gguf --device auto --device numpy -p 512 -n 128 -r 5 --train 1x512 -o here.json
     anytune bench -m model.gguf -p 0 -n 64 -npl 1,4 --train 0 --peer llama.cpp
     anytune bench --compare here.json there.json
 """,
@@ -185,17 +198,18 @@ def _many(*flags: str, low: int, high: int, default: str | None, help: str) -> C
     "--timeout", type=click.FloatRange(1), metavar="S", help="Seconds that one measurement may take. Default: any."
 )
 @click.option(
-    "-o",
-    "--output",
+    "--print",
     "form",
     type=click.Choice(FORMATS),
     default="md",
     show_default=True,
     help="What is printed: a Markdown table, CSV, or JSON with all rounds.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --print json.")
 @click.option(
-    "--save",
+    "-o",
+    "--output",
+    "save",
     type=click.Path(dir_okay=False),
     metavar="FILE",
     help="Also write the JSON to FILE, after each measurement.",
@@ -288,7 +302,7 @@ def _compare(a: str, b: str, form: str) -> int:
     from anytune.benchmark.document import load
 
     if form == "csv":
-        raise UserError("--compare prints a table or JSON: leave out -o csv.")
+        raise UserError("--compare prints a table or JSON: leave out --print csv.")
     found = comparing.compare(*(load(existing_file(path, "result")) for path in (a, b)))
     if form == "json":
         print_json(found)

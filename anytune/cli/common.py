@@ -48,16 +48,42 @@ DEBUG = click.Option(
 )
 
 
+ADVANCED = "Advanced"
+ADVANCED_OPTIONS = ("tf32", "max_binding", "ngl", "flash_attn")  # rarely needed, or accepted for other programs' sake
+
+
 class Command(click.Command):
     """A command that also knows --debug and shows its example under --help.
 
-    sections: parameter name -> title under which --help shows it ("Options" for the others).
+    sections: parameter name -> title under which --help shows it ("Options" for the others). renamed: flags that were
+    called otherwise in versions before -> their names now; the old ones work, with a notice.
     """
 
-    def __init__(self, *args: Any, example: str = "", sections: dict[str, str] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        example: str = "",
+        sections: dict[str, str] | None = None,
+        renamed: dict[str, str] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.example, self.sections = example, sections or {}
+        self.example, self.sections = example, (sections or {}) | dict.fromkeys(ADVANCED_OPTIONS, ADVANCED)
+        self.renamed = renamed or {}
         self.params.append(DEBUG)
+        for param in self.params:
+            if isinstance(param.type, click.types.StringParamType) and param._custom_shell_complete is None:
+                param._custom_shell_complete = _completed
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [self._renamed(arg) for arg in args] if self.renamed else args)
+
+    def _renamed(self, arg: str) -> str:
+        flag, equals, value = arg.partition("=")
+        if flag not in self.renamed:
+            return arg
+        note(f"{flag} is now {self.renamed[flag]}")
+        return self.renamed[flag] + equals + value
 
     def make_parser(self, ctx: click.Context) -> Any:
         """click's own, but -st is never -s with the value t: a letter is followed by a number, or by nothing."""
@@ -77,7 +103,7 @@ class Command(click.Command):
         for param in self.get_params(ctx):
             if (record := param.get_help_record(ctx)) is not None:
                 rows.setdefault(self.sections.get(param.name or "", "Options"), []).append(record)
-        for title, records in rows.items():
+        for title, records in sorted(rows.items(), key=lambda row: row[0] == ADVANCED):  # which comes last
             with formatter.section(title):
                 formatter.write_dl(records, col_max=34)
 
@@ -86,6 +112,12 @@ class Command(click.Command):
             with formatter.section("Example"):
                 for line in self.example.strip().splitlines():
                     formatter.write(f"  {line.strip()}\n" if line.strip() else "\n")
+
+
+def _completed(_ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
+    from anytune.cli.completion import complete
+
+    return complete(param, incomplete)
 
 
 _NUMBER = re.compile(r"=?-?[0-9.]+(e-?[0-9]+)?")
@@ -214,6 +246,20 @@ model_option = click.option(
     help="The model: a GGUF file, or a name of `anytune models`: ollama:qwen3:1.7b, lmstudio:…, hf:owner/repo:file.",
 )
 lora_option = click.option("--lora", metavar="ADAPTER", help="A LoRA adapter: a GGUF file or a peft folder.")
+
+
+def _take_force(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    context.meta["anytune.force"] = value
+
+
+def forced() -> bool:
+    """Whether the command line that runs has --force."""
+    return click.get_current_context().meta.get("anytune.force", False)
+
+
+force_option = click.option(
+    "--force", is_flag=True, expose_value=False, callback=_take_force, help="Replace an output that exists already."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 

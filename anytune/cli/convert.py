@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.common import Command, json_option, note, print_json
+from anytune.cli.common import Command, force_option, forced, json_option, note, print_json
 from anytune.errors import UserError
+from anytune.files import check_output
 
 
 @click.command(
@@ -27,6 +28,7 @@ from anytune.errors import UserError
     help="llama.cpp's name of the pre-tokenizer, where tokenizer.json does not tell which it is.",
 )
 @click.option("--name", metavar="TEXT", help="The model's name in the file.  [default: the folder's]")
+@force_option
 @json_option
 def convert(folder: str, kind: str | None, output: str, pre: str | None, name: str | None, as_json: bool) -> None:
     """Write the model in HF_FOLDER (config.json, safetensors, tokenizer) to a GGUF file.
@@ -43,8 +45,9 @@ def convert(folder: str, kind: str | None, output: str, pre: str | None, name: s
     place, source = Path(output).expanduser(), Path(folder).expanduser()
     if not source.is_dir():
         raise UserError(f"{folder} is no folder: name one with config.json, safetensors and a tokenizer.")
-    if place.is_dir() or not place.parent.is_dir():
-        raise UserError(f"-o {output} cannot be written: name a file in an existing folder.")
+    if place.is_dir():
+        raise UserError(f"-o {output} is a folder: name a file.")
+    check_output(place, forced(), [("the model's folder", source)])
     if pre is not None and pre not in PRE:
         raise UserError(
             f"There is no pre-tokenizer {pre!r} in llama.cpp; some are llama-bpe, qwen2, smollm, gpt-4o and tekken."

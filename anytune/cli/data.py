@@ -23,9 +23,10 @@ data.add_command(build)
 @data.command(
     cls=Command,
     short_help="Show tokens and loss as the model will see them.",
+    renamed={"-n": "--examples"},
     example="""
     anytune data preview -m model.gguf -f chats.jsonl
-    anytune data preview -m model.gguf -f chats.jsonl -n 1 --json
+    anytune data preview -m model.gguf -f chats.jsonl --examples 1 --json
 """,
 )
 @model_option
@@ -40,7 +41,7 @@ data.add_command(build)
     show_default=True,
     help="Tokens of the longest example.",
 )
-@click.option("-n", "--examples", type=click.IntRange(0), default=3, show_default=True, help="Examples to show.")
+@click.option("--examples", type=click.IntRange(0), default=3, show_default=True, help="Examples to show.")
 @click.option("--skip", type=click.IntRange(0), default=0, help="Examples to skip first.")
 @click.option("--color/--no-color", default=None, help="Colours or brackets.  [default: colours on a terminal]")
 @json_option
@@ -68,7 +69,7 @@ def preview(
     if chat_template is not None:
         template_file(chat_template)
     from anytune.text.preview import preview as look
-    from anytune.text.preview import render
+    from anytune.text.preview import LEGEND, render
 
     found = look(
         path,
@@ -86,6 +87,8 @@ def preview(
         print_json(found.as_dict())
         return
     colour = sys.stdout.isatty() if color is None else color
+    if found.examples:
+        click.echo(f"({LEGEND[colour]})")
     for example in found.examples:
         tokens = example["tokens"]
         click.echo(

@@ -13,6 +13,7 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
 
 @click.command(
     cls=Command,
+    renamed={"--format": "--form"},
     short_help="PubMedQA's labelled questions: yes, no or maybe.",
     example="""
     anytune data build pubmedqa ori_pqal.json --test test_ground_truth.json --setting reasoning-free -o pubmedqa
@@ -63,7 +64,8 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
     help="Repeat train's rarer classes, or drop from the more frequent ones, until all are as frequent.",
 )
 @click.option(
-    "--format",
+    "--form",
+    "format",
     type=click.Choice(FORMATS),
     default="pairs",
     show_default=True,

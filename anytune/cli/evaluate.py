@@ -39,7 +39,7 @@ DEFAULTS = {
     "min_p": 0.05,
     "repeat_penalty": 1.0,
     "repeat_last_n": 64,
-    "seed": 0,
+    "seed": 42,
 }
 UNITS = {"answers": "tokens", "embeddings": "texts", "judge": "pairs", "losses": "messages"}
 
@@ -88,8 +88,8 @@ def answering_options(command: Callable) -> Callable:
         ),
         click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N prompts."),
         click.option(
-            "-b",
-            "--batch-size",
+            "-npl",
+            "--parallel",
             "batch",
             type=click.IntRange(1),
             default=8,
@@ -131,6 +131,7 @@ def answering_options(command: Callable) -> Callable:
     anytune evaluate compare -m model.gguf --lora mine.gguf -f heldout.jsonl -o report.html \\
         --judge http://localhost:11434/v1 --judge-model qwen3:8b
 """,
+    renamed={"-b": "--parallel", "--batch-size": "--parallel"},
     sections={"judge": "The judge", "judge_model": "The judge", "criteria": "The judge", "judge_timeout": "The judge"},
 )
 @model_options
@@ -199,12 +200,14 @@ def compare(
         jury = Judge(judge, judge_model or "", criteria or CRITERIA, judge_timeout)
         jury.check()
     loaded = load_model(model, engine)
+    sides = adapters_of(loras, loaded)
+    outlook(loaded, len(prompts), len(sides) + 1, rest["max_tokens"], rest["batch"])
     with keeping(places) as kept:
         with Phases(as_json) as phases:
             facts = run(
                 loaded,
                 prompts,
-                adapters_of(loras, loaded),
+                sides,
                 name=file,
                 how=how,
                 judge=jury,
@@ -222,6 +225,7 @@ def compare(
 @evaluate.command(
     cls=Command,
     short_help="Measure how near answers come to an author's held-out messages.",
+    renamed={"-b": "--parallel", "--batch-size": "--parallel"},
     example="""
     anytune evaluate style -m model.gguf --lora mine.gguf -f data/test.jsonl -o report.html
     anytune evaluate style -m model.gguf --lora mine.gguf -f messages.jsonl -n 128 --json
@@ -268,12 +272,14 @@ def style(
     columns = _columns(rest)
     prompts = read_prompts(text_file(file, "message"), columns, limit)
     loaded = load_model(model, engine)
+    sides = adapters_of(loras, loaded)
+    outlook(loaded, len(prompts), len(sides) + 1, rest["max_tokens"], rest["batch"])
     with keeping(places) as kept:
         with Phases(as_json) as phases:
             facts = run(
                 loaded,
                 prompts,
-                adapters_of(loras, loaded),
+                sides,
                 name=file,
                 how=how,
                 kept=kept,
@@ -283,6 +289,29 @@ def style(
                 **rest,
             )
         tell(facts, report(facts), text, places, as_json)
+
+
+FEW = 20  # prompts, below which the intervals are wider than what adapters usually change
+
+
+def outlook(model: Model, prompts: int, sides: int, max_tokens: int, batch: int) -> None:
+    """Say before a run begins how long it may take, by a short decoding, and whether its prompts decide anything."""
+    import time
+
+    from anytune.train.progress import duration
+
+    if prompts < FEW:
+        note(f"{prompts} prompts decide little: the intervals will be wide; {FEW} are few, a hundred are enough")
+    at_once = min(batch, prompts)
+    decoder = model.decoder(batch=at_once, context=8)
+    first = [[model.tokenizer.bos or 0]] * at_once
+    decoder.feed(first)  # whatever is prepared once
+    begun = time.perf_counter()
+    for _ in range(3):
+        decoder.feed(first)
+    each = (time.perf_counter() - begun) / 3
+    seconds = each * max_tokens * sides * -(-prompts // at_once)
+    note(f"{prompts} prompts × {sides} sides × up to {max_tokens} tokens: {duration(seconds)} at most")
 
 
 def tell(facts: dict, made: Any, text: Callable[[dict], str], places: list, as_json: bool) -> None:

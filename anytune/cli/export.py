@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import Command, json_option, load_model, model_options, model_path, note, print_json
+from anytune.cli.common import (
+    Command,
+    force_option,
+    forced,
+    json_option,
+    load_model,
+    model_options,
+    model_path,
+    note,
+    print_json,
+)
 from anytune.errors import UserError
 from anytune.files import spare_inputs
 
@@ -49,7 +59,12 @@ _LORA = (
         help="An adapter times a factor, such as b.gguf:0.5. May be repeated.",
     ),
 )
-verify_option = click.option("--no-verify", is_flag=True, help="Do not load the result in the program that it is for.")
+
+
+def verify_option(command: Callable) -> Callable:
+    """--no-verify and --force: what every command that exports has."""
+    option = click.option("--no-verify", is_flag=True, help="Do not load the result in the program that it is for.")
+    return option(force_option(command))
 
 
 def lora_options(command: Callable) -> Callable:
@@ -89,14 +104,15 @@ def open_pair(
     (see spare_inputs).
     """
     from anytune.export.adapters import load
-    from anytune.export.folder import check_new
+    from anytune.files import check_output
 
     sources = adapters_of(loras, scaled)
     spare_inputs(
         [*outputs, folder], [("the model", model_path(model)), *(("an adapter", path) for path, _ in sources), *inputs]
     )
-    if folder is not None:
-        check_new(Path(folder))
+    for path in (*outputs, folder):
+        if path is not None:
+            check_output(path, forced())
     if needed and not sources:
         raise UserError("There is no adapter to export: name one with --lora.")
     if engine["device"] == "auto":
@@ -147,7 +163,7 @@ def peft(
     from anytune.export.folder import new_folder
 
     loaded, adapter = open_pair(model, engine, loras, scaled, folder=output)
-    with new_folder(output, 4 * adapter.n_parameters) as made:
+    with new_folder(output, 4 * adapter.n_parameters, forced()) as made:
         adapter.save_peft(made, loaded.gguf)
     found = [] if no_verify else [checks.in_peft(Path(output), loaded, adapter)]
     return finish(_facts(output, adapter), found, as_json, [output])
@@ -203,6 +219,7 @@ def _folder_command(name: str, text: str) -> None:
         name,
         cls=Command,
         short_help=text,
+        renamed={"--outtype": "--type"},
         example=f"""
         anytune export {name} -m model.gguf --lora adapter.gguf -o merged-{name}
     """,
@@ -211,8 +228,9 @@ def _folder_command(name: str, text: str) -> None:
     @lora_options
     @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
     @click.option(
-        "--outtype",
-        type=click.Choice(["bf16", "f16", "f32"]),
+        "--type",
+        "outtype",
+        type=click.Choice(["bf16", "f16", "f32"], case_sensitive=False),
         default="bf16",
         show_default=True,
         help="Number format of the weights.",
@@ -249,7 +267,9 @@ def _folder_command(name: str, text: str) -> None:
             model, engine, loras, scaled, needed=False, folder=output, inputs=[("the chat template", chat_template)]
         )
         with Progress("export", "weights", quiet=as_json) as progress:
-            facts = save(loaded.gguf, adapter, output, dtype=outtype, template=template, progress=progress.to)
+            facts = save(
+                loaded.gguf, adapter, output, dtype=outtype, template=template, progress=progress.to, force=forced()
+            )
         found = []
         if not no_verify:
             why = checks.transformers_missing(loaded)

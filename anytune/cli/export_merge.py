@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import Command, json_option, model_path, note, read_text
+from anytune.cli.common import Command, forced, json_option, model_path, note, read_text
 from anytune.cli.export import export, finish, open_pair, verify_option
 from anytune.cli.merging import Choice, Work, merge_options
 from anytune.errors import UserError
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 @export.command(
     cls=Command,
     short_help="Base and adapters in one GGUF file.",
+    renamed={"--compare": "--dry-run"},
     example="""
     anytune export merge -m base.gguf --lora a.gguf -o merged.gguf
     anytune export merge -m base.gguf --lora a.gguf --lora-scaled b.gguf:0.5 -o merged.gguf --type Q8_0
-    anytune export merge -m base.gguf --lora a.gguf --compare --candidates same,Q5_K_M,Q8_0 -f text.txt
+    anytune export merge -m base.gguf --lora a.gguf --dry-run --candidates same,Q5_K_M,Q8_0 -f text.txt
     anytune export merge -m base.gguf --lora a.gguf -o merged.gguf --type same --absorb 16 -f text.txt
 """,
 )
 @merge_options
 @click.option("-o", "--output", metavar="GGUF", help="The file to write.")
-@click.option("--compare", is_flag=True, help="Measure all candidates and write nothing.")
+@click.option("--dry-run", "compare", is_flag=True, help="Measure all candidates and write nothing.")
 @click.option(
     "--absorb",
     type=click.IntRange(1, 4096),
@@ -77,7 +78,7 @@ def merge(
     from anytune.export.merge import check_target
 
     if output is None and not compare:
-        raise UserError("There is nowhere to write to: give -o, or --compare to measure only.")
+        raise UserError("There is nowhere to write to: give -o, or --dry-run to measure only.")
     if residual is not None and absorb is None:
         raise UserError("--residual-lora goes with --absorb RANK.")
     if absorb is not None and (compare or calibration is None and choice.file is None):
@@ -85,8 +86,8 @@ def merge(
     beside, target = None, None if compare else Path(output or "")
     if absorb is not None:
         beside = Path(residual or Path(output or "").with_suffix("").as_posix() + "-residual.gguf")
-        if not beside.parent.is_dir() or beside.suffix != ".gguf":
-            raise UserError(f"--residual-lora {beside} must be a .gguf file in a folder that exists.")
+        if beside.suffix != ".gguf":
+            raise UserError(f"--residual-lora {beside} must be a .gguf file.")
         spare_inputs([beside], [("the merged file", target)])
     loaded, adapter = open_pair(
         model,
@@ -219,7 +220,7 @@ def ollama(
     for remark in remarks:
         note(remark)
     work = Work(loaded, adapter, choice, engine, as_json)
-    with new_folder(output) as made:
+    with new_folder(output, force=forced()) as made:
         if keep_adapter:
             adapter.save(made / "adapter.gguf")
         else:
@@ -282,7 +283,7 @@ def lmstudio(
         raise cannot_write(folder.parent, error) from None
     loaded, adapter = open_pair(model, engine, loras, scaled, folder=folder, inputs=choice.inputs)
     work = Work(loaded, adapter, choice, engine, as_json)
-    with new_folder(folder) as made, work.served() as served:
+    with new_folder(folder, force=forced()) as made, work.served() as served:
         work.merge(made / f"{name}.gguf", choice.kind or "auto", served)
     path = folder / f"{name}.gguf"
     found = [] if no_verify else [checks.in_llamacpp(work.open(path), threads=engine["threads"])]

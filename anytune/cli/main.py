@@ -19,6 +19,7 @@ from anytune.cli import (
     adapt_commands,
     bench,
     chat,
+    completion,
     convert,
     data,
     doctor,
@@ -34,6 +35,7 @@ from anytune.cli import (
     perplexity,
     pull,
     quantize,
+    runs,
     serve,
     studio,
     train,
@@ -52,6 +54,7 @@ COMMANDS = (  # in the order in which they are met
     train.finetune,
     adapt_commands.adapt,
     monitor.monitor,
+    runs.runs,
     generate.generate,
     chat.chat,
     verify.verify,
@@ -67,6 +70,7 @@ COMMANDS = (  # in the order in which they are met
     bench.bench,
     fpga.fpga,
     doctor.doctor,
+    completion.completion,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from anytune.export.distance import Served
     from anytune.model import Model
 
+LEGEND = (
+    "(change kept: how far the weights moved along the adapter's change; rounding may overshoot, so above 100 % is no "
+    "gain. What counts is the KL to the pair, base and adapter side by side; of its KL: as a share of what the adapter "
+    "moves. A type of another grid than the file's own rounds every weight again, so a larger one can be further off.)"
+)
 NOTHING = 1e-7  # nats: what the 16-bit distributions that are compared tell from zero
 OPTIONS = (
     click.option(
@@ -40,7 +46,7 @@ OPTIONS = (
     click.option(
         "--candidates",
         metavar="TYPE,TYPE",
-        help="What auto and --compare try, instead of the file's own and finer ones.",
+        help="What auto and --dry-run try, instead of the file's own and finer ones.",
     ),
     click.option(
         "--tensor-type",
@@ -121,7 +127,7 @@ class Work:
 
     def progress(self, what: str, unit: str = "weights") -> Callable[[int, int], None]:
         self.close()
-        self.bar = Progress(what, unit, quiet=self.as_json)
+        self.bar = Progress(what, unit, quiet=self.as_json or not sys.stderr.isatty())  # else a line for each type
         return self.bar.to
 
     def close(self) -> None:
@@ -156,6 +162,8 @@ class Work:
             f"{'of its KL':>11}{'top-1':>8}"
         )
         self.facts["types"] = self.job.choose(target, kinds, served, limit, self.row)
+        if not self.as_json:
+            click.echo(LEGEND, err=True)  # the table alone is the result
         taken = next((row for row in self.facts["types"] if row["taken"]), None)
         if taken is not None and self.adapter is not None:
             self.warn(taken)

@@ -30,7 +30,9 @@ def models(as_json: bool) -> None:
         print_json([row.as_dict() for row in rows])
         return
     if not rows:
-        click.echo("No models were found.  Fetch one: anytune pull smollm2-135m")
+        click.echo(
+            "No models were found.  Fetch one: anytune pull smollm2-135m  (anytune pull --list shows what there is)"
+        )
         return
     table = [("NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "TRAINABLE")]
     for row in rows:

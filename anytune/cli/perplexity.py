@@ -38,6 +38,7 @@ from anytune.files import spare_inputs
 @click.option(
     "-c",
     "--ctx-size",
+    "--context",
     "context",
     type=click.IntRange(2),
     metavar="N",

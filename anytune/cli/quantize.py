@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import click
 
-from anytune.cli.common import Command, existing_file, json_option, model_path, note, print_json
+from anytune.cli.common import Command, existing_file, force_option, forced, json_option, model_path, note, print_json
 from anytune.cli.quantize_lower import lower
 from anytune.cli.quantize_search import search
 from anytune.errors import UserError
+from anytune.files import check_output
 
 
 class Quantize(Command):
@@ -58,8 +59,9 @@ class Quantize(Command):
     "--allow-requantize",
     "requantize",
     is_flag=True,
-    help="Allow a file that is quantized already; rounding twice costs accuracy.",
+    help="Allow a file that is quantized already; rounding twice costs accuracy. (F32 is exact, and needs no flag.)",
 )
+@force_option
 @click.option("--dry-run", is_flag=True, help="Tell what each tensor would become and write nothing.")
 @click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: all.")
 @json_option
@@ -94,6 +96,8 @@ def quantize(
             "Name the model, the file to write and the type: anytune quantize IN OUT TYPE", click.get_current_context()
         )
     path = existing_file(model_path(source), "model")
+    if not dry_run:
+        check_output(rest[0], forced(), [("the model", path), ("the importance file", imatrix)])
     if imatrix is not None:
         imatrix = str(existing_file(imatrix, "importance"))
     with Progress("quantize", "weights", quiet=as_json) as progress:

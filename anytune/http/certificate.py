@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 
 from anytune.errors import UserError
+from anytune.extras import install
 from anytune.files import atomic_write
 from anytune.http.address import own_address
 
@@ -27,7 +28,7 @@ def certificate(folder: Path, hosts: tuple[str, ...] = ()) -> tuple[Path, Path]:
     try:
         from cryptography import x509
     except ImportError:
-        raise UserError("--tls needs the cryptography package: pip install 'anytune[studio]'.") from None
+        raise UserError(f"--tls needs the cryptography package: {install('studio')}.") from None
     chain, key = folder / "certificate.pem", folder / "key.pem"
     names = _names(hosts)
     if chain.is_file() and key.is_file() and _serves(x509, chain, names):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anytune.errors import UserError
+from anytune.extras import install
 
 GRACE = 2  # seconds that open requests get to end
 
@@ -22,7 +23,7 @@ def serve(app, listener: socket.socket, ready: Callable[[], None], tls: tuple[Pa
     try:
         import uvicorn
     except ImportError:
-        raise UserError("This needs a web server: pip install 'anytune[studio]'.") from None
+        raise UserError(f"This needs a web server: {install('studio')}.") from None
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

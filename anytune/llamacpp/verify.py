@@ -142,6 +142,7 @@ def verify(
         "model": str(model.gguf.path),
         "tensor_types": sorted(types),
         "exact_copy": exact,
+        "exact_float": limit == EXACT_KL,
         "tokens": len(ids),
         "positions": places,
         "vocabulary": model.config.vocabulary,
@@ -235,6 +236,8 @@ def report(facts: dict[str, Any]) -> str:
     if facts.get("trained_on_this_file") is False:
         lines.append("  the adapter was trained on another file than this: it may fit less well here")
     verdict = "llama.cpp computes the same" if facts["ok"] else "llama.cpp computes something else"
+    if not facts["ok"] and not facts.get("exact_float", True):
+        verdict += ", or rounds more than the limit allows: --exact, which compares in float32, tells which"
     if facts.get("change", {}).get("inconclusive"):
         verdict = "llama.cpp computes the same as far as its rounding lets one see"
     return "\n".join([*lines, f"{'PASS' if facts['ok'] else 'FAIL'}: {verdict}"])

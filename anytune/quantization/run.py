@@ -64,11 +64,11 @@ def quantize(
 
 
 def refuse_rounding_twice(file: GGUF, made: TensorTypes) -> None:
-    """UserError if the plan changes a tensor that is quantized already."""
+    """UserError if the plan rounds a tensor that is quantized already. (To F32 nothing is rounded.)"""
     again = [
         name
         for name, t in file.tensors.items()
-        if made.formats[name] != t.type.name and t.type.name not in (*FLOATS, "F64")
+        if made.formats[name] not in (t.type.name, "F32") and t.type.name not in (*FLOATS, "F64")
     ]
     if again:
         raise UserError(

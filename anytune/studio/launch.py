@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anytune.errors import UserError
+from anytune.extras import install
 from anytune.http.address import bound, url
 from anytune.http.server import serve
 from anytune.http.token import token_in
@@ -33,7 +34,7 @@ def launch(o: Options, say: Callable[[str], None], note: Callable[[str], None]) 
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
-        raise UserError("The studio needs a few packages more: pip install 'anytune[studio]'.") from None
+        raise UserError(f"The studio needs a few packages more: {install('studio')}.") from None
     from anytune.studio.app import application
     from anytune.studio.home import Home
     from anytune.studio.state import Studio

@@ -15,6 +15,12 @@ from anytune.text.reading import check_once
 _LOSS, _PLAIN, _OFF = ("\x1b[30;42m", "\x1b[30;102m"), ("\x1b[2m", "\x1b[0m"), "\x1b[0m"
 
 
+LEGEND = {  # with colour, and without
+    True: "green: learned; plain: read only; two shades: one token and the next; \\n: a line end",
+    False: "[…]: learned; outside: read only; |: between two tokens; \\n: a line end",
+}
+
+
 @dataclass(frozen=True)
 class Preview:
     """examples: [{index, where, tokens: [(text, id, loss)]}]; counts: of the whole data set; template: its
@@ -90,18 +96,22 @@ def counts(data: Dataset) -> dict[str, Any]:
 
 def render(tokens: list[tuple[str, int, bool]], colour: bool = True) -> str:
     """Tokens in a row: learned ones green, neighbours in two shades; without colour learned runs in
-    [brackets].
+    [brackets], see LEGEND. A line ends behind a token with a line end, never inside of one, and behind its mark.
     """
     out, before = [], False
     for number, (text, _, loss) in enumerate(tokens):
-        visible = "".join(
-            c if c.isprintable() else "\\n\n" if c == "\n" else c.encode("unicode_escape").decode() for c in text
-        )
+        visible = "".join(c if c.isprintable() else "\\n" if c == "\n" else _escaped(c) for c in text)
+        after = number + 1 < len(tokens) and tokens[number + 1][2]
         if colour:
             out.append(f"{(_LOSS if loss else _PLAIN)[number % 2]}{visible}{_OFF}")
         else:
-            out.append(
-                ("[" if loss and not before else "]" if before and not loss else "|" if number else "") + visible
-            )
+            inner = number and not out[-1].endswith("\n") and before == loss
+            out.append(("[" if loss and not before else "|" if inner else "") + visible + ("]" * (loss and not after)))
+        if "\n" in text:
+            out.append("\n")
         before = loss
-    return "".join(out) + ("]" if before and not colour else "")
+    return "".join(out)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

@@ -10,7 +10,8 @@ from anytune.adapter.resolve import AdapterLike, resolve
 from anytune.arguments import public, python_words
 from anytune.errors import UserError
 from anytune.train.callbacks import Callbacks, Row
-from anytune.train.settings import FULL_RATE, TrainSettings
+from anytune.train.defaults import OPEN
+from anytune.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from anytune.model import Full, Lora, Model
@@ -128,8 +129,6 @@ def finetune(
     from anytune.train.finetune import train
 
     whole = Full() if full is True else full or None
-    if learning_rate is None and whole is not None:
-        learning_rate = FULL_RATE
     sizes = {"batch": batch, "epochs": epochs, "max_steps": max_steps, "lr": learning_rate}
     settings = TrainSettings(
         **{name: value for name, value in sizes.items() if value is not None},
@@ -178,6 +177,8 @@ def finetune(
         callbacks=callbacks,
         progress=progress,
         settings=settings,
+        unset={name for name, value in zip(OPEN, (batch, epochs, learning_rate), strict=True) if value is None},
+        force=force,
         words=python_words,
     )
     if run.stopped == "interrupted":

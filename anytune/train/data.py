@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from anytune.text.dataset import beyond
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anytune.text import ChatTemplate, Dataset
     from anytune.train.progress import Console
 
+Sets = tuple["Dataset", "Dataset | None"]
 _DATES = 8  # of runs that may be meant, at most
 
 
@@ -32,12 +33,14 @@ def read_sets(
     val_split: float,
     options: dict[str, Any],
     settings: TrainSettings,
+    candidates: Callable[[Sets], list[TrainSettings]],
     process_group: SingleProcess,
     console: Console,
 ) -> tuple[tuple[Dataset, Dataset | None], ChatTemplate]:
     """((training set, validation set or None), the template with the date of the run). Raises UserError.
 
-    options: build_dataset's. Where a run is continued, its own date is the one that makes its data again.
+    options: build_dataset's. candidates(sets): the settings that a run of them may have.
+    Where a run is continued, its own date is the one that makes its data again.
     """
     recorded = (
         process_group.on_rank0(lambda: recorded_dates(settings, model.gguf.sha256())) if settings.resume_from else []
@@ -50,7 +53,7 @@ def read_sets(
     for run in runs:
         dated = template if len(runs) == process_group.size == 1 and not recorded else template.at(_date(run["date"]))
         sets, said = _build(model, dated, data, val_file, val_split, options, settings)
-        if not dated.tells_date or run is runs[-1] or _same(run, sets, settings):
+        if not dated.tells_date or run is runs[-1] or _same(run, sets, candidates(sets)):
             break
     for sentence in (*said, beyond([part for part in sets if part is not None], model.config.context)):
         if sentence:
@@ -58,11 +61,15 @@ def read_sets(
     return sets, dated
 
 
-def _same(run: dict, sets, settings: TrainSettings) -> bool:
-    """Whether a recorded run had these sets and settings."""
-    longest = max(int(data.lengths.max()) for data in sets if data is not None)
-    exact = json.loads(json.dumps(settings.fitted(longest)[0].exact(), default=str))
-    return run.get("data") == sets[0].fingerprint and run.get("settings") == exact
+def longest_of(sets: Sets) -> int:
+    """Tokens of the longest example."""
+    return max(int(data.lengths.max()) for data in sets if data is not None)
+
+
+def _same(run: dict, sets: Sets, candidates: list[TrainSettings]) -> bool:
+    """Whether a recorded run had these sets, and one of these settings."""
+    exact = [json.loads(json.dumps(one.fitted(longest_of(sets))[0].exact(), default=str)) for one in candidates]
+    return run.get("data") == sets[0].fingerprint and run.get("settings") in exact
 
 
 def _date(text: Any) -> datetime.datetime | None:

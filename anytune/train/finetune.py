@@ -7,33 +7,35 @@ Started by torchrun (or anytune train --gpus), the processes train together: see
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anytune import __version__
 from anytune.adapter import peft
 from anytune.adapter.adapter import Adapter
 from anytune.engine.check import prove
 from anytune.engine.probe import cores
 from anytune.errors import UserError
-from anytune.files import spare_inputs
+from anytune.files import check_output, spare_inputs
 from anytune.text.given import Rows, sources
 from anytune.text.reading import check_once, identity, reads_once
 from anytune.train import checkpoint as ckpt
-from anytune.train import preflight
+from anytune.train import defaults, preflight
 from anytune.train.callbacks import Calls
 from anytune.train.checkpoint import Checkpoint
-from anytune.train.data import read_sets
+from anytune.train.data import longest_of, read_sets
 from anytune.train.device import Place
 from anytune.train.outcome import Result
 from anytune.train.plan import Plan
 from anytune.train.product import AdapterProduct, ModelProduct, read_adapter
 from anytune.train.progress import Console, size
-from anytune.train.resume import open_run, recorded_engine
-from anytune.train.run import FILES, RunFolder
-from anytune.train.settings import FIELDS, TrainSettings
+from anytune.train.resume import open_run, recorded, recorded_engine
+from anytune.train.run import FILES, SCHEMA, RunFolder
+from anytune.train.settings import FIELDS, FULL_RATE, TrainSettings
 from anytune.distributed.process_group import PeerError, WorkerLost, SingleProcess, join, launched, local_device, places
 from anytune.train.trainer import Trainer
 
@@ -82,6 +84,8 @@ def train(
     progress: Callable[[dict], Any] | None = None,
     watch: Callable[[Any, int], None] | None = None,
     settings: TrainSettings | None = None,
+    unset: Collection[str] = (),
+    force: bool = True,
     words: Callable[[str], str] | None = None,
     **hyper: Any,
 ) -> Run:
@@ -104,6 +108,8 @@ def train(
     quiet          nothing on stderr (the log is kept); words: what is said goes through it
     callbacks      see callbacks.py; progress: called with each row of metrics
     watch          called with the trainee and the step, before the first step and at each checkpoint
+    unset          names of settings out of defaults.OPEN that are chosen by the sizes of data and model
+    force          replace an output that exists
     settings       a TrainSettings; or its fields as keywords: epochs=2, lr=1e-4, resume_from="auto", …
 
     With torchrun's environment this process joins the others; all must be given the same. Process 0 writes the files,
@@ -124,6 +130,7 @@ def train(
         val_file,
         None if isinstance(adapter, Adapter) else adapter,
         chat_template,
+        force,
     )
     if full is not None and (lora is not None or adapter is not None):
         raise UserError("Train an adapter or the model itself (--full), not both in one run.")
@@ -153,9 +160,13 @@ def train(
             "output_type": output_type,
             **options,
         }
+        candidates = functools.partial(_candidates, model, settings, unset, full is not None)
         sets, template = read_sets(
-            model, template, data, val_file, val_split, options, settings, process_group, console
+            model, template, data, val_file, val_split, options, settings, candidates, process_group, console
         )
+        possible = candidates(sets)
+        settings = possible[process_group.on_rank0(lambda: recorded(possible, _given(model, template, sets)))]
+        _tell_defaults(settings, unset, sets[0].tokens, model, console)
         job = _Job(
             model,
             template,
@@ -212,11 +223,13 @@ class _Job:
         )
         self.full, self.place = full, None
         self.train_set, self.val_set = sets
-        self.longest = max(int(data.lengths.max()) for data in sets if data is not None)
+        self.longest = longest_of(sets)
         self.settings, notes = settings.fitted(self.longest)
         for note in notes:
             console.say(note)
         self.plan = Plan(self.train_set, self.settings)
+        if few := defaults.warning(self.plan.total, self.settings):
+            console.say(few)
         idle = process_group.size - self.plan.per_step
         if idle > 0:
             console.say(
@@ -228,16 +241,7 @@ class _Job:
     def run(self, start, threads: int | None, record: dict, calls: Calls, watch) -> Run:
         """start(self) -> (trainee, product)."""
         settings, say, process_group = self.settings, self.console.say, self.process_group
-        identity = _plain(
-            {
-                "base": self.model.gguf.sha256(),
-                "data": self.train_set.fingerprint,
-                "validation": self.val_set.fingerprint if self.val_set is not None else None,
-                "settings": settings.exact(),
-            }
-        )
-        if self.template.tells_date:
-            identity["date"] = self.template.today.isoformat()
+        identity = _given(self.model, self.template, (self.train_set, self.val_set))(settings)
         _same_job(
             process_group,
             identity | {"settings": identity["settings"] | _rhythm(settings, self.model.engine, process_group)},
@@ -245,7 +249,7 @@ class _Job:
         self._start(start, threads, process_group.on_rank0(lambda: recorded_engine(settings, identity)))
         engine = self.model.engine.identity() | ({"processes": process_group.size} if process_group.size > 1 else {})
         if process_group.size > 1:
-            say(f"Trains with {process_group.size} processes, which share out the micro-batches of each step")
+            say(f"Processes: {process_group.size}, which share the micro-batches of each step")
         say(
             preflight.report(
                 self.trainee,
@@ -261,6 +265,8 @@ class _Job:
         record = _plain(
             record
             | {
+                "schema": SCHEMA,
+                "anytune": __version__,
                 "settings": dataclasses.asdict(settings),
                 "total_steps": self.plan.total,
                 "data_report": self.train_set.report,
@@ -268,9 +274,9 @@ class _Job:
         )
         run, run_id, found = _open(process_group, settings, self.model.gguf.path.stem, identity, record, say)
         run.file = self.product.file
-        say(f"Run: {run.path}")
+        say(f"Run folder: {run.path}")
         if self.output is None:
-            process_group.on_rank0(lambda: say(f"Saving: {self.product.trial(run.product)}"))
+            process_group.on_rank0(lambda: say(f"Output: {self.product.trial(run.product)}"))
         trainer = Trainer(
             self.trainee,
             self.train_set,
@@ -319,6 +325,7 @@ class _Job:
         if result.timing is not None:
             say(result.timing.text())
         say(_ending(result, self.output, self.product))
+        process_group.on_rank0(lambda: _tell_room(run, result, say))
         if calls.error is not None:
             raise calls.error
         parts = {field.name: getattr(result, field.name) for field in dataclasses.fields(Result)}
@@ -342,7 +349,7 @@ class _Job:
         folders = [home, Path(self.settings.checkpoint_save_dir or home)]
         preflight.check_disk(self.trainee, self.product, folders, self.settings, self.plan.total, self.output)
         if self.output is not None:
-            self.console.say(f"Saving: {self.product.trial(self.output)}")
+            self.console.say(f"Output: {self.product.trial(self.output)}")
 
     def _deliver(self, made: Path) -> None:
         try:
@@ -358,6 +365,40 @@ class _Job:
         """The template that the data went through; None: it was plain text, and is served as such."""
         chats = self.train_set.report.get("chats", 1)
         return getattr(self.template, "source", None) if chats else None
+
+
+def _given(model, template, sets) -> Callable[[TrainSettings], dict]:
+    """What is known of a run's identity once its data is read, as a function of its (fitted) settings."""
+    train_set, val_set = sets
+    known = {
+        "base": model.gguf.sha256(),
+        "data": train_set.fingerprint,
+        "validation": val_set.fingerprint if val_set is not None else None,
+    }
+    if template.tells_date:
+        known["date"] = template.today.isoformat()
+    return lambda settings: _plain(known | {"settings": settings.fitted(longest_of(sets))[0].exact()})
+
+
+def _candidates(model, settings: TrainSettings, unset: Collection[str], full: bool, sets) -> list[TrainSettings]:
+    """The settings that a run of these sets may have: what is left open chosen by their size, or as versions before
+    had it, whose runs go on."""
+    if not unset:
+        return [settings]
+    tokens, parameters = sets[0].tokens, _parameters(model)
+    chosen = defaults.choose(settings, unset, tokens, longest_of(sets), parameters, full)
+    if full and "lr" in unset:
+        settings = dataclasses.replace(settings, lr=max(FULL_RATE, settings.lr_min))
+    return [chosen, settings]
+
+
+def _parameters(model) -> int:
+    return sum(info.n_elements for info in model.gguf.tensors.values())
+
+
+def _tell_defaults(settings: TrainSettings, unset: Collection[str], tokens: int, model, console: Console) -> None:
+    if said := defaults.sentence(settings, unset, tokens, _parameters(model)):
+        console.say(said)
 
 
 def _settings(settings: TrainSettings | None, hyper: dict) -> TrainSettings:
@@ -391,9 +432,12 @@ def check_pipes(paths, processes: int) -> None:
         )
 
 
-def check_outputs(output, settings: TrainSettings, model, data, val_file, adapter, chat_template) -> None:
-    """Raise UserError if the result, or a file of the run's folder, would replace what is read. All are paths, or None;
-    data and val_file may be lists."""
+def check_outputs(
+    output, settings: TrainSettings, model, data, val_file, adapter, chat_template, force: bool = True
+) -> None:
+    """Raise UserError if the result, or a file of the run's folder, would replace what is read, or the result what
+    exists (unless force, or a run goes on, which may have written it). All are paths, or None; data and val_file may be
+    lists."""
     written = [output]
     if output is not None and Path(output).suffix.lower() != ".gguf":
         written += [Path(output) / name for name in peft.FILES]
@@ -414,6 +458,8 @@ def check_outputs(output, settings: TrainSettings, model, data, val_file, adapte
             ("the checkpoint", checkpoint),
         ],
     )
+    if output is not None:
+        check_output(output, force or settings.resume_from is not None)
 
 
 def _load(model, device, threads, memory):
@@ -545,6 +591,26 @@ def _adapter_of(job: _Job, lora, adapter):
 def _model_of(job: _Job, full, kind: str | None):
     trainee = job.model.full_trainee(full, ubatch=job.settings.ubatch, context=job.longest)
     return trainee, ModelProduct(trainee, job.model.gguf, job.template_source, kind)
+
+
+ROOM = 100 << 20  # bytes of a run's folder that are worth a word
+
+
+def _tell_room(run: RunFolder, result: Result, say: Callable[[str], None]) -> None:
+    """Say what a finished run leaves on the disk, if that is much."""
+    from anytune.train.folders import taken
+
+    inside, whole = taken(run.checkpoints), taken(run.path)
+    if result.stopped not in ("finished", "early") or max(inside, whole) < ROOM:
+        return
+    own = run.checkpoints.parent.resolve() == run.path.resolve()
+    stopped = "--stopped " if result.stopped == "early" else ""
+    say(
+        f"{run.path} takes {size(whole)}, {size(inside)} of it checkpoints: `anytune runs clean {stopped}{run.path}` "
+        "removes them"
+        if own
+        else f"The checkpoints in {run.checkpoints} take {size(inside)}: remove them if you do not mean to continue"
+    )
 
 
 def _ending(result: Result, output: Path | None, product) -> str:

@@ -20,13 +20,13 @@ def report(trainee, plan: Plan, val, settings: TrainSettings, flops_per_second: 
     """A few lines for people: parameters, data, steps, memory, time."""
     data, per_step = plan.dataset, plan.per_step
     tokens, loss = int(data.offsets[-1]), int(np.count_nonzero(data.loss))
-    held = f", {len(val):,} more for validation" if val is not None else ", no validation set"
+    held = f", {len(val):,} more for validation" if val is not None else ", no validation data"
     epochs = len(plan.epoch_steps)
     lines = [
-        f"Trains {trainee.n_parameters:,} parameters in {len(trainee.names)} tensors",
-        f"Data: {len(data):,} examples, {tokens:,} tokens, {loss:,} of them with loss{held}; padding: none",
-        f"Steps: {plan.total:,} in {epochs} epoch{'s' * (epochs > 1)}, each up to {per_step} × "
-        f"{settings.ubatch} tokens",
+        f"Training: {trainee.n_parameters:,} parameters in {len(trainee.names)} tensors",
+        f"Data: {len(data):,} examples, {tokens:,} tokens, {loss:,} of them learned{held}",
+        f"Steps: {plan.total:,} in {epochs} epoch{'s' * (epochs > 1)}, up to {per_step} × {settings.ubatch} tokens, "
+        f"learning rate {settings.lr:g} ({settings.scheduler})",
     ]
     estimate = getattr(trainee, "estimate", None)
     if estimate is not None:
@@ -37,7 +37,7 @@ def report(trainee, plan: Plan, val, settings: TrainSettings, flops_per_second: 
         flops = getattr(estimate, "flops_per_token", 0)
         if flops:
             seconds = flops * plan.tokens / flops_per_second
-            lines.append(f"Time: about {duration(seconds)} (guessed from one matrix product; the first step tells)")
+            lines.append(f"Time: about {duration(seconds)} (a first guess; step 1 tells)")
     if settings.checkpoint_save_dir:
         count = checkpoints_kept(settings, plan.total)
         each = sum(array.nbytes for array in trainee.state().values())

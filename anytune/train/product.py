@@ -36,7 +36,7 @@ class AdapterProduct:
     def trial(self, path: Path) -> str:
         """Save to `path`'s folder once, so that saving cannot fail after hours -> what was found. Raises UserError."""
         preflight.trial_save(self.now(), path, self.load, self.gguf)
-        return f"tried in {path.resolve().parent}, and reads back as written"
+        return f"{path} (writing there was tried, and reads back as written)"
 
     def deliver(self, made: Path, output: Path) -> None:
         """Put the run's file where it was asked for: the same bytes, or converted to a peft folder. Raises OSError."""
@@ -79,7 +79,7 @@ class ModelProduct:
             raise UserError(
                 f"The model cannot be saved to {path}: {error.strerror or error}; choose another {self.flag}."
             ) from None
-        return f"a file can be made in {path.parent}"
+        return f"{path} (a file can be written there)"
 
     def deliver(self, made: Path, output: Path) -> None:
         copy(made, output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anytune.errors import UserError
@@ -42,6 +42,30 @@ def open_run(
     run_id = found.info["run_id"] if found else secrets.token_hex(8)
     write_json(run.settings, dict(record, run_id=run_id, identity=identity))
     return run, run_id, found
+
+
+def recorded(candidates: Sequence[TrainSettings], identity: Callable[[TrainSettings], dict]) -> int:
+    """Which of these settings, a list that begins with what a new run takes, the run to continue has; 0 if none.
+
+    identity(settings): as far as it is known before the trainee is made.
+    """
+    first = candidates[0]
+    if first.resume_from is None or len(candidates) == 1:
+        return 0
+    if first.resume_from == "auto":
+        folders = [folder.parent for one in candidates for folder in _places(one, identity(one))]
+        folders += [Path(first.checkpoint_save_dir)] if first.checkpoint_save_dir else []
+    else:
+        folders = [Path(first.resume_from), Path(first.resume_from).parent]
+    files = [path / ckpt.INFO for home in folders for path in ckpt.listing(home) + ckpt.listing(home / "checkpoints")]
+    files += [home / name for home in folders for name in (ckpt.INFO, "settings.json")]
+    for file in files:
+        then = (read_json(file) or {}).get("identity")
+        if isinstance(then, dict):
+            for number, one in enumerate(candidates):
+                if then.get("settings") == identity(one)["settings"]:
+                    return number
+    return 0
 
 
 def recorded_engine(settings: TrainSettings, identity: dict) -> dict:

@@ -15,6 +15,7 @@ from anytune.errors import UserError
 from anytune.files import atomic_write, locked
 
 MAX_SETTINGS = 16 << 20  # bytes
+SCHEMA = 1  # of what is in the folder, as docs/run-folder.md says
 FILES = ("settings.json", "metrics.jsonl", "train.log", "loss.svg", "adapter.gguf", "model.gguf", "best.gguf")
 OURS = ("settings.json", "metrics.jsonl", "adapter.gguf", "model.gguf", "best.gguf")
 

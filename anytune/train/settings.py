@@ -117,7 +117,14 @@ class TrainSettings:
             )
         if self.batch < ubatch:
             changes["batch"] = ubatch
-            notes.append(f"-b raised from {self.batch} to {ubatch}: a step is at least one micro-batch.")
+            notes.append(
+                f"-b raised from {self.batch} to {ubatch}: a step is at least one micro-batch of -ub tokens (a lower "
+                "-ub makes smaller steps)."
+            )
+        elif self.batch % ubatch:
+            notes.append(
+                f"-b {self.batch} is not a multiple of -ub {ubatch}: a step is {self.batch // ubatch * ubatch}."
+            )
         return (dataclasses.replace(self, **changes) if changes else self), notes
 
 

@@ -119,7 +119,7 @@ def test_mistakes_are_sentences(cli, model, chats, tmp_path, options, words, mon
 
 
 def test_options_of_a_model_need_full(cli, model, chats, tmp_path):
-    for option in (["--train-modules", "norm"], ["--output-type", "F32"], ["--optimizer", "adamw"]):
+    for option in (["--train-modules", "norm"], ["--type", "F32"], ["--optimizer", "adamw"]):
         outcome = cli("train", "-m", model, "-f", chats, "--run-dir", tmp_path / "run", *QUICK, *option, code=2)
         assert f"{option[0]} is of --full" in outcome.err
     assert "--lora-rank" not in cli("finetune", "--help", code=0).out

@@ -171,6 +171,6 @@ def test_what_float16_cannot_hold(tmp_path):
             kinds=file.kinds,
         )
     with GGUF.open(tmp_path / "big.gguf") as file:
-        with pytest.raises(UserError, match="--outtype bf16"):
+        with pytest.raises(UserError, match="--type bf16"):
             save(file, None, tmp_path / "hf", dtype="f16")
         save(file, None, tmp_path / "hf", dtype="bf16")

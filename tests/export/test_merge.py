@@ -327,3 +327,29 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "try_writing", refuse)
     with pytest.raises(UserError, match=r"m\.gguf cannot be written: Read-only file system; choose another place\.$"):
         merge.check_target(tmp_path / "m.gguf")
+
+
+def test_rounding_in_llamacpp_is_not_held_against_the_file(tmp_path, monkeypatch):
+    """Above the limit beside quantized weights, the file is judged in float32, where the limit is a thousandth."""
+    from anytune.export import checks
+
+    asked = []
+
+    def verify(model, adapter, *, exact=False, **_):
+        asked.append(exact)
+        kl, limit = (3e-9, 1e-5) if exact else (1.1e-2, 1e-2)
+        base = {"kl_mean": kl, "kl_max": kl, "limit": limit, "top1_agreement": 1.0, "ok": kl < limit}
+        return {"base": base, "ok": base["ok"], "exact_float": exact}
+
+    monkeypatch.setattr(checks, "verify", verify)
+    monkeypatch.setattr("anytune.llamacpp.judge.available", lambda: True)
+    facts = checks.in_llamacpp(None)
+    assert facts["ok"] and asked == [False, True] and facts["rounding_kl"] == 1.1e-2
+    said = checks.line(facts)
+    assert said.startswith("PASS: llama.cpp in float32 computes the same") and "1.1e-02" in said
+    monkeypatch.setattr(
+        checks,
+        "verify",
+        lambda *args, exact=False, **_: {**verify(*args, exact=exact), "ok": False, "exact_float": exact},
+    )
+    assert checks.line(checks.in_llamacpp(None)).startswith("FAIL")

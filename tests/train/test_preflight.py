@@ -36,7 +36,7 @@ def test_report_says_all_that_matters():
         "40 examples",
         f"{plan.dataset.tokens:,} tokens",
         f"{plan.total} in 3 epochs",
-        "padding: none",
+        "of them learned",
         "Memory: about 1 MiB",
         "Time: about",
         "5 more for validation",
