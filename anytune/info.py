@@ -138,14 +138,16 @@ def _trainable(gguf: GGUF) -> dict[str, Any]:
         return {"ok": False, "reason": str(error)}
     modules = []
     for module, tensor in MODULES.items():
-        info = gguf.tensors.get(f"blk.0.{tensor}.weight" if module != "output" else "output.weight")
+        places = (f"blk.{i}.{tensor}.weight" for i in range(config.layers))
+        found = (gguf.tensors.get(name) for name in (places if module != "output" else ["output.weight"]))
+        info = next((one for one in found if one is not None), None)
         if info is not None:
             modules.append({"name": module, "tensor": tensor, "out": info.shape[0], "in": info.shape[1]})
     parameters = sum(RANK * sum(gguf.tensors[name].shape) for name in names)
     return {
         "ok": True,
         "modules": modules,
-        "all": list(lora.names()),
+        "all": [name for name in lora.names() if any(m["name"] == name for m in modules)],
         "rank": RANK,
         "lora_tensors": len(names),
         "lora_parameters": parameters,

@@ -114,7 +114,10 @@ def main() -> None:
     (docs / "adapt-ranks.svg").write_text(
         lines("What each rank of a change is worth (layer 15 of 30)", values, "rank", "weighted singular value", True)
     )
-    drift = {"the prompt itself": whole["teacher_drift"], **{name: row["drift"] for name, row in prompt.items()}}
+    drift = {
+        "the prompt itself": whole["teacher_drift"],
+        **{name: row.get("drift", row["after"].get("drift")) for name, row in prompt.items()},
+    }
     (docs / "adapt-drift.svg").write_text(
         bars("Drift on ordinary text", drift, "KL to the model as it was, nats a token")
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 import common
 
-ANSWER, PROMPTED, DISTILLED, GRADIENT, BARE = 160, "behind the prompt", "distilled", "AdamW alone", "bare"
+ANSWER, PROMPTED, DISTILLED, GRADIENT, BARE = 120, "behind the prompt", "distilled", "AdamW alone", "bare"
 
 
 def serve(series: dict[str, Any]) -> None:
@@ -120,11 +120,12 @@ def main() -> None:
 
     options = common.parser(__doc__)
     options.add_argument("--folder", default=str(common.ROOT / "runs" / "bench-adapt"))
+    options.add_argument("--requests", type=int, default=20, help="how many of the held-out requests are answered")
     args = options.parse_args()
     args.part, args.suffix, args.again, args.device = "prompt", "", False, "numpy"
     b = parts.Bench(args)
     context = Context(parts.PERSONA, tuple(message for row in parts.rows("train")[: parts.SHOTS] for message in row))
-    held = parts.rows("heldout")
+    held = parts.rows("heldout")[: args.requests]
     adapters = {
         BARE: None,
         PROMPTED: None,

@@ -30,7 +30,7 @@ def joined(paths: list[Path]) -> dict[str, Any]:
     ):
         raise SystemExit("these runs are not of one netlist with the same settings")
     clocks = sorted(run["megahertz"] for run in runs)
-    return {**each[0], "runs": runs, "median_megahertz": clocks[len(clocks) // 2]}
+    return {**each[0], "runs": runs, "median_megahertz": clocks[(len(clocks) - 1) // 2]}
 
 
 def main() -> None:

@@ -528,6 +528,37 @@ def studio(data: dict) -> list[str]:
     )
 
 
+def serve(data: dict) -> list[str]:
+    rows = []
+    for name, parts in data["backends"].items():
+        if one := parts.get("stream"):
+            rows.append(
+                (
+                    name,
+                    f"one answer of 128 tokens: {one['median']['anytune']:.0f} tokens/s, llama.cpp's own server "
+                    f"{one['median']['llama.cpp']:.0f} ({one['ratio']:.2f})",
+                )
+            )
+        if many := parts.get("together"):
+            rows.append(
+                (
+                    name,
+                    f"{many['streams']} at once over {many['adapters']} adapters: {many['median']:.0f} tokens/s, one "
+                    f"after another {many['one_after_another_tokens_per_s']:.0f}; {many['equal_to_alone']} of "
+                    f"{many['of']} answers equal to the one computed alone",
+                )
+            )
+        if kept := parts.get("cached"):
+            rows.append(
+                (
+                    name,
+                    f"first token after {kept['prompt_tokens']} tokens of prompt: {kept['median_fresh_s']:.2f} s, "
+                    f"{kept['median_kept_s']:.3f} s where they are kept",
+                )
+            )
+    return table(("backend", "measured"), rows)
+
+
 def fpga_cores(data: dict) -> list[str]:
     rows = [
         (
@@ -695,6 +726,7 @@ TABLES = {
         search,
         lowering,
         studio,
+        serve,
         fpga_cores,
         fits,
         hardware_engine,

@@ -170,7 +170,7 @@ def collect(
         found = measure(model, task, made, _plain(task, rank), settings)
         measured = report.measured_facts(found)
         if measured["success"]:
-            recorder.pack(model.config.layers, {**about(model, recipe, template), "measured": measured})
+            recorder.pack(model.config.products(), {**about(model, recipe, template), "measured": measured})
     Partial(output, identity).remove()
     facts = {
         "command": "collect",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anytune.adapt.walk import PRODUCTS, Batch
-from anytune.model.transformer import backward, forward
+from anytune.adapt.walk import Batch
+from anytune.model.stack import backward, forward
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
@@ -28,9 +28,9 @@ class _Watch:
     def __init__(self, engine: Any, layers: Sequence[Any], see: See):
         self._engine, self._see = engine, see
         self._names = {
-            id(getattr(layer, group)): [f"blk.{i}.{name}.weight" for name in names]
+            id(group): [f"blk.{i}.{name}.weight" for name in names]
             for i, layer in enumerate(layers)
-            for group, names in PRODUCTS
+            for group, names in layer.products
         }
 
     def __getattr__(self, name: str) -> Any:
@@ -79,11 +79,11 @@ def look_back(
         e.begin(batch.starts, most, (0, 0, 0))
         positions, rows = e.integers(batch.positions), e.integers(batch.scored)
         x = e.embed(e.integers(batch.ids), weights.embedding, weights.embedding_scale)
-        top, tape = forward(e, layers, x, config, positions, rows, 0, keep)
+        top, tape = forward(e, layers, x, positions, rows, 0, keep)
         h = e.rms_norm(top, weights.output_norm, config.eps)
         _, dh = e.cross_entropy(h, head, e.integers(_drawn(e, h, head, len(batch.scored), random)), 1.0, True)
         dx = e.rms_norm_backward(dh, top, weights.output_norm, config.eps)
-        backward(watch, layers, dx, config, positions, rows, 0, keep, tape, bottom=True)
+        backward(watch, layers, dx, positions, rows, 0, keep, tape, bottom=True)
         e.settle()
         tokens += len(batch.ids)
         tell(number)

@@ -17,7 +17,7 @@ import numpy as np
 from anytune.adapt.closed import Pair, ridge
 from anytune.adapt.ranks import kind_of
 from anytune.adapt.statistics import sums_for
-from anytune.adapt.walk import PRODUCTS, WRITES, Side, Walker, tensors_of
+from anytune.adapt.walk import Side, Walker
 
 SMALL = 1e-2  # of a norm's mean square gain: columns with less get less than their share of what a stream lacks
 
@@ -79,7 +79,7 @@ def fit(
 
     guard: a side over text whose outputs should stay as they are, of the bare model. done: pairs of an earlier run, of
     whole layers from the first on: they are taken as they are. tell: called after each layer. keep: called with each
-    group's place (layer · 4 + product), its Equations before they are solved, and its priors. Raises UserError.
+    group's place in Config.products(), its Equations before they are solved, and its priors. Raises UserError.
     """
     student = couples[0].student
     config, held, e = student.model.config, student.pairs, student.engine
@@ -91,12 +91,12 @@ def fit(
         for side in sides:
             side.enter(number)
         new: dict[str, Pair] = {}
-        raised, there = 0.0, tensors_of(number, len(PRODUCTS) - 1)[0] in made
-        for product in range(len(PRODUCTS)):
+        raised, there = 0.0, student.tensors(-1)[0] in made
+        for product in range(len(student.layer.products)):
             if there:
-                pairs = _again(couples, made, number, product)
+                pairs = _again(couples, made, product)
             else:
-                pairs, took = _product(couples, guard, recipe, number, product, keep)
+                pairs, took = _product(couples, guard, recipe, product, keep)
                 raised = max(raised, took)
                 new |= pairs
             held.update({name: _lora_pair(e, pair) for name, pair in pairs.items() if len(pair.a)})
@@ -107,28 +107,23 @@ def fit(
             side.leave()
         made |= new
         tell(Progress(number, config.layers, gap(couples), raised, new))
-    order = [
-        name
-        for number in range(config.layers)
-        for product in range(len(PRODUCTS))
-        for name in tensors_of(number, product)
-    ]
+    order = [name for names in config.products() for name in names]
     return {name: made[name] for name in order if name in made}  # a run that was taken up has them in another order
 
 
-def _again(couples: Sequence[Couple], made: Mapping[str, Pair], number: int, product: int) -> dict[str, Pair]:
+def _again(couples: Sequence[Couple], made: Mapping[str, Pair], product: int) -> dict[str, Pair]:
     """The pairs of a group that an earlier run made; students come as far as _product() would bring them."""
     for couple in couples:
         couple.student.before(product)
         for one in couple.student.walkers:
             _bare(couple.student, one, product)
-    return {name: made[name] for name in tensors_of(number, product) if name in made}
+    return {name: made[name] for name in couples[0].student.tensors(product) if name in made}
 
 
 def _bare(student: Side, one: Walker, product: int) -> tuple[Any, tuple]:
     """(a product's input, its outputs as long as it has no pairs)."""
     x = one.run(product)
-    one.bare = x, student.engine.linear(x, getattr(student.layer, PRODUCTS[product][0]))
+    one.bare = x, student.engine.linear(x, student.layer.products[product][0])
     return one.bare
 
 
@@ -149,17 +144,12 @@ def _lora_pair(e: Any, pair: Pair) -> Any:
 
 
 def _product(
-    couples: Sequence[Couple],
-    guard: Side | None,
-    recipe: Recipe,
-    number: int,
-    product: int,
-    keep: Callable[..., None] | None,
+    couples: Sequence[Couple], guard: Side | None, recipe: Recipe, product: int, keep: Callable[..., None] | None
 ) -> tuple[dict[str, Pair], float]:
     """({tensor: Pair} of one group of the layer that all sides are in, the ridge if it had to be raised)."""
     student = couples[0].student
-    names, la = tensors_of(number, product), student.engine.algebra
-    group = getattr(student.layer, PRODUCTS[product][0])
+    names, la, config = student.tensors(product), student.engine.algebra, student.model.config
+    group = student.layer.products[product][0]
     widths = [weight.out_features for weight in group.weights]
     own, held = sum(couple.student.tokens for couple in couples), guard.tokens if guard and recipe.guard else 0
     sums = sums_for(la, group.in_features, sum(widths), own + held, not student.walkers[0].keep)
@@ -170,7 +160,7 @@ def _product(
         weight = 1.0 / (len(couples) * couple.student.tokens)
         for one, other in zip(couple.student.walkers, couple.teacher.walkers, strict=True):
             x, missing = _lacking(couple, one, other, product)
-            if recipe.relative and product in WRITES:
+            if recipe.relative and couple.teacher.layer.written_by(product) is not None:
                 share = _relative(couple.teacher, other)
                 counted += weight * float((share * share).sum())
                 x, missing = x * share, missing * share
@@ -184,7 +174,7 @@ def _product(
         sums.add(_rows(guard.engine.lift(walker.run(product)), walker), None, recipe.guard / held)
     equations = sums.equations()
     if keep is not None:
-        keep(number * len(PRODUCTS) + product, equations, priors)
+        keep(config.products().index(names), equations, priors)
     bases = None
     if recipe.bases is not None:
         bases = [recipe.bases.get(name, (np.zeros((width, 0), np.float32), None)) for name, width in zip(names, widths)]
@@ -200,13 +190,13 @@ def _lacking(couple: Couple, one: Walker, other: Walker, product: int) -> tuple[
     la = student.engine.algebra
     own = la.concatenate([_rows(student.engine.lift(y), one) for y in found], 1)
     x, missing = _rows(student.engine.lift(x), one), wanted - own
-    if product not in WRITES:
+    part = teacher.layer.written_by(product)
+    if part is None:
         return x, missing
     left = _rows(teacher.engine.lift(other.stream), other) - _rows(student.engine.lift(one.stream), one)
-    gain = getattr(teacher.layer, WRITES[product])
-    if gain is None:
+    if part.post is None:
         return x, missing + left
-    return _through_norm(la, x, missing, wanted, left, la.array(teacher.engine.host(gain)))
+    return _through_norm(la, x, missing, wanted, left, la.array(teacher.engine.host(part.post.gain)))
 
 
 def _relative(teacher: Side, walker: Walker) -> Any:

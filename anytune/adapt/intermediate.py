@@ -51,7 +51,7 @@ class Intermediate:
     def sums(self, recipe: Recipe, template: str | None) -> None:
         """Make statistics.npz of what was recorded: `anytune adapt solve` takes it."""
         if self.recorder is not None:
-            self.recorder.pack(self.model.config.layers, about(self.model, recipe, template))
+            self.recorder.pack(self.model.config.products(), about(self.model, recipe, template))
 
     def adapter(self, name: str, adapter: Adapter) -> None:
         """Write an adapter as name.gguf, and as the peft folder name."""

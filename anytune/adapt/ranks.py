@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from anytune.adapt.walk import PRODUCTS
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -27,17 +26,19 @@ SHARES = {  # of the rank that all would have
 
 
 def costs(model: Model) -> dict[str, int]:
-    """{kind of product: parameters of one rank} of a layer."""
-    shapes = {kind: model.gguf.tensors[f"blk.0.{kind}.weight"].shape for _, kinds in PRODUCTS for kind in kinds}
-    return {kind: sum(shape) for kind, shape in shapes.items()}
+    """{kind of product: parameters of one rank} of the first layer that has it."""
+    found: dict[str, int] = {}
+    for name in (name for names in model.config.products() for name in names):
+        found.setdefault(kind_of(name), sum(model.gguf.tensors[name].shape))
+    return found
 
 
 def spread(cost: Mapping[str, int], rank: int) -> dict[str, int]:
     """{kind: rank}, at least 1, for at most `rank` times the parameters of one rank everywhere."""
-    factor = rank * sum(cost.values()) / sum(SHARES[kind] * cost[kind] for kind in cost)
+    factor = rank * sum(cost.values()) / sum(SHARES.get(kind, 1.0) * cost[kind] for kind in cost)
     ranks, left = dict.fromkeys(cost, 1), (rank - 1) * sum(cost.values())
     while left > 0:
-        lacking = {kind: factor * SHARES[kind] - ranks[kind] for kind in cost if cost[kind] <= left}
+        lacking = {kind: factor * SHARES.get(kind, 1.0) - ranks[kind] for kind in cost if cost[kind] <= left}
         kind = max(lacking, key=lacking.__getitem__, default=None)
         if kind is None or lacking[kind] <= 0:
             break

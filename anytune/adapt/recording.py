@@ -19,7 +19,6 @@ import numpy as np
 from anytune.adapt.closed import Equations
 from anytune.adapt.fit import Recipe
 from anytune.adapt.ranks import costs
-from anytune.adapt.walk import PRODUCTS, tensors_of
 from anytune.errors import UserError
 from anytune.files import atomic_write
 
@@ -73,7 +72,7 @@ class Recorder:
             self.remove()
 
     def add(self, place: int, equations: Equations, priors: Sequence[Any] | None) -> None:
-        """Write the sums of group `place` (layer · 4 + product). Raises OSError."""
+        """Write the sums of group `place` of Config.products(). Raises OSError."""
         la = equations.algebra
         gram, cross = equations.gram, equations.cross
         if gram is None:
@@ -87,18 +86,20 @@ class Recorder:
             ):
                 _write(pack, name, np.asarray(la.host(values), np.float32))
 
-    def pack(self, layers: int, about: dict[str, Any]) -> None:
-        """Make the file of all groups' sums, unless a run that is taken up made it. UserError where one is missing."""
-        places = range(layers * len(PRODUCTS))
+    def pack(self, products: list[list[str]], about: dict[str, Any]) -> None:
+        """Make the file of all groups' sums, unless a run that is taken up made it. UserError where one is missing.
+
+        products: as Config.products() has them.
+        """
+        places = range(len(products))
         if self.resume and self.path.exists() and not any(self._group(place).exists() for place in places):
             return
-        groups = [{"names": tensors_of(place // len(PRODUCTS), place % len(PRODUCTS))} for place in places]
+        groups = [{"names": names} for names in products]
         with atomic_write(self.path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as pack:
             for place in places:
                 if not self._group(place).exists():
                     raise UserError(
-                        f"The sums of layer {place // len(PRODUCTS)} are not in {self.folder} any more: "
-                        "start without --resume."
+                        f"The sums of {products[place][0]} are not in {self.folder} any more: start without --resume."
                     )
                 with zipfile.ZipFile(self._group(place)) as group:
                     for name in group.namelist():

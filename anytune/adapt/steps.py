@@ -16,7 +16,7 @@ from anytune.adapt.measure import PIECE
 from anytune.adapt.walk import Side
 from anytune.adapter.adapter import Adapter
 from anytune.likelihood.windows import log_sums
-from anytune.model.transformer import backward, forward
+from anytune.model.stack import backward, forward
 
 if TYPE_CHECKING:
     from anytune.adapt.data import Example
@@ -144,12 +144,12 @@ def _accumulate(trainee: Any, batch: Any, parts: Sequence[tuple[Any, int, float]
     e.begin(batch.starts, trainee.ubatch, (0, 0, 0))
     positions, rows = e.integers(batch.positions), e.integers(batch.scored)
     x = e.embed(e.integers(batch.ids), weights.embedding, weights.embedding_scale)
-    top, tape = forward(e, trainee.layers, x, config, positions, rows, trainee.lowest, trainee.keep)
+    top, tape = forward(e, trainee.layers, x, positions, rows, trainee.lowest, trainee.keep)
     h = e.rms_norm(top, weights.output_norm, config.eps)
     loss, dh = _soft_loss(e, h, trainee.head, parts)
     dx = e.rms_norm_backward(dh, top, weights.output_norm, config.eps)
     del h, dh, top
-    backward(e, trainee.layers, dx, config, positions, rows, trainee.lowest, trainee.keep, tape)
+    backward(e, trainee.layers, dx, positions, rows, trainee.lowest, trainee.keep, tape)
     e.settle()
     return loss
 

@@ -17,24 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anytune.model.transformer import layer_forward
+from anytune.model.stack import layer_forward
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
     from anytune.model import Model
-
-# a layer's products in order: the Layer's group, and the tensors in it
-PRODUCTS = (
-    ("qkv", ("attn_q", "attn_k", "attn_v")),
-    ("out", ("attn_output",)),
-    ("gate_up", ("ffn_gate", "ffn_up")),
-    ("down", ("ffn_down",)),
-)
-WRITES = {1: "post_attn_norm", 3: "post_ffn_norm"}  # products whose outputs go to the residual stream, and their norm
-
-
-def tensors_of(layer: int, product: int) -> list[str]:
-    return [f"blk.{layer}.{name}.weight" for name in PRODUCTS[product][1]]
 
 
 @dataclass(frozen=True)
@@ -141,9 +128,7 @@ class Walker:
             self.kept = []
         self.begin()
         try:
-            return layer_forward(
-                Probe(self, stop, after), self.x, self.side.layer, self.side.model.config, self.positions
-            )[0]
+            return layer_forward(Probe(self, stop, after), self.x, self.side.layer, self.positions)[0]
         except _Reached as reached:
             return reached.value
 
@@ -207,6 +192,10 @@ class Side:
     def enter(self, number: int) -> None:
         self.number = number
         self.layer = self.model.weights.layer(number, self.tables, self.pairs)
+
+    def tensors(self, product: int) -> list[str]:
+        """Those of a product of the layer."""
+        return [f"blk.{self.number}.{name}.weight" for name in self.layer.products[product][1]]
 
     def refresh(self) -> None:
         """Take up what was added to the pairs."""

@@ -1,7 +1,7 @@
 """An adapter as a peft folder: adapter_config.json, adapter_model.safetensors, chat_template.jinja.
 
-The weights are the same; the names are Hugging Face's, and so is the order of the query and key rows:
-llama.cpp's converter interleaves the halves of each head for architecture llama; it is undone in lora_B.
+The weights are the same; the names are Hugging Face's, and so is the order of rows and columns: what llama.cpp's
+converter moves (the halves of llama's query and key heads, the value heads of qwen35) is undone in lora_B and lora_A.
 """
 
 from __future__ import annotations
@@ -18,22 +18,13 @@ from anytune.adapter.settings import read_settings
 from anytune.errors import UserError
 from anytune.files import atomic_write, cannot_write
 from anytune.gguf import GGUF, dequantize
+from anytune.model import naming
+from anytune.model.architecture import Architecture
+from anytune.model.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")  # those that share MODULES
-MODULES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-GGUF_NAMES = {module: name for name, module in MODULES.items()}
-INTERLEAVED = {"llama": {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}}
 PREFIX = "base_model.model."
 KEY = re.compile(
     r"base_model\.model\.(?:(?:model\.|language_model\.){1,3}layers\.(\d{1,5})\.([a-z_.]+)"
@@ -50,10 +41,9 @@ def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
 
     tensors, modules = {}, []
     for name, (a, b) in adapter.tensors.items():
-        module = _module(adapter.architecture, name)
-        heads = interleaved_heads(adapter.architecture, name, gguf)
-        if heads:
-            b = halves(b, heads)
+        arch = naming.known(adapter.architecture)
+        module, (rows, columns) = _module(arch, name), naming.orders(arch, name, gguf)
+        a, b = naming.arranged(a, (None, columns)), naming.arranged(b, (rows, None))
         modules.append(module)
         tensors[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a, np.float32)
         tensors[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b, np.float32)
@@ -102,14 +92,16 @@ def load(folder: Path, gguf: GGUF | None) -> Adapter:
     architecture = gguf.metadata.get("general.architecture") if gguf else own.get("architecture")
     if architecture not in ARCHITECTURES:
         raise UserError(f"{folder}: which architecture it is for is not known; give the base model too.")
+    arch = ARCHITECTURES[architecture]
+    parts = {module: part for part, module in arch.modules.items()}
     pairs: dict[str, dict[str, np.ndarray]] = {}
     modules: dict[str, str] = {}  # base tensor -> the module's full name
     for key, array in raw.items():
         found = KEY.fullmatch(key)
         module = found and found[2]
-        if not found or module and module not in GGUF_NAMES:
+        if not found or module and module not in parts:
             raise UserError(f"{folder}: the weight {key!r} belongs to a module that cannot be adapted here.")
-        name = f"blk.{int(found[1])}.{GGUF_NAMES[module]}.weight" if module else "output.weight"
+        name = f"blk.{int(found[1])}.{parts[module]}.weight" if module else "output.weight"
         own_name = key.removeprefix(PREFIX).rpartition(".lora_")[0]
         if modules.setdefault(name, own_name) != own_name:
             raise UserError(f"{folder} has two modules that are {name} here: {modules[name]} and {own_name}.")
@@ -132,8 +124,9 @@ def load(folder: Path, gguf: GGUF | None) -> Adapter:
         check_fit(str(folder), architecture, shapes, gguf)
     tensors = {}
     for name, pair in pairs.items():
-        heads = interleaved_heads(architecture, name, gguf)
-        tensors[name] = pair["A"], _interleave(pair["B"], heads) if heads else pair["B"]
+        rows, columns = naming.orders(arch, name, gguf)
+        a, b = pair["A"], pair["B"]
+        tensors[name] = naming.arranged(a, (None, columns), True), naming.arranged(b, (rows, None), True)
     template, text = folder / TEMPLATE, None
     if template.is_file() and template.stat().st_size < CONFIG_LIMIT:
         text = template.read_text("utf-8-sig", "replace")
@@ -145,16 +138,12 @@ def load(folder: Path, gguf: GGUF | None) -> Adapter:
     )
 
 
-def _module(architecture: str, name: str) -> str:
+def _module(arch: Architecture, name: str) -> str:
     """Hugging Face's module of a base tensor: "blk.0.attn_q.weight" -> "model.layers.0.self_attn.q_proj"."""
-    if architecture not in ARCHITECTURES:
-        raise UserError(f"peft's names for architecture {architecture!r} are not known; save it as .gguf.")
-    if name == "output.weight":
-        return "lm_head"
-    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-    if not found or found[2] not in MODULES:
+    found = naming.theirs(arch, name)
+    if found is None or name.split(".")[-2] not in (*arch.modules, "output"):
         raise UserError(f"peft's name for {name} is not known here; save the adapter as .gguf.")
-    return f"model.layers.{found[1]}.{MODULES[found[2]]}"
+    return found.removesuffix(".weight")
 
 
 def _targets(modules: list[str], layers: int | None) -> list[str]:
@@ -162,30 +151,6 @@ def _targets(modules: list[str], layers: int | None) -> list[str]:
     counts = Counter(module.rpartition(".")[2] for module in modules)
     everywhere = all(count == layers for short, count in counts.items() if short != "lm_head")
     return sorted(counts) if everywhere else sorted(modules)
-
-
-def interleaved_heads(architecture: str, name: str, gguf: GGUF | None) -> int | None:
-    """The number of heads, if this tensor of the GGUF has its rows interleaved, else None."""
-    key = INTERLEAVED.get(architecture, {}).get(name.split(".")[-2])
-    if key is None:
-        return None
-    if gguf is None:
-        raise UserError(f"the order of the rows of {name} depends on the base model: give it too.")
-    values = gguf.metadata
-    heads = values.get(f"{architecture}.{key}", values.get(f"{architecture}.attention.head_count"))
-    if not isinstance(heads, int) or heads < 1 or gguf.tensor(name).shape[0] % (2 * heads):
-        raise UserError(f"{gguf.path}: {architecture}.{key} is {heads!r:.40}, which does not fit {name}.")
-    return heads
-
-
-def halves(b: np.ndarray, heads: int) -> np.ndarray:
-    """Rows from (head, place, half) to (head, half, place), as Hugging Face has them. b: [out, r]."""
-    return b.reshape(heads, -1, 2, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
-
-
-def _interleave(b: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of halves."""
-    return b.reshape(heads, 2, -1, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
 
 
 def _config(folder: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from anytune.convert import names as naming
+from anytune.convert.names import gguf_name
 from anytune.convert.checkpoint import Weight, read_json, read_weights
 from anytune.convert.metadata import metadata, notes, rope_factors, text_config
 from anytune.convert.vocabulary import vocabulary
@@ -18,6 +18,9 @@ from anytune.errors import UserError
 from anytune.files import spare_inputs
 from anytune.gguf import GGUF, write_gguf
 from anytune.gguf.encode import encode
+from anytune.model import naming
+from anytune.model.architecture import Architecture, Orders
+from anytune.model.architectures import ARCHITECTURES
 from anytune.model.build import check_model
 from anytune.model.config import read_config
 from anytune.quantization.filetypes import FILE_TYPES, file_type
@@ -60,12 +63,12 @@ def convert(
     own = _own_type(weights)
     floats = wanted.name if wanted is not None and wanted.name in FLOATS else own
     tokens = len(words["tokenizer.ggml.tokens"])
-    table = _tensors(weights, architecture, config, floats, tokens, progress)
     meta = {
         **metadata(architecture, config, name or _name(folder), tokens),
         **words,
         "general.file_type": FILE_TYPES[floats].number,
     }
+    table = _tensors(weights, ARCHITECTURES[architecture], meta, config, floats, tokens, progress)
     if wanted is None or wanted.name in FLOATS:
         write_gguf(target, meta, table)
         _check(target)
@@ -95,7 +98,7 @@ def _name(folder: Path) -> str:
 def _renamed(weights: dict[str, Weight], architecture: str, tied: bool) -> dict[str, Weight]:
     found: dict[str, Weight] = {}
     for theirs, weight in weights.items():
-        ours = naming.gguf_name(theirs, architecture)
+        ours = gguf_name(theirs, architecture)
         if ours is None or (tied and ours == "output.weight"):
             continue
         if ours in found:
@@ -114,13 +117,15 @@ def _own_type(weights: dict[str, Weight]) -> str:
 
 def _tensors(
     weights: dict[str, Weight],
-    architecture: str,
+    arch: Architecture,
+    meta: dict[str, Any],
     config: dict[str, Any],
     kind: str,
     tokens: int,
     progress: Progress | None,
 ) -> list[tuple[str, tuple[int, ...], str, Any]]:
     """What write_gguf takes, each tensor read when its turn comes."""
+    architecture = arch.name
     if weights["token_embd.weight"].shape[0] < tokens and architecture != "gemma3":
         raise UserError(
             f"The tokenizer has {tokens} tokens and the embedding {weights['token_embd.weight'].shape[0]} "
@@ -141,46 +146,43 @@ def _tensors(
     for name, weight in weights.items():
         # the rows beyond the vocabulary are padding that llama.cpp's converter leaves out for Gemma 3
         rows = min(weight.shape[0], tokens) if architecture == "gemma3" and name == "token_embd.weight" else None
-        shape = (rows or weight.shape[0], *weight.shape[1:])
-        stored = kind if len(shape) > 1 and not name.endswith("_norm.weight") else "F32"
-        key = naming.interleaved_as(name, architecture)
-        heads = 0
-        if key is not None:
-            heads = int(
-                config.get("num_key_value_heads" if key.endswith("_kv") else "num_attention_heads")
-                or config["num_attention_heads"]
-            )
-            if shape[0] % (2 * heads):
-                raise UserError(
-                    f"{name} has {shape[0]} rows, which {heads} heads cannot share: config.json is another model's."
-                )
+        shape = tuple(n for n in (rows or weight.shape[0], *weight.shape[1:]))
+        if name.split(".", 2)[-1] in arch.others and len(shape) == 3:
+            shape = (shape[0], shape[2])
+        plain = len(shape) > 1 and not name.endswith("_norm.weight") and not arch.is_constant(name)
+        order = naming.orders_of(arch, name, shape, meta, "config.json")
         table.append(
-            (
-                name,
-                shape,
-                stored,
-                _data(weight, shape, stored, heads, architecture == "gemma3" and name.endswith("_norm.weight"), told),
-            )
+            (name, shape, kind if plain else "F32", _data(name, weight, shape, plain and kind, order, arch, told))
         )
     return table
 
 
 def _data(
-    weight: Weight, shape: tuple[int, ...], stored: str, heads: int, plus_one: bool, told: Callable[[np.ndarray], None]
+    name: str,
+    weight: Weight,
+    shape: tuple[int, ...],
+    kind: str | bool,
+    order: Orders,
+    arch: Architecture,
+    told: Callable[[np.ndarray], None],
 ) -> Callable[[], Iterator[np.ndarray]]:
-    """Portions of uint8 blocks of a tensor, in GGUF's order of rows."""
+    """Portions of uint8 blocks of a tensor, in GGUF's order of rows. kind: False for F32."""
+    other = arch.others.get(name.split(".", 2)[-1])
 
     def portions() -> Iterator[np.ndarray]:
-        ranges = [(0, shape[0])] if heads else weight.pieces(PIECE)
+        ranges = [(0, shape[0])] if order[0] is not None else weight.pieces(PIECE)
         for low, high in ranges:
             values = weight.rows(low, min(high, shape[0])) if low < shape[0] else None
             if values is None:
                 return
-            if heads:
-                values = naming.interleave(values, heads)
-            if plus_one:
+            values = values.reshape(len(values), *shape[1:])
+            values = naming.arranged(values, order, True)
+            if arch.stores_unit(name):
                 values = values + np.float32(1)
+            if other is not None:
+                values = other.here(values)
             told(values)
+            stored = kind or "F32"
             blocks = encode(np.ascontiguousarray(values.reshape(-1, shape[-1]), np.float32), stored)
             if stored == "F16" and np.isinf(blocks.view(np.float16)).any():
                 raise UserError(f"{weight.file} has weights beyond float16's range: take BF16 or F32.")

@@ -8,13 +8,9 @@ from typing import Any
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.export.config import CLASSES
+from anytune.model.architectures import ARCHITECTURES
 
-ARCHITECTURES = {name: arch for arch, (_, name) in CLASSES.items()} | {
-    "LLaMAForCausalLM": "llama",
-    "MistralForCausalLM": "llama",
-    "Gemma3ForConditionalGeneration": "gemma3",
-}
+CLASSES = {name: arch.name for arch in ARCHITECTURES.values() for name in (arch.model_class, *arch.other_classes)}
 GEMMA3 = {
     "head_dim": 256,
     "num_attention_heads": 8,
@@ -30,14 +26,14 @@ def text_config(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """(architecture, the language model's settings). UserError for an architecture that is not known."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-    if name not in ARCHITECTURES:
+    if name not in CLASSES:
         raise UserError(
             f"config.json names the class {str(name)[:60]}, which cannot be converted yet; those that can "
-            f"are {', '.join(ARCHITECTURES)}."
+            f"are {', '.join(CLASSES)}."
         )
     inner = config.get("text_config")
     merged = config | inner if isinstance(inner, dict) else dict(config)
-    return ARCHITECTURES[name], (GEMMA3 | merged if ARCHITECTURES[name] == "gemma3" else merged)
+    return CLASSES[name], (GEMMA3 | merged if CLASSES[name] == "gemma3" else merged)
 
 
 class _Config:
@@ -77,6 +73,7 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
     if architecture == "gemma3" and config.get("sliding_window_pattern") != 1:
         values["attention.sliding_window"] = c.number("sliding_window", int)
     values |= _scaling(rope, values["context_length"])
+    values |= ARCHITECTURES[architecture].metadata(c.number, config | rope)
     for odd in NOT_ZERO:
         if config.get(odd):
             raise UserError(f"config.json sets {odd} to {config[odd]!r}, which llama.cpp's {architecture} lacks.")

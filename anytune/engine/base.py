@@ -280,10 +280,10 @@ class Engine(Protocol):
     def join_heads(self, first, second, heads: int) -> Array:
         """The inverse of split_heads."""
 
-    def gated(self, x, gate) -> Array:
-        """x * sigmoid(gate)."""
+    def gated(self, x, gate, activation: str) -> Array:
+        """x * act(gate); activation sigmoid or silu."""
 
-    def gated_backward(self, dy, x, gate) -> tuple[Array, Array]:
+    def gated_backward(self, dy, x, gate, activation: str) -> tuple[Array, Array]:
         """(dx, dgate)."""
 
     def state(self, slots: int, size: int) -> Array:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .base import Heads
+from .base import DeltaHeads, Heads
 from .composed import Composed
 from .numpy.attention import plan
+from .numpy.chunk import CHUNK, chunk_floats
 from .numpy.gradients import gradient_rows
 from .numpy.linear import backward_step, block_columns
 from .numpy.loss import most_rows
@@ -81,6 +82,18 @@ class RowShapes(Composed):
     def rms_norm_backward(self, dy, x, gain, eps, residual=None):
         return self.array(*x.shape)
 
+    def split_heads(self, x, heads):
+        return self.array(x.shape[0], x.shape[1] // 2), self.array(x.shape[0], x.shape[1] // 2)
+
+    def join_heads(self, first, second, heads):
+        return self.array(first.shape[0], 2 * first.shape[1])
+
+    def gated(self, x, gate, activation):
+        return self.array(*x.shape)
+
+    def gated_backward(self, dy, x, gate, activation):
+        return self.array(*x.shape), self.array(*x.shape)
+
     def offload(self, x):
         return x
 
@@ -100,14 +113,20 @@ class CountEngine(RowShapes):
         self._free: Counter = Counter()
         self._scratch: Counter = Counter()
         self._own: Counter = Counter()
+        self._temporary: Counter = Counter()
         self._raw: Counter = Counter()
         self._starts = np.zeros(2, np.int32)
 
     @property
     def bytes(self) -> int:
-        """All that the engine would hold: activations, scratch and streamed bytes."""
+        """All that the engine would hold: activations, scratch, streamed bytes, and what an operation drops again."""
         scratch = sum(self._scratch.values()) * self.threads + sum(self._own.values())
-        return self.pooled + 4 * scratch + sum(self._raw.values())
+        return self.pooled + 4 * scratch + sum(self._raw.values()) + self.temporary
+
+    @property
+    def temporary(self) -> int:
+        """Bytes that one operation takes for a while, beside buffers that are kept."""
+        return 4 * self.threads * max(self._temporary.values(), default=0)
 
     def held(self, matrices: dict, groups: list) -> int:
         """Bytes of frozen matrices {name: weight}; groups are the linears made of them (see numpy/weights.py)."""
@@ -242,6 +261,39 @@ class CountEngine(RowShapes):
         self._attend(tokens, heads, 5, 2)
         del inner, own
         return both.part(heads.n_heads * heads.head_dim), both.part(narrow), both.part(narrow)
+
+    def delta(self, x, beta, alpha, weights, heads: DeltaHeads):
+        tokens, state = x.shape[0], heads.values * heads.key_size * heads.value_size
+        out, raw = self.array(tokens, heads.inner), self.array(tokens, heads.inner)
+        states = self.flat(-(-max(tokens, self.capacity) // CHUNK) * state)
+        self._chunks(tokens, heads, 1)
+        return out, (raw, states)
+
+    def delta_backward(self, dy, x, beta, alpha, weights, heads: DeltaHeads, kept, into=(None, None, None)):
+        made = tuple(self.array(*z.shape) for z in (x, beta, alpha))
+        self._chunks(x.shape[0], heads, 2)
+        return made
+
+    def _chunks(self, tokens: int, heads: DeltaHeads, times: int) -> None:
+        """What one chunk takes of memory for a while, and all of them of arithmetic: once forward, twice backward."""
+        h, values = heads, heads.repeats * self._share(heads.keys)
+        self._temporary["chunk"] = max(self._temporary["chunk"], chunk_floats(h, values))
+        self.flops += (
+            (2 * times - 1)
+            * 2.0
+            * tokens
+            * h.values
+            * (3 * h.key_size * h.value_size + 2 * CHUNK * (h.key_size + h.value_size))
+        )
+
+    def convolve(self, x, weight, silu):
+        self._temporary["convolution"] = max(self._temporary["convolution"], 5 * self._share(x.shape[0]) * x.shape[1])
+        return self.array(*x.shape)
+
+    def convolve_backward(self, dy, x, weight, silu, into=None):
+        made = [self.array(*x.shape) for _ in range(2 if silu else 1)]
+        self._temporary["convolution"] = max(self._temporary["convolution"], 7 * self._share(x.shape[0]) * x.shape[1])
+        return made[0]
 
     def _attend(self, tokens: int, heads: Heads, products: int, scores: int) -> None:
         for number, tasks in enumerate(plan(self._starts, heads, self.threads, self.sizes.scores)):

@@ -12,13 +12,6 @@ from anytune.gguf import GGUF
 from anytune.model.config import Config
 from anytune.text.tokenizer import Tokenizer
 
-# architecture -> (model_type, class)
-CLASSES = {
-    "llama": ("llama", "LlamaForCausalLM"),
-    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
-    "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
-}
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu_pytorch_tanh"}
 FACTOR_RANGE = (1.0, 4.0)  # low and high frequency factor of every published Llama 3
@@ -26,15 +19,14 @@ FACTOR_RANGE = (1.0, 4.0)  # low and high frequency factor of every published Ll
 
 def config_json(base: GGUF, c: Config, dtype: str) -> dict[str, Any]:
     """The configuration as a JSON object. dtype: bf16, f16 or f32. UserError for what it cannot express."""
-    if c.rope_size != c.head_size:
+    if c.rope_size != c.head_size and not c.arch.partial_rope:
         raise UserError(
             f"{base.path.name} rotates {c.rope_size} of {c.head_size} dimensions of a head, which has no "
             "counterpart in transformers' class for it."
         )
-    kind, name = CLASSES[c.architecture]
     found: dict[str, Any] = {
-        "architectures": [name],
-        "model_type": kind,
+        "architectures": [c.arch.model_class],
+        "model_type": c.arch.kind,
         "vocab_size": c.vocabulary,
         "hidden_size": c.width,
         "intermediate_size": c.hidden,
@@ -51,21 +43,10 @@ def config_json(base: GGUF, c: Config, dtype: str) -> dict[str, Any]:
         "torch_dtype": DTYPES[dtype],
         **_tokens(base),
     }
-    activation = ACTIVATIONS[c.arch.activation]
-    found |= {"hidden_activation": activation} if c.architecture == "gemma3" else {"hidden_act": activation}
-    found |= {"attention_bias": "blk.0.attn_q.bias" in base.tensors} if c.architecture != "qwen2" else {}
-    if c.architecture in ("qwen2", "qwen3"):
-        found["use_sliding_window"] = False
-    if c.architecture == "gemma3":
-        found |= {
-            "query_pre_attn_scalar": round(c.attention_scale**-2),
-            "sliding_window": c.window,
-            "sliding_window_pattern": c.window_period or 1,
-            "rope_local_base_freq": c.local_base or c.arch.local_base,
-            "layer_types": ["sliding_attention" if c.windowed(i) else "full_attention" for i in range(c.layers)],
-            "attn_logit_softcapping": None,
-            "final_logit_softcapping": None,
-        }
+    found[c.arch.activation_key] = ACTIVATIONS[c.arch.activation]
+    if c.arch.attention_bias:
+        found["attention_bias"] = "blk.0.attn_q.bias" in base.tensors
+    found |= c.arch.config(c)
     scaling = _scaling(base, c)
     return found | ({"rope_scaling": scaling} if scaling else {})
 

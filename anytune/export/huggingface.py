@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import numpy as np
 
 from anytune.adapter.adapter import Adapter
-from anytune.adapter.peft import MODULES, halves, interleaved_heads
 from anytune.errors import UserError
 from anytune.export.adapters import merged_rows
 from anytune.export.config import config_json, generation_json, index_json, shard_name
@@ -24,23 +22,12 @@ from anytune.export.tokenizer import write_tokenizer
 from anytune.files import atomic_write
 from anytune.gguf import GGUF
 from anytune.gguf.encode import encode
-from anytune.model.config import read_config
+from anytune.model import naming
+from anytune.model.config import Config, read_config
 from anytune.quantization.rewrite import PIECE, Rows, rows_of
 
 SHARD = 5 << 30  # bytes of a weights file
 BLOCKS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-NORMS = {
-    "attn_norm": "input_layernorm",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-}
-GEMMA_NORMS = NORMS | {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LEFT_OUT = ("rope_freqs.weight",)  # config.json says it
 
 
@@ -64,7 +51,7 @@ def save(
     """
     config = read_config(base)
     files = {"config.json": config_json(base, config, dtype)}
-    names = {name: _name(name, config.architecture) for name in base.tensors if name not in LEFT_OUT}
+    names = {name: _name(name, config) for name in base.tensors if name not in LEFT_OUT and not config.ignores(name)}
     sizes = {name: base.tensors[name].n_elements * (4 if dtype == "f32" else 2) for name in names}
     shards = _shards(sizes, shard)
     total = sum(sizes.values())
@@ -81,9 +68,9 @@ def save(
             file = shard_name(number, len(shards))
             places += [(names[name], sizes[name], file) for name in members]
             with atomic_write(made / file) as out:
-                _header(out, [(names[name], base.tensors[name].shape, sizes[name]) for name in members], dtype)
+                _header(out, [(names[name], _shape(base, name, config), sizes[name]) for name in members], dtype)
                 for name in members:
-                    for part in _pieces(base, name, values.get(name), config.architecture, dtype):
+                    for part in _pieces(base, name, values.get(name), config, dtype):
                         out.write(part)
                         done += part.nbytes // (4 if dtype == "f32" else 2)
                         if progress is not None:
@@ -96,20 +83,15 @@ def save(
     return {"path": str(folder), "dtype": dtype, "tensors": len(names), "bytes": total, "shards": len(shards)}
 
 
-def _name(name: str, architecture: str) -> str:
+def _name(name: str, config: Config) -> str:
     """Hugging Face's name of a tensor. UserError if there is none."""
-    stem, _, kind = name.rpartition(".")
-    if stem in ENDS:
-        return f"{ENDS[stem]}.{kind}"
-    found = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    norms = GEMMA_NORMS if architecture == "gemma3" else NORMS
-    part = found and (norms | MODULES).get(found[2])
-    if not part:
+    found = naming.theirs(config.arch, name)
+    if not found:
         raise UserError(
-            f"The tensor {name} has no name in Hugging Face's layout of {architecture}: this model cannot "
+            f"The tensor {name} has no name in Hugging Face's layout of {config.architecture}: this model cannot "
             "be exported so."
         )
-    return f"model.layers.{int(found[1])}.{part}.{kind}"
+    return found
 
 
 def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
@@ -137,18 +119,27 @@ def _header(out: IO, tensors: list[tuple[str, tuple[int, ...], int]], dtype: str
     out.write(len(text).to_bytes(8, "little") + text)
 
 
-def _pieces(base: GGUF, name: str, values: Rows | None, architecture: str, dtype: str) -> Iterator[np.ndarray]:
+def _shape(base: GGUF, name: str, config: Config) -> tuple[int, ...]:
+    other = config.arch.others.get(name.split(".", 2)[-1])
+    return tuple(base.tensors[name].shape) if other is None else other.shape(base.tensors[name].shape)
+
+
+def _pieces(base: GGUF, name: str, values: Rows | None, config: Config, dtype: str) -> Iterator[np.ndarray]:
     """A tensor's rows in Hugging Face's order and in `dtype`, a portion at a time: uint8 [rows, row_bytes]."""
-    t = base.tensors[name]
-    heads = interleaved_heads(architecture, name, base)
+    t, arch = base.tensors[name], config.arch
+    order, other = naming.orders(arch, name, base), arch.others.get(name.split(".", 2)[-1])
     values = values or (lambda lo, hi: rows_of(base, name, lo, hi))
-    step = t.rows if heads else max(1, PIECE // t.shape[-1])
+    step = t.rows if order[0] is not None else max(1, PIECE // t.shape[-1])
     for lo in range(0, t.rows, step):
         x = values(lo, min(lo + step, t.rows))
-        if heads:  # a bias is turned as a column
-            x = halves(x.reshape(t.shape[0], -1), heads).reshape(x.shape)
-        if architecture == "gemma3" and name.endswith("_norm.weight"):
-            x = x - np.float32(1)  # the file holds 1 + w
+        if len(t.shape) == 1:  # its numbers are turned as rows
+            x = naming.arranged(x.reshape(-1), order).reshape(x.shape)
+        else:
+            x = naming.arranged(x, order)
+        if arch.stores_unit(name):
+            x = x - np.float32(1)
+        if other is not None:
+            x = other.there(x)
         blocks = encode(np.ascontiguousarray(x, np.float32), BLOCKS[dtype])
         if dtype == "f16" and np.isinf(blocks.view(np.float16)).any():
             raise UserError(f"{name} has weights beyond float16's range: take --type bf16 or f32.")

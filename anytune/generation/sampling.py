@@ -79,10 +79,13 @@ def sample(logits: np.ndarray, recent: list[int], how: Sampling, random: np.rand
 
     Raises UserError where the logits are not numbers, which a damaged file or adapter causes.
     """
-    _check(logits[int(np.argmax(logits))])  # argmax finds a NaN first, if there is one
-    logits = _penalized(np.arange(logits.size), logits, recent, how)
+    best = int(np.argmax(logits))  # of a NaN first, if there is one
+    _check(logits[best])
+    if how.repeat_penalty != 1.0:
+        logits = _penalized(np.arange(logits.size), logits, recent, how)
+        best = int(np.argmax(logits))
     if how.temperature <= 0:
-        return int(np.argmax(logits))
+        return best
     if 0 < how.top_k < logits.size:
         ids = np.argpartition(logits, -how.top_k)[-how.top_k :]
     else:

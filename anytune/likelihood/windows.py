@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.model.transformer import layer_forward
+from anytune.model.stack import Stack
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
@@ -56,17 +56,13 @@ class Forward:
 
     def hidden(self, sequences: Sequence[Sequence[int]], engine=None):
         """What the last norm gives for every token, on the engine: [tokens of all sequences, width]."""
-        e, c, w = engine or self.engine, self.model.config, self.model.weights
         ids = np.concatenate([np.asarray(sequence, np.int32) for sequence in sequences])
         starts = np.cumsum([0, *map(len, sequences)]).astype(np.int32)
         places = np.concatenate([np.arange(len(sequence), dtype=np.int32) for sequence in sequences])
         self.engine.training = False
         self.engine.begin(starts, 0, (0, 0, 0))
-        positions = self.engine.integers(places)
-        x = e.embed(self.engine.integers(ids), w.embedding, w.embedding_scale)
-        for layer in self.layers:
-            x = layer_forward(e, x, layer, c, positions)[0]
-        return e.rms_norm(x, w.output_norm, c.eps)
+        stack = Stack(self.model.weights, self.layers, self.head)
+        return stack.hidden(engine or self.engine, self.engine.integers(ids), self.engine.integers(places))
 
     def logits(self, hidden, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(first of these rows, float32 [some rows, vocabulary]), piece by piece."""

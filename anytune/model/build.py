@@ -10,50 +10,25 @@ from anytune.errors import UserError
 
 from .config import Config
 from .keys import check_tensors
-from .transformer import Layer
-
-
-# A layer's norms: the tensor's name -> Layer's
-NORMS = {
-    "attn_norm": "attn_norm",
-    "attn_q_norm": "q_norm",
-    "attn_k_norm": "k_norm",
-    "post_attention_norm": "post_attn_norm",
-    "ffn_norm": "ffn_norm",
-    "post_ffw_norm": "post_ffn_norm",
-}
+from .part import Layer, Norm
 
 
 def check_model(gguf, config: Config) -> None:
     """Raise UserError unless every tensor that the model needs is there, with the shape that the metadata promise."""
     c = config
-    q, kv = c.heads * c.head_size, c.n_kv_heads * c.head_size
-    shapes = {
-        "attn_norm": (c.width,),
-        "attn_q": (q, c.width),
-        "attn_k": (kv, c.width),
-        "attn_v": (kv, c.width),
-        "attn_output": (c.width, q),
-        "ffn_norm": (c.width,),
-        "ffn_gate": (c.hidden, c.width),
-        "ffn_up": (c.hidden, c.width),
-        "ffn_down": (c.width, c.hidden),
-    }
-    if c.arch.head_norms:
-        shapes |= {"attn_q_norm": (c.head_size,), "attn_k_norm": (c.head_size,)}
-    if c.arch.post_norms:
-        shapes |= {"post_attention_norm": (c.width,), "post_ffw_norm": (c.width,)}
-    wanted = {f"blk.{i}.{name}.weight": shape for i in range(c.layers) for name, shape in shapes.items()}
-    wanted |= {"token_embd.weight": (c.vocabulary, c.width), "output_norm.weight": (c.width,)}
+    wanted = {"token_embd.weight": (c.vocabulary, c.width), "output_norm.weight": (c.width,)}
     if not c.tied:
         wanted["output.weight"] = (c.vocabulary, c.width)
-    biases = {
-        f"blk.{i}.{name}.bias": shapes[name][:1] for i in range(c.layers) for name in c.arch.biases if name in shapes
-    }
+    optional = {"rope_freqs.weight": (c.rope_size // 2,)} if c.arch.rope_factors else {}
     if "output" in c.arch.biases:
-        biases["output.bias"] = (c.vocabulary,)
-    factors = {"rope_freqs.weight": (c.rope_size // 2,)} if c.arch.rope_factors else {}
-    check_tensors(gguf, wanted, {**biases, **factors})
+        optional["output.bias"] = (c.vocabulary,)
+    for i in range(c.layers):
+        shapes = {name: shape for part in c.arch.parts(c, i) for name, shape in part.tensors(c, i).items()}
+        wanted |= {f"blk.{i}.{name}": shape for name, shape in shapes.items()}
+        optional |= {
+            f"blk.{i}.{name}.bias": shapes[f"{name}.weight"][:1] for name in c.arch.biases if f"{name}.weight" in shapes
+        }
+    check_tensors(gguf, wanted, optional, c.ignores)
 
 
 class Weights:
@@ -69,7 +44,9 @@ class Weights:
         self.gradients: dict[str, object] = {}  # of vectors that are trained
         check_model(gguf, config)
         for name, info in gguf.tensors.items():
-            if len(info.shape) == 1:
+            if config.ignores(name):
+                continue
+            if len(info.shape) == 1 or config.arch.is_constant(name):
                 self.vectors[name] = engine.constant(gguf, name)
             elif len(info.shape) == 2:
                 # an embedding table that is not the head is only looked up, a few rows at a time
@@ -104,44 +81,8 @@ class Weights:
 
     def layer(self, i: int, tables: dict, pairs: dict | None = None, dropout: float = 0.0) -> Layer:
         """Layer number i; as layers()."""
-        from anytune.engine.base import Heads
-
-        c, e, pairs = self.config, self.engine, pairs or {}
-
-        def vector(name: str):
-            return self.vectors.get(f"blk.{i}.{name}.weight")
-
-        def group(number: int, *names: str):
-            full = [f"blk.{i}.{name}" for name in names]
-            return e.group(
-                [self.matrices[f"{n}.weight"] for n in full],
-                [self.vectors.get(f"{n}.bias") for n in full],
-                [pairs.get(f"{n}.weight") for n in full],
-                dropout,
-                4 * i + number,
-                [self.gradients.get(f"{n}.bias") for n in full],
-            )
-
-        local = c.windowed(i)
-        return Layer(
-            attn_norm=vector("attn_norm"),
-            qkv=group(0, "attn_q", "attn_k", "attn_v"),
-            q_norm=vector("attn_q_norm"),
-            k_norm=vector("attn_k_norm"),
-            out=group(1, "attn_output"),
-            post_attn_norm=vector("post_attention_norm"),
-            ffn_norm=vector("ffn_norm"),
-            gate_up=group(2, "ffn_gate", "ffn_up"),
-            down=group(3, "ffn_down"),
-            post_ffn_norm=vector("post_ffw_norm"),
-            heads=Heads(c.heads, c.n_kv_heads, c.head_size, c.window if local else 0, c.attention_scale),
-            rope=tables[local],
-            gradients={
-                own: self.gradients[f"blk.{i}.{name}.weight"]
-                for name, own in NORMS.items()
-                if f"blk.{i}.{name}.weight" in self.gradients
-            },
-        )
+        own = LayerWeights(self, i, tables, pairs or {}, dropout)
+        return Layer(*(part.of(own, self.config) for part in self.config.arch.parts(self.config, i)))
 
     def head(self, pairs: dict | None = None):
         """The output projection (the embedding table where it is tied) as a group of one."""
@@ -179,3 +120,34 @@ class Weights:
                 f"{self.config.rope_size}: the file is damaged"
             )
         return factors
+
+
+class LayerWeights:
+    """One layer's tensors, by their names within the layer; a part is made of them."""
+
+    def __init__(self, weights: Weights, layer: int, tables: dict, pairs: dict, dropout: float):
+        self.weights, self.layer, self.tables, self.pairs, self.dropout = weights, layer, tables, pairs, dropout
+
+    def vector(self, name: str):
+        """None if there is no such tensor."""
+        return self.weights.vectors.get(f"blk.{self.layer}.{name}")
+
+    def gradient(self, name: str):
+        """What that of a vector is added to; None: it is frozen."""
+        return self.weights.gradients.get(f"blk.{self.layer}.{name}")
+
+    def norm(self, name: str) -> Norm | None:
+        gain = self.vector(f"{name}.weight")
+        return None if gain is None else Norm(gain, self.gradient(f"{name}.weight"))
+
+    def group(self, number: int, *names: str):
+        """Linears that share an input; number: 0 to 3, of the group within the layer."""
+        w, full = self.weights, [f"blk.{self.layer}.{name}" for name in names]
+        return w.engine.group(
+            [w.matrices[f"{n}.weight"] for n in full],
+            [w.vectors.get(f"{n}.bias") for n in full],
+            [self.pairs.get(f"{n}.weight") for n in full],
+            self.dropout,
+            4 * self.layer + number,
+            [w.gradients.get(f"{n}.bias") for n in full],
+        )

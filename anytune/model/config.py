@@ -3,51 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from anytune.engine.base import DeltaHeads
 from anytune.errors import UserError
 
+from .architecture import Architecture
+from .architectures import ARCHITECTURES
 from .keys import check_keys
-
-
-LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How an architecture differs from the plain transformer (pre-norm, rope, gated MLP, RMSNorm)."""
-
-    neox: bool  # rope pairs i with i + n/2 (GPT-NeoX order), else neighbours
-    activation: str = "silu"
-    head_norms: bool = False  # RMSNorm on every query and key head
-    post_norms: bool = False  # RMSNorm on each block's output too
-    scaled_embedding: bool = False  # embeddings times sqrt(d)
-    window_period: int = 0  # every n-th layer sees everything, the others a window, unless the file says otherwise
-    local_base: float | None = None  # rope base of the windowed layers, unless the file says otherwise
-    keys: tuple[str, ...] = ()  # further keys that are used (keys.py)
-    zero: tuple[str, ...] = ()  # keys that llama.cpp uses for it, and anytune only where they are 0
-    rope_factors: bool = False  # a table of divisors of the angles, as Llama 3's
-    biases: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")  # linears whose bias llama.cpp reads
-
-
-ARCHITECTURES = {
-    "llama": Architecture(neox=False, rope_factors=True, biases=LINEARS),
-    "qwen2": Architecture(neox=True, biases=("attn_q", "attn_k", "attn_v", "output")),
-    "qwen3": Architecture(neox=True, head_norms=True),
-    "gemma3": Architecture(
-        neox=True,
-        activation="gelu",
-        head_norms=True,
-        post_norms=True,
-        scaled_embedding=True,
-        window_period=6,
-        local_base=10_000.0,
-        keys=("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"),
-        zero=("final_logit_softcapping",),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -82,10 +48,28 @@ class Config:
     local_base: float | None  # rope base of the windowed layers; None: the others'
     attention_scale: float
     tied: bool
+    delta: DeltaHeads | None = None  # of the layers that are a gated delta net
+    behind: int = 0  # blocks behind the layers, which only speculative decoding uses
+    kernel: int = 0  # tokens that a convolution sees
+    recurrent: tuple[bool, ...] = ()  # which layers have a state in place of keys and values; (): none
 
     @property
     def arch(self) -> Architecture:
         return ARCHITECTURES[self.architecture]
+
+    def ignores(self, name: str) -> bool:
+        """Whether a tensor is of a block behind the layers."""
+        number = name.split(".")[1] if name.startswith("blk.") else ""
+        return number.isdigit() and self.layers <= int(number) < self.layers + self.behind
+
+    def products(self) -> list[list[str]]:
+        """The matrices that share a product, for all products in the order in which they run."""
+        return [
+            [f"blk.{i}.{name}.weight" for name in names]
+            for i in range(self.layers)
+            for part in self.arch.parts(self, i)
+            for names in (part.READS, part.WRITES)
+        ]
 
     def windowed(self, layer: int) -> bool:
         """Whether this layer sees only the window."""
@@ -108,6 +92,45 @@ LIMITS = {
 }
 
 
+class Reader:
+    """A file's numbers by their keys, without the architecture's name before them. Raises UserError for odd ones."""
+
+    def __init__(self, gguf, architecture: str):
+        self.meta, self.where, self.name = gguf.metadata, gguf.path.name, architecture
+
+    def __call__(self, key: str, default: Any = None, kind: type = int) -> Any:
+        value = self.meta.get(f"{self.name}.{key}", default)
+        if value is None:
+            raise UserError(f"{self.where} lacks the metadata key {self.name}.{key}: it is not a complete model file")
+        if isinstance(value, list | np.ndarray):
+            raise UserError(
+                f"{self.where}: {self.name}.{key} is not one number, which anytune does not support "
+                f"(layers of different shapes)"
+            )
+        return self._sound(key, value, kind)
+
+    def _sound(self, key: str, value: Any, kind: type) -> Any:
+        low, high = LIMITS.get(key, (0, 1 << 32))
+        wrong = isinstance(value, bool) and kind is not bool or not isinstance(value, int | kind)
+        if wrong or not low <= value <= high:
+            raise UserError(f"{self.where}: {self.name}.{key} = {value!r:.40} makes no sense: the file is damaged")
+        return value
+
+    def each(self, key: str, count: int, kind: type = int) -> tuple | None:
+        """One value a layer, where the file has the key: a list of `count`, or one that holds for all."""
+        value = self.meta.get(f"{self.name}.{key}")
+        if value is None:
+            return None
+        values = (
+            value.tolist() if isinstance(value, np.ndarray) else value if isinstance(value, list) else [value] * count
+        )
+        if len(values) != count:
+            raise UserError(
+                f"{self.where}: {self.name}.{key} has {len(values)} values for {count} blocks: the file is damaged"
+            )
+        return tuple(self._sound(key, v, kind) for v in values)
+
+
 def read_config(gguf) -> Config:
     """The Config of an open GGUF. Raises UserError for another architecture or senseless sizes."""
     meta, where = gguf.metadata, gguf.path.name
@@ -122,19 +145,7 @@ def read_config(gguf) -> Config:
         raise UserError(f"{where} is a mixture of experts, which anytune cannot train yet: take a dense model")
     arch = ARCHITECTURES[name]
 
-    def get(key: str, default=None, kind: type = int):
-        value = meta.get(f"{name}.{key}", default)
-        if value is None:
-            raise UserError(f"{where} lacks the metadata key {name}.{key}: it is not a complete model file")
-        if isinstance(value, list | np.ndarray):
-            raise UserError(
-                f"{where}: {name}.{key} is not one number, which anytune does not support (layers of different shapes)"
-            )
-        low, high = LIMITS.get(key, (0, 1 << 32))
-        if isinstance(value, bool) or not isinstance(value, int | kind) or not low <= value <= high:
-            raise UserError(f"{where}: {name}.{key} = {value!r:.40} makes no sense: the file is damaged")
-        return value
-
+    get = Reader(gguf, name)
     width, heads = get("embedding_length"), get("attention.head_count")
     n_kv_heads = get("attention.head_count_kv", heads)
     size = get("attention.key_length", width // heads)
@@ -162,9 +173,6 @@ def read_config(gguf) -> Config:
             "tokens beyond them cannot be computed, the file is damaged"
         )
     layers = get("block_count")
-    scale = 1.0 / math.sqrt(size)
-    if name == "gemma3" and layers == 62:  # the 27B model scales by its width per head instead
-        scale = 1.0 / math.sqrt(width / heads)
     window = get("attention.sliding_window", 0) if arch.window_period else 0
     config = Config(
         architecture=name,
@@ -183,9 +191,11 @@ def read_config(gguf) -> Config:
         window=window,
         window_period=get("attention.sliding_window_pattern", arch.window_period) if window else 0,
         local_base=float(get("rope.freq_base_swa", arch.local_base, float)) if window and arch.local_base else None,
-        attention_scale=scale,
+        attention_scale=1.0 / math.sqrt(size),
         tied="output.weight" not in gguf.tensors,
     )
+    if arch.read is not None:
+        config = replace(config, **arch.read(get, config))
     check_keys(gguf, config)
     return config
 

@@ -9,6 +9,8 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.memory import available_bytes, process_bytes
 
+from .stack import Stack
+
 CHUNK = 512  # prompt tokens run at once
 
 
@@ -22,16 +24,17 @@ class Decoder:
             model.hold("float32")
         self._tables = model.rope_tables(self.context)
         self._arrange(adapter)
-        width = self.config.n_kv_heads * self.config.head_size
-        self._caches = [
-            (self.engine.cache(batch, self.context, width), self.engine.cache(batch, self.context, width))
-            for _ in self.layers
-        ]
+        self.states = [layer.mixer.state(self.engine, batch, self.context) for layer in self.stack.layers]
         self.lengths = [0] * batch
+        # where a state cannot forget its last tokens: those of each slot, and the slots that have to be run again
+        rewinds = all(layer.mixer.REWINDS for layer in self.stack.layers)
+        self._fed: list[list[int]] | None = None if rewinds else [[] for _ in range(batch)]
+        self._again: set[int] = set()
 
     def _arrange(self, adapter) -> None:
         pairs = self.model.adapter_pairs(adapter)
-        self.layers, self.head = self.model.weights.layers(self._tables, pairs), self.model.weights.head(pairs)
+        weights = self.model.weights
+        self.stack = Stack(weights, weights.layers(self._tables, pairs), weights.head(pairs))
 
     def beside(self, adapter) -> Decoder:
         """A decoder of the same slots, caches and lengths, with this adapter instead."""
@@ -74,6 +77,7 @@ class Decoder:
                     f"the text is longer than the context of {self.context} tokens: give a larger -c "
                     f"(the model's limit is {self.config.context}) or a shorter prompt"
                 )
+        tokens = [self._behind(slot, new) for slot, new in enumerate(tokens)]
         done = [0] * len(tokens)
         while True:
             spans, left = [], CHUNK
@@ -95,7 +99,20 @@ class Decoder:
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget a slot's tokens from `length` on."""
-        self.lengths[slot] = min(self.lengths[slot], length)
+        if length >= self.lengths[slot]:
+            return
+        self.lengths[slot] = length
+        if self._fed is not None:
+            self._fed[slot] = self._fed[slot][:length]
+            self._again.add(slot)
+
+    def _behind(self, slot: int, new: list[int]) -> list[int]:
+        """New tokens of a slot with those before them that have to be run again."""
+        if not new or slot not in self._again:
+            return new
+        self._again.discard(slot)
+        kept, self._fed[slot], self.lengths[slot] = self._fed[slot], [], 0
+        return [*kept, *new]
 
     def _run(self, pieces: list[list[int]], slots: list[int], wanted: list[int], run):
         """Run one chunk -> what run() gives after the last token of each wanted piece (None without any)."""
@@ -104,32 +121,55 @@ class Decoder:
         ids = np.concatenate([np.asarray(p, np.int32) for p in pieces])
         self.engine.training = False
         made = run(self._body, ids, spans, [int(sizes[n + 1]) - 1 for n in wanted])
-        for slot, low, high, position in spans:
+        for (slot, low, high, position), piece in zip(spans, pieces):
             self.lengths[slot] = position + high - low
+            if self._fed is not None:
+                self._fed[slot] += piece
         return made
 
     def _body(self, ids, positions, places, rows):
         """All layers over new tokens -> logits of `rows` on the engine."""
-        e, c = self.engine, self.config
-        linear = e.linear_decode if ids.shape[0] <= e.decode_rows else e.linear
-        x = e.embed(ids, self.model.weights.embedding, self.model.weights.embedding_scale)
-        for layer, caches in zip(self.layers, self._caches):
-            qkv = linear(e.rms_norm(x, layer.attn_norm, c.eps), layer.qkv)
-            q = e.qk_norm_rope_store(
-                qkv, layer.head_norms, c.eps, layer.rope, positions, layer.heads, c.arch.neox, caches, places
-            )
-            (y,) = linear(e.attend_cache(q, *caches, places, layer.heads), layer.out)
-            if layer.post_attn_norm is not None:
-                y = e.rms_norm(y, layer.post_attn_norm, c.eps)
-            x = e.add(x, y)
-            gate, up = linear(e.rms_norm(x, layer.ffn_norm, c.eps), layer.gate_up)
-            (y,) = linear(e.glu(gate, up, c.arch.activation), layer.down)
-            if layer.post_ffn_norm is not None:
-                y = e.rms_norm(y, layer.post_ffn_norm, c.eps)
-            x = e.add(x, y)
-        if rows is None:
-            return None
-        return e.logits(e.rms_norm(e.gather(x, rows), self.model.weights.output_norm, c.eps), self.head)
+        h = self.stack.hidden(Continued(self.engine, places, self.states), ids, positions, rows)
+        return None if rows is None else self.engine.logits(h, self.stack.head)
+
+
+class Continued:
+    """An engine for tokens that continue sequences: operations in which tokens see each other go by a layer's state."""
+
+    def __init__(self, engine, places, states: list[tuple]):
+        self._engine, self._places, self._states, self._state, self._turn = engine, places, states, (), ()
+
+    def __getattr__(self, name: str):
+        return getattr(self._engine, name)
+
+    def enter(self, layer: int) -> None:
+        """From now on this layer's state counts."""
+        self._state = self._states[layer]
+
+    def linear(self, x, group):
+        e = self._engine
+        return e.linear_decode(x, group) if x.shape[0] <= e.decode_rows else e.linear(x, group)
+
+    def norm_linear(self, x, gain, eps: float, group):
+        return self.linear(self._engine.rms_norm(x, gain, eps), group)
+
+    def glu_linear(self, gate, up, activation: str, group):
+        return self.linear(self._engine.glu(gate, up, activation), group)
+
+    def qk_norm_rope(self, q, k, *turn):
+        """Waits for attention(), which turns and stores in one operation."""
+        self._turn = turn
+        return q, k
+
+    def attention(self, q, k, v, heads):
+        q = self._engine.qk_norm_rope_store((q, k, v), *self._turn, self._state, self._places)
+        return self._engine.attend_cache(q, *self._state, self._places, heads), None
+
+    def convolve(self, x, weight, silu: bool):
+        return self._engine.convolve_cached(x, weight, silu, self._state[0], self._places)
+
+    def delta(self, x, beta, alpha, weights, heads):
+        return self._engine.delta_cached(x, beta, alpha, weights, heads, self._state[1], self._places), None
 
 
 def dense_fits(model) -> bool:

@@ -53,13 +53,10 @@ class FullTrainee(Passes):
                 for name, shape in self.shapes.items()
             }
         )
-        self.layers, self.head = weights.layers(self.model.rope_tables(context)), weights.head()
-        e.prepare([g for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [self.head], None, None)
-        if EMBEDDING in self.shapes:
-            self.embedding_gradient = self.gradients[EMBEDDING].reshape(self.shapes[EMBEDDING])
+        self._arrange(weights.layers(self.model.rope_tables(context)), weights.head())
         self.norm_gradient = self.gradients.get(OUTPUT_NORM)
-        trained = [i for i, layer in enumerate(self.layers) if layer.trains]
-        self.lowest = 0 if EMBEDDING in self.shapes else trained[0] if trained else len(self.layers)
+        if EMBEDDING in self.shapes:
+            self.lowest, self.embedding_gradient = 0, self.gradients[EMBEDDING].reshape(self.shapes[EMBEDDING])
 
     @property
     def n_parameters(self) -> int:

@@ -107,9 +107,11 @@ def check_keys(gguf, config) -> None:
             )
 
 
-def check_tensors(gguf, wanted: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]]) -> None:
+def check_tensors(
+    gguf, wanted: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]], ignored: Callable[[str], bool]
+) -> None:
     """Raise UserError unless the tensors of `wanted` are there, and no others but those of `optional`, in their
-    shapes."""
+    shapes, and those that are ignored."""
     where, tensors = gguf.path.name, gguf.tensors
     for name in tensors:
         other = next((name.replace(a, b) for a, b in NEOX if a in name and name.replace(a, b) not in tensors), None)
@@ -125,6 +127,8 @@ def check_tensors(gguf, wanted: Mapping[str, tuple[int, ...]], optional: Mapping
                 f"{where} lacks the tensor {name}: the file is incomplete, or of a layout that anytune cannot train"
             )
     for name, tensor in tensors.items():
+        if ignored(name):
+            continue
         shape = wanted.get(name) or optional.get(name)
         if shape is None:
             why = ", which llama.cpp multiplies a product by" if name.endswith("scale") else ""

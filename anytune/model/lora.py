@@ -18,6 +18,11 @@ MODULES = {
     "attn_k": "attn_k",
     "attn_v": "attn_v",
     "attn_o": "attn_output",
+    "attn_qkv": "attn_qkv",
+    "attn_gate": "attn_gate",
+    "ssm_out": "ssm_out",
+    "ssm_alpha": "ssm_alpha",
+    "ssm_beta": "ssm_beta",
     "ffn_gate": "ffn_gate",
     "ffn_up": "ffn_up",
     "ffn_down": "ffn_down",
@@ -43,14 +48,16 @@ PEFT = {  # peft's names of the fields
     "lora_dropout": "dropout",
     "loraplus_lr_ratio": "plus_ratio",
 }
-ALL = tuple(name for name in MODULES if name != "output")
+NOT_ALL = ("ssm_alpha", "ssm_beta", "output")  # one row a head, and the head
+ALL = tuple(name for name in MODULES if name not in NOT_ALL)
+RARE = ("attn_qkv", "attn_gate", "ssm_out")  # of ALL, those that few architectures have
 
 
 @dataclass(frozen=True)
 class Lora:
     """Low-rank adaptation (Hu et al. 2021): W + scale · B A, scale = alpha/rank (rsLoRA: alpha/sqrt(rank)).
 
-    modules: "all" (attention and MLP linears), or names out of MODULES, comma-separated or a sequence.
+    modules: "all" (each layer's linears, but those in NOT_ALL), or names out of MODULES, comma-separated or a sequence.
     plus_ratio: learning rate of B over A's (LoRA+). dropout: on the low-rank path's input, one mask for the
     linears that share an input. seed: every tensor's start is drawn from its own stream; None: the run's seed.
 
@@ -81,6 +88,12 @@ class Lora:
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    def named(self) -> list[str]:
+        """The modules that were asked for by name, of whatever name."""
+        wanted = self.modules.split(",") if isinstance(self.modules, str) else list(self.modules)
+        words = (ALIASES.get(w.strip(), w.strip()) for w in wanted if w.strip())
+        return [word for word in words if word != "all"]
+
     def seeded(self, seed: int) -> Lora:
         """The same with a seed: its own if it has one."""
         return self if self.seed is not None else replace(self, seed=seed)
@@ -88,9 +101,8 @@ class Lora:
     def names(self) -> tuple[str, ...]:
         """The chosen modules, in MODULES' order. Raises UserError for an unknown one."""
         wanted = self.modules.split(",") if isinstance(self.modules, str) else list(self.modules)
-        wanted = [ALIASES.get(w.strip(), w.strip()) for w in wanted if w.strip()]
         chosen: set[str] = set()
-        for name in wanted:
+        for name in (ALIASES.get(w.strip(), w.strip()) for w in wanted if w.strip()):
             if name == "all":
                 chosen.update(ALL)
             elif name in MODULES:
@@ -102,12 +114,21 @@ class Lora:
         return tuple(name for name in MODULES if name in chosen)
 
     def tensors(self, gguf, layers: int) -> list[str]:
-        """Base tensors that get a pair, by exact name, in the model's order."""
-        modules, found = self.names(), []
-        for layer in range(layers):
-            for module in modules:
-                if module != "output":
-                    found.append(f"blk.{layer}.{MODULES[module]}.weight")
+        """Base tensors that get a pair, by exact name, in the model's order. Layers may differ in their modules."""
+        modules, wanted = self.names(), [f"blk.{{}}.{MODULES[module]}.weight" for module in self.names()]
+        found = [
+            name
+            for layer in range(layers)
+            for name in (place.format(layer) for place in wanted)
+            if name in gguf.tensors
+        ]
+        absent = [
+            module
+            for module in self.named()
+            if module != "output" and not any(name.split(".")[2] == MODULES[module] for name in found)
+        ]
+        if absent:
+            raise UserError(f"{gguf.path.name} has no {absent[0]}: leave it out of --lora-modules")
         if "output" in modules:
             if "output.weight" not in gguf.tensors:
                 raise UserError(
@@ -115,9 +136,6 @@ class Lora:
                     "table): leave output out of --lora-modules"
                 )
             found.append("output.weight")
-        missing = [name for name in found if name not in gguf.tensors]
-        if missing:
-            raise UserError(f"{gguf.path.name} has no tensor {missing[0]}: anytune cannot train this layout")
         return found
 
 
@@ -143,7 +161,10 @@ def refuse_beside(lora: Lora, adapter, asked: Iterable[str] | None = None) -> No
     for name, flag in FLAGS.items():
         if name not in asked if asked is not None else getattr(lora, name) == getattr(default, name):
             continue
-        wanted = {MODULES[module] for module in lora.names()} if name == "modules" else getattr(lora, name)
+        wanted = getattr(lora, name)
+        if name == "modules":  # "all" means those that the model has
+            chosen = {MODULES[m] for m in lora.names() if m not in RARE or m in lora.named()}
+            wanted = chosen | {MODULES[m] for m in RARE if m in lora.names() and MODULES[m] in own}
         if wanted != has[name][0]:
             raise UserError(
                 f"{flag} cannot act beside --lora: training goes on from an adapter whose "

@@ -63,17 +63,14 @@ class LoraTrainee(Passes):
         self.model.hold(self.estimate.hold)
         e.sizes = self.estimate.sizes
         self.weights = weights = self.model.weights
-        self.layers = weights.layers(self.model.rope_tables(context), pairs, self.lora.dropout)
-        self.head = weights.head(pairs)
         self.keep = self.estimate.keep
-        self.engine.prepare(
-            [g for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [self.head],
+        self._arrange(
+            weights.layers(self.model.rope_tables(context), pairs, self.lora.dropout),
+            weights.head(pairs),
             self.parameters,
             self.gradients,
         )
-        trained = [i for i, layer in enumerate(self.layers) if layer.trains]
-        self.lowest = trained[0] if trained else len(self.layers)
-        e.row_padding = max((g.rank for la in self.layers for g in (la.qkv, la.out, la.gate_up, la.down)), default=0)
+        e.row_padding = max((group.rank for layer in self.layers for group in layer.groups), default=0)
 
     @property
     def steps_in_flight(self) -> int:

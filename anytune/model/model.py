@@ -17,7 +17,9 @@ from .config import read_config
 from .full import Full
 from .lora import Lora
 from .rope import tables
-from .transformer import layer_forward
+from .stack import Stack
+
+WORDS = {"delta": "gated delta nets"}  # what engines may offer beyond the operations that all have
 
 if TYPE_CHECKING:
     from anytune.generation.public import Options
@@ -33,6 +35,7 @@ class Model:
     def __init__(self, gguf, engine, memory: int | None = None, asked: str = ""):
         self.gguf, self.engine, self.memory, self.asked = gguf, engine, memory, asked
         self.config = read_config(gguf)
+        self._check(engine)
         self.weights = Weights(gguf, self.config, engine, "blocks")
         self.template_file: str | None = None
 
@@ -77,8 +80,19 @@ class Model:
         """Token ids; BOS as the model's rules say. special=True reads control tokens out of the text."""
         return self.tokenizer.encode(text, special=special)
 
+    def _check(self, engine) -> None:
+        """Raise UserError if the engine lacks an operation of some layer."""
+        c = self.config
+        needs = {part.NEEDS for i in range(c.layers) for part in c.arch.parts(c, i)} - {None, *engine.offers}
+        for need in sorted(needs):
+            raise UserError(
+                f"{self.gguf.path.name} has {WORDS[need]}, which the {engine.name} engine does not compute "
+                "yet: use --device numpy, cpu-bf16 or cuda"
+            )
+
     def move(self, engine) -> None:
         """Compute on another engine from now on. What was made on the old one (trainees, pairs) stays there."""
+        self._check(engine)
         self.engine, self.weights = engine, Weights(self.gguf, self.config, engine, "blocks")
 
     def hold(self, how: str) -> None:
@@ -112,14 +126,10 @@ class Model:
         if ids.size > c.context:
             raise UserError(f"{ids.size} tokens are more than the model's context of {c.context}")
         pairs = self.adapter_pairs(adapter)
-        layers, head = w.layers(self.rope_tables(ids.size), pairs), w.head(pairs)
+        stack = Stack(w, w.layers(self.rope_tables(ids.size), pairs), w.head(pairs))
         e.training = False
         e.begin(np.array([0, ids.size], np.int32), 0, (0, 0, 0))
-        positions = e.integers(np.arange(ids.size))
-        x = e.embed(e.integers(ids), w.embedding, w.embedding_scale)
-        for layer in layers:
-            x = layer_forward(e, x, layer, c, positions)[0]
-        return e.host(e.logits(e.rms_norm(x, w.output_norm, c.eps), head))
+        return e.host(e.logits(stack.hidden(e, e.integers(ids), e.integers(np.arange(ids.size))), stack.head))
 
     def decoder(self, adapter=None, batch: int = 1, context: int | None = None):
         from .decoder import Decoder

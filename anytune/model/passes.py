@@ -6,20 +6,13 @@ import numpy as np
 
 from anytune.engine.base import Stream
 
-from .transformer import backward, forward
+from .stack import Stack
 
 OUTPUT_NORM = "output_norm.weight"
 
 
-class Passes:
-    """What a trainee is made of besides its parameters; a subclass sets these before the first micro-batch.
-
-    weights, layers, head   the model's parts on the engine, gradients attached
-    lowest, keep            the lowest layer with a gradient; how many layers (from the last) keep all activations
-    embedding_gradient, norm_gradient   what those of the embedding table and of the last norm's gain are added to
-    """
-
-    embedding_gradient = norm_gradient = None
+class Passes(Stack):
+    """A Stack that is trained; a subclass makes its parts (weights, layers, head, lowest, keep) on the engine."""
 
     def __init__(self, model, ubatch: int, seed: int):
         self.model, self.engine, self.config = model, model.engine, model.config
@@ -46,27 +39,19 @@ class Passes:
         )
 
     def _train(self, s: Stream):
-        e, eps = self.engine, self.config.eps
-        tape, h, top = self._forward(s, self.lowest)
-        loss, dh = e.cross_entropy(h, self.head, s.targets, s.scale, True)
-        del h  # here and below: its memory is wanted for what follows
-        if self.norm_gradient is not None:
-            e.gain_gradient(dh, top, eps, self.norm_gradient)
-        if self.lowest < len(self.layers):
-            dx = e.rms_norm_backward(dh, top, self.weights.output_norm, eps)
-            del top, dh
-            bottom = self.embedding_gradient is not None
-            dx = backward(e, self.layers, dx, self.config, s.positions, s.rows, self.lowest, self.keep, tape, bottom)
-            if bottom:
-                e.embed_backward(dx, s.ids, self.weights.embedding_scale, self.embedding_gradient)
-        return loss
+        return self.train(self.engine, s)
 
     def _measure(self, s: Stream):
-        h = self._forward(s, len(self.layers))[1]
-        return self.engine.cross_entropy(h, self.head, s.targets, s.scale, False)[0]
+        return self.measure(self.engine, s)
 
-    def _forward(self, s: Stream, lowest: int):
-        e, weights = self.engine, self.weights
-        x = e.embed(s.ids, weights.embedding, weights.embedding_scale)
-        top, tape = forward(e, self.layers, x, self.config, s.positions, s.rows, lowest, self.keep)
-        return tape, e.rms_norm(top, weights.output_norm, self.config.eps), top
+    def _arrange(self, layers: list, head, parameters=None, gradients=None) -> None:
+        """Take up layers and head with what is trained attached, and let the engine lay them out."""
+        self.layers, self.head = layers, head
+        trained = [i for i, layer in enumerate(layers) if layer.trains]
+        self.lowest = trained[0] if trained else len(layers)
+        self.engine.prepare(groups_of(layers, head), parameters, gradients)
+
+
+def groups_of(layers: list, head) -> list:
+    """All linears as engine groups."""
+    return [group for layer in layers for group in layer.groups] + [head]

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from anytune.engine.base import Stream
 from anytune.engine.budget import Way
 from anytune.engine.check import prove
 from anytune.errors import UserError
 from anytune.memory import MIB
 
 from .build import Weights
-from .transformer import backward, forward
+from .passes import groups_of
+from .stack import Stack
 
 AGAIN = 0.8  # what arithmetic that is done twice adds to a step, in parts of what it adds to the step's arithmetic
 
@@ -127,21 +129,15 @@ class _Counter:
 
     def _run(self, e, hold: str, keep: int) -> list:
         """One micro-batch on a count engine: forward, loss over every token, backward -> all groups of linears."""
-        c, tokens = self.config, self.ubatch
-        weights = Weights(self.model.gguf, c, e, hold)
+        tokens = self.ubatch
+        weights = Weights(self.model.gguf, self.config, e, hold)
         layers, head = self.subject.arrange(weights)
-        groups = [g for la in layers for g in (la.qkv, la.out, la.gate_up, la.down)]
-        e.row_padding = max((g.rank for g in groups), default=0)
+        e.row_padding = max((group.rank for layer in layers for group in layer.groups), default=0)
         starts = np.arange(0, tokens + self.context, self.context)
         starts[-1] = tokens
         e.begin(starts, tokens)
         ids = range(tokens)
-        top, tape = forward(e, layers, e.embed(ids, weights.embedding, 1.0), c, ids, ids, self.lowest, keep)
-        h = e.rms_norm(top, None, c.eps)
-        _, dh = e.cross_entropy(h, head, ids, 1.0, True)
-        del h
-        if self.trained:
-            dx = e.rms_norm_backward(dh, top, None, c.eps)
-            del top, dh
-            backward(e, layers, dx, c, ids, ids, self.lowest, keep, tape, self.subject.bottom)
-        return [*groups, head]
+        stack = Stack(weights, layers, head, self.lowest, keep)
+        stack.embedding_gradient = object() if self.subject.bottom else None
+        stack.train(e, Stream(ids, ids, starts, ids, ids, 1.0, tokens))
+        return groups_of(layers, head)

@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.likelihood.windows import Forward, windows
-from anytune.model.transformer import Layer
+from anytune.model.part import Layer
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
     from anytune.model import Model
-
-LINEARS = {
-    "qkv": ("attn_q", "attn_k", "attn_v"),
-    "out": ("attn_output",),
-    "gate_up": ("ffn_gate", "ffn_up"),
-    "down": ("ffn_down",),
-}  # a layer's groups, and the tensors in them
 
 
 def squares(x: np.ndarray) -> np.ndarray:
@@ -36,9 +29,9 @@ class Watch:
     def __init__(self, engine: Any, layers: Sequence[Layer], measure: Callable[[np.ndarray], np.ndarray] = squares):
         self._engine, self._measure = engine, measure
         self._names = {
-            id(getattr(layer, group)): [f"blk.{i}.{part}.weight" for part in parts]
+            id(group): [f"blk.{i}.{name}.weight" for name in names]
             for i, layer in enumerate(layers)
-            for group, parts in LINEARS.items()
+            for group, names in layer.products
         }
         self.sums: dict[str, np.ndarray] = {}
         self.tokens = 0

@@ -68,7 +68,11 @@ async def _flow(
     try:
         while left:
             try:
-                number, event = await asyncio.wait_for(events.get(), ALIVE)
+                if events.empty():
+                    async with asyncio.timeout(ALIVE):  # wait_for() would make a task for each token
+                        number, event = await events.get()
+                else:
+                    number, event = events.get_nowait()
             except TimeoutError:
                 yield None
                 continue

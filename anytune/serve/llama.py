@@ -2,8 +2,10 @@
 
 Its own server takes adapters only when it starts, and lets requests of different adapters share what they have
 computed. Here the slots are ours: each belongs to one mix at a time, and one decode holds the tokens of one mix.
-Attention is the plain one: llama.cpp's flash attention on a CPU rounds differently when a prompt comes in pieces, the
-plain one gives the same bits however tokens are put together, so that an answer does not depend on its neighbours.
+
+Its flash attention on a CPU has three kernels that round differently: for one row of a sequence, for up to 63, and for
+more. So that an answer does not depend on its neighbours nor on what of its prompt was kept, prompts are fed ROWS or
+fewer at a time, and never one row alone, and answers always one row at a time: then the bits are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from anytune.serve.backend import Mix, Piece
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
 
-BATCH = 512  # tokens of one decode
+ROWS = 62  # of a prompt in one decode
+BATCH = 256  # tokens of one decode, of which an answer under way has one: as many as there can be sequences
 FLOATS = ctypes.POINTER(ctypes.c_float)
 SIGNATURES = {
     "llama_get_logits_ith": (FLOATS, [POINTER, INT]),
@@ -49,7 +52,6 @@ class LlamaBackend:
     name = "llama.cpp"
 
     def __init__(self, model: Path, vocabulary: int, slots: int, context: int, threads: int):
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin fight with whoever asks
         self.slots, self.vocabulary = slots, vocabulary
         try:
             self.lib, self.log = library.library(SIGNATURES)
@@ -94,32 +96,37 @@ class LlamaBackend:
         found: dict[int, np.ndarray] = {}
         for mix in dict.fromkeys(piece.mix for piece in pieces):
             self._apply(mix)
-            held: list[tuple[Piece, int, int]] = []  # of one decode: (piece, from, to)
-            room = BATCH
-            for piece in (p for p in pieces if p.mix == mix):
-                at = 0
-                while at < len(piece.ids):
-                    end = min(at + room, len(piece.ids))
-                    held.append((piece, at, end))
-                    room, at = room - (end - at), end
-                    if not room:
-                        found |= self._decode(held)
-                        held, room = [], BATCH
-            if held:
-                found |= self._decode(held)
+            own = [piece for piece in pieces if piece.mix == mix]
+            found |= self._decode([piece for piece in own if len(piece.ids) == 1])
+            for piece in own:
+                if len(piece.ids) > 1:
+                    found |= self._prompt(piece)
         return found
 
-    def _decode(self, held: list[tuple[Piece, int, int]]) -> dict[int, np.ndarray]:
+    def _prompt(self, piece: Piece) -> dict[int, np.ndarray]:
+        at, found = 0, {}
+        while at < len(piece.ids):
+            left = len(piece.ids) - at
+            count = min(ROWS, left) - (left == ROWS + 1)  # no row is left alone
+            last = count == left
+            found = self._decode([Piece(piece.slot, piece.ids[at : at + count], piece.mix, piece.wanted and last)])
+            at += count
+        return found
+
+    def _decode(self, pieces: Sequence[Piece]) -> dict[int, np.ndarray]:
         at, rows = 0, {}
-        for piece, low, high in held:
-            rows |= {piece.slot: at + high - low - 1} if piece.wanted and high == len(piece.ids) else {}
-            self._put(at, piece.slot, piece.ids[low:high])
-            at += high - low
+        for piece in pieces:
+            self._put(at, piece.slot, piece.ids)
+            at += len(piece.ids)
+            if piece.wanted:
+                rows[piece.slot] = at - 1
+        if not at:
+            return {}
         self.asked[:at] = 0
         self.asked[list(rows.values())] = 1
         self._run(at)
-        for piece, low, high in held:
-            self.lengths[piece.slot] += high - low
+        for piece in pieces:
+            self.lengths[piece.slot] += len(piece.ids)
         return {
             slot: np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.state, row), (self.vocabulary,)).copy()
             for slot, row in rows.items()
@@ -206,13 +213,9 @@ class LlamaBackend:
 
 
 def _context_params(lib: ctypes.CDLL, tokens: int, sequences: int) -> library.Struct:
-    """Defaults but for n_ctx, n_batch, n_ubatch and n_seq_max, which open the struct, and the attention's kind: the
-    last of the enumerations that are at -1 (automatic) ahead of rope's floats."""
+    """Defaults but for n_ctx, n_batch, n_ubatch and n_seq_max, which open the struct."""
     params = lib.llama_context_default_params()
-    words = struct.unpack("<64i", bytes(params.bytes)[:256])
-    automatic = [i for i in range(24) if words[i] == -1]
-    if words[:4] != (512, 2048, 512, 1) or not automatic:
+    if struct.unpack("<4I", bytes(params.bytes)[:16]) != (512, 2048, 512, 1):
         raise Unknown("llama_context_params differs")
     struct.pack_into("<4I", params.bytes, 0, tokens, BATCH, BATCH, sequences)
-    struct.pack_into("<i", params.bytes, 4 * automatic[-1], 0)
     return params

@@ -28,10 +28,12 @@ class Busy(UserError):
 
 @dataclass
 class Slot:
-    """held: the tokens whose keys and values the backend has, computed with `mix`; used: when it was last given out."""
+    """held: the tokens whose keys and values the backend has, computed with `mix`; prompted: how many of them were fed
+    as a prompt; used: when it was last given out."""
 
     held: list[int] = field(default_factory=list)
     mix: Mix = ()
+    prompted: int = 0
     answer: Answer | None = None
     used: int = 0
 
@@ -182,16 +184,23 @@ class Scheduler:
         """Give it the slot that holds most of its prompt, else the one that was unused for longest."""
         prompt, mix = answer.request.prompt, answer.request.mix
         free = [number for number, slot in enumerate(self.slots) if slot.answer is None]
-        shared = {n: common_prefix(self.slots[n].held, prompt) if self.slots[n].mix == mix else 0 for n in free}
+        shared = {n: self._shared(self.slots[n], prompt, mix) for n in free}
         number = max(free, key=lambda n: (shared[n], -self.slots[n].used))
         if 2 * shared[number] < len(self.slots[number].held):  # most of another conversation would be lost
             number = min(free, key=lambda n: self.slots[n].used)
         slot = self.slots[number]
         self.turn += 1
-        # the last token is always fed: its logits are needed
-        self.backend.truncate(number, min(shared[number], len(prompt) - 1))
+        # the last token is always fed, as its logits are needed, and not alone: one row is rounded like an answer's
+        self.backend.truncate(number, max(0, min(shared[number], len(prompt) - 2)))
         slot.held, slot.mix, slot.used, slot.answer = prompt[: self.backend.lengths[number]], mix, self.turn, answer
-        answer.slot, answer.cached = number, len(slot.held)
+        slot.prompted = answer.cached = len(slot.held)
+        answer.slot = number
+
+    @staticmethod
+    def _shared(slot: Slot, prompt: list[int], mix: Mix) -> int:
+        """Tokens of a prompt that the slot holds as it would compute them: what was said is read again, many at once,
+        which rounds differently than one by one."""
+        return common_prefix(slot.held[: slot.prompted], prompt) if slot.mix == mix else 0
 
     def _step(self) -> None:
         pieces, room = [], PROMPT
@@ -201,7 +210,9 @@ class Scheduler:
             ids = slot.answer.reply.prompt + slot.answer.reply.ids
             new = ids[len(slot.held) :]
             if len(new) > 1:
-                new, room = new[:room], room - min(len(new), room)
+                count = min(len(new), room)
+                count -= len(new) - count == 1
+                new, room = new[: count if count > 1 else 0], room - count
             if new:
                 pieces.append(Piece(number, new, slot.mix, len(slot.held) + len(new) == len(ids)))
         if not pieces:
@@ -212,7 +223,9 @@ class Scheduler:
             self._lose(pieces, error)
             return
         for piece in pieces:
-            self.slots[piece.slot].held += piece.ids
+            slot = self.slots[piece.slot]
+            slot.held += piece.ids
+            slot.prompted = min(len(slot.held), len(slot.answer.request.prompt))
         for number, logits in found.items():
             self._answered(self.slots[number], logits)
 
@@ -234,7 +247,7 @@ class Scheduler:
         """A step failed: its answers end, and what their slots hold is uncertain."""
         for piece in pieces:
             slot = self.slots[piece.slot]
-            slot.held, answer, slot.answer = [], slot.answer, None
+            slot.held, slot.prompted, answer, slot.answer = [], 0, slot.answer, None
             self.backend.truncate(piece.slot, 0)
             answer.fail(error)
 

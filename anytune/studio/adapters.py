@@ -10,7 +10,7 @@ from typing import Any
 from anytune.studio import jobs
 from anytune.studio.datasets import link_or_copy
 from anytune.studio.home import IDENTIFIER, Home, Missing, about, name_of, set_about, write
-from anytune.train.run import read_json
+from anytune.train.run import plain, read_json
 
 FILE, FACTS, PROOF = "adapter.gguf", "adapter-facts.json", "proof-adapter.json"
 
@@ -56,6 +56,7 @@ def describe(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": folder.name,
         **about(folder),
+        "file": file_name(folder),
         "bytes": (folder / FILE).stat().st_size,
         "facts": facts,
         "model": (spec.get("model") or {}).get("name") or own.get("model"),
@@ -68,6 +69,11 @@ def describe(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "start": spec.get("start_from"),
         "proof": {"ok": proof["ok"], "facts": _plain(proof["facts"]), "time": proof["time"]} if proven else None,
     }
+
+
+def file_name(folder: Path) -> str:
+    """How the adapter's file is called where it is downloaded."""
+    return f"{plain(about(folder)['name'] or folder.name)}.gguf"
 
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ SHAPE = (
     "attention.layer_norm_rms_epsilon",
     "rope.freq_base",
     "attention.sliding_window",
+    "ssm.group_count",
+    "rope.dimension_count",
     "rope.scaling.type",
     "rope.scaling.factor",
 )
@@ -55,8 +57,8 @@ def test_there_and_back_is_the_same_file(tmp_path, name):
             right, found = a.float32(tensor), b.float32(tensor)
             if tensor == "rope_freqs.weight":
                 np.testing.assert_allclose(found.reshape(-1), right.reshape(-1), rtol=1e-5)
-            elif name.startswith("gemma3") and tensor.endswith("_norm.weight"):
-                np.testing.assert_allclose(found, right, atol=1e-6)  # 1 is taken off and put back
+            elif name.startswith(("gemma3", "qwen35")) and tensor.endswith(("_norm.weight", "ssm_a")):
+                np.testing.assert_allclose(found, right, rtol=1e-6, atol=1e-6)  # 1 is taken off and put back, or a log
             else:
                 np.testing.assert_array_equal(found, right, tensor)
         arch = a.metadata["general.architecture"]
@@ -81,7 +83,9 @@ def test_llama_cpp_reads_the_same_tokens_from_it(tmp_path, name):
         assert found.facts == right.facts
 
 
-@pytest.mark.parametrize("kind", ["LlamaConfig", "Qwen2Config", "Qwen3Config", "Gemma3TextConfig", "MistralConfig"])
+@pytest.mark.parametrize(
+    "kind", ["LlamaConfig", "Qwen2Config", "Qwen3Config", "Gemma3TextConfig", "MistralConfig", "Qwen3_5TextConfig"]
+)
 def test_a_model_that_transformers_made_computes_the_same(tmp_path, kind):
     transformers, torch = need("transformers"), need("torch")
     torch.manual_seed(0)
@@ -113,6 +117,14 @@ def test_a_model_that_transformers_made_computes_the_same(tmp_path, kind):
             }
         },
         "MistralConfig": {"sliding_window": None},
+        "Qwen3_5TextConfig": {
+            "num_hidden_layers": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 6,
+            "rope_parameters": {"rope_theta": 1e5, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]},
+        },
     }
     model = (
         transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes | more.get(kind, {})))

@@ -408,7 +408,7 @@ def test_packed_weights_change_no_bit_and_are_held_once(files, name, threads, ke
         trainee = trainee_of(files[name], threads=threads, dropout=0.2 if name == "qwen2" else 0.0)
         trainee.engine.sizes = Bf16Sizes(packed=packed)
         results.append([*gradients(trainee, batch), *gradients(trainee, batch, 2), trainee.evaluate(batch)])
-        layers = [g for layer in trainee.layers for g in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        layers = [g for la in trainee.layers for g in la.groups]
         groups = [*layers, trainee.head]
         assert [g.packed is not None for g in groups] == [bool(packed)] * len(groups)
     for one, two in zip(*results):

@@ -1,5 +1,6 @@
 """The gated delta net, the convolution before it and heads in halves, against float64 and its finite differences."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from anytune.engine import reference as ref
 from anytune.engine.base import DeltaHeads
 from anytune.engine.check import error
+from anytune.engine.numpy.chunk import chunk_floats
 from anytune.engine.numpy.delta import delta, delta_backward
 from anytune.engine.numpy.engine import NumpyEngine
 from anytune.engine.numpy.workers import Workers
@@ -117,7 +119,7 @@ def test_delta_on_random_shapes(engine, seed):
     engine.begin(starts, tokens + int(random.integers(0, 9)), (0, 0, 0))
     y, kept = engine.delta(*map(engine.lower, inputs), [engine.vector(w) for w in weights], heads)
     assert error(engine.host(y), ref.delta(*inputs, *weights, starts, heads)) < 1e-4
-    into = [engine.zeros(w.size) for w in weights]
+    into = tuple(engine.zeros(w.size) for w in weights)
     grads = engine.delta_backward(
         engine.lower(dy), *map(engine.lower, inputs), [engine.vector(w) for w in weights], heads, kept, into
     )
@@ -184,6 +186,21 @@ def test_heads_in_halves(engine):
     np.testing.assert_array_equal(engine.host(engine.join_heads(first, second, 3)), x)
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "silu"])
+def test_gates(engine, activation):
+    random = np.random.default_rng(0)
+    x, gate, dy = (3 * random.standard_normal((9, 10)).astype(np.float32) for _ in range(3))
+    engine.begin(np.array([0, 9], np.int32), 9, (0, 0, 0))
+
+    def gated(x, gate):
+        return x / (1 + np.exp(-gate)) * (gate if activation == "silu" else 1)
+
+    assert error(engine.host(engine.gated(engine.lower(x), engine.lower(gate), activation)), gated(x, gate)) < 1e-6
+    grads = engine.gated_backward(engine.lower(dy), engine.lower(x), engine.lower(gate), activation)
+    for at, gradient in enumerate(grads):
+        agrees(engine.host(gradient), lambda *parts: float(np.sum(gated(*parts) * dy)), (x, gate), at, random, 1e-5)
+
+
 def test_examples_do_not_reach_each_other(engine):
     """Changing one example changes nothing in another's result or gradients, to the bit."""
     random, heads = np.random.default_rng(3), SHAPES[1]
@@ -202,3 +219,18 @@ def test_examples_do_not_reach_each_other(engine):
         found.append([np.array(engine.host(z)[:40]) for z in (x, y, *grads, dx)])
     for before, after in zip(*found):
         np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("heads", [DeltaHeads(4, 8, 64, 64, 1e-6), DeltaHeads(2, 4, 16, 16, 1e-6)])
+def test_memory_is_what_the_count_says(heads):
+    random, engine, starts = np.random.default_rng(0), NumpyEngine(1), np.array([0, 100, 256], np.int32)
+    inputs, weights, dy = drawn(random, 256, heads)
+    engine.begin(starts, 256, (0, 0, 0))
+    inputs, weights, dy = [engine.lower(z) for z in inputs], [engine.vector(w) for w in weights], engine.lower(dy)
+    kept = engine.delta(*inputs, weights, heads)[1]
+    engine.delta_backward(dy, *inputs, weights, heads, kept)  # its arrays are in the pool from now on
+    tracemalloc.start()
+    engine.delta_backward(dy, *inputs, weights, heads, kept)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / 2 < 4 * chunk_floats(heads, heads.values) < 2 * peak

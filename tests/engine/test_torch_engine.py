@@ -50,11 +50,7 @@ def hold(trainee, how, sizes=None, keep=None):
     trainee.head = model.weights.head(trainee.pairs)
     e.sizes = sizes or e.sizes
     trainee.keep = trainee.keep if keep is None else keep
-    e.prepare(
-        [g for la in trainee.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [trainee.head],
-        trainee.parameters,
-        trainee.gradients,
-    )
+    e.prepare([g for la in trainee.layers for g in la.groups] + [trainee.head], trainee.parameters, trainee.gradients)
 
 
 def cosines(trainee, one, two):

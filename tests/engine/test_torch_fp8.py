@@ -15,7 +15,7 @@ from tests.support.torch_kernels import (
     empty,
     f,
     kept,
-    plain,
+    plain,  # noqa: F401
     pytest_generate_tests,
     seed,
     torch,
@@ -27,7 +27,7 @@ from anytune.engine.torch import fp8, plain_fp8, plain_low
 from anytune.engine.torch.sizes import Sizes
 from anytune.errors import UserError
 from anytune.model import Full, load
-from tests.engine.test_torch_engine import NAMES, PLACES, cosines, files, gradients, hold, trainee_of
+from tests.engine.test_torch_engine import NAMES, PLACES, cosines, files, gradients, hold, trainee_of  # noqa: F401
 from tests.model.conftest import stream
 
 F8 = plain_fp8.F8
@@ -183,7 +183,7 @@ def test_gradients_are_float32s_but_for_rounding(files, place, name):  # noqa: F
     assert all(found == loss for found, _ in made)  # the forward is the same
     for _, got in made[1:]:
         np.testing.assert_array_equal(got, made[0][1])
-    assert any(g.eight is not None for la in trainee.layers for g in (la.qkv, la.gate_up, la.down))
+    assert any(g.eight is not None for la in trainee.layers for g in la.groups)
     assert not np.array_equal(made[0][1], want)
     low = min(cosines(trainee, made[0][1], want), key=lambda row: row[1])
     assert low[1] >= 0.98, low
@@ -212,13 +212,11 @@ def test_with_dropout_the_low_rank_part_passes_the_mask(files, place):  # noqa: 
 @pytest.mark.parametrize("place", PLACES)
 def test_the_estimate_counts_the_rounded_matrices(files, place):  # noqa: F811
     rough, exact = (trainee_of(files["qwen3"], place, dtype) for dtype in ("fp8", "auto"))
-    taken = sum(fp8.size(g) for la in rough.layers for g in (la.qkv, la.out, la.gate_up, la.down) if fp8.takes(g))
+    taken = sum(fp8.size(g) for la in rough.layers for g in la.groups if fp8.takes(g))
     held = [
         t.engine.budget(t.model.weights, 1 << 40)
         .counter(Way(0.0, "dense", Sizes(), ""), 64)
-        .held(
-            t.model.weights.matrices, [g for la in t.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [t.head]
-        )
+        .held(t.model.weights.matrices, [g for la in t.layers for g in la.groups] + [t.head])
         for t in (rough, exact)
     ]
     assert taken and held[0] - held[1] == taken

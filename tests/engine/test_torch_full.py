@@ -84,7 +84,7 @@ def test_what_is_held_of_frozen_weights_is_what_was_counted(files, modules, how)
     model.hold(how)
     trainee.layers = trainee.weights.layers(model.rope_tables(40))
     trainee.head = trainee.weights.head()
-    e.prepare([g for la in trainee.layers for g in (la.qkv, la.out, la.gate_up, la.down)] + [trainee.head], None, None)
+    e.prepare([g for la in trainee.layers for g in la.groups] + [trainee.head], None, None)
     _, got = full.gradients(trainee)
     _, want = full.gradients(full.trainee_of(files["qwen3-tied"], Full(modules), device="numpy"))
     assert full.nearness(got, want)[0] >= 0.999

@@ -12,7 +12,7 @@ from anytune.model.plan import _Counter
 from anytune.model.spec import LoraSpec
 from tests.model.conftest import stream
 
-NAMES = ["llama", "qwen2", "qwen3", "gemma3"]
+NAMES = ["llama", "qwen2", "qwen3", "gemma3", "qwen35"]
 
 
 def trainee_of(model, tokens=40, seed=3, **lora):
@@ -49,7 +49,8 @@ def test_gradients_along_a_random_direction(tiny_model, name):
     """The loss's slope along the gradient is the gradient's length (in float32: a few tenths of a percent)."""
     trainee, batch = trainee_of(tiny_model(name)), stream([17, 1, 22])
     _, gradient = gradients(trainee, batch)
-    assert slope(trainee, batch, gradient, 2e-2) == pytest.approx(np.linalg.norm(gradient), rel=5e-3)
+    step = 1e-4 if name == "qwen35" else 2e-2  # the norm behind a head's result bends the loss
+    assert slope(trainee, batch, gradient, step) == pytest.approx(np.linalg.norm(gradient), rel=5e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,7 +214,7 @@ def test_the_count_is_what_the_engine_allocates(tiny_model, name, hold, sizes, k
     shapes = {n: tuple(model.gguf.tensors[n].shape) for n in trainee.names}
     count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), 64)
     _Counter(model, LoraSpec(trainee.lora, shapes), 64, 64)._run(count, hold, keep)
-    assert count.bytes == pytest.approx(found, rel=0.1)
+    assert count.bytes - count.temporary == pytest.approx(found, rel=0.1)
 
 
 def test_a_budget_that_cannot_be_met_is_refused(tiny_model):

@@ -10,10 +10,12 @@ from tests.support import twin
 from tests.support.require import need
 
 
-def permute(w: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of twin.unpermute: rows as a llama GGUF holds them."""
-    half = w.shape[0] // heads // 2
-    return np.ascontiguousarray(w.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(w.shape))
+def back(tensor: str, w: np.ndarray, values: dict, side: str) -> np.ndarray:
+    """The inverse of twin.theirs for side "a" or "b" of a pair: rows and columns as the GGUF holds them."""
+    axis = 1 if side == "a" else 0
+    places = np.expand_dims(np.arange(w.shape[axis]), 1 - axis)
+    order = twin.theirs(tensor, places, values, side).ravel()
+    return np.take(w, np.argsort(order), axis)
 
 
 class PeftTwin:
@@ -40,8 +42,7 @@ class PeftTwin:
         for name, (a, b) in tensors.items():
             module = "base_model.model." + twin.module_name(name, self.arch).removesuffix(".weight")
             pair = [own[f"{module}.lora_{side}.default.weight"] for side in "AB"]
-            if heads := twin.heads_of(name, self.values):
-                b = twin.unpermute(b, heads)
+            a, b = (twin.theirs(name, w, self.values, side) for w, side in ((a, "a"), (b, "b")))
             for parameter, value in zip(pair, (a, b), strict=True):
                 parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(value)))
             self.parameters[name] = pair
@@ -67,10 +68,7 @@ class PeftTwin:
         self.loss(ids, targets).backward()
         out = {}
         for name, (a, b) in self.parameters.items():
-            grad = b.grad.numpy()
-            if heads := twin.heads_of(name, self.values):
-                grad = permute(grad, heads)
-            out[name] = a.grad.numpy().copy(), grad.copy()
+            out[name] = tuple(back(name, p.grad.numpy(), self.values, side) for p, side in ((a, "a"), (b, "b")))
         return out
 
     def train(self, batches: list[tuple[np.ndarray, np.ndarray]], lr: float, max_grad_norm: float = 1.0) -> list[float]:

@@ -59,6 +59,7 @@ TINY = [
     ("qwen3", "all", False),
     ("qwen3", "attn_q,ffn_down,output", False),
     ("gemma3", "all", False),
+    ("qwen35-wide", "all,ssm_alpha,ssm_beta", False),
 ]
 
 

@@ -8,7 +8,7 @@ from anytune.engine import optimizers
 from anytune.llamacpp.judge import llamacpp_logprobs
 from anytune.model import Full
 from tests.peers.batches import examples, micro_batch, targets_of
-from tests.peers.lora import permute
+from tests.peers.lora import back
 from tests.support import twin
 from tests.support.require import need
 
@@ -40,8 +40,7 @@ class Twin:
         """Rows as the GGUF has them."""
         found = {}
         for name, parameter in self.parameters.items():
-            grad, heads = parameter.grad.numpy(), twin.heads_of(name, self.values)
-            found[name] = permute(grad, heads) if heads else grad
+            found[name] = back(name, parameter.grad.numpy(), self.values, "b")
         return found
 
 

@@ -45,6 +45,8 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
         ("qwen3", False),
         ("qwen3-tied", False),
         ("gemma3", False),
+        ("qwen35", False),
+        ("qwen35-wide", False),
     ],
 )
 def test_first_gradients(tiny_file, name, rslora):
@@ -89,14 +91,15 @@ def fifty(rng, count: int, length: int, vocab: int) -> list[tuple[np.ndarray, np
     return [(x, targets_of(x, silent=length // 3)) for x in ids] * 10
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "qwen35"])
 def test_fifty_steps(tiny_file, name):
     need("torch").set_num_threads(1)
     path = tiny_file(name)
     batches = fifty(np.random.default_rng(5), 4, 24, 320)
     trainee = trainee_of(path, batches[0][0].size)
-    theirs = PeftTwin(path, trainee.adapter().tensors, RANK, ALPHA).train(batches, lr=2e-3)
-    mine = losses_of(trainee, batches, lr=2e-3)
+    lr = 1e-3 if name == "qwen35" else 2e-3  # its loss bends so much that roundings grow
+    theirs = PeftTwin(path, trainee.adapter().tensors, RANK, ALPHA).train(batches, lr=lr)
+    mine = losses_of(trainee, batches, lr=lr)
     np.testing.assert_allclose(mine, theirs, rtol=5e-3)
     assert np.mean(mine[-5:]) < 0.8 * np.mean(mine[:5]), "nothing was learned, so nothing was compared"
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support.tiny_layers import LAYERS
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -56,6 +58,17 @@ class Shape:
 
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 
+QWEN35 = {
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 64,
+    "ssm.state_size": 16,
+    "ssm.time_step_rank": 4,
+    "ssm.group_count": 2,
+    "full_attention_interval": 4,
+    "rope.dimension_count": 16,
+    "rope.dimension_sections": [3, 3, 2, 0],
+}
+
 SHAPES = {
     "llama": Shape("llama"),
     "llama-tied": Shape("llama", heads=2, kv_heads=1, tied=True, rope_base=100000.0),
@@ -91,6 +104,15 @@ SHAPES = {
         rope_base=1e6,
         meta={"attention.sliding_window": 8, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
     ),
+    "qwen35": Shape("qwen35", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35),
+    "qwen35-wide": Shape(
+        "qwen35",
+        layers=4,
+        tied=True,
+        pre="qwen2",
+        rope_base=1e6,
+        meta=QWEN35 | {"ssm.time_step_rank": 6, "ssm.inner_size": 96, "full_attention_interval": 2},
+    ),
 }
 
 
@@ -111,8 +133,9 @@ def write(path: Path, name: str = "llama", type: str = "F32", seed: int = 0, **m
         if kind == "matrix":
             stored, data = type, matrix(rng, dims, scale, type)
         else:
-            offset = {"norm": 1.0, "bias": 0.0}[kind]
+            offset = {"norm": 1.0}.get(kind, 0.0)
             stored, data = "F32", (offset + scale * rng.standard_normal(dims)).astype(np.float32)
+            data = -np.exp(data) if kind == "decay" else data
         tensors.append((tensor, dims, stored, data))
     if shape.factors:
         factors = rope_factors(shape)
@@ -152,6 +175,9 @@ def tensor_table(s: Shape) -> dict[str, tuple[tuple[int, ...], float, str]]:
     if not s.tied:
         table["output.weight"] = ((s.vocab, s.width), 2 * s.width**-0.5, "matrix")
     for i in range(s.layers):
+        if s.arch in LAYERS:
+            table |= {f"blk.{i}.{name}": row for name, row in LAYERS[s.arch](s, i).items()}
+            continue
         layer = {
             "attn_norm.weight": norm(s.width),
             "attn_q.weight": linear(q, s.width),

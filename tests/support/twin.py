@@ -29,7 +29,18 @@ GEMMA_NAMES = LAYER_NAMES | {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3": "Gemma3"}
+QWEN35_NAMES = LAYER_NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+}
+NAMES = {"gemma3": GEMMA_NAMES, "qwen35": QWEN35_NAMES}
+CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3": "Gemma3", "qwen35": "Qwen3_5"}
 
 
 def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -52,8 +63,33 @@ def module_name(tensor: str, arch: str) -> str:
     stem, _, kind = tensor.rpartition(".")
     if stem in ("token_embd", "output_norm", "output"):
         return {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}[stem] + "." + kind
-    _, layer, name = stem.split(".")
-    return f"model.layers.{layer}.{(GEMMA_NAMES if arch == 'gemma3' else LAYER_NAMES)[name]}.{kind}"
+    _, layer, name = tensor.split(".")[:3]
+    whole = {"ssm_a": "linear_attn.A_log", "ssm_dt": "linear_attn.dt_bias"}.get(name)
+    return f"model.layers.{layer}." + (whole or f"{NAMES.get(arch, LAYER_NAMES)[name]}.{kind}")
+
+
+def grouped(w: np.ndarray, keys: int, values: int, size: int, axis: int = 0) -> np.ndarray:
+    """Value heads of a qwen35 GGUF (v0 of every key head, v1 of every key head, …) -> those of a key head together."""
+    w = np.moveaxis(w, axis, 0)
+    first, heads = w[: len(w) - values * size], w[len(w) - values * size :]
+    heads = heads.reshape(values // keys, keys, size, *w.shape[1:]).swapaxes(0, 1)
+    return np.ascontiguousarray(np.moveaxis(np.concatenate([first, heads.reshape(-1, *w.shape[1:])]), 0, axis))
+
+
+def theirs(tensor: str, w: np.ndarray, values: dict, lora: str = "") -> np.ndarray:
+    """A GGUF's tensor (or with lora "a" or "b" that side of its pair) in the order of rows that transformers has."""
+    arch = values["general.architecture"]
+    if heads := heads_of(tensor, values):
+        return w if lora == "a" else unpermute(w, heads)
+    part = tensor.split(".")[2] if tensor.startswith("blk.") else ""
+    if arch == "qwen35" and (part.startswith("ssm_") and part != "ssm_norm" or part in ("attn_qkv", "attn_gate")):
+        keys, count, size = (values[f"qwen35.ssm.{k}"] for k in ("group_count", "time_step_rank", "state_size"))
+        columns = part == "ssm_out"
+        if lora and columns != (lora == "a"):
+            return w
+        each = 1 if part in ("ssm_a", "ssm_dt", "ssm_alpha", "ssm_beta") else size
+        w = grouped(w, keys, count, each, 1 if columns else 0)
+    return w
 
 
 def heads_of(tensor: str, values: dict) -> int:
@@ -103,6 +139,24 @@ def config(values: dict, weights: dict[str, np.ndarray], attention: str = "eager
         eos_token_id=None,
         pad_token_id=None,
     )
+    if arch == "qwen35":
+        period = get("full_attention_interval")
+        settings |= dict(
+            layer_types=[
+                "linear_attention" if (i + 1) % period else "full_attention" for i in range(get("block_count"))
+            ],
+            linear_conv_kernel_dim=get("ssm.conv_kernel"),
+            linear_key_head_dim=get("ssm.state_size"),
+            linear_value_head_dim=get("ssm.state_size"),
+            linear_num_key_heads=get("ssm.group_count"),
+            linear_num_value_heads=get("ssm.time_step_rank"),
+            rope_parameters=rope
+            | {
+                "partial_rotary_factor": get("rope.dimension_count") / head_dim,
+                "mrope_section": get("rope.dimension_sections")[:3],
+            },
+        )
+        return transformers.Qwen3_5TextConfig(**settings)
     if arch == "gemma3":
         settings |= dict(
             query_pre_attn_scalar=head_dim,
@@ -125,10 +179,13 @@ def transformers_model(path: Path, attention: str = "eager"):
     factors = weights.pop("rope_freqs.weight", None)
     state = {}
     for name, w in weights.items():
-        if heads := heads_of(name, values):
-            w = unpermute(w, heads)
-        if arch == "gemma3" and "norm" in name:
+        w = theirs(name, w, values)
+        if "norm" in name and (arch == "gemma3" or arch == "qwen35" and "ssm" not in name):
             w = w - 1  # the file holds 1 + weight
+        if name.endswith("ssm_a"):
+            w = np.log(-w)
+        if "ssm_conv1d" in name:
+            w = w[:, None]
         state[module_name(name, arch)] = torch.from_numpy(w)
     if cfg.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]

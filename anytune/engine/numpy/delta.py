@@ -123,7 +123,7 @@ def delta_backward(e, dy, x, beta, alpha, weights, heads: DeltaHeads, kept, into
     with np.errstate(over="ignore"):
         e.workers.run(work)
     if into[2] is not None:
-        into[2] += gains.sum(0)
+        np.add(into[2], gains.sum(0), out=into[2])
     return dx, dbeta, dalpha
 
 

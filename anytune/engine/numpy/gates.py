@@ -35,25 +35,32 @@ def join_heads(e, first: np.ndarray, second: np.ndarray, heads: int) -> np.ndarr
     return x
 
 
-def gated(e, x: np.ndarray, gate: np.ndarray) -> np.ndarray:
+def gated(e, x: np.ndarray, gate: np.ndarray, activation: str) -> np.ndarray:
     """As base.py has it."""
     y = e.array(*x.shape)
 
     def rows(low: int, high: int) -> None:
         np.multiply(x[low:high], sigmoid(gate[low:high]), out=y[low:high])
+        if activation == "silu":
+            y[low:high] *= gate[low:high]
 
     e.workers.rows(x.shape[0], rows, 64)
     return y
 
 
-def gated_backward(e, dy: np.ndarray, x: np.ndarray, gate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gated_backward(
+    e, dy: np.ndarray, x: np.ndarray, gate: np.ndarray, activation: str
+) -> tuple[np.ndarray, np.ndarray]:
     """As base.py has it."""
     dx, dgate = e.array(*x.shape), e.array(*x.shape)
 
     def rows(low: int, high: int) -> None:
-        s = sigmoid(gate[low:high])
-        dgate[low:high] = dy[low:high] * x[low:high] * s * (1 - s)
-        np.multiply(dy[low:high], s, out=dx[low:high])
+        value = s = sigmoid(gate[low:high])
+        slope = s * (1 - s)
+        if activation == "silu":
+            value, slope = s * gate[low:high], s + slope * gate[low:high]
+        dgate[low:high] = dy[low:high] * x[low:high] * slope
+        np.multiply(dy[low:high], value, out=dx[low:high])
 
     e.workers.rows(x.shape[0], rows, 64)
     return dx, dgate

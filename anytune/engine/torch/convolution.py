@@ -72,11 +72,16 @@ def join_heads(e, first: Tensor, second: Tensor, heads: int) -> Tensor:
     return own(e.array(first.shape[0], 2 * first.shape[1])).copy_(both.flatten(1))
 
 
-def gated(e, x: Tensor, gate: Tensor) -> Tensor:
+def gated(e, x: Tensor, gate: Tensor, activation: str) -> Tensor:
+    if activation == "silu":
+        return e.glu(gate, x, "silu")
     return own(e.array(*x.shape)).copy_(x.float() * torch.sigmoid(gate.float()))
 
 
-def gated_backward(e, dy: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+def gated_backward(e, dy: Tensor, x: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    if activation == "silu":
+        dgate, dx = e.glu_backward(dy, gate, x, "silu")
+        return dx, dgate
     s, d = torch.sigmoid(gate.float()), dy.float()
     return (own(e.array(*x.shape)).copy_(d * s), own(e.array(*x.shape)).copy_(d * x.float() * s * (1 - s)))
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from anytune.engine.base import Heads
+from anytune.engine.base import DeltaHeads, Heads
 from anytune.engine.composed import Composed
 
 from . import fp8
+from .chunks import CHUNK
 from .slices import layers_of, slice_bytes
 from .weights import WHOLE, Group, align
 
@@ -266,6 +267,68 @@ class TorchCount(Composed):
         delta = self.float32(tokens, heads.n_heads)
         del delta
         return both.part(wide), both.part(narrow), both.part(narrow)
+
+    def delta(self, x, beta, alpha, weights, heads: DeltaHeads):
+        made = self._chunks(x.shape[0], heads, 1)
+        out = self.array(x.shape[0], heads.inner)
+        del made
+        return out, None
+
+    def delta_backward(self, dy, x, beta, alpha, weights, heads: DeltaHeads, kept, into=(None, None, None)):
+        made = self._chunks(x.shape[0], heads, 2)
+        out = tuple(self.array(*z.shape) for z in (x, beta, alpha))
+        del made
+        return out
+
+    def _chunks(self, tokens: int, heads: DeltaHeads, times: int) -> Held:
+        """What chunks.py holds at once, in float32: of each token with its chunk, and alone; and states."""
+        h, tokens = heads, -(-tokens // CHUNK) * CHUNK
+        self.flops += (
+            (2 * times - 1)
+            * 2.0
+            * tokens
+            * h.values
+            * (3 * h.key_size * h.value_size + 2 * CHUNK * (h.key_size + h.value_size))
+        )
+        return self.float32(
+            times * h.values,
+            6 * tokens * CHUNK
+            + 4 * tokens * (h.key_size + h.value_size)
+            + 2 * (tokens // CHUNK + 1) * h.key_size * h.value_size,
+        )
+
+    def convolve(self, x, weight, silu):
+        made = self.float32(3, *x.shape)
+        out = self.array(*x.shape)
+        del made
+        return out
+
+    def convolve_backward(self, dy, x, weight, silu, into=None):
+        made = self.float32(5, *x.shape)
+        out = self.array(*x.shape)
+        del made
+        return out
+
+    def split_heads(self, x, heads):
+        return self.array(x.shape[0], x.shape[1] // 2), self.array(x.shape[0], x.shape[1] // 2)
+
+    def join_heads(self, first, second, heads):
+        both = self.live.take(2 * first.shape[0] * first.shape[1] * self.item)
+        out = self.array(first.shape[0], 2 * first.shape[1])
+        del both
+        return out
+
+    def gated(self, x, gate, activation):
+        made = self.float32(2, *x.shape)
+        out = self.array(*x.shape)
+        del made
+        return out
+
+    def gated_backward(self, dy, x, gate, activation):
+        made = self.float32(4, *x.shape)
+        out = self.array(*x.shape), self.array(*x.shape)
+        del made
+        return out
 
     def cross_entropy(self, h, head, targets, scale, gradient):
         rows, width = h.shape

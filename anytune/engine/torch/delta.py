@@ -115,7 +115,7 @@ def delta_backward(e, dy, x, beta, alpha, weights, heads: DeltaHeads, kept, into
     normed, inverse = _normed(o, heads.eps)
     du = _valued(dy.float().unflatten(1, (heads.values, -1)), heads)
     if into[2] is not None:
-        into[2] += (du * normed).sum((0, 1, 2, 3))
+        into[2].add_((du * normed).sum((0, 1, 2, 3)))
     du = du * weights[2]
     do = inverse * (du - normed * (du * normed).mean(-1, keepdim=True))
     made = inputs.backward(inputs.chunks.backward(do, states), weights, into[:2])

@@ -17,8 +17,7 @@ import numpy as np
 
 from anytune.engine.composed import Composed
 from anytune.likelihood.windows import Forward, log_sums
-from anytune.model.transformer import layer_backward, layer_forward
-from anytune.quantization.collect import LINEARS
+from anytune.model.stack import layer_backward, layer_forward
 from anytune.quantization.imatrix import Importance
 from anytune.quantization.search import tables
 from anytune.quantization.search.rounding import Rounding
@@ -81,13 +80,13 @@ def curvature(
         }
         for number in reversed(range(len(layers))):
             layer = layers[number]
-            saved = layer_forward(watch, e.vector(inputs.pop()), layer, c, positions)[1]
+            saved = layer_forward(watch, e.vector(inputs.pop()), layer, positions)[1]
             gradients = [
-                e.host(layer_backward(watch, e.vector(dx), saved, layer, c, positions, None, bottom=True))
+                e.host(layer_backward(watch, e.vector(dx), saved, layer, positions, None, bottom=True))
                 for dx in gradients
             ]
-            for group, parts in LINEARS.items():
-                x, drawn = watch.seen.pop(id(getattr(layer, group)))
+            for group, parts in layer.products:
+                x, drawn = watch.seen.pop(id(group))
                 for place, part in enumerate(parts):
                     name = f"blk.{number}.{part}.weight"
                     if name in types:
@@ -103,7 +102,7 @@ def curvature(
 
 def _run(forward: Forward, pieces: Sequence[Sequence[int]]) -> tuple[Any, list[np.ndarray], Any]:
     """(positions, every layer's input [T, d] on the host, the last layer's output on the engine)."""
-    model, e, w = forward.model, forward.engine, forward.model.weights
+    e, w = forward.engine, forward.model.weights
     ids = np.concatenate([np.asarray(piece, np.int32) for piece in pieces])
     starts = np.cumsum([0, *map(len, pieces)]).astype(np.int32)
     e.training = False
@@ -112,7 +111,7 @@ def _run(forward: Forward, pieces: Sequence[Sequence[int]]) -> tuple[Any, list[n
     x, inputs = e.embed(e.integers(ids), w.embedding, w.embedding_scale), []
     for layer in forward.layers:
         inputs.append(e.host(x))
-        x = layer_forward(e, x, layer, model.config, positions)[0]
+        x = layer_forward(e, x, layer, positions)[0]
     return positions, inputs, x
 
 

@@ -16,7 +16,6 @@ from anytune.studio.home import Missing, about, set_about
 from anytune.studio.places import folder_of as place_of
 from anytune.studio.places import listed, lm_studio
 from anytune.studio.state import Studio, short
-from anytune.train.run import plain
 
 router = APIRouter(prefix="/api", tags=["adapters"])
 
@@ -88,9 +87,7 @@ async def download(request: Request, identifier: str) -> FileResponse:
     """The adapter as GGUF, as llama.cpp loads it."""
     folder = adapters.folder_of(_studio(request).home, identifier)
     return FileResponse(
-        folder / adapters.FILE,
-        media_type="application/octet-stream",
-        filename=f"{plain(about(folder)['name'] or identifier)}.gguf",
+        folder / adapters.FILE, media_type="application/octet-stream", filename=adapters.file_name(folder)
     )
 
 

@@ -64,6 +64,7 @@ export function AdapterPage({ id }) {
       <${Field} label="To"><select value=${place} onChange=${(e) => setPlace(e.target.value)}>${((places && places.places) || []).map((p) => html`<option value=${p.name}>${p.name === 'exports' ? "The studio's folder" : p.name} · ${bytes(p.free)} free</option>`)}</select><//>
       ${['merged', 'ollama', 'lmstudio'].includes(form) && html`<${Field} label="Type of the weights"><select value=${type} onChange=${(e) => setType(e.target.value)}><option value="">smallest that holds the adapter</option>${['same', 'Q4_K_M', 'Q6_K', 'Q8_0', 'F16'].map((t) => html`<option value=${t}>${t}</option>`)}</select><//>`}</div>
       <div class="row"><button class="primary" onClick=${write}>Export</button><a class="button" download href=${`/api/adapters/${id}/file`}>Download the adapter</a></div><//>
+    <${Card} title="Serve"><p class="hint">OpenAI's API for other programs on this computer, with the model as base and the adapter beside it. Download the adapter, and in its folder run</p><pre><code>${'anytune serve -m ' + (one.model ? short(one.model) : 'MODEL') + ' --lora ' + one.file}</code></pre><//>
     ${mine.length > 0 && html`<${Card} title="Done with it"><ul class="list">${mine.slice(0, 20).map((job) => html`<li><a class="item" href=${'/runs/' + job.id}><span class="row"><b>${job.name}</b> <${State} state=${job.state} /></span>${job.message && html`<span class="bad">${job.message}</span>`}</a></li>`)}</ul><//>`}<//>`;
 }
 export { count };

@@ -1,0 +1,109 @@
+"""What an architecture's file says: how it differs from the plain transformer, and what others call its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .ffn.gated import Gated
+from .mixers.attention import Attention
+
+if TYPE_CHECKING:
+    from .config import Config
+
+LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+NORMS = {
+    "attn_norm": "input_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+}
+# (order of the rows, order of the columns): Hugging Face's number i is the GGUF's number order[i]; None: the same
+Orders = tuple[np.ndarray | None, np.ndarray | None]
+Order = Callable[[tuple[int, ...], Callable[..., int]], Orders]  # (shape, number by metadata keys) -> Orders
+
+
+@dataclass(frozen=True)
+class Other:
+    """A tensor of a layer that Hugging Face stores in another form. name: whole, within the layer; there, here: its
+    numbers as there, and back; shape: of the array as there."""
+
+    name: str
+    there: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    here: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape
+
+
+def plain(c: Config, layer: int) -> tuple[type, type]:
+    return Attention, Gated
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The plain transformer (pre-norm, attention with rope, gated product, RMSNorm), but for what is said here."""
+
+    name: str  # as llama.cpp has it
+    neox: bool  # rope pairs i with i + n/2 (GPT-NeoX order), else neighbours
+    parts: Callable[[Config, int], tuple[type, type]] = plain  # a layer's mixer and feed-forward
+    activation: str = "silu"
+    head_norms: bool = False  # RMSNorm on every query and key head
+    post_norms: bool = False  # RMSNorm on each part's output too
+    ffn_norm: str = "ffn_norm"  # the tensor of the feed-forward's norm
+    gated_attention: bool = False  # a sigmoid gate beside each query head
+    scaled_embedding: bool = False  # embeddings times sqrt(d)
+    window_period: int = 0  # every n-th layer sees everything, the others a window, unless the file says otherwise
+    local_base: float | None = None  # rope base of the windowed layers, unless the file says otherwise
+    rope_factors: bool = False  # a table of divisors of the angles, as Llama 3's
+    biases: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")  # linears whose bias llama.cpp reads
+    constants: tuple[str, ...] = ()  # tensors of a layer that have two dimensions, and are no linears
+    keys: tuple[str, ...] = ()  # further keys that are used (keys.py)
+    zero: tuple[str, ...] = ()  # keys that llama.cpp uses for it, and anytune only where they are 0
+    read: Callable[[Callable, Config], dict[str, Any]] | None = None  # (get, config) -> fields of it that differ
+
+    # -- Hugging Face: model_type and class of config.json, further classes that are the same, names, numbers
+    kind: str = ""
+    model_class: str = ""
+    other_classes: tuple[str, ...] = ()
+    modules: Mapping[str, str] = field(default_factory=lambda: MODULES)
+    norms: Mapping[str, str] = field(default_factory=lambda: NORMS)
+    unit_norms: tuple[str, ...] = ()  # norms whose gain is stored as 1 + w here, and as w there; ("*",): all
+    reordered: Mapping[str, Order] = field(default_factory=dict)  # parts whose rows or columns a converter moves
+    others: Mapping[str, Other] = field(default_factory=dict)  # by the tensor's whole name within the layer
+    activation_key: str = "hidden_act"
+    attention_bias: bool = True  # whether config.json says if attention has biases
+    partial_rope: bool = False  # whether it can say that only a part of a head turns
+    config: Callable[[Config], dict[str, Any]] = lambda c: {}  # what it says besides
+    # the other way: (number of config.json by name and type, all of it) -> further keys of the file
+    metadata: Callable[[Callable, Mapping[str, Any]], dict[str, Any]] = lambda number, config: {}
+
+    def is_constant(self, tensor: str) -> bool:
+        return tensor.startswith("blk.") and tensor.split(".")[2] in self.constants
+
+    def stores_unit(self, tensor: str) -> bool:
+        """Whether a tensor is a norm's gain that Hugging Face stores less 1."""
+        stem = tensor.removesuffix(".weight")
+        return stem.endswith("_norm") and (self.unit_norms == ("*",) or stem.split(".")[-1] in self.unit_norms)
+
+
+def interleaved(*keys: str) -> Order:
+    """Rows that a converter has turned from halves of each head to neighbours, as llama's queries and keys.
+
+    keys: that say how many heads there are, the first that the file has.
+    """
+
+    def order(shape: tuple[int, ...], get: Callable) -> Orders:
+        return np.arange(shape[0]).reshape(get(*keys), -1, 2).swapaxes(1, 2).reshape(-1), None
+
+    return order

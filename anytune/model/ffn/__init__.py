@@ -1,0 +1,1 @@
+"""What each token goes through alone: one file a kind."""

@@ -1,0 +1,70 @@
+"""The gated product: down(act(gate(x)) * up(x)) (Shazeer 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from anytune.model.part import Part
+
+if TYPE_CHECKING:
+    from anytune.model.build import LayerWeights
+    from anytune.model.config import Config
+
+
+@dataclass
+class Gated(Part):
+    """activation: as the engine's glu() names it."""
+
+    activation: str
+
+    READS = ("ffn_gate", "ffn_up")
+    WRITES = ("ffn_down",)
+
+    @classmethod
+    def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
+        shapes = {
+            c.arch.ffn_norm: (c.width,),
+            "ffn_gate": (c.hidden, c.width),
+            "ffn_up": (c.hidden, c.width),
+            "ffn_down": (c.width, c.hidden),
+        }
+        if c.arch.post_norms:
+            shapes["post_ffw_norm"] = (c.width,)
+        return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+    @classmethod
+    def of(cls, w: LayerWeights, c: Config) -> Gated:
+        return cls(
+            norm=w.norm(c.arch.ffn_norm),
+            post=w.norm("post_ffw_norm") if c.arch.post_norms else None,
+            eps=c.eps,
+            reads=w.group(2, *cls.READS),
+            writes=w.group(3, *cls.WRITES),
+            activation=c.arch.activation,
+        )
+
+    def forward(self, e, x, again: bool = False):
+        """x: [T, d] -> (x + mlp(x), what the backward needs).
+
+        again: it ran before, and only the latter is wanted: then the last product is left out where nothing reads it.
+        """
+        gate, up = e.norm_linear(x, self.norm.gain, self.eps, self.reads)
+        if again and self.post is None:
+            return None, (x, gate, up, None)
+        (y,) = e.glu_linear(gate, up, self.activation, self.writes)
+        return self.add(e, x, y), (x, gate, up, self.kept(y))
+
+    def backward(self, e, dout, saved, below, need_dx: bool = True):
+        """dout: [T, d] -> dx [T, d], or None if nothing below needs it. Adds to the gradients; below: as in mixers."""
+        x, gate, up, y = saved
+        dy = self.add_backward(e, dout, y)
+        del y
+        needed = need_dx or self.trains_reads
+        both = e.glu_linear_backward(dy, gate, up, self.activation, self.writes, self.reads, needed)
+        del dy, gate, up
+        if not needed:
+            return None
+        return e.norm_linear_backward(
+            both, x, self.norm.gain, self.eps, self.reads, dout, need_dx, below, self.norm.gradient
+        )

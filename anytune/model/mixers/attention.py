@@ -1,0 +1,126 @@
+"""Causal attention with grouped heads: norms of heads, windows, rope, and a sigmoid gate where a model has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anytune.engine.base import Heads
+from anytune.model.part import Norm, Part
+
+if TYPE_CHECKING:
+    from anytune.model.build import LayerWeights
+    from anytune.model.config import Config
+
+
+@dataclass
+class Attention(Part):
+    """heads: its shape; rope: (cos, sin) of its angles; neox: how these pair a head's elements; gated: each query
+    head comes with a gate of its width, whose sigmoid the head's result is multiplied with."""
+
+    q_norm: Norm | None
+    k_norm: Norm | None
+    heads: Heads
+    rope: Any
+    neox: bool
+    gated: bool = False
+
+    READS = ("attn_q", "attn_k", "attn_v")
+    WRITES = ("attn_output",)
+
+    @classmethod
+    def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
+        q, kv, arch = c.heads * c.head_size, c.n_kv_heads * c.head_size, c.arch
+        shapes = {
+            "attn_norm": (c.width,),
+            "attn_q": (q * (2 if arch.gated_attention else 1), c.width),
+            "attn_k": (kv, c.width),
+            "attn_v": (kv, c.width),
+            "attn_output": (c.width, q),
+        }
+        if arch.head_norms:
+            shapes |= {"attn_q_norm": (c.head_size,), "attn_k_norm": (c.head_size,)}
+        if arch.post_norms:
+            shapes["post_attention_norm"] = (c.width,)
+        return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+    @classmethod
+    def of(cls, w: LayerWeights, c: Config) -> Attention:
+        local = c.windowed(w.layer)
+        return cls(
+            norm=w.norm("attn_norm"),
+            post=w.norm("post_attention_norm") if c.arch.post_norms else None,
+            eps=c.eps,
+            reads=w.group(0, *cls.READS),
+            writes=w.group(1, *cls.WRITES),
+            q_norm=w.norm("attn_q_norm"),
+            k_norm=w.norm("attn_k_norm"),
+            heads=Heads(c.heads, c.n_kv_heads, c.head_size, c.window if local else 0, c.attention_scale),
+            rope=w.tables[local],
+            neox=c.arch.neox,
+            gated=c.arch.gated_attention,
+        )
+
+    @property
+    def trains_reads(self) -> bool:
+        return super().trains_reads or any(n is not None and n.trains for n in (self.q_norm, self.k_norm))
+
+    def _turn(self, positions) -> tuple:
+        """What qk_norm_rope() and its backward take behind q and k."""
+        gains = None if self.q_norm is None else (self.q_norm.gain, self.k_norm.gain)
+        return gains, self.eps, self.rope, positions, self.heads, self.neox
+
+    def forward(self, e, x, positions, attended=None):
+        """x: [T, d] -> (x + attention(x), what the backward needs). attended: what attended() gave before, or None."""
+        q, k, v = e.norm_linear(x, self.norm.gain, self.eps, self.reads)
+        gate = None
+        if self.gated:
+            q, gate = e.split_heads(q, self.heads.n_heads)
+        # without head norms q and k are turned where they lie; with them they stay, for the backward
+        turned_q, turned_k = e.qk_norm_rope(q, k, *self._turn(positions))
+        if self.q_norm is None:
+            q, k = turned_q, turned_k
+        o, lse = attended or e.attention(turned_q, turned_k, v, self.heads)
+        turned = (turned_q, turned_k) if e.keeps_turned and self.q_norm is not None else None
+        del turned_q, turned_k
+        (y,) = e.linear(o if gate is None else e.gated(o, gate, "sigmoid"), self.writes)
+        return self.add(e, x, y), (x, q, k, v, gate, turned, o, lse, self.kept(y))
+
+    def attended(self, saved) -> tuple:
+        """Of what forward() saved: that which makes a second forward skip the costly part."""
+        return saved[6:8]
+
+    def backward(self, e, dout, saved, positions, below, need_dx: bool):
+        """dout: [T, d] -> dx [T, d], or None if it is not needed. Adds to the gradients.
+
+        below: the group whose backward reads dx first, a hint.
+        """
+        x, q, k, v, gate, turned, o, lse, y = saved
+        dy = self.add_backward(e, dout, y)
+        del y
+        needed = need_dx or self.trains_reads
+        do = e.linear_backward((dy,), o if gate is None else e.gated(o, gate, "sigmoid"), self.writes, needed)
+        del dy
+        if not needed:
+            return None
+        dgate = None
+        if gate is not None:
+            do, dgate = e.gated_backward(do, o, gate, "sigmoid")
+        how = self._turn(positions)
+        if turned is None:
+            turned = e.qk_norm_rope(q, k, *how) if self.q_norm is not None else (q, k)
+        dq, dk, dv = e.attention_backward(do, *turned, v, o, lse, self.heads)
+        del do, o, v, turned, gate
+        into = (None, None) if self.q_norm is None else (self.q_norm.gradient, self.k_norm.gradient)
+        dq, dk = e.qk_norm_rope_backward(dq, dk, q, k, *how, into)
+        del q, k
+        if dgate is not None:
+            dq = e.join_heads(dq, dgate, self.heads.n_heads)
+        return e.norm_linear_backward(
+            (dq, dk, dv), x, self.norm.gain, self.eps, self.reads, dout, need_dx, below, self.norm.gradient
+        )
+
+    def state(self, e, slots: int, context: int) -> tuple:
+        """For decoding: caches of keys and values."""
+        width = self.heads.n_kv_heads * self.heads.head_dim
+        return e.cache(slots, context, width), e.cache(slots, context, width)

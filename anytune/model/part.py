@@ -1,0 +1,103 @@
+"""What a mixer and a feed-forward have in common: each reads the residual stream through a norm and adds to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The gain of an RMSNorm. gradient: what that of the gain is added to; None: it is frozen."""
+
+    gain: Array
+    gradient: Array | None = None
+
+    @property
+    def trains(self) -> bool:
+        return self.gradient is not None
+
+
+@dataclass
+class Part:
+    """Half a layer. norm: before it; post: of its result, or None; reads, writes: its first and its last product.
+
+    A subclass says with tensors(config, layer) which tensors it wants, with of(weights, config) how it is made of them,
+    and has forward() and backward().
+    """
+
+    norm: Norm
+    post: Norm | None
+    eps: float
+    reads: Any
+    writes: Any
+
+    READS: ClassVar[tuple[str, ...]] = ()  # a subclass's names of the linears in `reads`
+    WRITES: ClassVar[tuple[str, ...]] = ()
+    REWINDS: ClassVar[bool] = True  # whether its state of decoding can forget the last tokens
+    NEEDS: ClassVar[str | None] = None  # what an engine must offer for it beyond the operations of every engine
+
+    @property
+    def products(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
+        """(group, its tensors' names within the layer), in the order in which they run."""
+        return (self.reads, self.READS), (self.writes, self.WRITES)
+
+    @property
+    def trains_reads(self) -> bool:
+        """Whether anything before the last product is trained."""
+        return self.reads.trains or self.norm.trains
+
+    @property
+    def trains(self) -> bool:
+        return self.trains_reads or self.writes.trains or (self.post is not None and self.post.trains)
+
+    @property
+    def reader(self) -> Any:
+        """The group whose backward reads the gradient of the stream behind this part first; None: a norm does."""
+        return self.writes if self.post is None else None
+
+    def add(self, e, x, y):
+        """The residual stream x with the part's result y, both [T, d]."""
+        return e.add(x, y if self.post is None else e.rms_norm(y, self.post.gain, self.eps))
+
+    def kept(self, y):
+        """What the backward of add() needs of y."""
+        return None if self.post is None else y
+
+    def add_backward(self, e, dout, y):
+        """The gradient by the part's result; y: what kept() gave."""
+        return dout if self.post is None else norm_backward(e, dout, y, self.post, self.eps)
+
+
+def norm_backward(e, dy, x, norm: Norm, eps: float):
+    """Back through an RMSNorm of x [T, n]; adds its gain's gradient."""
+    if norm.trains:
+        e.gain_gradient(dy, x, eps, norm.gradient)
+    return e.rms_norm_backward(dy, x, norm.gain, eps)
+
+
+@dataclass
+class Layer:
+    """A mixer, in which tokens see each other, and a feed-forward, in which each is alone."""
+
+    mixer: Part
+    ffn: Part
+
+    @property
+    def trains(self) -> bool:
+        return self.mixer.trains or self.ffn.trains
+
+    @property
+    def products(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
+        return self.mixer.products + self.ffn.products
+
+    def written_by(self, product: int) -> Part | None:
+        """The part whose result product number `product` gives; None: it gives none."""
+        group = self.products[product][0]
+        return next((part for part in (self.mixer, self.ffn) if part.writes is group), None)
+
+    @property
+    def groups(self) -> list:
+        return [group for group, _ in self.products]

@@ -1,0 +1,134 @@
+"""Embedding, layers, last norm and head: the one way through a model, for training, logits, planning and decoding.
+
+Each part's forward returns what its backward needs, so what is kept is in plain sight: norms, gated products and
+rotations are cheap and made again; the products' inputs are kept, or the whole layer is run again (keep).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anytune.engine.base import Stream
+
+from .part import Layer
+
+if TYPE_CHECKING:
+    from .build import Weights
+
+
+def layer_forward(e, x, layer: Layer, positions, rows=None, again: bool = False, attended=None):
+    """x -> (next x, (saved by the mixer, saved by the feed-forward)).
+
+    rows: the only ones that are wanted, int32 [M], or None: all. again: as in Gated.forward(); attended: as in
+    Attention.forward().
+    """
+    x, mixed = layer.mixer.forward(e, x, positions, attended)
+    if rows is not None:  # nothing after the mixer looks at another row
+        x = e.gather(x, rows)
+    x, fed = layer.ffn.forward(e, x, again)
+    return x, (mixed, fed)
+
+
+def layer_backward(e, dx, saved, layer: Layer, positions, below: Layer | None, rows=None, bottom: bool = False):
+    """dx of the layer's output -> dx of its input (None without a trained layer `below`, unless it is wanted at the
+    `bottom`)."""
+    mixed, fed = saved
+    need_dx = below is not None or bottom
+    into_mixer = need_dx or layer.mixer.trains
+    dx = layer.ffn.backward(e, dx, fed, layer.mixer.reader, into_mixer)
+    del fed
+    if not into_mixer:
+        return None
+    if rows is not None:
+        dx = e.scatter(dx, rows, len(positions))
+    return layer.mixer.backward(e, dx, mixed, positions, below.ffn.reader if below else None, need_dx)
+
+
+def forward(e, layers: list[Layer], x, positions, rows, lowest: int, keep: int):
+    """Run all layers.
+
+    -> (x [M, d] of the given rows, tape): per layer what its backward needs, its input alone, or None.
+
+    Layers below `lowest` keep nothing (no backward goes there). Of the others the last `keep` keep all, the
+    rest only their input, from which the backward runs them again, and if the engine says so what attention gave.
+    """
+    tape: list = []
+    for number, layer in enumerate(layers):
+        full = number >= max(lowest, len(layers) - keep)
+        before = x
+        x, saved = layer_forward(e, x, layer, positions, rows if number == len(layers) - 1 else None)
+        attended = layer.mixer.attended(saved[0]) if e.keeps_attended and number >= lowest else None
+        tape.append(saved if full else (e.offload(before), attended) if number >= lowest else None)
+        del before, saved, attended
+    return x, tape
+
+
+def backward(e, layers: list[Layer], dx, positions, rows, lowest: int, keep: int, tape: list, bottom: bool = False):
+    """Walk back from dx [M, d] of the last layer's rows to the lowest trained layer; consumes the tape.
+
+    Gradients are added in place. -> dx [T, d] of the lowest layer's input with `bottom`, else None.
+    """
+    for number in range(len(layers) - 1, lowest - 1, -1):
+        saved, wanted = tape.pop(), rows if number == len(layers) - 1 else None
+        if number < len(layers) - keep:
+            before, attended = saved
+            del saved
+            before = e.prefetch(before)
+            saved = layer_forward(e, before, layers[number], positions, wanted, True, attended)[1]
+            del before, attended
+        below = layers[number - 1] if number > lowest else None
+        dx = layer_backward(e, dx, saved, layers[number], positions, below, wanted, bottom)
+        del saved
+    return dx
+
+
+class Stack:
+    """A model on an engine, gradients attached where something is trained.
+
+    lowest, keep: the lowest layer with a gradient; how many layers (from the last) keep all activations.
+    embedding_gradient, norm_gradient: what those of the embedding table and of the last norm's gain are added to.
+    """
+
+    embedding_gradient = norm_gradient = None
+
+    def __init__(self, weights: Weights, layers: list[Layer], head, lowest: int | None = None, keep: int = 0):
+        self.weights, self.layers, self.head, self.keep = weights, layers, head, keep
+        self.lowest = len(layers) if lowest is None else lowest
+
+    def embed(self, e, ids):
+        return e.embed(ids, self.weights.embedding, self.weights.embedding_scale)
+
+    def finish(self, e, x):
+        """What the head reads."""
+        return e.rms_norm(x, self.weights.output_norm, self.weights.config.eps)
+
+    def hidden(self, e, ids, positions, rows=None):
+        """What the head reads of the given rows (None: all), [M, d]: no backward follows."""
+        x = self.embed(e, ids)
+        for number, layer in enumerate(self.layers):
+            if hasattr(e, "enter"):  # tokens that continue sequences; see decoder.py
+                e.enter(number)
+            x = layer_forward(e, x, layer, positions, rows if number == len(self.layers) - 1 else None)[0]
+        return self.finish(e, x)
+
+    def measure(self, e, s: Stream):
+        """The summed loss of a micro-batch (nats, a Number)."""
+        return e.cross_entropy(self.hidden(e, s.ids, s.positions, s.rows), self.head, s.targets, s.scale, False)[0]
+
+    def train(self, e, s: Stream):
+        """The same, and scale * its gradient is added to those of what is trained."""
+        eps, gain = self.weights.config.eps, self.weights.output_norm
+        top, tape = forward(e, self.layers, self.embed(e, s.ids), s.positions, s.rows, self.lowest, self.keep)
+        h = self.finish(e, top)
+        loss, dh = e.cross_entropy(h, self.head, s.targets, s.scale, True)
+        del h  # here and below: its memory is wanted for what follows
+        if self.norm_gradient is not None:
+            e.gain_gradient(dh, top, eps, self.norm_gradient)
+        if self.lowest < len(self.layers):
+            dx = e.rms_norm_backward(dh, top, gain, eps)
+            del top, dh
+            bottom = self.embedding_gradient is not None
+            dx = backward(e, self.layers, dx, s.positions, s.rows, self.lowest, self.keep, tape, bottom)
+            if bottom:
+                e.embed_backward(dx, s.ids, self.weights.embedding_scale, self.embedding_gradient)
+        return loss
