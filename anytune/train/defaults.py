@@ -35,8 +35,7 @@ def choose(
     if settings.max_steps is None:
         batch = settings.batch
         if "batch" in unset:
-            passes = settings.epochs if "epochs" not in unset else settings.passes
-            while batch > least and steps_of(tokens, batch, least) * (passes or 1) < STEPS:
+            while batch > least and steps_of(tokens, batch, least) * (settings.passes or 1) < STEPS:
                 batch = max(least, batch // 2)
             changes["batch"] = batch
         if "epochs" in unset:
