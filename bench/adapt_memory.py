@@ -62,6 +62,8 @@ def distil(folder: Path, memory: str) -> tuple[dict, str]:
             str(folder / "ordinary.txt"),
             "--rank",
             "8",
+            "-b",
+            "128",
             "--memory",
             memory,
             "-t",
