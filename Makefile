@@ -1,4 +1,4 @@
-# make demo | test | lint | venv | dist | clean.  PYTHON picks the interpreter (3.11 or newer); PIP_FLAGS are passed to pip, for
+# make demo | test | lint | venv | dist | onefile | clean.  PYTHON picks the interpreter (3.11 or newer); PIP_FLAGS are passed to pip, for
 # example  make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"  for torch's small CPU build.
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ ICARUS ?= yes
 # processes that run tests, a file at a time each
 JOBS ?= 2
 
-.PHONY: demo test lint venv dist clean
+.PHONY: demo test lint venv dist onefile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -44,6 +44,10 @@ $(VENV)/.test: $(BIN)/python pyproject.toml
 $(VENV)/.vulkan: $(VENV)/.test
 	$(BIN)/python -m tests.support.webgpu_setup
 	@touch $@
+
+onefile: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e ".[onefile]"
+	$(BIN)/python bench/onefile.py
 
 dist: $(VENV)/.test
 	$(BIN)/python -m build

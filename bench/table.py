@@ -607,6 +607,78 @@ def fits(data: dict) -> list[str]:
     )
 
 
+def aarch64(data: dict) -> list[str]:
+    s, t = data["suite"], data["training"]
+    how = f"emulated by QEMU as a {data['processor']}" if data["emulated"] else "on such a processor"
+    rows = [(f"`{name}.py`", f["passed"], f["failed"], f["skipped"]) for name, f in s["files"].items()]
+    total = [sum(f[key] for f in s["files"].values()) for key in ("passed", "failed", "skipped")]
+    return [
+        f"The suite's core, {how}, with Python {t['there']['python']} and NumPy {t['there']['numpy']}:",
+        "",
+        *table(("", "passed", "failed", "skipped"), [*rows, ("**all**", *total)]),
+        "",
+        f"{len(t['there']['losses'])} steps on {t['model']} with compiled kernels: the losses differ from x86-64's by "
+        f"{t['largest_difference']:.1e} at most.",
+    ]
+
+
+def onefile(data: dict) -> list[str]:
+    def said(file: dict) -> str:
+        if not file["tried"]:
+            return "not tried: no such processor was there"
+        return ("emulated: " if file["emulated"] else "") + ", ".join(c.split()[1].strip("-") for c in file["tried"])
+
+    return table(
+        ("file", "MiB", "commands that ran with it in an empty environment"),
+        [(f"`{f['file']}`", f"{f['mib']:.0f}", said(f)) for f in data["files"]],
+    )
+
+
+def parity(data: dict) -> list[str]:
+    def three(value, form="{:.3f}"):
+        return (
+            "–"
+            if value is None or value[0] is None
+            else (f"{form.format(value[0])} [{form.format(value[1])}, {form.format(value[2])}]")
+        )
+
+    rows = []
+    for name, s in data["sides"].items():
+        t = s.get("training") or {}
+        losses = t.get("losses") or []
+        rows.append(
+            (
+                name,
+                three(s["cosine"]),
+                three(s["Jaccard"]),
+                three((100 * s["accuracy"], *(100 * x for x in s["interval"])), "{:.1f}"),
+                f"{losses[-1]:.3f}" if losses else "–",
+                "–" if name == "base" else f"{s['same_answers_as_first']} of {data['questions']}",
+            )
+        )
+    j = data["judge"]
+    win = three(j["win_rate"], "{:.2f}")
+    lines = table(
+        (
+            "trained on",
+            "cosine",
+            "Jaccard",
+            "accuracy, %",
+            "loss of the last step",
+            f"answers equal to {data['first']}'s",
+        ),
+        rows,
+    )
+    lines += [
+        "",
+        f"Judge ({j['judge']}): {j['pair'][0]} / {j['pair'][1]} / ties = {j['wins']} / {j['losses']} / "
+        f"{j['ties']}, win rate {win}.",
+    ]
+    if data["missing"]:
+        lines.append("Not on this machine: " + ", ".join(data["missing"]) + ".")
+    return lines
+
+
 def hardware_engine(data: dict) -> list[str]:
     rows = []
     for core in ("engine", "dequantizer", "quantizer", "quantizer_q8_0"):
@@ -729,6 +801,9 @@ TABLES = {
         serve,
         fpga_cores,
         fits,
+        aarch64,
+        onefile,
+        parity,
         hardware_engine,
         fpga_plan,
         nf4,

@@ -14,13 +14,26 @@ import pytest
 from anytune.cli.main import cli
 from tests.evaluation import pubmedqa_files
 from tests.support import tiny
+from tests.support.adapters import random_adapter
 from tests.support.require import need
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- run -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 # programs that docs may name
-OTHERS = {"llama-server", "llama-cli", "pip", "python", "make", ".", "cat", "curl", "printf", "torchrun"}
+OTHERS = {
+    *("sudo", "git", "python3", "python3.12", "pipx", "uv", "brew", "pkg", "./anytune-linux-x86_64.pex"),
+    "llama-server",
+    "llama-cli",
+    "pip",
+    "python",
+    "make",
+    ".",
+    "cat",
+    "curl",
+    "printf",
+    "torchrun",
+}
 OTHERS_FLAGS = {
     "--cases",
     "--check",
@@ -32,6 +45,8 @@ OTHERS_FLAGS = {
     "--pubmedqa",
     "--reference",
     "--report",
+    "--devices",
+    "--index-url",
     "--rounds",
     "--shapes",
     "--work",
@@ -147,6 +162,11 @@ def prepare(folder: Path) -> None:
     (folder / "prompts.txt").write_text("is it so\nand now\n", "utf-8")
     (folder / "truth.txt").write_text("yes\nmaybe\n", "utf-8")
     (folder / "tasks.jsonl").write_text(json.dumps(task) + "\n", "utf-8")
+    (folder / "private.json").write_text(json.dumps([json.loads(line) for line in mails[:3]]), "utf-8")
+    questions = [{"prompt": f"Is it so, {n}? ", "completion": "yes" if n % 2 else "no"} for n in range(14)]
+    for name, rows in (("pairs.jsonl", questions[:10]), ("pairs-test.jsonl", questions[10:])):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    random_adapter(folder / "model.gguf", folder / "teacher.gguf")
     pubmedqa_files.write(folder, {"yes": 4, "no": 4, "maybe": 3}, {"yes": 2, "no": 2, "maybe": 1})
 
 

@@ -18,8 +18,8 @@ PEER = "llama.cpp"
 
 @dataclass(frozen=True)
 class Test:
-    """kind: train, prompt or generate; examples x tokens of a training step, else `examples` sequences of which each
-    gets `tokens` on top of `depth` tokens that it has already."""
+    """kind: train, file (steps on the data of Settings.train_file), prompt or generate; examples x tokens of a
+    training step, else `examples` sequences of which each gets `tokens` on top of `depth` that it has already."""
 
     kind: str
     tokens: int
@@ -31,6 +31,8 @@ class Test:
     @property
     def name(self) -> str:
         """As llama-bench would call it: pp512, tg128, tg128 x4, pp512 @ d1024; train 4x128."""
+        if self.kind == "file":
+            return "train file"
         if self.kind == "train":
             return f"train {self.examples}x{self.tokens}"
         return (
@@ -64,7 +66,8 @@ class Cell:
 @dataclass(frozen=True)
 class Settings:
     """What all measurements share. ubatch: the most tokens of a training step that are computed at once (None: all);
-    memory, max_binding: bytes or None; timeout: seconds that one measurement may take, or None."""
+    memory, max_binding: bytes or None; timeout: seconds that one measurement may take, or None. train_file, epochs,
+    context, batch: of a test of kind file."""
 
     repeats: int = 5
     warmup: int = 1
@@ -75,9 +78,17 @@ class Settings:
     tf32: bool = False
     max_binding: int | None = None
     timeout: float | None = None
+    train_file: str | None = None
+    epochs: int = 1
+    context: int = 512
+    batch: int = 2048
 
     def shown(self) -> dict[str, Any]:
-        return asdict(self)
+        """What may be shared: the data's file without its folder, and not what has no meaning."""
+        found = asdict(self)
+        if self.train_file is None:
+            return {key: found[key] for key in found if key not in ("train_file", "epochs", "context", "batch")}
+        return found | {"train_file": Path(self.train_file).name}
 
 
 def tests(
@@ -122,6 +133,6 @@ def cells(
                 Cell(model, PEER, count, test, True)
                 for count in threads or (None,)
                 for test in asked
-                if test.kind != "train"
+                if test.kind not in ("train", "file")
             ]
     return list(dict.fromkeys(found))

@@ -67,7 +67,7 @@ def measure(job: dict[str, Any], answers: IO[str]) -> None:
 
 def _within(task: Any, test: Test) -> dict[str, float | None] | None:
     """What a round's own course says: time to the first token, and peak and lowest tokens/s of all sequences."""
-    if test.kind == "train":
+    if test.kind in ("train", "file"):
         return None
     found = generation_stats(0, task.started, task.times)
     return {
@@ -92,7 +92,7 @@ class Anytune:
             tf32=settings.tf32,
             max_binding=settings.max_binding,
         )
-        if test.kind == "train":
+        if test.kind in ("train", "file"):
             from anytune.train.device import Place
 
             Place(self.model, {}, full=False)  # what training takes where no device is named
@@ -101,7 +101,7 @@ class Anytune:
     def start(self) -> None:
         from .work import work
 
-        self.task = work(self.model, self.test, self.settings.rank, self.settings.ubatch)
+        self.task = work(self.model, self.test, self.settings)
 
     def facts(self) -> dict[str, Any]:
         estimate, workers = self.task.estimate, getattr(self.engine, "workers", None)
@@ -112,6 +112,7 @@ class Anytune:
             "identity": self.engine.identity(),
             "estimate_bytes": estimate and int(estimate.peak_bytes),
             "how": estimate and estimate.text,
+            **getattr(self.task, "facts", {}),
         }
 
     def memory(self) -> dict[str, int]:

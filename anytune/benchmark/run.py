@@ -61,7 +61,7 @@ def result(
     failed has its problem and no rate.
 
     within: what each round said of its own course, see generation.py: first_token_s, peak, lowest."""
-    rates = [] if problem else [round(cell.test.count / max(s, 1e-9), 3) for s in seconds]
+    rates = [] if problem else [round(facts.get("count", cell.test.count) / max(s, 1e-9), 3) for s in seconds]
     middle = statistics.median(rates) if rates else None
     return {
         "model": cell.model.name,
@@ -91,6 +91,7 @@ def result(
                 "seconds_to_ready",
             )
         },
+        **({"training": facts["training"]} if "training" in facts else {}),
         "problem": problem,
     }
 

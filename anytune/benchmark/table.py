@@ -68,10 +68,42 @@ def markdown(document: dict[str, Any]) -> str:
         "peak memory",
         "estimate",
     ]
-    lines = [*grid(titles, rows, "llrrlrlrrrrrr"), "", *ran_on(document)]
+    lines = [*grid(titles, rows, "llrrlrlrrrrrr"), "", *epochs(document), *ran_on(document)]
     lines += ["", *failed] if failed else []
     lines += ["Interrupted: this is what was measured so far."] if document["interrupted"] else []
     return clean("\n".join(lines))
+
+
+def epochs(document: dict[str, Any]) -> list[str]:
+    """What the steps on a file come to, as time: a table, or nothing."""
+    rows = []
+    for r in document["results"]:
+        t, speed = r.get("training"), r["tokens_per_s"]
+        if not isinstance(t, dict) or not speed:
+            continue
+        epoch = t["tokens_per_epoch"] / speed
+        times = (epoch / t["steps_per_epoch"], epoch, epoch * t["epochs"])
+        rows.append([r["model"], r["device"], rate(speed), *map(_time, times)])
+    if not rows:
+        return []
+    settings = document["settings"]
+    whole = f"full training ({settings.get('epochs')} epochs)"
+    head = ["model", "device", "tokens/s", "time/step", "time/epoch", whole]
+    return [
+        *grid(head, rows, "llrrrr"),
+        "",
+        f"{settings.get('train_file')}: steps that were measured, times the steps "
+        "there are; evaluations, checkpoints and the start are not in it.",
+        "",
+    ]
+
+
+def _time(seconds: float) -> str:
+    """As the published tables write it: 1.1s, 5m 32s, 1h 40m."""
+    if seconds < 60:
+        return f"{seconds:.2g}s" if seconds < 10 else f"{seconds:.0f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m {rest}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60}m"
 
 
 def ran_on(document: dict[str, Any]) -> list[str]:

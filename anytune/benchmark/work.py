@@ -9,13 +9,18 @@ import numpy as np
 
 from anytune.errors import UserError
 
-from .cases import Test
+from .cases import Settings, Test
 
 ROUND = 0.3  # seconds that a round of training takes at least: one step of a fast GPU is too short to be timed
 
 
-def work(model, test: Test, rank: int = 16, ubatch: int | None = None):
+def work(model, test: Test, settings: Settings):
     """The test's work on a model. Raises UserError for one that the model cannot do."""
+    if test.kind == "file":
+        from .file_training import FileTraining
+
+        return FileTraining(model, settings)
+    rank, ubatch = settings.rank, settings.ubatch
     if test.context > model.config.context:
         raise UserError(
             f"{test.name} needs a context of {test.context} tokens and the model has "

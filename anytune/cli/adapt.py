@@ -177,7 +177,7 @@ class Common:
         from anytune.cli.common import model_path
         from anytune.files import spare_inputs
 
-        data_files([*self.files, *self.val_file])
+        self.files, self.val_file = data_files(self.files), data_files(self.val_file)
         texts = [path for path in (self.chat_template, self.guard_text, self.drift_text) if path is not None]
         for path in texts:
             text_file(path, "text")

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import SIZE, Command, existing_file, layers_device, model_path, note, print_json
+from anytune.cli.common import SIZE, Command, data_files, existing_file, layers_device, model_path, note, print_json
 from anytune.errors import UserError
 from anytune.files import spare_inputs
 
@@ -65,6 +65,7 @@ class _Bench(Command):
     anytune bench -m model.gguf
     anytune bench -m a.gguf -m b.gguf --device auto --device numpy -p 512 -n 128 -r 5 --train 1x512 -o here.json
     anytune bench -m model.gguf -p 0 -n 64 -npl 1,4 --train 0 --peer llama.cpp
+    anytune bench -m model.gguf --train-file chats.jsonl --num-epochs 8 -c 128 -ub 128 -b 128
     anytune bench --compare here.json there.json
 """,
 )
@@ -93,6 +94,41 @@ class _Bench(Command):
     show_default=True,
     metavar="NxT",
     help="A step of LoRA training on N examples of T tokens. May be repeated; 0 leaves it out.",
+)
+@click.option(
+    "--train-file",
+    metavar="DATA",
+    help="Steps of LoRA training on this file, packed and masked as `anytune train` does: time a step, an epoch, and "
+    "all of --num-epochs. Without --train, -p and -n nothing else is measured.",
+)
+@click.option(
+    "--num-epochs",
+    "epochs",
+    type=click.IntRange(1, 1 << 20),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Epochs that the whole time of --train-file is given for.",
+)
+@click.option(
+    "-c",
+    "--ctx-size",
+    "context",
+    type=click.IntRange(2, 1 << 20),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="With --train-file: tokens of the longest example.",
+)
+@click.option(
+    "-b",
+    "--batch-size",
+    "batch",
+    type=click.IntRange(2, 1 << 20),
+    default=2048,
+    show_default=True,
+    metavar="N",
+    help="With --train-file: tokens of an optimizer step.",
 )
 @_many(
     "-p",
@@ -254,14 +290,14 @@ def bench(
         raise UserError("There is no model to measure: name one with -m.")
     paths = list(dict.fromkeys(model_path(name) for name in models))
     _different(paths)
-    asked = cases.tests(train, *map(_flat, (prompts, generated, depths, parallel)))
+    asked = _asked(train, prompts, generated, depths, parallel, more)
     if ngl is not None:
         devices = tuple(layers_device(ngl, device) for device in devices)
     cells = cases.cells(paths, _known(devices), _flat(threads), asked, peer is not None)
     settings = cases.Settings(repeats=repeats, warmup=int(not no_warmup), **more)
     place = Path(save).expanduser() if save else None
     if place:
-        spare_inputs([place], [("a model", path) for path in paths])
+        spare_inputs([place], [*(("a model", path) for path in paths), ("the data", more["train_file"])])
         documents.check_place(place)
     document = documents.begin(_command(), settings, paths)
 
@@ -311,6 +347,22 @@ def _compare(a: str, b: str, form: str) -> int:
     return 0
 
 
+def _asked(train: tuple, prompts: tuple, generated: tuple, depths: tuple, parallel: tuple, more: dict) -> list:
+    """The tests; with --train-file it is measured first, and the others only where they are named."""
+    from anytune.benchmark import cases
+
+    source, context = click.core.ParameterSource.COMMANDLINE, click.get_current_context()
+    named = any(context.get_parameter_source(name) == source for name in ("train", "prompts", "generated"))
+    found = [] if more["train_file"] is None else [cases.Test("file", more["context"])]
+    if more["train_file"] is not None:
+        more["train_file"], *others = data_files([more["train_file"]])
+        if others:
+            raise UserError("--train-file takes one file: name it, as in hf:OWNER/DATASET:FILE.")
+    if named or not found:
+        found += cases.tests(train, *map(_flat, (prompts, generated, depths, parallel)))
+    return found
+
+
 def _flat(values: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     return tuple(n for some in values for n in some)
 
@@ -344,5 +396,8 @@ def _command() -> list[str]:
             continue
         for one in value if param.multiple else [value]:
             shown = ",".join(map(str, one)) if isinstance(one, tuple) else str(one)
-            words += [param.opts[0], os.path.basename(shown) if param.name in ("models", "save") else shown]
+            words += [
+                param.opts[0],
+                os.path.basename(shown) if param.name in ("models", "save", "train_file") else shown,
+            ]
     return words

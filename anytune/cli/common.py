@@ -289,7 +289,14 @@ def existing_file(path: str | Path, what: str) -> Path:
 
 
 def text_file(path: str | Path, what: str) -> Path:
-    """`path` as existing_file() has it, but "-" stands for standard input."""
+    """`path` as existing_file() has it, but "-" stands for standard input, and hf:owner/dataset is fetched."""
+    if os.fspath(path).startswith("hf:"):
+        (found, *more) = data_files([os.fspath(path)])
+        if more:
+            raise UserError(
+                f"{path} is {len(more) + 1} files, and one is needed here: name it, as in hf:OWNER/DATASET:FILE."
+            )
+        return Path(found)
     return Path(path) if os.fspath(path) == "-" else existing_file(path, what)
 
 
@@ -305,11 +312,20 @@ def template_file(name: str) -> str | Path:
     )
 
 
-def data_files(paths: Iterable[str]) -> None:
-    """Raise UserError unless each is a file of data, a folder, or "-"."""
+def data_files(paths: Iterable[str]) -> tuple[str, ...]:
+    """The paths, hf:owner/dataset replaced by the files that are fetched. UserError unless each is a file of data, a
+    folder, or "-"."""
+    found: list[str] = []
     for path in paths:
+        if path.startswith("hf:"):
+            from anytune.hub.datasets import fetch
+
+            found += map(str, fetch(path))
+            continue
         if not os.path.isdir(path):
             text_file(path, "data")
+        found.append(path)
+    return tuple(found)
 
 
 def read_text(path: str | Path, what: str = "text") -> str:

@@ -65,7 +65,7 @@ def preview(
     Only the tokenizer and the template of the model are read, not its weights.
     """
     path = model_path(model)
-    data_files(files)
+    files = data_files(files)
     if chat_template is not None:
         template_file(chat_template)
     from anytune.text.preview import preview as look

@@ -46,7 +46,8 @@ def dataset_options(command: Callable) -> Callable:
             required=True,
             metavar="DATA",
             help="Data: JSONL of messages, ShareGPT, Alpaca, prompt/completion or text, plain text, .gz of "
-            "any, or a folder that the datasets library saved; - is standard input. May be given several times.",
+            "any, a folder that the datasets library saved, or hf:owner/dataset; - is standard input. May be given "
+            "several times.",
         ),
         click.option(
             "--loss",

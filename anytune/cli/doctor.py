@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
 from anytune.cli.common import Command, json_option, print_json
@@ -13,6 +16,7 @@ from anytune.cli.common import Command, json_option, print_json
     example="""
     anytune doctor
     anytune doctor --json
+    anytune doctor --report report.json
 """,
 )
 @click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: the cores.")
@@ -22,11 +26,20 @@ from anytune.cli.common import Command, json_option, print_json
     metavar="DIR",
     help="Write the WebGPU engine's kernels to this folder, as WGSL to be read, and do nothing else.",
 )
+@click.option(
+    "--report",
+    "place",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Also measure every sound device with a small random model, and write all of it to this file, which names no "
+    "user, host or folder: attach it where you report a problem.",
+)
 @json_option
-def doctor(threads: int | None, kernels: str | None, as_json: bool) -> int:
+def doctor(threads: int | None, kernels: str | None, place: str | None, as_json: bool) -> int:
     """Examine this machine: devices, engines, versions, and every operation of
     every engine against known answers (there are drivers that report success and write nothing). Exit code 1
     if something is wrong."""
+    from anytune.benchmark.report import check_place
     from anytune.doctor import examine, report
 
     if kernels is not None:
@@ -34,9 +47,23 @@ def doctor(threads: int | None, kernels: str | None, as_json: bool) -> int:
 
         click.echo(f"{write(kernels)} kernels are in {kernels}")
         return 0
+    if place is not None:
+        check_place(Path(place).expanduser())
     facts = examine(threads)
+    if place is not None:
+        _write(facts, Path(place).expanduser(), as_json)
     if as_json:
         print_json(facts)
     else:
-        click.echo(report(facts))
+        click.echo(report(facts) + (f"\n{place}" if place else ""))
     return 0 if facts["ok"] else 1
+
+
+def _write(facts: dict[str, Any], place: Path, quiet: bool) -> None:
+    from anytune.benchmark.report import machine_report, save
+    from anytune.cli.progress import Progress
+
+    sound = [engine["engine"] for engine in facts["engines"] if engine["ok"] and engine["engine"] != "fpga-sim"]
+    with Progress("bench", "rounds", quiet) as progress:
+        made = machine_report(facts, sound, progress.to)
+    save(made, place)

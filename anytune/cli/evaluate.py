@@ -65,7 +65,6 @@ def answering_options(command: Callable) -> Callable:
             "--lora",
             "loras",
             multiple=True,
-            required=True,
             metavar="[NAME=]ADAPTER",
             help="An adapter: a GGUF file or a peft folder. May be given several times.",
         ),
@@ -124,106 +123,6 @@ def answering_options(command: Callable) -> Callable:
 
 @evaluate.command(
     cls=Command,
-    short_help="Set the answers of base and adapters side by side.",
-    example="""
-    anytune evaluate compare -m model.gguf --lora mine.gguf -f heldout.jsonl -o report.html
-    anytune evaluate compare -m model.gguf --lora one.gguf --lora two.gguf -f prompts.txt -o report.html -o report.json
-    anytune evaluate compare -m model.gguf --lora mine.gguf -f heldout.jsonl -o report.html \\
-        --judge http://localhost:11434/v1 --judge-model qwen3:8b
-""",
-    renamed={"-b": "--parallel", "--batch-size": "--parallel"},
-    sections={"judge": "The judge", "judge_model": "The judge", "criteria": "The judge", "judge_timeout": "The judge"},
-)
-@model_options
-@click.option(
-    "-f",
-    "--file",
-    "file",
-    required=True,
-    metavar="FILE",
-    help="Prompts: a line each, or JSONL with prompt, prompt and completion, or messages.",
-)
-@answering_options
-@click.option(
-    "--judge",
-    metavar="URL",
-    help="An OpenAI-compatible endpoint whose model says which answer is better, "
-    "such as http://localhost:11434/v1. A key is read from ANYTUNE_JUDGE_API_KEY.",
-)
-@click.option("--judge-model", metavar="NAME", help="The judge's name at that endpoint.")
-@click.option("--judge-criteria", "criteria", metavar="TEXT", help="What the judge is to prefer, in a sentence.")
-@click.option(
-    "--judge-timeout",
-    type=click.FloatRange(min=1),
-    default=60,
-    show_default=True,
-    metavar="SECONDS",
-    help="Wait so long for each answer of the judge.",
-)
-@json_option
-def compare(
-    model: str,
-    engine: dict,
-    file: str,
-    loras: tuple[str, ...],
-    outputs: tuple[str, ...],
-    raw: bool | None,
-    chat_template: str | None,
-    sampling: dict[str, Any],
-    limit: int | None,
-    judge: str | None,
-    judge_model: str | None,
-    criteria: str | None,
-    judge_timeout: float,
-    as_json: bool,
-    **rest: Any,
-) -> None:
-    """Let the base and its adapters answer the same prompts, and compare the answers.
-
-    Where the file has answers they are the references: each answer is measured against its own with chrF, ROUGE-L,
-    Jaccard and the cosine of the model's own embeddings. The adapters' answers are measured against the base's as well.
-    """
-    from anytune.evaluation.compare import compare as run
-    from anytune.evaluation.compare_report import report, text
-    from anytune.evaluation.judge import CRITERIA, Judge
-    from anytune.evaluation.prompts import read_prompts
-    from anytune.generation.sampling import Sampling
-
-    how = Sampling(**sampling)
-    places = report_places(outputs, model, loras, prompts=file, template=chat_template)
-    if (judge is None) != (judge_model is None):
-        raise UserError("--judge and --judge-model belong together: the endpoint, and the model's name there.")
-    columns = _columns(rest)
-    prompts = read_prompts(text_file(file, "prompt"), columns, limit)
-    jury = None
-    if judge is not None:
-        jury = Judge(judge, judge_model or "", criteria or CRITERIA, judge_timeout)
-        jury.check()
-    loaded = load_model(model, engine)
-    sides = adapters_of(loras, loaded)
-    outlook(loaded, len(prompts), len(sides) + 1, rest["max_tokens"], rest["batch"])
-    with keeping(places) as kept:
-        with Phases(as_json) as phases:
-            facts = run(
-                loaded,
-                prompts,
-                sides,
-                name=file,
-                how=how,
-                judge=jury,
-                kept=kept,
-                progress=phases.to,
-                chat=None if raw is None else not raw,
-                template=read_template(chat_template, loaded),
-                **rest,
-            )
-        tell(facts, report(facts), text, places, as_json)
-    if jury is not None and facts["judge"]["error"]:
-        raise UserError(facts["judge"]["error"])
-
-
-@evaluate.command(
-    cls=Command,
     short_help="Measure how near answers come to an author's held-out messages.",
     renamed={"-b": "--parallel", "--batch-size": "--parallel"},
     example="""
@@ -268,8 +167,10 @@ def style(
     from anytune.generation.sampling import Sampling
 
     how = Sampling(**sampling)
+    if not loras:
+        raise UserError("There is nothing to compare the base with: give an adapter with --lora.")
     places = report_places(outputs, model, loras, messages=file, template=chat_template)
-    columns = _columns(rest)
+    columns = columns_of(rest)
     prompts = read_prompts(text_file(file, "message"), columns, limit)
     loaded = load_model(model, engine)
     sides = adapters_of(loras, loaded)
@@ -349,7 +250,7 @@ class Phases:
             self.progress.__exit__()
 
 
-def _columns(rest: dict[str, Any]) -> dict[str, str]:
+def columns_of(rest: dict[str, Any]) -> dict[str, str]:
     """Take the columns that were named out of the options."""
     named = {role: rest.pop(f"{role}_key") for role in ("messages", "prompt", "completion")}
     columns = {role: column for role, column in named.items() if column}
@@ -362,7 +263,7 @@ def adapters_of(loras: tuple[str, ...], model: Model) -> dict[str, Adapter]:
     """name -> Adapter, for FILE (named after the file) or NAME=FILE."""
     found: dict[str, Adapter] = {}
     for given in loras:
-        name, path = _named(given)
+        name, path = named(given)
         if name in found:
             raise UserError(f"Two adapters are called {name}: name them with --lora NAME=FILE.")
         adapter = load_adapter(path, model)
@@ -371,7 +272,7 @@ def adapters_of(loras: tuple[str, ...], model: Model) -> dict[str, Adapter]:
     return found
 
 
-def _named(given: str) -> tuple[str, str]:
+def named(given: str) -> tuple[str, str]:
     """(name, path) of FILE or NAME=FILE."""
     name, equals, path = given.partition("=")
     return (name, path) if equals and not Path(given).exists() else (Path(given).stem or given, given)
@@ -387,7 +288,7 @@ def report_places(outputs: tuple[str, ...], model: str, loras: tuple[str, ...], 
             places,
             [
                 ("the model", model_path(model)),
-                *(("an adapter", _named(lora)[1]) for lora in loras),
+                *(("an adapter", named(lora)[1]) for lora in loras),
                 *((f"the {what}", path) for what, path in inputs.items()),
             ],
         )

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from anytune.cli.common import Command, existing_file, json_option, load_model, model_options, print_json, text_file
-from anytune.cli.evaluate import adapters_of, evaluate, keeping, put, report_places
+from anytune.cli.evaluate import adapters_of, keeping, put, report_places
+from anytune.cli.evaluate_compare import evaluate
 from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 
 

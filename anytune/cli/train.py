@@ -284,11 +284,12 @@ def train(
     from anytune.train.settings import TrainSettings
 
     _check_kind(full)
+    _take_recorded(settings, {} if full else lora_settings)
     unset = {name for name in OPEN if settings[name] is None}
     chosen = TrainSettings(**{name: value for name, value in settings.items() if value is not None})
     if lora is not None and not os.path.isdir(lora):
         existing_file(lora, "adapter")
-    data_files([*files, *val_file])
+    files, val_file = data_files(files), data_files(val_file)
     if chat_template is not None:
         template_file(chat_template)
     from anytune.distributed import launch
@@ -372,6 +373,36 @@ def _check_kind(full: bool) -> None:
                 f": leave it out{'' if full else ', or add --full'}",
                 ctx,
             )
+
+
+def _take_recorded(settings: dict[str, Any], lora_settings: dict[str, Any]) -> None:
+    """A checkpoint that --resume-from names says what is not on the command line."""
+    from anytune.train.resume import recorded_settings
+
+    recorded, trained = recorded_settings(settings["resume_from"])
+    if isinstance(trained.get("modules"), str):
+        trained = trained | {"modules": _module_names(trained["modules"])}
+    of_lora = {name: flags[0] for name, flags, *_ in LORA} if trained.get("kind") == "lora" else {}
+    taken = []
+    for into, found, flags, prefix in ((settings, recorded, FLAGS, ""), (lora_settings, trained, of_lora, "lora_")):
+        for name, value in found.items():
+            if name in into and name in flags and not _given(prefix + name) and into[name] != value:
+                said = name != "seed" or into[name] is not None  # an adapter's seed is --seed where nothing is said
+                into[name] = value
+                taken += [f"{flags[name]} {value}"] if said else []
+    if taken:
+        note(f"from the checkpoint: {', '.join(taken)}")
+
+
+def _module_names(tensors: str) -> str:
+    """--lora-modules for the tensors that a checkpoint names; all where that is meant."""
+    from anytune.model.lora import MODULES
+
+    of = {tensor: module for module, tensor in MODULES.items()}
+    ends = (name.removesuffix(".weight").rpartition(".")[2] for name in tensors.split(","))
+    found = set(filter(None, map(of.get, ends)))
+    everything = set(MODULES) - {"output"}
+    return "all" if found == everything else ",".join(module for module in MODULES if module in found)
 
 
 def _given(name: str) -> bool:

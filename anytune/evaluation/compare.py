@@ -16,7 +16,7 @@ from anytune.errors import UserError
 from anytune.evaluation.answers import answer
 from anytune.evaluation.bootstrap import mean_interval, resampled
 from anytune.evaluation.embeddings import cosines, embed, unrelated
-from anytune.evaluation.judge import Judge
+from anytune.evaluation.judge import PairJudge
 from anytune.evaluation.kept import Kept, identity
 from anytune.evaluation.prompts import Form, Prompt
 from anytune.evaluation.similarity import chrf, jaccard, rouge_l, words
@@ -48,7 +48,9 @@ def compare(
     batch: int = 8,
     template: ChatTemplate | None = None,
     chat: bool | None = None,
-    judge: Judge | None = None,
+    judge: PairJudge | None = None,
+    pair: tuple[str, str] | None = None,
+    others: Mapping[str, Model] | None = None,
     seed: int = 0,
     kept: Kept | None = None,
     progress: Step | None = None,
@@ -56,20 +58,29 @@ def compare(
     """Facts, JSON-able; report.py's form of them comes from compare_report.report().
 
     adapters: name -> Adapter. name: of the prompts' file, for complaints. how: greedy if None. batch: prompts decoded
-    together; template, chat: as in generate. seed: of the bootstrap. kept: where answers are kept until the end. A
-    judge that fails half-way leaves what it has said so far, and the reason under facts["judge"]["error"]. Raises
-    UserError.
+    together; template, chat: as in generate. others: name -> another Model, which answers in its own form. pair: the
+    judge compares these two instead of each with the base. seed: of the bootstrap. kept: where answers are kept until
+    the end. A judge that fails half-way leaves what it has said so far, and the reason under facts["judge"]["error"].
+    Raises UserError.
     """
-    check_names(adapters)
+    others = others or {}
+    check_names({**adapters, **others})
+    if twice := set(adapters) & set(others):
+        raise UserError(f"An adapter and a model are called {min(twice)}: name one of them, as in --other NAME=FILE.")
     how = how or Sampling(temperature=0, seed=0)
     form = Form.of(model, adapters, template, chat)
     ids = form.encode_all(prompts, name)
-    replies = replies_of(model, adapters, ids, how, max_tokens, stop, batch, progress, kept)
+    of_others = {
+        series: (other, Form.of(other, {}, template, chat).encode_all(prompts, name))
+        for series, other in others.items()
+    }
+    replies = replies_of(model, adapters, ids, how, max_tokens, stop, batch, progress, kept, of_others)
+    names = [*adapters, *others]
     items = items_of(prompts, replies)
     draws = resampled(len(items), seed)
     facts = {
         "model": model.name,
-        "adapters": list(adapters),
+        "adapters": names,
         "prompts": len(items),
         "references": sum(item["reference"] is not None for item in items),
         "generation": {
@@ -82,15 +93,19 @@ def compare(
         **similarities(model, items, list(replies), draws, progress),
     }
     if judge is not None:
-        facts["judge"] = _judged(items, list(adapters), judge, progress)
+        facts["judge"] = _judged(items, [pair] if pair else [(name, BASE) for name in names], judge, progress)
     return {**facts, "items": items}
 
 
 def check_names(adapters: Mapping[str, Adapter]) -> None:
     if not adapters:
-        raise UserError("There is nothing to compare the base with: give an adapter with --lora.")
+        raise UserError(
+            "There is nothing to compare the base with: give an adapter with --lora, or a model with --other."
+        )
     if {BASE, "reference"} & set(adapters):
-        raise UserError("An adapter cannot be called base or reference here: rename its file, or say --lora NAME=FILE.")
+        raise UserError(
+            "A side cannot be called base or reference here: rename its file, or name it as in --lora NAME=FILE."
+        )
 
 
 def replies_of(
@@ -103,15 +118,18 @@ def replies_of(
     batch: int,
     progress: Step | None,
     kept: Kept | None = None,
+    others: Mapping[str, tuple[Model, list[list[int]]]] | None = None,
 ) -> dict[str, list[Reply]]:
-    """base and each adapter -> one Reply a prompt."""
-    sides: dict[str, Adapter | None] = {BASE: None, **adapters}
+    """base, each adapter and each other model (with its ids of the prompts) -> one Reply a prompt."""
+    adapted: dict[str, Adapter | None] = {BASE: None, **adapters}
+    sides = {series: (model, adapter, ids) for series, adapter in adapted.items()}
+    sides |= {series: (other, None, theirs) for series, (other, theirs) in (others or {}).items()}
     if kept is not None:
-        kept.begin(
-            identity(model, sides, prompts=ids, how=asdict(how), max_tokens=max_tokens, stop=list(stop), batch=batch)
-        )
+        settings = {"how": asdict(how), "max_tokens": max_tokens, "stop": list(stop), "batch": batch}
+        elsewhere = {series: [identity(other, {}), theirs] for series, (other, theirs) in (others or {}).items()}
+        kept.begin(identity(model, adapted, prompts=ids, **settings, **({"others": elsewhere} if elsewhere else {})))
     found = {}
-    for number, (series, adapter) in enumerate(sides.items()):
+    for number, (series, (answering, adapter, asked)) in enumerate(sides.items()):
 
         def tell(done: int, total: int, number: int = number) -> None:
             if progress is not None:
@@ -119,9 +137,9 @@ def replies_of(
 
         tell(0, len(ids) * max_tokens)
         found[series] = answer(
-            model,
+            answering,
             adapter,
-            ids,
+            asked,
             how,
             max_tokens=max_tokens,
             stop=stop,
@@ -226,14 +244,16 @@ def similarities(
     return facts
 
 
-def _judged(items: list[dict[str, Any]], adapters: list[str], judge: Judge, progress: Step | None) -> dict[str, Any]:
-    """The judge's verdicts as 1 (adapter), 0.5 (tie), 0 (base) or None in items["judge"], and their sums."""
-    error, total = None, len(items) * len(adapters)
+def _judged(
+    items: list[dict[str, Any]], pairs: list[tuple[str, str]], judge: PairJudge, progress: Step | None
+) -> dict[str, Any]:
+    """The judge's verdicts on (one, other) as 1 (one wins), 0.5 (tie), 0 or None in items["judge"][one]; their sums."""
+    error, total = None, len(items) * len(pairs)
     if progress is not None:
         progress("judge", 0, total)
-    for number, (item, name) in enumerate((item, name) for item in items for name in adapters):
+    for number, (item, (name, other)) in enumerate((item, pair) for item in items for pair in pairs):
         try:
-            verdict = judge.compare(item["prompt"], item["answers"][name], item["answers"][BASE], item["reference"])
+            verdict = judge.compare(item["prompt"], item["answers"][name], item["answers"][other], item["reference"])
         except UserError as failure:
             error = str(failure)
             break
@@ -246,9 +266,10 @@ def _judged(items: list[dict[str, Any]], adapters: list[str], judge: Judge, prog
         "requests": judge.asked,
         "unclear_replies": judge.unclear,
         "error": error,
+        "against": pairs[0][1],
         "adapters": {},
     }
-    for name in adapters:
+    for name, _ in pairs:
         found = [item.get("judge", {}).get(name) for item in items]
         values = np.array([np.nan if value is None else value for value in found])
         facts["adapters"][name] = {

@@ -149,7 +149,7 @@ def _judge(facts: Mapping[str, Any]) -> Section:
             ],
         ),
         Plot(
-            ["against the base"],
+            [f"against {'the base' if facts['against'] == 'base' else facts['against']}"],
             {name: [scaled(f["win_rate"], 100)] for name, f in found.items()},
             form=".0f",
             unit=" %",
@@ -209,7 +209,8 @@ def text(facts: Mapping[str, Any]) -> str:
     )
     if "judge" in facts:
         lines += ["", f"judge: {facts['judge']['judge']}"] + [
-            f"{name}: {f['wins']} wins, {f['ties']} ties, {f['losses']} losses, {f['no_verdict']} without a verdict"
+            f"{name} against {facts['judge']['against']}: {f['wins']} wins, {f['losses']} losses, {f['ties']} ties, "
+            f"{f['no_verdict']} without a verdict; win rate {shown(f['win_rate'], '.2f')}"
             for name, f in facts["judge"]["adapters"].items()
         ]
     return "\n".join(lines)

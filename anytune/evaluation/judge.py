@@ -41,8 +41,36 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None  # it would carry the key to another host
 
 
+class PairJudge:
+    """Whoever can be asked which of two answers is better: ask() gives "A", "B", "tie" or None."""
+
+    def compare(self, prompt: str, one: str, other: str, reference: str | None = None) -> float | None:
+        """1.0 if `one` wins in both orders, 0.0 if `other` does, 0.5 for a tie; None if no verdict was found.
+
+        Raises UserError if the endpoint fails.
+        """
+        first, second = self.ask(prompt, one, other, reference), self.ask(prompt, other, one, reference)
+        if first is None or second is None:
+            return None
+        return {("A", "B"): 1.0, ("B", "A"): 0.0}.get((first, second), 0.5)
+
+    def ask(self, prompt: str, a: str, b: str, reference: str | None = None) -> str | None:
+        raise NotImplementedError
+
+
+def messages(criteria: str, prompt: str, a: str, b: str, reference: str | None) -> list[dict[str, str]]:
+    """What a judge is told, and what it is to judge."""
+    parts = [("request", prompt), ("answer_a", a), ("answer_b", b)]
+    if reference is not None:
+        parts.insert(1, ("reference_answer", reference))
+    return [
+        {"role": "system", "content": _SYSTEM.format(criteria=criteria)},
+        {"role": "user", "content": "\n\n".join(f"<{name}>\n{text}\n</{name}>" for name, text in parts)},
+    ]
+
+
 @dataclass
-class Judge:
+class Judge(PairJudge):
     """url: the endpoint's base, such as http://localhost:11434/v1; model: its name there. timeout: seconds a request.
 
     asked, unclear: requests answered so far, and those of them in which no verdict was found.
@@ -76,29 +104,9 @@ class Judge:
         """One request, so that a wrong address, key or name is known before the long work. Raises UserError."""
         self.ask("Say hello.", "Hello!", "No.")
 
-    def compare(self, prompt: str, one: str, other: str, reference: str | None = None) -> float | None:
-        """1.0 if `one` wins in both orders, 0.0 if `other` does, 0.5 for a tie; None if no verdict was found.
-
-        Raises UserError if the endpoint fails.
-        """
-        first, second = self.ask(prompt, one, other, reference), self.ask(prompt, other, one, reference)
-        if first is None or second is None:
-            return None
-        return {("A", "B"): 1.0, ("B", "A"): 0.0}.get((first, second), 0.5)
-
     def ask(self, prompt: str, a: str, b: str, reference: str | None = None) -> str | None:
         """ "A", "B", "tie", or None if the reply holds no verdict. Raises UserError."""
-        parts = [("request", prompt), ("answer_a", a), ("answer_b", b)]
-        if reference is not None:
-            parts.insert(1, ("reference_answer", reference))
-        body = {
-            "model": self.model,
-            "temperature": 0,
-            "messages": [
-                {"role": "system", "content": _SYSTEM.format(criteria=self.criteria)},
-                {"role": "user", "content": "\n\n".join(f"<{name}>\n{text}\n</{name}>" for name, text in parts)},
-            ],
-        }
+        body = {"model": self.model, "temperature": 0, "messages": messages(self.criteria, prompt, a, b, reference)}
         found = verdict(self._reply(body))
         self.asked += 1
         self.unclear += found is None

@@ -115,7 +115,7 @@ def fetch(name: str, tell: Tell | None = None) -> Path:
     if (stored := find(name)) is not None and len(stored.paths) == 1:
         return stored.path
     api = library().HfApi()
-    with _sentences(repo):
+    with sentences(repo):
         file = wanted if wanted and wanted.lower().endswith(".gguf") else None
         if file is None:
             file = choose(api.list_repo_files(repo), wanted)
@@ -152,7 +152,7 @@ def library() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError("Models of Hugging Face are fetched by its own library: pip install huggingface_hub.") from None
+        raise UserError("What is on Hugging Face is fetched by its own library: pip install huggingface_hub.") from None
     return huggingface_hub
 
 
@@ -167,15 +167,15 @@ def refuse_part(name: str) -> None:
 
 
 @contextlib.contextmanager
-def _sentences(repo: str) -> Iterator[None]:
-    """The library's errors as sentences."""
+def sentences(repo: str, kind: str = "") -> Iterator[None]:
+    """The library's errors as sentences. kind: what stands before a repository's name in its address."""
     from huggingface_hub import errors
 
     try:
         yield
     except errors.GatedRepoError:
         raise UserError(
-            f"hf:{repo} needs permission: accept its terms on https://huggingface.co/{repo} and log in "
+            f"hf:{repo} needs permission: accept its terms on https://huggingface.co/{kind}{repo} and log in "
             "with `hf auth login`, or set HF_TOKEN."
         ) from None
     except errors.RepositoryNotFoundError:
@@ -185,7 +185,7 @@ def _sentences(repo: str) -> Iterator[None]:
     except errors.EntryNotFoundError as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
             raise UserError(f"hf:{repo} cannot be reached: check the network, the proxy and HF_HUB_OFFLINE.") from None
-        raise UserError(f"hf:{repo} has no such file: see https://huggingface.co/{repo}/tree/main.") from None
+        raise UserError(f"hf:{repo} has no such file: see https://huggingface.co/{kind}{repo}/tree/main.") from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         raise UserError(f"hf:{repo}: the server answers {status}; try again later.") from None

@@ -10,7 +10,7 @@ from anytune.errors import UserError
 from anytune.train import checkpoint as ckpt
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.run import RunFolder, new_run, read_json, write_json
-from anytune.train.settings import TrainSettings
+from anytune.train.settings import EXACT, TrainSettings
 
 Say = Callable[[str], None]
 
@@ -86,6 +86,21 @@ def recorded_engine(settings: TrainSettings, identity: dict) -> dict:
             if isinstance(engine, dict):
                 return engine
     return {}
+
+
+def recorded_settings(where: str | None) -> tuple[dict, dict]:
+    """(settings that a resumed run must share, what is trained) of the checkpoint that --resume-from names; both empty
+    for auto, and where there is none. Nothing is verified: open_run() compares whatever is made of them."""
+    if where in (None, "auto"):
+        return {}, {}
+    for folder in (Path(where), Path(where) / "checkpoints"):
+        for path in (*ckpt.listing(folder), folder):
+            identity = (read_json(path / ckpt.INFO) or {}).get("identity")
+            if isinstance(identity, dict):
+                parts = (identity.get(name) for name in ("settings", "trainee"))
+                settings, trainee = (part if isinstance(part, dict) else {} for part in parts)
+                return {name: settings[name] for name in EXACT if name in settings}, trainee
+    return {}, {}
 
 
 def recorded_dates(settings: TrainSettings, base: str) -> list[dict]:

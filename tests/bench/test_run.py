@@ -206,7 +206,7 @@ def test_rounds_do_what_they_count(model):
     loaded = anytune.load(model, threads=1)
     fed = []
     for test in (Test("prompt", 9, 1, 5), Test("generate", 4, 3, 5)):
-        task = work(loaded, test)
+        task = work(loaded, test, Settings())
         right = task.decoder.feed
         task.decoder.feed = lambda tokens, right=right: fed.append(sum(map(len, tokens))) or right(tokens)
         for _ in range(2):
@@ -214,7 +214,7 @@ def test_rounds_do_what_they_count(model):
             assert task.round() > 0
             assert sum(fed) == test.count and task.decoder.lengths == [test.context] * test.examples
         assert len(fed) == (1 if test.kind == "prompt" else 4)
-    task = work(loaded, Test("train", 8, 5), rank=2, ubatch=17)
+    task = work(loaded, Test("train", 8, 5), Settings(rank=2, ubatch=17))
     assert [len(b.starts) - 1 for b in task.batches] == [2, 2, 1] and task.loss_tokens == 5 * 4
     task.warm()
     task.steps, before = 3, (task.step, task.mean_loss())

@@ -24,11 +24,15 @@ WRITES = {
     "quantize": ("{m} {out} Q8_0 --imatrix {i}", ""),
     "imatrix": ("-m {m} -f {d} -o {out}", ""),
     "perplexity": ("-m {m} --lora {a} -f {d} --kl-divergence-base {out}", ""),
-    "evaluate compare": ("-m {m} --lora {a} --lora other={b} -f {d} --chat-template {t} -o {out}", ".json"),
+    "evaluate compare": (
+        "-m {m} --lora {a} --lora other={b} -f {d} --chat-template {t} --other {n} --judge {j} -o {out}",
+        ".json",
+    ),
     "evaluate style": ("-m {m} --lora {a} -f {d} --chat-template {t} -o {out}", ".html"),
     "evaluate biomed": ("-m {m} --lora {a} -f {d} --test {v} -o {out}", ".json"),
     "export peft": ("-m {m} --lora {a} --lora-scaled {b}:0.5 -o {out}", ""),
     "export gguf": ("-m {m} --lora {a} --lora-scaled {b}:0.5 -o {out}", ".gguf"),
+    "export card": ("-m {m} --lora {a} --scores {r} -o {out}", ".md"),
     "export hf": ("-m {m} --lora {a} --chat-template {t} -o {out}", ""),
     "export mlx": ("-m {m} --lora {a} --chat-template {t} -o {out}", ""),
     "export merge": ("-m {m} --lora {a} --lora-scaled {b}:0.5 --imatrix {i} -f {d} -o {out}", ""),
@@ -37,7 +41,7 @@ WRITES = {
         ".gguf",
     ),
     "export ollama": ("-m {m} --lora {a} --imatrix {i} -f {d} -o {out}", ""),
-    "bench": ("-m {m} --save {out}", ""),
+    "bench": ("-m {m} --train-file {d} --save {out}", ""),
     "adapt distill": (
         "-m {m} -f {d} --val-file {v} --chat-template {t} --system {s} --shots {h} --teacher-lora {a} "
         "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}",

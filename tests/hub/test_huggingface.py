@@ -43,7 +43,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server, headers = self.server, self.headers
         server.seen.append((self.command, self.path, headers["Range"], headers["Authorization"]))
         path = self.path.partition("?")[0]
-        if path.startswith("/api/models/owner/repo"):
+        if path.startswith(("/api/models/owner/repo", "/api/datasets/owner/repo")):
             entries = [
                 {"type": "file", "path": name, "rfilename": name, "size": len(content), "oid": "0" * 40}
                 for name, content in server.files.items()
