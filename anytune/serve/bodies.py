@@ -81,7 +81,7 @@ class Tool(Strict):
 
 
 class ChosenFunction(Strict):
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")
 
 
 class ToolChoice(Strict):

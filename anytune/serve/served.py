@@ -74,7 +74,7 @@ class Catalog:
     def unload(self, name: str) -> Served:
         """Raises NoSuchModel."""
         if name not in self.adapters:
-            raise NoSuchModel(f"No adapter is called {name!r}.")
+            raise NoSuchModel(f"No adapter is called {_shown(name)}.")
         gone = self.adapters.pop(name)
         self._give_back(gone)
         return gone
@@ -123,7 +123,7 @@ class Catalog:
             return self.adapters[adapter]
         if adapter in self.runs:
             return self._of_run(self.runs[adapter])
-        raise NoSuchModel(f"There is no model {model[:100]!r}: GET /v1/models lists what is served.")
+        raise NoSuchModel(f"There is no model {_shown(model)}: GET /v1/models lists what is served.")
 
     def label(self, served: Served | None) -> str:
         return "base" if served is None else f"base:{served.name}"
@@ -188,6 +188,11 @@ class Catalog:
         held = [*self.adapters.values(), *(served for _, served in self.of_runs.values())]
         if all(other.digest != gone.digest for other in held):
             self.scheduler.retire(gone.digest)
+
+
+def _shown(name: str) -> str:
+    """A name out of a request in a sentence; what could be no name is not repeated."""
+    return repr(name) if NAME.fullmatch(name.replace(":", "-")) else "of that name"
 
 
 def digest_of(adapter: Adapter) -> str:
