@@ -27,6 +27,7 @@ COMMUNITY, RESULTS, PAGE = (
     ROOT / "docs" / "BENCHMARKS.md",
 )
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+OWN = "## The project's own measurements"
 LEAST = 3  # rounds
 NAMED = re.compile(r"(/home/|/Users/|C:\\\\Users\\\\|/root/)[^\s/\\]*")
 MEMORY = re.compile(r"out of memory|OutOfMemory|ran out of memory|MiB are allowed|SIGKILL", re.IGNORECASE)
@@ -233,7 +234,7 @@ def page() -> str:
         "",
         *findings(found),
         "",
-        "## The project's own measurements",
+        OWN,
         "",
         "Each is one command with a result of its own form; the pages of docs/ quote them.",
         "",
@@ -250,7 +251,9 @@ def main(arguments: Iterable[str]) -> int:
         return 1
     made = page()
     if "--check" in arguments:
-        differs = not PAGE.is_file() or PAGE.read_text("utf-8") != made
+        # the list of the project's own results may lag behind a new one; the machines' figures may not
+        own = PAGE.read_text("utf-8").partition(OWN)[0] if PAGE.is_file() else ""
+        differs = own != made.partition(OWN)[0]
         print("docs/BENCHMARKS.md differs from what is measured" if differs else "all good")
         return int(differs)
     PAGE.write_text(made, "utf-8")
