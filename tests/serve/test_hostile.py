@@ -79,6 +79,8 @@ def altered(value, rng):
         place = at
         key = rng.choice(list(at)) if isinstance(at, dict) else rng.randrange(len(at))
         at = at[key]
+    if place is None:  # nothing is left in it
+        return value
     if rng.random() < 0.1 and isinstance(place, dict):
         del place[key]
     elif rng.random() < 0.1 and isinstance(place, dict):
