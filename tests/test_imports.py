@@ -57,6 +57,7 @@ KNOWS = {
         "engine",
         "errors",
         "export",
+        "extras",
         "files",
         "generation",
         "gguf",
