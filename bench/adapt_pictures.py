@@ -116,7 +116,10 @@ def main() -> None:
     )
     drift = {
         "the prompt itself": whole["teacher_drift"],
-        **{name: row.get("drift", row["after"].get("drift")) for name, row in prompt.items()},
+        **{
+            name.replace(" in the same time", ""): row.get("drift", row["after"].get("drift"))
+            for name, row in prompt.items()
+        },
     }
     (docs / "adapt-drift.svg").write_text(
         bars("Drift on ordinary text", drift, "KL to the model as it was, nats a token")
