@@ -90,6 +90,7 @@ def speaking_python() -> Iterator[None]:
         yield
     except UserError as error:
         if error.args and isinstance(error.args[0], str):
+            error.flags = error.flags or error.args[0]  # what the command line says
             error.args = (python_words(error.args[0]), *error.args[1:])
         raise
 

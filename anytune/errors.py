@@ -6,7 +6,12 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: what is wrong, where, and what to do."""
+    """Bad input. The message is one sentence: what is wrong, where, and what to do.
+
+    flags: the same with the command line's flags, where the message names Python's arguments instead.
+    """
+
+    flags: str | None = None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

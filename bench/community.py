@@ -43,7 +43,7 @@ def check(folder: Path) -> list[str]:
         if not (folder / name).is_file() or not (folder / name).read_text("utf-8", "replace").strip():
             found.append(f"{name} is missing or empty")
     if not documents:
-        found.append("bench.json is missing: anytune bench … --save bench.json")
+        found.append("bench.json is missing: anytune bench … -o bench.json")
     for path in documents:
         try:
             document = load(path)

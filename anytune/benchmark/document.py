@@ -84,12 +84,12 @@ def text(document: dict[str, Any]) -> str:
 def check_place(path: Path) -> None:
     """Raise UserError unless a document may be written there: a file of another kind is not overwritten."""
     if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"--save {path} cannot be written: name a file in a folder that is there.")
+        raise UserError(f"-o {path} cannot be written: name a file in a folder that is there.")
     if path.exists():
         try:
             load(path)
         except UserError:
-            raise UserError(f"--save {path} is there and is no result of anytune bench: name another file.") from None
+            raise UserError(f"-o {path} is there and is no result of anytune bench: name another file.") from None
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def load(path: Path) -> dict[str, Any]:
         document = None
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("version") != VERSION:
         raise UserError(
-            f"{path} is no result of anytune bench (or of another version): make one with anytune bench … --save FILE."
+            f"{path} is no result of anytune bench (or of another version): make one with anytune bench … -o FILE."
         )
     for name, kind in (("machine", dict), ("versions", dict), ("settings", dict), ("models", list), ("results", list)):
         if not isinstance(document.get(name), kind):

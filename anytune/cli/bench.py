@@ -118,7 +118,7 @@ class _Bench(Command):
     default=512,
     show_default=True,
     metavar="N",
-    help="With --train-file: tokens of the longest example.",
+    help="Tokens of the longest example of --train-file.",
 )
 @click.option(
     "-b",

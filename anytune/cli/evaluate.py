@@ -174,9 +174,9 @@ def style(
     prompts = read_prompts(text_file(file, "message"), columns, limit)
     loaded = load_model(model, engine)
     sides = adapters_of(loras, loaded)
-    outlook(loaded, len(prompts), len(sides) + 1, rest["max_tokens"], rest["batch"])
+    sizes = len(prompts), len(sides) + 1, rest["max_tokens"], rest["batch"]
     with keeping(places) as kept:
-        with Phases(as_json) as phases:
+        with Phases(as_json, lambda: outlook(loaded, *sizes)) as phases:
             facts = run(
                 loaded,
                 prompts,
@@ -225,12 +225,16 @@ def tell(facts: dict, made: Any, text: Callable[[dict], str], places: list, as_j
 
 
 class Phases:
-    """Progress of a run that does one thing after another: a line for each."""
+    """Progress of a run that does one thing after another: a line for each. first: called before the first of them,
+    when the run has refused nothing."""
 
-    def __init__(self, quiet: bool):
-        self.quiet, self.name, self.progress = quiet, "", None
+    def __init__(self, quiet: bool, first: Callable[[], None] | None = None):
+        self.quiet, self.first, self.name, self.progress = quiet, first, "", None
 
     def to(self, name: str, done: int, total: int) -> None:
+        if self.first is not None:
+            first, self.first = self.first, None
+            first()
         if name != self.name:
             self.__exit__()
             self.name, self.progress = name, self._new(name)

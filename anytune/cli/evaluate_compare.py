@@ -138,9 +138,9 @@ def compare(
     jury = None if judge is None else _jury(judge, judge_model, criteria, judge_timeout, engine)
     loaded = load_model(model, engine)
     sides = adapters_of(loras, loaded)
-    outlook(loaded, len(prompts), len(sides) + len(paths) + 1, rest["max_tokens"], rest["batch"])
+    sizes = len(prompts), len(sides) + len(paths) + 1, rest["max_tokens"], rest["batch"]
     with keeping(places) as kept:
-        with Phases(as_json) as phases:
+        with Phases(as_json, lambda: outlook(loaded, *sizes)) as phases:
             facts = run(
                 loaded,
                 prompts,

@@ -147,7 +147,7 @@ def _explain(error: Exception) -> int:
         _say(_one_line(error.format_message()))
         return 2
     if isinstance(error, UserError):
-        _say(_one_line(str(error)))
+        _say(_one_line(error.flags or str(error)))
         return 2
     if isinstance(error, OSError) and error.filename is not None:
         _say(f"{os.fsdecode(error.filename)}: {(error.strerror or str(error)).lower()}")

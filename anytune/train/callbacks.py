@@ -38,7 +38,7 @@ class Calls:
         row, and what it returns is nothing. Raises UserError."""
         self.each = list(map(_functions, _several(given)))
         if progress is not None:
-            self.each.append({"on_step": lambda row: progress(row) and None})
+            self.each.append({"on_step": lambda row: (progress(row), None)[1]})
         self.asked, self.error = False, None
 
     def __call__(self, event: str, what: Any) -> bool:

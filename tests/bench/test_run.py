@@ -25,7 +25,7 @@ SMALL = ("-p", "8", "-n", "3", "--train", "2x8", "-r", "3", "-t", "1", "--lora-r
 
 def test_what_is_measured_is_told(cli, model, tmp_path):
     save = tmp_path / "here.json"
-    outcome = cli("bench", "-m", model, *SMALL, "-npl", "2", "-d", "4", "--save", save, code=0)
+    outcome = cli("bench", "-m", model, *SMALL, "-npl", "2", "-d", "4", "-o", save, code=0)
     shown = json.loads(save.read_text())
     assert [r["test"] for r in shown["results"]] == ["train 2x8", "pp8 @ d4", "tg3 x2 @ d4"]
     for row in shown["results"]:
@@ -39,7 +39,7 @@ def test_what_is_measured_is_told(cli, model, tmp_path):
     assert not shown["interrupted"] and document.load(save)["results"]
     # as another person would give it, and as this program takes it
     words = shown["command"].split()
-    assert words[:4] == ["anytune", "bench", "-m", model.name] and words[-2:] == ["--save", "here.json"]
+    assert words[:4] == ["anytune", "bench", "-m", model.name] and words[-2:] == ["-o", "here.json"]
     from anytune.cli.bench import bench
 
     assert bench.make_context("bench", words[2:]).params["repeats"] == 3
@@ -153,7 +153,7 @@ def test_ctrl_c_prints_and_saves_what_there_is(model, tmp_path, number):
         "1",
         "--device",
         "numpy",
-        "--save",
+        "-o",
         str(tmp_path / "here.json"),
     ]
     job = subprocess.Popen(
@@ -310,8 +310,8 @@ def test_all_combinations_once():
         (("-p", "8,x"), "not a number"),
         (("-npl", "0"), "not between 1"),
         (("--device", "abacus"), "no device is called 'abacus'"),
-        (("--save", "there.txt"), "is no result of anytune bench"),
-        (("--save", "no/such/folder.json"), "cannot be written"),
+        (("-o", "there.txt"), "is no result of anytune bench"),
+        (("-o", "no/such/folder.json"), "cannot be written"),
     ],
 )
 def test_mistakes_are_one_sentence(cli, model, tmp_path, monkeypatch, args, words):

@@ -62,7 +62,7 @@ def test_the_command_prints_the_published_columns_and_names_no_folder(cli, model
         64,
         "-r",
         3,
-        "--save",
+        "-o",
         tmp_path / "r.json",
         code=0,
     ).out

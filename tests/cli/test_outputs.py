@@ -41,7 +41,7 @@ WRITES = {
         ".gguf",
     ),
     "export ollama": ("-m {m} --lora {a} --imatrix {i} -f {d} -o {out}", ""),
-    "bench": ("-m {m} --train-file {d} --save {out}", ""),
+    "bench": ("-m {m} --train-file {d} -o {out}", ""),
     "adapt distill": (
         "-m {m} -f {d} --val-file {v} --chat-template {t} --system {s} --shots {h} --teacher-lora {a} "
         "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}",

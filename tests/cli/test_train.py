@@ -31,7 +31,9 @@ def test_preview_shows_the_tokens_as_they_are_and_the_loss_on_what_is_answered(c
 
 def test_preview_for_people_marks_the_loss_in_brackets_or_colours(cli, model, chats):
     plain = cli("data", "preview", "-m", model, "-f", chats, "--assistant-loss-only", "-n", "1", code=0).out
-    marked = plain.split("[", 1)[1].split("]", 1)[0]
+    legend, shown = plain.split("\n", 1)
+    assert "[…]: learned" in legend
+    marked = shown.split("[", 1)[1].split("]", 1)[0]
     assert marked.replace("|", "") == "0, as you like.<im_end>"
     assert "6 examples" in plain and "\x1b" not in plain
     coloured = cli(
@@ -217,12 +219,14 @@ def test_an_adapter_trained_on_text_continues_text_and_one_trained_on_chats_answ
             "--run-dir",
             tmp_path / f"run-{chat}",
             "-o",
-            tmp_path / "a.gguf",
+            tmp_path / f"{chat}.gguf",
             *QUICK,
             code=0,
         )
-        adapter = anytune.Adapter.load(tmp_path / "a.gguf")
+        adapter = anytune.Adapter.load(tmp_path / f"{chat}.gguf")
         assert bool(adapter.chat_template) == chat
         assert (prompt_ids(loaded, "the rain", adapter=adapter) == loaded.tokenize("the rain")) != chat
-        said = cli("generate", "-m", model, "--lora", tmp_path / "a.gguf", "-p", "the rain", "-n", "2", code=0).err
+        said = cli(
+            "generate", "-m", model, "--lora", tmp_path / f"{chat}.gguf", "-p", "the rain", "-n", "2", code=0
+        ).err
         assert ("plain text" in said) != chat

@@ -255,7 +255,7 @@ def test_bad_input_is_one_sentence_before_any_work(cli, path, adapter, file, tmp
         ((*start, "--lora", f"base={adapter}"), "cannot be called base"),
         ((*start, "--lora", adapter, "--judge", "http://localhost:1/v1"), "belong together"),
         ((*start, "--lora", adapter, "--judge", "ftp://x", "--judge-model", "m"), "must begin with http"),
-        ((*start, "--lora", adapter, "--temp", "nan"), "temperature must be"),
+        ((*start, "--lora", adapter, "--temp", "nan"), "temperature (--temp) must be"),
         ((*start, "--lora", tmp_path / "no.gguf"), "no adapter file"),
         (("evaluate", "compare", "-m", path, "--lora", adapter, "-f", long, "-t", 1), "line 2: the prompt has"),
     ):

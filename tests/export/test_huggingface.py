@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import anytune
+from anytune.extras import install
 from anytune.cli.main import run as command
 from anytune.errors import UserError
 from anytune.export.huggingface import save
@@ -132,7 +133,7 @@ def test_a_peer_that_is_missing_is_told(tmp_path, monkeypatch, capsys):
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "torch" else real(name, *rest))
     assert command(["export", "hf", "-m", str(base), "-o", str(tmp_path / "hf"), "-t", "1"]) == 0
-    assert "not verified in transformers: torch is not installed: pip install 'anytune[hf]'" in capsys.readouterr().out
+    assert f"not verified in transformers: torch is not installed: {install('hf')}" in capsys.readouterr().out
 
 
 def test_a_disk_that_fills_leaves_nothing(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import anytune
+from anytune.extras import install
 from anytune.cli.main import run as command
 from anytune.errors import UserError
 from anytune.export.distance import weight_error
@@ -195,7 +196,7 @@ def test_the_adapters_template_and_its_end_of_turn_go_along(tmp_path, capsys):
     [
         (["-o", "o.gguf", "--type", "Q9"], ["Q9", "Q4_K_M"]),
         (["-o", "m.gguf", "--type", "same"], ["another name"]),
-        (["-o", "no/o.gguf"], ["no folder"]),
+        (["-o", "a.gguf/o.gguf"], ["a.gguf cannot be written"]),
         (["-o", "folder"], ["folder"]),
         ([], ["-o"]),
         (["-o", "o.gguf", "--absorb", "4"], ["--calibration"]),
@@ -253,7 +254,7 @@ def test_a_peer_that_is_missing_is_told(tmp_path, monkeypatch, capsys):
         )
         == 0
     )
-    assert "not verified in llama.cpp: it is not installed: pip install 'anytune[verify]'" in capsys.readouterr().out
+    assert f"not verified in llama.cpp: it is not installed: {install('verify')}" in capsys.readouterr().out
 
 
 def test_a_file_that_computes_something_else_fails(tmp_path, monkeypatch, capsys):
@@ -299,6 +300,7 @@ def test_ctrl_c_leaves_no_half_file(tmp_path):
             "-o",
             str(tmp_path / "out.gguf"),
             "--json",
+            "--force",
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

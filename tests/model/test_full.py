@@ -148,7 +148,7 @@ def test_the_file_that_comes_out(tiny_model, tmp_path, kind):
         (dict(modules="attn_x"), "--train-modules takes"),
         (dict(modules=""), "nothing to train"),
         (dict(layers=0), "--train-layers"),
-        (dict(optimizer="sgd"), "--optimizer takes"),
+        (dict(optimizer="sgd"), r"optimizer \(--optimizer\) takes"),
     ],
 )
 def test_wrong_choices(tiny_model, full, words):

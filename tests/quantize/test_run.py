@@ -152,7 +152,7 @@ def test_importance_lowers_the_error_that_it_weighs(model, tmp_path):
         (["{model}", "o.gguf", "Q4_9"], ["Q4_9", "Q4_K_M"]),
         (["{model}", "o.gguf"], ["IN OUT TYPE"]),
         (["{model}", "{model}", "Q4_0"], ["another name"]),
-        (["{model}", "nowhere/o.gguf", "Q4_0"], ["nowhere"]),
+        (["{model}", "{model}/o.gguf", "Q4_0"], ["cannot be written"]),
         (["{model}", ".", "Q4_0"], ["folder"]),
         (["{model}", "o.gguf", "Q4_0", "--imatrix", "gone.gguf"], ["gone.gguf"]),
         (["{model}", "o.gguf", "Q4_0", "--imatrix", "{model}"], ["no importance matrix"]),
@@ -250,7 +250,7 @@ def test_ctrl_c_leaves_no_half_file(model, tmp_path):
     target = tmp_path / "out.gguf"
     target.write_bytes(b"older")
     child = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "quantize", str(model), str(target), "Q8_0", "-t", "1"],
+        [sys.executable, "-c", SLOW, "quantize", str(model), str(target), "Q8_0", "-t", "1", "--force"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

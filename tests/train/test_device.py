@@ -62,7 +62,7 @@ def test_an_adapter_is_trained_in_bf16_and_the_model_stays_exact(file, capsys):
 @pytest.mark.parametrize(
     ("options", "engine", "why"),
     [
-        ({"device": "numpy"}, "numpy", "--device numpy asks for it"),
+        ({"device": "numpy"}, "numpy", "since device numpy asks for it"),
         ({"full": True}, "numpy", "small steps of a model's own weights are lost in bf16"),
         ({"lack": "it has no such instructions"}, "numpy", "cannot run here: it has no such instructions"),
         ({"doctor": "numpy"}, "numpy", "anytune doctor found it faster"),
