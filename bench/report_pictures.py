@@ -11,11 +11,7 @@ PALE, LINE = "#eef3f8", "#4e79a7"
 LAYERS = (  # from the top: what it is, its parts, its one rule
     ("Interfaces", ("command line", "Python", "studio, serve (HTTP)"), "parse, call, print: nothing is computed here"),
     ("Capabilities", ("train", "adapt", "evaluate", "export", "quantize", "bench"), "one command's work each"),
-    (
-        "Model",
-        ("mixers, feed-forwards", "forward, backward", "LoRA", "plan of memory"),
-        "knows operations, no devices",
-    ),
+    ("Model", ("mixers, feed-forwards", "forward, backward", "LoRA", "plan of memory"), "knows operations, no devices"),
     (
         "Operations",
         ("embed", "rms_norm", "linear + LoRA", "rope", "attention", "glu", "cross_entropy", "adamw"),
