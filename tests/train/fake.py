@@ -15,6 +15,8 @@ VOCABULARY = 24
 
 
 class FakeAdapter:
+    scale = 1.0
+
     """tensors: {name: (a [r, vocabulary], b [vocabulary, r])}; a file is the bytes of a and b in turn."""
 
     def __init__(self, tensors):
