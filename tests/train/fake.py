@@ -15,8 +15,6 @@ VOCABULARY = 24
 
 
 class FakeAdapter:
-    scale = 1.0
-
     """tensors: {name: (a [r, vocabulary], b [vocabulary, r])}; a file is the bytes of a and b in turn."""
 
     def __init__(self, tensors):
