@@ -9,13 +9,9 @@ from hardware_pictures import COLORS, DOCS, HEAD, arrow, box, svg, text
 
 PALE, LINE = "#eef3f8", "#4e79a7"
 LAYERS = (  # from the top: what it is, its parts, its one rule
-    ("Interfaces", ("command line", "Python", "studio (HTTP, page)"), "parse, call, print: nothing is computed here"),
+    ("Interfaces", ("command line", "Python", "studio, serve (HTTP)"), "parse, call, print: nothing is computed here"),
     ("Capabilities", ("train", "adapt", "evaluate", "export", "quantize", "bench"), "one command's work each"),
-    (
-        "Model",
-        ("architectures as a table", "forward, backward", "LoRA", "plan of memory"),
-        "knows operations, no devices",
-    ),
+    ("Model", ("mixers, feed-forwards", "forward, backward", "LoRA", "plan of memory"), "knows operations, no devices"),
     (
         "Operations",
         ("embed", "rms_norm", "linear + LoRA", "rope", "attention", "glu", "cross_entropy", "adamw"),
@@ -93,8 +89,8 @@ def tiling() -> str:
         text(770, 107, "are dequantized on"),
         text(770, 122, "their way into"),
         text(770, 137, "workgroup memory"),
-        text(620, 196, "The tile's size is what the device's own"),
-        text(620, 211, "race finds fastest within its limits"),
+        text(620, 196, "The tile's size is what the autotuner"),
+        text(620, 211, "finds fastest on the device"),
     ]
     return svg(920, 262, parts)
 

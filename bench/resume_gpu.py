@@ -125,9 +125,10 @@ def main() -> None:
         one, two = curve(folder / "alone"), curve(folder / "killed")
     apart = max(abs(two[step] - loss) / loss for step, loss in one.items())
     common.save(
-        "resume_gpu" if args.gpus == 1 else "resume_two_gpus",
+        "resume_gpu",
         args,
         before,
+        into="resume_gpu" if args.gpus == 1 else "resume_two_gpus",
         device=args.device,
         gpus=args.gpus,
         sharded=args.shard,

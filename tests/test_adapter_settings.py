@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anytune.adapter.adapter import settings as adapter_settings
+from anytune.adapter import settings as adapter_settings
 from anytune.adapter.adapter import Adapter, level
 from anytune.adapter.settings import HONOURED, REFUSED, WITHOUT_EFFECT, read_settings
 from anytune.errors import UserError

@@ -133,7 +133,7 @@ class Adapter:
         tensors = [
             (f"{name}.lora_{side}", part.shape, "F32", np.ascontiguousarray(part, np.float32))
             for name, pair in self.tensors.items()
-            for side, part in zip("ab", _without_zeros(*pair), strict=True)
+            for side, part in zip("ab", without_zeros(*pair), strict=True)
         ]
         write_gguf(path, values, tensors, kinds={"anytune.lora.alpha": "float64"})
 
@@ -184,7 +184,7 @@ class Adapter:
         )
 
 
-def _without_zeros(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def without_zeros(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A pair without ranks that are zero in both, of which one stays: llama.cpp scales each by alpha over its own rank,
     so that b takes up the difference."""
     used = a.any(axis=1) | b.any(axis=0)

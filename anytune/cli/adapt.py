@@ -147,7 +147,7 @@ def teacher_options(command: Callable) -> Callable:
     return command
 
 
-@dataclass(frozen=True)
+@dataclass
 class Common:
     """What the options of this file ask for."""
 

@@ -16,7 +16,7 @@ def test_too_little_memory_is_told_before_the_fit(tmp_path):
     model = anytune.load(tiny.write(tmp_path / "m.gguf", "llama"), device="numpy", threads=1, memory=32 << 20)
     task = Task(Teacher(model, adapter_for(model)), examples_of(model, 8), ())
     prepare(model)
-    with pytest.raises(anytune.UserError, match=r"MiB for \d+ tokens of this model, and --memory is 32.0 MiB: give"):
+    with pytest.raises(anytune.UserError, match=r"[MG]iB for \d+ tokens of this model, and --memory is 32.0 MiB: give"):
         run_fit(model, [task], Recipe(2, 1e-3), Settings(batch=64), {})
 
 

@@ -177,4 +177,4 @@ def test_the_count_is_what_the_engine_allocates(tiny_model, name, sizes, keep):
     )
     count = e.budget(model.weights, None).counter(Way(0.0, "blocks", sizes, ""), 64)
     _Counter(model, FullSpec(trainee.full, trainee.shapes), 64, 64)._run(count, "blocks", keep)
-    assert count.bytes == pytest.approx(found, rel=0.02)
+    assert count.bytes == pytest.approx(found, rel=0.03)

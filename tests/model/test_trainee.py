@@ -64,7 +64,7 @@ def test_packed_examples_are_as_if_alone(tiny_model, name):
         alone.ids[...], alone.targets[...] = batch.ids[low:high], batch.targets[low:high]
         loss, gradient = gradients(trainee, alone)
         total, sum_of = total + loss, sum_of + gradient
-    same((total, sum_of), packed)
+    same((total, sum_of), packed, 1e-4 if name == "qwen35" else 2e-5)  # the delta net's chunks begin elsewhere
 
 
 @pytest.mark.parametrize("name", NAMES)

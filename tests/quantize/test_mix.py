@@ -22,7 +22,7 @@ def tensors(model: dict) -> dict[str, TensorInfo]:
         model["layers"],
         model["width"],
         model["heads"],
-        model["n_kv_heads"],
+        model["key_heads"],
         model["width"] // model["heads"],
         model["hidden"],
         model["tied"],
@@ -50,7 +50,7 @@ def test_mixes_are_llama_cpps(model):
         "general.architecture": "llama",
         "llama.block_count": model["layers"],
         "llama.attention.head_count": model["heads"],
-        "llama.attention.head_count_kv": model["n_kv_heads"],
+        "llama.attention.head_count_kv": model["key_heads"],
         "llama.expert_count": model["experts"],
     }
     facts = mix.facts(metadata, infos, model["importance"])

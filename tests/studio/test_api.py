@@ -267,7 +267,7 @@ def test_a_system_message_becomes_an_adapter_in_closed_form(studio, data):
     )
     studio.until(job["id"], "finished")
     found = studio.get(f"adapters/{job['id']}")
-    assert found["name"] == "sailor" and found["facts"]["rank"] == 4 and found["kind"] == "adapt"
+    assert found["name"] == "sailor" and found["facts"]["rank"] == 8 and found["kind"] == "adapt"
 
 
 def test_reports_are_pages_that_may_do_nothing(studio, run, data):
