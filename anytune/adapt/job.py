@@ -115,10 +115,21 @@ def keeps(model: Model, tasks: Sequence[Task]) -> bool:
     return need < free // 2
 
 
+def has_beginning(teacher: Teacher) -> bool:
+    """Whether all examples begin alike for the teacher, so that the beginning is computed once. Raises UserError."""
+    if teacher.context and any(teacher.model.config.recurrent):
+        name = teacher.model.config.arch.name
+        raise UserError(
+            f"a prompt cannot be distilled into {name} yet, whose layers keep a state instead "
+            "of keys and values: train on answers given with the prompt instead (anytune train)"
+        )
+    return bool(teacher.context)
+
+
 def couple(
     model: Model, task: Task, examples: Sequence[Example], pairs: dict[str, Any], batch: int, keep: bool = True
 ) -> Couple:
-    share = bool(task.teacher.context)
+    share = has_beginning(task.teacher)
     one, front = batches(examples, batch, False, share)
     other, behind = batches(examples, batch, True, share)
     return Couple(
@@ -272,7 +283,7 @@ def beside(
     settings: Settings,
     what: str,
 ) -> dict[str, Distance]:
-    share = bool(teacher.context)
+    share = has_beginning(teacher)
     one, front = batches(examples, settings.batch, False, share)
     other, behind = batches(examples, settings.batch, True, share)
     sides = [

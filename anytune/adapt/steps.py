@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.adapt.data import batches, text_examples
-from anytune.adapt.job import GUARDED, WINDOW, Settings, Task, Teacher, ordinary_text
+from anytune.adapt.job import GUARDED, WINDOW, Settings, Task, Teacher, has_beginning, ordinary_text
 from anytune.adapt.measure import PIECE
 from anytune.adapt.walk import Side
 from anytune.adapter.adapter import Adapter
@@ -108,7 +108,7 @@ class _Teacher:
     def distributions(self, number: int):
         if number not in self.hidden:
             teacher = self.teacher
-            share = bool(teacher.context)
+            share = has_beginning(teacher)
             found, front = batches(self.groups[number], 1 << 30, True, share)
             side = Side(teacher.model, found, front, adapter=teacher.adapter)
             side.through()

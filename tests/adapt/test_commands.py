@@ -390,3 +390,14 @@ def test_the_same_from_python(place):
     assert done.success and (place / "o.gguf").exists() and "held-out tokens" in str(done)
     assert done.adapter.rank == 4 and set(anytune.adapt.__all__) >= {"compress", "repair", "merge", "collect", "solve"}
     assert all(callable(getattr(anytune.adapt, name)) for name in anytune.adapt.__all__)
+
+
+def test_a_prompt_is_not_distilled_into_layers_that_keep_a_state(tmp_path, capsys):
+    model = tiny.write(tmp_path / "m.gguf", "qwen35")
+    (tmp_path / "p.jsonl").write_text(
+        "".join(f'{{"prompt": "a{i}", "completion": "b{i}"}}\n' for i in range(12)), "utf-8"
+    )
+    (tmp_path / "s.txt").write_text("Be kind.", "utf-8")
+    words = ["adapt", "distill", "-m", str(model), "-t", "1", "--device", "numpy", "--system", str(tmp_path / "s.txt")]
+    assert command([*words, "-f", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "a.gguf")]) == 2
+    assert "a prompt cannot be distilled into qwen35 yet" in capsys.readouterr().err
