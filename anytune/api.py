@@ -103,13 +103,15 @@ def export(
     format: Literal["gguf", "peft", "hf", "mlx", "ollama"] = "gguf",
     type: str | None = None,
     system: str | None = None,
+    accept_differences: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
     """Write a trained model for another program: `anytune.export(model, run, "mine-peft", format="peft")`.
 
     format: gguf and peft, the adapter alone, for llama.cpp and transformers; hf and mlx, the merged model as a folder;
     ollama, a folder that `ollama create` takes. type: bf16, f16 or f32 of hf and mlx, of ollama what merge() takes.
-    system: the system message of ollama's. Returns facts, with path. Raises UserError.
+    system: the system message of ollama's; accept_differences: write its template also where Ollama's language cannot
+    say all of the model's. Returns facts, with path. Raises UserError.
     """
     if type is not None and format in ("gguf", "peft"):
         raise UserError(f"type is of merged models, and format={format!r} writes the adapter as it is: leave it out.")
@@ -125,15 +127,18 @@ def export(
         from anytune.export.huggingface import save
 
         return {**save(opened.gguf, pair, target, dtype=(type or "bf16").lower(), force=force), "path": str(target)}
-    return _ollama(opened, pair, target, type or "auto", system, force)
+    return _ollama(opened, pair, target, type or "auto", (system, accept_differences), force)
 
 
-def _ollama(opened: Model, pair: Adapter, target: Path, kind: str, system: str | None, force: bool) -> dict:
+def _ollama(
+    opened: Model, pair: Adapter, target: Path, kind: str, prompt: tuple[str | None, bool], force: bool
+) -> dict:
     from anytune.export.folder import new_folder
     from anytune.export.ollama import modelfile
     from anytune.export.packages import chat_parts, default_name
 
-    template, stops, remarks = chat_parts(opened, pair, system)
+    system, accepted = prompt
+    template, stops, remarks = chat_parts(opened, pair, system, accept_differences=accepted)
     name = f"{default_name(opened)}.gguf"
     with new_folder(target, force=force) as made:
         facts = _merged(opened, pair, made / name, kind, 0.05, None, None)

@@ -165,6 +165,11 @@ def _absorb(work: Work, target: Path, beside: Path, rank: int, way: str, text: s
     "--keep-adapter", is_flag=True, help="Write FROM and ADAPTER instead of merging; not all versions take it."
 )
 @click.option("--no-template", is_flag=True, help="Write no TEMPLATE: Ollama looks for one that it knows.")
+@click.option(
+    "--accept-differences",
+    is_flag=True,
+    help="Write the TEMPLATE although it differs where Ollama's language has no words: blanks, thoughts, tools, dates.",
+)
 @click.option("--system", metavar="TEXT", help="The system message of every conversation.")
 @click.option(
     "--parameter",
@@ -185,6 +190,7 @@ def ollama(
     name: str | None,
     keep_adapter: bool,
     no_template: bool,
+    accept_differences: bool,
     system: str | None,
     parameters: tuple[str, ...],
     no_verify: bool,
@@ -193,9 +199,8 @@ def ollama(
     """Write a folder that `ollama create` takes: the merged file, and a Modelfile with template and stops.
 
     The chat template is translated to Ollama's language by taking it apart, and only if the result renders a row of
-    conversations as the original does; else nothing is written, unless with --no-template. What Ollama's language '
-                                                                                                       'cannot
-    say (tools, dates, words without their blanks) is told.
+    conversations as the original does; else nothing is written, unless with --no-template. What Ollama's language
+    cannot say (tools, dates, words without their blanks) is refused by name, unless with --accept-differences.
     """
     from anytune.export import checks
     from anytune.export.folder import new_folder
@@ -206,7 +211,9 @@ def ollama(
     if any(len(pair) != 2 or not all(pair) or "\n" in "".join(pair) for pair in pairs):
         raise UserError("--parameter takes NAME=VALUE, such as num_ctx=8192.")
     loaded, adapter = open_pair(model, engine, loras, scaled, folder=output, inputs=choice.inputs)
-    template, stops, remarks = chat_parts(loaded, adapter, system, needed=not no_template)
+    template, stops, remarks = chat_parts(
+        loaded, adapter, system, needed=not no_template, accept_differences=accept_differences
+    )
     file = f"{plain_name(name) if name else default_name(loaded)}.gguf"
     weights = str(Path(loaded.gguf.path).resolve()) if keep_adapter else f"./{file}"
     text = modelfile(

@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
 
 def chat_parts(
-    model: Model, adapter: Adapter | None, system: str | None = None, needed: bool = True
+    model: Model,
+    adapter: Adapter | None,
+    system: str | None = None,
+    needed: bool = True,
+    accept_differences: bool = False,
 ) -> tuple[str | None, list[str], list[str]]:
     """(the chat template in Go's language or None, texts that end an answer, remarks).
 
     The template is the adapter's, if it was trained with one, else the model's. system: what the Modelfile is to say as
-    SYSTEM. Raises UserError if the template cannot be said in Go's language, unless needed is False, or has no '
-                                                                 'place for
-    `system`.
+    SYSTEM. Raises UserError if the template cannot be said in Go's language, unless needed is False, or has no place
+    for `system`, or does what that language cannot say, unless those differences are accepted: they are the
+    remarks then.
     """
     source = adapter.chat_template if adapter is not None and adapter.chat_template else None
     source = source or own_template(model.gguf.metadata)
@@ -58,14 +62,14 @@ def chat_parts(
             "say: "
             "leave it out."
         )
-    return (
-        go_template(made),
-        stops,
-        [
-            f"Ollama's template says what the model's does, but for this: {remark}"
-            for remark in differences(made, template)
-        ],
-    )
+    remarks = differences(made, template)
+    if remarks and not accept_differences:
+        raise UserError(
+            f"Ollama's template language cannot say all that this chat template does: {'; '.join(remarks)}. "
+            "--accept-differences writes the rest, --no-template leaves the prompt to Ollama."
+        )
+    said = "Ollama's template says what the model's does, but for this: "
+    return go_template(made), stops, [said + remark for remark in remarks]
 
 
 def plain_name(text: str) -> str:

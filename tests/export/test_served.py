@@ -249,7 +249,12 @@ COUNTS = "{% for m in messages %}{{ loop.index }}: {{ m.content }}\n{% endfor %}
     ("template", "options", "said"),
     [
         (COUNTS, [], "--no-template"),
-        (templates.GEMMA3 if hasattr(templates, "GEMMA3") else TURNS, ["--system", 'x"""\ny'], "three quotes"),
+        (TURNS.replace("m.content", "(m.content | trim)"), [], "--accept-differences"),
+        (
+            templates.GEMMA3 if hasattr(templates, "GEMMA3") else TURNS,
+            ["--accept-differences", "--system", 'x"""\ny'],
+            "three quotes",
+        ),
         (
             TURNS.replace("{{ '['", "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ '['"),
             ["--system", "Be brief."],
