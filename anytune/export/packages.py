@@ -41,25 +41,21 @@ def chat_parts(
     if made is None or not needed:
         if needed:
             raise UserError(
-                "The chat template is not regular enough to be put into Ollama's language, so that the "
-                "model "
-                "would get other prompts there than those that it was trained with. --no-template "
-                "leaves it to "
-                "Ollama, which knows the usual ones by itself."
+                "The chat template is not regular enough to be put into Ollama's language, so that the model would get "
+                "other prompts there than those that it was trained with. --no-template leaves it to Ollama, which "
+                "knows the usual ones by itself."
             )
         return (
             None,
             stops,
             [
-                "the Modelfile has no TEMPLATE: Ollama looks for one that it knows, which may say "
-                "something "
+                "the Modelfile has no TEMPLATE: Ollama looks for one that it knows, which may say something "
                 "else than what was trained"
             ],
         )
     if system is not None and made.system is None:
         raise UserError(
-            "--system: the chat template has no place for a system message that Ollama's language could "
-            "say: "
+            "--system: the chat template has no place for a system message that Ollama's language could say: "
             "leave it out."
         )
     remarks = differences(made, template)
