@@ -127,18 +127,17 @@ def export(
         from anytune.export.huggingface import save
 
         return {**save(opened.gguf, pair, target, dtype=(type or "bf16").lower(), force=force), "path": str(target)}
-    return _ollama(opened, pair, target, type or "auto", (system, accept_differences), force)
+    return _ollama(opened, pair, target, type or "auto", system, accept_differences, force)
 
 
 def _ollama(
-    opened: Model, pair: Adapter, target: Path, kind: str, prompt: tuple[str | None, bool], force: bool
+    opened: Model, pair: Adapter, target: Path, kind: str, system: str | None, accept_differences: bool, force: bool
 ) -> dict:
     from anytune.export.folder import new_folder
     from anytune.export.ollama import modelfile
     from anytune.export.packages import chat_parts, default_name
 
-    system, accepted = prompt
-    template, stops, remarks = chat_parts(opened, pair, system, accept_differences=accepted)
+    template, stops, remarks = chat_parts(opened, pair, system, accept_differences=accept_differences)
     name = f"{default_name(opened)}.gguf"
     with new_folder(target, force=force) as made:
         facts = _merged(opened, pair, made / name, kind, 0.05, None, None)
