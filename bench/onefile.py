@@ -1,9 +1,11 @@
-"""One executable file for Linux, x86-64 and aarch64: built by PEX from wheels, tried in an empty environment, weighed.
+"""One executable file for Linux, x86-64 and aarch64: built by PEX from wheels, tried in an empty folder, weighed.
 
-    python bench/onefile.py [--emulator PYTHON]
+    python bench/onefile.py                                  # both files; tries the one of this machine
+    python bench/onefile.py --emulator qemu-aarch64-static --root ROOT   # tries the other, too
 
-The file for aarch64 is put together here from that platform's wheels. It is tried where this machine is one, or with
---emulator, a command that runs an aarch64 Python 3.11 (its children too).
+A file is anytune with Numba and llama.cpp, and makes a virtual environment at its first start. The one for the other
+machine is put together here from that machine's wheels. ROOT is a folder with its system in it (its loader, its C
+library, its Python), for an emulator of user programs; proot carries the emulator on to the processes that it starts.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import common
@@ -24,66 +27,76 @@ from tests.support import tiny
 
 DIST = common.ROOT / "dist"
 MACHINES = ("x86_64", "aarch64")
-PYTHON = "3.11"
 CHAT = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}\n'
+STEP = "train -m m.gguf -f chats.jsonl --max-steps 1 -t 1 -o a.gguf"
+NATIVE = (
+    "--version",
+    "doctor -t 1",
+    STEP,
+    "verify -m m.gguf --lora a.gguf --exact",
+    "generate -m m.gguf --lora a.gguf -p hi -n 4 -t 1",
+    "bench -m m.gguf --device numpy -t 1 -p 8 -n 4 --train 0 -r 3",
+)
+EMULATED = ("--version", STEP)  # each takes minutes there: Numba compiles for the emulated processor
+
+options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+options.add_argument("--python", default="3.11", help="the Python that the files are for, such as 3.12")
+options.add_argument("--emulator", metavar="QEMU", help="what runs aarch64 programs here, through proot")
+options.add_argument("--root", type=Path, help="a folder with an aarch64 system, with that Python in it")
+options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
 
 
-def build(machine: str) -> Path:
-    """dist/anytune-linux-MACHINE.pex: anytune with Numba, in a virtual environment that it makes at its first start."""
+def build(machine: str, python: str) -> Path:
+    """dist/anytune-linux-MACHINE.pex, of the newest wheel there."""
     wheel = max(DIST.glob("anytune-*.whl"), key=os.path.getmtime)
     made = DIST / f"anytune-linux-{machine}.pex"
-    numbers = PYTHON.replace(".", "")
+    numbers = python.replace(".", "")
     subprocess.run(
         [
-            *(sys.executable, "-m", "pex", f"anytune[fast] @ {wheel.as_uri()}", "-c", "anytune", "--venv", "prepend"),
-            *("--platform", f"manylinux_2_28_{machine}-cp-{PYTHON}.0-cp{numbers}", "--python-shebang"),
-            *(f"/usr/bin/env python{PYTHON}", "--only-binary", ":all:", "-o", str(made)),
+            *(sys.executable, "-m", "pex", f"anytune[fast,verify] @ {wheel.as_uri()}", "-c", "anytune"),
+            *("--venv", "prepend", "--use-pip-config", "--only-binary", ":all:", "-o", str(made)),
+            *("--platform", f"manylinux_2_28_{machine}-cp-{numbers}-cp{numbers}"),
+            *("--python-shebang", f"/usr/bin/env python{python}"),
         ],
         check=True,
     )
     return made
 
 
-def tried(pex: Path, start: list[str]) -> list[str]:
-    """Commands that ran with nothing but the file, a model and data; a failure ends this script."""
+def tried(pex: Path, commands: tuple[str, ...], start: list[str], path: str) -> list[dict]:
+    """Commands that ran with nothing but the file, a model and data; a failure ends this script. start: what comes
+    before the file; path: PATH there."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         tiny.write(place / "m.gguf", "llama")
         (place / "chats.jsonl").write_text(CHAT)
         shutil.copy(pex, place / "anytune.pex")
         ran = []
-        for command in (
-            "--version",
-            "train -m m.gguf -f chats.jsonl --max-steps 1 -t 1 -o a.gguf",
-            "generate -m m.gguf --lora a.gguf -p hi -n 4 -t 1",
-            "bench -m m.gguf --device numpy -t 1 -p 8 -n 4 --train 0 -r 3",
-        ):
-            clean = {"PATH": os.environ["PATH"], "HOME": folder, "LANG": "C.UTF-8"}
+        for command in commands:
+            begun = time.perf_counter()
+            clean = {"PATH": path, "HOME": folder, "LANG": "C.UTF-8"}
             subprocess.run([*start, "./anytune.pex", *command.split()], cwd=place, env=clean, check=True)
-            ran.append(f"./anytune.pex {command}")
+            ran.append({"command": f"./anytune.pex {command}", "seconds": round(time.perf_counter() - begun, 1)})
     return ran
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--emulator", help="what runs an aarch64 Python here")
-    options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     args, before = options.parse_args(), common.machine()
+    if (args.emulator is None) != (args.root is None):
+        options.error("--emulator and --root belong together")
     subprocess.run([sys.executable, "-m", "build", "--wheel", str(common.ROOT)], check=True, stdout=subprocess.DEVNULL)
     files = []
     for machine in MACHINES:
-        made, here = build(machine), platform.machine() == machine
-        emulated = args.emulator if machine == "aarch64" and not here else None
-        ran = tried(made, shlex.split(emulated) if emulated else []) if here or emulated else []
-        files.append(
-            {
-                "file": made.name,
-                "mib": round(made.stat().st_size / common.MIB, 1),
-                "tried": ran,
-                "emulated": emulated is not None,
-            }
-        )
-    common.save("onefile", args, before, python=PYTHON, glibc="2.28", files=files)
+        made, ran, emulated = build(machine, args.python), [], False
+        if platform.machine() == machine:
+            ran = tried(made, NATIVE, [], os.environ["PATH"])
+        elif machine == "aarch64" and args.emulator:
+            inside = ["-b", "/tmp", "-b", "/proc", "-b", "/dev", "-w", "."]
+            start = ["proot", "-q", *shlex.split(args.emulator), "-R", str(args.root), *inside]
+            emulated, ran = True, tried(made, EMULATED, start, "/usr/bin:/bin")
+        size = round(made.stat().st_size / common.MIB, 1)
+        files.append({"file": made.name, "mib": size, "tried": ran, "emulated": emulated})
+    common.save("onefile", args, before, python=args.python, glibc="2.28", files=files)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""One training on every engine and in peft, scored by the answers on one test set; and a judge between two of them.
+"""One training on every engine and in peft, scored by the answers on one test set; and a judge between them.
 
-    python bench/parity.py --devices numpy,cpu-bf16,cpu-torch
-    python bench/parity.py --devices cuda,webgpu          # on a machine that has them
+    python bench/parity.py --work W --devices numpy,cpu-bf16,cpu-torch,webgpu,peft
+    python bench/parity.py --work W --devices cuda --train-only    # elsewhere; bring W/cuda.* back to the others
 
 The data is examples/biomedical: the question as the prompt, the answer with the conclusion's first sentence as the
 completion. All train the same tokens in the same steps at the same rates; only what computes differs (peft starts its
-adapter in its own way). Each side is kept in --work when it is done, so the command may be stopped and goes on.
-Devices that this machine lacks are listed as such, and sides of an earlier run on another machine stay in the result.
+adapter in its own way). Each side is kept in --work when it is done, so the command may be stopped and goes on, and an
+adapter that another machine trained is scored like the others. A device that cannot train here, and has not been
+trained on elsewhere, is listed with its reason.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ import common
 
 import anytune
 from anytune.adapter.adapter import Adapter
+from anytune.benchmark.child import hardware
+from anytune.engine.probe import cpu_name
 from anytune.errors import UserError
-from anytune.evaluation.compare import compare
+from anytune.evaluation.biomed import answer_in
+from anytune.evaluation.compare import BASE, compare, judged
 from anytune.evaluation.local_judge import LocalJudge
 from anytune.evaluation.prompts import read_prompts
 from anytune.evaluation.pubmedqa import label_of
-from anytune.evaluation.biomed import answer_in
 from anytune.evaluation.statistics import classification
+from anytune.gguf import GGUF
 
 LABELS = ("yes", "no", "maybe")
 DATA = common.ROOT / "examples" / "biomedical" / "text"
 ROWS, RATE, EPOCHS, BATCH, SEED, TOKENS = 128, 1e-3, 1, 512, 0, 24
 
 options = common.parser(__doc__)
-options.add_argument("--devices", default="numpy,cpu-bf16,cpu-torch")
+options.add_argument("--devices", default="numpy,cpu-bf16,cpu-torch,cuda,webgpu,peft")
 options.add_argument(
     "--judge", default="smollm2-135m", help="a GGUF file or a name: the judge between anytune and peft"
 )
@@ -51,59 +55,69 @@ def pairs(name: str, folder: Path, count: int | None = None) -> Path:
     return path
 
 
-def train(device: str, model: Path, data: Path, args) -> dict:
-    """Train one side unless it is there; what it took."""
+def trained(device: str, model: Path, data: Path, args) -> dict:
+    """What training one side took; trained unless it is there."""
     made = args.work / f"{device}.json"
     if made.exists():
         return json.loads(made.read_text())
-    begun, cpu = time.perf_counter(), time.process_time()
-    if device == "peft":
-        found = common.run_once(
-            [
-                "bench/peers/peft_train.py",
-                str(model),
-                str(data),
-                "--output",
-                str(args.work / "peft"),
-                "--seed",
-                str(SEED),
-                "--epochs",
-                str(EPOCHS),
-                "--lr",
-                str(RATE),
-                "--batch",
-                str(BATCH),
-                "--threads",
-                str(args.threads),
-            ],
-            common.environment(args.threads, OMP_WAIT_POLICY="PASSIVE"),
-        )
-        facts = {"steps": found.get("steps"), "losses": found.get("losses")}
-        loaded = anytune.load(model, device="numpy", threads=args.threads)
-        Adapter.load(args.work / "peft", gguf=loaded.gguf).save(args.work / "peft.gguf")
-    else:
-        loaded = anytune.load(model, device=device, threads=args.threads)
-        rows: list[dict] = []
-        run = anytune.finetune(
-            loaded,
-            data,
-            lora=anytune.Lora(rank=16, alpha=32.0, seed=SEED),
-            seed=SEED,
-            lr=RATE,
-            epochs=EPOCHS,
-            context=BATCH,
-            ubatch=BATCH,
-            batch=BATCH,
-            device=device,
-            progress=rows.append,
-            run_dir=str(args.work / f"{device}-{time.time_ns()}"),
-        )
-        run.adapter.save(args.work / f"{device}.gguf")
-        losses = [round(row["loss"], 5) for row in rows if row.get("loss") is not None]
-        facts = {"steps": run.step, "losses": losses}
-    facts |= {"seconds": round(time.perf_counter() - begun, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-    made.write_text(json.dumps(facts))
+    begun = time.perf_counter()
+    facts = (peft_side if device == "peft" else engine_side)(device, model, data, args)
+    facts |= {"seconds": round(time.perf_counter() - begun, 1)}
+    made.write_text(json.dumps(facts) + "\n")
     return facts
+
+
+def peft_side(device: str, model: Path, data: Path, args) -> dict:
+    settings = {"seed": SEED, "epochs": EPOCHS, "lr": RATE, "batch": BATCH, "threads": args.threads}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    found = common.run_once(
+        ["bench/peers/peft_train.py", str(model), str(data), "--output", str(args.work / "peft"), *words],
+        common.environment(args.threads, OMP_WAIT_POLICY="PASSIVE"),
+    )
+    with GGUF.open(model) as gguf:
+        Adapter.load(args.work / "peft", gguf=gguf).save(args.work / "peft.gguf")
+    return {"hardware": cpu_name(), "steps": found.get("steps"), "losses": found.get("losses")}
+
+
+def engine_side(device: str, model: Path, data: Path, args) -> dict:
+    loaded = anytune.load(model, device=device, threads=args.threads)
+    rows: list[dict] = []
+    run = anytune.finetune(
+        loaded,
+        data,
+        lora=anytune.Lora(rank=16, alpha=32.0, seed=SEED),
+        seed=SEED,
+        lr=RATE,
+        epochs=EPOCHS,
+        context=BATCH,
+        ubatch=BATCH,
+        batch=BATCH,
+        device=device,
+        progress=rows.append,
+        run_dir=str(args.work / f"{device}-{time.time_ns()}"),
+    )
+    run.adapter.save(args.work / f"{device}.gguf")
+    losses = [round(row["loss"], 5) for row in rows if row.get("loss") is not None]
+    return {"hardware": hardware(loaded.engine), "steps": run.step, "losses": losses}
+
+
+def scored(loaded, adapters: dict[str, Adapter], prompts: list, args) -> tuple[dict, dict]:
+    """(side -> its measures, the judge's words) of base and adapters."""
+    ours = next(iter(adapters))
+    judge = LocalJudge(anytune.load(common.model_file(args.judge), device="numpy", threads=args.threads))
+    facts = compare(loaded, prompts, adapters, name="test.jsonl", max_tokens=TOKENS, judge=judge, pair=(ours, "peft"))
+    from_base = judged(facts["items"], [(name, BASE) for name in (ours, "peft")], judge, None)
+    truth = [LABELS.index(label_of(prompt.reference.split(".")[0])) for prompt in prompts]
+    sides = {}
+    for name in (BASE, *adapters):
+        figures = classification(truth, [answer_in(item["answers"][name]) for item in facts["items"]], LABELS)
+        sides[name] = {
+            **{measure: facts["to_reference"][measure][name] for measure in ("cosine", "Jaccard", "chrF", "ROUGE-L")},
+            **{key: figures[key] for key in ("accuracy", "interval", "unanswered")},
+            "same_answers_as_first": sum(i["answers"][name] == i["answers"][ours] for i in facts["items"]),
+        }
+    words = {"judge": judge.name, "pair": [ours, "peft"], **facts["judge"]["adapters"][ours]}
+    return sides, {**words, "against_base": from_base["adapters"]}
 
 
 def main() -> None:
@@ -111,33 +125,21 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     before, model = common.machine(), common.model_file(args.model)
     data, test = pairs("train", args.work, ROWS), pairs("test", args.work)
-    trained, missing = {}, {}
-    for device in [*args.devices.split(","), "peft"]:
+    training, missing = {}, {}
+    for device in args.devices.split(","):
         print(device, file=sys.stderr, flush=True)
         try:
-            trained[device] = train(device, model, data, args)
+            training[device] = trained(device, model, data, args)
         except UserError as error:
             missing[device] = str(error)
     if args.train_only:
         return
+    if "peft" not in training or len(training) < 2:
+        raise SystemExit("Nothing to set side by side: train peft and an engine, as in --devices numpy,peft")
     loaded = anytune.load(model, device="numpy", threads=args.threads)
-    adapters = {name: Adapter.load(args.work / f"{name}.gguf", gguf=loaded.gguf) for name in trained}
+    adapters = {name: Adapter.load(args.work / f"{name}.gguf", gguf=loaded.gguf) for name in training}
     prompts = read_prompts(test)
-    ours = next(iter(adapters))
-    judge = LocalJudge(anytune.load(common.model_file(args.judge), device="numpy", threads=args.threads))
-    facts = compare(loaded, prompts, adapters, name=test.name, max_tokens=TOKENS, judge=judge, pair=(ours, "peft"))
-    truth = [LABELS.index(label_of(prompt.reference.split(".")[0])) for prompt in prompts]
-    sides = {}
-    for name in ("base", *adapters):
-        said = [answer_in(item["answers"][name]) for item in facts["items"]]
-        figures = classification(truth, said, LABELS)
-        sides[name] = {
-            **{measure: facts["to_reference"][measure][name] for measure in ("cosine", "Jaccard", "chrF", "ROUGE-L")},
-            **{key: figures[key] for key in ("accuracy", "interval", "unanswered")},
-            **({"training": trained[name]} if name in trained else {}),
-            "same_answers_as_first": sum(i["answers"][name] == i["answers"][ours] for i in facts["items"]),
-        }
-    verdicts = facts["judge"]["adapters"][ours]
+    sides, words = scored(loaded, adapters, prompts, args)
     common.save(
         "parity",
         args,
@@ -146,10 +148,10 @@ def main() -> None:
         questions=len(prompts),
         tokens=TOKENS,
         settings={"rows": ROWS, "lr": RATE, "epochs": EPOCHS, "batch": BATCH, "rank": 16, "seed": SEED},
-        first=ours,
-        judge={"judge": facts["judge"]["judge"], "pair": [ours, "peft"], **verdicts},
+        first=words["pair"][0],
+        judge=words,
         missing=missing,
-        sides=sides,
+        sides={name: side | ({"training": training[name]} if name in training else {}) for name, side in sides.items()},
     )
 
 

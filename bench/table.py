@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 
+from figures import FIGURES
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 PEERS = ("numpy", "torch", "transformers", "peft", "xllamacpp")
@@ -634,49 +636,82 @@ def onefile(data: dict) -> list[str]:
     )
 
 
-def parity(data: dict) -> list[str]:
-    def three(value, form="{:.3f}"):
-        return (
-            "–"
-            if value is None or value[0] is None
-            else (f"{form.format(value[0])} [{form.format(value[1])}, {form.format(value[2])}]")
-        )
+def interval(value, form: str = "{:.3f}") -> str:
+    """A mean with its interval; a dash where there is none."""
+    if value is None or value[0] is None:
+        return "–"
+    return f"{form.format(value[0])} [{form.format(value[1])}, {form.format(value[2])}]"
 
-    rows = []
-    for name, s in data["sides"].items():
-        t = s.get("training") or {}
-        losses = t.get("losses") or []
-        rows.append(
-            (
-                name,
-                three(s["cosine"]),
-                three(s["Jaccard"]),
-                three((100 * s["accuracy"], *(100 * x for x in s["interval"])), "{:.1f}"),
-                f"{losses[-1]:.3f}" if losses else "–",
-                "–" if name == "base" else f"{s['same_answers_as_first']} of {data['questions']}",
-            )
-        )
-    j = data["judge"]
-    win = three(j["win_rate"], "{:.2f}")
+
+def parity(data: dict) -> list[str]:
+    sides, j, ours = data["sides"], data["judge"], data["first"]
+
+    def accuracy(side: dict) -> str:
+        return interval((100 * side["accuracy"], *(100 * x for x in side["interval"])), "{:.1f}")
+
     lines = table(
-        (
-            "trained on",
-            "cosine",
-            "Jaccard",
-            "accuracy, %",
-            "loss of the last step",
-            f"answers equal to {data['first']}'s",
-        ),
-        rows,
+        ("", "cosine", "Jaccard", "win rate over base", "accuracy, %"),
+        [
+            (
+                {ours: f"anytune ({ours})"}.get(name, name),
+                interval(sides[name]["cosine"]),
+                interval(sides[name]["Jaccard"]),
+                interval((j["against_base"].get(name) or {}).get("win_rate"), "{:.2f}"),
+                accuracy(sides[name]),
+            )
+            for name in ("base", ours, "peft")
+        ],
     )
     lines += [
         "",
-        f"Judge ({j['judge']}): {j['pair'][0]} / {j['pair'][1]} / ties = {j['wins']} / {j['losses']} / "
-        f"{j['ties']}, win rate {win}.",
+        f"Judge ({j['judge']}): {ours} / peft / ties = {j['wins']} / {j['losses']} / {j['ties']}, win rate "
+        f"{interval(j['win_rate'], '{:.2f}')}.",
+        "",
     ]
-    if data["missing"]:
-        lines.append("Not on this machine: " + ", ".join(data["missing"]) + ".")
-    return lines
+    rows = []
+    for name, s in sides.items():
+        if name != "base":
+            made = s["training"]
+            rows.append(
+                (
+                    name,
+                    made["hardware"],
+                    f"{made['losses'][0]:.3f} → {made['losses'][-1]:.3f}",
+                    interval(s["cosine"]),
+                    interval(s["Jaccard"]),
+                    accuracy(s),
+                    f"{s['same_answers_as_first']} of {data['questions']}",
+                )
+            )
+    rows += [(name, "not run here: needs a card", *5 * "–") for name in data["missing"]]
+    head = ("trained on", "hardware", "loss, first and last step", "cosine", "Jaccard", "accuracy, %")
+    return lines + table((*head, f"answers equal to {ours}'s"), rows)
+
+
+def real_models(data: dict) -> list[str]:
+    def accuracy(model: dict, side: str) -> str:
+        found = model["accuracy"][side]["likelihood"]
+        return interval((100 * found["accuracy"], *(100 * x for x in found["interval"])), "{:.1f}")
+
+    def kl(found: dict) -> str:
+        return f"{found['kl_mean']:.1e}" + ("" if found["ok"] else ", too much")
+
+    rows = [
+        (
+            m["name"],
+            m["model"]["type"],
+            kl(m["verify"]["base"]),
+            kl(m["verify"]["with_adapter"]),
+            f"{sum(m['train']['losses'][:5]) / 5:.2f} → {sum(m['train']['losses'][-5:]) / 5:.2f}",
+            f"{m['train']['timing']['tokens_per_s']:.0f}",
+            accuracy(m, "base"),
+            accuracy(m, "adapter"),
+        )
+        for m in data["models"]
+    ]
+    rows += [(name, "not tried: no file of it was on this machine", *6 * "–") for name in data["not_tried"]]
+    head = ("model", "type", "KL to llama.cpp", "with the adapter", "loss, first and last five of 50 steps", "tok/s")
+    return table((*head, "accuracy of the base, %", "with the adapter, %"), rows)
 
 
 def hardware_engine(data: dict) -> list[str]:
@@ -804,6 +839,7 @@ TABLES = {
         aarch64,
         onefile,
         parity,
+        real_models,
         hardware_engine,
         fpga_plan,
         nf4,
@@ -811,8 +847,20 @@ TABLES = {
 }
 
 
+def report() -> list[str]:
+    """What is not measured is left out."""
+    found = [(what, figure, name, data) for what, figure, name in FIGURES if (data := result(name)) is not None]
+    rows = [
+        (what, figure(data), f"[{name}.json](../bench/results/{name}.json), `{data['command']}`")
+        for what, figure, name, data in found
+    ]
+    return table(("what", "figure", "from, and its command"), rows)
+
+
 def filled(text: str) -> str:
     def fill(match: re.Match) -> str:
+        if match[2] == "report":
+            return "\n".join([match[1], *report(), "", match[4]])
         data = result(match[2])
         lines = ["*Not measured yet.*"] if data is None else [*TABLES[match[2]](data), "", where(data)]
         return match[1] + "\n" + "\n".join(lines) + "\n\n" + match[4]

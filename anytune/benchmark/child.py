@@ -107,7 +107,7 @@ class Anytune:
         estimate, workers = self.task.estimate, getattr(self.engine, "workers", None)
         return {
             "engine": self.engine.name,
-            "hardware": _hardware(self.engine),
+            "hardware": hardware(self.engine),
             "threads": workers and workers.count,
             "identity": self.engine.identity(),
             "estimate_bytes": estimate and int(estimate.peak_bytes),
@@ -126,7 +126,7 @@ class Anytune:
         return self.engine.explain(error, estimate and estimate.peak_bytes)
 
 
-def _hardware(engine) -> str:
+def hardware(engine) -> str:
     """What the engine's device is called by its maker."""
     device = getattr(engine, "device", None)
     if engine.name == "webgpu":

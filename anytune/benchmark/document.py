@@ -32,13 +32,13 @@ def begin(command: Sequence[str], settings: Settings, models: Sequence[Path]) ->
         "machine": machine(),
         "versions": versions(),
         "settings": settings.shown(),
-        "models": [_model(path) for path in models],
+        "models": [described(path) for path in models],
         "results": [],
         "interrupted": False,
     }
 
 
-def _model(path: Path) -> dict[str, Any]:
+def described(path: Path) -> dict[str, Any]:
     from anytune.gguf import GGUF
     from anytune.quantization.filetypes import FILE_TYPES
 

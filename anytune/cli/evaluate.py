@@ -202,7 +202,7 @@ def outlook(model: Model, prompts: int, sides: int, max_tokens: int, batch: int)
     from anytune.train.progress import duration
 
     if prompts < FEW:
-        note(f"{prompts} prompts decide little: the intervals will be wide; {FEW} are few, a hundred are enough")
+        note(f"few prompts ({prompts}) decide little: the intervals will be wide; {FEW} are few, a hundred are enough")
     at_once = min(batch, prompts)
     decoder = model.decoder(batch=at_once, context=8)
     first = [[model.tokenizer.bos or 0]] * at_once
@@ -212,7 +212,7 @@ def outlook(model: Model, prompts: int, sides: int, max_tokens: int, batch: int)
         decoder.feed(first)
     each = (time.perf_counter() - begun) / 3
     seconds = each * max_tokens * sides * -(-prompts // at_once)
-    note(f"{prompts} prompts × {sides} sides × up to {max_tokens} tokens: {duration(seconds)} at most")
+    note(f"{prompts * sides} answers of up to {max_tokens} tokens: {duration(seconds)} at most")
 
 
 def tell(facts: dict, made: Any, text: Callable[[dict], str], places: list, as_json: bool) -> None:

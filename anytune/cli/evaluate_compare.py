@@ -107,7 +107,7 @@ def compare(
     Jaccard and the cosine of the model's own embeddings. The others' answers are measured against the base's as well.
     """
     from anytune.evaluation.compare import compare as run
-    from anytune.evaluation.compare_report import report, text
+    from anytune.evaluation.compare_report import answers, report, text
     from anytune.generation.sampling import Sampling
 
     how, pair = Sampling(**sampling), tuple(judge_pair or ())
@@ -156,7 +156,8 @@ def compare(
                 template=read_template(chat_template, loaded),
                 **rest,
             )
-        tell(facts, report(facts), text, places, as_json)
+        # of a few prompts on the command line one wants to read the answers
+        tell(facts, report(facts), lambda f: answers(f) + "\n" + text(f) if texts else text(f), places, as_json)
     if jury is not None and facts["judge"]["error"]:
         raise UserError(facts["judge"]["error"])
 

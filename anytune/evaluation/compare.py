@@ -93,7 +93,7 @@ def compare(
         **similarities(model, items, list(replies), draws, progress),
     }
     if judge is not None:
-        facts["judge"] = _judged(items, [pair] if pair else [(name, BASE) for name in names], judge, progress)
+        facts["judge"] = judged(items, [pair] if pair else [(name, BASE) for name in names], judge, progress)
     return {**facts, "items": items}
 
 
@@ -244,7 +244,7 @@ def similarities(
     return facts
 
 
-def _judged(
+def judged(
     items: list[dict[str, Any]], pairs: list[tuple[str, str]], judge: PairJudge, progress: Step | None
 ) -> dict[str, Any]:
     """The judge's verdicts on (one, other) as 1 (one wins), 0.5 (tie), 0 or None in items["judge"][one]; their sums."""

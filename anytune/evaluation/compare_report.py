@@ -174,6 +174,16 @@ def example(item: Mapping[str, Any]) -> Example:
     return Example(item["prompt"], texts, {"line": item["line"], **scores, **judged})
 
 
+def answers(facts: Mapping[str, Any]) -> str:
+    """Every prompt with what each side answered."""
+    lines = []
+    for item in facts["items"]:
+        lines.append(f"> {item['prompt']}")
+        lines += [f"{side}: {said}" for side, said in item["answers"].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
 def text(facts: Mapping[str, Any]) -> str:
     """A few lines for the terminal."""
     from anytune.evaluation.report import as_text

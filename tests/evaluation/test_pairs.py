@@ -94,6 +94,7 @@ def test_the_pair_and_prompts_on_the_command_line(cli, files, tmp_path):
         code=0,
     ).out
     assert "ours against peft:" in out and "win rate" in out
+    assert "> is it so\nbase: " in out and "\npeft: " in out  # what was asked for on the command line is shown
     facts = json.loads((tmp_path / "r.json").read_text())
     assert facts["adapters"] == ["ours", "peft"] and facts["prompts"] == 2
     assert facts["judge"]["judge"] == "n.gguf on this machine"
