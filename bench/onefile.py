@@ -1,7 +1,7 @@
 """One executable file for Linux, x86-64 and aarch64: built by PEX from wheels, tried in an empty folder, weighed.
 
-    python bench/onefile.py                                  # both files; tries the one of this machine
-    python bench/onefile.py --emulator qemu-aarch64-static --root ROOT   # tries the other, too
+    python bench/onefile.py                                 # both files; tries the one of this machine
+    python bench/onefile.py --only aarch64 --emulator qemu-aarch64-static --root ROOT   # tries the other, too
 
 A file is anytune with Numba and llama.cpp, and makes a virtual environment at its first start. The one for the other
 machine is put together here from that machine's wheels. ROOT is a folder with its system in it (its loader, its C
@@ -11,6 +11,7 @@ library, its Python), for an emulator of user programs; proot carries the emulat
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shlex
@@ -41,6 +42,7 @@ EMULATED = ("--version", STEP)  # each takes minutes there: Numba compiles for t
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--python", default="3.11", help="the Python that the files are for, such as 3.12")
+options.add_argument("--only", choices=MACHINES, help="build and try this one; the other stays in the result")
 options.add_argument("--emulator", metavar="QEMU", help="what runs aarch64 programs here, through proot")
 options.add_argument("--root", type=Path, help="a folder with an aarch64 system, with that Python in it")
 options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
@@ -54,7 +56,7 @@ def build(machine: str, python: str) -> Path:
     subprocess.run(
         [
             *(sys.executable, "-m", "pex", f"anytune[fast,verify] @ {wheel.as_uri()}", "-c", "anytune"),
-            *("--venv", "prepend", "--use-pip-config", "--only-binary", ":all:", "-o", str(made)),
+            *("--venv", "prepend", "--use-pip-config", "--no-build", "-o", str(made)),
             *("--platform", f"manylinux_2_28_{machine}-cp-{numbers}-cp{numbers}"),
             *("--python-shebang", f"/usr/bin/env python{python}"),
         ],
@@ -65,7 +67,7 @@ def build(machine: str, python: str) -> Path:
 
 def tried(pex: Path, commands: tuple[str, ...], start: list[str], path: str) -> list[dict]:
     """Commands that ran with nothing but the file, a model and data; a failure ends this script. start: what comes
-    before the file; path: PATH there."""
+    before the file, {here} standing for the folder; path: PATH there."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         tiny.write(place / "m.gguf", "llama")
@@ -75,7 +77,8 @@ def tried(pex: Path, commands: tuple[str, ...], start: list[str], path: str) -> 
         for command in commands:
             begun = time.perf_counter()
             clean = {"PATH": path, "HOME": folder, "LANG": "C.UTF-8"}
-            subprocess.run([*start, "./anytune.pex", *command.split()], cwd=place, env=clean, check=True)
+            words = [*(word.replace("{here}", folder) for word in start), "./anytune.pex", *command.split()]
+            subprocess.run(words, cwd=place, env=clean, check=True)
             ran.append({"command": f"./anytune.pex {command}", "seconds": round(time.perf_counter() - begun, 1)})
     return ran
 
@@ -85,18 +88,19 @@ def main() -> None:
     if (args.emulator is None) != (args.root is None):
         options.error("--emulator and --root belong together")
     subprocess.run([sys.executable, "-m", "build", "--wheel", str(common.ROOT)], check=True, stdout=subprocess.DEVNULL)
-    files = []
-    for machine in MACHINES:
+    kept = common.RESULTS / "onefile.json"
+    files = {file["machine"]: file for file in json.loads(kept.read_text())["files"]} if kept.exists() else {}
+    for machine in [args.only] if args.only else MACHINES:
         made, ran, emulated = build(machine, args.python), [], False
         if platform.machine() == machine:
             ran = tried(made, NATIVE, [], os.environ["PATH"])
         elif machine == "aarch64" and args.emulator:
-            inside = ["-b", "/tmp", "-b", "/proc", "-b", "/dev", "-w", "."]
+            inside = ["-b", "/tmp", "-b", "/proc", "-b", "/dev", "-w", "{here}"]
             start = ["proot", "-q", *shlex.split(args.emulator), "-R", str(args.root), *inside]
             emulated, ran = True, tried(made, EMULATED, start, "/usr/bin:/bin")
         size = round(made.stat().st_size / common.MIB, 1)
-        files.append({"file": made.name, "mib": size, "tried": ran, "emulated": emulated})
-    common.save("onefile", args, before, python=args.python, glibc="2.28", files=files)
+        files[machine] = {"file": made.name, "machine": machine, "mib": size, "tried": ran, "emulated": emulated}
+        common.save("onefile", args, before, python=args.python, glibc="2.28", files=list(files.values()))
 
 
 if __name__ == "__main__":

@@ -628,7 +628,8 @@ def onefile(data: dict) -> list[str]:
     def said(file: dict) -> str:
         if not file["tried"]:
             return "not tried: no such processor was there"
-        return ("emulated: " if file["emulated"] else "") + ", ".join(c.split()[1].strip("-") for c in file["tried"])
+        names = ", ".join(c["command"].split()[1].strip("-") for c in file["tried"])
+        return names + (", emulated by QEMU; nothing else was tried" if file["emulated"] else "")
 
     return table(
         ("file", "MiB", "commands that ran with it in an empty environment"),
