@@ -1,4 +1,4 @@
-"""The wheel works on its own: installed in an empty environment, far from the tree, it trains a step."""
+"""The wheel works on its own: installed in an empty environment, far from the tree, it trains and llama.cpp agrees."""
 
 import json
 import os
@@ -38,44 +38,26 @@ def test_it_holds_the_package_and_nothing_else(made):
         assert any(name.endswith("/pyproject.toml") for name in archive.getnames())
 
 
-def test_an_empty_environment_trains_with_it(made, tmp_path):
+def test_an_empty_environment_comes_to_a_verified_adapter(made, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", made[0]], check=True)
+    programs = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    python = programs / "python"
+    wheel = f"{made[0]}[verify]"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel], check=True)
     model = tiny.write(tmp_path / "m.gguf", "llama")
     (tmp_path / "chats.jsonl").write_text(
         json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}) + "\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "ANYTUNE"))}
-    done = subprocess.run(
-        [
-            python,
-            "-m",
-            "anytune",
-            "train",
-            "-m",
-            model,
-            "-f",
-            "chats.jsonl",
-            "--max-steps",
-            "1",
-            "-t",
-            "1",
-            "-o",
-            "a.gguf",
-        ],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    environment["PATH"] = str(programs)  # no compiler, no tools
+
+    def run(*words):
+        done = subprocess.run([python, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    train = ("train", "-m", model, "-f", "chats.jsonl", "--max-steps", "1", "-t", "1", "-o", "a.gguf")
+    run("-m", "anytune", *train)
     assert (tmp_path / "a.gguf").is_file()
-    where = subprocess.run(
-        [python, "-c", "import anytune; print(anytune.__file__)"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    ).stdout
-    assert str(tmp_path / "venv") in where
+    assert "PASS" in run("-m", "anytune", "verify", "-m", model, "--lora", "a.gguf", "-t", "1")
+    assert str(tmp_path / "venv") in run("-c", "import anytune; print(anytune.__file__)")

@@ -150,6 +150,23 @@ def test_a_model_that_transformers_made_computes_the_same(tmp_path, kind):
     np.testing.assert_array_equal(found["token_embd.weight"].data, table)
 
 
+@pytest.mark.parametrize("name", sorted(tiny.SHAPES))
+def test_what_transformers_saves_becomes_the_file_that_it_came_from(tmp_path, name):
+    """config.json and weights as transformers itself writes them, of every architecture that trains."""
+    need("transformers")
+    base = tiny.write(tmp_path / "m.gguf", name)
+    folder = folder_of(base, tmp_path / "hf")
+    for file in (*folder.glob("*.safetensors*"), folder / "config.json"):
+        file.unlink()
+    twin.transformers_model(base).save_pretrained(folder)
+    convert(folder, tmp_path / "again.gguf")
+    with GGUF.open(base) as a, GGUF.open(tmp_path / "again.gguf") as b:
+        # the twin takes a file's factors as they are, so that its config.json does not say them
+        assert sorted(set(a.tensors) - {"rope_freqs.weight"}) == sorted(b.tensors)
+        for tensor in b.tensors:
+            np.testing.assert_allclose(b.float32(tensor), a.float32(tensor), rtol=1e-6, atol=1e-6, err_msg=tensor)
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
 def test_sixteen_bits_stay_what_they_are(tmp_path, dtype):
     base = tiny.write(tmp_path / "m.gguf", "qwen3")
