@@ -111,7 +111,7 @@ def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
     dq, dk, dv = both[:, :wide], both[:, wide : wide + narrow], both[:, wide + narrow :]
     inner = _per_token(e, tokens, heads.n_heads).reshape(tokens, heads.n_heads)
     e.workers.rows(
-        tokens, lambda low, high: e.kernels.row_dots(dout[low:high], out[low:high], heads.n_heads, inner[low:high]), 64
+        tokens, lambda low, high: e.kernels.row_dots(dout[low:high], out[low:high], heads.n_heads, inner[low:high]), 128
     )
     chains = e.plan(heads)
     sums_of = lanes_of(e, chains, dk, dv)
@@ -134,7 +134,7 @@ def lanes_of(e, chains: list[tuple[int, list[Task]]], dk: np.ndarray, dv: np.nda
             for buffer in pair:
                 buffer[low:high] = 0
 
-    e.workers.rows(dk.shape[0], clear, 64)
+    e.workers.rows(dk.shape[0], clear, 128)
     return sums_of
 
 
@@ -147,7 +147,7 @@ def add_up(e, sums_of: list[tuple[np.ndarray, np.ndarray]]) -> None:
                 e.kernels.add(total[low:high], mine[low:high], total[low:high])
 
     if len(sums_of) > 1:
-        e.workers.rows(sums_of[0][0].shape[0], merge, 64)
+        e.workers.rows(sums_of[0][0].shape[0], merge, 128)
 
 
 def _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, dk, dv) -> None:

@@ -270,7 +270,7 @@ class NumpyEngine(Composed):
             if scale != 1.0:
                 x[low:high] *= np.float32(scale)
 
-        self.workers.rows(ids.shape[0], rows, 64)
+        self.workers.rows(ids.shape[0], rows, 128)
         return x
 
     def gather(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -289,7 +289,7 @@ class NumpyEngine(Composed):
 
     def _norm(self, x, gain, eps: float, heads: int) -> np.ndarray:
         y = self.array(*x.shape)
-        self.workers.rows(x.shape[0], lambda a, b: self.kernels.rms_norm(x[a:b], gain, eps, heads, y[a:b]), 64)
+        self.workers.rows(x.shape[0], lambda a, b: self.kernels.rms_norm(x[a:b], gain, eps, heads, y[a:b]), 128)
         return y
 
     def rms_norm_backward(self, dy, x, gain, eps: float, residual=None) -> np.ndarray:
@@ -301,7 +301,7 @@ class NumpyEngine(Composed):
             lambda a, b: self.kernels.rms_norm_backward(
                 dy[a:b], x[a:b], gain, eps, heads, None if residual is None else residual[a:b], dx[a:b]
             ),
-            64,
+            128,
         )
         return dx
 
@@ -330,7 +330,7 @@ class NumpyEngine(Composed):
             part = x[a:b]
             self.kernels.rope(part, cos, sin, positions[a:b], heads, neox, sign, part)
 
-        self.workers.rows(x.shape[0], rows, 64)
+        self.workers.rows(x.shape[0], rows, 128)
 
     def glu(self, gate, up, activation: str) -> np.ndarray:
         y, kind = self.array(*gate.shape), ACTIVATIONS[activation]
@@ -349,7 +349,7 @@ class NumpyEngine(Composed):
 
     def add(self, x, y) -> np.ndarray:
         """x + y, written over y (which its caller gives up)."""
-        self.workers.rows(x.shape[0], lambda a, b: self.kernels.add(x[a:b], y[a:b], y[a:b]), 64)
+        self.workers.rows(x.shape[0], lambda a, b: self.kernels.add(x[a:b], y[a:b], y[a:b]), 128)
         return y
 
     def dropout_mask(self, group: Group, tokens: int) -> np.ndarray:

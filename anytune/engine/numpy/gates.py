@@ -17,7 +17,7 @@ def split_heads(e, x: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
         first[low:high].reshape(high - low, heads, -1)[...] = halves[:, :, 0]
         second[low:high].reshape(high - low, heads, -1)[...] = halves[:, :, 1]
 
-    e.workers.rows(tokens, rows, 64)
+    e.workers.rows(tokens, rows, 128)
     return first, second
 
 
@@ -31,7 +31,7 @@ def join_heads(e, first: np.ndarray, second: np.ndarray, heads: int) -> np.ndarr
         halves[:, :, 0] = first[low:high].reshape(high - low, heads, -1)
         halves[:, :, 1] = second[low:high].reshape(high - low, heads, -1)
 
-    e.workers.rows(tokens, rows, 64)
+    e.workers.rows(tokens, rows, 128)
     return x
 
 
@@ -44,7 +44,7 @@ def gated(e, x: np.ndarray, gate: np.ndarray, activation: str) -> np.ndarray:
         if activation == "silu":
             y[low:high] *= gate[low:high]
 
-    e.workers.rows(x.shape[0], rows, 64)
+    e.workers.rows(x.shape[0], rows, 128)
     return y
 
 
@@ -62,5 +62,5 @@ def gated_backward(
         dgate[low:high] = dy[low:high] * x[low:high] * slope
         np.multiply(dy[low:high], value, out=dx[low:high])
 
-    e.workers.rows(x.shape[0], rows, 64)
+    e.workers.rows(x.shape[0], rows, 128)
     return dx, dgate

@@ -18,7 +18,7 @@ from .gradients import gradient_jobs
 from .weights import Weight
 from .workers import Job, piece, pieces
 
-COLUMNS = 96  # of a product's result, at least, in one piece: fewer would not keep BLAS at its full rate
+COLUMNS = 128  # of a product's result, at least, in one piece: fewer would not keep BLAS at its full rate
 GRADIENT = 256  # columns or rows of a pair's gradient in one piece, at least
 
 
@@ -135,7 +135,7 @@ def _low_rank(e, x: np.ndarray, group: Group, mask=None) -> np.ndarray:
 
     if mask is None and group.dropout and e.training:
         mask = e.dropout_mask(group, x.shape[0])
-    e.workers.rows(x.shape[0], rows, 64)
+    e.workers.rows(x.shape[0], rows, 128)
     return extended
 
 
@@ -161,7 +161,7 @@ def linear_backward(
     inputs = _low_rank(e, x, group, mask)
     if rank:
         dy = e.extend(dy, rank)
-        e.workers.rows(tokens, lambda low, high: _into_rank(dy, group, low, high), 64)
+        e.workers.rows(tokens, lambda low, high: _into_rank(dy, group, low, high), 128)
     dx = e.array(tokens, features, row_padding=0) if need_dx else None
     raw = streamed(e, group) if need_dx else None
     downs = scaled_down(group) if rank else np.empty((0, features), np.float32)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 Job = Callable[[int], None]  # called with the number of the worker that runs it, whose scratch it may use
-PIECES = 16  # that an operation is cut into if each is still worth handing over
+PIECES = 16  # that an operation is cut into at most, if each is still worth handing over
 
 
 class Workers:
@@ -114,8 +114,13 @@ class Workers:
 
 
 def piece(count: int, at_least: int, step: int = 1) -> int:
-    """The size of pieces that `count` is cut into: a PIECES-th, but not less than `at_least`; a multiple of step."""
-    return -(-max(-(-count // PIECES), at_least) // step) * step
+    """The size of pieces that `count` is cut into; a multiple of step.
+
+    Their number is a power of two, so that 2, 4 or 8 workers get the same share: PIECES at most, and so few that each has
+    `at_least`.
+    """
+    number = 1 << (max(1, min(PIECES, count // at_least)).bit_length() - 1)
+    return -(-(-(-count // number)) // step) * step
 
 
 def pieces(low: int, high: int, most: int, step: int = 1) -> Iterator[tuple[int, int]]:
