@@ -93,7 +93,7 @@ def test_pieces_join_up(count, most, step):
     assert [low for low, _ in spans] + [count] == [0] * (not count) + [0] * bool(count) + [high for _, high in spans]
     assert all(low % step == 0 and 0 < high - low <= max(most, step) for low, high in spans)
     assert len(list(pieces(0, 10_000, piece(10_000, 1)))) == PIECES and piece(100, 64, 16) == 112
-    assert len(list(pieces(0, 960, piece(960, 96, 16), 16))) == 8  # a power of two: the same share for 2, 4 or 8 workers
+    assert len(list(pieces(0, 960, piece(960, 96, 16), 16))) == 8  # a power of two, not 10
 
 
 def test_balance_uses_every_task_once_and_evenly():

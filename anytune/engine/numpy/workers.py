@@ -116,8 +116,8 @@ class Workers:
 def piece(count: int, at_least: int, step: int = 1) -> int:
     """The size of pieces that `count` is cut into; a multiple of step.
 
-    Their number is a power of two, so that 2, 4 or 8 workers get the same share: PIECES at most, and so few that each has
-    `at_least`.
+    Their number is a power of two, so that 2, 4 or 8 workers get the same share: PIECES at most, and so few that each
+    has `at_least`.
     """
     number = 1 << (max(1, min(PIECES, count // at_least)).bit_length() - 1)
     return -(-(-(-count // number)) // step) * step
