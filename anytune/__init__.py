@@ -19,7 +19,7 @@ _PUBLIC = {  # name: module that has it
     "Adapter": "anytune.adapter.adapter",
     "finetune": "anytune.train.api",
     "Callbacks": "anytune.train.callbacks",
-    "Run": "anytune.train.finetune",
+    "Run": "anytune.train.outcome",
     "generate": "anytune.generation.public",
     "stream": "anytune.generation.public",
     "Conversation": "anytune.generation.conversation",
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from anytune.model import Model as Model
     from anytune.train.api import finetune as finetune
     from anytune.train.callbacks import Callbacks as Callbacks
-    from anytune.train.finetune import Run as Run
+    from anytune.train.outcome import Run as Run
 
 
 def __getattr__(name: str) -> Any:

@@ -42,7 +42,7 @@ from anytune.engine.torch import budget  # noqa: E402
 from anytune.errors import UserError  # noqa: E402
 from anytune.memory import parse_bytes, peak_bytes  # noqa: E402
 from anytune.text.packing import MicroBatch  # noqa: E402
-from anytune.train.finetune import _join  # noqa: E402
+from anytune.train.together import join_group  # noqa: E402
 from anytune.distributed.process_group import local_device  # noqa: E402
 
 started = time.perf_counter()
@@ -55,7 +55,7 @@ model = anytune.load(
     dtype=args.dtype,
     memory=parse_bytes(args.memory) if args.memory else None,
 )
-process_group = _join(model.engine, args.shard)
+process_group = join_group(model.engine, args.shard)
 try:
     trainee = model.trainee(
         anytune.Lora(rank=args.rank, alpha=2.0 * args.rank), ubatch=examples * length, context=length

@@ -293,7 +293,7 @@ def train(
     if chat_template is not None:
         template_file(chat_template)
     from anytune.distributed import launch
-    from anytune.train.finetune import check_outputs, check_pipes
+    from anytune.train.inputs import check_outputs, check_pipes
     from anytune.distributed.process_group import PeerError, WorkerLost, give_up, local_device, places
 
     check_outputs(output, chosen, model_path(model), files, val_file, lora, chat_template, forced())

@@ -15,7 +15,7 @@ from anytune.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from anytune.model import Full, Lora, Model
-    from anytune.train.finetune import Run
+    from anytune.train.outcome import Run
 
 FilePath = str | os.PathLike
 Data = str | os.PathLike | Iterable

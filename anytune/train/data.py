@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from anytune.text.dataset import beyond
 from anytune.text.reading import reads_once
+from anytune.train.inputs import Inputs
 from anytune.train.resume import recorded_dates
 from anytune.train.settings import TrainSettings
 from anytune.distributed.process_group import SingleProcess
@@ -28,18 +29,15 @@ _DATES = 8  # of runs that may be meant, at most
 def read_sets(
     model: Model,
     template: ChatTemplate,
-    data: Sequence,
-    val_file: Sequence,
-    val_split: float,
-    options: dict[str, Any],
+    inputs: Inputs,
     settings: TrainSettings,
     candidates: Callable[[Sets], list[TrainSettings]],
     process_group: SingleProcess,
     console: Console,
-) -> tuple[tuple[Dataset, Dataset | None], ChatTemplate]:
+) -> tuple[Sets, ChatTemplate]:
     """((training set, validation set or None), the template with the date of the run). Raises UserError.
 
-    options: build_dataset's. candidates(sets): the settings that a run of them may have.
+    candidates(sets): the settings that a run of them may have.
     Where a run is continued, its own date is the one that makes its data again.
     """
     recorded = (
@@ -48,11 +46,11 @@ def read_sets(
     runs = [run for run in recorded if _date(run["date"])][:_DATES]
     if settings.resume_from in (None, "auto") or not runs:
         runs.append({"date": process_group.broadcast(template.today.isoformat())})  # a new one
-    if any(map(reads_once, (*data, *val_file))):
+    if any(map(reads_once, (*inputs.data, *inputs.val_file))):
         runs = runs[:1]  # a pipe gives its data only once
     for run in runs:
         dated = template if len(runs) == process_group.size == 1 and not recorded else template.at(_date(run["date"]))
-        sets, said = _build(model, dated, data, val_file, val_split, options, settings)
+        sets, said = _build(model, dated, inputs, settings)
         if not dated.tells_date or run is runs[-1] or _same(run, sets, candidates(sets)):
             break
     for sentence in (*said, beyond([part for part in sets if part is not None], model.config.context)):
@@ -79,19 +77,19 @@ def _date(text: Any) -> datetime.datetime | None:
         return None
 
 
-def _build(model, template, data, val_file, val_split: float, options: dict, settings: TrainSettings):
+def _build(model: Model, template: ChatTemplate, inputs: Inputs, settings: TrainSettings) -> tuple[Sets, list[str]]:
     """((training set, validation set or None), sentences for the user)."""
     from anytune.text import build_dataset
 
     said: list[str] = []
 
     def build(paths, verb: str) -> Dataset:
-        built = build_dataset(paths, model.tokenizer, template, context=settings.context, **options)
+        built = build_dataset(paths, model.tokenizer, template, context=settings.context, **inputs.options)
         said.append(f"{verb} {built.report['learned']}")
         said.extend(built.report.get("notes", ()))
         return built
 
-    train_set = build(data, "Learns")
-    if val_file:
-        return (train_set, build(val_file, "Validates on")), said
-    return (train_set.split(val_split, settings.seed) if val_split else (train_set, None)), said
+    train_set = build(inputs.data, "Learns")
+    if inputs.val_file:
+        return (train_set, build(inputs.val_file, "Validates on")), said
+    return (train_set.split(inputs.val_split, settings.seed) if inputs.val_split else (train_set, None)), said

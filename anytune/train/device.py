@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Place:
     """The engine that a model trains on: its own, or for as long as the run lasts cpu-bf16 in the place of numpy.
 
-    leave() gives the model its own engine back, so that what it computes afterwards (verify, generate) is exact again.
+    At the end of its `with` block the model has its own engine back, so that what it computes afterwards (verify,
+    generate) is exact again.
     """
 
     def __init__(self, model: Model, recorded: dict[str, Any], full: bool):
@@ -37,6 +38,12 @@ class Place:
             wanted, self.why = "cpu-bf16", "this processor has AVX512-BF16; --device numpy computes in float32"
         if wanted == "cpu-bf16":
             model.move(engine_for("cpu-bf16", model.engine.workers.count))
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
 
     @property
     def moved(self) -> bool:

@@ -51,6 +51,21 @@ class Result:
         return Timing.of(self.metrics)
 
 
+@dataclass(repr=False)
+class Run(Result):
+    """A Result, and where the adapter or model was put: output (None: only in the run's folder)."""
+
+    output: Path | None = None
+
+    def __repr__(self) -> str:
+        best = f", best val_loss {self.best['val_loss']:.4f} at {self.best['step']}" if self.best else ""
+        return f"<Run {self.run_dir}: {self.stopped} at step {self.step} of {self.total_steps}{best}, {self.path}>"
+
+    @property
+    def exit_code(self) -> int:
+        return 130 if self.stopped == "interrupted" else 0
+
+
 @dataclass
 class InFlightStep:
     """A step that was asked for; its losses and norm are Numbers (see engine/base.py) that may still be on their way.

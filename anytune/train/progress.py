@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO
 
 
@@ -62,6 +62,12 @@ class Console:
         elif now - self.last >= self.every or row["step"] in (1, total) or row["val_loss"] is not None:
             self.last = now
             self._print(text + "\n")
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         if self.width:

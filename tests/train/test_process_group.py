@@ -260,12 +260,12 @@ def test_processes_that_were_given_different_things_are_refused(jobs, tmp_path):
 @pytest.mark.parametrize(("asked", "size", "want"), [(None, 1, 6), (6, 2, 6), (None, 2, 4), (None, 9, 1)])
 def test_processes_of_one_machine_share_its_cores(monkeypatch, asked, size, want):
     from anytune.engine.numpy.engine import NumpyEngine
-    from anytune.train import finetune
+    from anytune.train import together as processes
 
     engine, process_group = NumpyEngine(6), groups.SingleProcess()
     process_group.size = process_group.local_size = size
-    monkeypatch.setattr(finetune, "cores", lambda: 8)
-    finetune._share_cores(engine, asked, process_group)
+    monkeypatch.setattr(processes, "cores", lambda: 8)
+    processes.share_cores(engine, asked, process_group)
     assert engine.workers.count == want
     engine.workers.close()
 
