@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from anytune.errors import UserError
+from anytune.errors import UserError, did_you_mean
 from anytune.hub.download import Tell
 from anytune.hub.stored import PART, Stored, beside, gguf_files, joined, title
 
@@ -118,12 +118,14 @@ def fetch(name: str, tell: Tell | None = None) -> Path:
     with sentences(repo):
         file = wanted if wanted and wanted.lower().endswith(".gguf") else None
         if file is None:
-            file = choose(api.list_repo_files(repo), wanted)
+            listed = api.list_repo_files(repo)
+            file = choose(listed, wanted)
             if file is None:
                 raise UserError(
                     f"hf:{repo} has no GGUF file "
                     + (f"of type {wanted}" if wanted else "that is clearly meant: name a file or a type")
                     + f"; see https://huggingface.co/{repo}/tree/main."
+                    + did_you_mean(wanted or repo.split("/")[1], [name for name in listed if name.endswith(".gguf")])
                 )
         refuse_part(file)
         path = Path(api.hf_hub_download(repo, file, **({} if tell is None else {"tqdm_class": _bar(tell)})))

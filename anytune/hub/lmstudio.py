@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from anytune.errors import UserError
+from anytune.errors import UserError, did_you_mean
 from anytune.hub.stored import Stored, gguf_files, joined, title
 
 
@@ -56,5 +56,5 @@ def find(name: str) -> Stored:
         raise UserError(f"lmstudio:{name} has several files: name one, such as -m {several[0]}.")
     raise UserError(
         f"There is no model {name} in LM Studio's folder ({', '.join(map(str, folders()))}); `anytune "
-        "models` lists what is there."
+        "models` lists what is there." + did_you_mean(f"lmstudio:{name}", [model.name for model in known])
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from anytune.errors import UserError
+from anytune.errors import UserError, did_you_mean
 from anytune.hub.stored import Stored
 
 HOST, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
@@ -59,6 +59,7 @@ def find(name: str) -> Path:
     raise UserError(
         f"There is no model {name} in Ollama's store ({', '.join(map(str, folders()))}): `ollama pull "
         f"{name}` fetches it, and `anytune models` lists what is there."
+        + did_you_mean(f"ollama:{name}", [model.name for model in models()])
     )
 
 

@@ -104,7 +104,10 @@ def local(name: str) -> Path:
     if store == "hf":
         found = huggingface.find(rest)
         if found is None:
-            raise UserError(f"{name} is not in Hugging Face's cache on this machine: run `anytune pull {name}` first.")
+            raise UserError(
+                f"{name} is not in Hugging Face's cache on this machine: run `anytune pull {name}` first."
+                + did_you_mean(name, [model.name for model in huggingface.models()])
+            )
         return _single(found)
     if name in KNOWN and not Path(name).exists():
         path = home() / KNOWN[name].file
@@ -116,9 +119,13 @@ def local(name: str) -> Path:
         raise UserError(
             f"There is no file and no known model {name!r}: `anytune models` lists what is on this machine, and "
             f"`anytune pull` fetches {', '.join(KNOWN)}, hf:OWNER/REPO:FILE.gguf, or a URL."
-            + did_you_mean(name, [*KNOWN, *(path.name for path in Path().glob("*.gguf"))])
+            + did_you_mean(name, [*KNOWN, *(path.name for path in Path().glob("*.gguf")), *_stored()])
         )
     return path
+
+
+def _stored() -> list[str]:
+    return [model.name for store in (ollama, lmstudio, huggingface) for model in store.models()]
 
 
 def _single(model: Stored) -> Path:

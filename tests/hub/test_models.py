@@ -75,6 +75,27 @@ def test_every_store_is_found_and_left_alone(home, files):
     assert "qwen3" in rows["ollama:qwen3:1.7b"].as_dict()["architecture"]
 
 
+def test_names_that_are_nearly_right_are_told(home, files):
+    stores.ollama(home / ".ollama/models", QWEN, files[0])
+    (home / ".lmstudio/models/me/wren").mkdir(parents=True)
+    (home / ".lmstudio/models/me/wren/wren.gguf").write_bytes(files[1])
+    stores.hub(home / ".cache/huggingface/hub", "owner/repo-GGUF", {"repo-Q8_0.gguf": files[2]})
+    for given, meant in {
+        "ollama:qwen3:1.7": "ollama:qwen3:1.7b",
+        "ollama:qwn3:1.7b": "ollama:qwen3:1.7b",
+        "qwen3:1.7b": "ollama:qwen3:1.7b",
+        "lmstudio:me/wrem": "lmstudio:me/wren",
+        "hf:owner/rep-GGUF:repo-Q8_0.gguf": "hf:owner/repo-GGUF:repo-Q8_0.gguf",
+        "smolm2-135m": "smollm2-135m",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            local(given)
+        assert f"Did you mean {meant}?" in str(caught.value), given
+    with pytest.raises(UserError) as caught:
+        local("ollama:something-else")
+    assert "Did you mean" not in str(caught.value)
+
+
 def test_the_command_trains_where_the_model_lies(home, files):
     blob = stores.ollama(home / ".ollama/models", QWEN, files[0])
     (home / "d.txt").write_text("one two three four. " * 40)
