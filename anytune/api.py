@@ -47,8 +47,7 @@ def quantize(
     source = local(os.fspath(model))
     if not source.is_file():
         raise UserError(f"There is no model file {source}: check the path.")
-    if output is not None:
-        check_output(output, force, [("the model", source)])
+    check_output(output, force, [("the model", source), ("the importance file", imatrix)])
     overrides = list(tensor_types.items()) if isinstance(tensor_types, Mapping) else list(tensor_types)
     return run(
         source, output, type, imatrix=imatrix, overrides=overrides, pure=pure, requantize=requantize, threads=threads
@@ -76,7 +75,7 @@ def merge(
     """
     opened, pair = _pair(model, adapter)
     target = Path(output)
-    check_output(target, force, _read(opened, adapter))
+    check_output(target, force, [*_read(opened, adapter), ("the importance file", imatrix)])
     return _merged(opened, pair, target, type, tolerance, text, imatrix)
 
 
@@ -119,7 +118,7 @@ def export(
         raise UserError(f"output {output} must end in .gguf, as format='gguf' writes a file.")
     opened, pair = _pair(model, adapter)
     target = Path(output)
-    check_output(target, force, _read(opened, adapter))
+    check_output(target, force, _read(opened, adapter), folder=format != "gguf")
     if format in ("gguf", "peft"):
         pair.save(target, opened.gguf)
         return {"path": str(target), "tensors": len(pair.tensors), "rank": pair.rank, "alpha": pair.alpha}
@@ -219,10 +218,10 @@ def evaluate(
     from anytune.text.given import sources
 
     opened = _opened(model)
+    named = adapters if isinstance(adapters, Mapping) else {"adapter": adapters}
     places = [check_path(place) for place in ([report] if isinstance(report, str | os.PathLike) else report)]
     for place in places:
-        check_output(place, force, [("the model", opened.gguf.path)])
-    named = adapters if isinstance(adapters, Mapping) else {"adapter": adapters}
+        check_output(place, force, [*_read(opened, list(named.values())), *_paths("the prompts", [data])])
     sides = {name: adapter for name, one in named.items() if (adapter := resolve(one, opened.gguf)) is not None}
     given = sources(data)
     if len(given) != 1:
@@ -255,5 +254,9 @@ def _pair(model: Any, adapter: AdapterLike) -> tuple[Model, Adapter]:
 
 def _read(opened: Model, adapter: AdapterLike) -> list[tuple[str, Any]]:
     """What is read, as spare_inputs takes it."""
-    paths = [part for part in (adapter if isinstance(adapter, list | tuple) else [adapter])]
-    return [("the model", opened.gguf.path), *(("an adapter", p) for p in paths if isinstance(p, str | os.PathLike))]
+    adapters = adapter if isinstance(adapter, list | tuple) else [adapter]
+    return [("the model", opened.gguf.path), *_paths("an adapter", adapters)]
+
+
+def _paths(what: str, given: Iterable[Any]) -> list[tuple[str, Any]]:
+    return [(what, part) for part in given if isinstance(part, str | os.PathLike)]

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -110,33 +109,58 @@ def spare_inputs(outputs: Iterable[FilePath | None], inputs: Iterable[tuple[str,
                 )
 
 
-def check_output(path: FilePath, force: bool = False, inputs: Iterable[tuple[str, FilePath | None]] = ()) -> None:
-    """Raise UserError unless `path`, a file or folder that is to be made, is free; to be asked before any work is done.
+def check_output(
+    path: FilePath | None,
+    force: bool = False,
+    inputs: Iterable[tuple[str, FilePath | None]] = (),
+    *,
+    folder: bool = False,
+) -> None:
+    """The one rule for all that commands write, asked before any work is done: raise UserError unless `path`, a file or
+    a `folder`, can be made. None is passed over.
 
-    What exists is refused, unless `force` allows it to be replaced; an empty folder counts as free. Missing folders
-    above it are made. inputs: what is read, which is never replaced (see spare_inputs).
+    What exists is refused, unless `force` allows it to be replaced; an empty folder, a device and a pipe count as free.
+    Missing folders above it are made. inputs: what is read, which is never replaced (see spare_inputs).
     """
+    if path is None:
+        return
     path = Path(path)
     spare_inputs([path], inputs)
-    if path.is_dir():
-        foreign = next(
-            (entry.name for entry in path.iterdir() if not (entry.is_file() and entry.name.endswith(MADE))), None
-        )
-        if foreign is not None and force:
-            raise UserError(
-                f"{path} holds {foreign}, which no export writes, and is not replaced: name another folder."
-            )
-        if any(path.iterdir()) and not force:
-            raise UserError(f"{path} exists already, with files in it: name another one, or say --force to replace it.")
-    elif not force and path.is_file() and stat.S_ISREG(path.stat().st_mode):
+    if path.is_dir() and not folder:
+        raise UserError(f"{path} is a folder: name a file.")
+    if path.is_file() and folder:
+        raise UserError(f"{path} is a file: name a folder.")
+    held = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    if not force and (held or path.is_file()):
         raise UserError(f"{path} exists already: name another one, or say --force to replace it.")
+    foreign = next((name for name in held if not ((path / name).is_file() and name.endswith(MADE))), None)
+    if foreign is not None:
+        raise UserError(f"{path} holds {foreign}, which no export writes, and is not replaced: name another folder.")
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.is_file():
+            try_writing(path.absolute().parent)
     except OSError as error:
         raise cannot_write(path.parent, error) from None
 
 
-MADE = (".json", ".safetensors", ".gguf", ".jinja", ".txt", ".md", ".model", "Modelfile")  # what exported folders hold
+def check_files(
+    folder: FilePath, names: Iterable[str], force: bool = False, inputs: Iterable[tuple[str, FilePath | None]] = ()
+) -> None:
+    """check_output() of files in a folder, which may hold others as well and is not made yet. inputs is read once for
+    each: a list."""
+    places = [Path(folder) / name for name in names]
+    spare_inputs(places, inputs)
+    if not Path(folder).is_dir():
+        return check_output(folder, folder=True)
+    for place in places:
+        check_output(place, force)
+
+
+MADE = (  # ends of names that exported folders hold
+    *(".json", ".safetensors", ".gguf", ".jinja", ".txt", ".md", ".model", "Modelfile"),
+    *(".v", ".hex", ".wgsl"),
+)
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -81,17 +81,6 @@ def text(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def check_place(path: Path) -> None:
-    """Raise UserError unless a document may be written there: a file of another kind is not overwritten."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"-o {path} cannot be written: name a file in a folder that is there.")
-    if path.exists():
-        try:
-            load(path)
-        except UserError:
-            raise UserError(f"-o {path} is there and is no result of anytune bench: name another file.") from None
-
-
 def load(path: Path) -> dict[str, Any]:
     """A document that save() wrote. Raises UserError for anything else: the file may come from anybody."""
     try:

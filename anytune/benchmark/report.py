@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from anytune.errors import UserError
 from anytune.files import atomic_write, cannot_write
 
 from . import cases, run
-from .document import MOST, without_folders
+from .document import without_folders
 from .machine import machine, versions
 
 FORMAT, VERSION = "anytune-report", 1
@@ -28,20 +27,6 @@ PACKAGES = (
     *("anytune", "numpy", "numba", "llvmlite", "torch", "triton", "wgpu", "xllamacpp", "safetensors", "threadpoolctl"),
     *("jinja2", "click", "rich", "huggingface_hub", "fastapi"),
 )
-
-
-def check_place(path: Path) -> None:
-    """Raise UserError unless a report may be written there: a file of another kind is not overwritten."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"--report {path} cannot be written: name a file in a folder that is there.")
-    if path.exists():
-        try:
-            with open(path, "rb") as file:
-                found = json.loads(file.read(MOST))
-        except (OSError, ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise UserError(f"--report {path} is there and is no report of this kind: name another file.")
 
 
 def machine_report(

@@ -12,9 +12,20 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import SIZE, Command, data_files, existing_file, layers_device, model_path, note, print_json
+from anytune.cli.common import (
+    SIZE,
+    Command,
+    data_files,
+    existing_file,
+    force_option,
+    forced,
+    layers_device,
+    model_path,
+    note,
+    print_json,
+)
 from anytune.errors import UserError
-from anytune.files import spare_inputs
+from anytune.files import check_output
 
 FORMATS = ("md", "csv", "json")
 
@@ -250,6 +261,7 @@ class _Bench(Command):
     metavar="FILE",
     help="Also write the JSON to FILE, after each measurement.",
 )
+@force_option
 @click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: set two saved files side by side.")
 def bench(
     models: tuple[str, ...],
@@ -296,9 +308,7 @@ def bench(
     cells = cases.cells(paths, _known(devices), _flat(threads), asked, peer is not None)
     settings = cases.Settings(repeats=repeats, warmup=int(not no_warmup), **more)
     place = Path(save).expanduser() if save else None
-    if place:
-        spare_inputs([place], [*(("a model", path) for path in paths), ("the data", more["train_file"])])
-        documents.check_place(place)
+    check_output(place, forced(), [*(("a model", path) for path in paths), ("the data", more["train_file"])])
     document = documents.begin(_command(), settings, paths)
 
     def keep(row: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, json_option, note, print_json
+from anytune.cli.common import Command, force_option, forced, json_option, note, print_json
 
 _LEFT_OUT = {
     "duplicates": "said before, to the same mail",
@@ -89,6 +89,7 @@ _LEFT_OUT = {
     help="The same for the test that `anytune evaluate style` takes.",
 )
 @click.option("-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of the split.")
+@force_option
 @json_option
 def email(mailboxes: tuple[str, ...], senders: tuple[str, ...], folder: str, as_json: bool, **options: Any) -> None:
     """Pair each mail that you sent with the one that it answers: chats for `anytune train`.
@@ -101,7 +102,7 @@ def email(mailboxes: tuple[str, ...], senders: tuple[str, ...], folder: str, as_
     from anytune.mail.build import build
 
     with Progress("mail", "bytes", quiet=as_json) as progress:
-        facts = build(mailboxes, senders, folder, progress=progress.to, **options)
+        facts = build(mailboxes, senders, folder, force=forced(), progress=progress.to, **options)
     for split, part in (("validation", options["validation"]), ("test", options["test"])):
         if part and not facts["rows"][split]:
             note(f"no conversation was small enough for {split}.jsonl: it is empty; raise its part")

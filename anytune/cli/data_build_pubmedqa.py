@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, existing_file, json_option, print_json
+from anytune.cli.common import Command, existing_file, force_option, forced, json_option, print_json
 from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 from anytune.evaluation.recipe import BALANCES, FORMATS
 
@@ -72,6 +72,7 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
     help="pairs: prompt and completion; messages: chats.",
 )
 @click.option("-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of the split.")
+@force_option
 @json_option
 def pubmedqa(source: str, test: str, folder: str, labels: str | None, as_json: bool, **options: Any) -> None:
     """Split the questions outside the official test set into train and validation, and put all into words.
@@ -82,7 +83,8 @@ def pubmedqa(source: str, test: str, folder: str, labels: str | None, as_json: b
     from anytune.evaluation.recipe import build
 
     chosen = chosen_labels(labels)
-    facts = build(existing_file(source, "question"), existing_file(test, "test"), folder, labels=chosen, **options)
+    sources = existing_file(source, "question"), existing_file(test, "test")
+    facts = build(*sources, folder, labels=chosen, force=forced(), **options)
     if as_json:
         print_json(facts)
         return

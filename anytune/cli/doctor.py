@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, json_option, print_json
+from anytune.cli.common import Command, force_option, forced, json_option, print_json
+from anytune.files import check_output
 
 
 @click.command(
@@ -34,21 +35,22 @@ from anytune.cli.common import Command, json_option, print_json
     help="Also measure every sound device with a small random model, and write all of it to this file, which names no "
     "user, host or folder: attach it where you report a problem.",
 )
+@force_option
 @json_option
 def doctor(threads: int | None, kernels: str | None, place: str | None, as_json: bool) -> int:
     """Examine this machine: devices, engines, versions, and every operation of
     every engine against known answers (there are drivers that report success and write nothing). Exit code 1
     if something is wrong."""
-    from anytune.benchmark.report import check_place
     from anytune.doctor import examine, report
 
+    check_output(kernels, forced(), folder=True)
     if kernels is not None:
         from anytune.engine.webgpu.kernels.every import write
 
         click.echo(f"{write(kernels)} kernels are in {kernels}")
         return 0
     if place is not None:
-        check_place(Path(place).expanduser())
+        check_output(Path(place).expanduser(), forced())
     facts = examine(threads)
     if place is not None:
         _write(facts, Path(place).expanduser(), as_json)

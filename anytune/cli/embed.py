@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, json_option, load_model, model_options, model_path, print_json, text_file
+from anytune.cli.common import (
+    Command,
+    force_option,
+    forced,
+    json_option,
+    load_model,
+    model_options,
+    model_path,
+    print_json,
+    text_file,
+)
 from anytune.errors import UserError
 
 
@@ -31,6 +41,7 @@ from anytune.errors import UserError
 @click.option(
     "-o", "--output", metavar="FILE", help="Write .npz with `embeddings`, float32 [texts, width], and `texts`."
 )
+@force_option
 @json_option
 def embed(
     model: str, engine: dict, file: str | None, texts: tuple[str, ...], output: str | None, as_json: bool
@@ -45,15 +56,13 @@ def embed(
     from anytune.cli.progress import Progress
     from anytune.evaluation.embeddings import embed as run
     from anytune.evaluation.prompts import read_prompts
-    from anytune.files import atomic_write, spare_inputs
+    from anytune.files import atomic_write, check_output
 
     place = Path(output).expanduser() if output else None
     if place is not None:
         if place.suffix.lower() != ".npz":
             raise UserError(f"-o {output} must end in .npz, the format that is written.")
-        if not place.parent.is_dir():
-            raise UserError(f"-o {output} cannot be written: there is no folder {place.parent}.")
-        spare_inputs([place], [("the model", model_path(model)), ("the file of texts", file)])
+        check_output(place, forced(), [("the model", model_path(model)), ("the file of texts", file)])
     given = list(texts)
     if file is not None:
         given += [prompt.shown for prompt in read_prompts(text_file(file, "text"))]

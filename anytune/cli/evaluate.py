@@ -10,6 +10,8 @@ import click
 
 from anytune.cli.common import (
     Command,
+    force_option,
+    forced,
     json_option,
     load_adapter,
     load_model,
@@ -22,7 +24,7 @@ from anytune.cli.common import (
 from anytune.cli.evaluate_score import score
 from anytune.cli.sampling import SAMPLING, read_template
 from anytune.errors import UserError
-from anytune.files import spare_inputs
+from anytune.files import check_output
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
@@ -141,6 +143,7 @@ def answering_options(command: Callable) -> Callable:
     "completion, or text alone.",
 )
 @answering_options
+@force_option
 @json_option
 def style(
     model: str,
@@ -287,9 +290,10 @@ def report_places(outputs: tuple[str, ...], model: str, loras: tuple[str, ...], 
     from anytune.evaluation.report import check_path
 
     places = [check_path(path) for path in outputs]
-    if places:
-        spare_inputs(
-            places,
+    for place in places:
+        check_output(
+            place,
+            forced(),
             [
                 ("the model", model_path(model)),
                 *(("an adapter", named(lora)[1]) for lora in loras),

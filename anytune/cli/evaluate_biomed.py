@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, existing_file, json_option, load_model, model_options, print_json, text_file
+from anytune.cli.common import (
+    Command,
+    existing_file,
+    force_option,
+    json_option,
+    load_model,
+    model_options,
+    print_json,
+    text_file,
+)
 from anytune.cli.evaluate import adapters_of, keeping, put, report_places
 from anytune.cli.evaluate_compare import evaluate
 from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
@@ -85,6 +94,7 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
     default=None,
     help="Put questions as plain text, or as a user's message.  [default: as `anytune generate`]",
 )
+@force_option
 @json_option
 def biomed(
     model: str,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import Command, json_option, load_model, model_options, model_path, text_file
+from anytune.cli.common import Command, force_option, json_option, load_model, model_options, model_path, text_file
 from anytune.cli.evaluate import (
     Phases,
     adapters_of,
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Wait so long for each answer of the judge.",
 )
+@force_option
 @json_option
 def compare(
     model: str,

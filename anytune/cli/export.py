@@ -110,9 +110,9 @@ def open_pair(
     spare_inputs(
         [*outputs, folder], [("the model", model_path(model)), *(("an adapter", path) for path, _ in sources), *inputs]
     )
-    for path in (*outputs, folder):
-        if path is not None:
-            check_output(path, forced())
+    for path in outputs:
+        check_output(path, forced())
+    check_output(folder, forced(), folder=True)
     if needed and not sources:
         raise UserError("There is no adapter to export: name one with --lora.")
     if engine["device"] == "auto":

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.common import Command, existing_file, model_option, model_path
+from anytune.cli.common import Command, existing_file, force_option, forced, model_option, model_path
 from anytune.cli.export_merge import export
 from anytune.errors import UserError
-from anytune.files import atomic_write, cannot_write, spare_inputs
+from anytune.files import atomic_write, cannot_write, check_output
 
 
 @export.command(
@@ -31,6 +31,7 @@ from anytune.files import atomic_write, cannot_write, spare_inputs
 )
 @click.option("--license", metavar="NAME", help="The adapter's licence, such as apache-2.0.  [default: the base's]")
 @click.option("-o", "--output", required=True, metavar="FILE", help="Where the README goes.")
+@force_option
 def card(model: str, lora: str, run: str | None, scores: tuple[str, ...], license: str | None, output: str) -> None:
     """Write what a stranger needs to know of an adapter, as a README with the front matter that Hugging Face reads.
 
@@ -43,8 +44,9 @@ def card(model: str, lora: str, run: str | None, scores: tuple[str, ...], licens
     path, reports = Path(lora).expanduser(), [existing_file(report, "report") for report in scores]
     folder = None if run is None else Path(run).expanduser()
     inside = [] if folder is None else [folder / "settings.json", folder / "metrics.jsonl"]
-    spare_inputs(
-        [output],
+    check_output(
+        output,
+        forced(),
         [
             ("the model", model_path(model)),
             ("the adapter", path),

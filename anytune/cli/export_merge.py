@@ -75,7 +75,6 @@ def merge(
     most: so each type is measured against the served pair, in its weights and by the KL divergence on a text.
     """
     from anytune.export import checks
-    from anytune.export.merge import check_target
 
     if output is None and not compare:
         raise UserError("There is nowhere to write to: give -o, or --dry-run to measure only.")
@@ -101,8 +100,6 @@ def merge(
     if adapter is None and choice.kind in (None, "auto", "same"):
         raise UserError("Without an adapter --absorb needs a --type to round to.")
     work = Work(loaded, adapter, choice, engine, as_json)
-    if target is not None:
-        check_target(target)
     words = read_text(calibration) if calibration else work.text
     with work.served() as served:
         taken = work.merge(target, choice.kind or ("auto" if absorb is None else "same"), served)

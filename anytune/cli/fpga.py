@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from anytune.cli import fpga_plan
-from anytune.cli.common import Command, json_option, model_option, model_path, print_json
+from anytune.cli.common import Command, force_option, forced, json_option, model_option, model_path, print_json
 from anytune.errors import UserError
-from anytune.files import spare_inputs
+from anytune.files import check_output
 
 
 class _Group(click.Group):
@@ -65,6 +65,7 @@ def fpga() -> None:
     metavar="F",
     help="The clock that --decode's times are told for; without it, the one that the ECP5-85 is planned with.",
 )
+@force_option
 @json_option
 def simulate(
     model: str, layer: int, tokens: int, rank: int, trace: str, decode: bool, mhz: float | None, as_json: bool
@@ -77,9 +78,7 @@ def simulate(
     from anytune.fpga import layer as layers
 
     path = str(model_path(model))
-    if trace and not Path(trace).expanduser().resolve().parent.is_dir():
-        raise UserError(f"--vcd {trace}: there is no such folder.")
-    spare_inputs([trace or None], [("the model", path)])
+    check_output(Path(trace).expanduser() if trace else None, forced(), [("the model", path)])
     found = layers.simulate(
         path,
         layer,
@@ -132,13 +131,14 @@ def _decode(path: str, cycles: int, rank: int, mhz: float | None) -> dict[str, A
 """,
 )
 @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
+@force_option
 @json_option
 def export(output: str, as_json: bool) -> int:
     """Write the engine (AXI4-Stream and AXI4-Lite) and the other cores as Verilog, with a testbench and a manual."""
     from anytune.fpga.export import export as write
     from anytune.units import bytes_text
 
-    files = write(output.rstrip("/") or output)
+    files = write(output.rstrip("/") or output, forced())
     if as_json:
         print_json({"path": output, "files": files})
     else:
@@ -176,6 +176,7 @@ def export(output: str, as_json: bool) -> int:
 )
 @click.option("--work", metavar="FOLDER", help="Keep netlist, logs, reports and places here.")
 @click.option("--save", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the result as JSON.")
+@force_option
 @json_option
 def route(
     core: str,
@@ -199,6 +200,7 @@ def route(
     except ValueError:
         raise UserError(f"--seeds takes numbers with commas between them, not {seeds!r}.") from None
     routing.core(core)
+    check_output(save, forced())
     with tempfile.TemporaryDirectory(prefix="anytune-route-") as scratch:
         folder = Path(work or scratch).expanduser()
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import click
 from anytune.cli import predictions
 from anytune.cli.common import (
     Command,
+    force_option,
     json_option,
     load_adapter,
     load_model,
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
 )
 @click.option("-v", "--verbose", is_flag=True, help="The same as --stats.")
 @sampling_options
+@force_option
 @json_option
 def generate(
     model: str,

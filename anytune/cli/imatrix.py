@@ -6,8 +6,18 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.common import Command, json_option, load_model, model_options, model_path, print_json, read_text
-from anytune.files import spare_inputs
+from anytune.cli.common import (
+    Command,
+    force_option,
+    forced,
+    json_option,
+    load_model,
+    model_options,
+    model_path,
+    print_json,
+    read_text,
+)
+from anytune.files import check_output
 
 
 @click.command(
@@ -34,6 +44,7 @@ from anytune.files import spare_inputs
 @click.option(
     "-b", "--batch-size", "batch", type=click.IntRange(1), default=2048, show_default=True, help="Tokens run at once."
 )
+@force_option
 @json_option
 def imatrix(
     model: str, engine: dict, file: str, output: str, context: int | None, chunks: int | None, batch: int, as_json: bool
@@ -46,7 +57,7 @@ def imatrix(
     from anytune.quantization.collect import collect
     from anytune.quantization.imatrix import write_imatrix
 
-    spare_inputs([output], [("the model", model_path(model)), ("the text", file)])
+    check_output(output, forced(), [("the model", model_path(model)), ("the text", file)])
     text = read_text(file)
     loaded = load_model(model, engine)
     with Progress("imatrix", "tokens", quiet=as_json) as progress:

@@ -9,6 +9,8 @@ import click
 from anytune.cli.common import (
     Command,
     existing_file,
+    force_option,
+    forced,
     json_option,
     load_adapter,
     load_model,
@@ -19,7 +21,7 @@ from anytune.cli.common import (
     read_text,
 )
 from anytune.errors import UserError
-from anytune.files import spare_inputs
+from anytune.files import check_output
 
 
 @click.command(
@@ -68,6 +70,7 @@ from anytune.files import spare_inputs
     is_flag=True,
     help='-f has a JSON object a line: {"context": text, "choices": [texts], "answer": number from 0}.',
 )
+@force_option
 @json_option
 def perplexity(
     model: str,
@@ -124,7 +127,7 @@ def _perplexity(
     if compare:
         existing_file(base or "", "distributions")
     else:
-        spare_inputs([base], [("the model", model_path(model)), ("the adapter", lora), ("the text", file)])
+        check_output(base, forced(), [("the model", model_path(model)), ("the adapter", lora), ("the text", file)])
     text = None if compare else read_text(file or "")
     loaded = load_model(model, engine)
     adapter = load_adapter(lora, loaded)

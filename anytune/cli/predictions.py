@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anytune.cli.common import note, text_file
+from anytune import files
+from anytune.cli.common import forced, note, text_file
 from anytune.cli.progress import Progress
 from anytune.errors import UserError
-from anytune.files import atomic_write, spare_inputs
+from anytune.files import atomic_write
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
@@ -26,10 +27,9 @@ def check_output(output: str, model: Path, lora: str | None, prompts: str | None
         raise UserError(
             f"-o {output} is neither .jsonl (one object per prompt) nor .txt (one line per answer): name it so."
         )
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"-o {output} cannot be written: name a file in an existing folder.")
-    spare_inputs(
-        [path],
+    files.check_output(
+        path,
+        forced(),
         [
             ("the model", model),
             ("the adapter", lora),

@@ -8,9 +8,17 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, json_option, load_model, model_options, print_json
+from anytune.cli.common import (
+    Command,
+    force_option,
+    forced,
+    json_option,
+    load_model,
+    model_options,
+    model_path,
+    print_json,
+)
 from anytune.cli.quantize_search import Stages
-from anytune.errors import UserError
 
 
 @click.command(
@@ -97,6 +105,7 @@ from anytune.errors import UserError
 )
 @click.option("-o", "--output", metavar="GGUF", help="Write the model with the last stage's types.")
 @click.option("--output-adapter", "adapter", metavar="GGUF", help="Write the adapter that was trained on it.")
+@force_option
 @json_option
 def lower(
     model: str,
@@ -120,14 +129,12 @@ def lower(
     leaves it is taken back. Computes with --device numpy.
     """
     import anytune
-    from anytune.files import spare_inputs
+    from anytune.files import check_output
     from anytune.quantization.search.lowering import lower as run
     from anytune.text import build_dataset
 
-    spare_inputs([output, adapter], [("the model", model), *(("the data", file) for file in files)])
     for path in (output, adapter):
-        if path is not None and not Path(path).expanduser().absolute().parent.is_dir():
-            raise UserError(f"{path} cannot be written: there is no folder {Path(path).parent}.")
+        check_output(path, forced(), [("the model", model_path(model)), *(("the data", file) for file in files)])
     if engine["device"] == "auto":
         engine["device"] = "numpy"
     loaded = load_model(model, engine)

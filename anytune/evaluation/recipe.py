@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
 from anytune.evaluation.pubmedqa import LABELS, Source, ask, read_official, read_test
-from anytune.files import atomic_write, cannot_write, spare_inputs
+from anytune.files import atomic_write, cannot_write, check_files
 from anytune.text.reading import reads_once
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def build(
     balance: str = "none",
     format: str = "pairs",
     seed: int = 42,
+    force: bool = False,
     labels: Sequence[str] = LABELS,
 ) -> dict[str, Any]:
     """Write train.jsonl, validation.jsonl, test.jsonl and recipe.json into `folder`; returns what recipe.json holds.
@@ -42,15 +43,14 @@ def build(
     go into validation, from each label its share (fractions by largest remainder), the rest into train. balance:
     oversample repeats train's rarer labels, a whole round of them in a new order at a time, until all are as frequent
     as the most frequent; undersample drops what the rarest lacks. Nothing else than train is balanced. labels:
-    questions with other answers are left out everywhere. Same files and arguments, same bytes. Raises UserError.
+    questions with other answers are left out everywhere. force: replace files that exist. Same files and arguments,
+    same bytes. Raises UserError.
     """
     import numpy as np
 
     folder = Path(folder)
-    spare_inputs(
-        [folder / RECIPE, *(folder / f"{name}.jsonl" for name in ("train", "validation", "test"))],
-        [("the question file", path), ("the test file", test)],
-    )
+    written = (RECIPE, *(f"{split}.jsonl" for split in ("train", "validation", "test")))
+    check_files(folder, written, force, [("the question file", path), ("the test file", test)])
     if (pipe := next(filter(reads_once, (path, test)), None)) is not None:
         raise UserError(f"{pipe} is a pipe or a device, and it is read twice, for its hash: write it to a file first.")
     sources = read_official(path)

@@ -20,7 +20,7 @@ def new_folder(path: str | os.PathLike, size: int = 0, force: bool = False) -> I
     and must not be, or there is too little room.
     """
     path = Path(path)
-    check_output(path, force)
+    check_output(path, force, folder=True)
     check_room(path.parent, size, path.name)
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:

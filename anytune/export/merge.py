@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.adapter.adapter import Adapter
-from anytune.errors import UserError
 from anytune.export.adapters import merged_rows
 from anytune.export.chat import turn_end
 from anytune.export.distance import Served, weight_error
-from anytune.files import cannot_write, spare_inputs, sync_folder, try_writing
+from anytune.files import check_output, sync_folder
 from anytune.gguf import GGUF
 from anytune.quantization.filetypes import file_type
 from anytune.quantization.rewrite import FLOATS, rewrite
@@ -111,9 +110,7 @@ class Merge:
         """
         rows: list[dict[str, Any]] = []
         place = target.parent if target is not None else None
-        if target is not None:
-            spare_inputs([target], [("the model", self.base.path), ("the importance file", self.imatrix)])
-            check_target(target)
+        check_output(target, True, [("the model", self.base.path), ("the importance file", self.imatrix)])
         with tempfile.TemporaryDirectory(prefix=".anytune-merge-", dir=place) as folder:
             best: Path | None = None
             for _, kind in self.sizes(kinds):
@@ -134,19 +131,6 @@ class Merge:
                 sync_folder(target.parent)
                 next(row for row in rows if row["type"] == best.stem)["taken"] = True
         return rows
-
-
-def check_target(target: Path) -> None:
-    """UserError unless a file can be made at `target`."""
-    if target.is_dir() or not target.parent.is_dir():
-        raise UserError(
-            f"{target} cannot be written: "
-            + ("it is a folder." if target.is_dir() else f"there is no folder {target.parent}.")
-        )
-    try:
-        try_writing(target.parent)
-    except OSError as error:
-        raise cannot_write(target, error) from None
 
 
 def candidates(base: GGUF, kinds: Sequence[str] | None = None) -> list[str]:

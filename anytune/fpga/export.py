@@ -13,14 +13,15 @@ from anytune.fpga.simulation import TOP
 from anytune.fpga.twin import Twin
 
 
-def export(folder: str | Path) -> dict[str, object]:
-    """Write all cores into a new folder; {file: bytes}. Raises UserError if the folder is not empty."""
+def export(folder: str | Path, force: bool = False) -> dict[str, object]:
+    """Write all cores into a new folder; {file: bytes}. Raises UserError if the folder is not empty, unless `force`
+    allows it to be replaced."""
     from anytune.fpga import routing
     from anytune.fpga.rtl import cores
     from anytune.fpga.rtl.verilog import verilog
 
     beats, sums = case()
-    with new_folder(folder) as made:
+    with new_folder(folder, force=force) as made:
         for name in cores.CORES:
             top = TOP if name == "engine" else f"anytune_{name}"
             (made / f"{top}.v").write_text(verilog(routing.core(name), top), "utf-8")

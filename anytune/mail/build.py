@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.files import atomic_write, cannot_write, spare_inputs
+from anytune.files import atomic_write, cannot_write, check_files
 from anytune.mail import boxes
 from anytune.mail.parse import Mail, parse
 from anytune.mail.redact import redact as redacted
@@ -68,6 +68,7 @@ def build(
     validation: float = 0.05,
     test: float = 0.1,
     seed: int = 42,
+    force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write train.jsonl, validation.jsonl, test.jsonl (rows of messages) and recipe.json; returns the latter's facts.
@@ -76,8 +77,8 @@ def build(
     message for every row, {name} in it is the person's name. include_new: also mails that answer none, asked for by
     receiver and subject. subject: the subject above each prompt. signatures: texts that end mails and are cut off.
     min_words: of a reply; max_words: of prompt and reply; others are left out. validation, test: parts of the pairs,
-    whole conversations each. progress: (bytes read, of how many). Same mail and arguments, same bytes. Raises UserError
-    for addresses, folders and mail of which nothing can be made.
+    whole conversations each. force: replace files that exist. progress: (bytes read, of how many). Same mail and
+    arguments, same bytes. Raises UserError for addresses, folders and mail of which nothing can be made.
     """
     known = {sender.strip().lower() for sender in senders}
     bad = next((sender for sender in known if "@" not in sender), None)
@@ -87,9 +88,8 @@ def build(
         raise UserError("The parts for validation and test must be 0 or more, and leave something to train on.")
     folder = _folder(folder, validation, test)
     files = boxes.find(paths)
-    spare_inputs(
-        [folder / RECIPE, *(folder / f"{split}.jsonl" for split in SPLITS)], [("a mailbox", file) for file in files]
-    )
+    written = (RECIPE, *(f"{split}.jsonl" for split in SPLITS))
+    check_files(folder, written, force, [("a mailbox", file) for file in files])
     counts: Counter[str] = Counter()
     own, threads = _own(files, known, counts, progress)
     originals = _originals(files, {mail.parents[-1] for mail in own if mail.parents}, counts["messages"], progress)
@@ -139,8 +139,6 @@ def build(
 
 def _folder(folder: str | os.PathLike, validation: float, test: float) -> Path:
     folder = Path(folder).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: name a folder to write into.")
     for split, part in (("validation", validation), ("test", test)):
         if not part and (folder / f"{split}.jsonl").exists():
             raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.files import check_room, spare_inputs
+from anytune.files import check_output, check_room
 from anytune.gguf import GGUF, TensorInfo, write_gguf
 from anytune.gguf.encode import NAMES, encode
 from anytune.gguf.kernels import KERNELS
@@ -130,20 +130,10 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_place(file: GGUF, target: Path, importance: str | None = None) -> None:
-    """UserError if `target` is the source itself or the importance file, a folder, or in a folder that is not there."""
-    spare_inputs([target], [("the model", file.path), ("the importance file", importance)])
-    if target.is_dir() or not target.parent.is_dir():
-        raise UserError(
-            f"{target} cannot be written: "
-            + ("it is a folder." if target.is_dir() else f"there is no folder {target.parent}.")
-        )
-
-
 def _check(
     file: GGUF, made: TensorTypes, target: Path, size: int, values: Mapping[str, Rows], importance: Importance | None
 ) -> None:
-    check_place(file, target, importance and importance.path or None)
+    check_output(target, True, [("the model", file.path), ("the importance file", importance and importance.path)])
     for name, t in file.tensors.items():
         if made.formats[name] not in NAMES and (name in values or made.formats[name] != t.type.name):
             raise UserError(

@@ -107,4 +107,4 @@ def check_outputs(
         ],
     )
     if output is not None:
-        check_output(output, force or settings.resume_from is not None)
+        check_output(output, force or settings.resume_from is not None, folder=Path(output).suffix.lower() != ".gguf")

@@ -6,10 +6,8 @@ import os
 import re
 import socket
 
-import pytest
 
 from anytune.benchmark import report
-from anytune.errors import UserError
 from tests.cli.conftest import cli  # noqa: F401
 
 
@@ -33,14 +31,3 @@ def test_the_file_has_all_of_it_and_no_names(cli, tmp_path, monkeypatch):
     for name in (str(tmp_path), os.path.expanduser("~") + "/", f"/{getpass.getuser()}/"):
         assert name not in text
     assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)
-
-
-@pytest.mark.parametrize("content", ["", "notes", "[]", '{"format": "anytune-bench"}'])
-def test_a_file_of_another_kind_is_not_overwritten(tmp_path, content):
-    (tmp_path / "r.json").write_text(content)
-    with pytest.raises(UserError, match="no report of this kind"):
-        report.check_place(tmp_path / "r.json")
-    report.save({"format": report.FORMAT}, tmp_path / "mine.json")
-    report.check_place(tmp_path / "mine.json")
-    with pytest.raises(UserError, match="cannot be written"):
-        report.check_place(tmp_path / "nowhere" / "r.json")

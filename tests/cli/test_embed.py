@@ -29,7 +29,6 @@ def test_the_file_holds_texts_and_their_vectors(cli, model, tmp_path):
         ((), "nothing to embed"),
         (("-p", "x"), "no pair"),
         (("-f", "missing.txt", "-o", "a.npz"), "no text file"),
-        (("-p", "x", "-o", "no/a.npz"), "no folder"),
     ],
 )
 def test_what_is_refused(cli, model, args, said):

@@ -69,13 +69,22 @@ WRITES = {
     "generate": ("-m {m} --lora {a} --chat-template {t} -p x -o {out}", ".jsonl"),
     "generate -f": ("{f} -m {m} --lora {a} -o {out}", ".txt"),
     "quantize search": ("-m {m} --budget 4bpw -f {d} --imatrix {i} -o {out}", ""),
+    "quantize lower --output-adapter": ("{out} -m {m} -f {d}", ".gguf"),
+    "doctor --report": ("{out}", ".json"),
+    "doctor --kernels": ("{out}", ""),
+    "fpga export": ("-o {out}", ""),
+    "fpga route": ("--save {out}", ".json"),
 }
+MAKES_FOLDERS = {"export peft", "export hf", "export mlx", "export ollama", "doctor --kernels", "fpga export"}
+NEEDS_NOTHING = {"doctor --report", "doctor --kernels", "fpga export", "fpga route"}  # no input that could stop them
+WRITING_FLAGS = {"-o", "--output", "--output-adapter", "--save", "--report", "--vcd", "--kernels"}
 FOLDERS = {  # commands that write files of known names into a folder: the folder, and one of them
     "train": ("-m {m} -f {d} --val-file {v} --run-dir {out}", "train.log"),
     "export lmstudio": ("-m {m} --lora {a} -o . --publisher {out} --name n", "n"),
     "data build email": ("{d} {e} --from me@example.org -o {out}", "train.jsonl"),
     "data build pubmedqa": ("{d} --test {v} -o {out}", "recipe.json"),
 }
+ADAPT = "adapt "
 FROM_FOLDERS = {  # commands that read whole folders
     "convert": "{f} -o {out}",
     "export gguf": "-m {m} --lora {f} -o {out}",
@@ -90,30 +99,34 @@ ONLY_READS = {
     "data preview",
     "chat",
     "verify",
-    "doctor",
     "monitor",
     "runs list",
     "runs clean",
     "completion",
     "evaluate score",
     "fpga plan",
-    "fpga route",
-    "fpga export",
 }
 
 
 def commands(group=root, above=()):
+    """(name, command) of all."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, (*above, name))
             continue
-        yield " ".join((*above, name))
-        yield from (" ".join((*above, name, part)) for part in getattr(command, "parts", ()))
+        yield " ".join((*above, name)), command
+        yield from ((" ".join((*above, name, part)), one) for part, one in getattr(command, "parts", {}).items())
 
 
 def test_every_command_is_known_here():
-    known = {name.partition(" -")[0] for name in [*WRITES, *FOLDERS, *FROM_FOLDERS]} | ONLY_READS
-    assert set(commands()) == known, "a new command belongs into WRITES (it asks files.spare_inputs) or ONLY_READS"
+    writes, known = {name.partition(" -")[0] for name in [*WRITES, *FOLDERS, *FROM_FOLDERS]}, dict(commands())
+    assert set(known) == writes | ONLY_READS, "a new command belongs into WRITES (it asks files.check_output)"
+    for name, command in known.items():
+        flags = {flag for param in command.params for flag in param.opts}
+        if name in ONLY_READS:
+            assert not flags & WRITING_FLAGS, f"{name} writes: it belongs into WRITES"
+        elif not name.startswith(ADAPT):
+            assert "--force" in flags, f"{name} has no --force"
 
 
 def aliases(path, suffix):
@@ -159,6 +172,48 @@ def test_no_command_overwrites_what_it_reads(cli, tmp_path, monkeypatch, name):
             outcome = cli(*name.split(), *args(alias), code=2)
             assert "itself" in outcome.err and "overwritten" in outcome.err, (role, alias, outcome.err)
             assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", [name for name in WRITES if not name.startswith(ADAPT)])
+def test_every_command_has_one_rule_for_outputs(cli, tmp_path, monkeypatch, name):
+    """What exists is refused in one sentence, unless --force is given; folders above it are made."""
+    monkeypatch.chdir(tmp_path)
+    pattern, suffix = WRITES[name]
+    args = fill(tmp_path, pattern, suffix=suffix)[1]
+    out = held = tmp_path / f"out{suffix}"
+    if name in MAKES_FOLDERS:
+        out.mkdir()
+        held = out / "README.md"
+    held.write_text("what was there")
+    before = contents(tmp_path)
+    refused = cli(*name.split(), *args(out), code=2).err
+    assert f"{out} exists already: name another one, or say --force to replace it." in refused
+    assert contents(tmp_path) == before
+    if name not in NEEDS_NOTHING:
+        assert "exists already" not in cli(*name.split(), *args(out), "--force", code=2).err
+        assert contents(tmp_path) == before
+        cli(*name.split(), *args(tmp_path / "new" / "folder" / f"out{suffix}"), code=2)
+        assert (tmp_path / "new" / "folder").is_dir()
+    other = tmp_path / f"other{suffix}"
+    other.write_text("x") if name in MAKES_FOLDERS else other.mkdir()
+    assert " name a f" in cli(*name.split(), *args(other), "--force", code=2).err
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_files_in_a_folder_have_the_same_rule(cli, tmp_path, monkeypatch, name):
+    pattern, inside = FOLDERS[name]
+    monkeypatch.chdir(tmp_path)
+    args = fill(tmp_path, pattern)[1]
+    held = tmp_path / "out" / inside
+    if name == "export lmstudio":
+        held.mkdir(parents=True)
+        held /= "model.gguf"
+    held.parent.mkdir(exist_ok=True)
+    held.write_text("what was there")
+    before = contents(tmp_path)
+    said = cli(*name.split(), *args("out"), code=2).err
+    assert ("exists already" in said) != (name == "train") and contents(tmp_path) == before
+    assert "exists already" not in cli(*name.split(), *args("out"), "--force", code=2).err
 
 
 @pytest.mark.parametrize("name", FOLDERS)

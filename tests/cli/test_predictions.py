@@ -50,7 +50,6 @@ def test_a_file_of_many_lines_is_one_prompt_and_says_so(cli, model, prompts):
     [
         (("--prompts", "PROMPTS", "-p", "x"), "one or the other"),
         (("-p", "x", "-o", "a.csv"), "neither .jsonl"),
-        (("-p", "x", "-o", "no/such/a.txt"), "existing folder"),
         (("--bench", "2", "--prompts", "PROMPTS"), "only measures"),
         (("--prompts", "PROMPTS", "-o", "PROMPTS"), "overwritten"),
         (("--prompts", "missing.txt"), "no prompt file"),

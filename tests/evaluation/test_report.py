@@ -121,14 +121,8 @@ def test_half_characters_and_controls_do_not_stop_the_file(tmp_path):
 
 
 def test_places_are_checked_before_the_work(tmp_path):
-    for path, why in (
-        (tmp_path / "r.txt", "end in .html or .json"),
-        (tmp_path / "no" / "r.html", "no folder"),
-        (tmp_path / "d.html", "a folder"),
-    ):
-        (tmp_path / "d.html").mkdir(exist_ok=True)
-        with pytest.raises(UserError, match=why):
-            check_path(path)
+    with pytest.raises(UserError, match="end in .html or .json"):
+        check_path(tmp_path / "r.txt")
     write(tmp_path / "r.html", report())
     before = (tmp_path / "r.html").read_bytes()
     write(tmp_path / "r.html", report())

@@ -321,14 +321,14 @@ def test_weight_error_of_the_same_file_is_zero(tmp_path):
 def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     import errno
 
-    from anytune.export import merge
+    from anytune import files
 
     def refuse(folder):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(merge, "try_writing", refuse)
-    with pytest.raises(UserError, match=r"m\.gguf cannot be written: Read-only file system; choose another place\.$"):
-        merge.check_target(tmp_path / "m.gguf")
+    monkeypatch.setattr(files, "try_writing", refuse)
+    with pytest.raises(UserError, match=r"cannot be written: Read-only file system; choose another place\.$"):
+        files.check_output(tmp_path / "m.gguf")
 
 
 def test_rounding_in_llamacpp_is_not_held_against_the_file(tmp_path, monkeypatch):

@@ -209,7 +209,7 @@ def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr("anytune.files.os.fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        build([path], [ME], tmp_path / "out", seed=5)
+        build([path], [ME], tmp_path / "out", seed=5, force=True)
     assert {name: (tmp_path / "out" / name).read_bytes() for name in os.listdir(tmp_path / "out")} == before
 
 

@@ -106,11 +106,7 @@ def test_mistakes(made, tmp_path, capsys):
     with pytest.raises(UserError, match="numpy"):
         run(made, device="cpu-torch")
     base = ["quantize", "lower", "-m", str(made[0]), "-f", str(made[1]), "-t", "1"]
-    for args, word in (
-        (["-o", str(made[1])], "the data itself"),
-        (["-o", str(tmp_path / "no" / "x.gguf")], "no folder"),
-        (["-f", str(tmp_path / "none.jsonl")], "none.jsonl"),
-    ):
+    for args, word in ((["-o", str(made[1])], "the data itself"), (["-f", str(tmp_path / "none.jsonl")], "none.jsonl")):
         assert command(base + args) == 2
         said = capsys.readouterr().err
         assert word in said and "Traceback" not in said

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
+from anytune.files import check_output
 from anytune.gguf import GGUF, TensorInfo
 from anytune.likelihood.divergence import Reference
 from anytune.quantization import mix
 from anytune.quantization.filetypes import FILE_TYPES, block_name
 from anytune.quantization.imatrix import Importance, read_imatrix
 from anytune.quantization.tensor_types import TensorTypes
-from anytune.quantization.rewrite import available_threads, carry_out, check_place
+from anytune.quantization.rewrite import available_threads, carry_out
 from anytune.quantization.run import refuse_rounding_twice
 from anytune.quantization.search import report
 from anytune.quantization.search.budget import Budget, Price, bytes_of, parse
@@ -69,8 +70,7 @@ def search(
     Raises UserError.
     """
     wanted = parse(budget)
-    if target is not None:
-        check_place(model.gguf, Path(target), None if imatrix is None else os.fspath(imatrix))
+    check_output(target, True, [("the model", model.gguf.path), ("the importance file", imatrix)])
     work = _Work(
         model, wanted, candidates(model, types), price, threads or available_threads(), say or (lambda *_: None)
     )
