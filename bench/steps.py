@@ -31,7 +31,7 @@ args = options.parse_args()
 import anytune  # noqa: E402  (before NumPy: it chooses the BLAS kernels)
 from anytune.benchmark.cases import Test  # noqa: E402
 from anytune.benchmark.work import Training  # noqa: E402
-from anytune.cli.common import SIZE  # noqa: E402
+from anytune.cli.options import SIZE  # noqa: E402
 
 peak = common.Peak()
 examples, length = map(int, args.shape.split("x"))

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import data_files, json_option, load_model, print_json, read_text, text_file
 from anytune.cli.dataset import FORMATS, KEYS, columns_from
+from anytune.cli.opening import data_files, load_model, read_text, text_file
+from anytune.cli.options import json_option
 from anytune.cli.progress import Progress
+from anytune.cli.say import print_json
 from anytune.errors import UserError
 
 if TYPE_CHECKING:
@@ -174,7 +176,7 @@ class Common:
 
     def open(self, model: str, engine: dict, inputs: list[tuple[str, str | None]]) -> Model:
         """The student; every file is looked for first, and no output may be an input."""
-        from anytune.cli.common import model_path
+        from anytune.cli.opening import model_path
         from anytune.files import spare_inputs
 
         self.files, self.val_file = data_files(self.files), data_files(self.val_file)
@@ -300,7 +302,7 @@ def interruptible(output: str, work: Callable[[], int]) -> int:
 
 
 def adapter_of(path: str | None, model: Model) -> Adapter | None:
-    from anytune.cli.common import load_adapter
+    from anytune.cli.opening import load_adapter
 
     return load_adapter(path, model)
 

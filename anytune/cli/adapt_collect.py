@@ -16,7 +16,10 @@ from anytune.cli.adapt import (
     teacher_of,
     teacher_options,
 )
-from anytune.cli.common import Command, existing_file, json_option, model_options, print_json, read_text
+from anytune.cli.command import Command
+from anytune.cli.opening import existing_file, read_text
+from anytune.cli.options import json_option, model_options
+from anytune.cli.say import print_json
 
 
 @adapt.command(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from anytune.cli.adapt import Bars, Common, adapt, adapter_of, common_options, interruptible, need, teacher_of
-from anytune.cli.common import SIZE, Command, lora_option, model_options
+from anytune.cli.command import Command
+from anytune.cli.options import SIZE, lora_option, model_options
 
 
 @adapt.command(

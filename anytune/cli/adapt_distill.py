@@ -14,7 +14,9 @@ from anytune.cli.adapt import (
     teacher_of,
     teacher_options,
 )
-from anytune.cli.common import Command, model_options, read_text
+from anytune.cli.command import Command
+from anytune.cli.opening import read_text
+from anytune.cli.options import model_options
 
 
 @adapt.command(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from anytune.cli.adapt import Bars, Common, adapt, adapter_of, common_options, interruptible, need
-from anytune.cli.common import Command, model_options
+from anytune.cli.command import Command
+from anytune.cli.options import model_options
 
 
 @adapt.command(

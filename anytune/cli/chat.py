@@ -8,8 +8,11 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, load_adapter, load_model, lora_option, model_options, note
+from anytune.cli.command import Command
+from anytune.cli.opening import load_adapter, load_model
+from anytune.cli.options import lora_option, model_options
 from anytune.cli.sampling import read_template, sampling_options
+from anytune.cli.say import note
 from anytune.errors import UserError
 
 HELP = "/reset forgets the conversation, /system TEXT sets the system message and starts anew, /exit ends"

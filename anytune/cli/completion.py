@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from anytune.cli.common import Command
+from anytune.cli.command import Command
 
 SHELLS = ("bash", "zsh", "fish")
 FILES = ("FILE", "GGUF", "ADAPTER", "DATA", "PATH", "IN", "REPORT", "FILE|NAME", "[NAME=]ADAPTER", "TEXTS")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.common import Command, force_option, forced, json_option, note, print_json
+from anytune.cli.command import Command
+from anytune.cli.options import force_option, forced, json_option
+from anytune.cli.say import note, print_json
 from anytune.errors import UserError
 from anytune.files import check_output
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, data_files, json_option, model_option, model_path, print_json, template_file
+from anytune.cli.command import Command
 from anytune.cli.data_build import build
 from anytune.cli.dataset import columns_from, dataset_options
+from anytune.cli.opening import data_files, model_path, template_file
+from anytune.cli.options import json_option, model_option
+from anytune.cli.say import print_json
 
 
 @click.group()

@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, existing_file, force_option, forced, json_option, print_json
+from anytune.cli.command import Command
+from anytune.cli.opening import existing_file
+from anytune.cli.options import force_option, forced, json_option
+from anytune.cli.say import print_json
 from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 from anytune.evaluation.recipe import BALANCES, FORMATS
 

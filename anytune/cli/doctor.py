@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, force_option, forced, json_option, print_json
+from anytune.cli.command import Command
+from anytune.cli.options import force_option, forced, json_option
+from anytune.cli.say import print_json
 from anytune.files import check_output
 
 

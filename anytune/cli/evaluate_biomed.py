@@ -6,18 +6,13 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import (
-    Command,
-    existing_file,
-    force_option,
-    json_option,
-    load_model,
-    model_options,
-    print_json,
-    text_file,
-)
-from anytune.cli.evaluate import adapters_of, keeping, put, report_places
+from anytune.cli.command import Command
 from anytune.cli.evaluate_compare import evaluate
+from anytune.cli.evaluate_options import adapters_of, keeping, report_places
+from anytune.cli.evaluate_said import put
+from anytune.cli.opening import existing_file, load_model, text_file
+from anytune.cli.options import force_option, json_option, model_options
+from anytune.cli.say import print_json
 from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 
 

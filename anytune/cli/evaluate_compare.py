@@ -6,19 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import Command, force_option, json_option, load_model, model_options, model_path, text_file
-from anytune.cli.evaluate import (
-    Phases,
-    adapters_of,
-    answering_options,
-    columns_of,
-    evaluate,
-    keeping,
-    named,
-    outlook,
-    report_places,
-    tell,
-)
+from anytune.cli.command import Command
+from anytune.cli.evaluate import evaluate
+from anytune.cli.evaluate_options import adapters_of, answering_options, columns_of, keeping, named, report_places
+from anytune.cli.evaluate_said import Phases, outlook, tell
+from anytune.cli.opening import load_model, model_path, text_file
+from anytune.cli.options import force_option, json_option, model_options
 from anytune.cli.sampling import read_template
 from anytune.errors import UserError
 

@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import (
-    Command,
-    force_option,
-    forced,
-    json_option,
-    load_model,
-    model_options,
-    model_path,
-    note,
-    print_json,
-)
+from anytune.cli.command import Command
+from anytune.cli.opening import load_model, model_path
+from anytune.cli.options import force_option, forced, json_option, model_options
+from anytune.cli.say import note, print_json
 from anytune.errors import UserError
 from anytune.files import spare_inputs
 
@@ -256,7 +249,7 @@ def _folder_command(name: str, text: str) -> None:
         The weights are the GGUF file's, dequantized, with the adapter added (without --lora just the model). Files
         above 5 GiB are split. transformers and MLX load the folder; it is verified in transformers.
         """
-        from anytune.cli.common import read_text
+        from anytune.cli.opening import read_text
         from anytune.cli.progress import Progress
         from anytune.export import checks
         from anytune.export.huggingface import save

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.common import Command, existing_file, force_option, forced, model_option, model_path
+from anytune.cli.command import Command
 from anytune.cli.export_merge import export
+from anytune.cli.opening import existing_file, model_path
+from anytune.cli.options import force_option, forced, model_option
 from anytune.errors import UserError
 from anytune.files import atomic_write, cannot_write, check_output
 

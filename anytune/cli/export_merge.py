@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import Command, forced, json_option, model_path, note, read_text
+from anytune.cli.command import Command
 from anytune.cli.export import export, finish, open_pair, verify_option
 from anytune.cli.merging import Choice, Work, merge_options
+from anytune.cli.opening import model_path, read_text
+from anytune.cli.options import forced, json_option
+from anytune.cli.say import note
 from anytune.errors import UserError
 from anytune.files import cannot_write, spare_inputs
 

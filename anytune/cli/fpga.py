@@ -9,7 +9,10 @@ from typing import Any
 import click
 
 from anytune.cli import fpga_plan
-from anytune.cli.common import Command, force_option, forced, json_option, model_option, model_path, print_json
+from anytune.cli.command import Command
+from anytune.cli.opening import model_path
+from anytune.cli.options import force_option, forced, json_option, model_option
+from anytune.cli.say import print_json
 from anytune.errors import UserError
 from anytune.files import check_output
 

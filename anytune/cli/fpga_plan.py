@@ -7,7 +7,10 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import Command, json_option, model_option, model_path, print_json
+from anytune.cli.command import Command
+from anytune.cli.opening import model_path
+from anytune.cli.options import json_option, model_option
+from anytune.cli.say import print_json
 from anytune.errors import UserError
 
 BOARDS = ("ecp5-85", "kv260", "u50", "vcu128")

@@ -8,20 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anytune.cli import predictions
-from anytune.cli.common import (
-    Command,
-    force_option,
-    json_option,
-    load_adapter,
-    load_model,
-    lora_option,
-    model_options,
-    model_path,
-    note,
-    print_json,
-    read_text,
-)
+from anytune.cli.command import Command
+from anytune.cli.opening import load_adapter, load_model, model_path, read_text
+from anytune.cli.options import force_option, json_option, lora_option, model_options
 from anytune.cli.sampling import read_template, sampling_options
+from anytune.cli.say import note, print_json
 from anytune.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,17 +6,10 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.common import (
-    Command,
-    force_option,
-    forced,
-    json_option,
-    load_model,
-    model_options,
-    model_path,
-    print_json,
-    read_text,
-)
+from anytune.cli.command import Command
+from anytune.cli.opening import load_model, model_path, read_text
+from anytune.cli.options import force_option, forced, json_option, model_options
+from anytune.cli.say import print_json
 from anytune.files import check_output
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.common import Command, existing_file, json_option, model_path, print_json
+from anytune.cli.command import Command
+from anytune.cli.opening import existing_file, model_path
+from anytune.cli.options import json_option
+from anytune.cli.say import print_json
 
 
 @click.command(

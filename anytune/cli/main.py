@@ -26,6 +26,7 @@ from anytune.cli import (
     embed,
     evaluate_biomed,
     export_card,
+    finetune,
     fpga,
     generate,
     imatrix,
@@ -41,7 +42,7 @@ from anytune.cli import (
     train,
     verify,
 )
-from anytune.cli.common import DEBUG, debug_wanted, set_debug
+from anytune.cli.command import DEBUG, debug_wanted, set_debug
 from anytune.errors import UserError
 
 _NO_PLACE = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -51,7 +52,7 @@ COMMANDS = (  # in the order in which they are met
     info.info,
     data.data,
     train.train,
-    train.finetune,
+    finetune.finetune,
     adapt_commands.adapt,
     monitor.monitor,
     runs.runs,

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.common import existing_file, load_model, model_options, note, read_text
 from anytune.cli.export import lora_options
+from anytune.cli.opening import existing_file, load_model, read_text
+from anytune.cli.options import model_options
 from anytune.cli.progress import Progress
+from anytune.cli.say import note
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter

@@ -6,20 +6,10 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import (
-    Command,
-    existing_file,
-    force_option,
-    forced,
-    json_option,
-    load_adapter,
-    load_model,
-    lora_option,
-    model_options,
-    model_path,
-    print_json,
-    read_text,
-)
+from anytune.cli.command import Command
+from anytune.cli.opening import existing_file, load_adapter, load_model, model_path, read_text
+from anytune.cli.options import force_option, forced, json_option, lora_option, model_options
+from anytune.cli.say import print_json
 from anytune.errors import UserError
 from anytune.files import check_output
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anytune import files
-from anytune.cli.common import forced, note, text_file
+from anytune.cli.opening import text_file
+from anytune.cli.options import forced
 from anytune.cli.progress import Progress
+from anytune.cli.say import note
 from anytune.errors import UserError
 from anytune.files import atomic_write
 

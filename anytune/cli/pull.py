@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.common import Command, json_option, print_json
+from anytune.cli.command import Command
+from anytune.cli.options import json_option
+from anytune.cli.say import print_json
 from anytune.units import bytes_text
 
 

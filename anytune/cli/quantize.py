@@ -7,9 +7,12 @@ from typing import Any, ClassVar
 
 import click
 
-from anytune.cli.common import Command, existing_file, force_option, forced, json_option, model_path, note, print_json
+from anytune.cli.command import Command
+from anytune.cli.opening import existing_file, model_path
+from anytune.cli.options import force_option, forced, json_option
 from anytune.cli.quantize_lower import lower
 from anytune.cli.quantize_search import search
+from anytune.cli.say import note, print_json
 from anytune.errors import UserError
 from anytune.files import check_output
 

@@ -8,17 +8,11 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import (
-    Command,
-    force_option,
-    forced,
-    json_option,
-    load_model,
-    model_options,
-    model_path,
-    print_json,
-)
+from anytune.cli.command import Command
+from anytune.cli.opening import load_model, model_path
+from anytune.cli.options import force_option, forced, json_option, model_options
 from anytune.cli.quantize_search import Stages
+from anytune.cli.say import print_json
 
 
 @click.command(

@@ -8,18 +8,10 @@ from typing import Any
 
 import click
 
-from anytune.cli.common import (
-    Command,
-    force_option,
-    forced,
-    json_option,
-    load_model,
-    model_options,
-    model_path,
-    note,
-    print_json,
-    read_text,
-)
+from anytune.cli.command import Command
+from anytune.cli.opening import load_model, model_path, read_text
+from anytune.cli.options import force_option, forced, json_option, model_options
+from anytune.cli.say import note, print_json
 from anytune.errors import UserError
 from anytune.files import check_output
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.common import Command, json_option, print_json
+from anytune.cli.command import Command
+from anytune.cli.options import json_option
+from anytune.cli.say import print_json
 
 
 @click.group()

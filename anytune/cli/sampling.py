@@ -71,7 +71,7 @@ def read_template(path: str | None, model: Any) -> Any:
     """The ChatTemplate of --chat-template, or None."""
     if path is None:
         return None
-    from anytune.cli.common import template_file
+    from anytune.cli.opening import template_file
     from anytune.text import ChatTemplate
 
     return ChatTemplate.for_model(model.gguf, model.tokenizer, file=template_file(path))

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.common import Command, load_model, model_options, model_path, note, template_file
+from anytune.cli.command import Command
+from anytune.cli.opening import load_model, model_path, template_file
+from anytune.cli.options import model_options
+from anytune.cli.say import note
 from anytune.errors import UserError
 
 

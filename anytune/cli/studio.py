@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.common import Command, note
+from anytune.cli.command import Command
+from anytune.cli.say import note
 from anytune.errors import UserError
 
 

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.common import (
-    Command,
-    existing_file,
-    json_option,
-    load_model,
-    lora_option,
-    model_options,
-    print_json,
-    read_text,
-)
+from anytune.cli.command import Command
+from anytune.cli.opening import existing_file, load_model, read_text
+from anytune.cli.options import json_option, lora_option, model_options
+from anytune.cli.say import print_json
 from anytune.errors import UserError
 
 

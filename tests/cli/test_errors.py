@@ -193,7 +193,7 @@ def test_help_and_version_import_no_numpy():
 
 
 def test_every_setting_of_a_run_has_a_flag():
-    from anytune.cli.train import LORA, SETTINGS
+    from anytune.cli.train_options import LORA, SETTINGS
     from anytune.model import Lora
     from anytune.train.settings import FIELDS
 

@@ -5,7 +5,7 @@ import re
 import click
 import pytest
 
-from anytune.cli.common import ADVANCED
+from anytune.cli.command import ADVANCED
 from anytune.gguf import GGUF
 from tests.support import tiny
 from tests.test_docs import every_command

@@ -3,7 +3,7 @@
 import pytest
 
 from anytune.errors import UserError
-from anytune.cli.common import template_file
+from anytune.cli.opening import template_file
 from anytune.text import ChatTemplate
 from anytune.text.named import NAMES, named_template
 
