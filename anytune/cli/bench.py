@@ -181,7 +181,8 @@ def _command() -> list[str]:
     """This command line as another person would give it: only what was given, files without their folders."""
     context, words = click.get_current_context(), ["anytune", "bench"]
     for param in context.command.params:
-        if context.get_parameter_source(param.name) is not click.core.ParameterSource.COMMANDLINE:
+        given = context.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE
+        if not given or not param.expose_value:
             continue
         value = context.params[param.name]
         if param.is_flag:

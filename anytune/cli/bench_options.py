@@ -218,14 +218,7 @@ OPTIONS = (
         help="What is printed: a Markdown table, CSV, or JSON with all rounds.",
     ),
     click.option("--json", "as_json", is_flag=True, help="The same as --print json."),
-    click.option(
-        "-o",
-        "--output",
-        "save",
-        type=click.Path(dir_okay=False),
-        metavar="FILE",
-        help="Also write the JSON to FILE, after each measurement.",
-    ),
+    click.option("-o", "--output", "save", metavar="FILE", help="Also write the JSON to FILE, after each measurement."),
     force_option,
     click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: set two saved files side by side."),
 )

@@ -25,14 +25,12 @@ from anytune.files import check_output
 @click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: the cores.")
 @click.option(
     "--kernels",
-    type=click.Path(file_okay=False),
     metavar="DIR",
     help="Write the WebGPU engine's kernels to this folder, as WGSL to be read, and do nothing else.",
 )
 @click.option(
     "--report",
     "place",
-    type=click.Path(dir_okay=False),
     metavar="FILE",
     help="Also measure every sound device with a small random model, and write all of it to this file, which names no "
     "user, host or folder: attach it where you report a problem.",

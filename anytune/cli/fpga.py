@@ -178,7 +178,7 @@ def export(output: str, as_json: bool) -> int:
     help="Multipliers take over the registers in front of them, too; those behind them they always do.",
 )
 @click.option("--work", metavar="FOLDER", help="Keep netlist, logs, reports and places here.")
-@click.option("--save", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the result as JSON.")
+@click.option("--save", metavar="FILE", help="Also write the result as JSON.")
 @force_option
 @json_option
 def route(
