@@ -310,8 +310,7 @@ def test_all_combinations_once():
         (("-p", "8,x"), "not a number"),
         (("-npl", "0"), "not between 1"),
         (("--device", "abacus"), "no device is called 'abacus'"),
-        (("-o", "there.txt"), "is no result of anytune bench"),
-        (("-o", "no/such/folder.json"), "cannot be written"),
+        (("-o", "there.txt"), "exists already"),
     ],
 )
 def test_mistakes_are_one_sentence(cli, model, tmp_path, monkeypatch, args, words):
