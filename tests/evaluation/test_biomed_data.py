@@ -63,7 +63,7 @@ def test_splits(tmp_path, sizes, validation, seed, balance):
     counts = dict(zip(LABELS, (n + 2 for n in sizes), strict=True))
     source, test = pubmedqa_files.write(tmp_path, counts, dict.fromkeys(LABELS, 2))
     validation = min(validation, sum(sizes) - 1)
-    facts = recipe.build(source, test, tmp_path / "set", validation=validation, balance=balance, seed=seed)
+    facts = recipe.build(source, test, tmp_path / "set", validation=validation, balance=balance, seed=seed, force=True)
     assert facts["splits"]["validation"]["questions"] == validation
     assert (tmp_path / "set" / "validation.jsonl").exists() == (validation > 0)
     ids = {
@@ -170,7 +170,7 @@ def test_commands_say_what_is_wrong(cli, files, tmp_path):
     build = ["data", "build", "pubmedqa", source]
     for args, words in (
         (["--test", test, "-o", tmp_path / "s", "--val-count", 38], "38 must be below the 38"),
-        (["--test", test, "-o", tmp_path / "taken", "--val-count", 3], "taken cannot be written"),
+        (["--test", test, "-o", tmp_path / "taken", "--val-count", 3], "taken is a file"),
         (["--test", tmp_path / "none.json", "-o", tmp_path / "s"], "There is no test file"),
     ):
         got = cli(*build, *args, code=2)

@@ -226,11 +226,11 @@ def test_the_command_with_a_judge_that_fails_half_way(cli, server, tmp_path, mon
     for name in ("r.json", "r.html"):
         assert SECRET not in (tmp_path / name).read_text()
     server.reply = longer
-    out = cli(*args, "--json", code=0)
+    out = cli(*args, "--json", "--force", code=0)
     verdicts = [item["judge"]["mine"] for item in out.json["items"]]
     lengths = [np.sign(len(i["answers"]["mine"]) - len(i["answers"]["base"])) / 2 + 0.5 for i in out.json["items"]]
     assert verdicts == lengths and out.json["judge"]["requests"] == 7
     before = len(server.requests)
     server.reply = lambda *_: (403, {}, {})
-    cli(*args, code=2)  # known before any answer is written
+    cli(*args, "--force", code=2)  # known before any answer is written
     assert len(server.requests) == before + 1

@@ -173,9 +173,9 @@ def test_the_command_tells_what_it_did(tmp_path, cli):
     out = cli("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", code=0)
     assert "41 messages, 21 of them sent by you; 20 pairs from 20 conversations" in out.out
     assert "left out: 1 answering no mail" in out.out and "train 17, validation 1, test 2" in out.out
-    out = cli(
-        "data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", "--json", "--val-split", "0.01", code=0
-    )
+    again = ("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", "--json", "--val-split", "0.01")
+    assert "exists already" in cli(*again, code=2).err
+    out = cli(*again, "--force", code=0)
     assert out.json["rows"]["validation"] == 0 and "no conversation was small enough" in out.err
 
 
