@@ -85,14 +85,13 @@ def measure(path: str, device: str, dtype: str, tokens: int, length: int, batch:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    options = common.saving(__doc__)
     options.add_argument("--shape", default="qwen3-1.7b", choices=sorted(qwen3.SHAPES))
     options.add_argument("--device", default="cuda")
     options.add_argument("--tokens", type=int, default=32_768)
     options.add_argument("--length", type=int, default=1024)
     options.add_argument("--batch", type=int, default=8192)
     options.add_argument("--size", type=float, default=0.5, help="of the teacher's changes, beside the weights'")
-    options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     options.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = options.parse_args()
     how = (args.tokens, args.length, args.batch, args.size)

@@ -8,7 +8,6 @@ the same bits when they are made twice.
 
 from __future__ import annotations
 
-import argparse
 
 import common
 
@@ -121,8 +120,7 @@ def vendor(tokens: int, deterministic: bool) -> dict:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
+    options = common.saving(__doc__)
     args = options.parse_args()
     import torch
 

@@ -186,12 +186,27 @@ def rounded(value: float, digits: int = 3) -> float:
     return float(f"{value:.{digits}g}") if value else 0.0
 
 
-def parser(text: str, rounds: int = 7) -> argparse.ArgumentParser:
+def saving(text: str) -> argparse.ArgumentParser:
+    """The options of a benchmark that chooses its own models: what `save` asks for."""
     made = argparse.ArgumentParser(description=text.strip().splitlines()[0])
+    made.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
+    return made
+
+
+def steps_parser(text: str, device: str, shape: str) -> argparse.ArgumentParser:
+    """The options of a contestant that trains: steps of one shape on one device."""
+    made = argparse.ArgumentParser(description=text.strip().splitlines()[0])
+    made.add_argument("model")
+    made.add_argument("--device", default=device)
+    made.add_argument("--shape", default=shape, help="of a micro-batch: examples x tokens of each")
+    return made
+
+
+def parser(text: str, rounds: int = 7) -> argparse.ArgumentParser:
+    made = saving(text)
     made.add_argument("-m", "--model", default="smollm2-135m", help="a GGUF file or a name that `anytune pull` knows")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--rounds", type=int, default=rounds)
-    made.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     return made
 
 

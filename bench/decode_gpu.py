@@ -65,10 +65,9 @@ def measure(
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    options = common.saving(__doc__)
     options.add_argument("--types", default="Q8_0,Q4_0,Q4_K")
     options.add_argument("--folder", help="where the model files go; default: a temporary one")
-    options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     options.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.measure:

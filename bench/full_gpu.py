@@ -157,11 +157,10 @@ def _their_step(kind: str, path: str, model: str, examples: int, length: int):
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    options = common.saving(__doc__)
     options.add_argument("--model", default="qwen3-1.7b", choices=list(qwen3.SHAPES))
     options.add_argument("--shape", default="4x1024", help="examples x tokens of each")
     options.add_argument("--only", choices=["optimizers", "steps"])
-    options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     options.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.measure:

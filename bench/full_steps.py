@@ -6,7 +6,6 @@ Takes turns like bench/steps.py.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -14,11 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import common
 
-options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-options.add_argument("model")
-options.add_argument("--shape", default="1x512", help="examples x tokens of each")
+options = common.steps_parser(__doc__, "numpy", "1x512")
 options.add_argument("--threads", type=int, default=2)
-options.add_argument("--device", default="numpy")
 options.add_argument("--dtype", default="auto")
 options.add_argument("--optimizer", default="adamw")
 options.add_argument("--warmup", type=int, default=1)

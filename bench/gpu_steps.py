@@ -8,7 +8,6 @@ for), the estimate of memory beside the measured peak, losses, and with --profil
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -16,13 +15,10 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import common  # noqa: F401 (the working tree, whether or not it is installed)
+import common
 
-options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-options.add_argument("model")
-options.add_argument("--device", default="cuda")
+options = common.steps_parser(__doc__, "cuda", "8x1024")
 options.add_argument("--dtype", default="auto")
-options.add_argument("--shape", default="8x1024", help="examples x tokens of each")
 options.add_argument("--rank", type=int, default=16)
 options.add_argument("--memory", help="such as 6GiB")
 options.add_argument("--rounds", type=int, default=7)

@@ -168,9 +168,8 @@ def apart(one: list[float], two: list[float]) -> dict:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    options = common.saving(__doc__)
     options.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     options.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     args = options.parse_args()
     args.layers, args.steps, args.examples, args.length = (

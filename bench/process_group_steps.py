@@ -9,7 +9,6 @@ time of one sum of all gradients, memory. A training that does not fit gives {"r
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,12 +16,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import common  # noqa: F401 (finds the working tree)
+import common
 
-options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-options.add_argument("model")
-options.add_argument("--device", default="cuda")
-options.add_argument("--shape", default="8x1024", help="of a micro-batch: examples x tokens of each")
+options = common.steps_parser(__doc__, "cuda", "8x1024")
 options.add_argument("--rank", type=int, default=16)
 options.add_argument("--dtype", default="auto")
 options.add_argument("--memory", help="of each process, such as 2GiB")

@@ -15,7 +15,6 @@ no result.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import common
 
-options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+options = common.saving(__doc__)
 options.add_argument("--pubmedqa", required=True, type=Path)
 options.add_argument("--reference", required=True, type=Path)
 options.add_argument("--models", default="smollm2-135m,gemma3-270m", help="names or GGUF files, comma-separated")
@@ -34,7 +33,6 @@ options.add_argument("--threads", type=int, default=2)
 options.add_argument("--device", default="cpu-bf16")
 options.add_argument("--dtype", default="bf16", help="of the peer, see bench/peers/peft_train.py")
 options.add_argument("--work", type=Path, default=Path("runs/quality"))
-options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
 options.add_argument("--no-train", action="store_true", help="gather the cells that there are")
 args = options.parse_args()
 

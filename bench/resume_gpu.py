@@ -11,7 +11,6 @@ process resumes. Sums of several processes round differently, so the loss curves
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -91,14 +90,13 @@ def curve(folder: Path) -> dict[int, float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    options = common.saving(__doc__)
     options.add_argument("--dtype", default="auto")
     options.add_argument("--ubatch", type=int, default=512, help="tokens of a micro-batch")
     options.add_argument("--device", default="cuda")
     options.add_argument("--epochs", type=int, default=2)
     options.add_argument("--gpus", type=int, default=1, help="processes of the run that is killed")
     options.add_argument("--shard", action="store_true", help="share the base's weights between them")
-    options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     args = options.parse_args()
     before, env = common.machine(), common.environment(8)
     with tempfile.TemporaryDirectory(prefix="anytune-bench-") as name:

@@ -8,7 +8,6 @@ stdin, so that another contestant can take its turns in between.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -17,12 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import common
 
-options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-options.add_argument("model")
-options.add_argument("--shape", default="4x128", help="examples x tokens of each")
+options = common.steps_parser(__doc__, "numpy", "4x128")
 options.add_argument("--threads", type=int, default=2)
 options.add_argument("--rank", type=int, default=16)
-options.add_argument("--device", default="numpy")
 options.add_argument("--memory", help="such as 300MiB")
 options.add_argument("--warmup", type=int, default=2)
 options.add_argument("--turns", type=int)

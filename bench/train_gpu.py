@@ -13,7 +13,6 @@ acts: what a step's arithmetic is compared with.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -111,13 +110,12 @@ def run_ours(name: str, path: Path, env: dict, rounds: int, card: dict) -> dict:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    options = common.saving(__doc__)
     options.add_argument("--only", default=";".join(SETTINGS), help="names of settings, with semicolons")
     options.add_argument("--peers", default=",".join(PEERS), help="some of these, with commas; nothing: none")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--seconds", type=float, default=1e6, help="no peer goes on for longer than that")
     options.add_argument("--folder", help="where the model files go; default: a temporary one")
-    options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     args = options.parse_args()
     before, env, results, end = common.machine(), common.environment(8), {}, time.monotonic() + args.seconds
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="anytune-bench-") as place:

@@ -11,7 +11,6 @@ with the same model and its published flags (1x128, r=8): tokens/s.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -39,14 +38,13 @@ SETTINGS = {  # name: (blocks, flags of webgpu_steps.py)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    options = common.saving(__doc__)
     options.add_argument("--only", help="names of settings, with semicolons")
     options.add_argument("--shape", default="qwen3-1.7b", choices=qwen3.SHAPES)
     options.add_argument("--device", default="webgpu")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--folder", help="where the model files go; default: a temporary one")
     options.add_argument("--cache", help="folder of races that an earlier run left; default: a new one")
-    options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     args = options.parse_args()
     before, env, results, files = common.machine(), common.environment(8), {}, {}
     wanted = [name.strip() for name in args.only.split(";")] if args.only else list(SETTINGS)

@@ -13,7 +13,6 @@ Contestants run one after the other.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -125,7 +124,7 @@ def card(device: str) -> dict:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    options = common.saving(__doc__)
     options.add_argument("--device", default="cuda", choices=["cuda", "cpu-torch"])
     options.add_argument("--model", default="qwen3-1.7b", choices=list(qwen3.SHAPES), help="whose shape")
     options.add_argument("--vocabulary", type=int, default=151_936)
@@ -136,7 +135,6 @@ def main() -> None:
         default="/dev/shm" if Path("/dev/shm").is_dir() else None,
         help="where the model file goes; default: into memory",
     )
-    options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     args = options.parse_args()
     before, gpu = common.machine(), card(args.device)
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="anytune-bench-") as folder:

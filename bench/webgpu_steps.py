@@ -11,7 +11,6 @@ batch 1.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -20,12 +19,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import common  # noqa: F401 (the working tree, whether or not it is installed)
+import common
 
-options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-options.add_argument("model")
-options.add_argument("--device", default="webgpu")
-options.add_argument("--shape", default="1x128", help="examples x tokens of each")
+options = common.steps_parser(__doc__, "webgpu", "1x128")
 options.add_argument("--rank", type=int, default=8)
 options.add_argument("--memory", help="such as 6GiB, or 1.3x: of the weights' bytes")
 options.add_argument("--max-binding", help="such as 16MiB: what ANYTUNE_MAX_BINDING says")

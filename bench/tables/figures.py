@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tables.render import result, table
+
 Data = dict[str, Any]
 
 
 def train_cpu(d: Data) -> str:
-    ratios = [shape["ratio"] for shape in d["shapes"]]
-    return f"{min(ratios):.2f} to {max(ratios):.2f} times"
+    def of(run: Data) -> str:
+        ratios = [shape["ratio"] for shape in run["shapes"]]
+        return f"{min(ratios):.2f} to {max(ratios):.2f} times on {run['machine']['generation']}"
+
+    return ", ".join(of(run) for run in (d, result("train_cpu_zen4")) if run is not None)
 
 
 def train_cpu_bf16(d: Data) -> str:
@@ -78,3 +83,13 @@ FIGURES: tuple[tuple[str, Callable[[Data], str], str], ...] = (
     ("an adapter trained with the cores' arithmetic, simulated", fpga_sim, "fpga_sim"),
     ("4-bit types' KL to the unrounded model", nf4, "nf4"),
 )
+
+
+def report() -> list[str]:
+    """What is not measured is left out."""
+    found = [(what, figure, name, data) for what, figure, name in FIGURES if (data := result(name)) is not None]
+    rows = [
+        (what, figure(data), f"[{name}.json](../bench/results/{name}.json), `{data['command']}`")
+        for what, figure, name, data in found
+    ]
+    return table(("what", "figure", "from, and its command"), rows)
