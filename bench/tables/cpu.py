@@ -7,7 +7,7 @@ from tables.render import result, table, times, where
 
 def train_cpu(data: dict) -> list[str]:
     """Both processors side by side: the ratio depends on what the peer's library does on each."""
-    runs = [data, *filter(None, [result("train_cpu_zen4")])]
+    runs = [data, *filter(None, [result("zen4_train_cpu")])]
     names = [run["machine"].get("generation") or run["machine"]["cpu"] for run in runs]
     rows = []
     for shapes in zip(*(run["shapes"] for run in runs), strict=True):

@@ -15,7 +15,7 @@ def train_cpu(d: Data) -> str:
         ratios = [shape["ratio"] for shape in run["shapes"]]
         return f"{min(ratios):.2f} to {max(ratios):.2f} times on {run['machine']['generation']}"
 
-    return ", ".join(of(run) for run in (d, result("train_cpu_zen4")) if run is not None)
+    return ", ".join(of(run) for run in (d, result("zen4_train_cpu")) if run is not None)
 
 
 def train_cpu_bf16(d: Data) -> str:
