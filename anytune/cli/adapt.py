@@ -35,9 +35,9 @@ class _Group(click.Group):
 def adapt() -> None:
     """Make adapters without gradients: distil, compress, repair, merge, from activations.
 
-    A teacher and the model run over the data side by side, and each layer's change is solved for in closed form: a
-    minute where training takes many. Each command holds examples out, and prints how far the result is from its teacher
-    on these, beside the plain alternative.
+    A teacher and the model run over the same data, and each layer's change is solved for in closed form: a minute where
+    training takes many. Each command holds out examples and prints how far the result is from its teacher on them, next
+    to a simple alternative.
     """
 
 
@@ -49,14 +49,14 @@ DATA = (
         multiple=True,
         required=True,
         metavar="DATA",
-        help="Data in every form that `anytune train` takes. May be given several times.",
+        help="Data in any format that `anytune train` accepts. May be repeated.",
     ),
     click.option(
         "--format",
         type=click.Choice(FORMATS),
         default="auto",
         show_default=True,
-        help="What the data is, if it is not to be recognised.",
+        help="The data's format, if it should not be detected.",
     ),
     click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own."),
     click.option(
@@ -67,34 +67,38 @@ DATA = (
         type=click.IntRange(2),
         default=512,
         show_default=True,
-        help="Tokens of the longest example; longer chats are left out.",
+        help="Tokens of the longest example; longer chats are dropped.",
     ),
-    click.option("--val-file", multiple=True, metavar="FILE", help="Data to judge the result on."),
+    click.option("--val-file", multiple=True, metavar="FILE", help="Data to evaluate the result on."),
     click.option(
         "--val-split",
         type=click.FloatRange(0, 1, max_open=True),
         default=0.2,
         show_default=True,
-        help="Part of the data that is held out to judge the result on.",
+        help="Fraction of the data held out to evaluate the result.",
     ),
-    click.option("-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Of what is held out."),
-    *(click.option(f"--{name}-key", metavar="COLUMN", help=f"The column that holds the {name}.") for name in KEYS),
+    click.option(
+        "-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of the held-out split."
+    ),
+    *(click.option(f"--{name}-key", metavar="COLUMN", help=f"Column with the {name}.") for name in KEYS),
 )
 FIT = (
     click.option(
         "--ridge",
         type=click.FloatRange(0),
         metavar="SHARE",
-        help="Ridge of the regressions, as a share of the Gram matrix's mean diagonal.",
+        help="Ridge of the regressions, as a fraction of the Gram matrix's mean diagonal.",
     ),
     click.option(
         "--guard",
         type=click.FloatRange(0),
         metavar="WEIGHT",
-        help="Weight of ordinary text on which the model is to stay as it is.",
+        help="Weight of ordinary text on which the model should not change.",
     ),
-    click.option("--guard-text", metavar="FILE", help="That text, instead of a short built-in one."),
-    click.option("--drift-text", metavar="FILE", help="Ordinary text to measure the drift on, likewise."),
+    click.option("--guard-text", metavar="FILE", help="The ordinary text, instead of a short built-in one."),
+    click.option(
+        "--drift-text", metavar="FILE", help="Ordinary text to measure the drift on, instead of a short built-in one."
+    ),
     click.option(
         "-b",
         "--batch-size",
@@ -103,7 +107,7 @@ FIT = (
         default=4096,
         show_default=True,
         metavar="N",
-        help="Tokens that run at once.",
+        help="Tokens run at once.",
     ),
     click.option(
         "--lora-alpha",
@@ -112,7 +116,7 @@ FIT = (
         metavar="ALPHA",
         help="The adapter is scaled by alpha / rank.  [default: the rank]",
     ),
-    click.option("--resume", is_flag=True, help="Go on from what an interrupted run left beside the output."),
+    click.option("--resume", is_flag=True, help="Continue from what an interrupted run left beside the output."),
 )
 OUTPUT = (
     click.option(
@@ -120,14 +124,14 @@ OUTPUT = (
         "--output",
         required=True,
         metavar="PATH",
-        help="The adapter: NAME.gguf for llama.cpp; another name becomes a peft folder.",
+        help="The adapter: NAME.gguf for llama.cpp; any other name gives a peft folder.",
     ),
-    click.option("--no-verify", is_flag=True, help="Do not prove the result in llama.cpp."),
-    click.option("--peft", metavar="FOLDER", help="Write the adapter as a peft folder, too."),
+    click.option("--no-verify", is_flag=True, help="Do not verify the result in llama.cpp."),
+    click.option("--peft", metavar="FOLDER", help="Also write the adapter as a peft folder."),
     click.option(
         "--intermediate",
         metavar="FOLDER",
-        help="Keep what is made on the way: sums as .npz, adapters as GGUF and as peft folders.",
+        help="Keep intermediate results: sums as .npz, adapters as GGUF and as peft folders.",
     ),
 )
 TEACHERS = (
@@ -136,10 +140,10 @@ TEACHERS = (
         "--shots",
         multiple=True,
         metavar="FILE",
-        help="Conversations that the teacher sees before each example. May be given several times.",
+        help="Conversations that the teacher sees before each example. May be repeated.",
     ),
-    click.option("--teacher-lora", metavar="ADAPTER", help="An adapter that the teacher has."),
-    click.option("--teacher-model", metavar="GGUF", help="Another file of the same shape, as the teacher."),
+    click.option("--teacher-lora", metavar="ADAPTER", help="The teacher's adapter."),
+    click.option("--teacher-model", metavar="GGUF", help="Another file of the same shape as the teacher."),
 )
 
 

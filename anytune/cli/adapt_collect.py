@@ -24,7 +24,7 @@ from anytune.cli.say import print_json
 
 @adapt.command(
     cls=Command,
-    short_help="Sums over tokens, as a file to solve elsewhere.",
+    short_help="Collect statistics, to be solved elsewhere.",
     example="""
     anytune adapt collect -m base.gguf --teacher-lora big.gguf -f private.jsonl --rank 8 -o statistics.npz
     anytune adapt solve statistics.npz -o mine.gguf
@@ -39,7 +39,7 @@ from anytune.cli.say import print_json
     type=click.IntRange(1, 4096),
     default=16,
     show_default=True,
-    help="Rank that the sums of later layers reckon with.",
+    help="Rank assumed by the statistics of later layers.",
 )
 @common_options("no_verify", "peft", "intermediate")
 def collect(
@@ -54,8 +54,8 @@ def collect(
 ) -> int:
     """Run teacher and model over the data, and write the sums that `anytune adapt solve` needs.
 
-    As `anytune adapt distill` without its end. The file holds Gram matrices: no text and no weights. It is printed how
-    near an adapter that is solved from it comes to the teacher on held-out examples.
+    The first half of `anytune adapt distill`. The file contains Gram matrices, no text and no weights. Prints
+    how close an adapter solved from it comes to the teacher on held-out examples.
     """
 
     def work() -> int:
@@ -93,15 +93,17 @@ def collect(
 
 @adapt.command(
     cls=Command,
-    short_help="An adapter from such a file.",
+    short_help="Solve for an adapter from collected statistics.",
     example="""
     anytune adapt solve statistics.npz -o a.gguf
     anytune adapt solve statistics.npz --rank 8 -o a.gguf
 """,
 )
 @click.argument("statistics", metavar="STATISTICS")
-@click.option("--rank", "--lora-rank", "rank", type=click.IntRange(1, 4096), help="In place of the one collected for.")
-@click.option("--ridge", type=click.FloatRange(0), metavar="SHARE", help="In place of the one collected with.")
+@click.option(
+    "--rank", "--lora-rank", "rank", type=click.IntRange(1, 4096), help="Instead of the rank it was collected for."
+)
+@click.option("--ridge", type=click.FloatRange(0), metavar="SHARE", help="Instead of the ridge it was collected with.")
 @click.option(
     "--lora-alpha",
     "alpha",
@@ -114,10 +116,10 @@ def collect(
 def solve(
     statistics: str, rank: int | None, ridge: float | None, alpha: float | None, output: str, as_json: bool
 ) -> int:
-    """Solve for the adapter of a file that `anytune adapt collect` wrote. Neither model nor data is needed.
+    """Solve for the adapter from a file written by `anytune adapt collect`. Needs neither model nor data.
 
-    How good the adapter is was measured by collect, for its own --rank and --ridge; check another with
-    `anytune verify` and `anytune evaluate`.
+    Its quality was measured by collect, for its own --rank and --ridge; check others with `anytune verify` and
+    `anytune evaluate`.
     """
     from anytune.adapt.collection import solve as run
     from anytune.adapt.ending import check_output
@@ -125,7 +127,7 @@ def solve(
 
     path = existing_file(statistics, "statistics")
     if Path(output).suffix != ".gguf":
-        raise click.UsageError("-o must end in .gguf: the other forms need the model, see `anytune export`.")
+        raise click.UsageError("-o must end in .gguf: other formats need the model, see `anytune export`.")
     spare_inputs([output], [("the statistics", str(path))])
     check_output(output)
     with Bars(as_json) as bars:
@@ -145,11 +147,11 @@ def solve(
         return 0
     if measured:
         click.echo(
-            f"on {measured['after']['tokens']} held-out tokens, where it was collected: KL to the teacher "
+            f"on {measured['after']['tokens']} held-out tokens, when collected: KL to the teacher "
             f"{measured['before']['kl']:.4g} → {measured['after']['kl']:.4g} ({measured['recovered']:.1%} "
             "recovered)"
         )
     else:
-        click.echo("Not measured: it was collected for another rank or ridge.")
+        click.echo("Not measured: the statistics were collected for another rank or ridge.")
     click.echo(output)
     return 0

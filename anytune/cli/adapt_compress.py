@@ -11,7 +11,7 @@ from anytune.cli.options import SIZE, lora_option, model_options
 
 @adapt.command(
     cls=Command,
-    short_help="An adapter, or a tuned file, as a smaller adapter.",
+    short_help="Turn an adapter, or a tuned model, into a smaller adapter.",
     example="""
     anytune adapt compress -m base.gguf --lora big.gguf --rank 4 -f data.jsonl -o small.gguf
     anytune adapt compress -m base.gguf --lora big.gguf --size 2MiB -f data.jsonl -o small.gguf
@@ -20,25 +20,25 @@ from anytune.cli.options import SIZE, lora_option, model_options
 )
 @model_options
 @lora_option
-@click.option("--tuned", metavar="GGUF", help="A file that was tuned from the model, instead of an adapter.")
-@click.option("--rank", type=click.IntRange(1, 4096), help="Rank on average: ranks go where they are worth most.")
-@click.option("--size", type=SIZE, metavar="SIZE", help="The adapter's size at most, such as 2MiB, instead of --rank.")
+@click.option("--tuned", metavar="GGUF", help="A fully fine-tuned version of the model, instead of an adapter.")
+@click.option("--rank", type=click.IntRange(1, 4096), help="Average rank: ranks go where they matter most.")
+@click.option("--size", type=SIZE, metavar="SIZE", help="Maximum size of the adapter, such as 2MiB, instead of --rank.")
 @common_options("guard", "guard_text")
 def compress(
     model: str, engine: dict, lora: str | None, tuned: str | None, rank: int | None, size: int | None, common: Common
 ) -> int:
-    """Make an adapter of lower rank that says nearly the same.
+    """Make an adapter of lower rank with nearly the same behaviour.
 
-    What each rank of each tensor is worth to the model's words is measured on the data (inputs, and one backward for
-    outputs); ranks are given to the tensors that need them, and what early layers lose later ones make good. The result
-    is never worse than the truncated SVD on the data that it is made of.
+    The value of each rank of each tensor is measured on the data (inputs, and one backward pass for outputs); ranks go
+    to the tensors that need them, and later layers compensate for what earlier ones lose. On its own data the result is
+    never worse than truncated SVD.
     """
 
     def work() -> int:
         from anytune.adapt.compression import compress as run
 
-        need((lora is None) != (tuned is None), "Name what is to be compressed: --lora or --tuned, one of them.")
-        need((rank is None) != (size is None), "Say how small: --rank or --size, one of them.")
+        need((lora is None) != (tuned is None), "Name what to compress: either --lora or --tuned.")
+        need((rank is None) != (size is None), "Say how small: either --rank or --size.")
         loaded = common.open(model, engine, [("the adapter", lora), ("the tuned file", tuned)])
         with Bars(common.as_json) as bars:
             result = run(
@@ -61,28 +61,28 @@ def compress(
 
 @adapt.command(
     cls=Command,
-    short_help="What rounding took from a file, as an adapter.",
+    short_help="Repair a quantized model with an adapter.",
     example="""
     anytune adapt repair -m q2.gguf --reference f16.gguf -f texts.jsonl -o repair.gguf
     anytune adapt repair -m q2.gguf --reference f16.gguf --lora mine.gguf -f data.jsonl -o mine-on-q2.gguf
 """,
 )
 @model_options
-@click.option("--reference", required=True, metavar="GGUF", help="The better file of the same model.")
-@click.option("--lora", metavar="ADAPTER", help="An adapter that the reference has, and the result takes up.")
+@click.option("--reference", required=True, metavar="GGUF", help="A higher-precision file of the same model.")
+@click.option("--lora", metavar="ADAPTER", help="An adapter of the reference, included in the result.")
 @click.option(
     "--rank",
     type=click.IntRange(1, 4096),
     default=32,
     show_default=True,
-    help="Rank of the adapter on average: what writes to the residual stream gets more.",
+    help="Average rank of the adapter: layers that write to the residual stream get more.",
 )
 @common_options()
 def repair(model: str, engine: dict, reference: str, lora: str | None, rank: int, common: Common) -> int:
-    """Make an adapter with which a file in few bits says what a better one says.
+    """Make an adapter with which a low-bit file behaves like a higher-precision one.
 
-    Each change starts from the weights' own error; layer by layer it is fitted so that the streams of both files meet
-    on the data. The default of --ridge is 1.
+    Each change starts from the weights' rounding error and is fitted layer by layer so that the residual streams of
+    both files agree on the data. --ridge defaults to 1.
     """
 
     def work() -> int:

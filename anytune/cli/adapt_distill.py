@@ -21,7 +21,7 @@ from anytune.cli.options import model_options
 
 @adapt.command(
     cls=Command,
-    short_help="A prompt, an adapter or another file becomes an adapter.",
+    short_help="Turn a prompt, an adapter or another model into an adapter.",
     example="""
     anytune adapt distill -m base.gguf --system persona.txt --shots examples.jsonl -f prompts.jsonl -o persona.gguf
     anytune adapt distill -m base.gguf --teacher-lora big.gguf -f private.jsonl --rank 8 -o mine.gguf
@@ -37,7 +37,7 @@ from anytune.cli.options import model_options
     type=click.IntRange(1, 4096),
     default=16,
     show_default=True,
-    help="Rank of the adapter; for prompts on average: what writes to the residual stream gets more.",
+    help="Rank of the adapter; an average for prompts: layers that write to the residual stream get more.",
 )
 @click.option(
     "--steps",
@@ -57,7 +57,7 @@ def distill(
     steps: int | None,
     common: Common,
 ) -> int:
-    """Make an adapter with which the model says what the teacher says.
+    """Make an adapter with which the model responds like the teacher.
 
     The teacher is the model itself behind a prompt (--system, --shots), with an adapter (--teacher-lora), or another
     file of the same shape (--teacher-model). Data without answers is answered by the teacher. The defaults of --ridge

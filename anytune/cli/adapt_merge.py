@@ -11,7 +11,7 @@ from anytune.cli.options import model_options
 
 @adapt.command(
     cls=Command,
-    short_help="One adapter for the tasks of several.",
+    short_help="Merge several adapters into one.",
     example="""
     anytune adapt merge -m base.gguf --lora a.gguf -f a.jsonl --lora b.gguf -f b.jsonl --rank 16 -o both.gguf
 """,
@@ -23,15 +23,15 @@ from anytune.cli.options import model_options
     multiple=True,
     required=True,
     metavar="ADAPTER",
-    help="An adapter; its data is the -f at the same place.",
+    help="An adapter; its data is the -f at the same position.",
 )
 @click.option("--rank", type=click.IntRange(1, 4096), default=16, show_default=True, help="Rank of the adapter.")
 @common_options()
 def merge(model: str, engine: dict, loras: tuple[str, ...], rank: int, common: Common) -> int:
-    """Make one adapter that says on each task's data what that task's adapter says.
+    """Make one adapter that behaves on each task's data like that task's adapter.
 
-    Give each --lora its -f (and --val-file), in the same order. Printed beside it: the linear merge, the sum cut to the
-    same rank, and the sum with the ranks of all.
+    Give each --lora its -f (and --val-file), in the same order. For comparison the command also prints the linear
+    merge, the sum truncated to the same rank, and the untruncated sum.
     """
 
     def work() -> int:

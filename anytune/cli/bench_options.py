@@ -26,7 +26,7 @@ class _Numbers(click.ParamType):
         try:
             found = tuple(map(int, str(value).split(",")))
         except ValueError:
-            self.fail(f"{value!r} is not a number, or several with commas between them.", param, ctx)
+            self.fail(f"{value!r} is not a number or a comma-separated list of numbers.", param, ctx)
         if any(not self.low <= n <= self.high for n in found):
             self.fail(f"{value!r} is not between {self.low} and {self.high}.", param, ctx)
         return found
@@ -54,7 +54,7 @@ OPTIONS = (
         default=("auto",),
         show_default=True,
         metavar="NAME",
-        help="What computes, as in the other commands. May be repeated.",
+        help="Device, as in the other commands. May be repeated.",
     ),
     click.option(
         "--train",
@@ -63,13 +63,13 @@ OPTIONS = (
         default=("1x512",),
         show_default=True,
         metavar="NxT",
-        help="A step of LoRA training on N examples of T tokens. May be repeated; 0 leaves it out.",
+        help="A LoRA training step on N examples of T tokens. May be repeated; 0 skips it.",
     ),
     click.option(
         "--train-file",
         metavar="DATA",
-        help="Steps of LoRA training on this file, packed and masked as `anytune train` does: time a step, an epoch, "
-        "and all of --num-epochs. Without --train, -p and -n nothing else is measured.",
+        help="LoRA training steps on this file, packed and masked as in `anytune train`: time per step, per epoch, "
+        "and for all of --num-epochs. Other tests then run only if --train, -p or -n asks for them.",
     ),
     click.option(
         "--num-epochs",
@@ -78,7 +78,7 @@ OPTIONS = (
         default=1,
         show_default=True,
         metavar="N",
-        help="Epochs that the whole time of --train-file is given for.",
+        help="Number of epochs for the total time of --train-file.",
     ),
     click.option(
         "-c",
@@ -88,7 +88,7 @@ OPTIONS = (
         default=512,
         show_default=True,
         metavar="N",
-        help="Tokens of the longest example of --train-file.",
+        help="Tokens of the longest example in --train-file.",
     ),
     click.option(
         "-b",
@@ -98,7 +98,7 @@ OPTIONS = (
         default=2048,
         show_default=True,
         metavar="N",
-        help="With --train-file: tokens of an optimizer step.",
+        help="With --train-file: tokens per optimizer step.",
     ),
     _many(
         "-p",
@@ -107,7 +107,7 @@ OPTIONS = (
         low=0,
         high=1 << 20,
         default="512",
-        help="Tokens of a prompt, all read at once; 0 leaves it out. Default: 512.",
+        help="Tokens of a prompt, processed at once; 0 skips it. Default: 512.",
     ),
     _many(
         "-n",
@@ -116,7 +116,7 @@ OPTIONS = (
         low=0,
         high=1 << 20,
         default="128",
-        help="Tokens that are generated one after the other; 0 leaves it out. Default: 128.",
+        help="Tokens generated one at a time; 0 skips it. Default: 128.",
     ),
     _many(
         "-d",
@@ -125,7 +125,7 @@ OPTIONS = (
         low=0,
         high=1 << 20,
         default=None,
-        help="Tokens that are in the cache before a prompt or a generation. Default: 0.",
+        help="Tokens in the cache before a prompt or a generation. Default: 0.",
     ),
     _many(
         "-npl",
@@ -134,7 +134,7 @@ OPTIONS = (
         low=1,
         high=4096,
         default=None,
-        help="Sequences that are generated at once; the rate is that of all of them. Default: 1.",
+        help="Sequences generated at once; the rate is their total. Default: 1.",
     ),
     click.option(
         "-r",
@@ -147,24 +147,16 @@ OPTIONS = (
         help="Rounds of each measurement.",
     ),
     click.option(
-        "--no-warmup", is_flag=True, help="Count the first round too, in which code is compiled and files are read."
+        "--no-warmup", is_flag=True, help="Skip the warm-up round, in which code is compiled and files are read."
     ),
-    _many(
-        "-t",
-        "--threads",
-        "threads",
-        low=1,
-        high=1024,
-        default=None,
-        help="CPU threads. Default: the cores that there are.",
-    ),
+    _many("-t", "--threads", "threads", low=1, high=1024, default=None, help="CPU threads. Default: all cores."),
     click.option(
         "-ub",
         "--ubatch-size",
         "ubatch",
         type=click.IntRange(2, 1 << 20),
         metavar="N",
-        help="Tokens of a training step that are computed at once. Default: all of the step.",
+        help="Tokens of a training step computed at once. Default: all of them.",
     ),
     click.option(
         "--lora-rank",
@@ -173,9 +165,9 @@ OPTIONS = (
         default=16,
         show_default=True,
         metavar="R",
-        help="Rank of the adapter in training.",
+        help="Rank of the trained adapter.",
     ),
-    click.option("--memory", type=SIZE, metavar="SIZE", help="Memory to stay within, as in training."),
+    click.option("--memory", type=SIZE, metavar="SIZE", help="Memory budget, as in training."),
     click.option(
         "--dtype",
         type=click.Choice(DTYPES),
@@ -188,7 +180,7 @@ OPTIONS = (
         "--max-binding",
         type=SIZE,
         metavar="SIZE",
-        help="With webgpu: a lower limit than the device's for what a kernel sees at once, such as 128MiB.",
+        help="With webgpu: limit the size of a binding, such as 128MiB.  [default: the device's limit]",
     ),
     click.option(
         "-ngl",
@@ -196,18 +188,21 @@ OPTIONS = (
         "--n-gpu-layers",
         "ngl",
         metavar="N",
-        help="As in llama.cpp: 0 keeps to the CPU, anything else lets --device auto take a GPU.",
+        help="As in llama.cpp: 0 stays on the CPU, anything else lets --device auto use a GPU.",
     ),
     click.option(
         "-fa",
         "--flash-attn",
         "flash_attn",
         type=click.Choice(["on", "off", "auto", "0", "1"]),
-        help="Accepted as llama.cpp does; attention here never stores the whole T x T matrix.",
+        help="Accepted for compatibility with llama.cpp; attention never stores the whole T x T matrix.",
     ),
-    click.option("--peer", type=click.Choice(["llama.cpp"]), help="Measure llama.cpp beside it (needs xllamacpp)."),
+    click.option("--peer", type=click.Choice(["llama.cpp"]), help="Also measure llama.cpp (needs xllamacpp)."),
     click.option(
-        "--timeout", type=click.FloatRange(1), metavar="S", help="Seconds that one measurement may take. Default: any."
+        "--timeout",
+        type=click.FloatRange(1),
+        metavar="S",
+        help="Time limit of one measurement in seconds. Default: none.",
     ),
     click.option(
         "--print",
@@ -215,12 +210,12 @@ OPTIONS = (
         type=click.Choice(FORMATS),
         default="md",
         show_default=True,
-        help="What is printed: a Markdown table, CSV, or JSON with all rounds.",
+        help="Output format: a Markdown table, CSV, or JSON with all rounds.",
     ),
     click.option("--json", "as_json", is_flag=True, help="The same as --print json."),
     click.option("-o", "--output", "save", metavar="FILE", help="Also write the JSON to FILE, after each measurement."),
     force_option,
-    click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: set two saved files side by side."),
+    click.option("--compare", nargs=2, metavar="A B", help="Measure nothing; compare two saved files."),
 )
 
 

@@ -15,7 +15,7 @@ from anytune.cli.sampling import read_template, sampling_options
 from anytune.cli.say import note
 from anytune.errors import UserError
 
-HELP = "/reset forgets the conversation, /system TEXT sets the system message and starts anew, /exit ends"
+HELP = "/reset clears the conversation, /system TEXT sets the system message and starts over, /exit quits"
 
 
 @click.command(
@@ -35,7 +35,7 @@ HELP = "/reset forgets the conversation, /system TEXT sets the system message an
     type=click.IntRange(-1),
     default=-1,
     show_default=True,
-    help="Tokens of an answer at most; -1: until the model ends its turn.",
+    help="Maximum tokens per answer; -1: until the model ends its turn.",
 )
 @click.option("-sys", "--system", "--system-prompt", "system", metavar="TEXT", help="A system message.")
 @sampling_options
@@ -52,8 +52,8 @@ def chat(
 ) -> None:
     """Talk to a model, with or without an adapter.
 
-    Answers are streamed; Ctrl-C stops an answer, Ctrl-D or /exit ends. /reset and /system TEXT start anew.
-    Over a pipe each line is one message and only the answers are printed.
+    Answers are streamed; Ctrl-C stops an answer, Ctrl-D or /exit quits. /reset and /system TEXT start over.
+    From a pipe, each line is one message and only the answers are printed.
     """
     from anytune.generation.sampling import Sampling
 
@@ -88,10 +88,10 @@ def chat(
                 break
             if word == "/reset":
                 talk.reset()
-                note("the conversation is forgotten")
+                note("conversation cleared")
             elif word == "/system":
                 talk.reset(rest.strip())
-                note("a new conversation" + (", with this system message" if talk.system else ""))
+                note("new conversation" + (", with this system message" if talk.system else ""))
             else:
                 note(HELP)
             continue
@@ -141,8 +141,8 @@ def _answer(talk: Any, line: str, person: bool) -> None:
         note(str(error))
     click.echo()
     if talk.forgotten > forgotten:
-        note("the context was full: the oldest turns were forgotten (-c makes it larger)")
+        note("the context was full: the oldest turns were dropped (increase it with -c)")
     elif talk.last and talk.last.finish == "context":
-        note("the context is full: the answer was cut (-c makes it larger)")
+        note("the context is full: the answer was cut off (increase it with -c)")
     if person:
         click.echo()

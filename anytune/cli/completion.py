@@ -37,14 +37,10 @@ def complete(parameter: click.Parameter, incomplete: str) -> list[CompletionItem
     return found
 
 
-@click.command(
-    cls=Command,
-    short_help="Print the script by which a shell completes commands and flags.",
-    example="\n".join(INSTALL.values()),
-)
+@click.command(cls=Command, short_help="Print a shell completion script.", example="\n".join(INSTALL.values()))
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print what SHELL runs to complete anytune's commands, flags, files, models and types."""
+    """Print SHELL's completion script for anytune's commands, flags, files, models and types."""
     from anytune.cli.main import cli
 
     kind: Any = get_completion_class(shell)

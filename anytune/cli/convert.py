@@ -15,7 +15,7 @@ from anytune.files import check_output
 
 @click.command(
     cls=Command,
-    short_help="Turn a Hugging Face folder into a GGUF file.",
+    short_help="Convert a Hugging Face folder to a GGUF file.",
     example="""
     anytune convert ./Qwen3-1.7B -o qwen3-1.7b.gguf
     anytune convert ./Qwen3-1.7B -o qwen3-1.7b-q4_k_m.gguf Q4_K_M
@@ -25,9 +25,7 @@ from anytune.files import check_output
 @click.argument("kind", required=False, metavar="[TYPE]")
 @click.option("-o", "--output", required=True, metavar="FILE", help="The GGUF file to write.")
 @click.option(
-    "--pre",
-    metavar="NAME",
-    help="llama.cpp's name of the pre-tokenizer, where tokenizer.json does not tell which it is.",
+    "--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, if tokenizer.json does not identify it."
 )
 @click.option("--name", metavar="TEXT", help="The model's name in the file.  [default: the folder's]")
 @force_option
@@ -36,7 +34,7 @@ def convert(folder: str, kind: str | None, output: str, pre: str | None, name: s
     """Write the model in HF_FOLDER (config.json, safetensors, tokenizer) to a GGUF file.
 
     Metadata, tokenizer and chat template are those that llama.cpp's converter writes. Without TYPE the weights keep
-    their own: BF16, F16 or F32, to the bit. With another TYPE of `anytune quantize` they are quantized on the way.
+    their own type (BF16, F16 or F32), bit-exact. With another TYPE of `anytune quantize` they are quantized on the way.
     Nothing in the folder is executed; pickled .bin weights are refused.
     """
     from anytune.cli.progress import Progress
@@ -46,7 +44,7 @@ def convert(folder: str, kind: str | None, output: str, pre: str | None, name: s
 
     place, source = Path(output).expanduser(), Path(folder).expanduser()
     if not source.is_dir():
-        raise UserError(f"{folder} is no folder: name one with config.json, safetensors and a tokenizer.")
+        raise UserError(f"{folder} is not a folder: name one with config.json, safetensors and a tokenizer.")
     if place.is_dir():
         raise UserError(f"-o {output} is a folder: name a file.")
     check_output(place, forced(), [("the model's folder", source)])

@@ -17,7 +17,7 @@ from anytune.cli.say import print_json
 
 @click.group()
 def data() -> None:
-    """Look at training data, or make it."""
+    """Inspect training data, or build it."""
 
 
 data.add_command(build)
@@ -25,7 +25,7 @@ data.add_command(build)
 
 @data.command(
     cls=Command,
-    short_help="Show tokens and loss as the model will see them.",
+    short_help="Show tokens and loss mask as the model will see them.",
     renamed={"-n": "--examples"},
     example="""
     anytune data preview -m model.gguf -f chats.jsonl
@@ -62,10 +62,9 @@ def preview(
     color: bool | None,
     as_json: bool,
 ) -> None:
-    """Show what the model will see: every token, those that carry loss in green (or in [brackets]), and the
-    counts.
+    """Show what the model will see: every token, those with loss in green (or in [brackets]), and the counts.
 
-    Only the tokenizer and the template of the model are read, not its weights.
+    Reads only the model's tokenizer and template, not its weights.
     """
     path = model_path(model)
     files = data_files(files)

@@ -10,7 +10,7 @@ from anytune.cli.data_build_pubmedqa import pubmedqa
 
 @click.group()
 def build() -> None:
-    """Make training data from other files."""
+    """Build training data from other files."""
 
 
 build.add_command(email)

@@ -17,7 +17,7 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
 @click.command(
     cls=Command,
     renamed={"--format": "--form"},
-    short_help="PubMedQA's labelled questions: yes, no or maybe.",
+    short_help="From PubMedQA: questions answered yes, no or maybe.",
     example="""
     anytune data build pubmedqa ori_pqal.json --test test_ground_truth.json --setting reasoning-free -o pubmedqa
     anytune train -m model.gguf -f pubmedqa/train.jsonl --val-file pubmedqa/validation.jsonl --output-adapter mine.gguf
@@ -46,7 +46,8 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
     type=click.Choice(list(WORDINGS)),
     default="pubmedqa",
     show_default=True,
-    help="How it is asked: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, Uncertain).",
+    help="Wording of the prompt: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, "
+    "Uncertain).",
 )
 @click.option(
     "--labels", metavar="LABELS", help="Only questions with these answers, such as yes,no.  [default: yes,no,maybe]"
@@ -57,14 +58,14 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
     type=click.IntRange(0),
     default=50,
     show_default=True,
-    help="Questions for validation, in the classes' proportions.",
+    help="Questions for validation, stratified by class.",
 )
 @click.option(
     "--balance",
     type=click.Choice(BALANCES),
     default="none",
     show_default=True,
-    help="Repeat train's rarer classes, or drop from the more frequent ones, until all are as frequent.",
+    help="Balance the training classes: repeat rarer ones, or drop from more frequent ones.",
 )
 @click.option(
     "--form",
@@ -78,9 +79,10 @@ from anytune.evaluation.recipe import BALANCES, FORMATS
 @force_option
 @json_option
 def pubmedqa(source: str, test: str, folder: str, labels: str | None, as_json: bool, **options: Any) -> None:
-    """Split the questions outside the official test set into train and validation, and put all into words.
+    """Split the questions outside the official test set into train and validation, and write all as prompts.
 
-    Same files, options and seed give the same bytes; recipe.json tells the recipe, the sources' hashes and the counts.
+    The same files, options and seed give the same bytes; recipe.json records the recipe, the sources' hashes and the
+    counts.
     """
     from anytune.evaluation.pubmedqa import chosen_labels
     from anytune.evaluation.recipe import build

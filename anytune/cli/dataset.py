@@ -10,14 +10,14 @@ import click
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "plain", "dataset")
 LOSS = ("auto", "assistant", "all")
 KEYS = {  # roles that a column can be named for -> what --help says
-    "messages": "The column that holds the messages.",
-    "text": "The column that holds the text.",
-    "prompt": "The column that holds the prompt.",
-    "completion": "The column that holds the completion.",
-    "system": "The column that holds the system message.",
-    "tools": "The column that holds the tools.",
-    "context": "The column that holds what a prompt is about: it is shown beside the prompt.",
-    "reasoning": "The column that holds the thoughts before the completion.",
+    "messages": "Column with the messages.",
+    "text": "Column with the text.",
+    "prompt": "Column with the prompt.",
+    "completion": "Column with the completion.",
+    "system": "Column with the system message.",
+    "tools": "Column with the tools.",
+    "context": "Column with the passage that a prompt is about; it is joined with the prompt.",
+    "reasoning": "Column with the reasoning before the completion.",
 }
 
 
@@ -31,7 +31,7 @@ def dataset_options(command: Callable) -> Callable:
         if kwargs.pop("assistant_loss_only"):
             if kwargs["loss"] == "all":
                 raise click.UsageError(
-                    "--assistant-loss-only and --loss all ask for opposite things: give one of them.",
+                    "--assistant-loss-only and --loss all contradict each other: give one of them.",
                     click.get_current_context(),
                 )
             kwargs["loss"] = "assistant"
@@ -45,17 +45,16 @@ def dataset_options(command: Callable) -> Callable:
             multiple=True,
             required=True,
             metavar="DATA",
-            help="Data: JSONL of messages, ShareGPT, Alpaca, prompt/completion or text, plain text, .gz of "
-            "any, a folder that the datasets library saved, or hf:owner/dataset; - is standard input. May be given "
-            "several times.",
+            help="Data: JSONL of messages, ShareGPT, Alpaca, prompt/completion or text, plain text, .gz of any, a "
+            "folder saved by the datasets library, or hf:owner/dataset; - is standard input. May be repeated.",
         ),
         click.option(
             "--loss",
             type=click.Choice(LOSS),
             default="auto",
             show_default=True,
-            help="What is learned. auto: of chats what the assistant says, of pairs the completion, running "
-            "text whole. assistant: the same, and running text is refused. all: every token.",
+            help="What is learned. auto: the assistant's turns of chats, the completions of pairs, all of plain "
+            "text. assistant: the same, but plain text is refused. all: every token.",
         ),
         click.option("--assistant-loss-only", is_flag=True, help="The same as --loss assistant."),
         click.option(
@@ -68,12 +67,12 @@ def dataset_options(command: Callable) -> Callable:
             type=click.Choice(FORMATS),
             default="auto",
             show_default=True,
-            help="What the data is, if it is not to be recognised.",
+            help="The data's format, if it should not be detected.",
         ),
         click.option(
             "--overflow",
             type=click.Choice(["split", "truncate", "drop", "error"]),
-            help="What to do with an example longer than -c.  [default: truncate chats, split text]",
+            help="What to do with examples longer than -c.  [default: truncate chats, split text]",
         ),
     ]
     options += [click.option(f"--{name}-key", metavar="COLUMN", help=text) for name, text in KEYS.items()]

@@ -15,39 +15,36 @@ from anytune.files import check_output
 
 @click.command(
     cls=Command,
-    short_help="Check this machine: devices, every operation.",
+    short_help="Check this machine: devices and every operation.",
     example="""
     anytune doctor
     anytune doctor --json
     anytune doctor --report report.json
 """,
 )
-@click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: the cores.")
+@click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: all cores.")
 @click.option(
-    "--kernels",
-    metavar="DIR",
-    help="Write the WebGPU engine's kernels to this folder, as WGSL to be read, and do nothing else.",
+    "--kernels", metavar="DIR", help="Write the WebGPU engine's kernels to this folder as WGSL, and do nothing else."
 )
 @click.option(
     "--report",
     "place",
     metavar="FILE",
-    help="Also measure every sound device with a small random model, and write all of it to this file, which names no "
-    "user, host or folder: attach it where you report a problem.",
+    help="Also measure every working device with a small random model, and write everything to this file, to "
+    "attach to a bug report; it names no user, host or folder.",
 )
 @force_option
 @json_option
 def doctor(threads: int | None, kernels: str | None, place: str | None, as_json: bool) -> int:
-    """Examine this machine: devices, engines, versions, and every operation of
-    every engine against known answers (there are drivers that report success and write nothing). Exit code 1
-    if something is wrong."""
+    """Check this machine: devices, engines, versions, and every operation of every engine against known answers (some
+    drivers report success and write nothing). The exit code is 1 if something is wrong."""
     from anytune.doctor import examine, report
 
     check_output(kernels, forced(), folder=True)
     if kernels is not None:
         from anytune.engine.webgpu.kernels.every import write
 
-        click.echo(f"{write(kernels)} kernels are in {kernels}")
+        click.echo(f"wrote {write(kernels)} kernels to {kernels}")
         return 0
     if place is not None:
         check_output(Path(place).expanduser(), forced())

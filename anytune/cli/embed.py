@@ -16,7 +16,7 @@ from anytune.errors import UserError
 
 @click.command(
     cls=Command,
-    short_help="Turn texts into vectors: the model's own embeddings.",
+    short_help="Embed texts with the model's own hidden states.",
     example="""
     anytune embed -m model.gguf -f sentences.txt -o embeddings.npz
     anytune embed -m model.gguf -p "one text" -p "another text" --json
@@ -30,7 +30,7 @@ from anytune.errors import UserError
     metavar="FILE",
     help="Texts: one per line, or JSONL records with a prompt, text or messages; - is standard input.",
 )
-@click.option("-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A text; may be given several times.")
+@click.option("-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A text. May be repeated.")
 @click.option(
     "-o", "--output", metavar="FILE", help="Write .npz with `embeddings`, float32 [texts, width], and `texts`."
 )
@@ -39,9 +39,9 @@ from anytune.errors import UserError
 def embed(
     model: str, engine: dict, file: str | None, texts: tuple[str, ...], output: str | None, as_json: bool
 ) -> None:
-    """Embed each text: the mean over its tokens of what the last norm gives, scaled to length 1.
+    """Embed each text: the mean over its tokens of the last norm's output, scaled to length 1.
 
-    These are llama.cpp's embeddings with mean pooling. Without -o and --json the cosine of each pair of texts is
+    These are llama.cpp's embeddings with mean pooling. Without -o and --json, the cosine of each pair of texts is
     printed.
     """
     import numpy as np
@@ -54,7 +54,7 @@ def embed(
     place = Path(output).expanduser() if output else None
     if place is not None:
         if place.suffix.lower() != ".npz":
-            raise UserError(f"-o {output} must end in .npz, the format that is written.")
+            raise UserError(f"-o {output} must end in .npz.")
         check_output(place, forced(), [("the model", model_path(model)), ("the file of texts", file)])
     given = list(texts)
     if file is not None:
@@ -62,7 +62,7 @@ def embed(
     if not given:
         raise UserError("There is nothing to embed: give texts with -p or a file with -f.")
     if place is None and not as_json and len(given) < 2:
-        raise UserError("One text has no pair to compare: give -o FILE.npz or --json.")
+        raise UserError("There is only one text, so nothing to compare: give -o FILE.npz or --json.")
     loaded = load_model(model, engine)
     with Progress("embedding", "texts", as_json) as progress:
         vectors = run(loaded, given, progress.to)

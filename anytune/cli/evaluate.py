@@ -26,7 +26,7 @@ evaluate.add_command(score)
 
 @evaluate.command(
     cls=Command,
-    short_help="Measure how near answers come to an author's held-out messages.",
+    short_help="Measure how close answers come to an author's held-out messages.",
     renamed={"-b": "--parallel", "--batch-size": "--parallel"},
     example="""
     anytune evaluate style -m model.gguf --lora mine.gguf -f data/test.jsonl -o report.html
@@ -59,11 +59,11 @@ def style(
     as_json: bool,
     **rest: Any,
 ) -> None:
-    """Let the base and its adapters answer what the author answered, and measure how near they come to the author.
+    """Have the base and its adapters answer what the author answered, and measure how close they come to the author.
 
     Style is measured as distances to the author's messages: function words (Burrows's Delta), punctuation, sentence
-    length and standing lines; the author's own halves show what distance means nothing. The messages' perplexity, and
-    the measures of `evaluate compare`, are beside it.
+    length and recurring lines; random halves of the author's messages show which distances mean nothing. Also reports
+    the messages' perplexity and the measures of `evaluate compare`.
     """
     from anytune.evaluation.prompts import read_prompts
     from anytune.evaluation.style import style as run

@@ -31,9 +31,9 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
     "file",
     required=True,
     metavar="FILE",
-    help="ori_pqal.json; or JSONL with question and label; or what `data build pubmedqa` wrote.",
+    help="ori_pqal.json; or JSONL with question and label; or the output of `data build pubmedqa`.",
 )
-@click.option("--test", metavar="FILE", help="test_ground_truth.json: which questions of ori_pqal.json are meant.")
+@click.option("--test", metavar="FILE", help="test_ground_truth.json: which questions of ori_pqal.json to use.")
 @click.option(
     "--setting",
     type=click.Choice(SETTINGS),
@@ -43,7 +43,7 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 @click.option(
     "--wording",
     type=click.Choice(list(WORDINGS)),
-    help="How it is asked: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, "
+    help="Wording of the prompt: pubmedqa (Question: … Answer (yes, no or maybe):), or qa (Q: … A: Yes, No, "
     "Uncertain).  [default: pubmedqa for ori_pqal.json, qa for rows]",
 )
 @click.option(
@@ -54,7 +54,7 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
     "loras",
     multiple=True,
     metavar="[NAME=]ADAPTER",
-    help="An adapter: a GGUF file or a peft folder. May be given several times.",
+    help="An adapter: a GGUF file or a peft folder. May be repeated.",
 )
 @click.option(
     "-o",
@@ -62,7 +62,7 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
     "outputs",
     multiple=True,
     metavar="REPORT",
-    help="Write a report here: .html for people, .json for programs. May be given several times.",
+    help="Write a report: .html for people, .json for programs. May be repeated.",
 )
 @click.option(
     "-n",
@@ -71,7 +71,7 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
     type=click.IntRange(0),
     default=16,
     show_default=True,
-    help="Tokens of a written answer at most; 0: score by likelihood alone.",
+    help="Maximum tokens of a generated answer; 0: score by likelihood only.",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N questions.")
 @click.option(
@@ -81,13 +81,13 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
     type=click.IntRange(1),
     default=2048,
     show_default=True,
-    help="Tokens of context held at once.",
+    help="Tokens of context kept at once.",
 )
 @click.option(
     "--raw/--chat",
     "raw",
     default=None,
-    help="Put questions as plain text, or as a user's message.  [default: as `anytune generate`]",
+    help="Ask questions as plain text, or as a user's message.  [default: as `anytune generate`]",
 )
 @force_option
 @json_option
@@ -107,11 +107,11 @@ def biomed(
     raw: bool | None,
     as_json: bool,
 ) -> None:
-    """Put questions whose answer is yes, no or maybe to the base and its adapters. Nothing is trained.
+    """Ask the base and its adapters questions answered with yes, no or maybe. Nothing is trained.
 
-    Each is scored twice: by which answer the model finds likeliest, and by what it writes. Accuracy comes with Wilson's
-    95 % interval, beside precision, recall and F1 of each class, macro F1 and the confusion matrix; McNemar's exact
-    test compares every two on the same questions.
+    Each is scored twice: by the answer that the model finds most likely, and by what it generates. Reports accuracy
+    with Wilson's 95 % interval, precision, recall and F1 per class, macro F1 and the confusion matrix; McNemar's exact
+    test compares each pair on the same questions.
     """
     from anytune.cli.progress import Progress
     from anytune.evaluation import biomed_report

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @evaluate.command(
     cls=Command,
-    short_help="Set the answers of base and adapters side by side.",
+    short_help="Compare the answers of base and adapters.",
     example="""
     anytune evaluate compare -m model.gguf --lora mine.gguf -f heldout.jsonl -o report.html
     anytune evaluate compare -m model.gguf --lora one.gguf --lora two.gguf -f prompts.txt -o report.html -o report.json
@@ -40,38 +40,40 @@ if TYPE_CHECKING:
     "--file",
     "file",
     metavar="FILE",
-    help="Prompts: a line each, or JSONL with prompt, prompt and completion, or messages.",
+    help="Prompts: one per line, or JSONL with prompt, prompt and completion, or messages.",
 )
-@click.option("-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt instead of a file, or several.")
+@click.option(
+    "-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt instead of a file. May be repeated."
+)
 @click.option(
     "--other",
     "others",
     multiple=True,
     metavar="[NAME=]GGUF",
-    help="Another model that answers too, with its own template. May be given several times.",
+    help="Another model to compare, with its own template. May be repeated.",
 )
 @answering_options
 @click.option(
     "--judge",
     metavar="URL|GGUF",
-    help="Whose model says which answer is better: an OpenAI-compatible endpoint such as http://localhost:11434/v1 (a "
+    help="Who judges which answer is better: an OpenAI-compatible endpoint such as http://localhost:11434/v1 (a "
     "key is read from ANYTUNE_JUDGE_API_KEY), or a model file on this machine.",
 )
-@click.option("--judge-model", metavar="NAME", help="The judge's name at that endpoint.")
+@click.option("--judge-model", metavar="NAME", help="The judge's model name at that endpoint.")
 @click.option(
     "--judge-pair",
     nargs=2,
     metavar="[NAME=]ADAPTER [NAME=]ADAPTER",
     help="The judge compares these two adapters with each other, instead of each with the base.",
 )
-@click.option("--judge-criteria", "criteria", metavar="TEXT", help="What the judge is to prefer, in a sentence.")
+@click.option("--judge-criteria", "criteria", metavar="TEXT", help="What the judge should prefer, in a sentence.")
 @click.option(
     "--judge-timeout",
     type=click.FloatRange(min=1),
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="Wait so long for each answer of the judge.",
+    help="Time limit for each answer of the judge.",
 )
 @force_option
 @json_option
@@ -95,10 +97,10 @@ def compare(
     as_json: bool,
     **rest: Any,
 ) -> None:
-    """Let the base, its adapters and other models answer the same prompts, and compare the answers.
+    """Have the base, its adapters and other models answer the same prompts, and compare the answers.
 
-    Where the file has answers they are the references: each answer is measured against its own with chrF, ROUGE-L,
-    Jaccard and the cosine of the model's own embeddings. The others' answers are measured against the base's as well.
+    Answers in the file are the references: each answer is measured against its own with chrF, ROUGE-L, Jaccard and the
+    cosine of the model's own embeddings. The others' answers are also measured against the base's.
     """
     from anytune.evaluation.compare import compare as run
     from anytune.evaluation.compare_report import answers, report, text
@@ -127,7 +129,7 @@ def compare(
     if not local and (judge is None) != (judge_model is None):
         raise UserError("--judge and --judge-model belong together: the endpoint, and the model's name there.")
     if local and judge_model is not None:
-        raise UserError(f"--judge-model is the name at an endpoint, and --judge {judge} is a file: leave it out.")
+        raise UserError(f"--judge-model is the name at an endpoint, and --judge {judge} is a file: omit --judge-model.")
     prompts = _prompts(file, texts, columns_of(rest), limit)
     jury = None if judge is None else _jury(judge, judge_model, criteria, judge_timeout, engine)
     loaded = load_model(model, engine)

@@ -46,7 +46,7 @@ def answering_options(command: Callable) -> Callable:
             "loras",
             multiple=True,
             metavar="[NAME=]ADAPTER",
-            help="An adapter: a GGUF file or a peft folder. May be given several times.",
+            help="An adapter: a GGUF file or a peft folder. May be repeated.",
         ),
         click.option(
             "-o",
@@ -54,7 +54,7 @@ def answering_options(command: Callable) -> Callable:
             "outputs",
             multiple=True,
             metavar="REPORT",
-            help="Write a report here: .html for people, .json for programs. May be given several times.",
+            help="Write a report: .html for people, .json for programs. May be repeated.",
         ),
         click.option(
             "-n",
@@ -63,7 +63,7 @@ def answering_options(command: Callable) -> Callable:
             type=click.IntRange(1),
             default=256,
             show_default=True,
-            help="Tokens of an answer at most.",
+            help="Maximum tokens per answer.",
         ),
         click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N prompts."),
         click.option(
@@ -75,7 +75,7 @@ def answering_options(command: Callable) -> Callable:
             show_default=True,
             help="Prompts answered at once.",
         ),
-        click.option("--stop", "stop", multiple=True, metavar="TEXT", help="End an answer where this text comes."),
+        click.option("--stop", "stop", multiple=True, metavar="TEXT", help="Stop an answer at this text."),
         click.option(
             "--raw/--chat",
             "raw",
@@ -89,7 +89,7 @@ def answering_options(command: Callable) -> Callable:
         ),
     ]
     options += [
-        click.option(f"--{role}-key", f"{role}_key", metavar="COLUMN", help=f"The column that holds the {role}.")
+        click.option(f"--{role}-key", f"{role}_key", metavar="COLUMN", help=f"Column with the {role}.")
         for role in ("messages", "prompt", "completion")
     ]
     options += [

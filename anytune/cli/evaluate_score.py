@@ -25,16 +25,16 @@ from anytune.errors import UserError
 @click.option(
     "--labels",
     metavar="A,B,…",
-    help="The classes: what counts is the first of them that a prediction names.  [default: the truths "
-    "themselves, where they are few single words]",
+    help="The classes: the first one that a prediction names counts.  [default: the truths themselves, if they are "
+    "a few single words]",
 )
 @json_option
 def score(predictions: str, truth: str, labels: str | None, as_json: bool) -> None:
     """Print accuracy, and the mean cosine and Jaccard similarity over words.
 
     Both files hold one answer per line (.txt), per record (.jsonl, .json: a string, or an object with prediction,
-    answer, label, completion, text or messages), or an object of id: answer. With classes, accuracy comes with its 95 %
-    interval, each class's precision, recall and F1, and the predictions that name no class.
+    answer, label, completion, text or messages), or an object of id: answer. With classes, also prints the 95 %
+    interval, precision, recall and F1 per class, and how many predictions name no class.
     """
     from anytune.evaluation.score import pair, read_answers, score as run
 

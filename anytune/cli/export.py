@@ -32,7 +32,7 @@ class _Group(click.Group):
 def export() -> None:
     """Write a trained model for llama.cpp, Ollama, LM Studio, transformers, peft or MLX.
 
-    Each result is loaded in the program that it is for, and its distributions are compared with what was trained.
+    Each result is loaded in its target program, and its distributions are compared with the trained model's.
     """
 
 
@@ -49,14 +49,14 @@ _LORA = (
         "scaled",
         multiple=True,
         metavar="ADAPTER:SCALE",
-        help="An adapter times a factor, such as b.gguf:0.5. May be repeated.",
+        help="An adapter scaled by a factor, such as b.gguf:0.5. May be repeated.",
     ),
 )
 
 
 def verify_option(command: Callable) -> Callable:
     """--no-verify and --force: what every command that exports has."""
-    option = click.option("--no-verify", is_flag=True, help="Do not load the result in the program that it is for.")
+    option = click.option("--no-verify", is_flag=True, help="Do not load the result in the target program.")
     return option(force_option(command))
 
 
@@ -128,14 +128,14 @@ def finish(facts: dict[str, Any], checks: list[dict[str, Any]], as_json: bool, l
 
 @export.command(
     cls=Command,
-    short_help="An adapter as a peft folder, for transformers.",
+    short_help="Export an adapter as a peft folder, for transformers.",
     example="""
     anytune export peft -m model.gguf --lora adapter.gguf -o adapter-peft
 """,
 )
 @model_options
 @lora_options
-@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to create.")
 @verify_option
 @json_option
 def peft(
@@ -149,7 +149,7 @@ def peft(
 ) -> int:
     """Write an adapter (or the sum of several) as a peft folder.
 
-    Names and the order of rows become Hugging Face's. It is verified on the base's own weights in transformers: needs
+    Names and row order become Hugging Face's. Verification runs in transformers on the base's own weights: it needs
     `pip install 'anytune[hf]'` and memory for the model in float32.
     """
     from anytune.export import checks
@@ -164,7 +164,7 @@ def peft(
 
 @export.command(
     cls=Command,
-    short_help="A peft folder as a GGUF adapter, for llama.cpp.",
+    short_help="Export an adapter as a GGUF file, for llama.cpp.",
     example="""
     anytune export gguf -m model.gguf --lora adapter-peft -o adapter.gguf
     anytune export gguf -m model.gguf --lora a.gguf --lora-scaled b.gguf:0.5 -o both.gguf
@@ -188,7 +188,7 @@ def gguf(
     from anytune.export import checks
 
     if not output.lower().endswith(".gguf"):
-        raise UserError(f"-o {output} must end in .gguf: llama.cpp's form is a file.")
+        raise UserError(f"-o {output} must end in .gguf: llama.cpp needs a file.")
     loaded, adapter = open_pair(model, engine, loras, scaled, outputs=[output])
     adapter.save(output)
     found = [] if no_verify else [checks.in_llamacpp(loaded, output, threads=engine["threads"])]
@@ -219,7 +219,7 @@ def _folder_command(name: str, text: str) -> None:
     )
     @model_options
     @lora_options
-    @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
+    @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to create.")
     @click.option(
         "--type",
         "outtype",
@@ -229,7 +229,7 @@ def _folder_command(name: str, text: str) -> None:
         help="Number format of the weights.",
     )
     @click.option(
-        "--chat-template", metavar="FILE", help="A Jinja file, in place of the adapter's or the model's template."
+        "--chat-template", metavar="FILE", help="A Jinja file, instead of the adapter's or the model's template."
     )
     @verify_option
     @json_option
@@ -244,9 +244,9 @@ def _folder_command(name: str, text: str) -> None:
         no_verify: bool,
         as_json: bool,
     ) -> int:
-        """Write model and adapter, merged, as a folder with config.json, tokenizer files and model.safetensors.
+        """Write the merged model and adapter as a folder with config.json, tokenizer files and model.safetensors.
 
-        The weights are the GGUF file's, dequantized, with the adapter added (without --lora just the model). Files
+        The weights are the GGUF file's, dequantized, with the adapter added (without --lora, only the model). Files
         above 5 GiB are split. transformers and MLX load the folder; it is verified in transformers.
         """
         from anytune.cli.opening import read_text
@@ -283,5 +283,5 @@ def _folder_command(name: str, text: str) -> None:
         )
 
 
-_folder_command("hf", "The merged model as a folder for transformers.")
-_folder_command("mlx", "The same folder, which MLX loads too.")
+_folder_command("hf", "Export the merged model as a folder for transformers.")
+_folder_command("mlx", "Export the merged model as a folder for MLX.")

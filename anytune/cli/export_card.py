@@ -16,7 +16,7 @@ from anytune.files import atomic_write, cannot_write, check_output
 
 @export.command(
     cls=Command,
-    short_help="An adapter's README: base, data, settings, scores, licence.",
+    short_help="Write an adapter's README: base, data, settings, scores, licence.",
     example="""
     anytune export card -m model.gguf --lora adapter.gguf --run runs/my-run -o README.md
     anytune export card -m model.gguf --lora adapter.gguf --scores report.json --license cc-by-4.0 -o README.md
@@ -24,20 +24,17 @@ from anytune.files import atomic_write, cannot_write, check_output
 )
 @model_option
 @click.option("--lora", required=True, metavar="ADAPTER", help="The adapter: a GGUF file or a peft folder.")
-@click.option("--run", metavar="FOLDER", help="Its run's folder, for data, settings, losses and time.")
+@click.option("--run", metavar="FOLDER", help="Its run folder, for data, settings, losses and time.")
 @click.option(
-    "--scores",
-    multiple=True,
-    metavar="REPORT",
-    help="A report of `anytune evaluate` as JSON, to be quoted. May be given several times.",
+    "--scores", multiple=True, metavar="REPORT", help="A JSON report of `anytune evaluate` to quote. May be repeated."
 )
 @click.option("--license", metavar="NAME", help="The adapter's licence, such as apache-2.0.  [default: the base's]")
-@click.option("-o", "--output", required=True, metavar="FILE", help="Where the README goes.")
+@click.option("-o", "--output", required=True, metavar="FILE", help="Where to write the README.")
 @force_option
 def card(model: str, lora: str, run: str | None, scores: tuple[str, ...], license: str | None, output: str) -> None:
-    """Write what a stranger needs to know of an adapter, as a README with the front matter that Hugging Face reads.
+    """Write what others need to know about an adapter, as a README with Hugging Face's front matter.
 
-    What nobody told the program is marked TODO.
+    Unknown fields are marked TODO.
     """
     from anytune.adapter.adapter import Adapter
     from anytune.export.card import card as written
@@ -57,7 +54,7 @@ def card(model: str, lora: str, run: str | None, scores: tuple[str, ...], licens
         ],
     )
     if folder is not None and not inside[0].is_file():
-        raise UserError(f"--run {folder} is no run's folder: it has no settings.json.")
+        raise UserError(f"--run {folder} is not a run folder: it has no settings.json.")
     with GGUF.open(model_path(model)) as base:
         adapter = Adapter.load(path if path.is_dir() else existing_file(path, "adapter"), gguf=base)
         text = written(base, adapter, path, run=folder, reports=reports, license=license)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @export.command(
     cls=Command,
-    short_help="Base and adapters in one GGUF file.",
+    short_help="Merge base and adapters into one GGUF file.",
     renamed={"--compare": "--dry-run"},
     example="""
     anytune export merge -m base.gguf --lora a.gguf -o merged.gguf
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 )
 @merge_options
 @click.option("-o", "--output", metavar="GGUF", help="The file to write.")
-@click.option("--dry-run", "compare", is_flag=True, help="Measure all candidates and write nothing.")
+@click.option("--dry-run", "compare", is_flag=True, help="Measure all candidates, write nothing.")
 @click.option(
     "--absorb",
     type=click.IntRange(1, 4096),
     metavar="RANK",
-    help="Write an adapter of this rank too, which holds what rounding lost.",
+    help="Also write an adapter of this rank that compensates for the rounding error.",
 )
 @click.option(
     "--residual-lora",
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "exact", "approx"]),
     default="auto",
     show_default=True,
-    help="auto: fitted layer by layer, as `anytune adapt repair` does; QERA in one go, exact: by the inputs' "
-    "whole autocorrelation, approx: by their mean squares.",
+    help="auto: fitted layer by layer, as `anytune adapt repair` does; or QERA's closed form, exact: with the "
+    "inputs' full autocorrelation, approx: with their mean squares.",
 )
-@click.option("--calibration", metavar="FILE", help="The text that --absorb measures inputs on. Default: that of -f.")
+@click.option("--calibration", metavar="FILE", help="The text on which --absorb measures inputs. Default: that of -f.")
 @verify_option
 @json_option
 def merge(
@@ -74,17 +74,17 @@ def merge(
 ) -> int:
     """Merge adapters into the base and write one GGUF file.
 
-    What was trained is base and adapter side by side. Rounding the sum to few bits loses some of it, at 4 bits often
-    most: so each type is measured against the served pair, in its weights and by the KL divergence on a text.
+    Training produced a base and an adapter side by side. Rounding their sum to few bits loses part of the change, at 4
+    bits often most of it, so each type is compared with the pair, by its weights and by the KL divergence on a text.
     """
     from anytune.export import checks
 
     if output is None and not compare:
-        raise UserError("There is nowhere to write to: give -o, or --dry-run to measure only.")
+        raise UserError("There is no output: give -o, or --dry-run to only measure.")
     if residual is not None and absorb is None:
-        raise UserError("--residual-lora goes with --absorb RANK.")
+        raise UserError("--residual-lora needs --absorb RANK.")
     if absorb is not None and (compare or calibration is None and choice.file is None):
-        raise UserError("--absorb goes with a written file, and needs a text to measure on: -f or --calibration.")
+        raise UserError("--absorb needs an output file, and a text to measure on: -f or --calibration.")
     beside, target = None, None if compare else Path(output or "")
     if absorb is not None:
         beside = Path(residual or Path(output or "").with_suffix("").as_posix() + "-residual.gguf")
@@ -152,23 +152,23 @@ def _absorb(work: Work, target: Path, beside: Path, rank: int, way: str, text: s
 
 @export.command(
     cls=Command,
-    short_help="A folder with a Modelfile for Ollama.",
+    short_help="Export a folder with a Modelfile for Ollama.",
     example="""
     anytune export ollama -m base.gguf --lora a.gguf -o wren
     ollama create wren -f wren/Modelfile
 """,
 )
 @merge_options
-@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to create.")
 @click.option("--name", help="Name of the weights file. Default: the base's, with -merged.")
 @click.option(
-    "--keep-adapter", is_flag=True, help="Write FROM and ADAPTER instead of merging; not all versions take it."
+    "--keep-adapter", is_flag=True, help="Write FROM and ADAPTER instead of merging; not all versions support it."
 )
 @click.option("--no-template", is_flag=True, help="Write no TEMPLATE: Ollama looks for one that it knows.")
 @click.option(
     "--accept-differences",
     is_flag=True,
-    help="Write the TEMPLATE although it differs where Ollama's language has no words: blanks, thoughts, tools, dates.",
+    help="Write the TEMPLATE even if Ollama cannot express all of it: whitespace, reasoning, tools, dates.",
 )
 @click.option("--system", metavar="TEXT", help="The system message of every conversation.")
 @click.option(
@@ -196,11 +196,11 @@ def ollama(
     no_verify: bool,
     as_json: bool,
 ) -> int:
-    """Write a folder that `ollama create` takes: the merged file, and a Modelfile with template and stops.
+    """Write a folder for `ollama create`: the merged file, and a Modelfile with template and stops.
 
-    The chat template is translated to Ollama's language by taking it apart, and only if the result renders a row of
-    conversations as the original does; else nothing is written, unless with --no-template. What Ollama's language
-    cannot say (tools, dates, words without their blanks) is refused by name, unless with --accept-differences.
+    The chat template is translated to Ollama's template language, and used only if it renders a set of conversations
+    exactly as the original does; otherwise nothing is written, unless --no-template is given. What Ollama's templates
+    cannot express (tools, dates, trimmed whitespace) is refused by name, unless --accept-differences is given.
     """
     from anytune.export import checks
     from anytune.export.folder import new_folder
@@ -252,14 +252,14 @@ def ollama(
 
 @export.command(
     cls=Command,
-    short_help="The merged model where LM Studio finds it.",
+    short_help="Export the merged model for LM Studio.",
     example="""
     anytune export lmstudio -m base.gguf --lora a.gguf -o ~/.lmstudio/models --publisher me --name wren
 """,
 )
 @merge_options
-@click.option("-o", "--output", required=True, metavar="FOLDER", help="LM Studio's folder of models.")
-@click.option("--publisher", default="anytune", show_default=True, help="The first folder's name.")
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="LM Studio's models folder.")
+@click.option("--publisher", default="anytune", show_default=True, help="The publisher, which names the first folder.")
 @click.option("--name", help="The model's name. Default: the base's, with -merged.")
 @verify_option
 @json_option
@@ -281,7 +281,7 @@ def lmstudio(
     from anytune.export.packages import plain_name
 
     if not Path(output).is_dir():
-        raise UserError(f"There is no folder {output}: name LM Studio's folder of models, often ~/.lmstudio/models.")
+        raise UserError(f"There is no folder {output}: name LM Studio's models folder, often ~/.lmstudio/models.")
     name = plain_name(name or f"{model_path(model).stem}-merged")
     folder = Path(output) / plain_name(publisher) / name
     try:

@@ -22,7 +22,7 @@ def _finetune(**options: Any) -> int:
 
 _OWN = {
     "output": click.Option(
-        ["-o", "--output"], metavar="FILE", help="Where the model goes besides the run's folder: NAME.gguf."
+        ["-o", "--output"], metavar="FILE", help="Where to save the model, besides the run's folder: NAME.gguf."
     ),
     "lr": click.Option([FLAGS["lr"], "--lr", "lr"], type=float, help=f"Peak learning rate.  [default: {FULL_RATE:g}]"),
 }
@@ -40,8 +40,8 @@ finetune = TrainCommand(
 """,
     help="""Train a GGUF model's own weights: the same as `anytune train --full`.
 
-    The chosen tensors are dequantized once to float32 and trained there; all others stay in their quantized blocks. The
+    The chosen tensors are dequantized once and trained in float32; all others stay in their quantized blocks. The
     result is a whole model, in any type that `anytune quantize` writes, with the metadata, tokenizer and template of
-    the model that it comes from. Everything else is as with `anytune train`: the data's options, checkpoints, resuming.
+    the original. Everything else works as in `anytune train`: data options, checkpoints, resuming.
     """,
 )

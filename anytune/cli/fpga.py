@@ -28,13 +28,13 @@ class _Group(click.Group):
 def fpga() -> None:
     """Hardware cores that compute LoRA's forward and backward from a GGUF file's own blocks.
 
-    They are designs for FPGAs, simulated and routed by open tools: pip install 'anytune[fpga]'.
+    FPGA designs, simulated and routed with open tools: pip install 'anytune[fpga]'.
     """
 
 
 @fpga.command(
     cls=Command,
-    short_help="Run the design on a layer of a model, against its exact twin.",
+    short_help="Simulate the design on a layer of a model, against its software model.",
     example="""
     anytune fpga simulate -m smollm2-135m --layer 0 --tokens 128
     anytune fpga simulate -m smollm2-135m --decode --mhz 100
@@ -58,25 +58,25 @@ def fpga() -> None:
     default=16,
     show_default=True,
     metavar="R",
-    help="Rank of the low-rank pairs; 0: none.",
+    help="Rank of the LoRA pairs; 0 disables them.",
 )
-@click.option("--vcd", "trace", default="", metavar="FILE", help="Also write the streams' waveform, for a viewer.")
-@click.option("--decode", is_flag=True, help="One token, forward alone, as in generation.")
+@click.option("--vcd", "trace", default="", metavar="FILE", help="Also write the streams' waveform as VCD.")
+@click.option("--decode", is_flag=True, help="One token, forward only, as in generation.")
 @click.option(
     "--mhz",
     type=click.FloatRange(0.001, 10_000),
     metavar="F",
-    help="The clock that --decode's times are told for; without it, the one that the ECP5-85 is planned with.",
+    help="Clock for --decode's times.  [default: that of the ECP5-85 in `fpga plan`]",
 )
 @force_option
 @json_option
 def simulate(
     model: str, layer: int, tokens: int, rank: int, trace: str, decode: bool, mhz: float | None, as_json: bool
 ) -> int:
-    """Compute every product of a layer's linears, forward and backward, in the Verilated design and in its twin.
+    """Compute every product of a layer's linears, forward and backward, in the Verilated design and its software model.
 
-    Needs a C++ compiler. The first run builds the simulator (a minute), which is kept. Exit code 1 if one sum differs,
-    or if the design takes other than the planned number of cycles.
+    Needs a C++ compiler. The first run builds the simulator (a minute), which is cached. The exit code is 1 if a sum
+    differs, or if the number of cycles is not the planned one.
     """
     from anytune.fpga import layer as layers
 
@@ -127,13 +127,13 @@ def _decode(path: str, cycles: int, rank: int, mhz: float | None) -> dict[str, A
 
 @fpga.command(
     cls=Command,
-    short_help="Write the designs as Verilog.",
+    short_help="Export the designs as Verilog.",
     example="""
     anytune fpga export -o rtl/
     cd rtl && iverilog -o sim anytune_engine.v testbench.v && vvp sim
 """,
 )
-@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to make.")
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to create.")
 @force_option
 @json_option
 def export(output: str, as_json: bool) -> int:
@@ -166,7 +166,7 @@ def export(output: str, as_json: bool) -> int:
     default=150,
     show_default=True,
     metavar="MHZ",
-    help="What the router aims at.",
+    help="Target clock of the router.",
 )
 @click.option(
     "--seeds", default="1", show_default=True, metavar="N,…", help="Seeds of the placement; the median counts."
@@ -175,9 +175,9 @@ def export(output: str, as_json: bool) -> int:
     "--operand-registers",
     "operands",
     is_flag=True,
-    help="Multipliers take over the registers in front of them, too; those behind them they always do.",
+    help="Also move the registers before multipliers into them; those after them always are.",
 )
-@click.option("--work", metavar="FOLDER", help="Keep netlist, logs, reports and places here.")
+@click.option("--work", metavar="FOLDER", help="Keep netlist, logs, reports and placement here.")
 @click.option("--save", metavar="FILE", help="Also write the result as JSON.")
 @force_option
 @json_option
@@ -201,7 +201,7 @@ def route(
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
-        raise UserError(f"--seeds takes numbers with commas between them, not {seeds!r}.") from None
+        raise UserError(f"--seeds takes comma-separated numbers, not {seeds!r}.") from None
     routing.core(core)
     check_output(save, forced())
     with tempfile.TemporaryDirectory(prefix="anytune-route-") as scratch:

@@ -19,7 +19,7 @@ BOARDS = ("ecp5-85", "kv260", "u50", "vcu128")
 @click.command(
     "plan",
     cls=Command,
-    short_help="Cycles, memory and tokens a second on a board.",
+    short_help="Plan cycles, memory and tokens/s on a board.",
     example="""
     anytune fpga plan -m model.gguf --board kv260 --tokens 128
     anytune fpga plan -m model.gguf --board ecp5-85 --mhz 125 --json
@@ -28,7 +28,7 @@ BOARDS = ("ecp5-85", "kv260", "u50", "vcu128")
 @model_option
 @click.option("--board", type=click.Choice(BOARDS), default="ecp5-85", show_default=True, help="The board.")
 @click.option(
-    "--tokens", type=click.IntRange(1, 1 << 20), default=128, show_default=True, metavar="N", help="Tokens of a step."
+    "--tokens", type=click.IntRange(1, 1 << 20), default=128, show_default=True, metavar="N", help="Tokens per step."
 )
 @click.option(
     "--lora-rank",
@@ -37,19 +37,19 @@ BOARDS = ("ecp5-85", "kv260", "u50", "vcu128")
     default=16,
     show_default=True,
     metavar="R",
-    help="Rank of the low-rank pairs, on every linear of the layers.",
+    help="Rank of the LoRA pairs, on every linear of the layers.",
 )
 @click.option(
     "--mhz",
     type=click.FloatRange(0.001, 10_000),
     metavar="F",
-    help="The engine's clock, in place of the one assumed for the board.",
+    help="The engine's clock, instead of the one assumed for the board.",
 )
 @click.option(
     "--bandwidth",
     type=click.FloatRange(0.001, 1e6),
     metavar="GB/S",
-    help="The memory's gigabytes a second, in place of the data sheet's.",
+    help="Memory bandwidth in GB/s, instead of the data sheet's.",
 )
 @click.option("--cpu", is_flag=True, help="Also measure a step on this machine's CPU (--device numpy).")
 @click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads of --cpu.")
@@ -65,11 +65,10 @@ def plan(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Say what a LoRA step of a model, and a token of generation, take on the hardware cores: cycles, memory, tokens a
-    second, energy.
+    """Plan a LoRA step of a model, and a generated token, on the hardware cores: cycles, memory, tokens/s, energy.
 
-    Cycles and bytes are counted from the schedule, as the RTL runs it. Clocks are assumed but for the ECP5's, or given;
-    energy is an estimate with a least and a most.
+    Cycles and bytes are counted from the schedule that the RTL runs. Clocks are assumed, except for the ECP5, or given;
+    energy is an estimated range.
     """
     from anytune.fpga.boards import BOARDS as known
     from anytune.fpga.plan import plan as run

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     "prompts",
     multiple=True,
     metavar="TEXT",
-    help="The prompt; - reads it from stdin. Given several times, all are decoded together.",
+    help="The prompt; - reads it from stdin. May be repeated; all are decoded together.",
 )
-@click.option("-f", "--file", "file", metavar="FILE", help="Read one prompt, the whole file, from FILE.")
+@click.option("-f", "--file", "file", metavar="FILE", help="Read one prompt from FILE, the whole file.")
 @click.option(
     "--prompts",
     "prompt_file",
@@ -62,17 +62,22 @@ if TYPE_CHECKING:
     type=click.IntRange(-1),
     default=256,
     show_default=True,
-    help="New tokens at most; -1: until the model ends its turn or the context is full.",
+    help="Maximum new tokens; -1: until the model ends its turn or the context is full.",
 )
 @click.option(
     "--raw/--chat",
     "raw",
     default=None,
-    help="Take the prompt as plain text to continue, or as a user's message.  [default: a message if the "
-    "model has a chat template]",
+    help="Treat the prompt as plain text to continue, or as a user's message.  [default: a message if the model "
+    "has a chat template]",
 )
 @click.option("-sys", "--system", "--system-prompt", "system", metavar="TEXT", help="A system message.")
-@click.option("-st", "--single-turn", is_flag=True, help="Accepted as llama.cpp does: generate always answers once.")
+@click.option(
+    "-st",
+    "--single-turn",
+    is_flag=True,
+    help="Accepted for compatibility with llama.cpp: generate always answers once.",
+)
 @click.option("--stats", is_flag=True, help="Report time to first token and peak, mean and lowest tokens per second.")
 @click.option(
     "--bench",
@@ -108,18 +113,18 @@ def generate(
 ) -> None:
     """Continue a prompt, or answer it.
 
-    With a chat template (the GGUF's, the adapter's, or --chat-template) the prompt is a user's message and
-    what is printed is the answer; --raw continues it as plain text instead, which is the default with an
-    adapter that was trained on plain text. Text is streamed as it comes.
+    With a chat template (the GGUF's, the adapter's, or --chat-template), the prompt is a user's message and the answer
+    is printed; --raw continues the prompt as plain text instead, the default for an adapter trained on plain text.
+    Output is streamed.
     """
     from anytune.generation.sampling import Sampling
 
     how = Sampling(**sampling)
     stats = stats or verbose
     if prompt_file is not None and (prompts or file is not None):
-        raise UserError("--prompts reads many prompts, and -p and -f give single ones: give one or the other.")
+        raise UserError("--prompts reads many prompts, -p and -f give single ones: use one or the other.")
     if bench is not None and (prompt_file is not None or output is not None):
-        raise UserError("--bench only measures: leave out --prompts and -o.")
+        raise UserError("--bench only measures: omit --prompts and -o.")
     many = predictions.read(prompt_file) if prompt_file is not None else []
     texts = [] if many else _prompts(prompts, file)
     if output is not None:
@@ -142,7 +147,7 @@ def generate(
         note(used.notice)
     own = loaded.template.origin != "chatml"
     if raw is None and chat_template is None and own and continues_text(adapter):
-        note("the adapter was trained on plain text: it continues the prompt as it is (see --chat)")
+        note("the adapter was trained on plain text: it continues the prompt verbatim (see --chat)")
     if many:
         texts = [prompt.shown for prompt in many]
         replies = predictions.answer_all(loaded, adapter, many, str(prompt_file), options)
@@ -205,8 +210,8 @@ def _bench(runs: int, replies: list[list[Reply]], as_json: bool) -> None:
         return
     click.echo(replies[-1][0].text)
     click.echo(
-        f"\n{markdown(found)}\n\nRates are tokens a second after the first token; peak and lowest over "
-        "8 tokens in a row. A first run was not counted."
+        f"\n{markdown(found)}\n\nRates are tokens/s after the first token; peak and lowest over 8 consecutive "
+        "tokens. A warm-up run was not counted."
     )
 
 

@@ -15,7 +15,7 @@ from anytune.files import check_output
 
 @click.command(
     cls=Command,
-    short_help="Measure which weights matter, for quantize.",
+    short_help="Measure the importance of weights, for quantize.",
     example="""
     anytune imatrix -m model-f16.gguf -f text.txt -o imatrix.gguf
     anytune quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M --imatrix imatrix.gguf
@@ -23,7 +23,7 @@ from anytune.files import check_output
 )
 @model_options
 @click.option("-f", "--file", required=True, metavar="FILE", help="A text like those that the model will see.")
-@click.option("-o", "--output", default="imatrix.gguf", show_default=True, metavar="FILE", help="Where it is written.")
+@click.option("-o", "--output", default="imatrix.gguf", show_default=True, metavar="FILE", help="Where to write it.")
 @click.option(
     "-c",
     "--ctx-size",
@@ -33,7 +33,9 @@ from anytune.files import check_output
     metavar="N",
     help="Tokens of a window. Default: 512, or the model's context if that is less.",
 )
-@click.option("--chunks", type=click.IntRange(1), metavar="N", help="Windows at most. Default: all of the text.")
+@click.option(
+    "--chunks", type=click.IntRange(1), metavar="N", help="Maximum number of windows. Default: all of the text."
+)
 @click.option(
     "-b", "--batch-size", "batch", type=click.IntRange(1), default=2048, show_default=True, help="Tokens run at once."
 )
@@ -44,7 +46,7 @@ def imatrix(
 ) -> None:
     """Run a text through the model and write the mean squares of each product's inputs.
 
-    The file is the one that llama.cpp's tools read and write. A few hundred windows of ordinary text are enough.
+    The file is compatible with llama.cpp's tools. A few hundred windows of ordinary text are enough.
     """
     from anytune.cli.progress import Progress
     from anytune.quantization.collect import collect

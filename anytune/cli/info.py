@@ -12,7 +12,7 @@ from anytune.cli.say import print_json
 
 @click.command(
     cls=Command,
-    short_help="What a GGUF file holds, and what training it takes.",
+    short_help="Show what is in a GGUF file, and what training it takes.",
     example="""
     anytune info smollm2-135m
     anytune info model.gguf --json
@@ -23,8 +23,8 @@ from anytune.cli.say import print_json
 @click.option("-m", "--model", help="The same as the argument.")
 @json_option
 def info(file: str | None, model: str | None, as_json: bool) -> None:
-    """Tell what a GGUF file holds: architecture, sizes by quant type, tokenizer, chat template, what can be
-    trained and the memory that training takes. An adapter file is described too."""
+    """Show what is in a GGUF file: architecture, sizes by quantization type, tokenizer, chat template, what can be
+    trained and the memory that training takes. Works for adapter files too."""
     from anytune.info import describe, report
 
     if (file is None) == (model is None):

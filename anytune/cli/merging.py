@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 LEGEND = (
-    "(change kept: how far the weights moved along the adapter's change; rounding may overshoot, so above 100 % is no "
-    "gain. What counts is the KL to the pair, base and adapter side by side; of its KL: as a share of what the adapter "
-    "moves. A type of another grid than the file's own rounds every weight again, so a larger one can be further off.)"
+    "(change kept: the weights' change along the adapter's; rounding may overshoot, so more than 100 % is no gain. "
+    "What counts is the KL to the pair of base and adapter; of its KL: relative to the KL of the adapter itself. "
+    "A type on another grid than the file's own rounds every weight again, so a larger type can be further off.)"
 )
 NOTHING = 1e-7  # nats: what the 16-bit distributions that are compared tell from zero
 OPTIONS = (
@@ -34,7 +34,7 @@ OPTIONS = (
         "--type",
         "kind",
         metavar="TYPE",
-        help="auto (the default): the file's own types if they hold the adapter, else the smallest that do. "
+        help="auto (the default): the file's own types if they preserve the adapter, else the smallest that do. "
         "same: the file's own. Or a type of `anytune quantize`.",
     ),
     click.option(
@@ -43,12 +43,12 @@ OPTIONS = (
         default=0.05,
         show_default=True,
         metavar="SHARE",
-        help="What auto may lose: KL to the served pair, as a share of the KL that the adapter makes.",
+        help="Tolerance of auto: KL to the served pair, as a fraction of the adapter's own KL.",
     ),
     click.option(
         "--candidates",
         metavar="TYPE,TYPE",
-        help="What auto and --dry-run try, instead of the file's own and finer ones.",
+        help="Types that auto and --dry-run try, instead of the file's own and finer ones.",
     ),
     click.option(
         "--tensor-type",
@@ -57,7 +57,7 @@ OPTIONS = (
         metavar="PATTERN=TYPE",
         help="Tensors whose names match this regular expression get this type. May be repeated.",
     ),
-    click.option("--imatrix", metavar="FILE", help="Importances of the weights' columns, from `anytune imatrix`."),
+    click.option("--imatrix", metavar="FILE", help="Importance matrix from `anytune imatrix`."),
     click.option("-f", "--file", metavar="FILE", help="The text to compare on, instead of a short built-in one."),
     click.option(
         "--chunks",
@@ -65,7 +65,7 @@ OPTIONS = (
         metavar="N",
         default=16,
         show_default=True,
-        help="Windows of the text at most.",
+        help="Maximum number of windows of the text.",
     ),
 )
 
@@ -148,7 +148,7 @@ class Work:
             self.facts["adapter_kl"] = kl = served.distance(self.model)["kl"]
             self.say(f"the adapter moves the base by KL {kl:.4g} on {self.facts['tokens']} tokens")
             if kl < NOTHING:
-                note("that is next to nothing: is it the adapter that you mean, and a text that it was trained for?")
+                note("that is almost nothing: is this the right adapter, and a text of the kind it was trained on?")
         return served
 
     def merge(self, target: Path | None, kind: str, served: Served) -> dict[str, Any] | None:

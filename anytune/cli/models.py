@@ -21,8 +21,8 @@ from anytune.cli.say import print_json
 def models(as_json: bool) -> None:
     """List every GGUF model on this machine: of Ollama, LM Studio, llama.cpp, Hugging Face's cache and anytune's own.
 
-    The name in the first column is what -m takes. Models are used where they lie: nothing is copied or changed. A file
-    that several stores share is listed once.
+    The name in the first column is what -m accepts. Models are used in place: nothing is copied or changed. A file
+    shared by several stores is listed once.
     """
     from anytune.hub.catalog import models as find
     from anytune.units import bytes_text, quantity
@@ -32,9 +32,7 @@ def models(as_json: bool) -> None:
         print_json([row.as_dict() for row in rows])
         return
     if not rows:
-        click.echo(
-            "No models were found.  Fetch one: anytune pull smollm2-135m  (anytune pull --list shows what there is)"
-        )
+        click.echo("No models were found.  Fetch one: anytune pull smollm2-135m  (anytune pull --list shows others)")
         return
     table = [("NAME", "ARCHITECTURE", "TYPE", "PARAMETERS", "SIZE", "TRAINABLE")]
     for row in rows:

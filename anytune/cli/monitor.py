@@ -13,7 +13,7 @@ from anytune.cli.say import print_json
 
 @click.command(
     cls=Command,
-    short_help="Watch a run: loss, rate, time left, memory, log.",
+    short_help="Watch a run: loss, learning rate, time left, memory, log.",
     example="""
     anytune monitor                              # the run that was written last
     anytune monitor runs/2026-11-30-qwen3-1.7b
@@ -27,15 +27,15 @@ from anytune.cli.say import print_json
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="Read the run's folder this often.",
+    help="Interval between updates.",
 )
-@click.option("--once", is_flag=True, help="Print what is known now and leave.")
+@click.option("--once", is_flag=True, help="Print the current state and exit.")
 @json_option
 def monitor(run: str | None, every: float, once: bool, as_json: bool) -> None:
-    """Show the state of a run: loss plot, rate, time left, time per epoch, memory and the last lines of its log.
+    """Show the state of a run: loss plot, learning rate, time left and per epoch, memory and the end of its log.
 
-    It only reads the run's folder, so the run may have been started anywhere on this machine. Ctrl-C leaves, the run
-    goes on. Without a terminal, it prints once and leaves.
+    Only reads the run's folder, so the run may have been started anywhere on this machine. Ctrl-C exits and leaves the
+    run alone. Without a terminal, prints once and exits.
     """
     from anytune.train.monitor import RunView, find_run, watch
 

@@ -46,7 +46,7 @@ def text_file(path: str | Path, what: str) -> Path:
         (found, *more) = data_files([os.fspath(path)])
         if more:
             raise UserError(
-                f"{path} is {len(more) + 1} files, and one is needed here: name it, as in hf:OWNER/DATASET:FILE."
+                f"{path} is {len(more) + 1} files, but one is needed here: name it, as in hf:OWNER/DATASET:FILE."
             )
         return Path(found)
     return Path(path) if os.fspath(path) == "-" else existing_file(path, what)
@@ -59,8 +59,8 @@ def template_file(name: str) -> str | Path:
     if name in NAMES or os.fspath(name) == "-" or Path(name).expanduser().exists():
         return name if name in NAMES else text_file(name, "template")
     raise UserError(
-        f"There is no template file {name}, and no built-in template of that name: check the path, or take "
-        f"one of {', '.join(NAMES)}."
+        f"There is no template file {name}, and no built-in template of that name: check the path, or use one of "
+        f"{', '.join(NAMES)}."
     )
 
 

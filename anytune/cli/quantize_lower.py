@@ -18,7 +18,7 @@ from anytune.cli.say import print_json
 @click.command(
     "lower",
     cls=Command,
-    short_help="Lower types while an adapter trains.",
+    short_help="Lower tensor types while training an adapter.",
     example="""
     anytune quantize lower -m model-f16.gguf -f chats.jsonl --to 4.5 -o lowered.gguf --output-adapter adapter.gguf
     anytune quantize lower -m model-f16.gguf -f chats.jsonl --stages 4 --every 20 --tolerance 0.5 --json
@@ -32,15 +32,10 @@ from anytune.cli.say import print_json
     multiple=True,
     required=True,
     metavar="DATA",
-    help="Data as `anytune train` takes it. May be given several times.",
+    help="Data, as for `anytune train`. May be repeated.",
 )
 @click.option(
-    "--to",
-    type=click.FloatRange(1, 32),
-    default=4.5,
-    show_default=True,
-    metavar="BITS",
-    help="Bits a weight to end at.",
+    "--to", type=click.FloatRange(1, 32), default=4.5, show_default=True, metavar="BITS", help="Final bits per weight."
 )
 @click.option(
     "--stages",
@@ -48,7 +43,7 @@ from anytune.cli.say import print_json
     default=6,
     show_default=True,
     metavar="N",
-    help="Stages on the way down, after one on the model as it is.",
+    help="Number of lowering stages, after one on the original model.",
 )
 @click.option(
     "--every",
@@ -56,7 +51,7 @@ from anytune.cli.say import print_json
     default=10,
     show_default=True,
     metavar="N",
-    help="Optimizer steps of a stage.",
+    help="Optimizer steps per stage.",
 )
 @click.option(
     "--tolerance",
@@ -64,7 +59,7 @@ from anytune.cli.say import print_json
     default=1.0,
     show_default=True,
     metavar="PERCENT",
-    help="How far a stage's mean loss may be from the unrounded model's.",
+    help="How far a stage's mean loss may deviate from the original model's.",
 )
 @click.option(
     "-ub",
@@ -74,7 +69,7 @@ from anytune.cli.say import print_json
     default=512,
     show_default=True,
     metavar="N",
-    help="Tokens of an optimizer step, and of the longest example.",
+    help="Tokens per optimizer step, and of the longest example.",
 )
 @click.option(
     "--lora-rank",
@@ -92,13 +87,18 @@ from anytune.cli.say import print_json
     type=click.FloatRange(0, 1, min_open=True),
     default=2e-4,
     show_default=True,
-    help="Of AdamW, constant.",
+    help="Constant learning rate of AdamW.",
 )
 @click.option(
-    "-s", "--seed", type=int, default=42, show_default=True, help="Of the adapter's start and the data's order."
+    "-s",
+    "--seed",
+    type=int,
+    default=42,
+    show_default=True,
+    help="Seeds the adapter's initial values and the order of the data.",
 )
 @click.option("-o", "--output", metavar="GGUF", help="Write the model with the last stage's types.")
-@click.option("--output-adapter", "adapter", metavar="GGUF", help="Write the adapter that was trained on it.")
+@click.option("--output-adapter", "adapter", metavar="GGUF", help="Write the adapter trained on it.")
 @force_option
 @json_option
 def lower(
@@ -117,10 +117,10 @@ def lower(
     adapter: str | None,
     as_json: bool,
 ) -> None:
-    """Train an adapter twice on the same data: on the model as it is, and while its types fall from stage to stage.
+    """Train an adapter twice on the same data: on the original model, and while its types are lowered stage by stage.
 
-    Says how low they could go, and when, with the loss within the tolerance of the unrounded model's. A stage that
-    leaves it is taken back. Computes with --device numpy.
+    Shows how low they can go, and when, with the loss within a tolerance of the original model's. A stage that exceeds
+    it is rolled back. Runs with --device numpy.
     """
     import anytune
     from anytune.files import check_output
@@ -181,5 +181,5 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     return [
         *made,
         f"ended at {facts['bits_per_weight']:.2f} bits a weight ({types}); over all steps the loss is "
-        f"{facts['mean_apart']:.2%} from the unrounded model's",
+        f"{facts['mean_apart']:.2%} from the original model's",
     ]

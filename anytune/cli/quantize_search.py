@@ -19,7 +19,7 @@ from anytune.files import check_output
 @click.command(
     "search",
     cls=Command,
-    short_help="Find which type for which tensor.",
+    short_help="Find the best type for each tensor.",
     example="""
     anytune quantize search -m model-f16.gguf --budget 4.5bpw -f text.txt -o model-mixed.gguf
     anytune quantize search -m model-f16.gguf --budget 300MiB -f text.txt --types Q4_K,Q5_K,Q6_K -o small.gguf
@@ -31,21 +31,21 @@ from anytune.files import check_output
     "--budget",
     required=True,
     metavar="AMOUNT",
-    help="What the model may take: a file size such as 300MiB, bits a weight such as 4.0bpw, or cycles of "
-    "the hardware cores a step, such as 90Mcycles.",
+    help="Budget: a file size such as 300MiB, bits per weight such as 4.0bpw, or cycles of the hardware cores per "
+    "step such as 90Mcycles.",
 )
 @click.option("-f", "--file", required=True, metavar="FILE", help="A text like those that the model will see.")
-@click.option("-o", "--output", metavar="GGUF", help="The file to write. Without it the search only tells.")
+@click.option("-o", "--output", metavar="GGUF", help="The file to write. Without it the search only reports.")
 @force_option
 @click.option(
     "--types",
     metavar="TYPE,…",
-    help="Types that may be chosen, beside each tensor's own.  [default: all from Q2_K to Q8_0 but the ternary ones]",
+    help="Types to choose from, besides each tensor's own.  [default: all from Q2_K to Q8_0 except ternary ones]",
 )
 @click.option(
     "--imatrix",
     metavar="FILE",
-    help="Importances from `anytune imatrix`. Default: measured on the text's other windows.",
+    help="Importance matrix from `anytune imatrix`. Default: measured on the text's other windows.",
 )
 @click.option(
     "-c",
@@ -60,7 +60,7 @@ from anytune.files import check_output
     "--chunks",
     type=click.IntRange(1),
     metavar="N",
-    help="Windows to predict on, and as many more to check on. Default: 4.",
+    help="Windows to predict on, and the same number to check on. Default: 4.",
 )
 @click.option(
     "--draws",
@@ -68,7 +68,7 @@ from anytune.files import check_output
     default=8,
     show_default=True,
     metavar="N",
-    help="Labels drawn for each token: more make each tensor's costs surer.",
+    help="Labels sampled per token: more reduce the noise of each tensor's costs.",
 )
 @click.option(
     "--tokens",
@@ -76,14 +76,14 @@ from anytune.files import check_output
     default=128,
     show_default=True,
     metavar="N",
-    help="Of a step whose cycles are the budget.",
+    help="Tokens of the step whose cycles are the budget.",
 )
-@click.option("-s", "--seed", type=int, default=42, show_default=True, help="Of the labels that are drawn.")
+@click.option("-s", "--seed", type=int, default=42, show_default=True, help="Seed of the sampled labels.")
 @click.option(
     "--allow-requantize",
     "requantize",
     is_flag=True,
-    help="Allow a file that is quantized already; rounding twice costs accuracy.",
+    help="Allow a file that is already quantized; rounding twice costs accuracy.",
 )
 @json_option
 def search(
@@ -102,10 +102,10 @@ def search(
     requantize: bool,
     as_json: bool,
 ) -> None:
-    """Measure on a text what each type costs in each tensor, and write the mix that costs least within a budget.
+    """Measure on a text what each type costs in each tensor, and write the cheapest mix within a budget.
 
-    Costs are KL divergences to the file that is given, so take one in F16, BF16 or F32. The result is measured as a
-    whole, beside models that are all of one type.
+    Costs are KL divergences to the given file, so use one in F16, BF16 or F32. The result is measured as a whole, and
+    compared with models of a single type.
     """
     from anytune.fpga.formats import FORMATS
     from anytune.fpga.plan import price
@@ -120,7 +120,7 @@ def search(
         else (FORMATS if cycles else TYPES)
     )
     if not kinds:
-        raise UserError("--types names no type: give some, such as Q4_K,Q6_K.")
+        raise UserError("--types is empty: give some, such as Q4_K,Q6_K.")
     if output is not None:
         read = [("the model", model_path(model)), ("the text", file), ("the importance file", imatrix)]
         check_output(output, forced(), read)

@@ -13,18 +13,16 @@ from anytune.cli.say import print_json
 
 @click.group()
 def runs() -> None:
-    """List the run folders under runs/, with what they take, and remove what finished runs no longer need."""
+    """List the run folders under runs/ with their sizes, and remove what finished runs no longer need."""
 
 
-_root = click.option(
-    "--root", default="runs", show_default=True, metavar="FOLDER", help="The folder that holds the run folders."
-)
+_root = click.option("--root", default="runs", show_default=True, metavar="FOLDER", help="Folder with the run folders.")
 
 
 @runs.command(
     "list",
     cls=Command,
-    short_help="List runs and what they take on the disk.",
+    short_help="List runs and their disk usage.",
     example="""
     anytune runs list
     anytune runs list --json
@@ -33,7 +31,7 @@ _root = click.option(
 @_root
 @json_option
 def list_runs(root: str, as_json: bool) -> None:
-    """List the runs in runs/, the newest last: model, steps, loss, and the space that each takes."""
+    """List the runs in runs/, newest last: model, steps, loss, and disk usage."""
     from anytune.train.folders import folders
     from anytune.units import bytes_text
 
@@ -74,14 +72,18 @@ def list_runs(root: str, as_json: bool) -> None:
 )
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @_root
-@click.option("--stopped", is_flag=True, help="Also of runs that ended before their last step: they cannot be resumed.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.option(
+    "--stopped",
+    is_flag=True,
+    help="Also of runs that stopped before their last step: they can then no longer be resumed.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, remove nothing.")
 @json_option
 def clean(names: tuple[str, ...], root: str, stopped: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove checkpoints, and the copy of the best result, of all finished runs in runs/, or of the named ones.
+    """Remove the checkpoints, and the copy of the best result, of all finished runs in runs/, or of the named ones.
 
-    The result, metrics, settings, log and plot stay. Runs that are under way, or that were stopped before their last
-    step and could be continued, are left alone.
+    The result, metrics, settings, log and plot are kept. Runs that are still training, or that stopped early and could
+    be resumed, are left alone.
     """
     from anytune.train import folders
     from anytune.units import bytes_text

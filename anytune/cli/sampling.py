@@ -11,10 +11,10 @@ SAMPLING = (  # (field of Sampling, flags, type, help)
     ("temperature", ("--temp", "--temperature"), float, "0: always the most likely token."),
     ("top_k", ("--top-k",), int, "Keep the k most likely tokens; 0 keeps all."),
     ("top_p", ("--top-p",), float, "Keep the fewest tokens whose probabilities reach p; 1 keeps all."),
-    ("min_p", ("--min-p",), float, "Drop tokens less likely than this part of the most likely one's probability."),
-    ("repeat_penalty", ("--repeat-penalty",), float, "Above 1: recent tokens become less likely."),
-    ("repeat_last_n", ("--repeat-last-n",), int, "Tokens that count as recent; -1: all."),
-    ("seed", ("-s", "--seed"), int, "The same seed gives the same text; -1: a fresh one."),
+    ("min_p", ("--min-p",), float, "Drop tokens less likely than this fraction of the most likely one's probability."),
+    ("repeat_penalty", ("--repeat-penalty",), float, "Values above 1 make recent tokens less likely."),
+    ("repeat_last_n", ("--repeat-last-n",), int, "Number of tokens that count as recent; -1: all."),
+    ("seed", ("-s", "--seed"), int, "The same seed gives the same text; -1: a new one each time."),
 )
 DEFAULTS = {
     "temperature": 0.8,
@@ -51,7 +51,7 @@ def sampling_options(command: Callable) -> Callable:
             "stop",
             multiple=True,
             metavar="TEXT",
-            help="End where this text comes; may be given several times.",
+            help="Stop at this text. May be repeated.",
         ),
         click.option(
             "-c",
@@ -60,7 +60,7 @@ def sampling_options(command: Callable) -> Callable:
             "context",
             type=click.IntRange(1),
             metavar="N",
-            help="Tokens that prompt and answer may have together.  [default: what is needed]",
+            help="Context in tokens, for prompt and answer together.  [default: as much as needed]",
         ),
     ):
         gathered = option(gathered)

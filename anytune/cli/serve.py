@@ -20,7 +20,7 @@ CPU = ("numpy", "cpu", "cpu-bf16", "fpga-sim")
 
 @click.command(
     cls=Command,
-    short_help="Serve a model and its adapters over OpenAI's API.",
+    short_help="Serve a model and its adapters with OpenAI's API.",
     example="""
     anytune serve -m model.gguf --lora mails.gguf --lora poems=runs/poems/adapter.gguf
     anytune serve -m model.gguf --run runs/2026-11-30-mails --port 8081
@@ -32,34 +32,34 @@ CPU = ("numpy", "cpu", "cpu-bf16", "fpga-sim")
     "adapters",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="An adapter (GGUF or peft folder), served as base:NAME; the file's name without its ending, if none "
-    "is given. May be repeated.",
+    help="An adapter (GGUF or peft folder), served as base:NAME; NAME defaults to the file's, without its suffix. "
+    "May be repeated.",
 )
 @click.option(
     "--run",
     "runs",
     multiple=True,
     metavar="[NAME=]FOLDER",
-    help="A training's run folder: its newest checkpoint is served as base:NAME (base:run, if no name is "
-    "given), also while it trains. May be repeated.",
+    help="A run folder: its newest checkpoint is served as base:NAME (default: base:run), also while it trains. "
+    "May be repeated.",
 )
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
     metavar="ADDRESS",
-    help="The address to listen at. Where others can reach it, requests need an API key.  [env of the key: "
+    help="The address to listen on. If others can reach it, requests need an API key.  [env of the key: "
     "ANYTUNE_API_KEY]",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="The port; 0: any that is free."
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="The port; 0: any free one."
 )
 @click.option(
     "--backend",
     type=click.Choice(["auto", "llama.cpp", "anytune"]),
     default="auto",
     show_default=True,
-    help="What computes. auto: llama.cpp on a CPU if it is installed, else anytune's own engines (--device).",
+    help="Backend. auto: llama.cpp on a CPU if it is installed, else anytune's own engines (--device).",
 )
 @click.option(
     "--parallel",
@@ -68,7 +68,7 @@ CPU = ("numpy", "cpu", "cpu-bf16", "fpga-sim")
     default=4,
     show_default=True,
     metavar="N",
-    help="Answers under way at once; further requests wait.",
+    help="Answers generated at once; further requests wait.",
 )
 @click.option(
     "-c",
@@ -77,7 +77,7 @@ CPU = ("numpy", "cpu", "cpu-bf16", "fpga-sim")
     "context",
     type=click.IntRange(1),
     metavar="N",
-    help="Tokens that prompt and answer may have together.  [default: the model's, at most 4096]",
+    help="Context in tokens, for prompt and answer together.  [default: the model's, at most 4096]",
 )
 @click.option(
     "--chat-template",
@@ -89,16 +89,16 @@ CPU = ("numpy", "cpu", "cpu-bf16", "fpga-sim")
     "folders",
     multiple=True,
     metavar="FOLDER",
-    help="Where adapters may be loaded from by request. May be repeated.  [default: anywhere, but nowhere if "
-    "others can reach the server]",
+    help="Folder from which requests may load adapters. May be repeated.  [default: anywhere; nowhere if others "
+    "can reach the server]",
 )
-@click.option("--tls", is_flag=True, help="Serve HTTPS, with a certificate of this machine's own.")
+@click.option("--tls", is_flag=True, help="Serve HTTPS with a self-signed certificate.")
 @click.option(
     "--allow-host",
     "hosts",
     multiple=True,
     metavar="NAME",
-    help="A further name under which it may be reached, such as a proxy's. May be repeated.",
+    help="An additional host name, such as a proxy's. May be repeated.",
 )
 def serve(
     model: str,
@@ -115,10 +115,10 @@ def serve(
     tls: bool,
     hosts: tuple[str, ...],
 ) -> None:
-    """Answer OpenAI's API: chat, completions, embeddings, with a model and its adapters.
+    """Serve OpenAI's API (chat, completions, embeddings) for a model and its adapters.
 
-    The model is called base, an adapter base:NAME. Adapters are loaded and unloaded while it runs, and requests of
-    different adapters are answered together; what one adapter has computed is never used for another. Ctrl-C ends it.
+    The model is called base, an adapter base:NAME. Adapters can be loaded and unloaded while it runs, and requests for
+    different adapters run side by side; one adapter's KV cache is never used for another. Ctrl-C stops it.
     """
     from anytune.serve.launch import KEY, Options, launch
 
@@ -137,7 +137,7 @@ def serve(
     if backend == "auto" and (own or not on_cpu and _has_gpu()):
         backend = "anytune"
     if backend == "llama.cpp" and own:
-        raise UserError("--device chooses among anytune's own engines: leave out --backend llama.cpp.")
+        raise UserError("--device selects one of anytune's own engines: omit --backend llama.cpp.")
     o = Options(
         model_path(model),
         named,

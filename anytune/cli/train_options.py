@@ -14,7 +14,7 @@ from anytune.train.settings import DEFAULTS, FLAGS, FULL_RATE
 
 SETTINGS = (  # (field of TrainSettings, further names, type, help)
     ("context", ("--ctx-size", "--context"), int, "Tokens of the longest example."),
-    ("ubatch", ("--ubatch-size",), int, "Tokens of a micro-batch: what is computed, and held in memory, at once."),
+    ("ubatch", ("--ubatch-size",), int, "Tokens of a micro-batch, computed and held in memory at once."),
     (
         "batch",
         ("--batch-size",),
@@ -53,7 +53,7 @@ SETTINGS = (  # (field of TrainSettings, further names, type, help)
         "resume_from",
         ("--resume",),
         str,
-        "Continue from a checkpoint, a run's folder, or auto: the newest good checkpoint, else start anew.",
+        "Continue from a checkpoint, a run folder, or auto: the newest valid checkpoint, else start over.",
     ),
     ("report_to", (), str, "Also log to tensorboard, wandb, or both (comma-separated)."),
     ("run_name", (), str, "Name of the run's folder under runs/.  [default: the model's]"),
@@ -67,8 +67,8 @@ LORA = (  # (field of Lora, flags, type, default, help)
         ("--lora-modules",),
         str,
         "all",
-        "Linears to adapt, by exact name, with commas: attn_q, attn_k, attn_v, "
-        "attn_o, ffn_gate, ffn_up, ffn_down, output; all is every one but output.",
+        "Linears to adapt, by exact name, comma-separated: attn_q, attn_k, attn_v, attn_o, ffn_gate, ffn_up, "
+        "ffn_down, output; all is every one but output.",
     ),
     ("rslora", ("--rslora",), bool, False, "Scale by alpha / sqrt(rank) (rsLoRA)."),
     ("plus_ratio", ("--lora-plus-ratio", "--loraplus"), float, 1.0, "Learning rate of B over that of A (LoRA+)."),
@@ -107,25 +107,25 @@ MODEL = (  # (parameter, flag, options, help)
         "train_modules",
         "--train-modules",
         {"default": "all", "show_default": True},
-        "What is trained, with commas: linears as --lora-modules names them, norm, embed, bias; all is everything.",
+        "Modules to train, comma-separated: linears as in --lora-modules, norm, embed, bias; all is everything.",
     ),
     (
         "train_layers",
         "--train-layers",
         {"type": click.IntRange(1), "metavar": "N"},
-        "Of the layers only the last N; the embedding table then only if --train-modules names it.",
+        "Only the last N layers; the embedding table then only if --train-modules names it.",
     ),
     (
         "optimizer",
         "--optimizer",
         {"type": click.Choice(["adamw", "adamw8bit", "adafactor"]), "default": "adamw", "show_default": True},
-        "What it keeps a weight: adamw 8 bytes, adamw8bit 2, adafactor next to nothing.",
+        "Optimizer state per weight: adamw 8 bytes, adamw8bit 2, adafactor almost none.",
     ),
     (
         "output_type",
         "--type",
         {"default": "F16", "show_default": True, "metavar": "TYPE"},
-        "Type of the model that is written, as `anytune quantize` has them, or keep: each tensor's own.",
+        "Type of the written model, as in `anytune quantize`, or keep: each tensor's own.",
     ),
 )
 

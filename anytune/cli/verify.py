@@ -13,7 +13,7 @@ from anytune.errors import UserError
 
 @click.command(
     cls=Command,
-    short_help="Prove that llama.cpp computes the same.",
+    short_help="Verify that llama.cpp computes the same.",
     example="""
     anytune verify -m model.gguf --lora adapter.gguf
     anytune verify -m model.gguf --lora adapter.gguf --exact --json
@@ -21,36 +21,35 @@ from anytune.errors import UserError
 )
 @model_options
 @lora_option
-@click.option("-f", "--file", metavar="FILE", help="A text whose tokens are used, instead of the built-in one.")
+@click.option("-f", "--file", metavar="FILE", help="A text to compare on, instead of the built-in one.")
 @click.option(
     "--positions",
     type=click.IntRange(1, 512),
     default=12,
     show_default=True,
-    help="How many next-token distributions are compared.",
+    help="Number of next-token distributions compared.",
 )
 @click.option(
     "--exact",
     is_flag=True,
-    help="Let llama.cpp load an F32 copy of the model (4 bytes a weight, in a temporary file): it rounds "
-    "activations to 8 bits where weights are quantized, and then only KL < 1e-2 can be asked for "
-    "instead of 1e-5.",
+    help="Give llama.cpp an F32 copy of the model (4 bytes per weight, in a temporary file). On quantized weights "
+    "it rounds activations to 8 bits, which limits the check to KL < 1e-2 instead of 1e-5.",
 )
 @json_option
 def verify(
     model: str, engine: dict, lora: str | None, file: str | None, positions: int, exact: bool, as_json: bool
 ) -> int:
-    """Prove that llama.cpp computes what anytune computes.
+    """Verify that llama.cpp computes what anytune computes.
 
-    Loads the same model in llama.cpp, with the adapter and without, and compares next-token distributions: KL
-    divergence, the likeliest token, and the change that the adapter makes. The exit code is 0 if they agree
-    and 1 if not. On this side the reference engine computes, in float32; --device asks another one. Needs the
-    package xllamacpp, which brings a built llama.cpp.
+    Loads the same model in llama.cpp, with and without the adapter, and compares next-token distributions: KL
+    divergence, the most likely token, and the adapter's effect. The exit code is 0 if they agree and 1 if not. anytune
+    uses its float32 reference engine unless --device names another. Needs the package xllamacpp, which includes a
+    prebuilt llama.cpp.
     """
     from anytune.llamacpp.judge import available
 
     if not available():
-        raise UserError("llama.cpp is not here to compare with: install it with `pip install xllamacpp`.")
+        raise UserError("llama.cpp is not installed: install it with `pip install xllamacpp`.")
     text = None
     if file is not None:
         text = read_text(file)

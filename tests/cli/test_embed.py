@@ -27,7 +27,7 @@ def test_the_file_holds_texts_and_their_vectors(cli, model, tmp_path):
     [
         (("-p", "x", "-o", "a.npy"), "end in .npz"),
         ((), "nothing to embed"),
-        (("-p", "x"), "no pair"),
+        (("-p", "x"), "only one text"),
         (("-f", "missing.txt", "-o", "a.npz"), "no text file"),
     ],
 )

@@ -16,7 +16,7 @@ MEANINGS = {  # flag -> what its help must speak of, whatever the command
     "-n": "[Tt]okens",
     "-o": "[Ww]rite|[Aa]dapter|folder|file|[Rr]eport|result|Where|JSON|FILE|VCD|waveform|models",
     "--type": "[Tt]ype|format",
-    "--format": "data is",
+    "--format": "data's format",
 }
 
 

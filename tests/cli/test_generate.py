@@ -122,7 +122,7 @@ def test_chat_over_a_pipe_prints_the_answers_only(loaded, model, cli, monkeypatc
     odd = [{"role": "system", "content": "be odd"}, {"role": "user", "content": "three"}]
     expected = [loaded.generate(p, max_tokens=5, temperature=0) for p in ("one", "two\nlines", odd)]
     assert outcome.out == "".join(text + "\n" for text in expected)
-    assert "forgotten" in outcome.err
+    assert "conversation cleared" in outcome.err
 
 
 def test_an_adapter_changes_the_text_and_its_template_is_used(loaded, model, cli, tmp_path):

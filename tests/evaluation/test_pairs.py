@@ -131,7 +131,7 @@ def test_two_models_answer_in_their_own_forms(cli, files):
         (("--lora", "{a}"), "-f FILE, or -p TEXT"),
         (("-p", " ", "--lora", "{a}"), "-p is empty"),
         (("-p", "x", "--judge-pair", "{a}", "{b}"), "needs a judge"),
-        (("-p", "x", "--lora", "{a}", "--judge", "{n}", "--judge-model", "x"), "leave it out"),
+        (("-p", "x", "--lora", "{a}", "--judge", "{n}", "--judge-model", "x"), "omit --judge-model"),
         (("-p", "x", "--lora", "{a}", "--judge", "nowhere.gguf"), "There is no model file"),
         (("-p", "x", "--lora", "{a}", "--other", "a={n}"), "are called a"),
         (("-p", "x", "--other", "{n}", "--other", "n={m}"), "Two models are called n"),

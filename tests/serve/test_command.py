@@ -33,7 +33,7 @@ def test_it_ends_in_order_while_it_answers(files, tmp_path, number):
         (["--run", "nowhere"], "no such folder"),
         (["--lora-dir", "nowhere"], "no such folder"),
         (["-c", "5000"], "made for 1024 tokens"),
-        (["--backend", "llama.cpp", "--device", "webgpu"], "leave out --backend"),
+        (["--backend", "llama.cpp", "--device", "webgpu"], "omit --backend"),
         (["--chat-template", "nothing"], "no template file"),
         (["--host", "203.0.113.9"], "cannot be used"),
     ],
