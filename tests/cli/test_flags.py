@@ -11,7 +11,7 @@ from tests.support import tiny
 from tests.test_docs import every_command
 
 MEANINGS = {  # flag -> what its help must speak of, whatever the command
-    "-c": "Tokens|context|window",
+    "-c": "Tokens|[Cc]ontext|window",
     "-b": "[Tt]okens",
     "-n": "[Tt]okens",
     "-o": "[Ww]rite|[Aa]dapter|folder|file|[Rr]eport|result|Where|JSON|FILE|VCD|waveform|models",
