@@ -34,13 +34,16 @@ from anytune.gguf import GGUF
 
 LABELS = ("yes", "no", "maybe")
 DATA = common.ROOT / "examples" / "biomedical" / "text"
-ROWS, RATE, EPOCHS, BATCH, SEED, TOKENS = 128, 1e-3, 1, 512, 0, 24
+RATE, EPOCHS, SEED, TOKENS = 1e-3, 1, 0, 24
 
 options = common.parser(__doc__)
 options.add_argument("--devices", default="numpy,cpu-bf16,cpu-torch,cuda,webgpu,peft")
 options.add_argument(
     "--judge", default="smollm2-135m", help="a GGUF file or a name: the judge between anytune and peft"
 )
+options.add_argument("--rows", type=int, default=128, help="of the training set")
+options.add_argument("--batch", type=int, default=512, help="tokens of a step, and of the longest example")
+options.add_argument("--name", default="parity", help="of the result; a software device may have a smaller one")
 options.add_argument("--train-only", action="store_true", help="leave the scores to another call")
 options.add_argument("--work", type=Path, default=Path("runs/parity"))
 
@@ -68,7 +71,14 @@ def trained(device: str, model: Path, data: Path, args) -> dict:
 
 
 def peft_side(device: str, model: Path, data: Path, args) -> dict:
-    settings = {"seed": SEED, "epochs": EPOCHS, "lr": RATE, "batch": BATCH, "threads": args.threads}
+    settings = {
+        "seed": SEED,
+        "epochs": EPOCHS,
+        "lr": RATE,
+        "batch": args.batch,
+        "context": args.batch,
+        "threads": args.threads,
+    }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     found = common.run_once(
         ["bench/peers/peft_train.py", str(model), str(data), "--output", str(args.work / "peft"), *words],
@@ -89,9 +99,9 @@ def engine_side(device: str, model: Path, data: Path, args) -> dict:
         seed=SEED,
         lr=RATE,
         epochs=EPOCHS,
-        context=BATCH,
-        ubatch=BATCH,
-        batch=BATCH,
+        context=args.batch,
+        ubatch=args.batch,
+        batch=args.batch,
         device=device,
         progress=rows.append,
         run_dir=str(args.work / f"{device}-{time.time_ns()}"),
@@ -124,7 +134,7 @@ def main() -> None:
     args = options.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     before, model = common.machine(), common.model_file(args.model)
-    data, test = pairs("train", args.work, ROWS), pairs("test", args.work)
+    data, test = pairs("train", args.work, args.rows), pairs("test", args.work)
     training, missing = {}, {}
     for device in args.devices.split(","):
         print(device, file=sys.stderr, flush=True)
@@ -147,7 +157,8 @@ def main() -> None:
         model=model.name,
         questions=len(prompts),
         tokens=TOKENS,
-        settings={"rows": ROWS, "lr": RATE, "epochs": EPOCHS, "batch": BATCH, "rank": 16, "seed": SEED},
+        into=args.name,
+        settings={"rows": args.rows, "lr": RATE, "epochs": EPOCHS, "batch": args.batch, "rank": 16, "seed": SEED},
         first=words["pair"][0],
         judge=words,
         missing=missing,

@@ -27,6 +27,7 @@ options.add_argument("--epochs", type=int, required=True)
 options.add_argument("--max-steps", type=int)
 options.add_argument("--lr", type=float, required=True)
 options.add_argument("--batch", type=int, required=True, help="tokens of a step")
+options.add_argument("--context", type=int, default=512, help="tokens of the longest example")
 options.add_argument("--seed", type=int, required=True)
 options.add_argument("--rank", type=int, default=16)
 options.add_argument("--threads", type=int, default=2)
@@ -53,7 +54,7 @@ torch.manual_seed(args.seed)
 path = Path(args.model)
 with GGUF.open(path) as gguf:
     tokenizer = Tokenizer.from_gguf(gguf)
-    data = build_dataset(args.data, tokenizer, ChatTemplate.for_model(gguf, tokenizer), context=512)
+    data = build_dataset(args.data, tokenizer, ChatTemplate.for_model(gguf, tokenizer), context=args.context)
 settings = TrainSettings(
     epochs=args.epochs, max_steps=args.max_steps, lr=args.lr, batch=args.batch, ubatch=args.batch, seed=args.seed
 )
