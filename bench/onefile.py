@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import common
+from packaging import tags
 
 from tests.support import tiny
 
@@ -48,16 +49,38 @@ options.add_argument("--root", type=Path, help="a folder with an aarch64 system,
 options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
 
 
-def build(machine: str, python: str) -> Path:
+def target(machine: str, python: str) -> dict:
+    """PEX's description of a Linux with glibc 2.28 or newer and this CPython: markers, and its tags of wheels."""
+    version = tuple(map(int, python.split(".")))
+    abi = f"cp{version[0]}{version[1]}"
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(28, 16, -1)]
+    platforms += [f"manylinux2014_{machine}", f"linux_{machine}"]
+    found = [*tags.cpython_tags(version, [abi], platforms), *tags.compatible_tags(version, abi, platforms)]
+    markers = {
+        "implementation_name": "cpython",
+        "implementation_version": f"{python}.0",
+        "os_name": "posix",
+        "platform_machine": machine,
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": "Linux",
+        "platform_version": "",
+        "python_full_version": f"{python}.0",
+        "python_version": python,
+        "sys_platform": "linux",
+    }
+    return {"marker_environment": markers, "compatible_tags": list(map(str, found))}
+
+
+def build(machine: str, python: str, wanted: str = "fast,verify") -> Path:
     """dist/anytune-linux-MACHINE.pex, of the newest wheel there."""
     wheel = max(DIST.glob("anytune-*.whl"), key=os.path.getmtime)
     made = DIST / f"anytune-linux-{machine}.pex"
-    numbers = python.replace(".", "")
     subprocess.run(
         [
-            *(sys.executable, "-m", "pex", f"anytune[fast,verify] @ {wheel.as_uri()}", "-c", "anytune"),
+            *(sys.executable, "-m", "pex", f"anytune[{wanted}] @ {wheel.as_uri()}", "-c", "anytune"),
             *("--venv", "prepend", "--use-pip-config", "--no-build", "-o", str(made)),
-            *("--platform", f"manylinux_2_28_{machine}-cp-{numbers}-cp{numbers}"),
+            *("--complete-platform", json.dumps(target(machine, python))),
             *("--python-shebang", f"/usr/bin/env python{python}"),
         ],
         check=True,

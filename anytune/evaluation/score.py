@@ -67,9 +67,7 @@ def pair(predictions: dict[str, str], truths: dict[str, str]) -> list[tuple[str,
     if set(truths) <= set(predictions):
         return [(predictions[key], truth) for key, truth in truths.items()]
     if len(predictions) != len(truths):
-        raise UserError(
-            f"There are {len(predictions)} predictions and {len(truths)} truths: each prediction needs its own."
-        )
+        raise UserError(f"Predictions: {len(predictions)}, truths: {len(truths)}; each prediction needs its own.")
     return list(zip(predictions.values(), truths.values(), strict=True))
 
 

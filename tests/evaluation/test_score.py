@@ -56,7 +56,7 @@ def test_files_of_every_form_hold_the_same_answers(tmp_path, cli):  # noqa: F811
 def test_ids_pair_answers_whatever_their_order():
     truths = {"17": "yes", "4": "no"}
     assert pair({"4": "b", "9": "c", "17": "a"}, truths) == [("a", "yes"), ("b", "no")]
-    with pytest.raises(UserError, match="3 predictions and 2 truths"):
+    with pytest.raises(UserError, match="Predictions: 3, truths: 2"):
         pair({"x": "a", "y": "b", "z": "c"}, truths)
 
 
