@@ -91,7 +91,6 @@ def peft_side(device: str, model: Path, data: Path, args) -> dict:
 
 def engine_side(device: str, model: Path, data: Path, args) -> dict:
     loaded = anytune.load(model, device=device, threads=args.threads)
-    rows: list[dict] = []
     run = anytune.finetune(
         loaded,
         data,
@@ -103,13 +102,13 @@ def engine_side(device: str, model: Path, data: Path, args) -> dict:
         ubatch=args.batch,
         batch=args.batch,
         device=device,
-        progress=rows.append,
         run_dir=args.work / f"run-{device}",
         checkpoint_save_steps=1 if device == "webgpu" else 100,  # a software device takes minutes a step
         resume_from="auto",
     )
     run.adapter.save(args.work / f"{device}.gguf")
-    losses = [round(row["loss"], 5) for row in rows if row.get("loss") is not None]
+    rows = [json.loads(line) for line in (Path(run.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    losses = [round(row["loss"], 5) for row in rows]
     return {"hardware": hardware(loaded.engine), "steps": run.step, "losses": losses}
 
 
