@@ -162,11 +162,11 @@ def _flat(values: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
 
 def _known(devices: tuple[str, ...]) -> tuple[str, ...]:
     """The devices' names; a UserError for one that no machine has."""
-    from anytune.engine.devices import DEVICES
+    from anytune.engine.devices import DEVICES, unknown
 
     for name in devices:
         if name.partition(":")[0] not in DEVICES:
-            raise UserError(f"no device is called {name!r}: --device takes {', '.join(DEVICES)}")
+            raise unknown(name, DEVICES)
     return devices
 
 

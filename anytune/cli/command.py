@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
@@ -41,6 +41,29 @@ DEBUG = click.Option(
 )
 ADVANCED = "Advanced"
 ADVANCED_OPTIONS = ("tf32", "max_binding", "ngl", "flash_attn")  # rarely needed, or accepted for other programs' sake
+
+
+ELSEWHERE = {  # flags of peft's, transformers' and other trainers' scripts, and of other servers -> ours
+    "--r": "--lora-rank",
+    "--lora-r": "--lora-rank",
+    "--target-modules": "--lora-modules",
+    "--lora-target": "--lora-modules",
+    "--lora-target-modules": "--lora-modules",
+    "--num-train-epochs": "--num-epochs",
+    "--max-length": "--ctx-size",
+    "--max-seq-length": "--ctx-size",
+    "--cutoff-len": "--ctx-size",
+    "--lr-scheduler-type": "--lr-scheduler",
+    "--adam-epsilon": "--adam-eps",
+    "--save-steps": "--checkpoint-save-steps",
+    "--save-total-limit": "--keep-checkpoints",
+    "--eval-steps": "--val-every",
+    "--resume-from-checkpoint": "--resume-from",
+    "--output-dir": "--run-dir",
+    "--max-tokens": "--predict",
+    "--max-new-tokens": "--predict",
+    "--adapter": "--lora",
+}
 
 
 class Command(click.Command):
@@ -79,15 +102,29 @@ class Command(click.Command):
     def make_parser(self, ctx: click.Context) -> Any:
         """click's own, but -st is never -s with the value t: a letter is followed by a number, or by nothing."""
         parser = super().make_parser(ctx)
-        short = parser._match_short_opt
+        short, long = parser._match_short_opt, parser._match_long_opt
+
+        def translated(arg: str, value: str | None, state: Any) -> None:
+            long(self._ours(arg, parser._long_opt), value, state)
 
         def strict(arg: str, state: Any) -> None:
             if len(arg) > 2 and not _NUMBER.fullmatch(arg[2:]):
                 raise click.NoSuchOption(arg, possibilities=_close(arg, parser._long_opt), ctx=ctx)
             short(arg, state)
 
-        parser._match_short_opt = strict
+        parser._match_short_opt, parser._match_long_opt = strict, translated
         return parser
+
+    def _ours(self, flag: str, known: Mapping[str, Any]) -> str:
+        """The flag itself, or the one that means here what other programs call `flag`."""
+        if flag in known:
+            return flag
+        ours = flag.replace("_", "-")
+        ours = ours if ours in known else ELSEWHERE.get(ours, flag)
+        if ours not in known:
+            return flag
+        note(f"{flag} is {ours} here")
+        return ours
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows: dict[str, list[tuple[str, str]]] = {}

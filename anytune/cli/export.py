@@ -150,7 +150,7 @@ def peft(
     """Write an adapter (or the sum of several) as a peft folder.
 
     Names and row order become Hugging Face's. Verification runs in transformers on the base's own weights: it needs
-    `pip install 'anytune[hf]'` and memory for the model in float32.
+    the extra `hf` (see the README's "Install") and memory for the model in float32.
     """
     from anytune.export import checks
     from anytune.export.folder import new_folder

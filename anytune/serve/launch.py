@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
+from anytune.extras import install
 from anytune.http.address import bound, is_loopback, url
 from anytune.http.server import serve
 from anytune.http.token import token_in
@@ -48,7 +49,7 @@ def launch(
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
-        raise UserError("A server needs a few packages more: pip install 'anytune[serve]'.") from None
+        raise UserError(f"A server needs a few packages more: {install('serve')}.") from None
     from anytune.serve.app import Access, application
 
     listener = bound(o.host, o.port)
@@ -109,7 +110,7 @@ def _backend(
     from anytune.text import Tokenizer
 
     if o.backend == "llama.cpp" and not available():
-        raise UserError("--backend llama.cpp needs the package xllamacpp: pip install 'anytune[serve]'.")
+        raise UserError(f"--backend llama.cpp needs the package xllamacpp: {install('serve')}.")
     if o.backend == "llama.cpp" or o.backend == "auto" and available():
         from anytune.serve.llama import LlamaBackend
 

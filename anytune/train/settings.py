@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from anytune.errors import UserError
+from anytune.errors import UserError, did_you_mean
 
 SCHEDULERS = ("constant", "linear", "cosine")
 SINKS = ("tensorboard", "wandb")
@@ -81,7 +81,7 @@ class TrainSettings:
             raise UserError(f"--lr-min {self.lr_min:g} is above --learning-rate {self.lr:g}: lower it.")
         for sink in self.sinks:
             if sink not in SINKS:
-                raise UserError(f"--report-to knows {' and '.join(SINKS)}, not {sink!r}.")
+                raise UserError(f"--report-to knows {' and '.join(SINKS)}, not {sink!r}.{did_you_mean(sink, SINKS)}")
 
     @property
     def sinks(self) -> list[str]:

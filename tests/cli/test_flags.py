@@ -5,6 +5,7 @@ import re
 import click
 import pytest
 
+from anytune.adapter.adapter import Adapter
 from anytune.cli.command import ADVANCED
 from anytune.gguf import GGUF
 from tests.support import tiny
@@ -96,6 +97,40 @@ def test_near_names_are_offered(cli, model, tmp_path):
     assert "Did you mean Q4_K_M?" in cli("quantize", model, tmp_path / "x.gguf", "q4_km", code=2).err
     assert "Did you mean smollm2-135m?" in cli("info", "smolm2-135m", code=2).err
     assert "gemma3-270m" in cli("pull", "--list", code=0).out
+
+
+def test_flags_of_other_programs_are_understood(cli, model, chats, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = cli(
+        *("train", "-m", model, "-f", chats, "--max_length", "64", "--ubatch_size", "64", "-b", "64", "-t", "1"),
+        *("--max-steps", "1", "--target-modules", "q_proj,v_proj", "--lora-r", "4", "--learning_rate=1e-3", "-q"),
+        *("--num-train-epochs", "1", "--run-dir", "run"),
+        code=0,
+    )
+    for said in (
+        "--target-modules is --lora-modules here",
+        "--lora-r is --lora-rank here",
+        "--max_length is --ctx-size",
+    ):
+        assert said in made.err
+    adapter = Adapter.load("run/adapter.gguf")
+    assert adapter.rank == 4 and {name.split(".")[2] for name in adapter.tensors} == {"attn_q", "attn_v"}
+    text = cli("generate", "-m", model, "--raw", "-p", "--max-tokens", "--max-new-tokens", "2", "--json", code=0)
+    assert text.json["results"][0]["tokens"] <= 2 and text.json["results"][0]["prompt"] == "--max-tokens"
+
+
+@pytest.mark.parametrize(
+    "flag, given, meant",
+    [
+        ("--lora-modules", "q_prj", "q_proj"),
+        ("--device", "cdua", "cuda"),
+        ("--report-to", "tensorbord", "tensorboard"),
+        ("--chat-template", "lama3", "llama3"),
+    ],
+)
+def test_near_words_are_offered(cli, model, chats, tmp_path, monkeypatch, flag, given, meant):
+    monkeypatch.chdir(tmp_path)
+    assert f"Did you mean {meant}?" in cli("train", "-m", model, "-f", chats, flag, given, code=2).err
 
 
 def test_the_shell_completes(cli, monkeypatch, capsys):

