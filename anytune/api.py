@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from anytune.adapter.resolve import AdapterLike, resolve
-from anytune.arguments import public
+from anytune.arguments import between, public
 from anytune.errors import UserError
 from anytune.files import check_output
 
@@ -165,6 +165,8 @@ def verify(
 
     if not available():
         raise UserError("llama.cpp is not here to compare with: install it with `pip install xllamacpp`.")
+    between(1, 4096, positions=positions)
+    between(1, 1024, threads=threads)
     opened = _opened(model)
     given = adapter if isinstance(adapter, str | os.PathLike) else resolve(adapter, opened.gguf)
     return run(opened, given, text=text, positions=positions, exact=exact, threads=threads)
@@ -188,6 +190,8 @@ def perplexity(
     """
     from anytune.likelihood import perplexity as run
 
+    between(1, chunks=chunks, batch=batch)
+    between(2, context=context)
     opened = _opened(model)
     return run(opened, text, resolve(adapter, opened.gguf), context=context, chunks=chunks, batch=batch)
 
@@ -217,12 +221,15 @@ def evaluate(
     from anytune.evaluation.report import check_path, write
     from anytune.text.given import sources
 
+    between(1, limit=limit, batch=batch, max_tokens=max_tokens)
     opened = _opened(model)
     named = adapters if isinstance(adapters, Mapping) else {"adapter": adapters}
     places = [check_path(place) for place in ([report] if isinstance(report, str | os.PathLike) else report)]
     for place in places:
         check_output(place, force, [*_read(opened, list(named.values())), *_paths("the prompts", [data])])
     sides = {name: adapter for name, one in named.items() if (adapter := resolve(one, opened.gguf)) is not None}
+    if not sides:
+        raise UserError("There is nothing to compare the base with: adapters names none.")
     given = sources(data)
     if len(given) != 1:
         raise UserError("evaluate() takes one file of prompts, or an iterable of dicts.")

@@ -6,15 +6,17 @@ their place, by a table.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import difflib
 import functools
 import inspect
 import numbers
+import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from anytune.errors import UserError
@@ -67,6 +69,7 @@ PLAIN = (  # flags whose argument is the same word
     *("repeat-penalty", "repeat-last-n"),
 )
 _NAMES = ARGUMENTS | {f"--{word}": word.replace("-", "_") for word in PLAIN}
+_BESIDE = re.compile(r" \((--[a-z0-9-]+)\)")  # a flag beside the argument's name
 _FLAG = re.compile(r"(?<![\w-])(--?[a-z][a-z0-9-]*)(?![\w-])(?: (auto|all|same|error)\b)?")
 
 
@@ -79,6 +82,7 @@ def python_words(text: str) -> str:
             return found[0]
         return f"{name}={value!r}" if value and "=" not in name else name + (f" {value}" if value else "")
 
+    text = _BESIDE.sub(lambda found: "" if found[1] in _NAMES else found[0], text)
     parts = re.split(r"(`[^`]*`)", text.replace("the same command", "the same call"))
     return "".join(part if part.startswith("`") else _FLAG.sub(named, part) for part in parts)
 
@@ -104,7 +108,12 @@ def public(synonyms: Mapping[str, str] | None = None) -> Callable[[Callable[P, R
         def call(*args: Any, **kwargs: Any) -> Any:
             with speaking_python():
                 given = _bound(function, args, kwargs, synonyms or {})
-                return function(*given.args, **given.kwargs)
+                try:
+                    return function(*given.args, **given.kwargs)
+                except OSError as error:
+                    if error.filename is None:
+                        raise
+                    raise UserError(f"{os.fsdecode(error.filename)[:200]}: {error.strerror or error}.") from error
 
         return call
 
@@ -112,20 +121,29 @@ def public(synonyms: Mapping[str, str] | None = None) -> Callable[[Callable[P, R
 
 
 def fields(kind: type, synonyms: Mapping[str, str] | None = None) -> None:
-    """The same for the fields of a dataclass, which the command line makes as well: its own messages stay."""
+    """The same for the fields of a dataclass."""
     plain = kind.__init__  # type: ignore[misc]
 
     @functools.wraps(plain)
     def init(*args: Any, **kwargs: Any) -> None:
-        given = _bound(plain, args, kwargs, synonyms or {})
-        plain(*given.args, **given.kwargs)
+        with speaking_python():
+            given = _bound(plain, args, kwargs, synonyms or {})
+            plain(*given.args, **given.kwargs)
 
     kind.__init__ = init  # type: ignore[misc]
 
 
+def between(low: int, high: int | None = None, **values: int | None) -> None:
+    """Raise UserError for a value that is below `low` or above `high`; None is passed over."""
+    for name, value in values.items():
+        if value is not None and (value < low or high is not None and value > high):
+            limits = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise UserError(f"{name} must be {limits}, not {value}.")
+
+
 def _bound(function: Callable, args: tuple, kwargs: dict[str, Any], synonyms: Mapping[str, str]) -> Any:
     signature, name = inspect.signature(function), _name(function)
-    known = [p.name for p in signature.parameters.values() if p.name != "self"]
+    known = [p.name for p in signature.parameters.values() if p.name not in ("self", "cls")]
     for word in [word for word in kwargs if word not in known]:
         ours = synonyms.get(word)
         if ours is None:
@@ -142,7 +160,7 @@ def _bound(function: Callable, args: tuple, kwargs: dict[str, Any], synonyms: Ma
     scope = getattr(inspect.unwrap(function), "__globals__", {})
     for word, value in given.arguments.items():
         hint = signature.parameters[word].annotation
-        if word == "self" or value is signature.parameters[word].default:
+        if hint is inspect.Parameter.empty or value is signature.parameters[word].default:
             continue
         good, given.arguments[word] = _fits(value, _hint(hint, scope))
         if not good:
@@ -159,10 +177,25 @@ def _name(function: Callable) -> str:
 def _hint(hint: Any, scope: dict[str, Any]) -> Any:
     if not isinstance(hint, str):
         return hint
-    try:
-        return eval(hint, scope)  # our own annotations, which `from __future__ import annotations` made text
-    except NameError:  # imported for type checkers alone
-        return Any
+    return eval(hint, {}, _Scope(scope))  # our own annotations, which `from __future__ import annotations` made text
+
+
+class _Scope(dict):
+    """A module's names. One that is imported for type checkers alone is a class of that name, made here."""
+
+    def __missing__(self, name: str) -> Any:
+        found = getattr(builtins, name, None)
+        return type(name, (_Unseen,), {}) if found is None else found
+
+
+class _Unseen:
+    """A class that is known by its name; those in BY_NAME are told from others."""
+
+    BY_NAME = ("GGUF", "ChatTemplate")
+
+    @classmethod
+    def takes(cls, value: Any) -> bool:
+        return cls.__name__ not in cls.BY_NAME or cls.__name__ in (one.__name__ for one in type(value).__mro__)
 
 
 def _fits(value: Any, hint: Any) -> tuple[bool, Any]:
@@ -177,13 +210,26 @@ def _fits(value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return True, int(value)
     if typing.get_origin(hint) is typing.Literal:
-        return value in typing.get_args(hint), value
-    kind = typing.get_origin(hint) or hint
+        return isinstance(value, str | int) and value in typing.get_args(hint), value
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if isinstance(kind, type) and issubclass(kind, _Unseen):
+        return kind.takes(value), value
+    if kind is str or kind is os.PathLike:
+        return isinstance(value, kind) and "\0" not in os.fspath(value), value
     if kind is Any or not isinstance(kind, type) or kind in (float, int):
         return kind not in (float, int), value
-    if kind is Sequence or kind is list:
-        return isinstance(value, kind) and not isinstance(value, str | bytes), value
-    return isinstance(value, kind), value
+    return isinstance(value, kind) and _holds(value, kind, parts), value
+
+
+def _holds(value: Any, kind: type, parts: tuple) -> bool:
+    """Whether what is in a container fits its annotation: Sequence[str], Mapping[str, str], tuple[str, str]."""
+    if kind in (Sequence, Iterable, list) and isinstance(value, str | bytes):
+        return False
+    if kind is tuple and parts:
+        return len(value) == len(parts) and all(_fits(item, part)[0] for item, part in zip(value, parts, strict=True))
+    if kind is Mapping and parts:
+        return all(_fits(key, parts[0])[0] and _fits(item, parts[1])[0] for key, item in value.items())
+    return kind not in (Sequence, list) or not parts or all(_fits(item, parts[0])[0] for item in value)
 
 
 _WORDS = {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from anytune.arguments import public
 from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
 
@@ -54,6 +55,7 @@ class Adapter:
     def n_parameters(self) -> int:
         return sum(a.size + b.size for a, b in self.tensors.values())
 
+    @public()
     def save(self, path: str | os.PathLike, gguf: GGUF | None = None) -> None:
         """Write llama.cpp's form if `path` ends in .gguf, else a peft folder.
 
@@ -64,6 +66,7 @@ class Adapter:
         else:
             self.save_peft(path, gguf)
 
+    @public()
     def save_peft(self, folder: str | os.PathLike, gguf: GGUF | None = None) -> None:
         """Write adapter_config.json and adapter_model.safetensors, for transformers + peft."""
         from anytune.adapter.peft import save
@@ -71,6 +74,7 @@ class Adapter:
         save(self, Path(folder), gguf)
 
     @classmethod
+    @public()
     def load(cls, path: str | os.PathLike, gguf: GGUF | None = None) -> Adapter:
         """Read a .gguf adapter or a peft folder; `gguf` is the base, to check names and shapes against.
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "plain", "dataset")
-LOSS = ("auto", "assistant", "all")
+from anytune.text.formats import FORMATS, LOSS
+
 KEYS = {  # roles that a column can be named for -> what --help says
     "messages": "Column with the messages.",
     "text": "Column with the text.",

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from anytune.adapter.resolve import AdapterLike, resolve
-from anytune.arguments import public
+from anytune.arguments import between, public
 from anytune.errors import UserError
 from anytune.generation.generate import Message, Reply, context_length, decode, prompt_ids, template_of
-from anytune.generation.public import opened_model
+from anytune.generation.public import opened_model, stops, template_of_file
 from anytune.generation.sampling import SYNONYMS, Sampling
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ class Conversation:
         adapter: AdapterLike = None,
         *,
         system: str | None = None,
-        template: ChatTemplate | None = None,
+        template: ChatTemplate | str | os.PathLike | None = None,
         how: Sampling | None = None,
         max_tokens: int = -1,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         context: int | None = None,
         temperature: float = 0.8,
         top_k: int = 40,
@@ -46,11 +46,12 @@ class Conversation:
     ):
         """adapter: what generate() takes. max_tokens: of an answer; negative: until it ends. how: a Sampling, in place
         of temperature and so on."""
+        between(1, context=context)
         model = opened_model(model)
         adapter = resolve(adapter, model.gguf)
-        self.model, self.adapter, self.template = model, adapter, template
+        self.model, self.adapter, self.template = model, adapter, template_of_file(template, model)
         how = how or Sampling(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
-        self.how, self.max_tokens, self.stop = how, max_tokens, stop
+        self.how, self.max_tokens, self.stop = how, max_tokens, stops(stop)
         self.decoder = model.decoder(adapter=adapter, batch=1, context=context or context_length(model))
         self.held: list[int] = []  # the tokens whose keys and values the decoder holds
         self.system, self.messages, self.forgotten = system, [], 0

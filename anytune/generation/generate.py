@@ -6,6 +6,7 @@ use it; public.py has what Python callers use.
 
 from __future__ import annotations
 
+import numbers
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -212,6 +213,11 @@ def prompt_ids(
     if not isinstance(prompt, str):
         items = list(prompt)
         if items and not isinstance(items[0], dict):
+            if not all(isinstance(token, numbers.Integral) for token in items):
+                raise UserError(
+                    f"A prompt is text, dicts with role and content, or token ids: not {prompt!r:.80}, a "
+                    f"{type(prompt).__name__} of others."
+                )
             return [int(token) for token in items]
     elif not (wants_chat(model, adapter, template) if chat is None else chat):
         if system:

@@ -83,11 +83,11 @@ def generate(
         resolve(adapter, opened.gguf),
         how=how,
         max_tokens=max_tokens,
-        stop=_stops(stop),
+        stop=stops(stop),
         context=context,
         chat=chat,
         system=system,
-        template=_template(template, opened),
+        template=template_of_file(template, opened),
     )
     texts = [reply.text for reply in replies]
     return texts if many else texts[0]
@@ -121,11 +121,11 @@ def stream(
         resolve(adapter, opened.gguf),
         how=Sampling(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed),
         max_tokens=max_tokens,
-        stop=_stops(stop),
+        stop=stops(stop),
         context=context,
         chat=chat,
         system=system,
-        template=_template(template, opened),
+        template=template_of_file(template, opened),
     )
     return _spoken(pieces)
 
@@ -146,11 +146,11 @@ def opened_model(model: Any) -> Model:
     return load(model)
 
 
-def _stops(stop: str | Sequence[str]) -> Sequence[str]:
+def stops(stop: str | Sequence[str]) -> Sequence[str]:
     return [stop] if isinstance(stop, str) else stop
 
 
-def _template(template: Any, model: Model) -> ChatTemplate | None:
+def template_of_file(template: Any, model: Model) -> ChatTemplate | None:
     if not isinstance(template, str | os.PathLike):
         return template
     from anytune.text import ChatTemplate

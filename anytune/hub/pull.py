@@ -19,6 +19,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from anytune.arguments import public
 from anytune.errors import UserError, did_you_mean
 from anytune.hub import huggingface, lmstudio, ollama
 from anytune.hub.cache import home
@@ -63,6 +64,7 @@ PIP_TROUBLE = {
 }
 
 
+@public()
 def pull(name: str | os.PathLike, tell: Tell | None = None) -> Path:
     """The path of a model's file, downloaded if it is not on this machine. Progress goes to stderr, or to
     tell(bytes done, of how many).

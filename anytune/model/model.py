@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from anytune.adapter.resolve import AdapterLike, resolve
+from anytune.arguments import public
 from anytune.errors import UserError
 
 from .build import Weights
@@ -117,15 +118,16 @@ class Model:
         e = self.engine
         return {name: e.lora_pair(e.vector(a), e.vector(b), adapter.scale) for name, (a, b) in adapter.tensors.items()}
 
+    @public({"lora": "adapter"})
     def logits(self, ids, adapter=None) -> np.ndarray:
         """float32 [n, vocab]: the logits after every token of one sequence."""
         e, c, w = self.engine, self.config, self.weights
-        ids = np.asarray(ids, np.int32)
-        if ids.ndim != 1 or not ids.size or ids.min() < 0 or ids.max() >= c.vocabulary:
+        ids = np.asarray(ids if np.iterable(ids) else [])
+        if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= c.vocabulary:
             raise UserError(f"logits need a list of token ids from 0 to {c.vocabulary - 1}")
         if ids.size > c.context:
             raise UserError(f"{ids.size} tokens are more than the model's context of {c.context}")
-        pairs = self.adapter_pairs(adapter)
+        ids, pairs = ids.astype(np.int32), self.adapter_pairs(adapter)
         stack = Stack(w, w.layers(self.rope_tables(ids.size), pairs), w.head(pairs))
         e.training = False
         e.begin(np.array([0, ids.size], np.int32), 0, (0, 0, 0))

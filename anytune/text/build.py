@@ -19,14 +19,13 @@ from pathlib import Path
 from anytune.errors import UserError
 from anytune.text.columns import LABELS
 from anytune.text.dataset import Builder, Dataset, cuts_of
-from anytune.text.formats import Record, read_records
+from anytune.text.formats import LOSS, Record, read_records
 from anytune.text.given import place, sources
 from anytune.text.mask import encode_chat_report
 from anytune.text.reading import check_once
 from anytune.text.record import question_and_answer
 from anytune.text.tally import Tally, no_assistant
 
-LOSS = ("auto", "assistant", "all")
 OVERFLOW = ("split", "truncate", "drop", "error")
 
 

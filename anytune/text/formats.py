@@ -17,6 +17,7 @@ from anytune.text.rows import DataFile, dataset_rows
 PLAIN_PIECE = 1 << 20  # characters of plain text handed on at once
 
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "plain", "dataset")
+LOSS = ("auto", "assistant", "all")  # which tokens are learned, see build.py
 
 
 def read_records(
