@@ -20,13 +20,13 @@ _PUBLIC = {  # name: module that has it
     "finetune": "anytune.train.api",
     "Callbacks": "anytune.train.callbacks",
     "Run": "anytune.train.outcome",
-    "generate": "anytune.generation.public",
-    "stream": "anytune.generation.public",
-    "Conversation": "anytune.generation.conversation",
+    "generate": "anytune.generating",
+    "stream": "anytune.generating",
+    "Conversation": "anytune.generating",
     "verify": "anytune.api",
     "quantize": "anytune.api",
-    "merge": "anytune.api",
-    "export": "anytune.api",
+    "merge": "anytune.export.call",
+    "export": "anytune.export.call",
     "perplexity": "anytune.api",
     "evaluate": "anytune.api",
     "UserError": "anytune.errors",
@@ -36,15 +36,15 @@ __all__ = ["__version__", *_PUBLIC]
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter as Adapter
     from anytune.api import evaluate as evaluate
-    from anytune.api import export as export
-    from anytune.api import merge as merge
+    from anytune.export.call import export as export
+    from anytune.export.call import merge as merge
     from anytune.api import perplexity as perplexity
     from anytune.api import quantize as quantize
     from anytune.api import verify as verify
     from anytune.errors import UserError as UserError
-    from anytune.generation.conversation import Conversation as Conversation
-    from anytune.generation.public import generate as generate
-    from anytune.generation.public import stream as stream
+    from anytune.generating import Conversation as Conversation
+    from anytune.generating import generate as generate
+    from anytune.generating import stream as stream
     from anytune.hub.load import load as load
     from anytune.hub.pull import pull as pull
     from anytune.model import Full as Full

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anytune.adapter import settings as adapter_settings
-from anytune.adapter.adapter import Adapter, level
+from anytune.adapter.adapter import Adapter
+from anytune.adapter.fit import level
 from anytune.adapter.settings import HONOURED, REFUSED, WITHOUT_EFFECT, read_settings
 from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf

@@ -44,13 +44,81 @@ def test_any_module_can_be_imported_first():
     assert not done.stdout
 
 
+# what of the folder model is below adapters' files, whose names it knows: tables of architectures and their parts
+TABLES = {"architecture", "architectures", "ffn", "mixers", "naming", "part"}
+
+
+def graph() -> dict[str, set[str]]:
+    """Each module with those that it imports, anywhere in it but under TYPE_CHECKING."""
+    root = Path(anytune.__file__).parent
+    files = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return {name: imports(name, path, files) - {name} for name, path in files.items()}
+
+
+def imports(name: str, path: Path, files: dict[str, Path]) -> set[str]:
+    package, found = name if path.stem == "__init__" else name.rpartition(".")[0], set()
+    waiting = [ast.parse(path.read_text("utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        for wanted in names:
+            while wanted and wanted not in files:
+                wanted = wanted.rpartition(".")[0]
+            found.add(wanted)
+    return found - {""}
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """What is left of a graph when all that imports nothing of the rest is taken away, again and again."""
+    left = dict(graph)
+    while free := [name for name, others in left.items() if not others & set(left)]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def folder(module: str) -> str:
+    parts = module.split(".")[1:]
+    return "model: tables" if parts[0] == "model" and len(parts) > 1 and parts[1] in TABLES else parts[0]
+
+
+def test_no_module_and_no_folder_imports_what_imports_it():
+    modules = graph()
+    del modules["anytune"]  # imports public names when they are asked for
+    assert not circles(modules)
+    folders: dict[str, set[str]] = {}
+    for name, others in modules.items():
+        own = folders.setdefault(folder(name), set())
+        own |= {folder(other) for other in others if other != "anytune"} - {folder(name)}
+    assert not circles(folders)
+
+
+def test_a_circle_is_seen(tmp_path):
+    texts = {"a": "def f():\n    from anytune.b import x", "b": "from . import a", "c": "import numpy"}
+    files = {f"anytune.{name}": tmp_path / f"{name}.py" for name in texts}
+    for name, text in texts.items():
+        files[f"anytune.{name}"].write_text(text)
+    assert circles({name: imports(name, path, files) for name, path in files.items()}) == ["anytune.a", "anytune.b"]
+
+
 # folder -> what of anytune it may know beside itself; a folder that is not here: all but the command line
 KNOWS = {
     "gguf": {"errors", "files"},
     "text": {"errors", "gguf"},
     "mail": {"errors", "files"},
     "engine": {"errors", "files", "fpga", "gguf", "memory", "units"},
-    "model": {"adapter", "arguments", "engine", "errors", "generation", "gguf", "memory", "quantization", "text"},
+    "model": {"adapter", "arguments", "engine", "errors", "generation", "gguf", "memory", "text"},
     "likelihood": {"adapter", "errors", "files", "model", "text"},
     "adapt": {
         "adapter",

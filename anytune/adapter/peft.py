@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anytune.adapter.fit import check_fit, check_shapes, level
 from anytune.adapter.settings import read_settings
 from anytune.errors import UserError
 from anytune.files import atomic_write, cannot_write
@@ -83,10 +84,8 @@ def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
         raise cannot_write(folder, error) from None
 
 
-def load(folder: Path, gguf: GGUF | None) -> Adapter:
-    """Read the folder. gguf: the base, needed for its architecture unless anytune wrote the folder."""
-    from anytune.adapter.adapter import Adapter, check_fit, check_shapes, level
-
+def load(folder: Path, gguf: GGUF | None) -> tuple[Any, ...]:
+    """Read the folder -> an Adapter's fields, in order. gguf: the base, needed unless anytune wrote the folder."""
     settings = read_settings(_config(folder), folder / CONFIG)
     raw, own = _weights(folder / WEIGHTS)
     architecture = gguf.metadata.get("general.architecture") if gguf else own.get("architecture")
@@ -133,9 +132,8 @@ def load(folder: Path, gguf: GGUF | None) -> Adapter:
     rank, alpha, rslora = settings.rank, settings.alpha, settings.rslora
     if set(scales.values()) != {settings.scale(rank, alpha)} or set(ranks.values()) != {rank}:
         (tensors, rank, alpha), rslora = level(str(folder), tensors, scales), False
-    return Adapter(
-        tensors, rank, alpha, rslora, architecture, own.get("base_name") or settings.base, own.get("base_sha256"), text
-    )
+    name, sha256 = own.get("base_name") or settings.base, own.get("base_sha256")
+    return tensors, rank, alpha, rslora, architecture, name, sha256, text
 
 
 def _module(arch: Architecture, name: str) -> str:

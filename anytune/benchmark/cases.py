@@ -14,6 +14,7 @@ from anytune.errors import UserError
 CPUS = ("auto", "cpu", "numpy", "cpu-bf16", "cpu-torch", "fpga-sim")
 MOST = 1 << 20  # of anything that is counted: beyond it lies a typing error
 PEER = "llama.cpp"
+ROUND = 0.3  # seconds that a round of training takes at least: one step of a fast GPU is too short to be timed
 
 
 @dataclass(frozen=True)

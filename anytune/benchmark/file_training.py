@@ -8,8 +8,7 @@ from typing import Any
 
 from anytune.errors import UserError
 
-from .cases import Settings
-from .work import ROUND
+from .cases import ROUND, Settings
 
 
 class FileTraining:

@@ -9,16 +9,13 @@ import numpy as np
 
 from anytune.errors import UserError
 
-from .cases import Settings, Test
-
-ROUND = 0.3  # seconds that a round of training takes at least: one step of a fast GPU is too short to be timed
+from .cases import ROUND, Settings, Test
+from .file_training import FileTraining
 
 
 def work(model, test: Test, settings: Settings):
     """The test's work on a model. Raises UserError for one that the model cannot do."""
     if test.kind == "file":
-        from .file_training import FileTraining
-
         return FileTraining(model, settings)
     rank, ubatch = settings.rank, settings.ubatch
     if test.context > model.config.context:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from anytune.cli.completing import complete
 from anytune.cli.say import note
 
 _debug = False
@@ -143,8 +144,6 @@ class Command(click.Command):
 
 
 def _completed(_ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
-    from anytune.cli.completion import complete
-
     return complete(param, incomplete)
 
 

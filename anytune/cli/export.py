@@ -153,7 +153,7 @@ def peft(
     the extra `hf` (see the README's "Install") and memory for the model in float32.
     """
     from anytune.export import checks
-    from anytune.export.folder import new_folder
+    from anytune.folder import new_folder
 
     loaded, adapter = open_pair(model, engine, loras, scaled, folder=output)
     with new_folder(output, 4 * adapter.n_parameters, forced()) as made:

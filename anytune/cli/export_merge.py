@@ -203,7 +203,7 @@ def ollama(
     cannot express (tools, dates, trimmed whitespace) is refused by name, unless --accept-differences is given.
     """
     from anytune.export import checks
-    from anytune.export.folder import new_folder
+    from anytune.folder import new_folder
     from anytune.export.ollama import modelfile
     from anytune.export.packages import chat_parts, default_name, plain_name
 
@@ -277,7 +277,7 @@ def lmstudio(
 ) -> int:
     """Write FOLDER/publisher/name/name.gguf, the merged file with its chat template and end of turn in the metadata."""
     from anytune.export import checks
-    from anytune.export.folder import new_folder
+    from anytune.folder import new_folder
     from anytune.export.packages import plain_name
 
     if not Path(output).is_dir():

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from anytune.cli.command import Command, debug_wanted
+from anytune.cli.ending import explain
 from anytune.cli.dataset import columns_from, dataset_options
 from anytune.cli.opening import data_files, existing_file, load_adapter, load_model, model_path, template_file
 from anytune.cli.options import force_option, forced, json_option, lora_option, model_options
@@ -168,9 +169,7 @@ def train(
         # at once, since what is left of the process group might keep this process from ending
         if isinstance(error, (WorkerLost, PeerError)):
             give_up(error)
-        from anytune.cli.main import _explain
-
-        os._exit(_explain(error))
+        os._exit(explain(error))
     if as_json and places().get("RANK", "0") == "0":
         print_json(_summary(run, chosen, full))
     return run.exit_code

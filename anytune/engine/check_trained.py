@@ -9,8 +9,8 @@ import numpy as np
 
 from . import optimizers as rules
 from . import reference as ref
+from .answers import Answer, Checks, error
 from .base import Heads
-from .check import Answer, Checks, error
 
 SHAPES = ((40, 103), (57,))  # of tensors that are updated: blocks of codes of which the last is not full, and a vector
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from anytune.engine.answers import Answer
 from anytune.engine.budget import Way
-from anytune.engine.check import Answer
 from anytune.engine.count import CountEngine
 from anytune.engine.numpy.budget import NumpyBudget
 from anytune.engine.numpy.engine import NumpyEngine

@@ -14,7 +14,7 @@ class _Export(types.ModuleType):
     """anytune.export is this package, and also the call of the Python API."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        from anytune.api import export
+        from anytune.export.call import export
 
         return export(*args, **kwargs)
 

@@ -17,7 +17,7 @@ from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.export.adapters import merged_rows
 from anytune.export.config import config_json, generation_json, index_json, shard_name
-from anytune.export.folder import new_folder
+from anytune.folder import new_folder
 from anytune.export.tokenizer import write_tokenizer
 from anytune.files import atomic_write
 from anytune.gguf import GGUF

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anytune.export.folder import new_folder
+from anytune.folder import new_folder
 from anytune.fpga import driver, formats
 from anytune.fpga.driver import BEATS_OUT
 from anytune.fpga.simulation import TOP

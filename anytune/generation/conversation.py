@@ -10,7 +10,7 @@ from anytune.adapter.resolve import AdapterLike, resolve
 from anytune.arguments import between, public
 from anytune.errors import UserError
 from anytune.generation.generate import Message, Reply, context_length, decode, prompt_ids, template_of
-from anytune.generation.public import opened_model, stops, template_of_file
+from anytune.generation.public import stops, template_of_file
 from anytune.generation.sampling import SYNONYMS, Sampling
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Conversation:
     @public(SYNONYMS | {"max_new_tokens": "max_tokens", "sampling": "how", "lora": "adapter"})
     def __init__(
         self,
-        model: Model | str | os.PathLike,
+        model: Model,
         adapter: AdapterLike = None,
         *,
         system: str | None = None,
@@ -47,7 +47,6 @@ class Conversation:
         """adapter: what generate() takes. max_tokens: of an answer; negative: until it ends. how: a Sampling, in place
         of temperature and so on."""
         between(1, context=context)
-        model = opened_model(model)
         adapter = resolve(adapter, model.gguf)
         self.model, self.adapter, self.template = model, adapter, template_of_file(template, model)
         how = how or Sampling(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)

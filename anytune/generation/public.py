@@ -1,4 +1,4 @@
-"""generate() and stream() as Python calls them: every argument by name, checked; an adapter as it is at hand."""
+"""generate() and stream() of an open model: every argument by name, checked; an adapter as it is at hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from anytune.adapter.resolve import AdapterLike, resolve
 from anytune.arguments import public, speaking_python
-from anytune.errors import UserError
 from anytune.generation import generate as decoding
 from anytune.generation.sampling import SYNONYMS as OF_SAMPLING
 from anytune.generation.sampling import Sampling
@@ -48,7 +47,7 @@ class Options(TypedDict, total=False):
 
 @public(SYNONYMS)
 def generate(
-    model: Model | str | os.PathLike,
+    model: Model,
     prompt: str | Sequence,
     adapter: AdapterLike = None,
     *,
@@ -68,26 +67,25 @@ def generate(
 ) -> Any:
     """The model's answer: str to one prompt, a list of str to a list of texts, which are decoded together.
 
-    model: a Model, or what anytune.load takes. prompt: text; a conversation, dicts with role and content; or token ids.
+    prompt: text; a conversation, dicts with role and content; or token ids.
     adapter: an Adapter, the path of one, a Run, or a list of these, which add up. max_tokens: negative: until the end
     of turn. chat: True: text is a user's message; False: raw text; None: a message where the model has a chat template.
     stop: texts that end the answer. template: a ChatTemplate or a Jinja file. context: tokens of prompt and answer.
     Sampling as in llama.cpp: temperature 0 takes the likeliest token; seed None is a fresh one. Raises UserError.
     """
-    opened = opened_model(model)
     how = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
     many = not isinstance(prompt, str) and bool(prompt) and all(isinstance(p, str) for p in prompt)
     replies = decoding.complete(
-        opened,
+        model,
         list(prompt) if many else [prompt],
-        resolve(adapter, opened.gguf),
+        resolve(adapter, model.gguf),
         how=how,
         max_tokens=max_tokens,
         stop=stops(stop),
         context=context,
         chat=chat,
         system=system,
-        template=template_of_file(template, opened),
+        template=template_of_file(template, model),
     )
     texts = [reply.text for reply in replies]
     return texts if many else texts[0]
@@ -95,7 +93,7 @@ def generate(
 
 @public(SYNONYMS)
 def stream(
-    model: Model | str | os.PathLike,
+    model: Model,
     prompt: str | Sequence,
     adapter: AdapterLike = None,
     *,
@@ -114,18 +112,17 @@ def stream(
     seed: int | None = None,
 ) -> Iterator[str]:
     """The pieces of one answer as they come; together they are what generate() returns, whose arguments these are."""
-    opened = opened_model(model)
     pieces = decoding.stream(
-        opened,
+        model,
         prompt,
-        resolve(adapter, opened.gguf),
+        resolve(adapter, model.gguf),
         how=Sampling(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed),
         max_tokens=max_tokens,
         stop=stops(stop),
         context=context,
         chat=chat,
         system=system,
-        template=template_of_file(template, opened),
+        template=template_of_file(template, model),
     )
     return _spoken(pieces)
 
@@ -133,17 +130,6 @@ def stream(
 def _spoken(pieces: Iterator[str]) -> Iterator[str]:
     with speaking_python():
         yield from pieces
-
-
-def opened_model(model: Any) -> Model:
-    """A Model, of what callers hand over as one. Raises UserError."""
-    if not isinstance(model, str | os.PathLike):
-        if not hasattr(model, "decoder"):
-            raise UserError(f"model is a {type(model).__name__}: give what anytune.load returns, or takes.")
-        return model
-    from anytune.hub.load import load
-
-    return load(model)
 
 
 def stops(stop: str | Sequence[str]) -> Sequence[str]:

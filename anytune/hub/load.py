@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from anytune.arguments import public
 from anytune.errors import UserError
@@ -49,3 +50,22 @@ def load(
         )
     sizes = [parse_bytes(size) if isinstance(size, str) else size for size in (memory, max_binding)]
     return open_model(path, device, threads, sizes[0], compiled, dtype, tf32, sizes[1])
+
+
+def opened_model(model: Any, device: str = "auto") -> Model:
+    """A Model, or what load() takes, on `device`. Raises UserError for anything else."""
+    if isinstance(model, str | os.PathLike):
+        return load(model, device)
+    if not hasattr(model, "gguf") or not hasattr(model, "logits"):
+        raise UserError(f"model is a {type(model).__name__}: give what anytune.load returns, or takes.")
+    return model
+
+
+def read_files(opened: Model, adapter: Any) -> list[tuple[str, Any]]:
+    """What is read, as spare_inputs takes it."""
+    adapters = adapter if isinstance(adapter, list | tuple) else [adapter]
+    return [("the model", opened.gguf.path), *given_files("an adapter", adapters)]
+
+
+def given_files(what: str, given: Iterable[Any]) -> list[tuple[str, Any]]:
+    return [(what, part) for part in given if isinstance(part, str | os.PathLike)]

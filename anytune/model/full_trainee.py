@@ -14,7 +14,6 @@ from .full import Full
 from .passes import OUTPUT_NORM, Passes
 from .plan import plan_training
 from .spec import EMBEDDING, FullSpec
-from .trained_model import TrainedModel
 
 
 class FullTrainee(Passes):
@@ -121,18 +120,12 @@ class FullTrainee(Passes):
         for gradient in self.gradients.values():
             self.engine.load(gradient, np.zeros(gradient.shape, np.float32))
 
-    def tuned(self, kind: str | None) -> TrainedModel:
-        """The model as it is now, to be saved in type `kind` (see quantization.filetypes; None: each tensor's own).
+    def values(self) -> dict[str, np.ndarray]:
+        """{tensor: float32 [rows, weights of a row]} as they are now.
 
-        It shares the engine's memory where that is the host's: save it before the next step.
+        Views where the engine's memory is the host's: to be saved before the next step.
         """
-        return TrainedModel(
-            self.model.gguf,
-            {
-                name: self.engine.view(self.parameters[name]).reshape(shape[0], -1)
-                if len(shape) > 1
-                else self.engine.view(self.parameters[name]).reshape(1, -1)
-                for name, shape in self.shapes.items()
-            },
-            kind,
-        )
+        return {
+            name: self.engine.view(self.parameters[name]).reshape(shape[0] if len(shape) > 1 else 1, -1)
+            for name, shape in self.shapes.items()
+        }

@@ -9,6 +9,7 @@ from typing import Any
 from anytune.errors import UserError
 from anytune.files import copy
 from anytune.train import preflight
+from anytune.train.trained_model import TrainedModel
 
 
 class AdapterProduct:
@@ -54,11 +55,11 @@ class ModelProduct:
     load = None
 
     def __init__(self, trainee, gguf, template: str | None, kind: str | None):
-        self.trainee, self.template, self.kind = trainee, template, kind
-        self.size = trainee.tuned(kind).nbytes()  # raises UserError if there is no such type
+        self.trainee, self.gguf, self.template, self.kind = trainee, gguf, template, kind
+        self.size = TrainedModel(gguf, {}, kind).nbytes()  # raises UserError if there is no such type
 
     def now(self) -> Any:
-        made = self.trainee.tuned(self.kind)
+        made = TrainedModel(self.gguf, self.trainee.values(), self.kind)
         made.chat_template = self.template
         return made
 

@@ -6,7 +6,8 @@ import pytest
 
 from anytune.engine import reference as ref
 from anytune.engine.base import Heads
-from anytune.engine.check import error, known_answers
+from anytune.engine.answers import error
+from anytune.engine.check import known_answers
 from anytune.gguf import GGUF, write_gguf
 
 LIMIT = 2e-5  # float32 sums of a few hundred terms

@@ -8,7 +8,7 @@ import pytest
 
 from anytune.engine import reference as ref
 from anytune.engine.base import DeltaHeads
-from anytune.engine.check import error
+from anytune.engine.answers import error
 from anytune.engine.numpy.chunk import chunk_floats
 from anytune.engine.numpy.delta import delta, delta_backward
 from anytune.engine.numpy.engine import NumpyEngine

@@ -11,7 +11,7 @@ import pytest
 
 from anytune.engine import reference as ref
 from anytune.engine.base import Heads
-from anytune.engine.check import error
+from anytune.engine.answers import error
 from tests.support.require import need
 from tests.support.triton import DEVICE, triton_module
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anytune.engine import reference as ref
-from anytune.engine.check import error
+from anytune.engine.answers import error
 from anytune.engine.webgpu.kernels.blocks import TYPES
 from anytune.gguf import GGUF, dequantize, write_gguf
 from anytune.gguf.blocks import BLOCKS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anytune.engine.base import Heads
-from anytune.engine.check import error
+from anytune.engine.answers import error
 from tests.support.webgpu import need_webgpu
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from anytune.engine import reference as ref
 from anytune.engine.base import Heads
-from anytune.engine.check import error
+from anytune.engine.answers import error
 from anytune.engine.webgpu.arrays import Bound
 from anytune.gguf import GGUF, write_gguf
 from tests.engine.test_conformance import starts_of

@@ -10,6 +10,7 @@ from anytune.gguf import GGUF
 from anytune.model import Full
 from anytune.model.plan import _Counter
 from anytune.model.spec import FullSpec
+from anytune.train.trained_model import TrainedModel
 from tests.model.conftest import stream
 
 NAMES = ["llama", "llama-tied", "qwen2", "qwen3", "gemma3"]
@@ -130,7 +131,7 @@ def test_the_file_that_comes_out(tiny_model, tmp_path, kind):
     for step in (1, 2):
         trainee.accumulate(batch, 1 / 30, step, 0)
         trainee.update(1e-3, step)
-    trainee.tuned(kind).save(tmp_path / "out.gguf")
+    TrainedModel(trainee.model.gguf, trainee.values(), kind).save(tmp_path / "out.gguf")
     with GGUF.open(tmp_path / "out.gguf") as made:
         assert list(made.tensors) == list(model.gguf.tensors)
         changed = {key for key in made.metadata if not np.array_equal(made.metadata[key], model.gguf.metadata.get(key))}

@@ -7,6 +7,7 @@ import anytune
 from anytune.engine import optimizers
 from anytune.llamacpp.judge import llamacpp_logprobs
 from anytune.model import Full
+from anytune.train.trained_model import TrainedModel
 from tests.peers.batches import examples, micro_batch, targets_of
 from tests.peers.lora import back
 from tests.support import twin
@@ -84,7 +85,7 @@ def test_gradients_losses_and_the_model_that_comes_out(tiny_file, tmp_path, name
             norm.item(), rel=1e-3 if step == 1 else 2e-2
         )
     need("xllamacpp")
-    trainee.tuned("F32").save(tmp_path / "tuned.gguf")
+    TrainedModel(trainee.model.gguf, trainee.values(), "F32").save(tmp_path / "tuned.gguf")
     line = examples(np.random.default_rng(9), 1, 24, 320)[0].tolist()
     served = llamacpp_logprobs(tmp_path / "tuned.gguf", [line], vocab=320, threads=1)[0]
     with torch.no_grad():

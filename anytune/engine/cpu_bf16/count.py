@@ -13,9 +13,10 @@ from anytune.engine.numpy.loss import most_rows
 from anytune.engine.numpy.workers import piece, pieces
 
 from . import attend
+from .cuts import backward_pieces, forward_pieces, tile_rows
 from .gemm import SPARE, packed_words, row_bytes
 from .gradients import PIECE, turned_words
-from .linear import GRADIENT, ROWS, backward_pieces, forward_pieces, tile_rows, trains_whole
+from .linear import GRADIENT, ROWS, trains_whole
 from .loss import vocabulary_lanes
 from .packed import can_be_packed, filled_columns, packs_both, words_of
 from .rows import LINE

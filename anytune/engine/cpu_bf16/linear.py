@@ -11,16 +11,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from anytune.engine.numpy.linear import Group, block_columns, dropped, scaled_down, streamed
+from anytune.engine.numpy.linear import Group, dropped, scaled_down, streamed
 from anytune.engine.numpy.workers import Job, piece, pieces
 
 from . import gemm, tiles
+from .cuts import backward_pieces, forward_pieces, tile_rows
 from .gradients import gradient_jobs, turned_words
+from .packed import packed_of
 from .rows import Rows, address, aligned, make
 
 GRADIENT = 256  # columns of a piece of the pairs' gradients
 ROWS = 64  # of a piece of what goes row by row, at least
-COLUMNS = 128  # of a product's result in one piece, at least
 
 
 def by_rows(e, tokens: int, work: Callable[[int, int, int], None]) -> None:
@@ -164,11 +165,6 @@ def gradient_rows(e, dys: tuple, group: Group) -> Rows:
 # ---- forward -----------------------------------------------------------------------------------------------
 
 
-def tile_rows(group: Group, sizes) -> int:
-    """Most rows of W in a forward tile."""
-    return max(gemm.PANEL, sizes.tile // (group.in_features + group.rank) // gemm.PANEL * gemm.PANEL)
-
-
 def dropout(e, group: Group, tokens: int):
     """The group's mask if dropout acts on it now."""
     return e.dropout_mask(group, tokens) if group.dropout and e.training and group.rank else None
@@ -183,24 +179,6 @@ def linear(e, x, group: Group) -> tuple[np.ndarray, ...]:
         return group.split(y)
     e.workers.run([_forward_task(e, x, group, *place, y) for place in forward_pieces(group, tile_rows(group, e.sizes))])
     return group.split(y)
-
-
-def forward_pieces(group: Group, most: int):
-    """(number of the linear, its first row, last row) of each piece of y, of at most so many columns."""
-    most = min(most, piece(group.width, COLUMNS, gemm.PANEL))
-    for index, weight in enumerate(group.weights):
-        for low, high in pieces(0, weight.out_features, most, gemm.PANEL):
-            yield index, low, high
-
-
-def packed_of(e, group: Group):
-    """The group's packs, made when training first needs them; None where there are to be none."""
-    if group.packed is None and e.training and getattr(e.sizes, "packed", ""):
-        from .packed import Packed, can_be_packed
-
-        if can_be_packed(group):
-            group.packed = Packed(e, group)
-    return group.packed
 
 
 def _forward_task(e, x: Rows, group: Group, index: int, first: int, last: int, y: np.ndarray):
@@ -235,12 +213,6 @@ def _forward_task(e, x: Rows, group: Group, index: int, first: int, last: int, y
 # ---- backward ----------------------------------------------------------------------------------------------
 
 
-def backward_step(group: Group, sizes) -> int:
-    """Most columns of a backward tile."""
-    step = int(np.lcm(block_columns(group), gemm.PANEL))
-    return max(step, sizes.tile // (group.width + group.rank) // step * step)
-
-
 def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.ndarray | None:
     """Adds to the group's gradients; returns dx float32 [T, in], or None if it is not needed."""
     tokens, features, rank = x.shape[0], group.in_features, group.rank
@@ -273,13 +245,6 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
     if dx is not None and mask is not None:
         _add_masked(e, dy, group, downs, mask, dx)
     return dx
-
-
-def backward_pieces(group: Group, sizes):
-    """(first column, last column) of each piece of dx, whole blocks of every weight."""
-    blocks = block_columns(group)
-    most = min(backward_step(group, sizes), piece(group.in_features, COLUMNS, blocks))
-    return pieces(0, group.in_features, most, blocks)
 
 
 def trains_whole(group: Group) -> bool:

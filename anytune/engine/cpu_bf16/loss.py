@@ -12,7 +12,8 @@ from anytune.engine.numpy.workers import pieces
 
 from . import gemm, gradients, rowwise, tiles
 from .gradients import turned_words
-from .linear import left, packed_of
+from .linear import left
+from .packed import packed_of
 from .rows import Rows, address, aligned
 
 

@@ -13,7 +13,7 @@ from anytune.engine.numpy.linear import Group, block_columns, streamed
 from anytune.engine.numpy.workers import Job, piece, pieces
 
 from . import gemm, tiles
-from .linear import COLUMNS, backward_step, forward_pieces, tile_rows
+from .cuts import COLUMNS, backward_step, forward_pieces, tile_rows
 from .rows import LINE, Rows, address, aligned
 
 
@@ -179,3 +179,11 @@ class Packed:
             )
 
         return task
+
+
+def packed_of(e, group: Group):
+    """The group's packs, made when training first needs them; None where there are to be none."""
+    if group.packed is None and e.training and getattr(e.sizes, "packed", ""):
+        if can_be_packed(group):
+            group.packed = Packed(e, group)
+    return group.packed

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from anytune.quantization.rewrite import rewrite
+from anytune.text.served import template_changes
+
 
 class TrainedModel:
     """values: {tensor: float32 [rows, weights of a row]} in place of those of `gguf`; kind: a file type, None: each
@@ -22,9 +25,6 @@ class TrainedModel:
         self, path: str | os.PathLike, threads: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, Any]:
         """Write the GGUF, whole or not at all, with all metadata and the tokenizer. Raises UserError. Returns facts."""
-        from anytune.quantization.rewrite import rewrite
-        from anytune.text.served import template_changes
-
         changes: dict[str, Any] = {
             "general.name": f"{self.gguf.metadata.get('general.name') or self.gguf.path.stem} tuned"
         }
@@ -41,6 +41,4 @@ class TrainedModel:
 
     def nbytes(self) -> int:
         """Bytes of the tensors in the file."""
-        from anytune.quantization.rewrite import rewrite
-
         return rewrite(self.gguf, None, self.kind)["bytes_after"]
