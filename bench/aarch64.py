@@ -123,7 +123,9 @@ def main() -> None:
     if args.again:
         kept = json.loads((common.RESULTS / "aarch64.json").read_text())
         facts = {key: kept[key] for key in ("emulated", "processor", "training")}
-        before = f"The training and most of the suite are of {kept['date']}, commit {kept['commit']}."
+        before = (
+            kept.get("note") or f"The training and most of the suite are of {kept['date']}, commit {kept['commit']}."
+        )
         common.save("aarch64", args, kept["machine"], **facts, suite=again(args.python, kept), note=before)
         return
     before, model = common.machine(), common.model_file(args.model)
