@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.adapt.walk import Batch
-from anytune.model.stack import backward, forward
+from anytune.model.stack import backward, finish, finish_backward, forward
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
@@ -80,9 +80,9 @@ def look_back(
         positions, rows = e.integers(batch.positions), e.integers(batch.scored)
         x = e.embed(e.integers(batch.ids), weights.embedding, weights.embedding_scale)
         top, tape = forward(e, layers, x, positions, rows, 0, keep)
-        h = e.rms_norm(top, weights.output_norm, config.eps)
+        h = finish(e, weights, top)
         _, dh = e.cross_entropy(h, head, e.integers(_drawn(e, h, head, len(batch.scored), random)), 1.0, True)
-        dx = e.rms_norm_backward(dh, top, weights.output_norm, config.eps)
+        dx = finish_backward(e, weights, dh, top)
         backward(watch, layers, dx, positions, rows, 0, keep, tape, bottom=True)
         e.settle()
         tokens += len(batch.ids)

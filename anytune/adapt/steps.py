@@ -16,7 +16,7 @@ from anytune.adapt.measure import PIECE
 from anytune.adapt.walk import Side
 from anytune.adapter.adapter import Adapter
 from anytune.likelihood.windows import log_sums
-from anytune.model.stack import backward, forward
+from anytune.model.stack import backward, finish, finish_backward, forward
 
 if TYPE_CHECKING:
     from anytune.adapt.data import Example
@@ -139,15 +139,15 @@ def _scored(examples: Sequence[Example]) -> int:
 def _accumulate(trainee: Any, batch: Any, parts: Sequence[tuple[Any, int, float]]) -> float:
     """Add the gradients of the weighted sum of mean KL(teacher || student) over each part of a batch's scored rows ->
     that sum. parts: (rows of the teacher's distributions, how many rows, weight), in the rows' order."""
-    e, config, weights = trainee.engine, trainee.config, trainee.weights
+    e, weights = trainee.engine, trainee.weights
     e.training = True
     e.begin(batch.starts, trainee.ubatch, (0, 0, 0))
     positions, rows = e.integers(batch.positions), e.integers(batch.scored)
     x = e.embed(e.integers(batch.ids), weights.embedding, weights.embedding_scale)
     top, tape = forward(e, trainee.layers, x, positions, rows, trainee.lowest, trainee.keep)
-    h = e.rms_norm(top, weights.output_norm, config.eps)
+    h = finish(e, weights, top)
     loss, dh = _soft_loss(e, h, trainee.head, parts)
-    dx = e.rms_norm_backward(dh, top, weights.output_norm, config.eps)
+    dx = finish_backward(e, weights, dh, top)
     del h, dh, top
     backward(e, trainee.layers, dx, positions, rows, trainee.lowest, trainee.keep, tape)
     e.settle()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anytune.model.stack import layer_forward
+from anytune.model.stack import finish, layer_forward
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
@@ -82,6 +82,8 @@ class Probe:
 
     def linear(self, x: Any, group: Any) -> tuple:
         number, self._products = self._products, self._products + 1
+        if any(part.norm is None and part.reads is group for part in self._walker.side.layer.parts):
+            self._walker.stream = x
         if number == self._stop and not self._after:
             raise _Reached(x)
         y = self._run(self._engine.linear, (x, group))
@@ -225,7 +227,7 @@ class Side:
         e, weights = self.engine, self.model.weights
         walker.begin()
         rows = e.gather(walker.x, e.integers(walker.batch.scored))
-        return e.rms_norm(rows, weights.output_norm, self.model.config.eps)
+        return finish(e, weights, rows)
 
     def head(self) -> Any:
         return self.model.weights.head(self.pairs)

@@ -57,7 +57,7 @@ def convert(
             "the 16-bit version."
         )
     weights = _renamed(
-        read_weights(folder), architecture, bool(config.get("tie_word_embeddings", architecture == "gemma3"))
+        read_weights(folder), architecture, bool(config.get("tie_word_embeddings", architecture.startswith("gemma")))
     )
     words = vocabulary(folder, architecture, config, pre)
     own = _own_type(weights)
@@ -126,7 +126,7 @@ def _tensors(
 ) -> list[tuple[str, tuple[int, ...], str, Any]]:
     """What write_gguf takes, each tensor read when its turn comes."""
     architecture = arch.name
-    if weights["token_embd.weight"].shape[0] < tokens and architecture != "gemma3":
+    if weights["token_embd.weight"].shape[0] < tokens and not architecture.startswith("gemma"):
         raise UserError(
             f"The tokenizer has {tokens} tokens and the embedding {weights['token_embd.weight'].shape[0]} "
             "rows: they belong to different models."
@@ -140,12 +140,13 @@ def _tensors(
             progress(done[0], total)
 
     table: list[tuple[str, tuple[int, ...], str, Any]] = []
-    factors = rope_factors(config) if architecture == "llama" else None
-    if factors is not None:
-        table.append(("rope_freqs.weight", factors.shape, "F32", factors))
+    for name, factors in rope_factors(architecture, config).items():
+        table.append((name, factors.shape, "F32", factors))
     for name, weight in weights.items():
-        # the rows beyond the vocabulary are padding that llama.cpp's converter leaves out for Gemma 3
-        rows = min(weight.shape[0], tokens) if architecture == "gemma3" and name == "token_embd.weight" else None
+        # the rows beyond the vocabulary are padding that llama.cpp's converter leaves out for Gemma
+        rows = (
+            min(weight.shape[0], tokens) if architecture.startswith("gemma") and name == "token_embd.weight" else None
+        )
         shape = tuple(n for n in (rows or weight.shape[0], *weight.shape[1:]))
         if name.split(".", 2)[-1] in arch.others and len(shape) == 3:
             shape = (shape[0], shape[2])

@@ -19,6 +19,7 @@ GEMMA3 = {
     "max_position_embeddings": 131072,
     "rope_theta": 1e6,
 }  # what its config.json may leave out
+LONG = ("longrope", "su")  # the second is what old folders call it
 NOT_ZERO = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "residual_multiplier")
 
 
@@ -68,14 +69,14 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
     values["rope.freq_base"] = float(rope.get("rope_theta") or 10_000.0)
     if config.get("head_dim"):
         values |= dict.fromkeys(("attention.key_length", "attention.value_length"), c.number("head_dim", int))
-    if architecture == "llama":
+    if not ARCHITECTURES[architecture].neox:
         values |= {"vocab_size": vocabulary, "rope.dimension_count": c.number("head_dim", int, width // heads)}
     if architecture == "gemma3" and config.get("sliding_window_pattern") != 1:
         values["attention.sliding_window"] = c.number("sliding_window", int)
     values |= _scaling(rope, values["context_length"])
     values |= ARCHITECTURES[architecture].metadata(c.number, config | rope)
     for odd in NOT_ZERO:
-        if config.get(odd):
+        if config.get(odd) and odd not in ARCHITECTURES[architecture].settings:
             raise UserError(f"config.json sets {odd} to {config[odd]!r}, which llama.cpp's {architecture} lacks.")
     return {
         "general.architecture": architecture,
@@ -89,7 +90,11 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
 def notes(architecture: str, config: dict[str, Any]) -> list[str]:
     """What the converted model will compute differently, a sentence each."""
     window = config.get("sliding_window")
-    windowed = window and config.get("use_sliding_window", architecture == "llama") and architecture != "gemma3"
+    windowed = (
+        window
+        and config.get("use_sliding_window", architecture in ("llama", "phi3"))
+        and not ARCHITECTURES[architecture].window_period
+    )
     return (
         [
             f"config.json asks for attention within {window} tokens, which llama.cpp does not compute for "
@@ -108,13 +113,16 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     old = config.get("rope_scaling")
     old = old if isinstance(old, dict) else {}
     kind = found.get("rope_type") or old.get("rope_type") or old.get("type")
-    return {"rope_theta": config.get("rope_theta"), **old, **found, "rope_type": kind}
+    outside = {key: config.get(key) for key in ("rope_theta", "original_max_position_embeddings")}
+    return {**outside, **old, **found, "rope_type": kind}
 
 
 def _scaling(rope: dict[str, Any], context: int) -> dict[str, Any]:
     kind = rope["rope_type"]
     if kind in (None, "default", "llama3"):
         return {}
+    if kind in LONG:
+        return {"rope.scaling.attn_factor": _attention_factor(rope, context)}
     if kind not in ("linear", "yarn"):
         raise UserError(
             f"config.json scales its rotary angles by {str(kind)[:40]!r}; only linear, yarn and llama3 can "
@@ -133,11 +141,30 @@ def _scaling(rope: dict[str, Any], context: int) -> dict[str, Any]:
     return found
 
 
-def rope_factors(config: dict[str, Any]) -> np.ndarray | None:
-    """rope_freqs.weight of Llama 3's scheme: float32 [head_dim / 2] divisors of the frequencies; None elsewhere."""
-    rope = rope_parameters(config)
-    if rope["rope_type"] != "llama3":
-        return None
+def _attention_factor(rope: dict[str, Any], context: int) -> float:
+    """Of Phi 3's long contexts: sqrt(1 + log(factor) / log(original context)), unless the folder says another."""
+    scale = _Config(rope)
+    original = scale.number("original_max_position_embeddings", int, context)
+    factor = max(1.0, context / original)
+    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if original > 1 else 1.0
+    return scale.number("attention_factor", float, usual)
+
+
+def rope_factors(architecture: str, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors with divisors of the angles, float32 [dimensions that turn / 2]: Llama 3's scheme (rope_freqs), or
+    those of short and of long contexts; {} where there are none."""
+    names, rope = ARCHITECTURES[architecture].rope_factors, rope_parameters(config)
+    if rope["rope_type"] in LONG and len(names) > 1:
+        lists = [rope.get(f"{name.rpartition('_')[2]}_factor") for name in names]
+        if not all(isinstance(found, list) and found for found in lists):
+            raise UserError("config.json has rope_scaling without its lists short_factor and long_factor.")
+        return {f"{name}.weight": np.array(found, np.float32) for name, found in zip(names, lists)}
+    if rope["rope_type"] != "llama3" or not names:
+        return {}
+    return {f"{names[0]}.weight": _llama3(config, rope)}
+
+
+def _llama3(config: dict[str, Any], rope: dict[str, Any]) -> np.ndarray:
     c = _Config(rope)
     size = _Config(config).number("head_dim", int, int(config["hidden_size"]) // int(config["num_attention_heads"]))
     low, high = c.number("low_freq_factor", float, 1.0), c.number("high_freq_factor", float, 4.0)

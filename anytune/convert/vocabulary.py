@@ -245,7 +245,7 @@ def _special(
             said = text == tokens[found.get(f"tokenizer.ggml.{name}_token_id", 0)]
         if isinstance(said, bool):
             found[f"tokenizer.ggml.add_{name}_token"] = said
-    if architecture == "gemma3" and (folder / "tokenizer.model").is_file():
+    if architecture.startswith("gemma") and (folder / "tokenizer.model").is_file():
         found["tokenizer.ggml.add_space_prefix"] = False
     elif isinstance(settings.get("add_prefix_space"), bool):
         found["tokenizer.ggml.add_space_prefix"] = settings["add_prefix_space"]

@@ -20,13 +20,15 @@ Number = Any
 
 @dataclass(frozen=True)
 class Heads:
-    """Shape of an attention: query heads, key heads, width of a head, window (0: none), scale of scores."""
+    """Shape of an attention: query heads, key heads, width of a head, window (0: none), scale of scores; cap: scaled
+    scores s become cap * tanh(s / cap), unless it is 0."""
 
     n_heads: int
     n_kv_heads: int
     head_dim: int
     window: int
     scale: float
+    cap: float = 0.0
 
     @property
     def group(self) -> int:
@@ -142,7 +144,9 @@ class Engine(Protocol):
     def group(self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None):
         """Linears that share an input, so that they can be one product. `rank`: columns that their low-rank products
         take, 0 if none has a pair; `trains`: whether a backward adds to any gradient. number tells groups apart
-        (dropout); that of the output head is negative. bias_gradients: None for each bias that is frozen."""
+        (dropout); that of the output head is negative. bias_gradients: None for each bias that is frozen. A head's
+        attribute cap, 0 at first, may be set: cross_entropy() and logits() then take cap * tanh(y / cap) of results
+        y."""
 
     def prepare(self, groups: list, parameters: Array, gradients: Array) -> None:
         """All groups that will be used, and the flat vectors that their trained pairs and gradients are views of: what
@@ -185,6 +189,15 @@ class Engine(Protocol):
 
     def add(self, x: Array, y: Array) -> Array:
         """x + y; y is given up."""
+
+    def split(self, x: Array, *widths: int) -> tuple[Array, ...]:
+        """x's columns in parts, which may share its memory."""
+
+    def join(self, parts: tuple[Array, ...]) -> Array:
+        """Parts side by side, which may share the memory of those that lie so already."""
+
+    def scale(self, x: Array, factor: float | Array) -> Array:
+        """x * factor, which is a number, or one for each row: [T, 1]."""
 
     def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
         """x / sqrt(mean x² + eps) * gain over each row."""

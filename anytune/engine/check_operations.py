@@ -76,7 +76,7 @@ class OperationChecks(Checks):
 
     def attentions(self) -> Iterator[Answer]:
         e = self.e
-        for heads in (Heads(4, 2, 8, 0, 0.35), Heads(3, 1, 16, 7, 0.25)):
+        for heads in (Heads(4, 2, 8, 0, 0.35), Heads(3, 1, 16, 7, 0.25), Heads(4, 2, 8, 9, 0.7, 1.5)):
             q, k, v = (
                 self.draw(self.tokens, n * heads.head_dim) for n in (heads.n_heads, heads.n_kv_heads, heads.n_kv_heads)
             )
@@ -84,7 +84,7 @@ class OperationChecks(Checks):
             e.begin(self.starts, self.tokens, (0, 0, 0))
             qs, ks, vs = self.up(q), self.up(k), self.up(v)
             out, lse = e.attention(qs, ks, vs, heads)
-            name = "window" if heads.window else "grouped heads"
+            name = "capped" if heads.cap else "window" if heads.window else "grouped heads"
             yield Answer(f"attention, {name}", error(e.host(out), ref.attention(q, k, v, self.starts, heads)))
             grads = e.attention_backward(self.up(dout), qs, ks, vs, out, lse, heads)
             for index, letter in enumerate("qkv"):
@@ -112,6 +112,19 @@ class OperationChecks(Checks):
         e, rows = self.e, np.array([3, 0, 9], np.int32)
         x, y = self.draw(self.tokens, 8), self.draw(self.tokens, 8)
         yield Answer("add", error(e.host(e.add(self.up(x), self.up(y))), x + y))
+        for first in (3, 64):
+            wide = self.draw(self.tokens, 70)
+            parts = e.split(self.up(wide), first, 70 - first)
+            halves = [np.asarray(e.host(part)) for part in parts]
+            yield Answer(f"split after {first}", error(np.concatenate(halves, 1), wide))
+            yield Answer(f"join after {first}", error(e.host(e.join(parts)), wide))
+            yield Answer(f"join apart, after {first}", error(e.host(e.join(tuple(map(self.up, halves)))), wide))
+        each, by = self.draw(11, 1), self.random.integers(0, 11, self.tokens).astype(np.int32)
+        for name, factor, numbers in (
+            ("a number", 0.3, 0.3),
+            ("rows", e.gather(e.vector(each), e.integers(by)), each[by]),
+        ):
+            yield Answer(f"scale, {name}", error(e.host(e.scale(self.up(x), factor)), x * numbers))
         taken = e.gather(self.up(x), e.integers(rows))
         yield Answer("gather", error(e.host(taken), x[rows]))
         want = np.zeros_like(x)

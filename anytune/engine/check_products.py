@@ -118,16 +118,19 @@ class ProductChecks(Checks):
         e, rows = self.e, 9
         h, weight = self.draw(rows, dense["a"].shape[1]), dense["a"]
         targets = self.random.integers(0, len(weight), rows).astype(np.int32)
-        group = e.group([e.weight(gguf, "a", "blocks")])
-        loss, dh = e.cross_entropy(self.up(h), group, e.integers(targets), 0.5, True)
-        want = ref.cross_entropy(h, weight, targets)
-        yield Answer(f"cross_entropy, {block}", abs(loss - want) / want)
-        dh = e.host(dh).astype(np.float64)
-        v = self.direction(dh)
-        along = 0.5 * slope(lambda z: ref.cross_entropy(z, weight, targets), h.astype(np.float64), v)
-        size = np.linalg.norm(dh) * np.linalg.norm(v) + 1e-30
-        yield Answer(f"cross_entropy backward, {block}", abs(np.sum(dh * v) - along) / size)
-        yield Answer(f"logits, {block}", error(e.host(e.logits(self.up(h), group)), h @ weight.T.astype(np.float64)))
+        group = e.group([e.weight(gguf, "a", "blocks")], number=-1)
+        for cap, name in ((0.0, ""), (5.0, ", capped")):
+            group.cap = cap
+            loss, dh = e.cross_entropy(self.up(h), group, e.integers(targets), 0.5, True)
+            want = ref.cross_entropy(h, weight, targets, cap)
+            yield Answer(f"cross_entropy{name}, {block}", abs(loss - want) / want)
+            dh = e.host(dh).astype(np.float64)
+            v = self.direction(dh)
+            along = 0.5 * slope(lambda z, cap=cap: ref.cross_entropy(z, weight, targets, cap), h.astype(np.float64), v)
+            size = np.linalg.norm(dh) * np.linalg.norm(v) + 1e-30
+            yield Answer(f"cross_entropy backward{name}, {block}", abs(np.sum(dh * v) - along) / size)
+            logits = ref.capped(h @ weight.T.astype(np.float64), cap)
+            yield Answer(f"logits{name}, {block}", error(e.host(e.logits(self.up(h), group)), logits))
         ids = self.random.integers(0, len(weight), 6).astype(np.int32)
         got = e.embed(e.integers(ids), e.weight(gguf, "a", "blocks"), 2.0)
         yield Answer(f"embed, {block}", error(e.host(got), 2.0 * weight[ids]))

@@ -19,6 +19,13 @@ class Composed:
     def algebra(self) -> HostAlgebra:
         return HostAlgebra()
 
+    def split(self, x, *widths: int):
+        ends = np.cumsum(widths).tolist()
+        return tuple(x[:, end - width : end] for end, width in zip(ends, widths))
+
+    def join(self, parts):
+        return self.joined(parts)
+
     def settle(self) -> None:
         """Gradients are added at once."""
 

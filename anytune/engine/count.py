@@ -82,6 +82,15 @@ class RowShapes(Composed):
     def rms_norm_backward(self, dy, x, gain, eps, residual=None):
         return self.array(*x.shape)
 
+    def split(self, x, *widths):
+        return tuple(x.part(width) for width in widths)
+
+    def join(self, parts):
+        return parts[0].part(sum(p.shape[1] for p in parts))
+
+    def scale(self, x, factor):
+        return self.array(*x.shape)
+
     def split_heads(self, x, heads):
         return self.array(x.shape[0], x.shape[1] // 2), self.array(x.shape[0], x.shape[1] // 2)
 
@@ -305,6 +314,8 @@ class CountEngine(RowShapes):
                 rows, keys = (task.high - task.low) * heads.group, task.high - task.first_key(heads.window)
                 self.flops += 2.0 * rows * keys * heads.head_dim * products
                 parts = {"s": rows * keys, "q": rows * heads.head_dim, "o": rows * heads.head_dim}
+                if heads.cap and scores == 2:
+                    parts["slope"] = rows * keys
                 if scores == 2:
                     parts |= {"dp": rows * keys, "do": rows * heads.head_dim, "piece": keys * heads.head_dim}
                 for name, floats in parts.items():
@@ -317,6 +328,8 @@ class CountEngine(RowShapes):
         dh = self.array(rows, width) if gradient else None
         self.scratch("wide", step * (width + head.rank))
         keep = gradient and chunk * vocab <= self.sizes.logits
+        if head.cap and gradient:
+            self.scratch("slope", chunk * step)
         logits = self.flat(chunk * vocab) if keep else self.scratch("logits", chunk * step)
         self.flops += 2.0 * rows * vocab * width * ((2 if keep else 3) if gradient else 1)
         if gradient:

@@ -61,15 +61,19 @@ def attention(q, k, v, starts, heads):
     q, k, v = (z.astype(D).reshape(tokens, -1, heads.head_dim) for z in (q, k, v))
     see, out = visible(starts, tokens, heads.window), np.empty_like(q)
     for h in range(heads.n_heads):
-        scores = np.where(see, q[:, h] @ k[:, h // heads.group].T * heads.scale, -np.inf)
+        scores = np.where(see, capped(q[:, h] @ k[:, h // heads.group].T * heads.scale, heads.cap), -np.inf)
         p = np.exp(scores - scores.max(1, keepdims=True))
         out[:, h] = p / p.sum(1, keepdims=True) @ v[:, h // heads.group]
     return out.reshape(tokens, -1)
 
 
-def cross_entropy(h, weight, targets):
+def capped(x, cap):
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def cross_entropy(h, weight, targets, cap=0.0):
     """Sum of the losses, in nats."""
-    logits = h.astype(D) @ weight.T.astype(D)
+    logits = capped(h.astype(D) @ weight.T.astype(D), cap)
     top = logits.max(1, keepdims=True)
     return float((np.log(np.exp(logits - top).sum(1)) + top[:, 0] - logits[np.arange(len(h)), targets]).sum())
 

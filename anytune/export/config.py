@@ -48,7 +48,11 @@ def config_json(base: GGUF, c: Config, dtype: str) -> dict[str, Any]:
         found["attention_bias"] = "blk.0.attn_q.bias" in base.tensors
     found |= c.arch.config(c)
     scaling = _scaling(base, c)
-    return found | ({"rope_scaling": scaling} if scaling else {})
+    if scaling and "rope_parameters" in found:
+        found["rope_parameters"] = found["rope_parameters"] | scaling
+    elif scaling:
+        found["rope_scaling"] = scaling
+    return found
 
 
 def generation_json(base: GGUF) -> dict[str, Any]:
@@ -64,6 +68,14 @@ def _tokens(base: GGUF) -> dict[str, int | None]:
 
 
 def _scaling(base: GGUF, c: Config) -> dict[str, Any] | None:
+    if "rope_factors_long.weight" in base.tensors:
+        return {
+            "rope_type": "longrope",
+            "type": "longrope",
+            "short_factor": base.float32("rope_factors_short.weight").reshape(-1).tolist(),
+            "long_factor": base.float32("rope_factors_long.weight").reshape(-1).tolist(),
+            "attention_factor": c.scaling.attention_factor,
+        }
     factors = base.float32("rope_freqs.weight").astype(np.float64) if "rope_freqs.weight" in base.tensors else None
     if c.scaling.kind != "none":
         found = {"rope_type": c.scaling.kind, "factor": c.scaling.factor}

@@ -28,7 +28,7 @@ from anytune.quantization.rewrite import PIECE, Rows, rows_of
 
 SHARD = 5 << 30  # bytes of a weights file
 BLOCKS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-LEFT_OUT = ("rope_freqs.weight",)  # config.json says it
+LEFT_OUT = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")  # config.json says it
 
 
 def save(

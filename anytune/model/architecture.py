@@ -30,9 +30,16 @@ NORMS = {
     "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
 }
+WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+LAYER_TYPES = "sliding_attention", "full_attention"  # config.json's words
 # (order of the rows, order of the columns): Hugging Face's number i is the GGUF's number order[i]; None: the same
 Orders = tuple[np.ndarray | None, np.ndarray | None]
 Order = Callable[[tuple[int, ...], Callable[..., int]], Orders]  # (shape, number by metadata keys) -> Orders
+
+
+def layer_types(c: Config) -> list[str]:
+    """Which layers see a window only, in config.json's words."""
+    return [LAYER_TYPES[not c.windowed(i)] for i in range(c.layers)]
 
 
 @dataclass(frozen=True)
@@ -59,13 +66,17 @@ class Architecture:
     parts: Callable[[Config, int], tuple[type, type]] = plain  # a layer's mixer and feed-forward
     activation: str = "silu"
     head_norms: bool = False  # RMSNorm on every query and key head
+    wide_norms: bool = False  # RMSNorm on all queries, and on all keys, together
+    pre_norms: bool = True  # RMSNorm on what each part reads
     post_norms: bool = False  # RMSNorm on each part's output too
     ffn_norm: str = "ffn_norm"  # the tensor of the feed-forward's norm
     gated_attention: bool = False  # a sigmoid gate beside each query head
-    scaled_embedding: bool = False  # embeddings times sqrt(d)
+    nope_period: int = 0  # every n-th layer turns nothing by its position; 0: all turn
     window_period: int = 0  # every n-th layer sees everything, the others a window, unless the file says otherwise
+    window: int = 0  # tokens of one, unless the file says otherwise
     local_base: float | None = None  # rope base of the windowed layers, unless the file says otherwise
-    rope_factors: bool = False  # a table of divisors of the angles, as Llama 3's
+    # tensors with divisors of the angles that a file may have: Llama 3's, or for short and for long contexts
+    rope_factors: tuple[str, ...] = ()
     biases: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")  # linears whose bias llama.cpp reads
     constants: tuple[str, ...] = ()  # tensors of a layer that have two dimensions, and are no linears
     keys: tuple[str, ...] = ()  # further keys that are used (keys.py)
@@ -85,6 +96,7 @@ class Architecture:
     attention_bias: bool = True  # whether config.json says if attention has biases
     partial_rope: bool = False  # whether it can say that only a part of a head turns
     config: Callable[[Config], dict[str, Any]] = lambda c: {}  # what it says besides
+    settings: tuple[str, ...] = ()  # of config.json that few architectures have: convert/metadata.py
     # the other way: (number of config.json by name and type, all of it) -> further keys of the file
     metadata: Callable[[Callable, Mapping[str, Any]], dict[str, Any]] = lambda number, config: {}
 
@@ -107,3 +119,10 @@ def interleaved(*keys: str) -> Order:
         return np.arange(shape[0]).reshape(get(*keys), -1, 2).swapaxes(1, 2).reshape(-1), None
 
     return order
+
+
+# llama's queries and keys, whose halves the converter interleaves
+NEIGHBOURS = {
+    "attn_q": interleaved("attention.head_count"),
+    "attn_k": interleaved("attention.head_count_kv", "attention.head_count"),
+}

@@ -19,7 +19,7 @@ def check_model(gguf, config: Config) -> None:
     wanted = {"token_embd.weight": (c.vocabulary, c.width), "output_norm.weight": (c.width,)}
     if not c.tied:
         wanted["output.weight"] = (c.vocabulary, c.width)
-    optional = {"rope_freqs.weight": (c.rope_size // 2,)} if c.arch.rope_factors else {}
+    optional = {f"{name}.weight": (c.rope_size // 2,) for name in c.arch.rope_factors}
     if "output" in c.arch.biases:
         optional["output.bias"] = (c.vocabulary,)
     for i in range(c.layers):
@@ -88,13 +88,15 @@ class Weights:
         """The output projection (the embedding table where it is tied) as a group of one."""
         name = "token_embd.weight" if self.config.tied else "output.weight"
         pair = (pairs or {}).get("output.weight")
-        return self.engine.group(
+        group = self.engine.group(
             [self.matrices[name]],
             [self.vectors.get("output.bias")],
             [pair],
             number=-1,
             bias_gradients=[self.gradients.get("output.bias")],
         )
+        group.cap = self.config.logit_cap
+        return group
 
     @property
     def embedding(self):
@@ -102,22 +104,26 @@ class Weights:
 
     @property
     def embedding_scale(self) -> float:
-        return float(np.float32(np.sqrt(self.config.width))) if self.config.arch.scaled_embedding else 1.0
+        return self.config.embedding_scale
 
     @property
     def output_norm(self):
         return self.vectors["output_norm.weight"]
 
-    def rope_factors(self) -> np.ndarray | None:
-        """Llama 3's divisors, if the file carries them."""
-        factors = self.vectors.get("rope_freqs.weight")
+    def rope_factors(self, context: int) -> np.ndarray | None:
+        """The divisors of the angles that the file carries for sequences of up to `context` tokens, if it does."""
+        names = self.config.arch.rope_factors
+        if not names:
+            return None
+        name = names[-1] if context > self.config.scaling.original_context else names[0]
+        factors = self.vectors.get(f"{name}.weight")
         if factors is None:
             return None
         factors = np.asarray(self.engine.host(factors), np.float64)
         if factors.shape != (self.config.rope_size // 2,) or not np.all(factors > 0):
             raise UserError(
-                f"{self.gguf.path.name}: tensor rope_freqs.weight does not fit heads of "
-                f"{self.config.rope_size}: the file is damaged"
+                f"{self.gguf.path.name}: tensor {name}.weight does not fit heads of {self.config.rope_size}: the file "
+                "is damaged"
             )
         return factors
 

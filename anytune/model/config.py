@@ -11,19 +11,10 @@ import numpy as np
 from anytune.engine.base import DeltaHeads
 from anytune.errors import UserError
 
-from .architecture import Architecture
+from .architecture import PATTERN, WINDOW, Architecture
 from .architectures import ARCHITECTURES
 from .keys import check_keys
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How positions beyond the original context are reached. kind: none, linear or yarn."""
-
-    kind: str = "none"
-    factor: float = 1.0
-    original_context: int = 0
-    attention_factor: float = 1.0
+from .rope import Rope, RopeScaling
 
 
 @dataclass(frozen=True)
@@ -45,12 +36,19 @@ class Config:
     scaling: RopeScaling
     window: int  # 0: none
     window_period: int  # every n-th layer sees everything, the others the window; 0: all see the window
-    local_base: float | None  # rope base of the windowed layers; None: the others'
+    local: Rope | None  # how the windowed layers turn; None: as the others
     attention_scale: float
     tied: bool
+    embedding_scale: float = 1.0  # of the embeddings, on their way into the residual stream
+    residual_scale: float = 1.0  # of what parts add to it, where the file says so: granite.py
+    logit_scale: float = 1.0
+    logit_cap: float = 0.0  # logits z become cap * tanh(z / cap); 0: not
+    score_cap: float = 0.0  # the same of attention's scores
+    heat: float = 0.0  # of queries beyond the original context: see Rope
     delta: DeltaHeads | None = None  # of the layers that are a gated delta net
     behind: int = 0  # blocks behind the layers, which only speculative decoding uses
     kernel: int = 0  # tokens that a convolution sees
+    windows: tuple[bool, ...] = ()  # which layers see the window only, where the file lists them
     recurrent: tuple[bool, ...] = ()  # which layers have a state in place of keys and values; (): none
 
     @property
@@ -71,8 +69,23 @@ class Config:
             for names in (part.READS, part.WRITES)
         ]
 
+    def rope(self, layer: int) -> Rope:
+        """How this layer turns its queries and keys."""
+        if self.arch.nope_period and (layer + 1) % self.arch.nope_period == 0:
+            return Rope(self.rope_size, 0.0)
+        if self.local is not None and self.windowed(layer):
+            return self.local
+        return Rope(self.rope_size, self.rope_base, self.scaling, True, self.heat, self.scaling.original_context)
+
+    @property
+    def ropes(self) -> list[Rope]:
+        """Those of all layers, each once."""
+        return list(dict.fromkeys(map(self.rope, range(self.layers))))
+
     def windowed(self, layer: int) -> bool:
         """Whether this layer sees only the window."""
+        if self.windows:
+            return self.windows[layer]
         return bool(self.window and (not self.window_period or (layer + 1) % self.window_period))
 
 
@@ -173,7 +186,10 @@ def read_config(gguf) -> Config:
             "tokens beyond them cannot be computed, the file is damaged"
         )
     layers = get("block_count")
-    window = get("attention.sliding_window", 0) if arch.window_period else 0
+    window = get(WINDOW, arch.window) if arch.window_period else 0
+    kind = meta.get(f"{name}.rope.scaling.type", "linear")
+    long = kind == "longrope" and len(arch.rope_factors) > 1  # it is its factors that scale
+    scaling = _scaling(get, "linear" if long else kind, where)
     config = Config(
         architecture=name,
         layers=layers,
@@ -187,17 +203,30 @@ def read_config(gguf) -> Config:
         eps=float(get("attention.layer_norm_rms_epsilon", kind=float)),
         rope_base=float(get("rope.freq_base", 10_000.0, float)),
         rope_size=rope_size,
-        scaling=_scaling(get, meta.get(f"{name}.rope.scaling.type", "linear"), where),
+        scaling=scaling,
         window=window,
-        window_period=get("attention.sliding_window_pattern", arch.window_period) if window else 0,
-        local_base=float(get("rope.freq_base_swa", arch.local_base, float)) if window and arch.local_base else None,
+        window_period=arch.window_period if window else 0,
+        local=None,
         attention_scale=1.0 / math.sqrt(size),
         tied="output.weight" not in gguf.tensors,
     )
+    if window:
+        config = replace(config, **_windows(get, config))
     if arch.read is not None:
         config = replace(config, **arch.read(get, config))
     check_keys(gguf, config)
     return config
+
+
+def _windows(get: Reader, c: Config) -> dict[str, Any]:
+    """Which layers see a window, and how they turn. Patterns are numbers, or a list with a value for each layer."""
+    listed = isinstance(get.meta.get(f"{get.name}.{PATTERN}"), list | np.ndarray)
+    base = float(get("rope.freq_base_swa", c.arch.local_base or c.rope_base, float))
+    return {
+        "windows": (get.each(PATTERN, c.layers, bool) or ()) if listed else (),
+        "window_period": 0 if listed else get(PATTERN, c.arch.window_period),
+        "local": Rope(c.rope_size, base, RopeScaling(attention_factor=c.scaling.attention_factor)),
+    }
 
 
 def _scaling(get, kind: object, where: str) -> RopeScaling:

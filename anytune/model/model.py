@@ -103,11 +103,8 @@ class Model:
                 matrix.change_hold(how)
 
     def rope_tables(self, context: int):
-        made = tables(self.config, context, self.weights.rope_factors())
-        engine = self.engine
-        shared = made[False] is made[True]
-        every = tuple(engine.vector(t) for t in made[False])
-        return {False: every, True: every if shared else tuple(engine.vector(t) for t in made[True])}
+        made = tables(self.config, context, self.weights.rope_factors(context))
+        return {rope: tuple(map(self.engine.vector, pair)) for rope, pair in made.items()}
 
     def adapter_pairs(self, adapter) -> dict:
         """An adapter's pairs as engine pairs without gradients; it may be all that resolve() takes."""

@@ -22,13 +22,14 @@ class Norm:
 
 @dataclass
 class Part:
-    """Half a layer. norm: before it; post: of its result, or None; reads, writes: its first and its last product.
+    """Half a layer. norm: before it; post: of its result (either may be None); reads, writes: its first and last
+    product.
 
     A subclass says with tensors(config, layer) which tensors it wants, with of(weights, config) how it is made of them,
     and has forward() and backward().
     """
 
-    norm: Norm
+    norm: Norm | None
     post: Norm | None
     eps: float
     reads: Any
@@ -47,7 +48,7 @@ class Part:
     @property
     def trains_reads(self) -> bool:
         """Whether anything before the last product is trained."""
-        return self.reads.trains or self.norm.trains
+        return self.reads.trains or (self.norm is not None and self.norm.trains)
 
     @property
     def trains(self) -> bool:
@@ -57,6 +58,18 @@ class Part:
     def reader(self) -> Any:
         """The group whose backward reads the gradient of the stream behind this part first; None: a norm does."""
         return self.writes if self.post is None else None
+
+    def read(self, e, x) -> tuple:
+        """The first product's results of the residual stream x [T, d]."""
+        return e.linear(x, self.reads) if self.norm is None else e.norm_linear(x, self.norm.gain, self.eps, self.reads)
+
+    def read_backward(self, e, dys: tuple, x, dout, below, need_dx: bool):
+        """dx [T, d] of read(), plus dout, or None if it is not needed. Adds to the gradients; below: as in mixers."""
+        if self.norm is not None:
+            how = self.norm.gain, self.eps, self.reads
+            return e.norm_linear_backward(dys, x, *how, dout, need_dx, below, self.norm.gradient)
+        dx = e.linear_backward(dys, x, self.reads, need_dx)
+        return e.add(dout, dx) if need_dx else None
 
     def add(self, e, x, y):
         """The residual stream x with the part's result y, both [T, d]."""
@@ -86,6 +99,10 @@ class Layer:
     ffn: Part
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.mixer, self.ffn
+
+    @property
     def trains(self) -> bool:
         return self.mixer.trains or self.ffn.trains
 
@@ -96,7 +113,7 @@ class Layer:
     def written_by(self, product: int) -> Part | None:
         """The part whose result product number `product` gives; None: it gives none."""
         group = self.products[product][0]
-        return next((part for part in (self.mixer, self.ffn) if part.writes is group), None)
+        return next((part for part in self.parts if part.writes is group), None)
 
     @property
     def groups(self) -> list:

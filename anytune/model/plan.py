@@ -20,6 +20,7 @@ from anytune.memory import MIB
 
 from .build import Weights
 from .passes import groups_of
+from .rope import tables
 from .stack import Stack
 
 AGAIN = 0.8  # what arithmetic that is done twice adds to a step, in parts of what it adds to the step's arithmetic
@@ -97,7 +98,7 @@ class _Counter:
     def __init__(self, model, subject, ubatch: int, context: int):
         self.model, self.config, self.subject = model, model.config, subject
         self.ubatch, self.context = ubatch, min(context, ubatch)
-        self.layers = self.config.layers
+        self.layers, self.tables = self.config.layers, tables(self.config, self.context)
         self.lowest = subject.lowest(self.layers)
         self.frozen = {
             name: m
@@ -122,16 +123,16 @@ class _Counter:
         return self.run(way, keep)[1] / once - 1
 
     def _count(self, way: Way, keep: int) -> tuple[int, float]:
-        c, e = self.config, self.budget.counter(way, self.ubatch)
+        e = self.budget.counter(way, self.ubatch)
         groups = self._run(e, way.hold, keep)
-        turns = 2 * 4 * c.rope_size // 2 * self.context * (1 if c.local_base is None else 2)
+        turns = sum(values.nbytes for table in self.tables.values() for values in table)
         return e.bytes + e.held(self.frozen, groups) + turns + self.subject.nbytes, e.flops
 
     def _run(self, e, hold: str, keep: int) -> list:
         """One micro-batch on a count engine: forward, loss over every token, backward -> all groups of linears."""
         tokens = self.ubatch
         weights = Weights(self.model.gguf, self.config, e, hold)
-        layers, head = self.subject.arrange(weights)
+        layers, head = self.subject.arrange(weights, self.tables)
         e.row_padding = max((group.rank for layer in layers for group in layer.groups), default=0)
         starts = np.arange(0, tokens + self.context, self.context)
         starts[-1] = tokens

@@ -1,14 +1,41 @@
-"""Rotary angles: one table of cosines and sines for each rope base that a model uses."""
+"""How positions turn heads, and the angles: one table of cosines and sines for each way to turn that a model has."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import Config, RopeScaling
+if TYPE_CHECKING:
+    from .config import Config
 
-BETA_FAST, BETA_SLOW = 32.0, 1.0  # YaRN's rotations per context between which it blends (Peng et al. 2023)
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How positions beyond the original context are reached. kind: none, linear or yarn."""
+
+    kind: str = "none"
+    factor: float = 1.0
+    original_context: int = 0
+    attention_factor: float = 1.0
+    fast: float = 32.0  # YaRN's rotations per context between which it blends (Peng et al. 2023)
+    slow: float = 1.0
+    log_factor: float = 0.0  # of the magnitude that YaRN's is divided by
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How a position turns a head. size: dimensions that turn; base: 0 turns nothing; factors: whether the file's table
+    divides the angles, if it has one. heat, reach: queries are scaled by 1 + heat log(1 + position // reach)."""
+
+    size: int
+    base: float
+    scaling: RopeScaling = RopeScaling()
+    factors: bool = False
+    heat: float = 0.0
+    reach: int = 0
 
 
 def angles(size: int, base: float, scaling: RopeScaling, factors: np.ndarray | None = None):
@@ -29,26 +56,27 @@ def angles(size: int, base: float, scaling: RopeScaling, factors: np.ndarray | N
     def dimension(rotations: float) -> float:
         return size * math.log(scaling.original_context / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(0.0, math.floor(dimension(BETA_FAST)))
-    high = min(size - 1.0, math.ceil(dimension(BETA_SLOW)))
-    magnitude = 1 + 0.1 * math.log(max(1.0, scaling.factor))
+    low = max(0.0, math.floor(dimension(scaling.fast)))
+    high = min(size - 1.0, math.ceil(dimension(scaling.slow)))
+    grown = 0.1 * math.log(max(1.0, scaling.factor))
+    magnitude = (1 + grown) / (1 + scaling.log_factor * grown)
     keep = 1.0 - np.clip((pairs - low) / max(0.001, high - low), 0.0, 1.0)
     return stretched * (1 - keep) + plain * keep, scaling.attention_factor * magnitude
 
 
-def tables(config: Config, context: int, factors: np.ndarray | None = None) -> dict[bool, tuple]:
-    """{windowed: (cos, sin)} float32 [context, size/2], for global layers and, if they differ, local ones."""
+def tables(config: Config, context: int, factors: np.ndarray | None = None) -> dict[Rope, tuple]:
+    """{rope: (cos, sin)} float32 [context, size/2], for each way in which some layer turns; where queries of such
+    positions are scaled, their scale [context, 1] is the third."""
     position = np.arange(context, dtype=np.float64)[:, None]
 
-    def table(base: float, scaling: RopeScaling, divisors):
-        turn, magnitude = angles(config.rope_size, base, scaling, divisors)
-        return (
-            (np.cos(position * turn) * magnitude).astype(np.float32),
-            (np.sin(position * turn) * magnitude).astype(np.float32),
-        )
+    def table(rope: Rope) -> tuple[np.ndarray, ...]:
+        if not rope.base:
+            turn, magnitude = np.zeros(rope.size // 2), 1.0
+        else:
+            turn, magnitude = angles(rope.size, rope.base, rope.scaling, factors if rope.factors else None)
+        made = [np.cos(position * turn) * magnitude, np.sin(position * turn) * magnitude]
+        if rope.heat and context > rope.reach:
+            made.append(1 + rope.heat * np.log(1 + position // rope.reach))
+        return tuple(values.astype(np.float32) for values in made)
 
-    every = table(config.rope_base, config.scaling, factors)
-    if config.local_base is None:
-        return {False: every, True: every}
-    unscaled = RopeScaling(attention_factor=config.scaling.attention_factor)
-    return {False: every, True: table(config.local_base, unscaled, None)}
+    return {rope: table(rope) for rope in config.ropes}

@@ -47,8 +47,8 @@ class LoraSpec:
         # parameter, gradient, two moments
         self.nbytes = 4 * 4 * sum(lora.rank * (out + features) for out, features in shapes.values())
 
-    def arrange(self, weights) -> tuple[list, object]:
-        return weights.layers({False: None, True: None}, self.pairs, self.lora.dropout), weights.head(self.pairs)
+    def arrange(self, weights, tables: dict) -> tuple[list, object]:
+        return weights.layers(tables, self.pairs, self.lora.dropout), weights.head(self.pairs)
 
     def lowest(self, layers: int) -> int:
         return _lowest(self.pairs, layers)
@@ -69,9 +69,9 @@ class FullSpec:
         # parameter and gradient, and what the optimizer keeps
         self.nbytes = sum(8 * int(np.prod(s)) + state_bytes(full.optimizer, s) for s in shapes.values())
 
-    def arrange(self, weights) -> tuple[list, object]:
+    def arrange(self, weights, tables: dict) -> tuple[list, object]:
         weights = weights.with_trained({name: (_shape(*s), _shape(*s)) for name, s in self.shapes.items()})
-        return weights.layers({False: None, True: None}), weights.head()
+        return weights.layers(tables), weights.head()
 
     def lowest(self, layers: int) -> int:
         return 0 if self.bottom else _lowest(self.shapes, layers)

@@ -82,6 +82,23 @@ def backward(e, layers: list[Layer], dx, positions, rows, lowest: int, keep: int
     return dx
 
 
+def finish(e, weights: Weights, x):
+    """What the head reads of the last layer's rows x [M, d]."""
+    c = weights.config
+    h = e.rms_norm(x, weights.output_norm, c.eps)
+    return h if c.logit_scale == 1.0 else e.scale(h, c.logit_scale)
+
+
+def finish_backward(e, weights: Weights, dh, x, into=None, need_dx: bool = True):
+    """dx [M, d], or None if it is not needed; the gain's gradient is added to `into`, where it is trained."""
+    c = weights.config
+    if c.logit_scale != 1.0:
+        dh = e.scale(dh, c.logit_scale)
+    if into is not None:
+        e.gain_gradient(dh, x, c.eps, into)
+    return e.rms_norm_backward(dh, x, weights.output_norm, c.eps) if need_dx else None
+
+
 class Stack:
     """A model on an engine, gradients attached where something is trained.
 
@@ -98,10 +115,6 @@ class Stack:
     def embed(self, e, ids):
         return e.embed(ids, self.weights.embedding, self.weights.embedding_scale)
 
-    def finish(self, e, x):
-        """What the head reads."""
-        return e.rms_norm(x, self.weights.output_norm, self.weights.config.eps)
-
     def hidden(self, e, ids, positions, rows=None):
         """What the head reads of the given rows (None: all), [M, d]: no backward follows."""
         x = self.embed(e, ids)
@@ -109,7 +122,7 @@ class Stack:
             if hasattr(e, "enter"):  # tokens that continue sequences; see decoder.py
                 e.enter(number)
             x = layer_forward(e, x, layer, positions, rows if number == len(self.layers) - 1 else None)[0]
-        return self.finish(e, x)
+        return finish(e, self.weights, x)
 
     def measure(self, e, s: Stream):
         """The summed loss of a micro-batch (nats, a Number)."""
@@ -117,16 +130,14 @@ class Stack:
 
     def train(self, e, s: Stream):
         """The same, and scale * its gradient is added to those of what is trained."""
-        eps, gain = self.weights.config.eps, self.weights.output_norm
         top, tape = forward(e, self.layers, self.embed(e, s.ids), s.positions, s.rows, self.lowest, self.keep)
-        h = self.finish(e, top)
+        h = finish(e, self.weights, top)
         loss, dh = e.cross_entropy(h, self.head, s.targets, s.scale, True)
         del h  # here and below: its memory is wanted for what follows
-        if self.norm_gradient is not None:
-            e.gain_gradient(dh, top, eps, self.norm_gradient)
-        if self.lowest < len(self.layers):
-            dx = e.rms_norm_backward(dh, top, gain, eps)
-            del top, dh
+        on = self.lowest < len(self.layers)
+        dx = finish_backward(e, self.weights, dh, top, self.norm_gradient, on)
+        del top, dh
+        if on:
             bottom = self.embedding_gradient is not None
             dx = backward(e, self.layers, dx, s.positions, s.rows, self.lowest, self.keep, tape, bottom)
             if bottom:

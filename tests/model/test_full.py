@@ -12,8 +12,9 @@ from anytune.model.plan import _Counter
 from anytune.model.spec import FullSpec
 from anytune.train.trained_model import TrainedModel
 from tests.model.conftest import stream
+from tests.support import tiny
 
-NAMES = ["llama", "llama-tied", "qwen2", "qwen3", "gemma3"]
+NAMES = [name for name in (*tiny.EACH, "llama-tied") if name != "qwen35"]
 
 
 def gradients(trainee, batch, **change):

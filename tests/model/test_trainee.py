@@ -11,8 +11,9 @@ from anytune.model import Lora
 from anytune.model.plan import _Counter
 from anytune.model.spec import LoraSpec
 from tests.model.conftest import stream
+from tests.support import tiny
 
-NAMES = ["llama", "qwen2", "qwen3", "gemma3", "qwen35"]
+NAMES = tiny.EACH
 
 
 def trainee_of(model, tokens=40, seed=3, **lora):

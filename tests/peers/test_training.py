@@ -6,7 +6,7 @@ import pytest
 import anytune
 from tests.peers.batches import examples, micro_batch, targets_of
 from tests.peers.lora import PeftTwin
-from tests.support import models
+from tests.support import models, tiny
 from tests.support.require import need
 
 RANK, ALPHA = 8, 16.0
@@ -33,22 +33,7 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
 
 
-@pytest.mark.parametrize(
-    "name, rslora",
-    [
-        ("llama", False),
-        ("llama", True),
-        ("llama3", False),
-        ("llama-yarn", False),
-        ("mistral", False),
-        ("qwen2", False),
-        ("qwen3", False),
-        ("qwen3-tied", False),
-        ("gemma3", False),
-        ("qwen35", False),
-        ("qwen35-wide", False),
-    ],
-)
+@pytest.mark.parametrize("name, rslora", [*((name, False) for name in tiny.SHAPES), ("llama", True)])
 def test_first_gradients(tiny_file, name, rslora):
     need("torch").set_num_threads(1)
     path, rng = tiny_file(name), np.random.default_rng(3)
@@ -91,7 +76,7 @@ def fifty(rng, count: int, length: int, vocab: int) -> list[tuple[np.ndarray, np
     return [(x, targets_of(x, silent=length // 3)) for x in ids] * 10
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "qwen35"])
+@pytest.mark.parametrize("name", tiny.EACH)
 def test_fifty_steps(tiny_file, name):
     need("torch").set_num_threads(1)
     path = tiny_file(name)

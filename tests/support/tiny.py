@@ -44,11 +44,14 @@ class Shape:
     tied: bool = False
     bias: bool = False  # q, k and v have biases (qwen2)
     qk_norm: bool = False  # per-head norms of q and k (qwen3, gemma3)
+    wide_norm: bool = False  # norms of all queries and of all keys, and behind both parts, not before (olmo2)
     post_norm: bool = False  # norms after attention and MLP (gemma3)
     spm: bool = False  # SentencePiece-style vocabulary instead of byte-level BPE
     pre: str = "smollm"
     rope_base: float = 10000.0
     factors: bool = False  # rope_freqs.weight, as Llama 3.1 files have it
+    fused: bool = False  # queries, keys and values are one matrix, gate and up are another (phi3)
+    long: bool = False  # rope_factors_short.weight and rope_factors_long.weight (phi3)
     meta: dict = field(default_factory=dict)
 
     @property
@@ -57,6 +60,14 @@ class Shape:
 
 
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+
+PHI3 = {
+    "context_length": 512,
+    "rope.dimension_count": 12,
+    "rope.scaling.original_context_length": 256,
+    "rope.scaling.attn_factor": 1.2,
+    "attention.sliding_window": 8,  # which llama.cpp leaves out
+}
 
 QWEN35 = {
     "ssm.conv_kernel": 4,
@@ -83,6 +94,15 @@ SHAPES = {
     "qwen2": Shape("qwen2", bias=True, tied=True, pre="qwen2", head_dim=16, rope_base=1e6),
     "qwen3": Shape("qwen3", qk_norm=True, pre="qwen2", rope_base=1e6),
     "qwen3-tied": Shape("qwen3", qk_norm=True, tied=True, pre="qwen2", heads=2, rope_base=1e6),
+    "gemma2": Shape(
+        "gemma2",
+        layers=4,
+        head_dim=16,
+        post_norm=True,
+        tied=True,
+        spm=True,
+        meta={"attention.sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    ),
     "gemma3": Shape(
         "gemma3",
         layers=7,
@@ -104,6 +124,48 @@ SHAPES = {
         rope_base=1e6,
         meta={"attention.sliding_window": 8, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
     ),
+    "smollm3": Shape("smollm3", layers=5, tied=True, pre="smollm", rope_base=2e6),
+    "granite": Shape(
+        "granite",
+        layers=3,
+        tied=True,
+        meta={"embedding_scale": 1.5, "residual_scale": 0.5, "attention.scale": 0.1, "logit_scale": 2.0},
+    ),
+    "mistral3": Shape(
+        "mistral3",
+        heads=2,
+        spm=True,
+        rope_base=1e6,
+        meta={
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 16.0,
+            "rope.scaling.original_context_length": 16,
+            "rope.scaling.yarn_beta_fast": 32.0,
+            "rope.scaling.yarn_beta_slow": 1.0,
+            "rope.scaling.yarn_log_multiplier": 1.0,
+            "attention.temperature_scale": 0.4,
+        },
+    ),
+    "olmo2": Shape("olmo2", kv_heads=4, head_dim=16, pre="dbrx", rope_base=5e5, wide_norm=True),
+    "olmo3": Shape(
+        "olmo2",
+        layers=4,
+        head_dim=16,
+        pre="dbrx",
+        rope_base=5e5,
+        wide_norm=True,
+        meta={
+            "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 8.0,
+            "rope.scaling.original_context_length": 32,
+        },
+    ),
+    "phi3": Shape("phi3", head_dim=16, spm=True, fused=True, long=True, meta=PHI3),
+    "phi3-long": Shape(
+        "phi3", head_dim=16, spm=True, fused=True, long=True, meta=PHI3 | {"rope.scaling.original_context_length": 16}
+    ),
     "qwen35": Shape("qwen35", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35),
     "qwen35-wide": Shape(
         "qwen35",
@@ -114,6 +176,10 @@ SHAPES = {
         meta=QWEN35 | {"ssm.time_step_rank": 6, "ssm.inner_size": 96, "full_attention_interval": 2},
     ),
 }
+
+
+# one of each architecture: what every test of an architecture runs over
+EACH = tuple({shape.arch: name for name, shape in reversed(SHAPES.items())}.values())[::-1]
 
 
 def write(path: Path, name: str = "llama", type: str = "F32", seed: int = 0, **meta) -> Path:
@@ -140,6 +206,10 @@ def write(path: Path, name: str = "llama", type: str = "F32", seed: int = 0, **m
     if shape.factors:
         factors = rope_factors(shape)
         tensors.append(("rope_freqs.weight", factors.shape, "F32", factors))
+    if shape.long:
+        for number, which in enumerate(("short", "long")):
+            factors = 1 + (1 + 3 * number) * rng.random(shape.meta["rope.dimension_count"] // 2, np.float32)
+            tensors.append((f"rope_factors_{which}.weight", factors.shape, "F32", factors))
     write_gguf(path, metadata(shape, name), tensors)
     return path
 
@@ -195,9 +265,16 @@ def tensor_table(s: Shape) -> dict[str, tuple[tuple[int, ...], float, str]]:
                 "attn_k.bias": ((kv,), 0.5, "bias"),
                 "attn_v.bias": ((kv,), 0.5, "bias"),
             }
+        if s.fused:
+            for name in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
+                del layer[f"{name}.weight"]
+            layer |= {"attn_qkv.weight": linear(q + 2 * kv, s.width), "ffn_up.weight": linear(2 * s.ff, s.width)}
         if s.qk_norm:
             layer |= {"attn_q_norm.weight": norm(s.head_dim), "attn_k_norm.weight": norm(s.head_dim)}
-        if s.post_norm:
+        if s.wide_norm:
+            layer |= {"attn_q_norm.weight": norm(q), "attn_k_norm.weight": norm(kv)}
+            del layer["attn_norm.weight"], layer["ffn_norm.weight"]
+        if s.post_norm or s.wide_norm:
             layer |= {"post_attention_norm.weight": norm(s.width), "post_ffw_norm.weight": norm(s.width)}
         table |= {f"blk.{i}.{name}": row for name, row in layer.items()}
     return table
@@ -226,10 +303,10 @@ def metadata(s: Shape, name: str) -> dict:
         "rope.freq_base": s.rope_base,
         "vocab_size": s.vocab,
     } | s.meta
-    if s.arch == "llama":
+    if s.arch in ("llama", "smollm3", "granite", "mistral3"):
         own["rope.dimension_count"] = s.head_dim
     return (
-        {"general.architecture": s.arch, "general.name": f"tiny {name}"}
+        {"general.architecture": s.arch, "general.name": f"tiny {name}".replace("phi3", "phi")}
         | {f"{s.arch}.{key}": value for key, value in own.items()}
         | (spm_vocabulary(s.vocab) if s.spm else bpe_vocabulary(s.vocab, s.pre))
         | {"tokenizer.chat_template": CHATML}

@@ -10,37 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.require import need
-
-LAYER_NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-GEMMA_NAMES = LAYER_NAMES | {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-QWEN35_NAMES = LAYER_NAMES | {
-    "post_attention_norm": "post_attention_layernorm",
-    "attn_qkv": "linear_attn.in_proj_qkv",
-    "attn_gate": "linear_attn.in_proj_z",
-    "ssm_beta": "linear_attn.in_proj_b",
-    "ssm_alpha": "linear_attn.in_proj_a",
-    "ssm_conv1d": "linear_attn.conv1d",
-    "ssm_norm": "linear_attn.norm",
-    "ssm_out": "linear_attn.out_proj",
-}
-NAMES = {"gemma3": GEMMA_NAMES, "qwen35": QWEN35_NAMES}
-CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3": "Gemma3", "qwen35": "Qwen3_5"}
+from tests.support.twin_kinds import KINDS, kind_of
 
 
 def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -65,7 +35,7 @@ def module_name(tensor: str, arch: str) -> str:
         return {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}[stem] + "." + kind
     _, layer, name = tensor.split(".")[:3]
     whole = {"ssm_a": "linear_attn.A_log", "ssm_dt": "linear_attn.dt_bias"}.get(name)
-    return f"model.layers.{layer}." + (whole or f"{NAMES.get(arch, LAYER_NAMES)[name]}.{kind}")
+    return f"model.layers.{layer}." + (whole or f"{KINDS[arch].names[name]}.{kind}")
 
 
 def grouped(w: np.ndarray, keys: int, values: int, size: int, axis: int = 0) -> np.ndarray:
@@ -95,9 +65,9 @@ def theirs(tensor: str, w: np.ndarray, values: dict, lora: str = "") -> np.ndarr
 def heads_of(tensor: str, values: dict) -> int:
     """Number of heads whose rows a llama converter permuted in this tensor; 0 for none."""
     arch = values["general.architecture"]
-    if arch != "llama" or ".attn_" not in tensor:
+    if not KINDS[arch].permuted or ".attn_" not in tensor:
         return 0
-    return {"attn_q": values["llama.attention.head_count"], "attn_k": values["llama.attention.head_count_kv"]}.get(
+    return {"attn_q": values[f"{arch}.attention.head_count"], "attn_k": values[f"{arch}.attention.head_count_kv"]}.get(
         tensor.split(".")[2], 0
     )
 
@@ -139,35 +109,10 @@ def config(values: dict, weights: dict[str, np.ndarray], attention: str = "eager
         eos_token_id=None,
         pad_token_id=None,
     )
-    if arch == "qwen35":
-        period = get("full_attention_interval")
-        settings |= dict(
-            layer_types=[
-                "linear_attention" if (i + 1) % period else "full_attention" for i in range(get("block_count"))
-            ],
-            linear_conv_kernel_dim=get("ssm.conv_kernel"),
-            linear_key_head_dim=get("ssm.state_size"),
-            linear_value_head_dim=get("ssm.state_size"),
-            linear_num_key_heads=get("ssm.group_count"),
-            linear_num_value_heads=get("ssm.time_step_rank"),
-            rope_parameters=rope
-            | {
-                "partial_rotary_factor": get("rope.dimension_count") / head_dim,
-                "mrope_section": get("rope.dimension_sections")[:3],
-            },
-        )
-        return transformers.Qwen3_5TextConfig(**settings)
-    if arch == "gemma3":
-        settings |= dict(
-            query_pre_attn_scalar=head_dim,
-            sliding_window=get("attention.sliding_window"),
-            rope_parameters={
-                "full_attention": rope,
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-            },
-        )
-        return transformers.Gemma3TextConfig(**settings)
-    return getattr(transformers, CLASSES[arch] + "Config")(**settings)
+    kind = kind_of(values)
+    return getattr(transformers, kind.config or f"{kind.name}Config")(
+        **settings | kind.settings(get, settings, weights)
+    )
 
 
 def transformers_model(path: Path, attention: str = "eager"):
@@ -177,10 +122,11 @@ def transformers_model(path: Path, attention: str = "eager"):
     arch = values["general.architecture"]
     cfg = config(values, weights, attention)
     factors = weights.pop("rope_freqs.weight", None)
+    weights = {name: w for name, w in weights.items() if not name.startswith("rope_")}
     state = {}
     for name, w in weights.items():
         w = theirs(name, w, values)
-        if "norm" in name and (arch == "gemma3" or arch == "qwen35" and "ssm" not in name):
+        if "norm" in name and (arch in ("gemma2", "gemma3") or arch == "qwen35" and "ssm" not in name):
             w = w - 1  # the file holds 1 + weight
         if name.endswith("ssm_a"):
             w = np.log(-w)
@@ -189,7 +135,7 @@ def transformers_model(path: Path, attention: str = "eager"):
         state[module_name(name, arch)] = torch.from_numpy(w)
     if cfg.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model = getattr(transformers, CLASSES[arch] + "ForCausalLM")(cfg)
+    model = getattr(transformers, kind_of(values).name + "ForCausalLM")(cfg)
     model.load_state_dict(state, strict=True)
     if factors is not None:  # the file says what the published scheme computes, so it is taken as it is
         model.model.rotary_emb.inv_freq /= torch.from_numpy(factors)

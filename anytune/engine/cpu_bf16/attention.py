@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from anytune.engine.base import Heads
+from anytune.engine.numpy import attention as whole
 from anytune.engine.numpy.attention import add_up, lanes_of
 
 from . import attend
@@ -16,7 +17,12 @@ from .rows import address, aligned
 
 
 def attention(e, q, k, v, heads: Heads):
-    """q: [T, n_heads*head_dim], k, v: [T, n_kv_heads*head_dim] -> (o [T, n_heads*head_dim], lse [queries, T])."""
+    """q: [T, n_heads*head_dim], k, v: [T, n_kv_heads*head_dim] -> (o [T, n_heads*head_dim], lse [queries, T]).
+
+    Capped heads are NumPy's, in float32.
+    """
+    if heads.cap:
+        return whole.attention(e, q, k, v, heads)
     tokens, size = q.shape[0], heads.head_dim
     out = e.array(tokens, heads.n_heads * size)
     lse = e.flat(max(tokens, e.capacity) * heads.n_heads)[: tokens * heads.n_heads].reshape(heads.n_heads, tokens)
@@ -65,6 +71,8 @@ def _offsets(sizes, keys: int, size: int) -> tuple[int, ...]:
 
 def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
     """-> (dq, dk, dv), columns of one buffer; out and lse are what attention gave."""
+    if heads.cap:
+        return whole.attention_backward(e, dout, q, k, v, out, lse, heads)
     tokens, size = q.shape[0], heads.head_dim
     wide, narrow = heads.n_heads * size, heads.n_kv_heads * size
     both = e.array(tokens, wide + 2 * narrow)

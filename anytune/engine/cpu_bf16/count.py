@@ -194,19 +194,23 @@ class Bf16Count(CountEngine):
                     self._aligned("packed", turned_words(high - low, tokens))
 
     def attention(self, q, k, v, heads: Heads):
+        if heads.cap:
+            return super().attention(q, k, v, heads)
         tokens = q.shape[0]
-        self._attend(heads, 2, attend.sizes)
+        self._attend_bf16(heads, 2, attend.sizes)
         return self.array(tokens, heads.n_heads * heads.head_dim), self.flat(heads.n_heads * max(tokens, self.capacity))
 
     def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
+        if heads.cap:
+            return super().attention_backward(dout, q, k, v, out, lse, heads)
         tokens, narrow = q.shape[0], heads.n_kv_heads * heads.head_dim
         both = self.array(tokens, heads.n_heads * heads.head_dim + 2 * narrow)
         own = [self.array(tokens, narrow) for _ in range(2 * self._more_lanes(heads))]
-        self._attend(heads, 5, attend.sizes_backward)
+        self._attend_bf16(heads, 5, attend.sizes_backward)
         del own
         return both.part(heads.n_heads * heads.head_dim), both.part(narrow), both.part(narrow)
 
-    def _attend(self, heads: Heads, products: int, sizes) -> None:
+    def _attend_bf16(self, heads: Heads, products: int, sizes) -> None:
         """Scratch of attention's tasks."""
         for _, tasks in plan(self._starts, heads, self.sizes.scores, self.sizes.lanes):
             for task in tasks:
@@ -215,6 +219,8 @@ class Bf16Count(CountEngine):
                 self._aligned("attend", sum(n + 15 & -16 for n in sizes(keys, heads.head_dim)))
 
     def cross_entropy(self, h, head, targets, scale, gradient):
+        if head.cap:
+            return super().cross_entropy(h, head, targets, scale, gradient)
         rows, vocab, columns = h.shape[0], head.width, head.in_features + head.rank
         h = self._left(h, head)
         most = min(most_rows(self.sizes, head), max(rows, self.capacity))

@@ -50,6 +50,11 @@ class CpuBf16Engine(NumpyEngine):
         """As NumpyEngine's, without room: low-rank columns are in bf16 rows here."""
         return super().array(rows, columns, 0)
 
+    def join(self, parts):
+        if all(isinstance(p, Rows) for p in parts) and all(b.follows(a) for a, b in zip(parts, parts[1:])):
+            return parts[0].part(0, sum(p.shape[1] for p in parts))
+        return super().join(tuple(p.float32() if isinstance(p, Rows) else p for p in parts))
+
     def host(self, x) -> np.ndarray:
         return x.float32() if isinstance(x, Rows) else super().host(x)
 

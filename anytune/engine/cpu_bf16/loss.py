@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from anytune.engine.numpy import loss as whole
 from anytune.engine.numpy.linear import Group
 from anytune.engine.numpy.loss import most_rows
 from anytune.engine.numpy.workers import pieces
@@ -29,7 +30,10 @@ def vocabulary_lanes(sizes, head: Group) -> list[list[tuple[int, int]]]:
 
 
 def cross_entropy(e, h, head: Group, targets: np.ndarray, scale: float, gradient: bool):
-    """h: [M, d] -> (sum of losses in nats, dh float32 [M, d], scale times the gradient of that sum, or None)."""
+    """h: [M, d] -> (sum of losses in nats, dh float32 [M, d], scale times the gradient of that sum, or None).
+    Of a capped head it is NumPy's, in float32."""
+    if head.cap:
+        return whole.cross_entropy(e, h.float32() if isinstance(h, Rows) else h, head, targets, scale, gradient)
     rows, width = h.shape[0], head.in_features
     h = left(e, h, head)
     most = min(most_rows(e.sizes, head), max(rows, e.capacity))

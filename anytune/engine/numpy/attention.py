@@ -80,7 +80,7 @@ def attention(e, q, k, v, heads: Heads):
             task.low,
             first,
             heads.window,
-            heads.scale,
+            capped(e, scores, heads),
             lse[task.head, task.low * group : task.high * group],
         )
         result = e.scratch(number, "o", rows * size).reshape(rows, size)
@@ -89,6 +89,15 @@ def attention(e, q, k, v, heads: Heads):
 
     e.workers.run([partial(work, task) for _, tasks in e.plan(heads) for task in tasks])
     return out, lse
+
+
+def capped(e, scores: np.ndarray, heads: Heads, slope: np.ndarray | None = None) -> float:
+    """Cap raw scores in place, where heads are capped -> what they are to be scaled with still. slope: gets the
+    derivative of the capped by the scaled ones."""
+    if not heads.cap:
+        return heads.scale
+    e.kernels.cap(scores, heads.scale, heads.cap, scores if slope is None else slope, slope is not None)
+    return 1.0
 
 
 def _per_token(e, tokens: int, width: int) -> np.ndarray:
@@ -163,8 +172,10 @@ def _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, dk, dv
     ).reshape(-1)
     p = e.scratch(number, "s", rows * keys).reshape(rows, keys)
     np.matmul(queries, k[first : task.high, cut].T, out=p)
+    slope = e.scratch(number, "slope", rows * keys).reshape(rows, keys) if heads.cap else None
+    scale = capped(e, p, heads, slope)
     e.kernels.softmax_again(
-        p, group, task.low, first, heads.window, heads.scale, lse[task.head, task.low * group : task.high * group]
+        p, group, task.low, first, heads.window, scale, lse[task.head, task.low * group : task.high * group]
     )
     dp = e.scratch(number, "dp", rows * keys).reshape(rows, keys)
     np.matmul(douts, v[first : task.high, cut].T, out=dp)
@@ -172,6 +183,8 @@ def _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, dk, dv
     np.matmul(p.T, douts, out=piece)
     e.kernels.add_scaled(piece, 1.0, dv[first : task.high, cut])
     e.kernels.softmax_backward(p, dp, kept, heads.scale)
+    if slope is not None:
+        dp *= slope
     np.matmul(dp.T, queries, out=piece)
     e.kernels.add_scaled(piece, 1.0, dk[first : task.high, cut])
     result = e.scratch(number, "o", rows * size).reshape(rows, size)
@@ -204,7 +217,9 @@ def attend_cache(e, q, keys, values, slots, heads: Heads):
         queries = _stack(e, number, "q", q[low:high, slab], group)
         scores = e.scratch(number, "s", rows * (last - first)).reshape(rows, -1)
         np.matmul(queries, keys[slot, first:last, cut].T, out=scores)
-        e.kernels.softmax(scores, group, position, first, heads.window, heads.scale, e.scratch(number, "lse", rows))
+        e.kernels.softmax(
+            scores, group, position, first, heads.window, capped(e, scores, heads), e.scratch(number, "lse", rows)
+        )
         result = e.scratch(number, "o", rows * size).reshape(rows, size)
         np.matmul(scores, values[slot, first:last, cut], out=result)
         out[low:high, slab] = result.reshape(high - low, group * size)

@@ -158,6 +158,18 @@ def _visible(scores, row, heads, first_query, first_key, keys, window):
 
 
 @kernel
+def cap(scores, ss, rows, n, scale, most, slope, sls, wanted):
+    k, top = F(2.0 * scale / most), F(most)
+    for t in range(rows):
+        v, out = floats(scores + 4 * t * ss, n), floats(slope + 4 * t * sls, n)
+        for i in range(n):
+            bend = _ONE - F(2.0) / (exp(v[i] * k) + _ONE)  # tanh; exp of large numbers is inf, of small ones 0
+            if wanted:
+                out[i] = _ONE - bend * bend
+            v[i] = top * bend
+
+
+@kernel
 def softmax(scores, ss, rows, keys, heads, first_query, first_key, window, scale, log_sum):
     out, k = floats(log_sum, rows), F(scale)
     for t in range(rows):

@@ -27,6 +27,8 @@ def logits(e, h: np.ndarray, head: Group) -> np.ndarray:
     """h: [n, d] -> float32 [n, vocab], an array of the caller's own."""
     out = np.empty((h.shape[0], head.width), np.float32)
     _product(e, h, head, out)
+    if head.cap:
+        e.kernels.cap(out, 1.0, head.cap, out, False)
     return out
 
 

@@ -352,6 +352,11 @@ class NumpyEngine(Composed):
         self.workers.rows(x.shape[0], lambda a, b: self.kernels.add(x[a:b], y[a:b], y[a:b]), 128)
         return y
 
+    def scale(self, x, factor: float | np.ndarray) -> np.ndarray:
+        y, by = self.array(*x.shape), np.broadcast_to(np.float32(factor), (x.shape[0], 1))
+        self.workers.rows(x.shape[0], lambda a, b: np.multiply(x[a:b], by[a:b], out=y[a:b]), 64)
+        return y
+
     def dropout_mask(self, group: Group, tokens: int) -> np.ndarray:
         """bool [T, in], True where the input is kept; the same for a group within one micro-batch."""
         seed = np.random.SeedSequence([*(abs(int(k)) for k in self.dropout_key), group.number])

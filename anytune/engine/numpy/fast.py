@@ -106,6 +106,11 @@ def add_scaled(x, scale, z):
     c.add_scaled(_at(x), _row(x), x.shape[0], x.shape[1], float(scale), _at(z), _row(z))
 
 
+def cap(scores, scale, most, slope, wanted):
+    rows, columns = scores.shape
+    c.cap(_at(scores), _row(scores), rows, columns, float(scale), float(most), _at(slope), _row(slope), int(wanted))
+
+
 def softmax(scores, heads, first_query, first_key, window, scale, log_sum):
     rows, keys = scores.shape
     c.softmax(_at(scores), _row(scores), rows, keys, heads, first_query, first_key, window, scale, _at(log_sum))

@@ -44,6 +44,7 @@ class Group:
     number: int = 0  # tells the groups' dropout streams apart
     bias_gradients: tuple[np.ndarray | None, ...] = ()
     packed: object = field(default=None, repr=False)  # cpu_bf16's, where matrices are kept ready for its products
+    cap: float = 0.0  # of a head's results, where they are capped
     bounds: list[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -85,6 +85,8 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
     def forward(lane: int, low: int, high: int, number: int) -> None:
         piece = scores(number, low, high)
         np.matmul(inputs, tile_of(number, low, high).T, out=piece)
+        if head.cap:
+            e.kernels.cap(piece, 1.0, head.cap, piece, False)
         e.kernels.loss_rows(piece, targets, low, top[lane], total[lane], picked[lane])
 
     def in_lanes(work) -> None:
@@ -101,9 +103,17 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
 
     def backward(lane: int, low: int, high: int, number: int) -> None:
         tile, piece = tile_of(number, low, high), scores(number, low, high)
+        slope = e.scratch(number, "slope", piece.size).reshape(piece.shape) if head.cap else None
         if not keep:
             np.matmul(inputs, tile.T, out=piece)
+            if head.cap:
+                e.kernels.cap(piece, 1.0, head.cap, slope, True)
+        elif head.cap:
+            np.multiply(piece, piece, out=slope)
+            np.subtract(1.0, slope / np.float32(head.cap**2), out=slope)
         e.kernels.loss_rows_backward(piece, targets, low, log_sum, scale)
+        if head.cap:
+            piece *= slope
         mine = parts[lane]
         if low == lanes[lane][0][0]:
             np.matmul(piece, tile, out=mine)

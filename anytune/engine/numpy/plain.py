@@ -124,6 +124,14 @@ def _hidden(scores, heads, first_query, first_key, window):
     return (column < low[:, None]) | (column >= high[:, None])
 
 
+def cap(scores, scale, most, slope, wanted):
+    """In place: most * tanh(scale * score / most); slope, where it is wanted: its derivative by scale * score."""
+    np.tanh(scores * np.float32(scale / most), out=scores)
+    if wanted:
+        np.subtract(1.0, scores * scores, out=slope)
+    scores *= np.float32(most)
+
+
 def softmax(scores, heads, first_query, first_key, window, scale, log_sum):
     """In place: probabilities of the visible keys of each row, zeros elsewhere; log_sum [rows] gets
     log(sum(exp(scale*score))), which is all that the backward needs to remake them."""

@@ -42,8 +42,11 @@ def apart(x: Tensor, heads: Heads) -> Tensor:
 
 
 def scores_of(q: Tensor, k: Tensor, heads: Heads) -> Tensor:
-    """q [keys, group*n, size], k [keys, m, size] -> float32 [keys, group*n, m], scaled, -inf where nothing is seen."""
+    """q [keys, group*n, size], k [keys, m, size] -> float32 [keys, group*n, m], scaled and capped, -inf where
+    nothing is seen."""
     s = torch.bmm(q.float() * heads.scale, k.float().transpose(1, 2))
+    if heads.cap:
+        s = torch.tanh_(s.div_(heads.cap)).mul_(heads.cap)
     n, m = q.shape[1] // heads.group, k.shape[1]
     view = s.unflatten(1, (heads.group, n))
     ones = torch.ones((n, n), dtype=torch.bool, device=q.device)
@@ -91,10 +94,13 @@ def attention_backward(dout, q, k, v, out, lse, first, end, starts, heads: Heads
             see = slice(near - start, high - start)
             query, given, made = (stacked(x[low:high], heads) for x in (q, dout, out))
             p = scores_of(query, wide_keys[:, see], heads)
+            bend = (1 - (p / heads.cap).square()).clamp_(min=0) if heads.cap else None  # clamped: -inf is no score
             p = p.sub_(lse[:, low:high].reshape(heads.n_kv_heads, -1, 1)).exp_()
             grad_v[:, see] += torch.bmm(p.to(q.dtype).transpose(1, 2), given)
             ds = torch.bmm(given.float(), wide_values[:, see].transpose(1, 2))
             ds.sub_((given.float() * made).sum(-1, keepdim=True)).mul_(p).mul_(heads.scale)
+            if bend is not None:
+                ds.mul_(bend)
             ds = ds.to(q.dtype)
             grad_k[:, see] += torch.bmm(ds.transpose(1, 2), query)
             dq[low:high] = spread(torch.bmm(ds, keys[:, see]), heads)

@@ -246,6 +246,7 @@ class TorchCount(Composed):
         del before
         together = (
             gate.shape[0] > self.decode_rows
+            and then is not None
             and then.rank
             and group.rank
             and max(then.rank // 2, group.rank) <= self.most
@@ -308,6 +309,15 @@ class TorchCount(Composed):
         out = self.array(*x.shape)
         del made
         return out
+
+    def split(self, x, *widths):
+        return tuple(x.part(width) for width in widths)
+
+    def join(self, parts):
+        return parts[0].part(sum(p.shape[1] for p in parts))
+
+    def scale(self, x, factor):
+        return self.array(*x.shape)
 
     def split_heads(self, x, heads):
         return self.array(x.shape[0], x.shape[1] // 2), self.array(x.shape[0], x.shape[1] // 2)

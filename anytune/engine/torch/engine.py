@@ -322,12 +322,17 @@ class TorchEngine(Composed):
         place.index_copy_(0, rows.clamp(max=tokens).long(), torch.arange(count, device=self.device))
         place = place[:tokens]
         out = own(self.array(tokens, y.shape[1]))
-        torch.mul(y.index_select(0, place.clamp(max=count - 1)), (place < count).unsqueeze(1).to(y.dtype), out=out)
+        torch.mul(
+            real(y).index_select(0, place.clamp(max=count - 1)), (place < count).unsqueeze(1).to(y.dtype), out=out
+        )
         return out
 
     def add(self, x, y):
         """Waits for the norm that follows, so that sum and norm are one pass over memory; see Sum."""
         return Sum(self, x, y)
+
+    def scale(self, x, factor: float | Tensor) -> Tensor:
+        return torch.mul(real(x), factor, out=own(self.array(*x.shape)))
 
     def rms_norm(self, x, gain, eps: float, into: Group | None = None, m: Tensor | None = None) -> Tensor:
         """into: a group that reads the result, m: its matrix;
@@ -346,7 +351,7 @@ class TorchEngine(Composed):
 
     def rms_norm_backward(self, dy, x, gain, eps: float, residual=None) -> Tensor:
         out = own(self.array(*x.shape))
-        self.f.rms_norm_backward(dy, real(x), gain, eps, residual, out)
+        self.f.rms_norm_backward(real(dy), real(x), gain, eps, real(residual), out)
         return out
 
     def qk_norm_rope(self, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool):

@@ -38,7 +38,7 @@ def add_product(e, a: Tensor, b: Tensor, into: Tensor) -> None:
 def gain_gradient(e, dy: Tensor, x, eps: float, into: Tensor) -> None:
     """into [n] += the sum over rows and heads of dy * x / rms(x); dy, x [T, h n]."""
     width = into.shape[0]
-    x, dy = (z.unflatten(1, (-1, width)) for z in (real(x), dy))
+    x, dy = (z.unflatten(1, (-1, width)) for z in (real(x), real(dy)))
     size = torch.linalg.vector_norm(x, dim=2, dtype=torch.float32)
     inverse = torch.rsqrt(size.square() / width + eps)
     into.addmv_((dy.float() * x).view(-1, width).t(), inverse.view(-1))

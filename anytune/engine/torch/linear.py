@@ -97,7 +97,7 @@ def _mixed(a: Tensor, b: Tensor) -> Tensor:
 def linear(e, x: Tensor, group: Group, m: Tensor | None = None) -> tuple[Tensor, ...]:
     """x: [T, in] -> one [T, out] for each linear of the group, columns of one buffer.
     m: its matrix, if it is at hand."""
-    m = matrix(e, group) if m is None else m
+    x, m = real(x), matrix(e, group) if m is None else m
     y = e.array(x.shape[0], group.width)
     y.ends = True
     inputs = with_low(e, x, group, m) if group.rank else x
@@ -146,11 +146,11 @@ def dropped(e, x: Tensor, group: Group) -> Tensor:
 
 def linear_backward(e, dys: tuple[Tensor, ...], x: Tensor, group: Group, need_dx: bool = True) -> Tensor | None:
     """Adds to the group's gradients; returns dx [T, in], or None if it is not needed."""
-    dy = e.joined(dys)
+    x, dy = real(x), e.joined(tuple(map(real, dys)))
     m = matrix(e, group) if need_dx or group.rank else None
     dx, dy_low = _input_gradient(e, dy, group, m, need_dx)
     if group.trains_matrix or group.trains_bias:
-        group_gradients(e, dy, real(x), group)
+        group_gradients(e, dy, x, group)
     if group.trains_pairs:
         source = dropped(e, x, group)
         add_gradients(e, source, dy_low, dy, with_low(e, x, group, m, source)[:, group.in_features :], group)
@@ -214,7 +214,7 @@ def norm_linear_backward(
     kept = take_low(group)
     if kept is None:  # the forward left no low-rank product: no pairs here, or dropout
         return Composed.norm_linear_backward(e, dys, x, gain, eps, group, residual, need_dx, then, into)
-    dy = e.joined(dys)
+    dy, residual = e.joined(dys), real(residual)
     dh, dy_low = _input_gradient(e, dy, group, matrix(e, group), need_dx)
     x, norm, out = real(x), None, e.array(*x.shape) if need_dx else None
     if not need_dx:
@@ -236,6 +236,7 @@ def glu_linear_backward(e, dy, gate, up, activation: str, group: Group, then: Gr
     kept = take_low(group)
     if kept is None or not need_dx:
         return Composed.glu_linear_backward(e, dy, gate, up, activation, group, then, need_dx)
+    dy = real(dy)
     da, dy_low = _input_gradient(e, dy, group, matrix(e, group), True)
     width, peak, between = gate.shape[1], group.peak, gradients_between(e, gate.shape[0], group, then)
     group.peak = None

@@ -35,7 +35,7 @@ def cross_entropy(e, h: Tensor, head: Group, targets: Tensor, scale, gradient: b
 def _whole(e, h, head, targets, scale, losses, dh) -> None:
     """With the head as one matrix; its pair, if it has one, gets its gradients."""
     (logits,) = linear(e, h, head)
-    e.f.loss_rows(logits, targets, scale, losses, dh is not None)
+    e.f.loss_rows(logits, targets, scale, losses, dh is not None, head.cap)
     if dh is not None:
         dh.copy_(linear_backward(e, (logits,), h, head)) if head.rank else product(
             e, logits, head.dense[: head.width, : head.in_features], dh
@@ -54,7 +54,7 @@ def _in_pieces(e, h, head, targets, scale, losses, dh) -> None:
         product(e, h, weight.piece(low, high, tile).t(), logits[:, low:high])
     if head.bias is not None:
         logits += head.bias
-    e.f.loss_rows(logits, targets, scale, losses, dh is not None)
+    e.f.loss_rows(logits, targets, scale, losses, dh is not None, head.cap)
     if dh is None:
         return
     total = torch.zeros((h.shape[0], head.in_features), dtype=torch.float32, device=e.device)

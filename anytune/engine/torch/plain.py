@@ -172,18 +172,21 @@ def glu_gradients(
     grad_up.add_(plain_low.product(dup.t(), low_x[:, first : first + grad_up.shape[1]]))
 
 
-def loss_rows(logits, targets, scale, losses, gradient):
+def loss_rows(logits, targets, scale, losses, gradient, cap=0.0):
     """losses float32 [C] = logsumexp(logits) - logits[target]; gradient: logits become scale * (softmax - onehot).
+    cap: of logits, 0: none.
 
     logits [C, V]; targets int32 [C], -1 for a row that does not count (loss and gradient 0); scale float32 [1].
     """
-    counts = targets >= 0
-    x, at = logits.float(), targets.clamp(min=0).long()[:, None]
+    counts, x, at = targets >= 0, logits.float(), targets.clamp(min=0).long()[:, None]
+    x = cap * torch.tanh(x / cap) if cap else x
     log_sum = torch.logsumexp(x, 1, keepdim=True)
     losses.copy_(torch.where(counts, (log_sum - x.gather(1, at))[:, 0], 0.0))
     if gradient:
         p = torch.exp(x - log_sum)
         p.scatter_add_(1, at, torch.full_like(log_sum, -1.0))
+        if cap:
+            p *= 1 - (x / cap).square()
         logits.copy_(torch.where(counts[:, None], p * scale, 0.0))
 
 

@@ -24,6 +24,7 @@ def suits(q: Tensor, heads: Heads, whole: bool) -> bool:
         and q.shape[0] >= LONG
         and heads.head_dim in SIZES
         and not heads.window
+        and not heads.cap
         and q.dtype in (torch.bfloat16, torch.float16)
         and torch.version.hip is None
         and torch.cuda.get_device_capability(q.device)[0] >= 9

@@ -141,7 +141,7 @@ class Group:
         self.weights = tuple(weights)
         self.bias_gradients = tuple(bias_gradients or ()) or (None,) * len(self.weights)
         self.pairs: tuple[LoraPair | None, ...] = tuple(pairs or ()) or (None,) * len(self.weights)
-        self.dropout, self.number = dropout, number
+        self.dropout, self.number, self.cap = dropout, number, 0.0
         self.in_features = self.weights[0].in_features
         self.bounds = np.cumsum([0] + [w.out_features for w in self.weights]).tolist()
         self.width = self.bounds[-1]

@@ -27,6 +27,10 @@ def _numbers(heads: Heads, run: tuple[int, int, int, int], tokens: int) -> tuple
     return q_low, k_low, q_low, q_high, k_low, k_high, heads.head_dim, heads.group, heads.window, heads.scale, tokens
 
 
+def _cap(heads: Heads) -> tuple:
+    return (heads.cap,) if heads.cap else ()
+
+
 def _cost(heads: Heads, run: tuple[int, int, int, int], products: int) -> float:
     q_low, q_high, k_low, k_high = run
     return (
@@ -44,7 +48,7 @@ def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Arr
     [n_heads, T])."""
     tokens = q.rows
     out, lse = e.array(tokens, q.columns), e.flat(heads.n_heads * tokens, heads.n_heads * max(tokens, e.capacity))
-    kernel, rows = _kernels.attention(heads.head_dim), _kernels.Plan(heads.head_dim).rows
+    kernel, rows = _kernels.attention(heads.head_dim, bool(heads.cap)), _kernels.Plan(heads.head_dim).rows
     limit = e.device.max_binding
     for q_low, q_high in row_cuts(limit, q, out):
         carry = 0
@@ -62,7 +66,7 @@ def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Arr
                     out.bind(q_low, q_high),
                     lse,
                 ],
-                (*_numbers(heads, run, tokens), q.stride, k.stride, v.stride, out.stride, carry),
+                (*_numbers(heads, run, tokens), q.stride, k.stride, v.stride, out.stride, carry, *_cap(heads)),
                 (-(-(q_high - q_low) // rows), heads.n_heads),
                 _cost(heads, run, 2),
             )
@@ -135,7 +139,7 @@ def _gradient(
     if name != "dv":
         arrays.append(delta)
     e.commands.run(
-        _kernels.attention_backward(heads.head_dim, name),
+        _kernels.attention_backward(heads.head_dim, name, bool(heads.cap)),
         [*arrays, e.bounds, target],
         (
             *_numbers(heads, run, q.rows),
@@ -148,6 +152,7 @@ def _gradient(
             count,
             apart,
             rows * width,
+            *_cap(heads),
         ),
         (-(-rows // _kernels.Plan(heads.head_dim).rows), own, several),
         _cost(heads, run, 2 if name == "dv" else 3),

@@ -33,6 +33,8 @@ class _Matrix:
 class _Linears:
     """A group that is only shapes."""
 
+    cap = 0.0
+
     def __init__(self, weights, pairs, dropout: float, bias_gradients=None):
         self.weights, self.dropout = weights, dropout
         self.pairs = tuple(pairs or (None,) * len(weights))

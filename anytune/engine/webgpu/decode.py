@@ -17,6 +17,7 @@ from .device import ALIGN
 from .groups import Group
 from .kernels import decode as _kernels
 from .kernels import gemv as _gemv
+from .kernels import rows as _rows
 from .linear import forward, linear, low_product
 
 LANES = _kernels.LANES
@@ -102,7 +103,7 @@ def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: 
     for a, b in row_cuts(limit, q, out, parts):
         for (low, high, k), (_, _, v) in zip(keys.slot_cuts(limit), values.slot_cuts(limit)):
             e.commands.run(
-                _kernels.attend(heads.head_dim, count > 1),
+                _kernels.attend(heads.head_dim, count > 1, bool(heads.cap)),
                 [q.bind(a, b), k, v, slot, position, parts.bind(a, b)],
                 (
                     heads.head_dim,
@@ -120,6 +121,7 @@ def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: 
                     k.shift,
                     span,
                     *([count] if count > 1 else []),
+                    *([heads.cap] if heads.cap else []),
                 ),
                 (heads.n_heads, b - a, count),
                 4.0 * (b - a) * keys.context * q.columns,
@@ -149,6 +151,9 @@ def logits(e, h: Array, head: Group) -> Array:
         _vectors(e, h, head, y)
     else:
         forward(e, h, head, y)
+    if head.cap:
+        for a, b in row_cuts(e.device.max_binding, y):
+            e.commands.run(_rows.cap(), [y.bind(a, b)], (y.columns, y.stride, head.cap), e.grid(y.columns, b - a))
     return head.split(y)[0]
 
 

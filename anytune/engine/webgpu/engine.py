@@ -104,26 +104,50 @@ class WebGpuEngine(Composed):
             at += lines(width)
         return tuple(out)
 
+    def split(self, x: Array, *widths: int) -> tuple[Array, ...]:
+        """Views of parts that begin a line, else copies."""
+        made, at = [], 0
+        for width in widths:
+            if at == lines(at):
+                made.append(x.part(at, at + width))
+            else:
+                made.append(self.array(x.rows, width))
+                self._copy(x, made[-1], width, at, 0)
+            at += width
+        return tuple(made)
+
+    def join(self, parts: tuple[Array, ...]) -> Array:
+        ends = np.cumsum([part.columns for part in parts]).tolist()
+        return self._together(parts, [0, *ends[:-1]], ends[-1])
+
     def joined(self, parts: tuple[Array, ...], part: Part) -> Array:
-        """Outputs of the linears of a part as one array: a view if they lie side by side, else a copy."""
+        """Outputs of the linears of a part as one array."""
+        return self._together(parts, part.bounds, part.width)
+
+    def _together(self, parts: tuple[Array, ...], bounds: list[int], width: int) -> Array:
+        """A view if the parts lie at their bounds already, else a copy."""
         if len(parts) == 1:
             return parts[0]
         first = parts[0]
         if all(
             p.buffer is first.buffer and p.stride == first.stride and p.at == first.at + at
-            for p, at in zip(parts, part.bounds)
+            for p, at in zip(parts, bounds)
         ):
-            return first.part(0, part.width)
-        out = self.array(first.rows, part.width)
-        for p, at in zip(parts, part.bounds):
-            for a, b in row_cuts(self.device.max_binding, p, out):
-                self.commands.run(
-                    _rows.copy(),
-                    [p.bind(a, b), out.bind(a, b)],
-                    (p.columns, p.stride, out.stride, 0, at),
-                    self.grid(p.columns, b - a),
-                )
+            return first.part(0, width)
+        out = self.array(first.rows, width)
+        for p, at in zip(parts, bounds):
+            self._copy(p, out, p.columns, 0, at)
         return out
+
+    def _copy(self, x: Array, out: Array, count: int, source: int, target: int) -> None:
+        """`count` columns of x from column `source` on to `target` of out."""
+        for a, b in row_cuts(self.device.max_binding, x, out):
+            self.commands.run(
+                _rows.copy(),
+                [x.bind(a, b), out.bind(a, b)],
+                (count, x.stride, out.stride, source, target),
+                self.grid(count, b - a),
+            )
 
     @staticmethod
     def grid(columns: int, rows: int) -> tuple[int, int]:
@@ -332,6 +356,17 @@ class WebGpuEngine(Composed):
             self.commands.run(
                 _rows.add(), [x.bind(a, b), y.bind(a, b)], (x.columns, x.stride, y.stride), self.grid(x.columns, b - a)
             )
+
+    def scale(self, x: Array, factor: float | Array) -> Array:
+        out, each = self.array(*x.shape), isinstance(factor, Array)
+        for a, b in row_cuts(self.device.max_binding, x, out, factor if each else None):
+            self.commands.run(
+                _rows.scale(each),
+                [x.bind(a, b), *([factor.bind(a, b)] if each else []), out.bind(a, b)],
+                (x.columns, x.stride, out.stride, factor.stride if each else factor),
+                self.grid(x.columns, b - a),
+            )
+        return out
 
     def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
         out, more = self.array(*x.shape), x.take() if isinstance(x, Sum) else None

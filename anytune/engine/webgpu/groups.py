@@ -23,7 +23,7 @@ class Group:
         self.biases = tuple(biases or ()) or (None,) * len(self.weights)
         self.bias_gradients = tuple(bias_gradients or ()) or (None,) * len(self.weights)
         self.pairs: tuple[LoraPair | None, ...] = tuple(pairs or ()) or (None,) * len(self.weights)
-        self.dropout, self.number = dropout, number
+        self.dropout, self.number, self.cap = dropout, number, 0.0
         self.in_features = self.weights[0].in_features
         self.starts = np.cumsum([0] + [lines(w.out_features) for w in self.weights]).tolist()
         self.rank = sum(s.rank for s in self.pairs if s is not None)

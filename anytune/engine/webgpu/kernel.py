@@ -69,6 +69,12 @@ def writes(*names: str, of: str = "f32") -> tuple[tuple[str, bool, str], ...]:
     return tuple((name, True, of) for name in names)
 
 
+# tanh by exp: some drivers' own gives NaN for large arguments
+CAPPED = """
+fn capped(x: f32, cap: f32) -> f32 { return cap * (1.0 - 2.0 / (exp(2.0 * x / cap) + 1.0)); }
+fn slope(y: f32, cap: f32) -> f32 { return 1.0 - (y / cap) * (y / cap); }"""
+
+
 def total(op: str = "+", size: int = 256, name: str = "sums") -> str:
     """WGSL function total_NAME(value, lane): a reduction over the workgroup, the same for every invocation, as a tree
     in workgroup memory, `NAME` of at least `size` elements."""

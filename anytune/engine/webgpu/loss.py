@@ -37,7 +37,14 @@ def cross_entropy(e, h: Array, head: Group, targets: Array, scale, gradient: boo
             held, factor = targets.bind(), scale.bind()
             arrays = [logits.bind(a, b), held, *([factor] if gradient else []), losses]
             numbers = [vocabulary, logits.stride, held.shift + low + a, low + a, *([factor.shift] if gradient else [])]
-            e.commands.run(_kernels.loss_rows(gradient), arrays, tuple(numbers), (b - a,), 20.0 * (b - a) * vocabulary)
+            numbers += [head.cap] if head.cap else []
+            e.commands.run(
+                _kernels.loss_rows(gradient, bool(head.cap)),
+                arrays,
+                tuple(numbers),
+                (b - a,),
+                20.0 * (b - a) * vocabulary,
+            )
         if gradient:
             backward(e, (logits,), h[low:high], head, dh[low:high])
     e.commands.run(_kernels.add_up(), [losses, total], (rows, 0, 0, 0), (1,))

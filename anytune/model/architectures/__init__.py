@@ -1,9 +1,17 @@
 """The architectures that anytune knows: one file each, named as llama.cpp names it."""
 
+from .gemma2 import GEMMA2
 from .gemma3 import GEMMA3
+from .granite import GRANITE
 from .llama import LLAMA
+from .mistral3 import MISTRAL3
+from .olmo2 import OLMO2
+from .phi3 import PHI3
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen35 import QWEN35
+from .smollm3 import SMOLLM3
 
-ARCHITECTURES = {arch.name: arch for arch in (LLAMA, QWEN2, QWEN3, QWEN35, GEMMA3)}
+ARCHITECTURES = {
+    arch.name: arch for arch in (LLAMA, QWEN2, QWEN3, QWEN35, GEMMA3, SMOLLM3, GRANITE, MISTRAL3, OLMO2, PHI3, GEMMA2)
+}

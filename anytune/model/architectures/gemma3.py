@@ -6,15 +6,25 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from anytune.model.architecture import NORMS, Architecture
+import numpy as np
+
+from anytune.model.architecture import NORMS, PATTERN, WINDOW, Architecture, layer_types
 
 if TYPE_CHECKING:
     from anytune.model.config import Config
 
 
+NAMES = NORMS | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
 def read(get: Callable, c: Config) -> dict:
     # the 27B model scales by its width per head
-    return {"attention_scale": 1.0 / math.sqrt(c.width / c.heads)} if c.layers == 62 else {}
+    scale = {"attention_scale": 1.0 / math.sqrt(c.width / c.heads)} if c.layers == 62 else {}
+    return {"embedding_scale": float(np.float32(np.sqrt(c.width))), **scale}
 
 
 def config(c: Config) -> dict:
@@ -22,8 +32,8 @@ def config(c: Config) -> dict:
         "query_pre_attn_scalar": round(c.attention_scale**-2),
         "sliding_window": c.window,
         "sliding_window_pattern": c.window_period or 1,
-        "rope_local_base_freq": c.local_base or c.arch.local_base,
-        "layer_types": ["sliding_attention" if c.windowed(i) else "full_attention" for i in range(c.layers)],
+        "rope_local_base_freq": c.local.base if c.local else c.arch.local_base,
+        "layer_types": layer_types(c),
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
     }
@@ -35,21 +45,15 @@ GEMMA3 = Architecture(
     activation="gelu",
     head_norms=True,
     post_norms=True,
-    scaled_embedding=True,
     window_period=6,
     local_base=10_000.0,
     read=read,
-    keys=("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"),
+    keys=(WINDOW, PATTERN, "rope.freq_base_swa"),
     zero=("final_logit_softcapping",),
     kind="gemma3_text",
     model_class="Gemma3ForCausalLM",
     other_classes=("Gemma3ForConditionalGeneration",),
-    norms=NORMS
-    | {
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
+    norms=NAMES,
     unit_norms=("*",),
     activation_key="hidden_activation",
     config=config,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anytune.model.part import Part
 
@@ -23,12 +23,9 @@ class Gated(Part):
 
     @classmethod
     def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
-        shapes = {
-            c.arch.ffn_norm: (c.width,),
-            "ffn_gate": (c.hidden, c.width),
-            "ffn_up": (c.hidden, c.width),
-            "ffn_down": (c.width, c.hidden),
-        }
+        shapes = {"ffn_gate": (c.hidden, c.width), "ffn_up": (c.hidden, c.width), "ffn_down": (c.width, c.hidden)}
+        if c.arch.pre_norms:
+            shapes[c.arch.ffn_norm] = (c.width,)
         if c.arch.post_norms:
             shapes["post_ffw_norm"] = (c.width,)
         return {f"{name}.weight": shape for name, shape in shapes.items()}
@@ -44,12 +41,17 @@ class Gated(Part):
             activation=c.arch.activation,
         )
 
+    @property
+    def between(self) -> Any:
+        """The group whose backward reads the gradients of gate and up as they are."""
+        return self.reads
+
     def forward(self, e, x, again: bool = False):
         """x: [T, d] -> (x + mlp(x), what the backward needs).
 
         again: it ran before, and only the latter is wanted: then the last product is left out where nothing reads it.
         """
-        gate, up = e.norm_linear(x, self.norm.gain, self.eps, self.reads)
+        gate, up = self.read(e, x)
         if again and self.post is None:
             return None, (x, gate, up, None)
         (y,) = e.glu_linear(gate, up, self.activation, self.writes)
@@ -61,10 +63,8 @@ class Gated(Part):
         dy = self.add_backward(e, dout, y)
         del y
         needed = need_dx or self.trains_reads
-        both = e.glu_linear_backward(dy, gate, up, self.activation, self.writes, self.reads, needed)
+        both = e.glu_linear_backward(dy, gate, up, self.activation, self.writes, self.between, needed)
         del dy, gate, up
         if not needed:
             return None
-        return e.norm_linear_backward(
-            both, x, self.norm.gain, self.eps, self.reads, dout, need_dx, below, self.norm.gradient
-        )
+        return self.read_backward(e, both, x, dout, below, need_dx)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anytune.engine.base import Heads
-from anytune.model.part import Norm, Part
+from anytune.model.part import Norm, Part, norm_backward
 
 if TYPE_CHECKING:
     from anytune.model.build import LayerWeights
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 @dataclass
 class Attention(Part):
     """heads: its shape; rope: (cos, sin) of its angles; neox: how these pair a head's elements; gated: each query
-    head comes with a gate of its width, whose sigmoid the head's result is multiplied with."""
+    head comes with a gate of its width, whose sigmoid the head's result is multiplied with; wide: the norms are
+    over all heads together; heat [context, 1]: of the queries of each position, or None."""
 
     q_norm: Norm | None
     k_norm: Norm | None
@@ -24,6 +25,8 @@ class Attention(Part):
     rope: Any
     neox: bool
     gated: bool = False
+    wide: bool = False
+    heat: Any = None
 
     READS = ("attn_q", "attn_k", "attn_v")
     WRITES = ("attn_output",)
@@ -32,21 +35,24 @@ class Attention(Part):
     def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
         q, kv, arch = c.heads * c.head_size, c.n_kv_heads * c.head_size, c.arch
         shapes = {
-            "attn_norm": (c.width,),
             "attn_q": (q * (2 if arch.gated_attention else 1), c.width),
             "attn_k": (kv, c.width),
             "attn_v": (kv, c.width),
             "attn_output": (c.width, q),
         }
+        if arch.pre_norms:
+            shapes["attn_norm"] = (c.width,)
         if arch.head_norms:
             shapes |= {"attn_q_norm": (c.head_size,), "attn_k_norm": (c.head_size,)}
+        if arch.wide_norms:
+            shapes |= {"attn_q_norm": (q,), "attn_k_norm": (kv,)}
         if arch.post_norms:
             shapes["post_attention_norm"] = (c.width,)
         return {f"{name}.weight": shape for name, shape in shapes.items()}
 
     @classmethod
     def of(cls, w: LayerWeights, c: Config) -> Attention:
-        local = c.windowed(w.layer)
+        local, (cos, sin, *heat) = c.windowed(w.layer), w.tables[c.rope(w.layer)]
         return cls(
             norm=w.norm("attn_norm"),
             post=w.norm("post_attention_norm") if c.arch.post_norms else None,
@@ -55,10 +61,12 @@ class Attention(Part):
             writes=w.group(1, *cls.WRITES),
             q_norm=w.norm("attn_q_norm"),
             k_norm=w.norm("attn_k_norm"),
-            heads=Heads(c.heads, c.n_kv_heads, c.head_size, c.window if local else 0, c.attention_scale),
-            rope=w.tables[local],
+            heads=Heads(c.heads, c.n_kv_heads, c.head_size, c.window if local else 0, c.attention_scale, c.score_cap),
+            rope=(cos, sin),
             neox=c.arch.neox,
             gated=c.arch.gated_attention,
+            wide=c.arch.wide_norms,
+            heat=heat[0] if heat else None,
         )
 
     @property
@@ -67,17 +75,33 @@ class Attention(Part):
 
     def _turn(self, positions) -> tuple:
         """What qk_norm_rope() and its backward take behind q and k."""
-        gains = None if self.q_norm is None else (self.q_norm.gain, self.k_norm.gain)
+        gains = None if self.q_norm is None or self.wide else (self.q_norm.gain, self.k_norm.gain)
         return gains, self.eps, self.rope, positions, self.heads, self.neox
+
+    def _turned(self, e, q, k, positions) -> tuple:
+        """Queries and keys ready for attention. Without norms q and k are given up."""
+        if self.wide:
+            q, k = (e.rms_norm(z, norm.gain, self.eps) for z, norm in ((q, self.q_norm), (k, self.k_norm)))
+        return e.qk_norm_rope(q, k, *self._turn(positions))
+
+    def _turned_backward(self, e, dq, dk, q, k, positions) -> tuple:
+        """(dq, dk) before _turned(), whose q and k matter with norms only."""
+        into = (None, None) if self.q_norm is None or self.wide else (self.q_norm.gradient, self.k_norm.gradient)
+        dq, dk = e.qk_norm_rope_backward(dq, dk, q, k, *self._turn(positions), into)
+        if not self.wide:
+            return dq, dk
+        return norm_backward(e, dq, q, self.q_norm, self.eps), norm_backward(e, dk, k, self.k_norm, self.eps)
 
     def forward(self, e, x, positions, attended=None):
         """x: [T, d] -> (x + attention(x), what the backward needs). attended: what attended() gave before, or None."""
-        q, k, v = e.norm_linear(x, self.norm.gain, self.eps, self.reads)
+        q, k, v = self.read(e, x)
         gate = None
         if self.gated:
             q, gate = e.split_heads(q, self.heads.n_heads)
+        if self.heat is not None:
+            q = e.scale(q, e.gather(self.heat, positions))
         # without head norms q and k are turned where they lie; with them they stay, for the backward
-        turned_q, turned_k = e.qk_norm_rope(q, k, *self._turn(positions))
+        turned_q, turned_k = self._turned(e, q, k, positions)
         if self.q_norm is None:
             q, k = turned_q, turned_k
         o, lse = attended or e.attention(turned_q, turned_k, v, self.heads)
@@ -106,19 +130,17 @@ class Attention(Part):
         dgate = None
         if gate is not None:
             do, dgate = e.gated_backward(do, o, gate, "sigmoid")
-        how = self._turn(positions)
         if turned is None:
-            turned = e.qk_norm_rope(q, k, *how) if self.q_norm is not None else (q, k)
+            turned = self._turned(e, q, k, positions) if self.q_norm is not None else (q, k)
         dq, dk, dv = e.attention_backward(do, *turned, v, o, lse, self.heads)
         del do, o, v, turned, gate
-        into = (None, None) if self.q_norm is None else (self.q_norm.gradient, self.k_norm.gradient)
-        dq, dk = e.qk_norm_rope_backward(dq, dk, q, k, *how, into)
+        dq, dk = self._turned_backward(e, dq, dk, q, k, positions)
         del q, k
+        if self.heat is not None:
+            dq = e.scale(dq, e.gather(self.heat, positions))
         if dgate is not None:
             dq = e.join_heads(dq, dgate, self.heads.n_heads)
-        return e.norm_linear_backward(
-            (dq, dk, dv), x, self.norm.gain, self.eps, self.reads, dout, need_dx, below, self.norm.gradient
-        )
+        return self.read_backward(e, (dq, dk, dv), x, dout, below, need_dx)
 
     def state(self, e, slots: int, context: int) -> tuple:
         """For decoding: caches of keys and values."""

@@ -82,7 +82,7 @@ class DeltaNet(Part):
 
     def forward(self, e, x, positions, attended=None):
         """x: [T, d] -> (x + the net's result, what the backward needs)."""
-        qkv, gate, beta, alpha = e.norm_linear(x, self.norm.gain, self.eps, self.reads)
+        qkv, gate, beta, alpha = self.read(e, x)
         y, kept = e.delta(e.convolve(qkv, self.convolution, True), beta, alpha, self._weights, self.heads)
         (out,) = e.linear(e.gated(y, gate, "silu"), self.writes)
         return self.add(e, x, out), (x, qkv, gate, beta, alpha, y, kept, self.kept(out))
@@ -106,17 +106,7 @@ class DeltaNet(Part):
         del dy, inner, beta, alpha, kept
         dqkv = e.convolve_backward(dinner, qkv, self.convolution, True, self.convolution_gradient)
         del dinner, qkv
-        return e.norm_linear_backward(
-            (dqkv, dgate, dbeta, dalpha),
-            x,
-            self.norm.gain,
-            self.eps,
-            self.reads,
-            dout,
-            need_dx,
-            below,
-            self.norm.gradient,
-        )
+        return self.read_backward(e, (dqkv, dgate, dbeta, dalpha), x, dout, below, need_dx)
 
     def state(self, e, slots: int, context: int) -> tuple:
         """For decoding: the last inputs of the convolution, and what the heads remember."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from anytune.engine.composed import Composed
 from anytune.likelihood.windows import Forward, log_sums
-from anytune.model.stack import layer_backward, layer_forward
+from anytune.model.stack import finish, finish_backward, layer_backward, layer_forward
 from anytune.quantization.imatrix import Importance
 from anytune.quantization.search import tables
 from anytune.quantization.search.rounding import Rounding
@@ -120,8 +120,8 @@ def _drawn(
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """(what the head sees [T, d], logits' lse [T], for each draw the gradient of the drawn labels' summed loss by
     the last layer's output [T, d])."""
-    e, w, eps = forward.engine, forward.model.weights, forward.model.config.eps
-    h = e.rms_norm(top, w.output_norm, eps)
+    e, w = forward.engine, forward.model.weights
+    h = finish(e, w, top)
     labels, sums = np.empty((draws, len(h)), np.int32), np.empty(len(h))
     for lo, logits in forward.logits(h, np.arange(len(h))):
         sums[lo : lo + len(logits)] = log_sums(logits)
@@ -129,11 +129,7 @@ def _drawn(
     # one label's gradient is (mean row of the head) - (its own row): the first is common to all draws
     rows = [e.host(e.embed(e.integers(row), forward.head.weights[0], 1.0)) for row in labels]
     common = e.host(e.cross_entropy(h, forward.head, e.integers(labels[0]), 1.0, True)[1]) + rows[0]
-    return (
-        e.host(h),
-        sums,
-        [e.host(e.rms_norm_backward(e.vector(common - row), top, w.output_norm, eps)) for row in rows],
-    )
+    return (e.host(h), sums, [e.host(finish_backward(e, w, e.vector(common - row), top)) for row in rows])
 
 
 def sample(logits: np.ndarray, sums: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -102,6 +102,12 @@ def hide(s, begin, keys, rows, first, WINDOW: tl.constexpr):
     return tl.where((key <= rows[:, None]) & (key >= start[:, None]), s, float("-inf"))
 
 
+@triton.jit
+def saturated(x):
+    """tanh of x, by exp: large numbers give 1 and -1."""
+    return 1 - 2 / (tl.exp2(x * (2 * LOG2E)) + 1)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def forward(
     q,
@@ -121,6 +127,7 @@ def forward(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     UNIT: tl.constexpr,
     STACK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -147,6 +154,8 @@ def forward(
     for begin in tl.range(begins, last + 1, KEYS):
         key = tile(k, begin, head // GROUP, keys, columns, k_row, tokens, SIZE, PAD, DESCRIBED)
         s = tl.dot(query, key.T, input_precision=PRECISION)
+        if CAP:  # of the scaled score, which is in units of log2
+            s = saturated(s * (scale / (CAP * LOG2E))) * (CAP * LOG2E / scale)
         if (begin < whole) | (begin + KEYS > low + 1):
             s = hide(s, begin, keys, rows, first, WINDOW)
         peak = tl.maximum(top, tl.max(s, 1) * scale)
@@ -258,6 +267,7 @@ def attention(q, k, v, first, end, starts, heads: Heads, out, tf32=False, config
         SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
+        CAP=heads.cap,
         UNIT=layout.unit,
         STACK=together,
         ROWS=config.rows,

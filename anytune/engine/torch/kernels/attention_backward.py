@@ -15,7 +15,7 @@ import triton.language as tl
 from anytune.engine.base import Heads
 
 from .. import attention as plain
-from .attention import FILL, LOG2E, WIDEST, Config, Layout, edge, hide, padded, per_head, places, stack, tile
+from .attention import FILL, LOG2E, WIDEST, Config, Layout, edge, hide, padded, per_head, places, saturated, stack, tile
 
 # (padded head size, kind as for the forward) -> configs of the launch for queries, of that for keys, and of both in one
 # for a short stream. In the last two `rows` are the queries walked over.
@@ -71,6 +71,7 @@ def walk_keys(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     STACK: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -98,11 +99,16 @@ def walk_keys(
     for begin in tl.range(begins, last + 1, KEYS):
         key = tile(k, begin, head // GROUP, keys, columns, k_row, tokens, SIZE, PAD, DESCRIBED)
         s = tl.dot(query, key.T, input_precision=PRECISION)
+        if CAP:
+            bend = saturated(s * (scale / CAP))
+            s = bend * (CAP / scale)
         if (begin < whole) | (begin + KEYS > low + 1):
             s = hide(s, begin, keys, rows, first, WINDOW)
         p = tl.exp2(s * (scale * LOG2E) - sum2[:, None])
         value = tile(v, begin, head // GROUP, keys, columns, v_row, tokens, SIZE, PAD, DESCRIBED)
         ds = p * (tl.dot(given, value.T, input_precision=PRECISION) - inner[:, None])
+        if CAP:
+            ds = ds * (1 - bend * bend)
         grad = tl.dot(ds.to(key.dtype), key, grad, input_precision=PRECISION)
     tl.store(
         places(dq, low, head, local, columns, dq_row, SIZE, STACK), (grad * scale).to(dq.dtype.element_ty), mask=exists
@@ -137,6 +143,7 @@ def walk_queries(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -167,6 +174,9 @@ def walk_queries(
             inner = tl.sum(product, 1)
         sum2 = per_query(lse, which, begin, rows, lse_row, tokens, DESCRIBED) * LOG2E
         s = tl.dot(key, query.T, input_precision=PRECISION)
+        if CAP:
+            bend = saturated(s * (scale / CAP))
+            s = bend * (CAP / scale)
         if (begin < low + KEYS - 1) | (begin + ROWS > whole):
             stop = tl.load(end + tl.minimum(keys, last))
             if WINDOW:
@@ -181,6 +191,8 @@ def walk_queries(
             if KEPT:
                 inner = per_query(d, which, begin, rows, lse_row, tokens, DESCRIBED)
             ds = p * (dp - inner[None, :])
+            if CAP:
+                ds = ds * (1 - bend * bend)
             dkey = tl.dot(ds.to(query.dtype), query, dkey, input_precision=PRECISION)
     exists = edge(local, columns, tokens - low, SIZE, PAD)
     if DK:
@@ -215,6 +227,7 @@ def for_queries(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     UNIT: tl.constexpr,
     STACK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -249,6 +262,7 @@ def for_queries(
         SIZE,
         PAD,
         WINDOW,
+        CAP,
         STACK,
         ROWS,
         KEYS,
@@ -282,6 +296,7 @@ def for_keys(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -318,6 +333,7 @@ def for_keys(
         SIZE,
         PAD,
         WINDOW,
+        CAP,
         ROWS,
         KEYS,
         PRECISION,
@@ -362,6 +378,7 @@ def for_both(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     UNIT: tl.constexpr,
     STACK: tl.constexpr,
     HEADS: tl.constexpr,
@@ -402,6 +419,7 @@ def for_both(
             SIZE,
             PAD,
             WINDOW,
+            CAP,
             ROWS,
             KEYS,
             PRECISION,
@@ -438,6 +456,7 @@ def for_both(
             SIZE,
             PAD,
             WINDOW,
+            CAP,
             STACK,
             KEYS,
             KEYS,
@@ -478,6 +497,7 @@ def attention_backward(
         SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
+        CAP=heads.cap,
         UNIT=layout.unit,
         PRECISION=layout.precision,
         DESCRIBED=layout.described,

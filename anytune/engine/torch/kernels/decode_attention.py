@@ -14,7 +14,7 @@ import triton.language as tl
 
 from anytune.engine.base import Heads
 
-from .attention import LOG2E, padded
+from .attention import LOG2E, padded, saturated
 from .overlap import overlap, settle
 
 STEP = 8192  # elements of a step of keys; a quarter of it in float32
@@ -51,6 +51,7 @@ def attend_part(
     SIZE: tl.constexpr,
     PAD: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -84,6 +85,8 @@ def attend_part(
         place = (begin + steps).to(tl.int64)[:, None]
         key = tl.load(keys + place * key_row + columns[None, :], mask=there, other=0.0).to(query.dtype)
         s = tl.dot(query, key.T, input_precision="ieee") * scale
+        if CAP:
+            s = saturated(s * (1 / (CAP * LOG2E))) * (CAP * LOG2E)
         s = tl.where((begin + steps < high)[None, :], s, float("-inf"))
         peak = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - peak[:, None])
@@ -170,6 +173,7 @@ def attend_cache(q, keys, values, slot_of_row, length_of_row, heads: Heads, out)
         SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
+        CAP=heads.cap,
         UNIT=unit,
         ROWS=max(16, triton.next_power_of_2(heads.group)),
         KEYS=step,

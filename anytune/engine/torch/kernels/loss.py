@@ -5,8 +5,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .attention import saturated
+
 WIDTH = 4096  # columns that lie side by side over the threads
 DEPTH = 4  # such runs at once: loads in flight, and one rescaling for all of them
+
+
+@triton.jit
+def capped(x, CAP: tl.constexpr):
+    """CAP * tanh(x / CAP), or x without a cap."""
+    if CAP:
+        x = CAP * saturated(x / CAP)
+    return x
 
 
 @triton.jit
@@ -17,6 +27,7 @@ def _loss(
     losses,
     columns,
     row_stride,
+    CAP: tl.constexpr,
     GRADIENT: tl.constexpr,
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -28,11 +39,13 @@ def _loss(
     tile = tl.arange(0, DEPTH)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     if target >= 0:
         # read before the sums, whose barriers keep it before the gradient's writes
-        picked = tl.load(base + target).to(tl.float32)
+        picked = capped(tl.load(base + target).to(tl.float32), CAP)
         top = tl.full([WIDTH], -3.0e38, tl.float32)  # not -inf: a lane without columns must not make inf - inf
         total = tl.zeros([WIDTH], tl.float32)
         for start in range(0, columns, DEPTH * WIDTH):
             x = tl.load(base + start + tile, mask=start + tile < columns, other=float("-inf")).to(tl.float32)
+            if CAP:
+                x = tl.where(start + tile < columns, capped(x, CAP), float("-inf"))
             new = tl.maximum(top, tl.max(x, 0))
             total = total * tl.exp(top - new) + tl.sum(tl.exp(x - new[None, :]), 0)
             top = new
@@ -44,7 +57,10 @@ def _loss(
             for start in range(0, columns, DEPTH * WIDTH):
                 mask = start + tile < columns
                 x = tl.load(base + start + tile, mask=mask, other=float("-inf")).to(tl.float32)
+                x = capped(x, CAP)
                 p = tl.exp(x - log_sum) - tl.where(start + tile == target, 1.0, 0.0)
+                if CAP:
+                    p = p * (1 - (x / CAP) * (x / CAP))
                 tl.store(base + start + tile, (factor * p).to(logits.dtype.element_ty), mask=mask)
     else:
         tl.store(losses + row, 0.0)
@@ -54,7 +70,7 @@ def _loss(
                 tl.store(base + start + tile, zero, mask=start + tile < columns)
 
 
-def loss_rows(logits, targets, scale, losses, gradient):
+def loss_rows(logits, targets, scale, losses, gradient, cap=0.0):
     """See plain.loss_rows."""
     rows, columns = logits.shape
     _loss[(rows,)](
@@ -64,6 +80,7 @@ def loss_rows(logits, targets, scale, losses, gradient):
         losses,
         columns,
         logits.stride(0),
+        CAP=float(cap),
         GRADIENT=bool(gradient),
         DEPTH=DEPTH,
         WIDTH=WIDTH,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from ..kernel import Kernel, reads, total, writes
+from ..kernel import CAPPED, Kernel, reads, total, writes
 
 COLS = 32
 DEPTH = 16
@@ -141,8 +141,13 @@ def _start(plan: Plan) -> str:
   let ty = lane / {plan.lanes}u;"""
 
 
+def _score(s: str, capped: bool) -> str:
+    """A product as a score."""
+    return f"capped({s} * p.scale, p.cap)" if capped else f"{s} * p.scale"
+
+
 @functools.cache
-def attention(size: int) -> Kernel:
+def attention(size: int, capped: bool = False) -> Kernel:
     """out and log-sum-exp of a tile of queries; carry: go on from what is there already, of earlier keys."""
     plan = Plan(size)
     row_at = "(t - p.q0) * p.qs + group.y * p.size"
@@ -172,7 +177,7 @@ def attention(size: int) -> Kernel:
         for j in range(plan.cols):
             masks.append(
                 f"    let on{i}_{j} = seen(r0 + ty * 4u + {i}u, c_at + tx + {j * plan.lanes}u);\n"
-                f"    s{i}_{j} = select({NEVER}, s{i}_{j} * p.scale, on{i}_{j});"
+                f"    s{i}_{j} = select({NEVER}, {_score(f's{i}_{j}', capped)}, on{i}_{j});"
             )
             parts.append(f"s{i}_{j}")
         most = parts[0] if len(parts) == 1 else f"max({', '.join(parts)})"
@@ -243,13 +248,13 @@ def attention(size: int) -> Kernel:
 {"".join(ends)}
 """
     return Kernel(
-        f"attention, heads up to {plan.dims * plan.lanes}",
+        f"attention, heads up to {plan.dims * plan.lanes}" + ", capped" * capped,
         (*reads("q", "k", "v"), *reads("bounds", of="u32"), *writes("out", "lse")),
-        (*_NUMBERS, "qs", "ks", "vs", "os", "carry"),
+        (*_NUMBERS, "qs", "ks", "vs", "os", "carry", *(["cap:f32"] if capped else [])),
         body,
         (256, 1),
         plan.shared,
-        _SEEN,
+        _SEEN + CAPPED * capped,
     )
 
 
@@ -275,7 +280,7 @@ def inner() -> Kernel:
 
 
 @functools.cache
-def attention_backward(size: int, wanted: str) -> Kernel:
+def attention_backward(size: int, wanted: str, capped: bool = False) -> Kernel:
     """dq, dk or dv of a tile of rows, from the saved log-sum-exp and delta.  grid: (tiles, heads of dx, slices of the
     sum).
 
@@ -297,10 +302,12 @@ def attention_backward(size: int, wanted: str) -> Kernel:
             t, key = f"r0 + ty * 4u + {i}u", f"c_at + tx + {j * plan.lanes}u"
             t, key = (t, key) if by_query else (key, t)
             ds = "" if wanted == "dv" else f" * (g{i}_{j} - delta[at + t]) * p.scale"
+            ds += " * slope(s, p.cap)" if capped and ds else ""
             lines.append(f"""    {{
       let t = {t};
       var w = 0.0;
-      if (seen(t, {key})) {{ w = exp(s{i}_{j} * p.scale - lse[at + t]){ds}; }}
+      let s = {_score(f"s{i}_{j}", capped)};
+      if (seen(t, {key})) {{ w = exp(s - lse[at + t]){ds}; }}
       tile[(ty * 4u + {i}u) * {COLS + 1}u + tx + {j * plan.lanes}u] = w;
     }}""")
     source = {"dq": kv[0], "dk": q[0], "dv": q[1]}[wanted].format("c_at + r")
@@ -363,11 +370,24 @@ fn store(row: u32, d: u32, head: u32, z: u32, value: f32) {{
 }}"""
     sources = {"dv": ("q", "k", "dout", "lse")}.get(wanted, ("q", "k", "v", "dout", "lse", "delta"))
     return Kernel(
-        f"attention_backward, {wanted}, heads up to {plan.dims * plan.lanes}",
+        f"attention_backward, {wanted}, heads up to {plan.dims * plan.lanes}" + ", capped" * capped,
         (*reads(*sources), *reads("bounds", of="u32"), *writes("dx")),
-        (*_NUMBERS, "qs", "ks", "vs", "ds", "os", "adds", "tokens_end", "slices", "apart", "zs"),
+        (
+            *_NUMBERS,
+            "qs",
+            "ks",
+            "vs",
+            "ds",
+            "os",
+            "adds",
+            "tokens_end",
+            "slices",
+            "apart",
+            "zs",
+            *(["cap:f32"] if capped else []),
+        ),
         body,
         (256, 1),
         plan.shared,
-        _SEEN + store,
+        _SEEN + store + CAPPED * capped,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from ..kernel import Kernel, reads, total, writes
+from ..kernel import CAPPED, Kernel, reads, total, writes
 
 LANES = 64
 
@@ -27,7 +27,7 @@ def store() -> Kernel:
 
 
 @functools.cache
-def attend(size: int, part: bool = False) -> Kernel:
+def attend(size: int, part: bool = False, capped: bool = False) -> Kernel:
     """out of one new token and head: an invocation scores a key of each run of LANES, then sums dimensions of the
     values.  grid: (heads, tokens, runs of `span` keys).
 
@@ -58,10 +58,12 @@ def attend(size: int, part: bool = False) -> Kernel:
     ends = "\n".join(
         f"  if (lane + {d * LANES}u < p.size) {{ out[to + lane + {d * LANES}u] = o{d}{share}; }}" for d in range(dims)
     )
+    if capped:
+        score += "\n      score = capped(score, p.cap);"
     if part:
         ends += "\n  if (lane == 0u) {\n    out[to + p.size] = top;\n    out[to + p.size + 1u] = all;\n  }"
     return Kernel(
-        f"attend_cache, heads of {size}{', part' * part}",
+        f"attend_cache, heads of {size}{', part' * part}{', capped' * capped}",
         (
             *reads("q"),
             *reads("keys", of="vec4<f32>" if four else "f32"),
@@ -85,6 +87,7 @@ def attend(size: int, part: bool = False) -> Kernel:
             "base",
             "span",
             *(["parts"] if part else []),
+            *(["cap:f32"] if capped else []),
         ),
         f"""
   let t = group.y;
@@ -128,7 +131,7 @@ def attend(size: int, part: bool = False) -> Kernel:
         f"var<workgroup> weights: array<f32, {LANES}>;\n"
         f"var<workgroup> query: array<{f'vec4<f32>, {size // 4}' if four else f'f32, {size}'}>;\n"
         "var<workgroup> place: vec2<u32>;",
-        total(size=LANES) + total("max", LANES, "tops"),
+        total(size=LANES) + total("max", LANES, "tops") + CAPPED * capped,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 
-from ..kernel import Kernel, reads, total, writes
+from ..kernel import CAPPED, Kernel, reads, total, writes
 
 PIECE = 8192  # elements whose squares one workgroup sums
 SUMS = "var<workgroup> sums: array<f32, 256>;"
@@ -17,40 +17,43 @@ FINITE = "fn finite(x: f32) -> bool { return (bitcast<u32>(x) & 0x7f800000u) != 
 
 
 @functools.cache
-def loss_rows(gradient: bool) -> Kernel:
-    """A row of logits -> its loss in nats, and in place scale * (softmax - target). Target -1: no loss, no gradient."""
+def loss_rows(gradient: bool, capped: bool = False) -> Kernel:
+    """A row of logits -> its loss in nats, and in place scale * (softmax - target). Target -1: no loss, no gradient.
+    capped: the logits are cap * tanh(y / cap)."""
+    y, slope = ("capped(y[{}], p.cap)", " * slope(z, p.cap)") if capped else ("y[{}]", "")
     back = (
-        """
+        f"""
   let factor = select(scale[p.scale0], 0.0, target_ < 0);
-  for (var i = lane; i < p.n; i += 256u) {
+  for (var i = lane; i < p.n; i += 256u) {{
     let hit = select(0.0, 1.0, i32(i) == target_);
-    y[at + i] = select(factor * (exp(y[at + i] - top) / all - hit), 0.0, target_ < 0);
-  }"""
+    let z = {y.format("at + i")};
+    y[at + i] = select(factor * (exp(z - top) / all - hit){slope}, 0.0, target_ < 0);
+  }}"""
         if gradient
         else ""
     )
     return Kernel(
-        "loss_rows" + ", gradient" * gradient,
+        "loss_rows" + ", gradient" * gradient + ", capped" * capped,
         (*writes("y"), *reads("targets", of="i32"), *(reads("scale") if gradient else ()), *writes("losses")),
-        ("n", "ys", "row0", "loss0", *(["scale0"] if gradient else [])),
+        ("n", "ys", "row0", "loss0", *(["scale0"] if gradient else []), *(["cap:f32"] if capped else [])),
         f"""
   let at = group.x * p.ys;
   let target_ = targets[p.row0 + group.x];
   var most = -3.0e38;
-  for (var i = lane; i < p.n; i += 256u) {{ most = max(most, y[at + i]); }}
+  for (var i = lane; i < p.n; i += 256u) {{ most = max(most, {y.format("at + i")}); }}
   let top = total_tops(most, lane);
   var sum = 0.0;
-  for (var i = lane; i < p.n; i += 256u) {{ sum += exp(y[at + i] - top); }}
+  for (var i = lane; i < p.n; i += 256u) {{ sum += exp({y.format("at + i")} - top); }}
   let all = total_sums(sum, lane);
   if (lane == 0u) {{
     // a NaN among the logits must show, and max() may drop it: the sum does not
-    losses[p.loss0 + group.x] = select(log(all) + top - y[at + u32(max(target_, 0))], 0.0, target_ < 0);
+    losses[p.loss0 + group.x] = select(log(all) + top - {y.format("at + u32(max(target_, 0))")}, 0.0, target_ < 0);
   }}
   storageBarrier();
   workgroupBarrier();{back}
 """,
         shared=SUMS + "\nvar<workgroup> tops: array<f32, 256>;",
-        functions=total() + total("max", name="tops"),
+        functions=total() + total("max", name="tops") + CAPPED * capped,
     )
 
 

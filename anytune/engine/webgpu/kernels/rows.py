@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 
-from ..kernel import Kernel, reads, total, writes
+from ..kernel import CAPPED, Kernel, reads, total, writes
 
 SUMS = "var<workgroup> sums: array<f32, 256>;"
 HEADS = 64  # invocations for a head of a row
@@ -258,6 +258,33 @@ def glu_backward_over(activation: str) -> Kernel:
   gate[t * p.gs + i] = d * up[t * p.us + i] * slope(g);
   up[t * p.us + i] = d * activate(g);""",
         functions=ACTIVATIONS[activation],
+    )
+
+
+@functools.cache
+def cap() -> Kernel:
+    """y = cap * tanh(y / cap), in place."""
+    return Kernel(
+        "cap",
+        writes("y"),
+        ("n", "ys", "cap:f32"),
+        _EACH
+        + """
+  y[t * p.ys + i] = capped(y[t * p.ys + i], p.cap);""",
+        functions=CAPPED,
+    )
+
+
+@functools.cache
+def scale(each: bool) -> Kernel:
+    """y = x * f; each: of the row, else one number."""
+    return Kernel(
+        "scale" + " rows" * each,
+        (*reads("x", *(["f"] if each else [])), *writes("y")),
+        ("n", "xs", "ys", "fs" if each else "f:f32"),
+        _EACH
+        + f"""
+  y[t * p.ys + i] = x[t * p.xs + i] * {"f[t * p.fs]" if each else "p.f"};""",
     )
 
 

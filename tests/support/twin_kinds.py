@@ -1,0 +1,161 @@
+"""What transformers calls and sets differently for each architecture: the table of twin.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LAYER_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+GEMMA_NAMES = LAYER_NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+OLMO2_NAMES = LAYER_NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+PHI3_NAMES = LAYER_NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+QWEN35_NAMES = LAYER_NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """name: of the class of the model, without ForCausalLM; config: of its configuration's; permuted: whether rows of
+    queries and keys are llama's; settings: (metadata by key, those of all architectures, tensors) -> its own."""
+
+    name: str
+    config: str = ""
+    names: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
+    permuted: bool = False
+    settings: Callable[[Callable, dict, dict], dict[str, Any]] = lambda get, common, weights: {}
+
+
+def qwen35(get: Callable, common: dict, weights: dict) -> dict:
+    period, layers = get("full_attention_interval"), get("block_count")
+    return dict(
+        layer_types=["linear_attention" if (i + 1) % period else "full_attention" for i in range(layers)],
+        linear_conv_kernel_dim=get("ssm.conv_kernel"),
+        linear_key_head_dim=get("ssm.state_size"),
+        linear_value_head_dim=get("ssm.state_size"),
+        linear_num_key_heads=get("ssm.group_count"),
+        linear_num_value_heads=get("ssm.time_step_rank"),
+        rope_parameters=common["rope_parameters"]
+        | {
+            "partial_rotary_factor": get("rope.dimension_count") / common["head_dim"],
+            "mrope_section": get("rope.dimension_sections")[:3],
+        },
+    )
+
+
+def gemma3(get: Callable, common: dict, weights: dict) -> dict:
+    return dict(
+        query_pre_attn_scalar=common["head_dim"],
+        sliding_window=get("attention.sliding_window"),
+        rope_parameters={
+            "full_attention": common["rope_parameters"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    )
+
+
+def granite(get: Callable, common: dict, weights: dict) -> dict:
+    return dict(
+        embedding_multiplier=get("embedding_scale"),
+        residual_multiplier=get("residual_scale"),
+        attention_multiplier=get("attention.scale"),
+        logits_scaling=get("logit_scale"),
+    )
+
+
+def mistral3(get: Callable, common: dict, weights: dict) -> dict:
+    return dict(
+        rope_parameters=common["rope_parameters"]
+        | dict(
+            mscale=1.0,
+            mscale_all_dim=get("rope.scaling.yarn_log_multiplier"),
+            llama_4_scaling_beta=get("attention.temperature_scale"),
+        )
+    )
+
+
+def olmo3(get: Callable, common: dict, weights: dict) -> dict:
+    rope = common["rope_parameters"]
+    return dict(
+        sliding_window=get("attention.sliding_window"),
+        layer_types=[
+            "sliding_attention" if windowed else "full_attention"
+            for windowed in get("attention.sliding_window_pattern")
+        ],
+        rope_parameters={
+            "full_attention": rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": rope["rope_theta"]},
+        },
+    )
+
+
+def phi3(get: Callable, common: dict, weights: dict) -> dict:
+    rope = common["rope_parameters"] | {"partial_rotary_factor": get("rope.dimension_count") / common["head_dim"]}
+    original = get("rope.scaling.original_context_length")
+    if "rope_factors_long.weight" in weights:
+        rope |= dict(
+            rope_type="longrope",
+            short_factor=weights["rope_factors_short.weight"].tolist(),
+            long_factor=weights["rope_factors_long.weight"].tolist(),
+            attention_factor=get("rope.scaling.attn_factor"),
+            original_max_position_embeddings=original,
+        )
+    return dict(rope_parameters=rope, original_max_position_embeddings=original)
+
+
+def gemma2(get: Callable, common: dict, weights: dict) -> dict:
+    return dict(
+        query_pre_attn_scalar=common["head_dim"],
+        sliding_window=get("attention.sliding_window"),
+        attn_logit_softcapping=get("attn_logit_softcapping"),
+        final_logit_softcapping=get("final_logit_softcapping"),
+    )
+
+
+KINDS = {
+    "gemma2": Kind("Gemma2", names=GEMMA_NAMES, settings=gemma2),
+    "llama": Kind("Llama", permuted=True),
+    "qwen2": Kind("Qwen2"),
+    "qwen3": Kind("Qwen3"),
+    "gemma3": Kind("Gemma3", "Gemma3TextConfig", GEMMA_NAMES, settings=gemma3),
+    "qwen35": Kind("Qwen3_5", "Qwen3_5TextConfig", QWEN35_NAMES, settings=qwen35),
+    "smollm3": Kind("SmolLM3", permuted=True),
+    "granite": Kind("Granite", permuted=True, settings=granite),
+    "olmo2": Kind("Olmo2", names=OLMO2_NAMES),
+    "olmo2 with windows": Kind("Olmo3", names=OLMO2_NAMES, settings=olmo3),
+    "phi3": Kind("Phi3", names=PHI3_NAMES, settings=phi3),
+    "mistral3": Kind("Ministral3", permuted=True, settings=mistral3),
+}
+
+
+def kind_of(values: Mapping[str, Any]) -> Kind:
+    """The row of a file with these metadata."""
+    arch = values["general.architecture"]
+    return KINDS.get(f"{arch} with windows" if f"{arch}.attention.sliding_window" in values else arch) or KINDS[arch]
