@@ -109,6 +109,11 @@ def qk_norm_rope_store(
 
 def logits(e, h: Tensor, head: Group) -> Tensor:
     """h: [n, d] -> float32 [n, vocab]."""
+    out = _logits(e, h, head)
+    return out.div_(head.cap).tanh_().mul_(head.cap) if head.cap else out
+
+
+def _logits(e, h: Tensor, head: Group) -> Tensor:
     out = torch.empty((h.shape[0], head.width), dtype=torch.float32, device=e.device)
     if h.shape[0] <= e.decode_rows and head.dense is None and _fused(e, head):
         _gemv(e, h, head, out)
