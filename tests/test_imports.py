@@ -45,7 +45,7 @@ def test_any_module_can_be_imported_first():
 
 
 # what of the folder model is below adapters' files, whose names it knows: tables of architectures and their parts
-TABLES = {"architecture", "architectures", "ffn", "mixers", "naming", "part"}
+TABLES = {"architecture", "architectures", "ffn", "mixers", "naming", "part", "rope"}
 
 
 def graph() -> dict[str, set[str]]:
