@@ -148,7 +148,7 @@ def hardware(found: dict[str, list[dict[str, Any]]]) -> list[str]:
         cards = sorted({r["hardware"] for x in documents for r in x["results"] if r.get("hardware")} - {m.get("cpu")})
         values = (
             f"[{name}](../benchmarks/community/{name}/README.md)",
-            m.get("cpu"),
+            " ".join(filter(None, (m.get("cpu"), m.get("generation")))),
             m.get("cores"),
             m.get("memory_gib"),
             ", ".join(cards) or "–",

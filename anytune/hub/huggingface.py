@@ -196,8 +196,8 @@ def sentences(repo: str, kind: str = "") -> Iterator[None]:
             f"hf:{repo} cannot be reached ({str(error)[:200] or type(error).__name__}); check the network: "
             "what has arrived is kept."
         ) from None
-    except Exception as error:  # of httpx or requests, as the library's version has it
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "urllib3", "hf_xet"):
+    except Exception as error:  # of httpx, httpx2 or requests, as the library's version has it
+        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3", "hf_xet")):
             raise
         raise UserError(
             f"hf:{repo} cannot be reached ({type(error).__name__}); check the network: what has arrived is kept."

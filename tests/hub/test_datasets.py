@@ -129,3 +129,14 @@ def test_which_files_make_a_split(files, split, wanted):
 def test_what_is_not_clear_is_asked_for(files):
     with pytest.raises(UserError, match="hf:o/r has"):
         choose(files, None, "o/r")
+
+
+def test_a_network_that_is_not_there_is_one_sentence():
+    """Whichever HTTP library huggingface_hub has."""
+    need("huggingface_hub")
+    from anytune.hub.huggingface import sentences
+
+    for library in ("httpx", "httpx2", "requests.exceptions"):
+        error = type("ConnectError", (Exception,), {"__module__": library})
+        with pytest.raises(UserError, match="cannot be reached"), sentences("o/r", "datasets/"):
+            raise error("no name")
