@@ -142,7 +142,7 @@ def _trainable(gguf: GGUF) -> dict[str, Any]:
         found = (gguf.tensors.get(name) for name in (places if module != "output" else ["output.weight"]))
         info = next((one for one in found if one is not None), None)
         if info is not None:
-            modules.append({"name": module, "tensor": tensor, "out": info.shape[0], "in": info.shape[1]})
+            modules.append({"name": module, "tensor": tensor, "out": info.shape[-2], "in": info.shape[-1]})
     parameters = sum(RANK * sum(gguf.tensors[name].shape) for name in names)
     return {
         "ok": True,

@@ -94,6 +94,7 @@ def prepare(*models: Model) -> None:
     from anytune.model.decoder import dense_fits
 
     for model in {id(model): model for model in models}.values():
+        model.refuse_experts("anytune adapt")
         size = sum(matrix.nbytes for matrix in model.weights.matrices.values())
         if model.memory is not None and _on_host(model) and process_bytes() + ROOM * size > model.memory:
             model.hold("stream")

@@ -26,7 +26,8 @@ FILE_TYPES = ("F32", "F16", "BF16", "Q8_0")  # what adapters in circulation are 
 class Adapter:
     """W becomes W + scale * b @ a for each base tensor W [out, in] in `tensors`.
 
-    tensors: base tensor name -> (a float32 [rank, in], b float32 [out, rank]), in the base GGUF's row order.
+    tensors: base tensor name -> (a float32 [rank, in], b float32 [out, rank]), in the base GGUF's row order; of a
+    tensor of experts (a [experts, rank, in], b [experts, out, rank]).
     """
 
     tensors: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -190,11 +191,12 @@ class Adapter:
 def without_zeros(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A pair without ranks that are zero in both, of which one stays: llama.cpp scales each by alpha over its own rank,
     so that b takes up the difference."""
-    used = a.any(axis=1) | b.any(axis=0)
+    used = a.any(axis=-1) | b.any(axis=-2)
+    used = used.reshape(-1, used.shape[-1]).any(axis=0)  # of experts, whose ranks are one number in the file
     if used.all():
         return a, b
     used[0] |= not used.any()
-    return a[used], b[:, used] * np.float32(used.sum() / len(used))
+    return a[..., used, :], b[..., used] * np.float32(used.sum() / len(used))
 
 
 def _model_name(name: object) -> str:

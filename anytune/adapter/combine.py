@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from anytune.adapter.adapter import Adapter
+from anytune.adapter.fit import empty_pair
 from anytune.errors import UserError
 
 
@@ -31,9 +32,9 @@ def combine(adapters: Sequence[tuple[Adapter, float]]) -> Adapter:
     for adapter, weight in adapters:
         for name, (a, b) in adapter.tensors.items():
             if name not in tensors:
-                tensors[name] = (np.zeros((rank, a.shape[1]), np.float32), np.zeros((b.shape[0], rank), np.float32))
-            tensors[name][0][at : at + adapter.rank] = a
-            tensors[name][1][:, at : at + adapter.rank] = np.float32(weight * adapter.scale) * b
+                tensors[name] = empty_pair(rank, a, b)
+            tensors[name][0][..., at : at + adapter.rank, :] = a
+            tensors[name][1][..., at : at + adapter.rank] = np.float32(weight * adapter.scale) * b
         at += adapter.rank
     return replace(
         adapters[0][0],

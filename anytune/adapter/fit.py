@@ -16,11 +16,11 @@ def check_shapes(where: str, shapes: dict[str, tuple[tuple[int, ...], tuple[int,
     """The rank of each tensor's (a, b) shapes. UserError if they are no pairs, or if there are none."""
     ranks = {}
     for name, (a, b) in shapes.items():
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+        if len(a) not in (2, 3) or a[:-2] != b[:-2] or len(b) != len(a) or a[-2] != b[-1]:
             raise UserError(
                 f"{where}: the adapter of {name} has the shapes {a} and {b}, and needs (rank, in) and (out, rank)."
             )
-        ranks[name] = a[0]
+        ranks[name] = a[-2]
     if not ranks:
         raise UserError(f"{where} has no tensors: there is nothing to use.")
     return ranks
@@ -36,21 +36,27 @@ def level(where: str, tensors: Pairs, scales: Mapping[str, float]) -> tuple[Pair
     The others are filled up with zeros, which training leaves as they are, and what their scale differs by goes into b.
     scales: {name: what b @ a is multiplied with}. UserError if that would make far more of them than there is.
     """
-    rank = max(a.shape[0] for a, _ in tensors.values())
-    if (many := sum(rank * (a.shape[1] + b.shape[0]) for a, b in tensors.values())) > SPREAD * sum(
+    rank = max(a.shape[-2] for a, _ in tensors.values())
+    if (many := sum(rank * (a.size + b.size) // max(a.shape[-2], 1) for a, b in tensors.values())) > SPREAD * sum(
         a.size + b.size for a, b in tensors.values()
     ):
         raise UserError(
             f"{where}: the ranks of this adapter differ by too much ({many:,} numbers at the highest, {rank})."
         )
-    scale = next(scales[name] for name, (a, _) in tensors.items() if a.shape[0] == rank)
+    scale = next(scales[name] for name, (a, _) in tensors.items() if a.shape[-2] == rank)
     made = {}
     for name, (a, b) in tensors.items():
-        wide, tall = np.zeros((rank, a.shape[1]), np.float32), np.zeros((b.shape[0], rank), np.float32)
-        wide[: a.shape[0]] = a
-        tall[:, : b.shape[1]] = b if scales[name] == scale else np.float32(scales[name] / scale) * b
+        wide, tall = empty_pair(rank, a, b)
+        wide[..., : a.shape[-2], :] = a
+        tall[..., : b.shape[-1]] = b if scales[name] == scale else np.float32(scales[name] / scale) * b
         made[name] = wide, tall
     return made, rank, scale * rank
+
+
+def empty_pair(rank: int, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Zeros of this rank beside the same matrix as the pair."""
+    shapes = (*a.shape[:-2], rank, a.shape[-1]), (*b.shape[:-1], rank)
+    return np.zeros(shapes[0], np.float32), np.zeros(shapes[1], np.float32)
 
 
 def check_fit(
@@ -69,8 +75,9 @@ def check_fit(
                 f"{where} changes {name}, which {base.path} does not have; use the model that it was trained on."
             )
         weight = base.tensors[name].shape
-        if len(weight) != 2 or (b[0], a[1]) != weight:
+        made = (*a[:-2], b[-2], a[-1])
+        if made != tuple(weight):
             raise UserError(
-                f"{where}: the adapter of {name} is for a weight of shape {(b[0], a[1])}, "
+                f"{where}: the adapter of {name} is for a weight of shape {made}, "
                 f"and {base.path} has {weight}; use the model that it was trained on."
             )

@@ -64,6 +64,21 @@ class DeltaHeads:
 
 
 @dataclass(frozen=True)
+class Router:
+    """How tokens choose experts: `used` of `experts`, ties going to the lower number.
+
+    kind: of the scores' weights: "softmax" over all, "sigmoid", or "chosen", a softmax over those of the chosen;
+    normalized: whether those of the chosen are made to add up to 1; scale: what all are multiplied with.
+    """
+
+    experts: int
+    used: int
+    kind: str = "softmax"
+    normalized: bool = True
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Stream:
     """One micro-batch: T tokens of n packed examples, of which M carry loss. Host arrays, or an engine's own.
 
@@ -96,7 +111,7 @@ class Engine(Protocol):
     keeps_turned: bool  # queries and keys after rope are kept for the backward, where they could be made again
     keeps_attended: bool  # what attention gave is kept of layers whose forward runs twice
     steps_in_flight: int  # steps of training that may be asked for before the first one's Numbers are looked at
-    offers: frozenset[str]  # operations that it has beyond those that every engine must have: "delta"
+    offers: frozenset[str]  # operations that it has beyond those that every engine must have: "delta", "experts"
 
     # -- memory and transfers
     def begin(self, starts, capacity: int, key: tuple[int, int, int]) -> None:
@@ -128,6 +143,9 @@ class Engine(Protocol):
 
     def settle(self) -> None:
         """Make the gradients that backwards have left for later; replay() does so itself."""
+
+    def take_loads(self) -> dict[str, float]:
+        """How evenly routers spread tokens in training since this was last asked (loads.py); {} if none ran."""
 
     # -- sums over tokens
     algebra: Any  # what adds them up and solves with them, in float64; see algebra.py
@@ -301,6 +319,45 @@ class Engine(Protocol):
 
     def state(self, slots: int, size: int) -> Array:
         """float32 room for `size` numbers of each of `slots` sequences. A sequence whose position is 0 begins anew."""
+
+    # -- mixtures of experts. A slot: a token at one of its experts; there are S = used * T, sorted by expert
+    def expert_group(
+        self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+    ):
+        """As group(), of matrices [experts, out, in], biases [experts, out], and pairs a [experts, r, in],
+        b [experts, out, r]."""
+
+    def route(self, scores, bias, router: Router) -> Any:
+        """scores [T, experts] -> a Routing, which knows the slots and their weights, float32. bias [experts], or None:
+        added to the weights for the choice alone. No token is dropped, whatever its expert gets."""
+
+    def route_backward(self, dweights, routing) -> Array:
+        """The gradient by the scores, [T, experts]; dweights as weigh_backward() gives them."""
+
+    def dispatch(self, x, routing) -> Array:
+        """x [T, n] -> each slot's token, [S, n]: the backward of combine()."""
+
+    def combine(self, y, routing, beside: tuple = ()) -> Array:
+        """y [S, n] -> each token's sum over its slots, [T, n]: the backward of dispatch(); plus the arrays [T, n] of
+        `beside`."""
+
+    def weigh(self, x, routing) -> Array:
+        """x [S, n], each row times its slot's weight."""
+
+    def weigh_backward(self, dy, x, routing) -> tuple[Array, Array]:
+        """(dx, the gradient by the weights); dy is given up."""
+
+    def gate_rows(self, x, gate) -> Array:
+        """x [T, n] * sigmoid(gate [T, 1])."""
+
+    def gate_rows_backward(self, dy, x, gate) -> tuple[Array, Array]:
+        """(dx, dgate)."""
+
+    def expert_linear(self, x, group, routing) -> tuple[Array, ...]:
+        """linear() of x [S, in], each slot by its expert's matrices. An expert without a token is not touched."""
+
+    def expert_linear_backward(self, dys: tuple, x, group, routing, need_dx: bool = True) -> Array | None:
+        """As linear_backward()."""
 
     def cross_entropy(self, h, head, targets, scale, gradient: bool) -> tuple[Number, Array | None]:
         """h [M, d], targets int32 [M] -> (sum of losses in nats, scale * its gradient [M, d] or None). With the

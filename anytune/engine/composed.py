@@ -26,6 +26,9 @@ class Composed:
     def join(self, parts):
         return self.joined(parts)
 
+    def take_loads(self) -> dict[str, float]:
+        return {}
+
     def settle(self) -> None:
         """Gradients are added at once."""
 

@@ -8,12 +8,13 @@ the count cannot drift from the model; tests hold it against the NumPy engine's 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .base import DeltaHeads, Heads
 from .composed import Composed
+from .count_experts import ExpertShapes
 from .numpy.attention import plan
 from .numpy.chunk import CHUNK, chunk_floats
 from .numpy.gradients import gradient_pieces
@@ -58,9 +59,14 @@ class Frozen:
     hold: str
     slow: bool = False
     gradient: object = None
+    expert_features: int = 0
+
+    def expert(self, number: int) -> Frozen:
+        part = self.expert_features / self.out_features
+        return replace(self, out_features=self.expert_features, nbytes=int(self.nbytes * part))
 
 
-class RowShapes(Composed):
+class RowShapes(ExpertShapes, Composed):
     """Operations on rows that take one array of their result's shape, or none, on any engine.
     Needs array(rows, columns)."""
 
@@ -167,10 +173,14 @@ class CountEngine(RowShapes):
 
     def weight(self, gguf, name: str, hold: str = "blocks") -> Frozen:
         info = gguf.tensors[name]
-        return Frozen(*info.shape, info.type.block_size, info.nbytes, "stream" if hold == "lookup" else hold)
+        hold = "stream" if hold == "lookup" else hold
+        return Frozen(
+            info.rows, info.shape[-1], info.type.block_size, info.nbytes, hold, expert_features=info.shape[-2]
+        )
 
     def trained(self, values, gradient) -> Frozen:
-        return Frozen(*values.shape, 1, 0, "float32", gradient=gradient)
+        rows = values.size // values.shape[-1]
+        return Frozen(rows, values.shape[-1], 1, 0, "float32", gradient=gradient, expert_features=values.shape[-2])
 
     def constant(self, gguf, name: str) -> np.ndarray:
         return np.ones(gguf.tensors[name].shape, np.float32)
@@ -197,6 +207,26 @@ class CountEngine(RowShapes):
         )
 
     # ---- operations
+    def _slots(self, routing, columns: int, row_padding: int | None = None) -> Shape:
+        stride = columns + (self.row_padding if row_padding is None else row_padding)
+        made = self.flat(max(routing.slots, self.capacity * routing.router.used) * stride)
+        made.shape = (routing.slots, columns)
+        return made
+
+    def _expert_products(self, group, back: bool, need_dx: bool) -> None:
+        one, rank = group.of(0), group.rank
+        for index, low, high in () if back else forward_pieces(one, self.sizes):
+            weight = one.weights[index]
+            self.scratch("tile", (high - low) * (group.in_features + rank))
+            if weight.hold == "stream":
+                self.raw("tile", self.threads * (high - low) * (weight.nbytes // weight.out_features))
+        for low, high in backward_pieces(one, self.sizes) if need_dx else ():
+            self.scratch("wide", (high - low) * (one.width + rank))
+        if need_dx:
+            self.raw("expert", self.threads * sum(w.nbytes for w in one.weights if w.hold == "stream"))
+        if back:
+            self._gradients(one)
+
     def qk_norm_rope(self, q, k, gains, eps, table, positions, heads, neox):
         return (q, k) if gains is None else (self.array(*q.shape), self.array(*k.shape))
 
@@ -240,17 +270,21 @@ class CountEngine(RowShapes):
         for weight in group.weights:
             if weight.gradient is not None:
                 self.flops += 2.0 * tokens * group.in_features * weight.out_features
+        self._gradients(group)
+        if group.dropout and rank:
+            self.raw("mask", 9 * tokens * group.in_features)
+        return dx
+
+    def _gradients(self, group) -> None:
+        """The scratch in which gradients of matrices and pairs are made."""
         for _, low, high in gradient_pieces(group, self.sizes):
             self.scratch("gradient", (high - low) * group.in_features)
         for low, high in pieces(0, group.in_features, piece(group.in_features, GRADIENT, 16), 16):
-            self.scratch("down", rank * (high - low))
+            self.scratch("down", group.rank * (high - low))
         for pair, weight in zip(group.pairs, group.weights):
             if pair is not None:
                 for low, high in pieces(0, weight.out_features, piece(weight.out_features, GRADIENT, 16), 16):
                     self.scratch("up", pair.a.shape[0] * (high - low))
-        if group.dropout and rank:
-            self.raw("mask", 9 * tokens * group.in_features)
-        return dx
 
     def attention(self, q, k, v, heads: Heads):
         self._attend(q.shape[0], heads, 2, 1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .ffn.experts import Experts
 from .ffn.gated import Gated
 from .mixers.attention import Attention
 
@@ -54,7 +55,7 @@ class Other:
 
 
 def plain(c: Config, layer: int) -> tuple[type, type]:
-    return Attention, Gated
+    return Attention, c.arch.ffn(c, layer)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Architecture:
     pre_norms: bool = True  # RMSNorm on what each part reads
     post_norms: bool = False  # RMSNorm on each part's output too
     ffn_norm: str = "ffn_norm"  # the tensor of the feed-forward's norm
+    gated_shared: bool = False  # a sigmoid gate on the expert of all tokens
+    choice_bias: bool = False  # a bias for the choice of experts alone
+    experts: str = ""  # "all": in every layer but the first few that the file says; "some": in files that have them
+    gating: str = "softmax"  # Router.kind, unless the file says otherwise
+    normalized: bool = True  # Router.normalized, unless the file says otherwise
     gated_attention: bool = False  # a sigmoid gate beside each query head
     nope_period: int = 0  # every n-th layer turns nothing by its position; 0: all turn
     window_period: int = 0  # every n-th layer sees everything, the others a window, unless the file says otherwise
@@ -99,6 +105,10 @@ class Architecture:
     settings: tuple[str, ...] = ()  # of config.json that few architectures have: convert/metadata.py
     # the other way: (number of config.json by name and type, all of it) -> further keys of the file
     metadata: Callable[[Callable, Mapping[str, Any]], dict[str, Any]] = lambda number, config: {}
+
+    def ffn(self, c: Config, layer: int) -> type:
+        """A layer's feed-forward, where it is a gated product or experts."""
+        return Gated if c.router is None or layer < c.dense else Experts
 
     def is_constant(self, tensor: str) -> bool:
         return tensor.startswith("blk.") and tensor.split(".")[2] in self.constants

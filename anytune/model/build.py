@@ -48,7 +48,7 @@ class Weights:
                 continue
             if len(info.shape) == 1 or config.arch.is_constant(name):
                 self.vectors[name] = engine.constant(gguf, name)
-            elif len(info.shape) == 2:
+            elif len(info.shape) in (2, 3):
                 # an embedding table that is not the head is only looked up, a few rows at a time
                 lookup = name == "token_embd.weight" and not config.tied
                 self.matrices[name] = engine.weight(gguf, name, "lookup" if lookup else hold)
@@ -146,14 +146,22 @@ class LayerWeights:
         gain = self.vector(f"{name}.weight")
         return None if gain is None else Norm(gain, self.gradient(f"{name}.weight"))
 
-    def group(self, number: int, *names: str):
-        """Linears that share an input; number: 0 to 3, of the group within the layer."""
+    def group(self, number: int, *names: str, experts: bool = False):
+        """Linears that share an input; number: 0 to 7, of the group within the layer; experts: of each expert."""
         w, full = self.weights, [f"blk.{self.layer}.{name}" for name in names]
-        return w.engine.group(
-            [w.matrices[f"{n}.weight"] for n in full],
+        return (w.engine.expert_group if experts else w.engine.group)(
+            [self._matrix(f"{n}.weight") for n in full],
             [w.vectors.get(f"{n}.bias") for n in full],
             [self.pairs.get(f"{n}.weight") for n in full],
             self.dropout,
-            4 * self.layer + number,
+            4 * self.layer + number if number < 4 else 4 * (self.weights.config.layers + self.layer) + number - 4,
             [w.gradients.get(f"{n}.bias") for n in full],
         )
+
+    def _matrix(self, name: str):
+        """A vector that is the one row of a matrix is one."""
+        w, row = self.weights, self.weights.vectors.get(name)
+        if row is None:
+            return w.matrices[name]
+        gradient = w.gradients.get(name)
+        return w.engine.trained(row.reshape(1, -1), None if gradient is None else gradient.reshape(1, -1))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anytune.engine.base import DeltaHeads
+from anytune.engine.base import DeltaHeads, Router
 from anytune.errors import UserError
 
 from .architecture import PATTERN, WINDOW, Architecture
@@ -46,6 +46,10 @@ class Config:
     score_cap: float = 0.0  # the same of attention's scores
     heat: float = 0.0  # of queries beyond the original context: see Rope
     delta: DeltaHeads | None = None  # of the layers that are a gated delta net
+    router: Router | None = None  # of the layers that have experts
+    expert_hidden: int = 0  # of an expert
+    shared_hidden: int = 0  # of the expert that all tokens go to; 0: there is none
+    dense: int = 0  # layers before the first with experts
     behind: int = 0  # blocks behind the layers, which only speculative decoding uses
     kernel: int = 0  # tokens that a convolution sees
     windows: tuple[bool, ...] = ()  # which layers see the window only, where the file lists them
@@ -105,6 +109,9 @@ LIMITS = {
 }
 
 
+GATING = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # llama.cpp's numbers of them
+
+
 class Reader:
     """A file's numbers by their keys, without the architecture's name before them. Raises UserError for odd ones."""
 
@@ -154,8 +161,6 @@ def read_config(gguf) -> Config:
         raise UserError(
             f"{where} has architecture {name!r}, which anytune cannot train yet: it knows {', '.join(ARCHITECTURES)}"
         )
-    if any("_exps." in tensor for tensor in gguf.tensors):
-        raise UserError(f"{where} is a mixture of experts, which anytune cannot train yet: take a dense model")
     arch = ARCHITECTURES[name]
 
     get = Reader(gguf, name)
@@ -197,7 +202,7 @@ def read_config(gguf) -> Config:
         heads=heads,
         n_kv_heads=n_kv_heads,
         head_size=size,
-        hidden=get("feed_forward_length"),
+        hidden=get("feed_forward_length", 1 if arch.experts else None),
         vocabulary=vocabulary,
         context=get("context_length"),
         eps=float(get("attention.layer_norm_rms_epsilon", kind=float)),
@@ -212,6 +217,8 @@ def read_config(gguf) -> Config:
     )
     if window:
         config = replace(config, **_windows(get, config))
+    if arch.experts:
+        config = replace(config, **read_experts(get, config, where))
     if arch.read is not None:
         config = replace(config, **arch.read(get, config))
     check_keys(gguf, config)
@@ -226,6 +233,27 @@ def _windows(get: Reader, c: Config) -> dict[str, Any]:
         "windows": (get.each(PATTERN, c.layers, bool) or ()) if listed else (),
         "window_period": 0 if listed else get(PATTERN, c.arch.window_period),
         "local": Rope(c.rope_size, base, RopeScaling(attention_factor=c.scaling.attention_factor)),
+    }
+
+
+def read_experts(get: Reader, c: Config, where: str) -> dict[str, Any]:
+    """Fields of the Config of a mixture of experts; {} for a file without any, where the architecture allows it."""
+    count, used = get("expert_count", 0 if c.arch.experts == "some" else None), get("expert_used_count", 0)
+    if not count and c.arch.experts == "some":
+        return {}
+    kind = GATING.get(get("expert_gating_func", 0), None) if get("expert_gating_func", 0) else c.arch.gating
+    dense = get("leading_dense_block_count", 0)
+    if not 0 < used <= count or kind is None or dense > c.layers:
+        raise UserError(f"{where}: {used} of {count} experts a token make no sense: the file is damaged")
+    normalized = get("expert_weights_norm", c.arch.normalized, bool)
+    scale = float(get("expert_weights_scale", 0.0, float)) or 1.0
+    hidden = get("expert_feed_forward_length", 0) or c.hidden // (1 if c.arch.experts == "some" else used)
+    shared = get("expert_shared_feed_forward_length", 0) or get("expert_shared_count", 0) * hidden
+    return {
+        "router": Router(count, used, kind, normalized, scale),
+        "expert_hidden": hidden,
+        "shared_hidden": shared,
+        "dense": dense,
     }
 
 

@@ -35,18 +35,15 @@ USED = frozenset(
     )
 )
 NOTHING = "0", lambda value, _: value == 0
+EXPERTS = frozenset(
+    "expert_count expert_used_count expert_feed_forward_length expert_shared_feed_forward_length expert_shared_count "
+    "expert_weights_scale expert_weights_norm expert_gating_func leading_dense_block_count".split()
+)
 # key -> (what is computed here, whether a value is that)
 CHECKED: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    **{
-        key: NOTHING
-        for key in (
-            "expert_count",
-            "expert_used_count",
-            "expert_group_count",
-            "expert_group_used_count",
-            "nextn_predict_layers",
-        )
-    },
+    **{key: NOTHING for key in ("expert_count", "expert_used_count", "nextn_predict_layers")},
+    # groups of experts, of which llama.cpp chooses some first where there are several
+    **{key: ("1", lambda value, _: value in (0, 1)) for key in ("expert_group_count", "expert_group_used_count")},
     "attention.causal": ("true", lambda value, _: value is True),
     "attention.key_length_swa": ("what the other layers have", lambda value, c: value == c.head_size),
     "attention.value_length_swa": ("what the other layers have", lambda value, c: value == c.head_size),
@@ -91,6 +88,8 @@ def check_keys(gguf, config) -> None:
     for key, value in gguf.metadata.items():
         name = key.removeprefix(start)
         if name == key or name in USED or name in config.arch.keys or name.startswith(OTHER_PARTS):
+            continue
+        if config.arch.experts and name in EXPERTS:
             continue
         if name in CHECKED or name in config.arch.zero:
             wanted, good = CHECKED.get(name, NOTHING)

@@ -26,6 +26,8 @@ MODULES = {
     "ffn_gate": "ffn_gate",
     "ffn_up": "ffn_up",
     "ffn_down": "ffn_down",
+    **{name: name for name in ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")},
+    **{name: name for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")},
     "output": "output",
 }
 ALIASES = {  # other trainers' names
@@ -48,9 +50,12 @@ PEFT = {  # peft's names of the fields
     "lora_dropout": "dropout",
     "loraplus_lr_ratio": "plus_ratio",
 }
-NOT_ALL = ("ssm_alpha", "ssm_beta", "output")  # one row a head, and the head
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+NOT_ALL = ("ssm_alpha", "ssm_beta", *EXPERTS, "output")  # one row a head, a pair an expert, and the head
 ALL = tuple(name for name in MODULES if name not in NOT_ALL)
-RARE = ("attn_qkv", "attn_gate", "ssm_out")  # of ALL, those that few architectures have
+# of ALL, those that few architectures have
+RARE = ("attn_qkv", "attn_gate", "ssm_out", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
+DENSE = ("ffn_gate", "ffn_up", "ffn_down")  # that files with experts may lack
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,11 @@ def refuse_beside(lora: Lora, adapter, asked: Iterable[str] | None = None) -> No
 
     asked: the names of the fields that were asked for; None: those that are not the default.
     """
+    from .architectures import ARCHITECTURES
+
     default = Lora()
+    arch = ARCHITECTURES.get(adapter.architecture)
+    rare = RARE + (DENSE if arch is not None and arch.experts == "all" else ())
     own = {tensor.removesuffix(".weight").rpartition(".")[2] for tensor in adapter.tensors}
     has = {
         "rank": (adapter.rank, f"rank is {adapter.rank}"),
@@ -166,8 +175,8 @@ def refuse_beside(lora: Lora, adapter, asked: Iterable[str] | None = None) -> No
             continue
         wanted = getattr(lora, name)
         if name == "modules":  # "all" means those that the model has
-            chosen = {MODULES[m] for m in lora.names() if m not in RARE or m in lora.named()}
-            wanted = chosen | {MODULES[m] for m in RARE if m in lora.names() and MODULES[m] in own}
+            chosen = {MODULES[m] for m in lora.names() if m not in rare or m in lora.named()}
+            wanted = chosen | {MODULES[m] for m in rare if m in lora.names() and MODULES[m] in own}
         if wanted != has[name][0]:
             raise UserError(
                 f"{flag} cannot act beside --lora: training goes on from an adapter whose "
@@ -177,7 +186,7 @@ def refuse_beside(lora: Lora, adapter, asked: Iterable[str] | None = None) -> No
 
 @dataclass(frozen=True)
 class Pair:
-    """Where one pair lies in the flat vectors: a [rank, in] at a, b [out, rank] at b."""
+    """Where one pair lies in the flat vectors: a [rank, in] at a, b [out, rank] at b; many: (experts,) before each."""
 
     name: str
     rank: int
@@ -185,12 +194,17 @@ class Pair:
     out_features: int
     a: int
     b: int
+    many: tuple[int, ...] = ()
 
     def view_a(self, flat):
-        return flat[self.a : self.a + self.rank * self.in_features].reshape(self.rank, self.in_features)
+        return self._view(flat, self.a, self.rank, self.in_features)
 
     def view_b(self, flat):
-        return flat[self.b : self.b + self.rank * self.out_features].reshape(self.out_features, self.rank)
+        return self._view(flat, self.b, self.out_features, self.rank)
+
+    def _view(self, flat, at: int, rows: int, columns: int):
+        shape = (*self.many, rows, columns)
+        return flat[at : at + math.prod(shape)].reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -202,16 +216,16 @@ class Layout:
     size: int
 
     @classmethod
-    def of(cls, shapes: dict[str, tuple[int, int]], rank: int) -> Layout:
-        """shapes: {tensor: (out, in)}."""
+    def of(cls, shapes: dict[str, tuple[int, ...]], rank: int) -> Layout:
+        """shapes: {tensor: (out, in), or (experts, out, in)}."""
         at, starts = 0, {}
-        for name, (_, features) in shapes.items():
+        for name, (*many, _, features) in shapes.items():
             starts[name] = at
-            at += rank * features
+            at += math.prod(many) * rank * features
         size_a, pairs = at, []
-        for name, (out, features) in shapes.items():
-            pairs.append(Pair(name, rank, features, out, starts[name], at))
-            at += rank * out
+        for name, (*many, out, features) in shapes.items():
+            pairs.append(Pair(name, rank, features, out, starts[name], at, tuple(many)))
+            at += math.prod(many) * rank * out
         return cls(tuple(pairs), size_a, at)
 
     def start(self, seed: int, into: np.ndarray) -> None:
@@ -220,4 +234,5 @@ class Layout:
         for pair in self.pairs:
             stream = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(pair.name.encode())])
             bound = 1.0 / math.sqrt(pair.in_features)
-            pair.view_a(into)[...] = stream.uniform(-bound, bound, (pair.rank, pair.in_features))
+            a = pair.view_a(into)
+            a[...] = stream.uniform(-bound, bound, a.shape)

@@ -20,7 +20,11 @@ from .lora import Lora
 from .rope import tables
 from .stack import Stack
 
-WORDS = {"delta": "gated delta nets"}  # what engines may offer beyond the operations that all have
+# what engines may offer beyond the operations that all have, and which do
+WORDS = {
+    "delta": ("gated delta nets", "numpy, cpu-bf16 or cuda"),
+    "experts": ("mixtures of experts", "numpy, cpu-bf16 or cuda"),
+}
 
 if TYPE_CHECKING:
     from anytune.generation.public import Options
@@ -87,9 +91,14 @@ class Model:
         needs = {part.NEEDS for i in range(c.layers) for part in c.arch.parts(c, i)} - {None, *engine.offers}
         for need in sorted(needs):
             raise UserError(
-                f"{self.gguf.path.name} has {WORDS[need]}, which the {engine.name} engine does not compute "
-                "yet: use --device numpy, cpu-bf16 or cuda"
+                f"{self.gguf.path.name} has {WORDS[need][0]}, which the {engine.name} engine does not compute "
+                f"yet: use --device {WORDS[need][1]}"
             )
+
+    def refuse_experts(self, what: str) -> None:
+        """Raise UserError if some matrices are experts', which `what`, a sentence's subject, cannot do."""
+        if self.config.router is not None:
+            raise UserError(f"{self.gguf.path.name} is a mixture of experts: {what} takes dense models only so far.")
 
     def move(self, engine) -> None:
         """Compute on another engine from now on. What was made on the old one (trainees, pairs) stays there."""

@@ -46,6 +46,11 @@ class Part:
         return (self.reads, self.READS), (self.writes, self.WRITES)
 
     @property
+    def groups(self) -> list:
+        """All its linears, as the engine has them."""
+        return [group for group, _ in self.products]
+
+    @property
     def trains_reads(self) -> bool:
         """Whether anything before the last product is trained."""
         return self.reads.trains or (self.norm is not None and self.norm.trains)
@@ -117,4 +122,4 @@ class Layer:
 
     @property
     def groups(self) -> list:
-        return [group for group, _ in self.products]
+        return self.mixer.groups + self.ffn.groups

@@ -28,6 +28,10 @@ class Passes(Stack):
         self.engine.training = False
         return self._replay("evaluate", self._measure, batch, 1.0, (0, 0, 0))
 
+    def loads(self) -> dict[str, float]:
+        """As the engine's take_loads()."""
+        return self.engine.take_loads()
+
     def _replay(self, kind: str, body, batch, scale: float, key: tuple[int, int, int]):
         rows = np.flatnonzero(batch.targets >= 0).astype(np.int32)
         if rows.size == 0:

@@ -26,6 +26,10 @@ class _Pair:
     def grad_a(self) -> np.ndarray:
         return self.a
 
+    @property
+    def grad_b(self) -> np.ndarray:
+        return self.b
+
 
 def _shape(*shape: int) -> np.ndarray:
     """An array of this shape that takes no memory."""
@@ -33,19 +37,19 @@ def _shape(*shape: int) -> np.ndarray:
 
 
 class LoraSpec:
-    """Pairs beside frozen matrices; shapes: {tensor: (out, in)}."""
+    """Pairs beside frozen matrices; shapes: {tensor: (out, in), or (experts, out, in)}."""
 
     advice = "give a larger --memory, a smaller -ub and -c, or a lower --lora-rank"
     bottom = False  # whether the gradient goes on below the lowest trained layer, to the embedding table
     names: tuple[str, ...] = ()  # trained tensors of the model itself
 
-    def __init__(self, lora: Lora, shapes: dict[str, tuple[int, int]]):
+    def __init__(self, lora: Lora, shapes: dict[str, tuple[int, ...]]):
         self.lora = lora
         self.pairs = {
-            name: _Pair(_shape(lora.rank, features), _shape(out, lora.rank)) for name, (out, features) in shapes.items()
+            name: _Pair(_shape(*many, lora.rank, features), _shape(*many, out, lora.rank))
+            for name, (*many, out, features) in shapes.items()
         }
-        # parameter, gradient, two moments
-        self.nbytes = 4 * 4 * sum(lora.rank * (out + features) for out, features in shapes.values())
+        self.nbytes = 4 * 4 * sum(pair.a.size + pair.b.size for pair in self.pairs.values())  # with gradient, moments
 
     def arrange(self, weights, tables: dict) -> tuple[list, object]:
         return weights.layers(tables, self.pairs, self.lora.dropout), weights.head(self.pairs)

@@ -85,6 +85,7 @@ def collect_windows(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, np.ndarray], int, int]:
     """collect() on windows of one length that are given."""
+    model.refuse_experts("importance of inputs")
     context = len(pieces[0])
     forward = Forward(model, context, adapter)
     watch = Watch(forward.engine, forward.layers, measure)

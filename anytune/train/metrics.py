@@ -11,7 +11,8 @@ from pathlib import Path
 #: step (from 1); epoch: epochs done after it; loss: mean nats per loss token of the step, before its update;
 #: val_loss: the same over the validation set, after the update (null: not evaluated); lr; grad_norm before
 #: clipping; tokens and loss_tokens of this step; tokens_per_s and seconds of this step; rss_bytes of the
-#: process now.
+#: process now. Of a mixture of experts, on average over layers and micro-batches: expert_peak, how many times the mean
+#: the fullest expert's tokens were; expert_idle, the share of experts without a token.
 COLUMNS = (
     "step",
     "epoch",
@@ -24,8 +25,10 @@ COLUMNS = (
     "tokens_per_s",
     "rss_bytes",
     "seconds",
+    "expert_peak",
+    "expert_idle",
 )
-LATER = {"seconds"}  # columns that rows of older versions do not have
+LATER = {"seconds", "expert_peak", "expert_idle"}  # columns that rows of older versions, or of dense models, lack
 
 
 class MetricsFile:

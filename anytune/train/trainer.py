@@ -229,6 +229,7 @@ class Trainer:
             "rss_bytes": process_bytes(),
             "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2),
             "seconds": round(seconds, 6),
+            **self.trainee.loads(),
         }
         if not self._complete(row, self.validation.due(position, self.plan.total)):
             return False

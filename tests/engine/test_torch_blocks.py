@@ -152,6 +152,20 @@ def test_triton_dequantizes_wide_and_odd_matrices(dequant):
         dequant.dequantize(on_device(rows_of("Q8_0", 2, 64)[0]), "Q8_0", torch.zeros((2, 32), device=DEVICE))
 
 
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "F16"])
+def test_parts_of_a_tensor_lie_apart(dequant, name):
+    """Matrices of experts go into a wider matrix each, by rows in order and by number."""
+    raw, want = rows_of(name, 6)
+    n, ids = want.shape[1], torch.tensor([4, 5, 4, 5, 0, 1], device=DEVICE)
+    for module in (dequant, blocks):
+        out = torch.full((3, 5, n + 16), 7.0, device=DEVICE)
+        (module.dequantize if module is dequant else module.dequantize_into)(on_device(raw), name, out[:, 1:3, 8:-8])
+        assert_same(out[:, 1:3, 8:-8].reshape(6, n), on_device(want))
+        assert (out[:, 0] == 7).all() and (out[:, 3:] == 7).all() and (out[:, :, :8] == 7).all()
+        (module.gather if module is dequant else module.gather_into)(on_device(raw), ids, name, out[:, 1:3, 8:-8], 1.0)
+        assert_same(out[:, 1:3, 8:-8].reshape(6, n), on_device(want)[ids])
+
+
 @pytest.mark.parametrize("name", ["Q8_0", "Q6_K", "IQ3_S", "F16"])
 def test_triton_gathers(dequant, name):
     raw, want = rows_of(name, 6)

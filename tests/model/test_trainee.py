@@ -50,7 +50,8 @@ def test_gradients_along_a_random_direction(tiny_model, name):
     """The loss's slope along the gradient is the gradient's length (in float32: a few tenths of a percent)."""
     trainee, batch = trainee_of(tiny_model(name)), stream([17, 1, 22])
     _, gradient = gradients(trainee, batch)
-    step = 1e-4 if name == "qwen35" else 2e-2  # the norm behind a head's result bends the loss
+    # the norm behind a head's result bends the loss, another choice of experts breaks it
+    step = 1e-4 if name in ("qwen35", "qwen3moe") else 2e-2
     assert slope(trainee, batch, gradient, step) == pytest.approx(np.linalg.norm(gradient), rel=5e-3)
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import twin
+from tests.support import twin, twin_experts
 from tests.support.require import need
 
 
 def back(tensor: str, w: np.ndarray, values: dict, side: str) -> np.ndarray:
     """The inverse of twin.theirs for side "a" or "b" of a pair: rows and columns as the GGUF holds them."""
+    if twin_experts.is_expert(tensor):
+        return w
     axis = 1 if side == "a" else 0
     places = np.expand_dims(np.arange(w.shape[axis]), 1 - axis)
     order = twin.theirs(tensor, places, values, side).ravel()
@@ -32,6 +34,8 @@ class PeftTwin:
         peft, torch = need("peft"), need("torch")
         self.values, _ = twin.read(path)
         self.arch = self.values["general.architecture"]
+        experts = {name: pair for name, pair in tensors.items() if twin_experts.is_expert(name)}
+        tensors = {name: pair for name, pair in tensors.items() if name not in experts}
         modules = [twin.module_name(name, self.arch).removesuffix(".weight") for name in tensors]
         settings = peft.LoraConfig(
             r=rank, lora_alpha=alpha, use_rslora=rslora, lora_dropout=0.0, target_modules=modules
@@ -49,6 +53,8 @@ class PeftTwin:
         trained = [name for name, p in own.items() if p.requires_grad]
         if len(trained) != 2 * len(tensors):
             raise AssertionError(f"peft trains {len(trained)} tensors, not {2 * len(tensors)}")
+        scale = alpha / (rank**0.5 if rslora else rank)
+        self.parameters |= twin_experts.adapt(self.model.base_model.model, self.arch, experts, scale)
 
     def logits(self, ids: list[int]) -> np.ndarray:
         self.model.eval()

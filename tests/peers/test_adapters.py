@@ -63,7 +63,10 @@ TINY = [
 REORDERED = [name for name in (*tiny.EACH, "qwen35-wide") if ARCHITECTURES[tiny.SHAPES[name].arch].reordered]
 
 
-@pytest.mark.parametrize("name, modules, rslora", TINY)
+EXPERTS = "all,ffn_gate_exps,ffn_up_exps,ffn_down_exps"  # which peft has no names for
+
+
+@pytest.mark.parametrize("name, modules, rslora", [*TINY, ("qwen3moe", EXPERTS, True)])
 def test_tiny_in_llamacpp(case, small, tmp_path, name, modules, rslora):
     path, model, adapter = small(name, modules, rslora)
     adapter.save(tmp_path / "a.gguf")

@@ -17,13 +17,14 @@ def trainee_of(path, tokens: int, adapter=None, threads: int = 1, **lora):
     from anytune.model import Lora
 
     model = anytune.load(path, device="numpy", threads=threads)
-    return model.trainee(Lora(rank=RANK, alpha=ALPHA, modules="all", **lora), adapter=adapter, ubatch=tokens)
+    modules = "all,ffn_gate_exps,ffn_up_exps,ffn_down_exps" if model.config.router else "all"
+    return model.trainee(Lora(rank=RANK, alpha=ALPHA, modules=modules, **lora), adapter=adapter, ubatch=tokens)
 
 
 def lively(adapter, rng):
     """The same adapter with B drawn at random, so that A's gradient is not zero at the first step."""
     for a, b in adapter.tensors.values():
-        a[...] = rng.standard_normal(a.shape) * a.shape[1] ** -0.5
+        a[...] = rng.standard_normal(a.shape) * a.shape[-1] ** -0.5
         b[...] = rng.standard_normal(b.shape) * 0.1
     return adapter
 

@@ -9,12 +9,13 @@ within 40 tokens, and weights are scaled so that logits spread over a few nats.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from tests.support.tiny_layers import LAYERS
+from tests.support.tiny_layers import LAYERS, feed_forward
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -79,6 +80,8 @@ QWEN35 = {
     "rope.dimension_count": 16,
     "rope.dimension_sections": [3, 3, 2, 0],
 }
+
+MOE = {"expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 32}
 
 SHAPES = {
     "llama": Shape("llama"),
@@ -166,6 +169,7 @@ SHAPES = {
     "phi3-long": Shape(
         "phi3", head_dim=16, spm=True, fused=True, long=True, meta=PHI3 | {"rope.scaling.original_context_length": 16}
     ),
+    "qwen3moe": Shape("qwen3moe", qk_norm=True, pre="qwen2", rope_base=1e6, ff=192, meta=MOE),
     "qwen35": Shape("qwen35", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35),
     "qwen35-wide": Shape(
         "qwen35",
@@ -214,18 +218,18 @@ def write(path: Path, name: str = "llama", type: str = "F32", seed: int = 0, **m
     return path
 
 
-def matrix(rng: np.random.Generator, dims: tuple[int, int], scale: float, type: str) -> np.ndarray:
+def matrix(rng: np.random.Generator, dims: tuple[int, ...], scale: float, type: str) -> np.ndarray:
     """Normal weights [out, in] of deviation `scale`; for a K-quant, random blocks of about that deviation."""
     if type not in K_QUANTS:
         return (scale * rng.standard_normal(dims)).astype(np.float32)
     d, dmin, size = K_QUANTS[type]
-    blocks = rng.integers(0, 256, (dims[0] * dims[1] // 256, size), dtype=np.uint8)
+    blocks = rng.integers(0, 256, (math.prod(dims) // 256, size), dtype=np.uint8)
     unit = {"Q2_K": 8 * 1.1, "Q3_K": 18 * 2.3, "Q4_K": 32 * 6, "Q5_K": 32 * 12, "Q6_K": 74 * 18.5}[type]
     blocks[:, d : d + 2] = np.frombuffer(np.float16(scale / unit).tobytes(), np.uint8)
     if dmin is not None:  # the offset that centres the quants: half of their range
         middle = {"Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}[type]
         blocks[:, dmin : dmin + 2] = np.frombuffer(np.float16(middle * scale / unit).tobytes(), np.uint8)
-    return blocks.reshape(dims[0], -1)
+    return blocks.reshape(math.prod(dims[:-1]), -1)
 
 
 def tensor_table(s: Shape) -> dict[str, tuple[tuple[int, ...], float, str]]:
@@ -255,9 +259,7 @@ def tensor_table(s: Shape) -> dict[str, tuple[tuple[int, ...], float, str]]:
             "attn_v.weight": linear(kv, s.width),
             "attn_output.weight": linear(s.width, q),
             "ffn_norm.weight": norm(s.width),
-            "ffn_gate.weight": linear(s.ff, s.width),
-            "ffn_up.weight": linear(s.ff, s.width),
-            "ffn_down.weight": linear(s.width, s.ff),
+            **feed_forward(s, i),
         }
         if s.bias:
             layer |= {

@@ -15,6 +15,28 @@ def norm(n: int) -> Row:
     return (n,), 0.2, "norm"
 
 
+def feed_forward(s: Any, i: int) -> dict[str, Row]:
+    """A gated product, or experts where the metadata have some."""
+    experts, dense = s.meta.get("expert_count", 0), s.meta.get("leading_dense_block_count", 0)
+    if not experts or i < dense:
+        return gated("", s.width, s.ff)
+    inner = s.meta.get("expert_feed_forward_length", s.ff)
+    rows = gated("_exps", s.width, inner)
+    found = {"ffn_gate_inp.weight": ((experts, s.width), 2 * s.width**-0.5, "constant")}
+    found |= {name: ((experts, *shape), scale, kind) for name, (shape, scale, kind) in rows.items()}
+    if shared := s.meta.get("expert_shared_feed_forward_length", 0):
+        found |= gated("_shexp", s.width, shared)
+    return found
+
+
+def gated(end: str, width: int, ff: int) -> dict[str, Row]:
+    return {
+        f"ffn_gate{end}.weight": linear(ff, width),
+        f"ffn_up{end}.weight": linear(ff, width),
+        f"ffn_down{end}.weight": linear(width, ff),
+    }
+
+
 def qwen35(s: Any, i: int) -> dict[str, Row]:
     """Three of four layers a gated delta net; the feed-forward's norm has another name."""
     own = {key: s.meta[f"ssm.{key}"] for key in ("group_count", "time_step_rank", "state_size", "conv_kernel")}
@@ -46,9 +68,7 @@ def qwen35(s: Any, i: int) -> dict[str, Row]:
         "attn_norm.weight": norm(s.width),
         **mixer,
         "post_attention_norm.weight": norm(s.width),
-        "ffn_gate.weight": linear(s.ff, s.width),
-        "ffn_up.weight": linear(s.ff, s.width),
-        "ffn_down.weight": linear(s.width, s.ff),
+        **feed_forward(s, i),
     }
 
 

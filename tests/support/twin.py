@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support import twin_experts
 from tests.support.require import need
 from tests.support.twin_kinds import KINDS, kind_of
 
@@ -123,8 +124,10 @@ def transformers_model(path: Path, attention: str = "eager"):
     cfg = config(values, weights, attention)
     factors = weights.pop("rope_freqs.weight", None)
     weights = {name: w for name, w in weights.items() if not name.startswith("rope_")}
-    state = {}
+    state = twin_experts.state(arch, weights)
     for name, w in weights.items():
+        if twin_experts.is_expert(name):
+            continue
         w = theirs(name, w, values)
         if "norm" in name and (arch in ("gemma2", "gemma3") or arch == "qwen35" and "ssm" not in name):
             w = w - 1  # the file holds 1 + weight

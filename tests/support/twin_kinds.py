@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.support import twin_experts
+
 LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -18,6 +20,7 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
+    **twin_experts.NAMES,
 }
 GEMMA_NAMES = LAYER_NAMES | {
     "post_attention_norm": "post_attention_layernorm",
@@ -51,6 +54,15 @@ class Kind:
     names: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
     permuted: bool = False
     settings: Callable[[Callable, dict, dict], dict[str, Any]] = lambda get, common, weights: {}
+
+
+def experts(get: Callable, common: dict, weights: dict) -> dict:
+    return dict(
+        num_local_experts=get("expert_count"),
+        num_experts_per_tok=get("expert_used_count"),
+        moe_intermediate_size=get("expert_feed_forward_length"),
+        norm_topk_prob=True,
+    )
 
 
 def qwen35(get: Callable, common: dict, weights: dict) -> dict:
@@ -144,6 +156,7 @@ KINDS = {
     "llama": Kind("Llama", permuted=True),
     "qwen2": Kind("Qwen2"),
     "qwen3": Kind("Qwen3"),
+    "qwen3moe": Kind("Qwen3Moe", settings=experts),
     "gemma3": Kind("Gemma3", "Gemma3TextConfig", GEMMA_NAMES, settings=gemma3),
     "qwen35": Kind("Qwen3_5", "Qwen3_5TextConfig", QWEN35_NAMES, settings=qwen35),
     "smollm3": Kind("SmolLM3", permuted=True),

@@ -46,9 +46,9 @@ class CpuBf16Engine(NumpyEngine):
     attention_backward = _attention.attention_backward
     cross_entropy = _loss.cross_entropy
 
-    def array(self, rows: int, columns: int, row_padding: int | None = None) -> np.ndarray:
+    def array(self, rows: int, columns: int, row_padding: int | None = None, slots: int = 1) -> np.ndarray:
         """As NumpyEngine's, without room: low-rank columns are in bf16 rows here."""
-        return super().array(rows, columns, 0)
+        return super().array(rows, columns, 0, slots)
 
     def join(self, parts):
         if all(isinstance(p, Rows) for p in parts) and all(b.follows(a) for a, b in zip(parts, parts[1:])):

@@ -20,7 +20,8 @@ from .rows import LINE, Rows, address, aligned
 def can_be_packed(group: Group) -> bool:
     """Whether panels begin where linears and low-rank columns do, and nothing in the group changes but the pairs."""
     return (
-        group.in_features % 32 == 0
+        isinstance(group, Group)  # experts are taken one at a time
+        and group.in_features % 32 == 0
         and all(b % gemm.PANEL == 0 for b in group.bounds)
         and all(w.gradient is None for w in group.weights)
     )

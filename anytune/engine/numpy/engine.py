@@ -11,6 +11,7 @@ import numpy as np
 from anytune.engine.algebra import HostAlgebra
 from anytune.engine.base import Heads, Stream
 from anytune.engine.composed import Composed
+from anytune.engine.loads import Loads
 from anytune.gguf import dequantize
 from anytune.memory import peak_bytes
 
@@ -18,6 +19,7 @@ from . import attention as _attention
 from . import convolution as _convolution
 from . import decode as _decode
 from . import delta as _delta
+from . import experts as _experts
 from . import gates as _gates
 from . import gradients as _gradients
 from . import linear as _linear
@@ -29,7 +31,7 @@ from .linear import Group, LoraPair
 from .pool import Pool
 from .sizes import Sizes
 from .trained import Trained
-from .weights import Weight
+from .weights import ExpertWeights, Weight
 from .workers import Workers
 
 FORGET = 64 << 20  # bytes of pooled buffers of passing sizes
@@ -45,7 +47,7 @@ class NumpyEngine(Composed):
 
     name = "numpy"
     steps_in_flight, tolerance, decode_rows = 0, 1e-4, 8
-    offers = frozenset({"delta"})
+    offers = frozenset({"delta", "experts"})
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
@@ -67,6 +69,7 @@ class NumpyEngine(Composed):
         self._raw: dict[int, np.ndarray] = {}
         self._plans: dict[Heads, list] = {}
         self._starts = np.zeros(2, np.int32)
+        self.loads = Loads()
 
     @property
     def compiled(self) -> bool:
@@ -138,21 +141,23 @@ class NumpyEngine(Composed):
         """A flat float32 array from the pool, content undefined."""
         return self.pool.take(floats)[:]
 
-    def array(self, rows: int, columns: int, row_padding: int | None = None) -> np.ndarray:
-        """A [rows, columns] float32 array from the pool, content undefined, `row_padding` columns behind."""
+    def array(self, rows: int, columns: int, row_padding: int | None = None, slots: int = 1) -> np.ndarray:
+        """A [rows, columns] float32 array from the pool, content undefined, `row_padding` columns behind; slots: rows
+        of a token."""
         stride = columns + (self.row_padding if row_padding is None else row_padding)
-        return self.pool.take(max(rows, self.capacity) * stride)[: rows * stride].reshape(rows, stride)[:, :columns]
+        floats = max(rows, self.capacity * slots) * stride
+        return self.pool.take(floats)[: rows * stride].reshape(rows, stride)[:, :columns]
 
-    def extend(self, x: np.ndarray, columns: int) -> np.ndarray:
+    def extend(self, x: np.ndarray, columns: int, slots: int = 1) -> np.ndarray:
         """x [T, n] with `columns` more, undefined: in place if x ends at its buffer's row_padding, else a copy."""
         at, stride = _place(x)
         if columns <= self.row_padding and at >= 0 and at + x.shape[1] + self.row_padding == stride:
             return _window(x, at, stride, x.shape[1] + columns)
-        wider = self.array(x.shape[0], x.shape[1] + columns)
+        wider = self.array(x.shape[0], x.shape[1] + columns, slots=slots)
         wider[:, : x.shape[1]] = x
         return wider
 
-    def joined(self, parts: tuple[np.ndarray, ...]) -> np.ndarray:
+    def joined(self, parts: tuple[np.ndarray, ...], slots: int = 1) -> np.ndarray:
         """The parts [T, n_i] side by side: one view if they lie so, else a copy."""
         if len(parts) == 1:
             return parts[0]
@@ -164,7 +169,7 @@ class NumpyEngine(Composed):
             end += part.shape[1]
         if together:
             return _window(parts[0], at, stride, width)
-        out = self.array(parts[0].shape[0], width)
+        out = self.array(parts[0].shape[0], width, slots=slots)
         np.concatenate(parts, axis=1, out=out)
         return out
 
@@ -190,10 +195,11 @@ class NumpyEngine(Composed):
 
     # ---- constants and transfers ------------------------------------------------------------------------
 
-    def weight(self, gguf, name: str, hold: str = "blocks") -> Weight:
-        return Weight(gguf, name, "stream" if hold == "lookup" else hold, self.dequantizers)
+    def weight(self, gguf, name: str, hold: str = "blocks") -> Weight | ExpertWeights:
+        kind = ExpertWeights if len(gguf.tensors[name].shape) == 3 else Weight
+        return kind(gguf, name, "stream" if hold == "lookup" else hold, self.dequantizers)
 
-    def trained(self, values: np.ndarray, gradient: np.ndarray) -> Trained:
+    def trained(self, values: np.ndarray, gradient: np.ndarray | None) -> Trained:
         return Trained(values, gradient)
 
     def constant(self, gguf, name: str) -> np.ndarray:
@@ -202,6 +208,9 @@ class NumpyEngine(Composed):
         raw = np.empty(info.nbytes, np.uint8)
         gguf.read_into(name, 0, info.rows, raw)
         return dequantize(raw.reshape(info.rows, -1), info.type).reshape(info.shape)
+
+    def take_loads(self) -> dict[str, float]:
+        return self.loads.take()
 
     def vector(self, values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(values, np.float32)
@@ -252,6 +261,17 @@ class NumpyEngine(Composed):
     convolve = _convolution.convolve
     convolve_backward = _convolution.convolve_backward
     convolve_cached = _convolution.convolve_cached
+    expert_group = _experts.expert_group
+    route = _experts.route
+    route_backward = _experts.route_backward
+    dispatch = _experts.dispatch
+    combine = _experts.combine
+    weigh = _experts.weigh
+    weigh_backward = _experts.weigh_backward
+    gate_rows = _experts.gate_rows
+    gate_rows_backward = _experts.gate_rows_backward
+    expert_linear = _experts.expert_linear
+    expert_linear_backward = _experts.expert_linear_backward
     split_heads = _gates.split_heads
     join_heads = _gates.join_heads
     gated = _gates.gated

@@ -92,7 +92,7 @@ def linear(e, x: np.ndarray, group: Group) -> tuple[np.ndarray, ...]:
     y = e.array(x.shape[0], group.width, row_padding=0)
     inputs = _low_rank(e, x, group)
     jobs = [
-        partial(_forward_tile, e, inputs, group, index, low, high, y)
+        partial(forward_tile, e, inputs, group, index, low, high, y)
         for index, low, high in forward_pieces(group, e.sizes)
     ]
     e.workers.run(jobs, x.shape[0] * group.width * group.in_features < e.SMALL)
@@ -107,7 +107,7 @@ def forward_pieces(group: Group, sizes) -> Iterator[tuple[int, int, int]]:
             yield index, low, high
 
 
-def _forward_tile(e, inputs, group, index: int, low: int, high: int, y, number: int) -> None:
+def forward_tile(e, inputs, group, index: int, low: int, high: int, y, number: int) -> None:
     out = y[:, group.bounds[index] + low : group.bounds[index] + high]
     weight, pair, bias = group.weights[index], group.pairs[index], group.biases[index]
     features, (first, last) = group.in_features, group.ranks()[index]
@@ -162,7 +162,7 @@ def linear_backward(
     inputs = _low_rank(e, x, group, mask)
     if rank:
         dy = e.extend(dy, rank)
-        e.workers.rows(tokens, lambda low, high: _into_rank(dy, group, low, high), 128)
+        e.workers.rows(tokens, lambda low, high: into_rank(dy, group, low, high), 128)
     dx = e.array(tokens, features, row_padding=0) if need_dx else None
     raw = streamed(e, group) if need_dx else None
     downs = scaled_down(group) if rank else np.empty((0, features), np.float32)
@@ -170,16 +170,16 @@ def linear_backward(
     jobs: list[Job] = gradient_jobs(e, dy, x, group)
     if need_dx:
         jobs += [
-            partial(_backward_tile, e, dy, group, downs, low, high, raw, dx, with_rank)
+            partial(backward_tile, e, dy, group, downs, low, high, raw, dx, with_rank)
             for low, high in backward_pieces(group, e.sizes)
         ]
     if rank:
         jobs += [
-            partial(_down, e, dy, x, group, low, high, mask)
+            partial(pair_down, e, dy, x, group, low, high, mask)
             for low, high in pieces(0, features, piece(features, GRADIENT, 16), 16)
         ]
         jobs += [
-            partial(_up, e, dy, inputs, group, index, low, high)
+            partial(pair_up, e, dy, inputs, group, index, low, high)
             for index, pair in enumerate(group.pairs)
             if pair is not None
             for low, high in pieces(0, pair.b.shape[0], piece(pair.b.shape[0], GRADIENT, 16), 16)
@@ -202,7 +202,7 @@ def block_columns(group: Group) -> int:
     return int(np.lcm.reduce([w.block for w in group.weights]))
 
 
-def _into_rank(dy, group, low, high) -> None:
+def into_rank(dy, group, low, high) -> None:
     """dy[:, width:] = dy_i B_i for rows low…high."""
     for index, pair in enumerate(group.pairs):
         if pair is not None:
@@ -237,7 +237,7 @@ def _read(weight: Weight, low: int, high: int, buffer, number: int) -> None:
     weight.read_rows(low, high, buffer)
 
 
-def _backward_tile(e, dy, group, downs, low: int, high: int, raw, dx, with_rank: bool, number: int) -> None:
+def backward_tile(e, dy, group, downs, low: int, high: int, raw, dx, with_rank: bool, number: int) -> None:
     rank = group.rank if with_rank else 0
     height = group.width + rank
     tile = e.scratch(number, "wide", height * (high - low)).reshape(height, high - low)
@@ -248,7 +248,7 @@ def _backward_tile(e, dy, group, downs, low: int, high: int, raw, dx, with_rank:
     np.matmul(dy[:, :height], tile, out=dx[:, low:high])
 
 
-def _down(e, dy, x, group, low: int, high: int, mask, number: int) -> None:
+def pair_down(e, dy, x, group, low: int, high: int, mask, number: int) -> None:
     """Adds to columns low…high of every grad_a."""
     source = x[:, low:high]
     if mask is not None:
@@ -260,7 +260,7 @@ def _down(e, dy, x, group, low: int, high: int, mask, number: int) -> None:
             e.kernels.add_scaled(part[first:last], pair.scale, pair.grad_a[:, low:high])
 
 
-def _up(e, dy, inputs, group, index: int, low: int, high: int, number: int) -> None:
+def pair_up(e, dy, inputs, group, index: int, low: int, high: int, number: int) -> None:
     """Adds to rows low…high of one grad_b."""
     (first, last), base = group.ranks()[index], group.bounds[index]
     part = e.scratch(number, "up", (high - low) * (last - first)).reshape(high - low, last - first)

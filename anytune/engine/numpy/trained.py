@@ -6,13 +6,18 @@ import numpy as np
 
 
 class Trained:
-    """values, gradient: float32 [out, in], both contiguous. See weights.Weight for the methods."""
+    """values, gradient: float32 [out, in], or [experts, out, in], both contiguous; without a gradient it is a matrix
+    that stays. See weights.Weight and ExpertWeights for the methods."""
 
     hold, block, slow, nbytes = "float32", 1, False, 0  # nbytes: of a file that it is read from
 
-    def __init__(self, values: np.ndarray, gradient: np.ndarray):
+    def __init__(self, values: np.ndarray, gradient: np.ndarray | None):
         self.values, self.gradient = values, gradient
-        self.out_features, self.in_features = values.shape
+        self.expert_features, self.in_features = values.shape[-2:]
+        self.out_features = values.size // self.in_features
+
+    def expert(self, number: int) -> Trained:
+        return Trained(self.values[number], None if self.gradient is None else self.gradient[number])
 
     @property
     def shape(self) -> tuple[int, int]:

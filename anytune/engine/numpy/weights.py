@@ -20,12 +20,14 @@ from anytune.gguf import GGUF, BlockType, dequantize
 class Weight:
     """One matrix [out, in] of a GGUF. Not trained: it has no gradient (trained.py has those that do)."""
 
+    first = 0  # row of its tensor in the file
+
     gradient = None
 
     def __init__(self, gguf: GGUF, name: str, hold: str = "blocks", kernels=None):
         info = gguf.tensors[name]
         self.name, self.type = name, info.type
-        self.out_features, self.in_features = info.shape
+        self.out_features, self.in_features = info.shape[-2:]
         self.row_bytes, self.block = info.row_bytes, info.type.block_size
         self.hold = hold
         self._gguf, self._lock = gguf, threading.Lock()
@@ -53,8 +55,7 @@ class Weight:
         with self._lock:
             if self.hold == "blocks" and self._blocks is None:
                 blocks = np.empty(self.nbytes, np.uint8)
-                self._gguf.read_into(self.name, 0, self.out_features, blocks)
-                self._blocks = blocks
+                self._blocks = self._read(0, self.out_features, blocks)
             elif self.hold == "float32" and self._float32 is None:
                 dense = np.empty(self.shape, np.float32)
                 blocks, self._blocks = self._blocks, None
@@ -149,7 +150,7 @@ class Weight:
 
     def _read(self, low: int, high: int, raw: np.ndarray) -> np.ndarray:
         out = raw[: (high - low) * self.row_bytes]
-        self._gguf.read_into(self.name, low, high, out)
+        self._gguf.read_into(self.name, self.first + low, self.first + high, out)
         return out
 
     def _convert(self, source: np.ndarray, start: int, block: int, stride: int, out: np.ndarray, columns: int) -> None:
@@ -166,3 +167,43 @@ class Weight:
         width = blocks * self.type.type_size
         view = np.lib.stride_tricks.as_strided(source[start:], (rows, width), (stride, 1))
         out[:, :columns] = dequantize(np.ascontiguousarray(view), self.type)
+
+
+class Expert(Weight):
+    """One expert's matrix within a tensor [experts, out, in]."""
+
+    def __init__(self, number: int, *of):
+        super().__init__(*of)
+        self.first = number * self.out_features
+
+
+class ExpertWeights:
+    """A tensor [experts, out, in]: an expert's matrix comes into memory when it is first used."""
+
+    gradient = None
+
+    def __init__(self, gguf: GGUF, name: str, hold: str = "blocks", kernels=None):
+        info = gguf.tensors[name]
+        self._of, self._made = (gguf, name), {}
+        self._kernels, self.name, self.type, self.hold, self.nbytes = kernels or {}, name, info.type, hold, info.nbytes
+        self.out_features, self.in_features, self.expert_features = info.rows, info.shape[-1], info.shape[-2]
+        self.block = info.type.block_size
+
+    @property
+    def slow(self) -> bool:
+        """As Weight's."""
+        return not hasattr(self._kernels.get(self.type.name), "signatures")
+
+    def expert(self, number: int) -> Expert:
+        if number not in self._made:
+            self._made[number] = Expert(number, *self._of, self.hold, self._kernels)
+        return self._made[number]
+
+    def change_hold(self, hold: str) -> None:
+        self.hold = hold
+        for expert in self._made.values():
+            expert.change_hold(hold)
+
+    def forget(self) -> None:
+        for expert in self._made.values():
+            expert.forget()

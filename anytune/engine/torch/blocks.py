@@ -276,6 +276,10 @@ TYPES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def _convert(raw: torch.Tensor, name: str, out: torch.Tensor, scale: float | None = None) -> torch.Tensor:
     """Rows of blocks uint8 [rows, row_bytes] into out [rows, n], rounded once, some rows at a time."""
+    if out.ndim == 3:  # parts of equally many rows
+        for part, rows in zip(out, raw.view(len(out), -1, raw.shape[1])):
+            _convert(rows, name, part, scale)
+        return out
     block, of = BLOCKS[name], TYPES[name]
     step = max(1, CHUNK // max(1, out.shape[1]))
     for i in range(0, len(raw), step):
@@ -294,8 +298,9 @@ def weights(raw: torch.Tensor, name: str) -> int:
 
 
 def dequantize_into(raw: torch.Tensor, name: str, out: torch.Tensor) -> None:
-    """Blocks of type `name`, uint8 [rows, row_bytes], into out [rows, n] of any float type and strides."""
-    if out.shape != (len(raw), weights(raw, name)):
+    """Blocks of type `name`, uint8 [rows, row_bytes], into out [rows, n], or [parts, rows of each, n], of any float
+    type and strides."""
+    if (out.numel() // max(out.shape[-1], 1), out.shape[-1]) != (len(raw), weights(raw, name)):
         raise ValueError(f"{tuple(raw.shape)} bytes of {name} are no {tuple(out.shape)} weights")
     _convert(raw, name, out)
 
@@ -306,8 +311,8 @@ def dequantize(raw: torch.Tensor, name: str, dtype: torch.dtype = torch.float32)
 
 
 def gather_into(raw: torch.Tensor, ids: torch.Tensor, name: str, out: torch.Tensor, scale: float = 1.0) -> None:
-    """out[i] = scale * row ids[i] of an embedding table: ids integers [k], out [k, n]."""
-    if out.shape != (ids.numel(), weights(raw, name)):
+    """out[i] = scale * row ids[i] of an embedding table: ids integers [k], out [k, n], or [parts, rows of each, n]."""
+    if (out.numel() // max(out.shape[-1], 1), out.shape[-1]) != (ids.numel(), weights(raw, name)):
         raise ValueError(f"{ids.numel()} rows of {name} are no {tuple(out.shape)} weights")
     _convert(raw.index_select(0, ids.reshape(-1)), name, out, scale)
 

@@ -6,14 +6,18 @@ against torch's own count on a GPU.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from anytune.engine.base import DeltaHeads, Heads
 from anytune.engine.composed import Composed
+from anytune.engine.count_experts import ExpertShapes
 
 from . import fp8
 from .chunks import CHUNK
+from .experts import Experts
 from .slices import layers_of, slice_bytes
 from .weights import WHOLE, Group, align
 
@@ -62,12 +66,13 @@ class Matrix:
 
     slow = False
 
-    def __init__(self, shape: tuple[int, int], nbytes: int, hold: str, gradient=None):
-        self.out_features, self.in_features = shape
+    def __init__(self, shape: tuple[int, ...], nbytes: int, hold: str, gradient=None):
+        self.expert_features, self.in_features = shape[-2:]
+        self.out_features = math.prod(shape[:-1])
         self.nbytes, self.hold, self.gradient = nbytes, hold, gradient
 
 
-class TorchCount(Composed):
+class TorchCount(ExpertShapes, Composed):
     """Counts `flops` and the peak of live bytes. See base.py for the operations."""
 
     name = "count"
@@ -79,7 +84,7 @@ class TorchCount(Composed):
         self.sums = (
             0 if self.item == 4 else 4 if engine.device.type == "cuda" and torch.version.hip is None else self.item
         )
-        self.fp8 = engine.fp8
+        self.fp8, self.grouped = engine.fp8, engine.grouped
         self.sizes, self.hold, self.row_padding, self.training, self.flops = sizes, hold, 0, False, 0.0
         self.live, self.span = Live(), 0.0
 
@@ -91,11 +96,12 @@ class TorchCount(Composed):
         """What frozen weights take: dense, or blocks (on the device, if not streamed), and one scratch matrix."""
         scratch = self.head_item * max((g.size for g in groups[:-1] if g.hold != "dense"), default=0)
         if self.fp8:
-            rounded = [fp8.size(g) for g in groups if fp8.takes(g)]
+            rounded = [fp8.size(g) for g in groups if isinstance(g, Group) and fp8.takes(g)]
             scratch += sum(rounded) if self.hold == "dense" else max(rounded, default=0)
         if self.hold == "dense":
-            beside = sum(w.nbytes for g in groups if g.trains_matrix for w in g.weights if w.gradient is None)
-            return self.head_item * sum(g.size for g in groups if not g.trains_matrix) + beside + scratch
+            loose = [g for g in groups if g.hold != "dense"]
+            beside = sum(w.nbytes for g in loose for w in g.weights if w.gradient is None)
+            return self.head_item * sum(g.size for g in groups if g.hold == "dense") + beside + scratch
         blocks = sum(m.nbytes for m in matrices.values())
         if self.hold == "blocks":
             return blocks + scratch
@@ -124,6 +130,7 @@ class TorchCount(Composed):
 
     def weight(self, gguf, name, hold="blocks"):
         info = gguf.tensors[name]
+        hold = "blocks" if len(info.shape) == 3 and hold in ("dense", "shard") else hold
         return Matrix(info.shape, info.nbytes, hold)
 
     def trained(self, values, gradient):
@@ -139,6 +146,31 @@ class TorchCount(Composed):
 
     def group(self, weights, biases=None, pairs=None, dropout=0.0, number=0, bias_gradients=None):
         return Group(weights, None, pairs, dropout, number, bias_gradients)
+
+    def expert_group(self, weights, biases=None, pairs=None, dropout=0.0, number=0, bias_gradients=None):
+        return Experts(weights, None, pairs, dropout, number, bias_gradients, self.grouped)
+
+    def dispatch(self, x, routing):
+        picked = self._slots(routing, x.shape[1], 0)
+        out = self._slots(routing, x.shape[1])
+        del picked
+        return out
+
+    def combine(self, y, routing, beside=()):
+        slots = self._slots(routing, y.shape[1], 0)
+        out = self.array(routing.tokens, y.shape[1])
+        del slots
+        return out
+
+    def weigh_backward(self, dy, x, routing):
+        wide = [self.float32(*x.shape) for _ in range(2)]
+        del wide
+        return dy, None
+
+    def _expert_products(self, group, back: bool, need_dx: bool) -> None:
+        """Gradients of pairs, and the results of products, before they are where they belong."""
+        if back and group.trains_pairs:
+            self.float32(group.experts, group.rank, group.in_features + group.width)
 
     @property
     def keeps_turned(self) -> bool:

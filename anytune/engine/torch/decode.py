@@ -215,7 +215,7 @@ class TokenGraphs:
         e = self.engine
         sweep()
         single = all(high - low == 1 for _, low, high, _ in spans) and len(rows) == len(spans)
-        if not (e.where.graphs and single):
+        if not (e.graphs and single):
             where = e.places(spans)
             made = body(e.integers(ids), where.position, where, e.integers(rows) if len(rows) else None)
             return packed(made, most) if most and made is not None else made

@@ -16,6 +16,7 @@ from anytune.engine.composed import Composed
 from . import convolution as _convolution
 from . import decode as _decode
 from . import delta as _delta
+from . import experts as _experts
 from . import fp8
 from . import gradients as _gradients
 from . import linear as _linear
@@ -36,6 +37,7 @@ from .offload import Offloader, Ticket
 from .pair_gradients import flush
 from .sizes import Sizes
 from .trained import Trained
+from .experts import ExpertWeights
 from .weights import Group, LoraPair, Weight, align
 
 Tensor = torch.Tensor
@@ -50,7 +52,7 @@ class TorchEngine(Composed):
     """
 
     decode_rows = 64  # rows up to which a product dequantizes weights in registers
-    offers = frozenset({"delta"})
+    offers = frozenset({"delta", "experts"})
 
     def __init__(self, where: Device, tf32: bool = False):
         self.where, self.device, self.dtype = where, where.device, where.dtype
@@ -74,6 +76,8 @@ class TorchEngine(Composed):
         self.recorder = _replay.Recorder(self)
         self.updater = _update.Updater(self)
         self.tokens = _decode.TokenGraphs(self)
+        self.grouped = _experts.can_group(self)  # all experts' products as one
+        self.loads: Tensor | None = None  # of routers: how often they ran, the sums of peaks and of idle shares
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = tf32
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -86,7 +90,12 @@ class TorchEngine(Composed):
 
     @property
     def steps_in_flight(self) -> int:
-        return int(self.where.graphs)
+        return int(self.graphs)
+
+    @property
+    def graphs(self) -> bool:
+        """Whether a step can be recorded: experts that are taken one by one ask the host which have tokens."""
+        return self.where.graphs and not (self.loads is not None and not self.grouped)
 
     # ---- memory and transfers ---------------------------------------------------------------------------
 
@@ -151,9 +160,10 @@ class TorchEngine(Composed):
         self.updater = _update.Updater(self)
 
     def weight(self, gguf, name: str, hold: str = "blocks") -> Weight:
-        return Weight(self, gguf, name, "blocks" if hold == "lookup" else hold)
+        kind = ExpertWeights if len(gguf.tensors[name].shape) == 3 else Weight
+        return kind(self, gguf, name, "blocks" if hold == "lookup" else hold)
 
-    def trained(self, values: Tensor, gradient: Tensor) -> Trained:
+    def trained(self, values: Tensor, gradient: Tensor | None) -> Trained:
         return Trained(values, gradient)
 
     def constant(self, gguf, name: str) -> Tensor:
@@ -271,6 +281,18 @@ class TorchEngine(Composed):
     convolve = _convolution.convolve
     convolve_backward = _convolution.convolve_backward
     convolve_cached = _convolution.convolve_cached
+    expert_group = _experts.expert_group
+    take_loads = _experts.take_loads
+    route = _experts.route
+    route_backward = _experts.route_backward
+    dispatch = _experts.dispatch
+    combine = _experts.combine
+    weigh = _experts.weigh
+    weigh_backward = _experts.weigh_backward
+    gate_rows = _experts.gate_rows
+    gate_rows_backward = _experts.gate_rows_backward
+    expert_linear = _experts.expert_linear
+    expert_linear_backward = _experts.expert_linear_backward
     split_heads = _convolution.split_heads
     join_heads = _convolution.join_heads
     gated = _convolution.gated

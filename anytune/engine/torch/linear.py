@@ -42,6 +42,7 @@ def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> No
     e.slices = Slices(e, sliced) if sliced else None
     if e.process_group is not None:
         e.process_group.sharded = bool(sliced)
+    groups = [g for g in groups if isinstance(g, Group)]  # experts find their pairs where they lie
     for group in groups:
         if group.trains_pairs:
             group.gradient_table = gradient_table(group.parts(gradients, True), group.in_features, group.rank, e.device)

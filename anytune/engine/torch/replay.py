@@ -68,7 +68,7 @@ class Recorder:
     def run(self, kind: str, body, stream: Stream):
         """-> the loss: a float, or a Number that waits for the device."""
         e = self.engine
-        if not e.where.graphs:
+        if not e.graphs:
             e.begin(stream.starts, stream.capacity, stream.key)
             stream = replace(
                 stream,

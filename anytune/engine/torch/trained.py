@@ -8,16 +8,25 @@ Tensor = torch.Tensor
 
 
 class Trained:
-    """values, gradient: float32 [out, in] on the engine's device, both contiguous. See weights.Weight for the methods.
+    """values, gradient: float32 [out, in], or [experts, out, in], on the engine's device, both contiguous; without a
+    gradient it is a matrix that stays. See weights.Weight for the methods.
 
     Nothing made of the values is kept: they stay at one address, so that a recorded step reads what they are by then.
     """
 
     hold, slow, nbytes, home = "trained", False, 0, None  # nbytes: of a file that it is read from
 
-    def __init__(self, values: Tensor, gradient: Tensor):
+    def __init__(self, values: Tensor, gradient: Tensor | None):
         self.values, self.gradient = values, gradient
-        self.out_features, self.in_features = values.shape
+        self.expert_features, self.in_features = values.shape[-2:]
+        self.out_features = values.numel() // self.in_features
+
+    def expert(self, number: int) -> Trained:
+        return Trained(self.values[number], None if self.gradient is None else self.gradient[number])
+
+    def matrices(self, out: Tensor) -> None:
+        """All experts' into out [experts, out, in]."""
+        out.copy_(self.values)
 
     def change_hold(self, how: str) -> None:
         """It cannot be held in another way."""

@@ -43,7 +43,7 @@ class Weight:
     def __init__(self, engine, gguf, name: str, hold: str):
         info = gguf.tensors[name]
         self.engine, self.name, self.type = engine, name, info.type
-        self.out_features, self.in_features = info.shape
+        self.out_features, self.in_features = info.rows, info.shape[-1]
         self.row_bytes, self.block = info.row_bytes, info.type.block_size
         self.hold = hold
         self._gguf, self._raw = gguf, None

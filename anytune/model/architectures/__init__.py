@@ -9,9 +9,11 @@ from .olmo2 import OLMO2
 from .phi3 import PHI3
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
+from .qwen3moe import QWEN3MOE
 from .qwen35 import QWEN35
 from .smollm3 import SMOLLM3
 
 ARCHITECTURES = {
-    arch.name: arch for arch in (LLAMA, QWEN2, QWEN3, QWEN35, GEMMA3, SMOLLM3, GRANITE, MISTRAL3, OLMO2, PHI3, GEMMA2)
+    arch.name: arch
+    for arch in (LLAMA, QWEN2, QWEN3, QWEN3MOE, QWEN35, GEMMA3, SMOLLM3, GRANITE, MISTRAL3, OLMO2, PHI3, GEMMA2)
 }

@@ -66,6 +66,7 @@ def curvature(
     weighs the search for levels, as when the file is written. A type that cannot hold a tensor costs infinity.
     progress: (layers done, of how many).
     """
+    model.refuse_experts("the search for formats")
     forward = Forward(model, len(pieces[0]))
     e, c, layers = model.engine, model.config, forward.layers
     positions, inputs, top = _run(forward, pieces)

@@ -28,6 +28,8 @@ def _dequantize(
     octets,
     raw_stride,
     out_stride,
+    part,
+    part_stride,
     factor,
     SCALES: tl.constexpr,
     OCTET: tl.constexpr,
@@ -38,7 +40,8 @@ def _dequantize(
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    """out[row] = row of raw, or factor * row ids[row] of raw. Program p: R rows, C octets of each."""
+    """out[row] = row of raw, or factor * row ids[row] of raw, in parts of `part` rows. Program p: R rows, C octets of
+    each."""
     p, across = tl.program_id(0), tl.cdiv(octets, C)
     row = (p // across * R + tl.arange(0, R)).to(tl.int64)[None, :]
     unit = (p % across * C + tl.arange(0, C))[:, None]
@@ -52,21 +55,23 @@ def _dequantize(
     y = scale[:, :, None] * OCTET(block, g, book, WORD) - least[:, :, None]
     if GATHER:
         y = y * factor
-    to = (out + row * out_stride + unit * 8)[:, :, None] + tl.arange(0, 8)[None, None, :]
+    to = (out + row // part * part_stride + row % part * out_stride + unit * 8)[:, :, None] + tl.arange(0, 8)[
+        None, None, :
+    ]
     tl.store(to, y.to(out.dtype.element_ty), mask=tl.broadcast_to(inside[:, :, None], to.shape))
 
 
 def _fits(raw: torch.Tensor, name: str, out: torch.Tensor, rows: int) -> bool:
     """Whether the kernel can do it. ValueError if it makes no sense at all."""
     n = blocks.weights(raw, name)
-    if out.shape != (rows, n) or out.stride(1) != 1:
+    if out.shape[-1] != n or out.numel() != rows * n or out.stride(-1) != 1:
         raise ValueError(f"out must be [{rows}, {n}] with adjacent columns, not {tuple(out.shape)}")
     return n % 8 == 0 and raw.stride(1) == 1 and aligned(raw, name)
 
 
 def _launch(raw, ids, name: str, out, factor: float, tile: tuple[int, int, int]) -> None:
-    rows, n = out.shape
-    octets, (r, c, warps) = n // 8, tile
+    n = out.shape[-1]
+    rows, octets, (r, c, warps) = out.numel() // n, n // 8, tile
     grid = (triton.cdiv(rows, r) * triton.cdiv(octets, c),)
     _dequantize[grid](
         raw,
@@ -76,7 +81,9 @@ def _launch(raw, ids, name: str, out, factor: float, tile: tuple[int, int, int])
         rows,
         octets,
         raw.stride(0),
-        out.stride(0),
+        out.stride(-2),
+        max(out.shape[-2], 1),
+        out.stride(0) if out.ndim == 3 else 0,
         factor,
         **constants(raw, name),
         GATHER=ids is not None,
@@ -88,7 +95,8 @@ def _launch(raw, ids, name: str, out, factor: float, tile: tuple[int, int, int])
 
 
 def dequantize(raw: torch.Tensor, name: str, out: torch.Tensor) -> None:
-    """Blocks of type `name`, uint8 [rows, row_bytes], into out [rows, n] float with any row stride."""
+    """Blocks of type `name`, uint8 [rows, row_bytes], into out [rows, n] float with any row stride, or out [parts, rows
+    of each, n] with any strides of these."""
     if not _fits(raw, name, out, len(raw)):
         blocks.dequantize_into(raw, name, out)
     elif out.numel():
@@ -96,7 +104,8 @@ def dequantize(raw: torch.Tensor, name: str, out: torch.Tensor) -> None:
 
 
 def gather(raw: torch.Tensor, ids: torch.Tensor, name: str, out: torch.Tensor, scale: float = 1.0) -> None:
-    """out[i] = scale * row ids[i] of raw, the whole table; ids int32 or int64 [k], which are not checked."""
+    """out[i] = scale * row ids[i] of raw, the whole table; ids int32 or int64 [k], which are not checked; out as in
+    dequantize()."""
     if not _fits(raw, name, out, ids.numel()):
         blocks.gather_into(raw, ids, name, out, scale)
     elif out.numel():

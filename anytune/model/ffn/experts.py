@@ -1,0 +1,173 @@
+"""A mixture of experts (Shazeer et al. 2017): a router sends each token to a few gated products, whose results it
+weighs; beside them perhaps one that all tokens go to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anytune.engine.base import Router
+from anytune.model.part import Part
+
+if TYPE_CHECKING:
+    from anytune.model.build import LayerWeights
+    from anytune.model.config import Config
+
+Array = Any
+
+
+@dataclass
+class Shared:
+    """The expert of all tokens. gate: a group of one row, by whose sigmoid it is weighed, or None: by 1."""
+
+    reads: Any
+    writes: Any
+    gate: Any
+
+    @property
+    def groups(self) -> list:
+        return [group for group in (self.reads, self.writes, self.gate) if group is not None]
+
+    @property
+    def trains(self) -> bool:
+        return any(group.trains for group in self.groups)
+
+    def forward(self, e, h, activation: str):
+        """h [T, d], after the norm -> (result, what the backward needs)."""
+        gate, up = e.linear(h, self.reads)
+        (y,) = e.glu_linear(gate, up, activation, self.writes)
+        if self.gate is None:
+            return y, (gate, up, None, None)
+        (by,) = e.linear(h, self.gate)
+        return e.gate_rows(y, by), (gate, up, y, by)
+
+    def backward(self, e, dy, h, saved, activation: str, need_dx: bool):
+        """Parts of the gradient by h."""
+        gate, up, y, by = saved
+        parts = []
+        if by is not None:
+            dy, dby = e.gate_rows_backward(dy, y, by)
+            parts.append(e.linear_backward((dby,), h, self.gate, need_dx))
+        both = e.glu_linear_backward(dy, gate, up, activation, self.writes, None, need_dx or self.reads.trains)
+        if both is not None:
+            parts.append(e.linear_backward(both, h, self.reads, need_dx))
+        return parts
+
+
+@dataclass
+class Experts(Part):
+    """router: its scores' group; how: how experts are chosen; bias: for the choice alone, or None. The weights go onto
+    what each expert's last product reads, so that results of experts need not be kept for the router's gradient."""
+
+    router: Any
+    how: Router
+    bias: Array | None
+    shared: Shared | None
+    activation: str
+
+    EXPERTS = ("ffn_gate_exps", "ffn_up_exps"), ("ffn_down_exps",)
+    SHARED = ("ffn_gate_shexp", "ffn_up_shexp"), ("ffn_down_shexp",)
+    NEEDS = "experts"
+
+    @classmethod
+    def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
+        n, d, inner = c.router.experts, c.width, c.expert_hidden
+        shapes = {
+            c.arch.ffn_norm: (d,),
+            "ffn_gate_inp": (n, d),
+            "ffn_gate_exps": (n, inner, d),
+            "ffn_up_exps": (n, inner, d),
+            "ffn_down_exps": (n, d, inner),
+        }
+        if c.shared_hidden:
+            shapes |= {
+                "ffn_gate_shexp": (c.shared_hidden, d),
+                "ffn_up_shexp": (c.shared_hidden, d),
+                "ffn_down_shexp": (d, c.shared_hidden),
+            }
+            if c.arch.gated_shared:
+                shapes["ffn_gate_inp_shexp"] = (d,)
+        if c.arch.post_norms:
+            shapes["post_ffw_norm"] = (d,)
+        found = {f"{name}.weight": shape for name, shape in shapes.items()}
+        return found | ({"exp_probs_b.bias": (n,)} if c.arch.choice_bias else {})
+
+    @classmethod
+    def of(cls, w: LayerWeights, c: Config) -> Experts:
+        shared = None
+        if c.shared_hidden:
+            gate = w.group(6, "ffn_gate_inp_shexp") if c.arch.gated_shared else None
+            shared = Shared(w.group(4, *cls.SHARED[0]), w.group(5, *cls.SHARED[1]), gate)
+        return cls(
+            norm=w.norm(c.arch.ffn_norm),
+            post=w.norm("post_ffw_norm") if c.arch.post_norms else None,
+            eps=c.eps,
+            reads=w.group(2, *cls.EXPERTS[0], experts=True),
+            writes=w.group(3, *cls.EXPERTS[1], experts=True),
+            router=w.group(7, "ffn_gate_inp"),
+            how=c.router,
+            bias=w.vector("exp_probs_b.bias"),
+            shared=shared,
+            activation=c.arch.activation,
+        )
+
+    @property
+    def products(self) -> tuple:
+        """None that all tokens go through, as those take them who look at products one by one."""
+        return ()
+
+    @property
+    def groups(self) -> list:
+        return [self.router, self.reads, self.writes, *(self.shared.groups if self.shared else ())]
+
+    @property
+    def reader(self) -> None:
+        """Each slot reads the gradient for itself."""
+
+    @property
+    def trains_reads(self) -> bool:
+        return super().trains_reads or self.router.trains or bool(self.shared and self.shared.trains)
+
+    def forward(self, e, x, again: bool = False):
+        """As in gated.py."""
+        h = e.rms_norm(x, self.norm.gain, self.eps)
+        (scores,) = e.linear(h, self.router)
+        routing = e.route(scores, self.bias, self.how)
+        gate, up = e.expert_linear(e.dispatch(h, routing), self.reads, routing)
+        beside, kept = (None, None) if self.shared is None else self.shared.forward(e, h, self.activation)
+        if again and self.post is None:
+            return None, (x, routing, gate, up, kept, None)
+        inner = e.weigh(e.glu(gate, up, self.activation), routing)
+        (y,) = e.expert_linear(inner, self.writes, routing)
+        y = e.combine(y, routing, () if beside is None else (beside,))
+        return self.add(e, x, y), (x, routing, gate, up, kept, self.kept(y))
+
+    def backward(self, e, dout, saved, below, need_dx: bool = True):
+        """As in gated.py."""
+        x, routing, gate, up, kept, y = saved
+        dy = self.add_backward(e, dout, y)
+        needed = need_dx or self.trains_reads
+        inner = e.glu(gate, up, self.activation)
+        dinner = e.expert_linear_backward(
+            (e.dispatch(dy, routing),), e.weigh(inner, routing), self.writes, routing, needed
+        )
+        if not needed:
+            return None
+        dinner, dweights = e.weigh_backward(dinner, inner, routing)
+        del inner
+        both = e.glu_backward(dinner, gate, up, self.activation)
+        del dinner, gate, up
+        h = e.rms_norm(x, self.norm.gain, self.eps)
+        into_h = need_dx or self.norm.trains
+        dslots = e.expert_linear_backward(both, e.dispatch(h, routing), self.reads, routing, into_h)
+        del both
+        dscores = e.route_backward(dweights, routing)
+        parts = [e.linear_backward((dscores,), h, self.router, into_h)]
+        if self.shared is not None:
+            parts += self.shared.backward(e, dy, h, kept, self.activation, into_h)
+        if not into_h:
+            return None
+        dh = e.combine(dslots, routing, tuple(parts))
+        if self.norm.trains:
+            e.gain_gradient(dh, x, self.eps, self.norm.gradient)
+        return e.rms_norm_backward(dh, x, self.norm.gain, self.eps, dout) if need_dx else None
