@@ -12,6 +12,7 @@ trained on elsewhere, is listed with its reason.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -26,6 +27,7 @@ from anytune.engine.probe import cpu_name
 from anytune.errors import UserError
 from anytune.evaluation.biomed import answer_in
 from anytune.evaluation.compare import BASE, compare, judged
+from anytune.evaluation.kept import Kept
 from anytune.evaluation.local_judge import LocalJudge
 from anytune.evaluation.prompts import read_prompts
 from anytune.evaluation.pubmedqa import label_of
@@ -112,12 +114,31 @@ def engine_side(device: str, model: Path, data: Path, args) -> dict:
     return {"hardware": hardware(loaded.engine), "steps": run.step, "losses": losses}
 
 
+def remember(judge: LocalJudge, path: Path) -> LocalJudge:
+    """The judge with its verdicts kept in a file, a line each."""
+    known = dict(json.loads(line) for line in path.read_text().splitlines()) if path.exists() else {}
+    ask = judge.ask
+
+    def asked(*texts: str | None) -> str:
+        key = hashlib.sha256(json.dumps([judge.name, *texts]).encode()).hexdigest()
+        if key not in known:
+            known[key] = ask(*texts)
+            with open(path, "a") as file:
+                file.write(json.dumps([key, known[key]]) + "\n")
+        return known[key]
+
+    judge.ask = asked
+    return judge
+
+
 def scored(loaded, adapters: dict[str, Adapter], prompts: list, args) -> tuple[dict, dict]:
     """(side -> its measures, the judge's words) of base and adapters."""
     ours = next(iter(adapters))
-    judge = LocalJudge(anytune.load(common.model_file(args.judge), device="numpy", threads=args.threads))
-    facts = compare(loaded, prompts, adapters, name="test.jsonl", max_tokens=TOKENS, judge=judge, pair=(ours, "peft"))
-    from_base = judged(facts["items"], [(name, BASE) for name in (ours, "peft")], judge, None)
+    judge = LocalJudge(anytune.load(common.model_file(args.judge), device="auto", threads=args.threads))
+    judge, pair = remember(judge, args.work / "verdicts.jsonl"), (ours, "peft")
+    with Kept(args.work / "scores") as kept:
+        facts = compare(loaded, prompts, adapters, max_tokens=TOKENS, judge=judge, pair=pair, kept=kept)
+        from_base = judged(facts["items"], [(name, BASE) for name in pair], judge, None)
     truth = [LABELS.index(label_of(prompt.reference.split(".")[0])) for prompt in prompts]
     sides = {}
     for name in (BASE, *adapters):
