@@ -177,13 +177,13 @@ def findings(found: dict[str, list[dict[str, Any]]]) -> list[str]:
                 f"- Fastest {what}: {rate(row['tokens_per_s'])} tokens/s, {row['model']} ({row['test']}) on {name}, "
                 f"{row['device']}."
             )
-    by_model: dict[tuple[str, str, str, str], dict[str, float]] = {}
+    by_model: dict[tuple[str, str, str, str, str], dict[str, float]] = {}
     for name, documents in found.items():
         for d in documents:
             types = {model["file"]: model.get("type", "") for model in d["models"]}
             for row in d["results"]:
                 if row["tokens_per_s"]:
-                    key = (name, row["device"], stem(row["model"]), row["kind"])
+                    key = (name, row["device"], stem(row["model"]), row["test"], row["kind"])
                     by_model.setdefault(key, {})[types.get(row["model"], "")] = row["tokens_per_s"]
     for kind, what in (("generate", "generation"), ("train", "training")):
         ratios = [t["Q4_0"] / t["Q8_0"] for (*_, k), t in by_model.items() if k == kind and {"Q4_0", "Q8_0"} <= set(t)]

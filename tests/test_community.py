@@ -83,6 +83,7 @@ def folder(tmp_path, monkeypatch):
     found = document(
         row("generate", "m-q8_0.gguf"),
         row("generate", "m-q4_0.gguf", tokens_per_s=20.0),
+        row("generate", "m-q4_0.gguf", tokens_per_s=99.0, test="another"),  # is not compared with Q8_0's test
         oom,
         row("prompt", "m-q8_0.gguf"),
     )

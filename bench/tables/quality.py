@@ -84,12 +84,12 @@ def interval(value, form: str = "{:.3f}") -> str:
     return f"{form.format(value[0])} [{form.format(value[1])}, {form.format(value[2])}]"
 
 
+def accuracy(figures: dict) -> str:
+    return interval((100 * figures["accuracy"], *(100 * x for x in figures["interval"])), "{:.1f}")
+
+
 def parity(data: dict) -> list[str]:
     sides, j, ours = data["sides"], data["judge"], data["first"]
-
-    def accuracy(side: dict) -> str:
-        return interval((100 * side["accuracy"], *(100 * x for x in side["interval"])), "{:.1f}")
-
     lines = table(
         ("", "cosine", "Jaccard", "win rate over base", "accuracy, %"),
         [
@@ -103,37 +103,43 @@ def parity(data: dict) -> list[str]:
             for name in ("base", ours, "peft")
         ],
     )
-    lines += [
+    return [
+        *lines,
         "",
         f"Judge ({j['judge']}): {ours} / peft / ties = {j['wins']} / {j['losses']} / {j['ties']}, win rate "
         f"{interval(j['win_rate'], '{:.2f}')}.",
         "",
+        *engines(data, ("cuda", "webgpu")),
     ]
+
+
+def engines(data: dict, wanted: tuple[str, ...] = ()) -> list[str]:
+    """A row for what trained; wanted: devices that have a row also where they did not."""
     rows = []
-    for name, s in sides.items():
+    for name, s in data["sides"].items():
         if name != "base":
             made = s["training"]
             rows.append(
                 (
                     name,
                     made["hardware"],
-                    f"{made['losses'][0]:.3f} → {made['losses'][-1]:.3f}",
+                    f"{made['losses'][0]:.4f} → {made['losses'][-1]:.4f}",
                     interval(s["cosine"]),
                     interval(s["Jaccard"]),
                     accuracy(s),
                     f"{s['same_answers_as_first']} of {data['questions']}",
                 )
             )
-    rows += [(name, "not run here: needs a card", *5 * "–") for name in data["missing"]]
+    rows += [(name, "not run here: needs a card", *5 * "–") for name in wanted if name not in data["sides"]]
     head = ("trained on", "hardware", "loss, first and last step", "cosine", "Jaccard", "accuracy, %")
-    return lines + table((*head, f"answers equal to {ours}'s"), rows)
+    return table((*head, f"answers equal to {data['first']}'s"), rows)
+
+
+def parity_small(data: dict) -> list[str]:
+    return engines(data)
 
 
 def real_models(data: dict) -> list[str]:
-    def accuracy(model: dict, side: str) -> str:
-        found = model["accuracy"][side]["likelihood"]
-        return interval((100 * found["accuracy"], *(100 * x for x in found["interval"])), "{:.1f}")
-
     def kl(found: dict) -> str:
         return f"{found['kl_mean']:.1e}" + ("" if found["ok"] else ", too much")
 
@@ -145,8 +151,8 @@ def real_models(data: dict) -> list[str]:
             kl(m["verify"]["with_adapter"]),
             f"{sum(m['train']['losses'][:5]) / 5:.2f} → {sum(m['train']['losses'][-5:]) / 5:.2f}",
             f"{m['train']['timing']['tokens_per_s']:.0f}",
-            accuracy(m, "base"),
-            accuracy(m, "adapter"),
+            accuracy(m["accuracy"]["base"]["likelihood"]),
+            accuracy(m["accuracy"]["adapter"]["likelihood"]),
         )
         for m in data["models"]
     ]
