@@ -71,7 +71,7 @@ def verify(
     from anytune.llamacpp.verify import verify as run
 
     if not available():
-        raise UserError("llama.cpp is not here to compare with: install it with `pip install xllamacpp`.")
+        raise UserError("llama.cpp is not installed: install it with `pip install xllamacpp`.")
     between(1, 4096, positions=positions)
     between(1, 1024, threads=threads)
     opened = opened_model(model, "cpu")

@@ -132,10 +132,12 @@ def check_output(
         raise UserError(f"{path} is a file: name a folder.")
     held = [entry.name for entry in path.iterdir()] if path.is_dir() else []
     if not force and (held or path.is_file()):
-        raise UserError(f"{path} exists already: name another one, or say --force to replace it.")
+        raise UserError(f"{path} already exists: choose another name, or use --force to replace it.")
     foreign = next((name for name in held if not ((path / name).is_file() and name.endswith(MADE))), None)
     if foreign is not None:
-        raise UserError(f"{path} holds {foreign}, which no export writes, and is not replaced: name another folder.")
+        raise UserError(
+            f"{path} holds {foreign}, which exports do not write, so it is not replaced: name another folder."
+        )
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.is_file():
@@ -182,10 +184,11 @@ def _within(path: Path, folder: Path) -> bool:
 
 
 def cannot_write(path: FilePath, error: OSError) -> UserError:
-    """What is said when writing to `path` failed with `error`: "make room" only where room is what is missing."""
+    """What is said when writing to `path` failed with `error`: "free some space" only where the disk is full."""
     full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
     return UserError(
-        f"{path} cannot be written: {error.strerror or error}; {'make room or ' if full else ''}choose another place."
+        f"{path} cannot be written: {error.strerror or error}; {'free some space or ' if full else ''}choose "
+        "another place."
     )
 
 
@@ -205,8 +208,8 @@ def check_room(folder: FilePath, size: int, what: str) -> None:
         raise cannot_write(folder, error) from None
     if free < size + SPARE:
         raise UserError(
-            f"{folder} has {bytes_text(free)} free, and {what} needs {bytes_text(size)}: make room or "
-            "choose another place."
+            f"{folder} has {bytes_text(free)} free, and {what} needs {bytes_text(size)}: free some space or choose "
+            "another place."
         )
 
 

@@ -246,7 +246,7 @@ def report(facts: dict[str, Any]) -> str:
         row(
             "base", (a["base_name"] or "not named") + (f", sha256 {a['base_sha256'][:16]}…" if a["base_sha256"] else "")
         )
-        row("chat template", "the one it was trained with" if a["chat_template"] else "none")
+        row("chat template", "the one used in training" if a["chat_template"] else "none")
     return "\n".join(lines)
 
 

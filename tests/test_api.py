@@ -67,7 +67,7 @@ def test_a_datasets_object_is_data(model):
     ours = anytune.finetune(model, rows(), val_data=rows(3), max_steps=2, **SMALL)
     theirs = anytune.finetune(model, whole, val_data=whole.select(range(3)), max_steps=2, **SMALL)
     assert ours.path.read_bytes() == theirs.path.read_bytes()
-    with pytest.raises(UserError, match="of several sets: give one of them"):
+    with pytest.raises(UserError, match="of several splits: give one of them"):
         anytune.finetune(model, datasets.DatasetDict({"train": whole}))
 
 

@@ -89,4 +89,4 @@ def test_each_form_trains_on_its_answers_alone(cli, tmp_path, place):
     )
     assert (tmp_path / "a.gguf").is_file()
     if place == "text":
-        assert "read as questions and answers" in out.err and "every word" not in out.err
+        assert "read as questions and answers" in out.err and "all of the plain text" not in out.err

@@ -108,7 +108,7 @@ def test_a_column_a_device_and_cells_that_ran_out_of_memory(folder):
         (lambda f: (f / "log.txt").unlink(), "log.txt is missing"),
         (lambda f: (f / "README.md").write_text(" "), "README.md is missing or empty"),
         (lambda f: (f / "bench.json").unlink(), "bench.json is missing"),
-        (lambda f: (f / "bench.json").write_text("{}"), "no result of anytune bench"),
+        (lambda f: (f / "bench.json").write_text("{}"), "not a result of anytune bench"),
         (
             lambda f: (f / "bench.json").write_text(json.dumps(document(row("prompt", "m-q8_0.gguf", rounds=[1.0])))),
             "rounds",

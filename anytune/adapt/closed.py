@@ -70,8 +70,8 @@ class Equations:
         self.mean = la.trace(self.factored) / self.columns
         if not np.isfinite(self.mean):
             raise UserError(
-                "The activations hold NaN or infinity, so nothing can be fitted: the model overflows in "
-                "this device's number format, try --dtype f32 or another --device."
+                "The activations contain NaN or infinity, so nothing can be fitted: the model overflows in this "
+                "device's number format. Try --dtype f32 or another --device."
             )
         self.factored = self._factor(self.factored, ridge * self.mean or float(np.finfo(np.float64).tiny) ** 0.5)
 
@@ -104,7 +104,7 @@ class Equations:
                 return la.factor(g)
             except NotPositive:
                 value = max(value * FACTOR, 1e-12 * mean)
-        raise UserError("The activations' Gram matrix cannot be factored, whatever the ridge: it is damaged by NaN.")
+        raise UserError("The activations' Gram matrix cannot be factored with any ridge: it contains NaN.")
 
 
 def ridge(

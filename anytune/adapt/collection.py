@@ -74,7 +74,7 @@ def _opened(path: str | os.PathLike) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is no file of statistics that can be read ({error}): make it with `anytune adapt collect`."
+            f"{path} is not a readable statistics file ({error}): create one with `anytune adapt collect`."
         ) from None
 
 
@@ -88,7 +88,7 @@ def _about(path: str | os.PathLike, file: zipfile.ZipFile) -> dict[str, Any]:
         assert all(1 <= int(found["costs"][kind]) for kind in SHARES) if found.get("costs") else True
     except (ValueError, KeyError, TypeError, AssertionError, AttributeError):
         raise UserError(
-            f"{path} is no file of statistics of this version: make it with `anytune adapt collect`."
+            f"{path} is not a statistics file of this version: create one with `anytune adapt collect`."
         ) from None
     return found
 
@@ -106,11 +106,11 @@ def _array(path: str | os.PathLike, file: zipfile.ZipFile, name: str) -> np.ndar
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path}: {name} is damaged ({error}); collect it again.") from None
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise UserError(f"{path}: {name} holds NaN or infinity; collect it again.")
+        raise UserError(f"{path}: {name} contains NaN or infinity; collect it again.")
     return values
 
 
 def _check(path: str | os.PathLike, gram: np.ndarray | None, cross: np.ndarray | None, outputs: int) -> None:
     good = gram is not None and cross is not None and gram.ndim == cross.ndim == 2
     if not (good and gram.shape == (len(cross), len(cross)) and cross.shape[1] == outputs):
-        raise UserError(f"{path}: a group's sums do not fit together; it is damaged.")
+        raise UserError(f"{path}: a group's sums are inconsistent; the file is damaged.")

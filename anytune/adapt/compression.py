@@ -71,9 +71,9 @@ def compress(
     settings, outputs = settings or Settings(), outputs or Outputs()
     check_output(outputs.output)
     if (rank is None) == (size is None):
-        raise UserError("Say how small: give --rank or --size, one of them.")
+        raise UserError("Say how small: give either --rank or --size.")
     if (adapter is None) == (tuned is None):
-        raise UserError("There is nothing to compress: give --lora, or --tuned with the model that it was tuned from.")
+        raise UserError("There is nothing to compress: give --lora, or --tuned with the model it was tuned from.")
     prepare(model, tuned or model)
     reading = reading or Reading(model.template)
     examples, held = read_held(model, data, reading, val_file, val_split, seed)
@@ -141,7 +141,8 @@ def _budget(factors: Mapping[str, Factors], rank: int | None, size: int | None) 
     least = min(f.cost for f in factors.values())
     if budget < least:
         raise UserError(
-            f"--size {bytes_text(size)} holds no adapter of this model: give {bytes_text(4 * least + HEAD)} or more."
+            f"--size {bytes_text(size)} is too small for any adapter of this model: give "
+            f"{bytes_text(4 * least + HEAD)} or more."
         )
     return budget
 

@@ -119,7 +119,7 @@ def read_held(
 def judged(held: Examples | None) -> Examples:
     """`held`, or a UserError where there is none."""
     if held is None:
-        raise UserError("Nothing is held out to judge the result on: give --val-file, or a --val-split above 0.")
+        raise UserError("Nothing is held out to evaluate the result on: give --val-file, or a --val-split above 0.")
     return held
 
 
@@ -159,8 +159,8 @@ def read(
     notes = [note for note in whole.report["notes"] if "-c" not in note]
     if whole.report["dropped"]:
         notes.append(
-            f"{whole.report['dropped']} of {whole.report['records']} examples are longer than "
-            f"-c {reading.limit} and left out: raise -c to use them."
+            f"{whole.report['dropped']} of {whole.report['records']} examples are longer than -c {reading.limit} "
+            "and were dropped: raise -c to use them."
         )
     return Examples(tuple(made[0] or ()), tuple(notes)), None if made[1] is None else Examples(tuple(made[1]))
 
@@ -184,13 +184,13 @@ class _Behind:
         own = len(ids) if other is ids else min(_common_end(ids, other), len(other) - self.edge)
         if own < 2:
             raise UserError(
-                f"{data.where(number)}: the chat template writes this example otherwise behind the "
-                "teacher's context, so that nothing of it can be compared."
+                f"{data.where(number)}: the chat template renders this example differently after the teacher's "
+                "context, so it cannot be compared."
             )
         if len(other) > self.model.config.context:
             raise UserError(
-                f"{data.where(number)}: behind the teacher's context this example has {len(other)} tokens, "
-                f"more than the model's {self.model.config.context}; shorten the context or lower -c."
+                f"{data.where(number)}: after the teacher's context this example has {len(other)} tokens, more than "
+                f"the model's {self.model.config.context}; shorten the context or lower -c."
             )
         return Example(np.asarray(ids, np.int32), np.asarray(other, np.int32), own, np.asarray(loss, bool))
 
@@ -209,7 +209,7 @@ class _Behind:
                 self.model.tokenizer, self.template, whole, record.tools, learn_from + len(whole) - len(messages)
             )
         except UserError as error:
-            raise UserError(f"{data.where(number)}, behind the teacher's context: {error}") from None
+            raise UserError(f"{data.where(number)}, after the teacher's context: {error}") from None
         return np.asarray(found.ids, np.int32)
 
     def _edge(self) -> int:

@@ -145,7 +145,7 @@ def collect(
     """As distill() without steps, but what is written to `output` are the sums that solve() needs, as a .npz."""
     settings = dataclasses.replace(settings or Settings(), output=output)
     if Path(output).suffix != ".npz":
-        raise UserError(f"{output} must end in .npz: statistics are no adapter yet.")
+        raise UserError(f"{output} must end in .npz: statistics are not an adapter yet.")
     check_output(output)
     task, notes = distillation_task(
         model,
@@ -239,13 +239,14 @@ def check_shape(model: Model, other: Model) -> None:
         one, two = getattr(model.config, what), getattr(other.config, what)
         if one != two:
             raise UserError(
-                f"{other.gguf.path.name} is not of the student's shape ({what} {two}, and {one} in "
-                f"{model.gguf.path.name}): take another file of the same model."
+                f"{other.gguf.path.name} does not have the student's shape ({what} {two}, and {one} in "
+                f"{model.gguf.path.name}): use another file of the same model."
             )
     tokens = "tokenizer.ggml.tokens"
     if list(model.gguf.metadata.get(tokens, ())) != list(other.gguf.metadata.get(tokens, ())):
         raise UserError(
-            f"{other.gguf.path.name} has other tokens than {model.gguf.path.name}: take another file of the same model."
+            f"{other.gguf.path.name} has a different vocabulary than {model.gguf.path.name}: use another file of "
+            "the same model."
         )
 
 

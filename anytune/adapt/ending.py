@@ -59,7 +59,7 @@ def check_output(output: str | os.PathLike | None) -> None:
     if path.suffix == ".gguf" and path.is_dir():
         raise UserError(f"{path} is a folder: name a file.")
     if not path.parent.is_dir():
-        raise UserError(f"There is no folder {path.parent}: make it, or choose another place.")
+        raise UserError(f"There is no folder {path.parent}: create it, or choose another.")
 
 
 def finish(

@@ -121,8 +121,8 @@ def has_beginning(teacher: Teacher) -> bool:
     if teacher.context and any(teacher.model.config.recurrent):
         name = teacher.model.config.arch.name
         raise UserError(
-            f"a prompt cannot be distilled into {name} yet, whose layers keep a state instead "
-            "of keys and values: train on answers given with the prompt instead (anytune train)"
+            f"prompts cannot be distilled into {name} yet, because its layers keep a state instead of keys and "
+            "values: train on answers given with the prompt instead (anytune train)"
         )
     return bool(teacher.context)
 

@@ -63,8 +63,8 @@ class Partial:
         if found != self.identity:
             other = sorted(key for key in {*found, *self.identity} if found.get(key) != self.identity.get(key))
             raise UserError(
-                f"{self.path} is of another run ({', '.join(other)} differ): give the same command, or "
-                "start without --resume."
+                f"{self.path} belongs to another run ({', '.join(other)} differ): use the same command, or start "
+                "without --resume."
             )
         for name, pair in pairs.items():
             if pair.a.dtype != np.float32 or pair.a.ndim != 2 or pair.b.shape[1:] != pair.a.shape[:1]:

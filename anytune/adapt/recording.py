@@ -61,7 +61,9 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         if self.folder.is_file():
-            raise UserError(f"{self.folder} is a file: sums are kept there while they are collected; move it away.")
+            raise UserError(
+                f"{self.folder} is a file, but sums are kept there while they are collected: move the file."
+            )
         if not self.resume:
             self.remove()
         self.folder.mkdir(exist_ok=True)
@@ -99,7 +101,7 @@ class Recorder:
             for place in places:
                 if not self._group(place).exists():
                     raise UserError(
-                        f"The sums of {products[place][0]} are not in {self.folder} any more: start without --resume."
+                        f"The sums of {products[place][0]} are no longer in {self.folder}: start without --resume."
                     )
                 with zipfile.ZipFile(self._group(place)) as group:
                     for name in group.namelist():

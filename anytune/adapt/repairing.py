@@ -67,7 +67,7 @@ def repair(
     check_output(outputs.output)
     check_shape(model, reference)
     if reference is model:
-        raise UserError("A file cannot repair itself: --reference takes the better one.")
+        raise UserError("A file cannot repair itself: give the higher-precision file as --reference.")
     reading = reading or Reading(model.template)
     examples, held = read_held(model, data, reading, val_file, val_split, seed)
     task = Task(Teacher(reference, adapter), examples.examples, held.examples)
@@ -126,7 +126,7 @@ def restore(
     error = weights_error(merged, base, adapter)
     names = [name for name, info in merged.gguf.tensors.items() if name.startswith("blk.") and len(info.shape) == 2]
     if not any(np.abs(error(name)).max() > 0 for name in names):
-        raise UserError("Nothing was lost that an adapter could hold: the merged file has every weight as it should.")
+        raise UserError("There is nothing to absorb: the merged file's weights are exact.")
     prepare(merged, base)
     task = Task(Teacher(base, adapter), text_examples(merged, text, WINDOW, most=chunks), ())
     fitted = run_fit(

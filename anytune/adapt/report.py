@@ -10,8 +10,7 @@ from anytune.adapt.measure import Distance
 from anytune.units import bytes_text
 
 WORSE = (
-    "The adapter is farther from its teacher than the model without it, on examples that it was not fitted to: "
-    "that is no success, and nothing was written."
+    "On held-out examples the adapter is farther from its teacher than the model without it, so nothing was written."
 )
 
 
@@ -67,9 +66,9 @@ def text(facts: dict[str, Any], measured: Sequence[Measured], after: str) -> str
         lines += table(found, after)
     took = facts["took"]
     line = f"fitted in {took['cpu']:.0f} CPU seconds ({took['seconds']:.0f} s) on {facts['tokens']} tokens"
-    lines.append(f"{line}; {bytes_text(took['peak'])} of memory at most")
+    lines.append(f"{line}; peak memory {bytes_text(took['peak'])}")
     if facts.get("raised"):
-        lines.append(f"a factorization needed more ridge than was asked for: {facts['raised']:.2g}")
+        lines.append(f"a factorization needed a larger ridge than requested: {facts['raised']:.2g}")
     lines += [f"note: {note}" for note in facts.get("notes", ())]
     lines += _verified(facts.get("verified"))
     if not facts["success"]:
@@ -81,9 +80,9 @@ def _verified(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return []
     if found["ok"] is None:
-        return [f"llama.cpp: not asked ({found['why']})"]
+        return [f"llama.cpp: not verified ({found['why']})"]
     same = "computes the same" if found["ok"] else "computes SOMETHING ELSE, so nothing was written"
     return [
         f"llama.cpp: {same}, KL {found['kl_mean']:.1e} "
-        f"({'an F32 copy of the model' if found['exact'] else 'as it is'}), its change {found['error']:.1%} off"
+        f"({'an F32 copy of the model' if found['exact'] else 'as it is'}), effect off by {found['error']:.1%}"
     ]

@@ -89,7 +89,7 @@ class Adapter:
             adapter = cls._load_gguf(path, gguf)
         for name, pair in adapter.tensors.items():
             if not all(np.isfinite(part).all() for part in pair):
-                raise UserError(f"{path}: the adapter of {name} holds NaN or infinity; train it again.")
+                raise UserError(f"{path}: the adapter of {name} contains NaN or infinity; train it again.")
         return adapter
 
     def other_base(self, gguf: GGUF) -> str | None:
@@ -100,14 +100,14 @@ class Adapter:
             return (
                 f"the adapter was trained on another file than {gguf.path.name}"
                 + (f" ({self.base_name})" if self.base_name else "")
-                + ": it may fit less well here"
+                + ": it may work less well here"
             )
         own, its = (_model_name(name) for name in (gguf.metadata.get("general.name"), self.base_name))
         if not own or not its or own in its or its in own:
             return None
         return (
             f"the adapter names {self.base_name} as its base, and {gguf.path.name} is "
-            f"{gguf.metadata['general.name']}, another file: it may fit less well here"
+            f"{gguf.metadata['general.name']}, another file: it may work less well here"
         )
 
     def check(self, gguf: GGUF, where: str = "the adapter") -> None:
@@ -147,8 +147,8 @@ class Adapter:
             values = _Values(path, file.metadata)
             if values.get("general.type", str) != "adapter" or values.get("adapter.type", str) != "lora":
                 raise UserError(
-                    f"{path} is no LoRA adapter (its general.type is "
-                    f"{values.get('general.type', str)!r}); give the file that training wrote."
+                    f"{path} is not a LoRA adapter (its general.type is {values.get('general.type', str)!r}); give "
+                    "the file that training wrote."
                 )
             for key in file.metadata:
                 if key.startswith("adapter.") and key not in KEYS:
@@ -246,7 +246,7 @@ def _pairs(path: Path, file: GGUF) -> list[str]:
         base, _, side = name.rpartition(".")
         if side not in ("lora_a", "lora_b") or not base:
             raise UserError(
-                f"{path}: the tensor {name} is neither a .lora_a nor a .lora_b; such adapters cannot be used here."
+                f"{path}: the tensor {name} is neither a .lora_a nor a .lora_b; such adapters are not supported."
             )
         if tensor.type.name not in FILE_TYPES:
             raise UserError(
@@ -255,5 +255,5 @@ def _pairs(path: Path, file: GGUF) -> list[str]:
         sides.setdefault(base, set()).add(side)
     for base, found in sides.items():
         if len(found) != 2:
-            raise UserError(f"{path}: {base} has a {found.pop()} and nothing else; the file is damaged.")
+            raise UserError(f"{path}: {base} has only a {found.pop()}; the file is damaged.")
     return list(sides)

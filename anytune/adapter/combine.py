@@ -21,8 +21,8 @@ def combine(adapters: Sequence[tuple[Adapter, float]]) -> Adapter:
     templates = list(dict.fromkeys(adapter.chat_template for adapter, _ in adapters if adapter.chat_template))
     if len(templates) > 1:
         raise UserError(
-            "The adapters were trained with different chat templates, and one model is served with one: "
-            "add up adapters of one template."
+            "The adapters were trained with different chat templates, and a model is served with one: combine only "
+            "adapters with the same template."
         )
     if len(adapters) == 1 and adapters[0][1] == 1:
         return adapters[0][0]

@@ -90,7 +90,7 @@ def load(folder: Path, gguf: GGUF | None) -> tuple[Any, ...]:
     raw, own = _weights(folder / WEIGHTS)
     architecture = gguf.metadata.get("general.architecture") if gguf else own.get("architecture")
     if architecture not in ARCHITECTURES:
-        raise UserError(f"{folder}: which architecture it is for is not known; give the base model too.")
+        raise UserError(f"{folder}: its architecture is unknown; give the base model too.")
     arch = ARCHITECTURES[architecture]
     parts = {module: part for part, module in arch.modules.items()}
     pairs: dict[str, dict[str, np.ndarray]] = {}
@@ -99,7 +99,7 @@ def load(folder: Path, gguf: GGUF | None) -> tuple[Any, ...]:
         found = KEY.fullmatch(key)
         module = found and found[2]
         if not found or module and module not in parts:
-            raise UserError(f"{folder}: the weight {key!r} belongs to a module that cannot be adapted here.")
+            raise UserError(f"{folder}: the weight {key!r} belongs to a module that cannot be adapted.")
         name = f"blk.{int(found[1])}.{parts[module]}.weight" if module else "output.weight"
         own_name = key.removeprefix(PREFIX).rpartition(".lora_")[0]
         if modules.setdefault(name, own_name) != own_name:
@@ -159,7 +159,7 @@ def _config(folder: Path) -> Any:
             raise UserError(f"{path} is too large for a configuration.")
         found = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; a peft folder must have it.") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}; a peft folder needs it.") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON.") from None
     return found
@@ -174,13 +174,13 @@ def _weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with safe_open(path, "numpy") as file:
             note = (file.metadata() or {}).get("anytune", "{}")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; a peft folder must have it.") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}; a peft folder needs it.") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged: {error}.") from None
     arrays = {}
     for name, part in parts:
         if part["dtype"] not in ("F32", "F16", "BF16", "F64"):
-            raise UserError(f"{path}: the weight {name!r} is stored as {part['dtype']}, which no adapter is.")
+            raise UserError(f"{path}: the weight {name!r} is stored as {part['dtype']}, which adapters do not use.")
         flat = np.frombuffer(part["data"], np.uint8)
         arrays[name] = dequantize(flat, part["dtype"]).reshape(part["shape"])
     try:

@@ -31,7 +31,7 @@ def resolve(given: AdapterLike, gguf: GGUF) -> Adapter | None:
         return combine([(adapter, 1.0) for adapter in found]) if found else None
     if hasattr(given, "run_dir") and hasattr(given, "adapter"):
         if given.adapter is None:
-            raise UserError(f"The run in {given.run_dir} has made no adapter: name another one.")
+            raise UserError(f"The run in {given.run_dir} has no adapter: name another one.")
         return given.adapter
     raise UserError(
         f"adapter cannot be a {type(given).__name__}: give an Adapter, the path of one, a Run, or a list of these."

@@ -46,21 +46,21 @@ WITHOUT_EFFECT = (  # once the weights are trained
 )
 REFUSED = {  # -> what it does
     "bias": "trains biases",
-    "fan_in_fan_out": "is for weights that lie the other way round",
+    "fan_in_fan_out": "is for transposed weights",
     "modules_to_save": "replaces whole modules",
-    "megatron_config": "spreads the linears over processes",
+    "megatron_config": "distributes the linears over processes",
     "trainable_token_indices": "replaces rows of the embedding table",
     "use_dora": "rescales the weights (DoRA)",
-    "velora_config": "keeps projections beside the weights (VeLoRA)",
-    "alora_invocation_tokens": "acts only behind certain tokens (activated LoRA)",
+    "velora_config": "keeps projections of activations (VeLoRA)",
+    "alora_invocation_tokens": "acts only after certain tokens (activated LoRA)",
     "use_qalora": "pools the inputs (QALoRA)",
     "monteclora_config": "samples the weights (MonteCLoRA)",
     "layer_replication": "repeats layers of the base",
     "lora_bias": "adds a bias to B",
-    "target_parameters": "adapts parameters that are no linears",
+    "target_parameters": "adapts parameters that are not linears",
     "use_bdlora": "has block-diagonal matrices (BD-LoRA)",
     "arrow_config": "chooses among several adapters (Arrow)",
-    "kasa_config": "cuts the base's small singular values off (KaSA)",
+    "kasa_config": "truncates the base's small singular values (KaSA)",
     "ensure_weight_tying": "adapts the embedding table with the head",
 }
 STARTS = ("gaussian", "orthogonal", "eva", "mica")  # initialisations that leave the base as it is
@@ -105,8 +105,8 @@ class Settings:
             else:
                 continue
             raise UserError(
-                f"{where}: {key} leaves out {module}, which the folder has weights of: peft would not use "
-                "them, so one of the two is wrong."
+                f"{where}: {key} excludes {module}, but the folder has weights for it, which peft would ignore: one "
+                "of the two is wrong."
             )
 
 
@@ -143,13 +143,13 @@ def _refuse(found: dict[str, Any], where: object) -> None:
         off = value is None or value is False or value in ([], {}) or key == "bias" and value == "none"
         if off or key in HONOURED or key in WITHOUT_EFFECT:
             continue
-        said = f"{key}, which {REFUSED[key]}" if key in REFUSED else f"{key!r:.60}, which is not known here"
-        raise UserError(f"{where} uses {said}: that has no counterpart in a GGUF adapter.")
+        said = f"{key}, which {REFUSED[key]}" if key in REFUSED else f"{key!r:.60}, which is unknown to this version"
+        raise UserError(f"{where} uses {said}: a GGUF adapter cannot express that.")
     start = found.get("init_lora_weights", True)
     if not (start is None or isinstance(start, bool) or isinstance(start, str) and start.lower() in STARTS):
         raise UserError(
-            f"{where}: init_lora_weights is {start!r:.40}, which changes the base's weights, so that the "
-            "adapter does not fit the base as it is; convert it to plain LoRA when peft saves it "
+            f"{where}: init_lora_weights is {start!r:.40}, which changes the base's weights, so the adapter does "
+            "not fit the original base; convert it to plain LoRA when peft saves it "
             "(path_initial_model_for_weight_conversion)."
         )
 
@@ -157,7 +157,7 @@ def _refuse(found: dict[str, Any], where: object) -> None:
 def _pattern(found: dict[str, Any], key: str, kind: type, where: object) -> dict[str, Any]:
     pattern = found.get(key) or {}
     if not isinstance(pattern, dict) or not all(_number(value, kind) for value in pattern.values()):
-        raise UserError(f"{where}: {key} must say a number above 0 for each module.")
+        raise UserError(f"{where}: {key} must give a number above 0 for each module.")
     for name in pattern:
         _matches(name, "", where, key)
     return pattern
@@ -170,11 +170,11 @@ def _matches(key: str, module: str, where: object = "", setting: str = "") -> bo
     """
     many = sum(key.count(sign) for sign in "*+{?")
     if not _PLAIN.fullmatch(key) and (len(key) > 200 or _QUANTIFIED.search(key) or many > 3):
-        raise UserError(f"{where}: {setting} has the expression {key!r:.60}, which is too complex to be tried.")
+        raise UserError(f"{where}: {setting} has the expression {key!r:.60}, which is too complex.")
     try:
         return re.match(rf"(.*\.)?({key})$", module) is not None
     except (re.error, RecursionError, OverflowError):
-        raise UserError(f"{where}: {setting} has {key!r:.60}, which is no regular expression.") from None
+        raise UserError(f"{where}: {setting} has {key!r:.60}, which is not a regular expression.") from None
 
 
 def _listed(module: str, names: list[Any]) -> bool:

@@ -109,7 +109,9 @@ def _models(a: dict[str, Any], b: dict[str, Any], pairs: list[tuple[Row, Row]]) 
 
 def _interrupted(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return [
-        f"{name} was interrupted before it had measured all" for name, d in (("A", a), ("B", b)) if d.get("interrupted")
+        f"{name} was interrupted before everything was measured"
+        for name, d in (("A", a), ("B", b))
+        if d.get("interrupted")
     ]
 
 

@@ -91,16 +91,16 @@ def load(path: Path) -> dict[str, Any]:
         document = None
     if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("version") != VERSION:
         raise UserError(
-            f"{path} is no result of anytune bench (or of another version): make one with anytune bench … -o FILE."
+            f"{path} is not a result of anytune bench, or of another version: create one with anytune bench … -o FILE."
         )
     for name, kind in (("machine", dict), ("versions", dict), ("settings", dict), ("models", list), ("results", list)):
         if not isinstance(document.get(name), kind):
             raise UserError(f"{path} is damaged: its {name!r} is missing.")
     for number, row in enumerate(document["results"]):
         if not isinstance(row, dict) or not _sound(row):
-            raise UserError(f"{path} is damaged: result {number} is not as anytune bench writes it.")
+            raise UserError(f"{path} is damaged: result {number} is malformed.")
     if not all(isinstance(m, dict) and isinstance(m.get("file"), str) for m in document["models"]):
-        raise UserError(f"{path} is damaged: its models are not as anytune bench writes them.")
+        raise UserError(f"{path} is damaged: its models are malformed.")
     return document
 
 

@@ -37,7 +37,7 @@ class LlamaCpp:
 
     def __init__(self, path: Path, device: str, threads: int | None, test: Test, settings: Settings):
         if not judge.available():
-            raise UserError("llama.cpp is not here to compare with: install it with `pip install xllamacpp`.")
+            raise UserError("llama.cpp is not installed: install it with `pip install xllamacpp`.")
         from anytune.engine.probe import cores
 
         self.path, self.threads, self.test = path, threads or cores(), test
@@ -55,7 +55,7 @@ class LlamaCpp:
         test = self.test
         self.lib, model = lib, lib.llama_model_load_from_file(str(self.path).encode(), lib.llama_model_default_params())
         if not model:
-            raise UserError("llama.cpp does not load the model.")
+            raise UserError("llama.cpp cannot load the model.")
         if test.context > lib.llama_model_n_ctx_train(model):
             raise UserError(
                 f"{test.name} needs a context of {test.context} tokens and the model has "
@@ -65,7 +65,7 @@ class LlamaCpp:
         tokens = test.examples * -(-test.context // 256) * 256
         self.context = lib.llama_init_from_model(model, _params(lib, tokens, test.examples))
         if not self.context or lib.llama_n_seq_max(self.context) < test.examples:
-            raise UserError(f"llama.cpp makes no context of {test.examples} x {test.context} tokens.")
+            raise UserError(f"llama.cpp cannot create a context of {test.examples} x {test.context} tokens.")
         lib.llama_set_n_threads(self.context, self.threads, self.threads)
         self.held = lib.llama_get_memory(self.context)
         self.batch = lib.llama_batch_init(max(UBATCH, test.examples), 0, 1)
@@ -104,7 +104,7 @@ class LlamaCpp:
         depth, lib = self.test.depth, self.lib
         for sequence in range(self.test.examples):
             if not lib.llama_memory_seq_rm(self.held, sequence, depth, -1):
-                raise UserError("llama.cpp cannot take back tokens of such a model, so that it cannot be measured.")
+                raise UserError("llama.cpp cannot remove tokens from such a model's cache, so it cannot be measured.")
         lib.llama_synchronize(self.context)
         self.times = []
         self.started = time.perf_counter()
@@ -133,7 +133,7 @@ class LlamaCpp:
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, wanted
             batch.seq_id[i][0] = sequence
         if self.lib.llama_decode(self.context, batch):
-            raise UserError("llama.cpp refuses the tokens.")
+            raise UserError("llama.cpp rejects the tokens.")
 
 
 def _params(lib: ctypes.CDLL, tokens: int, sequences: int) -> Struct:

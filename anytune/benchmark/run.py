@@ -189,5 +189,5 @@ def _ending(code: int, log: IO[bytes]) -> str:
     if code >= 0:
         return f"its process ended with exit code {code}{last}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    more = " (the system does this where memory runs out)" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{more}{last}"
+    more = " (the system does this when memory runs out)" if name == "SIGKILL" else ""
+    return f"its process was killed by {name}{more}{last}"

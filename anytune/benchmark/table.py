@@ -70,7 +70,7 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     lines = [*grid(titles, rows, "llrrlrlrrrrrr"), "", *epochs(document), *ran_on(document)]
     lines += ["", *failed] if failed else []
-    lines += ["Interrupted: this is what was measured so far."] if document["interrupted"] else []
+    lines += ["Interrupted: results so far."] if document["interrupted"] else []
     return clean("\n".join(lines))
 
 
@@ -92,8 +92,8 @@ def epochs(document: dict[str, Any]) -> list[str]:
     return [
         *grid(head, rows, "llrrrr"),
         "",
-        f"{settings.get('train_file')}: steps that were measured, times the steps "
-        "there are; evaluations, checkpoints and the start are not in it.",
+        f"{settings.get('train_file')}: measured steps, extrapolated to all steps; without evaluations, checkpoints "
+        "and start-up.",
         "",
     ]
 

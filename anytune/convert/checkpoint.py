@@ -55,14 +55,14 @@ def read_json(path: Path, limit: int = 256 << 20) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError where there is none."""
     try:
         if path.stat().st_size > limit:
-            raise UserError(f"{path} is larger than {limit >> 20} MiB, which no such file is.")
+            raise UserError(f"{path} is larger than {limit >> 20} MiB, which is too large for such a file.")
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} does not hold a JSON object.")
+        raise UserError(f"{path} is not a JSON object.")
     return found
 
 
@@ -107,7 +107,9 @@ def _header(path: Path) -> dict[str, Weight]:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > min(HEADER_LIMIT, size - 8):
-                raise UserError(f"{path} is no safetensors file, or damaged: its header would have {length} bytes.")
+                raise UserError(
+                    f"{path} is not a safetensors file, or is damaged: its header would have {length} bytes."
+                )
             table = json.loads(file.read(length))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
@@ -118,7 +120,7 @@ def _header(path: Path) -> dict[str, Weight]:
 
 
 def _weight(path: Path, name: str, entry: Any, start: int, size: int) -> Weight:
-    bad = UserError(f"{path} is damaged: the entry of {name[:80]!r} makes no sense.")
+    bad = UserError(f"{path} is damaged: the entry of {name[:80]!r} is invalid.")
     try:
         dtype, shape, (low, high) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):

@@ -53,8 +53,8 @@ def convert(
     architecture, config = text_config(config)
     if config.get("quantization_config"):
         raise UserError(
-            f"{folder} holds weights that are quantized already (quantization_config in config.json): get "
-            "the 16-bit version."
+            f"{folder} has weights that are already quantized (quantization_config in config.json): get the 16-bit "
+            "version."
         )
     weights = _renamed(
         read_weights(folder), architecture, bool(config.get("tie_word_embeddings", architecture.startswith("gemma")))
@@ -102,10 +102,10 @@ def _renamed(weights: dict[str, Weight], architecture: str, tied: bool) -> dict[
         if ours is None or (tied and ours == "output.weight"):
             continue
         if ours in found:
-            raise UserError(f"Two weights are {ours} ({theirs} is the second): this is no model of one kind.")
+            raise UserError(f"Two weights map to {ours} ({theirs} is the second): the model's layout is not known.")
         found[ours] = weight
     if "token_embd.weight" not in found:
-        raise UserError("The folder has no embedding (model.embed_tokens.weight): it is no whole model.")
+        raise UserError("The folder has no embedding (model.embed_tokens.weight): it is not a complete model.")
     return found
 
 
@@ -186,7 +186,7 @@ def _data(
             stored = kind or "F32"
             blocks = encode(np.ascontiguousarray(values.reshape(-1, shape[-1]), np.float32), stored)
             if stored == "F16" and np.isinf(blocks.view(np.float16)).any():
-                raise UserError(f"{weight.file} has weights beyond float16's range: take BF16 or F32.")
+                raise UserError(f"{weight.file} has weights beyond float16's range: use BF16 or F32.")
             yield blocks
 
     return portions

@@ -125,8 +125,7 @@ def _scaling(rope: dict[str, Any], context: int) -> dict[str, Any]:
         return {"rope.scaling.attn_factor": _attention_factor(rope, context)}
     if kind not in ("linear", "yarn"):
         raise UserError(
-            f"config.json scales its rotary angles by {str(kind)[:40]!r}; only linear, yarn and llama3 can "
-            "be converted."
+            f"config.json has RoPE scaling of type {str(kind)[:40]!r}; only linear, yarn and llama3 can be converted."
         )
     scale = _Config(rope)
     found = {"rope.scaling.type": kind, "rope.scaling.factor": scale.number("factor", float)}

@@ -24,7 +24,7 @@ def gguf_name(name: str, architecture: str) -> str | None:
     found = naming.ours(ARCHITECTURES[architecture], plain)
     if found is None:
         raise UserError(
-            f"The weight {name[:100]} is not known in architecture {architecture}: this model is another "
-            "one than its config.json says."
+            f"The weight {name[:100]} is unknown in architecture {architecture}: the model does not match its "
+            "config.json."
         )
     return found

@@ -110,7 +110,7 @@ def _table(described: dict[str, Any], size: int | None) -> tuple[list[str], list
     vocab = described["model"].get("vocab")
     added = [entry for entry in described.get("added_tokens") or [] if isinstance(entry, dict)]
     if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
-        raise UserError("tokenizer.json has no sound vocabulary.")
+        raise UserError("tokenizer.json has no valid vocabulary.")
     ids = dict(vocab) | {
         entry["content"]: entry["id"]
         for entry in added
@@ -148,7 +148,7 @@ def _merges(described: dict[str, Any]) -> list[tuple[str, str]]:
     for merge in described["model"].get("merges") or []:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise UserError(f"tokenizer.json has a merge that is no pair ({str(merge)[:60]!r}).")
+            raise UserError(f"tokenizer.json has a merge that is not a pair ({str(merge)[:60]!r}).")
         found.append((pair[0], pair[1]))
     return found
 
@@ -173,8 +173,8 @@ def _pre(tokenizer: dict[str, Any]) -> str:
     if found := PRE_TOKENIZERS.get(key) or own.get(key):
         return found
     raise UserError(
-        f"How tokenizer.json splits text is not known here ({'; '.join(map(str, parts))[:120]}): name "
-        "llama.cpp's pre-tokenizer with --pre, such as llama-bpe, qwen2, gpt-4o or tekken."
+        f"The pre-tokenizer of tokenizer.json is unknown ({'; '.join(map(str, parts))[:120]}): name llama.cpp's "
+        "pre-tokenizer with --pre, such as llama-bpe, qwen2, gpt-4o or tekken."
     )
 
 

@@ -30,14 +30,14 @@ def check(count: int, device: str) -> str:
     """The device for `count` processes. Raises UserError if there are not as many."""
     if any(name in os.environ for name in ("RANK", "WORLD_SIZE")):
         raise UserError(
-            "--gpus starts the processes itself: under torchrun leave it out, else unset RANK and WORLD_SIZE."
+            "--gpus starts the processes itself: omit it under torchrun, otherwise unset RANK and WORLD_SIZE."
         )
     asked, device = device, device if device != "auto" else _best()
     kind, _, number = device.partition(":")
     if number:
         raise UserError(
-            f"--gpus {count} takes the cards {kind}:0 to {kind}:{count - 1}: give --device {kind}, and "
-            "choose among them with CUDA_VISIBLE_DEVICES."
+            f"--gpus {count} uses the cards {kind}:0 to {kind}:{count - 1}: give --device {kind}, and select cards "
+            "with CUDA_VISIBLE_DEVICES."
         )
     if kind in ("cuda", "rocm", "xpu", "mps"):
         from anytune.engine.torch.devices import _present, torch_module
@@ -52,7 +52,7 @@ def check(count: int, device: str) -> str:
         there = cores()
         words = f"this machine has {there} cores"
     if count > there:
-        raise UserError(f"--gpus {count} is more than there is: {words}.")
+        raise UserError(f"--gpus {count} is more than available: {words}.")
     return device
 
 
@@ -198,9 +198,9 @@ def _how(code: int) -> str:
     if code > 0:
         return f"ended with exit code {code}"
     try:
-        return f"was ended by {signal.Signals(-code).name}"
+        return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
-        return f"was ended by signal {-code}"
+        return f"was killed by signal {-code}"
 
 
 def _free_port() -> int:

@@ -109,7 +109,7 @@ class ProcessGroup(SingleProcess):
         limit = datetime.timedelta(seconds=timeout)
         if dist.is_initialized():
             raise UserError(
-                "torch.distributed is in use by this process already: let anytune set it up, or train alone."
+                "torch.distributed is already in use by this process: let anytune set it up, or train in one process."
             )
         try:
             if _store is None:
@@ -253,8 +253,8 @@ class ProcessGroup(SingleProcess):
             if time.monotonic() > end:
                 give_up(
                     WorkerLost(
-                        f"process {rank} of {self.size} is gone, and process {self.rank} waits in vain for its "
-                        "part; the same command with --resume-from auto continues from the last checkpoint"
+                        f"process {rank} of {self.size} is gone, and process {self.rank} timed out waiting for it; "
+                        "the same command with --resume-from auto continues from the last checkpoint"
                     )
                 )
             time.sleep(0.1)
@@ -310,7 +310,7 @@ def places() -> dict[str, str]:
     wrong += ["MASTER_PORT"] if found["MASTER_PORT"] == "0" else []
     if wrong or int(found["RANK"]) >= int(found["WORLD_SIZE"]):
         name = wrong[0] if wrong else "RANK"
-        raise UserError(f"{name}={found[name]} is no sensible number of a process: start several with torchrun.")
+        raise UserError(f"{name}={found[name]} is not a valid process number: start several with torchrun.")
     return found
 
 

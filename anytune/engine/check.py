@@ -57,7 +57,7 @@ def prove(engine, trained: bool = False) -> None:
     wrong = [a for a in known_answers(engine, ("F32", "Q8_0"), trained) if not a.ok]
     if wrong:
         raise UserError(
-            f"on this machine the {engine.name} engine computes {wrong[0].operation} wrongly (relative "
-            f"error {wrong[0].error:.1e}): run anytune doctor, and train on another --device"
+            f"on this machine the {engine.name} engine computes {wrong[0].operation} wrongly (relative error "
+            f"{wrong[0].error:.1e}): run anytune doctor, and use another --device"
         )
     engine.proved = trained

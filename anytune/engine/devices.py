@@ -16,7 +16,7 @@ DEVICES = ("auto", "numpy", "cpu", "cpu-bf16", *TORCH, "webgpu", "fpga-sim")
 def unknown(device: str, known: Iterable[str]) -> UserError:
     """What is said of a device that is none of the known ones."""
     names = tuple(known)
-    return UserError(f"no device is called {device!r}: --device takes {', '.join(names)}.{did_you_mean(device, names)}")
+    return UserError(f"there is no device {device!r}: --device takes {', '.join(names)}.{did_you_mean(device, names)}")
 
 
 def engine_for(
@@ -38,14 +38,12 @@ def engine_for(
     if kind not in DEVICES or (":" in device and kind not in NUMBERED):
         raise unknown(device, DEVICES)
     if threads is not None and not 1 <= threads <= 1024:
-        raise UserError(f"{threads} threads make no sense: give --threads between 1 and 1024")
+        raise UserError(f"{threads} threads are out of range: give --threads between 1 and 1024")
     if kind == "auto":
         device = choose()
         kind = device.partition(":")[0]
     if max_binding is not None and kind != "webgpu":
-        raise UserError(
-            f"--max-binding is for --device webgpu: {device} has no bindings, so that it means nothing there"
-        )
+        raise UserError(f"--max-binding applies only to --device webgpu: {device} has no bindings")
     if kind in TORCH:
         from .torch.devices import open_device
 
@@ -55,14 +53,13 @@ def engine_for(
         return TorchEngine(where, tf32)
     if kind == "webgpu":
         if tf32 or dtype not in ("auto", "f32"):
-            raise UserError(f"{'--tf32' if tf32 else f'--dtype {dtype}'} means nothing to {device}: it computes in f32")
+            raise UserError(f"{'--tf32' if tf32 else f'--dtype {dtype}'} has no effect on {device}: it computes in f32")
         from .webgpu.engine import open_engine
 
         return open_engine(device, max_binding)
     if dtype != "auto" or tf32:
         raise UserError(
-            f"--dtype and --tf32 are for PyTorch's GPUs (cuda, rocm, xpu, mps): {device} has one number "
-            "format of its own"
+            f"--dtype and --tf32 are for PyTorch's GPUs (cuda, rocm, xpu, mps): {device} has a fixed number format"
         )
     from .probe import cores
 
@@ -95,8 +92,8 @@ def gpu_unused(engine: str) -> str:
     if engine not in ("numpy", "cpu-bf16") or gpu_node() is None or wgpu() or find_spec("torch") is not None:
         return ""
     return (
-        f". There is a GPU ({gpu_node()}), and neither PyTorch nor wgpu is installed to use it: pip install torch, "
-        "or pip install wgpu"
+        f". There is a GPU ({gpu_node()}), but neither PyTorch nor wgpu is installed: pip install torch, or pip "
+        "install wgpu"
     )
 
 

@@ -95,16 +95,13 @@ class FpgaSimEngine(NumpyEngine):
         return Stored(gguf, name, "stream" if hold == "lookup" else hold, self.dequantizers)
 
     def trained(self, values: np.ndarray, gradient: np.ndarray):
-        raise UserError(
-            "the hardware cores train low-rank adapters and hold the model's own weights in blocks: leave "
-            "--train out, or take another --device"
-        )
+        raise UserError("the hardware cores train only LoRA adapters: omit --full, or use another --device")
 
     def group(
         self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
     ) -> Group:
         if dropout and any(pair is not None for pair in pairs or ()):
-            raise UserError("the hardware cores have no dropout: leave --lora-dropout at 0")
+            raise UserError("the hardware cores do not support dropout: set --lora-dropout to 0")
         return super().group(weights, biases, pairs, dropout, number, bias_gradients)
 
     def budget(self, weights, memory: int | None) -> SimBudget:

@@ -145,8 +145,8 @@ def _encode(model: Model, adapter: Adapter | None, question: Question, raw: bool
         ]
         if not own:
             raise UserError(
-                f"Question {question.id}: no token of the answer {text!r} is its own; let the prompt end "
-                "in a space or a new line."
+                f"Question {question.id}: the answer {text!r} merges with the prompt's last token; end the prompt "
+                "with a space or a newline."
             )
         sequences.append(list(map(int, ids[: own[-1] + 1])))
         starts.append(own[0])

@@ -126,7 +126,7 @@ def report(facts: Mapping[str, Any], questions: Sequence[Question], runs: Sequen
                 )
             )
         sections += [
-            Section(f"{name}, by {method}", "Rows are the right answers.", classes(run[method]))
+            Section(f"{name}, by {method}", "Rows are the correct answers.", classes(run[method]))
             for name, run in facts["runs"].items()
         ]
     top = {name: facts[name] for name in ("model", "file", "setting", "wording") if facts.get(name)}

@@ -103,9 +103,7 @@ def check_names(adapters: Mapping[str, Adapter]) -> None:
             "There is nothing to compare the base with: give an adapter with --lora, or a model with --other."
         )
     if {BASE, "reference"} & set(adapters):
-        raise UserError(
-            "A side cannot be called base or reference here: rename its file, or name it as in --lora NAME=FILE."
-        )
+        raise UserError("The names base and reference are reserved: rename the file, or name it with --lora NAME=FILE.")
 
 
 def replies_of(

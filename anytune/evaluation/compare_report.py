@@ -10,8 +10,8 @@ from anytune.evaluation.report import Example, Plot, Report, Section, Table
 SCALE = {"chrF": 1, "ROUGE-L": 100, "Jaccard": 100, "cosine": 100}  # to one axis from 0 to 100
 _WHAT = (
     "chrF2: character n-grams (Popović 2015); ROUGE-L: common word sequences, F1 (Lin 2004); Jaccard: common "
-    "words; cosine: of the model's own embeddings (mean of its last hidden states), which lie close together. All "
-    "on a scale to 100."
+    "words; cosine: between the model's own embeddings (means of its last hidden states), which are all similar. "
+    "All on a scale of 0 to 100."
 )
 Figures = Mapping[str, Mapping[str, Sequence[float]]]  # measure -> series -> (value, low, high)
 
@@ -73,7 +73,7 @@ def report(facts: Mapping[str, Any]) -> Report:
     sections.append(
         Section(
             "Change from the base's answers",
-            f"{over} 100 is no change. Answers that are the same to the letter: {same}.",
+            f"{over} 100 means no change. Identical answers: {same}.",
             plot=measure_plot(facts["to_base"], series[1:], _WHAT),
         )
     )
@@ -134,7 +134,7 @@ def generation(how: Mapping[str, Any]) -> str:
 
 def _judge(facts: Mapping[str, Any]) -> Section:
     text = (
-        f"{facts['judge']} saw each pair in both orders; whoever changes sides with the order has called a tie. "
+        f"{facts['judge']} saw each pair in both orders; a verdict that changes with the order counts as a tie. "
         f"{facts['criteria']}" + (f"\nIt stopped early: {facts['error']}" if facts["error"] else "")
     )
     found = facts["adapters"]

@@ -89,7 +89,7 @@ class Judge(PairJudge):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"The judge's address must begin with http:// or https://, not {self.url[:60]!r}.")
         if parts.username or parts.password:
-            raise UserError(f"The judge's address holds a password: leave it out and put the key into {KEY}.")
+            raise UserError(f"The judge's address contains a password: remove it and put the key into {KEY}.")
         path = parts.path.rstrip("/")
         path += "" if path.endswith("/chat/completions") else "/chat/completions"
         self._endpoint = urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
@@ -131,7 +131,7 @@ class Judge(PairJudge):
                 if last:
                     raise self._failed(str(getattr(error, "reason", None) or error) or type(error).__name__) from None
             self.sleep(min(wait, LONGEST_WAIT))
-        raise self._failed("it refuses the request with and without JSON mode")
+        raise self._failed("it rejects the request with and without JSON mode")
 
     def _post(self, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json", "User-Agent": "anytune"}
@@ -160,7 +160,7 @@ class Judge(PairJudge):
         return (text.replace(self._key, "…") if self._key else text)[:200]
 
     def _failed(self, why: str, key: bool = False) -> UserError:
-        hint = f"set the right key in {KEY}" if key else "check --judge and --judge-model and that the server runs"
+        hint = f"set the right key in {KEY}" if key else "check --judge, --judge-model, and that the server is running"
         return UserError(f"The judge ({self.name}) failed: {why}; {hint}.")
 
 

@@ -108,7 +108,8 @@ class Kept:
     def _give_up(self, error: OSError) -> None:
         """No place to keep answers is no reason to stop answering."""
         self.tell(
-            f"answers cannot be kept in {self.path} ({error.strerror}): if this is interrupted, what comes now is lost"
+            f"answers cannot be saved to {self.path} ({error.strerror}): if this is interrupted, further answers "
+            "are lost"
         )
         if self._file is not None:
             with contextlib.suppress(OSError):
@@ -126,6 +127,6 @@ class Kept:
         if self.path is None or not self.path.exists():
             return
         if kind is not None and (self._answers or self.found):
-            self.tell(f"what was answered so far is kept in {self.path}: the same command goes on from there")
+            self.tell(f"answers so far are saved in {self.path}: the same command continues from there")
         else:
             self.path.unlink(missing_ok=True)

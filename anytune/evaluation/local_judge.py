@@ -43,8 +43,8 @@ class LocalJudge(PairJudge):
         longest = len(ids) + max(map(len, verdicts))
         if longest > self.model.config.context:
             raise UserError(
-                f"The judge's context holds {self.model.config.context} tokens and a pair of answers takes {longest}: "
-                "take a judge with a longer one, or lower -n."
+                f"The judge's context holds {self.model.config.context} tokens but a pair of answers takes "
+                f"{longest}: use a judge with a longer context, or lower -n."
             )
         decoder = self.model.decoder(context=longest)
         after = _log_softmax(decoder.feed([ids])[0])

@@ -131,8 +131,8 @@ class Form:
         if len(set(kinds.values())) > 1:
             one, other = next((a, b) for a in kinds for b in kinds if kinds[a] != kinds[b])
             raise UserError(
-                f"{one} and {other} were trained with different prompt forms: compare each alone, or name "
-                "one form for both with --chat-template, --chat or --raw."
+                f"{one} and {other} were trained with different prompt formats: compare each alone, or set one "
+                "format for both with --chat-template, --chat or --raw."
             )
         first = next(iter(adapters.values()), None)
         wanted = wants_chat(model, first, template) if chat is None else chat

@@ -175,7 +175,7 @@ def read_questions(
             if source.label in labels:
                 found.append(ask(source, setting or "question-only", wording or "qa", labels))
         elif setting or wording:
-            raise UserError(f"{where}: this file holds finished prompts, so leave out --setting and --wording.")
+            raise UserError(f"{where}: this file contains finished prompts: omit --setting and --wording.")
         elif (question := _finished(row, line, where)).labels[question.right] in labels:
             answers = tuple(question.answers[LABELS.index(label)] for label in labels)
             right = labels.index(LABELS[question.right])
@@ -198,7 +198,7 @@ def _finished(row: dict, line: int, where: str) -> Question:
     if isinstance(messages, list) and len(messages) == 2 and all(isinstance(m, dict) for m in messages):
         pair = tuple(m.get("content") for m in messages)
     if not all(isinstance(text, str) and text for text in pair):
-        raise UserError(f"{where}: there must be question and label, or prompt and completion, or two messages.")
+        raise UserError(f"{where}: each row needs question and label, or prompt and completion, or two messages.")
     prompt, answer = pair
     right = LABELS.index(_label(answer, where))
     answers = next((w.answers for w in WORDINGS.values() if w.answers[right] == answer), None)

@@ -52,7 +52,9 @@ def build(
     written = (RECIPE, *(f"{split}.jsonl" for split in ("train", "validation", "test")))
     check_files(folder, written, force, [("the question file", path), ("the test file", test)])
     if (pipe := next(filter(reads_once, (path, test)), None)) is not None:
-        raise UserError(f"{pipe} is a pipe or a device, and it is read twice, for its hash: write it to a file first.")
+        raise UserError(
+            f"{pipe} is a pipe or a device, but it must be read twice, for its hash: write it to a file first."
+        )
     sources = read_official(path)
     chosen = read_test(test, sources)
     sources = [source for source in sources if source.label in labels]

@@ -26,7 +26,7 @@ def read_answers(path: str | Path) -> dict[str, str]:
     with one answer a line. Without ids the line numbers are the ids. Raises UserError naming the line."""
     path = Path(path)
     if path.stat().st_size > MOST_BYTES:
-        raise UserError(f"{path} is larger than {MOST_BYTES >> 20} MiB: it is no list of answers.")
+        raise UserError(f"{path} is larger than {MOST_BYTES >> 20} MiB: it is not a list of answers.")
     text = read_text(path)
     name = path.name.lower()
     try:
@@ -99,8 +99,8 @@ def score(pairs: Sequence[tuple[str, str]], labels: Sequence[str] | None = None)
     if -1 in truth:
         at = truth.index(-1)
         raise UserError(
-            f"Truth {at + 1} ({pairs[at][1][:60]!r}) names none of the labels {', '.join(labels)}: give "
-            "the right ones with --labels."
+            f"Truth {at + 1} ({pairs[at][1][:60]!r}) names none of the labels {', '.join(labels)}: set the labels "
+            "with --labels."
         )
     return {**facts, **classification(truth, [first(text) for text, _ in pairs], labels), "labels": labels}
 

@@ -15,7 +15,7 @@ UNITS = {
     "sentence length": "words",
     "habits": "difference in share",
 }
-_HALVES = "The author's own row compares random halves of the held-out messages: nearer than that says nothing."
+_HALVES = "The author's own row compares random halves of the held-out messages: smaller distances mean nothing."
 
 
 def distance_table(facts: Mapping[str, Any]) -> Table:
@@ -72,7 +72,7 @@ def report(facts: Mapping[str, Any]) -> Report:
         )
         for name, sides in facts["distances"].items()
     ]
-    about = f"How far the answers are from the author; {count} Lower is nearer. {_HALVES}"
+    about = f"How far the answers are from the author; {count} Lower is closer. {_HALVES}"
     distances[0] = Section(distances[0].title, about, plot=distances[0].plot)
     sections = [
         *distances,
@@ -96,8 +96,8 @@ def report(facts: Mapping[str, Any]) -> Report:
         ),
         Section(
             "Closeness to the very messages",
-            f"{count} Higher is closer. Another wording in the same style scores "
-            "low here: the distances above are the measure of style.",
+            f"{count} Higher is closer. Different wording in the same style scores low here: style is measured by "
+            "the distances above.",
             measure_table(facts["to_reference"], facts["gain"], series, SCALE),
             measure_plot(facts["to_reference"], series, _note(facts)),
         ),
@@ -125,7 +125,7 @@ def verdict(facts: Mapping[str, Any]) -> str:
             sum(sign * change[adapter][side] < 0 for change in known.values()) for sign, side in ((1, 2), (-1, 1))
         )
         sentences.append(
-            f"{adapter} is nearer to the author than the base in {nearer} of {len(known)} distances"
+            f"{adapter} is closer to the author than the base in {nearer} of {len(known)} distances"
             + (f", farther in {farther}" if farther else "")
         )
     return "; ".join(sentences) + " (95 % intervals without 0)"

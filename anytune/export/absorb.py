@@ -52,8 +52,8 @@ def statistics(
     fits = need < available_bytes() // 2
     if way == "exact" and not fits:
         raise UserError(
-            f"QERA-exact would keep {need >> 20} MiB of autocorrelations, more than half of the free "
-            "memory: take --qera approx."
+            f"QERA-exact would keep {need >> 20} MiB of autocorrelations, more than half of the free memory: use "
+            "--qera approx."
         )
     exact = way == "exact" or way == "auto" and fits
     sums, tokens, _ = collect(
@@ -121,7 +121,7 @@ def residual(
         if progress is not None:
             progress(done, len(names))
     if not tensors:
-        raise UserError("Nothing was lost that an adapter could hold: the merged file has every weight as it should.")
+        raise UserError("There is nothing to absorb: the merged file's weights are exact.")
     return Adapter(
         tensors,
         rank,

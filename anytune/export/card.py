@@ -18,12 +18,12 @@ from anytune.gguf import GGUF
 
 LARGEST = 64 << 20  # bytes of a report or of settings
 SETTINGS = {
-    **{"lr": "learning rate", "scheduler": "schedule", "warmup_ratio": "warm-up, part of the steps"},
-    **{"epochs": "epochs", "max_steps": "steps at most", "context": "longest example, tokens"},
-    **{"ubatch": "tokens of a micro-batch", "batch": "tokens of a step", "weight_decay": "weight decay"},
-    **{"max_grad_norm": "gradients clipped to", "seed": "seed"},
+    **{"lr": "learning rate", "scheduler": "schedule", "warmup_ratio": "warm-up, fraction of steps"},
+    **{"epochs": "epochs", "max_steps": "maximum steps", "context": "longest example, tokens"},
+    **{"ubatch": "tokens per micro-batch", "batch": "tokens per step", "weight_decay": "weight decay"},
+    **{"max_grad_norm": "gradient norm clipped to", "seed": "seed"},
 }
-TODO = "TODO: say it"
+TODO = "TODO"
 
 
 def card(
@@ -89,7 +89,7 @@ def _files(base: GGUF, adapter: Adapter, path: Path, name: str, licence: Any) ->
 def _data(facts: Mapping[str, Any]) -> list[str]:
     report = facts.get("data_report")
     if not isinstance(report, dict):
-        return [f"{TODO}: what was it trained on, from where, under which licence?"]
+        return [f"{TODO}: what was it trained on, where is it from, under which licence?"]
     files = facts.get("data")
     names = ", ".join(f"`{Path(str(file)).name}`" for file in (files if isinstance(files, list) else [files]))
     rows = [("files", names)]
@@ -141,7 +141,7 @@ def _scores(reports: Sequence[Path]) -> list[str]:
             rows = []
         if not rows:
             raise UserError(
-                f"{path} is no report that a card can quote: take those of anytune evaluate compare, style, "
+                f"{path} is not a report that a card can quote: use those of anytune evaluate compare, style, "
                 "biomed (-o REPORT.json) or score (--json)."
             )
         lines += [*([""] if lines else []), f"`{path.name}`:", "", *_table(rows, ("measure", "value"))]
@@ -196,12 +196,12 @@ def _table(rows: Sequence[tuple[str, str]], head: tuple[str, str] = ("", "")) ->
 def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} is larger than {LARGEST >> 20} MiB, which no report is.")
+            raise UserError(f"{path} is larger than {LARGEST >> 20} MiB, too large for a report.")
         found = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON.") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} is no JSON object.")
+        raise UserError(f"{path} is not a JSON object.")
     return found

@@ -153,26 +153,26 @@ def differences(made: Format, template: ChatTemplate) -> list[str]:
     ask, told = {"role": "user", "content": "Look."}, []
     plain = _render(template, [ask])
     if not all(_alike(made, template, m) for m in (_messages(" a \n"), _messages("a", "\n b ", "c"))):
-        told.append("it takes away blanks around a message's words, which are kept there")
+        told.append("it trims whitespace around messages, which is kept there")
     elif made.system and not _alike(made, template, _messages(" s \n", "a", system=True)):
-        told.append("it takes away blanks around the system message, which are kept there")
+        told.append("it trims whitespace around the system message, which is kept there")
     if not _alike(made, template, _messages("a", "<think>\nb\n</think>\n\nc", "d")):
-        told.append("it leaves the thoughts of earlier answers out, which stay there if they are a part of the answer")
+        told.append("it drops the reasoning of earlier answers, which stays there if it is part of the answer")
     if (
         _render(template, [ask], [tool]) not in (plain, None)
         or _render(template, [ask, {"role": "assistant", "content": "", "tool_calls": calls}, ask]) is not None
         and "tool_calls" in template.source
     ):
-        told.append("it knows tools, which do not exist there")
+        told.append("it supports tools, which are not available there")
     if "strftime_now" in template.source:
-        told.append("it tells the date, which stays today's there")
+        told.append("it prints the date, which would stay today's")
     if not made.system:
         how = (
-            "writes a system message in a way of its own"
+            "places the system message in its own way"
             if S in (_render(template, _messages(S, U)) or "")
             else "has no place for a system message"
         )
-        told.append(f"it {how}, and there it is left out")
+        told.append(f"it {how}, so it is dropped there")
     return told
 
 

@@ -21,8 +21,8 @@ def config_json(base: GGUF, c: Config, dtype: str) -> dict[str, Any]:
     """The configuration as a JSON object. dtype: bf16, f16 or f32. UserError for what it cannot express."""
     if c.rope_size != c.head_size and not c.arch.partial_rope:
         raise UserError(
-            f"{base.path.name} rotates {c.rope_size} of {c.head_size} dimensions of a head, which has no "
-            "counterpart in transformers' class for it."
+            f"{base.path.name} rotates {c.rope_size} of {c.head_size} dimensions of a head, which transformers' "
+            "class for it does not support."
         )
     found: dict[str, Any] = {
         "architectures": [c.arch.model_class],
@@ -82,7 +82,7 @@ def _scaling(base: GGUF, c: Config) -> dict[str, Any] | None:
         if c.scaling.kind == "yarn":
             found["original_max_position_embeddings"] = c.scaling.original_context
         if c.scaling.attention_factor != 1.0 or factors is not None:
-            raise UserError(f"{base.path.name} scales its rotary angles in a way that config.json has no words for.")
+            raise UserError(f"{base.path.name} scales its rotary angles in a way that config.json cannot express.")
         return found
     if factors is None or np.allclose(factors, 1):
         return None
@@ -105,7 +105,7 @@ def _llama3(base: GGUF, c: Config, factors: np.ndarray) -> dict[str, Any]:
                 "original_max_position_embeddings": original,
             }
     raise UserError(
-        f"{base.path.name} has rotary factors that are not of Llama 3's scheme: config.json has no words for them."
+        f"{base.path.name} has rotary factors that do not follow Llama 3's scheme: config.json cannot express them."
     )
 
 

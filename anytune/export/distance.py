@@ -95,7 +95,7 @@ class Served:
         if context is None:
             context = min(512, model.config.context, tokens // 2)  # two windows at least
         if context < min(LEAST, model.config.context):
-            raise UserError(f"The text has {tokens} tokens, too few to measure on: give a longer one with -f.")
+            raise UserError(f"The text has {tokens} tokens, too few to measure: give a longer text with -f.")
         pieces = min(tokens // context, chunks or tokens)
         need, place = 2 * pieces * scored(context) * row_length(model.config.vocabulary), tempfile.gettempdir()
         if (free := shutil.disk_usage(place).free) < need + SPARE:

@@ -88,8 +88,8 @@ def _name(name: str, config: Config) -> str:
     found = naming.theirs(config.arch, name)
     if not found:
         raise UserError(
-            f"The tensor {name} has no name in Hugging Face's layout of {config.architecture}: this model cannot "
-            "be exported so."
+            f"The tensor {name} has no name in Hugging Face's layout of {config.architecture}: this model cannot be "
+            "exported."
         )
     return found
 
@@ -142,5 +142,5 @@ def _pieces(base: GGUF, name: str, values: Rows | None, config: Config, dtype: s
             x = other.there(x)
         blocks = encode(np.ascontiguousarray(x, np.float32), BLOCKS[dtype])
         if dtype == "f16" and np.isinf(blocks.view(np.float16)).any():
-            raise UserError(f"{name} has weights beyond float16's range: take --type bf16 or f32.")
+            raise UserError(f"{name} has weights beyond float16's range: use --type bf16 or f32.")
         yield blocks

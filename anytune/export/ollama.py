@@ -92,8 +92,7 @@ def _quoted(text: str) -> str:
         return text
     if any(line.rstrip().endswith('"""') for line in lines[:-1]):
         raise UserError(
-            "A Modelfile cannot hold text of several lines of which one ends in three quotes: change "
-            "the chat "
-            "template or the system's words."
+            "A Modelfile cannot contain multi-line text with triple quotes: change the chat template or the system "
+            "message."
         )
     return f'"""{text}"""'

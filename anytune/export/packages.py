@@ -34,37 +34,40 @@ def chat_parts(
     source = adapter.chat_template if adapter is not None and adapter.chat_template else None
     source = source or own_template(model.gguf.metadata)
     if source is None:
-        return None, [], ["the model has no chat template, so the Modelfile has none: Ollama continues texts with it"]
+        return (
+            None,
+            [],
+            ["the model has no chat template, so neither has the Modelfile: Ollama only continues text with it"],
+        )
     template = ChatTemplate(source, model.tokenizer)
     stops = stop_texts(template, model.tokenizer)
     made = take_apart(template, model.tokenizer)
     if made is None or not needed:
         if needed:
             raise UserError(
-                "The chat template is not regular enough to be put into Ollama's language, so that the model would get "
-                "other prompts there than those that it was trained with. --no-template leaves it to Ollama, which "
-                "knows the usual ones by itself."
+                "The chat template cannot be translated to Ollama's template language exactly, so the model would "
+                "get different prompts than in training. --no-template leaves it to Ollama, which knows the "
+                "common templates."
             )
         return (
             None,
             stops,
             [
-                "the Modelfile has no TEMPLATE: Ollama looks for one that it knows, which may say something "
-                "else than what was trained"
+                "the Modelfile has no TEMPLATE: Ollama looks for a known one, which may differ from the one used "
+                "in training"
             ],
         )
     if system is not None and made.system is None:
         raise UserError(
-            "--system: the chat template has no place for a system message that Ollama's language could say: "
-            "leave it out."
+            "--system: the chat template has no place for a system message that Ollama can express: omit it."
         )
     remarks = differences(made, template)
     if remarks and not accept_differences:
         raise UserError(
-            f"Ollama's template language cannot say all that this chat template does: {'; '.join(remarks)}. "
+            f"Ollama's template language cannot express everything in this chat template: {'; '.join(remarks)}. "
             "--accept-differences writes the rest, --no-template leaves the prompt to Ollama."
         )
-    said = "Ollama's template says what the model's does, but for this: "
+    said = "Ollama's template renders what the model's does, except: "
     return go_template(made), stops, [said + remark for remark in remarks]
 
 
@@ -72,7 +75,7 @@ def plain_name(text: str) -> str:
     """A name that file systems and both programs take: letters, digits, dots, dashes. UserError if nothing is left."""
     found = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
     if not found:
-        raise UserError(f"{text!r} has no letters or digits that a model's name could be made of: give --name.")
+        raise UserError(f"{text!r} has no letters or digits for a model name: give --name.")
     return found
 
 

@@ -48,7 +48,7 @@ def write_tokenizer(base: GGUF, folder: Path, template: str | None = None) -> No
         texts["chat_template.jinja"] = template
     for name, source in others.items():
         if not re.fullmatch(r"\w{1,64}", name):
-            raise UserError(f"{base.path.name} has a chat template for {name!r:.60}, which no file can be named after.")
+            raise UserError(f"{base.path.name} has a chat template for {name!r:.60}, which is not a valid file name.")
         texts[f"additional_chat_templates/{name}.jinja"] = source
         (folder / "additional_chat_templates").mkdir(exist_ok=True)
     for name, text in texts.items():
@@ -116,7 +116,9 @@ def _bytes(base: GGUF, tokenizer: Tokenizer) -> dict[str, Any]:
     name = base.metadata.get("tokenizer.ggml.pre", "default")
     pre = PRE.get(name)
     if pre is None or not pre.bytes_:
-        raise UserError(f"The pre-tokenizer {str(name)[:40]!r} of {base.path.name} has no form in tokenizer.json yet.")
+        raise UserError(
+            f"The pre-tokenizer {str(name)[:40]!r} of {base.path.name} cannot be written to tokenizer.json yet."
+        )
     ids = _ids(tokenizer)
     merges = [
         pair

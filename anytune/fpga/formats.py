@@ -93,7 +93,7 @@ def matrix(data: np.ndarray, name: str) -> Matrix:
     weights, size = SIZES[name]
     data = np.ascontiguousarray(data, np.uint8)
     if data.ndim != 2 or data.shape[1] % size:
-        raise ValueError(f"{data.shape} is no matrix of {name} blocks, of {size} bytes each")
+        raise ValueError(f"{data.shape} is not a matrix of {name} blocks, of {size} bytes each")
     rows = len(data)
     data = np.pad(data, ((0, -rows % BLOCK), (0, 0)))
     found = _READ[name](data.reshape(len(data), -1, size), rows)

@@ -106,8 +106,8 @@ class Conversation:
             messages = messages[min(2, len(messages) - 1) :]
         if len(ids) >= self.decoder.context:
             raise UserError(
-                f"The message has {len(ids)} tokens and the context holds {self.decoder.context}: "
-                "shorten it or raise -c."
+                f"The message has {len(ids)} tokens but the context holds {self.decoder.context}: shorten it or "
+                "raise -c."
             )
         return messages, ids
 

@@ -105,10 +105,10 @@ def decode(
     replies = [] if replies is None else replies
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise UserError("The prompt has no tokens: give some text with -p.")
+            raise UserError("The prompt is empty: give some text with -p.")
         if len(prompt) > decoder.context:
             raise UserError(
-                f"The prompt has {len(prompt)} tokens and the context holds {decoder.context}: shorten it or raise -c."
+                f"The prompt has {len(prompt)} tokens but the context holds {decoder.context}: shorten it or raise -c."
             )
         replies.append(Reply(list(map(int, prompt))))
     writers = [Writer(reply, tokenizer, stop) for reply in replies]
@@ -221,7 +221,7 @@ def prompt_ids(
             return [int(token) for token in items]
     elif not (wants_chat(model, adapter, template) if chat is None else chat):
         if system:
-            raise UserError("A system prompt needs the chat template: leave out --raw, or put it into the prompt.")
+            raise UserError("A system prompt needs the chat template: omit --raw, or put it into the prompt.")
         return model.tokenizer.encode(prompt, special=True, bos=model.tokenizer.add_bos)  # and never EOS
     else:
         items = [{"role": "user", "content": prompt}]

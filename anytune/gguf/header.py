@@ -161,8 +161,8 @@ class Parser:
             raise UserError(f"{self.path} is a big-endian GGUF file; get the little-endian one.")
         if version not in (2, 3):
             raise UserError(
-                f"{self.path} has GGUF version {version}, and only versions 2 and 3 can be read; "
-                "convert it again with a current llama.cpp."
+                f"{self.path} has GGUF version {version}, but only versions 2 and 3 can be read; convert it again "
+                "with a current llama.cpp."
             )
         n_tensors = self.number("uint64", "the number of tensors")
         n_values = self.number("uint64", "the number of metadata values")
@@ -172,7 +172,7 @@ class Parser:
             (n_tensors, 8 + 1 + 4 + 8 + 4 + 8, "tensors"),
         ):
             if count > left // least:
-                self.fail(f"it claims {count} {what}, and only {left} bytes follow")
+                self.fail(f"it claims {count} {what}, but only {left} bytes follow")
         return version, n_tensors, n_values
 
     def metadata(self, count: int) -> tuple[dict, dict[str, Kind]]:
@@ -215,7 +215,7 @@ class Parser:
         if kind == "string":
             return self.strings(count, key)
         if kind == "array":
-            self.fail(f"{what} holds arrays, which no model uses")
+            self.fail(f"{what} holds arrays, which models do not use")
         dtype = np.dtype("u1" if kind == "bool" else "<" + SCALARS[kind])
         start = self.take(count * dtype.itemsize, what)
         self.charge(count * dtype.itemsize + 128, what)
@@ -293,7 +293,7 @@ class Parser:
         shape = tuple(self.number("uint64", f"the shape of {name!r}") for _ in range(n_dims))[::-1]
         number = self.number("uint32", f"the type of {name!r}")
         if number not in BLOCKS_BY_ID:
-            self.fail(f"tensor {name!r} has the type number {number}, which is not known here")
+            self.fail(f"tensor {name!r} has the type number {number}, which is unknown")
         block = BLOCKS_BY_ID[number]
         if min(shape) < 1 or math.prod(shape) > 8 * self.size:  # no format puts more than 8 weights in a byte
             self.fail(f"tensor {name!r} claims the shape {shape}, more than the file can hold")

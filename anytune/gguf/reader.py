@@ -47,7 +47,7 @@ class GGUF:
             try:
                 data = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:  # an empty file
-                raise UserError(f"{path} is not a GGUF file that can be read: {error}.") from None
+                raise UserError(f"{path} is not a readable GGUF file: {error}.") from None
             return cls(path, data, handle)
         except BaseException:
             if data is not None:
@@ -107,7 +107,7 @@ class GGUF:
         while done < want:
             got = self._read(target[done:], at + done)
             if got == 0:
-                raise UserError(f"{self.path} became shorter while it was read; fetch it again.")
+                raise UserError(f"{self.path} was truncated while it was read; fetch it again.")
             done += got
 
     def _read(self, target: memoryview, at: int) -> int:

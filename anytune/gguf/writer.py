@@ -64,7 +64,7 @@ def header_of(
     tensors, kinds = list(tensors), dict(kinds or {})
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"general.alignment {alignment} is no power of two")
+        raise ValueError(f"general.alignment {alignment} is not a power of two")
     header = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     for key, value in metadata.items():
         header += _text(key) + _value(key, value, kinds.get(key) or _infer(key, value))
@@ -122,7 +122,7 @@ def _value(key: str, value: Any, kind: Kind) -> bytes:
     dtype = np.dtype("?" if item == "bool" else "<" + SCALARS[item])
     array = np.asarray(value)
     if array.ndim != 1 or dtype.kind != "f" and not np.array_equal(array, array.astype(dtype)):
-        raise ValueError(f"{key}: {value!r:.80} is no one-dimensional array of {item}")
+        raise ValueError(f"{key}: {value!r:.80} is not a one-dimensional array of {item}")
     return head + array.astype(dtype).tobytes()
 
 
@@ -134,7 +134,7 @@ def _scalar(key: str, value: Any, kind: Kind) -> bytes:
     try:
         return FIXED[kind].pack(value)
     except (struct.error, OverflowError) as error:
-        raise ValueError(f"{key}: {value!r:.80} is no {kind}: {error}") from None
+        raise ValueError(f"{key}: {value!r:.80} is not a {kind}: {error}") from None
 
 
 def _check(name: str, shape: tuple[int, ...], block: BlockType) -> int:
@@ -153,7 +153,7 @@ def _write_tensor(
         start = file.tell()
         file.writelines(np.ascontiguousarray(part) for part in data)
         if file.tell() - start != nbytes:
-            raise ValueError(f"{name}: {file.tell() - start} bytes came instead of {nbytes}")
+            raise ValueError(f"{name}: {file.tell() - start} bytes were written instead of {nbytes}")
     elif data.dtype == np.uint8 and data.nbytes == nbytes:
         file.write(np.ascontiguousarray(data))
     elif data.dtype == np.float32 and data.shape == shape:

@@ -62,9 +62,9 @@ def install(
     @app.exception_handler(OSError)
     async def disk(_: Request, error: OSError) -> JSONResponse:
         log.exception("a request failed")
-        return answer(507, f"The disk refuses: {error.strerror or type(error).__name__}.", error)
+        return answer(507, f"Cannot write to the disk: {error.strerror or type(error).__name__}.", error)
 
     @app.exception_handler(Exception)
     async def other(_: Request, error: Exception) -> JSONResponse:
         log.exception("a request failed")
-        return answer(500, "Something broke that is not your fault; the server's log has the details.", error)
+        return answer(500, "Internal error; the server's log has the details.", error)

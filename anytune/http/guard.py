@@ -78,7 +78,7 @@ class Guard:
             if given is None or not self.accepts(given):
                 if given is not None:
                     self.attempts.failed(client)
-                return await self._answer(send, 401, "This needs the token that was shown in the terminal.")
+                return await self._answer(send, 401, "This needs the token shown in the terminal.")
             if "token" in _query(scope) and scope["method"] == "GET":
                 return await self._welcome(scope, send)
         await self.app(scope, receive, _with_headers(send))
@@ -87,19 +87,19 @@ class Guard:
         """Why a request is refused whoever asks, as a sentence; None: it is not."""
         host = headers.get("host", "")
         if not self.is_own(host):
-            return "This server is not known by that name: use its address, or start it with --allow-host NAME."
+            return "Unknown host name: use the server's address, or start it with --allow-host NAME."
         origin = headers.get("origin")
         if origin is not None and not self._same(origin, host):
-            return "Requests from other sites' pages are refused."
+            return "Requests from other websites are refused."
         if headers.get("sec-fetch-site") == "cross-site" and not (
             method == "GET"
             and headers.get("sec-fetch-mode") == "navigate"
             and headers.get("sec-fetch-dest") == "document"
         ):
-            return "Requests from other sites' pages are refused."
+            return "Requests from other websites are refused."
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method not in SAFE and (kind in PLAIN_FORMS or (not kind and headers.get("content-length", "0") != "0")):
-            return "Send JSON or raw bytes, with a Content-Type that says so."
+            return "Send JSON or raw bytes, with a matching Content-Type."
         return None
 
     def is_own(self, host: str) -> bool:

@@ -18,7 +18,7 @@ def token_in(path: Path) -> str:
         except FileExistsError:
             found = path.read_text("utf-8").strip()
             if len(found) < 20:
-                raise UserError(f"{path} holds no token: remove it, and a new one is made.") from None
+                raise UserError(f"{path} contains no token: remove it to create a new one.") from None
             return found
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             token = secrets.token_urlsafe(24)

@@ -61,7 +61,7 @@ def choose(files: Iterable[str], split: str | None, repo: str) -> list[str]:
     if len(known) == 1 and split is None:
         return known
     there = f"it has {', '.join(known[:8])}" if known else "it has neither JSON lines nor Parquet"
-    raise UserError(f"hf:{repo} has no split {split or SPLIT}; {there}: name a split or a file behind a colon.")
+    raise UserError(f"hf:{repo} has no split {split or SPLIT}; {there}: name a split or a file after a colon.")
 
 
 def _as_lines(path: Path, repo: str) -> Path:
@@ -73,7 +73,7 @@ def _as_lines(path: Path, repo: str) -> Path:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"hf:{repo} is kept as Parquet, which pyarrow reads: pip install pyarrow.") from None
+        raise UserError(f"hf:{repo} is stored as Parquet, which needs pyarrow: pip install pyarrow.") from None
     try:
         made.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(made, "w") as file:

@@ -45,8 +45,8 @@ def ollamas_own(metadata: Mapping[str, Any], tensors: Any) -> str | None:
 
 def sentence(what: str) -> str:
     return (
-        f"This file was made by Ollama's own converter and is not what llama.cpp reads ({what}): pull a newer "
-        "build of the model, or its GGUF from Hugging Face (ollama pull hf.co/OWNER/REPO, or anytune pull "
+        f"This file was written by Ollama's own converter in a form that llama.cpp does not read ({what}): pull a "
+        "newer build of the model, or its GGUF from Hugging Face (ollama pull hf.co/OWNER/REPO, or anytune pull "
         "hf:OWNER/REPO)."
     )
 

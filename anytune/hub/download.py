@@ -73,7 +73,7 @@ def check_room(folder: Path, need: int) -> None:
     if free < need + SPARE:
         raise UserError(
             f"{folder} has {free / 2**20:.0f} MiB free, and {(need + SPARE) / 2**20:.0f} MiB are "
-            "needed; make room or set ANYTUNE_HOME to another folder."
+            "needed; free some space or set ANYTUNE_HOME to another folder."
         )
 
 
@@ -126,7 +126,7 @@ def _bring(url: str, path: Path, token: str | None, tell: Tell | None) -> None:
             time.sleep(min(2**attempt, 10) * RETRY_SECONDS)
     else:
         raise UserError(
-            f"{url} cannot be downloaded ({cause}); check the network and try again: what has arrived is kept."
+            f"{url} cannot be downloaded ({cause}); check the network and try again: the partial download is kept."
         )
     try:
         _check(url, part, expected)
@@ -190,8 +190,8 @@ def _receive(url: str, part: Path, token: str | None, name: str, tell: Tell | No
                 if not progress.done and not b"GGUF".startswith(piece[:4]):  # a page of HTML, other weights
                     part.unlink(missing_ok=True)
                     raise UserError(
-                        f"{url} did not give a usable model, and was not kept: it does not start with the "
-                        f"letters GGUF, but with {piece[:16]!r}."
+                        f"{url} is not a usable model, and was not kept: it does not start with the letters GGUF, "
+                        f"but with {piece[:16]!r}."
                     )
                 if total is not None and progress.done + len(piece) > total:
                     break
@@ -224,16 +224,14 @@ def _check(url: str, part: Path, expected: str | None) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             part.unlink()
-            raise UserError(
-                f"{url} arrived with the SHA-256 {found} instead of {expected}; it was not kept: try again."
-            )
+            raise UserError(f"{url} has the SHA-256 {found} instead of {expected}; it was not kept: try again.")
     try:
         GGUF.open(part).close()
     except SplitModel as error:
         raise UserError(
-            f"{url} is kept as {part.with_suffix('')}, but it is one of {error.parts} parts of a model: "
-            "fetch the others, and join them with `llama-gguf-split --merge FIRST-PART OUTPUT.gguf`."
+            f"{url} is kept as {part.with_suffix('')}, but is one of {error.parts} parts of a model: fetch the "
+            "others, and join them with `llama-gguf-split --merge FIRST-PART OUTPUT.gguf`."
         ) from None
     except UserError as error:
         part.unlink()
-        raise UserError(f"{url} did not give a usable model, and was not kept: {error}") from None
+        raise UserError(f"{url} is not a usable model, and was not kept: {error}") from None

@@ -154,7 +154,7 @@ def library() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError("What is on Hugging Face is fetched by its own library: pip install huggingface_hub.") from None
+        raise UserError("Hugging Face models need its library: pip install huggingface_hub.") from None
     return huggingface_hub
 
 
@@ -163,8 +163,8 @@ def refuse_part(name: str) -> None:
     match = PART.fullmatch(Path(name).name)
     if match and int(match[3]) > 1:
         raise UserError(
-            f"{Path(name).name} is one of {int(match[3])} parts, which anytune does not read: take a "
-            "smaller type in one file, or fetch all and join them with llama-gguf-split --merge."
+            f"{Path(name).name} is one of {int(match[3])} parts, which anytune does not read: use a smaller type in "
+            "one file, or fetch all and join them with llama-gguf-split --merge."
         )
 
 
@@ -193,14 +193,14 @@ def sentences(repo: str, kind: str = "") -> Iterator[None]:
         raise UserError(f"hf:{repo}: the server answers {status}; try again later.") from None
     except (ConnectionError, TimeoutError, errors.OfflineModeIsEnabled) as error:
         raise UserError(
-            f"hf:{repo} cannot be reached ({str(error)[:200] or type(error).__name__}); check the network: "
-            "what has arrived is kept."
+            f"hf:{repo} cannot be reached ({str(error)[:200] or type(error).__name__}); check the network: the "
+            "partial download is kept."
         ) from None
     except Exception as error:  # of httpx, httpx2 or requests, as the library's version has it
         if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3", "hf_xet")):
             raise
         raise UserError(
-            f"hf:{repo} cannot be reached ({type(error).__name__}); check the network: what has arrived is kept."
+            f"hf:{repo} cannot be reached ({type(error).__name__}); check the network: the partial download is kept."
         ) from None
 
 
@@ -216,11 +216,9 @@ def _checked(path: Path, repo: str) -> Path:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != blob.name:
             blob.unlink()
-            raise UserError(
-                f"hf:{repo} arrived with the SHA-256 {found} instead of {blob.name}; it was not kept: try again."
-            )
+            raise UserError(f"hf:{repo} has the SHA-256 {found} instead of {blob.name}; it was not kept: try again.")
     try:
         GGUF.open(path).close()
     except UserError as error:
-        raise UserError(f"hf:{repo} did not give a usable model: {error}") from None
+        raise UserError(f"hf:{repo} is not a usable model: {error}") from None
     return path

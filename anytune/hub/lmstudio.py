@@ -55,6 +55,6 @@ def find(name: str) -> Stored:
     if several:
         raise UserError(f"lmstudio:{name} has several files: name one, such as -m {several[0]}.")
     raise UserError(
-        f"There is no model {name} in LM Studio's folder ({', '.join(map(str, folders()))}); `anytune "
-        "models` lists what is there." + did_you_mean(f"lmstudio:{name}", [model.name for model in known])
+        f"There is no model {name} in LM Studio's folder ({', '.join(map(str, folders()))}); `anytune models` lists "
+        "the available ones." + did_you_mean(f"lmstudio:{name}", [model.name for model in known])
     )

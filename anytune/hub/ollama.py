@@ -48,12 +48,12 @@ def find(name: str) -> Path:
             paths = _weights(folder, manifest)
             if not paths:
                 raise UserError(
-                    f"ollama:{name} has no GGUF file in {folder}: it is a model that Ollama runs elsewhere,"
-                    f" or its download is incomplete; `ollama pull {name}` fetches it."
+                    f"ollama:{name} has no GGUF file in {folder}: it is a cloud model, or its download is "
+                    f"incomplete; `ollama pull {name}` fetches it."
                 )
             if len(paths) > 1:
                 raise UserError(
-                    f"ollama:{name} is in {len(paths)} parts, which anytune does not read: take one in one file."
+                    f"ollama:{name} is in {len(paths)} parts, which anytune does not read: use one in a single file."
                 )
             return paths[0]
     raise UserError(
@@ -68,7 +68,7 @@ def _long(name: str) -> tuple[str, str, str, str]:
     rest, _, tag = name.rpartition(":") if ":" in name.rsplit("/", 1)[-1] else (name, "", TAG)
     words = rest.split("/")
     if not 1 <= len(words) <= 3 or not all(WORD.fullmatch(word) and word.strip(".") for word in (*words, tag)):
-        raise UserError(f"{name!r} is not a name of Ollama's, such as qwen3:1.7b.")
+        raise UserError(f"{name!r} is not an Ollama model name, such as qwen3:1.7b.")
     words = [HOST, NAMESPACE][: 3 - len(words)] + words
     return words[0], words[1], words[2], tag
 

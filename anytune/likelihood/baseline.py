@@ -66,11 +66,11 @@ class Baseline:
             self._refuse("it is not a file of distributions; write one with --kl-divergence-base alone")
         context, self.vocabulary, count = (int(n) for n in np.frombuffer(head, "<i4", 3, len(MARK)))
         if context < 2 or count < 1 or self.vocabulary < 1:
-            self._refuse("its header makes no sense")
+            self._refuse("its header is invalid")
         row = 2 * row_length(self.vocabulary)
         whole = len(head) + count * (4 * context + scored(context) * row)
         if size < whole:
-            self._refuse(f"it has {size} bytes and should have {whole}: it was not written to its end")
+            self._refuse(f"it has {size} bytes and should have {whole}: it is incomplete")
         tokens = np.frombuffer(self._file.read(4 * context * count), "<i4")
         self.windows = tokens.reshape(count, context).tolist()
 

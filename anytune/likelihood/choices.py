@@ -42,8 +42,8 @@ def read_hellaswag(text: str, name: str) -> list[Task]:
         lines.pop()
     if not lines or len(lines) % (ENDINGS + 2):
         raise UserError(
-            f"{name} has {len(lines)} lines, not a multiple of {ENDINGS + 2}: a task is its context, the "
-            f"number of the right ending, and {ENDINGS} endings."
+            f"{name} has {len(lines)} lines, not a multiple of {ENDINGS + 2}: a task is its context, the index of "
+            f"the right ending, and {ENDINGS} endings."
         )
     return [
         _task(i + 1, lines[i], lines[i + 2 : i + 2 + ENDINGS], lines[i + 1], name)
@@ -74,7 +74,7 @@ def _task(line: int, context: str, choices: Sequence[str], answer: Any, name: st
         number = -1
     if len(choices) < 2 or not 0 <= number < len(choices):
         raise UserError(
-            f"{name}, line {line}: {answer!r} is not the number of one of at least two answers, from 0 to "
+            f"{name}, line {line}: {answer!r} is not the index of one of at least two answers, from 0 to "
             f"{len(choices) - 1}."
         )
     return Task(line, context, tuple(choices), number)

@@ -47,7 +47,7 @@ def perplexity(
         with baseline.Baseline(base) as file:
             if file.vocabulary != model.config.vocabulary:
                 raise UserError(
-                    f"{base} is of a model with {file.vocabulary} tokens, and this one has "
+                    f"{base} is from a model with {file.vocabulary} tokens, but this one has "
                     f"{model.config.vocabulary}: their distributions cannot be compared."
                 )
             pieces = [starting(model, window) for window in file.windows[:chunks]]

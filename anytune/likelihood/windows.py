@@ -30,7 +30,7 @@ def windows(model: Model, text: str, context: int | None, chunks: int | None, le
     ids = model.tokenize(text)
     if len(ids) < least * context:
         raise UserError(
-            f"The text has {len(ids)} tokens, and {least * context} are needed: give a longer one, or a smaller -c."
+            f"The text has {len(ids)} tokens, but {least * context} are needed: give a longer text, or a smaller -c."
         )
     found = [ids[lo : lo + context] for lo in range(0, len(ids) - context + 1, context)][:chunks]
     return [starting(model, window) for window in found]

@@ -54,7 +54,7 @@ def llamacpp_logprobs(
     import numpy as np
 
     if not available():
-        raise UserError("llama.cpp is not here to compare with: install it with `pip install xllamacpp`.")
+        raise UserError("llama.cpp is not installed: install it with `pip install xllamacpp`.")
     wanted = [list(range(len(ids))) for ids in sequences] if positions is None else [list(p) for p in positions]
     for ids, places in zip(sequences, wanted, strict=True):
         if any(not 0 <= p < len(ids) for p in places):
@@ -111,7 +111,7 @@ def _reason(log: str) -> str:
     """The line of llama.cpp's output that tells most: the first that speaks of an error, else the last."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower() or "failed" in line.lower() or "abort" in line.lower()]
-    return (telling or lines or ["it said nothing"])[0][:300]
+    return (telling or lines or ["no output"])[0][:300]
 
 
 def child(job: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ def _ask(server: Any, prompt: list[int], vocab: int, forced: int) -> tuple[int, 
         if top := _top(answer):
             return forced, top
         forced += 1
-    raise SystemExit("error: the answers carry no probabilities")
+    raise SystemExit("error: the answers have no probabilities")
 
 
 def _as_kind(xllamacpp: Any, name: str, value: int) -> Any:

@@ -80,11 +80,11 @@ def logprobs(job: dict[str, Any]) -> np.ndarray:
         raise SystemExit(f"error: llama.cpp sees {vocab} tokens in the vocabulary, not {job['vocab']}")
     context = lib.llama_init_from_model(model, _context_params(lib, job["context"]))
     if not context:
-        raise SystemExit("error: no context can be made for the model")
+        raise SystemExit("error: cannot create a context for the model")
     said = "".join(log)
     exact = "K (f32)" in said and "V (f32)" in said and "K (f16)" not in said
     if not exact or lib.llama_n_ubatch(context) < job["context"] or lib.llama_n_ctx(context) < job["context"]:
-        raise Unknown("the parameters did not arrive")
+        raise Unknown("the parameters were not applied")
     lib.llama_set_n_threads(context, job["threads"], job["threads"])
     if job["adapter"]:
         adapter = lib.llama_adapter_lora_init(model, job["adapter"].encode())
@@ -161,7 +161,7 @@ def _sequence(
     for place in wanted:
         batch.logits[place] = 1
     if lib.llama_decode(context, batch):
-        raise SystemExit("error: llama.cpp refuses the tokens")
+        raise SystemExit("error: llama.cpp rejects the tokens")
     logits = np.ctypeslib.as_array(lib.llama_get_logits(context), (len(wanted), vocab))
     rows = {}
     for place, row in zip(wanted, logits, strict=True):  # a row at a time: a vocabulary can be large

@@ -101,7 +101,7 @@ def compare_change(
     if max(size, our_size) < NO_CHANGE:
         return {**facts, "ok": False, "remark": "the adapter changes nothing"}
     if limit == ROUNDED_KL and our_size < 2 * noise:
-        remark = "the change is smaller than llama.cpp's own rounding of activations: use --exact to judge it"
+        remark = "the effect is smaller than llama.cpp's rounding of activations: use --exact"
         return {**facts, "ok": True, "inconclusive": True, "remark": remark}
     return {**facts, "ok": error < CHANGE[limit]}
 
@@ -202,8 +202,8 @@ def write_f32(gguf: Any, path: Path) -> None:
     free = shutil.disk_usage(path.parent).free
     if need > free:
         raise UserError(
-            f"The F32 copy needs {need >> 20} MiB in {path.parent} and {free >> 20} MiB are free: "
-            "set TMPDIR to a larger disk, or leave out --exact."
+            f"The F32 copy needs {need >> 20} MiB in {path.parent} and {free >> 20} MiB are free: set TMPDIR to a "
+            "larger disk, or omit --exact."
         )
     all_f32 = 0  # general.file_type's number for it
     metadata = {**gguf.metadata, "general.file_type": all_f32}
@@ -221,9 +221,9 @@ def report(facts: dict[str, Any]) -> str:
         if key in facts:
             f = facts[key]
             lines.append(
-                f"  {title:<16} KL mean {f['kl_mean']:.2e} (limit {f['limit']:.0e}), max {f['kl_max']:.2e}   "
-                f"same likeliest token at {round(f['top1_agreement'] * f['positions'])} of {f['positions']}"
-                f"   {_mark(f)}"
+                f"  {title:<16} KL mean {f['kl_mean']:.2e} (limit {f['limit']:.0e}), max {f['kl_max']:.2e}   same "
+                f"most likely token at {round(f['top1_agreement'] * f['positions'])} of {f['positions']}   "
+                f"{_mark(f)}"
             )
     if "change" in facts:
         f = facts["change"]
@@ -234,12 +234,12 @@ def report(facts: dict[str, Any]) -> str:
         if "remark" in f:
             lines.append(f"  {'':<16} {f['remark']}")
     if facts.get("trained_on_this_file") is False:
-        lines.append("  the adapter was trained on another file than this: it may fit less well here")
-    verdict = "llama.cpp computes the same" if facts["ok"] else "llama.cpp computes something else"
+        lines.append("  the adapter was trained on another file: it may work less well on this one")
+    verdict = "llama.cpp computes the same" if facts["ok"] else "llama.cpp computes something different"
     if not facts["ok"] and not facts.get("exact_float", True):
-        verdict += ", or rounds more than the limit allows: --exact, which compares in float32, tells which"
+        verdict += ", or its rounding exceeds the limit: --exact, which compares in float32, shows which"
     if facts.get("change", {}).get("inconclusive"):
-        verdict = "llama.cpp computes the same as far as its rounding lets one see"
+        verdict = "llama.cpp computes the same, within its rounding"
     return "\n".join([*lines, f"{'PASS' if facts['ok'] else 'FAIL'}: {verdict}"])
 
 

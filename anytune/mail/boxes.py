@@ -32,13 +32,13 @@ def find(paths: Sequence[str | os.PathLike]) -> list[Path]:
         if not path.exists():
             raise UserError(f"There is no mailbox {path}: check the path.")
         if path.suffix.lower() in (".zip", ".tgz", ".tar", ".pst", ".olm"):
-            raise UserError(f"{path} cannot be read as it is: unpack it, or export the mail as mbox or .eml.")
+            raise UserError(f"{path} cannot be read: unpack it, or export the e-mails as mbox or .eml.")
         if not (path.is_file() or path.is_dir()):
-            raise UserError(f"{path} is a pipe or a device, and mail is read twice: write it to a file first.")
+            raise UserError(f"{path} is a pipe or a device, but e-mails are read twice: write it to a file first.")
         below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
         wanted = [path] if path.is_file() else sorted(filter(_is_mail, below))
         if not wanted:
-            raise UserError(f"{path} has no mail in it: mbox files, a Maildir or .eml files are read.")
+            raise UserError(f"{path} contains no e-mails: give mbox files, a Maildir or .eml files.")
         found |= dict.fromkeys(wanted)
     return list(found)
 

@@ -83,9 +83,9 @@ def build(
     known = {sender.strip().lower() for sender in senders}
     bad = next((sender for sender in known if "@" not in sender), None)
     if not known or bad is not None:
-        raise UserError(f"--from takes the address that the mails were sent from, such as me@example.org, not {bad!r}.")
+        raise UserError(f"--from takes the sender's address of your e-mails, such as me@example.org, not {bad!r}.")
     if validation < 0 or test < 0 or validation + test >= 1:
-        raise UserError("The parts for validation and test must be 0 or more, and leave something to train on.")
+        raise UserError("The fractions for validation and test must be 0 or more, and leave something to train on.")
     folder = _folder(folder, validation, test)
     files = boxes.find(paths)
     written = (RECIPE, *(f"{split}.jsonl" for split in SPLITS))
@@ -114,8 +114,8 @@ def build(
         pairs.append(Pair(threads.root(mail.id) if mail.id else f"#{number}", prompt, reply))
     if not pairs:
         raise UserError(
-            f"No pair of a mail and its answer was left: {_told(counts)}. "
-            "See --include-new and --min-words, or name the mailbox of what was answered, too."
+            f"No pair of an e-mail and its answer is left: {_told(counts)}. See --include-new and --min-words, or "
+            "also give the mailbox with the original e-mails."
         )
     chosen = _split(pairs, validation, test, seed)
     facts = {
@@ -142,8 +142,8 @@ def _folder(folder: str | os.PathLike, validation: float, test: float) -> Path:
     for split, part in (("validation", validation), ("test", test)):
         if not part and (folder / f"{split}.jsonl").exists():
             raise UserError(
-                f"{folder} holds a {split}.jsonl of an earlier run, which this one would not replace: "
-                "choose another folder."
+                f"{folder} has a {split}.jsonl of an earlier run, which this run would not replace: choose another "
+                "folder."
             )
     return folder
 

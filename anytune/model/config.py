@@ -133,7 +133,7 @@ class Reader:
         low, high = LIMITS.get(key, (0, 1 << 32))
         wrong = isinstance(value, bool) and kind is not bool or not isinstance(value, int | kind)
         if wrong or not low <= value <= high:
-            raise UserError(f"{self.where}: {self.name}.{key} = {value!r:.40} makes no sense: the file is damaged")
+            raise UserError(f"{self.where}: {self.name}.{key} = {value!r:.40} is invalid: the file is damaged")
         return value
 
     def each(self, key: str, count: int, kind: type = int) -> tuple | None:
@@ -159,7 +159,7 @@ def read_config(gguf) -> Config:
         raise UserError(f"{where} is an adapter, not a model: give it as --lora and its base model as -m")
     if name not in ARCHITECTURES:
         raise UserError(
-            f"{where} has architecture {name!r}, which anytune cannot train yet: it knows {', '.join(ARCHITECTURES)}"
+            f"{where} has architecture {name!r}, which anytune cannot train yet; it supports {', '.join(ARCHITECTURES)}"
         )
     arch = ARCHITECTURES[name]
 
@@ -169,7 +169,7 @@ def read_config(gguf) -> Config:
     size = get("attention.key_length", width // heads)
     if not 0 < n_kv_heads <= heads or heads % n_kv_heads or not 0 < size <= 4096:
         raise UserError(
-            f"{where}: {heads} heads over {n_kv_heads} key heads of size {size} make no sense: the file is damaged"
+            f"{where}: {heads} heads over {n_kv_heads} key heads of size {size} are invalid: the file is damaged"
         )
     if get("attention.value_length", size) != size:
         raise UserError(f"{where} has values of another width than its keys, which anytune does not support")
@@ -177,7 +177,7 @@ def read_config(gguf) -> Config:
         raise UserError(f"{where} has no tensor token_embd.weight: it is not a complete model file")
     rope_size = get("rope.dimension_count", size)
     if not 0 < rope_size <= size or rope_size % 2:
-        raise UserError(f"{where}: {name}.rope.dimension_count = {rope_size} makes no sense for heads of {size}")
+        raise UserError(f"{where}: {name}.rope.dimension_count = {rope_size} is invalid for heads of {size}")
     if name == "llama" and rope_size != size:  # llama.cpp knows no partial rotation of this architecture
         raise UserError(
             f"{where}: llama.rope.dimension_count is {rope_size} and heads have {size}: llama.cpp would "

@@ -33,10 +33,10 @@ class Full:
     def __post_init__(self) -> None:
         if self.optimizer not in KINDS:
             raise UserError(
-                f"no optimizer is called {self.optimizer!r}: optimizer (--optimizer) takes {', '.join(KINDS)}"
+                f"there is no optimizer {self.optimizer!r}: optimizer (--optimizer) takes {', '.join(KINDS)}"
             )
         if self.layers is not None and self.layers < 1:
-            raise UserError(f"layers (--train-layers) {self.layers} trains nothing: give 1 or more")
+            raise UserError(f"layers (--train-layers) {self.layers} is not valid: give 1 or more")
 
     def chosen(self) -> frozenset[str]:
         """The named modules. Raises UserError for an unknown one."""
@@ -44,7 +44,7 @@ class Full:
         words = [ALIASES.get(w.strip(), w.strip()) for w in words if w.strip()]
         for word in words:
             if word not in NAMES and word != "all":
-                raise UserError(f"nothing to train is called {word!r}: --train-modules takes all, {', '.join(NAMES)}")
+                raise UserError(f"there is no module {word!r}: --train-modules takes all, {', '.join(NAMES)}")
         if not words:
             raise UserError(f"nothing to train was named: give --train-modules all, or some of {', '.join(NAMES)}")
         if "all" in words:
@@ -56,8 +56,8 @@ class Full:
         chosen, lowest = self.chosen(), 0 if self.layers is None else layers - self.layers
         if "output" in chosen and EMBED not in chosen and "output.weight" not in gguf.tensors and self.modules != "all":
             raise UserError(
-                f"{gguf.path.name} has no output matrix of its own: its head is the embedding table, so "
-                f"say {EMBED} in --train-modules"
+                f"{gguf.path.name} has no output matrix (its head is the embedding table): use {EMBED} in "
+                "--train-modules"
             )
         found = [name for name in gguf.tensors if _module(name) in chosen and _layer(name, layers) >= lowest]
         if not found:

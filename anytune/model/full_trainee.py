@@ -28,8 +28,8 @@ class FullTrainee(Passes):
         super().__init__(model, ubatch, 0)
         if getattr(self.engine, "fp8", False):
             raise UserError(
-                "--dtype fp8 rounds gradients where they pass frozen weights, which full training lacks: "
-                "leave it out, or train an adapter (without --full)"
+                "--dtype fp8 needs frozen weights, which full training does not have: omit it, or train an adapter "
+                "(without --full)"
             )
         self.full = full
         self.names = full.tensors(model.gguf, self.config.layers)
@@ -112,7 +112,7 @@ class FullTrainee(Passes):
             other = state.get(key)
             if other is None or other.shape != shape or other.dtype != dtype:
                 raise UserError(
-                    f"the checkpoint's {key} is not of this run: it was made with other --train-modules or "
+                    f"the checkpoint's {key} does not belong to this run: it was made with other --train-modules or "
                     "another --optimizer"
                 )
         for key, own in self._vectors().items():

@@ -101,8 +101,8 @@ def check_keys(gguf, config) -> None:
             )
         if name not in _UNREAD and not _off(value):
             raise UserError(
-                f"{gguf.path.name}: {key} = {value!r:.40} is not known here, so that what it means "
-                "could not be computed: take a file without it."
+                f"{gguf.path.name}: {key} = {value!r:.40} is unknown, so its effect cannot be computed: use a file "
+                "without it."
             )
 
 
@@ -132,15 +132,13 @@ def check_tensors(
         if shape is None:
             why = ", which llama.cpp multiplies a product by" if name.endswith("scale") else ""
             raise UserError(
-                f"{where} has the tensor {name}{why}: anytune does not compute with it, so that another "
-                f"model "
-                "would be trained than llama.cpp serves"
+                f"{where} has the tensor {name}{why}: anytune does not compute with it, so it would train a "
+                "different model than llama.cpp serves"
             )
         if tuple(tensor.shape) != shape:
             raise UserError(
-                f"{where}: tensor {name} has shape {tuple(tensor.shape)}, and the metadata promise "
-                f"{shape}: the "
-                "file is damaged"
+                f"{where}: tensor {name} has shape {tuple(tensor.shape)}, but the metadata say {shape}: the file is "
+                "damaged"
             )
 
 

@@ -114,7 +114,7 @@ class Lora:
                 chosen.add(name)
             else:
                 raise UserError(
-                    f"no LoRA module is called {name!r}: --lora-modules takes all, {', '.join(MODULES)}."
+                    f"there is no LoRA module {name!r}: --lora-modules takes all, {', '.join(MODULES)}."
                     + did_you_mean(name, [*MODULES, *ALIASES])
                 )
         if not chosen:
@@ -136,12 +136,12 @@ class Lora:
             if module != "output" and not any(name.split(".")[2] == MODULES[module] for name in found)
         ]
         if absent:
-            raise UserError(f"{gguf.path.name} has no {absent[0]}: leave it out of --lora-modules")
+            raise UserError(f"{gguf.path.name} has no {absent[0]}: remove it from --lora-modules")
         if "output" in modules:
             if "output.weight" not in gguf.tensors:
                 raise UserError(
-                    f"{gguf.path.name} has no output matrix of its own (its head is the embedding "
-                    "table): leave output out of --lora-modules"
+                    f"{gguf.path.name} has no output matrix of its own (its head is the embedding table): remove "
+                    "output from --lora-modules"
                 )
             found.append("output.weight")
         return found
@@ -179,8 +179,8 @@ def refuse_beside(lora: Lora, adapter, asked: Iterable[str] | None = None) -> No
             wanted = chosen | {MODULES[m] for m in rare if m in lora.names() and MODULES[m] in own}
         if wanted != has[name][0]:
             raise UserError(
-                f"{flag} cannot act beside --lora: training goes on from an adapter whose "
-                f"{has[name][1]}. Leave it out, or start a new adapter without --lora."
+                f"{flag} cannot be combined with --lora: training continues from an adapter whose {has[name][1]}. "
+                "Omit it, or start a new adapter without --lora."
             )
 
 

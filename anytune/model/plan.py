@@ -73,8 +73,8 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
             best = (cost, Estimate(way.hold, keep, way.sizes, budget.base + size, flops / ubatch, f"{held}; {kept}"))
     if best is None:
         raise UserError(
-            f"this training needs at least {-(-least // MIB)} MiB of {budget.place} and "
-            f"{budget.limit // MIB} MiB are allowed: {subject.advice}"
+            f"training needs at least {-(-least // MIB)} MiB of {budget.place} but only {budget.limit // MIB} MiB "
+            f"are allowed: {subject.advice}"
         )
     return best[1]
 

@@ -38,8 +38,8 @@ class Importance:
         matrices = int(np.prod(shape[:-2])) if len(shape) > 2 else 1
         if found.shape[1] != shape[-1] or found.shape[0] not in (1, matrices):
             raise UserError(
-                f"{self.path}: the importance of {name} is of shape {found.shape}, and the model's tensor "
-                f"is {tuple(shape)}: it was made for another model."
+                f"{self.path}: the importance of {name} is of shape {found.shape}, and the model's tensor is "
+                f"{tuple(shape)}: it belongs to another model."
             )
         return np.broadcast_to(found, (matrices, shape[-1]))
 
@@ -78,7 +78,7 @@ def read_imatrix(path: str | os.PathLike) -> Importance:
     with GGUF.open(path) as file:
         names = [name.removesuffix(SUMS) for name in file.tensors if name.endswith(SUMS)]
         if file.metadata.get("general.type") != "imatrix" or not names:
-            raise UserError(f"{path} is a GGUF file, but no importance matrix: make one with `anytune imatrix`.")
+            raise UserError(f"{path} is a GGUF file, but not an importance matrix: create one with `anytune imatrix`.")
         columns = {name: _means(file, name) for name in names}
         sources, chunks = file.metadata.get("imatrix.datasets", ()), file.metadata.get("imatrix.chunk_count", 0)
     return Importance(columns, tuple(map(str, sources)), int(chunks), str(path))
@@ -90,7 +90,7 @@ def _means(file: GGUF, name: str) -> np.ndarray:
     counts = counts.reshape(-1, 1)
     finite = np.isfinite(sums).all() and np.isfinite(counts).all()
     if len(counts) not in (1, len(sums)) or not finite or (sums < 0).any():
-        raise UserError(f"{file.path}: the importance of {name} is damaged; make the file again.")
+        raise UserError(f"{file.path}: the importance of {name} is damaged; create the file again.")
     # an expert that no token chose: all columns alike
     return normalized(np.where(counts > 0, sums / np.maximum(counts, 1), 1.0))
 

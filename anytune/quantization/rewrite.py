@@ -137,8 +137,8 @@ def _check(
     for name, t in file.tensors.items():
         if made.formats[name] not in NAMES and (name in values or made.formats[name] != t.type.name):
             raise UserError(
-                f"{name} is {made.formats[name]}, which cannot be written anew here: choose another type "
-                f"for it, such as {'Q4_K' if t.shape[-1] % 256 == 0 else 'Q4_1'}."
+                f"{name} is {made.formats[name]}, which cannot be written: choose another type for it, such as "
+                f"{'Q4_K' if t.shape[-1] % 256 == 0 else 'Q4_1'}."
             )
     check_room(target.parent, size, "the file")
 

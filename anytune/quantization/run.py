@@ -72,7 +72,6 @@ def refuse_rounding_twice(file: GGUF, made: TensorTypes) -> None:
     ]
     if again:
         raise UserError(
-            f"{file.path} is quantized already ({again[0]} is {file.tensors[again[0]].type.name}), and "
-            "rounding twice costs accuracy: start from an F16, BF16 or F32 file, or say "
-            "--allow-requantize."
+            f"{file.path} is already quantized ({again[0]} is {file.tensors[again[0]].type.name}), and rounding "
+            "twice costs accuracy: start from an F16, BF16 or F32 file, or use --allow-requantize."
         )

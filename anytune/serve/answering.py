@@ -137,9 +137,6 @@ def _error(error: Exception) -> Exception:
     if isinstance(error, UserError):
         return UserError(without_paths(" ".join(str(error).split())))
     if isinstance(error, MemoryError):
-        return Failed(
-            "There is not enough memory for this: ask for less at once, or start the server with a smaller "
-            "--parallel or -c."
-        )
+        return Failed("Out of memory: request less at once, or start the server with a smaller --parallel or -c.")
     log.error("an answer failed", exc_info=error)
-    return Failed("Something broke that is not your fault; the server's log has the details.")
+    return Failed("Internal error; the server's log has the details.")

@@ -153,8 +153,8 @@ def _allowed(given: str, folders: tuple[Path, ...] | None) -> Path:
             if whole.is_relative_to(folder.resolve()) and whole.exists():
                 return whole
     except (OSError, ValueError, RuntimeError):
-        raise UserError("This is no path of an adapter.") from None
-    raise UserError("No such adapter lies in the folders that this server loads from (--lora-dir).")
+        raise UserError("This is not the path of an adapter.") from None
+    raise UserError("There is no such adapter in the folders that this server loads from (--lora-dir).")
 
 
 def _json(value: Any, status: int = 200) -> Response:

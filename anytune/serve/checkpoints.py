@@ -46,11 +46,9 @@ class Run:
         found = ckpt.load(state.path)
         spec, identity = found.info["identity"].get("trainee"), found.info["identity"]
         if not isinstance(spec, dict) or spec.get("kind") != "lora":
-            raise UserError(
-                f"The run {self.name!r} trains no adapter, and only adapters can be served beside the base."
-            )
+            raise UserError(f"The run {self.name!r} does not train an adapter, and only adapters can be served.")
         if identity.get("base") != gguf.sha256():
-            raise UserError(f"The run {self.name!r} trains another model file than the one that is served.")
+            raise UserError(f"The run {self.name!r} trains a different model file than the one served.")
         names = str(spec["modules"]).split(",")
         layout = Layout.of({name: tuple(gguf.tensors[name].shape) for name in names}, spec["rank"])
         flat = found.tensors()["parameters"]

@@ -26,7 +26,7 @@ class Grammars:
         try:
             import llguidance
         except ImportError:
-            raise UserError(f"Answers of a given form need the llguidance package: {install('serve')}.") from None
+            raise UserError(f"Constrained answers need the llguidance package: {install('serve')}.") from None
         return llguidance.LLTokenizer(_Words(self.tokenizer, self.size), eos_token=sorted(self.tokenizer.eog))
 
     def json(self, schema: Any) -> str:
@@ -73,7 +73,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self.made.is_error():
-            raise UserError(f"The answer cannot keep to its form: {_first(self.made.get_error())}")
+            raise UserError(f"The answer cannot satisfy its schema: {_first(self.made.get_error())}")
 
 
 class _Words:

@@ -49,7 +49,7 @@ def launch(
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
-        raise UserError(f"A server needs a few packages more: {install('serve')}.") from None
+        raise UserError(f"The server needs more packages: {install('serve')}.") from None
     from anytune.serve.app import Access, application
 
     listener = bound(o.host, o.port)
@@ -126,7 +126,7 @@ def _backend(
     from anytune.serve.engines import EngineBackend
 
     if o.backend == "auto":
-        note("llama.cpp is not installed (pip install xllamacpp): anytune's own engines answer")
+        note("llama.cpp is not installed (pip install xllamacpp): using anytune's own engines")
     model = load()
     backend = EngineBackend(model, o.parallel, _context(model.gguf, o.context))
     return model.gguf, model.tokenizer, model.config.vocabulary, backend
@@ -144,5 +144,5 @@ def _vocabulary(gguf: Any) -> int:
     """Rows of the embedding table, which is how many logits there are."""
     table = gguf.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
-        raise UserError(f"{gguf.path.name} has no embedding table: it is no language model.")
+        raise UserError(f"{gguf.path.name} has no embedding table: it is not a language model.")
     return int(table.shape[0])

@@ -68,7 +68,7 @@ class LlamaBackend:
         lib = self.lib
         self.model = lib.llama_model_load_from_file(os.fspath(model).encode(), lib.llama_model_default_params())
         if not self.model:
-            raise UserError(f"llama.cpp does not load {model.name}: {self._said()}")
+            raise UserError(f"llama.cpp cannot load {model.name}: {self._said()}")
         if (found := lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))) != self.vocabulary:
             raise UserError(f"llama.cpp sees {found} tokens in the vocabulary, not {self.vocabulary}.")
         each = -(-context // 256) * 256  # what llama.cpp rounds to
@@ -76,11 +76,11 @@ class LlamaBackend:
         self.state = lib.llama_init_from_model(self.model, params)
         if not self.state:
             raise UserError(
-                f"llama.cpp makes no context of {self.slots} x {context} tokens: {self._said()} Give a "
+                f"llama.cpp cannot create a context of {self.slots} x {context} tokens: {self._said()} Use a "
                 "smaller -c or --parallel."
             )
         if lib.llama_n_seq_max(self.state) != self.slots or lib.llama_n_ctx_seq(self.state) < context:
-            raise Unknown("the parameters did not arrive")
+            raise Unknown("the parameters were not applied")
         self.context = context
         lib.llama_set_n_threads(self.state, threads, threads)
         self.memory = lib.llama_get_memory(self.state)
@@ -171,7 +171,7 @@ class LlamaBackend:
             adapter.save(file)
             made = self.lib.llama_adapter_lora_init(self.model, os.fspath(file).encode())
         if not made:
-            raise UserError(f"llama.cpp does not take the adapter: {self._said()}")
+            raise UserError(f"llama.cpp rejects the adapter: {self._said()}")
         self.adapters[digest] = made
 
     def remove(self, digest: str) -> None:

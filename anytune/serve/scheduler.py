@@ -55,11 +55,11 @@ class Scheduler:
     def submit(self, request: Request, deliver: Callable[[Event], None]) -> Answer:
         """Queue a request. Raises UserError for a prompt that is empty or too long, Busy where too many wait."""
         if not request.prompt:
-            raise UserError("The prompt has no tokens.")
+            raise UserError("The prompt is empty.")
         if len(request.prompt) > self.backend.context:
             raise UserError(
-                f"The prompt has {len(request.prompt)} tokens and the context holds "
-                f"{self.backend.context}: shorten it, or start the server with a larger -c."
+                f"The prompt has {len(request.prompt)} tokens but the context holds {self.backend.context}: shorten "
+                "it, or start the server with a larger -c."
             )
         answer = Answer(request, deliver)
         with self.wake:

@@ -58,7 +58,7 @@ class Catalog:
         """Read an adapter (GGUF file or peft folder) and serve it. Raises UserError."""
         if not NAME.fullmatch(name):
             raise UserError(
-                "An adapter's name is made of letters, digits, '.', '_' and '-', and begins with one of the first two."
+                "An adapter's name consists of letters, digits, '.', '_' and '-', and starts with a letter or digit."
             )
         if name in self.runs or name in self.adapters and not replace:
             raise UserError(f"The name {name!r} is taken: unload that adapter first, or choose another name.")
@@ -74,7 +74,7 @@ class Catalog:
     def unload(self, name: str) -> Served:
         """Raises NoSuchModel."""
         if name not in self.adapters:
-            raise NoSuchModel(f"No adapter is called {_shown(name)}.")
+            raise NoSuchModel(f"There is no adapter {_shown(name)}.")
         gone = self.adapters.pop(name)
         self._give_back(gone)
         return gone

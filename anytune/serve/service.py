@@ -78,9 +78,7 @@ class Service:
         with self.catalog.lock:
             mix, _, label = self._mix(body)
             if body.echo and body.logprobs is not None:
-                raise UserError(
-                    "echo with logprobs would need the prompt's own log-probabilities: leave one of them out."
-                )
+                raise UserError("echo with logprobs would need the prompt's own log-probabilities: omit one of them.")
             grammar = self._grammar(body, None, [], None)
             limit = 16 if body.max_tokens is None else body.max_tokens  # OpenAI's default
             requests = [
@@ -104,7 +102,7 @@ class Service:
             futures = [self.scheduler.embed(ids, mix) for ids in inputs]
         sums = [future.result() for future in futures]
         if body.dimensions not in (None, len(sums[0]) if sums else None):
-            raise UserError(f"The model's embeddings have {len(sums[0])} dimensions: leave dimensions out.")
+            raise UserError(f"The model's embeddings have {len(sums[0])} dimensions: omit dimensions.")
         return [made / max(float(np.linalg.norm(made)), 1e-30) for made in sums], [len(ids) for ids in inputs], label
 
     def prompts(self, given: Any, bos: bool | None = False) -> list[list[int]]:
@@ -160,7 +158,7 @@ class Service:
         schema = _schema(body.response_format)
         must = chosen(tools, choice) if tools else None
         if choice == "required" and not tools or isinstance(choice, dict) and not tools:
-            raise UserError("tool_choice asks for a call, and there are no tools.")
+            raise UserError("tool_choice requires a call, but there are no tools.")
         if must is not None:
             return tooling.grammar(must, self.tokenizer)
         if schema is None:
@@ -185,7 +183,7 @@ class Service:
         bias = {}
         for key, value in (body.logit_bias or {}).items():
             if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= self.vocabulary:
-                raise UserError(f"logit_bias: {key[:20]!r} is no token of this model.")
+                raise UserError(f"logit_bias: {key[:20]!r} is not a token of this model.")
             if not -1000 <= value <= 1000:
                 raise UserError("logit_bias takes numbers from -1000 to 1000.")
             bias[int(key)] = value

@@ -149,5 +149,5 @@ def chosen(tools: Sequence[Mapping[str, Any]], choice: Any) -> list[Mapping[str,
     wanted = choice["function"]["name"]
     found = [tool for tool in tools if tool["function"]["name"] == wanted]
     if not found:
-        raise UserError(f"tool_choice names {wanted!r}, and the tools are {', '.join(names(tools))}.")
+        raise UserError(f"tool_choice names {wanted!r}, but the tools are {', '.join(names(tools))}.")
     return found

@@ -55,7 +55,7 @@ def export(
         "lmstudio": name,
     }[form]
     if form != "lmstudio" and (target / made).exists():
-        raise UserError(f"There is a {made} already: give it another name, or remove that first.")
+        raise UserError(f"{made} already exists: choose another name, or remove it first.")
     words = ["export", "merge" if form == "merged" else form, "-m", model, *loras, "--json"]
     if form == "lmstudio":
         words += ["-o", str(target), "--publisher", "anytune", "--name", name]

@@ -47,7 +47,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """What lists show of a data set; versions without their files' names."""
     found = read_json(folder / "data.json")
     if found is None:
-        raise Missing("This data set cannot be read: its description is gone.")
+        raise Missing("This data set cannot be read: its description is missing.")
     versions = [
         {key: version[key] for key in ("number", "created", "change")} | {"bytes": _size(folder / version["file"])}
         for version in found["versions"]
@@ -88,9 +88,7 @@ def edit(folder: Path, number: int, changes: dict[int, str | None]) -> int:
     file = f"v{new}{suffix_of(source.name).removesuffix('.gz') or '.jsonl'}"
     seen = set()
     if DataFile(source).plain or not line_by_line(source):
-        raise Conflict(
-            "Single examples can be changed where each is on a line of its own (JSONL), which is not so in this file."
-        )
+        raise Conflict("Single examples can be changed only if each is on its own line (JSONL), unlike in this file.")
     with atomic_write(folder / file) as out:
         for line, text in DataFile(source, "plain").lines():
             if line in changes:
@@ -101,7 +99,7 @@ def edit(folder: Path, number: int, changes: dict[int, str | None]) -> int:
         (folder / file).unlink()
         raise UserError(f"There is no line {min(set(changes) - seen)} in this data.")
     taken = sum(text is None for text in changes.values())
-    words = [f"{len(changes) - taken} changed"] * (len(changes) > taken) + [f"{taken} taken out"] * (taken > 0)
+    words = [f"{len(changes) - taken} changed"] * (len(changes) > taken) + [f"{taken} removed"] * (taken > 0)
     found["versions"].append({"number": new, "file": file, "created": time.time(), "change": ", ".join(words)})
     write(folder / "data.json", found)
     return new

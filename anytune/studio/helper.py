@@ -49,12 +49,12 @@ def main() -> None:
         except UserError as error:
             answer = {"error": " ".join(str(error).split())}
         except KeyboardInterrupt:
-            answer = {"error": "It was broken off."}
+            answer = {"error": "It was cancelled."}
         except MemoryError:
-            answer = {"error": "There is not enough memory for this model: choose a smaller one."}
+            answer = {"error": "Not enough memory for this model: choose a smaller one."}
         except Exception:
             traceback.print_exc()
-            answer = {"error": "Something broke that is not your fault; the studio's log has the details."}
+            answer = {"error": "Internal error; the studio's log has the details."}
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _say(answers, answer)
 

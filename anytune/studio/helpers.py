@@ -54,9 +54,9 @@ class Helper:
             self.process = None
             code = await process.wait()
             raise UserError(
-                "There was not enough memory for this: choose a smaller model."
+                "Not enough memory: choose a smaller model."
                 if code == -signal.SIGKILL
-                else "The process that answers this ended; try again."
+                else "The helper process ended; try again."
             )
         finally:
             if not ended and process.returncode is None:

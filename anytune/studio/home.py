@@ -41,7 +41,7 @@ class Home:
     def place(self, parent: Path, identifier: str) -> Path:
         """The folder of an identifier that came from outside. Raises UserError if there is none."""
         if not IDENTIFIER.fullmatch(identifier) or not (parent / identifier).is_dir():
-            raise Missing("There is nothing here by that name: it may have been deleted.")
+            raise Missing("Not found: it may have been deleted.")
         return parent / identifier
 
     @contextlib.contextmanager
@@ -73,7 +73,7 @@ class Home:
         kind, _, identifier = name.partition("-")
         target = {"jobs": self.jobs, "data": self.data, "adapters": self.adapters}.get(kind)
         if target is None or not IDENTIFIER.fullmatch(identifier) or not (self.bin / name).is_dir():
-            raise Missing("That is not in the bin.")
+            raise Missing("It is not in the bin.")
         os.rename(self.bin / name, target / identifier)
         return identifier
 

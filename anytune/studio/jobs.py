@@ -71,14 +71,18 @@ def set_state(folder: Path, state: str, **more: Any) -> None:
 
 def state_of(folder: Path) -> dict[str, Any]:
     """state.json, with "crashed" for a job whose process has gone without a word."""
-    found = read_json(folder / "state.json") or {"state": "crashed", "since": 0.0, "message": "Its state was lost."}
+    found = read_json(folder / "state.json") or {
+        "state": "crashed",
+        "since": 0.0,
+        "message": "The job's state was lost.",
+    }
     if found.get("state") == "running" and not alive(folder):
         found = read_json(folder / "state.json") or found  # it may have ended between the two looks
         if found.get("state") == "running":
             found = found | {
                 "state": "crashed",
-                "message": "Its process ended without a word: the machine was "
-                "switched off, or memory ran out. It can go on from its last checkpoint.",
+                "message": "The process ended unexpectedly: the machine was switched off, or ran out of memory. "
+                "The run can be resumed from its last checkpoint.",
             }
     return found
 
@@ -113,7 +117,7 @@ def request(folder: Path, what: str) -> None:
     """Ask a job to pause or cancel; a second request to cancel ends its process at once. Raises Conflict."""
     state = state_of(folder)
     if state["state"] == "queued" and not alive(folder):
-        set_state(folder, "cancelled" if what == "cancel" else "paused", message="It had not begun.")
+        set_state(folder, "cancelled" if what == "cancel" else "paused", message="It had not started.")
         return
     if what == "cancel" and state["state"] in ("paused", "crashed", "failed"):
         set_state(folder, "cancelled", message=state.get("message", ""))
@@ -126,7 +130,7 @@ def request(folder: Path, what: str) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError, KeyError):  # it has just begun, or just ended
         os.killpg(state["pid"], signal.SIGKILL if again else signal.SIGTERM)
         if again:
-            set_state(folder, "cancelled", message="It was ended at once.")
+            set_state(folder, "cancelled", message="It was ended immediately.")
 
 
 def requested(folder: Path) -> str | None:
@@ -140,6 +144,6 @@ def queue_again(folder: Path) -> None:
     """Let a job go on that was paused, has failed or crashed. Raises Conflict."""
     state = state_of(folder)["state"]
     if state not in AGAIN:
-        raise Conflict(f"This job is {state}: there is nothing to go on with.")
+        raise Conflict(f"This job is {state}: there is nothing to resume.")
     (folder / "request").unlink(missing_ok=True)
     set_state(folder, "queued", queued=time.time(), again=True)

@@ -34,7 +34,7 @@ def launch(o: Options, say: Callable[[str], None], note: Callable[[str], None]) 
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
-        raise UserError(f"The studio needs a few packages more: {install('studio')}.") from None
+        raise UserError(f"The studio needs more packages: {install('studio')}.") from None
     from anytune.studio.app import application
     from anytune.studio.home import Home
     from anytune.studio.state import Studio
@@ -85,7 +85,7 @@ def _invite(link: str, tls: tuple[Path, Path] | None, say: Callable[[str], None]
 
         say(f"Its browser asks once whether to trust this machine's certificate; its SHA-256 is\n{fingerprint(tls[0])}")
     else:
-        say("To upload from a phone, or install the page on it, start with --tls as well.")
+        say("To upload from a phone, or to install the page on it, also use --tls.")
 
 
 def _open(link: str, note: Callable[[str], None]) -> None:

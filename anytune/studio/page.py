@@ -73,5 +73,5 @@ def install(app: FastAPI) -> None:
     @app.get("/{name:path}", include_in_schema=False)
     async def page(request: Request, name: str) -> Response:
         if name.startswith("api/"):
-            return JSONResponse({"error": "There is nothing at this address; /docs lists what there is."}, 404)
+            return JSONResponse({"error": "Not found; /docs lists the API."}, 404)
         return send(request, files.get(ALONE.get(f"/{name}", "docs.html" if name == "docs" else "index.html")))

@@ -48,7 +48,7 @@ def folder_of(home: Home, name: str, further: tuple[Path, ...] = ()) -> Path:
     """The folder of a place. Raises Missing."""
     found = places(home, further).get(name)
     if found is None:
-        raise Missing(f"There is no place called {name[:100]}: is the drive still there?")
+        raise Missing(f"There is no export destination {name[:100]}: is the drive still connected?")
     return found
 
 

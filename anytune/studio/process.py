@@ -69,10 +69,9 @@ def _work(folder: Path) -> tuple[str, dict[str, Any]]:
     except Exception as error:
         traceback.print_exc()
         return "failed", {
-            "message": f"Something broke that is not your fault ({type(error).__name__}: {error:.300}); "
-            "the job's log has the details."
+            "message": f"Internal error ({type(error).__name__}: {error:.300}); the job's log has the details."
             if not isinstance(error, OSError)
-            else f"The disk refuses: {error.strerror or error}. Make room, and let the job go on."
+            else f"Cannot write to the disk: {error.strerror or error}. Free some space, then resume the job."
         }
 
 

@@ -151,7 +151,7 @@ def recognise(file: str) -> dict[str, Any]:
     opened = DataFile(file)
     for number, text in DataFile(file, "plain").lines():
         if "\0" in text:
-            raise UserError(f"Line {number} holds a zero byte: this is not a text file.")
+            raise UserError(f"Line {number} contains a zero byte: this is not a text file.")
         if number >= 100:
             break
     return {"kind": "plain" if opened.plain else "json", "rows": _first_rows(file)}

@@ -37,7 +37,7 @@ class Scheduler:
             try:
                 self.look()
             except Exception:  # a full disk, a folder that is gone: the next look may go well
-                log.exception("the scheduler stumbled")
+                log.exception("the scheduler failed")
             self.wake.wait(EVERY)
             self.wake.clear()
 
@@ -52,7 +52,7 @@ class Scheduler:
             if now is not None and now["state"] == "queued" and lane not in busy and not jobs.alive(folder):
                 child = self.started.get(row["id"])
                 if child is not None and child.poll():
-                    jobs.set_state(folder, "failed", message="Its process could not start; its log says why.")
+                    jobs.set_state(folder, "failed", message="The process could not start; see its log.")
                     self.started.pop(row["id"])
                     now = self.index.refresh(row["id"])
                 elif child is None or child.poll() is not None:
@@ -69,7 +69,7 @@ class Scheduler:
         message = jobs.state_of(folder).get("message", "")
         if child is not None and child.poll() == -9:
             message = (
-                "Its process was killed, most likely because memory ran out: choose a smaller micro-batch "
-                "(-ub), a shorter context (-c) or a memory limit. It can go on from its last checkpoint."
+                "The process was killed, most likely because memory ran out: choose a smaller micro-batch (-ub), a "
+                "shorter context (-c) or a memory limit. The run can be resumed from its last checkpoint."
             )
         jobs.set_state(folder, "crashed", message=message)

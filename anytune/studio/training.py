@@ -24,11 +24,11 @@ def run(folder: Path, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     model_file, data = local(spec["model"]["file"]), Path(spec["data"]["file"])
     if not model_file.is_file():
         raise UserError(
-            f"The model {spec['model']['name']} is not where it was: put it back, or start the run again "
-            "with another model."
+            f"The model {spec['model']['name']} is not where it was: restore it, or start the run again with "
+            "another model."
         )
     if not data.is_file():
-        raise UserError("The data of this run was deleted: put it back from the bin, or start again with other data.")
+        raise UserError("The data of this run was deleted: restore it from the bin, or start again with other data.")
     settings = TrainSettings(**spec.get("settings", {}), run_dir=str(folder), resume_from="auto")
     model = load(
         model_file, device=spec.get("device") or "auto", memory=spec.get("memory"), threads=spec.get("threads")
@@ -50,7 +50,7 @@ def run(folder: Path, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if made.stopped == "interrupted":
         asked = jobs.requested(folder)
         return ("cancelled" if asked == "cancel" else "paused"), {"result": result}
-    words = "Validation was no longer better, so it ended early." if made.stopped == "early" else ""
+    words = "It stopped early because validation no longer improved." if made.stopped == "early" else ""
     return "finished", {"result": result, "message": words}
 
 

@@ -28,7 +28,7 @@ class Uploads:
         if not 0 < size <= MOST:
             raise UserError("The file is empty." if size <= 0 else "The file is larger than 64 GiB.")
         if shutil.disk_usage(self.home.uploads).free < size + SPARE:
-            raise UserError(f"The disk has no room for {size / 2**20:.0f} MiB: make room, and upload it again.")
+            raise UserError(f"The disk has no space for {size / 2**20:.0f} MiB: free some space, and upload it again.")
         self.sweep()
         identifier = new_identifier()
         write(self.home.uploads / f"{identifier}.json", {"id": identifier, "name": name[:200], "size": size})
@@ -47,14 +47,14 @@ class Uploads:
         if identifier in self.busy:
             raise Conflict("Another request is uploading this file.")
         if offset != state["received"]:
-            raise Conflict(f"{state['received']} bytes have arrived: go on from there.")
+            raise Conflict(f"{state['received']} bytes have arrived: continue from there.")
         self.busy.add(identifier)
         try:
             left = state["size"] - offset
             with open(path, "ab", buffering=0) as file:
                 async for piece in pieces:
                     if len(piece) > left:
-                        raise UserError("More bytes came than were announced: upload it again.")
+                        raise UserError("More bytes were sent than announced: upload it again.")
                     file.write(piece)
                     left -= len(piece)
         finally:
@@ -65,7 +65,7 @@ class Uploads:
         """(the whole file, its name); forget() or a rename follows. Raises Conflict if a part is missing."""
         state = self.state(identifier)
         if state["received"] != state["size"]:
-            raise Conflict(f"{state['received']} of {state['size']} bytes have arrived: go on from there.")
+            raise Conflict(f"{state['received']} of {state['size']} bytes have arrived: continue from there.")
         path = self._path(identifier)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -84,5 +84,5 @@ class Uploads:
     def _path(self, identifier: str) -> Path:
         path = self.home.uploads / identifier
         if not IDENTIFIER.fullmatch(identifier) or not path.is_file() or not path.with_suffix(".json").is_file():
-            raise Missing("There is no such upload: begin it again.")
+            raise Missing("There is no such upload: start again.")
         return path

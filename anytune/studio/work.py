@@ -33,7 +33,7 @@ def run(folder: Path, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if asked := jobs.requested(folder):
         return ("cancelled" if asked == "cancel" else "paused"), {}
     if done.returncode not in (0, 1) or not done.stdout.strip():
-        raise UserError(_last_sentence(folder / "process.log", before) or "The command ended without a word.")
+        raise UserError(_last_sentence(folder / "process.log", before) or "The command ended without output.")
     try:
         facts = json.loads(done.stdout)
     except ValueError:

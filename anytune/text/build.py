@@ -59,7 +59,7 @@ def build_dataset(
     if loss not in LOSS:
         raise UserError(f"There is no --loss {loss}; there are {', '.join(LOSS)}.")
     if assistant_loss_only and loss == "all":
-        raise UserError("--assistant-loss-only and --loss all ask for opposite things: give one of them.")
+        raise UserError("--assistant-loss-only and --loss all contradict each other: give one of them.")
     if context < 2:
         raise UserError("The context (-c) must be at least 2 tokens.")
     paths = sources(paths)
@@ -114,7 +114,7 @@ class _Work:
         record, whole = self._without_ends(record), self.loss == "all"
         if self.loss == "auto" and not any(message.get("role") == "assistant" for message in record.messages):
             raise UserError(
-                "The conversation has no assistant message to learn from: complete it, or learn every word with "
+                "The conversation has no assistant message to learn from: complete it, or learn every token with "
                 "--loss all."
             )
         found = encode_chat_report(
@@ -144,7 +144,7 @@ class _Work:
         if not record.messages and self.tally.control.opens(record.prompt):
             return self._joined(record.prompt, record.completion, special=True)
         if self.template is not None and self.template.origin != "chatml":
-            self.tally.notes["Prompts and completions are put through the chat template, as user and assistant."] = None
+            self.tally.notes["Prompts and completions are rendered by the chat template, as user and assistant."] = None
             messages = (
                 *record.messages,
                 {"role": "user", "content": record.prompt},
@@ -153,7 +153,7 @@ class _Work:
             )
             return self._chat(Record(record.line, "chat", messages, record.tools, len(messages) - 1))
         if record.tools:
-            self.tally.notes["The tools of pairs (tools, functions) are not used where no template shows them."] = None
+            self.tally.notes["The tools of pairs (tools, functions) are not used, since no template shows them."] = None
         thoughts = f"<think>\n{record.reasoning.strip()}\n</think>\n\n" if record.reasoning else ""
         return self._joined(
             "".join(m["content"] + "\n\n" for m in record.messages) + record.prompt,
@@ -237,7 +237,7 @@ class _Work:
 
     def _add(self, record: Record, ids: list[int], loss: list[bool]) -> None:
         if not any(loss):
-            raise UserError("nothing of this example is left to learn: it has fewer than two tokens.")
+            raise UserError("nothing in this example can be learned: it has fewer than two tokens.")
         if len(ids) <= self.context:
             self.builder.add(ids, loss, record.line, self.file)
             return
@@ -247,8 +247,8 @@ class _Work:
         how = asked or ("split" if record.kind == "text" else "truncate")
         if how == "error":
             raise UserError(
-                f"this example has {len(ids)} tokens, more than the {self.context} of -c: raise -c, or say "
-                "what to do with --overflow split, truncate or drop."
+                f"this example has {len(ids)} tokens, more than the {self.context} of -c: raise -c, or use "
+                "--overflow split, truncate or drop."
             )
         if how == "drop":
             self.tally.dropped += 1
@@ -287,13 +287,13 @@ class _Work:
                 if self.tally.dropped
                 else f"all {self.tally.rejected} answers are labelled as rejected"
                 if self.tally.rejected
-                else "there are none"
+                else "the data is empty"
             )
             raise UserError(f"{names}: no example is left to train on, {why}.")
         if self.tally.rejected and (name := next(filter(self.tally.unused.counts.get, LABELS), None)):
             raise UserError(
-                f"{names}: {name!r} is false or 0 in some rows, which means a rejected answer, and "
-                "something else than true or 1 in others: give the column another name."
+                f"{names}: {name!r} is false or 0 in some rows, which means a rejected answer, and something other "
+                "than true or 1 in others: rename the column."
             )
         report = self.tally.report(self.context)
         built = self.builder.finish(paths, report)

@@ -180,7 +180,7 @@ class ChatTemplate:
             except LimitError as error:
                 raise UserError(f"The chat template was stopped: {error}.") from None
             except TemplateError as error:
-                raise UserError(f"The chat template refuses the conversation: {error.message or error}") from None
+                raise UserError(f"The chat template rejects the conversation: {error.message or error}") from None
             except (RecursionError, MemoryError):
                 raise UserError("The chat template was stopped: it nests too deeply.") from None
             except Exception as error:  # whatever the template's expressions raise

@@ -86,7 +86,7 @@ class Row:
             try:
                 value = loads(value)
             except (ValueError, RecursionError):
-                raise UserError(f"the {name} are not valid JSON, or hold a key twice.") from None
+                raise UserError(f"the {name} are not valid JSON, or have a duplicate key.") from None
         if blank(value):
             return None
         if not isinstance(value, list):

@@ -54,15 +54,15 @@ class Control:
         notes = []
         if self.rendered:
             notes.append(
-                f"Pairs whose prompt begins with a control token ({self.rendered:,}) are taken as a template "
-                "has rendered them, and not put through one again."
+                f"Pairs whose prompt begins with a control token ({self.rendered:,}) are taken as already rendered: "
+                "the template is not applied again."
             )
         if self.ended:
-            notes.append(f"Answers that end with an end token of their own ({self.ended:,}) do not get a second one.")
+            notes.append(f"Answers that already end with an end token ({self.ended:,}) do not get a second one.")
         if self.held:
             often = ", ".join(token for token, _ in self.tokens.most_common(4))
             notes.append(
-                f"Examples whose texts hold control tokens ({self.held:,}; {often}): they are read as such. "
-                "Give what a template has rendered already as text or as pairs."
+                f"Examples whose texts hold control tokens ({self.held:,}; {often}): they are parsed as control "
+                "tokens. Give already rendered text as text or as pairs."
             )
         return notes

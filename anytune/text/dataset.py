@@ -90,7 +90,7 @@ class Dataset:
         nothing of the validation set is seen in training. Raises UserError if either side would be empty.
         """
         if not 0 < fraction < 1:
-            raise UserError(f"The validation fraction must lie between 0 and 1, not {fraction:g}.")
+            raise UserError(f"The validation fraction must be between 0 and 1, not {fraction:g}.")
         groups = self._groups()
         order = np.random.default_rng([seed, 0x5641]).permutation(len(groups))
         wanted, held = max(1, round(fraction * len(self))), np.zeros(len(self), bool)
@@ -127,8 +127,8 @@ def beyond(sets: Sequence[Dataset], limit: int) -> str:
     what = "1 example is" if count == 1 else f"{count:,} examples are"
     return (
         (
-            f"{what} longer than the model's context of {limit:,} tokens, and at later positions it was never trained: "
-            f"lower -c to {limit:,}."
+            f"{what} longer than the model's context of {limit:,} tokens, beyond which it was never trained: lower "
+            f"-c to {limit:,}."
         )
         if count
         else ""

@@ -32,7 +32,7 @@ def read_records(
         raise UserError(f"There is no format {format!r}; there are {', '.join(FORMATS)}.")
     unknown = set(columns) - set(COLUMNS)
     if unknown:
-        raise UserError(f"There is no role {sorted(unknown)[0]!r} for a column; there are {', '.join(COLUMNS)}.")
+        raise UserError(f"There is no column role {sorted(unknown)[0]!r}; there are {', '.join(COLUMNS)}.")
     if ("completion" in columns) != ("prompt" in columns):
         raise UserError("--prompt-key and --completion-key belong together: give both.")
     if isinstance(path, Rows):
@@ -66,7 +66,7 @@ def records(
         except UserError as error:
             raise UserError(f"{place(path, line)}: {error}") from None
     if empty:
-        raise UserError(f"{path} holds no records.")
+        raise UserError(f"{path} contains no records.")
     for role, column in unseen.items():
         raise UserError(f"{path}: no row has the column {column!r} that --{role}-key names: check its spelling.")
 

@@ -29,7 +29,7 @@ class Rows:
         try:
             for number, row in enumerate(self.source, 1):
                 if not isinstance(row, Mapping):
-                    raise UserError(f"{self}, row {number} is a {type(row).__name__}, and must be a dict.")
+                    raise UserError(f"{self}, row {number} is a {type(row).__name__}, but must be a dict.")
                 yield number, _plain(row, 0)
         except RecursionError:
             raise UserError(f"{self} nests too deeply.") from None
@@ -44,15 +44,15 @@ def sources(data: Any) -> list[Path | Rows]:
         return [data]
     if isinstance(data, Mapping):
         raise UserError(
-            f"data is a {type(data).__name__} of several sets: give one of them, such as data[{next(iter(data))!r}]."
+            f"data is a {type(data).__name__} of several splits: give one of them, such as data[{next(iter(data))!r}]."
             if data and all(not isinstance(part, str | int | float | list | None) for part in data.values())
-            else "data is a single dict: give a list of dicts, one for each example."
+            else "data is a single dict: give a list of dicts, one per example."
         )
     if hasattr(data, "to_dict") and hasattr(data, "iloc"):
         raise UserError("data is a DataFrame: give its rows, data.to_dict('records').")
     if not isinstance(data, Iterable):
         raise UserError(
-            f"data is a {type(data).__name__}: give a path, a list of paths, or an iterable of dicts, one an example."
+            f"data is a {type(data).__name__}: give a path, a list of paths, or an iterable of dicts, one per example."
         )
     if not hasattr(data, "column_names"):  # a datasets object reads its rows from the disk, as often as asked
         data = list(data)

@@ -21,13 +21,13 @@ class LeftOut:
 KINDS = {
     "tools": ("the tools of 1 conversation", "the tools of {} conversations"),
     "system": ("1 system message", "{} system messages"),
-    "prompt system": ("1 system message that its prompts do show", "{} system messages that its prompts do show"),
+    "prompt system": ("1 system message that appears in its prompts", "{} system messages that appear in its prompts"),
     "developer": ("1 developer message", "{} developer messages"),
     "tool": ("1 tool result", "{} tool results"),
-    "thoughts": ("the thoughts of 1 assistant message", "the thoughts of {} assistant messages"),
+    "thoughts": ("the reasoning of 1 assistant message", "the reasoning of {} assistant messages"),
     "words": (
-        "the words of 1 assistant message that is not learned",
-        "the words of {} assistant messages that are not learned",
+        "the content of 1 assistant message that is not learned",
+        "the content of {} assistant messages that are not learned",
     ),
     "calls": (
         "the calls of 1 assistant message that is not learned",
@@ -60,8 +60,8 @@ def left_out(template, found: Trace, messages: Sequence[Mapping], tools, form, l
     for piece in found.pieces:
         if piece.owner in wanted - shown:
             raise UserError(
-                f"The chat template shows nothing of message {piece.owner + 1}, an assistant's, which has "
-                "only thoughts."
+                f"The chat template shows nothing of message {piece.owner + 1}, an assistant's, which has only "
+                "reasoning."
             )
     return list(out)
 
@@ -71,15 +71,15 @@ def _sentence(piece: Piece, message: Mapping, tools: bool) -> str:
     number = piece.owner + 1
     if piece.kind == "words":
         whose = "an assistant's" if message["role"] == "assistant" else "a user's"
-        return f"The chat template leaves out the words of message {number}, {whose}."
+        return f"The chat template drops the content of message {number}, {whose}."
     if piece.kind == "name":
-        beside = " beside its words" if (message.get("content") or "").strip() else ""
+        beside = " beside its content" if (message.get("content") or "").strip() else ""
         too = ", and the tools" if tools else ""
         return (
-            f"The chat template leaves out the assistant's call of {piece.text!r}{beside} (message {number}){too}: "
-            "use a template for tools."
+            f"The chat template drops the assistant's call of {piece.text!r}{beside} (message {number}){too}: use a "
+            "template for tools."
         )
-    return f"The chat template leaves out the arguments of a call (message {number}): use a template for tools."
+    return f"The chat template drops the arguments of a call (message {number}): use a template for tools."
 
 
 def _in_prompt(template, messages, tools, form, piece: Piece) -> bool:
@@ -95,4 +95,4 @@ def note(counts: Mapping[str, int], first: str) -> str:
     """A sentence for people. counts: what -> number; first: where it was met first."""
     told = [KINDS[what][count > 1].format(f"{count:,}") for what, count in counts.items()]
     listed = told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
-    return f"The chat template leaves out {listed} (first: {first}); nothing is learned from what it leaves out."
+    return f"The chat template drops {listed} (first: {first}); nothing is learned from what it drops."

@@ -112,7 +112,7 @@ def _framed(tokenizer, ids, loss, learn_end: bool, open_ended: int, missing: lis
     if ids:
         loss[0] = False
     if not any(loss):
-        raise UserError("Nothing is left to learn: the chat template shows none of the assistant's words.")
+        raise UserError("There is nothing to learn: the chat template shows none of the assistant's content.")
     return Encoded(ids, loss, open_ended, missing)
 
 
@@ -125,6 +125,6 @@ def _calls_marked(found, marks: list[tuple[int, int]], learned: set[int]) -> Non
             and not any(a <= x and y <= b for x, y in places for a, b in marks)
         ):
             raise UserError(
-                f"The chat template leaves the assistant's call of {piece.text!r} out of its generation "
-                "tags: use a template for tools."
+                f"The chat template excludes the assistant's call of {piece.text!r} from its generation tags: use a "
+                "template for tools."
             )

@@ -181,8 +181,8 @@ def arguments_object(function: Mapping[str, Any], number: int) -> Any:
         except (ValueError, RecursionError):
             if given.lstrip().startswith("{"):
                 raise UserError(
-                    f"Message {number}: the arguments of the call of {function.get('name')!r} are not valid JSON, or "
-                    "hold a key twice."
+                    f"Message {number}: the arguments of the call of {function.get('name')!r} are not valid JSON, "
+                    "or have a duplicate key."
                 ) from None
             break
     return given if isinstance(given, Mapping | list) else function["arguments"]

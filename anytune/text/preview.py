@@ -16,8 +16,8 @@ _LOSS, _PLAIN, _OFF = ("\x1b[30;42m", "\x1b[30;102m"), ("\x1b[2m", "\x1b[0m"), "
 
 
 LEGEND = {  # with colour, and without
-    True: "green: learned; plain: read only; two shades: one token and the next; \\n: a line end",
-    False: "[…]: learned; outside: read only; |: between two tokens; \\n: a line end",
+    True: "green: learned; plain: context only; shades separate tokens; \\n: newline",
+    False: "[…]: learned; outside: context only; | separates tokens; \\n: newline",
 }
 
 

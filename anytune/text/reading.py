@@ -37,7 +37,7 @@ _FOREIGN = {
     b"\xfd7zX": "compressed with xz: unpack it, or use gzip",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it, or use gzip",
     b"BZh": "compressed with bzip2: unpack it, or use gzip",
-    b"PAR1": "a Parquet file: convert it to JSONL, one object a line",
+    b"PAR1": "a Parquet file: convert it to JSONL, one object per line",
 }
 
 FilePath = str | os.PathLike
@@ -152,7 +152,7 @@ def read_text(path: FilePath) -> str:
         parts.append(piece)
         size += len(piece)
         if size > TEXT_LIMIT:
-            raise UserError(f"{path} is longer than {TEXT_LIMIT >> 20} MiB, and would be held in memory: cut it up.")
+            raise UserError(f"{path} is longer than {TEXT_LIMIT >> 20} MiB, and would be held in memory: split it.")
     return "".join(parts)
 
 
@@ -172,7 +172,7 @@ def check_once(paths: Iterable[FilePath]) -> None:
     seen: dict[tuple, FilePath] = {}
     for path in filter(reads_once, paths):
         if (key := identity(path)) in seen:
-            raise UserError(f"{path} is given twice, and a pipe can be read only once: write it to a file first.")
+            raise UserError(f"{path} is given twice, but a pipe can be read only once: write it to a file first.")
         seen[key] = path
 
 

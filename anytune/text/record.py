@@ -91,7 +91,7 @@ def record_of(line: int, row: Mapping[str, Any], format: str, columns: Mapping[s
         None,
     )
     if idle:
-        raise UserError(f"--{idle}-key goes with a prompt and a completion, and this row has none.")
+        raise UserError(f"--{idle}-key needs a prompt and a completion, and this row has none.")
     rejected = record.kind != "text" and taken.rejected()
     unused = taken.unused("")
     unused = taken.unused("\n".join(_words(record))) if unused else {}
@@ -159,12 +159,12 @@ def _recognised(line: int, row: Row) -> Record:
     if "chosen" in row and "rejected" in row:
         chats = isinstance(row.get("chosen"), list)
         how = "--messages-key chosen" if chats else "--prompt-key prompt --completion-key chosen"
-        raise UserError(f"this is a pair of a chosen and a rejected answer: to learn the chosen one give {how}.")
+        raise UserError(f"this is a pair of a chosen and a rejected answer: to learn the chosen one, use {how}.")
     if empty := next((column for column in _MESSAGES if row.get(column) in ([], "")), None):
         raise UserError(f"{empty!r} is empty: there is nothing to learn.")
     raise UserError(
-        f"the columns {listed(list(row.values))} fit no known format; name them with --messages-key, --text-key, or "
-        "--prompt-key and --completion-key."
+        f"the columns {listed(list(row.values))} match no known format; name them with --messages-key, --text-key, "
+        "or --prompt-key and --completion-key."
     )
 
 
@@ -174,7 +174,7 @@ def _chat(line: int, row: Row, column: str) -> Record:
         try:
             messages = loads(messages)
         except (ValueError, RecursionError):
-            raise UserError(f"{column!r} is text, and not the JSON of a list of messages.") from None
+            raise UserError(f"{column!r} is text, not the JSON of a list of messages.") from None
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{column!r} must be a list of messages, not {kind_of(messages)}.")
     found = [_message(m, k) for k, m in enumerate(messages, 1)]
@@ -268,7 +268,7 @@ def _answer(row: Row, column: str, letters: Mapping[str, str]) -> str:
         value = next(iter(value["text"]), "")
     if isinstance(value, int) and not isinstance(value, bool) and letters:
         if not 0 <= value < len(letters):
-            raise UserError(f"{column!r} is {value}, and there are {len(letters)} choices, counted from 0.")
+            raise UserError(f"{column!r} is {value}, but there are {len(letters)} choices, counted from 0.")
         return list(letters)[value]
     if not isinstance(value, str):
         raise UserError(f"{column!r} must be text, not {kind_of(value)}.")

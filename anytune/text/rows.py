@@ -34,7 +34,7 @@ class DataFile:
         self.path, self._first = path, []
         name = Path(path).name.lower().removesuffix(".gz")
         if name.endswith(_OTHERS) and format != "plain":
-            raise UserError(f"{path} is not of a kind that is read here: convert it to JSONL, one object a line.")
+            raise UserError(f"{path} is of an unsupported kind: convert it to JSONL, one object per line.")
         self.stream = Stream(reading.pieces(path))
         self.plain = format == "plain" or (
             format == "auto" and not name.endswith(NAMES) and not _JSON.match(self.stream.beginning())
@@ -122,7 +122,7 @@ class _Values:
                 yield number, _row(value, text, f"{self.name}, line {number}")
             mark = self.next()
             if mark not in ("", ",", "]"):
-                raise self.failed("not valid JSON (expected ',' or ']' behind an element of the array)")
+                raise self.failed("not valid JSON (expected ',' or ']' after an element of the array)")
             self.at += 1
             if mark == "]":
                 if chat:
@@ -130,7 +130,7 @@ class _Values:
                 return
             if not mark:
                 break
-        raise self.failed(f"the array that begins on line {begin} does not end: the file is cut off")
+        raise self.failed(f"the array that begins on line {begin} is not closed: the file is truncated")
 
     def next(self) -> str:
         """The next character that is not blank, which is still to be taken; "" at the end."""
@@ -161,8 +161,8 @@ class _Values:
                     at += self.buffer.count("\n", self.at, error.pos)
                 if unfinished:
                     raise self.failed(
-                        f"{f'the array that begins on line {array}' if array else 'this value'} does not "
-                        "end: the file is cut off"
+                        f"{f'the array that begins on line {array}' if array else 'this value'} is not closed: the "
+                        "file is truncated"
                     ) from None
                 raise _refusal(error, f"{self.name}, line {at}") from None
         text = self.buffer[self.at : end]
@@ -174,7 +174,7 @@ class _Values:
         """Read on, as much again as is held; False if there is nothing left."""
         self.buffer, self.at = self.buffer[self.at :], 0
         if len(self.buffer) > reading.LINE_LIMIT:
-            raise self.failed(f"what begins here is longer than {reading.LINE_LIMIT >> 20} MiB")
+            raise self.failed(f"the value that starts here is longer than {reading.LINE_LIMIT >> 20} MiB")
         parts, size = [self.buffer], 0
         while size <= len(self.buffer) and (piece := next(self.pieces, None)) is not None:
             parts.append(piece)
@@ -194,7 +194,7 @@ class _Twice(ValueError):
         self.key = key
 
     def __str__(self) -> str:
-        return f"the key {self.key[:80]!r} appears twice in one object"
+        return f"the key {self.key[:80]!r} is duplicated in an object"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
@@ -224,7 +224,7 @@ def _refusal(error: Exception, where: str, at: str = "", what: str = "") -> User
     if isinstance(error, json.JSONDecodeError):
         return UserError(f"{where}: not valid JSON{at} ({error.msg}){what}.")
     if isinstance(error, _Twice):
-        return UserError(f"{where}: {error}: keep one of them.")
+        return UserError(f"{where}: {error}: keep one.")
     return UserError(f"{where}: this JSON nests too deeply or holds too large a number.")
 
 
@@ -262,7 +262,7 @@ def dataset_rows(path: Path) -> Iterator[tuple[int, dict]]:
         import datasets
     except ImportError:
         raise UserError(
-            f"{path} is a folder; to read one that the datasets library saved, pip install datasets."
+            f"{path} is a folder; to read one saved by the datasets library, pip install datasets."
         ) from None
     try:
         loaded = datasets.load_from_disk(str(path))
@@ -270,7 +270,7 @@ def dataset_rows(path: Path) -> Iterator[tuple[int, dict]]:
         raise UserError(f"{path} cannot be read as a datasets folder: {str(error).splitlines()[0]}") from None
     if isinstance(loaded, dict):
         if "train" not in loaded:
-            raise UserError(f"{path} has the splits {', '.join(loaded)} and no train: give the folder of one of them.")
+            raise UserError(f"{path} has the splits {', '.join(loaded)} but no train: give the folder of one of them.")
         loaded = loaded["train"]
     for number, row in enumerate(loaded, 1):
         yield number, without_nulls(dict(row))

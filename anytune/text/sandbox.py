@@ -66,7 +66,7 @@ class Meter:
         """Before something of this size is made."""
         self.budget -= size
         if self.budget < 0:
-            raise LimitError("it makes far more text than a chat needs")
+            raise LimitError("it produces far more text than a chat needs")
 
     def made(self, value: Any) -> Any:
         """After a value was made: charge its whole size. What it shares with others counts each time, so that
@@ -80,7 +80,7 @@ class Meter:
             self.spend(len(value))
         elif isinstance(value, int):
             if value.bit_length() > _NUMBER_BITS:
-                raise LimitError("it makes an enormous number")
+                raise LimitError("it computes an enormous number")
         elif isinstance(value, dict | list | tuple | set | frozenset | Namespace):
             if depth > _DEPTH:
                 raise LimitError("it nests values too deeply")
@@ -160,7 +160,7 @@ class Environment(ImmutableSandboxedEnvironment):
         elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * (right if operator == "**" else 1) + right.bit_length()
             if bits > _NUMBER_BITS:
-                raise LimitError("it makes an enormous number")
+                raise LimitError("it computes an enormous number")
         elif operator == "%" and isinstance(left, str):
             self._check_growth("format", (left, right), {})
         elif operator == "+":

@@ -45,16 +45,16 @@ class Tally:
     def learned(self, built: Dataset, loss: str) -> str:
         """What is learned, for the first line of a run."""
         what = {
-            "chat": "the assistant's words and what ends its turns",
-            "pair": "the completions and what ends them",
-            "text": "running text, every word",
-            "plain": "running text, every word",
+            "chat": "the assistant's words and end-of-turn tokens",
+            "pair": "the completions and their end tokens",
+            "text": "all of the plain text",
+            "plain": "all of the plain text",
         }
         if loss == "assistant":  # such texts are read as pairs, or refused
             what["text"] = what["pair"]
         kinds = list(dict.fromkeys(what[kind] for kind in self.kinds))
-        said = "every word, the users' too" if loss == "all" else "; ".join(kinds)
-        hint = "" if loss != "auto" or set(self.kinds) <= {"text", "plain"} else " (--loss all: every one)"
+        said = "every token, users' included" if loss == "all" else "; ".join(kinds)
+        hint = "" if loss != "auto" or set(self.kinds) <= {"text", "plain"} else " (--loss all: every token)"
         return f"{said}: {built.loss_tokens:,} of {built.tokens:,} tokens{hint}"
 
     def _notes(self, context: int) -> list[str]:
@@ -66,7 +66,7 @@ class Tally:
         if extra := [f"{key[:80]} ({count:,})" for key, count in self.extra.most_common(_NAMED) if count]:
             notes.append(f"Keys of messages that are not used (records with them): {', '.join(extra)}.")
         if self.rejected:
-            notes.append(f"{self.rejected:,} of {self.records:,} answers are labelled as rejected, and left out.")
+            notes.append(f"{self.rejected:,} of {self.records:,} answers are labelled as rejected, and were dropped.")
         if self.too_long:
             count, what = len(self.too_long), []
             if self.cut_tokens:
@@ -74,7 +74,7 @@ class Tally:
             if self.pieces:
                 what.append(f"split into {self.pieces:,} pieces")
             if self.dropped:
-                what.append(f"{self.dropped:,} left out")
+                what.append(f"{self.dropped:,} dropped")
             shown = ", ".join(place(name, line).replace(",", "") for name, line in self.too_long[:_NAMED])
             shown += ", …" if count > _NAMED else ""
             notes.append(
@@ -96,9 +96,9 @@ def no_assistant(path: Path, record: Record) -> str:
     what = (
         "This is plain text"
         if record.kind == "plain"
-        else f"{path} holds running text (columns: {', '.join(record.columns)})"
+        else f"{path} contains plain text (columns: {', '.join(record.columns)})"
     )
     instead = f", or make pairs of its columns, for example with {record.suggestion}" if record.suggestion else ""
     if not instead and record.kind != "plain":
         instead = ", or name the columns with --prompt-key and --completion-key"
-    return f"{what}, not chats, so there is no assistant to learn from alone: leave out --assistant-loss-only{instead}."
+    return f"{what}, not chats, so there are no assistant turns: omit --assistant-loss-only{instead}."

@@ -48,8 +48,8 @@ class Tokenizer:
             name = "gemma4" if vocabulary.model == "gemma4" else metadata.get("tokenizer.ggml.pre", "default")
             if name not in PRE:
                 raise UserError(
-                    f"The pre-tokenizer {str(name)[:40]!r} of this GGUF file is not known: use a "
-                    f"file with one of {', '.join(sorted(PRE))}."
+                    f"The pre-tokenizer {str(name)[:40]!r} of this GGUF file is unknown: use a file with one of "
+                    f"{', '.join(sorted(PRE))}."
                 )
             pre = PRE[name]
             self.kind, self._escape, self._add_space = f"BPE ({name})", pre.escape, False

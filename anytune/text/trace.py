@@ -107,7 +107,9 @@ class _Search:
             return None
         self.left -= 1
         if time.thread_time() > self.deadline:
-            raise UserError(f"The chat template was stopped: a conversation takes it more than {SECONDS:g} seconds.")
+            raise UserError(
+                f"The chat template was stopped: rendering a conversation took more than {SECONDS:g} seconds."
+            )
         numbers = iter(range(len(self.pieces)))
         messages, tools = _walk(self.messages, self.tools, lambda piece: change(next(numbers), piece.text))
         try:

@@ -61,8 +61,8 @@ class Speech:
                 found.append(Turn(a, b, "") if owners == following else self._ends.ended_tag(a, b, self._edges))
             elif owners & wanted:
                 raise UserError(
-                    "The generation tags of the chat template hold several messages together, and not all "
-                    "of them are to be learned."
+                    "The chat template's generation tags enclose several messages, but not all of them are to be "
+                    "learned."
                 )
         return found
 

@@ -91,7 +91,7 @@ class Vocabulary:
         self.model = metadata.get("tokenizer.ggml.model")
         if self.model not in _DEFAULT_IDS:
             what = f"the tokenizer type {self.model!r}" if self.model else "no tokenizer"
-            raise UserError(f"This GGUF file has {what}; only gpt2 and llama (SentencePiece) can be used.")
+            raise UserError(f"This GGUF file has {what}; only gpt2 and llama (SentencePiece) are supported.")
         tokens = metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], str):
             raise UserError("This GGUF file has no list of tokens (tokenizer.ggml.tokens): convert it again.")

@@ -217,7 +217,7 @@ def _lora(given: Any) -> Lora | None:
     found = read_settings(facts, "The LoraConfig")
     for name in ("rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform"):
         if facts.get(name):
-            raise UserError(f"The LoraConfig has {name}, which training here does not know: leave it out.")
+            raise UserError(f"The LoraConfig has {name}, which is not supported: omit it.")
     target = facts.get("target_modules") or "all"
     modules = target if isinstance(target, str) else ",".join(sorted(target))
     return Lora(found.rank, found.alpha, modules, found.rslora, dropout=float(facts.get("lora_dropout") or 0))

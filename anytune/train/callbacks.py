@@ -60,7 +60,7 @@ def _several(given: Any) -> Iterable[Any]:
 
 def _functions(given: Any) -> dict[str, Callable[[Any], Any]]:
     if isinstance(given, type):
-        raise UserError(f"callbacks takes objects, and {given.__name__} is a class: give {given.__name__}().")
+        raise UserError(f"callbacks takes objects, but {given.__name__} is a class: give {given.__name__}().")
     get = given.get if isinstance(given, Mapping) else lambda name: getattr(given, name, None)
     found = {event: function for event in EVENTS if (function := get(event)) is not None}
     unknown = [str(name) for name in given if name not in EVENTS] if isinstance(given, Mapping) else []

@@ -93,7 +93,7 @@ def load(path: Path) -> Checkpoint:
     """Verify a checkpoint: manifest, sizes, hashes, shape of its numbers. Raises Broken, saying what."""
 
     def bad(problem: str) -> Broken:
-        return Broken(f"{path} is not a whole checkpoint: {problem}; use another one, or --resume-from auto.")
+        return Broken(f"{path} is not a valid checkpoint: {problem}; use another one, or --resume-from auto.")
 
     manifest = read_json(path / MANIFEST, MAX_JSON)
     if manifest is None or not isinstance(manifest.get("files"), dict):
@@ -107,9 +107,9 @@ def load(path: Path) -> Checkpoint:
         try:
             found, row = os.lstat(path / name), row if isinstance(row, dict) else {}
             if not stat.S_ISREG(found.st_mode) or found.st_size != row.get("size"):
-                raise bad(f"{name} has not the size that {MANIFEST} says")
+                raise bad(f"{name} does not have the size given in {MANIFEST}")
             if sha256(path / name) != row.get("sha256"):
-                raise bad(f"{name} has not the content that {MANIFEST} says")
+                raise bad(f"{name} does not match the hash in {MANIFEST}")
         except OSError as error:
             raise bad(f"{name} cannot be read ({error.strerror})") from None
     info = read_json(path / INFO, MAX_JSON)
@@ -117,7 +117,7 @@ def load(path: Path) -> Checkpoint:
         raise bad(f"{INFO} is not a table")
     for key, holds in SHAPE.items():
         if key not in info or not holds(info[key]):
-            raise bad(f"{INFO} has no sound {key!r}")
+            raise bad(f"{INFO} has no valid {key!r}")
     if (info["best"] is None) != (BEST not in files):
         raise bad(f"{INFO} and {BEST} contradict each other")
     return Checkpoint(path, info["step"], info)
@@ -158,7 +158,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         try:
             return load(path)
         except Broken as error:
-            say(f"Passing over it: {error}")
+            say(f"Skipping it: {error}")
     return None
 
 
@@ -215,8 +215,8 @@ def differences(then: dict, now: dict) -> list[str]:
 
 LABELS = {
     "base": "the base model's file",
-    "data": "the training data or how it becomes tokens",
-    "validation": "the validation data or how it becomes tokens",
+    "data": "the training data or its tokenization",
+    "validation": "the validation data or its tokenization",
 }
 SPEC_FLAGS = {
     "rank": "--lora-rank",

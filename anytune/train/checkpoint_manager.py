@@ -59,8 +59,8 @@ class CheckpointManager:
         if self.process_group.any(self.process_group.minimum(check) != check):
             kept = f" The last good checkpoint is {self.saved}." if self.saved else ""
             text = (
-                f"After step {step} the processes' parameters differ, so training stopped: their machines "
-                f"compute differently; use cards of one kind and the same versions everywhere.{kept}"
+                f"After step {step} the processes' parameters differ, so training stopped: their machines compute "
+                f"differently; use the same GPU model and software versions everywhere.{kept}"
             )
             raise UserError(text) if self.process_group.rank == 0 else PeerError(text)
 

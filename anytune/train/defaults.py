@@ -67,4 +67,4 @@ def warning(steps: int, settings: TrainSettings) -> str:
     if steps >= FEW:
         return ""
     how = "a larger --max-steps" if settings.max_steps is not None else "a larger --num-epochs, a smaller -b"
-    return f"Only {steps} optimizer step{'s' * (steps > 1)}: little will be learned. Take {how}, or more data."
+    return f"Only {steps} optimizer step{'s' * (steps > 1)}: little will be learned. Use {how}, or more data."

@@ -32,7 +32,7 @@ def deliver(
     memory is let go. Raises UserError."""
     peak = engine.peak()
     if peak:
-        say(f"Memory: {size(peak)} at most, {size(planned.trainee.estimate.peak_bytes)} were estimated")
+        say(f"Memory: {size(peak)} at most, {size(planned.trainee.estimate.peak_bytes)} estimated")
     engine.release()
     if output is not None and result.path is not None:
         process_group.on_rank0(lambda: _write(planned.product, result.path, output))
@@ -56,9 +56,9 @@ def _ending(result: Result, output: Path | None, product: Any) -> str:
     steps = f"after step {result.step} of {result.total_steps}"
     head = {
         "finished": f"Finished {steps}.",
-        "early": f"Stopped {steps}: validation was no longer better.",
+        "early": f"Stopped {steps}: validation no longer improved.",
         "interrupted": f"Interrupted {steps}.",
-        "callback": f"Stopped {steps}: a callback asked for it.",
+        "callback": f"Stopped {steps}: requested by a callback.",
     }[result.stopped]
     parts = [head]
     if result.best:
@@ -70,7 +70,7 @@ def _ending(result: Result, output: Path | None, product: Any) -> str:
         parts.append(
             f"Continue with the same command and --resume-from {where}"
             if result.checkpoint
-            else "Nothing had been learned yet, so nothing was saved."
+            else "No step was completed, so nothing was saved."
         )
     return "\n".join(parts)
 
@@ -86,5 +86,5 @@ def _tell_room(run: RunFolder, result: Result, say: Callable[[str], None]) -> No
         f"{run.path} takes {size(whole)}, {size(inside)} of it checkpoints: `anytune runs clean {stopped}{run.path}` "
         "removes them"
         if own
-        else f"The checkpoints in {run.checkpoints} take {size(inside)}: remove them if you do not mean to continue"
+        else f"The checkpoints in {run.checkpoints} take {size(inside)}: remove them if you do not want to continue"
     )

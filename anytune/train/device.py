@@ -29,11 +29,11 @@ class Place:
         if recorded.get("engine") in ("numpy", "cpu-bf16"):
             wanted, self.why = recorded["engine"], "the checkpoint was made on it"
         elif full:
-            wanted, self.why = "numpy", "small steps of a model's own weights are lost in bf16"
+            wanted, self.why = "numpy", "small weight updates are lost in bf16"
         elif remembered() == "numpy":
             wanted, self.why = "numpy", "anytune doctor found it faster here than cpu-bf16"
         elif (lack := bf16_missing()) is not None:
-            wanted, self.why = "numpy", f"cpu-bf16, which is faster, cannot run here: {lack}"
+            wanted, self.why = "numpy", f"cpu-bf16, which is faster, is not available: {lack}"
         else:
             wanted, self.why = "cpu-bf16", "this processor has AVX512-BF16; --device numpy computes in float32"
         if wanted == "cpu-bf16":
@@ -54,7 +54,7 @@ class Place:
         if not self.moved:
             raise error
         self.leave()
-        self.why = "cpu-bf16, which is faster, needs more memory than there is"
+        self.why = "cpu-bf16, which is faster, needs more memory than available"
 
     def leave(self) -> None:
         if self.moved:
@@ -65,14 +65,14 @@ class Place:
 
     def sentence(self) -> str:
         unused = gpu_unused(self.model.engine.name) if self.model.asked == "auto" else ""
-        return f"Device: {self.model.engine.name}, since {self.why}{unused}"
+        return f"Device: {self.model.engine.name}, because {self.why}{unused}"
 
 
 def _why(model: Model) -> str:
     if model.asked != "auto":
-        return f"--device {model.asked} asks for it" if model.asked else "the model was made on it"
+        return f"--device {model.asked} asks for it" if model.asked else "the model was loaded on it"
     if os.environ.get("ANYTUNE_DEVICE"):
-        return "the environment's ANYTUNE_DEVICE says so"
+        return "ANYTUNE_DEVICE is set to it"
     if model.engine.name in ("numpy", "cpu-bf16"):
-        return "anytune doctor found it the fastest here" if remembered() else "it runs everywhere"
-    return "there is a GPU that it can use"
+        return "anytune doctor found it fastest here" if remembered() else "it runs everywhere"
+    return "it can use the GPU"

@@ -95,7 +95,7 @@ def train(
     """
     settings, calls = _settings(settings, hyper), Calls(callbacks, progress)
     if assistant_loss_only and loss == "all":
-        raise UserError('assistant_loss_only and loss="all" ask for opposite things: give one of them.')
+        raise UserError('assistant_loss_only and loss="all" contradict each other: give one of them.')
     inputs = Inputs(
         data=sources(data),
         val_file=sources(val_file) if val_file is not None else [],

@@ -56,7 +56,7 @@ def check_inputs(inputs: Inputs, settings: TrainSettings) -> None:
     trained = set(map(identity, inputs.data))
     both = next((path for path in inputs.val_file if identity(path) in trained), None)
     if both is not None:
-        raise UserError(f"{both} is given for training and for validation: --val-split parts one file.")
+        raise UserError(f"{both} is given for training and for validation: use --val-split to split one file.")
     check_pipes([*inputs.data, *inputs.val_file, inputs.chat_template], int(places().get("WORLD_SIZE", 1)))
     if settings.early_stop and not (inputs.val_file or inputs.val_split):
         raise UserError("--early-stop needs a validation set: give --val-file or --val-split.")
@@ -69,7 +69,7 @@ def check_pipes(paths: Iterable[FilePath | Rows | None], processes: int) -> None
     check_once(paths)
     if processes > 1 and (pipe := next(filter(reads_once, paths), None)) is not None:
         raise UserError(
-            f"{pipe} can be read only once, and {processes} processes read the data: write it to a file first."
+            f"{pipe} can be read only once, but {processes} processes read the data: write it to a file first."
         )
 
 

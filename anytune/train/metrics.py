@@ -51,11 +51,11 @@ class MetricsFile:
         try:
             written = self.file.write(line)
             if written != len(line):
-                raise OSError(None, "only a part of a line could be written")
+                raise OSError(None, "a line could be written only partly")
             self.end += len(line)
         except OSError as error:
             if not self.warned:
-                self.warn(f"{self.path} cannot be written ({error.strerror}); training goes on without it.")
+                self.warn(f"{self.path} cannot be written ({error.strerror}); training continues without it.")
             self.warned = True
             self._cut()
 

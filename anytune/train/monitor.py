@@ -31,11 +31,11 @@ def find_run(name: str | None, root: Path = Path("runs")) -> Path:
         for path in (Path(name), root / name):
             if (path / "settings.json").is_file():
                 return path
-        raise UserError(f"{name} is no run's folder (it has no settings.json): name one that `anytune train` made.")
+        raise UserError(f"{name} is not a run folder (it has no settings.json): name one created by `anytune train`.")
     found = [(file.stat().st_mtime, file.parent) for file in root.glob("*/settings.json")]
     found += [(file.stat().st_mtime, file.parent) for file in root.glob("*/metrics.jsonl")]
     if not found:
-        raise UserError(f"There is no run in {root}/: name a run's folder.")
+        raise UserError(f"There is no run in {root}/: name a run folder.")
     return max(found)[1]
 
 
@@ -112,7 +112,7 @@ class RunView:
                 *loss_chart(self.rows),
             ]
         else:
-            lines.append("no step is done yet")
+            lines.append("no step has finished yet")
         log = self.log()
         return "\n".join([*lines, *(["", *log] if log else [])])
 

@@ -53,7 +53,7 @@ class Plan:
         has_loss = np.add.reduceat(dataset.loss, dataset.offsets[:-1], dtype=np.int64) if len(dataset) else []
         self.has_loss = np.asarray(has_loss) > 0
         if not len(dataset) or not self.has_loss.any():
-            raise UserError("The training data has no token that carries loss: there is nothing to learn.")
+            raise UserError("The training data has no tokens with loss: there is nothing to learn.")
         self.epoch_steps: list[int] = []
         while len(self.epoch_steps) != settings.passes:
             self.epoch_steps.append(len(self.steps_of(len(self.epoch_steps))))

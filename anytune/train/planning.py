@@ -116,8 +116,8 @@ def _steps(prepared: Prepared, process_group: SingleProcess, say: Callable[[str]
     idle = process_group.size - steps.per_step
     if idle > 0:
         say(
-            f"A step is {steps.per_step} × {settings.ubatch} tokens, so {idle} of {process_group.size} "
-            f"processes have nothing to do: raise -b to {process_group.size * settings.ubatch} or more, or lower -ub."
+            f"A step is {steps.per_step} × {settings.ubatch} tokens, so {idle} of {process_group.size} processes "
+            f"are idle: raise -b to {process_group.size * settings.ubatch} or more, or lower -ub."
         )
     return steps
 

@@ -37,13 +37,13 @@ def report(trainee, plan: Plan, val, settings: TrainSettings, flops_per_second: 
         flops = getattr(estimate, "flops_per_token", 0)
         if flops:
             seconds = flops * plan.tokens / flops_per_second
-            lines.append(f"Time: about {duration(seconds)} (a first guess; step 1 tells)")
+            lines.append(f"Time: about {duration(seconds)} (a rough estimate, refined after step 1)")
     if settings.checkpoint_save_dir:
         count = checkpoints_kept(settings, plan.total)
         each = sum(array.nbytes for array in trainee.state().values())
         lines.append(
             f"Checkpoints: up to {count:,} of {size(each)} each in {settings.checkpoint_save_dir} "
-            f"({size(count * each)}; --keep-checkpoints keeps fewer)"
+            f"({size(count * each)}; --keep-checkpoints changes it)"
         )
     return "\n".join(lines)
 
@@ -83,8 +83,8 @@ def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, s
         needed[disk] = needed.get(disk, 0) + amount + (1 << 20)
         if needed[disk] > free:
             raise UserError(
-                f"{folder} has {size(free)} free, and this run needs about {size(needed[disk])} "
-                f"there: make room, or choose otherwise with {flag}."
+                f"{folder} has {size(free)} free, and this run needs about {size(needed[disk])} there: free some "
+                f"space, or choose another place with {flag}."
             )
 
 
@@ -113,7 +113,7 @@ def trial_save(adapter, path: Path, load, gguf=None) -> None:
     if path.suffix.lower() == ".gguf" and path.is_dir():
         raise UserError(f"--output-adapter {path} is a folder: give a file name, or a name without .gguf.")
     if path.suffix.lower() != ".gguf" and path.is_file():
-        raise UserError(f"--output-adapter {path} is a file, and a name without .gguf means a peft folder.")
+        raise UserError(f"--output-adapter {path} is a file, but a name without .gguf means a peft folder.")
     trial = path.parent / f".anytune-trial-{os.getpid()}{path.suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,11 +123,11 @@ def trial_save(adapter, path: Path, load, gguf=None) -> None:
         for name, pair in adapter.tensors.items():
             if not _same(pair, again.tensors[name]):
                 raise UserError(
-                    f"The adapter's {name} does not read back as it was written to "
-                    f"{path.parent}: do not trust that disk."
+                    f"The adapter's {name} reads back differently than it was written to {path.parent}: the disk "
+                    "may be faulty."
                 )
         if set(again.tensors) != set(adapter.tensors):
-            raise UserError(f"The adapter does not read back as it was written to {path.parent}.")
+            raise UserError(f"The adapter reads back differently than it was written to {path.parent}.")
     except OSError as error:
         raise UserError(
             f"The adapter cannot be saved to {path}: {error.strerror or error}; choose another --output-adapter."

@@ -138,10 +138,10 @@ def _template(model: Model, file: Any, adapter: Adapter | None, console: Console
         template = ChatTemplate.for_model(model.gguf, model.tokenizer, file=file)
         if trained and trained != template.source:
             console.say(
-                f"Note: the adapter was trained with another chat template than {file}, which is used from now on"
+                f"Note: the adapter was trained with a different chat template than {file}, which is used from now on"
             )
         return template
     if trained is None or trained == model.template.source:
         return model.template
-    console.say("The chat template is the one that the adapter was trained with, which is not the model's own")
+    console.say("Using the adapter's chat template, which differs from the model's own")
     return ChatTemplate(trained, model.tokenizer, origin="adapter")

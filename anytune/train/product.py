@@ -37,7 +37,7 @@ class AdapterProduct:
     def trial(self, path: Path) -> str:
         """Save to `path`'s folder once, so that saving cannot fail after hours -> what was found. Raises UserError."""
         preflight.trial_save(self.now(), path, self.load, self.gguf)
-        return f"{path} (writing there was tried, and reads back as written)"
+        return f"{path} (checked: a test file was written and read back)"
 
     def deliver(self, made: Path, output: Path) -> None:
         """Put the run's file where it was asked for: the same bytes, or converted to a peft folder. Raises OSError."""
@@ -70,7 +70,7 @@ class ModelProduct:
         """Make sure that a file can be made there. A model is too large to be written for a trial."""
         path = path.resolve()
         if path.suffix.lower() != ".gguf" or path.is_dir():
-            raise UserError(f"{self.flag} {path} must be a file's name that ends in .gguf.")
+            raise UserError(f"{self.flag} {path} must be a file name that ends in .gguf.")
         trial = path.parent / f".anytune-trial-{os.getpid()}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class ModelProduct:
             raise UserError(
                 f"The model cannot be saved to {path}: {error.strerror or error}; choose another {self.flag}."
             ) from None
-        return f"{path} (a file can be written there)"
+        return f"{path} (checked: a file can be written there)"
 
     def deliver(self, made: Path, output: Path) -> None:
         copy(made, output)

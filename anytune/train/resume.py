@@ -28,8 +28,8 @@ def open_run(
         changed = ckpt.differences(found.info["identity"], identity)
         if changed:
             raise UserError(
-                f"{found.path} cannot be continued, as it was made with other settings: "
-                f"{'; '.join(changed)}. Give the same ones, or start anew without --resume-from."
+                f"{found.path} cannot be continued, because it was made with other settings: {'; '.join(changed)}. "
+                "Use the same ones, or start over without --resume-from."
             )
         run = _run_of(found, settings)
         if run is not None:
@@ -166,7 +166,7 @@ def _named(path: Path, say: Say) -> Checkpoint:
         if ckpt.listing(folder):
             found = ckpt.newest(folder, say)
             if found is None:
-                raise UserError(f"--resume-from {path}: none of its checkpoints is whole; start anew.")
+                raise UserError(f"--resume-from {path}: none of its checkpoints is valid; start over.")
             return found
     return ckpt.load(path)
 
@@ -199,8 +199,8 @@ def _unstarted(settings: TrainSettings, identity: dict) -> RunFolder | None:
     changed = ckpt.differences(old["identity"], identity)
     if changed:
         raise UserError(
-            f"--run-dir {path} holds a run with other settings: {'; '.join(changed)}. Give the "
-            "same ones, or another folder."
+            f"--run-dir {path} contains a run with other settings: {'; '.join(changed)}. Use the same ones, or "
+            "another folder."
         )
     folder = Path(settings.checkpoint_save_dir or path / "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,6 +210,6 @@ def _unstarted(settings: TrainSettings, identity: dict) -> RunFolder | None:
 def _refuse_other_runs(folder: Path) -> None:
     if ckpt.listing(folder):
         raise UserError(
-            f"--checkpoint-save-dir {folder} already holds checkpoints of a run: continue it "
-            "with --resume-from auto, or name another folder."
+            f"--checkpoint-save-dir {folder} already contains checkpoints of a run: continue it with --resume-from "
+            "auto, or name another folder."
         )

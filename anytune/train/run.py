@@ -73,13 +73,13 @@ def new_run(run_dir: str | None, name: str, save_dir: str | None) -> RunFolder:
                 taken.append("checkpoints")
             if taken:
                 raise UserError(
-                    f"--run-dir {path} already holds a run ({taken[0]}): name another folder, or "
-                    f"continue it with --resume-from auto."
+                    f"--run-dir {path} already contains a run ({taken[0]}): name another folder, or continue it "
+                    "with --resume-from auto."
                 )
         checkpoints = Path(save_dir) if save_dir else path / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The run's folder cannot be made: {error}; name another with --run-dir.") from None
+        raise UserError(f"The run folder cannot be created: {error}; name another with --run-dir.") from None
     return RunFolder(path, checkpoints)
 
 
@@ -92,7 +92,7 @@ def _fresh(parent: Path, stem: str) -> Path:
             return path
         except FileExistsError:
             continue
-    raise OSError(f"{parent} holds too many runs named {stem}")
+    raise OSError(f"{parent} contains too many runs named {stem}")
 
 
 def plain(name: str) -> str:
@@ -122,8 +122,6 @@ def lock(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Hold a folder for this process (see files.locked). Raises UserError if another process holds it."""
 
     def busy() -> None:
-        raise UserError(
-            f"{folder} is in use by another training process: wait for it, or give this run a folder of its own."
-        )
+        raise UserError(f"{folder} is in use by another training process: wait for it, or use another folder.")
 
     return locked(folder / ".lock", busy)

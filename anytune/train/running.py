@@ -42,7 +42,7 @@ def run(
         product=planned.product,
         process_group=process_group,
     )
-    ended = f"The run in {planned.run.path} had to end"
+    ended = f"The run in {planned.run.path} had to stop"
     try:
         return trainer.run()
     except WorkerLost as error:

@@ -81,7 +81,7 @@ class TrainSettings:
             raise UserError(f"--lr-min {self.lr_min:g} is above --learning-rate {self.lr:g}: lower it.")
         for sink in self.sinks:
             if sink not in SINKS:
-                raise UserError(f"--report-to knows {' and '.join(SINKS)}, not {sink!r}.{did_you_mean(sink, SINKS)}")
+                raise UserError(f"--report-to supports {' and '.join(SINKS)}, not {sink!r}.{did_you_mean(sink, SINKS)}")
 
     @property
     def sinks(self) -> list[str]:
@@ -112,8 +112,8 @@ class TrainSettings:
         if ubatch != self.ubatch:
             changes["ubatch"] = ubatch
             notes.append(
-                f"-ub raised from {self.ubatch} to {ubatch}: the longest example must fit in a "
-                f"micro-batch (a lower -c would cut it)."
+                f"-ub raised from {self.ubatch} to {ubatch}: the longest example must fit into a micro-batch (a "
+                "lower -c would truncate it)."
             )
         if self.batch < ubatch:
             changes["batch"] = ubatch

@@ -24,7 +24,7 @@ class Sinks:
             try:
                 sink(row)
             except Exception as error:  # whatever a logger raises must not stop the run
-                self.warn(f"{name} failed and is left out from now on: {error}")
+                self.warn(f"{name} failed and is disabled from now on: {error}")
                 del self.open[name]
 
 

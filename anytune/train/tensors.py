@@ -125,7 +125,7 @@ def read_tensors(path: Path) -> Tensors:
             raise bad(f"its tensor {name[:80]!r} overlaps or leaves a gap")
         end = hi
     if 8 + length + end != size:
-        raise bad(f"it has {size} bytes, not the {8 + length + end} that its header promises")
+        raise bad(f"it has {size} bytes, not the {8 + length + end} given in its header")
     return Tensors(path, {name: (8 + length + lo, dtype, shape) for lo, _, name, dtype, shape in rows})
 
 

@@ -41,13 +41,13 @@ def join_group(engine: Any, shard: bool) -> SingleProcess:
     """The process group of this process, made known to its engine. Raises UserError."""
     device, here = getattr(engine, "device", None), places().get("LOCAL_RANK")
     if shard and here is None:
-        raise UserError("--shard shares the base out between processes: start several with --gpus N or torchrun.")
+        raise UserError("--shard splits the base between processes: start several with --gpus N or torchrun.")
     if shard and (device is None or device.type not in ("cpu", "cuda")):
         raise UserError(f"--shard is for CUDA and ROCm (and cpu-torch), not for the {engine.name} engine.")
     if here is not None and device is not None and device.type == "cuda" and device.index != int(here):
         raise UserError(
-            f"this process has its model on {device}, and as number {here} of its machine it should take "
-            f"that card: load it with device='cuda:{here}', or hand over the file's path."
+            f"this process has its model on {device}, but as process {here} on its machine it should use card "
+            f"{here}: load it with device='cuda:{here}', or pass the file's path."
         )
     process_group = join(device)
     process_group.shard = shard

@@ -305,8 +305,8 @@ class Trainer:
         info = found.info
         if found.step > self.plan.total or info["position"] != self.plan.position(found.step):
             raise UserError(
-                f"{found.path} is at another place in the data than this version of the "
-                f"program puts step {found.step}: it cannot be continued exactly, start anew."
+                f"{found.path} has a different data position for step {found.step} than this version: it cannot be "
+                "continued exactly, start over."
             )
         self.step, self.pending = found.step, info["pending"]
         self.validation.best, self.validation.waited = info["best"], info["waited"]
@@ -379,7 +379,7 @@ class Trainer:
         kept = ""
         if self.step > 0 and self.checkpoints.sound():
             self.product.now().save(self.run_folder.product)
-            kept = f"What was learned before is in {self.run_folder.product} ({self.product.again}). "
+            kept = f"The result before it is in {self.run_folder.product} ({self.product.again}). "
         elif self.checkpoints.saved:
             kept = f"The last good state is {self.checkpoints.saved}. "
         return f"Step {step}: {what}, so training stopped before applying it ({lines}). {kept}{self._advice()}"

@@ -21,7 +21,7 @@ class Validation:
 
     def __init__(self, trainee, data, settings: TrainSettings, process_group):
         if data is not None and not np.any(data.loss):
-            raise UserError("The validation data has no token with loss: there is nothing to measure.")
+            raise UserError("The validation data has no tokens with loss.")
         self.trainee, self.data, self.settings, self.process_group = trainee, data, settings, process_group
         bins = pack(data, settings.ubatch, settings.seed, 0) if data is not None else []
         self.bins = [indexes for indexes in bins if loss_tokens(data, indexes)]

@@ -363,7 +363,7 @@ def test_damaged_statistics_are_refused(place, capsys):
         ([], "no teacher"),
         (["--teacher-model", "other.gguf"], "shape"),
         (["--val-split", "0"], "held out"),
-        (["--teacher-lora", "m.gguf"], "no LoRA adapter"),
+        (["--teacher-lora", "m.gguf"], "not a LoRA adapter"),
     ],
 )
 def test_what_cannot_be_distilled_is_said(place, capsys, wrong, says):

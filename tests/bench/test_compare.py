@@ -162,7 +162,7 @@ def test_damaged_files_are_refused(tmp_path, where, value):
 @pytest.mark.parametrize("raw", [b"", b"[]", b"[" * 100_000, b"\xff\xfe", b'{"format": NaN}', b"1" * 5000])
 def test_other_files_are_refused(tmp_path, raw):
     (tmp_path / "a.json").write_bytes(raw)
-    with pytest.raises(UserError, match="is no result"):
+    with pytest.raises(UserError, match="is not a result"):
         document.load(tmp_path / "a.json")
 
 

@@ -80,7 +80,7 @@ def test_a_failed_cell_is_a_sentence_and_the_others_are_measured(cli, model):
 
 CHILDREN = {  # what the process does after two rounds -> words of the problem
     "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": "ended by SIGSEGV",
-    "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": "where memory runs out",
+    "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": "when memory runs out",
     "raise ValueError('no such thing')": "exit code 1: ValueError: no such thing",
     'print(\'{"refused": "no room in /home/someone/models/a.gguf today."}\')': "no room in a.gguf today.",
     "import time; time.sleep(60)": "more than the 2 s of --timeout",
@@ -310,7 +310,7 @@ def test_all_combinations_once():
         (("-p", "8,x"), "not a number"),
         (("-npl", "0"), "not between 1"),
         (("--device", "abacus"), "no device is called 'abacus'"),
-        (("-o", "there.txt"), "exists already"),
+        (("-o", "there.txt"), "already exists"),
     ],
 )
 def test_mistakes_are_one_sentence(cli, model, tmp_path, monkeypatch, args, words):

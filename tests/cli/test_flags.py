@@ -76,7 +76,7 @@ def test_outputs_that_exist_need_force(cli, model, chats, tmp_path, monkeypatch)
     for number, command in enumerate(commands):
         if number:
             cli(*command, code=0)
-        assert "exists already" in cli(*command, code=2).err and "--force" in cli(*command, code=2).err
+        assert "already exists" in cli(*command, code=2).err and "--force" in cli(*command, code=2).err
         cli(*command, "--force", code=0)
     (tmp_path / "deep/peft/mine.doc").write_text("x")
     assert "mine.doc" in cli(*commands[2], "--force", code=2).err

@@ -187,10 +187,10 @@ def test_every_command_has_one_rule_for_outputs(cli, tmp_path, monkeypatch, name
     held.write_text("what was there")
     before = contents(tmp_path)
     refused = cli(*name.split(), *args(out), code=2).err
-    assert f"{out} exists already: name another one, or say --force to replace it." in refused
+    assert f"{out} already exists: choose another name, or use --force to replace it." in refused
     assert contents(tmp_path) == before
     if name not in NEEDS_NOTHING:
-        assert "exists already" not in cli(*name.split(), *args(out), "--force", code=2).err
+        assert "already exists" not in cli(*name.split(), *args(out), "--force", code=2).err
         assert contents(tmp_path) == before
         cli(*name.split(), *args(tmp_path / "new" / "folder" / f"out{suffix}"), code=2)
         assert (tmp_path / "new" / "folder").is_dir()
@@ -212,8 +212,8 @@ def test_files_in_a_folder_have_the_same_rule(cli, tmp_path, monkeypatch, name):
     held.write_text("what was there")
     before = contents(tmp_path)
     said = cli(*name.split(), *args("out"), code=2).err
-    assert ("exists already" in said) != (name == "train") and contents(tmp_path) == before
-    assert "exists already" not in cli(*name.split(), *args("out"), "--force", code=2).err
+    assert ("already exists" in said) != (name == "train") and contents(tmp_path) == before
+    assert "already exists" not in cli(*name.split(), *args("out"), "--force", code=2).err
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -293,7 +293,7 @@ def test_only_a_full_disk_is_told_to_make_room(tmp_path):
         code: str(cannot_write("out", OSError(code, os.strerror(code))))
         for code in (errno.ENOSPC, errno.EROFS, errno.EACCES)
     }
-    assert [("make room" in text) for text in told.values()] == [True, False, False]
+    assert [("free some space" in text) for text in told.values()] == [True, False, False]
     assert "ead-only file system" in told[errno.EROFS]
 
 
@@ -309,4 +309,4 @@ def test_a_folder_that_may_not_be_written_is_told_before_its_room(cli, tmp_path,
         ["export", "hf", "-m", model, "-o", tmp_path / "hf"],
     ):
         said = cli(*args, code=2).err
-        assert "ead-only file system" in said and "make room" not in said
+        assert "ead-only file system" in said and "free some space" not in said

@@ -300,7 +300,7 @@ def damaged(folder, how):
     [
         ("class", "GPT2LMHeadModel"),
         ("pickle", "pickles"),
-        ("cut", "makes no sense"),
+        ("cut", "is invalid"),
         ("header", "header would have"),
         ("heads", "config.json"),
         ("layers", "lacks the tensor"),

@@ -252,7 +252,7 @@ def test_bad_input_is_one_sentence_before_any_work(cli, path, adapter, file, tmp
     for args, why in (
         ((*start, "--lora", adapter, "-o", tmp_path / "r.pdf"), "end in .html or .json"),
         ((*start, "--lora", adapter, "--lora", adapter), "Two adapters are called mine"),
-        ((*start, "--lora", f"base={adapter}"), "cannot be called base"),
+        ((*start, "--lora", f"base={adapter}"), "are reserved"),
         ((*start, "--lora", adapter, "--judge", "http://localhost:1/v1"), "belong together"),
         ((*start, "--lora", adapter, "--judge", "ftp://x", "--judge-model", "m"), "must begin with http"),
         ((*start, "--lora", adapter, "--temp", "nan"), "temperature (--temp) must be"),
@@ -267,6 +267,6 @@ def test_adapters_with_different_templates_are_not_mixed(model, adapter):
     one = Adapter.load(adapter, gguf=model.gguf)
     other = Adapter.load(adapter, gguf=model.gguf)
     other.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UserError, match="different prompt forms"):
+    with pytest.raises(UserError, match="different prompt formats"):
         Form.of(model, {"one": one, "other": other})
     assert Form.of(model, {"one": one, "other": other}, chat=False).template is None

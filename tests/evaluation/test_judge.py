@@ -180,7 +180,7 @@ def test_other_hosts_keys_stay_here(monkeypatch):
     assert Judge("http://localhost:1/v1", "m")._key == ""
     assert Judge("https://api.openai.com/v1", "m")._key == SECRET
     assert SECRET not in repr(Judge("https://api.openai.com/v1", "m"))
-    with pytest.raises(UserError, match="holds a password"):
+    with pytest.raises(UserError, match="contains a password"):
         Judge("http://me:secret@localhost/v1", "m")
 
 

@@ -153,7 +153,7 @@ def test_where_nothing_can_be_kept_the_answers_still_come(command, tmp_path, mon
         kept, *(("atomic_write", full) if when == "at the start" else ("os", SimpleNamespace(fsync=full)))
     )
     done = command("compare")
-    assert done.code == 0 and done.err.count("answers cannot be kept") == 1 and "No space left" in done.err
+    assert done.code == 0 and done.err.count("answers cannot be saved") == 1 and "No space left" in done.err
     assert json.loads((tmp_path / "report.json").read_text())["prompts"] == len(CHATS)
     assert not list(tmp_path.glob("*" + kept.SUFFIX)) and len(synced) == (1 if when == "at the start" else 2)
 

@@ -125,7 +125,7 @@ def test_the_commands(tmp_path, capsys):
     assert told["checks"][0]["tokens_alike"] and told["checks"][0]["limit"] == 1e-5 and told["ok"]
     assert command(["export", "mlx", *common, "-o", str(tmp_path / "mlx"), "--no-verify"]) == 0
     assert command(["export", "hf", *common, "-o", str(tmp_path / "hf")]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_a_peer_that_is_missing_is_told(tmp_path, monkeypatch, capsys):

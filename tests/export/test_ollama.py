@@ -81,7 +81,7 @@ def test_braces_stay_text():
 
 
 def test_what_a_modelfile_cannot_hold():
-    with pytest.raises(UserError, match="three quotes"):
+    with pytest.raises(UserError, match="triple quotes"):
         modelfile("./m.gguf", template='a """\nb')
     with pytest.raises(UserError, match="quotes"):
         modelfile('./m".gguf')

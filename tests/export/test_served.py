@@ -71,12 +71,12 @@ def test_go_says_the_same_with_a_real_tokenizer(tmp_path, name, add_bos):
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        (TURNS.replace("m.content", "(m.content | trim)"), "blanks around a message's words"),
+        (TURNS.replace("m.content", "(m.content | trim)"), "whitespace around messages"),
         (
             TURNS.replace("m.content", "(m.content | trim if m.role == 'system' else m.content)"),
-            "blanks around the system",
+            "whitespace around the system",
         ),
-        (TURNS.replace("m.content", "m.content.split('</think>')[-1].lstrip('\n')"), "thoughts"),
+        (TURNS.replace("m.content", "m.content.split('</think>')[-1].lstrip('\n')"), "reasoning"),
         (templates.QWEN25, "tools"),
         ("{% set d = strftime_now('%d') %}" + TURNS, "date"),
         (
@@ -253,7 +253,7 @@ COUNTS = "{% for m in messages %}{{ loop.index }}: {{ m.content }}\n{% endfor %}
         (
             templates.GEMMA3 if hasattr(templates, "GEMMA3") else TURNS,
             ["--accept-differences", "--system", 'x"""\ny'],
-            "three quotes",
+            "triple quotes",
         ),
         (
             TURNS.replace("{{ '['", "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ '['"),
@@ -311,4 +311,4 @@ def test_without_a_template_ollama_is_left_to_itself(tmp_path, capsys):
     )
     text = (tmp_path / "out" / "Modelfile").read_text()
     assert "TEMPLATE" not in text and 'SYSTEM Say "yes"\n' in text
-    assert "may say something else than what was trained" in capsys.readouterr().err
+    assert "may differ from the one used in training" in capsys.readouterr().err

@@ -199,7 +199,7 @@ def test_the_token_is_kept_for_its_owner_alone(tmp_path):
     token = token_in(path)
     assert len(token) >= 32 and token_in(path) == token and stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text("x")
-    with pytest.raises(UserError, match="holds no token"):
+    with pytest.raises(UserError, match="contains no token"):
         token_in(path)
 
 

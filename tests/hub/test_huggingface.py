@@ -117,7 +117,7 @@ def test_a_type_is_fetched_into_the_hubs_own_cache(hub, model, tmp_path):
         ("hf:owner/repo:none.gguf", "no such file"),
         ("hf:owner/repo:Q6_K", "no GGUF file of type Q6_K"),
         ("hf:other/repo:x.gguf", "check the spelling"),
-        ("hf:owner/repo:bad.gguf", "not give a usable model"),
+        ("hf:owner/repo:bad.gguf", "not a usable model"),
         ("hf:owner/repo:m-Q2_K-00001-of-00002.gguf", "one of 2 parts"),
     ],
 )

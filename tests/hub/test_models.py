@@ -258,7 +258,7 @@ def test_a_file_that_only_ollama_reads_is_refused_in_a_sentence(home, tmp_path):
     path = tmp_path / "x.gguf"
     write_gguf(path, {"general.architecture": "gptoss"}, [])
     stores.ollama(home / ".ollama/models", QWEN, path.read_bytes())
-    with pytest.raises(UserError, match="made by Ollama's own converter"):
+    with pytest.raises(UserError, match="written by Ollama's own converter"):
         local("ollama:qwen3:1.7b")
     (row,) = catalog.models()
     assert "gptoss" in row.facts.reason

@@ -91,7 +91,7 @@ def test_bad_places(tmp_path):
     (tmp_path / "t.zip").write_bytes(b"PK")
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.mbox.gz").write_bytes(gzip.compress(b"From x 10:00\n" * 10000)[:60])
-    for path, why in (("no", "There is no mailbox"), ("t.zip", "unpack it"), ("empty", "has no mail in it")):
+    for path, why in (("no", "There is no mailbox"), ("t.zip", "unpack it"), ("empty", "contains no e-mails")):
         with pytest.raises(UserError, match=why):
             boxes.find([tmp_path / path])
     with pytest.raises(UserError, match=r"torn\.mbox\.gz cannot be read"):

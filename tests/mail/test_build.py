@@ -172,9 +172,9 @@ def test_the_command_tells_what_it_did(tmp_path, cli):
     path = box(tmp_path / "m.mbox", *many(20), mail("Hello there all.", sender=ME, Message_ID="<n@x>"))
     out = cli("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", code=0)
     assert "41 messages, 21 of them sent by you; 20 pairs from 20 conversations" in out.out
-    assert "left out: 1 answering no mail" in out.out and "train 17, validation 1, test 2" in out.out
+    assert "skipped: 1 answering no e-mail" in out.out and "train 17, validation 1, test 2" in out.out
     again = ("data", "build", "email", path, "--from", ME, "-o", tmp_path / "out", "--json", "--val-split", "0.01")
-    assert "exists already" in cli(*again, code=2).err
+    assert "already exists" in cli(*again, code=2).err
     out = cli(*again, "--force", code=0)
     assert out.json["rows"]["validation"] == 0 and "no conversation was small enough" in out.err
 
@@ -185,7 +185,7 @@ def test_bad_input(tmp_path, cli):
     start = ("data", "build", "email")
     for args, why in (
         ((path, "--from", "you@x.org", "-o", tmp_path / "o"), "None of the 6 messages was sent from you@x.org;"),
-        ((path, "--from", "me", "-o", tmp_path / "o"), "takes the address"),
+        ((path, "--from", "me", "-o", tmp_path / "o"), "takes the sender"),
         ((tmp_path / "no", "--from", ME, "-o", tmp_path / "o"), "no mailbox"),
         ((path, "--from", ME, "-o", tmp_path / "file"), "is a file"),
         ((path, "--from", ME, "-o", tmp_path / "o", "--min-words", 50), "too short 3"),

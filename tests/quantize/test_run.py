@@ -155,7 +155,7 @@ def test_importance_lowers_the_error_that_it_weighs(model, tmp_path):
         (["{model}", "{model}/o.gguf", "Q4_0"], ["cannot be written"]),
         (["{model}", ".", "Q4_0"], ["folder"]),
         (["{model}", "o.gguf", "Q4_0", "--imatrix", "gone.gguf"], ["gone.gguf"]),
-        (["{model}", "o.gguf", "Q4_0", "--imatrix", "{model}"], ["no importance matrix"]),
+        (["{model}", "o.gguf", "Q4_0", "--imatrix", "{model}"], ["not an importance matrix"]),
         (["{model}", "o.gguf", "Q4_0", "--tensor-type", "attn_v"], ["PATTERN=TYPE"]),
         (["{model}", "o.gguf", "Q4_0", "--tensor-type", "(=Q8_0"], ["pattern"]),
         (["{model}", "o.gguf", "Q4_0", "--tensor-type", "attn_v=Q9"], ["Q9"]),

@@ -145,7 +145,10 @@ def test_adapters_are_loaded_and_unloaded_while_answers_run(three, files, tmp_pa
     assert three.post("/v1/unload_lora_adapter", {"lora_name": "d"}).status_code == 404
     missing = three.post("/v1/chat/completions", {"model": "base:d", "messages": [{"role": "user", "content": "x"}]})
     assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"
-    for path, words in ((str(tmp_path / "nothing.gguf"), "no adapter"), (str(files / "tiny.gguf"), "no LoRA adapter")):
+    for path, words in (
+        (str(tmp_path / "nothing.gguf"), "no adapter"),
+        (str(files / "tiny.gguf"), "not a LoRA adapter"),
+    ):
         refused = three.post("/v1/load_lora_adapter", {"lora_name": "f", "lora_path": path})
         assert refused.status_code == 400 and words in refused.json()["error"]["message"]
         assert str(tmp_path) not in refused.text and str(files) not in refused.text

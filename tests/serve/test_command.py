@@ -28,7 +28,7 @@ def test_it_ends_in_order_while_it_answers(files, tmp_path, number):
     "options, words",
     [
         (["--lora", "nothing.gguf"], "no adapter nothing.gguf"),
-        (["--lora", "MODEL"], "no LoRA adapter"),
+        (["--lora", "MODEL"], "not a LoRA adapter"),
         (["--lora", "a=ADAPTER", "--lora", "a=ADAPTER"], "would be called 'a'"),
         (["--run", "nowhere"], "no such folder"),
         (["--lora-dir", "nowhere"], "no such folder"),

@@ -66,7 +66,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(job, after):
     assert refused
     assert state["state"] == "failed", state
     assert "space" in state["message"].lower() or "room" in state["message"].lower(), state
-    assert "Traceback" not in state["message"] and "not your fault" not in state["message"], state
+    assert "Traceback" not in state["message"] and "Internal error" not in state["message"], state
     state = again(job)
     assert state["state"] == "finished", state
     assert [row["step"] for row in map(json.loads, (job / "metrics.jsonl").read_text().splitlines()) if "loss" in row][

@@ -40,12 +40,12 @@ def test_chats_with_and_without_the_assistants_words_only(tmp_path):
     only = build(tmp_path, rows)
     assert whole(only) == text and learned(only) == ["Yo<|im_end|>"]
     assert only.report["learned"] == (
-        f"the assistant's words and what ends its turns: {only.loss_tokens:,} of {only.tokens:,} tokens "
+        f"the assistant's words and end-of-turn tokens: {only.loss_tokens:,} of {only.tokens:,} tokens "
         "(--loss all: every one)"
     )
     assert build(tmp_path, rows, assistant_loss_only=True).fingerprint == only.fingerprint
     every = build(tmp_path, rows, loss="all")
-    assert every.report["learned"].startswith("every word, the users' too")
+    assert every.report["learned"].startswith("every token, users' included")
     assert whole(every) == text and learned(every) == [text.removeprefix("<|im_start|>")]
     assert only.fingerprint != every.fingerprint and only.lines.tolist() == [1]
 
@@ -110,7 +110,7 @@ def test_text_without_an_assistant_says_what_to_do(tmp_path):
         build(tmp_path, [row], assistant_loss_only=True)
     with pytest.raises(UserError, match="leave out --assistant-loss-only, or name the columns"):
         build(tmp_path, [{"text": "x"}], assistant_loss_only=True)
-    with pytest.raises(UserError, match="leave out --assistant-loss-only"):
+    with pytest.raises(UserError, match="omit --assistant-loss-only"):
         build(tmp_path, "Some prose.\n", name="d.txt", assistant_loss_only=True)
     pairs = build(tmp_path, [row], assistant_loss_only=True, columns={"prompt": "question", "completion": "label"})
     assert learned(pairs) == ["Yes<|im_end|>"]

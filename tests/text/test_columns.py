@@ -171,7 +171,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path, row, words):
 
 def test_options_that_nothing_can_use_are_refused(tmp_path):
     for role in ("context", "reasoning"):
-        with pytest.raises(UserError, match=f"--{role}-key goes with"):
+        with pytest.raises(UserError, match=f"--{role}-key needs"):
             record(tmp_path, {"messages": CHAT, "why": "x"}, columns={role: "why"})
 
 
@@ -199,7 +199,7 @@ def test_what_a_template_has_rendered_already_is_not_put_through_it_again(tmp_pa
     rendered = {"prompt": "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "completion": "a<|im_end|>"}
     data = build(tmp_path, [rendered])
     assert whole(data) == rendered["prompt"] + rendered["completion"] and learned(data) == ["a<|im_end|>"]
-    assert "a template has rendered" in data.report["notes"][0]
+    assert "already rendered" in data.report["notes"][0]
     for row in (
         {"prompt": "q", "completion": "a<|im_end|>"},
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a<|im_end|>\n"}]},
@@ -281,7 +281,7 @@ def test_each_column_is_in_the_rendering_or_named(tmp_path_factory, row, own):
             continue
         told = (
             f" {name}" in notes
-            or (name in ("reasoning", "thinking") and "the thoughts of 1" in notes)
+            or (name in ("reasoning", "thinking") and "the reasoning of 1" in notes)
             or (name in ("tools", "functions") and "the tools of 1" in notes)
         )
         assert shown or told or name == "label" and row[name] in (0, 1), (name, text, notes, json.dumps(row))
@@ -333,7 +333,7 @@ def test_a_message_without_loss_is_not_learned(tmp_path):
     "row, words",
     [
         ({"messages": '[{"role": "user", "content": "a", "content": "b"}]'}, "not the JSON of a list of messages"),
-        ({"prompt": "a", "completion": "b", "tools": '[{"name": "f", "name": "g"}]'}, "hold a key twice"),
+        ({"prompt": "a", "completion": "b", "tools": '[{"name": "f", "name": "g"}]'}, "have a duplicate key"),
     ],
 )
 def test_keys_that_stand_twice_in_a_text_of_json_are_refused(tmp_path, row, words):

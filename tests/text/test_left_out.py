@@ -28,7 +28,7 @@ def notes(tmp_path, source, *rows, **options):
     path = tmp_path / "d.jsonl"
     path.write_text("".join(json.dumps(row if isinstance(row, dict) else {"messages": row}) + "\n" for row in rows))
     data = build_dataset(path, PLAIN, ChatTemplate(source, PLAIN, origin="file"), context=512, **options)
-    return [note for note in data.report["notes"] if "leaves out" in note]
+    return [note for note in data.report["notes"] if "drops" in note]
 
 
 @pytest.mark.parametrize("loss", ["auto", "all"])
@@ -43,18 +43,18 @@ def notes(tmp_path, source, *rows, **options):
             [SYSTEM, user("a"), says("b"), {**SYSTEM, "content": "Be long."}, user("a"), says("b")],
             "1 system message (first: d.jsonl line 1, message 4)",
         ),
-        (MISTRAL, [SYSTEM, user("a"), says("b")], "1 system message that its prompts do show"),
+        (MISTRAL, [SYSTEM, user("a"), says("b")], "1 system message that appears in its prompts"),
         (ONLY_TURNS, [user("a"), {"role": "tool", "content": "5"}, says("b")], "1 tool result"),
-        (CHATML, [user("a"), says("b", reasoning_content="hm")], "the thoughts of 1 assistant message"),
+        (CHATML, [user("a"), says("b", reasoning_content="hm")], "the reasoning of 1 assistant message"),
         (
             QWEN3,
             [user("a"), says("b", reasoning_content="hm"), user("c"), says("d", reasoning_content="ha")],
-            "the thoughts of 1 assistant message (first: d.jsonl line 1, message 2)",
+            "the reasoning of 1 assistant message (first: d.jsonl line 1, message 2)",
         ),
         (
             QWEN3,
             [user("a"), says("<think>\nhm\n</think>\n\nb"), user("c"), says("d")],
-            "the thoughts of 1 assistant message",
+            "the reasoning of 1 assistant message",
         ),
         (
             CHATML,
@@ -72,8 +72,8 @@ def test_what_is_left_out_is_counted_over_the_whole_data(tmp_path):
     thinking = [user("a"), says("b", reasoning_content="hm")]
     rows = [[user("a"), says("b")], thinking, [SYSTEM, *thinking], {"messages": thinking, "tools": TOOLS}]
     assert notes(tmp_path, ONLY_TURNS, *rows) == [
-        "The chat template leaves out the thoughts of 3 assistant messages, 1 system message and the tools of 1 "
-        "conversation (first: d.jsonl line 2, message 2); nothing is learned from what it leaves out."
+        "The chat template drops the reasoning of 3 assistant messages, 1 system message and the tools of 1 "
+        "conversation (first: d.jsonl line 2, message 2); nothing is learned from what it drops."
     ]
 
 
@@ -81,16 +81,16 @@ def test_what_is_left_out_is_counted_over_the_whole_data(tmp_path):
 @pytest.mark.parametrize(
     "source, messages, message",
     [
-        ("### Question\n{question}", [user("a"), says("b")], "words of message 1, a user's"),
+        ("### Question\n{question}", [user("a"), says("b")], "content of message 1, a user's"),
         (
             "{% for m in messages %}{{ m.role }}{% endfor %}",
             [SYSTEM, user("a"), says("b")],
-            "words of message 2, a user's",
+            "content of message 2, a user's",
         ),
         (
             "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
             [user("x"), says("y")],
-            "words of message 2, an assistant's",
+            "content of message 2, an assistant's",
         ),
         (SMOLLM2, [user("a"), CALL, {"role": "tool", "content": "5"}, says("b")], "call of 'get' .message 2."),
         (CHATML, [user("a"), {**CALL, "content": "hm"}, says("b")], "call of 'get' beside its words .message 2."),
@@ -142,7 +142,7 @@ def test_a_weight_that_means_nothing_is_refused(wrong):
 
 def test_tags_around_several_messages_are_learned_whole_or_refused():
     source = "{% generation %}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}{% endgeneration %}"
-    with pytest.raises(UserError, match="hold several messages together"):
+    with pytest.raises(UserError, match="enclose several messages"):
         learned(source, TURNS)
 
 

@@ -168,7 +168,7 @@ def test_lists_of_messages_are_chats(tmp_path, content, rows):
         ('[{"a": 1},', "line 1: the array that begins on line 1 does not end"),
         ('\n[{"a": 1}\n', "line 3: the array that begins on line 2 does not end"),
         ('[{"a": 1}, {"b": ', "the array that begins on line 1 does not end"),
-        ("[", "does not end"),
+        ("[", "is not closed"),
         ('{"a": 1,\n "b": [', "this value does not end"),
         ('[{"a": 1},]', "not valid JSON"),
         ('[{"a": 1} {"b": 2}]', "expected ',' or ']'"),

@@ -105,7 +105,7 @@ def test_other_data_is_still_other_data(job, day, tmp_path):
     run = job(max_steps=2)
     day(2)
     (tmp_path / "chats.jsonl").write_text(json.dumps({"text": "x y z"}) + "\n")
-    with pytest.raises(UserError, match="training data or how it becomes tokens"):
+    with pytest.raises(UserError, match="training data or its tokenization"):
         job(max_steps=2, resume_from=str(run.run_dir))
 
 

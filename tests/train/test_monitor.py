@@ -95,9 +95,9 @@ def test_which_run_is_meant(tmp_path, monkeypatch, cli):  # noqa: F811
         (tmp_path / "runs" / name / "settings.json").write_text('{"total_steps": 3}')
         os.utime(tmp_path / "runs" / name / "settings.json", (1000 + n, 1000 + n))
     assert find_run(None) == Path("runs/new") and find_run("old") == Path("runs/old")
-    assert "no step is done yet" in cli("monitor", "old", code=0).out
+    assert "no step has finished yet" in cli("monitor", "old", code=0).out
     assert cli("monitor", "--json", code=0).json["state"] == "stopped"
-    assert "no run's folder" in cli("monitor", "other", code=2).err
+    assert "not a run folder" in cli("monitor", "other", code=2).err
 
 
 def test_logs_of_strangers_do_not_reach_the_terminal(tmp_path):

@@ -32,14 +32,14 @@ FAMILIES = {  # what each process does -> the job's exit code, how the second en
         "time.sleep(60)",
         1,
         -9,
-        "process 0 of 2 was ended by SIGKILL; there is no checkpoint yet.",
+        "process 0 of 2 was killed by SIGKILL; there is no checkpoint yet.",
     ),
     "one is gone and the other leaves a word": (
         "told('saved', 'here') or told('ended', 'lost') or 1",
         "os.kill(os.getpid(), 15)",
         1,
         -15,
-        "process 1 of 2 was ended by SIGTERM; the last checkpoint is here: ",
+        "process 1 of 2 was killed by SIGTERM; the last checkpoint is here: ",
     ),
 }
 
@@ -80,7 +80,7 @@ def test_a_killed_process_ends_the_job_and_ctrl_c_saves(jobs, tmp_path):
     ((code, text),) = finish([job])  # which gives up long before the 2000 epochs are over
     assert code == 1
     last = text.splitlines()[-1]
-    assert "process 1 of 2 was ended by SIGKILL" in last and "--resume-from auto" in last and "Traceback" not in text
+    assert "process 1 of 2 was killed by SIGKILL" in last and "--resume-from auto" in last and "Traceback" not in text
     saved = ckpt.newest(run / "checkpoints", print)
     assert saved.step >= 3 and str(saved.path) in last
 
@@ -159,7 +159,7 @@ def test_torchrun_starts_the_same(jobs, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--device", "cpu-torch", "--gpus", "1000"], "1000 is more than there is: this machine has"),
+        (["--device", "cpu-torch", "--gpus", "1000"], "1000 is more than available: this machine has"),
         (["--device", "cuda:1", "--gpus", "2"], "--device cuda"),
         (["--shard"], "--gpus N or torchrun"),
         (["--device", "numpy", "--shard"], "--gpus N or torchrun"),
@@ -182,4 +182,4 @@ def test_more_gpus_than_there_are(jobs, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     count = torch.cuda.device_count() + 1
     assert run([*line(jobs[0], "run")[1:], "--device", "cuda", "--gpus", str(count)]) == 2
-    assert f"--gpus {count} is more than there is" in capsys.readouterr().err
+    assert f"--gpus {count} is more than available" in capsys.readouterr().err

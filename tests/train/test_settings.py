@@ -158,7 +158,7 @@ def test_examples_without_loss_cost_nothing_and_none_at_all_is_an_error():
     assert all(make_batch(data, b).loss_tokens for _, bins in plan.after(0) for b in bins)
     empty = Builder()
     empty.add([1, 2, 3], [False] * 3, 1)
-    with pytest.raises(UserError, match="no token that carries loss"):
+    with pytest.raises(UserError, match="no tokens with loss"):
         Plan(empty.finish(), TrainSettings())
-    with pytest.raises(UserError, match="no token that carries loss"):
+    with pytest.raises(UserError, match="no tokens with loss"):
         Plan(Builder().finish(), TrainSettings())

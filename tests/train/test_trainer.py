@@ -232,7 +232,7 @@ def test_one_run_never_overwrites_another(tmp_path, monkeypatch):
     first, _ = job(None, max_steps=1)
     second, _ = job(None, max_steps=1)
     assert first.run_dir != second.run_dir and second.run_dir.name == first.run_dir.name + "-2"
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already contains a run"):
         job(first.run_dir, max_steps=1)
     job(None, max_steps=1, checkpoint_save_dir="points")
     with pytest.raises(UserError, match="--checkpoint-save-dir"):

@@ -24,7 +24,7 @@ PLAIN = 16 * MIB  # the temporaries of NumPy expressions, where kernels are not 
 SLACK = 4 * MIB  # what no count sees: the interpreter's own growth, pages that libraries touch
 HOLDS = {
     "blocks": "weights stay in their GGUF blocks in memory",
-    "stream": "weights are read from the file for each use",
+    "stream": "weights are read from the file at each use",
     "float32": "weights are dequantized once",
 }
 

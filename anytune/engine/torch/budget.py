@@ -21,17 +21,17 @@ from .sizes import AWAY, LEAN, Sizes
 # cost over the fastest way, as a part of a step, measured at 8,192 tokens on an H100 (bench/results/train_gpu.json)
 HOLDS = (
     ("dense", 0.0, "weights are dequantized once"),
-    ("blocks", 0.06, "weights stay in their GGUF blocks and are dequantized for each use"),
-    ("stream", 0.5, "weights stay in the host's memory and are copied for each use"),
+    ("blocks", 0.06, "weights stay in their GGUF blocks and are dequantized at each use"),
+    ("stream", 0.5, "weights stay in host memory and are copied at each use"),
 )
-SHARD = ("shard", 0.12, "each process holds a slice of the weights' GGUF blocks and gathers the others for each use")
+SHARD = ("shard", 0.12, "each process holds a slice of the weights' GGUF blocks and gathers the others at each use")
 PIECES = tuple(
     (replace(sizes, attended=attended), cost, words)
     for sizes, cost, words in (
         (Sizes(turned=True), 0.0, ""),
         (Sizes(), 0.01, ""),
-        (LEAN, 0.02, "; the loss takes few rows at a time"),
-        (AWAY, 0.05, "; the loss takes few rows at a time; layer inputs wait in the host's memory"),
+        (LEAN, 0.02, "; the loss is computed in small pieces"),
+        (AWAY, 0.05, "; the loss is computed in small pieces; layer inputs are offloaded to host memory"),
     )
     for attended in (True, False)
 )

@@ -47,20 +47,20 @@ def open_device(name: str, dtype: str = "auto") -> Device:
     kind, _, number = name.partition(":")
     if kind not in KINDS or (number and not (number.isdigit() and kind in ("cuda", "rocm", "xpu"))):
         raise UserError(
-            f"no device is called {name!r}: --device takes {', '.join(KINDS)}, with a number as in cuda:1."
+            f"there is no device {name!r}: --device takes {', '.join(KINDS)}, with a number as in cuda:1."
             + did_you_mean(kind, KINDS)
         )
     if dtype not in DTYPES:
-        raise UserError(f"no number format is called {dtype!r}: --dtype takes {', '.join(DTYPES)}")
+        raise UserError(f"there is no number format {dtype!r}: --dtype takes {', '.join(DTYPES)}")
     torch = torch_module()
     index, fp8 = int(number or 0), dtype == "fp8"
     if fp8 and kind not in ("cuda", "cpu-torch"):
-        raise UserError(f"--dtype fp8 is for NVIDIA's GPUs, not for {kind}: leave it out, or take bf16")
+        raise UserError(f"--dtype fp8 needs an NVIDIA GPU, not {kind}: omit it, or use bf16")
     if kind == "cpu-torch":  # fp8: rounded as there, and multiplied in float32
         return Device(kind, torch.device("cpu"), _choose(torch, dtype, "f32"), False, fp8)
     count, found = _present(torch, kind)
     if index >= count:
-        raise UserError(f"--device {name}: {found}; anytune doctor lists what there is")
+        raise UserError(f"--device {name}: {found}; anytune doctor lists the devices")
     if kind == "mps":
         return Device(
             kind, torch.device("mps"), _choose(torch, dtype, "bf16" if _bf16_runs(torch, "mps") else "fp16"), False
@@ -71,8 +71,8 @@ def open_device(name: str, dtype: str = "auto") -> Device:
     major, minor = torch.cuda.get_device_capability(index)
     if fp8 and not has_fp8(torch.device("cuda", index)):
         raise UserError(
-            f"--dtype fp8 needs a GPU with 8-bit floats (RTX 40, L4, H100 and later), and {name} is of "
-            f"compute capability {major}.{minor}: leave it out, or take bf16"
+            f"--dtype fp8 needs a GPU with 8-bit floats (RTX 40, L4, H100 and later), and {name} has compute "
+            f"capability {major}.{minor}: omit it, or use bf16"
         )
     bf16 = kind == "rocm" or major >= 8
     return Device(

@@ -19,9 +19,7 @@ from .weights import Group
 Tensor = torch.Tensor
 PHASES = 8  # scales that are tried for a column
 MULTIPLE = 16  # what the product's sides must be multiples of
-TOLD = (
-    "; gradients pass frozen weights in fp8: the loss is as in bf16, and a gradient's direction is off by a few percent"
-)
+TOLD = "; gradients through frozen weights in fp8: the loss is unchanged, gradient directions deviate by a few percent"
 SAFETY = 2.0  # over the bound that frozen weights alone give (see between)
 
 

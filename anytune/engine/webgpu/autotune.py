@@ -100,7 +100,7 @@ class Autotune:
         products = self.products(forward, tokens)
         contestants = self._sound(products, tiles, until)
         if not contestants:
-            raise DeviceError("other", "no way to multiply gives the known answer: the device computes wrongly")
+            raise DeviceError("other", "no matrix product gives the known answer: the device computes wrongly")
         times = self.times(contestants, lambda c: self.seconds(products, *c), until)
         best = contestants[0]
         for c in list(times)[1:]:  # the first listed, unless another is clearly faster

@@ -14,9 +14,9 @@ from .sizes import LEAN, Sizes
 
 HOLDS = (
     ("blocks", 0.0, "weights stay in their GGUF blocks on the device"),
-    ("stream", 0.6, "weights are copied from the file to the device for each use"),
+    ("stream", 0.6, "weights are copied from the file to the device at each use"),
 )
-PIECES = ((Sizes(), 0.0, ""), (LEAN, 0.03, "; the loss takes few rows at a time"))
+PIECES = ((Sizes(), 0.0, ""), (LEAN, 0.03, "; the loss is computed in small pieces"))
 SMALL = 8 * MIB  # recordings' parameters, staging and other things that no count sees
 UNKNOWN = 1 << 50  # bytes of a card that does not say
 
@@ -33,7 +33,7 @@ class Budget:
         self.base = SMALL + device.live - sum(w.nbytes for w in engine.weights if w.loaded)
         self.limit = memory if memory is not None else self.base + (int(0.9 * available_bytes()) if shared else UNKNOWN)
         exotic = sorted({w.type.name for w in weights.matrices.values() if not w.known})
-        note = f"; {', '.join(exotic)} blocks are held as F32" if exotic else ""
+        note = f"; {', '.join(exotic)} blocks are stored as F32" if exotic else ""
         self.ways = [
             Way(cost + more, hold, sizes, text + note + words)
             for hold, cost, text in HOLDS

@@ -36,6 +36,7 @@ class Canary:
         found, want = e.host(self.out), float(np.sum(np.linspace(-1.0, 1.0, SIZE) ** 2))
         if not abs(float(found[0]) - want) < 1e-3 * want or found.tobytes() != (self.known or found.tobytes()):
             raise DeviceError(
-                "other", f"a sum that is {want:.6g} came out as {float(found[0]):.6g}: the device computes wrongly"
+                "other",
+                f"a sum that should be {want:.6g} came out as {float(found[0]):.6g}: the device computes wrongly",
             )
         self.known = found.tobytes()

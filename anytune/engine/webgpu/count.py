@@ -105,8 +105,8 @@ class WebGpuCount(RowShapes):
             names = " and ".join(self._names.get(values.shape, []))
             raise UserError(
                 f"{names} would take {size >> 20} MiB as float32, and {device.name} allows "
-                f"{device.max_buffer >> 20} MiB for one tensor: leave it out of --train-modules (embed is "
-                "the largest)"
+                f"{device.max_buffer >> 20} MiB for one tensor: exclude it from --train-modules (embed is the "
+                "largest)"
             )
         self._trained.append(values.shape)
         return _Matrix(values.shape, gradient)

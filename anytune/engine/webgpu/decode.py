@@ -58,7 +58,7 @@ def cache(e, slots: int, context: int, width: int) -> Cache:
     size = 4 * context * width
     if size + unaligned(context * width) > e.device.max_binding:
         raise UserError(
-            f"keys of {context} tokens take {size >> 20} MiB, and the device {e.device.name} reads at most "
+            f"keys of {context} tokens take {size >> 20} MiB, and the device {e.device.name} binds at most "
             f"{e.device.max_binding >> 20} MiB at once: give a smaller -c"
         )
     return Cache(e.zeros(slots * context * width), slots, context, width)

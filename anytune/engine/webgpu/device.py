@@ -23,9 +23,9 @@ CACHED_GROUPS = 1 << 16
 
 
 ADVICE = {
-    "memory": "the device has no memory left ({}): give --memory a little less than what is free, or lower -ub, -c or "
+    "memory": "the device has no memory left ({}): set --memory slightly below what is free, or lower -ub, -c or "
     "--lora-rank",
-    "lost": "the device was lost, its driver was reset or removed ({}): run anytune doctor, then the same command "
+    "lost": "the device was lost: its driver was reset or removed ({}): run anytune doctor, then the same command "
     "again",
     "other": "the device failed ({}): run anytune doctor",
 }
@@ -122,7 +122,7 @@ def open_device(number: int | None = None, max_binding: int | None = None, trust
             else "wgpu sees no Vulkan, Metal or DX12 driver here (docs/webgpu.md says what to install)"
         )
         asked = "webgpu" if number is None else f"webgpu:{number}"
-        raise UserError(f"--device {asked}: {seen}; anytune doctor lists what there is")
+        raise UserError(f"--device {asked}: {seen}; anytune doctor lists the devices")
     return Device(found[index], max_binding, trusted)
 
 
@@ -209,8 +209,8 @@ class Device:
         if size > self.max_buffer:
             raise DeviceError(
                 "memory",
-                f"a buffer of {size >> 20} MiB is more than the {self.max_buffer >> 20} MiB that "
-                f"{self.name} allows for one",
+                f"a buffer of {size >> 20} MiB exceeds the {self.max_buffer >> 20} MiB that {self.name} allows per "
+                "buffer",
             )
         usage = self.wgpu.BufferUsage
         with failures():

@@ -507,5 +507,5 @@ def open_engine(name: str, max_binding: int | None = None) -> WebGpuEngine:
     """The engine of a device's name: webgpu, webgpu:1. max_binding: as Device's. Raises UserError."""
     number = name.partition(":")[2]
     if number and not number.isdigit():
-        raise UserError(f"no device is called {name!r}: give --device webgpu, or a number as in webgpu:1")
+        raise UserError(f"there is no device {name!r}: give --device webgpu, or a number as in webgpu:1")
     return WebGpuEngine(open_device(int(number) if number else None, max_binding))

@@ -12,15 +12,15 @@ def explain(engine, error: Exception, estimate: int | None = None) -> str | None
     if not isinstance(error, DeviceError):
         return None
     if error.kind == "memory":
-        about = f"about {bytes_text(estimate)} were estimated and " if estimate else ""
+        about = f"about {bytes_text(estimate)} were estimated, and " if estimate else ""
         taken = bytes_text(engine.device.peak)
         return (
-            f"The device {engine.device.name} ran out of memory: {about}{taken} were taken at most. Give --memory "
-            "a little less than what is free (activations are then computed twice, or weights copied for each "
-            "use), or lower -ub, -c or --lora-rank."
+            f"The device {engine.device.name} ran out of memory: {about}{taken} were used at the peak. Set --memory "
+            "slightly below what is free (activations are then computed twice, or weights copied at each use), "
+            "or lower -ub, -c or --lora-rank."
         )
     what = "was lost (its driver was reset or removed)" if error.kind == "lost" else "failed"
     return (
-        f"The device {engine.device.name} {what}: {error.detail[:160]}. Run anytune doctor; the same command "
-        "with --resume-from auto goes on from the last checkpoint, on another --device too."
+        f"The device {engine.device.name} {what}: {error.detail[:160]}. Run anytune doctor; the same command with "
+        "--resume-from auto continues from the last checkpoint, also on another --device."
     )

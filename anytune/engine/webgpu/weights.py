@@ -111,8 +111,8 @@ def pieces(rows: list[Rows], row_bytes: int, limit: int, step: int, most: int):
     room = (limit - ALIGN - 8) // row_bytes
     if room < 4 and sum(part.high - part.low for part in rows) > room:  # columns of activations are read by fours
         raise UserError(
-            f"four rows of a weight have {4 * row_bytes} bytes, and the device reads at most {limit} at "
-            "once: train on another --device"
+            f"four rows of a weight take {4 * row_bytes} bytes, but the device binds at most {limit} at once: use "
+            "another --device"
         )
     while step > 4 and step > room:
         step //= 2

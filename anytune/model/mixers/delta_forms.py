@@ -67,7 +67,7 @@ def read(get: Callable, c: Config, layers: int) -> dict:
     period, kernel = get("full_attention_interval", 4), get("ssm.conv_kernel")
     if not 0 < keys <= values or values % keys or get("ssm.inner_size") != values * size or not period or kernel < 2:
         raise UserError(
-            f"{values} value heads of {size} over {keys} key heads, of every {period} layers, make no sense: the file "
+            f"{values} value heads of {size} over {keys} key heads, of every {period} layers, are invalid: the file "
             "is damaged"
         )
     listed = get.each(LISTED, c.layers, bool)
@@ -94,7 +94,7 @@ def metadata(number: Callable, config: Mapping) -> dict:
     kinds = config.get("layer_types") or []
     period = kinds.index("full_attention") + 1 if "full_attention" in kinds else 4
     if kinds != ["linear_attention" if (i + 1) % period else "full_attention" for i in range(len(kinds))]:
-        raise UserError("config.json has layer_types in an order that llama.cpp has no words for.")
+        raise UserError("config.json has layer_types in an order that llama.cpp cannot express.")
     return {
         "ssm.conv_kernel": number("linear_conv_kernel_dim", int, 4),
         SIZE: size,

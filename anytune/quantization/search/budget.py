@@ -48,11 +48,11 @@ def parse(text: str) -> Budget:
             budget = Budget(float(parse_bytes(text)), "bytes")
         except UserError:
             raise UserError(
-                f"{text!r} is no budget: give a file size such as 300MiB, bits a weight such as 4.0bpw, or "
+                f"{text!r} is not a budget: give a file size such as 300MiB, bits a weight such as 4.0bpw, or "
                 "cycles such as 120Mcycles."
             ) from None
     if not (math.isfinite(budget.amount) and budget.amount > 0):
-        raise UserError(f"A budget of {text} is nothing to choose from: give more.")
+        raise UserError(f"A budget of {text} is too small: give more.")
     return budget
 
 

@@ -118,7 +118,7 @@ def lower(
     matrices. Raises UserError, also for an engine whose weights cannot be replaced (NumPy's can).
     """
     if model.engine.name != "numpy":
-        raise UserError(f"types can fall during training with --device numpy only, not with {model.engine.name}")
+        raise UserError(f"types can be lowered only with --device numpy, not with {model.engine.name}")
     work = _Run(model, data, lora, lr, ubatch, seed, (stages + 1) * every, say or (lambda *_: None))
     reference = work.train("unrounded", 0, work.steps)
     work.restart()
@@ -173,7 +173,7 @@ class _Run:
             epoch += 1
         self.batches = [batch for batch in self.batches if batch.loss_tokens][:steps]
         if len(self.batches) < steps:
-            raise UserError("the data has too few examples with anything to learn for so many steps")
+            raise UserError("the data has too few examples with loss for so many steps")
         self.restart()
 
     def restart(self) -> None:

@@ -138,7 +138,7 @@ class _Work:
     def _prices(self, tensor: TensorInfo, kinds: Sequence[str]) -> dict[str, int]:
         found = {kind: self.price(tensor, kind) for kind in (*kinds, tensor.type.name)}
         if not any(value is not None for value in found.values()):
-            raise UserError(f"None of the types can be had for {tensor.name}: allow others with --types.")
+            raise UserError(f"None of the types is possible for {tensor.name}: allow others with --types.")
         return {kind: value for kind, value in found.items() if value is not None}
 
     def said(self, stage: str) -> Callable[[int, int], None]:

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/api", tags=["adapters"])
 
 
 class On(BaseModel):
-    model: str | None = Field(None, max_length=500, description="a model; none: the one that it was trained on")
+    model: str | None = Field(None, max_length=500, description="a model; default: the one it was trained on")
 
 
 class Export(On):
@@ -179,7 +179,7 @@ def _made(request: Request, identifier: str) -> Path:
     job = jobs.job_of(studio.home.place(studio.home.jobs, identifier))
     spec = job["spec"]
     if job["kind"] != "export" or not (path := Path(spec["folder"]) / spec["made"]).exists():
-        raise Missing("This export has made nothing (yet).")
+        raise Missing("This export has no files (yet).")
     return path
 
 
@@ -213,7 +213,7 @@ async def _model(studio: Studio, found: dict[str, Any], name: str | None) -> tup
     """(name, file) of the model that was named, else of the one that an adapter was trained on."""
     name = name or found["model"]
     if not name:
-        raise UserError("It is not known which model this adapter is for: choose one.")
+        raise UserError("The adapter's model is unknown: choose one.")
     return name, await studio.model_file(name)
 
 
@@ -225,7 +225,9 @@ def _begun(studio: Studio, kind: str, spec: dict[str, Any], name: str, parent: s
 class Distill(BaseModel):
     model: str = Field(max_length=500)
     data: str = Field(max_length=100, description="a data set; its prompts are enough")
-    system: str = Field(min_length=1, max_length=20_000, description="what the teacher sees and the adapter replaces")
+    system: str = Field(
+        min_length=1, max_length=20_000, description="the prompt that the teacher sees and the adapter replaces"
+    )
     rank: int = Field(16, ge=1, le=4096)
     context: int = Field(512, ge=2)
     name: str = Field("", max_length=200)

@@ -34,7 +34,7 @@ class Message(BaseModel):
 
 class Ask(BaseModel):
     model: str = Field(max_length=500)
-    columns: list[str | None] = Field(min_length=1, max_length=6, description="adapters; null: the base alone")
+    columns: list[str | None] = Field(min_length=1, max_length=6, description="adapters; null: only the base")
     messages: list[Message] = Field(min_length=1, max_length=200)
     system: str | None = Field(None, max_length=20_000)
     temperature: float = Field(0.7, ge=0, le=5)
@@ -47,7 +47,7 @@ class Vote(BaseModel):
     prompt: str = Field(max_length=20_000)
     model: str = Field(max_length=500)
     columns: list[str | None] = Field(min_length=2, max_length=6)
-    chosen: int | None = Field(description="the column; null: all are as good")
+    chosen: int | None = Field(description="the column; null: a tie")
     blind: bool = True
 
 
@@ -150,7 +150,7 @@ async def report(request: Request, identifier: str) -> FileResponse:
     studio = _studio(request)
     path = studio.home.place(studio.home.jobs, identifier) / "report.html"
     if not path.is_file():
-        raise Missing("This report is not there (yet).")
+        raise Missing("This report does not exist (yet).")
     return FileResponse(
         path,
         media_type="text/html; charset=utf-8",

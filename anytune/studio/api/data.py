@@ -23,7 +23,7 @@ class Upload(BaseModel):
 
 class Finish(BaseModel):
     kind: Literal["data", "adapter"] = "data"
-    model: str | None = Field(None, description="adapter: the model that it is for")
+    model: str | None = Field(None, description="adapter: the model it is for")
 
 
 class Reading(BaseModel):
@@ -46,7 +46,7 @@ class About(BaseModel):
 
 class Edit(BaseModel):
     version: int
-    changes: dict[int, str | None] = Field(max_length=10_000, description="line -> its new text; null takes it out")
+    changes: dict[int, str | None] = Field(max_length=10_000, description="line -> its new text; null removes it")
 
 
 def _studio(request: Request) -> Studio:

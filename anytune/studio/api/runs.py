@@ -68,10 +68,10 @@ class RunRequest(BaseModel):
     val_split: float | None = Field(None, ge=0, lt=1)
     device: str = Field("auto", max_length=40, pattern=r"^[a-z0-9:-]+$")
     memory: int | None = Field(None, gt=0)
-    start_from: str | None = Field(None, max_length=100, description="an adapter to go on from")
+    start_from: str | None = Field(None, max_length=100, description="an adapter to continue from")
     prompts: list[str] = Field([], max_length=3)
     name: str = Field("", max_length=200)
-    parent: str | None = Field(None, max_length=100, description="the run that this one is a change of")
+    parent: str | None = Field(None, max_length=100, description="the run that this one modifies")
 
 
 def _studio(request: Request) -> Studio:
@@ -135,7 +135,7 @@ async def begin(request: Request, asked: RunRequest) -> dict[str, Any]:
     if facts["nothing"]:
         raise Conflict(f"This run cannot start: {facts['nothing']}")
     if facts["problem_count"]:
-        raise Conflict(f"{facts['problem_count']} lines of the data have problems: mend them or take them out first.")
+        raise Conflict(f"{facts['problem_count']} lines of the data have problems: fix or remove them first.")
     folder = studio.home.place(studio.home.data, asked.data)
     file, number = datasets.file_of(folder, asked.version)
     data = datasets.describe(folder)
@@ -167,7 +167,7 @@ def _check(spec: dict[str, Any]) -> None:
 
     TrainSettings(**spec["settings"])
     if spec["settings"].get("early_stop") and not spec["val_split"]:
-        raise UserError("Stopping early needs a validation set: hold some of the data out, or turn it off.")
+        raise UserError("Stopping early needs a validation set: hold out some of the data, or turn it off.")
 
 
 @router.get("/jobs")
