@@ -93,7 +93,7 @@ def test_what_is_left_out_is_counted_over_the_whole_data(tmp_path):
             "content of message 2, an assistant's",
         ),
         (SMOLLM2, [user("a"), CALL, {"role": "tool", "content": "5"}, says("b")], "call of 'get' .message 2."),
-        (CHATML, [user("a"), {**CALL, "content": "hm"}, says("b")], "call of 'get' beside its words .message 2."),
+        (CHATML, [user("a"), {**CALL, "content": "hm"}, says("b")], "call of 'get' beside its content .message 2."),
         (CHATML, [user("a"), says("", reasoning_content="hm")], "nothing of message 2, an assistant's, which has only"),
         (
             "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"
