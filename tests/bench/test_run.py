@@ -309,7 +309,7 @@ def test_all_combinations_once():
         (("--train", "99999999x2"), "examples x tokens"),
         (("-p", "8,x"), "not a number"),
         (("-npl", "0"), "not between 1"),
-        (("--device", "abacus"), "no device is called 'abacus'"),
+        (("--device", "abacus"), "there is no device 'abacus'"),
         (("-o", "there.txt"), "already exists"),
     ],
 )
