@@ -18,7 +18,7 @@ def check_shapes(where: str, shapes: dict[str, tuple[tuple[int, ...], tuple[int,
     for name, (a, b) in shapes.items():
         if len(a) not in (2, 3) or a[:-2] != b[:-2] or len(b) != len(a) or a[-2] != b[-1]:
             raise UserError(
-                f"{where}: the adapter of {name} has the shapes {a} and {b}, and needs (rank, in) and (out, rank)."
+                f"{where}: the adapter of {name} has the shapes {a} and {b}, but needs (rank, in) and (out, rank)."
             )
         ranks[name] = a[-2]
     if not ranks:

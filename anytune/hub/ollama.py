@@ -57,8 +57,8 @@ def find(name: str) -> Path:
                 )
             return paths[0]
     raise UserError(
-        f"There is no model {name} in Ollama's store ({', '.join(map(str, folders()))}): `ollama pull "
-        f"{name}` fetches it, and `anytune models` lists what is there."
+        f"There is no model {name} in Ollama's store ({', '.join(map(str, folders()))}): `ollama pull {name}` "
+        "fetches it, and `anytune models` lists the available ones."
         + did_you_mean(f"ollama:{name}", [model.name for model in models()])
     )
 
