@@ -44,7 +44,7 @@ def explain(error: Exception) -> int:
         say(f"the machine ran out of memory: lower -ub or -c, or set --memory ({where})")
     else:
         what = f"{type(error).__name__}: {_one_line(str(error))[:300]}"
-        say(f"something broke that is not your fault ({what}); {where}")
+        say(f"internal error ({what}); {where}")
     return 1
 
 
