@@ -1,9 +1,9 @@
-"""Training steps on all cores, quiet and with another process on one of them, beside an older tree, in turns.
+"""Training steps on all cores, quiet and with another process on one of them, against an older tree, in turns.
 
     python bench/threads.py --before ../anytune-before
 
---before: a checkout of the commit to compare with. The other process does nothing but count, bound to the last core.
-Medians of steps; each round is one step of each tree without the other process, then one with it.
+--before: a checkout of the commit to compare with. The other process does nothing but count, bound to the first or to the
+last core. Medians of steps; each round is one step of each tree without the other process, then with it on either core.
 """
 
 from __future__ import annotations
@@ -43,34 +43,36 @@ def main() -> None:
     options.add_argument("--before", required=True, help="a checkout to compare with")
     options.add_argument("--shape", default="1x512", help="examples x tokens of each")
     options.add_argument("--devices", default=",".join(DEVICES))
+    options.add_argument("--into", default="threads", help="bench/results/INTO.json")
     args = options.parse_args()
     before, model, results = common.machine(), common.model_file(args.model), {}
-    running = multiprocessing.Event()
-    core = max(os.sched_getaffinity(0))
-    other = multiprocessing.Process(target=count, args=(core, running), daemon=True)
-    other.start()
+    cores = os.sched_getaffinity(0)
+    busy = {"busy_first": multiprocessing.Event(), "busy_last": multiprocessing.Event()}
+    for core, running in zip((min(cores), max(cores)), busy.values(), strict=True):
+        multiprocessing.Process(target=count, args=(core, running), daemon=True).start()
+    states = ("quiet", *busy)
     for device in args.devices.split(","):
         children = contestants(args, model, device)
-        rates: dict[str, dict[str, list[float]]] = {c.name: {"quiet": [], "busy": []} for c in children}
+        rates: dict[str, dict[str, list[float]]] = {c.name: {s: [] for s in states} for c in children}
         for _ in range(args.rounds):
-            for state in ("quiet", "busy"):
+            for state in states:
                 for child in children:
-                    running.set() if state == "busy" else running.clear()
+                    for name, running in busy.items():
+                        running.set() if name == state else running.clear()
                     time.sleep(0.3)
                     rates[child.name][state].append(child.turn()["tokens_per_s"])
-        running.clear()
+        for running in busy.values():
+            running.clear()
         ends = {child.name: child.end() for child in children}
         medians = {n: {s: common.rounded(common.median(v)) for s, v in r.items()} for n, r in rates.items()}
         results[device] = {
             "tokens_per_s": medians,
             "all": rates,
-            "ratio": {s: common.rounded(medians["now"][s] / medians["before"][s]) for s in ("quiet", "busy")},
+            "ratio": {s: common.rounded(medians["now"][s] / medians["before"][s]) for s in states},
             "peak_rss_mib": {name: end["peak_rss_mib"] for name, end in ends.items()},
         }
         print(device, results[device]["tokens_per_s"], results[device]["ratio"], results[device]["peak_rss_mib"])
-    other.kill()
-    if not args.no_save:
-        common.save("threads", args, before, threads=args.threads, shape=args.shape, devices=results)
+    common.save("threads", args, before, into=args.into, threads=args.threads, shape=args.shape, devices=results)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,9 @@ def export(
     say all of the model's. Returns facts, with path. Raises UserError.
     """
     if type is not None and format in ("gguf", "peft"):
-        raise UserError(f"type applies to merged models, but format={format!r} writes the adapter unchanged: omit "
-        "type.")
+        raise UserError(
+            f"type applies to merged models, but format={format!r} writes the adapter unchanged: omit type."
+        )
     if format == "gguf" and not str(output).lower().endswith(".gguf"):
         raise UserError(f"output {output} must end in .gguf, as format='gguf' writes a file.")
     opened, pair = _pair(model, adapter)
