@@ -2,8 +2,8 @@
 
     python bench/threads.py --before ../anytune-before
 
---before: a checkout of the commit to compare with. The other process does nothing but count, bound to the first or to the
-last core. Medians of steps; each round is one step of each tree without the other process, then with it on either core.
+--before: a checkout of the commit to compare with. The other process does nothing but count, bound to the first or to
+the last core. Medians of steps; each round is one step of each tree without the other process, then with it on either.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Buffers are used again and never shared; workers split and fail cleanly; the count agrees with the pool."""
 
-import os
-import threading
 import time
 
 import numpy as np
@@ -66,45 +64,6 @@ def test_a_worker_s_error_reaches_the_caller_and_the_rest_go_on():
     workers.chains([jobs, [], jobs])
     assert len(done) == 15
     workers.close()
-
-
-def test_a_worker_that_has_not_begun_is_not_waited_for():
-    workers, done, let_go = Workers(2), [], threading.Event()
-    held = threading.Thread(target=workers.run, args=([lambda _: let_go.wait(60)] * 2,))
-    held.start()  # its caller and the one helper both wait
-    try:
-        other = threading.Thread(target=workers.run, args=([done.append] * 7,))
-        other.start()
-        other.join(30)
-        assert done == [0] * 7 and not other.is_alive()
-        other = threading.Thread(target=workers.chains, args=([[done.append] * 2] * 3,))
-        other.start()
-        other.join(30)
-        assert done == [0] * 13 and not other.is_alive()
-    finally:
-        let_go.set()
-        held.join()
-        workers.close()
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be given a core here")
-def test_workers_for_all_cores_have_one_each_and_the_caller_gets_all_back():
-    cores = os.sched_getaffinity(0)
-    for count, alone in ((len(cores), len(cores) > 1), (len(cores) + 1, False)):
-        seen, together = {}, threading.Barrier(count)
-
-        def look(number, seen=seen, together=together):
-            together.wait(60)  # so that every worker takes one
-            seen[number] = os.sched_getaffinity(0)
-
-        workers = Workers(count)
-        workers.run([look] * count)
-        assert len(seen) == count and os.sched_getaffinity(0) == cores
-        if alone:
-            assert sorted(seen.values(), key=min) == [{core} for core in sorted(cores)]
-        else:
-            assert all(found == cores for found in seen.values())
-        workers.close()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
