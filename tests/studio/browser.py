@@ -57,7 +57,7 @@ def start(one, steps: int, checkpoint: int = 2, **fields) -> str:
     """From a data set's page: train on it; returns the run's identifier."""
     one.get_by_role("link", name="Train on this").click()
     one.get_by_role("button", name="Quick look").click()
-    chosen = {"Steps at most": steps, "Longest example (-c)": 64, "Tokens a step (-b)": 64, **fields}
+    chosen = {"Maximum steps": steps, "Longest example (-c)": 64, "Tokens per step (-b)": 64, **fields}
     for label, value in chosen.items():
         one.get_by_label(label, exact=True).fill(str(value))
     one.get_by_text("More", exact=True).click()

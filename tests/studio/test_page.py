@@ -49,14 +49,14 @@ def test_the_whole_job_by_clicks_alone(browser, file, tmp_path, size):
             run = start(one, 3, 3)
             one.wait_for_selector(".state.finished")
             points(one, 3)
-            one.get_by_text("Which words it still finds hard").wait_for()
+            one.get_by_text("Hardest tokens").wait_for()
             assert one.locator(".heat0, .heat1, .heat2, .heat3, .heat4").count() > 5
             one.get_by_role("link", name="Its adapter").click()
             one.get_by_role("button", name="Verify in llama.cpp").click()
-            one.get_by_text("proven in llama.cpp").wait_for()
+            one.get_by_text("verified in llama.cpp").wait_for()
             one.get_by_role("link", name="Try it").click()
             one.get_by_label("Prompt", exact=True).fill("Say hello.")
-            one.get_by_label("Tokens at most", exact=True).fill("4")
+            one.get_by_label("Maximum tokens", exact=True).fill("4")
             one.get_by_role("button", name="Ask", exact=True).click()
             one.get_by_role("button", name="B is best").click()
             one.get_by_text("Tally of 1 votes").wait_for()
@@ -144,7 +144,7 @@ def test_an_example_is_edited_and_nothing_learned_says_why(browser, studio, tmp_
         assert one.get_by_role("link", name="Train on this").get_attribute("aria-disabled") == "true"
         upload(one, good)
         assert "Line 7" in one.locator(".problems").inner_text()
-        one.get_by_role("button", name="Take them out").click()
+        one.get_by_role("button", name="Remove them").click()
         one.locator(".problems").wait_for(state="detached")
         one.get_by_role("button", name="Edit").first.click()
         one.get_by_label("The example's line", exact=True).fill(

@@ -16,7 +16,7 @@ export async function call(method, path, body) {
   } catch (error) {
     if (error.name === 'AbortError') throw error;
     offline.value = true;
-    throw new Error('The studio does not answer: is it still running?');
+    throw new Error('The studio does not respond: is it still running?');
   }
   if (answer.status === 401) locked.value = true;
   if (answer.status === 204) return null;
@@ -58,7 +58,7 @@ export async function upload(file, finish, tell, abort) {
   const begun = await post('uploads', { name: file.name, size: file.size });
   let at = 0, failed = 0;
   while (at < file.size) {
-    if (abort && abort.aborted) { await del('uploads/' + begun.id).catch(() => null); throw new Error('The upload was broken off.'); }
+    if (abort && abort.aborted) { await del('uploads/' + begun.id).catch(() => null); throw new Error('The upload was interrupted.'); }
     try {
       const answer = await fetch(`/api/uploads/${begun.id}?offset=${at}`, {
         method: 'PUT', headers: { 'Content-Type': 'application/octet-stream' }, body: file.slice(at, at + PIECE), signal: abort });

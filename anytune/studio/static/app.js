@@ -23,7 +23,7 @@ function Content() {
   const name = first === '' ? 'data' : first === 'runs' && second ? 'run' : first;
   const module = parts.value[name];
   useEffect(() => { if (LOAD[name] && !parts.value[name]) want(name); }, [name]);
-  if (!LOAD[name]) return html`<${Page} title="Not here"><${Empty}>There is no such page. <a href="/">To the data</a><//><//>`;
+  if (!LOAD[name]) return html`<${Page} title="Not found"><${Empty}>There is no such page. <a href="/">Go to data</a><//><//>`;
   if (!module) return html`<main id="main"><${Wait} /></main>`;
   if (name === 'data') return second ? html`<${module.DataPage} key=${second} id=${second} />` : html`<${module.DataList} />`;
   if (name === 'run') return html`<${module.Run} key=${second} id=${second} />`;
@@ -50,7 +50,7 @@ function Nav() {
 
 function Token() {
   const [token, set] = useState('');
-  return html`<main id="main" class="token-page"><h1>any<b>tune</b></h1><p>This studio asks for the token that is in the terminal where it was started. The QR code there holds it, too.</p>
+  return html`<main id="main" class="token-page"><h1>any<b>tune</b></h1><p>Enter the token shown in the terminal where the studio was started. The QR code there contains it too.</p>
     <form onSubmit=${(e) => { e.preventDefault(); location.href = '/?token=' + encodeURIComponent(token.trim()); }}><input type="password" autocomplete="current-password" aria-label="Token" value=${token} onInput=${(e) => set(e.target.value)} />
     <button class="primary" disabled=${!token.trim()}>Open</button></form></main>`;
 }

@@ -16,5 +16,5 @@ self.addEventListener('fetch', (event) => {
       caches.open(NAME).then((cache) => cache.put(event.request, copy)).catch(() => null);
     }
     return answer.ok || event.request.mode !== 'navigate' ? answer : caches.match(key).then((kept) => kept || answer);
-  }, () => caches.match(key).then((kept) => kept || new Response('The studio does not answer, and this page was not kept.', { status: 503, headers: { 'Content-Type': 'text/plain' } }))));
+  }, () => caches.match(key).then((kept) => kept || new Response('The studio does not respond, and this page is not cached.', { status: 503, headers: { 'Content-Type': 'text/plain' } }))));
 });

@@ -27,7 +27,7 @@ function Curves() {
   const runs = (jobs.value || []).filter((job) => job.kind === 'train');
   const toggle = (id) => setQuery({ runs: (ids.includes(id) ? ids.filter((one) => one !== id) : [...ids, id]).join(',') || '-' });
   if (!jobs.value) return html`<${Wait} />`;
-  if (!runs.length) return html`<${Empty}>There are no runs to lay over each other yet.<//>`;
+  if (!runs.length) return html`<${Empty}>There are no runs to compare yet.<//>`;
   return html`<${Card}><${Choice} label="What" value=${measure} set=${set} options=${MEASURES} />
     <div class="picks">${runs.slice(0, 60).map((job) => { const at = ids.indexOf(job.id); return html`<label class=${'pick' + (at < 0 ? '' : ' on')}><input type="checkbox" checked=${at >= 0} disabled=${at < 0 && ids.length >= ROWS}
       onChange=${() => toggle(job.id)} /><i class=${'dot c' + at}></i>${job.name}</label>`; })}</div><//>
@@ -83,7 +83,7 @@ function Chat() {
   });
   return html`<${Problem} text=${problem} /><${Card}><div class="grid"><${ModelPicker} />
       <${Num} label="Seed" value=${seed} set=${(v) => setSeed(Math.max(0, v || 0))} step="1" min="0" /><${Num} label="Temperature" value=${temperature} set=${(v) => setT(v ?? 0)} min="0" />
-      <${Num} label="Tokens at most" value=${tokens} set=${(v) => setTokens(Math.max(1, v || 1))} step="1" min="1" /></div>
+      <${Num} label="Maximum tokens" value=${tokens} set=${(v) => setTokens(Math.max(1, v || 1))} step="1" min="1" /></div>
     <fieldset class="choice"><legend class="label">Columns</legend><div class="picks">${['base', ...(adapters || []).map((one) => one.id)].map((id) => html`<label class=${'pick' + (chosen.includes(id) ? ' on' : '')}>
       <input type="checkbox" checked=${chosen.includes(id)} disabled=${!chosen.includes(id) && chosen.length >= 6} onChange=${() => { const next = chosen.includes(id) ? chosen.filter((one) => one !== id) : [...chosen, id]; if (next.length) setColumns(next); }} />${nameOf(id)}</label>`)}</div></fieldset>
     <details><summary>System message</summary><textarea rows="2" aria-label="System message" value=${system} onInput=${(e) => setSystem(e.target.value)}></textarea></details>

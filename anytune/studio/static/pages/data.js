@@ -44,7 +44,7 @@ export function Drop() {
 
 export function DataList() {
   const [rows, problem, again] = useLoad(() => get('data'), []);
-  return html`<${Page} title="Data" lead="What the model learns from. It stays on this computer.">
+  return html`<${Page} title="Data" lead="Training data. It stays on this computer.">
     <${Drop} /><${Problem} text=${problem} />
     ${!rows ? html`<${Wait} />` : !rows.length ? null : html`<${Card} title="Your data"><ul class="list">
       ${rows.map((one) => { const last = one.versions[one.versions.length - 1]; return html`<li key=${one.id}><a class="item" href=${'/data/' + one.id}>
@@ -78,7 +78,7 @@ export function DataPage({ id }) {
       <${Choice} label="Learned" value=${data.reading.loss} set=${(loss) => change({ loss })} options=${[['auto', 'Answers'], ['all', 'Everything']]} />
       <${Field} label="Longer examples are"><select value=${data.reading.overflow || ''} onChange=${(e) => change({ overflow: e.target.value || null })}>
         <option value="">cut (chats), split (text)</option><option value="split">split</option><option value="truncate">cut</option>
-        <option value="drop">left out</option><option value="error">refused</option></select><//>
+        <option value="drop">dropped</option><option value="error">refused</option></select><//>
     </div></${Card}>
     <${Problem} text=${trouble} />
     ${!look ? !trouble && (model.value ? html`<${Wait} what="Reading with the model's tokenizer" />` : null) : html`
@@ -105,7 +105,7 @@ function Columns({ rows, reading, change }) {
   const names = [...new Set(rows.flatMap((row) => Object.keys(row)))];
   const [chosen, set] = useState(reading.columns || {});
   const pick = (role, name) => { const next = { ...chosen }; if (name) next[role] = name; else delete next[role]; set(next); };
-  return html`<${Card} title="Which column is what?"><p class="hint">The form of this file was not recognised. Its first row:</p>
+  return html`<${Card} title="Which column is what?"><p class="hint">The format of this file was not recognized. Its first row:</p>
     <pre class="raw">${JSON.stringify(rows[0], null, 1).slice(0, 1500)}</pre>
     <div class="grid">${[['messages', 'Messages'], ['prompt', 'Prompt'], ['completion', 'Completion'], ['text', 'Running text'], ['system', 'System message']].map(([role, label]) =>
       html`<${Field} label=${label}><select value=${chosen[role] || ''} onChange=${(e) => pick(role, e.target.value)}><option value="">–</option>
@@ -118,7 +118,7 @@ function Problems({ id, look, version, done }) {
     await post(`data/${id}/edit`, { version, changes: Object.fromEntries(look.problems.filter((p) => p.line).map((p) => [p.line, null])) });
     done();
   });
-  return html`<${Card} class="bad" title=${`${count(look.problem_count)} lines with problems`} aside=${look.problems.some((p) => p.line) && html`<button onClick=${mend}>Take them out</button>`}>
+  return html`<${Card} class="bad" title=${`${count(look.problem_count)} lines with problems`} aside=${look.problems.some((p) => p.line) && html`<button onClick=${mend}>Remove them</button>`}>
     <ul class="problems" tabindex="0">${look.problems.slice(0, 100).map((p) => html`<li><b>${p.line ? 'Line ' + count(p.line) : 'The file'}</b> ${p.problem}</li>`)}</ul><//>`;
 }
 
@@ -137,7 +137,7 @@ function Examples({ id, look, asked, version, done }) {
 
 function Example({ one, id, version, done }) {
   const [text, edit] = useState(null);
-  const save = (changes) => busy(async () => { await post(`data/${id}/edit`, { version, changes }); tell('A new version was made; the old one is kept.'); done(); });
+  const save = (changes) => busy(async () => { await post(`data/${id}/edit`, { version, changes }); tell('A new version was created; the old one is kept.'); done(); });
   return html`<article class="example"><header><b>Line ${count(one.line)}</b><span class="hint">${count(one.length)} tokens, ${count(one.learned)} learned</span>
     ${one.text && text === null && html`<span class="row"><button class="quiet" onClick=${() => edit(one.text)}>Edit</button>
       <${Confirm} class="quiet" text="Delete" act=${save({ [one.line]: null })} /></span>`}</header>

@@ -13,9 +13,9 @@ export function Models() {
   const [name, setName] = useState(''), [problem, setProblem] = useState(null), [open, setOpen] = useState(null), [search, setSearch] = useState('');
   const pulls = (jobs.value || []).filter((job) => job.kind === 'pull').slice(0, 4), ended = pulls.filter((job) => job.state === 'finished').length;
   useEffect(() => { loadModels().then(() => setProblem(null), (error) => setProblem(error.message)); }, [ended]);
-  const fetchIt = busy(async () => { await post('models/pull', { name }); setName(''); tell('It is being fetched.'); });
+  const fetchIt = busy(async () => { await post('models/pull', { name }); setName(''); tell('Fetching.'); });
   const found = models.value, rows = found ? found.models.filter((one) => (one.label + one.architecture + one.type).toLowerCase().includes(search.toLowerCase())) : [];
-  return html`<${Page} title="Models" lead="Every GGUF on this computer, used where it lies.">
+  return html`<${Page} title="Models" lead="Every GGUF on this computer, used in place.">
     <${Problem} text=${problem} />
     <${Card} title="Fetch a model"><form class="row" onSubmit=${(e) => { e.preventDefault(); if (name.trim()) fetchIt(); }}><input class="grow" aria-label="Name of a model" placeholder="smollm2-135m, or owner/repo:Q4_K_M of Hugging Face" value=${name} onInput=${(e) => setName(e.target.value)} />
       <button class="primary" disabled=${!name.trim()}>Fetch</button></form>${pulls.map((job) => html`<${Pull} key=${job.id} job=${job} />`)}<//>

@@ -82,15 +82,15 @@ function Training({ id, job }) {
   return html`
     ${job.total && html`<${Bar} done=${step} total=${job.total} label="Steps" />`}
     <dl class="facts"><${Fact} name="Step">${count(step)} <small>of ${count(job.total)}</small><//><${Fact} name="Loss">${number(last >= 0 ? p.loss[last] : null)}<//>
-      <${Fact} name="Best validation">${number(best)}<//><${Fact} name="Tokens a second">${last >= 0 ? count(Math.round(p.tokens_per_s[last])) : '–'}<//>
-      <${Fact} name="Time left, about">${left === null ? '–' : duration(left)}<//></dl>
+      <${Fact} name="Best validation">${number(best)}<//><${Fact} name="Tokens per second">${last >= 0 ? count(Math.round(p.tokens_per_s[last])) : '–'}<//>
+      <${Fact} name="Time left (estimate)">${left === null ? '–' : duration(left)}<//></dl>
     ${job.adapter && html`<p><a class="button primary" href=${'/adapters/' + id}>Its adapter</a> <a class="button" href=${'/compare?columns=base,' + id}>Try it beside the base</a></p>`}
     <${Card} title="Curves" points=${p.step.length} aside=${html`<${Zoom} range=${range} first=${bounds.value[0]} last=${bounds.value[1]} />`}>
       ${last < 0 ? html`<p class="hint">${job.state === 'queued' ? 'It waits for the run before it.' : 'The first step has not ended yet.'}</p>` : html`
-      <${Chart} title="Loss" note="nats a token; dots: validation" range=${range} data=${loss} lines=${[{ label: 'training', colour: '--line-1' }, { label: 'validation', colour: '--line-2', dots: true }]} />
+      <${Chart} title="Loss" note="nats per token; dots: validation" range=${range} data=${loss} lines=${[{ label: 'training', colour: '--line-1' }, { label: 'validation', colour: '--line-2', dots: true }]} />
       <div class="two"><${Chart} title="Learning rate" range=${range} data=${lr} lines=${[{ label: 'rate', colour: '--line-3' }]} />
       <${Chart} title="Gradient norm" range=${range} data=${norm} lines=${[{ label: 'norm', colour: '--line-4' }]} />
-      <${Chart} title="Tokens a second" range=${range} data=${speed} lines=${[{ label: 'tokens/s', colour: '--line-5' }]} />
+      <${Chart} title="Tokens per second" range=${range} data=${speed} lines=${[{ label: 'tokens/s', colour: '--line-5' }]} />
       <${Chart} title="Memory" note="MiB" range=${range} data=${memory} lines=${[{ label: 'MiB', colour: '--line-6' }]} /></div>`}<//>
     <${Looks} looks=${looks.value} prompts=${job.spec ? job.spec.prompts || [] : []} />
     <${Card} title="Settings"><${Spec} spec=${job.spec} /><//>
@@ -103,10 +103,10 @@ function Looks({ looks, prompts }) {
   if (!looks.length) return null;
   const shown = looks.length <= 4 ? looks : [looks[0], ...looks.slice(-3)];
   const one = looks.find((look) => look.step === at) || looks[looks.length - 1];
-  return html`<${Card} title="What it answers"><div class="scroll" tabindex="0" role="region" aria-label="Table">
+  return html`<${Card} title="Sample answers"><div class="scroll" tabindex="0" role="region" aria-label="Table">
       <table class="answers"><thead><tr><th scope="col">Prompt</th>${shown.map((look) => html`<th scope="col">${look.step ? 'Step ' + count(look.step) : 'Base'}</th>`)}</tr></thead>
       <tbody>${prompts.map((prompt, i) => html`<tr><th scope="row">${prompt}</th>${shown.map((look) => html`<td>${look.answers[i]}</td>`)}</tr>`)}</tbody></table></div><//>
-    <${Card} title="Which words it still finds hard" aside=${html`<label class="row">Step <select value=${one.step} onChange=${(e) => set(Number(e.target.value))}>${looks.map((look) => html`<option value=${look.step}>${look.step}</option>`)}</select></label>`}>
+    <${Card} title="Hardest tokens" aside=${html`<label class="row">Step <select value=${one.step} onChange=${(e) => set(Number(e.target.value))}>${looks.map((look) => html`<option value=${look.step}>${look.step}</option>`)}</select></label>`}>
       <p class="hint">Loss of each learned token: ${[0, 1, 2, 3, 4].map((k) => html`<span class=${'token heat' + k}>${['under ½', '½ to 1', '1 to 2', '2 to 4', 'over 4'][k]}</span> `)}</p>
       ${one.samples.map((sample) => html`<p class="tokens">${sample.tokens.map(([piece, nats]) => html`<span class=${'token' + (nats === null ? '' : ' heat' + heat(nats))} title=${nats === null ? 'not learned' : `${nats} nats`}>${visible(piece)}</span>`)}</p>`)}<//>`;
 }

@@ -27,11 +27,11 @@ export function Runs() {
       <a class="button primary" href="/train">New run</a>`}>
     <div class="tabs" role="tablist"><button role="tab" aria-selected=${kind === 'train'} onClick=${() => set('train')}>Training</button>
       <button role="tab" aria-selected=${kind !== 'train'} onClick=${() => set('work')}>Other work</button></div>
-    ${!rows.length ? html`<${Empty}>${kind === 'train' ? html`Nothing was trained yet. <a href="/data">Begin with data</a>.` : 'Nothing yet.'}<//>`
+    ${!rows.length ? html`<${Empty}>${kind === 'train' ? html`Nothing was trained yet. <a href="/data">Start with data</a>.` : 'Nothing yet.'}<//>`
     : html`<ul class="list">${rows.slice(0, 300).map((job) => html`<li key=${job.id}>
       ${kind === 'train' && html`<input type="checkbox" aria-label=${'Overlay ' + job.name} checked=${picked.includes(job.id)} onChange=${() => toggle(job.id)} />`}
       <a class="item" href=${'/runs/' + job.id}><span class="row"><b>${job.name}</b> <${State} state=${job.state} /></span>
-        <span>${kind === 'train' ? html`${short(job.model)} · ${job.data && job.data.name} · ${job.total ? `step ${count(job.step)} of ${count(job.total)}` : 'not begun'}${job.loss !== null && job.loss !== undefined ? ` · loss ${number(job.loss)}` : ''}`
+        <span>${kind === 'train' ? html`${short(job.model)} · ${job.data && job.data.name} · ${job.total ? `step ${count(job.step)} of ${count(job.total)}` : 'not started'}${job.loss !== null && job.loss !== undefined ? ` · loss ${number(job.loss)}` : ''}`
           : WORDS[job.kind] || job.kind} · ${ago(job.created)}</span>
         ${job.message && html`<span class=${job.state === 'failed' || job.state === 'crashed' ? 'bad' : 'hint'}>${job.message}</span>`}
         ${job.state === 'running' && job.total && html`<${Bar} done=${job.step} total=${job.total} label="Steps" />`}</a>

@@ -7,7 +7,7 @@ import { bytes, count, duration, parameters } from '../format.js';
 import { Card, Choice, Fact, Field, ModelPicker, Num, Page, Problem, Wait, busy, useLoad } from '../ui.js';
 
 const NAMES = { quick: 'Quick look', good: 'Good', thorough: 'Thorough' };
-const TEXTS = { quick: 'A few minutes: does it learn at all?', good: 'What most data wants.', thorough: 'Longer, with validation, until it is no longer better.' };
+const TEXTS = { quick: 'A few minutes: does it learn at all?', good: 'Right for most data.', thorough: 'Longer, with validation, until it stops improving.' };
 const START = { settings: { context: 512, ubatch: 512, batch: 2048, epochs: 2, lr: 2e-4 }, lora: { rank: 16, alpha: 32 }, val_split: null };
 
 export function Train() {
@@ -56,7 +56,7 @@ export function Train() {
     } catch (error) { setStarting(error.message); }
   });
   const blocked = !data || !model.value || !facts || facts.problem || trouble;
-  return html`<${Page} title="Train" lead=${from ? 'Another run, with changes. The first one stays as it is.' : 'An adapter for a model, from your data.'}>
+  return html`<${Page} title="Train" lead=${from ? 'Another run, with changes. The first one is kept.' : 'Train an adapter for a model on your data.'}>
     <${Problem} text=${problem} />
     <${Card}><div class="grid"><${ModelPicker} />
       <${Field} label="Data"><select value=${data || ''} onChange=${(e) => setQuery({ data: e.target.value, version: '' })}>
@@ -67,32 +67,32 @@ export function Train() {
     ${presets && html`<div class="presets" role="group" aria-label="Presets">${Object.keys(NAMES).map((key) => html`<button class=${'preset' + (preset === key ? ' on' : '')} aria-pressed=${preset === key}
       onClick=${() => take(key)}><b>${NAMES[key]}</b><span>${TEXTS[key]}</span></button>`)}</div>`}
     <${Card} title="What matters"><div class="grid">
-      <${Num} label="Rank" hint="Room for what is new" value=${l.rank} step="1" min="1" set=${knob('lora', 'rank')} />
+      <${Num} label="Rank" hint="Capacity of the adapter" value=${l.rank} step="1" min="1" set=${knob('lora', 'rank')} />
       <${Num} label="Alpha" hint=${l.rank ? `Scaled by ${(l.alpha / l.rank).toPrecision(2)}` : ''} value=${l.alpha} set=${knob('lora', 'alpha')} />
-      <${Num} label="Tokens a step (-b)" hint="Fewer: more steps, noisier" value=${s.batch} step="1" set=${knob('settings', 'batch')} />
+      <${Num} label="Tokens per step (-b)" hint="Fewer: more, noisier steps" value=${s.batch} step="1" set=${knob('settings', 'batch')} />
       <${Num} label="Learning rate" hint="2e-4 is usual" value=${s.lr} set=${knob('settings', 'lr')} />
       <${Num} label="Passes over the data" value=${s.epochs} step="1" min="1" set=${knob('settings', 'epochs')} />
-      <${Num} label="Steps at most" value=${s.max_steps} step="1" min="1" set=${knob('settings', 'max_steps')} />
+      <${Num} label="Maximum steps" value=${s.max_steps} step="1" min="1" set=${knob('settings', 'max_steps')} />
       <${Num} label="Longest example (-c)" value=${s.context} step="1" min="2" set=${knob('settings', 'context')} />
       <${Num} label="Held out for validation, %" value=${plan.val_split === null ? Math.round(100 * ((one && one.val_split) || 0)) : Math.round(100 * plan.val_split)} min="0" max="90" step="1"
         set=${(v) => { setPreset('own'); set({ ...plan, val_split: (v || 0) / 100 }); }} /></div>
       <details><summary>More</summary><div class="grid">
-        <${Num} label="Micro-batch, tokens (-ub)" hint="Computed at once: memory" value=${s.ubatch} step="1" set=${knob('settings', 'ubatch')} />
+        <${Num} label="Micro-batch, tokens (-ub)" hint="Computed at once; determines memory" value=${s.ubatch} step="1" set=${knob('settings', 'ubatch')} />
         <${Choice} label="Rate falls" value=${s.scheduler || 'cosine'} set=${knob('settings', 'scheduler')} options=${[['cosine', 'cosine'], ['linear', 'linear'], ['constant', 'not']]} />
-        <${Num} label="Rate rises for, share of steps" value=${s.warmup_ratio ?? 0.03} set=${knob('settings', 'warmup_ratio')} />
+        <${Num} label="Warm-up, fraction of steps" value=${s.warmup_ratio ?? 0.03} set=${knob('settings', 'warmup_ratio')} />
         <${Num} label="Weight decay" value=${s.weight_decay ?? 0.01} set=${knob('settings', 'weight_decay')} />
-        <${Num} label="Gradients clipped at" value=${s.max_grad_norm ?? 1} set=${knob('settings', 'max_grad_norm')} />
+        <${Num} label="Gradient norm clipped to" value=${s.max_grad_norm ?? 1} set=${knob('settings', 'max_grad_norm')} />
         <${Num} label="Dropout" value=${l.dropout ?? 0} set=${knob('lora', 'dropout')} />
         <${Field} label="Modules"><input value=${l.modules || 'all'} onChange=${(e) => knob('lora', 'modules')(e.target.value || 'all')} /><//>
         <${Choice} label="Scale by" value=${l.rslora ? 'root' : 'rank'} set=${(v) => knob('lora', 'rslora')(v === 'root')} options=${[['rank', 'alpha / rank'], ['root', 'alpha / √rank']]} />
-        <${Num} label="Rate of B over A (LoRA+)" value=${l.plus_ratio ?? 1} set=${knob('lora', 'plus_ratio')} />
+        <${Num} label="Learning rate of B over A (LoRA+)" value=${l.plus_ratio ?? 1} set=${knob('lora', 'plus_ratio')} />
         <${Num} label="Checkpoint every, steps" value=${s.checkpoint_save_steps ?? 100} step="1" min="0" set=${knob('settings', 'checkpoint_save_steps')} />
-        <${Num} label="Validate every, steps" hint="0: after each pass" value=${s.val_every ?? 0} step="1" min="0" set=${knob('settings', 'val_every')} />
-        <${Num} label="Stop after, validations without gain" hint="0: never" value=${s.early_stop ?? 0} step="1" min="0" set=${knob('settings', 'early_stop')} />
+        <${Num} label="Validate every, steps" hint="0: after each epoch" value=${s.val_every ?? 0} step="1" min="0" set=${knob('settings', 'val_every')} />
+        <${Num} label="Early stop, validations without improvement" hint="0: never" value=${s.early_stop ?? 0} step="1" min="0" set=${knob('settings', 'early_stop')} />
         <${Num} label="Seed" value=${s.seed ?? 42} step="1" min="0" set=${knob('settings', 'seed')} />
         <${Num} label="Memory limit, MiB" value=${plan.memory ? Math.round(plan.memory / 1048576) : null} step="1" min="1" set=${(v) => set({ ...plan, memory: v ? v * 1048576 : null })} />
         <${Field} label="Device"><input value=${plan.device || 'auto'} onChange=${(e) => set({ ...plan, device: e.target.value || 'auto' })} /><//>
-        <${Field} label="Go on from"><select value=${plan.start_from || ''} onChange=${(e) => set({ ...plan, start_from: e.target.value || null })}><option value="">nothing: a new adapter</option>
+        <${Field} label="Go on from"><select value=${plan.start_from || ''} onChange=${(e) => set({ ...plan, start_from: e.target.value || null })}><option value="">none: a new adapter</option>
           ${(adapters || []).map((a) => html`<option value=${a.id}>${a.name}</option>`)}</select><//>
       </div></details><//>
     <${Card} title="Watch it change"><p class="hint">The same prompts are answered before the first step and at each checkpoint.</p>
