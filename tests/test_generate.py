@@ -110,7 +110,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone():
 def test_the_context_is_never_outgrown():
     replies, _, decoder = run([[65] * 50], [[1] * 8], context=12)
     assert replies[0].finish == "context" and len(replies[0].ids) == 5  # the last one needs no place in the cache
-    with pytest.raises(UserError, match="13 tokens and the context holds 12"):
+    with pytest.raises(UserError, match="13 tokens but the context holds 12"):
         run([[65]], [[1] * 13], context=12)
     with pytest.raises(UserError, match="no tokens"):
         run([[65]], [[]])

@@ -400,4 +400,4 @@ def test_a_prompt_is_not_distilled_into_layers_that_keep_a_state(tmp_path, capsy
     (tmp_path / "s.txt").write_text("Be kind.", "utf-8")
     words = ["adapt", "distill", "-m", str(model), "-t", "1", "--device", "numpy", "--system", str(tmp_path / "s.txt")]
     assert command([*words, "-f", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "a.gguf")]) == 2
-    assert "a prompt cannot be distilled into qwen35 yet" in capsys.readouterr().err
+    assert "prompts cannot be distilled into qwen35 yet" in capsys.readouterr().err

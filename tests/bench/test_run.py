@@ -79,7 +79,7 @@ def test_a_failed_cell_is_a_sentence_and_the_others_are_measured(cli, model):
 
 
 CHILDREN = {  # what the process does after two rounds -> words of the problem
-    "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": "ended by SIGSEGV",
+    "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": "killed by SIGSEGV",
     "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": "when memory runs out",
     "raise ValueError('no such thing')": "exit code 1: ValueError: no such thing",
     'print(\'{"refused": "no room in /home/someone/models/a.gguf today."}\')': "no room in a.gguf today.",

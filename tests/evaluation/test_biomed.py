@@ -127,7 +127,7 @@ def test_a_question_longer_than_the_context(model):
 
 def test_an_answer_that_the_prompt_swallows(tmp_path):
     model = anytune.load(tiny.write(tmp_path / "m.gguf", "llama"), device="numpy", threads=1)  # "h e" is a merge
-    with pytest.raises(anytune.UserError, match="Question x: no token of the answer 'e'"):
+    with pytest.raises(anytune.UserError, match="Question x: the answer 'e' merges"):
         biomed.answer(model, [Question("x", "th", ("e", "he", "a"), 0)], raw=True)
 
 

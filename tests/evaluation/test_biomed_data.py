@@ -140,7 +140,7 @@ GOOD = {"QUESTION": "a?", "CONTEXTS": ["b"], "LONG_ANSWER": "c", "final_decision
         ("a.json", json.dumps({"7": GOOD}), "give --test"),
         ("a.jsonl", "", "no questions"),
         ("a.jsonl", "{]", "line 1"),
-        ("a.jsonl", json.dumps({"text": "b"}), "line 1: there must be question and label"),
+        ("a.jsonl", json.dumps({"text": "b"}), "line 1: each row needs question and label"),
         ("a.jsonl", json.dumps({"question": "", "label": "No"}), "line 1: question"),
         ("a.jsonl", json.dumps({"question": "b", "label": None}), "line 1: the label None"),
         ("a.jsonl", json.dumps({"prompt": "b", "completion": "YES"}), "'YES' is none of"),

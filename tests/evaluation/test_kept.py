@@ -95,7 +95,7 @@ def test_an_interrupted_evaluation_goes_on(command, batches, tmp_path, measure):
     decoded.clear()
     most.append(count - 1)
     stopped = command(measure)
-    assert stopped.code == 130 and ".answers.jsonl: the same command goes on" in stopped.err
+    assert stopped.code == 130 and ".answers.jsonl: the same command continues" in stopped.err
     assert not (tmp_path / "report.json").exists()
     decoded.clear()
     most.clear()

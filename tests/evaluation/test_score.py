@@ -68,7 +68,7 @@ def test_ids_pair_answers_whatever_their_order():
         ("a.json", "3", "not valid JSON"),
         ("a.txt", "", "no answers"),
         ("a.jsonl", "[" * 100_000, "not valid JSON"),
-        ("a.json", '{"1": "a", "1": "b"}', "appears twice"),
+        ("a.json", '{"1": "a", "1": "b"}', "is duplicated"),
     ],
 )
 def test_what_is_no_answer_is_refused(tmp_path, name, text, said):

@@ -129,7 +129,7 @@ def test_facts_when_the_adapter_writes_like_the_author(path, adapter, tmp_path, 
     assert facts["answers"]["mine"]["ended"][0] == 1
     assert facts == module.style(model, read_prompts(where), {"mine": Adapter.load(adapter, gguf=model.gguf)})
     assert "onwards," in text(facts)
-    assert "mine is nearer to the author than the base in 4 of 4 distances (95" in text(facts)
+    assert "mine is closer to the author than the base in 4 of 4 distances (95" in text(facts)
     swapped = {
         **facts,
         "change": {

@@ -243,7 +243,7 @@ def test_a_part_whose_name_does_not_say_so_is_kept(server, cache, tmp_path):
     write_gguf(tmp_path / "part", {"general.architecture": "llama", "split.count": np.uint16(2)}, [])
     one = server()
     one.content = (tmp_path / "part").read_bytes()
-    with pytest.raises(UserError, match="is kept as .*m.gguf, but it is one of 2 parts"):
+    with pytest.raises(UserError, match="is kept as .*m.gguf, but is one of 2 parts"):
         pull(f"{one.url}/m.gguf")
     assert left_in(cache) == {"m.gguf"}
 

@@ -41,7 +41,7 @@ def test_chats_with_and_without_the_assistants_words_only(tmp_path):
     assert whole(only) == text and learned(only) == ["Yo<|im_end|>"]
     assert only.report["learned"] == (
         f"the assistant's words and end-of-turn tokens: {only.loss_tokens:,} of {only.tokens:,} tokens "
-        "(--loss all: every one)"
+        "(--loss all: every token)"
     )
     assert build(tmp_path, rows, assistant_loss_only=True).fingerprint == only.fingerprint
     every = build(tmp_path, rows, loss="all")
@@ -104,11 +104,9 @@ def test_questions_and_answers_in_a_text_are_pairs_where_the_answer_alone_is_ask
 
 def test_text_without_an_assistant_says_what_to_do(tmp_path):
     row = {"text": "Asked x, they say Yes.", "label": "Yes", "question": "x", "rationale_src": "r"}
-    with pytest.raises(
-        UserError, match="leave out --assistant-loss-only.*--prompt-key question --completion-key label"
-    ):
+    with pytest.raises(UserError, match="omit --assistant-loss-only.*--prompt-key question --completion-key label"):
         build(tmp_path, [row], assistant_loss_only=True)
-    with pytest.raises(UserError, match="leave out --assistant-loss-only, or name the columns"):
+    with pytest.raises(UserError, match="omit --assistant-loss-only, or name the columns"):
         build(tmp_path, [{"text": "x"}], assistant_loss_only=True)
     with pytest.raises(UserError, match="omit --assistant-loss-only"):
         build(tmp_path, "Some prose.\n", name="d.txt", assistant_loss_only=True)

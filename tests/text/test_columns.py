@@ -152,7 +152,7 @@ def test_what_stands_in_the_rendering_anyway_is_not_named(tmp_path):
         ({"instruction": "i", "input": "", "output": ""}, "'output' is empty"),
         ({"instruction": "", "input": " ", "output": "o"}, "'instruction' is empty"),
         ({"instruction": "i", "output": "o", "history": "before"}, "'history' must be a list of"),
-        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "'answer' is 2, and there are 2 choices"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "'answer' is 2, but there are 2 choices"),
         ({"question": "q", "context": "c", "answers": {"text": []}}, "'answers' is empty"),
         ({"role": "user", "content": "hi"}, "a single message of a chat"),
         ({"from": "human", "value": "hi", "text": "x"}, "a single message of a chat"),

@@ -119,7 +119,7 @@ def test_plain_text_is_handed_on_whole(tmp_path_factory, text, size):
         ('{"text": "a"}\n"x"\n', "line 2: .*text"),
         ('{"text": 5}\n', "line 1: .*number|line 1: .*columns"),
         ('{"text": ""}\n', "line 1: .*empty"),
-        ('{"foo": 1}\n', "line 1: the columns foo fit no known format"),
+        ('{"foo": 1}\n', "line 1: the columns foo match no known format"),
         ('{"messages": [{"role": "x", "content": ""}]}\n', "message 1 has the role 'x'"),
         ('{"messages": [{"role": "user"}]}\n', "message 1 has no content"),
         ('{"messages": ["a"]}\n', "message 1 must be an object"),

@@ -150,7 +150,7 @@ def test_calls_outside_the_tags_are_refused():
     source = MARKED.replace(
         "{% endgeneration %}", "{% endgeneration %}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"
     )
-    with pytest.raises(UserError, match="call of 'get' out of its generation tags"):
+    with pytest.raises(UserError, match="call of 'get' from its generation tags"):
         learned(source, [user("a"), {**CALL, "content": "x"}])
 
 

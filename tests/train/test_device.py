@@ -51,7 +51,7 @@ def run(model, capsys, **options):
 def test_an_adapter_is_trained_in_bf16_and_the_model_stays_exact(file, capsys):
     model = anytune.load(file, threads=1)
     made, said = run(model, capsys)
-    assert "Device: cpu-bf16, since this processor has AVX512-BF16" in said
+    assert "Device: cpu-bf16, because this processor has AVX512-BF16" in said
     assert said.index("Learns the completions") < said.index("Device: ") < said.index("Steps: ")
     assert model.engine.name == "numpy" and model.weights.engine is model.engine
     ids = model.tokenize("the cat")
@@ -62,9 +62,9 @@ def test_an_adapter_is_trained_in_bf16_and_the_model_stays_exact(file, capsys):
 @pytest.mark.parametrize(
     ("options", "engine", "why"),
     [
-        ({"device": "numpy"}, "numpy", "since device numpy asks for it"),
+        ({"device": "numpy"}, "numpy", "because device numpy asks for it"),
         ({"full": True}, "numpy", "small weight updates are lost in bf16"),
-        ({"lack": "it has no such instructions"}, "numpy", "cannot run here: it has no such instructions"),
+        ({"lack": "it has no such instructions"}, "numpy", "is not available: it has no such instructions"),
         ({"doctor": "numpy"}, "numpy", "anytune doctor found it faster"),
         ({"variable": "numpy"}, "numpy", "ANYTUNE_DEVICE"),
     ],
@@ -81,7 +81,7 @@ def test_the_first_lines_say_which_engine_and_why(file, capsys, monkeypatch, opt
     full = {"full": anytune.Full(), "output_type": None} if options.get("full") else {}
     _, said = run(anytune.load(file, device=options.get("device", "auto"), threads=1), capsys, **full)
     (line,) = (line for line in said.splitlines() if line.startswith("Device: "))
-    assert line.startswith(f"Device: {engine}, since ") and why in line
+    assert line.startswith(f"Device: {engine}, because ") and why in line
 
 
 def test_losses_that_contradict_each_other_are_refused(file):
@@ -95,7 +95,7 @@ def test_memory_that_does_not_suffice_falls_back(file, capsys, monkeypatch):
 
     monkeypatch.setattr(Other, "budget", refuse)
     _, said = run(anytune.load(file, threads=1), capsys)
-    assert "Device: numpy, since cpu-bf16, which is faster, needs more memory" in said
+    assert "Device: numpy, because cpu-bf16, which is faster, needs more memory" in said
 
 
 def test_a_run_is_continued_on_the_engine_that_began_it(file, capsys, monkeypatch):
@@ -104,7 +104,7 @@ def test_a_run_is_continued_on_the_engine_that_began_it(file, capsys, monkeypatc
     run(anytune.load(file, threads=1), capsys, **more)
     monkeypatch.setattr(device, "bf16_missing", lambda: None)
     _, said = run(anytune.load(file, threads=1), capsys, **more, resume_from="auto")
-    assert "Device: numpy, since the checkpoint was made on it" in said
+    assert "Device: numpy, because the checkpoint was made on it" in said
 
 
 def test_a_gpu_that_nothing_here_can_use_is_named(monkeypatch):
