@@ -244,7 +244,7 @@ def read_experts(get: Reader, c: Config, where: str) -> dict[str, Any]:
     kind = GATING.get(get("expert_gating_func", 0), None) if get("expert_gating_func", 0) else c.arch.gating
     dense = get("leading_dense_block_count", 0)
     if not 0 < used <= count or kind is None or dense > c.layers:
-        raise UserError(f"{where}: {used} of {count} experts a token make no sense: the file is damaged")
+        raise UserError(f"{where}: {used} of {count} experts a token are invalid: the file is damaged")
     normalized = get("expert_weights_norm", c.arch.normalized, bool)
     scale = float(get("expert_weights_scale", 0.0, float)) or 1.0
     hidden = get("expert_feed_forward_length", 0) or c.hidden // (1 if c.arch.experts == "some" else used)
