@@ -114,7 +114,7 @@ def main() -> None:
     files = {file["machine"]: file for file in json.loads(kept.read_text())["files"]} if kept.exists() else {}
     for machine in [args.only] if args.only else MACHINES:
         made, here = build(machine, args.python), platform.machine() == machine
-        emulated = not here and args.emulator is not None
+        emulated = machine == "aarch64" and not here and args.emulator is not None
         size = round(made.stat().st_size / common.MIB, 1)
         files[machine] = {"file": made.name, "machine": machine, "mib": size, "tried": [], "emulated": emulated}
         inside = ["-b", "/tmp", "-b", "/proc", "-b", "/dev", "-w", "{here}"]
