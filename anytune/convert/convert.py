@@ -12,6 +12,7 @@ import numpy as np
 
 from anytune.convert.names import gguf_name
 from anytune.convert.checkpoint import Weight, read_json, read_weights
+from anytune.convert.experts import Stack, stacked
 from anytune.convert.metadata import metadata, notes, rope_factors, text_config
 from anytune.convert.vocabulary import vocabulary
 from anytune.errors import UserError
@@ -56,9 +57,8 @@ def convert(
             f"{folder} has weights that are already quantized (quantization_config in config.json): get the 16-bit "
             "version."
         )
-    weights = _renamed(
-        read_weights(folder), architecture, bool(config.get("tie_word_embeddings", architecture.startswith("gemma")))
-    )
+    tied = bool(config.get("tie_word_embeddings", architecture.startswith("gemma")))
+    weights = _renamed(stacked(read_weights(folder)), architecture, tied)
     words = vocabulary(folder, architecture, config, pre)
     own = _own_type(weights)
     floats = wanted.name if wanted is not None and wanted.name in FLOATS else own
@@ -95,8 +95,8 @@ def _name(folder: Path) -> str:
     return folder.resolve().name
 
 
-def _renamed(weights: dict[str, Weight], architecture: str, tied: bool) -> dict[str, Weight]:
-    found: dict[str, Weight] = {}
+def _renamed(weights: dict[str, Weight | Stack], architecture: str, tied: bool) -> dict[str, Weight | Stack]:
+    found: dict[str, Weight | Stack] = {}
     for theirs, weight in weights.items():
         ours = gguf_name(theirs, architecture)
         if ours is None or (tied and ours == "output.weight"):
@@ -109,14 +109,14 @@ def _renamed(weights: dict[str, Weight], architecture: str, tied: bool) -> dict[
     return found
 
 
-def _own_type(weights: dict[str, Weight]) -> str:
+def _own_type(weights: dict[str, Weight | Stack]) -> str:
     """The type that holds every matrix as it is: BF16 or F16 where all are that, else F32."""
     kinds = {weight.dtype for weight in weights.values() if len(weight.shape) > 1}
     return kinds.pop() if len(kinds) == 1 and kinds <= {"BF16", "F16"} else "F32"
 
 
 def _tensors(
-    weights: dict[str, Weight],
+    weights: dict[str, Weight | Stack],
     arch: Architecture,
     meta: dict[str, Any],
     config: dict[str, Any],
@@ -160,7 +160,7 @@ def _tensors(
 
 def _data(
     name: str,
-    weight: Weight,
+    weight: Weight | Stack,
     shape: tuple[int, ...],
     kind: str | bool,
     order: Orders,

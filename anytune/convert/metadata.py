@@ -60,11 +60,14 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
         "block_count": c.number("num_hidden_layers", int),
         "context_length": c.number("max_position_embeddings", int),
         "embedding_length": width,
-        "feed_forward_length": c.number("intermediate_size", int),
         "attention.head_count": heads,
         "attention.head_count_kv": c.number("num_key_value_heads", int, heads),
         "attention.layer_norm_rms_epsilon": c.number("rms_norm_eps", float),
     }
+    if config.get("intermediate_size") or not ARCHITECTURES[architecture].experts:
+        values["feed_forward_length"] = c.number("intermediate_size", int)
+    if ARCHITECTURES[architecture].experts:
+        values |= _experts(c)
     rope = rope_parameters(config)
     values["rope.freq_base"] = float(rope.get("rope_theta") or 10_000.0)
     if config.get("head_dim"):
@@ -85,6 +88,23 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
         **{f"{architecture}.{key}": value for key, value in values.items()},
         "general.quantization_version": 2,
     }
+
+
+def _experts(c: _Config) -> dict[str, int]:
+    """Keys of a mixture of experts; none for a config.json without experts."""
+    count = next(
+        (name for name in ("num_experts", "num_local_experts", "n_routed_experts") if c.values.get(name)), None
+    )
+    if count is None:
+        return {}
+    found = {"expert_count": c.number(count, int), "expert_used_count": c.number("num_experts_per_tok", int)}
+    others = {
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+        "expert_shared_count": "n_shared_experts",
+        "leading_dense_block_count": "first_k_dense_replace",
+    }
+    return found | {key: c.number(name, int) for key, name in others.items() if c.values.get(name)}
 
 
 def notes(architecture: str, config: dict[str, Any]) -> list[str]:
