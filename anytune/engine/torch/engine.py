@@ -27,7 +27,7 @@ from . import slices as _slices
 from . import update as _update
 from . import vendor
 from .algebra import CardAlgebra
-from .arrays import Sum, own, real, padding_behind
+from .arrays import Sum, own, padding_behind, real, same_buffer
 from .budget import Budget
 from .budget import peak as _budget_peak
 from .devices import Device, has_fp8
@@ -131,11 +131,7 @@ class TorchEngine(Composed):
         first, at = parts[0], parts[0].storage_offset()
         width = sum(p.shape[1] for p in parts)
         for part in parts:
-            if (
-                part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-                or part.stride() != first.stride()
-                or part.storage_offset() != at
-            ):
+            if not same_buffer(part, first) or part.stride() != first.stride() or part.storage_offset() != at:
                 out = own(self.array(first.shape[0], width))
                 return own(out.copy_(torch.cat(parts, dim=1)))
             at += part.shape[1]
@@ -248,6 +244,8 @@ class TorchEngine(Composed):
     def has_fp8(self) -> bool:
         return has_fp8(self.device)
 
+    eight = staticmethod(fp8.Eight)
+
     def fp8_error(self) -> float:
         return fp8.check(self)
 
@@ -320,7 +318,7 @@ class TorchEngine(Composed):
         return self.updater.adamw(*args)
 
     def offload(self, x):
-        return self.offloader.offload(real(x)) if self.sizes.offload and self.device.type == "cuda" else x
+        return self.offloader.offload(real(x)) if self.sizes.offload and self.where.offloads else x
 
     def prefetch(self, ticket):
         return own(self.offloader.prefetch(ticket)) if isinstance(ticket, Ticket) else ticket

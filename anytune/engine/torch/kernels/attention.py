@@ -21,6 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from anytune.engine.base import Heads
 
+from .entry import Entry
 from .. import attention as plain
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -108,6 +109,7 @@ def saturated(x):
     return 1 - 2 / (tl.exp2(x * (2 * LOG2E)) + 1)
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def forward(
     q,

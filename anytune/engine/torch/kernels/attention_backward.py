@@ -14,6 +14,7 @@ import triton.language as tl
 
 from anytune.engine.base import Heads
 
+from .entry import Entry
 from .. import attention as plain
 from .attention import FILL, LOG2E, WIDEST, Config, Layout, edge, hide, padded, per_head, places, saturated, stack, tile
 
@@ -203,6 +204,7 @@ def walk_queries(
         tl.store(places(dv, low, head, local, columns, dv_row, SIZE, 1), dvalue.to(dv.dtype.element_ty), mask=exists)
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def for_queries(
     q,
@@ -272,6 +274,7 @@ def for_queries(
     )
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def for_keys(
     q,
@@ -344,6 +347,7 @@ def for_keys(
     )
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def for_both(
     q,

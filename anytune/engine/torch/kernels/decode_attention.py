@@ -15,6 +15,7 @@ import triton.language as tl
 from anytune.engine.base import Heads
 
 from .attention import LOG2E, padded, saturated
+from .entry import Entry
 from .overlap import overlap, settle
 
 STEP = 8192  # elements of a step of keys; a quarter of it in float32
@@ -31,6 +32,7 @@ def bounds(length, parts, WINDOW: tl.constexpr, KEYS: tl.constexpr):
     return near, tl.cdiv(tl.cdiv(length - near, parts), KEYS) * KEYS
 
 
+@Entry
 @triton.jit
 def attend_part(
     q,
@@ -100,6 +102,7 @@ def attend_part(
     tl.store(mixes + place.to(tl.int64)[:, None] * SIZE + columns[None, :], mixed * (1 / total)[:, None], mask=exists)
 
 
+@Entry
 @triton.jit
 def join(
     mixes,

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .attention import saturated
+from .entry import Entry
 
 WIDTH = 4096  # columns that lie side by side over the threads
 DEPTH = 4  # such runs at once: loads in flight, and one rescaling for all of them
@@ -19,6 +20,7 @@ def capped(x, CAP: tl.constexpr):
     return x
 
 
+@Entry
 @triton.jit
 def _loss(
     logits,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .low import ceil_power
 from .overlap import overlap, settle
 
@@ -161,6 +162,7 @@ def _turn(
     )
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "q_programs"])
 def _qk_norm_rope(
     q,
@@ -244,6 +246,7 @@ def _qk_norm_rope(
         )
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "q_programs", "k_programs"])
 def _store(
     q,
@@ -386,6 +389,7 @@ def _turn_back(
     _write(dy, place, there, one, two, rest, SIZE, PAIRS, NEOX, P, REST)
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "q_programs"])
 def _backward(
     dq,
