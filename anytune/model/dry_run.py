@@ -31,15 +31,15 @@ class DryRun:
     """
 
     def __init__(self, model, subject, engine, hold: str, lowest: int, ubatch: int, context: int):
-        self.engine, self.lowest, self.ubatch, e = engine, lowest, ubatch, engine
+        self.engine, self.subject, self.lowest, self.ubatch, e = engine, subject, lowest, ubatch, engine
         self.starts = np.arange(0, ubatch + context, context, dtype=np.int32)
         self.starts[-1] = ubatch
         self._known: dict[Hashable, Segment] = {}
         weights = Weights(model.gguf, model.config, e, hold)
         with e.counting() as ledger:
             self.prepared = ledger.mark()
-            vectors, tables = subject.vectors(e), _tables(e, model.config, context)
-        self.placed = placed = subject.place(weights, vectors, tables)
+            self.vectors, tables = subject.vectors(e), _tables(e, model.config, context)
+        self.placed = placed = subject.place(weights, self.vectors, tables)
         self.layers = placed.layers
         e.row_padding = max((group.rank for layer in self.layers for group in layer.groups), default=0)
         with e.counting():
@@ -59,6 +59,7 @@ class DryRun:
             self._run(sizes, around, representatives(around), keep)
         calls = [(sizes, "begin"), *((place, "forward") for place in around)]
         calls += [(place, way) for place in reversed(around) for way in ("again", "backward")]
+        calls.append((sizes, "update"))
         most, flops = peaks([self.prepared, *(self._known[call] for call in calls if call in self._known)])
         return self.engine.total(most), flops
 
@@ -86,6 +87,8 @@ class DryRun:
             seen = float((np.diff(self.starts) ** 2.0).sum()) / self.ubatch / 2
             stack.train(Operations(e, ledger, seen), Stream(ids, ids, self.starts, ids, ids, 1.0, self.ubatch))
             e.settle()
+            self._known[sizes, "update"] = ledger.mark()
+            self.subject.update(e, self.vectors)
             ledger.mark()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anytune.engine.optimizers import state_bytes
+from anytune.engine.optimizers import Rule, state_bytes
 
 from .full import Full
 from .lora import Layout, Lora
@@ -89,6 +89,9 @@ class LoraSpec:
         layers, head = weights.layers(tables, pairs, self.lora.dropout), weights.head(pairs)
         return Placed(weights, layers, head, flat, gradients, tuple(moments))
 
+    def update(self, e, vectors: tuple) -> None:
+        """An optimizer's step takes nothing that would be worth counting."""
+
     def lowest(self, layers: int) -> int:
         return _lowest(self.pairs, layers)
 
@@ -126,6 +129,13 @@ class FullSpec:
         embedding, norm = (parts[name][1] if name in parts else None for name in (EMBEDDING, OUTPUT_NORM))
         embedding = None if embedding is None else embedding.reshape(self.shapes[EMBEDDING])
         return Placed(weights, weights.layers(tables), weights.head(), None, None, (parts, states), embedding, norm)
+
+    def update(self, e, vectors: tuple) -> None:
+        """An optimizer's step."""
+        parts, states = vectors
+        rule = Rule(float(e.norm([gradient for _, gradient in parts.values()])), 1e-3, 1, 0.9, 0.999, 1e-8, 0.01)
+        for (name, (values, gradient)), state in zip(parts.items(), states):
+            e.optimize(self.full.optimizer, values, gradient, state, self.shapes[name], rule)
 
     def lowest(self, layers: int) -> int:
         return 0 if self.bottom else _lowest(self.shapes, layers)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anytune.engine import optimizers as rules
 from anytune.engine.dry import Ledger
 
 from . import fp8
@@ -215,6 +216,12 @@ class Dry:
 
     def group(self, *args: Any, **options: Any) -> DryGroup:
         return DryGroup(*args, **options).tables(self)
+
+    def optimizer_state(self, kind: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        return {
+            name: torch.empty(sizes, dtype=torch.uint8 if dtype is np.uint8 else torch.float32, device=META)
+            for name, (sizes, dtype) in rules.state_shapes(kind, shape).items()
+        }
 
     def constant(self, gguf, name: str) -> Tensor:
         return self.zeros(gguf.tensors[name].shape)
