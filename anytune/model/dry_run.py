@@ -52,6 +52,11 @@ class DryRun:
 
     def measure(self, sizes: Any, keep: int) -> tuple[int, float]:
         """(bytes that the engine takes, FLOPs) if the last `keep` layers keep all activations, with such pieces."""
+        most, flops = peaks(self.segments(sizes, keep))
+        return self.engine.total(most), flops
+
+    def segments(self, sizes: Any, keep: int) -> list[Segment]:
+        """The whole model's run, in parts that were run."""
         count = len(self.layers)
         kinds = [(sizes, i >= count - keep, kind) for i, kind in enumerate(self._kinds)]
         around = [(*kinds[max(0, i - 1) : i + 2], i == 0, i == count - 1) for i in range(count)]
@@ -60,8 +65,7 @@ class DryRun:
         calls = [(sizes, "begin"), *((place, "forward") for place in around)]
         calls += [(place, way) for place in reversed(around) for way in ("again", "backward")]
         calls.append((sizes, "update"))
-        most, flops = peaks([self.prepared, *(self._known[call] for call in calls if call in self._known)])
-        return self.engine.total(most), flops
+        return [self.prepared, *(self._known[call] for call in calls if call in self._known)]
 
     def _run(self, sizes: Any, around: list[Hashable], kept: list[int], keep: int) -> None:
         """The layers `kept` of all, as they are with their neighbours."""

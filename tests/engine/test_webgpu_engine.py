@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from anytune.engine.check import known_answers
+from anytune.engine.dry import peaks
 from anytune.errors import UserError
 from anytune.model import Lora, load
 from tests.engine.test_torch_engine import cosines, gradients, trainee_of
 from tests.model.conftest import stream
-from tests.support import tiny
+from tests.support import dry, tiny
 from tests.support.webgpu import need_webgpu
 
 NAMES = ("llama", "qwen2", "qwen3", "gemma3")
@@ -175,18 +176,16 @@ def test_the_estimate_is_what_the_pool_takes(files, name, keep):
     hold(trainee, "blocks", keep=keep)
     batch = stream([64], silent=0.0)
     gradients(trainee, batch)
-    e, model = trainee.engine, trainee.model
-    from anytune.engine.budget import Way
-    from anytune.model.plan import _Counter
-    from anytune.model.spec import LoraSpec
+    e = trainee.engine
+    run = dry.dry_run(trainee, "blocks", 64)
+    assert e.recorder.pool.bytes == pytest.approx(pooled(run, keep), rel=0.02)
 
-    shapes = {p.name: (p.out_features, p.in_features) for p in trainee.layout.pairs}
-    counter = _Counter(model, LoraSpec(trainee.lora, shapes), 64, 64)
-    counter.budget = e.budget(model.weights, None)
-    way = Way(0.0, "blocks", e.sizes, "")
-    count = counter.budget.counter(way, 64)
-    counter._run(count, "blocks", keep)
-    assert e.recorder.pool.bytes == pytest.approx(count.bytes, rel=0.02)
+
+def pooled(run, keep: int) -> int:
+    """Bytes of the pool, of a dry run."""
+    run.measure(run.engine.sizes, keep)
+    most, _ = peaks(run.segments(run.engine.sizes, keep))
+    return sum(size * count for size, count in most.items() if size != "bytes")
 
 
 def test_the_binding_limit_can_be_lowered(files, capsys):

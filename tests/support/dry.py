@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from anytune.engine.budget import Way
-from anytune.engine.dry import peaks
 from anytune.model.dry_run import DryRun
 from anytune.model.full_trainee import FullTrainee
 from anytune.model.spec import FullSpec, LoraSpec
@@ -26,5 +25,5 @@ def dry_run(trainee, hold: str, tokens: int, sizes: Any = None) -> DryRun:
 
 
 def prepared(run: DryRun) -> int:
-    """Bytes that it takes before the first micro-batch."""
-    return run.engine.total(peaks([run.prepared])[0])
+    """Bytes that it holds before the first micro-batch."""
+    return run.engine.total(run.prepared.change)
