@@ -27,8 +27,8 @@ class Budget(Protocol):
     ways: list[Way]
 
     # one of the two:
-    #   dry(way, capacity): the engine itself on arrays that are shapes only, for streams of up to `capacity` tokens. What
-    #     it takes within counting() is in the Ledger (dry.py) which that gives; total() makes bytes of it.
+    #   dry(way, capacity): the engine itself on arrays that are shapes only, for streams of up to `capacity` tokens;
+    #     counting() gives the Ledger (dry.py) that what it takes is entered into, total() makes bytes of it.
     def counter(self, way: Way, capacity: int):
         """A count engine (count.py) that holds weights as `way` says, for streams of up to `capacity` tokens. Its
         .bytes is the peak of what it allocates, its .held(matrices, groups) what the weights take."""

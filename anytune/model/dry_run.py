@@ -98,8 +98,9 @@ class DryRun:
 
 def _tables(e, config, context: int) -> dict:
     """As Model.rope_tables(), of any angles."""
+    half = config.rope_size // 2
     made = [
-        tuple(e.zeros(context * (config.rope_size // 2)).reshape(context, -1) for _ in range(2))
+        tuple(e.zeros(context * half).reshape(context, half) for _ in range(2))
         for _ in range(1 if config.local_base is None else 2)
     ]
     return {False: made[0], True: made[-1]}

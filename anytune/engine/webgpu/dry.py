@@ -91,6 +91,11 @@ class DryWeight(Weight):
         pass
 
 
+class DryCanary:
+    def look(self) -> None:
+        """A device that does not compute computes nothing wrong."""
+
+
 def dry(engine: Any, sizes: Any, capacity: int) -> Dry:
     """The engine run dry, for streams of up to `capacity` tokens."""
     return type("DryEngine", (Dry, type(engine)), {})(engine, sizes, capacity)
@@ -105,6 +110,7 @@ class Dry:
         self.commands, self.tuning = DryCommands(self.device, engine.commands), engine.tuning
         self.sizes, self.training, self.capacity, self.pool = sizes, True, capacity, DryPool(self.device)
         self.recorder.running = True
+        self.canary = DryCanary()
         self._names: dict[tuple[int, ...], list[str]] = {}  # of the file's matrices, by shape
 
     def begin(self, starts, capacity: int, key=(0, 0, 0)) -> None:
