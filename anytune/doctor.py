@@ -153,7 +153,7 @@ def _engine(name: str, threads: int | None) -> dict[str, Any]:
         "operations": rows,
         **{key: value for key, value in engine.identity().items() if key != "engine"},
         "gflops": gflops,
-        **({"fp8_error": engine.fp8_error()} if getattr(engine, "has_fp8", False) else {}),
+        **({"fp8_error": engine.fp8_error()} if engine.has_fp8 else {}),
         "seconds": round(time.perf_counter() - start, 2),
     }
 

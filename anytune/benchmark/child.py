@@ -104,7 +104,7 @@ class Anytune:
         self.task = work(self.model, self.test, self.settings)
 
     def facts(self) -> dict[str, Any]:
-        estimate, workers = self.task.estimate, getattr(self.engine, "workers", None)
+        estimate, workers = self.task.estimate, self.engine.workers
         return {
             "engine": self.engine.name,
             "hardware": hardware(self.engine),
@@ -128,7 +128,7 @@ class Anytune:
 
 def hardware(engine) -> str:
     """What the engine's device is called by its maker."""
-    device = getattr(engine, "device", None)
+    device = engine.device
     if engine.name == "webgpu":
         return device.name
     kind = getattr(device, "type", "cpu")

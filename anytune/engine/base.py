@@ -103,15 +103,32 @@ class Engine(Protocol):
     A Number is a float, or something that becomes one with float() once the device is done.
     """
 
-    name: str
+    # -- set by callers
     row_padding: int  # spare columns behind activations, for the low-rank products of linear()
-    training: bool  # dropout acts
+    training: bool  # dropout acts, and what backwards need is kept
+    sizes: Any  # of temporary pieces, from a way of its budget(); an engine begins with what is fastest
+    process_group: Any  # the processes that train one model together (distributed/process_group.py), or None
+    proved: bool | None  # whether known answers were checked, those of training the model's own weights too; None: no
+
+    # -- its own
+    name: str
+    device: Any  # torch's or WebGPU's; None: the host
+    workers: Any  # threads that operations are split between (workers.count; use_threads() changes it), or None
+    adapters_only: bool  # a model's own weights cannot be trained
+    fp8: bool  # gradients pass frozen weights in 8-bit floats
+    has_fp8: bool  # and whether the device could; then fp8_error() says how exact it is
     tolerance: float  # relative error of an operation that its number format explains
     decode_rows: int  # rows up to which a product is bound by reading weights, so that linear_decode() pays
     keeps_turned: bool  # queries and keys after rope are kept for the backward, where they could be made again
     keeps_attended: bool  # what attention gave is kept of layers whose forward runs twice
     steps_in_flight: int  # steps of training that may be asked for before the first one's Numbers are looked at
     offers: frozenset[str]  # operations that it has beyond those that every engine must have: "delta", "experts"
+
+    def own_answers(self) -> list:
+        """Answers (answers.py) to known questions that only this engine has."""
+
+    def enter(self, layer: int) -> None:
+        """The operations that follow are of that layer: for engines whose caches are a layer's (model/decoder.py)."""
 
     # -- memory and transfers
     def begin(self, starts, capacity: int, key: tuple[int, int, int]) -> None:

@@ -1,8 +1,9 @@
-"""Pairs of operations that always come together, made of the single ones: for engines that do not fuse them."""
+"""What most engines have in common: the state that callers set, and pairs of operations made of the single ones."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,19 @@ from .algebra import HostAlgebra
 class Composed:
     """Mixed into an engine. base.py says what the operations mean."""
 
-    keeps_turned = keeps_attended = False
+    process_group: Any = None
+    proved: bool | None = None
+    device: Any = None
+    workers: Any = None
+    keeps_turned = keeps_attended = fp8 = has_fp8 = adapters_only = False
     offers: frozenset[str] = frozenset()
+
+    def own_answers(self) -> list:
+        """There are none."""
+        return []
+
+    def enter(self, layer: int) -> None:
+        """Nothing depends on the layer."""
 
     @functools.cached_property
     def algebra(self) -> HostAlgebra:

@@ -26,7 +26,7 @@ class FullTrainee(Passes):
 
     def __init__(self, model, full: Full, ubatch: int = 512, context: int | None = None, memory: int | None = None):
         super().__init__(model, ubatch, 0)
-        if getattr(self.engine, "fp8", False):
+        if self.engine.fp8:
             raise UserError(
                 "--dtype fp8 needs frozen weights, which full training does not have: omit it, or train an adapter "
                 "(without --full)"

@@ -119,8 +119,7 @@ class Stack:
         """What the head reads of the given rows (None: all), [M, d]: no backward follows."""
         x = self.embed(e, ids)
         for number, layer in enumerate(self.layers):
-            if hasattr(e, "enter"):  # tokens that continue sequences; see decoder.py
-                e.enter(number)
+            e.enter(number)
             x = layer_forward(e, x, layer, positions, rows if number == len(self.layers) - 1 else None)[0]
         return finish(e, self.weights, x)
 

@@ -92,7 +92,7 @@ def losses(model: Any, ids: np.ndarray, learned: list[bool], adapter: Any) -> li
 def frugal(model: Any) -> Iterator[None]:
     """A decoder must not hold the weights in another way than the training that waits does."""
     memory, model.memory = model.memory, 1
-    training = model.engine.training if hasattr(model.engine, "training") else False
+    training = model.engine.training
     try:
         yield
     finally:

@@ -39,7 +39,7 @@ def joined(model: Model, shard: bool) -> Iterator[SingleProcess]:
 
 def join_group(engine: Any, shard: bool) -> SingleProcess:
     """The process group of this process, made known to its engine. Raises UserError."""
-    device, here = getattr(engine, "device", None), places().get("LOCAL_RANK")
+    device, here = engine.device, places().get("LOCAL_RANK")
     if shard and here is None:
         raise UserError("--shard splits the base between processes: start several with --gpus N or torchrun.")
     if shard and (device is None or device.type not in ("cpu", "cuda")):
@@ -54,8 +54,6 @@ def join_group(engine: Any, shard: bool) -> SingleProcess:
     if process_group.size > 1:
         prove(engine, True)  # alone: its known answers hold for one process
         engine.process_group = process_group
-        if hasattr(engine, "shards"):
-            engine.shards = process_group.size
     return process_group
 
 
@@ -84,7 +82,7 @@ def rhythm(settings: TrainSettings, engine: Any, process_group: SingleProcess) -
 
 def share_cores(engine: Any, asked: int | None, process_group: SingleProcess) -> None:
     """Processes of one machine share out its cores, unless the caller asked for a number of threads."""
-    workers = getattr(engine, "workers", None)
+    workers = engine.workers
     if workers is not None and asked is None and process_group.size > 1:
         engine.use_threads(min(workers.count, max(1, cores() // process_group.local_size)))
 

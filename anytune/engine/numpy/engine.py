@@ -61,9 +61,6 @@ class NumpyEngine(Composed):
         self.sizes = Sizes()
         self.capacity = 0  # tokens that every [T, n] buffer can hold, so that buffers fit all batches
         self.training = False  # dropout acts
-        self.process_group = (
-            None  # the processes that train together (distributed/process_group.py), if they are several
-        )
         self.dropout_key = (0, 0, 0)
         self._scratch: list[dict[str, np.ndarray]] = [{} for _ in range(self.workers.count)]
         self._raw: dict[int, np.ndarray] = {}

@@ -69,7 +69,6 @@ class TorchEngine(Composed):
         self.scratch: Tensor | None = None  # the matrix of a group that is not held dense
         self.fp8 = where.fp8  # input gradients pass frozen weights in fp8; see fp8.py
         self.scratch_fp8: Tensor | None = None
-        self.process_group, self.shards = None, 1  # the ranks of a job, and how many share the blocks
         self.slices: _slices.Slices | None = None  # their parts, where they do
         self.offloader = Offloader(self.device)
         self.pending: list[tuple] = []  # operands of gradients that are made together; see linear.py

@@ -40,7 +40,6 @@ class WebGpuEngine(Composed):
 
     name = "webgpu"
     decode_rows, row_padding = 8, 0
-    process_group = None
 
     def __init__(self, device: Device):
         self.device, self.commands = device, Commands(device)
