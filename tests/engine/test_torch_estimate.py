@@ -38,8 +38,8 @@ def trainee_of(path, how, dtype="f32", **options):
     return model.full_trainee(how, **options) if isinstance(how, Full) else model.trainee(how, **options)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
-@pytest.mark.parametrize("how", [Lora(rank=4, dropout=0.1), Lora(rank=4, modules="attn_q"), Full(layers=2)])
+@pytest.mark.parametrize("name", ["gemma3", "qwen35"])
+@pytest.mark.parametrize("how", [Lora(rank=4, dropout=0.1), Full(layers=2)])
 def test_layers_that_repeat_run_once(files, name, how, monkeypatch):
     """And nothing is lost by it: the whole run takes the same, to the byte and to the operation."""
     if name == "qwen35" and how.__class__ is Full:
@@ -50,7 +50,7 @@ def test_layers_that_repeat_run_once(files, name, how, monkeypatch):
             monkeypatch.setattr(dry_run, "representatives", lambda around: list(range(len(around))))
         run = dry.dry_run(trainee, "blocks", 48)
         layers = len(run.layers)
-        found.append([run.measure(sizes, keep) for sizes in (Sizes(), AWAY) for keep in range(layers + 1)])
+        found.append([run.measure(sizes, keep) for sizes, keep in ((Sizes(), layers), (AWAY, 0), (AWAY, 2))])
     assert found[0] == found[1]
 
 
@@ -67,7 +67,7 @@ def peak(trainee, batch) -> int:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
-@pytest.mark.parametrize("how", [Lora(rank=4), Full("norm"), Full("attn_q,ffn_down")])
+@pytest.mark.parametrize("how", [Lora(rank=4), Full("attn_q,ffn_down")])
 def test_a_step_takes_what_the_dry_run_said(files, name, how):
     if name == "qwen35" and how.__class__ is Full:
         pytest.skip("LoRA's run shows its layers")

@@ -36,6 +36,10 @@ def _written(*args: Any, **kwargs: Any) -> Any:
     return args[0]
 
 
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
 def _element_wise(*args: Any, **kwargs: Any) -> Tensor:
     parts = [x for x in args if isinstance(x, Tensor)]
     dtype = kwargs.get("dtype") or (parts[0].dtype if len(parts) == 1 else torch.result_type(*parts[-2:]))
@@ -60,7 +64,7 @@ def shapes_of(operation: Any) -> Callable:
     seconds."""
     name = operation.overloadpacket.__name__
     if name.endswith("_") and not name.endswith("__"):
-        return _written
+        return _written if operation._schema.returns else _nothing
     if name in ("lt", "le", "gt", "ge", "eq", "ne"):
         return _compared
     if torch.Tag.pointwise in operation.tags:
