@@ -19,6 +19,7 @@ from anytune.engine.flops import Operations
 from .build import Weights
 from .part import Layer, Norm, Part
 from .passes import groups_of
+from .rope import tables
 from .stack import Stack
 
 SIMPLE = (int, float, str, bool, type(None), tuple)
@@ -97,13 +98,8 @@ class DryRun:
 
 
 def _tables(e, config, context: int) -> dict:
-    """As Model.rope_tables(), of any angles."""
-    half = config.rope_size // 2
-    made = [
-        tuple(e.zeros(context * half).reshape(context, half) for _ in range(2))
-        for _ in range(1 if config.local_base is None else 2)
-    ]
-    return {False: made[0], True: made[-1]}
+    """As Model.rope_tables(), on the engine."""
+    return {rope: tuple(map(e.vector, table)) for rope, table in tables(config, context).items()}
 
 
 class _Marked(Layer):
