@@ -51,7 +51,7 @@ class Training:
 
     @property
     def estimate(self):
-        """The plan's Estimate (model/plan.py)."""
+        """The planner's Estimate (model/plan.py)."""
         return self.trainee.estimate
 
     def take(self) -> Any:

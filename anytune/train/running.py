@@ -38,7 +38,7 @@ def run(
         console=console,
         calls=calls,
         watch=watch,
-        plan=planned.steps,
+        steps=planned.steps,
         product=planned.product,
         process_group=process_group,
     )

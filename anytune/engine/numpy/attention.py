@@ -37,7 +37,7 @@ class Task:
         return (self.high - self.low) * (self.high - self.first_key(window)) + 500
 
 
-def plan(starts, heads: Heads, scores: int, lanes: int) -> list[tuple[int, list[Task]]]:
+def tasks_of(starts, heads: Heads, scores: int, lanes: int) -> list[tuple[int, list[Task]]]:
     """The tasks of a packed stream in chains, dearest first: (lane, tasks), the same for forward and backward.
 
     In the backward the tasks of one example and key head add to the same rows of dk and dv, so they run one after the
@@ -87,7 +87,7 @@ def attention(e, q, k, v, heads: Heads):
         np.matmul(scores, v[first : task.high, cut], out=result)
         out[task.low : task.high, slab] = result.reshape(task.high - task.low, group * size)
 
-    e.workers.run([partial(work, task) for _, tasks in e.plan(heads) for task in tasks])
+    e.workers.run([partial(work, task) for _, tasks in e.attention_tasks(heads) for task in tasks])
     return out, lse
 
 
@@ -122,7 +122,7 @@ def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
     e.workers.rows(
         tokens, lambda low, high: e.kernels.row_dots(dout[low:high], out[low:high], heads.n_heads, inner[low:high]), 128
     )
-    chains = e.plan(heads)
+    chains = e.attention_tasks(heads)
     sums_of = lanes_of(e, chains, dk, dv)
 
     def work(task: Task, sums: tuple, number: int) -> None:

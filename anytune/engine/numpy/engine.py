@@ -64,7 +64,7 @@ class NumpyEngine(Composed):
         self.dropout_key = (0, 0, 0)
         self._scratch: list[dict[str, np.ndarray]] = [{} for _ in range(self.workers.count)]
         self._raw: dict[int, np.ndarray] = {}
-        self._plans: dict[Heads, list] = {}
+        self._tasks: dict[Heads, list] = {}
         self._starts = np.zeros(2, np.int32)
         self.loads = Loads()
 
@@ -93,7 +93,7 @@ class NumpyEngine(Composed):
         # Without a capacity (generation) sizes follow each prompt's length and would pile up.
         if capacity != self.capacity or (not capacity and self.pool.bytes > FORGET):
             self.pool.clear()
-        self.capacity, self._starts, self._plans, self.dropout_key = capacity, starts, {}, key
+        self.capacity, self._starts, self._tasks, self.dropout_key = capacity, starts, {}, key
 
     def budget(self, weights, memory: int | None) -> NumpyBudget:
         return NumpyBudget(self, weights, memory)
@@ -128,11 +128,11 @@ class NumpyEngine(Composed):
         """int32 [T]: where the example of each token of the announced stream begins."""
         return np.repeat(self._starts[:-1], np.diff(self._starts))
 
-    def plan(self, heads: Heads) -> list:
+    def attention_tasks(self, heads: Heads) -> list:
         """Attention's chains of tasks for the announced stream, made once for all layers of one shape."""
-        if heads not in self._plans:
-            self._plans[heads] = _attention.plan(self._starts, heads, self.sizes.scores, self.sizes.lanes)
-        return self._plans[heads]
+        if heads not in self._tasks:
+            self._tasks[heads] = _attention.tasks_of(self._starts, heads, self.sizes.scores, self.sizes.lanes)
+        return self._tasks[heads]
 
     def flat(self, floats: int) -> np.ndarray:
         """A flat float32 array from the pool, content undefined."""

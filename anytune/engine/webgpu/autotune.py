@@ -88,11 +88,11 @@ class Autotune:
         from .linear import product
 
         e, part = self.e, _Blocks(self.rows, self.width)
-        planned, e.plan_product = e.plan_product, lambda way, m, n, k: e.tuning.slices(tile, groups, m, n, k)
+        before, e.tile_product = e.tile_product, lambda way, m, n, k: e.tuning.slices(tile, groups, m, n, k)
         try:
             product(e, p.x, 0, self.raw.bind(), 0, part, p.forward, 0, p.n, p.k, p.y, 0, False, None, None, None)
         finally:
-            e.plan_product = planned
+            e.tile_product = before
 
     def best(self, forward: bool, tokens: int, tiles: list[Tile]) -> tuple[Tile, int, float]:
         """(tile, workgroups, seconds of all products) of the fastest that gives the default's result."""
@@ -110,7 +110,7 @@ class Autotune:
 
     def _sound(self, products: list[Product], tiles: list[Tile], until: float) -> list[tuple[Tile, int]]:
         """Tiles with numbers of workgroups that fit, cut sums each in another way, and give the default's result."""
-        e, square, found, plans = self.e, products[0], [], set()
+        e, square, found, tilings = self.e, products[0], [], set()
         tokens = square.x.rows
         self.run(square, Tile(), 0)
         wanted = e.host(square.y)  # the default's, which the known answers prove
@@ -118,10 +118,10 @@ class Autotune:
             if tile.m > 2 * tokens or tile.bytes > 16384 or tile.threads > 256:
                 continue
             for groups in WORKGROUPS:
-                plan = (tile, *(e.tuning.slices(tile, groups, tokens, p.n, p.k)[1:] for p in products))
-                if plan in plans or found and time.perf_counter() > until:
+                tiling = (tile, *(e.tuning.slices(tile, groups, tokens, p.n, p.k)[1:] for p in products))
+                if tiling in tilings or found and time.perf_counter() > until:
                     continue
-                plans.add(plan)
+                tilings.add(tiling)
                 self.run(square, tile, groups)
                 if np.max(np.abs(e.host(square.y) - wanted)) <= 1e-4 * np.max(np.abs(wanted)):
                     found.append((tile, groups))

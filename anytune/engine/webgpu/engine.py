@@ -260,9 +260,9 @@ class WebGpuEngine(Composed):
             "tiles": self.tuning.name,
         }
 
-    def plan_product(self, forward: bool, m: int, n: int, k: int):
+    def tile_product(self, forward: bool, m: int, n: int, k: int):
         """(tile, slices of the sum, the sum's length in a slice)."""
-        return self.tuning.plan(forward, m, n, k)
+        return self.tuning.tiling(forward, m, n, k)
 
     def most_columns(self, rows: int, k: int) -> int:
         """Columns of a product that one dispatch may hold; multiples of 64."""

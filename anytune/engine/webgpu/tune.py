@@ -43,7 +43,7 @@ class Tuning:
         text = repr(sorted((key, tile.name, groups) for key, (tile, groups) in self.choices.items()))
         return hashlib.sha256(text.encode()).hexdigest()[:8] if self.choices else "default"
 
-    def plan(self, forward: bool, m: int, n: int, k: int) -> tuple[Tile, int, int]:
+    def tiling(self, forward: bool, m: int, n: int, k: int) -> tuple[Tile, int, int]:
         """(tile, slices of the sum, length of a slice) of out [m, n] with sums over k."""
         tile, wanted = self.choices.get((forward, m >= MANY), (self.default, 0))
         return self.slices(tile, wanted, m, n, k)
