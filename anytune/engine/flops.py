@@ -57,6 +57,18 @@ class Operations:
         self._backward(gate.shape[0], group, need_dx)
         return self.engine.glu_linear_backward(dy, gate, up, activation, group, then, need_dx)
 
+    def _experts(self, slots: int, group: Any, products: float) -> None:
+        one = sum(w.expert_features * w.in_features for w in group.weights)
+        self.ledger.compute(2.0 * slots * products * (one + _pairs(group)))
+
+    def expert_linear(self, x, group, routing):
+        self._experts(x.shape[0], group, 1)
+        return self.engine.expert_linear(x, group, routing)
+
+    def expert_linear_backward(self, dys, x, group, routing, need_dx=True):
+        self._experts(x.shape[0], group, need_dx + any(w.gradient is not None for w in group.weights))
+        return self.engine.expert_linear_backward(dys, x, group, routing, need_dx)
+
     def _attend(self, tokens: int, heads: Heads, products: int) -> None:
         seen = min(self.seen, heads.window or self.seen)
         self.ledger.compute(2.0 * products * tokens * heads.n_heads * heads.head_dim * seen)
@@ -95,4 +107,4 @@ def _matrices(weights) -> int:
 def _pairs(group) -> int:
     """Numbers in the low-rank pairs of a group."""
     pairs = [p for p in group.pairs or () if p is not None]
-    return sum(p.a.shape[0] * (p.a.shape[1] + p.b.shape[0]) for p in pairs)
+    return sum(p.a.shape[-2] * (p.a.shape[-1] + p.b.shape[-2]) for p in pairs)

@@ -168,6 +168,6 @@ def _hashable(value: Any) -> bool:
 
 def _linears(group: Any) -> Hashable:
     return tuple(
-        (w.out_features, w.in_features, w.nbytes, w.gradient is not None, None if pair is None else pair.a.shape[0])
+        (w.out_features, w.in_features, w.nbytes, w.gradient is not None, None if pair is None else pair.a.shape[-2])
         for w, pair in zip(group.weights, group.pairs or (None,) * len(group.weights))
     )

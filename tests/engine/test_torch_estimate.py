@@ -30,7 +30,7 @@ MEASURED = json.loads((Path(__file__).parents[2] / "bench" / "results" / "train_
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("estimate")
-    return {name: tiny.write(folder / f"{name}.gguf", name) for name in ("llama", "qwen2", "gemma3", "qwen35")}
+    return {name: tiny.write(folder / f"{name}.gguf", name) for name in ("llama", "gemma3", "qwen35", "qwen3moe")}
 
 
 def trainee_of(path, how, dtype="f32", **options):
@@ -42,7 +42,7 @@ def trainee_of(path, how, dtype="f32", **options):
 @pytest.mark.parametrize("how", [Lora(rank=4, dropout=0.1), Full(layers=2)])
 def test_layers_that_repeat_run_once(files, name, how, monkeypatch):
     """And nothing is lost by it: the whole run takes the same, to the byte and to the operation."""
-    if name == "qwen35" and how.__class__ is Full:
+    if name in ("qwen35", "qwen3moe") and how.__class__ is Full:
         pytest.skip("its layers are of two kinds, which LoRA's runs show")
     trainee, found = trainee_of(files[name], how, ubatch=48), []
     for every in (False, True):
@@ -66,10 +66,10 @@ def peak(trainee, batch) -> int:
     return max(itertools.accumulate(size for _, size in sorted(events)))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35", "qwen3moe"])
 @pytest.mark.parametrize("how", [Lora(rank=4), Full("attn_q,ffn_down")])
 def test_a_step_takes_what_the_dry_run_said(files, name, how):
-    if name == "qwen35" and how.__class__ is Full:
+    if name in ("qwen35", "qwen3moe") and how.__class__ is Full:
         pytest.skip("LoRA's run shows its layers")
     trainee, batch = trainee_of(files[name], how, ubatch=96), stream([96], silent=0)
     trainee.accumulate(batch, 0.1, 1, 0)  # what stays is there

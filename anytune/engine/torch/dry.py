@@ -17,10 +17,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anytune.engine import optimizers as rules
+from anytune.engine.base import Router
 from anytune.engine.dry import Ledger
 
 from . import fp8
 from .arrays import STANDS_FOR
+from .experts import ExpertWeights, Routing
 from .linear import hold_matrices, matrix
 from .offload import Offloader
 from .plain_low import gradient_table, place_table
@@ -107,7 +109,7 @@ class Watch(TorchDispatchMode):
         self.ledger.give("bytes", size)
 
 
-class DryWeight(Weight):
+class Unread:
     """A matrix whose bytes are not read."""
 
     def read(self, low: int, high: int, pinned: bool = False) -> Tensor:
@@ -122,6 +124,14 @@ class DryWeight(Weight):
 
     def load_rows(self, out: Tensor) -> None:
         """Only `out` stays."""
+
+
+class DryWeight(Unread, Weight):
+    pass
+
+
+class DryExperts(Unread, ExpertWeights):
+    pass
 
 
 class DryOffloader(Offloader):
@@ -195,6 +205,7 @@ class Dry:
     def __init__(self, engine: Any, sizes: Any):
         super().__init__(replace(engine.where, device=META))
         self.sizes, self.ledger, self.training, self.f = sizes, Ledger(), True, engine.f
+        self.grouped = engine.grouped
         self.watch, self.offloader = Watch(self.ledger), DryOffloader(META)
         if engine.process_group is not None:
             self.process_group = DryProcesses(engine.process_group.size)
@@ -214,12 +225,20 @@ class Dry:
         return most.get("bytes", 0)
 
     def weight(self, gguf, name: str, hold: str = "blocks") -> DryWeight:
-        made = DryWeight(self, gguf, name, "blocks")
+        made = (DryExperts if len(gguf.tensors[name].shape) == 3 else DryWeight)(self, gguf, name, "blocks")
         made.change_hold("blocks" if hold == "lookup" else hold)
         return made
 
     def group(self, *args: Any, **options: Any) -> DryGroup:
         return DryGroup(*args, **options).tables(self)
+
+    def route(self, scores: Tensor, bias: Tensor | None, router: Router) -> Routing:
+        """Every expert gets as many tokens."""
+        made = super().route(scores, bias, router)
+        if not self.grouped:
+            share = len(made.tokens) / router.experts
+            made.ends = torch.tensor([int(share * (i + 1)) for i in range(router.experts)], device=HOST)
+        return made
 
     def optimizer_state(self, kind: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
         return {
