@@ -6,6 +6,7 @@ AVX-512, AVX2 or NEON code of them. No operation is fused or reordered, so resul
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from llvmlite import ir
@@ -42,6 +43,8 @@ class _FloatsModel(models.PrimitiveModel):
         super().__init__(manager, kind, FLOATS)
 
 
+# caches of compiled kernels that an update in place leaves behind name these types by the module where they were
+sys.modules.setdefault("anytune.gguf.lanes", sys.modules[__name__])
 ints, floats = Ints("ints x 16"), Floats("floats x 16")
 
 

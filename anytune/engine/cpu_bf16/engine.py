@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 
-from anytune.engine.numpy.engine import ACTIVATIONS, NumpyEngine
+from anytune.engine.numpy.engine import NumpyEngine
+from anytune.engine.numpy.rows import ACTIVATIONS
 from anytune.engine.numpy.plain import GELU
 
 from . import attention as _attention
