@@ -59,7 +59,7 @@ def list_runs(root: str, as_json: bool) -> None:
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     for line in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    click.echo(f"{len(found)} runs, {bytes_text(sum(run.bytes for run in found))}")
+    click.echo(f"{len(found)} run{'s' * (len(found) > 1)}, {bytes_text(sum(run.bytes for run in found))}")
 
 
 @runs.command(
