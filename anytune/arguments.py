@@ -59,6 +59,12 @@ ARGUMENTS = {  # flag -> what Python calls it, where that is not the flag with u
     "--raw": "chat=False",
     "--temp": "temperature",
     "--gpus": "torchrun --nproc-per-node",
+    "--chat": "chat=True",
+    "--accept-differences": "accept_differences=True",
+    **{
+        f"--{role}-key": f"columns={{{role!r}: …}}"
+        for role in ("messages", "text", "prompt", "completion", "system", "tools", "context", "reasoning")
+    },
 }
 PLAIN = (  # flags whose argument is the same word
     *("learning-rate", "lr-min", "max-steps", "warmup-ratio", "warmup-steps", "weight-decay", "max-grad-norm", "seed"),
@@ -66,7 +72,7 @@ PLAIN = (  # flags whose argument is the same word
     *("resume-from", "report-to", "run-name", "run-dir", "loss", "assistant-loss-only", "overflow", "format", "device"),
     *("dtype", "tf32", "threads", "memory", "max-binding", "shard", "output-type", "chat-template", "positions"),
     *("exact", "imatrix", "system", "output", "chunks", "context", "tensor-type", "top-k", "top-p", "min-p"),
-    *("repeat-penalty", "repeat-last-n"),
+    *("repeat-penalty", "repeat-last-n", "type"),
 )
 _NAMES = ARGUMENTS | {f"--{word}": word.replace("-", "_") for word in PLAIN}
 _BESIDE = re.compile(r" \((--[a-z0-9-]+)\)")  # a flag beside the argument's name
