@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.arguments import python_words
+from anytune.words import python_words
 from anytune.errors import UserError
 from tests.support import tiny
 
@@ -73,7 +73,7 @@ OTHERS = {"--merge", "--json", "--name", "--no-template", "--qera", "--train"}  
 
 
 def test_every_flag_in_a_message_has_an_argument():
-    """Messages of what Python reaches name flags, which arguments.python_words puts arguments in the place of."""
+    """Messages of what Python reaches name flags, which words.python_words puts arguments in the place of."""
     for part in (
         "adapter",
         "engine",

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from anytune.adapter.resolve import AdapterLike, resolve
-from anytune.arguments import public, python_words
+from anytune.arguments import public
+from anytune.words import python_words
 from anytune.errors import UserError
 from anytune.train.callbacks import Callbacks, Row
 from anytune.train.defaults import OPEN
