@@ -129,6 +129,10 @@ def finetune(
     from anytune.model import Full
     from anytune.train.finetune import train
 
+    if not (full is None or isinstance(full, bool | Full)):
+        raise UserError(
+            f"full is a {type(full).__name__}: give anytune.Full(…), or True for all of the model's weights."
+        )
     whole = Full() if full is True else full or None
     sizes = {"batch": batch, "epochs": epochs, "max_steps": max_steps, "lr": learning_rate}
     settings = TrainSettings(
