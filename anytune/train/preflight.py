@@ -27,7 +27,8 @@ def report(trainee, steps: Steps, val, settings: TrainSettings, flops_per_second
         f"tokens, learning rate {settings.lr:g} ({settings.scheduler})",
     ]
     if flops := getattr(estimate, "flops_per_token", 0):
-        lines[-1] += f": about {duration(flops * steps.tokens / flops_per_second)} (a rough estimate, refined after step 1)"
+        seconds = flops * steps.tokens / flops_per_second
+        lines[-1] += f": about {duration(seconds)} (a rough estimate, refined after step 1)"
     if estimate is not None:
         how = getattr(estimate, "text", "")
         lines.append(f"Memory: about {size(estimate.peak_bytes)}{f' ({how})' if how else ''}")
