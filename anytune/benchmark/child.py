@@ -33,7 +33,7 @@ def main() -> None:
             _say(answers, refused=str(error))
         except MemoryError:
             _say(answers, refused="the machine ran out of memory: give --memory, or a smaller -ub or -d.")
-    os._exit(0)  # all is said: a crash while a library shuts down must not spoil it
+    os._exit(0)  # results are out: a crash while a library shuts down must not affect them
 
 
 def _leave_with_parent() -> None:

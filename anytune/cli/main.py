@@ -1,6 +1,6 @@
 """The entry point: gathers the commands and turns every ending into a sentence and an exit code.
 
-0 done; 1 a check failed or something broke (the log's place is printed); 2 the user can mend it; 130 Ctrl-C.
+0 done; 1 a check failed or something crashed (the log's path is printed); 2 the user can fix it; 130 Ctrl-C.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def existing_file(path: str | Path, what: str) -> Path:
 
 
 def text_file(path: str | Path, what: str) -> Path:
-    """`path` as existing_file() has it, but "-" stands for standard input, and hf:owner/dataset is fetched."""
+    """`path` as existing_file() returns it, but "-" is standard input, and hf:owner/dataset is fetched."""
     if os.fspath(path).startswith("hf:"):
         (found, *more) = data_files([os.fspath(path)])
         if more:

@@ -1,4 +1,4 @@
-"""anytune runs: the run folders here, what they take, and room made."""
+"""anytune runs: list run folders with their sizes, and free space."""
 
 from __future__ import annotations
 

@@ -335,7 +335,7 @@ class Engine(Protocol):
         """(dx, dgate)."""
 
     def state(self, slots: int, size: int) -> Array:
-        """float32 room for `size` numbers of each of `slots` sequences. A sequence whose position is 0 begins anew."""
+        """A float32 buffer of `size` numbers for each of `slots` sequences. A sequence at position 0 starts over."""
 
     # -- mixtures of experts. A slot: a token at one of its experts; there are S = used * T, sorted by expert
     def expert_group(

@@ -60,7 +60,7 @@ def plain(c: Config, layer: int) -> tuple[type, type]:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The plain transformer (pre-norm, attention with rope, gated product, RMSNorm), but for what is said here."""
+    """The plain transformer (pre-norm, attention with rope, gated product, RMSNorm), except as stated here."""
 
     name: str  # as llama.cpp has it
     neox: bool  # rope pairs i with i + n/2 (GPT-NeoX order), else neighbours

@@ -52,7 +52,7 @@ def plan(
 ) -> Planned:
     """make(prepared): the trainee and its product, on the engine of `place`. record: what settings.json says besides.
 
-    Says what will be done, in which time and memory. Raises UserError where it cannot be: no memory, no room on the
+    Prints the plan, with time and memory. Raises UserError if it cannot work: no memory, no space on the
     disk, an output that cannot be written, a checkpoint of something else.
     """
     model, settings = prepared.model, prepared.settings
@@ -140,7 +140,7 @@ def _made(
 
 
 def _try_places(trainee: Any, product: Any, steps: Steps, output: Path | None, say: Callable[[str], None]) -> None:
-    """Is there room on the disks, and can the result be saved where it is wanted?"""
+    """Is there enough disk space, and can the result be saved where requested?"""
     settings = steps.settings
     home = Path(settings.run_dir or ".")
     folders = [home, Path(settings.checkpoint_save_dir or home)]

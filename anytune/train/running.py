@@ -1,4 +1,4 @@
-"""The third part of a run: the loop, and what is said where it has to end."""
+"""The third part of a run: the loop, and its error messages."""
 
 from __future__ import annotations
 

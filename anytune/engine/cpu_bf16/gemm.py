@@ -131,7 +131,7 @@ def pack_rows(source, stride, columns, summed, size, target, depth, first):
 def turn(source, stride, rows, columns, size, target, target_stride):
     """The transpose of rows [rows, columns] of float32 (size 4) or bf16 (size 2) as rows of bf16 [columns, rows].
 
-    The target has room for a multiple of 16 rows of a multiple of 32; behind the last column come zeros."""
+    The target is padded to a multiple of 16 rows of a multiple of 32; columns beyond the last are zero."""
     edge = np.empty((32, 16), np.float32)
     for r in range(0, rows, 32):
         for c in range(0, columns, 16):
@@ -224,7 +224,7 @@ def pack_single(source, stride, columns, summed, target):
 @compiled(8)
 def product_single(a, a_stride, b, c, c_stride, rows, columns, summed):
     """c [rows, columns] = a [rows, summed] times b of pack_single. columns: whole panels of 32, the last perhaps of 16;
-    a and c have room for a multiple of four rows."""
+    a and c are padded to a multiple of four rows."""
     depth = (summed + 15) // 16 * 16
     for j in range(0, columns, PANEL):
         panel, wide = b + 4 * j * depth, columns - j > 16

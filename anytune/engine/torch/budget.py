@@ -2,7 +2,7 @@
 
 Fastest first: weights dequantized once (2 bytes each); kept as the file's blocks and dequantized at each use; kept in
 pinned host memory and copied at each use. Layer inputs that wait for their backward may wait on the host. Several
-processes may share the blocks out; they must decide alike, so the room that counts is that of the one with the least.
+processes may share the blocks out; they must decide alike, so the process with the least free memory decides.
 """
 
 from __future__ import annotations

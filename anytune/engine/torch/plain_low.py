@@ -84,7 +84,7 @@ def gradient_table(parts, in_features: int, rank: int, device) -> GradientTable:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a · b in float32, without float32 copies of the operands where that can be had."""
+    """a · b in float32, without float32 copies of the operands where possible."""
     if on_nvidia(a) and a.dtype == b.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()

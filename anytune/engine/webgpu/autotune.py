@@ -1,4 +1,4 @@
-"""The race of products' tiles: each contestant's time beside the others' on this device.
+"""Autotuning of the products' tiles: candidates are timed against each other on this device.
 
 A GPU that has little to do lowers its clocks, by a factor of five on some. So everything is compiled and checked
 first, the device is kept busy until its clocks are up, and contestants take turns, several times; the best time of each
@@ -21,7 +21,7 @@ from .weights import Part
 
 WIDTH = 2048
 WIDER = 4  # a second product, so much wider, as the hidden layer's are
-TOKENS = (128, 1024)  # what the two classes of products are raced with
+TOKENS = (128, 1024)  # the sizes with which the two classes of products are tuned
 TILES = (
     Tile(),
     Tile(ahead=True),
@@ -39,9 +39,9 @@ SLOW = 0.02  # seconds of the default's product, from which on the wider one is 
 BUSY = 0.2  # seconds of work until clocks are up
 LASTS = 3e-3  # seconds that a contestant's turn should take
 TURNS = 4
-STEADY = 1.25  # second-best over best time of the fastest contestant, at most, or all race again
+STEADY = 1.25  # second-best over best time of the fastest candidate, at most, or all are timed again
 AGAIN = 3  # times, at most
-PATIENCE = 4.0  # seconds of one race; on a slow device those listed first are all that take part
+PATIENCE = 4.0  # seconds of one tuning; on a slow device only the first candidates are timed
 HOPELESS = 1.15  # of the best time so far: no further turns
 
 
@@ -167,7 +167,7 @@ class Autotune:
         self, contestants: list[Hashable], seconds: Callable[[Hashable], float], until: float = math.inf
     ) -> dict[Hashable, float]:
         """The best time of each contestant over several turns; those that are far behind get one. Where a device is
-        busy with others' work, times scatter, and the race is repeated. After `until` nobody else begins."""
+        busy with others' work, times vary, and the timing is repeated. After `until` no further candidate starts."""
         out: dict[Hashable, float] = {}
         for c in contestants:  # compiled
             out[c] = seconds(c)

@@ -162,7 +162,7 @@ async def begin(request: Request, asked: RunRequest) -> dict[str, Any]:
 
 
 def _check(spec: dict[str, Any]) -> None:
-    """Settings that cannot work are said now, not by a process later. Raises UserError."""
+    """Settings that cannot work are reported now, not by a process later. Raises UserError."""
     from anytune.train.settings import TrainSettings
 
     TrainSettings(**spec["settings"])
