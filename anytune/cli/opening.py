@@ -36,7 +36,7 @@ def existing_file(path: str | Path, what: str) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)[:200]!r} cannot be a {what} file: {error}.") from None
     if not os.access(path, os.R_OK):
-        raise UserError(f"The {what} file {path} may not be read by you: change its permissions.")
+        raise UserError(f"The {what} file {path} is not readable: change its permissions.")
     return path
 
 

@@ -22,9 +22,8 @@ def check_kind(full: bool) -> None:
     for name, flag in other:
         if given(name):
             raise click.UsageError(
-                f"{flag} is of "
-                f"{'adapters, and --full trains the model itself' if full else '--full'}"
-                f": leave it out{'' if full else ', or add --full'}",
+                f"{flag} applies to {'adapters, but --full trains the model itself' if full else '--full'}: omit "
+                f"it{'' if full else ', or add --full'}",
                 ctx,
             )
 

@@ -63,11 +63,11 @@ def same_job(process_group: SingleProcess, identity: dict) -> None:
     wrong = process_group.any(bool(other))
     if other:
         raise UserError(
-            f"process {process_group.rank} was given something else than process 0: "
+            f"process {process_group.rank} was started differently than process 0: "
             f"{'; '.join(other).replace(' then, ', ' there, ').replace(' now)', ' here)')}."
         )
     if wrong:
-        raise PeerError("another process was given something else than process 0")
+        raise PeerError("another process was started differently than process 0")
 
 
 def rhythm(settings: TrainSettings, engine: Any, process_group: SingleProcess) -> dict:
