@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anytune.adapt.data import Example
     from anytune.model import Model
 
-RATE, WARMUP, EACH = 1.5e-3, 3, 4  # learning rate at its highest, steps in which it rises, examples of a step
+RATE, WARMUP, EACH = 1.5e-3, 3, 4  # peak learning rate, warm-up steps, examples per step
 BETA1, BETA2, CLIP = 0.9, 0.99, 1.0
 GUARD_WINDOW = 64  # tokens of ordinary text in a step
 NOTHING = 1e-9  # of a change's largest singular value

@@ -44,7 +44,7 @@ from anytune.cli import (
 from anytune.cli.command import DEBUG, debug_wanted, set_debug
 from anytune.cli.ending import explain, say
 
-COMMANDS = (  # in the order in which they are met
+COMMANDS = (  # in the order of --help
     models.models,
     pull.pull,
     info.info,
@@ -74,7 +74,7 @@ COMMANDS = (  # in the order in which they are met
 
 
 class _Root(click.Group):
-    """Lists the commands in the order in which they are met, not by name."""
+    """Lists the commands in the order of COMMANDS, not by name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

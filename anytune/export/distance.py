@@ -36,7 +36,7 @@ def weight_error(
 ) -> dict[str, Any]:
     """Facts about the matrices of `merged` against W + scale · B·A.
 
-    error: |W' - W*| / |W*| (Frobenius, over all matrices that were written anew); kept: the share of the adapter's
+    error: |W' - W*| / |W*| (Frobenius, over all matrices that were rewritten); kept: the share of the adapter's
     change D that W' - W has in its direction, <W' - W, D> / <D, D> over adapted matrices (1: all; None without an
     adapter); worst: the matrix with the largest error.
     """

@@ -32,7 +32,7 @@ class TrainSettings:
     early_stop               stop after so many evaluations without a better validation loss; 0: never
     checkpoint_save_steps    0: only at the end and when interrupted
     keep_checkpoints         None: all with checkpoint_save_dir, else the last 2
-    resume_from              a checkpoint, a run folder, or "auto" (the newest good one, or start anew)
+    resume_from              a checkpoint, a run folder, or "auto" (the newest good one, or start over)
     report_to                names of SINKS, comma-separated
 
     Raises UserError, naming the flag, for a value that cannot work.

@@ -71,7 +71,7 @@ def same_job(process_group: SingleProcess, identity: dict) -> None:
 
 
 def rhythm(settings: TrainSettings, engine: Any, process_group: SingleProcess) -> dict:
-    """What a resumed run may change, but processes must share, since it decides when they meet and in which numbers."""
+    """What a resumed run may change, but processes must share, since it decides when and how often they synchronize."""
     return {
         "checkpoint_save_steps": settings.checkpoint_save_steps,
         "--shard": process_group.shard,

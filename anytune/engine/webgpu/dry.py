@@ -140,7 +140,8 @@ class Dry:
             names = " and ".join(self._names.get(tuple(values.shape), []))
             raise UserError(
                 f"{names} would take {size >> 20} MiB as float32, and {device.name} allows "
-                f"{device.max_buffer >> 20} MiB for one tensor: leave it out of --train-modules (embed is the largest)"
+                f"{device.max_buffer >> 20} MiB for one tensor: exclude it from --train-modules (embed is the "
+                "largest)"
             )
         return super().trained(values, gradient)
 
