@@ -45,7 +45,6 @@ options.add_argument(
 )
 options.add_argument("--rows", type=int, default=128, help="of the training set")
 options.add_argument("--batch", type=int, default=512, help="tokens of a step, and of the longest example")
-options.add_argument("--name", default="parity", help="of the result; a software device may have a smaller one")
 options.add_argument("--train-only", action="store_true", help="leave the scores to another call")
 options.add_argument("--work", type=Path, default=Path("runs/parity"))
 
@@ -179,7 +178,6 @@ def main() -> None:
         model=model.name,
         questions=len(prompts),
         tokens=TOKENS,
-        into=args.name,
         settings={"rows": args.rows, "lr": RATE, "epochs": EPOCHS, "batch": args.batch, "rank": 16, "seed": SEED},
         first=words["pair"][0],
         judge=words,

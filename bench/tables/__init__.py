@@ -23,7 +23,6 @@ TABLES: dict[str, Callable[[dict], list[str]]] = {
         quality.style,
         quality.quality,
         quality.parity,
-        quality.parity_small,
         quality.real_models,
         quantization.quantize,
         quantization.search,

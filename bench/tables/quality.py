@@ -135,10 +135,6 @@ def engines(data: dict, wanted: tuple[str, ...] = ()) -> list[str]:
     return table((*head, f"answers equal to {data['first']}'s"), rows)
 
 
-def parity_small(data: dict) -> list[str]:
-    return engines(data)
-
-
 def real_models(data: dict) -> list[str]:
     def kl(found: dict) -> str:
         return f"{found['kl_mean']:.1e}" + ("" if found["ok"] else ", too much")
