@@ -76,6 +76,10 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
         values |= {"vocab_size": vocabulary, "rope.dimension_count": c.number("head_dim", int, width // heads)}
     if architecture == "gemma3" and config.get("sliding_window_pattern") != 1:
         values["attention.sliding_window"] = c.number("sliding_window", int)
+    if rope["rope_type"] in LONG and len(ARCHITECTURES[architecture].rope_factors) < 2:
+        raise UserError(
+            f"config.json has RoPE scaling of type {rope['rope_type']!r}, which llama.cpp's {architecture} does not have."
+        )
     values |= _scaling(rope, values["context_length"])
     values |= ARCHITECTURES[architecture].metadata(c.number, config | rope)
     for odd in NOT_ZERO:
