@@ -78,7 +78,7 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
         values["attention.sliding_window"] = c.number("sliding_window", int)
     if rope["rope_type"] in LONG and len(ARCHITECTURES[architecture].rope_factors) < 2:
         raise UserError(
-            f"config.json has RoPE scaling of type {rope['rope_type']!r}, which llama.cpp's {architecture} does not have."
+            f"config.json has RoPE scaling of type {rope['rope_type']!r}, which llama.cpp's {architecture} lacks."
         )
     values |= _scaling(rope, values["context_length"])
     values |= ARCHITECTURES[architecture].metadata(c.number, config | rope)
