@@ -24,7 +24,7 @@ FEW = 20  # prompts, below which the intervals are wider than what adapters usua
 def warn_of_few(count: int, what: str = "prompts") -> None:
     """Say so if there are too few of them to decide anything."""
     if count < FEW:
-        note(f"few {what} ({count}) decide little: the intervals will be wide; {FEW} are few, a hundred are enough")
+        note(f"only {count} {what}: the intervals will be wide; a hundred are enough")
 
 
 def outlook(model: Model, prompts: int, sides: int, max_tokens: int, batch: int) -> None:
