@@ -11,7 +11,7 @@ from anytune.cli.options import json_option
 from anytune.cli.say import print_json
 
 
-@click.group()
+@click.group(short_help="List run folders and free their space.")
 def runs() -> None:
     """List the run folders under runs/ with their sizes, and remove what finished runs no longer need."""
 

@@ -29,6 +29,7 @@ class TrainCommand(Command):
 
 
 @click.command(
+    short_help="Train a LoRA adapter, or with --full the model.",
     cls=TrainCommand,
     sections=SECTIONS,
     example="""
