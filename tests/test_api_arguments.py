@@ -101,7 +101,11 @@ def test_every_call_is_tried():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_wrong_argument_is_a_sentence(here, name):
+def test_a_wrong_argument_is_a_sentence(here, name, monkeypatch):
+    def begun(_trainer):
+        raise UserError("everything was taken, and the first step would come now")
+
+    monkeypatch.setattr("anytune.train.running.Trainer.run", begun)
     function, right = calls(*here)[name]
     wrong = []
     for word in inspect.signature(function).parameters:
