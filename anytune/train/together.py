@@ -41,7 +41,9 @@ def join_group(engine: Any, shard: bool) -> SingleProcess:
     """The process group of this process, made known to its engine. Raises UserError."""
     device, here = engine.device, places().get("LOCAL_RANK")
     if shard and here is None:
-        raise UserError("--shard splits the base between processes: start several with --gpus N or torchrun.")
+        raise UserError(
+            "--shard splits the base between processes: start several with `anytune train --gpus N` or torchrun."
+        )
     if shard and (device is None or device.type not in ("cpu", "cuda")):
         raise UserError(f"--shard is for CUDA and ROCm (and cpu-torch), not for the {engine.name} engine.")
     if here is not None and device is not None and device.type == "cuda" and device.index != int(here):
