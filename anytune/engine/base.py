@@ -122,7 +122,9 @@ class Engine(Protocol):
     keeps_turned: bool  # queries and keys after rope are kept for the backward, where they could be made again
     keeps_attended: bool  # what attention gave is kept of layers whose forward runs twice
     steps_in_flight: int  # steps of training that may be asked for before the first one's Numbers are looked at
-    offers: frozenset[str]  # operations that it has beyond those that every engine must have: "delta", "experts"
+    offers: frozenset[
+        str
+    ]  # operations that it has beyond those that every engine must have: "delta", "experts", "sinks"
 
     def own_answers(self) -> list:
         """Answers (answers.py) to known questions that only this engine has."""
@@ -291,6 +293,10 @@ class Engine(Protocol):
     def attention(self, q, k, v, heads: Heads) -> tuple[Array, Array]:
         """Causal attention within each example -> (o, log-sum-exp of each row for the backward)."""
 
+    def sink(self, out, lse, sinks, heads: Heads) -> tuple[Array, Array]:
+        """What attention() would give if each query head also saw a score of sinks [n_heads] with no value behind it;
+        its backward is attention_backward() of these results."""
+
     def attention_backward(self, dout, q, k, v, out, lse, heads: Heads) -> tuple[Array, Array, Array]:
         """(dq, dk, dv)."""
 
@@ -370,6 +376,18 @@ class Engine(Protocol):
     def gate_rows_backward(self, dy, x, gate) -> tuple[Array, Array]:
         """(dx, dgate)."""
 
+    def weigh_bias(self, y, bias, routing) -> Array:
+        """y [S, n] plus each slot's weight times its expert's row of bias [experts, n]; y is given up."""
+
+    def weigh_bias_backward(self, dy, bias, routing, dweights, into=None) -> Array:
+        """dweights of weigh_backward() plus those by the bias; its gradient is added to `into`, where it is trained."""
+
+    def clamped_glu(self, gate, up) -> Array:
+        """g sigmoid(1.702 g) (u + 1), g = min(gate, 7), u = up between -7 and 7 (gpt-oss)."""
+
+    def clamped_glu_backward(self, dy, gate, up) -> tuple[Array, Array]:
+        """(dgate, dup)."""
+
     def expert_linear(self, x, group, routing) -> tuple[Array, ...]:
         """linear() of x [S, in], each slot by its expert's matrices. An expert without a token is not touched."""
 
@@ -410,8 +428,9 @@ class Engine(Protocol):
     def store(self, cache, places, rows: Array) -> None:
         """Write new rows [T, width] at their places."""
 
-    def attend_cache(self, q, keys, values, places, heads: Heads) -> Array:
-        """Attention of new tokens against caches that hold theirs already."""
+    def attend_cache(self, q, keys, values, places, heads: Heads, sinks=None) -> Array:
+        """Attention of new tokens against caches that hold theirs already; sinks as in sink(), where engines offer
+        "sinks"."""
 
     # -- what waits for its backward
     def offload(self, x: Array):

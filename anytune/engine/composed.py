@@ -41,6 +41,10 @@ class Composed:
     def take_loads(self) -> dict[str, float]:
         return {}
 
+    def attention_with(self, q, k, v, heads, sinks):
+        """attention(), and sink()."""
+        return self.sink(*self.attention(q, k, v, heads), sinks, heads)
+
     def settle(self) -> None:
         """Gradients are added at once."""
 

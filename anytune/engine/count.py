@@ -259,6 +259,7 @@ class CountEngine(RowShapes):
 
     def linear_backward(self, dys, x, group, need_dx=True):
         tokens, width, rank = x.shape[0], group.width, group.rank
+        joined = self.array(tokens, width) if len({id(d._buffer) for d in dys if d is not None}) > 1 else None
         dx = self.array(tokens, group.in_features, row_padding=0) if need_dx else None
         low = low_rank_products(group)
         self.flops += 2.0 * tokens * (2 * low + 2 * group.in_features * rank)
@@ -273,6 +274,7 @@ class CountEngine(RowShapes):
         self._gradients(group)
         if group.dropout and rank:
             self.raw("mask", 9 * tokens * group.in_features)
+        del joined
         return dx
 
     def _gradients(self, group) -> None:

@@ -25,6 +25,11 @@ MODULES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+SHARED = {  # the expert that all tokens go to
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
 NORMS = {
     "attn_norm": "input_layernorm",
     "attn_q_norm": "self_attn.q_norm",
@@ -71,6 +76,7 @@ class Architecture:
     pre_norms: bool = True  # RMSNorm on what each part reads
     post_norms: bool = False  # RMSNorm on each part's output too
     ffn_norm: str = "ffn_norm"  # the tensor of the feed-forward's norm
+    sinks: bool = False  # a score without a value in the softmax of each query head
     gated_shared: bool = False  # a sigmoid gate on the expert of all tokens
     choice_bias: bool = False  # a bias for the choice of experts alone
     experts: str = ""  # "all": in every layer but the first few that the file says; "some": in files that have them

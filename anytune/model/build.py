@@ -26,7 +26,9 @@ def check_model(gguf, config: Config) -> None:
         shapes = {name: shape for part in c.arch.parts(c, i) for name, shape in part.tensors(c, i).items()}
         wanted |= {f"blk.{i}.{name}": shape for name, shape in shapes.items()}
         optional |= {
-            f"blk.{i}.{name}.bias": shapes[f"{name}.weight"][:1] for name in c.arch.biases if f"{name}.weight" in shapes
+            f"blk.{i}.{name}.bias": shapes[f"{name}.weight"][:-1]
+            for name in c.arch.biases
+            if f"{name}.weight" in shapes
         }
     check_tensors(gguf, wanted, optional, c.ignores)
 
@@ -46,7 +48,7 @@ class Weights:
         for name, info in gguf.tensors.items():
             if config.ignores(name):
                 continue
-            if len(info.shape) == 1 or config.arch.is_constant(name):
+            if len(info.shape) == 1 or name.endswith(".bias") or config.arch.is_constant(name):
                 self.vectors[name] = engine.constant(gguf, name)
             elif len(info.shape) in (2, 3):
                 # an embedding table that is not the head is only looked up, a few rows at a time
@@ -146,16 +148,16 @@ class LayerWeights:
         gain = self.vector(f"{name}.weight")
         return None if gain is None else Norm(gain, self.gradient(f"{name}.weight"))
 
-    def group(self, number: int, *names: str, experts: bool = False):
+    def group(self, number: int, *names: str, experts: bool = False, biased: bool = True):
         """Linears that share an input; number: 0 to 7, of the group within the layer; experts: of each expert."""
         w, full = self.weights, [f"blk.{self.layer}.{name}" for name in names]
         return (w.engine.expert_group if experts else w.engine.group)(
             [self._matrix(f"{n}.weight") for n in full],
-            [w.vectors.get(f"{n}.bias") for n in full],
+            [w.vectors.get(f"{n}.bias") if biased else None for n in full],
             [self.pairs.get(f"{n}.weight") for n in full],
             self.dropout,
             4 * self.layer + number if number < 4 else 4 * (self.weights.config.layers + self.layer) + number - 4,
-            [w.gradients.get(f"{n}.bias") for n in full],
+            [w.gradients.get(f"{n}.bias") if biased else None for n in full],
         )
 
     def _matrix(self, name: str):

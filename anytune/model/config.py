@@ -247,7 +247,8 @@ def read_experts(get: Reader, c: Config, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {used} of {count} experts a token are invalid: the file is damaged")
     normalized = get("expert_weights_norm", c.arch.normalized, bool)
     scale = float(get("expert_weights_scale", 0.0, float)) or 1.0
-    hidden = get("expert_feed_forward_length", 0) or c.hidden // (1 if c.arch.experts == "some" else used)
+    own = c.arch.experts == "all"  # in the others llama.cpp gives experts the width of the dense layers
+    hidden = (get("expert_feed_forward_length", 0) or c.hidden // used) if own else c.hidden
     shared = get("expert_shared_feed_forward_length", 0) or get("expert_shared_count", 0) * hidden
     return {
         "router": Router(count, used, kind, normalized, scale),

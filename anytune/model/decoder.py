@@ -165,6 +165,10 @@ class Continued:
         q = self._engine.qk_norm_rope_store((q, k, v), *self._turn, self._state, self._places)
         return self._engine.attend_cache(q, *self._state, self._places, heads), None
 
+    def attention_with(self, q, k, v, heads, sinks):
+        q = self._engine.qk_norm_rope_store((q, k, v), *self._turn, self._state, self._places)
+        return self._engine.attend_cache(q, *self._state, self._places, heads, sinks), None
+
     def convolve(self, x, weight, silu: bool):
         return self._engine.convolve_cached(x, weight, silu, self._state[0], self._places)
 

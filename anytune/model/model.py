@@ -23,6 +23,7 @@ from .stack import Stack
 # what engines may offer beyond the operations that all have, and which do
 WORDS = {
     "delta": ("gated delta nets", "numpy, cpu-bf16 or cuda"),
+    "sinks": ("attention sinks", "numpy, cpu-bf16 or cuda"),
     "experts": ("mixtures of experts", "numpy, cpu-bf16 or cuda"),
 }
 

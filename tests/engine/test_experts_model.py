@@ -12,7 +12,7 @@ from tests.support.require import need
 
 need("torch")
 MODULES = "all,ffn_gate_exps,ffn_up_exps,ffn_down_exps"
-MODELS = ["qwen3moe"]
+MODELS = ["qwen3moe", "qwen35moe", "gpt-oss"]
 
 
 @pytest.fixture(scope="module", params=MODELS)

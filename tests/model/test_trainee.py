@@ -51,7 +51,7 @@ def test_gradients_along_a_random_direction(tiny_model, name):
     trainee, batch = trainee_of(tiny_model(name)), stream([17, 1, 22])
     _, gradient = gradients(trainee, batch)
     # the norm behind a head's result bends the loss, another choice of experts breaks it
-    step = 1e-4 if name in ("qwen35", "qwen3moe") else 2e-2
+    step = 1e-4 if name in ("qwen35", "qwen3moe", "qwen35moe", "gpt-oss") else 2e-2
     assert slope(trainee, batch, gradient, step) == pytest.approx(np.linalg.norm(gradient), rel=5e-3)
 
 
@@ -66,7 +66,7 @@ def test_packed_examples_are_as_if_alone(tiny_model, name):
         alone.ids[...], alone.targets[...] = batch.ids[low:high], batch.targets[low:high]
         loss, gradient = gradients(trainee, alone)
         total, sum_of = total + loss, sum_of + gradient
-    same((total, sum_of), packed, 1e-4 if name == "qwen35" else 2e-5)  # the delta net's chunks begin elsewhere
+    same((total, sum_of), packed, 1e-4 if name.startswith("qwen35") else 2e-5)  # the delta net's chunks begin elsewhere
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -170,6 +170,23 @@ SHAPES = {
         "phi3", head_dim=16, spm=True, fused=True, long=True, meta=PHI3 | {"rope.scaling.original_context_length": 16}
     ),
     "qwen3moe": Shape("qwen3moe", qk_norm=True, pre="qwen2", rope_base=1e6, ff=192, meta=MOE),
+    "gpt-oss": Shape(
+        "gpt-oss",
+        layers=3,
+        pre="gpt-4o",
+        rope_base=1.5e5,
+        meta=MOE
+        | {
+            "attention.sliding_window": 8,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 64,
+        },
+    ),
+    "mixtral": Shape("llama", spm=True, ff=64, meta={"expert_count": 4, "expert_used_count": 2}),
+    "qwen35moe": Shape(
+        "qwen35moe", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35 | MOE | {"expert_shared_feed_forward_length": 64}
+    ),
     "qwen35": Shape("qwen35", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35),
     "qwen35-wide": Shape(
         "qwen35",

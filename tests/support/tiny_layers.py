@@ -26,6 +26,7 @@ def feed_forward(s: Any, i: int) -> dict[str, Row]:
     found |= {name: ((experts, *shape), scale, kind) for name, (shape, scale, kind) in rows.items()}
     if shared := s.meta.get("expert_shared_feed_forward_length", 0):
         found |= gated("_shexp", s.width, shared)
+        found["ffn_gate_inp_shexp.weight"] = ((s.width,), s.width**-0.5, "constant")
     return found
 
 
@@ -72,4 +73,20 @@ def qwen35(s: Any, i: int) -> dict[str, Row]:
     }
 
 
-LAYERS = {"qwen35": qwen35}
+def gptoss(s: Any, i: int) -> dict[str, Row]:
+    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    rows = {
+        "attn_norm.weight": norm(s.width),
+        "attn_q.weight": linear(q, s.width),
+        "attn_k.weight": linear(kv, s.width),
+        "attn_v.weight": linear(kv, s.width),
+        "attn_output.weight": linear(s.width, q),
+        "attn_sinks.weight": ((s.heads,), 1.0, "bias"),
+        "post_attention_norm.weight": norm(s.width),
+        **feed_forward(s, i),
+    }
+    matrices = {name: shape for name, (shape, _, _) in rows.items() if len(shape) > 1}
+    return rows | {name.replace(".weight", ".bias"): (shape[:-1], 0.5, "bias") for name, shape in matrices.items()}
+
+
+LAYERS = {"gpt-oss": gptoss, "qwen35": qwen35, "qwen35moe": qwen35}

@@ -35,7 +35,7 @@ def module_name(tensor: str, arch: str) -> str:
     if stem in ("token_embd", "output_norm", "output"):
         return {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}[stem] + "." + kind
     _, layer, name = tensor.split(".")[:3]
-    whole = {"ssm_a": "linear_attn.A_log", "ssm_dt": "linear_attn.dt_bias"}.get(name)
+    whole = {"ssm_a": "linear_attn.A_log", "ssm_dt": "linear_attn.dt_bias", "attn_sinks": "self_attn.sinks"}.get(name)
     return f"model.layers.{layer}." + (whole or f"{KINDS[arch].names[name]}.{kind}")
 
 
@@ -53,8 +53,10 @@ def theirs(tensor: str, w: np.ndarray, values: dict, lora: str = "") -> np.ndarr
     if heads := heads_of(tensor, values):
         return w if lora == "a" else unpermute(w, heads)
     part = tensor.split(".")[2] if tensor.startswith("blk.") else ""
-    if arch == "qwen35" and (part.startswith("ssm_") and part != "ssm_norm" or part in ("attn_qkv", "attn_gate")):
-        keys, count, size = (values[f"qwen35.ssm.{k}"] for k in ("group_count", "time_step_rank", "state_size"))
+    if arch in ("qwen35", "qwen35moe") and (
+        part.startswith("ssm_") and part != "ssm_norm" or part in ("attn_qkv", "attn_gate")
+    ):
+        keys, count, size = (values[f"{arch}.ssm.{k}"] for k in ("group_count", "time_step_rank", "state_size"))
         columns = part == "ssm_out"
         if lora and columns != (lora == "a"):
             return w
@@ -126,10 +128,12 @@ def transformers_model(path: Path, attention: str = "eager"):
     weights = {name: w for name, w in weights.items() if not name.startswith("rope_")}
     state = twin_experts.state(arch, weights)
     for name, w in weights.items():
+        if name.endswith("_inp_shexp.weight"):
+            w = w[None]
         if twin_experts.is_expert(name):
             continue
         w = theirs(name, w, values)
-        if "norm" in name and (arch in ("gemma2", "gemma3") or arch == "qwen35" and "ssm" not in name):
+        if "norm" in name and (arch in ("gemma2", "gemma3") or arch in ("qwen35", "qwen35moe") and "ssm" not in name):
             w = w - 1  # the file holds 1 + weight
         if name.endswith("ssm_a"):
             w = np.log(-w)

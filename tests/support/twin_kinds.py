@@ -32,6 +32,7 @@ OLMO2_NAMES = LAYER_NAMES | {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 PHI3_NAMES = LAYER_NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+GPTOSS_NAMES = LAYER_NAMES | {"post_attention_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.router"}
 QWEN35_NAMES = LAYER_NAMES | {
     "post_attention_norm": "post_attention_layernorm",
     "attn_qkv": "linear_attn.in_proj_qkv",
@@ -61,6 +62,7 @@ def experts(get: Callable, common: dict, weights: dict) -> dict:
         num_local_experts=get("expert_count"),
         num_experts_per_tok=get("expert_used_count"),
         moe_intermediate_size=get("expert_feed_forward_length"),
+        shared_expert_intermediate_size=get("expert_shared_feed_forward_length"),
         norm_topk_prob=True,
     )
 
@@ -151,14 +153,27 @@ def gemma2(get: Callable, common: dict, weights: dict) -> dict:
     )
 
 
+def gptoss(get: Callable, common: dict, weights: dict) -> dict:
+    own = dict(sliding_window=get("attention.sliding_window"), intermediate_size=get("expert_feed_forward_length"))
+    return experts(get, common, weights) | own | {"rope_parameters": common["rope_parameters"] | {"truncate": True}}
+
+
 KINDS = {
+    "gpt-oss": Kind("GptOss", names=GPTOSS_NAMES, settings=gptoss),
     "gemma2": Kind("Gemma2", names=GEMMA_NAMES, settings=gemma2),
     "llama": Kind("Llama", permuted=True),
+    "llama with experts": Kind("Mixtral", permuted=True, settings=experts),
     "qwen2": Kind("Qwen2"),
     "qwen3": Kind("Qwen3"),
     "qwen3moe": Kind("Qwen3Moe", settings=experts),
     "gemma3": Kind("Gemma3", "Gemma3TextConfig", GEMMA_NAMES, settings=gemma3),
     "qwen35": Kind("Qwen3_5", "Qwen3_5TextConfig", QWEN35_NAMES, settings=qwen35),
+    "qwen35moe": Kind(
+        "Qwen3_5Moe",
+        "Qwen3_5MoeTextConfig",
+        QWEN35_NAMES,
+        settings=lambda *args: qwen35(*args) | experts(*args) | {"num_experts": args[0]("expert_count")},
+    ),
     "smollm3": Kind("SmolLM3", permuted=True),
     "granite": Kind("Granite", permuted=True, settings=granite),
     "olmo2": Kind("Olmo2", names=OLMO2_NAMES),
@@ -171,4 +186,5 @@ KINDS = {
 def kind_of(values: Mapping[str, Any]) -> Kind:
     """The row of a file with these metadata."""
     arch = values["general.architecture"]
-    return KINDS.get(f"{arch} with windows" if f"{arch}.attention.sliding_window" in values else arch) or KINDS[arch]
+    windows, experts = (f"{arch}.{key}" in values for key in ("attention.sliding_window", "expert_count"))
+    return KINDS.get(f"{arch} with windows" if windows else f"{arch} with experts" if experts else arch) or KINDS[arch]

@@ -192,7 +192,22 @@ def _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, dk, dv
     dq[task.low : task.high, slab] = result.reshape(task.high - task.low, group * size)
 
 
-def attend_cache(e, q, keys, values, slots, heads: Heads):
+def sink(e, out, lse, sinks, heads: Heads):
+    """As base.py has it; with sinks each row's sum of exponentials grows by theirs."""
+    tokens = out.shape[0]
+    apart = lse.shape == (heads.n_heads, tokens) and heads.group > 1  # as bf16's kernels have it
+    view = lse.T if apart else lse.reshape(heads.n_kv_heads, tokens, heads.group).swapaxes(0, 1).reshape(tokens, -1)
+    grown = np.logaddexp(view, sinks)
+    result = e.array(*out.shape)
+    np.multiply(out, np.repeat(np.exp(view - grown), heads.head_dim, axis=1), out=result)
+    new = _per_token(e, tokens, heads.n_heads).reshape(lse.shape)
+    new[...] = (
+        grown.T if apart else grown.reshape(tokens, heads.n_kv_heads, heads.group).swapaxes(0, 1).reshape(lse.shape)
+    )
+    return result, new
+
+
+def attend_cache(e, q, keys, values, slots, heads: Heads, sinks=None):
     """Attention of new tokens against a cache, for generation.
 
     q: [T, n_heads*head_dim]; keys, values: [slots, context, n_kv_heads*head_dim], the new tokens' already in their
@@ -217,11 +232,13 @@ def attend_cache(e, q, keys, values, slots, heads: Heads):
         queries = _stack(e, number, "q", q[low:high, slab], group)
         scores = e.scratch(number, "s", rows * (last - first)).reshape(rows, -1)
         np.matmul(queries, keys[slot, first:last, cut].T, out=scores)
-        e.kernels.softmax(
-            scores, group, position, first, heads.window, capped(e, scores, heads), e.scratch(number, "lse", rows)
-        )
+        lse = e.scratch(number, "lse", rows)
+        e.kernels.softmax(scores, group, position, first, heads.window, capped(e, scores, heads), lse)
         result = e.scratch(number, "o", rows * size).reshape(rows, size)
         np.matmul(scores, values[slot, first:last, cut], out=result)
+        if sinks is not None:
+            own = np.tile(sinks[head * group : (head + 1) * group], high - low)
+            result *= np.exp(lse - np.logaddexp(lse, own))[:, None]
         out[low:high, slab] = result.reshape(high - low, group * size)
 
     e.workers.run([partial(work, task) for task in tasks], q.shape[0] <= 4)

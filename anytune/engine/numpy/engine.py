@@ -48,7 +48,7 @@ class NumpyEngine(Composed):
 
     name = "numpy"
     steps_in_flight, tolerance, decode_rows = 0, 1e-4, 8
-    offers = frozenset({"delta", "experts"})
+    offers = frozenset({"delta", "experts", "sinks"})
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
@@ -243,6 +243,7 @@ class NumpyEngine(Composed):
     attention = _attention.attention
     attention_backward = _attention.attention_backward
     attend_cache = _attention.attend_cache
+    sink = _attention.sink
     cross_entropy = _loss.cross_entropy
     delta = _delta.delta
     delta_backward = _delta.delta_backward
@@ -257,6 +258,10 @@ class NumpyEngine(Composed):
     combine = _experts.combine
     weigh = _experts.weigh
     weigh_backward = _experts.weigh_backward
+    weigh_bias = _experts.weigh_bias
+    weigh_bias_backward = _experts.weigh_bias_backward
+    clamped_glu = _gates.clamped_glu
+    clamped_glu_backward = _gates.clamped_glu_backward
     gate_rows = _experts.gate_rows
     gate_rows_backward = _experts.gate_rows_backward
     expert_linear = _experts.expert_linear

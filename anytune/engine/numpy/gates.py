@@ -7,6 +7,44 @@ import numpy as np
 from .convolution import sigmoid
 
 
+def _clamped(gate, up):
+    g, u = np.minimum(gate, 7), np.clip(up, -7, 7)
+    with np.errstate(over="ignore"):
+        return g, u, sigmoid(np.float32(1.702) * g)
+
+
+def clamped_glu(e, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """As base.py has it."""
+    y = e.array(gate.shape[0], gate.shape[1], slots=_slots(e, gate))
+
+    def rows(low: int, high: int) -> None:
+        g, u, s = _clamped(gate[low:high], up[low:high])
+        np.multiply(g * s, u + 1, out=y[low:high])
+
+    e.workers.rows(gate.shape[0], rows, 64)
+    return y
+
+
+def clamped_glu_backward(e, dy, gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    width = gate.shape[1]
+    both = e.array(gate.shape[0], 2 * width, slots=_slots(e, gate))
+    dgate, dup = both[:, :width], both[:, width:]
+
+    def rows(low: int, high: int) -> None:
+        g, u, s = _clamped(gate[low:high], up[low:high])
+        slope = s * (1 + np.float32(1.702) * g * (1 - s))
+        dgate[low:high] = dy[low:high] * (u + 1) * slope * (gate[low:high] <= 7)
+        dup[low:high] = dy[low:high] * g * s * (np.abs(up[low:high]) <= 7)
+
+    e.workers.rows(gate.shape[0], rows, 64)
+    return dgate, dup
+
+
+def _slots(e, x: np.ndarray) -> int:
+    """Rows of a token at the most: arrays of one size serve all streams."""
+    return -(-x.shape[0] // max(len(e.first), 1))
+
+
 def split_heads(e, x: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
     """As base.py has it."""
     tokens, width = x.shape

@@ -54,7 +54,7 @@ class TorchEngine(Composed):
     """
 
     decode_rows = 64  # rows up to which a product dequantizes weights in registers
-    offers = frozenset({"delta", "experts"})
+    offers = frozenset({"delta", "experts", "sinks"})
 
     def __init__(self, where: Device, tf32: bool = False):
         self.where, self.device, self.dtype = where, where.device, where.dtype
@@ -277,6 +277,10 @@ class TorchEngine(Composed):
     combine = _experts.combine
     weigh = _experts.weigh
     weigh_backward = _experts.weigh_backward
+    weigh_bias = _experts.weigh_bias
+    weigh_bias_backward = _experts.weigh_bias_backward
+    clamped_glu = _experts.clamped_glu
+    clamped_glu_backward = _experts.clamped_glu_backward
     gate_rows = _experts.gate_rows
     gate_rows_backward = _experts.gate_rows_backward
     expert_linear = _experts.expert_linear
@@ -318,6 +322,11 @@ class TorchEngine(Composed):
         if self.compiled and vendor.suits(q, heads, self.whole):
             return out, vendor.attention(q, k, v, heads, out)
         return out, self.f.attention(q, k, v, self.first, self.end, self.starts, heads, out)
+
+    def sink(self, out, lse, sinks, heads: Heads):
+        grown = torch.logaddexp(lse, sinks[:, None])
+        share = torch.exp(lse - grown).t().repeat_interleave(heads.head_dim, 1).to(out.dtype)
+        return torch.mul(out, share, out=own(self.array(*out.shape))), grown
 
     def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
         wide, narrow = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim

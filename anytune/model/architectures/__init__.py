@@ -2,6 +2,7 @@
 
 from .gemma2 import GEMMA2
 from .gemma3 import GEMMA3
+from .gptoss import GPTOSS
 from .granite import GRANITE
 from .llama import LLAMA
 from .mistral3 import MISTRAL3
@@ -11,9 +12,25 @@ from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen3moe import QWEN3MOE
 from .qwen35 import QWEN35
+from .qwen35moe import QWEN35MOE
 from .smollm3 import SMOLLM3
 
 ARCHITECTURES = {
     arch.name: arch
-    for arch in (LLAMA, QWEN2, QWEN3, QWEN3MOE, QWEN35, GEMMA3, SMOLLM3, GRANITE, MISTRAL3, OLMO2, PHI3, GEMMA2)
+    for arch in (
+        LLAMA,
+        QWEN2,
+        QWEN3,
+        QWEN3MOE,
+        QWEN35,
+        QWEN35MOE,
+        GPTOSS,
+        GEMMA3,
+        SMOLLM3,
+        GRANITE,
+        MISTRAL3,
+        OLMO2,
+        PHI3,
+        GEMMA2,
+    )
 }

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Attention(Part):
     """heads: its shape; rope: (cos, sin) of its angles; neox: how these pair a head's elements; gated: each query
     head comes with a gate of its width, whose sigmoid the head's result is multiplied with; wide: the norms are
-    over all heads together; heat [context, 1]: of the queries of each position, or None."""
+    over all heads together; heat [context, 1]: of the queries of each position, or None; sinks: a score of each
+    query head that has no value, or None."""
 
     q_norm: Norm | None
     k_norm: Norm | None
@@ -27,6 +28,7 @@ class Attention(Part):
     gated: bool = False
     wide: bool = False
     heat: Any = None
+    sinks: Any = None
 
     READS = ("attn_q", "attn_k", "attn_v")
     WRITES = ("attn_output",)
@@ -46,6 +48,8 @@ class Attention(Part):
             shapes |= {"attn_q_norm": (c.head_size,), "attn_k_norm": (c.head_size,)}
         if arch.wide_norms:
             shapes |= {"attn_q_norm": (q,), "attn_k_norm": (kv,)}
+        if arch.sinks:
+            shapes["attn_sinks"] = (c.heads,)
         if arch.post_norms:
             shapes["post_attention_norm"] = (c.width,)
         return {f"{name}.weight": shape for name, shape in shapes.items()}
@@ -67,6 +71,7 @@ class Attention(Part):
             gated=c.arch.gated_attention,
             wide=c.arch.wide_norms,
             heat=heat[0] if heat else None,
+            sinks=w.vector("attn_sinks.weight") if c.arch.sinks else None,
         )
 
     @property
@@ -104,7 +109,10 @@ class Attention(Part):
         turned_q, turned_k = self._turned(e, q, k, positions)
         if self.q_norm is None:
             q, k = turned_q, turned_k
-        o, lse = attended or e.attention(turned_q, turned_k, v, self.heads)
+        if self.sinks is None:
+            o, lse = attended or e.attention(turned_q, turned_k, v, self.heads)
+        else:
+            o, lse = attended or e.attention_with(turned_q, turned_k, v, self.heads, self.sinks)
         turned = (turned_q, turned_k) if e.keeps_turned and self.q_norm is not None else None
         del turned_q, turned_k
         (y,) = e.linear(o if gate is None else e.gated(o, gate, "sigmoid"), self.writes)
