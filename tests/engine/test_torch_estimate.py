@@ -81,13 +81,19 @@ def test_a_step_takes_what_the_dry_run_said(files, name, how):
         )
 
 
+def holes(folder, kind):
+    """A file of Qwen3-1.7B's shape."""
+    sparse.write_shape(folder / "model.gguf", sparse.qwen3(2048, 6144, 28, 16), kind)
+    return folder / "model.gguf"
+
+
 @pytest.mark.parametrize("name", [name for name, row in MEASURED.items() if "estimate_gib" in row])
 def test_a_card_took_what_the_dry_run_says(name, tmp_path, monkeypatch):
     """Peaks that bench/train_gpu.py measured, against plans that are made here, without a card."""
     need("triton")
     row = MEASURED[name]
     engine = TorchEngine(Device("cuda", torch.device("meta"), torch.bfloat16, True, row["dtype"] == "fp8"))
-    model = Model(GGUF.open(sparse.write(tmp_path / "model.gguf", row["blocks"])), engine)
+    model = Model(GGUF.open(holes(tmp_path, row["blocks"])), engine)
     examples, length = map(int, row["shape"].split("x"))
     lora = Lora(rank=row["rank"])
     spec = LoraSpec(lora, {n: tuple(model.gguf.tensors[n].shape) for n in lora.tensors(model.gguf, 28)})
@@ -114,7 +120,7 @@ def test_a_card_took_what_the_dry_run_says(name, tmp_path, monkeypatch):
 def test_processes_that_share_weights_take_their_slices(tmp_path):
     need("triton")
     engine = TorchEngine(Device("cuda", torch.device("meta"), torch.bfloat16, True))
-    model = Model(GGUF.open(sparse.write(tmp_path / "model.gguf", "Q8_0")), engine)
+    model = Model(GGUF.open(holes(tmp_path, "Q8_0")), engine)
     spec = LoraSpec(Lora(), {n: tuple(model.gguf.tensors[n].shape) for n in Lora().tensors(model.gguf, 28)})
 
     class Two:
