@@ -60,6 +60,10 @@ def _numbered(*ends: int, dtype: torch.dtype = torch.int64, device: Any = META, 
     return torch.empty(len(range(*ends)), dtype=dtype or torch.int64, device=device)
 
 
+def _grouped(a: Tensor, b: Tensor, offs: Tensor, *_: Any, **__: Any) -> Tensor:
+    return a.new_empty((len(offs), a.shape[0], b.shape[1]) if b.ndim == 2 else (a.shape[0], b.shape[2]))
+
+
 @functools.cache
 def shapes_of(operation: Any) -> Callable:
     """What gives an operation's result as a shape: torch's own form, unless that imports torch.compile, which takes
@@ -71,7 +75,7 @@ def shapes_of(operation: Any) -> Callable:
         return _compared
     if torch.Tag.pointwise in operation.tags:
         return _element_wise
-    return {"index_select": _chosen, "arange": _numbered}.get(name, operation)
+    return {"index_select": _chosen, "arange": _numbered, "_grouped_mm": _grouped}.get(name, operation)
 
 
 class Watch(TorchDispatchMode):
