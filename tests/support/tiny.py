@@ -203,6 +203,10 @@ SHAPES = {
 EACH = tuple({shape.arch: name for name, shape in reversed(SHAPES.items())}.values())[::-1]
 
 
+def has_experts(name: str) -> bool:
+    return "expert_count" in SHAPES[name].meta
+
+
 def write(path: Path, name: str = "llama", type: str = "F32", seed: int = 0, **meta) -> Path:
     """Write the tiny model `name` of SHAPES to `path`, its matrices in `type`, and return `path`.
 
