@@ -26,6 +26,7 @@ from anytune.model.build import check_model
 from anytune.model.config import read_config
 from anytune.quantization.filetypes import FILE_TYPES, file_type
 
+FLOAT32 = ("_norm.weight", ".bias", ".ffn_gate_inp.weight")  # routers choose by small differences
 PIECE = 8 << 20  # weights at a time
 FLOATS = ("F32", "F16", "BF16")
 Progress = Callable[[int, int], None]
@@ -150,7 +151,9 @@ def _tensors(
         shape = tuple(n for n in (rows or weight.shape[0], *weight.shape[1:]))
         if name.split(".", 2)[-1] in arch.others and len(shape) == 3:
             shape = (shape[0], shape[2])
-        plain = len(shape) > 1 and not name.endswith("_norm.weight") and not arch.is_constant(name)
+        if name.endswith(".ffn_gate_inp_shexp.weight"):
+            shape = shape[-1:]  # one row
+        plain = len(shape) > 1 and not name.endswith(FLOAT32) and not arch.is_constant(name)
         order = naming.orders_of(arch, name, shape, meta, "config.json")
         table.append(
             (name, shape, kind if plain else "F32", _data(name, weight, shape, plain and kind, order, arch, told))
@@ -176,7 +179,7 @@ def _data(
             values = weight.rows(low, min(high, shape[0])) if low < shape[0] else None
             if values is None:
                 return
-            values = values.reshape(len(values), *shape[1:])
+            values = values.reshape(-1, *shape[1:])
             values = naming.arranged(values, order, True)
             if arch.stores_unit(name):
                 values = values + np.float32(1)

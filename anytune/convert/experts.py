@@ -13,7 +13,7 @@ from anytune.convert.checkpoint import Weight
 from anytune.errors import UserError
 
 EACH = re.compile(r"(.+\.experts)\.(\d{1,5})\.(\w+)\.(weight|bias)")
-BOTH = re.compile(r"(.+\.experts)\.gate_up_proj(_bias)?")
+WHOLE = re.compile(r"(.+\.experts)\.(gate_up|gate|up|down)_proj(_bias)?")
 NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # Mixtral's, and what others call them
 
 
@@ -46,36 +46,49 @@ class Stack:
 
 @dataclass(frozen=True)
 class Half(Stack):
-    """Gate or up of a tensor that holds both, [experts, 2 x hidden, …], one below the other."""
+    """Gate or up (which) of a tensor that holds both, [experts, 2 x hidden, …], one below the other; or, turned, gate
+    and up by turns in the last axis, and all matrices the other way round, as gpt-oss has them."""
 
-    upper: bool = True
+    which: str = "all"
+    turned: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        experts, both, *rest = self.parts[0].shape
-        return experts, both // 2, *rest
+        experts, *rest = self.parts[0].shape
+        rest = rest[::-1] if self.turned else rest
+        return experts, rest[0] // (1 if self.which == "all" else 2), *rest[1:]
 
     def rows(self, low: int, high: int) -> np.ndarray:
-        hidden = self.shape[1]
         found = self.parts[0].rows(low, high)
-        return found[:, :hidden] if self.upper else found[:, hidden:]
+        if self.turned:
+            found = np.swapaxes(found, 1, -1)
+        hidden = self.shape[1]
+        gates = slice(0, None, 2) if self.turned else slice(hidden)
+        ups = slice(1, None, 2) if self.turned else slice(hidden, None)
+        return found[:, {"all": slice(None), "gate": gates, "up": ups}[self.which]]
 
 
 def stacked(weights: dict[str, Weight]) -> dict[str, Weight | Stack]:
-    """The weights with each layer's experts in one: NAME.experts.gate_proj.weight and so on. Raises UserError for
+    """The weights with each layer's experts in one: NAME.mlp.experts.gate_proj.weight and so on. Raises UserError for
     experts of which some are missing, or that differ in shape or type."""
+    weights = {name.replace(".block_sparse_moe.", ".mlp."): weight for name, weight in weights.items()}
+    turned = any(name.endswith(".experts.gate_up_proj_bias") for name in weights)
     found: dict[str, Weight | Stack] = {}
     experts: dict[str, dict[int, Weight]] = defaultdict(dict)
     for name, weight in weights.items():
         if each := EACH.fullmatch(name):
             place, number, part, kind = each.groups()
             experts[f"{place}.{NAMES.get(part, part)}.{kind}"][int(number)] = weight
-        elif (both := BOTH.fullmatch(name)) and len(weight.shape) == 3 - bool(both[2]) and weight.shape[1] % 2 == 0:
-            kind = "bias" if both[2] else "weight"
-            found[f"{both[1]}.gate_proj.{kind}"] = Half((weight,), True)
-            found[f"{both[1]}.up_proj.{kind}"] = Half((weight,), False)
+        elif whole := WHOLE.fullmatch(name):
+            place, part, bias = whole.groups()
+            kind = "bias" if bias else "weight"
+            if len(weight.shape) != (2 if bias else 3) or part == "gate_up" and weight.shape[-1 if turned else 1] % 2:
+                raise UserError(f"{name[:100]} has the shape {weight.shape}: these are no experts of a known form.")
+            for one in ("gate", "up") if part == "gate_up" else (part,):
+                which = one if part == "gate_up" else "all"
+                found[f"{place}.{one}_proj.{kind}"] = Half((weight,), which, turned)
         else:
-            found[f"{name}.weight" if name.endswith(".experts.down_proj") else name] = weight
+            found[name] = weight
     for name, parts in experts.items():
         if sorted(parts) != list(range(len(parts))):
             raise UserError(f"Of {name[:100]} the folder has {len(parts)} experts, and not the first of them all.")

@@ -67,7 +67,7 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
     if config.get("intermediate_size") or not ARCHITECTURES[architecture].experts:
         values["feed_forward_length"] = c.number("intermediate_size", int)
     if ARCHITECTURES[architecture].experts:
-        values |= _experts(c)
+        values |= _experts(c, ARCHITECTURES[architecture].experts == "all")
     rope = rope_parameters(config)
     values["rope.freq_base"] = float(rope.get("rope_theta") or 10_000.0)
     if config.get("head_dim"):
@@ -81,7 +81,10 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
             f"config.json has RoPE scaling of type {rope['rope_type']!r}, which llama.cpp's {architecture} lacks."
         )
     values |= _scaling(rope, values["context_length"])
-    values |= ARCHITECTURES[architecture].metadata(c.number, config | rope)
+    arch = ARCHITECTURES[architecture]
+    if arch.window_period and architecture != "gemma3" and config.get("sliding_window"):
+        values["attention.sliding_window"] = c.number("sliding_window", int)
+    values |= arch.metadata(c.number, config | rope)
     for odd in NOT_ZERO:
         if config.get(odd) and odd not in ARCHITECTURES[architecture].settings:
             raise UserError(f"config.json sets {odd} to {config[odd]!r}, which llama.cpp's {architecture} lacks.")
@@ -94,7 +97,7 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
     }
 
 
-def _experts(c: _Config) -> dict[str, int]:
+def _experts(c: _Config, always: bool) -> dict[str, int]:
     """Keys of a mixture of experts; none for a config.json without experts."""
     count = next(
         (name for name in ("num_experts", "num_local_experts", "n_routed_experts") if c.values.get(name)), None
@@ -108,6 +111,8 @@ def _experts(c: _Config) -> dict[str, int]:
         "expert_shared_count": "n_shared_experts",
         "leading_dense_block_count": "first_k_dense_replace",
     }
+    if always and not c.values.get("moe_intermediate_size"):
+        others["expert_feed_forward_length"] = "intermediate_size"
     return found | {key: c.number(name, int) for key, name in others.items() if c.values.get(name)}
 
 

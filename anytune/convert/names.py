@@ -15,6 +15,7 @@ WRAPPERS = ("model.language_model.model.", "language_model.model.", "model.langu
 # of mixtures of experts, whose matrices experts.py has put into one
 EXPERTS = {
     "mlp.gate": "ffn_gate_inp",
+    "mlp.router": "ffn_gate_inp",
     "mlp.experts.gate_proj": "ffn_gate_exps",
     "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
@@ -44,6 +45,8 @@ def gguf_name(name: str, architecture: str) -> str | None:
 
 
 def _of_experts(name: str) -> str | None:
+    if sinks := re.fullmatch(r"model\.layers\.(\d{1,5})\.self_attn\.sinks", name):
+        return f"blk.{int(sinks[1])}.attn_sinks.weight"
     found = re.fullmatch(r"model\.layers\.(\d{1,5})\.(.+)\.(weight|bias)", name)
     part = EXPERTS.get(found[2]) if found else None
     return part and f"blk.{int(found[1])}.{part}.{found[3]}"

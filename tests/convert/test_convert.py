@@ -14,6 +14,7 @@ from anytune.errors import UserError
 from anytune.export.huggingface import save
 from anytune.export.tokenizer import write_tokenizer
 from anytune.gguf import GGUF
+from anytune.model.architectures import ARCHITECTURES
 from anytune.text import Tokenizer
 from anytune.text.splits import PRE
 from tests.export import pairs
@@ -168,6 +169,14 @@ def test_what_transformers_saves_becomes_the_file_that_it_came_from(tmp_path, na
         assert sorted(set(a.tensors) - {"rope_freqs.weight"}) == sorted(b.tensors)
         for tensor in b.tensors:
             np.testing.assert_allclose(b.float32(tensor), a.float32(tensor), rtol=1e-6, atol=1e-6, err_msg=tensor)
+        arch = a.metadata["general.architecture"]
+        windows = ("attention.sliding_window",) * bool(ARCHITECTURES[arch].window_period)  # phi3's is not computed
+        for key in ("expert_count", "expert_used_count", "attention.key_length", *windows):
+            assert b.metadata.get(f"{arch}.{key}") == a.metadata.get(f"{arch}.{key}"), key
+    ids = list(range(2, 40))
+    ours, theirs = (anytune.load(tmp_path / f, device="numpy", threads=1).logits(ids) for f in ("m.gguf", "again.gguf"))
+    if "rope_freqs.weight" not in a.tensors:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])

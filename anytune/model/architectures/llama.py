@@ -10,6 +10,6 @@ LLAMA = Architecture(
     experts="some",
     kind="llama",
     model_class="LlamaForCausalLM",
-    other_classes=("LLaMAForCausalLM", "MistralForCausalLM"),
+    other_classes=("LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"),
     reordered=NEIGHBOURS,
 )
