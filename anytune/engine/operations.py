@@ -93,6 +93,9 @@ class Operations(Protocol):
         """What attention() would give if each query head also saw a score of sinks [n_heads] with no value behind it;
         its backward is attention_backward() of these results."""
 
+    def sink_gradient(self, dout, out, lse, sinks, heads: Heads, into) -> None:
+        """Add the gradient of sinks to `into` [n_heads]; out, lse: sink()'s, dout: of that out."""
+
     def attention_backward(self, dout, q, k, v, out, lse, heads: Heads) -> tuple[Array, Array, Array]:
         """(dq, dk, dv)."""
 

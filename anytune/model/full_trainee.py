@@ -126,6 +126,6 @@ class FullTrainee(Passes):
         Views where the engine's memory is the host's: to be saved before the next step.
         """
         return {
-            name: self.engine.view(self.parameters[name]).reshape(shape[0] if len(shape) > 1 else 1, -1)
+            name: self.engine.view(self.parameters[name]).reshape(math.prod(shape[:-1]), -1)
             for name, shape in self.shapes.items()
         }

@@ -37,6 +37,15 @@ def theirs(arch: str, parts: dict):
     return {name: x.transpose(1, 2) if swapped and x.ndim == 3 else x for name, x in found.items()}
 
 
+def ours(arch: str, found: dict) -> dict:
+    """The inverse of theirs(), of tensors or biases of all of a layer's experts."""
+    swapped = arch == "gpt-oss"
+    found = {name: x.transpose(1, 2) if swapped and x.ndim == 3 else x for name, x in found.items()}
+    both = found["gate_up_proj"]
+    gate, up = (both[:, 0::2], both[:, 1::2]) if swapped else both.chunk(2, 1)
+    return {"gate": gate, "up": up, "down": found["down_proj"]}
+
+
 def state(arch: str, weights: dict[str, np.ndarray]) -> dict:
     """The parameters of the tensors of experts among `weights`."""
     torch, layers = need("torch"), defaultdict(dict)

@@ -195,8 +195,7 @@ def _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, dk, dv
 def sink(e, out, lse, sinks, heads: Heads):
     """As base.py has it; with sinks each row's sum of exponentials grows by theirs."""
     tokens = out.shape[0]
-    apart = lse.shape == (heads.n_heads, tokens) and heads.group > 1  # as bf16's kernels have it
-    view = lse.T if apart else lse.reshape(heads.n_kv_heads, tokens, heads.group).swapaxes(0, 1).reshape(tokens, -1)
+    view, apart = _by_token(lse, tokens, heads), lse.shape == (heads.n_heads, tokens) and heads.group > 1
     grown = np.logaddexp(view, sinks)
     result = e.array(*out.shape)
     np.multiply(out, np.repeat(np.exp(view - grown), heads.head_dim, axis=1), out=result)
@@ -205,6 +204,21 @@ def sink(e, out, lse, sinks, heads: Heads):
         grown.T if apart else grown.reshape(tokens, heads.n_kv_heads, heads.group).swapaxes(0, 1).reshape(lse.shape)
     )
     return result, new
+
+
+def sink_gradient(e, dout, out, lse, sinks, heads: Heads, into) -> None:
+    """As base.py has it."""
+    tokens = out.shape[0]
+    inner = np.empty((tokens, heads.n_heads), np.float32)
+    e.kernels.row_dots(dout, out, heads.n_heads, inner)
+    into -= (np.exp(sinks - _by_token(lse, tokens, heads)) * inner).sum(0)
+
+
+def _by_token(lse, tokens: int, heads: Heads) -> np.ndarray:
+    """[T, n_heads], whichever way the kernels have it."""
+    if lse.shape == (heads.n_heads, tokens) and heads.group > 1:  # bf16's
+        return lse.T
+    return lse.reshape(heads.n_kv_heads, tokens, heads.group).swapaxes(0, 1).reshape(tokens, -1)
 
 
 def attend_cache(e, q, keys, values, slots, heads: Heads, sinks=None):

@@ -244,6 +244,7 @@ class NumpyEngine(Composed):
     attention_backward = _attention.attention_backward
     attend_cache = _attention.attend_cache
     sink = _attention.sink
+    sink_gradient = _attention.sink_gradient
     cross_entropy = _loss.cross_entropy
     delta = _delta.delta
     delta_backward = _delta.delta_backward

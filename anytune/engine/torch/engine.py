@@ -328,6 +328,10 @@ class TorchEngine(Composed):
         share = torch.exp(lse - grown).t().repeat_interleave(heads.head_dim, 1).to(out.dtype)
         return torch.mul(out, share, out=own(self.array(*out.shape))), grown
 
+    def sink_gradient(self, dout, out, lse, sinks, heads: Heads, into) -> None:
+        inner = (dout.float() * out).unflatten(1, (heads.n_heads, -1)).sum(2)
+        into -= (torch.exp(sinks[:, None] - lse).t() * inner).sum(0)
+
     def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
         wide, narrow = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
         both = self.array(q.shape[0], wide + 2 * narrow)

@@ -29,6 +29,7 @@ class Attention(Part):
     wide: bool = False
     heat: Any = None
     sinks: Any = None
+    sinks_gradient: Any = None
 
     READS = ("attn_q", "attn_k", "attn_v")
     WRITES = ("attn_output",)
@@ -72,11 +73,16 @@ class Attention(Part):
             wide=c.arch.wide_norms,
             heat=heat[0] if heat else None,
             sinks=w.vector("attn_sinks.weight") if c.arch.sinks else None,
+            sinks_gradient=w.gradient("attn_sinks.weight"),
         )
 
     @property
     def trains_reads(self) -> bool:
-        return super().trains_reads or any(n is not None and n.trains for n in (self.q_norm, self.k_norm))
+        return (
+            super().trains_reads
+            or self.sinks_gradient is not None
+            or any(n is not None and n.trains for n in (self.q_norm, self.k_norm))
+        )
 
     def _turn(self, positions) -> tuple:
         """What qk_norm_rope() and its backward take behind q and k."""
@@ -140,6 +146,8 @@ class Attention(Part):
             do, dgate = e.gated_backward(do, o, gate, "sigmoid")
         if turned is None:
             turned = self._turned(e, q, k, positions) if self.q_norm is not None else (q, k)
+        if self.sinks_gradient is not None:
+            e.sink_gradient(do, o, lse, self.sinks, self.heads, self.sinks_gradient)
         dq, dk, dv = e.attention_backward(do, *turned, v, o, lse, self.heads)
         del do, o, v, turned, gate
         dq, dk = self._turned_backward(e, dq, dk, q, k, positions)
