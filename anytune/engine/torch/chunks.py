@@ -12,6 +12,7 @@ import torch
 
 Tensor = torch.Tensor
 CHUNK = 64  # tokens
+NARROW, WIDEST = 32, 128  # heads between these sizes have Triton kernels
 
 
 class Chunks:

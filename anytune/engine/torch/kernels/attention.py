@@ -156,7 +156,7 @@ def forward(
     for begin in tl.range(begins, last + 1, KEYS):
         key = tile(k, begin, head // GROUP, keys, columns, k_row, tokens, SIZE, PAD, DESCRIBED)
         s = tl.dot(query, key.T, input_precision=PRECISION)
-        if CAP:  # of the scaled score, which is in units of log2
+        if CAP != 0:  # of the scaled score, which is in units of log2
             s = saturated(s * (scale / (CAP * LOG2E))) * (CAP * LOG2E / scale)
         if (begin < whole) | (begin + KEYS > low + 1):
             s = hide(s, begin, keys, rows, first, WINDOW)
@@ -269,7 +269,7 @@ def attention(q, k, v, first, end, starts, heads: Heads, out, tf32=False, config
         SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
-        CAP=heads.cap,
+        CAP=float(heads.cap),
         UNIT=layout.unit,
         STACK=together,
         ROWS=config.rows,
