@@ -1,4 +1,4 @@
-"""Files of Qwen 3.5's kind (three of four layers a gated delta net) with random weights in GGUF blocks, for benchmarks."""
+"""Files of Qwen 3.5's kind (three of four layers a gated delta net) with random weights in GGUF blocks."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@ flash-linear-attention's kernels for the gated delta rule and the convolution be
 
     python bench/peers/delta_gpu.py --shape 8x1024 [--checkpointing]
 
-Rank 16 on the layers' large linears, the second half of each example with loss, fused AdamW. The head runs on tokens with
-loss alone, 4,096 at a time, each piece made again in the backward. Prints one JSON line.
+Rank 16 on the layers' large linears, the second half of each example with loss, fused AdamW. The head runs on tokens
+with loss alone, 4,096 at a time, each piece made again in the backward. Prints one JSON line.
 """
 
 from __future__ import annotations

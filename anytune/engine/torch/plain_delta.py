@@ -111,7 +111,7 @@ def delta(x, beta, alpha, weights, heads: DeltaHeads, first: Tensor, out: Tensor
 def delta_backward(
     dy, x, beta, alpha, weights, heads: DeltaHeads, first, out: tuple[Tensor, Tensor, Tensor], into=(None, None, None)
 ):
-    """Writes out: dx, dbeta and dalpha. into: what the gradients of the weights are added to, where they are trained."""
+    """Writes out: dx, dbeta and dalpha. into: what gradients of the weights are added to, where they are trained."""
     inputs = _Inputs.of(x, beta, alpha, weights, heads, first)
     o, states, _ = inputs.chunks.forward()
     units, inverse = normed(o, heads.eps)

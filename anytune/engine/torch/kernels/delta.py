@@ -127,7 +127,7 @@ class Net:
             PRECISION="tf32",  # of products of float32: bfloat16's results need no more digits
         )  # fmt: skip
         self.whole = self.sizes | dict(KEYS=heads.keys, VALUE_PAD=pad(heads.value_size))
-        self.block = min(pad(heads.value_size), BLOCK if self.half else 16)
+        self.block = min(pad(heads.value_size), BLOCK if self.half else 32)
         self.walk = self.sizes | dict(BV=self.block, CHUNKS=max(16, triton.next_power_of_2(self.chunks)), SPAN=SPAN)
         self.grid = heads.values, self.chunks
         self.walks = triton.cdiv(heads.value_size, self.block), heads.values, triton.cdiv(self.chunks, SPAN)

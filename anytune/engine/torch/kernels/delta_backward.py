@@ -257,7 +257,7 @@ def delta_backward(dy, x, beta, alpha, weights, heads: DeltaHeads, first, out, i
     gradients[net.grid](
         x, beta, alpha, net.a, net.bias, first, made.inverse, states, u, do, du, after, dx, dqk, dbeta, dalpha, dlogs,
         net.tokens, *(z.stride(0) for z in (x, beta, alpha, dx, dbeta, dalpha)), h.eps, net.scale,
-        **net.whole, BV=min(pad(h.value_size), 64 if net.half else 16), LOGS=logs, num_warps=4, num_stages=1,
+        **net.whole, BV=min(pad(h.value_size), 64 if net.half else 32), LOGS=logs, num_warps=4, num_stages=1,
     )  # fmt: skip
     if repeated:
         parts = dqk.view(2, net.tokens, h.repeats, -1).sum(2)
