@@ -17,6 +17,7 @@ TABLES: dict[str, Callable[[dict], list[str]]] = {
         cpu.estimate,
         gpu.train_gpu,
         gpu.decode_gpu,
+        gpu.delta_gpu,
         gpu.two_gpus,
         gpu.train_webgpu,
         gpu.loss_webgpu,
