@@ -110,8 +110,8 @@ def _triton(tf32: bool) -> dict:
         "convolve_backward": convolution.convolve_backward,
         "gated": gates.gated,
         "gated_backward": gates.gated_backward,
-        "delta": functools.partial(delta.delta, tf32=tf32),
-        "delta_backward": functools.partial(delta_backward.delta_backward, tf32=tf32),
+        "delta": delta.delta,
+        "delta_backward": delta_backward.delta_backward,
         "attention": functools.partial(attention.attention, tf32=tf32),
         "attention_backward": functools.partial(attention_backward.attention_backward, tf32=tf32),
     }

@@ -121,13 +121,13 @@ class Net:
         self.x, self.beta, self.alpha, self.first, self.heads = x, beta, alpha, first, heads
         self.a, self.bias, self.gain = weights
         self.tokens, self.chunks = len(x), triton.cdiv(len(x), CHUNK)
-        self.half, self.scale = x.dtype != torch.float32, heads.key_size**-0.5
+        self.scale = heads.key_size**-0.5
         self.sizes = dict(
             VALUES=heads.values, KEY=heads.key_size, KEY_PAD=pad(heads.key_size), VALUE=heads.value_size, C=CHUNK,
             PRECISION="tf32",  # of products of float32: bfloat16's results need no more digits
         )  # fmt: skip
         self.whole = self.sizes | dict(KEYS=heads.keys, VALUE_PAD=pad(heads.value_size))
-        self.block = min(pad(heads.value_size), BLOCK if self.half else 32)
+        self.block = min(pad(heads.value_size), BLOCK)
         self.walk = self.sizes | dict(BV=self.block, CHUNKS=max(16, triton.next_power_of_2(self.chunks)), SPAN=SPAN)
         self.grid = heads.values, self.chunks
         self.walks = triton.cdiv(heads.value_size, self.block), heads.values, triton.cdiv(self.chunks, SPAN)
@@ -169,7 +169,7 @@ class Net:
         walk[self.walks](
             made.erases, made.fresh, made.written, made.kept, self.first, made.kept if state is None else state,
             states, u, made.kept if behind is None else behind, self.tokens, self.chunks,
-            **self.walk, GOES_ON=state is not None, num_warps=4, num_stages=3 if self.half else 1,
+            **self.walk, GOES_ON=state is not None, num_warps=4, num_stages=3,
         )  # fmt: skip
         return states, u, behind
 
@@ -178,17 +178,16 @@ def pad(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def suits(x: Tensor, heads: DeltaHeads, tf32: bool) -> bool:
-    """Exact float32 products make kernels that take minutes to compile and gain nothing: those are plain torch's, and
-    so are narrow heads, since Triton 3.6's products of 16 columns read past the end of shared memory on Hopper."""
+def suits(x: Tensor, heads: DeltaHeads) -> bool:
+    """Float32 takes minutes to compile and gains nothing, and with narrow heads Triton 3.6 reads past the end of shared
+    memory on Hopper: both are plain torch's. Triton's interpreter, on a CPU, takes all."""
     low, high = sorted((heads.key_size, heads.value_size))
-    wide = low > NARROW or x.device.type == "cpu"
-    return len(x) > 0 and wide and high <= WIDEST and (tf32 or x.dtype != torch.float32)
+    return len(x) > 0 and high <= WIDEST and (x.device.type == "cpu" or low > NARROW and x.dtype != torch.float32)
 
 
-def delta(x, beta, alpha, weights, heads: DeltaHeads, first, out, state: Tensor | None = None, tf32: bool = False):
+def delta(x, beta, alpha, weights, heads: DeltaHeads, first, out, state: Tensor | None = None):
     """The Triton twin of plain_delta.delta."""
-    if not suits(x, heads, tf32):
+    if not suits(x, heads):
         return plain.delta(x, beta, alpha, weights, heads, first, out, state)
     net = Net(x, beta, alpha, weights, heads, first)
     states, u, behind = net.states(net.factors(), state)

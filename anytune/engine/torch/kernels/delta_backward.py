@@ -231,9 +231,9 @@ def gradients(
     tl.store(dbeta + rows * dbeta_row + head, dstrength.to(dbeta.dtype.element_ty), mask=there)
 
 
-def delta_backward(dy, x, beta, alpha, weights, heads: DeltaHeads, first, out, into=(None, None, None), tf32=False):
+def delta_backward(dy, x, beta, alpha, weights, heads: DeltaHeads, first, out, into=(None, None, None)):
     """The Triton twin of plain_delta.delta_backward."""
-    if not suits(x, heads, tf32):
+    if not suits(x, heads):
         return plain.delta_backward(dy, x, beta, alpha, weights, heads, first, out, into)
     net, h = Net(x, beta, alpha, weights, heads, first), heads
     made = net.factors()
@@ -248,7 +248,7 @@ def delta_backward(dy, x, beta, alpha, weights, heads: DeltaHeads, first, out, i
     after = net.square()
     walk_back[net.walks](
         made.erases, made.written, made.read, made.kept, do, local, first, after, du, net.tokens, net.chunks,
-        **net.walk, num_warps=4, num_stages=3 if net.half else 1,
+        **net.walk, num_warps=4, num_stages=3,
     )  # fmt: skip
     dx, dbeta, dalpha = out
     repeated, logs = h.keys != h.values, any(target is not None for target in into[:2])
@@ -257,7 +257,7 @@ def delta_backward(dy, x, beta, alpha, weights, heads: DeltaHeads, first, out, i
     gradients[net.grid](
         x, beta, alpha, net.a, net.bias, first, made.inverse, states, u, do, du, after, dx, dqk, dbeta, dalpha, dlogs,
         net.tokens, *(z.stride(0) for z in (x, beta, alpha, dx, dbeta, dalpha)), h.eps, net.scale,
-        **net.whole, BV=min(pad(h.value_size), 64 if net.half else 32), LOGS=logs, num_warps=4, num_stages=1,
+        **net.whole, BV=min(pad(h.value_size), 64), LOGS=logs, num_warps=8, num_stages=1,
     )  # fmt: skip
     if repeated:
         parts = dqk.view(2, net.tokens, h.repeats, -1).sum(2)
