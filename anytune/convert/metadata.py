@@ -34,6 +34,13 @@ def text_config(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         )
     inner = config.get("text_config")
     merged = config | inner if isinstance(inner, dict) else dict(config)
+    if "rms_norm_eps" not in merged and "norm_eps" in merged:
+        merged["rms_norm_eps"] = merged["norm_eps"]
+    layers = merged.get("per_layer_config")
+    full = next(iter(layers.values()), None) if isinstance(layers, dict) else None
+    if isinstance(full, dict):  # Gemma 4's layers without a window, as newer versions of transformers save them
+        merged["global_head_dim"] = full.get("head_dim")
+        merged["num_global_key_value_heads"] = full.get("num_key_value_heads")
     return CLASSES[name], (GEMMA3 | merged if CLASSES[name] == "gemma3" else merged)
 
 
@@ -148,7 +155,7 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
 
 def _scaling(rope: dict[str, Any], context: int) -> dict[str, Any]:
     kind = rope["rope_type"]
-    if kind in (None, "default", "llama3"):
+    if kind in (None, "default", "llama3", "proportional"):
         return {}
     if kind in LONG:
         return {"rope.scaling.attn_factor": _attention_factor(rope, context)}
@@ -187,6 +194,10 @@ def rope_factors(architecture: str, config: dict[str, Any]) -> dict[str, np.ndar
         if not all(isinstance(found, list) and found for found in lists):
             raise UserError("config.json has rope_scaling without its lists short_factor and long_factor.")
         return {f"{name}.weight": np.array(found, np.float32) for name, found in zip(names, lists)}
+    if rope["rope_type"] == "proportional" and names:
+        pairs = int(config.get("global_head_dim") or 512) // 2
+        turned = int((rope.get("partial_rotary_factor") or 1.0) * pairs)
+        return {f"{names[0]}.weight": np.where(np.arange(pairs) < turned, 1, 1e30).astype(np.float32)}
     if rope["rope_type"] != "llama3" or not names:
         return {}
     return {f"{names[0]}.weight": _llama3(config, rope)}

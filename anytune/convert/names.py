@@ -9,7 +9,15 @@ from anytune.model import naming
 from anytune.model.architectures import ARCHITECTURES
 
 # of models that also see: the language model's part is converted, these are left out
-OTHER_PARTS = ("vision_tower.", "vision_model.", "multi_modal_projector.", "audio_tower.", "visual.")
+OTHER_PARTS = (
+    "vision_tower.",
+    "vision_model.",
+    "multi_modal_projector.",
+    "audio_tower.",
+    "visual.",
+    "embed_vision.",
+    "embed_audio.",
+)
 SHARED = ("shared_expert", "shared_experts")
 WRAPPERS = ("model.language_model.model.", "language_model.model.", "model.language_model.")
 # of mixtures of experts, whose matrices experts.py has put into one

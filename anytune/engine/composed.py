@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .algebra import HostAlgebra
+from .base import Heads
 
 
 class Composed:
@@ -44,6 +45,15 @@ class Composed:
     def attention_with(self, q, k, v, heads, sinks):
         """attention(), and sink()."""
         return self.sink(*self.attention(q, k, v, heads), sinks, heads)
+
+    def head_norm(self, x, gain, eps: float, heads: int, still, positions):
+        shape = Heads(heads, heads, x.shape[1] // heads, 0, 1.0)
+        return self.qk_norm_rope(x, x, (gain, gain), eps, still, positions, shape, False)[0]
+
+    def head_norm_backward(self, dy, x, gain, eps: float, heads: int, still, positions):
+        shape = Heads(heads, heads, x.shape[1] // heads, 0, 1.0)
+        nothing = self.scale(dy, 0.0)
+        return self.qk_norm_rope_backward(dy, nothing, x, x, (gain, gain), eps, still, positions, shape, False)[0]
 
     def settle(self) -> None:
         """Gradients are added at once."""

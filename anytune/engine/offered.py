@@ -45,7 +45,7 @@ class Offered(Protocol):
         """The inverse of split_heads."""
 
     def gated(self, x, gate, activation: str) -> Array:
-        """x * act(gate); activation sigmoid or silu."""
+        """x * act(gate); activation sigmoid, silu or none."""
 
     def gated_backward(self, dy, x, gate, activation: str) -> tuple[Array, Array]:
         """(dx, dgate)."""

@@ -54,6 +54,13 @@ class Operations(Protocol):
         """(dq, dk) before qk_norm_rope(), whose q and k matter with gains only; the given dq and dk are given up.
         into: what the gradients of the gains are added to."""
 
+    def head_norm(self, x, gain, eps: float, heads: int, still, positions) -> Array:
+        """rms_norm of each of `heads` heads of x; still: a table of angles that turns nothing. composed.py has it in
+        terms of qk_norm_rope()."""
+
+    def head_norm_backward(self, dy, x, gain, eps: float, heads: int, still, positions) -> Array:
+        """dx; dy is given up."""
+
     def glu(self, gate, up, activation: str) -> Array:
         """act(gate) * up; activation silu or gelu (tanh form)."""
 

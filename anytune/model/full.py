@@ -18,9 +18,10 @@ OTHERS = {  # tensors of a layer that no pair adapts
     "ffn_gate_inp_shexp": "router",
     "ssm_a": "ssm",
     "ssm_conv1d": "ssm",
+    "shortconv.conv": "conv",
     "attn_sinks": "sinks",
 }
-NAMES = (*MODULES, NORM, EMBED, BIAS, "router", "ssm", "sinks")
+NAMES = (*MODULES, NORM, EMBED, BIAS, "router", "ssm", "sinks", "conv")
 PLACES = {place: name for name, place in MODULES.items()} | OTHERS
 
 
@@ -30,7 +31,8 @@ class Full:
 
     modules: "all", or names out of NAMES, comma-separated or a sequence: linears as in LoRA, norm (every gain), embed
     (the embedding table, which is the head too where they are tied), bias, router (of experts), ssm (decays and
-    convolutions of delta nets), sinks (of attention). layers: of the layers only the last so many;
+    convolutions of delta nets), sinks (of attention), conv (kernels of short convolutions).
+    layers: of the layers only the last so many;
     the embedding table then only where it is named. optimizer: one of optimizers.KINDS.
     """
 

@@ -24,6 +24,7 @@ from .stack import Stack
 WORDS = {
     "delta": ("gated delta nets", "numpy, cpu-bf16 or cuda"),
     "sinks": ("attention sinks", "numpy, cpu-bf16 or cuda"),
+    "convolution": ("short convolutions", "numpy, cpu-bf16 or cuda"),
     "experts": ("mixtures of experts", "numpy, cpu-bf16 or cuda"),
 }
 
@@ -109,7 +110,7 @@ class Model:
     def hold(self, how: str) -> None:
         """How weights are held from now on: blocks, stream (nothing in memory) or float32."""
         for name, matrix in self.weights.matrices.items():
-            if name != "token_embd.weight" or self.config.tied:
+            if not self.config.looked_up(name):
                 matrix.change_hold(how)
 
     def rope_tables(self, context: int):

@@ -115,7 +115,7 @@ class _Counter:
         self.frozen = {
             name: m
             for name, m in model.weights.matrices.items()
-            if (name != "token_embd.weight" or self.config.tied) and name not in subject.names
+            if not self.config.looked_up(name) and name not in subject.names
         }
         self.trained = self.layers - self.lowest
         self.budget: Any = None

@@ -12,7 +12,6 @@ from anytune.engine.optimizers import Rule, state_bytes
 
 from .full import Full
 from .lora import Layout, Lora
-from .passes import OUTPUT_NORM
 
 EMBEDDING = "token_embd.weight"
 
@@ -126,7 +125,8 @@ class FullSpec:
         weights = weights.with_trained(
             {name: tuple(x.reshape(self.shapes[name]) for x in part) for name, part in parts.items()}
         )
-        embedding, norm = (parts[name][1] if name in parts else None for name in (EMBEDDING, OUTPUT_NORM))
+        ends = EMBEDDING, weights.config.output_norm
+        embedding, norm = (parts[name][1] if name in parts else None for name in ends)
         embedding = None if embedding is None else embedding.reshape(self.shapes[EMBEDDING])
         return Placed(weights, weights.layers(tables), weights.head(), None, None, (parts, states), embedding, norm)
 

@@ -14,7 +14,9 @@ from tests.support import dry, tiny
 from tests.support.webgpu import need_webgpu
 
 NAMES = ("llama", "qwen2", "qwen3", "gemma3")
-EACH = (*NAMES, *(name for name in tiny.EACH if name not in (*NAMES, "qwen35") and not tiny.has_experts(name)))
+LACKING = {"qwen35": "delta nets", "qwen3moe": "experts", "lfm2": "short convolutions"}
+EACH = tuple(name for name in (*NAMES, *tiny.EACH) if name not in LACKING and not tiny.has_experts(name))
+EACH = tuple(dict.fromkeys(EACH))
 CAPS = ("128MiB", "8KiB")  # of a binding: nothing is cut, everything is
 
 
@@ -26,7 +28,7 @@ def device():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("webgpu")
-    return {name: tiny.write(folder / f"{name}.gguf", name) for name in EACH}
+    return {name: tiny.write(folder / f"{name}.gguf", name) for name in (*EACH, *LACKING)}
 
 
 @pytest.fixture(params=CAPS)
@@ -155,6 +157,12 @@ def test_generation_is_the_numpy_engines(files, cap, name):
         results.append([decoder.feed(tokens) for tokens in feeds])
     for want, got in zip(*results):
         np.testing.assert_allclose(got, want, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_what_it_lacks_is_refused_and_the_engines_that_have_it_are_named(files, name):
+    with pytest.raises(UserError, match=f"{LACKING[name]}.*--device numpy"):
+        load(files[name], device="webgpu")
 
 
 def test_a_head_that_is_trained(files):

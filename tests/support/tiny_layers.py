@@ -89,4 +89,65 @@ def gptoss(s: Any, i: int) -> dict[str, Row]:
     return rows | {name.replace(".weight", ".bias"): (shape[:-1], 0.5, "bias") for name, shape in matrices.items()}
 
 
-LAYERS = {"gpt-oss": gptoss, "qwen35": qwen35, "qwen35moe": qwen35}
+def gemma4(s: Any, i: int) -> dict[str, Row]:
+    """Heads by the kind of layer; no keys and values where another's are read; own embeddings where the file has."""
+    windowed, first = s.meta["attention.sliding_window_pattern"][i], s.layers - s.meta["attention.shared_kv_layers"]
+    size = s.meta["attention.key_length_swa"] if windowed else s.head_dim
+    keys, ff = s.meta.get("attention.head_count_kv", s.kv_heads), s.meta.get("feed_forward_length", s.ff)
+    keys, ff = (x[i] if isinstance(x, list) else x for x in (keys, ff))
+    own = s.meta["embedding_length_per_layer_input"]
+    layer = {
+        "attn_norm.weight": norm(s.width),
+        "attn_q.weight": linear(s.heads * size, s.width),
+        "attn_q_norm.weight": ((size,), 0.1, "small"),  # scores are not divided by the size
+        "attn_output.weight": linear(s.width, s.heads * size),
+        "post_attention_norm.weight": norm(s.width),
+        "ffn_norm.weight": norm(s.width),
+        "ffn_gate.weight": linear(ff, s.width),
+        "ffn_up.weight": linear(ff, s.width),
+        "ffn_down.weight": linear(s.width, ff),
+        "post_ffw_norm.weight": norm(s.width),
+        "layer_output_scale.weight": ((1,), 0.2, "norm"),
+    }
+    if i < first:
+        layer |= {"attn_k.weight": linear(keys * size, s.width), "attn_k_norm.weight": ((size,), 0.1, "small")}
+        if windowed or own:
+            layer["attn_v.weight"] = linear(keys * size, s.width)
+    if own:
+        layer |= {
+            "inp_gate.weight": linear(own, s.width),
+            "proj.weight": linear(s.width, own),
+            "post_norm.weight": norm(s.width),
+        }
+    return layer
+
+
+def lfm2(s: Any, i: int) -> dict[str, Row]:
+    """Short convolutions but in layers that have key heads."""
+    q, kv = s.heads * s.head_dim, s.meta["attention.head_count_kv"][i] * s.head_dim
+    if kv:
+        mixer = {
+            "attn_q.weight": linear(q, s.width),
+            "attn_k.weight": linear(kv, s.width),
+            "attn_v.weight": linear(kv, s.width),
+            "attn_q_norm.weight": norm(s.head_dim),
+            "attn_k_norm.weight": norm(s.head_dim),
+            "attn_output.weight": linear(s.width, q),
+        }
+    else:
+        mixer = {
+            "shortconv.in_proj.weight": linear(3 * s.width, s.width),
+            "shortconv.conv.weight": ((s.width, s.meta["shortconv.l_cache"]), 0.5, "constant"),
+            "shortconv.out_proj.weight": linear(s.width, s.width),
+        }
+    return {
+        "attn_norm.weight": norm(s.width),
+        **mixer,
+        "ffn_norm.weight": norm(s.width),
+        "ffn_gate.weight": linear(s.ff, s.width),
+        "ffn_up.weight": linear(s.ff, s.width),
+        "ffn_down.weight": linear(s.width, s.ff),
+    }
+
+
+LAYERS = {"gpt-oss": gptoss, "qwen35": qwen35, "qwen35moe": qwen35, "gemma4": gemma4, "lfm2": lfm2}

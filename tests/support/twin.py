@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.support import twin_experts
 from tests.support.require import need
-from tests.support.twin_kinds import KINDS, kind_of
+from tests.support.twin_kinds import ENDS, KINDS, WHOLE, kind_of
 
 
 def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -32,10 +32,11 @@ def unpermute(w: np.ndarray, heads: int) -> np.ndarray:
 def module_name(tensor: str, arch: str) -> str:
     """GGUF tensor name -> transformers parameter name (without the outermost "model." of a peft wrapper)."""
     stem, _, kind = tensor.rpartition(".")
-    if stem in ("token_embd", "output_norm", "output"):
-        return {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}[stem] + "." + kind
-    _, layer, name = tensor.split(".")[:3]
-    whole = {"ssm_a": "linear_attn.A_log", "ssm_dt": "linear_attn.dt_bias", "attn_sinks": "self_attn.sinks"}.get(name)
+    if not tensor.startswith("blk."):
+        return f"{ENDS[stem]}.{kind}"
+    layer, name = tensor.split(".", 2)[1:]
+    name = name.removesuffix(".weight").removesuffix(".bias")
+    whole = WHOLE.get(name)
     return f"model.layers.{layer}." + (whole or f"{KINDS[arch].names[name]}.{kind}")
 
 
@@ -124,7 +125,7 @@ def transformers_model(path: Path, attention: str = "eager"):
     values, weights = read(path)
     arch = values["general.architecture"]
     cfg = config(values, weights, attention)
-    factors = weights.pop("rope_freqs.weight", None)
+    factors = None if arch == "gemma4" else weights.pop("rope_freqs.weight", None)
     weights = {name: w for name, w in weights.items() if not name.startswith("rope_")}
     state = twin_experts.state(arch, weights)
     for name, w in weights.items():
@@ -137,7 +138,7 @@ def transformers_model(path: Path, attention: str = "eager"):
             w = w - 1  # the file holds 1 + weight
         if name.endswith("ssm_a"):
             w = np.log(-w)
-        if "ssm_conv1d" in name:
+        if "ssm_conv1d" in name or "shortconv.conv" in name:
             w = w[:, None]
         state[module_name(name, arch)] = torch.from_numpy(w)
     if cfg.tie_word_embeddings:

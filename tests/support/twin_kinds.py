@@ -8,6 +8,21 @@ from typing import Any
 
 from tests.support import twin_experts
 
+ENDS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "token_embd_norm": "model.embedding_norm",
+    "output": "lm_head",
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+}
+WHOLE = {
+    "ssm_a": "linear_attn.A_log",
+    "ssm_dt": "linear_attn.dt_bias",
+    "layer_output_scale": "layer_scalar",
+    "attn_sinks": "self_attn.sinks",
+}
 LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -33,6 +48,21 @@ OLMO2_NAMES = LAYER_NAMES | {
 }
 PHI3_NAMES = LAYER_NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 GPTOSS_NAMES = LAYER_NAMES | {"post_attention_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.router"}
+GEMMA4_NAMES = GEMMA_NAMES | {
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+}
+BITNET_NAMES = LAYER_NAMES | {"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"}
+LFM2_NAMES = {
+    **{f"attn_{name}": f"self_attn.{name}_proj" for name in "qkv"},
+    **{f"attn_{name}_norm": f"self_attn.{name}_layernorm" for name in "qk"},
+    **{f"ffn_{name}": f"feed_forward.{theirs}" for name, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2"))},
+    **{f"shortconv.{name}": f"conv.{name}" for name in ("in_proj", "conv", "out_proj")},
+    "attn_output": "self_attn.out_proj",
+    "attn_norm": "operator_norm",
+    "ffn_norm": "ffn_norm",
+}
 QWEN35_NAMES = LAYER_NAMES | {
     "post_attention_norm": "post_attention_layernorm",
     "attn_qkv": "linear_attn.in_proj_qkv",
@@ -158,8 +188,50 @@ def gptoss(get: Callable, common: dict, weights: dict) -> dict:
     return experts(get, common, weights) | own | {"rope_parameters": common["rope_parameters"] | {"truncate": True}}
 
 
+def gemma4(get: Callable, common: dict, weights: dict) -> dict:
+    windows, base = get("attention.sliding_window_pattern"), common["rope_parameters"]["rope_theta"]
+    keys, ff, own = (
+        get(key) for key in ("attention.head_count_kv", "feed_forward_length", "embedding_length_per_layer_input")
+    )
+    keys = keys if isinstance(keys, list) else [keys] * len(windows)
+    turned = float((weights["rope_freqs.weight"] == 1).mean())
+    return dict(
+        head_dim=get("attention.key_length_swa"),
+        global_head_dim=get("attention.key_length"),
+        num_key_value_heads=keys[windows.index(True)],
+        num_global_key_value_heads=keys[windows.index(False)],
+        attention_k_eq_v=not own,
+        num_kv_shared_layers=get("attention.shared_kv_layers"),
+        intermediate_size=min(ff) if isinstance(ff, list) else ff,
+        use_double_wide_mlp=isinstance(ff, list),
+        hidden_size_per_layer_input=own,
+        vocab_size_per_layer_input=common["vocab_size"],
+        layer_types=["sliding_attention" if windowed else "full_attention" for windowed in windows],
+        sliding_window=get("attention.sliding_window"),
+        final_logit_softcapping=get("final_logit_softcapping"),
+        rope_parameters={
+            "full_attention": {"rope_type": "proportional", "rope_theta": base, "partial_rotary_factor": turned},
+            "sliding_attention": {"rope_type": "default", "rope_theta": get("rope.freq_base_swa")},
+        },
+    )
+
+
+def lfm2(get: Callable, common: dict, weights: dict) -> dict:
+    heads = get("attention.head_count_kv")
+    return dict(
+        num_key_value_heads=max(heads),
+        norm_eps=common["rms_norm_eps"],
+        conv_L_cache=get("shortconv.l_cache"),
+        block_auto_adjust_ff_dim=False,
+        layer_types=["full_attention" if count else "conv" for count in heads],
+    )
+
+
 KINDS = {
     "gpt-oss": Kind("GptOss", names=GPTOSS_NAMES, settings=gptoss),
+    "lfm2": Kind("Lfm2", names=LFM2_NAMES, settings=lfm2),
+    "bitnet": Kind("BitNet", names=BITNET_NAMES, settings=lambda get, common, weights: {"hidden_act": "silu"}),
+    "gemma4": Kind("Gemma4", "Gemma4TextConfig", GEMMA4_NAMES, settings=gemma4),
     "gemma2": Kind("Gemma2", names=GEMMA_NAMES, settings=gemma2),
     "llama": Kind("Llama", permuted=True),
     "llama with experts": Kind("Mixtral", permuted=True, settings=experts),

@@ -78,7 +78,7 @@ def gated(e, x: np.ndarray, gate: np.ndarray, activation: str) -> np.ndarray:
     y = e.array(*x.shape)
 
     def rows(low: int, high: int) -> None:
-        np.multiply(x[low:high], sigmoid(gate[low:high]), out=y[low:high])
+        np.multiply(x[low:high], gate[low:high] if activation == "none" else sigmoid(gate[low:high]), out=y[low:high])
         if activation == "silu":
             y[low:high] *= gate[low:high]
 
@@ -93,6 +93,10 @@ def gated_backward(
     dx, dgate = e.array(*x.shape), e.array(*x.shape)
 
     def rows(low: int, high: int) -> None:
+        if activation == "none":
+            np.multiply(dy[low:high], x[low:high], out=dgate[low:high])
+            np.multiply(dy[low:high], gate[low:high], out=dx[low:high])
+            return
         value = s = sigmoid(gate[low:high])
         slope = s * (1 - s)
         if activation == "silu":

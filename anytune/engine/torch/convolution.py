@@ -57,6 +57,8 @@ def join_heads(e, first: Tensor, second: Tensor, heads: int) -> Tensor:
 def gated(e, x: Tensor, gate: Tensor, activation: str) -> Tensor:
     if activation == "silu":
         return e.glu(gate, x, "silu")
+    if activation == "none":
+        return torch.mul(x, gate, out=own(e.array(*x.shape)))
     out = own(e.array(*x.shape))
     e.f.gated(x, gate, out)
     return out
@@ -66,6 +68,8 @@ def gated_backward(e, dy: Tensor, x: Tensor, gate: Tensor, activation: str) -> t
     if activation == "silu":
         dgate, dx = e.glu_backward(dy, gate, x, "silu")
         return dx, dgate
+    if activation == "none":
+        return tuple(torch.mul(dy, z, out=own(e.array(*x.shape))) for z in (gate, x))
     dx, dgate = own(e.array(*x.shape)), own(e.array(*x.shape))
     e.f.gated_backward(dy, x, gate, dx, dgate)
     return dx, dgate

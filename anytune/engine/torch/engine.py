@@ -54,7 +54,7 @@ class TorchEngine(Composed):
     """
 
     decode_rows = 64  # rows up to which a product dequantizes weights in registers
-    offers = frozenset({"delta", "experts", "sinks"})
+    offers = frozenset({"delta", "convolution", "experts", "sinks"})
 
     def __init__(self, where: Device, tf32: bool = False):
         self.where, self.device, self.dtype = where, where.device, where.dtype

@@ -226,7 +226,7 @@ def norm_linear_backward(
     kept = take_low(group)
     if kept is None:  # the forward left no low-rank product: no pairs here, or dropout
         return Composed.norm_linear_backward(e, dys, x, gain, eps, group, residual, need_dx, then, into)
-    dy, residual = e.joined(dys), real(residual)
+    dy, residual = e.joined(tuple(map(real, dys))), real(residual)
     dh, dy_low = _input_gradient(e, dy, group, matrix(e, group), need_dx)
     x, norm, out = real(x), None, e.array(*x.shape) if need_dx else None
     if not need_dx:

@@ -1,9 +1,12 @@
 """The architectures that anytune knows: one file each, named as llama.cpp names it."""
 
+from .bitnet import BITNET
 from .gemma2 import GEMMA2
 from .gemma3 import GEMMA3
 from .gptoss import GPTOSS
+from .gemma4 import GEMMA4
 from .granite import GRANITE
+from .lfm2 import LFM2
 from .llama import LLAMA
 from .mistral3 import MISTRAL3
 from .olmo2 import OLMO2
@@ -25,12 +28,15 @@ ARCHITECTURES = {
         QWEN35,
         QWEN35MOE,
         GPTOSS,
+        GEMMA2,
         GEMMA3,
+        GEMMA4,
         SMOLLM3,
         GRANITE,
         MISTRAL3,
         OLMO2,
         PHI3,
-        GEMMA2,
+        BITNET,
+        LFM2,
     )
 }

@@ -35,8 +35,15 @@ class Attention(Part):
     WRITES = ("attn_output",)
 
     @classmethod
+    def shape(cls, c: Config, layer: int) -> Heads:
+        keys = c.key_heads[layer] if c.key_heads else c.n_kv_heads
+        window = c.window if c.windowed(layer) else 0
+        return Heads(c.heads, keys, c.size(layer), window, c.attention_scale, c.score_cap)
+
+    @classmethod
     def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
-        q, kv, arch = c.heads * c.head_size, c.n_kv_heads * c.head_size, c.arch
+        heads, arch = cls.shape(c, layer), c.arch
+        q, kv, size = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim, heads.head_dim
         shapes = {
             "attn_q": (q * (2 if arch.gated_attention else 1), c.width),
             "attn_k": (kv, c.width),
@@ -46,7 +53,7 @@ class Attention(Part):
         if arch.pre_norms:
             shapes["attn_norm"] = (c.width,)
         if arch.head_norms:
-            shapes |= {"attn_q_norm": (c.head_size,), "attn_k_norm": (c.head_size,)}
+            shapes |= {"attn_q_norm": (size,), "attn_k_norm": (size,)}
         if arch.wide_norms:
             shapes |= {"attn_q_norm": (q,), "attn_k_norm": (kv,)}
         if arch.sinks:
@@ -57,7 +64,7 @@ class Attention(Part):
 
     @classmethod
     def of(cls, w: LayerWeights, c: Config) -> Attention:
-        local, (cos, sin, *heat) = c.windowed(w.layer), w.tables[c.rope(w.layer)]
+        cos, sin, *heat = w.tables[c.rope(w.layer)]
         return cls(
             norm=w.norm("attn_norm"),
             post=w.norm("post_attention_norm") if c.arch.post_norms else None,
@@ -66,7 +73,7 @@ class Attention(Part):
             writes=w.group(1, *cls.WRITES),
             q_norm=w.norm("attn_q_norm"),
             k_norm=w.norm("attn_k_norm"),
-            heads=Heads(c.heads, c.n_kv_heads, c.head_size, c.window if local else 0, c.attention_scale, c.score_cap),
+            heads=cls.shape(c, w.layer),
             rope=(cos, sin),
             neox=c.arch.neox,
             gated=c.arch.gated_attention,
@@ -103,6 +110,14 @@ class Attention(Part):
             return dq, dk
         return norm_backward(e, dq, q, self.q_norm, self.eps), norm_backward(e, dk, k, self.k_norm, self.eps)
 
+    def result(self, e, o, gate):
+        """What the last product reads of the heads' results o and their gate, if they have one."""
+        return o if gate is None else e.gated(o, gate, "sigmoid")
+
+    def result_backward(self, e, dy, o, gate) -> tuple:
+        """(do, dgate or None) of result()."""
+        return (dy, None) if gate is None else e.gated_backward(dy, o, gate, "sigmoid")
+
     def forward(self, e, x, positions, attended=None):
         """x: [T, d] -> (x + attention(x), what the backward needs). attended: what attended() gave before, or None."""
         q, k, v = self.read(e, x)
@@ -121,7 +136,7 @@ class Attention(Part):
             o, lse = attended or e.attention_with(turned_q, turned_k, v, self.heads, self.sinks)
         turned = (turned_q, turned_k) if e.keeps_turned and self.q_norm is not None else None
         del turned_q, turned_k
-        (y,) = e.linear(o if gate is None else e.gated(o, gate, "sigmoid"), self.writes)
+        (y,) = e.linear(self.result(e, o, gate), self.writes)
         return self.add(e, x, y), (x, q, k, v, gate, turned, o, lse, self.kept(y))
 
     def attended(self, saved) -> tuple:
@@ -137,13 +152,11 @@ class Attention(Part):
         dy = self.add_backward(e, dout, y)
         del y
         needed = need_dx or self.trains_reads
-        do = e.linear_backward((dy,), o if gate is None else e.gated(o, gate, "sigmoid"), self.writes, needed)
+        do = e.linear_backward((dy,), self.result(e, o, gate), self.writes, needed)
         del dy
         if not needed:
             return None
-        dgate = None
-        if gate is not None:
-            do, dgate = e.gated_backward(do, o, gate, "sigmoid")
+        do, dgate = self.result_backward(e, do, o, gate)
         if turned is None:
             turned = self._turned(e, q, k, positions) if self.q_norm is not None else (q, k)
         if self.sinks_gradient is not None:
