@@ -52,6 +52,7 @@ class Engine(Operations, Offered, Decoding, Updates, Protocol):
     keeps_turned: bool  # queries and keys after rope are kept for the backward, where they could be made again
     keeps_attended: bool  # what attention gave is kept of layers whose forward runs twice
     steps_in_flight: int  # steps of training that may be asked for before the first one's Numbers are looked at
+    widest: int  # the widest head of the model that runs on it
     offers: frozenset[
         str
     ]  # operations that it has beyond those that every engine must have: "delta", "experts", "sinks"

@@ -19,6 +19,7 @@ class Composed:
     device: Any = None
     workers: Any = None
     keeps_turned = keeps_attended = fp8 = has_fp8 = adapters_only = False
+    widest = 0
     offers: frozenset[str] = frozenset()
 
     def own_answers(self) -> list:

@@ -90,6 +90,7 @@ class Model:
     def _check(self, engine) -> None:
         """Raise UserError if the engine lacks an operation of some layer."""
         c = self.config
+        engine.widest = max(map(c.size, range(c.layers)))
         needs = {part.NEEDS for i in range(c.layers) for part in c.arch.parts(c, i)} - {None, *engine.offers}
         for need in sorted(needs):
             raise UserError(

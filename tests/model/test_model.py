@@ -94,3 +94,8 @@ def test_devices_and_threads_are_checked(tiny_model):
     with pytest.raises(UserError, match="--threads"):
         load(path, threads=0)
     assert load(path, device="cpu", threads=1).engine.name == "numpy"
+
+
+def test_the_engine_is_told_of_the_widest_head(tiny_model):
+    """Kernels fit heads up to a width: what records its steps must know."""
+    assert tiny_model("gemma4").engine.widest == 32 and tiny_model("qwen2").engine.widest == 16

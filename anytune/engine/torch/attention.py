@@ -14,6 +14,7 @@ import torch
 
 from anytune.engine.base import Heads
 
+WIDEST = 256  # the largest head that the kernels' tiles fit
 SCORES = 1 << 20  # elements of a tile's scores, all heads together: they and their copies should stay in a cache
 Tensor = torch.Tensor
 

@@ -30,6 +30,7 @@ from . import update as _update
 from . import vendor
 from .algebra import CardAlgebra
 from .arrays import own, real
+from .attention import WIDEST
 from .budget import Budget
 from .budget import peak as _budget_peak
 from .devices import Device, has_fp8
@@ -96,7 +97,8 @@ class TorchEngine(Composed):
     @property
     def graphs(self) -> bool:
         """Whether a step can be recorded: experts that are taken one by one ask the host which have tokens."""
-        return self.where.graphs and not (self.loads is not None and not self.grouped)
+        wide = self.widest > WIDEST  # then attention is plain torch's, which reads boundaries on the host
+        return self.where.graphs and not wide and not (self.loads is not None and not self.grouped)
 
     # ---- memory and transfers ---------------------------------------------------------------------------
 

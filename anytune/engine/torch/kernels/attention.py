@@ -56,7 +56,7 @@ CONFIGS = {
     (256, "ieee"): (Config(16, 16, 8, 1), Config(16, 16, 8, 1)),
 }
 FILL = 264  # programs that fill the card: two on each of 132 multiprocessors
-WIDEST = 256  # the largest head that tiles fit
+WIDEST = plain.WIDEST
 
 
 @triton.jit

@@ -18,7 +18,6 @@ from ..kernel import CAPPED, Kernel, reads, total, writes
 COLS = 32
 DEPTH = 16
 UNROLL = 4  # dimensions; loops of a constant length would be unrolled by some compilers, for minutes
-CHUNK = 8  # columns whose values are in workgroup memory at once
 NEVER = "-3.0e38"
 
 
@@ -48,8 +47,13 @@ class Tiling:
         return -(-self.size // self.lanes)
 
     @property
+    def chunk(self) -> int:
+        """Columns whose values are in workgroup memory at once: every device has 16 KiB of it."""
+        return 8 if self.size <= 256 else 4
+
+    @property
     def shared(self) -> str:
-        area = max(DEPTH * (self.rows + COLS + 2), CHUNK * self.size)
+        area = max(DEPTH * (self.rows + COLS + 2), self.chunk * self.size)
         return "\n".join(
             (
                 f"var<workgroup> area: array<f32, {area}>;",
@@ -116,8 +120,8 @@ def _accumulate(tiling: Tiling, source: str, inside: str) -> str:
         for d in range(tiling.dims)
     )
     return f"""
-    for (var c0 = 0u; c0 < min({COLS}u, limits.y - c_at); c0 += {CHUNK}u) {{
-      for (var e = lane; e < {CHUNK}u * p.size; e += 256u) {{
+    for (var c0 = 0u; c0 < min({COLS}u, limits.y - c_at); c0 += {tiling.chunk}u) {{
+      for (var e = lane; e < {tiling.chunk}u * p.size; e += 256u) {{
         let r = c0 + e / p.size;
         let d = e % p.size;
         var got = 0.0;
@@ -125,7 +129,7 @@ def _accumulate(tiling: Tiling, source: str, inside: str) -> str:
         area[e] = got;
       }}
       workgroupBarrier();
-      for (var c = 0u; c < min({CHUNK}u, limits.y - c_at - c0); c++) {{{loads}{steps}
+      for (var c = 0u; c < min({tiling.chunk}u, limits.y - c_at - c0); c++) {{{loads}{steps}
       }}
       workgroupBarrier();
     }}"""
