@@ -32,8 +32,8 @@ class Full:
     modules: "all", or names out of NAMES, comma-separated or a sequence: linears as in LoRA, norm (every gain), embed
     (the embedding table, which is the head too where they are tied), bias, router (of experts), ssm (decays and
     convolutions of delta nets), sinks (of attention), conv (kernels of short convolutions).
-    layers: of the layers only the last so many;
-    the embedding table then only where it is named. optimizer: one of optimizers.KINDS.
+    layers: of the layers only the last so many; the embedding table then only where it is named. optimizer: one of
+    optimizers.KINDS.
     """
 
     modules: str | Sequence[str] = "all"

@@ -15,8 +15,7 @@ from tests.support.webgpu import need_webgpu
 
 NAMES = ("llama", "qwen2", "qwen3", "gemma3")
 LACKING = {"qwen35": "delta nets", "qwen3moe": "experts", "lfm2": "short convolutions"}
-EACH = tuple(name for name in (*NAMES, *tiny.EACH) if name not in LACKING and not tiny.has_experts(name))
-EACH = tuple(dict.fromkeys(EACH))
+EACH = tuple(dict.fromkeys(n for n in (*NAMES, *tiny.EACH) if n not in LACKING and not tiny.has_experts(n)))
 CAPS = ("128MiB", "8KiB")  # of a binding: nothing is cut, everything is
 
 
