@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from anytune.generation.sampling import Sampling
     from anytune.model.decoder import Decoder
 
-AT_ONCE, LONGEST = 12, 256  # prompts answered side by side, tokens of an answer
+AT_ONCE, FEW = 24, 4  # prompts answered side by side; with --memory
+LONGEST = 256  # tokens of an answer
 
 
 @contextlib.contextmanager
@@ -102,15 +103,16 @@ def spoken(
     from anytune.generation.generate import decode
 
     model, found = teacher.model, []
-    for low in range(0, len(prompts), AT_ONCE):
-        some = prompts[low : low + AT_ONCE]
+    at_once = AT_ONCE if model.memory is None else FEW
+    for low in range(0, len(prompts), at_once):
+        some = prompts[low : low + at_once]
         context = min(max(map(len, some)) + most, model.config.context)
         decoder, replies = model.decoder(adapter=teacher.adapter, batch=len(some), context=context), []
         _begin_alike(decoder, teacher, some)
         for _ in decode(decoder, model.tokenizer, some, how, max_tokens=most, replies=replies):
             pass
         found += replies
-        tell("answers of the teacher", min(low + AT_ONCE, len(prompts)), len(prompts), "")
+        tell("answers of the teacher", min(low + at_once, len(prompts)), len(prompts), "")
     return found
 
 
