@@ -164,7 +164,7 @@ def test_wrong_choices(tiny_model, full, words):
 
 
 def test_a_tied_head_and_absent_biases_are_told(tiny_model):
-    with pytest.raises(UserError, match="say embed"):
+    with pytest.raises(UserError, match="use embed"):
         tiny_model("llama-tied").full_trainee(Full("output"), ubatch=8)
     with pytest.raises(UserError, match="none of the tensors"):
         tiny_model("llama").full_trainee(Full("bias"), ubatch=8)
