@@ -226,6 +226,21 @@ SHAPES = {
             "rope.scaling.original_context_length": 64,
         },
     ),
+    "glm4moe": Shape(
+        "glm4moe",
+        layers=3,
+        pre="glm4",
+        rope_base=1e6,
+        meta=MOE
+        | {
+            "rope.dimension_count": 16,
+            "leading_dense_block_count": 1,
+            "expert_shared_count": 2,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.5,
+        },
+    ),
     "mixtral": Shape("llama", spm=True, ff=64, meta={"expert_count": 4, "expert_used_count": 2}),
     "qwen35moe": Shape(
         "qwen35moe", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35 | MOE | {"expert_shared_feed_forward_length": 64}

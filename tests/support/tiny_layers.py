@@ -24,6 +24,8 @@ def feed_forward(s: Any, i: int) -> dict[str, Row]:
     rows = gated("_exps", s.width, inner)
     found = {"ffn_gate_inp.weight": ((experts, s.width), 2 * s.width**-0.5, "constant")}
     found |= {name: ((experts, *shape), scale, kind) for name, (shape, scale, kind) in rows.items()}
+    if count := s.meta.get("expert_shared_count", 0):
+        found |= gated("_shexp", s.width, count * inner) | {"exp_probs_b.bias": ((experts,), 0.2, "bias")}
     if shared := s.meta.get("expert_shared_feed_forward_length", 0):
         found |= gated("_shexp", s.width, shared)
         found["ffn_gate_inp_shexp.weight"] = ((s.width,), s.width**-0.5, "constant")
@@ -89,6 +91,11 @@ def gptoss(s: Any, i: int) -> dict[str, Row]:
     return rows | {name.replace(".weight", ".bias"): (shape[:-1], 0.5, "bias") for name, shape in matrices.items()}
 
 
+def glm4moe(s: Any, i: int) -> dict[str, Row]:
+    rows = {name: row for name, row in gptoss(s, i).items() if "ffn" not in name and "sinks" not in name}
+    return {name: row for name, row in rows.items() if name != "attn_output.bias"} | feed_forward(s, i)
+
+
 def gemma4(s: Any, i: int) -> dict[str, Row]:
     """Heads by the kind of layer; no keys and values where another's are read; own embeddings where the file has."""
     windowed, first = s.meta["attention.sliding_window_pattern"][i], s.layers - s.meta["attention.shared_kv_layers"]
@@ -150,4 +157,4 @@ def lfm2(s: Any, i: int) -> dict[str, Row]:
     }
 
 
-LAYERS = {"gpt-oss": gptoss, "qwen35": qwen35, "qwen35moe": qwen35, "gemma4": gemma4, "lfm2": lfm2}
+LAYERS = {"glm4moe": glm4moe, "gpt-oss": gptoss, "qwen35": qwen35, "qwen35moe": qwen35, "gemma4": gemma4, "lfm2": lfm2}

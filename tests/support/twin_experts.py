@@ -59,6 +59,25 @@ def state(arch: str, weights: dict[str, np.ndarray]) -> dict:
     return made
 
 
+def adapt_linears(model, names: dict, scale: float) -> dict:
+    """The same of plain linears, {tensor: (module, a, b)}, whose names peft takes for those of experts."""
+    torch, found = need("torch"), {}
+
+    class Change(torch.nn.Module):
+        def __init__(self, pair: tuple):
+            super().__init__()
+            self.a, self.b = pair
+
+        def forward(self, w):
+            return w + scale * (self.b @ self.a)
+
+    for tensor, (module, *pair) in names.items():
+        found[tensor] = tuple(torch.nn.Parameter(torch.from_numpy(np.array(x, np.float32))) for x in pair)
+        change = Change(found[tensor])
+        torch.nn.utils.parametrize.register_parametrization(model.get_submodule(module), "weight", change)
+    return found
+
+
 def adapt(model, arch: str, tensors: dict, scale: float) -> dict:
     """Change a transformers model's experts by pairs {tensor: (a, b)} -> {tensor: (a, b) as torch's parameters}."""
     torch = need("torch")

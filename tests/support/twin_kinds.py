@@ -18,6 +18,7 @@ ENDS = {
     "per_layer_proj_norm": "model.per_layer_projection_norm",
 }
 WHOLE = {
+    "exp_probs_b": "mlp.gate.e_score_correction_bias",
     "ssm_a": "linear_attn.A_log",
     "ssm_dt": "linear_attn.dt_bias",
     "layer_output_scale": "layer_scalar",
@@ -62,6 +63,10 @@ LFM2_NAMES = {
     "attn_output": "self_attn.out_proj",
     "attn_norm": "operator_norm",
     "ffn_norm": "ffn_norm",
+}
+GLM4MOE_NAMES = LAYER_NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    **{f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")},
 }
 QWEN35_NAMES = LAYER_NAMES | {
     "post_attention_norm": "post_attention_layernorm",
@@ -227,7 +232,19 @@ def lfm2(get: Callable, common: dict, weights: dict) -> dict:
     )
 
 
+def glm4moe(get: Callable, common: dict, weights: dict) -> dict:
+    return experts(get, common, weights) | dict(
+        n_routed_experts=get("expert_count"),
+        n_shared_experts=get("expert_shared_count"),
+        first_k_dense_replace=get("leading_dense_block_count"),
+        routed_scaling_factor=get("expert_weights_scale"),
+        attention_bias=True,
+        rope_parameters=common["rope_parameters"] | {"partial_rotary_factor": 0.5},
+    )
+
+
 KINDS = {
+    "glm4moe": Kind("Glm4Moe", names=GLM4MOE_NAMES, settings=glm4moe),
     "gpt-oss": Kind("GptOss", names=GPTOSS_NAMES, settings=gptoss),
     "lfm2": Kind("Lfm2", names=LFM2_NAMES, settings=lfm2),
     "bitnet": Kind("BitNet", names=BITNET_NAMES, settings=lambda get, common, weights: {"hidden_act": "silu"}),

@@ -3,6 +3,7 @@
 from .bitnet import BITNET
 from .gemma2 import GEMMA2
 from .gemma3 import GEMMA3
+from .glm4moe import GLM4MOE
 from .gptoss import GPTOSS
 from .gemma4 import GEMMA4
 from .granite import GRANITE
@@ -29,6 +30,7 @@ ARCHITECTURES = {
         QWEN35MOE,
         GPTOSS,
         GEMMA2,
+        GLM4MOE,
         GEMMA3,
         GEMMA4,
         SMOLLM3,
