@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.model.architecture import Architecture
 from anytune.model.architectures import ARCHITECTURES
 
 CLASSES = {name: arch.name for arch in ARCHITECTURES.values() for name in (arch.model_class, *arch.other_classes)}
@@ -74,7 +75,7 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
     if config.get("intermediate_size") or not ARCHITECTURES[architecture].experts:
         values["feed_forward_length"] = c.number("intermediate_size", int)
     if ARCHITECTURES[architecture].experts:
-        values |= _experts(c, ARCHITECTURES[architecture].experts == "all")
+        values |= _experts(c, ARCHITECTURES[architecture])
     rope = rope_parameters(config)
     values["rope.freq_base"] = float(rope.get("rope_theta") or 10_000.0)
     if config.get("head_dim"):
@@ -89,6 +90,9 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
         )
     values |= _scaling(rope, values["context_length"])
     arch = ARCHITECTURES[architecture]
+    if arch.partial_rope and config.get("partial_rotary_factor", rope.get("partial_rotary_factor")):
+        part = config.get("partial_rotary_factor") or rope["partial_rotary_factor"]
+        values["rope.dimension_count"] = int(c.number("head_dim", int, width // heads) * part)
     if arch.window_period and architecture != "gemma3" and config.get("sliding_window"):
         values["attention.sliding_window"] = c.number("sliding_window", int)
     values |= arch.metadata(c.number, config | rope)
@@ -104,7 +108,7 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
     }
 
 
-def _experts(c: _Config, always: bool) -> dict[str, int]:
+def _experts(c: _Config, arch: Architecture) -> dict[str, Any]:
     """Keys of a mixture of experts; none for a config.json without experts."""
     count = next(
         (name for name in ("num_experts", "num_local_experts", "n_routed_experts") if c.values.get(name)), None
@@ -118,8 +122,11 @@ def _experts(c: _Config, always: bool) -> dict[str, int]:
         "expert_shared_count": "n_shared_experts",
         "leading_dense_block_count": "first_k_dense_replace",
     }
-    if always and not c.values.get("moe_intermediate_size"):
+    if arch.experts == "all" and not c.values.get("moe_intermediate_size"):
         others["expert_feed_forward_length"] = "intermediate_size"
+    if arch.gating == "sigmoid":
+        found |= {"expert_gating_func": 2, "expert_weights_norm": bool(c.values.get("norm_topk_prob"))}
+        found["expert_weights_scale"] = c.number("routed_scaling_factor", float, 1.0)
     return found | {key: c.number(name, int) for key, name in others.items() if c.values.get(name)}
 
 

@@ -24,12 +24,14 @@ WRAPPERS = ("model.language_model.model.", "language_model.model.", "model.langu
 EXPERTS = {
     "mlp.gate": "ffn_gate_inp",
     "mlp.router": "ffn_gate_inp",
+    **{f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},  # of dense layers before them
     "mlp.experts.gate_proj": "ffn_gate_exps",
     "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     **{f"mlp.{s}.{part}_proj": f"ffn_{part}_shexp" for s in SHARED for part in ("gate", "up", "down")},
 }
+WITHOUT_KIND = {"self_attn.sinks": "attn_sinks.weight", "mlp.gate.e_score_correction_bias": "exp_probs_b.bias"}
 
 
 def gguf_name(name: str, architecture: str) -> str | None:
@@ -53,8 +55,9 @@ def gguf_name(name: str, architecture: str) -> str | None:
 
 
 def _of_experts(name: str) -> str | None:
-    if sinks := re.fullmatch(r"model\.layers\.(\d{1,5})\.self_attn\.sinks", name):
-        return f"blk.{int(sinks[1])}.attn_sinks.weight"
+    for module, tensor in WITHOUT_KIND.items():
+        if whole := re.fullmatch(rf"model\.layers\.(\d{{1,5}})\.{re.escape(module)}", name):
+            return f"blk.{int(whole[1])}.{tensor}"
     found = re.fullmatch(r"model\.layers\.(\d{1,5})\.(.+)\.(weight|bias)", name)
     part = EXPERTS.get(found[2]) if found else None
     return part and f"blk.{int(found[1])}.{part}.{found[3]}"
