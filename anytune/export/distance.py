@@ -17,6 +17,7 @@ import numpy as np
 
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
+from anytune.export.adapters import change_of
 from anytune.files import SPARE
 from anytune.gguf import GGUF
 from anytune.likelihood.baseline import row_length, scored
@@ -55,7 +56,7 @@ def weight_error(
             delta = np.float32(0)
             if name in pairs:
                 a, b = pairs[name]
-                delta = np.float32(adapter.scale) * b[lo:hi] @ a
+                delta = change_of(a, np.float32(adapter.scale) * b, lo, hi)
                 along += float(np.vdot(after - before, delta))
                 change += float(np.vdot(delta, delta))
             wanted = before + delta
