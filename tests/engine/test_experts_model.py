@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from anytune.engine.devices import engine_for
+from anytune.errors import UserError
 from anytune.gguf import GGUF
 from anytune.model import Lora, Model, load
 from tests.model.conftest import stream
@@ -61,3 +62,9 @@ def test_decoding_is_the_whole(path, grouped):
     np.testing.assert_allclose(decoder.feed([ids[:20]])[0], whole[19], rtol=1e-3, atol=1e-3)
     for at in range(20, 30):
         np.testing.assert_allclose(decoder.feed([[ids[at]]])[0], whole[at], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("device", ["fpga-sim"])
+def test_an_engine_without_experts_says_which_have_them(path, device):
+    with pytest.raises(UserError, match="--device numpy"):
+        load(path, device=device)
