@@ -106,9 +106,16 @@ class _Marked(Layer):
     """A layer that says when its forward and its backward begin."""
 
     def __init__(self, layer: Layer, begin: Callable[[int, str], None], number: int):
+        def behind() -> None:
+            begin(number, "backward")
+
+        beside = layer.beside and _Part(layer.beside, None, behind)
         super().__init__(
             _Part(layer.mixer, lambda: begin(number, "forward"), None),
-            _Part(layer.ffn, None, lambda: begin(number, "backward")),
+            _Part(layer.ffn, None, None if beside else behind),
+            beside,
+            layer.factor,
+            layer.run,
         )
 
 

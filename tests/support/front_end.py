@@ -77,7 +77,7 @@ def main() -> None:
             y, kept = engine.delta(*parts, weights, heads)
             engine.delta_backward(y, *parts, weights, heads, kept, weights)
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("qwen35", "gemma2", "gpt-oss"):
+        for name in ("qwen35", "gemma2", "gemma4", "gpt-oss"):
             engine = TorchEngine(Device("cpu-torch", torch.device("cpu"), torch.bfloat16, True))
             engine.proved = True
             with GGUF.open(tiny.write(Path(folder) / f"{name}.gguf", name)) as gguf:
