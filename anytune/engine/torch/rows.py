@@ -30,8 +30,9 @@ def scatter(e, y: Tensor, rows: Tensor, tokens: int) -> Tensor:
     place = torch.full((tokens + 1,), count, dtype=torch.int64, device=e.device)
     place.index_copy_(0, rows.clamp(max=tokens).long(), torch.arange(count, device=e.device))
     place = place[:tokens]
+    y = real(y)
     out = own(e.array(tokens, y.shape[1]))
-    torch.mul(real(y).index_select(0, place.clamp(max=count - 1)), (place < count).unsqueeze(1).to(y.dtype), out=out)
+    torch.mul(y.index_select(0, place.clamp(max=count - 1)), (place < count).unsqueeze(1).to(y.dtype), out=out)
     return out
 
 

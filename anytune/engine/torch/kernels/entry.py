@@ -14,7 +14,7 @@ class Entry:
 
     def __getitem__(self, grid: Any) -> Callable:
         def launch(first: Any, *args: Any, **options: Any) -> None:
-            if not first.is_meta:
+            if not getattr(first, "base", first).is_meta:  # a TensorDescriptor's array
                 self.kernel[grid](first, *args, **options)
 
         return launch
