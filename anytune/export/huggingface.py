@@ -52,7 +52,7 @@ def save(
     config = read_config(base)
     if config.router is not None:
         raise UserError(
-            f"{config.architecture} has experts, which are not written in Hugging Face's layout: use `export merge` for "
+            f"{config.architecture} has experts, which Hugging Face exports do not write: use `export merge` for "
             "a GGUF file, or `export gguf` for the adapter alone."
         )
     files = {"config.json": config_json(base, config, dtype)}
