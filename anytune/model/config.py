@@ -229,7 +229,7 @@ def read_config(gguf) -> Config:
     layers = get("block_count")
     window = get(WINDOW, arch.window) if arch.window_period else 0
     kind = meta.get(f"{name}.rope.scaling.type", "linear")
-    long = kind == "longrope" and len(arch.rope_factors) > 1  # it is its factors that scale
+    long = isinstance(kind, str) and kind == "longrope" and len(arch.rope_factors) > 1  # it is its factors that scale
     scaling = _scaling(get, "linear" if long else kind, where)
     config = Config(
         architecture=name,
@@ -276,12 +276,12 @@ def _windows(get: Reader, c: Config) -> dict[str, Any]:
 def read_experts(get: Reader, c: Config, where: str) -> dict[str, Any]:
     """Fields of the Config of a mixture of experts; {} for a file without any, where the architecture allows it."""
     count, used = get("expert_count", 0 if c.arch.experts == "some" else None), get("expert_used_count", 0)
-    if not count and c.arch.experts == "some":
+    if not count and not used and c.arch.experts == "some":
         return {}
     kind = GATING.get(get("expert_gating_func", 0), None) if get("expert_gating_func", 0) else c.arch.gating
     dense = get("leading_dense_block_count", 0)
     if not 0 < used <= count or kind is None or dense > c.layers:
-        raise UserError(f"{where}: {used} of {count} experts a token are invalid: the file is damaged")
+        raise UserError(f"{where}: expert_used_count {used} of expert_count {count} is invalid: the file is damaged")
     normalized = get("expert_weights_norm", c.arch.normalized, bool)
     scale = float(get("expert_weights_scale", 0.0, float)) or 1.0
     own = c.arch.experts == "all"  # in the others llama.cpp gives experts the width of the dense layers

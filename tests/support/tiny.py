@@ -276,6 +276,10 @@ def has_experts(name: str) -> bool:
     return "expert_count" in SHAPES[name].meta
 
 
+DENSE = tuple(name for name in sorted(SHAPES) if not has_experts(name))
+MIXTURES = tuple(name for name in sorted(SHAPES) if has_experts(name))
+
+
 def write(path: Path, name: str = "llama", type: str = "F32", seed: int = 0, **meta) -> Path:
     """Write the tiny model `name` of SHAPES to `path`, its matrices in `type`, and return `path`.
 
