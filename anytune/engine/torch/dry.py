@@ -149,7 +149,7 @@ class DryOffloader(Offloader):
 
 
 class DryProcesses:
-    """The processes that share weights, without them."""
+    """The processes that share weights or gradients, without them."""
 
     rank = 0
 
@@ -157,6 +157,9 @@ class DryProcesses:
         self.size, self.sharded = size, False
 
     def all_gather_(self, into: Tensor, part: Tensor) -> None:
+        pass
+
+    def all_reduce_(self, array: Tensor) -> None:
         pass
 
 
