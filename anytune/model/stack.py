@@ -135,6 +135,9 @@ class Stack:
         self.weights, self.layers, self.head, self.keep = weights, layers, head, keep
         self.lowest = len(layers) if lowest is None else lowest
 
+    def _embed(self, e, s: Stream):
+        return embed(e, self.weights, self.layers, s.ids, s.positions)
+
     def hidden(self, e, ids, positions, rows=None):
         """What the head reads of the given rows (None: all), [M, d]: no backward follows."""
         x = embed(e, self.weights, self.layers, ids, positions)
@@ -151,11 +154,11 @@ class Stack:
 
     def train(self, e, s: Stream):
         """The same, and scale * its gradient is added to those of what is trained."""
-        x = embed(e, self.weights, self.layers, s.ids, s.positions)
-        top, tape = forward(e, self.layers, x, s.positions, s.rows, self.lowest, self.keep)
+        # nothing here may hold what the first layer reads: an offloaded input is freed while the next layer runs
+        top, tape = forward(e, self.layers, self._embed(e, s), s.positions, s.rows, self.lowest, self.keep)
         h = finish(e, self.weights, top)
         loss, dh = e.cross_entropy(h, self.head, s.targets, s.scale, True)
-        del h, x  # here and below: its memory is wanted for what follows
+        del h  # here and below: its memory is wanted for what follows
         on = self.lowest < len(self.layers)
         dx = finish_backward(e, self.weights, dh, top, self.norm_gradient, on)
         del top, dh
