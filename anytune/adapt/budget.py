@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from anytune.adapt.data import batches
+from anytune.adapt.batching import batches
 from anytune.adapt.statistics import sum_bytes
 from anytune.errors import UserError
 from anytune.memory import process_bytes
@@ -27,8 +27,13 @@ def layer_floats(model: Model) -> int:
 def least_bytes(model: Model, tasks: Sequence[Task], guarded: int, rank: int, batch: int) -> int:
     """Bytes beside what the process has already. guarded: tokens of guarded text."""
     c = model.config
-    heads, keys = c.heads * c.head_size, 2 * c.n_kv_heads * c.head_size
-    groups = ((c.width, heads + keys), (heads, c.width), (c.width, 2 * c.hidden), (c.hidden, c.width))
+    heads, keys = c.heads * c.head_size, c.n_kv_heads * c.head_size
+    groups = (
+        (c.width, (heads, keys, keys)),
+        (heads, (c.width,)),
+        (c.width, (c.hidden, c.hidden)),
+        (c.hidden, (c.width,)),
+    )
     examples = [example for task in tasks for example in task.examples]
     own = sum(example.own for example in examples) + guarded
     ran = sum(len(example.ids) + len(example.behind) for example in examples) + guarded
@@ -40,8 +45,8 @@ def least_bytes(model: Model, tasks: Sequence[Task], guarded: int, rank: int, ba
     )
     streams = 4 * c.width * (ran + largest)
     layer = 4 * layer_floats(model) * max(largest, min(guarded, batch))
-    sums = max(sum_bytes(columns, outputs, own) for columns, outputs in groups)
-    pairs = 2 * 4 * rank * c.layers * sum(columns + outputs for columns, outputs in groups)
+    sums = max(sum_bytes(columns, widths, own) for columns, widths in groups)
+    pairs = 2 * 4 * rank * c.layers * sum(columns * len(widths) + sum(widths) for columns, widths in groups)
     return streams + layer + sums + pairs + SPARE
 
 

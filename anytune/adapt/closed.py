@@ -136,6 +136,7 @@ def ridge(
                 truncate(equations.algebra, change, along, ranks[number], None if metrics is None else metrics[number])
             )
         at += width
+        del change, along  # before the next product's are made
     return pairs
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anytune.adapt.walk import Batch
 from anytune.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from anytune.text import ChatTemplate, Dataset
     from anytune.text.formats import Record
 
-SHARED = 8  # tokens: a shorter common beginning is not worth a batch of its own
 Message = Mapping[str, Any]
 
 
@@ -228,53 +226,6 @@ def _common_end(one: np.ndarray, other: np.ndarray) -> int:
     most = min(len(one), len(other))
     differs = np.flatnonzero(one[::-1][:most] != other[::-1][:most])
     return int(differs[0]) if len(differs) else most
-
-
-def batches(
-    examples: Sequence[Example], size: int, teacher: bool, share: bool = True
-) -> tuple[list[Batch], np.ndarray]:
-    """(batches of at most `size` tokens, or of one example; the beginning that all of them are behind) for the
-    student or the teacher. Both have the same examples in each batch."""
-    tails = [max(len(e.ids), len(e.behind) if not share else e.own) for e in examples]
-    full = [e.behind if teacher else e.ids for e in examples]
-    front = _beginning(full, [e.own for e in examples]) if share else 0
-    groups: list[list[int]] = [[]]
-    held = 0
-    for number, length in enumerate(tails):
-        if groups[-1] and held + length > size:
-            groups.append([])
-            held = 0
-        groups[-1].append(number)
-        held += length
-    return [_batch([(full[n], examples[n]) for n in group], front) for group in groups], full[0][:front]
-
-
-def _beginning(full: Sequence[np.ndarray], own: Sequence[int]) -> int:
-    """Tokens that all begin with, of none's own."""
-    most = min(len(ids) - count for ids, count in zip(full, own, strict=True))
-    if len(full) < 2 or most < SHARED:
-        return 0
-    same = np.all([ids[:most] == full[0][:most] for ids in full], axis=0)
-    front = most if same.all() else int(np.argmin(same))
-    return front if front >= SHARED else 0
-
-
-def _batch(group: Sequence[tuple[np.ndarray, Example]], front: int) -> Batch:
-    parts = [ids[front:] for ids, _ in group]
-    starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int32)
-    rows, scored, targets = [], [], []
-    for (_, example), part, start in zip(group, parts, starts):
-        first = start + len(part) - example.own
-        rows.append(np.arange(first, start + len(part)))
-        said = np.flatnonzero(example.loss[len(example.ids) - example.own :][1:])  # the token behind an own one
-        scored.append(first + said)
-        targets.append(example.ids[len(example.ids) - example.own :][1:][said])
-    return Batch(
-        np.concatenate(parts).astype(np.int32),
-        starts,
-        *(np.concatenate(x).astype(np.int32) for x in (rows, scored, targets)),
-        front,
-    )
 
 
 def text_examples(

@@ -152,7 +152,7 @@ def _product(
     group = student.layer.products[product][0]
     widths = [weight.out_features for weight in group.weights]
     own, held = sum(couple.student.tokens for couple in couples), guard.tokens if guard and recipe.guard else 0
-    sums = sums_for(la, group.in_features, sum(widths), own + held, not student.walkers[0].keep)
+    sums = sums_for(la, group.in_features, widths, own + held, not student.walkers[0].keep)
     counted = 0.0
     for couple in couples:  # each counts the same, however many tokens it has
         couple.student.before(product)

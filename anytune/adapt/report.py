@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anytune.adapt.job import Measured
-from anytune.adapt.measure import Distance
+from anytune.adapt.measure import Distance, Measured
 from anytune.units import bytes_text
 
 WORSE = (

@@ -6,6 +6,7 @@ at a time: the dual form needs less memory there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from anytune.adapt.closed import Equations
@@ -72,22 +73,26 @@ class TokenRows:
         return Equations(la, None, None, z, r)
 
 
-def sums_for(algebra: Any, columns: int, outputs: int, tokens: int, tight: bool = False) -> GramSums | TokenRows:
-    """What is quicker for so many tokens, guarded ones included; `tight`: what takes less memory."""
-    fewer = _dual_bytes(columns, outputs, tokens) < _primal_bytes(columns, outputs)
-    return (TokenRows if (fewer if tight else tokens < DUAL * columns) else GramSums)(algebra, columns, outputs)
+def sums_for(
+    algebra: Any, columns: int, widths: Sequence[int], tokens: int, tight: bool = False
+) -> GramSums | TokenRows:
+    """What is quicker for so many tokens, guarded ones included; `tight`: what takes less memory. widths: outputs of
+    each product of the group."""
+    fewer = _dual_bytes(columns, widths, tokens) < _primal_bytes(columns, widths)
+    return (TokenRows if (fewer if tight else tokens < DUAL * columns) else GramSums)(algebra, columns, sum(widths))
 
 
-def sum_bytes(columns: int, outputs: int, tokens: int) -> int:
+def sum_bytes(columns: int, widths: Sequence[int], tokens: int) -> int:
     """Bytes that sums and their solution take where memory is tight."""
-    return min(_dual_bytes(columns, outputs, tokens), _primal_bytes(columns, outputs))
+    return min(_dual_bytes(columns, widths, tokens), _primal_bytes(columns, widths))
 
 
-def _dual_bytes(columns: int, outputs: int, tokens: int) -> int:
-    """Rows in pieces and as one, their Gram matrix, and a product's change and its image."""
-    return 8 * tokens * (columns + outputs) + 8 * tokens * tokens + 8 * tokens * outputs + 8 * columns * outputs
+def _dual_bytes(columns: int, widths: Sequence[int], tokens: int) -> int:
+    """Rows in pieces and as one, their Gram matrix, and of one product at a time its solution, change and image."""
+    one = max(widths)
+    return 8 * tokens * (columns + sum(widths)) + 8 * tokens * tokens + 8 * tokens * one + 8 * columns * one
 
 
-def _primal_bytes(columns: int, outputs: int) -> int:
-    """G, C with its solution, and a product's change and its image."""
-    return 8 * columns * columns + 16 * columns * outputs + 8 * columns * outputs
+def _primal_bytes(columns: int, widths: Sequence[int]) -> int:
+    """G, C, and of one product at a time its solution, change and image."""
+    return 8 * columns * columns + 8 * columns * sum(widths) + 16 * columns * max(widths)

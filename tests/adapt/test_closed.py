@@ -151,7 +151,7 @@ def test_streaming_in_any_chunks_gives_the_same_sums(algebra):
 
 
 def test_the_smaller_problem_is_chosen():
-    assert isinstance(sums_for(HOST, 100, 5, 79), TokenRows) and isinstance(sums_for(HOST, 100, 5, 80), GramSums)
+    assert isinstance(sums_for(HOST, 100, [5], 79), TokenRows) and isinstance(sums_for(HOST, 100, [5], 80), GramSums)
 
 
 @pytest.mark.parametrize("size", [5, 256, 257, 600])

@@ -22,8 +22,8 @@ def test_too_little_memory_is_told_before_the_fit(tmp_path):
 
 @pytest.mark.parametrize("tokens", [100, 1000, 20_000])
 def test_the_count_chooses_what_takes_less(tokens):
-    dual = isinstance(sums_for(HostAlgebra(), 640, 128, tokens, tight=True), TokenRows)
-    assert dual == (tokens < 640) and sum_bytes(640, 128, tokens) <= sum_bytes(640, 128, 10 * tokens)
+    dual = isinstance(sums_for(HostAlgebra(), 640, [128], tokens, tight=True), TokenRows)
+    assert dual == (tokens < 640) and sum_bytes(640, [128], tokens) <= sum_bytes(640, [128], 10 * tokens)
 
 
 def test_a_tight_budget_changes_nothing_but_the_way(tmp_path, monkeypatch):
