@@ -5,6 +5,7 @@
     python bench/adapt.py compress      # ranks 1 to 16 of an adapter beside its truncated SVD
     python bench/adapt.py repair        # Q2_K at rank 32, e-mails and text, beside QERA's
     python bench/adapt.py merge         # two adapters as one, beside linear merge, TIES and the sum of both ranks
+    python bench/adapt.py absorb        # what rounding takes from a merged file: `export merge --absorb`, fit and QERA
 
 SmolLM2-135M (or -m), examples/email; each writes bench/results/adapt_PART.json as its figures come, and continues it.
 What a part needs (adapters that are trained for 40 and 25 steps, a Q2_K file) is made in --folder once.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -131,13 +133,14 @@ class Bench:
         return Adapter.load(path, gguf=self.model.gguf)
 
     def measured(self, task, made, plain=()) -> dict:
-        from anytune.adapt.job import measure
+        from anytune.adapt.measure import measure
         from anytune.adapt.report import measured_facts
 
         return measured_facts(measure(self.model, task, made, dict(plain), self.settings))
 
 
 def prompt(b: Bench) -> None:
+    from anytune.adapter.adapter import Adapter
     from anytune.adapt.data import Context
     from anytune.adapt.fit import Recipe
     from anytune.adapt.job import Task, Teacher, as_adapter, run_fit
@@ -167,23 +170,24 @@ def prompt(b: Bench) -> None:
             )
         return task, made, fitted.cpu
 
-    names = [f"closed form and 15 steps, seed {seed}" for seed in range(b.args.seeds)]
-    if b.missing("closed form, rank 16") or any(map(b.missing, names)):
-        task, made, cpu = closed("closed form, rank 16", 24, 16)
-        for seed, name in enumerate(names):
-            alone = f"AdamW alone in the same time, seed {seed}"
-            if b.missing(name) or b.missing(alone):
-                stepped, took = gradient_steps(b.model, task, made, 15, b.settings, seed=seed, guard=0.65)
-                seconds = cpu + took["cpu"]
-                found, took = gradient_steps(
-                    b.model, task, None, 1000, b.settings, seed=seed, rate=2e-3, seconds=seconds
-                )
-                measured = b.measured(task, stepped, {alone: found})
-                b.keep(name, cpu_seconds=seconds, **measured)
-                b.keep(alone, cpu_seconds=took["cpu"], steps=took["steps"], after=measured["plain"][alone])
-                if not seed:  # for adapt_worth.py
-                    stepped.save(b.folder / "distilled.gguf")
-                    found.save(b.folder / "gradient.gguf")
+    kept = b.folder / "closed-16.gguf"
+    task = Task(teacher, b.examples("train-24", every[SHOTS : SHOTS + 24], context), tests)
+    if b.missing("closed form, rank 16") or not kept.exists():
+        closed("closed form, rank 16", 24, 16)[1].save(kept, b.model.gguf)
+    made, cpu = Adapter.load(kept, gguf=b.model.gguf), b.results["closed form, rank 16"]["cpu_seconds"]
+    for seed in range(b.args.seeds):
+        name, alone = f"closed form and 15 steps, seed {seed}", f"AdamW alone in the same time, seed {seed}"
+        if b.missing(name):
+            stepped, took = gradient_steps(b.model, task, made, 15, b.settings, seed=seed, guard=0.65)
+            if not seed:  # for adapt_worth.py
+                stepped.save(b.folder / "distilled.gguf")
+            b.keep(name, cpu_seconds=cpu + took["cpu"], **b.measured(task, stepped))
+        if b.missing(alone):
+            seconds = b.results[name]["cpu_seconds"]
+            found, took = gradient_steps(b.model, task, None, 1000, b.settings, seed=seed, rate=2e-3, seconds=seconds)
+            if not seed:
+                found.save(b.folder / "gradient.gguf")
+            b.keep(alone, cpu_seconds=took["cpu"], steps=took["steps"], **b.measured(task, found))
     if b.missing("closed form, rank 4"):
         closed("closed form, rank 4", 24, 4)
     if b.missing("closed form, 8 e-mails"):
@@ -226,6 +230,8 @@ def compress(b: Bench) -> None:
     )
     factors = factors_of(big)
     worth = Partial(b.folder / "compress", {})  # measured once for all ranks
+    worth.load()
+    worth.pairs = {}
     for rank in (1, 2, 4, 8, 16):
         if b.missing(f"rank {rank}"):
             began = time.process_time()
@@ -248,7 +254,8 @@ def repair(b: Bench) -> None:
     import anytune
     from anytune.adapt.data import text_examples
     from anytune.adapt.fit import Recipe
-    from anytune.adapt.job import Task, Teacher, as_adapter, beside, run_fit
+    from anytune.adapt.job import Task, Teacher, as_adapter, run_fit
+    from anytune.adapt.measure import beside
     from anytune.adapt.ranks import costs, spread
     from anytune.adapt.repairing import plain, weights_error
     from anytune.adapt.report import distance_facts
@@ -352,7 +359,47 @@ def merge(b: Bench) -> None:
             b.keep(name, cpu_seconds=took, tasks=found, worst=min(f["recovered"] for f in found))
 
 
-PARTS = {"prompt": prompt, "adapter": adapter, "compress": compress, "repair": repair, "merge": merge}
+def absorb(b: Bench) -> None:
+    b.trained("wren", EMAILS / "train.jsonl", 40)
+    texts = {}
+    for part in ("train", "heldout"):
+        texts[part] = b.folder / f"{part}.txt"
+        texts[part].write_text("\n\n".join(f"{one['content']}\n{two['content']}" for one, two in rows(part)), "utf-8")
+    for name, way in {"fitted layer by layer": "auto", "QERA-exact": "exact", "QERA-approx": "approx"}.items():
+        if b.missing(name):
+            command = [sys.executable, "-m", "anytune", "export", "merge", "-m", str(b.path), "-t", str(b.args.threads)]
+            command += ["--lora", str(b.folder / "wren.gguf"), "-o", str(b.folder / "merged.gguf"), "--type", "Q3_K_M"]
+            command += [
+                "--absorb",
+                "32",
+                "--qera",
+                way,
+                "-f",
+                str(texts["heldout"]),
+                "--calibration",
+                str(texts["train"]),
+            ]
+            began = resource.getrusage(resource.RUSAGE_CHILDREN)
+            done = subprocess.run(
+                [*command, "--no-verify", "--force", "--json"],
+                check=True,
+                cwd=common.ROOT,
+                capture_output=True,
+                text=True,
+            )
+            ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+            facts = json.loads(done.stdout)
+            kept = b.folder / "merged-residual.gguf"
+            b.keep(
+                name,
+                cpu_seconds=ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime,
+                mib=kept.stat().st_size / common.MIB,
+                **{key: facts["residual"][key] for key in ("kl", "same_top")},
+                merged={key: facts["taken"][key] for key in ("kl", "same_top", "bytes") if key in facts["taken"]},
+            )
+
+
+PARTS = {"prompt": prompt, "adapter": adapter, "compress": compress, "repair": repair, "merge": merge, "absorb": absorb}
 
 
 def main() -> None:

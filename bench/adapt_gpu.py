@@ -48,7 +48,8 @@ def measure(path: str, device: str, dtype: str, tokens: int, length: int, batch:
     """Run in a process of its own."""
     import anytune
     from anytune.adapt.fit import Recipe
-    from anytune.adapt.job import Settings, Task, Teacher, as_adapter, beside, memory_peak, run_fit
+    from anytune.adapt.job import Settings, Task, Teacher, as_adapter, memory_peak, run_fit
+    from anytune.adapt.measure import beside
 
     loading = time.perf_counter()
     model = anytune.load(path, device=device, dtype=dtype)

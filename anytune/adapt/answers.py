@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
@@ -10,13 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anytune.adapt.batching import SHARED
 from anytune.adapt.data import Context, Reading
+from anytune.adapt.walk import Side
 from anytune.errors import UserError
 
 if TYPE_CHECKING:
     from anytune.adapt.job import Teacher
+    from anytune.generation.generate import Reply
+    from anytune.generation.sampling import Sampling
+    from anytune.model.decoder import Decoder
 
-AT_ONCE, LONGEST = 8, 256  # prompts answered side by side, tokens of an answer
+AT_ONCE, LONGEST = 12, 256  # prompts answered side by side, tokens of an answer
 
 
 @contextlib.contextmanager
@@ -64,7 +70,7 @@ def _answer(
     teacher: Teacher, path: Path, target: Path, reading: Reading, tell: Callable[[str, int, int, str], None]
 ) -> int:
     from anytune.evaluation.prompts import read_prompts
-    from anytune.generation.generate import decode, encode_rendered
+    from anytune.generation.generate import encode_rendered
     from anytune.generation.sampling import Sampling
 
     model, context = teacher.model, teacher.context or Context()
@@ -75,18 +81,52 @@ def _answer(
         )
         for p in prompts
     ]
+    replies = spoken(teacher, ids, Sampling(temperature=0.0), LONGEST, tell)
     with target.open("w", encoding="utf-8") as out:
-        for low in range(0, len(prompts), AT_ONCE):
-            some, replies = ids[low : low + AT_ONCE], []
-            longest = min(max(map(len, some)) + LONGEST, model.config.context)
-            decoder = model.decoder(adapter=teacher.adapter, batch=len(some), context=longest)
-            for _ in decode(
-                decoder, model.tokenizer, some, Sampling(temperature=0.0), max_tokens=LONGEST, replies=replies
-            ):
-                pass
-            for prompt, reply in zip(prompts[low:], replies):
-                said = [*prompt.messages, {"role": "assistant", "content": reply.text}]
-                if reply.text.strip():
-                    out.write(json.dumps({"messages": said}, ensure_ascii=False) + "\n")
-            tell("answers of the teacher", min(low + AT_ONCE, len(prompts)), len(prompts), "")
+        for prompt, reply in zip(prompts, replies):
+            said = [*prompt.messages, {"role": "assistant", "content": reply.text}]
+            if reply.text.strip():
+                out.write(json.dumps({"messages": said}, ensure_ascii=False) + "\n")
     return len(prompts)
+
+
+def spoken(
+    teacher: Teacher,
+    prompts: Sequence[Sequence[int]],
+    how: Sampling,
+    most: int,
+    tell: Callable[[str, int, int, str], None] = lambda *_: None,
+) -> list[Reply]:
+    """What the teacher says after each prompt (tokens, its context among them), `most` tokens at most, AT_ONCE side by
+    side."""
+    from anytune.generation.generate import decode
+
+    model, found = teacher.model, []
+    for low in range(0, len(prompts), AT_ONCE):
+        some = prompts[low : low + AT_ONCE]
+        context = min(max(map(len, some)) + most, model.config.context)
+        decoder, replies = model.decoder(adapter=teacher.adapter, batch=len(some), context=context), []
+        _begin_alike(decoder, teacher, some)
+        for _ in decode(decoder, model.tokenizer, some, how, max_tokens=most, replies=replies):
+            pass
+        found += replies
+        tell("answers of the teacher", min(low + AT_ONCE, len(prompts)), len(prompts), "")
+    return found
+
+
+def _begin_alike(decoder: Decoder, teacher: Teacher, prompts: Sequence[Sequence[int]]) -> None:
+    """Let every slot of the decoder hold what all prompts begin with: it is computed once."""
+    columns = zip(*(prompt[:-1] for prompt in prompts))  # a token of each is left to be fed
+    front = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    if not teacher.context or len(prompts) < 2 or front < SHARED:
+        return
+    side = Side(teacher.model, [], prompts[0][:front], adapter=teacher.adapter)
+    side.start()
+    e = side.engine
+    for number, caches in enumerate(decoder.states):
+        side.enter(number)
+        side.leave()
+        for cache, common in zip(caches, side.first.shared):
+            for slot in range(len(prompts)):
+                e.store(cache, e.places([(slot, 0, front, 0)]), common)
+    decoder.lengths = [front] * len(prompts)

@@ -12,7 +12,7 @@ import numpy as np
 
 from anytune.adapt.closed import Equations, Pair, ridge
 from anytune.adapt.fit import Recipe
-from anytune.adapt.ranks import SHARES, spread
+from anytune.adapt.ranks import kind_of, spread
 from anytune.adapt.recording import ABOUT, FORMAT
 from anytune.adapter.adapter import Adapter
 from anytune.engine.algebra import HostAlgebra
@@ -85,8 +85,9 @@ def _about(path: str | os.PathLike, file: zipfile.ZipFile) -> dict[str, Any]:
         assert found["format"] == FORMAT and 1 <= int(found["rank"]) <= 4096 and float(found["ridge"]) >= 0
         assert all(isinstance(found["widths"][name], int) for group in found["groups"] for name in group["names"])
         assert isinstance(found["architecture"], str) and found["groups"]
-        assert all(1 <= int(found["costs"][kind]) for kind in SHARES) if found.get("costs") else True
-    except (ValueError, KeyError, TypeError, AssertionError, AttributeError):
+        kinds = {kind_of(name) for group in found["groups"] for name in group["names"]}
+        assert all(1 <= int(found["costs"][kind]) for kind in kinds) if found.get("costs") else True
+    except (ValueError, LookupError, TypeError, AssertionError, AttributeError):
         raise UserError(
             f"{path} is not a statistics file of this version: create one with `anytune adapt collect`."
         ) from None

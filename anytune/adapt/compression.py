@@ -12,23 +12,14 @@ import numpy as np
 
 from anytune.adapt import report
 from anytune.adapt.closed import Pair, allocate
-from anytune.adapt.data import Reading, batches, read_held
-from anytune.adapt.ending import Outputs, Result, check_output, finish
+from anytune.adapt.batching import batches
+from anytune.adapt.data import Reading, read_held
+from anytune.adapt.ending import Outputs, Result, check_outputs, finish
 from anytune.adapt.fisher import look_back
 from anytune.adapt.fit import Recipe
 from anytune.adapt.intermediate import Intermediate
-from anytune.adapt.job import (
-    Settings,
-    Task,
-    Teacher,
-    as_adapter,
-    beside,
-    fingerprint,
-    measure,
-    memory_peak,
-    prepare,
-    run_fit,
-)
+from anytune.adapt.job import Settings, Task, Teacher, as_adapter, fingerprint, memory_peak, prepare, run_fit
+from anytune.adapt.measure import beside, measure
 from anytune.adapt.partial import Partial
 from anytune.adapt.spectrum import Factors, Spectrum, difference, factors_of, pairs_of, plain_values
 from anytune.adapter.adapter import Adapter
@@ -69,7 +60,7 @@ def compress(
     Ranks go to the tensors where they are worth most. Raises UserError.
     """
     settings, outputs = settings or Settings(), outputs or Outputs()
-    check_output(outputs.output)
+    check_outputs(outputs, settings.resume)
     if (rank is None) == (size is None):
         raise UserError("Say how small: give either --rank or --size.")
     if (adapter is None) == (tuned is None):

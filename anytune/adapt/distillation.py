@@ -11,21 +11,11 @@ from typing import TYPE_CHECKING, Any
 from anytune.adapt import report
 from anytune.adapt.answers import with_answers
 from anytune.adapt.data import Context, Reading, judged, read, read_shots
-from anytune.adapt.ending import Outputs, Result, check_output, finish
+from anytune.adapt.ending import Outputs, Result, check_outputs, finish
 from anytune.adapt.fit import Recipe
 from anytune.adapt.intermediate import Intermediate
-from anytune.adapt.job import (
-    Settings,
-    Task,
-    Teacher,
-    as_adapter,
-    fingerprint,
-    measure,
-    memory_peak,
-    prepare,
-    run_fit,
-    truncated,
-)
+from anytune.adapt.job import Settings, Task, Teacher, as_adapter, fingerprint, memory_peak, prepare, run_fit, truncated
+from anytune.adapt.measure import measure
 from anytune.adapt.partial import Partial
 from anytune.adapt.ranks import costs, spread
 from anytune.adapt.recording import Recorder, about
@@ -67,7 +57,7 @@ def distill(
     Returns a Result, whose adapter was written if outputs asks for it and it is a success. Raises UserError.
     """
     settings, outputs = settings or Settings(), outputs or Outputs()
-    check_output(outputs.output)
+    check_outputs(outputs, settings.resume)
     task, notes = distillation_task(
         model,
         data,
@@ -141,12 +131,14 @@ def collect(
     val_split: float = SPLIT,
     seed: int = 42,
     settings: Settings | None = None,
+    force: bool = False,
 ) -> Result:
-    """As distill() without steps, but what is written to `output` are the sums that solve() needs, as a .npz."""
+    """As distill() without steps, but what is written to `output` are the sums that solve() needs, as a .npz. force:
+    replace a file that is there."""
     settings = dataclasses.replace(settings or Settings(), output=output)
     if Path(output).suffix != ".npz":
         raise UserError(f"{output} must end in .npz: statistics are not an adapter yet.")
-    check_output(output)
+    check_outputs(Outputs(output, force=force), settings.resume)
     task, notes = distillation_task(
         model,
         data,
@@ -215,9 +207,14 @@ def distillation_task(
     reading = reading or Reading(model.template)
     context = Context(system, read_shots(shots, reading))
     other = teacher_model or model
-    if not context and teacher_adapter is None and teacher_model is None:
+    if not context and teacher_adapter is None and same_file(model, other):
         raise UserError("There is no teacher: give a prompt (--system, --shots), --teacher-lora or --teacher-model.")
     check_shape(model, other)
+    if context and any(other.config.recurrent):
+        raise UserError(
+            f"prompts cannot be distilled into {other.config.arch.name} yet, because its layers keep a state instead of "
+            "keys and values: train on answers given with the prompt instead (anytune train)"
+        )
     if teacher_adapter is not None:
         teacher_adapter.check(other.gguf, "the teacher's adapter")
     teacher = Teacher(other, teacher_adapter, context)
@@ -229,6 +226,10 @@ def distillation_task(
             held = read(model, others, reading, context)[0]
     held = judged(held)
     return Task(teacher, examples.examples, held.examples), [*examples.notes, *answered]
+
+
+def same_file(model: Model, other: Model) -> bool:
+    return other is model or model.gguf.path.samefile(other.gguf.path)
 
 
 def check_shape(model: Model, other: Model) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anytune.adapt import report
-from anytune.adapt.job import Measured
+from anytune.adapt.measure import Measured
+from anytune.adapt.partial import partial_path
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.extras import install
+from anytune.files import check_output
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -41,7 +43,8 @@ class Result:
 @dataclass(frozen=True)
 class Outputs:
     """output: name.gguf, or a folder for peft (None: write nothing); peft: a folder beside it; intermediate: a folder
-    for what is made on the way; verify: prove the result in llama.cpp, exact: over an F32 copy of the model."""
+    for what is made on the way; verify: prove the result in llama.cpp, exact: over an F32 copy of the model; force:
+    replace what is there."""
 
     output: str | os.PathLike | None = None
     verify: bool = True
@@ -49,17 +52,25 @@ class Outputs:
     threads: int | None = None
     peft: str | os.PathLike | None = None
     intermediate: str | os.PathLike | None = None
+    force: bool = False
 
 
-def check_output(output: str | os.PathLike | None) -> None:
-    """UserError unless an adapter can be written there; said before the work begins."""
-    if output is None:
-        return
-    path = Path(output)
-    if path.suffix == ".gguf" and path.is_dir():
-        raise UserError(f"{path} is a folder: name a file.")
-    if not path.parent.is_dir():
-        raise UserError(f"There is no folder {path.parent}: create it, or choose another.")
+def check_outputs(outputs: Outputs, resume: bool = False) -> None:
+    """UserError unless all that is asked for can be written; said before the work begins. resume: an interrupted run
+    may have made it already, if it left something beside the output."""
+    output, folder = outputs.output, outputs.intermediate
+    force = outputs.force or (resume and output is not None and partial_path(output).exists())
+    file = output is not None and Path(output).suffix.lower() in (".gguf", ".npz")
+    if file and Path(output).is_dir():
+        raise UserError(f"{output} is a folder: name a file.")
+    for path in (None if file else output, outputs.peft, folder):
+        if path is not None and Path(path).is_file():
+            raise UserError(f"{path} is a file, but must be a folder: choose another name.")
+    for path in (output, outputs.peft):
+        if path is not None:
+            check_output(path, force)
+    if folder is not None and Path(folder).is_dir() and any(Path(folder).iterdir()) and not force:
+        raise UserError(f"{folder} exists already, with files in it: name another one, or say --force to replace them.")
 
 
 def finish(

@@ -13,7 +13,6 @@ import numpy as np
 from anytune.adapt.fit import Recipe
 from anytune.adapt.recording import Recorder, about
 from anytune.adapter.adapter import Adapter
-from anytune.errors import UserError
 from anytune.files import atomic_write
 
 if TYPE_CHECKING:
@@ -38,8 +37,6 @@ class Intermediate:
 
     def __enter__(self) -> Intermediate:
         if self.folder is not None and self.recorder is not None:
-            if self.folder.exists() and not self.folder.is_dir():
-                raise UserError(f"{self.folder} is a file: --intermediate takes a folder.")
             self.folder.mkdir(parents=True, exist_ok=True)
             self.recorder.__enter__()
         return self

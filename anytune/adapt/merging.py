@@ -15,21 +15,11 @@ import numpy as np
 
 from anytune.adapt import report
 from anytune.adapt.data import Reading, read_held
-from anytune.adapt.ending import Outputs, Result, check_output, finish
+from anytune.adapt.ending import Outputs, Result, check_outputs, finish
 from anytune.adapt.fit import Recipe
 from anytune.adapt.intermediate import Intermediate
-from anytune.adapt.job import (
-    Settings,
-    Task,
-    Teacher,
-    as_adapter,
-    fingerprint,
-    measure,
-    memory_peak,
-    prepare,
-    run_fit,
-    truncated,
-)
+from anytune.adapt.job import Settings, Task, Teacher, as_adapter, fingerprint, memory_peak, prepare, run_fit, truncated
+from anytune.adapt.measure import measure
 from anytune.adapt.partial import Partial
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
@@ -60,7 +50,7 @@ def merge(
     Raises UserError.
     """
     settings, outputs = settings or Settings(), outputs or Outputs()
-    check_output(outputs.output)
+    check_outputs(outputs, settings.resume)
     if len(parts) < 2:
         raise UserError(
             "Merging takes two adapters or more, each with its data: --lora a.gguf -f a.jsonl --lora b.gguf -f b.jsonl."

@@ -20,12 +20,15 @@ from anytune.train.tensors import Broken, read_tensors, write_tensors
 IDENTITY, EXTRA = "identity", "extra:"
 
 
+def partial_path(output: str | os.PathLike) -> Path:
+    return Path(output).with_name(f"{Path(output).name}.partial")
+
+
 class Partial:
     """The file beside an output. identity: what must be equal for the result to be the same bytes."""
 
     def __init__(self, output: str | os.PathLike, identity: Mapping[str, Any]):
-        output = Path(output)
-        self.path = output.with_name(f"{output.name}.partial")
+        self.path = partial_path(output)
         self.identity = json.loads(json.dumps(identity, sort_keys=True, default=str))
         self.pairs: dict[str, Pair] = {}  # what load() found
         self.extra: dict[str, np.ndarray] = {}  # what else is done: kept by save(), found by load()

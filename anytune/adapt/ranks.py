@@ -19,6 +19,7 @@ SHARES = {  # of the rank that all would have
     "attn_k": 0.5,
     "attn_v": 1.0,
     "attn_output": 2.0,
+    "ssm_out": 2.0,
     "ffn_gate": 0.625,
     "ffn_up": 0.625,
     "ffn_down": 1.625,
@@ -26,10 +27,10 @@ SHARES = {  # of the rank that all would have
 
 
 def costs(model: Model) -> dict[str, int]:
-    """{kind of product: parameters of one rank} of the first layer that has it."""
+    """{kind of product: parameters of one rank, over all layers}."""
     found: dict[str, int] = {}
     for name in (name for names in model.config.products() for name in names):
-        found.setdefault(kind_of(name), sum(model.gguf.tensors[name].shape))
+        found[kind_of(name)] = found.get(kind_of(name), 0) + sum(model.gguf.tensors[name].shape)
     return found
 
 

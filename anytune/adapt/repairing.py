@@ -12,11 +12,12 @@ import numpy as np
 from anytune.adapt import report
 from anytune.adapt.closed import Pair, truncate
 from anytune.adapt.data import Reading, read_held, text_examples
-from anytune.adapt.distillation import check_shape
-from anytune.adapt.ending import Outputs, Result, check_output, finish
+from anytune.adapt.distillation import check_shape, same_file
+from anytune.adapt.ending import Outputs, Result, check_outputs, finish
 from anytune.adapt.fit import Recipe
 from anytune.adapt.intermediate import Intermediate
-from anytune.adapt.job import Settings, Task, Teacher, as_adapter, fingerprint, measure, memory_peak, prepare, run_fit
+from anytune.adapt.job import Settings, Task, Teacher, as_adapter, fingerprint, memory_peak, prepare, run_fit
+from anytune.adapt.measure import measure
 from anytune.adapt.partial import Partial
 from anytune.adapt.ranks import costs, spread
 from anytune.adapter.adapter import Adapter
@@ -64,9 +65,9 @@ def repair(
     The weights' own error is where each change starts from; the sequential fit on the data mends it. Raises UserError.
     """
     settings, outputs = settings or Settings(), outputs or Outputs()
-    check_output(outputs.output)
+    check_outputs(outputs, settings.resume)
     check_shape(model, reference)
-    if reference is model:
+    if adapter is None and same_file(model, reference):
         raise UserError("A file cannot repair itself: give the higher-precision file as --reference.")
     reading = reading or Reading(model.template)
     examples, held = read_held(model, data, reading, val_file, val_split, seed)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anytune.adapt.data import batches, text_examples
-from anytune.adapt.job import GUARDED, WINDOW, Settings, Task, Teacher, has_beginning, ordinary_text
+from anytune.adapt.batching import pack
+from anytune.adapt.data import text_examples
+from anytune.adapt.job import GUARDED, WINDOW, Settings, Task, Teacher, ordinary_text
 from anytune.adapt.measure import PIECE
 from anytune.adapt.walk import Side
 from anytune.adapter.adapter import Adapter
@@ -27,6 +28,7 @@ BETA1, BETA2, CLIP = 0.9, 0.99, 1.0
 GUARD_WINDOW = 64  # tokens of ordinary text in a step
 NOTHING = 1e-9  # of a change's largest singular value
 SCALE = 2.0  # of the low-rank path: what rates for adapters are known for
+Part = tuple[Callable[[int, int], np.ndarray], int, float]  # the teacher's distributions of rows a…b, rows, weight
 
 
 def gradient_steps(
@@ -54,21 +56,21 @@ def gradient_steps(
     began, started = time.process_time(), time.perf_counter()
     random = np.random.default_rng(seed)
     groups = [list(task.examples[at : at + each]) for at in range(0, len(task.examples), each)]
-    windows = guard_windows(model, settings) if guard else []
+    windows = guard_windows(model, settings)[:steps] if guard else []
     context = max(len(e.ids) for e in [*task.examples, *windows])
     ubatch = max(sum(len(e.ids) for e in group) for group in groups) + max((len(e.ids) for e in windows), default=0)
     lora = Lora(rank=rank, alpha=SCALE * rank, seed=seed)
     trainee = model.trainee(lora, adapter=None if start is None else balanced(start), ubatch=ubatch, context=context)
     teacher, order, step = _Teacher(task.teacher, groups), [], 0
-    bare = _Teacher(Teacher(model), [[window] for window in windows])
+    bare = _Teacher(Teacher(model), [[window] for window in windows]) if windows else None
     for step in range(1, steps + 1):
         order = order or list(random.permutation(len(groups)))
         number = order.pop()
-        parts = [(teacher.distributions(number), _scored(groups[number]), 1.0)]
-        window = windows[step % len(windows)] if windows else None
-        if window is not None:
-            parts.append((bare.distributions(step % len(windows)), _scored([window]), guard))
-        batch = batches([*groups[number], *([window] if window else [])], 1 << 30, False, False)[0][0]
+        parts, some = [teacher.part(number, 1.0)], list(groups[number])
+        if bare is not None:
+            parts.append(bare.part(step % len(windows), guard))
+            some.append(windows[step % len(windows)])
+        batch = pack([some], False, False)[0][0]
         loss = _accumulate(trainee, batch, parts)
         done = step / steps if seconds is None else min(1.0, (time.process_time() - began) / seconds)
         lr = rate * min(1.0, step / WARMUP) * (0.45 * (1 + math.cos(math.pi * done)) + 0.1)
@@ -98,32 +100,26 @@ def balanced(adapter: Adapter) -> Adapter:
 
 
 class _Teacher:
-    """What the teacher says at the scored rows of each group of examples: its hidden states are kept, 4 bytes a number,
-    and its distributions are made of them when they are needed."""
+    """What the teacher says at the scored rows of each group of examples: hidden states, 4 bytes a number, are computed
+    once for all, and distributions made of them when they are needed."""
 
-    def __init__(self, teacher: Teacher, groups: Sequence[Sequence[Any]]):
-        self.teacher, self.groups = teacher, groups
-        self.hidden: dict[int, tuple[Side, np.ndarray]] = {}
+    def __init__(self, teacher: Teacher, groups: Sequence[Sequence[Example]]):
+        found, front = pack(groups, True, bool(teacher.context))
+        self.side = Side(teacher.model, found, front, adapter=teacher.adapter)
+        self.side.through()
+        e = self.side.engine
+        self.hidden = [np.array(e.host(self.side.hidden(walker)), np.float32) for walker in self.side.walkers]
+        self.side.first, self.side.walkers = None, []
 
-    def distributions(self, number: int):
-        if number not in self.hidden:
-            teacher = self.teacher
-            share = has_beginning(teacher)
-            found, front = batches(self.groups[number], 1 << 30, True, share)
-            side = Side(teacher.model, found, front, adapter=teacher.adapter)
-            side.through()
-            self.hidden[number] = side, np.array(side.engine.host(side.hidden(side.walkers[0])), np.float32)
-            for walker in [side.first, *side.walkers]:
-                if walker is not None:
-                    walker.x = walker.shared = walker.caches = None
-        side, hidden = self.hidden[number]
-        e, head = side.engine, side.head()
+    def part(self, number: int, weight: float) -> Part:
+        """A group's share of a step's loss."""
+        hidden, e, head = self.hidden[number], self.side.engine, self.side.head()
 
         def rows(low: int, high: int) -> np.ndarray:
             logits = np.asarray(e.host(e.logits(e.lower(hidden[low:high]), head)), np.float32)
             return np.exp(logits - log_sums(logits)[:, None].astype(np.float32))
 
-        return rows
+        return rows, len(hidden), weight
 
 
 def guard_windows(model: Model, settings: Settings) -> list[Example]:
@@ -132,11 +128,7 @@ def guard_windows(model: Model, settings: Settings) -> list[Example]:
     return text_examples(model, text, GUARD_WINDOW, most=GUARDED * WINDOW // GUARD_WINDOW)
 
 
-def _scored(examples: Sequence[Example]) -> int:
-    return len(batches(examples, 1 << 30, False, False)[0][0].scored)
-
-
-def _accumulate(trainee: Any, batch: Any, parts: Sequence[tuple[Any, int, float]]) -> float:
+def _accumulate(trainee: Any, batch: Any, parts: Sequence[Part]) -> float:
     """Add the gradients of the weighted sum of mean KL(teacher || student) over each part of a batch's scored rows ->
     that sum. parts: (rows of the teacher's distributions, how many rows, weight), in the rows' order."""
     e, weights = trainee.engine, trainee.weights
@@ -154,7 +146,7 @@ def _accumulate(trainee: Any, batch: Any, parts: Sequence[tuple[Any, int, float]
     return loss
 
 
-def _soft_loss(e: Any, h: Any, head: Any, parts: Sequence[tuple[Any, int, float]]) -> tuple[float, Any]:
+def _soft_loss(e: Any, h: Any, head: Any, parts: Sequence[Part]) -> tuple[float, Any]:
     """(the weighted sum of the parts' mean KL to the head's distributions, its gradient by h [scored, width])."""
     step = max(1, PIECE // (4 * head.width))
     loss, gradients, start = 0.0, [], 0

@@ -6,19 +6,11 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.adapt import (
-    Bars,
-    Common,
-    adapt,
-    adapter_of,
-    common_options,
-    interruptible,
-    teacher_of,
-    teacher_options,
-)
+from anytune.cli.adapt import Bars, adapt, adapter_of, interruptible, teacher_of
+from anytune.cli.adapt_options import Common, common_options, teacher_options
 from anytune.cli.command import Command
 from anytune.cli.opening import existing_file, read_text
-from anytune.cli.options import json_option, model_options
+from anytune.cli.options import force_option, forced, json_option, model_options
 from anytune.cli.say import print_json
 
 
@@ -84,6 +76,7 @@ def collect(
                 guard=common.guard,
                 reading=common.reading(loaded),
                 settings=common.settings(bars),
+                force=forced(),
                 **common.data(),
             )
         return common.end(result)
@@ -112,6 +105,7 @@ def collect(
     help="The adapter is scaled by alpha / rank.  [default: the rank]",
 )
 @click.option("-o", "--output", required=True, metavar="GGUF", help="The adapter.")
+@force_option
 @json_option
 def solve(
     statistics: str, rank: int | None, ridge: float | None, alpha: float | None, output: str, as_json: bool
@@ -122,14 +116,12 @@ def solve(
     `anytune evaluate`.
     """
     from anytune.adapt.collection import solve as run
-    from anytune.adapt.ending import check_output
-    from anytune.files import spare_inputs
+    from anytune.files import check_output
 
     path = existing_file(statistics, "statistics")
     if Path(output).suffix != ".gguf":
         raise click.UsageError("-o must end in .gguf: other formats need the model, see `anytune export`.")
-    spare_inputs([output], [("the statistics", str(path))])
-    check_output(output)
+    check_output(output, forced(), [("the statistics", str(path))])
     with Bars(as_json) as bars:
         adapter, found = run(path, rank=rank, ridge_share=ridge, alpha=alpha, tell=bars.tell)
     adapter.save(output)

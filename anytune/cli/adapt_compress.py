@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.adapt import Bars, Common, adapt, adapter_of, common_options, interruptible, need, teacher_of
+from anytune.cli.adapt import Bars, adapt, adapter_of, interruptible, need, teacher_of
+from anytune.cli.adapt_options import Common, common_options
 from anytune.cli.command import Command
 from anytune.cli.options import SIZE, lora_option, model_options
 

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.adapt import (
-    Bars,
-    Common,
-    adapt,
-    adapter_of,
-    common_options,
-    interruptible,
-    teacher_of,
-    teacher_options,
-)
+from anytune.cli.adapt import Bars, adapt, adapter_of, interruptible, teacher_of
+from anytune.cli.adapt_options import Common, common_options, teacher_options
 from anytune.cli.command import Command
 from anytune.cli.opening import read_text
 from anytune.cli.options import model_options
@@ -61,7 +53,7 @@ def distill(
 
     The teacher is the model itself behind a prompt (--system, --shots), with an adapter (--teacher-lora), or another
     file of the same shape (--teacher-model). Data without answers is answered by the teacher. The defaults of --ridge
-    and --guard are 0.1 and 1 for prompts, 1e-3 and 0 for adapters and files.
+    and --guard are 0.1 and 1.3 for prompts, 1e-3 and 0 for adapters and files.
     """
 
     def work() -> int:

@@ -392,6 +392,39 @@ def test_the_same_from_python(place):
     assert all(callable(getattr(anytune.adapt, name)) for name in anytune.adapt.__all__)
 
 
+def test_outputs_that_exist_need_force(place, capsys):
+    few = [*common(place), "--val-split", "0.5", "--no-verify"]
+    one = ["--lora", place / "a.gguf"]
+    runs = {
+        "distill": [*few, "--teacher-lora", place / "a.gguf", "--rank", "1"],
+        "compress": [*few, *one, "--rank", "1"],
+        "repair": [*few, "--reference", place / "m.gguf"],
+        "merge": [*few, *one, *one, "-f", place / "other.jsonl"],
+        "collect": [*few[:-1], "--teacher-lora", place / "a.gguf"],
+        "solve": [place / "chats.jsonl"],
+    }
+    for kind, args in runs.items():
+        output = place / ("o.npz" if kind == "collect" else "o.gguf")
+        output.write_text("mine")
+        assert command(["adapt", kind, *map(str, args), "-o", str(output)]) == 2
+        said = capsys.readouterr().err
+        assert f"{output} exists already" in said and "--force" in said and output.read_text() == "mine"
+    args = ["adapt", "distill", *map(str, runs["distill"]), "-o", str(place / "o.gguf")]
+    assert command([*args, "--resume"]) == 2  # nothing to go on from: what is there is something else
+    assert command([*args, "--force"]) == 0 and Adapter.load(place / "o.gguf").rank == 1
+    for option in ("--peft", "--intermediate"):
+        folder = place / option.strip("-")
+        assert command([*args, "--force", option, str(place / "a.gguf")]) == 2  # an input
+        assert command([*args, "--force", option, str(folder)]) == 0 and any(folder.iterdir())
+        assert command([*args[:-1], str(place / "p.gguf"), option, str(folder)]) == 2
+        assert f"{folder} exists already" in capsys.readouterr().err
+        assert command([*args, "--force", option, str(folder)]) == 0
+    (place / "file").write_text("mine")
+    assert command([*args[:-1], str(place / "file"), "--force"]) == 2
+    assert "must be a folder" in capsys.readouterr().err and (place / "file").read_text() == "mine"
+    assert command([*args[:-1], str(place / "new" / "folder" / "a.gguf")]) == 0
+
+
 def test_a_prompt_is_not_distilled_into_layers_that_keep_a_state(tmp_path, capsys):
     model = tiny.write(tmp_path / "m.gguf", "qwen35")
     (tmp_path / "p.jsonl").write_text(

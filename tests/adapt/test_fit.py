@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.adapt.data import Context, Reading, batches, read, text_examples
+from anytune.adapt.answers import spoken
+from anytune.adapt.batching import batches
+from anytune.adapt.data import Context, Reading, read, text_examples
 from anytune.adapt.fit import Couple, Recipe, fit
-from anytune.adapt.job import Settings, Task, Teacher, as_adapter, measure
-from anytune.adapt.measure import distances
+from anytune.adapt.job import Settings, Task, Teacher, as_adapter
+from anytune.adapt.measure import distances, measure
 from anytune.adapt.steps import gradient_steps
 from anytune.adapt.walk import Side
 from anytune.adapter.adapter import Adapter
+from anytune.generation.generate import decode
+from anytune.generation.sampling import Sampling
 from tests.support import tiny
 from tests.support.require import need
 
@@ -160,6 +164,22 @@ def test_a_common_beginning_is_as_good_as_one_for_each(tmp_path, name):
         hidden.append(np.concatenate([side.engine.host(side.hidden(walker)) for walker in side.walkers]))
     assert len(side.walkers) > 1
     assert np.abs(hidden[0] - hidden[1]).max() < 2e-4 * np.abs(hidden[1]).max()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_answers_behind_a_prompt_that_is_read_once(tmp_path, name):
+    model = model_of(tiny.write(tmp_path / "m.gguf", name))
+    context = Context("You speak of harbours, and of little else but harbours.")
+    teacher = Teacher(model, context=context)
+    examples = read(model, [chats(tmp_path, 5)], Reading(model.template), context)[0].examples
+    prompts = [example.behind[:-8].tolist() for example in examples]
+    greedy = Sampling(temperature=0.0)
+    for number, reply in enumerate(spoken(teacher, prompts, greedy, 9)):
+        alone: list = []
+        list(
+            decode(model.decoder(), model.tokenizer, prompts[number : number + 1], greedy, max_tokens=9, replies=alone)
+        )
+        assert reply.ids == alone[0].ids
 
 
 def test_a_prompt_becomes_an_adapter_and_first_tokens_count(tmp_path):
