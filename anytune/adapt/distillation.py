@@ -211,9 +211,10 @@ def distillation_task(
         raise UserError("There is no teacher: give a prompt (--system, --shots), --teacher-lora or --teacher-model.")
     check_shape(model, other)
     if context and any(other.config.recurrent):
+        name = other.config.arch.name
         raise UserError(
-            f"prompts cannot be distilled into {other.config.arch.name} yet, because its layers keep a state instead of "
-            "keys and values: train on answers given with the prompt instead (anytune train)"
+            f"prompts cannot be distilled into {name} yet, because its layers keep a state instead of keys and "
+            "values: train on answers given with the prompt instead (anytune train)"
         )
     if teacher_adapter is not None:
         teacher_adapter.check(other.gguf, "the teacher's adapter")
