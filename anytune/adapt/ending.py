@@ -70,7 +70,9 @@ def check_outputs(outputs: Outputs, resume: bool = False) -> None:
         if path is not None:
             check_output(path, force)
     if folder is not None and Path(folder).is_dir() and any(Path(folder).iterdir()) and not force:
-        raise UserError(f"{folder} exists already, with files in it: name another one, or say --force to replace them.")
+        raise UserError(
+            f"{folder} already exists and is not empty: choose another name, or use --force to replace its files."
+        )
 
 
 def finish(

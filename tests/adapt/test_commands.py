@@ -408,7 +408,7 @@ def test_outputs_that_exist_need_force(place, capsys):
         output.write_text("mine")
         assert command(["adapt", kind, *map(str, args), "-o", str(output)]) == 2
         said = capsys.readouterr().err
-        assert f"{output} exists already" in said and "--force" in said and output.read_text() == "mine"
+        assert f"{output} already exists" in said and "--force" in said and output.read_text() == "mine"
     args = ["adapt", "distill", *map(str, runs["distill"]), "-o", str(place / "o.gguf")]
     assert command([*args, "--resume"]) == 2  # nothing to go on from: what is there is something else
     assert command([*args, "--force"]) == 0 and Adapter.load(place / "o.gguf").rank == 1
@@ -417,7 +417,7 @@ def test_outputs_that_exist_need_force(place, capsys):
         assert command([*args, "--force", option, str(place / "a.gguf")]) == 2  # an input
         assert command([*args, "--force", option, str(folder)]) == 0 and any(folder.iterdir())
         assert command([*args[:-1], str(place / "p.gguf"), option, str(folder)]) == 2
-        assert f"{folder} exists already" in capsys.readouterr().err
+        assert f"{folder} already exists" in capsys.readouterr().err
         assert command([*args, "--force", option, str(folder)]) == 0
     (place / "file").write_text("mine")
     assert command([*args[:-1], str(place / "file"), "--force"]) == 2
