@@ -58,21 +58,17 @@ class Outputs:
 def check_outputs(outputs: Outputs, resume: bool = False) -> None:
     """UserError unless all that is asked for can be written; said before the work begins. resume: an interrupted run
     may have made it already, if it left something beside the output."""
-    output, folder = outputs.output, outputs.intermediate
+    output, kept = outputs.output, outputs.intermediate
     force = outputs.force or (resume and output is not None and partial_path(output).exists())
-    file = output is not None and Path(output).suffix.lower() in (".gguf", ".npz")
-    if file and Path(output).is_dir():
-        raise UserError(f"{output} is a folder: name a file.")
-    for path in (None if file else output, outputs.peft, folder):
-        if path is not None and Path(path).is_file():
-            raise UserError(f"{path} is a file, but must be a folder: choose another name.")
-    for path in (output, outputs.peft):
-        if path is not None:
-            check_output(path, force)
-    if folder is not None and Path(folder).is_dir() and any(Path(folder).iterdir()) and not force:
-        raise UserError(
-            f"{folder} already exists and is not empty: choose another name, or use --force to replace its files."
-        )
+    one_file = output is not None and Path(output).suffix.lower() in (".gguf", ".npz")
+    check_output(output, force, folder=not one_file)
+    check_output(outputs.peft, force, folder=True)
+    if kept is None or not Path(kept).exists():
+        return
+    if not Path(kept).is_dir():
+        raise UserError(f"{kept} is a file: name a folder.")
+    if not force and any(Path(kept).iterdir()):
+        raise UserError(f"{kept} already exists: choose another name, or use --force to replace its files.")
 
 
 def finish(

@@ -421,7 +421,7 @@ def test_outputs_that_exist_need_force(place, capsys):
         assert command([*args, "--force", option, str(folder)]) == 0
     (place / "file").write_text("mine")
     assert command([*args[:-1], str(place / "file"), "--force"]) == 2
-    assert "must be a folder" in capsys.readouterr().err and (place / "file").read_text() == "mine"
+    assert "is a file: name a folder" in capsys.readouterr().err and (place / "file").read_text() == "mine"
     assert command([*args[:-1], str(place / "new" / "folder" / "a.gguf")]) == 0
 
 
