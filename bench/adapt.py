@@ -145,7 +145,7 @@ def prompt(b: Bench) -> None:
     from anytune.adapt.fit import Recipe
     from anytune.adapt.job import Task, Teacher, as_adapter, run_fit
     from anytune.adapt.ranks import costs, spread
-    from anytune.adapt.steps import gradient_steps
+    from anytune.adapt.steps import gradient_steps, prompt_steps
 
     every, held = rows("train"), rows("heldout")
     context = Context(PERSONA, tuple(message for row in every[:SHOTS] for message in row))
@@ -178,15 +178,18 @@ def prompt(b: Bench) -> None:
     for seed in range(b.args.seeds):
         name, alone = f"closed form and 15 steps, seed {seed}", f"AdamW alone in the same time, seed {seed}"
         if b.missing(name):
-            stepped, took = gradient_steps(b.model, task, made, 15, b.settings, seed=seed, guard=0.65)
-            if not seed:  # for adapt_worth.py
-                stepped.save(b.folder / "distilled.gguf")
-            b.keep(name, cpu_seconds=cpu + took["cpu"], **b.measured(task, stepped))
+            path = b.folder / f"distilled-{seed}.gguf"  # seed 0: for adapt_worth.py
+            taken = path.with_suffix(".json")
+            if not taken.exists():
+                stepped, took = prompt_steps(b.model, task, made, 15, b.settings, seed=seed, guard=0.65)
+                stepped.save(path)
+                taken.write_text(json.dumps(took))
+            took = json.loads(taken.read_text())
+            b.keep(name, cpu_seconds=cpu + took["cpu"], **b.measured(task, Adapter.load(path, gguf=b.model.gguf)))
         if b.missing(alone):
             seconds = b.results[name]["cpu_seconds"]
             found, took = gradient_steps(b.model, task, None, 1000, b.settings, seed=seed, rate=2e-3, seconds=seconds)
-            if not seed:
-                found.save(b.folder / "gradient.gguf")
+            found.save(b.folder / f"gradient-{seed}.gguf")
             b.keep(alone, cpu_seconds=took["cpu"], steps=took["steps"], **b.measured(task, found))
     if b.missing("closed form, rank 4"):
         closed("closed form, rank 4", 24, 4)

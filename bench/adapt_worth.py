@@ -129,8 +129,8 @@ def main() -> None:
     adapters = {
         BARE: None,
         PROMPTED: None,
-        DISTILLED: b.folder / "distilled.gguf",
-        GRADIENT: b.folder / "gradient.gguf",
+        DISTILLED: b.folder / "distilled-0.gguf",
+        GRADIENT: b.folder / "gradient-0.gguf",
     }
     found = answers(b, context, [row[0] for row in held], adapters)
     author = [row[1]["content"] for row in held]
