@@ -148,7 +148,7 @@ def continued(
     cuts = [_last_answer(e) for e in examples]
     answered = [(e, cut) for e, cut in zip(examples, cuts) if cut]
     prompts = [e.behind[: len(e.behind) - len(e.ids) + cut].tolist() for e, cut in answered]
-    how = Sampling(temperature=0.7, top_k=40, top_p=1.0, min_p=0.0, seed=seed)
+    how = Sampling(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
     replies = iter(spoken(teacher, prompts, how, max((len(e.ids) - cut for e, cut in answered), default=0), tell))
     return [_answered(e, cut, next(replies).ids[: len(e.ids) - cut]) if cut else e for e, cut in zip(examples, cuts)]
 

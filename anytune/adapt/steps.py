@@ -99,7 +99,7 @@ def prompt_steps(
     """
     began, started = time.process_time(), time.perf_counter()
     task = dataclasses.replace(task, examples=continued(task.teacher, task.examples, seed, settings.tell))
-    made, took = gradient_steps(model, task, start, steps, settings, rate=FRESH, seed=seed, guard=guard)
+    made, took = gradient_steps(model, task, start, steps, settings, seed=seed, guard=guard)
     return made, {**took, "cpu": time.process_time() - began, "seconds": time.perf_counter() - started}
 
 
