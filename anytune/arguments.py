@@ -13,78 +13,16 @@ import functools
 import inspect
 import numbers
 import os
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from anytune.errors import UserError
+from anytune.words import INSTEAD, SAYS_NOTHING, python_words
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-ARGUMENTS = {  # flag -> what Python calls it, where that is not the flag with underscores
-    "-m": "model",
-    "-f": "data",
-    "-c": "context",
-    "-ub": "ubatch",
-    "-b": "batch",
-    "-n": "max_tokens",
-    "-p": "prompt",
-    "-o": "output",
-    "-t": "threads",
-    "--lr": "learning_rate",
-    "--num-epochs": "epochs",
-    "--lr-scheduler": "scheduler",
-    "--adam-beta1": "beta1",
-    "--adam-beta2": "beta2",
-    "--adam-eps": "eps",
-    "--val-file": "val_data",
-    "--output-adapter": "output",
-    "--lora": "adapter",
-    "--full": "full=Full()",
-    "--lora-rank": "Lora(rank=…)",
-    "--lora-alpha": "Lora(alpha=…)",
-    "--lora-modules": "Lora(modules=…)",
-    "--lora-dropout": "Lora(dropout=…)",
-    "--lora-seed": "Lora(seed=…)",
-    "--lora-plus-ratio": "Lora(plus_ratio=…)",
-    "--rslora": "Lora(rslora=True)",
-    "--train-modules": "Full(modules=…)",
-    "--train-layers": "Full(layers=…)",
-    "--optimizer": "Full(optimizer=…)",
-    "--allow-requantize": "requantize=True",
-    "--force": "force=True",
-    "--raw": "chat=False",
-    "--temp": "temperature",
-    "--gpus": "torchrun --nproc-per-node",
-}
-PLAIN = (  # flags whose argument is the same word
-    *("learning-rate", "lr-min", "max-steps", "warmup-ratio", "warmup-steps", "weight-decay", "max-grad-norm", "seed"),
-    *("val-split", "val-every", "early-stop", "checkpoint-save-steps", "checkpoint-save-dir", "keep-checkpoints"),
-    *("resume-from", "report-to", "run-name", "run-dir", "loss", "assistant-loss-only", "overflow", "format", "device"),
-    *("dtype", "tf32", "threads", "memory", "max-binding", "shard", "output-type", "chat-template", "positions"),
-    *("exact", "imatrix", "system", "output", "chunks", "context", "tensor-type", "top-k", "top-p", "min-p"),
-    *("repeat-penalty", "repeat-last-n"),
-)
-_NAMES = ARGUMENTS | {f"--{word}": word.replace("-", "_") for word in PLAIN}
-_BESIDE = re.compile(r" \((--[a-z0-9-]+)\)")  # a flag beside the argument's name
-_FLAG = re.compile(r"(?<![\w-])(--?[a-z][a-z0-9-]*)(?![\w-])(?: (auto|all|same|error)\b)?")
-
-
-def python_words(text: str) -> str:
-    """A message with Python's arguments for the command line's flags. Command lines in `backticks` stay."""
-
-    def named(found: re.Match) -> str:
-        name, value = _NAMES.get(found[1]), found[2]
-        if name is None:
-            return found[0]
-        return f"{name}={value!r}" if value and "=" not in name else name + (f" {value}" if value else "")
-
-    text = _BESIDE.sub(lambda found: "" if found[1] in _NAMES else found[0], text)
-    parts = re.split(r"(`[^`]*`)", text.replace("the same command", "the same call"))
-    return "".join(part if part.startswith("`") else _FLAG.sub(named, part) for part in parts)
 
 
 @contextlib.contextmanager
@@ -146,6 +84,11 @@ def _bound(function: Callable, args: tuple, kwargs: dict[str, Any], synonyms: Ma
     known = [p.name for p in signature.parameters.values() if p.name not in ("self", "cls")]
     for word in [word for word in kwargs if word not in known]:
         ours = synonyms.get(word)
+        if ours is None and word in SAYS_NOTHING and kwargs[word] == SAYS_NOTHING[word]:
+            del kwargs[word]
+            continue
+        if ours is None and word in INSTEAD:
+            raise UserError(f"{name} has no argument {word!r}: {INSTEAD[word]}.")
         if ours is None:
             near = difflib.get_close_matches(word, [*known, *synonyms], 1)
             said = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."

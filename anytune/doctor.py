@@ -119,7 +119,7 @@ def _engine_names() -> list[str]:
 
 
 def _auto(engines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What --device auto takes from now on: a sound GPU, else the CPU engine that a short race finds faster."""
+    """What --device auto uses from now on: a working GPU, else the CPU engine that a short timing finds faster."""
     from anytune.engine.autotune import remember
 
     rates = {e["engine"]: e["gflops"] for e in engines if e.get("gflops") and e["ok"] and e["engine"] != "fpga-sim"}
@@ -153,7 +153,7 @@ def _engine(name: str, threads: int | None) -> dict[str, Any]:
         "operations": rows,
         **{key: value for key, value in engine.identity().items() if key != "engine"},
         "gflops": gflops,
-        **({"fp8_error": engine.fp8_error()} if getattr(engine, "has_fp8", False) else {}),
+        **({"fp8_error": engine.fp8_error()} if engine.has_fp8 else {}),
         "seconds": round(time.perf_counter() - start, 2),
     }
 

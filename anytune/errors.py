@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": a sentence, no traceback, exit code 2."""
+"""The one exception that means "the user can fix this": a sentence, no traceback, exit code 2."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
 def spare_inputs(outputs: Iterable[FilePath | None], inputs: Iterable[tuple[str, FilePath | None]]) -> None:
     """Raise UserError if writing `outputs` would replace one of `inputs`; to be asked before any work is done.
 
-    inputs: (what it is, in words; its path). A folder stands for all files below it. Paths are compared as files, not
+    inputs: (what it is, in words; its path). A folder means all files below it. Paths are compared as files, not
     as words: other spellings, symbolic and hard links, and names that differ in case where the disk does not tell
     cases apart are the same file. "-" is the file that standard input comes from, if any; None is passed over.
     """
@@ -184,7 +184,7 @@ def _within(path: Path, folder: Path) -> bool:
 
 
 def cannot_write(path: FilePath, error: OSError) -> UserError:
-    """What is said when writing to `path` failed with `error`: "free some space" only where the disk is full."""
+    """The error to raise when writing to `path` failed with `error`: "free some space" only where the disk is full."""
     full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
     return UserError(
         f"{path} cannot be written: {error.strerror or error}; {'free some space or ' if full else ''}choose "

@@ -133,7 +133,7 @@ def _trainable(gguf: GGUF) -> dict[str, Any]:
     try:
         config = read_config(gguf)
         lora = Lora(rank=RANK)
-        names = lora.tensors(gguf, config.layers)
+        names = [name for name in lora.tensors(gguf, config.layers) if not config.ignores(name)]
     except UserError as error:
         return {"ok": False, "reason": str(error)}
     modules = []

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +18,14 @@ import common
 
 import anytune
 from anytune.errors import UserError
-from anytune.gguf.writer import header_of
 from anytune.model import Lora
 from anytune.model.plan import plan_training
 from anytune.model.spec import LoraSpec
-from tests.support.tiny import Shape, metadata, tensor_table
+from tests.support.sparse import Published, qwen3, write_shape
 
 TYPES = ("F32", "F16", "Q8_0", "Q4_0")
 SIZES = (4, 6, 8, 16, 24)  # GiB
 TOKENS, RANK = 512, 16  # the defaults of training
-
-
-@dataclass(frozen=True)
-class Published(Shape):
-    vocabulary: int = 0
-
-    @property
-    def vocab(self) -> int:
-        return self.vocabulary
-
-
-def _qwen3(width: int, hidden: int, layers: int, heads: int, tied: bool = True) -> Published:
-    return Published("qwen3", layers, width, heads, 8, 128, hidden, tied, qk_norm=True, vocabulary=151_936)
 
 
 def _gemma3(width: int, hidden: int, layers: int, heads: int, keys: int, window: int) -> Published:
@@ -62,48 +47,17 @@ def _gemma3(width: int, hidden: int, layers: int, heads: int, keys: int, window:
 
 
 MODELS = {
-    "Qwen3 0.6B": _qwen3(1024, 3072, 28, 16),
+    "Qwen3 0.6B": qwen3(1024, 3072, 28, 16),
     "Gemma 3 1B": _gemma3(1152, 6912, 26, 4, 1, 512),
     "TinyLlama 1.1B": Published("llama", 22, 2048, 32, 4, 64, 5632, spm=True, vocabulary=32_000),
     "Llama 3.2 1B": Published("llama", 16, 2048, 32, 8, 64, 8192, True, vocabulary=128_256),
-    "Qwen3 1.7B": _qwen3(2048, 6144, 28, 16),
+    "Qwen3 1.7B": qwen3(2048, 6144, 28, 16),
     "Llama 3.2 3B": Published("llama", 28, 3072, 24, 8, 128, 8192, True, vocabulary=128_256),
-    "Qwen3 4B": _qwen3(2560, 9728, 36, 32),
+    "Qwen3 4B": qwen3(2560, 9728, 36, 32),
     "Gemma 3 4B": _gemma3(2560, 10_240, 34, 8, 4, 1024),
     "Mistral 7B": Published("llama", 32, 4096, 32, 8, 128, 14_336, spm=True, vocabulary=32_768),
-    "Qwen3 8B": _qwen3(4096, 12_288, 36, 32, tied=False),
+    "Qwen3 8B": qwen3(4096, 12_288, 36, 32, tied=False),
 }
-
-
-def write_shape(path: Path, shape: Published, kind: str) -> None:
-    """A file whose header is that of such a model, and whose tensors are a hole."""
-    tensors = [
-        (name, dims, kind if role == "matrix" else "F32") for name, (dims, _, role) in tensor_table(shape).items()
-    ]
-    known = {
-        key: value
-        for key, value in metadata(
-            Shape(
-                shape.arch,
-                shape.layers,
-                shape.width,
-                shape.heads,
-                shape.kv_heads,
-                shape.head_dim,
-                shape.ff,
-                shape.tied,
-                meta=shape.meta,
-            ),
-            "shape",
-        ).items()
-        if not key.startswith("tokenizer.")
-    }
-    known |= {f"{shape.arch}.vocab_size": shape.vocab, f"{shape.arch}.context_length": 8192}
-    header, places = header_of(known, tensors)
-    end = -(-len(header) // 32) * 32 + -(-sum(places[-1]) // 32) * 32
-    with open(path, "wb") as file:
-        file.write(header)
-        file.truncate(end)
 
 
 def plans(path: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def product(netlist: Netlist, direction: str, left: Any, w: formats.Matrix) -> d
         sent += sent < len(beats) and netlist.get("s_axis_tready")
         netlist.step(count=True)
         if netlist.cycles - before > 50_000:
-            raise SystemExit("the netlist stands still")
+            raise SystemExit("the netlist stalls")
     sums = driver.sums(np.array(found, "<u8"), groups)
     wrong = int((sums.view(np.uint32) != getattr(Twin(), direction)([(left, w)]).view(np.uint32)).sum())
     return {

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import common
@@ -33,11 +34,11 @@ CHAT = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "
 STEP = "train -m m.gguf -f chats.jsonl --max-steps 1 -t 1 -o a.gguf"
 NATIVE = (
     "--version",
-    "doctor -t 1",
     STEP,
     "verify -m m.gguf --lora a.gguf --exact",
     "generate -m m.gguf --lora a.gguf -p hi -n 4 -t 1",
     "bench -m m.gguf --device numpy -t 1 -p 8 -n 4 --train 0 -r 3",
+    "doctor -t 1",  # last: it compiles every kernel
 )
 EMULATED = ("--version", STEP)  # each takes minutes there: Numba compiles for the emulated processor
 
@@ -88,22 +89,20 @@ def build(machine: str, python: str, wanted: str = "fast,verify") -> Path:
     return made
 
 
-def tried(pex: Path, commands: tuple[str, ...], start: list[str], path: str) -> list[dict]:
-    """Commands that ran with nothing but the file, a model and data; a failure ends this script. start: what comes
-    before the file, {here} standing for the folder; path: PATH there."""
+def tried(pex: Path, commands: tuple[str, ...], start: list[str], path: str) -> Iterator[dict]:
+    """Commands that ran with nothing but the file, a model and data, each when it has; a failure ends this script.
+    start: what comes before the file, {here} standing for the folder; path: PATH there."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         tiny.write(place / "m.gguf", "llama")
         (place / "chats.jsonl").write_text(CHAT)
         shutil.copy(pex, place / "anytune.pex")
-        ran = []
         for command in commands:
             begun = time.perf_counter()
             clean = {"PATH": path, "HOME": folder, "LANG": "C.UTF-8"}
             words = [*(word.replace("{here}", folder) for word in start), "./anytune.pex", *command.split()]
             subprocess.run(words, cwd=place, env=clean, check=True)
-            ran.append({"command": f"./anytune.pex {command}", "seconds": round(time.perf_counter() - begun, 1)})
-    return ran
+            yield {"command": f"./anytune.pex {command}", "seconds": round(time.perf_counter() - begun, 1)}
 
 
 def main() -> None:
@@ -114,16 +113,16 @@ def main() -> None:
     kept = common.RESULTS / "onefile.json"
     files = {file["machine"]: file for file in json.loads(kept.read_text())["files"]} if kept.exists() else {}
     for machine in [args.only] if args.only else MACHINES:
-        made, ran, emulated = build(machine, args.python), [], False
-        if platform.machine() == machine:
-            ran = tried(made, NATIVE, [], os.environ["PATH"])
-        elif machine == "aarch64" and args.emulator:
-            inside = ["-b", "/tmp", "-b", "/proc", "-b", "/dev", "-w", "{here}"]
-            start = ["proot", "-q", *shlex.split(args.emulator), "-R", str(args.root), *inside]
-            emulated, ran = True, tried(made, EMULATED, start, "/usr/bin:/bin")
+        made, here = build(machine, args.python), platform.machine() == machine
+        emulated = machine == "aarch64" and not here and args.emulator is not None
         size = round(made.stat().st_size / common.MIB, 1)
-        files[machine] = {"file": made.name, "machine": machine, "mib": size, "tried": ran, "emulated": emulated}
-        common.save("onefile", args, before, python=args.python, glibc="2.28", files=list(files.values()))
+        files[machine] = {"file": made.name, "machine": machine, "mib": size, "tried": [], "emulated": emulated}
+        inside = ["-b", "/tmp", "-b", "/proc", "-b", "/dev", "-w", "{here}"]
+        start = ["proot", "-q", *shlex.split(args.emulator), "-R", str(args.root), *inside] if emulated else []
+        ran = tried(made, NATIVE if here else EMULATED, start, os.environ["PATH"] if here else "/usr/bin:/bin")
+        for command in ran if here or emulated else [None]:  # saved after each: an emulator may not be waited for
+            files[machine]["tried"] += [command] if command else []
+            common.save("onefile", args, before, python=args.python, glibc="2.28", files=list(files.values()))
 
 
 if __name__ == "__main__":

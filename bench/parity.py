@@ -16,6 +16,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import common
@@ -45,7 +46,6 @@ options.add_argument(
 )
 options.add_argument("--rows", type=int, default=128, help="of the training set")
 options.add_argument("--batch", type=int, default=512, help="tokens of a step, and of the longest example")
-options.add_argument("--name", default="parity", help="of the result; a software device may have a smaller one")
 options.add_argument("--train-only", action="store_true", help="leave the scores to another call")
 options.add_argument("--work", type=Path, default=Path("runs/parity"))
 
@@ -131,25 +131,28 @@ def remember(judge: LocalJudge, path: Path) -> LocalJudge:
     return judge
 
 
-def scored(loaded, adapters: dict[str, Adapter], prompts: list, args) -> tuple[dict, dict]:
-    """(side -> its measures, the judge's words) of base and adapters."""
+def scored(loaded, adapters: dict[str, Adapter], prompts: list, args) -> Iterator[tuple[dict, dict]]:
+    """(side -> its measures, the judge's words) of base and adapters: at first with its verdicts between anytune and
+    peft, then with those between each of them and the base, too."""
     ours = next(iter(adapters))
     judge = LocalJudge(anytune.load(common.model_file(args.judge), device="auto", threads=args.threads))
     judge, pair = remember(judge, args.work / "verdicts.jsonl"), (ours, "peft")
     with Kept(args.work / "scores") as kept:
         facts = compare(loaded, prompts, adapters, max_tokens=TOKENS, judge=judge, pair=pair, kept=kept)
-        from_base = judged(facts["items"], [(name, BASE) for name in pair], judge, None)
-    truth = [LABELS.index(label_of(prompt.reference.split(".")[0])) for prompt in prompts]
-    sides = {}
-    for name in (BASE, *adapters):
-        figures = classification(truth, [answer_in(item["answers"][name]) for item in facts["items"]], LABELS)
-        sides[name] = {
-            **{measure: facts["to_reference"][measure][name] for measure in ("cosine", "Jaccard", "chrF", "ROUGE-L")},
-            **{key: figures[key] for key in ("accuracy", "interval", "unanswered")},
-            "same_answers_as_first": sum(i["answers"][name] == i["answers"][ours] for i in facts["items"]),
-        }
-    words = {"judge": judge.name, "pair": [ours, "peft"], **facts["judge"]["adapters"][ours]}
-    return sides, {**words, "against_base": from_base["adapters"]}
+        truth = [LABELS.index(label_of(prompt.reference.split(".")[0])) for prompt in prompts]
+        sides = {}
+        for name in (BASE, *adapters):
+            figures = classification(truth, [answer_in(item["answers"][name]) for item in facts["items"]], LABELS)
+            measures = {m: facts["to_reference"][m][name] for m in ("cosine", "Jaccard", "chrF", "ROUGE-L")}
+            sides[name] = {
+                **measures,
+                **{key: figures[key] for key in ("accuracy", "interval", "unanswered")},
+                "same_answers_as_first": sum(i["answers"][name] == i["answers"][ours] for i in facts["items"]),
+            }
+        words = {"judge": judge.name, "pair": list(pair), **facts["judge"]["adapters"][ours], "against_base": {}}
+        yield sides, words
+        words["against_base"] = judged(facts["items"], [(name, BASE) for name in pair], judge, None)["adapters"]
+        yield sides, words
 
 
 def main() -> None:
@@ -171,21 +174,14 @@ def main() -> None:
     loaded = anytune.load(model, device="numpy", threads=args.threads)
     adapters = {name: Adapter.load(args.work / f"{name}.gguf", gguf=loaded.gguf) for name in training}
     prompts = read_prompts(test)
-    sides, words = scored(loaded, adapters, prompts, args)
-    common.save(
-        "parity",
-        args,
-        before,
-        model=model.name,
-        questions=len(prompts),
-        tokens=TOKENS,
-        into=args.name,
-        settings={"rows": args.rows, "lr": RATE, "epochs": EPOCHS, "batch": args.batch, "rank": 16, "seed": SEED},
-        first=words["pair"][0],
-        judge=words,
-        missing=missing,
-        sides={name: side | ({"training": training[name]} if name in training else {}) for name, side in sides.items()},
-    )
+    settings = {"rows": args.rows, "lr": RATE, "epochs": EPOCHS, "batch": args.batch, "rank": 16, "seed": SEED}
+    for sides, words in scored(loaded, adapters, prompts, args):
+        facts = {
+            name: side | ({"training": training[name]} if name in training else {}) for name, side in sides.items()
+        }
+        facts = {"first": words["pair"][0], "judge": words, "missing": missing, "sides": facts}
+        facts |= {"questions": len(prompts), "tokens": TOKENS, "settings": settings}
+        common.save("parity", args, before, model=model.name, **facts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pictures of docs/report.md: what stands on what, and how a weight larger than a binding is multiplied.
+"""The pictures of docs/report.md: the layers, and how a weight larger than a binding is multiplied.
 
 python bench/report_pictures.py
 """

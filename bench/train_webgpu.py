@@ -44,11 +44,11 @@ def main() -> None:
     options.add_argument("--device", default="webgpu")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--folder", help="where the model files go; default: a temporary one")
-    options.add_argument("--cache", help="folder of races that an earlier run left; default: a new one")
+    options.add_argument("--cache", help="folder of an earlier run's autotuning; default: a new one")
     args = options.parse_args()
     before, env, results, files = common.machine(), common.environment(8), {}, {}
     wanted = [name.strip() for name in args.only.split(";")] if args.only else list(SETTINGS)
-    # races of this run, on this device
+    # autotuning of this run, on this device
     env["ANYTUNE_CACHE"] = args.cache or tempfile.mkdtemp(prefix="anytune-bench-")
     peak = common.run_once(["bench/webgpu_peak.py", "--device", args.device], env)
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="anytune-bench-") as folder:

@@ -4,7 +4,7 @@
     python bench/webgpu_steps.py MODEL.gguf --decode
 
 Prints one JSON line. Training: tokens/s of each round (a round is several whole optimizer steps, the last of which is
-waited for), the CPU's part of a step, the estimate of memory beside the measured peak, losses, what the race of tiles
+waited for), the CPU's part of a step, the estimate of memory beside the measured peak, losses, what tile autotuning
 chose, and with --profile the time of each kernel when its dispatches of a step are run alone. Decoding: tokens/s at
 batch 1.
 """

@@ -183,9 +183,9 @@ def test_weights_and_settings_that_contradict_each_other_are_refused(base, tmp_p
     folder = made_by_peft(path, tmp_path / "a", target_modules=["q_proj", "v_proj"])
     config = json.loads((folder / "adapter_config.json").read_text())
     for change, said in [
-        ({"target_modules": ["q_proj"]}, "target_modules leaves out .*v_proj"),
-        ({"exclude_modules": ["q_proj"]}, "exclude_modules leaves out .*q_proj"),
-        ({"layers_to_transform": 1}, "layers_to_transform leaves out .*layers.0"),
+        ({"target_modules": ["q_proj"]}, "target_modules excludes .*v_proj"),
+        ({"exclude_modules": ["q_proj"]}, "exclude_modules excludes .*q_proj"),
+        ({"layers_to_transform": 1}, "layers_to_transform excludes .*layers.0"),
         ({"r": 8}, "the rank 8, and its weights have 4"),
         ({"rank_pattern": {"q_proj": 2}}, "q_proj the rank 2"),
     ]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.arguments import python_words
+from anytune.words import python_words
 from anytune.errors import UserError
 from anytune.text.given import Rows, sources
 from anytune.train import checkpoint as ckpt
@@ -147,6 +147,17 @@ def test_no_call_ends_in_a_bare_error(model):
     ):
         with pytest.raises(UserError):
             call()
+
+
+def test_words_of_other_libraries_are_answered(model):
+    copied = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none", "task_type": "CAUSAL_LM"}
+    assert anytune.Lora(**copied) == anytune.Lora(rank=8, alpha=16.0, modules=["q_proj"])
+    with pytest.raises(UserError, match="no argument 'bias'"):
+        anytune.Lora(bias="all")
+    with pytest.raises(UserError, match="batch is counted in tokens"):
+        anytune.finetune(model, rows(), per_device_train_batch_size=4)
+    with pytest.raises(UserError, match="temperature=0.0 takes the likeliest"):
+        anytune.generate(model, "a", do_sample=False)
 
 
 def test_flags_become_arguments_and_command_lines_stay():

@@ -135,6 +135,19 @@ def flags_of(script: Path) -> set[str]:
     return set(re.findall(r"""["'](--?[a-z][a-z0-9-]*)["']""", text))
 
 
+def test_every_command_is_listed():
+    text = (ROOT / "docs" / "commands.md").read_text("utf-8")
+
+    def listed(group: click.Group, words: str) -> None:
+        for name, command in group.commands.items():
+            if isinstance(command, click.Group) and not command.hidden:
+                listed(command, f"{words} {name}")
+            elif not command.hidden:
+                assert re.search(rf"\b{words} {name}\b", text), f"{words} {name}"
+
+    listed(cli, "anytune")
+
+
 def test_every_flag_of_train_is_documented():
     text = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("training.md", "data.md", "finetune.md"))
     named = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", text))

@@ -112,7 +112,7 @@ def test_the_context_is_never_outgrown():
     assert replies[0].finish == "context" and len(replies[0].ids) == 5  # the last one needs no place in the cache
     with pytest.raises(UserError, match="13 tokens but the context holds 12"):
         run([[65]], [[1] * 13], context=12)
-    with pytest.raises(UserError, match="no tokens"):
+    with pytest.raises(UserError, match="The prompt is empty"):
         run([[65]], [[]])
 
 

@@ -114,10 +114,11 @@ def test_a_circle_is_seen(tmp_path):
 
 # folder -> what of anytune it may know beside itself; a folder that is not here: all but the command line
 KNOWS = {
-    "gguf": {"errors", "files"},
+    "gguf": {"errors", "files", "simd"},
+    "simd": set(),
     "text": {"errors", "gguf"},
     "mail": {"errors", "files"},
-    "engine": {"errors", "files", "fpga", "gguf", "memory", "units"},
+    "engine": {"errors", "files", "fpga", "gguf", "memory", "simd", "units"},
     "model": {"adapter", "arguments", "engine", "errors", "generation", "gguf", "memory", "text"},
     "likelihood": {"adapter", "errors", "files", "model", "text"},
     "adapt": {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from anytune.adapt.job import Task
     from anytune.model import Model
 
-SPARE = 84 << 20  # pieces of weights on their way through a product, what NumPy's pools hold, the measure behind it
+SPARE = 120 << 20  # pieces of weights on their way through a product, what NumPy's pools hold, the measure behind it
 
 
 def layer_floats(model: Model) -> int:

@@ -207,7 +207,7 @@ def _mended(
     settings: Settings,
     partial: Partial | None = None,
 ) -> dict[str, Pair]:
-    """The data-aware changes with b as it is and a fitted anew, front to back: what early layers lose, later ones make
+    """The data-aware changes with b as it is and a refitted, front to back: what early layers lose, later ones make
     good as far as their outputs' directions allow."""
     bases, zeros = {}, {}
     for name, rank in ranks.items():

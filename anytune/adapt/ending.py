@@ -92,7 +92,7 @@ def finish(
 
 
 def prove(model: Model, adapter: Adapter, outputs: Outputs) -> dict[str, Any]:
-    """The adapter in llama.cpp, over an F32 copy of the model where there is room for one. ok None: it is not here."""
+    """The adapter in llama.cpp, over an F32 copy of the model if there is space. ok None: llama.cpp is missing."""
     from anytune.llamacpp.judge import available
 
     if not available():

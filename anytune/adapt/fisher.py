@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.adapt.walk import Batch
-from anytune.model.stack import backward, finish, finish_backward, forward
+from anytune.model.stack import backward, embed, finish, finish_backward, forward
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
@@ -78,7 +78,7 @@ def look_back(
     for number, batch in enumerate(batches):
         e.begin(batch.starts, most, (0, 0, 0))
         positions, rows = e.integers(batch.positions), e.integers(batch.scored)
-        x = e.embed(e.integers(batch.ids), weights.embedding, weights.embedding_scale)
+        x = embed(e, weights, layers, e.integers(batch.ids), positions)
         top, tape = forward(e, layers, x, positions, rows, 0, keep)
         h = finish(e, weights, top)
         _, dh = e.cross_entropy(h, head, e.integers(_drawn(e, h, head, len(batch.scored), random)), 1.0, True)

@@ -2,7 +2,7 @@
 
 Teacher and student go through the layers side by side. x is the student's input of a product, as it is adapted so far;
 what its outputs lack is the teacher's outputs less its own, and where they are added to the residual stream, what
-earlier layers left over there as well: so errors are mended by what comes after, not passed on. Only sums over tokens
+earlier layers left over there as well: so errors are corrected by later layers, not propagated. Only sums over tokens
 of one group of products are kept at a time.
 """
 

@@ -1,7 +1,7 @@
 """How the ranks of an adapter are spread over a layer's products, for as many parameters as one rank everywhere.
 
 A change that is cut loses something. What attention's output and the feed-forward's lose goes into the residual stream,
-where only later layers can mend it, while what queries, keys, gates and ups lose is mended in the same layer by the
+where only later layers can correct it, while those of queries, keys, gates and ups are corrected in the layer by the
 product behind them. So the former get more ranks (figures: docs/LOG.md).
 """
 

@@ -62,7 +62,7 @@ def repair(
 ) -> Result:
     """An adapter with which `model`, a file in few bits, says what `reference` says (with `adapter`, if given).
 
-    The weights' own error is where each change starts from; the sequential fit on the data mends it. Raises UserError.
+    Each change starts from the weights' rounding error; the sequential fit refines it on the data. Raises UserError.
     """
     settings, outputs = settings or Settings(), outputs or Outputs()
     check_outputs(outputs, settings.resume)

@@ -18,7 +18,7 @@ from anytune.adapt.measure import PIECE
 from anytune.adapt.walk import Side
 from anytune.adapter.adapter import Adapter
 from anytune.likelihood.windows import log_sums
-from anytune.model.stack import backward, finish, finish_backward, forward
+from anytune.model.stack import backward, embed, finish, finish_backward, forward
 
 if TYPE_CHECKING:
     from anytune.adapt.data import Example
@@ -151,7 +151,7 @@ def _accumulate(trainee: Any, batch: Any, parts: Sequence[Part]) -> float:
     e.training = True
     e.begin(batch.starts, trainee.ubatch, (0, 0, 0))
     positions, rows = e.integers(batch.positions), e.integers(batch.scored)
-    x = e.embed(e.integers(batch.ids), weights.embedding, weights.embedding_scale)
+    x = embed(e, weights, trainee.layers, e.integers(batch.ids), positions)
     top, tape = forward(e, trainee.layers, x, positions, rows, trainee.lowest, trainee.keep)
     h = finish(e, weights, top)
     loss, dh = _soft_loss(e, h, trainee.head, parts)
@@ -176,6 +176,8 @@ def _soft_loss(e: Any, h: Any, head: Any, parts: Sequence[Part]) -> tuple[float,
             terms = np.where(chances > 0, chances * (np.log(np.maximum(chances, 1e-38)) - own), 0)
             loss += weight * float(terms.sum(dtype=np.float64)) / count
             change = (np.exp(own) - chances) * np.float32(weight / count)
+            if head.cap:
+                change *= 1 - np.square(logits / np.float32(head.cap))
             gradients.append(np.array(e.host(e.linear_backward((e.lower(change),), rows, head))))
         start += count
     return loss, e.lower(np.concatenate(gradients))

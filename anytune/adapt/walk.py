@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anytune.errors import UserError
 from anytune.model.stack import finish, layer_forward
 
 if TYPE_CHECKING:
@@ -168,6 +169,11 @@ class Side:
         pairs: dict[str, Any] | None = None,
         keep: bool = True,
     ):
+        if not model.config.alone:
+            raise UserError(
+                f"{model.gguf.path.name} has layers that read keys and values of others, and adapt runs one layer at a "
+                "time: train an adapter with anytune train"
+            )
         self.model, self.engine = model, model.engine
         self.pairs = pairs if pairs is not None else model.adapter_pairs(adapter)
         starts = np.array([0, len(beginning)], np.int32)

@@ -226,7 +226,7 @@ class _Values:
 
 
 def _alpha(path: Path, values: _Values, rank: int) -> tuple[float, bool]:
-    """(alpha, rslora). Files of other tools have only llama.cpp's alpha, in which 0 stands for "scale 1"."""
+    """(alpha, rslora). Files of other tools have only llama.cpp's alpha, where 0 means scale 1."""
     stored = values.need("adapter.lora.alpha", float)
     if not math.isfinite(stored):
         raise UserError(f"{path}: adapter.lora.alpha is {stored}; convert the adapter again.")

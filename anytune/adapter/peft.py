@@ -139,7 +139,8 @@ def load(folder: Path, gguf: GGUF | None) -> tuple[Any, ...]:
 def _module(arch: Architecture, name: str) -> str:
     """Hugging Face's module of a base tensor: "blk.0.attn_q.weight" -> "model.layers.0.self_attn.q_proj"."""
     found = naming.theirs(arch, name)
-    if found is None or name.split(".")[-2] not in (*arch.modules, "output"):
+    part = name.split(".", 2)[2] if name.startswith("blk.") else name
+    if found is None or part.removesuffix(".weight") not in (*arch.modules, "output"):
         raise UserError(f"peft's name for {name} is not known here; save the adapter as .gguf.")
     return found.removesuffix(".weight")
 

@@ -33,7 +33,7 @@ def main() -> None:
             _say(answers, refused=str(error))
         except MemoryError:
             _say(answers, refused="the machine ran out of memory: give --memory, or a smaller -ub or -d.")
-    os._exit(0)  # all is said: a crash while a library shuts down must not spoil it
+    os._exit(0)  # results are out: a crash while a library shuts down must not affect them
 
 
 def _leave_with_parent() -> None:
@@ -104,7 +104,7 @@ class Anytune:
         self.task = work(self.model, self.test, self.settings)
 
     def facts(self) -> dict[str, Any]:
-        estimate, workers = self.task.estimate, getattr(self.engine, "workers", None)
+        estimate, workers = self.task.estimate, self.engine.workers
         return {
             "engine": self.engine.name,
             "hardware": hardware(self.engine),
@@ -128,7 +128,7 @@ class Anytune:
 
 def hardware(engine) -> str:
     """What the engine's device is called by its maker."""
-    device = getattr(engine, "device", None)
+    device = engine.device
     if engine.name == "webgpu":
         return device.name
     kind = getattr(device, "type", "cpu")

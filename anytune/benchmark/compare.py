@@ -10,7 +10,7 @@ from .table import clean, grid, rate
 
 FEW = 3  # rounds below which a spread says nothing
 Row = dict[str, Any]
-# results are matched by what is named first; what is left over, and stands alone on both sides, by less and less
+# results are matched by what is named first; the rest, if unique on both sides, by fewer and fewer fields
 KEYS: tuple[Callable[[Row], Hashable], ...] = (
     lambda r: (r["model"], r["device"], r["threads"], r["test"]),
     lambda r: (r["model"], r["device"], r["test"]),
@@ -65,7 +65,7 @@ def _pair(x: Row, y: Row) -> dict[str, Any]:
 
 
 def _verdict(x: Row, y: Row) -> str:
-    """Ranges that meet are noise: with five rounds each, two equal machines are told apart once in 126 times."""
+    """Overlapping ranges are noise: with five rounds, equal machines are declared different once in 126 times."""
     if x["tokens_per_s"] is None or y["tokens_per_s"] is None:
         return f"failed in {' and '.join(n for n, r in (('A', x), ('B', y)) if r['tokens_per_s'] is None)}"
     if min(len(x["rounds"]), len(y["rounds"])) < FEW:

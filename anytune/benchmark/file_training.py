@@ -18,7 +18,7 @@ class FileTraining:
         import anytune
         from anytune.text import build_dataset
         from anytune.text.packing import MicroBatch
-        from anytune.train.plan import Plan
+        from anytune.train.steps import Steps
         from anytune.train.settings import TrainSettings
 
         sizes = {"context": settings.context, "ubatch": settings.ubatch or 512, "batch": settings.batch}
@@ -31,12 +31,12 @@ class FileTraining:
                 f"The longest example has {longest} tokens and the model's context is {model.config.context}: lower -c."
             )
         chosen, _ = TrainSettings(**sizes, epochs=settings.epochs).fitted(longest)
-        self.plan, self.data, self.micro = Plan(data, chosen), data, MicroBatch
+        self.order_of_steps, self.data, self.micro = Steps(data, chosen), data, MicroBatch
         self.trainee = model.trainee(
             anytune.Lora(rank=settings.rank, alpha=2.0 * settings.rank), ubatch=chosen.ubatch, context=longest
         )
-        self.order = itertools.cycle(self.plan.steps_of(0))
-        self.steps, self.step, epoch = 1, 0, self.plan.epoch_steps[0]
+        self.order = itertools.cycle(self.order_of_steps.steps_of(0))
+        self.steps, self.step, epoch = 1, 0, self.order_of_steps.epoch_steps[0]
         self.tokens_a_step = int(data.offsets[-1]) / epoch
         self.facts = {
             "count": self.tokens_a_step,
@@ -50,7 +50,7 @@ class FileTraining:
 
     @property
     def estimate(self) -> Any:
-        """The plan's Estimate (model/plan.py)."""
+        """The planner's Estimate (model/plan.py)."""
         return self.trainee.estimate
 
     def take(self) -> tuple[int, Any]:

@@ -164,7 +164,7 @@ def _listen(
     try:
         child.stdin.write(json.dumps(job).encode() + b"\n")  # and stays open: it leaves when this process is gone
         child.stdin.flush()
-    except OSError:  # it is gone already: how is told by its exit code
+    except OSError:  # it has already ended; its exit code says how
         return None
     for line in child.stdout:
         try:

@@ -51,7 +51,7 @@ class Training:
 
     @property
     def estimate(self):
-        """The plan's Estimate (model/plan.py)."""
+        """The planner's Estimate (model/plan.py)."""
         return self.trainee.estimate
 
     def take(self) -> Any:
@@ -70,7 +70,7 @@ class Training:
         return sum(map(float, self.loss[0])) / self.loss_tokens
 
     def warm(self) -> None:
-        """A first step, in which engines record and race, and one to see how long they take."""
+        """A first step, in which engines record and tune, and one to see how long steps take."""
         float(self.take())
         start = time.perf_counter()
         float(self.take())

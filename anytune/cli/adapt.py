@@ -23,7 +23,7 @@ class _Group(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, short_help="Make adapters from activations, without gradients.")
 def adapt() -> None:
     """Make adapters without gradients: distil, compress, repair, merge, from activations.
 

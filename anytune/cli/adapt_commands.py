@@ -1,4 +1,4 @@
-"""anytune adapt, with all its commands in the order in which they are told."""
+"""anytune adapt, with all its commands in the order of --help."""
 
 from __future__ import annotations
 

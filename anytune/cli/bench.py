@@ -66,12 +66,12 @@ def bench(
     flash_attn: str | None,
     **more: Any,
 ) -> int:
-    """Measure training steps, prompts and generation of every -m on every --device: tokens a second (the median of
-    -r rounds, with the smallest and the largest), and the most memory taken, each in a process of its own.
+    """Measure training steps, prompts and generation of every -m on every --device: tokens/s (the median of -r rounds,
+    with minimum and maximum) and peak memory, each in its own process.
 
-    pp512 is a prompt of 512 tokens, tg128 a generation of 128, as in llama-bench; `@ d` says how many tokens came
-    before, `x4` that four sequences are generated at once. Ctrl-C ends it and prints what was measured so far. The
-    JSON names no user, host or folder. Exit code 1 if a measurement failed.
+    pp512 is a prompt of 512 tokens, tg128 a generation of 128, as in llama-bench; `@ d` gives the tokens already in the
+    cache, `x4` means four sequences at once. Ctrl-C stops and prints the results so far. The JSON names no user, host
+    or folder. The exit code is 1 if a measurement failed.
     """
     form = "json" if as_json else form
     if compare:
@@ -131,7 +131,7 @@ def _compare(a: str, b: str, form: str) -> int:
     from anytune.benchmark.document import load
 
     if form == "csv":
-        raise UserError("--compare prints a table or JSON: leave out --print csv.")
+        raise UserError("--compare prints a table or JSON: omit --print csv.")
     found = comparing.compare(*(load(existing_file(path, "result")) for path in (a, b)))
     if form == "json":
         print_json(found)
@@ -174,7 +174,7 @@ def _different(paths: list[Path]) -> None:
     names = [path.name for path in paths]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"Two models are called {name}, and results go by the files' names: rename one.")
+            raise UserError(f"Two models are called {name}, but results are identified by file name: rename one.")
 
 
 def _command() -> list[str]:

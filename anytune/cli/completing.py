@@ -9,7 +9,7 @@ FILES = ("FILE", "GGUF", "ADAPTER", "DATA", "PATH", "IN", "REPORT", "FILE|NAME",
 
 
 def complete(parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """What may stand for a parameter whose type is plain text."""
+    """Completions for a parameter whose type is plain text."""
     shown = getattr(parameter, "metavar", None) or ""
     found: list[CompletionItem] = []
     if parameter.name in ("model", "models", "name"):

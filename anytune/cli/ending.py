@@ -36,7 +36,7 @@ def explain(error: Exception) -> int:
         say(f"{os.fsdecode(error.filename)}: {(error.strerror or str(error)).lower()}")
         return 2
     if isinstance(error, OSError) and error.errno in _NO_PLACE:
-        say(f"what is written has no place: {(error.strerror or str(error)).lower()}")
+        say(f"the output cannot be written: {(error.strerror or str(error)).lower()}")
         return 2
     log = _write_log(error)
     where = f"the details are in {log}" if log else "run it again with --debug for the details"

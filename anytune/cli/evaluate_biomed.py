@@ -9,7 +9,7 @@ import click
 from anytune.cli.command import Command
 from anytune.cli.evaluate_compare import evaluate
 from anytune.cli.evaluate_options import adapters_of, keeping, report_places
-from anytune.cli.evaluate_said import put
+from anytune.cli.evaluate_said import put, warn_of_few
 from anytune.cli.opening import existing_file, load_model, text_file
 from anytune.cli.options import force_option, json_option, model_options
 from anytune.cli.say import print_json
@@ -129,6 +129,7 @@ def biomed(
         labels=chosen_labels(labels),
     )
     questions = questions[:limit]
+    warn_of_few(len(questions), "questions")
     loaded = load_model(model, engine)
     sides: dict[str, Any] = {"base": None, **adapters_of(loras, loaded)}
     runs = []

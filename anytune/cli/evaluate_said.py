@@ -21,14 +21,19 @@ UNITS = {"answers": "tokens", "embeddings": "texts", "judge": "pairs", "losses":
 FEW = 20  # prompts, below which the intervals are wider than what adapters usually change
 
 
+def warn_of_few(count: int, what: str = "prompts") -> None:
+    """Say so if there are too few of them to decide anything."""
+    if count < FEW:
+        note(f"only {count} {what}: the intervals will be wide; a hundred are enough")
+
+
 def outlook(model: Model, prompts: int, sides: int, max_tokens: int, batch: int) -> None:
     """Say before a run begins how long it may take, by a short decoding, and whether its prompts decide anything."""
     import time
 
     from anytune.train.progress import duration
 
-    if prompts < FEW:
-        note(f"few prompts ({prompts}) decide little: the intervals will be wide; {FEW} are few, a hundred are enough")
+    warn_of_few(prompts)
     at_once = min(batch, prompts)
     decoder = model.decoder(batch=at_once, context=8)
     first = [[model.tokenizer.bos or 0]] * at_once

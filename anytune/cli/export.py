@@ -28,7 +28,7 @@ class _Group(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, short_help="Export for llama.cpp, Ollama, LM Studio, transformers, peft, MLX.")
 def export() -> None:
     """Write a trained model for llama.cpp, Ollama, LM Studio, transformers, peft or MLX.
 

@@ -24,7 +24,7 @@ class _Group(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, short_help="FPGA cores for LoRA: simulate, export, route, plan.")
 def fpga() -> None:
     """Hardware cores that compute LoRA's forward and backward from a GGUF file's own blocks.
 

@@ -1,6 +1,6 @@
 """The entry point: gathers the commands and turns every ending into a sentence and an exit code.
 
-0 done; 1 a check failed or something broke (the log's place is printed); 2 the user can mend it; 130 Ctrl-C.
+0 done; 1 a check failed or something crashed (the log's path is printed); 2 the user can fix it; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from anytune.cli import (
 from anytune.cli.command import DEBUG, debug_wanted, set_debug
 from anytune.cli.ending import explain, say
 
-COMMANDS = (  # in the order in which they are met
+COMMANDS = (  # in the order of --help
     models.models,
     pull.pull,
     info.info,
@@ -74,7 +74,7 @@ COMMANDS = (  # in the order in which they are met
 
 
 class _Root(click.Group):
-    """Lists the commands in the order in which they are met, not by name."""
+    """Lists the commands in the order of COMMANDS, not by name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

@@ -36,12 +36,12 @@ def existing_file(path: str | Path, what: str) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)[:200]!r} cannot be a {what} file: {error}.") from None
     if not os.access(path, os.R_OK):
-        raise UserError(f"The {what} file {path} may not be read by you: change its permissions.")
+        raise UserError(f"The {what} file {path} is not readable: change its permissions.")
     return path
 
 
 def text_file(path: str | Path, what: str) -> Path:
-    """`path` as existing_file() has it, but "-" stands for standard input, and hf:owner/dataset is fetched."""
+    """`path` as existing_file() returns it, but "-" is standard input, and hf:owner/dataset is fetched."""
     if os.fspath(path).startswith("hf:"):
         (found, *more) = data_files([os.fspath(path)])
         if more:

@@ -1,4 +1,4 @@
-"""anytune runs: the run folders here, what they take, and room made."""
+"""anytune runs: list run folders with their sizes, and free space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anytune.cli.options import json_option
 from anytune.cli.say import print_json
 
 
-@click.group()
+@click.group(short_help="List run folders and free their space.")
 def runs() -> None:
     """List the run folders under runs/ with their sizes, and remove what finished runs no longer need."""
 
@@ -59,7 +59,7 @@ def list_runs(root: str, as_json: bool) -> None:
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     for line in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    click.echo(f"{len(found)} runs, {bytes_text(sum(run.bytes for run in found))}")
+    click.echo(f"{len(found)} run{'s' * (len(found) > 1)}, {bytes_text(sum(run.bytes for run in found))}")
 
 
 @runs.command(

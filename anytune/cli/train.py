@@ -29,6 +29,7 @@ class TrainCommand(Command):
 
 
 @click.command(
+    short_help="Train a LoRA adapter, or with --full the model.",
     cls=TrainCommand,
     sections=SECTIONS,
     example="""
@@ -47,7 +48,7 @@ class TrainCommand(Command):
     "--output",
     "output",
     metavar="PATH",
-    help="Where the result goes besides the run's folder: NAME.gguf for llama.cpp; an adapter by another "
+    help="Where to save the result, besides the run's folder: NAME.gguf for llama.cpp; an adapter with any other "
     "name becomes a peft folder.",
 )
 @click.option("--val-file", multiple=True, metavar="FILE", help="Validation data, never trained on.")
@@ -65,11 +66,13 @@ class TrainCommand(Command):
     "--gpus",
     type=click.IntRange(1),
     metavar="N",
-    help="Train on so many GPUs of this machine at once (several machines: torchrun).",
+    help="Train on N GPUs of this machine (for several machines use torchrun).",
 )
-@click.option("--shard", is_flag=True, help="With several GPUs: each holds a slice of the base, whatever would fit.")
+@click.option(
+    "--shard", is_flag=True, help="With several GPUs: each holds a slice of the base, even if the whole would fit."
+)
 @force_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress on the terminal; the log keeps it.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on the terminal; it is kept in the log.")
 @json_option
 def train(
     model: str,
@@ -96,10 +99,10 @@ def train(
 ) -> int:
     """Train a LoRA adapter on a GGUF model, or with --full the model itself.
 
-    The model's file is used as it is, quantized or not, and is not changed. Sizes are counted in tokens: -c
-    the longest example, -ub a micro-batch, -b an optimizer step; examples are packed, never padded. With
-    --lora, training goes on from that adapter. Everything a run writes is in runs/<date>-<name>/; Ctrl-C
-    saves before it exits. Batch, epochs and learning rate default from the sizes of data and model.
+    The model's file, quantized or not, is used directly and never changed. Sizes are in tokens: -c is the longest
+    example, -ub a micro-batch, -b an optimizer step; examples are packed, never padded. With --lora, training continues
+    from that adapter. Everything a run writes is in runs/<date>-<name>/; Ctrl-C saves before it exits. Batch size,
+    epochs and learning rate default to values chosen from the sizes of data and model.
     """
     from anytune.train.settings import TrainSettings
 
@@ -139,8 +142,8 @@ def train(
         refuse_beside(what["lora"], what["adapter"], [name for name in OF_LORA if given(f"lora_{name}")])
         if given("lora_seed") and not lora_settings["dropout"]:
             raise UserError(
-                "--lora-seed cannot act beside --lora without --lora-dropout: the adapter's start is the "
-                "other adapter. Leave it out."
+                "--lora-seed has no effect with --lora unless --lora-dropout is set, since training starts from "
+                "that adapter: omit it."
             )
     try:
         run = run_training(

@@ -107,7 +107,7 @@ MODEL = (  # (parameter, flag, options, help)
         "train_modules",
         "--train-modules",
         {"default": "all", "show_default": True},
-        "Modules to train, comma-separated: linears as in --lora-modules, norm, embed, bias; all is everything.",
+        "Modules, comma-separated: those of --lora-modules, norm, embed, bias, router, ssm, sinks; all: everything.",
     ),
     (
         "train_layers",

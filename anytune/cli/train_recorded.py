@@ -22,9 +22,8 @@ def check_kind(full: bool) -> None:
     for name, flag in other:
         if given(name):
             raise click.UsageError(
-                f"{flag} is of "
-                f"{'adapters, and --full trains the model itself' if full else '--full'}"
-                f": leave it out{'' if full else ', or add --full'}",
+                f"{flag} applies to {'adapters, but --full trains the model itself' if full else '--full'}: omit "
+                f"it{'' if full else ', or add --full'}",
                 ctx,
             )
 
@@ -41,7 +40,7 @@ def take_recorded(settings: dict[str, Any], lora_settings: dict[str, Any]) -> No
     for into, found, flags, prefix in ((settings, recorded, FLAGS, ""), (lora_settings, trained, of_lora, "lora_")):
         for name, value in found.items():
             if name in into and name in flags and not given(prefix + name) and into[name] != value:
-                said = name != "seed" or into[name] is not None  # an adapter's seed is --seed where nothing is said
+                said = name != "seed" or into[name] is not None  # an adapter's seed defaults to --seed
                 into[name] = value
                 taken += [f"{flags[name]} {value}"] if said else []
     if taken:

@@ -12,6 +12,7 @@ import numpy as np
 
 from anytune.convert.names import gguf_name
 from anytune.convert.checkpoint import Weight, read_json, read_weights
+from anytune.convert.experts import Stack, stacked
 from anytune.convert.metadata import metadata, notes, rope_factors, text_config
 from anytune.convert.vocabulary import vocabulary
 from anytune.errors import UserError
@@ -25,6 +26,7 @@ from anytune.model.build import check_model
 from anytune.model.config import read_config
 from anytune.quantization.filetypes import FILE_TYPES, file_type
 
+FLOAT32 = ("_norm.weight", ".bias", ".ffn_gate_inp.weight")  # routers choose by small differences
 PIECE = 8 << 20  # weights at a time
 FLOATS = ("F32", "F16", "BF16")
 Progress = Callable[[int, int], None]
@@ -56,9 +58,8 @@ def convert(
             f"{folder} has weights that are already quantized (quantization_config in config.json): get the 16-bit "
             "version."
         )
-    weights = _renamed(
-        read_weights(folder), architecture, bool(config.get("tie_word_embeddings", architecture.startswith("gemma")))
-    )
+    tied = bool(config.get("tie_word_embeddings", architecture.startswith("gemma")))
+    weights = _renamed(stacked(read_weights(folder)), architecture, tied)
     words = vocabulary(folder, architecture, config, pre)
     own = _own_type(weights)
     floats = wanted.name if wanted is not None and wanted.name in FLOATS else own
@@ -95,8 +96,8 @@ def _name(folder: Path) -> str:
     return folder.resolve().name
 
 
-def _renamed(weights: dict[str, Weight], architecture: str, tied: bool) -> dict[str, Weight]:
-    found: dict[str, Weight] = {}
+def _renamed(weights: dict[str, Weight | Stack], architecture: str, tied: bool) -> dict[str, Weight | Stack]:
+    found: dict[str, Weight | Stack] = {}
     for theirs, weight in weights.items():
         ours = gguf_name(theirs, architecture)
         if ours is None or (tied and ours == "output.weight"):
@@ -109,14 +110,14 @@ def _renamed(weights: dict[str, Weight], architecture: str, tied: bool) -> dict[
     return found
 
 
-def _own_type(weights: dict[str, Weight]) -> str:
+def _own_type(weights: dict[str, Weight | Stack]) -> str:
     """The type that holds every matrix as it is: BF16 or F16 where all are that, else F32."""
     kinds = {weight.dtype for weight in weights.values() if len(weight.shape) > 1}
     return kinds.pop() if len(kinds) == 1 and kinds <= {"BF16", "F16"} else "F32"
 
 
 def _tensors(
-    weights: dict[str, Weight],
+    weights: dict[str, Weight | Stack],
     arch: Architecture,
     meta: dict[str, Any],
     config: dict[str, Any],
@@ -150,7 +151,9 @@ def _tensors(
         shape = tuple(n for n in (rows or weight.shape[0], *weight.shape[1:]))
         if name.split(".", 2)[-1] in arch.others and len(shape) == 3:
             shape = (shape[0], shape[2])
-        plain = len(shape) > 1 and not name.endswith("_norm.weight") and not arch.is_constant(name)
+        if name.endswith(".ffn_gate_inp_shexp.weight"):
+            shape = shape[-1:]  # one row
+        plain = len(shape) > 1 and not name.endswith(FLOAT32) and not arch.is_constant(name)
         order = naming.orders_of(arch, name, shape, meta, "config.json")
         table.append(
             (name, shape, kind if plain else "F32", _data(name, weight, shape, plain and kind, order, arch, told))
@@ -160,7 +163,7 @@ def _tensors(
 
 def _data(
     name: str,
-    weight: Weight,
+    weight: Weight | Stack,
     shape: tuple[int, ...],
     kind: str | bool,
     order: Orders,
@@ -176,7 +179,7 @@ def _data(
             values = weight.rows(low, min(high, shape[0])) if low < shape[0] else None
             if values is None:
                 return
-            values = values.reshape(len(values), *shape[1:])
+            values = values.reshape(-1, *shape[1:])
             values = naming.arranged(values, order, True)
             if arch.stores_unit(name):
                 values = values + np.float32(1)

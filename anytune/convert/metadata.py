@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.model.architecture import Architecture
 from anytune.model.architectures import ARCHITECTURES
 
 CLASSES = {name: arch.name for arch in ARCHITECTURES.values() for name in (arch.model_class, *arch.other_classes)}
@@ -34,6 +35,13 @@ def text_config(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         )
     inner = config.get("text_config")
     merged = config | inner if isinstance(inner, dict) else dict(config)
+    if "rms_norm_eps" not in merged and "norm_eps" in merged:
+        merged["rms_norm_eps"] = merged["norm_eps"]
+    layers = merged.get("per_layer_config")
+    full = next(iter(layers.values()), None) if isinstance(layers, dict) else None
+    if isinstance(full, dict):  # Gemma 4's layers without a window, as newer versions of transformers save them
+        merged["global_head_dim"] = full.get("head_dim")
+        merged["num_global_key_value_heads"] = full.get("num_key_value_heads")
     return CLASSES[name], (GEMMA3 | merged if CLASSES[name] == "gemma3" else merged)
 
 
@@ -60,11 +68,14 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
         "block_count": c.number("num_hidden_layers", int),
         "context_length": c.number("max_position_embeddings", int),
         "embedding_length": width,
-        "feed_forward_length": c.number("intermediate_size", int),
         "attention.head_count": heads,
         "attention.head_count_kv": c.number("num_key_value_heads", int, heads),
         "attention.layer_norm_rms_epsilon": c.number("rms_norm_eps", float),
     }
+    if config.get("intermediate_size") or not ARCHITECTURES[architecture].experts:
+        values["feed_forward_length"] = c.number("intermediate_size", int)
+    if ARCHITECTURES[architecture].experts:
+        values |= _experts(c, ARCHITECTURES[architecture])
     rope = rope_parameters(config)
     values["rope.freq_base"] = float(rope.get("rope_theta") or 10_000.0)
     if config.get("head_dim"):
@@ -73,8 +84,18 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
         values |= {"vocab_size": vocabulary, "rope.dimension_count": c.number("head_dim", int, width // heads)}
     if architecture == "gemma3" and config.get("sliding_window_pattern") != 1:
         values["attention.sliding_window"] = c.number("sliding_window", int)
+    if rope["rope_type"] in LONG and len(ARCHITECTURES[architecture].rope_factors) < 2:
+        raise UserError(
+            f"config.json has RoPE scaling of type {rope['rope_type']!r}, which llama.cpp's {architecture} lacks."
+        )
     values |= _scaling(rope, values["context_length"])
-    values |= ARCHITECTURES[architecture].metadata(c.number, config | rope)
+    arch = ARCHITECTURES[architecture]
+    if arch.partial_rope and config.get("partial_rotary_factor", rope.get("partial_rotary_factor")):
+        part = config.get("partial_rotary_factor") or rope["partial_rotary_factor"]
+        values["rope.dimension_count"] = int(c.number("head_dim", int, width // heads) * part)
+    if arch.window_period and architecture != "gemma3" and config.get("sliding_window"):
+        values["attention.sliding_window"] = c.number("sliding_window", int)
+    values |= arch.metadata(c.number, config | rope)
     for odd in NOT_ZERO:
         if config.get(odd) and odd not in ARCHITECTURES[architecture].settings:
             raise UserError(f"config.json sets {odd} to {config[odd]!r}, which llama.cpp's {architecture} lacks.")
@@ -85,6 +106,28 @@ def metadata(architecture: str, config: dict[str, Any], name: str, vocabulary: i
         **{f"{architecture}.{key}": value for key, value in values.items()},
         "general.quantization_version": 2,
     }
+
+
+def _experts(c: _Config, arch: Architecture) -> dict[str, Any]:
+    """Keys of a mixture of experts; none for a config.json without experts."""
+    count = next(
+        (name for name in ("num_experts", "num_local_experts", "n_routed_experts") if c.values.get(name)), None
+    )
+    if count is None:
+        return {}
+    found = {"expert_count": c.number(count, int), "expert_used_count": c.number("num_experts_per_tok", int)}
+    others = {
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+        "expert_shared_count": "n_shared_experts",
+        "leading_dense_block_count": "first_k_dense_replace",
+    }
+    if arch.experts == "all" and not c.values.get("moe_intermediate_size"):
+        others["expert_feed_forward_length"] = "intermediate_size"
+    if arch.gating == "sigmoid":
+        found |= {"expert_gating_func": 2, "expert_weights_norm": bool(c.values.get("norm_topk_prob"))}
+        found["expert_weights_scale"] = c.number("routed_scaling_factor", float, 1.0)
+    return found | {key: c.number(name, int) for key, name in others.items() if c.values.get(name)}
 
 
 def notes(architecture: str, config: dict[str, Any]) -> list[str]:
@@ -119,7 +162,7 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
 
 def _scaling(rope: dict[str, Any], context: int) -> dict[str, Any]:
     kind = rope["rope_type"]
-    if kind in (None, "default", "llama3"):
+    if kind in (None, "default", "llama3", "proportional"):
         return {}
     if kind in LONG:
         return {"rope.scaling.attn_factor": _attention_factor(rope, context)}
@@ -158,6 +201,10 @@ def rope_factors(architecture: str, config: dict[str, Any]) -> dict[str, np.ndar
         if not all(isinstance(found, list) and found for found in lists):
             raise UserError("config.json has rope_scaling without its lists short_factor and long_factor.")
         return {f"{name}.weight": np.array(found, np.float32) for name, found in zip(names, lists)}
+    if rope["rope_type"] == "proportional" and names:
+        pairs = int(config.get("global_head_dim") or 512) // 2
+        turned = int((rope.get("partial_rotary_factor") or 1.0) * pairs)
+        return {f"{names[0]}.weight": np.where(np.arange(pairs) < turned, 1, 1e30).astype(np.float32)}
     if rope["rope_type"] != "llama3" or not names:
         return {}
     return {f"{names[0]}.weight": _llama3(config, rope)}

@@ -271,7 +271,7 @@ def give_up(error: Exception) -> NoReturn:
     os._exit(2 if isinstance(error, UserError) else 1)
 
 
-# -- what the parent of --gpus is told, by files in a folder of its own ------------------------------------
+# -- reports to the parent of --gpus, through files in a folder ------------------------------------
 
 REPORT = "ANYTUNE_TEAM_FOLDER"
 

@@ -39,10 +39,10 @@ def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0"), tra
                     dense = {n: gguf.float32(n) for n in ROWS}
                     answers += checks.answers(gguf, dense, block)
         engine.row_padding = 0
-        answers += TrainedChecks(engine).answers() if trained and not getattr(engine, "adapters_only", False) else ()
+        answers += TrainedChecks(engine).answers() if trained and not engine.adapters_only else ()
     finally:
         engine.row_padding = row_padding
-    answers += engine.own_answers() if hasattr(engine, "own_answers") else ()
+    answers += engine.own_answers()
     return [replace(answer, tolerance=engine.tolerance) for answer in answers]
 
 
@@ -52,7 +52,7 @@ def prove(engine, trained: bool = False) -> None:
     It also brings every compiled kernel into memory, so that the process's size is known before training is planned.
     Costs some 50 ms, once an engine.
     """
-    if getattr(engine, "proved", None) in (True, trained):  # with `trained` it is all
+    if engine.proved in (True, trained):  # with `trained` it is all
         return
     wrong = [a for a in known_answers(engine, ("F32", "Q8_0"), trained) if not a.ok]
     if wrong:

@@ -1,19 +1,33 @@
-"""Pairs of operations that always come together, made of the single ones: for engines that do not fuse them."""
+"""What most engines have in common: the state that callers set, and pairs of operations made of the single ones."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
 from .algebra import HostAlgebra
+from .base import Heads
 
 
 class Composed:
     """Mixed into an engine. base.py says what the operations mean."""
 
-    keeps_turned = keeps_attended = False
+    process_group: Any = None
+    proved: bool | None = None
+    device: Any = None
+    workers: Any = None
+    keeps_turned = keeps_attended = fp8 = has_fp8 = adapters_only = False
+    widest = 0
     offers: frozenset[str] = frozenset()
+
+    def own_answers(self) -> list:
+        """There are none."""
+        return []
+
+    def enter(self, layer: int) -> None:
+        """Nothing depends on the layer."""
 
     @functools.cached_property
     def algebra(self) -> HostAlgebra:
@@ -28,6 +42,19 @@ class Composed:
 
     def take_loads(self) -> dict[str, float]:
         return {}
+
+    def attention_with(self, q, k, v, heads, sinks):
+        """attention(), and sink()."""
+        return self.sink(*self.attention(q, k, v, heads), sinks, heads)
+
+    def head_norm(self, x, gain, eps: float, heads: int, still, positions):
+        shape = Heads(heads, heads, x.shape[1] // heads, 0, 1.0)
+        return self.qk_norm_rope(x, x, (gain, gain), eps, still, positions, shape, False)[0]
+
+    def head_norm_backward(self, dy, x, gain, eps: float, heads: int, still, positions):
+        shape = Heads(heads, heads, x.shape[1] // heads, 0, 1.0)
+        nothing = self.scale(dy, 0.0)
+        return self.qk_norm_rope_backward(dy, nothing, x, x, (gain, gain), eps, still, positions, shape, False)[0]
 
     def settle(self) -> None:
         """Gradients are added at once."""

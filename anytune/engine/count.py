@@ -15,7 +15,7 @@ import numpy as np
 from .base import DeltaHeads, Heads
 from .composed import Composed
 from .count_experts import ExpertShapes
-from .numpy.attention import plan
+from .numpy.attention import tasks_of
 from .numpy.chunk import CHUNK, chunk_floats
 from .numpy.gradients import gradient_pieces
 from .numpy.linear import GRADIENT, backward_pieces, forward_pieces
@@ -259,6 +259,7 @@ class CountEngine(RowShapes):
 
     def linear_backward(self, dys, x, group, need_dx=True):
         tokens, width, rank = x.shape[0], group.width, group.rank
+        joined = self.array(tokens, width) if len({id(d._buffer) for d in dys if d is not None}) > 1 else None
         dx = self.array(tokens, group.in_features, row_padding=0) if need_dx else None
         low = low_rank_products(group)
         self.flops += 2.0 * tokens * (2 * low + 2 * group.in_features * rank)
@@ -273,6 +274,7 @@ class CountEngine(RowShapes):
         self._gradients(group)
         if group.dropout and rank:
             self.raw("mask", 9 * tokens * group.in_features)
+        del joined
         return dx
 
     def _gradients(self, group) -> None:
@@ -303,7 +305,7 @@ class CountEngine(RowShapes):
         return both.part(heads.n_heads * heads.head_dim), both.part(narrow), both.part(narrow)
 
     def _more_lanes(self, heads: Heads) -> int:
-        return max((lane for lane, _ in plan(self._starts, heads, self.sizes.scores, self.sizes.lanes)), default=0)
+        return max((lane for lane, _ in tasks_of(self._starts, heads, self.sizes.scores, self.sizes.lanes)), default=0)
 
     def delta(self, x, beta, alpha, weights, heads: DeltaHeads):
         tokens, state = x.shape[0], heads.values * heads.key_size * heads.value_size
@@ -343,7 +345,7 @@ class CountEngine(RowShapes):
         return made[0]
 
     def _attend(self, tokens: int, heads: Heads, products: int, scores: int) -> None:
-        for _, tasks in plan(self._starts, heads, self.sizes.scores, self.sizes.lanes):
+        for _, tasks in tasks_of(self._starts, heads, self.sizes.scores, self.sizes.lanes):
             for task in tasks:
                 rows, keys = (task.high - task.low) * heads.group, task.high - task.first_key(heads.window)
                 self.flops += 2.0 * rows * keys * heads.head_dim * products

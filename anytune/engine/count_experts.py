@@ -30,6 +30,24 @@ class ExpertShapes:
     def weigh_backward(self, dy, x, routing):
         return dy, None
 
+    def sink(self, out, lse, sinks, heads):
+        return self.array(*out.shape), lse
+
+    def sink_gradient(self, dout, out, lse, sinks, heads, into):
+        pass
+
+    def weigh_bias(self, y, bias, routing):
+        return y
+
+    def weigh_bias_backward(self, dy, bias, routing, dweights, into=None):
+        return dweights
+
+    def clamped_glu(self, gate, up):
+        return self.glu(gate, up, "silu")
+
+    def clamped_glu_backward(self, dy, gate, up):
+        return self.glu_backward(dy, gate, up, "silu")
+
     def gate_rows(self, x, gate):
         return self.array(*x.shape)
 

@@ -14,7 +14,7 @@ DEVICES = ("auto", "numpy", "cpu", "cpu-bf16", *TORCH, "webgpu", "fpga-sim")
 
 
 def unknown(device: str, known: Iterable[str]) -> UserError:
-    """What is said of a device that is none of the known ones."""
+    """The error for an unknown device."""
     names = tuple(known)
     return UserError(f"there is no device {device!r}: --device takes {', '.join(names)}.{did_you_mean(device, names)}")
 
@@ -32,7 +32,7 @@ def engine_for(
     threads: of CPU engines, None: as many as there are cores. dtype, tf32: of torch's devices; webgpu takes the dtype
     f32.
     max_binding: bytes of memory that a kernel of webgpu sees at once at most, None: what the device allows.
-    Raises UserError for an unknown name, or one that cannot be had here.
+    Raises UserError for an unknown name, or one that is not available.
     """
     kind = device.partition(":")[0]
     if kind not in DEVICES or (":" in device and kind not in NUMBERED):

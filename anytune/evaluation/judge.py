@@ -59,7 +59,7 @@ class PairJudge:
 
 
 def messages(criteria: str, prompt: str, a: str, b: str, reference: str | None) -> list[dict[str, str]]:
-    """What a judge is told, and what it is to judge."""
+    """A judge's instructions, and what it is to judge."""
     parts = [("request", prompt), ("answer_a", a), ("answer_b", b)]
     if reference is not None:
         parts.insert(1, ("reference_answer", reference))

@@ -63,7 +63,7 @@ class LocalJudge(PairJudge):
         from anytune.generation.generate import encode_rendered
 
         asked = messages(self.criteria, prompt, a, b, reference)
-        # some templates know no system message: its words stand before the request's then
+        # some templates have no system message: its content then precedes the request's
         asked = [{"role": "user", "content": "\n\n".join(message["content"] for message in asked)}]
         rendered = self.model.template.render(asked, None, add_generation_prompt=True)
         tokenizer = self.model.tokenizer

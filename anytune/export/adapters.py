@@ -34,12 +34,23 @@ def load(
     return combine(found)
 
 
+def change_of(a: np.ndarray, b: np.ndarray, lo: int, hi: int) -> np.ndarray:
+    """Rows lo..hi of b a, float32; of experts, [experts, rank, in] and [experts, out, rank], one after another."""
+    if a.ndim == 2:
+        return b[lo:hi] @ a
+    out, parts = b.shape[1], []
+    for expert in range(lo // out, -(-hi // out)):
+        first = expert * out
+        parts.append(b[expert, max(lo - first, 0) : hi - first] @ a[expert])
+    return np.concatenate(parts)
+
+
 def merged_rows(base: GGUF, adapter: Adapter) -> dict[str, Rows]:
     """For each adapted tensor a function that gives rows lo..hi of W + scale · B·A, float32."""
 
     def rows(name: str) -> Rows:
         a, b = adapter.tensors[name]
         scaled = np.float32(adapter.scale) * b
-        return lambda lo, hi: rows_of(base, name, lo, hi) + scaled[lo:hi] @ a
+        return lambda lo, hi: rows_of(base, name, lo, hi) + change_of(a, scaled, lo, hi)
 
     return {name: rows(name) for name in adapter.tensors}

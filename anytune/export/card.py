@@ -1,4 +1,4 @@
-"""An adapter's README: what it stands on, what it was trained on and how, how it scores, under which licence.
+"""An adapter's README: its base, data, settings, scores and licence.
 
 What the adapter, its base and its run's folder say is written; what they do not say is left to the author, marked TODO.
 Of the data only file names and counts are named, never folders.

@@ -49,7 +49,8 @@ def config_json(base: GGUF, c: Config, dtype: str) -> dict[str, Any]:
     found |= c.arch.config(c)
     scaling = _scaling(base, c)
     if scaling and "rope_parameters" in found:
-        found["rope_parameters"] = found["rope_parameters"] | scaling
+        whole = found["rope_parameters"]
+        whole.get("full_attention", whole).update(scaling)
     elif scaling:
         found["rope_scaling"] = scaling
     return found
@@ -86,6 +87,8 @@ def _scaling(base: GGUF, c: Config) -> dict[str, Any] | None:
         return found
     if factors is None or np.allclose(factors, 1):
         return None
+    if c.arch.still:  # pairs are turned as they are, or not at all
+        return {"partial_rotary_factor": float((factors.reshape(-1) == 1).mean())}
     return _llama3(base, c, factors.reshape(-1))
 
 

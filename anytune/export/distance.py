@@ -17,6 +17,7 @@ import numpy as np
 
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
+from anytune.export.adapters import change_of
 from anytune.files import SPARE
 from anytune.gguf import GGUF
 from anytune.likelihood.baseline import row_length, scored
@@ -36,7 +37,7 @@ def weight_error(
 ) -> dict[str, Any]:
     """Facts about the matrices of `merged` against W + scale · B·A.
 
-    error: |W' - W*| / |W*| (Frobenius, over all matrices that were written anew); kept: the share of the adapter's
+    error: |W' - W*| / |W*| (Frobenius, over all matrices that were rewritten); kept: the share of the adapter's
     change D that W' - W has in its direction, <W' - W, D> / <D, D> over adapted matrices (1: all; None without an
     adapter); worst: the matrix with the largest error.
     """
@@ -55,7 +56,7 @@ def weight_error(
             delta = np.float32(0)
             if name in pairs:
                 a, b = pairs[name]
-                delta = np.float32(adapter.scale) * b[lo:hi] @ a
+                delta = change_of(a, np.float32(adapter.scale) * b, lo, hi)
                 along += float(np.vdot(after - before, delta))
                 change += float(np.vdot(delta, delta))
             wanted = before + delta

@@ -50,6 +50,11 @@ def save(
     Returns facts. Raises UserError.
     """
     config = read_config(base)
+    if config.router is not None:
+        raise UserError(
+            f"{config.architecture} has experts, which Hugging Face exports do not write: use `export merge` for "
+            "a GGUF file, or `export gguf` for the adapter alone."
+        )
     files = {"config.json": config_json(base, config, dtype)}
     names = {name: _name(name, config) for name in base.tensors if name not in LEFT_OUT and not config.ignores(name)}
     sizes = {name: base.tensors[name].n_elements * (4 if dtype == "f32" else 2) for name in names}

@@ -213,7 +213,7 @@ class Simulated:
         return found[1]
 
     def send(self, beats: np.ndarray, groups: int) -> np.ndarray:
-        """Beats in, the sums' beats out. Raises RuntimeError if the engine stands still or ends a group where it should
+        """Beats in, the sums' beats out. Raises RuntimeError if the engine stalls or ends a group where it should
         not."""
         from anytune.fpga.rtl.axi import REGISTERS
 

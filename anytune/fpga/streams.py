@@ -36,7 +36,7 @@ class Core:
             ctypes.c_int64(len(data)), raw.ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(ctypes.c_void_p), *stalls
         )
         if cycles < 0:
-            raise RuntimeError("the core stands still")
+            raise RuntimeError("the core stalls")
         return out, cycles
 
 

@@ -1,4 +1,4 @@
-"""The engine's arithmetic on a CPU, to the bit: what the RTL must give, and what stands in for it in training.
+"""The engine's arithmetic on a CPU, to the bit: what the RTL must compute, and its replacement in training.
 
 Of one square (32 x 32 weights of one plane, 32 rows of the left operand):
 

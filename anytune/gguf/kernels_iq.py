@@ -10,7 +10,8 @@ from numba import njit
 
 from anytune.gguf.blocks_iq import EVEN_SIGNS
 from anytune.gguf.codebooks import book
-from anytune.gguf.lanes import byte, field, half, half_bits, load_bytes, scaled, store
+from anytune.simd.blocks import byte, field, half, load_bytes, scaled, store
+from anytune.simd.half import half_of_bits
 
 IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1 = map(book, ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S"))
 HALF, QUARTER, DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
@@ -116,7 +117,7 @@ def iq1_m(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks
         for b in range(blocks):
             s, o = src_offset + r * src_stride + 56 * b, dst_offset + r * dst_stride + 256 * b
             low = byte(src, s + 49) >> 4 | byte(src, s + 51) & 0xF0
-            d = half_bits(low | (byte(src, s + 53) >> 4 | byte(src, s + 55) & 0xF0) << 8)
+            d = half_of_bits(low | (byte(src, s + 53) >> 4 | byte(src, s + 55) & 0xF0) << 8)
             for g in range(32):
                 word = _word(src, s + 48 + 2 * (g >> 3))
                 scale = d * np.float32(2 * (word >> 3 * (g >> 1 & 3) & 7) + 1)

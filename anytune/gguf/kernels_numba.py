@@ -12,12 +12,10 @@ import numpy as np
 from numba import njit, types
 
 from anytune.gguf.blocks import CODES_FP4, CODES_IQ4
-from anytune.gguf.lanes import (
-    LANES,
+from anytune.simd.blocks import (
     bits,
     byte,
     field,
-    from_bits,
     half,
     join,
     load_bfloats,
@@ -30,6 +28,8 @@ from anytune.gguf.lanes import (
     signed_byte,
     store,
 )
+from anytune.simd.half import from_bits
+from anytune.simd.registers import LANES
 
 SIGNATURE = types.void(
     types.Array(types.uint8, 1, "C", readonly=True),

@@ -17,11 +17,11 @@ from anytune.files import atomic_write
 from anytune.http.address import own_address
 
 DAYS = 397  # more is refused by Apple's systems
-LEFT = 7  # days before its end it is made anew
+LEFT = 7  # days before its end it is renewed
 
 
 def certificate(folder: Path, hosts: tuple[str, ...] = ()) -> tuple[Path, Path]:
-    """(certificate, key) in `folder`, made anew when they are missing, expire, or the machine's address has changed.
+    """(certificate, key) in `folder`, renewed when they are missing, expire, or the machine's address has changed.
 
     Raises UserError without the cryptography package, or where the folder cannot be written.
     """

@@ -124,7 +124,7 @@ class Guard:
         return scope["method"] in ("GET", "HEAD") and "token" not in _query(scope) and self.is_open(scope["path"])
 
     def accepts(self, given: str) -> bool:
-        """Whether a token, or the cookie that stands for it, is the right one; in constant time."""
+        """Whether a token, or the cookie derived from it, is the right one; in constant time."""
         token = self.token or ""
         right = [hmac.compare_digest(given.encode(), other.encode()) for other in (token, session(token))]
         return any(right)

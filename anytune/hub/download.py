@@ -171,7 +171,7 @@ def _receive(url: str, part: Path, token: str | None, name: str, tell: Tell | No
         response = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416:
-            part.unlink(missing_ok=True)  # longer than the file: begin anew
+            part.unlink(missing_ok=True)  # longer than the file: start over
         raise
     with response:
         redirects.note(response.headers)

@@ -170,7 +170,7 @@ def refuse_part(name: str) -> None:
 
 @contextlib.contextmanager
 def sentences(repo: str, kind: str = "") -> Iterator[None]:
-    """The library's errors as sentences. kind: what stands before a repository's name in its address."""
+    """The library's errors as sentences. kind: the prefix of a repository's name in its address."""
     from huggingface_hub import errors
 
     try:

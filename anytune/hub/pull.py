@@ -70,7 +70,7 @@ def pull(name: str | os.PathLike, tell: Tell | None = None) -> Path:
     tell(bytes done, of how many).
 
     name: a name of KNOWN, "hf:owner/repo[:file or type]", an http(s) URL, what `local` knows, or the path of a file.
-    Raises UserError: unknown name, no network, wrong hash, no room, no pip.
+    Raises UserError: unknown name, no network, wrong hash, disk full, no pip.
     """
     text = os.fspath(name)
     if text.strip().startswith(("https://", "http://", "hf:")):

@@ -121,7 +121,7 @@ def verify(
     text: what the tokens are taken from (default: a built-in one). positions: how many, spread over the text.
     exact: let llama.cpp load an F32 copy of the model (in a temporary file), because it rounds activations to
     8 bits (16 with BF16 or F16) wherever weights are not F32.
-    Raises UserError: llama.cpp is missing or refuses the files, a text too short, no room for the copy.
+    Raises UserError: llama.cpp is missing or refuses the files, a text too short, no space for the copy.
     """
     types = {info.type.name for info in model.gguf.tensors.values()}
     limit = EXACT_KL if exact or types == {"F32"} else ROUNDED_KL

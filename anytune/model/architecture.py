@@ -25,6 +25,11 @@ MODULES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+SHARED = {  # the expert that all tokens go to
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
 NORMS = {
     "attn_norm": "input_layernorm",
     "attn_q_norm": "self_attn.q_norm",
@@ -54,29 +59,33 @@ class Other:
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape
 
 
-def plain(c: Config, layer: int) -> tuple[type, type]:
+def plain(c: Config, layer: int) -> tuple[type, ...]:
     return Attention, c.arch.ffn(c, layer)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The plain transformer (pre-norm, attention with rope, gated product, RMSNorm), but for what is said here."""
+    """The plain transformer (pre-norm, attention with rope, gated product, RMSNorm), except as stated here."""
 
     name: str  # as llama.cpp has it
     neox: bool  # rope pairs i with i + n/2 (GPT-NeoX order), else neighbours
-    parts: Callable[[Config, int], tuple[type, type]] = plain  # a layer's mixer and feed-forward
+    # a layer's mixer and feed-forward, and what else it has
+    parts: Callable[[Config, int], tuple[type, ...]] = plain
     activation: str = "silu"
     head_norms: bool = False  # RMSNorm on every query and key head
     wide_norms: bool = False  # RMSNorm on all queries, and on all keys, together
     pre_norms: bool = True  # RMSNorm on what each part reads
     post_norms: bool = False  # RMSNorm on each part's output too
+    output_norm: str = "output_norm"  # the tensor of the last norm
     ffn_norm: str = "ffn_norm"  # the tensor of the feed-forward's norm
+    sinks: bool = False  # a score without a value in the softmax of each query head
     gated_shared: bool = False  # a sigmoid gate on the expert of all tokens
     choice_bias: bool = False  # a bias for the choice of experts alone
     experts: str = ""  # "all": in every layer but the first few that the file says; "some": in files that have them
     gating: str = "softmax"  # Router.kind, unless the file says otherwise
     normalized: bool = True  # Router.normalized, unless the file says otherwise
     gated_attention: bool = False  # a sigmoid gate beside each query head
+    scaled_embedding: bool = False  # embeddings times sqrt(d)
     nope_period: int = 0  # every n-th layer turns nothing by its position; 0: all turn
     window_period: int = 0  # every n-th layer sees everything, the others a window, unless the file says otherwise
     window: int = 0  # tokens of one, unless the file says otherwise
@@ -84,7 +93,10 @@ class Architecture:
     # tensors with divisors of the angles that a file may have: Llama 3's, or for short and for long contexts
     rope_factors: tuple[str, ...] = ()
     biases: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")  # linears whose bias llama.cpp reads
+    optional: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # further tensors that a layer may have
     constants: tuple[str, ...] = ()  # tensors of a layer that have two dimensions, and are no linears
+    lists: tuple[str, ...] = ()  # keys that may have a value for each layer
+    still: bool = False  # whether heads are normed without being turned
     keys: tuple[str, ...] = ()  # further keys that are used (keys.py)
     zero: tuple[str, ...] = ()  # keys that llama.cpp uses for it, and anytune only where they are 0
     read: Callable[[Callable, Config], dict[str, Any]] | None = None  # (get, config) -> fields of it that differ
@@ -111,7 +123,7 @@ class Architecture:
         return Gated if c.router is None or layer < c.dense else Experts
 
     def is_constant(self, tensor: str) -> bool:
-        return tensor.startswith("blk.") and tensor.split(".")[2] in self.constants
+        return tensor.startswith("blk.") and tensor.split(".", 2)[2].rpartition(".")[0] in self.constants
 
     def stores_unit(self, tensor: str) -> bool:
         """Whether a tensor is a norm's gain that Hugging Face stores less 1."""

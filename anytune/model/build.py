@@ -10,23 +10,33 @@ from anytune.errors import UserError
 
 from .config import Config
 from .keys import check_tensors
-from .part import Layer, Norm
+from .part import Layer, Norm, Run
+from .rope import STILL
 
 
 def check_model(gguf, config: Config) -> None:
     """Raise UserError unless every tensor that the model needs is there, with the shape that the metadata promise."""
     c = config
-    wanted = {"token_embd.weight": (c.vocabulary, c.width), "output_norm.weight": (c.width,)}
+    wanted = {"token_embd.weight": (c.vocabulary, c.width), c.output_norm: (c.width,)}
     if not c.tied:
         wanted["output.weight"] = (c.vocabulary, c.width)
+    if c.own:
+        wanted |= {
+            "per_layer_token_embd.weight": (c.vocabulary, c.layers * c.own),
+            "per_layer_model_proj.weight": (c.layers * c.own, c.width),
+            "per_layer_proj_norm.weight": (c.own,),
+        }
     optional = {f"{name}.weight": (c.rope_size // 2,) for name in c.arch.rope_factors}
     if "output" in c.arch.biases:
         optional["output.bias"] = (c.vocabulary,)
     for i in range(c.layers):
         shapes = {name: shape for part in c.arch.parts(c, i) for name, shape in part.tensors(c, i).items()}
         wanted |= {f"blk.{i}.{name}": shape for name, shape in shapes.items()}
+        optional |= {f"blk.{i}.{name}": shape for name, shape in c.arch.optional.items()}
         optional |= {
-            f"blk.{i}.{name}.bias": shapes[f"{name}.weight"][:1] for name in c.arch.biases if f"{name}.weight" in shapes
+            f"blk.{i}.{name}.bias": shapes[f"{name}.weight"][:-1]
+            for name in c.arch.biases
+            if f"{name}.weight" in shapes
         }
     check_tensors(gguf, wanted, optional, c.ignores)
 
@@ -46,12 +56,10 @@ class Weights:
         for name, info in gguf.tensors.items():
             if config.ignores(name):
                 continue
-            if len(info.shape) == 1 or config.arch.is_constant(name):
+            if len(info.shape) == 1 or name.endswith(".bias") or config.arch.is_constant(name):
                 self.vectors[name] = engine.constant(gguf, name)
             elif len(info.shape) in (2, 3):
-                # an embedding table that is not the head is only looked up, a few rows at a time
-                lookup = name == "token_embd.weight" and not config.tied
-                self.matrices[name] = engine.weight(gguf, name, "lookup" if lookup else hold)
+                self.matrices[name] = engine.weight(gguf, name, "lookup" if config.looked_up(name) else hold)
 
     def with_trained(self, parts: dict[str, tuple]) -> Weights:
         """The same, but for {tensor: (values, gradient)}, engine's arrays of the tensor's shape, in place of the
@@ -77,12 +85,30 @@ class Weights:
 
     def layers(self, tables: dict, pairs: dict | None = None, dropout: float = 0.0) -> list[Layer]:
         """The layers in order. pairs: {tensor name: engine pair} of an adapter."""
-        return [self.layer(i, tables, pairs, dropout) for i in range(self.config.layers)]
+        run = Run(tables.get(STILL))
+        return [self.layer(i, tables, pairs, dropout, run) for i in range(self.config.layers)]
 
-    def layer(self, i: int, tables: dict, pairs: dict | None = None, dropout: float = 0.0) -> Layer:
-        """Layer number i; as layers()."""
-        own = LayerWeights(self, i, tables, pairs or {}, dropout)
-        return Layer(*(part.of(own, self.config) for part in self.config.arch.parts(self.config, i)))
+    def layer(
+        self, i: int, tables: dict, pairs: dict | None = None, dropout: float = 0.0, run: Run | None = None
+    ) -> Layer:
+        """Layer number i; as layers(). run: what it shares with the others."""
+        own = LayerWeights(self, i, tables, pairs or {}, dropout, run or Run(tables.get(STILL)))
+        made = Layer(*(part.of(own, self.config) for part in self.config.arch.parts(self.config, i)), run=own.run)
+        factor = own.vector("layer_output_scale.weight")
+        if factor is not None:
+            made.factor = float(np.asarray(self.gguf.float32(f"blk.{i}.layer_output_scale.weight")).reshape(-1)[0])
+        return made
+
+    def beside(self, e, x, ids, positions, run: Run) -> list:
+        """What each layer mixes in of its own, [T, n]: its own embedding of the tokens, and a projection of theirs."""
+        c = self.config
+        if not c.own:
+            return []
+        norm, project = self.vectors["per_layer_proj_norm.weight"], self.matrices["per_layer_model_proj.weight"]
+        (made,) = e.linear(x, self.engine.group([project], number=8 * c.layers))
+        made = e.head_norm(e.scale(made, c.width**-0.5), norm, c.eps, c.layers, run.still, positions)
+        looked_up = e.embed(ids, self.matrices["per_layer_token_embd.weight"], c.own**0.5)
+        return list(e.split(e.scale(e.add(looked_up, made), 0.5**0.5), *[c.own] * c.layers))
 
     def head(self, pairs: dict | None = None):
         """The output projection (the embedding table where it is tied) as a group of one."""
@@ -108,7 +134,7 @@ class Weights:
 
     @property
     def output_norm(self):
-        return self.vectors["output_norm.weight"]
+        return self.vectors[self.config.output_norm]
 
     def rope_factors(self, context: int) -> np.ndarray | None:
         """The divisors of the angles that the file carries for sequences of up to `context` tokens, if it does."""
@@ -131,8 +157,9 @@ class Weights:
 class LayerWeights:
     """One layer's tensors, by their names within the layer; a part is made of them."""
 
-    def __init__(self, weights: Weights, layer: int, tables: dict, pairs: dict, dropout: float):
+    def __init__(self, weights: Weights, layer: int, tables: dict, pairs: dict, dropout: float, run: Run):
         self.weights, self.layer, self.tables, self.pairs, self.dropout = weights, layer, tables, pairs, dropout
+        self.run = run
 
     def vector(self, name: str):
         """None if there is no such tensor."""
@@ -146,16 +173,16 @@ class LayerWeights:
         gain = self.vector(f"{name}.weight")
         return None if gain is None else Norm(gain, self.gradient(f"{name}.weight"))
 
-    def group(self, number: int, *names: str, experts: bool = False):
+    def group(self, number: int, *names: str, experts: bool = False, biased: bool = True):
         """Linears that share an input; number: 0 to 7, of the group within the layer; experts: of each expert."""
         w, full = self.weights, [f"blk.{self.layer}.{name}" for name in names]
         return (w.engine.expert_group if experts else w.engine.group)(
             [self._matrix(f"{n}.weight") for n in full],
-            [w.vectors.get(f"{n}.bias") for n in full],
+            [w.vectors.get(f"{n}.bias") if biased else None for n in full],
             [self.pairs.get(f"{n}.weight") for n in full],
             self.dropout,
             4 * self.layer + number if number < 4 else 4 * (self.weights.config.layers + self.layer) + number - 4,
-            [w.gradients.get(f"{n}.bias") for n in full],
+            [w.gradients.get(f"{n}.bias") if biased else None for n in full],
         )
 
     def _matrix(self, name: str):

@@ -14,7 +14,7 @@ from anytune.errors import UserError
 from .architecture import PATTERN, WINDOW, Architecture
 from .architectures import ARCHITECTURES
 from .keys import check_keys
-from .rope import Rope, RopeScaling
+from .rope import STILL, Rope, RopeScaling
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ class Config:
     dense: int = 0  # layers before the first with experts
     behind: int = 0  # blocks behind the layers, which only speculative decoding uses
     kernel: int = 0  # tokens that a convolution sees
+    local_size: int = 0  # width of a head of the windowed layers; 0: the others'
+    key_heads: tuple[int, ...] = ()  # of each layer, where they differ
+    hiddens: tuple[int, ...] = ()  # of each layer's MLP, where they differ
+    shared: int = 0  # layers at the end that read the keys and values of layers before them
+    values: tuple[bool, ...] = ()  # which layers have values of their own, where not all have
+    own: int = 0  # width of the embedding that each layer has of its own
     windows: tuple[bool, ...] = ()  # which layers see the window only, where the file lists them
     recurrent: tuple[bool, ...] = ()  # which layers have a state in place of keys and values; (): none
 
@@ -60,9 +66,12 @@ class Config:
         return ARCHITECTURES[self.architecture]
 
     def ignores(self, name: str) -> bool:
-        """Whether a tensor is of a block behind the layers."""
-        number = name.split(".")[1] if name.startswith("blk.") else ""
-        return number.isdigit() and self.layers <= int(number) < self.layers + self.behind
+        """Whether a tensor is of a block behind the layers, or of keys and values that another layer's stand for."""
+        block, number, part, *_ = (*name.split("."), "", "")
+        if block != "blk" or not number.isdigit():
+            return False
+        shared = part in ("attn_k", "attn_v", "attn_k_norm") and int(number) >= self.layers - self.shared
+        return self.layers <= int(number) < self.layers + self.behind or shared
 
     def products(self) -> list[list[str]]:
         """The matrices that share a product, for all products in the order in which they run."""
@@ -81,10 +90,33 @@ class Config:
             return self.local
         return Rope(self.rope_size, self.rope_base, self.scaling, True, self.heat, self.scaling.original_context)
 
+    def size(self, layer: int) -> int:
+        """The width of a head of this layer."""
+        return self.local_size if self.local_size and self.windowed(layer) else self.head_size
+
+    def source(self, layer: int) -> int | None:
+        """The layer whose keys and values this one reads; None: its own."""
+        first = self.layers - self.shared
+        return None if layer < first else first - 2 if self.windowed(layer) else first - 1
+
+    @property
+    def output_norm(self) -> str:
+        return f"{self.arch.output_norm}.weight"
+
+    @property
+    def alone(self) -> bool:
+        """Whether a layer runs without the others."""
+        return not self.shared and not self.own
+
+    def looked_up(self, name: str) -> bool:
+        """Whether a matrix is a table of which only a few rows are read at a time."""
+        return name in LOOKUPS or name == EMBEDDING and not self.tied
+
     @property
     def ropes(self) -> list[Rope]:
         """Those of all layers, each once."""
-        return list(dict.fromkeys(map(self.rope, range(self.layers))))
+        still = [STILL] if self.arch.still else []
+        return list(dict.fromkeys([*map(self.rope, range(self.layers)), *still]))
 
     def windowed(self, layer: int) -> bool:
         """Whether this layer sees only the window."""
@@ -93,6 +125,7 @@ class Config:
         return bool(self.window and (not self.window_period or (layer + 1) % self.window_period))
 
 
+EMBEDDING, LOOKUPS = "token_embd.weight", ("per_layer_token_embd.weight",)
 # The least and the greatest value that makes sense; NaN lies in no range. Others: 0 to 2**32.
 LIMITS = {
     "block_count": (1, 4096),
@@ -117,11 +150,14 @@ class Reader:
 
     def __init__(self, gguf, architecture: str):
         self.meta, self.where, self.name = gguf.metadata, gguf.path.name, architecture
+        self.tensors = gguf.tensors
 
     def __call__(self, key: str, default: Any = None, kind: type = int) -> Any:
         value = self.meta.get(f"{self.name}.{key}", default)
         if value is None:
             raise UserError(f"{self.where} lacks the metadata key {self.name}.{key}: it is not a complete model file")
+        if isinstance(value, list | np.ndarray) and len(value) and key in ARCHITECTURES[self.name].lists:
+            value = max(value.tolist() if isinstance(value, np.ndarray) else value)
         if isinstance(value, list | np.ndarray):
             raise UserError(
                 f"{self.where}: {self.name}.{key} is not one number, which anytune does not support "
@@ -193,7 +229,7 @@ def read_config(gguf) -> Config:
     layers = get("block_count")
     window = get(WINDOW, arch.window) if arch.window_period else 0
     kind = meta.get(f"{name}.rope.scaling.type", "linear")
-    long = kind == "longrope" and len(arch.rope_factors) > 1  # it is its factors that scale
+    long = isinstance(kind, str) and kind == "longrope" and len(arch.rope_factors) > 1  # it is its factors that scale
     scaling = _scaling(get, "linear" if long else kind, where)
     config = Config(
         architecture=name,
@@ -214,6 +250,7 @@ def read_config(gguf) -> Config:
         local=None,
         attention_scale=1.0 / math.sqrt(size),
         tied="output.weight" not in gguf.tensors,
+        embedding_scale=float(np.float32(np.sqrt(width))) if arch.scaled_embedding else 1.0,
     )
     if window:
         config = replace(config, **_windows(get, config))
@@ -239,15 +276,16 @@ def _windows(get: Reader, c: Config) -> dict[str, Any]:
 def read_experts(get: Reader, c: Config, where: str) -> dict[str, Any]:
     """Fields of the Config of a mixture of experts; {} for a file without any, where the architecture allows it."""
     count, used = get("expert_count", 0 if c.arch.experts == "some" else None), get("expert_used_count", 0)
-    if not count and c.arch.experts == "some":
+    if not count and not used and c.arch.experts == "some":
         return {}
     kind = GATING.get(get("expert_gating_func", 0), None) if get("expert_gating_func", 0) else c.arch.gating
     dense = get("leading_dense_block_count", 0)
     if not 0 < used <= count or kind is None or dense > c.layers:
-        raise UserError(f"{where}: {used} of {count} experts a token are invalid: the file is damaged")
+        raise UserError(f"{where}: expert_used_count {used} of expert_count {count} is invalid: the file is damaged")
     normalized = get("expert_weights_norm", c.arch.normalized, bool)
     scale = float(get("expert_weights_scale", 0.0, float)) or 1.0
-    hidden = get("expert_feed_forward_length", 0) or c.hidden // (1 if c.arch.experts == "some" else used)
+    own = c.arch.experts == "all"  # in the others llama.cpp gives experts the width of the dense layers
+    hidden = (get("expert_feed_forward_length", 0) or c.hidden // used) if own else c.hidden
     shared = get("expert_shared_feed_forward_length", 0) or get("expert_shared_count", 0) * hidden
     return {
         "router": Router(count, used, kind, normalized, scale),

@@ -165,6 +165,16 @@ class Continued:
         q = self._engine.qk_norm_rope_store((q, k, v), *self._turn, self._state, self._places)
         return self._engine.attend_cache(q, *self._state, self._places, heads), None
 
+    def attention_with(self, q, k, v, heads, sinks):
+        q = self._engine.qk_norm_rope_store((q, k, v), *self._turn, self._state, self._places)
+        return self._engine.attend_cache(q, *self._state, self._places, heads, sinks), None
+
+    def attend_again(self, q, k, turn: tuple, heads, source: int):
+        """Queries of a layer that reads another's keys and values, which are stored already; k [T, …] as wide as its
+        keys, of no other meaning."""
+        q, _ = self._engine.qk_norm_rope(q, k, *turn)
+        return self._engine.attend_cache(q, *self._states[source], self._places, heads), None
+
     def convolve(self, x, weight, silu: bool):
         return self._engine.convolve_cached(x, weight, silu, self._state[0], self._places)
 
@@ -174,6 +184,8 @@ class Continued:
 
 def dense_fits(model) -> bool:
     """Whether all matrices as float32 fit the memory that the model was given, or half of what is free."""
-    size = sum(4 * m.in_features * m.out_features for m in model.weights.matrices.values())
+    size = sum(
+        4 * m.in_features * m.out_features for n, m in model.weights.matrices.items() if not model.config.looked_up(n)
+    )
     free = available_bytes() // 2 if model.memory is None else model.memory - process_bytes()
     return size < free

@@ -13,8 +13,16 @@ from anytune.errors import UserError
 from .lora import ALIASES, MODULES
 
 NORM, EMBED, BIAS = "norm", "embed", "bias"
-NAMES = (*MODULES, NORM, EMBED, BIAS)
-PLACES = {place: name for name, place in MODULES.items()}
+OTHERS = {  # tensors of a layer that no pair adapts
+    "ffn_gate_inp": "router",
+    "ffn_gate_inp_shexp": "router",
+    "ssm_a": "ssm",
+    "ssm_conv1d": "ssm",
+    "shortconv.conv": "conv",
+    "attn_sinks": "sinks",
+}
+NAMES = (*MODULES, NORM, EMBED, BIAS, "router", "ssm", "sinks", "conv")
+PLACES = {place: name for name, place in MODULES.items()} | OTHERS
 
 
 @dataclass(frozen=True)
@@ -22,8 +30,10 @@ class Full:
     """Training of the weights themselves.
 
     modules: "all", or names out of NAMES, comma-separated or a sequence: linears as in LoRA, norm (every gain), embed
-    (the embedding table, which is the head too where they are tied), bias. layers: of the layers only the last so many;
-    the embedding table then only where it is named. optimizer: one of optimizers.KINDS.
+    (the embedding table, which is the head too where they are tied), bias, router (of experts), ssm (decays and
+    convolutions of delta nets), sinks (of attention), conv (kernels of short convolutions).
+    layers: of the layers only the last so many; the embedding table then only where it is named. optimizer: one of
+    optimizers.KINDS.
     """
 
     modules: str | Sequence[str] = "all"
@@ -74,7 +84,9 @@ fields(Full)
 def _module(name: str) -> str | None:
     """The module that a tensor belongs to: None for what is not trained (rope's divisors)."""
     place = re.sub(r"^blk\.\d+\.", "", name)
-    stem, _, kind = place.rpartition(".")
+    stem, _, kind = place.rpartition(".") if "." in place else (place, "", "")
+    if stem == "exp_probs_b":  # it has no gradient: it only decides which experts are chosen
+        return None
     if kind == "bias":
         return BIAS
     if stem == "token_embd":

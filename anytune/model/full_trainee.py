@@ -11,7 +11,7 @@ from anytune.engine.optimizers import Rule, state_shapes
 from anytune.errors import UserError
 
 from .full import Full
-from .passes import OUTPUT_NORM, Passes
+from .passes import Passes
 from .plan import plan_training
 from .spec import EMBEDDING, FullSpec
 
@@ -26,10 +26,15 @@ class FullTrainee(Passes):
 
     def __init__(self, model, full: Full, ubatch: int = 512, context: int | None = None, memory: int | None = None):
         super().__init__(model, ubatch, 0)
-        if getattr(self.engine, "fp8", False):
+        if self.engine.fp8:
             raise UserError(
                 "--dtype fp8 needs frozen weights, which full training does not have: omit it, or train an adapter "
                 "(without --full)"
+            )
+        if not model.config.alone:
+            raise UserError(
+                f"{model.gguf.path.name} has layers that read keys and values of others, whose own weights anytune "
+                "does not train yet: train an adapter (without --full)"
             )
         self.full = full
         self.names = full.tensors(model.gguf, self.config.layers)
@@ -53,7 +58,7 @@ class FullTrainee(Passes):
             }
         )
         self._arrange(weights.layers(self.model.rope_tables(context)), weights.head())
-        self.norm_gradient = self.gradients.get(OUTPUT_NORM)
+        self.norm_gradient = self.gradients.get(self.config.output_norm)
         if EMBEDDING in self.shapes:
             self.lowest, self.embedding_gradient = 0, self.gradients[EMBEDDING].reshape(self.shapes[EMBEDDING])
 
@@ -126,6 +131,6 @@ class FullTrainee(Passes):
         Views where the engine's memory is the host's: to be saved before the next step.
         """
         return {
-            name: self.engine.view(self.parameters[name]).reshape(shape[0] if len(shape) > 1 else 1, -1)
+            name: self.engine.view(self.parameters[name]).reshape(math.prod(shape[:-1]), -1)
             for name, shape in self.shapes.items()
         }

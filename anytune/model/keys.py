@@ -114,7 +114,7 @@ def check_tensors(
     where, tensors = gguf.path.name, gguf.tensors
     for name in tensors:
         other = next((name.replace(a, b) for a, b in NEOX if a in name and name.replace(a, b) not in tensors), None)
-        if other is not None:
+        if other is not None and (other in wanted or name not in wanted):
             raise UserError(
                 f"{where} has the tensor {name} and lacks the tensor {other}, the other half of the "
                 f"pair: the "

@@ -21,6 +21,8 @@ MODULES = {
     "attn_qkv": "attn_qkv",
     "attn_gate": "attn_gate",
     "ssm_out": "ssm_out",
+    "conv_in": "shortconv.in_proj",
+    "conv_out": "shortconv.out_proj",
     "ssm_alpha": "ssm_alpha",
     "ssm_beta": "ssm_beta",
     "ffn_gate": "ffn_gate",
@@ -28,6 +30,8 @@ MODULES = {
     "ffn_down": "ffn_down",
     **{name: name for name in ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")},
     **{name: name for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")},
+    "inp_gate": "inp_gate",
+    "proj": "proj",
     "output": "output",
 }
 ALIASES = {  # other trainers' names
@@ -51,10 +55,10 @@ PEFT = {  # peft's names of the fields
     "loraplus_lr_ratio": "plus_ratio",
 }
 EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-NOT_ALL = ("ssm_alpha", "ssm_beta", *EXPERTS, "output")  # one row a head, a pair an expert, and the head
+NOT_ALL = ("ssm_alpha", "ssm_beta", "inp_gate", "proj", *EXPERTS, "output")  # narrow ones, a pair an expert, the head
 ALL = tuple(name for name in MODULES if name not in NOT_ALL)
 # of ALL, those that few architectures have
-RARE = ("attn_qkv", "attn_gate", "ssm_out", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
+RARE = ("attn_qkv", "attn_gate", "ssm_out", "conv_in", "conv_out", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
 DENSE = ("ffn_gate", "ffn_up", "ffn_down")  # that files with experts may lack
 
 
@@ -133,7 +137,7 @@ class Lora:
         absent = [
             module
             for module in self.named()
-            if module != "output" and not any(name.split(".")[2] == MODULES[module] for name in found)
+            if module != "output" and not any(name.split(".", 2)[2] == f"{MODULES[module]}.weight" for name in found)
         ]
         if absent:
             raise UserError(f"{gguf.path.name} has no {absent[0]}: remove it from --lora-modules")

@@ -31,7 +31,7 @@ class LoraTrainee(Passes):
             adapter.check(model.gguf)
             names = [n for n in model.gguf.tensors if n in adapter.tensors]
         else:
-            names = lora.tensors(model.gguf, self.config.layers)
+            names = [n for n in lora.tensors(model.gguf, self.config.layers) if not self.config.ignores(n)]
         self.lora, self.names = lora, names
         shapes = {n: tuple(model.gguf.tensors[n].shape) for n in names}
         self.layout = Layout.of(shapes, lora.rank)

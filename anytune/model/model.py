@@ -23,6 +23,8 @@ from .stack import Stack
 # what engines may offer beyond the operations that all have, and which do
 WORDS = {
     "delta": ("gated delta nets", "numpy, cpu-bf16 or cuda"),
+    "sinks": ("attention sinks", "numpy, cpu-bf16 or cuda"),
+    "convolution": ("short convolutions", "numpy, cpu-bf16 or cuda"),
     "experts": ("mixtures of experts", "numpy, cpu-bf16 or cuda"),
 }
 
@@ -88,6 +90,7 @@ class Model:
     def _check(self, engine) -> None:
         """Raise UserError if the engine lacks an operation of some layer."""
         c = self.config
+        engine.widest = max(map(c.size, range(c.layers)))
         needs = {part.NEEDS for i in range(c.layers) for part in c.arch.parts(c, i)} - {None, *engine.offers}
         for need in sorted(needs):
             raise UserError(
@@ -108,7 +111,7 @@ class Model:
     def hold(self, how: str) -> None:
         """How weights are held from now on: blocks, stream (nothing in memory) or float32."""
         for name, matrix in self.weights.matrices.items():
-            if name != "token_embd.weight" or self.config.tied:
+            if not self.config.looked_up(name):
                 matrix.change_hold(how)
 
     def rope_tables(self, context: int):

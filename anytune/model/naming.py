@@ -13,9 +13,17 @@ from anytune.errors import UserError
 from .architecture import Architecture, Orders
 from .architectures import ARCHITECTURES
 
-ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+ENDS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "token_embd_norm": "model.embedding_norm",
+    "output": "lm_head",
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+}
 LAYER = "model.layers.{}.{}"
-TENSOR = re.compile(r"blk\.(\d{1,5})\.(\w+?)(?:\.(weight|bias))?")
+TENSOR = re.compile(r"blk\.(\d{1,5})\.([\w.]+?)(?:\.(weight|bias))?")
 
 
 def known(architecture: Any) -> Architecture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 Array = Any
@@ -18,6 +18,24 @@ class Norm:
     @property
     def trains(self) -> bool:
         return self.gradient is not None
+
+
+@dataclass
+class Run:
+    """What goes along a run of the layers beside the residual stream.
+
+    still: an angle table that turns nothing; beside: what each layer mixes in of its own, [T, n]; kept: {layer: (keys,
+    values)} that later layers read; owed: {layer: the gradients of these}.
+    """
+
+    still: tuple | None = None
+    beside: list = field(default_factory=list)
+    kept: dict[int, tuple] = field(default_factory=dict)
+    owed: dict[int, tuple] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        for held in (self.beside, self.kept, self.owed):
+            held.clear()
 
 
 @dataclass
@@ -98,22 +116,31 @@ def norm_backward(e, dy, x, norm: Norm, eps: float):
 
 @dataclass
 class Layer:
-    """A mixer, in which tokens see each other, and a feed-forward, in which each is alone."""
+    """A mixer, in which tokens see each other, and a feed-forward, in which each is alone; then, in few models, what
+    mixes in an embedding of the layer's own, and a factor."""
 
     mixer: Part
     ffn: Part
+    beside: Part | None = None
+    factor: float = 1.0
+    run: Run = field(default_factory=Run)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return self.mixer, self.ffn
+        return (self.mixer, self.ffn) if self.beside is None else (self.mixer, self.ffn, self.beside)
+
+    @property
+    def reader(self) -> Any:
+        """As a part's, of the whole layer."""
+        return self.ffn.reader if self.beside is None and self.factor == 1.0 else None
 
     @property
     def trains(self) -> bool:
-        return self.mixer.trains or self.ffn.trains
+        return any(part.trains for part in self.parts)
 
     @property
     def products(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
-        return self.mixer.products + self.ffn.products
+        return tuple(product for part in self.parts for product in part.products)
 
     def written_by(self, product: int) -> Part | None:
         """The part whose result product number `product` gives; None: it gives none."""

@@ -8,8 +8,6 @@ from anytune.engine.base import Stream
 
 from .stack import Stack
 
-OUTPUT_NORM = "output_norm.weight"
-
 
 class Passes(Stack):
     """A Stack that is trained; a subclass makes its parts (weights, layers, head, lowest, keep) on the engine."""

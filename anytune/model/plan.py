@@ -19,6 +19,7 @@ from anytune.errors import UserError
 from anytune.memory import MIB
 
 from .build import Weights
+from .dry_run import DryRun
 from .passes import groups_of
 from .rope import tables
 from .stack import Stack
@@ -53,24 +54,30 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
     layers = counter.trained
     best: tuple[float, Estimate] | None = None
     least = None
-    for way in sorted(budget.ways, key=lambda way: way.cost):  # cheapest first: most runs count two or three times only
+    ways = sorted(budget.ways, key=lambda way: way.cost)  # cheapest first: most runs count two or three times only
+    first = ways[0]
+    for way in ways:
         if best is not None and way.cost >= best[0]:
             break
-        keep = _most(lambda k: budget.base + counter.run(way, k)[0] <= budget.limit, layers)
+        # the first way gives up nothing: what runs twice costs no less in another
+        wanted = 0 if best is None else _least(lambda k: way.cost + AGAIN * counter.twice(first, k) < best[0], layers)
+        keep = _most(lambda k: budget.base + counter.run(way, k)[0] <= budget.limit, wanted, layers, least is None)
         if keep is None:
-            need = budget.base + counter.run(way, 0)[0]
-            least = need if least is None else min(least, need)
+            if best is None:
+                need = budget.base + counter.run(way, 0)[0]
+                least = need if least is None else min(least, need)
             continue
         cost = way.cost + AGAIN * counter.twice(way, keep)
-        if best is None or cost < best[0]:
-            size, flops = counter.run(way, keep)
-            kept = (
-                "activations of all layers are kept"
-                if keep == layers
-                else f"{layers - keep} of {layers} layers run their forward twice"
-            )
-            held = way.text if counter.frozen else "all weights are trained, in float32"
-            best = (cost, Estimate(way.hold, keep, way.sizes, budget.base + size, flops / ubatch, f"{held}; {kept}"))
+        if best is not None and cost >= best[0]:
+            continue
+        size, flops = counter.run(way, keep)
+        kept = (
+            "activations of all layers are kept"
+            if keep == layers
+            else f"{layers - keep} of {layers} layers run their forward twice"
+        )
+        held = way.text if counter.frozen else "all weights are trained, in float32"
+        best = (cost, Estimate(way.hold, keep, way.sizes, budget.base + size, flops / ubatch, f"{held}; {kept}"))
     if best is None:
         raise UserError(
             f"training needs at least {-(-least // MIB)} MiB of {budget.place} but only {budget.limit // MIB} MiB "
@@ -79,17 +86,22 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
     return best[1]
 
 
-def _most(fits, most: int) -> int | None:
-    """The largest number in 0…most that fits (fits is monotone), or None."""
-    if fits(most):
+def _most(fits, least: int, most: int, likely: bool) -> int | None:
+    """The largest number in least…most that fits (fits is monotone), or None. likely: `most` is, so it comes first."""
+    if likely and fits(most):
         return most
-    if not fits(0):
+    if not fits(least):
         return None
-    low, high = 0, most  # fits(low), not fits(high)
+    low, high = least, most + (not likely)  # fits(low), not fits(high)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def _least(enough, most: int) -> int:
+    """The smallest number in 0…most that is enough (enough is monotone, and `most` is)."""
+    return next((k for k in range(most) if enough(k)), most)
 
 
 class _Counter:
@@ -103,11 +115,12 @@ class _Counter:
         self.frozen = {
             name: m
             for name, m in model.weights.matrices.items()
-            if (name != "token_embd.weight" or self.config.tied) and name not in subject.names
+            if not self.config.looked_up(name) and name not in subject.names
         }
         self.trained = self.layers - self.lowest
         self.budget: Any = None
         self._known: dict = {}
+        self._runs: dict[str, DryRun] = {}
 
     def run(self, way: Way, keep: int) -> tuple[int, float]:
         """(bytes beyond what is taken now, FLOPs of a micro-batch)."""
@@ -115,14 +128,21 @@ class _Counter:
             self._known[way, keep] = self._count(way, keep)
         return self._known[way, keep]
 
+    def _dry(self, way: Way) -> DryRun:
+        if way.hold not in self._runs:
+            engine = self.budget.dry(way, self.ubatch)
+            self._runs[way.hold] = DryRun(
+                self.model, self.subject, engine, way.hold, self.lowest, self.ubatch, self.context
+            )
+        return self._runs[way.hold]
+
     def twice(self, way: Way, keep: int) -> float:
         """The arithmetic of forwards that run again, over that of a step without them."""
-        if keep == self.trained:
-            return 0.0
-        once = self.run(way, self.trained)[1]
-        return self.run(way, keep)[1] / once - 1
+        return 0.0 if keep == self.trained else self.run(way, keep)[1] / self.run(way, self.trained)[1] - 1
 
     def _count(self, way: Way, keep: int) -> tuple[int, float]:
+        if hasattr(self.budget, "dry"):
+            return self._dry(way).measure(way.sizes, keep)
         e = self.budget.counter(way, self.ubatch)
         groups = self._run(e, way.hold, keep)
         turns = sum(values.nbytes for table in self.tables.values() for values in table)

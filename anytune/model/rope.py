@@ -38,6 +38,9 @@ class Rope:
     reach: int = 0
 
 
+STILL = Rope(2, 0.0)  # turns nothing: for norms of heads that are not turned
+
+
 def angles(size: int, base: float, scaling: RopeScaling, factors: np.ndarray | None = None):
     """(frequencies float64 [size/2], magnitude): radians a position turns each pair, and YaRN's scale.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from anytune.engine.optimizers import state_bytes
+from anytune.engine.optimizers import Rule, state_bytes
 
 from .full import Full
-from .lora import Lora
+from .lora import Layout, Lora
 
 EMBEDDING = "token_embd.weight"
 
@@ -36,6 +38,21 @@ def _shape(*shape: int) -> np.ndarray:
     return np.broadcast_to(np.zeros(1, np.float32), shape)
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A model on an engine with what is trained attached. parameters, gradients: flat, of pairs; kept: what else of it
+    takes memory."""
+
+    weights: Any
+    layers: list
+    head: Any
+    parameters: Any = None
+    gradients: Any = None
+    kept: tuple = ()
+    embedding_gradient: Any = None
+    norm_gradient: Any = None
+
+
 class LoraSpec:
     """Pairs beside frozen matrices; shapes: {tensor: (out, in), or (experts, out, in)}."""
 
@@ -44,7 +61,7 @@ class LoraSpec:
     names: tuple[str, ...] = ()  # trained tensors of the model itself
 
     def __init__(self, lora: Lora, shapes: dict[str, tuple[int, ...]]):
-        self.lora = lora
+        self.lora, self.layout = lora, Layout.of(shapes, lora.rank)
         self.pairs = {
             name: _Pair(_shape(*many, lora.rank, features), _shape(*many, out, lora.rank))
             for name, (*many, out, features) in shapes.items()
@@ -53,6 +70,26 @@ class LoraSpec:
 
     def arrange(self, weights, tables: dict) -> tuple[list, object]:
         return weights.layers(tables, self.pairs, self.lora.dropout), weights.head(self.pairs)
+
+    def vectors(self, e) -> tuple:
+        """What training keeps on an engine: parameters, gradients, two moments."""
+        return tuple(e.zeros(self.layout.size) for _ in range(4))
+
+    def place(self, weights, vectors: tuple, tables: dict) -> Placed:
+        """A model's layers on the weights' engine, with vectors() attached."""
+        e, layout = weights.engine, self.layout
+        flat, gradients, *moments = vectors
+        pairs = {
+            pair.name: e.lora_pair(
+                pair.view_a(flat), pair.view_b(flat), self.lora.scale, pair.view_a(gradients), pair.view_b(gradients)
+            )
+            for pair in layout.pairs
+        }
+        layers, head = weights.layers(tables, pairs, self.lora.dropout), weights.head(pairs)
+        return Placed(weights, layers, head, flat, gradients, tuple(moments))
+
+    def update(self, e, vectors: tuple) -> None:
+        """An optimizer's step takes nothing that would be worth counting."""
 
     def lowest(self, layers: int) -> int:
         return _lowest(self.pairs, layers)
@@ -67,7 +104,7 @@ class FullSpec:
     )
 
     def __init__(self, full: Full, shapes: dict[str, tuple[int, ...]]):
-        self.shapes = shapes
+        self.full, self.shapes = full, shapes
         self.names = tuple(shapes)
         self.bottom = EMBEDDING in shapes
         # parameter and gradient, and what the optimizer keeps
@@ -76,6 +113,29 @@ class FullSpec:
     def arrange(self, weights, tables: dict) -> tuple[list, object]:
         weights = weights.with_trained({name: (_shape(*s), _shape(*s)) for name, s in self.shapes.items()})
         return weights.layers(tables), weights.head()
+
+    def vectors(self, e) -> tuple:
+        """What training keeps on an engine: parameters and gradients, and the optimizer's states."""
+        parts = {name: tuple(e.zeros(math.prod(s)) for _ in range(2)) for name, s in self.shapes.items()}
+        return parts, [e.optimizer_state(self.full.optimizer, shape) for shape in self.shapes.values()]
+
+    def place(self, weights, vectors: tuple, tables: dict) -> Placed:
+        """As LoraSpec.place()."""
+        parts, states = vectors
+        weights = weights.with_trained(
+            {name: tuple(x.reshape(self.shapes[name]) for x in part) for name, part in parts.items()}
+        )
+        ends = EMBEDDING, weights.config.output_norm
+        embedding, norm = (parts[name][1] if name in parts else None for name in ends)
+        embedding = None if embedding is None else embedding.reshape(self.shapes[EMBEDDING])
+        return Placed(weights, weights.layers(tables), weights.head(), None, None, (parts, states), embedding, norm)
+
+    def update(self, e, vectors: tuple) -> None:
+        """An optimizer's step."""
+        parts, states = vectors
+        rule = Rule(float(e.norm([gradient for _, gradient in parts.values()])), 1e-3, 1, 0.9, 0.999, 1e-8, 0.01)
+        for (name, (values, gradient)), state in zip(parts.items(), states):
+            e.optimize(self.full.optimizer, values, gradient, state, self.shapes[name], rule)
 
     def lowest(self, layers: int) -> int:
         return 0 if self.bottom else _lowest(self.shapes, layers)

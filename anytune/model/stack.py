@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def layer_forward(e, x, layer: Layer, positions, rows=None, again: bool = False, attended=None):
-    """x -> (next x, (saved by the mixer, saved by the feed-forward)).
+    """x -> (next x, (saved by the mixer, saved by what follows)).
 
     rows: the only ones that are wanted, int32 [M], or None: all. again: as in Gated.forward(); attended: as in
     Attention.forward().
@@ -25,23 +25,35 @@ def layer_forward(e, x, layer: Layer, positions, rows=None, again: bool = False,
     x, mixed = layer.mixer.forward(e, x, positions, attended)
     if rows is not None:  # nothing after the mixer looks at another row
         x = e.gather(x, rows)
-    x, fed = layer.ffn.forward(e, x, again)
-    return x, (mixed, fed)
+    x, fed = layer.ffn.forward(e, x, again and layer.beside is None)
+    more = None
+    if layer.beside is not None:
+        x, more = layer.beside.forward(e, x, rows)
+    if layer.factor != 1.0 and x is not None:
+        x = e.scale(x, layer.factor)
+    return x, (mixed, (fed, more))
 
 
 def layer_backward(e, dx, saved, layer: Layer, positions, below: Layer | None, rows=None, bottom: bool = False):
     """dx of the layer's output -> dx of its input (None without a trained layer `below`, unless it is wanted at the
     `bottom`)."""
-    mixed, fed = saved
+    mixed, (fed, more) = saved
     need_dx = below is not None or bottom
     into_mixer = need_dx or layer.mixer.trains
+    if layer.factor != 1.0:
+        dx = e.scale(dx, layer.factor)
+    if layer.beside is not None:
+        into_ffn = into_mixer or layer.ffn.trains
+        dx = layer.beside.backward(e, dx, more, layer.ffn.reader, into_ffn)
+        if not into_ffn:
+            return None
     dx = layer.ffn.backward(e, dx, fed, layer.mixer.reader, into_mixer)
     del fed
     if not into_mixer:
         return None
     if rows is not None:
         dx = e.scatter(dx, rows, len(positions))
-    return layer.mixer.backward(e, dx, mixed, positions, below.ffn.reader if below else None, need_dx)
+    return layer.mixer.backward(e, dx, mixed, positions, below.reader if below else None, need_dx)
 
 
 def forward(e, layers: list[Layer], x, positions, rows, lowest: int, keep: int):
@@ -79,7 +91,18 @@ def backward(e, layers: list[Layer], dx, positions, rows, lowest: int, keep: int
         below = layers[number - 1] if number > lowest else None
         dx = layer_backward(e, dx, saved, layers[number], positions, below, wanted, bottom)
         del saved
+    for layer in layers[:1]:
+        layer.run.clear()
     return dx
+
+
+def embed(e, weights: Weights, layers: list[Layer], ids, positions):
+    """The residual stream that the layers begin with, [T, d]; what goes along it is made ready."""
+    x = e.embed(ids, weights.embedding, weights.embedding_scale)
+    for layer in layers[:1]:
+        layer.run.clear()
+        layer.run.beside += weights.beside(e, x, ids, positions, layer.run)
+    return x
 
 
 def finish(e, weights: Weights, x):
@@ -112,16 +135,14 @@ class Stack:
         self.weights, self.layers, self.head, self.keep = weights, layers, head, keep
         self.lowest = len(layers) if lowest is None else lowest
 
-    def embed(self, e, ids):
-        return e.embed(ids, self.weights.embedding, self.weights.embedding_scale)
-
     def hidden(self, e, ids, positions, rows=None):
         """What the head reads of the given rows (None: all), [M, d]: no backward follows."""
-        x = self.embed(e, ids)
+        x = embed(e, self.weights, self.layers, ids, positions)
         for number, layer in enumerate(self.layers):
-            if hasattr(e, "enter"):  # tokens that continue sequences; see decoder.py
-                e.enter(number)
+            e.enter(number)
             x = layer_forward(e, x, layer, positions, rows if number == len(self.layers) - 1 else None)[0]
+        for layer in self.layers[:1]:
+            layer.run.clear()
         return finish(e, self.weights, x)
 
     def measure(self, e, s: Stream):
@@ -130,10 +151,11 @@ class Stack:
 
     def train(self, e, s: Stream):
         """The same, and scale * its gradient is added to those of what is trained."""
-        top, tape = forward(e, self.layers, self.embed(e, s.ids), s.positions, s.rows, self.lowest, self.keep)
+        x = embed(e, self.weights, self.layers, s.ids, s.positions)
+        top, tape = forward(e, self.layers, x, s.positions, s.rows, self.lowest, self.keep)
         h = finish(e, self.weights, top)
         loss, dh = e.cross_entropy(h, self.head, s.targets, s.scale, True)
-        del h  # here and below: its memory is wanted for what follows
+        del h, x  # here and below: its memory is wanted for what follows
         on = self.lowest < len(self.layers)
         dx = finish_backward(e, self.weights, dh, top, self.norm_gradient, on)
         del top, dh

@@ -109,7 +109,7 @@ def choose(tensors: Mapping[str, TensorInfo], kind: FileType, model: Facts) -> d
 
 
 def fitting(block: str, row: int) -> str:
-    """`block`, or what stands in for it where the row's length is no multiple of its block size."""
+    """`block`, or its substitute if the row's length is not a multiple of its block size."""
     if row % BLOCKS[block].block_size:
         block = SHORT_ROWS.get(block, block)
     return "F16" if row % BLOCKS[block].block_size else block

@@ -82,7 +82,7 @@ def carry_out(
     threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
-    """What `rewrite` does, to a plan. Returns facts. Raises UserError."""
+    """What `rewrite` does, once types are chosen. Returns facts. Raises UserError."""
     if unknown := values.keys() - source.tensors.keys():
         raise ValueError(f"there is no tensor {min(unknown)} to give values to")
     size = made.nbytes(source.tensors)

@@ -64,7 +64,7 @@ def quantize(
 
 
 def refuse_rounding_twice(file: GGUF, made: TensorTypes) -> None:
-    """UserError if the plan rounds a tensor that is quantized already. (To F32 nothing is rounded.)"""
+    """UserError if it rounds a tensor that is quantized already. (To F32 nothing is rounded.)"""
     again = [
         name
         for name, t in file.tensors.items()

@@ -72,7 +72,7 @@ class Answer:
         self.matcher = self.request.matcher() if self.request.matcher else None
 
     def step(self, logits: np.ndarray, full: bool) -> None:
-        """Choose the next token and tell of it. full: the context has room for no other."""
+        """Choose the next token and report it. full: the context holds no further one."""
         request, reply = self.request, self.reply
         chosen = choose(logits, reply.prompt, reply.ids, request.how, self.random, self.matcher, request.top)
         if self.matcher is not None:

@@ -1,4 +1,4 @@
-"""From a plan to an HTTP answer: whole, or as server-sent events. A client that goes away ends its answers."""
+"""From a call to an HTTP answer: whole, or as server-sent events. A client that goes away ends its answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anytune.http.errors import log, without_paths
 from anytune.serve import forms
 from anytune.serve.answer import Answer, Event
 from anytune.serve.bodies import Chat, Completion, Generation
-from anytune.serve.service import Plan, Service
+from anytune.serve.service import Call, Service
 from anytune.serve.shapes import ChatShape, Shape, TextShape
 
 ALIVE = 15.0  # seconds after which a comment keeps an idle connection open
@@ -25,15 +25,15 @@ class Failed(UserError):
 
 
 async def chat(service: Service, body: Chat, request: Request) -> Response:
-    def shape(plan: Plan) -> Shape:
-        return ChatShape(service.tokenizer, body, plan)
+    def shape(call: Call) -> Shape:
+        return ChatShape(service.tokenizer, body, call)
 
     return await _answer(service, body, request, service.chat, shape)
 
 
 async def completion(service: Service, body: Completion, request: Request) -> Response:
-    def shape(plan: Plan) -> Shape:
-        return TextShape(service.tokenizer, body, plan)
+    def shape(call: Call) -> Shape:
+        return TextShape(service.tokenizer, body, call)
 
     return await _answer(service, body, request, service.completion, shape)
 
@@ -44,17 +44,17 @@ async def _answer(service: Service, body: Generation, request: Request, start: C
     def deliver(number: int, event: Event) -> None:
         loop.call_soon_threadsafe(events.put_nowait, (number, event))
 
-    plan, answers = await asyncio.to_thread(start, body, deliver)
+    call, answers = await asyncio.to_thread(start, body, deliver)
     flow = _flow(service, answers, events)
-    made = shape(plan)
+    made = shape(call)
     if body.stream:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(
-            _stream(flow, made, plan, answers, body), media_type="text/event-stream", headers=headers
+            _stream(flow, made, call, answers, body), media_type="text/event-stream", headers=headers
         )
     gone = asyncio.ensure_future(_gone(request))
     try:
-        return Response(forms.encoded(await _whole(flow, made, plan, answers, gone)), media_type="application/json")
+        return Response(forms.encoded(await _whole(flow, made, call, answers, gone)), media_type="application/json")
     finally:
         gone.cancel()
         await flow.aclose()
@@ -89,7 +89,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _whole(flow: AsyncIterator, shape: Shape, plan: Plan, answers: list[Answer], gone: asyncio.Future) -> Any:
+async def _whole(flow: AsyncIterator, shape: Shape, call: Call, answers: list[Answer], gone: asyncio.Future) -> Any:
     step = None
     while True:
         step = asyncio.ensure_future(anext(flow, False))
@@ -99,7 +99,7 @@ async def _whole(flow: AsyncIterator, shape: Shape, plan: Plan, answers: list[An
             await asyncio.gather(step, return_exceptions=True)
             return {}
         if (item := step.result()) is False:
-            return shape.whole() | {"usage": _usage(plan, answers)}
+            return shape.whole() | {"usage": _usage(call, answers)}
         if item is not None:
             if item[1].error is not None:
                 raise _error(item[1].error)
@@ -107,7 +107,7 @@ async def _whole(flow: AsyncIterator, shape: Shape, plan: Plan, answers: list[An
 
 
 async def _stream(
-    flow: AsyncIterator, shape: Shape, plan: Plan, answers: list[Answer], body: Generation
+    flow: AsyncIterator, shape: Shape, call: Call, answers: list[Answer], body: Generation
 ) -> AsyncIterator[bytes]:
     try:
         for value in shape.begin():
@@ -123,13 +123,13 @@ async def _stream(
             for value in shape.chunks(number, event):
                 yield forms.event(value)
         if body.include_usage:
-            yield forms.event(shape.usage(_usage(plan, answers)))
+            yield forms.event(shape.usage(_usage(call, answers)))
         yield b"data: [DONE]\n\n"
     finally:
         await flow.aclose()
 
 
-def _usage(plan: Plan, answers: list[Answer]) -> dict[str, Any]:
+def _usage(call: Call, answers: list[Answer]) -> dict[str, Any]:
     return forms.usage(answers, [answer for answer in answers if answer.request.number == 0])
 
 

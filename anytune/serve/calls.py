@@ -111,7 +111,7 @@ class CallForm:
 
 
 def form_of(render: Callable[..., str]) -> CallForm | None:
-    """The form in which a template shows calls; None if it shows none. render(messages, tools, add_generation_prompt),
+    """The form of a template's calls; None if it shows none. render(messages, tools, add_generation_prompt),
     as ChatTemplate.render."""
     call = {"name": NAME, "arguments": dict(zip(KEYS, VALUES, strict=True))}
     properties = {key: {"type": "string"} for key in KEYS}

@@ -166,7 +166,7 @@ class LlamaBackend:
 
     def add(self, digest: str, adapter: Adapter) -> None:
         with tempfile.TemporaryDirectory(prefix="anytune-serve-") as folder:
-            # written anew by us: whatever form it came in, and nothing in it that we have not read
+            # rewritten by us: whatever form it came in, and nothing in it that we have not read
             file = Path(folder) / "adapter.gguf"
             adapter.save(file)
             made = self.lib.llama_adapter_lora_init(self.model, os.fspath(file).encode())

@@ -29,7 +29,7 @@ CALLS = 256  # answers of one request
 
 
 @dataclass(frozen=True)
-class Plan:
+class Call:
     """What a body asks for. label: the model's name in the answer; tooling: how calls are read, None: they are not."""
 
     requests: list[Request]
@@ -55,8 +55,8 @@ class Service:
         self.templates: OrderedDict[str | None, ChatTemplate] = OrderedDict()
         self.toolings: OrderedDict[str, Tooling] = OrderedDict()
 
-    def chat(self, body: Chat, deliver: Callable[[int, Event], None]) -> tuple[Plan, list[Answer]]:
-        """Plan a conversation's answers and start them. Raises UserError."""
+    def chat(self, body: Chat, deliver: Callable[[int, Event], None]) -> tuple[Call, list[Answer]]:
+        """Start a conversation's answers. Raises UserError."""
         with self.catalog.lock:
             mix, source, label = self._mix(body)
             template = self._template(source)
@@ -71,10 +71,10 @@ class Service:
             if body.top_logprobs is not None and not body.logprobs:
                 raise UserError("top_logprobs needs logprobs: true.")
             request = self._request(body, ids, mix, body.limit, top, grammar, special=bool(use))
-            return self._start(Plan(self._copies(request, body.n), label, tooling if use else None), deliver)
+            return self._start(Call(self._copies(request, body.n), label, tooling if use else None), deliver)
 
-    def completion(self, body: Completion, deliver: Callable[[int, Event], None]) -> tuple[Plan, list[Answer]]:
-        """Plan texts' continuations and start them. Raises UserError."""
+    def completion(self, body: Completion, deliver: Callable[[int, Event], None]) -> tuple[Call, list[Answer]]:
+        """Start texts' continuations. Raises UserError."""
         with self.catalog.lock:
             mix, _, label = self._mix(body)
             if body.echo and body.logprobs is not None:
@@ -86,7 +86,7 @@ class Service:
                 for ids in self.prompts(body.prompt)
                 for copy in self._copies(self._request(body, ids, mix, limit, body.logprobs, grammar), body.n)
             ]
-            return self._start(Plan(requests, label), deliver)
+            return self._start(Call(requests, label), deliver)
 
     def embeddings(self, body: Embedding) -> tuple[list[np.ndarray], list[int], str]:
         """(vectors of length 1, tokens of each text, the model's name). Raises UserError."""
@@ -198,18 +198,18 @@ class Service:
     def _copies(self, request: Request, n: int | None) -> list[Request]:
         return [dataclasses.replace(request, number=number) for number in range(n or 1)]
 
-    def _start(self, plan: Plan, deliver: Callable[[int, Event], None]) -> tuple[Plan, list[Answer]]:
-        if len(plan.requests) > CALLS:
+    def _start(self, call: Call, deliver: Callable[[int, Event], None]) -> tuple[Call, list[Answer]]:
+        if len(call.requests) > CALLS:
             raise UserError(f"One request may ask for {CALLS} answers at most.")
         answers: list[Answer] = []
         try:
-            for number, request in enumerate(plan.requests):
+            for number, request in enumerate(call.requests):
                 answers.append(self.scheduler.submit(request, partial(deliver, number)))
         except UserError:
             for answer in answers:
                 self.scheduler.cancel(answer)
             raise
-        return plan, answers
+        return call, answers
 
 
 def _schema(given: dict[str, Any] | None) -> Any:

@@ -11,7 +11,7 @@ from anytune.serve import forms
 from anytune.serve.answer import Event
 from anytune.serve.bodies import Chat, Completion
 from anytune.serve.choosing import Chosen
-from anytune.serve.service import Plan
+from anytune.serve.service import Call
 from anytune.serve.tooling import as_openai
 
 
@@ -50,10 +50,10 @@ class Part:
 class ChatShape:
     """chat.completion and its chunks. With tools, what may be a call is held back until the answer ends."""
 
-    def __init__(self, tokenizer: Any, body: Chat, plan: Plan):
-        self.words, self.body, self.plan = forms.Words(tokenizer), body, plan
-        self.parts = [Part() for _ in plan.requests]
-        self.head = forms.head(f"chatcmpl-{secrets.token_hex(12)}", "chat.completion", plan.label)
+    def __init__(self, tokenizer: Any, body: Chat, call: Call):
+        self.words, self.body, self.call = forms.Words(tokenizer), body, call
+        self.parts = [Part() for _ in call.requests]
+        self.head = forms.head(f"chatcmpl-{secrets.token_hex(12)}", "chat.completion", call.label)
         self.chunk = self.head | {"object": "chat.completion.chunk"}
         if body.include_usage:
             self.chunk["usage"] = None
@@ -107,9 +107,9 @@ class ChatShape:
 
     def _certain(self, part: Part) -> int:
         """Characters that are words whatever follows."""
-        if self.plan.tooling is None:
+        if self.call.tooling is None:
             return len(part.text)
-        marker = self.plan.tooling.form.marker
+        marker = self.call.tooling.form.marker
         if not marker:
             return 0 if not part.text.strip() or part.text.lstrip().startswith("{") else len(part.text)
         at = part.text.find(marker)
@@ -125,9 +125,9 @@ class ChatShape:
         return len(part.text[:at].rstrip())
 
     def _calls(self, part: Part) -> tuple[str, list[dict[str, Any]]]:
-        if self.plan.tooling is None:
+        if self.call.tooling is None:
             return part.text, []
-        text, calls = self.plan.tooling.form.parse(part.text)
+        text, calls = self.call.tooling.form.parse(part.text)
         return text, as_openai(calls)
 
     def _logprobs(self, tokens: Any) -> dict[str, Any] | None:
@@ -143,11 +143,11 @@ class ChatShape:
 class TextShape:
     """text_completion, which has the same form in a stream."""
 
-    def __init__(self, tokenizer: Any, body: Completion, plan: Plan):
+    def __init__(self, tokenizer: Any, body: Completion, call: Call):
         self.words, self.body = forms.Words(tokenizer), body
-        self.parts = [Part() for _ in plan.requests]
-        self.echoes = [tokenizer.decode(request.prompt) if body.echo else "" for request in plan.requests]
-        self.head = forms.head(f"cmpl-{secrets.token_hex(12)}", "text_completion", plan.label)
+        self.parts = [Part() for _ in call.requests]
+        self.echoes = [tokenizer.decode(request.prompt) if body.echo else "" for request in call.requests]
+        self.head = forms.head(f"cmpl-{secrets.token_hex(12)}", "text_completion", call.label)
 
     def add(self, number: int, event: Event) -> None:
         self.parts[number].add(event)

@@ -1,4 +1,4 @@
-"""Tools in a conversation: how the model is told of them, what its calls must look like, calls in OpenAI's form."""
+"""Tools in a conversation: how they are described to the model, the grammar of its calls, calls in OpenAI's format."""
 
 from __future__ import annotations
 

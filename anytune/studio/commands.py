@@ -62,7 +62,7 @@ def export(
     else:
         words += ["-o", str(target / made)]
     if form == "ollama":
-        words.append("--accept-differences")  # what differs is told in the job's log
+        words.append("--accept-differences")  # the differences are in the job's log
     if form == "peft":
         words.append("--no-verify")  # it would need transformers, and the model in float32
     if kind is not None and form in ("merged", "ollama", "lmstudio"):

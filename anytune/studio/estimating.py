@@ -34,7 +34,7 @@ def estimate(
         shapes = {
             name: tuple(loaded.gguf.tensors[name].shape) for name in what.tensors(loaded.gguf, loaded.config.layers)
         }
-        plan, engine, speed = _planned(loaded, LoraSpec(what, shapes), chosen.ubatch, longest, memory)
+        estimate, engine, speed = _planned(loaded, LoraSpec(what, shapes), chosen.ubatch, longest, memory)
     except UserError as error:
         return {"problem": " ".join(str(error).split())}
     tokens = min(data["tokens"], data["examples"] * chosen.context)
@@ -42,12 +42,12 @@ def estimate(
     steps = per_epoch * (chosen.passes or 1)
     if chosen.max_steps is not None:
         steps = chosen.max_steps if chosen.epochs is None else min(steps, chosen.max_steps)
-    seconds = plan.flops_per_token * tokens * steps / per_epoch / speed
+    seconds = estimate.flops_per_token * tokens * steps / per_epoch / speed
     return {
-        "bytes": int(plan.peak_bytes),
+        "bytes": int(estimate.peak_bytes),
         "seconds": seconds,
         "steps": steps,
-        "text": plan.text,
+        "text": estimate.text,
         "notes": notes,
         "free": available_bytes(),
         "parameters": sum(what.rank * (a + b) for a, b in shapes.values()),
@@ -56,18 +56,18 @@ def estimate(
 
 
 def _planned(model: Any, subject: Any, ubatch: int, longest: int, memory: int | None) -> tuple[Any, str, float]:
-    """(plan, name of the engine that would train, its operations a second). Raises UserError."""
+    """(estimate, name of the engine that would train, its operations a second). Raises UserError."""
     from anytune.model.plan import plan_training
     from anytune.train.device import Place
 
     place = Place(model, {}, False)
     try:
         try:
-            plan = plan_training(model, subject, ubatch, longest, memory)
+            estimate = plan_training(model, subject, ubatch, longest, memory)
         except UserError as error:
             place.retreat(error)
-            plan = plan_training(model, subject, ubatch, longest, memory)
-        return plan, model.engine.name, model.engine.flops_per_second()
+            estimate = plan_training(model, subject, ubatch, longest, memory)
+        return estimate, model.engine.name, model.engine.flops_per_second()
     finally:
         place.leave()
 

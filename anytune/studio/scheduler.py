@@ -15,7 +15,7 @@ log = logging.getLogger("anytune.studio")
 
 
 class Scheduler:
-    """What changes is told by the index."""
+    """Changes are announced by the index."""
 
     def __init__(self, home: Home, index: Index):
         self.home, self.index = home, index

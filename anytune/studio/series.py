@@ -19,7 +19,7 @@ class Series:
     def __init__(self, path: Path):
         self.path, self.columns = path, {name: array("d") for name in NAMES}
         self.end = 0  # bytes that were taken in
-        self.last = b""  # the last line that was, to see whether the file was cut back and written anew
+        self.last = b""  # the last line that was, to see whether the file was cut back and rewritten
 
     def __len__(self) -> int:
         return len(self.columns["step"])
@@ -52,7 +52,7 @@ class Series:
         return file.read(len(self.last)) == self.last
 
     def _go_back(self, file: Any) -> int:
-        """Read everything anew; returns the last step up to which nothing has changed."""
+        """Read everything again; returns the last step up to which nothing has changed."""
         before, self.columns = self.columns, {name: array("d") for name in NAMES}
         self.end, self.last = 0, b""
         file.seek(0)

@@ -15,7 +15,7 @@ READING = ("loss", "format", "columns", "overflow")
 
 
 def run(folder: Path, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(state, its message and result). Raises UserError for what the person can mend."""
+    """(state, its message and result). Raises UserError for what the user can fix."""
     from anytune.hub.pull import local
     from anytune.model import Lora, load
     from anytune.train.finetune import train

@@ -24,7 +24,7 @@ class Uploads:
         self.busy: set[str] = set()
 
     def begin(self, name: str, size: int) -> dict[str, Any]:
-        """A new upload; a person's file name is only kept to be shown. Raises UserError if it has no room."""
+        """A new upload; the user's file name is kept only for display. Raises UserError if the disk is full."""
         if not 0 < size <= MOST:
             raise UserError("The file is empty." if size <= 0 else "The file is larger than 64 GiB.")
         if shutil.disk_usage(self.home.uploads).free < size + SPARE:

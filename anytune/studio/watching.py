@@ -17,7 +17,7 @@ ANSWER, SAMPLE, SAMPLES = 64, 96, 3  # tokens of an answer and of a sample; samp
 
 
 class Watcher:
-    """Looks at the trainee of one run. What goes wrong here is told in the log, and costs the run nothing."""
+    """Looks at the trainee of one run. Errors here go to the log and do not affect the run."""
 
     def __init__(self, model: Any, folder: Path, spec: dict[str, Any]):
         self.model, self.folder, self.spec = model, folder, spec
@@ -92,7 +92,7 @@ def losses(model: Any, ids: np.ndarray, learned: list[bool], adapter: Any) -> li
 def frugal(model: Any) -> Iterator[None]:
     """A decoder must not hold the weights in another way than the training that waits does."""
     memory, model.memory = model.memory, 1
-    training = model.engine.training if hasattr(model.engine, "training") else False
+    training = model.engine.training
     try:
         yield
     finally:

@@ -99,7 +99,7 @@ def columns_of(path: str | Path, count: int = 5) -> list[dict[str, Any]]:
 
 
 def bare(text: str, path: Path) -> str:
-    """A sentence without the file and line before it: those are said beside it."""
+    """A sentence without the file and line before it: those are shown separately."""
     for name in (str(path), path.name):
         if text.startswith(name):
             text = text.removeprefix(name).lstrip(", ")

@@ -13,7 +13,7 @@ MAX_DEPTH = 64  # of lists and dicts in one another
 
 
 class Rows:
-    """Something that yields dicts each time it is iterated over. It stands in messages, and where paths stand, as
+    """Something that yields dicts each time it is iterated over. In messages, and in place of a path, it appears as
     `name`."""
 
     name = "the data"

@@ -17,7 +17,7 @@ from anytune.text.splits import PRE, Splitter
 from anytune.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER, Vocabulary, _utf8
 
 _SPACE = "\u2581"  # SentencePiece's visible space
-_CACHED_WORDS = 1 << 16  # then the cache starts anew: about 20 MB at most
+_CACHED_WORDS = 1 << 16  # then the cache starts over: about 20 MB at most
 _CACHED_LENGTH = 64  # characters
 _SURROGATES = re.compile("[\ud800-\udfff]")
 

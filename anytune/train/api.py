@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from anytune.adapter.resolve import AdapterLike, resolve
-from anytune.arguments import public, python_words
+from anytune.arguments import public
+from anytune.words import python_words
 from anytune.errors import UserError
 from anytune.train.callbacks import Callbacks, Row
 from anytune.train.defaults import OPEN
@@ -128,6 +129,10 @@ def finetune(
     from anytune.model import Full
     from anytune.train.finetune import train
 
+    if not (full is None or isinstance(full, bool | Full)):
+        raise UserError(
+            f"full is a {type(full).__name__}: give anytune.Full(…), or True for all of the model's weights."
+        )
     whole = Full() if full is True else full or None
     sizes = {"batch": batch, "epochs": epochs, "max_steps": max_steps, "lr": learning_rate}
     settings = TrainSettings(

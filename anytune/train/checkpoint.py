@@ -153,7 +153,7 @@ def listing(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest good checkpoint of a folder; `say` is told about each one that had to be passed over."""
+    """The newest good checkpoint of a folder; `say` is called with each one that was skipped."""
     for path in listing(folder):
         try:
             return load(path)

@@ -27,7 +27,7 @@ class CheckpointManager:
     def save(self, step: int, info: Callable[[], dict]) -> None:
         """Write a checkpoint of `step`.
 
-        info(), called by rank 0: what goes into it, see checkpoint.py. A failure is told and costs nothing but itself.
+        info(), called by rank 0: what goes into it, see checkpoint.py. Failures are reported, training goes on.
         """
         self._same_everywhere(step)
         made = self.process_group.on_rank0(lambda: self._write(step, info))

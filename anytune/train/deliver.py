@@ -1,4 +1,4 @@
-"""The last part of a run: its result put where it was asked for, and what is said at the end."""
+"""The last part of a run: saving its result where requested, and the closing messages."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def _check_kind(full: Full | None, lora: Lora | None, adapter: Any, shard: bool)
     if full is not None and (lora is not None or adapter is not None):
         raise UserError("Train an adapter or the model itself (--full), not both in one run.")
     if full is not None and shard:
-        raise UserError("--shard shares out a frozen base, and with --full the base is what is trained: leave it out.")
+        raise UserError("--shard splits a frozen base, but with --full the base is trained: omit it.")
 
 
 def _opened(model: Any, device: str, threads: int | None, memory: int | None) -> Model:

@@ -12,7 +12,7 @@ class Interrupts:
     """While active, `stop` turns true at the first of SIGNALS; the second raises KeyboardInterrupt.
 
     Signals that are ignored (nohup) stay so. Outside the main thread nothing is caught (Python allows
-    handlers only there); whoever runs a trainer in a thread sets `stop` itself. quiet: nothing is said.
+    handlers only there); whoever runs a trainer in a thread sets `stop` itself. quiet: no message.
     """
 
     SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))

@@ -32,7 +32,7 @@ LATER = {"seconds", "expert_peak", "expert_idle"}  # columns that rows of older 
 
 
 class MetricsFile:
-    """Appends rows to a file. A full disk costs rows, never the run: `warn` is told once."""
+    """Appends rows to a file. A full disk costs rows, never the run: `warn` is called once."""
 
     def __init__(self, path: Path, keep_through: int = 0, warn: Callable[[str], None] = print):
         """keep_through: rows of later steps, and a torn last line, are cut off first."""

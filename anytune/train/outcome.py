@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anytune.train import metrics as metrics_file
-from anytune.train.plan import Position
+from anytune.train.steps import Position
 from anytune.train.timing import Timing
 
 

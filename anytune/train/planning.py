@@ -13,7 +13,7 @@ from anytune.errors import UserError
 from anytune.train import defaults, preflight
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.device import Place
-from anytune.train.plan import Plan
+from anytune.train.steps import Steps
 from anytune.train.prepare import Prepared, plain
 from anytune.train.product import AdapterProduct, ModelProduct
 from anytune.train.run import SCHEMA, RunFolder
@@ -32,7 +32,7 @@ class Planned:
 
     trainee: Any
     product: AdapterProduct | ModelProduct
-    steps: Plan
+    steps: Steps
     run: RunFolder
     run_id: str
     resume: Checkpoint | None
@@ -52,7 +52,7 @@ def plan(
 ) -> Planned:
     """make(prepared): the trainee and its product, on the engine of `place`. record: what settings.json says besides.
 
-    Says what will be done, in which time and memory. Raises UserError where it cannot be: no memory, no room on the
+    Prints the plan, with time and memory. Raises UserError if it cannot work: no memory, no space on the
     disk, an output that cannot be written, a checkpoint of something else.
     """
     model, settings = prepared.model, prepared.settings
@@ -108,9 +108,9 @@ def maker(lora: Lora | None, full: Full | None, output_type: str | None) -> Call
     return adapter if full is None else model
 
 
-def _steps(prepared: Prepared, process_group: SingleProcess, say: Callable[[str], None]) -> Plan:
+def _steps(prepared: Prepared, process_group: SingleProcess, say: Callable[[str], None]) -> Steps:
     settings = prepared.settings
-    steps = Plan(prepared.train_set, settings)
+    steps = Steps(prepared.train_set, settings)
     if few := defaults.warning(steps.total, settings):
         say(few)
     idle = process_group.size - steps.per_step
@@ -139,8 +139,8 @@ def _made(
         return make(prepared)
 
 
-def _try_places(trainee: Any, product: Any, steps: Plan, output: Path | None, say: Callable[[str], None]) -> None:
-    """Is there room on the disks, and can the result be saved where it is wanted?"""
+def _try_places(trainee: Any, product: Any, steps: Steps, output: Path | None, say: Callable[[str], None]) -> None:
+    """Is there enough disk space, and can the result be saved where requested?"""
     settings = steps.settings
     home = Path(settings.run_dir or ".")
     folders = [home, Path(settings.checkpoint_save_dir or home)]

@@ -11,35 +11,29 @@ import numpy as np
 
 from anytune.errors import UserError
 from anytune.files import cannot_write, try_writing
-from anytune.train.plan import Plan
+from anytune.train.steps import Steps
 from anytune.train.progress import duration, size
 from anytune.train.settings import TrainSettings
 
 
-def report(trainee, plan: Plan, val, settings: TrainSettings, flops_per_second: float) -> str:
-    """A few lines for people: parameters, data, steps, memory, time."""
-    data, per_step = plan.dataset, plan.per_step
-    tokens, loss = int(data.offsets[-1]), int(np.count_nonzero(data.loss))
-    held = f", {len(val):,} more for validation" if val is not None else ", no validation data"
-    epochs = len(plan.epoch_steps)
+def report(trainee, steps: Steps, val, settings: TrainSettings, flops_per_second: float) -> str:
+    """A few lines for people: parameters, examples, steps, time, memory."""
+    held = f"{len(val):,} more for validation" if val is not None else "no validation data"
+    epochs, estimate = len(steps.epoch_steps), getattr(trainee, "estimate", None)
     lines = [
-        f"Training: {trainee.n_parameters:,} parameters in {len(trainee.names)} tensors",
-        f"Data: {len(data):,} examples, {tokens:,} tokens, {loss:,} of them learned{held}",
-        f"Steps: {plan.total:,} in {epochs} epoch{'s' * (epochs > 1)}, up to {per_step} × {settings.ubatch} tokens, "
-        f"learning rate {settings.lr:g} ({settings.scheduler})",
+        f"Training: {trainee.n_parameters:,} parameters in {len(trainee.names)} tensors, on {len(steps.dataset):,} "
+        f"examples ({held})",
+        f"Steps: {steps.total:,} in {epochs} epoch{'s' * (epochs > 1)}, up to {steps.per_step} × {settings.ubatch} "
+        f"tokens, learning rate {settings.lr:g} ({settings.scheduler})",
     ]
-    estimate = getattr(trainee, "estimate", None)
+    if flops := getattr(estimate, "flops_per_token", 0):
+        seconds = flops * steps.tokens / flops_per_second
+        lines[-1] += f": about {duration(seconds)} (a rough estimate, refined after step 1)"
     if estimate is not None:
-        lines.append(
-            f"Memory: about {size(estimate.peak_bytes)}"
-            + (f" ({estimate.text})" if getattr(estimate, "text", "") else "")
-        )
-        flops = getattr(estimate, "flops_per_token", 0)
-        if flops:
-            seconds = flops * plan.tokens / flops_per_second
-            lines.append(f"Time: about {duration(seconds)} (a rough estimate, refined after step 1)")
+        how = getattr(estimate, "text", "")
+        lines.append(f"Memory: about {size(estimate.peak_bytes)}{f' ({how})' if how else ''}")
     if settings.checkpoint_save_dir:
-        count = checkpoints_kept(settings, plan.total)
+        count = checkpoints_kept(settings, steps.total)
         each = sum(array.nbytes for array in trainee.state().values())
         lines.append(
             f"Checkpoints: up to {count:,} of {size(each)} each in {settings.checkpoint_save_dir} "

@@ -9,7 +9,6 @@ from typing import Any
 from anytune.errors import UserError
 from anytune.files import copy
 from anytune.train import preflight
-from anytune.train.trained_model import TrainedModel
 
 
 class AdapterProduct:
@@ -56,10 +55,15 @@ class ModelProduct:
 
     def __init__(self, trainee, gguf, template: str | None, kind: str | None):
         self.trainee, self.gguf, self.template, self.kind = trainee, gguf, template, kind
-        self.size = TrainedModel(gguf, {}, kind).nbytes()  # raises UserError if there is no such type
+        self.size = self._model({}).nbytes()  # raises UserError if there is no such type
+
+    def _model(self, values: dict) -> Any:
+        from anytune.train.trained_model import TrainedModel  # it brings Numba
+
+        return TrainedModel(self.gguf, values, self.kind)
 
     def now(self) -> Any:
-        made = TrainedModel(self.gguf, self.trainee.values(), self.kind)
+        made = self._model(self.trainee.values())
         made.chat_template = self.template
         return made
 

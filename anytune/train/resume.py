@@ -1,4 +1,4 @@
-"""Where a run continues: finds the checkpoint and the run folder that --resume-from means, or starts anew."""
+"""Where a run continues: finds the checkpoint and the run folder that --resume-from means, or starts over."""
 
 from __future__ import annotations
 

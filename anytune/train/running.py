@@ -1,4 +1,4 @@
-"""The third part of a run: the loop, and what is said where it has to end."""
+"""The third part of a run: the loop, and its error messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(
         console=console,
         calls=calls,
         watch=watch,
-        plan=planned.steps,
+        steps=planned.steps,
         product=planned.product,
         process_group=process_group,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,7 @@ class TrainSettings:
     early_stop               stop after so many evaluations without a better validation loss; 0: never
     checkpoint_save_steps    0: only at the end and when interrupted
     keep_checkpoints         None: all with checkpoint_save_dir, else the last 2
-    resume_from              a checkpoint, a run folder, or "auto" (the newest good one, or start anew)
+    resume_from              a checkpoint, a run folder, or "auto" (the newest good one, or start over)
     report_to                names of SINKS, comma-separated
 
     Raises UserError, naming the flag, for a value that cannot work.
@@ -128,17 +129,17 @@ class TrainSettings:
         return (dataclasses.replace(self, **changes) if changes else self), notes
 
 
-def _at_least(low):
-    return lambda value: value >= low
+def _at_least(low: float, high: float = math.inf) -> Callable[[float], bool]:
+    return lambda value: low <= value <= high
 
 
 #: name -> (type, condition, what the message asks for)
 LIMITS = {
-    "context": (int, _at_least(2), "a whole number of tokens, at least 2"),
-    "ubatch": (int, _at_least(2), "a whole number of tokens, at least 2"),
-    "batch": (int, _at_least(2), "a whole number of tokens, at least 2"),
-    "epochs": (int, _at_least(1), "a whole number, at least 1"),
-    "max_steps": (int, _at_least(1), "a whole number, at least 1"),
+    "context": (int, _at_least(2, 2**31), "a whole number of tokens, from 2 to 2^31"),
+    "ubatch": (int, _at_least(2, 2**31), "a whole number of tokens, from 2 to 2^31"),
+    "batch": (int, _at_least(2, 2**31), "a whole number of tokens, from 2 to 2^31"),
+    "epochs": (int, _at_least(1, 10**6), "a whole number, from 1 to a million"),
+    "max_steps": (int, _at_least(1, 10**8), "a whole number, from 1 to a hundred million"),
     "lr": (float, lambda v: 0 < v < 10, "a number above 0 and below 10 (2e-4 is usual for adapters)"),
     "lr_min": (float, _at_least(0), "a number, at least 0"),
     "scheduler": (str, lambda v: v in SCHEDULERS, "one of " + ", ".join(SCHEDULERS)),

@@ -12,7 +12,7 @@ SHOWN = ("loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "rss_bytes")
 
 
 class Sinks:
-    """The loggers of one run. One that fails (a network, a disk) is told about once and left out."""
+    """The loggers of one run. One that fails (a network, a disk) is reported once and disabled."""
 
     def __init__(self, names: list[str], folder: Path, run_name: str, settings: dict, warn: Callable[[str], None]):
         """Raises UserError, saying what to install, if a named logger is missing."""

@@ -71,7 +71,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[int, s
 
 
 class Tensors(Mapping):
-    """Name -> read-only array, mapped from the file anew at each look-up, so that none stays in memory."""
+    """Name -> read-only array, mapped from the file at each look-up, so that none stays in memory."""
 
     def __init__(self, path: Path, places: dict[str, tuple[int, np.dtype, tuple[int, ...]]]):
         self.path, self.places = path, places

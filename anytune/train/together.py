@@ -39,9 +39,11 @@ def joined(model: Model, shard: bool) -> Iterator[SingleProcess]:
 
 def join_group(engine: Any, shard: bool) -> SingleProcess:
     """The process group of this process, made known to its engine. Raises UserError."""
-    device, here = getattr(engine, "device", None), places().get("LOCAL_RANK")
+    device, here = engine.device, places().get("LOCAL_RANK")
     if shard and here is None:
-        raise UserError("--shard splits the base between processes: start several with --gpus N or torchrun.")
+        raise UserError(
+            "--shard splits the base between processes: start several with `anytune train --gpus N` or torchrun."
+        )
     if shard and (device is None or device.type not in ("cpu", "cuda")):
         raise UserError(f"--shard is for CUDA and ROCm (and cpu-torch), not for the {engine.name} engine.")
     if here is not None and device is not None and device.type == "cuda" and device.index != int(here):
@@ -54,8 +56,6 @@ def join_group(engine: Any, shard: bool) -> SingleProcess:
     if process_group.size > 1:
         prove(engine, True)  # alone: its known answers hold for one process
         engine.process_group = process_group
-        if hasattr(engine, "shards"):
-            engine.shards = process_group.size
     return process_group
 
 
@@ -65,15 +65,15 @@ def same_job(process_group: SingleProcess, identity: dict) -> None:
     wrong = process_group.any(bool(other))
     if other:
         raise UserError(
-            f"process {process_group.rank} was given something else than process 0: "
+            f"process {process_group.rank} was started differently than process 0: "
             f"{'; '.join(other).replace(' then, ', ' there, ').replace(' now)', ' here)')}."
         )
     if wrong:
-        raise PeerError("another process was given something else than process 0")
+        raise PeerError("another process was started differently than process 0")
 
 
 def rhythm(settings: TrainSettings, engine: Any, process_group: SingleProcess) -> dict:
-    """What a resumed run may change, but processes must share, since it decides when they meet and in which numbers."""
+    """What a resumed run may change, but processes must share, since it decides when and how often they synchronize."""
     return {
         "checkpoint_save_steps": settings.checkpoint_save_steps,
         "--shard": process_group.shard,
@@ -84,7 +84,7 @@ def rhythm(settings: TrainSettings, engine: Any, process_group: SingleProcess) -
 
 def share_cores(engine: Any, asked: int | None, process_group: SingleProcess) -> None:
     """Processes of one machine share out its cores, unless the caller asked for a number of threads."""
-    workers = getattr(engine, "workers", None)
+    workers = engine.workers
     if workers is not None and asked is None and process_group.size > 1:
         engine.use_threads(min(workers.count, max(1, cores() // process_group.local_size)))
 

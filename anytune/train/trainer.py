@@ -26,7 +26,7 @@ from anytune.train.interrupt import Interrupts
 from anytune.train.checkpoint_manager import CheckpointManager, why
 from anytune.train.outcome import InFlightStep, Result, bad, loss_tokens
 from anytune.train.throughput import Throughput
-from anytune.train.plan import Plan, Position
+from anytune.train.steps import Steps, Position
 from anytune.train.plot import plot_losses
 from anytune.train.progress import Console, duration
 from anytune.train.run import RunFolder, lock
@@ -65,7 +65,7 @@ class Trainer:
         console: Console | None = None,
         calls: Calls | None = None,
         watch: Callable[[Any, int], None] | None = None,
-        plan: Plan | None = None,
+        steps: Steps | None = None,
         product: Any = None,
         process_group: SingleProcess | None = None,
     ):
@@ -75,15 +75,15 @@ class Trainer:
         self.run_folder, self.run_id = run, run_id
         self.identity, self.engine = identity or {}, engine or {}
         self.console, self.calls, self.watch = console or Console(quiet=True), calls or Calls(), watch
-        self.plan = plan or Plan(train, settings)
-        self.schedule = Schedule.of(settings, self.plan.total)
+        self.steps = steps or Steps(train, settings)
+        self.schedule = Schedule.of(settings, self.steps.total)
         self.product = product
         self.resume = resume
         self.step = 0
         self.pending: dict | None = None  # a row whose step is done and whose evaluation is not
         self.validation = Validation(trainee, val, settings, self.process_group)
         self.checkpoints = CheckpointManager(trainee, run, self.process_group, self.console.say, settings.kept)
-        self.throughput = Throughput(self.plan.tokens)
+        self.throughput = Throughput(self.steps.tokens)
         self.interrupts = Interrupts(quiet=not self.leads)
         self.agreed = False  # to stop, as far as the process group has exchanged it
         self.steps_in_flight = getattr(trainee, "steps_in_flight", 0)  # steps that the device may be behind
@@ -121,7 +121,7 @@ class Trainer:
         if self.pending is not None and not self._complete(self.pending):
             return "interrupted"
         queue: collections.deque[InFlightStep] = collections.deque()
-        for position, bins in self.plan.after(self.step):
+        for position, bins in self.steps.after(self.step):
             if self.validation.out_of_patience:
                 return "early"
             launched = self._launch(position, bins)
@@ -132,21 +132,21 @@ class Trainer:
             while len(queue) > kept:
                 if not self._settle(queue.popleft()):
                     return "interrupted"
-            if launched is None or (self._stop and self.step < self.plan.total):
+            if launched is None or (self._stop and self.step < self.steps.total):
                 return "interrupted"
         return "finished"
 
     def _decides(self, position: Position) -> bool:
         """Whether something happens after this step that needs its outcome: evaluation, checkpoint, the end."""
         return (
-            position.step == self.plan.total
-            or self.validation.due(position, self.plan.total)
+            position.step == self.steps.total
+            or self.validation.due(position, self.steps.total)
             or self._saves(position.step)
         )
 
     def _saves(self, step: int) -> bool:
         every = self.settings.checkpoint_save_steps
-        return bool(every and step % every == 0 and step < self.plan.total)
+        return bool(every and step % every == 0 and step < self.steps.total)
 
     @property
     def _stop(self) -> bool:
@@ -231,7 +231,7 @@ class Trainer:
             "seconds": round(seconds, 6),
             **self.trainee.loads(),
         }
-        if not self._complete(row, self.validation.due(position, self.plan.total)):
+        if not self._complete(row, self.validation.due(position, self.steps.total)):
             return False
         if self._saves(step):
             self._save()
@@ -266,7 +266,7 @@ class Trainer:
             self.metrics.append(row)
             self.sinks(row)
             best = self.validation.best
-            self.console.step(row, self.plan.total, self.throughput.left, best and best["val_loss"])
+            self.console.step(row, self.steps.total, self.throughput.left, best and best["val_loss"])
             self._tell("on_step", row)
             if row["val_loss"] is not None:
                 self._tell("on_evaluate", row)
@@ -291,7 +291,7 @@ class Trainer:
         """What a checkpoint of the current step holds besides the state."""
         self.metrics.sync()
         return {
-            "position": self.plan.position(self.step),
+            "position": self.steps.position(self.step),
             "best": self.validation.best,
             "waited": self.validation.waited,
             "pending": self.pending,
@@ -303,7 +303,7 @@ class Trainer:
 
     def _take_up(self, found: Checkpoint) -> None:
         info = found.info
-        if found.step > self.plan.total or info["position"] != self.plan.position(found.step):
+        if found.step > self.steps.total or info["position"] != self.steps.position(found.step):
             raise UserError(
                 f"{found.path} has a different data position for step {found.step} than this version: it cannot be "
                 "continued exactly, start over."
@@ -322,8 +322,8 @@ class Trainer:
                 f"{_words(self.engine)}: as good, but not bit for bit what it would have been."
             )
         self.checkpoints.saved, self.checkpoints.saved_step = found.path, found.step - bool(self.pending)
-        self.throughput.seen = round(self.plan.tokens * self.step / self.plan.total)
-        self.console.say(f"Continuing after step {self.step} of {self.plan.total} from {found.path}")
+        self.throughput.seen = round(self.steps.tokens * self.step / self.steps.total)
+        self.console.say(f"Continuing after step {self.step} of {self.steps.total} from {found.path}")
 
     # -- ends -------------------------------------------------------------------------------------------
 
@@ -339,7 +339,7 @@ class Trainer:
             folder.path,
             stopped,
             self.step,
-            self.plan.total,
+            self.steps.total,
             self.validation.best,
             checkpoints.saved,
             self.product.load,

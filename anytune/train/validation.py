@@ -9,7 +9,7 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.text.packing import make_batch, pack
 from anytune.train.outcome import loss_tokens
-from anytune.train.plan import Position
+from anytune.train.steps import Position
 from anytune.train.settings import TrainSettings
 
 

@@ -48,4 +48,4 @@ def turn() -> dict:
 peak = common.Peak()
 turn()
 common.serve({"who": "llama.cpp"}, turn, peak.figures)
-os._exit(0)  # all is said: a crash while the library shuts down must not spoil it
+os._exit(0)  # results are out: a crash while the library shuts down must not affect them

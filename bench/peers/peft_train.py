@@ -44,7 +44,7 @@ import peft  # noqa: E402
 import torch  # noqa: E402
 from anytune.gguf import GGUF  # noqa: E402
 from anytune.text import ChatTemplate, Tokenizer, build_dataset  # noqa: E402
-from anytune.train.plan import Plan  # noqa: E402
+from anytune.train.steps import Steps  # noqa: E402
 from anytune.train.schedule import Schedule  # noqa: E402
 from anytune.train.settings import TrainSettings  # noqa: E402
 from tests.support import twin  # noqa: E402
@@ -58,7 +58,7 @@ with GGUF.open(path) as gguf:
 settings = TrainSettings(
     epochs=args.epochs, max_steps=args.max_steps, lr=args.lr, batch=args.batch, ubatch=args.batch, seed=args.seed
 )
-plan = Plan(data, settings)
+plan = Steps(data, settings)
 schedule = Schedule.of(settings, plan.total)
 model = twin.transformers_model(path, attention="sdpa")
 if args.dtype != "f32":

@@ -66,6 +66,24 @@ def decode_gpu(data: dict) -> list[str]:
     )
 
 
+def delta_gpu(data: dict) -> list[str]:
+    peers = data["peers"]
+    return table(
+        ("examples × tokens", "tok/s", "peak, GiB", "transformers + peft, tok/s", "peak, GiB", "ratio"),
+        [
+            (
+                shape.replace("x", " × "),
+                f"{r['tokens_per_s']:,.0f}",
+                f"{r['peak_gib']:.1f}",
+                f"{peers[shape]['tokens_per_s']:,.0f}",
+                f"{peers[shape]['peak_gib']:.1f}",
+                f"{r['ratio']:.2f}×",
+            )
+            for shape, r in data["anytune"].items()
+        ],
+    )
+
+
 def two_gpus(data: dict) -> list[str]:
     names = {
         "one": "one GPU",

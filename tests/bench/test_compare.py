@@ -111,7 +111,7 @@ def test_from_the_command_line(cli, tmp_path):
     assert "B is faster" in cli("bench", "--compare", *paths, code=0).out
     found = cli("bench", "--compare", *paths, "--json", code=0).json
     assert found["pairs"][0]["ratio"] == pytest.approx(201 / 101, 1e-3)
-    assert "leave out --print csv" in cli("bench", "--compare", *paths, "-o", "csv", code=2).err
+    assert "omit --print csv" in cli("bench", "--compare", *paths, "-o", "csv", code=2).err
     assert "There is no result file" in cli("bench", "--compare", paths[0], tmp_path / "c.json", code=2).err
 
 

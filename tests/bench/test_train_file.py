@@ -25,7 +25,7 @@ def data(tmp_path):
 def test_the_steps_are_those_of_training(model, data, tmp_path):
     loaded = anytune.load(model, device="numpy", threads=1)
     work = FileTraining(loaded, Settings(train_file=str(data), context=64, ubatch=64, batch=128, rank=2))
-    tokens = [work.take()[0] for _ in range(2 * len(work.plan.steps_of(0)))]
+    tokens = [work.take()[0] for _ in range(2 * len(work.order_of_steps.steps_of(0)))]
     assert sum(tokens) == 2 * work.facts["training"]["tokens_per_epoch"]
     run = anytune.finetune(
         loaded,

@@ -102,7 +102,7 @@ def test_cut_and_resumed_ends_in_the_same_bytes(model, chats, tmp_path, optimize
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--lora-rank", "4"], "--lora-rank is of adapters"),
+        (["--lora-rank", "4"], "--lora-rank applies to adapters"),
         (["-o", "folder"], "ends in .gguf"),
         (["--output-type", "Q9_X"], "Q9_X"),
         (["--train-modules", "attn_x"], "--train-modules takes"),
@@ -121,5 +121,5 @@ def test_mistakes_are_sentences(cli, model, chats, tmp_path, options, words, mon
 def test_options_of_a_model_need_full(cli, model, chats, tmp_path):
     for option in (["--train-modules", "norm"], ["--type", "F32"], ["--optimizer", "adamw"]):
         outcome = cli("train", "-m", model, "-f", chats, "--run-dir", tmp_path / "run", *QUICK, *option, code=2)
-        assert f"{option[0]} is of --full" in outcome.err
+        assert f"{option[0]} applies to --full" in outcome.err
     assert "--lora-rank" not in cli("finetune", "--help", code=0).out

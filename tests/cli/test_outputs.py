@@ -84,7 +84,6 @@ FOLDERS = {  # commands that write files of known names into a folder: the folde
     "data build email": ("{d} {e} --from me@example.org -o {out}", "train.jsonl"),
     "data build pubmedqa": ("{d} --test {v} -o {out}", "recipe.json"),
 }
-ADAPT = "adapt "
 FROM_FOLDERS = {  # commands that read whole folders
     "convert": "{f} -o {out}",
     "export gguf": "-m {m} --lora {f} -o {out}",
@@ -125,7 +124,7 @@ def test_every_command_is_known_here():
         flags = {flag for param in command.params for flag in param.opts}
         if name in ONLY_READS:
             assert not flags & WRITING_FLAGS, f"{name} writes: it belongs into WRITES"
-        elif not name.startswith(ADAPT):
+        else:
             assert "--force" in flags, f"{name} has no --force"
 
 
@@ -174,7 +173,7 @@ def test_no_command_overwrites_what_it_reads(cli, tmp_path, monkeypatch, name):
             assert contents(folder) == before
 
 
-@pytest.mark.parametrize("name", [name for name in WRITES if not name.startswith(ADAPT)])
+@pytest.mark.parametrize("name", WRITES)
 def test_every_command_has_one_rule_for_outputs(cli, tmp_path, monkeypatch, name):
     """What exists is refused in one sentence, unless --force is given; folders above it are made."""
     monkeypatch.chdir(tmp_path)

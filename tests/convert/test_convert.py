@@ -12,7 +12,9 @@ from anytune.convert.checkpoint import read_weights
 from anytune.convert.vocabulary import vocabulary
 from anytune.errors import UserError
 from anytune.export.huggingface import save
+from anytune.export.tokenizer import write_tokenizer
 from anytune.gguf import GGUF
+from anytune.model.architectures import ARCHITECTURES
 from anytune.text import Tokenizer
 from anytune.text.splits import PRE
 from tests.export import pairs
@@ -46,7 +48,7 @@ def folder_of(base, folder, dtype="f32", **more):
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(tiny.SHAPES))
+@pytest.mark.parametrize("name", tiny.DENSE)
 def test_there_and_back_is_the_same_file(tmp_path, name):
     base = tiny.write(tmp_path / "m.gguf", name)
     facts = convert(folder_of(base, tmp_path / "hf"), tmp_path / "again.gguf")
@@ -157,16 +159,25 @@ def test_what_transformers_saves_becomes_the_file_that_it_came_from(tmp_path, na
     """config.json and weights as transformers itself writes them, of every architecture that trains."""
     need("transformers")
     base = tiny.write(tmp_path / "m.gguf", name)
-    folder = folder_of(base, tmp_path / "hf")
-    for file in (*folder.glob("*.safetensors*"), folder / "config.json"):
-        file.unlink()
+    folder = tmp_path / "hf"
     twin.transformers_model(base).save_pretrained(folder)
+    with GGUF.open(base) as file:
+        write_tokenizer(file, folder)
     convert(folder, tmp_path / "again.gguf")
     with GGUF.open(base) as a, GGUF.open(tmp_path / "again.gguf") as b:
         # the twin takes a file's factors as they are, so that its config.json does not say them
-        assert sorted(set(a.tensors) - {"rope_freqs.weight"}) == sorted(b.tensors)
+        freqs = {"rope_freqs.weight"}
+        assert set(a.tensors) - freqs == set(b.tensors) - freqs
         for tensor in b.tensors:
             np.testing.assert_allclose(b.float32(tensor), a.float32(tensor), rtol=1e-6, atol=1e-6, err_msg=tensor)
+        arch = a.metadata["general.architecture"]
+        windows = ("attention.sliding_window",) * bool(ARCHITECTURES[arch].window_period)  # phi3's is not computed
+        for key in ("expert_count", "expert_used_count", "attention.key_length", *windows):
+            assert b.metadata.get(f"{arch}.{key}") == a.metadata.get(f"{arch}.{key}"), key
+    ids = list(range(2, 40))
+    ours, theirs = (anytune.load(tmp_path / f, device="numpy", threads=1).logits(ids) for f in ("m.gguf", "again.gguf"))
+    if "rope_freqs.weight" not in a.tensors:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
@@ -252,6 +263,31 @@ def test_sentencepiece_model_gives_its_own_ids(tmp_path):
     for sample in TEXTS:
         if sample and "\0" not in sample:
             assert tokenizer.encode(sample, special=False, bos=False) == pieces.encode(sample), sample
+
+
+def test_experts_in_one_matrix_or_one_each_are_the_same(tmp_path):
+    from anytune.convert.checkpoint import Weight
+    from anytune.convert.experts import stacked
+
+    rng = np.random.default_rng(0)
+    gate, up = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)  # [experts, hidden, d]
+
+    def weight(name, x):
+        (tmp_path / name).write_bytes(np.ascontiguousarray(x).tobytes())
+        return Weight(tmp_path / name, 0, "F32", x.shape)
+
+    start = "model.layers.0.mlp.experts"
+    both = stacked({f"{start}.gate_up_proj": weight("both", np.concatenate([gate, up], 1))})
+    each = {f"{start}.{n}.{part}_proj.weight": weight(f"{part}{n}", x[n])
+            for part, x in (("gate", gate), ("up", up)) for n in (2, 0, 1)}  # fmt: skip
+    for name, right in (("gate_proj", gate), ("up_proj", up)):
+        for found in (both[f"{start}.{name}.weight"], stacked(each)[f"{start}.{name}.weight"]):
+            assert found.shape == right.shape
+            parts = [found.rows(low, high) for low, high in found.pieces(20)]
+            np.testing.assert_array_equal(np.concatenate(parts), right)
+    del each[f"{start}.1.up_proj.weight"]
+    with pytest.raises(UserError, match="2 experts"):
+        stacked(each)
 
 
 def test_several_templates_are_kept_by_name(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from anytune.engine.devices import engine_for
+from anytune.errors import UserError
 from anytune.gguf import GGUF
 from anytune.model import Lora, Model, load
 from tests.model.conftest import stream
@@ -12,7 +13,7 @@ from tests.support.require import need
 
 need("torch")
 MODULES = "all,ffn_gate_exps,ffn_up_exps,ffn_down_exps"
-MODELS = ["qwen3moe"]
+MODELS = ["qwen3moe", "qwen35moe", "gpt-oss"]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -39,6 +40,8 @@ def gradients(model, dropout: float = 0.0):
 
 @pytest.mark.parametrize("grouped, dtype, limit", [(False, "f32", 1e-4), (True, "f32", 1e-4), (True, "bf16", 0.05)])
 def test_gradients_are_numpys(path, grouped, dtype, limit):
+    if dtype == "bf16" and "qwen35" in GGUF.open(path).metadata["general.architecture"]:
+        limit = 0.3  # the norm behind a delta net's heads makes much of roundings
     want, got = gradients(load(path, device="numpy", threads=1)), gradients(on_torch(path, grouped, dtype))
     assert got[0] == pytest.approx(want[0], rel=limit / 5)
     assert np.linalg.norm(got[1] - want[1]) < limit * np.linalg.norm(want[1])
@@ -59,3 +62,9 @@ def test_decoding_is_the_whole(path, grouped):
     np.testing.assert_allclose(decoder.feed([ids[:20]])[0], whole[19], rtol=1e-3, atol=1e-3)
     for at in range(20, 30):
         np.testing.assert_allclose(decoder.feed([[ids[at]]])[0], whole[at], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("device", ["fpga-sim"])
+def test_an_engine_without_experts_says_which_have_them(path, device):
+    with pytest.raises(UserError, match="--device numpy"):
+        load(path, device=device)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from anytune.engine.numpy import compiled, fast, intrinsics, plain
+from anytune.engine.numpy import compiled, fast, plain
+from anytune.simd import exponential
 
 RANDOM = np.random.default_rng(7)
 
@@ -85,7 +86,7 @@ def test_loss_rows_fold_tiles():
 def test_exponential_is_within_two_ulp():
     from numba import njit
 
-    exp = intrinsics.exp
+    exp = exponential.exp
 
     @njit
     def each(x, y):

@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 
 from anytune.engine.check import known_answers
+from anytune.engine.dry import peaks
 from anytune.errors import UserError
 from anytune.model import Lora, load
 from tests.engine.test_torch_engine import cosines, gradients, trainee_of
 from tests.model.conftest import stream
-from tests.support import tiny
+from tests.support import dry, tiny
 from tests.support.webgpu import need_webgpu
 
 NAMES = ("llama", "qwen2", "qwen3", "gemma3")
-EACH = (*NAMES, *(name for name in tiny.EACH if name not in (*NAMES, "qwen35")))
+LACKING = {"qwen35": "delta nets", "qwen3moe": "experts", "lfm2": "short convolutions"}
+EACH = tuple(dict.fromkeys(n for n in (*NAMES, *tiny.EACH) if n not in LACKING and not tiny.has_experts(n)))
 CAPS = ("128MiB", "8KiB")  # of a binding: nothing is cut, everything is
 
 
@@ -25,7 +27,7 @@ def device():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("webgpu")
-    return {name: tiny.write(folder / f"{name}.gguf", name) for name in EACH}
+    return {name: tiny.write(folder / f"{name}.gguf", name) for name in (*EACH, *LACKING)}
 
 
 @pytest.fixture(params=CAPS)
@@ -156,6 +158,12 @@ def test_generation_is_the_numpy_engines(files, cap, name):
         np.testing.assert_allclose(got, want, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", LACKING)
+def test_what_it_lacks_is_refused_and_the_engines_that_have_it_are_named(files, name):
+    with pytest.raises(UserError, match=f"{LACKING[name]}.*--device numpy"):
+        load(files[name], device="webgpu")
+
+
 def test_a_head_that_is_trained(files):
     one, two = (trainee_of(files["llama"], device, modules="output,attn_q") for device in ("webgpu", "numpy"))
     batch = stream([30, 20])
@@ -175,18 +183,16 @@ def test_the_estimate_is_what_the_pool_takes(files, name, keep):
     hold(trainee, "blocks", keep=keep)
     batch = stream([64], silent=0.0)
     gradients(trainee, batch)
-    e, model = trainee.engine, trainee.model
-    from anytune.engine.budget import Way
-    from anytune.model.plan import _Counter
-    from anytune.model.spec import LoraSpec
+    e = trainee.engine
+    run = dry.dry_run(trainee, "blocks", 64)
+    assert e.recorder.pool.bytes == pytest.approx(pooled(run, keep), rel=0.02)
 
-    shapes = {p.name: (p.out_features, p.in_features) for p in trainee.layout.pairs}
-    counter = _Counter(model, LoraSpec(trainee.lora, shapes), 64, 64)
-    counter.budget = e.budget(model.weights, None)
-    way = Way(0.0, "blocks", e.sizes, "")
-    count = counter.budget.counter(way, 64)
-    counter._run(count, "blocks", keep)
-    assert e.recorder.pool.bytes == pytest.approx(count.bytes, rel=0.02)
+
+def pooled(run, keep: int) -> int:
+    """Bytes of the pool, of a dry run."""
+    run.measure(run.engine.sizes, keep)
+    most, _ = peaks(run.segments(run.engine.sizes, keep))
+    return sum(size * count for size, count in most.items() if size != "bytes")
 
 
 def test_the_binding_limit_can_be_lowered(files, capsys):

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 
 from anytune.engine import optimizers as rules
-from anytune.engine.budget import Way
 from anytune.errors import UserError
 from anytune.model import Full
-from anytune.model.plan import _Counter
-from anytune.model.spec import FullSpec
 from tests.model.conftest import stream
-from tests.support import full
+from tests.engine.test_webgpu_engine import pooled
+from tests.support import dry, full
 from tests.support.webgpu import need_webgpu, swiftshader
 
 ROOT = Path(__file__).parents[2]
@@ -112,17 +110,13 @@ def test_the_count_is_what_the_pool_and_the_device_hold(files, engine, name, cho
     trainee.keep = keep = min(keep, trainee.config.layers)
     engine.release()
     full.gradients(trainee, stream([64], silent=0.0))
-    subject = FullSpec(choice, trainee.shapes)
-    count = engine.budget(trainee.model.weights, None).counter(Way(0.0, "blocks", engine.sizes, ""), 64)
-    counter = _Counter(trainee.model, subject, 64, 64)
-    counter._run(count, "blocks", keep)
-    assert engine.recorder.pool.bytes == count.bytes
+    run = dry.dry_run(trainee, "blocks", 64)
+    assert engine.recorder.pool.bytes == pooled(run, keep)
     parts = [trainee.parameters, trainee.gradients, *trainee.states.values()]
-    assert sum(array.buffer.size for part in parts for array in part.values()) == subject.nbytes
-    counter.budget = engine.budget(trainee.model.weights, None)
-    frozen = counter.run(Way(0.0, "blocks", engine.sizes, ""), keep)[0] - count.bytes - subject.nbytes
+    trained = sum(array.buffer.size for part in parts for array in part.values())
     held = sum(m.nbytes for n, m in trainee.model.weights.matrices.items() if n not in trainee.names)
-    assert held <= frozen + (0 if trainee.config.tied else trainee.model.weights.embedding.nbytes) < held + 200_000
+    lookup = 0 if trainee.config.tied else trainee.model.weights.embedding.nbytes
+    assert trained + held <= dry.prepared(run) + lookup < trained + held + 200_000
 
 
 def test_a_step_takes_what_was_estimated(files):

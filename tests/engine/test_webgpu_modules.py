@@ -122,12 +122,12 @@ def test_more_rows_with_loss_never_take_fewer_rows_of_logits():
 
     for tile in (Tile(), Tile(128, 64, 16, 8, 4)):
 
-        def plan(forward, m, n, k, tile=tile):
+        def tiling(forward, m, n, k, tile=tile):
             return tile, 1, k
 
         for sizes in (Sizes(), LEAN):
             for vocabulary in (320, 49_152, 262_144):
-                steps = [chunk_rows(sizes, plan, rows, vocabulary, 64) for rows in range(1, 3000)]
+                steps = [chunk_rows(sizes, tiling, rows, vocabulary, 64) for rows in range(1, 3000)]
                 assert steps == sorted(steps) and all(0 < step <= rows for rows, step in enumerate(steps, 1))
                 assert all(step <= 16 or step * vocabulary <= sizes.logits for step in steps)
                 assert steps[127] == min(max(64, tile.m), max(16, sizes.logits // vocabulary // 16 * 16))

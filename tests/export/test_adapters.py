@@ -86,7 +86,7 @@ def test_one_alone_is_itself(tmp_path):
         (["export", "gguf", "-m", "m.gguf", "--lora", "a.gguf", "-o", "m.gguf"], ["model itself"]),
         (["export", "gguf", "-m", "m.gguf", "--lora-scaled", "a.gguf", "-o", "o.gguf"], ["ADAPTER:SCALE"]),
         (["export", "gguf", "-m", "m.gguf", "--lora-scaled", "a.gguf:nan", "-o", "o.gguf"], ["weight nan"]),
-        (["export", "peft", "-m", "m.gguf", "--lora", "a.gguf", "-o", "full"], ["full exists"]),
+        (["export", "peft", "-m", "m.gguf", "--lora", "a.gguf", "-o", "full"], ["full already exists", "--force"]),
         (["export", "peft", "-m", "m.gguf", "--lora", "a.gguf", "-o", "a.gguf/where"], ["a.gguf cannot be written"]),
     ],
 )

@@ -12,9 +12,14 @@ from anytune.model.plan import _Counter
 from anytune.model.spec import FullSpec
 from anytune.train.trained_model import TrainedModel
 from tests.model.conftest import stream
+from anytune.model.architectures import ARCHITECTURES
 from tests.support import tiny
 
-NAMES = [name for name in (*tiny.EACH, "llama-tied") if name != "qwen35"]
+NAMES = [
+    name
+    for name in (*tiny.EACH, "llama-tied")
+    if name not in ("qwen35", "gemma4") and not ARCHITECTURES[tiny.SHAPES[name].arch].experts == "all"
+]
 
 
 def gradients(trainee, batch, **change):
@@ -149,8 +154,8 @@ def test_the_file_that_comes_out(tiny_model, tmp_path, kind):
     [
         (dict(modules="attn_x"), "--train-modules takes"),
         (dict(modules=""), "nothing to train"),
-        (dict(layers=0), "--train-layers"),
-        (dict(optimizer="sgd"), r"optimizer \(--optimizer\) takes"),
+        (dict(layers=0), "layers 0 is not valid"),
+        (dict(optimizer="sgd"), "optimizer takes"),
     ],
 )
 def test_wrong_choices(tiny_model, full, words):
@@ -159,7 +164,7 @@ def test_wrong_choices(tiny_model, full, words):
 
 
 def test_a_tied_head_and_absent_biases_are_told(tiny_model):
-    with pytest.raises(UserError, match="say embed"):
+    with pytest.raises(UserError, match="use embed"):
         tiny_model("llama-tied").full_trainee(Full("output"), ubatch=8)
     with pytest.raises(UserError, match="none of the tensors"):
         tiny_model("llama").full_trainee(Full("bias"), ubatch=8)

@@ -94,3 +94,31 @@ def test_devices_and_threads_are_checked(tiny_model):
     with pytest.raises(UserError, match="--threads"):
         load(path, threads=0)
     assert load(path, device="cpu", threads=1).engine.name == "numpy"
+
+
+def test_the_engine_is_told_of_the_widest_head(tiny_model):
+    """Kernels fit heads up to a width: what records its steps must know."""
+    assert tiny_model("gemma4").engine.widest == 32 and tiny_model("qwen2").engine.widest == 16
+
+
+def test_blocks_behind_the_layers_change_nothing(tiny_model, tmp_path):
+    """Those of speculative decoding: skipped here and in llama.cpp, kept in the file."""
+    from anytune.gguf import GGUF, write_gguf
+    from tests.support import tiny
+
+    plain = tiny_model("qwen35")
+    count = plain.config.layers
+    with GGUF.open(plain.gguf.path) as file:
+        last = f"blk.{count - 1}."  # a layer of another kind than block `count` would be
+        more = {name.replace(last, f"blk.{count}."): name for name in file.tensors if name.startswith(last)}
+        tensors = [(name, t.shape, "F32", file.float32(name)) for name, t in file.tensors.items()]
+        tensors += [(name, file.tensors[of].shape, "F32", 9 * file.float32(of)) for name, of in more.items()]
+        values = file.metadata | {"qwen35.block_count": count + 1, "qwen35.nextn_predict_layers": 1}
+        path = tmp_path / "behind.gguf"
+        write_gguf(path, values, tensors, kinds=file.kinds)
+    model = load(path, threads=1)
+    assert model.config.layers == count and tiny.SHAPES["qwen35"].layers == count
+    np.testing.assert_array_equal(model.logits(IDS), plain.logits(IDS))
+    names = model.trainee(Lora(rank=2), ubatch=8).names
+    assert names and not any(name.startswith(f"blk.{count}.") for name in names)
+    assert f"blk.{count}.ffn_down.weight" in model.gguf.tensors

@@ -51,7 +51,8 @@ def test_gradients_along_a_random_direction(tiny_model, name):
     trainee, batch = trainee_of(tiny_model(name)), stream([17, 1, 22])
     _, gradient = gradients(trainee, batch)
     # the norm behind a head's result bends the loss, another choice of experts breaks it
-    step = 1e-4 if name in ("qwen35", "qwen3moe") else 2e-2
+    small = dict.fromkeys(("qwen35", "qwen3moe", "qwen35moe", "gpt-oss", "glm4moe"), 1e-4)
+    step = (small | {"gemma4": 5e-3}).get(name, 2e-2)
     assert slope(trainee, batch, gradient, step) == pytest.approx(np.linalg.norm(gradient), rel=5e-3)
 
 
@@ -66,7 +67,7 @@ def test_packed_examples_are_as_if_alone(tiny_model, name):
         alone.ids[...], alone.targets[...] = batch.ids[low:high], batch.targets[low:high]
         loss, gradient = gradients(trainee, alone)
         total, sum_of = total + loss, sum_of + gradient
-    same((total, sum_of), packed, 1e-4 if name == "qwen35" else 2e-5)  # the delta net's chunks begin elsewhere
+    same((total, sum_of), packed, 1e-4 if name.startswith("qwen35") else 2e-5)  # the delta net's chunks begin elsewhere
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -183,6 +184,24 @@ def test_state_restores_and_rejects(tiny_model):
     np.testing.assert_array_equal(one.parameters, two.parameters)
     with pytest.raises(UserError, match="parameters"):
         two.load_state({"parameters": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize("name", ["qwen35", "qwen35moe", "gpt-oss"])
+def test_a_continued_run_ends_in_the_same_bytes(tiny_model, name):
+    model, batches = tiny_model(name), [stream([20, 9], seed=s) for s in range(4)]
+    model.engine.release()
+
+    def steps(trainee, numbers):
+        for step in numbers:
+            trainee.accumulate(batches[step - 1], 0.1, step, 0)
+            trainee.update(1e-2, step)
+        return {key: value.copy() for key, value in trainee.state().items()}
+
+    whole = steps(trainee_of(model, dropout=0.1), (1, 2, 3, 4))
+    half, other = steps(trainee_of(model, dropout=0.1), (1, 2)), trainee_of(model, seed=8, dropout=0.1)
+    other.load_state(half)
+    for key, value in steps(other, (3, 4)).items():
+        np.testing.assert_array_equal(value, whole[key])
 
 
 def test_an_adapter_goes_on_where_it_was(tiny_model):

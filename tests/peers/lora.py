@@ -20,6 +20,9 @@ def back(tensor: str, w: np.ndarray, values: dict, side: str) -> np.ndarray:
     return np.take(w, np.argsort(order), axis)
 
 
+FED = tuple(f"ffn_{part}{end}.weight" for part in ("gate", "up", "down") for end in ("", "_shexp"))
+
+
 class PeftTwin:
     """A transformers model of `path` with peft adapters; tensors: {base tensor: (a [r, in], b [out, r])}."""
 
@@ -35,7 +38,8 @@ class PeftTwin:
         self.values, _ = twin.read(path)
         self.arch = self.values["general.architecture"]
         experts = {name: pair for name, pair in tensors.items() if twin_experts.is_expert(name)}
-        tensors = {name: pair for name, pair in tensors.items() if name not in experts}
+        plain = {name: pair for name, pair in tensors.items() if self.arch == "glm4moe" and name.endswith(FED)}
+        tensors = {name: pair for name, pair in tensors.items() if name not in experts and name not in plain}
         modules = [twin.module_name(name, self.arch).removesuffix(".weight") for name in tensors]
         settings = peft.LoraConfig(
             r=rank, lora_alpha=alpha, use_rslora=rslora, lora_dropout=0.0, target_modules=modules
@@ -54,6 +58,10 @@ class PeftTwin:
         if len(trained) != 2 * len(tensors):
             raise AssertionError(f"peft trains {len(trained)} tensors, not {2 * len(tensors)}")
         scale = alpha / (rank**0.5 if rslora else rank)
+        plain = {
+            name: (twin.module_name(name, self.arch).removesuffix(".weight"), *pair) for name, pair in plain.items()
+        }
+        self.parameters |= twin_experts.adapt_linears(self.model.base_model.model, plain, scale)
         self.parameters |= twin_experts.adapt(self.model.base_model.model, self.arch, experts, scale)
 
     def logits(self, ids: list[int]) -> np.ndarray:

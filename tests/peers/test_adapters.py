@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import anytune
+from anytune.errors import UserError
 from anytune.llamacpp.judge import llamacpp_logprobs
 from anytune.model import naming
 from anytune.model.architectures import ARCHITECTURES
@@ -94,7 +95,14 @@ def test_tiny_in_another_order_is_seen(case, small, tmp_path, name):
     assert differ(change(model.logits(IDS), model.logits(IDS, adapter)), moved) > 100 * AGREES
 
 
-@pytest.mark.parametrize("name, modules, rslora", TINY)
+@pytest.mark.parametrize("name, modules", [("glm4moe", "ffn_up"), ("qwen3moe", "ffn_up_exps")])
+def test_what_peft_has_no_name_for_is_refused(small, tmp_path, name, modules):
+    _, model, adapter = small(name, modules)
+    with pytest.raises(UserError, match=r"\.gguf"):
+        adapter.save(tmp_path / "peft", gguf=model.gguf)
+
+
+@pytest.mark.parametrize("name, modules, rslora", [case for case in TINY if case[0] != "glm4moe"])
 def test_tiny_in_peft(small, tmp_path, name, modules, rslora):
     path, model, adapter = small(name, modules, rslora)
     adapter.save(tmp_path / "peft", gguf=model.gguf)

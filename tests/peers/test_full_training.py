@@ -10,7 +10,8 @@ from anytune.model import Full
 from anytune.train.trained_model import TrainedModel
 from tests.peers.batches import examples, micro_batch, targets_of
 from tests.peers.lora import back
-from tests.support import twin
+from tests.support import twin, twin_experts
+from tests.support.distributions import kl
 from tests.support.require import need
 
 NAMES = ["llama", "llama3", "mistral", "qwen2", "qwen3", "qwen3-tied", "gemma3"]
@@ -91,6 +92,47 @@ def test_gradients_losses_and_the_model_that_comes_out(tiny_file, tmp_path, name
     with torch.no_grad():
         want = torch.log_softmax(torch.from_numpy(twin.logits(peer.model.eval(), line)), -1).numpy()
     assert np.sum(np.exp(want) * (want - served), -1).max() < 1e-4
+
+
+def gradient_of(tensor: str, weights: dict, values: dict, own: dict) -> np.ndarray:
+    """What transformers has for a tensor, as the GGUF has it; own: its parameters by name."""
+    arch = values["general.architecture"]
+    if found := twin_experts.PART.fullmatch(tensor):
+        end = "_bias" if found[3] == "bias" else ""
+        place = twin_experts.PLACE.format(found[1])
+        both = {name: own[f"{place}.{name}{end}"].grad for name in ("gate_up_proj", "down_proj")}
+        return twin_experts.ours(arch, both)[found[2]].numpy()
+    gradient, shape = own[twin.module_name(tensor, arch)].grad.numpy(), weights[tensor].shape
+    places = twin.theirs(tensor, np.arange(weights[tensor].size).reshape(shape), values)
+    out = np.empty(weights[tensor].size, np.float32)
+    out[places.ravel()] = gradient.ravel()
+    return out.reshape(shape) / (weights[tensor] if tensor.endswith("ssm_a") else 1)  # A_log is there
+
+
+@pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss", "qwen35", "qwen35moe"])
+def test_gradients_of_experts_states_and_sinks(tiny_file, tmp_path, name):
+    need("torch").set_num_threads(1)
+    path, (ids, targets) = tiny_file(name), next(batches(1))
+    trainee, batch = anytune.load(path, device="numpy", threads=1).full_trainee(Full(), ubatch=69), None
+    values, weights = twin.read(path)
+    assert set(trainee.names) == set(weights)
+    batch = micro_batch(ids, targets)
+    trainee.accumulate(batch, 1 / batch.loss_tokens, 1, 0)
+    peer = Twin.__new__(Twin)
+    peer.model = twin.transformers_model(path).train()
+    peer.loss(ids, targets).backward()
+    own = dict(peer.model.named_parameters())
+    for tensor in weights:
+        got = trainee.gradients[tensor].astype(np.float64)
+        want = gradient_of(tensor, weights, values, own).astype(np.float64).ravel()
+        assert got @ want >= 0.9999 * np.linalg.norm(got) * np.linalg.norm(want), tensor
+        assert np.linalg.norm(got) == pytest.approx(np.linalg.norm(want), rel=2e-3), tensor
+    trainee.update(RATE, 1)
+    need("xllamacpp")
+    TrainedModel(trainee.model.gguf, trainee.values(), "F32").save(tmp_path / "tuned.gguf")
+    line = ids[0].tolist()
+    served = llamacpp_logprobs(tmp_path / "tuned.gguf", [line], vocab=320, threads=1)[0]
+    assert kl(served, anytune.load(tmp_path / "tuned.gguf", device="numpy", threads=1).logits(line)).max() < 1e-7
 
 
 def test_adafactor_is_that_of_transformers():

@@ -7,13 +7,13 @@ from tests.support import tiny, twin
 from tests.support.distributions import kl
 from tests.support.require import need
 
-GELU_TABLE = 5e-6  # llama.cpp reads GELU from a table of 16-bit floats
+GELU_TABLE = 1e-5  # llama.cpp reads GELU from a table of 16-bit floats
 
 
 @pytest.mark.parametrize("name", tiny.SHAPES)
 def test_llamacpp_and_transformers_agree(case, name):
     c = case(name)
-    limit = GELU_TABLE if name.startswith("gemma") else 1e-8 if name == "qwen35" else 1e-9
+    limit = GELU_TABLE if name.startswith("gemma") else 1e-8 if name.startswith("qwen35") else 1e-9
     assert c.llamacpp.std() > 1, "logits that say nothing"
     assert kl(c.transformers, c.llamacpp).max() < limit
 

@@ -23,11 +23,14 @@ def test_tiny_f32(case, name):
     mine = ours(c.path, c.ids)
     assert mine.shape == c.llamacpp.shape and mine.dtype == np.float32
     assert kl(c.transformers, mine).max() < 1e-9
-    assert kl(c.llamacpp, mine).max() < (5e-6 if name.startswith("gemma") else 1e-9)  # its GELU is a table of f16
+    limit = 1e-5 if name.startswith("gemma") else 1e-8 if name == "qwen35moe" else 1e-9  # its GELU is a table of f16
+    assert kl(c.llamacpp, mine).max() < limit
 
 
-@pytest.mark.parametrize("type", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", *tiny.K_QUANTS])
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+TYPES = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", *(t for t in tiny.K_QUANTS if t != "TQ2_0")]
+
+
+@pytest.mark.parametrize("name, type", [("bitnet", "TQ2_0"), *((n, t) for n in ("llama", "gemma3") for t in TYPES)])
 def test_tiny_quantized(case, name, type):
     """The dequantized weights exactly; llama.cpp rounds activations to 8 bits here."""
     c = case(name, type)

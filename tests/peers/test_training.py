@@ -83,7 +83,7 @@ def test_fifty_steps(tiny_file, name):
     path = tiny_file(name)
     batches = fifty(np.random.default_rng(5), 4, 24, 320)
     trainee = trainee_of(path, batches[0][0].size)
-    lr = 1e-3 if name == "qwen35" else 2e-3  # its loss bends so much that roundings grow
+    lr = {"qwen35": 1e-3, "qwen35moe": 3e-4}.get(name, 2e-3)  # its loss bends so much that roundings grow
     theirs = PeftTwin(path, trainee.adapter().tensors, RANK, ALPHA).train(batches, lr=lr)
     mine = losses_of(trainee, batches, lr=lr)
     np.testing.assert_allclose(mine, theirs, rtol=5e-3)

@@ -177,7 +177,7 @@ def test_an_interrupted_base_run_leaves_nothing(tmp_path):
         (["-m", "{m}", "-f", "{t}", "--hellaswag", "--multiple-choice"], ["choose one"]),
         (["-m", "{m}", "-f", "{t}", "--hellaswag"], ["text.txt", "6"]),
         (["-m", "{m}", "-f", "{t}", "--multiple-choice"], ["text.txt", "line 1"]),
-        (["-m", "{m}", "-f", "{t}", "-c", "32", "--kl-divergence-base", "nowhere/base.bin"], ["nowhere"]),
+        (["-m", "{m}", "-f", "{t}", "-c", "32", "--kl-divergence-base", "{short}/base.bin"], ["short.txt"]),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, capsys, arguments, words):

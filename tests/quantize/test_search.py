@@ -233,7 +233,7 @@ def test_mistakes_are_one_sentence(files, tmp_path, capsys):
     base = ["quantize", "search", "-f", str(text), "-c", "32", "-t", "1"]
     for args, word in (
         (["-m", model, "--budget", "1KiB"], "cannot be met"),
-        (["-m", model, "--budget", "much"], "no budget"),
+        (["-m", model, "--budget", "much"], "not a budget"),
         (["-m", model, "--budget", "4bpw", "--types", "Q9_9"], "no tensor type"),
         (["-m", model, "--budget", "4bpw", "--types", ","], "--types"),
         (["-m", str(quantized), "--budget", "4bpw"], "rounding twice"),

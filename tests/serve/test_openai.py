@@ -215,7 +215,7 @@ def test_errors_have_openais_form(server):
         ({"tool_choice": "required"}, "no tools"),
         ({"response_format": {"type": "xml"}}, "json_schema"),
         ({"response_format": {"type": "json_object", "schema": {"type": "nonsense"}}}, "cannot be used"),
-        ({"logit_bias": {"99999": 1}}, "no token"),
+        ({"logit_bias": {"99999": 1}}, "not a token"),
         ({"extra_body": {"lora": [{"id": 99, "scale": 1}]}}, "no adapter|No adapter"),
     ):
         with pytest.raises(openai.BadRequestError, match=words):

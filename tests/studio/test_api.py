@@ -48,7 +48,7 @@ def test_lines_with_problems_are_named_and_nothing_starts(studio):
     answer = studio.http.post("/api/runs", json={"model": studio.model, "data": broken})
     assert answer.status_code == 409 and "2 lines" in answer.json()["error"]
     change = {"version": 1, "changes": {"2": None, "4": lines[2].decode()}}
-    assert studio.post(f"data/{broken}/edit", change)["versions"][-1]["change"] == "1 changed, 1 taken out"
+    assert studio.post(f"data/{broken}/edit", change)["versions"][-1]["change"] == "1 changed, 1 removed"
     look = studio.get(f"data/{broken}/look", model=studio.model)
     assert look["examples"] == 3 and not look["problems"]
     assert studio.get(f"data/{broken}/look", model=studio.model, version=1)["problem_count"] == 2

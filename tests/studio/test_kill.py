@@ -35,7 +35,7 @@ def test_a_run_whose_process_is_killed_says_so_and_goes_on(own):
     while json.loads(own_until.read_text())["state"] != "crashed":
         time.sleep(0.05)
     row = own.get(f"jobs/{run}")
-    assert row["state"] == "crashed" and "ran out of memory" in row["message"]
+    assert row["state"] == "crashed" and "memory ran out" in row["message"]
     own.post(f"jobs/{run}/resume")
     own.until(run, "finished")
     steps = own.get(f"jobs/{run}/series", points=500)["columns"]["step"]

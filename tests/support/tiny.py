@@ -28,6 +28,7 @@ K_QUANTS = {
     "Q4_K": (0, 2, 144),
     "Q5_K": (0, 2, 176),
     "Q6_K": (208, None, 210),
+    "TQ2_0": (64, None, 66),
 }
 
 
@@ -51,6 +52,7 @@ class Shape:
     pre: str = "smollm"
     rope_base: float = 10000.0
     factors: bool = False  # rope_freqs.weight, as Llama 3.1 files have it
+    sub_norm: bool = False  # norms before the last product of attention and MLP (bitnet)
     fused: bool = False  # queries, keys and values are one matrix, gate and up are another (phi3)
     long: bool = False  # rope_factors_short.weight and rope_factors_long.weight (phi3)
     meta: dict = field(default_factory=dict)
@@ -68,6 +70,17 @@ PHI3 = {
     "rope.scaling.original_context_length": 256,
     "rope.scaling.attn_factor": 1.2,
     "attention.sliding_window": 8,  # which llama.cpp leaves out
+}
+
+GEMMA4 = {
+    "attention.sliding_window": 8,
+    "attention.key_length_swa": 16,
+    "attention.value_length_swa": 16,
+    "rope.dimension_count": 32,
+    "rope.dimension_count_swa": 16,
+    "rope.freq_base_swa": 1e4,
+    "attention.shared_kv_layers": 0,
+    "final_logit_softcapping": 4.0,
 }
 
 QWEN35 = {
@@ -116,6 +129,36 @@ SHAPES = {
         spm=True,
         rope_base=1e6,
         meta={"attention.sliding_window": 8},
+    ),
+    "gemma4": Shape(  # as E2B: own embeddings, the last three layers read keys of others
+        "gemma4",
+        layers=7,
+        kv_heads=1,
+        head_dim=32,
+        tied=True,
+        spm=True,
+        rope_base=1e6,
+        meta=GEMMA4
+        | {
+            "attention.sliding_window_pattern": [True, False, True, False, True, True, False],
+            "attention.shared_kv_layers": 3,
+            "embedding_length_per_layer_input": 32,
+            "feed_forward_length": [96] * 4 + [192] * 3,
+        },
+    ),
+    "gemma4-dense": Shape(  # as 31B: values are keys in full layers, which have fewer heads
+        "gemma4",
+        layers=4,
+        head_dim=32,
+        tied=True,
+        spm=True,
+        rope_base=1e6,
+        meta=GEMMA4
+        | {
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "attention.head_count_kv": [2, 2, 2, 1],
+            "embedding_length_per_layer_input": 0,
+        },
     ),
     "gemma3-linear": Shape(
         "gemma3",
@@ -170,6 +213,49 @@ SHAPES = {
         "phi3", head_dim=16, spm=True, fused=True, long=True, meta=PHI3 | {"rope.scaling.original_context_length": 16}
     ),
     "qwen3moe": Shape("qwen3moe", qk_norm=True, pre="qwen2", rope_base=1e6, ff=192, meta=MOE),
+    "gpt-oss": Shape(
+        "gpt-oss",
+        layers=3,
+        pre="gpt-4o",
+        rope_base=1.5e5,
+        meta=MOE
+        | {
+            "attention.sliding_window": 8,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 64,
+        },
+    ),
+    "glm4moe": Shape(
+        "glm4moe",
+        layers=3,
+        pre="glm4",
+        rope_base=1e6,
+        meta=MOE
+        | {
+            "rope.dimension_count": 16,
+            "leading_dense_block_count": 1,
+            "expert_shared_count": 2,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.5,
+        },
+    ),
+    "mixtral": Shape("llama", spm=True, ff=64, meta={"expert_count": 4, "expert_used_count": 2}),
+    "qwen35moe": Shape(
+        "qwen35moe", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35 | MOE | {"expert_shared_feed_forward_length": 64}
+    ),
+    "bitnet": Shape("bitnet", head_dim=16, kv_heads=4, tied=True, spm=True, sub_norm=True),
+    "lfm2": Shape(
+        "lfm2",
+        layers=3,
+        head_dim=16,
+        tied=True,
+        qk_norm=True,
+        pre="lfm2",
+        rope_base=1e6,
+        meta={"shortconv.l_cache": 3, "attention.head_count_kv": [0, 2, 0]},
+    ),
     "qwen35": Shape("qwen35", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35),
     "qwen35-wide": Shape(
         "qwen35",
@@ -184,6 +270,14 @@ SHAPES = {
 
 # one of each architecture: what every test of an architecture runs over
 EACH = tuple({shape.arch: name for name, shape in reversed(SHAPES.items())}.values())[::-1]
+
+
+def has_experts(name: str) -> bool:
+    return "expert_count" in SHAPES[name].meta
+
+
+DENSE = tuple(name for name in sorted(SHAPES) if not has_experts(name))
+MIXTURES = tuple(name for name in sorted(SHAPES) if has_experts(name))
 
 
 def write(path: Path, name: str = "llama", type: str = "F32", seed: int = 0, **meta) -> Path:
@@ -203,10 +297,13 @@ def write(path: Path, name: str = "llama", type: str = "F32", seed: int = 0, **m
         if kind == "matrix":
             stored, data = type, matrix(rng, dims, scale, type)
         else:
-            offset = {"norm": 1.0}.get(kind, 0.0)
+            offset = {"norm": 1.0, "small": 0.3}.get(kind, 0.0)
             stored, data = "F32", (offset + scale * rng.standard_normal(dims)).astype(np.float32)
             data = -np.exp(data) if kind == "decay" else data
         tensors.append((tensor, dims, stored, data))
+    if shape.arch == "gemma4":  # an eighth of each head turns in full layers
+        factors = np.where(np.arange(shape.head_dim // 2) < shape.head_dim // 8, 1, 1e30).astype(np.float32)
+        tensors.append(("rope_freqs.weight", factors.shape, "F32", factors))
     if shape.factors:
         factors = rope_factors(shape)
         tensors.append(("rope_freqs.weight", factors.shape, "F32", factors))
@@ -224,7 +321,7 @@ def matrix(rng: np.random.Generator, dims: tuple[int, ...], scale: float, type: 
         return (scale * rng.standard_normal(dims)).astype(np.float32)
     d, dmin, size = K_QUANTS[type]
     blocks = rng.integers(0, 256, (math.prod(dims) // 256, size), dtype=np.uint8)
-    unit = {"Q2_K": 8 * 1.1, "Q3_K": 18 * 2.3, "Q4_K": 32 * 6, "Q5_K": 32 * 12, "Q6_K": 74 * 18.5}[type]
+    unit = {"Q2_K": 8 * 1.1, "Q3_K": 18 * 2.3, "Q4_K": 32 * 6, "Q5_K": 32 * 12, "Q6_K": 74 * 18.5, "TQ2_0": 1.2}[type]
     blocks[:, d : d + 2] = np.frombuffer(np.float16(scale / unit).tobytes(), np.uint8)
     if dmin is not None:  # the offset that centres the quants: half of their range
         middle = {"Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}[type]
@@ -244,8 +341,14 @@ def tensor_table(s: Shape) -> dict[str, tuple[tuple[int, ...], float, str]]:
 
     table = {
         "token_embd.weight": ((s.vocab, s.width), 2 * s.width**-0.5, "matrix"),
-        "output_norm.weight": norm(s.width),
+        "token_embd_norm.weight" if s.arch == "lfm2" else "output_norm.weight": norm(s.width),
     }
+    if own := s.meta.get("embedding_length_per_layer_input"):
+        table |= {
+            "per_layer_token_embd.weight": ((s.vocab, s.layers * own), own**-0.5, "matrix"),
+            "per_layer_model_proj.weight": linear(s.layers * own, s.width),
+            "per_layer_proj_norm.weight": norm(own),
+        }
     if not s.tied:
         table["output.weight"] = ((s.vocab, s.width), 2 * s.width**-0.5, "matrix")
     for i in range(s.layers):
@@ -267,6 +370,8 @@ def tensor_table(s: Shape) -> dict[str, tuple[tuple[int, ...], float, str]]:
                 "attn_k.bias": ((kv,), 0.5, "bias"),
                 "attn_v.bias": ((kv,), 0.5, "bias"),
             }
+        if s.sub_norm:
+            layer |= {"attn_sub_norm.weight": norm(q), "ffn_sub_norm.weight": norm(s.ff)}
         if s.fused:
             for name in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
                 del layer[f"{name}.weight"]

@@ -24,8 +24,11 @@ def feed_forward(s: Any, i: int) -> dict[str, Row]:
     rows = gated("_exps", s.width, inner)
     found = {"ffn_gate_inp.weight": ((experts, s.width), 2 * s.width**-0.5, "constant")}
     found |= {name: ((experts, *shape), scale, kind) for name, (shape, scale, kind) in rows.items()}
+    if count := s.meta.get("expert_shared_count", 0):
+        found |= gated("_shexp", s.width, count * inner) | {"exp_probs_b.bias": ((experts,), 0.2, "bias")}
     if shared := s.meta.get("expert_shared_feed_forward_length", 0):
         found |= gated("_shexp", s.width, shared)
+        found["ffn_gate_inp_shexp.weight"] = ((s.width,), s.width**-0.5, "constant")
     return found
 
 
@@ -72,4 +75,86 @@ def qwen35(s: Any, i: int) -> dict[str, Row]:
     }
 
 
-LAYERS = {"qwen35": qwen35}
+def gptoss(s: Any, i: int) -> dict[str, Row]:
+    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    rows = {
+        "attn_norm.weight": norm(s.width),
+        "attn_q.weight": linear(q, s.width),
+        "attn_k.weight": linear(kv, s.width),
+        "attn_v.weight": linear(kv, s.width),
+        "attn_output.weight": linear(s.width, q),
+        "attn_sinks.weight": ((s.heads,), 1.0, "bias"),
+        "post_attention_norm.weight": norm(s.width),
+        **feed_forward(s, i),
+    }
+    matrices = {name: shape for name, (shape, _, _) in rows.items() if len(shape) > 1}
+    return rows | {name.replace(".weight", ".bias"): (shape[:-1], 0.5, "bias") for name, shape in matrices.items()}
+
+
+def glm4moe(s: Any, i: int) -> dict[str, Row]:
+    rows = {name: row for name, row in gptoss(s, i).items() if "ffn" not in name and "sinks" not in name}
+    return {name: row for name, row in rows.items() if name != "attn_output.bias"} | feed_forward(s, i)
+
+
+def gemma4(s: Any, i: int) -> dict[str, Row]:
+    """Heads by the kind of layer; no keys and values where another's are read; own embeddings where the file has."""
+    windowed, first = s.meta["attention.sliding_window_pattern"][i], s.layers - s.meta["attention.shared_kv_layers"]
+    size = s.meta["attention.key_length_swa"] if windowed else s.head_dim
+    keys, ff = s.meta.get("attention.head_count_kv", s.kv_heads), s.meta.get("feed_forward_length", s.ff)
+    keys, ff = (x[i] if isinstance(x, list) else x for x in (keys, ff))
+    own = s.meta["embedding_length_per_layer_input"]
+    layer = {
+        "attn_norm.weight": norm(s.width),
+        "attn_q.weight": linear(s.heads * size, s.width),
+        "attn_q_norm.weight": ((size,), 0.1, "small"),  # scores are not divided by the size
+        "attn_output.weight": linear(s.width, s.heads * size),
+        "post_attention_norm.weight": norm(s.width),
+        "ffn_norm.weight": norm(s.width),
+        "ffn_gate.weight": linear(ff, s.width),
+        "ffn_up.weight": linear(ff, s.width),
+        "ffn_down.weight": linear(s.width, ff),
+        "post_ffw_norm.weight": norm(s.width),
+        "layer_output_scale.weight": ((1,), 0.2, "norm"),
+    }
+    if i < first:
+        layer |= {"attn_k.weight": linear(keys * size, s.width), "attn_k_norm.weight": ((size,), 0.1, "small")}
+        if windowed or own:
+            layer["attn_v.weight"] = linear(keys * size, s.width)
+    if own:
+        layer |= {
+            "inp_gate.weight": linear(own, s.width),
+            "proj.weight": linear(s.width, own),
+            "post_norm.weight": norm(s.width),
+        }
+    return layer
+
+
+def lfm2(s: Any, i: int) -> dict[str, Row]:
+    """Short convolutions but in layers that have key heads."""
+    q, kv = s.heads * s.head_dim, s.meta["attention.head_count_kv"][i] * s.head_dim
+    if kv:
+        mixer = {
+            "attn_q.weight": linear(q, s.width),
+            "attn_k.weight": linear(kv, s.width),
+            "attn_v.weight": linear(kv, s.width),
+            "attn_q_norm.weight": norm(s.head_dim),
+            "attn_k_norm.weight": norm(s.head_dim),
+            "attn_output.weight": linear(s.width, q),
+        }
+    else:
+        mixer = {
+            "shortconv.in_proj.weight": linear(3 * s.width, s.width),
+            "shortconv.conv.weight": ((s.width, s.meta["shortconv.l_cache"]), 0.5, "constant"),
+            "shortconv.out_proj.weight": linear(s.width, s.width),
+        }
+    return {
+        "attn_norm.weight": norm(s.width),
+        **mixer,
+        "ffn_norm.weight": norm(s.width),
+        "ffn_gate.weight": linear(s.ff, s.width),
+        "ffn_up.weight": linear(s.ff, s.width),
+        "ffn_down.weight": linear(s.width, s.ff),
+    }
+
+
+LAYERS = {"glm4moe": glm4moe, "gpt-oss": gptoss, "qwen35": qwen35, "qwen35moe": qwen35, "gemma4": gemma4, "lfm2": lfm2}

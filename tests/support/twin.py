@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.support import twin_experts
 from tests.support.require import need
-from tests.support.twin_kinds import KINDS, kind_of
+from tests.support.twin_kinds import ENDS, KINDS, WHOLE, kind_of
 
 
 def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -32,10 +32,11 @@ def unpermute(w: np.ndarray, heads: int) -> np.ndarray:
 def module_name(tensor: str, arch: str) -> str:
     """GGUF tensor name -> transformers parameter name (without the outermost "model." of a peft wrapper)."""
     stem, _, kind = tensor.rpartition(".")
-    if stem in ("token_embd", "output_norm", "output"):
-        return {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}[stem] + "." + kind
-    _, layer, name = tensor.split(".")[:3]
-    whole = {"ssm_a": "linear_attn.A_log", "ssm_dt": "linear_attn.dt_bias"}.get(name)
+    if not tensor.startswith("blk."):
+        return f"{ENDS[stem]}.{kind}"
+    layer, name = tensor.split(".", 2)[1:]
+    name = name.removesuffix(".weight").removesuffix(".bias")
+    whole = WHOLE.get(name)
     return f"model.layers.{layer}." + (whole or f"{KINDS[arch].names[name]}.{kind}")
 
 
@@ -53,8 +54,10 @@ def theirs(tensor: str, w: np.ndarray, values: dict, lora: str = "") -> np.ndarr
     if heads := heads_of(tensor, values):
         return w if lora == "a" else unpermute(w, heads)
     part = tensor.split(".")[2] if tensor.startswith("blk.") else ""
-    if arch == "qwen35" and (part.startswith("ssm_") and part != "ssm_norm" or part in ("attn_qkv", "attn_gate")):
-        keys, count, size = (values[f"qwen35.ssm.{k}"] for k in ("group_count", "time_step_rank", "state_size"))
+    if arch in ("qwen35", "qwen35moe") and (
+        part.startswith("ssm_") and part != "ssm_norm" or part in ("attn_qkv", "attn_gate")
+    ):
+        keys, count, size = (values[f"{arch}.ssm.{k}"] for k in ("group_count", "time_step_rank", "state_size"))
         columns = part == "ssm_out"
         if lora and columns != (lora == "a"):
             return w
@@ -122,18 +125,20 @@ def transformers_model(path: Path, attention: str = "eager"):
     values, weights = read(path)
     arch = values["general.architecture"]
     cfg = config(values, weights, attention)
-    factors = weights.pop("rope_freqs.weight", None)
+    factors = None if arch == "gemma4" else weights.pop("rope_freqs.weight", None)
     weights = {name: w for name, w in weights.items() if not name.startswith("rope_")}
     state = twin_experts.state(arch, weights)
     for name, w in weights.items():
+        if name.endswith("_inp_shexp.weight"):
+            w = w[None]
         if twin_experts.is_expert(name):
             continue
         w = theirs(name, w, values)
-        if "norm" in name and (arch in ("gemma2", "gemma3") or arch == "qwen35" and "ssm" not in name):
+        if "norm" in name and (arch in ("gemma2", "gemma3") or arch in ("qwen35", "qwen35moe") and "ssm" not in name):
             w = w - 1  # the file holds 1 + weight
         if name.endswith("ssm_a"):
             w = np.log(-w)
-        if "ssm_conv1d" in name:
+        if "ssm_conv1d" in name or "shortconv.conv" in name:
             w = w[:, None]
         state[module_name(name, arch)] = torch.from_numpy(w)
     if cfg.tie_word_embeddings:

@@ -37,6 +37,15 @@ def theirs(arch: str, parts: dict):
     return {name: x.transpose(1, 2) if swapped and x.ndim == 3 else x for name, x in found.items()}
 
 
+def ours(arch: str, found: dict) -> dict:
+    """The inverse of theirs(), of tensors or biases of all of a layer's experts."""
+    swapped = arch == "gpt-oss"
+    found = {name: x.transpose(1, 2) if swapped and x.ndim == 3 else x for name, x in found.items()}
+    both = found["gate_up_proj"]
+    gate, up = (both[:, 0::2], both[:, 1::2]) if swapped else both.chunk(2, 1)
+    return {"gate": gate, "up": up, "down": found["down_proj"]}
+
+
 def state(arch: str, weights: dict[str, np.ndarray]) -> dict:
     """The parameters of the tensors of experts among `weights`."""
     torch, layers = need("torch"), defaultdict(dict)
@@ -48,6 +57,25 @@ def state(arch: str, weights: dict[str, np.ndarray]) -> dict:
         end = "_bias" if kind == "bias" else ""
         made |= {f"{PLACE.format(layer)}.{name}{end}": x.contiguous() for name, x in theirs(arch, parts).items()}
     return made
+
+
+def adapt_linears(model, names: dict, scale: float) -> dict:
+    """The same of plain linears, {tensor: (module, a, b)}, whose names peft takes for those of experts."""
+    torch, found = need("torch"), {}
+
+    class Change(torch.nn.Module):
+        def __init__(self, pair: tuple):
+            super().__init__()
+            self.a, self.b = pair
+
+        def forward(self, w):
+            return w + scale * (self.b @ self.a)
+
+    for tensor, (module, *pair) in names.items():
+        found[tensor] = tuple(torch.nn.Parameter(torch.from_numpy(np.array(x, np.float32))) for x in pair)
+        change = Change(found[tensor])
+        torch.nn.utils.parametrize.register_parametrization(model.get_submodule(module), "weight", change)
+    return found
 
 
 def adapt(model, arch: str, tensors: dict, scale: float) -> dict:

@@ -8,6 +8,22 @@ from typing import Any
 
 from tests.support import twin_experts
 
+ENDS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "token_embd_norm": "model.embedding_norm",
+    "output": "lm_head",
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+}
+WHOLE = {
+    "exp_probs_b": "mlp.gate.e_score_correction_bias",
+    "ssm_a": "linear_attn.A_log",
+    "ssm_dt": "linear_attn.dt_bias",
+    "layer_output_scale": "layer_scalar",
+    "attn_sinks": "self_attn.sinks",
+}
 LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -32,6 +48,26 @@ OLMO2_NAMES = LAYER_NAMES | {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 PHI3_NAMES = LAYER_NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+GPTOSS_NAMES = LAYER_NAMES | {"post_attention_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.router"}
+GEMMA4_NAMES = GEMMA_NAMES | {
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+}
+BITNET_NAMES = LAYER_NAMES | {"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"}
+LFM2_NAMES = {
+    **{f"attn_{name}": f"self_attn.{name}_proj" for name in "qkv"},
+    **{f"attn_{name}_norm": f"self_attn.{name}_layernorm" for name in "qk"},
+    **{f"ffn_{name}": f"feed_forward.{theirs}" for name, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2"))},
+    **{f"shortconv.{name}": f"conv.{name}" for name in ("in_proj", "conv", "out_proj")},
+    "attn_output": "self_attn.out_proj",
+    "attn_norm": "operator_norm",
+    "ffn_norm": "ffn_norm",
+}
+GLM4MOE_NAMES = LAYER_NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    **{f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")},
+}
 QWEN35_NAMES = LAYER_NAMES | {
     "post_attention_norm": "post_attention_layernorm",
     "attn_qkv": "linear_attn.in_proj_qkv",
@@ -61,6 +97,7 @@ def experts(get: Callable, common: dict, weights: dict) -> dict:
         num_local_experts=get("expert_count"),
         num_experts_per_tok=get("expert_used_count"),
         moe_intermediate_size=get("expert_feed_forward_length"),
+        shared_expert_intermediate_size=get("expert_shared_feed_forward_length"),
         norm_topk_prob=True,
     )
 
@@ -151,14 +188,81 @@ def gemma2(get: Callable, common: dict, weights: dict) -> dict:
     )
 
 
+def gptoss(get: Callable, common: dict, weights: dict) -> dict:
+    own = dict(sliding_window=get("attention.sliding_window"), intermediate_size=get("expert_feed_forward_length"))
+    return experts(get, common, weights) | own | {"rope_parameters": common["rope_parameters"] | {"truncate": True}}
+
+
+def gemma4(get: Callable, common: dict, weights: dict) -> dict:
+    windows, base = get("attention.sliding_window_pattern"), common["rope_parameters"]["rope_theta"]
+    keys, ff, own = (
+        get(key) for key in ("attention.head_count_kv", "feed_forward_length", "embedding_length_per_layer_input")
+    )
+    keys = keys if isinstance(keys, list) else [keys] * len(windows)
+    turned = float((weights["rope_freqs.weight"] == 1).mean())
+    return dict(
+        head_dim=get("attention.key_length_swa"),
+        global_head_dim=get("attention.key_length"),
+        num_key_value_heads=keys[windows.index(True)],
+        num_global_key_value_heads=keys[windows.index(False)],
+        attention_k_eq_v=not own,
+        num_kv_shared_layers=get("attention.shared_kv_layers"),
+        intermediate_size=min(ff) if isinstance(ff, list) else ff,
+        use_double_wide_mlp=isinstance(ff, list),
+        hidden_size_per_layer_input=own,
+        vocab_size_per_layer_input=common["vocab_size"],
+        layer_types=["sliding_attention" if windowed else "full_attention" for windowed in windows],
+        sliding_window=get("attention.sliding_window"),
+        final_logit_softcapping=get("final_logit_softcapping"),
+        rope_parameters={
+            "full_attention": {"rope_type": "proportional", "rope_theta": base, "partial_rotary_factor": turned},
+            "sliding_attention": {"rope_type": "default", "rope_theta": get("rope.freq_base_swa")},
+        },
+    )
+
+
+def lfm2(get: Callable, common: dict, weights: dict) -> dict:
+    heads = get("attention.head_count_kv")
+    return dict(
+        num_key_value_heads=max(heads),
+        norm_eps=common["rms_norm_eps"],
+        conv_L_cache=get("shortconv.l_cache"),
+        block_auto_adjust_ff_dim=False,
+        layer_types=["full_attention" if count else "conv" for count in heads],
+    )
+
+
+def glm4moe(get: Callable, common: dict, weights: dict) -> dict:
+    return experts(get, common, weights) | dict(
+        n_routed_experts=get("expert_count"),
+        n_shared_experts=get("expert_shared_count"),
+        first_k_dense_replace=get("leading_dense_block_count"),
+        routed_scaling_factor=get("expert_weights_scale"),
+        attention_bias=True,
+        rope_parameters=common["rope_parameters"] | {"partial_rotary_factor": 0.5},
+    )
+
+
 KINDS = {
+    "glm4moe": Kind("Glm4Moe", names=GLM4MOE_NAMES, settings=glm4moe),
+    "gpt-oss": Kind("GptOss", names=GPTOSS_NAMES, settings=gptoss),
+    "lfm2": Kind("Lfm2", names=LFM2_NAMES, settings=lfm2),
+    "bitnet": Kind("BitNet", names=BITNET_NAMES, settings=lambda get, common, weights: {"hidden_act": "silu"}),
+    "gemma4": Kind("Gemma4", "Gemma4TextConfig", GEMMA4_NAMES, settings=gemma4),
     "gemma2": Kind("Gemma2", names=GEMMA_NAMES, settings=gemma2),
     "llama": Kind("Llama", permuted=True),
+    "llama with experts": Kind("Mixtral", permuted=True, settings=experts),
     "qwen2": Kind("Qwen2"),
     "qwen3": Kind("Qwen3"),
     "qwen3moe": Kind("Qwen3Moe", settings=experts),
     "gemma3": Kind("Gemma3", "Gemma3TextConfig", GEMMA_NAMES, settings=gemma3),
     "qwen35": Kind("Qwen3_5", "Qwen3_5TextConfig", QWEN35_NAMES, settings=qwen35),
+    "qwen35moe": Kind(
+        "Qwen3_5Moe",
+        "Qwen3_5MoeTextConfig",
+        QWEN35_NAMES,
+        settings=lambda *args: qwen35(*args) | experts(*args) | {"num_experts": args[0]("expert_count")},
+    ),
     "smollm3": Kind("SmolLM3", permuted=True),
     "granite": Kind("Granite", permuted=True, settings=granite),
     "olmo2": Kind("Olmo2", names=OLMO2_NAMES),
@@ -171,4 +275,5 @@ KINDS = {
 def kind_of(values: Mapping[str, Any]) -> Kind:
     """The row of a file with these metadata."""
     arch = values["general.architecture"]
-    return KINDS.get(f"{arch} with windows" if f"{arch}.attention.sliding_window" in values else arch) or KINDS[arch]
+    windows, experts = (f"{arch}.{key}" in values for key in ("attention.sliding_window", "expert_count"))
+    return KINDS.get(f"{arch} with windows" if windows else f"{arch} with experts" if experts else arch) or KINDS[arch]

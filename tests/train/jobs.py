@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anytune.files import copy
-from anytune.train.plan import Plan
+from anytune.train.steps import Steps
 from anytune.train.progress import Console
 from anytune.train.resume import open_run
 from anytune.train.settings import TrainSettings
@@ -55,7 +55,7 @@ def job(run_dir: Path | None, *, train=None, val=None, trainee=None, prepare=Non
         identity=identity,
         resume=found,
         console=console,
-        plan=Plan(train, settings),
+        steps=Steps(train, settings),
         product=FakeProduct(trainee),
     )
     if prepare:

@@ -161,8 +161,8 @@ def test_torchrun_starts_the_same(jobs, tmp_path):
     [
         (["--device", "cpu-torch", "--gpus", "1000"], "1000 is more than available: this machine has"),
         (["--device", "cuda:1", "--gpus", "2"], "--device cuda"),
-        (["--shard"], "--gpus N or torchrun"),
-        (["--device", "numpy", "--shard"], "--gpus N or torchrun"),
+        (["--shard"], "--gpus N` or torchrun"),
+        (["--device", "numpy", "--shard"], "--gpus N` or torchrun"),
     ],
 )
 def test_mistakes_are_one_sentence(jobs, more, words, capsys, tmp_path, monkeypatch):

@@ -73,14 +73,14 @@ def test_finetune_learns_and_leaves_a_run(model, chats, tmp_path, monkeypatch):
 def test_the_first_loss_is_the_models_own(model, chats, tmp_path):
     """An untrained adapter changes nothing: step 1's loss is what plain logits give on the same tokens."""
     from anytune.text import build_dataset
-    from anytune.train.plan import Plan
+    from anytune.train.steps import Steps
     from anytune.train.settings import TrainSettings
 
     loaded = anytune.load(model, threads=1)
     run = train(loaded, chats, max_steps=1, assistant_loss_only=True, run_dir=str(tmp_path / "r"), **SMALL)
     data = build_dataset(chats, loaded.tokenizer, loaded.template, context=96, assistant_loss_only=True)
     settings = TrainSettings(context=96, ubatch=96, batch=192, max_steps=1)
-    ((_, bins),) = Plan(data, settings).after(0)
+    ((_, bins),) = Steps(data, settings).after(0)
     total, count = 0.0, 0
     for index in (i for b in bins for i in b):
         ids, loss = data.example(index)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from anytune.errors import UserError
 from anytune.text.dataset import Builder
 from anytune.text.packing import make_batch
-from anytune.train.plan import Plan
+from anytune.train.steps import Steps
 from anytune.train.schedule import Schedule
 from anytune.train.settings import DEFAULTS, EXACT, FLAGS, LIMITS, TrainSettings
 from tests.support.require import need
@@ -115,7 +115,7 @@ def test_schedule_agrees_with_transformers():
 @given(st.integers(1, 60), st.integers(30, 90), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_plan_sees_every_example_once_an_epoch(examples, ubatch, per_step, epochs, seed):
     data = chain_dataset(examples, seed)
-    plan = Plan(data, TrainSettings(ubatch=ubatch, batch=ubatch * per_step, epochs=epochs, seed=seed))
+    plan = Steps(data, TrainSettings(ubatch=ubatch, batch=ubatch * per_step, epochs=epochs, seed=seed))
     steps = list(plan.after(0))
     assert [p.step for p, _ in steps] == list(range(1, plan.total + 1))
     for epoch in range(epochs):
@@ -135,16 +135,16 @@ def test_plan_sees_every_example_once_an_epoch(examples, ubatch, per_step, epoch
 
 def test_epochs_differ_in_order_and_seeds_too():
     data = chain_dataset(50)
-    plan = Plan(data, TrainSettings(ubatch=40, batch=80, epochs=2))
+    plan = Steps(data, TrainSettings(ubatch=40, batch=80, epochs=2))
     assert plan.steps_of(0) != plan.steps_of(1)
-    assert plan.steps_of(0) != Plan(data, TrainSettings(ubatch=40, batch=80, seed=1)).steps_of(0)
+    assert plan.steps_of(0) != Steps(data, TrainSettings(ubatch=40, batch=80, seed=1)).steps_of(0)
 
 
 @pytest.mark.parametrize("epochs, steps, total", [(None, 50, 50), (1, 50, None), (None, 1, 1), (3, 2, 2)])
 def test_max_steps(epochs, steps, total):
     data = chain_dataset(20)
     settings = TrainSettings(ubatch=64, batch=64, epochs=epochs, max_steps=steps)
-    plan = Plan(data, settings)
+    plan = Steps(data, settings)
     assert plan.total == (total or min(plan.epoch_steps[0], steps)) == len(list(plan.after(0)))
 
 
@@ -153,12 +153,12 @@ def test_examples_without_loss_cost_nothing_and_none_at_all_is_an_error():
     for line in range(8):
         builder.add([1] * 10, [line % 2 == 0] * 10, line + 1)
     data = builder.finish(["d"])
-    plan = Plan(data, TrainSettings(ubatch=10, batch=10, epochs=1))
+    plan = Steps(data, TrainSettings(ubatch=10, batch=10, epochs=1))
     assert plan.total == 4
     assert all(make_batch(data, b).loss_tokens for _, bins in plan.after(0) for b in bins)
     empty = Builder()
     empty.add([1, 2, 3], [False] * 3, 1)
     with pytest.raises(UserError, match="no tokens with loss"):
-        Plan(empty.finish(), TrainSettings())
+        Steps(empty.finish(), TrainSettings())
     with pytest.raises(UserError, match="no tokens with loss"):
-        Plan(Builder().finish(), TrainSettings())
+        Steps(Builder().finish(), TrainSettings())

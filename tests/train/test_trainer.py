@@ -13,7 +13,7 @@ from anytune.text.packing import make_batch
 from anytune.train.callbacks import Calls
 from anytune.train import checkpoint as ckpt
 from anytune.train.metrics import COLUMNS, MetricsFile, read
-from anytune.train.plan import Plan
+from anytune.train.steps import Steps
 from anytune.train.settings import TrainSettings
 from tests.support.require import need
 from tests.train.fake import VOCABULARY, FakeAdapter, FakeTrainee, chain_dataset
@@ -60,7 +60,7 @@ def test_metrics_have_exactly_the_columns(tmp_path):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     for n, line in enumerate(lines, 1):
         row = json.loads(line)
-        assert tuple(row) == COLUMNS and row["step"] == n
+        assert tuple(row) == tuple(c for c in COLUMNS if not c.startswith("expert_")) and row["step"] == n
         assert row["rss_bytes"] > 1 << 20 and row["tokens_per_s"] > 0
         assert (row["val_loss"] is not None) == (n % 3 == 0 or n == len(lines))
     assert len(lines) == result.total_steps and row["epoch"] == SETTINGS["epochs"]
@@ -69,7 +69,7 @@ def test_metrics_have_exactly_the_columns(tmp_path):
 def test_evaluation_at_epoch_ends_by_default(tmp_path):
     result, trainer = job(tmp_path / "run", val_every=0)
     evaluated = [row["step"] for row in result.metrics if row["val_loss"] is not None]
-    assert evaluated == list(np.cumsum(trainer.plan.epoch_steps))
+    assert evaluated == list(np.cumsum(trainer.steps.epoch_steps))
 
 
 def test_validation_loss_is_a_mean_over_tokens_and_is_never_trained_on(tmp_path):
@@ -176,12 +176,12 @@ def test_a_last_update_that_overflows_writes_no_adapter(tmp_path):
 def test_checkpoints_kept(tmp_path):
     job(tmp_path / "run", checkpoint_save_steps=1, keep_checkpoints=3)
     found = [ckpt.load(p).step for p in ckpt.listing(tmp_path / "run" / "checkpoints")]
-    total = Plan(chain_dataset(), TrainSettings(**SETTINGS)).total
+    total = Steps(chain_dataset(), TrainSettings(**SETTINGS)).total
     assert found == [total, total - 1, total - 2]
 
 
 def test_all_checkpoints_are_kept_where_a_folder_is_named_for_them(tmp_path):
-    total = Plan(chain_dataset(), TrainSettings(**SETTINGS)).total
+    total = Steps(chain_dataset(), TrainSettings(**SETTINGS)).total
     for name, more, left in (("all", {}, total), ("two", {"keep_checkpoints": 2}, 2)):
         folder = tmp_path / name
         job(tmp_path / f"run-{name}", checkpoint_save_steps=1, checkpoint_save_dir=str(folder), **more)

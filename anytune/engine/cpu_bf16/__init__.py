@@ -1,6 +1,6 @@
 """The bf16 CPU engine: products in bf16 with float32 sums on processors with AVX-512 BF16, all else as in numpy/.
 
-lanes.py and gemm.py are the products, rowwise.py and attend.py what is between them, compiled with Numba;
+gemm.py has the products (of simd/bf16.py), rowwise.py and attend.py what is between them, compiled with Numba;
 linear.py, attention.py, loss.py and engine.py put the operations together.
 `from anytune.engine.cpu_bf16 import CpuBf16Engine` compiles them (once, some seconds) or raises a UserError that says
 what is missing.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from anytune.engine.numpy.intrinsics import floats
+from anytune.simd.pointers import floats
 
 from .gemm import (
     SPARE,

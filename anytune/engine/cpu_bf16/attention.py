@@ -52,7 +52,7 @@ def attention(e, q, k, v, heads: Heads):
 
         return run
 
-    e.workers.run([task_of(task) for _, tasks in e.plan(heads) for task in tasks])
+    e.workers.run([task_of(task) for _, tasks in e.attention_tasks(heads) for task in tasks])
     return out, lse
 
 
@@ -77,7 +77,7 @@ def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
     wide, narrow = heads.n_heads * size, heads.n_kv_heads * size
     both = e.array(tokens, wide + 2 * narrow)
     dq, dk, dv = both[:, :wide], both[:, wide : wide + narrow], both[:, wide + narrow :]
-    chains = e.plan(heads)
+    chains = e.attention_tasks(heads)
     sums_of = lanes_of(e, chains, dk, dv)
     places, results, lse_at = [_at(x) for x in (q, k, v, dout)], _at(dq), address(lse)
 

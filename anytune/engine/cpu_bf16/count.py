@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from anytune.engine.base import Heads
 from anytune.engine.count import CountEngine, Shape, low_rank_products
-from anytune.engine.numpy.attention import plan
+from anytune.engine.numpy.attention import tasks_of
 from anytune.engine.numpy.loss import most_rows
 from anytune.engine.numpy.workers import piece, pieces
 
@@ -212,7 +212,7 @@ class Bf16Count(CountEngine):
 
     def _attend_bf16(self, heads: Heads, products: int, sizes) -> None:
         """Scratch of attention's tasks."""
-        for _, tasks in plan(self._starts, heads, self.sizes.scores, self.sizes.lanes):
+        for _, tasks in tasks_of(self._starts, heads, self.sizes.scores, self.sizes.lanes):
             for task in tasks:
                 keys = task.high - task.first_key(heads.window)
                 self.flops += 2.0 * (task.high - task.low) * heads.group * keys * heads.head_dim * products

@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 
-from anytune.engine.numpy.engine import ACTIVATIONS, NumpyEngine
+from anytune.engine.numpy.engine import NumpyEngine
+from anytune.engine.numpy.rows import ACTIVATIONS
 from anytune.engine.numpy.plain import GELU
 
 from . import attention as _attention
@@ -47,7 +48,7 @@ class CpuBf16Engine(NumpyEngine):
     cross_entropy = _loss.cross_entropy
 
     def array(self, rows: int, columns: int, row_padding: int | None = None, slots: int = 1) -> np.ndarray:
-        """As NumpyEngine's, without room: low-rank columns are in bf16 rows here."""
+        """As NumpyEngine's, without padding: low-rank columns are in bf16 rows here."""
         return super().array(rows, columns, 0, slots)
 
     def join(self, parts):
@@ -144,7 +145,7 @@ class CpuBf16Engine(NumpyEngine):
         return _linear.left_rows(self, gate.shape[0], group, write)
 
     def glu_backward(self, dy, gate, up, activation: str):
-        """(dgate, dup) side by side as bf16 rows, with room for the low-rank columns behind."""
+        """(dgate, dup) side by side as bf16 rows, padded for the low-rank columns."""
         tokens, columns = gate.shape
         gelu = ACTIVATIONS[activation] == GELU
         both = make(self, tokens, 2 * columns + self.row_padding)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, types
 
-from . import lanes
-from .lanes import (
+from anytune.simd import bf16
+from anytune.simd.bf16 import (
     pair_columns,
     pair_rows,
     pair_rows_16,
@@ -26,10 +26,10 @@ from .lanes import (
 )
 
 PANEL = 32  # columns
-T12, T8, T4 = (lanes.tile(n, 2) for n in (12, 8, 4))  # rows x 32 columns
-N12, N8, N4 = (lanes.tile(n, 1) for n in (12, 8, 4))  # rows x 16 columns
-S12, S8, S4 = (lanes.tile(n, 2, True) for n in (12, 8, 4))  # float32 operands
-M12, M8, M4 = (lanes.tile(n, 1, True) for n in (12, 8, 4))
+T12, T8, T4 = (bf16.tile(n, 2) for n in (12, 8, 4))  # rows x 32 columns
+N12, N8, N4 = (bf16.tile(n, 1) for n in (12, 8, 4))  # rows x 16 columns
+S12, S8, S4 = (bf16.tile(n, 2, True) for n in (12, 8, 4))  # float32 operands
+M12, M8, M4 = (bf16.tile(n, 1, True) for n in (12, 8, 4))
 SPARE = 4  # rows behind `a` that a product may read
 
 
@@ -82,9 +82,9 @@ def _corner(source, stride, rows, columns, size, target, target_stride):
         for c in range(columns):
             s, t = source + r * stride + size * c, target + r * target_stride + size * c
             if size == 4:
-                lanes.copy_32(s, t)
+                bf16.copy_32(s, t)
             else:
-                lanes.copy_16(s, t)
+                bf16.copy_16(s, t)
 
 
 @compiled(7)
@@ -131,7 +131,7 @@ def pack_rows(source, stride, columns, summed, size, target, depth, first):
 def turn(source, stride, rows, columns, size, target, target_stride):
     """The transpose of rows [rows, columns] of float32 (size 4) or bf16 (size 2) as rows of bf16 [columns, rows].
 
-    The target has room for a multiple of 16 rows of a multiple of 32; behind the last column come zeros."""
+    The target is padded to a multiple of 16 rows of a multiple of 32; columns beyond the last are zero."""
     edge = np.empty((32, 16), np.float32)
     for r in range(0, rows, 32):
         for c in range(0, columns, 16):
@@ -160,9 +160,9 @@ def _edge(a, a_stride, panel, c, c_stride, rows, columns, pairs, wide, add, edge
         for j in range(columns):
             source, target = at + 4 * (r * PANEL + j), c + r * c_stride + 4 * j
             if add:
-                lanes.add_1(source, target)
+                bf16.add_1(source, target)
             else:
-                lanes.copy_32(source, target)
+                bf16.copy_32(source, target)
 
 
 @compiled(10)
@@ -224,7 +224,7 @@ def pack_single(source, stride, columns, summed, target):
 @compiled(8)
 def product_single(a, a_stride, b, c, c_stride, rows, columns, summed):
     """c [rows, columns] = a [rows, summed] times b of pack_single. columns: whole panels of 32, the last perhaps of 16;
-    a and c have room for a multiple of four rows."""
+    a and c are padded to a multiple of four rows."""
     depth = (summed + 15) // 16 * 16
     for j in range(0, columns, PANEL):
         panel, wide = b + 4 * j * depth, columns - j > 16

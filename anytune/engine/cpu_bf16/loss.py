@@ -52,7 +52,7 @@ def cross_entropy(e, h, head: Group, targets: np.ndarray, scale: float, gradient
 
 
 class Chunk:
-    """Rows low…high of h against the whole head. kept: room for their logits, or None (they are computed twice)."""
+    """Rows low…high of h against the whole head. kept: a buffer for their logits, or None (they are computed twice)."""
 
     def __init__(self, e, h: Rows, low: int, high: int, head: Group, targets: np.ndarray, kept: np.ndarray | None):
         self.e, self.head, self.targets, self.rows = e, head, targets, high - low

@@ -1,7 +1,7 @@
 """A group's matrices kept as the products read them, in bf16: packed once for y, and once for dx if there is memory.
 
 That is 2 bytes a weight each; packing for y, across the rows, is what costs more. Behind the weights each pack has room
-for the low-rank pair, which is packed anew for each use. Numbers are the same to the bit as with blocks that are
+for the low-rank pair, which is repacked at each use. Numbers are the same to the bit as with blocks that are
 dequantized for each use: only the time is another.
 """
 

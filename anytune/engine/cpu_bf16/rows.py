@@ -1,4 +1,4 @@
-"""Rows of bf16: the form that a product takes its left side in, with room behind for the low-rank columns."""
+"""Rows of bf16: the left operand of a product, padded for the low-rank columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Rows:
         self.shape, self.address, self.stride, self.group, self._buffer = shape, address, stride, group, buffer
 
     def part(self, first: int, columns: int) -> Rows:
-        """Some of the columns; its end may be room of the whole."""
+        """Some of the columns; its end may be padding of the whole."""
         return Rows((self.shape[0], columns), self.address + 2 * first, self.stride, self._buffer)
 
     def follows(self, other: Rows) -> bool:

@@ -11,10 +11,10 @@ import math
 import numpy as np
 from numba import njit, types
 
-from anytune.engine.numpy.intrinsics import floats, ints
-
-from . import lanes
-from . import vector as v
+from anytune.simd import bf16
+from anytune.simd import elementwise as v
+from anytune.simd.exponential import exp_16
+from anytune.simd.pointers import floats, ints
 
 F = np.float32
 _ONE = F(1)
@@ -34,9 +34,9 @@ def _loaded(source, columns, edge):
     if columns % 16 == 0:
         return source
     for i in range(columns):
-        lanes.copy_32(source + 4 * i, edge + 4 * i)
+        bf16.copy_32(source + 4 * i, edge + 4 * i)
     for i in range(columns, columns + 16 - columns % 16):
-        lanes.copy_32(edge, edge + 4 * i)
+        bf16.copy_32(edge, edge + 4 * i)
     return edge
 
 
@@ -44,7 +44,7 @@ def _loaded(source, columns, edge):
 def _written(source, columns, target):
     """Copy a row of bf16 that was made in whole registers, its columns only."""
     for i in range(columns):
-        lanes.copy_16(source + 2 * i, target + 2 * i)
+        bf16.copy_16(source + 2 * i, target + 2 * i)
 
 
 @kernel("iiifiiiii")
@@ -75,7 +75,7 @@ def norm(x, x_stride, gain, eps, rows, columns, edge, target, target_stride):
 @_inline
 def _sigmoid(x):
     one = v.fill(_ONE)
-    return v.div(one, v.add(one, v.exp(v.sub(v.fill(F(0)), x))))
+    return v.div(one, v.add(one, exp_16(v.sub(v.fill(F(0)), x))))
 
 
 @_inline
@@ -162,7 +162,7 @@ def softmax(scale, scores, stride, rows, keys, first_query, window, log_sum, inv
         for i in range(0, begin, 16):
             v.store_16(to + 2 * i, zero)
         for i in range(begin, high, 16):
-            e = v.exp(v.fma(v.load(a + 4 * i), k, back))
+            e = exp_16(v.fma(v.load(a + 4 * i), k, back))
             if i < low or i + 16 > high:
                 e = v.within(e, zero, i, low, high)
             sums, rounded = v.add(sums, e), v.add(rounded, v.near(e))
@@ -197,7 +197,7 @@ def softmax_backward(scale, scores, dp, stride, rows, keys, first_query, window,
             v.store_16(to_p + 2 * i, zero)
             v.store_16(to_d + 2 * i, zero)
         for i in range(begin, high, 16):
-            e, g = v.exp(v.fma(v.load(a + 4 * i), k, back)), v.load(d + 4 * i)
+            e, g = exp_16(v.fma(v.load(a + 4 * i), k, back)), v.load(d + 4 * i)
             if i < low or i + 16 > high:  # what is behind the last key means nothing
                 e, g = v.within(e, zero, i, low, high), v.within(g, zero, i, low, high)
                 v.store(d + 4 * i, g)
@@ -227,12 +227,12 @@ def loss(logits, stride, rows, columns, targets, first, top, total, picked, edge
         new = max(tops[t], v.largest(most))
         back, sums = v.fill(new), zero
         for i in range(0, whole, 16):
-            sums = v.add(sums, v.exp(v.sub(v.load(a + 4 * i), back)))
+            sums = v.add(sums, exp_16(v.sub(v.load(a + 4 * i), back)))
         if whole < columns:
-            sums = v.add(sums, v.within(v.exp(v.sub(v.load(a + 4 * whole), back)), zero, whole, 0, columns))
+            sums = v.add(sums, v.within(exp_16(v.sub(v.load(a + 4 * whole), back)), zero, whole, 0, columns))
         sum = v.total(sums)
         if totals[t] > F(0):
-            sum += totals[t] * v.first(v.exp(v.fill(tops[t] - new)))
+            sum += totals[t] * v.first(exp_16(v.fill(tops[t] - new)))
         totals[t], tops[t] = sum, new
         place = want[t] - first
         if 0 <= place < columns:
@@ -252,12 +252,12 @@ def loss_backward(scale, logits, stride, rows, columns, targets, first, log_sum,
             columns // 16 * 16,
         )
         for i in range(0, whole, 16):
-            v.store_16(to + 2 * i, v.mul(k, v.exp(v.sub(v.load(a + 4 * i), back))))
+            v.store_16(to + 2 * i, v.mul(k, exp_16(v.sub(v.load(a + 4 * i), back))))
         if whole < columns:
-            last = v.mul(k, v.exp(v.sub(v.load(a + 4 * whole), back)))
+            last = v.mul(k, exp_16(v.sub(v.load(a + 4 * whole), back)))
             v.store_16(to + 2 * whole, v.within(last, zero, whole, 0, columns))
         place = want[t] - first
         if 0 <= place < columns:
-            value = v.first(v.exp(v.fill(floats(a, columns)[place] - sums[t])))
+            value = v.first(exp_16(v.fill(floats(a, columns)[place] - sums[t])))
             one[0] = F(scale) * (value - _ONE)
-            lanes.round_1(edge, to + 2 * place)
+            bf16.round_1(edge, to + 2 * place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import njit
 
 from anytune.engine.numpy import compiled as c
-from anytune.engine.numpy.intrinsics import floats
+from anytune.simd.pointers import floats
 
 from .gemm import compiled, depth_of, pack_columns, pack_rows, product, round_rows
 from .rowwise import kernel

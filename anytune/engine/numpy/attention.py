@@ -37,7 +37,7 @@ class Task:
         return (self.high - self.low) * (self.high - self.first_key(window)) + 500
 
 
-def plan(starts, heads: Heads, scores: int, lanes: int) -> list[tuple[int, list[Task]]]:
+def tasks_of(starts, heads: Heads, scores: int, lanes: int) -> list[tuple[int, list[Task]]]:
     """The tasks of a packed stream in chains, dearest first: (lane, tasks), the same for forward and backward.
 
     In the backward the tasks of one example and key head add to the same rows of dk and dv, so they run one after the
@@ -87,7 +87,7 @@ def attention(e, q, k, v, heads: Heads):
         np.matmul(scores, v[first : task.high, cut], out=result)
         out[task.low : task.high, slab] = result.reshape(task.high - task.low, group * size)
 
-    e.workers.run([partial(work, task) for _, tasks in e.plan(heads) for task in tasks])
+    e.workers.run([partial(work, task) for _, tasks in e.attention_tasks(heads) for task in tasks])
     return out, lse
 
 
@@ -122,7 +122,7 @@ def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
     e.workers.rows(
         tokens, lambda low, high: e.kernels.row_dots(dout[low:high], out[low:high], heads.n_heads, inner[low:high]), 128
     )
-    chains = e.plan(heads)
+    chains = e.attention_tasks(heads)
     sums_of = lanes_of(e, chains, dk, dv)
 
     def work(task: Task, sums: tuple, number: int) -> None:
@@ -192,7 +192,36 @@ def _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, dk, dv
     dq[task.low : task.high, slab] = result.reshape(task.high - task.low, group * size)
 
 
-def attend_cache(e, q, keys, values, slots, heads: Heads):
+def sink(e, out, lse, sinks, heads: Heads):
+    """As base.py has it; with sinks each row's sum of exponentials grows by theirs."""
+    tokens = out.shape[0]
+    view, apart = _by_token(lse, tokens, heads), lse.shape == (heads.n_heads, tokens) and heads.group > 1
+    grown = np.logaddexp(view, sinks)
+    result = e.array(*out.shape)
+    np.multiply(out, np.repeat(np.exp(view - grown), heads.head_dim, axis=1), out=result)
+    new = _per_token(e, tokens, heads.n_heads).reshape(lse.shape)
+    new[...] = (
+        grown.T if apart else grown.reshape(tokens, heads.n_kv_heads, heads.group).swapaxes(0, 1).reshape(lse.shape)
+    )
+    return result, new
+
+
+def sink_gradient(e, dout, out, lse, sinks, heads: Heads, into) -> None:
+    """As base.py has it."""
+    tokens = out.shape[0]
+    inner = np.empty((tokens, heads.n_heads), np.float32)
+    e.kernels.row_dots(dout, out, heads.n_heads, inner)
+    into -= (np.exp(sinks - _by_token(lse, tokens, heads)) * inner).sum(0)
+
+
+def _by_token(lse, tokens: int, heads: Heads) -> np.ndarray:
+    """[T, n_heads], whichever way the kernels have it."""
+    if lse.shape == (heads.n_heads, tokens) and heads.group > 1:  # bf16's
+        return lse.T
+    return lse.reshape(heads.n_kv_heads, tokens, heads.group).swapaxes(0, 1).reshape(tokens, -1)
+
+
+def attend_cache(e, q, keys, values, slots, heads: Heads, sinks=None):
     """Attention of new tokens against a cache, for generation.
 
     q: [T, n_heads*head_dim]; keys, values: [slots, context, n_kv_heads*head_dim], the new tokens' already in their
@@ -217,11 +246,13 @@ def attend_cache(e, q, keys, values, slots, heads: Heads):
         queries = _stack(e, number, "q", q[low:high, slab], group)
         scores = e.scratch(number, "s", rows * (last - first)).reshape(rows, -1)
         np.matmul(queries, keys[slot, first:last, cut].T, out=scores)
-        e.kernels.softmax(
-            scores, group, position, first, heads.window, capped(e, scores, heads), e.scratch(number, "lse", rows)
-        )
+        lse = e.scratch(number, "lse", rows)
+        e.kernels.softmax(scores, group, position, first, heads.window, capped(e, scores, heads), lse)
         result = e.scratch(number, "o", rows * size).reshape(rows, size)
         np.matmul(scores, values[slot, first:last, cut], out=result)
+        if sinks is not None:
+            own = np.tile(sinks[head * group : (head + 1) * group], high - low)
+            result *= np.exp(lse - np.logaddexp(lse, own))[:, None]
         out[low:high, slab] = result.reshape(high - low, group * size)
 
     e.workers.run([partial(work, task) for task in tasks], q.shape[0] <= 4)

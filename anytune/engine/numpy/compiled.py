@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from .intrinsics import exp, floats, ints, kernel
+from anytune.simd.exponential import exp
+from anytune.simd.pointers import floats, ints, kernel
 from .plain import _GELU_A, _GELU_C
 
 F = np.float32

@@ -15,6 +15,8 @@ from anytune.engine.loads import Loads
 from anytune.gguf import dequantize
 from anytune.memory import peak_bytes
 
+from . import layout as _layout
+from . import rows as _rows
 from . import attention as _attention
 from . import convolution as _convolution
 from . import decode as _decode
@@ -35,7 +37,6 @@ from .weights import ExpertWeights, Weight
 from .workers import Workers
 
 FORGET = 64 << 20  # bytes of pooled buffers of passing sizes
-ACTIVATIONS = {"silu": plain.SILU, "gelu": plain.GELU}
 
 
 class NumpyEngine(Composed):
@@ -47,7 +48,7 @@ class NumpyEngine(Composed):
 
     name = "numpy"
     steps_in_flight, tolerance, decode_rows = 0, 1e-4, 8
-    offers = frozenset({"delta", "experts"})
+    offers = frozenset({"delta", "convolution", "experts", "sinks"})
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
@@ -61,13 +62,10 @@ class NumpyEngine(Composed):
         self.sizes = Sizes()
         self.capacity = 0  # tokens that every [T, n] buffer can hold, so that buffers fit all batches
         self.training = False  # dropout acts
-        self.process_group = (
-            None  # the processes that train together (distributed/process_group.py), if they are several
-        )
         self.dropout_key = (0, 0, 0)
         self._scratch: list[dict[str, np.ndarray]] = [{} for _ in range(self.workers.count)]
         self._raw: dict[int, np.ndarray] = {}
-        self._plans: dict[Heads, list] = {}
+        self._tasks: dict[Heads, list] = {}
         self._starts = np.zeros(2, np.int32)
         self.loads = Loads()
 
@@ -96,7 +94,7 @@ class NumpyEngine(Composed):
         # Without a capacity (generation) sizes follow each prompt's length and would pile up.
         if capacity != self.capacity or (not capacity and self.pool.bytes > FORGET):
             self.pool.clear()
-        self.capacity, self._starts, self._plans, self.dropout_key = capacity, starts, {}, key
+        self.capacity, self._starts, self._tasks, self.dropout_key = capacity, starts, {}, key
 
     def budget(self, weights, memory: int | None) -> NumpyBudget:
         return NumpyBudget(self, weights, memory)
@@ -131,11 +129,11 @@ class NumpyEngine(Composed):
         """int32 [T]: where the example of each token of the announced stream begins."""
         return np.repeat(self._starts[:-1], np.diff(self._starts))
 
-    def plan(self, heads: Heads) -> list:
+    def attention_tasks(self, heads: Heads) -> list:
         """Attention's chains of tasks for the announced stream, made once for all layers of one shape."""
-        if heads not in self._plans:
-            self._plans[heads] = _attention.plan(self._starts, heads, self.sizes.scores, self.sizes.lanes)
-        return self._plans[heads]
+        if heads not in self._tasks:
+            self._tasks[heads] = _attention.tasks_of(self._starts, heads, self.sizes.scores, self.sizes.lanes)
+        return self._tasks[heads]
 
     def flat(self, floats: int) -> np.ndarray:
         """A flat float32 array from the pool, content undefined."""
@@ -147,31 +145,6 @@ class NumpyEngine(Composed):
         stride = columns + (self.row_padding if row_padding is None else row_padding)
         floats = max(rows, self.capacity * slots) * stride
         return self.pool.take(floats)[: rows * stride].reshape(rows, stride)[:, :columns]
-
-    def extend(self, x: np.ndarray, columns: int, slots: int = 1) -> np.ndarray:
-        """x [T, n] with `columns` more, undefined: in place if x ends at its buffer's row_padding, else a copy."""
-        at, stride = _place(x)
-        if columns <= self.row_padding and at >= 0 and at + x.shape[1] + self.row_padding == stride:
-            return _window(x, at, stride, x.shape[1] + columns)
-        wider = self.array(x.shape[0], x.shape[1] + columns, slots=slots)
-        wider[:, : x.shape[1]] = x
-        return wider
-
-    def joined(self, parts: tuple[np.ndarray, ...], slots: int = 1) -> np.ndarray:
-        """The parts [T, n_i] side by side: one view if they lie so, else a copy."""
-        if len(parts) == 1:
-            return parts[0]
-        width = sum(p.shape[1] for p in parts)
-        at, stride = _place(parts[0])
-        end, together = at, at >= 0 and at + width <= stride
-        for part in parts:
-            together = together and part.base is parts[0].base and _place(part) == (end, stride)
-            end += part.shape[1]
-        if together:
-            return _window(parts[0], at, stride, width)
-        out = self.array(parts[0].shape[0], width, slots=slots)
-        np.concatenate(parts, axis=1, out=out)
-        return out
 
     def scratch(self, number: int, name: str, floats: int) -> np.ndarray:
         """A worker's own flat buffer, the same memory at each call with the same name."""
@@ -247,6 +220,22 @@ class NumpyEngine(Composed):
 
     # ---- operations -------------------------------------------------------------------------------------
 
+    extend = _layout.extend
+    joined = _layout.joined
+    embed = _rows.embed
+    gather = _rows.gather
+    scatter = _rows.scatter
+    rms_norm = _rows.rms_norm
+    _norm = _rows._norm
+    rms_norm_backward = _rows.rms_norm_backward
+    _norm_backward = _rows._norm_backward
+    qk_norm_rope = _rows.qk_norm_rope
+    qk_norm_rope_backward = _rows.qk_norm_rope_backward
+    _turn = _rows._turn
+    glu = _rows.glu
+    glu_backward = _rows.glu_backward
+    add = _rows.add
+    scale = _rows.scale
     linear = _linear.linear
     linear_backward = _linear.linear_backward
     linear_decode = _decode.linear_decode
@@ -254,6 +243,8 @@ class NumpyEngine(Composed):
     attention = _attention.attention
     attention_backward = _attention.attention_backward
     attend_cache = _attention.attend_cache
+    sink = _attention.sink
+    sink_gradient = _attention.sink_gradient
     cross_entropy = _loss.cross_entropy
     delta = _delta.delta
     delta_backward = _delta.delta_backward
@@ -268,6 +259,10 @@ class NumpyEngine(Composed):
     combine = _experts.combine
     weigh = _experts.weigh
     weigh_backward = _experts.weigh_backward
+    weigh_bias = _experts.weigh_bias
+    weigh_bias_backward = _experts.weigh_bias_backward
+    clamped_glu = _gates.clamped_glu
+    clamped_glu_backward = _gates.clamped_glu_backward
     gate_rows = _experts.gate_rows
     gate_rows_backward = _experts.gate_rows_backward
     expert_linear = _experts.expert_linear
@@ -281,101 +276,6 @@ class NumpyEngine(Composed):
     norm = _optimizers.norm
     optimizer_state = _optimizers.optimizer_state
     optimize = _optimizers.optimize
-
-    def embed(self, ids: np.ndarray, table: Weight, scale: float) -> np.ndarray:
-        x = self.array(ids.shape[0], table.in_features)
-
-        def rows(low: int, high: int) -> None:
-            table.gather(ids[low:high], x[low:high])
-            if scale != 1.0:
-                x[low:high] *= np.float32(scale)
-
-        self.workers.rows(ids.shape[0], rows, 128)
-        return x
-
-    def gather(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        out = self.array(rows.shape[0], x.shape[1])
-        out[...] = x[rows]
-        return out
-
-    def scatter(self, y: np.ndarray, rows: np.ndarray, tokens: int) -> np.ndarray:
-        out = self.array(tokens, y.shape[1])
-        out[...] = 0
-        out[rows] = y
-        return out
-
-    def rms_norm(self, x: np.ndarray, gain: np.ndarray, eps: float) -> np.ndarray:
-        return self._norm(x, gain, eps, 1)
-
-    def _norm(self, x, gain, eps: float, heads: int) -> np.ndarray:
-        y = self.array(*x.shape)
-        self.workers.rows(x.shape[0], lambda a, b: self.kernels.rms_norm(x[a:b], gain, eps, heads, y[a:b]), 128)
-        return y
-
-    def rms_norm_backward(self, dy, x, gain, eps: float, residual=None) -> np.ndarray:
-        return self._norm_backward(dy, x, gain, eps, 1, residual, self.array(*x.shape))
-
-    def _norm_backward(self, dy, x, gain, eps: float, heads: int, residual, dx) -> np.ndarray:
-        self.workers.rows(
-            x.shape[0],
-            lambda a, b: self.kernels.rms_norm_backward(
-                dy[a:b], x[a:b], gain, eps, heads, None if residual is None else residual[a:b], dx[a:b]
-            ),
-            128,
-        )
-        return dx
-
-    def qk_norm_rope(self, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool):
-        if gains is not None:
-            q, k = (self._norm(x, gain, eps, n) for x, gain, n in zip((q, k), gains, (heads.n_heads, heads.n_kv_heads)))
-        for x, n in ((q, heads.n_heads), (k, heads.n_kv_heads)):
-            self._turn(x, table, positions, n, neox, 1.0)
-        return q, k
-
-    def qk_norm_rope_backward(
-        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool, into=(None, None)
-    ):
-        for dx, x, n, at in ((dq, q, heads.n_heads, 0), (dk, k, heads.n_kv_heads, 1)):
-            self._turn(dx, table, positions, n, neox, -1.0)
-            if into[at] is not None:
-                self.gain_gradient(dx, x, eps, into[at])
-            if gains is not None:
-                self._norm_backward(dx, x, gains[at], eps, n, None, dx)
-        return dq, dk
-
-    def _turn(self, x, table, positions, heads: int, neox: bool, sign: float) -> None:
-        cos, sin = table
-
-        def rows(a: int, b: int) -> None:
-            part = x[a:b]
-            self.kernels.rope(part, cos, sin, positions[a:b], heads, neox, sign, part)
-
-        self.workers.rows(x.shape[0], rows, 128)
-
-    def glu(self, gate, up, activation: str) -> np.ndarray:
-        y, kind = self.array(*gate.shape), ACTIVATIONS[activation]
-        self.workers.rows(gate.shape[0], lambda a, b: self.kernels.glu(gate[a:b], up[a:b], kind, y[a:b]), 32)
-        return y
-
-    def glu_backward(self, dy, gate, up, activation: str):
-        both, kind = self.array(gate.shape[0], 2 * gate.shape[1]), ACTIVATIONS[activation]
-        dgate, dup = both[:, : gate.shape[1]], both[:, gate.shape[1] :]
-        self.workers.rows(
-            gate.shape[0],
-            lambda a, b: self.kernels.glu_backward(dy[a:b], gate[a:b], up[a:b], kind, dgate[a:b], dup[a:b]),
-            32,
-        )
-        return dgate, dup
-
-    def add(self, x, y) -> np.ndarray:
-        """x + y, written over y (which its caller gives up)."""
-        self.workers.rows(x.shape[0], lambda a, b: self.kernels.add(x[a:b], y[a:b], y[a:b]), 128)
-        return y
-
-    def scale(self, x, factor: float | np.ndarray) -> np.ndarray:
-        y, by = self.array(*x.shape), np.broadcast_to(np.float32(factor), (x.shape[0], 1))
-        self.workers.rows(x.shape[0], lambda a, b: np.multiply(x[a:b], by[a:b], out=y[a:b]), 64)
-        return y
 
     def dropout_mask(self, group: Group, tokens: int) -> np.ndarray:
         """bool [T, in], True where the input is kept; the same for a group within one micro-batch."""
@@ -439,21 +339,6 @@ class NumpyEngine(Composed):
                 1 << 16,
             )
         return norm
-
-
-def _place(x: np.ndarray) -> tuple[int, int]:
-    """(column of its buffer's rows where x starts, floats of such a row); column -1 if x is not a pool's view."""
-    owner, stride = x.base, x.strides[0] // 4
-    if type(owner) is not np.ndarray or owner.ndim != 1 or x.shape[0] == 0:
-        return -1, stride
-    return (x.ctypes.data - owner.ctypes.data) // 4 % stride, stride
-
-
-def _window(x: np.ndarray, at: int, stride: int, columns: int) -> np.ndarray:
-    """The same rows of x's buffer, columns at…at+columns; its base stays the buffer (the pool counts on it)."""
-    first = (x.ctypes.data - x.base.ctypes.data) // 4 - at
-    whole = x.base[first : first + x.shape[0] * stride].reshape(x.shape[0], stride)
-    return whole[:, at : at + columns]
 
 
 def _kernels(compiled: bool | None):

@@ -222,6 +222,22 @@ def weigh_backward(e, dy: np.ndarray, x: np.ndarray, routing: Routing) -> tuple[
     return dy, inner[routing.place, 0]
 
 
+def weigh_bias(e, y: np.ndarray, bias: np.ndarray, routing: Routing) -> np.ndarray:
+    weights = _slot_weights(routing)
+    for expert, low, high in routing.spans:
+        y[low:high] += weights[low:high] * bias[expert]
+    return y
+
+
+def weigh_bias_backward(e, dy, bias: np.ndarray, routing: Routing, dweights: np.ndarray, into=None) -> np.ndarray:
+    weights, inner = _slot_weights(routing), np.empty(len(dy), np.float32)
+    for expert, low, high in routing.spans:
+        np.matmul(dy[low:high], bias[expert], out=inner[low:high])
+        if into is not None:
+            into[expert] += (weights[low:high] * dy[low:high]).sum(0)
+    return dweights + inner[routing.place]
+
+
 def gate_rows(e, x: np.ndarray, gate: np.ndarray) -> np.ndarray:
     out, by = e.array(*x.shape), sigmoid(gate)
     np.multiply(x, by, out=out)

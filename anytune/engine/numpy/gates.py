@@ -7,6 +7,44 @@ import numpy as np
 from .convolution import sigmoid
 
 
+def _clamped(gate, up):
+    g, u = np.minimum(gate, 7), np.clip(up, -7, 7)
+    with np.errstate(over="ignore"):
+        return g, u, sigmoid(np.float32(1.702) * g)
+
+
+def clamped_glu(e, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """As base.py has it."""
+    y = e.array(gate.shape[0], gate.shape[1], slots=_slots(e, gate))
+
+    def rows(low: int, high: int) -> None:
+        g, u, s = _clamped(gate[low:high], up[low:high])
+        np.multiply(g * s, u + 1, out=y[low:high])
+
+    e.workers.rows(gate.shape[0], rows, 64)
+    return y
+
+
+def clamped_glu_backward(e, dy, gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    width = gate.shape[1]
+    both = e.array(gate.shape[0], 2 * width, slots=_slots(e, gate))
+    dgate, dup = both[:, :width], both[:, width:]
+
+    def rows(low: int, high: int) -> None:
+        g, u, s = _clamped(gate[low:high], up[low:high])
+        slope = s * (1 + np.float32(1.702) * g * (1 - s))
+        dgate[low:high] = dy[low:high] * (u + 1) * slope * (gate[low:high] <= 7)
+        dup[low:high] = dy[low:high] * g * s * (np.abs(up[low:high]) <= 7)
+
+    e.workers.rows(gate.shape[0], rows, 64)
+    return dgate, dup
+
+
+def _slots(e, x: np.ndarray) -> int:
+    """Rows of a token at the most: arrays of one size serve all streams."""
+    return -(-x.shape[0] // max(len(e.first), 1))
+
+
 def split_heads(e, x: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
     """As base.py has it."""
     tokens, width = x.shape
@@ -40,7 +78,7 @@ def gated(e, x: np.ndarray, gate: np.ndarray, activation: str) -> np.ndarray:
     y = e.array(*x.shape)
 
     def rows(low: int, high: int) -> None:
-        np.multiply(x[low:high], sigmoid(gate[low:high]), out=y[low:high])
+        np.multiply(x[low:high], gate[low:high] if activation == "none" else sigmoid(gate[low:high]), out=y[low:high])
         if activation == "silu":
             y[low:high] *= gate[low:high]
 
@@ -55,6 +93,10 @@ def gated_backward(
     dx, dgate = e.array(*x.shape), e.array(*x.shape)
 
     def rows(low: int, high: int) -> None:
+        if activation == "none":
+            np.multiply(dy[low:high], x[low:high], out=dgate[low:high])
+            np.multiply(dy[low:high], gate[low:high], out=dx[low:high])
+            return
         value = s = sigmoid(gate[low:high])
         slope = s * (1 - s)
         if activation == "silu":

@@ -123,7 +123,7 @@ def forward_tile(e, inputs, group, index: int, low: int, high: int, y, number: i
 
 
 def _low_rank(e, x: np.ndarray, group: Group, mask=None) -> np.ndarray:
-    """[x | s x Aᵀ]: x itself when it has room behind its columns, else a copy."""
+    """[x | s x Aᵀ]: x itself if its rows are padded, else a copy."""
     rank, features = group.rank, group.in_features
     if not rank:
         return x

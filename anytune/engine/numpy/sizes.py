@@ -12,7 +12,7 @@ class Sizes:
     tile: dequantized rows of a linear, near a core's own cache. wide: dequantized columns of a group, for the
     backward. head: dequantized rows of the output head. scores: attention scores of one task. logits: what may
     be kept between the two passes of the cross-entropy. lanes: sums over tokens or the vocabulary that run side by
-    side, each in arrays of its own (see attention.plan and loss.py).
+    side, each in arrays of its own (see attention.tasks_of and loss.py).
     """
 
     tile: int = 3 << 17

@@ -3,9 +3,21 @@ and sums that wait for the norm that follows."""
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import torch
 
 Tensor = torch.Tensor
+STANDS_FOR: ContextVar[str] = ContextVar("STANDS_FOR", default="")  # the kind of device whose place `meta` takes
+
+
+def on_nvidia(x: Tensor) -> bool:
+    """Whether x is on a GPU of NVIDIA's, or would be: see dry.py."""
+    return x.is_cuda and torch.version.hip is None or x.is_meta and STANDS_FOR.get() == "cuda"
+
+
+def same_buffer(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage()._cdata == y.untyped_storage()._cdata
 
 
 class Sum:

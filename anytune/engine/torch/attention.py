@@ -14,6 +14,7 @@ import torch
 
 from anytune.engine.base import Heads
 
+WIDEST = 256  # the largest head that the kernels' tiles fit
 SCORES = 1 << 20  # elements of a tile's scores, all heads together: they and their copies should stay in a cache
 Tensor = torch.Tensor
 
@@ -108,7 +109,7 @@ def attention_backward(dout, q, k, v, out, lse, first, end, starts, heads: Heads
             place[example] = grad.transpose(0, 1).flatten(1)
 
 
-def attend_cache(q, keys, values, slots, heads: Heads, out: Tensor) -> None:
+def attend_cache(q, keys, values, slots, heads: Heads, out: Tensor, sinks: Tensor | None = None) -> None:
     """New tokens against caches: q, out [T, n_heads*head_dim]; keys, values [slots, context, n_kv_heads*head_dim], the
     new tokens' already in their places; slots: (slot, first row of q, last row, position of the first)."""
     for slot, begin, stop, position in slots:
@@ -116,4 +117,8 @@ def attend_cache(q, keys, values, slots, heads: Heads, out: Tensor) -> None:
         for _, low, high in tiles(begin, stop, heads, SCORES):
             near = max(0, low + shift + 1 - heads.window) if heads.window else 0
             k, v = (apart(x[slot, near : high + shift], heads).to(q.dtype) for x in (keys, values))
-            out[low:high] = spread(attend(stacked(q[low:high], heads), k, v, heads)[0], heads)
+            made, lse = attend(stacked(q[low:high], heads), k, v, heads)
+            out[low:high] = spread(made, heads)
+            if sinks is not None:
+                share = torch.exp(lse - torch.logaddexp(lse, sinks[:, None]))
+                out[low:high] *= share.t().repeat_interleave(heads.head_dim, 1).to(out.dtype)

@@ -2,7 +2,7 @@
 
 Fastest first: weights dequantized once (2 bytes each); kept as the file's blocks and dequantized at each use; kept in
 pinned host memory and copied at each use. Layer inputs that wait for their backward may wait on the host. Several
-processes may share the blocks out; they must decide alike, so the room that counts is that of the one with the least.
+processes may share the blocks out; they must decide alike, so the process with the least free memory decides.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from anytune.engine.budget import Way
 from anytune.memory import MIB, available_bytes, process_bytes
 
 from . import fp8
-from .count import TorchCount
+from .dry import Dry, dry
 from .sizes import AWAY, LEAN, Sizes
 
 # cost over the fastest way, as a part of a step, measured at 8,192 tokens on an H100 (bench/results/train_gpu.json)
@@ -76,8 +76,8 @@ class Budget:
         process_group = self.engine.process_group  # whose processes on this machine share its memory
         return process_bytes(), available_bytes() // (process_group.local_size if process_group is not None else 1)
 
-    def counter(self, way: Way, capacity: int) -> TorchCount:
-        return TorchCount(self.engine, way.sizes, way.hold)
+    def dry(self, way: Way, capacity: int) -> Dry:
+        return dry(self.engine, way.sizes)
 
 
 def peak(engine) -> int:

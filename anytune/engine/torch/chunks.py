@@ -12,6 +12,7 @@ import torch
 
 Tensor = torch.Tensor
 CHUNK = 64  # tokens
+NARROW, WIDEST = 64, 128  # heads wider than the one and up to the other have Triton kernels
 
 
 class Chunks:

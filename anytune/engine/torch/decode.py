@@ -15,6 +15,7 @@ import torch
 from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 
+from .attention import attend_cache as attend_spans
 from .linear import linear, product
 from .replay import beside, capture
 from .resources import Lane, Owned, page_locked, sweep
@@ -63,14 +64,34 @@ def store(e, cache: Tensor, where: Places, rows: Tensor) -> None:
     cache.view(-1, cache.shape[2]).index_copy_(0, where.flat(cache.shape[1]), rows)
 
 
-def attend_cache(e, q: Tensor, keys: Tensor, values: Tensor, where: Places, heads: Heads) -> Tensor:
+def attend_cache(e, q: Tensor, keys: Tensor, values: Tensor, where: Places, heads: Heads, sinks=None) -> Tensor:
     out = e.array(q.shape[0], heads.n_heads * heads.head_dim)
     out.ends = True
-    if where.single and hasattr(e.f, "attend_rows"):
+    if sinks is not None:
+        if where.spans is None:
+            _attend_all(q, keys, values, where, heads, sinks, out)
+        else:
+            attend_spans(q, keys, values, where.spans, heads, out, sinks)
+    elif where.single and hasattr(e.f, "attend_rows"):
         e.f.attend_rows(q, keys, values, where.slot, where.length, heads, out)
     else:
         e.f.attend_cache(q, keys, values, where.spans, heads, out)
     return out
+
+
+def _attend_all(q, keys, values, where: Places, heads: Heads, sinks: Tensor, out: Tensor) -> None:
+    """One new row a sequence, with sinks: against all of its cache, since its length is on the device."""
+    slot, place = where.slot.long(), torch.arange(keys.shape[1], device=q.device)
+    k, v = (x.index_select(0, slot).unflatten(2, (heads.n_kv_heads, -1)).float() for x in (keys, values))
+    scores = torch.einsum("tkgd,tckd->tkgc", q.float().unflatten(1, (heads.n_kv_heads, heads.group, -1)), k)
+    scores = scores.flatten(1, 2) * heads.scale
+    hidden = place[None] >= where.length[:, None]
+    if heads.window:
+        hidden |= place[None] < where.length[:, None] - heads.window
+    scores.masked_fill_(hidden[:, None], -torch.inf)
+    p = torch.cat([scores, sinks[None, :, None].expand(len(scores), -1, 1)], 2).softmax(2)[:, :, :-1]
+    made = torch.einsum("tkgc,tckd->tkgd", p.unflatten(1, (heads.n_kv_heads, heads.group)), v)
+    out.copy_(made.flatten(1))
 
 
 def linear_decode(e, x: Tensor, group: Group) -> tuple[Tensor, ...]:

@@ -24,6 +24,11 @@ class Device:
     fp8: bool = False
 
     @property
+    def offloads(self) -> bool:
+        """Whether layer inputs can wait in the host's memory."""
+        return self.kind in ("cuda", "rocm")
+
+    @property
     def graphs(self) -> bool:
         """Whether a step can be recorded and replayed (torch.cuda.CUDAGraph; ROCm answers to the same name). Without
         Triton the attention reads the examples' boundaries on the host, which no recording would follow."""

@@ -13,6 +13,8 @@ from anytune.engine.algebra import HostAlgebra
 from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 
+from . import layout as _layout
+from . import rows as _rows
 from . import convolution as _convolution
 from . import decode as _decode
 from . import delta as _delta
@@ -27,7 +29,8 @@ from . import slices as _slices
 from . import update as _update
 from . import vendor
 from .algebra import CardAlgebra
-from .arrays import Sum, own, real, padding_behind
+from .arrays import own, real
+from .attention import WIDEST
 from .budget import Budget
 from .budget import peak as _budget_peak
 from .devices import Device, has_fp8
@@ -52,7 +55,7 @@ class TorchEngine(Composed):
     """
 
     decode_rows = 64  # rows up to which a product dequantizes weights in registers
-    offers = frozenset({"delta", "experts"})
+    offers = frozenset({"delta", "convolution", "experts", "sinks"})
 
     def __init__(self, where: Device, tf32: bool = False):
         self.where, self.device, self.dtype = where, where.device, where.dtype
@@ -69,7 +72,6 @@ class TorchEngine(Composed):
         self.scratch: Tensor | None = None  # the matrix of a group that is not held dense
         self.fp8 = where.fp8  # input gradients pass frozen weights in fp8; see fp8.py
         self.scratch_fp8: Tensor | None = None
-        self.process_group, self.shards = None, 1  # the ranks of a job, and how many share the blocks
         self.slices: _slices.Slices | None = None  # their parts, where they do
         self.offloader = Offloader(self.device)
         self.pending: list[tuple] = []  # operands of gradients that are made together; see linear.py
@@ -95,7 +97,8 @@ class TorchEngine(Composed):
     @property
     def graphs(self) -> bool:
         """Whether a step can be recorded: experts that are taken one by one ask the host which have tokens."""
-        return self.where.graphs and not (self.loads is not None and not self.grouped)
+        wide = self.widest > WIDEST  # then attention is plain torch's, which reads boundaries on the host
+        return self.where.graphs and not wide and not (self.loads is not None and not self.grouped)
 
     # ---- memory and transfers ---------------------------------------------------------------------------
 
@@ -114,35 +117,6 @@ class TorchEngine(Composed):
         """[rows, columns], content undefined, with `row_padding` columns behind, in rows of whole cache lines."""
         stride = align(columns + (self.row_padding if row_padding is None else row_padding))
         return torch.empty((rows, stride), dtype=self.act, device=self.device)[:, :columns]
-
-    def extend(self, x: Tensor, columns: int) -> Tensor:
-        """x [T, n] with `columns` more: in place if room lies behind x in its buffer, else a copy."""
-        width = x.shape[1] + columns
-        if padding_behind(x) >= columns:
-            return x.as_strided((x.shape[0], width), x.stride())
-        wider = self.array(x.shape[0], x.shape[1], columns)
-        wider.copy_(x)
-        return wider.as_strided((x.shape[0], width), wider.stride())
-
-    def joined(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """The parts [T, n_i] side by side: one view if they lie so, else a copy."""
-        if len(parts) == 1:
-            return parts[0]
-        first, at = parts[0], parts[0].storage_offset()
-        width = sum(p.shape[1] for p in parts)
-        for part in parts:
-            if (
-                part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-                or part.stride() != first.stride()
-                or part.storage_offset() != at
-            ):
-                out = own(self.array(first.shape[0], width))
-                return own(out.copy_(torch.cat(parts, dim=1)))
-            at += part.shape[1]
-        out = first.as_strided((first.shape[0], width), first.stride())
-        for name in ("ends", "low_of", "row_scale"):
-            setattr(out, name, getattr(parts[-1], name, None))
-        return out
 
     def release(self) -> None:
         self.scratch = self.scratch_fp8 = None
@@ -248,6 +222,8 @@ class TorchEngine(Composed):
     def has_fp8(self) -> bool:
         return has_fp8(self.device)
 
+    eight = staticmethod(fp8.Eight)
+
     def fp8_error(self) -> float:
         return fp8.check(self)
 
@@ -261,6 +237,20 @@ class TorchEngine(Composed):
 
     # ---- operations -------------------------------------------------------------------------------------
 
+    extend = _layout.extend
+    joined = _layout.joined
+    embed = _rows.embed
+    gather = _rows.gather
+    scatter = _rows.scatter
+    add = _rows.add
+    scale = _rows.scale
+    rms_norm = _rows.rms_norm
+    rms_norm_backward = _rows.rms_norm_backward
+    qk_norm_rope = _rows.qk_norm_rope
+    qk_norm_rope_backward = _rows.qk_norm_rope_backward
+    glu = _rows.glu
+    _riding = _rows._riding
+    glu_backward = _rows.glu_backward
     prepare = _linear.prepare
     linear = _linear.linear
     linear_backward = _linear.linear_backward
@@ -289,6 +279,10 @@ class TorchEngine(Composed):
     combine = _experts.combine
     weigh = _experts.weigh
     weigh_backward = _experts.weigh_backward
+    weigh_bias = _experts.weigh_bias
+    weigh_bias_backward = _experts.weigh_bias_backward
+    clamped_glu = _experts.clamped_glu
+    clamped_glu_backward = _experts.clamped_glu_backward
     gate_rows = _experts.gate_rows
     gate_rows_backward = _experts.gate_rows_backward
     expert_linear = _experts.expert_linear
@@ -320,123 +314,25 @@ class TorchEngine(Composed):
         return self.updater.adamw(*args)
 
     def offload(self, x):
-        return self.offloader.offload(real(x)) if self.sizes.offload and self.device.type == "cuda" else x
+        return self.offloader.offload(real(x)) if self.sizes.offload and self.where.offloads else x
 
     def prefetch(self, ticket):
         return own(self.offloader.prefetch(ticket)) if isinstance(ticket, Ticket) else ticket
-
-    def embed(self, ids: Tensor, table: Weight, scale: float) -> Tensor:
-        x = own(self.array(ids.shape[0], table.in_features))
-        table.gather(ids, x, scale)
-        return x
-
-    def gather(self, x, rows: Tensor) -> Tensor:
-        x = real(x)
-        out = own(self.array(rows.shape[0], x.shape[1]))
-        # a padded row's number is past the end: it takes any row, and its target says that it does not count
-        out.copy_(x.index_select(0, rows.clamp(max=x.shape[0] - 1)))
-        return out
-
-    def scatter(self, y: Tensor, rows: Tensor, tokens: int) -> Tensor:
-        """As a gather, since it runs the same way every time: row t is y's row place[t], or zero."""
-        count = rows.shape[0]
-        place = torch.full((tokens + 1,), count, dtype=torch.int64, device=self.device)
-        place.index_copy_(0, rows.clamp(max=tokens).long(), torch.arange(count, device=self.device))
-        place = place[:tokens]
-        out = own(self.array(tokens, y.shape[1]))
-        torch.mul(
-            real(y).index_select(0, place.clamp(max=count - 1)), (place < count).unsqueeze(1).to(y.dtype), out=out
-        )
-        return out
-
-    def add(self, x, y):
-        """Waits for the norm that follows, so that sum and norm are one pass over memory; see Sum."""
-        return Sum(self, x, y)
-
-    def scale(self, x, factor: float | Tensor) -> Tensor:
-        return torch.mul(real(x), factor, out=own(self.array(*x.shape)))
-
-    def rms_norm(self, x, gain, eps: float, into: Group | None = None, m: Tensor | None = None) -> Tensor:
-        """into: a group that reads the result, m: its matrix;
-        its low-rank product is then made on the way, if it can be."""
-        tokens, width = x.shape
-        out = own(self.array(tokens, width))
-        low = self._riding(out, into, m)
-        if isinstance(x, Sum) and x.value is None:
-            a, b = real(x.x), real(x.y)
-            total = own(self.array(tokens, width))
-            self.f.rms_norm(a, gain, eps, out, add=b, total=total, **low)
-            x.settle(total)
-        else:
-            self.f.rms_norm(real(x), gain, eps, out, **low)
-        return out
-
-    def rms_norm_backward(self, dy, x, gain, eps: float, residual=None) -> Tensor:
-        out = own(self.array(*x.shape))
-        self.f.rms_norm_backward(real(dy), real(x), gain, eps, real(residual), out)
-        return out
-
-    def qk_norm_rope(self, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool):
-        out_q, out_k = (q, k)
-        if gains is not None:
-            both = self.array(q.shape[0], q.shape[1] + k.shape[1], 0)
-            out_q, out_k = both[:, : q.shape[1]], both[:, q.shape[1] :]
-        self.f.qk_norm_rope(
-            q, k, *(gains or (None, None)), eps, *table, positions, heads.n_heads, heads.n_kv_heads, neox, out_q, out_k
-        )
-        return out_q, out_k
-
-    def qk_norm_rope_backward(
-        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool, into=(None, None)
-    ):
-        if into[0] is not None or into[1] is not None:
-            turned = [x.clone() for x in (dq, dk)]  # back by their angles: what the norms' results are
-            self.f.qk_norm_rope_backward(
-                *turned, q, k, None, None, eps, *table, positions, heads.n_heads, heads.n_kv_heads, neox
-            )
-            for dx, x, gradient in zip(turned, (q, k), into):
-                if gradient is not None:
-                    self.gain_gradient(dx, x, eps, gradient)
-        self.f.qk_norm_rope_backward(
-            dq, dk, q, k, *(gains or (None, None)), eps, *table, positions, heads.n_heads, heads.n_kv_heads, neox
-        )
-        return dq, dk
-
-    def glu(self, gate, up, activation: str, into: Group | None = None, m: Tensor | None = None) -> Tensor:
-        """into, m: as in rms_norm."""
-        out = own(self.array(*gate.shape))
-        self.f.glu(gate, up, activation, out, peak=getattr(into, "peak", None), **self._riding(out, into, m))
-        return out
-
-    def _riding(self, out: Tensor, into: Group | None, m: Tensor | None) -> dict:
-        """What makes the kernel that writes `out` also write the low-rank product of its readers: behind it, for the
-        product with the group's matrix, and once more apart, for the gradients."""
-        if (
-            into is None
-            or not into.rank
-            or (into.dropout and self.training)
-            or padding_behind(out) < into.rank
-            or self.act != self.dtype
-        ):
-            return {}
-        out.low_of = into
-        found = {"a": m[into.width :, : into.in_features], "low": self.extend(out, into.rank)[:, into.in_features :]}
-        if into.trains_pairs and self.training:
-            into.low = found["keep"] = torch.empty((out.shape[0], into.rank), dtype=self.act, device=self.device)
-        return found
-
-    def glu_backward(self, dy, gate, up, activation: str):
-        width = gate.shape[1]
-        both = self.array(gate.shape[0], 2 * width)
-        dgate, dup = both[:, :width], own(both[:, width:])
-        self.f.glu_backward(dy, gate, up, activation, dgate, dup)
-        return dgate, dup
 
     def attention(self, q, k, v, heads: Heads):
         out = own(self.array(q.shape[0], heads.n_heads * heads.head_dim))
         if self.compiled and vendor.suits(q, heads, self.whole):
             return out, vendor.attention(q, k, v, heads, out)
         return out, self.f.attention(q, k, v, self.first, self.end, self.starts, heads, out)
+
+    def sink(self, out, lse, sinks, heads: Heads):
+        grown = torch.logaddexp(lse, sinks[:, None])
+        share = torch.exp(lse - grown).t().repeat_interleave(heads.head_dim, 1).to(out.dtype)
+        return torch.mul(out, share, out=own(self.array(*out.shape))), grown
+
+    def sink_gradient(self, dout, out, lse, sinks, heads: Heads, into) -> None:
+        inner = (dout.float() * out).unflatten(1, (heads.n_heads, -1)).sum(2)
+        into -= (torch.exp(sinks[:, None] - lse).t() * inner).sum(0)
 
     def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
         wide, narrow = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim

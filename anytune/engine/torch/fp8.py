@@ -76,7 +76,7 @@ def prepare(e, groups: list[Group], matrix) -> None:
     at = 0
     for group in chosen:
         whole = matrix(e, group)
-        group.eight = Eight(group, whole)
+        group.eight = e.eight(group, whole)
         if group.dense is not None:
             group.eight.held = arena[at : at + size(group)].view(group.in_features, -1)
             e.f.turn(whole[: group.width, : group.in_features], group.eight.scales, group.eight.held[:, : group.width])

@@ -12,7 +12,7 @@ def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
 
     small_rows: tokens up to which glu_backward is faster than glu_gradients, most: ranks of a pair which that can take.
     """
-    from . import attention, blocks, plain, plain_fp8, plain_low, plain_optimizer
+    from . import attention, blocks, plain, plain_convolution, plain_delta, plain_fp8, plain_low, plain_optimizer
 
     found = {"dequantize": blocks.dequantize_into, "gather": blocks.gather_into, "small_rows": 0, "most": 1 << 30}
     for module, names in (
@@ -26,11 +26,15 @@ def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
                 "glu",
                 "glu_backward",
                 "glu_gradients",
+                "gated",
+                "gated_backward",
                 "loss_rows",
                 "dropout",
             ),
         ),
         (plain_low, ("low", "low_fp8", "gradients", "gradients_of_groups", "place")),
+        (plain_convolution, ("convolve", "convolve_backward")),
+        (plain_delta, ("delta", "delta_backward")),
         (plain_fp8, ("quantize", "turn", "product_fp8")),
         (plain_optimizer, ("square_sum", "adamw")),
         (attention, ("attention", "attention_backward", "attend_cache")),
@@ -46,11 +50,15 @@ def _triton(tf32: bool) -> dict:
     from .kernels import (
         attention,
         attention_backward,
+        convolution,
         decode_attention,
+        delta,
+        delta_backward,
         dequant,
         dropout,
         small_gradients,
         fp8,
+        gates,
         gemv,
         glu,
         glu_backward,
@@ -98,6 +106,12 @@ def _triton(tf32: bool) -> dict:
         "whole_adamw": whole.whole_adamw,
         "dropout": dropout.dropout,
         "attend_rows": decode_attention.attend_cache,
+        "convolve": convolution.convolve,
+        "convolve_backward": convolution.convolve_backward,
+        "gated": gates.gated,
+        "gated_backward": gates.gated_backward,
+        "delta": delta.delta,
+        "delta_backward": delta_backward.delta_backward,
         "attention": functools.partial(attention.attention, tf32=tf32),
         "attention_backward": functools.partial(attention_backward.attention_backward, tf32=tf32),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .arrays import real
+from .arrays import on_nvidia, real
 
 Tensor = torch.Tensor
 
@@ -29,7 +29,7 @@ def add_product(e, a: Tensor, b: Tensor, into: Tensor) -> None:
     """
     if a.dtype == torch.float32:  # also of float16 products: these activations may be too large for it
         into.addmm_(a.t(), b)
-    elif a.is_cuda and torch.version.hip is None:
+    elif on_nvidia(a):
         into += torch.mm(a.t(), b, out_dtype=torch.float32)
     else:
         into += torch.mm(a.t(), b)
@@ -47,7 +47,7 @@ def gain_gradient(e, dy: Tensor, x, eps: float, into: Tensor) -> None:
 def embed_backward(e, dx: Tensor, ids: Tensor, scale: float, into: Tensor) -> None:
     """into[ids] += scale * dx. On CUDA by sorting, as index_put_ does it there: atomics would add in any order."""
     values = real(dx).float() * scale
-    if into.is_cuda:
+    if into.is_cuda or on_nvidia(into):
         into.index_put_((ids.long(),), values, accumulate=True)
     else:
         into.index_add_(0, ids, values)

@@ -10,10 +10,10 @@ import torch
 
 from anytune.engine.composed import Composed
 
-from .arrays import real, padding_behind
+from .arrays import on_nvidia, padding_behind, real, same_buffer
 from .gradients import group_gradients
 from .pair_gradients import add_gradients, gradients_between
-from .plain_low import gradient_table, place_table
+from .plain_low import Block, gradient_table, place_table
 from . import fp8
 from .slices import Slices
 from .weights import Group
@@ -22,10 +22,21 @@ Tensor = torch.Tensor
 
 
 def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> None:
-    """Lay out matrices for groups (dense ones in one arena, one scratch for the others) and the
-    tables of their pairs."""
+    """Lay out matrices for groups and the tables of their pairs."""
     e.release()
     e.gradients = gradients
+    arena, blocks = hold_matrices(e, groups, parameters)
+    groups = [g for g in groups if isinstance(g, Group)]  # experts find their pairs where they lie
+    for group in groups:
+        prepare_gradients(e, group, parameters)
+    placed = any(group.rank for group in groups if group.dense is not None)
+    e.updater.layout(arena, parameters, place_table(blocks, e.device) if placed else None)
+    if e.fp8:
+        fp8.prepare(e, groups, matrix)
+
+
+def hold_matrices(e, groups: list[Group], parameters: Tensor) -> tuple[Tensor, list[Block]]:
+    """Dense matrices in one arena, one scratch for the others -> (the arena, where each group is in it)."""
     dense, blocks, at = [g for g in groups if g.hold == "dense"], [], 0
     arena = torch.empty(sum(g.size for g in dense), dtype=e.dtype, device=e.device)
     for group in dense:
@@ -42,15 +53,15 @@ def prepare(e, groups: list[Group], parameters: Tensor, gradients: Tensor) -> No
     e.slices = Slices(e, sliced) if sliced else None
     if e.process_group is not None:
         e.process_group.sharded = bool(sliced)
-    groups = [g for g in groups if isinstance(g, Group)]  # experts find their pairs where they lie
-    for group in groups:
-        if group.trains_pairs:
-            group.gradient_table = gradient_table(group.parts(gradients, True), group.in_features, group.rank, e.device)
-            if group.dense is None:
-                group.place_table = place_table([group.block(0, parameters)], e.device)
-    e.updater.layout(arena, parameters, place_table(blocks, e.device) if any(g.rank for g in dense) else None)
-    if e.fp8:
-        fp8.prepare(e, groups, matrix)
+    return arena, blocks
+
+
+def prepare_gradients(e, group: Group, parameters: Tensor) -> None:
+    """Where the gradients of the group's pairs lie, and the pairs themselves if it is not held dense."""
+    if group.trains_pairs:
+        group.gradient_table = gradient_table(group.parts(e.gradients, True), group.in_features, group.rank, e.device)
+        if group.dense is None:
+            group.place_table = place_table([group.block(0, parameters)], e.device)
 
 
 def matrix(e, group: Group) -> Tensor:
@@ -90,7 +101,7 @@ def product(e, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 def _mixed(a: Tensor, b: Tensor) -> Tensor:
     """float32 a times a low-precision b -> float32."""
     a = a.to(b.dtype)
-    if a.device.type == "cuda":
+    if a.is_cuda or on_nvidia(a):
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a.float(), b.float()) if a.device.type == "cpu" else torch.mm(a, b).float()
 
@@ -125,7 +136,7 @@ def with_low(e, x: Tensor, group: Group, m: Tensor, source: Tensor | None = None
 
 def padding_is_own(x: Tensor, inputs: Tensor) -> bool:
     """Whether the low-rank columns were written behind x itself (and not behind a copy)."""
-    return x.data_ptr() == inputs.data_ptr()
+    return same_buffer(x, inputs)
 
 
 def low(e, x: Tensor, w: Tensor, out: Tensor) -> None:
@@ -215,7 +226,7 @@ def norm_linear_backward(
     kept = take_low(group)
     if kept is None:  # the forward left no low-rank product: no pairs here, or dropout
         return Composed.norm_linear_backward(e, dys, x, gain, eps, group, residual, need_dx, then, into)
-    dy, residual = e.joined(dys), real(residual)
+    dy, residual = e.joined(tuple(map(real, dys))), real(residual)
     dh, dy_low = _input_gradient(e, dy, group, matrix(e, group), need_dx)
     x, norm, out = real(x), None, e.array(*x.shape) if need_dx else None
     if not need_dx:

@@ -45,35 +45,40 @@ class Offloader:
 
     def offload(self, x: Tensor) -> Ticket:
         """x [T, n], a view of rows of `stride` elements: whole rows are copied, which is one transfer."""
-        self.side = self.side or torch.cuda.Stream(self.device)
         rows = x.as_strided((x.shape[0], x.stride(0)), (x.stride(0), 1))
         number = len(self.waiting)
-        if number == len(self.buffers) or self.buffers[number].numel() < rows.numel():
-            self.buffers[number : number + 1] = [self.owned.keep(page_locked(rows.numel(), x.dtype))]
-        host = self.buffers[number][: rows.numel()].view(rows.shape)
-        main = torch.cuda.current_stream()
-        if self.waiting and self.waiting[-1].away is not None:
-            main.wait_event(self.waiting[-1].away)
+        if self.waiting:
+            self._await(self.waiting[-1].away)
         self.leaving, self.loose = x, True
-        self.side.wait_stream(main)
+        self.waiting.append(Ticket(number, tuple(x.shape), *self._send(rows, number)))
+        return self.waiting[-1]
+
+    def _send(self, rows: Tensor, number: int) -> tuple[Tensor, torch.cuda.Event | None]:
+        """(where the rows will be on the host, the end of the copy)."""
+        self.side = self.side or torch.cuda.Stream(self.device)
+        if number == len(self.buffers) or self.buffers[number].numel() < rows.numel():
+            self.buffers[number : number + 1] = [self.owned.keep(page_locked(rows.numel(), rows.dtype))]
+        host = self.buffers[number][: rows.numel()].view(rows.shape)
+        self.side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.side):
             host.copy_(rows, non_blocking=True)
             away = torch.cuda.Event()
             away.record()
-        self.waiting.append(Ticket(number, tuple(x.shape), host, away))
-        return self.waiting[-1]
+        return host, away
+
+    def _await(self, event: torch.cuda.Event | None) -> None:
+        if event is not None:
+            torch.cuda.current_stream().wait_event(event)
 
     def prefetch(self, ticket: Ticket) -> Tensor:
         """The tensor again, on the device; the one below it on the stack is sent for."""
-        main = torch.cuda.current_stream()
         if self.leaving is not None:
-            main.wait_event(self.waiting[-1].away)
+            self._await(self.waiting[-1].away)
             self.leaving = None
         self._call(ticket)
         if ticket.number:
             self._call(self.waiting[ticket.number - 1])
-        if ticket.here is not None:
-            main.wait_event(ticket.here)
+        self._await(ticket.here)
         self.waiting.pop()
         out, ticket.back = ticket.back, None
         return out[:, : ticket.shape[1]]
@@ -92,6 +97,9 @@ class Offloader:
             return
         self.loose = True
         ticket.back = torch.empty(ticket.host.shape, dtype=ticket.host.dtype, device=self.device)
+        self._bring(ticket)
+
+    def _bring(self, ticket: Ticket) -> None:
         self.side.wait_stream(torch.cuda.current_stream())  # the memory may still be another tensor's
         with torch.cuda.stream(self.side):
             ticket.back.copy_(ticket.host, non_blocking=True)

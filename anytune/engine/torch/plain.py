@@ -146,6 +146,18 @@ def glu_backward(dy, gate, up, activation, dgate, dup, out=None, *, b=None, low=
         plain_low.low_of_pair(dgate, dup, b, low)
 
 
+def gated(x, gate, out):
+    """out [T, n] = x * σ(gate)."""
+    out.copy_(x.float() * torch.sigmoid(gate.float()))
+
+
+def gated_backward(dy, x, gate, dx, dgate):
+    """dx = dy * σ(gate), dgate = dy * x * σ'(gate)."""
+    s, d = torch.sigmoid(gate.float()), dy.float()
+    dx.copy_(d * s)
+    dgate.copy_(d * x.float() * s * (1 - s))
+
+
 def glu_gradients(
     dy, gate, up, activation, dgate, dup, low_dy, low_x, grad_a, grad_gate, grad_up, factor, *, bound=None, scale=None
 ):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from .arrays import on_nvidia
+
 Tensor = torch.Tensor
 F8 = torch.float8_e4m3fn
 TOP = 448.0  # the largest e4m3
@@ -44,7 +46,7 @@ def turn(source, scale, out):
 
 def product_fp8(a, a_scale, b, b_scale, dtype):
     """(a_scale a) (b_scale b)ᵀ, of a [T, K] and b [n, K] in e4m3, scales float32 [T] and [n] -> [T, n] of dtype."""
-    if a.is_cuda:
+    if on_nvidia(a):
         return torch._scaled_mm(
             a, b.t(), scale_a=a_scale[:, None], scale_b=b_scale[None], out_dtype=dtype, use_fast_accum=True
         )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from .arrays import on_nvidia
 from .plain_fp8 import rounded
 
 Tensor = torch.Tensor
@@ -83,8 +84,8 @@ def gradient_table(parts, in_features: int, rank: int, device) -> GradientTable:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a · b in float32, without float32 copies of the operands where that can be had."""
-    if a.is_cuda and a.dtype == b.dtype != torch.float32 and torch.version.hip is None:
+    """a · b in float32, without float32 copies of the operands where possible."""
+    if on_nvidia(a) and a.dtype == b.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 

@@ -7,7 +7,7 @@ communication stream: a pass over the model goes through the layers in the order
 that was not foreseen is only later. Every process gathers in the same order, since all run the same kinds of passes.
 
 Gathers are no part of a recorded pass: a communicator inside of a graph can wait for ever for one outside. The
-recording is cut where a layer begins (segments.py), and what is asked of the communicator there is asked anew at each
+recording is cut where a layer begins (segments.py), and what is asked of the communicator there is asked again at each
 replay.
 """
 

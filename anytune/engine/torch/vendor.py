@@ -7,27 +7,37 @@ two runs give different bits, also where torch is told to be deterministic.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from anytune.engine.base import Heads
+
+from .arrays import on_nvidia
 
 Tensor = torch.Tensor
 LONG = 4096  # tokens from which on it is
 SIZES = (64, 128)  # of heads
 
 
+@functools.cache
+def _major(device: torch.device) -> int:
+    """Of the card's compute capability; `meta` takes the current card's place."""
+    card = None if device.type == "meta" else device
+    return torch.cuda.get_device_capability(card)[0] if torch.cuda.is_available() else 0
+
+
 def suits(q: Tensor, heads: Heads, whole: bool) -> bool:
     """whole: the stream is one example (and maybe padding behind it, which is nothing to anybody)."""
     return (
         whole
-        and q.is_cuda
         and q.shape[0] >= LONG
         and heads.head_dim in SIZES
         and not heads.window
         and not heads.cap
         and q.dtype in (torch.bfloat16, torch.float16)
-        and torch.version.hip is None
-        and torch.cuda.get_device_capability(q.device)[0] >= 9
+        and on_nvidia(q)
+        and _major(q.device) >= 9
         and torch.backends.cuda.cudnn_sdp_enabled()
     )
 

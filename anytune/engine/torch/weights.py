@@ -187,7 +187,7 @@ class Group:
 
     @property
     def bias(self) -> Tensor | None:
-        """float32 [width], or None; made anew at each use if it is trained."""
+        """float32 [width], or None; remade at each use if it is trained."""
         return _bias(self._biases, self.bounds) if self.trains_bias else self._bias
 
     @property

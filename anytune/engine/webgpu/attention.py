@@ -48,7 +48,7 @@ def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Arr
     [n_heads, T])."""
     tokens = q.rows
     out, lse = e.array(tokens, q.columns), e.flat(heads.n_heads * tokens, heads.n_heads * max(tokens, e.capacity))
-    kernel, rows = _kernels.attention(heads.head_dim, bool(heads.cap)), _kernels.Plan(heads.head_dim).rows
+    kernel, rows = _kernels.attention(heads.head_dim, bool(heads.cap)), _kernels.Tiling(heads.head_dim).rows
     limit = e.device.max_binding
     for q_low, q_high in row_cuts(limit, q, out):
         carry = 0
@@ -79,7 +79,7 @@ def slices(e, heads: Heads, run: tuple[int, int, int, int], name: str, columns: 
     tokens have few tiles, and a tile alone walks over all its columns."""
     q_low, q_high, k_low, k_high = run
     rows, cols = (q_high - q_low, k_high - k_low) if name == "dq" else (k_high - k_low, q_high - q_low)
-    tiles = -(-rows // _kernels.Plan(heads.head_dim).rows) * (heads.n_heads if name == "dq" else heads.n_kv_heads)
+    tiles = -(-rows // _kernels.Tiling(heads.head_dim).rows) * (heads.n_heads if name == "dq" else heads.n_kv_heads)
     room = min(SCRATCH, e.device.max_binding // 4) // (rows * lines(columns))
     most, group = min(FILL // tiles, room), 1 if name == "dq" else heads.group
     if most < 2 * group:
@@ -154,7 +154,7 @@ def _gradient(
             rows * width,
             *_cap(heads),
         ),
-        (-(-rows // _kernels.Plan(heads.head_dim).rows), own, several),
+        (-(-rows // _kernels.Tiling(heads.head_dim).rows), own, several),
         _cost(heads, run, 2 if name == "dv" else 3),
     )
     if several > 1:

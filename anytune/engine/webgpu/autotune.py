@@ -1,4 +1,4 @@
-"""The race of products' tiles: each contestant's time beside the others' on this device.
+"""Autotuning of the products' tiles: candidates are timed against each other on this device.
 
 A GPU that has little to do lowers its clocks, by a factor of five on some. So everything is compiled and checked
 first, the device is kept busy until its clocks are up, and contestants take turns, several times; the best time of each
@@ -21,7 +21,7 @@ from .weights import Part
 
 WIDTH = 2048
 WIDER = 4  # a second product, so much wider, as the hidden layer's are
-TOKENS = (128, 1024)  # what the two classes of products are raced with
+TOKENS = (128, 1024)  # the sizes with which the two classes of products are tuned
 TILES = (
     Tile(),
     Tile(ahead=True),
@@ -39,9 +39,9 @@ SLOW = 0.02  # seconds of the default's product, from which on the wider one is 
 BUSY = 0.2  # seconds of work until clocks are up
 LASTS = 3e-3  # seconds that a contestant's turn should take
 TURNS = 4
-STEADY = 1.25  # second-best over best time of the fastest contestant, at most, or all race again
+STEADY = 1.25  # second-best over best time of the fastest candidate, at most, or all are timed again
 AGAIN = 3  # times, at most
-PATIENCE = 4.0  # seconds of one race; on a slow device those listed first are all that take part
+PATIENCE = 4.0  # seconds of one tuning; on a slow device only the first candidates are timed
 HOPELESS = 1.15  # of the best time so far: no further turns
 
 
@@ -88,11 +88,11 @@ class Autotune:
         from .linear import product
 
         e, part = self.e, _Blocks(self.rows, self.width)
-        planned, e.plan_product = e.plan_product, lambda way, m, n, k: e.tuning.slices(tile, groups, m, n, k)
+        before, e.tile_product = e.tile_product, lambda way, m, n, k: e.tuning.slices(tile, groups, m, n, k)
         try:
             product(e, p.x, 0, self.raw.bind(), 0, part, p.forward, 0, p.n, p.k, p.y, 0, False, None, None, None)
         finally:
-            e.plan_product = planned
+            e.tile_product = before
 
     def best(self, forward: bool, tokens: int, tiles: list[Tile]) -> tuple[Tile, int, float]:
         """(tile, workgroups, seconds of all products) of the fastest that gives the default's result."""
@@ -110,7 +110,7 @@ class Autotune:
 
     def _sound(self, products: list[Product], tiles: list[Tile], until: float) -> list[tuple[Tile, int]]:
         """Tiles with numbers of workgroups that fit, cut sums each in another way, and give the default's result."""
-        e, square, found, plans = self.e, products[0], [], set()
+        e, square, found, tilings = self.e, products[0], [], set()
         tokens = square.x.rows
         self.run(square, Tile(), 0)
         wanted = e.host(square.y)  # the default's, which the known answers prove
@@ -118,10 +118,10 @@ class Autotune:
             if tile.m > 2 * tokens or tile.bytes > 16384 or tile.threads > 256:
                 continue
             for groups in WORKGROUPS:
-                plan = (tile, *(e.tuning.slices(tile, groups, tokens, p.n, p.k)[1:] for p in products))
-                if plan in plans or found and time.perf_counter() > until:
+                tiling = (tile, *(e.tuning.slices(tile, groups, tokens, p.n, p.k)[1:] for p in products))
+                if tiling in tilings or found and time.perf_counter() > until:
                     continue
-                plans.add(plan)
+                tilings.add(tiling)
                 self.run(square, tile, groups)
                 if np.max(np.abs(e.host(square.y) - wanted)) <= 1e-4 * np.max(np.abs(wanted)):
                     found.append((tile, groups))
@@ -167,7 +167,7 @@ class Autotune:
         self, contestants: list[Hashable], seconds: Callable[[Hashable], float], until: float = math.inf
     ) -> dict[Hashable, float]:
         """The best time of each contestant over several turns; those that are far behind get one. Where a device is
-        busy with others' work, times scatter, and the race is repeated. After `until` nobody else begins."""
+        busy with others' work, times vary, and the timing is repeated. After `until` no further candidate starts."""
         out: dict[Hashable, float] = {}
         for c in contestants:  # compiled
             out[c] = seconds(c)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from anytune.engine.budget import Way
 from anytune.memory import MIB, available_bytes
 
-from .count import WebGpuCount
+from .dry import Dry, dry
 from .sizes import LEAN, Sizes
 
 HOLDS = (
@@ -40,5 +40,5 @@ class Budget:
             for sizes, more, words in PIECES
         ]
 
-    def counter(self, way: Way, capacity: int) -> WebGpuCount:
-        return WebGpuCount(self.engine, way.sizes, way.hold, capacity)
+    def dry(self, way: Way, capacity: int) -> Dry:
+        return dry(self.engine, way.sizes, capacity)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 from anytune.errors import UserError
 
+from . import rotations as _rotations
+from . import rows as _rows
 from . import attention as _attention
 from . import decode as _decode
 from . import gradients as _gradients
@@ -16,21 +17,19 @@ from . import linear as _linear
 from . import loss as _loss
 from . import replay as _replay
 from . import update as _update
-from .arrays import Array, Pool, Sum, lines, row_cuts
+from .arrays import Array, Pool, Sum, lines
 from .budget import Budget
 from .canary import Canary
 from .commands import Commands
 from .device import Device, open_device
 from .failures import explain
 from .groups import Group
-from .kernels import lookup as _lookup
-from .kernels import rows as _rows
 from .readback import Readback
 from .optimizers import Codes, Optimizers
 from .sizes import Sizes, scratch_size
 from .trained import Trained
 from .tune import Tuning
-from .weights import Part, LoraPair, Streamer, Weight
+from .weights import LoraPair, Streamer, Weight
 
 FORGET = 64 << 20  # bytes of pooled buffers of passing sizes
 
@@ -40,7 +39,6 @@ class WebGpuEngine(Composed):
 
     name = "webgpu"
     decode_rows, row_padding = 8, 0
-    process_group = None
 
     def __init__(self, device: Device):
         self.device, self.commands = device, Commands(device)
@@ -103,51 +101,6 @@ class WebGpuEngine(Composed):
             out.append(whole.part(at, at + width))
             at += lines(width)
         return tuple(out)
-
-    def split(self, x: Array, *widths: int) -> tuple[Array, ...]:
-        """Views of parts that begin a line, else copies."""
-        made, at = [], 0
-        for width in widths:
-            if at == lines(at):
-                made.append(x.part(at, at + width))
-            else:
-                made.append(self.array(x.rows, width))
-                self._copy(x, made[-1], width, at, 0)
-            at += width
-        return tuple(made)
-
-    def join(self, parts: tuple[Array, ...]) -> Array:
-        ends = np.cumsum([part.columns for part in parts]).tolist()
-        return self._together(parts, [0, *ends[:-1]], ends[-1])
-
-    def joined(self, parts: tuple[Array, ...], part: Part) -> Array:
-        """Outputs of the linears of a part as one array."""
-        return self._together(parts, part.bounds, part.width)
-
-    def _together(self, parts: tuple[Array, ...], bounds: list[int], width: int) -> Array:
-        """A view if the parts lie at their bounds already, else a copy."""
-        if len(parts) == 1:
-            return parts[0]
-        first = parts[0]
-        if all(
-            p.buffer is first.buffer and p.stride == first.stride and p.at == first.at + at
-            for p, at in zip(parts, bounds)
-        ):
-            return first.part(0, width)
-        out = self.array(first.rows, width)
-        for p, at in zip(parts, bounds):
-            self._copy(p, out, p.columns, 0, at)
-        return out
-
-    def _copy(self, x: Array, out: Array, count: int, source: int, target: int) -> None:
-        """`count` columns of x from column `source` on to `target` of out."""
-        for a, b in row_cuts(self.device.max_binding, x, out):
-            self.commands.run(
-                _rows.copy(),
-                [x.bind(a, b), out.bind(a, b)],
-                (count, x.stride, out.stride, source, target),
-                self.grid(count, b - a),
-            )
 
     @staticmethod
     def grid(columns: int, rows: int) -> tuple[int, int]:
@@ -261,9 +214,9 @@ class WebGpuEngine(Composed):
             "tiles": self.tuning.name,
         }
 
-    def plan_product(self, forward: bool, m: int, n: int, k: int):
+    def tile_product(self, forward: bool, m: int, n: int, k: int):
         """(tile, slices of the sum, the sum's length in a slice)."""
-        return self.tuning.plan(forward, m, n, k)
+        return self.tuning.tiling(forward, m, n, k)
 
     def most_columns(self, rows: int, k: int) -> int:
         """Columns of a product that one dispatch may hold; multiples of 64."""
@@ -273,6 +226,25 @@ class WebGpuEngine(Composed):
 
     # ---- operations
 
+    qk_norm_rope = _rotations.qk_norm_rope
+    qk_norm_rope_backward = _rotations.qk_norm_rope_backward
+    _qk_norm_rope_back = _rotations._qk_norm_rope_back
+    split = _rows.split
+    join = _rows.join
+    joined = _rows.joined
+    _together = _rows._together
+    _copy = _rows._copy
+    embed = _rows.embed
+    gather = _rows.gather
+    scatter = _rows.scatter
+    add = _rows.add
+    _add = _rows._add
+    scale = _rows.scale
+    rms_norm = _rows.rms_norm
+    rms_norm_backward = _rows.rms_norm_backward
+    glu = _rows.glu
+    glu_backward = _rows.glu_backward
+    glu_linear_backward = _rows.glu_linear_backward
     linear = _linear.linear
     linear_backward = _linear.linear_backward
     linear_decode = _decode.linear_decode
@@ -303,204 +275,11 @@ class WebGpuEngine(Composed):
     def optimize(self, kind: str, p: Array, g: Array, state: dict[str, Array], shape: tuple[int, ...], rule) -> None:
         self.optimizers.step(kind, p, g, state, shape, rule)
 
-    def embed(self, ids: Array, table: Weight | Trained, scale: float) -> Array:
-        out = self.array(ids.size, table.in_features)
-        for low, high, weights, base in table.pieces(1, 1 << 30):
-            for a, b in row_cuts(self.device.max_binding, out):
-                held = ids.bind()
-                self.commands.run(
-                    _lookup.embed(table.block),
-                    [weights, held, out.bind(a, b)],
-                    (base, table.row_bytes, out.columns, out.stride, held.shift + a, low, high, scale),
-                    (-(-out.columns // 1024), b - a),
-                    4.0 * (b - a) * out.columns,
-                )
-        return out
-
-    def gather(self, x: Array, rows: Array) -> Array:
-        out = self.array(rows.size, x.columns)
-        for low, high in row_cuts(self.device.max_binding, x):
-            for a, b in row_cuts(self.device.max_binding, out):
-                source, held = x.bind(low, high), rows.bind()
-                self.commands.run(
-                    _rows.gather(),
-                    [source, held, out.bind(a, b)],
-                    (x.columns, x.stride, out.stride, source.shift, held.shift + a, low, high, x.rows - 1),
-                    self.grid(x.columns, b - a),
-                )
-        return out
-
-    def scatter(self, y: Array, rows: Array, tokens: int) -> Array:
-        out = self.array(tokens, y.columns)
-        for low, high in row_cuts(self.device.max_binding, out):
-            self.commands.run(
-                _rows.fill(), [out.bind(low, high)], (y.columns, out.stride, 0, 0.0), self.grid(y.columns, high - low)
-            )
-            for a, b in row_cuts(self.device.max_binding, y):
-                held = rows.bind()
-                self.commands.run(
-                    _rows.scatter(),
-                    [y.bind(a, b), held, out.bind(low, high)],
-                    (y.columns, y.stride, out.stride, held.shift + a, low, high),
-                    self.grid(y.columns, b - a),
-                )
-        return out
-
-    def add(self, x: Array, y: Array) -> Array:
-        """Waits for the norm that follows, so that sum and norm are one pass; see Sum."""
-        return Sum(x, y, self._add)
-
-    def _add(self, total: Sum) -> None:
-        x, y = total.take(), Array(total.buffer, total.at, total.shape, total.stride)
-        for a, b in row_cuts(self.device.max_binding, x, y):
-            self.commands.run(
-                _rows.add(), [x.bind(a, b), y.bind(a, b)], (x.columns, x.stride, y.stride), self.grid(x.columns, b - a)
-            )
-
-    def scale(self, x: Array, factor: float | Array) -> Array:
-        out, each = self.array(*x.shape), isinstance(factor, Array)
-        for a, b in row_cuts(self.device.max_binding, x, out, factor if each else None):
-            self.commands.run(
-                _rows.scale(each),
-                [x.bind(a, b), *([factor.bind(a, b)] if each else []), out.bind(a, b)],
-                (x.columns, x.stride, out.stride, factor.stride if each else factor),
-                self.grid(x.columns, b - a),
-            )
-        return out
-
-    def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
-        out, more = self.array(*x.shape), x.take() if isinstance(x, Sum) else None
-        for a, b in row_cuts(self.device.max_binding, x, more, out):
-            arrays = [x.bind(a, b), gain, *([] if more is None else [more.bind(a, b)]), out.bind(a, b)]
-            self.commands.run(
-                _rows.rms_norm(more is not None),
-                arrays,
-                (x.columns, x.stride, out.stride, eps, *([] if more is None else [more.stride])),
-                (b - a,),
-                6.0 * (b - a) * x.columns,
-            )
-        return out
-
-    def rms_norm_backward(self, dy: Array, x: Array, gain: Array, eps: float, residual: Array | None = None) -> Array:
-        out, adds = self.array(*x.shape), residual is not None
-        for a, b in row_cuts(self.device.max_binding, dy, x, residual, out):
-            self.commands.run(
-                _rows.rms_norm_backward(adds),
-                [dy.bind(a, b), x.bind(a, b), gain, *([residual.bind(a, b)] if adds else []), out.bind(a, b)],
-                (x.columns, dy.stride, x.stride, out.stride, eps, *([residual.stride] if adds else [])),
-                (b - a,),
-                12.0 * (b - a) * x.columns,
-            )
-        return out
-
-    def qk_norm_rope(self, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool):
-        normed = gains is not None
-        out = self.columns(q.rows, q.columns, k.columns) if normed else (q, k)
-        for x, y, count, queries in _heads((q, k), out, heads):
-            for a, b in row_cuts(self.device.max_binding, x, y):
-                where = positions.bind()
-                arrays = [x.bind(a, b), *(gains if normed else ()), *table, where, *([y.bind(a, b)] if normed else [])]
-                self.commands.run(
-                    _rows.qk_norm_rope(normed, neox),
-                    arrays,
-                    (heads.head_dim, table[0].columns, x.stride, y.stride, eps, queries, where.shift + a),
-                    (count, b - a),
-                    8.0 * (b - a) * x.columns,
-                )
-        return out
-
-    def qk_norm_rope_backward(
-        self, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool, into=(None, None)
-    ):
-        if any(gradient is not None for gradient in into):  # the gains' gradients are between turning and norms
-            self._qk_norm_rope_back(dq, dk, q, k, None, eps, table, positions, heads, neox)
-            for dx, x, gradient in zip((dq, dk), (q, k), into):
-                if gradient is not None:
-                    self.gain_gradient(dx, x, eps, gradient)
-            return self._qk_norm_rope_back(dq, dk, q, k, gains, eps, table, positions, heads, neox, turns=False)
-        return self._qk_norm_rope_back(dq, dk, q, k, gains, eps, table, positions, heads, neox)
-
-    def _qk_norm_rope_back(self, dq, dk, q, k, gains, eps, table, positions, heads, neox, turns: bool = True):
-        normed = gains is not None
-        for dx, x, count, queries in _heads((dq, dk), (q, k) if normed else (dq, dk), heads):
-            for a, b in row_cuts(self.device.max_binding, dx, x):
-                where = positions.bind()
-                arrays = [dx.bind(a, b), *([x.bind(a, b), *gains] if normed else []), *table, where]
-                self.commands.run(
-                    _rows.qk_norm_rope_backward(normed, neox),
-                    arrays,
-                    (
-                        heads.head_dim,
-                        table[0].columns if turns else 0,
-                        dx.stride,
-                        x.stride,
-                        eps,
-                        queries,
-                        where.shift + a,
-                    ),
-                    (count, b - a),
-                    16.0 * (b - a) * x.columns,
-                )
-        return dq, dk
-
-    def glu(self, gate: Array, up: Array, activation: str) -> Array:
-        out = self.array(*gate.shape)
-        for a, b in row_cuts(self.device.max_binding, gate, up, out):
-            self.commands.run(
-                _rows.glu(activation),
-                [gate.bind(a, b), up.bind(a, b), out.bind(a, b)],
-                (gate.columns, gate.stride, up.stride, out.stride),
-                self.grid(gate.columns, b - a),
-                10.0 * (b - a) * gate.columns,
-            )
-        return out
-
-    def glu_backward(self, dy: Array, gate: Array, up: Array, activation: str) -> tuple[Array, Array]:
-        dgate, dup = self.columns(gate.rows, gate.columns, gate.columns)
-        for a, b in row_cuts(self.device.max_binding, dy, gate, up, dgate):
-            self.commands.run(
-                _rows.glu_backward(activation),
-                [dy.bind(a, b), gate.bind(a, b), up.bind(a, b), dgate.bind(a, b), dup.bind(a, b)],
-                (gate.columns, dy.stride, gate.stride, up.stride, dgate.stride),
-                self.grid(gate.columns, b - a),
-                20.0 * (b - a) * gate.columns,
-            )
-        return dgate, dup
-
-    def glu_linear_backward(
-        self, dy, gate: Array, up: Array, activation: str, group: Group, then, need_dx: bool = True
-    ):
-        """As composed.py's; the gradients lie where gate and up lay."""
-        da = self.linear_backward((dy,), self.glu(gate, up, activation), group, need_dx)
-        if not need_dx:
-            return None
-        for a, b in row_cuts(self.device.max_binding, da, gate, up):
-            self.commands.run(
-                _rows.glu_backward_over(activation),
-                [da.bind(a, b), gate.bind(a, b), up.bind(a, b)],
-                (gate.columns, da.stride, gate.stride, up.stride),
-                self.grid(gate.columns, b - a),
-                20.0 * (b - a) * gate.columns,
-            )
-        return gate, up
-
     def offload(self, x):
         return x
 
     def prefetch(self, ticket):
         return ticket
-
-
-def _heads(one: tuple[Array, Array], two: tuple[Array, Array], heads: Heads):
-    """(an array of `one`, its neighbour of `two`, heads, how many of them are queries): queries and keys as one array
-    where they lie side by side in both."""
-    (q, k), (other_q, other_k) = one, two
-    if all(b.buffer is a.buffer and b.stride == a.stride and b.at == a.at + a.columns for a, b in (one, two)):
-        width = q.columns + k.columns
-        yield q.part(0, width), other_q.part(0, width), heads.n_heads + heads.n_kv_heads, heads.n_heads
-    else:
-        yield q, other_q, heads.n_heads, heads.n_heads
-        yield k, other_k, heads.n_kv_heads, 0
 
 
 def open_engine(name: str, max_binding: int | None = None) -> WebGpuEngine:

@@ -13,7 +13,7 @@ def matrix_gradient(e, dy: Array, x: Array, weight: Trained) -> None:
     most, n = e.most_columns(x.rows, x.columns), x.columns
     for low, high, held in rows_of(e, weight.gradient, most):
         for a, b in row_cuts(e.device.max_binding, dy, x):
-            tile = e.plan_product(False, b - a, n, high - low)[0]
+            tile = e.tile_product(False, b - a, n, high - low)[0]
             e.commands.run(
                 _kernels.outer(tile),
                 [dy.bind(a, b), x.bind(a, b), held],

@@ -124,7 +124,7 @@ def product(
     tail = low is not None
     for a, b in row_cuts(e.device.max_binding, x, y, low):
         m = b - a
-        tile, slices, step = e.plan_product(forward, m, n, k)
+        tile, slices, step = e.tile_product(forward, m, n, k)
         kernel = _gemm.gemm(part.block, forward, tile, tail, bias is not None)
         numbers = [base, part.row_bytes, m, n, k, step, x.stride // 4, x0 // 4]
         target, width = y.bind(a, b), lines(n)
@@ -242,7 +242,7 @@ def through(e, dy_low: Array, pair: LoraPair, group: Group, dx: Array) -> None:
     out = e.array(*dx.shape)
     for a, b in row_cuts(e.device.max_binding, dy_low, out):
         held = pair.a.bind()
-        tile = e.plan_product(False, b - a, dx.columns, 1)[0]
+        tile = e.tile_product(False, b - a, dx.columns, 1)[0]
         e.commands.run(
             _gemm.gemm("F32", False, tile, True),
             [dy_low.bind(a, b), held, out.bind(a, b), dy_low.bind(a, b), held],

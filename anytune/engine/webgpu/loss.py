@@ -11,11 +11,11 @@ from .linear import backward, forward
 FULL = 64  # rows of a product that keep a device as busy as more of them
 
 
-def chunk_rows(sizes, plan, rows: int, vocabulary: int, width: int) -> int:
+def chunk_rows(sizes, tiling, rows: int, vocabulary: int, width: int) -> int:
     """Rows whose logits exist at once. A quarter of them is enough, if it fills a product's tiles. Never fewer for more
     rows, so that the estimate, which counts the most, is right for any."""
     most = max(16, sizes.logits // vocabulary // 16 * 16)
-    tile = max(plan(True, rows, vocabulary, width)[0].m, plan(False, rows, width, vocabulary)[0].m)
+    tile = max(tiling(True, rows, vocabulary, width)[0].m, tiling(False, rows, width, vocabulary)[0].m)
     return min(rows, most, max(FULL, tile, rows // 4 // FULL * FULL))
 
 
@@ -25,7 +25,7 @@ def cross_entropy(e, h: Array, head: Group, targets: Array, scale, gradient: boo
     rows, vocabulary = h.rows, head.weights[0].out_features
     if not isinstance(scale, Array):
         scale = e.vector([float(scale)])
-    step = chunk_rows(e.sizes, e.plan_product, rows, vocabulary, h.columns)
+    step = chunk_rows(e.sizes, e.tile_product, rows, vocabulary, h.columns)
     losses, total = e.flat(rows, max(rows, e.capacity)), e.flat(1, 16)
     dh = e.array(rows, h.columns) if gradient else None
     for low in range(0, rows, step):

@@ -16,7 +16,6 @@ from .kernels import rules as _rules
 
 # elements of a dispatch. A constant, where others follow the measured rate: it decides how sums are rounded
 MOST = 1 << 24
-SPARE = 64  # partial sums beyond one for each PIECE of a tensor: those of pieces that end early
 
 
 class Codes(Array):
@@ -27,12 +26,6 @@ class Codes(Array):
     def __init__(self, words: Array, count: int):
         super().__init__(words.buffer, words.at, words.shape, words.stride)
         self.count = count
-
-
-def partial_sums(sizes: list[int], shapes: list[tuple[int, ...]]) -> int:
-    """Floats of scratch that norm() and Adafactor need, about, for tensors of these sizes, matrices of these shapes."""
-    columns = max((-(-rows // _rules.ROWS) * width for rows, width in shapes), default=0)
-    return max(columns, sum(-(-size // _rules.PIECE) for size in sizes)) + SPARE
 
 
 class Optimizers:

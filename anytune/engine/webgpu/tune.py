@@ -1,9 +1,9 @@
-"""Which tile a product takes, and into how many slices its sum is cut: defaults, or what a short race on the device
+"""Which tile a product uses, and into how many slices its sum is cut: defaults, or what autotuning on the device
 found.
 
 Tiles are compared on products like a model's, with few and with many tokens, in both directions; one counts only if it
 gives the default's result. What won is kept in a file for each device, driver and version of the kernels. Software
-devices are not raced: there the default is as good as any.
+devices are not tuned: there the default is as good as any.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Tuning:
         text = repr(sorted((key, tile.name, groups) for key, (tile, groups) in self.choices.items()))
         return hashlib.sha256(text.encode()).hexdigest()[:8] if self.choices else "default"
 
-    def plan(self, forward: bool, m: int, n: int, k: int) -> tuple[Tile, int, int]:
+    def tiling(self, forward: bool, m: int, n: int, k: int) -> tuple[Tile, int, int]:
         """(tile, slices of the sum, length of a slice) of out [m, n] with sums over k."""
         tile, wanted = self.choices.get((forward, m >= MANY), (self.default, 0))
         return self.slices(tile, wanted, m, n, k)
@@ -64,10 +64,10 @@ class Tuning:
         step = max(64, -(-step // 64) * 64)
         return tile, -(-k // step) or 1, step
 
-    # ---- the race
+    # ---- autotuning
 
     def ensure(self) -> None:
-        """Know the device's rate and the choices: these from the file, or by a race of a second or two."""
+        """Know the device's rate and the choices: these from the file, or by autotuning for a second or two."""
         if self._asked:
             return
         self._asked = True
@@ -78,7 +78,7 @@ class Tuning:
         self.engine.commands.rate = SHARE * self.rate
 
     def _choose(self) -> None:
-        """What is in the file; else a race, which only one of several processes runs, while the others wait: choices
+        """What is in the file; else autotuning, which only one of several processes runs while the others wait: choices
         decide how sums are rounded, and all must make the same."""
         path = self._path()
         with contextlib.ExitStack() as stack:
@@ -94,7 +94,7 @@ class Tuning:
             kept = json.loads(path.read_text("utf-8"))
             choices = {(r["forward"], r["many"]): (Tile(*r["tile"]), r["workgroups"]) for r in kept["choices"]}
             if not all(tile in _autotune.TILES and groups in _autotune.WORKGROUPS for tile, groups in choices.values()):
-                raise ValueError("tiles that nobody raced")
+                raise ValueError("tiles that were not tuned")
             if not (isinstance(kept["rate"], float) and 0 < kept["rate"] < math.inf):
                 raise ValueError("no rate")
             self.choices, self.rate = choices, kept["rate"]

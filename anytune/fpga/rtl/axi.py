@@ -15,10 +15,10 @@ REGISTERS = {
     "shape": (0x08, "bits 7:0 rows of cells, 15:8 columns, 31:16 blocks of tile memory"),
     "control": (0x0C, "write: bit 0 clears the counters, bit 1 resets the engine"),
     "status": (0x10, "bit 0 busy, bit 1 a packet of no kind came"),
-    "cycles": (0x14, "cycles in which the engine was busy"),
+    "cycles": (0x14, "cycles with the engine busy"),
     "squares": (0x18, "squares computed"),
-    "starved": (0x1C, "busy cycles in which no square was in it, for want of packets"),
-    "blocked": (0x20, "cycles in which a square waited for room behind"),
+    "starved": (0x1C, "busy cycles without a square, waiting for packets"),
+    "blocked": (0x20, "cycles in which a square waited for space in the result queue"),
 }
 
 

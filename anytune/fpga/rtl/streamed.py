@@ -1,4 +1,4 @@
-"""A pipeline between two AXI4-Streams: it never stands still; what it gives waits in a queue that has room for it."""
+"""A pipeline between two AXI4-Streams: it never stalls; its output waits in a queue that is large enough."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Streamed(Elaboratable):
         return m
 
     def _queue(self, m: Module, put, result, gives: Signal) -> None:
-        """Block RAM with two stages behind it, which stand still while the receiver does."""
+        """Block RAM with two stages behind it, which stall with the receiver."""
         n, bits = self.named, DEPTH.bit_length() - 1
         head, tail, moves = Signal(bits + 1), Signal(bits + 1), Signal()
         read, write = memory(m, "queue", self.OUT, DEPTH)

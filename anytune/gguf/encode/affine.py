@@ -11,7 +11,7 @@ named below; error always means sum of w * (x - decoded)^2.
 
 from __future__ import annotations
 
-from anytune.gguf.encode.vectors import keep, least, load, most, nearest, ratio, shared, spread, to_half, where_less
+from anytune.simd.vectors import keep, least, load, most, nearest, ratio, shared, spread, to_half, where_less
 
 HUGE = 3e38
 # Rows of the tile of sums, one a block each: the best scale and floor, and the sums that make the error's curvature.

@@ -14,8 +14,9 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit, types
 
-from anytune.gguf.encode import affine, symmetric, vectors_numba  # noqa: F401 (vectors_numba adds the lanes)
-from anytune.gguf.lanes import LANES
+from anytune.gguf.encode import affine, symmetric
+from anytune.simd import vectors_numba  # noqa: F401 (it adds arithmetic on lanes)
+from anytune.simd.registers import LANES
 
 ROWS = types.Array(types.float32, 2, "C", readonly=True)
 SIGNATURE = types.void(ROWS, ROWS, types.Array(types.uint8, 2, "C"), types.Array(types.float32, 2, "C"))

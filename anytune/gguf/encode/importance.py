@@ -2,7 +2,7 @@
 
 Measured importance (the mean square of each column's input, see anytune imatrix) is multiplied with the root of a
 mean square and the weight's own, since large weights carry more of a row's product than their count says. Without
-measured importance the weights' sizes stand for it.
+measured importance the weights' magnitudes are used instead.
 
 In this file: x is float32 [rows, weights].
 """

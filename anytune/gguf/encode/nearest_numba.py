@@ -12,8 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit, types
 
-from anytune.gguf.encode import vectors_numba  # noqa: F401 (it adds arithmetic on lanes)
-from anytune.gguf.encode.lanes import (
+from anytune.gguf.encode.nearest import MIDDLES
+from anytune.simd import vectors_numba  # noqa: F401 (it adds arithmetic on lanes)
+from anytune.simd.half import bits_of_half, from_bits
+from anytune.simd.integers import (
     at_most,
     bit,
     both,
@@ -22,7 +24,6 @@ from anytune.gguf.encode.lanes import (
     exceeds,
     first,
     floats_at,
-    half_bits,
     highest,
     left,
     lowest,
@@ -36,9 +37,8 @@ from anytune.gguf.encode.lanes import (
     whole,
     words_of,
 )
-from anytune.gguf.encode.nearest import MIDDLES
-from anytune.gguf.encode.vectors import least, most, size, where_less
-from anytune.gguf.lanes import LANES, from_bits
+from anytune.simd.registers import LANES
+from anytune.simd.vectors import least, most, size, where_less
 
 SIGNATURE = types.void(types.Array(types.float32, 1, "C", readonly=True), types.Array(types.uint8, 1, "C"), types.intp)
 HUGE = np.float32(1e9)  # what scaled weights never reach, unless the scale's inverse is infinite
@@ -47,7 +47,7 @@ HUGE = np.float32(1e9)  # what scaled weights never reach, unless the scale's in
 @njit
 def _word(value):
     """The bits of one number as float16."""
-    return first(half_bits(every(value)))
+    return first(bits_of_half(every(value)))
 
 
 @njit
@@ -227,7 +227,7 @@ def mxfp4(x, dst, blocks):
 
 def f16(x, dst, blocks):
     for i in range(0, blocks - LANES + 1, LANES):
-        put_words(dst, 2 * i, half_bits(floats_at(x, i)))
+        put_words(dst, 2 * i, bits_of_half(floats_at(x, i)))
     for i in range(blocks // LANES * LANES, blocks):
         put_word(dst, 2 * i, _word(x[i]))
 

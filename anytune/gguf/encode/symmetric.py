@@ -10,19 +10,7 @@ In this file: x, w are tiles [weights, lanes]; s is a tile of sums; error means 
 from __future__ import annotations
 
 from anytune.gguf.blocks import CODES_IQ4
-from anytune.gguf.encode.vectors import (
-    keep,
-    least,
-    load,
-    most,
-    nearest,
-    ratio,
-    shared,
-    size,
-    spread,
-    to_half,
-    where_less,
-)
+from anytune.simd.vectors import keep, least, load, most, nearest, ratio, shared, size, spread, to_half, where_less
 
 HUGE = 3e38
 SCALE, QQ, LS = range(3)

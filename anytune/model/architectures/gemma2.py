@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from anytune.model.architecture import PATTERN, WINDOW, Architecture, layer_types
 
 from .gemma3 import NAMES
@@ -22,7 +20,6 @@ def read(get: Callable, c: Config) -> dict:
     # llama.cpp's own defaults; the 27B model scales by its width per head
     scale = {"attention_scale": 1.0 / math.sqrt(c.width // c.heads)} if c.layers == 46 else {}
     return {
-        "embedding_scale": float(np.float32(np.sqrt(c.width))),
         "score_cap": float(get(SCORES, 50.0, float)),
         "logit_cap": float(get(LOGITS, 30.0, float)),
         "local": None,  # windowed layers turn as the others
@@ -52,6 +49,7 @@ GEMMA2 = Architecture(
     "gemma2",
     neox=True,
     activation="gelu",
+    scaled_embedding=True,
     post_norms=True,
     window_period=2,
     window=4096,

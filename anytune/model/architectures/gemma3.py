@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from anytune.model.architecture import NORMS, PATTERN, WINDOW, Architecture, layer_types
 
 if TYPE_CHECKING:
@@ -23,8 +21,7 @@ NAMES = NORMS | {
 
 def read(get: Callable, c: Config) -> dict:
     # the 27B model scales by its width per head
-    scale = {"attention_scale": 1.0 / math.sqrt(c.width / c.heads)} if c.layers == 62 else {}
-    return {"embedding_scale": float(np.float32(np.sqrt(c.width))), **scale}
+    return {"attention_scale": 1.0 / math.sqrt(c.width / c.heads)} if c.layers == 62 else {}
 
 
 def config(c: Config) -> dict:
@@ -43,6 +40,7 @@ GEMMA3 = Architecture(
     "gemma3",
     neox=True,
     activation="gelu",
+    scaled_embedding=True,
     head_norms=True,
     post_norms=True,
     window_period=6,

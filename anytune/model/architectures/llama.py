@@ -1,4 +1,4 @@
-"""Llama 1 to 3, Mistral 7B, SmolLM2 and all else that llama.cpp loads as `llama`."""
+"""Llama 1 to 3, Mistral 7B, Mixtral, SmolLM2 and all else that llama.cpp loads as `llama`."""
 
 from anytune.model.architecture import LINEARS, NEIGHBOURS, Architecture
 
@@ -7,8 +7,9 @@ LLAMA = Architecture(
     neox=False,
     rope_factors=("rope_freqs",),
     biases=LINEARS,
+    experts="some",
     kind="llama",
     model_class="LlamaForCausalLM",
-    other_classes=("LLaMAForCausalLM", "MistralForCausalLM"),
+    other_classes=("LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"),
     reordered=NEIGHBOURS,
 )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from anytune.errors import UserError
 from anytune.model.architecture import MODULES, NORMS, Architecture
-from anytune.model.ffn.gated import Gated
 from anytune.model.mixers import delta_forms
 from anytune.model.mixers.attention import Attention
 from anytune.model.mixers.delta_net import DeltaNet
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
 def read(get: Callable, c: Config) -> dict:
     behind = get("nextn_predict_layers", 0)
     if behind >= c.layers:
-        raise UserError(f"qwen35.nextn_predict_layers is {behind}, of {c.layers} blocks: the file is damaged")
+        raise UserError(f"{c.architecture}.nextn_predict_layers is {behind}, of {c.layers} blocks: the file is damaged")
     return {"layers": c.layers - behind, "behind": behind, **delta_forms.read(get, c, c.layers - behind)}
 
 
 def parts(c: Config, layer: int) -> tuple[type, type]:
-    return DeltaNet if c.recurrent[layer] else Attention, Gated
+    return DeltaNet if c.recurrent[layer] else Attention, c.arch.ffn(c, layer)
 
 
 def config(c: Config) -> dict:

@@ -30,7 +30,7 @@ def config(c: Config) -> dict:
 
 def metadata(number: Callable, config: Mapping) -> dict:
     if config.get("no_rope_layers") not in (None, turns(number("num_hidden_layers", int))):
-        raise UserError("config.json has no_rope_layers in an order that llama.cpp's smollm3 has no words for.")
+        raise UserError("config.json has no_rope_layers in an order that llama.cpp's smollm3 cannot express.")
     return {}
 
 

@@ -64,6 +64,8 @@ class Experts(Part):
     bias: Array | None
     shared: Shared | None
     activation: str
+    last_bias: Array | None = None  # [experts, d], of each expert's last product: weighed like its result
+    last_bias_gradient: Array | None = None
 
     EXPERTS = ("ffn_gate_exps", "ffn_up_exps"), ("ffn_down_exps",)
     SHARED = ("ffn_gate_shexp", "ffn_up_shexp"), ("ffn_down_shexp",)
@@ -103,12 +105,14 @@ class Experts(Part):
             post=w.norm("post_ffw_norm") if c.arch.post_norms else None,
             eps=c.eps,
             reads=w.group(2, *cls.EXPERTS[0], experts=True),
-            writes=w.group(3, *cls.EXPERTS[1], experts=True),
+            writes=w.group(3, *cls.EXPERTS[1], experts=True, biased=False),
             router=w.group(7, "ffn_gate_inp"),
             how=c.router,
             bias=w.vector("exp_probs_b.bias"),
             shared=shared,
             activation=c.arch.activation,
+            last_bias=w.vector("ffn_down_exps.bias"),
+            last_bias_gradient=w.gradient("ffn_down_exps.bias"),
         )
 
     @property
@@ -128,6 +132,14 @@ class Experts(Part):
     def trains_reads(self) -> bool:
         return super().trains_reads or self.router.trains or bool(self.shared and self.shared.trains)
 
+    def _between(self, e, gate, up):
+        return e.clamped_glu(gate, up) if self.activation == "clamped" else e.glu(gate, up, self.activation)
+
+    def _between_backward(self, e, dy, gate, up):
+        if self.activation == "clamped":
+            return e.clamped_glu_backward(dy, gate, up)
+        return e.glu_backward(dy, gate, up, self.activation)
+
     def forward(self, e, x, again: bool = False):
         """As in gated.py."""
         h = e.rms_norm(x, self.norm.gain, self.eps)
@@ -137,8 +149,10 @@ class Experts(Part):
         beside, kept = (None, None) if self.shared is None else self.shared.forward(e, h, self.activation)
         if again and self.post is None:
             return None, (x, routing, gate, up, kept, None)
-        inner = e.weigh(e.glu(gate, up, self.activation), routing)
+        inner = e.weigh(self._between(e, gate, up), routing)
         (y,) = e.expert_linear(inner, self.writes, routing)
+        if self.last_bias is not None:
+            y = e.weigh_bias(y, self.last_bias, routing)
         y = e.combine(y, routing, () if beside is None else (beside,))
         return self.add(e, x, y), (x, routing, gate, up, kept, self.kept(y))
 
@@ -147,15 +161,16 @@ class Experts(Part):
         x, routing, gate, up, kept, y = saved
         dy = self.add_backward(e, dout, y)
         needed = need_dx or self.trains_reads
-        inner = e.glu(gate, up, self.activation)
-        dinner = e.expert_linear_backward(
-            (e.dispatch(dy, routing),), e.weigh(inner, routing), self.writes, routing, needed
-        )
+        inner, dslots = self._between(e, gate, up), e.dispatch(dy, routing)
+        dinner = e.expert_linear_backward((dslots,), e.weigh(inner, routing), self.writes, routing, needed)
         if not needed:
             return None
         dinner, dweights = e.weigh_backward(dinner, inner, routing)
-        del inner
-        both = e.glu_backward(dinner, gate, up, self.activation)
+        if self.last_bias is not None:
+            how = self.last_bias, routing, dweights, self.last_bias_gradient
+            dweights = e.weigh_bias_backward(dslots, *how)
+        del inner, dslots
+        both = self._between_backward(e, dinner, gate, up)
         del dinner, gate, up
         h = e.rms_norm(x, self.norm.gain, self.eps)
         into_h = need_dx or self.norm.trains

@@ -19,7 +19,7 @@ class FusedGated(Gated):
     def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
         shapes = super().tensors(c, layer)
         del shapes["ffn_gate.weight"]
-        return {**shapes, "ffn_up.weight": (2 * c.hidden, c.width)}
+        return {**shapes, "ffn_up.weight": (2 * shapes["ffn_up.weight"][0], c.width)}
 
     @property
     def between(self) -> None:

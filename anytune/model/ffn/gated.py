@@ -23,7 +23,8 @@ class Gated(Part):
 
     @classmethod
     def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
-        shapes = {"ffn_gate": (c.hidden, c.width), "ffn_up": (c.hidden, c.width), "ffn_down": (c.width, c.hidden)}
+        hidden = c.hiddens[layer] if c.hiddens else c.hidden
+        shapes = {"ffn_gate": (hidden, c.width), "ffn_up": (hidden, c.width), "ffn_down": (c.width, hidden)}
         if c.arch.pre_norms:
             shapes[c.arch.ffn_norm] = (c.width,)
         if c.arch.post_norms:
@@ -46,6 +47,14 @@ class Gated(Part):
         """The group whose backward reads the gradients of gate and up as they are."""
         return self.reads
 
+    def write(self, e, gate, up) -> tuple:
+        """The last product's result."""
+        return e.glu_linear(gate, up, self.activation, self.writes)
+
+    def write_backward(self, e, dy, gate, up, needed: bool):
+        """(dgate, dup) of write(), whose gate and up are given up; None if they are not needed."""
+        return e.glu_linear_backward(dy, gate, up, self.activation, self.writes, self.between, needed)
+
     def forward(self, e, x, again: bool = False):
         """x: [T, d] -> (x + mlp(x), what the backward needs).
 
@@ -54,7 +63,7 @@ class Gated(Part):
         gate, up = self.read(e, x)
         if again and self.post is None:
             return None, (x, gate, up, None)
-        (y,) = e.glu_linear(gate, up, self.activation, self.writes)
+        (y,) = self.write(e, gate, up)
         return self.add(e, x, y), (x, gate, up, self.kept(y))
 
     def backward(self, e, dout, saved, below, need_dx: bool = True):
@@ -63,7 +72,7 @@ class Gated(Part):
         dy = self.add_backward(e, dout, y)
         del y
         needed = need_dx or self.trains_reads
-        both = e.glu_linear_backward(dy, gate, up, self.activation, self.writes, self.between, needed)
+        both = self.write_backward(e, dy, gate, up, needed)
         del dy, gate, up
         if not needed:
             return None

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Attention(Part):
     """heads: its shape; rope: (cos, sin) of its angles; neox: how these pair a head's elements; gated: each query
     head comes with a gate of its width, whose sigmoid the head's result is multiplied with; wide: the norms are
-    over all heads together; heat [context, 1]: of the queries of each position, or None."""
+    over all heads together; heat [context, 1]: of the queries of each position, or None; sinks: a score of each
+    query head that has no value, or None."""
 
     q_norm: Norm | None
     k_norm: Norm | None
@@ -27,13 +28,22 @@ class Attention(Part):
     gated: bool = False
     wide: bool = False
     heat: Any = None
+    sinks: Any = None
+    sinks_gradient: Any = None
 
     READS = ("attn_q", "attn_k", "attn_v")
     WRITES = ("attn_output",)
 
     @classmethod
+    def shape(cls, c: Config, layer: int) -> Heads:
+        keys = c.key_heads[layer] if c.key_heads else c.n_kv_heads
+        window = c.window if c.windowed(layer) else 0
+        return Heads(c.heads, keys, c.size(layer), window, c.attention_scale, c.score_cap)
+
+    @classmethod
     def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
-        q, kv, arch = c.heads * c.head_size, c.n_kv_heads * c.head_size, c.arch
+        heads, arch = cls.shape(c, layer), c.arch
+        q, kv, size = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim, heads.head_dim
         shapes = {
             "attn_q": (q * (2 if arch.gated_attention else 1), c.width),
             "attn_k": (kv, c.width),
@@ -43,16 +53,18 @@ class Attention(Part):
         if arch.pre_norms:
             shapes["attn_norm"] = (c.width,)
         if arch.head_norms:
-            shapes |= {"attn_q_norm": (c.head_size,), "attn_k_norm": (c.head_size,)}
+            shapes |= {"attn_q_norm": (size,), "attn_k_norm": (size,)}
         if arch.wide_norms:
             shapes |= {"attn_q_norm": (q,), "attn_k_norm": (kv,)}
+        if arch.sinks:
+            shapes["attn_sinks"] = (c.heads,)
         if arch.post_norms:
             shapes["post_attention_norm"] = (c.width,)
         return {f"{name}.weight": shape for name, shape in shapes.items()}
 
     @classmethod
     def of(cls, w: LayerWeights, c: Config) -> Attention:
-        local, (cos, sin, *heat) = c.windowed(w.layer), w.tables[c.rope(w.layer)]
+        cos, sin, *heat = w.tables[c.rope(w.layer)]
         return cls(
             norm=w.norm("attn_norm"),
             post=w.norm("post_attention_norm") if c.arch.post_norms else None,
@@ -61,17 +73,23 @@ class Attention(Part):
             writes=w.group(1, *cls.WRITES),
             q_norm=w.norm("attn_q_norm"),
             k_norm=w.norm("attn_k_norm"),
-            heads=Heads(c.heads, c.n_kv_heads, c.head_size, c.window if local else 0, c.attention_scale, c.score_cap),
+            heads=cls.shape(c, w.layer),
             rope=(cos, sin),
             neox=c.arch.neox,
             gated=c.arch.gated_attention,
             wide=c.arch.wide_norms,
             heat=heat[0] if heat else None,
+            sinks=w.vector("attn_sinks.weight") if c.arch.sinks else None,
+            sinks_gradient=w.gradient("attn_sinks.weight"),
         )
 
     @property
     def trains_reads(self) -> bool:
-        return super().trains_reads or any(n is not None and n.trains for n in (self.q_norm, self.k_norm))
+        return (
+            super().trains_reads
+            or self.sinks_gradient is not None
+            or any(n is not None and n.trains for n in (self.q_norm, self.k_norm))
+        )
 
     def _turn(self, positions) -> tuple:
         """What qk_norm_rope() and its backward take behind q and k."""
@@ -92,6 +110,14 @@ class Attention(Part):
             return dq, dk
         return norm_backward(e, dq, q, self.q_norm, self.eps), norm_backward(e, dk, k, self.k_norm, self.eps)
 
+    def result(self, e, o, gate):
+        """What the last product reads of the heads' results o and their gate, if they have one."""
+        return o if gate is None else e.gated(o, gate, "sigmoid")
+
+    def result_backward(self, e, dy, o, gate) -> tuple:
+        """(do, dgate or None) of result()."""
+        return (dy, None) if gate is None else e.gated_backward(dy, o, gate, "sigmoid")
+
     def forward(self, e, x, positions, attended=None):
         """x: [T, d] -> (x + attention(x), what the backward needs). attended: what attended() gave before, or None."""
         q, k, v = self.read(e, x)
@@ -104,10 +130,13 @@ class Attention(Part):
         turned_q, turned_k = self._turned(e, q, k, positions)
         if self.q_norm is None:
             q, k = turned_q, turned_k
-        o, lse = attended or e.attention(turned_q, turned_k, v, self.heads)
+        if self.sinks is None:
+            o, lse = attended or e.attention(turned_q, turned_k, v, self.heads)
+        else:
+            o, lse = attended or e.attention_with(turned_q, turned_k, v, self.heads, self.sinks)
         turned = (turned_q, turned_k) if e.keeps_turned and self.q_norm is not None else None
         del turned_q, turned_k
-        (y,) = e.linear(o if gate is None else e.gated(o, gate, "sigmoid"), self.writes)
+        (y,) = e.linear(self.result(e, o, gate), self.writes)
         return self.add(e, x, y), (x, q, k, v, gate, turned, o, lse, self.kept(y))
 
     def attended(self, saved) -> tuple:
@@ -123,15 +152,15 @@ class Attention(Part):
         dy = self.add_backward(e, dout, y)
         del y
         needed = need_dx or self.trains_reads
-        do = e.linear_backward((dy,), o if gate is None else e.gated(o, gate, "sigmoid"), self.writes, needed)
+        do = e.linear_backward((dy,), self.result(e, o, gate), self.writes, needed)
         del dy
         if not needed:
             return None
-        dgate = None
-        if gate is not None:
-            do, dgate = e.gated_backward(do, o, gate, "sigmoid")
+        do, dgate = self.result_backward(e, do, o, gate)
         if turned is None:
             turned = self._turned(e, q, k, positions) if self.q_norm is not None else (q, k)
+        if self.sinks_gradient is not None:
+            e.sink_gradient(do, o, lse, self.sinks, self.heads, self.sinks_gradient)
         dq, dk, dv = e.attention_backward(do, *turned, v, o, lse, self.heads)
         del do, o, v, turned, gate
         dq, dk = self._turned_backward(e, dq, dk, q, k, positions)

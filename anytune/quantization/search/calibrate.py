@@ -22,7 +22,7 @@ RANGE = (0.2, 5.0)
 
 @dataclass(frozen=True)
 class Uniform:
-    """All matrices in one type, or in what stands in for it where rows are too short.
+    """All matrices in one type, or in its substitute if rows are too short.
 
     price: of the budget. sums: type -> the predicted KL of the tensors in it. kl, error: measured on the whole model,
     and its standard error, in nats a token; None: not measured.

@@ -20,7 +20,7 @@ class Option:
 
 
 def cheapest(options: Mapping[str, Sequence[Option]]) -> int:
-    """The least that all tensors together can be had for."""
+    """The least total cost over all tensors."""
     return sum(_useful(some)[0].price for some in options.values())
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.engine.composed import Composed
+from anytune.errors import UserError
 from anytune.likelihood.windows import Forward, log_sums
-from anytune.model.stack import finish, finish_backward, layer_backward, layer_forward
+from anytune.model.stack import embed, finish, finish_backward, layer_backward, layer_forward
 from anytune.quantization.imatrix import Importance
 from anytune.quantization.search import tables
 from anytune.quantization.search.rounding import Rounding
@@ -67,6 +68,11 @@ def curvature(
     progress: (layers done, of how many).
     """
     model.refuse_experts("the search for formats")
+    if model.config.logit_cap or not model.config.alone:
+        raise UserError(
+            f"{model.gguf.path.name} caps its logits, or shares keys and values between layers, which the search does "
+            "not weigh yet: quantize it to a type, such as Q4_K_M"
+        )
     forward = Forward(model, len(pieces[0]))
     e, c, layers = model.engine, model.config, forward.layers
     positions, inputs, top = _run(forward, pieces)
@@ -109,7 +115,7 @@ def _run(forward: Forward, pieces: Sequence[Sequence[int]]) -> tuple[Any, list[n
     e.training = False
     e.begin(starts, len(ids), (0, 0, 0))
     positions = e.integers(np.concatenate([np.arange(len(piece), dtype=np.int32) for piece in pieces]))
-    x, inputs = e.embed(e.integers(ids), w.embedding, w.embedding_scale), []
+    x, inputs = embed(e, w, forward.layers, e.integers(ids), positions), []
     for layer in forward.layers:
         inputs.append(e.host(x))
         x = layer_forward(e, x, layer, positions)[0]

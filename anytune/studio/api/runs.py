@@ -102,7 +102,7 @@ async def estimate(request: Request, asked: RunRequest) -> dict[str, Any]:
 
 @router.get("/presets")
 async def presets(request: Request, model: str, data: str, version: int | None = None) -> dict[str, Any]:
-    """Three plans for this data and model: quick, good, thorough."""
+    """Three presets for this data and model: quick, good, thorough."""
     studio = _studio(request)
     _, facts = await _look(studio, RunRequest(model=model, data=data, version=version))
     if facts["nothing"]:
@@ -162,7 +162,7 @@ async def begin(request: Request, asked: RunRequest) -> dict[str, Any]:
 
 
 def _check(spec: dict[str, Any]) -> None:
-    """Settings that cannot work are said now, not by a process later. Raises UserError."""
+    """Settings that cannot work are reported now, not by a process later. Raises UserError."""
     from anytune.train.settings import TrainSettings
 
     TrainSettings(**spec["settings"])

@@ -21,6 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from anytune.engine.base import Heads
 
+from .entry import Entry
 from .. import attention as plain
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -55,7 +56,7 @@ CONFIGS = {
     (256, "ieee"): (Config(16, 16, 8, 1), Config(16, 16, 8, 1)),
 }
 FILL = 264  # programs that fill the card: two on each of 132 multiprocessors
-WIDEST = 256  # the largest head that tiles fit
+WIDEST = plain.WIDEST
 
 
 @triton.jit
@@ -108,6 +109,7 @@ def saturated(x):
     return 1 - 2 / (tl.exp2(x * (2 * LOG2E)) + 1)
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def forward(
     q,
@@ -154,7 +156,7 @@ def forward(
     for begin in tl.range(begins, last + 1, KEYS):
         key = tile(k, begin, head // GROUP, keys, columns, k_row, tokens, SIZE, PAD, DESCRIBED)
         s = tl.dot(query, key.T, input_precision=PRECISION)
-        if CAP:  # of the scaled score, which is in units of log2
+        if CAP != 0:  # of the scaled score, which is in units of log2
             s = saturated(s * (scale / (CAP * LOG2E))) * (CAP * LOG2E / scale)
         if (begin < whole) | (begin + KEYS > low + 1):
             s = hide(s, begin, keys, rows, first, WINDOW)
@@ -267,7 +269,7 @@ def attention(q, k, v, first, end, starts, heads: Heads, out, tf32=False, config
         SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
-        CAP=heads.cap,
+        CAP=float(heads.cap),
         UNIT=layout.unit,
         STACK=together,
         ROWS=config.rows,

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from anytune.engine.base import Heads
 
+from .entry import Entry
 from .. import attention as plain
 from .attention import FILL, LOG2E, WIDEST, Config, Layout, edge, hide, padded, per_head, places, saturated, stack, tile
 
@@ -99,7 +100,7 @@ def walk_keys(
     for begin in tl.range(begins, last + 1, KEYS):
         key = tile(k, begin, head // GROUP, keys, columns, k_row, tokens, SIZE, PAD, DESCRIBED)
         s = tl.dot(query, key.T, input_precision=PRECISION)
-        if CAP:
+        if CAP != 0:
             bend = saturated(s * (scale / CAP))
             s = bend * (CAP / scale)
         if (begin < whole) | (begin + KEYS > low + 1):
@@ -107,7 +108,7 @@ def walk_keys(
         p = tl.exp2(s * (scale * LOG2E) - sum2[:, None])
         value = tile(v, begin, head // GROUP, keys, columns, v_row, tokens, SIZE, PAD, DESCRIBED)
         ds = p * (tl.dot(given, value.T, input_precision=PRECISION) - inner[:, None])
-        if CAP:
+        if CAP != 0:
             ds = ds * (1 - bend * bend)
         grad = tl.dot(ds.to(key.dtype), key, grad, input_precision=PRECISION)
     tl.store(
@@ -174,7 +175,7 @@ def walk_queries(
             inner = tl.sum(product, 1)
         sum2 = per_query(lse, which, begin, rows, lse_row, tokens, DESCRIBED) * LOG2E
         s = tl.dot(key, query.T, input_precision=PRECISION)
-        if CAP:
+        if CAP != 0:
             bend = saturated(s * (scale / CAP))
             s = bend * (CAP / scale)
         if (begin < low + KEYS - 1) | (begin + ROWS > whole):
@@ -191,7 +192,7 @@ def walk_queries(
             if KEPT:
                 inner = per_query(d, which, begin, rows, lse_row, tokens, DESCRIBED)
             ds = p * (dp - inner[None, :])
-            if CAP:
+            if CAP != 0:
                 ds = ds * (1 - bend * bend)
             dkey = tl.dot(ds.to(query.dtype), query, dkey, input_precision=PRECISION)
     exists = edge(local, columns, tokens - low, SIZE, PAD)
@@ -203,6 +204,7 @@ def walk_queries(
         tl.store(places(dv, low, head, local, columns, dv_row, SIZE, 1), dvalue.to(dv.dtype.element_ty), mask=exists)
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def for_queries(
     q,
@@ -272,6 +274,7 @@ def for_queries(
     )
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def for_keys(
     q,
@@ -344,6 +347,7 @@ def for_keys(
     )
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def for_both(
     q,
@@ -497,7 +501,7 @@ def attention_backward(
         SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
-        CAP=heads.cap,
+        CAP=float(heads.cap),
         UNIT=layout.unit,
         PRECISION=layout.precision,
         DESCRIBED=layout.described,

@@ -15,6 +15,7 @@ import triton.language as tl
 from anytune.engine.base import Heads
 
 from .attention import LOG2E, padded, saturated
+from .entry import Entry
 from .overlap import overlap, settle
 
 STEP = 8192  # elements of a step of keys; a quarter of it in float32
@@ -31,6 +32,7 @@ def bounds(length, parts, WINDOW: tl.constexpr, KEYS: tl.constexpr):
     return near, tl.cdiv(tl.cdiv(length - near, parts), KEYS) * KEYS
 
 
+@Entry
 @triton.jit
 def attend_part(
     q,
@@ -85,7 +87,7 @@ def attend_part(
         place = (begin + steps).to(tl.int64)[:, None]
         key = tl.load(keys + place * key_row + columns[None, :], mask=there, other=0.0).to(query.dtype)
         s = tl.dot(query, key.T, input_precision="ieee") * scale
-        if CAP:
+        if CAP != 0:
             s = saturated(s * (1 / (CAP * LOG2E))) * (CAP * LOG2E)
         s = tl.where((begin + steps < high)[None, :], s, float("-inf"))
         peak = tl.maximum(top, tl.max(s, 1))
@@ -100,6 +102,7 @@ def attend_part(
     tl.store(mixes + place.to(tl.int64)[:, None] * SIZE + columns[None, :], mixed * (1 / total)[:, None], mask=exists)
 
 
+@Entry
 @triton.jit
 def join(
     mixes,
@@ -173,7 +176,7 @@ def attend_cache(q, keys, values, slot_of_row, length_of_row, heads: Heads, out)
         SIZE=heads.head_dim,
         PAD=pad,
         WINDOW=heads.window,
-        CAP=heads.cap,
+        CAP=float(heads.cap),
         UNIT=unit,
         ROWS=max(16, triton.next_power_of_2(heads.group)),
         KEYS=step,

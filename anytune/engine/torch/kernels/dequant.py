@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .. import blocks
 from .formats import FORMATS, aligned, book_of, constants
 
@@ -18,6 +19,7 @@ ROWS, OCTETS, WARPS = 4, 128, 4  # a program's tile; each thread has ROWS * OCTE
 GATHER_OCTETS, GATHER_WARPS = 64, 2  # the same for a gather, one row at a time: few rows, so narrow tiles
 
 
+@Entry
 @triton.jit
 def _dequantize(
     raw,

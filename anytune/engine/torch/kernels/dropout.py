@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from ..plain import threshold
 from .low import ceil_power
 
@@ -20,6 +21,7 @@ def _mix(h):
     return h ^ (h >> 16)
 
 
+@Entry
 @triton.jit(do_not_specialize=["number", "limit"])
 def _dropout(x, key, out, number, limit, factor, n, blocks, x_row, out_row, BLOCK: tl.constexpr):
     """Grid (row and block of columns). The hash is plain.keep_mask's."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .rounding import eighth, row_scale
 from .shares import ceil_power
 
 TILE = 64
 
 
+@Entry
 @triton.jit
 def _quantize(
     x,
@@ -65,6 +67,7 @@ def quantize(x, low, out, scale, size=None):
     )
 
 
+@Entry
 @triton.jit
 def _turn(source, scales, out, rows, n, source_row, out_row, TILE: tl.constexpr):
     """Grid (blocks of columns, blocks of rows)."""

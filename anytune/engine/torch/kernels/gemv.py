@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .. import blocks
 from .formats import FORMATS, aligned, book_of, constants
 from .overlap import overlap, settle
@@ -29,6 +30,7 @@ GEMM_OCTETS_FLOAT32 = 8
 COLLECT = 256  # rows of a program
 
 
+@Entry
 @triton.jit
 def _gemv(
     x,
@@ -90,6 +92,7 @@ def _low_rank(down, up, row, rows, up_stride, rank, RANK: tl.constexpr):
     return tl.sum(d * tl.load(at, mask=(row < rows)[:, None] & (j < rank), other=0.0).to(tl.float32), 1)
 
 
+@Entry
 @triton.jit
 def _gemm(
     x,
@@ -155,6 +158,7 @@ def _gemm(
     tl.store(to, sums.to(out.dtype.element_ty), mask=(token < tokens)[None, :] & (row < rows)[:, None])
 
 
+@Entry
 @triton.jit
 def _collect(
     parts,

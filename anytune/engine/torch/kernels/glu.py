@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from ..plain import STEEPEST
 from .glu_backward import columns, glu_backward, sigmoid  # noqa: F401
 from .low import MOST, warps
@@ -18,6 +19,7 @@ SMALL = 512  # tokens up to which the low-rank product runs as FEW says; see low
 FEW = dict(ROWS=16, BLOCK=128, SHARE=64, PROGRAMS=528, WARPS=4, STAGES=2)
 
 
+@Entry
 @triton.jit
 def _glu(
     gate,
@@ -48,6 +50,7 @@ def _glu(
         tl.atomic_max(peak + row, largest, sem="relaxed")  # the same in any order
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "shares"])
 def _glu_low(
     gate,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .. import plain_low
 from .low import MOST, warps
 from .low import low as skinny
@@ -34,6 +35,7 @@ def sigmoid(x, GELU: tl.constexpr):
     return 1.0 / (1.0 + tl.exp(-z)), slope
 
 
+@Entry
 @triton.jit
 def _backward(
     dy,
@@ -73,6 +75,7 @@ def _backward(
         tl.store(out + row * out_row + column, (value * u).to(out.dtype.element_ty), mask=mask)
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "shares"])
 def _backward_low(
     dy,

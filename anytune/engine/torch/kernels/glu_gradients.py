@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .glu_backward import sigmoid
 from .rounding import SMALLEST, eighth
 from .shares import ceil_power, collect, counters, deposit, share
@@ -19,6 +20,7 @@ MOST = 32  # ranks of each pair that programs hold
 CONFIG = dict(ROWS=32, BLOCK=64, SHARE=512, PROGRAMS=1056, WARPS=4, STAGES=2)
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "span", "shares"])
 def _backward(
     dy,

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .attention import saturated
+from .entry import Entry
 
 WIDTH = 4096  # columns that lie side by side over the threads
 DEPTH = 4  # such runs at once: loads in flight, and one rescaling for all of them
@@ -14,11 +15,12 @@ DEPTH = 4  # such runs at once: loads in flight, and one rescaling for all of th
 @triton.jit
 def capped(x, CAP: tl.constexpr):
     """CAP * tanh(x / CAP), or x without a cap."""
-    if CAP:
+    if CAP != 0:
         x = CAP * saturated(x / CAP)
     return x
 
 
+@Entry
 @triton.jit
 def _loss(
     logits,
@@ -44,7 +46,7 @@ def _loss(
         total = tl.zeros([WIDTH], tl.float32)
         for start in range(0, columns, DEPTH * WIDTH):
             x = tl.load(base + start + tile, mask=start + tile < columns, other=float("-inf")).to(tl.float32)
-            if CAP:
+            if CAP != 0:
                 x = tl.where(start + tile < columns, capped(x, CAP), float("-inf"))
             new = tl.maximum(top, tl.max(x, 0))
             total = total * tl.exp(top - new) + tl.sum(tl.exp(x - new[None, :]), 0)
@@ -59,7 +61,7 @@ def _loss(
                 x = tl.load(base + start + tile, mask=mask, other=float("-inf")).to(tl.float32)
                 x = capped(x, CAP)
                 p = tl.exp(x - log_sum) - tl.where(start + tile == target, 1.0, 0.0)
-                if CAP:
+                if CAP != 0:
                     p = p * (1 - (x / CAP) * (x / CAP))
                 tl.store(base + start + tile, (factor * p).to(logits.dtype.element_ty), mask=mask)
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .. import plain_low
 from ..plain_low import COLUMNS, GradientTable
 from .shares import ceil_power, collect, deposit, finish, fit, partials, share
@@ -26,6 +27,7 @@ def warps(ranks: int) -> int:
     return 4 if ranks <= 128 else 8
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "shares"])  # that span is a multiple of 16 is what makes wide accesses legal
 def _product(
     x,
@@ -238,6 +240,7 @@ def _tile(
             tl.store(flat + place, tl.load(flat + place, mask=there, other=0) + total, mask=there)
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "span", "shares"])
 def _gradients(
     x,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .low import MOST, warps
 from .low import low as skinny
 from .norm_backward import rms_norm_backward  # noqa: F401
@@ -23,6 +24,7 @@ FEW = dict(PROGRAMS=132, ROWS=4, WARPS=8)  # fewer rows for each, while there ar
 MANY = dict(ROWS=32, BLOCK=128, WARPS=4, STAGES=3)
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def _rows(
     x,
@@ -87,6 +89,7 @@ def _rows(
             )
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def _blocks(
     x,

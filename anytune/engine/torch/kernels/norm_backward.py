@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .low import low as skinny
 from .shares import ceil_power, finish
 
@@ -65,6 +66,7 @@ def _gradient(
     return dx
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def _rows(
     dy,

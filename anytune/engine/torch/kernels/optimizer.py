@@ -5,12 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from ..plain_optimizer import UNIT, new_partials, piece_size
 from .low import ceil_power
 
 BLOCK = 1024  # elements of an AdamW program
 
 
+@Entry
 @triton.jit
 def _square_sum(g, partials, size, piece, BLOCK: tl.constexpr):
     """Grid (pieces). Sums in float64, lane by lane, so that nothing depends on how programs are scheduled."""
@@ -24,6 +26,7 @@ def _square_sum(g, partials, size, piece, BLOCK: tl.constexpr):
     tl.store(partials + number, tl.sum(total, 0))
 
 
+@Entry
 @triton.jit
 def _decide(hyper, partials, state, pieces, BLOCK: tl.constexpr):
     """One program: the norm, whether to halt, and the clipping factor, before anybody reads them."""
@@ -37,6 +40,7 @@ def _decide(hyper, partials, state, pieces, BLOCK: tl.constexpr):
     tl.store(state + 3, tl.where((limit > 0) & (norm > limit), limit / norm, 1.0))
 
 
+@Entry
 @triton.jit(do_not_specialize=["size_a"])
 def _adamw(p, g, m, v, hyper, state, size, size_a, BLOCK: tl.constexpr):
     """Grid (blocks of elements)."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from ..plain_low import ELEMENTS, PlaceTable
 
 
+@Entry
 @triton.jit
 def _place(flat, tiles, scales, arena, BLOCK: tl.constexpr):
     """Grid (tiles). A tile is dense in flat; in the arena it is rows of `columns`, ld apart."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .low import ceil_power
 from .overlap import overlap, settle
 
@@ -161,6 +162,7 @@ def _turn(
     )
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "q_programs"])
 def _qk_norm_rope(
     q,
@@ -244,6 +246,7 @@ def _qk_norm_rope(
         )
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "q_programs", "k_programs"])
 def _store(
     q,
@@ -386,6 +389,7 @@ def _turn_back(
     _write(dy, place, there, one, two, rest, SIZE, PAIRS, NEOX, P, REST)
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens", "q_programs"])
 def _backward(
     dq,
@@ -469,7 +473,7 @@ def _backward(
         )
 
 
-def _plan(tokens: int, heads: int, n_kv_heads: int, size: int, pairs: int, gains: bool, neox: bool):
+def _grid(tokens: int, heads: int, n_kv_heads: int, size: int, pairs: int, gains: bool, neox: bool):
     """-> (programs of q, all programs, the kernels' constants)."""
     constants, programs, rows = {}, [], max(1, ELEMENTS // ceil_power(size))
     for name, count in (("Q", heads), ("K", n_kv_heads)):
@@ -491,7 +495,7 @@ def _plan(tokens: int, heads: int, n_kv_heads: int, size: int, pairs: int, gains
 
 def qk_norm_rope(q, k, q_gain, k_gain, eps, cos, sin, positions, heads, n_kv_heads, neox, out_q, out_k):
     """See plain.qk_norm_rope."""
-    first, programs, constants = _plan(
+    first, programs, constants = _grid(
         q.shape[0], heads, n_kv_heads, q.shape[1] // heads, cos.shape[1], q_gain is not None, neox
     )
     _qk_norm_rope[(programs,)](
@@ -520,7 +524,7 @@ def qk_norm_rope_store(
 ):
     """As qk_norm_rope, where the keys go to a cache [slots, context, width], and so do v's rows: row i of slot slots[i]
     at positions[i]."""
-    q_programs, programs, constants = _plan(
+    q_programs, programs, constants = _grid(
         q.shape[0], n_heads, n_kv_heads, q.shape[1] // n_heads, cos.shape[1], q_gain is not None, neox
     )
     _store[(programs + q.shape[0],)](
@@ -556,7 +560,7 @@ def qk_norm_rope_store(
 
 def qk_norm_rope_backward(dq, dk, q, k, q_gain, k_gain, eps, cos, sin, positions, heads, n_kv_heads, neox):
     """See plain.qk_norm_rope_backward."""
-    first, programs, constants = _plan(
+    first, programs, constants = _grid(
         dq.shape[0], heads, n_kv_heads, dq.shape[1] // heads, cos.shape[1], q_gain is not None, neox
     )
     q, k = (dq, dk) if q_gain is None else (q, k)

@@ -8,6 +8,7 @@ import math
 import triton
 import triton.language as tl
 
+from .entry import Entry
 from .. import plain_low
 from ..plain_low import COLUMNS
 from .low import MOST, _tile, warps
@@ -108,6 +109,7 @@ def _group(
         )
 
 
+@Entry
 @triton.jit(do_not_specialize=["tokens"])
 def _several(
     flat,

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .entry import Entry
+
 from anytune.engine import optimizers as rules
 
 UNIT = 1024  # weights of a program
@@ -29,6 +31,7 @@ def _move(p, slope, first, second, rate, keep, root, eps):
     return p * keep - rate * (first / (tl.sqrt_rn(second) / root + eps))
 
 
+@Entry
 @triton.jit
 def _adamw(p, g, first, second, size, factor, rate, keep, beta1, beta2, root, eps, UNIT: tl.constexpr):
     """Grid (units)."""
@@ -58,6 +61,7 @@ def _encode(x, packed, scale, at, block, there, guess, middles, SIGNED: tl.const
     tl.store(scale + block, largest, mask=tl.max(there.to(tl.int32), 1) > 0)
 
 
+@Entry
 @triton.jit
 def _adamw8bit(
     p,

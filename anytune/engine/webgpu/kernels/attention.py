@@ -18,12 +18,11 @@ from ..kernel import CAPPED, Kernel, reads, total, writes
 COLS = 32
 DEPTH = 16
 UNROLL = 4  # dimensions; loops of a constant length would be unrolled by some compilers, for minutes
-CHUNK = 8  # columns whose values are in workgroup memory at once
 NEVER = "-3.0e38"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Tiling:
     """How 256 invocations share a tile for heads of a size: `lanes` along the columns and dimensions, four rows
     each."""
 
@@ -48,8 +47,13 @@ class Plan:
         return -(-self.size // self.lanes)
 
     @property
+    def chunk(self) -> int:
+        """Columns whose values are in workgroup memory at once: every device has 16 KiB of it."""
+        return 8 if self.size <= 256 else 4
+
+    @property
     def shared(self) -> str:
-        area = max(DEPTH * (self.rows + COLS + 2), CHUNK * self.size)
+        area = max(DEPTH * (self.rows + COLS + 2), self.chunk * self.size)
         return "\n".join(
             (
                 f"var<workgroup> area: array<f32, {area}>;",
@@ -80,25 +84,25 @@ def _fill(count: int, into: str, source: str, inside: str) -> str:
       }}"""
 
 
-def _products(plan: Plan, name: str, row: str, col: str, rows_inside: str, cols_inside: str) -> str:
+def _products(tiling: Tiling, name: str, row: str, col: str, rows_inside: str, cols_inside: str) -> str:
     """NAMEi_j = the sum over dimensions of row i times column j; row, col: WGSL of an element (r, d)."""
-    lda, ldb, at = plan.rows + 1, COLS + 1, DEPTH * (plan.rows + 1)
-    sums = "".join(f"\n    var {name}{i}_{j} = 0.0;" for i in range(4) for j in range(plan.cols))
+    lda, ldb, at = tiling.rows + 1, COLS + 1, DEPTH * (tiling.rows + 1)
+    sums = "".join(f"\n    var {name}{i}_{j} = 0.0;" for i in range(4) for j in range(tiling.cols))
     body = ""
     for u in range(UNROLL):
         body += "".join(f"\n        let a{u}_{i} = area[(d + {u}u) * {lda}u + ty * 4u + {i}u];" for i in range(4))
         body += "".join(
-            f"\n        let b{u}_{j} = area[{at}u + (d + {u}u) * {ldb}u + tx + {j * plan.lanes}u];"
-            for j in range(plan.cols)
+            f"\n        let b{u}_{j} = area[{at}u + (d + {u}u) * {ldb}u + tx + {j * tiling.lanes}u];"
+            for j in range(tiling.cols)
         )
         body += "".join(
             f"\n        {name}{i}_{j} = fma(a{u}_{i}, b{u}_{j}, {name}{i}_{j});"
             for i in range(4)
-            for j in range(plan.cols)
+            for j in range(tiling.cols)
         )
     return f"""{sums}
     for (var d0 = 0u; d0 < p.size; d0 += {DEPTH}u) {{{
-        _fill(plan.rows, f"(e % {DEPTH}u) * {lda}u + r", row, rows_inside)
+        _fill(tiling.rows, f"(e % {DEPTH}u) * {lda}u + r", row, rows_inside)
     }{_fill(COLS, f"{at}u + (e % {DEPTH}u) * {ldb}u + r", col, cols_inside)}
       workgroupBarrier();
       for (var d = 0u; d < min({DEPTH}u, p.size - d0); d += {UNROLL}u) {{{body}
@@ -107,17 +111,17 @@ def _products(plan: Plan, name: str, row: str, col: str, rows_inside: str, cols_
     }}"""
 
 
-def _accumulate(plan: Plan, source: str, inside: str) -> str:
+def _accumulate(tiling: Tiling, source: str, inside: str) -> str:
     """oI_D += tile[row i][column] * source[column][d]; source: WGSL of element (c, d)."""
     loads = "".join(f"\n        let w{i} = tile[(ty * 4u + {i}u) * {COLS + 1}u + c0 + c];" for i in range(4))
     steps = "".join(
-        f"\n        let v{d} = area[c * p.size + min(tx + {d * plan.lanes}u, p.size - 1u)];"
+        f"\n        let v{d} = area[c * p.size + min(tx + {d * tiling.lanes}u, p.size - 1u)];"
         + "".join(f"\n        o{i}_{d} = fma(w{i}, v{d}, o{i}_{d});" for i in range(4))
-        for d in range(plan.dims)
+        for d in range(tiling.dims)
     )
     return f"""
-    for (var c0 = 0u; c0 < min({COLS}u, limits.y - c_at); c0 += {CHUNK}u) {{
-      for (var e = lane; e < {CHUNK}u * p.size; e += 256u) {{
+    for (var c0 = 0u; c0 < min({COLS}u, limits.y - c_at); c0 += {tiling.chunk}u) {{
+      for (var e = lane; e < {tiling.chunk}u * p.size; e += 256u) {{
         let r = c0 + e / p.size;
         let d = e % p.size;
         var got = 0.0;
@@ -125,20 +129,20 @@ def _accumulate(plan: Plan, source: str, inside: str) -> str:
         area[e] = got;
       }}
       workgroupBarrier();
-      for (var c = 0u; c < min({CHUNK}u, limits.y - c_at - c0); c++) {{{loads}{steps}
+      for (var c = 0u; c < min({tiling.chunk}u, limits.y - c_at - c0); c++) {{{loads}{steps}
       }}
       workgroupBarrier();
     }}"""
 
 
-def _outputs(plan: Plan, value: str) -> str:
-    return "\n".join(f"  var o{i}_{d} = {value};" for i in range(4) for d in range(plan.dims))
+def _outputs(tiling: Tiling, value: str) -> str:
+    return "\n".join(f"  var o{i}_{d} = {value};" for i in range(4) for d in range(tiling.dims))
 
 
-def _start(plan: Plan) -> str:
+def _start(tiling: Tiling) -> str:
     return f"""
-  let tx = lane % {plan.lanes}u;
-  let ty = lane / {plan.lanes}u;"""
+  let tx = lane % {tiling.lanes}u;
+  let ty = lane / {tiling.lanes}u;"""
 
 
 def _score(s: str, capped: bool) -> str:
@@ -149,7 +153,7 @@ def _score(s: str, capped: bool) -> str:
 @functools.cache
 def attention(size: int, capped: bool = False) -> Kernel:
     """out and log-sum-exp of a tile of queries; carry: go on from what is there already, of earlier keys."""
-    plan = Plan(size)
+    tiling = Tiling(size)
     row_at = "(t - p.q0) * p.qs + group.y * p.size"
     stats = "".join(f"\n  var m{i} = {NEVER};\n  var l{i} = 0.0;" for i in range(4))
     carry = "".join(
@@ -161,10 +165,10 @@ def attention(size: int, capped: bool = False) -> Kernel:
         l{i} = select(0.0, 1.0, tx == 0u);"""
         + "".join(
             f"""
-        if (tx + {d * plan.lanes}u < p.size) {{
-          o{i}_{d} = out[(t - p.q0) * p.os + group.y * p.size + tx + {d * plan.lanes}u];
+        if (tx + {d * tiling.lanes}u < p.size) {{
+          o{i}_{d} = out[(t - p.q0) * p.os + group.y * p.size + tx + {d * tiling.lanes}u];
         }}"""
-            for d in range(plan.dims)
+            for d in range(tiling.dims)
         )
         + """
       }
@@ -174,25 +178,25 @@ def attention(size: int, capped: bool = False) -> Kernel:
     masks, tops, weights = [], [], []
     for i in range(4):
         parts = []
-        for j in range(plan.cols):
+        for j in range(tiling.cols):
             masks.append(
-                f"    let on{i}_{j} = seen(r0 + ty * 4u + {i}u, c_at + tx + {j * plan.lanes}u);\n"
+                f"    let on{i}_{j} = seen(r0 + ty * 4u + {i}u, c_at + tx + {j * tiling.lanes}u);\n"
                 f"    s{i}_{j} = select({NEVER}, {_score(f's{i}_{j}', capped)}, on{i}_{j});"
             )
             parts.append(f"s{i}_{j}")
         most = parts[0] if len(parts) == 1 else f"max({', '.join(parts)})"
         masks.append(f"    tile[(ty * 4u + {i}u) * {COLS + 1}u + tx] = {most};")
         tops.append(
-            f"    var n{i} = m{i};\n    for (var c = 0u; c < {plan.lanes}u; c++) "
+            f"    var n{i} = m{i};\n    for (var c = 0u; c < {tiling.lanes}u; c++) "
             f"{{ n{i} = max(n{i}, tile[(ty * 4u + {i}u) * {COLS + 1}u + c]); }}"
         )
         weights.append(f"    let f{i} = exp(m{i} - n{i});\n    m{i} = n{i};\n    l{i} *= f{i};")
-        for j in range(plan.cols):
+        for j in range(tiling.cols):
             weights.append(
                 f"    let w{i}_{j} = select(0.0, exp(s{i}_{j} - m{i}), on{i}_{j});\n    l{i} += w{i}_{j};\n"
-                f"    tile[(ty * 4u + {i}u) * {COLS + 1}u + tx + {j * plan.lanes}u] = w{i}_{j};"
+                f"    tile[(ty * 4u + {i}u) * {COLS + 1}u + tx + {j * tiling.lanes}u] = w{i}_{j};"
             )
-        weights += [f"    o{i}_{d} *= f{i};" for d in range(plan.dims)]
+        weights += [f"    o{i}_{d} *= f{i};" for d in range(tiling.dims)]
     ends = []
     for i in range(4):
         ends.append(
@@ -202,36 +206,36 @@ def attention(size: int, capped: bool = False) -> Kernel:
   {{
     let t = r0 + ty * 4u + {i}u;
     var l = 0.0;
-    for (var c = 0u; c < {plan.lanes}u; c++) {{ l += tile[(ty * 4u + {i}u) * {COLS + 1}u + c]; }}
+    for (var c = 0u; c < {tiling.lanes}u; c++) {{ l += tile[(ty * 4u + {i}u) * {COLS + 1}u + c]; }}
     if (t < p.q_high) {{
       let r = select(0.0, 1.0 / l, l > 0.0);"""
             + "".join(
                 f"""
-      if (tx + {d * plan.lanes}u < p.size) {{
-        out[(t - p.q0) * p.os + group.y * p.size + tx + {d * plan.lanes}u] = o{i}_{d} * r;
+      if (tx + {d * tiling.lanes}u < p.size) {{
+        out[(t - p.q0) * p.os + group.y * p.size + tx + {d * tiling.lanes}u] = o{i}_{d} * r;
       }}"""
-                for d in range(plan.dims)
+                for d in range(tiling.dims)
             )
             + f"""
       if (tx == 0u) {{ lse[group.y * p.tokens + t] = select({NEVER}, m{i} + log(l), l > 0.0); }}
     }}
   }}"""
         )
-    body = f"""{_start(plan)}
-  let r0 = p.q_low + group.x * {plan.rows}u;
+    body = f"""{_start(tiling)}
+  let r0 = p.q_low + group.x * {tiling.rows}u;
   let head = (group.y / p.group) * p.size;
-{_outputs(plan, "0.0")}{stats}
+{_outputs(tiling, "0.0")}{stats}
   if (p.carry != 0u) {{{carry}
   }}
   if (lane == 0u) {{
     var low = bounds[r0];
     if (p.window != 0u && r0 + 1u > p.window) {{ low = max(low, r0 + 1u - p.window); }}
-    range = vec2<u32>(max(low, p.k_low), min(min(r0 + {plan.rows}u, p.q_high), p.k_high));
+    range = vec2<u32>(max(low, p.k_low), min(min(r0 + {tiling.rows}u, p.q_high), p.k_high));
   }}
   let limits = workgroupUniformLoad(&range);
   for (var c_at = limits.x; c_at < limits.y; c_at += {COLS}u) {{{
         _products(
-            plan,
+            tiling,
             "s",
             f"q[{row_at} + d]".replace("t -", "r0 + r -"),
             "k[(c_at + r - p.k0) * p.ks + head + d]",
@@ -243,17 +247,17 @@ def attention(size: int, capped: bool = False) -> Kernel:
     workgroupBarrier();
 {chr(10).join(tops)}
     workgroupBarrier();
-{chr(10).join(weights)}{_accumulate(plan, "v[(c_at + r - p.k0) * p.vs + head + d]", "c_at + r < limits.y")}
+{chr(10).join(weights)}{_accumulate(tiling, "v[(c_at + r - p.k0) * p.vs + head + d]", "c_at + r < limits.y")}
   }}
 {"".join(ends)}
 """
     return Kernel(
-        f"attention, heads up to {plan.dims * plan.lanes}" + ", capped" * capped,
+        f"attention, heads up to {tiling.dims * tiling.lanes}" + ", capped" * capped,
         (*reads("q", "k", "v"), *reads("bounds", of="u32"), *writes("out", "lse")),
         (*_NUMBERS, "qs", "ks", "vs", "os", "carry", *(["cap:f32"] if capped else [])),
         body,
         (256, 1),
-        plan.shared,
+        tiling.shared,
         _SEEN + CAPPED * capped,
     )
 
@@ -287,19 +291,19 @@ def attention_backward(size: int, wanted: str, capped: bool = False) -> Kernel:
     A slice has every slices-th tile of columns; with `apart` each query head of a key head's group has slices of its
     own. zs: elements from slice to slice of dx, where there are several.
     """
-    plan = Plan(size)
+    tiling = Tiling(size)
     by_query = wanted == "dq"
     q = ("q[({0} - p.q0) * p.qs + head_q + d]", "dout[({0} - p.q0) * p.ds + head_q + d]")
     kv = ("k[({0} - p.k0) * p.ks + head_k + d]", "v[({0} - p.k0) * p.vs + head_k + d]")
     row, col = (q, kv) if by_query else (kv, q)
     r_in, c_in = ("r0 + r < r_end", "c_at + r < limits.y")
-    parts = _products(plan, "s", row[0].format("r0 + r"), col[0].format("c_at + r"), r_in, c_in)
+    parts = _products(tiling, "s", row[0].format("r0 + r"), col[0].format("c_at + r"), r_in, c_in)
     if wanted != "dv":
-        parts += _products(plan, "g", row[1].format("r0 + r"), col[1].format("c_at + r"), r_in, c_in)
+        parts += _products(tiling, "g", row[1].format("r0 + r"), col[1].format("c_at + r"), r_in, c_in)
     lines = []
     for i in range(4):
-        for j in range(plan.cols):
-            t, key = f"r0 + ty * 4u + {i}u", f"c_at + tx + {j * plan.lanes}u"
+        for j in range(tiling.cols):
+            t, key = f"r0 + ty * 4u + {i}u", f"c_at + tx + {j * tiling.lanes}u"
             t, key = (t, key) if by_query else (key, t)
             ds = "" if wanted == "dv" else f" * (g{i}_{j} - delta[at + t]) * p.scale"
             ds += " * slope(s, p.cap)" if capped and ds else ""
@@ -308,14 +312,14 @@ def attention_backward(size: int, wanted: str, capped: bool = False) -> Kernel:
       var w = 0.0;
       let s = {_score(f"s{i}_{j}", capped)};
       if (seen(t, {key})) {{ w = exp(s - lse[at + t]){ds}; }}
-      tile[(ty * 4u + {i}u) * {COLS + 1}u + tx + {j * plan.lanes}u] = w;
+      tile[(ty * 4u + {i}u) * {COLS + 1}u + tx + {j * tiling.lanes}u] = w;
     }}""")
     source = {"dq": kv[0], "dk": q[0], "dv": q[1]}[wanted].format("c_at + r")
     inside = f"""
     let at = (head_q / p.size) * p.tokens;
     for (var c_at = limits.x + part * {COLS}u; c_at < limits.y; c_at += {COLS}u * p.slices) {{{parts}
 {chr(10).join(lines)}
-    workgroupBarrier();{_accumulate(plan, source, c_in)}
+    workgroupBarrier();{_accumulate(tiling, source, c_in)}
     }}"""
     stores = "".join(
         f"""
@@ -324,8 +328,8 @@ def attention_backward(size: int, wanted: str, capped: bool = False) -> Kernel:
     if (to < r_end) {{"""
         + "".join(
             f"""
-      if (tx + {d * plan.lanes}u < p.size) {{ store(to, tx + {d * plan.lanes}u, group.y, group.z, o{i}_{d}); }}"""
-            for d in range(plan.dims)
+      if (tx + {d * tiling.lanes}u < p.size) {{ store(to, tx + {d * tiling.lanes}u, group.y, group.z, o{i}_{d}); }}"""
+            for d in range(tiling.dims)
         )
         + """
     }
@@ -336,12 +340,12 @@ def attention_backward(size: int, wanted: str, capped: bool = False) -> Kernel:
         limits = f"""
     var low = bounds[r0];
     if (p.window != 0u && r0 + 1u > p.window) {{ low = max(low, r0 + 1u - p.window); }}
-    range = vec2<u32>(max(low, p.k_low), min(min(r0 + {plan.rows}u, p.q_high), p.k_high));"""
+    range = vec2<u32>(max(low, p.k_low), min(min(r0 + {tiling.rows}u, p.q_high), p.k_high));"""
         heads = "  let head_q = group.y * p.size;\n  let head_k = (group.y / p.group) * p.size;"
         loop, r0, r_end, base = "\n  let part = group.z;" + inside, "p.q_low", "p.q_high", "p.q0"
     else:
         limits = f"""
-    let last = min(r0 + {plan.rows}u, p.k_high) - 1u;
+    let last = min(r0 + {tiling.rows}u, p.k_high) - 1u;
     var high = bounds[p.tokens_end + last];
     if (p.window != 0u) {{ high = min(high, last + p.window); }}
     range = vec2<u32>(max(r0, p.q_low), min(high, p.q_high));"""
@@ -353,11 +357,11 @@ def attention_backward(size: int, wanted: str, capped: bool = False) -> Kernel:
     let head_q = (group.y * p.group + member) * p.size;{inside}
   }}"""
         r0, r_end, base = "p.k_low", "p.k_high", "p.k0"
-    body = f"""{_start(plan)}
-  let r0 = {r0} + group.x * {plan.rows}u;
+    body = f"""{_start(tiling)}
+  let r0 = {r0} + group.x * {tiling.rows}u;
   let r_end = {r_end};
 {heads}
-{_outputs(plan, "0.0")}
+{_outputs(tiling, "0.0")}
   if (lane == 0u) {{{limits}
   }}
   let limits = workgroupUniformLoad(&range);{loop}
@@ -370,7 +374,7 @@ fn store(row: u32, d: u32, head: u32, z: u32, value: f32) {{
 }}"""
     sources = {"dv": ("q", "k", "dout", "lse")}.get(wanted, ("q", "k", "v", "dout", "lse", "delta"))
     return Kernel(
-        f"attention_backward, {wanted}, heads up to {plan.dims * plan.lanes}" + ", capped" * capped,
+        f"attention_backward, {wanted}, heads up to {tiling.dims * tiling.lanes}" + ", capped" * capped,
         (*reads(*sources), *reads("bounds", of="u32"), *writes("dx")),
         (
             *_NUMBERS,
@@ -388,6 +392,6 @@ fn store(row: u32, d: u32, head: u32, z: u32, value: f32) {{
         ),
         body,
         (256, 1),
-        plan.shared,
+        tiling.shared,
         _SEEN + store + CAPPED * capped,
     )

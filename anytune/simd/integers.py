@@ -1,4 +1,4 @@
-"""More operations on sixteen lanes: from floats to the bits and bytes of blocks, for nearest_numba.py.
+"""From floats to the bits and bytes of blocks, sixteen at once: what the encoders' searches end in.
 
 Indexes are not checked: the caller vouches for them.
 """
@@ -9,11 +9,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from anytune.gguf.encode.vectors_numba import everywhere, to_half
-from anytune.gguf.lanes import FLOATS, I8, I32, I32S, LANES, _address, _splat, floats, ints
+from anytune.simd.registers import FLOATS, I8, I16, I32, LANES, WORDS, array_address, floats, ints, splat
 
-I16 = ir.IntType(16)
-WORDS, BYTES = ir.VectorType(I16, LANES), ir.VectorType(I8, LANES)
+SHORTS, BYTES = ir.VectorType(I16, LANES), ir.VectorType(I8, LANES)
 
 
 @intrinsic
@@ -21,7 +19,7 @@ def floats_at(typing, x, at):
     """x[at:at + 16] of a flat float32 array."""
 
     def code(context, builder, signature, args):
-        pointer = _address(context, builder, signature.args[0], *args)
+        pointer = array_address(context, builder, signature.args[0], *args)
         return builder.load(builder.bitcast(pointer, FLOATS.as_pointer()), align=4)
 
     return floats(x, types.intp), code
@@ -38,7 +36,7 @@ def _extreme(name):
                 turned = builder.shuffle_vector(
                     value,
                     ir.Constant(FLOATS, ir.Undefined),
-                    ir.Constant(I32S, [(lane + width) % LANES for lane in range(LANES)]),
+                    ir.Constant(WORDS, [(lane + width) % LANES for lane in range(LANES)]),
                 )
                 value = builder.select(builder.fcmp_ordered(name, value, turned), value, turned)
             return builder.extract_element(value, I32(0))
@@ -56,7 +54,7 @@ def whole(typing, values):
     """Cut off to integers, towards zero."""
 
     def code(context, builder, signature, args):
-        return builder.fptosi(args[0], I32S)
+        return builder.fptosi(args[0], WORDS)
 
     return ints(floats), code
 
@@ -74,7 +72,7 @@ def words_of(typing, values):
     """The bits of each float."""
 
     def code(context, builder, signature, args):
-        return builder.bitcast(args[0], I32S)
+        return builder.bitcast(args[0], WORDS)
 
     return ints(floats), code
 
@@ -86,7 +84,7 @@ def _integer(name, doc):
             other = (
                 args[1]
                 if signature.args[1] == ints
-                else _splat(builder, context.cast(builder, args[1], signature.args[1], types.int32), I32S)
+                else splat(builder, context.cast(builder, args[1], signature.args[1], types.int32), WORDS)
             )
             return getattr(builder, name)(args[0], other)
 
@@ -104,7 +102,7 @@ left, right = _integer("shl", "a << number"), _integer("lshr", "a >> number, zer
 @intrinsic
 def at_most(typing, a, number):
     def code(context, builder, signature, args):
-        other = _splat(builder, context.cast(builder, args[1], signature.args[1], types.int32), I32S)
+        other = splat(builder, context.cast(builder, args[1], signature.args[1], types.int32), WORDS)
         return builder.select(builder.icmp_signed("<", args[0], other), args[0], other)
 
     return ints(ints, number), code
@@ -116,10 +114,10 @@ def exceeds(typing, a, b):
 
     def code(context, builder, signature, args):
         if signature.args[0] == ints:
-            other = _splat(builder, context.cast(builder, args[1], signature.args[1], types.int32), I32S)
-            return builder.zext(builder.icmp_signed(">", args[0], other), I32S)
-        other = _splat(builder, context.cast(builder, args[1], signature.args[1], types.float32), FLOATS)
-        return builder.zext(builder.fcmp_ordered(">", args[0], other), I32S)
+            other = splat(builder, context.cast(builder, args[1], signature.args[1], types.int32), WORDS)
+            return builder.zext(builder.icmp_signed(">", args[0], other), WORDS)
+        other = splat(builder, context.cast(builder, args[1], signature.args[1], types.float32), FLOATS)
+        return builder.zext(builder.fcmp_ordered(">", args[0], other), WORDS)
 
     return ints(a, b), code
 
@@ -129,7 +127,7 @@ def bit(typing, values, number):
     """Bit `number` of each lane: sixteen bits, lane 0 the lowest."""
 
     def code(context, builder, signature, args):
-        shift = _splat(builder, context.cast(builder, args[1], signature.args[1], types.int32), I32S)
+        shift = splat(builder, context.cast(builder, args[1], signature.args[1], types.int32), WORDS)
         ones = builder.trunc(builder.lshr(args[0], shift), ir.VectorType(ir.IntType(1), LANES))
         return builder.zext(builder.bitcast(ones, I16), I32)
 
@@ -142,7 +140,7 @@ def _putter(vector):
         """The lowest byte (or two) of each lane to dst, a flat uint8 array, from byte `at` on."""
 
         def code(context, builder, signature, args):
-            pointer = _address(context, builder, signature.args[0], *args[:2])
+            pointer = array_address(context, builder, signature.args[0], *args[:2])
             builder.store(builder.trunc(args[2], vector), builder.bitcast(pointer, vector.as_pointer()), align=1)
             return context.get_dummy_value()
 
@@ -151,7 +149,7 @@ def _putter(vector):
     return put
 
 
-put_bytes, put_words = _putter(BYTES), _putter(WORDS)
+put_bytes, put_words = _putter(BYTES), _putter(SHORTS)
 
 
 @intrinsic
@@ -159,7 +157,7 @@ def put_word(typing, dst, at, word):
     """Two bytes of an integer."""
 
     def code(context, builder, signature, args):
-        pointer = _address(context, builder, signature.args[0], *args[:2])
+        pointer = array_address(context, builder, signature.args[0], *args[:2])
         value = builder.trunc(context.cast(builder, args[2], signature.args[2], types.int32), I16)
         builder.store(value, builder.bitcast(pointer, I16.as_pointer()), align=1)
         return context.get_dummy_value()
@@ -182,26 +180,6 @@ def every(typing, value):
     """A number in all lanes."""
 
     def code(context, builder, signature, args):
-        return _splat(builder, args[0], FLOATS)
+        return splat(builder, args[0], FLOATS)
 
     return floats(types.float32), code
-
-
-@intrinsic
-def half_bits(typing, values):
-    """The bits of each float as float16, rounded to nearest even, in the low half of a lane."""
-
-    def code(context, builder, signature, args):
-        rounded = to_half(builder, args[0])
-        word = builder.bitcast(rounded, I32S)
-        bits = builder.and_(word, everywhere(0x7FFFFFFF))
-        tiny = builder.icmp_unsigned("<", bits, everywhere(0x38800000))
-        units = builder.fmul(builder.bitcast(bits, FLOATS), ir.Constant(FLOATS, [2.0**24] * LANES))
-        # selected first, since the conversion of large floats to integers is undefined
-        units = builder.fptosi(builder.select(tiny, units, ir.Constant(FLOATS, [0.0] * LANES)), I32S)
-        half = builder.select(tiny, units, builder.sub(builder.lshr(bits, everywhere(13)), everywhere(0x1C000)))
-        half = builder.select(builder.icmp_unsigned(">=", bits, everywhere(0x7F800000)), everywhere(0x7C00), half)
-        half = builder.select(builder.icmp_unsigned(">", bits, everywhere(0x7F800000)), everywhere(0x7E00), half)
-        return builder.or_(half, builder.and_(builder.lshr(word, everywhere(16)), everywhere(0x8000)))
-
-    return ints(floats), code

@@ -39,7 +39,7 @@ class Position:
         return round(self.epoch + (self.index + 1) / self.epoch_steps, 4)
 
 
-class Plan:
+class Steps:
     """All steps of a run. Packing differs from epoch to epoch, so every epoch's steps are counted ahead.
 
     epoch_steps: list[int], steps of each epoch; total: int, optimizer steps of the run;

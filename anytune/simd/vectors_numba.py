@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from anytune.gguf.encode import vectors
-from anytune.gguf.lanes import FLOATS, I32S, LANES, Floats, _splat, floats
+from anytune.simd import vectors
+from anytune.simd.half import to_half
+from anytune.simd.registers import FLOATS, LANES, Floats, floats, splat
 
 
 def _row(context, builder, kind, tile, row):
@@ -22,12 +22,7 @@ def _vector(context, builder, kind, value):
     """A scalar in every lane, rounded to float32; a vector as it is."""
     if isinstance(kind, Floats):
         return value
-    return _splat(builder, context.cast(builder, value, kind, types.float32), FLOATS)
-
-
-def everywhere(number):
-    """An integer in every lane."""
-    return ir.Constant(I32S, [number] * LANES)
+    return splat(builder, context.cast(builder, value, kind, types.float32), FLOATS)
 
 
 @intrinsic
@@ -78,23 +73,6 @@ def _arithmetic(name):
         return floats(a, b), code
 
     return operation
-
-
-def to_half(builder, value):
-    """Rounded to float16, to nearest even, in integers: no library call on processors without F16C."""
-    word = builder.bitcast(value, I32S)
-    sign, bits = builder.and_(word, everywhere(-(2**31))), builder.and_(word, everywhere(0x7FFFFFFF))
-    odd = builder.and_(builder.lshr(bits, everywhere(13)), everywhere(1))
-    rounded = builder.and_(builder.add(bits, builder.add(odd, everywhere(0xFFF))), everywhere(~0x1FFF))
-    # below 2^-14 halves are multiples of 2^-24, as floats between 0.5 and 1 are
-    shift = ir.Constant(FLOATS, [0.5] * LANES)
-    small = builder.fsub(builder.fadd(builder.bitcast(bits, FLOATS), shift), shift)
-    tiny = builder.icmp_unsigned("<", bits, everywhere(0x38800000))
-    rounded = builder.select(tiny, builder.bitcast(small, I32S), rounded)
-    beyond = builder.icmp_unsigned(">", rounded, everywhere(0x477FE000))
-    rounded = builder.select(beyond, everywhere(0x7F800000), rounded)
-    rounded = builder.select(builder.icmp_unsigned(">", bits, everywhere(0x7F800000)), bits, rounded)
-    return builder.bitcast(builder.or_(rounded, sign), FLOATS)
 
 
 @intrinsic

@@ -9,22 +9,12 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-LANES = 16  # float32, or words, in a register
-ADDRESS = types.int64
-I16, I32, I64, FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-FLOATS, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
+from anytune.simd.registers import ADDRESS, FLOAT, FLOATS, I16, I32, I64, LANES, WORDS, made, native, shuffle, splat
+
 HALVES = ir.VectorType(I16, LANES)  # sixteen bf16, half a register
 PAIRS = ir.VectorType(I16, 2 * LANES)  # 32 bf16
 ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
-
-
-def native(builder, name: str, result, *args):
-    """Call an instruction of the processor by LLVM's name for it."""
-    module = builder.module
-    function = module.globals.get(name) or ir.Function(module, ir.FunctionType(result, [a.type for a in args]), name)
-    return builder.call(function, args)
 
 
 def dot(builder, sums, x, y):
@@ -55,32 +45,10 @@ def row(builder, address, stride, number: int):
     return builder.add(address, builder.mul(stride, I64(number))) if number else address
 
 
-def shuffle(builder, x, y, lanes):
-    lanes = list(lanes)
-    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
-
-
-def splat(builder, value, kind):
-    """The value in every lane."""
-    lane = builder.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
-    return shuffle(builder, lane, lane, [0] * LANES)
-
-
 def on_addresses(count: int):
     """Make an intrinsic of `count` addresses or numbers that returns nothing;
     function(builder, *values) writes its code."""
-
-    def made(function):
-        def code(context, builder, signature, args):
-            function(builder, *args)
-            return context.get_dummy_value()
-
-        names = ", ".join(f"a{i}" for i in range(count))  # numba reads an intrinsic's parameters by name
-        scope: dict = {"code": code, "signature": types.void(*[ADDRESS] * count)}
-        exec(f"def typing(context, {names}):\n    return signature, code", scope)
-        return intrinsic(scope["typing"])
-
-    return made
+    return made(types.void, *[ADDRESS] * count)
 
 
 def tile(rows: int, vectors: int, single: bool = False):

@@ -1,0 +1,200 @@
+"""What goes row by row: the embedding, sums, norms, gated products; rows that are picked, put back or put together."""
+
+from __future__ import annotations
+
+import numpy as np
+from .arrays import Array, Sum, lines, row_cuts
+from .groups import Group
+from .kernels import lookup
+from .kernels import rows as _kernels
+from .trained import Trained
+from .weights import Part, Weight
+
+
+def split(e, x: Array, *widths: int) -> tuple[Array, ...]:
+    """Views of parts that begin a line, else copies."""
+    made, at = [], 0
+    for width in widths:
+        if at == lines(at):
+            made.append(x.part(at, at + width))
+        else:
+            made.append(e.array(x.rows, width))
+            e._copy(x, made[-1], width, at, 0)
+        at += width
+    return tuple(made)
+
+
+def join(e, parts: tuple[Array, ...]) -> Array:
+    ends = np.cumsum([part.columns for part in parts]).tolist()
+    return e._together(parts, [0, *ends[:-1]], ends[-1])
+
+
+def joined(e, parts: tuple[Array, ...], part: Part) -> Array:
+    """Outputs of the linears of a part as one array."""
+    return e._together(parts, part.bounds, part.width)
+
+
+def _together(e, parts: tuple[Array, ...], bounds: list[int], width: int) -> Array:
+    """A view if the parts lie at their bounds already, else a copy."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    if all(
+        p.buffer is first.buffer and p.stride == first.stride and p.at == first.at + at for p, at in zip(parts, bounds)
+    ):
+        return first.part(0, width)
+    out = e.array(first.rows, width)
+    for p, at in zip(parts, bounds):
+        e._copy(p, out, p.columns, 0, at)
+    return out
+
+
+def _copy(e, x: Array, out: Array, count: int, source: int, target: int) -> None:
+    """`count` columns of x from column `source` on to `target` of out."""
+    for a, b in row_cuts(e.device.max_binding, x, out):
+        e.commands.run(
+            _kernels.copy(),
+            [x.bind(a, b), out.bind(a, b)],
+            (count, x.stride, out.stride, source, target),
+            e.grid(count, b - a),
+        )
+
+
+def embed(e, ids: Array, table: Weight | Trained, scale: float) -> Array:
+    out = e.array(ids.size, table.in_features)
+    for low, high, weights, base in table.pieces(1, 1 << 30):
+        for a, b in row_cuts(e.device.max_binding, out):
+            held = ids.bind()
+            e.commands.run(
+                lookup.embed(table.block),
+                [weights, held, out.bind(a, b)],
+                (base, table.row_bytes, out.columns, out.stride, held.shift + a, low, high, scale),
+                (-(-out.columns // 1024), b - a),
+                4.0 * (b - a) * out.columns,
+            )
+    return out
+
+
+def gather(e, x: Array, rows: Array) -> Array:
+    out = e.array(rows.size, x.columns)
+    for low, high in row_cuts(e.device.max_binding, x):
+        for a, b in row_cuts(e.device.max_binding, out):
+            source, held = x.bind(low, high), rows.bind()
+            e.commands.run(
+                _kernels.gather(),
+                [source, held, out.bind(a, b)],
+                (x.columns, x.stride, out.stride, source.shift, held.shift + a, low, high, x.rows - 1),
+                e.grid(x.columns, b - a),
+            )
+    return out
+
+
+def scatter(e, y: Array, rows: Array, tokens: int) -> Array:
+    out = e.array(tokens, y.columns)
+    for low, high in row_cuts(e.device.max_binding, out):
+        e.commands.run(
+            _kernels.fill(), [out.bind(low, high)], (y.columns, out.stride, 0, 0.0), e.grid(y.columns, high - low)
+        )
+        for a, b in row_cuts(e.device.max_binding, y):
+            held = rows.bind()
+            e.commands.run(
+                _kernels.scatter(),
+                [y.bind(a, b), held, out.bind(low, high)],
+                (y.columns, y.stride, out.stride, held.shift + a, low, high),
+                e.grid(y.columns, b - a),
+            )
+    return out
+
+
+def add(e, x: Array, y: Array) -> Array:
+    """Waits for the norm that follows, so that sum and norm are one pass; see Sum."""
+    return Sum(x, y, e._add)
+
+
+def _add(e, total: Sum) -> None:
+    x, y = total.take(), Array(total.buffer, total.at, total.shape, total.stride)
+    for a, b in row_cuts(e.device.max_binding, x, y):
+        e.commands.run(
+            _kernels.add(), [x.bind(a, b), y.bind(a, b)], (x.columns, x.stride, y.stride), e.grid(x.columns, b - a)
+        )
+
+
+def scale(e, x: Array, factor: float | Array) -> Array:
+    out, each = e.array(*x.shape), isinstance(factor, Array)
+    for a, b in row_cuts(e.device.max_binding, x, out, factor if each else None):
+        e.commands.run(
+            _kernels.scale(each),
+            [x.bind(a, b), *([factor.bind(a, b)] if each else []), out.bind(a, b)],
+            (x.columns, x.stride, out.stride, factor.stride if each else factor),
+            e.grid(x.columns, b - a),
+        )
+    return out
+
+
+def rms_norm(e, x: Array, gain: Array, eps: float) -> Array:
+    out, more = e.array(*x.shape), x.take() if isinstance(x, Sum) else None
+    for a, b in row_cuts(e.device.max_binding, x, more, out):
+        arrays = [x.bind(a, b), gain, *([] if more is None else [more.bind(a, b)]), out.bind(a, b)]
+        e.commands.run(
+            _kernels.rms_norm(more is not None),
+            arrays,
+            (x.columns, x.stride, out.stride, eps, *([] if more is None else [more.stride])),
+            (b - a,),
+            6.0 * (b - a) * x.columns,
+        )
+    return out
+
+
+def rms_norm_backward(e, dy: Array, x: Array, gain: Array, eps: float, residual: Array | None = None) -> Array:
+    out, adds = e.array(*x.shape), residual is not None
+    for a, b in row_cuts(e.device.max_binding, dy, x, residual, out):
+        e.commands.run(
+            _kernels.rms_norm_backward(adds),
+            [dy.bind(a, b), x.bind(a, b), gain, *([residual.bind(a, b)] if adds else []), out.bind(a, b)],
+            (x.columns, dy.stride, x.stride, out.stride, eps, *([residual.stride] if adds else [])),
+            (b - a,),
+            12.0 * (b - a) * x.columns,
+        )
+    return out
+
+
+def glu(e, gate: Array, up: Array, activation: str) -> Array:
+    out = e.array(*gate.shape)
+    for a, b in row_cuts(e.device.max_binding, gate, up, out):
+        e.commands.run(
+            _kernels.glu(activation),
+            [gate.bind(a, b), up.bind(a, b), out.bind(a, b)],
+            (gate.columns, gate.stride, up.stride, out.stride),
+            e.grid(gate.columns, b - a),
+            10.0 * (b - a) * gate.columns,
+        )
+    return out
+
+
+def glu_backward(e, dy: Array, gate: Array, up: Array, activation: str) -> tuple[Array, Array]:
+    dgate, dup = e.columns(gate.rows, gate.columns, gate.columns)
+    for a, b in row_cuts(e.device.max_binding, dy, gate, up, dgate):
+        e.commands.run(
+            _kernels.glu_backward(activation),
+            [dy.bind(a, b), gate.bind(a, b), up.bind(a, b), dgate.bind(a, b), dup.bind(a, b)],
+            (gate.columns, dy.stride, gate.stride, up.stride, dgate.stride),
+            e.grid(gate.columns, b - a),
+            20.0 * (b - a) * gate.columns,
+        )
+    return dgate, dup
+
+
+def glu_linear_backward(e, dy, gate: Array, up: Array, activation: str, group: Group, then, need_dx: bool = True):
+    """As composed.py's; the gradients lie where gate and up lay."""
+    da = e.linear_backward((dy,), e.glu(gate, up, activation), group, need_dx)
+    if not need_dx:
+        return None
+    for a, b in row_cuts(e.device.max_binding, da, gate, up):
+        e.commands.run(
+            _kernels.glu_backward_over(activation),
+            [da.bind(a, b), gate.bind(a, b), up.bind(a, b)],
+            (gate.columns, da.stride, gate.stride, up.stride),
+            e.grid(gate.columns, b - a),
+            20.0 * (b - a) * gate.columns,
+        )
+    return gate, up
