@@ -145,7 +145,7 @@ def prompt(b: Bench) -> None:
     from anytune.adapt.fit import Recipe
     from anytune.adapt.job import Task, Teacher, as_adapter, run_fit
     from anytune.adapt.ranks import costs, spread
-    from anytune.adapt.steps import gradient_steps
+    from anytune.adapt.steps import gradient_steps, prompt_steps
 
     every, held = rows("train"), rows("heldout")
     context = Context(PERSONA, tuple(message for row in every[:SHOTS] for message in row))
@@ -181,7 +181,7 @@ def prompt(b: Bench) -> None:
             path = b.folder / f"distilled-{seed}.gguf"  # seed 0: for adapt_worth.py
             taken = path.with_suffix(".json")
             if not taken.exists():
-                stepped, took = gradient_steps(b.model, task, made, 15, b.settings, seed=seed, guard=0.65)
+                stepped, took = prompt_steps(b.model, task, made, 15, b.settings, seed=seed, guard=0.65)
                 stepped.save(path)
                 taken.write_text(json.dumps(took))
             took = json.loads(taken.read_text())
@@ -367,9 +367,7 @@ def absorb(b: Bench) -> None:
     texts = {}
     for part in ("train", "heldout"):
         texts[part] = b.folder / f"{part}.txt"
-        texts[part].write_text(
-            "\n\n".join(f"{one['content']}\n{two['content']}" for one, two in rows(part)[:32]), "utf-8"
-        )
+        texts[part].write_text("\n\n".join(f"{one['content']}\n{two['content']}" for one, two in rows(part)), "utf-8")
     for name, way in {"fitted layer by layer": "auto", "QERA-exact": "exact", "QERA-approx": "approx"}.items():
         if b.missing(name):
             command = [sys.executable, "-m", "anytune", "export", "merge", "-m", str(b.path), "-t", str(b.args.threads)]

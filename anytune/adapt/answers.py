@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from anytune.adapt.batching import SHARED
-from anytune.adapt.data import Context, Reading
+from anytune.adapt.data import Context, Example, Reading
 from anytune.adapt.walk import Side
 from anytune.errors import UserError
 
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
     from anytune.generation.sampling import Sampling
     from anytune.model.decoder import Decoder
 
-AT_ONCE, FEW = 24, 4  # prompts answered side by side; with --memory
-LONGEST = 256  # tokens of an answer
+AT_ONCE, FEW, LONGEST = 24, 4, 256  # prompts answered side by side, where memory is given, tokens of an answer
 
 
 @contextlib.contextmanager
@@ -132,3 +133,39 @@ def _begin_alike(decoder: Decoder, teacher: Teacher, prompts: Sequence[Sequence[
             for slot in range(len(prompts)):
                 e.store(cache, e.places([(slot, 0, front, 0)]), common)
     decoder.lengths = [front] * len(prompts)
+
+
+def continued(
+    teacher: Teacher,
+    examples: Sequence[Example],
+    seed: int,
+    tell: Callable[[str, int, int, str], None] = lambda *_: None,
+) -> list[Example]:
+    """Each example with an answer of the teacher in place of its last one, drawn by `seed`, and no longer than that.
+    Running text has no answers, and stays as it is."""
+    from anytune.generation.sampling import Sampling
+
+    cuts = [_last_answer(e) for e in examples]
+    answered = [(e, cut) for e, cut in zip(examples, cuts) if cut]
+    prompts = [e.behind[: len(e.behind) - len(e.ids) + cut].tolist() for e, cut in answered]
+    how = Sampling(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
+    replies = iter(spoken(teacher, prompts, how, max((len(e.ids) - cut for e, cut in answered), default=0), tell))
+    return [_answered(e, cut, next(replies).ids[: len(e.ids) - cut]) if cut else e for e, cut in zip(examples, cuts)]
+
+
+def _answered(example: Example, cut: int, said: Sequence[int]) -> Example:
+    """The example up to `cut`, and `said`."""
+    left = len(example.ids) - cut
+    return Example(
+        np.concatenate([example.ids[:cut], np.array(said, np.int32)]),
+        np.concatenate([example.behind[: len(example.behind) - left], np.array(said, np.int32)]),
+        example.own - left + len(said),
+        np.arange(cut + len(said)) >= cut,
+    )
+
+
+def _last_answer(example: Example) -> int:
+    """Where the last run of tokens that count begins, in what teacher and student both see; 0 if there is none."""
+    loss = example.loss
+    begins = np.flatnonzero(loss & ~np.concatenate([[True], loss[:-1]]))
+    return int(begins[-1]) if len(begins) and begins[-1] > len(loss) - example.own else 0

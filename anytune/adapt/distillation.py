@@ -85,10 +85,11 @@ def distill(
     label, plain = f"closed form, rank {rank}", _plain(task, rank)
     closed_form = None
     if steps:
-        from anytune.adapt.steps import gradient_steps
+        from anytune.adapt.steps import gradient_steps, prompt_steps
 
+        further = prompt_steps if task.teacher.context else gradient_steps
         closed_form, took = made, None
-        made, took = gradient_steps(model, task, made, steps, settings, seed=seed, guard=STEP_GUARD * recipe.guard)
+        made, took = further(model, task, made, steps, settings, seed=seed, guard=STEP_GUARD * recipe.guard)
         fitted.cpu, fitted.seconds = fitted.cpu + took["cpu"], fitted.seconds + took["seconds"]
         plain = {f"{label}, without steps": closed_form, **plain}
         label = f"closed form and {steps} steps, rank {rank}"

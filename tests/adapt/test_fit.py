@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.adapt.answers import spoken
+from anytune.adapt.answers import continued, spoken
 from anytune.adapt.batching import batches
 from anytune.adapt.data import Context, Reading, read, text_examples
 from anytune.adapt.fit import Couple, Recipe, fit
@@ -180,6 +180,16 @@ def test_answers_behind_a_prompt_that_is_read_once(tmp_path, name):
             decode(model.decoder(), model.tokenizer, prompts[number : number + 1], greedy, max_tokens=9, replies=alone)
         )
         assert reply.ids == alone[0].ids
+    made = continued(teacher, examples, seed=1)
+    assert [e.ids.tolist() for e in made] == [e.ids.tolist() for e in continued(teacher, examples, seed=1)]
+    assert [e.ids.tolist() for e in made] != [e.ids.tolist() for e in continued(teacher, examples, seed=2)]
+    for old, new in zip(examples, made, strict=True):
+        cut = int(np.flatnonzero(old.loss)[0])
+        assert np.array_equal(new.ids[:cut], old.ids[:cut]) and cut < len(new.ids) <= len(old.ids)
+        assert np.array_equal(new.ids[-new.own :], new.behind[-new.own :]) and new.loss[cut:].all()
+        assert len(new.ids) - new.own == len(old.ids) - old.own and not new.loss[:cut].any()
+    text = examples_of(model, 3)
+    assert continued(teacher, text, seed=1) == text
 
 
 def test_a_prompt_becomes_an_adapter_and_first_tokens_count(tmp_path):
