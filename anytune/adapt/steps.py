@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from anytune.adapt.data import Example
     from anytune.model import Model
 
-RATE, FRESH = 1.5e-3, 2e-3  # learning rate at its highest: on what the start was fitted to, on new tokens
-WARMUP, EACH = 3, 4  # steps in which it rises, examples of a step
+RATE, WARMUP, EACH = 1.5e-3, 3, 4  # peak learning rate, warm-up steps, examples per step
 BETA1, BETA2, CLIP = 0.9, 0.99, 1.0
 GUARD_WINDOW = 64  # tokens of ordinary text in a step
 NOTHING = 1e-9  # of a change's largest singular value
@@ -92,9 +91,9 @@ def gradient_steps(
 def prompt_steps(
     model: Model, task: Task, start: Adapter, steps: int, settings: Settings, *, seed: int = 42, guard: float = 0.0
 ) -> tuple[Adapter, dict[str, Any]]:
-    """gradient_steps() from a closed form on, on answers that the teacher draws to the data's questions.
+    """gradient_steps() from a closed form on, over answers that the teacher draws to the data's requests.
 
-    On the data's own tokens the closed form leaves a sixth of what it leaves on others (docs/LOG.md), so that they have
+    On the data's own tokens the closed form leaves a sixth of the KL that it leaves on others (docs/LOG.md): they have
     little left to teach.
     """
     began, started = time.process_time(), time.perf_counter()
