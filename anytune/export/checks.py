@@ -135,5 +135,5 @@ def line(facts: dict[str, Any]) -> str:
     verdict = ("PASS", "the same") if facts["ok"] else ("FAIL", "something else")
     return (
         f"{verdict[0]}: {facts['peer']} computes {verdict[1]}  (KL mean {facts['kl_mean']:.1e}, limit "
-        f"{facts['limit']:.0e}, same likeliest token {facts['same_top']:.0%}{alike})"
+        f"{facts['limit']:.0e}, same most likely token {facts['same_top']:.0%}{alike})"
     )
