@@ -13,6 +13,7 @@ from anytune.errors import UserError
 from anytune.text.given import Rows, sources
 from anytune.train import checkpoint as ckpt
 from tests.support import tiny
+from tests.support.require import need
 
 SMALL = {"context": 64, "ubatch": 64, "batch": 128, "epochs": 2, "quiet": True}
 
@@ -62,7 +63,7 @@ def test_rows_in_memory_are_as_good_as_a_file(model, tmp_path):
 
 
 def test_a_datasets_object_is_data(model):
-    datasets = pytest.importorskip("datasets")
+    datasets = need("datasets")
     whole = datasets.Dataset.from_list(rows())
     ours = anytune.finetune(model, rows(), val_data=rows(3), max_steps=2, **SMALL)
     theirs = anytune.finetune(model, whole, val_data=whole.select(range(3)), max_steps=2, **SMALL)
@@ -189,7 +190,7 @@ def test_pefts_words_are_understood(model):
     )
     assert ours.path.read_bytes() == theirs.path.read_bytes()
     assert model.generate("x", max_new_tokens=3, temp=0) == model.generate("x", max_tokens=3, temperature=0)
-    peft = pytest.importorskip("peft")
+    peft = need("peft")
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
     assert anytune.finetune(model, rows(), lora=config, **SMALL).path.read_bytes() == ours.path.read_bytes()
     with pytest.raises(UserError, match="use_dora"):

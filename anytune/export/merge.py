@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SAME = "same"  # every tensor keeps the type that it has
 FINER = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "BF16", "F16", "F32")  # what is tried beside it
-TOLERANCE = 0.05  # of the adapter's own KL that a merge may lose
 
 Progress = Callable[[str], Callable[[int, int], None]]
 

@@ -10,7 +10,7 @@ from typing import Any
 from anytune.studio import jobs
 from anytune.studio.datasets import link_or_copy
 from anytune.studio.home import IDENTIFIER, Home, Missing, about, name_of, set_about, write
-from anytune.train.run import plain, read_json
+from anytune.train.run_folder import plain, read_json
 
 FILE, FACTS, PROOF = "adapter.gguf", "adapter-facts.json", "proof-adapter.json"
 

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
-from anytune.train.run import plain
-
-FORMS = ("gguf", "peft", "merged", "ollama", "lmstudio")
+from anytune.train.run_folder import plain
 
 
 def verify(model: str, adapter: Path) -> list[str]:

@@ -14,7 +14,7 @@ from anytune.files import atomic_write, copy, sync_folder
 from anytune.studio.home import Conflict, Home, Missing, about, name_of, set_about, write
 from anytune.text.examine import line_by_line
 from anytune.text.rows import DataFile
-from anytune.train.run import read_json
+from anytune.train.run_folder import read_json
 
 SUFFIXES = re.compile(r"(\.(jsonl|ndjson|json|txt|md|csv|tsv|parquet))?(\.gz)?$", re.IGNORECASE)
 READING = {"format": "auto", "columns": None, "loss": "auto", "overflow": None}

@@ -72,9 +72,6 @@ def _planned(model: Any, subject: Any, ubatch: int, longest: int, memory: int | 
         place.leave()
 
 
-PRESETS = ("quick", "good", "thorough")
-
-
 def presets(data: dict[str, Any], context_length: int) -> dict[str, dict[str, Any]]:
     """Settings of three runs, from the data's lengths and size.
 

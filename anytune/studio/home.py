@@ -14,7 +14,7 @@ from typing import Any
 
 from anytune.errors import UserError
 from anytune.files import atomic_write
-from anytune.train.run import read_json
+from anytune.train.run_folder import read_json
 
 IDENTIFIER = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 ABOUT = "about.json"

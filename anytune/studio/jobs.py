@@ -18,7 +18,7 @@ from typing import Any
 
 from anytune.files import is_locked
 from anytune.studio.home import Conflict, Home, name_of, set_about, write
-from anytune.train.run import read_json
+from anytune.train.run_folder import read_json
 
 OPEN = ("queued", "running")  # states that a scheduler has to look at
 AGAIN = ("paused", "crashed", "failed", "cancelled")  # states from which a job may be queued again

@@ -56,7 +56,7 @@ def run(folder: Path, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def total_steps(folder: Path) -> int | None:
     """How many steps the run will have, once it is known."""
-    from anytune.train.run import read_json
+    from anytune.train.run_folder import read_json
 
     total = (read_json(folder / "settings.json") or {}).get("total_steps")
     return total if isinstance(total, int) else None

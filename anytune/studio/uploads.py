@@ -11,7 +11,7 @@ from typing import Any
 
 from anytune.errors import UserError
 from anytune.studio.home import IDENTIFIER, Conflict, Home, Missing, new_identifier, write
-from anytune.train.run import read_json
+from anytune.train.run_folder import read_json
 
 MOST = 64 << 30  # bytes of one file
 SPARE = 256 << 20  # bytes of the disk that are left alone

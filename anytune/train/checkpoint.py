@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from anytune.files import sync_folder
-from anytune.train.run import read_json
+from anytune.train.run_folder import read_json
 from anytune.train.settings import FLAGS
 from anytune.train.tensors import Broken, Tensors, read_tensors, sha256, write_file, write_tensors
 

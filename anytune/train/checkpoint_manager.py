@@ -12,7 +12,7 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.train import checkpoint as ckpt
 from anytune.train.checkpoint import Checkpoint
-from anytune.train.run import RunFolder
+from anytune.train.run_folder import RunFolder
 from anytune.distributed.process_group import PeerError, report
 
 

@@ -12,7 +12,7 @@ from anytune.train.folders import taken
 from anytune.train.outcome import Result, Run
 from anytune.train.planning import Planned
 from anytune.train.progress import size
-from anytune.train.run import RunFolder
+from anytune.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from anytune.distributed.process_group import SingleProcess

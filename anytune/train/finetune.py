@@ -25,7 +25,7 @@ from anytune.train.planning import maker, plan
 from anytune.train.prepare import prepare
 from anytune.train.progress import Console
 from anytune.train.resume import recorded_engine
-from anytune.train.running import run
+from anytune.train.loop import run
 from anytune.train.settings import FIELDS, TrainSettings
 from anytune.train.together import joined
 
@@ -64,7 +64,7 @@ def train(
     words: Callable[[str], str] | None = None,
     **hyper: Any,
 ) -> Run:
-    """Build the data set, train, save. Everything is written under the run's folder (see run.py).
+    """Build the data set, train, save. Everything is written under the run's folder (see run_folder.py).
 
     model          a loaded Model, or a GGUF file's path (loaded with device, threads, memory)
     data           a path or a list of paths (-f), or an iterable of dicts (see anytune.text.given)

@@ -11,7 +11,7 @@ from typing import Any
 from anytune.errors import UserError, did_you_mean
 from anytune.files import is_locked
 from anytune.train import metrics as metrics_file
-from anytune.train.run import read_json
+from anytune.train.run_folder import read_json
 
 RESULTS = ("adapter.gguf", "model.gguf")
 

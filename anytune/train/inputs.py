@@ -14,7 +14,7 @@ from anytune.files import FilePath, check_output, spare_inputs
 from anytune.text.given import Rows, sources
 from anytune.text.reading import check_once, identity, reads_once
 from anytune.train import checkpoint as ckpt
-from anytune.train.run import FILES
+from anytune.train.run_folder import FILES
 from anytune.train.settings import TrainSettings
 
 

@@ -15,7 +15,7 @@ from anytune.errors import UserError
 from anytune.files import is_locked
 from anytune.train import metrics
 from anytune.train.progress import progress_line, size
-from anytune.train.run import read_json
+from anytune.train.run_folder import read_json
 from anytune.train.timing import Timing
 
 LOG_LINES = 8

@@ -16,7 +16,7 @@ from anytune.train.device import Place
 from anytune.train.steps import Steps
 from anytune.train.prepare import Prepared, plain
 from anytune.train.product import AdapterProduct, ModelProduct
-from anytune.train.run import SCHEMA, RunFolder
+from anytune.train.run_folder import SCHEMA, RunFolder
 from anytune.train.together import open_together, same_job, share_cores
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from anytune.errors import UserError
 from anytune.train import checkpoint as ckpt
 from anytune.train.checkpoint import Checkpoint
-from anytune.train.run import RunFolder, new_run, read_json, write_json
+from anytune.train.run_folder import RunFolder, new_run, read_json, write_json
 from anytune.train.settings import EXACT, TrainSettings
 
 Say = Callable[[str], None]

@@ -14,7 +14,7 @@ from anytune.errors import UserError
 from anytune.train import checkpoint as ckpt
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.resume import Say, open_run
-from anytune.train.run import RunFolder
+from anytune.train.run_folder import RunFolder
 from anytune.train.settings import TrainSettings
 
 if TYPE_CHECKING:

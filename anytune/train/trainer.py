@@ -29,7 +29,7 @@ from anytune.train.throughput import Throughput
 from anytune.train.steps import Steps, Position
 from anytune.train.plot import plot_losses
 from anytune.train.progress import Console, duration
-from anytune.train.run import RunFolder, lock
+from anytune.train.run_folder import RunFolder, lock
 from anytune.train.schedule import Schedule
 from anytune.train.settings import TrainSettings
 from anytune.train.sinks import Sinks
@@ -42,7 +42,7 @@ class Trainer:
 
     trainee      computes: accumulate, evaluate, update, state, load_state (see anytune.model)
     train, val   Dataset; val may be None
-    run          the run's folder (see run.py); run_id, identity and engine go into its checkpoints
+    run          the run's folder (see run_folder.py); run_id, identity and engine go into its checkpoints
     resume       a verified checkpoint of this identity, or None
     calls        told of each step (after its row is written), evaluation and checkpoint; see callbacks.py
     watch        called with the trainee and the step before the first step and at each checkpoint; the steps wait

@@ -98,7 +98,9 @@ def test_engines_agree(tmp_path, device):
         try:
             model = model_of(path, name, **({"dtype": "f32"} if name == "cpu-torch" else {}))
         except anytune.UserError as error:
-            pytest.skip(str(error))
+            if name != "cpu-bf16":
+                raise
+            pytest.skip(str(error))  # this processor has no bf16 products
         adapter, examples = adapter_for(model), examples_of(model, 12)
         made = as_adapter(model, fitted(model, Teacher(model, adapter), examples, Recipe(2, 1e-2)))
         task = Task(Teacher(model, adapter), examples, examples_of(model, 4, seed=1))

@@ -9,6 +9,7 @@ import pytest
 import anytune
 from anytune.cli import main as entry
 from anytune.cli.main import cli as root
+from tests.support.require import need
 
 COMMANDS = ["pull", "info", "train", "generate", "chat", "verify", "quantize", "imatrix", "perplexity", "doctor"]
 
@@ -69,7 +70,8 @@ def everything_with(path, data):
 
 @pytest.mark.parametrize("number", range(6))
 def test_a_model_that_cannot_be_one(cli, number, tmp_path, chats):
-    pytest.importorskip("xllamacpp") if number == 4 else None
+    if number == 4:
+        need("xllamacpp")
     empty, text, torn = tmp_path / "empty.gguf", tmp_path / "text.gguf", tmp_path / "torn.gguf"
     empty.write_bytes(b"")
     text.write_text("I am not a model, whatever my name says.\n" * 20)

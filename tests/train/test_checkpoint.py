@@ -330,7 +330,7 @@ def test_differences_name_flags():
 
 def test_two_processes_cannot_share_a_run(tmp_path):
     need("fcntl")
-    from anytune.train.run import lock
+    from anytune.train.run_folder import lock
 
     with lock(tmp_path):
         with pytest.raises(UserError, match="in use"):

@@ -12,7 +12,7 @@ from anytune.gguf import GGUF
 from anytune.text import ChatTemplate
 from anytune.train import checkpoint as ckpt
 from anytune.train.finetune import train
-from anytune.train.run import read_json
+from anytune.train.run_folder import read_json
 from tests.support import tiny
 
 TEMPLATE = (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import anytune
 from anytune.errors import UserError
 from anytune.train import defaults, folders, metrics
-from anytune.train.run import SCHEMA
+from anytune.train.run_folder import SCHEMA
 from anytune.train.settings import FIELDS, FULL_RATE, TrainSettings
 from tests.support import tiny
 

@@ -19,7 +19,7 @@ import pytest
 from anytune.train import checkpoint as ckpt
 from anytune.distributed import process_group as groups
 from anytune.train.checkpoint_manager import CheckpointManager
-from anytune.train.run import RunFolder
+from anytune.train.run_folder import RunFolder
 from tests.train.fake import FakeTrainee
 from tests.train.processes import SAME, finish, rows, start, together, train
 

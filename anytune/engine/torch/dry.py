@@ -22,7 +22,8 @@ from anytune.engine.dry import Ledger
 
 from . import fp8
 from .arrays import STANDS_FOR
-from .experts import ExpertWeights, Routing
+from .experts import ExpertWeights
+from .routing import Routing
 from .linear import hold_matrices, matrix
 from .offload import Offloader
 from .plain_low import gradient_table, place_table

@@ -19,6 +19,7 @@ from . import convolution as _convolution
 from . import decode as _decode
 from . import delta as _delta
 from . import experts as _experts
+from . import routing as _routing
 from . import fp8
 from . import gradients as _gradients
 from . import linear as _linear
@@ -272,19 +273,19 @@ class TorchEngine(Composed):
     convolve_backward = _convolution.convolve_backward
     convolve_cached = _convolution.convolve_cached
     expert_group = _experts.expert_group
-    take_loads = _experts.take_loads
-    route = _experts.route
-    route_backward = _experts.route_backward
-    dispatch = _experts.dispatch
-    combine = _experts.combine
-    weigh = _experts.weigh
-    weigh_backward = _experts.weigh_backward
-    weigh_bias = _experts.weigh_bias
-    weigh_bias_backward = _experts.weigh_bias_backward
-    clamped_glu = _experts.clamped_glu
-    clamped_glu_backward = _experts.clamped_glu_backward
-    gate_rows = _experts.gate_rows
-    gate_rows_backward = _experts.gate_rows_backward
+    take_loads = _routing.take_loads
+    route = _routing.route
+    route_backward = _routing.route_backward
+    dispatch = _routing.dispatch
+    combine = _routing.combine
+    weigh = _routing.weigh
+    weigh_backward = _routing.weigh_backward
+    weigh_bias = _routing.weigh_bias
+    weigh_bias_backward = _routing.weigh_bias_backward
+    clamped_glu = _routing.clamped_glu
+    clamped_glu_backward = _routing.clamped_glu_backward
+    gate_rows = _routing.gate_rows
+    gate_rows_backward = _routing.gate_rows_backward
     expert_linear = _experts.expert_linear
     expert_linear_backward = _experts.expert_linear_backward
     split_heads = _convolution.split_heads

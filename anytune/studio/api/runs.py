@@ -212,7 +212,7 @@ def _last_lines(path: Any, count: int = 200) -> list[str]:
 
 def _progress(folder: Any) -> dict[str, Any] | None:
     from anytune.studio.work import PROGRESS
-    from anytune.train.run import read_json
+    from anytune.train.run_folder import read_json
 
     return read_json(folder / PROGRESS)
 

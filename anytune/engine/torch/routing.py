@@ -1,0 +1,160 @@
+"""Which experts a token goes to, on a torch device: tokens sorted by expert, their weights, and the sum of the results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from anytune.engine.base import Router
+
+from .arrays import own, real
+
+Tensor = torch.Tensor
+LEAST = 2.0**-14  # the sum that weights are normalized by is at least this, as in llama.cpp
+
+
+@dataclass
+class Routing:
+    """chosen, weights [T, used]: experts and their weights, largest first; tokens [S]: of each slot; place [T, used]:
+    where a token's slots are; ends int32 [experts]: where an expert's slots end; parts [T, experts]: what the weights
+    were made of. All on the device."""
+
+    router: Router
+    chosen: Tensor
+    weights: Tensor
+    tokens: Tensor
+    place: Tensor
+    ends: Tensor
+    parts: Tensor
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """(expert, first slot, last slot) of those that got a token: asks the device."""
+        ends = self.ends.tolist()
+        return [(i, a, b) for i, (a, b) in enumerate(zip([0, *ends], ends)) if b > a]
+
+    @property
+    def slots(self) -> Tensor:
+        """The expert of each slot, int64 [S]."""
+        return self.chosen.reshape(-1).index_select(0, _inverse(self.place.reshape(-1)))
+
+
+def _inverse(order: Tensor) -> Tensor:
+    return torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+
+
+def take_loads(e) -> dict[str, float]:
+    if e.loads is None:
+        return {}
+    count, peak, idle = e.loads.tolist()
+    e.loads.zero_()
+    return {"expert_peak": peak / count, "expert_idle": idle / count} if count else {}
+
+
+def route(e, scores: Tensor, bias: Tensor | None, router: Router) -> Routing:
+    scores = real(scores).float()
+    parts = {"chosen": lambda x: x, "sigmoid": torch.sigmoid}.get(router.kind, lambda x: x.softmax(1))(scores)
+    order = torch.sort(parts if bias is None else parts + bias, dim=1, descending=True, stable=True).indices
+    chosen = order[:, : router.used].contiguous()
+    weights = parts.gather(1, chosen)
+    if router.kind == "chosen":
+        weights = weights.softmax(1)
+    elif router.normalized:
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=LEAST)
+    flat = chosen.reshape(-1)
+    slots = torch.sort(flat, stable=True).indices
+    counts = (flat[:, None] == torch.arange(router.experts, device=flat.device)).sum(0)
+    if e.training and e.loads is not None:
+        even = len(flat) / router.experts
+        e.loads += torch.stack(
+            [torch.ones_like(counts[0]).double(), counts.max() / even, (counts == 0).double().mean()]
+        )
+    place = _inverse(slots).view(chosen.shape)
+    ends = counts.cumsum(0).to(torch.int32)
+    return Routing(router, chosen, weights * router.scale, slots // router.used, place, ends, parts)
+
+
+def route_backward(e, dweights: Tensor, routing: Routing) -> Tensor:
+    router, chosen = routing.router, routing.chosen
+    d, weights = dweights * router.scale, routing.weights / router.scale
+    parts, out = routing.parts.gather(1, chosen), torch.zeros_like(routing.parts)
+    if router.kind == "chosen" or router.kind == "softmax" and router.normalized:
+        d = weights * (d - (weights * d).sum(1, keepdim=True))
+    else:
+        if router.normalized:
+            d = (d - (weights * d).sum(1, keepdim=True)) / parts.sum(1, keepdim=True).clamp(min=LEAST)
+        if router.kind == "sigmoid":
+            d = d * parts * (1 - parts)
+        else:
+            out = routing.parts * -(d * parts).sum(1, keepdim=True)
+            d = d * parts
+    out = out.scatter_add(1, chosen, d)
+    return own(e.array(*out.shape)).copy_(out)
+
+
+def dispatch(e, x, routing: Routing) -> Tensor:
+    out = own(e.array(len(routing.tokens), x.shape[1]))
+    out.copy_(real(x).index_select(0, routing.tokens))
+    return out
+
+
+def combine(e, y: Tensor, routing: Routing, beside: tuple = ()) -> Tensor:
+    slots = y.index_select(0, routing.place.reshape(-1)).view(*routing.place.shape, -1)
+    out = own(e.array(len(slots), y.shape[1])).copy_(slots.sum(1))
+    for x in beside:
+        out += x
+    return out
+
+
+def _slot_weights(routing: Routing) -> Tensor:
+    """[S, 1]"""
+    return routing.weights.reshape(-1).index_select(0, _inverse(routing.place.reshape(-1)))[:, None]
+
+
+def weigh(e, x: Tensor, routing: Routing) -> Tensor:
+    return torch.mul(x, _slot_weights(routing).to(x.dtype), out=own(e.array(*x.shape)))
+
+
+def weigh_backward(e, dy: Tensor, x: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    inner = (dy.float() * x).sum(1)
+    return dy.mul_(_slot_weights(routing).to(dy.dtype)), inner[routing.place]
+
+
+def weigh_bias(e, y: Tensor, bias: Tensor, routing: Routing) -> Tensor:
+    return y.add_((_slot_weights(routing) * bias.index_select(0, routing.slots)).to(y.dtype))
+
+
+def weigh_bias_backward(e, dy: Tensor, bias: Tensor, routing: Routing, dweights: Tensor, into=None) -> Tensor:
+    slots = routing.slots
+    if into is not None:
+        into.index_add_(0, slots, _slot_weights(routing) * dy.float())
+    return dweights + (dy.float() * bias.index_select(0, slots)).sum(1)[routing.place]
+
+
+def _clamped(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    g, u = gate.float().clamp(max=7), up.float().clamp(-7, 7)
+    return g, u, torch.sigmoid(1.702 * g)
+
+
+def clamped_glu(e, gate: Tensor, up: Tensor) -> Tensor:
+    g, u, s = _clamped(gate, up)
+    return own(e.array(*gate.shape)).copy_(g * s * (u + 1))
+
+
+def clamped_glu_backward(e, dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    g, u, s = _clamped(gate, up)
+    both, width = e.array(gate.shape[0], 2 * gate.shape[1]), gate.shape[1]
+    dgate, dup = both[:, :width], own(both[:, width:])
+    dgate.copy_(dy * (u + 1) * s * (1 + 1.702 * g * (1 - s)) * (gate <= 7))
+    dup.copy_(dy * g * s * (up.abs() <= 7))
+    return dgate, dup
+
+
+def gate_rows(e, x: Tensor, gate: Tensor) -> Tensor:
+    return torch.mul(x, gate.sigmoid(), out=own(e.array(*x.shape)))
+
+
+def gate_rows_backward(e, dy: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    by = gate.float().sigmoid()
+    dgate = (dy.float() * x).sum(1, keepdim=True) * by * (1 - by)
+    return torch.mul(dy, by.to(dy.dtype), out=own(e.array(*x.shape))), own(e.array(*gate.shape)).copy_(dgate)

@@ -1,0 +1,253 @@
+"""What the tiny models of tiny.py are: a Shape each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What makes one tiny model. Sizes are elements; `meta` holds the architecture's further metadata."""
+
+    arch: str
+    layers: int = 2
+    width: int = 64
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    ff: int = 96
+    tied: bool = False
+    bias: bool = False  # q, k and v have biases (qwen2)
+    qk_norm: bool = False  # per-head norms of q and k (qwen3, gemma3)
+    wide_norm: bool = False  # norms of all queries and of all keys, and behind both parts, not before (olmo2)
+    post_norm: bool = False  # norms after attention and MLP (gemma3)
+    spm: bool = False  # SentencePiece-style vocabulary instead of byte-level BPE
+    pre: str = "smollm"
+    rope_base: float = 10000.0
+    factors: bool = False  # rope_freqs.weight, as Llama 3.1 files have it
+    sub_norm: bool = False  # norms before the last product of attention and MLP (bitnet)
+    fused: bool = False  # queries, keys and values are one matrix, gate and up are another (phi3)
+    long: bool = False  # rope_factors_short.weight and rope_factors_long.weight (phi3)
+    meta: dict = field(default_factory=dict)
+
+    @property
+    def vocab(self) -> int:
+        return 320
+
+
+LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+
+PHI3 = {
+    "context_length": 512,
+    "rope.dimension_count": 12,
+    "rope.scaling.original_context_length": 256,
+    "rope.scaling.attn_factor": 1.2,
+    "attention.sliding_window": 8,  # which llama.cpp leaves out
+}
+
+GEMMA4 = {
+    "attention.sliding_window": 8,
+    "attention.key_length_swa": 16,
+    "attention.value_length_swa": 16,
+    "rope.dimension_count": 32,
+    "rope.dimension_count_swa": 16,
+    "rope.freq_base_swa": 1e4,
+    "attention.shared_kv_layers": 0,
+    "final_logit_softcapping": 4.0,
+}
+
+QWEN35 = {
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 64,
+    "ssm.state_size": 16,
+    "ssm.time_step_rank": 4,
+    "ssm.group_count": 2,
+    "full_attention_interval": 4,
+    "rope.dimension_count": 16,
+    "rope.dimension_sections": [3, 3, 2, 0],
+}
+
+MOE = {"expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 32}
+
+SHAPES = {
+    "llama": Shape("llama"),
+    "llama-tied": Shape("llama", heads=2, kv_heads=1, tied=True, rope_base=100000.0),
+    "llama-spm": Shape("llama", spm=True, kv_heads=4, head_dim=16),
+    "llama3": Shape("llama", pre="llama-bpe", rope_base=500000.0, factors=True),
+    "llama-linear": Shape("llama", meta={"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
+    "llama-yarn": Shape(
+        "llama",
+        meta={"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},
+    ),
+    "mistral": Shape("llama", heads=2, kv_heads=2, spm=True, rope_base=1e6),  # head_dim is not width / heads
+    "qwen2": Shape("qwen2", bias=True, tied=True, pre="qwen2", head_dim=16, rope_base=1e6),
+    "qwen3": Shape("qwen3", qk_norm=True, pre="qwen2", rope_base=1e6),
+    "qwen3-tied": Shape("qwen3", qk_norm=True, tied=True, pre="qwen2", heads=2, rope_base=1e6),
+    "gemma2": Shape(
+        "gemma2",
+        layers=4,
+        head_dim=16,
+        post_norm=True,
+        tied=True,
+        spm=True,
+        meta={"attention.sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    ),
+    "gemma3": Shape(
+        "gemma3",
+        layers=7,
+        kv_heads=1,
+        qk_norm=True,
+        post_norm=True,
+        tied=True,
+        spm=True,
+        rope_base=1e6,
+        meta={"attention.sliding_window": 8},
+    ),
+    "gemma4": Shape(  # as E2B: own embeddings, the last three layers read keys of others
+        "gemma4",
+        layers=7,
+        kv_heads=1,
+        head_dim=32,
+        tied=True,
+        spm=True,
+        rope_base=1e6,
+        meta=GEMMA4
+        | {
+            "attention.sliding_window_pattern": [True, False, True, False, True, True, False],
+            "attention.shared_kv_layers": 3,
+            "embedding_length_per_layer_input": 32,
+            "feed_forward_length": [96] * 4 + [192] * 3,
+        },
+    ),
+    "gemma4-dense": Shape(  # as 31B: values are keys in full layers, which have fewer heads
+        "gemma4",
+        layers=4,
+        head_dim=32,
+        tied=True,
+        spm=True,
+        rope_base=1e6,
+        meta=GEMMA4
+        | {
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "attention.head_count_kv": [2, 2, 2, 1],
+            "embedding_length_per_layer_input": 0,
+        },
+    ),
+    "gemma3-linear": Shape(
+        "gemma3",
+        layers=6,
+        qk_norm=True,
+        post_norm=True,
+        tied=True,
+        spm=True,
+        rope_base=1e6,
+        meta={"attention.sliding_window": 8, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+    ),
+    "smollm3": Shape("smollm3", layers=5, tied=True, pre="smollm", rope_base=2e6),
+    "granite": Shape(
+        "granite",
+        layers=3,
+        tied=True,
+        meta={"embedding_scale": 1.5, "residual_scale": 0.5, "attention.scale": 0.1, "logit_scale": 2.0},
+    ),
+    "mistral3": Shape(
+        "mistral3",
+        heads=2,
+        spm=True,
+        rope_base=1e6,
+        meta={
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 16.0,
+            "rope.scaling.original_context_length": 16,
+            "rope.scaling.yarn_beta_fast": 32.0,
+            "rope.scaling.yarn_beta_slow": 1.0,
+            "rope.scaling.yarn_log_multiplier": 1.0,
+            "attention.temperature_scale": 0.4,
+        },
+    ),
+    "olmo2": Shape("olmo2", kv_heads=4, head_dim=16, pre="dbrx", rope_base=5e5, wide_norm=True),
+    "olmo3": Shape(
+        "olmo2",
+        layers=4,
+        head_dim=16,
+        pre="dbrx",
+        rope_base=5e5,
+        wide_norm=True,
+        meta={
+            "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 8.0,
+            "rope.scaling.original_context_length": 32,
+        },
+    ),
+    "phi3": Shape("phi3", head_dim=16, spm=True, fused=True, long=True, meta=PHI3),
+    "phi3-long": Shape(
+        "phi3", head_dim=16, spm=True, fused=True, long=True, meta=PHI3 | {"rope.scaling.original_context_length": 16}
+    ),
+    "qwen3moe": Shape("qwen3moe", qk_norm=True, pre="qwen2", rope_base=1e6, ff=192, meta=MOE),
+    "gpt-oss": Shape(
+        "gpt-oss",
+        layers=3,
+        pre="gpt-4o",
+        rope_base=1.5e5,
+        meta=MOE
+        | {
+            "attention.sliding_window": 8,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 64,
+        },
+    ),
+    "glm4moe": Shape(
+        "glm4moe",
+        layers=3,
+        pre="glm4",
+        rope_base=1e6,
+        meta=MOE
+        | {
+            "rope.dimension_count": 16,
+            "leading_dense_block_count": 1,
+            "expert_shared_count": 2,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.5,
+        },
+    ),
+    "mixtral": Shape("llama", spm=True, ff=64, meta={"expert_count": 4, "expert_used_count": 2}),
+    "qwen35moe": Shape(
+        "qwen35moe", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35 | MOE | {"expert_shared_feed_forward_length": 64}
+    ),
+    "bitnet": Shape("bitnet", head_dim=16, kv_heads=4, tied=True, spm=True, sub_norm=True),
+    "lfm2": Shape(
+        "lfm2",
+        layers=3,
+        head_dim=16,
+        tied=True,
+        qk_norm=True,
+        pre="lfm2",
+        rope_base=1e6,
+        meta={"shortconv.l_cache": 3, "attention.head_count_kv": [0, 2, 0]},
+    ),
+    "qwen35": Shape("qwen35", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35),
+    "qwen35-wide": Shape(
+        "qwen35",
+        layers=4,
+        tied=True,
+        pre="qwen2",
+        rope_base=1e6,
+        meta=QWEN35 | {"ssm.time_step_rank": 6, "ssm.inner_size": 96, "full_attention_interval": 2},
+    ),
+}
+
+
+# one of each architecture: what every test of an architecture runs over
+EACH = tuple({shape.arch: name for name, shape in reversed(SHAPES.items())}.values())[::-1]
+
+
+def has_experts(name: str) -> bool:
+    return "expert_count" in SHAPES[name].meta
+
+
+DENSE = tuple(name for name in sorted(SHAPES) if not has_experts(name))
+MIXTURES = tuple(name for name in sorted(SHAPES) if has_experts(name))
