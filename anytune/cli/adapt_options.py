@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anytune.cli.adapt import Bars
-from anytune.cli.dataset import FORMATS, KEYS, columns_from
+from anytune.cli.dataset import FORMAT, KEYS, columns_from
 from anytune.cli.opening import data_files, load_model, model_path, read_text, text_file
 from anytune.cli.options import force_option, forced, json_option
 from anytune.cli.say import print_json
@@ -33,13 +33,7 @@ DATA = (
         metavar="DATA",
         help="Data in any format that `anytune train` accepts. May be repeated.",
     ),
-    click.option(
-        "--format",
-        type=click.Choice(FORMATS),
-        default="auto",
-        show_default=True,
-        help="The data's format, if it should not be detected.",
-    ),
+    FORMAT,
     click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own."),
     click.option(
         "-c",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.options import DTYPES, SIZE, force_option
+from anytune.cli.options import DTYPES, MAX_BINDING, SIZE, TF32, force_option
 
 FORMATS = ("md", "csv", "json")
 
@@ -175,13 +175,8 @@ OPTIONS = (
         show_default=True,
         help="Number format of a GPU's matrix products.",
     ),
-    click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa."),
-    click.option(
-        "--max-binding",
-        type=SIZE,
-        metavar="SIZE",
-        help="With webgpu: limit the size of a binding, such as 128MiB.  [default: the device's limit]",
-    ),
+    TF32,
+    MAX_BINDING,
     click.option(
         "-ngl",
         "--gpu-layers",

@@ -20,6 +20,14 @@ KEYS = {  # roles that a column can be named for -> what --help says
     "reasoning": "Column with the reasoning before the completion.",
 }
 
+FORMAT = click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    default="auto",
+    show_default=True,
+    help="The data's format, if it should not be detected.",
+)
+
 
 def dataset_options(command: Callable) -> Callable:
     """Add -f and the options of reading; the command gets the columns as `keys`."""
@@ -62,13 +70,7 @@ def dataset_options(command: Callable) -> Callable:
             metavar="FILE|NAME",
             help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or zephyr.",
         ),
-        click.option(
-            "--format",
-            type=click.Choice(FORMATS),
-            default="auto",
-            show_default=True,
-            help="The data's format, if it should not be detected.",
-        ),
+        FORMAT,
         click.option(
             "--overflow",
             type=click.Choice(["split", "truncate", "drop", "error"]),

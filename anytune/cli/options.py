@@ -28,6 +28,13 @@ class Size(click.ParamType):
 
 SIZE = Size()
 DTYPES = ("auto", "bf16", "fp16", "f32", "fp8")
+TF32 = click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa.")
+MAX_BINDING = click.option(
+    "--max-binding",
+    type=SIZE,
+    metavar="SIZE",
+    help="With webgpu: limit the size of a binding, such as 128MiB.  [default: the device's limit]",
+)
 _ENGINE_OPTIONS = (
     click.option(
         "--device",
@@ -45,7 +52,7 @@ _ENGINE_OPTIONS = (
         help="Number format of a GPU's matrix products. auto: bf16 if supported; webgpu: f32. fp8: bf16, with "
         "gradients through frozen weights in fp8 (RTX 40, H100 and later).",
     ),
-    click.option("--tf32", is_flag=True, help="Let float32 products run on tensor cores, with 10 bits of mantissa."),
+    TF32,
     click.option(
         "-t",
         "--threads",
@@ -59,12 +66,7 @@ _ENGINE_OPTIONS = (
         metavar="SIZE",
         help="Memory budget, such as 300MiB (on a GPU, of GPU memory); weights are streamed if necessary.",
     ),
-    click.option(
-        "--max-binding",
-        type=SIZE,
-        metavar="SIZE",
-        help="With webgpu: limit the size of a binding, such as 128MiB.  [default: the device's limit]",
-    ),
+    MAX_BINDING,
     click.option(
         "-ngl",
         "--gpu-layers",

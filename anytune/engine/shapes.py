@@ -54,6 +54,9 @@ class DeltaHeads:
         return 2 * self.keys * self.key_size + self.inner
 
 
+LEAST_SUM = 2.0**-14  # that a router's weights are normalized by, as in llama.cpp
+
+
 @dataclass(frozen=True)
 class Router:
     """How tokens choose experts: `used` of `experts`, ties going to the lower number.

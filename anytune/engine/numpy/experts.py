@@ -12,6 +12,8 @@ from functools import partial
 import numpy as np
 
 from anytune.engine.base import Router
+from anytune.engine.shapes import LEAST_SUM
+from anytune.engine.trains import Trains
 
 from .convolution import sigmoid
 from .linear import (
@@ -31,11 +33,9 @@ from .linear import (
 from .gradients import gradient_jobs
 from .workers import Job, piece, pieces
 
-LEAST = np.float32(2.0**-14)  # the sum that weights are normalized by is at least this, as in llama.cpp
-
 
 @dataclass
-class Experts:
+class Experts(Trains):
     """The linears of all experts that share an input. See Group; weights, biases and pairs have one dimension more."""
 
     weights: tuple
@@ -57,14 +57,6 @@ class Experts:
     @property
     def rank(self) -> int:
         return sum(s.a.shape[1] for s in self.pairs if s is not None)
-
-    @property
-    def trains(self) -> bool:
-        return (
-            any(s is not None and s.grad_a is not None for s in self.pairs)
-            or any(w.gradient is not None for w in self.weights)
-            or any(b is not None for b in self.bias_gradients)
-        )
 
     def of(self, expert: int) -> Group:
         """One expert's linears."""
@@ -132,7 +124,7 @@ def route(e, scores: np.ndarray, bias: np.ndarray | None, router: Router) -> Rou
     if router.kind == "chosen":
         weights = _softmax(weights)
     elif router.normalized:
-        weights = weights / np.maximum(weights.sum(1, keepdims=True), LEAST)
+        weights = weights / np.maximum(weights.sum(1, keepdims=True), LEAST_SUM)
     weights = weights * np.float32(router.scale)
     flat = chosen.reshape(-1)
     slots = np.argsort(flat, kind="stable")
@@ -162,7 +154,7 @@ def route_backward(e, dweights: np.ndarray, routing: Routing) -> np.ndarray:
         d = weights * (d - (weights * d).sum(1, keepdims=True))
     else:
         if router.normalized:
-            d = (d - (weights * d).sum(1, keepdims=True)) / np.maximum(parts.sum(1, keepdims=True), LEAST)
+            d = (d - (weights * d).sum(1, keepdims=True)) / np.maximum(parts.sum(1, keepdims=True), LEAST_SUM)
         if router.kind == "sigmoid":
             d = d * parts * (1 - parts)
         else:

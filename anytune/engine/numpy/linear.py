@@ -14,6 +14,8 @@ from functools import partial
 
 import numpy as np
 
+from anytune.engine.trains import Trains
+
 from .gradients import gradient_jobs
 from .weights import Weight
 from .workers import Job, piece, pieces
@@ -34,7 +36,7 @@ class LoraPair:
 
 
 @dataclass
-class Group:
+class Group(Trains):
     """Linears that share an input: weights, biases (or None each), low-rank pairs (or None each)."""
 
     weights: tuple[Weight, ...]
@@ -64,14 +66,6 @@ class Group:
     def rank(self) -> int:
         """Columns that the low-rank parts take: the sum of the ranks."""
         return sum(s.a.shape[0] for s in self.pairs if s is not None)
-
-    @property
-    def trains(self) -> bool:
-        return (
-            any(s is not None and s.grad_a is not None for s in self.pairs)
-            or any(w.gradient is not None for w in self.weights)
-            or any(b is not None for b in self.bias_gradients)
-        )
 
     def ranks(self) -> list[tuple[int, int]]:
         """For each linear its columns among the low-rank ones."""

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 
+from anytune.engine.trains import Trains
+
 from .linear import dropped, linear, linear_backward
 from .routing import Routing
 from .weights import PAD, Group, LoraPair, Weight, align
@@ -61,7 +63,7 @@ class Expert:
         self.whole.rows(self.first + low, self.first + high, out)
 
 
-class Experts:
+class Experts(Trains):
     """The linears of all experts that share an input. See weights.Group; there is one dimension more. whole: whether
     they are one matrix."""
 
@@ -84,18 +86,6 @@ class Experts:
         self.columns = self.in_features + self.rank
         self.stride = align(self.columns)
         self.whole, self._made = whole, {}
-
-    @property
-    def trains_pairs(self) -> bool:
-        return any(s is not None and s.grad_a is not None for s in self.pairs)
-
-    @property
-    def trains_matrix(self) -> bool:
-        return any(w.gradient is not None for w in self.weights)
-
-    @property
-    def trains(self) -> bool:
-        return self.trains_pairs or self.trains_matrix or any(b is not None for b in self.bias_gradients)
 
     @property
     def hold(self) -> str:

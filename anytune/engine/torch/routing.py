@@ -1,4 +1,4 @@
-"""Which experts a token goes to, on a torch device: tokens sorted by expert, their weights, and the sum of the results."""
+"""Which experts a token goes to, on a torch device: tokens sorted by expert, weights, sums."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from anytune.engine.base import Router
+from anytune.engine.shapes import LEAST_SUM
 
 from .arrays import own, real
 
 Tensor = torch.Tensor
-LEAST = 2.0**-14  # the sum that weights are normalized by is at least this, as in llama.cpp
 
 
 @dataclass
@@ -60,7 +60,7 @@ def route(e, scores: Tensor, bias: Tensor | None, router: Router) -> Routing:
     if router.kind == "chosen":
         weights = weights.softmax(1)
     elif router.normalized:
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=LEAST)
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=LEAST_SUM)
     flat = chosen.reshape(-1)
     slots = torch.sort(flat, stable=True).indices
     counts = (flat[:, None] == torch.arange(router.experts, device=flat.device)).sum(0)
@@ -82,7 +82,7 @@ def route_backward(e, dweights: Tensor, routing: Routing) -> Tensor:
         d = weights * (d - (weights * d).sum(1, keepdim=True))
     else:
         if router.normalized:
-            d = (d - (weights * d).sum(1, keepdim=True)) / parts.sum(1, keepdim=True).clamp(min=LEAST)
+            d = (d - (weights * d).sum(1, keepdim=True)) / parts.sum(1, keepdim=True).clamp(min=LEAST_SUM)
         if router.kind == "sigmoid":
             d = d * parts * (1 - parts)
         else:

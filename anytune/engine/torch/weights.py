@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from anytune.engine.trains import Trains
+
 from .plain_low import Block, Part
 
 Tensor = torch.Tensor
@@ -134,7 +136,7 @@ class LoraPair:
     grad_b: Tensor | None = None
 
 
-class Group:
+class Group(Trains):
     """Linears that share an input: weights, biases (or None each), low-rank pairs (or None each)."""
 
     def __init__(self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None):
@@ -167,23 +169,6 @@ class Group:
     @property
     def scale(self) -> float:
         return next((s.scale for s in self.pairs if s is not None), 1.0)
-
-    @property
-    def trains_pairs(self) -> bool:
-        """Whether a pair is trained."""
-        return any(s is not None and s.grad_a is not None for s in self.pairs)
-
-    @property
-    def trains_matrix(self) -> bool:
-        return any(w.gradient is not None for w in self.weights)
-
-    @property
-    def trains_bias(self) -> bool:
-        return any(g is not None for g in self.bias_gradients)
-
-    @property
-    def trains(self) -> bool:
-        return self.trains_pairs or self.trains_matrix or self.trains_bias
 
     @property
     def bias(self) -> Tensor | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from anytune.engine.trains import Trains
+
 from .arrays import Array, lines
 from .kernels import rows as _rows
 from .weights import Part, LoraPair, Weight, follow
 
 
-class Group:
+class Group(Trains):
     """Weights, biases (or None each), low-rank pairs (or None each). Outputs begin at whole lines, at `starts`.
 
     bias_gradients: what those of trained biases are added to, None for each that is frozen.
@@ -35,14 +37,6 @@ class Group:
     def width(self) -> int:
         """Columns of a buffer for all outputs."""
         return self.starts[-1]
-
-    @property
-    def trains(self) -> bool:
-        return (
-            any(s is not None and s.grad_a is not None for s in self.pairs)
-            or any(w.gradient is not None for w in self.weights)
-            or any(g is not None for g in self.bias_gradients)
-        )
 
     def split(self, y: Array) -> tuple[Array, ...]:
         return tuple(y.part(at, at + w.out_features) for at, w in zip(self.starts, self.weights))
