@@ -10,10 +10,7 @@ with loss alone, 4,096 at a time, each piece made again in the backward. Prints 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,7 +31,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from fla.modules.convolution import causal_conv1d  # noqa: E402
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
+from peft_steps import Adapted, random_model, report, tokens  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig  # noqa: E402
 from transformers.models.qwen3_5 import modeling_qwen3_5 as modeling  # noqa: E402
@@ -54,7 +51,7 @@ def convolution(x, weight, bias=None, activation=None, **settings):
 
 
 width, hidden, layers, heads, keys, size, net_keys, net_values, net_size = SHAPES[args.model]
-examples, length = map(int, args.shape.split("x"))
+length = int(args.shape.split("x")[1])
 torch.manual_seed(0)
 config = Qwen3_5TextConfig(
     vocab_size=VOCABULARY,
@@ -72,28 +69,17 @@ config = Qwen3_5TextConfig(
     layer_types=["linear_attention" if (i + 1) % PERIOD else "full_attention" for i in range(layers)],
     tie_word_embeddings=True,
 )
-with torch.device("cuda"):
-    torch.set_default_dtype(torch.bfloat16)
-    model = Qwen3_5ForCausalLM._from_config(config, attn_implementation="sdpa")
-    torch.set_default_dtype(torch.float32)
+model = random_model(Qwen3_5ForCausalLM, config)
 modeling.torch_chunk_gated_delta_rule, modeling.causal_conv1d_fn = delta_rule, convolution
 for module in model.modules():
     for name, function in (("chunk_gated_delta_rule", delta_rule), ("causal_conv1d_fn", convolution)):
         if hasattr(module, name):
             setattr(module, name, function)
-model.config.use_cache = False
-if args.checkpointing:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.enable_input_require_grads()
 names = "in_proj_qkv in_proj_z out_proj q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
-model = get_peft_model(model, LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=names))
-trained = [p for p in model.parameters() if p.requires_grad]
-for parameter in trained:
-    parameter.data = parameter.data.float()
-optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-inner = model.get_base_model()
+adapted = Adapted(model, args.rank, names, args.checkpointing)
+inner = adapted.model.get_base_model()
 body = torch.compile(inner.model) if args.compile else inner.model
-ids = torch.randint(0, VOCABULARY, (examples, length), device="cuda")
+ids, _ = tokens(VOCABULARY, args.shape)
 targets = ids[:, length // 2 :].flatten()
 
 
@@ -101,33 +87,12 @@ def piece(h, target):
     return F.cross_entropy(inner.lm_head(h).float(), target, reduction="sum")
 
 
-times = []
-for _ in range(args.steps + 3):
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        h = body(input_ids=ids, use_cache=False).last_hidden_state[:, length // 2 - 1 : -1].flatten(0, 1)
-        pieces = zip(h.split(4096), targets.split(4096))
-        loss = sum(checkpoint(piece, *pair, use_reentrant=False) for pair in pieces) / len(targets)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    torch.cuda.synchronize()
-    times.append(time.perf_counter() - begin)
-middle = statistics.median(times[3:])
+def mean_loss():
+    h = body(input_ids=ids, use_cache=False).last_hidden_state[:, length // 2 - 1 : -1].flatten(0, 1)
+    pieces = zip(h.split(4096), targets.split(4096))
+    return sum(checkpoint(piece, *pair, use_reentrant=False) for pair in pieces) / len(targets)
+
+
+seconds, loss = adapted.timed(mean_loss, args.steps)
 name = f"transformers + peft, flash-linear-attention {fla.__version__}" + ", compiled" * args.compile
-print(
-    json.dumps(
-        {
-            "peer": name,
-            "shape": args.shape,
-            "checkpointing": args.checkpointing,
-            "ms_per_step": round(middle * 1e3, 2),
-            "tokens_per_s": round(examples * length / middle, 1),
-            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-            "loss": round(float(loss), 4),
-        }
-    ),
-    flush=True,
-)
+report(name, args.shape, seconds, loss, checkpointing=args.checkpointing)

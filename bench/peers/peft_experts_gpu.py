@@ -8,10 +8,7 @@ As peft_gpu.py; transformers chooses how it runs experts. Prints one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,10 +24,9 @@ options.add_argument("--steps", type=int, default=6)
 args = options.parse_args()
 
 import torch  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
+from peft_steps import Adapted, random_model, report, tokens  # noqa: E402
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM  # noqa: E402
 
-examples, length = map(int, args.shape.split("x"))
 width, count, used, hidden, _, heads, keys, size, vocabulary = SHAPES[args.model]
 torch.manual_seed(0)
 config = Qwen3MoeConfig(
@@ -49,50 +45,15 @@ config = Qwen3MoeConfig(
     rope_theta=1e6,
     max_position_embeddings=40_960,
 )
-with torch.device("cuda"):
-    torch.set_default_dtype(torch.bfloat16)
-    model = Qwen3MoeForCausalLM._from_config(config, attn_implementation="sdpa")
-    torch.set_default_dtype(torch.float32)
-model.config.use_cache = False
-if args.checkpointing:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.enable_input_require_grads()
-model = get_peft_model(
-    model, LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-)
-trained = [p for p in model.parameters() if p.requires_grad]
-for parameter in trained:
-    parameter.data = parameter.data.float()
-optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-ids = torch.randint(0, vocabulary, (examples, length), device="cuda")
-labels = ids.clone()
-labels[:, : length // 2] = -100
-times = []
-for _ in range(args.steps + 2):
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        loss = model(input_ids=ids, labels=labels).loss
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    torch.cuda.synchronize()
-    times.append(time.perf_counter() - begin)
-middle = statistics.median(times[2:])
-print(
-    json.dumps(
-        {
-            "peer": "transformers + peft" + ", checkpointing" * args.checkpointing,
-            "shape": args.shape,
-            "layers": args.layers,
-            "experts": getattr(config, "_experts_implementation", None),
-            "trained": sum(p.numel() for p in trained),
-            "ms_per_step": round(middle * 1e3, 2),
-            "tokens_per_s": round(examples * length / middle, 1),
-            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-            "loss": round(float(loss), 4),
-        }
-    ),
-    flush=True,
+adapted = Adapted(random_model(Qwen3MoeForCausalLM, config), args.rank, checkpointing=args.checkpointing)
+ids, labels = tokens(vocabulary, args.shape)
+seconds, loss = adapted.timed(lambda: adapted.model(input_ids=ids, labels=labels).loss, args.steps, warmup=2)
+report(
+    "transformers + peft" + ", checkpointing" * args.checkpointing,
+    args.shape,
+    seconds,
+    loss,
+    layers=args.layers,
+    experts=getattr(config, "_experts_implementation", None),
+    trained=sum(p.numel() for p in adapted.trained),
 )

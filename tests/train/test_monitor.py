@@ -10,7 +10,7 @@ import pytest
 
 from anytune import files
 from anytune.errors import UserError
-from anytune.train import run as runs
+from anytune.train import run_folder as runs
 from anytune.train.monitor import RunView, find_run, loss_chart, watch
 from anytune.train.timing import Timing
 from tests.cli.conftest import cli  # noqa: F401 (fixture)
