@@ -15,7 +15,7 @@ from typing import Any
 
 from anytune.errors import UserError
 
-CHOICES = ("target_modules", "exclude_modules", "layers_to_transform")
+CHOICES = ("target_modules", "exclude_modules", "layers_to_transform", "target_parameters")
 HONOURED = (
     "peft_type",
     "r",
@@ -25,12 +25,12 @@ HONOURED = (
     "alpha_pattern",
     "init_lora_weights",
     "base_model_name_or_path",
+    "peft_version",
     *CHOICES,
 )
 WITHOUT_EFFECT = (  # once the weights are trained
     "task_type",
     "auto_mapping",
-    "peft_version",
     "revision",
     "inference_mode",
     "lora_dropout",
@@ -57,7 +57,6 @@ REFUSED = {  # -> what it does
     "monteclora_config": "samples the weights (MonteCLoRA)",
     "layer_replication": "repeats layers of the base",
     "lora_bias": "adds a bias to B",
-    "target_parameters": "adapts parameters that are not linears",
     "use_bdlora": "has block-diagonal matrices (BD-LoRA)",
     "arrow_config": "chooses among several adapters (Arrow)",
     "kasa_config": "truncates the base's small singular values (KaSA)",
@@ -79,6 +78,7 @@ class Settings:
     alphas: Mapping[str, float]
     base: str | None
     chosen: Mapping[str, Any]
+    version: str | None = None  # of the peft that wrote them
 
     def of(self, module: str) -> tuple[int, float]:
         """(rank, scale) of a module by its full name, such as model.layers.0.self_attn.q_proj."""
@@ -89,12 +89,18 @@ class Settings:
     def scale(self, rank: int, alpha: float) -> float:
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
+    def adapts(self, parameter: str) -> bool:
+        """Whether target_parameters choose it, by its full name, such as model.layers.0.mlp.experts.down_proj."""
+        return _listed(parameter, self.chosen["target_parameters"] or [])
+
     def check(self, modules: Iterable[str], where: object) -> None:
         """Raise UserError unless modules, full names of those that the file has weights of, are those that the settings
         choose. (Expressions in target_modules and exclude_modules are taken at their word.)"""
-        target, excluded, layers = (self.chosen.get(key) for key in CHOICES)
+        target, excluded, layers = (self.chosen.get(key) for key in CHOICES[:3])
         numbers = layers if isinstance(layers, list) else None if layers is None else [layers]
         for module in modules:
+            if self.adapts(f"{module}.weight"):
+                continue
             layer = next((int(part) for part in module.split(".") if part.isdecimal()), None)
             if isinstance(target, list) and not _listed(module, target):
                 key = "target_modules"
@@ -123,6 +129,9 @@ def read_settings(found: Any, where: object) -> Settings:
     rslora = found.get("use_rslora", False)
     if not isinstance(rslora, bool):
         raise UserError(f"{where}: use_rslora is {rslora!r:.40}, and must be true or false.")
+    parameters, version = found.get("target_parameters"), found.get("peft_version")
+    if not (parameters is None or isinstance(parameters, list) and all(isinstance(name, str) for name in parameters)):
+        raise UserError(f"{where}: target_parameters must be a list of names.")
     return Settings(
         rank,
         float(alpha),
@@ -131,6 +140,7 @@ def read_settings(found: Any, where: object) -> Settings:
         _pattern(found, "alpha_pattern", float, where),
         base if isinstance(base, str) and base else None,
         {key: found.get(key) for key in CHOICES},
+        version if isinstance(version, str) else None,
     )
 
 

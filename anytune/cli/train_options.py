@@ -68,7 +68,7 @@ LORA = (  # (field of Lora, flags, type, default, help)
         str,
         "all",
         "Linears to adapt, by exact name, comma-separated: attn_q, attn_k, attn_v, attn_o, ffn_gate, ffn_up, "
-        "ffn_down, output; all is every one but output.",
+        "ffn_down, output; all is every one but output and a mixture's experts, experts is those.",
     ),
     ("rslora", ("--rslora",), bool, False, "Scale by alpha / sqrt(rank) (rsLoRA)."),
     ("plus_ratio", ("--lora-plus-ratio", "--loraplus"), float, 1.0, "Learning rate of B over that of A (LoRA+)."),

@@ -48,14 +48,11 @@ def take_recorded(settings: dict[str, Any], lora_settings: dict[str, Any]) -> No
 
 
 def _module_names(tensors: str) -> str:
-    """--lora-modules for the tensors that a checkpoint names; all where that is meant."""
-    from anytune.model.lora import MODULES
+    """--lora-modules for the tensors that a checkpoint names."""
+    from anytune.model.lora import MODULES, module_tensor
 
-    of = {tensor: module for module, tensor in MODULES.items()}
-    ends = (name.removesuffix(".weight").rpartition(".")[2] for name in tensors.split(","))
-    found = set(filter(None, map(of.get, ends)))
-    everything = set(MODULES) - {"output"}
-    return "all" if found == everything else ",".join(module for module in MODULES if module in found)
+    found = set(map(module_tensor, tensors.split(",")))
+    return ",".join(module for module, tensor in MODULES.items() if tensor in found)
 
 
 def given(name: str) -> bool:

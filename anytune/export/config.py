@@ -13,7 +13,7 @@ from anytune.model.config import Config
 from anytune.text.tokenizer import Tokenizer
 
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
-ACTIVATIONS = {"silu": "silu", "gelu": "gelu_pytorch_tanh"}
+ACTIVATIONS = {"silu": "silu", "gelu": "gelu_pytorch_tanh", "clamped": "silu"}
 FACTOR_RANGE = (1.0, 4.0)  # low and high frequency factor of every published Llama 3
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
@@ -22,13 +22,11 @@ from anytune.export.tokenizer import write_tokenizer
 from anytune.files import atomic_write
 from anytune.gguf import GGUF
 from anytune.gguf.encode import encode
-from anytune.model import naming
-from anytune.model.config import Config, read_config
-from anytune.quantization.rewrite import PIECE, Rows, rows_of
+from anytune.export.weights import Weight, weights_of
+from anytune.model.config import read_config
 
 SHARD = 5 << 30  # bytes of a weights file
 BLOCKS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-LEFT_OUT = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")  # config.json says it
 
 
 def save(
@@ -50,20 +48,14 @@ def save(
     Returns facts. Raises UserError.
     """
     config = read_config(base)
-    if config.router is not None:
-        raise UserError(
-            f"{config.architecture} has experts, which Hugging Face exports do not write: use `export merge` for "
-            "a GGUF file, or `export gguf` for the adapter alone."
-        )
     files = {"config.json": config_json(base, config, dtype)}
-    names = {name: _name(name, config) for name in base.tensors if name not in LEFT_OUT and not config.ignores(name)}
-    sizes = {name: base.tensors[name].n_elements * (4 if dtype == "f32" else 2) for name in names}
+    weights = weights_of(base, config, merged_rows(base, adapter) if adapter is not None else {})
+    sizes = [_bytes(weight, dtype) for weight in weights]
     shards = _shards(sizes, shard)
-    total = sum(sizes.values())
+    total, count = sum(sizes), sum(weight.count for weight in weights)
     if template is None and adapter is not None:
         template = adapter.chat_template
-    done, weights = 0, sum(base.tensors[name].n_elements for name in names)
-    values = merged_rows(base, adapter) if adapter is not None else {}
+    done = 0
     with new_folder(folder, total + (64 << 20), force) as made:
         if tokenizer:
             files["generation_config.json"] = generation_json(base)
@@ -71,81 +63,58 @@ def save(
         places = []
         for number, members in enumerate(shards, start=1):
             file = shard_name(number, len(shards))
-            places += [(names[name], sizes[name], file) for name in members]
+            places += [(weights[i].name, sizes[i], file) for i in members]
             with atomic_write(made / file) as out:
-                _header(out, [(names[name], _shape(base, name, config), sizes[name]) for name in members], dtype)
-                for name in members:
-                    for part in _pieces(base, name, values.get(name), config, dtype):
-                        out.write(part)
-                        done += part.nbytes // (4 if dtype == "f32" else 2)
+                _header(out, [weights[i] for i in members], dtype)
+                for weight in (weights[i] for i in members):
+                    for part in weight.pieces():
+                        out.write(_encoded(weight, part, dtype))
+                        done += part.size
                         if progress is not None:
-                            progress(done, weights)
+                            progress(done, count)
         if len(shards) > 1:
             files["model.safetensors.index.json"] = index_json(places)
         for name, content in files.items():
             with atomic_write(made / name, "w") as out:
                 json.dump(content, out, indent=2)
-    return {"path": str(folder), "dtype": dtype, "tensors": len(names), "bytes": total, "shards": len(shards)}
+    return {"path": str(folder), "dtype": dtype, "tensors": len(weights), "bytes": total, "shards": len(shards)}
 
 
-def _name(name: str, config: Config) -> str:
-    """Hugging Face's name of a tensor. UserError if there is none."""
-    found = naming.theirs(config.arch, name)
-    if not found:
-        raise UserError(
-            f"The tensor {name} has no name in Hugging Face's layout of {config.architecture}: this model cannot be "
-            "exported."
-        )
-    return found
+def _bytes(weight: Weight, dtype: str) -> int:
+    return weight.count * (4 if weight.stored(dtype) == "f32" else 2)
 
 
-def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
-    """Names in order, as many to a file as fit."""
-    shards: list[list[str]] = [[]]
+def _shards(sizes: list[int], limit: int) -> list[list[int]]:
+    """Numbers of weights in order, as many to a file as fit."""
+    shards: list[list[int]] = [[]]
     taken = 0
-    for name, size in sizes.items():
+    for number, size in enumerate(sizes):
         if shards[-1] and taken + size > limit:
             shards.append([])
             taken = 0
-        shards[-1].append(name)
+        shards[-1].append(number)
         taken += size
     return shards
 
 
-def _header(out: IO, tensors: list[tuple[str, tuple[int, ...], int]], dtype: str) -> None:
+def _header(out: IO, weights: list[Weight], dtype: str) -> None:
     """The head of a safetensors file: its length as uint64, then names, shapes and places as JSON, a multiple of 8."""
     head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, shape, size in tensors:
-        head[name] = {"dtype": BLOCKS[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
+    for weight in weights:
+        end = at + _bytes(weight, dtype)
+        kind = BLOCKS[weight.stored(dtype)]
+        head[weight.name] = {"dtype": kind, "shape": list(weight.shape), "data_offsets": [at, end]}
+        at = end
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 8)
     out.write(len(text).to_bytes(8, "little") + text)
 
 
-def _shape(base: GGUF, name: str, config: Config) -> tuple[int, ...]:
-    other = config.arch.others.get(name.split(".", 2)[-1])
-    return tuple(base.tensors[name].shape) if other is None else other.shape(base.tensors[name].shape)
-
-
-def _pieces(base: GGUF, name: str, values: Rows | None, config: Config, dtype: str) -> Iterator[np.ndarray]:
-    """A tensor's rows in Hugging Face's order and in `dtype`, a portion at a time: uint8 [rows, row_bytes]."""
-    t, arch = base.tensors[name], config.arch
-    order, other = naming.orders(arch, name, base), arch.others.get(name.split(".", 2)[-1])
-    values = values or (lambda lo, hi: rows_of(base, name, lo, hi))
-    step = t.rows if order[0] is not None else max(1, PIECE // t.shape[-1])
-    for lo in range(0, t.rows, step):
-        x = values(lo, min(lo + step, t.rows))
-        if len(t.shape) == 1:  # its numbers are turned as rows
-            x = naming.arranged(x.reshape(-1), order).reshape(x.shape)
-        else:
-            x = naming.arranged(x, order)
-        if arch.stores_unit(name):
-            x = x - np.float32(1)
-        if other is not None:
-            x = other.there(x)
-        blocks = encode(np.ascontiguousarray(x, np.float32), BLOCKS[dtype])
-        if dtype == "f16" and np.isinf(blocks.view(np.float16)).any():
-            raise UserError(f"{name} has weights beyond float16's range: use --type bf16 or f32.")
-        yield blocks
+def _encoded(weight: Weight, x: np.ndarray, dtype: str) -> np.ndarray:
+    """uint8 [rows, row_bytes]. UserError for what float16 cannot hold."""
+    stored = weight.stored(dtype)
+    blocks = encode(np.ascontiguousarray(x, np.float32), BLOCKS[stored])
+    if stored == "f16" and np.isinf(blocks.view(np.float16)).any():
+        raise UserError(f"{weight.name} has weights beyond float16's range: use --type bf16 or f32.")
+    return blocks

@@ -30,6 +30,7 @@ SHARED = {  # the expert that all tokens go to
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+ROUTERS = {"ffn_gate_inp": "mlp.gate"}
 NORMS = {
     "attn_norm": "input_layernorm",
     "attn_q_norm": "self_attn.q_norm",
@@ -57,6 +58,27 @@ class Other:
     there: Callable[[np.ndarray], np.ndarray] = lambda x: x
     here: Callable[[np.ndarray], np.ndarray] = lambda x: x
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape
+
+
+ROUTED = {  # what few mixtures have
+    "exp_probs_b.bias": Other("mlp.gate.e_score_correction_bias"),
+    "ffn_gate_inp_shexp.weight": Other("mlp.shared_expert_gate.weight", shape=lambda shape: (1, *shape)),
+}
+
+
+@dataclass(frozen=True)
+class ExpertNames:
+    """What Hugging Face calls a layer's experts. transformers has two parameters for all of them, gate_up_proj
+    [experts, 2 · hidden, d] and down_proj [experts, d, hidden].
+
+    module: with these parameters; block: what checkpoints call "mlp"; each: what they call an expert's gate, up and
+    down; (): they have the two parameters. turned: gate and up by turns, and matrices the other way round.
+    """
+
+    module: str = "mlp.experts"
+    block: str = "mlp"
+    each: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    turned: bool = False
 
 
 def plain(c: Config, layer: int) -> tuple[type, ...]:
@@ -107,6 +129,8 @@ class Architecture:
     other_classes: tuple[str, ...] = ()
     modules: Mapping[str, str] = field(default_factory=lambda: MODULES)
     norms: Mapping[str, str] = field(default_factory=lambda: NORMS)
+    routers: Mapping[str, str] = field(default_factory=lambda: ROUTERS)  # frozen matrices that choose experts
+    expert_names: ExpertNames = ExpertNames()
     unit_norms: tuple[str, ...] = ()  # norms whose gain is stored as 1 + w here, and as w there; ("*",): all
     reordered: Mapping[str, Order] = field(default_factory=dict)  # parts whose rows or columns a converter moves
     others: Mapping[str, Other] = field(default_factory=dict)  # by the tensor's whole name within the layer

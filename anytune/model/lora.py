@@ -57,6 +57,7 @@ PEFT = {  # peft's names of the fields
 EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 NOT_ALL = ("ssm_alpha", "ssm_beta", "inp_gate", "proj", *EXPERTS, "output")  # narrow ones, a pair an expert, the head
 ALL = tuple(name for name in MODULES if name not in NOT_ALL)
+GROUPS = {"all": ALL, "experts": EXPERTS}  # words for several
 # of ALL, those that few architectures have
 RARE = ("attn_qkv", "attn_gate", "ssm_out", "conv_in", "conv_out", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
 DENSE = ("ffn_gate", "ffn_up", "ffn_down")  # that files with experts may lack
@@ -66,7 +67,8 @@ DENSE = ("ffn_gate", "ffn_up", "ffn_down")  # that files with experts may lack
 class Lora:
     """Low-rank adaptation (Hu et al. 2021): W + scale · B A, scale = alpha/rank (rsLoRA: alpha/sqrt(rank)).
 
-    modules: "all" (each layer's linears, but those in NOT_ALL), or names out of MODULES, comma-separated or a sequence.
+    modules: "all" (each layer's linears, but those in NOT_ALL), "experts" (a pair for each expert of a mixture), or
+    names out of MODULES, comma-separated or a sequence.
     plus_ratio: learning rate of B over A's (LoRA+). dropout: on the low-rank path's input, one mask for the
     linears that share an input. seed: every tensor's start is drawn from its own stream; None: the run's seed.
 
@@ -97,11 +99,13 @@ class Lora:
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    def _words(self) -> list[str]:
+        wanted = self.modules.split(",") if isinstance(self.modules, str) else list(self.modules)
+        return [ALIASES.get(word.strip(), word.strip()) for word in wanted if word.strip()]
+
     def named(self) -> list[str]:
         """The modules that were asked for by name, of whatever name."""
-        wanted = self.modules.split(",") if isinstance(self.modules, str) else list(self.modules)
-        words = (ALIASES.get(w.strip(), w.strip()) for w in wanted if w.strip())
-        return [word for word in words if word != "all"]
+        return [word for word in self._words() if word not in GROUPS]
 
     def seeded(self, seed: int) -> Lora:
         """The same with a seed: its own if it has one."""
@@ -109,17 +113,16 @@ class Lora:
 
     def names(self) -> tuple[str, ...]:
         """The chosen modules, in MODULES' order. Raises UserError for an unknown one."""
-        wanted = self.modules.split(",") if isinstance(self.modules, str) else list(self.modules)
         chosen: set[str] = set()
-        for name in (ALIASES.get(w.strip(), w.strip()) for w in wanted if w.strip()):
-            if name == "all":
-                chosen.update(ALL)
+        for name in self._words():
+            if name in GROUPS:
+                chosen.update(GROUPS[name])
             elif name in MODULES:
                 chosen.add(name)
             else:
                 raise UserError(
-                    f"there is no LoRA module {name!r}: --lora-modules takes all, {', '.join(MODULES)}."
-                    + did_you_mean(name, [*MODULES, *ALIASES])
+                    f"there is no LoRA module {name!r}: --lora-modules takes all, experts, {', '.join(MODULES)}."
+                    + did_you_mean(name, [*MODULES, *ALIASES, *GROUPS])
                 )
         if not chosen:
             raise UserError(f"no LoRA modules were named: give --lora-modules all, or some of {', '.join(MODULES)}")
@@ -139,6 +142,8 @@ class Lora:
             for module in self.named()
             if module != "output" and not any(name.split(".", 2)[2] == f"{MODULES[module]}.weight" for name in found)
         ]
+        if "experts" in self._words() and not any(is_expert(name) for name in found):
+            absent.append("experts")
         if absent:
             raise UserError(f"{gguf.path.name} has no {absent[0]}: remove it from --lora-modules")
         if "output" in modules:
@@ -149,6 +154,24 @@ class Lora:
                 )
             found.append("output.weight")
         return found
+
+
+def module_tensor(name: str) -> str:
+    """The value in MODULES of a base tensor: "blk.0.attn_q.weight" -> "attn_q"."""
+    return (name.split(".", 2)[2] if name.startswith("blk.") else name).removesuffix(".weight")
+
+
+def is_expert(name: str) -> bool:
+    """Whether a base tensor holds the matrices of a layer's experts."""
+    return module_tensor(name) in EXPERTS
+
+
+def frozen_experts(gguf, names: Iterable[str], rank: int) -> int:
+    """Parameters of the pairs that the experts of a file would get, if none of `names` has one; else 0."""
+    found = [gguf.tensors[name].shape for name in gguf.tensors if is_expert(name)]
+    if any(map(is_expert, names)):
+        return 0
+    return sum(experts * rank * (out + inner) for experts, out, inner in found)
 
 
 fields(Lora, PEFT)
@@ -167,7 +190,7 @@ def refuse_beside(lora: Lora, adapter, asked: Iterable[str] | None = None) -> No
     default = Lora()
     arch = ARCHITECTURES.get(adapter.architecture)
     rare = RARE + (DENSE if arch is not None and arch.experts == "all" else ())
-    own = {tensor.removesuffix(".weight").rpartition(".")[2] for tensor in adapter.tensors}
+    own = set(map(module_tensor, adapter.tensors))
     has = {
         "rank": (adapter.rank, f"rank is {adapter.rank}"),
         "alpha": (adapter.alpha, f"alpha is {adapter.alpha:g}"),

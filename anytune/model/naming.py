@@ -23,7 +23,13 @@ ENDS = {
     "per_layer_proj_norm": "model.per_layer_projection_norm",
 }
 LAYER = "model.layers.{}.{}"
+PARTS = ("gate", "up", "down")  # of an expert
 TENSOR = re.compile(r"blk\.(\d{1,5})\.([\w.]+?)(?:\.(weight|bias))?")
+
+
+def expert(part: str) -> str:
+    """The tensor with this part of all of a layer's experts."""
+    return f"ffn_{part}_exps"
 
 
 def known(architecture: Any) -> Architecture:
@@ -45,7 +51,7 @@ def theirs(arch: Architecture, tensor: str) -> str | None:
     whole = arch.others.get(tensor.split(".", 2)[2])
     if whole is not None:
         return LAYER.format(int(layer), whole.name)
-    module = arch.norms.get(part) or arch.modules.get(part)
+    module = arch.norms.get(part) or arch.modules.get(part) or arch.routers.get(part)
     return module and LAYER.format(int(layer), f"{module}.{kind}")
 
 
@@ -62,7 +68,10 @@ def ours(arch: Architecture, name: str) -> str | None:
     for tensor, other in arch.others.items():
         if other.name == found[2]:
             return start + tensor
-    parts = {module: part for part, module in (*arch.modules.items(), *arch.norms.items())}
+    named = [*arch.modules.items(), *arch.norms.items()]
+    if arch.experts:
+        named += [*arch.routers.items(), *((expert(part), f"{arch.expert_names.module}.{part}_proj") for part in PARTS)]
+    parts = {module: part for part, module in named}
     module, _, kind = found[2].rpartition(".")
     return f"{start}{parts[module]}.{kind}" if module in parts and kind in ("weight", "bias") else None
 

@@ -65,6 +65,8 @@ def plan(
         say(f"Processes: {process_group.size}, which share the micro-batches of each step")
     speed = process_group.size * model.engine.flops_per_second()
     say(preflight.report(trainee, steps, prepared.val_set, settings, speed))
+    if prepared.adapter is None and (frozen := preflight.experts(trainee)):
+        say(frozen)
     process_group.on_rank0(lambda: _try_places(trainee, product, steps, output, say))
     identity = prepared.identity | {"trainee": plain(trainee.spec)}
     same_job(process_group, identity)

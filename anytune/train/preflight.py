@@ -15,6 +15,8 @@ from anytune.train.steps import Steps
 from anytune.train.progress import duration, size
 from anytune.train.settings import TrainSettings
 
+STATE = 16  # bytes of a trained parameter: itself, its gradient, two moments
+
 
 def report(trainee, steps: Steps, val, settings: TrainSettings, flops_per_second: float) -> str:
     """A few lines for people: parameters, examples, steps, time, memory."""
@@ -40,6 +42,20 @@ def report(trainee, steps: Steps, val, settings: TrainSettings, flops_per_second
             f"({size(count * each)}; --keep-checkpoints changes it)"
         )
     return "\n".join(lines)
+
+
+def experts(trainee) -> str | None:
+    """That a mixture's experts are frozen, and what it would take to train them too; None where they are not."""
+    from anytune.model.lora import frozen_experts
+
+    lora = getattr(trainee, "lora", None)
+    left = frozen_experts(trainee.model.gguf, trainee.names, lora.rank) if lora is not None else 0
+    if not left:
+        return None
+    return (
+        f"Experts: frozen; --lora-modules all,experts trains them too ({left:,} more parameters, "
+        f"{size(STATE * left)} of memory)"
+    )
 
 
 def checkpoints_kept(settings: TrainSettings, steps: int) -> int:

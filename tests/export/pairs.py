@@ -26,10 +26,10 @@ def adapter(
     tensors = {}
     with GGUF.open(path) as base:
         for name, t in base.tensors.items():
-            if len(t.shape) == 2 and any(part in name for part in parts):
-                out, width = t.shape
-                a = rng.standard_normal((rank, width)) / np.sqrt(width)
-                b = rng.standard_normal((out, rank)) * size / np.sqrt(rank)
+            if len(t.shape) > 1 and name.endswith(".weight") and "_inp." not in name and any(p in name for p in parts):
+                *experts, out, width = t.shape
+                a = rng.standard_normal((*experts, rank, width)) / np.sqrt(width)
+                b = rng.standard_normal((*experts, out, rank)) * size / np.sqrt(rank)
                 tensors[name] = a.astype(np.float32), b.astype(np.float32)
         alpha = 2.0 * (np.sqrt(rank) if rslora else rank) / 4
         arch = base.metadata["general.architecture"]

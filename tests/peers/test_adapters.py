@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.errors import UserError
+from anytune.adapter.adapter import Adapter
 from anytune.llamacpp.judge import llamacpp_logprobs
 from anytune.model import naming
 from anytune.model.architectures import ARCHITECTURES
@@ -56,18 +56,22 @@ def small(tiny_file):
 
 
 TINY = [
-    *((name, "all", False) for name in tiny.EACH),
+    *(
+        (name, "all,experts" if name in tiny.MIXTURES else "all", False)
+        for name in dict.fromkeys((*tiny.EACH, *tiny.MIXTURES))
+    ),
+    ("qwen3moe", "experts", True),
+    ("gpt-oss", "attn_q,ffn_up_exps", False),
+    ("glm4moe", "ffn_gate_exps,ffn_down_exps", False),
+    ("mixtral", "ffn_down_exps", False),
     ("llama", "all,output", True),
     ("qwen3", "attn_q,ffn_down,output", False),
     ("qwen35-wide", "all,ssm_alpha,ssm_beta", False),
 ]
-REORDERED = [name for name in (*tiny.EACH, "qwen35-wide") if ARCHITECTURES[tiny.SHAPES[name].arch].reordered]
+REORDERED = [name for name in (*tiny.EACH, "mixtral", "qwen35-wide") if ARCHITECTURES[tiny.SHAPES[name].arch].reordered]
 
 
-EXPERTS = "all,ffn_gate_exps,ffn_up_exps,ffn_down_exps"  # which peft has no names for
-
-
-@pytest.mark.parametrize("name, modules, rslora", [*TINY, ("qwen3moe", EXPERTS, True)])
+@pytest.mark.parametrize("name, modules, rslora", TINY)
 def test_tiny_in_llamacpp(case, small, tmp_path, name, modules, rslora):
     path, model, adapter = small(name, modules, rslora)
     adapter.save(tmp_path / "a.gguf")
@@ -95,14 +99,7 @@ def test_tiny_in_another_order_is_seen(case, small, tmp_path, name):
     assert differ(change(model.logits(IDS), model.logits(IDS, adapter)), moved) > 100 * AGREES
 
 
-@pytest.mark.parametrize("name, modules", [("glm4moe", "ffn_up"), ("qwen3moe", "ffn_up_exps")])
-def test_what_peft_has_no_name_for_is_refused(small, tmp_path, name, modules):
-    _, model, adapter = small(name, modules)
-    with pytest.raises(UserError, match=r"\.gguf"):
-        adapter.save(tmp_path / "peft", gguf=model.gguf)
-
-
-@pytest.mark.parametrize("name, modules, rslora", [case for case in TINY if case[0] != "glm4moe"])
+@pytest.mark.parametrize("name, modules, rslora", TINY)
 def test_tiny_in_peft(small, tmp_path, name, modules, rslora):
     path, model, adapter = small(name, modules, rslora)
     adapter.save(tmp_path / "peft", gguf=model.gguf)
@@ -110,6 +107,12 @@ def test_tiny_in_peft(small, tmp_path, name, modules, rslora):
     mine = model.logits(IDS, adapter)
     assert kl(model.logits(IDS), mine).mean() > 0.05
     assert kl(theirs, mine).max() < 1e-8
+    again = Adapter.load(tmp_path / "peft", gguf=model.gguf)
+    assert (again.rank, again.alpha, again.rslora) == (adapter.rank, adapter.alpha, adapter.rslora)
+    assert set(again.tensors) == set(adapter.tensors)
+    for tensor, pair in adapter.tensors.items():
+        for found, right in zip(again.tensors[tensor], pair):
+            np.testing.assert_array_equal(found, right, tensor)
 
 
 def in_peft(path, folder, ids) -> np.ndarray:

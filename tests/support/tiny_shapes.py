@@ -189,6 +189,7 @@ SHAPES = {
     "gpt-oss": Shape(
         "gpt-oss",
         layers=3,
+        ff=32,
         pre="gpt-4o",
         rope_base=1.5e5,
         meta=MOE

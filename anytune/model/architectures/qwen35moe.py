@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from anytune.model.architecture import SHARED
+from anytune.model.architecture import ROUTED, SHARED
 
 from . import qwen35, qwen3moe
 
@@ -30,5 +30,6 @@ QWEN35MOE = replace(
     model_class="Qwen3_5MoeForCausalLM",
     other_classes=("Qwen3_5MoeForConditionalGeneration",),
     modules=qwen35.QWEN35.modules | SHARED,
+    others=qwen35.QWEN35.others | ROUTED,
     config=config,
 )
