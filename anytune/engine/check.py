@@ -15,6 +15,7 @@ from anytune.errors import UserError
 from .answers import Answer
 from .check_operations import OperationChecks
 from .check_products import ROWS, ProductChecks
+from .check_states import StateChecks
 from .check_trained import TrainedChecks
 
 
@@ -27,6 +28,7 @@ def known_answers(engine, blocks: tuple[str, ...] = ("F32", "Q8_0", "Q4_0"), tra
     row_padding, engine.row_padding = engine.row_padding, 8
     try:
         answers = list(OperationChecks(engine, checks.random).answers())
+        answers += StateChecks(engine, checks.random).answers()
         with tempfile.TemporaryDirectory(prefix="anytune-check-") as folder:
             for block in blocks:
                 path = Path(folder) / f"{block}.gguf"

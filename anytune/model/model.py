@@ -22,9 +22,9 @@ from .stack import Stack
 
 # what engines may offer beyond the operations that all have, and which do
 WORDS = {
-    "delta": ("gated delta nets", "numpy, cpu-bf16 or cuda"),
+    "delta": ("gated delta nets", "numpy, cpu-bf16, cuda or webgpu"),
     "sinks": ("attention sinks", "numpy, cpu-bf16 or cuda"),
-    "convolution": ("short convolutions", "numpy, cpu-bf16 or cuda"),
+    "convolution": ("short convolutions", "numpy, cpu-bf16, cuda or webgpu"),
     "experts": ("mixtures of experts", "numpy, cpu-bf16 or cuda"),
 }
 

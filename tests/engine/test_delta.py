@@ -15,22 +15,28 @@ from anytune.engine.numpy.engine import NumpyEngine
 from anytune.engine.numpy.workers import Workers
 from tests.support.require import need
 from tests.support.triton import DEVICE
+from tests.support.webgpu import need_webgpu
 
 need("torch")
 PLACES = ["cpu-torch", *(["cuda"] if DEVICE == "cuda" else [])]
+WEBGPU = {"webgpu": None, "webgpu, small bindings": 8 << 10}
 
 # with an eps that keeps results near 0 from being blown up by their norm: float32 is to be compared
 SHAPES = [DeltaHeads(1, 1, 4, 4, 1e-2), DeltaHeads(2, 6, 5, 3, 1e-2), DeltaHeads(3, 3, 8, 16, 1e-2)]
 
 
-@pytest.fixture(params=["numpy", "numpy, 3 threads", *PLACES])
+@pytest.fixture(params=["numpy", "numpy, 3 threads", *PLACES, *WEBGPU])
 def engine(request):
     if request.param.startswith("numpy"):
         made = NumpyEngine(3 if "3" in request.param else 1)
     else:
         from anytune.engine.devices import engine_for
 
-        made = engine_for(request.param, dtype="f32")
+        if request.param in WEBGPU:
+            need_webgpu()
+            made = engine_for("webgpu", max_binding=WEBGPU[request.param])
+        else:
+            made = engine_for(request.param, dtype="f32")
     yield made
     made.close()
 

@@ -14,8 +14,9 @@ from tests.support import dry, tiny
 from tests.support.webgpu import need_webgpu
 
 NAMES = ("llama", "qwen2", "qwen3", "gemma3")
-LACKING = {"qwen35": "delta nets", "qwen3moe": "experts", "lfm2": "short convolutions"}
+LACKING = {"qwen3moe": "experts"}
 EACH = tuple(dict.fromkeys(n for n in (*NAMES, *tiny.EACH) if n not in LACKING and not tiny.has_experts(n)))
+NEAR = {"qwen35": 1e-4}  # relative distance of all gradients: tiny delta nets magnify roundings
 CAPS = ("128MiB", "8KiB")  # of a binding: nothing is cut, everything is
 
 
@@ -53,7 +54,7 @@ def test_gradients_are_the_numpy_engines(files, cap, name):
         assert found == pytest.approx(loss, rel=1e-5)
         low = min(cosines(trainee, got, want), key=lambda row: row[1])
         assert low[1] >= 0.9999, low
-        assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
+        assert np.linalg.norm(got - want) <= NEAR.get(name, 1e-5) * np.linalg.norm(want)
     assert float(trainee.evaluate(batch)) == pytest.approx(found, rel=1e-6)
 
 

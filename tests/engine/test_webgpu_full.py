@@ -14,7 +14,7 @@ from anytune.errors import UserError
 from anytune.model import Full
 from tests.model.conftest import stream
 from tests.engine.test_webgpu_engine import pooled
-from tests.support import dry, full
+from tests.support import dry, full, tiny
 from tests.support.webgpu import need_webgpu, swiftshader
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +55,11 @@ def engine():
 @pytest.mark.parametrize("name", full.NAMES)
 def test_gradients_are_the_numpy_engines(files, engine, name):
     full.check_gradients(files[name], 0.999999, 1e-5, 2, engine=engine)  # recorded, replayed
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35", "qwen35-wide"])
+def test_gradients_of_states_weights_are_the_numpy_engines(tmp_path, engine, name):
+    full.check_gradients(tiny.write(tmp_path / "m.gguf", name), 0.999999, 1e-5, 2, engine=engine)
 
 
 @pytest.mark.parametrize("limit", [4096, 128 << 20])

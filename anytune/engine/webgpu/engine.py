@@ -11,7 +11,10 @@ from anytune.errors import UserError
 from . import rotations as _rotations
 from . import rows as _rows
 from . import attention as _attention
+from . import convolution as _convolution
 from . import decode as _decode
+from . import delta as _delta
+from . import delta_backward as _delta_backward
 from . import gradients as _gradients
 from . import linear as _linear
 from . import loss as _loss
@@ -39,6 +42,7 @@ class WebGpuEngine(Composed):
 
     name = "webgpu"
     decode_rows, row_padding = 8, 0
+    offers = frozenset({"delta", "convolution"})
 
     def __init__(self, device: Device):
         self.device, self.commands = device, Commands(device)
@@ -256,6 +260,17 @@ class WebGpuEngine(Composed):
     attention = _attention.attention
     attention_backward = _attention.attention_backward
     cross_entropy = _loss.cross_entropy
+    convolve = _convolution.convolve
+    convolve_backward = _convolution.convolve_backward
+    convolve_cached = _convolution.convolve_cached
+    split_heads = _convolution.split_heads
+    join_heads = _convolution.join_heads
+    gated = _convolution.gated
+    gated_backward = _convolution.gated_backward
+    state = _convolution.state
+    delta = _delta.delta
+    delta_backward = _delta_backward.delta_backward
+    delta_cached = _delta.delta_cached
     gain_gradient = _gradients.gain_gradient
     embed_backward = _gradients.embed_backward
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..kernel import Kernel
-from . import attention, decode, gemm, gemv, gradients, lookup, low, optimizer, rows, rules
+from . import attention, convolution, decode, delta, delta_backward, delta_gradients, delta_walk
+from . import gemm, gemv, gradients, lookup, low, optimizer, rows, rules
 from .blocks import TYPES
 
 
@@ -37,6 +38,15 @@ def every() -> Iterator[Kernel]:
         decode.store(),
         decode.combine(),
         attention.inner(),
+        convolution.through_silu(),
+        convolution.convolve_backward(),
+        convolution.weight_gradient(),
+        convolution.remember(),
+        delta.units(),
+        delta.gates(),
+        delta.norm(),
+        delta_backward.norm_backward(),
+        delta_backward.gates_backward(),
         gradients.outer(),
         gradients.inverse_rms(),
         gradients.links(),
@@ -50,10 +60,17 @@ def every() -> Iterator[Kernel]:
         rules.limit(),
         rules.apply(),
     )
+    for yes in (False, True):
+        yield from (convolution.convolve(yes), convolution.convolve_cached(yes), convolution.halves(yes))
     yield from map(gradients.column_sums, gradients.VALUES)
     for neox in (True, False):
         for normed in (True, False):
             yield from (rows.qk_norm_rope(normed, neox), rows.qk_norm_rope_backward(normed, neox))
+    for sizes in (delta.Sizes(32, 128, 128), delta.Sizes(32, 256, 256), delta.Sizes(4, 5, 3)):
+        yield from (delta.cached(sizes), delta_walk.factors(sizes), delta_backward.units_backward(sizes))
+        yield from (delta_gradients.products(sizes), delta_gradients.gradients(sizes))
+        yield from (delta_walk.walk(sizes, False, True, True), delta_walk.walk(sizes, True, True, False))
+        yield delta_backward.walk_back(sizes, True, True)
     for kind in rows.ACTIVATIONS:
         yield from (rows.glu(kind), rows.glu_backward(kind), rows.glu_backward_over(kind))
     for name in TYPES:

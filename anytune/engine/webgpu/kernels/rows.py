@@ -28,7 +28,13 @@ fn slope(x: f32) -> f32 {
   let t = inner(x);
   return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * 0.7978845608028654 * (1.0 + 3.0 * 0.044715 * x * x);
 }"""
-ACTIVATIONS = {"silu": SILU, "gelu": GELU}
+SIGMOID = """
+fn activate(x: f32) -> f32 { return 1.0 / (1.0 + exp(-x)); }
+fn slope(x: f32) -> f32 { let s = activate(x); return s * (1.0 - s); }"""
+NONE = """
+fn activate(x: f32) -> f32 { return x; }
+fn slope(x: f32) -> f32 { return 1.0; }"""
+ACTIVATIONS = {"silu": SILU, "gelu": GELU, "sigmoid": SIGMOID, "none": NONE}
 
 
 @functools.cache
