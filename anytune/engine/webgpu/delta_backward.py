@@ -20,7 +20,8 @@ def delta_backward(
     dx, dgates, square = e.array(*x.shape), e.array(x.rows, 2 * heads.values), heads.key_size * heads.value_size
     work = e.array(net.tokens, 3 * heads.inner, net.tokens)
     held, after = net.by_chunk(square), net.by_chunk(square)
-    through, ends = net.by_chunk(_chunks.through_width(net.sizes)), e.array(2, size, 2)
+    through = net.by_chunk(_chunks.through_width(net.sizes))
+    ends = None if states is None else e.array(2, size, 2)  # gradients of states between runs, in turns
     parts = runs.over(x.rows)
     for number, (low, high) in reversed(list(enumerate(parts))):
         net.factor(low, high)
