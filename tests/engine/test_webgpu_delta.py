@@ -7,6 +7,7 @@ import pytest
 from anytune.engine.answers import error
 from anytune.engine.base import DeltaHeads
 from anytune.engine.numpy.engine import NumpyEngine
+from anytune.errors import UserError
 from tests.engine.test_delta import drawn
 from tests.support.webgpu import need_webgpu
 
@@ -124,3 +125,16 @@ def test_spans_of_several_sequences(engine):
         found.append(results)
     for want, got in zip(*found):
         assert error(got, want) < 1e-4
+
+
+def test_states_that_a_device_cannot_bind_are_refused(monkeypatch, engine):
+    from anytune.engine.webgpu.delta import Runs
+
+    monkeypatch.setattr(engine.device, "max_binding", 64 << 10)
+    assert Runs.of(engine, DeltaHeads(2, 4, 32, 32, 1e-6), 256).most >= 1
+    for call in (
+        lambda: Runs.of(engine, DeltaHeads(2, 4, 128, 128, 1e-6), 256),
+        lambda: engine.state(1, 4 * 128 * 128),
+    ):
+        with pytest.raises(UserError, match="binds .*at once.*--device"):
+            call()

@@ -58,7 +58,7 @@ def test_gradients_are_the_numpy_engines(files, cap, name):
     assert float(trainee.evaluate(batch)) == pytest.approx(found, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ("qwen3", "gemma3"))
+@pytest.mark.parametrize("name", ("qwen3", "gemma3", "lfm2"))
 def test_what_is_held_and_kept_changes_only_rounding(files, name):
     from anytune.engine.webgpu.sizes import Sizes
     from tests.engine.test_torch_engine import hold
@@ -77,10 +77,11 @@ def test_what_is_held_and_kept_changes_only_rounding(files, name):
             assert np.linalg.norm(got - want) <= 2e-5 * np.linalg.norm(want), (how, sizes, keep)
 
 
-def test_recomputing_gives_the_same_bits(files):
+@pytest.mark.parametrize("name", ("qwen3", "qwen35"))
+def test_recomputing_gives_the_same_bits(files, name):
     from tests.engine.test_torch_engine import hold
 
-    trainee, batch = trainee_of(files["qwen3"], "webgpu"), stream([30, 10])
+    trainee, batch = trainee_of(files[name], "webgpu"), stream([30, 10])
     once = gradients(trainee, batch)
     for keep in (0, 1):
         hold(trainee, "blocks", keep=keep)
@@ -112,16 +113,17 @@ def test_steps_of_many_sizes_and_halting(files):
     assert np.isfinite(float(one.update(1e-3, 9))) and not np.array_equal(one.state()["parameters"], before)
 
 
-def test_going_on_from_a_state_gives_the_same_bits(files):
+@pytest.mark.parametrize("name", ("gemma3", "qwen35"))
+def test_going_on_from_a_state_gives_the_same_bits(files, name):
     def steps(trainee, first, last):
         for step in range(first, last):
             trainee.accumulate(stream([20 + step, 9], seed=step), 0.02, step, 0)
             trainee.update(1e-3, step)
         return trainee.state()
 
-    whole = steps(trainee_of(files["gemma3"], "webgpu"), 1, 6)
-    half = steps(trainee_of(files["gemma3"], "webgpu"), 1, 3)
-    other = trainee_of(files["gemma3"], "webgpu")
+    whole = steps(trainee_of(files[name], "webgpu"), 1, 6)
+    half = steps(trainee_of(files[name], "webgpu"), 1, 3)
+    other = trainee_of(files[name], "webgpu")
     other.load_state(half)
     for name, value in steps(other, 3, 6).items():
         np.testing.assert_array_equal(value, whole[name])

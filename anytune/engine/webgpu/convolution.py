@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from anytune.errors import UserError
+
 from .arrays import Array, cuts, row_cuts
-from .decode import Cache, Places
+from .decode import Cache, Places, unaligned
 from .device import ALIGN
 from .kernels import convolution as _kernels
 
@@ -115,5 +117,10 @@ def gated_backward(e, dy: Array, x: Array, gate: Array, activation: str) -> tupl
 
 
 def state(e, slots: int, size: int) -> Cache:
-    """As a cache of one token a slot."""
+    """As a cache of one token a slot. Raises UserError if the device cannot bind a sequence's."""
+    if 4 * size + unaligned(size) > e.device.max_binding:
+        raise UserError(
+            f"the state of a layer takes {4 * size >> 10} KiB a sequence, and the device {e.device.name} binds at most "
+            f"{e.device.max_binding >> 10} KiB at once: use another --device"
+        )
     return Cache(e.zeros(slots * size), slots, 1, size)

@@ -14,6 +14,7 @@ from .delta import Sizes
 
 BLOCK = 32  # keys of a state that a workgroup multiplies with
 DEEP = 16  # columns of it at a time
+ROW = DEEP + 1  # from row to row of them: neighbours lie in different banks
 
 
 def through_width(s: Sizes) -> int:
@@ -72,16 +73,16 @@ def products(s: Sizes) -> Kernel:
       let x = c0 + e % {DEEP}u;
       let there = d < {s.key}u && x < {s.value}u;
       let at = square + min(d, {s.key - 1}u) * {s.value}u + min(x, {s.value - 1}u);
-      held[e] = select(0.0, states[at], there);
-      behind[e] = select(0.0, after[at], there);
-      both = fma(held[e], behind[e], both);
+      held[e / {DEEP}u * {ROW}u + e % {DEEP}u] = select(0.0, states[at], there);
+      behind[e / {DEEP}u * {ROW}u + e % {DEEP}u] = select(0.0, after[at], there);
+      both = fma(select(0.0, states[at], there), after[at], both);
     }}
     workgroupBarrier();
     for (var x = 0u; x < {DEEP}u; x++) {{
-      let s0 = held[td * {DEEP}u + x];
-      let s1 = held[(td + 16u) * {DEEP}u + x];
-      let a0 = behind[td * {DEEP}u + x];
-      let a1 = behind[(td + 16u) * {DEEP}u + x];
+      let s0 = held[td * {ROW}u + x];
+      let s1 = held[(td + 16u) * {ROW}u + x];
+      let a0 = behind[td * {ROW}u + x];
+      let a1 = behind[(td + 16u) * {ROW}u + x];
 {steps}
     }}
     workgroupBarrier();
@@ -91,7 +92,7 @@ def products(s: Sizes) -> Kernel:
   if (lane == 0u) {{ through[to + {3 * c * s.key}u + group.x] = sum; }}
 """,
         shared="\n".join(f"var<workgroup> {name}: array<f32, {rows * 16 * DEEP}>;" for name in names)
-        + f"\nvar<workgroup> held: array<f32, {BLOCK * DEEP}>;\nvar<workgroup> behind: array<f32, {BLOCK * DEEP}>;\n"
+        + f"\nvar<workgroup> held: array<f32, {BLOCK * ROW}>;\nvar<workgroup> behind: array<f32, {BLOCK * ROW}>;\n"
         "var<workgroup> sums: array<f32, 256>;",
         functions=total(),
     )
