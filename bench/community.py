@@ -69,7 +69,7 @@ def check(folder: Path) -> list[str]:
 def machines() -> dict[str, list[dict[str, Any]]]:
     """folder name -> its documents."""
     return {
-        folder.name: [load(path) for path in sorted(folder.glob("bench*.json"))]
+        folder.name: [load(path) for path in sorted(folder.glob("bench*.json"), key=lambda path: path.stem)]
         for folder in sorted(COMMUNITY.iterdir())
         if folder.is_dir()
     }

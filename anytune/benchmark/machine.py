@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from anytune import __version__
 from anytune.engine.probe import cores, cpu_name
 
 PACKAGES = ("anytune", "numpy", "numba", "torch", "triton", "wgpu", "xllamacpp")
@@ -71,11 +72,11 @@ def _simd() -> list[str]:
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Versions of those that are installed."""
+    """Versions of those that are installed; anytune's own is that of the sources, which need no installation."""
     found = {}
     for name in packages:
         try:
-            found[name] = importlib.metadata.version(name)
+            found[name] = __version__ if name == "anytune" else importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             pass
     return found
