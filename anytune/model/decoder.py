@@ -27,8 +27,8 @@ class Decoder:
         self.states = [layer.mixer.state(self.engine, batch, self.context) for layer in self.stack.layers]
         self.lengths = [0] * batch
         # where a state cannot forget its last tokens: those of each slot, and the slots that have to be run again
-        rewinds = all(layer.mixer.REWINDS for layer in self.stack.layers)
-        self._fed: list[list[int]] | None = None if rewinds else [[] for _ in range(batch)]
+        self.rewinds = all(layer.mixer.REWINDS for layer in self.stack.layers)
+        self._fed: list[list[int]] | None = None if self.rewinds else [[] for _ in range(batch)]
         self._again: set[int] = set()
 
     def _arrange(self, adapter) -> None:
@@ -120,11 +120,15 @@ class Decoder:
         spans = [(slot, int(a), int(b), self.lengths[slot]) for slot, a, b in zip(slots, sizes, sizes[1:])]
         ids = np.concatenate([np.asarray(p, np.int32) for p in pieces])
         self.engine.training = False
+        # until it has run: an interruption, such as Ctrl-C, may leave some layers' states ahead of the others'
+        if not self.rewinds:
+            self._again.update(slots)
         made = run(self._body, ids, spans, [int(sizes[n + 1]) - 1 for n in wanted])
         for (slot, low, high, position), piece in zip(spans, pieces):
             self.lengths[slot] = position + high - low
             if self._fed is not None:
                 self._fed[slot] += piece
+        self._again.difference_update(slots)
         return made
 
     def _body(self, ids, positions, places, rows):

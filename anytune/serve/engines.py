@@ -41,7 +41,9 @@ class EngineBackend:
         return found
 
     def truncate(self, slot: int, length: int) -> None:
-        self.decoder.truncate(slot, length)
+        # a recurrent state is computed again from the start: by the scheduler, a piece at a time, between answers
+        whole = self.decoder.rewinds or length >= self.lengths[slot]
+        self.decoder.truncate(slot, length if whole else 0)
 
     def add(self, digest: str, adapter: Adapter) -> None:
         adapter.check(self.model.gguf)
