@@ -36,6 +36,8 @@ from anytune.train.sinks import Sinks
 from anytune.distributed.process_group import PeerError, SingleProcess, report
 from anytune.train.validation import Validation
 
+LOADS = ("expert_peak", "expert_idle")  # a mixture's columns: means over the micro-batches of all ranks
+
 
 class Trainer:
     """One run of a trainee over a data set.
@@ -158,6 +160,10 @@ class Trainer:
         mine = self.process_group.share(range(len(bins)))
         return mine + [None] * (-(-len(bins) // self.process_group.size) - len(mine))
 
+    def _own_share(self, bins) -> float:
+        """How many of the micro-batches are this rank's, of 1."""
+        return len(self.process_group.share(range(len(bins)))) / len(bins)
+
     def _exchange(self, bad: bool) -> bool:
         """After each turn: tell of a request to stop, and of a loss that is not finite -> whether anyone has one."""
         stop, bad = self.process_group.all_reduce([self.interrupts.stop, bad])
@@ -203,8 +209,13 @@ class Trainer:
         """Take in the outcome of a step, and do what is due after it. False: interrupted in its evaluation."""
         position, step = launched.position, launched.position.step
         # every micro-batch has one rank with its loss, and zeros: the sum is the same however many ranks there are
-        *losses, stop = self.process_group.all_reduce(
-            [*(float(loss) for loss in launched.losses), self.interrupts.stop]
+        share, loads = self._own_share(launched.bins), self.trainee.loads()
+        *losses, stop, peak, idle = self.process_group.all_reduce(
+            [
+                *(float(loss) for loss in launched.losses),
+                self.interrupts.stop,
+                *(share * loads.get(key, 0.0) for key in LOADS),
+            ]
         )
         self.agreed = stop > 0
         self._look(step, losses, launched.bins)
@@ -229,7 +240,7 @@ class Trainer:
             "rss_bytes": process_bytes(),
             "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2),
             "seconds": round(seconds, 6),
-            **self.trainee.loads(),
+            **({key: value for key, value in zip(LOADS, (peak, idle)) if peak}),
         }
         if not self._complete(row, self.validation.due(position, self.steps.total)):
             return False

@@ -33,10 +33,10 @@ SAME = ("step", "epoch", "lr", "tokens", "loss_tokens")
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by Linux's /proc")
 
 
-def write_inputs(folder: Path) -> None:
+def write_inputs(folder: Path, name: str = "qwen3", **meta) -> None:
     """A tiny model of quantized blocks and chats for 12 steps of one to three micro-batches."""
     rng = random.Random(0)
-    tiny.write(folder / "model.gguf", "qwen3", type="Q8_0")
+    tiny.write(folder / "model.gguf", name, type="Q8_0", **meta)
     rows = [
         {
             "messages": [
@@ -149,7 +149,7 @@ def train(folder: Path, name: str, **changes):
     import anytune
     from anytune.train.finetune import train as run
 
-    what = {} if "full" in changes else {"lora": anytune.Lora(rank=4, dropout=0.05)}
+    what = {} if "full" in changes or "lora" in changes else {"lora": anytune.Lora(rank=4, dropout=0.05)}
     return run(
         folder / "model.gguf",
         folder / "chats.jsonl",
