@@ -32,10 +32,14 @@ def rows(part: str) -> list:
     return [json.loads(line)["messages"][-2:] for line in (EMAILS / f"{part}.jsonl").read_text("utf-8").splitlines()]
 
 
-def text(name: str) -> str:
-    return subprocess.run(
-        ["git", "show", f"{TEXTS}:docs/{name}.md"], cwd=common.ROOT, capture_output=True, text=True, check=True
-    ).stdout
+def text(name: str, folder: Path) -> str:
+    """Taken from the repository's history once, so that a copy without it can be given the file."""
+    path = folder / f"{TEXTS}-{name}.md"
+    if not path.exists():
+        command = ["git", "show", f"{TEXTS}:docs/{name}.md"]
+        found = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True, check=True).stdout
+        path.write_text(found, "utf-8")
+    return path.read_text("utf-8")
 
 
 def taken_apart(request: str) -> tuple[str, str]:
@@ -55,10 +59,12 @@ class Bench:
         self.args, self.before, self.folder = args, common.machine(), Path(args.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = common.model_file(args.model)
-        self.model = anytune.load(self.path, device=args.device, threads=args.threads)
+        self.options = {"device": args.device, "dtype": args.dtype, "threads": args.threads}
+        self.model = anytune.load(self.path, **self.options)
         self.reading = Reading(self.model.template, 2048)
-        guard = self.model.tokenizer.decode(self.model.tokenizer.encode(text("training"), bos=False)[:2048])
-        self.settings = Settings(guard_text=guard, drift_text=text("data"))
+        self.texts = {name: text(name, self.folder) for name in ("training", "data")}
+        guard = self.model.tokenizer.decode(self.model.tokenizer.encode(self.texts["training"], bos=False)[:2048])
+        self.settings = Settings(guard_text=guard, drift_text=self.texts["data"])
         self.file = common.RESULTS / f"adapt_{args.part}{args.suffix}.json"
         self.results = json.loads(self.file.read_text())["results"] if self.file.exists() and not args.again else {}
 
@@ -271,11 +277,11 @@ def repair(b: Bench) -> None:
             check=True,
             cwd=common.ROOT,
         )
-    student = anytune.load(rounded, device=b.args.device, threads=b.args.threads)
+    student = anytune.load(rounded, **b.options)
     teacher, train = Teacher(b.model), rows("train")[:32]
     tests = {
         "e-mails": b.examples("heldout-12", rows("heldout")[:12]),
-        "text": text_examples(b.model, text("data"))[:4],
+        "text": text_examples(b.model, b.texts["data"])[:4],
     }
     mails = b.examples("train-32", train)
     error = weights_error(student, b.model, None)
@@ -288,7 +294,7 @@ def repair(b: Bench) -> None:
 
     if b.missing("no adapter"):
         judged("no adapter", None)
-    guard = text_examples(b.model, text("training"))[:8]
+    guard = text_examples(b.model, b.texts["training"])[:8]
     ranks = spread(costs(student), 32)
     plans = {
         "e-mails": (mails, {"ranks": ranks}),
@@ -304,7 +310,7 @@ def repair(b: Bench) -> None:
             judged(f"sequential, {name}", made, cpu_seconds=fitted.cpu, tokens=sum(e.own for e in some))
     if b.missing("QERA"):
         began = time.process_time()
-        words = "\n\n".join(f"{one['content']}\n{two['content']}" for one, two in train) + text("training")[:9000]
+        words = "\n\n".join(f"{one['content']}\n{two['content']}" for one, two in train) + b.texts["training"][:9000]
         inputs, way = statistics(b.model, None, words, "exact")
         judged(
             "QERA",
@@ -409,6 +415,7 @@ def main() -> None:
     options = common.parser(__doc__)
     options.add_argument("part", choices=list(PARTS))
     options.add_argument("--device", default="numpy")
+    options.add_argument("--dtype", default="auto", help="of a GPU's matrix products")
     options.add_argument("--folder", default=str(common.ROOT / "runs" / "bench-adapt"), help="where what is made stays")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--suffix", default="", help="of the result's name, such as _gemma3")

@@ -122,7 +122,7 @@ def main() -> None:
     options.add_argument("--folder", default=str(common.ROOT / "runs" / "bench-adapt"))
     options.add_argument("--requests", type=int, default=20, help="how many of the held-out requests are answered")
     args = options.parse_args()
-    args.part, args.suffix, args.again, args.device = "prompt", "", False, "numpy"
+    args.part, args.suffix, args.again, args.device, args.dtype = "prompt", "", False, "numpy", "auto"
     b = parts.Bench(args)
     context = Context(parts.PERSONA, tuple(message for row in parts.rows("train")[: parts.SHOTS] for message in row))
     held = parts.rows("heldout")[: args.requests]
