@@ -19,7 +19,7 @@ from anytune.model.architecture import Architecture
 
 Pair = tuple[np.ndarray, np.ndarray]  # a [experts, rank, in], b [experts, out, rank]
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
-TENSOR = re.compile(r"blk\.(\d{1,5})\.ffn_(gate|up|down)_exps\.weight")
+TENSOR = re.compile(r"blk\.(\d{1,5})\.ffn_(gate|up|gate_up|down)_exps\.weight")
 SWAPPED_UNTIL = (0, 19, 1)  # peft took the last two axes for each other before
 
 
@@ -72,9 +72,10 @@ def parameters(arch: Architecture, tensors: Mapping[str, Pair]) -> Iterator[tupl
     for layer, parts in layers.items():
         module = naming.LAYER.format(layer, arch.expert_names.module)
         gate, up, down = (parts.get(part) for part in naming.PARTS)
-        if gate or up:
+        whole = parts.get("gate_up")
+        if whole or gate or up:
             place = f"{module}.base_layer" if down else module
-            yield place, f"{module}.{GATE_UP}", fused(gate, up, arch.expert_names.turned)
+            yield place, f"{module}.{GATE_UP}", whole or fused(gate, up, arch.expert_names.turned)
         if down:
             yield module, f"{module}.{DOWN}", down
 

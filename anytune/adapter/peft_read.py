@@ -120,14 +120,24 @@ class Found:
         pair, turned = peft_experts.stacked(a, b, a.shape[0] // rank), self.arch.expert_names.turned
         if not turned and self._swapped(layer, parameter, a, b):
             pair = pair[1].swapaxes(1, 2), pair[0].swapaxes(1, 2)
-        for part, one in (peft_experts.split(pair, turned) if parameter == GATE_UP else {"down": pair}).items():
+        if parameter == DOWN:
+            parts = {"down": pair}
+        else:
+            parts = {"gate_up": pair} if self._whole(layer) else peft_experts.split(pair, turned)
+        for part, one in parts.items():
             tensor = f"blk.{layer}.{naming.expert(part)}.weight"
             if tensor in self.made or tensor in self.scales:
                 raise UserError(f"{self.folder} has {tensor} twice.")
             self.made[tensor], self.scales[tensor] = one, scale
 
+    def _whole(self, layer: int) -> bool:
+        """Whether gate and up are one tensor of the base."""
+        if self.gguf is None:
+            return self.arch.expert_names.fused
+        return f"blk.{layer}.{naming.expert('gate_up')}.weight" in self.gguf.tensors
+
     def _swapped(self, layer: int, parameter: str, a: np.ndarray, b: np.ndarray) -> bool:
-        part = "gate" if parameter == GATE_UP else "down"
+        part = "down" if parameter == DOWN else "gate_up" if self._whole(layer) else "gate"
         info = self.gguf and self.gguf.tensors.get(f"blk.{layer}.{naming.expert(part)}.weight")
         shape = tuple(info.shape[1:]) if info else (b.shape[0], b.shape[0])
         out = shape[0] * (2 if info and part == "gate" else 1)

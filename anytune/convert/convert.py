@@ -59,7 +59,8 @@ def convert(
             "version."
         )
     tied = bool(config.get("tie_word_embeddings", architecture.startswith("gemma")))
-    weights = _renamed(stacked(read_weights(folder)), architecture, tied)
+    fused = ARCHITECTURES[architecture].expert_names.fused
+    weights = _renamed(stacked(read_weights(folder), fused), architecture, tied)
     words = vocabulary(folder, architecture, config, pre)
     own = _own_type(weights)
     floats = wanted.name if wanted is not None and wanted.name in FLOATS else own

@@ -68,9 +68,9 @@ class Half(Stack):
         return found[:, {"all": slice(None), "gate": gates, "up": ups}[self.which]]
 
 
-def stacked(weights: dict[str, Weight]) -> dict[str, Weight | Stack]:
-    """The weights with each layer's experts in one: NAME.mlp.experts.gate_proj.weight and so on. Raises UserError for
-    experts of which some are missing, or that differ in shape or type."""
+def stacked(weights: dict[str, Weight], fused: bool = False) -> dict[str, Weight | Stack]:
+    """The weights with each layer's experts in one: NAME.mlp.experts.gate_proj.weight and so on; fused: gate and up stay
+    in one where they are. Raises UserError for experts of which some are missing, or that differ in shape or type."""
     weights = {name.replace(".block_sparse_moe.", ".mlp."): weight for name, weight in weights.items()}
     turned = any(name.endswith(".experts.gate_up_proj_bias") for name in weights)
     found: dict[str, Weight | Stack] = {}
@@ -84,8 +84,9 @@ def stacked(weights: dict[str, Weight]) -> dict[str, Weight | Stack]:
             kind = "bias" if bias else "weight"
             if len(weight.shape) != (2 if bias else 3) or part == "gate_up" and weight.shape[-1 if turned else 1] % 2:
                 raise UserError(f"{name[:100]} has the shape {weight.shape}: these are no experts of a known form.")
-            for one in ("gate", "up") if part == "gate_up" else (part,):
-                which = one if part == "gate_up" else "all"
+            halves = ("gate", "up") if part == "gate_up" and not fused else ()
+            for one in halves or (part,):
+                which = one if halves else "all"
                 found[f"{place}.{one}_proj.{kind}"] = Half((weight,), which, turned)
         else:
             found[name] = weight

@@ -113,9 +113,10 @@ def _experts(c: _Config, arch: Architecture) -> dict[str, Any]:
     count = next(
         (name for name in ("num_experts", "num_local_experts", "n_routed_experts") if c.values.get(name)), None
     )
-    if count is None:
+    if count is None or c.values.get("enable_moe_block") is False:
         return {}
-    found = {"expert_count": c.number(count, int), "expert_used_count": c.number("num_experts_per_tok", int)}
+    used = "top_k_experts" if c.values.get("top_k_experts") else "num_experts_per_tok"
+    found = {"expert_count": c.number(count, int), "expert_used_count": c.number(used, int)}
     others = {
         "expert_feed_forward_length": "moe_intermediate_size",
         "expert_shared_feed_forward_length": "shared_expert_intermediate_size",

@@ -53,9 +53,8 @@ class Engine(Operations, Offered, Decoding, Updates, Protocol):
     keeps_attended: bool  # what attention gave is kept of layers whose forward runs twice
     steps_in_flight: int  # steps of training that may be asked for before the first one's Numbers are looked at
     widest: int  # the widest head of the model that runs on it
-    offers: frozenset[
-        str
-    ]  # operations that it has beyond those that every engine must have: "delta", "experts", "sinks"
+    # operations beyond those that every engine must have: "delta", "experts", "expert scales", "sinks", …
+    offers: frozenset[str]
 
     def own_answers(self) -> list:
         """Answers (answers.py) to known questions that only this engine has."""

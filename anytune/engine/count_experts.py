@@ -12,10 +12,10 @@ class ExpertShapes:
 
     expert_group = expert_group
 
-    def route(self, scores, bias, router):
+    def route(self, scores, bias, router, scales=None):
         return SimpleNamespace(router=router, tokens=scores.shape[0], slots=scores.shape[0] * router.used)
 
-    def route_backward(self, dweights, routing):
+    def route_backward(self, dweights, routing, into=None):
         return self.array(routing.tokens, routing.router.experts)
 
     def dispatch(self, x, routing):

@@ -80,7 +80,7 @@ class FpgaSimEngine(NumpyEngine):
     """
 
     name, adapters_only = "fpga-sim", True
-    offers = NumpyEngine.offers - {"experts"}  # whose products it would not round
+    offers = NumpyEngine.offers - {"experts", "expert scales"}  # whose products it would not round
     tolerance = 4e-2  # of products of random numbers in eight bits, at their worst element: 2e-2, 3e-2 of capped ones
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):

@@ -60,12 +60,14 @@ class Offered(Protocol):
         """As group(), of matrices [experts, out, in], biases [experts, out], and pairs a [experts, r, in],
         b [experts, out, r]."""
 
-    def route(self, scores, bias, router: Router) -> Any:
+    def route(self, scores, bias, router: Router, scales=None) -> Any:
         """scores [T, experts] -> a Routing, which knows the slots and their weights, float32. bias [experts], or None:
-        added to the weights for the choice alone. No token is dropped, whatever its expert gets."""
+        added to the weights for the choice alone; scales [experts], or None ("expert scales"): what those of each
+        expert are multiplied with in the end. No token is dropped, whatever its expert gets."""
 
-    def route_backward(self, dweights, routing) -> Array:
-        """The gradient by the scores, [T, experts]; dweights as weigh_backward() gives them."""
+    def route_backward(self, dweights, routing, into=None) -> Array:
+        """The gradient by the scores, [T, experts]; dweights as weigh_backward() gives them; that of the scales is
+        added to `into`, where they are trained."""
 
     def dispatch(self, x, routing) -> Array:
         """x [T, n] -> each slot's token, [S, n]: the backward of combine()."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from anytune.model.config import Config
 from anytune.quantization.rewrite import PIECE, Rows, rows_of
 
 LEFT_OUT = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")  # config.json says it
-EXPERTS = re.compile(r"blk\.(\d{1,5})\.ffn_(gate|up|down)_exps\.(weight|bias)")
+EXPERTS = re.compile(r"blk\.(\d{1,5})\.ffn_(gate|up|gate_up|down)_exps\.(weight|bias)")
 EXACT = (".e_score_correction_bias",)  # choices hang on small differences of these: they stay float32
 
 
@@ -96,11 +97,18 @@ def _of_experts(
 
     experts, *one = base.tensors[f"blk.{layer}.{naming.expert(part)}.{kind}"].shape
     place = naming.LAYER.format(layer, names.module.replace("mlp", names.block))
+    called = dict(zip(naming.PARTS, names.each))
     if names.each:
-        called = dict(zip(naming.PARTS, names.each))[part]
+        halves = ("gate", "up") if part == "gate_up" else (part,)
+        size = one[0] // len(halves)
+
+        def half(n: int, at: int) -> Iterator[np.ndarray]:
+            yield expert(part, n)[at * size : (at + 1) * size]
+
         return [
-            Weight(f"{place}.{n}.{called}.{kind}", tuple(one), lambda n=n: iter([expert(part, n)]))
+            Weight(f"{place}.{n}.{called[which]}.{kind}", (size, *one[1:]), partial(half, n, at))
             for n in range(experts)
+            for at, which in enumerate(halves)
         ]
     if part == "up":
         return []
@@ -116,7 +124,7 @@ def _of_experts(
             yield x.T if names.turned and kind == "weight" else x
 
     shape = [one[0] * (2 if part == "gate" else 1), *one[1:]]
-    parameter = ("gate_up_proj" if part == "gate" else "down_proj") + ("_bias" if kind == "bias" else "")
+    parameter = ("down_proj" if part == "down" else "gate_up_proj") + ("_bias" if kind == "bias" else "")
     return [Weight(f"{place}.{parameter}", (experts, *(shape[::-1] if names.turned else shape)), pieces)]
 
 

@@ -64,6 +64,15 @@ ROUTED = {  # what few mixtures have
     "exp_probs_b.bias": Other("mlp.gate.e_score_correction_bias"),
     "ffn_gate_inp_shexp.weight": Other("mlp.shared_expert_gate.weight", shape=lambda shape: (1, *shape)),
 }
+BESIDE = {  # norms of two feed-forwards beside each other
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+}
+SCALES = {  # of experts, and of what their router reads
+    "ffn_gate_inp.scale": Other("router.scale"),
+    "ffn_down_exps.scale": Other("router.per_expert_scale"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,13 +81,15 @@ class ExpertNames:
     [experts, 2 · hidden, d] and down_proj [experts, d, hidden].
 
     module: with these parameters; block: what checkpoints call "mlp"; each: what they call an expert's gate, up and
-    down; (): they have the two parameters. turned: gate and up by turns, and matrices the other way round.
+    down; (): they have the two parameters. turned: gate and up by turns, and matrices the other way round; fused: a
+    converter leaves the two parameters as they are.
     """
 
     module: str = "mlp.experts"
     block: str = "mlp"
     each: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     turned: bool = False
+    fused: bool = False
 
 
 def plain(c: Config, layer: int) -> tuple[type, ...]:
@@ -103,7 +114,9 @@ class Architecture:
     sinks: bool = False  # a score without a value in the softmax of each query head
     gated_shared: bool = False  # a sigmoid gate on the expert of all tokens
     choice_bias: bool = False  # a bias for the choice of experts alone
-    experts: str = ""  # "all": in every layer but the first few that the file says; "some": in files that have them
+    # "all": in every layer but the first few that the file says; "some": in files that have them, "beside": in these
+    # beside the dense feed-forward
+    experts: str = ""
     gating: str = "softmax"  # Router.kind, unless the file says otherwise
     normalized: bool = True  # Router.normalized, unless the file says otherwise
     gated_attention: bool = False  # a sigmoid gate beside each query head

@@ -32,7 +32,8 @@ def check_model(gguf, config: Config) -> None:
     for i in range(c.layers):
         shapes = {name: shape for part in c.arch.parts(c, i) for name, shape in part.tensors(c, i).items()}
         wanted |= {f"blk.{i}.{name}": shape for name, shape in shapes.items()}
-        optional |= {f"blk.{i}.{name}": shape for name, shape in c.arch.optional.items()}
+        more = [c.arch.optional, *(part.optional(c) for part in c.arch.parts(c, i))]
+        optional |= {f"blk.{i}.{name}": shape for found in more for name, shape in found.items()}
         optional |= {
             f"blk.{i}.{name}.bias": shapes[f"{name}.weight"][:-1]
             for name in c.arch.biases
@@ -105,7 +106,7 @@ class Weights:
         if not c.own:
             return []
         norm, project = self.vectors["per_layer_proj_norm.weight"], self.matrices["per_layer_model_proj.weight"]
-        (made,) = e.linear(x, self.engine.group([project], number=8 * c.layers))
+        (made,) = e.linear(x, self.engine.group([project], number=12 * c.layers))
         made = e.head_norm(e.scale(made, c.width**-0.5), norm, c.eps, c.layers, run.still, positions)
         looked_up = e.embed(ids, self.matrices["per_layer_token_embd.weight"], c.own**0.5)
         return list(e.split(e.scale(e.add(looked_up, made), 0.5**0.5), *[c.own] * c.layers))
@@ -174,14 +175,15 @@ class LayerWeights:
         return None if gain is None else Norm(gain, self.gradient(f"{name}.weight"))
 
     def group(self, number: int, *names: str, experts: bool = False, biased: bool = True):
-        """Linears that share an input; number: 0 to 7, of the group within the layer; experts: of each expert."""
+        """Linears that share an input; number: 0 to 11, of the group within the layer; experts: of each expert."""
+        four, one = divmod(number, 4)
         w, full = self.weights, [f"blk.{self.layer}.{name}" for name in names]
         return (w.engine.expert_group if experts else w.engine.group)(
             [self._matrix(f"{n}.weight") for n in full],
             [w.vectors.get(f"{n}.bias") if biased else None for n in full],
             [self.pairs.get(f"{n}.weight") for n in full],
             self.dropout,
-            4 * self.layer + number if number < 4 else 4 * (self.weights.config.layers + self.layer) + number - 4,
+            4 * (four * w.config.layers + self.layer) + one,
             [w.gradients.get(f"{n}.bias") if biased else None for n in full],
         )
 

@@ -48,6 +48,7 @@ class Config:
     delta: DeltaHeads | None = None  # of the layers that are a gated delta net
     router: Router | None = None  # of the layers that have experts
     expert_hidden: int = 0  # of an expert
+    fused_experts: bool = False  # gate and up are one matrix
     shared_hidden: int = 0  # of the expert that all tokens go to; 0: there is none
     dense: int = 0  # layers before the first with experts
     behind: int = 0  # blocks behind the layers, which only speculative decoding uses
@@ -275,8 +276,8 @@ def _windows(get: Reader, c: Config) -> dict[str, Any]:
 
 def read_experts(get: Reader, c: Config, where: str) -> dict[str, Any]:
     """Fields of the Config of a mixture of experts; {} for a file without any, where the architecture allows it."""
-    count, used = get("expert_count", 0 if c.arch.experts == "some" else None), get("expert_used_count", 0)
-    if not count and not used and c.arch.experts == "some":
+    count, used = get("expert_count", None if c.arch.experts == "all" else 0), get("expert_used_count", 0)
+    if not count and not used and c.arch.experts != "all":
         return {}
     kind = GATING.get(get("expert_gating_func", 0), None) if get("expert_gating_func", 0) else c.arch.gating
     dense = get("leading_dense_block_count", 0)
@@ -284,12 +285,13 @@ def read_experts(get: Reader, c: Config, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: expert_used_count {used} of expert_count {count} is invalid: the file is damaged")
     normalized = get("expert_weights_norm", c.arch.normalized, bool)
     scale = float(get("expert_weights_scale", 0.0, float)) or 1.0
-    own = c.arch.experts == "all"  # in the others llama.cpp gives experts the width of the dense layers
+    own = c.arch.experts != "some"  # there llama.cpp gives experts the width of the dense layers
     hidden = (get("expert_feed_forward_length", 0) or c.hidden // used) if own else c.hidden
     shared = get("expert_shared_feed_forward_length", 0) or get("expert_shared_count", 0) * hidden
     return {
         "router": Router(count, used, kind, normalized, scale),
         "expert_hidden": hidden,
+        "fused_experts": f"blk.{dense}.ffn_gate_up_exps.weight" in get.tensors,
         "shared_hidden": shared,
         "dense": dense,
     }

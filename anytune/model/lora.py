@@ -29,7 +29,7 @@ MODULES = {
     "ffn_up": "ffn_up",
     "ffn_down": "ffn_down",
     **{name: name for name in ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")},
-    **{name: name for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")},
+    **{name: name for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps")},
     "inp_gate": "inp_gate",
     "proj": "proj",
     "output": "output",
@@ -54,7 +54,7 @@ PEFT = {  # peft's names of the fields
     "lora_dropout": "dropout",
     "loraplus_lr_ratio": "plus_ratio",
 }
-EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps")
 NOT_ALL = ("ssm_alpha", "ssm_beta", "inp_gate", "proj", *EXPERTS, "output")  # narrow ones, a pair an expert, the head
 ALL = tuple(name for name in MODULES if name not in NOT_ALL)
 GROUPS = {"all": ALL, "experts": EXPERTS}  # words for several

@@ -70,7 +70,8 @@ def ours(arch: Architecture, name: str) -> str | None:
             return start + tensor
     named = [*arch.modules.items(), *arch.norms.items()]
     if arch.experts:
-        named += [*arch.routers.items(), *((expert(part), f"{arch.expert_names.module}.{part}_proj") for part in PARTS)]
+        named += arch.routers.items()
+        named += ((expert(part), f"{arch.expert_names.module}.{part}_proj") for part in (*PARTS, "gate_up"))
     parts = {module: part for part, module in named}
     module, _, kind = found[2].rpartition(".")
     return f"{start}{parts[module]}.{kind}" if module in parts and kind in ("weight", "bias") else None

@@ -58,6 +58,11 @@ class Part:
     REWINDS: ClassVar[bool] = True  # whether its state of decoding can forget the last tokens
     NEEDS: ClassVar[str | None] = None  # what an engine must offer for it beyond the operations of every engine
 
+    @classmethod
+    def optional(cls, c: Any) -> dict[str, tuple[int, ...]]:
+        """Further tensors that it may have; as tensors()."""
+        return {}
+
     @property
     def products(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
         """(group, its tensors' names within the layer), in the order in which they run."""
@@ -94,9 +99,13 @@ class Part:
         dx = e.linear_backward(dys, x, self.reads, need_dx)
         return e.add(dout, dx) if need_dx else None
 
+    def posted(self, e, y):
+        """What the part gives, of its last product's y [T, d]."""
+        return y if self.post is None else e.rms_norm(y, self.post.gain, self.eps)
+
     def add(self, e, x, y):
-        """The residual stream x with the part's result y, both [T, d]."""
-        return e.add(x, y if self.post is None else e.rms_norm(y, self.post.gain, self.eps))
+        """The residual stream x with the part's result, of y; all [T, d]."""
+        return e.add(x, self.posted(e, y))
 
     def kept(self, y):
         """What the backward of add() needs of y."""
@@ -107,11 +116,11 @@ class Part:
         return dout if self.post is None else norm_backward(e, dout, y, self.post, self.eps)
 
 
-def norm_backward(e, dy, x, norm: Norm, eps: float):
-    """Back through an RMSNorm of x [T, n]; adds its gain's gradient."""
+def norm_backward(e, dy, x, norm: Norm, eps: float, residual=None):
+    """Back through an RMSNorm of x [T, n], plus residual if given; adds its gain's gradient."""
     if norm.trains:
         e.gain_gradient(dy, x, eps, norm.gradient)
-    return e.rms_norm_backward(dy, x, norm.gain, eps)
+    return e.rms_norm_backward(dy, x, norm.gain, eps, residual)
 
 
 @dataclass

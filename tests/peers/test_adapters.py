@@ -67,6 +67,8 @@ TINY = [
     ("llama", "all,output", True),
     ("qwen3", "attn_q,ffn_down,output", False),
     ("qwen35-wide", "all,ssm_alpha,ssm_beta", False),
+    ("gemma4-experts", "all", False),
+    ("gemma4-experts", "all,experts", True),
 ]
 REORDERED = [name for name in (*tiny.EACH, "mixtral", "qwen35-wide") if ARCHITECTURES[tiny.SHAPES[name].arch].reordered]
 

@@ -99,7 +99,7 @@ def gradient_of(tensor: str, weights: dict, values: dict, own: dict) -> np.ndarr
     arch = values["general.architecture"]
     if found := twin_experts.PART.fullmatch(tensor):
         end = "_bias" if found[3] == "bias" else ""
-        place = twin_experts.PLACE.format(found[1])
+        place = twin_experts.place(arch, found[1])
         both = {name: own[f"{place}.{name}{end}"].grad for name in ("gate_up_proj", "down_proj")}
         return twin_experts.ours(arch, both)[found[2]].numpy()
     gradient, shape = own[twin.module_name(tensor, arch)].grad.numpy(), weights[tensor].shape
@@ -109,7 +109,7 @@ def gradient_of(tensor: str, weights: dict, values: dict, own: dict) -> np.ndarr
     return out.reshape(shape) / (weights[tensor] if tensor.endswith("ssm_a") else 1)  # A_log is there
 
 
-@pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss", "qwen35", "qwen35moe"])
+@pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss", "qwen35", "qwen35moe", "gemma4-experts"])
 def test_gradients_of_experts_states_and_sinks(tiny_file, tmp_path, name):
     need("torch").set_num_threads(1)
     path, (ids, targets) = tiny_file(name), next(batches(1))

@@ -15,10 +15,13 @@ ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
 
 def trainee_of(path, tokens: int, adapter=None, threads: int = 1, **lora):
     from anytune.model import Lora
+    from anytune.model.lora import EXPERTS
 
     model = anytune.load(path, device="numpy", threads=threads)
-    modules = "all,ffn_gate_exps,ffn_up_exps,ffn_down_exps" if model.config.router else "all"
-    return model.trainee(Lora(rank=RANK, alpha=ALPHA, modules=modules, **lora), adapter=adapter, ubatch=tokens)
+    experts = [name for name in EXPERTS if f"blk.{model.config.layers - 1}.{name}.weight" in model.gguf.tensors]
+    return model.trainee(
+        Lora(rank=RANK, alpha=ALPHA, modules=["all", *experts], **lora), adapter=adapter, ubatch=tokens
+    )
 
 
 def lively(adapter, rng):
@@ -77,7 +80,7 @@ def fifty(rng, count: int, length: int, vocab: int) -> list[tuple[np.ndarray, np
     return [(x, targets_of(x, silent=length // 3)) for x in ids] * 10
 
 
-@pytest.mark.parametrize("name", tiny.EACH)
+@pytest.mark.parametrize("name", [*tiny.EACH, "gemma4-experts"])
 def test_fifty_steps(tiny_file, name):
     need("torch").set_num_threads(1)
     path = tiny_file(name)

@@ -32,6 +32,18 @@ def feed_forward(s: Any, i: int) -> dict[str, Row]:
     return found
 
 
+def fused_experts(experts: int, width: int, ff: int) -> dict[str, Row]:
+    """Beside a gated product: gate and up as one matrix, the router and each expert with a scale."""
+    return {
+        "ffn_gate_inp.weight": ((experts, width), 2.0, "constant"),  # scores are divided by sqrt(width)
+        "ffn_gate_inp.scale": norm(width),
+        "ffn_gate_up_exps.weight": ((experts, 2 * ff, width), width**-0.5, "matrix"),
+        "ffn_down_exps.weight": ((experts, width, ff), ff**-0.5, "matrix"),
+        "ffn_down_exps.scale": norm(experts),
+        **{f"{name}.weight": norm(width) for name in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2")},
+    }
+
+
 def gated(end: str, width: int, ff: int) -> dict[str, Row]:
     return {
         f"ffn_gate{end}.weight": linear(ff, width),
@@ -116,6 +128,8 @@ def gemma4(s: Any, i: int) -> dict[str, Row]:
         "post_ffw_norm.weight": norm(s.width),
         "layer_output_scale.weight": ((1,), 0.2, "norm"),
     }
+    if experts := s.meta.get("expert_count", 0):
+        layer |= fused_experts(experts, s.width, s.meta["expert_feed_forward_length"])
     if i < first:
         layer |= {"attn_k.weight": linear(keys * size, s.width), "attn_k_norm.weight": ((size,), 0.1, "small")}
         if windowed or own:

@@ -56,6 +56,8 @@ GEMMA4 = {
     "final_logit_softcapping": 4.0,
 }
 
+MOE = {"expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 32}
+
 QWEN35 = {
     "ssm.conv_kernel": 4,
     "ssm.inner_size": 64,
@@ -66,8 +68,6 @@ QWEN35 = {
     "rope.dimension_count": 16,
     "rope.dimension_sections": [3, 3, 2, 0],
 }
-
-MOE = {"expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 32}
 
 SHAPES = {
     "llama": Shape("llama"),
@@ -130,6 +130,21 @@ SHAPES = {
         | {
             "attention.sliding_window_pattern": [True, True, True, False],
             "attention.head_count_kv": [2, 2, 2, 1],
+            "embedding_length_per_layer_input": 0,
+        },
+    ),
+    "gemma4-experts": Shape(  # as 26B-A4B: experts beside the dense feed-forward
+        "gemma4",
+        layers=3,
+        head_dim=32,
+        tied=True,
+        spm=True,
+        rope_base=1e6,
+        meta=GEMMA4
+        | MOE
+        | {
+            "attention.sliding_window_pattern": [True, True, False],
+            "attention.head_count_kv": [2, 2, 1],
             "embedding_length_per_layer_input": 0,
         },
     ),

@@ -17,8 +17,11 @@ NAMES = {  # what is not an expert's, of whatever architecture
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
-PLACE = "model.layers.{}.mlp.experts"
-PART = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.(weight|bias)")
+PART = re.compile(r"blk\.(\d+)\.ffn_(gate|up|gate_up|down)_exps\.(weight|bias)")
+
+
+def place(arch: str, layer) -> str:
+    return f"model.layers.{layer}." + ("experts" if arch == "gemma4" else "mlp.experts")
 
 
 def is_expert(tensor: str) -> bool:
@@ -26,12 +29,15 @@ def is_expert(tensor: str) -> bool:
 
 
 def theirs(arch: str, parts: dict):
-    """{"gate", "up", "down": torch [experts, out, in] or biases [experts, out]} -> {name: tensor}, of what is there."""
+    """{"gate", "up" (or both: "gate_up"), "down": torch [experts, out, in] or biases [experts, out]} -> {name: tensor},
+    of what is there."""
     torch = need("torch")
     found, swapped = {}, arch == "gpt-oss"
     if "gate" in parts:
         both = [parts["gate"], parts["up"]]
         found["gate_up_proj"] = torch.stack(both, 2).flatten(1, 2) if swapped else torch.cat(both, 1)
+    if "gate_up" in parts:
+        found["gate_up_proj"] = parts["gate_up"]
     if "down" in parts:
         found["down_proj"] = parts["down"]
     return {name: x.transpose(1, 2) if swapped and x.ndim == 3 else x for name, x in found.items()}
@@ -43,7 +49,7 @@ def ours(arch: str, found: dict) -> dict:
     found = {name: x.transpose(1, 2) if swapped and x.ndim == 3 else x for name, x in found.items()}
     both = found["gate_up_proj"]
     gate, up = (both[:, 0::2], both[:, 1::2]) if swapped else both.chunk(2, 1)
-    return {"gate": gate, "up": up, "down": found["down_proj"]}
+    return {"gate": gate, "up": up, "gate_up": both, "down": found["down_proj"]}
 
 
 def state(arch: str, weights: dict[str, np.ndarray]) -> dict:
@@ -55,7 +61,7 @@ def state(arch: str, weights: dict[str, np.ndarray]) -> dict:
     made = {}
     for (layer, kind), parts in layers.items():
         end = "_bias" if kind == "bias" else ""
-        made |= {f"{PLACE.format(layer)}.{name}{end}": x.contiguous() for name, x in theirs(arch, parts).items()}
+        made |= {f"{place(arch, layer)}.{name}{end}": x.contiguous() for name, x in theirs(arch, parts).items()}
     return made
 
 
@@ -89,7 +95,7 @@ def adapt(model, arch: str, tensors: dict, scale: float) -> dict:
 
         def forward(self, w):
             parts = {}
-            for part in ("gate", "up") if self.name == "gate_up_proj" else ("down",):
+            for part in {name.rpartition("_")[0] for name in self.pairs}:
                 a, b = self.pairs[f"{part}_a"], self.pairs[f"{part}_b"]
                 parts[part] = scale * (b @ a)
             return w + theirs(arch, parts)[self.name]
@@ -100,7 +106,7 @@ def adapt(model, arch: str, tensors: dict, scale: float) -> dict:
         found[tensor] = tuple(torch.nn.Parameter(torch.from_numpy(np.array(x, np.float32))) for x in (a, b))
         layers[layer] |= dict(zip((f"{part}_a", f"{part}_b"), found[tensor]))
     for layer, pairs in layers.items():
-        module = model.get_submodule(PLACE.format(layer))
+        module = model.get_submodule(place(arch, layer))
         for name in ("gate_up_proj", "down_proj"):
             own = {key: p for key, p in pairs.items() if key.startswith("down") == (name == "down_proj")}
             if own:

@@ -23,6 +23,8 @@ WHOLE = {
     "ssm_dt": "linear_attn.dt_bias",
     "layer_output_scale": "layer_scalar",
     "attn_sinks": "self_attn.sinks",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
 }
 LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
@@ -53,6 +55,9 @@ GEMMA4_NAMES = GEMMA_NAMES | {
     "inp_gate": "per_layer_input_gate",
     "proj": "per_layer_projection",
     "post_norm": "post_per_layer_input_norm",
+    "ffn_gate_inp": "router.proj",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    **{f"post_ffw_norm_{i}": f"post_feedforward_layernorm_{i}" for i in (1, 2)},
 }
 BITNET_NAMES = LAYER_NAMES | {"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"}
 LFM2_NAMES = {
@@ -214,6 +219,10 @@ def gemma4(get: Callable, common: dict, weights: dict) -> dict:
         layer_types=["sliding_attention" if windowed else "full_attention" for windowed in windows],
         sliding_window=get("attention.sliding_window"),
         final_logit_softcapping=get("final_logit_softcapping"),
+        enable_moe_block=bool(get("expert_count")),
+        num_experts=get("expert_count"),
+        top_k_experts=get("expert_used_count"),
+        moe_intermediate_size=get("expert_feed_forward_length"),
         rope_parameters={
             "full_attention": {"rope_type": "proportional", "rope_theta": base, "partial_rotary_factor": turned},
             "sliding_attention": {"rope_type": "default", "rope_theta": get("rope.freq_base_swa")},

@@ -48,7 +48,7 @@ class NumpyEngine(Composed):
 
     name = "numpy"
     steps_in_flight, tolerance, decode_rows = 0, 1e-4, 8
-    offers = frozenset({"delta", "convolution", "experts", "sinks"})
+    offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks"})
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):

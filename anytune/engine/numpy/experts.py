@@ -79,17 +79,22 @@ def _pair(s: LoraPair, expert: int) -> LoraPair:
 
 @dataclass
 class Routing:
-    """chosen, weights [T, used]: experts and their weights, largest first; tokens [S]: of each slot; place [T, used]:
-    where a token's slots are; bounds: where the slots of an expert begin, and end; parts [T, experts]: what the
-    weights were made of."""
+    """chosen, shares [T, used]: experts and their weights before all factors, largest first; factor: these; tokens [S]:
+    of each slot; place [T, used]: where a token's slots are; bounds: where the slots of an expert begin, and end; parts
+    [T, experts]: what the weights were made of."""
 
     router: Router
     chosen: np.ndarray
-    weights: np.ndarray
+    shares: np.ndarray
+    factor: np.ndarray
     tokens: np.ndarray
     place: np.ndarray
     bounds: list[int]
     parts: np.ndarray
+
+    @property
+    def weights(self) -> np.ndarray:
+        return self.shares * self.factor
 
     @property
     def spans(self) -> list[tuple[int, int, int]]:
@@ -109,7 +114,7 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     return p / p.sum(1, keepdims=True)
 
 
-def route(e, scores: np.ndarray, bias: np.ndarray | None, router: Router) -> Routing:
+def route(e, scores: np.ndarray, bias: np.ndarray | None, router: Router, scales: np.ndarray | None = None) -> Routing:
     scores = np.asarray(scores, np.float32)
     if router.kind == "chosen":
         parts = scores
@@ -120,12 +125,11 @@ def route(e, scores: np.ndarray, bias: np.ndarray | None, router: Router) -> Rou
         parts = _softmax(scores)
     order = np.argsort(-(parts if bias is None else parts + bias), axis=1, kind="stable")
     chosen = np.ascontiguousarray(order[:, : router.used], np.int32)
-    weights = np.take_along_axis(parts, chosen, 1)
+    shares = np.take_along_axis(parts, chosen, 1)
     if router.kind == "chosen":
-        weights = _softmax(weights)
+        shares = _softmax(shares)
     elif router.normalized:
-        weights = weights / np.maximum(weights.sum(1, keepdims=True), LEAST_SUM)
-    weights = weights * np.float32(router.scale)
+        shares = shares / np.maximum(shares.sum(1, keepdims=True), LEAST_SUM)
     flat = chosen.reshape(-1)
     slots = np.argsort(flat, kind="stable")
     place = np.empty(len(flat), np.int32)
@@ -136,7 +140,8 @@ def route(e, scores: np.ndarray, bias: np.ndarray | None, router: Router) -> Rou
     return Routing(
         router,
         chosen,
-        weights,
+        shares,
+        np.float32(router.scale) * (np.float32(1) if scales is None else scales[chosen]),
         (slots // router.used).astype(np.int32),
         place.reshape(chosen.shape),
         [0, *np.cumsum(counts).tolist()],
@@ -144,11 +149,13 @@ def route(e, scores: np.ndarray, bias: np.ndarray | None, router: Router) -> Rou
     )
 
 
-def route_backward(e, dweights: np.ndarray, routing: Routing) -> np.ndarray:
+def route_backward(e, dweights: np.ndarray, routing: Routing, into: np.ndarray | None = None) -> np.ndarray:
     router, chosen = routing.router, routing.chosen
     out = e.array(len(chosen), router.experts)
     out[...] = 0
-    d, weights = dweights * np.float32(router.scale), routing.weights / np.float32(router.scale)
+    d, weights = dweights * routing.factor, routing.shares
+    if into is not None:
+        np.add.at(into, chosen, dweights * weights * np.float32(router.scale))
     parts = np.take_along_axis(routing.parts, chosen, 1)
     if router.kind == "chosen" or router.kind == "softmax" and router.normalized:
         d = weights * (d - (weights * d).sum(1, keepdims=True))

@@ -240,9 +240,9 @@ class Dry:
     def group(self, *args: Any, **options: Any) -> DryGroup:
         return DryGroup(*args, **options).tables(self)
 
-    def route(self, scores: Tensor, bias: Tensor | None, router: Router) -> Routing:
+    def route(self, scores: Tensor, bias: Tensor | None, router: Router, scales: Tensor | None = None) -> Routing:
         """Every expert gets as many tokens."""
-        made = super().route(scores, bias, router)
+        made = super().route(scores, bias, router, scales)
         if not self.grouped:
             share = len(made.tokens) / router.experts
             made.ends = torch.tensor([int(share * (i + 1)) for i in range(router.experts)], device=HOST)

@@ -56,7 +56,7 @@ class TorchEngine(Composed):
     """
 
     decode_rows = 64  # rows up to which a product dequantizes weights in registers
-    offers = frozenset({"delta", "convolution", "experts", "sinks"})
+    offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks"})
 
     def __init__(self, where: Device, tf32: bool = False):
         self.where, self.device, self.dtype = where, where.device, where.dtype

@@ -16,17 +16,22 @@ Tensor = torch.Tensor
 
 @dataclass
 class Routing:
-    """chosen, weights [T, used]: experts and their weights, largest first; tokens [S]: of each slot; place [T, used]:
-    where a token's slots are; ends int32 [experts]: where an expert's slots end; parts [T, experts]: what the weights
-    were made of. All on the device."""
+    """chosen, shares [T, used]: experts and their weights before all factors, largest first; factor: these; tokens [S]:
+    of each slot; place [T, used]: where a token's slots are; ends int32 [experts]: where an expert's slots end; parts
+    [T, experts]: what the weights were made of. All on the device."""
 
     router: Router
     chosen: Tensor
-    weights: Tensor
+    shares: Tensor
+    factor: Tensor | float
     tokens: Tensor
     place: Tensor
     ends: Tensor
     parts: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        return self.shares * self.factor
 
     def spans(self) -> list[tuple[int, int, int]]:
         """(expert, first slot, last slot) of those that got a token: asks the device."""
@@ -51,16 +56,17 @@ def take_loads(e) -> dict[str, float]:
     return {"expert_peak": peak / count, "expert_idle": idle / count} if count else {}
 
 
-def route(e, scores: Tensor, bias: Tensor | None, router: Router) -> Routing:
+def route(e, scores: Tensor, bias: Tensor | None, router: Router, scales: Tensor | None = None) -> Routing:
     scores = real(scores).float()
     parts = {"chosen": lambda x: x, "sigmoid": torch.sigmoid}.get(router.kind, lambda x: x.softmax(1))(scores)
     order = torch.sort(parts if bias is None else parts + bias, dim=1, descending=True, stable=True).indices
     chosen = order[:, : router.used].contiguous()
-    weights = parts.gather(1, chosen)
+    shares = parts.gather(1, chosen)
     if router.kind == "chosen":
-        weights = weights.softmax(1)
+        shares = shares.softmax(1)
     elif router.normalized:
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=LEAST_SUM)
+        shares = shares / shares.sum(1, keepdim=True).clamp(min=LEAST_SUM)
+    factor = router.scale if scales is None else router.scale * scales[chosen]
     flat = chosen.reshape(-1)
     slots = torch.sort(flat, stable=True).indices
     counts = (flat[:, None] == torch.arange(router.experts, device=flat.device)).sum(0)
@@ -71,12 +77,14 @@ def route(e, scores: Tensor, bias: Tensor | None, router: Router) -> Routing:
         )
     place = _inverse(slots).view(chosen.shape)
     ends = counts.cumsum(0).to(torch.int32)
-    return Routing(router, chosen, weights * router.scale, slots // router.used, place, ends, parts)
+    return Routing(router, chosen, shares, factor, slots // router.used, place, ends, parts)
 
 
-def route_backward(e, dweights: Tensor, routing: Routing) -> Tensor:
+def route_backward(e, dweights: Tensor, routing: Routing, into: Tensor | None = None) -> Tensor:
     router, chosen = routing.router, routing.chosen
-    d, weights = dweights * router.scale, routing.weights / router.scale
+    d, weights = dweights * routing.factor, routing.shares
+    if into is not None:
+        into.index_add_(0, chosen.reshape(-1), (dweights * weights).reshape(-1) * router.scale)
     parts, out = routing.parts.gather(1, chosen), torch.zeros_like(routing.parts)
     if router.kind == "chosen" or router.kind == "softmax" and router.normalized:
         d = weights * (d - (weights * d).sum(1, keepdim=True))

@@ -66,21 +66,18 @@ class Experts(Part):
     activation: str
     last_bias: Array | None = None  # [experts, d], of each expert's last product: weighed like its result
     last_bias_gradient: Array | None = None
+    fused: bool = False  # gate and up are one matrix of each expert
 
     EXPERTS = ("ffn_gate_exps", "ffn_up_exps"), ("ffn_down_exps",)
+    FUSED = ("ffn_gate_up_exps",)
     SHARED = ("ffn_gate_shexp", "ffn_up_shexp"), ("ffn_down_shexp",)
     NEEDS = "experts"
 
     @classmethod
     def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
         n, d, inner = c.router.experts, c.width, c.expert_hidden
-        shapes = {
-            c.arch.ffn_norm: (d,),
-            "ffn_gate_inp": (n, d),
-            "ffn_gate_exps": (n, inner, d),
-            "ffn_up_exps": (n, inner, d),
-            "ffn_down_exps": (n, d, inner),
-        }
+        shapes = {c.arch.ffn_norm: (d,), "ffn_gate_inp": (n, d), "ffn_down_exps": (n, d, inner)}
+        shapes |= dict.fromkeys(cls.first(c), (n, inner * (2 if c.fused_experts else 1), d))
         if c.shared_hidden:
             shapes |= {
                 "ffn_gate_shexp": (c.shared_hidden, d),
@@ -95,6 +92,11 @@ class Experts(Part):
         return found | ({"exp_probs_b.bias": (n,)} if c.arch.choice_bias else {})
 
     @classmethod
+    def first(cls, c: Config) -> tuple[str, ...]:
+        """The matrices of each expert's first product."""
+        return cls.FUSED if c.fused_experts else cls.EXPERTS[0]
+
+    @classmethod
     def of(cls, w: LayerWeights, c: Config) -> Experts:
         shared = None
         if c.shared_hidden:
@@ -104,7 +106,7 @@ class Experts(Part):
             norm=w.norm(c.arch.ffn_norm),
             post=w.norm("post_ffw_norm") if c.arch.post_norms else None,
             eps=c.eps,
-            reads=w.group(2, *cls.EXPERTS[0], experts=True),
+            reads=w.group(2, *cls.first(c), experts=True),
             writes=w.group(3, *cls.EXPERTS[1], experts=True, biased=False),
             router=w.group(7, "ffn_gate_inp"),
             how=c.router,
@@ -113,6 +115,7 @@ class Experts(Part):
             activation=c.arch.activation,
             last_bias=w.vector("ffn_down_exps.bias"),
             last_bias_gradient=w.gradient("ffn_down_exps.bias"),
+            fused=c.fused_experts,
         )
 
     @property
@@ -140,12 +143,25 @@ class Experts(Part):
             return e.clamped_glu_backward(dy, gate, up)
         return e.glu_backward(dy, gate, up, self.activation)
 
-    def forward(self, e, x, again: bool = False):
+    def choose(self, e, x, h):
+        """The routing of x [T, d], of which h is the norm."""
+        (scores,) = e.linear(h, self.router)
+        return e.route(scores, self.bias, self.how)
+
+    def choose_backward(self, e, dweights, routing, x, h, residual, into_h: bool, need_dx: bool) -> tuple:
+        """(the gradient by h or None, that by x: residual, and what the router adds to it past h)."""
+        return e.linear_backward((e.route_backward(dweights, routing),), h, self.router, into_h), residual
+
+    def _first(self, e, h, routing) -> tuple:
+        """Gate and up of each slot."""
+        parts = e.expert_linear(e.dispatch(h, routing), self.reads, routing)
+        return e.split(parts[0], *[parts[0].shape[1] // 2] * 2) if self.fused else parts
+
+    def compute(self, e, x, again: bool = False):
         """As in gated.py."""
         h = e.rms_norm(x, self.norm.gain, self.eps)
-        (scores,) = e.linear(h, self.router)
-        routing = e.route(scores, self.bias, self.how)
-        gate, up = e.expert_linear(e.dispatch(h, routing), self.reads, routing)
+        routing = self.choose(e, x, h)
+        gate, up = self._first(e, h, routing)
         beside, kept = (None, None) if self.shared is None else self.shared.forward(e, h, self.activation)
         if again and self.post is None:
             return None, (x, routing, gate, up, kept, None)
@@ -154,9 +170,14 @@ class Experts(Part):
         if self.last_bias is not None:
             y = e.weigh_bias(y, self.last_bias, routing)
         y = e.combine(y, routing, () if beside is None else (beside,))
-        return self.add(e, x, y), (x, routing, gate, up, kept, self.kept(y))
+        return y, (x, routing, gate, up, kept, self.kept(y))
 
-    def backward(self, e, dout, saved, below, need_dx: bool = True):
+    def forward(self, e, x, again: bool = False):
+        """As in gated.py."""
+        y, saved = self.compute(e, x, again)
+        return y if y is None else self.add(e, x, y), saved
+
+    def backward(self, e, dout, saved, below, need_dx: bool = True, residual=None):
         """As in gated.py."""
         x, routing, gate, up, kept, y = saved
         dy = self.add_backward(e, dout, y)
@@ -174,10 +195,12 @@ class Experts(Part):
         del dinner, gate, up
         h = e.rms_norm(x, self.norm.gain, self.eps)
         into_h = need_dx or self.norm.trains
+        both = (e.join(both),) if self.fused else both
         dslots = e.expert_linear_backward(both, e.dispatch(h, routing), self.reads, routing, into_h)
         del both
-        dscores = e.route_backward(dweights, routing)
-        parts = [e.linear_backward((dscores,), h, self.router, into_h)]
+        residual = dout if residual is None else residual
+        first, residual = self.choose_backward(e, dweights, routing, x, h, residual, into_h, need_dx)
+        parts = [] if first is None else [first]
         if self.shared is not None:
             parts += self.shared.backward(e, dy, h, kept, self.activation, into_h)
         if not into_h:
@@ -185,4 +208,4 @@ class Experts(Part):
         dh = e.combine(dslots, routing, tuple(parts))
         if self.norm.trains:
             e.gain_gradient(dh, x, self.eps, self.norm.gradient)
-        return e.rms_norm_backward(dh, x, self.norm.gain, self.eps, dout) if need_dx else None
+        return e.rms_norm_backward(dh, x, self.norm.gain, self.eps, residual) if need_dx else None

@@ -32,13 +32,14 @@ class Gated(Part):
         return {f"{name}.weight": shape for name, shape in shapes.items()}
 
     @classmethod
-    def of(cls, w: LayerWeights, c: Config) -> Gated:
+    def of(cls, w: LayerWeights, c: Config, first: int = 2) -> Gated:
+        """first: the number of its first group."""
         return cls(
             norm=w.norm(c.arch.ffn_norm),
             post=w.norm("post_ffw_norm") if c.arch.post_norms else None,
             eps=c.eps,
-            reads=w.group(2, *cls.READS),
-            writes=w.group(3, *cls.WRITES),
+            reads=w.group(first, *cls.READS),
+            writes=w.group(first + 1, *cls.WRITES),
             activation=c.arch.activation,
         )
 
@@ -55,19 +56,25 @@ class Gated(Part):
         """(dgate, dup) of write(), whose gate and up are given up; None if they are not needed."""
         return e.glu_linear_backward(dy, gate, up, self.activation, self.writes, self.between, needed)
 
+    def compute(self, e, x, again: bool = False):
+        """The last product's result, None if it is left out, and what the backward needs. As forward()."""
+        gate, up = self.read(e, x)
+        if again and self.post is None:
+            return None, (x, gate, up, None)
+        (y,) = self.write(e, gate, up)
+        return y, (x, gate, up, self.kept(y))
+
     def forward(self, e, x, again: bool = False):
         """x: [T, d] -> (x + mlp(x), what the backward needs).
 
         again: it ran before, and only the latter is wanted: then the last product is left out where nothing reads it.
         """
-        gate, up = self.read(e, x)
-        if again and self.post is None:
-            return None, (x, gate, up, None)
-        (y,) = self.write(e, gate, up)
-        return self.add(e, x, y), (x, gate, up, self.kept(y))
+        y, saved = self.compute(e, x, again)
+        return y if y is None else self.add(e, x, y), saved
 
-    def backward(self, e, dout, saved, below, need_dx: bool = True):
-        """dout: [T, d] -> dx [T, d], or None if nothing below needs it. Adds to the gradients; below: as in mixers."""
+    def backward(self, e, dout, saved, below, need_dx: bool = True, residual=None):
+        """dout: [T, d] -> dx [T, d], or None if nothing below needs it. Adds to the gradients; below: as in mixers;
+        residual: what goes past the part, None: dout."""
         x, gate, up, y = saved
         dy = self.add_backward(e, dout, y)
         del y
@@ -76,4 +83,4 @@ class Gated(Part):
         del dy, gate, up
         if not needed:
             return None
-        return self.read_backward(e, both, x, dout, below, need_dx)
+        return self.read_backward(e, both, x, dout if residual is None else residual, below, need_dx)
