@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from anytune.adapter.fit import check_fit, check_shapes, level
 from anytune.adapter import peft_experts
 from anytune.adapter.peft_read import CONFIG_LIMIT, PREFIX, Found, read_json, read_weights
+from anytune.adapter.scaled import behind, within
 from anytune.adapter.settings import read_settings
 from anytune.errors import UserError
 from anytune.files import atomic_write, cannot_write
@@ -44,7 +46,7 @@ def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
         module, (rows, columns) = _module(arch, name), naming.orders(arch, name, gguf)
         pair = naming.arranged(a, (None, columns)), naming.arranged(b, (rows, None))
         target.add(module, f"{module}.weight" if _by_parameter(arch, name, module) else None, *pair)
-    for place, parameter, pair in peft_experts.parameters(arch, adapter.tensors):
+    for place, parameter, pair in peft_experts.parameters(arch, _within(adapter, arch, gguf)):
         target.add(place, parameter, *peft_experts.flat(pair), rank=pair[0].shape[1])
     layers = gguf.metadata.get(f"{adapter.architecture}.block_count") if gguf else None
     config = target.config(layers)
@@ -85,10 +87,13 @@ def load(folder: Path, gguf: GGUF | None) -> tuple[Any, ...]:
     ranks = check_shapes(str(folder), shapes)
     if gguf is not None:
         check_fit(str(folder), architecture, shapes, gguf)
+    else:
+        _refuse_scales(arch, shapes)
     tensors = {}
     for name, (a, b) in pairs.items():
         rows, columns = naming.orders(arch, name, gguf)
-        tensors[name] = naming.arranged(a, (None, columns), True), naming.arranged(b, (rows, None), True)
+        b = naming.arranged(b, (rows, None), True)
+        tensors[name] = naming.arranged(a, (None, columns), True), b if gguf is None else behind(gguf, name, b)
     template, text = folder / TEMPLATE, None
     if template.is_file() and template.stat().st_size < CONFIG_LIMIT:
         text = template.read_text("utf-8-sig", "replace")
@@ -107,6 +112,20 @@ def _module(arch: Architecture, name: str) -> str:
     if found is None or part.removesuffix(".weight") not in (*arch.modules, *arch.routers, "output"):
         raise UserError(f"peft's name for {name} is not known here; save the adapter as .gguf.")
     return found.removesuffix(".weight")
+
+
+def _within(adapter: Adapter, arch: Architecture, gguf: GGUF | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The pairs as peft has them beside the weights. UserError if that needs the base model."""
+    if gguf is not None:
+        return {name: (a, within(gguf, name, b)) for name, (a, b) in adapter.tensors.items()}
+    _refuse_scales(arch, adapter.tensors)
+    return adapter.tensors
+
+
+def _refuse_scales(arch: Architecture, names: Iterable[str]) -> None:
+    """UserError if some of these tensors have scales."""
+    if "ffn_down_exps.scale" in arch.others and any("ffn_down_exps" in name for name in names):
+        raise UserError("The scales of this model's experts are between peft's pairs and its own: give the base model.")
 
 
 def _by_parameter(arch: Architecture, name: str, module: str) -> bool:

@@ -69,8 +69,8 @@ class Half(Stack):
 
 
 def stacked(weights: dict[str, Weight], fused: bool = False) -> dict[str, Weight | Stack]:
-    """The weights with each layer's experts in one: NAME.mlp.experts.gate_proj.weight and so on; fused: gate and up stay
-    in one where they are. Raises UserError for experts of which some are missing, or that differ in shape or type."""
+    """The weights with each layer's experts in one: NAME.mlp.experts.gate_proj.weight and so on; fused: gate and up
+    stay one where they are. Raises UserError for experts of which some are missing, or that differ in shape or type."""
     weights = {name.replace(".block_sparse_moe.", ".mlp."): weight for name, weight in weights.items()}
     turned = any(name.endswith(".experts.gate_up_proj_bias") for name in weights)
     found: dict[str, Weight | Stack] = {}

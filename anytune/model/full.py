@@ -87,11 +87,11 @@ def _module(name: str) -> str | None:
     stem, _, kind = place.rpartition(".") if "." in place else (place, "", "")
     if stem == "exp_probs_b":  # it has no gradient: it only decides which experts are chosen
         return None
-    if kind == "bias":
-        return BIAS
+    if kind in ("bias", "scale"):
+        return BIAS if kind == "bias" else "router"
     if stem == "token_embd":
         return EMBED
-    return NORM if stem.endswith("_norm") else PLACES.get(stem)
+    return NORM if re.search(r"_norm(_\d)?$", stem) else PLACES.get(stem)
 
 
 def _layer(name: str, layers: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from anytune.adapter.scaled import behind, within
 from anytune.errors import UserError
 
 from .lora import Layout, Lora
@@ -46,7 +47,7 @@ class LoraTrainee(Passes):
         else:
             for pair in layout.pairs:
                 a, b = adapter.tensors[pair.name]
-                pair.view_a(start)[...], pair.view_b(start)[...] = a, b
+                pair.view_a(start)[...], pair.view_b(start)[...] = a, within(self.model.gguf, pair.name, b)
         self.parameters = e.vector(start)
         del start
         self.gradients, self.first, self.second = (e.zeros(layout.size) for _ in range(3))
@@ -141,13 +142,14 @@ class LoraTrainee(Passes):
         from anytune.adapter.adapter import Adapter
 
         flat = self.engine.host(self.parameters) if copy else self.engine.view(self.parameters)
+        gguf = self.model.gguf
         return Adapter(
-            tensors={p.name: (p.view_a(flat), p.view_b(flat)) for p in self.layout.pairs},
+            tensors={p.name: (p.view_a(flat), behind(gguf, p.name, p.view_b(flat))) for p in self.layout.pairs},
             rank=self.lora.rank,
             alpha=self.lora.alpha,
             rslora=self.lora.rslora,
             architecture=self.config.architecture,
             base_name=self.model.name,
-            base_sha256=self.model.gguf.sha256(),
+            base_sha256=gguf.sha256(),
             chat_template=self.model.template_source,
         )

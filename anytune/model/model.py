@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from anytune.adapter.resolve import AdapterLike, resolve
+from anytune.adapter.scaled import within
 from anytune.arguments import public
 from anytune.errors import UserError
 
@@ -126,7 +127,10 @@ class Model:
             return {}
         adapter.check(self.gguf)
         e = self.engine
-        return {name: e.lora_pair(e.vector(a), e.vector(b), adapter.scale) for name, (a, b) in adapter.tensors.items()}
+        return {
+            name: e.lora_pair(e.vector(a), e.vector(within(self.gguf, name, b)), adapter.scale)
+            for name, (a, b) in adapter.tensors.items()
+        }
 
     @public({"lora": "adapter"})
     def logits(self, ids, adapter=None) -> np.ndarray:

@@ -59,6 +59,26 @@ def spread(engine, weights, routing):
 
 
 @pytest.mark.parametrize("router", ROUTERS)
+def test_scales_of_experts(engine, router):
+    random = np.random.default_rng(0)
+    scores, d = (random.standard_normal((17, EXPERTS)).astype(np.float32) for _ in range(2))
+    scales = random.standard_normal(EXPERTS).astype(np.float32)
+    scales[1] = 0  # it gives nothing, and has a gradient
+    engine.begin(np.array([0, 17], np.int32), 17, (0, 0, 0))
+    routing = engine.route(engine.lower(scores), None, router, engine.vector(scales))
+    chosen = np.asarray(engine.host(routing.chosen), np.int64)
+    assert error(spread(engine, routing.weights, routing), weights_of(scores, None, router) * scales) < 1e-6
+    dweights, into = engine.lower(np.ascontiguousarray(np.take_along_axis(d, chosen, 1))), engine.zeros(EXPERTS)
+    got = engine.host(engine.route_backward(dweights, routing, into))
+
+    def loss(s, by):
+        return float(np.sum(weights_of(s, None, router, chosen) * by * d))
+
+    agrees(got, lambda s: loss(s, scales), (scores,), 0, random, 1e-5)
+    agrees(engine.host(into), lambda by: loss(scores, by), (scales,), 0, random, 1e-5)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("biased", [False, True])
 def test_routers(engine, router, biased):
     random = np.random.default_rng(0)

@@ -35,7 +35,7 @@ class PeftTwin:
         rslora: bool = False,
     ):
         peft, torch = need("peft"), need("torch")
-        self.values, _ = twin.read(path)
+        self.values, self.weights = twin.read(path)
         self.arch = self.values["general.architecture"]
         experts = {name: pair for name, pair in tensors.items() if twin_experts.is_expert(name)}
         plain = {name: pair for name, pair in tensors.items() if self.arch == "glm4moe" and name.endswith(FED)}
@@ -62,7 +62,7 @@ class PeftTwin:
             name: (twin.module_name(name, self.arch).removesuffix(".weight"), *pair) for name, pair in plain.items()
         }
         self.parameters |= twin_experts.adapt_linears(self.model.base_model.model, plain, scale)
-        self.parameters |= twin_experts.adapt(self.model.base_model.model, self.arch, experts, scale)
+        self.parameters |= twin_experts.adapt(self.model.base_model.model, self.arch, experts, scale, self.weights)
 
     def logits(self, ids: list[int]) -> np.ndarray:
         self.model.eval()
@@ -82,7 +82,8 @@ class PeftTwin:
         self.loss(ids, targets).backward()
         out = {}
         for name, (a, b) in self.parameters.items():
-            out[name] = tuple(back(name, p.grad.numpy(), self.values, side) for p, side in ((a, "a"), (b, "b")))
+            a, b = (back(name, p.grad.numpy(), self.values, side) for p, side in ((a, "a"), (b, "b")))
+            out[name] = a, b * twin_experts.behind(name, self.weights)
         return out
 
     def train(self, batches: list[tuple[np.ndarray, np.ndarray]], lr: float, max_grad_norm: float = 1.0) -> list[float]:

@@ -115,6 +115,7 @@ def test_gradients_of_experts_states_and_sinks(tiny_file, tmp_path, name):
     path, (ids, targets) = tiny_file(name), next(batches(1))
     trainee, batch = anytune.load(path, device="numpy", threads=1).full_trainee(Full(), ubatch=69), None
     values, weights = twin.read(path)
+    weights = {name: w for name, w in weights.items() if not name.startswith("rope_") and "output_scale" not in name}
     assert set(trainee.names) == set(weights)
     batch = micro_batch(ids, targets)
     trainee.accumulate(batch, 1 / batch.loss_tokens, 1, 0)

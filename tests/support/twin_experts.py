@@ -84,9 +84,15 @@ def adapt_linears(model, names: dict, scale: float) -> dict:
     return found
 
 
-def adapt(model, arch: str, tensors: dict, scale: float) -> dict:
+def behind(tensor: str, weights: dict[str, np.ndarray]) -> np.ndarray | float:
+    """What llama.cpp multiplies an expert's product by before it adds what its pair gives: [experts, 1, 1], or 1."""
+    return weights[name].reshape(-1, 1, 1) if (name := tensor.replace("weight", "scale")) in weights else 1.0
+
+
+def adapt(model, arch: str, tensors: dict, scale: float, weights: dict[str, np.ndarray]) -> dict:
     """Change a transformers model's experts by pairs {tensor: (a, b)} -> {tensor: (a, b) as torch's parameters}."""
     torch = need("torch")
+    tensors = {name: (a, b / behind(name, weights)) for name, (a, b) in tensors.items()}
 
     class Change(torch.nn.Module):
         def __init__(self, pairs: dict, name: str):

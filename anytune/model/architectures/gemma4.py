@@ -7,17 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
-from anytune.model.architecture import (
-    BESIDE,
-    LAYER_TYPES,
-    MODULES,
-    PATTERN,
-    SCALES,
-    WINDOW,
-    ExpertNames,
-    Other,
-    layer_types,
-)
+from anytune.model.architecture import BESIDE, LAYER_TYPES, MODULES, PATTERN, SCALES, WINDOW
+from anytune.model.architecture import ExpertNames, Other, layer_types
 from anytune.model.ffn.beside import Beside
 from anytune.model.ffn.dense_beside_experts import DenseBesideExperts
 from anytune.model.ffn.gated import Gated
@@ -32,7 +23,6 @@ if TYPE_CHECKING:
 CAP, SHARED, OWN = "final_logit_softcapping", "attention.shared_kv_layers", "embedding_length_per_layer_input"
 SIZE, TURNED, HEADS = "attention.key_length_swa", "rope.dimension_count_swa", "attention.head_count_kv"
 VALUES, BASE, FED = "attention.value_length_swa", "rope.freq_base_swa", "feed_forward_length"
-NAMES = gemma3.NAMES | BESIDE | {"post_norm": "post_per_layer_input_norm"}
 
 
 def read(get: Callable, c: Config) -> dict[str, Any]:
@@ -120,7 +110,7 @@ GEMMA4 = replace(
     model_class="Gemma4ForCausalLM",
     other_classes=("Gemma4ForConditionalGeneration",),
     modules=MODULES | {"inp_gate": "per_layer_input_gate", "proj": "per_layer_projection"},
-    norms=NAMES,
+    norms=gemma3.NAMES | BESIDE | {"post_norm": "post_per_layer_input_norm"},
     unit_norms=(),
     routers={"ffn_gate_inp": "router.proj"},
     expert_names=ExpertNames("experts", each=(), fused=True),
