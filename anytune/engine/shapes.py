@@ -12,7 +12,8 @@ Number = Any
 @dataclass(frozen=True)
 class Heads:
     """Shape of an attention: query heads, key heads, width of a head, window (0: none), scale of scores; cap: scaled
-    scores s become cap * tanh(s / cap), unless it is 0."""
+    scores s become cap * tanh(s / cap), unless it is 0; sinks: whether sink() follows, so that probabilities add up to
+    less than 1."""
 
     n_heads: int
     n_kv_heads: int
@@ -20,6 +21,7 @@ class Heads:
     window: int
     scale: float
     cap: float = 0.0
+    sinks: bool = False
 
     @property
     def group(self) -> int:

@@ -19,9 +19,9 @@ from .rows import address, aligned
 def attention(e, q, k, v, heads: Heads):
     """q: [T, n_heads*head_dim], k, v: [T, n_kv_heads*head_dim] -> (o [T, n_heads*head_dim], lse [queries, T]).
 
-    Capped heads are NumPy's, in float32.
+    Capped heads and those with sinks are NumPy's, in float32: attend.py makes use of probabilities that add up to 1.
     """
-    if heads.cap:
+    if heads.cap or heads.sinks:
         return whole.attention(e, q, k, v, heads)
     tokens, size = q.shape[0], heads.head_dim
     out = e.array(tokens, heads.n_heads * size)
@@ -71,7 +71,7 @@ def _offsets(sizes, keys: int, size: int) -> tuple[int, ...]:
 
 def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
     """-> (dq, dk, dv), columns of one buffer; out and lse are what attention gave."""
-    if heads.cap:
+    if heads.cap or heads.sinks:
         return whole.attention_backward(e, dout, q, k, v, out, lse, heads)
     tokens, size = q.shape[0], heads.head_dim
     wide, narrow = heads.n_heads * size, heads.n_kv_heads * size

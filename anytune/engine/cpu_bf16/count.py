@@ -194,14 +194,14 @@ class Bf16Count(CountEngine):
                     self._aligned("packed", turned_words(high - low, tokens))
 
     def attention(self, q, k, v, heads: Heads):
-        if heads.cap:
+        if heads.cap or heads.sinks:
             return super().attention(q, k, v, heads)
         tokens = q.shape[0]
         self._attend_bf16(heads, 2, attend.sizes)
         return self.array(tokens, heads.n_heads * heads.head_dim), self.flat(heads.n_heads * max(tokens, self.capacity))
 
     def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
-        if heads.cap:
+        if heads.cap or heads.sinks:
             return super().attention_backward(dout, q, k, v, out, lse, heads)
         tokens, narrow = q.shape[0], heads.n_kv_heads * heads.head_dim
         both = self.array(tokens, heads.n_heads * heads.head_dim + 2 * narrow)

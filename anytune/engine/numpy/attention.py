@@ -195,14 +195,12 @@ def _task_backward(e, number, task, heads, dout, q, k, v, lse, inner, dq, dk, dv
 def sink(e, out, lse, sinks, heads: Heads):
     """As base.py has it; with sinks each row's sum of exponentials grows by theirs."""
     tokens = out.shape[0]
-    view, apart = _by_token(lse, tokens, heads), lse.shape == (heads.n_heads, tokens) and heads.group > 1
+    view = _by_token(lse, tokens, heads)
     grown = np.logaddexp(view, sinks)
     result = e.array(*out.shape)
     np.multiply(out, np.repeat(np.exp(view - grown), heads.head_dim, axis=1), out=result)
     new = _per_token(e, tokens, heads.n_heads).reshape(lse.shape)
-    new[...] = (
-        grown.T if apart else grown.reshape(tokens, heads.n_kv_heads, heads.group).swapaxes(0, 1).reshape(lse.shape)
-    )
+    new[...] = grown.reshape(tokens, heads.n_kv_heads, heads.group).swapaxes(0, 1).reshape(lse.shape)
     return result, new
 
 
@@ -215,9 +213,7 @@ def sink_gradient(e, dout, out, lse, sinks, heads: Heads, into) -> None:
 
 
 def _by_token(lse, tokens: int, heads: Heads) -> np.ndarray:
-    """[T, n_heads], whichever way the kernels have it."""
-    if lse.shape == (heads.n_heads, tokens) and heads.group > 1:  # bf16's
-        return lse.T
+    """[T, n_heads]"""
     return lse.reshape(heads.n_kv_heads, tokens, heads.group).swapaxes(0, 1).reshape(tokens, -1)
 
 

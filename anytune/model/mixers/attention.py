@@ -38,7 +38,7 @@ class Attention(Part):
     def shape(cls, c: Config, layer: int) -> Heads:
         keys = c.key_heads[layer] if c.key_heads else c.n_kv_heads
         window = c.window if c.windowed(layer) else 0
-        return Heads(c.heads, keys, c.size(layer), window, c.attention_scale, c.score_cap)
+        return Heads(c.heads, keys, c.size(layer), window, c.attention_scale, c.score_cap, c.arch.sinks)
 
     @classmethod
     def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
