@@ -113,6 +113,18 @@ def test_steps_of_many_sizes_and_halting(files):
     assert np.isfinite(float(one.update(1e-3, 9))) and not np.array_equal(one.state()["parameters"], before)
 
 
+@pytest.mark.parametrize("name", ("qwen35", "lfm2"))
+def test_losses_stay_the_numpy_engines(files, name):
+    """Over steps of AdamW on streams of several lengths, replayed."""
+    one, two = trainee_of(files[name], "webgpu"), trainee_of(files[name], "numpy")
+    for step in range(1, 21):
+        batch, losses = stream([20 + step % 3, 17, 9], seed=step % 4), []
+        for trainee in (one, two):
+            losses.append(float(trainee.accumulate(batch, 0.02, step, 0)))
+            trainee.update(1e-3, step)
+        assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
 @pytest.mark.parametrize("name", ("gemma3", "qwen35"))
 def test_going_on_from_a_state_gives_the_same_bits(files, name):
     def steps(trainee, first, last):

@@ -44,6 +44,25 @@ def norm_backward() -> Kernel:
     )
 
 
+# (first chunk, last) that segment z walks back over: from the last cut in it down to that in one before; none: (0, 1)
+_RUN = f"""
+fn run_of(z: u32, head: u32, final_: bool) -> vec2<u32> {{
+  let low = z * {SPAN}u;
+  var begin = min(low + {SPAN}u, p.chunks);
+  while (!final_ && begin > low) {{
+    if (cut(begin - 1u, head)) {{ break; }}
+    begin--;
+  }}
+  var end = low;
+  while (end > 0u) {{
+    if (cut(end - 1u, head)) {{ break; }}
+    end--;
+  }}
+  if (end > 0u) {{ end--; }}
+  return select(vec2<u32>(0u, 1u), vec2<u32>(begin - 1u, end), begin > low);
+}}"""
+
+
 @functools.cache
 def walk_back(s: Sizes, goes_on: bool, hands_on: bool) -> Kernel:
     """Writes after, and the last third of work.  grid: as walk()'s, from the last chunk of a run to the first.
@@ -78,21 +97,7 @@ def walk_back(s: Sizes, goes_on: bool, hands_on: bool) -> Kernel:
   let k0 = q0 + p.keys * {s.key}u;
   let inner = p.values * {s.value}u;
   let final_ = group.z + 1u == p.segments;
-  if (lane == 0u) {{
-    let low = group.z * {SPAN}u;
-    var begin = min(low + {SPAN}u, p.chunks);
-    while (!final_ && begin > low) {{
-      if (cut(begin - 1u, head)) {{ break; }}
-      begin--;
-    }}
-    var end = low;
-    while (end > 0u) {{
-      if (cut(end - 1u, head)) {{ break; }}
-      end--;
-    }}
-    if (end > 0u) {{ end--; }}
-    place = select(vec2<u32>(0u, 1u), vec2<u32>(begin - 1u, end), begin > low);
-  }}
+  if (lane == 0u) {{ place = run_of(group.z, head, final_); }}
   let run = workgroupUniformLoad(&place);
   if (run.x < run.y) {{ return; }}
   for (var e = lane; e < {s.key * b}u; e += 256u) {{
@@ -155,7 +160,7 @@ def walk_back(s: Sizes, goes_on: bool, hands_on: bool) -> Kernel:
         shared=f"var<workgroup> state: array<f32, {s.key * b}>;\nvar<workgroup> right: array<f32, {c * b}>;\n"
         f"var<workgroup> writes: array<f32, {c * b}>;\nvar<workgroup> given: array<f32, {c * b}>;\n"
         "var<workgroup> place: vec2<u32>;",
-        functions=cut(c),
+        functions=cut(c) + _RUN,
     )
 
 

@@ -104,6 +104,24 @@ fn cut(n: u32, head: u32) -> bool {{
 }}"""
 
 
+# chunks that segment z walks over: from the first cut in it, up to and with that in a later one
+_RUN = f"""
+fn run_of(z: u32, head: u32) -> vec2<u32> {{
+  let high = min((z + 1u) * {SPAN}u, p.chunks);
+  var begin = z * {SPAN}u;
+  while (z > 0u && begin < high) {{
+    if (cut(begin, head)) {{ break; }}
+    begin++;
+  }}
+  var end = high;
+  while (end < p.chunks) {{
+    if (cut(end, head)) {{ end++; break; }}
+    end++;
+  }}
+  return vec2<u32>(begin, select(end, begin, begin == high));
+}}"""
+
+
 @functools.cache
 def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
     """out [tokens, values, value_size]: results before their norm.  grid: (columns / s.columns, values, segments).
@@ -146,20 +164,7 @@ def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
   let v0 = (2u * p.keys * {s.key}u) + head * {s.value}u + c0;
   let q0 = head % p.keys * {s.key}u;
   let k0 = q0 + p.keys * {s.key}u;
-  if (lane == 0u) {{
-    let high = min((group.z + 1u) * {SPAN}u, p.chunks);
-    var begin = group.z * {SPAN}u;
-    while (group.z > 0u && begin < high) {{
-      if (cut(begin, head)) {{ break; }}
-      begin++;
-    }}
-    var end = high;
-    while (end < p.chunks) {{
-      if (cut(end, head)) {{ end++; break; }}
-      end++;
-    }}
-    place = vec2<u32>(begin, select(end, begin, begin == high));
-  }}
+  if (lane == 0u) {{ place = run_of(group.z, head); }}
   let run = workgroupUniformLoad(&place);
   if (run.x == run.y) {{ return; }}
   for (var e = lane; e < {s.key * b}u; e += 256u) {{
@@ -217,5 +222,5 @@ def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
 """,
         shared=f"var<workgroup> state: array<f32, {s.key * b}>;\nvar<workgroup> right: array<f32, {c * b}>;\n"
         f"var<workgroup> writes: array<f32, {c * b}>;\nvar<workgroup> place: vec2<u32>;",
-        functions=cut(c),
+        functions=cut(c) + _RUN,
     )
