@@ -17,7 +17,7 @@ from anytune.quantization.rewrite import PIECE, Rows, rows_of
 
 LEFT_OUT = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")  # config.json says it
 EXPERTS = re.compile(r"blk\.(\d{1,5})\.ffn_(gate|up|gate_up|down)_exps\.(weight|bias)")
-EXACT = (".e_score_correction_bias",)  # choices hang on small differences of these: they stay float32
+EXACT = (".e_score_correction_bias", ".expert_bias")  # choices hang on small differences of these: they stay float32
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def tensor_table(s: Shape) -> dict[str, tuple[tuple[int, ...], float, str]]:
 
     table = {
         "token_embd.weight": ((s.vocab, s.width), 2 * s.width**-0.5, "matrix"),
-        "token_embd_norm.weight" if s.arch == "lfm2" else "output_norm.weight": norm(s.width),
+        "token_embd_norm.weight" if s.arch.startswith("lfm2") else "output_norm.weight": norm(s.width),
     }
     if own := s.meta.get("embedding_length_per_layer_input"):
         table |= {

@@ -25,7 +25,9 @@ def feed_forward(s: Any, i: int) -> dict[str, Row]:
     found = {"ffn_gate_inp.weight": ((experts, s.width), 2 * s.width**-0.5, "constant")}
     found |= {name: ((experts, *shape), scale, kind) for name, (shape, scale, kind) in rows.items()}
     if count := s.meta.get("expert_shared_count", 0):
-        found |= gated("_shexp", s.width, count * inner) | {"exp_probs_b.bias": ((experts,), 0.2, "bias")}
+        found |= gated("_shexp", s.width, count * inner)
+    if s.meta.get("expert_gating_func") == 2:
+        found["exp_probs_b.bias"] = ((experts,), 0.2, "bias")
     if shared := s.meta.get("expert_shared_feed_forward_length", 0):
         found |= gated("_shexp", s.width, shared)
         found["ffn_gate_inp_shexp.weight"] = ((s.width,), s.width**-0.5, "constant")
@@ -161,14 +163,15 @@ def lfm2(s: Any, i: int) -> dict[str, Row]:
             "shortconv.conv.weight": ((s.width, s.meta["shortconv.l_cache"]), 0.5, "constant"),
             "shortconv.out_proj.weight": linear(s.width, s.width),
         }
-    return {
-        "attn_norm.weight": norm(s.width),
-        **mixer,
-        "ffn_norm.weight": norm(s.width),
-        "ffn_gate.weight": linear(s.ff, s.width),
-        "ffn_up.weight": linear(s.ff, s.width),
-        "ffn_down.weight": linear(s.width, s.ff),
-    }
+    return {"attn_norm.weight": norm(s.width), **mixer, "ffn_norm.weight": norm(s.width), **feed_forward(s, i)}
 
 
-LAYERS = {"glm4moe": glm4moe, "gpt-oss": gptoss, "qwen35": qwen35, "qwen35moe": qwen35, "gemma4": gemma4, "lfm2": lfm2}
+LAYERS = {
+    "glm4moe": glm4moe,
+    "gpt-oss": gptoss,
+    "qwen35": qwen35,
+    "qwen35moe": qwen35,
+    "gemma4": gemma4,
+    "lfm2": lfm2,
+    "lfm2moe": lfm2,
+}

@@ -245,6 +245,22 @@ SHAPES = {
         rope_base=1e6,
         meta={"shortconv.l_cache": 3, "attention.head_count_kv": [0, 2, 0]},
     ),
+    "lfm2moe": Shape(
+        "lfm2moe",
+        layers=3,
+        head_dim=16,
+        tied=True,
+        qk_norm=True,
+        pre="lfm2",
+        rope_base=1e6,
+        meta=MOE
+        | {
+            "shortconv.l_cache": 3,
+            "attention.head_count_kv": [0, 2, 0],
+            "leading_dense_block_count": 1,
+            "expert_gating_func": 2,
+        },
+    ),
     "qwen35": Shape("qwen35", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35),
     "qwen35-wide": Shape(
         "qwen35",

@@ -36,7 +36,7 @@ def module_name(tensor: str, arch: str) -> str:
         return f"{ENDS[stem]}.{kind}"
     layer, name = tensor.split(".", 2)[1:]
     name = name.removesuffix(".weight").removesuffix(".bias")
-    whole = WHOLE.get(name)
+    whole = "feed_forward.expert_bias" if (arch, name) == ("lfm2moe", "exp_probs_b") else WHOLE.get(name)
     return f"model.layers.{layer}." + (whole or f"{KINDS[arch].names[name]}.{kind}")
 
 

@@ -20,8 +20,10 @@ NAMES = {  # what is not an expert's, of whatever architecture
 PART = re.compile(r"blk\.(\d+)\.ffn_(gate|up|gate_up|down)_exps\.(weight|bias)")
 
 
-def place(arch: str, layer) -> str:
-    return f"model.layers.{layer}." + ("experts" if arch == "gemma4" else "mlp.experts")
+def place(arch: str, layer: str) -> str:
+    """The module of a layer's experts."""
+    own = {"gemma4": "experts", "lfm2moe": "feed_forward.experts"}
+    return f"model.layers.{layer}.{own.get(arch, 'mlp.experts')}"
 
 
 def is_expert(tensor: str) -> bool:

@@ -69,6 +69,7 @@ LFM2_NAMES = {
     "attn_norm": "operator_norm",
     "ffn_norm": "ffn_norm",
 }
+LFM2MOE_NAMES = LFM2_NAMES | {"ffn_gate_inp": "feed_forward.gate"}
 GLM4MOE_NAMES = LAYER_NAMES | {
     "post_attention_norm": "post_attention_layernorm",
     **{f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")},
@@ -241,6 +242,13 @@ def lfm2(get: Callable, common: dict, weights: dict) -> dict:
     )
 
 
+def lfm2moe(get: Callable, common: dict, weights: dict) -> dict:
+    own = lfm2(get, common, weights)
+    del own["block_auto_adjust_ff_dim"]
+    more = dict(num_experts=get("expert_count"), num_dense_layers=get("leading_dense_block_count"))
+    return experts(get, common, weights) | own | more
+
+
 def glm4moe(get: Callable, common: dict, weights: dict) -> dict:
     return experts(get, common, weights) | dict(
         n_routed_experts=get("expert_count"),
@@ -255,6 +263,7 @@ def glm4moe(get: Callable, common: dict, weights: dict) -> dict:
 KINDS = {
     "glm4moe": Kind("Glm4Moe", names=GLM4MOE_NAMES, settings=glm4moe),
     "gpt-oss": Kind("GptOss", names=GPTOSS_NAMES, settings=gptoss),
+    "lfm2moe": Kind("Lfm2Moe", names=LFM2MOE_NAMES, settings=lfm2moe),
     "lfm2": Kind("Lfm2", names=LFM2_NAMES, settings=lfm2),
     "bitnet": Kind("BitNet", names=BITNET_NAMES, settings=lambda get, common, weights: {"hidden_act": "silu"}),
     "gemma4": Kind("Gemma4", "Gemma4TextConfig", GEMMA4_NAMES, settings=gemma4),

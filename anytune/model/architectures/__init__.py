@@ -8,6 +8,7 @@ from .gptoss import GPTOSS
 from .gemma4 import GEMMA4
 from .granite import GRANITE
 from .lfm2 import LFM2
+from .lfm2moe import LFM2MOE
 from .llama import LLAMA
 from .mistral3 import MISTRAL3
 from .olmo2 import OLMO2
@@ -40,5 +41,6 @@ ARCHITECTURES = {
         PHI3,
         BITNET,
         LFM2,
+        LFM2MOE,
     )
 }
