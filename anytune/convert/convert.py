@@ -13,6 +13,7 @@ import numpy as np
 from anytune.convert.names import gguf_name
 from anytune.convert.checkpoint import Weight, read_json, read_weights
 from anytune.convert.experts import Stack, stacked
+from anytune.convert.latents import split_latents
 from anytune.convert.metadata import metadata, notes, rope_factors, text_config
 from anytune.convert.vocabulary import vocabulary
 from anytune.errors import UserError
@@ -60,7 +61,8 @@ def convert(
         )
     tied = bool(config.get("tie_word_embeddings", architecture.startswith("gemma")))
     fused = ARCHITECTURES[architecture].expert_names.fused
-    weights = _renamed(stacked(read_weights(folder), fused), architecture, tied)
+    read = stacked(read_weights(folder), fused)
+    weights = _renamed(split_latents(read, config) if ARCHITECTURES[architecture].latent else read, architecture, tied)
     words = vocabulary(folder, architecture, config, pre)
     own = _own_type(weights)
     floats = wanted.name if wanted is not None and wanted.name in FLOATS else own

@@ -21,6 +21,7 @@ from .operations import Operations
 from .shapes import Array as Array
 from .shapes import DeltaHeads as DeltaHeads
 from .shapes import Heads as Heads
+from .shapes import LatentHeads as LatentHeads
 from .shapes import Number as Number
 from .shapes import Router as Router
 from .shapes import Stream as Stream

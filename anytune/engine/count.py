@@ -103,6 +103,19 @@ class RowShapes(ExpertShapes, Composed):
     def join_heads(self, first, second, heads):
         return self.array(first.shape[0], 2 * first.shape[1])
 
+    def latent_heads(self, q, kv, shared, shape):
+        return tuple(self.array(q.shape[0], shape.heads * shape.size) for _ in range(3))
+
+    def latent_heads_backward(self, dq, dk, dv, shape):
+        widths = shape.heads * shape.keys, shape.heads * (shape.plain + shape.value), shape.turned
+        return tuple(self.array(dq.shape[0], width) for width in widths)
+
+    def resize_heads(self, x, heads, size):
+        return self.array(x.shape[0], heads * size)
+
+    def latent_matrix(self, k, v):
+        return np.broadcast_to(np.float32(0), (k.shape[0] * (k.shape[2] + v.shape[1]), k.shape[1]))
+
     def gated(self, x, gate, activation):
         return self.array(*x.shape)
 

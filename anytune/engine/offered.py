@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from .shapes import Array, DeltaHeads, Router
+from .shapes import Array, DeltaHeads, LatentHeads, Router
 
 
 class Offered(Protocol):
-    """An engine says in `offers` which of these it has: "delta", "experts"."""
+    """An engine says in `offers` which of these it has: "delta", "latent", "experts"."""
 
     # -- the gated delta net, and what comes with it. Engines say in `offers` which of these they have
     def delta(self, x, beta, alpha, weights, heads: DeltaHeads) -> tuple[Array, Any]:
@@ -38,8 +38,8 @@ class Offered(Protocol):
     def convolve_cached(self, x, weight, silu: bool, cache, places) -> Array:
         """convolve() of new tokens that go on from a state() of (kernel - 1) * n numbers."""
 
-    def split_heads(self, x, heads: int) -> tuple[Array, Array]:
-        """x [T, heads * 2 size] -> the first and the second half of each head, [T, heads * size]."""
+    def split_heads(self, x, heads: int, first: int = 0) -> tuple[Array, Array]:
+        """x [T, heads * size] -> the first columns of each head (0: half of them), and the others."""
 
     def join_heads(self, first, second, heads: int) -> Array:
         """The inverse of split_heads."""
@@ -52,6 +52,25 @@ class Offered(Protocol):
 
     def state(self, slots: int, size: int) -> Array:
         """A float32 buffer of `size` numbers for each of `slots` sequences. A sequence at position 0 starts over."""
+
+    # -- latent attention
+    def latent_heads(self, q, kv, shared, shape: LatentHeads) -> tuple[Array, Array, Array]:
+        """q [T, heads * (plain + turned)], kv [T, heads * (plain + value)], shared [T, turned] -> what qk_norm_rope()
+        and attention() take, [T, heads * size]: queries and keys with the columns that turn first, values."""
+
+    def latent_heads_backward(self, dq, dk, dv, shape: LatentHeads) -> tuple[Array, Array, Array]:
+        """(dq, dkv, dshared)."""
+
+    def resize_heads(self, x, heads: int, size: int) -> Array:
+        """x [T, heads * other size] with each head cut to `size` columns, or zeros behind it: its own backward."""
+
+    def latent_matrix(self, k, v) -> Array:
+        """k [heads, rank, plain], v [heads, value, rank] -> the matrix [heads * (plain + value), rank] whose product
+        with the latent is kv."""
+
+    def head_product(self, x, matrix, heads: int, low: int, high: int, back: bool) -> Array:
+        """For a few rows, without a backward: rows low…high of each of the `heads` equal parts of the matrix (as
+        weight() and trained() give it) times that head's columns of x; with `back` their transposes."""
 
     # -- mixtures of experts. A slot: a token at one of its experts; there are S = used * T, sorted by expert
     def expert_group(

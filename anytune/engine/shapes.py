@@ -56,6 +56,28 @@ class DeltaHeads:
         return 2 * self.keys * self.key_size + self.inner
 
 
+@dataclass(frozen=True)
+class LatentHeads:
+    """Shape of latent attention's heads. `plain` columns of a key are made of the latent, `turned` columns are the same
+    in all heads; value: columns of a value; rank: of the latent."""
+
+    heads: int
+    rank: int
+    plain: int
+    turned: int
+    value: int
+
+    @property
+    def keys(self) -> int:
+        """Columns of a key."""
+        return self.plain + self.turned
+
+    @property
+    def size(self) -> int:
+        """Columns that keys and values both fit: the others are zero."""
+        return max(self.keys, self.value)
+
+
 LEAST_SUM = 2.0**-14  # that a router's weights are normalized by, as in llama.cpp
 
 
@@ -64,7 +86,8 @@ class Router:
     """How tokens choose experts: `used` of `experts`, ties going to the lower number.
 
     kind: of the scores' weights: "softmax" over all, "sigmoid", or "chosen", a softmax over those of the chosen;
-    normalized: whether those of the chosen are made to add up to 1; scale: what all are multiplied with.
+    normalized: whether those of the chosen are made to add up to 1; scale: what all are multiplied with. groups: that
+    experts are cut into, of which those `near` with the largest sums of their two best may be chosen from.
     """
 
     experts: int
@@ -72,6 +95,8 @@ class Router:
     kind: str = "softmax"
     normalized: bool = True
     scale: float = 1.0
+    groups: int = 1
+    near: int = 1
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from anytune.errors import UserError
 from anytune.gguf import GGUF
 from anytune.model import naming
 from anytune.model.config import Config
+from anytune.model.mixers.latent_attention import SPLIT
 from anytune.quantization.rewrite import PIECE, Rows, rows_of
 
 LEFT_OUT = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")  # config.json says it
@@ -47,7 +48,11 @@ def weights_of(base: GGUF, config: Config, values: Mapping[str, Rows]) -> list[W
         if name in LEFT_OUT or config.ignores(name):
             continue
         rows = values.get(name) or (lambda lo, hi, name=name: rows_of(base, name, lo, hi))
-        if experts := EXPERTS.fullmatch(name):
+        if name.endswith(SPLIT[0]):
+            found.append(_of_latents(base, name, config))
+        elif name.endswith(SPLIT[1]):
+            continue  # with the other half
+        elif experts := EXPERTS.fullmatch(name):
             layer, part, kind = experts.groups()
             found += _of_experts(base, config, values, int(layer), part, kind)
         else:
@@ -80,6 +85,19 @@ def _plain(base: GGUF, name: str, rows: Rows, config: Config) -> Weight:
 
     shape = tuple(t.shape)
     return Weight(theirs, shape if other is None else other.shape(shape), pieces)
+
+
+def _of_latents(base: GGUF, name: str, config: Config) -> Weight:
+    """The matrix whose halves are two tensors, of each head the rows that make keys, then those that make values."""
+    s, (k, v) = config.latent, (name.removesuffix(SPLIT[0]) + end for end in SPLIT)
+
+    def pieces() -> Iterator[np.ndarray]:
+        for head in range(s.heads):
+            keys = rows_of(base, k, head * s.rank, (head + 1) * s.rank)
+            yield np.concatenate([keys.T, rows_of(base, v, head * s.value, (head + 1) * s.value)])
+
+    theirs = naming.theirs(config.arch, k.replace("attn_k_b", "attn_kv_b"))
+    return Weight(theirs, (s.heads * (s.plain + s.value), s.rank), pieces)
 
 
 def _of_experts(

@@ -113,12 +113,13 @@ class Architecture:
     ffn_norm: str = "ffn_norm"  # the tensor of the feed-forward's norm
     sinks: bool = False  # a score without a value in the softmax of each query head
     gated_shared: bool = False  # a sigmoid gate on the expert of all tokens
-    choice_bias: bool = False  # a bias for the choice of experts alone
+    choice_bias: str = ""  # a bias for the choice of experts alone: "all" files have it, "some", or none
     # "all": in every layer but the first few that the file says; "some": in files that have them, "beside": in these
     # beside the dense feed-forward
     experts: str = ""
     gating: str = "softmax"  # Router.kind, unless the file says otherwise
     normalized: bool = True  # Router.normalized, unless the file says otherwise
+    latent: bool = False  # keys and values are made of a latent, in which they have other widths
     gated_attention: bool = False  # a sigmoid gate beside each query head
     scaled_embedding: bool = False  # embeddings times sqrt(d)
     nope_period: int = 0  # every n-th layer turns nothing by its position; 0: all turn
@@ -129,6 +130,7 @@ class Architecture:
     rope_factors: tuple[str, ...] = ()
     biases: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")  # linears whose bias llama.cpp reads
     optional: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # further tensors that a layer may have
+    unadapted: tuple[str, ...] = ()  # linears that llama.cpp multiplies with without looking for an adapter
     constants: tuple[str, ...] = ()  # tensors of a layer that have two dimensions, and are no linears
     lists: tuple[str, ...] = ()  # keys that may have a value for each layer
     still: bool = False  # whether heads are normed without being turned

@@ -10,6 +10,7 @@ from anytune.errors import UserError
 
 from .config import Config
 from .keys import check_tensors
+from .mixers.latent_attention import SPLIT as LATENT
 from .part import Layer, Norm, Run
 from .rope import STILL
 
@@ -57,7 +58,13 @@ class Weights:
         for name, info in gguf.tensors.items():
             if config.ignores(name):
                 continue
-            if len(info.shape) == 1 or name.endswith(".bias") or config.arch.is_constant(name):
+            if name.endswith(LATENT[1]):  # with its other half: see latent_attention.py
+                start = name.removesuffix(LATENT[1])
+                k, v = (engine.constant(gguf, start + end) for end in LATENT)
+                self.matrices[f"{start}attn_kv_b.weight"] = engine.trained(engine.latent_matrix(k, v), None)
+            elif name.endswith(LATENT[0]):
+                continue
+            elif len(info.shape) == 1 or name.endswith(".bias") or config.arch.is_constant(name):
                 self.vectors[name] = engine.constant(gguf, name)
             elif len(info.shape) in (2, 3):
                 self.matrices[name] = engine.weight(gguf, name, "lookup" if config.looked_up(name) else hold)
@@ -173,6 +180,9 @@ class LayerWeights:
     def norm(self, name: str) -> Norm | None:
         gain = self.vector(f"{name}.weight")
         return None if gain is None else Norm(gain, self.gradient(f"{name}.weight"))
+
+    def matrix(self, name: str):
+        return self.weights.matrices[f"blk.{self.layer}.{name}.weight"]
 
     def group(self, number: int, *names: str, experts: bool = False, biased: bool = True):
         """Linears that share an input; number: 0 to 11, of the group within the layer; experts: of each expert."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anytune.engine.base import DeltaHeads, Router
+from anytune.engine.base import DeltaHeads, LatentHeads, Router
 from anytune.errors import UserError
 
 from .architecture import PATTERN, WINDOW, Architecture
@@ -46,10 +46,14 @@ class Config:
     score_cap: float = 0.0  # the same of attention's scores
     heat: float = 0.0  # of queries beyond the original context: see Rope
     delta: DeltaHeads | None = None  # of the layers that are a gated delta net
+    latent: LatentHeads | None = None  # of layers whose keys and values are made of a latent
+    split_latent: bool = False  # what makes keys and what makes values are two tensors
+    q_rank: int = 0  # of the latent that queries are made of; 0: of the residual stream
     router: Router | None = None  # of the layers that have experts
     expert_hidden: int = 0  # of an expert
     fused_experts: bool = False  # gate and up are one matrix
     shared_hidden: int = 0  # of the expert that all tokens go to; 0: there is none
+    choice_bias: bool = False  # a bias for the choice of experts alone
     dense: int = 0  # layers before the first with experts
     behind: int = 0  # blocks behind the layers, which only speculative decoding uses
     kernel: int = 0  # tokens that a convolution sees
@@ -126,6 +130,7 @@ class Config:
         return bool(self.window and (not self.window_period or (layer + 1) % self.window_period))
 
 
+CHOICE_BIAS = "exp_probs_b.bias"
 EMBEDDING, LOOKUPS = "token_embd.weight", ("per_layer_token_embd.weight",)
 # The least and the greatest value that makes sense; NaN lies in no range. Others: 0 to 2**32.
 LIMITS = {
@@ -208,7 +213,7 @@ def read_config(gguf) -> Config:
         raise UserError(
             f"{where}: {heads} heads over {n_kv_heads} key heads of size {size} are invalid: the file is damaged"
         )
-    if get("attention.value_length", size) != size:
+    if get("attention.value_length", size) != size and not arch.latent:
         raise UserError(f"{where} has values of another width than its keys, which anytune does not support")
     if "token_embd.weight" not in gguf.tensors:
         raise UserError(f"{where} has no tensor token_embd.weight: it is not a complete model file")
@@ -287,13 +292,20 @@ def read_experts(get: Reader, c: Config, where: str) -> dict[str, Any]:
     scale = float(get("expert_weights_scale", 0.0, float)) or 1.0
     own = c.arch.experts != "some"  # there llama.cpp gives experts the width of the dense layers
     hidden = (get("expert_feed_forward_length", 0) or c.hidden // used) if own else c.hidden
+    groups = max(get("expert_group_count", 0), 1)
+    near = get("expert_group_used_count", groups) or groups
+    if groups > 1 and (count % groups or count < 2 * groups or near > groups or used > near * (count // groups)):
+        raise UserError(f"{where}: {near} of {groups} groups of {count} experts are invalid: the file is damaged")
     shared = get("expert_shared_feed_forward_length", 0) or get("expert_shared_count", 0) * hidden
     return {
-        "router": Router(count, used, kind, normalized, scale),
+        "router": Router(count, used, kind, normalized, scale, groups, near),
         "expert_hidden": hidden,
         "fused_experts": f"blk.{dense}.ffn_gate_up_exps.weight" in get.tensors,
         "shared_hidden": shared,
         "dense": dense,
+        "choice_bias": c.arch.choice_bias == "all"
+        or c.arch.choice_bias == "some"
+        and f"blk.{dense}.{CHOICE_BIAS}" in get.tensors,
     }
 
 

@@ -173,6 +173,13 @@ class Continued:
         q = self._engine.qk_norm_rope_store((q, k, v), *self._turn, self._state, self._places)
         return self._engine.attend_cache(q, *self._state, self._places, heads, sinks), None
 
+    def attend_latent(self, q, k, turn: tuple, heads):
+        """Keys that are the values too, behind columns of no meaning there, in one cache."""
+        q, k = self._engine.qk_norm_rope(q, k, *turn)
+        (cache,) = self._state
+        self._engine.store(cache, self._places, k)
+        return self._engine.attend_cache(q, cache, cache, self._places, heads)
+
     def attend_again(self, q, k, turn: tuple, heads, source: int):
         """Queries of a layer that reads another's keys and values, which are stored already; k [T, …] as wide as its
         keys, of no other meaning."""

@@ -20,6 +20,7 @@ MODULES = {
     "attn_o": "attn_output",
     "attn_qkv": "attn_qkv",
     "attn_gate": "attn_gate",
+    **{name: name for name in ("attn_q_a", "attn_q_b", "attn_kv_a_mqa")},
     "ssm_out": "ssm_out",
     "conv_in": "shortconv.in_proj",
     "conv_out": "shortconv.out_proj",
@@ -59,7 +60,19 @@ NOT_ALL = ("ssm_alpha", "ssm_beta", "inp_gate", "proj", *EXPERTS, "output")  # n
 ALL = tuple(name for name in MODULES if name not in NOT_ALL)
 GROUPS = {"all": ALL, "experts": EXPERTS}  # words for several
 # of ALL, those that few architectures have
-RARE = ("attn_qkv", "attn_gate", "ssm_out", "conv_in", "conv_out", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
+RARE = (
+    "attn_q_a",
+    "attn_q_b",
+    "attn_kv_a_mqa",
+    "attn_qkv",
+    "attn_gate",
+    "ssm_out",
+    "conv_in",
+    "conv_out",
+    "ffn_gate_shexp",
+    "ffn_up_shexp",
+    "ffn_down_shexp",
+)
 DENSE = ("ffn_gate", "ffn_up", "ffn_down")  # that files with experts may lack
 
 
@@ -130,7 +143,18 @@ class Lora:
 
     def tensors(self, gguf, layers: int) -> list[str]:
         """Base tensors that get a pair, by exact name, in the model's order. Layers may differ in their modules."""
-        modules, wanted = self.names(), [f"blk.{{}}.{MODULES[module]}.weight" for module in self.names()]
+        from .architectures import ARCHITECTURES
+
+        arch = ARCHITECTURES.get(gguf.metadata.get("general.architecture"))
+        unadapted = arch.unadapted if arch is not None else ()
+        ignored = [module for module in self.named() if MODULES[module] in unadapted]
+        if ignored:
+            raise UserError(
+                f"llama.cpp computes {ignored[0]} of {arch.name} without adapters, so what it serves would not be what "
+                f"was trained: remove {ignored[0]} from --lora-modules, or train the matrix itself (--full)"
+            )
+        modules = [module for module in self.names() if MODULES[module] not in unadapted]
+        wanted = [f"blk.{{}}.{MODULES[module]}.weight" for module in modules]
         found = [
             name
             for layer in range(layers)

@@ -26,6 +26,7 @@ WORDS = {
     "delta": ("gated delta nets", "numpy, cpu-bf16, cuda or webgpu"),
     "sinks": ("attention sinks", "numpy, cpu-bf16 or cuda"),
     "convolution": ("short convolutions", "numpy, cpu-bf16, cuda or webgpu"),
+    "latent": ("latent attention", "numpy, cpu-bf16 or cuda"),
     "experts": ("mixtures of experts", "numpy, cpu-bf16 or cuda"),
     "expert scales": ("a scale of each expert", "numpy, cpu-bf16 or cuda"),
 }

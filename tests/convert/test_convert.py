@@ -48,7 +48,10 @@ def folder_of(base, folder, dtype="f32", **more):
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(tiny.SHAPES))
+SAME = sorted(set(tiny.SHAPES) - {"deepseek2-old"})  # a matrix of which is two tensors in newer files
+
+
+@pytest.mark.parametrize("name", SAME)
 def test_there_and_back_is_the_same_file(tmp_path, name):
     base = tiny.write(tmp_path / "m.gguf", name)
     facts = convert(folder_of(base, tmp_path / "hf"), tmp_path / "again.gguf")
@@ -75,6 +78,14 @@ def test_there_and_back_is_the_same_file(tmp_path, name):
         assert (theirs.bos, theirs.eos, theirs.add_bos, theirs.eog) == (ours.bos, ours.eos, ours.add_bos, ours.eog)
         for text in TEXTS:
             assert theirs.encode(text, special=True) == ours.encode(text, special=True), text
+
+
+def test_old_files_become_new_ones(tmp_path):
+    base = tiny.write(tmp_path / "m.gguf", "deepseek2-old")
+    convert(folder_of(base, tmp_path / "hf"), tmp_path / "again.gguf")
+    old, new = (anytune.load(path, device="numpy", threads=1) for path in (base, tmp_path / "again.gguf"))
+    assert "blk.0.attn_kv_b.weight" in old.gguf.tensors and "blk.0.attn_k_b.weight" in new.gguf.tensors
+    np.testing.assert_allclose(new.logits(pairs.IDS), old.logits(pairs.IDS), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-spm", "qwen2", "gemma3"])
@@ -154,7 +165,7 @@ def test_a_model_that_transformers_made_computes_the_same(tmp_path, kind):
     np.testing.assert_array_equal(found["token_embd.weight"].data, table)
 
 
-@pytest.mark.parametrize("name", sorted(tiny.SHAPES))
+@pytest.mark.parametrize("name", SAME)
 def test_what_transformers_saves_becomes_the_file_that_it_came_from(tmp_path, name):
     """config.json and weights as transformers itself writes them, of every architecture that trains."""
     need("transformers")

@@ -167,6 +167,29 @@ def test_gradients_are_the_numpy_engines(files, name, threads):
         assert trainee.evaluate(batch) == pytest.approx(found, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["lfm2moe", "deepseek2", "deepseek3"])
+def test_gradients_of_mixtures_with_the_same_experts(tmp_path, name):
+    """A rounding that sends a token elsewhere changes all gradients: every token goes where float32 sent it."""
+    path, batch = tiny.write(tmp_path / "m.gguf", name), stream([17, 1, 22, 24])
+    one, two, chosen = trainee_of(path, "numpy"), trainee_of(path), []
+    first, second = one.engine.route, two.engine.route
+
+    def noted(*how):
+        chosen.append(first(*how))
+        return chosen[-1]
+
+    def wanted(scores, bias, router):
+        bias = np.zeros((len(scores), router.experts), np.float32)
+        np.put_along_axis(bias, np.asarray(chosen.pop(0).chosen, np.int64), 1e3, 1)
+        return second(scores, bias, router)
+
+    one.engine.route, two.engine.route = noted, wanted
+    (loss, want), (found, got) = gradients(one, batch), gradients(two, batch)
+    assert found == pytest.approx(loss, rel=2e-3) and not chosen
+    least = min(tensor_cosines(two, got, want))
+    assert least[0] >= COSINE, least
+
+
 def test_gradients_of_a_real_model():
     """On English text. The gradients of queries and keys in the first layers are differences of large numbers: with
     float32 attention, too, rounding the linears' operands leaves some of them at 0.994 (torch's bf16 at 0.72)."""

@@ -13,7 +13,7 @@ from tests.support.require import need
 
 need("torch")
 MODULES = "all,experts"
-MODELS = ["qwen3moe", "qwen35moe", "gpt-oss", "gemma4-experts"]
+MODELS = ["qwen3moe", "qwen35moe", "gpt-oss", "gemma4-experts", "deepseek2"]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -40,8 +40,8 @@ def gradients(model, dropout: float = 0.0):
 
 @pytest.mark.parametrize("grouped, dtype, limit", [(False, "f32", 1e-4), (True, "f32", 1e-4), (True, "bf16", 0.05)])
 def test_gradients_are_numpys(path, grouped, dtype, limit):
-    if dtype == "bf16" and "qwen35" in GGUF.open(path).metadata["general.architecture"]:
-        limit = 0.3  # the norm behind a delta net's heads makes much of roundings
+    if dtype == "bf16" and GGUF.open(path).metadata["general.architecture"] in ("qwen35moe", "deepseek2"):
+        limit = 0.3  # a norm behind a delta net's heads makes much of roundings, some tokens go to other experts
     want, got = gradients(load(path, device="numpy", threads=1)), gradients(on_torch(path, grouped, dtype))
     assert got[0] == pytest.approx(want[0], rel=limit / 5)
     assert np.linalg.norm(got[1] - want[1]) < limit * np.linalg.norm(want[1])

@@ -38,7 +38,9 @@ class PeftTwin:
         self.values, self.weights = twin.read(path)
         self.arch = self.values["general.architecture"]
         experts = {name: pair for name, pair in tensors.items() if twin_experts.is_expert(name)}
-        plain = {name: pair for name, pair in tensors.items() if self.arch == "glm4moe" and name.endswith(FED)}
+        plain = {
+            name: pair for name, pair in tensors.items() if self.arch in ("glm4moe", "deepseek2") and name.endswith(FED)
+        }
         tensors = {name: pair for name, pair in tensors.items() if name not in experts and name not in plain}
         modules = [twin.module_name(name, self.arch).removesuffix(".weight") for name in tensors]
         settings = peft.LoraConfig(

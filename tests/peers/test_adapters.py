@@ -7,6 +7,7 @@ import pytest
 
 import anytune
 from anytune.adapter.adapter import Adapter
+from anytune.errors import UserError
 from anytune.llamacpp.judge import llamacpp_logprobs
 from anytune.model import naming
 from anytune.model.architectures import ARCHITECTURES
@@ -99,6 +100,26 @@ def test_tiny_in_another_order_is_seen(case, small, tmp_path, name):
     (theirs,) = llamacpp_logprobs(path, [IDS], vocab=320, adapter=tmp_path / "a.gguf", threads=1)
     moved = change(case(name).llamacpp, theirs)
     assert differ(change(model.logits(IDS), model.logits(IDS, adapter)), moved) > 100 * AGREES
+
+
+@pytest.mark.parametrize("name", ["lfm2moe", "deepseek2"])
+def test_tiny_out_of_place_is_seen(case, small, tmp_path, name):
+    """The control where nothing is moved: columns of A one place further."""
+    path, model, adapter = small(name, "all,experts")
+    wrong = copy.deepcopy(adapter)
+    wrong.tensors = {tensor: (np.roll(a, 1, -1), b) for tensor, (a, b) in adapter.tensors.items()}
+    wrong.save(tmp_path / "a.gguf")
+    (theirs,) = llamacpp_logprobs(path, [IDS], vocab=320, adapter=tmp_path / "a.gguf", threads=1)
+    moved = change(case(name).llamacpp, theirs)
+    assert differ(change(model.logits(IDS), model.logits(IDS, adapter)), moved) > 100 * AGREES
+
+
+@pytest.mark.parametrize("name", ["attn_q_a", "attn_kv_a_mqa", "output"])
+def test_what_llamacpp_ignores_is_refused(tiny_file, name):
+    model = anytune.load(tiny_file("deepseek2"), device="numpy", threads=1)
+    assert not any("attn_q_" in tensor or "kv" in tensor for tensor in model.trainee(anytune.Lora()).names)
+    with pytest.raises(UserError, match=f"llama.cpp computes {name} of deepseek2 without adapters"):
+        model.trainee(anytune.Lora(modules=f"all,{name}"))
 
 
 @pytest.mark.parametrize("name, modules, rslora", TINY)

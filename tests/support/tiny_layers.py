@@ -166,7 +166,40 @@ def lfm2(s: Any, i: int) -> dict[str, Row]:
     return {"attn_norm.weight": norm(s.width), **mixer, "ffn_norm.weight": norm(s.width), **feed_forward(s, i)}
 
 
+def deepseek2(s: Any, i: int) -> dict[str, Row]:
+    """Latent attention: what makes keys and values is split where the metadata have widths of whole heads."""
+    rank, turned, queries = (
+        s.meta[key] for key in ("attention.kv_lora_rank", "rope.dimension_count", "attention.q_lora_rank")
+    )
+    split = "attention.key_length_mla" in s.meta
+    keys, values = (
+        s.meta[f"attention.{x}_length_mla"]
+        if split
+        else {"key": s.head_dim, "value": s.meta["attention.value_length"]}[x]
+        for x in ("key", "value")
+    )
+    plain = keys - turned
+    rows = {
+        "attn_norm.weight": norm(s.width),
+        "attn_kv_a_mqa.weight": linear(rank + turned, s.width),
+        "attn_kv_a_norm.weight": norm(rank),
+        "attn_output.weight": linear(s.width, s.heads * values),
+        "ffn_norm.weight": norm(s.width),
+        **feed_forward(s, i),
+    }
+    if queries:
+        rows |= {"attn_q_a.weight": linear(queries, s.width), "attn_q_a_norm.weight": norm(queries)}
+    rows["attn_q_b.weight" if queries else "attn_q.weight"] = linear(s.heads * keys, queries or s.width)
+    if split:
+        rows["attn_k_b.weight"] = ((s.heads, rank, plain), rank**-0.5, "matrix")
+        rows["attn_v_b.weight"] = ((s.heads, values, rank), rank**-0.5, "matrix")
+    else:
+        rows["attn_kv_b.weight"] = linear(s.heads * (plain + values), rank)
+    return rows
+
+
 LAYERS = {
+    "deepseek2": deepseek2,
     "glm4moe": glm4moe,
     "gpt-oss": gptoss,
     "qwen35": qwen35,

@@ -69,6 +69,18 @@ QWEN35 = {
     "rope.dimension_sections": [3, 3, 2, 0],
 }
 
+LATENT = {
+    "attention.kv_lora_rank": 32,
+    "attention.key_length": 48,
+    "attention.value_length": 32,
+    "attention.key_length_mla": 48,
+    "attention.value_length_mla": 32,
+    "attention.layer_norm_rms_epsilon": 1e-6,  # transformers has no other for norms of latents
+    "rope.dimension_count": 16,
+    "leading_dense_block_count": 1,
+    "expert_shared_count": 1,
+}
+
 SHAPES = {
     "llama": Shape("llama"),
     "llama-tied": Shape("llama", heads=2, kv_heads=1, tied=True, rope_base=100000.0),
@@ -260,6 +272,50 @@ SHAPES = {
             "leading_dense_block_count": 1,
             "expert_gating_func": 2,
         },
+    ),
+    "deepseek2": Shape(  # as GLM 4.7 Flash
+        "deepseek2",
+        layers=3,
+        kv_heads=1,
+        pre="glm4",
+        rope_base=1e6,
+        meta=MOE
+        | LATENT
+        | {
+            "attention.q_lora_rank": 32,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.8,
+        },
+    ),
+    "deepseek3": Shape(
+        "deepseek2",
+        kv_heads=1,
+        pre="deepseek-v3",
+        meta=MOE
+        | LATENT
+        | {
+            "attention.q_lora_rank": 64,
+            "attention.value_length_mla": 48,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 16.0,
+            "rope.scaling.original_context_length": 16,
+            "rope.scaling.yarn_log_multiplier": 0.1,
+        },
+    ),
+    "deepseek2-old": Shape(  # as first files of V2 Lite: no latent of queries, one matrix for keys and values
+        "deepseek2",
+        kv_heads=4,
+        head_dim=48,
+        pre="deepseek-llm",
+        meta=MOE
+        | {key: value for key, value in LATENT.items() if not key.endswith(("length", "mla"))}
+        | {"attention.q_lora_rank": 0, "attention.value_length": 32},
     ),
     "qwen35": Shape("qwen35", layers=5, pre="qwen2", rope_base=1e6, meta=QWEN35),
     "qwen35-wide": Shape(

@@ -119,6 +119,16 @@ def config(values: dict, weights: dict[str, np.ndarray], attention: str = "eager
     )
 
 
+def whole_latents(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights with attn_k_b and attn_v_b, of each head, as the one matrix that transformers has."""
+    found = {name: w for name, w in weights.items() if not name.endswith(("attn_k_b.weight", "attn_v_b.weight"))}
+    for name, k in weights.items():
+        if name.endswith("attn_k_b.weight"):
+            both = [k.swapaxes(1, 2), weights[name.replace("_k_b", "_v_b")]]
+            found[name.replace("_k_b", "_kv_b")] = np.concatenate(both, 1).reshape(-1, k.shape[1])
+    return found
+
+
 def transformers_model(path: Path, attention: str = "eager"):
     """The file as a causal model of `transformers` in float32, in evaluation mode."""
     torch, transformers = need("torch"), need("transformers")
@@ -127,6 +137,7 @@ def transformers_model(path: Path, attention: str = "eager"):
     cfg = config(values, weights, attention)
     factors = None if arch == "gemma4" else weights.pop("rope_freqs.weight", None)
     weights = {name: w for name, w in weights.items() if not name.startswith("rope_")}
+    weights = whole_latents(weights)
     state = twin_experts.state(arch, weights)
     for name, w in weights.items():
         if name.endswith("_inp_shexp.weight"):

@@ -260,7 +260,47 @@ def glm4moe(get: Callable, common: dict, weights: dict) -> dict:
     )
 
 
+def deepseek(get: Callable, common: dict, weights: dict) -> dict:
+    split = get("attention.key_length_mla") is not None
+    keys, values = (get(f"attention.{x}_length{'_mla' * split}") for x in ("key", "value"))
+    turned, dense, layers = (get(k) for k in ("rope.dimension_count", "leading_dense_block_count", "block_count"))
+    rope = common["rope_parameters"]
+    if log := get("rope.scaling.yarn_log_multiplier"):
+        rope = rope | dict(mscale=10 * log, mscale_all_dim=10 * log)
+    return experts(get, common, weights) | dict(
+        head_dim=turned,
+        num_key_value_heads=common["num_attention_heads"],
+        kv_lora_rank=get("attention.kv_lora_rank"),
+        q_lora_rank=get("attention.q_lora_rank") or None,
+        qk_rope_head_dim=turned,
+        qk_nope_head_dim=keys - turned,
+        v_head_dim=values,
+        n_routed_experts=get("expert_count"),
+        n_shared_experts=get("expert_shared_count"),
+        routed_scaling_factor=get("expert_weights_scale", 1.0),
+        norm_topk_prob=bool(get("expert_weights_norm")),
+        first_k_dense_replace=dense,
+        mlp_layer_types=["dense" if i < dense else "sparse" for i in range(layers)],
+        n_group=get("expert_group_count", 1),
+        topk_group=get("expert_group_used_count", 1),
+        topk_method="greedy",
+        rope_parameters=rope,
+    )
+
+
+DEEPSEEK_NAMES = LAYER_NAMES | {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    **{f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")},
+}
 KINDS = {
+    "deepseek2": Kind("Glm4MoeLite", names=DEEPSEEK_NAMES, settings=deepseek),
+    "deepseek2 with groups": Kind("DeepseekV3", names=DEEPSEEK_NAMES, settings=deepseek),
+    "deepseek2 with softmax": Kind("DeepseekV2", names=DEEPSEEK_NAMES, settings=deepseek),
     "glm4moe": Kind("Glm4Moe", names=GLM4MOE_NAMES, settings=glm4moe),
     "gpt-oss": Kind("GptOss", names=GPTOSS_NAMES, settings=gptoss),
     "lfm2moe": Kind("Lfm2Moe", names=LFM2MOE_NAMES, settings=lfm2moe),
@@ -293,5 +333,8 @@ KINDS = {
 def kind_of(values: Mapping[str, Any]) -> Kind:
     """The row of a file with these metadata."""
     arch = values["general.architecture"]
+    if arch == "deepseek2":
+        groups, sigmoid = (f"{arch}.{key}" in values for key in ("expert_group_count", "expert_gating_func"))
+        return KINDS[f"{arch} with groups" if groups else arch if sigmoid else f"{arch} with softmax"]
     windows, experts = (f"{arch}.{key}" in values for key in ("attention.sliding_window", "expert_count"))
     return KINDS.get(f"{arch} with windows" if windows else f"{arch} with experts" if experts else arch) or KINDS[arch]

@@ -24,6 +24,7 @@ from . import delta as _delta
 from . import experts as _experts
 from . import gates as _gates
 from . import gradients as _gradients
+from . import latent as _latent
 from . import linear as _linear
 from . import loss as _loss
 from . import optimizers as _optimizers
@@ -48,7 +49,7 @@ class NumpyEngine(Composed):
 
     name = "numpy"
     steps_in_flight, tolerance, decode_rows = 0, 1e-4, 8
-    offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks"})
+    offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks", "latent"})
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
@@ -261,6 +262,11 @@ class NumpyEngine(Composed):
     weigh_backward = _experts.weigh_backward
     weigh_bias = _experts.weigh_bias
     weigh_bias_backward = _experts.weigh_bias_backward
+    latent_heads = _latent.latent_heads
+    latent_heads_backward = _latent.latent_heads_backward
+    resize_heads = _latent.resize_heads
+    latent_matrix = _latent.latent_matrix
+    head_product = _latent.head_product
     clamped_glu = _gates.clamped_glu
     clamped_glu_backward = _gates.clamped_glu_backward
     gate_rows = _experts.gate_rows

@@ -114,6 +114,16 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     return p / p.sum(1, keepdims=True)
 
 
+def _near(choice: np.ndarray, router: Router) -> np.ndarray:
+    """choice [T, experts], -inf but in the groups that a token may choose from."""
+    groups = choice.reshape(len(choice), router.groups, -1)
+    best = np.partition(groups, -2, axis=2)[:, :, -2:].sum(2)
+    far = np.argsort(-best, axis=1, kind="stable")[:, router.near :]
+    groups = groups.copy()
+    np.put_along_axis(groups, far[:, :, None], -np.inf, axis=1)
+    return groups.reshape(choice.shape)
+
+
 def route(e, scores: np.ndarray, bias: np.ndarray | None, router: Router, scales: np.ndarray | None = None) -> Routing:
     scores = np.asarray(scores, np.float32)
     if router.kind == "chosen":
@@ -123,7 +133,10 @@ def route(e, scores: np.ndarray, bias: np.ndarray | None, router: Router, scales
             parts = 1.0 / (1.0 + np.exp(-scores))
     else:
         parts = _softmax(scores)
-    order = np.argsort(-(parts if bias is None else parts + bias), axis=1, kind="stable")
+    choice = parts if bias is None else parts + bias
+    if router.groups > 1:
+        choice = _near(choice, router)
+    order = np.argsort(-choice, axis=1, kind="stable")
     chosen = np.ascontiguousarray(order[:, : router.used], np.int32)
     shares = np.take_along_axis(parts, chosen, 1)
     if router.kind == "chosen":

@@ -45,29 +45,30 @@ def _slots(e, x: np.ndarray) -> int:
     return -(-x.shape[0] // max(len(e.first), 1))
 
 
-def split_heads(e, x: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
+def split_heads(e, x: np.ndarray, heads: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """As base.py has it."""
     tokens, width = x.shape
-    first, second = e.array(tokens, width // 2), e.array(tokens, width // 2)
+    at = first or width // heads // 2
+    made = e.array(tokens, heads * at), e.array(tokens, width - heads * at)
 
     def rows(low: int, high: int) -> None:
-        halves = x[low:high].reshape(high - low, heads, 2, -1)
-        first[low:high].reshape(high - low, heads, -1)[...] = halves[:, :, 0]
-        second[low:high].reshape(high - low, heads, -1)[...] = halves[:, :, 1]
+        whole = x[low:high].reshape(high - low, heads, -1)
+        for out, part in zip(made, (whole[:, :, :at], whole[:, :, at:])):
+            out[low:high].reshape(high - low, heads, -1)[...] = part
 
     e.workers.rows(tokens, rows, 128)
-    return first, second
+    return made
 
 
 def join_heads(e, first: np.ndarray, second: np.ndarray, heads: int) -> np.ndarray:
     """As base.py has it."""
-    tokens, width = first.shape
-    x = e.array(tokens, 2 * width)
+    tokens, at = len(first), first.shape[1] // heads
+    x = e.array(tokens, first.shape[1] + second.shape[1])
 
     def rows(low: int, high: int) -> None:
-        halves = x[low:high].reshape(high - low, heads, 2, -1)
-        halves[:, :, 0] = first[low:high].reshape(high - low, heads, -1)
-        halves[:, :, 1] = second[low:high].reshape(high - low, heads, -1)
+        whole = x[low:high].reshape(high - low, heads, -1)
+        whole[:, :, :at] = first[low:high].reshape(high - low, heads, -1)
+        whole[:, :, at:] = second[low:high].reshape(high - low, heads, -1)
 
     e.workers.rows(tokens, rows, 128)
     return x

@@ -29,6 +29,9 @@ class Trained:
     def change_hold(self, hold: str) -> None:
         """It cannot be held in another way."""
 
+    def forget(self) -> None:
+        """It stays."""
+
     def dense(self) -> np.ndarray:
         return self.values
 

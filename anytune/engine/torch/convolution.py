@@ -39,18 +39,20 @@ def convolve_cached(e, x: Tensor, weight: Tensor, silu: bool, cache: Tensor, whe
     return out
 
 
-def split_heads(e, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    halves = x.unflatten(1, (heads, 2, -1))
-    made = tuple(own(e.array(x.shape[0], x.shape[1] // 2)) for _ in range(2))
-    for at, out in enumerate(made):
-        out.unflatten(1, (heads, -1)).copy_(halves[:, :, at])
+def split_heads(e, x: Tensor, heads: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    whole = x.unflatten(1, (heads, -1))
+    at = first or whole.shape[2] // 2
+    made = tuple(own(e.array(x.shape[0], heads * size)) for size in (at, whole.shape[2] - at))
+    for out, part in zip(made, (whole[:, :, :at], whole[:, :, at:])):
+        out.unflatten(1, (heads, -1)).copy_(part)
     return made
 
 
 def join_heads(e, first: Tensor, second: Tensor, heads: int) -> Tensor:
-    out = own(e.array(first.shape[0], 2 * first.shape[1]))
-    for at, half in enumerate((first, second)):
-        out.unflatten(1, (heads, 2, -1))[:, :, at].copy_(half.unflatten(1, (heads, -1)))
+    out, at = own(e.array(first.shape[0], first.shape[1] + second.shape[1])), first.shape[1] // heads
+    whole = out.unflatten(1, (heads, -1))
+    whole[:, :, :at].copy_(first.unflatten(1, (heads, -1)))
+    whole[:, :, at:].copy_(second.unflatten(1, (heads, -1)))
     return out
 
 

@@ -22,6 +22,7 @@ from .resources import Lane, Owned, page_locked, sweep
 from .weights import Group
 
 Tensor = torch.Tensor
+KERNEL = 512  # the widest head that the kernel of a few rows takes: those of latents are wider
 
 
 @dataclass
@@ -67,7 +68,7 @@ def store(e, cache: Tensor, where: Places, rows: Tensor) -> None:
 def attend_cache(e, q: Tensor, keys: Tensor, values: Tensor, where: Places, heads: Heads, sinks=None) -> Tensor:
     out = e.array(q.shape[0], heads.n_heads * heads.head_dim)
     out.ends = True
-    if sinks is not None:
+    if sinks is not None or heads.head_dim > KERNEL:
         if where.spans is None:
             _attend_all(q, keys, values, where, heads, sinks, out)
         else:
@@ -79,8 +80,8 @@ def attend_cache(e, q: Tensor, keys: Tensor, values: Tensor, where: Places, head
     return out
 
 
-def _attend_all(q, keys, values, where: Places, heads: Heads, sinks: Tensor, out: Tensor) -> None:
-    """One new row a sequence, with sinks: against all of its cache, since its length is on the device."""
+def _attend_all(q, keys, values, where: Places, heads: Heads, sinks: Tensor | None, out: Tensor) -> None:
+    """One new row a sequence, in plain torch: against all of its cache, since its length is on the device."""
     slot, place = where.slot.long(), torch.arange(keys.shape[1], device=q.device)
     k, v = (x.index_select(0, slot).unflatten(2, (heads.n_kv_heads, -1)).float() for x in (keys, values))
     scores = torch.einsum("tkgd,tckd->tkgc", q.float().unflatten(1, (heads.n_kv_heads, heads.group, -1)), k)
@@ -89,7 +90,9 @@ def _attend_all(q, keys, values, where: Places, heads: Heads, sinks: Tensor, out
     if heads.window:
         hidden |= place[None] < where.length[:, None] - heads.window
     scores.masked_fill_(hidden[:, None], -torch.inf)
-    p = torch.cat([scores, sinks[None, :, None].expand(len(scores), -1, 1)], 2).softmax(2)[:, :, :-1]
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[None, :, None].expand(len(scores), -1, 1)], 2)
+    p = scores.softmax(2)[:, :, : keys.shape[1]]
     made = torch.einsum("tkgc,tckd->tkgd", p.unflatten(1, (heads.n_kv_heads, heads.group)), v)
     out.copy_(made.flatten(1))
 
@@ -154,7 +157,9 @@ def _logits(e, h: Tensor, head: Group) -> Tensor:
 
 def _fused(e, group: Group) -> bool:
     return (
-        hasattr(e.f, "gemv") and not group.trains_matrix and all(w.type.name in e.f.gemv_types for w in group.weights)
+        hasattr(e.f, "gemv")
+        and not group.trains_matrix
+        and all(hasattr(w, "type") and w.type.name in e.f.gemv_types for w in group.weights)
     )
 
 

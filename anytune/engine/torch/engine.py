@@ -22,6 +22,7 @@ from . import experts as _experts
 from . import routing as _routing
 from . import fp8
 from . import gradients as _gradients
+from . import latent as _latent
 from . import linear as _linear
 from . import loss as _loss
 from . import optimizers as _optimizers
@@ -56,7 +57,7 @@ class TorchEngine(Composed):
     """
 
     decode_rows = 64  # rows up to which a product dequantizes weights in registers
-    offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks"})
+    offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks", "latent"})
 
     def __init__(self, where: Device, tf32: bool = False):
         self.where, self.device, self.dtype = where, where.device, where.dtype
@@ -282,6 +283,11 @@ class TorchEngine(Composed):
     weigh_backward = _routing.weigh_backward
     weigh_bias = _routing.weigh_bias
     weigh_bias_backward = _routing.weigh_bias_backward
+    latent_heads = _latent.latent_heads
+    latent_heads_backward = _latent.latent_heads_backward
+    resize_heads = _latent.resize_heads
+    latent_matrix = _latent.latent_matrix
+    head_product = _latent.head_product
     clamped_glu = _routing.clamped_glu
     clamped_glu_backward = _routing.clamped_glu_backward
     gate_rows = _routing.gate_rows

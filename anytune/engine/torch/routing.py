@@ -56,10 +56,22 @@ def take_loads(e) -> dict[str, float]:
     return {"expert_peak": peak / count, "expert_idle": idle / count} if count else {}
 
 
+def _near(choice: Tensor, router: Router) -> Tensor:
+    """choice [T, experts], -inf but in the groups that a token may choose from."""
+    groups = choice.unflatten(1, (router.groups, -1))
+    best = torch.sort(groups, dim=2, descending=True).values[:, :, :2].sum(2)
+    far = torch.sort(best, dim=1, descending=True, stable=True).indices[:, router.near :]
+    hidden = torch.zeros_like(best).scatter(1, far, -torch.inf)
+    return (groups + hidden[:, :, None]).flatten(1)
+
+
 def route(e, scores: Tensor, bias: Tensor | None, router: Router, scales: Tensor | None = None) -> Routing:
     scores = real(scores).float()
     parts = {"chosen": lambda x: x, "sigmoid": torch.sigmoid}.get(router.kind, lambda x: x.softmax(1))(scores)
-    order = torch.sort(parts if bias is None else parts + bias, dim=1, descending=True, stable=True).indices
+    choice = parts if bias is None else parts + bias
+    if router.groups > 1:
+        choice = _near(choice, router)
+    order = torch.sort(choice, dim=1, descending=True, stable=True).indices
     chosen = order[:, : router.used].contiguous()
     shares = parts.gather(1, chosen)
     if router.kind == "chosen":

@@ -1,6 +1,7 @@
 """The architectures that anytune knows: one file each, named as llama.cpp names it."""
 
 from .bitnet import BITNET
+from .deepseek2 import DEEPSEEK2
 from .gemma2 import GEMMA2
 from .gemma3 import GEMMA3
 from .glm4moe import GLM4MOE
@@ -42,5 +43,6 @@ ARCHITECTURES = {
         BITNET,
         LFM2,
         LFM2MOE,
+        DEEPSEEK2,
     )
 }

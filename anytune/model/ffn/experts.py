@@ -89,7 +89,7 @@ class Experts(Part):
         if c.arch.post_norms:
             shapes["post_ffw_norm"] = (d,)
         found = {f"{name}.weight": shape for name, shape in shapes.items()}
-        return found | ({"exp_probs_b.bias": (n,)} if c.arch.choice_bias else {})
+        return found | ({"exp_probs_b.bias": (n,)} if c.choice_bias else {})
 
     @classmethod
     def first(cls, c: Config) -> tuple[str, ...]:

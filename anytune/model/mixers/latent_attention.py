@@ -1,0 +1,174 @@
+"""Latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values of all heads are made of one narrow latent.
+
+Training makes them, and is plain attention from there. Decoding keeps the latents: queries go through the matrix that
+makes the keys, what attention gives goes through the one that makes the values, so that all heads share one key, the
+latent behind the columns that turn, and its latent is the value.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from anytune.engine.base import Heads, LatentHeads
+from anytune.model.part import Norm, Part
+from anytune.model.rope import RopeScaling
+
+if TYPE_CHECKING:
+    from anytune.model.build import LayerWeights
+    from anytune.model.config import Config
+
+SPLIT = "attn_k_b.weight", "attn_v_b.weight"  # the one matrix attn_kv_b, as newer files have it
+
+
+def scaled(s: RopeScaling, keys: int, log: float) -> dict[str, Any]:
+    """The Config's scale of scores, and how angles are stretched, as llama.cpp has them for keys of so many columns.
+
+    log: what the file says, a tenth of config.json's mscale_all_dim.
+    """
+    yarn, stretch = s.kind == "yarn", math.log(s.factor) if s.kind != "none" else 0.0
+    magnitude = s.attention_factor * (1.0 if yarn and log else 1 + 0.1 * stretch) * (1 + log * stretch)
+    scaling = replace(s, log_factor=float(yarn and log != 0))
+    return {"attention_scale": magnitude**2 / math.sqrt(keys), "scaling": scaling}
+
+
+@dataclass
+class LatentAttention(Part):
+    """queries: the group that makes them of their own latent, behind q_norm, or None; spread: makes keys and values of
+    theirs, behind kv_norm, by `matrix`, which is not trained; shape, heads: of what it makes, and of the attention."""
+
+    q_norm: Norm | None
+    kv_norm: Norm
+    queries: Any
+    spread: Any
+    matrix: Any
+    shape: LatentHeads
+    heads: Heads
+    rope: Any
+    neox: bool
+
+    READS = ("attn_q_a", "attn_kv_a_mqa")
+    WRITES = ("attn_output",)
+    NEEDS = "latent"
+
+    @classmethod
+    def tensors(cls, c: Config, layer: int) -> dict[str, tuple[int, ...]]:
+        s = c.latent
+        shapes = {
+            "attn_norm": (c.width,),
+            "attn_kv_a_mqa": (s.rank + s.turned, c.width),
+            "attn_kv_a_norm": (s.rank,),
+            "attn_output": (c.width, s.heads * s.value),
+        }
+        if c.q_rank:
+            shapes |= {"attn_q_a": (c.q_rank, c.width), "attn_q_a_norm": (c.q_rank,)}
+        shapes["attn_q_b" if c.q_rank else "attn_q"] = (s.heads * s.keys, c.q_rank or c.width)
+        if c.split_latent:
+            shapes |= {"attn_k_b": (s.heads, s.rank, s.plain), "attn_v_b": (s.heads, s.value, s.rank)}
+        else:
+            shapes["attn_kv_b"] = (s.heads * (s.plain + s.value), s.rank)
+        return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+    @classmethod
+    def of(cls, w: LayerWeights, c: Config) -> LatentAttention:
+        s = c.latent
+        return cls(
+            norm=w.norm("attn_norm"),
+            post=None,
+            eps=c.eps,
+            reads=w.group(0, *cls.READS),
+            writes=w.group(1, *cls.WRITES),
+            q_norm=w.norm("attn_q_a_norm"),
+            kv_norm=w.norm("attn_kv_a_norm"),
+            queries=w.group(8, "attn_q_b") if c.q_rank else None,
+            spread=w.group(9, "attn_kv_b"),
+            matrix=w.matrix("attn_kv_b"),
+            shape=s,
+            heads=Heads(s.heads, s.heads, s.size, 0, c.attention_scale),
+            rope=w.tables[c.rope(w.layer)],
+            neox=c.arch.neox,
+        )
+
+    @property
+    def groups(self) -> list:
+        return [g for g in (self.reads, self.queries, self.spread, self.writes) if g is not None]
+
+    @property
+    def trains_reads(self) -> bool:
+        inner = (self.queries, self.spread, self.q_norm, self.kv_norm)
+        return super().trains_reads or any(x is not None and x.trains for x in inner)
+
+    def _turn(self, positions) -> tuple:
+        return None, self.eps, self.rope, positions, self.heads, self.neox
+
+    def result(self, e, o):
+        """What the last product reads of attention's result."""
+        s = self.shape
+        return o if s.value == s.size else e.resize_heads(o, s.heads, s.value)
+
+    def forward(self, e, x, positions, attended=None):
+        """As in attention.py."""
+        s = self.shape
+        asked, low = self.read(e, x)
+        latent, shared = e.split(low, s.rank, s.turned)
+        q = asked if self.queries is None else e.norm_linear(asked, self.q_norm.gain, self.eps, self.queries)[0]
+        if hasattr(e, "attend_latent"):  # tokens that continue sequences; see decoder.py
+            (y,) = e.linear(self._continue(e, q, latent, shared, positions), self.writes)
+            return self.add(e, x, y), None
+        (kv,) = e.norm_linear(latent, self.kv_norm.gain, self.eps, self.spread)
+        q, k, v = e.latent_heads(q, kv, shared, s)
+        q, k = e.qk_norm_rope(q, k, *self._turn(positions))
+        del kv, shared, low
+        o, lse = attended or e.attention(q, k, v, self.heads)
+        (y,) = e.linear(self.result(e, o), self.writes)
+        return self.add(e, x, y), (x, asked, latent, q, k, v, o, lse)
+
+    def _continue(self, e, q, latent, shared, positions):
+        """The last product's input for new tokens, against latents that are kept."""
+        s = self.shape
+        plain, turned = e.split_heads(q, s.heads, s.plain)
+        absorbed = e.head_product(plain, self.matrix, s.heads, 0, s.plain, True)
+        key = e.join((shared, e.rms_norm(latent, self.kv_norm.gain, self.eps)))
+        heads = replace(self.heads, n_kv_heads=1, head_dim=s.turned + s.rank)
+        turn = *self._turn(positions)[:4], heads, self.neox
+        o = e.attend_latent(e.join_heads(turned, absorbed, s.heads), key, turn, heads)
+        _, mixed = e.split_heads(o, s.heads, s.turned)
+        return e.head_product(mixed, self.matrix, s.heads, s.plain, s.plain + s.value, False)
+
+    def attended(self, saved) -> tuple:
+        """As in attention.py."""
+        return saved[6:8]
+
+    def backward(self, e, dout, saved, positions, below, need_dx: bool):
+        """As in attention.py."""
+        x, asked, latent, q, k, v, o, lse = saved
+        s, needed = self.shape, need_dx or self.trains_reads
+        do = e.linear_backward((dout,), self.result(e, o), self.writes, needed)
+        if not needed:
+            return None
+        if s.value != s.size:
+            do = e.resize_heads(do, s.heads, s.size)
+        dq, dk, dv = e.attention_backward(do, q, k, v, o, lse, self.heads)
+        del do, o, v
+        dq, dk = e.qk_norm_rope_backward(dq, dk, q, k, *self._turn(positions))
+        del q, k
+        dq, dkv, dshared = e.latent_heads_backward(dq, dk, dv, s)
+        del dk, dv
+        how = self.kv_norm.gain, self.eps, self.spread, None, True, None, self.kv_norm.gradient
+        dlatent = e.norm_linear_backward((dkv,), latent, *how)
+        del dkv
+        if self.queries is not None:
+            how = self.q_norm.gain, self.eps, self.queries, None, True, None, self.q_norm.gradient
+            dq = e.norm_linear_backward((dq,), asked, *how)
+        return self.read_backward(e, (dq, e.join((dlatent, dshared))), x, dout, below, need_dx)
+
+    def state(self, e, slots: int, context: int) -> tuple:
+        """For decoding: a cache of latents behind the columns that turn."""
+        return (e.cache(slots, context, self.shape.turned + self.shape.rank),)
+
+
+class PlainQueries(LatentAttention):
+    """Queries are made of the residual stream."""
+
+    READS = ("attn_q", "attn_kv_a_mqa")
