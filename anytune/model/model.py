@@ -24,11 +24,11 @@ from .stack import Stack
 # what engines may offer beyond the operations that all have, and which do
 WORDS = {
     "delta": ("gated delta nets", "numpy, cpu-bf16, cuda or webgpu"),
-    "sinks": ("attention sinks", "numpy, cpu-bf16 or cuda"),
+    "sinks": ("attention sinks", "numpy, cpu-bf16, cuda or webgpu"),
     "convolution": ("short convolutions", "numpy, cpu-bf16, cuda or webgpu"),
     "latent": ("latent attention", "numpy, cpu-bf16 or cuda"),
-    "experts": ("mixtures of experts", "numpy, cpu-bf16 or cuda"),
-    "expert scales": ("a scale of each expert", "numpy, cpu-bf16 or cuda"),
+    "experts": ("mixtures of experts", "numpy, cpu-bf16, cuda or webgpu"),
+    "expert scales": ("a scale of each expert", "numpy, cpu-bf16, cuda or webgpu"),
 }
 
 if TYPE_CHECKING:

@@ -37,8 +37,8 @@ print(json.dumps({"device": engine.device.name, "answers": len(answers), "worst"
 
 def shared_bytes(text):
     """Workgroup memory of a module: its declarations are arrays of constants."""
-    sizes = {"f32": 4, "u32": 4, "vec4<f32>": 16, "vec2<u32>": 8}
-    found = re.findall(r"var<workgroup> \w+: (?:array<([^;]+), (\d+)>|(vec2<u32>));", text)
+    sizes = {"f32": 4, "u32": 4, "vec4<f32>": 16, "vec2<u32>": 8, "vec4<u32>": 16}
+    found = re.findall(r"var<workgroup> \w+: (?:array<([^;]+), (\d+)>|(vec[24]<u32>));", text)
     assert len(found) == text.count("var<workgroup>")
     return sum(sizes[kind] * int(count) if kind else sizes[one] for kind, count, one in found)
 

@@ -87,19 +87,26 @@ def slices(e, heads: Heads, run: tuple[int, int, int, int], name: str, columns: 
     return max(1, min(most // group, -(-cols // _kernels.COLS))), int(group > 1)
 
 
-def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, heads: Heads):
-    """(dq, dk, dv), columns of one buffer."""
-    tokens, limit = q.rows, e.device.max_binding
-    dq, dk, dv = e.columns(tokens, q.columns, k.columns, k.columns)
-    delta = e.flat(heads.n_heads * tokens, heads.n_heads * max(tokens, e.capacity))
-    for a, b in row_cuts(limit, dout, out):
+def inner_products(e, dout: Array, out: Array, heads: Heads) -> Array:
+    """Of each head's rows of both: [n_heads, T]."""
+    tokens = out.rows
+    made = e.flat(heads.n_heads * tokens, heads.n_heads * e.room(tokens))
+    for a, b in row_cuts(e.device.max_binding, dout, out):
         e.commands.run(
             _kernels.inner(),
-            [dout.bind(a, b), out.bind(a, b), delta],
+            [dout.bind(a, b), out.bind(a, b), made],
             (heads.head_dim, dout.stride, out.stride, a, tokens),
             (heads.n_heads, b - a),
-            2.0 * (b - a) * q.columns,
+            2.0 * (b - a) * out.columns,
         )
+    return made
+
+
+def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, heads: Heads):
+    """(dq, dk, dv), columns of one buffer."""
+    tokens = q.rows
+    dq, dk, dv = e.columns(tokens, q.columns, k.columns, k.columns)
+    delta = inner_products(e, dout, out, heads)
     started: set[tuple[str, int]] = set()  # runs of rows that hold a part of their sum already
     for name, run in [(name, run) for name in ("dq", "dk", "dv") for run in _runs(e, q, k, dout, dq)]:
         dx, low = {"dq": dq, "dk": dk, "dv": dv}[name], run[0 if name == "dq" else 2]

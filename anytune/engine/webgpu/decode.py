@@ -94,7 +94,11 @@ def runs(e, heads: Heads, rows: int, context: int) -> tuple[int, int]:
     return -(-reach // span), span
 
 
-def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: Heads) -> Array:
+def attend_cache(
+    e, q: Array, keys: Cache, values: Cache, where: Places, heads: Heads, sinks: Array | None = None
+) -> Array:
+    held = [] if sinks is None else [sinks.bind()]
+    shift = [sink.shift for sink in held]
     out = e.array(q.rows, q.columns)
     slot, position = where.slot.bind(), where.position.bind()
     count, span = runs(e, heads, q.rows, keys.context)
@@ -103,8 +107,8 @@ def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: 
     for a, b in row_cuts(limit, q, out, parts):
         for (low, high, k), (_, _, v) in zip(keys.slot_cuts(limit), values.slot_cuts(limit)):
             e.commands.run(
-                _kernels.attend(heads.head_dim, count > 1, bool(heads.cap)),
-                [q.bind(a, b), k, v, slot, position, parts.bind(a, b)],
+                _kernels.attend(heads.head_dim, count > 1, bool(heads.cap), bool(held) and count == 1),
+                [q.bind(a, b), k, v, slot, position, parts.bind(a, b), *(held if count == 1 else [])],
                 (
                     heads.head_dim,
                     heads.group,
@@ -122,15 +126,16 @@ def attend_cache(e, q: Array, keys: Cache, values: Cache, where: Places, heads: 
                     span,
                     *([count] if count > 1 else []),
                     *([heads.cap] if heads.cap else []),
+                    *(shift if count == 1 else []),
                 ),
                 (heads.n_heads, b - a, count),
                 4.0 * (b - a) * keys.context * q.columns,
             )
         if count > 1:
             e.commands.run(
-                _kernels.combine(),
-                [parts.bind(a, b), out.bind(a, b)],
-                (heads.head_dim, count, parts.stride, out.stride),
+                _kernels.combine(bool(held)),
+                [parts.bind(a, b), out.bind(a, b), *held],
+                (heads.head_dim, count, parts.stride, out.stride, *shift),
                 (heads.n_heads, b - a),
             )
     return out
@@ -237,6 +242,7 @@ class Token:
         self.engine, self.n, self.tape, self.kept, self.logits = engine, n, None, None, None
         self.pool = Pool(engine.device)
         self.numbers = engine.integers(np.zeros(4 * lines(n), np.int32))
+        self.real = engine.integers(np.array([n, n], np.int32))
 
     def run(self, body, values: np.ndarray) -> np.ndarray:
         """values int32 [4, lines(n)]: token, slot, position, row of the logits."""
@@ -249,8 +255,8 @@ class Token:
         token, slot, position, row = (
             self.numbers[at : at + self.n] for at in range(0, self.numbers.size, lines(self.n))
         )
-        before, e.pool = (e.pool, e.capacity), self.pool
-        e.capacity = 0
+        before = e.pool, e.capacity, e.real
+        e.pool, e.capacity, e.real = self.pool, 0, self.real
         e.commands.record()
         try:
             self.logits = body(token, position, Places(slot, position), row)
@@ -259,7 +265,7 @@ class Token:
             e.commands.discard()
             raise
         finally:
-            e.pool, e.capacity = before
+            e.pool, e.capacity, e.real = before
         return e.host(self.logits)
 
     def drop(self) -> None:

@@ -115,7 +115,7 @@ class Dry:
 
     def begin(self, starts, capacity: int, key=(0, 0, 0)) -> None:
         self.bounds = self.integers(replay.example_bounds(starts).reshape(-1))
-        self.key = self.integers(np.zeros(3, np.int32))
+        self.key, self.real = self.integers(np.zeros(3, np.int32)), self.integers(np.zeros(2, np.int32))
 
     def settle(self) -> None:
         """Nothing waits."""

@@ -15,10 +15,14 @@ from . import convolution as _convolution
 from . import decode as _decode
 from . import delta as _delta
 from . import delta_backward as _delta_backward
+from . import experts as _experts
+from . import gates as _gates
 from . import gradients as _gradients
 from . import linear as _linear
 from . import loss as _loss
 from . import replay as _replay
+from . import routing as _routing
+from . import sinks as _sinks
 from . import update as _update
 from .arrays import Array, Pool, Sum, lines
 from .budget import Budget
@@ -42,13 +46,15 @@ class WebGpuEngine(Composed):
 
     name = "webgpu"
     decode_rows, row_padding = 8, 0
-    offers = frozenset({"delta", "convolution"})
+    offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks"})
 
     def __init__(self, device: Device):
         self.device, self.commands = device, Commands(device)
         self.training, self.sizes = False, Sizes()
         self.pool, self.capacity = Pool(device), 0  # of passing arrays, and the rows that each of them can hold
-        self.bounds = self.key = None  # of the stream under way: see begin()
+        self.bounds = self.key = self.real = None  # of the stream under way: see begin()
+        self.loads: Array | None = None  # of routers; see routing.py
+        self.loss_rows, self.trimmed = None, False  # of a recorded stream, and whether only those go on
         self.readback, self.streamer = Readback(self), Streamer(self)
         self.recorder, self.updater = _replay.Recorder(self), _update.Updater(self)
         self.optimizers, self.tokens = Optimizers(self), _decode.TokenTapes(self)
@@ -80,15 +86,20 @@ class WebGpuEngine(Composed):
             self.pool.clear()
         self.bounds = self.integers(_replay.example_bounds(starts).reshape(-1))
         self.key = self.integers(np.array(key, np.int64).astype(np.int32))
+        self.real = self.integers(np.array([starts[-1]] * 2, np.int32))
 
     def replay(self, kind: str, body, stream):
         return self.recorder.run(kind, body, stream)
 
     def array(self, rows: int, columns: int, most: int | None = None) -> Array:
-        """[rows, columns] from the pool, content undefined. most: rows that the buffer has (the capacity)."""
+        """[rows, columns] from the pool, content undefined. most: rows that the buffer has (room())."""
         stride = lines(columns)
-        held = max(rows, self.capacity) if most is None else most
+        held = self.room(rows) if most is None else most
         return Array(self.pool.take(held * stride), 0, (rows, columns), stride)
+
+    def room(self, rows: int) -> int:
+        """Rows of a buffer that serves all streams: so many times the capacity as there are for each token."""
+        return max(rows, -(-rows // max(1, self.bounds.size // 2)) * self.capacity)
 
     def flat(self, size: int, most: int) -> Array:
         """A vector from the pool, content undefined, in a buffer of `most` elements."""
@@ -147,8 +158,8 @@ class WebGpuEngine(Composed):
         flat = self.device.read(x.buffer.raw, 4 * x.at, 4 * size).view(np.float32)
         if isinstance(x, Codes):
             return flat.view(np.uint8)[: x.count].copy()
-        if len(x.shape) == 1:
-            return flat.copy()
+        if len(x.shape) != 2:
+            return flat.reshape(x.shape).copy()
         return np.lib.stride_tricks.as_strided(flat, x.shape, (4 * x.stride, 4)).copy()
 
     view = host
@@ -183,10 +194,7 @@ class WebGpuEngine(Composed):
         self.updater.ready()
         self.updater.loaded()
         for group in groups:
-            for part in group.parts():
-                if part.weights[0].hold != "stream":
-                    for weight in part.weights:
-                        weight.rows()
+            group.load()
         self.tuning.ensure()
 
     def release(self) -> None:
@@ -259,6 +267,8 @@ class WebGpuEngine(Composed):
     attend_cache = _decode.attend_cache
     attention = _attention.attention
     attention_backward = _attention.attention_backward
+    sink = _sinks.sink
+    sink_gradient = _sinks.sink_gradient
     cross_entropy = _loss.cross_entropy
     convolve = _convolution.convolve
     convolve_backward = _convolution.convolve_backward
@@ -273,6 +283,23 @@ class WebGpuEngine(Composed):
     delta_cached = _delta.delta_cached
     gain_gradient = _gradients.gain_gradient
     embed_backward = _gradients.embed_backward
+
+    expert_group = _experts.expert_group
+    expert_linear = _experts.expert_linear
+    expert_linear_backward = _experts.expert_linear_backward
+    route = _routing.route
+    route_backward = _routing.route_backward
+    take_loads = _routing.take_loads
+    dispatch = _routing.dispatch
+    combine = _routing.combine
+    weigh = _routing.weigh
+    weigh_backward = _routing.weigh_backward
+    weigh_bias = _routing.weigh_bias
+    weigh_bias_backward = _routing.weigh_bias_backward
+    gate_rows = _gates.gate_rows
+    gate_rows_backward = _gates.gate_rows_backward
+    clamped_glu = _gates.clamped_glu
+    clamped_glu_backward = _gates.clamped_glu_backward
 
     def decode(self, body, ids, spans, rows):
         return self.tokens.run(body, ids, spans, rows)

@@ -85,6 +85,13 @@ class Group(Trains):
             weight.adopt(buffer, at)
             at += weight.nbytes
 
+    def load(self) -> None:
+        """Bring the weights to the device, but those that are streamed."""
+        for part in self.parts():
+            if part.weights[0].hold != "stream":
+                for weight in part.weights:
+                    weight.rows()
+
     def bias(self) -> Array | None:
         """All biases at their outputs' places, zero where there is none."""
         if self._bias is None and any(b is not None for b in self.biases):

@@ -15,6 +15,7 @@ from anytune.engine.base import Stream
 
 from .arrays import Array, Pool, lines
 
+OF_STREAM = ("pool", "capacity", "bounds", "key", "real", "loss_rows", "trimmed")  # what an engine has of one
 PARTS = 8  # sizes of tokens and of loss rows that get a recording of their own
 
 
@@ -26,6 +27,7 @@ class Recorded:
     stream: Stream  # views of them
     bounds: Array
     key: Array
+    real: Array  # int32 [2]: tokens and loss rows that are no padding
     loss: Array  # float32 [1]
     tape: list = field(default_factory=list)
     kept: dict = field(default_factory=dict)
@@ -70,8 +72,9 @@ class Recorder:
         from .kernels.optimizer import add_up
 
         e = self.engine
-        before = e.pool, e.capacity, e.bounds, e.key
-        e.pool, e.capacity, e.bounds, e.key = self.pool, self.capacity, recorded.bounds, recorded.key
+        before = {name: getattr(e, name) for name in OF_STREAM}
+        e.pool, e.capacity, e.loss_rows, e.trimmed = self.pool, self.capacity, recorded.stream.rows, False
+        e.bounds, e.key, e.real = recorded.bounds, recorded.key, recorded.real
         self.running = True
         e.commands.record()
         try:
@@ -85,7 +88,8 @@ class Recorder:
             raise
         finally:
             self.running = False
-            e.pool, e.capacity, e.bounds, e.key = before
+            for name, value in before.items():
+                setattr(e, name, value)
 
     def _make(self, stream: Stream, tokens: int, rows: int) -> Recorded:
         numbers = self.engine.integers(np.zeros(sum(map(lines, _sizes(tokens, rows))), np.int32))
@@ -93,19 +97,21 @@ class Recorder:
         for size in _sizes(tokens, rows):
             views.append(numbers[at : at + size])
             at += lines(size)
-        ids, positions, bounds, where, targets, key, scale = views
+        ids, positions, bounds, where, targets, key, scale, real = views
         return Recorded(
             numbers,
             Stream(ids, positions, None, where, targets, scale, stream.capacity),
             bounds,
             key,
+            real,
             self.engine.zeros(1),
         )
 
 
 def _sizes(tokens: int, rows: int) -> tuple[int, ...]:
-    """ids, positions, first and end of each token's example, rows, targets, key, scale."""
-    return tokens, tokens, 2 * tokens, rows, rows, 3, 1
+    """ids, positions, first and end of each token's example, rows, targets, key, scale, tokens and rows that are no
+    padding."""
+    return tokens, tokens, 2 * tokens, rows, rows, 3, 1, 2
 
 
 def example_bounds(starts: np.ndarray) -> np.ndarray:
@@ -119,7 +125,7 @@ def _numbers(stream: Stream, tokens: int, rows: int) -> np.ndarray:
     """A padding token is an example of its own without loss; a padding row points behind the tokens and has target
     -1."""
     parts = [np.zeros(size, np.int32) for size in _sizes(tokens, rows)]
-    ids, positions, bounds, where, targets, key, scale = parts
+    ids, positions, bounds, where, targets, key, scale, real = parts
     have = len(stream.ids)
     ids[:have], positions[:have] = stream.ids, stream.positions
     bounds = bounds.reshape(2, tokens)
@@ -130,4 +136,5 @@ def _numbers(stream: Stream, tokens: int, rows: int) -> np.ndarray:
     where[: len(stream.rows)], targets[: len(stream.rows)] = stream.rows, stream.targets
     key[:] = np.array(stream.key, np.int64).astype(np.int32)
     scale.view(np.float32)[0] = stream.scale
+    real[:] = have, len(stream.rows)
     return np.concatenate([np.pad(p, (0, lines(p.size) - p.size)) for p in parts])

@@ -76,6 +76,8 @@ def embed(e, ids: Array, table: Weight | Trained, scale: float) -> Array:
 
 
 def gather(e, x: Array, rows: Array) -> Array:
+    if rows is e.loss_rows:
+        e.trimmed = True
     out = e.array(rows.size, x.columns)
     for low, high in row_cuts(e.device.max_binding, x):
         for a, b in row_cuts(e.device.max_binding, out):
@@ -90,7 +92,7 @@ def gather(e, x: Array, rows: Array) -> Array:
 
 
 def scatter(e, y: Array, rows: Array, tokens: int) -> Array:
-    out = e.array(tokens, y.columns)
+    out, e.trimmed = e.array(tokens, y.columns), False
     for low, high in row_cuts(e.device.max_binding, out):
         e.commands.run(
             _kernels.fill(), [out.bind(low, high)], (y.columns, out.stride, 0, 0.0), e.grid(y.columns, high - low)

@@ -7,13 +7,14 @@ from .weights import Rows, pieces
 
 
 class Trained:
-    """values, gradient: float32 [out, in], each without gaps in its own buffer. See weights.Weight for the rest."""
+    """values, gradient: float32 [out, in] or [experts, out, in], each without gaps in its own buffer. See
+    weights.Weight for the rest."""
 
     hold, block, slow, known, loaded = "blocks", "F32", False, True, True
 
     def __init__(self, engine, values: Array, gradient: Array):
         self.engine, self.values, self.gradient = engine, values, gradient
-        self.out_features, self.in_features = values.shape
+        self.out_features, self.expert_features, self.in_features = values.rows, values.shape[-2], values.columns
         self.row_bytes = 4 * self.in_features
 
     @property

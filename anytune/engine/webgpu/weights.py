@@ -34,14 +34,14 @@ class Rows:
 
 
 class Weight:
-    """One matrix [out, in] of a GGUF."""
+    """One matrix [out, in] of a GGUF, or a tensor [experts, out, in] as one of experts * out rows."""
 
     slow, gradient = False, None
 
     def __init__(self, engine, gguf, name: str, hold: str):
         info = gguf.tensors[name]
         self.engine, self.name, self.type = engine, name, info.type
-        self.out_features, self.in_features = info.shape
+        self.out_features, self.expert_features, self.in_features = info.rows, info.shape[-2], info.shape[-1]
         self.known = info.type.name in TYPES
         self.block = info.type.name if self.known else "F32"  # what kernels read
         self.row_bytes = BLOCKS[self.block].row_bytes(self.in_features)
@@ -89,9 +89,10 @@ class Weight:
             return self.engine.streamer.bring(self)
         if self._rows is None:
             device, most = self.engine.device, self.engine.device.max_buffer // self.row_bytes
+            step = self.expert_features if self.expert_features < self.out_features else 64  # experts stay whole
             self._rows = []
             self.engine.commands.flush()
-            for low, high in cuts(self.out_features, max(1, most)):
+            for low, high in cuts(self.out_features, max(1, most), step):
                 buffer = device.buffer((high - low) * self.row_bytes)
                 self.write(buffer, 0, low, high)
                 self._rows.append(Rows(low, high, buffer, 0))
@@ -108,12 +109,7 @@ class Weight:
 
 def pieces(rows: list[Rows], row_bytes: int, limit: int, step: int, most: int):
     """As Weight.pieces(), for rows that may be of several weights. step: what runs are multiples of, if they can be."""
-    room = (limit - ALIGN - 8) // row_bytes
-    if room < 4 and sum(part.high - part.low for part in rows) > room:  # columns of activations are read by fours
-        raise UserError(
-            f"four rows of a weight take {4 * row_bytes} bytes, but the device binds at most {limit} at once: use "
-            "another --device"
-        )
+    room = rows_in(limit, row_bytes, sum(part.high - part.low for part in rows))
     while step > 4 and step > room:
         step //= 2
     for part in rows:
@@ -121,6 +117,17 @@ def pieces(rows: list[Rows], row_bytes: int, limit: int, step: int, most: int):
             first = part.at + low * row_bytes
             made = bound(part.buffer, first, part.at + high * row_bytes, 4)
             yield part.low + low, part.low + high, made, first - made.start
+
+
+def rows_in(limit: int, row_bytes: int, rows: int) -> int:
+    """Of so many rows those that fit a binding."""
+    room = (limit - ALIGN - 8) // row_bytes
+    if room < 4 and rows > room:  # columns of activations are read by fours
+        raise UserError(
+            f"four rows of a weight take {4 * row_bytes} bytes, but the device binds at most {limit} at once: use "
+            "another --device"
+        )
+    return room
 
 
 class Streamer:
@@ -132,15 +139,26 @@ class Streamer:
     def clear(self) -> None:
         self.buffers = []
 
-    def bring(self, weight: Weight) -> list[Rows]:
+    def bring(self, weight: Weight, bounds: Array | None = None) -> list[Rows]:
+        """bounds int32 [experts + 1]: where each expert's slots begin; one without any is not read."""
         e, size = self.engine, weight.nbytes
         if len(self.buffers) < 2 or self.buffers[0].size < size:
             most = max(w.nbytes for w in [weight, *e.streamed()])
             self.buffers = [e.device.buffer(most) for _ in range(2)]
         self.turn ^= 1
         buffer = self.buffers[self.turn]
-        e.commands.upload(lambda: weight.write(buffer, 0))
+        if bounds is None:
+            e.commands.upload(lambda: weight.write(buffer, 0))
+        else:
+            e.commands.upload(lambda: self._write_experts(weight, buffer, bounds))
         return [Rows(0, weight.out_features, buffer, 0)]
+
+    def _write_experts(self, weight: Weight, buffer: Buffer, bounds: Array) -> None:
+        begins = self.engine.device.read(bounds.buffer.raw, 4 * bounds.at, 4 * bounds.size).view(np.int32)
+        each = weight.expert_features
+        for expert in np.flatnonzero(np.diff(begins)).tolist():
+            low, high = expert * each, (expert + 1) * each
+            weight.write(buffer, low * weight.row_bytes, low, high)
 
 
 @dataclass

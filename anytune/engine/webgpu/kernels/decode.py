@@ -27,12 +27,13 @@ def store() -> Kernel:
 
 
 @functools.cache
-def attend(size: int, part: bool = False, capped: bool = False) -> Kernel:
+def attend(size: int, part: bool = False, capped: bool = False, sinks: bool = False) -> Kernel:
     """out of one new token and head: an invocation scores a key of each run of LANES, then sums dimensions of the
     values.  grid: (heads, tokens, runs of `span` keys).
 
     part: out holds for each head and run the sums over the values, the largest score, the sum of the weights, for
-    combine(): Dao et al. 2023, Flash-Decoding for long-context inference.
+    combine(): Dao et al. 2023, Flash-Decoding for long-context inference. sinks: a further score of each head, without
+    a value; of parts combine() adds it.
     """
     dims, four = -(-size // LANES), size % 4 == 0
     score = (
@@ -54,7 +55,7 @@ def attend(size: int, part: bool = False, capped: bool = False) -> Kernel:
         for d in range(dims)
     )
     to = "(group.x * p.parts + group.z) * (p.size + 2u)" if part else "group.x * p.size"
-    share = "" if part else " / all"
+    share = "" if part else " / (all + exp(sinks[p.sinks0 + group.x] - top))" if sinks else " / all"
     ends = "\n".join(
         f"  if (lane + {d * LANES}u < p.size) {{ out[to + lane + {d * LANES}u] = o{d}{share}; }}" for d in range(dims)
     )
@@ -63,13 +64,14 @@ def attend(size: int, part: bool = False, capped: bool = False) -> Kernel:
     if part:
         ends += "\n  if (lane == 0u) {\n    out[to + p.size] = top;\n    out[to + p.size + 1u] = all;\n  }"
     return Kernel(
-        f"attend_cache, heads of {size}{', part' * part}{', capped' * capped}",
+        f"attend_cache, heads of {size}{', part' * part}{', capped' * capped}{', sinks' * sinks}",
         (
             *reads("q"),
             *reads("keys", of="vec4<f32>" if four else "f32"),
             *reads("values"),
             *reads("slot", "position", of="u32"),
             *writes("out"),
+            *(reads("sinks") if sinks else ()),
         ),
         (
             "size",
@@ -88,6 +90,7 @@ def attend(size: int, part: bool = False, capped: bool = False) -> Kernel:
             "span",
             *(["parts"] if part else []),
             *(["cap:f32"] if capped else []),
+            *(["sinks0"] if sinks else []),
         ),
         f"""
   let t = group.y;
@@ -136,19 +139,20 @@ def attend(size: int, part: bool = False, capped: bool = False) -> Kernel:
 
 
 @functools.cache
-def combine() -> Kernel:
+def combine(sinks: bool = False) -> Kernel:
     """out of one new token and head from the parts of attend(): a run's weights are relative to its largest score."""
+    own = "exp(sinks[p.sinks0 + group.x] - top)" if sinks else "0.0"
     return Kernel(
-        "attend_cache, combined",
-        (*reads("part"), *writes("out")),
-        ("size", "parts", "ps", "os"),
+        "attend_cache, combined" + ", sinks" * sinks,
+        (*reads("part"), *writes("out"), *(reads("sinks") if sinks else ())),
+        ("size", "parts", "ps", "os", *(["sinks0"] if sinks else [])),
         f"""
   let from_ = group.y * p.ps + group.x * p.parts * (p.size + 2u);
   var top = -3.0e38;
   for (var z = 0u; z < p.parts; z++) {{ top = max(top, part[from_ + z * (p.size + 2u) + p.size]); }}
   for (var d = lane; d < p.size; d += {LANES}u) {{
     var sum = 0.0;
-    var all = 0.0;
+    var all = {own};
     for (var z = 0u; z < p.parts; z++) {{
       let at = from_ + z * (p.size + 2u);
       let factor = exp(part[at + p.size] - top);

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..kernel import Kernel
-from . import attention, convolution, decode, delta, delta_backward, delta_gradients, delta_walk
-from . import gemm, gemv, gradients, lookup, low, optimizer, rows, rules
+from . import attention, convolution, decode, delta, delta_backward, delta_gradients, delta_walk, experts
+from . import gemm, gemv, gradients, lookup, low, optimizer, routing, routing_backward, rows, rules, sinks
 from .blocks import TYPES
 
 
@@ -37,6 +37,7 @@ def every() -> Iterator[Kernel]:
         gemm.split_sum(),
         decode.store(),
         decode.combine(),
+        decode.combine(True),
         attention.inner(),
         convolution.through_silu(),
         convolution.convolve_backward(),
@@ -62,6 +63,7 @@ def every() -> Iterator[Kernel]:
     )
     for yes in (False, True):
         yield from (convolution.convolve(yes), convolution.convolve_cached(yes), convolution.halves(yes))
+    yield from _of_experts()
     yield from map(gradients.column_sums, gradients.VALUES)
     for neox in (True, False):
         for normed in (True, False):
@@ -76,13 +78,45 @@ def every() -> Iterator[Kernel]:
     for name in TYPES:
         yield from (lookup.embed(name), gemv.gemv(name, 8, True, True))
         yield from (gemm.gemm(name, way, gemm.Tile(), True, True) for way in (True, False))
+        yield from (gemm.gemm(name, True, gemm.Tile(), True, True, True), gemm.gemm(name, False, experts=True))
+        yield gemv.gemv(name, 1, True, True, True)
     for size in (8, 64, 128, 256):
         yield from (
             attention.attention(size),
             decode.attend(size),
             decode.attend(size, True),
+            decode.attend(size, sinks=True),
             *(attention.attention_backward(size, wanted) for wanted in ("dq", "dk", "dv")),
         )
+
+
+def _of_experts() -> Iterator[Kernel]:
+    for kind in routing.KINDS:
+        yield from (routing.choose(kind, yes, True, yes, yes) for yes in (True, False))
+        yield from (routing_backward.backward(kind, yes, yes) for yes in (True, False))
+    yield from (
+        routing.sort(),
+        routing.tiles(),
+        routing.loads(),
+        routing_backward.scale_gradient(),
+        experts.dispatch(),
+        experts.combine(),
+        experts.weigh(),
+        experts.weigh_backward(),
+        experts.weigh_bias(),
+        experts.weigh_bias_backward(),
+        experts.column_sums(False),
+        experts.column_sums(True),
+        experts.gate_rows(),
+        experts.gate_rows_backward(),
+        experts.clamped_glu(),
+        experts.clamped_glu_backward(),
+        low.low(True),
+        low.expert_gradient(),
+        gradients.outer(experts=True),
+        sinks.sink(),
+        sinks.gradient(),
+    )
 
 
 def write(folder: str | Path) -> int:

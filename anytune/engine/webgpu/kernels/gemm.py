@@ -10,6 +10,7 @@ import functools
 from dataclasses import dataclass
 
 from ..kernel import Kernel, reads, writes
+from . import slots
 from .blocks import NUMBERS, blocks
 
 
@@ -99,12 +100,12 @@ def _loads(t: Tile, transposed: bool) -> _Loads:
     along = f"""
       let r = e / {quads}u;
       let k = k0 + (e % {quads}u) * 4u;"""
-    value = "x[min(m0 + r, p.m - 1u) * p.xs + p.x0 + (k >> 2u)]"
+    value = "x[min(m0 + r, m_end - 1u) * p.xs + p.x0 + (k >> 2u)]"
     fetch = [each(t.m * quads, t.threads, along + _masked("aROUND", value))]
     row = f"\n      let r = e / {quads}u;"
     keep = [each(t.m * quads, t.threads, row + _turned("tile_a", lda, quads, "aROUND"))]
     if transposed:
-        fetch.append(each(t.n * quads, t.threads, along + _masked("bROUND", "weight4(min(n0 + r, p.n - 1u), k)")))
+        fetch.append(each(t.n * quads, t.threads, along + _masked("bROUND", "weight4(w0 + min(n0 + r, p.n - 1u), k)")))
         keep.append(each(t.n * quads, t.threads, row + _turned("tile_b", ldb, quads, "bROUND")))
     else:
         fetch.append(
@@ -115,7 +116,7 @@ def _loads(t: Tile, transposed: bool) -> _Loads:
       let r = e / {wide}u;
       let c = e % {wide}u;
       bROUND = vec4<f32>();
-      if (k0 + r < k_end && n0 + c * 4u < p.n) {{ bROUND = weight4(k0 + r, n0 + c * 4u); }}""",
+      if (k0 + r < k_end && n0 + c * 4u < p.n) {{ bROUND = weight4(w0 + k0 + r, n0 + c * 4u); }}""",
             )
         )
         keep.append(each(t.k * wide, t.threads, f"\n      tile_b[(e / {wide}u) * {ldb}u + e % {wide}u] = bROUND;"))
@@ -162,7 +163,7 @@ def _tail(t: Tile) -> str:
       let r = e / {t.k}u;
       let c = c0 + e % {t.k}u;
       var v = 0.0;
-      if (c < p.rank) {{ v = low[min(m0 + r, p.m - 1u) * p.ls + l0 + c]; }}
+      if (c < p.rank) {{ v = low[min(m0 + r, m_end - 1u) * p.ls + l0 + c]; }}
       tile_a[(e % {t.k}u) * {lda}u + (r >> 2u)][r & 3u] = v;""",
     )
     columns = each(
@@ -172,7 +173,7 @@ def _tail(t: Tile) -> str:
       let r = e / {t.k}u;
       let c = c0 + e % {t.k}u;
       var v = 0.0;
-      if (c < p.rank) {{ v = pair[p.pair0 + min(n0 + r, p.n - 1u) * p.pn + c * p.pc]; }}
+      if (c < p.rank) {{ v = pair[pair0 + min(n0 + r, p.n - 1u) * p.pn + c * p.pc]; }}
       tile_b[(e % {t.k}u) * {ldb}u + (r >> 2u)][r & 3u] = v;""",
     )
     return f"""
@@ -196,43 +197,49 @@ def _memory(t: Tile) -> str:
 
 
 @functools.cache
-def gemm(block: str, transposed: bool, tile: Tile = Tile(), tail: bool = False, bias: bool = False) -> Kernel:
+def gemm(
+    block: str, transposed: bool, tile: Tile = Tile(), tail: bool = False, bias: bool = False, experts: bool = False
+) -> Kernel:
     """out[m, n] (+)= sum over k of x[m, k] w, w = W[n, k] (transposed) or W[k, n]; + low[m, c] pair[n, c]; + bias[n].
 
     grid: (columns / n, rows / m, slices of the sum of k_step each). xs, ys, zs: vec4s from row
-    to row and slice to slice; x0, y0: vec4s before the first column.
+    to row and slice to slice; x0, y0: vec4s before the first column. experts: rows are slots, each with its expert's
+    weights, pair and bias; grid: (columns / n, tiles); see slots.py.
     """
     t, loads = tile, _loads(tile, transposed)
+    rows = slots.tile("group.y") if experts else f"\n  let m0 = group.y * {t.m}u;\n  let m_end = p.m;"
     sums = "\n".join(f"  var s{i}_{h} = vec4<f32>();" for i in range(t.tm) for h in range(t.tn // 4))
     stores = []
     for i in range(t.tm):
         row = f"m0 + {(i // 4) * (t.m // t.tm) * 4 + i % 4}u + ty * 4u"
         for h in range(t.tn // 4):
-            stores.append(f"  keep({row}, n0 + {h * (t.n // t.tn) * 4}u + tx * 4u, group.z, s{i}_{h});")
+            stores.append(f"  keep({row}, m_end, bias0, n0 + {h * (t.n // t.tn) * 4}u + tx * 4u, group.z, s{i}_{h});")
     offset = (
         """
   if (z == 0u) {
-    for (var j = 0u; j < 4u; j++) { v[j] += bias[p.bias0 + min(n + j, p.n - 1u)]; }
+    for (var j = 0u; j < 4u; j++) { v[j] += bias[bias0 + min(n + j, p.n - 1u)]; }
   }"""
         if bias
         else ""
     )
     keep = f"""
-fn keep(m: u32, n: u32, z: u32, sum: vec4<f32>) {{
-  if (m >= p.m || n >= p.n) {{ return; }}
+fn keep(m: u32, m_end: u32, bias0: u32, n: u32, z: u32, sum: vec4<f32>) {{
+  if (m >= m_end || n >= p.n) {{ return; }}
   var v = sum;{offset}
   let to = z * p.zs + m * p.ys + p.y0 + (n >> 2u);
   if (p.adds != 0u) {{ v += out[to]; }}
   out[to] = v;
 }}"""
     return Kernel(
-        f"gemm {'NT' if transposed else 'NN'}, {block}, {t.name}{', pair' * tail}{', bias' * bias}",
+        f"gemm {'NT' if transposed else 'NN'}, {block}, {t.name}{', pair' * tail}{', bias' * bias}"
+        + ", experts" * experts,
         (
             *reads("x", of="vec4<f32>"),
             *reads("w", of="u32"),
             *writes("out", of="vec4<f32>"),
             *(reads("low", "pair") if tail else ()),
             *(reads("bias") if bias else ()),
+            *(slots.TILES if experts else ()),
         ),
         (
             *NUMBERS,
@@ -248,12 +255,12 @@ fn keep(m: u32, n: u32, z: u32, sum: vec4<f32>) {{
             "adds",
             *(("rank", "ls", "l0", "n1", "n2", "pair0", "pn", "pc") if tail else ()),
             *(("bias0",) if bias else ()),
+            *slots.numbers(experts, tail, bias),
         ),
         f"""
   let tx = lane % {t.n // t.tn}u;
   let ty = lane / {t.n // t.tn}u;
-  let n0 = group.x * {t.n}u;
-  let m0 = group.y * {t.m}u;
+  let n0 = group.x * {t.n}u;{rows}{slots.weights(experts, tail, bias)}
   let k_begin = group.z * p.k_step;
   let k_end = min(p.k, k_begin + p.k_step);
 {sums}
@@ -261,7 +268,7 @@ fn keep(m: u32, n: u32, z: u32, sum: vec4<f32>) {{
 {chr(10).join(stores)}
 """,
         (t.threads, 1),
-        _memory(t),
+        _memory(t) + slots.MEMORY * experts,
         blocks(block) + keep,
     )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 
 from ..kernel import Kernel, reads, total, writes
+from . import slots
 from .gemm import Tile, each, multiply
 
 COLUMNS = 32  # of a column sum that a workgroup makes; eight invocations share its rows
@@ -21,8 +22,9 @@ VALUES = {
 
 
 @functools.cache
-def outer(tile: Tile = Tile()) -> Kernel:
-    """g[m, n] += sum over tokens of dy[t, m] x[t, n].  grid: (columns / n, rows / m). g's rows follow without gaps."""
+def outer(tile: Tile = Tile(), experts: bool = False) -> Kernel:
+    """g[m, n] += sum over tokens of dy[t, m] x[t, n].  grid: (columns / n, rows / m). g's rows follow without gaps.
+    experts: over an expert's slots, into its matrix, `rows` rows behind that of the one before; grid.z: experts."""
     t = tile
     lda, ldb, groups_m, groups_n = t.m // 4 + 1, t.n // 4 + 1, t.m // t.tm, t.n // t.tn
 
@@ -33,29 +35,32 @@ def outer(tile: Tile = Tile()) -> Kernel:
             f"""
       let k = e / {width}u;
       let c = e % {width}u;
-      let at = min(t0 + k, p.tokens - 1u);
-      {name}[k * {stride}u + (c >> 2u)][c & 3u] = select(0.0, {source}[{value}], t0 + k < p.tokens);""",
+      let from_ = min(t0 + k, m_end - 1u);
+      {name}[k * {stride}u + (c >> 2u)][c & 3u] = select(0.0, {source}[{value}], t0 + k < m_end);""",
         )
 
+    place = "\n  let m0 = 0u;\n  let m_end = p.tokens;\n  let g0 = p.g0;"
+    if experts:
+        place = slots.span("group.z") + "\n  let g0 = p.g0 + expert * p.rows * p.n;"
     sums = "\n".join(f"  var s{i}_{h} = vec4<f32>();" for i in range(t.tm) for h in range(t.tn // 4))
     stores = "\n".join(
-        f"  keep(m0 + {(i // 4) * groups_m * 4 + i % 4}u + ty * 4u, n0 + {h * groups_n * 4}u + tx * 4u, s{i}_{h});"
+        f"  keep(g0, m1 + {(i // 4) * groups_m * 4 + i % 4}u + ty * 4u, n0 + {h * groups_n * 4}u + tx * 4u, s{i}_{h});"
         for i in range(t.tm)
         for h in range(t.tn // 4)
     )
     return Kernel(
-        f"outer product, {t.m}x{t.n}x{t.k} {t.tm}x{t.tn}",
-        (*reads("dy", "x"), *writes("g")),
-        ("tokens", "m", "n", "ds", "d0", "xs", "g0"),
-        f"""
+        f"outer product, {t.m}x{t.n}x{t.k} {t.tm}x{t.tn}{', experts' * experts}",
+        (*reads("dy", "x"), *writes("g"), *(slots.SPANS if experts else ())),
+        ("tokens", "m", "n", "ds", "d0", "xs", "g0", *((*slots.NUMBERS, "rows") * experts)),
+        f"""{place}
   let tx = lane % {groups_n}u;
   let ty = lane / {groups_n}u;
   let n0 = group.x * {t.n}u;
-  let m0 = group.y * {t.m}u;
+  let m1 = group.y * {t.m}u;
 {sums}
-  for (var t0 = 0u; t0 < p.tokens; t0 += {t.k}u) {{
-{load("tile_a", "dy", t.m, lda, "at * p.ds + p.d0 + min(m0 + c, p.m - 1u)")}
-{load("tile_b", "x", t.n, ldb, "at * p.xs + min(n0 + c, p.n - 1u)")}
+  for (var t0 = m0; t0 < m_end; t0 += {t.k}u) {{
+{load("tile_a", "dy", t.m, lda, "from_ * p.ds + p.d0 + min(m1 + c, p.m - 1u)")}
+{load("tile_b", "x", t.n, ldb, "from_ * p.xs + min(n0 + c, p.n - 1u)")}
     workgroupBarrier();
 {multiply(t)}
     workgroupBarrier();
@@ -63,11 +68,12 @@ def outer(tile: Tile = Tile()) -> Kernel:
 {stores}
 """,
         (t.threads, 1),
-        f"var<workgroup> tile_a: array<vec4<f32>, {t.k * lda}>;\nvar<workgroup> tile_b: array<vec4<f32>, {t.k * ldb}>;",
+        f"var<workgroup> tile_a: array<vec4<f32>, {t.k * lda}>;\nvar<workgroup> tile_b: array<vec4<f32>, {t.k * ldb}>;"
+        + slots.MEMORY * experts,
         """
-fn keep(m: u32, n: u32, sum: vec4<f32>) {
+fn keep(g0: u32, m: u32, n: u32, sum: vec4<f32>) {
   if (m >= p.m) { return; }
-  for (var j = 0u; j < 4u && n + j < p.n; j++) { g[p.g0 + m * p.n + n + j] += sum[j]; }
+  for (var j = 0u; j < 4u && n + j < p.n; j++) { g[g0 + m * p.n + n + j] += sum[j]; }
 }""",
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 from ..kernel import Kernel, reads, writes
+from . import slots
 
 RANKS = 8  # columns that a workgroup makes
 TOKENS = 4  # rows that it makes
@@ -18,13 +19,15 @@ AHEAD = 4
 COLUMNS = 64  # of a gradient
 
 
-def _sums(x: str, m: str, out: str, job: str, pair: str) -> str:
+def _sums(x: str, m: str, out: str, job: str, pair: str, begin: str = "", end: str = "p.tokens") -> str:
     """One workgroup's out[t, c] = scale * sum over k of x[t, k] m[k, c], m[k, c] = m[m0 + k * mk + c * mc], with k from
-    low_ to high; `job` is the suffix of the parameters' names, `pair` the pair whose columns are made."""
+    low_ to high; `job` is the suffix of the parameters' names, `pair` the pair whose columns are made; begin: m0, if it
+    is not a parameter; end: of the rows."""
 
     def p(name: str) -> str:
         return f"p.{name}{job}"
 
+    m0 = begin or p("m0")
     sums = "\n".join(f"  var s{t}_{c} = 0.0;" for t in range(TOKENS) for c in range(RANKS))
     # conditions are joined by &, not &&: short circuits are branches, and some compilers take minutes for so many
     body = [
@@ -32,12 +35,12 @@ def _sums(x: str, m: str, out: str, job: str, pair: str) -> str:
         for u in range(AHEAD)
     ]
     body += [
-        f"    let x{t}_{u} = {x}[min(t0 + {t}u, p.tokens - 1u) * {p('xs')} + k{u}];"
+        f"    let x{t}_{u} = {x}[min(t0 + {t}u, {end} - 1u) * {p('xs')} + k{u}];"
         for u in range(AHEAD)
         for t in range(TOKENS)
     ]
     body += [
-        f"    {{ let b = select(0.0, {m}[{p('m0')} + k{u} * {p('mk')} + "
+        f"    {{ let b = select(0.0, {m}[{m0} + k{u} * {p('mk')} + "
         f"min(c0 + {c}u, {p('rank')} - 1u) * {p('mc')}], "
         f"on{u} & (c0 + {c}u < {p('rank')}));\n      "
         + " ".join(f"s{t}_{c} = fma(x{t}_{u}, b, s{t}_{c});" for t in range(TOKENS))
@@ -66,7 +69,7 @@ def _sums(x: str, m: str, out: str, job: str, pair: str) -> str:
   workgroupBarrier();
   let t = t0 + o / {RANKS}u;
   let c = c0 + o % {RANKS}u;
-  if (lane < {each}u && t < p.tokens && c < {p("rank")}) {{
+  if (lane < {each}u && t < {end} && c < {p("rank")}) {{
     var all = 0.0;
     for (var i = 0u; i < {split}u; i++) {{ all += part[i * {each}u + lane]; }}
     {out}[t * {p("ys")} + ({pair}) * {p("rank")} + c] = p.scale * all;
@@ -79,15 +82,20 @@ _PLACE = f"""
 
 
 @functools.cache
-def low() -> Kernel:
-    """low[t, c] = scale * x[t] · a[c].  grid: (tokens / TOKENS, columns / RANKS)."""
+def low(experts: bool = False) -> Kernel:
+    """low[t, c] = scale * x[t] · a[c].  grid: (tokens / TOKENS, columns / RANKS). experts: each slot with its expert's
+    factor; grid: (tiles of TOKENS, columns / RANKS); see slots.py."""
+    place, how = _PLACE, ()
+    if experts:
+        place = slots.tile("group.x") + f"\n  let t0 = m0;\n  let c0 = group.y * {RANKS}u;"
+        place, how = place + "\n  let begin = p.m0 + expert * p.step;", ("begin", "m_end")
     return Kernel(
-        "low-rank product",
-        (*reads("x", "a"), *writes("low")),
-        ("tokens", "scale:f32", "n", "rank", "xs", "ys", "m0", "mk", "mc"),
-        _PLACE + "\n  let low_ = 0u;\n  let high = p.n;" + _sums("x", "a", "low", "", "0u"),
+        "low-rank product" + ", experts" * experts,
+        (*reads("x", "a"), *writes("low"), *(slots.TILES if experts else ())),
+        ("tokens", "scale:f32", "n", "rank", "xs", "ys", "m0", "mk", "mc", *((*slots.NUMBERS, "step") * experts)),
+        place + "\n  let low_ = 0u;\n  let high = p.n;" + _sums("x", "a", "low", "", "0u", *how),
         (LANES, 1),
-        f"var<workgroup> part: array<f32, {TOKENS * RANKS * LANES}>;",
+        f"var<workgroup> part: array<f32, {TOKENS * RANKS * LANES}>;" + slots.MEMORY * experts,
     )
 
 
@@ -142,8 +150,10 @@ def both() -> Kernel:
     )
 
 
-def _outer(x: str, y: str, g: str, job: str) -> str:
-    """One workgroup's g[g0 + k * gk + c * gc] += sum over t of x[t, k] y[t, c], COLUMNS columns k from `begin`."""
+def _outer(x: str, y: str, g: str, job: str, first: str = "0u", end: str = "p.tokens", base: str = "") -> str:
+    """One workgroup's g[g0 + k * gk + c * gc] += sum over t of x[t, k] y[t, c], COLUMNS columns k from `begin`; first,
+    end: of the rows t; base: g0, if it is not a parameter."""
+    g0 = base or f"p.g0{job}"
     lanes = 16  # invocations that share the tokens; each has four columns
     sums = "\n".join(f"  var s{c} = vec4<f32>();" for c in range(RANKS))
     steps = "\n".join(f"    s{c} = fma(v, vec4<f32>({y}[at + min({c}u, last)]), s{c});" for c in range(RANKS))
@@ -153,7 +163,7 @@ def _outer(x: str, y: str, g: str, job: str) -> str:
   if (lane < {COLUMNS}u && k < p.n{job} && c0 + {c}u < p.rank{job}) {{
     var all = 0.0;
     for (var i = 0u; i < {lanes}u; i++) {{ all += part[i * 16u + (lane >> 2u)][lane & 3u]; }}
-    {g}[p.g0{job} + k * p.gk{job} + (c0 + {c}u) * p.gc{job}] += all;
+    {g}[{g0} + k * p.gk{job} + (c0 + {c}u) * p.gc{job}] += all;
   }}
   workgroupBarrier();"""
         for c in range(RANKS)
@@ -162,7 +172,7 @@ def _outer(x: str, y: str, g: str, job: str) -> str:
   let column = begin + (lane & 15u) * 4u;
   let last = p.rank{job} - 1u - c0;
 {sums}
-  for (var t = lane >> 4u; t < p.tokens; t += {lanes}u) {{
+  for (var t = {first} + (lane >> 4u); t < {end}; t += {lanes}u) {{
     let from_ = t * p.xs{job} + column;
     var v = vec4<f32>();
     if (column + 3u < p.n{job}) {{ v = vec4<f32>({x}[from_], {x}[from_ + 1u], {x}[from_ + 2u], {x}[from_ + 3u]); }}
@@ -172,6 +182,27 @@ def _outer(x: str, y: str, g: str, job: str) -> str:
   }}
   let k = begin + lane;
 {rounds}"""
+
+
+@functools.cache
+def expert_gradient() -> Kernel:
+    """g[c, k] += sum over an expert's slots t of x[t, k] y[t, c], with any strides of g.
+
+    grid: (columns / COLUMNS, rank / RANKS, experts).
+    """
+    return Kernel(
+        "low-rank gradient, experts",
+        (*reads("x", "y"), *writes("g"), *slots.SPANS),
+        ("n", "rank", "xs", "ys", "g0", "gk", "gc", *slots.NUMBERS, "step"),
+        slots.span("group.z")
+        + f"""
+  let c0 = group.y * {RANKS}u;
+  let begin = group.x * {COLUMNS}u;
+  let pair = 0u;
+  let base = p.g0 + expert * p.step;"""
+        + _outer("x", "y", "g", "", "m0", "m_end", "base"),
+        shared="var<workgroup> part: array<vec4<f32>, 256>;" + slots.MEMORY,
+    )
 
 
 @functools.cache

@@ -1,0 +1,246 @@
+"""Rows of slots: taken from tokens, weighed, added up to tokens again; the gate of a shared expert, and gpt-oss's
+clamped product.
+
+See routing.py for the order of slots. Arrays of slots may be bound in runs: s0 is the first that is.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from ..kernel import Kernel, reads, total, writes
+from . import slots
+
+LANES = 64
+COLUMNS = 32  # of a sum that a workgroup makes; eight invocations share its rows
+SUMS = f"var<workgroup> sums: array<f32, {LANES}>;"
+_EACH = """
+  let i = thread.x;
+  let s = thread.y;
+  if (i >= p.n) { return; }"""
+CLAMPED = """
+fn activate(x: f32) -> f32 { return x / (1.0 + exp(-1.702 * x)); }
+fn slope(x: f32) -> f32 { let s = 1.0 / (1.0 + exp(-1.702 * x)); return s * (1.0 + 1.702 * x * (1.0 - s)); }"""
+
+
+@functools.cache
+def dispatch() -> Kernel:
+    """y[s] = the row of x of slot s's token, for tokens low…high."""
+    return Kernel(
+        "dispatch",
+        (*reads("x"), *reads("order", of="u32"), *writes("y")),
+        ("n", "used", "xs", "ys", "s0", "low", "high"),
+        _EACH
+        + """
+  let t = order[p.s0 + s] / p.used;
+  if (t >= p.low && t < p.high) { y[s * p.ys + i] = x[(t - p.low) * p.xs + i]; }""",
+    )
+
+
+@functools.cache
+def combine() -> Kernel:
+    """y[t] (+)= the sum of rows of x of its slots, of those from low to high."""
+    return Kernel(
+        "combine",
+        (*reads("x"), *reads("place", "real", of="u32"), *writes("y")),
+        ("n", "used", "xs", "ys", "t0", "low", "high", "adds", "real0"),
+        """
+  let i = thread.x;
+  let t = thread.y;
+  if (i >= p.n) { return; }
+  var sum = 0.0;
+  if (p.t0 + t < real[p.real0]) {
+    for (var j = 0u; j < p.used; j++) {
+      let s = place[(p.t0 + t) * p.used + j];
+      if (s >= p.low && s < p.high) { sum += x[(s - p.low) * p.xs + i]; }
+    }
+  }
+  if (p.adds != 0u) { sum += y[t * p.ys + i]; }
+  y[t * p.ys + i] = sum;""",
+    )
+
+
+@functools.cache
+def weigh() -> Kernel:
+    """y[s] = x[s] * its slot's weight."""
+    return Kernel(
+        "weigh",
+        (*reads("x", "weight"), *reads("order", "bounds", of="u32"), *writes("y")),
+        ("n", "xs", "ys", "s0", "experts"),
+        _EACH
+        + """
+  if (p.s0 + s >= bounds[p.experts]) { return; }
+  y[s * p.ys + i] = x[s * p.xs + i] * weight[order[p.s0 + s]];""",
+    )
+
+
+# a workgroup a slot; its number among all is p.s0 + group.x
+_SLOT = """
+  if (lane == 0u) { place = vec4<u32>(order[p.s0 + group.x], bounds[p.experts], 0u, 0u); }
+  let found = workgroupUniformLoad(&place);
+  if (p.s0 + group.x >= found.y) { return; }
+  let x0 = group.x * p.xs;
+  let d0 = group.x * p.ds;"""
+
+
+@functools.cache
+def weigh_backward() -> Kernel:
+    """dw of slot s = dy[s] · x[s], then dy[s] *= its weight.  grid: (slots,)."""
+    return Kernel(
+        "weigh_backward",
+        (*writes("dy"), *reads("x", "weight"), *reads("order", "bounds", of="u32"), *writes("dw")),
+        ("n", "used", "ds", "xs", "ws", "s0", "experts"),
+        _SLOT
+        + f"""
+  let w = weight[found.x];
+  var sum = 0.0;
+  for (var i = lane; i < p.n; i += {LANES}u) {{
+    sum = fma(dy[d0 + i], x[x0 + i], sum);
+    dy[d0 + i] *= w;
+  }}
+  let all = total_sums(sum, lane);
+  if (lane == 0u) {{ dw[found.x / p.used * p.ws + found.x % p.used] = all; }}
+""",
+        (LANES, 1),
+        SUMS + slots.MEMORY,
+        total(size=LANES),
+    )
+
+
+@functools.cache
+def weigh_bias() -> Kernel:
+    """y[s] += its weight * its expert's bias."""
+    return Kernel(
+        "weigh_bias",
+        (*writes("y"), *reads("weight", "bias"), *reads("order", "chosen", "bounds", of="u32")),
+        ("n", "ys", "s0", "experts", "bias0"),
+        _EACH
+        + """
+  if (p.s0 + s >= bounds[p.experts]) { return; }
+  let at = order[p.s0 + s];
+  y[s * p.ys + i] += weight[at] * bias[p.bias0 + chosen[at] * p.n + i];""",
+    )
+
+
+@functools.cache
+def weigh_bias_backward() -> Kernel:
+    """dw of slot s += dy[s] · its expert's bias.  grid: (slots,)."""
+    return Kernel(
+        "weigh_bias_backward",
+        (*reads("dy", "bias"), *reads("order", "chosen", "bounds", of="u32"), *writes("dw")),
+        ("n", "used", "ds", "xs", "ws", "s0", "experts", "bias0"),
+        _SLOT
+        + f"""
+  let from_ = p.bias0 + chosen[found.x] * p.n;
+  var sum = 0.0;
+  for (var i = lane; i < p.n; i += {LANES}u) {{ sum = fma(dy[d0 + i], bias[from_ + i], sum); }}
+  let all = total_sums(sum, lane);
+  if (lane == 0u) {{ dw[found.x / p.used * p.ws + found.x % p.used] += all; }}
+""",
+        (LANES, 1),
+        SUMS + slots.MEMORY,
+        total(size=LANES),
+    )
+
+
+@functools.cache
+def column_sums(weighed: bool) -> Kernel:
+    """g[expert] += the sum over its slots of x, of each slot times its weight if weighed.
+
+    grid: (columns / COLUMNS, experts).
+    """
+    factor = "weight[order[p.s0 + s]] * " if weighed else ""
+    return Kernel(
+        "column sums, experts" + ", weighed" * weighed,
+        (
+            *reads("x", *(["weight"] if weighed else [])),
+            *(reads("order", of="u32") if weighed else ()),
+            *writes("g"),
+            *slots.SPANS,
+        ),
+        ("n", "xs", "g0", *slots.NUMBERS),
+        slots.span("group.y")
+        + f"""
+  let column = group.x * {COLUMNS}u + lane % {COLUMNS}u;
+  let i = min(column, p.n - 1u);
+  var sum = 0.0;
+  for (var s = m0 + lane / {COLUMNS}u; s < m_end; s += {256 // COLUMNS}u) {{ sum += {factor}x[s * p.xs + i]; }}
+  sums[lane] = sum;
+  workgroupBarrier();
+  if (lane < {COLUMNS}u && column < p.n) {{
+    var all = 0.0;
+    for (var k = lane; k < 256u; k += {COLUMNS}u) {{ all += sums[k]; }}
+    g[p.g0 + at.x * p.n + column] += all;
+  }}
+""",
+        shared="var<workgroup> sums: array<f32, 256>;" + slots.MEMORY,
+    )
+
+
+@functools.cache
+def gate_rows() -> Kernel:
+    """y[t] = x[t] * sigmoid(gate[t])."""
+    return Kernel(
+        "gate_rows",
+        (*reads("x", "gate"), *writes("y")),
+        ("n", "xs", "gs", "ys"),
+        _EACH
+        + """
+  y[s * p.ys + i] = x[s * p.xs + i] / (1.0 + exp(-gate[s * p.gs]));""",
+    )
+
+
+@functools.cache
+def gate_rows_backward() -> Kernel:
+    """dx = dy * sigmoid(gate), dgate = (dy · x) * sigmoid'(gate).  grid: (rows,)."""
+    return Kernel(
+        "gate_rows_backward",
+        (*reads("dy", "x", "gate"), *writes("dx", "dgate")),
+        ("n", "ds", "xs", "gs", "ys", "hs"),
+        f"""
+  let by = 1.0 / (1.0 + exp(-gate[group.x * p.gs]));
+  var sum = 0.0;
+  for (var i = lane; i < p.n; i += {LANES}u) {{
+    let d = dy[group.x * p.ds + i];
+    sum = fma(d, x[group.x * p.xs + i], sum);
+    dx[group.x * p.ys + i] = d * by;
+  }}
+  let all = total_sums(sum, lane);
+  if (lane == 0u) {{ dgate[group.x * p.hs] = all * by * (1.0 - by); }}
+""",
+        (LANES, 1),
+        SUMS,
+        total(size=LANES),
+    )
+
+
+@functools.cache
+def clamped_glu() -> Kernel:
+    """y = g sigmoid(1.702 g) (u + 1), g = min(gate, 7), u = up between -7 and 7."""
+    return Kernel(
+        "glu, clamped",
+        (*reads("gate", "up"), *writes("y")),
+        ("n", "gs", "us", "ys"),
+        _EACH
+        + """
+  y[s * p.ys + i] = activate(min(gate[s * p.gs + i], 7.0)) * (clamp(up[s * p.us + i], -7.0, 7.0) + 1.0);""",
+        functions=CLAMPED,
+    )
+
+
+@functools.cache
+def clamped_glu_backward() -> Kernel:
+    """What is clamped gets no gradient."""
+    return Kernel(
+        "glu_backward, clamped",
+        (*reads("dy", "gate", "up"), *writes("dgate", "dup")),
+        ("n", "ds", "gs", "us", "ys"),
+        _EACH
+        + """
+  let g = gate[s * p.gs + i];
+  let u = up[s * p.us + i];
+  let d = dy[s * p.ds + i];
+  dgate[s * p.ys + i] = select(0.0, d * (clamp(u, -7.0, 7.0) + 1.0) * slope(g), g <= 7.0);
+  dup[s * p.ys + i] = select(0.0, d * activate(min(g, 7.0)), abs(u) <= 7.0);""",
+        functions=CLAMPED,
+    )

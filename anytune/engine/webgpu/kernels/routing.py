@@ -1,0 +1,269 @@
+"""Which experts a token goes to, and the order of slots (a token at one of its experts) by expert. Nothing asks the
+host: how many slots an expert has is known on the device alone.
+
+Slot number t * used + j is token t's j-th choice; `order` lists them sorted by expert, equal ones as they come, and
+`place` is its inverse. Tokens from real[0] on are padding: they go to no expert, and behind bounds[experts] there is no
+slot that counts.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from anytune.engine.shapes import LEAST_SUM
+
+from ..kernel import Kernel, reads, total, writes
+
+LANES = 64
+SORTERS = 256
+GROUPS = 256  # of experts, at most
+KINDS = ("softmax", "sigmoid", "chosen")
+NONE = "0xffffffffu"
+
+# of candidates in order (larger values first, equal ones by number) the first one behind the last that was chosen
+_PICK = f"""
+fn before(a: f32, i: u32, b: f32, j: u32) -> bool {{ return a > b || (a == b && i < j); }}
+fn first(value: f32, number: u32, lane: u32) -> u32 {{
+  best[lane] = value;
+  numbers[lane] = number;
+  workgroupBarrier();
+  for (var step = {LANES // 2}u; step > 0u; step = step >> 1u) {{
+    if (lane < step && numbers[lane + step] != {NONE}) {{
+      if (numbers[lane] == {NONE} || before(best[lane + step], numbers[lane + step], best[lane], numbers[lane])) {{
+        best[lane] = best[lane + step];
+        numbers[lane] = numbers[lane + step];
+      }}
+    }}
+    workgroupBarrier();
+  }}
+  let found = numbers[0];
+  workgroupBarrier();
+  return found;
+}}"""
+
+
+@functools.cache
+def choose(kind: str, biased: bool, parts: bool, scaled: bool = False, grouped: bool = False) -> Kernel:
+    """Each token's experts and their weights, largest first; parts: also what the weights were made of; scaled: also
+    shares, which are the weights before all factors, of which each expert has one; grouped: only out of the `near`
+    groups whose two best add up to most.
+
+    grid: (tokens,). Scores that are no numbers are chosen last, and a number that does not exist never.
+    """
+    softmax = kind == "softmax"
+    value = {"softmax": "exp(score[at + i] - top) / sum", "sigmoid": "1.0 / (1.0 + exp(-score[at + i]))"}
+    part = value.get(kind, "score[at + i]")
+    choice = part + " + bias[p.bias0 + i]" * biased
+    groups = (
+        f"""
+  let size = p.experts / p.groups;
+  for (var g = lane; g < p.groups; g += {LANES}u) {{
+    var one = -3.0e38;
+    var two = -3.0e38;
+    for (var i = g * size; i < (g + 1u) * size; i++) {{
+      let v = {choice};
+      two = max(two, min(one, v));
+      one = max(one, v);
+    }}
+    pairs[g] = one + two;
+  }}
+  workgroupBarrier();
+  for (var g = lane; g < p.groups; g += {LANES}u) {{
+    var better = 0u;
+    for (var h = 0u; h < p.groups; h++) {{ better += u32(before(pairs[h], h, pairs[g], g)); }}
+    allowed[g] = u32(better < p.near);
+  }}
+  workgroupBarrier();"""
+        if grouped
+        else ""
+    )
+    start = (
+        f"""
+  var most = -3.0e38;
+  for (var i = lane; i < p.experts; i += {LANES}u) {{ most = max(most, score[at + i]); }}
+  let top = total_tops(most, lane);
+  var all = 0.0;
+  for (var i = lane; i < p.experts; i += {LANES}u) {{ all += exp(score[at + i] - top); }}
+  let sum = total_sums(all, lane);"""
+        if softmax
+        else ""
+    )
+    keep = f"\n  for (var i = lane; i < p.experts; i += {LANES}u) {{ part[t * p.ps + i] = {part}; }}" if parts else ""
+    share = "weight[to + j]"
+    sums = f"sum_ += {share};"
+    ends = f"""
+    let by = select(1.0, max(sum_, {LEAST_SUM}), p.normalized != 0u);"""
+    if kind == "chosen":
+        sums, share = f"sum_ += exp({share} - top_);", f"exp({share} - top_)"
+        ends = "\n    let by = sum_;"
+    near = "\n      if (allowed[i / size] == 0u) { continue; }" if grouped else ""
+    last = "share[to + j] = own_;\n      own_ *= scales[p.scales0 + chosen[to + j]];" if scaled else ""
+    ends = f"""
+    var top_ = -3.0e38;
+    for (var j = 0u; j < p.used; j++) {{ top_ = max(top_, weight[to + j]); }}
+    var sum_ = 0.0;
+    for (var j = 0u; j < p.used; j++) {{ {sums} }}{ends}
+    for (var j = 0u; j < p.used; j++) {{
+      var own_ = {share} / by;
+      {last}
+      weight[to + j] = p.scale * own_;
+    }}"""
+    return Kernel(
+        f"route, {kind}{', biased' * biased}{', parts' * parts}{', scaled' * scaled}{', grouped' * grouped}",
+        (
+            *reads("score", *(["bias"] if biased else []), *(["scales"] if scaled else [])),
+            *writes("chosen", of="u32"),
+            *writes("weight", *(["part"] if parts else []), *(["share"] if scaled else [])),
+        ),
+        ("experts", "used", "ss", "t0", "normalized", "scale:f32", "ps", "bias0", "scales0", "groups", "near"),
+        f"""
+  let t = group.x;
+  let at = t * p.ss;
+  let to = (p.t0 + t) * p.used;{start}{keep}{groups}
+  var last = 3.0e38;
+  var number = {NONE};
+  for (var j = 0u; j < p.used; j++) {{
+    var mine = -3.0e38;
+    var own = {NONE};
+    for (var i = lane; i < p.experts; i += {LANES}u) {{
+      let v = {choice};{near}
+      let left = number == {NONE} || before(last, number, v, i);
+      if (left && (own == {NONE} || v > mine)) {{
+        mine = v;
+        own = i;
+      }}
+    }}
+    number = first(mine, own, lane);
+    if (number == {NONE}) {{ number = p.experts - 1u; }}
+    {{
+      let i = number;
+      last = {choice};
+      if (lane == 0u) {{
+        chosen[to + j] = i;
+        weight[to + j] = {part};
+      }}
+    }}
+  }}
+  if (lane == 0u) {{{ends}
+  }}
+""",
+        (LANES, 1),
+        f"var<workgroup> best: array<f32, {LANES}>;\nvar<workgroup> numbers: array<u32, {LANES}>;"
+        + f"\nvar<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;" * softmax
+        + f"\nvar<workgroup> pairs: array<f32, {GROUPS}>;\nvar<workgroup> allowed: array<u32, {GROUPS}>;" * grouped,
+        _PICK + (total(size=LANES) + total("max", LANES, "tops") if softmax else ""),
+    )
+
+
+@functools.cache
+def sort() -> Kernel:
+    """order, place and bounds: a workgroup finds the slots of one expert, each invocation in a run of its own.
+
+    grid: (experts,).
+    """
+    return Kernel(
+        "route, sorted",
+        (*reads("chosen", "real", of="u32"), *writes("order", "place", "bounds", of="u32")),
+        ("experts", "used", "real0", "tokens"),
+        f"""
+  let count = min(real[p.real0], p.tokens) * p.used;
+  let step = (count + {SORTERS - 1}u) / {SORTERS}u;
+  let begin = min(count, lane * step);
+  let end = min(count, begin + step);
+  let mine = group.x;
+  var less = 0u;
+  var same = 0u;
+  for (var i = begin; i < end; i++) {{
+    less += u32(chosen[i] < mine);
+    same += u32(chosen[i] == mine);
+  }}
+  fewer[lane] = less;
+  equal[lane] = same;
+  workgroupBarrier();
+  var first = 0u;
+  for (var j = 0u; j < {SORTERS}u; j++) {{ first += fewer[j]; }}
+  var at = first;
+  for (var j = 0u; j < lane; j++) {{ at += equal[j]; }}
+  if (lane == 0u) {{
+    bounds[mine] = first;
+    if (mine + 1u == p.experts) {{ bounds[p.experts] = count; }}
+  }}
+  for (var i = begin; i < end; i++) {{
+    if (chosen[i] == mine) {{
+      order[at] = i;
+      place[i] = at;
+      at++;
+    }}
+  }}
+""",
+        (SORTERS, 1),
+        f"var<workgroup> fewer: array<u32, {SORTERS}>;\nvar<workgroup> equal: array<u32, {SORTERS}>;",
+    )
+
+
+@functools.cache
+def tiles() -> Kernel:
+    """Each expert's slots in tiles of m: (expert, first slot, the one behind the last); what is left over is of
+    an expert that does not exist.  grid: (1,)."""
+    return Kernel(
+        "route, tiles",
+        (*reads("bounds", of="u32"), *writes("tiles", of="u32")),
+        ("experts", "m", "most"),
+        f"""
+  let step = (p.experts + {SORTERS - 1}u) / {SORTERS}u;
+  let begin = min(p.experts, lane * step);
+  let end = min(p.experts, begin + step);
+  var mine = 0u;
+  for (var i = begin; i < end; i++) {{ mine += (bounds[i + 1u] - bounds[i] + p.m - 1u) / p.m; }}
+  counts[lane] = mine;
+  workgroupBarrier();
+  var at = 0u;
+  for (var j = 0u; j < lane; j++) {{ at += counts[j]; }}
+  for (var i = begin; i < end; i++) {{
+    for (var low = bounds[i]; low < bounds[i + 1u]; low += p.m) {{
+      tiles[3u * at] = i;
+      tiles[3u * at + 1u] = low;
+      tiles[3u * at + 2u] = min(low + p.m, bounds[i + 1u]);
+      at++;
+    }}
+  }}
+  var all = 0u;
+  for (var j = 0u; j < {SORTERS}u; j++) {{ all += counts[j]; }}
+  for (var i = all + lane; i < p.most; i += {SORTERS}u) {{
+    tiles[3u * i] = p.experts;
+    tiles[3u * i + 1u] = 0u;
+    tiles[3u * i + 2u] = 0u;
+  }}
+""",
+        (SORTERS, 1),
+        f"var<workgroup> counts: array<u32, {SORTERS}>;",
+    )
+
+
+@functools.cache
+def loads() -> Kernel:
+    """load += (1, the fullest expert's slots over the mean, the share of experts without any).  grid: (1,)."""
+    return Kernel(
+        "route, loads",
+        (*reads("bounds", of="u32"), *writes("load")),
+        ("experts",),
+        f"""
+  var most = 0.0;
+  var idle = 0.0;
+  for (var i = lane; i < p.experts; i += {LANES}u) {{
+    let count = bounds[i + 1u] - bounds[i];
+    most = max(most, f32(count));
+    idle += f32(u32(count == 0u));
+  }}
+  let peak = total_tops(most, lane);
+  let without = total_sums(idle, lane);
+  if (lane == 0u) {{
+    load[0] += 1.0;
+    load[1] += peak * f32(p.experts) / f32(bounds[p.experts]);
+    load[2] += without / f32(p.experts);
+  }}
+""",
+        (LANES, 1),
+        f"var<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;",
+        total(size=LANES) + total("max", LANES, "tops"),
+    )
