@@ -32,9 +32,10 @@ class Runs:
     @classmethod
     def of(cls, e, heads: DeltaHeads, stride: int) -> Runs:
         """stride: the largest of the rows that the caller gives. Raises UserError if no chunk fits a binding."""
-        states, limit = lines(heads.key_size * heads.value_size), (e.device.max_binding - ALIGN) // 4
+        limit = (e.device.max_binding - ALIGN) // 4
         for chunk in CHUNKS:
-            sizes = Sizes(chunk, heads.key_size, heads.value_size)
+            sizes = Sizes.of(chunk, heads)
+            states = lines(sizes.key * sizes.value)
             columns = max(states, lines(through_width(sizes)), 4 * chunk * chunk)
             each = max(heads.values * columns, chunk * max(stride, lines(3 * heads.inner), lines(heads.width)))
             if each <= limit:
@@ -59,7 +60,7 @@ class Net:
 
     def __init__(self, e, x: Array, beta: Array, alpha: Array, weights: tuple, heads: DeltaHeads, runs: Runs):
         self.e, self.x, self.heads, self.runs, self.sizes = e, x, heads, runs, runs.sizes
-        self.units, self.lengths, self.gates = prepared(e, x, beta, alpha, weights, heads)
+        self.units, self.lengths, self.gates = prepared(e, x, beta, alpha, weights, heads, self.sizes)
         self.tokens, self.scale = runs.tokens(e, x.rows), heads.key_size**-0.5
         self.factors = self.by_chunk(4 * self.sizes.chunk**2)
         self.steps = e.array(self.tokens, 2 * heads.values + 1, self.tokens)
@@ -77,8 +78,7 @@ class Net:
             [self.units.bind(low, high), self.gates.bind(low, high), e.bounds, self.factors, self.steps],
             (
                 *(h.keys, h.values, high - low, low),
-                *(z.stride for z in (self.units, self.gates, self.factors, self.steps)),
-                self.scale,
+                *(self.units.stride // 4, self.gates.stride, self.factors.stride, self.steps.stride, self.scale),
             ),
             (h.values, chunks),
             4.0 * (high - low) * h.values * self.sizes.chunk * h.key_size,
@@ -90,11 +90,11 @@ class Net:
         arrays = [self.x.bind(low, high), self.units.bind(low, high), self.factors, self.steps]
         arrays += [] if before is None else [before]
         arrays += [out.bind(0, high - low), *(z for z in (states, behind) if z is not None)]
-        strides = (z.stride for z in (self.x, self.units, self.factors, self.steps, out, states or out))
+        strides = self.x.stride, self.units.stride // 4, self.factors.stride // 4, self.steps.stride, out.stride
         self.e.commands.run(
             _walks.walk(self.sizes, states is not None, *ends),
             arrays,
-            (h.keys, h.values, high - low, chunks, *strides, self.scale),
+            (h.keys, h.values, h.key_size, high - low, chunks, *strides, (states or out).stride, self.scale),
             self.walks(chunks),
             6.0 * (high - low) * h.inner * h.key_size,
         )
@@ -106,15 +106,17 @@ class Net:
         return -(-self.heads.value_size // self.sizes.columns), self.heads.values, -(-chunks // _walks.SPAN)
 
 
-def prepared(e, x: Array, beta: Array, alpha: Array, weights: tuple, heads: DeltaHeads) -> tuple[Array, Array, Array]:
+def prepared(
+    e, x: Array, beta: Array, alpha: Array, weights: tuple, heads: DeltaHeads, sizes: Sizes
+) -> tuple[Array, Array, Array]:
     """(units, 1 / their lengths before, gates)."""
     (a, bias, _), h = weights, heads
-    made, lengths = e.array(x.rows, 2 * h.keys * h.key_size), e.array(x.rows, 2 * h.keys)
+    made, lengths = e.array(x.rows, 2 * h.keys * sizes.key), e.array(x.rows, 2 * h.keys)
     for low, high in row_cuts(e.device.max_binding, x, made, lengths):
         e.commands.run(
             _kernels.units(),
             [x.bind(low, high), made.bind(low, high), lengths.bind(low, high)],
-            (h.key_size, x.stride, made.stride, lengths.stride, h.eps),
+            (h.key_size, sizes.key, x.stride, made.stride, lengths.stride, h.eps),
             (2 * h.keys, high - low),
             4.0 * (high - low) * made.columns,
         )
@@ -132,7 +134,7 @@ def prepared(e, x: Array, beta: Array, alpha: Array, weights: tuple, heads: Delt
 def delta(e, x: Array, beta: Array, alpha: Array, weights: tuple, heads: DeltaHeads):
     """What it keeps: the runs, and the states before each of them but the first ([runs - 1, …], or None)."""
     runs = Runs.of(e, heads, x.stride)
-    net, size = Net(e, x, beta, alpha, weights, heads, runs), heads.inner * heads.key_size
+    net, size = Net(e, x, beta, alpha, weights, heads, runs), heads.inner * runs.sizes.key
     out, parts = e.array(x.rows, heads.inner), runs.over(x.rows)
     most = len(runs.over(max(x.rows, e.capacity))) - 1
     states = e.array(most, size, most) if most else None
@@ -165,8 +167,8 @@ def delta_cached(
     e, x: Array, beta: Array, alpha: Array, weights: tuple, heads: DeltaHeads, cache: Cache, where: Places
 ):
     """Token by token, from states and to them; cache: state(slots, values * key_size * value_size)."""
-    h, sizes = heads, Sizes(CHUNKS[0], heads.key_size, heads.value_size)
-    units, _, gates = prepared(e, x, beta, alpha, weights, h)
+    h, sizes = heads, Sizes.of(CHUNKS[0], heads)
+    units, _, gates = prepared(e, x, beta, alpha, weights, h, sizes)
     out, limit = e.array(x.rows, h.inner), e.device.max_binding
     slot, position = where.slot.bind(), where.position.bind()
     for a, b in row_cuts(limit, x, units, gates, out):  # a run goes on from the states of the one before
@@ -175,7 +177,18 @@ def delta_cached(
                 _kernels.cached(sizes),
                 [x.bind(a, b), units.bind(a, b), gates.bind(a, b), slot, position, held, out.bind(a, b)],
                 (
-                    *(h.keys, h.values, b - a, cache.width, slot.shift + a, position.shift + a, low, high, held.shift),
+                    *(
+                        h.keys,
+                        h.values,
+                        h.key_size,
+                        b - a,
+                        cache.width,
+                        slot.shift + a,
+                        position.shift + a,
+                        low,
+                        high,
+                        held.shift,
+                    ),
                     *(z.stride for z in (x, units, gates, out)),
                     h.key_size**-0.5,
                 ),

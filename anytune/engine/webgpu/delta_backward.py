@@ -16,8 +16,8 @@ def delta_backward(
 ):
     """As base.py has it."""
     runs, states = kept
-    net, size = Net(e, x, beta, alpha, weights, heads, runs), heads.inner * heads.key_size
-    dx, dgates, square = e.array(*x.shape), e.array(x.rows, 2 * heads.values), heads.key_size * heads.value_size
+    net, size = Net(e, x, beta, alpha, weights, heads, runs), heads.inner * runs.sizes.key
+    dx, dgates, square = e.array(*x.shape), e.array(x.rows, 2 * heads.values), runs.sizes.key * heads.value_size
     work = e.array(net.tokens, 3 * heads.inner, net.tokens)
     held, after = net.by_chunk(square), net.by_chunk(square)
     through = net.by_chunk(_chunks.through_width(net.sizes))
@@ -59,7 +59,7 @@ def _walk_back(net: Net, low: int, high: int, behind, first, work: Array, after:
         ],
         (
             *(h.keys, h.values, high - low, chunks),
-            *(z.stride for z in (net.units, net.factors, net.steps, work, after)),
+            *(net.units.stride // 4, *(z.stride for z in (net.factors, net.steps, work, after))),
             grid[2],
             net.scale,
         ),
@@ -85,7 +85,7 @@ def _gradients(
         _chunks.gradients(net.sizes),
         [units, work, x, net.factors, net.steps, through, dgate, part],
         (
-            *(h.keys, h.values, tokens),
+            *(h.keys, h.values, h.key_size, tokens),
             *(z.stride for z in (net.units, work, net.x, net.factors, net.steps, through, dgates, dx)),
             net.scale,
         ),
@@ -95,7 +95,7 @@ def _gradients(
     e.commands.run(
         _kernels.units_backward(net.sizes),
         [through, units, net.lengths.bind(low, high), part],
-        (h.keys, h.values, *(z.stride for z in (net.units, net.lengths, through, dx)), h.eps),
+        (h.keys, h.values, h.key_size, *(z.stride for z in (net.units, net.lengths, through, dx)), h.eps),
         (2 * h.keys, tokens),
         6.0 * tokens * h.values * h.key_size,
     )

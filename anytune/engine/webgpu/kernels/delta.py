@@ -1,13 +1,15 @@
 """The gated delta net row by row: lengths and gates before the recurrence, norms behind it, and single tokens.
 
-units [tokens, 2 keys, key_size]: queries and keys of length 1; gates [tokens, 2, values]: logarithms of decays, and
-write strengths. grid, where not given: (heads, rows).
+units [tokens, 2 keys, key_size]: queries and keys of length 1, with zeros behind up to a multiple of four; gates
+[tokens, 2, values]: logarithms of decays, and write strengths. grid, where not given: (heads, rows).
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+
+from anytune.engine.base import DeltaHeads
 
 from ..kernel import Kernel, reads, total, writes
 
@@ -17,17 +19,21 @@ ROOM = 16000  # bytes of workgroup memory
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tokens of a chunk, widths of a head's keys and values."""
+    """Tokens of a chunk, widths of a head's keys, with zeros, and values."""
 
     chunk: int
     key: int
     value: int
 
+    @classmethod
+    def of(cls, chunk: int, heads: DeltaHeads) -> Sizes:
+        return cls(chunk, -(-heads.key_size // 4) * 4, heads.value_size)
+
     @property
     def columns(self) -> int:
-        """Columns of a state that a workgroup walks with."""
-        most = ROOM // (4 * (self.key + 3 * self.chunk))
-        return max(1, min(16, 1 << max(0, most.bit_length() - 1)))
+        """Columns of a state that a workgroup walks with, by fours."""
+        room = ROOM // (4 * (self.key + 3 * self.chunk))
+        return 16 if room >= 16 else 8 if room >= 8 else 4
 
     @property
     def name(self) -> str:
@@ -40,13 +46,15 @@ def units() -> Kernel:
     return Kernel(
         "delta, units",
         (*reads("x"), *writes("y", "r")),
-        ("size", "xs", "ys", "rs", "eps:f32"),
+        ("size", "wide", "xs", "ys", "rs", "eps:f32"),
         f"""
   let at = group.y * p.xs + group.x * p.size;
+  let to = group.y * p.ys + group.x * p.wide;
   var sum = 0.0;
   for (var i = lane; i < p.size; i += {LANES}u) {{ sum = fma(x[at + i], x[at + i], sum); }}
   let inverse = 1.0 / max(sqrt(total_sums(sum, lane)), p.eps);
-  for (var i = lane; i < p.size; i += {LANES}u) {{ y[group.y * p.ys + group.x * p.size + i] = x[at + i] * inverse; }}
+  for (var i = lane; i < p.size; i += {LANES}u) {{ y[to + i] = x[at + i] * inverse; }}
+  if (lane < p.wide - p.size) {{ y[to + p.size + lane] = 0.0; }}
   if (lane == 0u) {{ r[group.y * p.rs + group.x] = inverse; }}
 """,
         (LANES, 1),
@@ -104,13 +112,13 @@ def cached(s: Sizes) -> Kernel:
     grid: (columns / s.columns, values, rows): who has the first row of a span takes all of it.
     """
     b = s.columns
-    own = f"for (var d = lane / {b}u; d < {s.key}u; d += {256 // b}u)"
-    at = f"(place.x - p.low) * p.size + head * {s.key * s.value}u + d * {s.value}u + column"
+    own = f"for (var d = lane / {b}u; d < p.deep; d += {256 // b}u)"
+    at = f"(place.x - p.low) * p.size + (head * p.deep + d) * {s.value}u + column"
     return Kernel(
         f"delta_cached, {s.name}",
         (*reads("x", "units", "gates"), *reads("slot", "position", of="u32"), *writes("cache", "out")),
         (
-            *("keys", "values", "rows", "size", "slot0", "position0", "low", "high", "base"),
+            *("keys", "values", "deep", "rows", "size", "slot0", "position0", "low", "high", "base"),
             *("xs", "us", "gs", "os", "scale:f32"),
         ),
         f"""
@@ -143,7 +151,7 @@ def cached(s: Sizes) -> Kernel:
       state[d * {b}u + to] *= decay;
       sum = fma(units[k + d], state[d * {b}u + to], sum);
     }}
-    let v = x[t * p.xs + 2u * p.keys * {s.key}u + head * {s.value}u + column];
+    let v = x[t * p.xs + 2u * p.keys * p.deep + head * {s.value}u + column];
     let write = gates[t * p.gs + p.values + head] * (v - over_slices(sum, lane));
     sum = 0.0;
     {own} {{

@@ -13,7 +13,8 @@ import functools
 
 from ..kernel import Kernel, reads, total, writes
 from .delta import LANES, SOFT, Sizes
-from .delta_walk import SPAN, cut
+from .delta_walk import LANES as WALKERS
+from .delta_walk import SPAN, columns, cut, each, gathered, put, times
 
 
 @functools.cache
@@ -69,98 +70,98 @@ def walk_back(s: Sizes, goes_on: bool, hands_on: bool) -> Kernel:
 
     goes_on: the gradient of the state behind the run is `behind`; hands_on: that before it is `before`.
     """
-    c, b = s.chunk, s.columns
-    own = f"""
-      let i = e / {b}u;
-      let to = e % {b}u;"""
-    wide = f"c0 + e % {b}u < {s.value}u"
+    c, f, deep, cc = s.chunk, s.columns // 4, s.key // 4, s.chunk**2
+    square, later = f"(head * {s.key}u + i) * {s.value}u", f"(n * p.values + head) * p.states + i * {s.value}u"
+    start = f"select(vec4<f32>(), {gathered('behind', square)}, final_)" if goes_on else "vec4<f32>()"
+    right = f"(t0 + i) * p.ws + (2u * p.values + head) * {s.value}u"
     hand = f"""
-  if (run.y == 0u && (run.x > 0u || final_)) {{
-    for (var e = lane; e < {s.key * b}u; e += 256u) {{
-      if ({wide}) {{ before[square + e / {b}u * {s.value}u + e % {b}u] = state[e]; }}
+  if (run.y == 0u && (run.x > 0u || final_)) {{{each(s.key, f)}
+{put("before", square, "state[e]", s)}
     }}
   }}"""
-    start = f"behind[square + e / {b}u * {s.value}u + min(e % {b}u, {s.value - 1}u - c0)]"
     return Kernel(
         f"delta, walk back, {s.name}{', going on' * goes_on}{', handing on' * hands_on}",
         (
-            *reads("units", "factors", "steps", *(["behind"] if goes_on else [])),
+            *reads("units", of="vec4<f32>"),
+            *reads("factors", "steps", *(["behind"] if goes_on else [])),
             *writes("work", "after", *(["before"] if hands_on else [])),
         ),
         ("keys", "values", "tokens", "chunks", "us", "fs", "ss", "ws", "states", "segments", "scale:f32"),
         f"""
-  let c0 = group.x * {b}u;
+  let c0 = group.x * {s.columns}u;
   let head = group.y;
-  let square = head * {s.key * s.value}u + c0;
-  let column = head * {s.value}u + c0;
-  let q0 = head % p.keys * {s.key}u;
-  let k0 = q0 + p.keys * {s.key}u;
-  let inner = p.values * {s.value}u;
+  let q0 = head % p.keys * {deep}u;
+  let k0 = q0 + p.keys * {deep}u;
   let final_ = group.z + 1u == p.segments;
   if (lane == 0u) {{ place = run_of(group.z, head, final_); }}
   let run = workgroupUniformLoad(&place);
-  if (run.x < run.y) {{ return; }}
-  for (var e = lane; e < {s.key * b}u; e += 256u) {{
-    state[e] = {f"select(0.0, {start}, final_)" if goes_on else "0.0"};
-  }}
+  if (run.x < run.y) {{ return; }}{each(s.key, f)}
+      let places = four(c);
+      state[e] = {start};
+    }}
   for (var m = run.x + 1u; m > run.y; m--) {{
     let n = m - 1u;
     let t0 = n * {c}u;
     let count = min({c}u, p.tokens - t0);
     let f0 = (n * p.values + head) * p.fs;
     let mine = n < run.x || final_;
-    workgroupBarrier();
-    for (var e = lane; e < {s.key * b}u; e += 256u) {{
-      if (mine && {wide}) {{
-        after[(n * p.values + head) * p.states + e / {b}u * {s.value}u + c0 + e % {b}u] = state[e];
-      }}
+    workgroupBarrier();{each(s.key, f)}{put("after", later, "state[e]", s, " && mine")}
+    }}{each(c, f)}
+      let places = four(c);
+      let at = (t0 + min(i, count - 1u)) * p.ws + head * {s.value}u;
+      given[e] = select(vec4<f32>(), {gathered("work", "at")}, i < count);
     }}
-    for (var e = lane; e < {c * b}u; e += 256u) {{{own}
-      let at = (t0 + min(i, count - 1u)) * p.ws + column + min(to, {s.value - 1}u - c0);
-      given[e] = select(0.0, work[at], i < count);
-    }}
-    workgroupBarrier();
-    for (var e = lane; e < {c * b}u; e += 256u) {{{own}
-      var sum = 0.0;
+    workgroupBarrier();{each(c, f)}
+      var sum = vec4<f32>();
       if (i < count) {{
-        let k = (t0 + i) * p.us + k0;
-        for (var d = 0u; d < {s.key}u; d++) {{ sum = fma(units[k + d], state[d * {b}u + to], sum); }}
+        for (var d = 0u; d < {deep}u; d++) {{
+          let k = units[(t0 + i) * p.us + k0 + d];
+{times("sum", "k", "state", f"d * {4 * f}u + to", f)}
+        }}
         sum *= factors[f0 + (count - 1u) * {c}u + i];
         for (var j = i; j < count; j++) {{
-          sum = fma(factors[f0 + {c * c}u + j * {c}u + i], given[j * {b}u + to], sum);
+          sum = fma(vec4<f32>(factors[f0 + {cc}u + j * {c}u + i]), given[j * {f}u + to], sum);
         }}
       }}
       writes[e] = sum;
     }}
-    workgroupBarrier();
-    for (var e = lane; e < {c * b}u; e += 256u) {{{own}
-      var sum = 0.0;
+    workgroupBarrier();{each(c, f)}
+      var sum = vec4<f32>();
       for (var j = i; j < count; j++) {{
-        sum = fma(factors[f0 + {3 * c * c}u + j * {c}u + i], writes[j * {b}u + to], sum);
+        sum = fma(vec4<f32>(factors[f0 + {3 * cc}u + j * {c}u + i]), writes[j * {f}u + to], sum);
       }}
-      right[e] = sum;
-      if (i < count && mine && {wide}) {{ work[(t0 + i) * p.ws + 2u * inner + column + to] = sum; }}
+      right[e] = sum;{put("work", right, "sum", s, " && i < count && mine")}
     }}
     workgroupBarrier();
-    let passes = steps[(t0 + count - 1u) * p.ss + head];
-    for (var e = lane; e < {s.key * b}u; e += 256u) {{
-      let d = e / {b}u;
-      var sum = passes * state[e];
-      for (var i = 0u; i < count; i++) {{
-        let at = (t0 + i) * p.us + d;
-        let carried = steps[(t0 + i) * p.ss + head];
-        let strength = steps[(t0 + i) * p.ss + p.values + head];
-        sum = fma(carried * p.scale * units[at + q0], given[i * {b}u + e % {b}u], sum);
-        sum = fma(-carried * strength * units[at + k0], right[i * {b}u + e % {b}u], sum);
+    let passes = steps[(t0 + count - 1u) * p.ss + head];{each(deep, f)}
+      let d = 4u * i * {f}u + to;
+      var s0 = passes * state[d];
+      var s1 = passes * state[d + {f}u];
+      var s2 = passes * state[d + {2 * f}u];
+      var s3 = passes * state[d + {3 * f}u];
+      for (var j = 0u; j < count; j++) {{
+        let carried = steps[(t0 + j) * p.ss + head];
+        let q = carried * p.scale * units[(t0 + j) * p.us + q0 + i];
+        let k = -carried * steps[(t0 + j) * p.ss + p.values + head] * units[(t0 + j) * p.us + k0 + i];
+        let g = given[j * {f}u + to];
+        let r = right[j * {f}u + to];
+        s0 = fma(vec4<f32>(k.x), r, fma(vec4<f32>(q.x), g, s0));
+        s1 = fma(vec4<f32>(k.y), r, fma(vec4<f32>(q.y), g, s1));
+        s2 = fma(vec4<f32>(k.z), r, fma(vec4<f32>(q.z), g, s2));
+        s3 = fma(vec4<f32>(k.w), r, fma(vec4<f32>(q.w), g, s3));
       }}
-      state[e] = sum;
+      state[d] = s0;
+      state[d + {f}u] = s1;
+      state[d + {2 * f}u] = s2;
+      state[d + {3 * f}u] = s3;
     }}
-  }}{hand if hands_on else ""}
+  }}{"workgroupBarrier();" + hand if hands_on else ""}
 """,
-        shared=f"var<workgroup> state: array<f32, {s.key * b}>;\nvar<workgroup> right: array<f32, {c * b}>;\n"
-        f"var<workgroup> writes: array<f32, {c * b}>;\nvar<workgroup> given: array<f32, {c * b}>;\n"
+        (WALKERS, 1),
+        f"var<workgroup> state: array<vec4<f32>, {s.key * f}>;\nvar<workgroup> right: array<vec4<f32>, {c * f}>;\n"
+        f"var<workgroup> writes: array<vec4<f32>, {c * f}>;\nvar<workgroup> given: array<vec4<f32>, {c * f}>;\n"
         "var<workgroup> place: vec2<u32>;",
-        functions=cut(c) + _RUN,
+        cut(c) + _RUN + columns(s),
     )
 
 
@@ -172,14 +173,14 @@ def units_backward(s: Sizes) -> Kernel:
     return Kernel(
         f"delta, units_backward, {s.name}",
         (*reads("through", "units", "r"), *writes("dx")),
-        ("keys", "values", "us", "rs", "ts", "ds", "eps:f32"),
+        ("keys", "values", "deep", "us", "rs", "ts", "ds", "eps:f32"),
         f"""
   let at = group.y * p.us + group.x * {s.key}u;
-  let to = group.y * p.ds + group.x * {s.key}u;
+  let to = group.y * p.ds + group.x * p.deep;
   let row = group.y / {s.chunk}u * p.values;
   let place = group.x / p.keys * {s.chunk * s.key}u + group.y % {s.chunk}u * {s.key}u;
   var sum = 0.0;
-  for (var i = lane; i < {s.key}u; i += {LANES}u) {{
+  for (var i = lane; i < p.deep; i += {LANES}u) {{
     var all = 0.0;
     for (var head = group.x % p.keys; head < p.values; head += p.keys) {{
       all += through[(row + head) * p.ts + place + i];
@@ -189,7 +190,7 @@ def units_backward(s: Sizes) -> Kernel:
   }}
   let inverse = r[group.y * p.rs + group.x];
   let inner = select(0.0, total_sums(sum, lane), inverse * p.eps < 1.0);
-  for (var i = lane; i < {s.key}u; i += {LANES}u) {{ dx[to + i] = inverse * (dx[to + i] - units[at + i] * inner); }}
+  for (var i = lane; i < p.deep; i += {LANES}u) {{ dx[to + i] = inverse * (dx[to + i] - units[at + i] * inner); }}
 """,
         (LANES, 1),
         f"var<workgroup> sums: array<f32, {LANES}>;",

@@ -14,7 +14,7 @@ from .delta import Sizes
 
 BLOCK = 32  # keys of a state that a workgroup multiplies with
 DEEP = 16  # columns of it at a time
-ROW = DEEP + 1  # from row to row of them: neighbours lie in different banks
+ROW = DEEP // 4 + 1  # fours from row to row of them: neighbours lie in different banks
 
 
 def through_width(s: Sizes) -> int:
@@ -29,11 +29,12 @@ def products(s: Sizes) -> Kernel:
     names = ("given", "right", "wrote")  # thirds of work: 0, 2, 1
     thirds = (0, 2, 1)
     loads = "\n".join(
-        f"      {name}[e] = select(0.0, work[at + {third}u * inner], there);" for name, third in zip(names, thirds)
+        f"      {name}[e / 4u][e % 4u] = select(0.0, work[at + {third}u * inner], there);"
+        for name, third in zip(names, thirds)
     )
     sums = "\n".join(f"  var {n}{i}{d} = 0.0;" for n in "grw" for i in range(rows) for d in (0, 1))
     steps = "\n".join(
-        f"      {n}{i}{d} = fma({name}[(ti + {16 * i}u) * {DEEP}u + x], {of}{d}, {n}{i}{d});"
+        f"      {n}{i}{d} += dot({name}[(ti + {16 * i}u) * {DEEP // 4}u + x], {of}{d});"
         for n, name, of in zip("grw", names, ("s", "s", "a"))
         for i in range(rows)
         for d in (0, 1)
@@ -73,12 +74,12 @@ def products(s: Sizes) -> Kernel:
       let x = c0 + e % {DEEP}u;
       let there = d < {s.key}u && x < {s.value}u;
       let at = square + min(d, {s.key - 1}u) * {s.value}u + min(x, {s.value - 1}u);
-      held[e / {DEEP}u * {ROW}u + e % {DEEP}u] = select(0.0, states[at], there);
-      behind[e / {DEEP}u * {ROW}u + e % {DEEP}u] = select(0.0, after[at], there);
+      held[e / {DEEP}u * {ROW}u + e % {DEEP}u / 4u][e % 4u] = select(0.0, states[at], there);
+      behind[e / {DEEP}u * {ROW}u + e % {DEEP}u / 4u][e % 4u] = select(0.0, after[at], there);
       both = fma(select(0.0, states[at], there), after[at], both);
     }}
     workgroupBarrier();
-    for (var x = 0u; x < {DEEP}u; x++) {{
+    for (var x = 0u; x < {DEEP // 4}u; x++) {{
       let s0 = held[td * {ROW}u + x];
       let s1 = held[(td + 16u) * {ROW}u + x];
       let a0 = behind[td * {ROW}u + x];
@@ -91,8 +92,8 @@ def products(s: Sizes) -> Kernel:
   let sum = total_sums(both, lane);
   if (lane == 0u) {{ through[to + {3 * c * s.key}u + group.x] = sum; }}
 """,
-        shared="\n".join(f"var<workgroup> {name}: array<f32, {rows * 16 * DEEP}>;" for name in names)
-        + f"\nvar<workgroup> held: array<f32, {BLOCK * ROW}>;\nvar<workgroup> behind: array<f32, {BLOCK * ROW}>;\n"
+        shared="\n".join(f"var<workgroup> {name}: array<vec4<f32>, {rows * 4 * DEEP}>;" for name in names)
+        + f"\nvar<workgroup> held: array<vec4<f32>, {BLOCK * ROW}>;\nvar<workgroup> behind: array<vec4<f32>, {BLOCK * ROW}>;\n"
         "var<workgroup> sums: array<f32, 256>;",
         functions=total(),
     )
@@ -108,7 +109,7 @@ def gradients(s: Sizes) -> Kernel:
     return Kernel(
         f"delta, gradients, {s.name}",
         (*reads("units", "work", "x", "factors", "steps"), *writes("through", "dgates", "dx")),
-        ("keys", "values", "tokens", "us", "ws", "xs", "fs", "ss", "ts", "gs", "ds", "scale:f32"),
+        ("keys", "values", "deep", "tokens", "us", "ws", "xs", "fs", "ss", "ts", "gs", "ds", "scale:f32"),
         f"""
   let head = group.x;
   let t0 = group.y * {c}u;
@@ -119,7 +120,7 @@ def gradients(s: Sizes) -> Kernel:
   let w0 = t0 * p.ws + head * {s.value}u;
   let q0 = t0 * p.us + head % p.keys * {s.key}u;
   let k0 = q0 + p.keys * {s.key}u;
-  let v0 = 2u * p.keys * {s.key}u + head * {s.value}u;
+  let v0 = 2u * p.keys * p.deep + head * {s.value}u;
   for (var e = lane; e < {cc}u; e += 256u) {{
     let i = e / {c}u;
     let j = e % {c}u;

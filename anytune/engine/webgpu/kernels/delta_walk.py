@@ -25,7 +25,7 @@ def factors(s: Sizes) -> Kernel:
     c = s.chunk
     return Kernel(
         f"delta, factors, {s.name}",
-        (*reads("units", "gates"), *reads("first", of="u32"), *writes("factors", "steps")),
+        (*reads("units", of="vec4<f32>"), *reads("gates"), *reads("first", of="u32"), *writes("factors", "steps")),
         ("keys", "values", "tokens", "t0", "us", "gs", "fs", "ss", "scale:f32"),
         f"""
   let begin = group.y * {c}u;
@@ -65,12 +65,12 @@ def factors(s: Sizes) -> Kernel:
     var score = 0.0;
     var inner = 0.0;
     if (j <= i && i < count) {{
-      let q = (begin + i) * p.us + head % p.keys * {s.key}u;
-      let k = q + p.keys * {s.key}u;
-      let other = (begin + j) * p.us + (p.keys + head % p.keys) * {s.key}u;
-      for (var d = 0u; d < {s.key}u; d++) {{
-        score = fma(units[q + d], units[other + d], score);
-        inner = fma(units[k + d], units[other + d], inner);
+      let q = (begin + i) * p.us + head % p.keys * {s.key // 4}u;
+      let k = q + p.keys * {s.key // 4}u;
+      let other = (begin + j) * p.us + (p.keys + head % p.keys) * {s.key // 4}u;
+      for (var d = 0u; d < {s.key // 4}u; d++) {{
+        score += dot(units[q + d], units[other + d]);
+        inner += dot(units[k + d], units[other + d]);
       }}
       let decay = factors[to + e];
       score *= p.scale * decay;
@@ -122,6 +122,43 @@ fn run_of(z: u32, head: u32) -> vec2<u32> {{
 }}"""
 
 
+LANES = 128  # invocations of a walk, each with four columns
+
+
+def columns(s: Sizes) -> str:
+    """WGSL: the four columns of a head's values from c on, the last one instead of those behind it."""
+    return f"""
+fn four(c: u32) -> vec4<u32> {{ return min(vec4<u32>(c, c + 1u, c + 2u, c + 3u), vec4<u32>({s.value - 1}u)); }}"""
+
+
+def gathered(array: str, at: str) -> str:
+    """WGSL: elements of an array from `at` on, in the columns `places`."""
+    return f"vec4<f32>({', '.join(f'{array}[{at} + places.{x}]' for x in 'xyzw')})"
+
+
+def put(array: str, at: str, value: str, s: Sizes, when: str = "") -> str:
+    """WGSL: the reverse, from column c on, where there are columns."""
+    return f"""
+      for (var x = 0u; x < 4u && c + x < {s.value}u{when}; x++) {{ {array}[{at} + c + x] = {value}[x]; }}"""
+
+
+def times(sum_: str, weights: str, rows: str, at: str, four: int) -> str:
+    """WGSL: sum += a row of four weights times four rows of `rows`, `four` elements apart."""
+    return "\n".join(
+        f"        {sum_} = fma(vec4<f32>({weights}.{x}), {rows}[{at} + {n * four}u], {sum_});"
+        for n, x in enumerate("xyzw")
+    )
+
+
+def each(count: int, four: int) -> str:
+    """WGSL: the head of a loop over rows i and fours of columns from c on, of the head's own c0."""
+    return f"""
+    for (var e = lane; e < {count * four}u; e += {LANES}u) {{
+      let i = e / {four}u;
+      let to = e % {four}u;
+      let c = c0 + 4u * to;"""
+
+
 @functools.cache
 def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
     """out [tokens, values, value_size]: results before their norm.  grid: (columns / s.columns, values, segments).
@@ -131,96 +168,104 @@ def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
     hands_on: that behind it is `behind`, [values, key_size, value_size] both; keeps: states before each chunk are
     written, and what tokens write, behind all results of a row.
     """
-    c, b = s.chunk, s.columns
-    own = f"""
-    let i = e / {b}u;
-    let to = e % {b}u;"""
-    keep = f"""
-    if (mine) {{
-      for (var e = lane; e < {s.key * b}u; e += 256u) {{
-        if (c0 + e % {b}u < {s.value}u) {{
-          states[(n * p.values + head) * p.states + e / {b}u * {s.value}u + c0 + e % {b}u] = state[e];
-        }}
-      }}
-    }}"""
+    c, f, deep, cc = s.chunk, s.columns // 4, s.key // 4, s.chunk**2
+    square = f"(head * {s.key}u + i) * {s.value}u"
+    start = f"select(vec4<f32>(), {gathered('before', square)}, group.z == 0u)" if goes_on else "vec4<f32>()"
+    keep = f"(n * p.values + head) * p.states + i * {s.value}u"
+    out, inner = "at", f"at + p.values * {s.value}u"
+    kept = f"{each(s.key, f)}{put('states', keep, 'state[e]', s, ' && mine')}\n    }}" if keeps else ""
     hand = f"""
-  if (run.y == p.chunks && (run.y > run.x + 1u || group.z == 0u)) {{
-    for (var e = lane; e < {s.key * b}u; e += 256u) {{
-      if (c0 + e % {b}u < {s.value}u) {{ behind[square + e / {b}u * {s.value}u + e % {b}u] = state[e]; }}
+  if (run.y == p.chunks && (run.y > run.x + 1u || group.z == 0u)) {{{each(s.key, f)}
+{put("behind", square, "state[e]", s)}
     }}
   }}"""
-    start = f"before[square + e / {b}u * {s.value}u + min(e % {b}u, {s.value - 1}u - c0)]"
     return Kernel(
         f"delta, walk, {s.name}{', keeping' * keeps}{', going on' * goes_on}{', handing on' * hands_on}",
         (
-            *reads("x", "units", "factors", "steps", *(["before"] if goes_on else [])),
+            *reads("x"),
+            *reads("units", "factors", of="vec4<f32>"),
+            *reads("steps", *(["before"] if goes_on else [])),
             *writes("out", *(["states"] if keeps else []), *(["behind"] if hands_on else [])),
         ),
-        ("keys", "values", "tokens", "chunks", "xs", "us", "fs", "ss", "os", "states", "scale:f32"),
+        ("keys", "values", "deep", "tokens", "chunks", "xs", "us", "fs", "ss", "os", "states", "scale:f32"),
         f"""
-  let c0 = group.x * {b}u;
+  let c0 = group.x * {s.columns}u;
   let head = group.y;
-  let square = head * {s.key * s.value}u + c0;
-  let v0 = (2u * p.keys * {s.key}u) + head * {s.value}u + c0;
-  let q0 = head % p.keys * {s.key}u;
-  let k0 = q0 + p.keys * {s.key}u;
+  let v0 = 2u * p.keys * p.deep + head * {s.value}u;
+  let q0 = head % p.keys * {deep}u;
+  let k0 = q0 + p.keys * {deep}u;
   if (lane == 0u) {{ place = run_of(group.z, head); }}
   let run = workgroupUniformLoad(&place);
-  if (run.x == run.y) {{ return; }}
-  for (var e = lane; e < {s.key * b}u; e += 256u) {{
-    state[e] = {f"select(0.0, {start}, group.z == 0u)" if goes_on else "0.0"};
-  }}
+  if (run.x == run.y) {{ return; }}{each(s.key, f)}
+      let places = four(c);
+      state[e] = {start};
+    }}
   for (var n = run.x; n < run.y; n++) {{
     let t0 = n * {c}u;
     let count = min({c}u, p.tokens - t0);
     let f0 = (n * p.values + head) * p.fs;
     let mine = n > run.x || group.z == 0u;
-    workgroupBarrier();{keep if keeps else ""}
-    for (var e = lane; e < {c * b}u; e += 256u) {{{own}
-      var sum = 0.0;
+    workgroupBarrier();{kept}{each(c, f)}
+      var sum = vec4<f32>();
       if (i < count) {{
-        let k = (t0 + i) * p.us + k0;
-        for (var d = 0u; d < {s.key}u; d++) {{ sum = fma(units[k + d], state[d * {b}u + to], sum); }}
-        let v = x[(t0 + i) * p.xs + v0 + min(to, {s.value - 1}u - c0)];
+        for (var d = 0u; d < {deep}u; d++) {{
+          let k = units[(t0 + i) * p.us + k0 + d];
+{times("sum", "k", "state", f"d * {4 * f}u + to", f)}
+        }}
+        let places = four(c);
+        let v = {gathered("x", "(t0 + i) * p.xs + v0")};
         sum = steps[(t0 + i) * p.ss + p.values + head] * (v - steps[(t0 + i) * p.ss + head] * sum);
       }}
       right[e] = sum;
     }}
-    workgroupBarrier();
-    for (var e = lane; e < {c * b}u; e += 256u) {{{own}
-      var sum = 0.0;
-      for (var j = 0u; j <= i; j++) {{
-        sum = fma(factors[f0 + {3 * c * c}u + i * {c}u + j], right[j * {b}u + to], sum);
+    workgroupBarrier();{each(c, f)}
+      var sum = vec4<f32>();
+      for (var j = 0u; j <= i / 4u; j++) {{
+        let a = factors[f0 + {3 * cc // 4}u + i * {c // 4}u + j];
+{times("sum", "a", "right", f"j * {4 * f}u + to", f)}
       }}
       writes[e] = sum;
     }}
-    workgroupBarrier();
-    for (var e = lane; e < {c * b}u; e += 256u) {{{own}
-      if (i < count && mine && c0 + to < {s.value}u) {{
-        let q = (t0 + i) * p.us + q0;
-        var sum = 0.0;
-        for (var d = 0u; d < {s.key}u; d++) {{ sum = fma(units[q + d], state[d * {b}u + to], sum); }}
-        sum *= p.scale * steps[(t0 + i) * p.ss + head];
-        for (var j = 0u; j <= i; j++) {{
-          sum = fma(factors[f0 + {c * c}u + i * {c}u + j], writes[j * {b}u + to], sum);
+    workgroupBarrier();{each(c, f)}
+      if (i < count && mine) {{
+        var sum = vec4<f32>();
+        for (var d = 0u; d < {deep}u; d++) {{
+          let q = units[(t0 + i) * p.us + q0 + d];
+{times("sum", "q", "state", f"d * {4 * f}u + to", f)}
         }}
-        let at = (t0 + i) * p.os + head * {s.value}u + c0 + to;
-        out[at] = sum;{f" out[at + p.values * {s.value}u] = writes[e];" if keeps else ""}
+        sum *= p.scale * steps[(t0 + i) * p.ss + head];
+        for (var j = 0u; j <= i / 4u; j++) {{
+          let a = factors[f0 + {cc // 4}u + i * {c // 4}u + j];
+{times("sum", "a", "writes", f"j * {4 * f}u + to", f)}
+        }}
+        let at = (t0 + i) * p.os + head * {s.value}u;{put("out", out, "sum", s)}
+        {put("out", inner, "writes[e]", s) if keeps else ""}
       }}
     }}
     workgroupBarrier();
-    let passes = steps[(t0 + count - 1u) * p.ss + head];
-    for (var e = lane; e < {s.key * b}u; e += 256u) {{
-      var sum = passes * state[e];
+    let passes = steps[(t0 + count - 1u) * p.ss + head];{each(deep, f)}
+      let d = 4u * i * {f}u + to;
+      var s0 = passes * state[d];
+      var s1 = passes * state[d + {f}u];
+      var s2 = passes * state[d + {2 * f}u];
+      var s3 = passes * state[d + {3 * f}u];
       for (var j = 0u; j < count; j++) {{
-        let k = units[(t0 + j) * p.us + k0 + e / {b}u];
-        sum = fma(factors[f0 + (count - 1u) * {c}u + j] * k, writes[j * {b}u + e % {b}u], sum);
+        let k = units[(t0 + j) * p.us + k0 + i] * factors[f0 + ((count - 1u) * {c}u + j) / 4u][j & 3u];
+        let w = writes[j * {f}u + to];
+        s0 = fma(vec4<f32>(k.x), w, s0);
+        s1 = fma(vec4<f32>(k.y), w, s1);
+        s2 = fma(vec4<f32>(k.z), w, s2);
+        s3 = fma(vec4<f32>(k.w), w, s3);
       }}
-      state[e] = sum;
+      state[d] = s0;
+      state[d + {f}u] = s1;
+      state[d + {2 * f}u] = s2;
+      state[d + {3 * f}u] = s3;
     }}
-  }}{hand if hands_on else ""}
+  }}{"workgroupBarrier();" + hand if hands_on else ""}
 """,
-        shared=f"var<workgroup> state: array<f32, {s.key * b}>;\nvar<workgroup> right: array<f32, {c * b}>;\n"
-        f"var<workgroup> writes: array<f32, {c * b}>;\nvar<workgroup> place: vec2<u32>;",
-        functions=cut(c) + _RUN,
+        (LANES, 1),
+        f"var<workgroup> state: array<vec4<f32>, {s.key * f}>;\nvar<workgroup> right: array<vec4<f32>, {c * f}>;\n"
+        f"var<workgroup> writes: array<vec4<f32>, {c * f}>;\nvar<workgroup> place: vec2<u32>;",
+        cut(c) + _RUN + columns(s),
     )

@@ -68,7 +68,7 @@ def every() -> Iterator[Kernel]:
     for neox in (True, False):
         for normed in (True, False):
             yield from (rows.qk_norm_rope(normed, neox), rows.qk_norm_rope_backward(normed, neox))
-    for sizes in (delta.Sizes(32, 128, 128), delta.Sizes(32, 256, 256), delta.Sizes(4, 5, 3)):
+    for sizes in (delta.Sizes(32, 128, 128), delta.Sizes(32, 256, 256), delta.Sizes(4, 8, 3)):
         yield from (delta.cached(sizes), delta_walk.factors(sizes), delta_backward.units_backward(sizes))
         yield from (delta_gradients.products(sizes), delta_gradients.gradients(sizes))
         yield from (delta_walk.walk(sizes, False, True, True), delta_walk.walk(sizes, True, True, False))
