@@ -1,11 +1,12 @@
 """A mixture of experts on one GPU: anytune on Q4_K blocks against transformers + peft in bf16, in one run.
 
-    python bench/moe_gpu.py                  # 24 of Qwen3-30B-A3B's 48 layers: about three minutes on an H200
-    python bench/moe_gpu.py --layers 48      # all of it; the peer runs its layers' forward twice to fit
+    python bench/moe_gpu.py                  # all of Qwen3-30B-A3B's 48 layers: about three minutes on an H200
+    python bench/moe_gpu.py --layers 24
 
-Random weights, LoRA r=16 on attention (what peft's all-linear means here: experts are no linears there), the second
-half of each example with loss, whole optimizer steps. `grouped_tflops` is what torch's grouped product reaches on this
-shape's experts, forward and backward, beside one large product of the same card.
+Random weights, LoRA r=16 on attention's linears on both sides, the second half of each example with loss, whole
+optimizer steps. Where the peer's memory does not suffice it runs its layers' forward twice. `grouped_tflops` is what
+torch's grouped product reaches on this shape's experts, forward and backward, tokens drawn evenly, beside one large
+product of the same card.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def tflops(run, flop, count=20):
     return round(count * flop / first.elapsed_time(last) / 1e9, 1)
 S, E, D, H = SLOTS, EXPERTS, WIDTH, HIDDEN
 draw = lambda *shape: torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-counts = torch.multinomial(torch.rand(E), S, replacement=True).bincount(minlength=E)
+counts = torch.randint(0, E, (S,)).bincount(minlength=E)
 offs = counts.cumsum(0).to(torch.int32).cuda()
 x, dy, h, w, v = draw(S, D), draw(S, 2 * H), draw(S, H), draw(E, 2 * H, D), draw(E, D, H)
 big = draw(8192, 8192)
@@ -51,12 +52,13 @@ print(json.dumps({
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     options.add_argument("--model", default="qwen3-30b-a3b", choices=experts.SHAPES)
-    options.add_argument("--layers", type=int, default=24)
+    options.add_argument("--layers", type=int, default=48)
     options.add_argument("--shape", default="8x1024", help="examples x tokens of each")
     options.add_argument("--memory", help="for ours, such as 40GiB")
     options.add_argument("--profile", action="store_true", help="with ours, the time of a step by kernel")
     options.add_argument("--no-peer", action="store_true")
     options.add_argument("--folder", help="where the model file goes; default: a temporary one")
+    options.add_argument("--file", type=Path, help="a file that bench/experts.py wrote, of as many layers")
     options.add_argument("--no-save", action="store_true", help="print only; leave bench/results alone")
     args = options.parse_args()
     before, env, rows = common.machine(), common.environment(8), {}
@@ -76,9 +78,10 @@ def main() -> None:
             rows["peft"] = attempt([*command, "--shape", args.shape], env)
             if "failed" in rows["peft"]:
                 rows["peft, checkpointing"] = attempt([*command, "--shape", args.shape, "--checkpointing"], env)
-        begin, path = time.monotonic(), Path(place) / "model.gguf"
-        experts.write_model(path, args.model, args.layers)
-        print(f"file of {path.stat().st_size / 2**30:.1f} GiB in {time.monotonic() - begin:.0f} s", flush=True)
+        begin, path = time.monotonic(), args.file or Path(place) / "model.gguf"
+        if args.file is None:
+            experts.write_model(path, args.model, args.layers)
+            print(f"file of {path.stat().st_size / 2**30:.1f} GiB in {time.monotonic() - begin:.0f} s", flush=True)
         more = (["--memory", args.memory] if args.memory else []) + (["--profile"] if args.profile else [])
         rows["anytune"] = attempt(["bench/gpu_steps.py", str(path), "--shape", args.shape, "--rounds", "5", *more], env)
     mine, flop = rows["anytune"], experts.gflop_per_token(args.model, args.layers, length)
@@ -88,8 +91,7 @@ def main() -> None:
         for name, row in rows.items():
             if name != "anytune" and "tokens_per_s" in row:
                 row["ratio"] = round(mine["tokens_per_s"] / row["tokens_per_s"], 2)
-    into, facts = f"moe_gpu_{args.layers}", {"model": args.model, "layers": args.layers}
-    common.save("moe_gpu", args, before, into, gpu=card, **facts, results=rows)
+    common.save("moe_gpu", args, before, gpu=card, model=args.model, layers=args.layers, results=rows)
 
 
 def attempt(command: list[str], env: dict) -> dict:

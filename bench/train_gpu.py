@@ -88,7 +88,8 @@ def run_peers(names: list[str], env: dict, gpus: int, folder: Path, end: float) 
                 raise SystemExit("not begun: the time of this run was over")
             rows.append(common.run_once([f"bench/peers/{script}", *more, *flags], env, min(2 * LIMIT, left)))
         except SystemExit as error:
-            rows.append({"peer": script, "arguments": flags, "failed": str(error)[-500:]})
+            name = ("Unsloth" if more else "transformers + peft") + "".join(f", {flag}" for flag in flags[2:])
+            rows.append({"peer": name, "shape": flags[1], "failed": str(error)[-500:]})
         print({key: rows[-1].get(key) for key in ("peer", "shape", "tokens_per_s", "peak_gib", "failed")}, flush=True)
     return rows
 

@@ -98,6 +98,13 @@ class Composed:
         da = self.linear_backward((dy,), self.glu(gate, up, activation), group, need_dx)
         return self.glu_backward(da, gate, up, activation) if need_dx else None
 
+    def weighed_glu(self, gate, up, activation: str, routing):
+        return self.weigh(self.glu(gate, up, activation), routing)
+
+    def weighed_glu_backward(self, dy, gate, up, activation: str, routing):
+        dy, dweights = self.weigh_backward(dy, self.glu(gate, up, activation), routing)
+        return self.glu_backward(dy, gate, up, activation), dweights
+
     def qk_norm_rope_store(self, qkv, gains, eps: float, table, positions, heads, neox, caches, places):
         q, k, v = qkv
         q, k = self.qk_norm_rope(q, k, gains, eps, table, positions, heads, neox)

@@ -101,6 +101,12 @@ class Offered(Protocol):
     def weigh_backward(self, dy, x, routing) -> tuple[Array, Array]:
         """(dx, the gradient by the weights); dy is given up."""
 
+    def weighed_glu(self, gate, up, activation: str, routing) -> Array:
+        """weigh() of glu()."""
+
+    def weighed_glu_backward(self, dy, gate, up, activation: str, routing) -> tuple[tuple[Array, Array], Array]:
+        """((dgate, dup), the gradient by the weights); dy is given up."""
+
     def gate_rows(self, x, gate) -> Array:
         """x [T, n] * sigmoid(gate [T, 1])."""
 
@@ -123,4 +129,4 @@ class Offered(Protocol):
         """linear() of x [S, in], each slot by its expert's matrices. An expert without a token is not touched."""
 
     def expert_linear_backward(self, dys: tuple, x, group, routing, need_dx: bool = True) -> Array | None:
-        """As linear_backward()."""
+        """As linear_backward(); x may be None where the group trains nothing."""

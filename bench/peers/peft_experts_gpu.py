@@ -2,12 +2,13 @@
 
     python bench/peers/peft_experts_gpu.py --layers 24 --shape 8x1024 [--checkpointing]
 
-As peft_gpu.py; transformers chooses how it runs experts. Prints one JSON line.
+As peft_gpu.py, with LoRA on attention's linears alone; transformers chooses how it runs experts. Prints one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -45,9 +46,14 @@ config = Qwen3MoeConfig(
     rope_theta=1e6,
     max_position_embeddings=40_960,
 )
-adapted = Adapted(random_model(Qwen3MoeForCausalLM, config), args.rank, checkpointing=args.checkpointing)
+modules = ["q_proj", "k_proj", "v_proj", "o_proj"]  # "all-linear" takes the experts, too
+adapted = Adapted(random_model(Qwen3MoeForCausalLM, config), args.rank, modules, args.checkpointing)
 ids, labels = tokens(vocabulary, args.shape)
-seconds, loss = adapted.timed(lambda: adapted.model(input_ids=ids, labels=labels).loss, args.steps, warmup=2)
+try:
+    seconds, loss = adapted.timed(lambda: adapted.model(input_ids=ids, labels=labels).loss, args.steps, warmup=2)
+except torch.OutOfMemoryError:
+    print(json.dumps({"failed": "out of memory"}), flush=True)
+    sys.exit()
 report(
     "transformers + peft" + ", checkpointing" * args.checkpointing,
     args.shape,

@@ -195,3 +195,24 @@ def loss_webgpu(data: dict) -> list[str]:
         ("device", "steps", "tokens a step", "largest difference of a step's loss", "`anytune verify` of the adapter"),
         rows,
     )
+
+
+def moe_gpu(data: dict) -> list[str]:
+    names = {"anytune": "anytune, base in Q4_K", "peft": "transformers + peft"}
+    names["peft, checkpointing"] = "transformers + peft, each layer's forward twice"
+    mine, rows = data["results"]["anytune"]["tokens_per_s"], []
+    for name, title in names.items():
+        row = data["results"].get(name)
+        if row and "tokens_per_s" in row:
+            ratio = mine / row["tokens_per_s"]
+            rows.append((title, f"{row['tokens_per_s']:,.0f}", f"{row['peak_gib']:.1f}", f"{ratio:.2f}×"))
+        elif row:
+            rows.append((title, row["failed"].split(":")[0], "–", "–"))
+    large, grouped = data["gpu"]["gemm_tflops"], data["gpu"]["grouped_tflops"]
+    return [
+        *table(("", "tok/s", "peak, GiB", "anytune to it"), rows),
+        "",
+        f"{data['layers']} layers. One large product: {large:.0f} TFLOP/s; grouped products of this shape: "
+        + ", ".join(f"{name} {rate:.0f} ({100 * rate / large:.0f} %)" for name, rate in grouped.items())
+        + ".",
+    ]

@@ -355,3 +355,40 @@ def test_at_the_sizes_of_a_model(tokens):
         close(got, want, LIMIT[BF16] if got.dtype == BF16 else 2e-5)
     for got, want in zip(results[1][-3:], results[0][-3:]):  # of arrays that were rounded, here and there not alike
         close(got, want, LIMIT[BF16])
+
+
+@pytest.mark.parametrize("tokens, used, n", [(7, 3, 33), (5, 1, 2100), (1, 8, 300)])
+def test_slots(f, dtype, tokens, used, n):
+    place = torch.randperm(tokens * used).view(tokens, used).to(DEVICE)
+    x, y, dy = (view(rows, n, dtype) for rows in (tokens, tokens * used, tokens * used))
+    weights = torch.rand(tokens * used).to(DEVICE)
+    out, total, at = empty(tokens * used, n, dtype), empty(tokens, n, dtype), place.cpu().numpy()
+    f.spread(x, place, out)
+    for slots in at.T:
+        assert np.array_equal(double(out)[slots], double(x))
+    f.collect(y, place, total)
+    close(total, double(y)[at].sum(1), LIMIT[dtype])
+    kept(out, total)
+    inner, given = torch.full((tokens * used,), float("nan"), device=DEVICE), double(dy)
+    f.weigh_backward(dy, y, weights, inner)
+    close(inner, (given * double(y)).sum(1), LIMIT[F32])
+    close(dy, given * double(weights)[:, None], LIMIT[dtype])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize("slots, n", [(7, 33), (3, 2100)])
+def test_weighed_gated_products(f, dtype, activation, slots, n):
+    gate, up, dy = (view(slots, n, dtype) for _ in range(3))
+    weights, by_weights = torch.rand(slots).to(DEVICE), torch.full((slots,), float("nan"), device=DEVICE)
+    w, out, dgate, dup = double(weights)[:, None], *(empty(slots, n, dtype) for _ in range(3))
+    f.weighed(gate, up, activation, weights, out)
+    inner = ref.glu(double(gate), double(up), activation)
+    close(out, inner * w, LIMIT[dtype])
+    g, u, d = map(double, (gate, up, dy))
+    slope = (ref.activation(g + 1e-6, activation) - ref.activation(g - 1e-6, activation)) / 2e-6
+    want, summed = (d * w * u * slope, d * w * ref.activation(g, activation)), (d * inner).sum(1)
+    f.weighed_backward(dy, gate, up, activation, weights, dgate, dup, by_weights)
+    close(dgate, want[0], LIMIT[dtype])
+    close(dup, want[1], LIMIT[dtype])
+    close(by_weights, summed, LIMIT[dtype])
+    kept(out, dgate, dup)

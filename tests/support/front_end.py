@@ -77,7 +77,7 @@ def main() -> None:
             y, kept = engine.delta(*parts, weights, heads)
             engine.delta_backward(y, *parts, weights, heads, kept, weights)
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("qwen35", "gemma2", "gemma4", "gpt-oss"):
+        for name in ("qwen35", "gemma2", "gemma4", "gpt-oss", "qwen35moe", "olmo2"):
             engine = TorchEngine(Device("cpu-torch", torch.device("cpu"), torch.bfloat16, True))
             engine.proved = True
             with GGUF.open(tiny.write(Path(folder) / f"{name}.gguf", name)) as gguf:
@@ -86,6 +86,7 @@ def main() -> None:
                 batch = MicroBatch.of([(np.arange(3, 40), np.arange(37) > 5)])
                 trainee.accumulate(batch, 1 / batch.loss_tokens, 1, 0)
                 trainee.update(1e-4, 1)
+                model.decoder(trainee.adapter(), batch=1, context=64).feed([[5]])
     print(json.dumps(sorted(seen)))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from anytune.engine.torch import plain, plain_fp8, plain_low, plain_optimizer  # noqa: E402
+from anytune.engine.torch import plain, plain_fp8, plain_low, plain_optimizer, plain_slots  # noqa: E402
 from tests.support.require import need  # noqa: E402
 from tests.support.triton import DEVICE, triton_module  # noqa: E402
 
@@ -34,6 +34,7 @@ NAMES = {
     "optimizer": ("square_sum", "adamw"),
     "place": ("place",),
     "dropout": ("dropout",),
+    "slots": ("spread", "collect", "weigh_backward", "weighed", "weighed_backward"),
 }
 
 
@@ -46,6 +47,8 @@ def twins() -> dict:
         if name == "optimizer"
         else plain_fp8
         if name == "fp8"
+        else plain_slots
+        if name == "slots"
         else plain
         for name in NAMES
     }

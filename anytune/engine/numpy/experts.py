@@ -293,10 +293,10 @@ def expert_linear(e, x: np.ndarray, group: Experts, routing: Routing) -> tuple[n
     return tuple(y[:, a:b] for a, b in zip(bounds, bounds[1:]))
 
 
-def expert_linear_backward(e, dys, x: np.ndarray, group: Experts, routing: Routing, need_dx: bool = True):
+def expert_linear_backward(e, dys, x: np.ndarray | None, group: Experts, routing: Routing, need_dx: bool = True):
     dy, rank = e.joined(tuple(e.view(d) for d in dys), routing.router.used), group.rank
-    mask = e.dropout_mask(group, len(x)) if group.dropout and e.training and rank else None
-    inputs = _low_ranks(e, x, group, routing, mask)
+    mask = e.dropout_mask(group, len(dy)) if group.dropout and e.training and rank else None
+    inputs = _low_ranks(e, x, group, routing, mask) if group.trains_pairs else None
     if rank:
         dy = e.extend(dy, rank, routing.router.used)
         e.workers.run([partial(_into_rank, dy, group.of(i), a, b) for i, a, b in routing.spans])
@@ -304,10 +304,11 @@ def expert_linear_backward(e, dys, x: np.ndarray, group: Experts, routing: Routi
     jobs: list[Job] = []
     for expert, low, high in routing.spans:
         one, rows = group.of(expert), slice(low, high)
-        jobs += gradient_jobs(e, dy[rows], x[rows], one)
+        if group.trains:
+            jobs += gradient_jobs(e, dy[rows], x[rows], one)
         if need_dx:
             jobs += _input_jobs(e, dy[rows], one, dx[rows], None if mask is None else mask[rows])
-        if rank:
+        if group.trains_pairs:
             jobs += _pair_jobs(e, dy[rows], x[rows], inputs[rows], one, None if mask is None else mask[rows])
     e.workers.run(jobs)
     return dx

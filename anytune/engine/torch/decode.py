@@ -15,6 +15,7 @@ import torch
 from anytune.engine.base import Heads
 from anytune.engine.composed import Composed
 
+from .arrays import real
 from .attention import attend_cache as attend_spans
 from .linear import linear, product
 from .replay import beside, capture
@@ -103,7 +104,7 @@ def linear_decode(e, x: Tensor, group: Group) -> tuple[Tensor, ...]:
         return linear(e, x, group)
     y = e.array(x.shape[0], group.width)
     y.ends = True
-    _gemv(e, x, group, y)
+    _gemv(e, real(x), group, y)
     parts = group.split(y)
     parts[-1].ends = True
     return parts
@@ -156,11 +157,7 @@ def _logits(e, h: Tensor, head: Group) -> Tensor:
 
 
 def _fused(e, group: Group) -> bool:
-    return (
-        hasattr(e.f, "gemv")
-        and not group.trains_matrix
-        and all(hasattr(w, "type") and w.type.name in e.f.gemv_types for w in group.weights)
-    )
+    return hasattr(e.f, "gemv") and all(w.type is not None and w.type.name in e.f.gemv_types for w in group.weights)
 
 
 def _gemv(e, x: Tensor, group: Group, y: Tensor) -> None:

@@ -244,7 +244,7 @@ class Dry:
         """Every expert gets as many tokens."""
         made = super().route(scores, bias, router, scales)
         if not self.grouped:
-            share = len(made.tokens) / router.experts
+            share = len(made.order) / router.experts
             made.ends = torch.tensor([int(share * (i + 1)) for i in range(router.experts)], device=HOST)
         return made
 

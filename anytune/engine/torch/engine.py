@@ -281,6 +281,8 @@ class TorchEngine(Composed):
     combine = _routing.combine
     weigh = _routing.weigh
     weigh_backward = _routing.weigh_backward
+    weighed_glu = _routing.weighed_glu
+    weighed_glu_backward = _routing.weighed_glu_backward
     weigh_bias = _routing.weigh_bias
     weigh_bias_backward = _routing.weigh_bias_backward
     latent_heads = _latent.latent_heads

@@ -150,9 +150,9 @@ def expert_linear_backward(e, dys: tuple, x: Tensor, group: Experts, routing: Ro
     dy = e.joined(dys)
     if group.whole:
         return _whole_backward(e, dy, x, group, routing, need_dx)
-    dx = e.array(len(x), group.in_features) if need_dx else None
+    dx = e.array(len(dy), group.in_features) if need_dx else None
     for expert, low, high in routing.spans():
-        made = linear_backward(e, (dy[low:high],), x[low:high], group.of(expert), need_dx)
+        made = linear_backward(e, (dy[low:high],), None if x is None else x[low:high], group.of(expert), need_dx)
         if need_dx:
             dx[low:high] = made
     return dx

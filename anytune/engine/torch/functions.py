@@ -13,6 +13,7 @@ def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
     small_rows: tokens up to which glu_backward is faster than glu_gradients, most: ranks of a pair which that can take.
     """
     from . import attention, blocks, plain, plain_convolution, plain_delta, plain_fp8, plain_low, plain_optimizer
+    from . import plain_slots
 
     found = {"dequantize": blocks.dequantize_into, "gather": blocks.gather_into, "small_rows": 0, "most": 1 << 30}
     for module, names in (
@@ -34,6 +35,7 @@ def functions(triton: bool, tf32: bool = False) -> SimpleNamespace:
         ),
         (plain_low, ("low", "low_fp8", "gradients", "gradients_of_groups", "place")),
         (plain_convolution, ("convolve", "convolve_backward")),
+        (plain_slots, ("spread", "collect", "weigh_backward", "weighed", "weighed_backward")),
         (plain_delta, ("delta", "delta_backward")),
         (plain_fp8, ("quantize", "turn", "product_fp8")),
         (plain_optimizer, ("square_sum", "adamw")),
@@ -69,6 +71,7 @@ def _triton(tf32: bool) -> dict:
         optimizer,
         place,
         qk_norm_rope,
+        slots,
         whole,
     )
 
@@ -110,6 +113,11 @@ def _triton(tf32: bool) -> dict:
         "convolve_backward": convolution.convolve_backward,
         "gated": gates.gated,
         "gated_backward": gates.gated_backward,
+        "spread": slots.spread,
+        "collect": slots.collect,
+        "weigh_backward": slots.weigh_backward,
+        "weighed": slots.weighed,
+        "weighed_backward": slots.weighed_backward,
         "delta": delta.delta,
         "delta_backward": delta_backward.delta_backward,
         "attention": functools.partial(attention.attention, tf32=tf32),

@@ -16,15 +16,16 @@ Tensor = torch.Tensor
 
 @dataclass
 class Routing:
-    """chosen, shares [T, used]: experts and their weights before all factors, largest first; factor: these; tokens [S]:
-    of each slot; place [T, used]: where a token's slots are; ends int32 [experts]: where an expert's slots end; parts
-    [T, experts]: what the weights were made of. All on the device."""
+    """chosen, shares [T, used]: experts and their weights before all factors, largest first; factor: these; order [S]:
+    which of these a slot is; by_slot [S]: its weight; place [T, used]: where a token's slots are; ends int32 [experts]:
+    where an expert's slots end; parts [T, experts]: what the weights were made of. All on the device."""
 
     router: Router
     chosen: Tensor
     shares: Tensor
     factor: Tensor | float
-    tokens: Tensor
+    order: Tensor
+    by_slot: Tensor
     place: Tensor
     ends: Tensor
     parts: Tensor
@@ -41,11 +42,7 @@ class Routing:
     @property
     def slots(self) -> Tensor:
         """The expert of each slot, int64 [S]."""
-        return self.chosen.reshape(-1).index_select(0, _inverse(self.place.reshape(-1)))
-
-
-def _inverse(order: Tensor) -> Tensor:
-    return torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+        return self.chosen.reshape(-1).index_select(0, self.order)
 
 
 def take_loads(e) -> dict[str, float]:
@@ -79,17 +76,18 @@ def route(e, scores: Tensor, bias: Tensor | None, router: Router, scales: Tensor
     elif router.normalized:
         shares = shares / shares.sum(1, keepdim=True).clamp(min=LEAST_SUM)
     factor = router.scale if scales is None else router.scale * scales[chosen]
-    flat = chosen.reshape(-1)
-    slots = torch.sort(flat, stable=True).indices
-    counts = (flat[:, None] == torch.arange(router.experts, device=flat.device)).sum(0)
+    small = torch.uint8 if router.experts <= 256 else torch.int16  # a quarter of int64's passes
+    sorted_, order = torch.sort(chosen.reshape(-1).to(small), stable=True)
+    numbers = torch.arange(router.experts, dtype=small, device=order.device)
+    ends = torch.searchsorted(sorted_, numbers, right=True, out_int32=True)
     if e.training and e.loads is not None:
-        even = len(flat) / router.experts
+        counts, even = torch.diff(ends, prepend=ends.new_zeros(1)), len(order) / router.experts
         e.loads += torch.stack(
             [torch.ones_like(counts[0]).double(), counts.max() / even, (counts == 0).double().mean()]
         )
-    place = _inverse(slots).view(chosen.shape)
-    ends = counts.cumsum(0).to(torch.int32)
-    return Routing(router, chosen, shares, factor, slots // router.used, place, ends, parts)
+    place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+    by_slot = (shares * factor).reshape(-1).index_select(0, order)
+    return Routing(router, chosen, shares, factor, order, by_slot, place.view(chosen.shape), ends, parts)
 
 
 def route_backward(e, dweights: Tensor, routing: Routing, into: Tensor | None = None) -> Tensor:
@@ -113,41 +111,50 @@ def route_backward(e, dweights: Tensor, routing: Routing, into: Tensor | None = 
 
 
 def dispatch(e, x, routing: Routing) -> Tensor:
-    out = own(e.array(len(routing.tokens), x.shape[1]))
-    out.copy_(real(x).index_select(0, routing.tokens))
+    out = own(e.array(routing.place.numel(), x.shape[1]))
+    e.f.spread(real(x), routing.place, out)
     return out
 
 
 def combine(e, y: Tensor, routing: Routing, beside: tuple = ()) -> Tensor:
-    slots = y.index_select(0, routing.place.reshape(-1)).view(*routing.place.shape, -1)
-    out = own(e.array(len(slots), y.shape[1])).copy_(slots.sum(1))
+    out = own(e.array(len(routing.place), y.shape[1]))
+    e.f.collect(y, routing.place, out)
     for x in beside:
         out += x
     return out
 
 
-def _slot_weights(routing: Routing) -> Tensor:
-    """[S, 1]"""
-    return routing.weights.reshape(-1).index_select(0, _inverse(routing.place.reshape(-1)))[:, None]
-
-
 def weigh(e, x: Tensor, routing: Routing) -> Tensor:
-    return torch.mul(x, _slot_weights(routing).to(x.dtype), out=own(e.array(*x.shape)))
+    return torch.mul(x, routing.by_slot[:, None].to(x.dtype), out=own(e.array(*x.shape)))
 
 
 def weigh_backward(e, dy: Tensor, x: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
-    inner = (dy.float() * x).sum(1)
-    return dy.mul_(_slot_weights(routing).to(dy.dtype)), inner[routing.place]
+    inner = torch.empty_like(routing.by_slot)
+    e.f.weigh_backward(dy, x, routing.by_slot, inner)
+    return dy, inner[routing.place]
+
+
+def weighed_glu(e, gate: Tensor, up: Tensor, activation: str, routing: Routing) -> Tensor:
+    out = own(e.array(*gate.shape))
+    e.f.weighed(gate, up, activation, routing.by_slot, out)
+    return out
+
+
+def weighed_glu_backward(e, dy: Tensor, gate: Tensor, up: Tensor, activation: str, routing: Routing):
+    both, inner = e.array(gate.shape[0], 2 * gate.shape[1]), torch.empty_like(routing.by_slot)
+    dgate, dup = both[:, : gate.shape[1]], own(both[:, gate.shape[1] :])
+    e.f.weighed_backward(dy, gate, up, activation, routing.by_slot, dgate, dup, inner)
+    return (dgate, dup), inner[routing.place]
 
 
 def weigh_bias(e, y: Tensor, bias: Tensor, routing: Routing) -> Tensor:
-    return y.add_((_slot_weights(routing) * bias.index_select(0, routing.slots)).to(y.dtype))
+    return y.add_((routing.by_slot[:, None] * bias.index_select(0, routing.slots)).to(y.dtype))
 
 
 def weigh_bias_backward(e, dy: Tensor, bias: Tensor, routing: Routing, dweights: Tensor, into=None) -> Tensor:
     slots = routing.slots
     if into is not None:
-        into.index_add_(0, slots, _slot_weights(routing) * dy.float())
+        into.index_add_(0, slots, routing.by_slot[:, None] * dy.float())
     return dweights + (dy.float() * bias.index_select(0, slots)).sum(1)[routing.place]
 
 

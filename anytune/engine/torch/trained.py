@@ -14,7 +14,7 @@ class Trained:
     Nothing made of the values is kept: they stay at one address, so that a recorded step reads what they are by then.
     """
 
-    hold, slow, nbytes, home = "trained", False, 0, None  # nbytes: of a file that it is read from
+    hold, slow, home, type, nbytes = "trained", False, None, None, 0  # type, nbytes: of the file that it is read from
 
     def __init__(self, values: Tensor, gradient: Tensor | None):
         self.values, self.gradient = values, gradient

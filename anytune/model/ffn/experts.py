@@ -135,13 +135,17 @@ class Experts(Part):
     def trains_reads(self) -> bool:
         return super().trains_reads or self.router.trains or bool(self.shared and self.shared.trains)
 
-    def _between(self, e, gate, up):
-        return e.clamped_glu(gate, up) if self.activation == "clamped" else e.glu(gate, up, self.activation)
-
-    def _between_backward(self, e, dy, gate, up):
+    def _weighed(self, e, gate, up, routing):
         if self.activation == "clamped":
-            return e.clamped_glu_backward(dy, gate, up)
-        return e.glu_backward(dy, gate, up, self.activation)
+            return e.weigh(e.clamped_glu(gate, up), routing)
+        return e.weighed_glu(gate, up, self.activation, routing)
+
+    def _weighed_backward(self, e, dy, gate, up, routing):
+        """((dgate, dup), the gradient by the slots' weights)"""
+        if self.activation == "clamped":
+            dy, dweights = e.weigh_backward(dy, e.clamped_glu(gate, up), routing)
+            return e.clamped_glu_backward(dy, gate, up), dweights
+        return e.weighed_glu_backward(dy, gate, up, self.activation, routing)
 
     def choose(self, e, x, h):
         """The routing of x [T, d], of which h is the norm."""
@@ -165,8 +169,7 @@ class Experts(Part):
         beside, kept = (None, None) if self.shared is None else self.shared.forward(e, h, self.activation)
         if again and self.post is None:
             return None, (x, routing, gate, up, kept, None)
-        inner = e.weigh(self._between(e, gate, up), routing)
-        (y,) = e.expert_linear(inner, self.writes, routing)
+        (y,) = e.expert_linear(self._weighed(e, gate, up, routing), self.writes, routing)
         if self.last_bias is not None:
             y = e.weigh_bias(y, self.last_bias, routing)
         y = e.combine(y, routing, () if beside is None else (beside,))
@@ -182,22 +185,23 @@ class Experts(Part):
         x, routing, gate, up, kept, y = saved
         dy = self.add_backward(e, dout, y)
         needed = need_dx or self.trains_reads
-        inner, dslots = self._between(e, gate, up), e.dispatch(dy, routing)
-        dinner = e.expert_linear_backward((dslots,), e.weigh(inner, routing), self.writes, routing, needed)
+        dslots = e.dispatch(dy, routing)
+        weighed = self._weighed(e, gate, up, routing) if self.writes.trains else None
+        dinner = e.expert_linear_backward((dslots,), weighed, self.writes, routing, needed)
+        del weighed
         if not needed:
             return None
-        dinner, dweights = e.weigh_backward(dinner, inner, routing)
+        both, dweights = self._weighed_backward(e, dinner, gate, up, routing)
         if self.last_bias is not None:
             how = self.last_bias, routing, dweights, self.last_bias_gradient
             dweights = e.weigh_bias_backward(dslots, *how)
-        del inner, dslots
-        both = self._between_backward(e, dinner, gate, up)
-        del dinner, gate, up
+        del dslots, dinner, gate, up
         h = e.rms_norm(x, self.norm.gain, self.eps)
         into_h = need_dx or self.norm.trains
         both = (e.join(both),) if self.fused else both
-        dslots = e.expert_linear_backward(both, e.dispatch(h, routing), self.reads, routing, into_h)
-        del both
+        read = e.dispatch(h, routing) if self.reads.trains else None
+        dslots = e.expert_linear_backward(both, read, self.reads, routing, into_h)
+        del both, read
         residual = dout if residual is None else residual
         first, residual = self.choose_backward(e, dweights, routing, x, h, residual, into_h, need_dx)
         parts = [] if first is None else [first]

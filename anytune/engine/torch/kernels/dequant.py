@@ -15,7 +15,7 @@ from .. import blocks
 from .formats import FORMATS, aligned, book_of, constants
 
 SUPPORTED: frozenset[str] = frozenset(FORMATS)
-ROWS, OCTETS, WARPS = 4, 128, 4  # a program's tile; each thread has ROWS * OCTETS / (32 * WARPS) octets at once
+OCTETS, WARPS = 128, 1  # of a program's tile; each thread has OCTETS / (32 * WARPS) at once
 GATHER_OCTETS, GATHER_WARPS = 64, 2  # the same for a gather, one row at a time: few rows, so narrow tiles
 
 
@@ -96,13 +96,19 @@ def _launch(raw, ids, name: str, out, factor: float, tile: tuple[int, int, int])
     )
 
 
+def _tile(n: int) -> tuple[int, int, int]:
+    """Rows and octets of a program, and its warps: whole rows' octets are divided without a rest where they can be."""
+    octets = min(OCTETS, max(32, n // 8 & -(n // 8)))
+    return OCTETS // octets, octets, WARPS
+
+
 def dequantize(raw: torch.Tensor, name: str, out: torch.Tensor) -> None:
     """Blocks of type `name`, uint8 [rows, row_bytes], into out [rows, n] float with any row stride, or out [parts, rows
     of each, n] with any strides of these."""
     if not _fits(raw, name, out, len(raw)):
         blocks.dequantize_into(raw, name, out)
     elif out.numel():
-        _launch(raw, None, name, out, 1.0, (ROWS, OCTETS, WARPS))
+        _launch(raw, None, name, out, 1.0, _tile(out.shape[-1]))
 
 
 def gather(raw: torch.Tensor, ids: torch.Tensor, name: str, out: torch.Tensor, scale: float = 1.0) -> None:
