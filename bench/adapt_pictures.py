@@ -100,7 +100,7 @@ def main() -> None:
     }
     (docs / "adapt-layers.svg").write_text(
         lines(
-            "How far the student's stream is from the teacher's, by layer",
+            "How far the streams differ on the tokens fitted to, by layer",
             gaps,
             "layer",
             "difference / size of the stream",
