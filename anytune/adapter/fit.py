@@ -9,6 +9,8 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.gguf import GGUF
 
+# what makes keys and values of latents: model/mixers/latent_attention.py
+LATENTS = ("attn_k_b.weight", "attn_v_b.weight", "attn_kv_b.weight")
 SPREAD = 16  # times as many numbers as an adapter of several ranks may have once they are made equal
 
 
@@ -73,6 +75,11 @@ def check_fit(
         if name not in base.tensors:
             raise UserError(
                 f"{where} changes {name}, which {base.path} does not have; use the model that it was trained on."
+            )
+        if name.endswith(LATENTS):
+            raise UserError(
+                f"{where} changes {name}, which llama.cpp multiplies by without an adapter, and which decoding here "
+                "takes apart: use an adapter without it."
             )
         weight = base.tensors[name].shape
         made = (*a[:-2], b[-2], a[-1])

@@ -14,7 +14,7 @@ def test_the_adapter_means_the_same_everywhere(cli, tmp_path, name):
     need("xllamacpp")
     base, lora, text = tmp_path / "m.gguf", tmp_path / "a.gguf", tmp_path / "text.txt"
     tiny.write(base, name)
-    pairs.adapter(base, size=0.5).save(lora)
+    pairs.adapter(base, size=0.5, served=True).save(lora)
     text.write_text(pairs.TEXT)
     common = ["-m", base, "-t", 1, "--device", "numpy"]
     verified = cli("verify", *common, "--lora", lora, "--positions", 4, "--json", code=0).json

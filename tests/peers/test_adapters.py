@@ -122,6 +122,16 @@ def test_what_llamacpp_ignores_is_refused(tiny_file, name):
         model.trainee(anytune.Lora(modules=f"all,{name}"))
 
 
+@pytest.mark.parametrize("name, part", [("deepseek2", "attn_v_b"), ("deepseek2-old", "attn_kv_b")])
+def test_adapters_of_what_makes_keys_and_values_of_latents_are_refused(tiny_file, name, part):
+    model = anytune.load(tiny_file(name), device="numpy", threads=1)
+    tensor = f"blk.0.{part}.weight"
+    *heads, out, width = model.gguf.tensors[tensor].shape
+    pair = np.ones((*heads, 2, width), np.float32), np.ones((*heads, out, 2), np.float32)
+    with pytest.raises(UserError, match=f"{tensor}.*without an adapter"):
+        model.logits(IDS, Adapter({tensor: pair}, 2, 4.0, False, "deepseek2"))
+
+
 @pytest.mark.parametrize("name, modules, rslora", TINY)
 def test_tiny_in_peft(small, tmp_path, name, modules, rslora):
     path, model, adapter = small(name, modules, rslora)
