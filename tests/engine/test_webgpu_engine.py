@@ -77,7 +77,7 @@ def test_what_is_held_and_kept_changes_only_rounding(files, name):
             assert np.linalg.norm(got - want) <= 2e-5 * np.linalg.norm(want), (how, sizes, keep)
 
 
-@pytest.mark.parametrize("name", ("qwen3", "qwen35"))
+@pytest.mark.parametrize("name", ("qwen3", "qwen35", "gpt-oss"))
 def test_recomputing_gives_the_same_bits(files, name):
     from tests.engine.test_torch_engine import hold
 
@@ -113,7 +113,7 @@ def test_steps_of_many_sizes_and_halting(files):
     assert np.isfinite(float(one.update(1e-3, 9))) and not np.array_equal(one.state()["parameters"], before)
 
 
-@pytest.mark.parametrize("name", ("qwen35", "lfm2"))
+@pytest.mark.parametrize("name", ("qwen35", "lfm2", "qwen3moe"))
 def test_losses_stay_the_numpy_engines(files, name):
     """Over steps of AdamW on streams of several lengths, replayed."""
     one, two = trainee_of(files[name], "webgpu"), trainee_of(files[name], "numpy")
@@ -125,7 +125,7 @@ def test_losses_stay_the_numpy_engines(files, name):
         assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
-@pytest.mark.parametrize("name", ("gemma3", "qwen35"))
+@pytest.mark.parametrize("name", ("gemma3", "qwen35", "gpt-oss"))
 def test_going_on_from_a_state_gives_the_same_bits(files, name):
     def steps(trainee, first, last):
         for step in range(first, last):

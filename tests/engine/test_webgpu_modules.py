@@ -72,9 +72,10 @@ def test_kernels_compile_with_all_checks():
         device._module(kernel.text(all_writable=True))
 
 
-def test_checked_and_trusted_modules_agree(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["qwen3", "gpt-oss"])
+def test_checked_and_trusted_modules_agree(tmp_path, monkeypatch, name):
     need_webgpu()
-    path, found = tiny.write(tmp_path / "qwen3.gguf", "qwen3"), []
+    path, found = tiny.write(tmp_path / "m.gguf", name), []
     for checked in ("", "1"):
         monkeypatch.setenv("ANYTUNE_WEBGPU_CHECKED", checked)
         trainee = trainee_of(path, "webgpu")
@@ -89,7 +90,7 @@ def test_checked_and_trusted_modules_agree(tmp_path, monkeypatch):
 
 
 def test_swiftshader_gives_the_same_answers(tmp_path):
-    driver, near = swiftshader(), {"qwen3": 1e-5, "qwen35": 1e-4, "lfm2": 1e-5}
+    driver, near = swiftshader(), {"qwen3": 1e-5, "qwen35": 1e-4, "lfm2": 1e-5, "gpt-oss": 1e-5}
     paths = [tiny.write(tmp_path / f"{name}.gguf", name) for name in near]
     wanted = [gradients(trainee_of(path, "numpy"), stream([17, 1, 22, 24])) for path in paths]
     environment = {
@@ -103,7 +104,7 @@ def test_swiftshader_gives_the_same_answers(tmp_path):
         [sys.executable, "-c", SCRIPT, tmp_path / "g.npz", *paths],
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=300,
         env=environment,
         cwd=ROOT,
     )
