@@ -193,8 +193,12 @@ def _vectors(e, x: Array, weight, bias, pair, low, routing: Routing, y: Array, y
 
 
 def expert_linear_backward(e, dys: tuple, x: Array, group: Experts, routing: Routing, need_dx: bool = True):
-    dx = e.array(x.rows, group.in_features) if need_dx else None
-    source, drops, begun = dropped(e, x, group), bool(group.dropout and e.training), False
+    dx = e.array(routing.slots, group.in_features) if need_dx else None
+    source, drops, begun = (
+        dropped(e, x, group) if group.trains_pairs else None,
+        bool(group.dropout and e.training),
+        False,
+    )
     for dy, weight, pair, gradient in zip(dys, group.weights, group.pairs, group.bias_gradients):
         dy_low = None if pair is None else _low_product(e, dy, pair, routing, False)
         if dx is not None:
@@ -205,7 +209,7 @@ def expert_linear_backward(e, dys: tuple, x: Array, group: Experts, routing: Rou
             begun = True
         if pair is not None and pair.grad_a is not None:
             low = _low_product(e, source, pair, routing, True)
-            rank, n = pair.a.shape[1], x.columns
+            rank, n = pair.a.shape[1], group.in_features
             _pair_gradient(e, source, dy_low, pair.grad_a, (1, n), rank, routing)
             _pair_gradient(e, dy, low, pair.grad_b, (rank, 1), rank, routing)
             del low
