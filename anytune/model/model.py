@@ -26,7 +26,7 @@ WORDS = {
     "delta": ("gated delta nets", "numpy, cpu-bf16, cuda or webgpu"),
     "sinks": ("attention sinks", "numpy, cpu-bf16, cuda or webgpu"),
     "convolution": ("short convolutions", "numpy, cpu-bf16, cuda or webgpu"),
-    "latent": ("latent attention", "numpy, cpu-bf16 or cuda"),
+    "latent": ("latent attention", "numpy, cpu-bf16, cuda or webgpu"),
     "experts": ("mixtures of experts", "numpy, cpu-bf16, cuda or webgpu"),
     "expert scales": ("a scale of each expert", "numpy, cpu-bf16, cuda or webgpu"),
 }

@@ -8,7 +8,7 @@ import pytest
 from anytune.engine.answers import error
 from anytune.engine.base import LatentHeads, Router
 from anytune.gguf import GGUF, write_gguf
-from tests.engine.test_experts import engine  # noqa: F401
+from tests.engine.test_experts import choices, engine  # noqa: F401
 from tests.support.require import need
 
 need("torch")
@@ -81,11 +81,11 @@ def test_only_near_groups_are_chosen_from(engine, biased):  # noqa: F811
     scores = random.standard_normal((TOKENS, 12)).astype(np.float32)
     bias = random.standard_normal(12).astype(np.float32) if biased else None
     routing = engine.route(engine.lower(scores), None if bias is None else engine.vector(bias), router)
-    chosen = np.asarray(engine.host(routing.chosen), np.int64)
+    chosen = choices(engine, routing)
     choice = 1 / (1 + np.exp(-scores.astype(np.float64))) + (0 if bias is None else bias)
     groups = np.sort(choice.reshape(TOKENS, 4, 3), 2)[:, :, 1:].sum(2)
     for token, best in enumerate(np.argsort(-groups, 1)[:, :2]):
         allowed = [i for i in range(12) if i // 3 in best]
         assert chosen[token].tolist() == sorted(allowed, key=lambda i: -choice[token, i])[:3]
     plain = engine.route(engine.lower(scores), None, replace(router, groups=1, near=1))
-    assert np.asarray(engine.host(plain.chosen)).shape == (TOKENS, 3)
+    assert choices(engine, plain).shape == (TOKENS, 3)

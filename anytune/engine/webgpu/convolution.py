@@ -1,4 +1,4 @@
-"""A causal convolution of each column for itself within each example, heads in halves, and gates beside them."""
+"""A causal convolution of each column for itself within each example, and gates beside it."""
 
 from __future__ import annotations
 
@@ -82,29 +82,6 @@ def convolve_cached(e, x: Array, weight: Array, silu: bool, cache: Cache, where:
                 _kernels.remember(), [x.bind(a, b), slot, position, kept], (*numbers, b - a), e.grid(n, b - a)
             )
     return y
-
-
-def split_heads(e, x: Array, heads: int) -> tuple[Array, Array]:
-    first, second = e.columns(x.rows, x.columns // 2, x.columns // 2)
-    _halves(e, False, x, first, second, heads)
-    return first, second
-
-
-def join_heads(e, first: Array, second: Array, heads: int) -> Array:
-    x = e.array(first.rows, 2 * first.columns)
-    _halves(e, True, x, first, second, heads)
-    return x
-
-
-def _halves(e, joins: bool, x: Array, first: Array, second: Array, heads: int) -> None:
-    n = first.columns
-    for a, b in row_cuts(e.device.max_binding, x, first, second):
-        e.commands.run(
-            _kernels.halves(joins),
-            [x.bind(a, b), first.bind(a, b), second.bind(a, b)],
-            (n, n // heads, x.stride, first.stride, second.stride),
-            e.grid(n, b - a),
-        )
 
 
 def gated(e, x: Array, gate: Array, activation: str) -> Array:

@@ -18,6 +18,7 @@ from . import delta_backward as _delta_backward
 from . import experts as _experts
 from . import gates as _gates
 from . import gradients as _gradients
+from . import heads as _heads
 from . import linear as _linear
 from . import loss as _loss
 from . import replay as _replay
@@ -46,7 +47,7 @@ class WebGpuEngine(Composed):
 
     name = "webgpu"
     decode_rows, row_padding = 8, 0
-    offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks"})
+    offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks", "latent"})
 
     def __init__(self, device: Device):
         self.device, self.commands = device, Commands(device)
@@ -273,8 +274,13 @@ class WebGpuEngine(Composed):
     convolve = _convolution.convolve
     convolve_backward = _convolution.convolve_backward
     convolve_cached = _convolution.convolve_cached
-    split_heads = _convolution.split_heads
-    join_heads = _convolution.join_heads
+    split_heads = _heads.split_heads
+    join_heads = _heads.join_heads
+    resize_heads = _heads.resize_heads
+    latent_heads = _heads.latent_heads
+    latent_heads_backward = _heads.latent_heads_backward
+    latent_matrix = _heads.latent_matrix
+    head_product = _heads.head_product
     gated = _convolution.gated
     gated_backward = _convolution.gated_backward
     state = _convolution.state

@@ -1,4 +1,4 @@
-"""A causal convolution of each column for itself within each example, and heads that come as two halves.
+"""A causal convolution of each column for itself within each example.
 
 w [n, kernel] without gaps, whose last column meets the token itself. An invocation has a column of a row. Arrays of
 inputs may begin some rows before (or end behind) those that a dispatch writes, as far as the kernel reaches.
@@ -157,19 +157,4 @@ def remember() -> Kernel:
   let to = p.base + (s - p.low) * (p.kernel - 1u) * p.n + i;
   for (var j = 0u; j + 1u < p.kernel; j++) { cache[to + j * p.n] = taken(t, p.kernel - 2u - j, i); }""",
         functions=_TAKEN,
-    )
-
-
-@functools.cache
-def halves(joins: bool) -> Kernel:
-    """x [rows, heads * 2 size] to or from the halves of its heads, [rows, heads * size] each."""
-    place = "i / p.size * 2u * p.size + i % p.size"
-    both = "x[t * p.xs + at] = {0}; x[t * p.xs + at + p.size] = {1};"
-    one, two = "first[t * p.fs + i]", "second[t * p.ss + i]"
-    moved = both.format(one, two) if joins else f"{one} = x[t * p.xs + at]; {two} = x[t * p.xs + at + p.size];"
-    return Kernel(
-        "heads of halves" + ", joined" * joins,
-        (*(writes("x") if joins else reads("x")), *(reads("first", "second") if joins else writes("first", "second"))),
-        ("n", "size", "xs", "fs", "ss"),
-        f"{_EACH}\n  let at = {place};\n  {moved}",
     )

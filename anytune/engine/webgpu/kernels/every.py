@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ..kernel import Kernel
 from . import attention, convolution, decode, delta, delta_backward, delta_gradients, delta_walk, experts
-from . import gemm, gemv, gradients, lookup, low, optimizer, routing, routing_backward, rows, rules, sinks
+from . import gemm, gemv, gradients, heads, lookup, low, optimizer, routing, routing_backward, rows, rules, sinks
 from .blocks import TYPES
 
 
 def every() -> Iterator[Kernel]:
     yield from (
+        heads.total(),
         rows.rms_norm(False),
         rows.rms_norm(True),
         rows.rms_norm_backward(False),
@@ -62,7 +63,7 @@ def every() -> Iterator[Kernel]:
         rules.apply(),
     )
     for yes in (False, True):
-        yield from (convolution.convolve(yes), convolution.convolve_cached(yes), convolution.halves(yes))
+        yield from (convolution.convolve(yes), convolution.convolve_cached(yes), heads.move(yes), heads.product(yes))
     yield from _of_experts()
     yield from map(gradients.column_sums, gradients.VALUES)
     for neox in (True, False):
