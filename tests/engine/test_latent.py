@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anytune.engine.answers import error
-from anytune.engine.base import LatentHeads, Router
+from anytune.engine.base import Heads, LatentHeads, Router
 from anytune.gguf import GGUF, write_gguf
 from tests.engine.test_experts import choices, engine  # noqa: F401
 from tests.support.require import need
@@ -73,6 +73,21 @@ def test_products_of_heads(engine, tmp_path, kind):  # noqa: F811
         x = random.standard_normal((TOKENS, 3 * part.shape[1])).astype(np.float32)
         right = np.einsum("thn,hnm->thm", x.reshape(TOKENS, 3, -1), part).reshape(TOKENS, -1)
         assert error(engine.host(engine.head_product(engine.lower(x), matrix, 3, low, high, back)), right) < 1e-5
+
+
+def test_heads_that_no_kernel_takes_are_the_same_recorded_and_not():
+    """A recorded token knows its place on the device only."""
+    from anytune.engine.devices import engine_for
+    from anytune.engine.torch.decode import KERNEL, Places
+
+    heads, random = Heads(3, 1, KERNEL + 8, 0, 0.05), np.random.default_rng(0)
+    with engine_for("cpu-torch", dtype="f32") as torch:
+        q, cache = torch.lower(random.standard_normal((2, 3 * heads.head_dim))), torch.cache(4, 9, heads.head_dim)
+        cache.copy_(torch.vector(random.standard_normal(cache.shape)))
+        where = torch.places([(2, 0, 1, 4), (0, 1, 2, 8)])
+        want = torch.host(torch.attend_cache(q, cache, cache, where, heads))
+        recorded = Places(None, where.slot, where.position)
+        assert error(torch.host(torch.attend_cache(q, cache, cache, recorded, heads)), want) < 1e-6
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -110,7 +110,7 @@ def test_rms_norm_backward_with_its_reader(f, dtype, rows, n, rank, turned):
     close(normed, ref.rms_norm(double(x), double(gain), 1e-4), LIMIT[dtype])
 
 
-@pytest.mark.parametrize("heads, n_kv_heads, size, pairs", [(4, 2, 12, 6), (3, 1, 20, 5)])
+@pytest.mark.parametrize("heads, n_kv_heads, size, pairs", [(4, 2, 12, 6), (3, 1, 20, 5), (2, 1, 576, 32)])
 @pytest.mark.parametrize("neox", [True, False])
 @pytest.mark.parametrize("norms", [True, False])
 def test_qk_norm_rope(f, dtype, heads, n_kv_heads, size, pairs, neox, norms):

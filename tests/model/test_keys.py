@@ -1,5 +1,7 @@
 """Keys and tensors of a model's file: llama.cpp computes the same from it, or it is refused by the key's name."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,8 @@ import anytune
 from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
 from anytune.llamacpp.judge import llamacpp_logprobs
-from anytune.model.config import ARCHITECTURES
+from anytune.model.architectures import deepseek2
+from anytune.model.config import ARCHITECTURES, Reader, read_config
 from anytune.model.keys import _UNREAD, CHECKED, USED
 from tests.support import tiny
 from tests.support.distributions import kl
@@ -53,6 +56,11 @@ ROPES = {
     "yarn below 1": ("llama-yarn", {"rope.scaling.factor": 0.5}, ()),
     "yarn, its magnitude": ("llama-yarn", {"rope.scaling.attn_factor": 0.7}, ()),
     "magnitude alone": ("qwen3", {"rope.scaling.attn_factor": 1.4}, ()),
+    "latents, magnitude": ("deepseek3", {"rope.scaling.attn_factor": 1.2}, ()),
+    "latents, another logarithm": ("deepseek3", {"rope.scaling.yarn_log_multiplier": 0.07}, ()),
+    "latents, no logarithm": ("deepseek3", {}, ("rope.scaling.yarn_log_multiplier",)),
+    "latents, yarn below 1": ("deepseek3", {"rope.scaling.factor": 0.5}, ()),
+    "latents, linear": ("deepseek2-old", {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, ()),
     "no base": ("llama", {}, ("rope.freq_base",)),
     "gemma3, magnitude": ("gemma3", {"rope.scaling.attn_factor": 2.0}, ()),
     "gemma3, local base": ("gemma3", {"rope.freq_base_swa": 500.0}, ()),
@@ -183,3 +191,35 @@ def test_biases_are_llamacpps(tmp_path):
 def test_more_tokens_than_rows_is_a_sentence(tmp_path, name):
     with pytest.raises(UserError, match="320 tokens and 300 rows in token_embd.weight"):
         anytune.load(varied(tmp_path / "v.gguf", name, rows=300), device="numpy", threads=1)
+
+
+DAMAGED = [
+    {"rope.dimension_count": 48},
+    {"attention.kv_lora_rank": 0},
+    {"attention.kv_lora_rank": 64},
+    {"attention.kv_lora_rank": 1 << 31},
+    {"attention.value_length_mla": 0},
+    {"attention.value_length_mla": 1 << 20},
+    {"attention.q_lora_rank": 0},
+    {"expert_group_count": 3},
+    {"expert_group_count": 8},
+    {"expert_group_used_count": 5},
+    {"expert_group_used_count": 1, "expert_used_count": 3},
+    {"attention.temperature_scale": 0.1},
+]
+
+
+@pytest.mark.parametrize("keys", DAMAGED, ids=lambda keys: "-".join(f"{k}={v}" for k, v in keys.items()))
+def test_latents_and_groups_that_make_no_sense_are_refused(tmp_path, keys):
+    with pytest.raises(UserError):
+        anytune.load(varied(tmp_path / "v.gguf", "deepseek3", keys), device="numpy", threads=1)
+
+
+def test_first_files_of_flash_choose_by_sigmoids(tmp_path):
+    """They do not say so: llama.cpp knows them by their layers and tokens."""
+    path = varied(tmp_path / "v.gguf", "deepseek2", drop=("expert_gating_func",))
+    with GGUF.open(path) as gguf:
+        config = read_config(gguf)
+        assert config.router.kind == "softmax"
+        flash = replace(config, vocabulary=deepseek2.FLASH, layers=47)
+        assert deepseek2.read(Reader(gguf, "deepseek2"), flash)["router"].kind == "sigmoid"

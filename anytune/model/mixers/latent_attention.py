@@ -28,7 +28,8 @@ def scaled(s: RopeScaling, keys: int, log: float) -> dict[str, Any]:
     log: what the file says, a tenth of config.json's mscale_all_dim.
     """
     yarn, stretch = s.kind == "yarn", math.log(s.factor) if s.kind != "none" else 0.0
-    magnitude = s.attention_factor * (1.0 if yarn and log else 1 + 0.1 * stretch) * (1 + log * stretch)
+    grown = (0.0 if log else max(stretch, 0.0)) if yarn else stretch
+    magnitude = s.attention_factor * (1 + 0.1 * grown) * (1 + log * stretch)
     scaling = replace(s, log_factor=float(yarn and log != 0))
     return {"attention_scale": magnitude**2 / math.sqrt(keys), "scaling": scaling}
 
