@@ -1,5 +1,6 @@
 """The gated delta net, the convolution before it and heads in halves, against float64 and its finite differences."""
 
+import functools
 import tracemalloc
 from dataclasses import replace
 
@@ -34,11 +35,19 @@ def engine(request):
 
         if request.param in WEBGPU:
             need_webgpu()
-            made = engine_for("webgpu", max_binding=WEBGPU[request.param])
-        else:
-            made = engine_for(request.param, dtype="f32")
+            yield on_webgpu(WEBGPU[request.param])
+            return
+        made = engine_for(request.param, dtype="f32")
     yield made
     made.close()
+
+
+@functools.cache
+def on_webgpu(max_binding: int | None):
+    """One for all tests: its kernels are compiled once."""
+    from anytune.engine.devices import engine_for
+
+    return engine_for("webgpu", max_binding=max_binding)
 
 
 def drawn(random, tokens, heads):

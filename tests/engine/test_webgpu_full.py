@@ -57,7 +57,7 @@ def test_gradients_are_the_numpy_engines(files, engine, name):
     full.check_gradients(files[name], 0.999999, 1e-5, 2, engine=engine)  # recorded, replayed
 
 
-@pytest.mark.parametrize("name", ["lfm2", "qwen35", "qwen35-wide"])
+@pytest.mark.parametrize("name", ["lfm2", "qwen35", "qwen35-wide", "qwen35moe", "deepseek2"])
 def test_gradients_of_states_weights_are_the_numpy_engines(tmp_path, engine, name):
     full.check_gradients(tiny.write(tmp_path / "m.gguf", name), 0.999999, 1e-5, 2, engine=engine)
 
