@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from anytune.convert.names import gguf_name
+from anytune.convert.names import gguf_name, is_behind
 from anytune.convert.checkpoint import Weight, read_json, read_weights
 from anytune.convert.experts import Stack, stacked
 from anytune.convert.latents import split_latents
@@ -61,7 +61,8 @@ def convert(
         )
     tied = bool(config.get("tie_word_embeddings", architecture.startswith("gemma")))
     fused = ARCHITECTURES[architecture].expert_names.fused
-    read = stacked(read_weights(folder), fused)
+    found = {name: weight for name, weight in read_weights(folder).items() if not is_behind(name, config)}
+    read = stacked(found, fused)
     weights = _renamed(split_latents(read, config) if ARCHITECTURES[architecture].latent else read, architecture, tied)
     words = vocabulary(folder, architecture, config, pre)
     own = _own_type(weights)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from anytune.errors import UserError
 from anytune.model import naming
 from anytune.model.architectures import ARCHITECTURES
@@ -17,6 +21,19 @@ OTHER_PARTS = (
     "embed_audio.",
 )
 WRAPPERS = ("model.language_model.model.", "language_model.model.", "model.language_model.")
+
+
+def is_behind(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a weight is of the layers behind all others, which only speculative decoding uses (config.json says how
+    many there are)."""
+    layers, behind = (
+        config.get("num_hidden_layers"),
+        config.get("num_nextn_predict_layers", config.get("num_mtp_layers")),
+    )
+    found = re.match(r"model\.layers\.(\d{1,5})\.", name)
+    if not found or not isinstance(layers, int) or not isinstance(behind, int):
+        return False
+    return layers <= int(found[1]) < layers + behind
 
 
 def gguf_name(name: str, architecture: str) -> str | None:

@@ -80,6 +80,28 @@ def test_there_and_back_is_the_same_file(tmp_path, name):
             assert theirs.encode(text, special=True) == ours.encode(text, special=True), text
 
 
+@pytest.mark.parametrize("name", ["glm4moe", "deepseek2"])
+def test_layers_for_speculative_decoding_are_left_out(tmp_path, name):
+    """As the folders of GLM and DeepSeek have them: behind the layers that config.json counts."""
+    save_file, folder = need("safetensors.numpy").save_file, tmp_path / "hf"
+    base = tiny.write(tmp_path / "m.gguf", name)
+    config = json.loads((folder_of(base, folder) / "config.json").read_text())
+    layers = config["num_hidden_layers"]
+    further = {f"model.layers.{layers}.{part}.weight": np.ones((4, 4), np.float32) for part in ("eh_proj", "mlp.gate")}
+    save_file(further, folder / "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {n: "model-00001-of-00002.safetensors" for n in read_weights(folder)} | dict.fromkeys(
+        further, "model-00002-of-00002.safetensors"
+    )
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(UserError, match="unknown"):
+        convert(folder, tmp_path / "again.gguf")
+    (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    convert(folder, tmp_path / "again.gguf")
+    with GGUF.open(base) as a, GGUF.open(tmp_path / "again.gguf") as b:
+        assert sorted(a.tensors) == sorted(b.tensors)
+
+
 def test_old_files_become_new_ones(tmp_path):
     base = tiny.write(tmp_path / "m.gguf", "deepseek2-old")
     convert(folder_of(base, tmp_path / "hf"), tmp_path / "again.gguf")
