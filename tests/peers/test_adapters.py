@@ -114,6 +114,18 @@ def test_tiny_out_of_place_is_seen(case, small, tmp_path, name):
     assert differ(change(model.logits(IDS), model.logits(IDS, adapter)), moved) > 100 * AGREES
 
 
+@pytest.mark.parametrize("name", tiny.MIXTURES)
+def test_pairs_of_other_experts_are_seen(case, small, tmp_path, name):
+    """The control: each expert has its neighbour's pair."""
+    path, model, adapter = small(name, "experts")
+    wrong = copy.deepcopy(adapter)
+    wrong.tensors = {tensor: (np.roll(a, 1, 0), np.roll(b, 1, 0)) for tensor, (a, b) in adapter.tensors.items()}
+    wrong.save(tmp_path / "a.gguf")
+    (theirs,) = llamacpp_logprobs(path, [IDS], vocab=320, adapter=tmp_path / "a.gguf", threads=1)
+    moved = change(case(name).llamacpp, theirs)
+    assert differ(change(model.logits(IDS), model.logits(IDS, adapter)), moved) > 100 * AGREES
+
+
 @pytest.mark.parametrize("name", ["attn_q_a", "attn_kv_a_mqa", "output"])
 def test_what_llamacpp_ignores_is_refused(tiny_file, name):
     model = anytune.load(tiny_file("deepseek2"), device="numpy", threads=1)
@@ -130,6 +142,21 @@ def test_adapters_of_what_makes_keys_and_values_of_latents_are_refused(tiny_file
     pair = np.ones((*heads, 2, width), np.float32), np.ones((*heads, out, 2), np.float32)
     with pytest.raises(UserError, match=f"{tensor}.*without an adapter"):
         model.logits(IDS, Adapter({tensor: pair}, 2, 4.0, False, "deepseek2"))
+
+
+def test_ranks_beside_each_other_are_seen_in_peft(small, tmp_path):
+    """The control: columns of B by experts, as the rows of A are."""
+    from safetensors.numpy import load_file, save_file
+
+    path, model, adapter = small("qwen3moe", "experts")
+    adapter.save(tmp_path / "peft", gguf=model.gguf)
+    file, experts = tmp_path / "peft" / "adapter_model.safetensors", model.config.router.experts
+    tensors = load_file(file)
+    for name, b in tensors.items():
+        if "lora_B" in name:
+            tensors[name] = b.reshape(len(b), -1, experts).swapaxes(1, 2).reshape(b.shape).copy()
+    save_file(tensors, file)
+    assert kl(in_peft(path, tmp_path / "peft", IDS), model.logits(IDS, adapter)).max() > 1e-2
 
 
 @pytest.mark.parametrize("name, modules, rslora", TINY)
