@@ -128,7 +128,7 @@ def _trainable(gguf: GGUF) -> dict[str, Any]:
     """Which modules take LoRA, and the parameters and memory of training them all at rank 16."""
     from anytune.model import Lora
     from anytune.model.config import read_config
-    from anytune.model.lora import MODULES
+    from anytune.model.lora import MODULES, frozen_experts
 
     try:
         config = read_config(gguf)
@@ -151,6 +151,7 @@ def _trainable(gguf: GGUF) -> dict[str, Any]:
         "rank": RANK,
         "lora_tensors": len(names),
         "lora_parameters": parameters,
+        "expert_parameters": frozen_experts(gguf, config, names, RANK),
         "training": _memory(gguf, names),
     }
 
@@ -260,6 +261,8 @@ def _training_rows(t: dict[str, Any], row: Any) -> None:
         f"rank {t['rank']} on all: {quantity(t['lora_parameters'])} parameters in {t['lora_tensors']} pairs, "
         f"{bytes_text(4 * t['lora_parameters'])} as a file",
     )
+    if t["expert_parameters"]:
+        row("", f"with all,experts: {quantity(t['expert_parameters'])} parameters more, a pair for each expert")
     e = t["training"]
     row(
         "memory",

@@ -121,6 +121,15 @@ def test_info_counts_what_is_in_the_file(tmp_path, name, type):
     assert f"{shape.layers} layers" in text and "attn_q" in text
 
 
+def test_info_counts_what_experts_would_take(tmp_path):
+    path = tiny.write(tmp_path / "tiny.gguf", "glm4moe")
+    facts = describe(path)["trainable"]
+    with anytune.load(path, threads=1).gguf as gguf:
+        shapes = [t.shape for name, t in gguf.tensors.items() if "_exps" in name]
+    assert facts["expert_parameters"] == sum(16 * n * (out + inner) for n, out, inner in shapes) > 0
+    assert "with all,experts" in report(describe(path))
+
+
 def test_info_describes_what_it_cannot_train(tmp_path):
     from anytune.gguf import write_gguf
 

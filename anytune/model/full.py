@@ -10,7 +10,7 @@ from anytune.arguments import fields
 from anytune.engine.optimizers import KINDS
 from anytune.errors import UserError
 
-from .lora import ALIASES, MODULES
+from .lora import ALIASES, EXPERTS, MODULES
 
 NORM, EMBED, BIAS = "norm", "embed", "bias"
 OTHERS = {  # tensors of a layer that no pair adapts
@@ -52,9 +52,10 @@ class Full:
         """The named modules. Raises UserError for an unknown one."""
         words = self.modules.split(",") if isinstance(self.modules, str) else list(self.modules)
         words = [ALIASES.get(w.strip(), w.strip()) for w in words if w.strip()]
+        words = [name for word in words for name in (EXPERTS if word == "experts" else (word,))]
         for word in words:
             if word not in NAMES and word != "all":
-                raise UserError(f"there is no module {word!r}: --train-modules takes all, {', '.join(NAMES)}")
+                raise UserError(f"there is no module {word!r}: --train-modules takes all, experts, {', '.join(NAMES)}")
         if not words:
             raise UserError(f"nothing to train was named: give --train-modules all, or some of {', '.join(NAMES)}")
         if "all" in words:

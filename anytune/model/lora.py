@@ -190,11 +190,11 @@ def is_expert(name: str) -> bool:
     return module_tensor(name) in EXPERTS
 
 
-def frozen_experts(gguf, names: Iterable[str], rank: int) -> int:
-    """Parameters of the pairs that the experts of a file would get, if none of `names` has one; else 0."""
-    found = [gguf.tensors[name].shape for name in gguf.tensors if is_expert(name)]
+def frozen_experts(gguf, config, names: Iterable[str], rank: int) -> int:
+    """Parameters of the pairs that a model's experts would get, if none of the tensors `names` is theirs; else 0."""
     if any(map(is_expert, names)):
         return 0
+    found = (gguf.tensors[name].shape for name in gguf.tensors if is_expert(name) and not config.ignores(name))
     return sum(experts * rank * (out + inner) for experts, out, inner in found)
 
 

@@ -49,7 +49,9 @@ def experts(trainee) -> str | None:
     from anytune.model.lora import frozen_experts
 
     lora = getattr(trainee, "lora", None)
-    left = frozen_experts(trainee.model.gguf, trainee.names, lora.rank) if lora is not None else 0
+    if lora is None:
+        return None
+    left = frozen_experts(trainee.model.gguf, trainee.config, trainee.names, lora.rank)
     if not left:
         return None
     return (

@@ -99,6 +99,16 @@ def test_modules_match_by_exact_name_and_order(tiny_model):
     assert names == [f"blk.{i}.{m}.weight" for i in range(model.config.layers) for m in ("attn_q", "ffn_down")]
     with pytest.raises(UserError, match="attn_x"):
         model.trainee(Lora(modules="attn_x"), ubatch=8)
+    with pytest.raises(UserError, match="no experts"):
+        model.trainee(Lora(modules="all,experts"), ubatch=8)
+
+
+def test_all_are_not_the_experts(tiny_model):
+    model = tiny_model("qwen3moe")
+    plain, experts = (set(model.trainee(Lora(rank=2, modules=m), ubatch=8).names) for m in ("all", "experts"))
+    assert experts == {f"blk.{i}.ffn_{part}_exps.weight" for i in range(2) for part in ("gate", "up", "down")}
+    assert not plain & experts
+    assert set(model.trainee(Lora(rank=2, modules="all,experts"), ubatch=8).names) == plain | experts
 
 
 @pytest.mark.parametrize("modules", ["attn_q", "attn_o", "ffn_up", "ffn_down", "attn_k,ffn_gate"])

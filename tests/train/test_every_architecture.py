@@ -48,3 +48,17 @@ def test_resumed_from_the_middle(tmp_path, monkeypatch, chats, name, device):
     if modules:
         with GGUF.open(tmp_path / "one.gguf") as adapter:
             assert any("_exps" in tensor for tensor in adapter.tensors)
+
+
+def test_the_first_lines_say_that_experts_are_frozen(tmp_path, monkeypatch, chats, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny.write(tmp_path / "m.gguf", "qwen3moe")
+    common = "train -m m.gguf --device numpy -c 64 -ub 64 -b 64 --max-steps 1 -t 1 -f".split() + [str(chats)]
+    assert run([*common, "--lora-rank", "2", "-o", "a.gguf"]) == 0
+    said = capsys.readouterr().err
+    with GGUF.open(tmp_path / "m.gguf") as base:
+        count = sum(8 * 2 * sum(t.shape[1:]) for name, t in base.tensors.items() if "_exps" in name)
+    assert f"Experts: frozen; --lora-modules all,experts trains them too ({count:,} more parameters" in said
+    for more in (["--lora-modules", "all,experts"], ["--lora", "a.gguf"]):
+        assert run([*common, *more, "-o", "b.gguf"]) == 0
+        assert "Experts:" not in capsys.readouterr().err
