@@ -147,7 +147,7 @@ class Lora:
 
         arch = ARCHITECTURES.get(gguf.metadata.get("general.architecture"))
         unadapted = arch.unadapted if arch is not None else ()
-        ignored = [module for module in self.named() if MODULES[module] in unadapted]
+        ignored = [module for module in self.named() if MODULES.get(module) in unadapted]
         if ignored:
             raise UserError(
                 f"llama.cpp computes {ignored[0]} of {arch.name} without adapters, so what it serves would not be what "

@@ -60,5 +60,5 @@ def test_the_first_lines_say_that_experts_are_frozen(tmp_path, monkeypatch, chat
         count = sum(8 * 2 * sum(t.shape[1:]) for name, t in base.tensors.items() if "_exps" in name)
     assert f"Experts: frozen; --lora-modules all,experts trains them too ({count:,} more parameters" in said
     for more in (["--lora-modules", "all,experts"], ["--lora", "a.gguf"]):
-        assert run([*common, *more, "-o", "b.gguf"]) == 0
+        assert run([*common, *more, "-o", "b.gguf", "--force"]) == 0
         assert "Experts:" not in capsys.readouterr().err
