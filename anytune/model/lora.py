@@ -198,6 +198,17 @@ def frozen_experts(gguf, config, names: Iterable[str], rank: int) -> int:
     return sum(experts * rank * (out + inner) for experts, out, inner in found)
 
 
+def check_adapted(adapter, where: str = "the adapter") -> None:
+    """Raise UserError if an adapter changes a tensor that is computed without adapters: its pair would be ignored."""
+    known = {*MODULES.values(), "ffn_gate_inp"}
+    odd = next((name for name in adapter.tensors if module_tensor(name) not in known), None)
+    if odd is not None:
+        raise UserError(
+            f"{where} changes {odd}, which anytune computes without adapters: remove this tensor from it, or merge it "
+            "into the model with another program."
+        )
+
+
 fields(Lora, PEFT)
 
 FLAGS = {"rank": "--lora-rank", "alpha": "--lora-alpha", "modules": "--lora-modules", "rslora": "--rslora"}

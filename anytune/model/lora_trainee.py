@@ -9,7 +9,7 @@ import numpy as np
 from anytune.adapter.scaled import behind, within
 from anytune.errors import UserError
 
-from .lora import Layout, Lora
+from .lora import Layout, Lora, check_adapted
 from .passes import Passes
 from .plan import plan_training
 from .spec import LoraSpec
@@ -30,6 +30,7 @@ class LoraTrainee(Passes):
         if adapter is not None:
             lora = replace(lora, rank=adapter.rank, alpha=float(adapter.alpha), rslora=adapter.rslora)
             adapter.check(model.gguf)
+            check_adapted(adapter)
             names = [n for n in model.gguf.tensors if n in adapter.tensors]
         else:
             names = [n for n in lora.tensors(model.gguf, self.config.layers) if not self.config.ignores(n)]

@@ -17,7 +17,7 @@ from anytune.errors import UserError
 from .build import Weights
 from .config import read_config
 from .full import Full
-from .lora import Lora
+from .lora import Lora, check_adapted
 from .rope import tables
 from .stack import Stack
 
@@ -127,6 +127,7 @@ class Model:
         if adapter is None:
             return {}
         adapter.check(self.gguf)
+        check_adapted(adapter)
         e = self.engine
         return {
             name: e.lora_pair(e.vector(a), e.vector(within(self.gguf, name, b)), adapter.scale)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from anytune.model.lora import check_adapted
 from anytune.serve.backend import Mix, Piece
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class EngineBackend:
 
     def add(self, digest: str, adapter: Adapter) -> None:
         adapter.check(self.model.gguf)
+        check_adapted(adapter)
         self.adapters[digest] = adapter
 
     def remove(self, digest: str) -> None:

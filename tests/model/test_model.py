@@ -44,6 +44,20 @@ def test_long_prompts_are_fed_in_chunks(tiny_model, monkeypatch):
     np.testing.assert_allclose(model.decoder(batch=2, context=64).feed([IDS, IDS[:30]]), want, rtol=2e-4, atol=2e-4)
 
 
+def test_a_pair_that_would_be_ignored_is_refused(tiny_model):
+    model = tiny_model("llama")
+    adapter = trainee_of(model).adapter()
+    rows, width = model.gguf.tensors["token_embd.weight"].shape
+    adapter.tensors["token_embd.weight"] = np.ones((adapter.rank, width)), np.ones((rows, adapter.rank))
+    for use in (
+        lambda: model.logits(IDS, adapter),
+        lambda: model.decoder(adapter),
+        lambda: model.trainee(Lora(), adapter),
+    ):
+        with pytest.raises(UserError, match="token_embd.weight.*without adapters"):
+            use()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_adapter_means_the_same_trained_and_served(tiny_model, name):
     model = tiny_model(name)
