@@ -87,6 +87,9 @@ class DryCommands(Commands):
 class DryWeight(Weight):
     """A matrix whose bytes are not read."""
 
+    def forget(self) -> None:
+        self._rows = None
+
     def write(self, buffer: Buffer, at: int, low: int = 0, high: int | None = None) -> None:
         pass
 
@@ -111,6 +114,7 @@ class Dry:
         self.sizes, self.training, self.capacity, self.pool = sizes, True, capacity, DryPool(self.device)
         self.recorder.running = True
         self.canary = DryCanary()
+        self._tables: list[DryWeight] = []
         self._names: dict[tuple[int, ...], list[str]] = {}  # of the file's matrices, by shape
 
     def begin(self, starts, capacity: int, key=(0, 0, 0)) -> None:
@@ -123,6 +127,9 @@ class Dry:
     @contextlib.contextmanager
     def counting(self) -> Iterator[Ledger]:
         yield self.ledger
+        self.streamer.clear()  # each count makes its own, and reads the tables that it looks up
+        for table in self._tables:
+            table.forget()
 
     def total(self, most: dict) -> int:
         """Bytes of so many units of each kind."""
@@ -131,6 +138,7 @@ class Dry:
     def weight(self, gguf, name: str, hold: str = "blocks") -> DryWeight:
         made = DryWeight(self, gguf, name, hold)
         self.weights.append(made)
+        self._tables += [made] * (hold == "lookup")
         self._names.setdefault(tuple(gguf.tensors[name].shape), []).append(name)
         return made
 
