@@ -57,7 +57,8 @@ def latent_matrix(e, k: Tensor, v: Tensor) -> Tensor:
 
 def head_product(e, x: Tensor, matrix, heads: int, low: int, high: int, back: bool) -> Tensor:
     tile = torch.empty((matrix.out_features, matrix.in_features), dtype=e.dtype, device=e.device)
-    each = matrix.piece(0, matrix.out_features, tile).unflatten(0, (heads, -1))[:, low:high]
-    given = real(x).unflatten(1, (heads, -1)).transpose(0, 1).to(e.dtype)
+    kind = torch.float32 if e.dtype == torch.float16 else e.dtype  # whose range activations may leave
+    each = matrix.piece(0, matrix.out_features, tile).unflatten(0, (heads, -1))[:, low:high].to(kind)
+    given = real(x).unflatten(1, (heads, -1)).transpose(0, 1).to(kind)
     made = torch.bmm(given, each if back else each.transpose(1, 2)).transpose(0, 1).flatten(1)
     return own(e.array(len(x), made.shape[1])).copy_(made)
