@@ -1,14 +1,24 @@
 """doctor --report: one file with devices, checks, speed and versions, that names nobody."""
 
 import getpass
+import importlib.metadata
 import json
 import os
 import re
 import socket
 
-
+import anytune
 from anytune.benchmark import report
+from anytune.benchmark.machine import versions
 from tests.cli.conftest import cli  # noqa: F401
+
+
+def test_the_sources_know_their_version_without_an_installation(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert versions() == {"anytune": anytune.__version__}
 
 
 def test_the_file_has_all_of_it_and_no_names(cli, tmp_path, monkeypatch):
