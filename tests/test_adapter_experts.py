@@ -1,6 +1,7 @@
 """Adapters of experts as peft writes them: fused parameters, one linear an expert, and the axes of old versions."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import anytune
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from tests.export import pairs
+from tests.gguf import fuzz_reader
 from tests.support import tiny, twin
 from tests.support.distributions import kl
 from tests.support.require import need
@@ -157,3 +159,26 @@ def test_folders_that_contradict_themselves_are_refused(base, tmp_path):
             Adapter.load(folder, gguf=model.gguf)
     adapter = Adapter.load(written(tmp_path / "good", outer | nested, **fitting), gguf=model.gguf)
     assert set(adapter.tensors) == {f"blk.0.ffn_{part}_exps.weight" for part in ("gate", "up", "down")}
+
+
+@pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss"])
+def test_mutated_folders_are_refused_or_sound(base, tmp_path, name):
+    """Headers and settings that lie, with and without the base: a UserError, or pairs that fit it."""
+    model = base(name)
+    adapter = pairs.adapter(model.gguf.path, rank=2, parts=("blk.0.ffn_",))
+    adapter.save(tmp_path / "peft", gguf=model.gguf)
+    results = set()
+    for file in (tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "peft" / "adapter_config.json"):
+        good = file.read_bytes()
+        for number in range(300):
+            file.write_bytes(fuzz_reader.mutate(random.Random(number), [good[:1000]]) + good[1000:])
+            try:
+                read = Adapter.load(tmp_path / "peft", gguf=model.gguf if number % 3 else None)
+                if number % 3:
+                    read.check(model.gguf)
+                results.add("accepted")
+            except UserError as error:
+                assert "\n" not in str(error)
+                results.add("refused")
+        file.write_bytes(good)
+    assert results == {"accepted", "refused"}
