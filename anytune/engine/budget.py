@@ -26,9 +26,6 @@ class Budget(Protocol):
     place: str  # whose memory it is, for messages
     ways: list[Way]
 
-    # one of the two:
-    #   dry(way, capacity): the engine itself on arrays that are shapes only, for streams of up to `capacity` tokens;
-    #     counting() gives the Ledger (dry.py) that what it takes is entered into, total() makes bytes of it.
-    def counter(self, way: Way, capacity: int):
-        """A count engine (count.py) that holds weights as `way` says, for streams of up to `capacity` tokens. Its
-        .bytes is the peak of what it allocates, its .held(matrices, groups) what the weights take."""
+    def dry(self, way: Way, capacity: int) -> Any:
+        """The engine itself on arrays that are shapes only, for streams of up to `capacity` tokens. counting() gives
+        the Ledger (dry.py) that what it takes is entered into, total() makes bytes of it."""

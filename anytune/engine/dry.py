@@ -41,6 +41,13 @@ class Ledger:
         change = self._now.change
         change[kind] = change.get(kind, 0) - units
 
+    def touch(self, kind: Hashable, units: int) -> None:
+        """Take and give back."""
+        now = self._now
+        there = now.change.get(kind, 0) + units
+        if there > now.high.get(kind, 0):
+            now.high[kind] = there
+
     def compute(self, flops: float) -> None:
         self._now.flops += flops
 

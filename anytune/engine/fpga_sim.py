@@ -17,10 +17,12 @@ import numpy as np
 
 from anytune.engine.answers import Answer
 from anytune.engine.budget import Way
-from anytune.engine.count import CountEngine
+
 from anytune.engine.numpy.budget import NumpyBudget
+from anytune.engine.numpy.dry import Dry, DryWeight, dry
 from anytune.engine.numpy.engine import NumpyEngine
 from anytune.engine.numpy.linear import Group, LoraPair
+from anytune.engine.numpy.meta import Memory, MetaArray
 from anytune.engine.numpy.weights import Weight
 from anytune.errors import UserError
 from anytune.fpga import formats, products
@@ -31,7 +33,6 @@ F = np.float32
 LOGITS = 1 << 24  # of the head at a time, float32
 HOST = 16  # of a row's gradients by logits, the largest: the host adds these rows of the head, in float32.
 #                      Left to the cores, one near 1 leaves the 31 others of its block no digits. A pair needs all.
-MATRIX = 2.5  # bytes a weight at most that planes take beside the blocks: two codes, three scales for each 32
 
 
 class Stored(Weight):
@@ -44,7 +45,7 @@ class Stored(Weight):
 
     def matrix(self) -> formats.Matrix:
         if self.hold == "stream":
-            raw = np.empty(self.nbytes, np.uint8)
+            raw = self.empty(self.nbytes, np.uint8)
             return self._planes(self._read(0, self.out_features, raw))
         with self._making:
             if self._matrix is None:
@@ -55,8 +56,11 @@ class Stored(Weight):
         rows = raw.reshape(self.out_features, self.row_bytes)
         if self.type.name in formats.FORMATS:
             return formats.matrix(rows, self.type.name)
-        made = formats.stored(dequantize(rows, self.type))
+        made = formats.stored(self._dense(rows))
         return formats.Matrix(made.codes, made.scales, made.offsets, made.factors, made.ones, self.out_features)
+
+    def _dense(self, rows: np.ndarray) -> np.ndarray:
+        return dequantize(rows, self.type)
 
     def change_hold(self, hold: str) -> None:
         super().change_hold(hold)
@@ -167,7 +171,7 @@ class FpgaSimEngine(NumpyEngine):
         """Some rows at a time: the cores' logits, softmax in float32, and the cores' backward."""
         total, step = 0.0, max(32, LOGITS // head.width)
         dh = self.array(*h.shape) if gradient else None
-        for low in range(0, len(h), step):
+        for low in self.each(range(0, len(h), step)):
             part = slice(low, low + step)
             z, wanted = self.logits(h[part], head), targets[part]
             slope = F(1) - np.square(z / F(head.cap)) if head.cap else None
@@ -219,7 +223,7 @@ def _take_largest(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     places = np.argpartition(np.abs(z), -count, axis=1)[:, -count:]
     values = np.take_along_axis(z, places, 1)
     np.put_along_axis(z, places, 0, 1)
-    return np.ascontiguousarray(places.T, np.int32), np.ascontiguousarray(values.T)
+    return places.T.astype(np.int32, "C"), values.T.copy()
 
 
 def _terms(group: Group) -> int:
@@ -237,37 +241,38 @@ def _pair(pair: LoraPair) -> products.Pair:
 def _wide(x: np.ndarray, weights: Sequence[formats.Matrix]) -> np.ndarray:
     """x [T, in] contiguous, with zeros up to whole blocks."""
     missing = weights[0].shape[1] - x.shape[1]
-    return np.pad(x, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(x, F)
+    return np.pad(x, ((0, 0), (0, missing))) if missing else x.astype(F, "C", copy=False)
 
 
 class SimBudget(NumpyBudget):
     """NumpyEngine's, for weights that are held as planes too."""
 
-    def counter(self, way: Way, capacity: int) -> SimCount:
-        return SimCount(self.engine.workers.count, way.sizes, capacity, way.hold)
+    def dry(self, way: Way, capacity: int) -> Dry:
+        return dry(self.engine, way.sizes, capacity, DrySim)
 
 
-class SimCount(CountEngine):
-    """CountEngine with what the twin takes: planes, and its operands with tokens last."""
+class DryStored(DryWeight, Stored):
+    def _dense(self, rows: MetaArray) -> MetaArray:
+        return self.empty(self.shape, F)
 
-    def held(self, matrices: dict, groups: list) -> int:
-        if self.hold == "stream":
-            return int(2 * MATRIX * max((m.in_features * m.out_features for m in matrices.values()), default=0))
-        return sum(m.nbytes + int(MATRIX * m.in_features * m.out_features) for m in matrices.values())
 
-    def linear(self, x, group):
-        self._operands(x.shape[0], group.in_features, max(w.out_features for w in group.weights))
-        return super().linear(x, group)
+class DryTwin(Twin):
+    """The twin without its kernels, of operands that are not looked at."""
 
-    def linear_backward(self, dys, x, group, need_dx=True):
-        self._operands(x.shape[0], group.in_features, group.width)
-        return super().linear_backward(dys, x, group, need_dx)
+    def __init__(self, memory: Memory):
+        super().__init__(False)
+        self.zeros = memory.empty
 
-    def cross_entropy(self, h, head, targets, scale, gradient):
-        rows = min(h.shape[0], max(32, LOGITS // head.width))
-        self._operands(rows, head.in_features, head.width)
-        return super().cross_entropy(h, head, targets, scale, gradient)
+    def _check(self, *_: Any) -> None:
+        pass
 
-    def _operands(self, tokens: int, features: int, width: int) -> None:
-        """Inputs as codes and turned, sums turned and as they are, gradients rounded, turned and as stored rows."""
-        self.raw("twin", tokens * (16 * features + 24 * width))
+    def _add(self, *_: Any) -> None:
+        pass
+
+
+class DrySim(Dry):
+    matrix = DryStored
+
+    def __init__(self, *of: Any):
+        super().__init__(*of)
+        self.twin = DryTwin(self.memory)

@@ -46,10 +46,6 @@ def state_shapes(kind: str, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int
     return {"first": ((size,), np.uint8), "first_scale": scales, "root": ((size,), np.uint8), "root_scale": scales}
 
 
-def state_bytes(kind: str, shape: tuple[int, ...]) -> int:
-    return sum(int(np.prod(s)) * np.dtype(dtype).itemsize for s, dtype in state_shapes(kind, shape).values())
-
-
 @functools.cache
 def codes(signed: bool) -> np.ndarray:
     """float32 [256], rising: dynamic tree quantization's values (Dettmers 2016), 0 and 1 among them.
@@ -93,7 +89,7 @@ def encode(x: np.ndarray, signed: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def decode(packed: np.ndarray, scale: np.ndarray, signed: bool) -> np.ndarray:
     """What encode() made, as float32 [n]."""
-    return codes(signed)[packed] * np.repeat(scale, BLOCK)[: packed.size]
+    return np.take_along_axis(codes(signed), packed, 0) * np.repeat(scale, BLOCK)[: packed.size]
 
 
 def start(kind: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -91,7 +91,7 @@ def matrix(data: np.ndarray, name: str) -> Matrix:
             f"The hardware engine reads {', '.join(FORMATS)}, not {name}: quantize the model to one of these."
         )
     weights, size = SIZES[name]
-    data = np.ascontiguousarray(data, np.uint8)
+    data = data.astype(np.uint8, "C", copy=False)
     if data.ndim != 2 or data.shape[1] % size:
         raise ValueError(f"{data.shape} is not a matrix of {name} blocks, of {size} bytes each")
     rows = len(data)
@@ -104,14 +104,14 @@ def matrix(data: np.ndarray, name: str) -> Matrix:
 
 def q8_0(x: np.ndarray) -> Rounded:
     """float32 [T, K] -> ggml's Q8_0: the file's bytes, as `gguf.quantizers` makes them."""
-    raw = quantizers.q8_0(np.ascontiguousarray(x, np.float32).reshape(-1, BLOCK))
+    raw = quantizers.q8_0(x.astype(np.float32, "C", copy=False).reshape(-1, BLOCK))
     scale = raw[:, :2].copy().view("<f2").astype(np.float32)
     return Rounded(raw[:, 2:].copy().view(np.int8).reshape(x.shape), scale.reshape(len(x), -1))
 
 
 def stored(x: np.ndarray) -> Matrix:
     """float32 [N, K] rounded to Q8_0 and padded with zeros to multiples of 32: a matrix of a low-rank pair."""
-    x = np.pad(np.asarray(x, np.float32), [(0, -n % BLOCK) for n in x.shape])
+    x = np.pad(x.astype(np.float32, copy=False), [(0, -n % BLOCK) for n in x.shape])
     return q8_0(x).matrix()
 
 
@@ -122,7 +122,7 @@ def bf16(x: np.ndarray) -> np.ndarray:
 
 
 def _half(b: np.ndarray, at: int) -> np.ndarray:
-    return np.ascontiguousarray(b[..., at : at + 2]).view("<f2").astype(np.float32)[..., 0]
+    return b[..., at : at + 2].copy().view("<f2").astype(np.float32)[..., 0]
 
 
 def _nibbles(b: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def _eight_bit(q: np.ndarray, d: np.ndarray) -> Matrix:
 
 
 def _q8_0(b: np.ndarray, rows: int) -> Matrix:
-    found = _eight_bit(np.ascontiguousarray(b[..., 2:]).view(np.int8).reshape(len(b), -1), _half(b, 0))
+    found = _eight_bit(b[..., 2:].copy().view(np.int8).reshape(len(b), -1), _half(b, 0))
     return Matrix(found.codes, found.scales, found.offsets, found.factors, False, rows)
 
 

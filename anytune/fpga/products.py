@@ -105,7 +105,7 @@ def backward(
         da = engine.columns([(_turned(v), stored_x)])[: pair.rank]
         up = _power(dy)
         db = engine.columns([(_turned(bf16(u)), _tokens(q8_0(_pad(dy, 1) * up)))])[: pair.rank, : dy.shape[1]] / up
-        gradients.append((da, np.ascontiguousarray(db.T)))
+        gradients.append((da, db.T.copy()))
     return (engine.columns(terms) if need_dx else None), gradients
 
 
@@ -137,12 +137,12 @@ def listed(
 def _pad(x: np.ndarray, axis: int) -> np.ndarray:
     extra = [(0, 0), (0, 0)]
     extra[axis] = (0, -x.shape[axis] % BLOCK)
-    return np.pad(np.asarray(x, F), extra)
+    return np.pad(x.astype(F, copy=False), extra)
 
 
 def _turned(y: np.ndarray) -> np.ndarray:
     """[T, r] -> [r, T padded]."""
-    return np.ascontiguousarray(_pad(y, 0).T)
+    return _pad(y, 0).T.copy()
 
 
 def _tokens(x: Rounded) -> Matrix:

@@ -32,6 +32,8 @@ Term = tuple["Rounded | np.ndarray", Matrix]
 class Twin:
     """The engine's two products on the CPU. compiled: with Numba (None: if it is there); threads: of that form."""
 
+    zeros = staticmethod(np.zeros)
+
     def __init__(self, compiled: bool | None = None, threads: int = 1):
         self.kernels = None
         if compiled is not False:
@@ -47,13 +49,16 @@ class Twin:
 
     def rows(self, terms: Sequence[tuple[Rounded, Matrix]]) -> np.ndarray:
         """Σ x Wᵀ over terms (x Rounded [T, K], W [N, K]): float32 [T, N], all N of the padded matrix."""
-        check("rows", terms)
+        self._check("rows", terms)
         return self._sum("rows", terms, [_rounded(x) for x, _ in terms])
 
     def columns(self, terms: Sequence[tuple[np.ndarray, Matrix]]) -> np.ndarray:
         """Σ y W over terms (y float32 [T, N] of bfloat16's values, W [N, K]): float32 [T, K]."""
-        check("columns", terms)
-        return self._sum("columns", terms, [np.ascontiguousarray(y.T) for y, _ in terms])
+        self._check("columns", terms)
+        return self._sum("columns", terms, [y.T.copy() for y, _ in terms])
+
+    def _check(self, direction: str, terms: Sequence[Term]) -> None:
+        check(direction, terms)
 
     def _sum(self, direction: str, terms: Sequence[Term], lefts: list) -> np.ndarray:
         """Part after part; inside this class operands and sums have tokens last."""
@@ -61,11 +66,11 @@ class Twin:
         tokens = (lefts[0][0] if direction == "rows" else lefts[0]).shape[1]
         total = None
         for part in parts(direction, shapes):
-            acc = np.zeros((shapes[0].groups(direction) * BLOCK, tokens), F)
+            acc = self.zeros((shapes[0].groups(direction) * BLOCK, tokens), F)
             for term, low, high in part:
                 self._add(direction, acc, lefts[term], terms[term][1], low, high)
             total = acc if total is None else total + acc
-        return np.ascontiguousarray(total.T)
+        return total.T.copy()
 
     def _add(self, direction: str, acc: np.ndarray, left, w: Matrix, low: int, high: int) -> None:
         factors = np.array(w.factors, np.float64)
@@ -101,15 +106,15 @@ def check(direction: str, terms: Sequence[Term]) -> None:
             raise ValueError(f"operands do not fit: {data.shape} and a matrix {w.shape}")
         tokens, outputs = len(data), out
         if direction == "columns":
-            bits = np.ascontiguousarray(left, F).view(np.uint32)
+            bits = left.astype(F, "C", copy=False).view(np.uint32)
             if (bits & 0xFFFF).any() or (bits & 0x7FFFFFFF).max(initial=0) >= 0x70000000:
                 raise ValueError("gradients must be below 2^97 and have bfloat16's values: see formats.bf16")
 
 
 def _rounded(x: Rounded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(codes float32 [K, T], scales [K/32, T], sums of codes [K/32, T])."""
-    codes = np.ascontiguousarray(x.q.T, F)
-    return codes, np.ascontiguousarray(x.scale.T), codes.reshape(-1, BLOCK, codes.shape[1]).sum(1)
+    codes = x.q.T.astype(F, "C")
+    return codes, x.scale.T.copy(), codes.reshape(-1, BLOCK, codes.shape[1]).sum(1)
 
 
 def flushed(x: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ def f16(x: np.ndarray) -> np.ndarray:
 
 def bf16(x: np.ndarray) -> np.ndarray:
     """Round to nearest even; NaN stays NaN (the rounding could carry it into infinity)."""
-    bits = np.ascontiguousarray(x, "<f4").view(np.uint32)
+    bits = x.astype("<f4", "C", copy=False).view(np.uint32)
     rounded = bits.astype(np.uint64) + 0x7FFF + (bits >> np.uint32(16) & np.uint32(1)) >> np.uint64(16)
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     return np.where(nan, bits >> np.uint32(16) | np.uint32(64), rounded).astype("<u2").view(np.uint8)

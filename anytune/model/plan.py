@@ -1,6 +1,6 @@
 """Fitting a training run into memory: what is held, kept and made again, decided before anything is allocated.
 
-A count engine runs the model's own code on shapes. What can be given up for memory is the engine's to say (its budget's
+The engine itself is run dry, on shapes. What can be given up for memory is the engine's to say (its budget's
 ways: how weights are held, how large temporary pieces are); what every engine can give up is the activations of some
 layers, whose forward then runs twice.
 """
@@ -10,19 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from anytune.engine.base import Stream
 from anytune.engine.budget import Way
 from anytune.engine.check import prove
 from anytune.errors import UserError
 from anytune.memory import MIB
 
-from .build import Weights
 from .dry_run import DryRun
-from .passes import groups_of
-from .rope import tables
-from .stack import Stack
 
 AGAIN = 0.8  # what arithmetic that is done twice adds to a step, in parts of what it adds to the step's arithmetic
 
@@ -61,13 +54,13 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
             break
         # the first way gives up nothing: what runs twice costs no less in another
         wanted = 0 if best is None else _least(lambda k: way.cost + AGAIN * counter.twice(first, k) < best[0], layers)
-        keep = _most(lambda k: budget.base + counter.run(way, k)[0] <= budget.limit, wanted, layers, least is None)
+        keep = _most(lambda k: budget.base + counter.run(way, k)[0] <= budget.limit, wanted, layers, way is first)
         if keep is None:
             if best is None:
                 need = budget.base + counter.run(way, 0)[0]
                 least = need if least is None else min(least, need)
             continue
-        cost = way.cost + AGAIN * counter.twice(way, keep)
+        cost = way.cost + AGAIN * counter.twice(first, keep)
         if best is not None and cost >= best[0]:
             continue
         size, flops = counter.run(way, keep)
@@ -108,24 +101,24 @@ class _Counter:
     """One micro-batch of training, counted for given choices."""
 
     def __init__(self, model, subject, ubatch: int, context: int):
-        self.model, self.config, self.subject = model, model.config, subject
-        self.ubatch, self.context = ubatch, min(context, ubatch)
-        self.layers, self.tables = self.config.layers, tables(self.config, self.context)
-        self.lowest = subject.lowest(self.layers)
-        self.frozen = {
-            name: m
-            for name, m in model.weights.matrices.items()
-            if not self.config.looked_up(name) and name not in subject.names
-        }
-        self.trained = self.layers - self.lowest
+        self.model, self.subject, self.ubatch, self.context = model, subject, ubatch, min(context, ubatch)
+        layers = model.config.layers
+        self.lowest = subject.lowest(layers)
+        self.trained = layers - self.lowest
         self.budget: Any = None
         self._known: dict = {}
         self._runs: dict[str, DryRun] = {}
 
+    @property
+    def frozen(self) -> bool:
+        """Whether weights of the model stay as they are."""
+        config = self.model.config
+        return any(not config.looked_up(n) and n not in self.subject.names for n in self.model.weights.matrices)
+
     def run(self, way: Way, keep: int) -> tuple[int, float]:
         """(bytes beyond what is taken now, FLOPs of a micro-batch)."""
         if (way, keep) not in self._known:
-            self._known[way, keep] = self._count(way, keep)
+            self._known[way, keep] = self._dry(way).measure(way.sizes, keep)
         return self._known[way, keep]
 
     def _dry(self, way: Way) -> DryRun:
@@ -139,26 +132,3 @@ class _Counter:
     def twice(self, way: Way, keep: int) -> float:
         """The arithmetic of forwards that run again, over that of a step without them."""
         return 0.0 if keep == self.trained else self.run(way, keep)[1] / self.run(way, self.trained)[1] - 1
-
-    def _count(self, way: Way, keep: int) -> tuple[int, float]:
-        if hasattr(self.budget, "dry"):
-            return self._dry(way).measure(way.sizes, keep)
-        e = self.budget.counter(way, self.ubatch)
-        groups = self._run(e, way.hold, keep)
-        turns = sum(values.nbytes for table in self.tables.values() for values in table)
-        return e.bytes + e.held(self.frozen, groups) + turns + self.subject.nbytes, e.flops
-
-    def _run(self, e, hold: str, keep: int) -> list:
-        """One micro-batch on a count engine: forward, loss over every token, backward -> all groups of linears."""
-        tokens = self.ubatch
-        weights = Weights(self.model.gguf, self.config, e, hold)
-        layers, head = self.subject.arrange(weights, self.tables)
-        e.row_padding = max((group.rank for layer in layers for group in layer.groups), default=0)
-        starts = np.arange(0, tokens + self.context, self.context)
-        starts[-1] = tokens
-        e.begin(starts, tokens)
-        ids = range(tokens)
-        stack = Stack(weights, layers, head, self.lowest, keep)
-        stack.embedding_gradient = object() if self.subject.bottom else None
-        stack.train(e, Stream(ids, ids, starts, ids, ids, 1.0, tokens))
-        return groups_of(layers, head)

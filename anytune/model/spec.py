@@ -6,36 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from anytune.engine.optimizers import Rule, state_bytes
+from anytune.engine.optimizers import Rule
 
 from .full import Full
 from .lora import Layout, Lora
 
 EMBEDDING = "token_embd.weight"
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A low-rank pair as two shapes."""
-
-    a: np.ndarray
-    b: np.ndarray
-    scale: float = 1.0
-
-    @property
-    def grad_a(self) -> np.ndarray:
-        return self.a
-
-    @property
-    def grad_b(self) -> np.ndarray:
-        return self.b
-
-
-def _shape(*shape: int) -> np.ndarray:
-    """An array of this shape that takes no memory."""
-    return np.broadcast_to(np.zeros(1, np.float32), shape)
 
 
 @dataclass(frozen=True)
@@ -57,19 +33,10 @@ class LoraSpec:
     """Pairs beside frozen matrices; shapes: {tensor: (out, in), or (experts, out, in)}."""
 
     advice = "give a larger --memory, a smaller -ub and -c, or a lower --lora-rank"
-    bottom = False  # whether the gradient goes on below the lowest trained layer, to the embedding table
     names: tuple[str, ...] = ()  # trained tensors of the model itself
 
     def __init__(self, lora: Lora, shapes: dict[str, tuple[int, ...]]):
-        self.lora, self.layout = lora, Layout.of(shapes, lora.rank)
-        self.pairs = {
-            name: _Pair(_shape(*many, lora.rank, features), _shape(*many, out, lora.rank))
-            for name, (*many, out, features) in shapes.items()
-        }
-        self.nbytes = 4 * 4 * sum(pair.a.size + pair.b.size for pair in self.pairs.values())  # with gradient, moments
-
-    def arrange(self, weights, tables: dict) -> tuple[list, object]:
-        return weights.layers(tables, self.pairs, self.lora.dropout), weights.head(self.pairs)
+        self.lora, self.shapes, self.layout = lora, shapes, Layout.of(shapes, lora.rank)
 
     def vectors(self, e) -> tuple:
         """What training keeps on an engine: parameters, gradients, two moments."""
@@ -92,7 +59,7 @@ class LoraSpec:
         """An optimizer's step takes nothing that would be worth counting."""
 
     def lowest(self, layers: int) -> int:
-        return _lowest(self.pairs, layers)
+        return _lowest(self.shapes, layers)
 
 
 class FullSpec:
@@ -106,13 +73,6 @@ class FullSpec:
     def __init__(self, full: Full, shapes: dict[str, tuple[int, ...]]):
         self.full, self.shapes = full, shapes
         self.names = tuple(shapes)
-        self.bottom = EMBEDDING in shapes
-        # parameter and gradient, and what the optimizer keeps
-        self.nbytes = sum(8 * int(np.prod(s)) + state_bytes(full.optimizer, s) for s in shapes.values())
-
-    def arrange(self, weights, tables: dict) -> tuple[list, object]:
-        weights = weights.with_trained({name: (_shape(*s), _shape(*s)) for name, s in self.shapes.items()})
-        return weights.layers(tables), weights.head()
 
     def vectors(self, e) -> tuple:
         """What training keeps on an engine: parameters and gradients, and the optimizer's states."""
@@ -134,11 +94,12 @@ class FullSpec:
         """An optimizer's step."""
         parts, states = vectors
         rule = Rule(float(e.norm([gradient for _, gradient in parts.values()])), 1e-3, 1, 0.9, 0.999, 1e-8, 0.01)
-        for (name, (values, gradient)), state in zip(parts.items(), states):
-            e.optimize(self.full.optimizer, values, gradient, state, self.shapes[name], rule)
+        alike = {self.shapes[name]: (*part, state) for (name, part), state in zip(parts.items(), states)}
+        for shape, (values, gradient, state) in alike.items():  # one after another: those of one shape take the same
+            e.optimize(self.full.optimizer, values, gradient, state, shape, rule)
 
     def lowest(self, layers: int) -> int:
-        return 0 if self.bottom else _lowest(self.shapes, layers)
+        return 0 if EMBEDDING in self.shapes else _lowest(self.shapes, layers)
 
 
 def _lowest(names, layers: int) -> int:

@@ -3,17 +3,14 @@
 import numpy as np
 import pytest
 
-from anytune.engine.budget import Way
 from anytune.engine.numpy.sizes import LEAN, Sizes
 from anytune.errors import UserError
 from anytune.gguf import GGUF
 from anytune.model import Full
-from anytune.model.plan import _Counter
-from anytune.model.spec import FullSpec
 from anytune.train.trained_model import TrainedModel
 from tests.model.conftest import stream
 from anytune.model.architectures import ARCHITECTURES
-from tests.support import tiny
+from tests.support import dry, tiny
 
 NAMES = [
     name
@@ -172,16 +169,6 @@ def test_a_tied_head_and_absent_biases_are_told(tiny_model):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 @pytest.mark.parametrize("sizes, keep", [(Sizes(), 2), (LEAN, 0)])
-def test_the_count_is_what_the_engine_allocates(tiny_model, name, sizes, keep):
-    model = tiny_model(name)
-    trainee = model.full_trainee(Full(), ubatch=64)
-    e = model.engine
-    e.release()
-    e.sizes, trainee.keep = sizes, keep
-    trainee.accumulate(stream([64], silent=0), 0.1, 1, 0)
-    found = (
-        e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values()) + sum(b.nbytes for b in e._raw.values())
-    )
-    count = e.budget(model.weights, None).counter(Way(0.0, "blocks", sizes, ""), 64)
-    _Counter(model, FullSpec(trainee.full, trainee.shapes), 64, 64)._run(count, "blocks", keep)
-    assert count.bytes == pytest.approx(found, rel=0.03)
+def test_a_step_takes_what_the_dry_run_said(tiny_model, name, sizes, keep):
+    trainee = tiny_model(name, threads=1).full_trainee(Full(), ubatch=200)
+    dry.check(trainee, stream([200], silent=0), "blocks", sizes, keep)

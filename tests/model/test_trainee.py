@@ -3,15 +3,12 @@
 import numpy as np
 import pytest
 
-from anytune.engine.budget import Way
 from anytune.engine.numpy.sizes import LEAN, Sizes
 from anytune.errors import UserError
 from anytune.memory import MIB
 from anytune.model import Lora
-from anytune.model.plan import _Counter
-from anytune.model.spec import LoraSpec
 from tests.model.conftest import stream
-from tests.support import tiny
+from tests.support import dry, tiny
 
 NAMES = tiny.EACH
 
@@ -231,21 +228,9 @@ def test_no_loss_no_gradient(tiny_model):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("hold, sizes, keep", [("blocks", Sizes(), 2), ("stream", LEAN, 0), ("blocks", LEAN, 1)])
-def test_the_count_is_what_the_engine_allocates(tiny_model, name, hold, sizes, keep):
+def test_a_step_takes_what_the_dry_run_said(tiny_model, name, hold, sizes, keep):
     model = tiny_model(name, threads=1)
-    trainee = trainee_of(model, tokens=64)
-    trainee.keep, model.engine.sizes = keep, sizes
-    model.hold(hold)
-    model.engine.release()
-    trainee.accumulate(stream([64], silent=0), 0.1, 1, 0)
-    e = model.engine
-    found = (
-        e.pool.bytes + sum(b.nbytes for d in e._scratch for b in d.values()) + sum(b.nbytes for b in e._raw.values())
-    )
-    shapes = {n: tuple(model.gguf.tensors[n].shape) for n in trainee.names}
-    count = e.budget(model.weights, None).counter(Way(0.0, hold, sizes, ""), 64)
-    _Counter(model, LoraSpec(trainee.lora, shapes), 64, 64)._run(count, hold, keep)
-    assert count.bytes - count.temporary == pytest.approx(found, rel=0.1)
+    dry.check(trainee_of(model, tokens=200), stream([200], silent=0), hold, sizes, keep)
 
 
 def test_a_budget_that_cannot_be_met_is_refused(tiny_model):

@@ -36,7 +36,7 @@ def attention(e, q, k, v, heads: Heads):
 
         def run(number: int) -> None:
             scratch = _scratch(e, number, attend.sizes, task.high - first, size)
-            attend.forward(
+            e.attend.forward(
                 heads.scale,
                 *_shifted(places, (wide, narrow, narrow, wide)),
                 lse_at + task.head * heads.group * lse.strides[0],
@@ -87,7 +87,7 @@ def attention_backward(e, dout, q, k, v, out, lse, heads: Heads):
         def run(number: int) -> None:
             scratch = _scratch(e, number, attend.sizes_backward, task.high - first, size)
             at, slim = 4 * task.head * heads.group * size, 4 * task.head * size
-            attend.backward(
+            e.attend.backward(
                 heads.scale,
                 *_shifted(places, (at, slim, slim, at)),
                 lse_at + task.head * heads.group * lse.strides[0],

@@ -7,7 +7,7 @@ from dataclasses import replace
 from anytune.engine.budget import Way
 from anytune.engine.numpy.budget import NumpyBudget
 
-from .count import Bf16Count
+from .dry import Dry, dry
 from .sizes import Bf16Sizes
 
 
@@ -25,5 +25,5 @@ class Bf16Budget(NumpyBudget):
             *(replace(way, cost=way.cost + UNPACKED) for way in self.ways),
         ]
 
-    def counter(self, way: Way, capacity: int) -> Bf16Count:
-        return Bf16Count(self.engine.workers.count, way.sizes, capacity, way.hold)
+    def dry(self, way: Way, capacity: int) -> Dry:
+        return dry(self.engine, way.sizes, capacity)

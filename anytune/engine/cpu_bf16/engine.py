@@ -13,7 +13,8 @@ from anytune.engine.numpy.plain import GELU
 from . import attention as _attention
 from . import linear as _linear
 from . import loss as _loss
-from . import rowwise
+from . import sides as _sides
+from . import attend, gemm, rowwise, tiles
 from .budget import Bf16Budget
 from .gemm import SPARE, depth_of, pack_rows, packed_words, product, round_rows, row_bytes
 from .rows import Rows, address, aligned, make
@@ -24,6 +25,7 @@ class CpuBf16Engine(NumpyEngine):
 
     name = "cpu-bf16"
     tolerance = 2e-2
+    gemm, tiles, rowwise, attend = gemm, tiles, rowwise, attend  # a dry run has none of them
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
         super().__init__(threads, compiled)
@@ -108,7 +110,7 @@ class CpuBf16Engine(NumpyEngine):
         columns, at, gains = x.shape[1], address(x), address(gain)
 
         def write(number: int, low: int, high: int, rows: Rows) -> None:
-            rowwise.norm(
+            self.rowwise.norm(
                 at + low * x.strides[0],
                 x.strides[0],
                 gains,
@@ -120,7 +122,7 @@ class CpuBf16Engine(NumpyEngine):
                 rows.stride,
             )
 
-        return _linear.left_rows(self, x.shape[0], group, write)
+        return _sides.left_rows(self, x.shape[0], group, write)
 
     def _gated(self, gate, up, activation: str, group):
         """glu(gate, up), as _normed()."""
@@ -129,7 +131,7 @@ class CpuBf16Engine(NumpyEngine):
         columns, gelu, one, two = gate.shape[1], ACTIVATIONS[activation] == GELU, address(gate), address(up)
 
         def write(number: int, low: int, high: int, rows: Rows) -> None:
-            rowwise.glu(
+            self.rowwise.glu(
                 one + low * gate.strides[0],
                 gate.strides[0],
                 two + low * up.strides[0],
@@ -142,7 +144,7 @@ class CpuBf16Engine(NumpyEngine):
                 rows.stride,
             )
 
-        return _linear.left_rows(self, gate.shape[0], group, write)
+        return _sides.left_rows(self, gate.shape[0], group, write)
 
     def glu_backward(self, dy, gate, up, activation: str):
         """(dgate, dup) side by side as bf16 rows, padded for the low-rank columns."""
@@ -152,7 +154,7 @@ class CpuBf16Engine(NumpyEngine):
         dgate, dup = both.part(0, columns), both.part(columns, columns)
 
         def work(number: int, low: int, high: int) -> None:
-            rowwise.glu_backward(
+            self.rowwise.glu_backward(
                 address(dy) + low * dy.strides[0],
                 dy.strides[0],
                 address(gate) + low * gate.strides[0],
@@ -168,5 +170,5 @@ class CpuBf16Engine(NumpyEngine):
                 both.stride,
             )
 
-        _linear.by_rows(self, tokens, work)
+        _sides.by_rows(self, tokens, work)
         return dgate, dup

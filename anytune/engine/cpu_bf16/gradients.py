@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from anytune.engine.numpy.linear import Group
 from anytune.engine.numpy.workers import Job, piece, pieces
 
@@ -25,23 +27,21 @@ def pack(e, x: Rows, tokens: int, columns: int, at: int | None = None) -> int:
     """x [tokens, columns] (at another address, if given) packed as the right side of a gradient's product -> where."""
     packed, depth = aligned(e, 0, "inner", gemm.packed_words(tokens, columns)), gemm.depth_of(tokens)
 
-    def work(low: int, high: int) -> None:
-        gemm.pack_rows((at or x.address) + 2 * low, x.stride, high - low, tokens, 2, packed + 4 * low * depth, depth, 0)
+    def work(low: int, high: int, number: int) -> None:
+        e.gemm.pack_rows(
+            (at or x.address) + 2 * low, x.stride, high - low, tokens, 2, packed + 4 * low * depth, depth, 0
+        )
 
-    e.workers.run(
-        [
-            lambda _, low=low, high=high: work(low, high)
-            for low, high in pieces(0, columns, piece(columns, 4 * gemm.PANEL, gemm.PANEL), gemm.PANEL)
-        ]
-    )
+    cuts = pieces(0, columns, piece(columns, 4 * gemm.PANEL, gemm.PANEL), gemm.PANEL)
+    e.workers.run([partial(work, *cut) for cut in cuts])
     return packed
 
 
 def add(e, number: int, dy: int, stride: int, rows: int, tokens: int, packed: int, into) -> None:
     """into float32 [rows, in] += dyᵀ x; dy: the address of bf16 rows [tokens, rows], packed: of x."""
     left = aligned(e, number, "left", turned_words(rows, tokens))
-    gemm.turn(dy, stride, tokens, rows, 2, left, turned_bytes(tokens))
-    gemm.product(
+    e.gemm.turn(dy, stride, tokens, rows, 2, left, turned_bytes(tokens))
+    e.gemm.product(
         left,
         turned_bytes(tokens),
         packed,
@@ -60,26 +60,23 @@ def gradient_jobs(e, dy: Rows, x: Rows, group: Group) -> list[Job]:
     tokens = dy.shape[0]
     packed = pack(e, x, tokens, group.in_features) if any(w.gradient is not None for w in group.weights) else 0
 
-    def task(weight, bias, start: int, low: int, high: int):
-        def work(number: int) -> None:
-            if weight.gradient is not None:
-                add(
-                    e,
-                    number,
-                    dy.address + 2 * (start + low),
-                    dy.stride,
-                    high - low,
-                    tokens,
-                    packed,
-                    weight.gradient[low:high],
-                )
-            if bias is not None:
-                bias[low:high] += dy.part(start + low, high - low).float32().sum(0)
-
-        return work
+    def task(weight, bias, start: int, low: int, high: int, number: int) -> None:
+        if weight.gradient is not None:
+            add(
+                e,
+                number,
+                dy.address + 2 * (start + low),
+                dy.stride,
+                high - low,
+                tokens,
+                packed,
+                weight.gradient[low:high],
+            )
+        if bias is not None:
+            bias[low:high] += dy.part(start + low, high - low).float32().sum(0)
 
     return [
-        task(weight, bias, start, *place)
+        partial(task, weight, bias, start, *place)
         for weight, bias, start in zip(group.weights, group.bias_gradients, group.bounds)
         if weight.gradient is not None or bias is not None
         for place in pieces(0, weight.out_features, PIECE, 16)

@@ -11,9 +11,9 @@ from anytune.engine.numpy.linear import Group
 from anytune.engine.numpy.loss import most_rows
 from anytune.engine.numpy.workers import pieces
 
-from . import gemm, gradients, rowwise, tiles
+from . import gemm, gradients
 from .gradients import turned_words
-from .linear import left
+from .sides import left
 from .packed import packed_of
 from .rows import Rows, address, aligned
 
@@ -42,7 +42,7 @@ def cross_entropy(e, h, head: Group, targets: np.ndarray, scale: float, gradient
     logits = e.flat(most * head.width) if gradient and most * head.width <= e.sizes.logits else None
     parts = e.flat(e.sizes.lanes * most * (width + head.rank)) if gradient else None
     total = 0.0
-    for low in range(0, rows, chunk):
+    for low in e.each(range(0, rows, chunk)):
         high = min(low + chunk, rows)
         part = Chunk(e, h, low, high, head, targets[low:high], logits)
         total += part.loss()
@@ -66,7 +66,9 @@ class Chunk:
 
     def in_lanes(self, work) -> None:
         """work(lane, first, last, number of the worker) for every tile; those of a lane in their order."""
-        self.e.workers.chains([[partial(work, n, *tile) for tile in lane] for n, lane in enumerate(self.lanes)])
+        self.e.workers.chains(
+            [[partial(work, n, *tile) for tile in self.e.each(lane)] for n, lane in enumerate(self.lanes)]
+        )
 
     def tile(self, number: int, low: int, high: int) -> np.ndarray:
         """Rows low…high of the head, and of its pair's B beside them, as float32 [high - low, columns]."""
@@ -92,7 +94,7 @@ class Chunk:
             )
         else:
             packed = aligned(self.e, number, "packed", gemm.packed_words(self.columns, high - low))
-            tiles.forward(
+            self.e.tiles.forward(
                 address(tile),
                 high - low,
                 self.columns,
@@ -117,7 +119,7 @@ class Chunk:
 
         def work(lane: int, low: int, high: int, number: int) -> None:
             piece = self.scores(number, low, high, None if self.packed else self.tile(number, low, high))
-            rowwise.loss(
+            e.rowwise.loss(
                 address(piece),
                 piece.strides[0],
                 self.rows,
@@ -145,7 +147,7 @@ class Chunk:
         if trained:
             rank, turned_stride, deep = head.rank, gemm.row_bytes(-(-rows // 32) * 32), gemm.depth_of(rows)
             inner = aligned(e, 0, "inner", gemm.packed_words(rows, rank))
-            gemm.pack_rows(self.at + 2 * width, self.stride, rank, rows, 2, inner, deep, 0)
+            e.gemm.pack_rows(self.at + 2 * width, self.stride, rank, rows, 2, inner, deep, 0)
         whole = head.weights[0].gradient  # of a head that is trained itself, and has no pair then
         packed_h = gradients.pack(e, self.h, rows, width, self.at) if whole is not None else 0
 
@@ -154,7 +156,7 @@ class Chunk:
             tile = self.tile(number, low, high)
             piece = self.scores(number, low, high, tile, True)
             dlogits = aligned(e, number, "dlogits", (rows + gemm.SPARE) * stride // 4)
-            rowwise.loss_backward(
+            e.rowwise.loss_backward(
                 scale,
                 address(piece),
                 piece.strides[0],
@@ -169,8 +171,8 @@ class Chunk:
             )
             packed = aligned(e, number, "packed", gemm.packed_words(self.step, columns))
             depth = gemm.depth_of(high - low)
-            gemm.pack_rows(address(tile), tile.strides[0], columns, high - low, 4, packed, depth, 0)
-            gemm.product(
+            e.gemm.pack_rows(address(tile), tile.strides[0], columns, high - low, 4, packed, depth, 0)
+            e.gemm.product(
                 dlogits,
                 stride,
                 packed,
@@ -186,9 +188,9 @@ class Chunk:
                 gradients.add(e, number, dlogits, stride, high - low, rows, packed_h, whole[low:high])
             if trained:
                 turned = aligned(e, number, "turned", turned_words(high - low, rows))
-                gemm.turn(dlogits, stride, rows, high - low, 2, turned, turned_stride)
+                e.gemm.turn(dlogits, stride, rows, high - low, 2, turned, turned_stride)
                 step = pair.grad_b.strides[0]
-                gemm.product(
+                e.gemm.product(
                     turned,
                     turned_stride,
                     inner,

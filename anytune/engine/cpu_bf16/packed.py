@@ -7,12 +7,14 @@ dequantized for each use: only the time is another.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from anytune.engine.numpy.linear import Group, block_columns, streamed
 from anytune.engine.numpy.workers import Job, piece, pieces
 
-from . import gemm, tiles
+from . import gemm
 from .cuts import COLUMNS, backward_step, forward_pieces, tile_rows
 from .rows import LINE, Rows, address, aligned
 
@@ -66,7 +68,7 @@ class Packed:
         self.group, self._buffers, self.addresses = group, [], []
         self.both = packs_both(group, e.sizes.packed)
         for words in words_of(group, e.sizes.packed):
-            buffer = np.empty(words + LINE, np.uint32)
+            buffer = e.empty(words + LINE, np.uint32)
             self._buffers.append(buffer)
             self.addresses.append(address(buffer) + 63 & -64)
         self.ends = ends_of(group)
@@ -75,57 +77,42 @@ class Packed:
     def _fill(self, e) -> None:
         group = self.group
         raw = streamed(e, group) if self.both else ()
-        jobs: list[Job] = [self._rows(e, *place) for place in forward_pieces(group, tile_rows(group, e.sizes))]
-        jobs += [self._columns(e, *place, raw) for place in filled_columns(group, e.sizes)] if self.both else []
+        jobs: list[Job] = [partial(self._rows, e, *place) for place in forward_pieces(group, tile_rows(group, e.sizes))]
+        jobs += (
+            [partial(self._columns, e, *place, raw) for place in filled_columns(group, e.sizes)] if self.both else []
+        )
         e.workers.run(jobs)
         for weight in group.weights if self.both else ():
             weight.forget()
 
-    def _rows(self, e, index: int, low: int, high: int):
+    def _rows(self, e, index: int, low: int, high: int, number: int) -> None:
         weight, features = self.group.weights[index], self.group.in_features
+        tile = e.scratch(number, "tile", (high - low) * features).reshape(high - low, features)
+        weight.rows(low, high, tile, lambda size: e.raw(number, size))
+        depth = gemm.depth_of(features + self.ends[index])
+        e.gemm.pack_columns(
+            address(tile), 4 * features, high - low, features, self.addresses[index] + 4 * low * depth, depth, 0
+        )
 
-        def task(number: int) -> None:
-            tile = e.scratch(number, "tile", (high - low) * features).reshape(high - low, features)
-            weight.rows(low, high, tile, lambda size: e.raw(number, size))
-            depth = gemm.depth_of(features + self.ends[index])
-            gemm.pack_columns(
-                address(tile), 4 * features, high - low, features, self.addresses[index] + 4 * low * depth, depth, 0
-            )
-
-        return task
-
-    def _columns(self, e, low: int, high: int, raw):
+    def _columns(self, e, low: int, high: int, raw, number: int) -> None:
         group = self.group
-
-        def task(number: int) -> None:
-            tile = e.scratch(number, "tile", group.width * (high - low)).reshape(group.width, high - low)
-            for index, weight in enumerate(group.weights):
-                weight.columns(low, high, tile[group.bounds[index] : group.bounds[index + 1]], raw[index])
-            depth = gemm.depth_of(group.width + group.rank)
-            gemm.pack_rows(
-                address(tile),
-                4 * (high - low),
-                high - low,
-                group.width,
-                4,
-                self.addresses[-1] + 4 * low * depth,
-                depth,
-                0,
-            )
-
-        return task
+        tile = e.scratch(number, "tile", group.width * (high - low)).reshape(group.width, high - low)
+        for index, weight in enumerate(group.weights):
+            weight.columns(low, high, tile[group.bounds[index] : group.bounds[index + 1]], raw[index])
+        depth = gemm.depth_of(group.width + group.rank)
+        e.gemm.pack_rows(
+            address(tile), 4 * (high - low), high - low, group.width, 4, self.addresses[-1] + 4 * low * depth, depth, 0
+        )
 
     # ---- the tasks of linear.linear and linear.linear_backward
 
     def forward_jobs(self, e, x: Rows, y: np.ndarray) -> list[Job]:
         """What makes y [T, width] = [x | h] [W | B]ᵀ."""
-        return [self._forward(e, x, *place, y) for place in forward_pieces(self.group, self.group.width)]
+        return [partial(self._forward, e, x, *place, y) for place in forward_pieces(self.group, self.group.width)]
 
-    def _forward(self, e, x: Rows, index: int, low: int, high: int, y: np.ndarray) -> Job:
+    def _forward(self, e, x: Rows, index: int, low: int, high: int, y: np.ndarray, number: int) -> None:
         at = address(y) + 4 * (self.group.bounds[index] + low)
-        return lambda number: self.product(
-            e, number, index, low, high, x.address, x.stride, x.shape[0], at, y.strides[0]
-        )
+        self.product(e, number, index, low, high, x.address, x.stride, x.shape[0], at, y.strides[0])
 
     def product(
         self, e, number: int, index: int, low: int, high: int, x: int, x_stride: int, tokens: int, y: int, y_stride: int
@@ -137,7 +124,7 @@ class Packed:
             before = end = 0
         else:
             b = address(pair.b) + low * pair.b.strides[0]
-        tiles.forward_packed(
+        e.tiles.forward_packed(
             self.addresses[index] + 4 * low * depth,
             depth,
             high - low,
@@ -155,31 +142,28 @@ class Packed:
             bias is not None,
         )
 
-    def backward_jobs(self, dy: Rows, downs: np.ndarray, dx: np.ndarray) -> list[Job]:
+    def backward_jobs(self, e, dy: Rows, downs: np.ndarray, dx: np.ndarray) -> list[Job]:
         """What makes dx [T, in] = [dy | g] [W ; s A]; downs: s A, or none of its rows."""
         most = piece(self.group.in_features, COLUMNS, gemm.PANEL)
-        return [self._backward(dy, downs, *place, dx) for place in pieces(0, self.group.in_features, most, gemm.PANEL)]
+        cuts = pieces(0, self.group.in_features, most, gemm.PANEL)
+        return [partial(self._backward, e, dy, downs, *cut, dx) for cut in cuts]
 
-    def _backward(self, dy: Rows, downs: np.ndarray, first: int, last: int, dx: np.ndarray):
+    def _backward(self, e, dy: Rows, downs: np.ndarray, first: int, last: int, dx: np.ndarray, number: int) -> None:
         depth = gemm.depth_of(self.group.width + self.group.rank)
-
-        def task(number: int) -> None:
-            tiles.backward_packed(
-                self.addresses[-1] + 4 * first * depth,
-                depth,
-                self.group.width,
-                last - first,
-                address(downs) + 4 * first,
-                downs.strides[0],
-                len(downs),
-                dy.address,
-                dy.stride,
-                dx.shape[0],
-                address(dx) + 4 * first,
-                dx.strides[0],
-            )
-
-        return task
+        e.tiles.backward_packed(
+            self.addresses[-1] + 4 * first * depth,
+            depth,
+            self.group.width,
+            last - first,
+            address(downs) + 4 * first,
+            downs.strides[0],
+            len(downs),
+            dy.address,
+            dy.stride,
+            dx.shape[0],
+            address(dx) + 4 * first,
+            dx.strides[0],
+        )
 
 
 def packed_of(e, group: Group):

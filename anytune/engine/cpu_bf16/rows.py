@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from anytune.engine.numpy.layout import address
+
 from .gemm import SPARE, row_bytes
 
 LINE = 16  # words of a cache line
@@ -34,20 +36,17 @@ class Rows:
     def float32(self, low: int = 0, high: int | None = None) -> np.ndarray:
         """A float32 copy of rows low…high."""
         high = self.shape[0] if high is None else high
-        words = self._buffer.view(np.uint16)[(self.address - address(self._buffer)) // 2 :]
-        rows = np.lib.stride_tricks.as_strided(words, self.shape, (self.stride, 2))[low:high]
+        (tokens, columns), wide, at = self.shape, self.stride // 2, (self.address - address(self._buffer)) // 2
+        rows = self._buffer.view(np.uint16)[: tokens * wide].reshape(tokens, wide)[low:high, at : at + columns]
         return (rows.astype(np.uint32) << 16).view(np.float32)
 
 
 def make(e, tokens: int, columns: int, group=None) -> Rows:
     """Rows from the engine's pool, content undefined."""
     stride = row_bytes(columns)
-    buffer = e.flat((max(tokens, e.capacity) + SPARE) * stride // 4)
+    slots = max(1, -(-tokens // max(int(e._starts[-1]), 1)))  # of a token, as in numpy/layout.py
+    buffer = e.flat((max(tokens, e.capacity * slots) + SPARE) * stride // 4)
     return Rows((tokens, columns), address(buffer), stride, buffer, group)
-
-
-def address(x: np.ndarray) -> int:
-    return x.__array_interface__["data"][0]
 
 
 def aligned(e, number: int, name: str, words: int) -> int:

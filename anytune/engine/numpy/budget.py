@@ -7,9 +7,9 @@ dequantized once, to float32, only where dequantizing them at each use would be 
 from __future__ import annotations
 
 from anytune.engine.budget import Way
-from anytune.engine.count import CountEngine
 from anytune.memory import MIB, available_bytes, page_out_code, process_bytes, trim
 
+from .dry import Dry, dry
 from .sizes import LEAN, SMALL, Sizes
 
 SLOW_COST = 0.8  # of a step: dequantizing twice without a compiled kernel
@@ -46,5 +46,5 @@ class NumpyBudget:
             Way(cost + more, hold, sizes, HOLDS[hold] + words) for hold, cost in holds for sizes, more, words in PIECES
         ]
 
-    def counter(self, way: Way, capacity: int) -> CountEngine:
-        return CountEngine(self.engine.workers.count, way.sizes, capacity, way.hold)
+    def dry(self, way: Way, capacity: int) -> Dry:
+        return dry(self.engine, way.sizes, capacity)

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anytune.engine.base import DeltaHeads
-
 CHUNK = 64  # tokens
 
 
@@ -113,9 +111,3 @@ def normed(x: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
 def normed_backward(dy: np.ndarray, y: np.ndarray, inverse: np.ndarray, eps: float) -> np.ndarray:
     inner = np.where(inverse < 1 / eps, np.sum(dy * y, -1, keepdims=True), 0)
     return inverse * (dy - y * inner)
-
-
-def chunk_floats(heads: DeltaHeads, values: int) -> int:
-    """What a chunk takes of memory at most, of `values` value heads: in float32 numbers."""
-    square, states = CHUNK * CHUNK, heads.key_size * heads.value_size
-    return values * (12 * square + 10 * CHUNK * (heads.key_size + heads.value_size) + 4 * states)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from anytune.engine.base import DeltaHeads
 
 from .chunk import CHUNK, Chunk, normed, normed_backward
-from .workers import piece, pieces
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class _Inputs:
         self.shifted = part.valued(alpha, 0, 1)[..., 0] + part.each(bias)
         self.soft = np.logaddexp(np.float32(0), self.shifted)
         strength = 1 / (1 + np.exp(-part.valued(beta, 0, 1)[..., 0]))
-        v = np.ascontiguousarray(part.valued(x, self.columns[2], h.value_size))
+        v = part.valued(x, self.columns[2], h.value_size).copy()
         self.scale = np.float32(h.key_size**-0.5)
         self.chunk = Chunk.of(q * self.scale, k, v, part.each(self.a) * self.soft, strength, first, at)
 
@@ -81,20 +79,18 @@ def delta(e, x, beta, alpha, weights, heads: DeltaHeads):
     tokens, first = x.shape[0], e.first
     out, raw = e.array(tokens, heads.inner), e.array(tokens, heads.inner)
     states = _states(e, tokens, heads)
+
+    def work(low: int, high: int) -> None:
+        _forward(e, _Part(heads, low, high), x, beta, alpha, weights, first, out, raw, states)
+
     with np.errstate(over="ignore"):
-        e.workers.run(
-            [partial(_forward, part, x, beta, alpha, weights, heads, first, out, raw, states) for part in _parts(heads)]
-        )
+        e.workers.rows(heads.keys, work)
     return out, (raw, states)
 
 
-def _parts(heads: DeltaHeads) -> list[_Part]:
-    return [_Part(heads, low, high) for low, high in pieces(0, heads.keys, piece(heads.keys, 1))]
-
-
-def _forward(part: _Part, x, beta, alpha, weights, heads, first, out, raw, states, number: int) -> None:
-    state = np.zeros_like(part.states(states[0]))
-    for at in range(0, len(x), CHUNK):
+def _forward(e, part: _Part, x, beta, alpha, weights, first, out, raw, states) -> None:
+    state, heads = np.zeros_like(part.states(states[0])), part.heads
+    for at in e.each(range(0, len(x), CHUNK)):
         rows = slice(at, min(at + CHUNK, len(x)))
         part.states(states[at // CHUNK])[...] = state
         inputs = _Inputs(part, x[rows], beta[rows], alpha[rows], weights, first[rows], at)
@@ -117,20 +113,23 @@ def _inverse(o: np.ndarray, eps: float) -> np.ndarray:
 def delta_backward(e, dy, x, beta, alpha, weights, heads: DeltaHeads, kept, into=(None, None, None)):
     """As base.py has it."""
     dx, dbeta, dalpha = e.array(*x.shape), e.array(*beta.shape), e.array(*alpha.shape)
-    parts, first = _parts(heads), e.first
-    gains = np.zeros((len(parts), heads.value_size), np.float32)
-    how = (dy, (x, beta, alpha), weights, first, kept, (dx, dbeta, dalpha), into[:2])
+    gains = np.zeros((heads.keys, heads.value_size), np.float32)  # of a piece in the row of its first head
+    how = (dy, (x, beta, alpha), weights, e.first, kept, (dx, dbeta, dalpha), into[:2])
+
+    def work(low: int, high: int) -> None:
+        _backward(e, _Part(heads, low, high), *how, gains[low])
+
     with np.errstate(over="ignore"):
-        e.workers.run([partial(_backward, part, *how, gain) for part, gain in zip(parts, gains)])
+        e.workers.rows(heads.keys, work)
     if into[2] is not None:
         np.add(into[2], gains.sum(0), out=into[2])
     return dx, dbeta, dalpha
 
 
-def _backward(part: _Part, dy, inputs, weights, first, kept, results, into, gain, number: int) -> None:
+def _backward(e, part: _Part, dy, inputs, weights, first, kept, results, into, gain) -> None:
     (raw, states), size = kept, part.heads.value_size
     dstate = np.zeros_like(part.states(states[0]))
-    for at in reversed(range(0, len(dy), CHUNK)):
+    for at in e.each(reversed(range(0, len(dy), CHUNK))):
         rows = slice(at, min(at + CHUNK, len(dy)))
         made = _Inputs(part, *(z[rows] for z in inputs), weights, first[rows], at)
         o, du = part.valued(raw[rows], 0, size), part.valued(dy[rows], 0, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -51,6 +52,7 @@ class NumpyEngine(Composed):
     steps_in_flight, tolerance, decode_rows = 0, 1e-4, 8
     offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks", "latent"})
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
+    empty = staticmethod(np.empty)
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
         from anytune.engine.probe import one_blas_thread
@@ -147,10 +149,16 @@ class NumpyEngine(Composed):
         floats = max(rows, self.capacity * slots) * stride
         return self.pool.take(floats)[: rows * stride].reshape(rows, stride)[:, :columns]
 
+    @staticmethod
+    def each(items: Iterable) -> Iterable:
+        """What a loop over pieces goes through: all of them, unless nothing is computed (see dry.py)."""
+        return items
+
     def scratch(self, number: int, name: str, floats: int) -> np.ndarray:
         """A worker's own flat buffer, the same memory at each call with the same name."""
         held = self._scratch[number].get(name)
         if held is None or held.size < floats:
+            held = self._scratch[number][name] = None  # what was there goes before more comes
             held = self._scratch[number][name] = np.empty(floats, np.float32)
         return held[:floats]
 
@@ -158,6 +166,7 @@ class NumpyEngine(Composed):
         """Bytes for streamed blocks: a worker's own, or with number -1 the one that all share."""
         held = self._raw.get(number)
         if held is None or held.size < size:
+            held = self._raw[number] = None
             held = self._raw[number] = np.empty(size, np.uint8)
         return held[:size]
 

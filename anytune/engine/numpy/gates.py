@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .convolution import sigmoid
+from .layout import slots_of
 
 
 def _clamped(gate, up):
@@ -15,7 +16,7 @@ def _clamped(gate, up):
 
 def clamped_glu(e, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """As base.py has it."""
-    y = e.array(gate.shape[0], gate.shape[1], slots=_slots(e, gate))
+    y = e.array(*gate.shape, slots=slots_of(e, gate))
 
     def rows(low: int, high: int) -> None:
         g, u, s = _clamped(gate[low:high], up[low:high])
@@ -27,7 +28,7 @@ def clamped_glu(e, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 def clamped_glu_backward(e, dy, gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     width = gate.shape[1]
-    both = e.array(gate.shape[0], 2 * width, slots=_slots(e, gate))
+    both = e.array(gate.shape[0], 2 * width, slots=slots_of(e, gate))
     dgate, dup = both[:, :width], both[:, width:]
 
     def rows(low: int, high: int) -> None:
@@ -38,11 +39,6 @@ def clamped_glu_backward(e, dy, gate: np.ndarray, up: np.ndarray) -> tuple[np.nd
 
     e.workers.rows(gate.shape[0], rows, 64)
     return dgate, dup
-
-
-def _slots(e, x: np.ndarray) -> int:
-    """Rows of a token at the most: arrays of one size serve all streams."""
-    return -(-x.shape[0] // max(len(e.first), 1))
 
 
 def split_heads(e, x: np.ndarray, heads: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:

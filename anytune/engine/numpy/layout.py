@@ -5,6 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 
+def address(x: np.ndarray) -> int:
+    return x.__array_interface__["data"][0]
+
+
+def slots_of(e, x: np.ndarray) -> int:
+    """How many rows of x a token has at the most: arrays of one size then serve all streams."""
+    return max(1, -(-x.shape[0] // max(int(e._starts[-1]), 1)))
+
+
 def extend(e, x: np.ndarray, columns: int, slots: int = 1) -> np.ndarray:
     """x [T, n] with `columns` more, undefined: in place if x ends at its buffer's row_padding, else a copy."""
     at, stride = _place(x)
@@ -35,13 +44,13 @@ def joined(e, parts: tuple[np.ndarray, ...], slots: int = 1) -> np.ndarray:
 def _place(x: np.ndarray) -> tuple[int, int]:
     """(column of its buffer's rows where x starts, floats of such a row); column -1 if x is not a pool's view."""
     owner, stride = x.base, x.strides[0] // 4
-    if type(owner) is not np.ndarray or owner.ndim != 1 or x.shape[0] == 0:
+    if isinstance(owner, memoryview) or getattr(owner, "ndim", 0) != 1 or x.shape[0] == 0:
         return -1, stride
-    return (x.ctypes.data - owner.ctypes.data) // 4 % stride, stride
+    return (address(x) - address(owner)) // 4 % stride, stride
 
 
 def _window(x: np.ndarray, at: int, stride: int, columns: int) -> np.ndarray:
     """The same rows of x's buffer, columns at…at+columns; its base stays the buffer (the pool counts on it)."""
-    first = (x.ctypes.data - x.base.ctypes.data) // 4 - at
+    first = (address(x) - address(x.base)) // 4 - at
     whole = x.base[first : first + x.shape[0] * stride].reshape(x.shape[0], stride)
     return whole[:, at : at + columns]

@@ -141,7 +141,7 @@ def scaled_down(group: Group) -> np.ndarray:
 
 def dropped(e, x, group, mask, low, high) -> np.ndarray:
     """Rows of x with dropout's mask and its 1/(1-p)."""
-    out = np.empty((high - low, group.in_features), np.float32)
+    out = e.empty((high - low, group.in_features), np.float32)
     e.kernels.scale_by(x[low:high], mask[low:high], 1.0 / (1.0 - group.dropout), out)
     return out
 

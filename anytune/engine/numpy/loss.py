@@ -29,7 +29,7 @@ def cross_entropy(e, h: np.ndarray, head: Group, targets: np.ndarray, scale: flo
     logits = e.flat(most * head.width) if gradient and most * head.width <= e.sizes.logits else None
     parts = e.flat(e.sizes.lanes * most * (head.in_features + head.rank)) if gradient else None
     total = 0.0
-    for low in range(0, h.shape[0], chunk):
+    for low in e.each(range(0, h.shape[0], chunk)):
         high = min(low + chunk, h.shape[0])
         total += _chunk_loss(
             e, h[low:high], head, targets[low:high], scale, None if dh is None else dh[low:high], logits, parts
@@ -57,7 +57,7 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
     rank = head.rank
     inputs = h
     if rank:
-        inputs = np.empty((rows, head.in_features + rank), np.float32)
+        inputs = e.empty((rows, head.in_features + rank), np.float32)
         inputs[:, : head.in_features] = h
         np.matmul(h, pair.a.T, out=inputs[:, head.in_features :])
         inputs[:, head.in_features :] *= np.float32(pair.scale)
@@ -90,7 +90,7 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
         e.kernels.loss_rows(piece, targets, low, top[lane], total[lane], picked[lane])
 
     def in_lanes(work) -> None:
-        e.workers.chains([[partial(work, lane, *tile) for tile in tiles] for lane, tiles in enumerate(lanes)])
+        e.workers.chains([[partial(work, lane, *tile) for tile in e.each(tiles)] for lane, tiles in enumerate(lanes)])
 
     in_lanes(forward)
     highest = top.max(axis=0)

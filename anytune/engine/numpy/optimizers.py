@@ -46,7 +46,7 @@ def optimize(e, kind: str, p, g, state: dict[str, np.ndarray], shape: tuple[int,
         return
 
     def blocks(low: int, high: int) -> None:
-        for at in range(low * rules.BLOCK, min(high * rules.BLOCK, p.size), PIECE):
+        for at in e.each(range(low * rules.BLOCK, min(high * rules.BLOCK, p.size), PIECE)):
             a, b = at, min(at + PIECE, high * rules.BLOCK, p.size)
             scales = slice(a // rules.BLOCK, -(-b // rules.BLOCK))
             parts = {name: array[scales if name.endswith("_scale") else slice(a, b)] for name, array in state.items()}
@@ -74,7 +74,7 @@ def _adafactor(e, p, g, state, shape, rule) -> None:
     def over(work) -> None:
         def mine(index: int, number: int) -> None:
             low, high = cuts[index]
-            for at in range(low, high, step):
+            for at in e.each(range(low, high, step)):
                 work(index, slice(at, min(at + step, high)))
 
         e.workers.run([partial(mine, index) for index in range(len(cuts))])

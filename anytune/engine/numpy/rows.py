@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from anytune.engine.base import Heads
 from . import plain
+from .layout import slots_of
 from .weights import Weight
 
 ACTIVATIONS = {"silu": plain.SILU, "gelu": plain.GELU}
@@ -24,7 +25,11 @@ def embed(e, ids: np.ndarray, table: Weight, scale: float) -> np.ndarray:
 
 def gather(e, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     out = e.array(rows.shape[0], x.shape[1])
-    out[...] = x[rows]
+
+    def some(low: int, high: int) -> None:
+        out[low:high] = x[rows[low:high]]
+
+    e.workers.rows(rows.shape[0], some, 128)
     return out
 
 
@@ -91,13 +96,13 @@ def _turn(e, x, table, positions, heads: int, neox: bool, sign: float) -> None:
 
 
 def glu(e, gate, up, activation: str) -> np.ndarray:
-    y, kind = e.array(*gate.shape), ACTIVATIONS[activation]
+    y, kind = e.array(*gate.shape, slots=slots_of(e, gate)), ACTIVATIONS[activation]
     e.workers.rows(gate.shape[0], lambda a, b: e.kernels.glu(gate[a:b], up[a:b], kind, y[a:b]), 32)
     return y
 
 
 def glu_backward(e, dy, gate, up, activation: str):
-    both, kind = e.array(gate.shape[0], 2 * gate.shape[1]), ACTIVATIONS[activation]
+    both, kind = e.array(gate.shape[0], 2 * gate.shape[1], slots=slots_of(e, gate)), ACTIVATIONS[activation]
     dgate, dup = both[:, : gate.shape[1]], both[:, gate.shape[1] :]
     e.workers.rows(
         gate.shape[0], lambda a, b: e.kernels.glu_backward(dy[a:b], gate[a:b], up[a:b], kind, dgate[a:b], dup[a:b]), 32
@@ -112,6 +117,10 @@ def add(e, x, y) -> np.ndarray:
 
 
 def scale(e, x, factor: float | np.ndarray) -> np.ndarray:
-    y, by = e.array(*x.shape), np.broadcast_to(np.float32(factor), (x.shape[0], 1))
-    e.workers.rows(x.shape[0], lambda a, b: np.multiply(x[a:b], by[a:b], out=y[a:b]), 64)
+    y, by_row = e.array(*x.shape), np.ndim(factor) > 0
+
+    def rows(low: int, high: int) -> None:
+        np.multiply(x[low:high], factor[low:high] if by_row else np.float32(factor), out=y[low:high])
+
+    e.workers.rows(x.shape[0], rows, 64)
     return y

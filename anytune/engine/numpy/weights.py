@@ -21,8 +21,8 @@ class Weight:
     """One matrix [out, in] of a GGUF. Not trained: it has no gradient (trained.py has those that do)."""
 
     first = 0  # row of its tensor in the file
-
     gradient = None
+    empty = staticmethod(np.empty)
 
     def __init__(self, gguf: GGUF, name: str, hold: str = "blocks", kernels=None):
         info = gguf.tensors[name]
@@ -54,13 +54,13 @@ class Weight:
         """Bring into memory what `hold` says (at the first use, or ahead of it)."""
         with self._lock:
             if self.hold == "blocks" and self._blocks is None:
-                blocks = np.empty(self.nbytes, np.uint8)
+                blocks = self.empty(self.nbytes, np.uint8)
                 self._blocks = self._read(0, self.out_features, blocks)
             elif self.hold == "float32" and self._float32 is None:
-                dense = np.empty(self.shape, np.float32)
+                dense = self.empty(self.shape, np.float32)
                 blocks, self._blocks = self._blocks, None
                 step = max(1, (1 << 20) // self.row_bytes)
-                raw = np.empty(step * self.row_bytes, np.uint8) if blocks is None else None
+                raw = self.empty(step * self.row_bytes, np.uint8) if blocks is None else None
                 for low in range(0, self.out_features, step):
                     high = min(low + step, self.out_features)
                     piece = (
@@ -135,13 +135,17 @@ class Weight:
         if dense is not None:
             np.take(dense, rows, axis=0, out=out[:, : self.in_features], mode="raise")
             return
+        self._convert(self._picked(rows).reshape(-1), 0, self.block, self.row_bytes, out, self.in_features)
+
+    def _picked(self, rows: np.ndarray) -> np.ndarray:
+        """The blocks of some rows, uint8 [n, bytes of a row]."""
         if self.hold == "blocks":
-            picked = self._held().reshape(self.out_features, self.row_bytes)[rows]
-        else:  # read row by row: mapped pages would stay in memory, and bring their neighbours
-            picked = np.empty((len(rows), self.row_bytes), np.uint8)
-            for place, row in enumerate(rows.tolist()):
-                self._gguf.read_into(self.name, row, row + 1, picked[place])
-        self._convert(picked.reshape(-1), 0, self.block, self.row_bytes, out, self.in_features)
+            return self._held().reshape(self.out_features, self.row_bytes)[rows]
+        # read row by row: mapped pages would stay in memory, and bring their neighbours
+        picked = np.empty((len(rows), self.row_bytes), np.uint8)
+        for place, row in enumerate(rows.tolist()):
+            self._gguf.read_into(self.name, row, row + 1, picked[place])
+        return picked
 
     def _held(self) -> np.ndarray:
         if self._blocks is None:
