@@ -3,6 +3,7 @@ ways to hold weights and sizes of pieces, with their costs."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,12 +11,14 @@ from typing import Any, Protocol
 @dataclass(frozen=True)
 class Way:
     """One way to train. cost: of a step, as a fraction, over the fastest way; hold: how weights are held (a name of the
-    engine's); sizes: of its temporary pieces; text: both in words."""
+    engine's); sizes: of its temporary pieces; text: both in words. family: of one hold's ways those of which dearer
+    ones take less."""
 
     cost: float
     hold: str
     sizes: Any
     text: str
+    family: Hashable = None
 
 
 class Budget(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,11 @@ class Composed:
     def own_answers(self) -> list:
         """There are none."""
         return []
+
+    @staticmethod
+    def each(pieces: Iterable) -> Iterable:
+        """What a loop over pieces goes through: all of them, unless nothing is computed (see dry.py)."""
+        return pieces
 
     def enter(self, layer: int) -> None:
         """Nothing depends on the layer."""

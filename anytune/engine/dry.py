@@ -7,7 +7,7 @@ kind. Marks cut a run into segments, from which a longer run is put together: a 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -52,15 +52,24 @@ class Ledger:
         self._now.flops += flops
 
 
-def peaks(segments: Iterable[Segment]) -> tuple[dict[Hashable, int], float]:
-    """(most units of each kind, flops) of a run of these segments, one after another."""
+def peaks(segments: Iterable[Segment], within: bool = True) -> tuple[dict[Hashable, int], float]:
+    """(most units of each kind, flops) of a run of these segments, one after another. within: not only where one ends
+    and the next begins."""
     now: dict[Hashable, int] = {}
     most: dict[Hashable, int] = {}
     flops = 0.0
     for segment in segments:
         flops += segment.flops
-        for kind, high in segment.high.items():
+        for kind, high in segment.high.items() if within else ():
             most[kind] = max(most.get(kind, 0), now.get(kind, 0) + high)
         for kind, change in segment.change.items():
-            now[kind] = now.get(kind, 0) + change
+            there = now[kind] = now.get(kind, 0) + change
+            if there > most.get(kind, 0):
+                most[kind] = there
     return most, flops
+
+
+def some(pieces: Iterable) -> Sequence:
+    """Of pieces in their order, which are as the second but for the first and the last, these three."""
+    pieces = list(pieces)
+    return pieces if len(pieces) < 4 else [*pieces[:2], pieces[-1]]

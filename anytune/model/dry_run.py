@@ -36,6 +36,7 @@ class DryRun:
         self.starts = np.arange(0, ubatch + context, context, dtype=np.int32)
         self.starts[-1] = ubatch
         self._known: dict[Hashable, Segment] = {}
+        self._sizes: dict[Any, None] = {}  # that were run
         weights = Weights(model.gguf, model.config, e, hold)
         with e.counting() as ledger:
             self.prepared = ledger.mark()
@@ -56,13 +57,33 @@ class DryRun:
         most, flops = peaks(self.segments(sizes, keep))
         return self.engine.total(most), flops
 
+    def least(self, sizes: Any, keep: int) -> int:
+        """Bytes that are taken at least, as far as it is known without a run: what outlasts a layer."""
+        lasting = self.engine.lasting(sizes)
+        for other in self._sizes:
+            around = self._around(other, keep)
+            if self.engine.lasting(other) == lasting and self._knows(other, around):
+                return self.engine.total(peaks(self._joined(other, around), False)[0])
+        return 0
+
     def segments(self, sizes: Any, keep: int) -> list[Segment]:
         """The whole model's run, in parts that were run."""
+        around = self._around(sizes, keep)
+        if not self._knows(sizes, around):
+            self._run(sizes, around, representatives(around), keep)
+            self._sizes[sizes] = None
+        return self._joined(sizes, around)
+
+    def _around(self, sizes: Any, keep: int) -> list[Hashable]:
+        """What a layer and its neighbours are, for each."""
         count = len(self.layers)
         kinds = [(sizes, i >= count - keep, kind) for i, kind in enumerate(self._kinds)]
-        around = [(*kinds[max(0, i - 1) : i + 2], i == 0, i == count - 1) for i in range(count)]
-        if not {*around, sizes} <= {key[0] for key in self._known}:
-            self._run(sizes, around, representatives(around), keep)
+        return [(*kinds[max(0, i - 1) : i + 2], i == 0, i == count - 1) for i in range(count)]
+
+    def _knows(self, sizes: Any, around: list[Hashable]) -> bool:
+        return {*around, sizes} <= {key[0] for key in self._known}
+
+    def _joined(self, sizes: Any, around: list[Hashable]) -> list[Segment]:
         calls = [(sizes, "begin"), *((place, "forward") for place in around)]
         calls += [(place, way) for place in reversed(around) for way in ("again", "backward")]
         calls.append((sizes, "update"))

@@ -7,6 +7,7 @@ layers, whose forward then runs twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,41 +46,46 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
     prove(model.engine, bool(subject.names))
     budget = counter.budget = model.engine.budget(model.weights, memory)
     layers = counter.trained
-    best: tuple[float, Estimate] | None = None
-    least = None
+    best: tuple[float, Way, int] | None = None
     ways = sorted(budget.ways, key=lambda way: way.cost)  # cheapest first: most runs count two or three times only
-    first = ways[0]
+    first = counter.first = ways[0]
+    hopeless: list[Way] = []
     for way in ways:
         if best is not None and way.cost >= best[0]:
             break
+        if way in hopeless:
+            continue
         # the first way gives up nothing: what runs twice costs no less in another
         wanted = 0 if best is None else _least(lambda k: way.cost + AGAIN * counter.twice(first, k) < best[0], layers)
-        keep = _most(lambda k: budget.base + counter.run(way, k)[0] <= budget.limit, wanted, layers, way is first)
-        if keep is None:
-            if best is None:
-                need = budget.base + counter.run(way, 0)[0]
-                least = need if least is None else min(least, need)
-            continue
-        cost = way.cost + AGAIN * counter.twice(first, keep)
-        if best is not None and cost >= best[0]:
-            continue
-        size, flops = counter.run(way, keep)
-        kept = (
-            "activations of all layers are kept"
-            if keep == layers
-            else f"{layers - keep} of {layers} layers run their forward twice"
-        )
-        held = way.text if counter.frozen else "all weights are trained, in float32"
-        best = (cost, Estimate(way.hold, keep, way.sizes, budget.base + size, flops / ubatch, f"{held}; {kept}"))
+        keep = _most(lambda k: counter.fits(way, k), wanted, layers, way is first)
+        if keep is not None:
+            cost = way.cost + AGAIN * counter.twice(way, keep)
+            best = min(best or (cost, way, keep), (cost, way, keep), key=lambda found: found[0])
+        elif best is None:
+            later, kin = ways[ways.index(way) + 1 :], (way.hold, way.family)
+            others = [other for other in later if (other.hold, other.family) == kin]
+            hopeless += others[: _least(lambda i: counter.fits(others[i], 0), len(others))]
     if best is None:
         raise UserError(
-            f"training needs at least {-(-least // MIB)} MiB of {budget.place} but only {budget.limit // MIB} MiB "
-            f"are allowed: {subject.advice}"
+            f"training needs at least {-(-counter.least(ways) // MIB)} MiB of {budget.place} but only "
+            f"{budget.limit // MIB} MiB are allowed: {subject.advice}"
         )
-    return best[1]
+    return _estimate(counter, *best[1:])
 
 
-def _most(fits, least: int, most: int, likely: bool) -> int | None:
+def _estimate(counter: _Counter, way: Way, keep: int) -> Estimate:
+    (size, flops), layers = counter.run(way, keep), counter.trained
+    kept = (
+        "activations of all layers are kept"
+        if keep == layers
+        else f"{layers - keep} of {layers} layers run their forward twice"
+    )
+    held = way.text if counter.frozen else "all weights are trained, in float32"
+    peak = counter.budget.base + size
+    return Estimate(way.hold, keep, way.sizes, peak, flops / counter.ubatch, f"{held}; {kept}")
+
+
+def _most(fits: Callable[[int], bool], least: int, most: int, likely: bool) -> int | None:
     """The largest number in least…most that fits (fits is monotone), or None. likely: `most` is, so it comes first."""
     if likely and fits(most):
         return most
@@ -87,14 +93,18 @@ def _most(fits, least: int, most: int, likely: bool) -> int | None:
         return None
     low, high = least, most + (not likely)  # fits(low), not fits(high)
     while high - low > 1:
-        middle = (low + high) // 2
+        middle = (low + high + 1) // 2  # upwards: the lowest are the ones that are not known from others
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
-def _least(enough, most: int) -> int:
+def _least(enough: Callable[[int], bool], most: int) -> int:
     """The smallest number in 0…most that is enough (enough is monotone, and `most` is)."""
-    return next((k for k in range(most) if enough(k)), most)
+    low, high = -1, most  # not enough(low), enough(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 class _Counter:
@@ -129,6 +139,18 @@ class _Counter:
             )
         return self._runs[way.hold]
 
+    def fits(self, way: Way, keep: int) -> bool:
+        room = self.budget.limit - self.budget.base
+        return self._dry(way).least(way.sizes, keep) <= room and self.run(way, keep)[0] <= room
+
+    def least(self, ways: list[Way]) -> int:
+        """Bytes of what is taken now and of a run of whichever way takes the least, with every forward run twice."""
+        found: int | None = None
+        for way in reversed(ways):  # the dearest first, as they take little
+            if found is None or self._dry(way).least(way.sizes, 0) < found:
+                found = min(found or self.run(way, 0)[0], self.run(way, 0)[0])
+        return self.budget.base + (found or 0)
+
     def twice(self, way: Way, keep: int) -> float:
-        """The arithmetic of forwards that run again, over that of a step without them."""
-        return 0.0 if keep == self.trained else self.run(way, keep)[1] / self.run(way, self.trained)[1] - 1
+        """The arithmetic of forwards that run again, over that of a step without them, which is the same any way."""
+        return 0.0 if keep == self.trained else self.run(way, keep)[1] / self.run(self.first, self.trained)[1] - 1

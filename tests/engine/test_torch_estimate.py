@@ -102,7 +102,7 @@ def test_a_card_took_what_the_dry_run_says(name, tmp_path, monkeypatch):
         base, place = torch_budget.WORKSPACE, "the card's memory"
         limit = parse_bytes(row["memory"]) if row["memory"] else 130 << 30
         ways = [
-            Way(cost + more, hold, sizes, text + words)
+            Way(cost + more, hold, sizes, text + words, sizes.attended)
             for hold, cost, text in torch_budget.HOLDS
             for sizes, more, words in torch_budget.PIECES
         ]

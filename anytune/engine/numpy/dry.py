@@ -7,16 +7,15 @@ every worker, and what an expression takes for a while. Of pieces that are alike
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from anytune.engine import optimizers as rules
 from anytune.engine.base import Heads, Router
-from anytune.engine.dry import Ledger
+from anytune.engine.dry import Ledger, some
 
 from .attention import Task
 from .experts import Routing
@@ -87,27 +86,24 @@ class DryWorkers:
 
 
 def _unlike(jobs: list[Job]) -> Iterable[Job]:
-    """Of jobs that take the same, one: their last two numbers say where rows or columns begin and end, and all else
-    that they are given is the same."""
+    """Of jobs that take the same, one: the last two numbers that they are given say where rows or columns begin and
+    end, and all else is the same."""
     found: dict[Any, Job] = {}
-    places: dict[Any, tuple[int, int, Callable]] = {}
+    places: dict[Any, int] = {}  # of these two numbers
     for job in jobs:
-        if not isinstance(job, partial) or len(job.args) < 4:
+        if not isinstance(job, partial):
             found[id(job)] = job
             continue
-        args = job.args
-        if job.func not in places:
-            low, high = [i for i, x in enumerate(args) if type(x) is int][-2:]
-            places[job.func] = low, high, itemgetter(*(i for i in range(len(args)) if i not in (low, high)))
-        low, high, others = places[job.func]
-        found.setdefault((job.func, args[high] - args[low], *map(id, others(args))), job)
+        args, function = job.args, job.func
+        if function not in places:
+            places[function] = max((i for i, x in enumerate(args) if type(x) is int and i), default=0) - 1
+        at = places[function]
+        if at < 0 or type(args[at]) is not int:
+            found[id(job)] = job
+        else:
+            same = (*map(id, args[:at]), *map(id, args[at + 2 :]))
+            found.setdefault((function, args[at + 1] - args[at], same), job)
     return found.values()
-
-
-def some(items: Iterable) -> Sequence:
-    """Of pieces in their order, which are as the second but for the first and the last, these three."""
-    items = list(items)
-    return items if len(items) < 4 else [*items[:2], items[-1]]
 
 
 class DryWeight(Weight):
@@ -198,8 +194,11 @@ class Dry:
         return sum(most.values())
 
     @staticmethod
-    def each(items: Iterable) -> Sequence:
-        return some(items)
+    def lasting(sizes: Any) -> Hashable:
+        """What of the sizes decides about arrays that outlast a layer."""
+        return getattr(sizes, "packed", None)
+
+    each = staticmethod(some)
 
     # ---- memory
     def scratch(self, number: int, name: str, floats: int) -> MetaArray:
@@ -228,9 +227,10 @@ class Dry:
         self._groups.append(made)
         return made
 
-    def constant(self, gguf: Any, name: str) -> np.ndarray:
+    def constant(self, gguf: Any, name: str) -> Any:
         """It is there already."""
-        return np.ones(gguf.tensors[name].shape, np.float32)
+        shape = gguf.tensors[name].shape
+        return np.ones(shape, np.float32) if len(shape) == 1 else self.memory.known(shape)
 
     def vector(self, values: np.ndarray) -> MetaArray:
         return self.memory.empty(values.shape)
@@ -248,7 +248,7 @@ class Dry:
     def dropout_mask(self, group: Any, tokens: int) -> MetaArray:
         return self.empty((tokens, group.in_features)) >= np.float32(group.dropout)
 
-    def route(self, scores: MetaArray, bias: Any, router: Router) -> Routing:
+    def route(self, scores: MetaArray, bias: Any, router: Router, scales: Any = None) -> Routing:
         """Every expert gets as many tokens."""
         tokens, used = scores.shape[0], router.used
         slots = tokens * used
@@ -259,6 +259,7 @@ class Dry:
             router,
             chosen,
             np.full((tokens, used), 1 / used, np.float32),
+            np.float32(router.scale),
             np.arange(slots, dtype=np.int32) // used,
             np.arange(slots, dtype=np.int32).reshape(tokens, used),
             [0, *ends],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -148,11 +147,6 @@ class NumpyEngine(Composed):
         stride = columns + (self.row_padding if row_padding is None else row_padding)
         floats = max(rows, self.capacity * slots) * stride
         return self.pool.take(floats)[: rows * stride].reshape(rows, stride)[:, :columns]
-
-    @staticmethod
-    def each(items: Iterable) -> Iterable:
-        """What a loop over pieces goes through: all of them, unless nothing is computed (see dry.py)."""
-        return items
 
     def scratch(self, number: int, name: str, floats: int) -> np.ndarray:
         """A worker's own flat buffer, the same memory at each call with the same name."""

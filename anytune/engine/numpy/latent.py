@@ -62,7 +62,7 @@ def resize_heads(e, x: np.ndarray, heads: int, size: int) -> np.ndarray:
 
 def latent_matrix(e, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     """As offered.py has it."""
-    return np.ascontiguousarray(np.concatenate([k.swapaxes(1, 2), v], axis=1).reshape(-1, k.shape[1]))
+    return np.concatenate([k.swapaxes(1, 2), v], axis=1).reshape(-1, k.shape[1])
 
 
 def head_product(e, x: np.ndarray, matrix, heads: int, low: int, high: int, back: bool) -> np.ndarray:

@@ -154,7 +154,7 @@ class MetaArray(NDArrayOperatorsMixin):
         if method == "reduce":
             return self.reduce(how.get("axis", 0), how.get("keepdims", False), how.get("dtype"))
         if method != "__call__":
-            return NotImplemented
+            return None if method == "at" else NotImplemented
         shapes = [() if isinstance(x, _NUMBERS) else x.shape for x in inputs]
         if ufunc is np.matmul:
             shape = meta_functions.multiplied(*shapes)

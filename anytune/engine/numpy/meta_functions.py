@@ -41,8 +41,8 @@ def multiplied(a: Shape, b: Shape) -> Shape:
     return (*np.broadcast_shapes(a[:-2], b[:-2]), *rows, *columns)
 
 
-def _reduce(_: Empty, x: Any, axis: Any = None, dtype: Any = None, **how: Any) -> Any:
-    return x.reduce(axis, how.get("keepdims", False), dtype)
+def _reduce(_: Empty, x: Any, axis: Any = None, dtype: Any = None, out: Any = None, **how: Any) -> Any:
+    return out if out is not None else x.reduce(axis, how.get("keepdims", False), dtype)
 
 
 def _concatenate(empty: Empty, parts: Sequence, axis: int = 0, out: Any = None) -> Any:

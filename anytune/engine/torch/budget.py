@@ -55,7 +55,7 @@ class Budget:
         away = engine.device.type == "cuda"
         told = fp8.TOLD if engine.fp8 else ""
         self.ways = [
-            Way(cost + more, hold, sizes, text + words + told)
+            Way(cost + more, hold, sizes, text + words + told, sizes.attended)
             for hold, cost, text in holds
             for sizes, more, words in PIECES
             if away or (hold != "stream" and not sizes.offload)

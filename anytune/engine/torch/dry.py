@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anytune.engine import optimizers as rules
 from anytune.engine.base import Router
-from anytune.engine.dry import Ledger
+from anytune.engine.dry import Ledger, some
 
 from . import fp8
 from .arrays import STANDS_FOR
@@ -208,7 +208,7 @@ def dry(engine: Any, sizes: Any) -> Dry:
 class Dry:
     """What differs from an engine that computes; see anytune.engine.budget."""
 
-    eight = staticmethod(Unmeasured)
+    eight, each = staticmethod(Unmeasured), staticmethod(some)
 
     def __init__(self, engine: Any, sizes: Any):
         super().__init__(replace(engine.where, device=META))
@@ -231,6 +231,15 @@ class Dry:
     def total(self, most: dict) -> int:
         """Bytes of so many units of each kind."""
         return most.get("bytes", 0)
+
+    @staticmethod
+    def lasting(sizes: Any) -> tuple:
+        """What of the sizes decides about arrays that outlast a layer."""
+        return sizes.turned, sizes.attended, sizes.offload
+
+    def begin(self, starts: Any, *of: Any) -> None:
+        super().begin(starts, *of)
+        self.starts = self.starts[:2]  # examples are alike: attention without kernels takes one after another
 
     def weight(self, gguf, name: str, hold: str = "blocks") -> DryWeight:
         made = (DryExperts if len(gguf.tensors[name].shape) == 3 else DryWeight)(self, gguf, name, "blocks")

@@ -25,7 +25,7 @@ def cross_entropy(e, h: Tensor, head: Group, targets: Tensor, scale, gradient: b
         dh = e.array(rows, width)
         dh.ends = True
     whole = head.dense is not None or head.rank > 0
-    for low in range(0, rows, chunk):
+    for low in e.each(range(0, rows, chunk)):
         part = slice(low, min(low + chunk, rows))
         work = _whole if whole else _in_pieces
         work(e, h[part], head, targets[part], scale, losses[part], None if dh is None else dh[part])
@@ -49,7 +49,7 @@ def _in_pieces(e, h, head, targets, scale, losses, dh) -> None:
     step = min(vocab, e.sizes.head)
     tile = torch.empty((step, head.in_features), dtype=e.dtype, device=e.device)
     logits = torch.empty((h.shape[0], vocab), dtype=e.act, device=e.device)
-    for low in range(0, vocab, step):
+    for low in e.each(range(0, vocab, step)):
         high = min(low + step, vocab)
         product(e, h, weight.piece(low, high, tile).t(), logits[:, low:high])
     if head.bias is not None:
@@ -58,7 +58,7 @@ def _in_pieces(e, h, head, targets, scale, losses, dh) -> None:
     if dh is None:
         return
     total = torch.zeros((h.shape[0], head.in_features), dtype=torch.float32, device=e.device)
-    for low in range(0, vocab, step):
+    for low in e.each(range(0, vocab, step)):
         high = min(low + step, vocab)
         part = torch.empty_like(total, dtype=e.act)
         product(e, logits[:, low:high], weight.piece(low, high, tile), part)

@@ -135,6 +135,10 @@ class Dry:
         """Bytes of so many units of each kind."""
         return sum(units * (1 if kind == "bytes" else kind) for kind, units in most.items())
 
+    @staticmethod
+    def lasting(sizes: Any) -> None:
+        """What of the sizes decides about arrays that outlast a layer: nothing."""
+
     def weight(self, gguf, name: str, hold: str = "blocks") -> DryWeight:
         made = DryWeight(self, gguf, name, hold)
         self.weights.append(made)
