@@ -23,16 +23,17 @@ from anytune.train import metrics as metrics_file
 from anytune.train.callbacks import Calls
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.interrupt import Interrupts
-from anytune.train.checkpoint_manager import CheckpointManager, why
+from anytune.train.checkpoint_manager import CheckpointManager
+from anytune.train.ending import Ending
 from anytune.train.outcome import InFlightStep, Result, bad, loss_tokens
 from anytune.train.throughput import Throughput
 from anytune.train.steps import Steps, Position
-from anytune.train.plot import plot_losses
 from anytune.train.progress import Console, duration
 from anytune.train.run_folder import RunFolder, lock
 from anytune.train.schedule import Schedule
 from anytune.train.settings import TrainSettings
 from anytune.train.sinks import Sinks
+from anytune.train.turns import Turns
 from anytune.distributed.process_group import PeerError, SingleProcess, report
 from anytune.train.validation import Validation
 
@@ -87,7 +88,8 @@ class Trainer:
         self.checkpoints = CheckpointManager(trainee, run, self.process_group, self.console.say, settings.kept)
         self.throughput = Throughput(self.steps.tokens)
         self.interrupts = Interrupts(quiet=not self.leads)
-        self.agreed = False  # to stop, as far as the process group has exchanged it
+        self.turns = Turns(self.process_group, self.interrupts)
+        self.ending = Ending(product, run, self.checkpoints, settings, self.console)
         self.steps_in_flight = getattr(trainee, "steps_in_flight", 0)  # steps that the device may be behind
         self.settled = 0.0  # when the last step was, time.perf_counter()
 
@@ -130,11 +132,11 @@ class Trainer:
             if launched is not None:
                 queue.append(launched)
             # a device may lag behind by a step, but not where the step's outcome decides what comes next
-            kept = 0 if launched is None or self._stop or self._decides(position) else self.steps_in_flight
+            kept = 0 if launched is None or self.turns.stop or self._decides(position) else self.steps_in_flight
             while len(queue) > kept:
                 if not self._settle(queue.popleft()):
                     return "interrupted"
-            if launched is None or (self._stop and self.step < self.steps.total):
+            if launched is None or (self.turns.stop and self.step < self.steps.total):
                 return "interrupted"
         return "finished"
 
@@ -150,29 +152,9 @@ class Trainer:
         every = self.settings.checkpoint_save_steps
         return bool(every and step % every == 0 and step < self.steps.total)
 
-    @property
-    def _stop(self) -> bool:
-        """Whether to stop: for a process group, what was exchanged, so that all ranks turn off at the same place."""
-        return self.interrupts.stop if self.process_group.size == 1 else self.agreed
-
-    def _turns(self, bins) -> list[int | None]:
-        """The micro-batches of this rank. None: others have one more; it still takes part in what they exchange."""
-        mine = self.process_group.share(range(len(bins)))
-        return mine + [None] * (-(-len(bins) // self.process_group.size) - len(mine))
-
-    def _own_share(self, bins) -> float:
-        """How many of the micro-batches are this rank's, of 1."""
-        return len(self.process_group.share(range(len(bins)))) / len(bins)
-
-    def _exchange(self, bad: bool) -> bool:
-        """After each turn: tell of a request to stop, and of a loss that is not finite -> whether anyone has one."""
-        stop, bad = self.process_group.all_reduce([self.interrupts.stop, bad])
-        self.agreed = stop > 0
-        return bad > 0
-
     def _launch(self, position: Position, bins) -> InFlightStep | None:
         """Ask for one optimizer step. None: interrupted in it, nothing applied."""
-        step, s, turns, begun = position.step, self.settings, self._turns(bins), time.perf_counter()
+        step, s, turns, begun = position.step, self.settings, self.turns.of(bins), time.perf_counter()
         with_loss = sum(loss_tokens(self.train, indexes) for indexes in bins)
         losses = [0.0] * len(bins)
         for turn, micro in enumerate(turns):
@@ -182,9 +164,9 @@ class Trainer:
             elif self.process_group.sharded:
                 # the others need this rank's part of the weights: it goes along, adding nothing
                 self.trainee.accumulate(make_batch(self.train, bins[0]), 0.0, step, 0)
-            if self._exchange(micro is not None and bad(losses[micro])):
+            if self.turns.exchange(micro is not None and bad(losses[micro]))[0]:
                 self._look(step, self.process_group.all_reduce([float(loss) for loss in losses]), bins)
-            if self._stop and turn + 1 < len(turns):
+            if self.turns.stop and turn + 1 < len(turns):
                 return None
         lr = self.schedule.lr(step)
         norm = self.trainee.update(
@@ -209,15 +191,10 @@ class Trainer:
         """Take in the outcome of a step, and do what is due after it. False: interrupted in its evaluation."""
         position, step = launched.position, launched.position.step
         # every micro-batch has one rank with its loss, and zeros: the sum is the same however many ranks there are
-        share, loads = self._own_share(launched.bins), self.trainee.loads()
-        *losses, stop, peak, idle = self.process_group.all_reduce(
-            [
-                *(float(loss) for loss in launched.losses),
-                self.interrupts.stop,
-                *(share * loads.get(key, 0.0) for key in LOADS),
-            ]
+        share, loads = self.turns.share(launched.bins), self.trainee.loads()
+        *losses, peak, idle = self.turns.exchange(
+            *(float(loss) for loss in launched.losses), *(share * loads.get(key, 0.0) for key in LOADS)
         )
-        self.agreed = stop > 0
         self._look(step, losses, launched.bins)
         norm = float(launched.norm)
         if not math.isfinite(norm):
@@ -262,15 +239,13 @@ class Trainer:
     def _complete(self, row: dict, evaluate: bool = True) -> bool:
         """What follows a step: evaluation, the row, the progress line. False: interrupted in evaluation."""
         if evaluate:
-            value = self.validation.measure(
-                self._turns(self.validation.bins), lambda: self._exchange(False) or self._stop
-            )
+            value = self.validation.measure(self.turns.of(self.validation.bins), self._asked)
             if value is None:
                 self.pending = row
                 return False
             row = dict(row, val_loss=value)
             self.validation.take(
-                row["step"], value, lambda: self.process_group.on_rank0(lambda: self._save_best(row["step"]))
+                row["step"], value, lambda: self.process_group.on_rank0(lambda: self.ending.save_best(row["step"]))
             )
         self.pending = None
         if self.leads:
@@ -283,20 +258,17 @@ class Trainer:
                 self._tell("on_evaluate", row)
         return True
 
+    def _asked(self) -> bool:
+        """Whether anyone was asked to stop."""
+        self.turns.exchange()
+        return self.turns.stop
+
     def _tell(self, event: str, what: Any) -> None:
         """Tell the caller, who may ask for a stop: it is then as if Ctrl-C had been pressed."""
         if self.leads and self.calls(event, what):  # which may have set `stop` itself, by a signal
             self.interrupts.stop = True
 
     # -- keeping ----------------------------------------------------------------------------------------
-
-    def _save_best(self, step: int) -> bool:
-        try:
-            self.product.now().save(self.run_folder.best)
-        except (OSError, UserError) as error:
-            self.console.say(f"The best {self.product.noun} so far (step {step}) cannot be kept: {why(error)}")
-            return False
-        return True
 
     def _info(self) -> dict:
         """What a checkpoint of the current step holds besides the state."""
@@ -344,7 +316,7 @@ class Trainer:
             stopped = "callback"
         if self.step > 0 and (checkpoints.saved_step != self.step or self.pending):
             self._save()
-        self.process_group.on_rank0(self._write_product)
+        self.process_group.on_rank0(lambda: self.ending.write(self.step, self.validation.best))
         return Result(
             folder.product if self.step > 0 else None,
             folder.path,
@@ -356,50 +328,13 @@ class Trainer:
             self.product.load,
         )
 
-    def _write_product(self) -> None:
-        folder, best, saved = self.run_folder, self.validation.best, self.checkpoints.saved
-        if self.step > 0 and best is None and not self.checkpoints.sound():  # the last update was too much
-            raise UserError(
-                f"After step {self.step} the parameters are no longer finite. "
-                f"{f'The last good state is {saved}. ' if saved else ''}{self._advice()}"
-            )
-        if self.step > 0:
-            if best is None:
-                self.product.now().save(folder.product)
-            else:
-                copy(folder.best, folder.product)
-            self._plot()
-
-    def _plot(self) -> None:
-        try:
-            plot_losses(self.run_folder.metrics, self.run_folder.plot, self.run_folder.name)
-        except OSError as error:
-            self.console.say(f"The loss plot cannot be written: {why(error)}.")
-
     def _diverged(self, step: int, what: str, indexes) -> UserError:
         """The state is that of the step before: keep it, and say what to do."""
         if self.step > self.checkpoints.saved_step:
             self.checkpoints.save(self.step, self._info)
-        text = self.process_group.on_rank0(lambda: self._last_words(step, what, indexes))
+        places = {self.train.where(i) for i in indexes}
+        text = self.process_group.on_rank0(lambda: self.ending.diverged(step, self.step, what, places))
         return UserError(text) if self.leads else PeerError(text)
-
-    def _last_words(self, step: int, what: str, indexes) -> str:
-        lines = ", ".join(sorted({self.train.where(i) for i in indexes}))
-        if len(lines) > 300:
-            lines = lines[:300] + "…"
-        kept = ""
-        if self.step > 0 and self.checkpoints.sound():
-            self.product.now().save(self.run_folder.product)
-            kept = f"The result before it is in {self.run_folder.product} ({self.product.again}). "
-        elif self.checkpoints.saved:
-            kept = f"The last good state is {self.checkpoints.saved}. "
-        return f"Step {step}: {what}, so training stopped before applying it ({lines}). {kept}{self._advice()}"
-
-    def _advice(self) -> str:
-        return (
-            f"Start again with a lower --learning-rate (now {self.settings.lr:g}), a longer --warmup-ratio "
-            "or a lower --max-grad-norm."
-        )
 
 
 def _words(engine: dict) -> str:

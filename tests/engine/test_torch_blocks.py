@@ -221,18 +221,6 @@ def test_triton_multiplies_float32_and_whole_rows(gemv, tokens, monkeypatch):
     assert_product(half, x, weights, down, up.to(HALF), 2**-8)
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_triton_multiplies_dense_matrices(gemv, dtype, tokens):
-    if tokens > 1 and DEVICE == "cpu" and dtype == torch.bfloat16:
-        dtype = torch.float16
-    rows = 5 if tokens == 1 else 70
-    weight = torch.randn((rows, 296), generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)[:, :264]
-    x, out, down, up = product_of(tokens, rows, 264, 16, dtype)
-    gemv.gemv_dense(x, weight, out[:, :rows], down, up)
-    assert_product(out[:, :rows], x, weight, down, up, 1e-6 if tokens == 1 else 2**-8)
-
-
 def test_a_product_repeats_bit_for_bit(gemv):
     raw, _ = sane_rows_of("Q4_K", 33, 1024)
     x, out, down, up = product_of(3, 33, 1024, 4, HALF)

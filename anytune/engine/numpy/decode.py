@@ -57,3 +57,26 @@ def _piece(e, x, group: Group, index: int, dense, down, low: int, high: int, out
         out += down @ group.pairs[index].b[low:high].T
     if (bias := group.biases[index]) is not None:
         out += bias[low:high]
+
+
+def cache(e, slots: int, context: int, width: int) -> np.ndarray:
+    return np.zeros((slots, context, width), np.float32)  # zero pages: memory comes as tokens do
+
+
+def state(e, slots: int, size: int) -> np.ndarray:
+    return np.zeros((slots, size), np.float32)
+
+
+def places(e, spans) -> list[tuple[int, int, int, int]]:
+    return list(spans)
+
+
+def store(e, cache: np.ndarray, places, rows: np.ndarray) -> None:
+    for slot, low, high, position in places:
+        cache[slot, position : position + high - low] = rows[low:high]
+
+
+def decode(e, body, ids, spans, rows):
+    e.begin(np.array([0, len(ids)], np.int32), 0, (0, 0, 0))
+    positions = np.concatenate([np.arange(p, p + high - low, dtype=np.int32) for _, low, high, p in spans])
+    return body(e.integers(ids), positions, spans, e.integers(rows) if len(rows) else None)

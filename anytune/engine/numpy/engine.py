@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 
 import numpy as np
@@ -30,43 +29,35 @@ from . import loss as _loss
 from . import optimizers as _optimizers
 from . import plain
 from .budget import NumpyBudget
+from .buffers import Buffers
 from .linear import Group, LoraPair
-from .pool import Pool
 from .sizes import Sizes
 from .trained import Trained
 from .weights import ExpertWeights, Weight
-from .workers import Workers
 
 FORGET = 64 << 20  # bytes of pooled buffers of passing sizes
 
 
-class NumpyEngine(Composed):
+class NumpyEngine(Buffers, Composed):
     """float32 on CPU threads. base.py says what the operations mean.
 
     threads: workers to split operations between. compiled: use the Numba kernels (None: if it is installed).
-    row_padding: spare columns behind every activation, where low-rank products ride (see linear.py).
     """
 
     name = "numpy"
     steps_in_flight, tolerance, decode_rows = 0, 1e-4, 8
     offers = frozenset({"delta", "convolution", "experts", "expert scales", "sinks", "latent"})
     SMALL = 1 << 20  # multiply-adds that one core does in about the time that waking another takes
-    empty = staticmethod(np.empty)
 
     def __init__(self, threads: int = 1, compiled: bool | None = None):
         from anytune.engine.probe import one_blas_thread
 
         one_blas_thread()
-        self.workers = Workers(threads)
+        super().__init__(threads)
         self.kernels, self.dequantizers = _kernels(compiled)
-        self.pool = Pool()
-        self.row_padding = 0
         self.sizes = Sizes()
-        self.capacity = 0  # tokens that every [T, n] buffer can hold, so that buffers fit all batches
         self.training = False  # dropout acts
         self.dropout_key = (0, 0, 0)
-        self._scratch: list[dict[str, np.ndarray]] = [{} for _ in range(self.workers.count)]
-        self._raw: dict[int, np.ndarray] = {}
         self._tasks: dict[Heads, list] = {}
         self._starts = np.zeros(2, np.int32)
         self.loads = Loads()
@@ -75,12 +66,6 @@ class NumpyEngine(Composed):
     def compiled(self) -> bool:
         return self.kernels is not plain
 
-    def use_threads(self, count: int) -> None:
-        """Change the number of workers between steps; results stay the same."""
-        self.workers.close()
-        self.workers = Workers(count)
-        self._scratch = [{} for _ in range(self.workers.count)]
-
     @functools.cached_property
     def algebra(self) -> HostAlgebra:
         def spread(work, pieces: int) -> None:
@@ -88,7 +73,7 @@ class NumpyEngine(Composed):
 
         return HostAlgebra(spread)
 
-    # ---- memory -----------------------------------------------------------------------------------------
+    # ---- steps ------------------------------------------------------------------------------------------
 
     def begin(self, starts: np.ndarray, capacity: int, key: tuple[int, int, int] = (0, 0, 0)) -> None:
         """Announce a packed stream: example boundaries (int32 [n+1]), the most tokens that any stream will
@@ -136,39 +121,6 @@ class NumpyEngine(Composed):
         if heads not in self._tasks:
             self._tasks[heads] = _attention.tasks_of(self._starts, heads, self.sizes.scores, self.sizes.lanes)
         return self._tasks[heads]
-
-    def flat(self, floats: int) -> np.ndarray:
-        """A flat float32 array from the pool, content undefined."""
-        return self.pool.take(floats)[:]
-
-    def array(self, rows: int, columns: int, row_padding: int | None = None, slots: int = 1) -> np.ndarray:
-        """A [rows, columns] float32 array from the pool, content undefined, `row_padding` columns behind; slots: rows
-        of a token."""
-        stride = columns + (self.row_padding if row_padding is None else row_padding)
-        floats = max(rows, self.capacity * slots) * stride
-        return self.pool.take(floats)[: rows * stride].reshape(rows, stride)[:, :columns]
-
-    def scratch(self, number: int, name: str, floats: int) -> np.ndarray:
-        """A worker's own flat buffer, the same memory at each call with the same name."""
-        held = self._scratch[number].get(name)
-        if held is None or held.size < floats:
-            held = self._scratch[number][name] = None  # what was there goes before more comes
-            held = self._scratch[number][name] = np.empty(floats, np.float32)
-        return held[:floats]
-
-    def raw(self, number: int, size: int) -> np.ndarray:
-        """Bytes for streamed blocks: a worker's own, or with number -1 the one that all share."""
-        held = self._raw.get(number)
-        if held is None or held.size < size:
-            held = self._raw[number] = None
-            held = self._raw[number] = np.empty(size, np.uint8)
-        return held[:size]
-
-    def release(self) -> None:
-        """Give all buffers back to the system (between training and what follows it)."""
-        self.pool.clear()
-        self._scratch = [{} for _ in range(self.workers.count)]
-        self._raw = {}
 
     # ---- constants and transfers ------------------------------------------------------------------------
 
@@ -282,6 +234,7 @@ class NumpyEngine(Composed):
     gated_backward = _gates.gated_backward
     gain_gradient = _gradients.gain_gradient
     embed_backward = _gradients.embed_backward
+    adamw = _optimizers.adamw
     norm = _optimizers.norm
     optimizer_state = _optimizers.optimizer_state
     optimize = _optimizers.optimize
@@ -294,60 +247,17 @@ class NumpyEngine(Composed):
 
     # ---- generation -------------------------------------------------------------------------------------
 
-    def cache(self, slots: int, context: int, width: int) -> np.ndarray:
-        return np.zeros((slots, context, width), np.float32)  # zero pages: memory comes as tokens do
-
-    def state(self, slots: int, size: int) -> np.ndarray:
-        return np.zeros((slots, size), np.float32)
-
-    def places(self, spans) -> list[tuple[int, int, int, int]]:
-        return list(spans)
-
-    def store(self, cache: np.ndarray, places, rows: np.ndarray) -> None:
-        for slot, low, high, position in places:
-            cache[slot, position : position + high - low] = rows[low:high]
-
-    def decode(self, body, ids, spans, rows):
-        self.begin(np.array([0, len(ids)], np.int32), 0, (0, 0, 0))
-        positions = np.concatenate([np.arange(p, p + high - low, dtype=np.int32) for _, low, high, p in spans])
-        return body(self.integers(ids), positions, spans, self.integers(rows) if len(rows) else None)
+    cache = _decode.cache
+    state = _decode.state
+    places = _decode.places
+    store = _decode.store
+    decode = _decode.decode
 
     def offload(self, x):
         return x
 
     def prefetch(self, ticket):
         return ticket
-
-    # ---- optimizer --------------------------------------------------------------------------------------
-
-    def adamw(
-        self,
-        p,
-        g,
-        m,
-        v,
-        cut: int,
-        rates,
-        step: int,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        decay: float,
-        max_norm: float,
-    ) -> float:
-        norm = self.norm([g])
-        if not math.isfinite(norm):
-            return norm
-        clip = max_norm / norm if max_norm and norm > max_norm else 1.0
-        one, two = 1.0 - beta1**step, 1.0 - beta2**step
-        for part, lr in ((slice(0, cut), rates[0]), (slice(cut, p.size), rates[1])):
-            own = [z[part] for z in (p, g, m, v)]
-            self.workers.rows(
-                own[0].size,
-                lambda a, b: self.kernels.adamw(*(z[a:b] for z in own), lr, beta1, beta2, eps, decay, clip, one, two),
-                1 << 16,
-            )
-        return norm
 
 
 def _kernels(compiled: bool | None):

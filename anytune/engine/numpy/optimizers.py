@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -27,6 +28,24 @@ def norm(e, gradients: list[np.ndarray]) -> float:
 
     e.workers.run([partial(work, index) for index in range(len(parts))])
     return float(np.sqrt(sums.sum()))
+
+
+def adamw(
+    e, p, g, m, v, cut: int, rates, step: int, beta1: float, beta2: float, eps: float, decay: float, max_norm: float
+) -> float:
+    norm = e.norm([g])
+    if not math.isfinite(norm):
+        return norm
+    clip = max_norm / norm if max_norm and norm > max_norm else 1.0
+    one, two = 1.0 - beta1**step, 1.0 - beta2**step
+    for part, lr in ((slice(0, cut), rates[0]), (slice(cut, p.size), rates[1])):
+        own = [z[part] for z in (p, g, m, v)]
+        e.workers.rows(
+            own[0].size,
+            lambda a, b: e.kernels.adamw(*(z[a:b] for z in own), lr, beta1, beta2, eps, decay, clip, one, two),
+            1 << 16,
+        )
+    return norm
 
 
 def optimizer_state(e, kind: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -42,13 +42,14 @@ from .offload import Offloader, Ticket
 from .pair_gradients import flush
 from .sizes import Sizes
 from .trained import Trained
+from .transfers import Transfers
 from .experts import ExpertWeights
 from .weights import Group, LoraPair, Weight, align
 
 Tensor = torch.Tensor
 
 
-class TorchEngine(Composed):
+class TorchEngine(Transfers, Composed):
     """base.py says what the operations mean.
 
     dtype: of matrix products and of what lies between operations: bfloat16; float16 products keep float32 between
@@ -142,43 +143,12 @@ class TorchEngine(Composed):
     def trained(self, values: Tensor, gradient: Tensor | None) -> Trained:
         return Trained(values, gradient)
 
-    def constant(self, gguf, name: str) -> Tensor:
-        return self.vector(gguf.float32(name))
-
-    def vector(self, values) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(values, np.float32)).to(self.device)
-
-    def integers(self, values) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(values, np.int32)).to(self.device)
-
-    def zeros(self, size: int) -> Tensor:
-        return torch.zeros(size, dtype=torch.float32, device=self.device)
-
-    def host(self, x: Tensor) -> np.ndarray:
-        x = real(x)
-        return x.to("cpu", _numbers(x), copy=True).numpy()
-
-    def view(self, x: Tensor) -> np.ndarray:
-        x = real(x)
-        return x.to("cpu", _numbers(x)).numpy()
-
     @functools.cached_property
     def algebra(self) -> HostAlgebra | CardAlgebra:
         return HostAlgebra() if self.device.type == "mps" else CardAlgebra(self.device)  # mps has no float64
 
     def settle(self) -> None:
         flush(self)
-
-    def lift(self, x: Tensor) -> Tensor | np.ndarray:
-        return self.view(x) if self.device.type == "mps" else real(x).float()
-
-    def lower(self, values) -> Tensor:
-        return own(self.array(*values.shape)).copy_(self.vector(values))
-
-    def load(self, x: Tensor, values) -> None:
-        # a copy, since a checkpoint's arrays are read-only maps, of which torch warns
-        x.copy_(torch.from_numpy(np.array(values, np.uint8 if x.dtype == torch.uint8 else np.float32)).view(x.shape))
-        self.updater.loaded()
 
     def group(
         self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
@@ -349,8 +319,3 @@ class TorchEngine(Composed):
         dq, dk, dv = both[:, :wide], both[:, wide : wide + narrow], own(both[:, wide + narrow :])
         self.f.attention_backward(dout, q, k, v, out, lse, self.first, self.end, self.starts, heads, dq, dk, dv)
         return dq, dk, dv
-
-
-def _numbers(x: Tensor) -> torch.dtype:
-    """What an array is on the host: codes of moments are bytes, all else is float32."""
-    return x.dtype if x.dtype == torch.uint8 else torch.float32

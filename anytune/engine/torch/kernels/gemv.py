@@ -17,7 +17,6 @@ from .formats import FORMATS, aligned, book_of, constants
 from .overlap import overlap, settle
 
 SUPPORTED: frozenset[str] = frozenset(FORMATS)
-DENSE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 PROCESSORS = 132  # what a launch is to occupy; more do no harm
 
 # _gemv: rows of a program by the matrix's rows (at least), and how many threads share a row at most.
@@ -286,26 +285,11 @@ def gemv(
     x [n, in] float; raw uint8 [rows, row_bytes], blocks of type `name`; out [n, rows] float; down [n, r] float32 and
     up [rows, r] float: the low-rank pair, or neither. Any row strides; columns are adjacent. in is a multiple of 8.
     """
-    _product(x, raw, name, out, down, up, blocks.weights(raw, name))
-
-
-def gemv_dense(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    out: torch.Tensor,
-    down: torch.Tensor | None = None,
-    up: torch.Tensor | None = None,
-) -> None:
-    """As gemv, for a matrix of floats: weight [rows, in], with any row stride."""
-    _product(x, weight.view(torch.uint8), DENSE[weight.dtype], out, down, up, weight.shape[1])
-
-
-def _product(x, raw, name: str, out, down, up, n: int) -> None:
     pair, rank = ((x, x), 0) if down is None else ((down, up), down.shape[1])
     matrices = (x, raw, out, *pair)
     fits = (
-        x.shape[1] == n
-        and n % 8 == 0
+        x.shape[1] == blocks.weights(raw, name)
+        and x.shape[1] % 8 == 0
         and out.shape == (len(x), len(raw))
         and aligned(raw, name)
         and all(m.stride(1) == 1 for m in matrices)
