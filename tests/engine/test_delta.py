@@ -91,6 +91,7 @@ class Float64:
     """What the operations ask of the NumPy engine, in float64."""
 
     capacity = 0
+    each = staticmethod(iter)
 
     def __init__(self, starts):
         self.workers, self.first = Workers(2), np.repeat(starts[:-1], np.diff(starts))

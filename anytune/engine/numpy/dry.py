@@ -239,7 +239,7 @@ class Dry:
         return self.memory.empty(size)
 
     def host(self, x: Any) -> Any:
-        return x
+        return x if isinstance(x, MetaArray | np.ndarray) else super().host(x)
 
     def optimizer_state(self, kind: str, shape: tuple[int, ...]) -> dict[str, MetaArray]:
         return {name: self.memory.empty(*of) for name, of in rules.state_shapes(kind, shape).items()}
