@@ -159,6 +159,24 @@ def test_dropout_of_experts(engines, odd):
         assert through == pytest.approx(whole - without, rel=1e-4)
 
 
+def test_a_tensor_in_several_buffers(engines, odd, monkeypatch):
+    results = []
+    for e in engines:
+        random = np.random.default_rng(3)
+        e.begin(np.array([0, 40], np.int32), 40, (0, 0, 0))
+        scores, x, dy = (random.standard_normal((40, n)).astype(np.float32) for n in (6, 44, 30))
+        weight, routing = e.weight(odd, "a", "blocks"), e.route(e.lower(scores), None, Router(6, 2))
+        if e.name == "webgpu":
+            monkeypatch.setattr(e.device, "max_buffer", 20_000)
+            assert [r.high - r.low for r in weight.rows()] == [90, 90]  # three experts each
+            monkeypatch.undo()
+        group, xs = e.expert_group([weight]), e.dispatch(e.lower(x), routing)
+        (y,) = e.expert_linear(xs, group, routing)
+        dx = e.expert_linear_backward((e.dispatch(e.lower(dy), routing),), None, group, routing)
+        results.append([np.array(e.host(z)) for z in (y, dx)])
+    assert max(error(got, want) for want, got in zip(*results)) < 1e-5
+
+
 def test_scores_that_are_no_numbers_stay_in_bounds(engines):
     e = engines[1]
     e.begin(np.array([0, 3], np.int32), 3, (0, 0, 0))
@@ -232,9 +250,10 @@ def test_experts_without_tokens_are_not_read(files, monkeypatch):
     assert 3 <= len(found) <= 6 and all(lo % 32 == 0 for lo in found)  # two tokens at three experts each
 
 
-@pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss"])
-def test_decoding_is_the_whole(files, name):
+@pytest.mark.parametrize("name, how", [("qwen3moe", "blocks"), ("gpt-oss", "blocks"), ("qwen3moe", "stream")])
+def test_decoding_is_the_whole(files, name, how):
     model, ids = load(files[name], device="webgpu"), np.random.default_rng(4).integers(5, 300, 24).tolist()
+    model.hold(how)
     whole, decoder = model.logits(ids), model.decoder(batch=1, context=64)
     np.testing.assert_allclose(decoder.feed([ids[:18]])[0], whole[17], rtol=1e-3, atol=1e-3)
     for at in range(18, 24):
