@@ -45,6 +45,9 @@ class Experts(Trains):
                 weight.rows()
 
 
+LOW = (_gemm.Tile(16), _gemm.Tile(32))
+
+
 @dataclass(frozen=True)
 class Piece:
     """Rows low…high of each of the experts first…last, in a binding from byte `base`."""
@@ -130,7 +133,9 @@ def _low_product(e, x: Array, pair: LoraPair, routing: Routing, forward: bool) -
 
 
 def _tile(e, routing: Routing, forward: bool, n: int, k: int) -> _gemm.Tile:
-    return e.tile_product(forward, -(-routing.slots // routing.router.experts), n, k)[0]
+    """As low as an expert's slots are few, on average: rows of a tile without a slot are computed for nothing."""
+    rows = -(-routing.slots // routing.router.experts)
+    return next((tile for tile in LOW if rows <= tile.m), None) or e.tile_product(forward, rows, n, k)[0]
 
 
 def _forward(e, x: Array, weight, bias, pair, low, routing: Routing, y: Array, y0: int) -> None:
