@@ -218,8 +218,11 @@ def model_file(name: str) -> Path:
     return pull(name)
 
 
-def save(name: str, options: argparse.Namespace, before: dict[str, Any], into: str = "", **result: Any) -> None:
-    """Write bench/results/NAME.json, or INTO.json (and print it). before: machine(), taken before the run."""
+def save(
+    name: str, options: argparse.Namespace, before: dict[str, Any], into: str = "", quiet: bool = False, **result: Any
+) -> None:
+    """Write bench/results/NAME.json, or INTO.json (and print it, unless quiet, as of a part of the rows). before:
+    machine(), taken before the run."""
     data = {
         "benchmark": name,
         "command": shlex.join(["python", f"bench/{name}.py", *_without_paths(sys.argv[1:])]),
@@ -230,7 +233,8 @@ def save(name: str, options: argparse.Namespace, before: dict[str, Any], into: s
         **result,
     }
     text = json.dumps(data, indent=1)
-    print(text)
+    if not quiet:
+        print(text)
     if not options.no_save:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{into or name}.json").write_text(text + "\n")

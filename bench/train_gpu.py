@@ -75,9 +75,9 @@ print(json.dumps({"gemm_tflops": burst, "gemm_tflops_for_two_seconds": sustained
 """
 
 
-def run_peers(names: list[str], env: dict, gpus: int, folder: Path, end: float) -> list[dict]:
+def run_peers(names: list[str], env: dict, gpus: int, folder: Path, end: float, rows: list[dict]) -> None:
     """The peers one after the other, on the second card if there is one."""
-    rows, env = [], env | {"CUDA_VISIBLE_DEVICES": str(min(1, gpus - 1))}
+    env = env | {"CUDA_VISIBLE_DEVICES": str(min(1, gpus - 1))}
     if "unsloth" in names:
         common.run(["bench/peers/hf_folder.py", str(folder / "hf")], env, 2 * LIMIT)
     for script, flags in (peer for name in names for peer in PEERS[name]):
@@ -91,7 +91,6 @@ def run_peers(names: list[str], env: dict, gpus: int, folder: Path, end: float) 
             name = ("Unsloth" if more else "transformers + peft") + "".join(f", {flag}" for flag in flags[2:])
             rows.append({"peer": name, "shape": flags[1], "failed": str(error)[-500:]})
         print({key: rows[-1].get(key) for key in ("peer", "shape", "tokens_per_s", "peak_gib", "failed")}, flush=True)
-    return rows
 
 
 def run_ours(name: str, path: Path, env: dict, rounds: int, card: dict) -> dict:
@@ -124,8 +123,21 @@ def main() -> None:
         script = folder / "gemm.py"
         script.write_text(GEMM.replace("GPUS", str(torch.cuda.device_count())))
         card = common.run_once([str(script)], env | {"CUDA_VISIBLE_DEVICES": "0"})
-        names = [name for name in args.peers.split(",") if name]
-        waiting = ThreadPoolExecutor(1).submit(run_peers, names, env, card["gpus"], folder, end) if names else None
+        names, peers = [name for name in args.peers.split(",") if name], []
+
+        def keep(quiet: bool = True) -> None:
+            """After each of ours, so that a run which is ended early has given something."""
+            for row in peers:
+                mine = results.get(row["shape"], {})
+                if "tokens_per_s" in row and "tokens_per_s" in mine:
+                    row["ratio"] = round(mine["tokens_per_s"] / row["tokens_per_s"], 2)
+            facts = {"model": "Qwen3-1.7B shape, vocabulary 151,936, random weights", "rank": 16}
+            common.save("train_gpu", args, before, quiet=quiet, gpu=card, **facts, anytune=results, peers=peers)
+
+        def run() -> None:
+            run_peers(names, env, card["gpus"], folder, end, peers)
+
+        waiting = ThreadPoolExecutor(1).submit(run) if names else None
         if waiting is not None and card["gpus"] < 2:
             waiting.result()  # one card: one contestant at a time
         files: dict[str, Path] = {}
@@ -137,21 +149,10 @@ def main() -> None:
                 files = {blocks: folder / f"qwen3-1.7b-{blocks.lower()}.gguf"}
                 qwen3.write_model(files[blocks], "qwen3-1.7b", blocks)
             results[name] = run_ours(name, files[blocks], env, args.rounds, card)
-        peers = waiting.result() if waiting else []
-    for row in peers:
-        mine = results.get(row.get("shape"), {})
-        if "tokens_per_s" in row and "tokens_per_s" in mine:
-            row["ratio"] = round(mine["tokens_per_s"] / row["tokens_per_s"], 2)
-    common.save(
-        "train_gpu",
-        args,
-        before,
-        gpu=card,
-        model="Qwen3-1.7B shape, vocabulary 151,936, random weights",
-        rank=16,
-        anytune=results,
-        peers=peers,
-    )
+            keep()
+        if waiting is not None:
+            waiting.result()
+        keep(quiet=False)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ def agrees(gradient, function, parts, at, random, limit, delta=1e-5):
     direction = random.standard_normal(gradient.shape)
     direction += gradient * (np.linalg.norm(direction) / (np.linalg.norm(gradient) + 1e-30))
     wanted = slope(function, parts, at, direction, delta)
-    size = max(np.linalg.norm(gradient), 1e-3)  # one that should be nothing may be a rounding
-    off = abs(np.sum(gradient * direction) - wanted) / (size * np.linalg.norm(direction))
+    size = max(np.linalg.norm(gradient), 0.1)  # one that should be nothing may be a rounding
+    off = abs(np.sum(gradient * direction) - wanted) / (size * np.linalg.norm(direction) + 1e-30)
     assert off < limit, f"part {at}: {off:.1e}"
 
 

@@ -19,18 +19,15 @@ NAMES = ("llama", "qwen2", "qwen3", "gemma3")
 EACH = (*NAMES, *(name for name in tiny.EACH if name not in (*NAMES, "qwen35")))
 PLACES = ["cpu-torch", *(["cuda"] if DEVICE == "cuda" else [])]
 FORMATS = {"f32": 0.9999, "fp16": 0.9999, "bf16": 0.999}
-# The norm behind a tiny delta net's heads magnifies roundings, unless its eps keeps results near 0 from being blown up:
-# bf16's lowest cosines on six streams are 0.16 to 0.94 with 1e-5, at least 0.998 with 0.1
 DELTA = {"f32": 0.9999, "fp16": 0.9999, "bf16": 0.99}
-EPS = {"qwen35moe": {"attention.layer_norm_rms_epsilon": 0.1}}
-GEMMA4 = FORMATS | {"bf16": 0.998}  # nothing divides its scores, and layers that share keys add up their roundings
+NEAR = FORMATS | {"bf16": 0.998}  # scores that nothing divides, or gates around convolutions: 0.9987 on a card
 BLOCKS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("torch")
-    return {name: tiny.write(folder / f"{name}.gguf", name, **EPS.get(name, {})) for name in EACH}
+    return {name: tiny.write(folder / f"{name}.gguf", name, **tiny.GENTLE.get(name, {})) for name in EACH}
 
 
 def trainee_of(path, device, dtype="auto", tokens=64, **lora):
@@ -108,7 +105,7 @@ def test_gradients_are_the_numpy_engines(files, place, name):
     batch = stream([17, 1, 22, 24])
     loss, want = gradients(trainee_of(files[name], "numpy"), batch)
     chosen, delta = [], name == "qwen35moe"
-    for dtype, least in {"qwen35moe": DELTA, "gemma4": GEMMA4}.get(name, FORMATS).items():
+    for dtype, least in {"qwen35moe": DELTA, "gemma4": NEAR, "lfm2moe": NEAR}.get(name, FORMATS).items():
         trainee = trainee_of(files[name], place, dtype)
         if tiny.has_experts(name):
             chosen = same_experts(trainee, batch, chosen)

@@ -29,7 +29,7 @@ def device():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("webgpu")
-    return {name: tiny.write(folder / f"{name}.gguf", name) for name in EACH}
+    return {name: tiny.write(folder / f"{name}.gguf", name, **tiny.GENTLE.get(name, {})) for name in EACH}
 
 
 @pytest.fixture(params=CAPS)
