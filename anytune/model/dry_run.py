@@ -31,8 +31,8 @@ class DryRun:
     lowest: of the layers with something trained.
     """
 
-    def __init__(self, model, subject, engine, hold: str, lowest: int, ubatch: int, context: int):
-        self.engine, self.subject, self.lowest, self.ubatch, e = engine, subject, lowest, ubatch, engine
+    def __init__(self, model, spec, engine, hold: str, lowest: int, ubatch: int, context: int):
+        self.engine, self.spec, self.lowest, self.ubatch, e = engine, spec, lowest, ubatch, engine
         self.starts = np.arange(0, ubatch + context, context, dtype=np.int32)
         self.starts[-1] = ubatch
         self._known: dict[Hashable, Segment] = {}
@@ -40,8 +40,8 @@ class DryRun:
         weights = Weights(model.gguf, model.config, e, hold)
         with e.counting() as ledger:
             self.prepared = ledger.mark()
-            self.vectors, tables = subject.vectors(e), _tables(e, model.config, context)
-        self.placed = placed = subject.place(weights, self.vectors, tables)
+            self.vectors, tables = spec.vectors(e), _tables(e, model.config, context)
+        self.placed = placed = spec.place(weights, self.vectors, tables)
         self.layers = placed.layers
         e.row_padding = max((group.rank for layer in self.layers for group in layer.groups), default=0)
         with e.counting():
@@ -114,7 +114,7 @@ class DryRun:
             stack.train(Operations(e, ledger, seen), Stream(ids, ids, self.starts, ids, ids, 1.0, self.ubatch))
             e.settle()
             self._known[sizes, "update"] = ledger.mark()
-            self.subject.update(e, self.vectors)
+            self.spec.update(e, self.vectors)
             ledger.mark()
 
 

@@ -37,13 +37,13 @@ class Estimate:
     text: str
 
 
-def plan_training(model, subject, ubatch: int, context: int, memory: int | None) -> Estimate:
-    """The fastest way to train `subject` (see subject.py) that fits `memory` bytes (None: what is free).
+def plan_training(model, spec, ubatch: int, context: int, memory: int | None) -> Estimate:
+    """The fastest way to train `spec` (see spec.py) that fits `memory` bytes (None: what is free).
 
     Raises UserError if none does.
     """
-    counter = _Counter(model, subject, ubatch, context)
-    prove(model.engine, bool(subject.names))
+    counter = _Counter(model, spec, ubatch, context)
+    prove(model.engine, bool(spec.names))
     budget = counter.budget = model.engine.budget(model.weights, memory)
     layers = counter.trained
     best: tuple[float, Way, int] | None = None
@@ -68,7 +68,7 @@ def plan_training(model, subject, ubatch: int, context: int, memory: int | None)
     if best is None:
         raise UserError(
             f"training needs at least {-(-counter.least(ways) // MIB)} MiB of {budget.place} but only "
-            f"{budget.limit // MIB} MiB are allowed: {subject.advice}"
+            f"{budget.limit // MIB} MiB are allowed: {spec.advice}"
         )
     return _estimate(counter, *best[1:])
 
@@ -110,10 +110,10 @@ def _least(enough: Callable[[int], bool], most: int) -> int:
 class _Counter:
     """One micro-batch of training, counted for given choices."""
 
-    def __init__(self, model, subject, ubatch: int, context: int):
-        self.model, self.subject, self.ubatch, self.context = model, subject, ubatch, min(context, ubatch)
+    def __init__(self, model, spec, ubatch: int, context: int):
+        self.model, self.spec, self.ubatch, self.context = model, spec, ubatch, min(context, ubatch)
         layers = model.config.layers
-        self.lowest = subject.lowest(layers)
+        self.lowest = spec.lowest(layers)
         self.trained = layers - self.lowest
         self.budget: Any = None
         self._known: dict = {}
@@ -123,7 +123,7 @@ class _Counter:
     def frozen(self) -> bool:
         """Whether weights of the model stay as they are."""
         config = self.model.config
-        return any(not config.looked_up(n) and n not in self.subject.names for n in self.model.weights.matrices)
+        return any(not config.looked_up(n) and n not in self.spec.names for n in self.model.weights.matrices)
 
     def run(self, way: Way, keep: int) -> tuple[int, float]:
         """(bytes beyond what is taken now, FLOPs of a micro-batch)."""
@@ -135,13 +135,13 @@ class _Counter:
         if way.hold not in self._runs:
             engine = self.budget.dry(way, self.ubatch)
             self._runs[way.hold] = DryRun(
-                self.model, self.subject, engine, way.hold, self.lowest, self.ubatch, self.context
+                self.model, self.spec, engine, way.hold, self.lowest, self.ubatch, self.context
             )
         return self._runs[way.hold]
 
     def fits(self, way: Way, keep: int) -> bool:
-        room = self.budget.limit - self.budget.base
-        return self._dry(way).least(way.sizes, keep) <= room and self.run(way, keep)[0] <= room
+        allowed = self.budget.limit - self.budget.base
+        return self._dry(way).least(way.sizes, keep) <= allowed and self.run(way, keep)[0] <= allowed
 
     def least(self, ways: list[Way]) -> int:
         """Bytes of what is taken now and of a run of whichever way takes the least, with every forward run twice."""

@@ -11,11 +11,8 @@ import numpy as np
 from anytune.engine import optimizers
 
 from . import compiled as c
+from .layout import address as _at
 from .plain import GELU, SILU, causal_bounds, scale_by  # noqa: F401 (one vocabulary for both)
-
-
-def _at(x: np.ndarray) -> int:
-    return x.ctypes.data
 
 
 def _row(x: np.ndarray) -> int:

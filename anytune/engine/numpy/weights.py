@@ -162,9 +162,9 @@ class Weight:
         rows, blocks = out.shape[0], columns // block
         if self._kernel is not None:
             flat = (
-                np.lib.stride_tricks.as_strided(out, ((rows - 1) * (out.strides[0] // 4) + columns,), (4,))
-                if rows
-                else out.reshape(-1)
+                out.reshape(-1)  # a view, and cheaper than the other
+                if not rows or out.flags.c_contiguous
+                else np.lib.stride_tricks.as_strided(out, ((rows - 1) * (out.strides[0] // 4) + columns,), (4,))
             )
             self._kernel(source, stride, start, flat, out.strides[0] // 4, 0, rows, blocks)
             return
