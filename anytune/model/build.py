@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import numpy as np
 
 from anytune.errors import UserError
 
-from .config import Config
+from .config import EMBEDDING, Config
 from .keys import check_tensors
 from .mixers.latent_attention import SPLIT as LATENT
+from .own_embeddings import OWN, PROJECTION, shapes
 from .part import Layer, Norm, Run
 from .rope import STILL
 
@@ -21,24 +23,17 @@ def check_model(gguf, config: Config) -> None:
     wanted = {"token_embd.weight": (c.vocabulary, c.width), c.output_norm: (c.width,)}
     if not c.tied:
         wanted["output.weight"] = (c.vocabulary, c.width)
-    if c.own:
-        wanted |= {
-            "per_layer_token_embd.weight": (c.vocabulary, c.layers * c.own),
-            "per_layer_model_proj.weight": (c.layers * c.own, c.width),
-            "per_layer_proj_norm.weight": (c.own,),
-        }
+    wanted |= shapes(c)
     optional = {f"{name}.weight": (c.rope_size // 2,) for name in c.arch.rope_factors}
     if "output" in c.arch.biases:
         optional["output.bias"] = (c.vocabulary,)
     for i in range(c.layers):
-        shapes = {name: shape for part in c.arch.parts(c, i) for name, shape in part.tensors(c, i).items()}
-        wanted |= {f"blk.{i}.{name}": shape for name, shape in shapes.items()}
+        parts = {name: shape for part in c.arch.parts(c, i) for name, shape in part.tensors(c, i).items()}
+        wanted |= {f"blk.{i}.{name}": shape for name, shape in parts.items()}
         more = [c.arch.optional, *(part.optional(c) for part in c.arch.parts(c, i))]
         optional |= {f"blk.{i}.{name}": shape for found in more for name, shape in found.items()}
         optional |= {
-            f"blk.{i}.{name}.bias": shapes[f"{name}.weight"][:-1]
-            for name in c.arch.biases
-            if f"{name}.weight" in shapes
+            f"blk.{i}.{name}.bias": parts[f"{name}.weight"][:-1] for name in c.arch.biases if f"{name}.weight" in parts
         }
     check_tensors(gguf, wanted, optional, c.ignores)
 
@@ -73,6 +68,7 @@ class Weights:
         """The same, but for {tensor: (values, gradient)}, engine's arrays of the tensor's shape, in place of the
         file's."""
         made = copy.copy(self)
+        made.__dict__.pop("projection", None)
         made.matrices, made.vectors, made.gradients = dict(self.matrices), dict(self.vectors), {}
         for name, (values, gradient) in parts.items():
             if name in made.matrices:
@@ -93,7 +89,7 @@ class Weights:
 
     def layers(self, tables: dict, pairs: dict | None = None, dropout: float = 0.0) -> list[Layer]:
         """The layers in order. pairs: {tensor name: engine pair} of an adapter."""
-        run = Run(tables.get(STILL))
+        run = Run(tables.get(STILL), self.owes)
         return [self.layer(i, tables, pairs, dropout, run) for i in range(self.config.layers)]
 
     def layer(
@@ -107,16 +103,18 @@ class Weights:
             made.factor = float(np.asarray(self.gguf.float32(f"blk.{i}.layer_output_scale.weight")).reshape(-1)[0])
         return made
 
-    def beside(self, e, x, ids, positions, run: Run) -> list:
-        """What each layer mixes in of its own, [T, n]: its own embedding of the tokens, and a projection of theirs."""
-        c = self.config
-        if not c.own:
-            return []
-        norm, project = self.vectors["per_layer_proj_norm.weight"], self.matrices["per_layer_model_proj.weight"]
-        (made,) = e.linear(x, self.engine.group([project], number=12 * c.layers))
-        made = e.head_norm(e.scale(made, c.width**-0.5), norm, c.eps, c.layers, run.still, positions)
-        looked_up = e.embed(ids, self.matrices["per_layer_token_embd.weight"], c.own**0.5)
-        return list(e.split(e.scale(e.add(looked_up, made), 0.5**0.5), *[c.own] * c.layers))
+    @functools.cached_property
+    def projection(self):
+        """The group that projects embeddings for the layers: own_embeddings.py."""
+        return self.engine.group([self.matrices[PROJECTION]], number=12 * self.config.layers)
+
+    @property
+    def owes(self) -> bool:
+        """Whether gradients of what layers mix in of their own are wanted."""
+        wanted = (EMBEDDING, *OWN)
+        return bool(self.config.own) and any(
+            name in self.gradients or getattr(self.matrices.get(name), "gradient", None) is not None for name in wanted
+        )
 
     def head(self, pairs: dict | None = None):
         """The output projection (the embedding table where it is tied) as a group of one."""

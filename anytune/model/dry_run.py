@@ -178,6 +178,8 @@ def _signature(part: Part) -> Hashable:
         value = getattr(part, item.name)
         if isinstance(value, Norm):
             value = value.trains
+        elif isinstance(value, Part):
+            value = _signature(value)
         elif hasattr(value, "weights"):
             value = _linears(value)
         elif not isinstance(value, SIMPLE) and not hasattr(value, "head_dim") and not hasattr(value, "key_size"):

@@ -12,8 +12,10 @@ from anytune.errors import UserError
 
 from .lora import ALIASES, EXPERTS, MODULES
 
-NORM, EMBED, BIAS = "norm", "embed", "bias"
-OTHERS = {  # tensors of a layer that no pair adapts
+NORM, EMBED, BIAS, LAYER_EMBED = "norm", "embed", "bias", "layer_embed"
+OTHERS = {  # tensors that no pair adapts
+    "per_layer_token_embd": LAYER_EMBED,
+    "per_layer_model_proj": LAYER_EMBED,
     "ffn_gate_inp": "router",
     "ffn_gate_inp_shexp": "router",
     "ssm_a": "ssm",
@@ -21,7 +23,7 @@ OTHERS = {  # tensors of a layer that no pair adapts
     "shortconv.conv": "conv",
     "attn_sinks": "sinks",
 }
-NAMES = (*MODULES, NORM, EMBED, BIAS, "router", "ssm", "sinks", "conv")
+NAMES = (*MODULES, NORM, EMBED, BIAS, LAYER_EMBED, "router", "ssm", "sinks", "conv")
 PLACES = {place: name for name, place in MODULES.items()} | OTHERS
 
 
@@ -31,8 +33,9 @@ class Full:
 
     modules: "all", or names out of NAMES, comma-separated or a sequence: linears as in LoRA, norm (every gain), embed
     (the embedding table, which is the head too where they are tied), bias, router (of experts), ssm (decays and
-    convolutions of delta nets), sinks (of attention), conv (kernels of short convolutions).
-    layers: of the layers only the last so many; the embedding table then only where it is named. optimizer: one of
+    convolutions of delta nets), sinks (of attention), conv (kernels of short convolutions), layer_embed (each layer's own
+    embeddings).
+    layers: of the layers only the last so many; embeddings then only where they are named. optimizer: one of
     optimizers.KINDS.
     """
 
@@ -59,7 +62,8 @@ class Full:
         if not words:
             raise UserError(f"nothing to train was named: give --train-modules all, or some of {', '.join(NAMES)}")
         if "all" in words:
-            return frozenset(NAMES) - ({EMBED} if self.layers is not None and EMBED not in words else frozenset())
+            above = {EMBED, LAYER_EMBED} - set(words) if self.layers is not None else frozenset()
+            return frozenset(NAMES) - above
         return frozenset(words)
 
     def tensors(self, gguf, layers: int) -> list[str]:

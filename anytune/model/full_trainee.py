@@ -11,6 +11,7 @@ from anytune.engine.optimizers import Rule, state_shapes
 from anytune.errors import UserError
 
 from .full import Full
+from .own_embeddings import OWN
 from .passes import Passes
 from .plan import plan_training
 from .spec import EMBEDDING, FullSpec
@@ -31,13 +32,8 @@ class FullTrainee(Passes):
                 "--dtype fp8 needs frozen weights, which full training does not have: omit it, or train an adapter "
                 "(without --full)"
             )
-        if not model.config.alone:
-            raise UserError(
-                f"{model.gguf.path.name} has layers that read keys and values of others, whose own weights anytune "
-                "does not train yet: train an adapter (without --full)"
-            )
         self.full = full
-        self.names = full.tensors(model.gguf, self.config.layers)
+        self.names = [n for n in full.tensors(model.gguf, self.config.layers) if not self.config.ignores(n)]
         self.shapes = {name: tuple(model.gguf.tensors[name].shape) for name in self.names}
         self.estimate = plan_training(model, FullSpec(full, self.shapes), ubatch, context or ubatch, memory)
         self._start(context or ubatch)
@@ -59,6 +55,8 @@ class FullTrainee(Passes):
         )
         self._arrange(weights.layers(self.model.rope_tables(context)), weights.head())
         self.norm_gradient = self.gradients.get(self.config.output_norm)
+        if OWN & self.shapes.keys():
+            self.lowest = 0
         if EMBEDDING in self.shapes:
             self.lowest, self.embedding_gradient = 0, self.gradients[EMBEDDING].reshape(self.shapes[EMBEDDING])
 

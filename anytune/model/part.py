@@ -25,16 +25,19 @@ class Run:
     """What goes along a run of the layers beside the residual stream.
 
     still: an angle table that turns nothing; beside: what each layer mixes in of its own, [T, n]; kept: {layer: (keys,
-    values)} that later layers read; owed: {layer: the gradients of these}.
+    values)} that later layers read; owed: {layer: the gradients of these}; owed_beside: {layer: those of what it mixes
+    in}, if they are wanted (owes).
     """
 
     still: tuple | None = None
+    owes: bool = False
     beside: list = field(default_factory=list)
     kept: dict[int, tuple] = field(default_factory=dict)
     owed: dict[int, tuple] = field(default_factory=dict)
+    owed_beside: dict[int, Any] = field(default_factory=dict)
 
     def clear(self) -> None:
-        for held in (self.beside, self.kept, self.owed):
+        for held in (self.beside, self.kept, self.owed, self.owed_beside):
             held.clear()
 
 

@@ -51,9 +51,10 @@ class Passes(Stack):
         self.layers, self.head = layers, head
         trained = [i for i, layer in enumerate(layers) if layer.trains]
         self.lowest = trained[0] if trained else len(layers)
-        self.engine.prepare(groups_of(layers, head), parameters, gradients)
+        groups = groups_of(layers, head) + ([self.weights.projection] if self.weights.owes else [])
+        self.engine.prepare(groups, parameters, gradients)
 
 
 def groups_of(layers: list, head) -> list:
-    """All linears as engine groups."""
+    """All linears of layers and head as engine groups."""
     return [group for layer in layers for group in layer.groups] + [head]

@@ -10,6 +10,7 @@ from anytune.engine.optimizers import Rule
 
 from .full import Full
 from .lora import Layout, Lora
+from .own_embeddings import OWN
 
 EMBEDDING = "token_embd.weight"
 
@@ -99,7 +100,7 @@ class FullSpec:
             e.optimize(self.full.optimizer, values, gradient, state, shape, rule)
 
     def lowest(self, layers: int) -> int:
-        return 0 if EMBEDDING in self.shapes else _lowest(self.shapes, layers)
+        return 0 if EMBEDDING in self.shapes or OWN & self.shapes.keys() else _lowest(self.shapes, layers)
 
 
 def _lowest(names, layers: int) -> int:

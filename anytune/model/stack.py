@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from anytune.engine.base import Stream
 
-from .part import Layer
+from .own_embeddings import look_up, look_up_backward
+from .part import Layer, Run
 
 if TYPE_CHECKING:
     from .build import Weights
@@ -92,7 +93,8 @@ def backward(e, layers: list[Layer], dx, positions, rows, lowest: int, keep: int
         dx = layer_backward(e, dx, saved, layers[number], positions, below, wanted, bottom)
         del saved
     for layer in layers[:1]:
-        layer.run.clear()
+        if not layer.run.owes:
+            layer.run.clear()
     return dx
 
 
@@ -101,7 +103,7 @@ def embed(e, weights: Weights, layers: list[Layer], ids, positions):
     x = e.embed(ids, weights.embedding, weights.embedding_scale)
     for layer in layers[:1]:
         layer.run.clear()
-        layer.run.beside += weights.beside(e, x, ids, positions, layer.run)
+        layer.run.beside += look_up(weights, e, x, ids, positions, layer.run)
     return x
 
 
@@ -167,4 +169,16 @@ class Stack:
             dx = backward(e, self.layers, dx, s.positions, s.rows, self.lowest, self.keep, tape, bottom)
             if bottom:
                 e.embed_backward(dx, s.ids, self.weights.embedding_scale, self.embedding_gradient)
+            run = self.layers[0].run
+            if run.owes:
+                self._pay(e, s, run, bottom)
         return loss
+
+    def _pay(self, e, s: Stream, run: Run, bottom: bool) -> None:
+        """Gradients by what the layers mixed in, on to the tensors that it was made of."""
+        w = self.weights
+        x = e.embed(s.ids, w.embedding, w.embedding_scale)
+        dx = look_up_backward(w, e, x, s.ids, s.positions, run, bottom)
+        if bottom:
+            e.embed_backward(dx, s.ids, w.embedding_scale, self.embedding_gradient)
+        run.clear()

@@ -111,7 +111,8 @@ def gradient_of(tensor: str, weights: dict, values: dict, own: dict) -> np.ndarr
     return out.reshape(shape) / (weights[tensor] if tensor.endswith("ssm_a") else 1)  # A_log is there
 
 
-MIXED = ["qwen3moe", "gpt-oss", "qwen35", "qwen35moe", "gemma4-experts", "lfm2moe", "deepseek2", "deepseek3"]
+MIXED = ["qwen3moe", "gpt-oss", "qwen35", "qwen35moe", "gemma4", "gemma4-experts"]
+MIXED += ["lfm2moe", "deepseek2", "deepseek3"]
 
 
 @pytest.mark.parametrize("name", MIXED)
@@ -139,7 +140,8 @@ def test_gradients_of_experts_states_and_sinks(tiny_file, tmp_path, name):
     TrainedModel(trainee.model.gguf, trainee.values(), "F32").save(tmp_path / "tuned.gguf")
     line = ids[0].tolist()
     served = llamacpp_logprobs(tmp_path / "tuned.gguf", [line], vocab=320, threads=1)[0]
-    assert kl(served, anytune.load(tmp_path / "tuned.gguf", device="numpy", threads=1).logits(line)).max() < 1e-7
+    mine = anytune.load(tmp_path / "tuned.gguf", device="numpy", threads=1).logits(line)
+    assert kl(served, mine).max() < (1e-5 if name.startswith("gemma") else 1e-7)  # GELU's table of f16
 
 
 def test_adafactor_is_that_of_transformers():

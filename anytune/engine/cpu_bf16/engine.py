@@ -58,6 +58,12 @@ class CpuBf16Engine(NumpyEngine):
             return parts[0].part(0, sum(p.shape[1] for p in parts))
         return super().join(tuple(p.float32() if isinstance(p, Rows) else p for p in parts))
 
+    def scale(self, x, factor):
+        return super().scale(self.view(x), factor)
+
+    def scatter(self, y, rows, tokens: int):
+        return super().scatter(self.view(y), rows, tokens)
+
     def host(self, x) -> np.ndarray:
         return x.float32() if isinstance(x, Rows) else super().host(x)
 

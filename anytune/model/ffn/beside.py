@@ -46,15 +46,20 @@ class Beside(Part):
         own = own if rows is None else e.gather(own, rows)
         (gate,) = self.read(e, x)
         (y,) = e.linear(e.glu(gate, own, self.activation), self.writes)
-        return self.add(e, x, y), (x, gate, own, self.kept(y))
+        return self.add(e, x, y), (x, gate, own, rows, self.kept(y))
 
     def backward(self, e, dout, saved, below, need_dx: bool = True):
-        """As in gated.py; the embeddings get no gradient."""
-        x, gate, own, y = saved
+        """As in gated.py; the gradient by the embeddings waits in the run, if it is wanted."""
+        x, gate, own, rows, y = saved
         dy = self.add_backward(e, dout, y)
-        needed = need_dx or self.trains_reads
+        needed = need_dx or self.trains_reads or self.run.owes
         da = e.linear_backward((dy,), e.glu(gate, own, self.activation), self.writes, needed)
         if not needed:
             return None
-        dgate, _ = e.glu_backward(da, gate, own, self.activation)
+        dgate, down = e.glu_backward(da, gate, own, self.activation)
+        if self.run.owes:
+            tokens = self.run.beside[self.layer].shape[0]
+            self.run.owed_beside[self.layer] = e.scale(down, 1.0) if rows is None else e.scatter(down, rows, tokens)
+        if not (need_dx or self.trains_reads):
+            return None
         return self.read_backward(e, (dgate,), x, dout, below, need_dx)
