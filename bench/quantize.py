@@ -116,7 +116,7 @@ def quality(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     exact = load(write(folder / "f32.gguf", tensors))
     measured, text = texts()
     base = perplexity(exact, text, chunks=args.windows, save=folder / "base.bin")
-    sums, tokens, _ = collect(exact, measured, chunks=16)
+    importance_of = collect(exact, measured, chunks=16)
     linears = [name for name, x in tensors.items() if name.startswith("blk.") and x.ndim == 2]
     found = []
     for name, weighted in [(name, False) for name in JUDGED] + [(name, True) for name in WITH_IMPORTANCE]:
@@ -127,7 +127,7 @@ def quality(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             for linear in linears:
                 x, columns = as_blocks(tensors[linear]), None
                 if weighted:
-                    importance = (sums[linear] / tokens).astype(np.float32)
+                    importance = importance_of.means(linear).astype(np.float32)
                     columns = np.tile(np.maximum(importance / importance.mean(), 1e-5), ROWS)
                 y = dequantize(how(x, name, columns), name)
                 w = 1.0 if columns is None else columns

@@ -121,7 +121,7 @@ def _begin_alike(decoder: Decoder, teacher: Teacher, prompts: Sequence[Sequence[
     """Let every slot of the decoder hold what all prompts begin with: it is computed once."""
     columns = zip(*(prompt[:-1] for prompt in prompts))  # a token of each is left to be fed
     front = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-    if not teacher.context or len(prompts) < 2 or front < SHARED:
+    if not teacher.shares or len(prompts) < 2 or front < SHARED:
         return
     side = Side(teacher.model, [], prompts[0][:front], adapter=teacher.adapter)
     side.start()

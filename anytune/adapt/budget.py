@@ -41,7 +41,7 @@ def least_bytes(model: Model, tasks: Sequence[Task], guarded: int, rank: int, ba
         len(part.ids)
         for task in tasks
         for teacher in (False, True)
-        for part in batches(task.examples, batch, teacher, bool(task.teacher.context))[0]
+        for part in batches(task.examples, batch, teacher, task.teacher.shares)[0]
     )
     streams = 4 * c.width * (ran + largest)
     layer = 4 * layer_floats(model) * max(largest, min(guarded, batch))

@@ -211,12 +211,6 @@ def distillation_task(
     if not context and teacher_adapter is None and same_file(model, other):
         raise UserError("There is no teacher: give a prompt (--system, --shots), --teacher-lora or --teacher-model.")
     check_shape(model, other)
-    if context and any(other.config.recurrent):
-        name = other.config.arch.name
-        raise UserError(
-            f"prompts cannot be distilled into {name} yet, because its layers keep a state instead of keys and "
-            "values: train on answers given with the prompt instead (anytune train)"
-        )
     if teacher_adapter is not None:
         teacher_adapter.check(other.gguf, "the teacher's adapter")
     teacher = Teacher(other, teacher_adapter, context)

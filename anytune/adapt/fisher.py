@@ -37,9 +37,11 @@ class _Watch:
         return getattr(self._engine, name)
 
     def linear_backward(self, dys: tuple, x: Any, group: Any, need_dx: bool = True) -> Any:
-        inputs = self._engine.lift(x)
-        for name, dy in zip(self._names[id(group)], dys, strict=True):
-            self._see(name, inputs, self._engine.lift(dy))
+        names = self._names.get(id(group))  # None: of a router, or of a gate, which nobody adapts
+        if names is not None:
+            inputs = self._engine.lift(x)
+            for name, dy in zip(names, dys, strict=True):
+                self._see(name, inputs, self._engine.lift(dy))
         return self._engine.linear_backward(dys, x, group, need_dx)
 
     def norm_linear_backward(self, dys, x, gain, eps, group, residual, need_dx=True, then=None, into=None):

@@ -41,6 +41,11 @@ class Teacher:
     adapter: Adapter | None = None
     context: Context = Context()
 
+    @property
+    def shares(self) -> bool:
+        """Whether examples may have a beginning in common, whose keys and values are computed once."""
+        return bool(self.context) and not any(self.model.config.recurrent)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -94,7 +99,6 @@ def prepare(*models: Model) -> None:
     from anytune.model.decoder import dense_fits
 
     for model in {id(model): model for model in models}.values():
-        model.refuse_experts("anytune adapt")
         size = sum(matrix.nbytes for matrix in model.weights.matrices.values())
         if model.memory is not None and _on_host(model) and process_bytes() + ROOM * size > model.memory:
             model.hold("stream")
@@ -119,7 +123,7 @@ def keeps(model: Model, tasks: Sequence[Task]) -> bool:
 def couple(
     model: Model, task: Task, examples: Sequence[Example], pairs: dict[str, Any], batch: int, keep: bool = True
 ) -> Couple:
-    share = bool(task.teacher.context)
+    share = task.teacher.shares
     one, front = batches(examples, batch, False, share)
     other, behind = batches(examples, batch, True, share)
     return Couple(

@@ -114,7 +114,7 @@ def beside(
     settings: Settings,
     what: str,
 ) -> dict[str, Distance]:
-    share = bool(teacher.context)
+    share = teacher.shares
     one, front = batches(examples, settings.batch, False, share)
     other, behind = batches(examples, settings.batch, True, share)
     sides = [
@@ -133,7 +133,7 @@ def _drift(
 ) -> dict[str, float]:
     """KL from the bare student on ordinary text: of the student with each adapter, and of the teacher."""
     bare = [dataclasses.replace(e, behind=e.ids, own=len(e.ids)) for e in windows] if not teacher.context else windows
-    share = bool(teacher.context)
+    share = teacher.shares
     one, front = batches(bare, settings.batch, False, share)
     other, behind = batches(bare, settings.batch, True, share)
     names = [name for name in adapters if name != "before"]

@@ -23,6 +23,9 @@ SHARES = {  # of the rank that all would have
     "ffn_gate": 0.625,
     "ffn_up": 0.625,
     "ffn_down": 1.625,
+    "ffn_gate_shexp": 0.625,
+    "ffn_up_shexp": 0.625,
+    "ffn_down_shexp": 1.625,
 }
 
 

@@ -119,7 +119,7 @@ class _Teacher:
     once for all, and distributions made of them when they are needed."""
 
     def __init__(self, teacher: Teacher, groups: Sequence[Sequence[Example]]):
-        found, front = pack(groups, True, bool(teacher.context))
+        found, front = pack(groups, True, teacher.shares)
         self.side = Side(teacher.model, found, front, adapter=teacher.adapter)
         self.side.through()
         e = self.side.engine

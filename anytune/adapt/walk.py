@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anytune.errors import UserError
+from anytune.model.own_embeddings import look_up
+from anytune.model.part import Run
+from anytune.model.rope import STILL
 from anytune.model.stack import finish, layer_forward
 
 if TYPE_CHECKING:
@@ -66,7 +68,8 @@ class Probe:
 
     def __init__(self, walker: Walker, stop: int | None, after: bool):
         self._walker, self._engine, self._stop, self._after = walker, walker.side.engine, stop, after
-        self._at, self._products = 0, 0
+        self._at = 0
+        self._numbers = {id(group): number for number, (group, _) in enumerate(walker.side.layer.products)}
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._engine, name)
@@ -82,7 +85,7 @@ class Probe:
         return kept[self._at - 1]
 
     def linear(self, x: Any, group: Any) -> tuple:
-        number, self._products = self._products, self._products + 1
+        number = self._numbers.get(id(group), -1)  # -1: of a router, or of a gate, which nobody adapts
         if any(part.norm is None and part.reads is group for part in self._walker.side.layer.parts):
             self._walker.stream = x
         if number == self._stop and not self._after:
@@ -102,6 +105,9 @@ class Probe:
     def attention(self, q: Any, k: Any, v: Any, heads: Any) -> tuple:
         return self._run(self._walker.attention, (q, k, v, heads))
 
+    def attention_with(self, q: Any, k: Any, v: Any, heads: Any, sinks: Any) -> tuple:
+        return self._run(self._walker.attention, (q, k, v, heads, sinks))
+
 
 class Walker:
     """One batch of a Side within a layer. x: the layer's input; stream: the residual stream at the last norm."""
@@ -112,18 +118,23 @@ class Walker:
         self.x = self.stream = None
         self.bare: tuple[Any, tuple] | None = None  # a product's input, and its outputs without pairs
         self.shared: tuple[Any, Any] | None = None  # keys and values of a beginning, for those behind it
-        self.caches: tuple[Any, Any] | None = None
+        self.caches: dict[int, tuple[Any, Any]] = {}  # by the width of keys
+        self.beside: list[Any] = []  # what each layer mixes in of its own
+        self.lent: dict[int, tuple] = {}  # keys and values that later layers read
         self.positions = side.engine.integers(batch.positions)
 
     def begin(self) -> None:
         e = self.side.engine
         e.training = False
         e.begin(self.batch.starts, self.side.capacity, (0, 0, 0))
+        self.side.along.beside, self.side.along.kept = self.beside, self.lent
 
     def embed(self) -> None:
         self.begin()
         e, weights = self.side.engine, self.side.model.weights
-        self.x = e.embed(e.integers(self.batch.ids), weights.embedding, weights.embedding_scale)
+        ids = e.integers(self.batch.ids)
+        self.x = e.embed(ids, weights.embedding, weights.embedding_scale)
+        self.beside[:] = look_up(weights, e, self.x, ids, self.positions, self.side.along)
 
     def run(self, stop: int | None = None, after: bool = False) -> Any:
         """The input of product `stop`, its outputs (`after`), or the layer's own result."""
@@ -139,21 +150,22 @@ class Walker:
         self.x, self.stream = self.run(), None
         self.kept = []
 
-    def attention(self, q: Any, k: Any, v: Any, heads: Any) -> tuple[Any, Any]:
+    def attention(self, q: Any, k: Any, v: Any, heads: Any, sinks: Any = None) -> tuple[Any, Any]:
         e, first = self.side.engine, self.side.first
         if self is first:
             self.shared = k, v
         if self is first or first is None:
-            return e.attention(q, k, v, heads)
-        if self.caches is None:
+            return e.attention(q, k, v, heads) if sinks is None else e.attention_with(q, k, v, heads, sinks)
+        width = heads.n_kv_heads * heads.head_dim
+        if width not in self.caches:
             slots, most = len(self.batch.starts) - 1, int(np.diff(self.batch.starts).max()) + self.batch.behind
-            self.caches = tuple(e.cache(slots, most, heads.n_kv_heads * heads.head_dim) for _ in range(2))
-        where = e.places(self.batch.spans)
-        for cache, common, own in zip(self.caches, first.shared, (k, v)):
+            self.caches[width] = tuple(e.cache(slots, most, width) for _ in range(2))
+        where, caches = e.places(self.batch.spans), self.caches[width]
+        for cache, common, own in zip(caches, first.shared, (k, v)):
             for slot, *_ in self.batch.spans:
                 e.store(cache, e.places([(slot, 0, self.batch.behind, 0)]), common)
             e.store(cache, where, own)
-        return e.attend_cache(q, *self.caches, where, heads), None
+        return e.attend_cache(q, *caches, where, heads, *(() if sinks is None else (sinks,))), None
 
 
 class Side:
@@ -169,11 +181,6 @@ class Side:
         pairs: dict[str, Any] | None = None,
         keep: bool = True,
     ):
-        if not model.config.alone:
-            raise UserError(
-                f"{model.gguf.path.name} has layers that read keys and values of others, and adapt runs one layer at a "
-                "time: train an adapter with anytune train"
-            )
         self.model, self.engine = model, model.engine
         self.pairs = pairs if pairs is not None else model.adapter_pairs(adapter)
         starts = np.array([0, len(beginning)], np.int32)
@@ -182,6 +189,7 @@ class Side:
         every = [*([first] if len(beginning) else []), *batches]
         self.capacity = max(len(batch.ids) for batch in every)
         self.tables = model.rope_tables(max(int(batch.positions.max()) for batch in every) + 1)
+        self.along = Run(self.tables.get(STILL))
         self.layer: Any = None
         self.number = -1
         walkers = [Walker(self, batch, keep or number == 0) for number, batch in enumerate(every)]
@@ -199,7 +207,7 @@ class Side:
 
     def enter(self, number: int) -> None:
         self.number = number
-        self.layer = self.model.weights.layer(number, self.tables, self.pairs)
+        self.layer = self.model.weights.layer(number, self.tables, self.pairs, run=self.along)
 
     def tensors(self, product: int) -> list[str]:
         """Those of a product of the layer."""

@@ -56,11 +56,12 @@ def imatrix(
     text = read_text(file)
     loaded = load_model(model, engine)
     with Progress("imatrix", "tokens", quiet=as_json) as progress:
-        sums, tokens, count = collect(loaded, text, context=context, chunks=chunks, batch=batch, progress=progress.to)
-    write_imatrix(output, sums, dict.fromkeys(sums, tokens), [Path(file).name], count, tokens // count)
-    facts = {"path": output, "matrices": len(sums), "tokens": tokens, "windows": count}
+        found = collect(loaded, text, context=context, chunks=chunks, batch=batch, progress=progress.to)
+    tokens, count = found.tokens, found.windows
+    write_imatrix(output, found.sums, found.counts, [Path(file).name], count, tokens // count)
+    facts = {"path": output, "matrices": len(found.sums), "tokens": tokens, "windows": count}
     if as_json:
         print_json(facts)
     else:
-        click.echo(f"{len(sums)} matrices measured on {tokens} tokens in {count} windows")
+        click.echo(f"{len(found.sums)} matrices measured on {tokens} tokens in {count} windows")
         click.echo(output)

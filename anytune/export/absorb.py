@@ -56,18 +56,19 @@ def statistics(
             "--qera approx."
         )
     exact = way == "exact" or way == "auto" and fits
-    sums, tokens, _ = collect(
+    found = collect(
         model,
         text,
         context=context,
         chunks=chunks,
         adapter=adapter,
         measure=autocorrelation if exact else squares,
+        experts=False,
         progress=progress,
     )
     seen: dict[int, np.ndarray] = {}  # the weights of a group share one
     return {
-        name: seen.setdefault(id(total), total / tokens) for name, total in sums.items()
+        name: seen.setdefault(id(total), total / found.tokens) for name, total in found.sums.items()
     }, "exact" if exact else "approx"
 
 

@@ -84,7 +84,7 @@ class Config:
             [f"blk.{i}.{name}.weight" for name in names]
             for i in range(self.layers)
             for part in self.arch.parts(self, i)
-            for names in (part.READS, part.WRITES)
+            for names in part.linears(self)
         ]
 
     def rope(self, layer: int) -> Rope:
@@ -107,11 +107,6 @@ class Config:
     @property
     def output_norm(self) -> str:
         return f"{self.arch.output_norm}.weight"
-
-    @property
-    def alone(self) -> bool:
-        """Whether a layer runs without the others."""
-        return not self.shared and not self.own
 
     def looked_up(self, name: str) -> bool:
         """Whether a matrix is a table of which only a few rows are read at a time."""

@@ -33,8 +33,8 @@ class Full:
 
     modules: "all", or names out of NAMES, comma-separated or a sequence: linears as in LoRA, norm (every gain), embed
     (the embedding table, which is the head too where they are tied), bias, router (of experts), ssm (decays and
-    convolutions of delta nets), sinks (of attention), conv (kernels of short convolutions), layer_embed (each layer's own
-    embeddings).
+    convolutions of delta nets), sinks (of attention), conv (kernels of short convolutions), layer_embed (embeddings of
+    each layer's own).
     layers: of the layers only the last so many; embeddings then only where they are named. optimizer: one of
     optimizers.KINDS.
     """

@@ -62,6 +62,11 @@ class Part:
     NEEDS: ClassVar[str | None] = None  # what an engine must offer for it beyond the operations of every engine
 
     @classmethod
+    def linears(cls, c: Any) -> tuple[tuple[str, ...], ...]:
+        """The names in `products`."""
+        return cls.READS, cls.WRITES
+
+    @classmethod
     def optional(cls, c: Any) -> dict[str, tuple[int, ...]]:
         """Further tensors that it may have; as tensors()."""
         return {}
@@ -72,9 +77,14 @@ class Part:
         return (self.reads, self.READS), (self.writes, self.WRITES)
 
     @property
+    def named(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
+        """As products, of all its linears, those of experts too."""
+        return self.products
+
+    @property
     def groups(self) -> list:
         """All its linears, as the engine has them."""
-        return [group for group, _ in self.products]
+        return [group for group, _ in self.named]
 
     @property
     def trains_reads(self) -> bool:
@@ -154,6 +164,10 @@ class Layer:
     def products(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
         return tuple(product for part in self.parts for product in part.products)
 
+    @property
+    def named(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
+        return tuple(linears for part in self.parts for linears in part.named)
+
     def written_by(self, product: int) -> Part | None:
         """The part whose result product number `product` gives; None: it gives none."""
         group = self.products[product][0]
@@ -161,4 +175,4 @@ class Layer:
 
     @property
     def groups(self) -> list:
-        return self.mixer.groups + self.ffn.groups
+        return [group for part in self.parts for group in part.groups]

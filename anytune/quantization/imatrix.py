@@ -47,12 +47,13 @@ class Importance:
 def write_imatrix(
     path: str | os.PathLike,
     sums: Mapping[str, np.ndarray],
-    counts: Mapping[str, int],
+    counts: Mapping[str, int | np.ndarray],
     sources: Sequence[str],
     chunks: int,
     chunk_size: int,
 ) -> None:
-    """sums: weight name -> [columns], of squares over counts[name] tokens. UserError if it cannot be written."""
+    """sums: weight name -> [columns], or of experts [experts, columns], of squares over counts[name] tokens, or as many
+    of each expert. UserError if it cannot be written."""
     metadata = {
         "general.type": "imatrix",
         "imatrix.datasets": list(sources),
@@ -61,9 +62,10 @@ def write_imatrix(
     }
     tensors = []
     for name in sorted(sums):
-        values = np.asarray(sums[name], np.float32).reshape(1, -1)
+        values = np.atleast_2d(np.asarray(sums[name], np.float32))
+        count = np.asarray(counts[name], np.float32).reshape(-1, 1)
         tensors.append((name + SUMS, values.shape, "F32", values))
-        tensors.append((name + COUNTS, (1, 1), "F32", np.full((1, 1), counts[name], np.float32)))
+        tensors.append((name + COUNTS, count.shape, "F32", count))
     write_gguf(path, metadata, tensors, kinds={"imatrix.datasets": "string[]"})
 
 
@@ -91,13 +93,14 @@ def _means(file: GGUF, name: str) -> np.ndarray:
     finite = np.isfinite(sums).all() and np.isfinite(counts).all()
     if len(counts) not in (1, len(sums)) or not finite or (sums < 0).any():
         raise UserError(f"{file.path}: the importance of {name} is damaged; create the file again.")
-    # an expert that no token chose: all columns alike
-    return normalized(np.where(counts > 0, sums / np.maximum(counts, 1), 1.0))
+    return normalized(sums / np.maximum(counts, 1), counts > 0)
 
 
-def normalized(means: np.ndarray) -> np.ndarray:
-    """Mean squares [matrices, columns] as importances: float32, of mean 1."""
-    mean = means.mean()
+def normalized(means: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    """Mean squares [matrices, columns] as importances: float32, of mean 1; of a matrix that no token went through
+    (seen [matrices, 1], False) all columns alike."""
+    seen = np.ones((len(means), 1), bool) if seen is None else np.broadcast_to(seen, (len(means), 1))
+    mean = means[seen[:, 0]].mean() if seen.any() else 0.0
     if not mean > 0:
         return np.ones(means.shape, np.float32)
-    return np.maximum(means / mean, LEAST).astype(np.float32)
+    return np.maximum(np.where(seen, means / mean, 1.0), LEAST).astype(np.float32)

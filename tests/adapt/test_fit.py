@@ -31,8 +31,9 @@ def adapter_for(model, rank=2, size=0.3, seed=0):
     """Random changes of every linear, of the weights' own size."""
     rng = np.random.default_rng(seed)
     tensors = {}
+    every = {name for names in model.config.products() for name in names}
     for name, info in model.gguf.tensors.items():
-        if name.startswith("blk.") and len(info.shape) == 2:
+        if name in every:
             out, columns = info.shape
             tensors[name] = (
                 rng.standard_normal((rank, columns)).astype(np.float32) / np.float32(columns) ** 0.5,
@@ -60,6 +61,21 @@ def sides(model, task, examples, slots, size=256, **options):
 
 def fitted(model, teacher, examples, recipe, **options):
     return fit([sides(model, Task(teacher, examples, examples), examples, {}, **options)], recipe)
+
+
+OTHERS = ("gemma4", "lfm2", "qwen35", "qwen35moe", "glm4moe", "gpt-oss", "gemma4-experts")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_kind_of_layer_is_fitted(tmp_path, name):
+    """States, experts beside which there is something else, layers that read others' keys, their own embeddings."""
+    model = model_of(tiny.write(tmp_path / "m.gguf", name))
+    adapter, examples = adapter_for(model, size=0.1), examples_of(model)
+    task = Task(Teacher(model, adapter), examples, examples_of(model, 10, seed=1))
+    made = as_adapter(model, fitted(model, task.teacher, examples, Recipe(2, 1e-6)))
+    assert set(made.tensors) == {name for names in model.config.products() for name in names}
+    found = measure(model, task, made, {}, Settings())
+    assert found.before.kl > 0.01 and found.after.kl < 1e-4 * found.before.kl
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3-tied", "gemma3"])
@@ -153,7 +169,19 @@ def test_the_teachers_prompt_is_not_in_the_students_rows(tmp_path):
     assert "harbours" not in model.tokenizer.decode(read_by_student.tolist())
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["qwen35moe", "lfm2"])
+def test_layers_with_a_state_share_no_beginning(tmp_path, name):
+    model = model_of(tiny.write(tmp_path / "m.gguf", name))
+    teacher = Teacher(model, None, Context("You speak of harbours, and of little else but harbours."))
+    examples = read(model, [chats(tmp_path, 5)], Reading(model.template), teacher.context)[0].examples
+    assert not teacher.shares
+    found = measure(model, Task(teacher, examples, examples), Adapter({}, 1, 1.0, False, name), {}, Settings())
+    side = Side(model, batches(examples, 120, True, False)[0])
+    side.through()
+    assert found.before.kl > 0 and np.isfinite(side.engine.host(side.hidden(side.walkers[0]))).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gemma4", "gemma4-experts", "gpt-oss"])
 def test_a_common_beginning_is_as_good_as_one_for_each(tmp_path, name):
     """Keys and values of the beginning, made once, against whole sequences: the same hidden states."""
     model = model_of(tiny.write(tmp_path / "m.gguf", name))

@@ -74,13 +74,13 @@ def test_autocorrelations_have_the_mean_squares_on_their_diagonals(merged):
     model, adapter, _ = merged
     exact, way = statistics(model, adapter, pairs.TEXT, "exact", context=64)
     approx, other = statistics(model, adapter, pairs.TEXT, "approx", context=64)
-    sums, tokens, _ = collect(model, pairs.TEXT, context=64, adapter=adapter)
-    without, _, _ = collect(model, pairs.TEXT, context=64)
+    found = collect(model, pairs.TEXT, context=64, adapter=adapter)
+    sums, without = found.sums, collect(model, pairs.TEXT, context=64).sums
     assert (way, other) == ("exact", "approx") and exact.keys() == approx.keys() == sums.keys()
     for name, r in exact.items():
         np.testing.assert_allclose(r, r.T, atol=1e-4)
         np.testing.assert_allclose(np.diag(r), approx[name], rtol=1e-3, atol=1e-6)
-        np.testing.assert_allclose(approx[name], sums[name] / tokens)
+        np.testing.assert_allclose(approx[name], found.means(name))
     assert exact["blk.0.attn_q.weight"] is exact["blk.0.attn_k.weight"]
     assert not np.allclose(sums["blk.1.ffn_down.weight"], without["blk.1.ffn_down.weight"], rtol=0.01)
 

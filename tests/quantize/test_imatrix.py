@@ -7,6 +7,7 @@ import anytune
 from anytune.cli.main import run as command
 from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
+from anytune.likelihood.windows import Forward, windows
 from anytune.quantization.collect import collect
 from anytune.quantization.imatrix import read_imatrix, write_imatrix
 from tests.support import tiny
@@ -26,20 +27,20 @@ def norm(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
 
 def test_the_first_layer_by_hand(model):
     """Attention's input is the first norm of the embeddings, BOS in the place of each window's first token."""
-    sums, tokens, count = collect(model, TEXT, context=32, chunks=5)
+    found = collect(model, TEXT, context=32, chunks=5)
     ids = np.array(model.tokenize(TEXT)[: 32 * 5]).reshape(5, 32)
     if model.tokenizer.add_bos:
         ids[:, 0] = model.tokenizer.bos
     g = model.gguf
     x = g.float32("token_embd.weight").astype(np.float64)[ids.ravel()] * model.weights.embedding_scale
     want = (norm(x, g.float32("blk.0.attn_norm.weight")) ** 2).sum(axis=0)
-    assert (tokens, count) == (160, 5)
+    assert (found.tokens, found.windows) == (160, 5)
     for part in ("q", "k", "v"):
-        assert np.allclose(sums[f"blk.0.attn_{part}.weight"], want, rtol=1e-4)
+        assert np.allclose(found.sums[f"blk.0.attn_{part}.weight"], want, rtol=1e-4)
 
 
 def test_every_linear_of_the_layers_is_measured(model):
-    sums, _, _ = collect(model, TEXT, context=32, chunks=1)
+    sums = collect(model, TEXT, context=32, chunks=1).sums
     want = {
         name: t.shape[-1] for name, t in model.gguf.tensors.items() if name.startswith("blk.") and len(t.shape) == 2
     }
@@ -47,8 +48,47 @@ def test_every_linear_of_the_layers_is_measured(model):
     assert all((values > 0).any() for values in sums.values())
 
 
+@pytest.mark.parametrize("name", ["qwen3moe", "glm4moe", "gpt-oss", "gemma4-experts", "gemma4", "qwen35moe"])
+def test_experts_are_measured_apart(tmp_path, name):
+    """What each read, of how many tokens: against the model run once more, its slots looked at one by one."""
+    path = tiny.write(tmp_path / "m.gguf", name)
+    model, seen = anytune.load(path, device="numpy", threads=1), []
+    found = collect(model, TEXT, context=32, chunks=3, batch=32)
+    e, n = model.engine, model.config.router and model.config.router.experts
+    for call in ("expert_linear", "weigh"):
+
+        def kept(x, *rest, call=call, real=getattr(e, call)):
+            seen.append((call, np.array(x), rest[-1]))
+            return real(x, *rest)
+
+        setattr(e, call, kept)
+    Forward(model, 32).hidden(windows(model, TEXT, 32, 3, 1))
+    calls = [(x, routing) for call, x, routing in seen if call == "weigh"]
+    layers = [i for i in range(model.config.layers) if f"blk.{i}.ffn_down_exps.weight" in model.gguf.tensors]
+    assert len(calls) == len(layers) and bool(layers) == (n is not None)
+    for layer, (x, routing) in zip(layers, calls):
+        name = f"blk.{layer}.ffn_down_exps.weight"
+        expert = np.sort(routing.chosen.ravel())
+        assert found.counts[name].tolist() == np.bincount(expert, minlength=n).tolist()
+        for i in range(n):
+            np.testing.assert_allclose(found.sums[name][i], (x[expert == i] ** 2).sum(0), rtol=1e-4, atol=1e-6)
+    measured = {t for t, info in model.gguf.tensors.items() if t.startswith("blk.") and t in model.weights.matrices}
+    assert set(found.sums) >= measured
+    write_imatrix(tmp_path / "im.gguf", found.sums, found.counts, ["x"], 3, 32)
+    importance = read_imatrix(tmp_path / "im.gguf")
+    for tensor in measured:
+        shape = model.gguf.tensors[tensor].shape
+        assert importance.of(tensor, shape).shape == (int(np.prod(shape[:-2])), shape[-1])
+
+
+def test_an_expert_without_tokens_weighs_all_columns_alike(tmp_path):
+    sums, counts = {"w": np.array([[4.0, 12.0], [0.0, 0.0]])}, {"w": np.array([4.0, 0.0])}
+    write_imatrix(tmp_path / "im.gguf", sums, counts, ["x"], 1, 4)
+    np.testing.assert_allclose(read_imatrix(tmp_path / "im.gguf").columns["w"], [[0.5, 1.5], [1, 1]])
+
+
 def test_how_windows_are_batched_changes_nothing(model):
-    one, other = (collect(model, TEXT, context=32, chunks=4, batch=batch)[0] for batch in (1, 128))
+    one, other = (collect(model, TEXT, context=32, chunks=4, batch=batch).sums for batch in (1, 128))
     for name, values in one.items():
         assert np.allclose(values, other[name], rtol=1e-4), name
 

@@ -77,15 +77,23 @@ class DenseBesideExperts(Part):
     def of(cls, w: LayerWeights, c: Config) -> DenseBesideExperts:
         dense = Gated.of(w, c, 8)
         post, dense.post = dense.post, w.norm("post_ffw_norm_1")
-        return cls(None, post, c.eps, dense.reads, dense.writes, dense, ScaledExperts.of(w, c))
+        return cls(None, post, c.eps, None, None, dense, ScaledExperts.of(w, c))
 
     @property
-    def groups(self) -> list:
-        return self.dense.groups + self.experts.groups
+    def products(self) -> tuple:
+        return self.dense.products
+
+    @property
+    def named(self) -> tuple:
+        return self.dense.named + self.experts.named
 
     @property
     def trains_reads(self) -> bool:
         return self.dense.trains or self.experts.trains
+
+    @property
+    def trains(self) -> bool:
+        return self.trains_reads or self.post.trains
 
     def forward(self, e, x, again: bool = False):
         """As in gated.py."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from anytune.model.config import Config
 
 Array = Any
+SHARED = ("ffn_gate_shexp", "ffn_up_shexp"), ("ffn_down_shexp",)
 
 
 @dataclass
@@ -25,12 +26,13 @@ class Shared:
     gate: Any
 
     @property
-    def groups(self) -> list:
-        return [group for group in (self.reads, self.writes, self.gate) if group is not None]
+    def named(self) -> list[tuple]:
+        linears = (self.reads, SHARED[0]), (self.writes, SHARED[1]), (self.gate, ("ffn_gate_inp_shexp",))
+        return [(group, names) for group, names in linears if group is not None]
 
     @property
     def trains(self) -> bool:
-        return any(group.trains for group in self.groups)
+        return any(group.trains for group, _ in self.named)
 
     def forward(self, e, h, activation: str):
         """h [T, d], after the norm -> (result, what the backward needs)."""
@@ -70,7 +72,6 @@ class Experts(Part):
 
     EXPERTS = ("ffn_gate_exps", "ffn_up_exps"), ("ffn_down_exps",)
     FUSED = ("ffn_gate_up_exps",)
-    SHARED = ("ffn_gate_shexp", "ffn_up_shexp"), ("ffn_down_shexp",)
     NEEDS = "experts"
 
     @classmethod
@@ -101,7 +102,7 @@ class Experts(Part):
         shared = None
         if c.shared_hidden:
             gate = w.group(6, "ffn_gate_inp_shexp") if c.arch.gated_shared else None
-            shared = Shared(w.group(4, *cls.SHARED[0]), w.group(5, *cls.SHARED[1]), gate)
+            shared = Shared(w.group(4, *SHARED[0]), w.group(5, *SHARED[1]), gate)
         return cls(
             norm=w.norm(c.arch.ffn_norm),
             post=w.norm("post_ffw_norm") if c.arch.post_norms else None,
@@ -118,14 +119,20 @@ class Experts(Part):
             fused=c.fused_experts,
         )
 
-    @property
-    def products(self) -> tuple:
-        """None that all tokens go through, as those take them who look at products one by one."""
-        return ()
+    @classmethod
+    def linears(cls, c: Config) -> tuple[tuple[str, ...], ...]:
+        return SHARED if c.shared_hidden else ()
 
     @property
-    def groups(self) -> list:
-        return [self.router, self.reads, self.writes, *(self.shared.groups if self.shared else ())]
+    def products(self) -> tuple:
+        """Those that all tokens go through, as those take them who look at products one by one."""
+        return tuple(self.shared.named[:2]) if self.shared else ()
+
+    @property
+    def named(self) -> tuple:
+        first = self.FUSED if self.fused else self.EXPERTS[0]
+        linears = (self.router, ("ffn_gate_inp",)), (self.reads, first), (self.writes, self.EXPERTS[1])
+        return (*linears, *(self.shared.named if self.shared else ()))
 
     @property
     def reader(self) -> None:

@@ -68,7 +68,7 @@ def curvature(
     progress: (layers done, of how many).
     """
     model.refuse_experts("the search for formats")
-    if model.config.logit_cap or not model.config.alone:
+    if model.config.logit_cap or model.config.shared or model.config.own:
         raise UserError(
             f"{model.gguf.path.name} caps its logits, or shares keys and values between layers, which the search does "
             "not weigh yet: quantize it to a type, such as Q4_K_M"

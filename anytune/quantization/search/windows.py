@@ -45,9 +45,12 @@ class Windows:
 
 def importance_of(model: Model, pieces: Sequence[Window], progress: Callable[[int, int], None]) -> Importance:
     """The importance of columns on these windows."""
-    found, tokens, _ = collect_windows(model, pieces, progress=progress)
+    found = collect_windows(model, pieces, progress=progress)
     return Importance(
-        {name: normalized(total.reshape(1, -1) / tokens) for name, total in found.items()},
+        {
+            name: normalized(np.atleast_2d(found.means(name)), np.reshape(found.counts[name], (-1, 1)) > 0)
+            for name in found.sums
+        },
         chunks=len(pieces),
         path="measured on the text",
     )
