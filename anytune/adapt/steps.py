@@ -108,9 +108,13 @@ def balanced(adapter: Adapter) -> Adapter:
     for name, (a, b) in adapter.tensors.items():
         left, inner = np.linalg.qr(b.astype(np.float64) * (adapter.scale / SCALE))
         right, outer = np.linalg.qr(a.T.astype(np.float64))
-        u, s, v = np.linalg.svd(inner @ outer.T)
+        u, s, v = np.linalg.svd(inner @ outer.T, full_matrices=False)
         root = np.sqrt(np.where(s > NOTHING * s[0], s, 0))  # ranks that a pair does not have stay zero
-        tensors[name] = ((root[:, None] * v @ right.T).astype(np.float32), (left @ u * root).astype(np.float32))
+        spare = (0, len(a) - len(root))  # a tensor narrower than the rank
+        tensors[name] = (
+            np.pad((root[:, None] * v @ right.T).astype(np.float32), (spare, (0, 0))),
+            np.pad((left @ u * root).astype(np.float32), ((0, 0), spare)),
+        )
     return dataclasses.replace(adapter, tensors=tensors, alpha=SCALE * adapter.rank, rslora=False)
 
 

@@ -101,11 +101,6 @@ class Model:
                 f"yet: use --device {WORDS[need][1]}"
             )
 
-    def refuse_experts(self, what: str) -> None:
-        """Raise UserError if some matrices are experts', which `what`, a sentence's subject, cannot do."""
-        if self.config.router is not None:
-            raise UserError(f"{self.gguf.path.name} is a mixture of experts: {what} takes dense models only so far.")
-
     def move(self, engine) -> None:
         """Compute on another engine from now on. What was made on the old one (trainees, pairs) stays there."""
         self._check(engine)

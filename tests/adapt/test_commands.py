@@ -425,12 +425,15 @@ def test_outputs_that_exist_need_force(place, capsys):
     assert command([*args[:-1], str(place / "new" / "folder" / "a.gguf")]) == 0
 
 
-def test_a_prompt_is_not_distilled_into_layers_that_keep_a_state(tmp_path, capsys):
-    model = tiny.write(tmp_path / "m.gguf", "qwen35")
+@pytest.mark.parametrize("name", ["qwen35", "lfm2"])
+def test_a_prompt_into_layers_that_keep_a_state(tmp_path, capsys, name):
+    """Written if it is nearer to the teacher, and only then."""
+    model = tiny.write(tmp_path / "m.gguf", name)
     (tmp_path / "p.jsonl").write_text(
         "".join(f'{{"prompt": "a{i}", "completion": "b{i}"}}\n' for i in range(12)), "utf-8"
     )
     (tmp_path / "s.txt").write_text("Be kind.", "utf-8")
     words = ["adapt", "distill", "-m", str(model), "-t", "1", "--device", "numpy", "--system", str(tmp_path / "s.txt")]
-    assert command([*words, "-f", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "a.gguf")]) == 2
-    assert "prompts cannot be distilled into qwen35 yet" in capsys.readouterr().err
+    code = command([*words, "-f", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "a.gguf")])
+    assert code == (0 if (tmp_path / "a.gguf").exists() else 1)
+    assert ("nothing was written" in capsys.readouterr().err) == (code == 1)

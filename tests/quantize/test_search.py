@@ -52,6 +52,34 @@ def files(tmp_path_factory):
     return get
 
 
+OTHERS = {  # what is tried of each
+    "qwen3moe": ("ffn_gate_exps", "ffn_down_exps", "attn_q"),
+    "qwen35moe": ("ffn_up_exps", "ffn_down_shexp", "ssm_out", "attn_qkv"),
+    "gemma2": ("attn_v", "ffn_down", "token_embd"),
+    "gemma4": ("attn_k", "inp_gate", "proj", "ffn_down"),
+    "gemma4-experts": ("ffn_gate_up_exps", "ffn_down_exps", "ffn_up"),
+    "gpt-oss": ("ffn_down_exps", "attn_output"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_costs_of_other_kinds_of_layers(tmp_path, name):
+    """Experts, states, capped logits, keys and embeddings that layers have in common."""
+    model = anytune.load(tiny.write(tmp_path / "m.gguf", name), device="numpy", threads=1)
+    pieces = windows(model, TEXT, 48, 6, 1)
+    tried = {}
+    for part in OTHERS[name]:
+        layers = (t for t in model.gguf.tensors if t.endswith(f".{part}.weight") and not t.startswith("blk.0."))
+        tensor = next(layers, f"{part}.weight")
+        tried[tensor] = ["Q4_0"]
+    found = curvature(model, pieces, tried, draws=48)
+    own = {tensor: t.type.name for tensor, t in model.gguf.tensors.items()}
+    whole = Whole(model, pieces, None, tmp_path, 1)
+    ratios = {t: found[t]["Q4_0"] / whole.kl(own | {t: "Q4_0"}).mean() for t in tried}
+    logs = np.log(list(ratios.values()))
+    assert found.keys() == tried.keys() and np.exp(np.abs(logs).max()) < 1.7, ratios
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3-tied", "gemma3"])
 def test_costs_are_those_of_the_whole_model(files, name, tmp_path):
     model = anytune.load(files(name), device="numpy", threads=1)

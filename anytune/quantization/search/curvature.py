@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.engine.composed import Composed
-from anytune.errors import UserError
 from anytune.likelihood.windows import Forward, log_sums
 from anytune.model.stack import embed, finish, finish_backward, layer_backward, layer_forward
 from anytune.quantization.imatrix import Importance
 from anytune.quantization.search import tables
+from anytune.quantization.search.experts import expert_costs
 from anytune.quantization.search.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -33,21 +33,31 @@ class Watch(Composed):
     """An engine whose products' backwards are written down; everything else is the engine's own.
 
     seen: id of a group -> (its input [T, in], for each draw the gradients of its linears' outputs [T, out]), float32 on
-    the host.
+    the host; routed: id of a group of experts -> int32 [T, used], the experts of each token, whose slots are the rows.
     """
 
     def __init__(self, engine: Any):
         self._engine = engine
         self.seen: dict[int, tuple[np.ndarray, list[tuple[np.ndarray, ...]]]] = {}
+        self.routed: dict[int, np.ndarray] = {}
+        self.split, self.join = engine.split, engine.join
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def linear_backward(self, dys: tuple, x: Any, group: Any, need_dx: bool = True) -> Any:
+    def _see(self, dys: tuple, x: Any, group: Any) -> None:
         if id(group) not in self.seen:
             self.seen[id(group)] = self._engine.host(x), []
         self.seen[id(group)][1].append(tuple(self._engine.host(dy) for dy in dys))
+
+    def linear_backward(self, dys: tuple, x: Any, group: Any, need_dx: bool = True) -> Any:
+        self._see(dys, x, group)
         return self._engine.linear_backward(dys, x, group, need_dx)
+
+    def expert_linear_backward(self, dys: tuple, x: Any, group: Any, routing: Any, need_dx: bool = True) -> Any:
+        self._see(dys, x, group)
+        self.routed[id(group)] = np.asarray(self._engine.host(routing.chosen), np.int32)
+        return self._engine.expert_linear_backward(dys, x, group, routing, need_dx)
 
 
 def curvature(
@@ -67,12 +77,6 @@ def curvature(
     weighs the search for levels, as when the file is written. A type that cannot hold a tensor costs infinity.
     progress: (layers done, of how many).
     """
-    model.refuse_experts("the search for formats")
-    if model.config.logit_cap or model.config.shared or model.config.own:
-        raise UserError(
-            f"{model.gguf.path.name} caps its logits, or shares keys and values between layers, which the search does "
-            "not weigh yet: quantize it to a type, such as Q4_K_M"
-        )
     forward = Forward(model, len(pieces[0]))
     e, c, layers = model.engine, model.config, forward.layers
     positions, inputs, top = _run(forward, pieces)
@@ -81,23 +85,29 @@ def curvature(
         rounding = Rounding(model.gguf, types, importance, pool)
         hidden, sums, gradients = _drawn(forward, top, draws, np.random.default_rng(seed))
         costs = {
-            name: tables.head(rounding, name, hidden, sums)
+            name: tables.head(rounding, name, hidden, sums, c.logit_cap)
             for name in types
             if name == ("token_embd.weight" if c.tied else "output.weight")
         }
+        owed: list[dict] = [{} for _ in gradients]  # of each draw: gradients of what layers lent to others
         for number in reversed(range(len(layers))):
             layer = layers[number]
             saved = layer_forward(watch, e.vector(inputs.pop()), layer, positions)[1]
             gradients = [
-                e.host(layer_backward(watch, e.vector(dx), saved, layer, positions, None, bottom=True))
-                for dx in gradients
+                _back(watch, e, dx, saved, layer, positions, own) for dx, own in zip(gradients, owed, strict=True)
             ]
-            for group, parts in layer.products:
+            for group, parts in layer.named:
                 x, drawn = watch.seen.pop(id(group))
+                chosen = watch.routed.pop(id(group), None)
                 for place, part in enumerate(parts):
                     name = f"blk.{number}.{part}.weight"
                     if name in types:
-                        costs[name] = _costs(rounding, name, x, [dys[place] for dys in drawn], len(pieces))
+                        dys = [some[place] for some in drawn]
+                        costs[name] = (
+                            _costs(rounding, name, x, dys, len(pieces))
+                            if chosen is None
+                            else expert_costs(rounding, name, x, dys, len(pieces), chosen)
+                        )
             if progress is not None:
                 progress(len(layers) - number, len(layers))
         if "token_embd.weight" in types:
@@ -105,6 +115,12 @@ def curvature(
             before = costs.get("token_embd.weight", {})
             costs["token_embd.weight"] = {kind: cost + before.get(kind, 0.0) for kind, cost in looked_up.items()}
     return costs
+
+
+def _back(watch: Watch, e: Any, dx: np.ndarray, saved: Any, layer: Any, positions: Any, owed: dict) -> np.ndarray:
+    """The gradient by a layer's input on the host; owed: what it owes to layers below, and is owed."""
+    layer.run.owed = owed
+    return e.host(layer_backward(watch, e.vector(dx), saved, layer, positions, None, bottom=True))
 
 
 def _run(forward: Forward, pieces: Sequence[Sequence[int]]) -> tuple[Any, list[np.ndarray], Any]:
@@ -133,6 +149,9 @@ def _drawn(
     for lo, logits in forward.logits(h, np.arange(len(h))):
         sums[lo : lo + len(logits)] = log_sums(logits)
         labels[:, lo : lo + len(logits)] = sample(logits, sums[lo : lo + len(logits)], draws, rng)
+    if forward.head.cap:
+        found = [e.cross_entropy(h, forward.head, e.integers(row), 1.0, True)[1] for row in labels]
+        return e.host(h), sums, [e.host(finish_backward(e, w, dh, top)) for dh in found]
     # one label's gradient is (mean row of the head) - (its own row): the first is common to all draws
     rows = [e.host(e.embed(e.integers(row), forward.head.weights[0], 1.0)) for row in labels]
     common = e.host(e.cross_entropy(h, forward.head, e.integers(labels[0]), 1.0, True)[1]) + rows[0]

@@ -20,6 +20,7 @@ from anytune.errors import UserError
 from anytune.files import check_output
 from anytune.gguf import GGUF, TensorInfo
 from anytune.likelihood.divergence import Reference
+from anytune.model.config import LOOKUPS
 from anytune.quantization import mix
 from anytune.quantization.filetypes import FILE_TYPES, block_name
 from anytune.quantization.imatrix import Importance, read_imatrix
@@ -102,7 +103,8 @@ def candidates(model: Model, types: Sequence[str]) -> dict[str, list[str]]:
     names = [block_name(name) for name in types]
     found = {}
     for name, t in model.gguf.tensors.items():
-        if name in model.weights.matrices and mix.may_quantize(name, t.shape):
+        # what layers mix in of their own (E2B) is looked up in a table whose errors nothing weighs here
+        if name in model.weights.matrices and mix.may_quantize(name, t.shape) and name not in LOOKUPS:
             fitting = dict.fromkeys(mix.fitting(kind, t.shape[-1]) for kind in names)
             found[name] = [kind for kind in fitting if kind != t.type.name]
     return found

@@ -10,19 +10,23 @@ from anytune.quantization.rewrite import rows_of
 from anytune.quantization.search.rounding import Rounding
 
 
-def head(rounding: Rounding, name: str, hidden: np.ndarray, sums: np.ndarray) -> dict[str, float]:
+def head(rounding: Rounding, name: str, hidden: np.ndarray, sums: np.ndarray, cap: float = 0.0) -> dict[str, float]:
     """Type -> KL in nats a token, to second order: half the variance of the logits' errors under the distributions.
 
-    hidden: what the matrix sees, float32 [T, d]; sums: the logits' lse [T].
+    hidden: what the matrix sees, float32 [T, d]; sums: the logits' lse [T]; cap: logits z are cap * tanh(z / cap); 0:
+    they are as they are.
     """
 
     def prepare(lo: int, exact: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        p = hidden @ exact.T
+        p, slope = hidden @ exact.T, np.float32(1)
+        if cap:
+            p = np.float32(cap) * np.tanh(p / np.float32(cap))
+            slope = 1 - np.square(p / np.float32(cap))
         p -= sums[:, None].astype(np.float32)
         np.exp(p, out=p)
 
         def one(difference: np.ndarray) -> np.ndarray:
-            error = hidden @ difference.T
+            error = slope * (hidden @ difference.T)
             return np.stack(
                 [
                     np.einsum("ij,ij->i", p, error, dtype=np.float64),
