@@ -436,4 +436,4 @@ def test_a_prompt_into_layers_that_keep_a_state(tmp_path, capsys, name):
     words = ["adapt", "distill", "-m", str(model), "-t", "1", "--device", "numpy", "--system", str(tmp_path / "s.txt")]
     code = command([*words, "-f", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "a.gguf")])
     assert code == (0 if (tmp_path / "a.gguf").exists() else 1)
-    assert ("nothing was written" in capsys.readouterr().err) == (code == 1)
+    assert ("nothing was written" in capsys.readouterr().out) == (code == 1)
