@@ -96,7 +96,8 @@ class Probe:
         return y
 
     def norm_linear(self, x: Any, gain: Any, eps: float, group: Any) -> tuple:
-        self._walker.stream = x
+        if any(part.reads is group for part in self._walker.side.layer.parts):
+            self._walker.stream = x
         return self.linear(self.rms_norm(x, gain, eps), group)
 
     def glu_linear(self, gate: Any, up: Any, activation: str, group: Any) -> tuple:

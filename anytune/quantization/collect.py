@@ -76,8 +76,8 @@ class Watch:
         return np.asarray(self._engine.view(x), np.float32)
 
     def linear(self, x: Any, group: Any) -> tuple:
-        names = self._names.get(id(group))  # None: of what layers mix in of their own, which stays as it is
-        if names is not None:
+        names = self._names.get(id(group))  # none: of what layers mix in of their own, which stays as it is
+        if names:
             rows = self._host(x)
             self._add(names, self._measure(rows), len(rows))
         return self._engine.linear(x, group)
@@ -91,6 +91,9 @@ class Watch:
     def weigh(self, x: Any, routing: Any) -> Any:
         self._inner = self._host(x) if self._experts else None
         return self._engine.weigh(x, routing)
+
+    def weighed_glu(self, gate: Any, up: Any, activation: str, routing: Any) -> Any:
+        return self.weigh(self._engine.glu(gate, up, activation), routing)
 
     def expert_linear(self, x: Any, group: Any, routing: Any) -> tuple:
         if self._experts:

@@ -63,7 +63,7 @@ def fitted(model, teacher, examples, recipe, **options):
     return fit([sides(model, Task(teacher, examples, examples), examples, {}, **options)], recipe)
 
 
-OTHERS = ("gemma4", "lfm2", "qwen35", "qwen35moe", "glm4moe", "gpt-oss", "gemma4-experts")
+OTHERS = ("gemma4", "lfm2moe", "qwen35", "qwen35moe", "glm4moe", "gpt-oss", "gemma4-experts", "deepseek2")
 
 
 @pytest.mark.parametrize("name", OTHERS)

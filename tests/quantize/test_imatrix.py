@@ -48,7 +48,7 @@ def test_every_linear_of_the_layers_is_measured(model):
     assert all((values > 0).any() for values in sums.values())
 
 
-@pytest.mark.parametrize("name", ["qwen3moe", "glm4moe", "gpt-oss", "gemma4-experts", "gemma4", "qwen35moe"])
+@pytest.mark.parametrize("name", ["qwen3moe", "glm4moe", "gpt-oss", "gemma4-experts", "gemma4", "qwen35moe", "lfm2moe"])
 def test_experts_are_measured_apart(tmp_path, name):
     """What each read, of how many tokens: against the model run once more, its slots looked at one by one."""
     path = tiny.write(tmp_path / "m.gguf", name)

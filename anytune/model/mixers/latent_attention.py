@@ -92,8 +92,10 @@ class LatentAttention(Part):
         )
 
     @property
-    def groups(self) -> list:
-        return [g for g in (self.reads, self.queries, self.spread, self.writes) if g is not None]
+    def named(self) -> tuple:
+        """The matrix that makes keys and values has no name: in most files it is two."""
+        queries = ((self.queries, ("attn_q_b",)),) if self.queries is not None else ()
+        return (self.products[0], *queries, (self.spread, ()), self.products[1])
 
     @property
     def trains_reads(self) -> bool:

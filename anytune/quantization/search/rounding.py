@@ -37,8 +37,8 @@ class Rounding:
         return found
 
     def sums(self, name: str, prepare: Callable[[int, np.ndarray], Measure]) -> dict[str, Any]:
-        """Type -> the sum of prepare(lo, rows from lo on)(their difference) over all rows, counted through all matrices;
-        infinity for a type that cannot hold them. Several threads call `prepare` at once."""
+        """Type -> the sum of prepare(lo, rows from lo on)(their difference) over the rows of all matrices; infinity for
+        a type that cannot hold them. Several threads call `prepare` at once."""
         info = self.file.tensors[name]
         step, each = max(1, PIECE // info.shape[-1]), info.shape[-2]
 

@@ -20,7 +20,6 @@ from anytune.errors import UserError
 from anytune.files import check_output
 from anytune.gguf import GGUF, TensorInfo
 from anytune.likelihood.divergence import Reference
-from anytune.model.config import LOOKUPS
 from anytune.quantization import mix
 from anytune.quantization.filetypes import FILE_TYPES, block_name
 from anytune.quantization.imatrix import Importance, read_imatrix
@@ -102,9 +101,10 @@ def candidates(model: Model, types: Sequence[str]) -> dict[str, list[str]]:
     """Tensor -> types to measure, of the matrices that the model runs."""
     names = [block_name(name) for name in types]
     found = {}
-    for name, t in model.gguf.tensors.items():
-        # what layers mix in of their own (E2B) is looked up in a table whose errors nothing weighs here
-        if name in model.weights.matrices and mix.may_quantize(name, t.shape) and name not in LOOKUPS:
+    layers = model.weights.layers(model.rope_tables(1))
+    weighed = {f"blk.{i}.{part}.weight" for i, layer in enumerate(layers) for _, parts in layer.named for part in parts}
+    for name, t in model.gguf.tensors.items():  # others (such as E2B's embeddings of each layer) keep their types
+        if name in weighed | {"token_embd.weight", "output.weight"} and mix.may_quantize(name, t.shape):
             fitting = dict.fromkeys(mix.fitting(kind, t.shape[-1]) for kind in names)
             found[name] = [kind for kind in fitting if kind != t.type.name]
     return found
