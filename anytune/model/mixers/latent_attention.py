@@ -91,11 +91,20 @@ class LatentAttention(Part):
             neox=c.arch.neox,
         )
 
+    @classmethod
+    def linears(cls, c: Config) -> tuple[tuple[str, ...], ...]:
+        return (cls.WRITES,)
+
+    @property
+    def products(self) -> tuple:
+        """The last one: with the others llama.cpp looks for no adapter."""
+        return ((self.writes, self.WRITES),)
+
     @property
     def named(self) -> tuple:
         """The matrix that makes keys and values has no name: in most files it is two."""
         queries = ((self.queries, ("attn_q_b",)),) if self.queries is not None else ()
-        return (self.products[0], *queries, (self.spread, ()), self.products[1])
+        return (self.reads, self.READS), *queries, (self.spread, ()), *self.products
 
     @property
     def trains_reads(self) -> bool:
