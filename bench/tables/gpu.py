@@ -11,7 +11,7 @@ def train_gpu(data: dict) -> list[str]:
         if "failed" in s:
             rows.append((name, s["blocks"], *["failed"] + ["–"] * 5))
             continue
-        same = [p for p in data["peers"] if p["shape"] == s["shape"] and "tokens_per_s" in p]
+        same = [p for p in data["peers"] if p["shape"] == s["shape"] and p.get("ratio")]  # both of one run
         best = max(same, key=lambda p: p["tokens_per_s"]) if same and s["memory"] is None else None
         rows.append(
             (

@@ -16,6 +16,7 @@ import torch
 
 from anytune.engine.trains import Trains
 
+from .gradients import add_rows
 from .linear import dropped, linear, linear_backward
 from .routing import Routing
 from .weights import PAD, Group, LoraPair, Weight, align
@@ -248,4 +249,4 @@ def _own_gradients(dy: Tensor, x: Tensor, group: Experts, routing: Routing) -> N
         if weight.gradient is not None:
             weight.gradient.add_(torch._grouped_mm(part.t(), x, offs=routing.ends))
         if group.bias_gradients[at] is not None:
-            group.bias_gradients[at].index_add_(0, routing.slots, part.float())
+            add_rows(group.bias_gradients[at], routing.slots, part.float())

@@ -45,8 +45,12 @@ def gain_gradient(e, dy: Tensor, x, eps: float, into: Tensor) -> None:
 
 
 def embed_backward(e, dx: Tensor, ids: Tensor, scale: float, into: Tensor) -> None:
-    """into[ids] += scale * dx. On CUDA by sorting, as index_put_ does it there: atomics would add in any order."""
-    values = real(dx).float() * scale
+    """into[ids] += scale * dx."""
+    add_rows(into, ids, real(dx).float() * scale)
+
+
+def add_rows(into: Tensor, ids: Tensor, values: Tensor) -> None:
+    """into[ids] += values. On CUDA by sorting, as index_put_ does it there: atomics would add in any order."""
     if into.is_cuda or on_nvidia(into):
         into.index_put_((ids.long(),), values, accumulate=True)
     else:

@@ -10,6 +10,7 @@ from anytune.engine.base import Router
 from anytune.engine.shapes import LEAST_SUM
 
 from .arrays import own, real
+from .gradients import add_rows
 
 Tensor = torch.Tensor
 
@@ -94,7 +95,7 @@ def route_backward(e, dweights: Tensor, routing: Routing, into: Tensor | None = 
     router, chosen = routing.router, routing.chosen
     d, weights = dweights * routing.factor, routing.shares
     if into is not None:
-        into.index_add_(0, chosen.reshape(-1), (dweights * weights).reshape(-1) * router.scale)
+        add_rows(into, chosen.reshape(-1), (dweights * weights).reshape(-1) * router.scale)
     parts, out = routing.parts.gather(1, chosen), torch.zeros_like(routing.parts)
     if router.kind == "chosen" or router.kind == "softmax" and router.normalized:
         d = weights * (d - (weights * d).sum(1, keepdim=True))
@@ -154,7 +155,7 @@ def weigh_bias(e, y: Tensor, bias: Tensor, routing: Routing) -> Tensor:
 def weigh_bias_backward(e, dy: Tensor, bias: Tensor, routing: Routing, dweights: Tensor, into=None) -> Tensor:
     slots = routing.slots
     if into is not None:
-        into.index_add_(0, slots, routing.by_slot[:, None] * dy.float())
+        add_rows(into, slots, routing.by_slot[:, None] * dy.float())
     return dweights + (dy.float() * bias.index_select(0, slots)).sum(1)[routing.place]
 
 
