@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class UserError(Exception):
@@ -21,3 +25,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), names, 1)
     return f" Did you mean {names[near[0]]}?" if near else ""
+
+
+def check_numbers(values: np.ndarray, what: str = "logits") -> None:
+    """Raise UserError unless each row of a model's results [..., columns] has a finite maximum, which NaN never is."""
+    import numpy as np
+
+    if not np.isfinite(values.max(axis=-1)).all():
+        raise UserError(
+            f"The model's {what} are not numbers: the model or adapter file is damaged, or the adapter belongs to "
+            "another model."
+        )

@@ -138,6 +138,8 @@ def _trainable(gguf: GGUF) -> dict[str, Any]:
         return {"ok": False, "reason": str(error)}
     modules = []
     for module, tensor in MODULES.items():
+        if tensor in config.arch.unadapted:
+            continue
         places = (f"blk.{i}.{tensor}.weight" for i in range(config.layers))
         found = (gguf.tensors.get(name) for name in (places if module != "output" else ["output.weight"]))
         info = next((one for one in found if one is not None), None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from anytune.errors import check_numbers
 from anytune.likelihood.windows import Forward
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def embed(model: Model, texts: Sequence[str], progress: Callable[[int, int], Non
             sums[number] += hidden[lo:hi].sum(axis=0)
         if progress is not None:
             progress(some[-1][0] + 1, len(texts))
+    check_numbers(sums, "hidden states")
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-30)
 
 

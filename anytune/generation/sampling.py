@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anytune.arguments import fields
-from anytune.errors import UserError
+from anytune.errors import UserError, check_numbers
 
 
 SYNONYMS = {"temp": "temperature", "repetition_penalty": "repeat_penalty", "random_state": "seed"}
@@ -80,7 +80,7 @@ def sample(logits: np.ndarray, recent: list[int], how: Sampling, random: np.rand
     Raises UserError where the logits are not numbers, which a damaged file or adapter causes.
     """
     best = int(np.argmax(logits))  # of a NaN first, if there is one
-    _check(logits[best])
+    check_numbers(logits[best : best + 1])
     if how.repeat_penalty != 1.0:
         logits = _penalized(np.arange(logits.size), logits, recent, how)
         best = int(np.argmax(logits))
@@ -97,20 +97,12 @@ def sample_listed(
     ids: np.ndarray, logits: np.ndarray, recent: list[int], how: Sampling, random: np.random.Generator
 ) -> int:
     """As sample(), from a list of the likeliest tokens (largest logit first), as many as reach() says or all."""
-    _check(logits[0])
+    check_numbers(logits[:1])
     logits = _penalized(ids, logits, recent, how)
     if how.temperature <= 0:
         return int(ids[np.argmax(logits)])
     best = np.argsort(-logits, kind="stable")[: how.top_k or None]
     return _draw(ids[best], logits[best], how, random)
-
-
-def _check(best: float) -> None:
-    if not np.isfinite(best):
-        raise UserError(
-            "The model's logits are not numbers: the model or adapter file is damaged, or the "
-            "adapter belongs to another model."
-        )
 
 
 def _penalized(ids: np.ndarray, logits: np.ndarray, recent: list[int], how: Sampling) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anytune.errors import UserError
+from anytune.errors import UserError, check_numbers
 from anytune.model.stack import Stack
 
 if TYPE_CHECKING:
@@ -65,12 +65,14 @@ class Forward:
         return stack.hidden(engine or self.engine, self.engine.integers(ids), self.engine.integers(places))
 
     def logits(self, hidden, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(first of these rows, float32 [some rows, vocabulary]), piece by piece."""
+        """(first of these rows, float32 [some rows, vocabulary]), piece by piece. Raises UserError for NaN."""
         step = max(1, PIECE // (4 * self.model.config.vocabulary))
         e = self.engine
         for lo in range(0, len(rows), step):
             part = e.gather(hidden, e.integers(np.asarray(rows[lo : lo + step], np.int32)))
-            yield lo, e.host(e.logits(part, self.head))
+            logits = e.host(e.logits(part, self.head))
+            check_numbers(logits)
+            yield lo, logits
 
 
 def log_sums(logits: np.ndarray) -> np.ndarray:

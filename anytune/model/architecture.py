@@ -128,6 +128,7 @@ class Architecture:
     local_base: float | None = None  # rope base of the windowed layers, unless the file says otherwise
     # tensors with divisors of the angles that a file may have: Llama 3's, or for short and for long contexts
     rope_factors: tuple[str, ...] = ()
+    needs_factors: bool = False  # whether llama.cpp loads no file without them
     biases: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")  # linears whose bias llama.cpp reads
     optional: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # further tensors that a layer may have
     unadapted: tuple[str, ...] = ()  # linears that llama.cpp multiplies with without looking for an adapter

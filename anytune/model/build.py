@@ -24,7 +24,9 @@ def check_model(gguf, config: Config) -> None:
     if not c.tied:
         wanted["output.weight"] = (c.vocabulary, c.width)
     wanted |= shapes(c)
-    optional = {f"{name}.weight": (c.rope_size // 2,) for name in c.arch.rope_factors}
+    factors = {f"{name}.weight": (c.rope_size // 2,) for name in c.arch.rope_factors}
+    optional = {} if c.arch.needs_factors else dict(factors)
+    wanted |= factors if c.arch.needs_factors else {}
     if "output" in c.arch.biases:
         optional["output.bias"] = (c.vocabulary,)
     for i in range(c.layers):

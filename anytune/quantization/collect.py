@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anytune.errors import check_numbers
 from anytune.likelihood.windows import Forward, windows
 from anytune.model.part import Layer
 
@@ -152,4 +153,6 @@ def collect_windows(
         done += len(some) * context
         if progress is not None:
             progress(done, len(pieces) * context)
+    for sums in watch.sums.values():
+        check_numbers(sums, "activations")
     return Collected(watch.sums, watch.counts, done, len(pieces))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from anytune.errors import check_numbers
 from anytune.model.lora import check_adapted
 from anytune.serve.backend import Mix, Piece
 
@@ -59,7 +60,9 @@ class EngineBackend:
         from anytune.likelihood.windows import Forward
 
         forward = Forward(self.model, len(ids), self._mixed(mix))
-        return self.model.engine.host(forward.hidden([list(ids)])).sum(axis=0)
+        hidden = self.model.engine.host(forward.hidden([list(ids)]))
+        check_numbers(hidden, "hidden states")
+        return hidden.sum(axis=0)
 
     def close(self) -> None:
         self.model.close()

@@ -21,6 +21,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -202,14 +203,14 @@ def differences(then: dict, now: dict) -> list[str]:
     out = []
     for key, label in LABELS.items():
         if then.get(key) != now.get(key):
-            out.append(f"{label} ({_short(then.get(key))} then, {_short(now.get(key))} now)")
+            out.append(f"{label} ({_apart(then.get(key), now.get(key))})")
     for key, names in (("settings", FLAGS), ("trainee", {})):
         old, new = then.get(key), now.get(key)
         old, new = (old if isinstance(old, dict) else {}), (new if isinstance(new, dict) else {})
         for name in sorted(set(old) | set(new)):
             if old.get(name) != new.get(name):
                 label = names.get(name) or SPEC_FLAGS.get(name) or name
-                out.append(f"{label} ({_short(old.get(name))} then, {_short(new.get(name))} now)")
+                out.append(f"{label} ({_apart(old.get(name), new.get(name))})")
     return out
 
 
@@ -229,8 +230,16 @@ SPEC_FLAGS = {
 }
 
 
-def _short(value) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+def _apart(then: Any, now: Any) -> str:
+    """Both values; of long lists from the first item that differs."""
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in (then, now)]
+    same = os.path.commonprefix(texts).rfind(",") + 1
+    if same and max(map(len, texts)) > 60:
+        texts = ["…" + text[same:] for text in texts]
+    return "{} then, {} now".format(*map(_short, texts))
+
+
+def _short(text: str) -> str:
     if re.fullmatch(r"[0-9a-f]{64}", text):
         return text[:12] + "…"
     return text if len(text) <= 60 else text[:57] + "…"

@@ -61,7 +61,10 @@ class Ending:
             kept = f"The result before it is in {self.folder.product} ({self.product.again}). "
         elif self.checkpoints.saved:
             kept = f"The last good state is {self.checkpoints.saved}. "
-        return f"Step {step}: {what}, so training stopped before applying it ({lines}). {kept}{self._advice()}"
+        start = f"Step {step}: {what}, so training stopped before applying it ({lines}). {kept}"
+        if done == 0:  # nothing has been learned that a lower rate would change
+            return f"{start}The model's file or the adapter is damaged, or --dtype is too narrow for its activations."
+        return start + self._advice()
 
     def _advice(self) -> str:
         return (

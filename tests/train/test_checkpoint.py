@@ -328,6 +328,14 @@ def test_differences_name_flags():
     assert ckpt.differences({}, now) and ckpt.differences({"settings": 3, "trainee": []}, now)
 
 
+def test_long_lists_are_shown_from_where_they_differ():
+    names = [f"blk.{i}.attn_q.weight" for i in range(9)]
+    for other in (names[:-1], [*names, "output.weight"], [*names[:4], "output.weight"]):
+        (text,) = ckpt.differences({"trainee": {"modules": ",".join(names)}}, {"trainee": {"modules": ",".join(other)}})
+        then, now = text.removeprefix("--lora-modules (").removesuffix(" now)").split(" then, ")
+        assert then != now and len(text) < 160
+
+
 def test_two_processes_cannot_share_a_run(tmp_path):
     need("fcntl")
     from anytune.train.run_folder import lock

@@ -134,9 +134,9 @@ class Chunk:
 
         self.in_lanes(work)
         highest = top.max(axis=0)
-        self.log_sum = highest + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(
-            np.float32
-        )
+        with np.errstate(invalid="ignore"):  # of logits that are not numbers: the loss says so
+            sums = (total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)
+            self.log_sum = highest + np.log(sums).astype(np.float32)
         return float(np.sum(self.log_sum - picked.max(axis=0), dtype=np.float64))
 
     def backward(self, scale: float, parts: np.ndarray, dh: np.ndarray) -> None:

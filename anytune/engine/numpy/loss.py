@@ -94,7 +94,8 @@ def _chunk_loss(e, h, head, targets, scale, dh, kept, parts) -> float:
 
     in_lanes(forward)
     highest = top.max(axis=0)
-    log_sum = highest + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # of logits that are not numbers: the loss says so
+        log_sum = highest + np.log((total * np.exp(top - highest)).sum(axis=0, dtype=np.float64)).astype(np.float32)
     loss = float(np.sum(log_sum - picked.max(axis=0), dtype=np.float64))
     if dh is None:
         return loss

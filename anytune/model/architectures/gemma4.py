@@ -99,6 +99,7 @@ GEMMA4 = replace(
     parts=parts,
     experts="beside",
     rope_factors=("rope_freqs",),
+    needs_factors=True,
     lists=(HEADS, FED),
     still=True,
     read=read,
