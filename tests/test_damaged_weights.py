@@ -57,6 +57,15 @@ def test_results_that_are_not_numbers_are_refused(damaged, tmp_path, monkeypatch
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["gpt-oss", "qwen35moe", "lfm2moe", "deepseek2", "gemma4-experts"])
+def test_the_one_sentence_is_all_that_is_said(tmp_path, name):
+    path = tiny.write(tmp_path / "good.gguf", name)
+    bad = copy(path, tmp_path / "bad.gguf", lambda name, x: x * np.float32(np.nan) if "token_embd" in name else x)
+    with pytest.raises(UserError, match="not numbers"):
+        anytune.load(bad, device="numpy", threads=1).generate("the", max_tokens=1)
+
+
 def test_importance_of_damaged_weights(tmp_path):
     from anytune.quantization.collect import collect
 

@@ -196,7 +196,8 @@ def sink(e, out, lse, sinks, heads: Heads):
     """As base.py has it; with sinks each row's sum of exponentials grows by theirs."""
     tokens = out.shape[0]
     view = _by_token(lse, tokens, heads)
-    grown = np.logaddexp(view, sinks)
+    with np.errstate(invalid="ignore"):  # of weights that are not numbers
+        grown = np.logaddexp(view, sinks)
     result = e.array(*out.shape)
     np.multiply(out, np.repeat(np.exp(view - grown), heads.head_dim, axis=1), out=result)
     new = _per_token(e, tokens, heads.n_heads).reshape(lse.shape)
@@ -248,7 +249,8 @@ def attend_cache(e, q, keys, values, slots, heads: Heads, sinks=None):
         np.matmul(scores, values[slot, first:last, cut], out=result)
         if sinks is not None:
             own = np.tile(sinks[head * group : (head + 1) * group], high - low)
-            result *= np.exp(lse - np.logaddexp(lse, own))[:, None]
+            with np.errstate(invalid="ignore"):
+                result *= np.exp(lse - np.logaddexp(lse, own))[:, None]
         out[low:high, slab] = result.reshape(high - low, group * size)
 
     e.workers.run([partial(work, task) for task in tasks], q.shape[0] <= 4)

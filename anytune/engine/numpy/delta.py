@@ -52,7 +52,8 @@ class _Inputs:
         q, self.q_inverse = normed(part.keyed(x, self.columns[0]), h.eps)
         k, self.k_inverse = normed(part.keyed(x, self.columns[1]), h.eps)
         self.shifted = part.valued(alpha, 0, 1)[..., 0] + part.each(bias)
-        self.soft = np.logaddexp(np.float32(0), self.shifted)
+        with np.errstate(invalid="ignore"):  # of weights that are not numbers
+            self.soft = np.logaddexp(np.float32(0), self.shifted)
         strength = 1 / (1 + np.exp(-part.valued(beta, 0, 1)[..., 0]))
         v = part.valued(x, self.columns[2], h.value_size).copy()
         self.scale = np.float32(h.key_size**-0.5)
