@@ -267,9 +267,7 @@ def _folder_command(name: str, text: str) -> None:
         if not no_verify:
             why = checks.transformers_missing(loaded)
             found = [
-                checks.skipped("transformers", why)
-                if why
-                else checks.in_transformers(Path(output), loaded, adapter, outtype == "f32")
+                checks.skipped("transformers", why) if why else checks.in_folder(Path(output), loaded, adapter, outtype)
             ]
         return finish(
             facts,

@@ -175,3 +175,24 @@ def test_what_float16_cannot_hold(tmp_path):
         with pytest.raises(UserError, match="--type bf16"):
             save(file, None, tmp_path / "hf", dtype="f16")
         save(file, None, tmp_path / "hf", dtype="bf16")
+
+
+def test_rounding_to_16_bits_is_not_held_against_a_folder_but_other_weights_are(tmp_path):
+    """A token between two nearly equal experts goes to the other one where weights are rounded."""
+    from safetensors.torch import load_file, save_file
+
+    from anytune.export import checks
+
+    base, folder = tmp_path / "m.gguf", tmp_path / "folder"
+    tiny.write(base, "qwen3moe")
+    made = pairs.adapter(base, size=0.5, served=True)
+    model = anytune.load(base, device="numpy", threads=1)
+    save(model.gguf, made, folder, dtype="bf16")
+    facts = checks.in_folder(folder, model, made, "bf16")
+    assert facts["ok"] and facts["rounding_kl"] > checks.ROUNDED_KL > 1e3 * facts["kl_mean"]
+    assert checks.line(facts).startswith("PASS: transformers in float32") and "rounded to bf16" in checks.line(facts)
+    path = next(folder.glob("*.safetensors"))
+    weights = load_file(path)
+    next(w for name, w in weights.items() if name.endswith("up_proj.weight"))[0, 0] *= 1.01
+    save_file(weights, path, metadata={"format": "pt"})
+    assert not checks.in_folder(folder, model, made, "bf16")["ok"]
