@@ -14,7 +14,7 @@ from anytune.model import Full, Model, load
 from tests.model.conftest import stream
 from tests.support import tiny
 
-NAMES = ("llama", "llama-tied", "qwen2", "qwen3", "qwen3-tied", "gemma3")
+NAMES = ("llama", "llama-tied", "qwen2", "qwen3", "qwen3-tied", "gemma3", "gemma4")
 SUBSETS = (Full("norm"), Full("embed"), Full("attn_q,ffn_down"), Full(layers=1))
 BATCH = ([17, 1, 22], 40)  # examples' lengths, and their sum
 SHAPES = ((7,), (320,), (5, 12), (40, 103), (130, 64), (5000,))  # small ones, whole blocks, blocks that are cut off
