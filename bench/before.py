@@ -29,6 +29,19 @@ def commands(folder: Path, model: Path) -> dict[str, list[str]]:
     text, chats, f32 = folder / "text.txt", folder / "chats.jsonl", folder / "f32.gguf"
     on, data = ["-m", str(model), "-t", "1"], ["-f", str(text), "-c", "256"]
     steps = ["-f", str(chats), "-c", "128", "-ub", "256", "-b", "256", "--max-steps", "3", "-q"]
+    small = [
+        "-f",
+        str(chats),
+        "-c",
+        "64",
+        "-ub",
+        "64",
+        "-b",
+        "64",
+        "--max-steps",
+        "2",
+        "-q",
+    ]  # a device may be software
     return {
         "decode": ["generate", *on, "-p", "A walk along the canal", "--raw", "-n", "96", "--temp", "0"],
         "decode, cpu-bf16": [
@@ -50,6 +63,7 @@ def commands(folder: Path, model: Path) -> dict[str, list[str]]:
         "quantize Q4_K_M": ["quantize", str(f32), "OUT.gguf", "Q4_K_M", "-t", "1"],
         "train": ["train", *on, "--device", "numpy", *steps, "-o", "OUT.gguf"],
         "train, cpu-bf16": ["train", *on, "--device", "cpu-bf16", *steps, "-o", "OUT.gguf"],
+        "train, webgpu": ["train", *on, "--device", "webgpu", *small, "-o", "OUT.gguf"],
         "data preview": ["data", "preview", "-m", str(model), "-f", str(folder / "many.jsonl"), "-c", "128"],
     }
 
@@ -92,6 +106,9 @@ parser.add_argument("names", nargs="*")
 args = parser.parse_args()
 here, there = Path(common.__file__).resolve().parents[1], args.tree.resolve()
 model, machine = common.model_file(args.model), common.machine()
+compared = subprocess.run(
+    ["git", "rev-parse", "--short", "HEAD"], cwd=there, capture_output=True, text=True, check=True
+).stdout.strip()
 rows = {}
 with tempfile.TemporaryDirectory() as scratch:
     folder = Path(scratch)
@@ -106,7 +123,4 @@ with tempfile.TemporaryDirectory() as scratch:
         now, then = (statistics.median(found[tree][1:]) for tree in (here, there))
         rows[name] = {"cpu_s": round(now, 2), "before_cpu_s": round(then, 2), "speed": round(then / now, 3)}
         print(f"{name:20} {now:7.2f} s, before {then:7.2f} s: {then / now:.3f} times as fast", flush=True)
-compared = subprocess.run(
-    ["git", "rev-parse", "--short", "HEAD"], cwd=there, capture_output=True, text=True, check=True
-)
-common.save("before", args, machine, compared_with=compared.stdout.strip(), commands=rows)
+        common.save("before", args, machine, compared_with=compared, commands=rows)
