@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from tables import TABLES, figures
+from tables import SOURCES, TABLES, figures
 from tables.render import result, where
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,8 +21,9 @@ def filled(text: str) -> str:
     def fill(match: re.Match) -> str:
         if match[2] == "report":
             return "\n".join([match[1], *figures.report(), "", match[4]])
-        data = result(match[2])
-        lines = ["*Not measured yet.*"] if data is None else [*TABLES[match[2]](data), "", where(data)]
+        short = SOURCES.get(match[2])
+        data = result(short or match[2])
+        lines = ["*Not measured yet.*"] if data is None else [*TABLES[match[2]](data), "", where(data, not short)]
         return match[1] + "\n" + "\n".join(lines) + "\n\n" + match[4]
 
     return PLACE.sub(fill, text)

@@ -16,6 +16,7 @@ TABLES: dict[str, Callable[[dict], list[str]]] = {
         cpu.decode,
         cpu.estimate,
         gpu.train_gpu,
+        gpu.train_gpu_peers,
         gpu.decode_gpu,
         gpu.delta_gpu,
         gpu.moe_gpu,
@@ -40,3 +41,4 @@ TABLES: dict[str, Callable[[dict], list[str]]] = {
         platforms.onefile,
     )
 }
+SOURCES = {"train_gpu_peers": "train_gpu"}  # short forms of other tables, without their notes

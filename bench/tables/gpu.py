@@ -2,52 +2,64 @@
 
 from __future__ import annotations
 
-from tables.render import result, table
+from tables.render import result, table, times
 
 
 def train_gpu(data: dict) -> list[str]:
+    """† marks figures of another run (`run` names its commit). Ratios are between figures of one run only."""
     card, rows = data["gpu"], []
     for name, s in data["anytune"].items():
         if "failed" in s:
             rows.append((name, s["blocks"], *["failed"] + ["–"] * 5))
             continue
-        same = [p for p in data["peers"] if p["shape"] == s["shape"] and p.get("ratio")]  # both of one run
+        same = [p for p in data["peers"] if p["shape"] == s["shape"] and p.get("ratio")]
         best = max(same, key=lambda p: p["tokens_per_s"]) if same and s["memory"] is None else None
         rows.append(
             (
-                s["shape"].replace("x", " × "),
+                s["shape"].replace("x", " × ") + _mark(s),
                 s["blocks"],
                 "fp8" if s["dtype"] == "fp8" else "bf16",
                 s["memory"] or "–",
                 f"{s['tokens_per_s']:,.0f}",
                 f"{s['peak_gib']:.2f}",
-                f"{100 * s['fraction_of_lasting_gemm']:.0f} %",
+                f"{100 * s['fraction_of_lasting_gemm']:.0f} %" if s.get("run") == card.get("run") else "–",
                 f"{s['tokens_per_s'] / best['tokens_per_s']:.2f}×" if best else "–",
             )
         )
     told = "; ".join(
-        f"{p['peer']}, {p['shape'].replace('x', ' × ')}: "
+        f"{p['peer']}, {p['shape'].replace('x', ' × ')}{_mark(p)}: "
         + (f"{p['tokens_per_s']:,.0f} tok/s, {p['peak_gib']:.1f} GiB" if "tokens_per_s" in p else "did not end in time")
         for p in data["peers"]
     )
+    head = ("examples × tokens", "base", "`--dtype`", "`--memory`", "tok/s", "peak, GiB")
     return [
-        *table(
-            (
-                "examples × tokens",
-                "base",
-                "`--dtype`",
-                "`--memory`",
-                "tok/s",
-                "peak, GiB",
-                "of the bf16 GEMM rate",
-                "to the best peer",
-            ),
-            rows,
-        ),
+        *table((*head, "of the bf16 GEMM rate", "to the best peer"), rows),
         "",
         f"{card['gpu']}; large bf16 products keep up {card['gemm_tflops_for_two_seconds']:.0f} TFLOP/s at the "
-        f"card's power limit. Peers, bf16 base: {told}.",
+        f"card's power limit{_mark(card)}. Peers, bf16 base: {told}.",
     ]
+
+
+def _mark(row: dict) -> str:
+    return " †" * ("run" in row)
+
+
+def train_gpu_peers(data: dict) -> list[str]:
+    """The README's short form: the shapes that a peer ran in the same run."""
+    rows = [
+        (
+            p["shape"].replace("x", " × "),
+            f"{data['anytune'][p['shape']]['tokens_per_s']:,.0f}",
+            f"{data['anytune'][p['shape']]['peak_gib']:.1f}",
+            p["peer"],
+            f"{p['tokens_per_s']:,.0f}",
+            f"{p['peak_gib']:.1f}",
+            times(p["ratio"]),
+        )
+        for p in data["peers"]
+        if p.get("ratio")
+    ]
+    return table(("examples × tokens", "anytune, tok/s", "peak, GiB", "peer", "tok/s", "peak, GiB", "ratio"), rows)
 
 
 def decode_gpu(data: dict) -> list[str]:

@@ -19,14 +19,14 @@ def table(head: tuple[str, ...], rows: list[tuple]) -> list[str]:
     return [line, "|" + " --- |" * len(head), *("| " + " | ".join(map(str, row)) + " |" for row in rows)]
 
 
-def where(data: dict) -> str:
+def where(data: dict, note: bool = True) -> str:
     """The line under a table: command, machine, date."""
     m, v = data["machine"], data["versions"]
     peers = ", ".join(f"{name} {v[name]}" for name in PEERS if name in v)
     cpu = m["cpu"] + (f" ({m['generation']})" if m.get("generation") else "")
     return (
         f"`{data['command']}`, {data['date'][:10]}, commit {data['commit']}: {cpu}, {m['cores']} cores, "
-        f"{m['memory_gib']:.0f} GiB; Python {m['python']}, {peers}." + (f" {data['note']}" if "note" in data else "")
+        f"{m['memory_gib']:.0f} GiB; Python {m['python']}, {peers}." + (f" {data['note']}" if note and "note" in data else "")
     )
 
 
