@@ -112,7 +112,8 @@ def blind(author: list[str], one: list[str], other: list[str], made: list) -> di
 
 
 def main() -> None:
-    import adapt as parts
+    from adaptations.prompt import PERSONA, SHOTS
+    from adaptations.shared import Bench, emails
     from anytune.adapt.data import Context
     from anytune.evaluation.bootstrap import resampled
     from anytune.evaluation.style import _distances
@@ -123,9 +124,9 @@ def main() -> None:
     options.add_argument("--requests", type=int, default=20, help="how many of the held-out requests are answered")
     args = options.parse_args()
     args.part, args.suffix, args.again, args.device, args.dtype = "prompt", "", False, "numpy", "auto"
-    b = parts.Bench(args)
-    context = Context(parts.PERSONA, tuple(message for row in parts.rows("train")[: parts.SHOTS] for message in row))
-    held = parts.rows("heldout")[: args.requests]
+    b = Bench(args)
+    context = Context(PERSONA, tuple(message for row in emails("train")[:SHOTS] for message in row))
+    held = emails("heldout")[: args.requests]
     adapters = {
         BARE: None,
         PROMPTED: None,

@@ -24,9 +24,10 @@ def where(data: dict, note: bool = True) -> str:
     m, v = data["machine"], data["versions"]
     peers = ", ".join(f"{name} {v[name]}" for name in PEERS if name in v)
     cpu = m["cpu"] + (f" ({m['generation']})" if m.get("generation") else "")
+    more = f" {data['note']}" if note and "note" in data else ""
     return (
         f"`{data['command']}`, {data['date'][:10]}, commit {data['commit']}: {cpu}, {m['cores']} cores, "
-        f"{m['memory_gib']:.0f} GiB; Python {m['python']}, {peers}." + (f" {data['note']}" if note and "note" in data else "")
+        f"{m['memory_gib']:.0f} GiB; Python {m['python']}, {peers}.{more}"
     )
 
 
