@@ -196,16 +196,22 @@ def findings(found: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
+def device(data: dict[str, Any]) -> str:
+    """The card's name where the result has it, else the engine's."""
+    gpu = data.get("gpu") or data.get("peak") or {}
+    if isinstance(gpu, dict):
+        gpu = gpu.get("name") or gpu.get("gpu") or gpu.get("device")
+    return gpu or data.get("device") or "–"
+
+
 def measured() -> list[str]:
     """What bench/results/ has from machines of the project's own, of other forms: a row each, linked."""
     rows = []
     for path in sorted(RESULTS.glob("*.json")):
         data = json.loads(path.read_text("utf-8"))
         m = data["machine"]
-        gpu = data.get("gpu") or data.get("device")
-        name = gpu if isinstance(gpu, str) else (gpu or {}).get("name", "–") if isinstance(gpu, dict) else "–"
         rows.append(
-            f"| [{path.stem}](../bench/results/{path.name}) | {m['cpu']}, {m['cores']} cores | {name} | "
+            f"| [{path.stem}](../bench/results/{path.name}) | {m['cpu']}, {m['cores']} cores | {device(data)} | "
             f"{data['date'][:10]} | `{data['command']}` |"
         )
     return ["| result | processor | device | date | command |", "|" + " --- |" * 5, *rows]

@@ -30,6 +30,7 @@ OTHERS = {
     *("sudo", "git", "python3", "python3.12", "pipx", "uv", "brew", "pkg", "./anytune-linux-x86_64.pex"),
     "llama-server",
     "llama-cli",
+    "cd",
     "pip",
     "python",
     "make",

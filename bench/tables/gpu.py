@@ -28,14 +28,14 @@ def train_gpu(data: dict) -> list[str]:
         )
     told = "; ".join(
         f"{p['peer']}, {p['shape'].replace('x', ' × ')}{_mark(p)}: "
-        + (f"{p['tokens_per_s']:,.0f} tok/s, {p['peak_gib']:.1f} GiB" if "tokens_per_s" in p else "did not end in time")
+        + (f"{p['tokens_per_s']:,.0f} tok/s, {p['peak_gib']:.1f} GiB" if "tokens_per_s" in p else "no result in time")
         for p in data["peers"]
     )
     head = ("examples × tokens", "base", "`--dtype`", "`--memory`", "tok/s", "peak, GiB")
     return [
         *table((*head, "of the bf16 GEMM rate", "to the best peer"), rows),
         "",
-        f"{card['gpu']}; large bf16 products keep up {card['gemm_tflops_for_two_seconds']:.0f} TFLOP/s at the "
+        f"{card['gpu']}; large bf16 products sustain {card['gemm_tflops_for_two_seconds']:.0f} TFLOP/s at the "
         f"card's power limit{_mark(card)}. Peers, bf16 base: {told}.",
     ]
 
