@@ -107,7 +107,8 @@ MODEL = (  # (parameter, flag, options, help)
         "train_modules",
         "--train-modules",
         {"default": "all", "show_default": True},
-        "Modules, comma-separated: those of --lora-modules, norm, embed, bias, router, ssm, sinks; all: everything.",
+        "Modules, comma-separated: those of --lora-modules, norm, embed, bias, router, ssm, sinks, conv, layer_embed; "
+        "all: everything.",
     ),
     (
         "train_layers",
