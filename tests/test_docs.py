@@ -12,6 +12,9 @@ import click
 import pytest
 
 from anytune.cli.main import cli
+from anytune.engine.webgpu.kernels.blocks import TYPES
+from anytune.gguf.blocks import BLOCKS
+from anytune.quantization.filetypes import FILE_TYPES
 from tests.evaluation import pubmedqa_files
 from tests.support import tiny
 from tests.support.adapters import random_adapter
@@ -147,6 +150,18 @@ def test_every_command_is_listed():
                 assert re.search(rf"\b{words} {name}\b", text), f"{words} {name}"
 
     listed(cli, "anytune")
+
+
+def test_every_type_is_listed():
+    helped, page = cli.commands["quantize"].help, (ROOT / "docs" / "quantize.md").read_text("utf-8")
+    for name in FILE_TYPES:
+        assert re.search(rf"\b{name}\b", helped) and f"`{name}`" in page, name
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name in BLOCKS.keys() - {"I8", "I16", "I32", "I64", "F64"}:
+        assert name.startswith("IQ") or name.endswith("_K") or re.search(rf"base types .*\b{name}\b", readme), name
+    wgsl = (ROOT / "docs" / "webgpu.md").read_text("utf-8")
+    for name in TYPES:
+        assert name.endswith("_K") or re.search(rf"Block types read by the kernels: [^.]*\b{name}\b", wgsl), name
 
 
 def test_every_flag_of_train_is_documented():

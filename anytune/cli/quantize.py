@@ -85,7 +85,7 @@ def quantize(
     """Write the model IN to OUT in TYPE, one of
 
     F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q2_K_S Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K IQ4_NL
-    IQ4_XS TQ1_0 TQ2_0 MXFP4 MXFP4_MOE.
+    IQ4_XS Q1_0 Q2_0 TQ1_0 TQ2_0 MXFP4 MXFP4_MOE.
 
     Names mean the same as in llama.cpp, including mixes of tensor types. With --dry-run OUT may be omitted. OUT appears
     only when complete; Ctrl-C leaves nothing behind.

@@ -46,6 +46,14 @@ def _bf16(b):
     return (words(b, U16).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
+def _q1_0(b):
+    return half(b, 0) * (2 * fields(b[:, 2:], 1, 1).astype(np.float32) - np.float32(1))
+
+
+def _q2_0(b):
+    return half(b, 0) * (fields(b[:, 2:], 1, 2).astype(np.float32) - np.float32(1))
+
+
 def _q4_0(b):
     return half(b, 0) * (fields(b[:, 2:], 16, 4).astype(np.float32) - np.float32(8))
 
@@ -185,6 +193,8 @@ TYPES = (
     BlockType("TQ2_0", 35, 256, 66, _tq2_0),
     BlockType("MXFP4", 39, 32, 17, _mxfp4),
     BlockType("NVFP4", 40, 64, 36, _nvfp4),
+    BlockType("Q1_0", 41, 128, 18, _q1_0),
+    BlockType("Q2_0", 42, 64, 18, _q2_0),
 )
 BLOCKS: dict[str, BlockType] = {block.name: block for block in TYPES}
 BLOCKS_BY_ID: dict[int, BlockType] = {block.id: block for block in TYPES}

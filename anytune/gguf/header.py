@@ -277,11 +277,13 @@ class Parser:
                     f"{self.size}; fetch it again if its download broke off"
                 )
             tensors[name] = TensorInfo(name, shape, block, base + offset, nbytes)
-        end, before = 0, ""
+        end, before = 0, None
         for t in sorted(tensors.values(), key=lambda t: t.offset):
             if t.offset < end:
-                self.fail(f"the tensors {before!r} and {t.name!r} overlap")
-            end, before = t.offset + t.nbytes, t.name
+                forked = before.type.name == "Q2_0"
+                hint = "; if its Q2_0 blocks hold 128 weights, fetch the file with blocks of 64, as llama.cpp has them"
+                self.fail(f"the tensors {before.name!r} and {t.name!r} overlap{hint * forked}")
+            end, before = t.offset + t.nbytes, t
         return tensors
 
     def tensor(self, index: int) -> tuple[str, tuple[int, ...], BlockType, int]:

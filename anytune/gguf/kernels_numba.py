@@ -43,6 +43,25 @@ SIGNATURE = types.void(
 )
 
 
+def q1_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks):
+    for r in range(rows):
+        for b in range(blocks):
+            s, o = src_offset + r * src_stride + 18 * b, dst_offset + r * dst_stride + 128 * b
+            d = half(src, s)
+            for i in range(8):
+                word = byte(src, s + 2 + 2 * i) | byte(src, s + 3 + 2 * i) << 8
+                store(dst, o + 16 * i, scaled(d, bits(word, 2), 1))
+
+
+def q2_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks):
+    for r in range(rows):
+        for b in range(blocks):
+            s, o = src_offset + r * src_stride + 18 * b, dst_offset + r * dst_stride + 64 * b
+            d = half(src, s)
+            for j in range(64):
+                dst[o + j] = d * np.float32((byte(src, s + 2 + (j >> 2)) >> (j & 3) * 2 & 3) - 1)
+
+
 def q4_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks):
     for r in range(rows):
         for b in range(blocks):
@@ -231,7 +250,8 @@ def f32(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks):
 
 FUNCTIONS = {
     function.__name__.upper(): function
-    for function in (q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, f16, bf16, f32)
+    for function in (q1_0, q2_0, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4)
+    + (f16, bf16, f32)
 }
 
 

@@ -29,8 +29,10 @@ PARTS = (
     ("out", r"attn_output\.weight"),
     ("down", r"ffn_down"),
 )
-# Rows whose length is not a multiple of 256 get a format of blocks of 32.
+# Rows whose length is not a multiple of the block get a format of blocks of 32.
 SHORT_ROWS = {
+    "Q1_0": "Q4_0",  # llama.cpp refuses these
+    "Q2_0": "Q4_0",
     "Q2_K": "Q4_0",
     "Q3_K": "Q4_0",
     "Q4_K": "Q5_0",
@@ -135,7 +137,7 @@ def _rule(tensor: TensorInfo, kind: FileType, model: Facts, part: str, number: i
     if kind.name == "MXFP4_MOE":
         return "MXFP4" if len(tensor.shape) > 2 and tensor.shape[-3] > 1 else "Q8_0"
     if part == "embedding":
-        return {"TQ1_0": "Q4_K", "TQ2_0": "Q4_K", "MXFP4": "Q8_0"}.get(kind.name, kind.block)
+        return {"Q2_0": "Q4_K", "TQ1_0": "Q4_K", "TQ2_0": "Q4_K", "MXFP4": "Q8_0"}.get(kind.name, kind.block)
     rule = RULES.get(part)
     return rule(tensor.name, kind, model, number, total) if rule else kind.block
 

@@ -8,7 +8,8 @@ import pytest
 
 from anytune.gguf import BLOCKS
 from anytune.gguf import dequantize as reference
-from tests.gguf.test_blocks import PEERS, SCALES, assert_bits, blocks_of
+from tests.gguf.test_blocks import PEERS, assert_bits, blocks_of
+from tests.support.blocks import SCALES
 from tests.support.require import need
 from tests.support.triton import DEVICE, triton_module
 
@@ -19,7 +20,7 @@ from anytune.engine.torch import blocks  # noqa: E402
 CUTS = 0.0 if DEVICE == "cuda" else 2**-7  # the interpreter cuts bf16 off where the card rounds
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-PRODUCTS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q6_K", "IQ4_XS", "IQ2_S"]
+PRODUCTS = ["F32", "F16", "BF16", "Q8_0", "Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q6_K", "IQ4_XS", "IQ2_S"]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # infinities and NaN among the scales
 
 
@@ -41,7 +42,7 @@ def sane_rows_of(name, rows, columns, seed=0):
         raw = weights.to(kind).view(torch.uint8).numpy()
     else:
         raw = rng.integers(0, 256, (rows * columns // block.block_size, block.type_size), dtype=np.uint8)
-        for at in SCALES.get(name, (0,)):
+        for at in SCALES[name]:
             scales = rng.uniform(0.5, 2, len(raw)) / {"Q4_K": 400, "Q6_K": 2000, "IQ4_XS": 2000}.get(name, 60)
             raw[:, at : at + 2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
         raw = raw.reshape(rows, -1)

@@ -8,17 +8,10 @@ from anytune.engine.answers import error
 from anytune.engine.webgpu.kernels.blocks import TYPES
 from anytune.gguf import GGUF, dequantize, write_gguf
 from anytune.gguf.blocks import BLOCKS
+from tests.support.blocks import SCALES
 from tests.support.webgpu import need_webgpu
 
 ROWS, WIDTH = 70, 512
-SCALES = {
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q6_K": (208,),
-    "TQ1_0": (52,),
-    "TQ2_0": (64,),
-}  # bytes of the float16 scales
-TWO = ("Q4_1", "Q5_1", "Q4_K", "Q5_K")
 
 
 def random_blocks(name, rows, width, seed=0):
@@ -30,7 +23,7 @@ def random_blocks(name, rows, width, seed=0):
     if name == "MXFP4":
         made[:, 0] = random.integers(118, 126, len(made))
     else:
-        for at in SCALES.get(name, (0, 2) if name in TWO else (0,)):
+        for at in SCALES[name]:
             made[:, at : at + 2] = random.uniform(-0.01, 0.01, (len(made), 1)).astype(np.float16).view(np.uint8)
     return made.reshape(rows, -1)
 

@@ -1,4 +1,4 @@
-"""Block formats against the `gguf` package, bit for bit, and the kernels against the table."""
+"""Block formats against the `gguf` package or llama.cpp, bit for bit, and the kernels against the table."""
 
 import subprocess
 import sys
@@ -8,28 +8,12 @@ import pytest
 
 from anytune.gguf import BLOCKS, dequantize, quantize
 from anytune.gguf import kernels as kernels_module
+from tests.support import ggml
+from tests.support.blocks import SCALES
 from tests.support.require import need
 
 PEERS = [name for name in BLOCKS if name not in ("I8", "I16", "I32", "I64", "F64")]  # the package reads these
 QUANTIZED = [name for name, block in BLOCKS.items() if block.quantize]
-# Where the float16 scales of a block are, so that notable ones can be planted there.
-SCALES = {
-    "F16": (0,),
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-    "TQ1_0": (52,),
-    "TQ2_0": (64,),
-}
 # Zero, the smallest and largest denormal, the smallest normal, 1, the largest, infinity, NaN; the negatives.
 NEOX = [h | s for h in (0, 1, 0x3FF, 0x400, 0x3C00, 0x7BFF, 0x7C00, 0x7E00, 0x7C01) for s in (0, 0x8000)]
 
@@ -60,9 +44,13 @@ def theirs(name):
 @pytest.mark.parametrize("name", PEERS)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_dequantize_equals_the_gguf_package(name):
-    quants, kind = theirs(name)
+    """Or llama.cpp, for formats that the package cannot read."""
     raw = blocks_of(name)
-    want = quants.dequantize(raw.copy(), kind).reshape(len(raw), -1)
+    if name in ("Q1_0", "Q2_0"):
+        want = ggml.dequantize(raw, name)
+    else:
+        quants, kind = theirs(name)
+        want = quants.dequantize(raw.copy(), kind).reshape(len(raw), -1)
     assert np.isfinite(want).mean() > 0.5
     assert_bits(dequantize(raw, name), want)
 
@@ -85,11 +73,15 @@ def test_quantize_equals_the_gguf_package(name):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_sizes_equal_the_gguf_package(name):
-    gguf = need("gguf")
-    kind = gguf.GGMLQuantizationType[name]
+def test_names_and_sizes_are_llama_cpps(name):
     block = BLOCKS[name]
-    assert (int(kind), gguf.GGML_QUANT_SIZES[kind]) == (block.id, (block.block_size, block.type_size))
+    assert (ggml.type_name(block.id), ggml.size(name)) == (name, (block.block_size, block.type_size))
+
+
+def test_no_format_of_files_is_missing():
+    """Q8_1 and Q8_K are activations, which no file holds."""
+    known = need("gguf").GGMLQuantizationType.__members__
+    assert known.keys() - BLOCKS.keys() == {"Q8_1", "Q8_K"}
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -163,22 +155,8 @@ def test_kernels_without_numba_equal_the_table(name):
 
 def test_common_formats_have_compiled_kernels():
     kernels_numba = need("anytune.gguf.kernels_numba")
-    assert {
-        "F32",
-        "F16",
-        "BF16",
-        "Q4_0",
-        "Q4_1",
-        "Q5_0",
-        "Q5_1",
-        "Q8_0",
-        "Q2_K",
-        "Q3_K",
-        "Q4_K",
-        "Q5_K",
-        "Q6_K",
-        "IQ4_NL",
-    } <= kernels_numba.FUNCTIONS.keys()
+    common = "F32 F16 BF16 Q1_0 Q2_0 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL"
+    assert set(common.split()) <= kernels_numba.FUNCTIONS.keys()
     assert kernels_numba.kernel("NVFP4") is None
 
 

@@ -128,6 +128,10 @@ ATTACKS = {
     "an offset between": (one_tensor(offset=8), "multiple of 32"),
     "the last byte is missing": (one_tensor(dims=(1024,))[:-1], "ends at byte"),
     "overlapping tensors": (forge.file([], [tensor("a", (64,)), tensor("b", (64,), offset=32)], DATA), "overlap"),
+    "Q2_0 with blocks of 128 weights": (
+        forge.file([], [tensor("a", (128, 16), 42), tensor("b", (128, 16), 42, offset=544)], bytes(1120)),
+        "overlap; if its Q2_0 blocks hold 128 weights",
+    ),
     "two tensors of one name": (forge.file([], [tensor(), tensor(offset=32)], DATA), "two tensors"),
     "a tensor without a name": (one_tensor(""), "0 bytes"),
     "a name of 65 bytes": (one_tensor("n" * 65), "65 bytes"),

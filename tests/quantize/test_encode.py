@@ -8,7 +8,7 @@ from anytune.gguf.encode import NAMES, encode
 from anytune.gguf.encode.importance import weigh
 from anytune.gguf.encode.nearest import FUNCTIONS
 from anytune.gguf.encode.searched import SEARCHES
-from tests.quantize import ggml
+from tests.support import ggml
 
 NEAREST = [name for name in FUNCTIONS if name != "F32"]
 BOTH_WAYS = [(name, True) for name in SEARCHES] + [(name, False) for name in SEARCHES if name not in FUNCTIONS]
@@ -108,7 +108,7 @@ def test_blocks_without_any_spread(name):
             assert np.abs(y[:3] - x[:3]).max() <= 0.02
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q4_K", "IQ4_NL", "TQ2_0", "MXFP4"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q4_K", "IQ4_NL", "Q1_0", "Q2_0", "TQ2_0", "MXFP4"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e6])
 def test_weights_that_cannot_be_held_are_refused(name, bad):
     x = heavy_tailed(3)

@@ -34,7 +34,7 @@ def model(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q4_K_M", "Q2_K", "IQ4_NL", "TQ1_0", "MXFP4"])
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q4_K_M", "Q2_K", "IQ4_NL", "Q1_0", "Q2_0", "TQ1_0", "MXFP4"])
 def test_every_tensor_is_what_the_plan_says(model, tmp_path, kind):
     facts = quantize(model, tmp_path / "out.gguf", kind, threads=2)
     with GGUF.open(model) as before, GGUF.open(tmp_path / "out.gguf") as after:
@@ -55,7 +55,7 @@ def test_llama_cpp_reads_what_was_written(model, tmp_path):
     import anytune
 
     ids = list(range(5, 45))
-    for kind in ("Q4_K_M", "Q3_K_S", "Q6_K", "Q2_K", "Q5_K_S", "IQ4_NL", "IQ4_XS", "TQ2_0", "MXFP4"):
+    for kind in ("Q4_K_M", "Q3_K_S", "Q6_K", "Q2_K", "Q5_K_S", "IQ4_NL", "IQ4_XS", "Q1_0", "Q2_0", "TQ2_0", "MXFP4"):
         path = tmp_path / f"{kind}.gguf"
         quantize(model, path, kind)
         theirs = llamacpp_logprobs(path, [ids], vocab=320, threads=1)[0].astype(np.float64)

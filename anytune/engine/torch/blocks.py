@@ -82,6 +82,14 @@ def _plain(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda b: _view(b, dtype).float()
 
 
+def _q1_0(b):
+    return _half(b, 0) * (2 * _fields(b[:, 2:], 1, 1).float() - 1)
+
+
+def _q2_0(b):
+    return _half(b, 0) * (_fields(b[:, 2:], 1, 2).float() - 1)
+
+
 def _q4_0(b):
     return _half(b, 0) * (_fields(b[:, 2:], 16, 4).float() - 8)
 
@@ -248,6 +256,8 @@ TYPES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "F32": _plain(torch.float32),
     "F16": _plain(torch.float16),
     "BF16": _plain(torch.bfloat16),
+    "Q1_0": _q1_0,
+    "Q2_0": _q2_0,
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,

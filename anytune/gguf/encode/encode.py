@@ -24,7 +24,7 @@ def encode(x: np.ndarray, name: str, importance: np.ndarray | None = None, compi
     """Rows in the format `name`: float32 [rows, weights] -> uint8 [rows, row_bytes].
 
     importance: float32 [weights], what errors in each column cost, not negative; formats that have both ways search
-    only with it (Q4_0, Q4_1, Q5_0, Q5_1), and Q8_0, TQ1_0, TQ2_0, MXFP4 and the float formats have no use for it.
+    only with it (Q4_0, Q4_1, Q5_0, Q5_1), and the others of nearest.py have no use for it.
     compiled: None takes numba if it is installed. Threads may call it at once.
     Raises ValueError for another shape or format, and for weights that the format cannot hold.
     """

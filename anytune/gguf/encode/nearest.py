@@ -1,6 +1,6 @@
-"""The formats that need no search, in NumPy: those of quantizers.py, and TQ1_0, TQ2_0 and MXFP4.
+"""The formats that need no search, in NumPy: those of quantizers.py, and Q1_0, Q2_0, TQ1_0, TQ2_0 and MXFP4.
 
-x is float32 [n, block_size]; the result is uint8 [n, type_size], bit-equal to the `gguf` package's.
+x is float32 [n, block_size]; the result is uint8 [n, type_size], the bytes that llama.cpp writes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,22 @@ def _trits(q: np.ndarray, group: int, count: int) -> np.ndarray:
         if k < count:
             number += digits[:, :, k]
     return ((number * np.uint16(256) + np.uint16(242)) // np.uint16(243)).astype(np.uint8).reshape(len(q), -1)
+
+
+def q1_0(x: np.ndarray) -> np.ndarray:
+    """A weight's sign, times the mean size: summed one by one, as llama.cpp does."""
+    total = np.zeros(len(x), np.float32)
+    for column in np.abs(x).T:
+        total += column
+    d = (total / np.float32(x.shape[1]))[:, None].astype("<f2").view(np.uint8)
+    return np.concatenate([d, np.packbits(x >= 0, axis=1, bitorder="little")], axis=1)
+
+
+def q2_0(x: np.ndarray) -> np.ndarray:
+    """As the ternary formats, in groups of 64; where the scale is below float32's range, all -1."""
+    d, q = _ternary(x)
+    tiny = np.isinf(np.float32(1) / np.abs(x).max(axis=1, keepdims=True)) & (x.any(axis=1, keepdims=True))
+    return np.concatenate([d, fields(np.where(tiny, np.uint8(0), q), 1, 2)], axis=1)
 
 
 def tq1_0(x: np.ndarray) -> np.ndarray:
@@ -69,4 +85,4 @@ def q5_0(x: np.ndarray) -> np.ndarray:
 
 
 FUNCTIONS = {name.upper(): getattr(quantizers, name) for name in ("f32", "f16", "bf16", "q4_1", "q5_1", "q8_0")}
-FUNCTIONS |= {"Q4_0": q4_0, "Q5_0": q5_0, "TQ1_0": tq1_0, "TQ2_0": tq2_0, "MXFP4": mxfp4}
+FUNCTIONS |= {"Q4_0": q4_0, "Q5_0": q5_0, "Q1_0": q1_0, "Q2_0": q2_0, "TQ1_0": tq1_0, "TQ2_0": tq2_0, "MXFP4": mxfp4}

@@ -85,6 +85,34 @@ def _away(values):
     return whole(where_less(values, 0.0, 0.0 - rounded, rounded))
 
 
+def q1_0(x, dst, blocks):
+    for k in range(blocks):
+        i, o = 128 * k, 18 * k
+        total = np.float32(0)
+        for j in range(i, i + 128):
+            total += abs(x[j])
+        put_word(dst, o, _word(total / np.float32(128)))
+        for j in range(8):
+            put_word(dst, o + 2 + 2 * j, ~bit(exceeds(0.0 - floats_at(x, i + 16 * j), 0), 0))
+
+
+def q2_0(x, dst, blocks):
+    for k in range(blocks):
+        i, o = 64 * k, 18 * k
+        peak = np.float32(0)
+        for j in range(i, i + 64):
+            peak = max(peak, abs(x[j]))
+        inverse = _inverse(peak)
+        put_word(dst, o, _word(peak))
+        for j in range(16):
+            packed = 0
+            for part in range(4):
+                scaled = x[i + 4 * j + part] * inverse
+                digit = 2 if 0.5 <= scaled < HUGE else 1 if -0.5 < scaled < 0.5 else 0
+                packed |= digit << 2 * part
+            dst[o + 2 + j] = packed
+
+
 def q4_0(x, dst, blocks):
     for k in range(blocks):
         i, o = 32 * k, 18 * k
@@ -250,7 +278,8 @@ def bf16(x, dst, blocks):
 
 
 FUNCTIONS = {
-    function.__name__.upper(): function for function in (f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, mxfp4)
+    function.__name__.upper(): function
+    for function in (f16, bf16, q1_0, q2_0, q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, mxfp4)
 }
 
 

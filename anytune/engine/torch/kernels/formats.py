@@ -32,6 +32,8 @@ FORMATS: dict[str, Format] = {
     "F32": Format(small.scales_one, small.octet_f32),
     "F16": Format(small.scales_one, small.octet_f16),
     "BF16": Format(small.scales_one, small.octet_bf16),
+    "Q1_0": Format(small.scales_half, small.octet_q1_0, span=4),
+    "Q2_0": Format(small.scales_half, small.octet_q2_0, span=4),
     "Q4_0": Format(small.scales_half, small.octet_q4_0, span=2),
     "Q4_1": Format(small.scales_half_plus, small.octet_q4_1, least=True, span=4),
     "Q5_0": Format(small.scales_half, small.octet_q5_0, span=2),

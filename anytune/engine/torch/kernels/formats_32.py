@@ -1,4 +1,4 @@
-"""Plain numbers, and the formats with blocks of 32 and 64 weights. Layouts: see anytune/gguf/blocks.py.
+"""Plain numbers, and the formats with blocks of 32, 64 and 128 weights. Layouts: see anytune/gguf/blocks.py.
 
 A format is two functions of `block`, byte pointers [C, R] to each octet's block, and `g`, int32 [C, 1], the octet's
 number in its block: scales(block, g) -> (scale, least), float32 [C, R] each, and octet(block, g, book, WORD) -> q,
@@ -21,10 +21,12 @@ from .octets import (
     bit_bytes,
     byte,
     coded,
+    crumb_bytes,
     floats,
     half,
     nibbles,
     pair,
+    short,
     signed_floats,
 )
 
@@ -64,6 +66,16 @@ def scales_half(block, g):
 @triton.jit
 def scales_half_plus(block, g):
     return half(block), -half(block + 2)
+
+
+@triton.jit
+def octet_q1_0(block, g, book, WORD: tl.constexpr):
+    return floats(bit_bytes(byte(block + (2 + g))) << 1, 1)
+
+
+@triton.jit
+def octet_q2_0(block, g, book, WORD: tl.constexpr):
+    return floats(crumb_bytes(short(block + (2 + g * 2))), 1)
 
 
 @triton.jit

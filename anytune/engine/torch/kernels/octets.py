@@ -105,6 +105,14 @@ def bit_bytes(b):
 
 
 @triton.jit
+def crumb_bytes(s):
+    """Eight fields of two bits to eight bytes: int32 [C, R] to [C, R, 2]."""
+    four = tl.join(s & 255, s >> 8 & 255)
+    four = (four | four << 12) & 0x000F000F
+    return (four | four << 6) & 0x03030303
+
+
+@triton.jit
 def nibbles(p, shift, WORD: tl.constexpr):
     return pair(p, WORD) >> shift[:, :, None] & 0x0F0F0F0F
 

@@ -80,6 +80,14 @@ _PLAIN = {
                    bitcast<f32>(b & 0xffff0000u));""",
 }
 _BODIES = {
+    "Q1_0": ("", "return half(b) * (2.0 * each(bits(byte1(b + 2u + (c >> 3u)), c & 7u)) - 1.0);"),
+    "Q2_0": (
+        "",
+        """
+  let q = byte1(b + 2u + (c >> 2u));
+  let pairs = (q | (q << 12u)) & 0x000f000fu;
+  return half(b) * (each((pairs | (pairs << 6u)) & 0x03030303u) - 1.0);""",
+    ),
     "Q4_0": ("", f"return half(b) * (each({_NIBBLES.format(2)}) - 8.0);"),
     "Q4_1": ("", f"return half(b) * each({_NIBBLES.format(4)}) + half(b + 2u);"),
     "Q5_0": ("", f"return half(b) * (each(({_NIBBLES.format(6)}) | (bits(byte4(b + 2u), c) << 4u)) - 16.0);"),

@@ -1,4 +1,4 @@
-"""llama.cpp's own quantizers, from the library inside xllamacpp."""
+"""llama.cpp's own quantizers and readers of blocks, from the library inside xllamacpp."""
 
 import ctypes
 import functools
@@ -44,3 +44,24 @@ def quantize(x: np.ndarray, name: str, importance: np.ndarray | None = None) -> 
     )
     assert size == out.nbytes
     return out
+
+
+def dequantize(raw: np.ndarray, name: str) -> np.ndarray:
+    """raw: uint8 [n, type_size] -> float32 [n, block_size]."""
+    raw, block = np.ascontiguousarray(raw), BLOCKS[name]
+    out = np.empty((len(raw), block.block_size), np.float32)
+    read = library()["dequantize_row_" + name.lower().replace("_k", "_K")]
+    read(ctypes.c_void_p(raw.ctypes.data), ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(out.size))
+    return out
+
+
+def size(name: str) -> tuple[int, int]:
+    """(weights, bytes) of a block."""
+    of = (library().ggml_blck_size, library().ggml_type_size)
+    return of[0](BLOCKS[name].id), of[1](BLOCKS[name].id)
+
+
+def type_name(number: int) -> str:
+    lib = library()
+    lib.ggml_type_name.restype = ctypes.c_char_p
+    return lib.ggml_type_name(number).decode().upper()
