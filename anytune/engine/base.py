@@ -7,15 +7,18 @@ Backwards are written out, each beside its forward; frozen weights get no gradie
 up" may write their result over that argument.
 
 operations.py has the operations of every model, offered.py those that some engines have, decoding.py and updates.py
-those of generation and of an optimizer's step; here is what an engine is beside them. An engine that passes
-tests/engine (every operation against float64) can run every model.
+those of generation and of an optimizer's step, matrices.py what an engine makes of weights, budget.py what it can give
+up for memory; here is what it is beside them. An engine that passes tests/engine (every operation against float64) can
+run every model.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
+from .budget import Budget
 from .decoding import Decoding
+from .matrices import Group, Pair, Weight
 from .offered import Offered
 from .operations import Operations
 from .shapes import Array as Array
@@ -44,10 +47,10 @@ class Engine(Operations, Offered, Decoding, Updates, Protocol):
     # -- its own
     name: str
     device: Any  # torch's or WebGPU's; None: the host
-    workers: Any  # threads that operations are split between (workers.count; use_threads() changes it), or None
+    workers: Any  # threads that operations are split between (workers.count), or None
     adapters_only: bool  # a model's own weights cannot be trained
     fp8: bool  # gradients pass frozen weights in 8-bit floats
-    has_fp8: bool  # and whether the device could; then fp8_error() says how exact it is
+    has_fp8: bool  # and whether the device could
     tolerance: float  # relative error of an operation that its number format explains
     decode_rows: int  # rows up to which a product is bound by reading weights, so that linear_decode() pays
     keeps_turned: bool  # queries and keys after rope are kept for the backward, where they could be made again
@@ -57,6 +60,9 @@ class Engine(Operations, Offered, Decoding, Updates, Protocol):
     # operations beyond those that every engine must have: "delta", "experts", "expert scales", "sinks", …
     offers: frozenset[str]
 
+    def fp8_error(self) -> float:
+        """Relative error of a product in 8-bit floats; engines with has_fp8 have it."""
+
     def own_answers(self) -> list:
         """Answers (answers.py) to known questions that only this engine has."""
 
@@ -64,21 +70,24 @@ class Engine(Operations, Offered, Decoding, Updates, Protocol):
         """The operations that follow are of that layer: for engines whose caches are a layer's (model/decoder.py)."""
 
     # -- memory and transfers
-    def begin(self, starts, capacity: int, key: tuple[int, int, int]) -> None:
+    def use_threads(self, count: int) -> None:
+        """Split operations between so many threads from now on; engines without workers need not have it."""
+
+    def begin(self, starts, capacity: int, key: tuple[int, int, int] = (0, 0, 0)) -> None:
         """Announce a stream: example boundaries int32 [n+1], the most tokens any stream has, dropout's key."""
 
     def replay(self, kind: str, body, stream: Stream) -> Number:
         """body(stream on the engine) -> loss, with begin() before it. An engine may record body's first run for a
         kind and repeat it on other data of the same sizes, so body must hold no state of its own."""
 
-    def weight(self, gguf, name: str, hold: str):
+    def weight(self, gguf, name: str, hold: str) -> Weight:
         """A frozen matrix [out, in], left in its GGUF blocks. hold: a name that the engine's budget knows, or lookup: a
         table of which a few rows at a time are read."""
 
     def constant(self, gguf, name: str) -> Array:
         """A small tensor of the file (norms, biases) as float32."""
 
-    def trained(self, values: Array, gradient: Array):
+    def trained(self, values: Array, gradient: Array) -> Weight:
         """A matrix [out, in] that is trained, usable where a weight() is: float32 `values` that change between steps,
         to whose `gradient`, of the same shape, the backwards of its products add."""
 
@@ -109,18 +118,17 @@ class Engine(Operations, Offered, Decoding, Updates, Protocol):
     def load(self, x: Array, values) -> None:
         """Write float32 host values of the same shape over x."""
 
-    def group(self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None):
-        """Linears that share an input, so that they can be one product. `rank`: columns that their low-rank products
-        take, 0 if none has a pair; `trains`: whether a backward adds to any gradient. number tells groups apart
-        (dropout); that of the output head is negative. bias_gradients: None for each bias that is frozen. A head's
-        attribute cap, 0 at first, may be set: cross_entropy() and logits() then take cap * tanh(y / cap) of results
-        y."""
+    def group(
+        self, weights, biases=None, pairs=None, dropout: float = 0.0, number: int = 0, bias_gradients=None
+    ) -> Group:
+        """Linears that share an input, so that they can be one product. number tells groups apart (dropout); that of
+        the output head is negative. bias_gradients: None for each bias that is frozen."""
 
     def prepare(self, groups: list, parameters: Array, gradients: Array) -> None:
         """All groups that will be used, and the flat vectors that their trained pairs and gradients are views of: what
         an engine lays out beforehand it lays out now, and pairs again after each adamw()."""
 
-    def lora_pair(self, a: Array, b: Array, scale: float, grad_a: Array | None, grad_b: Array | None):
+    def lora_pair(self, a: Array, b: Array, scale: float, grad_a: Array | None, grad_b: Array | None) -> Pair:
         """A low-rank pair a [r, in], b [out, r]; gradients are added to grad_a and grad_b."""
 
     def release(self) -> None:
@@ -130,7 +138,7 @@ class Engine(Operations, Offered, Decoding, Updates, Protocol):
         """Free all that the engine holds of the device, in an order that is safe. An engine is also a context manager
         that ends so."""
 
-    def budget(self, weights, memory: int | None):
+    def budget(self, weights, memory: int | None) -> Budget:
         """What can be given up for memory (see budget.py); memory: bytes allowed, None: what is free."""
 
     def peak(self) -> int:

@@ -4,8 +4,11 @@ ways to hold weights and sizes of pieces, with their costs."""
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from .dry import Ledger
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,18 @@ class Budget(Protocol):
     place: str  # whose memory it is, for messages
     ways: list[Way]
 
-    def dry(self, way: Way, capacity: int) -> Any:
-        """The engine itself on arrays that are shapes only, for streams of up to `capacity` tokens. counting() gives
-        the Ledger (dry.py) that what it takes is entered into, total() makes bytes of it."""
+    def dry(self, way: Way, capacity: int) -> Dry:
+        """The engine itself on arrays that are shapes only, for streams of up to `capacity` tokens."""
+
+
+class Dry(Protocol):
+    """What an engine that is run dry has beside its operations."""
+
+    def counting(self) -> AbstractContextManager[Ledger]:
+        """What is taken from now on is entered into this ledger, and nothing of the weights is in memory yet."""
+
+    def total(self, most: dict[Hashable, int]) -> int:
+        """Bytes of so many units of each of the ledger's kinds."""
+
+    def lasting(self, sizes: Any) -> Hashable:
+        """What of the sizes decides about arrays that outlast a layer; None: nothing."""

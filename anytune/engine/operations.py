@@ -100,6 +100,9 @@ class Operations(Protocol):
         """What attention() would give if each query head also saw a score of sinks [n_heads] with no value behind it;
         its backward is attention_backward() of these results."""
 
+    def attention_with(self, q, k, v, heads: Heads, sinks) -> tuple[Array, Array]:
+        """attention(), then sink(). composed.py has it."""
+
     def sink_gradient(self, dout, out, lse, sinks, heads: Heads, into) -> None:
         """Add the gradient of sinks to `into` [n_heads]; out, lse: sink()'s, dout: of that out."""
 

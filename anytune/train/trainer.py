@@ -337,5 +337,5 @@ class Trainer:
         return UserError(text) if self.leads else PeerError(text)
 
 
-def _words(engine: dict) -> str:
-    return ", ".join(f"{name} {value}" for name, value in sorted(engine.items()))[:200] or "nothing known"
+def _words(identity: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(identity.items()))[:200] or "nothing known"
