@@ -20,6 +20,8 @@ from pathlib import Path
 import common
 import qwen3
 
+MODEL = "Qwen3-1.7B shape, vocabulary 151,936, random weights"
+
 
 def measure(
     path: str, batch: int, rank: int, most: int = 1, prefix: int = 128, tokens: int = 64, rounds: int = 5
@@ -98,14 +100,7 @@ def main() -> None:
                     + (", the 40 likeliest" if most > 1 else "")
                 ] = row
                 print(kind, row, file=sys.stderr, flush=True)
-    common.save(
-        "decode_gpu",
-        args,
-        before,
-        gpu=card,
-        model="Qwen3-1.7B shape, vocabulary 151,936, random weights",
-        anytune=results,
-    )
+                common.save("decode_gpu", args, before, quiet=True, gpu=card, model=MODEL, anytune=results)
 
 
 if __name__ == "__main__":

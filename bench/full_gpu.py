@@ -182,7 +182,8 @@ def main() -> None:
                 except SystemExit as error:
                     rows[part].append({"who": name, "failed": str(error)[-300:]})
                 print(rows[part][-1], flush=True)
-    common.save("full_gpu", args, before, model=f"{args.model} shape, vocabulary 151,936, random weights", **rows)
+                told = f"{args.model} shape, vocabulary 151,936, random weights"
+                common.save("full_gpu", args, before, quiet=True, model=told, **rows)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
 """Training speed and memory on one GPU: anytune on a quantized base against transformers + peft, in one run.
 
-    python bench/train_gpu.py                     # everything: about six minutes on two H200, ten on one
+    python bench/train_gpu.py                     # everything: about seven minutes on two H200, fourteen on one
     python bench/train_gpu.py --only '8x1024;1x128' --peers unsloth
 
 Qwen3-1.7B's shape with its whole vocabulary of 151,936, random weights written as GGUF, LoRA r=16 on all linears, the
 second half of each example with loss, whole optimizer steps. The peers have the same shape in bf16: transformers + peft
 (peers/peft_gpu.py), plain, with Liger's kernels and compiled, and Unsloth (peers/unsloth_gpu.py). Each contestant runs
-in a process of its own, alone on its card; with two cards the peers have the second one. `gemm_tflops` is what one
-large bf16 product reaches on this card in the same run, in a burst and when it goes on until the card's power limit
-acts: what a step's arithmetic is compared with.
+in a process of its own, alone on its card: ours on the first one, the peers on the others, and then there too.
+`gemm_tflops` is what one large bf16 product reaches on this card in the same run, in a burst and when it goes on until
+the card's power limit acts: what a step's arithmetic is compared with.
 """
 
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,9 +50,9 @@ PEERS = {  # name: [(script, arguments)]
             ("8x1024", "--bits", "4", "--checkpointing", "unsloth"),
         )
     ],
-    "peft": [("peft_gpu.py", ("--shape", "8x1024")), ("peft_gpu.py", ("--shape", "1x128"))],
-    "liger": [("peft_gpu.py", ("--shape", "8x1024", "--liger"))],
     "compiled": [("peft_gpu.py", ("--shape", "8x1024", "--compile"))],
+    "liger": [("peft_gpu.py", ("--shape", "8x1024", "--liger"))],
+    "peft": [("peft_gpu.py", ("--shape", "8x1024")), ("peft_gpu.py", ("--shape", "1x128"))],
 }
 GEMM = """
 import json, torch
@@ -75,22 +77,38 @@ print(json.dumps({"gemm_tflops": burst, "gemm_tflops_for_two_seconds": sustained
 """
 
 
-def run_peers(names: list[str], env: dict, gpus: int, folder: Path, end: float, rows: list[dict]) -> None:
-    """The peers one after the other, on the second card if there is one."""
-    env = env | {"CUDA_VISIBLE_DEVICES": str(min(1, gpus - 1))}
-    if "unsloth" in names:
-        common.run(["bench/peers/hf_folder.py", str(folder / "hf")], env, 2 * LIMIT)
-    for script, flags in (peer for name in names for peer in PEERS[name]):
-        more = [str(folder / "hf")] if script == "unsloth_gpu.py" else []
-        left = end - time.monotonic()
-        try:
-            if left < 10:
-                raise SystemExit("not begun: the time of this run was over")
-            rows.append(common.run_once([f"bench/peers/{script}", *more, *flags], env, min(2 * LIMIT, left)))
-        except SystemExit as error:
-            name = ("Unsloth" if more else "transformers + peft") + "".join(f", {flag}" for flag in flags[2:])
-            rows.append({"peer": name, "shape": flags[1], "failed": str(error)[-500:]})
-        print({key: rows[-1].get(key) for key in ("peer", "shape", "tokens_per_s", "peak_gib", "failed")}, flush=True)
+class Peers:
+    """The peers that have not run yet: whichever card is free takes the next one."""
+
+    def __init__(self, names: list[str], env: dict, folder: Path, end: float):
+        self.waiting = [peer for name in names for peer in PEERS[name]]
+        self.env, self.folder, self.end, self.rows = env, folder / "hf", end, []
+        self.lock = threading.Lock()
+
+    def run(self, card: int, keep: Callable[[], None]) -> None:
+        env = self.env | {"CUDA_VISIBLE_DEVICES": str(card)}
+        while self.waiting:
+            script, flags = self.waiting.pop(0)
+            unsloth, left = script == "unsloth_gpu.py", self.end - time.monotonic()
+            try:
+                if left < 10:
+                    raise SystemExit("not begun: the time of this run was over")
+                if unsloth:
+                    self.make_folder(env)
+                more = [str(self.folder)] * unsloth
+                row = common.run_once([f"bench/peers/{script}", *more, *flags], env, min(3 * LIMIT, left))
+            except SystemExit as error:
+                name = ("Unsloth" if unsloth else "transformers + peft") + "".join(f", {flag}" for flag in flags[2:])
+                row = {"peer": name, "shape": flags[1], "failed": str(error)[-500:]}
+            row["card"] = card
+            self.rows.append(row)
+            print({key: row.get(key) for key in ("peer", "shape", "tokens_per_s", "peak_gib", "failed")}, flush=True)
+            keep()
+
+    def make_folder(self, env: dict) -> None:
+        with self.lock:
+            if not self.folder.exists():
+                common.run(["bench/peers/hf_folder.py", str(self.folder)], env, 2 * LIMIT)
 
 
 def run_ours(name: str, path: Path, env: dict, rounds: int, card: dict) -> dict:
@@ -114,7 +132,7 @@ def main() -> None:
     options.add_argument("--only", default=";".join(SETTINGS), help="names of settings, with semicolons")
     options.add_argument("--peers", default=",".join(PEERS), help="some of these, with commas; nothing: none")
     options.add_argument("--rounds", type=int, default=7)
-    options.add_argument("--seconds", type=float, default=1e6, help="no peer goes on for longer than that")
+    options.add_argument("--seconds", type=float, default=1e6, help="no peer goes on after that")
     options.add_argument("--folder", help="where the model files go; default: a temporary one")
     args = options.parse_args()
     before, env, results, end = common.machine(), common.environment(8), {}, time.monotonic() + args.seconds
@@ -123,35 +141,36 @@ def main() -> None:
         script = folder / "gemm.py"
         script.write_text(GEMM.replace("GPUS", str(torch.cuda.device_count())))
         card = common.run_once([str(script)], env | {"CUDA_VISIBLE_DEVICES": "0"})
-        names, peers = [name for name in args.peers.split(",") if name], []
+        peers = Peers([name for name in args.peers.split(",") if name], env, folder, end)
+        lock = threading.Lock()
 
         def keep(quiet: bool = True) -> None:
-            """After each of ours, so that a run which is ended early has given something."""
-            for row in peers:
-                mine = results.get(row["shape"], {})
-                if "tokens_per_s" in row and "tokens_per_s" in mine:
-                    row["ratio"] = round(mine["tokens_per_s"] / row["tokens_per_s"], 2)
-            facts = {"model": "Qwen3-1.7B shape, vocabulary 151,936, random weights", "rank": 16}
-            common.save("train_gpu", args, before, quiet=quiet, gpu=card, **facts, anytune=results, peers=peers)
+            """After each contestant, so that a run which is ended early has given something."""
+            with lock:
+                for row in peers.rows:
+                    mine = results.get(row["shape"], {})
+                    if "tokens_per_s" in row and "tokens_per_s" in mine:
+                        row["ratio"] = round(mine["tokens_per_s"] / row["tokens_per_s"], 2)
+                facts = {"model": "Qwen3-1.7B shape, vocabulary 151,936, random weights", "rank": 16}
+                common.save(
+                    "train_gpu", args, before, quiet=quiet, gpu=card, **facts, anytune=results, peers=peers.rows
+                )
 
-        def run() -> None:
-            run_peers(names, env, card["gpus"], folder, end, peers)
-
-        waiting = ThreadPoolExecutor(1).submit(run) if names else None
-        if waiting is not None and card["gpus"] < 2:
-            waiting.result()  # one card: one contestant at a time
-        files: dict[str, Path] = {}
-        for name in filter(None, args.only.split(";")):
-            blocks = SETTINGS[name][0]
-            if blocks not in files:
-                for old in files.values():
-                    old.unlink()
-                files = {blocks: folder / f"qwen3-1.7b-{blocks.lower()}.gguf"}
-                qwen3.write_model(files[blocks], "qwen3-1.7b", blocks)
-            results[name] = run_ours(name, files[blocks], env, args.rounds, card)
-            keep()
-        if waiting is not None:
-            waiting.result()
+        with ThreadPoolExecutor() as pool:
+            others = [pool.submit(peers.run, number, keep) for number in range(1, card["gpus"])]
+            files: dict[str, Path] = {}
+            for name in filter(None, args.only.split(";")):
+                blocks = SETTINGS[name][0]
+                if blocks not in files:
+                    for old in files.values():
+                        old.unlink()
+                    files = {blocks: folder / f"qwen3-1.7b-{blocks.lower()}.gguf"}
+                    qwen3.write_model(files[blocks], "qwen3-1.7b", blocks)
+                results[name] = run_ours(name, files[blocks], env, args.rounds, card)
+                keep()
+            peers.run(0, keep)
+            for other in others:
+                other.result()
         keep(quiet=False)
 
 

@@ -9,6 +9,7 @@ import pytest
 from anytune.engine.answers import error
 from anytune.engine.base import Heads, Router
 from anytune.engine.numpy.engine import NumpyEngine
+from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
 from anytune.model import load
 from tests.engine.test_webgpu_blocks import random_blocks
@@ -264,3 +265,11 @@ def test_decoding_is_the_whole(files, name, how):
 def test_every_tensor_of_gpt_oss(files, limit):
     """Experts' matrices and biases, routers and sinks are trained too."""
     full.check_gradients(files["gpt-oss"], 0.99999, 1e-5, engine=opened(limit))
+
+
+@pytest.mark.parametrize("router", [Router(4096, 2), Router(1024, 2, groups=512, near=2)])
+def test_more_experts_than_a_kernel_takes_are_refused(router):
+    e = opened(None)
+    e.begin(np.array([0, 1], np.int32), 1, (0, 0, 0))
+    with pytest.raises(UserError, match="--device webgpu"):
+        e.route(e.lower(np.zeros((1, router.experts), np.float32)), None, router)

@@ -60,8 +60,12 @@ class Routing:
 
 def route(e, scores: Array, bias: Array | None, router: Router, scales: Array | None = None) -> Routing:
     tokens, limit = scores.rows, e.device.max_binding
-    if router.groups > _routes.GROUPS:
-        raise UserError(f"{router.groups} groups of experts are more than the {_routes.GROUPS} of --device webgpu")
+    for what, count, most in (
+        ("groups of experts", router.groups, _routes.GROUPS),
+        ("experts", router.experts, _routes.EXPERTS),
+    ):
+        if count > most:
+            raise UserError(f"{count} {what} are more than the {most} of --device webgpu")
     slots, most = tokens * router.used, e.room(tokens) * router.used
     chosen, weights, order, place = (e.flat(slots, most) for _ in range(4))
     chosen, weights, place = (x.reshape(tokens, router.used) for x in (chosen, weights, place))

@@ -17,10 +17,12 @@ from ..kernel import Kernel, reads, total, writes
 LANES = 64
 SORTERS = 256
 GROUPS = 256  # of experts, at most
+EXPERTS = 32 * LANES  # at most: an invocation marks in a word which of its candidates were chosen
 KINDS = ("softmax", "sigmoid", "chosen")
 NONE = "0xffffffffu"
 
-# of candidates in order (larger values first, equal ones by number) the first one behind the last that was chosen
+# Of the invocations' candidates the first in order: larger values first, equal ones by number. What was chosen is marked
+# by number: a card may round the same expression differently in two places, so that values alone could choose one twice
 _PICK = f"""
 fn before(a: f32, i: u32, b: f32, j: u32) -> bool {{ return a > b || (a == b && i < j); }}
 fn first(value: f32, number: u32, lane: u32) -> u32 {{
@@ -120,28 +122,22 @@ def choose(kind: str, biased: bool, parts: bool, scaled: bool = False, grouped: 
   let t = group.x;
   let at = t * p.ss;
   let to = (p.t0 + t) * p.used;{start}{keep}{groups}
-  var last = 3.0e38;
-  var number = {NONE};
+  var taken = 0u;
   for (var j = 0u; j < p.used; j++) {{
     var mine = -3.0e38;
     var own = {NONE};
     for (var i = lane; i < p.experts; i += {LANES}u) {{
       let v = {choice};{near}
-      let left = number == {NONE} || before(last, number, v, i);
-      if (left && (own == {NONE} || v > mine)) {{
+      if (((taken >> (i / {LANES}u)) & 1u) == 0u && (own == {NONE} || v > mine)) {{
         mine = v;
         own = i;
       }}
     }}
-    number = first(mine, own, lane);
-    if (number == {NONE}) {{ number = p.experts - 1u; }}
-    {{
-      let i = number;
-      last = {choice};
-      if (lane == 0u) {{
-        chosen[to + j] = i;
-        weight[to + j] = {part};
-      }}
+    let i = min(first(mine, own, lane), p.experts - 1u);
+    if (i % {LANES}u == lane) {{ taken |= 1u << (i / {LANES}u); }}
+    if (lane == 0u) {{
+      chosen[to + j] = i;
+      weight[to + j] = {part};
     }}
   }}
   if (lane == 0u) {{{ends}
