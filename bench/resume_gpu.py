@@ -3,6 +3,7 @@ A training on a GPU that is killed (SIGKILL) in the middle and resumed, beside o
 
     python bench/resume_gpu.py                     # a tiny random model, 424 steps; under a minute on an H100
     python bench/resume_gpu.py --device cpu-torch --epochs 1
+    python bench/resume_gpu.py --dtype fp8 --ubatch 1024  # into resume_gpu_fp8.json; fp8 begins at 513 tokens
     python bench/resume_gpu.py --gpus 2            # a rank of two is killed; one card goes on
 
 With --gpus the killed run has so many processes, of which the last one is killed. What the others say is kept, and one
@@ -126,7 +127,7 @@ def main() -> None:
         "resume_gpu",
         args,
         before,
-        into="resume_gpu" if args.gpus == 1 else "resume_two_gpus",
+        into="resume_two_gpus" if args.gpus > 1 else "resume_gpu" + f"_{args.dtype}" * (args.dtype != "auto"),
         device=args.device,
         gpus=args.gpus,
         sharded=args.shard,

@@ -28,14 +28,19 @@ def chats(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name, device", [*((name, "numpy") for name in tiny.EACH), *((name, "cpu-torch") for name in ON_TORCH)]
+    "name, device",
+    [
+        *((name, "numpy") for name in tiny.EACH),
+        *((name, "cpu-torch") for name in ON_TORCH),
+        ("llama", "cpu-torch --dtype fp8"),
+    ],
 )
 def test_resumed_from_the_middle(tmp_path, monkeypatch, chats, name, device):
-    if device == "cpu-torch":
+    if device.startswith("cpu-torch"):
         need("torch").set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     tiny.write(tmp_path / "m.gguf", name)
-    common = ["train", "-m", "m.gguf", "-f", str(chats), "--device", device]
+    common = ["train", "-m", "m.gguf", "-f", str(chats), "--device", *device.split()]
     modules = ["--lora-modules", "all,experts"] if name in tiny.MIXTURES else []
     assert run([*common, *HOW, *modules, *SAVED, "--run-dir", "one", "-o", "one.gguf"]) == 0
     checkpoint = "one/checkpoints/checkpoint_step_00000002"
