@@ -21,8 +21,8 @@ EXPERTS = 32 * LANES  # at most: an invocation marks in a word which of its cand
 KINDS = ("softmax", "sigmoid", "chosen")
 NONE = "0xffffffffu"
 
-# Of the invocations' candidates the first in order: larger values first, equal ones by number. What was chosen is marked
-# by number: a card may round the same expression differently in two places, so that values alone could choose one twice
+# The first of the invocations' candidates: larger values first, equal ones by number. What was chosen is known by its
+# number, since a card may round one expression differently in two places: by value an expert could be chosen twice.
 _PICK = f"""
 fn before(a: f32, i: u32, b: f32, j: u32) -> bool {{ return a > b || (a == b && i < j); }}
 fn first(value: f32, number: u32, lane: u32) -> u32 {{
