@@ -5,7 +5,8 @@
     python bench/adapt.py compress      # ranks 1 to 16 of an adapter beside its truncated SVD
     python bench/adapt.py repair        # Q2_K at rank 32, e-mails and text, beside QERA
     python bench/adapt.py merge         # two adapters as one, beside linear merge, TIES and the sum of both ranks
-    python bench/adapt.py absorb        # what rounding takes from a merged file: `export merge --absorb`, fit and QERA
+    python bench/adapt.py rounding      # what rounding takes from a merged file, by type
+    python bench/adapt.py absorb        # the same as a second adapter: `export merge --absorb`, fitted and by QERA
 
 Each is a file of bench/adaptations, for SmolLM2-135M (or -m) on examples/email. It writes bench/results/adapt_PART.json
 as its figures come, and continues it. What it needs (adapters trained for 40 and 25 steps, a Q2_K file) is made in
@@ -18,7 +19,7 @@ import importlib
 
 import common
 
-PARTS = ("prompt", "adapter", "compress", "repair", "merge", "absorb")
+PARTS = ("prompt", "adapter", "compress", "repair", "merge", "rounding", "absorb")
 
 
 def main() -> None:

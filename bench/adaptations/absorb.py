@@ -1,4 +1,4 @@
-"""What rounding takes from a merged file: `export merge --absorb`, fitted and by QERA."""
+"""An adapter that holds what rounding takes from a merged file: `export merge --absorb`, fitted and by QERA."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import json
 import resource
 
 import common
-from adaptations.shared import EMAILS, Bench, command, emails
+from adaptations.shared import EMAILS, Bench, command
 
 
 def run(b: Bench) -> None:
     b.trained("wren", EMAILS / "train.jsonl", 40)
-    texts = {}
-    for part in ("train", "heldout"):
-        texts[part] = b.folder / f"{part}.txt"
-        texts[part].write_text("\n\n".join(f"{one['content']}\n{two['content']}" for one, two in emails(part)), "utf-8")
+    held, train = b.as_text("heldout"), b.as_text("train")
     for name, way in {"fitted layer by layer": "auto", "QERA-exact": "exact", "QERA-approx": "approx"}.items():
         if b.missing(name):
             words = ["export", "merge", "-m", b.path, "-t", b.args.threads, "--lora", b.folder / "wren.gguf"]
             words += ["-o", b.folder / "merged.gguf", "--type", "Q3_K_M", "--absorb", 32, "--qera", way]
-            words += ["-f", texts["heldout"], "--calibration", texts["train"], "--no-verify", "--force", "--json"]
+            words += ["-f", held, "--calibration", train, "--no-verify", "--force", "--json"]
             began = resource.getrusage(resource.RUSAGE_CHILDREN)
             facts = json.loads(command(*words))
             ended = resource.getrusage(resource.RUSAGE_CHILDREN)

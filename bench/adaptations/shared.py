@@ -62,6 +62,12 @@ class Bench:
         path.write_text("\n".join(json.dumps({"messages": messages}) for messages in pairs), "utf-8")
         return path
 
+    def as_text(self, part: str) -> Path:
+        """The e-mails of a part and their requests, as one text."""
+        path = self.folder / f"{part}.txt"
+        path.write_text("\n\n".join(f"{one['content']}\n{two['content']}" for one, two in emails(part)), "utf-8")
+        return path
+
     def keep(self, name: str, **facts) -> None:
         self.results[name] = facts
         common.save(

@@ -30,6 +30,7 @@ TABLES: dict[str, Callable[[dict], list[str]]] = {
         quantization.quantize,
         quantization.search,
         quantization.lowering,
+        quantization.adapt_rounding,
         quantization.nf4,
         servers.studio,
         servers.serve,

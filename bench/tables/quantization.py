@@ -97,6 +97,29 @@ def lowering(data: dict) -> list[str]:
     ]
 
 
+def adapt_rounding(data: dict) -> list[str]:
+    merged = data["results"]["merged"]
+    return [
+        *table(
+            ("type", "size, MiB", "weight error", "change kept", "KL to the pair", "of its KL", "top-1"),
+            [
+                (
+                    t["type"],
+                    f"{t['bytes'] / (1 << 20):.1f}",
+                    f"{t['error']:.2%}",
+                    f"{t['kept']:.1%}",
+                    f"{t['kl']:.3g}",
+                    f"{t['kl'] / merged['adapter_kl']:.1%}",
+                    f"{t['same_top']:.1%}",
+                )
+                for t in merged["types"]
+            ],
+        ),
+        "",
+        f"The adapter moves the base by a KL of {merged['adapter_kl']:.3f} on {merged['tokens']} tokens.",
+    ]
+
+
 def nf4(data: dict) -> list[str]:
     rows = [
         (
