@@ -2,7 +2,7 @@
 
     make demo        or        python examples/demo.py
 
-Fetches the model (once, 98 MB), answers three requests that are not in the training data, trains a LoRA adapter
+Fetches the model (once, 93 MB), answers three requests that are not in the training data, trains a LoRA adapter
 on examples/email/train.jsonl, answers again, and lets llama.cpp check the result. Needs no terminal and no answers.
 """
 
