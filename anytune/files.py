@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from anytune.errors import UserError
 from anytune.units import bytes_text
@@ -230,6 +231,21 @@ def is_locked(path: Path) -> bool:
         return False
     finally:
         os.close(handle)
+
+
+def read_json(path: Path, limit: int = 256 << 20, why: str = "") -> dict[str, Any]:
+    """The object in a JSON file of at most `limit` bytes. UserError where there is none; why: it has to be there."""
+    try:
+        if path.stat().st_size > limit:
+            raise UserError(f"{path} is larger than {limit >> 20} MiB, which is too large for such a file.")
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}{why and f'; {why}'}.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object.")
+    return found
 
 
 def copy(source: Path, target: Path) -> None:

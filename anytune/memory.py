@@ -105,9 +105,7 @@ def _clean_code() -> list[tuple[int, int]]:
     current = None
     with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
         for line in file:
-            if (
-                line[0] in "0123456789abcdef"
-            ):  # where a mapping begins and ends; what is told of it begins with a capital
+            if line[0] in "0123456789abcdef":  # its range of addresses; what follows about it begins with a capital
                 words = line.split()
                 code = len(words) == 6 and words[1] == "r-xp" and words[5].startswith("/")
                 current = tuple(int(z, 16) for z in words[0].split("-")) if code else None

@@ -28,35 +28,11 @@ def commands(folder: Path, model: Path) -> dict[str, list[str]]:
     """{name: arguments of anytune}"""
     text, chats, f32 = folder / "text.txt", folder / "chats.jsonl", folder / "f32.gguf"
     on, data = ["-m", str(model), "-t", "1"], ["-f", str(text), "-c", "256"]
-    steps = ["-f", str(chats), "-c", "128", "-ub", "256", "-b", "256", "--max-steps", "3", "-q"]
-    small = [
-        "-f",
-        str(chats),
-        "-c",
-        "64",
-        "-ub",
-        "64",
-        "-b",
-        "64",
-        "--max-steps",
-        "2",
-        "-q",
-    ]  # a device may be software
+    steps = ["-f", str(chats), "-q", *"-c 128 -ub 256 -b 256 --max-steps 3".split()]
+    small = ["-f", str(chats), "-q", *"-c 64 -ub 64 -b 64 --max-steps 2".split()]  # a device may be software
     return {
-        "decode": ["generate", *on, "-p", "A walk along the canal", "--raw", "-n", "96", "--temp", "0"],
-        "decode, cpu-bf16": [
-            "generate",
-            *on,
-            "--device",
-            "cpu-bf16",
-            "-p",
-            "A walk along",
-            "--raw",
-            "-n",
-            "64",
-            "-s",
-            "1",
-        ],
+        "decode": ["generate", *on, "-p", "A walk along the canal", *"--raw -n 96 --temp 0".split()],
+        "decode, cpu-bf16": ["generate", *on, "-p", "A walk along", *"--device cpu-bf16 --raw -n 64 -s 1".split()],
         "perplexity": ["perplexity", *on, *data, "--chunks", "6"],
         "imatrix": ["imatrix", *on, *data, "--chunks", "6", "-o", "OUT.gguf"],
         "quantize Q4_0": ["quantize", str(f32), "OUT.gguf", "Q4_0", "-t", "1"],

@@ -105,7 +105,7 @@ def test_a_wrong_argument_is_a_sentence(here, name, monkeypatch):
     def begun(_trainer):
         raise UserError("everything was taken, and the first step would come now")
 
-    monkeypatch.setattr("anytune.train.loop.Trainer.run", begun)
+    monkeypatch.setattr("anytune.train.execute.Trainer.run", begun)
     function, right = calls(*here)[name]
     wrong = []
     for word in inspect.signature(function).parameters:

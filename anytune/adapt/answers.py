@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from anytune.generation.sampling import Sampling
     from anytune.model.decoder import Decoder
 
-AT_ONCE, FEW, LONGEST = 24, 4, 256  # prompts answered side by side, where memory is given, tokens of an answer
+AT_ONCE, FEW = 24, 4  # prompts answered side by side; with --memory
+LONGEST = 256  # tokens of an answer
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-
 if TYPE_CHECKING:
     from anytune.model import Model
 
@@ -23,10 +22,8 @@ SHARES = {  # of the rank that all would have
     "ffn_gate": 0.625,
     "ffn_up": 0.625,
     "ffn_down": 1.625,
-    "ffn_gate_shexp": 0.625,
-    "ffn_up_shexp": 0.625,
-    "ffn_down_shexp": 1.625,
 }
+SHARES |= {f"{kind}_shexp": SHARES[kind] for kind in ("ffn_gate", "ffn_up", "ffn_down")}  # experts that all tokens use
 
 
 def costs(model: Model) -> dict[str, int]:

@@ -103,11 +103,10 @@ class Probe:
     def glu_linear(self, gate: Any, up: Any, activation: str, group: Any) -> tuple:
         return self.linear(self.glu(gate, up, activation), group)
 
-    def attention(self, q: Any, k: Any, v: Any, heads: Any) -> tuple:
-        return self._run(self._walker.attention, (q, k, v, heads))
+    def attention(self, *operands: Any) -> tuple:
+        return self._run(self._walker.attention, operands)
 
-    def attention_with(self, q: Any, k: Any, v: Any, heads: Any, sinks: Any) -> tuple:
-        return self._run(self._walker.attention, (q, k, v, heads, sinks))
+    attention_with = attention
 
 
 class Walker:
@@ -151,12 +150,12 @@ class Walker:
         self.x, self.stream = self.run(), None
         self.kept = []
 
-    def attention(self, q: Any, k: Any, v: Any, heads: Any, sinks: Any = None) -> tuple[Any, Any]:
+    def attention(self, q: Any, k: Any, v: Any, heads: Any, *sinks: Any) -> tuple[Any, Any]:
         e, first = self.side.engine, self.side.first
         if self is first:
             self.shared = k, v
         if self is first or first is None:
-            return e.attention(q, k, v, heads) if sinks is None else e.attention_with(q, k, v, heads, sinks)
+            return (e.attention_with if sinks else e.attention)(q, k, v, heads, *sinks)
         width = heads.n_kv_heads * heads.head_dim
         if width not in self.caches:
             slots, most = len(self.batch.starts) - 1, int(np.diff(self.batch.starts).max()) + self.batch.behind
@@ -166,7 +165,7 @@ class Walker:
             for slot, *_ in self.batch.spans:
                 e.store(cache, e.places([(slot, 0, self.batch.behind, 0)]), common)
             e.store(cache, where, own)
-        return e.attend_cache(q, *caches, where, heads, *(() if sinks is None else (sinks,))), None
+        return e.attend_cache(q, *caches, where, heads, *sinks), None
 
 
 class Side:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anytune.adapter.fit import check_fit, check_shapes, level
 from anytune.adapter import peft_experts
-from anytune.adapter.peft_read import CONFIG_LIMIT, PREFIX, Found, read_json, read_weights
-from anytune.adapter.scaled import behind, within
+from anytune.adapter.fit import check_fit, check_shapes, level
+from anytune.adapter.peft_read import NEEDED, PREFIX, Found, read_weights
+from anytune.adapter.scaled import after_scale, before_scale
 from anytune.adapter.settings import read_settings
 from anytune.errors import UserError
-from anytune.files import atomic_write, cannot_write
+from anytune.files import atomic_write, cannot_write, read_json
 from anytune.gguf import GGUF
 from anytune.model import naming
 from anytune.model.architecture import Architecture
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 FILES = (CONFIG, WEIGHTS, TEMPLATE)
+TEXT_LIMIT = 4 << 20  # bytes of the configuration, and of the template
 
 
 def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
@@ -46,7 +47,7 @@ def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
         module, (rows, columns) = _module(arch, name), naming.orders(arch, name, gguf)
         pair = naming.arranged(a, (None, columns)), naming.arranged(b, (rows, None))
         target.add(module, f"{module}.weight" if _by_parameter(arch, name, module) else None, *pair)
-    for place, parameter, pair in peft_experts.parameters(arch, _within(adapter, arch, gguf)):
+    for place, parameter, pair in peft_experts.parameters(arch, _before_scale(adapter, arch, gguf)):
         target.add(place, parameter, *peft_experts.flat(pair), rank=pair[0].shape[1])
     layers = gguf.metadata.get(f"{adapter.architecture}.block_count") if gguf else None
     config = target.config(layers)
@@ -73,7 +74,7 @@ def save(adapter: Adapter, folder: Path, gguf: GGUF | None) -> None:
 
 def load(folder: Path, gguf: GGUF | None) -> tuple[Any, ...]:
     """Read the folder -> an Adapter's fields, in order. gguf: the base, needed unless anytune wrote the folder."""
-    settings = read_settings(read_json(folder / CONFIG), folder / CONFIG)
+    settings = read_settings(read_json(folder / CONFIG, TEXT_LIMIT, NEEDED), folder / CONFIG)
     raw, own = read_weights(folder / WEIGHTS)
     architecture = gguf.metadata.get("general.architecture") if gguf else own.get("architecture")
     if architecture not in ARCHITECTURES:
@@ -93,9 +94,9 @@ def load(folder: Path, gguf: GGUF | None) -> tuple[Any, ...]:
     for name, (a, b) in pairs.items():
         rows, columns = naming.orders(arch, name, gguf)
         b = naming.arranged(b, (rows, None), True)
-        tensors[name] = naming.arranged(a, (None, columns), True), b if gguf is None else behind(gguf, name, b)
+        tensors[name] = naming.arranged(a, (None, columns), True), b if gguf is None else after_scale(gguf, name, b)
     template, text = folder / TEMPLATE, None
-    if template.is_file() and template.stat().st_size < CONFIG_LIMIT:
+    if template.is_file() and template.stat().st_size < TEXT_LIMIT:
         text = template.read_text("utf-8-sig", "replace")
     rank, alpha, rslora = settings.rank, settings.alpha, settings.rslora
     usual = settings.scale(rank, alpha)
@@ -114,10 +115,10 @@ def _module(arch: Architecture, name: str) -> str:
     return found.removesuffix(".weight")
 
 
-def _within(adapter: Adapter, arch: Architecture, gguf: GGUF | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The pairs as peft has them beside the weights. UserError if that needs the base model."""
+def _before_scale(adapter: Adapter, arch: Architecture, gguf: GGUF | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The pairs as peft has them, beside the weights. UserError if that needs the base model."""
     if gguf is not None:
-        return {name: (a, within(gguf, name, b)) for name, (a, b) in adapter.tensors.items()}
+        return {name: (a, before_scale(gguf, name, b)) for name, (a, b) in adapter.tensors.items()}
     _refuse_scales(arch, adapter.tensors)
     return adapter.tensors
 

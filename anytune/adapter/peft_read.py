@@ -24,7 +24,7 @@ KEY = re.compile(
 )
 EACH = re.compile(r"(?:mlp|block_sparse_moe|feed_forward)\.experts\.(\d{1,5})\.(w1|w2|w3|gate_proj|up_proj|down_proj)")
 EACH_PARTS = {"w1": "gate", "w2": "down", "w3": "up"}
-CONFIG_LIMIT = 4 << 20
+NEEDED = "a peft folder needs it"
 
 
 class Found:
@@ -158,19 +158,6 @@ class Found:
         return made
 
 
-def read_json(path: Path) -> Any:
-    """What adapter_config.json says, unchecked."""
-    try:
-        if path.stat().st_size > CONFIG_LIMIT:
-            raise UserError(f"{path} is too large for a configuration.")
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; a peft folder needs it.") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is not valid JSON.") from None
-    return found
-
-
 def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(name -> float32 array, what anytune noted about the adapter)."""
     from safetensors import SafetensorError, deserialize, safe_open
@@ -180,7 +167,7 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with safe_open(path, "numpy") as file:
             note = (file.metadata() or {}).get("anytune", "{}")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; a peft folder needs it.") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}; {NEEDED}.") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged: {error}.") from None
     arrays = {}

@@ -1,7 +1,7 @@
 """Pairs of matrices that the file has a scale of: of each expert, s.
 
-llama.cpp adds what a pair gives behind the scale, s (W x) + B A x, and an Adapter is as its file is. Beside the
-weights, where it is trained and merged, and in peft, a pair acts before it: s (W + B' A) x with B' = B / s.
+llama.cpp adds a pair's result after the scale, s (W x) + B A x, and an Adapter holds what its file has. Where a pair is
+trained or merged, and in peft, it acts before the scale: s (W + B' A) x with B' = B / s.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import numpy as np
 from anytune.gguf import GGUF
 
 
-def within(base: GGUF, name: str, b: np.ndarray) -> np.ndarray:
-    """B of an Adapter [experts, out, rank] as it acts beside the weights of tensor `name`; 0 where s is."""
+def before_scale(base: GGUF, name: str, b: np.ndarray) -> np.ndarray:
+    """B' of an Adapter's B [experts, out, rank] of tensor `name`; 0 where s is."""
     s = _scales(base, name)
     return b if s is None else np.divide(b, s, out=np.zeros_like(b), where=s != 0)
 
 
-def behind(base: GGUF, name: str, b: np.ndarray) -> np.ndarray:
+def after_scale(base: GGUF, name: str, b: np.ndarray) -> np.ndarray:
     """The inverse."""
     s = _scales(base, name)
     return b if s is None else b * s

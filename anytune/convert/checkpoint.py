@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.files import read_json
 from anytune.gguf import dequantize
 
 INDEX = "model.safetensors.index.json"
@@ -49,21 +50,6 @@ class Weight:
         """(low, high) row ranges of about so many weights each."""
         step = max(1, weights // max(1, math.prod(self.shape[1:])))
         return ((low, min(low + step, self.shape[0])) for low in range(0, self.shape[0], step))
-
-
-def read_json(path: Path, limit: int = 256 << 20) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError where there is none."""
-    try:
-        if path.stat().st_size > limit:
-            raise UserError(f"{path} is larger than {limit >> 20} MiB, which is too large for such a file.")
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object.")
-    return found
 
 
 def read_weights(folder: Path) -> dict[str, Weight]:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from anytune.convert.names import gguf_name, is_behind
-from anytune.convert.checkpoint import Weight, read_json, read_weights
+from anytune.convert.checkpoint import Weight, read_weights
 from anytune.convert.experts import Stack, stacked
 from anytune.convert.latents import split_latents
 from anytune.convert.metadata import metadata, notes, rope_factors, text_config
 from anytune.convert.vocabulary import vocabulary
 from anytune.errors import UserError
-from anytune.files import spare_inputs
+from anytune.files import read_json, spare_inputs
 from anytune.gguf import GGUF, write_gguf
 from anytune.gguf.encode import encode
 from anytune.model import naming
@@ -60,10 +60,10 @@ def convert(
             "version."
         )
     tied = bool(config.get("tie_word_embeddings", architecture.startswith("gemma")))
-    fused = ARCHITECTURES[architecture].expert_names.fused
-    found = {name: weight for name, weight in read_weights(folder).items() if not is_behind(name, config)}
-    read = stacked(found, fused)
-    weights = _renamed(split_latents(read, config) if ARCHITECTURES[architecture].latent else read, architecture, tied)
+    arch = ARCHITECTURES[architecture]
+    read = {name: weight for name, weight in read_weights(folder).items() if not is_behind(name, config)}
+    read = stacked(read, arch.expert_names.fused)
+    weights = _renamed(split_latents(read, config) if arch.latent else read, architecture, tied)
     words = vocabulary(folder, architecture, config, pre)
     own = _own_type(weights)
     floats = wanted.name if wanted is not None and wanted.name in FLOATS else own

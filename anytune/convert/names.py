@@ -26,10 +26,8 @@ WRAPPERS = ("model.language_model.model.", "language_model.model.", "model.langu
 def is_behind(name: str, config: Mapping[str, Any]) -> bool:
     """Whether a weight is of the layers behind all others, which only speculative decoding uses (config.json says how
     many there are)."""
-    layers, behind = (
-        config.get("num_hidden_layers"),
-        config.get("num_nextn_predict_layers", config.get("num_mtp_layers")),
-    )
+    layers = config.get("num_hidden_layers")
+    behind = config.get("num_nextn_predict_layers", config.get("num_mtp_layers"))
     found = re.match(r"model\.layers\.(\d{1,5})\.", name)
     if not found or not isinstance(layers, int) or not isinstance(behind, int):
         return False

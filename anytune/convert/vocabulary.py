@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from anytune.convert.checkpoint import read_json
 from anytune.errors import UserError
+from anytune.files import read_json
 from anytune.text.splits import PRE
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type

@@ -10,7 +10,7 @@ import numpy as np
 
 from anytune.adapter.adapter import Adapter
 from anytune.adapter.combine import combine
-from anytune.adapter.scaled import within
+from anytune.adapter.scaled import before_scale
 from anytune.errors import UserError
 from anytune.gguf import GGUF
 from anytune.quantization.rewrite import Rows, rows_of
@@ -51,7 +51,7 @@ def merged_rows(base: GGUF, adapter: Adapter) -> dict[str, Rows]:
 
     def rows(name: str) -> Rows:
         a, b = adapter.tensors[name]
-        scaled = np.float32(adapter.scale) * within(base, name, b)
+        scaled = np.float32(adapter.scale) * before_scale(base, name, b)
         return lambda lo, hi: rows_of(base, name, lo, hi) + change_of(a, scaled, lo, hi)
 
     return {name: rows(name) for name in adapter.tensors}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.adapter.adapter import Adapter
+from anytune.adapter.scaled import before_scale
 from anytune.errors import UserError
-from anytune.adapter.scaled import within
 from anytune.export.adapters import change_of
 from anytune.files import SPARE
 from anytune.gguf import GGUF
@@ -57,7 +57,7 @@ def weight_error(
             delta = np.float32(0)
             if name in pairs:
                 a, b = pairs[name]
-                delta = change_of(a, np.float32(adapter.scale) * within(base, name, b), lo, hi)
+                delta = change_of(a, np.float32(adapter.scale) * before_scale(base, name, b), lo, hi)
                 along += float(np.vdot(after - before, delta))
                 change += float(np.vdot(delta, delta))
             wanted = before + delta

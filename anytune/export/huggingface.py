@@ -17,12 +17,12 @@ from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.export.adapters import merged_rows
 from anytune.export.config import config_json, generation_json, index_json, shard_name
-from anytune.folder import new_folder
 from anytune.export.tokenizer import write_tokenizer
+from anytune.export.weights import Weight, weights_of
 from anytune.files import atomic_write
+from anytune.folder import new_folder
 from anytune.gguf import GGUF
 from anytune.gguf.encode import encode
-from anytune.export.weights import Weight, weights_of
 from anytune.model.config import read_config
 
 SHARD = 5 << 30  # bytes of a weights file

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from anytune.adapter.scaled import behind, within
+from anytune.adapter.scaled import after_scale, before_scale
 from anytune.errors import UserError
 
 from .lora import Layout, Lora, check_adapted
@@ -48,7 +48,7 @@ class LoraTrainee(Passes):
         else:
             for pair in layout.pairs:
                 a, b = adapter.tensors[pair.name]
-                pair.view_a(start)[...], pair.view_b(start)[...] = a, within(self.model.gguf, pair.name, b)
+                pair.view_a(start)[...], pair.view_b(start)[...] = a, before_scale(self.model.gguf, pair.name, b)
         self.parameters = e.vector(start)
         del start
         self.gradients, self.first, self.second = (e.zeros(layout.size) for _ in range(3))
@@ -145,7 +145,7 @@ class LoraTrainee(Passes):
         flat = self.engine.host(self.parameters) if copy else self.engine.view(self.parameters)
         gguf = self.model.gguf
         return Adapter(
-            tensors={p.name: (p.view_a(flat), behind(gguf, p.name, p.view_b(flat))) for p in self.layout.pairs},
+            tensors={p.name: (p.view_a(flat), after_scale(gguf, p.name, p.view_b(flat))) for p in self.layout.pairs},
             rank=self.lora.rank,
             alpha=self.lora.alpha,
             rslora=self.lora.rslora,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from anytune.adapter.resolve import AdapterLike, resolve
-from anytune.adapter.scaled import within
+from anytune.adapter.scaled import before_scale
 from anytune.arguments import public
 from anytune.errors import UserError
 
@@ -125,7 +125,7 @@ class Model:
         check_adapted(adapter)
         e = self.engine
         return {
-            name: e.lora_pair(e.vector(a), e.vector(within(self.gguf, name, b)), adapter.scale)
+            name: e.lora_pair(e.vector(a), e.vector(before_scale(self.gguf, name, b)), adapter.scale)
             for name, (a, b) in adapter.tensors.items()
         }
 

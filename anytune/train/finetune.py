@@ -19,13 +19,13 @@ from anytune.text.given import sources
 from anytune.train.callbacks import Calls
 from anytune.train.deliver import deliver
 from anytune.train.device import Place
+from anytune.train.execute import execute
 from anytune.train.inputs import Inputs, check_inputs, check_outputs
 from anytune.train.outcome import Run
 from anytune.train.planning import maker, plan
 from anytune.train.prepare import prepare
 from anytune.train.progress import Console
 from anytune.train.resume import recorded_engine
-from anytune.train.loop import run
 from anytune.train.settings import FIELDS, TrainSettings
 from anytune.train.together import joined
 
@@ -126,7 +126,7 @@ def train(
         with Place(model, recorded, full is not None) as place:
             make = maker(lora, full, output_type)
             planned = plan(prepared, make, place, threads, output, record, group, console.say)
-            result = run(prepared, planned, calls, watch, group, console)
+            result = execute(prepared, planned, calls, watch, group, console)
             made = deliver(result, planned, output, model.engine, group, console.say)
         if calls.error is not None:
             raise calls.error

@@ -10,6 +10,7 @@ import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from anytune.errors import UserError
 from anytune.files import atomic_write, locked
@@ -18,6 +19,11 @@ MAX_SETTINGS = 16 << 20  # bytes
 SCHEMA = 1  # of what is in the folder, as docs/run-folder.md says
 FILES = ("settings.json", "metrics.jsonl", "train.log", "loss.svg", "adapter.gguf", "model.gguf", "best.gguf")
 OURS = ("settings.json", "metrics.jsonl", "adapter.gguf", "model.gguf", "best.gguf")
+
+
+def _inside(name: str) -> Any:
+    """A file of the folder, as an attribute."""
+    return property(lambda run: run.path / name)
 
 
 @dataclass
@@ -32,25 +38,11 @@ class RunFolder:
     def name(self) -> str:
         return self.path.resolve().name
 
-    @property
-    def settings(self) -> Path:
-        return self.path / "settings.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "train.log"
-
-    @property
-    def plot(self) -> Path:
-        return self.path / "loss.svg"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.gguf"
+    settings = _inside("settings.json")
+    metrics = _inside("metrics.jsonl")
+    log = _inside("train.log")
+    plot = _inside("loss.svg")
+    best = _inside("best.gguf")
 
     @property
     def product(self) -> Path:

@@ -1,9 +1,8 @@
 """The loop: steps of micro-batches, evaluations, checkpoints; stops early, on request, or at a NaN.
 
-With a process group (see process_group.py) every rank runs this loop and deals itself its part of each step's
-micro-batches. What decides
-where the loop goes (losses, requests to stop) is exchanged before it decides, and rank 0 alone touches the disk, so all
-go one way.
+With a process group (see process_group.py) every rank runs this loop and takes its part of each step's micro-batches
+(see turns.py). What decides where the loop goes (losses, requests to stop) is exchanged before it decides, and rank 0
+alone touches the disk, so all go one way.
 """
 
 from __future__ import annotations
@@ -217,7 +216,7 @@ class Trainer:
             "rss_bytes": process_bytes(),
             "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2),
             "seconds": round(seconds, 6),
-            **({key: value for key, value in zip(LOADS, (peak, idle)) if peak}),
+            **(dict(zip(LOADS, (peak, idle))) if peak else {}),
         }
         if not self._complete(row, self.validation.due(position, self.steps.total)):
             return False

@@ -118,23 +118,7 @@ def test_a_gpu_that_nothing_here_can_use_is_named(monkeypatch):
 def test_no_layers_on_the_gpu_leaves_the_choice_on_the_cpu(file, capsys):
     from anytune.cli.main import run as command
 
-    args = [
-        "train",
-        "-m",
-        str(file),
-        "-f",
-        "d.jsonl",
-        "-c",
-        "64",
-        "-ub",
-        "64",
-        "-b",
-        "64",
-        "--max-steps",
-        "1",
-        "-t",
-        "1",
-    ]
+    args = ["train", "-m", str(file), *"-f d.jsonl -c 64 -ub 64 -b 64 --max-steps 1 -t 1".split()]
     for more, said in (
         (["-ngl", "0"], "Device: cpu-bf16"),
         (["-ngl", "0", "--device", "numpy"], "Device: numpy"),

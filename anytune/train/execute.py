@@ -1,4 +1,4 @@
-"""The third part of a run: the loop, and its error messages."""
+"""The third part of a run: training, and what is said where it ends before its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anytune.train.progress import Console
 from anytune.train.trainer import Trainer
 
 
-def run(
+def execute(
     prepared: Prepared,
     planned: Planned,
     calls: Calls,
