@@ -8,9 +8,9 @@ import numpy as np
 
 from anytune.errors import UserError
 from anytune.gguf import GGUF
-from anytune.model.mixers.latent_attention import SPLIT
 
-LATENTS = (*SPLIT, "attn_kv_b.weight")  # what makes keys and values of latents
+# what makes keys and values of latents: model/mixers/latent_attention.py
+LATENTS = ("attn_k_b.weight", "attn_v_b.weight", "attn_kv_b.weight")
 SPREAD = 16  # times as many numbers as an adapter of several ranks may have once they are made equal
 
 

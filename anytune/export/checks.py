@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
 from anytune.extras import install
+from anytune.files import check_room
+from anytune.llamacpp.verify import EXACT_KL, ROUNDED_KL, TEXT, compare, log_softmax, verify
 from anytune.memory import available_bytes
 from anytune.units import bytes_text
-from anytune.llamacpp.verify import EXACT_KL, ROUNDED_KL, TEXT, compare, log_softmax, verify
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -73,10 +74,23 @@ def transformers_missing(model: Model, *packages: str) -> str | None:
     for package in ("torch", "transformers", *packages):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed: {install('hf')}"
-    need = 4 * sum(info.n_elements for info in model.gguf.tensors.values())
+    need = _float32_bytes(model)
     if (free := available_bytes()) < 1.2 * need:
         return f"{bytes_text(need)} of memory are needed and {bytes_text(free)} are free"
     return None
+
+
+def _room_missing(model: Model) -> str | None:
+    """Why there cannot be a float32 copy in the folder for temporary files, or None."""
+    try:
+        check_room(tempfile.gettempdir(), _float32_bytes(model), "a float32 copy to compare with")
+    except UserError as error:
+        return f"{error} (TMPDIR says where temporary files go.)"
+    return None
+
+
+def _float32_bytes(model: Model) -> int:
+    return 4 * sum(info.n_elements for info in model.gguf.tensors.values())
 
 
 def in_transformers(
@@ -108,13 +122,15 @@ def in_transformers(
 
 
 def in_folder(folder: Path, model: Model, adapter: Adapter | None, dtype: str) -> dict[str, Any]:
-    """in_transformers; above the limit in 16 bits, a float32 copy is judged instead, and the folder against the copy.
+    """in_transformers(); above the limit in 16 bits a float32 copy is judged instead, and the folder against the copy.
 
     Rounding sends a token to another expert where two are nearly equal. That is no error of the file.
     """
     facts = in_transformers(folder, model, adapter, dtype == "f32")
     if facts["ok"] or dtype == "f32" or not facts.get("tokens_alike", True):
         return facts
+    if why := _room_missing(model):
+        return skipped("transformers", f"rounded to {dtype} the KL is {facts['kl_mean']:.1e}, and {why}")
     from anytune.export.huggingface import save
 
     with tempfile.TemporaryDirectory(prefix="anytune-float32-") as name:
@@ -152,7 +168,7 @@ def in_peft(folder: Path, model: Model, adapter: Adapter) -> dict[str, Any]:
     """Load a peft folder on the base in transformers, of which a float32 copy is written to a temporary folder."""
     from anytune.export.huggingface import save
 
-    if why := transformers_missing(model, "peft"):
+    if why := transformers_missing(model, "peft") or _room_missing(model):
         return skipped("transformers + peft", why)
     import peft
 

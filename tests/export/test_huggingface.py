@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ def test_what_float16_cannot_hold(tmp_path):
         save(file, None, tmp_path / "hf", dtype="bf16")
 
 
-def test_rounding_to_16_bits_is_not_held_against_a_folder_but_other_weights_are(tmp_path):
+def test_rounding_to_16_bits_is_not_held_against_a_folder_but_other_weights_are(tmp_path, monkeypatch):
     """A token between two nearly equal experts goes to the other one where weights are rounded."""
     from safetensors.torch import load_file, save_file
 
@@ -191,6 +192,10 @@ def test_rounding_to_16_bits_is_not_held_against_a_folder_but_other_weights_are(
     facts = checks.in_folder(folder, model, made, "bf16")
     assert facts["ok"] and facts["rounding_kl"] > checks.ROUNDED_KL > 1e3 * facts["kl_mean"]
     assert checks.line(facts).startswith("PASS: transformers in float32") and "rounded to bf16" in checks.line(facts)
+    with monkeypatch.context() as full:
+        full.setattr("anytune.files.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+        facts = checks.in_folder(folder, model, made, "bf16")
+    assert facts["ok"] is None and "float32 copy" in facts["why"] and "TMPDIR" in facts["why"]
     path = next(folder.glob("*.safetensors"))
     weights = load_file(path)
     next(w for name, w in weights.items() if name.endswith("up_proj.weight"))[0, 0] *= 1.01
