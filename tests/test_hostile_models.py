@@ -34,6 +34,20 @@ LIES = [
 ]
 
 
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        ({"general.type": "imatrix"}, "not a model, but imatrix"),
+        ({"general.type": "adapter", "general.architecture": "llama"}, "an adapter, not a model"),
+        ({"general.architecture": "gpt2"}, "architecture 'gpt2', which anytune cannot run yet"),
+    ],
+)
+def test_a_file_of_something_else_is_named(metadata, message, tmp_path):
+    write_gguf(tmp_path / "m.gguf", metadata, [("a", (1,), "F32", np.zeros(1, np.float32))])
+    with pytest.raises(UserError, match=message):
+        anytune.load(tmp_path / "m.gguf", device="numpy", threads=1)
+
+
 @pytest.mark.parametrize("name", ["llama-yarn", "gemma3"])
 def test_senseless_metadata_ends_in_a_sentence(name, tmp_path):
     path = tiny.write(tmp_path / "good.gguf", name)

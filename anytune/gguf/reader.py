@@ -44,9 +44,11 @@ class GGUF:
             raise UserError(f"{path} cannot be opened: {error.strerror}; check the path.") from None
         data = None
         try:
+            if os.fstat(handle).st_size == 0:
+                raise UserError(f"{path} is empty: fetch or create it again.")
             try:
                 data = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:  # an empty file
+            except (OSError, ValueError) as error:
                 raise UserError(f"{path} is not a readable GGUF file: {error}.") from None
             return cls(path, data, handle)
         except BaseException:

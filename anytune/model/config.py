@@ -192,11 +192,14 @@ def read_config(gguf) -> Config:
     """The Config of an open GGUF. Raises UserError for another architecture or senseless sizes."""
     meta, where = gguf.metadata, gguf.path.name
     name = meta.get("general.architecture")
-    if meta.get("general.type", "model") == "adapter":
+    kind = meta.get("general.type", "model")
+    if kind == "adapter":
         raise UserError(f"{where} is an adapter, not a model: give it as --lora and its base model as -m")
+    if name not in ARCHITECTURES and kind != "model":
+        raise UserError(f"{where} is not a model, but {kind[:40]}: name the model's GGUF file.")
     if name not in ARCHITECTURES:
         raise UserError(
-            f"{where} has architecture {name!r}, which anytune cannot train yet; it supports {', '.join(ARCHITECTURES)}"
+            f"{where} has architecture {name!r}, which anytune cannot run yet; it supports {', '.join(ARCHITECTURES)}"
         )
     arch = ARCHITECTURES[name]
 

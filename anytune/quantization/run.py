@@ -43,11 +43,9 @@ def quantize(
     spare_inputs([target], [("the model", source), ("the importance file", imatrix)])
     importance = read_imatrix(imatrix) if imatrix is not None else None
     with GGUF.open(source) as file:
-        if file.metadata.get("general.type", "model") != "model" or not file.tensors:
-            raise UserError(
-                f"{source} is not a model, but {file.metadata.get('general.type', 'empty')}: name the "
-                "model's GGUF file."
-            )
+        found = file.metadata.get("general.type", "model") if file.tensors else "empty"
+        if found != "model":
+            raise UserError(f"{source} is not a model, but {found[:40]}: name the model's GGUF file.")
         made = assign_types(
             file,
             file_type(kind),

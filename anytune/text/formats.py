@@ -73,14 +73,15 @@ def records(
 
 def _plain(file: DataFile) -> Iterator[Record]:
     """Stretches of whole lines, each with the number of its first line."""
-    parts, size, first = [], 0, 1
+    parts, size, first, blank = [], 0, 1, True
     for number, line in file.lines():
+        blank = blank and not line.strip()
         parts.append(line)
         size += len(line)
         if size >= PLAIN_PIECE:
             yield Record(first, "plain", text="".join(parts))
             parts, size, first = [], 0, number + 1
+    if blank:
+        raise UserError(f"{file.path} contains no text.")
     if parts:
         yield Record(first, "plain", text="".join(parts))
-    elif first == 1:
-        raise UserError(f"{file.path} is empty.")

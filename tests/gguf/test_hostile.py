@@ -154,7 +154,7 @@ def test_attack_is_refused(attack, tmp_path):
             GGUF.open(path)
         assert str(again.value) == str(caught.value).replace("<memory>", str(path))
     else:
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match="f.gguf is empty"):
             GGUF.open(path)
 
 

@@ -146,6 +146,7 @@ def test_a_bad_line_is_named(tmp_path, content, message):
         ("d.jsonl.gz", gzip.compress(b"x" * 9999, mtime=0)[:40]),
         ("d.parquet", b"PAR1"),
         ("d.txt", ""),
+        ("d.txt", "  \n\n\t\n"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(tmp_path, name, content):
