@@ -27,14 +27,14 @@ def existing_file(path: str | Path, what: str) -> Path:
     path = Path(path).expanduser()
     try:
         if path.is_dir():
-            raise UserError(f"{path} is a folder, not a {what} file: name the file itself.")
+            raise UserError(f"{path} is a folder: name the {what} file itself.")
         if not path.exists():
             raise UserError(
                 f"There is no {what} file {path}: check the path"
                 + (" or fetch one with `anytune pull smollm2-135m`." if what == "model" else ".")
             )
     except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)[:200]!r} cannot be a {what} file: {error}.") from None
+        raise UserError(f"{str(path)[:200]!r} cannot be the {what} file: {error}.") from None
     if not os.access(path, os.R_OK):
         raise UserError(f"The {what} file {path} is not readable: change its permissions.")
     return path

@@ -101,6 +101,8 @@ def _header(path: Path) -> dict[str, Weight]:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: its header is not valid JSON ({error}).") from None
+    if not isinstance(table, dict):
+        raise UserError(f"{path} is damaged: its header is not a JSON object.")
     table.pop("__metadata__", None)
     return {name: _weight(path, name, entry, 8 + length, size) for name, entry in table.items()}
 
@@ -111,7 +113,7 @@ def _weight(path: Path, name: str, entry: Any, start: int, size: int) -> Weight:
         dtype, shape, (low, high) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise bad from None
-    if dtype not in SIZES:
+    if not isinstance(dtype, str) or dtype not in SIZES:
         raise UserError(
             f"{path}: {name[:80]} is stored as {str(dtype)[:20]}; only F32, F16, BF16 and F64 weights can "
             "be converted (dequantize the model first)."
@@ -123,6 +125,8 @@ def _weight(path: Path, name: str, entry: Any, start: int, size: int) -> Weight:
     ):
         raise bad
     weight = Weight(path, start + low, dtype, shape)
-    if low < 0 or high - low != weight.nbytes or start + high > size:
+    if low < 0 or high - low != weight.nbytes:
         raise bad
+    if start + high > size:
+        raise UserError(f"{path} ends early, at byte {size} of {start + high} or more: download it again.")
     return weight

@@ -335,6 +335,9 @@ def test_several_templates_are_kept_by_name(tmp_path):
         assert list(file.metadata["tokenizer.chat_templates"]) == ["tool_use"]
 
 
+HEADERS = {"list": b"[]", "number": b"5", "dtype": b'{"x": {"dtype": [], "shape": [1], "data_offsets": [0, 0]}}'}
+
+
 def damaged(folder, how):
     config = json.loads((folder / "config.json").read_text())
     weights = folder / "model.safetensors"
@@ -346,6 +349,8 @@ def damaged(folder, how):
         weights.write_bytes(weights.read_bytes()[:-100])
     elif how == "header":
         weights.write_bytes((1 << 60).to_bytes(8, "little") + weights.read_bytes()[8:])
+    elif how in HEADERS:
+        weights.write_bytes(len(HEADERS[how]).to_bytes(8, "little") + HEADERS[how])
     elif how == "heads":
         config["num_attention_heads"] = 7
     elif how == "layers":
@@ -369,8 +374,11 @@ def damaged(folder, how):
     [
         ("class", "GPT2LMHeadModel"),
         ("pickle", "pickles"),
-        ("cut", "is invalid"),
+        ("cut", "ends early"),
         ("header", "header would have"),
+        ("list", "not a JSON object"),
+        ("number", "not a JSON object"),
+        ("dtype", "is stored as []"),
         ("heads", "config.json"),
         ("layers", "lacks the tensor"),
         ("rope", "longrope"),
