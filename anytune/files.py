@@ -19,6 +19,7 @@ from anytune.units import bytes_text
 FilePath = str | os.PathLike
 
 SPARE = 64 << 20  # bytes of the disk that are left alone
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 CHUNK = 256 << 10  # bytes at a time: copying must fit beside a training that fills its budget
 
 
@@ -40,7 +41,7 @@ def sync_folder(path: Path) -> None:
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Open a temporary file that becomes `path` when the block ends, and vanishes if it raises.
 
-    mode: "wb" or "w" (UTF-8). Raises OSError as open() and os.replace() do.
+    mode: "wb" or "w" (UTF-8). Raises OSError as open() and os.replace() do, with `path` where the disk is full.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -52,9 +53,11 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         os.chmod(name, 0o666 & ~umask())
         os.replace(name, path)
         sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if isinstance(error, OSError) and error.errno in FULL:
+            error.filename = os.fspath(path)  # which a write does not tell
         raise
 
 
@@ -186,11 +189,8 @@ def _within(path: Path, folder: Path) -> bool:
 
 def cannot_write(path: FilePath, error: OSError) -> UserError:
     """The error to raise when writing to `path` failed with `error`: "free some space" only where the disk is full."""
-    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-    return UserError(
-        f"{path} cannot be written: {error.strerror or error}; {'free some space or ' if full else ''}choose "
-        "another place."
-    )
+    freed = "free some space or " if error.errno in FULL else ""
+    return UserError(f"{path} cannot be written: {error.strerror or error}; {freed}choose another place.")
 
 
 def try_writing(folder: FilePath) -> None:
@@ -209,8 +209,8 @@ def check_room(folder: FilePath, size: int, what: str) -> None:
         raise cannot_write(folder, error) from None
     if free < size + SPARE:
         raise UserError(
-            f"{folder} has {bytes_text(free)} free, and {what} needs {bytes_text(size)}: free some space or choose "
-            "another place."
+            f"{folder} has {bytes_text(free)} free, and {what} needs {bytes_text(size)} with {bytes_text(SPARE)} to "
+            "spare: free some space or choose another place."
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from anytune.adapt.closed import Pair
 from anytune.errors import UserError
+from anytune.files import cannot_write
 from anytune.train.tensors import Broken, read_tensors, write_tensors
 
 IDENTITY, EXTRA = "identity", "extra:"
@@ -34,7 +35,7 @@ class Partial:
         self.extra: dict[str, np.ndarray] = {}  # what else is done: kept by save(), found by load()
 
     def save(self, pairs: Mapping[str, Pair]) -> None:
-        """Replace the file, whole or not at all. Raises OSError."""
+        """Replace the file, whole or not at all. UserError if it cannot be written."""
         tensors: dict[str, np.ndarray] = {
             IDENTITY: np.frombuffer(json.dumps(self.identity, sort_keys=True).encode(), np.uint8)
         }
@@ -46,6 +47,8 @@ class Partial:
         try:
             write_tensors(temporary, tensors)
             os.replace(temporary, self.path)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
         finally:
             temporary.unlink(missing_ok=True)
 

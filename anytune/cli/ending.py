@@ -13,8 +13,7 @@ import click
 
 import anytune
 from anytune.errors import UserError
-
-_NO_PLACE = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
+from anytune.files import FULL, cannot_write
 
 
 def explain(error: Exception) -> int:
@@ -32,11 +31,11 @@ def explain(error: Exception) -> int:
     if isinstance(error, UserError):
         say(_one_line(error.flags or str(error)))
         return 2
+    if isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS):
+        say(str(cannot_write(os.fsdecode(error.filename or "The output"), error)))
+        return 2
     if isinstance(error, OSError) and error.filename is not None:
         say(f"{os.fsdecode(error.filename)}: {(error.strerror or str(error)).lower()}")
-        return 2
-    if isinstance(error, OSError) and error.errno in _NO_PLACE:
-        say(f"the output cannot be written: {(error.strerror or str(error)).lower()}")
         return 2
     log = _write_log(error)
     where = f"the details are in {log}" if log else "run it again with --debug for the details"

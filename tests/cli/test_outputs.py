@@ -296,6 +296,20 @@ def test_only_a_full_disk_is_told_to_make_room(tmp_path):
     assert "ead-only file system" in told[errno.EROFS]
 
 
+def test_a_disk_that_fills_up_while_something_is_written_is_told_by_name(cli, tmp_path, model, monkeypatch):
+    from anytune.adapt.partial import Partial
+
+    def full(_handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    said = cli("generate", "-m", model, "-p", "x", "-n", "2", "-o", tmp_path / "answers.txt", code=2).err
+    assert "answers.txt cannot be written" in said and "free some space" in said
+    with pytest.raises(UserError, match="a.gguf.partial cannot be written.*free some space"):
+        Partial(tmp_path / "a.gguf", {}).save({})
+    assert not [path for path in tmp_path.iterdir() if "answers" in path.name or "partial" in path.name]
+
+
 def test_a_folder_that_may_not_be_written_is_told_before_its_room(cli, tmp_path, model, chats, monkeypatch):
     def refuse(*_args, **_options):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
