@@ -316,7 +316,7 @@ BAD_FOLDERS = {
     "no-config": (lambda folder: (folder / "adapter_config.json").unlink(), "cannot be read"),
     "no-weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be read"),
     "nested-json": (lambda folder: (folder / "adapter_config.json").write_text("[" * 100_000), "not valid"),
-    "list": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "peft_type"),
+    "list": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "not a JSON object"),
     "other-kind": (_config(peft_type="LOHA"), "peft_type"),
     "dora": (_config(use_dora=True), "use_dora"),
     "bias": (_config(bias="all"), "bias"),
