@@ -106,8 +106,8 @@ def flow() -> str:
         text(
             10,
             282,
-            "The same banks feed the cells in both: W is stored once. A scale that is outside "
-            "the sum is applied by the lanes; one that does not, before it, by prescale.",
+            "Both directions read the same banks: W is stored once. A scale that factors out of the sum "
+            "is applied by the lanes, any other before it, by prescale.",
         )
     )
     return svg(830, 300, parts)
@@ -186,9 +186,7 @@ def floor(path: Path) -> str:
             cells[part] += 1
     known, size, colors = [part for part, _ in cells.most_common()], 6, (*COLORS, "#333333")
     parts = [box(20, 40, size * 127, size * 96, "#f4f4f4", "#888888")]
-    parts.append(
-        text(20, 22, "Tiles of the ECP5-85, the colour of the part that has most cells in each; in brackets cells")
-    )
+    parts.append(text(20, 22, "Tiles of the ECP5-85, coloured by the part with most cells in each; cells in brackets"))
     for y in range(96):
         row = [(x, tiles[x, y].most_common(1)[0][0]) for x in range(127) if (x, y) in tiles]
         while row:
@@ -208,11 +206,11 @@ PARTS = ("array", "lane", "prescale", "results", "tile", "weights", "packets")
 
 
 def part_of(name: str) -> str:
-    """The part of the engine that a cell's name begins with; `around` is what feeds a core that is routed alone."""
+    """The part of the engine that a cell's name begins with; `wrapper` is what feeds a core that is routed alone."""
     found = re.match(r"core\.engine\.([a-z]+)", name)
     if found and found[1] in PARTS:
         return found[1]
-    return "control" if name.startswith("core.") else "around"
+    return "control" if name.startswith("core.") else "wrapper"
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ PALE, LINE = "#eef3f8", "#4e79a7"
 LAYERS = (  # from the top: what it is, its parts, its one rule
     ("Interfaces", ("command line", "Python", "studio, serve (HTTP)"), "parse, call, print: nothing is computed here"),
     ("Capabilities", ("train", "adapt", "evaluate", "export", "quantize", "bench"), "one command's work each"),
-    ("Model", ("mixers, feed-forwards", "forward, backward", "LoRA", "plan of memory"), "knows operations, no devices"),
+    ("Model", ("mixers, feed-forwards", "forward, backward", "LoRA", "memory plan"), "knows operations, no devices"),
     (
         "Operations",
         ("embed", "rms_norm", "linear + LoRA", "rope", "attention", "glu", "cross_entropy", "adamw"),
@@ -77,7 +77,7 @@ def tiling() -> str:
     parts += [
         text(320, y + 14, "Each slice gives its columns of Y."),
         text(320, y + 29, "Backward: each adds its share to dX,"),
-        text(320, y + 44, "in the slices' order, so sums repeat."),
+        text(320, y + 44, "in the slices' order, so sums are reproducible."),
     ]
     for r in range(4):
         for c in range(4):
