@@ -66,5 +66,5 @@ def warning(steps: int, settings: TrainSettings) -> str:
     """A sentence if there are too few steps to learn much; else ""."""
     if steps >= FEW:
         return ""
-    how = "a larger --max-steps" if settings.max_steps is not None else "a larger --num-epochs, a smaller -b"
-    return f"Only {steps} optimizer step{'s' * (steps > 1)}: little will be learned. Use {how}, or more data."
+    how = "Raise --max-steps" if settings.max_steps is not None else "Raise --num-epochs, lower -b"
+    return f"Only {steps} optimizer step{'s' * (steps > 1)}: little will be learned. {how}, or add data."
