@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
@@ -12,7 +13,18 @@ from anytune.errors import UserError
 if TYPE_CHECKING:
     from anytune.gguf import GGUF
 
-AdapterLike: TypeAlias = Any  # Adapter | path | Run | a list of these
+    class HasAdapter(Protocol):
+        """A Run."""
+
+        run_dir: Path
+
+        @property
+        def adapter(self) -> Adapter | None: ...
+
+    One: TypeAlias = Adapter | str | os.PathLike | HasAdapter
+    AdapterLike: TypeAlias = One | Sequence[One] | None
+else:
+    AdapterLike = Any  # what it is resolve() finds out, whose errors say more
 
 
 def resolve(given: AdapterLike, gguf: GGUF) -> Adapter | None:

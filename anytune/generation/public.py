@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -27,11 +27,13 @@ SYNONYMS = OF_SAMPLING | {
 }
 
 
-class Options(TypedDict, total=False):
-    """The keywords of generate() and stream(), for Model's methods."""
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]  # text, a conversation, token ids: one answer
+
+
+class Turns(TypedDict, total=False):
+    """The keywords of Conversation, for type checkers."""
 
     max_tokens: int
-    chat: bool | None
     system: str | None
     stop: str | Sequence[str]
     template: ChatTemplate | str | os.PathLike | None
@@ -43,6 +45,12 @@ class Options(TypedDict, total=False):
     repeat_penalty: float
     repeat_last_n: int
     seed: int | None
+
+
+class Options(Turns, total=False):
+    """Those of generate() and stream()."""
+
+    chat: bool | None
 
 
 @public(SYNONYMS)

@@ -7,6 +7,7 @@ import functools
 
 import numpy as np
 
+from anytune.engine.matrices import Weight
 from anytune.errors import UserError
 
 from .config import EMBEDDING, Config
@@ -48,7 +49,7 @@ class Weights:
 
     def __init__(self, gguf, config: Config, engine, hold: str):
         self.gguf, self.config, self.engine = gguf, config, engine
-        self.matrices: dict[str, object] = {}
+        self.matrices: dict[str, Weight] = {}
         self.vectors: dict[str, object] = {}
         self.gradients: dict[str, object] = {}  # of vectors that are trained
         check_model(gguf, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 
@@ -32,7 +32,7 @@ WORDS = {
 }
 
 if TYPE_CHECKING:
-    from anytune.generation.public import Options
+    from anytune.generation.public import Options, Prompt
 
 
 class Model:
@@ -160,13 +160,19 @@ class Model:
 
         return FullTrainee(self, full, ubatch, context, self.memory)
 
-    def generate(self, prompt: str | Sequence, adapter: AdapterLike = None, **options: Unpack[Options]) -> Any:
+    @overload
+    def generate(self, prompt: Prompt, adapter: AdapterLike = None, **options: Unpack[Options]) -> str: ...
+
+    @overload
+    def generate(self, prompt: Sequence[str], adapter: AdapterLike = None, **options: Unpack[Options]) -> list[str]: ...
+
+    def generate(self, prompt: Any, adapter: AdapterLike = None, **options: Any) -> Any:
         """The answer to a prompt, or a list of them to a list; see anytune.generate for the options."""
         from anytune.generation.public import generate
 
         return generate(self, prompt, adapter, **options)
 
-    def stream(self, prompt: str | Sequence, adapter: AdapterLike = None, **options: Unpack[Options]) -> Iterator[str]:
+    def stream(self, prompt: Prompt, adapter: AdapterLike = None, **options: Unpack[Options]) -> Iterator[str]:
         """The pieces of one answer as they come; see anytune.stream."""
         from anytune.generation.public import stream
 

@@ -7,13 +7,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from anytune.train import metrics as metrics_file
 from anytune.train.steps import Position
 from anytune.train.timing import Timing
+
+if TYPE_CHECKING:
+    from anytune.adapter.adapter import Adapter
 
 
 @dataclass
@@ -31,17 +34,17 @@ class Result:
     stopped: str
     step: int
     total_steps: int
-    best: dict | None
+    best: dict[str, Any] | None
     checkpoint: Path | None
     load: Callable[[Path], Any] | None = field(default=None, repr=False)
 
     @functools.cached_property
-    def adapter(self) -> Any:
+    def adapter(self) -> Adapter | Any:  # Any: that it may be None is not to be checked for at each use
         """The adapter at path, read when it is first asked for; None if there is none."""
         return self.load(self.path) if self.load and self.path else None
 
     @property
-    def metrics(self) -> list[dict]:
+    def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl."""
         return metrics_file.read(self.run_dir / "metrics.jsonl")
 
