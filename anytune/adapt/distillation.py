@@ -209,7 +209,9 @@ def distillation_task(
     context = Context(system, read_shots(shots, reading))
     other = teacher_model or model
     if not context and teacher_adapter is None and same_file(model, other):
-        raise UserError("There is no teacher: give a prompt (--system, --shots), --teacher-lora or --teacher-model.")
+        raise UserError(
+            "There is no teacher: give a prompt (--system-file, --shots), --teacher-lora or --teacher-model."
+        )
     check_shape(model, other)
     if teacher_adapter is not None:
         teacher_adapter.check(other.gguf, "the teacher's adapter")

@@ -17,6 +17,7 @@ from anytune.cli.say import print_json
 @adapt.command(
     cls=Command,
     short_help="Collect statistics, to be solved elsewhere.",
+    renamed={"--system": "--system-file"},
     example="""
     anytune adapt collect -m base.gguf --teacher-lora big.gguf -f private.jsonl --rank 8 -o statistics.npz
     anytune adapt solve statistics.npz -o mine.gguf
@@ -37,7 +38,7 @@ from anytune.cli.say import print_json
 def collect(
     model: str,
     engine: dict,
-    system: str | None,
+    system_file: str | None,
     shots: tuple[str, ...],
     teacher_lora: str | None,
     teacher_model: str | None,
@@ -56,13 +57,13 @@ def collect(
         inputs = [
             ("the teacher's adapter", teacher_lora),
             ("the teacher", teacher_model),
-            ("the prompt", system),
+            ("the prompt", system_file),
             *(("a file of --shots", path) for path in shots),
         ]
         loaded = common.open(model, engine, inputs)
         with Bars(common.as_json) as bars:
             other = teacher_of(teacher_model, engine)
-            words = None if system is None else read_text(system).strip()
+            words = None if system_file is None else read_text(system_file).strip()
             result = run(
                 loaded,
                 common.files,

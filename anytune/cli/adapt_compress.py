@@ -22,7 +22,9 @@ from anytune.cli.options import SIZE, lora_option, model_options
 @model_options
 @lora_option
 @click.option("--tuned", metavar="GGUF", help="A fully fine-tuned version of the model, instead of an adapter.")
-@click.option("--rank", type=click.IntRange(1, 4096), help="Average rank: ranks go where they matter most.")
+@click.option(
+    "--rank", "--lora-rank", "rank", type=click.IntRange(1, 4096), help="Average rank: ranks go where they matter most."
+)
 @click.option("--size", type=SIZE, metavar="SIZE", help="Maximum size of the adapter, such as 2MiB, instead of --rank.")
 @common_options("guard", "guard_text")
 def compress(
@@ -73,6 +75,8 @@ def compress(
 @click.option("--lora", metavar="ADAPTER", help="An adapter of the reference, included in the result.")
 @click.option(
     "--rank",
+    "--lora-rank",
+    "rank",
     type=click.IntRange(1, 4096),
     default=32,
     show_default=True,

@@ -14,8 +14,9 @@ from anytune.cli.options import model_options
 @adapt.command(
     cls=Command,
     short_help="Turn a prompt, an adapter or another model into an adapter.",
+    renamed={"--system": "--system-file"},
     example="""
-    anytune adapt distill -m base.gguf --system persona.txt --shots examples.jsonl -f prompts.jsonl -o persona.gguf
+    anytune adapt distill -m base.gguf --system-file persona.txt --shots examples.jsonl -f prompts.jsonl -o persona.gguf
     anytune adapt distill -m base.gguf --teacher-lora big.gguf -f private.jsonl --rank 8 -o mine.gguf
     anytune adapt distill -m q4.gguf --teacher-model f16.gguf -f texts.jsonl -o nearer.gguf
 """,
@@ -41,7 +42,7 @@ from anytune.cli.options import model_options
 def distill(
     model: str,
     engine: dict,
-    system: str | None,
+    system_file: str | None,
     shots: tuple[str, ...],
     teacher_lora: str | None,
     teacher_model: str | None,
@@ -51,9 +52,9 @@ def distill(
 ) -> int:
     """Make an adapter with which the model responds like the teacher.
 
-    The teacher is the model itself behind a prompt (--system, --shots), with an adapter (--teacher-lora), or another
-    file of the same shape (--teacher-model). Data without answers is answered by the teacher. The defaults of --ridge
-    and --guard are 0.1 and 1.3 for prompts, 1e-3 and 0 for adapters and files.
+    The teacher is the model itself behind a prompt (--system-file, --shots), with an adapter (--teacher-lora), or
+    another file of the same shape (--teacher-model). Data without answers is answered by the teacher. The defaults of
+    --ridge and --guard are 0.1 and 1.3 for prompts, 1e-3 and 0 for adapters and files.
     """
 
     def work() -> int:
@@ -62,13 +63,13 @@ def distill(
         inputs = [
             ("the teacher's adapter", teacher_lora),
             ("the teacher", teacher_model),
-            ("the prompt", system),
+            ("the prompt", system_file),
             *(("a file of --shots", path) for path in shots),
         ]
         loaded = common.open(model, engine, inputs)
         with Bars(common.as_json) as bars:
             other = teacher_of(teacher_model, engine)
-            words = None if system is None else read_text(system).strip()
+            words = None if system_file is None else read_text(system_file).strip()
             result = run(
                 loaded,
                 common.files,

@@ -26,7 +26,15 @@ from anytune.cli.options import model_options
     metavar="ADAPTER",
     help="An adapter; its data is the -f at the same position.",
 )
-@click.option("--rank", type=click.IntRange(1, 4096), default=16, show_default=True, help="Rank of the adapter.")
+@click.option(
+    "--rank",
+    "--lora-rank",
+    "rank",
+    type=click.IntRange(1, 4096),
+    default=16,
+    show_default=True,
+    help="Rank of the adapter.",
+)
 @common_options()
 def merge(model: str, engine: dict, loras: tuple[str, ...], rank: int, common: Common) -> int:
     """Make one adapter that behaves on each task's data like that task's adapter.

@@ -111,7 +111,7 @@ OUTPUT = (
     ),
 )
 TEACHERS = (
-    click.option("--system", metavar="FILE", help="A text that the teacher sees as the system message."),
+    click.option("--system-file", metavar="FILE", help="A text that the teacher sees as the system message."),
     click.option(
         "--shots",
         multiple=True,

@@ -67,6 +67,7 @@ from anytune.evaluation.pubmedqa import SETTINGS, WORDINGS
 @click.option(
     "-n",
     "--predict",
+    "--n-predict",
     "new_tokens",
     type=click.IntRange(0),
     default=16,

@@ -59,6 +59,7 @@ def answering_options(command: Callable) -> Callable:
         click.option(
             "-n",
             "--predict",
+            "--n-predict",
             "max_tokens",
             type=click.IntRange(1),
             default=256,
@@ -75,7 +76,15 @@ def answering_options(command: Callable) -> Callable:
             show_default=True,
             help="Prompts answered at once.",
         ),
-        click.option("--stop", "stop", multiple=True, metavar="TEXT", help="Stop an answer at this text."),
+        click.option(
+            "--stop",
+            "-r",
+            "--reverse-prompt",
+            "stop",
+            multiple=True,
+            metavar="TEXT",
+            help="Stop an answer at this text. May be repeated.",
+        ),
         click.option(
             "--raw/--chat",
             "raw",

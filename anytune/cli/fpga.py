@@ -153,15 +153,17 @@ def export(output: str, as_json: bool) -> int:
     cls=Command,
     short_help="Synthesize, place and route: cells, clock, the slowest path.",
     example="""
-    anytune fpga route --device ecp5-85
-    anytune fpga route dequantizer --seeds 1,2,3 --operand-registers --save routed.json
+    anytune fpga route --board ecp5-85
+    anytune fpga route dequantizer --seeds 1,2,3 --operand-registers -o routed.json
 """,
+    renamed={"--device": "--board", "--megahertz": "--mhz", "--save": "-o"},
 )
 @click.argument("core", default="engine")
-@click.option("--device", type=click.Choice(["ecp5-85"]), default="ecp5-85", show_default=True, help="The chip.")
+@click.option("--board", type=click.Choice(["ecp5-85"]), default="ecp5-85", show_default=True, help="The board.")
 @click.option("--grade", type=click.IntRange(6, 8), default=8, show_default=True, help="The chip's speed grade.")
 @click.option(
-    "--megahertz",
+    "--mhz",
+    "megahertz",
     type=click.FloatRange(10, 500),
     default=150,
     show_default=True,
@@ -178,18 +180,18 @@ def export(output: str, as_json: bool) -> int:
     help="Also move the registers before multipliers into them; those after them always are.",
 )
 @click.option("--work", metavar="FOLDER", help="Keep netlist, logs, reports and placement here.")
-@click.option("--save", metavar="FILE", help="Also write the result as JSON.")
+@click.option("-o", "--output", metavar="FILE", help="Also write the result as JSON.")
 @force_option
 @json_option
 def route(
     core: str,
-    device: str,
+    board: str,
     grade: int,
     megahertz: float,
     seeds: str,
     operands: bool,
     work: str | None,
-    save: str | None,
+    output: str | None,
     as_json: bool,
 ) -> int:
     """Route a core (engine, dequantizer, quantizer, quantizer_q8_0) with Yosys and nextpnr; the engine takes long."""
@@ -203,19 +205,19 @@ def route(
     except ValueError:
         raise UserError(f"--seeds takes comma-separated numbers, not {seeds!r}.") from None
     routing.core(core)
-    check_output(save, forced())
+    check_output(output, forced())
     with tempfile.TemporaryDirectory(prefix="anytune-route-") as scratch:
         folder = Path(work or scratch).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         found = routing.route(
             core,
             folder,
-            routing.Settings(device, grade, megahertz, operands=operands),
+            routing.Settings(board, grade, megahertz, operands=operands),
             numbers,
             (lambda text: None) if as_json else click.echo,
         )
-    if save:
-        with atomic_write(save, "w") as file:
+    if output:
+        with atomic_write(output, "w") as file:
             json.dump(found, file, indent=1)
     if as_json:
         print_json(found)

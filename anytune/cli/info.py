@@ -20,7 +20,7 @@ from anytune.cli.say import print_json
 """,
 )
 @click.argument("file", required=False, metavar="GGUF")
-@click.option("-m", "--model", help="The same as the argument.")
+@click.option("-m", "--model", metavar="GGUF", help="The same as the argument.")
 @json_option
 def info(file: str | None, model: str | None, as_json: bool) -> None:
     """Show what is in a GGUF file: architecture, sizes by quantization type, tokenizer, chat template, what can be

@@ -66,7 +66,7 @@ class Quantize(Command):
 )
 @force_option
 @click.option("--dry-run", is_flag=True, help="Show what each tensor would become, write nothing.")
-@click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: all.")
+@click.option("-t", "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. Default: all cores.")
 @json_option
 def quantize(
     source: str,

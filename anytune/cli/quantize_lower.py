@@ -21,8 +21,9 @@ from anytune.cli.say import print_json
     short_help="Lower tensor types while training an adapter.",
     example="""
     anytune quantize lower -m model-f16.gguf -f chats.jsonl --to 4.5 -o lowered.gguf --output-adapter adapter.gguf
-    anytune quantize lower -m model-f16.gguf -f chats.jsonl --stages 4 --every 20 --tolerance 0.5 --json
+    anytune quantize lower -m model-f16.gguf -f chats.jsonl --stages 4 --steps 20 --tolerance 0.5 --json
 """,
+    renamed={"--every": "--steps", "--ubatch": "--ubatch-size"},
 )
 @model_options
 @click.option(
@@ -46,7 +47,8 @@ from anytune.cli.say import print_json
     help="Number of lowering stages, after one on the original model.",
 )
 @click.option(
-    "--every",
+    "--steps",
+    "every",
     type=click.IntRange(1, 100_000),
     default=10,
     show_default=True,
@@ -63,7 +65,7 @@ from anytune.cli.say import print_json
 )
 @click.option(
     "-ub",
-    "--ubatch",
+    "--ubatch-size",
     "ubatch",
     type=click.IntRange(2),
     default=512,

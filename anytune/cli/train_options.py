@@ -53,7 +53,8 @@ SETTINGS = (  # (field of TrainSettings, further names, type, help)
         "resume_from",
         ("--resume",),
         str,
-        "Continue from a checkpoint, a run folder, or auto: the newest valid checkpoint, else start over.",
+        "Continue from a checkpoint, a run folder, or auto: the newest valid checkpoint, else start over "
+        "(also if no value is given).",
     ),
     ("report_to", (), str, "Also log to tensorboard, wandb, or both (comma-separated)."),
     ("run_name", (), str, "Name of the run's folder under runs/.  [default: the model's]"),
@@ -91,8 +92,10 @@ def setting_options(command: Callable) -> Callable:
     gathered = click.option("--auto-resume", is_flag=True, help="The same as --resume-from auto.")(gathered)
     for name, flags, kind, text in reversed(SETTINGS):
         default = None if name in OPEN else DEFAULTS[name]
+        more = {"is_flag": False, "flag_value": "auto"} if name == "resume_from" else {}
+        shown = default not in (None, "")
         gathered = click.option(
-            FLAGS[name], *flags, name, type=kind, default=default, help=text, show_default=default not in (None, "")
+            FLAGS[name], *flags, name, type=kind, default=default, help=text, show_default=shown, **more
         )(gathered)
     for name, flags, kind, default, text in reversed(LORA):
         option: dict[str, Any] = {"type": kind, "show_default": default is not None}

@@ -23,7 +23,7 @@ def distill(model: str, data: Path, system: Path, made: Path, rank: int, context
         model,
         "-f",
         str(data),
-        "--system",
+        "--system-file",
         str(system),
         "-o",
         str(made),

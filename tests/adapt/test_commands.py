@@ -73,7 +73,7 @@ def test_a_prompt_with_prompts_that_nobody_answered(place, capsys, monkeypatch):
         *common(place)[:6],
         "-f",
         place / "prompts.jsonl",
-        "--system",
+        "--system-file",
         place / "system.txt",
         "--shots",
         place / "shot.jsonl",

@@ -146,3 +146,24 @@ def test_the_shell_completes(cli, monkeypatch, capsys):
     assert "quantize" in offered([], "qu") and "--lora-rank" in offered(["train"], "--lora-r")
     assert "smollm2-135m" in offered(["train", "-m"], "smol")
     assert "Q4_K_M" in offered(["export", "merge", "--type"], "Q4_K")
+
+
+ALIKE = {  # flags of llama.cpp's programs, whose meaning differs there too: the same in all others
+    "bench": {"-p", "-n", "-d", "-r", "-npl", "--parallel", "--device", "--threads", "-t", "--compare"}
+}
+
+
+def kind(option: click.Option) -> str:
+    """What a flag takes: nothing, a place in the file system, or a value."""
+    if option.is_flag or option.flag_value == "auto":  # --resume means --resume auto
+        return "nothing"
+    return "a place" if re.search(r"FILE|FOLDER|PATH|GGUF|ADAPTER|DATA|REPORT|DIR", option.metavar or "") else "a value"
+
+
+def test_a_flag_takes_one_kind_of_thing():
+    found: dict[str, dict[str, list[str]]] = {}
+    for command, option in options():
+        for flag in (*option.opts, *option.secondary_opts):
+            found.setdefault(flag, {}).setdefault(kind(option), []).append(command.name)
+    differ = {flag: kinds for flag, kinds in found.items() if len(kinds) > 1}
+    assert differ == {}

@@ -43,7 +43,7 @@ WRITES = {
     "export ollama": ("-m {m} --lora {a} --imatrix {i} -f {d} -o {out}", ""),
     "bench": ("-m {m} --train-file {d} -o {out}", ""),
     "adapt distill": (
-        "-m {m} -f {d} --val-file {v} --chat-template {t} --system {s} --shots {h} --teacher-lora {a} "
+        "-m {m} -f {d} --val-file {v} --chat-template {t} --system-file {s} --shots {h} --teacher-lora {a} "
         "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}",
         ".gguf",
     ),
@@ -58,7 +58,7 @@ WRITES = {
     ),
     "adapt merge": ("-m {m} --lora {a} -f {d} --lora {b} -f {e} --guard-text {g} --drift-text {r} -o {out}", ".gguf"),
     "adapt collect": (
-        "-m {m} -f {d} --val-file {v} --chat-template {t} --system {s} --shots {h} --teacher-lora {a} "
+        "-m {m} -f {d} --val-file {v} --chat-template {t} --system-file {s} --shots {h} --teacher-lora {a} "
         "--teacher-model {n} --guard-text {g} --drift-text {r} -o {out}",
         ".npz",
     ),
@@ -73,7 +73,7 @@ WRITES = {
     "doctor --report": ("{out}", ".json"),
     "doctor --kernels": ("{out}", ""),
     "fpga export": ("-o {out}", ""),
-    "fpga route": ("--save {out}", ".json"),
+    "fpga route": ("-o {out}", ".json"),
 }
 MAKES_FOLDERS = {"export peft", "export hf", "export mlx", "export ollama", "doctor --kernels", "fpga export"}
 NEEDS_NOTHING = {"doctor --report", "doctor --kernels", "fpga export", "fpga route"}  # no input that could stop them
