@@ -10,6 +10,7 @@ from .arrays import Array, cuts, row_cuts
 from .decode import Cache, Places, unaligned
 from .device import ALIGN
 from .kernels import convolution as _kernels
+from .kernels.columns import COLUMNS
 
 
 def _runs(e, kernel: int, *arrays: Array) -> Iterator[tuple[int, int, int]]:
@@ -59,7 +60,7 @@ def convolve_backward(e, dy: Array, x: Array, weight: Array, silu: bool, into: A
                 _kernels.weight_gradient(),
                 [x.bind(a - before, b), dz.bind(a, b), e.bounds, target],
                 (n, kernel, a, before, x.stride, dz.stride, b - a, target.shift),
-                (-(-n // _kernels.COLUMNS), kernel),
+                (-(-n // COLUMNS), kernel),
                 2.0 * (b - a) * n * kernel,
             )
     return dx

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .arrays import Array, bound, cuts, row_cuts
 from .device import ALIGN
 from .kernels import gradients as _kernels
+from .kernels.columns import COLUMNS
 from .trained import Trained
 
 
@@ -40,7 +41,7 @@ def _column_sums(e, what: str, arrays: list[Array], extra: list[Array], heads: i
             _kernels.column_sums(what),
             [*(z.bind(a, b) for z in arrays), *extra, into],
             (b - a, heads, (b - a) * heads, into.size, arrays[0].stride, 0, *strides, into.bind().shift, 1),
-            (-(-into.size // _kernels.COLUMNS), 1),
+            (-(-into.size // COLUMNS), 1),
             3.0 * (b - a) * heads * into.size,
         )
 

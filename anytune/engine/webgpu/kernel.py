@@ -76,10 +76,11 @@ fn slope(y: f32, cap: f32) -> f32 { return 1.0 - (y / cap) * (y / cap); }"""
 
 
 def total(op: str = "+", size: int = 256, name: str = "sums") -> str:
-    """WGSL function total_NAME(value, lane): a reduction over the workgroup, the same for every invocation, as a tree
-    in workgroup memory, `NAME` of at least `size` elements."""
+    """WGSL function total_NAME(value, lane): a reduction over a workgroup of `size`, the same for every invocation, as
+    a tree in workgroup memory, the array NAME."""
     combine = {"+": "{0} + {1}", "max": "max({0}, {1})"}[op].format(f"{name}[lane]", f"{name}[lane + step]")
     return f"""
+var<workgroup> {name}: array<f32, {size}>;
 fn total_{name}(value: f32, lane: u32) -> f32 {{
   {name}[lane] = value;
   workgroupBarrier();
@@ -91,3 +92,26 @@ fn total_{name}(value: f32, lane: u32) -> f32 {{
   workgroupBarrier();
   return result;
 }}"""
+
+
+def strided_total(stride: int) -> str:
+    """WGSL function strided_total(value, lane): the sum over those invocations of a workgroup of 256 that lie a
+    multiple of `stride` lanes apart, in their order."""
+    return f"""
+var<workgroup> sums: array<f32, 256>;
+fn strided_total(value: f32, lane: u32) -> f32 {{
+  sums[lane] = value;
+  workgroupBarrier();
+  var all = 0.0;
+  for (var i = lane % {stride}u; i < 256u; i += {stride}u) {{ all += sums[i]; }}
+  workgroupBarrier();
+  return all;
+}}"""
+
+
+def element(row: str = "t") -> str:
+    """WGSL: an invocation an element, i of n columns of a row; those behind the last column leave."""
+    return f"""
+  let i = thread.x;
+  let {row} = thread.y;
+  if (i >= p.n) {{ return; }}"""

@@ -13,6 +13,7 @@ from .gradients import rows_of
 from .kernels import gradients as _gradients
 from .kernels import optimizer as _kernels
 from .kernels import rules as _rules
+from .kernels.columns import COLUMNS
 
 # elements of a dispatch. A constant, where others follow the measured rate: it decides how sums are rounded
 MOST = 1 << 24
@@ -205,7 +206,7 @@ class Optimizers:
                 _gradients.column_sums("squares"),
                 [held, hyper, partial],
                 (high - low, 1, _rules.ROWS, n, n, held.shift, 0, 0, slices * n, 0),
-                (-(-n // _gradients.COLUMNS), count),
+                (-(-n // COLUMNS), count),
                 4.0 * (high - low) * n,
             )
             slices += count

@@ -17,6 +17,7 @@ from .arrays import Array, row_cuts
 from .kernels import experts as _kernels
 from .kernels import routing as _routes
 from .kernels import routing_backward as _back
+from .kernels.columns import COLUMNS
 
 
 @dataclass
@@ -251,6 +252,6 @@ def column_sums(e, dy: Array, routing: Routing, into: Array, weighed: bool = Fal
             _kernels.column_sums(weighed),
             [dy.bind(a, b), *([routing.weights, routing.order] if weighed else []), held, routing.bounds],
             (dy.columns, dy.stride, held.shift, 0, routing.router.experts, a, b),
-            (-(-dy.columns // _kernels.COLUMNS), routing.router.experts),
+            (-(-dy.columns // COLUMNS), routing.router.experts),
             2.0 * (b - a) * dy.columns,
         )

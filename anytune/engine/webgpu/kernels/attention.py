@@ -278,8 +278,7 @@ def inner() -> Kernel:
   if (lane == 0u) { delta[group.x * p.tokens + p.t0 + group.y] = all; }
 """,
         (64, 1),
-        "var<workgroup> sums: array<f32, 64>;",
-        total(size=64),
+        functions=total(size=64),
     )
 
 

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import functools
 
-from ..kernel import Kernel, reads, writes
+from ..kernel import Kernel, element, reads, writes
+from .columns import FUNCTIONS, column_sum
 
-COLUMNS = 32  # of a weight's gradient that a workgroup makes; eight invocations share its rows
-_EACH = """
-  let i = thread.x;
-  let t = thread.y;
-  if (i >= p.n) { return; }"""
 # sum over the taps that reach a token of the same example
 _SUM = """
 fn sum(t: u32, i: u32) -> f32 {
@@ -47,7 +43,7 @@ def convolve(silu: bool) -> Kernel:
         "convolve" + ", silu" * silu,
         (*reads("x", "w"), *reads("first", of="u32"), *writes("y")),
         ("n", "kernel", "t0", "before", "xs", "w0", "ys"),
-        _EACH
+        element()
         + f"""
   let z = sum(t, i);
   y[t * p.ys + i] = z{" / (1.0 + exp(-z))" * silu};""",
@@ -62,7 +58,7 @@ def through_silu() -> Kernel:
         "convolve_backward, silu",
         (*reads("x", "w"), *reads("first", of="u32"), *reads("dy"), *writes("dz")),
         ("n", "kernel", "t0", "before", "xs", "w0", "ys", "ds"),
-        _EACH
+        element()
         + """
   let z = sum(t, i);
   let s = 1.0 / (1.0 + exp(-z));
@@ -78,7 +74,7 @@ def convolve_backward() -> Kernel:
         "convolve_backward",
         (*reads("dz", "w"), *reads("bounds", of="u32"), *writes("dx")),
         ("n", "kernel", "t0", "end0", "ds", "w0", "xs"),
-        _EACH
+        element()
         + """
   let reach = min(bounds[p.end0 + t] - 1u - (p.t0 + t), p.kernel - 1u);
   var sum = 0.0;
@@ -92,29 +88,16 @@ def convolve_backward() -> Kernel:
 @functools.cache
 def weight_gradient() -> Kernel:
     """g[i, kernel - 1 - back] += the sum over rows of dz[t] x[t - back].  grid: (columns / COLUMNS, kernel)."""
+    body = """
+    if (p.t0 + t - first[p.t0 + t] >= group.y) {
+      sum = fma(dz[t * p.ds + i], x[(p.before + t - group.y) * p.xs + i], sum);
+    }"""
     return Kernel(
         "convolve_backward, weight",
         (*reads("x", "dz"), *reads("first", of="u32"), *writes("g")),
         ("n", "kernel", "t0", "before", "xs", "ds", "rows", "g0"),
-        f"""
-  let column = group.x * {COLUMNS}u + lane % {COLUMNS}u;
-  let i = min(column, p.n - 1u);
-  let back = group.y;
-  var sum = 0.0;
-  for (var t = lane / {COLUMNS}u; t < p.rows; t += {256 // COLUMNS}u) {{
-    if (p.t0 + t - first[p.t0 + t] >= back) {{
-      sum = fma(dz[t * p.ds + i], x[(p.before + t - back) * p.xs + i], sum);
-    }}
-  }}
-  sums[lane] = sum;
-  workgroupBarrier();
-  if (lane < {COLUMNS}u && column < p.n) {{
-    var all = 0.0;
-    for (var k = lane; k < 256u; k += {COLUMNS}u) {{ all += sums[k]; }}
-    g[p.g0 + (i + 1u) * p.kernel - 1u - back] += all;
-  }}
-""",
-        shared="var<workgroup> sums: array<f32, 256>;",
+        column_sum("t", "0u", "p.rows", body) + "\n  g[p.g0 + (column + 1u) * p.kernel - 1u - group.y] += all;",
+        functions=FUNCTIONS,
     )
 
 
@@ -128,7 +111,7 @@ def convolve_cached(silu: bool) -> Kernel:
         "convolve_cached" + ", silu" * silu,
         (*reads("x", "w"), *reads("slot", "position", of="u32"), *reads("cache"), *writes("y")),
         (*_CACHED, "w0", "ys"),
-        _EACH
+        element()
         + f"""
   if (slot[p.slot0 + t] < p.low || slot[p.slot0 + t] >= p.high) {{ return; }}
   var z = 0.0;
@@ -147,7 +130,7 @@ def remember() -> Kernel:
         "convolve_cached, window",
         (*reads("x"), *reads("slot", "position", of="u32"), *writes("cache")),
         (*_CACHED, "rows"),
-        _EACH
+        element()
         + """
   let s = slot[p.slot0 + t];
   if (s < p.low || s >= p.high) { return; }

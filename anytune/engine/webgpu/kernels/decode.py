@@ -130,7 +130,6 @@ def attend(size: int, part: bool = False, capped: bool = False, sinks: bool = Fa
 {ends}
 """,
         (LANES, 1),
-        f"var<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;\n"
         f"var<workgroup> weights: array<f32, {LANES}>;\n"
         f"var<workgroup> query: array<{f'vec4<f32>, {size // 4}' if four else f'f32, {size}'}>;\n"
         "var<workgroup> place: vec2<u32>;",

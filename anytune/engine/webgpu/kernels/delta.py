@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from anytune.engine.base import DeltaHeads
 
-from ..kernel import Kernel, reads, total, writes
+from ..kernel import Kernel, element, reads, strided_total, total, writes
 
 LANES = 64  # invocations for a head of a token
 ROOM = 16000  # bytes of workgroup memory
@@ -58,8 +58,7 @@ def units() -> Kernel:
   if (lane == 0u) {{ r[group.y * p.rs + group.x] = inverse; }}
 """,
         (LANES, 1),
-        f"var<workgroup> sums: array<f32, {LANES}>;",
-        total(size=LANES),
+        functions=total(size=LANES),
     )
 
 
@@ -75,10 +74,8 @@ def gates() -> Kernel:
         "delta, gates",
         (*reads("beta", "alpha", "a", "bias"), *writes("gates")),
         ("n", "bs", "as_", "a0", "bias0", "gs"),
-        """
-  let i = thread.x;
-  let t = thread.y;
-  if (i >= p.n) { return; }
+        element()
+        + """
   gates[t * p.gs + i] = a[p.a0 + i] * softplus(alpha[t * p.as_ + i] + bias[p.bias0 + i]);
   gates[t * p.gs + p.n + i] = sigmoid(beta[t * p.bs + i]);""",
         functions=SOFT,
@@ -100,8 +97,7 @@ def norm() -> Kernel:
   for (var i = lane; i < p.size; i += {LANES}u) {{ y[at + i] *= r * gain[p.g0 + i]; }}
 """,
         (LANES, 1),
-        f"var<workgroup> sums: array<f32, {LANES}>;",
-        total(size=LANES),
+        functions=total(size=LANES),
     )
 
 
@@ -152,13 +148,13 @@ def cached(s: Sizes) -> Kernel:
       sum = fma(units[k + d], state[d * {b}u + to], sum);
     }}
     let v = x[t * p.xs + 2u * p.keys * p.deep + head * {s.value}u + column];
-    let write = gates[t * p.gs + p.values + head] * (v - over_slices(sum, lane));
+    let write = gates[t * p.gs + p.values + head] * (v - strided_total(sum, lane));
     sum = 0.0;
     {own} {{
       state[d * {b}u + to] = fma(units[k + d], write, state[d * {b}u + to]);
       sum = fma(units[q + d], state[d * {b}u + to], sum);
     }}
-    sum = over_slices(sum, lane);
+    sum = strided_total(sum, lane);
     if (lane < {b}u && group.x * {b}u + to < {s.value}u) {{
       out[t * p.os + head * {s.value}u + column] = p.scale * sum;
     }}
@@ -167,15 +163,6 @@ def cached(s: Sizes) -> Kernel:
     {own} {{ cache[p.base + {at}] = state[d * {b}u + to]; }}
   }}
 """,
-        shared=f"var<workgroup> state: array<f32, {s.key * b}>;\nvar<workgroup> sums: array<f32, 256>;\n"
-        "var<workgroup> spans: vec2<u32>;",
-        functions=f"""
-fn over_slices(value: f32, lane: u32) -> f32 {{
-  sums[lane] = value;
-  workgroupBarrier();
-  var all = 0.0;
-  for (var i = lane % {b}u; i < 256u; i += {b}u) {{ all += sums[i]; }}
-  workgroupBarrier();
-  return all;
-}}""",
+        shared=f"var<workgroup> state: array<f32, {s.key * b}>;\nvar<workgroup> spans: vec2<u32>;",
+        functions=strided_total(b),
     )

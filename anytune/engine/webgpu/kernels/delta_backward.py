@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 
-from ..kernel import Kernel, reads, total, writes
+from ..kernel import Kernel, element, reads, total, writes
 from .delta import LANES, SOFT, Sizes
 from .delta_walk import LANES as WALKERS
 from .delta_walk import SPAN, columns, cut, each, gathered, put, times
@@ -40,8 +40,7 @@ def norm_backward() -> Kernel:
   }}
 """,
         (LANES, 1),
-        f"var<workgroup> sums: array<f32, {LANES}>;",
-        total(size=LANES),
+        functions=total(size=LANES),
     )
 
 
@@ -193,8 +192,7 @@ def units_backward(s: Sizes) -> Kernel:
   for (var i = lane; i < p.deep; i += {LANES}u) {{ dx[to + i] = inverse * (dx[to + i] - units[at + i] * inner); }}
 """,
         (LANES, 1),
-        f"var<workgroup> sums: array<f32, {LANES}>;",
-        total(size=LANES),
+        functions=total(size=LANES),
     )
 
 
@@ -205,10 +203,8 @@ def gates_backward() -> Kernel:
         "delta, gates_backward",
         (*reads("dgates", "beta", "alpha", "a", "bias"), *writes("dbeta", "dalpha", "da")),
         ("n", "gs", "bs", "as_", "a0", "bias0", "ds"),
-        """
-  let i = thread.x;
-  let t = thread.y;
-  if (i >= p.n) { return; }
+        element()
+        + """
   let shifted = alpha[t * p.as_ + i] + bias[p.bias0 + i];
   let strength = sigmoid(beta[t * p.bs + i]);
   let dlog = dgates[t * p.gs + i];

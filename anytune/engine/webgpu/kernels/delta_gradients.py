@@ -93,8 +93,7 @@ def products(s: Sizes) -> Kernel:
   if (lane == 0u) {{ through[to + {3 * c * s.key}u + group.x] = sum; }}
 """,
         shared="\n".join(f"var<workgroup> {name}: array<vec4<f32>, {rows * 4 * DEEP}>;" for name in names)
-        + f"\nvar<workgroup> held: array<vec4<f32>, {BLOCK * ROW}>;\nvar<workgroup> sums: array<f32, 256>;\n"
-        f"var<workgroup> behind: array<vec4<f32>, {BLOCK * ROW}>;",
+        + "".join(f"\nvar<workgroup> {name}: array<vec4<f32>, {BLOCK * ROW}>;" for name in ("held", "behind")),
         functions=total(),
     )
 

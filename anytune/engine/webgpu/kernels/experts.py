@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import functools
 
-from ..kernel import Kernel, reads, total, writes
+from ..kernel import Kernel, element, reads, total, writes
 from . import slots
+from .columns import FUNCTIONS, column_sum
 
 LANES = 64
-COLUMNS = 32  # of a sum that a workgroup makes; eight invocations share its rows
-SUMS = f"var<workgroup> sums: array<f32, {LANES}>;"
-_EACH = """
-  let i = thread.x;
-  let s = thread.y;
-  if (i >= p.n) { return; }"""
+_EACH = element("s")
 CLAMPED = """
 fn activate(x: f32) -> f32 { return x / (1.0 + exp(-1.702 * x)); }
 fn slope(x: f32) -> f32 { let s = 1.0 / (1.0 + exp(-1.702 * x)); return s * (1.0 + 1.702 * x * (1.0 - s)); }"""
@@ -44,10 +40,8 @@ def combine() -> Kernel:
         "combine",
         (*reads("x"), *reads("place", "real", of="u32"), *writes("y")),
         ("n", "used", "xs", "ys", "t0", "low", "high", "adds", "real0"),
-        """
-  let i = thread.x;
-  let t = thread.y;
-  if (i >= p.n) { return; }
+        element()
+        + """
   var sum = 0.0;
   if (p.t0 + t < real[p.real0]) {
     for (var j = 0u; j < p.used; j++) {
@@ -102,7 +96,7 @@ def weigh_backward() -> Kernel:
   if (lane == 0u) {{ dw[found.x / p.used * p.ws + found.x % p.used] = all; }}
 """,
         (LANES, 1),
-        SUMS + slots.MEMORY,
+        slots.MEMORY,
         total(size=LANES),
     )
 
@@ -138,7 +132,7 @@ def weigh_bias_backward() -> Kernel:
   if (lane == 0u) {{ dw[found.x / p.used * p.ws + found.x % p.used] += all; }}
 """,
         (LANES, 1),
-        SUMS + slots.MEMORY,
+        slots.MEMORY,
         total(size=LANES),
     )
 
@@ -160,20 +154,10 @@ def column_sums(weighed: bool) -> Kernel:
         ),
         ("n", "xs", "g0", *slots.NUMBERS),
         slots.span("group.y")
-        + f"""
-  let column = group.x * {COLUMNS}u + lane % {COLUMNS}u;
-  let i = min(column, p.n - 1u);
-  var sum = 0.0;
-  for (var s = m0 + lane / {COLUMNS}u; s < m_end; s += {256 // COLUMNS}u) {{ sum += {factor}x[s * p.xs + i]; }}
-  sums[lane] = sum;
-  workgroupBarrier();
-  if (lane < {COLUMNS}u && column < p.n) {{
-    var all = 0.0;
-    for (var k = lane; k < 256u; k += {COLUMNS}u) {{ all += sums[k]; }}
-    g[p.g0 + at.x * p.n + column] += all;
-  }}
-""",
-        shared="var<workgroup> sums: array<f32, 256>;" + slots.MEMORY,
+        + column_sum("s", "m0", "m_end", f" sum += {factor}x[s * p.xs + i];")
+        + "\n  g[p.g0 + at.x * p.n + column] += all;",
+        shared=slots.MEMORY,
+        functions=FUNCTIONS,
     )
 
 
@@ -209,8 +193,7 @@ def gate_rows_backward() -> Kernel:
   if (lane == 0u) {{ dgate[group.x * p.hs] = all * by * (1.0 - by); }}
 """,
         (LANES, 1),
-        SUMS,
-        total(size=LANES),
+        functions=total(size=LANES),
     )
 
 

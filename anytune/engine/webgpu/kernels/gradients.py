@@ -7,9 +7,9 @@ import functools
 
 from ..kernel import Kernel, reads, total, writes
 from . import slots
+from .columns import FUNCTIONS, column_sum
 from .gemm import Tile, each, multiply
 
-COLUMNS = 32  # of a column sum that a workgroup makes; eight invocations share its rows
 LANES = 64  # invocations for a row, or a head of it
 FIRST = "0x80000000u"
 
@@ -85,31 +85,20 @@ def column_sums(what: str) -> Kernel:
     grid: (columns / COLUMNS, slices).
     """
     names, value = VALUES[what]
+    body = f"""
+    let t = j / p.heads;
+    let h = j % p.heads;
+    sum += {value};"""
     return Kernel(
         f"column sums of {what}",
         (*reads(*names), *writes("out")),
         ("rows", "heads", "step", "n", "xs", "x0", "ds", "rs", "out0", "adds"),
-        f"""
-  let column = group.x * {COLUMNS}u + lane % {COLUMNS}u;
-  let i = min(column, p.n - 1u);
-  let end = min(p.rows * p.heads, (group.y + 1u) * p.step);
-  var sum = 0.0;
-  for (var j = group.y * p.step + lane / {COLUMNS}u; j < end; j += {256 // COLUMNS}u) {{
-    let t = j / p.heads;
-    let h = j % p.heads;
-    sum += {value};
-  }}
-  sums[lane] = sum;
-  workgroupBarrier();
-  if (lane < {COLUMNS}u && column < p.n) {{
-    var all = 0.0;
-    for (var k = lane; k < 256u; k += {COLUMNS}u) {{ all += sums[k]; }}
-    let to = p.out0 + group.y * p.n + column;
-    out[to] = select(0.0, out[to], p.adds != 0u) + all;
-  }}
+        column_sum("j", "group.y * p.step", "min(p.rows * p.heads, (group.y + 1u) * p.step)", body)
+        + """
+  let to = p.out0 + group.y * p.n + column;
+  out[to] = select(0.0, out[to], p.adds != 0u) + all;
 """,
-        shared="var<workgroup> sums: array<f32, 256>;",
-        functions="fn square(x: f32) -> f32 { return x * x; }",
+        functions=FUNCTIONS + "\nfn square(x: f32) -> f32 { return x * x; }",
     )
 
 
@@ -128,8 +117,7 @@ def inverse_rms() -> Kernel:
   if (lane == 0u) {{ r[group.y * p.rs + group.x] = 1.0 / sqrt(all / f32(p.n) + p.eps); }}
 """,
         (LANES, 1),
-        f"var<workgroup> sums: array<f32, {LANES}>;",
-        total(size=LANES),
+        functions=total(size=LANES),
     )
 
 

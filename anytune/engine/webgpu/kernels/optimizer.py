@@ -11,7 +11,6 @@ import functools
 from ..kernel import CAPPED, Kernel, reads, total, writes
 
 PIECE = 8192  # elements whose squares one workgroup sums
-SUMS = "var<workgroup> sums: array<f32, 256>;"
 # compilers may assume that no NaN exists, so it is looked for in the bits
 FINITE = "fn finite(x: f32) -> bool { return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u; }"
 
@@ -52,7 +51,6 @@ def loss_rows(gradient: bool, capped: bool = False) -> Kernel:
   storageBarrier();
   workgroupBarrier();{back}
 """,
-        shared=SUMS + "\nvar<workgroup> tops: array<f32, 256>;",
         functions=total() + total("max", name="tops") + CAPPED * capped,
     )
 
@@ -70,7 +68,6 @@ def add_up() -> Kernel:
   let all = total_sums(sum, lane);
   if (lane == 0u) { out[p.to] = select(0.0, out[p.to], p.adds != 0u) + all; }
 """,
-        shared=SUMS,
         functions=total(),
     )
 
@@ -89,7 +86,6 @@ def square_sums() -> Kernel:
   let all = total_sums(sum, lane);
   if (lane == 0u) {{ partial[p.to + group.x] = all; }}
 """,
-        shared=SUMS,
         functions=total(),
     )
 
@@ -113,7 +109,6 @@ def settle() -> Kernel:
     state[3] = select(1.0, most / norm, most > 0.0 && norm > most);
   }
 """,
-        shared=SUMS,
         functions=total() + "\n" + FINITE,
     )
 

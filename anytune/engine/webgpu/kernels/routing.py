@@ -145,7 +145,6 @@ def choose(kind: str, biased: bool, parts: bool, scaled: bool = False, grouped: 
 """,
         (LANES, 1),
         f"var<workgroup> best: array<f32, {LANES}>;\nvar<workgroup> numbers: array<u32, {LANES}>;"
-        + f"\nvar<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;" * softmax
         + f"\nvar<workgroup> pairs: array<f32, {GROUPS}>;\nvar<workgroup> allowed: array<u32, {GROUPS}>;" * grouped,
         _PICK + (total(size=LANES) + total("max", LANES, "tops") if softmax else ""),
     )
@@ -260,6 +259,5 @@ def loads() -> Kernel:
   }}
 """,
         (LANES, 1),
-        f"var<workgroup> sums: array<f32, {LANES}>;\nvar<workgroup> tops: array<f32, {LANES}>;",
-        total(size=LANES) + total("max", LANES, "tops"),
+        functions=total(size=LANES) + total("max", LANES, "tops"),
     )

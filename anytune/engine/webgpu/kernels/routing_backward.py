@@ -81,6 +81,5 @@ def scale_gradient() -> Kernel:
   if (lane == 0u) {{ g[p.g0 + group.x] += all; }}
 """,
         (LANES, 1),
-        f"var<workgroup> sums: array<f32, {LANES}>;",
-        total(size=LANES),
+        functions=total(size=LANES),
     )

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 
-from ..kernel import CAPPED, Kernel, reads, total, writes
+from ..kernel import CAPPED, Kernel, element, reads, total, writes
 
-SUMS = "var<workgroup> sums: array<f32, 256>;"
 HEADS = 64  # invocations for a head of a row
 GAIN = """
 fn gain(i: u32, head: u32) -> f32 {
@@ -59,7 +58,6 @@ def rms_norm(adds: bool) -> Kernel:
   let r = 1.0 / sqrt(total_sums(square, lane) / f32(p.n) + p.eps);
   for (var i = lane; i < p.n; i += 256u) {{ y[group.x * p.ys + i] = x[at + i] * r * gain[i]; }}
 """,
-        shared=SUMS,
         functions=total(),
     )
 
@@ -86,7 +84,6 @@ def rms_norm_backward(adds: bool) -> Kernel:
     dx[group.x * p.ys + i] = r * (dy[group.x * p.ds + i] * gain[i] - x[group.x * p.xs + i] * back){plus};
   }}
 """,
-        shared=SUMS,
         functions=total(),
     )
 
@@ -149,8 +146,7 @@ def qk_norm_rope(normed: bool, neox: bool) -> Kernel:
         ("size", "pairs", "xs", "ys", "eps:f32", "queries", "token0"),
         start + turn,
         (HEADS, 1),
-        SUMS if normed else "",
-        total(size=HEADS) + GAIN if normed else "",
+        functions=total(size=HEADS) + GAIN if normed else "",
     )
 
 
@@ -208,15 +204,8 @@ def qk_norm_rope_backward(normed: bool, neox: bool) -> Kernel:
         ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"),
         body,
         (HEADS, 1),
-        SUMS,
-        total(size=HEADS) + GAIN,
+        functions=total(size=HEADS) + GAIN,
     )
-
-
-_EACH = """
-  let i = thread.x;
-  let t = thread.y;
-  if (i >= p.n) { return; }"""
 
 
 @functools.cache
@@ -226,7 +215,7 @@ def glu(activation: str) -> Kernel:
         f"glu, {activation}",
         (*reads("gate", "up"), *writes("y")),
         ("n", "gs", "us", "ys"),
-        _EACH
+        element()
         + """
   y[t * p.ys + i] = activate(gate[t * p.gs + i]) * up[t * p.us + i];""",
         functions=ACTIVATIONS[activation],
@@ -240,7 +229,7 @@ def glu_backward(activation: str) -> Kernel:
         f"glu_backward, {activation}",
         (*reads("dy", "gate", "up"), *writes("dgate", "dup")),
         ("n", "ds", "gs", "us", "ys"),
-        _EACH
+        element()
         + """
   let g = gate[t * p.gs + i];
   let d = dy[t * p.ds + i];
@@ -257,7 +246,7 @@ def glu_backward_over(activation: str) -> Kernel:
         f"glu_backward over, {activation}",
         (*reads("dy"), *writes("gate", "up")),
         ("n", "ds", "gs", "us"),
-        _EACH
+        element()
         + """
   let g = gate[t * p.gs + i];
   let d = dy[t * p.ds + i];
@@ -274,7 +263,7 @@ def cap() -> Kernel:
         "cap",
         writes("y"),
         ("n", "ys", "cap:f32"),
-        _EACH
+        element()
         + """
   y[t * p.ys + i] = capped(y[t * p.ys + i], p.cap);""",
         functions=CAPPED,
@@ -288,7 +277,7 @@ def scale(each: bool) -> Kernel:
         "scale" + " rows" * each,
         (*reads("x", *(["f"] if each else [])), *writes("y")),
         ("n", "xs", "ys", "fs" if each else "f:f32"),
-        _EACH
+        element()
         + f"""
   y[t * p.ys + i] = x[t * p.xs + i] * {"f[t * p.fs]" if each else "p.f"};""",
     )
@@ -301,7 +290,7 @@ def add() -> Kernel:
         "add",
         (*reads("x"), *writes("y")),
         ("n", "xs", "ys"),
-        _EACH
+        element()
         + """
   y[t * p.ys + i] += x[t * p.xs + i];""",
     )
@@ -314,7 +303,7 @@ def gather() -> Kernel:
         "gather",
         (*reads("x"), *reads("row", of="u32"), *writes("y")),
         ("n", "xs", "ys", "x0", "row0", "low", "high", "last"),
-        _EACH
+        element()
         + """
   let from_ = min(row[p.row0 + t], p.last);
   if (from_ >= p.low && from_ < p.high) { y[t * p.ys + i] = x[p.x0 + (from_ - p.low) * p.xs + i]; }""",
@@ -328,7 +317,7 @@ def fill() -> Kernel:
         "fill",
         writes("y"),
         ("n", "ys", "y0", "value:f32"),
-        _EACH
+        element()
         + """
   y[p.y0 + t * p.ys + i] = p.value;""",
     )
@@ -341,7 +330,7 @@ def scatter() -> Kernel:
         "scatter",
         (*reads("x"), *reads("row", of="u32"), *writes("y")),
         ("n", "xs", "ys", "row0", "low", "high"),
-        _EACH
+        element()
         + """
   let to = row[p.row0 + t];
   if (to >= p.low && to < p.high) { y[(to - p.low) * p.ys + i] = x[t * p.xs + i]; }""",
@@ -355,7 +344,7 @@ def copy() -> Kernel:
         "copy",
         (*reads("x"), *writes("y")),
         ("n", "xs", "ys", "x0", "y0"),
-        _EACH
+        element()
         + """
   y[p.y0 + t * p.ys + i] = x[p.x0 + t * p.xs + i];""",
     )
@@ -368,7 +357,7 @@ def dropout(adds: bool) -> Kernel:
         "dropout" + ", added" * adds,
         (*reads("x"), *reads("key", of="u32"), *writes("y")),
         ("n", "xs", "ys", "key0", "number:i32", "t0", "rate:f32"),
-        _EACH
+        element()
         + f"""
   var h = mix(key[p.key0] ^ 0x9e3779b9u);
   h = mix(h ^ key[p.key0 + 1u]);

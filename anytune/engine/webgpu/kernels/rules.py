@@ -19,7 +19,6 @@ HYPER = ("factor", "shrink", "lr", "rate", "unroot", "beta1", "gain1", "beta2", 
 PIECE = 8192  # elements of a workgroup that also sums them
 ROWS = 1024  # rows that a partial sum of columns takes
 WIDE = 32768  # workgroups in a row
-SUMS = "var<workgroup> sums: array<f32, 256>;"
 
 
 def _named(body: str) -> str:
@@ -100,7 +99,7 @@ def adamw8bit() -> Kernel:
             + _encoded("first", "m", 0)
             + _encoded("root", "deviation", 512)
         ),
-        shared=SUMS + f"\nvar<workgroup> codes_of_block: array<u32, {BLOCK}>;",
+        shared=f"var<workgroup> codes_of_block: array<u32, {BLOCK}>;",
         functions=total("max")
         + """
 fn nearest(x: f32, middles: u32) -> u32 {
@@ -131,7 +130,6 @@ def row_means() -> Kernel:
   let all = total_sums(sum, lane);
   if (lane == 0u) {{ row[p.row0 + r] = $keep * row[p.row0 + r] + $gain * (all / f32(p.n) + {TINY}); }}
 """),
-        shared=SUMS,
         functions=total(),
     )
 
@@ -170,7 +168,6 @@ def _updates(name: str, arrays: tuple, numbers: tuple[str, ...], update: str) ->
   let all = total_sums(sum, lane);
   if (lane == 0u) {{ partial[p.to + group.x] = all; }}
 """),
-        shared=SUMS,
         functions=total(),
     )
 
@@ -214,7 +211,6 @@ def limit() -> Kernel:
   let all = total_sums(sum, lane);
   if (lane == 0u) {{ scalars[1] = 1.0 / max(1.0, sqrt(all / f32(p.size)) / {THRESHOLD}); }}
 """,
-        shared=SUMS,
         functions=total(),
     )
 
