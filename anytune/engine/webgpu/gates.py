@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from .arrays import Array, row_cuts
 from .kernels import experts as _kernels
+from .rows import by_element
 
 
 def gate_rows(e, x: Array, gate: Array) -> Array:
     out = e.array(*x.shape)
-    for a, b in row_cuts(e.device.max_binding, x, gate, out):
-        e.commands.run(
-            _kernels.gate_rows(),
-            [x.bind(a, b), gate.bind(a, b), out.bind(a, b)],
-            (x.columns, x.stride, gate.stride, out.stride),
-            e.grid(x.columns, b - a),
-        )
+    by_element(e, _kernels.gate_rows(), x, gate, out)
     return out
 
 
@@ -32,26 +27,8 @@ def gate_rows_backward(e, dy: Array, x: Array, gate: Array) -> tuple[Array, Arra
 
 
 def clamped_glu(e, gate: Array, up: Array) -> Array:
-    out = e.array(*gate.shape)
-    for a, b in row_cuts(e.device.max_binding, gate, up, out):
-        e.commands.run(
-            _kernels.clamped_glu(),
-            [gate.bind(a, b), up.bind(a, b), out.bind(a, b)],
-            (gate.columns, gate.stride, up.stride, out.stride),
-            e.grid(gate.columns, b - a),
-            10.0 * (b - a) * gate.columns,
-        )
-    return out
+    return e.glu(gate, up, "clamped")
 
 
 def clamped_glu_backward(e, dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
-    dgate, dup = e.columns(gate.rows, gate.columns, gate.columns)
-    for a, b in row_cuts(e.device.max_binding, dy, gate, up, dgate):
-        e.commands.run(
-            _kernels.clamped_glu_backward(),
-            [dy.bind(a, b), gate.bind(a, b), up.bind(a, b), dgate.bind(a, b), dup.bind(a, b)],
-            (gate.columns, dy.stride, gate.stride, up.stride, dgate.stride),
-            e.grid(gate.columns, b - a),
-            20.0 * (b - a) * gate.columns,
-        )
-    return dgate, dup
+    return e.glu_backward(dy, gate, up, "clamped")

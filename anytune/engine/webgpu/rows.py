@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+
 from .arrays import Array, Sum, lines, row_cuts
 from .groups import Group
+from .kernel import Kernel
 from .kernels import lookup
 from .kernels import rows as _kernels
 from .trained import Trained
@@ -115,10 +117,7 @@ def add(e, x: Array, y: Array) -> Array:
 
 def _add(e, total: Sum) -> None:
     x, y = total.take(), Array(total.buffer, total.at, total.shape, total.stride)
-    for a, b in row_cuts(e.device.max_binding, x, y):
-        e.commands.run(
-            _kernels.add(), [x.bind(a, b), y.bind(a, b)], (x.columns, x.stride, y.stride), e.grid(x.columns, b - a)
-        )
+    by_element(e, _kernels.add(), x, y)
 
 
 def scale(e, x: Array, factor: float | Array) -> Array:
@@ -160,29 +159,24 @@ def rms_norm_backward(e, dy: Array, x: Array, gain: Array, eps: float, residual:
     return out
 
 
+def by_element(e, kernel: Kernel, *arrays: Array, flops: float = 0.0) -> None:
+    """A kernel with an invocation an element, whose numbers are the first array's columns and every array's stride.
+    flops: of an element."""
+    n = arrays[0].columns
+    for a, b in row_cuts(e.device.max_binding, *arrays):
+        numbers = n, *(x.stride for x in arrays)
+        e.commands.run(kernel, [x.bind(a, b) for x in arrays], numbers, e.grid(n, b - a), flops * (b - a) * n)
+
+
 def glu(e, gate: Array, up: Array, activation: str) -> Array:
     out = e.array(*gate.shape)
-    for a, b in row_cuts(e.device.max_binding, gate, up, out):
-        e.commands.run(
-            _kernels.glu(activation),
-            [gate.bind(a, b), up.bind(a, b), out.bind(a, b)],
-            (gate.columns, gate.stride, up.stride, out.stride),
-            e.grid(gate.columns, b - a),
-            10.0 * (b - a) * gate.columns,
-        )
+    by_element(e, _kernels.glu(activation), gate, up, out, flops=10.0)
     return out
 
 
 def glu_backward(e, dy: Array, gate: Array, up: Array, activation: str) -> tuple[Array, Array]:
     dgate, dup = e.columns(gate.rows, gate.columns, gate.columns)
-    for a, b in row_cuts(e.device.max_binding, dy, gate, up, dgate):
-        e.commands.run(
-            _kernels.glu_backward(activation),
-            [dy.bind(a, b), gate.bind(a, b), up.bind(a, b), dgate.bind(a, b), dup.bind(a, b)],
-            (gate.columns, dy.stride, gate.stride, up.stride, dgate.stride),
-            e.grid(gate.columns, b - a),
-            20.0 * (b - a) * gate.columns,
-        )
+    by_element(e, _kernels.glu_backward(activation), dy, gate, up, dgate, dup, flops=20.0)
     return dgate, dup
 
 
@@ -191,12 +185,5 @@ def glu_linear_backward(e, dy, gate: Array, up: Array, activation: str, group: G
     da = e.linear_backward((dy,), e.glu(gate, up, activation), group, need_dx)
     if not need_dx:
         return None
-    for a, b in row_cuts(e.device.max_binding, da, gate, up):
-        e.commands.run(
-            _kernels.glu_backward_over(activation),
-            [da.bind(a, b), gate.bind(a, b), up.bind(a, b)],
-            (gate.columns, da.stride, gate.stride, up.stride),
-            e.grid(gate.columns, b - a),
-            20.0 * (b - a) * gate.columns,
-        )
+    by_element(e, _kernels.glu_backward_over(activation), da, gate, up, flops=20.0)
     return gate, up

@@ -110,8 +110,6 @@ def _of_experts() -> Iterator[Kernel]:
         experts.column_sums(True),
         experts.gate_rows(),
         experts.gate_rows_backward(),
-        experts.clamped_glu(),
-        experts.clamped_glu_backward(),
         low.low(True),
         low.expert_gradient(),
         gradients.outer(experts=True),

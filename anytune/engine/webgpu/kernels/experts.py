@@ -1,5 +1,4 @@
-"""Rows of slots: taken from tokens, weighed, added up to tokens again; the gate of a shared expert, and gpt-oss's
-clamped product.
+"""Rows of slots: taken from tokens, weighed, added up to tokens again; the gate of a shared expert.
 
 See routing.py for the order of slots. Arrays of slots may be bound in runs: s0 is the first that is.
 """
@@ -14,9 +13,6 @@ from .columns import FUNCTIONS, column_sum
 
 LANES = 64
 _EACH = element("s")
-CLAMPED = """
-fn activate(x: f32) -> f32 { return x / (1.0 + exp(-1.702 * x)); }
-fn slope(x: f32) -> f32 { let s = 1.0 / (1.0 + exp(-1.702 * x)); return s * (1.0 + 1.702 * x * (1.0 - s)); }"""
 
 
 @functools.cache
@@ -194,36 +190,4 @@ def gate_rows_backward() -> Kernel:
 """,
         (LANES, 1),
         functions=total(size=LANES),
-    )
-
-
-@functools.cache
-def clamped_glu() -> Kernel:
-    """y = g sigmoid(1.702 g) (u + 1), g = min(gate, 7), u = up between -7 and 7."""
-    return Kernel(
-        "glu, clamped",
-        (*reads("gate", "up"), *writes("y")),
-        ("n", "gs", "us", "ys"),
-        _EACH
-        + """
-  y[s * p.ys + i] = activate(min(gate[s * p.gs + i], 7.0)) * (clamp(up[s * p.us + i], -7.0, 7.0) + 1.0);""",
-        functions=CLAMPED,
-    )
-
-
-@functools.cache
-def clamped_glu_backward() -> Kernel:
-    """What is clamped gets no gradient."""
-    return Kernel(
-        "glu_backward, clamped",
-        (*reads("dy", "gate", "up"), *writes("dgate", "dup")),
-        ("n", "ds", "gs", "us", "ys"),
-        _EACH
-        + """
-  let g = gate[s * p.gs + i];
-  let u = up[s * p.us + i];
-  let d = dy[s * p.ds + i];
-  dgate[s * p.ys + i] = select(0.0, d * (clamp(u, -7.0, 7.0) + 1.0) * slope(g), g <= 7.0);
-  dup[s * p.ys + i] = select(0.0, d * activate(min(g, 7.0)), abs(u) <= 7.0);""",
-        functions=CLAMPED,
     )

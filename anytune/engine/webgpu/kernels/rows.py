@@ -33,7 +33,19 @@ fn slope(x: f32) -> f32 { let s = activate(x); return s * (1.0 - s); }"""
 NONE = """
 fn activate(x: f32) -> f32 { return x; }
 fn slope(x: f32) -> f32 { return 1.0; }"""
-ACTIVATIONS = {"silu": SILU, "gelu": GELU, "sigmoid": SIGMOID, "none": NONE}
+# gpt-oss's: gate at most 7, up between -7 and 7, plus 1; what is clamped gets no gradient
+CLAMPED = """
+fn activate(x: f32) -> f32 { let g = min(x, 7.0); return g / (1.0 + exp(-1.702 * g)); }
+fn slope(x: f32) -> f32 {
+  let s = 1.0 / (1.0 + exp(-1.702 * x));
+  return select(0.0, s * (1.0 + 1.702 * x * (1.0 - s)), x <= 7.0);
+}
+fn factor(u: f32) -> f32 { return clamp(u, -7.0, 7.0) + 1.0; }
+fn factor_slope(u: f32) -> f32 { return select(0.0, 1.0, abs(u) <= 7.0); }"""
+UP = """
+fn factor(u: f32) -> f32 { return u; }
+fn factor_slope(u: f32) -> f32 { return 1.0; }"""
+ACTIVATIONS = {"silu": SILU + UP, "gelu": GELU + UP, "sigmoid": SIGMOID + UP, "none": NONE + UP, "clamped": CLAMPED}
 
 
 @functools.cache
@@ -210,14 +222,14 @@ def qk_norm_rope_backward(normed: bool, neox: bool) -> Kernel:
 
 @functools.cache
 def glu(activation: str) -> Kernel:
-    """y = act(gate) * up."""
+    """y = act(gate) * up; CLAMPED has a factor of its own."""
     return Kernel(
         f"glu, {activation}",
         (*reads("gate", "up"), *writes("y")),
         ("n", "gs", "us", "ys"),
         element()
         + """
-  y[t * p.ys + i] = activate(gate[t * p.gs + i]) * up[t * p.us + i];""",
+  y[t * p.ys + i] = activate(gate[t * p.gs + i]) * factor(up[t * p.us + i]);""",
         functions=ACTIVATIONS[activation],
     )
 
@@ -228,13 +240,14 @@ def glu_backward(activation: str) -> Kernel:
     return Kernel(
         f"glu_backward, {activation}",
         (*reads("dy", "gate", "up"), *writes("dgate", "dup")),
-        ("n", "ds", "gs", "us", "ys"),
+        ("n", "ds", "gs", "us", "dgs", "dus"),
         element()
         + """
   let g = gate[t * p.gs + i];
+  let u = up[t * p.us + i];
   let d = dy[t * p.ds + i];
-  dgate[t * p.ys + i] = d * up[t * p.us + i] * slope(g);
-  dup[t * p.ys + i] = d * activate(g);""",
+  dgate[t * p.dgs + i] = d * factor(u) * slope(g);
+  dup[t * p.dus + i] = d * activate(g) * factor_slope(u);""",
         functions=ACTIVATIONS[activation],
     )
 
@@ -249,9 +262,10 @@ def glu_backward_over(activation: str) -> Kernel:
         element()
         + """
   let g = gate[t * p.gs + i];
+  let u = up[t * p.us + i];
   let d = dy[t * p.ds + i];
-  gate[t * p.gs + i] = d * up[t * p.us + i] * slope(g);
-  up[t * p.us + i] = d * activate(g);""",
+  gate[t * p.gs + i] = d * factor(u) * slope(g);
+  up[t * p.us + i] = d * activate(g) * factor_slope(u);""",
         functions=ACTIVATIONS[activation],
     )
 
