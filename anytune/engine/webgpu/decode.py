@@ -18,7 +18,8 @@ from .groups import Group
 from .kernels import decode as _kernels
 from .kernels import gemv as _gemv
 from .kernels import rows as _rows
-from .linear import forward, linear, low_product
+from .linear import forward, linear
+from .low import low_product
 
 LANES = _kernels.LANES
 RUN = LANES  # keys that a workgroup takes, at least

@@ -20,9 +20,12 @@ from .kernels import gemm as _gemm
 from .kernels import gemv as _gemv
 from .kernels import gradients as _gradients
 from .kernels import low as _low
-from .linear import FAR, dropped, mask
+from .low import dropped, mask
 from .routing import Routing, column_sums
-from .weights import LoraPair, Rows, rows_in
+from .weights import FAR, LoraPair, Rows, rows_in
+
+
+LOW = (_gemm.Tile(16), _gemm.Tile(32))  # tiles for experts with few slots
 
 
 class Experts(Trains):
@@ -43,9 +46,6 @@ class Experts(Trains):
         for weight in self.weights:
             if weight.hold != "stream":
                 weight.rows()
-
-
-LOW = (_gemm.Tile(16), _gemm.Tile(32))
 
 
 @dataclass(frozen=True)
@@ -147,20 +147,10 @@ def _forward(e, x: Array, weight, bias, pair, low, routing: Routing, y: Array, y
     for piece in _weights(e, weight, routing, pair, e.most_columns(x.rows, k)):
         n = piece.high - piece.low
         for a, b in row_cuts(e.device.max_binding, x, y, low):
-            arrays, more, last = [x.bind(a, b), piece.held, y.bind(a, b)], [], []
-            if low is not None:
-                factor, rank = _of(pair.b, piece.first, piece.last), pair.b.shape[2]
-                arrays += [low.bind(a, b), factor]
-                more += [rank, low.stride, 0, FAR, FAR, factor.shift + piece.low * rank, rank, 1]
-                last.append(weight.expert_features * rank)
-            if bias is not None:
-                held = bias.bind()
-                arrays.append(held)
-                more.append(held.shift + piece.low)
-                last.append(weight.expert_features)
+            arrays, more, last = _extras(piece, weight, bias, pair, low, a, b, FAR, FAR)
             e.commands.run(
                 kernel,
-                [*arrays, tiles],
+                [x.bind(a, b), piece.held, y.bind(a, b), *arrays, tiles],
                 (piece.base, weight.row_bytes, b - a, n, k, -(-k // 4) * 4, x.stride // 4, 0)
                 + (y.stride // 4, (y0 + piece.low) // 4, 0, 0, *more)
                 + (piece.first, piece.last, a, b, weight.expert_features, *last),
@@ -169,27 +159,34 @@ def _forward(e, x: Array, weight, bias, pair, low, routing: Routing, y: Array, y
             )
 
 
+def _extras(piece: Piece, weight, bias, pair, low: Array | None, a: int, b: int, *far: int) -> tuple[list, list, list]:
+    """(bindings, parameters, and elements from an expert to the next) of the pair and the bias of a forward product of
+    rows a…b; each list is empty where there is neither. far: where kernels of several pairs look for the others."""
+    arrays, numbers, steps = [], [], []
+    if low is not None:
+        factor, rank = _of(pair.b, piece.first, piece.last), pair.b.shape[2]
+        arrays += [low.bind(a, b), factor]
+        numbers += [rank, low.stride, 0, *far, factor.shift + piece.low * rank, rank, 1]
+        steps.append(weight.expert_features * rank)
+    if bias is not None:
+        held = bias.bind()
+        arrays.append(held)
+        numbers.append(held.shift + piece.low)
+        steps.append(weight.expert_features)
+    return arrays, numbers, steps
+
+
 def _vectors(e, x: Array, weight, bias, pair, low, routing: Routing, y: Array, y0: int) -> None:
     """As _forward(), for few slots: each reads its expert's matrix for itself."""
     k = weight.in_features
     kernel = _gemv.gemv(weight.block, 1, low is not None, bias is not None, True)
     for piece in _weights(e, weight, routing, pair, 1 << 30):
         n = piece.high - piece.low
-        arrays, more, last = [x, piece.held, y], [], []
-        if low is not None:
-            factor, rank = _of(pair.b, piece.first, piece.last), pair.b.shape[2]
-            arrays += [low, factor]
-            more += [rank, low.stride, 0, factor.shift + piece.low * rank, rank, 1]
-            last.append(weight.expert_features * rank)
-        if bias is not None:
-            held = bias.bind()
-            arrays.append(held)
-            more.append(held.shift + piece.low)
-            last.append(weight.expert_features)
+        arrays, more, last = _extras(piece, weight, bias, pair, low, 0, x.rows)
         pairs = -(-n // 2)
         e.commands.run(
             kernel,
-            [*arrays, routing.chosen, routing.order],
+            [x, piece.held, y, *arrays, routing.chosen, routing.order],
             (piece.base, weight.row_bytes, 1, n, k, x.stride // 4, y.stride, y0 + piece.low, *more)
             + (piece.first, piece.last, 0, x.rows, weight.expert_features, *last),
             (min(32768, pairs), -(-pairs // 32768), x.rows),
@@ -199,11 +196,8 @@ def _vectors(e, x: Array, weight, bias, pair, low, routing: Routing, y: Array, y
 
 def expert_linear_backward(e, dys: tuple, x: Array, group: Experts, routing: Routing, need_dx: bool = True):
     dx = e.array(routing.slots, group.in_features) if need_dx else None
-    source, drops, begun = (
-        dropped(e, x, group) if group.trains_pairs else None,
-        bool(group.dropout and e.training),
-        False,
-    )
+    source = dropped(e, x, group) if group.trains_pairs else None
+    drops, begun = bool(group.dropout and e.training), False
     for dy, weight, pair, gradient in zip(dys, group.weights, group.pairs, group.bias_gradients):
         dy_low = None if pair is None else _low_product(e, dy, pair, routing, False)
         if dx is not None:

@@ -20,6 +20,7 @@ from .device import ALIGN, Buffer
 from .kernels.blocks import TYPES
 
 READ = 32 << 20  # bytes read from the file at a time
+FAR = 0xFFFFFFFF  # where a pair begins that is not there
 WHOLE = ("output.weight", "token_embd.weight")  # never streamed: the one is used in pieces, of the other rows are taken
 
 
@@ -250,6 +251,6 @@ class Part:
 
 
 def pair_bounds(part: Part, low: int) -> tuple[int, int]:
-    """Where the second and the third pair begin, counted from column `low` of the part (far away: not there)."""
-    inner = [max(0, b - low) for b in part.bounds[1:-1]] + [0xFFFFFFFF] * 2
+    """Where the second and the third pair begin, counted from column `low` of the part (FAR: not there)."""
+    inner = [max(0, b - low) for b in part.bounds[1:-1]] + [FAR] * 2
     return inner[0], inner[1]
