@@ -60,7 +60,7 @@ def _devices() -> list[dict[str, Any]]:
     from anytune.engine.webgpu.detect import gpu_visible
 
     if gpu_visible():
-        from anytune.engine.webgpu.device import available as webgpus
+        from anytune.engine.webgpu.adapters import available as webgpus
 
         rows += [
             {"device": device, "name": name, "cores": None, "memory_bytes": None}

@@ -4,7 +4,8 @@ and a state from which training goes on to the same bytes."""
 import numpy as np
 import pytest
 
-from anytune.engine.webgpu.device import Device, DeviceError
+from anytune.engine.webgpu.device import Device
+from anytune.engine.webgpu.failures import DeviceError
 from anytune.errors import UserError
 from anytune.model import Lora, load
 from tests.cli.conftest import cli  # noqa: F401 (a fixture)

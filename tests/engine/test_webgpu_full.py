@@ -41,7 +41,7 @@ def files(tmp_path_factory):
 
 def open_engine(limit: int):
     need_webgpu()
-    from anytune.engine.webgpu.device import open_device
+    from anytune.engine.webgpu.adapters import open_device
     from anytune.engine.webgpu.engine import WebGpuEngine
 
     return WebGpuEngine(open_device(max_binding=limit))

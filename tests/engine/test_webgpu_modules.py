@@ -64,7 +64,7 @@ def test_kernels_can_be_read(tmp_path):
 def test_kernels_compile_with_all_checks():
     """Also those that no other test's shapes need; naga validates each."""
     need_webgpu()
-    from anytune.engine.webgpu.device import open_device
+    from anytune.engine.webgpu.adapters import open_device
 
     device = open_device(trusted=False)
     for kernel in every():

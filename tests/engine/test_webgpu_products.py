@@ -17,7 +17,7 @@ LIMIT = 1e-5
 @pytest.fixture(scope="module", params=["128MiB", "8KiB"])
 def engine(request):
     need_webgpu()
-    from anytune.engine.webgpu.device import open_device
+    from anytune.engine.webgpu.adapters import open_device
     from anytune.engine.webgpu.engine import WebGpuEngine
     from anytune.memory import parse_bytes
 

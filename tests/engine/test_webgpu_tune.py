@@ -16,7 +16,8 @@ TILES = (Tile(), Tile(64, 32, 32, 4, 4))
 @pytest.fixture
 def engine(monkeypatch, tmp_path):
     need_webgpu()
-    from anytune.engine.webgpu.device import Device, open_device
+    from anytune.engine.webgpu.adapters import open_device
+    from anytune.engine.webgpu.device import Device
     from anytune.engine.webgpu.engine import WebGpuEngine
 
     monkeypatch.setattr(Device, "software", False)

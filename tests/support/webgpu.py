@@ -17,7 +17,7 @@ SWIFTSHADER = [
 def need_webgpu():
     """Fail or skip, as require.need() does, where wgpu or a device is missing."""
     need("wgpu")
-    from anytune.engine.webgpu.device import adapters
+    from anytune.engine.webgpu.adapters import adapters
 
     if not adapters():
         problem = "wgpu sees no Vulkan, Metal or DX12 device: apt-get install mesa-vulkan-drivers libvulkan1"

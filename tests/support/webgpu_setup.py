@@ -21,7 +21,7 @@ FILES = ("libvk_swiftshader.so", "vk_swiftshader_icd.json")
 
 def devices() -> int:
     """How many a fresh process sees: the loader looks for drivers once."""
-    code = "from anytune.engine.webgpu.device import adapters; print(len(adapters()))"
+    code = "from anytune.engine.webgpu.adapters import adapters; print(len(adapters()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return int(done.stdout) if done.returncode == 0 else 0
 

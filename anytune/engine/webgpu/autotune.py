@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import Array
-from .device import DeviceError
+from .failures import DeviceError
 from .kernels.gemm import Tile
 from .weights import Part
 

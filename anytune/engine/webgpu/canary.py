@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import Array
-from .device import DeviceError
+from .failures import DeviceError
 from .kernels import optimizer as _kernels
 
 EVERY = 64  # optimizer steps

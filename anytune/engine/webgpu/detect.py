@@ -25,6 +25,6 @@ def hardware() -> list[str]:
     """Names for --device of GPUs that wgpu can use; software devices are no GPUs."""
     if not gpu_visible():
         return []
-    from .device import available
+    from .adapters import available
 
     return [name for name, _, software in available() if not software]

@@ -1,10 +1,7 @@
-"""One GPU through wgpu: limits, buffers, pipelines, submits, transfers, and what its failures are called."""
+"""One GPU through wgpu: limits, buffers, pipelines, submits and transfers."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.util
 import os
 from typing import Any
 
@@ -13,6 +10,7 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.memory import parse_bytes
 
+from .failures import DeviceError, failures
 from .kernel import Kernel
 
 ALIGN = 256  # bytes: where a binding may begin, on every device
@@ -20,130 +18,6 @@ WORDS = 64  # uint32 of parameters a dispatch: one aligned slot
 SLACK = 16  # bytes behind a buffer: unaligned words are read in pairs
 PIECE = 32 << 20  # bytes that are written before what they were staged in is given back, or read at a time
 CACHED_GROUPS = 1 << 16
-
-
-ADVICE = {
-    "memory": "the device has no memory left ({}): set --memory slightly below what is free, or lower -ub, -c or "
-    "--lora-rank",
-    "lost": "the device was lost: its driver was reset or removed ({}): run anytune doctor, then the same command "
-    "again",
-    "other": "the device failed ({}): run anytune doctor",
-}
-
-
-class DeviceError(UserError, RuntimeError):
-    """The device failed. kind: memory, lost or other; detail: what was said."""
-
-    def __init__(self, kind: str, detail: str):
-        super().__init__(ADVICE[kind].format(detail))
-        self.kind, self.detail = kind, detail
-
-
-def wgpu_module():
-    """wgpu, imported; UserError if it is not installed or its library cannot be loaded."""
-    try:
-        import wgpu
-        import wgpu.backends.wgpu_native  # noqa: F401 (loads the library)
-    except ImportError:
-        raise UserError(
-            "--device webgpu needs the package wgpu, which is not installed: pip install "
-            "'wgpu>=0.32,<0.33', or train with --device numpy"
-        ) from None
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"--device webgpu: wgpu's library cannot be loaded ({error}); on Android set WGPU_LIB_PATH "
-            "(see docs/webgpu.md)"
-        ) from None
-    return wgpu
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Loaders write warnings about other drivers straight to the terminal while adapters are listed."""
-    try:
-        kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    except OSError:
-        yield
-        return
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
-
-
-@functools.cache
-def adapters() -> tuple[Any, ...]:
-    """Adapters that can compute, GPUs before software ones; OpenGL is left out, its compute limits are too narrow."""
-    module = wgpu_module()
-    with _quiet():
-        found = module.gpu.enumerate_adapters_sync()
-    order = {"DiscreteGPU": 0, "IntegratedGPU": 1}
-    rows = [a for a in found if a.info["backend_type"] in ("Vulkan", "Metal", "D3D12")]
-    # a GPU may be seen through two drivers: the first that wgpu names is its native one
-    return tuple(
-        sorted(rows, key=lambda a: order.get(a.info["adapter_type"], 2 if a.info["adapter_type"] != "CPU" else 3))
-    )
-
-
-def installed() -> bool:
-    """Whether wgpu is there, without loading it."""
-    return importlib.util.find_spec("wgpu") is not None
-
-
-def available() -> list[tuple[str, str, bool]]:
-    """(name for --device, what it is, whether it is software) of every adapter; empty without wgpu."""
-    if not installed():
-        return []
-    try:
-        found = adapters()
-    except UserError:
-        return []
-    return [
-        (
-            f"webgpu:{i}" if i else "webgpu",
-            f"{a.info['device'] or a.info['description']} ({a.info['backend_type']})",
-            a.info["adapter_type"] == "CPU",
-        )
-        for i, a in enumerate(found)
-    ]
-
-
-def open_device(number: int | None = None, max_binding: int | None = None, trusted: bool | None = None) -> Device:
-    """The adapter of a number (as `anytune doctor` lists them); None: the first. Raises UserError."""
-    found = adapters()
-    index = number or 0
-    if index >= len(found):
-        seen = (
-            f"wgpu sees {len(found)} device{'s' * (len(found) != 1)} here"
-            if found
-            else "wgpu sees no Vulkan, Metal or DX12 driver here (docs/webgpu.md says what to install)"
-        )
-        asked = "webgpu" if number is None else f"webgpu:{number}"
-        raise UserError(f"--device {asked}: {seen}; anytune doctor lists the devices")
-    return Device(found[index], max_binding, trusted)
-
-
-def _kind(text: str) -> str:
-    low = text.lower()
-    if "out of memory" in low or "not enough memory" in low or "outofmemory" in low:
-        return "memory"
-    return "lost" if any(word in low for word in ("lost", "hung", "destroyed", "invalid device")) else "other"
-
-
-@contextlib.contextmanager
-def failures():
-    """Turn wgpu's errors into DeviceErrors."""
-    from wgpu import GPUError
-
-    try:
-        yield
-    except GPUError as error:
-        text = " ".join(str(error).split())
-        kind = "memory" if type(error).__name__ == "GPUOutOfMemoryError" else _kind(text)
-        raise DeviceError(kind, text[:300]) from None
 
 
 class Buffer:

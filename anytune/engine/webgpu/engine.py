@@ -8,8 +8,6 @@ import numpy as np
 from anytune.engine.composed import Composed
 from anytune.errors import UserError
 
-from . import rotations as _rotations
-from . import rows as _rows
 from . import attention as _attention
 from . import convolution as _convolution
 from . import decode as _decode
@@ -22,14 +20,17 @@ from . import heads as _heads
 from . import linear as _linear
 from . import loss as _loss
 from . import replay as _replay
+from . import rotations as _rotations
 from . import routing as _routing
+from . import rows as _rows
 from . import sinks as _sinks
 from . import update as _update
+from .adapters import open_device
 from .arrays import Array, Pool, Sum, lines
 from .budget import Budget
 from .canary import Canary
 from .commands import Commands
-from .device import Device, open_device
+from .device import Device
 from .failures import explain
 from .groups import Group
 from .readback import Readback

@@ -1,10 +1,47 @@
-"""What a device's failures mean for a person: out of memory, or gone."""
+"""What wgpu's errors mean: the device has no memory left, was lost, or failed otherwise."""
 
 from __future__ import annotations
 
+import contextlib
+
+from anytune.errors import UserError
 from anytune.units import bytes_text
 
-from .device import DeviceError
+ADVICE = {
+    "memory": "the device has no memory left ({}): set --memory slightly below what is free, or lower -ub, -c or "
+    "--lora-rank",
+    "lost": "the device was lost: its driver was reset or removed ({}): run anytune doctor, then the same command "
+    "again",
+    "other": "the device failed ({}): run anytune doctor",
+}
+
+
+class DeviceError(UserError, RuntimeError):
+    """The device failed. kind: memory, lost or other; detail: what was said."""
+
+    def __init__(self, kind: str, detail: str):
+        super().__init__(ADVICE[kind].format(detail))
+        self.kind, self.detail = kind, detail
+
+
+def _kind(text: str) -> str:
+    low = text.lower()
+    if "out of memory" in low or "not enough memory" in low or "outofmemory" in low:
+        return "memory"
+    return "lost" if any(word in low for word in ("lost", "hung", "destroyed", "invalid device")) else "other"
+
+
+@contextlib.contextmanager
+def failures():
+    """Turn wgpu's errors into DeviceErrors."""
+    from wgpu import GPUError
+
+    try:
+        yield
+    except GPUError as error:
+        text = " ".join(str(error).split())
+        kind = "memory" if type(error).__name__ == "GPUOutOfMemoryError" else _kind(text)
+        raise DeviceError(kind, text[:300]) from None
 
 
 def explain(engine, error: Exception, estimate: int | None = None) -> str | None:
