@@ -14,7 +14,7 @@ import functools
 from ..kernel import Kernel, element, reads, total, writes
 from .delta import LANES, SOFT, Sizes
 from .delta_walk import LANES as WALKERS
-from .delta_walk import SPAN, columns, cut, each, gathered, put, times
+from .delta_walk import SPAN, columns, cut, each, gathered, next_state, put, times_state
 
 
 @functools.cache
@@ -73,6 +73,12 @@ def walk_back(s: Sizes, goes_on: bool, hands_on: bool) -> Kernel:
     square, later = f"(head * {s.key}u + i) * {s.value}u", f"(n * p.values + head) * p.states + i * {s.value}u"
     start = f"select(vec4<f32>(), {gathered('behind', square)}, final_)" if goes_on else "vec4<f32>()"
     right = f"(t0 + i) * p.ws + (2u * p.values + head) * {s.value}u"
+    token = f"""
+        let carried = steps[(t0 + j) * p.ss + head];
+        let q = carried * p.scale * units[(t0 + j) * p.us + q0 + i];
+        let k = -carried * steps[(t0 + j) * p.ss + p.values + head] * units[(t0 + j) * p.us + k0 + i];
+        let g = given[j * {f}u + to];
+        let r = right[j * {f}u + to];"""
     hand = f"""
   if (run.y == 0u && (run.x > 0u || final_)) {{{each(s.key, f)}
 {put("before", square, "state[e]", s)}
@@ -112,11 +118,7 @@ def walk_back(s: Sizes, goes_on: bool, hands_on: bool) -> Kernel:
     }}
     workgroupBarrier();{each(c, f)}
       var sum = vec4<f32>();
-      if (i < count) {{
-        for (var d = 0u; d < {deep}u; d++) {{
-          let k = units[(t0 + i) * p.us + k0 + d];
-{times("sum", "k", "state", f"d * {4 * f}u + to", f)}
-        }}
+      if (i < count) {{{times_state(s, "k0")}
         sum *= factors[f0 + (count - 1u) * {c}u + i];
         for (var j = i; j < count; j++) {{
           sum = fma(vec4<f32>(factors[f0 + {cc}u + j * {c}u + i]), given[j * {f}u + to], sum);
@@ -131,29 +133,7 @@ def walk_back(s: Sizes, goes_on: bool, hands_on: bool) -> Kernel:
       }}
       right[e] = sum;{put("work", right, "sum", s, " && i < count && mine")}
     }}
-    workgroupBarrier();
-    let passes = steps[(t0 + count - 1u) * p.ss + head];{each(deep, f)}
-      let d = 4u * i * {f}u + to;
-      var s0 = passes * state[d];
-      var s1 = passes * state[d + {f}u];
-      var s2 = passes * state[d + {2 * f}u];
-      var s3 = passes * state[d + {3 * f}u];
-      for (var j = 0u; j < count; j++) {{
-        let carried = steps[(t0 + j) * p.ss + head];
-        let q = carried * p.scale * units[(t0 + j) * p.us + q0 + i];
-        let k = -carried * steps[(t0 + j) * p.ss + p.values + head] * units[(t0 + j) * p.us + k0 + i];
-        let g = given[j * {f}u + to];
-        let r = right[j * {f}u + to];
-        s0 = fma(vec4<f32>(k.x), r, fma(vec4<f32>(q.x), g, s0));
-        s1 = fma(vec4<f32>(k.y), r, fma(vec4<f32>(q.y), g, s1));
-        s2 = fma(vec4<f32>(k.z), r, fma(vec4<f32>(q.z), g, s2));
-        s3 = fma(vec4<f32>(k.w), r, fma(vec4<f32>(q.w), g, s3));
-      }}
-      state[d] = s0;
-      state[d + {f}u] = s1;
-      state[d + {2 * f}u] = s2;
-      state[d + {3 * f}u] = s3;
-    }}
+{next_state(s, [("q", "g"), ("k", "r")], token)}
   }}{"workgroupBarrier();" + hand if hands_on else ""}
 """,
         (WALKERS, 1),

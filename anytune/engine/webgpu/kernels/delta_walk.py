@@ -142,12 +142,16 @@ def put(array: str, at: str, value: str, s: Sizes, when: str = "") -> str:
       for (var x = 0u; x < 4u && c + x < {s.value}u{when}; x++) {{ {array}[{at} + c + x] = {value}[x]; }}"""
 
 
-def times(sum_: str, weights: str, rows: str, at: str, four: int) -> str:
-    """WGSL: sum += a row of four weights times four rows of `rows`, `four` elements apart."""
-    return "\n".join(
-        f"        {sum_} = fma(vec4<f32>({weights}.{x}), {rows}[{at} + {n * four}u], {sum_});"
-        for n, x in enumerate("xyzw")
+def _product(end: str, fours: str, rows: str, four: int) -> str:
+    """WGSL: sum += `fours` of a row, d = 0…end, times the four columns `to` of `rows`, `four` elements apart."""
+    steps = "".join(
+        f"\n          sum = fma(vec4<f32>(a.{x}), {rows}[{4 * four}u * d + to + {r * four}u], sum);"
+        for r, x in enumerate("xyzw")
     )
+    return f"""
+        for (var d = 0u; d < {end}; d++) {{
+          let a = {fours};{steps}
+        }}"""
 
 
 def each(count: int, four: int) -> str:
@@ -159,6 +163,32 @@ def each(count: int, four: int) -> str:
       let c = c0 + 4u * to;"""
 
 
+def times_state(s: Sizes, start: str) -> str:
+    """WGSL: sum += token i's key or query, which begins at `start`, times the state."""
+    return _product(f"{s.key // 4}u", f"units[(t0 + i) * p.us + {start} + d]", "state", s.columns // 4)
+
+
+def _times_factor(s: Sizes, number: int, rows: str) -> str:
+    """WGSL: sum += row i of one of the factors, up to its diagonal, times `rows`."""
+    four = f"factors[f0 + {number * s.chunk**2 // 4}u + i * {s.chunk // 4}u + d]"
+    return _product("i / 4u + 1u", four, rows, s.columns // 4)
+
+
+def next_state(s: Sizes, terms: list[tuple[str, str]], token: str) -> str:
+    """WGSL: what passes through a chunk of the state, plus the sum over its tokens j of `terms`: (four of a key, four
+    of a value) each, which `token` computes."""
+    f, rows = s.columns // 4, list(enumerate("xyzw"))
+    load = "".join(f"\n      var s{n} = passes * state[d + {n * f}u];" for n, _ in rows)
+    store = "".join(f"\n      state[d + {n * f}u] = s{n};" for n, _ in rows)
+    add = "".join(f"\n        s{n} = fma(vec4<f32>({k}.{x}), {v}, s{n});" for k, v in terms for n, x in rows)
+    return f"""    workgroupBarrier();
+    let passes = steps[(t0 + count - 1u) * p.ss + head];{each(s.key // 4, f)}
+      let d = 4u * i * {f}u + to;{load}
+      for (var j = 0u; j < count; j++) {{{token}{add}
+      }}{store}
+    }}"""
+
+
 @functools.cache
 def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
     """out [tokens, values, value_size]: results before their norm.  grid: (columns / s.columns, values, segments).
@@ -168,12 +198,15 @@ def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
     hands_on: that behind it is `behind`, [values, key_size, value_size] both; keeps: states before each chunk are
     written, and what tokens write, behind all results of a row.
     """
-    c, f, deep, cc = s.chunk, s.columns // 4, s.key // 4, s.chunk**2
+    c, f, deep = s.chunk, s.columns // 4, s.key // 4
     square = f"(head * {s.key}u + i) * {s.value}u"
     start = f"select(vec4<f32>(), {gathered('before', square)}, group.z == 0u)" if goes_on else "vec4<f32>()"
     keep = f"(n * p.values + head) * p.states + i * {s.value}u"
     out, inner = "at", f"at + p.values * {s.value}u"
     kept = f"{each(s.key, f)}{put('states', keep, 'state[e]', s, ' && mine')}\n    }}" if keeps else ""
+    token = f"""
+        let k = units[(t0 + j) * p.us + k0 + i] * factors[f0 + ((count - 1u) * {c}u + j) / 4u][j & 3u];
+        let w = writes[j * {f}u + to];"""
     hand = f"""
   if (run.y == p.chunks && (run.y > run.x + 1u || group.z == 0u)) {{{each(s.key, f)}
 {put("behind", square, "state[e]", s)}
@@ -207,11 +240,7 @@ def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
     let mine = n > run.x || group.z == 0u;
     workgroupBarrier();{kept}{each(c, f)}
       var sum = vec4<f32>();
-      if (i < count) {{
-        for (var d = 0u; d < {deep}u; d++) {{
-          let k = units[(t0 + i) * p.us + k0 + d];
-{times("sum", "k", "state", f"d * {4 * f}u + to", f)}
-        }}
+      if (i < count) {{{times_state(s, "k0")}
         let places = four(c);
         let v = {gathered("x", "(t0 + i) * p.xs + v0")};
         sum = steps[(t0 + i) * p.ss + p.values + head] * (v - steps[(t0 + i) * p.ss + head] * sum);
@@ -219,49 +248,18 @@ def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
       right[e] = sum;
     }}
     workgroupBarrier();{each(c, f)}
-      var sum = vec4<f32>();
-      for (var j = 0u; j <= i / 4u; j++) {{
-        let a = factors[f0 + {3 * cc // 4}u + i * {c // 4}u + j];
-{times("sum", "a", "right", f"j * {4 * f}u + to", f)}
-      }}
+      var sum = vec4<f32>();{_times_factor(s, 3, "right")}
       writes[e] = sum;
     }}
     workgroupBarrier();{each(c, f)}
       if (i < count && mine) {{
-        var sum = vec4<f32>();
-        for (var d = 0u; d < {deep}u; d++) {{
-          let q = units[(t0 + i) * p.us + q0 + d];
-{times("sum", "q", "state", f"d * {4 * f}u + to", f)}
-        }}
-        sum *= p.scale * steps[(t0 + i) * p.ss + head];
-        for (var j = 0u; j <= i / 4u; j++) {{
-          let a = factors[f0 + {cc // 4}u + i * {c // 4}u + j];
-{times("sum", "a", "writes", f"j * {4 * f}u + to", f)}
-        }}
+        var sum = vec4<f32>();{times_state(s, "q0")}
+        sum *= p.scale * steps[(t0 + i) * p.ss + head];{_times_factor(s, 1, "writes")}
         let at = (t0 + i) * p.os + head * {s.value}u;{put("out", out, "sum", s)}
         {put("out", inner, "writes[e]", s) if keeps else ""}
       }}
     }}
-    workgroupBarrier();
-    let passes = steps[(t0 + count - 1u) * p.ss + head];{each(deep, f)}
-      let d = 4u * i * {f}u + to;
-      var s0 = passes * state[d];
-      var s1 = passes * state[d + {f}u];
-      var s2 = passes * state[d + {2 * f}u];
-      var s3 = passes * state[d + {3 * f}u];
-      for (var j = 0u; j < count; j++) {{
-        let k = units[(t0 + j) * p.us + k0 + i] * factors[f0 + ((count - 1u) * {c}u + j) / 4u][j & 3u];
-        let w = writes[j * {f}u + to];
-        s0 = fma(vec4<f32>(k.x), w, s0);
-        s1 = fma(vec4<f32>(k.y), w, s1);
-        s2 = fma(vec4<f32>(k.z), w, s2);
-        s3 = fma(vec4<f32>(k.w), w, s3);
-      }}
-      state[d] = s0;
-      state[d + {f}u] = s1;
-      state[d + {2 * f}u] = s2;
-      state[d + {3 * f}u] = s3;
-    }}
+{next_state(s, [("k", "w")], token)}
   }}{"workgroupBarrier();" + hand if hands_on else ""}
 """,
         (LANES, 1),
