@@ -208,3 +208,16 @@ def test_more_than_one_piece_of_staging_memory(engine):
 
     values = np.arange(PIECE // 4 + 1000, dtype=np.float32)
     np.testing.assert_array_equal(engine.host(engine.vector(values)), values)
+
+
+def test_more_rows_than_workgroups(engine):
+    from anytune.engine.webgpu.device import WORKGROUPS
+
+    rows = WORKGROUPS + 10
+    values = (1.0 + np.arange(2 * rows, dtype=np.float32) % 97).reshape(rows, 2)
+    engine.begin(np.array([0, rows], np.int32), 0)
+    x = engine.lower(values)
+    norm = engine.host(engine.rms_norm(x, engine.vector(np.ones(2)), 0.0))
+    np.testing.assert_allclose(norm, values / np.sqrt(np.mean(values**2, 1, keepdims=True)), rtol=1e-5)
+    np.testing.assert_array_equal(engine.host(engine.scale(x, 2.0)), 2 * values)
+    np.testing.assert_array_equal(engine.host(engine.convolve(x, engine.vector(np.ones((2, 1))), False)), values)

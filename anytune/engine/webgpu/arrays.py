@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .device import ALIGN, Buffer, Device
+from .device import ALIGN, WORKGROUPS, Buffer, Device
 
 LINE = ALIGN // 4  # elements of a line
 VEC4 = 16  # bytes; a buffer has as many (SLACK) behind it
@@ -135,11 +135,12 @@ def cuts(count: int, most: int, step: int = 1) -> Iterator[tuple[int, int]]:
         yield low, min(low + most, count)
 
 
-def row_cuts(limit: int, *arrays: Array | None, step: int = 1) -> Iterator[tuple[int, int]]:
-    """Runs of rows whose bindings are within `limit` bytes in each of the arrays (None: not there)."""
+def row_cuts(limit: int, *arrays: Array | None) -> Iterator[tuple[int, int]]:
+    """Runs of rows whose bindings are within `limit` bytes in each of the arrays (None: not there), and that a
+    dispatch can give a workgroup each."""
     here = [a for a in arrays if a is not None]
-    most = min((limit - ALIGN) // (4 * a.stride) if a.rows > 1 else 1 << 30 for a in here)
-    yield from cuts(here[0].rows, max(1, most), step)
+    most = min([WORKGROUPS, *((limit - ALIGN) // (4 * a.stride) for a in here if a.rows > 1)])
+    yield from cuts(here[0].rows, most)
 
 
 class Pool:

@@ -8,7 +8,7 @@ from anytune.errors import UserError
 
 from .arrays import Array, cuts, row_cuts
 from .decode import Cache, Places, unaligned
-from .device import ALIGN
+from .device import ALIGN, WORKGROUPS
 from .kernels import convolution as _kernels
 from .kernels.columns import COLUMNS
 
@@ -16,7 +16,7 @@ from .kernels.columns import COLUMNS
 def _runs(e, kernel: int, *arrays: Array) -> Iterator[tuple[int, int, int]]:
     """(low, high, rows before) of runs of rows that fit a binding with those that the kernel reaches beyond them."""
     most = (e.device.max_binding - ALIGN) // (4 * max(a.stride for a in arrays)) - (kernel - 1)
-    for low, high in cuts(arrays[0].rows, max(1, most)):
+    for low, high in cuts(arrays[0].rows, min(max(1, most), WORKGROUPS)):
         yield low, high, min(low, kernel - 1)
 
 

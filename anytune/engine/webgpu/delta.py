@@ -12,7 +12,7 @@ from anytune.errors import UserError
 
 from .arrays import Array, cuts, lines, row_cuts
 from .decode import Cache, Places
-from .device import ALIGN
+from .device import ALIGN, WORKGROUPS
 from .kernels import delta as _kernels
 from .kernels import delta_walk as _walks
 from .kernels.delta import Sizes
@@ -39,7 +39,8 @@ class Runs:
             columns = max(states, lines(through_width(sizes)), 4 * chunk * chunk)
             each = max(heads.values * columns, chunk * max(stride, lines(3 * heads.inner), lines(heads.width)))
             if each <= limit:
-                return cls(sizes, max(1, min(limit // each, STATES // (heads.values * states))))
+                most = min(limit // each, STATES // (heads.values * states), WORKGROUPS // chunk)
+                return cls(sizes, max(1, most))
         raise UserError(
             f"the states of a delta net's {heads.values} heads take {4 * heads.values * states >> 10} KiB, more than "
             f"the device {e.device.name} binds at once: use another --device"

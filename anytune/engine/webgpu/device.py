@@ -14,6 +14,7 @@ from .failures import DeviceError, failures
 from .kernel import Kernel
 
 ALIGN = 256  # bytes: where a binding may begin, on every device
+WORKGROUPS = 65535  # of a dispatch in one dimension, on every device
 WORDS = 64  # uint32 of parameters a dispatch: one aligned slot
 SLACK = 16  # bytes behind a buffer: unaligned words are read in pairs
 PIECE = 32 << 20  # bytes that are written before what they were staged in is given back, or read at a time

@@ -11,10 +11,11 @@ import math
 import numpy as np
 
 from .arrays import Array, cuts
+from .device import WORKGROUPS
 from .kernels import optimizer as _kernels
 
 LOSS = 2  # place of the summed loss in `state`
-ROW = 65535 * 256  # elements of one row of workgroups
+ROW = WORKGROUPS * 256  # elements of one row of workgroups
 
 
 class Updater:
@@ -58,7 +59,7 @@ class Updater:
         """See base.py."""
         self.ready()
         e, size = self.engine, w.size
-        most = (e.device.max_binding - 512) // 4
+        most = min((e.device.max_binding - 512) // 4, WORKGROUPS * _kernels.PIECE)
         pieces = -(-size // _kernels.PIECE) + -(-size // most)
         if self.partial is None or self.partial.size < pieces:
             self.partial = e.zeros(pieces)
@@ -82,7 +83,7 @@ class Updater:
                 _kernels.adamw(),
                 [*held, self.hyper, self.state],
                 (count, *(b.shift for b in held), max(0, min(cut - low, count))),
-                (min(65535, -(-count // 256)), -(-count // ROW)),
+                (min(WORKGROUPS, -(-count // 256)), -(-count // ROW)),
                 20.0 * count,
             )
         return e.readback.post(self.state, 2, _norm)
