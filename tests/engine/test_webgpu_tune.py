@@ -161,7 +161,7 @@ def test_submits_are_cut_by_their_cost(engine, monkeypatch):
     from anytune.engine.webgpu.kernels.rows import fill
 
     for _ in range(10):
-        made.commands.run(fill(), [x], (64, x.stride, 0, 0.0), (1, 64), 0.9e8)
+        made.commands.run(fill(), [x], (64, x.stride, 0.0), (1, 64), 0.9e8)
     made.commands.flush()
     assert len(sizes) >= 5 and max(sizes) <= 2e8
     assert made.most_columns(4096, 4096) == 64

@@ -1,4 +1,4 @@
-"""A causal convolution of each column for itself within each example, and gates beside it."""
+"""A causal convolution of each column for itself within each example."""
 
 from __future__ import annotations
 
@@ -83,15 +83,6 @@ def convolve_cached(e, x: Array, weight: Array, silu: bool, cache: Cache, where:
                 _kernels.remember(), [x.bind(a, b), slot, position, kept], (*numbers, b - a), e.grid(n, b - a)
             )
     return y
-
-
-def gated(e, x: Array, gate: Array, activation: str) -> Array:
-    return e.glu(gate, x, activation)
-
-
-def gated_backward(e, dy: Array, x: Array, gate: Array, activation: str) -> tuple[Array, Array]:
-    dgate, dx = e.glu_backward(dy, gate, x, activation)
-    return dx, dgate
 
 
 def state(e, slots: int, size: int) -> Cache:

@@ -20,6 +20,7 @@ from .kernels import gemv as _gemv
 from .kernels import rows as _rows
 from .linear import forward, linear
 from .low import low_product
+from .rows import by_element
 
 LANES = _kernels.LANES
 RUN = LANES  # keys that a workgroup takes, at least
@@ -158,8 +159,7 @@ def logits(e, h: Array, head: Group) -> Array:
     else:
         forward(e, h, head, y)
     if head.cap:
-        for a, b in row_cuts(e.device.max_binding, y):
-            e.commands.run(_rows.cap(), [y.bind(a, b)], (y.columns, y.stride, head.cap), e.grid(y.columns, b - a))
+        by_element(e, _rows.cap(), y, numbers=(head.cap,))
     return head.split(y)[0]
 
 

@@ -1,49 +1,34 @@
-"""The WebGPU engine: base.py's operations as dispatches. linear.py, attention.py, loss.py, decode.py, replay.py and
-update.py hold the larger ones."""
+"""The WebGPU engine: memory, transfers and recordings; operations.py names the operations."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from anytune.engine.composed import Composed
 from anytune.errors import UserError
 
-from . import attention as _attention
-from . import convolution as _convolution
-from . import decode as _decode
-from . import delta as _delta
-from . import delta_backward as _delta_backward
-from . import experts as _experts
-from . import gates as _gates
-from . import gradients as _gradients
-from . import heads as _heads
-from . import linear as _linear
-from . import loss as _loss
-from . import replay as _replay
-from . import rotations as _rotations
-from . import routing as _routing
-from . import rows as _rows
-from . import sinks as _sinks
-from . import update as _update
 from .adapters import open_device
 from .arrays import Array, Pool, Sum, lines
 from .budget import Budget
 from .canary import Canary
 from .commands import Commands
+from .decode import TokenTapes
 from .device import Device
 from .failures import explain
 from .groups import Group
-from .readback import Readback
+from .operations import Operations
 from .optimizers import Codes, Optimizers
+from .readback import Readback
+from .replay import Recorder, example_bounds
 from .sizes import Sizes, scratch_size
 from .trained import Trained
 from .tune import Tuning
+from .update import Updater
 from .weights import LoraPair, Streamer, Weight
 
 FORGET = 64 << 20  # bytes of pooled buffers of passing sizes
 
 
-class WebGpuEngine(Composed):
+class WebGpuEngine(Operations):
     """base.py says what the operations mean. float32 on a device that wgpu opened."""
 
     name = "webgpu"
@@ -58,8 +43,8 @@ class WebGpuEngine(Composed):
         self.loads: Array | None = None  # of routers; see routing.py
         self.loss_rows, self.trimmed = None, False  # of a recorded stream, and whether only those go on
         self.readback, self.streamer = Readback(self), Streamer(self)
-        self.recorder, self.updater = _replay.Recorder(self), _update.Updater(self)
-        self.optimizers, self.tokens = Optimizers(self), _decode.TokenTapes(self)
+        self.recorder, self.updater = Recorder(self), Updater(self)
+        self.optimizers, self.tokens = Optimizers(self), TokenTapes(self)
         self.weights: list[Weight] = []
         self.canary = Canary(self)
         self.tuning = Tuning(self)
@@ -86,7 +71,7 @@ class WebGpuEngine(Composed):
         if self.pool.bytes > FORGET:
             self.commands.flush()
             self.pool.clear()
-        self.bounds = self.integers(_replay.example_bounds(starts).reshape(-1))
+        self.bounds = self.integers(example_bounds(starts).reshape(-1))
         self.key = self.integers(np.array(key, np.int64).astype(np.int32))
         self.real = self.integers(np.array([starts[-1]] * 2, np.int32))
 
@@ -237,76 +222,6 @@ class WebGpuEngine(Composed):
         if self.commands.tape is None:
             self.tuning.ensure()
         return max(64, int(self.commands.piece / (2.0 * rows * k)) // 64 * 64)
-
-    # ---- operations
-
-    qk_norm_rope = _rotations.qk_norm_rope
-    qk_norm_rope_backward = _rotations.qk_norm_rope_backward
-    _qk_norm_rope_back = _rotations._qk_norm_rope_back
-    split = _rows.split
-    join = _rows.join
-    joined = _rows.joined
-    _together = _rows._together
-    _copy = _rows._copy
-    embed = _rows.embed
-    gather = _rows.gather
-    scatter = _rows.scatter
-    add = _rows.add
-    _add = _rows._add
-    scale = _rows.scale
-    rms_norm = _rows.rms_norm
-    rms_norm_backward = _rows.rms_norm_backward
-    glu = _rows.glu
-    glu_backward = _rows.glu_backward
-    glu_linear_backward = _rows.glu_linear_backward
-    linear = _linear.linear
-    linear_backward = _linear.linear_backward
-    linear_decode = _decode.linear_decode
-    logits = _decode.logits
-    cache = _decode.cache
-    places = _decode.places
-    store = _decode.store
-    attend_cache = _decode.attend_cache
-    attention = _attention.attention
-    attention_backward = _attention.attention_backward
-    sink = _sinks.sink
-    sink_gradient = _sinks.sink_gradient
-    cross_entropy = _loss.cross_entropy
-    convolve = _convolution.convolve
-    convolve_backward = _convolution.convolve_backward
-    convolve_cached = _convolution.convolve_cached
-    split_heads = _heads.split_heads
-    join_heads = _heads.join_heads
-    resize_heads = _heads.resize_heads
-    latent_heads = _heads.latent_heads
-    latent_heads_backward = _heads.latent_heads_backward
-    latent_matrix = _heads.latent_matrix
-    head_product = _heads.head_product
-    gated = _convolution.gated
-    gated_backward = _convolution.gated_backward
-    state = _convolution.state
-    delta = _delta.delta
-    delta_backward = _delta_backward.delta_backward
-    delta_cached = _delta.delta_cached
-    gain_gradient = _gradients.gain_gradient
-    embed_backward = _gradients.embed_backward
-
-    expert_group = _experts.expert_group
-    expert_linear = _experts.expert_linear
-    expert_linear_backward = _experts.expert_linear_backward
-    route = _routing.route
-    route_backward = _routing.route_backward
-    take_loads = _routing.take_loads
-    dispatch = _routing.dispatch
-    combine = _routing.combine
-    weigh = _routing.weigh
-    weigh_backward = _routing.weigh_backward
-    weigh_bias = _routing.weigh_bias
-    weigh_bias_backward = _routing.weigh_bias_backward
-    gate_rows = _gates.gate_rows
-    gate_rows_backward = _gates.gate_rows_backward
-    clamped_glu = _gates.clamped_glu
-    clamped_glu_backward = _gates.clamped_glu_backward
 
     def decode(self, body, ids, spans, rows):
         return self.tokens.run(body, ids, spans, rows)

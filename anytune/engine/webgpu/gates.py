@@ -1,10 +1,41 @@
-"""The gate of a shared expert, and gpt-oss's clamped product."""
+"""Gated products: GLUs, the gates of mixers and of a shared expert, and gpt-oss's clamped product."""
 
 from __future__ import annotations
 
 from .arrays import Array, row_cuts
-from .kernels import experts as _kernels
+from .groups import Group
+from .kernels import gates as _kernels
 from .rows import by_element
+
+
+def glu(e, gate: Array, up: Array, activation: str) -> Array:
+    out = e.array(*gate.shape)
+    by_element(e, _kernels.glu(activation), gate, up, out, flops=10.0)
+    return out
+
+
+def glu_backward(e, dy: Array, gate: Array, up: Array, activation: str) -> tuple[Array, Array]:
+    dgate, dup = e.columns(gate.rows, gate.columns, gate.columns)
+    by_element(e, _kernels.glu_backward(activation), dy, gate, up, dgate, dup, flops=20.0)
+    return dgate, dup
+
+
+def glu_linear_backward(e, dy, gate: Array, up: Array, activation: str, group: Group, then, need_dx: bool = True):
+    """As composed.py's; the gradients lie where gate and up lay."""
+    da = e.linear_backward((dy,), e.glu(gate, up, activation), group, need_dx)
+    if not need_dx:
+        return None
+    by_element(e, _kernels.glu_backward(activation, over=True), da, gate, up, flops=20.0)
+    return gate, up
+
+
+def gated(e, x: Array, gate: Array, activation: str) -> Array:
+    return e.glu(gate, x, activation)
+
+
+def gated_backward(e, dy: Array, x: Array, gate: Array, activation: str) -> tuple[Array, Array]:
+    dgate, dx = e.glu_backward(dy, gate, x, activation)
+    return dx, dgate
 
 
 def gate_rows(e, x: Array, gate: Array) -> Array:

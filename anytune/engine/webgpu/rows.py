@@ -1,11 +1,10 @@
-"""What goes row by row: the embedding, sums, norms, gated products; rows that are picked, put back or put together."""
+"""What goes row by row: the embedding, sums, norms; rows that are picked, put back or put together."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .arrays import Array, Sum, lines, row_cuts
-from .groups import Group
 from .kernel import Kernel
 from .kernels import lookup
 from .kernels import rows as _kernels
@@ -21,19 +20,19 @@ def split(e, x: Array, *widths: int) -> tuple[Array, ...]:
             made.append(x.part(at, at + width))
         else:
             made.append(e.array(x.rows, width))
-            e._copy(x, made[-1], width, at, 0)
+            _copy(e, x, made[-1], width, at, 0)
         at += width
     return tuple(made)
 
 
 def join(e, parts: tuple[Array, ...]) -> Array:
     ends = np.cumsum([part.columns for part in parts]).tolist()
-    return e._together(parts, [0, *ends[:-1]], ends[-1])
+    return _together(e, parts, [0, *ends[:-1]], ends[-1])
 
 
 def joined(e, parts: tuple[Array, ...], part: Part) -> Array:
     """Outputs of the linears of a part as one array."""
-    return e._together(parts, part.bounds, part.width)
+    return _together(e, parts, part.bounds, part.width)
 
 
 def _together(e, parts: tuple[Array, ...], bounds: list[int], width: int) -> Array:
@@ -47,7 +46,7 @@ def _together(e, parts: tuple[Array, ...], bounds: list[int], width: int) -> Arr
         return first.part(0, width)
     out = e.array(first.rows, width)
     for p, at in zip(parts, bounds):
-        e._copy(p, out, p.columns, 0, at)
+        _copy(e, p, out, p.columns, 0, at)
     return out
 
 
@@ -95,10 +94,8 @@ def gather(e, x: Array, rows: Array) -> Array:
 
 def scatter(e, y: Array, rows: Array, tokens: int) -> Array:
     out, e.trimmed = e.array(tokens, y.columns), False
+    by_element(e, _kernels.fill(), out, numbers=(0.0,))
     for low, high in row_cuts(e.device.max_binding, out):
-        e.commands.run(
-            _kernels.fill(), [out.bind(low, high)], (y.columns, out.stride, 0, 0.0), e.grid(y.columns, high - low)
-        )
         for a, b in row_cuts(e.device.max_binding, y):
             held = rows.bind()
             e.commands.run(
@@ -112,7 +109,7 @@ def scatter(e, y: Array, rows: Array, tokens: int) -> Array:
 
 def add(e, x: Array, y: Array) -> Array:
     """Waits for the norm that follows, so that sum and norm are one pass; see Sum."""
-    return Sum(x, y, e._add)
+    return Sum(x, y, lambda total: _add(e, total))
 
 
 def _add(e, total: Sum) -> None:
@@ -121,14 +118,11 @@ def _add(e, total: Sum) -> None:
 
 
 def scale(e, x: Array, factor: float | Array) -> Array:
-    out, each = e.array(*x.shape), isinstance(factor, Array)
-    for a, b in row_cuts(e.device.max_binding, x, out, factor if each else None):
-        e.commands.run(
-            _kernels.scale(each),
-            [x.bind(a, b), *([factor.bind(a, b)] if each else []), out.bind(a, b)],
-            (x.columns, x.stride, out.stride, factor.stride if each else factor),
-            e.grid(x.columns, b - a),
-        )
+    out = e.array(*x.shape)
+    if isinstance(factor, Array):
+        by_element(e, _kernels.scale(True), x, factor, out)
+    else:
+        by_element(e, _kernels.scale(False), x, out, numbers=(factor,))
     return out
 
 
@@ -159,31 +153,10 @@ def rms_norm_backward(e, dy: Array, x: Array, gain: Array, eps: float, residual:
     return out
 
 
-def by_element(e, kernel: Kernel, *arrays: Array, flops: float = 0.0) -> None:
-    """A kernel with an invocation an element, whose numbers are the first array's columns and every array's stride.
-    flops: of an element."""
+def by_element(e, kernel: Kernel, *arrays: Array, numbers: tuple = (), flops: float = 0.0) -> None:
+    """A kernel with an invocation an element, whose parameters are the first array's columns, every array's stride and
+    `numbers`. flops: of an element."""
     n = arrays[0].columns
     for a, b in row_cuts(e.device.max_binding, *arrays):
-        numbers = n, *(x.stride for x in arrays)
-        e.commands.run(kernel, [x.bind(a, b) for x in arrays], numbers, e.grid(n, b - a), flops * (b - a) * n)
-
-
-def glu(e, gate: Array, up: Array, activation: str) -> Array:
-    out = e.array(*gate.shape)
-    by_element(e, _kernels.glu(activation), gate, up, out, flops=10.0)
-    return out
-
-
-def glu_backward(e, dy: Array, gate: Array, up: Array, activation: str) -> tuple[Array, Array]:
-    dgate, dup = e.columns(gate.rows, gate.columns, gate.columns)
-    by_element(e, _kernels.glu_backward(activation), dy, gate, up, dgate, dup, flops=20.0)
-    return dgate, dup
-
-
-def glu_linear_backward(e, dy, gate: Array, up: Array, activation: str, group: Group, then, need_dx: bool = True):
-    """As composed.py's; the gradients lie where gate and up lay."""
-    da = e.linear_backward((dy,), e.glu(gate, up, activation), group, need_dx)
-    if not need_dx:
-        return None
-    by_element(e, _kernels.glu_backward_over(activation), da, gate, up, flops=20.0)
-    return gate, up
+        parameters = n, *(x.stride for x in arrays), *numbers
+        e.commands.run(kernel, [x.bind(a, b) for x in arrays], parameters, e.grid(n, b - a), flops * (b - a) * n)

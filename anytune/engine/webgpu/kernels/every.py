@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..kernel import Kernel
-from . import attention, convolution, decode, delta, delta_backward, delta_gradients, delta_walk, experts
-from . import gemm, gemv, gradients, heads, lookup, low, optimizer, routing, routing_backward, rows, rules, sinks
+from . import attention, convolution, decode, delta, delta_backward, delta_gradients, delta_walk, experts, gates
+from . import gemm, gemv, gradients, heads, lookup, low, optimizer, rope, routing, routing_backward, rows, rules, sinks
 from .blocks import TYPES
 
 
@@ -20,6 +20,9 @@ def every() -> Iterator[Kernel]:
         rows.rms_norm_backward(False),
         rows.rms_norm_backward(True),
         rows.add(),
+        rows.cap(),
+        rows.scale(False),
+        rows.scale(True),
         rows.gather(),
         rows.scatter(),
         rows.fill(),
@@ -68,14 +71,14 @@ def every() -> Iterator[Kernel]:
     yield from map(gradients.column_sums, gradients.VALUES)
     for neox in (True, False):
         for normed in (True, False):
-            yield from (rows.qk_norm_rope(normed, neox), rows.qk_norm_rope_backward(normed, neox))
+            yield from (rope.qk_norm_rope(normed, neox), rope.qk_norm_rope_backward(normed, neox))
     for sizes in (delta.Sizes(32, 128, 128), delta.Sizes(32, 256, 256), delta.Sizes(4, 8, 3)):
         yield from (delta.cached(sizes), delta_walk.factors(sizes), delta_backward.units_backward(sizes))
         yield from (delta_gradients.products(sizes), delta_gradients.gradients(sizes))
         yield from (delta_walk.walk(sizes, False, True, True), delta_walk.walk(sizes, True, True, False))
         yield delta_backward.walk_back(sizes, True, True)
-    for kind in rows.ACTIVATIONS:
-        yield from (rows.glu(kind), rows.glu_backward(kind), rows.glu_backward_over(kind))
+    for kind in gates.ACTIVATIONS:
+        yield from (gates.glu(kind), gates.glu_backward(kind), gates.glu_backward(kind, over=True))
     for name in TYPES:
         yield from (lookup.embed(name), gemv.gemv(name, 8, True, True))
         yield from (gemm.gemm(name, way, gemm.Tile(), True, True) for way in (True, False))
@@ -108,8 +111,8 @@ def _of_experts() -> Iterator[Kernel]:
         experts.weigh_bias_backward(),
         experts.column_sums(False),
         experts.column_sums(True),
-        experts.gate_rows(),
-        experts.gate_rows_backward(),
+        gates.gate_rows(),
+        gates.gate_rows_backward(),
         low.low(True),
         low.expert_gradient(),
         gradients.outer(experts=True),

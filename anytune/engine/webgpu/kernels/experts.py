@@ -155,39 +155,3 @@ def column_sums(weighed: bool) -> Kernel:
         shared=slots.MEMORY,
         functions=FUNCTIONS,
     )
-
-
-@functools.cache
-def gate_rows() -> Kernel:
-    """y[t] = x[t] * sigmoid(gate[t])."""
-    return Kernel(
-        "gate_rows",
-        (*reads("x", "gate"), *writes("y")),
-        ("n", "xs", "gs", "ys"),
-        _EACH
-        + """
-  y[s * p.ys + i] = x[s * p.xs + i] / (1.0 + exp(-gate[s * p.gs]));""",
-    )
-
-
-@functools.cache
-def gate_rows_backward() -> Kernel:
-    """dx = dy * sigmoid(gate), dgate = (dy · x) * sigmoid'(gate).  grid: (rows,)."""
-    return Kernel(
-        "gate_rows_backward",
-        (*reads("dy", "x", "gate"), *writes("dx", "dgate")),
-        ("n", "ds", "xs", "gs", "ys", "hs"),
-        f"""
-  let by = 1.0 / (1.0 + exp(-gate[group.x * p.gs]));
-  var sum = 0.0;
-  for (var i = lane; i < p.n; i += {LANES}u) {{
-    let d = dy[group.x * p.ds + i];
-    sum = fma(d, x[group.x * p.xs + i], sum);
-    dx[group.x * p.ys + i] = d * by;
-  }}
-  let all = total_sums(sum, lane);
-  if (lane == 0u) {{ dgate[group.x * p.hs] = all * by * (1.0 - by); }}
-""",
-        (LANES, 1),
-        functions=total(size=LANES),
-    )

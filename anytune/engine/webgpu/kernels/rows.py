@@ -1,4 +1,4 @@
-"""Row by row: norms, rotations, gated products, sums, and rows taken and put.
+"""Row by row: norms, sums, dropout, and rows taken and put.
 
 Strides (xs, ys, …) are elements from row to row. A workgroup takes a row (or a head of a row), or invocations an
 element each, with x along the columns and y along the rows.
@@ -9,43 +9,6 @@ from __future__ import annotations
 import functools
 
 from ..kernel import CAPPED, Kernel, element, reads, total, writes
-
-HEADS = 64  # invocations for a head of a row
-GAIN = """
-fn gain(i: u32, head: u32) -> f32 {
-  if (head < p.queries) { return gain_q[i]; }
-  return gain_k[i];
-}"""
-SILU = """
-fn activate(x: f32) -> f32 { return x / (1.0 + exp(-x)); }
-fn slope(x: f32) -> f32 { let s = 1.0 / (1.0 + exp(-x)); return s * (1.0 + x * (1.0 - s)); }"""
-# tanh by exp: some drivers' own gives NaN for large arguments
-GELU = """
-fn inner(x: f32) -> f32 { return 1.0 - 2.0 / (exp(2.0 * 0.7978845608028654 * (x + 0.044715 * x * x * x)) + 1.0); }
-fn activate(x: f32) -> f32 { return 0.5 * x * (1.0 + inner(x)); }
-fn slope(x: f32) -> f32 {
-  let t = inner(x);
-  return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * 0.7978845608028654 * (1.0 + 3.0 * 0.044715 * x * x);
-}"""
-SIGMOID = """
-fn activate(x: f32) -> f32 { return 1.0 / (1.0 + exp(-x)); }
-fn slope(x: f32) -> f32 { let s = activate(x); return s * (1.0 - s); }"""
-NONE = """
-fn activate(x: f32) -> f32 { return x; }
-fn slope(x: f32) -> f32 { return 1.0; }"""
-# gpt-oss's: gate at most 7, up between -7 and 7, plus 1; what is clamped gets no gradient
-CLAMPED = """
-fn activate(x: f32) -> f32 { let g = min(x, 7.0); return g / (1.0 + exp(-1.702 * g)); }
-fn slope(x: f32) -> f32 {
-  let s = 1.0 / (1.0 + exp(-1.702 * x));
-  return select(0.0, s * (1.0 + 1.702 * x * (1.0 - s)), x <= 7.0);
-}
-fn factor(u: f32) -> f32 { return clamp(u, -7.0, 7.0) + 1.0; }
-fn factor_slope(u: f32) -> f32 { return select(0.0, 1.0, abs(u) <= 7.0); }"""
-UP = """
-fn factor(u: f32) -> f32 { return u; }
-fn factor_slope(u: f32) -> f32 { return 1.0; }"""
-ACTIVATIONS = {"silu": SILU + UP, "gelu": GELU + UP, "sigmoid": SIGMOID + UP, "none": NONE + UP, "clamped": CLAMPED}
 
 
 @functools.cache
@@ -100,176 +63,6 @@ def rms_norm_backward(adds: bool) -> Kernel:
     )
 
 
-# each invocation meets the same elements in every loop, so it may read back what it wrote
-_PAIRS = """
-  for (var i = lane; i < p.pairs + rest; i += HEADSu) {
-    let turns = i < p.pairs;
-    let a = select(i + p.pairs, FIRST, turns);
-    let b = select(a, SECOND, turns);
-    INNER
-  }"""
-
-
-def _pairs(neox: bool, inner: str) -> str:
-    first, second = ("i", "i + p.pairs") if neox else ("2u * i", "2u * i + 1u")
-    return _PAIRS.replace("HEADS", str(HEADS)).replace("FIRST", first).replace("SECOND", second).replace("INNER", inner)
-
-
-@functools.cache
-def qk_norm_rope(normed: bool, neox: bool) -> Kernel:
-    """A head of a token: normed (RMSNorm with a gain) or not, then its pairs turned by the token's angle, in place if
-    it is not normed. Heads up to `queries` are queries, keys may follow them."""
-    start = """
-  let at = group.y * p.xs + group.x * p.size;
-  let to = group.y * p.ys + group.x * p.size;
-  let rest = p.size - 2u * p.pairs;
-  let angle = position[p.token0 + group.y] * p.pairs;"""
-    value = "(x[at + {0}] * r * gain({0}, group.x))" if normed else "x[at + {0}]"
-    if normed:
-        square = _pairs(
-            neox,
-            """square = fma(x[at + a], x[at + a], square);
-    if (turns) { square = fma(x[at + b], x[at + b], square); }""",
-        )
-        start += f"""
-  var square = 0.0;{square}
-  let r = 1.0 / sqrt(total_sums(square, lane) / f32(p.size) + p.eps);"""
-    turn = _pairs(
-        neox,
-        f"""let u = {value.format("a")};
-    if (turns) {{
-      let v = {value.format("b")};
-      let c = cosine[angle + i];
-      let s = sine[angle + i];
-      y[to + a] = u * c - v * s;
-      y[to + b] = u * s + v * c;
-    }} else {{ y[to + a] = u; }}""",
-    )
-    if not normed:
-        start, turn = start.replace("  let to = group.y * p.ys + group.x * p.size;\n", ""), turn.replace("y[to", "x[at")
-    arrays = (
-        (*reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32"), *writes("y"))
-        if normed
-        else (*writes("x"), *reads("cosine", "sine"), *reads("position", of="u32"))
-    )
-    return Kernel(
-        f"qk_norm_rope, {'neox' if neox else 'interleaved'}{', normed' * normed}",
-        arrays,
-        ("size", "pairs", "xs", "ys", "eps:f32", "queries", "token0"),
-        start + turn,
-        (HEADS, 1),
-        functions=total(size=HEADS) + GAIN if normed else "",
-    )
-
-
-@functools.cache
-def qk_norm_rope_backward(normed: bool, neox: bool) -> Kernel:
-    """dx over dy: turned back, then through the head's norm."""
-    back = """let c = cosine[angle + i];
-      let s = sine[angle + i];
-      let u = dx[at + a];
-      let v = dx[at + b];
-      dx[at + a] = u * c + v * s;
-      dx[at + b] = v * c - u * s;"""
-    start = """
-  let at = group.y * p.ds + group.x * p.size;
-  let rest = p.size - 2u * p.pairs;
-  let angle = position[p.token0 + group.y] * p.pairs;"""
-    if not normed:
-        body = start + _pairs(neox, f"if (turns) {{\n      {back}\n    }}")
-        return Kernel(
-            f"qk_norm_rope_backward, {'neox' if neox else 'interleaved'}",
-            (*writes("dx"), *reads("cosine", "sine"), *reads("position", of="u32")),
-            ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"),
-            body,
-            (HEADS, 1),
-        )
-    sums = """square = fma(x[from_ + {0}], x[from_ + {0}], square);
-      through = fma(dx[at + {0}] * gain({0}, group.x), x[from_ + {0}], through);"""
-    norm = "dx[at + {0}] = r * (dx[at + {0}] * gain({0}, group.x) - x[from_ + {0}] * mean);"
-    body = (
-        start
-        + """
-  let from_ = group.y * p.xs + group.x * p.size;
-  var square = 0.0;
-  var through = 0.0;"""
-        + _pairs(
-            neox,
-            f"""if (turns) {{
-      {back}
-      {sums.format("b")}
-    }}
-    {sums.format("a")}""",
-        )
-        + """
-  let r = 1.0 / sqrt(total_sums(square, lane) / f32(p.size) + p.eps);
-  let mean = total_sums(through, lane) * r * r / f32(p.size);"""
-        + _pairs(
-            neox,
-            f"""{norm.format("a")}
-    if (turns) {{ {norm.format("b")} }}""",
-        )
-    )
-    return Kernel(
-        f"qk_norm_rope_backward, {'neox' if neox else 'interleaved'}, normed",
-        (*writes("dx"), *reads("x", "gain_q", "gain_k", "cosine", "sine"), *reads("position", of="u32")),
-        ("size", "pairs", "ds", "xs", "eps:f32", "queries", "token0"),
-        body,
-        (HEADS, 1),
-        functions=total(size=HEADS) + GAIN,
-    )
-
-
-@functools.cache
-def glu(activation: str) -> Kernel:
-    """y = act(gate) * up; CLAMPED has a factor of its own."""
-    return Kernel(
-        f"glu, {activation}",
-        (*reads("gate", "up"), *writes("y")),
-        ("n", "gs", "us", "ys"),
-        element()
-        + """
-  y[t * p.ys + i] = activate(gate[t * p.gs + i]) * factor(up[t * p.us + i]);""",
-        functions=ACTIVATIONS[activation],
-    )
-
-
-@functools.cache
-def glu_backward(activation: str) -> Kernel:
-    """dgate = dy up act'(gate), dup = dy act(gate)."""
-    return Kernel(
-        f"glu_backward, {activation}",
-        (*reads("dy", "gate", "up"), *writes("dgate", "dup")),
-        ("n", "ds", "gs", "us", "dgs", "dus"),
-        element()
-        + """
-  let g = gate[t * p.gs + i];
-  let u = up[t * p.us + i];
-  let d = dy[t * p.ds + i];
-  dgate[t * p.dgs + i] = d * factor(u) * slope(g);
-  dup[t * p.dus + i] = d * activate(g) * factor_slope(u);""",
-        functions=ACTIVATIONS[activation],
-    )
-
-
-@functools.cache
-def glu_backward_over(activation: str) -> Kernel:
-    """As glu_backward, over gate and up."""
-    return Kernel(
-        f"glu_backward over, {activation}",
-        (*reads("dy"), *writes("gate", "up")),
-        ("n", "ds", "gs", "us"),
-        element()
-        + """
-  let g = gate[t * p.gs + i];
-  let u = up[t * p.us + i];
-  let d = dy[t * p.ds + i];
-  gate[t * p.gs + i] = d * factor(u) * slope(g);
-  up[t * p.us + i] = d * activate(g) * factor_slope(u);""",
-        functions=ACTIVATIONS[activation],
-    )
-
-
 @functools.cache
 def cap() -> Kernel:
     """y = cap * tanh(y / cap), in place."""
@@ -290,7 +83,7 @@ def scale(each: bool) -> Kernel:
     return Kernel(
         "scale" + " rows" * each,
         (*reads("x", *(["f"] if each else [])), *writes("y")),
-        ("n", "xs", "ys", "fs" if each else "f:f32"),
+        ("n", "xs", "fs", "ys") if each else ("n", "xs", "ys", "f:f32"),
         element()
         + f"""
   y[t * p.ys + i] = x[t * p.xs + i] * {"f[t * p.fs]" if each else "p.f"};""",
@@ -330,10 +123,10 @@ def fill() -> Kernel:
     return Kernel(
         "fill",
         writes("y"),
-        ("n", "ys", "y0", "value:f32"),
+        ("n", "ys", "value:f32"),
         element()
         + """
-  y[p.y0 + t * p.ys + i] = p.value;""",
+  y[t * p.ys + i] = p.value;""",
     )
 
 

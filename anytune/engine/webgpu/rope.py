@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anytune.engine.base import Heads
 from .arrays import Array, row_cuts
-from .kernels import rows as _kernels
+from .kernels import rope as _kernels
 
 
 def qk_norm_rope(e, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool):
@@ -27,16 +27,16 @@ def qk_norm_rope(e, q, k, gains, eps: float, table, positions, heads: Heads, neo
 def qk_norm_rope_backward(
     e, dq, dk, q, k, gains, eps: float, table, positions, heads: Heads, neox: bool, into=(None, None)
 ):
-    if any(gradient is not None for gradient in into):  # the gains' gradients are between turning and norms
-        e._qk_norm_rope_back(dq, dk, q, k, None, eps, table, positions, heads, neox)
+    turns = all(gradient is None for gradient in into)
+    if not turns:  # the gains' gradients are between turning and norms
+        _backward(e, dq, dk, q, k, None, eps, table, positions, heads, neox, True)
         for dx, x, gradient in zip((dq, dk), (q, k), into):
             if gradient is not None:
                 e.gain_gradient(dx, x, eps, gradient)
-        return e._qk_norm_rope_back(dq, dk, q, k, gains, eps, table, positions, heads, neox, turns=False)
-    return e._qk_norm_rope_back(dq, dk, q, k, gains, eps, table, positions, heads, neox)
+    return _backward(e, dq, dk, q, k, gains, eps, table, positions, heads, neox, turns)
 
 
-def _qk_norm_rope_back(e, dq, dk, q, k, gains, eps, table, positions, heads, neox, turns: bool = True):
+def _backward(e, dq, dk, q, k, gains, eps, table, positions, heads, neox, turns: bool):
     normed = gains is not None
     for dx, x, count, queries in _heads((dq, dk), (q, k) if normed else (dq, dk), heads):
         for a, b in row_cuts(e.device.max_binding, dx, x):
