@@ -7,6 +7,7 @@ from anytune.engine.base import Heads
 
 from .arrays import Array, lines, row_cuts
 from .kernels import attention as _kernels
+from .kernels.attention_backward import attention_backward as backward_kernel
 from .linear import add_slices
 from .sizes import SCRATCH
 
@@ -146,7 +147,7 @@ def _gradient(
     if name != "dv":
         arrays.append(delta)
     e.commands.run(
-        _kernels.attention_backward(heads.head_dim, name, bool(heads.cap)),
+        backward_kernel(heads.head_dim, name, bool(heads.cap)),
         [*arrays, e.bounds, target],
         (
             *_numbers(heads, run, q.rows),

@@ -1,11 +1,10 @@
-"""Causal attention over packed examples without the matrix of scores, forward and backward (Dao et al. 2022,
-arXiv:2205.14135).
+"""Causal attention over packed examples without the matrix of scores (Dao et al. 2022, arXiv:2205.14135): the forward,
+and what attention_backward.py shares with it.
 
 A workgroup has a tile of rows of one head and walks over tiles of 32 columns. Scores are made in chunks of 16
 dimensions in workgroup memory, stay in registers, and meet the values through a tile of probabilities. In the forward
-and in dq rows are queries and columns keys; in dk and dv rows are keys and columns queries, of every head of the key
-head's group. `bounds` holds first and end of each token's example, T behind T. q0, k0: the tokens that the bound rows
-begin with; q_low…q_high and k_low…k_high: the tokens that a dispatch covers.
+rows are queries and columns keys. `bounds` holds first and end of each token's example, T behind T. q0, k0: the tokens
+that the bound rows begin with; q_low…q_high and k_low…k_high: the tokens that a dispatch covers.
 """
 
 from __future__ import annotations
@@ -62,10 +61,40 @@ class Tiling:
             )
         )
 
+    @property
+    def start(self) -> str:
+        """WGSL: where the invocation is in a tile, and its results oROW_DIM."""
+        outputs = "".join(f"\n  var o{i}_{d} = 0.0;" for i in range(4) for d in range(self.dims))
+        return f"\n  let tx = lane % {self.lanes}u;\n  let ty = lane / {self.lanes}u;{outputs}"
 
-_NUMBERS = ("q0", "k0", "q_low", "q_high", "k_low", "k_high", "size", "group", "window", "scale:f32", "tokens")
+    @property
+    def seen_keys(self) -> str:
+        """WGSL: range = the keys that a tile of queries from r0 on sees."""
+        return f"""
+    var low = bounds[r0];
+    if (p.window != 0u && r0 + 1u > p.window) {{ low = max(low, r0 + 1u - p.window); }}
+    range = vec2<u32>(max(low, p.k_low), min(min(r0 + {self.rows}u, p.q_high), p.k_high));"""
+
+    def column(self, number: int) -> str:
+        """WGSL: the invocation's columns or dimensions, by number."""
+        return f"tx + {number * self.lanes}u"
+
+    def dimensions(self, statement: str) -> str:
+        """WGSL: a statement for each dimension of the invocation: {d} its place in the head, {n} its number."""
+        return "".join(
+            f"\n      if ({self.column(n)} < p.size) {{{{ {statement} }}}}".format(d=self.column(n), n=n)
+            for n in range(self.dims)
+        )
+
+
+def cell(row: int, column: str) -> str:
+    """WGSL: an element of the tile in one of the invocation's four rows."""
+    return f"tile[(ty * 4u + {row}u) * {COLS + 1}u + {column}]"
+
+
+NUMBERS = ("q0", "k0", "q_low", "q_high", "k_low", "k_high", "size", "group", "window", "scale:f32", "tokens")
 # every term is computed: short circuits take some compilers a minute
-_SEEN = """
+SEEN = """
 fn seen(t: u32, j: u32) -> bool {
   let first = bounds[min(t, p.q_high - 1u)];
   return (t < p.q_high) & (j < p.k_high) & (j <= t) & (j >= first) & ((p.window == 0u) | (t - j < p.window));
@@ -84,7 +113,7 @@ def _fill(count: int, into: str, source: str, inside: str) -> str:
       }}"""
 
 
-def _products(tiling: Tiling, name: str, row: str, col: str, rows_inside: str, cols_inside: str) -> str:
+def products(tiling: Tiling, name: str, row: str, col: str, rows_inside: str, cols_inside: str) -> str:
     """NAMEi_j = the sum over dimensions of row i times column j; row, col: WGSL of an element (r, d)."""
     lda, ldb, at = tiling.rows + 1, COLS + 1, DEPTH * (tiling.rows + 1)
     sums = "".join(f"\n    var {name}{i}_{j} = 0.0;" for i in range(4) for j in range(tiling.cols))
@@ -111,9 +140,9 @@ def _products(tiling: Tiling, name: str, row: str, col: str, rows_inside: str, c
     }}"""
 
 
-def _accumulate(tiling: Tiling, source: str, inside: str) -> str:
+def accumulate(tiling: Tiling, source: str, inside: str) -> str:
     """oI_D += tile[row i][column] * source[column][d]; source: WGSL of element (c, d)."""
-    loads = "".join(f"\n        let w{i} = tile[(ty * 4u + {i}u) * {COLS + 1}u + c0 + c];" for i in range(4))
+    loads = "".join(f"\n        let w{i} = {cell(i, 'c0 + c')};" for i in range(4))
     steps = "".join(
         f"\n        let v{d} = area[c * p.size + min(tx + {d * tiling.lanes}u, p.size - 1u)];"
         + "".join(f"\n        o{i}_{d} = fma(w{i}, v{d}, o{i}_{d});" for i in range(4))
@@ -135,130 +164,102 @@ def _accumulate(tiling: Tiling, source: str, inside: str) -> str:
     }}"""
 
 
-def _outputs(tiling: Tiling, value: str) -> str:
-    return "\n".join(f"  var o{i}_{d} = {value};" for i in range(4) for d in range(tiling.dims))
+def score(product: str, capped: bool) -> str:
+    """WGSL: a product of query and key as a score."""
+    return f"capped({product} * p.scale, p.cap)" if capped else f"{product} * p.scale"
 
 
-def _start(tiling: Tiling) -> str:
-    return f"""
-  let tx = lane % {tiling.lanes}u;
-  let ty = lane / {tiling.lanes}u;"""
-
-
-def _score(s: str, capped: bool) -> str:
-    """A product as a score."""
-    return f"capped({s} * p.scale, p.cap)" if capped else f"{s} * p.scale"
-
-
-@functools.cache
-def attention(size: int, capped: bool = False) -> Kernel:
-    """out and log-sum-exp of a tile of queries; carry: go on from what is there already, of earlier keys."""
-    tiling = Tiling(size)
-    row_at = "(t - p.q0) * p.qs + group.y * p.size"
-    stats = "".join(f"\n  var m{i} = {NEVER};\n  var l{i} = 0.0;" for i in range(4))
-    carry = "".join(
+def _carried(t: Tiling) -> str:
+    """Go on from the results of earlier keys."""
+    return "".join(
         f"""
     {{
       let t = r0 + ty * 4u + {i}u;
       if (t < p.q_high) {{
         m{i} = lse[group.y * p.tokens + t];
         l{i} = select(0.0, 1.0, tx == 0u);"""
-        + "".join(
-            f"""
-        if (tx + {d * tiling.lanes}u < p.size) {{
-          o{i}_{d} = out[(t - p.q0) * p.os + group.y * p.size + tx + {d * tiling.lanes}u];
-        }}"""
-            for d in range(tiling.dims)
-        )
+        + t.dimensions(f"o{i}_{{n}} = out[(t - p.q0) * p.os + group.y * p.size + {{d}}];")
         + """
       }
     }"""
         for i in range(4)
     )
+
+
+def _softmax(t: Tiling, capped: bool) -> str:
+    """Scores become weights in the tile; mROW is the largest score so far, lROW the sum of weights relative to it."""
     masks, tops, weights = [], [], []
     for i in range(4):
-        parts = []
-        for j in range(tiling.cols):
+        for j in range(t.cols):
             masks.append(
-                f"    let on{i}_{j} = seen(r0 + ty * 4u + {i}u, c_at + tx + {j * tiling.lanes}u);\n"
-                f"    s{i}_{j} = select({NEVER}, {_score(f's{i}_{j}', capped)}, on{i}_{j});"
+                f"    let on{i}_{j} = seen(r0 + ty * 4u + {i}u, c_at + {t.column(j)});\n"
+                f"    s{i}_{j} = select({NEVER}, {score(f's{i}_{j}', capped)}, on{i}_{j});"
             )
-            parts.append(f"s{i}_{j}")
-        most = parts[0] if len(parts) == 1 else f"max({', '.join(parts)})"
-        masks.append(f"    tile[(ty * 4u + {i}u) * {COLS + 1}u + tx] = {most};")
+        most = ", ".join(f"s{i}_{j}" for j in range(t.cols))
+        masks.append(f"    {cell(i, 'tx')} = {f'max({most})' if t.cols > 1 else most};")
         tops.append(
-            f"    var n{i} = m{i};\n    for (var c = 0u; c < {tiling.lanes}u; c++) "
-            f"{{ n{i} = max(n{i}, tile[(ty * 4u + {i}u) * {COLS + 1}u + c]); }}"
+            f"    var n{i} = m{i};\n    for (var c = 0u; c < {t.lanes}u; c++) {{ n{i} = max(n{i}, {cell(i, 'c')}); }}"
         )
         weights.append(f"    let f{i} = exp(m{i} - n{i});\n    m{i} = n{i};\n    l{i} *= f{i};")
-        for j in range(tiling.cols):
+        for j in range(t.cols):
             weights.append(
                 f"    let w{i}_{j} = select(0.0, exp(s{i}_{j} - m{i}), on{i}_{j});\n    l{i} += w{i}_{j};\n"
-                f"    tile[(ty * 4u + {i}u) * {COLS + 1}u + tx + {j * tiling.lanes}u] = w{i}_{j};"
+                f"    {cell(i, t.column(j))} = w{i}_{j};"
             )
-        weights += [f"    o{i}_{d} *= f{i};" for d in range(tiling.dims)]
-    ends = []
-    for i in range(4):
-        ends.append(
-            f"""
-  tile[(ty * 4u + {i}u) * {COLS + 1}u + tx] = l{i};
+        weights += [f"    o{i}_{d} *= f{i};" for d in range(t.dims)]
+    return "\n    workgroupBarrier();\n".join("\n".join(lines) for lines in (masks, tops, weights))
+
+
+def _results(t: Tiling) -> str:
+    """Divide by the sums of weights, and write."""
+    return "".join(
+        f"""
+  {cell(i, "tx")} = l{i};
   workgroupBarrier();
   {{
     let t = r0 + ty * 4u + {i}u;
     var l = 0.0;
-    for (var c = 0u; c < {tiling.lanes}u; c++) {{ l += tile[(ty * 4u + {i}u) * {COLS + 1}u + c]; }}
+    for (var c = 0u; c < {t.lanes}u; c++) {{ l += {cell(i, "c")}; }}
     if (t < p.q_high) {{
       let r = select(0.0, 1.0 / l, l > 0.0);"""
-            + "".join(
-                f"""
-      if (tx + {d * tiling.lanes}u < p.size) {{
-        out[(t - p.q0) * p.os + group.y * p.size + tx + {d * tiling.lanes}u] = o{i}_{d} * r;
-      }}"""
-                for d in range(tiling.dims)
-            )
-            + f"""
+        + t.dimensions(f"out[(t - p.q0) * p.os + group.y * p.size + {{d}}] = o{i}_{{n}} * r;")
+        + f"""
       if (tx == 0u) {{ lse[group.y * p.tokens + t] = select({NEVER}, m{i} + log(l), l > 0.0); }}
     }}
   }}"""
-        )
-    body = f"""{_start(tiling)}
-  let r0 = p.q_low + group.x * {tiling.rows}u;
+        for i in range(4)
+    )
+
+
+@functools.cache
+def attention(size: int, capped: bool = False) -> Kernel:
+    """out and log-sum-exp of a tile of queries; carry: go on from what is there already, of earlier keys."""
+    t = Tiling(size)
+    query, key = "q[(r0 + r - p.q0) * p.qs + group.y * p.size + d]", "k[(c_at + r - p.k0) * p.ks + head + d]"
+    inside = "c_at + r < limits.y"
+    stats = "".join(f"\n  var m{i} = {NEVER};\n  var l{i} = 0.0;" for i in range(4))
+    return Kernel(
+        f"attention, heads up to {t.dims * t.lanes}" + ", capped" * capped,
+        (*reads("q", "k", "v"), *reads("bounds", of="u32"), *writes("out", "lse")),
+        (*NUMBERS, "qs", "ks", "vs", "os", "carry", *(["cap:f32"] if capped else [])),
+        f"""{t.start}{stats}
+  let r0 = p.q_low + group.x * {t.rows}u;
   let head = (group.y / p.group) * p.size;
-{_outputs(tiling, "0.0")}{stats}
-  if (p.carry != 0u) {{{carry}
+  if (p.carry != 0u) {{{_carried(t)}
   }}
-  if (lane == 0u) {{
-    var low = bounds[r0];
-    if (p.window != 0u && r0 + 1u > p.window) {{ low = max(low, r0 + 1u - p.window); }}
-    range = vec2<u32>(max(low, p.k_low), min(min(r0 + {tiling.rows}u, p.q_high), p.k_high));
+  if (lane == 0u) {{{t.seen_keys}
   }}
   let limits = workgroupUniformLoad(&range);
   for (var c_at = limits.x; c_at < limits.y; c_at += {COLS}u) {{{
-        _products(
-            tiling,
-            "s",
-            f"q[{row_at} + d]".replace("t -", "r0 + r -"),
-            "k[(c_at + r - p.k0) * p.ks + head + d]",
-            "r0 + r < p.q_high",
-            "c_at + r < limits.y",
-        )
-    }
-{chr(10).join(masks)}
-    workgroupBarrier();
-{chr(10).join(tops)}
-    workgroupBarrier();
-{chr(10).join(weights)}{_accumulate(tiling, "v[(c_at + r - p.k0) * p.vs + head + d]", "c_at + r < limits.y")}
+            products(t, "s", query, key, "r0 + r < p.q_high", inside)
+        }
+{_softmax(t, capped)}{accumulate(t, "v[(c_at + r - p.k0) * p.vs + head + d]", inside)}
   }}
-{"".join(ends)}
-"""
-    return Kernel(
-        f"attention, heads up to {tiling.dims * tiling.lanes}" + ", capped" * capped,
-        (*reads("q", "k", "v"), *reads("bounds", of="u32"), *writes("out", "lse")),
-        (*_NUMBERS, "qs", "ks", "vs", "os", "carry", *(["cap:f32"] if capped else [])),
-        body,
+{_results(t)}
+""",
         (256, 1),
-        tiling.shared,
-        _SEEN + CAPPED * capped,
+        t.shared,
+        SEEN + CAPPED * capped,
     )
 
 
@@ -279,118 +280,4 @@ def inner() -> Kernel:
 """,
         (64, 1),
         functions=total(size=64),
-    )
-
-
-@functools.cache
-def attention_backward(size: int, wanted: str, capped: bool = False) -> Kernel:
-    """dq, dk or dv of a tile of rows, from the saved log-sum-exp and delta.  grid: (tiles, heads of dx, slices of the
-    sum).
-
-    A slice has every slices-th tile of columns; with `apart` each query head of a key head's group has slices of its
-    own. zs: elements from slice to slice of dx, where there are several.
-    """
-    tiling = Tiling(size)
-    by_query = wanted == "dq"
-    q = ("q[({0} - p.q0) * p.qs + head_q + d]", "dout[({0} - p.q0) * p.ds + head_q + d]")
-    kv = ("k[({0} - p.k0) * p.ks + head_k + d]", "v[({0} - p.k0) * p.vs + head_k + d]")
-    row, col = (q, kv) if by_query else (kv, q)
-    r_in, c_in = ("r0 + r < r_end", "c_at + r < limits.y")
-    parts = _products(tiling, "s", row[0].format("r0 + r"), col[0].format("c_at + r"), r_in, c_in)
-    if wanted != "dv":
-        parts += _products(tiling, "g", row[1].format("r0 + r"), col[1].format("c_at + r"), r_in, c_in)
-    lines = []
-    for i in range(4):
-        for j in range(tiling.cols):
-            t, key = f"r0 + ty * 4u + {i}u", f"c_at + tx + {j * tiling.lanes}u"
-            t, key = (t, key) if by_query else (key, t)
-            ds = "" if wanted == "dv" else f" * (g{i}_{j} - delta[at + t]) * p.scale"
-            ds += " * slope(s, p.cap)" if capped and ds else ""
-            lines.append(f"""    {{
-      let t = {t};
-      var w = 0.0;
-      let s = {_score(f"s{i}_{j}", capped)};
-      if (seen(t, {key})) {{ w = exp(s - lse[at + t]){ds}; }}
-      tile[(ty * 4u + {i}u) * {COLS + 1}u + tx + {j * tiling.lanes}u] = w;
-    }}""")
-    source = {"dq": kv[0], "dk": q[0], "dv": q[1]}[wanted].format("c_at + r")
-    inside = f"""
-    let at = (head_q / p.size) * p.tokens;
-    for (var c_at = limits.x + part * {COLS}u; c_at < limits.y; c_at += {COLS}u * p.slices) {{{parts}
-{chr(10).join(lines)}
-    workgroupBarrier();{_accumulate(tiling, source, c_in)}
-    }}"""
-    stores = "".join(
-        f"""
-  {{
-    let to = r0 + ty * 4u + {i}u;
-    if (to < r_end) {{"""
-        + "".join(
-            f"""
-      if (tx + {d * tiling.lanes}u < p.size) {{ store(to, tx + {d * tiling.lanes}u, group.y, group.z, o{i}_{d}); }}"""
-            for d in range(tiling.dims)
-        )
-        + """
-    }
-  }"""
-        for i in range(4)
-    )
-    if by_query:
-        limits = f"""
-    var low = bounds[r0];
-    if (p.window != 0u && r0 + 1u > p.window) {{ low = max(low, r0 + 1u - p.window); }}
-    range = vec2<u32>(max(low, p.k_low), min(min(r0 + {tiling.rows}u, p.q_high), p.k_high));"""
-        heads = "  let head_q = group.y * p.size;\n  let head_k = (group.y / p.group) * p.size;"
-        loop, r0, r_end, base = "\n  let part = group.z;" + inside, "p.q_low", "p.q_high", "p.q0"
-    else:
-        limits = f"""
-    let last = min(r0 + {tiling.rows}u, p.k_high) - 1u;
-    var high = bounds[p.tokens_end + last];
-    if (p.window != 0u) {{ high = min(high, last + p.window); }}
-    range = vec2<u32>(max(r0, p.q_low), min(high, p.q_high));"""
-        heads = "  let head_k = group.y * p.size;"
-        loop = f"""
-  let part = group.z % p.slices;
-  let apart = group.z / p.slices;
-  for (var member = apart; member < select(p.group, apart + 1u, p.apart != 0u); member++) {{
-    let head_q = (group.y * p.group + member) * p.size;{inside}
-  }}"""
-        r0, r_end, base = "p.k_low", "p.k_high", "p.k0"
-    body = f"""{_start(tiling)}
-  let r0 = {r0} + group.x * {tiling.rows}u;
-  let r_end = {r_end};
-{heads}
-{_outputs(tiling, "0.0")}
-  if (lane == 0u) {{{limits}
-  }}
-  let limits = workgroupUniformLoad(&range);{loop}
-{stores}
-"""
-    store = f"""
-fn store(row: u32, d: u32, head: u32, z: u32, value: f32) {{
-  let to = z * p.zs + (row - {base}) * p.os + head * p.size + d;
-  dx[to] = select(0.0, dx[to], p.adds != 0u) + value;
-}}"""
-    sources = {"dv": ("q", "k", "dout", "lse")}.get(wanted, ("q", "k", "v", "dout", "lse", "delta"))
-    return Kernel(
-        f"attention_backward, {wanted}, heads up to {tiling.dims * tiling.lanes}" + ", capped" * capped,
-        (*reads(*sources), *reads("bounds", of="u32"), *writes("dx")),
-        (
-            *_NUMBERS,
-            "qs",
-            "ks",
-            "vs",
-            "ds",
-            "os",
-            "adds",
-            "tokens_end",
-            "slices",
-            "apart",
-            "zs",
-            *(["cap:f32"] if capped else []),
-        ),
-        body,
-        (256, 1),
-        tiling.shared,
-        _SEEN + store + CAPPED * capped,
     )

@@ -7,8 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..kernel import Kernel
-from . import attention, convolution, decode, delta, delta_backward, delta_gradients, delta_walk, experts, gates
-from . import gemm, gemv, gradients, heads, lookup, low, optimizer, rope, routing, routing_backward, rows, rules, sinks
+from . import attention, attention_backward, convolution, decode, delta, delta_backward, delta_gradients, delta_walk
+from . import (
+    experts,
+    gates,
+    gemm,
+    gemv,
+    gradients,
+    heads,
+    lookup,
+    low,
+    optimizer,
+    rope,
+    routing,
+    routing_backward,
+    rows,
+    rules,
+    sinks,
+)
 from .blocks import TYPES
 
 
@@ -31,6 +47,7 @@ def every() -> Iterator[Kernel]:
         rows.dropout(True),
         optimizer.loss_rows(False),
         optimizer.loss_rows(True),
+        optimizer.loss_rows(True, True),
         optimizer.add_up(),
         optimizer.square_sums(),
         optimizer.settle(),
@@ -87,10 +104,12 @@ def every() -> Iterator[Kernel]:
     for size in (8, 64, 128, 256):
         yield from (
             attention.attention(size),
+            attention.attention(size, True),
             decode.attend(size),
             decode.attend(size, True),
+            decode.attend(size, capped=True),
             decode.attend(size, sinks=True),
-            *(attention.attention_backward(size, wanted) for wanted in ("dq", "dk", "dv")),
+            *(attention_backward.attention_backward(size, wanted, wanted == "dk") for wanted in ("dq", "dk", "dv")),
         )
 
 
