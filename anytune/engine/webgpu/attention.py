@@ -34,14 +34,8 @@ def _cap(heads: Heads) -> tuple:
 
 def _cost(heads: Heads, run: tuple[int, int, int, int], products: int) -> float:
     q_low, q_high, k_low, k_high = run
-    return (
-        2.0
-        * products
-        * (q_high - q_low)
-        * min(k_high - k_low, heads.window or 1 << 30)
-        * heads.n_heads
-        * heads.head_dim
-    )
+    pairs = (q_high - q_low) * min(k_high - k_low, heads.window or 1 << 30)
+    return 2.0 * products * pairs * heads.n_heads * heads.head_dim
 
 
 def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Array]:
@@ -57,16 +51,10 @@ def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Arr
             if k_low >= q_high:
                 break
             run = (q_low, q_high, k_low, k_high)
+            sources = [q.bind(q_low, q_high), k.bind(k_low, k_high), v.bind(k_low, k_high)]
             e.commands.run(
                 kernel,
-                [
-                    q.bind(q_low, q_high),
-                    k.bind(k_low, k_high),
-                    v.bind(k_low, k_high),
-                    e.bounds,
-                    out.bind(q_low, q_high),
-                    lse,
-                ],
+                [*sources, e.bounds, out.bind(q_low, q_high), lse],
                 (*_numbers(heads, run, tokens), q.stride, k.stride, v.stride, out.stride, carry, *_cap(heads)),
                 (-(-(q_high - q_low) // rows), heads.n_heads),
                 _cost(heads, run, 2),
@@ -150,17 +138,8 @@ def _gradient(
         backward_kernel(heads.head_dim, name, bool(heads.cap)),
         [*arrays, e.bounds, target],
         (
-            *_numbers(heads, run, q.rows),
-            q.stride,
-            k.stride,
-            v.stride,
-            dout.stride,
-            *placing,
-            e.bounds.size // 2,
-            count,
-            apart,
-            rows * width,
-            *_cap(heads),
+            *(*_numbers(heads, run, q.rows), q.stride, k.stride, v.stride, dout.stride, *placing),
+            *(e.bounds.size // 2, count, apart, rows * width, *_cap(heads)),
         ),
         (-(-rows // _kernels.Tiling(heads.head_dim).rows), own, several),
         _cost(heads, run, 2 if name == "dv" else 3),

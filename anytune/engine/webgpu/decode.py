@@ -112,20 +112,8 @@ def attend_cache(
                 _kernels.attend(heads.head_dim, count > 1, bool(heads.cap), bool(held) and count == 1),
                 [q.bind(a, b), k, v, slot, position, parts.bind(a, b), *(held if count == 1 else [])],
                 (
-                    heads.head_dim,
-                    heads.group,
-                    heads.window,
-                    heads.scale,
-                    q.stride,
-                    parts.stride,
-                    keys.width,
-                    keys.context,
-                    slot.shift + a,
-                    position.shift + a,
-                    low,
-                    high,
-                    k.shift,
-                    span,
+                    *(heads.head_dim, heads.group, heads.window, heads.scale, q.stride, parts.stride),
+                    *(keys.width, keys.context, slot.shift + a, position.shift + a, low, high, k.shift, span),
                     *([count] if count > 1 else []),
                     *([heads.cap] if heads.cap else []),
                     *(shift if count == 1 else []),
@@ -176,16 +164,8 @@ def _vectors(e, x: Array, group: Group, y: Array) -> None:
                 if a >= b:
                     continue
                 arrays = [x, weights, y]
-                numbers = [
-                    base + skip * part.row_bytes,
-                    part.row_bytes,
-                    x.rows,
-                    b - a,
-                    group.in_features,
-                    x.stride // 4,
-                    y.stride,
-                    part.low + a,
-                ]
+                numbers = [base + skip * part.row_bytes, part.row_bytes, x.rows, b - a, group.in_features]
+                numbers += [x.stride // 4, y.stride, part.low + a]
                 if low is not None:
                     held = slot.b.bind()
                     arrays += [low, held]

@@ -44,7 +44,7 @@ class Device:
     def __init__(self, adapter, max_binding: int | None = None, trusted: bool | None = None):
         import wgpu
 
-        self.wgpu, self.adapter, self.info = wgpu, adapter, dict(adapter.info)
+        self.wgpu, self.info = wgpu, dict(adapter.info)
         limits = adapter.limits
         asked = {name: limits[name] for name in ("max-buffer-size", "max-storage-buffer-binding-size")}
         with failures():

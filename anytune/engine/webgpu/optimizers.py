@@ -14,6 +14,7 @@ from .kernels import gradients as _gradients
 from .kernels import optimizer as _kernels
 from .kernels import rules as _rules
 from .kernels.columns import COLUMNS
+from .update import square_sums
 
 # elements of a dispatch. A constant, where others follow the measured rate: it decides how sums are rounded
 MOST = 1 << 24
@@ -57,41 +58,20 @@ class Optimizers:
         if known != rule:
             array = array or self.engine.zeros(len(_rules.HYPER))
             keep = 1.0 - rule.step**rules.DECAY
-            self.engine.commands.write(
-                array,
-                np.array(
-                    [
-                        rule.factor,
-                        1.0 - rule.lr * rule.decay,
-                        rule.lr,
-                        rule.lr / (1.0 - rule.beta1**rule.step),
-                        1.0 / math.sqrt(1.0 - rule.beta2**rule.step),
-                        rule.beta1,
-                        1.0 - rule.beta1,
-                        rule.beta2,
-                        1.0 - rule.beta2,
-                        rule.eps,
-                        keep,
-                        1.0 - keep,
-                    ],
-                    np.float32,
-                ),
-            )
+            rate, unroot = rule.lr / (1.0 - rule.beta1**rule.step), 1.0 / math.sqrt(1.0 - rule.beta2**rule.step)
+            values = [rule.factor, 1.0 - rule.lr * rule.decay, rule.lr, rate, unroot, rule.beta1, 1.0 - rule.beta1]
+            values += [rule.beta2, 1.0 - rule.beta2, rule.eps, keep, 1.0 - keep]
+            self.engine.commands.write(array, np.array(values, np.float32))
             self.hyper[bool(rule.decay)] = rule, array
         return array
 
     def norm(self, gradients: list[Array]) -> float:
         """See base.py. Partial sums are added on the host, in float64."""
-        e, done, most = self.engine, 0, self._most()
+        e, most = self.engine, self._most()
         pieces = [(g, low, high) for g in gradients for low, high in cuts(g.size, most, rules.BLOCK)]
         partial = self._room(sum(-(-(high - low) // _kernels.PIECE) for _, low, high in pieces))
         e.canary.look()
-        for g, low, high in pieces:
-            held, groups = g.span(low, high), -(-(high - low) // _kernels.PIECE)
-            e.commands.run(
-                _kernels.square_sums(), [held, partial], (high - low, held.shift, done), (groups,), 2.0 * (high - low)
-            )
-            done += groups
+        done = square_sums(e, pieces, partial)
         return float(np.sqrt(np.sum(e.host(partial[:done]), dtype=np.float64)))
 
     def start(self, kind: str, shape: tuple[int, ...]) -> dict[str, Array]:
@@ -138,14 +118,8 @@ class Optimizers:
             self.engine.commands.run(
                 _rules.adamw8bit(),
                 [
-                    w,
-                    slope,
-                    state["first"].span(*words),
-                    scales,
-                    state["root"].span(*words),
-                    state["root_scale"].span(*blocks),
-                    hyper,
-                    self.codes,
+                    *(w, slope, state["first"].span(*words), scales),
+                    *(state["root"].span(*words), state["root_scale"].span(*blocks), hyper, self.codes),
                 ],
                 (high - low, w.shift, slope.shift, scales.shift),
                 _groups(blocks[1] - blocks[0]),

@@ -48,10 +48,6 @@ class Tuning:
         tile, wanted = self.choices.get((forward, m >= MANY), (self.default, 0))
         return self.slices(tile, wanted, m, n, k)
 
-    def cuts(self, forward: bool, m: int) -> bool:
-        """Whether sums of such products are cut, if that makes more workgroups."""
-        return self.choices.get((forward, m >= MANY), (self.default, 0))[1] > 0
-
     def slices(self, tile: Tile, wanted: int, m: int, n: int, k: int) -> tuple[Tile, int, int]:
         groups = -(-n // tile.n) * -(-m // tile.m)
         most = min(

@@ -63,18 +63,9 @@ class Updater:
         pieces = -(-size // _kernels.PIECE) + -(-size // most)
         if self.partial is None or self.partial.size < pieces:
             self.partial = e.zeros(pieces)
-        e.commands.write(
-            self.hyper,
-            np.array(
-                [rates[0], rates[1], 1.0 - beta1**step, 1.0 - beta2**step, beta1, beta2, eps, decay, max_norm],
-                np.float32,
-            ),
-        )
-        done = 0
-        for low, high in cuts(size, most):
-            held, groups = g.span(low, high), -(-(high - low) // _kernels.PIECE)
-            e.commands.run(_kernels.square_sums(), [held, self.partial], (high - low, held.shift, done), (groups,))
-            done += groups
+        hyper = [rates[0], rates[1], 1.0 - beta1**step, 1.0 - beta2**step, beta1, beta2, eps, decay, max_norm]
+        e.commands.write(self.hyper, np.array(hyper, np.float32))
+        done = square_sums(e, [(g, low, high) for low, high in cuts(size, most)], self.partial)
         e.commands.run(_kernels.settle(), [self.partial, self.hyper, self.state], (done,), (1,))
         for low, high in cuts(size, most):
             held = [a.span(low, high) for a in (w, g, m, v)]
@@ -87,6 +78,17 @@ class Updater:
                 20.0 * count,
             )
         return e.readback.post(self.state, 2, _norm)
+
+
+def square_sums(e, pieces: list[tuple[Array, int, int]], partial: Array) -> int:
+    """Sums of squares of vectors' elements, (vector, first, last) each, into partial -> how many sums there are."""
+    done = 0
+    for g, low, high in pieces:
+        held, groups = g.span(low, high), -(-(high - low) // _kernels.PIECE)
+        numbers = (high - low, held.shift, done)
+        e.commands.run(_kernels.square_sums(), [held, partial], numbers, (groups,), 2.0 * (high - low))
+        done += groups
+    return done
 
 
 def _norm(values) -> float:

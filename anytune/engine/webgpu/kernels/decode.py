@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from ..kernel import CAPPED, Kernel, reads, total, writes
+from ..kernel import CAPPED, Kernel, element, reads, total, writes
 
 LANES = 64
 
@@ -16,11 +16,10 @@ def store() -> Kernel:
         "store",
         (*reads("x"), *reads("slot", "position", of="u32"), *writes("cache")),
         ("n", "xs", "context", "slot0", "position0", "low", "high", "base"),
-        """
-  let i = thread.x;
-  let t = thread.y;
+        element()
+        + """
   let s = slot[p.slot0 + t];
-  if (i >= p.n || s < p.low || s >= p.high) { return; }
+  if (s < p.low || s >= p.high) { return; }
   cache[p.base + ((s - p.low) * p.context + position[p.position0 + t]) * p.n + i] = x[t * p.xs + i];
 """,
     )
@@ -74,20 +73,8 @@ def attend(size: int, part: bool = False, capped: bool = False, sinks: bool = Fa
             *(reads("sinks") if sinks else ()),
         ),
         (
-            "size",
-            "group",
-            "window",
-            "scale:f32",
-            "qs",
-            "os",
-            "width",
-            "context",
-            "slot0",
-            "position0",
-            "low",
-            "high",
-            "base",
-            "span",
+            *("size", "group", "window", "scale:f32", "qs", "os", "width", "context"),
+            *("slot0", "position0", "low", "high", "base", "span"),
             *(["parts"] if part else []),
             *(["cap:f32"] if capped else []),
             *(["sinks0"] if sinks else []),

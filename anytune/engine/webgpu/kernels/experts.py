@@ -12,7 +12,6 @@ from . import slots
 from .columns import FUNCTIONS, column_sum
 
 LANES = 64
-_EACH = element("s")
 
 
 @functools.cache
@@ -22,7 +21,7 @@ def dispatch() -> Kernel:
         "dispatch",
         (*reads("x"), *reads("order", of="u32"), *writes("y")),
         ("n", "used", "xs", "ys", "s0", "low", "high"),
-        _EACH
+        element("s")
         + """
   let t = order[p.s0 + s] / p.used;
   if (t >= p.low && t < p.high) { y[s * p.ys + i] = x[(t - p.low) * p.xs + i]; }""",
@@ -57,7 +56,7 @@ def weigh() -> Kernel:
         "weigh",
         (*reads("x", "weight"), *reads("order", "bounds", of="u32"), *writes("y")),
         ("n", "xs", "ys", "s0", "experts"),
-        _EACH
+        element("s")
         + """
   if (p.s0 + s >= bounds[p.experts]) { return; }
   y[s * p.ys + i] = x[s * p.xs + i] * weight[order[p.s0 + s]];""",
@@ -104,7 +103,7 @@ def weigh_bias() -> Kernel:
         "weigh_bias",
         (*writes("y"), *reads("weight", "bias"), *reads("order", "chosen", "bounds", of="u32")),
         ("n", "ys", "s0", "experts", "bias0"),
-        _EACH
+        element("s")
         + """
   if (p.s0 + s >= bounds[p.experts]) { return; }
   let at = order[p.s0 + s];

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from ..kernel import Kernel, reads, writes
+from ..kernel import Kernel, element, reads, writes
 from . import slots
 from .blocks import NUMBERS, blocks
 
@@ -242,17 +242,7 @@ fn keep(m: u32, m_end: u32, bias0: u32, n: u32, z: u32, sum: vec4<f32>) {{
             *(slots.TILES if experts else ()),
         ),
         (
-            *NUMBERS,
-            "m",
-            "n",
-            "k",
-            "k_step",
-            "xs",
-            "x0",
-            "ys",
-            "y0",
-            "zs",
-            "adds",
+            *(*NUMBERS, "m", "n", "k", "k_step", "xs", "x0", "ys", "y0", "zs", "adds"),
             *(("rank", "ls", "l0", "n1", "n2", "pair0", "pn", "pc") if tail else ()),
             *(("bias0",) if bias else ()),
             *slots.numbers(experts, tail, bias),
@@ -280,10 +270,8 @@ def split_sum() -> Kernel:
         "split_sum",
         (*reads("part", of="vec4<f32>"), *writes("out", of="vec4<f32>")),
         ("n", "slices", "ps", "zs", "ys", "y0", "adds"),
-        """
-  let i = thread.x;
-  let t = thread.y;
-  if (i >= p.n) { return; }
+        element()
+        + """
   var v = vec4<f32>();
   for (var z = 0u; z < p.slices; z++) { v += part[z * p.zs + t * p.ps + i]; }
   if (p.adds != 0u) { v += out[t * p.ys + p.y0 + i]; }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 
-from ..kernel import Kernel, reads, total, writes
+from ..kernel import Kernel, element, reads, total, writes
 from . import slots
 from .columns import FUNCTIONS, column_sum
 from .gemm import Tile, each, multiply
@@ -153,17 +153,16 @@ def scatter() -> Kernel:
         "embed_backward",
         (*reads("dx"), *reads("id", "link", of="u32"), *writes("g")),
         ("tokens", "n", "ds", "id0", "low", "high", "g0", "scale:f32"),
-        f"""
-  let c = thread.x;
-  let t = thread.y;
+        element()
+        + f"""
   let row = id[p.id0 + t];
-  if (c >= p.n || (link[t] & {FIRST}) == 0u || row < p.low || row >= p.high) {{ return; }}
+  if ((link[t] & {FIRST}) == 0u || row < p.low || row >= p.high) {{ return; }}
   var sum = 0.0;
   var at = t;
   while (at < p.tokens) {{
-    sum += dx[at * p.ds + c];
+    sum += dx[at * p.ds + i];
     at = link[at] & ~{FIRST};
   }}
-  g[p.g0 + (row - p.low) * p.n + c] += p.scale * sum;
+  g[p.g0 + (row - p.low) * p.n + i] += p.scale * sum;
 """,
     )

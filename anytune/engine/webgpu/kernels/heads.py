@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 
-from ..kernel import Kernel, reads, writes
+from ..kernel import Kernel, element, reads, writes
 
 _EACH = """
   let h = thread.x / p.n;
@@ -34,11 +34,11 @@ def total() -> Kernel:
         "columns of heads, summed",
         (*reads("x"), *writes("y")),
         ("heads", "n", "xs", "xh", "ys"),
-        """
-  if (thread.x >= p.n) { return; }
+        element()
+        + """
   var sum = 0.0;
-  for (var h = 0u; h < p.heads; h++) { sum += x[thread.y * p.xs + h * p.xh + thread.x]; }
-  y[thread.y * p.ys + thread.x] = sum;""",
+  for (var h = 0u; h < p.heads; h++) { sum += x[t * p.xs + h * p.xh + i]; }
+  y[t * p.ys + i] = sum;""",
     )
 
 
