@@ -99,27 +99,17 @@ def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array,
     started: set[tuple[str, int]] = set()  # runs of rows that hold a part of their sum already
     for name, run in [(name, run) for name in ("dq", "dk", "dv") for run in _runs(e, q, k, dout, dq)]:
         dx, low = {"dq": dq, "dk": dk, "dv": dv}[name], run[0 if name == "dq" else 2]
-        _gradient(e, name, run, dout, q, k, v, lse, delta, dx, int((name, low) in started), heads)
+        _gradient(e, name, run, (q, k, v, dout), (lse, delta), dx, int((name, low) in started), heads)
         started.add((name, low))
     return dq, dk, dv
 
 
 def _gradient(
-    e,
-    name: str,
-    run: tuple[int, int, int, int],
-    dout: Array,
-    q: Array,
-    k: Array,
-    v: Array,
-    lse: Array,
-    delta: Array,
-    dx: Array,
-    adds: int,
-    heads: Heads,
+    e, name: str, run: tuple[int, int, int, int], inputs: tuple, stats: tuple, dx: Array, adds: int, heads: Heads
 ) -> None:
-    """One of dq, dk and dv of a run of rows and columns into dx, or (adds) onto what is there."""
-    q_low, q_high, k_low, k_high = run
+    """One of dq, dk and dv of a run of rows and columns into dx, or (adds) onto what is there. inputs: q, k, v, dout;
+    stats: log-sum-exp and delta."""
+    (q, k, v, dout), (lse, delta), (q_low, q_high, k_low, k_high) = inputs, stats, run
     low, high = (q_low, q_high) if name == "dq" else (k_low, k_high)
     own, rows = heads.n_heads if name == "dq" else heads.n_kv_heads, high - low
     count, apart = slices(e, heads, run, name, dx.columns)
@@ -128,12 +118,8 @@ def _gradient(
     if several > 1:
         parts = e.scratch(several * rows, width)
         target, placing = parts.bind(), (width, 0)
-    arrays = [q.bind(q_low, q_high), k.bind(k_low, k_high)]
-    if name != "dv":
-        arrays.append(v.bind(k_low, k_high))
-    arrays += [dout.bind(q_low, q_high), lse]
-    if name != "dv":
-        arrays.append(delta)
+    arrays = [q.bind(q_low, q_high), k.bind(k_low, k_high), *([] if name == "dv" else [v.bind(k_low, k_high)])]
+    arrays += [dout.bind(q_low, q_high), lse, *([] if name == "dv" else [delta])]
     e.commands.run(
         backward_kernel(heads.head_dim, name, bool(heads.cap)),
         [*arrays, e.bounds, target],

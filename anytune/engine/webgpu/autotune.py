@@ -90,7 +90,7 @@ class Autotune:
         e, part = self.e, _Blocks(self.rows, self.width)
         before, e.tile_product = e.tile_product, lambda way, m, n, k: e.tuning.slices(tile, groups, m, n, k)
         try:
-            product(e, p.x, 0, self.raw.bind(), 0, part, p.forward, 0, p.n, p.k, p.y, 0, False, None, None, None)
+            product(e, p.x, part, (0, p.n if p.forward else p.k, self.raw.bind(), 0), p.forward, p.y, False)
         finally:
             e.tile_product = before
 

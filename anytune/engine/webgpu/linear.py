@@ -19,39 +19,34 @@ def linear(e, x: Array, group: Group) -> tuple[Array, ...]:
 
 def forward(e, x: Array, group: Group, y: Array) -> None:
     """As linear(), into y [T, group.width]."""
-    source, bias, k = dropped(e, x, group), group.bias(), group.in_features
+    source, bias = dropped(e, x, group), group.bias()
     for part in group.parts():
         pair = part.stacked()
         low = None if pair is None else low_product(e, source, pair)
-        for first, last, weights, base in part.pieces(e.device.max_binding, e.most_columns(x.rows, k)):
-            n = last - first
-            product(e, x, 0, weights, base, part, True, first, n, k, y, part.low + first, False, pair, low, bias)
+        for piece in part.pieces(e.device.max_binding, e.most_columns(x.rows, group.in_features)):
+            product(e, x, part, piece, True, y, False, pair, low, bias)
         del low  # its memory serves the next part
 
 
 def product(
     e,
     x: Array,
-    x0: int,
-    weights,
-    base: int,
     part: Part,
+    piece: tuple,
     forward: bool,
-    first: int,
-    n: int,
-    k: int,
     y: Array,
-    y0: int,
     adds: bool,
-    pair: LoraPair | None,
-    low: Array | None,
-    bias: Array | None,
+    pair: LoraPair | None = None,
+    low: Array | None = None,
+    bias: Array | None = None,
 ) -> None:
-    """y[:, y0…y0+n] (+)= x[:, x0…x0+k] times a piece of a part's weights, with its pair's product and bias.
+    """y (+)= x Wᵀ (forward) or x W, with W a piece of a part's weights, and with its pair's product and bias.
 
-    weights: the piece as a binding, `base` bytes before its first row. first: the column of the part (forward) or the
-    row (backward) that the piece begins with.
+    piece: of part.pieces(); its rows are columns of y in the forward, of x in the backward.
     """
+    first, last, weights, base = piece
+    n, k = (last - first, x.columns) if forward else (y.columns, last - first)
+    x0, y0 = (0, part.low + first) if forward else (first, 0)
     tail = low is not None
     for a, b in row_cuts(e.device.max_binding, x, y, low):
         m = b - a
@@ -84,8 +79,7 @@ def product(
 
 
 def add_slices(e, parts: Array, slices: int, y: Array, low: int, high: int, y0: int, n: int, adds: int) -> None:
-    """y[low…high, y0…y0+n] (+)= the sum of `slices` slices,
-    one under the other in parts [slices * rows, n and more]."""
+    """y[low…high, y0…y0+n] (+)= the sum of `slices` slices, stacked in parts [slices * rows, at least n]."""
     rows, width = high - low, parts.stride
     e.commands.run(
         _gemm.split_sum(),
@@ -105,7 +99,7 @@ def linear_backward(e, dys: tuple[Array, ...], x: Array, group: Group, need_dx: 
 
 def backward(e, dys: tuple[Array, ...], x: Array, group: Group, dx: Array | None) -> None:
     """As linear_backward(), into dx."""
-    source, n, begun, number = dropped(e, x, group), group.in_features, False, 0
+    source, begun, number = dropped(e, x, group), False, 0
     for part in group.parts():
         dy = e.joined(dys[number : number + len(part.weights)], part)
         number += len(part.weights)
@@ -115,9 +109,8 @@ def backward(e, dys: tuple[Array, ...], x: Array, group: Group, dx: Array | None
         if dx is not None:
             apart = source is not x and pair is not None
             ride = None if apart else dy_low
-            for first, last, weights, base in part.pieces(e.device.max_binding, e.most_columns(x.rows, n)):
-                k = last - first
-                product(e, dy, first, weights, base, part, False, first, n, k, dx, 0, begun, pair, ride, None)
+            for piece in part.pieces(e.device.max_binding, e.most_columns(x.rows, group.in_features)):
+                product(e, dy, part, piece, False, dx, begun, pair, ride)
                 begun, ride = True, None
             if apart:
                 through(e, dy_low, pair, group, dx)

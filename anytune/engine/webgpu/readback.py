@@ -13,13 +13,8 @@ class Future:
     __slots__ = ("_readback", "_staging_buffer", "_size", "_value", "_map")
 
     def __init__(self, readback: Readback, staging_buffer, size: int, mapping: Callable | None):
-        self._readback, self._staging_buffer, self._size, self._map, self._value = (
-            readback,
-            staging_buffer,
-            size,
-            mapping,
-            None,
-        )
+        self._readback, self._staging_buffer, self._size = readback, staging_buffer, size
+        self._map, self._value = mapping, None
 
     def __float__(self) -> float:
         if self._value is None:
