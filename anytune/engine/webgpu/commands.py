@@ -142,7 +142,7 @@ class Commands:
                 seconds = time.perf_counter() - begun
                 if seconds > LONGEST:
                     self.rate = min(self.rate, cost / seconds)
-        self.device.bury()
+        self.device.free_dropped()
 
     def record(self) -> None:
         """From here on keep what is queued."""

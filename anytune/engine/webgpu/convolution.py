@@ -40,7 +40,7 @@ def convolve_backward(e, dy: Array, x: Array, weight: Array, silu: bool, into: A
         dz = e.array(*x.shape)
         for a, b, before in _runs(e, kernel, x, dy, dz):
             e.commands.run(
-                _kernels.through_silu(),
+                _kernels.silu_backward(),
                 [x.bind(a - before, b), held, e.bounds, dy.bind(a, b), dz.bind(a, b)],
                 (n, kernel, a, before, x.stride, held.shift, dz.stride, dy.stride),
                 e.grid(n, b - a),
@@ -80,7 +80,7 @@ def convolve_cached(e, x: Array, weight: Array, silu: bool, cache: Cache, where:
                 e.grid(n, b - a),
             )
             e.commands.run(
-                _kernels.remember(), [x.bind(a, b), slot, position, kept], (*numbers, b - a), e.grid(n, b - a)
+                _kernels.update_window(), [x.bind(a, b), slot, position, kept], (*numbers, b - a), e.grid(n, b - a)
             )
     return y
 

@@ -14,7 +14,7 @@ from .arrays import Array, cuts, lines, row_cuts
 from .decode import Cache, Places
 from .device import ALIGN, WORKGROUPS
 from .kernels import delta as _kernels
-from .kernels import delta_walk as _walks
+from .kernels import delta_scan as _scans
 from .kernels.delta import Sizes
 from .kernels.delta_gradients import through_width
 
@@ -75,7 +75,7 @@ class Net:
         """Factors and steps of tokens low…high."""
         e, h, chunks = self.e, self.heads, self.chunks(low, high)
         e.commands.run(
-            _walks.factors(self.sizes),
+            _scans.factors(self.sizes),
             [self.units.bind(low, high), self.gates.bind(low, high), e.bounds, self.factors, self.steps],
             (
                 *(h.keys, h.values, high - low, low),
@@ -85,7 +85,7 @@ class Net:
             4.0 * (high - low) * h.values * self.sizes.chunk * h.key_size,
         )
 
-    def walk(self, low: int, high: int, before, behind, out: Array, states: Array | None = None) -> None:
+    def scan(self, low: int, high: int, before, behind, out: Array, states: Array | None = None) -> None:
         """before, behind: bindings of states, or None."""
         h, chunks, ends = self.heads, self.chunks(low, high), (before is not None, behind is not None)
         arrays = [self.x.bind(low, high), self.units.bind(low, high), self.factors, self.steps]
@@ -93,18 +93,18 @@ class Net:
         arrays += [out.bind(0, high - low), *(z for z in (states, behind) if z is not None)]
         strides = self.x.stride, self.units.stride // 4, self.factors.stride // 4, self.steps.stride, out.stride
         self.e.commands.run(
-            _walks.walk(self.sizes, states is not None, *ends),
+            _scans.scan(self.sizes, states is not None, *ends),
             arrays,
             (h.keys, h.values, h.key_size, high - low, chunks, *strides, (states or out).stride, self.scale),
-            self.walks(chunks),
+            self.grid(chunks),
             6.0 * (high - low) * h.inner * h.key_size,
         )
 
     def chunks(self, low: int, high: int) -> int:
         return -(-(high - low) // self.sizes.chunk)
 
-    def walks(self, chunks: int) -> tuple[int, int, int]:
-        return -(-self.heads.value_size // self.sizes.columns), self.heads.values, -(-chunks // _walks.SPAN)
+    def grid(self, chunks: int) -> tuple[int, int, int]:
+        return -(-self.heads.value_size // self.sizes.columns), self.heads.values, -(-chunks // _scans.SPAN)
 
 
 def prepared(
@@ -142,7 +142,7 @@ def delta(e, x: Array, beta: Array, alpha: Array, weights: tuple, heads: DeltaHe
     for number, (low, high) in enumerate(parts):
         net.factor(low, high)
         behind = states.bind(number, number + 1) if number + 1 < len(parts) else None
-        net.walk(low, high, before(states, number), behind, out[low:high])
+        net.scan(low, high, before(states, number), behind, out[low:high])
     _norm(e, out, weights[2], heads)
     return out, (runs, states)
 

@@ -25,11 +25,11 @@ def delta_backward(
     parts = runs.over(x.rows)
     for number, (low, high) in reversed(list(enumerate(parts))):
         net.factor(low, high)
-        net.walk(low, high, before(states, number), None, work, held)
+        net.scan(low, high, before(states, number), None, work, held)
         _through_norm(e, dy[low:high], work, weights[2], heads, into[2])
         behind = ends.bind(number % 2, number % 2 + 1) if number + 1 < len(parts) else None
         first = ends.bind((number + 1) % 2, (number + 1) % 2 + 1) if number else None
-        _walk_back(net, low, high, behind, first, work, after)
+        _scan_backward(net, low, high, behind, first, work, after)
         _gradients(net, low, high, work, held, after, through, dx, dgates)
     return dx, *_gates_backward(e, dgates, beta, alpha, weights, into)
 
@@ -48,11 +48,11 @@ def _through_norm(e, dy: Array, work: Array, gain: Array, heads: DeltaHeads, int
     )
 
 
-def _walk_back(net: Net, low: int, high: int, behind, first, work: Array, after: Array) -> None:
+def _scan_backward(net: Net, low: int, high: int, behind, first, work: Array, after: Array) -> None:
     h, chunks = net.heads, net.chunks(low, high)
-    grid = net.walks(chunks)
+    grid = net.grid(chunks)
     net.e.commands.run(
-        _kernels.walk_back(net.sizes, behind is not None, first is not None),
+        _kernels.scan_backward(net.sizes, behind is not None, first is not None),
         [
             *(net.units.bind(low, high), net.factors, net.steps, *([] if behind is None else [behind])),
             *(work, after, *([] if first is None else [first])),

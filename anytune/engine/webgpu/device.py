@@ -67,7 +67,7 @@ class Device:
         self.live = self.peak = self._serials = self._staged = 0
         self._pipelines: dict[str, tuple] = {}
         self._groups: dict[tuple, Any] = {}
-        self._dead: list = []
+        self._dropped: list = []
 
     @property
     def name(self) -> str:
@@ -103,14 +103,14 @@ class Device:
 
     def _drop(self, buffer: Buffer) -> None:
         self.live -= buffer.size
-        self._dead.append(buffer.raw)
+        self._dropped.append(buffer.raw)
 
-    def bury(self) -> None:
+    def free_dropped(self) -> None:
         """Give the memory of dropped buffers back. Only when no command that was not submitted names them."""
-        dead, self._dead = self._dead, []
-        if not dead:
+        dropped, self._dropped = self._dropped, []
+        if not dropped:
             return
-        for raw in dead:
+        for raw in dropped:
             raw.destroy()
         if len(self._groups) > CACHED_GROUPS:
             self._groups.clear()

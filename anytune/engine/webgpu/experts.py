@@ -20,7 +20,7 @@ from .kernels import gemm as _gemm
 from .kernels import gemv as _gemv
 from .kernels import gradients as _gradients
 from .kernels import low as _low
-from .low import dropped, mask
+from .low import add_dropout, dropout
 from .routing import Routing, column_sums
 from .weights import FAR, LoraPair, Rows, rows_in
 
@@ -106,7 +106,7 @@ def _weights(e, weight, routing: Routing, pair: LoraPair | None, most: int) -> I
 
 def expert_linear(e, x: Array, group: Experts, routing: Routing) -> tuple[Array, ...]:
     y = e.array(x.rows, group.starts[-1])
-    source = dropped(e, x, group)
+    source = dropout(e, x, group)
     few = not e.training and x.rows <= e.decode_rows * routing.router.used
     for weight, bias, pair, at in zip(group.weights, group.biases, group.pairs, group.starts):
         low = None if pair is None else _low_product(e, source, pair, routing, True)
@@ -196,7 +196,7 @@ def _vectors(e, x: Array, weight, bias, pair, low, routing: Routing, y: Array, y
 
 def expert_linear_backward(e, dys: tuple, x: Array, group: Experts, routing: Routing, need_dx: bool = True):
     dx = e.array(routing.slots, group.in_features) if need_dx else None
-    source = dropped(e, x, group) if group.trains_pairs else None
+    source = dropout(e, x, group) if group.trains_pairs else None
     drops, begun = bool(group.dropout and e.training), False
     for dy, weight, pair, gradient in zip(dys, group.weights, group.pairs, group.bias_gradients):
         dy_low = None if pair is None else _low_product(e, dy, pair, routing, False)
@@ -204,7 +204,7 @@ def expert_linear_backward(e, dys: tuple, x: Array, group: Experts, routing: Rou
             apart = drops and pair is not None
             _backward(e, dy, weight, pair, None if apart else dy_low, routing, dx, begun)
             if apart:
-                _through(e, dy_low, pair, group, routing, dx)
+                _input_gradient(e, dy_low, pair, group, routing, dx)
             begun = True
         if pair is not None and pair.grad_a is not None:
             low = _low_product(e, source, pair, routing, True)
@@ -245,7 +245,7 @@ def _backward(e, dy: Array, weight, pair, dy_low, routing: Routing, dx: Array, a
             )
 
 
-def _through(e, dy_low: Array, pair: LoraPair, group: Experts, routing: Routing, dx: Array) -> None:
+def _input_gradient(e, dy_low: Array, pair: LoraPair, group: Experts, routing: Routing, dx: Array) -> None:
     """dx += mask (dy_low A): the low-rank part of dx passes dropout's mask on its own."""
     out, n, rank = e.array(*dx.shape), dx.columns, pair.a.shape[1]
     tile = _tile(e, routing, False, n, 1)
@@ -260,7 +260,7 @@ def _through(e, dy_low: Array, pair: LoraPair, group: Experts, routing: Routing,
                 (-(-n // tile.n), count),
                 2.0 * (b - a) * n * rank,
             )
-    mask(e, out, group, dx, True)
+    add_dropout(e, out, group, dx, True)
 
 
 def _pair_gradient(e, x: Array, y: Array, into: Array, steps: tuple[int, int], rank: int, routing: Routing) -> None:

@@ -8,7 +8,7 @@ from anytune.engine.trains import Trains
 
 from .arrays import Array, lines
 from .kernels import rows as _rows
-from .weights import Part, LoraPair, Weight, follow
+from .weights import LoraPair, Part, Weight, adjacent
 
 
 class Group(Trains):
@@ -69,7 +69,7 @@ class Group(Trains):
         if there and (len(there) < len(pairs) or len({(s.rank, s.scale) for s in there}) > 1):
             return False
         return all(
-            follow(getattr(a, name), getattr(b, name))
+            adjacent(getattr(a, name), getattr(b, name))
             for a, b in zip(there, there[1:])
             for name in ("a", "b", "grad_a", "grad_b")
         )

@@ -6,7 +6,7 @@ from .arrays import Array, lines, row_cuts
 from .gradients import bias_gradient, matrix_gradient
 from .groups import Group
 from .kernels import gemm as _gemm
-from .low import add_gradients, dropped, low_product, low_products, through
+from .low import add_gradients, dropout, input_gradient, low_product, low_products
 from .weights import FAR, LoraPair, Part, pair_bounds
 
 
@@ -19,7 +19,7 @@ def linear(e, x: Array, group: Group) -> tuple[Array, ...]:
 
 def forward(e, x: Array, group: Group, y: Array) -> None:
     """As linear(), into y [T, group.width]."""
-    source, bias = dropped(e, x, group), group.bias()
+    source, bias = dropout(e, x, group), group.bias()
     for part in group.parts():
         pair = part.stacked()
         low = None if pair is None else low_product(e, source, pair)
@@ -99,7 +99,7 @@ def linear_backward(e, dys: tuple[Array, ...], x: Array, group: Group, need_dx: 
 
 def backward(e, dys: tuple[Array, ...], x: Array, group: Group, dx: Array | None) -> None:
     """As linear_backward(), into dx."""
-    source, begun, number = dropped(e, x, group), False, 0
+    source, begun, number = dropout(e, x, group), False, 0
     for part in group.parts():
         dy = e.joined(dys[number : number + len(part.weights)], part)
         number += len(part.weights)
@@ -113,7 +113,7 @@ def backward(e, dys: tuple[Array, ...], x: Array, group: Group, dx: Array | None
                 product(e, dy, part, piece, False, dx, begun, pair, ride)
                 begun, ride = True, None
             if apart:
-                through(e, dy_low, pair, group, dx)
+                input_gradient(e, dy_low, pair, group, dx)
         if pair is not None and pair.grad_a is not None:
             add_gradients(e, source, dy_low, dy, low, part, pair)
         if part.weights[0].gradient is not None:  # such a part is one linear

@@ -10,16 +10,16 @@ from .kernels import rows as _rows
 from .weights import FAR, LoraPair, Part, pair_bounds
 
 
-def dropped(e, x: Array, group: Group) -> Array:
+def dropout(e, x: Array, group: Group) -> Array:
     """x with dropout's mask and its 1/(1-p), or x itself."""
     if not (group.dropout and e.training and group.rank):
         return x
     out = e.array(x.rows, x.columns)
-    mask(e, x, group, out, False)
+    add_dropout(e, x, group, out, False)
     return out
 
 
-def mask(e, x: Array, group: Group, out: Array, adds: bool) -> None:
+def add_dropout(e, x: Array, group: Group, out: Array, adds: bool) -> None:
     for a, b in row_cuts(e.device.max_binding, x, out):
         key = e.key.bind()
         e.commands.run(
@@ -64,7 +64,7 @@ def low_products(e, x: Array, dy: Array, part: Part, pair: LoraPair) -> tuple[Ar
     return low, dy_low
 
 
-def through(e, dy_low: Array, pair: LoraPair, group: Group, dx: Array) -> None:
+def input_gradient(e, dy_low: Array, pair: LoraPair, group: Group, dx: Array) -> None:
     """dx += mask (dy_low A): the low-rank part of dx passes dropout's mask on its own."""
     out = e.array(*dx.shape)
     for a, b in row_cuts(e.device.max_binding, dy_low, out):
@@ -80,7 +80,7 @@ def through(e, dy_low: Array, pair: LoraPair, group: Group, dx: Array) -> None:
             (-(-dx.columns // tile.n), -(-(b - a) // tile.m), 1),
             2.0 * (b - a) * dx.columns * pair.rank,
         )
-    mask(e, out, group, dx, True)
+    add_dropout(e, out, group, dx, True)
 
 
 def add_gradients(e, x: Array, dy_low: Array, dy: Array, low: Array, part: Part, pair: LoraPair) -> None:

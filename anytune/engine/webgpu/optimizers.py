@@ -135,7 +135,7 @@ class Optimizers:
             if "square" in state
             else self._matrix_updates(g.reshape(shape), state["row"], state["column"], hyper)
         )
-        e.commands.run(_rules.limit(), [self.partial, self.scalars], (done, p.size), (1,))
+        e.commands.run(_rules.clip_updates(), [self.partial, self.scalars], (done, p.size), (1,))
         for low, high in cuts(p.size, self._most()):
             w, slope = p.span(low, high), g.span(low, high)
             e.commands.run(

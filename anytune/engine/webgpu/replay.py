@@ -81,7 +81,7 @@ class Recorder:
             loss = body(recorded.stream)
             e.commands.run(add_up(), [loss, recorded.loss], (1, 0, 0, 0), (1,))
             if kind == "train":
-                e.updater.saw(recorded.loss)
+                e.updater.watch(recorded.loss)
             recorded.tape, recorded.kept = e.commands.recorded()
         except BaseException:
             e.commands.discard()

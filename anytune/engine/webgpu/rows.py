@@ -27,15 +27,15 @@ def split(e, x: Array, *widths: int) -> tuple[Array, ...]:
 
 def join(e, parts: tuple[Array, ...]) -> Array:
     ends = np.cumsum([part.columns for part in parts]).tolist()
-    return _together(e, parts, [0, *ends[:-1]], ends[-1])
+    return _side_by_side(e, parts, [0, *ends[:-1]], ends[-1])
 
 
 def joined(e, parts: tuple[Array, ...], part: Part) -> Array:
     """Outputs of the linears of a part as one array."""
-    return _together(e, parts, part.bounds, part.width)
+    return _side_by_side(e, parts, part.bounds, part.width)
 
 
-def _together(e, parts: tuple[Array, ...], bounds: list[int], width: int) -> Array:
+def _side_by_side(e, parts: tuple[Array, ...], bounds: list[int], width: int) -> Array:
     """A view if the parts lie at their bounds already, else a copy."""
     if len(parts) == 1:
         return parts[0]

@@ -11,16 +11,16 @@ from .kernels import sinks as _kernels
 
 def sink(e, out: Array, lse: Array, sinks: Array, heads: Heads) -> tuple[Array, Array]:
     tokens = out.rows
-    result, grown = e.array(*out.shape), e.flat(lse.size, heads.n_heads * e.room(tokens))
+    result, lse_with_sink = e.array(*out.shape), e.flat(lse.size, heads.n_heads * e.room(tokens))
     for a, b in row_cuts(e.device.max_binding, out, result):
         held = sinks.bind()
         e.commands.run(
             _kernels.sink(),
-            [out.bind(a, b), lse, held, result.bind(a, b), grown],
+            [out.bind(a, b), lse, held, result.bind(a, b), lse_with_sink],
             (heads.head_dim, out.stride, result.stride, a, tokens, held.shift),
             (heads.n_heads, b - a),
         )
-    return result, grown
+    return result, lse_with_sink
 
 
 def sink_gradient(e, dout: Array, out: Array, lse: Array, sinks: Array, heads: Heads, into: Array) -> None:

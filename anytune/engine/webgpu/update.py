@@ -36,7 +36,7 @@ class Updater:
         if self.state is not None:
             self.engine.commands.write(self.state, np.zeros(4, np.float32))
 
-    def saw(self, loss: Array) -> None:
+    def watch(self, loss: Array) -> None:
         """Part of the step's loss, so that a NaN there is known on the device."""
         self.ready()
         self.engine.commands.run(_kernels.add_up(), [loss, self.state], (1, 0, LOSS, 1), (1,))
@@ -66,7 +66,7 @@ class Updater:
         hyper = [rates[0], rates[1], 1.0 - beta1**step, 1.0 - beta2**step, beta1, beta2, eps, decay, max_norm]
         e.commands.write(self.hyper, np.array(hyper, np.float32))
         done = square_sums(e, [(g, low, high) for low, high in cuts(size, most)], self.partial)
-        e.commands.run(_kernels.settle(), [self.partial, self.hyper, self.state], (done,), (1,))
+        e.commands.run(_kernels.clip(), [self.partial, self.hyper, self.state], (done,), (1,))
         for low, high in cuts(size, most):
             held = [a.span(low, high) for a in (w, g, m, v)]
             count = high - low

@@ -177,14 +177,14 @@ class LoraPair:
         return self.a.shape[0]
 
 
-def follow(one: Array | None, two: Array | None) -> bool:
+def adjacent(one: Array | None, two: Array | None) -> bool:
     """Whether `two` lies right behind `one`."""
     if one is None or two is None:
         return one is two
     return one.buffer is two.buffer and one.at + one.size == two.at
 
 
-def end_to_end(arrays: list[Array | None]) -> Array | None:
+def concatenated(arrays: list[Array | None]) -> Array | None:
     """Arrays that follow each other, as one: rows under rows."""
     first = arrays[0]
     return (
@@ -230,9 +230,9 @@ class Part:
         if self.pair is None:
             return None
         return LoraPair(
-            *(end_to_end([getattr(s, name) for s in self.pairs]) for name in ("a", "b")),
+            *(concatenated([getattr(s, name) for s in self.pairs]) for name in ("a", "b")),
             self.pair.scale,
-            *(end_to_end([getattr(s, name) for s in self.pairs]) for name in ("grad_a", "grad_b")),
+            *(concatenated([getattr(s, name) for s in self.pairs]) for name in ("grad_a", "grad_b")),
         )
 
     def pieces(self, limit: int, most: int):

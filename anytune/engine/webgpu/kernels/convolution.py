@@ -52,7 +52,7 @@ def convolve(silu: bool) -> Kernel:
 
 
 @functools.cache
-def through_silu() -> Kernel:
+def silu_backward() -> Kernel:
     """dz = dy silu'(z), z being the sums again."""
     return Kernel(
         "convolve_backward, silu",
@@ -124,7 +124,7 @@ def convolve_cached(silu: bool) -> Kernel:
 
 
 @functools.cache
-def remember() -> Kernel:
+def update_window() -> Kernel:
     """Keep the last inputs of each slot, oldest first: whoever has the last row of a span moves a column on."""
     return Kernel(
         "convolve_cached, window",

@@ -1,6 +1,6 @@
 """The gated delta net's backward around a chunk's gradients: through norms, the walk back, lengths and gates.
 
-delta.py and delta_walk.py have the arrays of the forward. Beside them:
+delta.py and delta_scan.py have the arrays of the forward. Beside them:
     work [tokens, 3, values, value_size]: gradients of the results before their norm (first the results themselves),
     what tokens write, and gradients of the system's right side;
     after, like states: gradients of the states behind each chunk;
@@ -13,8 +13,8 @@ import functools
 
 from ..kernel import Kernel, element, reads, total, writes
 from .delta import LANES, SOFT, Sizes
-from .delta_walk import LANES as WALKERS
-from .delta_walk import SPAN, columns, cut, each, gathered, next_state, put, times_state
+from .delta_scan import LANES as SCAN_LANES
+from .delta_scan import SPAN, columns, cut, each, gathered, next_state, put, times_state
 
 
 @functools.cache
@@ -64,14 +64,14 @@ fn run_of(z: u32, head: u32, final_: bool) -> vec2<u32> {{
 
 
 @functools.cache
-def walk_back(s: Sizes, goes_on: bool, hands_on: bool) -> Kernel:
-    """Writes after, and the last third of work.  grid: as walk()'s, from the last chunk of a run to the first.
+def scan_backward(s: Sizes, takes_state: bool, gives_state: bool) -> Kernel:
+    """Writes after, and the last third of work.  grid: as scan()'s, from the last chunk of a run to the first.
 
-    goes_on: the gradient of the state behind the run is `behind`; hands_on: that before it is `before`.
+    takes_state: the gradient of the state behind the run is `behind`; gives_state: that before it is `before`.
     """
     c, f, deep, cc = s.chunk, s.columns // 4, s.key // 4, s.chunk**2
     square, later = f"(head * {s.key}u + i) * {s.value}u", f"(n * p.values + head) * p.states + i * {s.value}u"
-    start = f"select(vec4<f32>(), {gathered('behind', square)}, final_)" if goes_on else "vec4<f32>()"
+    start = f"select(vec4<f32>(), {gathered('behind', square)}, final_)" if takes_state else "vec4<f32>()"
     right = f"(t0 + i) * p.ws + (2u * p.values + head) * {s.value}u"
     token = f"""
         let carried = steps[(t0 + j) * p.ss + head];
@@ -85,11 +85,11 @@ def walk_back(s: Sizes, goes_on: bool, hands_on: bool) -> Kernel:
     }}
   }}"""
     return Kernel(
-        f"delta, walk back, {s.name}{', going on' * goes_on}{', handing on' * hands_on}",
+        f"delta, scan backward, {s.name}{', takes a state' * takes_state}{', gives a state' * gives_state}",
         (
             *reads("units", of="vec4<f32>"),
-            *reads("factors", "steps", *(["behind"] if goes_on else [])),
-            *writes("work", "after", *(["before"] if hands_on else [])),
+            *reads("factors", "steps", *(["behind"] if takes_state else [])),
+            *writes("work", "after", *(["before"] if gives_state else [])),
         ),
         ("keys", "values", "tokens", "chunks", "us", "fs", "ss", "ws", "states", "segments", "scale:f32"),
         f"""
@@ -134,9 +134,9 @@ def walk_back(s: Sizes, goes_on: bool, hands_on: bool) -> Kernel:
       right[e] = sum;{put("work", right, "sum", s, " && i < count && mine")}
     }}
 {next_state(s, [("q", "g"), ("k", "r")], token)}
-  }}{"workgroupBarrier();" + hand if hands_on else ""}
+  }}{"workgroupBarrier();" + hand if gives_state else ""}
 """,
-        (WALKERS, 1),
+        (SCAN_LANES, 1),
         f"var<workgroup> state: array<vec4<f32>, {s.key * f}>;\nvar<workgroup> right: array<vec4<f32>, {c * f}>;\n"
         f"var<workgroup> writes: array<vec4<f32>, {c * f}>;\nvar<workgroup> given: array<vec4<f32>, {c * f}>;\n"
         "var<workgroup> place: vec2<u32>;",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..kernel import Kernel
-from . import attention, attention_backward, convolution, decode, delta, delta_backward, delta_gradients, delta_walk
+from . import attention, attention_backward, convolution, decode, delta, delta_backward, delta_gradients, delta_scan
 from . import (
     experts,
     gates,
@@ -50,7 +50,7 @@ def every() -> Iterator[Kernel]:
         optimizer.loss_rows(True, True),
         optimizer.add_up(),
         optimizer.square_sums(),
-        optimizer.settle(),
+        optimizer.clip(),
         optimizer.adamw(),
         low.low(),
         low.both(),
@@ -60,10 +60,10 @@ def every() -> Iterator[Kernel]:
         decode.combine(),
         decode.combine(True),
         attention.inner(),
-        convolution.through_silu(),
+        convolution.silu_backward(),
         convolution.convolve_backward(),
         convolution.weight_gradient(),
-        convolution.remember(),
+        convolution.update_window(),
         delta.units(),
         delta.gates(),
         delta.norm(),
@@ -79,7 +79,7 @@ def every() -> Iterator[Kernel]:
         rules.column_means(),
         rules.matrix_updates(),
         rules.vector_updates(),
-        rules.limit(),
+        rules.clip_updates(),
         rules.apply(),
     )
     for yes in (False, True):
@@ -90,10 +90,10 @@ def every() -> Iterator[Kernel]:
         for normed in (True, False):
             yield from (rope.qk_norm_rope(normed, neox), rope.qk_norm_rope_backward(normed, neox))
     for sizes in (delta.Sizes(32, 128, 128), delta.Sizes(32, 256, 256), delta.Sizes(4, 8, 3)):
-        yield from (delta.cached(sizes), delta_walk.factors(sizes), delta_backward.units_backward(sizes))
+        yield from (delta.cached(sizes), delta_scan.factors(sizes), delta_backward.units_backward(sizes))
         yield from (delta_gradients.products(sizes), delta_gradients.gradients(sizes))
-        yield from (delta_walk.walk(sizes, False, True, True), delta_walk.walk(sizes, True, True, False))
-        yield delta_backward.walk_back(sizes, True, True)
+        yield from (delta_scan.scan(sizes, False, True, True), delta_scan.scan(sizes, True, True, False))
+        yield delta_backward.scan_backward(sizes, True, True)
     for kind in gates.ACTIVATIONS:
         yield from (gates.glu(kind), gates.glu_backward(kind), gates.glu_backward(kind, over=True))
     for name in TYPES:

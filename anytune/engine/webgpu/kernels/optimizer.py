@@ -91,10 +91,10 @@ def square_sums() -> Kernel:
 
 
 @functools.cache
-def settle() -> Kernel:
+def clip() -> Kernel:
     """state from the partial sums: the norm, whether to halt, and what gradients are multiplied with."""
     return Kernel(
-        "settle",
+        "clip",
         (*reads("partial", "hyper"), *writes("state")),
         ("n",),
         """

@@ -199,10 +199,10 @@ def vector_updates() -> Kernel:
 
 
 @functools.cache
-def limit() -> Kernel:
+def clip_updates() -> Kernel:
     """scalars[1] from the partial sums of `size` updates' squares: their RMS is at most THRESHOLD."""
     return Kernel(
-        "adafactor, limit",
+        "adafactor, update clipping",
         (*reads("partial"), *writes("scalars")),
         ("n", "size"),
         f"""

@@ -13,11 +13,11 @@ LANES = 64
 def sink() -> Kernel:
     """The results of attention as if each row's sum of exponentials also had its head's sink.
 
-    grid: (heads, rows). Tokens are counted from t0 in lse and grown [heads, tokens].
+    grid: (heads, rows). Tokens are counted from t0 in lse and lse_with_sink [heads, tokens].
     """
     return Kernel(
         "sink",
-        (*reads("x", "lse", "sinks"), *writes("y", "grown")),
+        (*reads("x", "lse", "sinks"), *writes("y", "lse_with_sink")),
         ("size", "xs", "ys", "t0", "tokens", "sinks0"),
         f"""
   let at = group.x * p.tokens + p.t0 + group.y;
@@ -28,7 +28,7 @@ def sink() -> Kernel:
   for (var d = lane; d < p.size; d += {LANES}u) {{
     y[group.y * p.ys + group.x * p.size + d] = factor * x[group.y * p.xs + group.x * p.size + d];
   }}
-  if (lane == 0u) {{ grown[at] = sum; }}
+  if (lane == 0u) {{ lse_with_sink[at] = sum; }}
 """,
         (LANES, 1),
     )

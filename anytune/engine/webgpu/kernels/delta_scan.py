@@ -190,17 +190,17 @@ def next_state(s: Sizes, terms: list[tuple[str, str]], token: str) -> str:
 
 
 @functools.cache
-def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
+def scan(s: Sizes, keeps: bool, takes_state: bool, gives_state: bool) -> Kernel:
     """out [tokens, values, value_size]: results before their norm.  grid: (columns / s.columns, values, segments).
 
     A workgroup of a segment walks from the first cut in it to the first cut of a later one, so that examples run side
-    by side; the chunk that it begins with is another's to write. goes_on: the state before the run is `before`;
-    hands_on: that behind it is `behind`, [values, key_size, value_size] both; keeps: states before each chunk are
+    by side; the chunk that it begins with is another's to write. takes_state: the state before the run is `before`;
+    gives_state: that behind it is `behind`, [values, key_size, value_size] both; keeps: states before each chunk are
     written, and what tokens write, behind all results of a row.
     """
     c, f, deep = s.chunk, s.columns // 4, s.key // 4
     square = f"(head * {s.key}u + i) * {s.value}u"
-    start = f"select(vec4<f32>(), {gathered('before', square)}, group.z == 0u)" if goes_on else "vec4<f32>()"
+    start = f"select(vec4<f32>(), {gathered('before', square)}, group.z == 0u)" if takes_state else "vec4<f32>()"
     keep = f"(n * p.values + head) * p.states + i * {s.value}u"
     out, inner = "at", f"at + p.values * {s.value}u"
     kept = f"{each(s.key, f)}{put('states', keep, 'state[e]', s, ' && mine')}\n    }}" if keeps else ""
@@ -213,12 +213,12 @@ def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
     }}
   }}"""
     return Kernel(
-        f"delta, walk, {s.name}{', keeping' * keeps}{', going on' * goes_on}{', handing on' * hands_on}",
+        f"delta, scan, {s.name}{', keeping' * keeps}{', takes a state' * takes_state}{', gives a state' * gives_state}",
         (
             *reads("x"),
             *reads("units", "factors", of="vec4<f32>"),
-            *reads("steps", *(["before"] if goes_on else [])),
-            *writes("out", *(["states"] if keeps else []), *(["behind"] if hands_on else [])),
+            *reads("steps", *(["before"] if takes_state else [])),
+            *writes("out", *(["states"] if keeps else []), *(["behind"] if gives_state else [])),
         ),
         ("keys", "values", "deep", "tokens", "chunks", "xs", "us", "fs", "ss", "os", "states", "scale:f32"),
         f"""
@@ -260,7 +260,7 @@ def walk(s: Sizes, keeps: bool, goes_on: bool, hands_on: bool) -> Kernel:
       }}
     }}
 {next_state(s, [("k", "w")], token)}
-  }}{"workgroupBarrier();" + hand if hands_on else ""}
+  }}{"workgroupBarrier();" + hand if gives_state else ""}
 """,
         (LANES, 1),
         f"var<workgroup> state: array<vec4<f32>, {s.key * f}>;\nvar<workgroup> right: array<vec4<f32>, {c * f}>;\n"
