@@ -1,4 +1,4 @@
-"""Arrays of the WebGPU engine: views into buffers, and the pool that passing ones come from.
+"""Arrays of the WebGPU engine: views into buffers, and the pool of temporary ones.
 
 Rows of activations begin at whole 256-byte lines, so that any run of rows or whole-line columns can be a binding.
 """
@@ -96,8 +96,8 @@ class Array:
 
 
 class Sum(Array):
-    """x + y that lies in y's place and has not been added yet. A norm adds on its way; whoever needs it sooner has it
-    added: every view and binding asks for it."""
+    """x + y over y, not added yet. The norm that follows adds in the same pass; a view or a binding made before that
+    adds first."""
 
     __slots__ = ("pending", "settle")
 
@@ -107,7 +107,7 @@ class Sum(Array):
         self.settle = settle
 
     def take(self) -> Array | None:
-        """What is still to be added, by the caller now."""
+        """What is still to be added; from now on that is the caller's task."""
         x, self.pending = self.pending, None
         return x
 
@@ -144,10 +144,10 @@ def row_cuts(limit: int, *arrays: Array | None) -> Iterator[tuple[int, int]]:
 
 
 class Pool:
-    """Buffers of passing arrays, kept by size: a freed one is used again, nothing goes back before clear().
+    """Buffers of temporary arrays, by size: returned ones are reused, and none is freed before clear().
 
-    Lent buffers are held here too: else the garbage collector could find loan and buffer in one dead cycle (the frames
-    of an exception), and a buffer whose end was announced would come back as free.
+    Lent buffers are referenced here too: else the garbage collector could find a loan and its buffer in one cycle (an
+    exception's frames), and a buffer that is already finalized would return as free.
     """
 
     def __init__(self, device: Device):
@@ -173,7 +173,7 @@ class Pool:
             self._free[buffer.size].append(buffer)
 
     def clear(self) -> None:
-        """Give free buffers back, and those on loan when they return."""
+        """Free what is not lent, and the rest when it returns."""
         self._free.clear()
         self._turn += 1
         self.bytes = 0

@@ -1,8 +1,7 @@
 """Autotuning of the products' tiles: candidates are timed against each other on this device.
 
-A GPU that has little to do lowers its clocks, by a factor of five on some. So everything is compiled and checked
-first, the device is kept busy until its clocks are up, and contestants take turns, several times; the best time of each
-counts.
+An idle GPU lowers its clocks, some by a factor of five. So everything is compiled and checked first, the device is kept
+busy until its clocks are up, and candidates take several turns each; the best time of each counts.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ WORKGROUPS = (0, 128, 256, 512, 1024)  # that a product should have; fewer are m
 FASTER = 0.97  # of the time that is to beat: less may be chance
 SLOW = 0.02  # seconds of the default's product, from which on the wider one is left out
 BUSY = 0.2  # seconds of work until clocks are up
-LASTS = 3e-3  # seconds that a contestant's turn should take
+LASTS = 3e-3  # seconds that a candidate's turn should take
 TURNS = 4
 STEADY = 1.25  # second-best over best time of the fastest candidate, at most, or all are timed again
 AGAIN = 3  # times, at most
@@ -98,11 +97,11 @@ class Autotune:
         """(tile, workgroups, seconds of all products) of the fastest that gives the default's result."""
         until = time.perf_counter() + PATIENCE
         products = self.products(forward, tokens)
-        contestants = self._sound(products, tiles, until)
-        if not contestants:
+        candidates = self._sound(products, tiles, until)
+        if not candidates:
             raise DeviceError("other", "no matrix product gives the known answer: the device computes wrongly")
-        times = self.times(contestants, lambda c: self.seconds(products, *c), until)
-        best = contestants[0]
+        times = self.times(candidates, lambda c: self.seconds(products, *c), until)
+        best = candidates[0]
         for c in list(times)[1:]:  # the first listed, unless another is clearly faster
             if times[c] < FASTER * times[best]:
                 best = c
@@ -164,19 +163,19 @@ class Autotune:
             work()
 
     def times(
-        self, contestants: list[Hashable], seconds: Callable[[Hashable], float], until: float = math.inf
+        self, candidates: list[Hashable], seconds: Callable[[Hashable], float], until: float = math.inf
     ) -> dict[Hashable, float]:
-        """The best time of each contestant over several turns; those that are far behind get one. Where a device is
+        """The best time of each candidate over several turns; those that are far behind get one. Where a device is
         busy with others' work, times vary, and the timing is repeated. After `until` no further candidate starts."""
         out: dict[Hashable, float] = {}
-        for c in contestants:  # compiled
+        for c in candidates:  # compiled
             out[c] = seconds(c)
             if time.perf_counter() > until:
                 return out
         for _ in range(AGAIN):
-            self.busy(lambda: seconds(contestants[0]))
-            out, second = (dict.fromkeys(contestants, math.inf) for _ in range(2))
-            left = list(contestants)
+            self.busy(lambda: seconds(candidates[0]))
+            out, second = (dict.fromkeys(candidates, math.inf) for _ in range(2))
+            left = list(candidates)
             for _ in range(TURNS):
                 for c in left:
                     found = seconds(c)

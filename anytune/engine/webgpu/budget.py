@@ -18,7 +18,7 @@ HOLDS = (
 )
 PIECES = ((Sizes(), 0.0, ""), (LEAN, 0.03, "; the loss is computed in small pieces"))
 SMALL = 8 * MIB  # recordings' parameters, staging and other things that no count sees
-UNKNOWN = 1 << 50  # bytes of a card that does not say
+UNKNOWN = 1 << 50  # bytes: a card does not say how many it has
 
 
 class Budget:

@@ -1,5 +1,5 @@
-"""Now and then a small computation whose result is known: a device that silently goes wrong is found while it
-trains."""
+"""A small computation with a known result, repeated now and then: a device that silently miscomputes is found out
+while it trains."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ PAGE = 256  # sets of parameters in one buffer
 PAGES = 256  # pages before old ones are forgotten
 LONGEST = 0.2  # seconds that one submit may take
 FIRST = 2e8  # cost of submits before anything is known
-CLASS = 8  # between what dispatches may cost on slower and on faster devices
+CLASS = 8  # ratio between the classes of what a dispatch may cost
 SHARE = 0.25  # of the probe's rate: what other kernels reach, about
 WATCHED = 24  # submits of some size that are timed
 MOST = 2000  # dispatches of one submit
@@ -51,8 +51,8 @@ class Commands:
 
     @property
     def piece(self) -> float:
-        """What one dispatch may cost: in wide classes, since it decides how sums are cut, and with that how they are
-        rounded: a rate that is measured a little otherwise must not change a resumed run's bits."""
+        """What one dispatch may cost, in wide classes: it decides how sums are cut and so how they are rounded, and a
+        slightly different measurement must not change a resumed run's bits."""
         return FIRST * CLASS ** int(math.log(self.most / FIRST, CLASS) + 1e-9)
 
     def run(
@@ -105,7 +105,7 @@ class Commands:
         self._pages += 1
 
     def _send(self) -> None:
-        """Parameters that the device does not have yet. A slot is written once, so what is under way never changes."""
+        """Upload the parameters that the device lacks. A slot is written once: work under way sees no change."""
         if self._sent < self._used and self._page is not None:
             low, high = self._sent * WORDS * 4, self._used * WORDS * 4
             self.device.write(self._page, low, self._mirror[low:high])
@@ -145,7 +145,7 @@ class Commands:
         self.device.free_dropped()
 
     def record(self) -> None:
-        """From here on keep what is queued."""
+        """Start to record what is queued."""
         self.tape, self.kept = [], {}
 
     def recorded(self) -> tuple[list, dict]:

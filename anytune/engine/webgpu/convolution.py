@@ -1,4 +1,4 @@
-"""A causal convolution of each column for itself within each example."""
+"""A causal depthwise convolution within each example."""
 
 from __future__ import annotations
 

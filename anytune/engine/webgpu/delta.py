@@ -31,7 +31,7 @@ class Runs:
 
     @classmethod
     def of(cls, e, heads: DeltaHeads, stride: int) -> Runs:
-        """stride: the largest of the rows that the caller gives. Raises UserError if no chunk fits a binding."""
+        """stride: of the caller's widest rows. Raises UserError if no chunk fits a binding."""
         limit = (e.device.max_binding - ALIGN) // 4
         for chunk in CHUNKS:
             sizes = Sizes.of(chunk, heads)
@@ -51,7 +51,7 @@ class Runs:
         return list(cuts(tokens, self.most * self.sizes.chunk))
 
     def tokens(self, e, rows: int) -> int:
-        """The most that a run has, of this and all other streams: what its arrays are made for."""
+        """The most tokens of a run, in this stream and all others: what its arrays are made for."""
         chunk = self.sizes.chunk
         return min(self.most, -(-max(rows, e.capacity) // chunk)) * chunk
 
@@ -133,7 +133,7 @@ def prepared(
 
 
 def delta(e, x: Array, beta: Array, alpha: Array, weights: tuple, heads: DeltaHeads):
-    """What it keeps: the runs, and the states before each of them but the first ([runs - 1, …], or None)."""
+    """-> (out, kept): the runs, and the states before all of them but the first ([runs - 1, …], or None)."""
     runs = Runs.of(e, heads, x.stride)
     net, size = Net(e, x, beta, alpha, weights, heads, runs), heads.inner * runs.sizes.key
     out, parts = e.array(x.rows, heads.inner), runs.over(x.rows)

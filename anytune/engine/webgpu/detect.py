@@ -1,4 +1,4 @@
-"""Whether a look at the WebGPU devices would pay, without loading a driver."""
+"""Whether listing WebGPU devices is worth the time, without loading a driver."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ ALIGN = 256  # bytes: where a binding may begin, on every device
 WORKGROUPS = 65535  # of a dispatch in one dimension, on every device
 WORDS = 64  # uint32 of parameters a dispatch: one aligned slot
 SLACK = 16  # bytes behind a buffer: unaligned words are read in pairs
-PIECE = 32 << 20  # bytes that are written before what they were staged in is given back, or read at a time
+PIECE = 32 << 20  # bytes written before staging memory is freed, or read at a time
 CACHED_GROUPS = 1 << 16
 
 
@@ -106,7 +106,7 @@ class Device:
         self._dropped.append(buffer.raw)
 
     def free_dropped(self) -> None:
-        """Give the memory of dropped buffers back. Only when no command that was not submitted names them."""
+        """Free the memory of dropped buffers. Every command that names them must have been submitted."""
         dropped, self._dropped = self._dropped, []
         if not dropped:
             return

@@ -1,4 +1,4 @@
-"""The WebGPU engine run dry: its own code on buffers that do not exist, with commands that nobody carries out."""
+"""The WebGPU engine run dry: its own code on buffers without memory, with commands that are not executed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class DryPool(Pool):
 
 
 class DryCommands(Commands):
-    """Asks for bindings, as they settle sums that wait, and for nothing more."""
+    """Makes the bindings, which add what is still to be added, and nothing more."""
 
     def __init__(self, device: DryDevice, commands: Commands):
         super().__init__(device)
@@ -158,7 +158,7 @@ class Dry:
         return super().trained(values, gradient)
 
     def constant(self, gguf, name: str) -> Array:
-        """It is there already."""
+        """It is on the device already."""
         shape = gguf.tensors[name].shape
         return Array(Buffer(self.device, None, 0, 0, False), 0, shape, shape[-1])
 

@@ -25,7 +25,7 @@ from .tune import Tuning
 from .update import Updater
 from .weights import LoraPair, Streamer, Weight
 
-FORGET = 64 << 20  # bytes of pooled buffers of passing sizes
+FORGET = 64 << 20  # bytes of pooled buffers, beyond which they are freed
 
 
 class WebGpuEngine(Operations):
@@ -38,10 +38,10 @@ class WebGpuEngine(Operations):
     def __init__(self, device: Device):
         self.device, self.commands = device, Commands(device)
         self.training, self.sizes = False, Sizes()
-        self.pool, self.capacity = Pool(device), 0  # of passing arrays, and the rows that each of them can hold
+        self.pool, self.capacity = Pool(device), 0  # of temporary arrays, and the rows that each of them can hold
         self.bounds = self.key = self.real = None  # of the stream under way: see begin()
         self.loads: Array | None = None  # of routers; see routing.py
-        self.loss_rows, self.trimmed = None, False  # of a recorded stream, and whether only those go on
+        self.loss_rows, self.trimmed = None, False  # of a recorded stream, and whether the arrays have those rows alone
         self.readback, self.streamer = Readback(self), Streamer(self)
         self.recorder, self.updater = Recorder(self), Updater(self)
         self.optimizers, self.tokens = Optimizers(self), TokenTapes(self)
@@ -52,8 +52,7 @@ class WebGpuEngine(Operations):
 
     @property
     def steps_in_flight(self) -> int:
-        """A step may be encoded while the one before runs; on a software device it would only wait for its own
-        cores."""
+        """A step may be encoded while the one before runs; on a software device both would use the same cores."""
         return 0 if self.device.software else 1
 
     @property

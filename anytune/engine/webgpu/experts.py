@@ -133,7 +133,7 @@ def _low_product(e, x: Array, pair: LoraPair, routing: Routing, forward: bool) -
 
 
 def _tile(e, routing: Routing, forward: bool, n: int, k: int) -> _gemm.Tile:
-    """As low as an expert's slots are few, on average: rows of a tile without a slot are computed for nothing."""
+    """A low tile where experts have few slots on average: rows of a tile without a slot are wasted work."""
     rows = -(-routing.slots // routing.router.experts)
     return next((tile for tile in LOW if rows <= tile.m), None) or e.tile_product(forward, rows, n, k)[0]
 

@@ -17,7 +17,7 @@ ADVICE = {
 
 
 class DeviceError(UserError, RuntimeError):
-    """The device failed. kind: memory, lost or other; detail: what was said."""
+    """The device failed. kind: memory, lost or other; detail: the driver's message."""
 
     def __init__(self, kind: str, detail: str):
         super().__init__(ADVICE[kind].format(detail))

@@ -13,7 +13,7 @@ FULL = 64  # rows of a product that keep a device as busy as more of them
 
 def chunk_rows(sizes, tiling, rows: int, vocabulary: int, width: int) -> int:
     """Rows whose logits exist at once. A quarter of them is enough, if it fills a product's tiles. Never fewer for more
-    rows, so that the estimate, which counts the most, is right for any."""
+    rows, so that the estimate, made for the most rows, holds for fewer."""
     most = max(16, sizes.logits // vocabulary // 16 * 16)
     tile = max(tiling(True, rows, vocabulary, width)[0].m, tiling(False, rows, width, vocabulary)[0].m)
     return min(rows, most, max(FULL, tile, rows // 4 // FULL * FULL))

@@ -1,8 +1,8 @@
 """Micro-batches as recorded lists of dispatches: the packed stream has few static shapes, so a step needs no Python.
 
 A stream is padded to one of eight sizes of tokens and of loss rows. Its numbers go to the device in one small write.
-The first run of a shape is queued as it is recorded; all others encode the same dispatches again. What passes between
-them lies in one pool, whose buffers stay where they are: recordings never run side by side.
+The first run of a shape is queued as it is recorded; all others encode the same dispatches again. Temporary
+arrays come from one pool, whose buffers stay in place: recordings never run at the same time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from anytune.engine.base import Stream
 
 from .arrays import Array, Pool, lines
 
-OF_STREAM = ("pool", "capacity", "bounds", "key", "real", "loss_rows", "trimmed")  # what an engine has of one
+OF_STREAM = (
+    "pool",
+    "capacity",
+    "bounds",
+    "key",
+    "real",
+    "loss_rows",
+    "trimmed",
+)  # attributes of an engine that are a stream's
 PARTS = 8  # sizes of tokens and of loss rows that get a recording of their own
 
 

@@ -78,7 +78,7 @@ class Tuning:
         decide how sums are rounded, and all must make the same."""
         path = self._path()
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):  # a memory that cannot be kept is no reason to stop
+            with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
                 path.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(path, lambda: None))
             if not self._kept(path):

@@ -1,4 +1,4 @@
-"""Clipping and AdamW on the device, without asking it anything: the host learns the norm when it is done.
+"""Clipping and AdamW on the device, without waiting for it: the host reads the norm later.
 
 A step whose loss or gradient is not finite changes nothing, and neither do the steps that were queued behind it, until
 the host loads a state.

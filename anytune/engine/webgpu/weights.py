@@ -20,8 +20,8 @@ from .device import ALIGN, Buffer
 from .kernels.blocks import TYPES
 
 READ = 32 << 20  # bytes read from the file at a time
-FAR = 0xFFFFFFFF  # where a pair begins that is not there
-WHOLE = ("output.weight", "token_embd.weight")  # never streamed: the one is used in pieces, of the other rows are taken
+FAR = 0xFFFFFFFF  # where an absent pair begins
+WHOLE = ("output.weight", "token_embd.weight")  # never streamed: one is used in pieces, the other by the row
 
 
 @dataclass(frozen=True)
@@ -178,14 +178,14 @@ class LoraPair:
 
 
 def adjacent(one: Array | None, two: Array | None) -> bool:
-    """Whether `two` lies right behind `one`."""
+    """Whether `two` begins where `one` ends."""
     if one is None or two is None:
         return one is two
     return one.buffer is two.buffer and one.at + one.size == two.at
 
 
 def concatenated(arrays: list[Array | None]) -> Array | None:
-    """Arrays that follow each other, as one: rows under rows."""
+    """Adjacent arrays as one, with the rows of all."""
     first = arrays[0]
     return (
         None

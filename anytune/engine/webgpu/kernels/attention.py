@@ -16,7 +16,7 @@ from ..kernel import CAPPED, Kernel, reads, total, writes
 
 COLS = 32
 DEPTH = 16
-UNROLL = 4  # dimensions; loops of a constant length would be unrolled by some compilers, for minutes
+UNROLL = 4  # dimensions; some compilers spend minutes on unrolling loops of a constant length
 NEVER = "-3.0e38"
 
 

@@ -1,6 +1,6 @@
-"""A causal convolution of each column for itself within each example.
+"""A causal depthwise convolution within each example.
 
-w [n, kernel] without gaps, whose last column meets the token itself. An invocation has a column of a row. Arrays of
+w [n, kernel] without gaps; its last column is for the token itself. An invocation has a column of a row. Arrays of
 inputs may begin some rows before (or end behind) those that a dispatch writes, as far as the kernel reaches.
 """
 
@@ -125,7 +125,7 @@ def convolve_cached(silu: bool) -> Kernel:
 
 @functools.cache
 def update_window() -> Kernel:
-    """Keep the last inputs of each slot, oldest first: whoever has the last row of a span moves a column on."""
+    """Keep the last inputs of each slot, oldest first: the invocation of a span's last row updates its column."""
     return Kernel(
         "convolve_cached, window",
         (*reads("x"), *reads("slot", "position", of="u32"), *writes("cache")),

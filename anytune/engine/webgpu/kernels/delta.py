@@ -103,9 +103,9 @@ def norm() -> Kernel:
 
 @functools.cache
 def cached(s: Sizes) -> Kernel:
-    """Results before their norm of new rows, token by token, that go on from their slots' states, for slots low…high.
+    """Results before their norm of new rows, token by token from their slots' states, for slots low…high.
 
-    grid: (columns / s.columns, values, rows): who has the first row of a span takes all of it.
+    grid: (columns / s.columns, values, rows): the workgroup of a span's first row takes the whole span.
     """
     b = s.columns
     own = f"for (var d = lane / {b}u; d < p.deep; d += {256 // b}u)"

@@ -193,10 +193,10 @@ def next_state(s: Sizes, terms: list[tuple[str, str]], token: str) -> str:
 def scan(s: Sizes, keeps: bool, takes_state: bool, gives_state: bool) -> Kernel:
     """out [tokens, values, value_size]: results before their norm.  grid: (columns / s.columns, values, segments).
 
-    A workgroup of a segment walks from the first cut in it to the first cut of a later one, so that examples run side
-    by side; the chunk that it begins with is another's to write. takes_state: the state before the run is `before`;
-    gives_state: that behind it is `behind`, [values, key_size, value_size] both; keeps: states before each chunk are
-    written, and what tokens write, behind all results of a row.
+    A workgroup of a segment walks from the first cut in it to the first cut of a later one, so that examples run in
+    parallel; its first chunk is written by the workgroup of an earlier segment. takes_state: the state before the run
+    is `before`; gives_state: that behind it is `behind`, [values, key_size, value_size] both; keeps: states before each
+    chunk are written, and what tokens write, behind all results of a row.
     """
     c, f, deep = s.chunk, s.columns // 4, s.key // 4
     square = f"(head * {s.key}u + i) * {s.value}u"

@@ -1,7 +1,7 @@
 """Products with a matrix that stays in its GGUF blocks: tiles in workgroup memory, dequantized while they are loaded.
 
-NT is the forward, out = x Wᵀ; NN the input gradient, out = dy W. A pair's low-rank product rides behind the sum: out
-+= low M with M = Bᵀ or A. With `split` slices of the sum go to slices of `out`, which split_sum() adds up.
+NT is the forward, out = x Wᵀ; NN the input gradient, out = dy W. A pair's low-rank product adds terms to the sum:
+low M with M = Bᵀ or A. Slices of a sum that is cut go to slices of `out`, which split_sum() adds up.
 """
 
 from __future__ import annotations

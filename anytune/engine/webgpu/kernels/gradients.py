@@ -1,5 +1,5 @@
-"""Gradients of what is not low-rank: matrices, biases, norms' gains and the embedding table. No float is added to by
-two invocations, so every sum has one order."""
+"""Gradients of what is not low-rank: matrices, biases, norms' gains and the embedding table. No two invocations add to
+the same float, so every sum has one order."""
 
 from __future__ import annotations
 

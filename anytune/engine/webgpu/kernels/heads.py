@@ -1,4 +1,4 @@
-"""Columns of heads that go elsewhere, sums over heads, and products of each head with its part of a matrix.
+"""Columns of heads moved or zeroed, sums over heads, and products of each head with its part of a matrix.
 
 A row has heads xh (yh) elements apart; 0: all have the same ones.
 """

@@ -1,6 +1,6 @@
 """The skinny products of low-rank pairs: x Aᵀ and dy B (a few columns from a long sum), and the pairs' gradients.
 
-`rank` columns are cut into groups of eight. Pairs whose linears share a product lie one behind the other (see
+`rank` columns are cut into groups of eight. Pairs whose linears share a product are adjacent (see
 linear.py). What a backward needs of both kinds is one dispatch: on small batches dispatches cost more than their work.
 """
 

@@ -1,5 +1,5 @@
-"""Which experts a token goes to, and the order of slots (a token at one of its experts) by expert. Nothing asks the
-host: how many slots an expert has is known on the device alone.
+"""Which experts a token goes to, and the order of slots (a token at one of its experts) by expert. Nothing is
+read back: how many slots an expert has is known on the device alone.
 
 Slot number t * used + j is token t's j-th choice; `order` lists them sorted by expert, equal ones as they come, and
 `place` is its inverse. Tokens from real[0] on are padding: they go to no expert, and behind bounds[experts] there is no
@@ -46,11 +46,11 @@ fn first(value: f32, number: u32, lane: u32) -> u32 {{
 
 @functools.cache
 def choose(kind: str, biased: bool, parts: bool, scaled: bool = False, grouped: bool = False) -> Kernel:
-    """Each token's experts and their weights, largest first; parts: also what the weights were made of; scaled: also
-    shares, which are the weights before all factors, of which each expert has one; grouped: only out of the `near`
-    groups whose two best add up to most.
+    """Each token's experts and their weights, largest first; parts: also every expert's activated score; scaled: each
+    expert has a factor of its own, and shares, the weights before all factors, are written too; grouped: only out of
+    the `near` groups whose two best experts have the largest sums.
 
-    grid: (tokens,). Scores that are no numbers are chosen last, and a number that does not exist never.
+    grid: (tokens,). NaN scores are chosen last, experts that do not exist never.
     """
     softmax = kind == "softmax"
     value = {"softmax": "exp(score[at + i] - top) / sum", "sigmoid": "1.0 / (1.0 + exp(-score[at + i]))"}
@@ -198,8 +198,8 @@ def sort() -> Kernel:
 
 @functools.cache
 def tiles() -> Kernel:
-    """Each expert's slots in tiles of m: (expert, first slot, the one behind the last); what is left over is of
-    an expert that does not exist.  grid: (1,)."""
+    """Each expert's slots in tiles of m: (expert, first slot, the one behind the last); unused entries name an expert
+    that does not exist.  grid: (1,)."""
     return Kernel(
         "route, tiles",
         (*reads("bounds", of="u32"), *writes("tiles", of="u32")),

@@ -105,7 +105,7 @@ def add() -> Kernel:
 
 @functools.cache
 def gather() -> Kernel:
-    """y[t] = x[row[t]] for rows low…high of x, which begin at x; a number behind the last row takes the last."""
+    """y[t] = x[row[t]] for rows low…high of x, which begin at x; numbers beyond the last row take the last."""
     return Kernel(
         "gather",
         (*reads("x"), *reads("row", of="u32"), *writes("y")),

@@ -1,8 +1,9 @@
 """How a kernel whose rows are slots (tokens at one of their experts, sorted by expert) finds its expert.
 
 `tiles` has three numbers for each tile of rows: the expert, its first slot and the one behind its last (routing.py
-makes them; what is left over names an expert that does not exist). A dispatch takes experts e0…e1 and slots s0…s1, as
-many as its bindings hold. The numbers go through workgroup memory, so that all invocations are known to leave together.
+makes them; unused entries name an expert that does not exist). A dispatch takes experts e0…e1 and slots s0…s1, as
+many as its bindings hold. The numbers go through workgroup memory, so that the compiler knows that all invocations
+leave together.
 """
 
 from __future__ import annotations
