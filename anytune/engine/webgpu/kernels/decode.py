@@ -25,6 +25,30 @@ def store() -> Kernel:
     )
 
 
+def _score(size: int, capped: bool) -> str:
+    """WGSL: the score of the invocation's key."""
+    dot = (
+        f"""
+      let key = (from_ + lane * p.width) / 4u;
+      var four = vec4<f32>();
+      for (var d = 0u; d < {size // 4}u; d++) {{ four = fma(query[d], keys[key + d], four); }}
+      score = (four.x + four.y) + (four.z + four.w);"""
+        if size % 4 == 0
+        else """
+      score = 0.0;
+      for (var d = 0u; d < p.size; d++) { score = fma(query[d], keys[from_ + lane * p.width + d], score); }"""
+    )
+    return dot + "\n      score = capped(score, p.cap);" * capped
+
+
+def _dimensions(size: int, statement: str) -> str:
+    """WGSL: a statement for each dimension of the invocation: {n} its number, {at} its place."""
+    return "\n".join(
+        f"      if ({at} < p.size) {{ {statement.format(n=n, at=at)} }}"
+        for n, at in enumerate(f"lane + {d}u" for d in range(0, size, LANES))
+    )
+
+
 @functools.cache
 def attend(size: int, part: bool = False, capped: bool = False, sinks: bool = False) -> Kernel:
     """out of one new token and head: an invocation scores a key of each run of LANES, then sums dimensions of the
@@ -34,32 +58,10 @@ def attend(size: int, part: bool = False, capped: bool = False, sinks: bool = Fa
     combine(): Dao et al. 2023, Flash-Decoding for long-context inference. sinks: a further score of each head, without
     a value; of parts combine() adds it.
     """
-    dims, four = -(-size // LANES), size % 4 == 0
-    score = (
-        f"""
-      let key = (from_ + lane * p.width) / 4u;
-      var four = vec4<f32>();
-      for (var d = 0u; d < {size // 4}u; d++) {{ four = fma(query[d], keys[key + d], four); }}
-      score = (four.x + four.y) + (four.z + four.w);"""
-        if four
-        else """
-      score = 0.0;
-      for (var d = 0u; d < p.size; d++) { score = fma(query[d], keys[from_ + lane * p.width + d], score); }"""
-    )
-    sums = "\n".join(f"  var o{d} = 0.0;" for d in range(dims))
-    scale = "\n".join(f"    o{d} *= factor;" for d in range(dims))
-    steps = "\n".join(
-        f"      if (lane + {d * LANES}u < p.size) "
-        f"{{ o{d} = fma(w, values[from_ + c * p.width + lane + {d * LANES}u], o{d}); }}"
-        for d in range(dims)
-    )
+    dims, four = range(-(-size // LANES)), size % 4 == 0
     to = "(group.x * p.parts + group.z) * (p.size + 2u)" if part else "group.x * p.size"
     share = "" if part else " / (all + exp(sinks[p.sinks0 + group.x] - top))" if sinks else " / all"
-    ends = "\n".join(
-        f"  if (lane + {d * LANES}u < p.size) {{ out[to + lane + {d * LANES}u] = o{d}{share}; }}" for d in range(dims)
-    )
-    if capped:
-        score += "\n      score = capped(score, p.cap);"
+    ends = _dimensions(size, f"out[to + {{at}}] = o{{n}}{share};")
     if part:
         ends += "\n  if (lane == 0u) {\n    out[to + p.size] = top;\n    out[to + p.size + 1u] = all;\n  }"
     return Kernel(
@@ -93,11 +95,11 @@ def attend(size: int, part: bool = False, capped: bool = False, sinks: bool = Fa
   workgroupBarrier();
   var top = -3.0e38;
   var all = 0.0;
-{sums}
+{chr(10).join(f"  var o{d} = 0.0;" for d in dims)}
   for (var k0 = begin; k0 < end; k0 += {LANES}u) {{
     let from_ = p.base + ((at.x - p.low) * p.context + k0) * p.width + head;
     var score = -3.0e38;
-    if (k0 + lane < end) {{{score}
+    if (k0 + lane < end) {{{_score(size, capped)}
     }}
     let most = max(top, total_tops(score, lane));
     let factor = exp(top - most);
@@ -106,10 +108,10 @@ def attend(size: int, part: bool = False, capped: bool = False, sinks: bool = Fa
     all = all * factor + total_sums(weight, lane);
     weights[lane] = weight;
     workgroupBarrier();
-{scale}
+{chr(10).join(f"    o{d} *= factor;" for d in dims)}
     for (var c = 0u; c < min({LANES}u, end - k0); c++) {{
       let w = weights[c];
-{steps}
+{_dimensions(size, "o{n} = fma(w, values[from_ + c * p.width + {at}], o{n});")}
     }}
     workgroupBarrier();
   }}

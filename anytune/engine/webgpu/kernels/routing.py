@@ -44,20 +44,19 @@ fn first(value: f32, number: u32, lane: u32) -> u32 {{
 }}"""
 
 
-@functools.cache
-def choose(kind: str, biased: bool, parts: bool, scaled: bool = False, grouped: bool = False) -> Kernel:
-    """Each token's experts and their weights, largest first; parts: also every expert's activated score; scaled: each
-    expert has a factor of its own, and shares, the weights before all factors, are written too; grouped: only out of
-    the `near` groups whose two best experts have the largest sums.
+def _softmax_sums() -> str:
+    return f"""
+  var most = -3.0e38;
+  for (var i = lane; i < p.experts; i += {LANES}u) {{ most = max(most, score[at + i]); }}
+  let top = total_tops(most, lane);
+  var all = 0.0;
+  for (var i = lane; i < p.experts; i += {LANES}u) {{ all += exp(score[at + i] - top); }}
+  let sum = total_sums(all, lane);"""
 
-    grid: (tokens,). NaN scores are chosen last, experts that do not exist never.
-    """
-    softmax = kind == "softmax"
-    value = {"softmax": "exp(score[at + i] - top) / sum", "sigmoid": "1.0 / (1.0 + exp(-score[at + i]))"}
-    part = value.get(kind, "score[at + i]")
-    choice = part + " + bias[p.bias0 + i]" * biased
-    groups = (
-        f"""
+
+def _allowed_groups(choice: str) -> str:
+    """Which groups of experts have the largest sums of their two best."""
+    return f"""
   let size = p.experts / p.groups;
   for (var g = lane; g < p.groups; g += {LANES}u) {{
     var one = -3.0e38;
@@ -76,40 +75,44 @@ def choose(kind: str, biased: bool, parts: bool, scaled: bool = False, grouped: 
     allowed[g] = u32(better < p.near);
   }}
   workgroupBarrier();"""
-        if grouped
-        else ""
-    )
-    start = (
-        f"""
-  var most = -3.0e38;
-  for (var i = lane; i < p.experts; i += {LANES}u) {{ most = max(most, score[at + i]); }}
-  let top = total_tops(most, lane);
-  var all = 0.0;
-  for (var i = lane; i < p.experts; i += {LANES}u) {{ all += exp(score[at + i] - top); }}
-  let sum = total_sums(all, lane);"""
-        if softmax
-        else ""
-    )
-    keep = f"\n  for (var i = lane; i < p.experts; i += {LANES}u) {{ part[t * p.ps + i] = {part}; }}" if parts else ""
-    share = "weight[to + j]"
-    sums = f"sum_ += {share};"
-    ends = f"""
-    let by = select(1.0, max(sum_, {LEAST_SUM}), p.normalized != 0u);"""
-    if kind == "chosen":
-        sums, share = f"sum_ += exp({share} - top_);", f"exp({share} - top_)"
-        ends = "\n    let by = sum_;"
-    near = "\n      if (allowed[i / size] == 0u) { continue; }" if grouped else ""
+
+
+def _weights(kind: str, scaled: bool) -> str:
+    """The weights of the experts chosen: softmax over their scores, or what they have, normalized if asked for."""
+    share = "exp(weight[to + j] - top_)" if kind == "chosen" else "weight[to + j]"
+    by = "sum_" if kind == "chosen" else f"select(1.0, max(sum_, {LEAST_SUM}), p.normalized != 0u)"
     last = "share[to + j] = own_;\n      own_ *= scales[p.scales0 + chosen[to + j]];" if scaled else ""
-    ends = f"""
+    return f"""
     var top_ = -3.0e38;
     for (var j = 0u; j < p.used; j++) {{ top_ = max(top_, weight[to + j]); }}
     var sum_ = 0.0;
-    for (var j = 0u; j < p.used; j++) {{ {sums} }}{ends}
+    for (var j = 0u; j < p.used; j++) {{ sum_ += {share}; }}
+    let by = {by};
     for (var j = 0u; j < p.used; j++) {{
       var own_ = {share} / by;
       {last}
       weight[to + j] = p.scale * own_;
     }}"""
+
+
+@functools.cache
+def choose(kind: str, biased: bool, parts: bool, scaled: bool = False, grouped: bool = False) -> Kernel:
+    """Each token's experts and their weights, largest first; parts: also every expert's activated score; scaled: each
+    expert has a factor of its own, and shares, the weights before all factors, are written too; grouped: only out of
+    the `near` groups whose two best experts have the largest sums.
+
+    grid: (tokens,). NaN scores are chosen last, experts that do not exist never.
+    """
+    softmax = kind == "softmax"
+    value = {"softmax": "exp(score[at + i] - top) / sum", "sigmoid": "1.0 / (1.0 + exp(-score[at + i]))"}
+    part = value.get(kind, "score[at + i]")
+    choice = part + " + bias[p.bias0 + i]" * biased
+    start = _softmax_sums() if softmax else ""
+    if parts:
+        start += f"\n  for (var i = lane; i < p.experts; i += {LANES}u) {{ part[t * p.ps + i] = {part}; }}"
+    if grouped:
+        start += _allowed_groups(choice)
+    near = "\n      if (allowed[i / size] == 0u) { continue; }" if grouped else ""
     return Kernel(
         f"route, {kind}{', biased' * biased}{', parts' * parts}{', scaled' * scaled}{', grouped' * grouped}",
         (
@@ -121,7 +124,7 @@ def choose(kind: str, biased: bool, parts: bool, scaled: bool = False, grouped: 
         f"""
   let t = group.x;
   let at = t * p.ss;
-  let to = (p.t0 + t) * p.used;{start}{keep}{groups}
+  let to = (p.t0 + t) * p.used;{start}
   var taken = 0u;
   for (var j = 0u; j < p.used; j++) {{
     var mine = -3.0e38;
@@ -140,7 +143,7 @@ def choose(kind: str, biased: bool, parts: bool, scaled: bool = False, grouped: 
       weight[to + j] = {part};
     }}
   }}
-  if (lane == 0u) {{{ends}
+  if (lane == 0u) {{{_weights(kind, scaled)}
   }}
 """,
         (LANES, 1),
