@@ -98,29 +98,11 @@ def products(s: Sizes) -> Kernel:
     )
 
 
-@functools.cache
-def gradients(s: Sizes) -> Kernel:
-    """Gradients of a chunk: of queries and keys into through, of values into dx, of the logarithms of decays and of
-    write strengths into dgates.  grid: (values, chunks)."""
-    c, part = s.chunk, 256 // s.chunk
-    cc, ck = c * c, c * s.key
-    blocks = -(-s.key // BLOCK)
-    return Kernel(
-        f"delta, gradients, {s.name}",
-        (*reads("units", "work", "x", "factors", "steps"), *writes("through", "dgates", "dx")),
-        ("keys", "values", "deep", "tokens", "us", "ws", "xs", "fs", "ss", "ts", "gs", "ds", "scale:f32"),
-        f"""
-  let head = group.x;
-  let t0 = group.y * {c}u;
-  let count = min({c}u, p.tokens - t0);
-  let inner = p.values * {s.value}u;
-  let f0 = (group.y * p.values + head) * p.fs;
-  let h0 = (group.y * p.values + head) * p.ts;
-  let w0 = t0 * p.ws + head * {s.value}u;
-  let q0 = t0 * p.us + head % p.keys * {s.key}u;
-  let k0 = q0 + p.keys * {s.key}u;
-  let v0 = 2u * p.keys * p.deep + head * {s.value}u;
-  for (var e = lane; e < {cc}u; e += 256u) {{
+def _scores(s: Sizes) -> str:
+    """WGSL: products of the results' gradients and of the right side's with what tokens wrote."""
+    c = s.chunk
+    return f"""
+  for (var e = lane; e < {c * c}u; e += 256u) {{
     let i = e / {c}u;
     let j = e % {c}u;
     var score = 0.0;
@@ -135,7 +117,13 @@ def gradients(s: Sizes) -> Kernel:
     }}
     scores[e] = score;
     system[e] = select(0.0, lower, j < i);
-  }}
+  }}"""
+
+
+def _gate_gradients(s: Sizes) -> str:
+    c, part = s.chunk, 256 // s.chunk
+    cc, ck = c * c, c * s.key
+    return f"""
   let row = min(lane / {part}u, count - 1u);
   var sums = vec4<f32>();
   for (var d = lane % {part}u; d < {s.key}u; d += {part}u) {{
@@ -181,12 +169,18 @@ def gradients(s: Sizes) -> Kernel:
     }}
     if (lane >= u32(steps[(t0 + count - 1u) * p.ss + 2u * p.values])) {{
       var both = 0.0;
-      for (var n = 0u; n < {blocks}u; n++) {{ both += through[h0 + {3 * ck}u + n]; }}
+      for (var n = 0u; n < {-(-s.key // BLOCK)}u; n++) {{ both += through[h0 + {3 * ck}u + n]; }}
       sum = fma(both, steps[(t0 + count - 1u) * p.ss + head], sum);
       for (var i = 0u; i < count; i++) {{ sum += lasts[i]; }}
     }}
     dgates[(t0 + lane) * p.gs + head] = sum;
-  }}
+  }}"""
+
+
+def _input_gradients(s: Sizes) -> str:
+    """WGSL: of queries, keys and values."""
+    c, cc, ck = s.chunk, s.chunk**2, s.chunk * s.key
+    return f"""
   workgroupBarrier();
   for (var e = lane; e < {cc}u; e += 256u) {{
     let decay = factors[f0 + e];
@@ -218,7 +212,29 @@ def gradients(s: Sizes) -> Kernel:
     let strength = steps[(t0 + i) * p.ss + p.values + head];
     dx[(t0 + i) * p.ds + v0 + v] = strength * work[w0 + i * p.ws + 2u * inner + v];
   }}
-""",
+"""
+
+
+@functools.cache
+def gradients(s: Sizes) -> Kernel:
+    """Gradients of a chunk: of queries and keys into through, of values into dx, of the logarithms of decays and of
+    write strengths into dgates.  grid: (values, chunks)."""
+    c, cc = s.chunk, s.chunk**2
+    return Kernel(
+        f"delta, gradients, {s.name}",
+        (*reads("units", "work", "x", "factors", "steps"), *writes("through", "dgates", "dx")),
+        ("keys", "values", "deep", "tokens", "us", "ws", "xs", "fs", "ss", "ts", "gs", "ds", "scale:f32"),
+        f"""
+  let head = group.x;
+  let t0 = group.y * {c}u;
+  let count = min({c}u, p.tokens - t0);
+  let inner = p.values * {s.value}u;
+  let f0 = (group.y * p.values + head) * p.fs;
+  let h0 = (group.y * p.values + head) * p.ts;
+  let w0 = t0 * p.ws + head * {s.value}u;
+  let q0 = t0 * p.us + head % p.keys * {s.key}u;
+  let k0 = q0 + p.keys * {s.key}u;
+  let v0 = 2u * p.keys * p.deep + head * {s.value}u;{_scores(s)}{_gate_gradients(s)}{_input_gradients(s)}""",
         shared=f"var<workgroup> scores: array<f32, {cc}>;\nvar<workgroup> system: array<f32, {cc}>;\n"
         f"var<workgroup> parts: array<vec4<f32>, 256>;\nvar<workgroup> totals: array<f32, {c}>;\n"
         f"var<workgroup> lasts: array<f32, {c}>;",
