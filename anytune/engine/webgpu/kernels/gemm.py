@@ -155,33 +155,25 @@ def _walk(t: Tile, loads: _Loads) -> str:
 
 def _tail(t: Tile) -> str:
     """The pair's product, as further terms of the sum, through the same workgroup memory."""
-    lda, ldb = t.m // 4 + 1, t.n // 4 + 1
-    rows = each(
-        t.m * t.k,
-        t.threads,
-        f"""
+
+    def load(tile: str, width: int, value: str) -> str:
+        return each(
+            width * t.k,
+            t.threads,
+            f"""
       let r = e / {t.k}u;
       let c = c0 + e % {t.k}u;
       var v = 0.0;
-      if (c < p.rank) {{ v = low[min(m0 + r, m_end - 1u) * p.ls + l0 + c]; }}
-      tile_a[(e % {t.k}u) * {lda}u + (r >> 2u)][r & 3u] = v;""",
-    )
-    columns = each(
-        t.n * t.k,
-        t.threads,
-        f"""
-      let r = e / {t.k}u;
-      let c = c0 + e % {t.k}u;
-      var v = 0.0;
-      if (c < p.rank) {{ v = pair[pair0 + min(n0 + r, p.n - 1u) * p.pn + c * p.pc]; }}
-      tile_b[(e % {t.k}u) * {ldb}u + (r >> 2u)][r & 3u] = v;""",
-    )
+      if (c < p.rank) {{ v = {value}; }}
+      {tile}[(e % {t.k}u) * {width // 4 + 1}u + (r >> 2u)][r & 3u] = v;""",
+        )
+
     return f"""
   if (group.z == 0u) {{
     let l0 = p.l0 + p.rank * (select(0u, 1u, n0 >= p.n1) + select(0u, 1u, n0 >= p.n2));
     for (var c0 = 0u; c0 < p.rank; c0 += {t.k}u) {{
-{rows}
-{columns}
+{load("tile_a", t.m, "low[min(m0 + r, m_end - 1u) * p.ls + l0 + c]")}
+{load("tile_b", t.n, "pair[pair0 + min(n0 + r, p.n - 1u) * p.pn + c * p.pc]")}
     workgroupBarrier();
 {multiply(t)}
     workgroupBarrier();
