@@ -87,7 +87,7 @@ def latent_matrix(e, k: Array, v: Array) -> Array:
     return e.vector(np.concatenate([k.swapaxes(1, 2), v], 1).reshape(-1, k.shape[1]))
 
 
-def head_product(e, x: Array, matrix: Weight | Trained, heads: int, low: int, high: int, back: bool) -> Array:
+def head_product(e, x: Array, matrix: Weight, heads: int, low: int, high: int, back: bool) -> Array:
     """Blocks are dequantized first, those rows alone."""
     each, columns, rows = matrix.out_features // heads, matrix.in_features, high - low
     if isinstance(matrix, Trained):

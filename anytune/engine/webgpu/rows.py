@@ -8,7 +8,6 @@ from .arrays import Array, Sum, lines, row_cuts
 from .kernel import Kernel
 from .kernels import lookup
 from .kernels import rows as _kernels
-from .trained import Trained
 from .weights import Part, Weight
 
 
@@ -61,7 +60,7 @@ def _copy(e, x: Array, out: Array, count: int, source: int, target: int) -> None
         )
 
 
-def embed(e, ids: Array, table: Weight | Trained, scale: float) -> Array:
+def embed(e, ids: Array, table: Weight, scale: float) -> Array:
     out = e.array(ids.size, table.in_features)
     for low, high, weights, base in table.pieces(1, 1 << 30):
         for a, b in row_cuts(e.device.max_binding, out):
