@@ -39,8 +39,8 @@ def bound(buffer: Buffer, first: int, last: int, slack: int = 0) -> Bound:
 
 
 class Array:
-    """4-byte elements: [rows, columns] with `stride` elements from row to row, one row that is a vector, or, without
-    gaps, an array of more dimensions, whose rows are along the last."""
+    """4-byte elements: [rows, columns] with `stride` elements from row to row, one row that is a vector, or a
+    contiguous array of more dimensions, whose rows are along the last."""
 
     __slots__ = ("buffer", "at", "shape", "stride")
 
@@ -76,7 +76,7 @@ class Array:
         return Array(self.buffer, self.at + low * self.stride, (high - low, self.columns), self.stride)
 
     def reshape(self, *shape) -> Array:
-        """A vector as rows without gaps; -1: as many as there are."""
+        """A vector as contiguous rows; -1: as many as there are."""
         shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
         shape = tuple(-self.size // math.prod(shape) if n == -1 else n for n in shape)
         if len(self.shape) != 1 or math.prod(shape) != self.shape[0]:

@@ -83,7 +83,7 @@ class Autotune:
         return Array(held.buffer, 0, (tokens, columns), columns)
 
     def run(self, p: Product, tile: Tile, groups: int) -> None:
-        """Queue a product with this tile, and with its sum in slices for so many workgroups."""
+        """Queue a product with this tile, and with its sum in slices for `groups` workgroups."""
         from .linear import product
 
         e, part = self.e, _Blocks(self.rows, self.width)
@@ -139,7 +139,7 @@ class Autotune:
     # ---- time
 
     def once(self, action: Callable[[], None], rounds: int = 1) -> float:
-        """Seconds of one action of so many in a row."""
+        """Seconds of one action, of `rounds` in a row."""
         commands, device = self.e.commands, self.e.device
         commands.flush()
         device.wait()
@@ -151,7 +151,7 @@ class Autotune:
         return (time.perf_counter() - begun) / rounds
 
     def lasting(self, action: Callable[[], None]) -> float:
-        """Seconds of one action, of so many in a row that the submit and the waiting hardly count."""
+        """Seconds of one action, of enough in a row that submitting and waiting hardly count."""
         if self.e.device.software:
             return self.once(action)
         return self.once(action, min(max(int(LASTS / self.once(action, 2)), 2), 64))

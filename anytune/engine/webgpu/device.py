@@ -15,7 +15,7 @@ from .kernel import Kernel
 
 ALIGN = 256  # bytes: where a binding may begin, on every device
 WORKGROUPS = 65535  # of a dispatch in one dimension, on every device
-WORDS = 64  # uint32 of parameters a dispatch: one aligned slot
+WORDS = 64  # uint32 of parameters per dispatch: one aligned slot
 SLACK = 16  # bytes behind a buffer: unaligned words are read in pairs
 PIECE = 32 << 20  # bytes written before staging memory is freed, or read at a time
 CACHED_GROUPS = 1 << 16

@@ -132,7 +132,7 @@ class Dry:
             table.forget()
 
     def total(self, most: dict) -> int:
-        """Bytes of so many units of each kind."""
+        """Bytes of the units of each kind."""
         return sum(units * (1 if kind == "bytes" else kind) for kind, units in most.items())
 
     @staticmethod

@@ -84,7 +84,7 @@ class WebGpuEngine(Operations):
         return Array(self.pool.take(held * stride), 0, (rows, columns), stride)
 
     def room(self, rows: int) -> int:
-        """Rows of a buffer that serves all streams: so many times the capacity as there are for each token."""
+        """Rows of a buffer that serves all streams: for a token of the capacity as many as for one of this stream."""
         return max(rows, -(-rows // max(1, self.bounds.size // 2)) * self.capacity)
 
     def flat(self, size: int, most: int) -> Array:
@@ -105,7 +105,7 @@ class WebGpuEngine(Operations):
 
     @staticmethod
     def grid(columns: int, rows: int) -> tuple[int, int]:
-        """Workgroups for an invocation an element."""
+        """Workgroups for one invocation per element."""
         return -(-columns // 256), rows
 
     def weight(self, gguf, name: str, hold: str = "blocks") -> Weight:

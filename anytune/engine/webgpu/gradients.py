@@ -25,7 +25,7 @@ def matrix_gradient(e, dy: Array, x: Array, weight: Trained) -> None:
 
 
 def rows_of(e, matrix: Array, most: int = 1 << 30):
-    """Runs of at most so many rows of a matrix without gaps that fit a binding: (low, high, binding)."""
+    """Runs of at most `most` rows of a contiguous matrix that fit a binding: (low, high, binding)."""
     size = 4 * matrix.columns
     room = (e.device.max_binding - ALIGN) // size
     for low, high in cuts(matrix.rows, max(1, min(room, most)), 64 if min(room, most) >= 64 else 1):

@@ -110,7 +110,7 @@ fn strided_total(value: f32, lane: u32) -> f32 {{
 
 
 def element(row: str = "t") -> str:
-    """WGSL: an invocation an element, i of n columns of a row; those behind the last column leave."""
+    """WGSL: one invocation per element, column i of n in a row; those beyond the last column return."""
     return f"""
   let i = thread.x;
   let {row} = thread.y;

@@ -202,7 +202,7 @@ class Optimizers:
 
 
 def _each(count: int) -> tuple[int, int]:
-    """Workgroups for an invocation an element."""
+    """Workgroups for one invocation per element."""
     return _groups(-(-count // 256))
 
 

@@ -45,7 +45,7 @@ class Routing:
         return self.tokens * self.router.used
 
     def tiles(self, e, m: int) -> tuple[Array, int]:
-        """(expert, first slot, the one behind the last) of tiles of m slots, and how many there may be."""
+        """(expert, first slot, end) of tiles of m slots, and how many there may be."""
         if m not in self._tiles:
             most = self.most_tiles(self.slots, m)
             held = 3 * max(most, self.most_tiles(e.room(self.tokens) * self.router.used, m))

@@ -153,8 +153,8 @@ def rms_norm_backward(e, dy: Array, x: Array, gain: Array, eps: float, residual:
 
 
 def by_element(e, kernel: Kernel, *arrays: Array, numbers: tuple = (), flops: float = 0.0) -> None:
-    """A kernel with an invocation an element, whose parameters are the first array's columns, every array's stride and
-    `numbers`. flops: of an element."""
+    """A kernel with one invocation per element, whose parameters are the first array's columns, every array's stride
+    and `numbers`. flops: of an element."""
     n = arrays[0].columns
     for a, b in row_cuts(e.device.max_binding, *arrays):
         parameters = n, *(x.stride for x in arrays), *numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# elements that a sum's slices may take before they cost memory: there is always a buffer of so many
+# elements that a sum's slices may take without more memory: there is always a buffer of this size
 SCRATCH = 2 << 20
 
 

@@ -7,7 +7,7 @@ from .weights import Rows, Weight
 
 
 class Trained(Weight):
-    """values, gradient: float32 [out, in] or [experts, out, in], each without gaps in its own buffer."""
+    """values, gradient: float32 [out, in] or [experts, out, in], each contiguous in its own buffer."""
 
     hold, block, known, loaded = "blocks", "F32", True, True
 

@@ -121,7 +121,7 @@ def pieces(rows: list[Rows], row_bytes: int, limit: int, step: int, most: int):
 
 
 def rows_in(limit: int, row_bytes: int, rows: int) -> int:
-    """Of so many rows those that fit a binding."""
+    """How many of the rows fit a binding."""
     room = (limit - ALIGN - 8) // row_bytes
     if room < 4 and rows > room:  # columns of activations are read by fours
         raise UserError(

@@ -1,6 +1,6 @@
 """A causal depthwise convolution within each example.
 
-w [n, kernel] without gaps; its last column is for the token itself. An invocation has a column of a row. Arrays of
+w [n, kernel], contiguous; its last column is for the token itself. An invocation has a column of a row. Arrays of
 inputs may begin some rows before (or end behind) those that a dispatch writes, as far as the kernel reaches.
 """
 

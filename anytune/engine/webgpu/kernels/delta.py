@@ -69,7 +69,7 @@ fn softplus(x: f32) -> f32 { return max(x, 0.0) + log(1.0 + exp(-abs(x))); }"""
 
 @functools.cache
 def gates() -> Kernel:
-    """gates of each token and head.  grid: invocations an element."""
+    """gates of each token and head.  grid: one invocation per element."""
     return Kernel(
         "delta, gates",
         (*reads("beta", "alpha", "a", "bias"), *writes("gates")),

@@ -178,7 +178,7 @@ def units_backward(s: Sizes) -> Kernel:
 
 @functools.cache
 def gates_backward() -> Kernel:
-    """(dbeta, dalpha, and each token's share of da) of gates().  grid: invocations an element."""
+    """(dbeta, dalpha, and each token's share of da) of gates().  grid: one invocation per element."""
     return Kernel(
         "delta, gates_backward",
         (*reads("dgates", "beta", "alpha", "a", "bias"), *writes("dbeta", "dalpha", "da")),

@@ -63,7 +63,7 @@ def weigh() -> Kernel:
     )
 
 
-# a workgroup a slot; its number among all is p.s0 + group.x
+# one workgroup per slot, whose number among all is p.s0 + group.x
 _SLOT = """
   if (lane == 0u) { place = vec4<u32>(order[p.s0 + group.x], bounds[p.experts], 0u, 0u); }
   let found = workgroupUniformLoad(&place);

@@ -48,7 +48,7 @@ def _ends(rows: int, tail: bool, bias: bool) -> str:
 @functools.cache
 def gemv(block: str, rows: int, tail: bool = False, bias: bool = False, experts: bool = False) -> Kernel:
     """out[t, n] = sum over k of x[t, k] W[n, k], for up to `rows` rows of x. xs: vec4s from row to row. experts: rows
-    are slots, one a workgroup, each with its expert's weights, pair and bias; grid.z: slots."""
+    are slots, one per workgroup, each with its expert's weights, pair and bias; grid.z: slots."""
     ahead, first = max(1, AHEAD // rows), slots.slot("group.z") if experts else "\n  let row0 = 0u;"
     loads = "\n".join(
         f"""    let k{u} = k + {256 * u}u;

@@ -23,7 +23,7 @@ VALUES = {
 
 @functools.cache
 def outer(tile: Tile = Tile(), experts: bool = False) -> Kernel:
-    """g[m, n] += sum over tokens of dy[t, m] x[t, n].  grid: (columns / n, rows / m). g's rows follow without gaps.
+    """g[m, n] += sum over tokens of dy[t, m] x[t, n].  grid: (columns / n, rows / m). g is contiguous.
     experts: over an expert's slots, into its matrix, `rows` rows behind that of the one before; grid.z: experts."""
     t = tile
     lda, ldb, groups_m, groups_n = t.m // 4 + 1, t.n // 4 + 1, t.m // t.tm, t.n // t.tn

@@ -29,7 +29,7 @@ def _sums(x: str, m: str, out: str, job: str, pair: str, begin: str = "", end: s
 
     m0 = begin or p("m0")
     sums = "\n".join(f"  var s{t}_{c} = 0.0;" for t in range(TOKENS) for c in range(RANKS))
-    # conditions are joined by &, not &&: short circuits are branches, and some compilers take minutes for so many
+    # conditions are joined by &, not &&: short circuits are branches, and some compilers take minutes for this many
     body = [
         f"    let k{u} = min(k + {u * LANES}u, high - 1u);\n    let on{u} = k + {u * LANES}u < high;"
         for u in range(AHEAD)

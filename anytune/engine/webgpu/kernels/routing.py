@@ -201,8 +201,8 @@ def sort() -> Kernel:
 
 @functools.cache
 def tiles() -> Kernel:
-    """Each expert's slots in tiles of m: (expert, first slot, the one behind the last); unused entries name an expert
-    that does not exist.  grid: (1,)."""
+    """Each expert's slots in tiles of m: (expert, first slot, end); unused entries name an expert that does not
+    exist.  grid: (1,)."""
     return Kernel(
         "route, tiles",
         (*reads("bounds", of="u32"), *writes("tiles", of="u32")),

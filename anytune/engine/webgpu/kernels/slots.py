@@ -1,6 +1,6 @@
 """How a kernel whose rows are slots (tokens at one of their experts, sorted by expert) finds its expert.
 
-`tiles` has three numbers for each tile of rows: the expert, its first slot and the one behind its last (routing.py
+`tiles` has three numbers for each tile of rows: the expert, its first slot and its end (routing.py
 makes them; unused entries name an expert that does not exist). A dispatch takes experts e0…e1 and slots s0…s1, as
 many as its bindings hold. The numbers go through workgroup memory, so that the compiler knows that all invocations
 leave together.
