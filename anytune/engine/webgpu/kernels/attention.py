@@ -81,10 +81,8 @@ class Tiling:
 
     def dimensions(self, statement: str) -> str:
         """WGSL: a statement for each dimension of the invocation: {d} its place in the head, {n} its number."""
-        return "".join(
-            f"\n      if ({self.column(n)} < p.size) {{{{ {statement} }}}}".format(d=self.column(n), n=n)
-            for n in range(self.dims)
-        )
+        places = enumerate(self.column(n) for n in range(self.dims))
+        return "".join(f"\n      if ({d} < p.size) {{ {statement.format(d=d, n=n)} }}" for n, d in places)
 
 
 def cell(row: int, column: str) -> str:
