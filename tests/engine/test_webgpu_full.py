@@ -1,11 +1,5 @@
 """Training of a model's own weights on WebGPU, with bindings so small that matrices and vectors are cut."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -15,9 +9,8 @@ from anytune.model import Full
 from tests.model.conftest import stream
 from tests.engine.test_webgpu_engine import pooled
 from tests.support import dry, full, tiny
-from tests.support.webgpu import need_webgpu, swiftshader
+from tests.support.webgpu import need_webgpu, on_swiftshader
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, sys
 import numpy as np
@@ -195,27 +188,9 @@ def test_lora_after_weights(files, engine):
 
 
 def test_swiftshader_gives_the_same_answers(files, tmp_path):
-    driver = swiftshader()
+    facts = on_swiftshader(SCRIPT, files["qwen2"], tmp_path / "g.npz")
     trainee = full.trainee_of(files["qwen2"], device="numpy")
     loss, want = full.gradients(trainee)
     norm = trainee.engine.norm(list(trainee.gradients.values()))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "VK_DRIVER_FILES": str(driver),
-        "VK_ICD_FILENAMES": str(driver),
-        "ANYTUNE_MAX_BINDING": "64KiB",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, files["qwen2"], tmp_path / "g.npz"],
-        capture_output=True,
-        text=True,
-        timeout=170,
-        env=environment,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert "SwiftShader" in facts["device"]
     assert facts["loss"] == pytest.approx(loss, rel=1e-5) and facts["norm"] == pytest.approx(norm, rel=1e-5)
     assert full.nearness(dict(np.load(tmp_path / "g.npz")), want)[0] > 0.999999

@@ -1,12 +1,7 @@
 """Kernels as modules: checked ones compute what trusted ones do, all keep to WebGPU's default limits, and the second
 software device, a stricter one, gives the same answers."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +10,8 @@ from anytune.engine.webgpu.kernels.every import every, write
 from tests.engine.test_torch_engine import gradients, trainee_of
 from tests.model.conftest import stream
 from tests.support import tiny
-from tests.support.webgpu import need_webgpu, swiftshader
+from tests.support.webgpu import need_webgpu, on_swiftshader
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -90,27 +84,12 @@ def test_checked_and_trusted_modules_agree(tmp_path, monkeypatch, name):
 
 
 def test_swiftshader_gives_the_same_answers(tmp_path):
-    driver, near = swiftshader(), {"qwen3": 1e-5, "qwen35": 1e-4, "lfm2": 1e-5, "gpt-oss": 1e-5}
+    near = {"qwen3": 1e-5, "qwen35": 1e-4, "lfm2": 1e-5, "gpt-oss": 1e-5}
     paths = [tiny.write(tmp_path / f"{name}.gguf", name) for name in near]
     wanted = [gradients(trainee_of(path, "numpy"), stream([17, 1, 22, 24])) for path in paths]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "VK_DRIVER_FILES": str(driver),
-        "VK_ICD_FILENAMES": str(driver),
-        "ANYTUNE_MAX_BINDING": "64KiB",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, tmp_path / "g.npz", *paths],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    facts, found = json.loads(done.stdout), np.load(tmp_path / "g.npz").values()
-    assert "SwiftShader" in facts["device"] and facts["answers"] > 40 and facts["worst"] < 1e-5
+    facts = on_swiftshader(SCRIPT, tmp_path / "g.npz", *paths)
+    found = np.load(tmp_path / "g.npz").values()
+    assert facts["answers"] > 40 and facts["worst"] < 1e-5
     for most, loss, got, (exact, want) in zip(near.values(), facts["losses"], found, wanted):
         assert loss == pytest.approx(exact, rel=1e-5)
         assert np.linalg.norm(got - want) <= most * np.linalg.norm(want)

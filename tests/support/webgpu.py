@@ -1,6 +1,8 @@
 """WebGPU for the tests: a Vulkan device, of software where there is no other."""
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from tests.support.require import need
 
+ROOT = Path(__file__).parents[2]
 # where webgpu_setup.py leaves it, and where Chromium's packages do
 SWIFTSHADER = [
     Path(folder) / "vk_swiftshader_icd.json" for folder in (f"{sys.prefix}/swiftshader", "/usr/lib/chromium")
@@ -26,9 +29,25 @@ def need_webgpu():
         pytest.skip(problem)
 
 
-def swiftshader() -> Path:
-    """The loader's file for SwiftShader; skips where it is not installed."""
-    for path in SWIFTSHADER:
-        if path.exists():
-            return path
-    return need(SWIFTSHADER[0])
+def on_swiftshader(script: str, *arguments) -> dict:
+    """What a Python script prints as JSON in a process that sees SwiftShader alone; skips where it is not installed."""
+    driver = next((path for path in SWIFTSHADER if path.exists()), None) or need(SWIFTSHADER[0])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "VK_DRIVER_FILES": str(driver),
+        "VK_ICD_FILENAMES": str(driver),
+        "ANYTUNE_MAX_BINDING": "64KiB",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert "SwiftShader" in facts["device"]
+    return facts
