@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .entry import Entry
 from ..plain import threshold
-from .low import ceil_power
+from .shares import ceil_power
 
 BLOCK = 2048
 

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .entry import Entry
 from ..plain_optimizer import UNIT, new_partials, piece_size
-from .low import ceil_power
+from .shares import ceil_power
 
 BLOCK = 1024  # elements of an AdamW program
 
