@@ -1,4 +1,4 @@
-"""The entry point: gathers the commands and turns every ending into a sentence and an exit code.
+"""The entry point: names the commands and turns every ending into a sentence and an exit code.
 
 0 done; 1 a check failed or something crashed (the log's path is printed); 2 the user can fix it; 130 Ctrl-C.
 """
@@ -6,71 +6,58 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import click
 
 import anytune
-from anytune.cli import (
-    adapt_commands,
-    bench,
-    chat,
-    completion,
-    convert,
-    data,
-    doctor,
-    embed,
-    evaluate_biomed,
-    export_card,
-    finetune,
-    fpga,
-    generate,
-    imatrix,
-    info,
-    models,
-    monitor,
-    perplexity,
-    pull,
-    quantize,
-    runs,
-    serve,
-    studio,
-    train,
-    verify,
-)
 from anytune.cli.command import DEBUG, debug_wanted, set_debug
 from anytune.cli.ending import explain, say
 
-COMMANDS = (  # in the order of --help
-    models.models,
-    pull.pull,
-    info.info,
-    data.data,
-    train.train,
-    finetune.finetune,
-    adapt_commands.adapt,
-    monitor.monitor,
-    runs.runs,
-    generate.generate,
-    chat.chat,
-    verify.verify,
-    convert.convert,
-    quantize.quantize,
-    imatrix.imatrix,
-    perplexity.perplexity,
-    embed.embed,
-    evaluate_biomed.evaluate,
-    export_card.export,
-    serve.serve,
-    studio.studio,
-    bench.bench,
-    fpga.fpga,
-    doctor.doctor,
-    completion.completion,
-)
+COMMANDS = {  # name: the module that has it whole; in the order of --help
+    "models": "models",
+    "pull": "pull",
+    "info": "info",
+    "data": "data",
+    "train": "train",
+    "finetune": "finetune",
+    "adapt": "adapt_commands",
+    "monitor": "monitor",
+    "runs": "runs",
+    "generate": "generate",
+    "chat": "chat",
+    "verify": "verify",
+    "convert": "convert",
+    "quantize": "quantize",
+    "imatrix": "imatrix",
+    "perplexity": "perplexity",
+    "embed": "embed",
+    "evaluate": "evaluate_biomed",
+    "export": "export_card",
+    "serve": "serve",
+    "studio": "studio",
+    "bench": "bench",
+    "fpga": "fpga",
+    "doctor": "doctor",
+    "completion": "completion",
+}
+
+
+class _Commands(Mapping):
+    """COMMANDS, each imported when it is asked for: who runs one does not wait for the others."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        return getattr(importlib.import_module(f"anytune.cli.{COMMANDS[name]}"), name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
 
 
 class _Root(click.Group):
@@ -82,6 +69,7 @@ class _Root(click.Group):
 
 @click.group(
     cls=_Root,
+    commands=_Commands(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Each command has its own --help with an example.  Start with: anytune pull smollm2-135m",
 )
@@ -91,8 +79,6 @@ def cli() -> None:
 
 
 cli.params.append(DEBUG)
-for _command in COMMANDS:
-    cli.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

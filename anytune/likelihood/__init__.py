@@ -4,7 +4,6 @@ windows.py runs packed windows of a text; perplexity.py sums over them; baseline
 llama.cpp's file format; choices.py compares endings.
 """
 
-from anytune.likelihood.choices import score_choices
 from anytune.likelihood.perplexity import perplexity
 
-__all__ = ["perplexity", "score_choices"]
+__all__ = ["perplexity"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from anytune.engine.budget import Way
 from anytune.engine.numpy.budget import NumpyBudget
 
-from .dry import Dry, dry
 from .sizes import Bf16Sizes
 
+if TYPE_CHECKING:
+    from .dry import Dry
 
 HALF, UNPACKED = 0.03, 0.06  # of a step: dequantizing and packing for each use, of dx alone, and of y as well
 
@@ -26,4 +28,6 @@ class Bf16Budget(NumpyBudget):
         ]
 
     def dry(self, way: Way, capacity: int) -> Dry:
+        from .dry import dry
+
         return dry(self.engine, way.sizes, capacity)

@@ -6,11 +6,15 @@ dequantized once, to float32, only where dequantizing them at each use would be 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from anytune.engine.budget import Way
 from anytune.memory import MIB, available_bytes, page_out_code, process_bytes, trim
 
-from .dry import Dry, dry
 from .sizes import LEAN, SMALL, Sizes
+
+if TYPE_CHECKING:
+    from .dry import Dry
 
 SLOW_COST = 0.8  # of a step: dequantizing twice without a compiled kernel
 STREAM_COST = 0.04  # of a step: reading all blocks twice from the page cache
@@ -47,4 +51,6 @@ class NumpyBudget:
         ]
 
     def dry(self, way: Way, capacity: int) -> Dry:
+        from .dry import dry
+
         return dry(self.engine, way.sizes, capacity)
