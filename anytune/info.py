@@ -128,7 +128,8 @@ def _trainable(gguf: GGUF) -> dict[str, Any]:
     """Which modules take LoRA, and the parameters and memory of training them all at rank 16."""
     from anytune.model import Lora
     from anytune.model.config import read_config
-    from anytune.model.lora import MODULES, frozen_experts
+    from anytune.model.lora import frozen_experts
+    from anytune.model.modules import MODULES
 
     try:
         config = read_config(gguf)

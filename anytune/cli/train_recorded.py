@@ -49,7 +49,7 @@ def take_recorded(settings: dict[str, Any], lora_settings: dict[str, Any]) -> No
 
 def _module_names(tensors: str) -> str:
     """--lora-modules for the tensors that a checkpoint names."""
-    from anytune.model.lora import MODULES, module_tensor
+    from anytune.model.modules import MODULES, module_tensor
 
     found = set(map(module_tensor, tensors.split(",")))
     return ",".join(module for module, tensor in MODULES.items() if tensor in found)

@@ -10,7 +10,7 @@ from anytune.arguments import fields
 from anytune.engine.optimizers import KINDS
 from anytune.errors import UserError
 
-from .lora import ALIASES, EXPERTS, MODULES
+from .modules import ALIASES, EXPERTS, MODULES
 
 NORM, EMBED, BIAS, LAYER_EMBED = "norm", "embed", "bias", "layer_embed"
 OTHERS = {  # tensors that no pair adapts

@@ -1,52 +1,16 @@
-"""Which linears get a low-rank pair, and how the pairs lie in one flat parameter vector."""
+"""Which linears get a low-rank pair, of what rank and scale."""
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from anytune.arguments import fields
 from anytune.errors import UserError, did_you_mean
 
-# The names that llama.cpp-style trainers use -> the tensor's name within its layer (or of the head).
-MODULES = {
-    "attn_q": "attn_q",
-    "attn_k": "attn_k",
-    "attn_v": "attn_v",
-    "attn_o": "attn_output",
-    "attn_qkv": "attn_qkv",
-    "attn_gate": "attn_gate",
-    **{name: name for name in ("attn_q_a", "attn_q_b", "attn_kv_a_mqa")},
-    "ssm_out": "ssm_out",
-    "conv_in": "shortconv.in_proj",
-    "conv_out": "shortconv.out_proj",
-    "ssm_alpha": "ssm_alpha",
-    "ssm_beta": "ssm_beta",
-    "ffn_gate": "ffn_gate",
-    "ffn_up": "ffn_up",
-    "ffn_down": "ffn_down",
-    **{name: name for name in ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")},
-    **{name: name for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps")},
-    "inp_gate": "inp_gate",
-    "proj": "proj",
-    "output": "output",
-}
-ALIASES = {  # other trainers' names
-    "attn_output": "attn_o",
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "o_proj": "attn_o",
-    "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up",
-    "down_proj": "ffn_down",
-    "lm_head": "output",
-    "all-linear": "all",
-}
+from .modules import ALIASES, DENSE, GROUPS, MODULES, RARE, is_expert, module_tensor
+
 PEFT = {  # peft's names of the fields
     "r": "rank",
     "lora_alpha": "alpha",
@@ -55,33 +19,14 @@ PEFT = {  # peft's names of the fields
     "lora_dropout": "dropout",
     "loraplus_lr_ratio": "plus_ratio",
 }
-EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps")
-NOT_ALL = ("ssm_alpha", "ssm_beta", "inp_gate", "proj", *EXPERTS, "output")  # narrow ones, a pair an expert, the head
-ALL = tuple(name for name in MODULES if name not in NOT_ALL)
-GROUPS = {"all": ALL, "experts": EXPERTS}  # words for several
-# of ALL, those that few architectures have
-RARE = (
-    "attn_q_a",
-    "attn_q_b",
-    "attn_kv_a_mqa",
-    "attn_qkv",
-    "attn_gate",
-    "ssm_out",
-    "conv_in",
-    "conv_out",
-    "ffn_gate_shexp",
-    "ffn_up_shexp",
-    "ffn_down_shexp",
-)
-DENSE = ("ffn_gate", "ffn_up", "ffn_down")  # that files with experts may lack
 
 
 @dataclass(frozen=True)
 class Lora:
     """Low-rank adaptation (Hu et al. 2021): W + scale · B A, scale = alpha/rank (rsLoRA: alpha/sqrt(rank)).
 
-    modules: "all" (each layer's linears, but those in NOT_ALL), "experts" (a pair for each expert of a mixture), or
-    names out of MODULES, comma-separated or a sequence.
+    modules: "all" (each layer's linears, but those in modules.NOT_ALL), "experts" (a pair for each expert of a
+    mixture), or names out of modules.MODULES, comma-separated or a sequence.
     plus_ratio: learning rate of B over A's (LoRA+). dropout: on the low-rank path's input, one mask for the
     linears that share an input. seed: every tensor's start is drawn from its own stream; None: the run's seed.
 
@@ -180,16 +125,6 @@ class Lora:
         return found
 
 
-def module_tensor(name: str) -> str:
-    """The value in MODULES of a base tensor: "blk.0.attn_q.weight" -> "attn_q"."""
-    return (name.split(".", 2)[2] if name.startswith("blk.") else name).removesuffix(".weight")
-
-
-def is_expert(name: str) -> bool:
-    """Whether a base tensor holds the matrices of a layer's experts."""
-    return module_tensor(name) in EXPERTS
-
-
 def frozen_experts(gguf, config, names: Iterable[str], rank: int) -> int:
     """Parameters of the pairs that a model's experts would get, if none of the tensors `names` is theirs; else 0."""
     if any(map(is_expert, names)):
@@ -244,57 +179,3 @@ def refuse_beside(lora: Lora, adapter, asked: Iterable[str] | None = None) -> No
                 f"{flag} cannot be combined with --lora: training continues from an adapter whose {has[name][1]}. "
                 "Omit it, or start a new adapter without --lora."
             )
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Where one pair lies in the flat vectors: a [rank, in] at a, b [out, rank] at b; many: (experts,) before each."""
-
-    name: str
-    rank: int
-    in_features: int
-    out_features: int
-    a: int
-    b: int
-    many: tuple[int, ...] = ()
-
-    def view_a(self, flat):
-        return self._view(flat, self.a, self.rank, self.in_features)
-
-    def view_b(self, flat):
-        return self._view(flat, self.b, self.out_features, self.rank)
-
-    def _view(self, flat, at: int, rows: int, columns: int):
-        shape = (*self.many, rows, columns)
-        return flat[at : at + math.prod(shape)].reshape(shape)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """All pairs of an adapter in one flat vector: every A first, then every B (so LoRA+ is two ranges)."""
-
-    pairs: tuple[Pair, ...]
-    size_a: int
-    size: int
-
-    @classmethod
-    def of(cls, shapes: dict[str, tuple[int, ...]], rank: int) -> Layout:
-        """shapes: {tensor: (out, in), or (experts, out, in)}."""
-        at, starts = 0, {}
-        for name, (*many, _, features) in shapes.items():
-            starts[name] = at
-            at += math.prod(many) * rank * features
-        size_a, pairs = at, []
-        for name, (*many, out, features) in shapes.items():
-            pairs.append(Pair(name, rank, features, out, starts[name], at, tuple(many)))
-            at += math.prod(many) * rank * out
-        return cls(tuple(pairs), size_a, at)
-
-    def start(self, seed: int, into: np.ndarray) -> None:
-        """A uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5, as peft starts), B zero; a stream per tensor."""
-        into[self.size_a :] = 0
-        for pair in self.pairs:
-            stream = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(pair.name.encode())])
-            bound = 1.0 / math.sqrt(pair.in_features)
-            a = pair.view_a(into)
-            a[...] = stream.uniform(-bound, bound, a.shape)

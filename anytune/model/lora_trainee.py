@@ -9,7 +9,8 @@ import numpy as np
 from anytune.adapter.scaled import after_scale, before_scale
 from anytune.errors import UserError
 
-from .lora import Layout, Lora, check_adapted
+from .lora import Lora, check_adapted
+from .lora_layout import Layout
 from .passes import Passes
 from .plan import plan_training
 from .spec import LoraSpec

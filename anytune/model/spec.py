@@ -9,7 +9,8 @@ from typing import Any
 from anytune.engine.optimizers import Rule
 
 from .full import Full
-from .lora import Layout, Lora
+from .lora import Lora
+from .lora_layout import Layout
 from .own_embeddings import OWN
 
 EMBEDDING = "token_embd.weight"

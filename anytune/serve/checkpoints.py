@@ -8,7 +8,7 @@ from typing import Any
 
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
-from anytune.model.lora import Layout
+from anytune.model.lora_layout import Layout
 from anytune.train import checkpoint as ckpt
 
 

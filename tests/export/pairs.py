@@ -10,7 +10,7 @@ from anytune.adapter.adapter import Adapter
 from anytune.adapter.fit import LATENTS
 from anytune.gguf import GGUF
 from anytune.model.architectures import ARCHITECTURES
-from anytune.model.lora import module_tensor
+from anytune.model.modules import module_tensor
 
 IDS = np.random.default_rng(1).integers(5, 320, 40).tolist()
 TEXT = "the rest of the west wind was in the air and the old house stood there. " * 12

@@ -15,7 +15,7 @@ ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
 
 def trainee_of(path, tokens: int, adapter=None, threads: int = 1, **lora):
     from anytune.model import Lora
-    from anytune.model.lora import EXPERTS
+    from anytune.model.modules import EXPERTS
 
     model = anytune.load(path, device="numpy", threads=threads)
     experts = [name for name in EXPERTS if f"blk.{model.config.layers - 1}.{name}.weight" in model.gguf.tensors]

@@ -1,7 +1,7 @@
 """LoRA's skinny products in plain torch, and the tables that say where each pair lies.
 
 A group is the linears that share an input x [T, in]; their outputs lie side by side in y [T, width], their ranks side
-by side in R columns. All pairs of a model lie in one flat float32 vector (anytune.model.lora.Layout), gradients
+by side in R columns. All pairs of a model lie in one flat float32 vector (anytune.model.lora_layout.Layout), gradients
 likewise.
 """
 
