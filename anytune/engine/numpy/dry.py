@@ -18,8 +18,8 @@ from anytune.engine.base import Heads, Router
 from anytune.engine.dry import Ledger, some
 
 from .attention import Task
-from .experts import Routing
 from .meta import Memory, MetaArray
+from .routing import Routing
 from .weights import Expert, ExpertWeights, Weight
 from .workers import Job, piece, pieces
 

@@ -27,6 +27,7 @@ from . import latent as _latent
 from . import linear as _linear
 from . import loss as _loss
 from . import optimizers as _optimizers
+from . import routing as _routing
 from . import plain
 from .budget import NumpyBudget
 from .buffers import Buffers
@@ -209,14 +210,14 @@ class NumpyEngine(Buffers, Composed):
     convolve_backward = _convolution.convolve_backward
     convolve_cached = _convolution.convolve_cached
     expert_group = _experts.expert_group
-    route = _experts.route
-    route_backward = _experts.route_backward
-    dispatch = _experts.dispatch
-    combine = _experts.combine
-    weigh = _experts.weigh
-    weigh_backward = _experts.weigh_backward
-    weigh_bias = _experts.weigh_bias
-    weigh_bias_backward = _experts.weigh_bias_backward
+    route = _routing.route
+    route_backward = _routing.route_backward
+    dispatch = _routing.dispatch
+    combine = _routing.combine
+    weigh = _routing.weigh
+    weigh_backward = _routing.weigh_backward
+    weigh_bias = _routing.weigh_bias
+    weigh_bias_backward = _routing.weigh_bias_backward
     latent_heads = _latent.latent_heads
     latent_heads_backward = _latent.latent_heads_backward
     resize_heads = _latent.resize_heads
@@ -224,8 +225,8 @@ class NumpyEngine(Buffers, Composed):
     head_product = _latent.head_product
     clamped_glu = _gates.clamped_glu
     clamped_glu_backward = _gates.clamped_glu_backward
-    gate_rows = _experts.gate_rows
-    gate_rows_backward = _experts.gate_rows_backward
+    gate_rows = _gates.gate_rows
+    gate_rows_backward = _gates.gate_rows_backward
     expert_linear = _experts.expert_linear
     expert_linear_backward = _experts.expert_linear_backward
     split_heads = _gates.split_heads

@@ -1,4 +1,4 @@
-"""Heads that come as two halves, and a sigmoid that gates what attention gave."""
+"""Gates: of a clamped product, of an expert that all tokens go to, of what attention gave, whose heads come in two."""
 
 from __future__ import annotations
 
@@ -39,6 +39,19 @@ def clamped_glu_backward(e, dy, gate: np.ndarray, up: np.ndarray) -> tuple[np.nd
 
     e.workers.rows(gate.shape[0], rows, 64)
     return dgate, dup
+
+
+def gate_rows(e, x: np.ndarray, gate: np.ndarray) -> np.ndarray:
+    out, by = e.array(*x.shape), sigmoid(gate)
+    np.multiply(x, by, out=out)
+    return out
+
+
+def gate_rows_backward(e, dy: np.ndarray, x: np.ndarray, gate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    dx, dgate, by = e.array(*x.shape), e.array(*gate.shape), sigmoid(gate)
+    np.multiply(dy, by, out=dx)
+    dgate[...] = np.einsum("tn,tn->t", dy, x)[:, None] * by * (1 - by)
+    return dx, dgate
 
 
 def split_heads(e, x: np.ndarray, heads: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -168,16 +168,7 @@ def linear_backward(
             for low, high in backward_pieces(group, e.sizes)
         ]
     if rank:
-        jobs += [
-            partial(pair_down, e, dy, x, group, low, high, mask)
-            for low, high in pieces(0, features, piece(features, GRADIENT, 16), 16)
-        ]
-        jobs += [
-            partial(pair_up, e, dy, inputs, group, index, low, high)
-            for index, pair in enumerate(group.pairs)
-            if pair is not None
-            for low, high in pieces(0, pair.b.shape[0], piece(pair.b.shape[0], GRADIENT, 16), 16)
-        ]
+        jobs += pair_jobs(e, dy, x, inputs, group, mask)
     e.workers.run(jobs)
     if need_dx and not with_rank:
         _add_masked(e, dy, group, downs, mask, dx)
@@ -208,23 +199,30 @@ def into_rank(dy, group, low, high) -> None:
             )
 
 
-def streamed(e, group):
-    """The bytes of the group's streamed weights, read side by side: one flat buffer each."""
+def room(e, group: Group, number: int) -> tuple:
+    """A flat buffer for the bytes of each of the group's streamed weights, side by side in what e.raw() has for a
+    worker (-1: for all); None for each if they are held."""
     if not any(w.needs_raw() for w in group.weights):
         return (None,) * len(group.weights)
-    buffers, at = [], 0
-    whole = e.raw(-1, sum(w.nbytes for w in group.weights))
+    whole, buffers, at = e.raw(number, sum(w.nbytes for w in group.weights)), [], 0
     for weight in group.weights:
         buffers.append(whole[at : at + weight.nbytes])
         at += weight.nbytes
-
-    jobs = [
-        partial(_read, weight, low, high, buffer)
-        for weight, buffer in zip(group.weights, buffers)
-        for low, high in pieces(0, weight.out_features, piece(weight.out_features, 256))
-    ]
-    e.workers.run(jobs)
     return tuple(buffers)
+
+
+def streamed(e, group: Group) -> tuple:
+    """As room(), for all workers, who have read the bytes."""
+    buffers = room(e, group, -1)
+    if buffers[0] is not None:
+        e.workers.run(
+            [
+                partial(_read, weight, low, high, buffer)
+                for weight, buffer in zip(group.weights, buffers)
+                for low, high in pieces(0, weight.out_features, piece(weight.out_features, 256))
+            ]
+        )
+    return buffers
 
 
 def _read(weight: Weight, low: int, high: int, buffer, number: int) -> None:
@@ -242,7 +240,22 @@ def backward_tile(e, dy, group, downs, low: int, high: int, raw, dx, with_rank: 
     np.matmul(dy[:, :height], tile, out=dx[:, low:high])
 
 
-def pair_down(e, dy, x, group, low: int, high: int, mask, number: int) -> None:
+def pair_jobs(e, dy, x, inputs, group: Group, mask) -> list[Job]:
+    """What adds to the gradients of the group's pairs; inputs: what _low_rank() gave."""
+    jobs: list[Job] = [
+        partial(_pair_down, e, dy, x, group, low, high, mask)
+        for low, high in pieces(0, group.in_features, piece(group.in_features, GRADIENT, 16), 16)
+    ]
+    jobs += [
+        partial(_pair_up, e, dy, inputs, group, index, low, high)
+        for index, pair in enumerate(group.pairs)
+        if pair is not None
+        for low, high in pieces(0, pair.b.shape[0], piece(pair.b.shape[0], GRADIENT, 16), 16)
+    ]
+    return jobs
+
+
+def _pair_down(e, dy, x, group, low: int, high: int, mask, number: int) -> None:
     """Adds to columns low…high of every grad_a."""
     source = x[:, low:high]
     if mask is not None:
@@ -254,7 +267,7 @@ def pair_down(e, dy, x, group, low: int, high: int, mask, number: int) -> None:
             e.kernels.add_scaled(part[first:last], pair.scale, pair.grad_a[:, low:high])
 
 
-def pair_up(e, dy, inputs, group, index: int, low: int, high: int, number: int) -> None:
+def _pair_up(e, dy, inputs, group, index: int, low: int, high: int, number: int) -> None:
     """Adds to rows low…high of one grad_b."""
     (first, last), base = group.ranks()[index], group.bounds[index]
     part = e.scratch(number, "up", (high - low) * (last - first)).reshape(high - low, last - first)
