@@ -1,4 +1,4 @@
-"""A causal convolution of each column for itself within each example, heads in halves, and sigmoid gates, in torch."""
+"""A causal convolution of each column for itself within each example, in torch."""
 
 from __future__ import annotations
 
@@ -37,44 +37,6 @@ def convolve_cached(e, x: Tensor, weight: Tensor, silu: bool, cache: Tensor, whe
         y = sums(window, weight, torch.zeros(len(window), dtype=torch.int32, device=e.device))[before:]
         out[low:high] = (y * torch.sigmoid(y) if silu else y).to(out.dtype)
     return out
-
-
-def split_heads(e, x: Tensor, heads: int, first: int = 0) -> tuple[Tensor, Tensor]:
-    whole = x.unflatten(1, (heads, -1))
-    at = first or whole.shape[2] // 2
-    made = tuple(own(e.array(x.shape[0], heads * size)) for size in (at, whole.shape[2] - at))
-    for out, part in zip(made, (whole[:, :, :at], whole[:, :, at:])):
-        out.unflatten(1, (heads, -1)).copy_(part)
-    return made
-
-
-def join_heads(e, first: Tensor, second: Tensor, heads: int) -> Tensor:
-    out, at = own(e.array(first.shape[0], first.shape[1] + second.shape[1])), first.shape[1] // heads
-    whole = out.unflatten(1, (heads, -1))
-    whole[:, :, :at].copy_(first.unflatten(1, (heads, -1)))
-    whole[:, :, at:].copy_(second.unflatten(1, (heads, -1)))
-    return out
-
-
-def gated(e, x: Tensor, gate: Tensor, activation: str) -> Tensor:
-    if activation == "silu":
-        return e.glu(gate, x, "silu")
-    if activation == "none":
-        return torch.mul(x, gate, out=own(e.array(*x.shape)))
-    out = own(e.array(*x.shape))
-    e.f.gated(x, gate, out)
-    return out
-
-
-def gated_backward(e, dy: Tensor, x: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    if activation == "silu":
-        dgate, dx = e.glu_backward(dy, gate, x, "silu")
-        return dx, dgate
-    if activation == "none":
-        return tuple(torch.mul(dy, z, out=own(e.array(*x.shape))) for z in (gate, x))
-    dx, dgate = own(e.array(*x.shape)), own(e.array(*x.shape))
-    e.f.gated_backward(dy, x, gate, dx, dgate)
-    return dx, dgate
 
 
 def state(e, slots: int, size: int) -> Tensor:

@@ -19,14 +19,16 @@ from . import convolution as _convolution
 from . import decode as _decode
 from . import delta as _delta
 from . import experts as _experts
-from . import routing as _routing
 from . import fp8
+from . import gates as _gates
 from . import gradients as _gradients
 from . import latent as _latent
 from . import linear as _linear
 from . import loss as _loss
 from . import optimizers as _optimizers
 from . import replay as _replay
+from . import routing as _routing
+from . import sinks as _sinks
 from . import slices as _slices
 from . import update as _update
 from . import vendor
@@ -36,6 +38,7 @@ from .attention import WIDEST
 from .budget import Budget
 from .budget import peak as _budget_peak
 from .devices import Device, has_fp8
+from .experts import ExpertWeights
 from .failures import explain
 from .functions import functions
 from .offload import Offloader, Ticket
@@ -43,7 +46,6 @@ from .pair_gradients import flush
 from .sizes import Sizes
 from .trained import Trained
 from .transfers import Transfers
-from .experts import ExpertWeights
 from .weights import Group, LoraPair, Weight, align
 
 Tensor = torch.Tensor
@@ -260,17 +262,19 @@ class TorchEngine(Transfers, Composed):
     resize_heads = _latent.resize_heads
     latent_matrix = _latent.latent_matrix
     head_product = _latent.head_product
-    clamped_glu = _routing.clamped_glu
-    clamped_glu_backward = _routing.clamped_glu_backward
-    gate_rows = _routing.gate_rows
-    gate_rows_backward = _routing.gate_rows_backward
+    clamped_glu = _gates.clamped_glu
+    clamped_glu_backward = _gates.clamped_glu_backward
+    gate_rows = _gates.gate_rows
+    gate_rows_backward = _gates.gate_rows_backward
     expert_linear = _experts.expert_linear
     expert_linear_backward = _experts.expert_linear_backward
-    split_heads = _convolution.split_heads
-    join_heads = _convolution.join_heads
-    gated = _convolution.gated
-    gated_backward = _convolution.gated_backward
+    split_heads = _gates.split_heads
+    join_heads = _gates.join_heads
+    gated = _gates.gated
+    gated_backward = _gates.gated_backward
     state = _convolution.state
+    sink = _sinks.sink
+    sink_gradient = _sinks.sink_gradient
     cross_entropy = _loss.cross_entropy
     gain_gradient = _gradients.gain_gradient
     embed_backward = _gradients.embed_backward
@@ -303,15 +307,6 @@ class TorchEngine(Transfers, Composed):
         if self.compiled and vendor.suits(q, heads, self.whole):
             return out, vendor.attention(q, k, v, heads, out)
         return out, self.f.attention(q, k, v, self.first, self.end, self.starts, heads, out)
-
-    def sink(self, out, lse, sinks, heads: Heads):
-        grown = torch.logaddexp(lse, sinks[:, None])
-        share = torch.exp(lse - grown).t().repeat_interleave(heads.head_dim, 1).to(out.dtype)
-        return torch.mul(out, share, out=own(self.array(*out.shape))), grown
-
-    def sink_gradient(self, dout, out, lse, sinks, heads: Heads, into) -> None:
-        inner = (dout.float() * out).unflatten(1, (heads.n_heads, -1)).sum(2)
-        into -= (torch.exp(sinks[:, None] - lse).t() * inner).sum(0)
 
     def attention_backward(self, dout, q, k, v, out, lse, heads: Heads):
         wide, narrow = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim

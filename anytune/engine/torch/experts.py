@@ -9,10 +9,8 @@ decoded take copies of their experts' matrices alone.
 
 from __future__ import annotations
 
-
 import numpy as np
 import torch
-
 
 from anytune.engine.trains import Trains
 
@@ -228,7 +226,7 @@ def _whole_backward(e, dy: Tensor, x: Tensor, group: Experts, routing: Routing, 
     if group.trains_pairs:
         source = dropped(e, x, group)
         _pair_gradients(e, dy, wide[:, width:], source, _with_low(e, x, group, m, routing, source), group, routing)
-    if group.trains_matrix or any(b is not None for b in group.bias_gradients):
+    if group.trains_matrix or group.trains_bias:
         _own_gradients(dy, x, group, routing)
     return dx
 

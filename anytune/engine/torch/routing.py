@@ -157,32 +157,3 @@ def weigh_bias_backward(e, dy: Tensor, bias: Tensor, routing: Routing, dweights:
     if into is not None:
         add_rows(into, slots, routing.by_slot[:, None] * dy.float())
     return dweights + (dy.float() * bias.index_select(0, slots)).sum(1)[routing.place]
-
-
-def _clamped(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    g, u = gate.float().clamp(max=7), up.float().clamp(-7, 7)
-    return g, u, torch.sigmoid(1.702 * g)
-
-
-def clamped_glu(e, gate: Tensor, up: Tensor) -> Tensor:
-    g, u, s = _clamped(gate, up)
-    return own(e.array(*gate.shape)).copy_(g * s * (u + 1))
-
-
-def clamped_glu_backward(e, dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    g, u, s = _clamped(gate, up)
-    both, width = e.array(gate.shape[0], 2 * gate.shape[1]), gate.shape[1]
-    dgate, dup = both[:, :width], own(both[:, width:])
-    dgate.copy_(dy * (u + 1) * s * (1 + 1.702 * g * (1 - s)) * (gate <= 7))
-    dup.copy_(dy * g * s * (up.abs() <= 7))
-    return dgate, dup
-
-
-def gate_rows(e, x: Tensor, gate: Tensor) -> Tensor:
-    return torch.mul(x, gate.sigmoid(), out=own(e.array(*x.shape)))
-
-
-def gate_rows_backward(e, dy: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    by = gate.float().sigmoid()
-    dgate = (dy.float() * x).sum(1, keepdim=True) * by * (1 - by)
-    return torch.mul(dy, by.to(dy.dtype), out=own(e.array(*x.shape))), own(e.array(*gate.shape)).copy_(dgate)
