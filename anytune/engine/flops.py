@@ -66,7 +66,7 @@ class Operations:
         return self.engine.expert_linear(x, group, routing)
 
     def expert_linear_backward(self, dys, x, group, routing, need_dx=True):
-        self._experts(dys[0].shape[0], group, need_dx + any(w.gradient is not None for w in group.weights))
+        self._experts(dys[0].shape[0], group, need_dx + group.trains_matrix)
         return self.engine.expert_linear_backward(dys, x, group, routing, need_dx)
 
     def _attend(self, tokens: int, heads: Heads, products: int) -> None:

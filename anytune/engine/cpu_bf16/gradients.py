@@ -58,7 +58,7 @@ def add(e, number: int, dy: int, stride: int, rows: int, tokens: int, packed: in
 def gradient_jobs(e, dy: Rows, x: Rows, group: Group) -> list[Job]:
     """Rows of each trained matrix's gradient and places of each bias's."""
     tokens = dy.shape[0]
-    packed = pack(e, x, tokens, group.in_features) if any(w.gradient is not None for w in group.weights) else 0
+    packed = pack(e, x, tokens, group.in_features) if group.trains_matrix else 0
 
     def task(weight, bias, start: int, low: int, high: int, number: int) -> None:
         if weight.gradient is not None:

@@ -78,7 +78,7 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
             else left_rows(e, tokens, group, writer(e, dropped(e, _float32(x), group, mask, 0, tokens)))
         )
         jobs += Pairs(e, dy, x, group).jobs()
-    if trains_whole(group):
+    if group.trains_matrix or group.trains_bias:
         x = left(e, x, group)
         jobs += gradient_jobs(e, dy, x, group)
     dx = e.array(tokens, features) if need_dx else None
@@ -96,11 +96,6 @@ def linear_backward(e, dys: tuple, x, group: Group, need_dx: bool = True) -> np.
     if dx is not None and mask is not None:
         _add_masked(e, dy, group, downs, mask, dx)
     return dx
-
-
-def trains_whole(group: Group) -> bool:
-    """Whether matrices or biases of the group are trained."""
-    return any(w.gradient is not None for w in group.weights) or any(g is not None for g in group.bias_gradients)
 
 
 def _float32(x) -> np.ndarray:

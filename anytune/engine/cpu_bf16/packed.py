@@ -25,7 +25,7 @@ def can_be_packed(group: Group) -> bool:
         isinstance(group, Group)  # experts are taken one at a time
         and group.in_features % 32 == 0
         and all(b % gemm.PANEL == 0 for b in group.bounds)
-        and all(w.gradient is None for w in group.weights)
+        and not group.trains_matrix
     )
 
 

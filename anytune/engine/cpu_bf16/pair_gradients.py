@@ -8,7 +8,7 @@ from anytune.engine.numpy.linear import Group
 from anytune.engine.numpy.workers import Job, pieces
 
 from . import gemm
-from .gradients import turned_words
+from .gradients import turned_bytes, turned_words
 from .rows import Rows, address, aligned
 
 GRADIENT = 256  # columns of a piece of the pairs' gradients
@@ -20,7 +20,7 @@ class Pairs:
     def __init__(self, e, dy: Rows, x: Rows, group: Group):
         self.e, self.dy, self.x, self.group, self.tokens = e, dy, x, group, dy.shape[0]
         rank, tokens, spans = group.rank, self.tokens, group.ranks()
-        self.stride, self.depth = gemm.row_bytes(-(-tokens // 32) * 32), gemm.depth_of(tokens)
+        self.stride, self.depth = turned_bytes(tokens), gemm.depth_of(tokens)
         self.turned = aligned(e, 0, "turned", turned_words(rank, tokens))
         e.gemm.turn(dy.address + 2 * group.width, dy.stride, tokens, rank, 2, self.turned, self.stride)
         sizes = [gemm.packed_words(tokens, last - first) for first, last in spans]
