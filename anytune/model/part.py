@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from .build import LayerWeights
+    from .config import Config
 
 Array = Any
 
@@ -60,6 +64,18 @@ class Part:
     WRITES: ClassVar[tuple[str, ...]] = ()
     REWINDS: ClassVar[bool] = True  # whether its state of decoding can forget the last tokens
     NEEDS: ClassVar[str | None] = None  # what an engine must offer for it beyond the operations of every engine
+
+    @classmethod
+    def around(cls, w: LayerWeights, c: Config, norm: str, post: str | None = None, first: int = 0) -> dict[str, Any]:
+        """A half's own fields: its norms by name (post: where the architecture has any), and the groups of its first
+        and last product, which have the numbers `first` and the next."""
+        return {
+            "norm": w.norm(norm),
+            "post": w.norm(post) if post and c.arch.post_norms else None,
+            "eps": c.eps,
+            "reads": w.group(first, *cls.READS),
+            "writes": w.group(first + 1, *cls.WRITES),
+        }
 
     @classmethod
     def linears(cls, c: Any) -> tuple[tuple[str, ...], ...]:

@@ -34,14 +34,7 @@ class Gated(Part):
     @classmethod
     def of(cls, w: LayerWeights, c: Config, first: int = 2) -> Gated:
         """first: the number of its first group."""
-        return cls(
-            norm=w.norm(c.arch.ffn_norm),
-            post=w.norm("post_ffw_norm") if c.arch.post_norms else None,
-            eps=c.eps,
-            reads=w.group(first, *cls.READS),
-            writes=w.group(first + 1, *cls.WRITES),
-            activation=c.arch.activation,
-        )
+        return cls(**cls.around(w, c, c.arch.ffn_norm, "post_ffw_norm", first), activation=c.arch.activation)
 
     @property
     def between(self) -> Any:

@@ -66,11 +66,7 @@ class Attention(Part):
     def of(cls, w: LayerWeights, c: Config) -> Attention:
         cos, sin, *heat = w.tables[c.rope(w.layer)]
         return cls(
-            norm=w.norm("attn_norm"),
-            post=w.norm("post_attention_norm") if c.arch.post_norms else None,
-            eps=c.eps,
-            reads=w.group(0, *cls.READS),
-            writes=w.group(1, *cls.WRITES),
+            **cls.around(w, c, "attn_norm", "post_attention_norm"),
             q_norm=w.norm("attn_q_norm"),
             k_norm=w.norm("attn_k_norm"),
             heads=cls.shape(c, w.layer),

@@ -53,11 +53,7 @@ class DeltaNet(Part):
     @classmethod
     def of(cls, w: LayerWeights, c: Config) -> DeltaNet:
         return cls(
-            norm=w.norm("attn_norm"),
-            post=None,
-            eps=c.eps,
-            reads=w.group(0, *cls.READS),
-            writes=w.group(1, *cls.WRITES),
+            **cls.around(w, c, "attn_norm"),
             heads=c.delta,
             convolution=w.vector("ssm_conv1d.weight"),
             decay=w.vector("ssm_a"),

@@ -36,11 +36,7 @@ class ShortConv(Part):
     @classmethod
     def of(cls, w: LayerWeights, c: Config) -> ShortConv:
         return cls(
-            norm=w.norm("attn_norm"),
-            post=None,
-            eps=c.eps,
-            reads=w.group(0, *cls.READS),
-            writes=w.group(1, *cls.WRITES),
+            **cls.around(w, c, "attn_norm"),
             kernel=w.vector("shortconv.conv.weight"),
             kernel_gradient=w.gradient("shortconv.conv.weight"),
         )
