@@ -7,8 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from anytune.errors import UserError
-from anytune.model.architecture import BESIDE, LAYER_TYPES, MODULES, PATTERN, SCALES, WINDOW
-from anytune.model.architecture import ExpertNames, Other, layer_types
+from anytune.model.architecture import (
+    BESIDE,
+    LAYER_TYPES,
+    MODULES,
+    PATTERN,
+    SCALES,
+    WINDOW,
+    ExpertNames,
+    Other,
+    layer_types,
+)
 from anytune.model.ffn.beside import Beside
 from anytune.model.ffn.dense_beside_experts import DenseBesideExperts
 from anytune.model.ffn.gated import Gated
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 CAP, SHARED, OWN = "final_logit_softcapping", "attention.shared_kv_layers", "embedding_length_per_layer_input"
 SIZE, TURNED, HEADS = "attention.key_length_swa", "rope.dimension_count_swa", "attention.head_count_kv"
 VALUES, BASE, FED = "attention.value_length_swa", "rope.freq_base_swa", "feed_forward_length"
+WHOLE = "attention.key_length", "attention.value_length", "rope.dimension_count"  # of the layers that see everything
 
 
 def read(get: Callable, c: Config) -> dict[str, Any]:
@@ -36,9 +46,12 @@ def read(get: Callable, c: Config) -> dict[str, Any]:
     return {
         "attention_scale": 1.0,
         "logit_cap": float(get(CAP, 0.0, float)),
-        **{"local": Rope(turned, c.local.base), "local_size": size, "key_heads": heads},
+        "local": Rope(turned, c.local.base),
+        "local_size": size,
+        "key_heads": heads,
         "hiddens": get.each(FED, c.layers) or (),
-        **{"shared": shared, "own": get(OWN, 0)},
+        "shared": shared,
+        "own": get(OWN, 0),
         "values": tuple(f"blk.{i}.attn_v.weight" in get.tensors for i in range(first)),
     }
 
@@ -74,19 +87,22 @@ def config(c: Config) -> dict[str, Any]:
 
 
 def metadata(number: Callable, config: Mapping) -> dict[str, Any]:
-    layers, size, hidden = number("num_hidden_layers", int), number("head_dim", int), number("intermediate_size", int)
-    windows, shared = [k == LAYER_TYPES[0] for k in config["layer_types"]], int(config.get("num_kv_shared_layers") or 0)
-    local, whole = number("num_key_value_heads", int), number("global_head_dim", int, 512)
+    layers, hidden = number("num_hidden_layers", int), number("intermediate_size", int)
+    local = number("num_key_value_heads", int)
     full = number("num_global_key_value_heads", int, local) if config.get("attention_k_eq_v") else local
+    windows = [kind == LAYER_TYPES[0] for kind in config["layer_types"]]
+    shared = int(config.get("num_kv_shared_layers") or 0)
+    wide = layers - shared if config.get("use_double_wide_mlp") else layers  # the first layer of twice the width
     return {
-        **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), whole),
-        **dict.fromkeys((SIZE, VALUES, TURNED), size),
+        **dict.fromkeys(WHOLE, number("global_head_dim", int, 512)),
+        **dict.fromkeys((SIZE, VALUES, TURNED), number("head_dim", int)),
         **({CAP: number(CAP, float)} if config.get(CAP) else {}),
         BASE: float(config["rope_parameters"][LAYER_TYPES[0]]["rope_theta"]),
-        **{PATTERN: windows, SHARED: shared},
+        PATTERN: windows,
+        SHARED: shared,
         OWN: int(config.get("hidden_size_per_layer_input") or 0),
         HEADS: [local if windowed else full for windowed in windows],
-        FED: [hidden << (bool(config.get("use_double_wide_mlp")) and i >= layers - shared) for i in range(layers)],
+        FED: [hidden if layer < wide else 2 * hidden for layer in range(layers)],
     }
 
 

@@ -7,31 +7,17 @@ latent behind the columns that turn, and its latent is the value.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from anytune.engine.base import Heads, LatentHeads
 from anytune.model.part import Norm, Part
-from anytune.model.rope import RopeScaling
 
 if TYPE_CHECKING:
     from anytune.model.build import LayerWeights
     from anytune.model.config import Config
 
 SPLIT = "attn_k_b.weight", "attn_v_b.weight"  # the one matrix attn_kv_b, as newer files have it
-
-
-def scaled(s: RopeScaling, keys: int, log: float) -> dict[str, Any]:
-    """The Config's scale of scores, and how angles are stretched, as llama.cpp has them for keys of so many columns.
-
-    log: what the file says, a tenth of config.json's mscale_all_dim.
-    """
-    yarn, stretch = s.kind == "yarn", math.log(s.factor) if s.kind != "none" else 0.0
-    grown = (0.0 if log else max(stretch, 0.0)) if yarn else stretch
-    magnitude = s.attention_factor * (1 + 0.1 * grown) * (1 + log * stretch)
-    scaling = replace(s, log_factor=float(yarn and log != 0))
-    return {"attention_scale": magnitude**2 / math.sqrt(keys), "scaling": scaling}
 
 
 @dataclass
@@ -75,11 +61,7 @@ class LatentAttention(Part):
     def of(cls, w: LayerWeights, c: Config) -> LatentAttention:
         s = c.latent
         return cls(
-            norm=w.norm("attn_norm"),
-            post=None,
-            eps=c.eps,
-            reads=w.group(0, *cls.READS),
-            writes=w.group(1, *cls.WRITES),
+            **cls.around(w, c, "attn_norm"),
             q_norm=w.norm("attn_q_a_norm"),
             kv_norm=w.norm("attn_kv_a_norm"),
             queries=w.group(8, "attn_q_b") if c.q_rank else None,
