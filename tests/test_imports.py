@@ -30,11 +30,26 @@ for module in sys.argv[1:]:
 def test_the_command_line_starts_without_what_only_some_need():
     heavy = "{'numba', 'numpy', 'torch', 'transformers', 'triton', 'wgpu', 'xllamacpp'}"
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys, anytune.cli.main; print({heavy} & set(sys.modules))"],
+        [
+            sys.executable,
+            "-c",
+            f"import sys; from anytune.cli.main import cli; dict(cli.commands); print({heavy} & set(sys.modules))",
+        ],
         capture_output=True,
         text=True,
     )
     assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+def test_a_command_does_not_import_the_others():
+    code = """
+import sys
+from anytune.cli.main import COMMANDS, run
+run(["pull", "--help"])
+print(sorted(module for module in COMMANDS.values() if f"anytune.cli.{module}" in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "['pull']", done.stdout + done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="each module gets a process of its own by fork")
