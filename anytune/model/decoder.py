@@ -165,13 +165,11 @@ class Continued:
         self._turn = turn
         return q, k
 
-    def attention(self, q, k, v, heads):
-        q = self._engine.qk_norm_rope_store((q, k, v), *self._turn, self._state, self._places)
-        return self._engine.attend_cache(q, *self._state, self._places, heads), None
-
-    def attention_with(self, q, k, v, heads, sinks):
+    def attention(self, q, k, v, heads, sinks=None):
         q = self._engine.qk_norm_rope_store((q, k, v), *self._turn, self._state, self._places)
         return self._engine.attend_cache(q, *self._state, self._places, heads, sinks), None
+
+    attention_with = attention
 
     def attend_latent(self, q, k, turn: tuple, heads):
         """Keys that are the values too, behind columns of no meaning there, in one cache."""

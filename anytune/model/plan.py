@@ -7,6 +7,7 @@ layers, whose forward then runs twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,8 @@ def plan_training(model, spec, ubatch: int, context: int, memory: int | None) ->
         keep = _most(lambda k: counter.fits(way, k), wanted, layers, way is first)
         if keep is not None:
             cost = way.cost + AGAIN * counter.twice(way, keep)
-            best = min(best or (cost, way, keep), (cost, way, keep), key=lambda found: found[0])
+            if best is None or cost < best[0]:
+                best = cost, way, keep
         elif best is None:
             later, kin = ways[ways.index(way) + 1 :], (way.hold, way.family)
             others = [other for other in later if (other.hold, other.family) == kin]
@@ -145,11 +147,11 @@ class _Counter:
 
     def least(self, ways: list[Way]) -> int:
         """Bytes of what is taken now and of a run of whichever way takes the least, with every forward run twice."""
-        found: int | None = None
+        found = math.inf
         for way in reversed(ways):  # the dearest first, as they take little
-            if found is None or self._dry(way).least(way.sizes, 0) < found:
-                found = min(found or self.run(way, 0)[0], self.run(way, 0)[0])
-        return self.budget.base + (found or 0)
+            if self._dry(way).least(way.sizes, 0) < found:
+                found = min(found, self.run(way, 0)[0])
+        return self.budget.base + found
 
     def twice(self, way: Way, keep: int) -> float:
         """The arithmetic of forwards that run again, over that of a step without them, which is the same any way."""

@@ -12,10 +12,10 @@ from anytune.engine.numpy.loss import most_rows
 from anytune.engine.numpy.workers import pieces
 
 from . import gemm, gradients
-from .gradients import turned_words
-from .sides import left
+from .gradients import turned_bytes, turned_words
 from .packed import packed_of
 from .rows import Rows, address, aligned
+from .sides import left
 
 
 def head_rows(sizes, head: Group) -> int:
@@ -145,7 +145,7 @@ class Chunk:
         stride, width = gemm.row_bytes(self.step), head.in_features
         trained = pair is not None and pair.grad_b is not None
         if trained:
-            rank, turned_stride, deep = head.rank, gemm.row_bytes(-(-rows // 32) * 32), gemm.depth_of(rows)
+            rank, turned_stride, deep = head.rank, turned_bytes(rows), gemm.depth_of(rows)
             inner = aligned(e, 0, "inner", gemm.packed_words(rows, rank))
             e.gemm.pack_rows(self.at + 2 * width, self.stride, rank, rows, 2, inner, deep, 0)
         whole = head.weights[0].gradient  # of a head that is trained itself, and has no pair then
