@@ -11,7 +11,8 @@ import triton.language as tl
 from .entry import Entry
 from .. import plain_low
 from ..plain_low import COLUMNS
-from .low import MOST, _tile, warps
+from .low import MOST, warps
+from .low_gradients import gradient_tile
 from .shares import ceil_power
 
 ROWS = 32  # at a time
@@ -46,7 +47,7 @@ def _group(
 ):
     """One tile of a group: its A's first, then its B's."""
     if tile < A_TILES:
-        _tile(
+        gradient_tile(
             x,
             low_dy,
             rows,
@@ -77,7 +78,7 @@ def _group(
             FLAT_ALIGN,
         )
     else:
-        _tile(
+        gradient_tile(
             dy,
             low_x,
             rows,
