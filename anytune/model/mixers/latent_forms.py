@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from anytune.model.config import Config
 
 RANK, QUERY_RANK = "attention.kv_lora_rank", "attention.q_lora_rank"
-KEY_LENGTH, VALUE_LENGTH = (
-    "attention.key_length",
-    "attention.value_length",
-)  # of the latent, where files tell them apart
+KEY_LENGTH, VALUE_LENGTH = "attention.key_length", "attention.value_length"  # where _mla is used too, of the latent
 KEYS, VALUES = f"{KEY_LENGTH}_mla", f"{VALUE_LENGTH}_mla"  # of each head
 YARN = "rope.scaling.yarn_log_multiplier"
 USED = (RANK, QUERY_RANK, KEYS, VALUES, YARN)
