@@ -6,7 +6,7 @@ from tests.support.torch_kernels import DEVICE, empty, kept, seed, torch, view
 from tests.support.triton import triton_module
 
 triton_module()
-from anytune.engine.torch.kernels import qk_norm_rope  # noqa: E402
+from anytune.engine.torch.kernels import qk_norm_rope, qk_norm_rope_store  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -22,7 +22,7 @@ def test_keys_and_values_go_to_their_places(norms, dtype):
     keys, values = (torch.full((4, context, n_kv_heads * size), 7.0, dtype=dtype, device=DEVICE) for _ in range(2))
     out, wants = empty(*q.shape, dtype), (empty(*q.shape, dtype), empty(*k.shape, dtype))
     given = (*gains, 1e-5, cos, sin, positions, heads, n_kv_heads, True)
-    qk_norm_rope.qk_norm_rope_store(q, k, v, *given, out, keys, values, slots)
+    qk_norm_rope_store.qk_norm_rope_store(q, k, v, *given, out, keys, values, slots)
     qk_norm_rope.qk_norm_rope(q, k, *given, *wants)
     assert torch.equal(out, wants[0])
     kept(out)

@@ -24,10 +24,12 @@ F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LIMIT = {F32: 2e-5, F16: 2e-3, BF16: 1.6e-2}
 NAMES = {
     "norm": ("rms_norm", "rms_norm_backward"),
-    "qk_norm_rope": ("qk_norm_rope", "qk_norm_rope_backward"),
+    "qk_norm_rope": ("qk_norm_rope",),
+    "qk_norm_rope_backward": ("qk_norm_rope_backward",),
     "glu": ("glu", "glu_backward"),
     "glu_gradients": ("glu_gradients",),
-    "low": ("low", "low_fp8", "gradients"),
+    "low": ("low", "low_fp8"),
+    "low_gradients": ("gradients",),
     "fp8": ("quantize", "turn"),
     "small_gradients": ("gradients_of_groups",),
     "loss": ("loss_rows",),
@@ -42,7 +44,7 @@ def twins() -> dict:
     """The plain modules by the kernels' names."""
     return {
         name: plain_low
-        if name in ("low", "small_gradients", "place")
+        if name in ("low", "low_gradients", "small_gradients", "place")
         else plain_optimizer
         if name == "optimizer"
         else plain_fp8
@@ -103,7 +105,7 @@ def f(request, monkeypatch):
         config = skinny[name].MANY if many and name == "low" else skinny[name].FEW
         monkeypatch.setitem(config, "BLOCK", 32)
         monkeypatch.setitem(config, "SHARE", 64 if shared else 4096)
-    monkeypatch.setitem(skinny["low"].GRADIENTS, "SHARE", 16 if many else 512)
+    monkeypatch.setitem(modules["low_gradients"].GRADIENTS, "SHARE", 16 if many else 512)
     monkeypatch.setitem(modules["glu_gradients"].CONFIG, "SHARE", 8 if many else 512)
     monkeypatch.setattr(modules["loss"], "WIDTH", 64)
     return functions(modules)
