@@ -19,6 +19,7 @@ from anytune.text.packing import MicroBatch
 from tests.engine.conftest import TINY
 from tests.model.conftest import stream
 from tests.support import dry, models, tiny
+from tests.support.cosines import cosines
 
 if (problem := cpu_bf16.missing()) is not None:
     pytest.skip(problem, allow_module_level=True)
@@ -56,19 +57,6 @@ def trainee_of(path, device="cpu-bf16", threads=1, tokens=64, spread=0.1, **lora
 def gradients(trainee, batch, step=1):
     trainee.gradients[...] = 0
     return trainee.accumulate(batch, 0.1, step, 0), trainee.gradients.copy()
-
-
-def tensor_cosines(trainee, one, two):
-    """(cosine, name) for each trained tensor."""
-    found = []
-    for pair in trainee.layout.pairs:
-        for view in (pair.view_a, pair.view_b):
-            a, b = (view(z).astype(np.float64).ravel() for z in (one, two))
-            found.append((float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-300)), pair.name))
-    return found
-
-
-# ---- products ----------------------------------------------------------------------------------------------
 
 
 class Poisoned(CpuBf16Engine):
@@ -159,7 +147,7 @@ def test_gradients_are_the_numpy_engines(files, name, threads):
         trainee.engine.sizes = sizes
         found, got = gradients(trainee, batch)
         assert found == pytest.approx(loss, rel=2e-3)
-        least = min(tensor_cosines(trainee, got, want))
+        least = min(cosines(trainee, got, want))
         assert least[0] >= COSINE, least
         assert trainee.evaluate(batch) == pytest.approx(found, rel=1e-6)
 
@@ -183,7 +171,7 @@ def test_gradients_of_mixtures_with_the_same_experts(tmp_path, name):
     one.engine.route, two.engine.route = noted, wanted
     (loss, want), (found, got) = gradients(one, batch), gradients(two, batch)
     assert found == pytest.approx(loss, rel=2e-3) and not chosen
-    least = min(tensor_cosines(two, got, want))
+    least = min(cosines(two, got, want))
     assert least[0] >= COSINE, least
 
 
@@ -196,8 +184,8 @@ def test_gradients_of_a_real_model():
     loss, want = gradients(trainee_of(models.smollm2(), "numpy", 2, 128, 0.01, rank=8), batch)
     found, got = gradients(trainee, batch)
     assert found == pytest.approx(loss, rel=2e-3)
-    cosines = tensor_cosines(trainee, got, want)
-    assert np.median([c for c, _ in cosines]) >= COSINE and min(cosines)[0] >= 0.99, min(cosines)
+    found = cosines(trainee, got, want)
+    assert np.median([c for c, _ in found]) >= COSINE and min(found)[0] >= 0.99, min(found)
     assert np.vdot(got, want) >= COSINE * np.linalg.norm(got) * np.linalg.norm(want)
 
 
@@ -206,7 +194,7 @@ def test_a_head_that_is_trained(files):
     batch = stream([30, 20])
     found, want = gradients(one, batch), gradients(two, batch)
     assert found[0] == pytest.approx(want[0], rel=2e-3)
-    assert min(tensor_cosines(one, found[1], want[1]))[0] >= COSINE
+    assert min(cosines(one, found[1], want[1]))[0] >= COSINE
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from anytune.engine import cpu_bf16
 from anytune.engine.devices import engine_for
 from anytune.errors import UserError
 from anytune.gguf import GGUF
@@ -49,6 +50,8 @@ def test_gradients_are_numpys(path, grouped, dtype, limit):
 
 def test_cpu_bf16_is_near(path):
     """Products of experts are those of the NumPy engine there."""
+    if (problem := cpu_bf16.missing()) is not None:
+        pytest.skip(problem)
     limit = 0.3 if GGUF.open(path).metadata["general.architecture"] in ("qwen35moe", "deepseek2") else 0.05
     want, got = (gradients(load(path, device=device, threads=1)) for device in ("numpy", "cpu-bf16"))
     assert got[0] == pytest.approx(want[0], rel=limit / 5)

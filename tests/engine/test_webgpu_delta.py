@@ -82,9 +82,10 @@ def test_nothing_is_read_that_was_not_written(engine):
         return [z if isinstance(z, np.ndarray) else engine.host(z) for z in found]
 
     want = all_of()
-    for free in engine.pool._free.values():
-        for buffer in free:
-            engine.device.write(buffer.raw, 0, np.full(buffer.size // 4, np.nan, np.float32))
+    released = [buffer for free in engine.pool._free.values() for buffer in free]
+    assert released
+    for buffer in released:
+        engine.device.write(buffer.raw, 0, np.full(buffer.size // 4, np.nan, np.float32))
     for got, value in zip(all_of(), want):
         np.testing.assert_array_equal(got, value)
 

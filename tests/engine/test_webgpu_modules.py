@@ -24,7 +24,7 @@ engine = engine_for("webgpu")
 answers = known_answers(engine, ("F32", "Q4_0"))
 made = [gradients(trainee_of(Path(path), "webgpu"), stream([17, 1, 22, 24])) for path in sys.argv[2:]]
 np.savez(sys.argv[1], *[found for _, found in made])
-losses, worst = [loss for loss, _ in made], max(a.error for a in answers)
+losses, worst = [loss for loss, _ in made], float(np.max([a.error for a in answers]))
 print(json.dumps({"device": engine.device.name, "answers": len(answers), "worst": worst, "losses": losses}))
 """
 

@@ -44,6 +44,7 @@ def nearness(got: dict, want: dict) -> tuple[float, float, str]:
     assert set(got) == set(want)
     size = {name: (np.linalg.norm(got[name]), np.linalg.norm(want[name])) for name in want}
     cosines = {name: got[name] @ want[name] / (size[name][0] * size[name][1]) for name in want}
+    assert all(map(np.isfinite, cosines.values())), cosines  # min() passes over NaN
     worst = min(cosines, key=cosines.get)
     return cosines[worst], max(abs(a / b - 1) for a, b in size.values()), worst
 

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests.support.require import need
+
+torch = need("torch")
 
 from anytune.engine.torch import plain, plain_fp8, plain_low, plain_optimizer, plain_slots  # noqa: E402
-from tests.support.require import need  # noqa: E402
 from tests.support.triton import DEVICE, triton_module  # noqa: E402
 
 if importlib.util.find_spec("triton"):

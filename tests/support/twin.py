@@ -11,7 +11,8 @@ import numpy as np
 
 from tests.support import twin_experts
 from tests.support.require import need
-from tests.support.twin_kinds import ENDS, KINDS, WHOLE, kind_of
+from tests.support.twin_kinds import KINDS, kind_of
+from tests.support.twin_names import ENDS, WHOLE
 
 
 def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:

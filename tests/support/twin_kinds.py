@@ -1,4 +1,4 @@
-"""What transformers calls and sets differently for each architecture: the table of twin.py."""
+"""The class and the settings of each architecture in transformers: the table of twin.py. (Names: twin_names.py.)"""
 
 from __future__ import annotations
 
@@ -6,84 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support import twin_experts
-
-ENDS = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "token_embd_norm": "model.embedding_norm",
-    "output": "lm_head",
-    "per_layer_token_embd": "model.embed_tokens_per_layer",
-    "per_layer_model_proj": "model.per_layer_model_projection",
-    "per_layer_proj_norm": "model.per_layer_projection_norm",
-}
-WHOLE = {
-    "exp_probs_b": "mlp.gate.e_score_correction_bias",
-    "ssm_a": "linear_attn.A_log",
-    "ssm_dt": "linear_attn.dt_bias",
-    "layer_output_scale": "layer_scalar",
-    "attn_sinks": "self_attn.sinks",
-    "ffn_gate_inp.scale": "router.scale",
-    "ffn_down_exps.scale": "router.per_expert_scale",
-}
-LAYER_NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    **twin_experts.NAMES,
-}
-GEMMA_NAMES = LAYER_NAMES | {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-OLMO2_NAMES = LAYER_NAMES | {
-    "post_attention_norm": "post_attention_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-PHI3_NAMES = LAYER_NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
-GPTOSS_NAMES = LAYER_NAMES | {"post_attention_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.router"}
-GEMMA4_NAMES = GEMMA_NAMES | {
-    "inp_gate": "per_layer_input_gate",
-    "proj": "per_layer_projection",
-    "post_norm": "post_per_layer_input_norm",
-    "ffn_gate_inp": "router.proj",
-    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
-    **{f"post_ffw_norm_{i}": f"post_feedforward_layernorm_{i}" for i in (1, 2)},
-}
-BITNET_NAMES = LAYER_NAMES | {"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"}
-LFM2_NAMES = {
-    **{f"attn_{name}": f"self_attn.{name}_proj" for name in "qkv"},
-    **{f"attn_{name}_norm": f"self_attn.{name}_layernorm" for name in "qk"},
-    **{f"ffn_{name}": f"feed_forward.{theirs}" for name, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2"))},
-    **{f"shortconv.{name}": f"conv.{name}" for name in ("in_proj", "conv", "out_proj")},
-    "attn_output": "self_attn.out_proj",
-    "attn_norm": "operator_norm",
-    "ffn_norm": "ffn_norm",
-}
-LFM2MOE_NAMES = LFM2_NAMES | {"ffn_gate_inp": "feed_forward.gate"}
-GLM4MOE_NAMES = LAYER_NAMES | {
-    "post_attention_norm": "post_attention_layernorm",
-    **{f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")},
-}
-QWEN35_NAMES = LAYER_NAMES | {
-    "post_attention_norm": "post_attention_layernorm",
-    "attn_qkv": "linear_attn.in_proj_qkv",
-    "attn_gate": "linear_attn.in_proj_z",
-    "ssm_beta": "linear_attn.in_proj_b",
-    "ssm_alpha": "linear_attn.in_proj_a",
-    "ssm_conv1d": "linear_attn.conv1d",
-    "ssm_norm": "linear_attn.norm",
-    "ssm_out": "linear_attn.out_proj",
-}
+from tests.support import twin_names
 
 
 @dataclass(frozen=True)
@@ -93,7 +16,7 @@ class Kind:
 
     name: str
     config: str = ""
-    names: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
+    names: Mapping[str, str] = field(default_factory=lambda: twin_names.LAYER)
     permuted: bool = False
     settings: Callable[[Callable, dict, dict], dict[str, Any]] = lambda get, common, weights: {}
 
@@ -288,44 +211,35 @@ def deepseek(get: Callable, common: dict, weights: dict) -> dict:
     )
 
 
-DEEPSEEK_NAMES = LAYER_NAMES | {
-    "attn_q_a": "self_attn.q_a_proj",
-    "attn_q_a_norm": "self_attn.q_a_layernorm",
-    "attn_q_b": "self_attn.q_b_proj",
-    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
-    "attn_kv_b": "self_attn.kv_b_proj",
-    **{f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")},
-}
 KINDS = {
-    "deepseek2": Kind("Glm4MoeLite", names=DEEPSEEK_NAMES, settings=deepseek),
-    "deepseek2 with groups": Kind("DeepseekV3", names=DEEPSEEK_NAMES, settings=deepseek),
-    "deepseek2 with softmax": Kind("DeepseekV2", names=DEEPSEEK_NAMES, settings=deepseek),
-    "glm4moe": Kind("Glm4Moe", names=GLM4MOE_NAMES, settings=glm4moe),
-    "gpt-oss": Kind("GptOss", names=GPTOSS_NAMES, settings=gptoss),
-    "lfm2moe": Kind("Lfm2Moe", names=LFM2MOE_NAMES, settings=lfm2moe),
-    "lfm2": Kind("Lfm2", names=LFM2_NAMES, settings=lfm2),
-    "bitnet": Kind("BitNet", names=BITNET_NAMES, settings=lambda get, common, weights: {"hidden_act": "silu"}),
-    "gemma4": Kind("Gemma4", "Gemma4TextConfig", GEMMA4_NAMES, settings=gemma4),
-    "gemma2": Kind("Gemma2", names=GEMMA_NAMES, settings=gemma2),
+    "deepseek2": Kind("Glm4MoeLite", names=twin_names.DEEPSEEK, settings=deepseek),
+    "deepseek2 with groups": Kind("DeepseekV3", names=twin_names.DEEPSEEK, settings=deepseek),
+    "deepseek2 with softmax": Kind("DeepseekV2", names=twin_names.DEEPSEEK, settings=deepseek),
+    "glm4moe": Kind("Glm4Moe", names=twin_names.GLM4MOE, settings=glm4moe),
+    "gpt-oss": Kind("GptOss", names=twin_names.GPTOSS, settings=gptoss),
+    "lfm2moe": Kind("Lfm2Moe", names=twin_names.LFM2MOE, settings=lfm2moe),
+    "lfm2": Kind("Lfm2", names=twin_names.LFM2, settings=lfm2),
+    "bitnet": Kind("BitNet", names=twin_names.BITNET, settings=lambda get, common, weights: {"hidden_act": "silu"}),
+    "gemma4": Kind("Gemma4", "Gemma4TextConfig", twin_names.GEMMA4, settings=gemma4),
+    "gemma2": Kind("Gemma2", names=twin_names.GEMMA, settings=gemma2),
     "llama": Kind("Llama", permuted=True),
     "llama with experts": Kind("Mixtral", permuted=True, settings=experts),
     "qwen2": Kind("Qwen2"),
     "qwen3": Kind("Qwen3"),
     "qwen3moe": Kind("Qwen3Moe", settings=experts),
-    "gemma3": Kind("Gemma3", "Gemma3TextConfig", GEMMA_NAMES, settings=gemma3),
-    "qwen35": Kind("Qwen3_5", "Qwen3_5TextConfig", QWEN35_NAMES, settings=qwen35),
+    "gemma3": Kind("Gemma3", "Gemma3TextConfig", twin_names.GEMMA, settings=gemma3),
+    "qwen35": Kind("Qwen3_5", "Qwen3_5TextConfig", twin_names.QWEN35, settings=qwen35),
     "qwen35moe": Kind(
         "Qwen3_5Moe",
         "Qwen3_5MoeTextConfig",
-        QWEN35_NAMES,
+        twin_names.QWEN35,
         settings=lambda *args: qwen35(*args) | experts(*args) | {"num_experts": args[0]("expert_count")},
     ),
     "smollm3": Kind("SmolLM3", permuted=True),
     "granite": Kind("Granite", permuted=True, settings=granite),
-    "olmo2": Kind("Olmo2", names=OLMO2_NAMES),
-    "olmo2 with windows": Kind("Olmo3", names=OLMO2_NAMES, settings=olmo3),
-    "phi3": Kind("Phi3", names=PHI3_NAMES, settings=phi3),
+    "olmo2": Kind("Olmo2", names=twin_names.OLMO2),
+    "olmo2 with windows": Kind("Olmo3", names=twin_names.OLMO2, settings=olmo3),
+    "phi3": Kind("Phi3", names=twin_names.PHI3, settings=phi3),
     "mistral3": Kind("Ministral3", permuted=True, settings=mistral3),
 }
 
