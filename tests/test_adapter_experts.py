@@ -66,14 +66,11 @@ def test_what_peft_made_acts_here_as_there(base, tmp_path, name, parameters, rsl
 
 def written(folder, tensors, **config):
     """A peft folder of these weights, by their names within the model."""
-    need("safetensors")
-    from safetensors.numpy import save_file
-
     folder.mkdir(exist_ok=True)
     named = {
         f"base_model.model.model.{name}.weight": np.ascontiguousarray(w, np.float32) for name, w in tensors.items()
     }
-    save_file(named, folder / "adapter_model.safetensors")
+    need("safetensors.numpy").save_file(named, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "task_type": "CAUSAL_LM"} | config)
     )

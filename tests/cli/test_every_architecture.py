@@ -1,4 +1,4 @@
-"""The commands around a trained adapter, on each architecture: verify, merge, perplexity, both exports."""
+"""The commands around a trained adapter, on each architecture: verify, perplexity, and both exports as GGUF."""
 
 import pytest
 

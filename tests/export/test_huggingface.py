@@ -180,10 +180,9 @@ def test_what_float16_cannot_hold(tmp_path):
 
 def test_rounding_to_16_bits_is_not_held_against_a_folder_but_other_weights_are(tmp_path, monkeypatch):
     """A token between two nearly equal experts goes to the other one where weights are rounded."""
-    from safetensors.torch import load_file, save_file
-
     from anytune.export import checks
 
+    torch_files = need("safetensors.torch")
     base, folder = tmp_path / "m.gguf", tmp_path / "folder"
     tiny.write(base, "qwen3moe")
     made = pairs.adapter(base, size=0.5, served=True)
@@ -197,7 +196,7 @@ def test_rounding_to_16_bits_is_not_held_against_a_folder_but_other_weights_are(
         facts = checks.in_folder(folder, model, made, "bf16")
     assert facts["ok"] is None and "float32 copy" in facts["why"] and "TMPDIR" in facts["why"]
     path = next(folder.glob("*.safetensors"))
-    weights = load_file(path)
+    weights = torch_files.load_file(path)
     next(w for name, w in weights.items() if name.endswith("up_proj.weight"))[0, 0] *= 1.01
-    save_file(weights, path, metadata={"format": "pt"})
+    torch_files.save_file(weights, path, metadata={"format": "pt"})
     assert not checks.in_folder(folder, model, made, "bf16")["ok"]

@@ -146,16 +146,15 @@ def test_adapters_of_what_makes_keys_and_values_of_latents_are_refused(tiny_file
 
 def test_ranks_beside_each_other_are_seen_in_peft(small, tmp_path):
     """The control: columns of B by experts, as the rows of A are."""
-    from safetensors.numpy import load_file, save_file
-
+    arrays = need("safetensors.numpy")
     path, model, adapter = small("qwen3moe", "experts")
     adapter.save(tmp_path / "peft", gguf=model.gguf)
     file, experts = tmp_path / "peft" / "adapter_model.safetensors", model.config.router.experts
-    tensors = load_file(file)
+    tensors = arrays.load_file(file)
     for name, b in tensors.items():
         if "lora_B" in name:
             tensors[name] = b.reshape(len(b), -1, experts).swapaxes(1, 2).reshape(b.shape).copy()
-    save_file(tensors, file)
+    arrays.save_file(tensors, file)
     assert kl(in_peft(path, tmp_path / "peft", IDS), model.logits(IDS, adapter)).max() > 1e-2
 
 
