@@ -33,10 +33,14 @@ def existing_file(path: str | Path, what: str) -> Path:
                 f"There is no {what} file {path}: check the path"
                 + (" or fetch one with `anytune pull smollm2-135m`." if what == "model" else ".")
             )
+        readable = os.access(path, os.R_OK)
+    except PermissionError:  # its folder may not be searched
+        readable = False
     except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)[:200]!r} cannot be the {what} file: {error}.") from None
-    if not os.access(path, os.R_OK):
-        raise UserError(f"The {what} file {path} is not readable: change its permissions.")
+        problem = getattr(error, "strerror", None) or error  # without the path again
+        raise UserError(f"{str(path)[:200]!r} cannot be the {what} file: {problem}.") from None
+    if not readable:
+        raise UserError(f"The {what} file {path} is not readable: change its permissions or its folder's.")
     return path
 
 

@@ -82,13 +82,24 @@ def test_a_model_that_cannot_be_one(cli, number, tmp_path, chats):
         one_sentence(cli(*args, code=2), *([] if isinstance(path, str) else [name]))
 
 
-def test_a_model_that_may_not_be_read(cli, model, tmp_path):
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
-    path = tmp_path / "secret.gguf"
+def test_a_model_that_may_not_be_read(cli, model, tmp_path, monkeypatch):
+    path, closed, root = tmp_path / "secret.gguf", tmp_path / "closed", os.geteuid() == 0
     path.write_bytes(model.read_bytes())
     path.chmod(0)
-    one_sentence(cli("info", path, code=2), "secret.gguf", "permission")
+    closed.mkdir(0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # another user may not search the folders above it
+    cli("info", "missing.gguf", code=2)  # nor the modules that this imports
+    if root:
+        os.setresuid(65534, 65534, 0)  # root may read everything
+    try:
+        said = [cli("info", name, code=2) for name in ("secret.gguf", "closed/secret.gguf")]
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+        closed.chmod(0o700)
+    for one in said:
+        one_sentence(one, "secret.gguf is not readable", "permissions")
 
 
 @pytest.mark.parametrize("command", ["train", "preview"])
