@@ -15,11 +15,11 @@ from anytune.adapt.measure import distances, measure
 from anytune.adapt.steps import gradient_steps
 from anytune.adapt.walk import Side
 from anytune.adapter.adapter import Adapter
-from anytune.engine import cpu_bf16
 from anytune.generation.generate import decode
 from anytune.generation.sampling import Sampling
 from tests.support import tiny
-from tests.support.require import need
+from tests.support.require import need, need_bf16_products
+from tests.support.webgpu import need_webgpu
 
 WORDS = "The ferry left a little after six, while the harbour was still grey. Mara counted the crates twice. "
 
@@ -108,9 +108,7 @@ def test_recomputing_and_any_batches_give_the_same(tmp_path):
 
 @pytest.mark.parametrize("device", ["cpu-bf16", "cpu-torch", "webgpu"])
 def test_engines_agree(tmp_path, device):
-    need({"cpu-bf16": "numba", "cpu-torch": "torch", "webgpu": "wgpu"}[device])
-    if device == "cpu-bf16" and (problem := cpu_bf16.missing()) is not None:
-        pytest.skip(problem)
+    {"cpu-bf16": need_bf16_products, "cpu-torch": lambda: need("torch"), "webgpu": need_webgpu}[device]()
     path = tiny.write(tmp_path / "m.gguf", "llama")
     results = {}
     for name in ("numpy", device):

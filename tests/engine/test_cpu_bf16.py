@@ -20,9 +20,9 @@ from tests.engine.conftest import TINY
 from tests.model.conftest import stream
 from tests.support import dry, models, tiny
 from tests.support.cosines import cosines
+from tests.support.require import need_bf16_products
 
-if (problem := cpu_bf16.missing()) is not None:
-    pytest.skip(problem, allow_module_level=True)
+need_bf16_products()
 
 from anytune.engine.cpu_bf16 import CpuBf16Engine, rows  # noqa: E402 (compiled, where it can be)
 

@@ -2,15 +2,14 @@
 
 import pytest
 
-from anytune.engine import cpu_bf16
 from anytune.engine.numpy.sizes import LEAN, Sizes
 from anytune.model import Full
 from tests.engine.conftest import TINY
 from tests.model.conftest import stream
 from tests.support import dry, full
+from tests.support.require import need_bf16_products
 
-if (problem := cpu_bf16.missing()) is not None:
-    pytest.skip(problem, allow_module_level=True)
+need_bf16_products()
 
 SIZES = {"usual": Sizes(), "lean": LEAN, "tiny": TINY}
 

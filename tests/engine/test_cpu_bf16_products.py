@@ -1,14 +1,12 @@
 """The bf16 CPU engine's products, turns and roundings against float64 of the same rounded operands."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anytune.engine import cpu_bf16
+from tests.support.require import need_bf16_products
 
-if (problem := cpu_bf16.missing()) is not None:
-    pytest.skip(problem, allow_module_level=True)
+need_bf16_products()
 
 from anytune.engine.cpu_bf16 import gemm  # noqa: E402 (compiled, where it can be)
 

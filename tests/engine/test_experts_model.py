@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from anytune.engine import cpu_bf16
 from anytune.engine.devices import engine_for
 from anytune.errors import UserError
 from anytune.gguf import GGUF
 from anytune.model import Lora, Model, load
 from tests.model.conftest import stream
 from tests.support import tiny
-from tests.support.require import need
+from tests.support.require import need, need_bf16_products
 
 need("torch")
 MODULES = "all,experts"
@@ -50,8 +49,7 @@ def test_gradients_are_numpys(path, grouped, dtype, limit):
 
 def test_cpu_bf16_is_near(path):
     """Products of experts are those of the NumPy engine there."""
-    if (problem := cpu_bf16.missing()) is not None:
-        pytest.skip(problem)
+    need_bf16_products()
     limit = 0.3 if GGUF.open(path).metadata["general.architecture"] in ("qwen35moe", "deepseek2") else 0.05
     want, got = (gradients(load(path, device=device, threads=1)) for device in ("numpy", "cpu-bf16"))
     assert got[0] == pytest.approx(want[0], rel=limit / 5)

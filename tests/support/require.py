@@ -20,4 +20,13 @@ def need(what: str | Path):
             problem = f"{what} cannot be imported: {error}"
     if os.environ.get("ANYTUNE_REQUIRE_PEERS") == "1":
         pytest.fail(problem)
-    pytest.skip(problem)
+    pytest.skip(problem, allow_module_level=True)
+
+
+def need_bf16_products() -> None:
+    """Skip where the processor has no bf16 products; a missing Numba is what need() says."""
+    need("numba")
+    from anytune.engine.cpu_bf16 import missing
+
+    if (problem := missing()) is not None:
+        pytest.skip(problem, allow_module_level=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from anytune.cli.main import run
-from anytune.engine.cpu_bf16 import missing
+from tests.support.require import need_bf16_products
 
 BEFORE = Path(__file__).parent / "before"
 COMMON = "-m model.gguf -f chats.jsonl -c 128 -ub 384 -b 384 --num-epochs 2 --max-steps 3 --learning-rate 1e-3 -q "
@@ -18,8 +18,8 @@ WAYS = {
 
 @pytest.mark.parametrize(("device", "way"), [("numpy", "adapter"), ("numpy", "model"), ("cpu-bf16", "adapter")])
 def test_any_number_of_threads_gives_the_same_bytes(tmp_path, monkeypatch, device, way):
-    if device == "cpu-bf16" and (lack := missing()) is not None:
-        pytest.skip(lack)
+    if device == "cpu-bf16":
+        need_bf16_products()
     found = set()
     for threads in (1, 2, 3, 5):
         folder = tmp_path / str(threads)
