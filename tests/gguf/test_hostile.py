@@ -171,6 +171,14 @@ def test_the_forge_makes_good_files_too():
     assert gguf.tensors["b"].shape == (2, 32) and gguf.float32("b").shape == (2, 32)
 
 
+@pytest.mark.parametrize("what", ["values", "tensors"])
+def test_counts_are_believed_up_to_what_the_smallest_records_take(what):
+    record, later = {"values": (value("k", "bool", b"\1"), "twice"), "tensors": (tensor("w", (1,)), "ends at")}[what]
+    for count, says in ((3, "it claims 3"), (2, later)):
+        with pytest.raises(UserError, match=says):
+            GGUF.from_bytes(forge.file(**{what: [record] * 2, f"n_{what}": count}))
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_every_truncation_is_refused(version):
     """Cut anywhere, a file is refused (or cut within the padding after its last tensor)."""

@@ -75,6 +75,7 @@ def test_the_gguf_package_reads_ours(path):
             ("w", (6, 64), "F32", WEIGHTS),
             ("q", (6, 64), "Q8_0", lambda: WEIGHTS),
             ("cube", (2, 3, 64), "F16", WEIGHTS.reshape(2, 3, 64)),
+            ("n" * 63, (2, 1, 3, 64), "F32", WEIGHTS.reshape(2, 1, 3, 64)),  # the longest name, the most dimensions
         ],
     )
     reader = gguf.GGUFReader(path)
@@ -84,7 +85,7 @@ def test_the_gguf_package_reads_ours(path):
     assert [kinds[key][0] for key in ("n", "neg", "big", "x")] == ["UINT32", "INT32", "UINT64", "FLOAT32"]
     assert kinds["list"] == ["ARRAY", "UINT32"] and kinds["ids"] == ["ARRAY", "INT32"]
     found = {t.name: t for t in reader.tensors}
-    assert found["cube"].shape.tolist() == [64, 3, 2]
+    assert found["cube"].shape.tolist() == [64, 3, 2] and found["n" * 63].shape.tolist() == [64, 3, 1, 2]
     assert np.array_equal(found["w"].data, WEIGHTS)
     assert np.array_equal(found["q"].data, quantize(WEIGHTS, "Q8_0"))
 
@@ -204,6 +205,7 @@ def test_closing_twice_and_views_that_outlive_the_file(path):
         ({}, [("w", (5, 64), "F32", WEIGHTS)], "neither"),
         ({}, [("w", (6, 64), "F32", WEIGHTS.astype(float))], "neither"),
         ({}, [("w", (6, 64), "Q4_0", np.zeros(5, np.uint8))], "neither"),
+        ({}, [("w", (6, 64), "Q4_0", lambda: [np.zeros(108, np.uint8), np.zeros(107, np.uint8)])], "215 bytes .* 216"),
         ({}, [("w" * 64, (6, 64), "F32", WEIGHTS)], "name"),
         ({}, [("", (6, 64), "F32", WEIGHTS)], "name"),
         ({}, [("w", (6, 64), "F32", WEIGHTS)] * 2, "same name"),
@@ -219,13 +221,14 @@ def test_what_gguf_cannot_hold_is_refused_and_nothing_is_left(path, metadata, te
 def test_exact_kinds_are_kept_and_checked(path):
     write_gguf(
         path,
-        {"a": 3, "b": [1.0, 2.0], "c": [], "d": [1, 0]},
+        {"a": 3, "b": [1.0, 2.0], "c": [], "d": [1, 0], "e": []},
         [],
-        {"a": "uint8", "b": "float64[]", "c": "string[]", "d": "bool[]"},
+        {"a": "uint8", "b": "float64[]", "c": "string[]", "d": "bool[]", "e": "int16[]"},
     )
     with GGUF.open(path) as file:
-        assert file.kinds == {"a": "uint8", "b": "float64[]", "c": "string[]", "d": "bool[]"}
+        assert file.kinds == {"a": "uint8", "b": "float64[]", "c": "string[]", "d": "bool[]", "e": "int16[]"}
         assert file.metadata["d"].dtype == bool and file.metadata["c"] == []
+        assert file.metadata["e"].dtype == np.int16 and file.metadata["e"].shape == (0,)
     for value, kind in ((256, "uint8"), (-1, "uint32"), (2**31, "int32"), ([300], "uint8[]"), ([2], "bool[]")):
         with pytest.raises(ValueError, match="k:"):
             write_gguf(path, {"k": value}, [], {"k": kind})
