@@ -72,6 +72,17 @@ def test_quantize_equals_the_gguf_package(name):
     assert np.array_equal(quantize(x, name), want.reshape(600, -1))
 
 
+def test_bf16_rounds_as_the_gguf_package():
+    """Every upper half with lower halves around a tie: to the even one; NaN keeps its bits, and stays NaN."""
+    quants, kind = theirs("BF16")
+    bits = np.arange(1 << 16, dtype=np.uint32)[:, None] << 16 | np.array(
+        [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32
+    )
+    x = bits.view(np.float32)
+    want = quants.quantize(x.copy(), kind).view(np.uint8)
+    assert np.array_equal(quantize(x, "BF16"), want)
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_names_and_sizes_are_llama_cpps(name):
     block = BLOCKS[name]
@@ -102,7 +113,7 @@ def test_rows_of_any_count_and_layout(name):
     flat = dequantize(raw.reshape(-1, block.type_size), name)
     assert_bits(dequantize(raw, name), flat.reshape(2, 4, -1))
     assert_bits(dequantize(raw[:, ::2], name), flat.reshape(2, 4, -1)[:, ::2])
-    assert dequantize(raw[:0], name).shape[0] == 0
+    assert dequantize(raw[:0], name).shape == (0, 4, 0)
     long = np.tile(raw.reshape(8, -1), (1, 1 + (1 << 17) // (3 * block.block_size)))
     assert_bits(dequantize(long, name)[:, : 3 * block.block_size], flat.reshape(8, -1))
 
