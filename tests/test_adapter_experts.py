@@ -24,19 +24,22 @@ def base(tmp_path_factory):
 
     def model(name):
         if name not in made:
-            made[name] = anytune.load(tiny.write(folder / f"{name}.gguf", name), device="numpy", threads=1)
+            path = tiny.write(folder / f"{name}.gguf", name, **tiny.GENTLE.get(name, {}))
+            made[name] = anytune.load(path, device="numpy", threads=1)
         return made[name]
 
     return model
 
 
 def randomized(wrapped):
-    """B of a fresh adapter is zero: here it is not."""
+    """B of a fresh adapter is zero: here it is not. And A is the same in every run."""
     torch = need("torch")
     generator = torch.Generator().manual_seed(0)
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        elif "lora_A" in name:
+            parameter.data = (3 * parameter.shape[-1]) ** -0.5 * torch.randn(parameter.shape, generator=generator)
     return wrapped.eval()
 
 

@@ -82,7 +82,7 @@ def agrees(gradient, function, parts, at, random, limit, delta=1e-5):
     direction = random.standard_normal(gradient.shape)
     direction += gradient * (np.linalg.norm(direction) / (np.linalg.norm(gradient) + 1e-30))
     wanted = slope(function, parts, at, direction, delta)
-    size = max(np.linalg.norm(gradient), 0.1)  # one that should be nothing may be a rounding
+    size = max(np.linalg.norm(gradient), 1e-2)  # of a gradient that should be nothing only roundings are left
     off = abs(np.sum(gradient * direction) - wanted) / (size * np.linalg.norm(direction) + 1e-30)
     assert off < limit, f"part {at}: {off:.1e}"
 
@@ -145,7 +145,7 @@ def test_delta_on_random_shapes(engine, seed):
         return float(np.sum(ref.delta(*parts, starts, heads) * dy))
 
     for at, gradient in enumerate((*grads, *into)):
-        agrees(engine.host(gradient), function, (*inputs, *weights), at, random, 1e-4)
+        agrees(engine.host(gradient), function, (*inputs, *weights), at, random, 3e-5)  # 6e-6 is the most on a CPU
 
 
 @pytest.mark.parametrize("lengths", [(1,), (70, 1, 5), (3, 64, 64, 130)])

@@ -10,6 +10,7 @@ from anytune.model import Lora, Model, load
 from tests.model.conftest import stream
 from tests.support import tiny
 from tests.support.require import need, need_bf16_products
+from tests.support.routes import follow
 
 need("torch")
 MODULES = "all,experts"
@@ -18,7 +19,8 @@ MODELS = ["qwen3moe", "qwen35moe", "gpt-oss", "gemma4-experts", "deepseek2"]
 
 @pytest.fixture(scope="module", params=MODELS)
 def path(request, tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("experts") / "m.gguf", request.param, "Q8_0")
+    meta = tiny.GENTLE.get(request.param, {})
+    return tiny.write(tmp_path_factory.mktemp("experts") / "m.gguf", request.param, "Q8_0", **meta)
 
 
 def on_torch(path, grouped: bool, dtype: str = "f32") -> Model:
@@ -38,21 +40,24 @@ def gradients(model, dropout: float = 0.0):
     return loss, model.engine.host(trainee.gradients)
 
 
-@pytest.mark.parametrize("grouped, dtype, limit", [(False, "f32", 1e-4), (True, "f32", 1e-4), (True, "bf16", 0.05)])
-def test_gradients_are_numpys(path, grouped, dtype, limit):
-    if dtype == "bf16" and GGUF.open(path).metadata["general.architecture"] in ("qwen35moe", "deepseek2"):
-        limit = 0.3  # a norm behind a delta net's heads makes much of roundings, some tokens go to other experts
-    want, got = gradients(load(path, device="numpy", threads=1)), gradients(on_torch(path, grouped, dtype))
-    assert got[0] == pytest.approx(want[0], rel=limit / 5)
-    assert np.linalg.norm(got[1] - want[1]) < limit * np.linalg.norm(want[1])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_gradients_are_numpys(path, grouped):
+    want, got = gradients(load(path, device="numpy", threads=1)), gradients(on_torch(path, grouped))
+    assert got[0] == pytest.approx(want[0], rel=1e-5)
+    assert np.linalg.norm(got[1] - want[1]) < 1e-4 * np.linalg.norm(want[1])
 
 
-def test_cpu_bf16_is_near(path):
-    """Products of experts are those of the NumPy engine there."""
-    need_bf16_products()
-    limit = 0.3 if GGUF.open(path).metadata["general.architecture"] in ("qwen35moe", "deepseek2") else 0.05
-    want, got = (gradients(load(path, device=device, threads=1)) for device in ("numpy", "cpu-bf16"))
-    assert got[0] == pytest.approx(want[0], rel=limit / 5)
+# limit: adapters drawn with four seeds are off by up to 0.040 on torch and 0.023 on the other
+@pytest.mark.parametrize("device, limit", [("cpu-torch", 0.06), ("cpu-bf16", 0.035)])
+def test_bf16_is_near(path, device, limit):
+    """With the same experts. (The bf16 CPU engine's products of experts are the NumPy engine's.)"""
+    if device == "cpu-bf16":
+        need_bf16_products()
+    one = load(path, device="numpy", threads=1)
+    two = on_torch(path, True, "bf16") if device == "cpu-torch" else load(path, device=device, threads=1)
+    routes = follow(one.engine, two.engine)
+    want, got = gradients(one), gradients(two)
+    assert got[0] == pytest.approx(want[0], rel=4e-3) and not routes
     assert np.linalg.norm(got[1] - want[1]) < limit * np.linalg.norm(want[1])
 
 

@@ -20,8 +20,9 @@ NAMES = ("llama", "qwen2", "qwen3", "gemma3")
 EACH = (*NAMES, *(name for name in tiny.EACH if name not in (*NAMES, "qwen35")))
 PLACES = ["cpu-torch", *(["cuda"] if DEVICE == "cuda" else [])]
 FORMATS = {"f32": 0.9999, "fp16": 0.9999, "bf16": 0.999}
-DELTA = {"f32": 0.9999, "fp16": 0.9999, "bf16": 0.99}
-NEAR = FORMATS | {"bf16": 0.998}  # scores that nothing divides, or gates around convolutions: 0.9987 on a card
+# bf16's limits, and the least cosine of adapters drawn with four seeds:
+NEAR = FORMATS | {"bf16": 0.998}  # scores that nothing divides, or gates around convolutions: 0.9989, on a card 0.9987
+DELTA = FORMATS | {"bf16": 0.996}  # the norm behind a delta net's heads: 0.9980
 BLOCKS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 
@@ -98,14 +99,14 @@ def test_known_answers(place, dtype):
 def test_gradients_are_the_numpy_engines(files, place, name):
     batch = stream([17, 1, 22, 24])
     loss, want = gradients(trainee_of(files[name], "numpy"), batch)
-    chosen, delta = [], name == "qwen35moe"
+    chosen = []
     for dtype, least in {"qwen35moe": DELTA, "gemma4": NEAR, "lfm2moe": NEAR}.get(name, FORMATS).items():
         trainee = trainee_of(files[name], place, dtype)
         if tiny.has_experts(name):
             chosen = same_experts(trainee, batch, chosen)
         for _ in range(3):  # eager, recorded, replayed
             found, got = gradients(trainee, batch)
-            assert found == pytest.approx(loss, rel=1e-5 if dtype == "f32" else 5e-3 if delta else 2e-3)
+            assert found == pytest.approx(loss, rel=1e-5 if dtype == "f32" else 2e-3)
             low = min(cosines(trainee, got, want))
             assert low[0] >= least, (dtype, low)
         assert float(trainee.evaluate(batch)) == pytest.approx(found, rel=1e-6)
