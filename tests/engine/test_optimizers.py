@@ -5,6 +5,7 @@ import pytest
 
 from anytune.engine import optimizers as rules
 from anytune.engine.optimizers import BLOCK, Rule
+from tests.support import full
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -52,6 +53,10 @@ def test_the_engine_does_what_the_reference_does(engine, kind, shape):
     moved = np.abs(own - p)
     assert np.quantile(moved, 0.99) < 1e-5  # a code on an edge may fall to either side
     assert moved.max() < (1e-5 if kind != "adamw8bit" else 1e-2)
+
+
+def test_norm(engine):
+    full.check_norm(engine)
 
 
 def test_eight_bits_follow_the_path_of_thirty_two():
