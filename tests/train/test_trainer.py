@@ -239,7 +239,8 @@ def test_one_run_never_overwrites_another(tmp_path, monkeypatch):
         job(None, max_steps=1, checkpoint_save_dir="points")
 
 
-def test_a_separate_checkpoint_folder_resumes_into_its_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("named", [True, False])
+def test_a_separate_checkpoint_folder_resumes_into_its_run(tmp_path, monkeypatch, named):
     monkeypatch.chdir(tmp_path)
     calm, _ = job(None)
     trainee = FakeTrainee()
@@ -256,7 +257,7 @@ def test_a_separate_checkpoint_folder_resumes_into_its_run(tmp_path, monkeypatch
         job(None, trainee=trainee, checkpoint_save_dir="points")
     step = ckpt.listing(tmp_path / "points")[0]
     assert step.name.startswith("checkpoint_step_0000")
-    result, _ = job(None, resume_from=str(step), checkpoint_save_dir="points")
+    result, _ = job(None, resume_from=str(step) if named else "auto", checkpoint_save_dir="points")
     assert len(list((tmp_path / "runs").iterdir())) == 2
     assert (result.run_dir / "out.gguf").read_bytes() == (calm.run_dir / "out.gguf").read_bytes()
     assert [row["step"] for row in result.metrics] == list(range(1, result.total_steps + 1))
