@@ -82,7 +82,7 @@ def _run_child(job: dict[str, Any], folder: Path, timeout: float) -> None:
         "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,
         "PYTHONPATH": os.pathsep.join(
-            [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         ),
     }
     log = folder / "log.txt"

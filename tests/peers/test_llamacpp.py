@@ -1,5 +1,8 @@
 """The two ways to ask llama.cpp give one answer, so either may stand for it."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -38,6 +41,19 @@ def test_library_is_used(tiny_file):
     need("xllamacpp")
     lib, _ = library.library()
     assert library._context_params(lib, 64)
+
+
+def test_the_child_finds_sources_that_are_not_installed(tiny_file, monkeypatch):
+    need("xllamacpp")
+    run, found = judge.subprocess.run, []
+
+    def watched(command, **more):
+        found.append(Path(more["env"]["PYTHONPATH"].split(os.pathsep)[0], *judge.__name__.split(".")))
+        return run(command, **more)
+
+    monkeypatch.setattr(judge.subprocess, "run", watched)
+    judge.llamacpp_logprobs(tiny_file("llama"), [IDS], vocab=320, threads=1)
+    assert [path.with_suffix(".py") for path in found] == [Path(judge.__file__).resolve()]
 
 
 def test_refused_file_is_named(tmp_path):
