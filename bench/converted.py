@@ -74,7 +74,7 @@ def document() -> dict[str, Any]:
         "converted_from": [f"bench/results/{name}.json" for name in NAMES],
         "date": first["date"],
         "machine": first["machine"],
-        "versions": {"anytune": f"commit {first['commit']}", **first["versions"]},
+        "versions": first["versions"] | {"anytune": f"commit {first['commit']}"},
         "settings": {"rank": first["rank"]},
         "models": [
             {"file": name, "sha256": None, "architecture": "qwen3", "type": name[17:-5].upper()} for name in kinds

@@ -18,6 +18,7 @@ TABLES: dict[str, Callable[[dict], list[str]]] = {
         gpu.train_gpu,
         gpu.train_gpu_peers,
         gpu.decode_gpu,
+        gpu.full_gpu,
         gpu.delta_gpu,
         gpu.moe_gpu,
         gpu.two_gpus,

@@ -6,28 +6,28 @@ from tables.render import result, table, times
 
 
 def train_gpu(data: dict) -> list[str]:
-    """† marks figures of another run (`run` names its commit). Ratios are between figures of one run only."""
     card, rows = data["gpu"], []
     for name, s in data["anytune"].items():
         if "failed" in s:
             rows.append((name, s["blocks"], *["failed"] + ["–"] * 5))
             continue
-        same = [p for p in data["peers"] if p["shape"] == s["shape"] and p.get("ratio")]
-        best = max(same, key=lambda p: p["tokens_per_s"]) if same and s["memory"] is None else None
+        beside = name if s["memory"] else s["shape"]
+        same = [p for p in data["peers"] if p["beside"] == beside and p.get("ratio")]
+        best = max(same, key=lambda p: p["tokens_per_s"], default=None)
         rows.append(
             (
-                s["shape"].replace("x", " × ") + _mark(s),
+                s["shape"].replace("x", " × "),
                 s["blocks"],
                 "fp8" if s["dtype"] == "fp8" else "bf16",
                 s["memory"] or "–",
                 f"{s['tokens_per_s']:,.0f}",
                 f"{s['peak_gib']:.2f}",
-                f"{100 * s['fraction_of_lasting_gemm']:.0f} %" if s.get("run") == card.get("run") else "–",
+                f"{100 * s['fraction_of_lasting_gemm']:.0f} %",
                 f"{s['tokens_per_s'] / best['tokens_per_s']:.2f}×" if best else "–",
             )
         )
     told = "; ".join(
-        f"{p['peer']}, {p['shape'].replace('x', ' × ')}{_mark(p)}: "
+        f"{p['peer']}, {p['shape'].replace('x', ' × ')}: "
         + (f"{p['tokens_per_s']:,.0f} tok/s, {p['peak_gib']:.1f} GiB" if "tokens_per_s" in p else "no result in time")
         for p in data["peers"]
     )
@@ -36,21 +36,17 @@ def train_gpu(data: dict) -> list[str]:
         *table((*head, "of the bf16 GEMM rate", "to the best peer"), rows),
         "",
         f"{card['gpu']}; large bf16 products sustain {card['gemm_tflops_for_two_seconds']:.0f} TFLOP/s at the "
-        f"card's power limit{_mark(card)}. Peers, bf16 base: {told}.",
+        f"card's power limit. Peers, bf16 base: {told}.",
     ]
 
 
-def _mark(row: dict) -> str:
-    return " †" * ("run" in row)
-
-
 def train_gpu_peers(data: dict) -> list[str]:
-    """The README's short form: the shapes that a peer ran in the same run."""
+    """The README's short form: the shapes that a peer ran."""
     rows = [
         (
-            p["shape"].replace("x", " × "),
-            f"{data['anytune'][p['shape']]['tokens_per_s']:,.0f}",
-            f"{data['anytune'][p['shape']]['peak_gib']:.1f}",
+            p["shape"].replace("x", " × ") + ", least memory" * (p["beside"] != p["shape"]),
+            f"{data['anytune'][p['beside']]['tokens_per_s']:,.0f}",
+            f"{data['anytune'][p['beside']]['peak_gib']:.1f}",
             p["peer"],
             f"{p['tokens_per_s']:,.0f}",
             f"{p['peak_gib']:.1f}",
@@ -76,6 +72,24 @@ def decode_gpu(data: dict) -> list[str]:
             for name, r in data["anytune"].items()
         ],
     )
+
+
+def full_gpu(data: dict) -> list[str]:
+    names = {
+        "anytune adamw": "anytune, AdamW",
+        "anytune adamw8bit": "anytune, 8-bit AdamW",
+        "torch adamw": "torch's fused AdamW",
+        "transformers adamw": "transformers, torch's fused AdamW",
+        "bitsandbytes adamw8bit": "bitsandbytes' AdamW8bit",
+        "transformers adamw8bit": "transformers, bitsandbytes' AdamW8bit",
+    }
+    steps = [(names[r["trainer"]], f"{r['tokens_per_s']:,.0f}", f"{r['peak_gib']:.1f}") for r in data["steps"]]
+    alone = [(names[r["optimizer"]], f"{r['ms']:.1f}", f"{r['bytes_a_weight']:.1f}") for r in data["optimizers"]]
+    return [
+        *table((f"whole steps, {data['steps'][0]['shape'].replace('x', ' × ')}", "tok/s", "peak, GiB"), steps),
+        "",
+        *table(("the optimizer alone", "ms a step", "bytes per weight"), alone),
+    ]
 
 
 def delta_gpu(data: dict) -> list[str]:
