@@ -14,7 +14,7 @@ from anytune.adapt.data import Example, text_examples
 from anytune.adapt.job import DRIFTED, GUARDED, WINDOW, Settings, Task, Teacher, ordinary_text
 from anytune.adapt.walk import Side
 from anytune.adapter.adapter import Adapter
-from anytune.likelihood.windows import log_sums
+from anytune.likelihood.windows import logsumexp
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -40,7 +40,7 @@ def log_probabilities(side: Side, walker: Any, step: int) -> Iterator[np.ndarray
     for low in range(0, count, step):
         rows = e.gather(hidden, e.integers(np.arange(low, min(low + step, count), dtype=np.int32)))
         logits = np.asarray(e.host(e.logits(rows, head)), np.float32)
-        yield logits - log_sums(logits)[:, None].astype(np.float32)
+        yield logits - logsumexp(logits)[:, None].astype(np.float32)
 
 
 def distances(teacher: Side, students: Sequence[Side]) -> list[Distance]:

@@ -17,7 +17,7 @@ from anytune.adapt.job import GUARDED, WINDOW, Settings, Task, Teacher, ordinary
 from anytune.adapt.measure import PIECE
 from anytune.adapt.walk import Side
 from anytune.adapter.adapter import Adapter
-from anytune.likelihood.windows import log_sums
+from anytune.likelihood.windows import logsumexp
 from anytune.model.stack import backward, embed, finish, finish_backward, forward
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class _Teacher:
 
         def rows(low: int, high: int) -> np.ndarray:
             logits = np.asarray(e.host(e.logits(e.lower(hidden[low:high]), head)), np.float32)
-            return np.exp(logits - log_sums(logits)[:, None].astype(np.float32))
+            return np.exp(logits - logsumexp(logits)[:, None].astype(np.float32))
 
         return rows, len(hidden), weight
 
@@ -174,7 +174,7 @@ def _soft_loss(e: Any, h: Any, head: Any, parts: Sequence[Part]) -> tuple[float,
             high = min(low + step, count)
             rows = e.gather(h, e.integers(np.arange(start + low, start + high, dtype=np.int32)))
             logits = np.asarray(e.host(e.logits(rows, head)), np.float32)
-            own = logits - log_sums(logits)[:, None].astype(np.float32)
+            own = logits - logsumexp(logits)[:, None].astype(np.float32)
             chances = wanted(low, high)
             terms = np.where(chances > 0, chances * (np.log(np.maximum(chances, 1e-38)) - own), 0)
             loss += weight * float(terms.sum(dtype=np.float64)) / count

@@ -9,7 +9,7 @@ import numpy as np
 
 from anytune.evaluation.kept import Kept
 from anytune.generation.generate import Reply, decode
-from anytune.likelihood.windows import Forward, log_sums
+from anytune.likelihood.windows import Forward, logsumexp
 from anytune.generation.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def losses(
         owner = np.repeat(np.arange(lo, hi), counts[lo:hi])
         for at, logits in forward.logits(forward.hidden([ids for ids, _ in some]), rows):
             part = slice(at, at + len(logits))
-            np.add.at(sums, owner[part], log_sums(logits) - logits[np.arange(len(logits)), targets[part]])
+            np.add.at(sums, owner[part], logsumexp(logits) - logits[np.arange(len(logits)), targets[part]])
         lo = hi
         if progress is not None:
             progress(hi, len(examples))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.likelihood.windows import Forward, log_sums
+from anytune.likelihood.windows import Forward, logsumexp
 from anytune.text.reading import Stream
 from anytune.text.rows import json_rows
 
@@ -149,7 +149,7 @@ def _scores(forward: Forward, prepared: list[tuple[list[list[int]], int]], numbe
     found = np.empty(len(targets))
     for at, logits in forward.logits(forward.hidden(flat), np.concatenate(rows)):
         wanted = targets[at : at + len(logits)]
-        found[at : at + len(logits)] = logits[np.arange(len(wanted)), wanted] - log_sums(logits)
+        found[at : at + len(logits)] = logits[np.arange(len(wanted)), wanted] - logsumexp(logits)
     counts = np.array([len(part) for part in rows])
     sums = np.add.reduceat(found, np.concatenate([[0], np.cumsum(counts)[:-1]]))
     at = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anytune.likelihood.windows import Forward, log_sums
+from anytune.likelihood.windows import Forward, logsumexp
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -39,8 +39,8 @@ class Reference:
 
 def between(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """KL of the distributions with logits p and q, float32 [n, vocabulary] -> float64 [n]. Both are written over."""
-    p -= log_sums(p)[:, None].astype(np.float32)
-    q -= log_sums(q)[:, None].astype(np.float32)
+    p -= logsumexp(p)[:, None].astype(np.float32)
+    q -= logsumexp(q)[:, None].astype(np.float32)
     np.subtract(p, q, out=q)
     np.exp(p, out=p)
     return np.einsum("ij,ij->i", p, q, dtype=np.float64)

@@ -15,7 +15,7 @@ import numpy as np
 from anytune.errors import UserError
 from anytune.files import atomic_write, cannot_write
 from anytune.likelihood import baseline
-from anytune.likelihood.windows import Forward, log_sums, starting, windows
+from anytune.likelihood.windows import Forward, logsumexp, starting, windows
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
@@ -63,7 +63,7 @@ def perplexity(
             if out is not None:
                 baseline.write_header(out, pieces, model.config.vocabulary)
             for logits, targets in _logits(model, pieces, adapter, batch):
-                sums = log_sums(logits)
+                sums = logsumexp(logits)
                 losses.append(sums - logits[np.arange(len(targets)), targets])
                 if out is not None:
                     out.write(baseline.pack(logits, sums))
@@ -129,7 +129,7 @@ def _compare(
     losses, theirs, divergences, changes, same = [], [], [], [], []
     for logits, targets in _logits(model, pieces, adapter, batch):
         reference, rows = file.take(len(logits)), np.arange(len(targets))
-        ours = logits - log_sums(logits)[:, None].astype(np.float32)
+        ours = logits - logsumexp(logits)[:, None].astype(np.float32)
         losses.append(-ours[rows, targets].astype(np.float64))
         theirs.append(-reference[rows, targets].astype(np.float64))
         terms = np.exp(reference) * (reference - ours)

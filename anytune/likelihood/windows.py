@@ -75,7 +75,7 @@ class Forward:
             yield lo, logits
 
 
-def log_sums(logits: np.ndarray) -> np.ndarray:
+def logsumexp(logits: np.ndarray) -> np.ndarray:
     """float64 [rows]: the logarithm of the sum of exponentials of each row."""
     peak = logits.max(axis=1, keepdims=True)
     return peak[:, 0].astype(np.float64) + np.log(np.exp(logits - peak).sum(axis=1, dtype=np.float64))

@@ -58,7 +58,7 @@ class Config:
     behind: int = 0  # blocks behind the layers, which only speculative decoding uses
     kernel: int = 0  # tokens that a convolution sees
     local_size: int = 0  # width of a head of the windowed layers; 0: the others'
-    key_heads: tuple[int, ...] = ()  # of each layer, where they differ
+    layer_kv_heads: tuple[int, ...] = ()  # n_kv_heads of each layer, where they differ
     hiddens: tuple[int, ...] = ()  # of each layer's MLP, where they differ
     shared: int = 0  # layers at the end that read the keys and values of layers before them
     values: tuple[bool, ...] = ()  # which layers have values of their own, where not all have

@@ -1,4 +1,4 @@
-"""Arrays in their buffers: the room behind them, and arrays that lie side by side."""
+"""Arrays in their buffers: the padding behind their rows, and arrays that lie side by side."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def qk_norm_rope(q, k, q_gain, k_gain, eps, cos, sin, positions, heads, n_kv_hea
 
 
 def qk_norm_rope_backward(dq, dk, q, k, q_gain, k_gain, eps, cos, sin, positions, heads, n_kv_heads, neox):
-    """rotate's backward, in place over dq and dk; q and k are its inputs, used only with gains."""
+    """qk_norm_rope's backward, in place over dq and dk; q and k are its inputs, used only with gains."""
     for dy, x, gain, count in ((dq, q, q_gain, heads), (dk, k, k_gain, n_kv_heads)):
         u = _turn(dy.unflatten(1, (count, -1)).float().clone(), cos, sin, positions, neox, -1)
         if gain is not None:

@@ -79,7 +79,7 @@ def slices(e, heads: Heads, run: tuple[int, int, int, int], name: str, columns: 
 def inner_products(e, dout: Array, out: Array, heads: Heads) -> Array:
     """Of each head's rows of both: [n_heads, T]."""
     tokens = out.rows
-    made = e.flat(heads.n_heads * tokens, heads.n_heads * e.room(tokens))
+    made = e.flat(heads.n_heads * tokens, heads.n_heads * e.buffer_rows(tokens))
     for a, b in row_cuts(e.device.max_binding, dout, out):
         e.commands.run(
             _kernels.inner(),

@@ -78,12 +78,12 @@ class WebGpuEngine(Operations):
         return self.recorder.run(kind, body, stream)
 
     def array(self, rows: int, columns: int, most: int | None = None) -> Array:
-        """[rows, columns] from the pool, content undefined. most: rows that the buffer has (room())."""
+        """[rows, columns] from the pool, content undefined. most: rows that the buffer has (buffer_rows())."""
         stride = lines(columns)
-        held = self.room(rows) if most is None else most
+        held = self.buffer_rows(rows) if most is None else most
         return Array(self.pool.take(held * stride), 0, (rows, columns), stride)
 
-    def room(self, rows: int) -> int:
+    def buffer_rows(self, rows: int) -> int:
         """Rows of a buffer that serves all streams: for a token of the capacity as many as for one of this stream."""
         return max(rows, -(-rows // max(1, self.bounds.size // 2)) * self.capacity)
 

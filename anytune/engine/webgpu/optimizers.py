@@ -45,7 +45,7 @@ class Optimizers:
         most = min((self.engine.device.max_binding - 512) // 4, MOST)
         return max(rules.BLOCK, most // rules.BLOCK * rules.BLOCK)
 
-    def _room(self, count: int) -> Array:
+    def _scratch(self, count: int) -> Array:
         """Scratch of at least `count` floats."""
         if self.partial is None or self.partial.size < count:
             self.engine.commands.flush()
@@ -69,7 +69,7 @@ class Optimizers:
         """See base.py. Partial sums are added on the host, in float64."""
         e, most = self.engine, self._most()
         pieces = [(g, low, high) for g in gradients for low, high in cuts(g.size, most, rules.BLOCK)]
-        partial = self._room(sum(-(-(high - low) // _kernels.PIECE) for _, low, high in pieces))
+        partial = self._scratch(sum(-(-(high - low) // _kernels.PIECE) for _, low, high in pieces))
         e.canary.look()
         done = square_sums(e, pieces, partial)
         return float(np.sqrt(np.sum(e.host(partial[:done]), dtype=np.float64)))
@@ -149,7 +149,7 @@ class Optimizers:
     def _vector_updates(self, g, square, hyper) -> int:
         """g becomes the updates -> how many partial sums of their squares there are."""
         done, pieces = 0, list(cuts(g.size, self._most()))
-        self._room(sum(-(-(high - low) // _rules.PIECE) for low, high in pieces))
+        self._scratch(sum(-(-(high - low) // _rules.PIECE) for low, high in pieces))
         for low, high in pieces:
             slope, held, groups = g.span(low, high), square.span(low, high), -(-(high - low) // _rules.PIECE)
             self.engine.commands.run(
@@ -166,7 +166,7 @@ class Optimizers:
         e, n, slices, done = self.engine, g.columns, 0, 0
         pieces = list(rows_of(e, g, max(1, self._most() // n)))
         cut = [(-(-(high - low) // _rules.ROWS), -(-(high - low) * n // _rules.PIECE)) for low, high, _ in pieces]
-        partial = self._room(max(n * sum(s for s, _ in cut), sum(groups for _, groups in cut)))
+        partial = self._scratch(max(n * sum(s for s, _ in cut), sum(groups for _, groups in cut)))
         for (low, high, held), (count, _) in zip(pieces, cut):
             rows = row.span(low, high)
             e.commands.run(

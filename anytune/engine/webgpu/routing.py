@@ -48,7 +48,7 @@ class Routing:
         """(expert, first slot, end) of tiles of m slots, and how many there may be."""
         if m not in self._tiles:
             most = self.most_tiles(self.slots, m)
-            held = 3 * max(most, self.most_tiles(e.room(self.tokens) * self.router.used, m))
+            held = 3 * max(most, self.most_tiles(e.buffer_rows(self.tokens) * self.router.used, m))
             made = e.flat(3 * most, held)
             e.commands.run(_routes.tiles(), [self.bounds, made], (self.router.experts, m, most), (1,))
             self._tiles[m] = made, most
@@ -67,7 +67,7 @@ def route(e, scores: Array, bias: Array | None, router: Router, scales: Array | 
     ):
         if count > most:
             raise UserError(f"{count} {what} are more than the {most} of --device webgpu")
-    slots, most = tokens * router.used, e.room(tokens) * router.used
+    slots, most = tokens * router.used, e.buffer_rows(tokens) * router.used
     chosen, weights, order, place = (e.flat(slots, most) for _ in range(4))
     chosen, weights, place = (x.reshape(tokens, router.used) for x in (chosen, weights, place))
     bounds = e.flat(router.experts + 1, router.experts + 1)
@@ -198,7 +198,7 @@ def weigh_backward(e, dy: Array, x: Array, routing: Routing) -> tuple[Array, Arr
 
 def _dweights(e, routing: Routing) -> Array:
     used = routing.router.used
-    return e.flat(routing.slots, e.room(routing.tokens) * used).reshape(routing.tokens, used)
+    return e.flat(routing.slots, e.buffer_rows(routing.tokens) * used).reshape(routing.tokens, used)
 
 
 def weigh_bias(e, y: Array, bias: Array, routing: Routing) -> Array:

@@ -11,7 +11,7 @@ from .kernels import sinks as _kernels
 
 def sink(e, out: Array, lse: Array, sinks: Array, heads: Heads) -> tuple[Array, Array]:
     tokens = out.rows
-    result, lse_with_sink = e.array(*out.shape), e.flat(lse.size, heads.n_heads * e.room(tokens))
+    result, lse_with_sink = e.array(*out.shape), e.flat(lse.size, heads.n_heads * e.buffer_rows(tokens))
     for a, b in row_cuts(e.device.max_binding, out, result):
         held = sinks.bind()
         e.commands.run(

@@ -48,7 +48,7 @@ def read(get: Callable, c: Config) -> dict[str, Any]:
         "logit_cap": float(get(CAP, 0.0, float)),
         "local": Rope(turned, c.local.base),
         "local_size": size,
-        "key_heads": heads,
+        "layer_kv_heads": heads,
         "hiddens": get.each(FED, c.layers) or (),
         "shared": shared,
         "own": get(OWN, 0),
@@ -63,7 +63,7 @@ def parts(c: Config, layer: int) -> tuple[type, ...]:
 
 
 def config(c: Config) -> dict[str, Any]:
-    local, full = ((c.key_heads or (c.n_kv_heads,) * c.layers)[c.windows.index(kind)] for kind in (True, False))
+    local, full = ((c.layer_kv_heads or (c.n_kv_heads,) * c.layers)[c.windows.index(kind)] for kind in (True, False))
     experts = {} if c.router is None else {"enable_moe_block": True, "top_k_experts": c.router.used}
     return (experts and qwen3moe.config(c) | experts) | {
         "head_dim": c.local_size,

@@ -21,7 +21,7 @@ def read(get: Callable, c: Config) -> dict[str, Any]:
     heads, kernel = get.each(HEADS, c.layers), get(CACHE)
     if heads is None or kernel < 2 or any(count and c.heads % count for count in heads):
         raise UserError(f"{get.where}: its key heads or its convolution make no sense: the file is damaged")
-    return {"kernel": kernel, "key_heads": heads, "recurrent": tuple(not count for count in heads)}
+    return {"kernel": kernel, "layer_kv_heads": heads, "recurrent": tuple(not count for count in heads)}
 
 
 def config(c: Config) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Attention(Part):
 
     @classmethod
     def shape(cls, c: Config, layer: int) -> Heads:
-        keys = c.key_heads[layer] if c.key_heads else c.n_kv_heads
+        keys = c.layer_kv_heads[layer] if c.layer_kv_heads else c.n_kv_heads
         window = c.window if c.windowed(layer) else 0
         return Heads(c.heads, keys, c.size(layer), window, c.attention_scale, c.score_cap, c.arch.sinks)
 

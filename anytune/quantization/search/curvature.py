@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.engine.composed import Composed
-from anytune.likelihood.windows import Forward, log_sums
+from anytune.likelihood.windows import Forward, logsumexp
 from anytune.model.stack import embed, finish, finish_backward, layer_backward, layer_forward
 from anytune.quantization.imatrix import Importance
 from anytune.quantization.search import tables
@@ -152,7 +152,7 @@ def _drawn(
     h = finish(e, w, top)
     labels, sums = np.empty((draws, len(h)), np.int32), np.empty(len(h))
     for lo, logits in forward.logits(h, np.arange(len(h))):
-        sums[lo : lo + len(logits)] = log_sums(logits)
+        sums[lo : lo + len(logits)] = logsumexp(logits)
         labels[:, lo : lo + len(logits)] = sample(logits, sums[lo : lo + len(logits)], draws, rng)
     if forward.head.cap:
         found = [e.cross_entropy(h, forward.head, e.integers(row), 1.0, True)[1] for row in labels]
