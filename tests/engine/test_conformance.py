@@ -59,9 +59,9 @@ def test_attention_on_random_shapes(engine, seed):
         for n in (heads.n_heads, keys, keys, heads.n_heads)
     )
     engine.begin(starts, tokens + int(random.integers(0, 9)), (0, 0, 0))
-    out, sums = engine.attention(q, k, v, heads)
+    out, lse = engine.attention(q, k, v, heads)
     close(out, ref.attention(q, k, v, starts, heads))
-    grads = engine.attention_backward(dout, q, k, v, out, sums, heads)
+    grads = engine.attention_backward(dout, q, k, v, out, lse, heads)
     assert max(slope_errors(random, grads, (q, k, v), dout, starts, heads)) < LIMIT
 
 
@@ -74,8 +74,8 @@ def test_examples_do_not_see_each_other(engine):
     for change in (0, 5):
         k[9:], v[9:], q[9:] = k[9:] + change, v[9:] * (1 + change), q[9:] - change
         engine.begin(starts, tokens, (0, 0, 0))
-        out, sums = engine.attention(q, k, v, heads)
-        results.append([np.array(z[:9]) for z in (out, *engine.attention_backward(dout, q, k, v, out, sums, heads))])
+        out, lse = engine.attention(q, k, v, heads)
+        results.append([np.array(z[:9]) for z in (out, *engine.attention_backward(dout, q, k, v, out, lse, heads))])
     for before, after in zip(*results):
         np.testing.assert_array_equal(before, after)
 
@@ -108,8 +108,8 @@ def test_linear_on_random_shapes(engine, tmp_path, block, width, hold):
             for r, n in zip(ranks, rows)
         ]
         grads = [tuple(np.zeros_like(z) for z in p[:2]) if p else (None, None) for p in pairs]
-        for room in (0, 7):
-            engine.row_padding = room
+        for padding in (0, 7):
+            engine.row_padding = padding
             engine.begin(np.array([0, tokens], np.int32), tokens, (0, 0, 0))
             group = engine.group(
                 [engine.weight(gguf, f"w{i}", hold) for i in range(3)],

@@ -158,9 +158,9 @@ def test_attention_on_random_shapes(engine, seed):
     )
     engine.begin(starts, tokens, (0, 0, 0))
     held = [up(engine, z) for z in (q, k, v, dout)]
-    out, sums = engine.attention(*held[:3], heads)
+    out, lse = engine.attention(*held[:3], heads)
     assert error(engine.host(out), ref.attention(q, k, v, starts, heads)) < LIMIT
-    grads = [engine.host(g) for g in engine.attention_backward(held[3], *held[:3], out, sums, heads)]
+    grads = [engine.host(g) for g in engine.attention_backward(held[3], *held[:3], out, lse, heads)]
     assert max(slope_errors(random, grads, (q, k, v), dout, starts, heads)) < LIMIT
 
 
@@ -173,9 +173,9 @@ def test_examples_do_not_see_each_other(engine):
         k[9:], v[9:], q[9:] = k[9:] + change, v[9:] * (1 + change), q[9:] - change
         engine.begin(starts, tokens, (0, 0, 0))
         held = [up(engine, z) for z in (q, k, v, dout)]
-        out, sums = engine.attention(*held[:3], heads)
+        out, lse = engine.attention(*held[:3], heads)
         results.append(
-            [engine.host(z)[:9] for z in (out, *engine.attention_backward(held[3], *held[:3], out, sums, heads))]
+            [engine.host(z)[:9] for z in (out, *engine.attention_backward(held[3], *held[:3], out, lse, heads))]
         )
     for before, after in zip(*results):
         np.testing.assert_array_equal(before, after)
