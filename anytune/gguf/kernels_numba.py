@@ -23,6 +23,7 @@ from anytune.simd.blocks import (
     load_floats,
     load_halves,
     load_signed,
+    pairs,
     plus,
     scaled,
     signed_byte,
@@ -58,8 +59,10 @@ def q2_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks)
         for b in range(blocks):
             s, o = src_offset + r * src_stride + 18 * b, dst_offset + r * dst_stride + 64 * b
             d = half(src, s)
-            for j in range(64):
-                dst[o + j] = d * np.float32((byte(src, s + 2 + (j >> 2)) >> (j & 3) * 2 & 3) - 1)
+            for i in range(4):
+                at = s + 2 + 4 * i
+                low, high = byte(src, at) | byte(src, at + 1) << 8, byte(src, at + 2) | byte(src, at + 3) << 8
+                store(dst, o + 16 * i, scaled(d, pairs(np.int32(low | high << 16)), 1))
 
 
 def q4_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks):

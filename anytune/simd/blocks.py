@@ -69,6 +69,17 @@ def bits(typing, word, value):
 
 
 @intrinsic
+def pairs(typing, word):
+    """Lane j is the bits 2 j and 2 j + 1 of a word of 32."""
+
+    def code(context, builder, signature, args):
+        shifted = builder.lshr(splat(builder, args[0], WORDS), ir.Constant(WORDS, [2 * j for j in range(LANES)]))
+        return builder.and_(shifted, ir.Constant(WORDS, [3] * LANES))
+
+    return ints(types.int32), code
+
+
+@intrinsic
 def join(typing, low, high, shift):
     """low | high << shift"""
 
