@@ -56,7 +56,7 @@ def sources(data: Any) -> list[Path | Rows]:
         )
     if not hasattr(data, "column_names"):  # a datasets object reads its rows from the disk, as often as asked
         data = list(data)
-        if all(isinstance(item, str | os.PathLike) for item in data):
+        if data and all(isinstance(item, str | os.PathLike) for item in data):
             return [Path(item) for item in data]
         if any(isinstance(item, Rows) for item in data):
             return [part for item in data for part in sources(item)]
