@@ -78,7 +78,7 @@ def test_a_datasets_object_is_data(model):
         ([{"messages": 3}], "the data, row 1"),
         (rows(2) + [{"nothing": "of use"}], "the data, row 3"),
         ([1, 2], "row 1 is a int"),
-        ([], "^the data: no example"),
+        ([], "^the data contains no records"),
         ({"messages": []}, "single dict"),
         (5, "data must be a path"),
         (None, "data must be a path"),

@@ -24,7 +24,7 @@ from .linear import (
     forward_tile,
     into_rank,
     pair_jobs,
-    room,
+    raw_buffers,
     scaled_down,
 )
 from .routing import Routing, slot_rows
@@ -156,7 +156,7 @@ def _input_jobs(e, dy, one: Group, dx, mask) -> list[Job]:
 
 def _read(e, one: Group, number: int) -> tuple:
     """The bytes of one expert's streamed matrices, in the worker's own buffer."""
-    raw = room(e, one, number)
+    raw = raw_buffers(e, one, number)
     for weight, buffer in zip(one.weights, raw):
         if buffer is not None:
             weight.read_rows(0, weight.out_features, buffer)

@@ -199,7 +199,7 @@ def into_rank(dy, group, low, high) -> None:
             )
 
 
-def room(e, group: Group, number: int) -> tuple:
+def raw_buffers(e, group: Group, number: int) -> tuple:
     """A flat buffer for the bytes of each of the group's streamed weights, side by side in what e.raw() has for a
     worker (-1: for all); None for each if they are held."""
     if not any(w.needs_raw() for w in group.weights):
@@ -212,8 +212,8 @@ def room(e, group: Group, number: int) -> tuple:
 
 
 def streamed(e, group: Group) -> tuple:
-    """As room(), for all workers, who have read the bytes."""
-    buffers = room(e, group, -1)
+    """As raw_buffers(), for all workers, who have read the bytes."""
+    buffers = raw_buffers(e, group, -1)
     if buffers[0] is not None:
         e.workers.run(
             [
