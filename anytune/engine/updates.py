@@ -28,8 +28,8 @@ class Updates(Protocol):
     ) -> Number:
         """One AdamW step in place, at rates[0] up to `cut` and rates[1] behind it -> the gradients' Euclidean norm.
 
-        Gradients are clipped to max_norm (0: not), used and zeroed. If the norm is not finite nothing changes, now or
-        in later steps that were already asked for.
+        Gradients are clipped to max_norm (0 disables clipping), used and zeroed. If the norm is not finite nothing
+        changes, now or in later steps that were already asked for.
         """
 
     # -- optimizers of whole weights, a tensor at a time (engine/optimizers.py says what each does)

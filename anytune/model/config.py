@@ -42,7 +42,7 @@ class Config:
     embedding_scale: float = 1.0  # of the embeddings, on their way into the residual stream
     residual_scale: float = 1.0  # of what parts add to it, where the file says so: granite.py
     logit_scale: float = 1.0
-    logit_cap: float = 0.0  # logits z become cap * tanh(z / cap); 0: not
+    logit_cap: float = 0.0  # logits z become cap * tanh(z / cap); 0: uncapped
     score_cap: float = 0.0  # the same of attention's scores
     heat: float = 0.0  # of queries beyond the original context: see Rope
     delta: DeltaHeads | None = None  # of the layers that are a gated delta net

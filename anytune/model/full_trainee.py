@@ -80,7 +80,8 @@ class FullTrainee(Passes):
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
     ) -> float:
-        """One step (counted from 1) of the optimizer; gradients are clipped to max_grad_norm (0: not), then zeroed.
+        """One step (counted from 1) of the optimizer; gradients are clipped to max_grad_norm (0 disables clipping),
+        then zeroed.
 
         Matrices are decayed, norms and biases are not. -> the gradients' norm before clipping. If it is not finite
         nothing is updated.

@@ -100,7 +100,8 @@ class LoraTrainee(Passes):
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
     ) -> float:
-        """One AdamW step (step counts from 1); gradients are clipped to max_grad_norm (0: not), then zeroed.
+        """One AdamW step (step counts from 1); gradients are clipped to max_grad_norm (0 disables clipping), then
+        zeroed.
 
         -> the gradients' norm before clipping (a Number). If it is not finite nothing is updated.
         """
