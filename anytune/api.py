@@ -64,11 +64,12 @@ def verify(
     """Compare model and adapter with llama.cpp, which loads the same files: `anytune.verify(model, run)["ok"]`.
 
     text: what the next-token distributions are taken from, at so many positions. exact: llama.cpp gets the weights in
-    float32, and the limit is KL 1e-5 instead of 1e-2, which is its 8-bit rounding of activations. Returns facts: ok,
-    base, with_adapter, change. Raises UserError, also where llama.cpp is not installed.
+    float32, and the limit is KL 1e-5 instead of 1e-2, which allows for its 8-bit rounding of activations; where that
+    is larger the comparison is made in float32 too. Returns facts: ok, base, with_adapter, change. Raises UserError,
+    also where llama.cpp is not installed.
     """
     from anytune.llamacpp.judge import available
-    from anytune.llamacpp.verify import verify as run
+    from anytune.llamacpp.verify import settled
 
     if not available():
         raise UserError("llama.cpp is not installed: install it with `pip install xllamacpp`.")
@@ -76,7 +77,7 @@ def verify(
     between(1, 1024, threads=threads)
     opened = opened_model(model, "cpu")
     given = adapter if isinstance(adapter, str | os.PathLike) else resolve(adapter, opened.gguf)
-    return run(opened, given, text=text, positions=positions, exact=exact, threads=threads)
+    return settled(opened, given, text=text, positions=positions, exact=exact, threads=threads)
 
 
 @public({"lora": "adapter", "ctx_size": "context", "batch_size": "batch"})

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 import anytune
 from anytune.llamacpp import judge
+from anytune.llamacpp import verify as module
 from anytune.errors import UserError
-from anytune.llamacpp.verify import compare, compare_change, log_softmax, report, verify
+from anytune.llamacpp.verify import compare, compare_change, log_softmax, report, settled, verify
 from tests.cli.conftest import cli  # noqa: F401 (a fixture)
 from tests.support import tiny
 from tests.support.distributions import kl
@@ -116,6 +117,25 @@ def test_an_f32_copy_takes_llamacpps_rounding_away(files):
     fine = verify(model, adapter, positions=4, exact=True, threads=1)
     assert fine["ok"] and fine["base"]["kl_max"] < 1e-5 < rough["base"]["kl_max"]
     assert fine["base"]["limit"] == 1e-5 and rough["base"]["limit"] == 1e-2
+
+
+def test_rounding_beyond_the_limit_is_settled_in_float32(files, monkeypatch):
+    """A right adapter passes then, a wrong one fails still, and without memory for the copy the first answer stays."""
+    path, file = files("llama", "Q4_0")
+    model = anytune.load(path, threads=1)
+    monkeypatch.setattr(module, "ROUNDED_KL", 1e-9)
+    for limits, value in ((module.WORST, 10), (module.SURE, 0.5), (module.CHANGE, 0.5)):
+        monkeypatch.setitem(limits, 1e-9, value)
+    assert not verify(model, file, positions=4, threads=1)["ok"]
+    facts = settled(model, file, positions=4, threads=1)
+    assert facts["ok"] and facts["exact_copy"] and facts["rounding_kl"] > 1e-9 and "in float32" in report(facts)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "available_bytes", lambda: 0)
+        assert not settled(model, file, positions=4, threads=1)["ok"]
+    right = anytune.Adapter.load(file, gguf=model.gguf)
+    twice = {name: (a, 2 * b) for name, (a, b) in right.tensors.items()}
+    monkeypatch.setattr(anytune.Adapter, "load", lambda *_, **__: dataclasses.replace(right, tensors=twice))
+    assert not settled(model, file, positions=4, threads=1)["ok"]
 
 
 def test_what_llamacpp_refuses_is_told_in_one_sentence(files, tmp_path):

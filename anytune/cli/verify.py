@@ -61,10 +61,9 @@ def verify(
 
         if not Path(lora).is_dir():
             existing_file(lora, "adapter")
-    from anytune.llamacpp.verify import report
-    from anytune.llamacpp.verify import verify as run
+    from anytune.llamacpp.verify import report, settled
 
-    facts = run(loaded, lora, text=text, positions=positions, exact=exact, threads=engine["threads"])
+    facts = settled(loaded, lora, text=text, positions=positions, exact=exact, threads=engine["threads"])
     if as_json:
         print_json(facts)
     else:

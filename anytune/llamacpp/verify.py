@@ -18,6 +18,7 @@ import numpy as np
 
 from anytune.errors import UserError
 from anytune.llamacpp.judge import llamacpp_logprobs
+from anytune.memory import available_bytes
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
@@ -158,6 +159,21 @@ def verify(
     return facts
 
 
+def settled(model: Model, adapter: Adapter | str | Path | None = None, **how: Any) -> dict[str, Any]:
+    """verify(); where it fails and llama.cpp's 8-bit rounding may be the reason, again in float32, which has none: the
+    facts are then those, and "rounding_kl" is the mean KL with it. Without space for an F32 copy the first ones stay.
+    """
+    facts = verify(model, adapter, **how)
+    copy = 4 * sum(info.n_elements for info in model.gguf.tensors.values())
+    if facts["ok"] or facts["exact_float"] or available_bytes() < 1.2 * copy:
+        return facts
+    try:
+        exact = verify(model, adapter, **{**how, "exact": True})
+    except UserError:
+        return facts
+    return {**exact, "rounding_kl": facts["with_adapter" if adapter is not None else "base"]["kl_mean"]}
+
+
 def _same_base(adapter: Adapter, model: Model) -> bool | None:
     """Whether the adapter was trained on this very file; None if it does not say."""
     return adapter.base_sha256 == model.gguf.sha256() if adapter.base_sha256 else None
@@ -235,6 +251,11 @@ def report(facts: dict[str, Any]) -> str:
             lines.append(f"  {'':<16} {f['remark']}")
     if facts.get("trained_on_this_file") is False:
         lines.append("  the adapter was trained on another file: it may work less well on this one")
+    if "rounding_kl" in facts:
+        lines.append(
+            f"  On the quantized file the mean KL is {facts['rounding_kl']:.2e}, beyond {ROUNDED_KL:.0e}: so llama.cpp "
+            "was asked in float32, where it rounds nothing to 8 bits."
+        )
     verdict = "llama.cpp computes the same" if facts["ok"] else "llama.cpp computes something different"
     if not facts["ok"] and not facts.get("exact_float", True):
         verdict += ", or its rounding exceeds the limit: --exact, which compares in float32, shows which"
