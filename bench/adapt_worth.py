@@ -63,7 +63,7 @@ def serve(series: dict[str, Any]) -> None:
 def answers(b: Any, context: Any, requests: list, adapters: dict[str, Path | None]) -> dict[str, list[dict[str, Any]]]:
     """{series: an answer with its times for each request}."""
     from anytune.adapt.data import Context
-    from anytune.generation.generate import encode_rendered
+    from anytune.generation.prompts import encode_rendered
 
     children = []
     for name, path in adapters.items():

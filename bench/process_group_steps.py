@@ -39,7 +39,7 @@ from anytune.errors import UserError  # noqa: E402
 from anytune.memory import parse_bytes, peak_bytes  # noqa: E402
 from anytune.text.packing import MicroBatch  # noqa: E402
 from anytune.train.together import join_group  # noqa: E402
-from anytune.distributed.process_group import local_device  # noqa: E402
+from anytune.distributed.environment import local_device  # noqa: E402
 
 started = time.perf_counter()
 examples, length = map(int, args.shape.split("x"))

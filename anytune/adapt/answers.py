@@ -73,7 +73,7 @@ def _answer(
     teacher: Teacher, path: Path, target: Path, reading: Reading, tell: Callable[[str, int, int, str], None]
 ) -> int:
     from anytune.evaluation.prompts import read_prompts
-    from anytune.generation.generate import encode_rendered
+    from anytune.generation.prompts import encode_rendered
     from anytune.generation.sampling import Sampling
 
     model, context = teacher.model, teacher.context or Context()

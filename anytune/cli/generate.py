@@ -131,7 +131,8 @@ def generate(
         predictions.check_output(output, model_path(model), lora, prompt_file or file, chat_template)
     loaded = load_model(model, engine)
     adapter = load_adapter(lora, loaded)
-    from anytune.generation.generate import complete, continues_text, stream, template_of
+    from anytune.generation.generate import complete, stream
+    from anytune.generation.prompts import continues_text, template_of
 
     options: dict[str, Any] = dict(
         how=how,

@@ -55,7 +55,7 @@ def answer_all(
     UserError naming the line."""
     from anytune.evaluation.answers import answer
     from anytune.evaluation.prompts import Form
-    from anytune.generation.generate import context_length
+    from anytune.generation.prompts import context_length
 
     form = Form.of(model, {} if adapter is None else {"the adapter": adapter}, options["template"], options["chat"])
     if options["system"]:

@@ -117,7 +117,8 @@ def train(
         template_file(chat_template)
     from anytune.distributed import launch
     from anytune.train.inputs import check_outputs, check_pipes
-    from anytune.distributed.process_group import PeerError, WorkerLost, give_up, local_device, places
+    from anytune.distributed.failure import PeerError, WorkerLost, give_up
+    from anytune.distributed.environment import local_device, torchrun_variables
 
     check_outputs(output, chosen, model_path(model), files, val_file, lora, chat_template, forced())
     if launch.is_child():
@@ -167,13 +168,13 @@ def train(
             force=forced(),
         )
     except Exception as error:
-        if not places() or debug_wanted():
+        if not torchrun_variables() or debug_wanted():
             raise
         # at once, since what is left of the process group might keep this process from ending
         if isinstance(error, (WorkerLost, PeerError)):
             give_up(error)
         os._exit(explain(error))
-    if as_json and places().get("RANK", "0") == "0":
+    if as_json and torchrun_variables().get("RANK", "0") == "0":
         print_json(_summary(run, chosen, full))
     return run.exit_code
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from anytune.engine.probe import cores
 from anytune.errors import UserError
-from anytune.distributed.process_group import PLACES, REPORT, launched
+from anytune.distributed.failure import REPORT, launched
+from anytune.distributed.environment import TORCHRUN
 
 PATIENCE = 6.0  # seconds for the others to end by themselves once one has failed, or after a second Ctrl-C
 PARTING = 60.0  # the same where one has ended well: all have done their work then
@@ -211,7 +212,7 @@ def _free_port() -> int:
 
 def is_child() -> bool:
     """Whether launch() started this process."""
-    return launched() and all(name in os.environ for name in PLACES)
+    return launched() and all(name in os.environ for name in TORCHRUN)
 
 
 def follow_parent() -> None:

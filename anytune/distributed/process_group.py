@@ -1,9 +1,8 @@
 """The processes that train one model together: one a GPU, on one machine or several, over torch.distributed.
 
 SingleProcess is the usual case, one process, for whom everything here is a no-op. join() makes a real ProcessGroup
-from the environment
-that torchrun (or anytune train --gpus) sets: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Arrays on CUDA
-travel by NCCL, everything else by gloo. Nothing is pickled: what travels is numbers, or JSON as bytes.
+from torchrun's environment variables (see environment.py). Arrays on CUDA travel by NCCL, everything else by gloo.
+Nothing is pickled: what travels is numbers, or JSON as bytes.
 
 Every rank must call the same methods in the same order. A rank that ends breaks its connections; the others get
 WorkerLost from the next method they call, and one that hangs in the device's driver is ended by its watch (watch.py).
@@ -13,36 +12,25 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.util
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.distributed.environment import torchrun_variables
+from anytune.distributed.failure import PeerError, WorkerLost, give_up
 from anytune.distributed.watch import Watch
 
-PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = 900.0  # seconds that one rank may keep the others waiting: the slowest file, the first compilation
 GRACE = 10.0  # seconds for a rank to notice by itself that another one is gone, before its watcher ends it
 CHUNK = 64 << 20  # bytes of an array that travel at once
 _store: Any = None  # kept for the life of the process: rank 0's holds the server that the others meet at
 _joined = 0
-
-
-class WorkerLost(Exception):
-    """Another process of the process group ended, hung or cannot be reached: this one cannot go on. Exit code 1.
-
-    told: whether the user has read of it."""
-
-    told = False
-
-
-class PeerError(UserError):
-    """An error that rank 0 tells the user: whoever catches it on another rank need not say it again."""
 
 
 class SingleProcess:
@@ -260,92 +248,18 @@ class ProcessGroup(SingleProcess):
             time.sleep(0.1)
 
 
-def give_up(error: Exception) -> NoReturn:
-    """End this process at once: its device may wait for ever for one that is gone. Says why, unless another does."""
-    report("ended", str(error))
-    if not isinstance(error, PeerError) and not getattr(error, "told", False) and not launched():
-        with contextlib.suppress(OSError):
-            os.write(2, f"anytune: {str(error).rstrip('.')}.\n".encode())
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    os._exit(2 if isinstance(error, UserError) else 1)
-
-
-# -- reports to the parent of --gpus, through files in a folder ------------------------------------
-
-REPORT = "ANYTUNE_TEAM_FOLDER"
-
-
-def report(name: str, text: str) -> None:
-    """Leave a word for the parent process, if there is one (see launch.py)."""
-    folder = os.environ.get(REPORT)
-    if folder:
-        with contextlib.suppress(OSError):
-            path = os.path.join(folder, f"{name}-{os.environ.get('RANK', '0')}")
-            with open(f"{path}.new", "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(f"{path}.new", path)
-
-
-def launched() -> bool:
-    """Whether such a parent started this process."""
-    return REPORT in os.environ
-
-
-# -- joining -----------------------------------------------------------------------------------------------
-
-
-def places() -> dict[str, str]:
-    """torchrun's variables if this process is one of several, else {}. Raises UserError if some are missing."""
-    found = {name: os.environ[name] for name in PLACES if os.environ.get(name)}
-    if "RANK" not in found or found.get("WORLD_SIZE", "1") == "1":
-        return {}
-    missing = [name for name in PLACES if name not in found]
-    if missing:
-        raise UserError(
-            f"RANK is set and {missing[0]} is not: start several processes with torchrun, which sets all "
-            f"of {', '.join(PLACES)}, or unset RANK."
-        )
-    wrong = [name for name in PLACES if name != "MASTER_ADDR" and not found[name].isdigit()]
-    wrong += ["MASTER_PORT"] if found["MASTER_PORT"] == "0" else []
-    if wrong or int(found["RANK"]) >= int(found["WORLD_SIZE"]):
-        name = wrong[0] if wrong else "RANK"
-        raise UserError(f"{name}={found[name]} is not a valid process number: start several with torchrun.")
-    return found
-
-
-def local_device(device: str) -> str:
-    """The device that a rank takes when all are told `device`: cuda means cuda:LOCAL_RANK."""
-    found = places()
-    if not found:
-        return device
-    if device == "auto":
-        from anytune.engine.devices import choose
-
-        device = choose()
-    return f"{device}:{found['LOCAL_RANK']}" if device in ("cuda", "rocm", "xpu") else device
-
-
 def join(device=None, timeout: float = TIMEOUT) -> SingleProcess:
     """The process group that the environment describes, SingleProcess without one. device: torch's device of the
     engine, or None (NumPy).
 
     Raises UserError if the environment makes no sense, or if the others do not come.
     """
-    found = places()
+    found = torchrun_variables()
     if not found:
         return SingleProcess()
-    if _module() is None:
+    if importlib.util.find_spec("torch") is None:
         raise UserError("training with several processes needs PyTorch: pip install torch.")
     return ProcessGroup(int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"]), device, timeout)
-
-
-def _module():
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch
 
 
 def _first(error: Exception) -> str:

@@ -123,7 +123,7 @@ def answer(
 
 def _encode(model: Model, adapter: Adapter | None, question: Question, raw: bool | None) -> tuple[list[list[int]], int]:
     """(ids of the prompt with each answer, without what follows it; where the answer begins), as training has them."""
-    from anytune.generation.generate import template_of, wants_chat
+    from anytune.generation.prompts import template_of, wants_chat
     from anytune.text.mask import encode_chat
 
     tokenizer = model.tokenizer

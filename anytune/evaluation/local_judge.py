@@ -60,7 +60,7 @@ class LocalJudge(PairJudge):
 
     def _encode(self, prompt: str, a: str, b: str, reference: str | None) -> tuple[list[int], list[list[int]]]:
         """(ids up to the verdict, ids of each verdict with the quotation mark that ends it)."""
-        from anytune.generation.generate import encode_rendered
+        from anytune.generation.prompts import encode_rendered
 
         asked = messages(self.criteria, prompt, a, b, reference)
         # some templates have no system message: its content then precedes the request's

@@ -118,7 +118,7 @@ class Form:
         chat: bool | None = None,
     ) -> Form:
         """As `anytune generate` would ask the adapter. Raises UserError if adapters knew different templates."""
-        from anytune.generation.generate import template_of, wants_chat
+        from anytune.generation.prompts import template_of, wants_chat
 
         kinds = (
             {
@@ -140,7 +140,7 @@ class Form:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids up to where the answer begins. Raises UserError."""
-        from anytune.generation.generate import encode_rendered
+        from anytune.generation.prompts import encode_rendered
 
         tokenizer = self.model.tokenizer
         if self.template is None and prompt.text is not None:

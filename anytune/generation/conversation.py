@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from anytune.adapter.resolve import AdapterLike, resolve
 from anytune.arguments import between, public
 from anytune.errors import UserError
-from anytune.generation.generate import Message, Reply, context_length, decode, prompt_ids, template_of
+from anytune.generation.generate import Reply, decode
+from anytune.generation.prompts import Message, context_length, prompt_ids, template_of
 from anytune.generation.public import stops, template_of_file
 from anytune.generation.sampling import SYNONYMS, Sampling
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.generation.generate import encode_rendered
+from anytune.generation.prompts import encode_rendered
 from anytune.generation.sampling import Sampling
 from anytune.serve.answer import Answer, Event, Request
 from anytune.serve.backend import Mix

@@ -49,7 +49,8 @@ def compare(
 
     adapters: files, None for the base alone; messages: the conversation so far, the last one the user's.
     """
-    from anytune.generation.generate import context_length, decode, prompt_ids
+    from anytune.generation.generate import decode
+    from anytune.generation.prompts import context_length, prompt_ids
     from anytune.generation.sampling import Sampling
 
     loaded = _model(model, device, Path(model).stat().st_mtime_ns)

@@ -199,7 +199,7 @@ def _text(path: FilePath | None) -> str | None:
 
 def _open(model: Any, device: str, threads: int | None, memory: int | None) -> Model:
     if isinstance(model, str | os.PathLike):
-        from anytune.distributed.process_group import local_device
+        from anytune.distributed.environment import local_device
         from anytune.hub.load import load
 
         return load(model, local_device(device), threads, memory)

@@ -13,7 +13,7 @@ from anytune.errors import UserError
 from anytune.train import checkpoint as ckpt
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.run_folder import RunFolder
-from anytune.distributed.process_group import PeerError, report
+from anytune.distributed.failure import PeerError, report
 
 
 class CheckpointManager:

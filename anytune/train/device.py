@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from anytune.errors import UserError
 from anytune.engine.devices import bf16_missing, engine_for, gpu_unused
 from anytune.engine.probe import remembered
-from anytune.distributed.process_group import places
+from anytune.distributed.environment import torchrun_variables
 
 if TYPE_CHECKING:
     from anytune.model import Model
@@ -24,7 +24,12 @@ class Place:
     def __init__(self, model: Model, recorded: dict[str, Any], full: bool):
         """recorded: the engine of the checkpoint to continue from, {} without one. full: the weights are trained."""
         self.model, self.own, self.why = model, model.engine, _why(model)
-        if model.asked != "auto" or model.engine.name != "numpy" or places() or os.environ.get("ANYTUNE_DEVICE"):
+        if (
+            model.asked != "auto"
+            or model.engine.name != "numpy"
+            or torchrun_variables()
+            or os.environ.get("ANYTUNE_DEVICE")
+        ):
             return
         if recorded.get("engine") in ("numpy", "cpu-bf16"):
             wanted, self.why = recorded["engine"], "the checkpoint was made on it"

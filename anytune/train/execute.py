@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from anytune.distributed.process_group import SingleProcess, WorkerLost, launched
+from anytune.distributed.process_group import SingleProcess
+from anytune.distributed.failure import WorkerLost, launched
 from anytune.errors import UserError
 from anytune.train.callbacks import Calls
 from anytune.train.outcome import Result

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anytune.adapter.adapter import Adapter
-from anytune.distributed.process_group import local_device
+from anytune.distributed.environment import local_device
 from anytune.errors import UserError
 from anytune.text.given import sources
 from anytune.train.callbacks import Calls

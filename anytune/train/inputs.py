@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.adapter import peft
-from anytune.distributed.process_group import places
+from anytune.distributed.environment import torchrun_variables
 from anytune.errors import UserError
 from anytune.files import FilePath, check_output, spare_inputs
 from anytune.text.given import Rows, sources
@@ -57,7 +57,7 @@ def check_inputs(inputs: Inputs, settings: TrainSettings) -> None:
     both = next((path for path in inputs.val_file if identity(path) in trained), None)
     if both is not None:
         raise UserError(f"{both} is given for training and for validation: use --val-split to split one file.")
-    check_pipes([*inputs.data, *inputs.val_file, inputs.chat_template], int(places().get("WORLD_SIZE", 1)))
+    check_pipes([*inputs.data, *inputs.val_file, inputs.chat_template], int(torchrun_variables().get("WORLD_SIZE", 1)))
     if settings.early_stop and not (inputs.val_file or inputs.val_split):
         raise UserError("--early-stop needs a validation set: give --val-file or --val-split.")
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anytune.distributed.process_group import PeerError, SingleProcess, join, places
+from anytune.distributed.process_group import SingleProcess, join
+from anytune.distributed.failure import PeerError
+from anytune.distributed.environment import torchrun_variables
 from anytune.engine.check import prove
 from anytune.engine.probe import cores
 from anytune.errors import UserError
@@ -39,7 +41,7 @@ def joined(model: Model, shard: bool) -> Iterator[SingleProcess]:
 
 def join_group(engine: Any, shard: bool) -> SingleProcess:
     """The process group of this process, made known to its engine. Raises UserError."""
-    device, here = engine.device, places().get("LOCAL_RANK")
+    device, here = engine.device, torchrun_variables().get("LOCAL_RANK")
     if shard and here is None:
         raise UserError(
             "--shard splits the base between processes: start several with `anytune train --gpus N` or torchrun."

@@ -33,7 +33,8 @@ from anytune.train.schedule import Schedule
 from anytune.train.settings import TrainSettings
 from anytune.train.sinks import Sinks
 from anytune.train.turns import Turns
-from anytune.distributed.process_group import PeerError, SingleProcess, report
+from anytune.distributed.process_group import SingleProcess
+from anytune.distributed.failure import PeerError, report
 from anytune.train.validation import Validation
 
 LOADS = ("expert_peak", "expert_idle")  # a mixture's columns: means over the micro-batches of all ranks

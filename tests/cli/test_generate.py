@@ -8,7 +8,7 @@ import pytest
 
 import anytune
 from anytune.generation.conversation import Conversation
-from anytune.generation.generate import prompt_ids
+from anytune.generation.prompts import prompt_ids
 from anytune.generation.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)

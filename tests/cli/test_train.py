@@ -198,7 +198,7 @@ def test_text_without_turns_is_trained_whole_or_refused_with_what_to_do(cli, mod
 
 
 def test_an_adapter_trained_on_text_continues_text_and_one_trained_on_chats_answers(cli, model, chats, tmp_path):
-    from anytune.generation.generate import prompt_ids
+    from anytune.generation.prompts import prompt_ids
 
     text = tmp_path / "text.txt"
     text.write_text("the rain in the sea and the rest of it " * 20)

@@ -72,7 +72,7 @@ def test_log_probabilities_are_those_of_the_model(server, files):
 
     found = chat(server, temperature=0, logprobs=True, top_logprobs=5, max_tokens=6).choices[0].logprobs.content
     with anytune.load(files / "tiny.gguf", device="numpy") as model:
-        from anytune.generation.generate import prompt_ids
+        from anytune.generation.prompts import prompt_ids
 
         ids = prompt_ids(model, HELLO)
         answer = (

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from anytune.train import checkpoint as ckpt
+from anytune.distributed import environment, failure
 from anytune.distributed import process_group as groups
 from anytune.train.checkpoint_manager import CheckpointManager
 from anytune.train.run_folder import RunFolder
@@ -99,7 +100,7 @@ def vanish(folder: Path) -> dict:
         os._exit(0)
     try:
         process_group.all_reduce([1.0])
-    except groups.WorkerLost as error:
+    except failure.WorkerLost as error:
         process_group.abort()
         return {"lost": str(error)}
     return {}
@@ -132,15 +133,15 @@ def test_a_checkpoint_counts_as_soon_as_it_is_written(tmp_path, monkeypatch):
     class Alone(groups.SingleProcess):
         def on_rank0(self, work):
             super().on_rank0(work)
-            raise groups.WorkerLost("process 0 of 2 lost the others")
+            raise failure.WorkerLost("process 0 of 2 lost the others")
 
     words, folder = tmp_path / "words", RunFolder(tmp_path, tmp_path / "checkpoints")
     for path in (words, folder.checkpoints):
         path.mkdir()
-    monkeypatch.setenv(groups.REPORT, str(words))
+    monkeypatch.setenv(failure.REPORT, str(words))
     keeper = CheckpointManager(FakeTrainee(), folder, Alone(), print, 1)
     for step in (3, 6):
-        with pytest.raises(groups.WorkerLost):
+        with pytest.raises(failure.WorkerLost):
             keeper.save(step, lambda: {"best": None})
         (last,) = ckpt.listing(folder.checkpoints)
         assert last.name.endswith(f"_{step:08d}") and (keeper.saved, keeper.saved_step) == (last, step)
@@ -148,25 +149,25 @@ def test_a_checkpoint_counts_as_soon_as_it_is_written(tmp_path, monkeypatch):
 
 
 def test_one_process_is_no_group(monkeypatch):
-    for name in groups.PLACES:
+    for name in environment.TORCHRUN:
         monkeypatch.delenv(name, raising=False)
     solo = groups.join()
     assert (solo.size, solo.all_reduce([1, 2]), solo.any(True), solo.share([1, 2])) == (1, [1.0, 2.0], True, [1, 2])
-    assert groups.local_device("cuda") == "cuda" and solo.on_rank0(lambda: {1: "anything"}) == {1: "anything"}
+    assert environment.local_device("cuda") == "cuda" and solo.on_rank0(lambda: {1: "anything"}) == {1: "anything"}
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
-    assert groups.places() == {}
+    assert environment.torchrun_variables() == {}
     from anytune.errors import UserError
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="LOCAL_RANK is not"):
-        groups.places()
+        environment.torchrun_variables()
     for name, value in (("LOCAL_RANK", "1"), ("MASTER_ADDR", "here"), ("MASTER_PORT", "x")):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="MASTER_PORT=x"):
-        groups.places()
+        environment.torchrun_variables()
     monkeypatch.setenv("MASTER_PORT", "1")
-    assert groups.local_device("cuda") == "cuda:1" and groups.local_device("cpu-torch") == "cpu-torch"
+    assert environment.local_device("cuda") == "cuda:1" and environment.local_device("cpu-torch") == "cpu-torch"
 
 
 # ---- trainings ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from anytune.train import checkpoint as ckpt
-from anytune.distributed import process_group as groups
+from anytune.distributed import failure
 from tests.train.processes import child, finish, line, linux, places, rows, start, until
 
 FAMILIES = {  # what each process does -> the job's exit code, how the second ended, words
@@ -58,7 +58,7 @@ def test_how_a_family_ends(name, monkeypatch, tmp_path, capsys):
 import os, sys, time
 rank = int(os.environ["RANK"])
 def told(name, text):
-    with open(os.path.join(os.environ[{groups.REPORT!r}], f"{{name}}-{{rank}}"), "w") as file:
+    with open(os.path.join(os.environ[{failure.REPORT!r}], f"{{name}}-{{rank}}"), "w") as file:
         file.write(text)
 sys.exit(({second}) if rank else ({first}))
 """,
