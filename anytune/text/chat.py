@@ -160,7 +160,7 @@ class ChatTemplate:
     def _render(self, messages, tools, add_generation_prompt, more) -> tuple[str, list[tuple[int, int]]]:
         from jinja2 import TemplateError
 
-        from anytune.text.sandbox import LimitError, Meter
+        from anytune.text.meter import LimitError, Meter
 
         if self.broken is not None:
             raise self.broken

@@ -13,25 +13,21 @@ from __future__ import annotations
 import functools
 import json
 import re
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jinja2
 import jinja2.ext
-from jinja2 import nodes
 from jinja2.runtime import Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
-SECONDS = 3.0  # of this thread's processor time, for one rendering
+from anytune.text.meter import NUMBER_BITS, LimitError, Meter
+from anytune.text.sandbox_syntax import GenerationTag, Rewrite
+
 SOURCE_LIMIT = 512 * 1024  # characters of a template
-BASE = 8 << 20  # what a rendering may make in all, in characters, besides 64 times its input
 RANGE = 100_000
-_NUMBER_BITS = 4096
 _WIDTH = 10_000
-_DEPTH = 64
 
 _FILTERS = """abs attr capitalize count d default dictsort e escape first float forceescape format groupby
     indent int items join last length list lower map max min pprint reject rejectattr replace
@@ -45,53 +41,6 @@ _STRING_METHODS = frozenset(
     removesuffix rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper
     join replace ljust rjust zfill""".split()
 )
-
-
-class LimitError(Exception):
-    """A template went over its limit of time or memory."""
-
-
-class Meter:
-    """What one rendering has used. budget: characters (or list entries, eightfold) that it may still make."""
-
-    def __init__(self, given: int) -> None:
-        self.budget = BASE + 64 * given
-        self.deadline = time.thread_time() + SECONDS
-
-    def tick(self) -> None:
-        if time.thread_time() > self.deadline:
-            raise LimitError(f"it ran for more than {SECONDS:g} seconds")
-
-    def spend(self, size: int) -> None:
-        """Before something of this size is made."""
-        self.budget -= size
-        if self.budget < 0:
-            raise LimitError("it produces far more text than a chat needs")
-
-    def made(self, value: Any) -> Any:
-        """After a value was made: charge its whole size. What it shares with others counts each time, so that
-        lists of lists of lists cannot hide an exponential size."""
-        self.tick()
-        self._measure(value, 0)
-        return value
-
-    def _measure(self, value: Any, depth: int) -> None:
-        if isinstance(value, str | bytes):
-            self.spend(len(value))
-        elif isinstance(value, int):
-            if value.bit_length() > _NUMBER_BITS:
-                raise LimitError("it computes an enormous number")
-        elif isinstance(value, dict | list | tuple | set | frozenset | Namespace):
-            if depth > _DEPTH:
-                raise LimitError("it nests values too deeply")
-            if isinstance(value, Namespace):
-                value = object.__getattribute__(value, "_Namespace__attrs")
-            self.spend(8 * len(value) + 8)
-            for item in value:
-                self._measure(item, depth + 1)
-            if isinstance(value, dict):
-                for item in value.values():
-                    self._measure(item, depth + 1)
 
 
 class Environment(ImmutableSandboxedEnvironment):
@@ -120,7 +69,7 @@ class Environment(ImmutableSandboxedEnvironment):
     # What the rewritten template calls
 
     def _generate(self, source, name, filename, defer_init=False):
-        return super()._generate(_Rewrite().visit(source), name, filename, defer_init=defer_init)
+        return super()._generate(Rewrite().visit(source), name, filename, defer_init=defer_init)
 
     # These ask for the context only so that Jinja does not work them out once, while compiling.
 
@@ -159,7 +108,7 @@ class Environment(ImmutableSandboxedEnvironment):
             self.meter.spend(8 * (sizes[0] or sizes[1] or 0) * max(int(times), 0) if isinstance(times, int) else 0)
         elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * (right if operator == "**" else 1) + right.bit_length()
-            if bits > _NUMBER_BITS:
+            if bits > NUMBER_BITS:
                 raise LimitError("it computes an enormous number")
         elif operator == "%" and isinstance(left, str):
             self._check_growth("format", (left, right), {})
@@ -289,60 +238,3 @@ class _Sized:
 
     def __len__(self) -> int:
         return self._size
-
-
-class _Rewrite(NodeTransformer):
-    """Puts the meter's filters into the syntax tree, and refuses what needs other files."""
-
-    def visit_For(self, node):
-        node = self.generic_visit(node)
-        node.iter = _filter(node.iter, "_loop")
-        return node
-
-    def visit_Output(self, node):
-        node = self.generic_visit(node)
-        node.nodes = [
-            _filter(
-                nodes.Const(part.data, lineno=part.lineno) if isinstance(part, nodes.TemplateData) else part, "_made"
-            )
-            for part in node.nodes
-        ]
-        return node
-
-    def _watched(self, node):
-        return _filter(self.generic_visit(node), "_made")
-
-    visit_Concat = _watched
-
-    def _literal(self, node):
-        node = self.generic_visit(node)
-        # The target of an assignment (`set a, b = …`) is written as a tuple too, and must stay one.
-        return node if getattr(node, "ctx", "load") != "load" else _filter(node, "_made")
-
-    visit_List = visit_Dict = visit_Tuple = _literal
-
-    def _refused(self, node):
-        raise jinja2.TemplateSyntaxError("include, import and extends are not allowed in a chat template", node.lineno)
-
-    visit_Include = visit_Import = visit_FromImport = visit_Extends = _refused
-
-
-def _filter(node, name: str):
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
-
-
-class GenerationTag(jinja2.ext.Extension):
-    """{% generation %}…{% endgeneration %}: marks what the model is to learn, with the environment's
-    `mark`.
-    """
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-    def _mark(self, caller) -> str:
-        mark = getattr(self.environment, "mark", "")
-        return f"{mark}{caller()}{mark}"

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from anytune.errors import UserError
-from anytune.text import sandbox, trace
+from anytune.text import meter, sandbox, trace
 from anytune.text.chat import ChatTemplate
 from anytune.text.forms import Form
 from tests.support.require import need
@@ -158,7 +158,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("source", HOSTILE)
 def test_hostile_templates_end_soon_and_small(source, monkeypatch):
-    monkeypatch.setattr(sandbox, "SECONDS", 0.3)
+    monkeypatch.setattr(meter, "SECONDS", 0.3)
     tracemalloc.start()
     try:
         with pytest.raises(UserError):
@@ -177,7 +177,7 @@ def test_a_slow_template_is_not_asked_for_ever(monkeypatch):
 
 
 def test_limits_work_in_any_thread(monkeypatch):
-    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    monkeypatch.setattr(meter, "SECONDS", 0.2)
     found = []
 
     def work():
