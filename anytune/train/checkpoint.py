@@ -144,6 +144,11 @@ SHAPE: dict[str, Callable[[object], bool]] = {
 }
 
 
+def is_one(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, by its name or by what it holds, good or not."""
+    return NAME.fullmatch(folder.resolve().name) is not None or (folder / MANIFEST).exists()
+
+
 def listing(folder: Path) -> list[Path]:
     """Checkpoints in a folder by name, newest step first, good or not."""
     try:

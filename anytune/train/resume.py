@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from anytune.errors import UserError
@@ -76,16 +76,8 @@ def recorded_engine(settings: TrainSettings, identity: dict) -> dict:
     where = settings.resume_from
     if where is None:
         return {}
-    if where == "auto":
-        folders = _places(settings, identity)
-    else:
-        folders = [Path(where), Path(where) / "checkpoints"]
-    for folder in folders:
-        for path in (*ckpt.listing(folder), folder):
-            engine = (read_json(path / ckpt.INFO) or {}).get("engine")
-            if isinstance(engine, dict):
-                return engine
-    return {}
+    engines = (info.get("engine") for info in _infos(_places(settings, identity) if where == "auto" else _given(where)))
+    return next((engine for engine in engines if isinstance(engine, dict)), {})
 
 
 def recorded_settings(where: str | None) -> tuple[dict, dict]:
@@ -93,14 +85,10 @@ def recorded_settings(where: str | None) -> tuple[dict, dict]:
     for auto, and where there is none. Nothing is verified: open_run() compares whatever is made of them."""
     if where in (None, "auto"):
         return {}, {}
-    for folder in (Path(where), Path(where) / "checkpoints"):
-        for path in (*ckpt.listing(folder), folder):
-            identity = (read_json(path / ckpt.INFO) or {}).get("identity")
-            if isinstance(identity, dict):
-                parts = (identity.get(name) for name in ("settings", "trainee"))
-                settings, trainee = (part if isinstance(part, dict) else {} for part in parts)
-                return {name: settings[name] for name in EXACT if name in settings}, trainee
-    return {}, {}
+    identity = next((found for info in _infos(_given(where)) if isinstance(found := info.get("identity"), dict)), {})
+    parts = (identity.get(name) for name in ("settings", "trainee"))
+    settings, trainee = (part if isinstance(part, dict) else {} for part in parts)
+    return {name: settings[name] for name in EXACT if name in settings}, trainee
 
 
 def recorded_dates(settings: TrainSettings, base: str) -> list[dict]:
@@ -112,17 +100,48 @@ def recorded_dates(settings: TrainSettings, base: str) -> list[dict]:
         folders = _places(settings, {"base": base})
         homes = [Path(settings.run_dir)] if settings.run_dir else [folder.parent for folder in folders]
     else:
-        folders = [Path(settings.resume_from), Path(settings.resume_from) / "checkpoints"]
-        homes = [Path(settings.resume_from)]
-    files = [path / ckpt.INFO for folder in folders for path in (*ckpt.listing(folder), folder)]
+        folders = _given(settings.resume_from)
+        homes = folders[:1]
     found: list[dict] = []
-    for file in (*files, *(home / "settings.json" for home in homes)):
-        identity = (read_json(file) or {}).get("identity")
+    for info in (*_infos(folders), *(read_json(home / "settings.json") or {} for home in homes)):
+        identity = info.get("identity")
         if isinstance(identity, dict) and isinstance(identity.get("date"), str) and identity.get("base") == base:
             identity.pop("trainee", None)
             if identity not in found:
                 found.append(identity)
     return found
+
+
+def check_resume_from(where: str | None) -> None:
+    """Raise UserError unless --resume-from names a folder with checkpoints, or one of them: before anything is loaded.
+
+    Its contents are verified by open_run().
+    """
+    if where in (None, "auto"):
+        return
+    path = Path(where)
+    if not path.is_dir():
+        left = [found.name for found in ckpt.listing(path.parent)]
+        there = (
+            f"{path.parent} has {', '.join(reversed(left))} (--keep-checkpoints says how many are kept)"
+            if left
+            else "give a checkpoint, a run, or auto"
+        )
+        raise UserError(f"--resume-from {path}: there is no such folder; {there}.")
+    if not ckpt.is_one(path) and not any(map(ckpt.listing, _given(where))):
+        raise UserError(f"--resume-from {path}: there is no checkpoint in it; give a checkpoint, a run, or auto.")
+
+
+def _given(where: str | Path) -> list[Path]:
+    """Folders in which a named --resume-from may have its checkpoints."""
+    return [Path(where), Path(where) / "checkpoints"]
+
+
+def _infos(folders: Sequence[Path]) -> Iterator[dict]:
+    """What the checkpoints in these folders, and the folders if they are checkpoints, say of themselves."""
+    for folder in folders:
+        for path in (*ckpt.listing(folder), folder):
+            yield read_json(path / ckpt.INFO) or {}
 
 
 def _places(settings: TrainSettings, identity: dict) -> list[Path]:
@@ -154,15 +173,8 @@ def _find(settings: TrainSettings, identity: dict, say: Say) -> Checkpoint | Non
 
 
 def _named(path: Path, say: Say) -> Checkpoint:
-    if not path.is_dir():
-        left = [found.name for found in ckpt.listing(path.parent)]
-        there = (
-            f"{path.parent} has {', '.join(reversed(left))} (--keep-checkpoints says how many are kept)"
-            if left
-            else "give a checkpoint, a run, or auto"
-        )
-        raise UserError(f"--resume-from {path}: there is no such folder; {there}.")
-    for folder in (path, path / "checkpoints"):
+    check_resume_from(str(path))
+    for folder in _given(path):
         if ckpt.listing(folder):
             found = ckpt.newest(folder, say)
             if found is None:

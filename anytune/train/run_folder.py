@@ -59,20 +59,25 @@ def new_run(run_dir: str | None, name: str, save_dir: str | None) -> RunFolder:
             path = _fresh(Path("runs"), f"{time.strftime('%Y-%m-%d')}-{plain(name)}")
         else:
             path = Path(run_dir)
+            refuse_other_run(path)
             path.mkdir(parents=True, exist_ok=True)
-            taken = [entry for entry in OURS if (path / entry).is_file()]
-            if (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir()):
-                taken.append("checkpoints")
-            if taken:
-                raise UserError(
-                    f"--run-dir {path} already contains a run ({taken[0]}): name another folder, or continue it "
-                    "with --resume-from auto."
-                )
         checkpoints = Path(save_dir) if save_dir else path / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The run folder cannot be created: {error}; name another with --run-dir.") from None
     return RunFolder(path, checkpoints)
+
+
+def refuse_other_run(path: Path) -> None:
+    """Raise UserError if a folder holds files of a run."""
+    taken = [entry for entry in OURS if (path / entry).is_file()]
+    if (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir()):
+        taken.append("checkpoints")
+    if taken:
+        raise UserError(
+            f"--run-dir {path} already contains a run ({taken[0]}): name another folder, or continue it with "
+            "--resume-from auto."
+        )
 
 
 def _fresh(parent: Path, stem: str) -> Path:
