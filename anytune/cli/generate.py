@@ -229,6 +229,8 @@ def _prompts(given: tuple[str, ...], file: str | None) -> list[str]:
             note(f"{file} is one prompt of {lines} lines; --prompts {file} answers each line")
     if not texts and not sys.stdin.isatty():
         texts.append(_text("-").rstrip("\n"))
-    if not texts or not any(texts):
-        raise UserError("There is no prompt: give one with -p, -f FILE or on stdin.")
+    if not any(texts):
+        raise UserError(
+            f"{f'{file} is empty' if file else 'There is no prompt'}: give one with -p, -f FILE or on stdin."
+        )
     return texts

@@ -175,11 +175,16 @@ def _own(
             counts["automatic"] += 1
         else:
             own.append(full)
+    if not senders:
+        raise UserError(
+            f"{', '.join(map(str, files[:3]))}: there is no e-mail with a sender; give mbox files, a Maildir or .eml "
+            "files."
+        )
     if not counts["own"]:
         often = ", ".join(f"{sender} ({n})" for sender, n in senders.most_common(3))
         raise UserError(
             f"None of the {counts['messages']} messages was sent from {' or '.join(sorted(known))}; the "
-            f"most frequent senders are {often or 'none at all'}."
+            f"most frequent senders are {often}."
         )
     return own, threads
 

@@ -258,6 +258,8 @@ def _is_chat(value: list) -> bool:
 
 def dataset_rows(path: Path) -> Iterator[tuple[int, dict]]:
     """The rows of a folder that the datasets library saved, without the nulls that Arrow fills in."""
+    if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        raise UserError(f"{path} is a folder, and not one that the datasets library saved: name the data file itself.")
     try:
         import datasets
     except ImportError:

@@ -73,6 +73,11 @@ def test_the_prompt_comes_from_stdin_or_a_file(model, cli, monkeypatch, tmp_path
     assert cli("generate", *same, code=0).out == expected
 
 
+def test_an_empty_prompt_file_is_named(model, cli, tmp_path):
+    (tmp_path / "p.txt").touch()
+    assert "p.txt is empty" in cli("generate", "-m", model, "-f", tmp_path / "p.txt", code=2).err
+
+
 def test_each_turn_is_what_a_fresh_start_gives_and_only_new_tokens_are_fed(loaded):
     talk = Conversation(loaded, system="be kind", how=GREEDY, max_tokens=6, context=256)
     sizes, feed = [], talk.decoder.feed

@@ -187,6 +187,7 @@ def test_bad_input(tmp_path, cli):
         ((path, "--from", "you@x.org", "-o", tmp_path / "o"), "None of the 6 messages was sent from you@x.org;"),
         ((path, "--from", "me", "-o", tmp_path / "o"), "takes the sender"),
         ((tmp_path / "no", "--from", ME, "-o", tmp_path / "o"), "no mailbox"),
+        ((tmp_path / "file", "--from", ME, "-o", tmp_path / "o"), "file: there is no e-mail with a sender"),
         ((path, "--from", ME, "-o", tmp_path / "file"), "is a file"),
         ((path, "--from", ME, "-o", tmp_path / "o", "--min-words", 50), "too short 3"),
         ((path, "--from", ME, "-o", tmp_path / "o", "--val-split", 0.5, "--test-split", 0.5), "leave something"),

@@ -155,6 +155,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content):
         list(read_records(path))
 
 
+def test_a_folder_of_other_files_is_named(tmp_path):
+    write(tmp_path, [{"text": "a"}])
+    with pytest.raises(UserError, match="is a folder, and not one that the datasets library saved: name the data file"):
+        list(read_records(tmp_path))
+
+
 def test_wrong_options_are_named(tmp_path):
     path = write(tmp_path, [{"text": "a"}])
     for options, message in [
