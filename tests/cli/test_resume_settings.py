@@ -73,3 +73,20 @@ def test_a_hostile_setting_is_a_sentence(cli, begun, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "checkpoint.json").write_text('{"identity": {"settings": {"lr": "fast"}}}')
     assert "--learning-rate must be" in cli("train", *begun, "--resume-from", "bad", code=2).err
+
+
+@pytest.mark.parametrize(
+    "args, told",
+    [
+        (("--resume-from", "gone"), "--resume-from gone: there is no such folder"),
+        (("--resume-from", "empty"), "--resume-from empty: there is no checkpoint in it"),
+        (("--run-dir", "old"), "--run-dir old already contains a run"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_before_the_model_is_loaded(cli, model, chats, tmp_path, monkeypatch, args, told):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("anytune.cli.train.load_model", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metrics.jsonl").touch()
+    assert told in cli("train", "-m", model, "-f", chats, *args, code=2).err
