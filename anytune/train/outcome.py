@@ -1,18 +1,14 @@
-"""What a run and a step of it come to."""
+"""What a run comes to."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from anytune.train import metrics as metrics_file
-from anytune.train.steps import Position
 from anytune.train.timing import Timing
 
 if TYPE_CHECKING:
@@ -67,30 +63,3 @@ class Run(Result):
     @property
     def exit_code(self) -> int:
         return 130 if self.stopped == "interrupted" else 0
-
-
-@dataclass
-class InFlightStep:
-    """A step that was asked for; its losses and norm are Numbers (see engine/base.py) that may still be on their way.
-
-    losses: of each micro-batch, 0.0 for another rank's.
-    """
-
-    position: Position
-    bins: list
-    losses: list
-    norm: Any
-    lr: float
-    tokens: int
-    loss_tokens: int
-    started: float  # time.perf_counter()
-
-
-def bad(value) -> bool:
-    """Whether it is known already that a Number is not finite."""
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def loss_tokens(data, indexes) -> int:
-    """Tokens with loss in these examples (an example's first token is never one)."""
-    return sum(int(np.count_nonzero(data.loss[data.offsets[i] + 1 : data.offsets[i + 1]])) for i in indexes)

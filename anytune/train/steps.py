@@ -93,3 +93,8 @@ class Steps:
                 return {"epoch": epoch, "epoch_step": left}
             left -= count
         return {"epoch": len(self.epoch_steps), "epoch_step": left}
+
+
+def loss_tokens(data, indexes) -> int:
+    """Tokens with loss in these examples (an example's first token is never one)."""
+    return sum(int(np.count_nonzero(data.loss[data.offsets[i] + 1 : data.offsets[i + 1]])) for i in indexes)

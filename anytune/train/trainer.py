@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 from anytune.errors import UserError
 from anytune.files import copy
-from anytune.memory import process_bytes
-from anytune.text.packing import make_batch
 from anytune.train import metrics as metrics_file
 from anytune.train.callbacks import Calls
 from anytune.train.checkpoint import Checkpoint
 from anytune.train.interrupt import Interrupts
 from anytune.train.checkpoint_manager import CheckpointManager
 from anytune.train.ending import Ending
-from anytune.train.outcome import InFlightStep, Result, bad, loss_tokens
+from anytune.train.optimizer_step import Diverged, InFlightStep, OptimizerStep
+from anytune.train.outcome import Result
 from anytune.train.throughput import Throughput
 from anytune.train.steps import Steps, Position
 from anytune.train.progress import Console, duration
@@ -36,8 +33,6 @@ from anytune.train.turns import Turns
 from anytune.distributed.process_group import SingleProcess
 from anytune.distributed.failure import PeerError, report
 from anytune.train.validation import Validation
-
-LOADS = ("expert_peak", "expert_idle")  # a mixture's columns: means over the micro-batches of all ranks
 
 
 class Trainer:
@@ -89,9 +84,9 @@ class Trainer:
         self.throughput = Throughput(self.steps.tokens)
         self.interrupts = Interrupts(quiet=not self.leads)
         self.turns = Turns(self.process_group, self.interrupts)
+        self.optimizer_step = OptimizerStep(trainee, train, settings, self.schedule, self.turns)
         self.ending = Ending(product, run, self.checkpoints, settings, self.console)
         self.steps_in_flight = getattr(trainee, "steps_in_flight", 0)  # steps that the device may be behind
-        self.settled = 0.0  # when the last step was, time.perf_counter()
 
     # -- the run ----------------------------------------------------------------------------------------
 
@@ -105,7 +100,11 @@ class Trainer:
             self.checkpoints.restore(self.resume)
             self.process_group.on_rank0(lambda: self._record(held))
             self._show()
-            return self._finish(self._loop())
+            try:
+                stopped = self._loop()
+            except Diverged as error:
+                raise self._diverged(error) from None
+            return self._finish(stopped)
 
     def _open(self, held: contextlib.ExitStack) -> None:
         folder = self.run_folder
@@ -128,7 +127,7 @@ class Trainer:
         for position, bins in self.steps.after(self.step):
             if self.validation.out_of_patience:
                 return "early"
-            launched = self._launch(position, bins)
+            launched = self.optimizer_step.launch(position, bins)
             if launched is not None:
                 queue.append(launched)
             # a device may lag behind by a step, but not where the step's outcome decides what comes next
@@ -152,76 +151,16 @@ class Trainer:
         every = self.settings.checkpoint_save_steps
         return bool(every and step % every == 0 and step < self.steps.total)
 
-    def _launch(self, position: Position, bins) -> InFlightStep | None:
-        """Ask for one optimizer step. None: interrupted in it, nothing applied."""
-        step, s, turns, begun = position.step, self.settings, self.turns.of(bins), time.perf_counter()
-        with_loss = sum(loss_tokens(self.train, indexes) for indexes in bins)
-        losses = [0.0] * len(bins)
-        for turn, micro in enumerate(turns):
-            if micro is not None:
-                batch = make_batch(self.train, bins[micro])
-                losses[micro] = self.trainee.accumulate(batch, 1.0 / with_loss, step, micro)
-            elif self.process_group.sharded:
-                # the others need this rank's part of the weights: it goes along, adding nothing
-                self.trainee.accumulate(make_batch(self.train, bins[0]), 0.0, step, 0)
-            if self.turns.exchange(micro is not None and bad(losses[micro]))[0]:
-                self._look(step, self.process_group.all_reduce([float(loss) for loss in losses]), bins)
-            if self.turns.stop and turn + 1 < len(turns):
-                return None
-        lr = self.schedule.lr(step)
-        norm = self.trainee.update(
-            lr,
-            step,
-            beta1=s.beta1,
-            beta2=s.beta2,
-            eps=s.eps,
-            weight_decay=s.weight_decay,
-            max_grad_norm=s.max_grad_norm,
-        )
-        tokens = sum(int(self.train.offsets[i + 1] - self.train.offsets[i]) for indexes in bins for i in indexes)
-        return InFlightStep(position, bins, losses, norm, lr, tokens, with_loss, begun)
-
-    def _look(self, step: int, losses: list[float], bins) -> None:
-        """Raise if a micro-batch's loss is not finite."""
-        for micro, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise self._diverged(step, f"the loss is {loss}", bins[micro])
-
     def _settle(self, launched: InFlightStep) -> bool:
         """Take in the outcome of a step, and do what is due after it. False: interrupted in its evaluation."""
-        position, step = launched.position, launched.position.step
-        # every micro-batch has one rank with its loss, and zeros: the sum is the same however many ranks there are
-        share, loads = self.turns.share(launched.bins), self.trainee.loads()
-        *losses, peak, idle = self.turns.exchange(
-            *(float(loss) for loss in launched.losses), *(share * loads.get(key, 0.0) for key in LOADS)
-        )
-        self._look(step, losses, launched.bins)
-        norm = float(launched.norm)
-        if not math.isfinite(norm):
-            raise self._diverged(step, f"the gradient's norm is {norm}", [i for b in launched.bins for i in b])
-        now = time.perf_counter()
-        seconds, self.settled = now - max(self.settled, launched.started), now
-        if self.throughput.step(launched.tokens, seconds) and self.throughput.left > 60:
+        row = self.optimizer_step.settle(launched)
+        if self.throughput.step(launched.tokens, row["seconds"]) and self.throughput.left > 60:
             rate, left = self.throughput.rate, duration(self.throughput.left)
             self.console.say(f"First step: {rate:,.0f} tokens/s, so about {left} to go.")
-        self.step = step
-        row = {
-            "step": step,
-            "epoch": position.epochs_done,
-            "loss": sum(losses) / launched.loss_tokens,
-            "val_loss": None,
-            "lr": launched.lr,
-            "grad_norm": norm,
-            "tokens": launched.tokens,
-            "loss_tokens": launched.loss_tokens,
-            "rss_bytes": process_bytes(),
-            "tokens_per_s": round(launched.tokens / max(seconds, 1e-9), 2),
-            "seconds": round(seconds, 6),
-            **(dict(zip(LOADS, (peak, idle))) if peak else {}),
-        }
-        if not self._complete(row, self.validation.due(position, self.steps.total)):
+        self.step = row["step"]
+        if not self._complete(row, self.validation.due(launched.position, self.steps.total)):
             return False
-        if self._saves(step):
+        if self._saves(self.step):
             self._save()
         return True
 
@@ -328,12 +267,12 @@ class Trainer:
             self.product.load,
         )
 
-    def _diverged(self, step: int, what: str, indexes) -> UserError:
+    def _diverged(self, error: Diverged) -> UserError:
         """The state is that of the step before: keep it, and say what to do."""
         if self.step > self.checkpoints.saved_step:
             self.checkpoints.save(self.step, self._info)
-        places = {self.train.where(i) for i in indexes}
-        text = self.process_group.on_rank0(lambda: self.ending.diverged(step, self.step, what, places))
+        places = {self.train.where(i) for i in error.examples}
+        text = self.process_group.on_rank0(lambda: self.ending.diverged(error.step, self.step, error.what, places))
         return UserError(text) if self.leads else PeerError(text)
 
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from anytune.errors import UserError
 from anytune.text.packing import make_batch, pack
-from anytune.train.outcome import loss_tokens
-from anytune.train.steps import Position
+from anytune.train.steps import Position, loss_tokens
 from anytune.train.settings import TrainSettings
 
 
