@@ -126,7 +126,7 @@ def _bring(url: str, path: Path, token: str | None, tell: Tell | None) -> None:
             time.sleep(min(2**attempt, 10) * RETRY_SECONDS)
     else:
         raise UserError(
-            f"{url} cannot be downloaded ({cause}); check the network and try again: the partial download is kept."
+            f"{url} cannot be downloaded ({cause}); check the network and try again: a partial download is continued."
         )
     try:
         _check(url, part, expected)

@@ -191,16 +191,14 @@ def sentences(repo: str, kind: str = "") -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         raise UserError(f"hf:{repo}: the server answers {status}; try again later.") from None
-    except (ConnectionError, TimeoutError, errors.OfflineModeIsEnabled) as error:
-        raise UserError(
-            f"hf:{repo} cannot be reached ({str(error)[:200] or type(error).__name__}); check the network: the "
-            "partial download is kept."
-        ) from None
-    except Exception as error:  # of httpx, httpx2 or requests, as the library's version has it
-        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3", "hf_xet")):
+    except Exception as error:
+        # of httpx, httpx2 or requests, as the library's version has it
+        foreign = type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3", "hf_xet"))
+        if not foreign and not isinstance(error, (ConnectionError, TimeoutError, errors.OfflineModeIsEnabled)):
             raise
         raise UserError(
-            f"hf:{repo} cannot be reached ({type(error).__name__}); check the network: the partial download is kept."
+            f"hf:{repo} cannot be reached ({str(error)[:200] or type(error).__name__}); check the network and try "
+            "again: a partial download is continued."
         ) from None
 
 

@@ -152,7 +152,7 @@ def test_a_later_attempt_goes_on_too(server, model, cache, monkeypatch):
     one = server()
     one.break_after = 100_000
     monkeypatch.setattr(download, "TRIES", 2)
-    with pytest.raises(UserError, match="the partial download is kept"):
+    with pytest.raises(UserError, match="a partial download is continued"):
         pull(f"{one.url}/m.gguf")
     assert left_in(cache) == {"m.gguf.part", "m.gguf.json"}
     one.break_after = None
