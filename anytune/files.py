@@ -20,6 +20,7 @@ FilePath = str | os.PathLike
 
 SPARE = 64 << 20  # bytes of the disk that are left alone
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+ELSEWHERE = "free some space or choose another place"
 CHUNK = 256 << 10  # bytes at a time: copying must fit beside a training that fills its budget
 
 
@@ -199,9 +200,11 @@ def try_writing(folder: FilePath) -> None:
         pass
 
 
-def check_room(folder: FilePath, size: int, what: str) -> None:
+def check_room(
+    folder: FilePath, size: int, what: str, instead: str = "free some space or choose another place"
+) -> None:
     """Raise UserError unless files can be made in `folder`, and `size` bytes (and SPARE more) are free there. what: the
-    name of what needs them."""
+    name of what needs them; instead: what to do."""
     try:
         try_writing(folder)
         free = shutil.disk_usage(folder).free
@@ -210,7 +213,7 @@ def check_room(folder: FilePath, size: int, what: str) -> None:
     if free < size + SPARE:
         raise UserError(
             f"{folder} has {bytes_text(free)} free, and {what} needs {bytes_text(size)} with {bytes_text(SPARE)} to "
-            "spare: free some space or choose another place."
+            f"spare: {instead}."
         )
 
 

@@ -82,10 +82,11 @@ def transformers_missing(model: Model, *packages: str) -> str | None:
 
 def _room_missing(model: Model) -> str | None:
     """Why there cannot be a float32 copy in the folder for temporary files, or None."""
+    what, instead = "a float32 copy to compare with", "set TMPDIR to another place"
     try:
-        check_room(tempfile.gettempdir(), _float32_bytes(model), "a float32 copy to compare with")
+        check_room(tempfile.gettempdir(), _float32_bytes(model), what, instead)
     except UserError as error:
-        return f"{error} (TMPDIR says where temporary files go.)"
+        return str(error)
     return None
 
 

