@@ -135,6 +135,9 @@ def check_output(
         raise UserError(f"{path} is a folder: name a file.")
     if path.is_file() and folder:
         raise UserError(f"{path} is a file: name a folder.")
+    blocked = next((above for above in path.parents if above.exists() and not above.is_dir()), None)
+    if blocked is not None:
+        raise UserError(f"{path} cannot be written, because {blocked} is a file: choose another place.")
     held = [entry.name for entry in path.iterdir()] if path.is_dir() else []
     if not force and (held or path.is_file()):
         raise UserError(f"{path} already exists: choose another name, or use --force to replace it.")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import anytune
 from anytune.cli.main import cli as root
 from anytune.errors import UserError
-from anytune.files import cannot_write, spare_inputs
+from anytune.files import cannot_write, check_output, spare_inputs
 
 # command -> (arguments: {out} is the output, other names in braces are inputs; the suffix that the output needs)
 WRITES = {
@@ -294,6 +294,13 @@ def test_only_a_full_disk_is_told_to_make_room(tmp_path):
     }
     assert [("free some space" in text) for text in told.values()] == [True, False, False]
     assert "ead-only file system" in told[errno.EROFS]
+
+
+def test_an_output_below_a_file_is_told_so(tmp_path):
+    (tmp_path / "data").touch()
+    for inner in ("x.gguf", "sub/x.gguf"):
+        with pytest.raises(UserError, match=r"x.gguf cannot be written, because .*data is a file"):
+            check_output(tmp_path / "data" / inner)
 
 
 def test_a_disk_that_fills_up_while_something_is_written_is_told_by_name(cli, tmp_path, model, monkeypatch):
