@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from anytune.cli.command import OrderedGroup
 from anytune.cli.opening import load_model
 from anytune.cli.progress import Progress
 from anytune.errors import UserError
@@ -16,14 +17,7 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 
-class _Group(click.Group):
-    """Lists the commands in the order in which they are added."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_Group, short_help="Make adapters from activations, without gradients.")
+@click.group(cls=OrderedGroup, short_help="Make adapters from activations, without gradients.")
 def adapt() -> None:
     """Make adapters without gradients: distil, compress, repair, merge, from activations.
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +95,7 @@ def bench(
         if place:
             documents.save(document, place)
 
-    with Progress("bench", "rounds") as progress, _termination_is_ctrl_c():
+    with Progress("bench", "rounds") as progress:
         document["interrupted"] = not run.measure(cells, settings, keep, progress.to)
     if place:
         documents.save(document, place)
@@ -111,19 +107,6 @@ def bench(
         note("interrupted" + (f"; {save} has what was measured so far" if save else ""))
         return 130
     return int(any(row["problem"] for row in document["results"]))
-
-
-@contextlib.contextmanager
-def _termination_is_ctrl_c() -> Iterator[None]:
-    """A script's `timeout` ends it as a person does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _compare(a: str, b: str, form: str) -> int:

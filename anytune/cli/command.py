@@ -67,6 +67,13 @@ ELSEWHERE = {  # flags of peft's, transformers' and other trainers' scripts, and
 }
 
 
+class OrderedGroup(click.Group):
+    """Lists its commands in the order in which they are added, not by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 class Command(click.Command):
     """A command that also knows --debug and shows its example under --help.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anytune.cli.command import Command
+from anytune.cli.command import Command, OrderedGroup
 from anytune.cli.opening import load_model, model_path
 from anytune.cli.options import force_option, forced, json_option, model_options
 from anytune.cli.say import note, print_json
@@ -21,14 +21,7 @@ if TYPE_CHECKING:
     from anytune.model import Model
 
 
-class _Group(click.Group):
-    """Lists the commands in the order in which they are added."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_Group, short_help="Export for llama.cpp, Ollama, LM Studio, transformers, peft, MLX.")
+@click.group(cls=OrderedGroup, short_help="Export for llama.cpp, Ollama, LM Studio, transformers, peft, MLX.")
 def export() -> None:
     """Write a trained model for llama.cpp, Ollama, LM Studio, transformers, peft or MLX.
 

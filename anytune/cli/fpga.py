@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from anytune.cli import fpga_plan
-from anytune.cli.command import Command
+from anytune.cli.command import Command, OrderedGroup
 from anytune.cli.opening import model_path
 from anytune.cli.options import force_option, forced, json_option, model_option
 from anytune.cli.say import print_json
@@ -17,14 +17,7 @@ from anytune.errors import UserError
 from anytune.files import check_output
 
 
-class _Group(click.Group):
-    """Lists the commands in the order in which they are added."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_Group, short_help="FPGA cores for LoRA: simulate, export, route, plan.")
+@click.group(cls=OrderedGroup, short_help="FPGA cores for LoRA: simulate, export, route, plan.")
 def fpga() -> None:
     """Hardware cores that compute LoRA's forward and backward from a GGUF file's own blocks.
 

@@ -1,6 +1,7 @@
 """The entry point: names the commands and turns every ending into a sentence and an exit code.
 
-0 done; 1 a check failed or something crashed (the log's path is printed); 2 the user can fix it; 130 Ctrl-C.
+0 done; 1 a check failed or something crashed (the log's path is printed); 2 the user can fix it; 130 Ctrl-C, or
+another request to stop.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
@@ -15,8 +17,9 @@ from typing import NoReturn
 import click
 
 import anytune
-from anytune.cli.command import DEBUG, debug_wanted, set_debug
+from anytune.cli.command import DEBUG, OrderedGroup, debug_wanted, set_debug
 from anytune.cli.ending import explain, say
+from anytune.signals import handled
 
 COMMANDS = {  # name: the module that has it whole; in the order of --help
     "models": "models",
@@ -60,15 +63,8 @@ class _Commands(Mapping):
         return len(COMMANDS)
 
 
-class _Root(click.Group):
-    """Lists the commands in the order of COMMANDS, not by name."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
 @click.group(
-    cls=_Root,
+    cls=OrderedGroup,
     commands=_Commands(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Each command has its own --help with an example.  Start with: anytune pull smollm2-135m",
@@ -104,7 +100,8 @@ def run(args: Sequence[str]) -> int:
 def _run(args: Sequence[str]) -> int:
     set_debug(False)
     try:
-        result = cli.main(list(args), prog_name="anytune", standalone_mode=False)
+        with handled(signal.default_int_handler):  # whatever asks it to stop, a command cleans up and says so
+            result = cli.main(list(args), prog_name="anytune", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as exit_:
         return exit_.exit_code

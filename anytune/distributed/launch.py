@@ -16,15 +16,16 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from anytune.engine.probe import cores
 from anytune.errors import UserError
+from anytune.signals import handled
 from anytune.distributed.failure import REPORT, launched
 from anytune.distributed.environment import TORCHRUN
 
 PATIENCE = 6.0  # seconds for the others to end by themselves once one has failed, or after a second Ctrl-C
 PARTING = 60.0  # the same where one has ended well: all have done their work then
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def check(count: int, device: str) -> str:
@@ -95,14 +96,11 @@ class _Family:
             self.common.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
 
     def run(self) -> int:
-        old = {number: signal.getsignal(number) for number in SIGNALS}
         try:
-            for number in SIGNALS:
-                if old[number] != signal.SIG_IGN:
-                    signal.signal(number, self._forward)
-            for rank in range(self.count):
-                self.children.append(self._start(rank))
-            self._watch()
+            with handled(self._forward):
+                for rank in range(self.count):
+                    self.children.append(self._start(rank))
+                self._watch()
         finally:
             for child in self.children:
                 if child.poll() is None:
@@ -110,8 +108,6 @@ class _Family:
                     child.wait()
             os.close(self.stdin)
             os.close(self.life)
-            for number, handler in old.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         return self._outcome()
 
     def _start(self, rank: int) -> subprocess.Popen:
@@ -124,7 +120,7 @@ class _Family:
                 self.command, env=env, stdin=self.stdin, stdout=file, stderr=file, start_new_session=True
             )
 
-    def _forward(self, number, frame) -> None:
+    def _forward(self, number: int, _frame: Any) -> None:
         self.signals.append(number)
         for child in self.children:
             if child.poll() is None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from anytune.errors import UserError
 from anytune.extras import install
+from anytune.signals import handled
 
 GRACE = 2  # seconds that open requests get to end
 
 
 def serve(app, listener: socket.socket, ready: Callable[[], None], tls: tuple[Path, Path] | None = None) -> None:
-    """Serve `app` on `listener` until SIGINT or SIGTERM; ready() is called when requests are answered.
+    """Serve `app` on `listener` until asked to stop (see signals.py); ready() is called when requests are answered.
 
     Raises UserError without uvicorn.
     """
@@ -31,18 +30,9 @@ def serve(app, listener: socket.socket, ready: Callable[[], None], tls: tuple[Pa
             if not self.should_exit:
                 ready()
 
-        @contextlib.contextmanager
-        def capture_signals(self):
+        def capture_signals(self) -> contextlib.AbstractContextManager[None]:
             # uvicorn raises the signal again after its orderly end, which would make that end look like a crash
-            if threading.current_thread() is not threading.main_thread():
-                yield
-                return
-            old = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-            try:
-                yield
-            finally:
-                for number, handler in old.items():
-                    signal.signal(number, handler)
+            return handled(self.handle_exit)
 
     chain, key = tls or (None, None)
     config = uvicorn.Config(

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
+from typing import Any
+
+from anytune.signals import handled
 
 
 class Interrupts:
-    """While active, `stop` turns true at the first of SIGNALS; the second raises KeyboardInterrupt.
+    """While active, `stop` turns true at the first request to stop (see signals.py); the second raises
+    KeyboardInterrupt.
 
-    Signals that are ignored (nohup) stay so. Outside the main thread nothing is caught (Python allows
-    handlers only there); whoever runs a trainer in a thread sets `stop` itself. quiet: no message.
+    Outside the main thread nothing is caught; whoever runs a trainer in a thread sets `stop` itself. quiet: no message.
     """
 
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
     def __init__(self, quiet: bool = False):
-        self.stop, self.quiet, self._old = False, quiet, {}
+        self.stop, self.quiet, self._held = False, quiet, contextlib.ExitStack()
 
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
-                if signal.getsignal(number) == signal.SIG_IGN:
-                    continue
-                self._old[number] = signal.signal(number, self._caught)
+    def __enter__(self) -> Interrupts:
+        self._held.enter_context(handled(self._caught))
         return self
 
-    def __exit__(self, *_):
-        for number, old in self._old.items():
-            signal.signal(number, old if old is not None else signal.SIG_DFL)
-        self._old = {}
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
-    def _caught(self, number, frame):
+    def _caught(self, _number: int, _frame: Any) -> None:
         if self.stop:
             raise KeyboardInterrupt
         self.stop = True

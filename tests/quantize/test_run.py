@@ -246,7 +246,8 @@ main(sys.argv[1:])
 """
 
 
-def test_ctrl_c_leaves_no_half_file(model, tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_request_to_stop_leaves_no_half_file(model, tmp_path, name):
     target = tmp_path / "out.gguf"
     target.write_bytes(b"older")
     child = subprocess.Popen(
@@ -258,7 +259,7 @@ def test_ctrl_c_leaves_no_half_file(model, tmp_path):
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)  # until the temporary file is there
-    child.send_signal(signal.SIGINT)
+    child.send_signal(getattr(signal, name))
     assert child.wait(60) == 130
     assert b"interrupted" in child.stderr.read()
     assert os.listdir(tmp_path) == ["out.gguf"] and target.read_bytes() == b"older"
