@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import click
 
 from anytune.cli.command import OrderedGroup
-from anytune.cli.opening import load_model
 from anytune.cli.progress import Progress
-from anytune.errors import UserError
-
-if TYPE_CHECKING:
-    from anytune.adapter.adapter import Adapter
-    from anytune.model import Model
 
 
 @click.group(cls=OrderedGroup, short_help="Make adapters from activations, without gradients.")
@@ -71,18 +64,3 @@ def interruptible(output: str, work: Callable[[], int]) -> int:
             err=True,
         )
         return 130
-
-
-def adapter_of(path: str | None, model: Model) -> Adapter | None:
-    from anytune.cli.opening import load_adapter
-
-    return load_adapter(path, model)
-
-
-def teacher_of(path: str | None, engine: dict) -> Model | None:
-    return None if path is None else load_model(path, engine)
-
-
-def need(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from anytune.cli.adapt import Bars, adapt, adapter_of, interruptible, teacher_of
+from anytune.cli.adapt import Bars, adapt, interruptible
 from anytune.cli.adapt_options import Common, common_options, teacher_options
 from anytune.cli.command import Command
-from anytune.cli.opening import existing_file, read_text
+from anytune.cli.opening import existing_file, load_adapter, load_model, read_text
 from anytune.cli.options import force_option, forced, json_option, model_options
 from anytune.cli.say import print_json
 
@@ -62,7 +62,7 @@ def collect(
         ]
         loaded = common.open(model, engine, inputs)
         with Bars(common.as_json) as bars:
-            other = teacher_of(teacher_model, engine)
+            other = None if teacher_model is None else load_model(teacher_model, engine)
             words = None if system_file is None else read_text(system_file).strip()
             result = run(
                 loaded,
@@ -70,7 +70,7 @@ def collect(
                 common.output,
                 system=words,
                 shots=shots,
-                teacher_adapter=adapter_of(teacher_lora, other or loaded),
+                teacher_adapter=load_adapter(teacher_lora, other or loaded),
                 teacher_model=other,
                 rank=rank,
                 ridge=common.ridge,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.adapt import Bars, adapt, adapter_of, interruptible, need, teacher_of
+from anytune.cli.adapt import Bars, adapt, interruptible
 from anytune.cli.adapt_options import Common, common_options
 from anytune.cli.command import Command
+from anytune.cli.opening import load_adapter, load_model
 from anytune.cli.options import SIZE, lora_option, model_options
+from anytune.errors import UserError
 
 
 @adapt.command(
@@ -40,15 +42,17 @@ def compress(
     def work() -> int:
         from anytune.adapt.compression import compress as run
 
-        need((lora is None) != (tuned is None), "Name what to compress: either --lora or --tuned.")
-        need((rank is None) != (size is None), "Say how small: either --rank or --size.")
+        if (lora is None) == (tuned is None):
+            raise UserError("Name what to compress: either --lora or --tuned.")
+        if (rank is None) == (size is None):
+            raise UserError("Say how small: either --rank or --size.")
         loaded = common.open(model, engine, [("the adapter", lora), ("the tuned file", tuned)])
         with Bars(common.as_json) as bars:
             result = run(
                 loaded,
                 common.files,
-                adapter=adapter_of(lora, loaded),
-                tuned=teacher_of(tuned, engine),
+                adapter=load_adapter(lora, loaded),
+                tuned=None if tuned is None else load_model(tuned, engine),
                 rank=rank,
                 size=size,
                 ridge=common.ridge,
@@ -95,12 +99,12 @@ def repair(model: str, engine: dict, reference: str, lora: str | None, rank: int
 
         loaded = common.open(model, engine, [("the reference", reference), ("the adapter", lora)])
         with Bars(common.as_json) as bars:
-            better = teacher_of(reference, engine)
+            better = load_model(reference, engine)
             result = run(
                 loaded,
                 common.files,
                 better,
-                adapter=adapter_of(lora, better),
+                adapter=load_adapter(lora, better),
                 rank=rank,
                 ridge=common.ridge,
                 guard=common.guard,

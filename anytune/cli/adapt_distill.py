@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.adapt import Bars, adapt, adapter_of, interruptible, teacher_of
+from anytune.cli.adapt import Bars, adapt, interruptible
 from anytune.cli.adapt_options import Common, common_options, teacher_options
 from anytune.cli.command import Command
-from anytune.cli.opening import read_text
+from anytune.cli.opening import load_adapter, load_model, read_text
 from anytune.cli.options import model_options
 
 
@@ -68,14 +68,14 @@ def distill(
         ]
         loaded = common.open(model, engine, inputs)
         with Bars(common.as_json) as bars:
-            other = teacher_of(teacher_model, engine)
+            other = None if teacher_model is None else load_model(teacher_model, engine)
             words = None if system_file is None else read_text(system_file).strip()
             result = run(
                 loaded,
                 common.files,
                 system=words,
                 shots=shots,
-                teacher_adapter=adapter_of(teacher_lora, other or loaded),
+                teacher_adapter=load_adapter(teacher_lora, other or loaded),
                 teacher_model=other,
                 rank=rank,
                 ridge=common.ridge,

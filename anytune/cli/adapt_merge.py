@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
-from anytune.cli.adapt import Bars, adapt, adapter_of, interruptible, need
+from anytune.cli.adapt import Bars, adapt, interruptible
 from anytune.cli.adapt_options import Common, common_options
 from anytune.cli.command import Command
+from anytune.cli.opening import load_adapter
 from anytune.cli.options import model_options
+from anytune.errors import UserError
 
 
 @adapt.command(
@@ -46,13 +48,13 @@ def merge(model: str, engine: dict, loras: tuple[str, ...], rank: int, common: C
     def work() -> int:
         from anytune.adapt.merging import merge as run
 
-        need(
-            len(loras) == len(common.files),
-            f"There are {len(loras)} adapters and {len(common.files)} files of data: give each --lora its -f.",
-        )
+        if len(loras) != len(common.files):
+            raise UserError(
+                f"There are {len(loras)} adapters and {len(common.files)} files of data: give each --lora its -f."
+            )
         loaded = common.open(model, engine, [("an adapter", path) for path in loras])
         with Bars(common.as_json) as bars:
-            parts = [(adapter_of(path, loaded), data) for path, data in zip(loras, common.files)]
+            parts = [(load_adapter(path, loaded), data) for path, data in zip(loras, common.files)]
             result = run(
                 loaded,
                 parts,

@@ -11,8 +11,8 @@ import click
 
 from anytune.cli.adapt import Bars
 from anytune.cli.dataset import FORMAT, KEYS, columns_from
-from anytune.cli.opening import data_files, load_model, model_path, read_text, text_file
-from anytune.cli.options import force_option, forced, json_option
+from anytune.cli.opening import data_files, load_model, model_path, read_text, template_file, text_file
+from anytune.cli.options import force_option, forced, json_option, template_option
 from anytune.cli.say import print_json
 from anytune.files import spare_inputs
 
@@ -34,7 +34,7 @@ DATA = (
         help="Data in any format that `anytune train` accepts. May be repeated.",
     ),
     FORMAT,
-    click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own."),
+    template_option,
     click.option(
         "-c",
         "--ctx-size",
@@ -160,8 +160,11 @@ class Common:
 
         self.files, self.val_file = data_files(self.files), data_files(self.val_file)
         texts = [path for path in (self.chat_template, self.guard_text, self.drift_text) if path is not None]
-        for path in texts:
-            text_file(path, "text")
+        if self.chat_template is not None:
+            template_file(self.chat_template)
+        for path in (self.guard_text, self.drift_text):
+            if path is not None:
+                text_file(path, "text")
         spare_inputs(
             [self.output, self.peft, self.intermediate],
             [

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from anytune.cli.options import template_option
 from anytune.text.formats import FORMATS, LOSS
 
 KEYS = {  # roles that a column can be named for -> what --help says
@@ -65,11 +66,7 @@ def dataset_options(command: Callable) -> Callable:
             "text. assistant: the same, but plain text is refused. all: every token.",
         ),
         click.option("--assistant-loss-only", is_flag=True, help="The same as --loss assistant."),
-        click.option(
-            "--chat-template",
-            metavar="FILE|NAME",
-            help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or zephyr.",
-        ),
+        template_option,
         FORMAT,
         click.option(
             "--overflow",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anytune.cli.opening import load_adapter, model_path
-from anytune.cli.options import forced
+from anytune.cli.options import forced, template_option
 from anytune.cli.sampling import SAMPLING
 from anytune.cli.say import note
 from anytune.errors import UserError
@@ -91,11 +91,7 @@ def answering_options(command: Callable) -> Callable:
             default=None,
             help="Continue prompts as plain text, or as a user's message.  [default: as `anytune generate`]",
         ),
-        click.option(
-            "--chat-template",
-            metavar="FILE|NAME",
-            help="A Jinja chat template instead of the model's own: a file or a built-in template's name.",
-        ),
+        template_option,
     ]
     options += [
         click.option(f"--{role}-key", f"{role}_key", metavar="COLUMN", help=f"Column with the {role}.")

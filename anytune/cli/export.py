@@ -11,7 +11,7 @@ import click
 
 from anytune.cli.command import Command, OrderedGroup
 from anytune.cli.opening import load_model, model_path
-from anytune.cli.options import force_option, forced, json_option, model_options
+from anytune.cli.options import force_option, forced, json_option, model_options, template_option
 from anytune.cli.say import note, print_json
 from anytune.errors import UserError
 from anytune.files import spare_inputs
@@ -221,9 +221,7 @@ def _folder_command(name: str, text: str) -> None:
         show_default=True,
         help="Number format of the weights.",
     )
-    @click.option(
-        "--chat-template", metavar="FILE", help="A Jinja file, instead of the adapter's or the model's template."
-    )
+    @template_option
     @verify_option
     @json_option
     def command(
@@ -242,13 +240,13 @@ def _folder_command(name: str, text: str) -> None:
         The weights are the GGUF file's, dequantized, with the adapter added (without --lora, only the model). Files
         above 5 GiB are split. transformers and MLX load the folder; it is verified in transformers.
         """
-        from anytune.cli.opening import read_text
+        from anytune.cli.opening import template_text
         from anytune.cli.progress import Progress
         from anytune.export import checks
         from anytune.export.huggingface import save
         from anytune.units import bytes_text
 
-        template = None if chat_template is None else read_text(chat_template)
+        template = None if chat_template is None else template_text(chat_template)
         loaded, adapter = open_pair(
             model, engine, loras, scaled, needed=False, folder=output, inputs=[("the chat template", chat_template)]
         )

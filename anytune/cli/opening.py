@@ -68,6 +68,13 @@ def template_file(name: str) -> str | Path:
     )
 
 
+def template_text(name: str) -> str:
+    """The Jinja source that --chat-template means. Raises UserError."""
+    from anytune.text.named import named_template
+
+    return named_template(template_file(name)) or read_text(name, "template")
+
+
 def data_files(paths: Iterable[str]) -> tuple[str, ...]:
     """The paths, hf:owner/dataset replaced by the files that are fetched. UserError unless each is a file of data, a
     folder, or "-"."""

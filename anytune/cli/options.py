@@ -129,6 +129,11 @@ model_option = click.option(
     metavar="GGUF",
     help="The model: a GGUF file, or a name of `anytune models`: ollama:qwen3:1.7b, lmstudio:…, hf:owner/repo:file.",
 )
+template_option = click.option(
+    "--chat-template",
+    metavar="FILE|NAME",
+    help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or zephyr.",
+)
 lora_option = click.option("--lora", metavar="ADAPTER", help="A LoRA adapter: a GGUF file or a peft folder.")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from anytune.cli.options import template_option
+
 SAMPLING = (  # (field of Sampling, flags, type, help)
     ("temperature", ("--temp", "--temperature"), float, "0: always the most likely token."),
     ("top_k", ("--top-k",), int, "Keep the k most likely tokens; 0 keeps all."),
@@ -39,11 +41,7 @@ def sampling_options(command: Callable) -> Callable:
     for name, flags, kind, text in reversed(SAMPLING):
         gathered = click.option(*flags, name, type=kind, default=DEFAULTS[name], show_default=True, help=text)(gathered)
     for option in (
-        click.option(
-            "--chat-template",
-            metavar="FILE|NAME",
-            help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or zephyr.",
-        ),
+        template_option,
         click.option(
             "--stop",
             "-r",

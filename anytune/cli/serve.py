@@ -10,7 +10,7 @@ import click
 
 from anytune.cli.command import Command
 from anytune.cli.opening import load_model, model_path, template_file
-from anytune.cli.options import model_options
+from anytune.cli.options import model_options, template_option
 from anytune.cli.say import note
 from anytune.errors import UserError
 
@@ -79,11 +79,7 @@ CPU = ("numpy", "cpu", "cpu-bf16", "fpga-sim")
     metavar="N",
     help="Context in tokens, for prompt and answer together.  [default: the model's, at most 4096]",
 )
-@click.option(
-    "--chat-template",
-    metavar="FILE|NAME",
-    help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or zephyr.",
-)
+@template_option
 @click.option(
     "--lora-dir",
     "folders",

@@ -167,3 +167,16 @@ def test_a_flag_takes_one_kind_of_thing():
             found.setdefault(flag, {}).setdefault(kind(option), []).append(command.name)
     differ = {flag: kinds for flag, kinds in found.items() if len(kinds) > 1}
     assert differ == {}
+
+
+def test_chat_template_is_a_file_or_a_built_in_name_everywhere(cli, model, tmp_path):
+    found = [command for command, option in options() if "--chat-template" in option.opts]
+    assert len(found) > 10
+    for command in found:
+        (option,) = (option for option in command.params if "--chat-template" in option.opts)
+        assert option.metavar == "FILE|NAME", command.name
+    for name in (["export", "hf"], ["adapt", "distill", "-f", model]):
+        common = [*name, "-m", model, "-o", tmp_path / "out", "--chat-template"]
+        assert "built-in template of that name" in cli(*common, "nothing", code=2).err
+    cli("export", "hf", "-m", model, "-o", tmp_path / "out", "--no-verify", "--chat-template", "zephyr", code=0)
+    assert "<|user|>" in (tmp_path / "out" / "chat_template.jinja").read_text()
