@@ -14,7 +14,7 @@ from anytune.cli.opening import model_path, read_text
 from anytune.cli.options import forced, json_option
 from anytune.cli.say import note
 from anytune.errors import UserError
-from anytune.files import cannot_write, spare_inputs
+from anytune.files import spare_inputs
 
 if TYPE_CHECKING:
     from anytune.export.distance import Served
@@ -284,10 +284,6 @@ def lmstudio(
         raise UserError(f"There is no folder {output}: name LM Studio's models folder, often ~/.lmstudio/models.")
     name = plain_name(name or f"{model_path(model).stem}-merged")
     folder = Path(output) / plain_name(publisher) / name
-    try:
-        folder.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder.parent, error) from None
     loaded, adapter = open_pair(model, engine, loras, scaled, folder=folder, inputs=choice.inputs)
     work = Work(loaded, adapter, choice, engine, as_json)
     with new_folder(folder, force=forced()) as made, work.served() as served:
