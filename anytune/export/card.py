@@ -7,13 +7,13 @@ Of the data only file names and counts are named, never folders.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anytune.adapter.adapter import Adapter
 from anytune.errors import UserError
+from anytune.files import read_json
 from anytune.gguf import GGUF
 
 LARGEST = 64 << 20  # bytes of a report or of settings
@@ -40,7 +40,7 @@ def card(
     path: of the adapter, a file or a peft folder; run: its run's folder; reports: JSON files of `anytune evaluate … -o`
     and `anytune evaluate score --json`. license: of the adapter; None: the base's, or TODO. Raises UserError.
     """
-    facts = {} if run is None else _json(run / "settings.json")
+    facts = {} if run is None else read_json(run / "settings.json", LARGEST)
     meta = base.metadata
     theirs = meta.get("general.license")
     name = str(meta.get("general.name") or base.path.stem)
@@ -134,7 +134,7 @@ def _scores(reports: Sequence[Path]) -> list[str]:
         return [f"{TODO}: `anytune evaluate` writes reports that `--scores` reads."]
     lines: list[str] = []
     for path in reports:
-        facts = _json(path)
+        facts = read_json(path, LARGEST)
         try:
             rows = _rows(facts)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
@@ -191,17 +191,3 @@ def _use(base: GGUF, path: Path) -> list[str]:
 def _table(rows: Sequence[tuple[str, str]], head: tuple[str, str] = ("", "")) -> list[str]:
     cells = [(a.replace("|", "\\|"), " ".join(b.split()).replace("|", "\\|")) for a, b in rows]
     return [f"| {head[0]} | {head[1]} |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in cells)]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} is larger than {LARGEST >> 20} MiB, too large for a report.")
-        found = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is not valid JSON.") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object.")
-    return found
