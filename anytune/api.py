@@ -68,11 +68,10 @@ def verify(
     is larger the comparison is made in float32 too. Returns facts: ok, base, with_adapter, change. Raises UserError,
     also where llama.cpp is not installed.
     """
-    from anytune.llamacpp.judge import available
+    from anytune.llamacpp.judge import need_llamacpp
     from anytune.llamacpp.verify import settled
 
-    if not available():
-        raise UserError("llama.cpp is not installed: install it with `pip install xllamacpp`.")
+    need_llamacpp()
     between(1, 4096, positions=positions)
     between(1, 1024, threads=threads)
     opened = opened_model(model, "cpu")

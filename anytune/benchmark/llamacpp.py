@@ -36,8 +36,7 @@ class LlamaCpp:
     estimate = None
 
     def __init__(self, path: Path, device: str, threads: int | None, test: Test, settings: Settings):
-        if not judge.available():
-            raise UserError("llama.cpp is not installed: install it with `pip install xllamacpp`.")
+        judge.need_llamacpp()
         from anytune.engine.probe import cores
 
         self.path, self.threads, self.test = path, threads or cores(), test

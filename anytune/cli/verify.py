@@ -8,7 +8,6 @@ from anytune.cli.command import Command
 from anytune.cli.opening import existing_file, load_model, read_text
 from anytune.cli.options import json_option, lora_option, model_options
 from anytune.cli.say import print_json
-from anytune.errors import UserError
 
 
 @click.command(
@@ -46,10 +45,9 @@ def verify(
     uses its float32 reference engine unless --device names another. Needs the package xllamacpp, which includes a
     prebuilt llama.cpp.
     """
-    from anytune.llamacpp.judge import available
+    from anytune.llamacpp.judge import need_llamacpp
 
-    if not available():
-        raise UserError("llama.cpp is not installed: install it with `pip install xllamacpp`.")
+    need_llamacpp()
     text = None
     if file is not None:
         text = read_text(file)

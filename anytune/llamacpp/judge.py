@@ -31,6 +31,12 @@ def available() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
+def need_llamacpp() -> None:
+    """Raise UserError where llama.cpp is not installed."""
+    if not available():
+        raise UserError("llama.cpp is not installed: install it with `pip install xllamacpp`.")
+
+
 def llamacpp_logprobs(
     model: str | os.PathLike,
     sequences: Sequence[Sequence[int]],
@@ -53,8 +59,7 @@ def llamacpp_logprobs(
     """
     import numpy as np
 
-    if not available():
-        raise UserError("llama.cpp is not installed: install it with `pip install xllamacpp`.")
+    need_llamacpp()
     wanted = [list(range(len(ids))) for ids in sequences] if positions is None else [list(p) for p in positions]
     for ids, places in zip(sequences, wanted, strict=True):
         if any(not 0 <= p < len(ids) for p in places):

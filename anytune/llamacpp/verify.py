@@ -7,7 +7,6 @@ likeliest token, and the change of log-probabilities that the adapter makes.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anytune.errors import UserError
+from anytune.files import check_room
 from anytune.llamacpp.judge import llamacpp_logprobs
 from anytune.memory import available_bytes
 
@@ -214,13 +214,8 @@ def write_f32(gguf: Any, path: Path) -> None:
     """Write the model with every tensor as F32, one in memory at a time. Raises UserError for a full disk."""
     from anytune.gguf import write_gguf
 
-    need = sum(info.n_elements * 4 for info in gguf.tensors.values()) + (64 << 20)
-    free = shutil.disk_usage(path.parent).free
-    if need > free:
-        raise UserError(
-            f"The F32 copy needs {need >> 20} MiB in {path.parent} and {free >> 20} MiB are free: set TMPDIR to a "
-            "larger disk, or omit --exact."
-        )
+    size = sum(info.n_elements * 4 for info in gguf.tensors.values())
+    check_room(path.parent, size, "the F32 copy", "set TMPDIR to another disk, or omit --exact")
     all_f32 = 0  # general.file_type's number for it
     metadata = {**gguf.metadata, "general.file_type": all_f32}
     tensors = [(name, info.shape, "F32", lambda name=name: gguf.float32(name)) for name, info in gguf.tensors.items()]
