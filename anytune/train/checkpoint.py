@@ -115,7 +115,7 @@ def load(path: Path) -> Checkpoint:
             raise bad(f"{name} cannot be read ({error.strerror})") from None
     info = read_json(path / INFO, MAX_JSON)
     if info is None:
-        raise bad(f"{INFO} is not a table")
+        raise bad(f"{INFO} is not a JSON object")
     for key, holds in SHAPE.items():
         if key not in info or not holds(info[key]):
             raise bad(f"{INFO} has no valid {key!r}")

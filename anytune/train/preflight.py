@@ -119,13 +119,10 @@ def _same(one, two) -> bool:
 def trial_save(adapter, path: Path, load, gguf=None) -> None:
     """Write the untrained adapter beside `path` and read it back, so that saving cannot fail after hours.
 
-    load(path) -> adapter with .tensors. Nothing stays. Raises UserError saying what is wrong with the place.
+    load(path) -> adapter with .tensors. Nothing stays. Raises UserError saying what is wrong with the place, which
+    files.check_output() has found fit for a file or a folder.
     """
     path = path.resolve()
-    if path.suffix.lower() == ".gguf" and path.is_dir():
-        raise UserError(f"--output-adapter {path} is a folder: give a file name, or a name without .gguf.")
-    if path.suffix.lower() != ".gguf" and path.is_file():
-        raise UserError(f"--output-adapter {path} is a file, but a name without .gguf means a peft folder.")
     trial = path.parent / f".anytune-trial-{os.getpid()}{path.suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
-from anytune.files import copy
+from anytune.files import copy, try_writing
 from anytune.train import preflight
 
 
@@ -73,13 +72,11 @@ class ModelProduct:
     def trial(self, path: Path) -> str:
         """Make sure that a file can be made there. A model is too large to be written for a trial."""
         path = path.resolve()
-        if path.suffix.lower() != ".gguf" or path.is_dir():
+        if path.suffix.lower() != ".gguf":
             raise UserError(f"{self.flag} {path} must be a file name that ends in .gguf.")
-        trial = path.parent / f".anytune-trial-{os.getpid()}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            trial.touch()
-            trial.unlink()
+            try_writing(path.parent)
         except OSError as error:
             raise UserError(
                 f"The model cannot be saved to {path}: {error.strerror or error}; choose another {self.flag}."

@@ -108,7 +108,7 @@ def read_tensors(path: Path) -> Tensors:
         except (ValueError, RecursionError):
             raise bad("its header is not JSON") from None
     if not isinstance(header, dict):
-        raise bad("its header is not a table of tensors")
+        raise bad("its header is not a JSON object of tensors")
     header.pop("__metadata__", None)
     rows, end = [], 0
     for name, row in header.items():
