@@ -109,7 +109,10 @@ class _Work:
     # Tokens and masks by kind
 
     def _chat(self, record: Record) -> tuple[list[int], list[bool]]:
-        self._announce()
+        if self.template is None:
+            raise UserError("Chats need a chat template.")
+        if self.template.notice:
+            self.tally.notes[self.template.notice] = None
         self.tally.chats += 1
         record, whole = self._without_ends(record), self.loss == "all"
         if self.loss == "auto" and not any(message.get("role") == "assistant" for message in record.messages):
@@ -167,7 +170,7 @@ class _Work:
         at = len(prompt)
         if completion[:1] != " ":  # a space that ends the prompt belongs to the completion's first token
             at = len(prompt.rstrip(" "))
-        return self._framed(ids, [self.loss == "all" or start >= at for start in starts], end=True)
+        return self._framed(ids, [self.loss == "all" or start >= at for start in starts])
 
     def _text(self, record: Record) -> tuple[list[int], list[bool]]:
         if self.loss == "assistant":
@@ -176,28 +179,19 @@ class _Work:
                 raise UserError(no_assistant(self.path, record))
             self.tally.notes["Texts of the form Q: … A: … are read as questions and answers."] = None
             return self._pair(Record(record.line, "pair", prompt=pair[0], completion=pair[1]))
-        return self._whole(record.text, end=True)
+        ids = self.tokenizer.encode(record.text, special=True, bos=False)
+        return self._framed(ids, [True] * len(ids))
 
-    def _whole(self, text: str, end: bool) -> tuple[list[int], list[bool]]:
-        ids = self.tokenizer.encode(text, special=True, bos=False)
-        return self._framed(ids, [True] * len(ids), end)
-
-    def _framed(self, ids: list[int], loss: list[bool], end: bool) -> tuple[list[int], list[bool]]:
-        """With BOS as the model's rules say, and EOS behind a text that ends there; neither of them twice."""
+    def _framed(self, ids: list[int], loss: list[bool]) -> tuple[list[int], list[bool]]:
+        """With BOS as the model's rules say, and EOS at the end; neither of them twice."""
         tokenizer = self.tokenizer
         if tokenizer.add_bos and ids[:1] != [tokenizer.bos]:
             ids, loss = [tokenizer.bos, *ids], [False, *loss]
-        if (end or tokenizer.add_eos) and tokenizer.eos is not None and ids and ids[-1] not in tokenizer.eog:
+        if tokenizer.eos is not None and ids and ids[-1] not in tokenizer.eog:
             ids, loss = [*ids, tokenizer.eos], [*loss, True]
         if loss:
             loss[0] = False
         return ids, loss
-
-    def _announce(self) -> None:
-        if self.template is None:
-            raise UserError("Chats need a chat template.")
-        if self.template.notice:
-            self.tally.notes[self.template.notice] = None
 
     # Plain text: one stream of tokens, cut every `context`
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from anytune.errors import UserError
 from anytune.text.columns import Row, blank, listed, pair_flags
-from anytune.text.messages import THOUGHTS
+from anytune.text.conversation import KNOWN, read_messages
 from anytune.text.rows import is_message, kind_of, loads
 
 COLUMNS = ("messages", "text", "prompt", "completion", "system", "tools", "context", "reasoning")
@@ -31,30 +31,9 @@ _PAIRS = [
     ("question", "answerKey"),
     ("problem", "solution"),
 ]
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "developer": "developer",
-}
 _QUESTION_ANSWER = re.compile(
     r"\s*Q(?:uestion)?:\s*(\S.*?)\s*\n\s*A(?:nswer)?:\s*(\S.*?)\s*", re.DOTALL | re.IGNORECASE
 )
-_CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that are calls
-_INSTEAD = ("tool_calls", "function_call", *THOUGHTS)  # of content
-# Keys of messages that have a meaning here, or say nothing beyond it.
-_KNOWN = {"role", "content", "from", "value", "weight", "train", "name", "id", "tool_call_id", "tool_call", *_INSTEAD}
 
 
 @dataclass(frozen=True)
@@ -97,7 +76,7 @@ def record_of(line: int, row: Mapping[str, Any], format: str, columns: Mapping[s
     unused = taken.unused("\n".join(_words(record))) if unused else {}
     pair = pair_flags(taken, next(iter(taken.taken), "")) if record.kind == "text" else ""
     extra = dict.fromkeys(
-        key for message in record.messages for key, value in message.items() if key not in _KNOWN and not blank(value)
+        key for message in record.messages for key, value in message.items() if key not in KNOWN and not blank(value)
     )
     return replace(record, columns=tuple(row), unused=unused, extra=tuple(extra), suggestion=pair, rejected=rejected)
 
@@ -177,51 +156,7 @@ def _chat(line: int, row: Row, column: str) -> Record:
             raise UserError(f"{column!r} is text, not the JSON of a list of messages.") from None
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{column!r} must be a list of messages, not {kind_of(messages)}.")
-    found = [_message(m, k) for k, m in enumerate(messages, 1)]
-    return Record(line, "chat", tuple(_led(row.system(), found)), row.tools())
-
-
-def _led(system: list[dict], messages: list[dict]) -> list[dict]:
-    """Messages with a column's system message in front; in one with theirs, if both say something."""
-    own = messages[0].get("content") if messages[0]["role"] == "system" else None
-    if not system or not isinstance(own, str):
-        return [*system, *messages]
-    text = system[0]["content"]
-    joined = own if text in own else f"{text}\n\n{own}".rstrip()
-    return [{**messages[0], "content": joined}, *messages[1:]]
-
-
-def _message(message: Any, number: int) -> dict:
-    """OpenAI's form, or ShareGPT's (from, value). A null is as good as nothing."""
-    if not isinstance(message, dict):
-        raise UserError(f"message {number} must be an object, not {kind_of(message)}.")
-    message = {key: value for key, value in message.items() if value is not None}
-    role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    if isinstance(role, str) and role.lower() in _CALLS:
-        role, content, message = "assistant", None, {**message, "tool_calls": content}
-    if not isinstance(role, str) or role.lower() not in _ROLES:
-        raise UserError(f"message {number} has the role {role!r}; known are {', '.join(_ROLES)}.")
-    out = {key: value for key, value in message.items() if key not in ("from", "value", "content")}
-    out["role"] = _ROLES[role.lower()]
-    if content is None and not any(message.get(key) for key in _INSTEAD):
-        raise UserError(f"message {number} has no content.")
-    if isinstance(out.get("loss"), bool):
-        out.setdefault("train", out.pop("loss"))
-    for key in ("weight", "train"):
-        if key in out:
-            out[key] = _switch(out[key], key, number)
-    return out | {"content": content}
-
-
-def _switch(value: Any, key: str, number: int) -> int | bool:
-    """Whether a message is learned: "train" as true or false, "weight" as 1 or 0. Raises UserError for others."""
-    text = str(value).strip().lower()
-    if text not in ("true", "1", "1.0", "false", "0", "0.0"):
-        wanted = "true or false" if key == "train" else "0 or 1"
-        raise UserError(f"message {number}: {key!r} must be {wanted}, not {value!r:.40}.")
-    on = text in ("true", "1", "1.0")
-    return on if key == "train" else int(on)
+    return Record(line, "chat", tuple(read_messages(messages, row.system())), row.tools())
 
 
 def _pair(line: int, row: Row, prompt_column: str, completion_column: str, chat: bool = False) -> Record:
@@ -229,8 +164,7 @@ def _pair(line: int, row: Row, prompt_column: str, completion_column: str, chat:
     prompt, completion = row.get(prompt_column), row.get(completion_column)
     if isinstance(prompt, list) and isinstance(completion, list) and completion:
         row.taken |= {prompt_column, completion_column}
-        messages = [_message(m, k) for k, m in enumerate([*prompt, *completion], 1)]
-        found = _led(row.system(), messages)
+        found = read_messages([*prompt, *completion], row.system())
         return Record(line, "chat", tuple(found), row.tools(), len(found) - len(completion))
     row.taken |= {prompt_column, completion_column}
     letters = row.choices()
