@@ -39,7 +39,7 @@ def convert(folder: str, kind: str | None, output: str, pre: str | None, name: s
     """
     from anytune.cli.progress import Progress
     from anytune.convert import convert as run
-    from anytune.text.splits import PRE
+    from anytune.text.pretokenizers import PRE
     from anytune.units import bytes_text
 
     place, source = Path(output).expanduser(), Path(folder).expanduser()

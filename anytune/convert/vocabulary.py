@@ -15,7 +15,7 @@ import numpy as np
 
 from anytune.errors import UserError
 from anytune.files import read_json
-from anytune.text.splits import PRE
+from anytune.text.pretokenizers import PRE
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 SPACE = "\u2581"

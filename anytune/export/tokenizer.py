@@ -16,7 +16,7 @@ from anytune.files import atomic_write
 from anytune.gguf import GGUF
 from anytune.text.chat import ChatTemplate
 from anytune.text.served import named_templates, own_template, template_changes
-from anytune.text.splits import PRE
+from anytune.text.pretokenizers import PRE
 from anytune.text.tokenizer import Tokenizer
 from anytune.text.vocabulary import CONTROL, UNKNOWN, USER
 

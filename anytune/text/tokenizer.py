@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from anytune.errors import UserError
 from anytune.text.merge import merge
 from anytune.text.special import Partition
-from anytune.text.splits import PRE, Splitter
+from anytune.text.pretokenizers import PRE, Splitter
 from anytune.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER, Vocabulary, _utf8
 
 _SPACE = "\u2581"  # SentencePiece's visible space

@@ -16,7 +16,7 @@ from anytune.export.tokenizer import write_tokenizer
 from anytune.gguf import GGUF
 from anytune.model.architectures import ARCHITECTURES
 from anytune.text import Tokenizer
-from anytune.text.splits import PRE
+from anytune.text.pretokenizers import PRE
 from tests.export import pairs
 from tests.support import tiny, twin
 from tests.support.distributions import kl

@@ -16,7 +16,7 @@ from anytune.errors import UserError
 from anytune.export.huggingface import save
 from anytune.export.tokenizer import tokenizer_json
 from anytune.gguf import GGUF
-from anytune.text.splits import PRE
+from anytune.text.pretokenizers import PRE
 from tests.export import pairs
 from tests.support import models, tiny, twin
 from tests.support.distributions import kl

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from anytune.errors import UserError
 from anytune.gguf import GGUF
-from anytune.text.splits import PRE, Splitter
+from anytune.text.pretokenizers import PRE, Splitter
 from anytune.text.tokenizer import StreamDecoder, Tokenizer
 from tests.support.models import gemma3, smollm2
 from tests.support.require import need
