@@ -1,6 +1,18 @@
-"""`python -m anytune` is the `anytune` command."""
+"""The `anytune` command, and `python -m anytune`."""
 
-from anytune.cli.main import main
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line and exit. Ctrl-C is a word from the start: importing all commands takes a moment."""
+    try:
+        from anytune.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("anytune: interrupted\n")
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()
