@@ -96,7 +96,7 @@ def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, s
         if needed[disk] > free:
             raise UserError(
                 f"{folder} has {size(free)} free, and this run needs about {size(needed[disk])} there: free some "
-                f"space, or choose another place with {flag}."
+                f"space, or set {flag}."
             )
 
 
