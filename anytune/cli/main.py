@@ -19,7 +19,7 @@ import click
 import anytune
 from anytune.cli.command import DEBUG, OrderedGroup, debug_wanted, set_debug
 from anytune.cli.ending import explain, say
-from anytune.signals import handled
+from anytune.signals import STOP, handled
 
 COMMANDS = {  # name: the module that has it whole; in the order of --help
     "models": "models",
@@ -79,7 +79,14 @@ cli.params.append(DEBUG)
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; a traceback is shown only if --debug or ANYTUNE_DEBUG=1 asks for it."""
-    sys.exit(run(sys.argv[1:] if args is None else list(args)))
+    try:
+        code = run(sys.argv[1:] if args is None else list(args))
+    except KeyboardInterrupt:  # pressed again while the first was answered
+        code = 130
+    if code == 130:  # and once more while threads come to their end: Python would print where it waited for them
+        for number in STOP:
+            signal.signal(number, lambda *_: os._exit(130))
+    sys.exit(code)
 
 
 def run(args: Sequence[str]) -> int:
