@@ -14,6 +14,7 @@ from anytune.files import FilePath, check_output, spare_inputs
 from anytune.text.given import Rows, sources
 from anytune.text.reading import check_once, identity, reads_once
 from anytune.train import checkpoint as ckpt
+from anytune.train.preflight import check_writable
 from anytune.train.resume import check_resume_from
 from anytune.train.run_folder import FILES, refuse_other_run
 from anytune.train.settings import TrainSettings
@@ -85,11 +86,15 @@ def check_outputs(
     force: bool = True,
 ) -> None:
     """Raise UserError if the result, or a file of the run's folder, would replace what is read, or the result what
-    exists (unless force, or a run goes on, which may have written it), or where --resume-from or --run-dir cannot be
-    meant. All are paths, or None; data and val_file may be lists."""
+    exists (unless force, or a run goes on, which may have written it), or where --resume-from, --run-dir or
+    --checkpoint-save-dir cannot be meant. All are paths, or None; data and val_file may be lists."""
     check_resume_from(settings.resume_from)
-    if settings.run_dir and settings.resume_from is None:
-        refuse_other_run(Path(settings.run_dir))
+    if settings.resume_from is None:
+        if settings.run_dir:
+            refuse_other_run(Path(settings.run_dir))
+        check_writable(Path(settings.run_dir or "."), "--run-dir")
+    if settings.checkpoint_save_dir:
+        check_writable(Path(settings.checkpoint_save_dir), "--checkpoint-save-dir")
     written = [output]
     if output is not None and Path(output).suffix.lower() != ".gguf":
         written += [Path(output) / name for name in peft.FILES]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from anytune.errors import UserError
-from anytune.files import cannot_write, try_writing
+from anytune.files import try_writing
 from anytune.train.steps import Steps
 from anytune.train.progress import duration, size
 from anytune.train.settings import TrainSettings
@@ -66,6 +66,17 @@ def checkpoints_kept(settings: TrainSettings, steps: int) -> int:
     return min(settings.kept, (steps // every if every else 0) + 1)
 
 
+def check_writable(folder: Path, flags: str) -> Path:
+    """The folder itself, or the nearest above it that exists. Raises UserError unless files can be made there."""
+    place = folder.resolve()
+    place = next((above for above in (place, *place.parents) if above.exists()), place)
+    try:
+        try_writing(place)
+    except OSError as error:
+        raise UserError(f"{place} cannot be written: {error.strerror or error}; set {flags}.") from None
+    return place
+
+
 def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, steps: int, output: Path | None) -> None:
     """Raise UserError if checkpoints and what is made (see product.py) will not fit on their disks.
 
@@ -82,11 +93,7 @@ def check_disk(trainee, product, folders: list[Path], settings: TrainSettings, s
         wants.append((output.resolve().parent, made, product.flag))
     needed: dict[int, int] = {}
     for folder, amount, flag in wants:
-        folder = next((f for f in (folder.resolve(), *folder.resolve().parents) if f.exists()), folder)
-        try:
-            try_writing(folder)
-        except OSError as error:
-            raise cannot_write(folder, error) from None
+        folder = check_writable(folder, flag)
         try:
             disk = os.stat(folder).st_dev
             free = shutil.disk_usage(folder).free

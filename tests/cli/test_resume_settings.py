@@ -81,6 +81,8 @@ def test_a_hostile_setting_is_a_sentence(cli, begun, tmp_path):
         (("--resume-from", "gone"), "--resume-from gone: there is no such folder"),
         (("--resume-from", "empty"), "--resume-from empty: there is no checkpoint in it"),
         (("--run-dir", "old"), "--run-dir old already contains a run"),
+        (("--run-dir", "old/metrics.jsonl/run"), "metrics.jsonl cannot be written: Not a directory; set --run-dir"),
+        (("--checkpoint-save-dir", "old/metrics.jsonl"), "Not a directory; set --checkpoint-save-dir"),
     ],
 )
 def test_what_cannot_be_meant_is_told_before_the_model_is_loaded(cli, model, chats, tmp_path, monkeypatch, args, told):
