@@ -198,9 +198,9 @@ def cannot_write(path: FilePath, error: OSError) -> UserError:
 
 
 def try_writing(folder: FilePath) -> None:
-    """Raise OSError unless files can be made in `folder`. Nothing stays."""
-    with tempfile.TemporaryFile(prefix=".anytune-", dir=folder):
-        pass
+    """Raise OSError unless files can be made in `folder`, and hold something. Nothing stays."""
+    with tempfile.TemporaryFile(prefix=".anytune-", dir=folder) as file:
+        file.write(bytes(4096))
 
 
 def check_room(

@@ -303,6 +303,13 @@ def test_an_output_below_a_file_is_told_so(tmp_path):
             check_output(tmp_path / "data" / inner)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full is Linux's")
+def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("anytune.files.tempfile.TemporaryFile", lambda **_: open("/dev/full", "wb"))
+    with pytest.raises(UserError, match="cannot be written: No space left on device; free some space"):
+        check_output(tmp_path / "out.gguf")
+
+
 def test_a_disk_that_fills_up_while_something_is_written_is_told_by_name(cli, tmp_path, model, monkeypatch):
     from anytune.adapt.partial import Partial
 
