@@ -38,13 +38,23 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def is_special(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder, such as /dev/null: it must not be replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
-    """Open a temporary file that becomes `path` when the block ends, and vanishes if it raises.
+    """Open a temporary file that becomes `path` when the block ends, and vanishes if it raises. A device or a pipe is
+    written into.
 
     mode: "wb" or "w" (UTF-8). Raises OSError as open() and os.replace() do, with `path` where the disk is full.
     """
     path = Path(path)
+    if is_special(path):
+        with open(path, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        return
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -133,7 +143,7 @@ def check_output(
     spare_inputs([path], inputs)
     if path.is_dir() and not folder:
         raise UserError(f"{path} is a folder: name a file.")
-    if path.is_file() and folder:
+    if folder and path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: name a folder.")
     blocked = next((above for above in path.parents if above.exists() and not above.is_dir()), None)
     if blocked is not None:

@@ -15,7 +15,7 @@ from anytune.adapter.adapter import Adapter
 from anytune.export.adapters import merged_rows
 from anytune.export.chat import turn_end
 from anytune.export.distance import Served, weight_error
-from anytune.files import check_output, sync_folder
+from anytune.files import check_output, copy, is_special, sync_folder
 from anytune.gguf import GGUF
 from anytune.quantization.filetypes import file_type
 from anytune.quantization.rewrite import FLOATS, rewrite
@@ -108,7 +108,8 @@ class Merge:
         "taken" true for the one.
         """
         rows: list[dict[str, Any]] = []
-        place = target.parent if target is not None else None
+        into = target is not None and is_special(target)  # a device, say, into which the file is copied
+        place = target.parent if target is not None and not into else None
         check_output(target, True, [("the model", self.base.path), ("the importance file", self.imatrix)])
         with tempfile.TemporaryDirectory(prefix=".anytune-merge-", dir=place) as folder:
             best: Path | None = None
@@ -126,8 +127,11 @@ class Merge:
                 if limit is not None and rows[-1]["kl"] <= limit:
                     break
             if best is not None and target is not None:
-                os.replace(best, target)
-                sync_folder(target.parent)
+                if into:
+                    copy(best, target)
+                else:
+                    os.replace(best, target)
+                    sync_folder(target.parent)
                 next(row for row in rows if row["type"] == best.stem)["taken"] = True
         return rows
 

@@ -44,12 +44,12 @@ def write_gguf(
     path = Path(path)
     try:
         with atomic_write(path) as file:
-            file.write(header)
+            at = file.write(header)  # counted, not asked for: a pipe has no position
             for (name, shape, type_name, data), (_, nbytes) in zip(tensors, places, strict=True):
-                file.write(bytes(-file.tell() % alignment))
+                at += file.write(bytes(-at % alignment)) + nbytes
                 array = data() if callable(data) else data
                 _write_tensor(file, name, tuple(shape), BLOCKS[type_name], array, nbytes)
-            file.write(bytes(-file.tell() % alignment))
+            file.write(bytes(-at % alignment))
     except OSError as error:
         raise cannot_write(path, error) from None
 
@@ -150,10 +150,9 @@ def _write_tensor(
     file: IO, name: str, shape: tuple[int, ...], block: BlockType, data: np.ndarray | Iterable[np.ndarray], nbytes: int
 ) -> None:
     if not isinstance(data, np.ndarray):
-        start = file.tell()
-        file.writelines(np.ascontiguousarray(part) for part in data)
-        if file.tell() - start != nbytes:
-            raise ValueError(f"{name}: {file.tell() - start} bytes were written instead of {nbytes}")
+        written = sum(file.write(np.ascontiguousarray(part)) for part in data)
+        if written != nbytes:
+            raise ValueError(f"{name}: {written} bytes were written instead of {nbytes}")
     elif data.dtype == np.uint8 and data.nbytes == nbytes:
         file.write(np.ascontiguousarray(data))
     elif data.dtype == np.float32 and data.shape == shape:

@@ -1,5 +1,6 @@
 """No command writes over what it reads, however the output is spelled; a folder that cannot be written is told so."""
 
+import concurrent.futures
 import errno
 import os
 import subprocess
@@ -301,6 +302,23 @@ def test_an_output_below_a_file_is_told_so(tmp_path):
     for inner in ("x.gguf", "sub/x.gguf"):
         with pytest.raises(UserError, match=r"x.gguf cannot be written, because .*data is a file"):
             check_output(tmp_path / "data" / inner)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_written_into_and_never_replaced(cli, tmp_path, model):
+    """As /dev/null and /dev/stdout are, which a rename would turn into files."""
+    pipe, plain = tmp_path / "pipe.gguf", tmp_path / "plain.gguf"
+    os.mkfifo(pipe)
+    for args in (["quantize", model, "OUT", "Q8_0"], ["generate", "-m", model, *"-p x -n 2 -s 1 -o OUT".split()]):
+        if args[0] == "generate":
+            pipe, plain = pipe.rename(tmp_path / "pipe.txt"), tmp_path / "plain.txt"
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            came = pool.submit(pipe.read_bytes)
+            cli(*(pipe if arg == "OUT" else arg for arg in args), code=0)
+        cli(*(plain if arg == "OUT" else arg for arg in args), code=0)
+        assert pipe.is_fifo() and came.result() == plain.read_bytes()
+    with pytest.raises(UserError, match="name a folder"):
+        check_output(pipe, True, folder=True)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full is Linux's")
