@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
-from anytune.files import copy, try_writing
+from anytune.files import copy
 from anytune.train import preflight
 
 
@@ -74,13 +74,7 @@ class ModelProduct:
         path = path.resolve()
         if path.suffix.lower() != ".gguf":
             raise UserError(f"{self.flag} {path} must be a file name that ends in .gguf.")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try_writing(path.parent)
-        except OSError as error:
-            raise UserError(
-                f"The model cannot be saved to {path}: {error.strerror or error}; choose another {self.flag}."
-            ) from None
+        preflight.check_writable(path.parent, self.flag)
         return f"{path} (checked: a file can be written there)"
 
     def deliver(self, made: Path, output: Path) -> None:
