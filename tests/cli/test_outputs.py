@@ -346,7 +346,7 @@ def test_a_folder_that_may_not_be_written_is_told_before_its_room(cli, tmp_path,
     def refuse(*_args, **_options):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    for place in ("anytune.files", "anytune.train.preflight"):
+    for place in ("anytune.train.preflight", "anytune.files"):  # imported before its source is changed
         monkeypatch.setattr(f"{place}.try_writing", refuse)
     for args in (
         ["quantize", model, tmp_path / "q.gguf", "Q8_0"],
