@@ -179,4 +179,4 @@ def test_chat_template_is_a_file_or_a_built_in_name_everywhere(cli, model, tmp_p
         common = [*name, "-m", model, "-o", tmp_path / "out", "--chat-template"]
         assert "built-in template of that name" in cli(*common, "nothing", code=2).err
     cli("export", "hf", "-m", model, "-o", tmp_path / "out", "--no-verify", "--chat-template", "zephyr", code=0)
-    assert "<|user|>" in (tmp_path / "out" / "chat_template.jinja").read_text()
+    assert "<|assistant|>" in (tmp_path / "out" / "chat_template.jinja").read_text()
