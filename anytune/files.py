@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ FilePath = str | os.PathLike
 SPARE = 64 << 20  # bytes of the disk that are left alone
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 ELSEWHERE = "free some space or choose another place"
+STALE = 600.0  # seconds
 CHUNK = 256 << 10  # bytes at a time: copying must fit beside a training that fills its budget
 
 
@@ -55,8 +57,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         with open(path, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
         return
+    _sweep(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
+        _hold(handle)
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
@@ -70,6 +74,22 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         if isinstance(error, OSError) and error.errno in FULL:
             error.filename = os.fspath(path)  # which a write does not tell
         raise
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of `path`: its temporary files that nobody holds or has written to for long."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if left.is_file() and time.time() - left.stat().st_mtime > STALE and not is_locked(left):
+                left.unlink()
+
+
+def _hold(handle: int) -> None:
+    """Lock an open file for as long as it is open, where there are locks."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager

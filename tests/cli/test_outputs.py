@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import anytune
 from anytune.cli.main import cli as root
 from anytune.errors import UserError
-from anytune.files import cannot_write, check_output, spare_inputs
+from anytune.files import atomic_write, cannot_write, check_output, spare_inputs
 
 # command -> (arguments: {out} is the output, other names in braces are inputs; the suffix that the output needs)
 WRITES = {
@@ -302,6 +302,21 @@ def test_an_output_below_a_file_is_told_so(tmp_path):
     for inner in ("x.gguf", "sub/x.gguf"):
         with pytest.raises(UserError, match=r"x.gguf cannot be written, because .*data is a file"):
             check_output(tmp_path / "data" / inner)
+
+
+def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path):
+    left, fresh, other = (tmp_path / f".{name}.tmp" for name in ("out.bin.a", "out.bin.b", "o.bin.c"))
+    with atomic_write(tmp_path / "out.bin") as file:
+        (held,) = tmp_path.iterdir()
+        for path in (left, fresh, other):
+            path.write_bytes(b"half")
+        for path in (left, held, other):
+            os.utime(path, (0, 0))
+        with atomic_write(tmp_path / "out.bin") as again:
+            again.write(b"first")
+        assert set(tmp_path.iterdir()) == {tmp_path / "out.bin", fresh, held, other}
+        file.write(b"second")
+    assert (tmp_path / "out.bin").read_bytes() == b"second"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
