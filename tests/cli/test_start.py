@@ -27,12 +27,12 @@ def test_every_public_name_is_there_and_importing_is_cheap():
         getattr(anytune, "nonsense")
 
 
-def test_ctrl_c_while_commands_are_imported_is_a_word():
+def test_ctrl_c_while_the_command_line_is_imported_is_a_word():
     code = """
 import runpy, sys
 class Pressed:
     def find_spec(self, name, *_):
-        if name == "anytune.cli.bench":
+        if name == "anytune.cli.ending":
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Pressed())
 runpy.run_module("anytune", run_name="__main__")
