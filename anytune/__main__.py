@@ -5,7 +5,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line and exit. Ctrl-C is a word from the start: importing takes a moment."""
+    """Run the command line and exit. Ctrl-C shows no traceback while modules are imported, either."""
     try:
         from anytune.cli.main import main as run
     except KeyboardInterrupt:

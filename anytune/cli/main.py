@@ -81,9 +81,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; a traceback is shown only if --debug or ANYTUNE_DEBUG=1 asks for it."""
     try:
         code = run(sys.argv[1:] if args is None else list(args))
-    except KeyboardInterrupt:  # pressed again while the first was answered
+    except KeyboardInterrupt:  # pressed again while the first was handled
         code = 130
-    if code == 130:  # and once more while threads come to their end: Python would print where it waited for them
+    if code == 130:  # and once more while threads end: Python would print where it waited for them
         for number in STOP:
             signal.signal(number, lambda *_: os._exit(130))
     sys.exit(code)
@@ -107,7 +107,7 @@ def run(args: Sequence[str]) -> int:
 def _run(args: Sequence[str]) -> int:
     set_debug(False)
     try:
-        with handled(signal.default_int_handler):  # whatever asks it to stop, a command cleans up and says so
+        with handled(signal.default_int_handler):  # whatever asks it to stop, a command cleans up
             result = cli.main(list(args), prog_name="anytune", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as exit_:
