@@ -5,7 +5,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line and exit. Ctrl-C shows no traceback while modules are imported, either."""
+    """Run the command line and exit. Ctrl-C during the imports is no traceback either."""
     try:
         from anytune.cli.main import main as run
     except KeyboardInterrupt:

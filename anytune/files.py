@@ -22,7 +22,7 @@ FilePath = str | os.PathLike
 SPARE = 64 << 20  # bytes of the disk that are left alone
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 ELSEWHERE = "free some space or choose another place"
-STALE = 600.0  # seconds
+STALE = 600.0  # seconds after which a temporary file that nobody writes is a leftover
 CHUNK = 256 << 10  # bytes at a time: copying must fit beside a training that fills its budget
 
 
@@ -77,7 +77,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed processes left of `path`: its temporary files that nobody holds or has written to for long."""
+    """Remove temporary files of `path` that killed processes left: old, and locked by nobody."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError):
             if left.is_file() and time.time() - left.stat().st_mtime > STALE and not is_locked(left):
@@ -228,7 +228,7 @@ def cannot_write(path: FilePath, error: OSError) -> UserError:
 
 
 def try_writing(folder: FilePath) -> None:
-    """Raise OSError unless files can be made in `folder`, and hold something. Nothing stays."""
+    """Raise OSError unless files with contents can be made in `folder`. Nothing stays."""
     with tempfile.TemporaryFile(prefix=".anytune-", dir=folder) as file:
         file.write(bytes(4096))
 

@@ -1,4 +1,4 @@
-"""How a rank ends that cannot go on, and what it tells the parent of --gpus: through files in a folder."""
+"""How a rank that cannot go on ends, and what it reports to the parent of --gpus, through files in a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPORT = "ANYTUNE_REPORT_FOLDER"
 class WorkerLost(Exception):
     """Another process of the process group ended, hung or cannot be reached: this one cannot go on. Exit code 1.
 
-    told: whether the user has read of it."""
+    told: whether the user has been told."""
 
     told = False
 
@@ -25,7 +25,7 @@ class PeerError(UserError):
 
 
 def give_up(error: Exception) -> NoReturn:
-    """End this process at once: its device may wait for ever for one that is gone. Says why, unless another does."""
+    """End this process at once: its device may wait forever for one that is gone. Says why, unless another does."""
     report("ended", str(error))
     if not isinstance(error, PeerError) and not getattr(error, "told", False) and not launched():
         with contextlib.suppress(OSError):
@@ -36,7 +36,7 @@ def give_up(error: Exception) -> NoReturn:
 
 
 def report(name: str, text: str) -> None:
-    """Leave a word for the parent process, if there is one (see launch.py)."""
+    """Report to the parent process, if there is one (see launch.py)."""
     folder = os.environ.get(REPORT)
     if folder:
         with contextlib.suppress(OSError):

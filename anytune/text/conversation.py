@@ -27,7 +27,7 @@ ROLES = {
     "developer": "developer",
 }
 CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that are calls
-INSTEAD = ("tool_calls", "function_call", *THOUGHTS)  # of content
+INSTEAD = ("tool_calls", "function_call", *THOUGHTS)  # what may stand in place of content
 # Keys of messages that have a meaning here, or say nothing beyond it.
 KNOWN = {"role", "content", "from", "value", "weight", "train", "name", "id", "tool_call_id", "tool_call", *INSTEAD}
 
@@ -43,7 +43,7 @@ def read_messages(values: Sequence[Any], system: list[dict]) -> list[dict]:
 
 
 def _message(message: Any, number: int) -> dict:
-    """OpenAI's form, or ShareGPT's (from, value). A null is as good as nothing."""
+    """A message in OpenAI's form or ShareGPT's (from, value). null counts as missing."""
     if not isinstance(message, dict):
         raise UserError(f"message {number} must be an object, not {kind_of(message)}.")
     message = {key: value for key, value in message.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What one rendering of a template has used: time, and what it made. See sandbox.py."""
+"""The time that one rendering of a template has taken, and how much it made. See sandbox.py."""
 
 from __future__ import annotations
 

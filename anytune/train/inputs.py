@@ -86,8 +86,8 @@ def check_outputs(
     force: bool = True,
 ) -> None:
     """Raise UserError if the result, or a file of the run's folder, would replace what is read, or the result what
-    exists (unless force, or a run goes on, which may have written it), or where --resume-from, --run-dir or
-    --checkpoint-save-dir cannot be meant. All are paths, or None; data and val_file may be lists."""
+    exists (unless force, or a run goes on, which may have written it), or if --resume-from, --run-dir or
+    --checkpoint-save-dir cannot be used. All are paths, or None; data and val_file may be lists."""
     check_resume_from(settings.resume_from)
     if settings.resume_from is None:
         if settings.run_dir:

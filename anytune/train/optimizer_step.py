@@ -1,4 +1,4 @@
-"""One optimizer step: its micro-batches, the update, and what came of it, summed over the ranks."""
+"""One optimizer step: its micro-batches, the update, and its outcome, summed over the ranks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class OptimizerStep:
                     make_batch(self.train, bins[micro]), 1.0 / with_loss, step, micro
                 )
             elif group.sharded:
-                # the others need this rank's part of the weights: it goes along, adding nothing
+                # the others need this rank's part of the weights: it takes part, adding nothing
                 self.trainee.accumulate(make_batch(self.train, bins[0]), 0.0, step, 0)
             if self.turns.exchange(micro is not None and _known_bad(losses[micro]))[0]:
                 _check_losses(step, group.all_reduce([float(loss) for loss in losses]), bins)

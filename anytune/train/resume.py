@@ -138,7 +138,7 @@ def _given(where: str | Path) -> list[Path]:
 
 
 def _infos(folders: Sequence[Path]) -> Iterator[dict]:
-    """What the checkpoints in these folders, and the folders if they are checkpoints, say of themselves."""
+    """checkpoint.json of each checkpoint in these folders, and of those that are checkpoints themselves."""
     for folder in folders:
         for path in (*ckpt.listing(folder), folder):
             yield read_json(path / ckpt.INFO) or {}
