@@ -87,7 +87,7 @@ def test_one_alone_is_itself(tmp_path):
         (["export", "gguf", "-m", "m.gguf", "--lora-scaled", "a.gguf", "-o", "o.gguf"], ["ADAPTER:SCALE"]),
         (["export", "gguf", "-m", "m.gguf", "--lora-scaled", "a.gguf:nan", "-o", "o.gguf"], ["weight nan"]),
         (["export", "peft", "-m", "m.gguf", "--lora", "a.gguf", "-o", "full"], ["full already exists", "--force"]),
-        (["export", "peft", "-m", "m.gguf", "--lora", "a.gguf", "-o", "a.gguf/where"], ["a.gguf cannot be written"]),
+        (["export", "peft", "-m", "m.gguf", "--lora", "a.gguf", "-o", "a.gguf/where"], ["a.gguf is a file"]),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, capsys, arguments, words):

@@ -196,7 +196,7 @@ def test_the_adapters_template_and_its_end_of_turn_go_along(tmp_path, capsys):
     [
         (["-o", "o.gguf", "--type", "Q9"], ["Q9", "Q4_K_M"]),
         (["-o", "m.gguf", "--type", "same"], ["another name"]),
-        (["-o", "a.gguf/o.gguf"], ["a.gguf cannot be written"]),
+        (["-o", "a.gguf/o.gguf"], ["a.gguf is a file"]),
         (["-o", "folder"], ["folder"]),
         ([], ["-o"]),
         (["-o", "o.gguf", "--absorb", "4"], ["--calibration"]),

@@ -267,7 +267,7 @@ def test_mistakes_are_one_sentence(files, tmp_path, capsys):
         (["-m", str(quantized), "--budget", "4bpw"], "rounding twice"),
         (["-m", model, "--budget", "4bpw", "-o", model], "the model itself"),
         (["-m", model, "--budget", "4bpw", "-o", str(text)], "the text itself"),
-        (["-m", model, "--budget", "4bpw", "-o", str(text / "x.gguf")], "text.txt cannot be written"),
+        (["-m", model, "--budget", "4bpw", "-o", str(text / "x.gguf")], "text.txt is a file"),
         (["-m", model, "--budget", "4bpw", "-c", "100000"], "context"),
     ):
         capsys.readouterr()
