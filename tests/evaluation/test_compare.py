@@ -72,7 +72,7 @@ def test_prompts_of_every_form(tmp_path):
     assert shown[1:3] == ("user: one\n\nassistant: two\n\nuser: one", "two")
     with pytest.raises(UserError, match=r"p\.jsonl, line 1: there is nothing before"):
         read("p.jsonl", {"messages": [said]})
-    with pytest.raises(UserError, match="no prompts"):
+    with pytest.raises(UserError, match="contains no text"):
         read("p.txt", "", "  ")
 
 
