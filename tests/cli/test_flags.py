@@ -148,11 +148,6 @@ def test_the_shell_completes(cli, monkeypatch, capsys):
     assert "Q4_K_M" in offered(["export", "merge", "--type"], "Q4_K")
 
 
-ALIKE = {  # flags of llama.cpp's programs, whose meaning differs there too: the same in all others
-    "bench": {"-p", "-n", "-d", "-r", "-npl", "--parallel", "--device", "--threads", "-t", "--compare"}
-}
-
-
 def kind(option: click.Option) -> str:
     """What a flag takes: nothing, a place in the file system, or a value."""
     if option.is_flag or option.flag_value == "auto":  # --resume means --resume auto
@@ -180,3 +175,13 @@ def test_chat_template_is_a_file_or_a_built_in_name_everywhere(cli, model, tmp_p
         assert "built-in template of that name" in cli(*common, "nothing", code=2).err
     cli("export", "hf", "-m", model, "-o", tmp_path / "out", "--no-verify", "--chat-template", "zephyr", code=0)
     assert "<|assistant|>" in (tmp_path / "out" / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [([], None), (["--resume"], "auto"), (["--resume-from", "run"], "run"), (["--resume=x"], "x")]
+)
+def test_resume_needs_no_value(given, meant):
+    from anytune.cli.main import cli as root
+
+    words = ["-m", "m.gguf", *given, "-f", "d.jsonl"]
+    assert root.commands["train"].make_context("train", words).params["resume_from"] == meant
