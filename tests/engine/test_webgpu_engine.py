@@ -12,7 +12,7 @@ from tests.engine.test_torch_engine import gradients, trainee_of
 from tests.model.conftest import stream
 from tests.support import dry, tiny
 from tests.support.cosines import cosines
-from tests.support.webgpu import need_webgpu
+from tests.support.webgpu import checked_bindings, need_webgpu
 
 NAMES = ("llama", "qwen2", "qwen3", "gemma3")
 EACH = tuple(dict.fromkeys((*NAMES, *tiny.EACH, "mixtral", "gemma4-experts", "deepseek2-old")))
@@ -25,6 +25,8 @@ CASES = [(cap, name) for cap in CAPS for name in EACH if cap == CAPS[0] or name 
 @pytest.fixture(scope="module", autouse=True)
 def device():
     need_webgpu()
+    with checked_bindings():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.engine.test_webgpu_blocks import random_blocks
 from tests.engine.test_torch_engine import gradients, hold, trainee_of
 from tests.model.conftest import stream
 from tests.support import full, tiny
-from tests.support.webgpu import need_webgpu
+from tests.support.webgpu import checked_bindings, need_webgpu
 
 EXPERTS = "all,ffn_gate_exps,ffn_up_exps,ffn_down_exps"
 CAPS = (None, 4096)  # bytes of a binding: nothing is cut, everything is
@@ -25,6 +25,8 @@ CAPS = (None, 4096)  # bytes of a binding: nothing is cut, everything is
 @pytest.fixture(scope="module", autouse=True)
 def device():
     need_webgpu()
+    with checked_bindings():
+        yield
 
 
 @functools.cache

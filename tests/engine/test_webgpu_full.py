@@ -9,7 +9,7 @@ from anytune.model import Full
 from tests.model.conftest import stream
 from tests.engine.test_webgpu_engine import pooled
 from tests.support import dry, full, tiny
-from tests.support.webgpu import need_webgpu, on_swiftshader
+from tests.support.webgpu import checked_bindings, need_webgpu, on_swiftshader
 
 SCRIPT = """
 import json, sys
@@ -42,7 +42,8 @@ def open_engine(limit: int):
 
 @pytest.fixture(scope="module")
 def engine():
-    return open_engine(64 << 10)
+    with checked_bindings():
+        yield open_engine(64 << 10)
 
 
 @pytest.mark.parametrize("name", full.NAMES)

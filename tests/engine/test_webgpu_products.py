@@ -6,10 +6,9 @@ import pytest
 from anytune.engine import reference as ref
 from anytune.engine.base import Heads
 from anytune.engine.answers import error
-from anytune.engine.webgpu.arrays import Bound
 from anytune.gguf import GGUF, write_gguf
 from tests.engine.test_conformance import slope_errors, starts_of
-from tests.support.webgpu import need_webgpu
+from tests.support.webgpu import checked_bindings, need_webgpu
 
 LIMIT = 1e-5
 
@@ -21,23 +20,8 @@ def engine(request):
     from anytune.engine.webgpu.engine import WebGpuEngine
     from anytune.memory import parse_bytes
 
-    e = WebGpuEngine(open_device(max_binding=parse_bytes(request.param)))
-    whole_vec4s(e.commands)
-    return e
-
-
-def whole_vec4s(commands):
-    """Let no dispatch have a binding that ends within a vec4: NVIDIA's driver reads zeros there, Mesa's what lies
-    behind."""
-    run = commands.run
-
-    def checked(kernel, arrays, *more):
-        for array, (name, _, element) in zip(arrays, kernel.arrays, strict=True):
-            size = (array if isinstance(array, Bound) else array.bind()).size
-            assert not element.startswith("vec4") or size % 16 == 0, (kernel.name, name, size)
-        return run(kernel, arrays, *more)
-
-    commands.run = checked
+    with checked_bindings():
+        yield WebGpuEngine(open_device(max_binding=parse_bytes(request.param)))
 
 
 def up(engine, values):

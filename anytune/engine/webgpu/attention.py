@@ -14,11 +14,11 @@ from .sizes import SCRATCH
 FILL = 256  # workgroups that occupy a device
 
 
-def _runs(e, q: Array, k: Array, *more: Array):
-    """((first query, last, first key, last), …) of dispatches; queries see no keys behind them."""
-    limit = e.device.max_binding
-    for q_low, q_high in row_cuts(limit, q, *more):
-        for k_low, k_high in row_cuts(limit, k):
+def _runs(e, queries: tuple[Array, ...], keys: tuple[Array, ...]):
+    """((first query, last, first key, last), …) of dispatches, with rows of both that fit a binding; queries see no
+    keys behind them."""
+    for q_low, q_high in row_cuts(e.device.max_binding, *queries):
+        for k_low, k_high in row_cuts(e.device.max_binding, *keys):
             if k_low < q_high:
                 yield q_low, q_high, k_low, k_high
 
@@ -44,22 +44,17 @@ def attention(e, q: Array, k: Array, v: Array, heads: Heads) -> tuple[Array, Arr
     tokens = q.rows
     out, lse = e.array(tokens, q.columns), e.flat(heads.n_heads * tokens, heads.n_heads * max(tokens, e.capacity))
     kernel, rows = _kernels.attention(heads.head_dim, bool(heads.cap)), _kernels.Tiling(heads.head_dim).rows
-    limit = e.device.max_binding
-    for q_low, q_high in row_cuts(limit, q, out):
-        carry = 0
-        for k_low, k_high in row_cuts(limit, k, v):
-            if k_low >= q_high:
-                break
-            run = (q_low, q_high, k_low, k_high)
-            sources = [q.bind(q_low, q_high), k.bind(k_low, k_high), v.bind(k_low, k_high)]
-            e.commands.run(
-                kernel,
-                [*sources, e.bounds, out.bind(q_low, q_high), lse],
-                (*_numbers(heads, run, tokens), q.stride, k.stride, v.stride, out.stride, carry, *_cap(heads)),
-                (-(-(q_high - q_low) // rows), heads.n_heads),
-                _cost(heads, run, 2),
-            )
-            carry = 1
+    for run in _runs(e, (q, out), (k, v)):
+        q_low, q_high, k_low, k_high = run
+        sources = [q.bind(q_low, q_high), k.bind(k_low, k_high), v.bind(k_low, k_high)]
+        strides, carry = (q.stride, k.stride, v.stride, out.stride), int(k_low > 0)
+        e.commands.run(
+            kernel,
+            [*sources, e.bounds, out.bind(q_low, q_high), lse],
+            (*_numbers(heads, run, tokens), *strides, carry, *_cap(heads)),
+            (-(-(q_high - q_low) // rows), heads.n_heads),
+            _cost(heads, run, 2),
+        )
     return out, lse
 
 
@@ -96,8 +91,9 @@ def attention_backward(e, dout: Array, q: Array, k: Array, v: Array, out: Array,
     tokens = q.rows
     dq, dk, dv = e.columns(tokens, q.columns, k.columns, k.columns)
     delta = inner_products(e, dout, out, heads)
+    runs = list(_runs(e, (q, dout, dq), (k, v, dk)))
     started: set[tuple[str, int]] = set()  # runs of rows that hold a part of their sum already
-    for name, run in [(name, run) for name in ("dq", "dk", "dv") for run in _runs(e, q, k, dout, dq)]:
+    for name, run in [(name, run) for name in ("dq", "dk", "dv") for run in runs]:
         dx, low = {"dq": dq, "dk": dk, "dv": dv}[name], run[0 if name == "dq" else 2]
         _gradient(e, name, run, (q, k, v, dout), (lse, delta), dx, int((name, low) in started), heads)
         started.add((name, low))
