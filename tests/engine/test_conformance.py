@@ -62,7 +62,7 @@ def test_attention_on_random_shapes(engine, seed):
     out, lse = engine.attention(q, k, v, heads)
     close(out, ref.attention(q, k, v, starts, heads))
     grads = engine.attention_backward(dout, q, k, v, out, lse, heads)
-    assert max(slope_errors(random, grads, (q, k, v), dout, starts, heads)) < LIMIT
+    assert all(off < LIMIT for off in slope_errors(random, grads, (q, k, v), dout, starts, heads))
 
 
 def test_examples_do_not_see_each_other(engine):

@@ -145,7 +145,7 @@ def test_attention_on_random_shapes(engine, seed):
     out, lse = engine.attention(*held[:3], heads)
     assert error(engine.host(out), ref.attention(q, k, v, starts, heads)) < LIMIT
     grads = [engine.host(g) for g in engine.attention_backward(held[3], *held[:3], out, lse, heads)]
-    assert max(slope_errors(random, grads, (q, k, v), dout, starts, heads)) < LIMIT
+    assert all(off < LIMIT for off in slope_errors(random, grads, (q, k, v), dout, starts, heads))
 
 
 def test_examples_do_not_see_each_other(engine):
