@@ -184,9 +184,12 @@ def test_more_than_one_piece_of_staging_memory(engine):
     np.testing.assert_array_equal(engine.host(engine.vector(values)), values)
 
 
-def test_more_rows_than_workgroups(engine):
+def test_more_rows_than_workgroups():
+    need_webgpu()
     from anytune.engine.webgpu.device import WORKGROUPS
+    from anytune.engine.webgpu.engine import open_engine
 
+    engine = open_engine("webgpu")
     rows = WORKGROUPS + 10
     values = (1.0 + np.arange(2 * rows, dtype=np.float32) % 97).reshape(rows, 2)
     engine.begin(np.array([0, rows], np.int32), 0)
