@@ -1,6 +1,7 @@
 """verify: its arithmetic against definitions, its verdict on adapters that are right and that are wrong."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import anytune
 from anytune.llamacpp import judge
 from anytune.llamacpp import verify as module
 from anytune.errors import UserError
-from anytune.llamacpp.verify import compare, compare_change, log_softmax, report, settled, verify
+from anytune.llamacpp.verify import _tokens, compare, compare_change, log_softmax, report, settled, verify
 from tests.cli.conftest import cli  # noqa: F401 (a fixture)
 from tests.support import tiny
 from tests.support.distributions import kl
@@ -27,8 +28,8 @@ def logits(n=4, vocab=50, scale=3.0, seed=0):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.001, 3))
 def test_the_distance_is_kl(seed, noise):
-    x = logits(seed=seed)
-    y = x + noise * logits(scale=1.0, seed=seed + 1)
+    x = logits(vocab=600, seed=seed)  # more than a partition of NumPy sorts whole
+    y = x + noise * logits(vocab=600, scale=1.0, seed=seed + 1)
     found = compare(log_softmax(x), log_softmax(y))
     np.testing.assert_allclose(found.kl, kl(x, y), rtol=1e-6, atol=1e-12)
     np.testing.assert_array_equal(found.agree, x.argmax(1) == y.argmax(1))
@@ -161,6 +162,12 @@ def test_a_text_too_short_is_named(files):
     path, _ = files("llama")
     with pytest.raises(UserError, match="fewer than two tokens"):
         verify(anytune.load(path, threads=1), text="")
+
+
+@pytest.mark.parametrize("tokens, places", [(2, [1]), (4, [3]), (5, [3, 4]), (700, [3, 130, 257, 384, 511])])
+def test_positions_are_spread_from_the_fourth_token_to_the_last(tokens, places):
+    model = SimpleNamespace(tokenize=lambda text: list(range(tokens)), config=SimpleNamespace(context=1024))
+    assert _tokens(model, "", 5) == (list(range(min(tokens, 512))), places)
 
 
 def test_the_command_gives_verdict_and_json(files, cli):
