@@ -206,12 +206,13 @@ def test_extremes_stay_finite_and_nan_shows(engine):
 
 
 def test_dropout_is_a_mask_of_the_step(engine, tmp_path):
-    """Kept inputs are scaled by 1/(1-p); the mask is the same in forward and backward, another at each step."""
+    """Kept inputs are scaled by 1/(1-p); the mask is the same in forward and all gradients, another at each step."""
     path = tmp_path / "w.gguf"
     write_gguf(path, {}, [("w", (8, 64), "F32", np.zeros((8, 64), np.float32))])
     with GGUF.open(path) as gguf:
         a, b = np.eye(8, 64, dtype=np.float32), np.eye(8, dtype=np.float32)
-        slot = engine.lora_pair(a, b, 1.0, np.zeros_like(a), np.zeros_like(b))
+        da, db = np.zeros_like(a), np.zeros_like(b)
+        slot = engine.lora_pair(a, b, 1.0, da, db)
         group = engine.group([engine.weight(gguf, "w", "blocks")], None, [slot], dropout=0.5, number=3)
         x, seen = np.ones((40, 64), np.float32), []
         engine.training = True
@@ -221,6 +222,9 @@ def test_dropout_is_a_mask_of_the_step(engine, tmp_path):
             assert set(np.unique(y)) <= {0.0, 2.0}
             dx = engine.linear_backward((np.ones((40, 8), np.float32),), x, group)
             np.testing.assert_array_equal(dx[:, :8], y)  # the derivative of kept inputs, and of no others
+            for gradient in (da[:, :8], db):
+                np.testing.assert_array_equal(gradient, np.tile(y.sum(0), (8, 1)))
+            da[...] = db[...] = 0
             seen.append(y)
         np.testing.assert_array_equal(seen[0], seen[1])
         assert (seen[0] != seen[2]).any() and 0.3 < (seen[0] > 0).mean() < 0.7
