@@ -206,6 +206,39 @@ def test_experts_are_a_sum_over_all(engine, tensors, scores, hold, pairs, monkey
         assert {row // OUT for row in read} == used, "experts were read that got no token, or the others were not"
 
 
+def check_dropout(engine, gguf, tokens: int = 40):
+    """Results are linear in the input and in each factor of a pair, so gradients are known from results."""
+    random, w = np.random.default_rng(2), engine.weight(gguf, "a", "blocks")
+    experts, out, width = gguf.tensors["a"].shape
+    engine.begin(np.array([0, tokens], np.int32), tokens, (1, 2, 3))
+    scores, x, dy, a, b = (
+        random.standard_normal(shape).astype(np.float32)
+        for shape in ((tokens, experts), (tokens, width), (tokens, out), (experts, RANK, width), (experts, out, RANK))
+    )
+    routing = engine.route(engine.lower(scores), None, Router(experts, 2))
+    xs, ds = (engine.dispatch(engine.lower(z), routing) for z in (x, dy))
+
+    def result(first, *grads):
+        pair = engine.lora_pair(engine.vector(first), engine.vector(b), 0.5, *grads)
+        group = engine.expert_group([w], None, [pair], 0.4, 3)
+        (y,) = engine.expert_linear(xs, group, routing)
+        return group, float(np.sum(engine.host(y).astype(np.float64) * engine.host(ds)))
+
+    grads = [engine.zeros(z.size).reshape(z.shape) for z in (a, b)]
+    (group, whole), (_, without) = result(a, *grads), result(0 * a)
+    dx = engine.expert_linear_backward((ds,), xs, group, routing)
+    assert float(np.sum(engine.host(dx).astype(np.float64) * engine.host(xs))) == pytest.approx(whole, rel=1e-4)
+    for factor, gradient in zip((a, b), grads):
+        through = float(np.sum(engine.host(gradient).astype(np.float64) * factor))
+        assert through == pytest.approx(whole - without, rel=1e-4)
+
+
+def test_dropout_of_experts(engine, tensors):
+    engine.training = True
+    check_dropout(engine, tensors[0])
+    engine.training = False
+
+
 def test_loads_say_how_even_a_router_was():
     engine = NumpyEngine(1)
     engine.begin(np.array([0, 40], np.int32), 40, (0, 0, 0))

@@ -12,6 +12,7 @@ from anytune.engine.numpy.engine import NumpyEngine
 from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
 from anytune.model import load
+from tests.engine.test_experts import check_dropout
 from tests.engine.test_webgpu_blocks import random_blocks
 from tests.engine.test_torch_engine import gradients, hold, trainee_of
 from tests.model.conftest import stream
@@ -138,28 +139,7 @@ def test_operations_on_odd_shapes(engines, odd, names, tokens, used, kind):
 
 
 def test_dropout_of_experts(engines, odd):
-    """Results are linear in the input and in each factor of a pair, so gradients are known from results."""
-    e, random, tokens = engines[1], np.random.default_rng(2), 40
-    e.begin(np.array([0, tokens], np.int32), tokens, (1, 2, 3))
-    scores, x, dy, a, b = (
-        random.standard_normal(shape).astype(np.float32)
-        for shape in ((tokens, 6), (tokens, 44), (tokens, 30), (6, 3, 44), (6, 30, 3))
-    )
-    weight, routing = e.weight(odd, "a", "blocks"), e.route(e.lower(scores), None, Router(6, 2))
-    xs, ds = (e.dispatch(e.lower(z), routing) for z in (x, dy))
-
-    def result(first, *grads):
-        group = e.expert_group([weight], None, [e.lora_pair(e.vector(first), e.vector(b), 0.5, *grads)], 0.4, 3)
-        (y,) = e.expert_linear(xs, group, routing)
-        return group, float(np.sum(e.host(y).astype(np.float64) * e.host(ds)))
-
-    grads = [e.zeros(z.size).reshape(z.shape) for z in (a, b)]
-    (group, whole), (_, without) = result(a, *grads), result(0 * a)
-    dx = e.expert_linear_backward((ds,), xs, group, routing)
-    assert float(np.sum(e.host(dx).astype(np.float64) * e.host(xs))) == pytest.approx(whole, rel=1e-4)
-    for factor, gradient in zip((a, b), grads):
-        through = float(np.sum(e.host(gradient).astype(np.float64) * factor))
-        assert through == pytest.approx(whole - without, rel=1e-4)
+    check_dropout(engines[1], odd)
 
 
 def test_a_tensor_in_several_buffers(engines, odd, monkeypatch):
