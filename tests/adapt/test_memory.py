@@ -1,9 +1,12 @@
 """Within little memory weights are streamed and layers run again, and the result is the same."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 import anytune
+from anytune.adapt.closed import ridge
 from anytune.adapt.fit import Recipe
 from anytune.adapt.job import Settings, Task, Teacher, keeps, prepare, run_fit
 from anytune.adapt.statistics import TokenRows, sum_bytes, sums_for
@@ -24,6 +27,20 @@ def test_too_little_memory_is_told_before_the_fit(tmp_path):
 def test_the_count_chooses_what_takes_less(tokens):
     dual = isinstance(sums_for(HostAlgebra(), 640, [128], tokens, tight=True), TokenRows)
     assert dual == (tokens < 640) and sum_bytes(640, [128], tokens) <= sum_bytes(640, [128], 10 * tokens)
+
+
+@pytest.mark.parametrize("tokens", [225, 1125])  # their rows, and sums over them
+def test_sums_and_their_solution_take_what_is_said(tokens):
+    random, columns, widths = np.random.default_rng(0), 768, [768, 192]
+    x, missing = (random.standard_normal((tokens, n)).astype(np.float32) for n in (columns, sum(widths)))
+    tracemalloc.start()
+    sums = sums_for(HostAlgebra(), columns, widths, tokens, tight=True)
+    for at in range(0, tokens, 100):
+        sums.add(x[at : at + 100], missing[at : at + 100], 1.0)
+    ridge(sums.equations(), widths, 8)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.7 < peak / sum_bytes(columns, widths, tokens) < 1.2
 
 
 def test_a_tight_budget_changes_nothing_but_the_way(tmp_path, monkeypatch):
