@@ -71,6 +71,7 @@ def test_what_is_frozen_changes_no_gradient_and_gets_none(tiny_model, name):
         if full.modules.endswith("bias") and name != "qwen2":
             full = Full("attn_q")
         trainee = model.full_trainee(full, ubatch=40)
+        assert "all weights are trained" not in trainee.estimate.text
         if full.layers == 1:
             assert all(f"blk.{last}." in n or not n.startswith("blk.") for n in trainee.names)
             assert "token_embd.weight" not in trainee.names

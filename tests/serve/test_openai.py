@@ -101,6 +101,8 @@ def test_stop_bias_penalties_and_lengths(server):
     assert len(set(forced)) == 1
     apart = chat(server, temperature=0, logit_bias={"70": 30}, frequency_penalty=2, presence_penalty=2, max_tokens=40)
     assert len(set(apart.choices[0].message.content)) > 1
+    again = chat(server, temperature=0, logit_bias={"70": 30}, max_tokens=40, extra_body={"repeat_penalty": 50})
+    assert len(set(again.choices[0].message.content)) > 1
     assert chat(server, max_completion_tokens=3, max_tokens=9).usage.completion_tokens <= 3
     assert chat(server, max_tokens=0).choices[0].message.content == ""
 
