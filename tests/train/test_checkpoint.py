@@ -73,11 +73,32 @@ def test_a_save_streams(tmp_path):
     assert peak < 2 << 20
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("good")
+def saved(folder: Path) -> Path:
     (folder / "b").write_bytes(b"the best adapter" * 9)
     return ckpt.save(folder, 3, state(), dict(INFO, best={"step": 2, "val_loss": 0.5}), folder / "b")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("good"))
+
+
+def test_the_best_adapter_is_copied_where_files_have_no_links(good, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    made = ckpt.load(saved(tmp_path))
+    assert made.best.stat().st_nlink == 1 and made.best.read_bytes() == ckpt.load(good).best.read_bytes()
+
+
+def test_a_file_of_another_size_is_told_so(good, tmp_path):
+    """Before it is hashed: one that is cut short may be gigabytes."""
+    folder = shutil.copytree(good, tmp_path / good.name)
+    with (folder / ckpt.STATE).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(Broken, match="does not have the size"):
+        ckpt.load(folder)
 
 
 def test_round_trip(good):
