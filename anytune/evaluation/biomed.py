@@ -20,7 +20,8 @@ from anytune.evaluation.statistics import classification, mcnemar
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
-    from anytune.model import Decoder, Model
+    from anytune.model import Model
+    from anytune.model.decoder import Decoder
 
 BATCH = 2048  # tokens of keys and values held at once
 NEW_TOKENS = 16  # of a reply

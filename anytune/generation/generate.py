@@ -17,7 +17,8 @@ from anytune.generation.sampling import Sampling, reach, sample, sample_listed
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
-    from anytune.model import Decoder, Model
+    from anytune.model import Model
+    from anytune.model.decoder import Decoder
     from anytune.text import Tokenizer
 
 CHUNK = 256  # prompt tokens fed at once: bounds memory, and Ctrl-C is heard between two of them

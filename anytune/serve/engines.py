@@ -14,7 +14,8 @@ from anytune.serve.backend import Mix, Piece
 
 if TYPE_CHECKING:
     from anytune.adapter.adapter import Adapter
-    from anytune.model import Decoder, Model
+    from anytune.model import Model
+    from anytune.model.decoder import Decoder
 
 
 class EngineBackend:
