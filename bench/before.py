@@ -4,6 +4,7 @@
     python bench/before.py ../before [NAME …]
 
 Each command is a process of its own, start included, on one thread; what is compiled is on disk before the first round.
+With names only those commands run; rows of the others at the same commits stay in the results.
 """
 
 from __future__ import annotations
@@ -85,7 +86,11 @@ model, machine = common.model_file(args.model), common.machine()
 compared = subprocess.run(
     ["git", "rev-parse", "--short", "HEAD"], cwd=there, capture_output=True, text=True, check=True
 ).stdout.strip()
+saved = common.RESULTS / "before.json"
 rows = {}
+if args.names and saved.exists():  # the other rows of this comparison stay
+    last = json.loads(saved.read_text())
+    rows = last["commands"] if (last["commit"], last["compared_with"]) == (common.commit(), compared) else {}
 with tempfile.TemporaryDirectory() as scratch:
     folder = Path(scratch)
     write_inputs(folder, model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 
 from anytune.errors import UserError, did_you_mean
@@ -19,6 +21,19 @@ def unknown(device: str, known: Iterable[str]) -> UserError:
     return UserError(f"there is no device {device!r}: --device takes {', '.join(names)}.{did_you_mean(device, names)}")
 
 
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Python's cycle collector off: modules that load make objects by the hundred thousand, none of them garbage."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_without_collection()
 def engine_for(
     device: str = "auto",
     threads: int | None = None,

@@ -1,13 +1,17 @@
 """Buffers are used again and never shared; workers split and fail cleanly; the count agrees with the pool."""
 
+import gc
 import time
 
 import numpy as np
 import pytest
 
+from anytune.engine import devices
+from anytune.engine.devices import engine_for
 from anytune.engine.numpy.engine import NumpyEngine
 from anytune.engine.numpy.pool import Pool
 from anytune.engine.numpy.workers import PIECES, Workers, balance, piece, pieces
+from anytune.errors import UserError
 
 
 def test_a_buffer_returns_when_its_last_view_is_gone():
@@ -102,3 +106,19 @@ def test_balance_uses_every_task_once_and_evenly():
     assert sorted(i for part in lists for i in part) == list(range(40))
     loads = [sum(costs[i] for i in part) for part in lists]
     assert max(loads) - min(loads) <= max(costs)
+
+
+def test_modules_of_an_engine_load_without_cycle_collection(monkeypatch):
+    during = []
+    monkeypatch.setattr(devices, "choose", lambda: during.append(gc.isenabled()) or "numpy")
+    engine_for("auto", 1)
+    assert during == [False] and gc.isenabled()
+    with pytest.raises(UserError):
+        engine_for("abacus")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        engine_for("auto", 1)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
