@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anytune.errors import UserError
+from anytune.text.messages import from_json
 from anytune.text.rows import kind_of, loads
 
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "systemPrompt")
@@ -89,16 +90,11 @@ class Row:
                 raise UserError(f"the {name} are not valid JSON, or have a duplicate key.") from None
         if blank(value):
             return None
+        if isinstance(value, dict) and (isinstance(value.get("function"), dict) or isinstance(value.get("name"), str)):
+            value = [value]  # the only one
         if not isinstance(value, list):
             raise UserError(f"the {name} must be a list, not {kind_of(value)}.")
-        if name != "functions":
-            return value
-        return [
-            {"type": "function", "function": function}
-            if isinstance(function, dict) and "function" not in function
-            else function
-            for function in value
-        ]
+        return [_wrapped(from_json(tool)) for tool in value] if name == "functions" else value
 
     def contexts(self, prompt: str) -> list[str]:
         """Texts that a question is about and does not hold itself: of the column that the user named, else of the known
@@ -163,6 +159,12 @@ class Row:
             for name, value in self.values.items()
             if name not in self.taken and not blank(value) and not (isinstance(value, str) and value in words)
         }
+
+
+def _wrapped(function: Any) -> Any:
+    """A function as the tool that it is."""
+    bare = isinstance(function, dict) and "function" not in function
+    return {"type": "function", "function": function} if bare else function
 
 
 def blank(value: Any) -> bool:

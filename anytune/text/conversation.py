@@ -28,6 +28,7 @@ ROLES = {
 }
 CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that are calls
 INSTEAD = ("tool_calls", "function_call", *THOUGHTS)  # what may stand in place of content
+_ON, _OFF = ("true", "1", "1.0"), ("false", "0", "0.0")
 # Keys of messages that have a meaning here, or say nothing beyond it.
 KNOWN = {"role", "content", "from", "value", "weight", "train", "name", "id", "tool_call_id", "tool_call", *INSTEAD}
 
@@ -57,8 +58,8 @@ def _message(message: Any, number: int) -> dict:
     out["role"] = ROLES[role.lower()]
     if content is None and not any(message.get(key) for key in INSTEAD):
         raise UserError(f"message {number} has no content.")
-    if isinstance(out.get("loss"), bool):
-        out.setdefault("train", out.pop("loss"))
+    if not isinstance(out.get("loss"), float) and str(out.get("loss")).strip().lower() in _ON + _OFF:
+        out.setdefault("train", out.pop("loss"))  # a fraction is a measured loss
     for key in ("weight", "train"):
         if key in out:
             out[key] = _switch(out[key], key, number)
@@ -68,8 +69,8 @@ def _message(message: Any, number: int) -> dict:
 def _switch(value: Any, key: str, number: int) -> int | bool:
     """Whether a message is learned: "train" as true or false, "weight" as 1 or 0. Raises UserError for others."""
     text = str(value).strip().lower()
-    if text not in ("true", "1", "1.0", "false", "0", "0.0"):
+    if text not in _ON + _OFF:
         wanted = "true or false" if key == "train" else "0 or 1"
         raise UserError(f"message {number}: {key!r} must be {wanted}, not {value!r:.40}.")
-    on = text in ("true", "1", "1.0")
+    on = text in _ON
     return on if key == "train" else int(on)

@@ -55,12 +55,12 @@ def normalise_all(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def normalise_tools(tools: Any) -> list[dict[str, Any]] | None:
     """The tools as a list of objects; None if there are none. Raises UserError for what is no tool."""
-    tools = _from_json(tools)
+    tools = from_json(tools)
     if not tools:
         return None
     found = []
     for tool in [tools] if isinstance(tools, Mapping) else tools if isinstance(tools, Sequence) else [None]:
-        tool = _from_json(tool)
+        tool = from_json(tool)
         if isinstance(tool, list) and all(isinstance(part, Mapping) for part in tool):
             found += [dict(part) for part in tool]
         elif isinstance(tool, Mapping):
@@ -131,12 +131,12 @@ def _part(part: Mapping[str, Any]) -> Any:
 
 def _calls(calls: Any, legacy: Any) -> list[dict[str, Any]]:
     """tool_calls and the older function_call, which say the same of one call."""
-    calls = _from_json(calls)
+    calls = from_json(calls)
     listed = [calls] if isinstance(calls, Mapping) else calls or []
     if not isinstance(listed, Sequence) or isinstance(listed, str):
         raise _BadCall("tool_calls must be a list of calls.")
     found = [_call(call) for call in listed]
-    legacy = _from_json(legacy)
+    legacy = from_json(legacy)
     if legacy is None or legacy == "":
         return found
     older = _call(legacy)
@@ -148,10 +148,10 @@ def _calls(calls: Any, legacy: Any) -> list[dict[str, Any]]:
 
 
 def _call(call: Any) -> dict[str, Any]:
-    call = _from_json(call)
+    call = from_json(call)
     if not isinstance(call, Mapping):
         raise _BadCall("A tool call must be an object.")
-    inner = _from_json(call.get("function"))
+    inner = from_json(call.get("function"))
     if isinstance(inner, Mapping):
         made = {"type": "function", **call, "function": dict(inner)}
     else:
@@ -196,7 +196,7 @@ def arguments_text(function: Mapping[str, Any]) -> str:
     return json.dumps({} if given is None else given, ensure_ascii=False)
 
 
-def _from_json(value: Any) -> Any:
+def from_json(value: Any) -> Any:
     """A value that may be written as JSON text; other text as it is."""
     if isinstance(value, str) and value.strip()[:1] in ("{", "["):
         try:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from anytune.errors import UserError
 from anytune.text import ChatTemplate, read_records
+from anytune.text.messages import normalise_tools
 from tests.text.test_build import FALLBACK, build, learned, whole
 from tests.text.test_formats import CHAT, write
 from tests.text.test_mask import PLAIN
@@ -75,6 +76,23 @@ def test_history_system_functions_and_thoughts_are_turns(tmp_path):
     found = record(tmp_path, {"instruction": "c", "output": "d", "reasoning": "hm"})
     assert found.messages[-1] == {"role": "assistant", "content": "d", "reasoning_content": "hm"}
     assert record(tmp_path, {"instruction": "", "input": "c", "output": "d"}).messages[0]["content"] == "c"
+
+
+@pytest.mark.parametrize(
+    "form", [lambda f: f, lambda f: [f], json.dumps, lambda f: json.dumps([f]), lambda f: [json.dumps(f)]]
+)
+def test_tools_and_functions_come_in_every_form(tmp_path, form):
+    function = {"name": "f", "parameters": {}}
+    tool = {"type": "function", "function": function}
+    for row in ({"tools": form(tool)}, {"functions": form(function)}, {"functions": form(tool)}):
+        assert normalise_tools(record(tmp_path, {"messages": CHAT} | row).tools) == [tool], row
+
+
+@pytest.mark.parametrize("key", ["tools", "functions"])
+@pytest.mark.parametrize("value", [{"f": {"description": "d"}}, '{"f": {}}', 5, True, '"f"'])
+def test_what_is_no_tool_is_refused(tmp_path, key, value):
+    with pytest.raises(UserError, match=f"the {key} must be a list"):
+        record(tmp_path, {"messages": CHAT, key: value})
 
 
 def test_a_column_and_a_message_of_the_system_are_both_kept(tmp_path):
@@ -180,6 +198,15 @@ def test_a_weight_may_be_a_text(tmp_path, value, on):
     message = {"role": "assistant", "content": "a", "weight": value, "train": str(on)}
     found = record(tmp_path, {"messages": [*CHAT, message]})
     assert found.messages[-1]["weight"] == on and found.messages[-1]["train"] is on
+
+
+@pytest.mark.parametrize("value", [False, "false", "False", "0", 0])
+def test_a_loss_that_is_a_switch_is_one(tmp_path, value):
+    def messages(value):
+        return record(tmp_path, {"messages": [*CHAT, {"role": "assistant", "content": "a", "loss": value}]}).messages
+
+    assert messages(value)[-1]["train"] is False and messages("true")[-1]["train"] is True
+    assert "train" not in messages(0.0)[-1] and messages(2.5)[-1]["loss"] == 2.5  # as a model scored it
 
 
 def test_nulls_are_as_good_as_nothing(tmp_path):
