@@ -6,9 +6,18 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Terminated(KeyboardInterrupt):
+    """Another request than Ctrl-C: it means the whole command, never only what it is at."""
+
+
+def interrupt(number: int, _frame: Any) -> NoReturn:
+    """A handler that ends what runs by an exception."""
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from anytune.cli.options import lora_option, model_options
 from anytune.cli.sampling import read_template, sampling_options
 from anytune.cli.say import note
 from anytune.errors import UserError
+from anytune.signals import Terminated
 
 HELP = "/reset clears the conversation, /system TEXT sets the system message and starts over, /exit quits"
 
@@ -108,9 +109,9 @@ def _read(person: bool) -> str | None:
             except EOFError:
                 click.echo(err=True)
                 return None
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 click.echo(err=True)
-                if not lines:
+                if not lines or isinstance(stop, Terminated):
                     raise
                 return ""
         else:
@@ -130,8 +131,8 @@ def _answer(talk: Any, line: str, person: bool) -> None:
         for piece in pieces:
             click.echo(piece, nl=False)
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        if not person:
+    except KeyboardInterrupt as stop:
+        if not person or isinstance(stop, Terminated):
             raise
         pieces.close()
         click.echo(" [stopped]", err=True, nl=False)

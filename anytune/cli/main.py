@@ -20,7 +20,7 @@ import click
 import anytune
 from anytune.cli.command import DEBUG, OrderedGroup, debug_wanted, set_debug
 from anytune.cli.ending import explain, say
-from anytune.signals import STOP, handled
+from anytune.signals import STOP, handled, interrupt
 
 COMMANDS = {  # name: the module that has it whole; in the order of --help
     "models": "models",
@@ -109,7 +109,7 @@ def run(args: Sequence[str]) -> int:
 def _run(args: Sequence[str]) -> int:
     set_debug(False)
     try:
-        with handled(signal.default_int_handler):  # whatever asks it to stop, a command cleans up
+        with handled(interrupt):  # whatever asks it to stop, a command cleans up
             result = cli.main(list(args), prog_name="anytune", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as exit_:

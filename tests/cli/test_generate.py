@@ -1,15 +1,18 @@
 """generate and chat on a tiny model, against its logits and against each other."""
 
 import io
+import signal
 import sys
 
 import numpy as np
 import pytest
 
 import anytune
+from anytune.cli.chat import _answer
 from anytune.generation.conversation import Conversation
 from anytune.generation.prompts import prompt_ids
 from anytune.generation.sampling import Sampling
+from anytune.signals import Terminated, interrupt
 
 GREEDY = Sampling(temperature=0)
 
@@ -145,3 +148,23 @@ def test_an_adapter_changes_the_text_and_its_template_is_used(loaded, model, cli
     ).out
     assert with_it == loaded.generate("hi", adapter, max_tokens=8, temperature=0) + "\n"
     assert with_it != loaded.generate("[hi]", max_tokens=8, temperature=0, chat=False) + "\n"
+
+
+def test_ctrl_c_stops_an_answer_and_a_request_to_end_stops_the_chat(loaded, monkeypatch, capsys):
+    talk = Conversation(loaded, max_tokens=50, seed=1)
+
+    def pressed(reason):
+        def say(text):
+            yield "so far"
+            raise reason
+
+        return say
+
+    monkeypatch.setattr(talk, "say", pressed(KeyboardInterrupt))
+    _answer(talk, "x", person=True)
+    assert "[stopped]" in capsys.readouterr().err
+    monkeypatch.setattr(talk, "say", pressed(Terminated))
+    with pytest.raises(Terminated):
+        _answer(talk, "x", person=True)
+    with pytest.raises(Terminated):
+        interrupt(signal.SIGTERM, None)
