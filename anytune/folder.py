@@ -21,14 +21,14 @@ def new_folder(path: str | os.PathLike, size: int = 0, force: bool = False) -> I
     """
     path = Path(path)
     check_output(path, force, folder=True)
+    path = Path(os.path.realpath(path))  # behind a link, the folder that it leads to
     check_room(path.parent, size, path.name)
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield made
         os.chmod(made, 0o777 & ~umask())
-        if path.is_dir():
-            shutil.rmtree(path)  # an empty one, as mkdir leaves it, or what was there before
-        os.replace(made, path)
+        with _aside(path, made.with_suffix(".old")):
+            os.replace(made, path)
         sync_folder(path.parent)
     except OSError as error:
         shutil.rmtree(made, ignore_errors=True)
@@ -36,3 +36,18 @@ def new_folder(path: str | os.PathLike, size: int = 0, force: bool = False) -> I
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _aside(path: Path, other: Path) -> Iterator[None]:
+    """A folder `path` is called `other` during the block; then it goes, or comes back if the block raises."""
+    held = path.is_dir()
+    if held:
+        os.replace(path, other)
+    try:
+        yield
+    except BaseException:
+        if held:
+            os.replace(other, path)
+        raise
+    shutil.rmtree(other, ignore_errors=True)

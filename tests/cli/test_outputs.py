@@ -1,6 +1,7 @@
 """No command writes over what it reads, however the output is spelled; a folder that cannot be written is told so."""
 
 import concurrent.futures
+import contextlib
 import errno
 import os
 import subprocess
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 import anytune
 from anytune.cli.main import cli as root
 from anytune.errors import UserError
+from anytune.folder import new_folder
 from anytune.files import atomic_write, cannot_write, check_output, spare_inputs
 
 # command -> (arguments: {out} is the output, other names in braces are inputs; the suffix that the output needs)
@@ -302,6 +304,33 @@ def test_an_output_below_a_file_is_told_so(tmp_path):
     for inner in ("x.gguf", "sub/x.gguf"):
         with pytest.raises(UserError, match=r"x.gguf cannot be written, because .*data is a file"):
             check_output(tmp_path / "data" / inner)
+
+
+@pytest.mark.parametrize("stopped", [None, "before", 0, 1])
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_that_is_replaced_is_the_old_or_the_new_one(tmp_path, monkeypatch, stopped, link):
+    """stopped: in the block, or at that rename."""
+    real, replace, calls = tmp_path / "out", os.replace, []
+    real.mkdir()
+    (real / "a.json").write_text("old")
+    path = tmp_path / "link" if link else real
+    if link:
+        path.symlink_to(real)
+
+    def pressed(source, target):
+        calls.append(source)
+        if len(calls) - 1 == stopped:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", pressed)
+    with contextlib.suppress(KeyboardInterrupt), new_folder(path, force=True) as made:
+        (made / "b.json").write_text("new")
+        if stopped == "before":
+            raise KeyboardInterrupt
+    names = [entry.name for entry in path.iterdir()]
+    assert names == (["b.json"] if stopped is None else ["a.json"]) and path.is_symlink() == link
+    assert {entry.name for entry in tmp_path.iterdir()} == {"out", path.name}
 
 
 def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path):
