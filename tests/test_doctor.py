@@ -32,15 +32,19 @@ def test_every_operation_gives_known_answers_here(cli):
 
 
 def test_auto_takes_what_the_doctor_found_faster(cli, monkeypatch, tmp_path):
-    from anytune.engine import autotune, probe
+    from anytune.engine import autotune, devices, probe
     from anytune.engine.devices import choose
 
     monkeypatch.delenv("ANYTUNE_DEVICE")
     monkeypatch.setenv("ANYTUNE_PROBE", str(tmp_path / "deep" / "probe.json"))
     monkeypatch.setattr(probe, "gpu_visible", lambda: False)
+    monkeypatch.setattr(devices, "bf16_missing", lambda: None)
     assert choose() == "numpy"
     assert autotune.remember({"numpy": 100.0, "cpu-bf16": 109.0}) == choose() == "numpy"  # not worth its rounding
     assert autotune.remember({"numpy": 100.0, "cpu-bf16": 150.0}) == choose() == "cpu-bf16"
+    with monkeypatch.context() as elsewhere:  # where Numba is not installed
+        elsewhere.setattr(devices, "bf16_missing", lambda: "there is no Numba")
+        assert choose() == "numpy"
     probe.memo().write_text(probe.memo().read_text().replace(probe.cpu_name(), "another processor"))
     assert choose() == "numpy"
     probe.memo().write_text("{")

@@ -130,4 +130,6 @@ def choose() -> str:
             return found[0][0]
     from .webgpu.detect import hardware
 
-    return next(iter(hardware()), None) or remembered() or "numpy"
+    found = next(iter(hardware()), None) or remembered() or "numpy"
+    # the doctor may have been asked in an environment that has Numba
+    return "numpy" if found == "cpu-bf16" and bf16_missing() is not None else found

@@ -79,5 +79,5 @@ def _why(model: Model) -> str:
     if os.environ.get("ANYTUNE_DEVICE"):
         return "ANYTUNE_DEVICE is set to it"
     if model.engine.name in ("numpy", "cpu-bf16"):
-        return "anytune doctor found it fastest here" if remembered() else "it runs everywhere"
+        return "anytune doctor found it fastest here" if remembered() == model.engine.name else "it runs everywhere"
     return "it can use the GPU"
