@@ -1,7 +1,9 @@
 """The Python API: arguments and their errors, data in memory, callbacks, adapters as they are at hand."""
 
+import gc
 import inspect
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +223,19 @@ class Watcher:
     def on_checkpoint(self, path):
         self.files.append(path.name)
         assert path.is_dir()
+
+
+def test_a_model_that_nobody_holds_leaves_no_threads(model):
+    before = set(threading.enumerate())
+    loaded = anytune.load(model.gguf.path, device="numpy", threads=3)
+    loaded.logits([5, 6, 7])
+    own = set(threading.enumerate()) - before
+    assert len(own) == 2
+    del loaded
+    gc.collect()
+    for thread in own:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in own)
 
 
 def test_callbacks_are_told_and_can_stop(model):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 
 Job = Callable[[int], None]  # called with the number of the worker that runs it, whose scratch it may use
@@ -26,20 +27,9 @@ class Workers:
         self._inbox = [queue.SimpleQueue() for _ in range(self.count - 1)]
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         for number, inbox in enumerate(self._inbox, start=1):
-            threading.Thread(target=self._serve, args=(number, inbox), daemon=True, name=f"anytune-{number}").start()
-
-    def _serve(self, number: int, inbox: queue.SimpleQueue) -> None:
-        while True:
-            task = inbox.get()
-            if task is None:
-                return
-            try:
-                task(number)
-                error = None
-            except BaseException as problem:  # handed to the caller, who raises it
-                error = problem
-            task = None  # a sleeping worker must not keep an operation's arrays alive
-            self._done.put(error)
+            name = f"anytune-{number}"
+            threading.Thread(target=_serve, args=(number, inbox, self._done), daemon=True, name=name).start()
+        self._end = weakref.finalize(self, _end, self._inbox)  # also where nobody calls close()
 
     def _everywhere(self, task: Job, most: int) -> None:
         """Call task(0) … task(count - 1) side by side on `most` workers at most, and return when all are done.
@@ -108,9 +98,29 @@ class Workers:
 
     def close(self) -> None:
         """End the threads; the workers cannot be used afterwards."""
-        for inbox in self._inbox:
-            inbox.put(None)
+        self._end()
         self._inbox = []
+
+
+def _serve(number: int, inbox: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
+    """A worker's thread. It knows no Workers, which would live as long as it."""
+    while True:
+        task = inbox.get()
+        if task is None:
+            return
+        try:
+            task(number)
+            error = None
+        except BaseException as problem:  # handed to the caller, who raises it
+            error = problem
+        task = None  # a sleeping worker must not keep an operation's arrays alive
+        done.put(error)
+        error = None  # nor the frames of a failed one
+
+
+def _end(inboxes: list[queue.SimpleQueue]) -> None:
+    for inbox in inboxes:
+        inbox.put(None)
 
 
 def piece(count: int, at_least: int, step: int = 1) -> int:
