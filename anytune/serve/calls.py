@@ -222,9 +222,12 @@ def written(call: Mapping[str, Any]) -> str:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
-    inner = json.dumps({"name": call.get("name"), "arguments": arguments}, ensure_ascii=False)
+    try:
+        inner = json.dumps({"name": call.get("name"), "arguments": arguments}, ensure_ascii=False)
+    except RecursionError:
+        raise UserError("The arguments of a tool call nest too deeply.") from None
     return COMMON[0] + inner + COMMON[1]
 
 

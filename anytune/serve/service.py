@@ -146,7 +146,7 @@ class Service:
         more = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
             more["reasoning_effort"] = body.reasoning_effort
-        if taken := sorted(set(more) & {"messages", "tools", "documents", "add_generation_prompt"}):
+        if taken := sorted(set(more) & {"messages", "tools", "documents", "add_generation_prompt", "form", "self"}):
             raise UserError(f"chat_template_kwargs may not set {taken[0]}.")
         if tooling is not None:
             messages = tooling.messages(messages, tools)

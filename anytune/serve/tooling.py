@@ -12,6 +12,7 @@ from typing import Any
 from anytune.errors import UserError
 from anytune.serve.grammar import json_rule
 from anytune.serve.calls import COMMON, NAME, Call, CallForm, form_of, names, written
+from anytune.text.messages import normalise_all
 
 TOLD = """You may call one or more functions to help with the user's request. The functions, in JSON:
 {tools}
@@ -44,7 +45,7 @@ class Tooling:
 
     def messages(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping] | None) -> list[dict[str, Any]]:
         """The conversation as the template can show it: what it does not know of tools is put into words."""
-        made = [dict(message) for message in messages]
+        made = normalise_all(messages)
         if not self.shown:
             made = [_in_words(message) for message in made]
         if tools and not self.told:
@@ -77,11 +78,13 @@ class Tooling:
         if form.parts is None:
             return f"{head} {json_rule(schema)}"
         before, between, after = form.parts
-        needed = schema.get("required") or []
+        needed, kinds = schema.get("required") or [], schema.get("properties") or {}
+        if not isinstance(needed, list) or not isinstance(kinds, dict):
+            raise UserError(f"The parameters of {function['name']!r} are not a JSON schema of an object.")
         parts = []
-        for key, kind in (schema.get("properties") or {}).items():
+        for key, kind in kinds.items():
             head_of = _literal(before + key + between, tokenizer)
-            if kind.get("type", "string") == "string":
+            if isinstance(kind, dict) and kind.get("type", "string") == "string":
                 part = f"{head_of} /[^<]*{_in_regex(after)}/"
             else:
                 part = f"{head_of} {json_rule(kind)} {_literal(after, tokenizer)}"

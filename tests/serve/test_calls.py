@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from anytune.errors import UserError
 from anytune.serve.calls import Call, CallForm, form_of
 from anytune.serve.tooling import Tooling, chosen
 from anytune.text import ChatTemplate
@@ -108,6 +109,59 @@ def test_a_template_without_tools_is_told_in_words():
         "so:",
         [Call("f", {"a": 1})],
     )
+
+
+def test_parts_of_text_are_words_for_a_template_without_tools():
+    tooling = Tooling.of(ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"))
+
+    def parts(text):
+        return [{"type": "text", "text": text}]
+
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    system, spoken, result = tooling.messages(
+        [
+            {"role": "system", "content": parts("Be kind.")},
+            {"role": "assistant", "content": parts("So:"), "tool_calls": [call]},
+            {"role": "tool", "content": parts("5")},
+        ],
+        [call],
+    )
+    assert system["content"].startswith("Be kind.\n\nYou may call") and spoken["content"].startswith("So:\n<tool_call>")
+    assert result == {"role": "user", "content": "<tool_response>\n5\n</tool_response>"}
+
+
+@pytest.mark.parametrize("calls", [5, ["f"], [{"function": 5}], [{"function": {"arguments": "{}"}}], "f"])
+def test_calls_that_are_none_are_refused(calls):
+    tooling = Tooling.of(ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}"))
+    with pytest.raises(UserError, match="[Tt]ool.call"):
+        tooling.messages([{"role": "assistant", "content": None, "tool_calls": calls}], None)
+
+
+def test_arguments_that_nest_deeply_stay_text():
+    tooling = Tooling.of(ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}"))
+    call = {"type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
+    (made,) = tooling.messages([{"role": "assistant", "content": None, "tool_calls": [call]}], None)
+    assert "[" * 100_000 in made["content"]
+
+
+@pytest.mark.parametrize(
+    "parameters, refused",
+    [
+        ({"properties": {"a": True}}, False),
+        ({"properties": {"a": 5}}, False),
+        ({"properties": ["a"]}, True),
+        ({"properties": {"a": {}}, "required": 5}, True),
+    ],
+)
+def test_parameters_that_are_no_schema_end_in_a_sentence(parameters, refused):
+    name = next(name for name in TEMPLATES if Tooling.of(ChatTemplate(TEMPLATES[name])).form.parts)
+    tooling, tokenizer = Tooling.of(ChatTemplate(TEMPLATES[name])), TOKENIZERS["opened"]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    if not refused:
+        assert tooling.grammar(tools, tokenizer)
+        return
+    with pytest.raises(UserError, match="The parameters of 'f'"):
+        tooling.grammar(tools, tokenizer)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -114,6 +114,12 @@ def test_nonsense_is_refused_in_a_sentence(server, files):
     assert server.ask("x")  # and it goes on
 
 
+@pytest.mark.parametrize("name", ["messages", "self", "form", "add_generation_prompt"])
+def test_what_a_template_is_always_given_cannot_be_set(server, name):
+    answer = server.post(PATHS[0], {"messages": GOOD[PATHS[0]]["messages"], "chat_template_kwargs": {name: 5}})
+    assert answer.status_code == 400 and name in answer.json()["error"]["message"]
+
+
 def test_other_sites_and_rebound_names_are_refused(server):
     for headers in (
         {"host": "evil.example"},
