@@ -31,6 +31,7 @@ _PAIRS = [
     ("question", "answerKey"),
     ("problem", "solution"),
 ]
+_INDEX = re.compile("[0-9]{1,2}")
 _QUESTION_ANSWER = re.compile(
     r"\s*Q(?:uestion)?:\s*(\S.*?)\s*\n\s*A(?:nswer)?:\s*(\S.*?)\s*", re.DOTALL | re.IGNORECASE
 )
@@ -153,8 +154,10 @@ def _chat(line: int, row: Row, column: str) -> Record:
         try:
             messages = loads(messages)
         except (ValueError, RecursionError):
-            raise UserError(f"{column!r} is text, not the JSON of a list of messages.") from None
-    if not isinstance(messages, list) or not messages:
+            raise UserError(f"{column!r} is text, but not valid JSON of messages, or has a duplicate key.") from None
+    if messages == []:
+        raise UserError(f"{column!r} is empty: there is nothing to learn.")
+    if not isinstance(messages, list):
         raise UserError(f"{column!r} must be a list of messages, not {kind_of(messages)}.")
     return Record(line, "chat", tuple(read_messages(messages, row.system())), row.tools())
 
@@ -200,13 +203,25 @@ def _answer(row: Row, column: str, letters: Mapping[str, str]) -> str:
     value = row.get(column)
     if isinstance(value, dict) and isinstance(value.get("text"), list) and column == "answers":
         value = next(iter(value["text"]), "")
-    if isinstance(value, int) and not isinstance(value, bool) and letters:
-        if not 0 <= value < len(letters):
+    if letters and (number := _number(value, letters)) is not None:
+        if not 0 <= number < len(letters):
             raise UserError(f"{column!r} is {value}, but there are {len(letters)} choices, counted from 0.")
-        return list(letters)[value]
+        return list(letters)[number]
     if not isinstance(value, str):
         raise UserError(f"{column!r} must be text, not {kind_of(value)}.")
     return value
+
+
+def _number(value: Any, letters: Mapping[str, str]) -> int | None:
+    """The number that an answer is, as a table may write it ("1", 1.0); None for a choice's letter or words."""
+    if isinstance(value, str):
+        own = value.strip()
+        index = int(own) if _INDEX.fullmatch(own) else len(letters)
+        said = re.compile(rf"\b{re.escape(own)}\b")
+        words = any(said.search(text) for pair in letters.items() for text in pair)
+        return index if index < len(letters) and not words else None
+    whole = isinstance(value, int) or isinstance(value, float) and value.is_integer()
+    return int(value) if whole and not isinstance(value, bool) else None
 
 
 def question_and_answer(text: str) -> tuple[str, str] | None:

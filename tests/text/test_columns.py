@@ -50,6 +50,11 @@ def said(found):
             "Sum?\n\n1. one\n2. two",
             "2",
         ),
+        ({"question": "Sum?", "choices": ["one", "two"], "answer": "1"}, "Sum?\n\nA. one\nB. two", "B"),
+        ({"question": "Sum?", "choices": ["one", "two"], "answer": 1.0}, "Sum?\n\nA. one\nB. two", "B"),
+        ({"question": "1 + 1?", "choices": ["1", "2"], "answer": "1"}, "1 + 1?\n\nA. 1\nB. 2", "1"),
+        ({"question": "How?", "choices": ["(a) 1 m", "(b) 2 m"], "answer": "1"}, "How?\n\nA. (a) 1 m\nB. (b) 2 m", "1"),
+        ({"question": "How?", "choices": ["one", "two"], "answer": "42"}, "How?\n\nA. one\nB. two", "42"),
         ({"question": "Sum?", "options": {"A": "one", "B": "two"}, "answer": "two"}, "Sum?\n\nA. one\nB. two", "two"),
         (
             {"article": "Text.", "question": "Sum?", "options": ["one", "two"], "answer": "B"},
@@ -93,6 +98,12 @@ def test_tools_and_functions_come_in_every_form(tmp_path, form):
 def test_what_is_no_tool_is_refused(tmp_path, key, value):
     with pytest.raises(UserError, match=f"the {key} must be a list"):
         record(tmp_path, {"messages": CHAT, key: value})
+
+
+@pytest.mark.parametrize("answer", [2, -1, 2.0])
+def test_a_number_beyond_the_choices_is_refused(tmp_path, answer):
+    with pytest.raises(UserError, match="there are 2 choices"):
+        record(tmp_path, {"question": "Sum?", "choices": ["one", "two"], "answer": answer})
 
 
 def test_a_column_and_a_message_of_the_system_are_both_kept(tmp_path):
@@ -359,7 +370,7 @@ def test_a_message_without_loss_is_not_learned(tmp_path):
 @pytest.mark.parametrize(
     "row, words",
     [
-        ({"messages": '[{"role": "user", "content": "a", "content": "b"}]'}, "not the JSON of a list of messages"),
+        ({"messages": '[{"role": "user", "content": "a", "content": "b"}]'}, "or has a duplicate key"),
         ({"prompt": "a", "completion": "b", "tools": '[{"name": "f", "name": "g"}]'}, "have a duplicate key"),
     ],
 )
