@@ -14,6 +14,7 @@ from anytune.errors import UserError
 from .architecture import PATTERN, WINDOW, Architecture
 from .architectures import ARCHITECTURES
 from .keys import check_keys
+from .reader import Reader
 from .rope import STILL, Rope, RopeScaling
 
 
@@ -127,83 +128,13 @@ class Config:
 
 CHOICE_BIAS = "exp_probs_b.bias"
 EMBEDDING, LOOKUPS = "token_embd.weight", ("per_layer_token_embd.weight",)
-# The least and the greatest value that makes sense; NaN lies in no range. Others: 0 to 2**32.
-LIMITS = {
-    "block_count": (1, 4096),
-    "embedding_length": (1, 1 << 20),
-    "attention.head_count": (1, 1 << 14),
-    "feed_forward_length": (1, 1 << 22),
-    "context_length": (1, 1 << 32),
-    "attention.sliding_window": (0, 1 << 31),
-    "attention.sliding_window_pattern": (0, 1 << 16),
-    "rope.freq_base": (1.0001, 1e12),
-    "rope.freq_base_swa": (1.0001, 1e12),
-    "rope.scaling.attn_factor": (1e-4, 1e4),
-    "rope.scaling.original_context_length": (1, 1 << 32),
-}
-
-
 GATING = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # llama.cpp's numbers of them
-
-
-class Reader:
-    """A file's numbers by their keys, without the architecture's name before them. Raises UserError for odd ones."""
-
-    def __init__(self, gguf, architecture: str):
-        self.meta, self.where, self.name = gguf.metadata, gguf.path.name, architecture
-        self.tensors = gguf.tensors
-
-    def __call__(self, key: str, default: Any = None, kind: type = int) -> Any:
-        value = self.meta.get(f"{self.name}.{key}", default)
-        if value is None:
-            raise UserError(f"{self.where} lacks the metadata key {self.name}.{key}: it is not a complete model file")
-        if isinstance(value, list | np.ndarray) and len(value) and key in ARCHITECTURES[self.name].lists:
-            value = max(value.tolist() if isinstance(value, np.ndarray) else value)
-        if isinstance(value, list | np.ndarray):
-            raise UserError(
-                f"{self.where}: {self.name}.{key} is not one number, which anytune does not support "
-                f"(layers of different shapes)"
-            )
-        return self._sound(key, value, kind)
-
-    def _sound(self, key: str, value: Any, kind: type) -> Any:
-        low, high = LIMITS.get(key, (0, 1 << 32))
-        wrong = isinstance(value, bool) and kind is not bool or not isinstance(value, int | kind)
-        if wrong or not low <= value <= high:
-            raise UserError(f"{self.where}: {self.name}.{key} = {value!r:.40} is invalid: the file is damaged")
-        return value
-
-    def each(self, key: str, count: int, kind: type = int) -> tuple | None:
-        """One value a layer, where the file has the key: a list of `count`, or one that holds for all."""
-        value = self.meta.get(f"{self.name}.{key}")
-        if value is None:
-            return None
-        values = (
-            value.tolist() if isinstance(value, np.ndarray) else value if isinstance(value, list) else [value] * count
-        )
-        if len(values) != count:
-            raise UserError(
-                f"{self.where}: {self.name}.{key} has {len(values)} values for {count} blocks: the file is damaged"
-            )
-        return tuple(self._sound(key, v, kind) for v in values)
 
 
 def read_config(gguf) -> Config:
     """The Config of an open GGUF. Raises UserError for another architecture or senseless sizes."""
-    meta, where = gguf.metadata, gguf.path.name
-    name = meta.get("general.architecture")
-    kind = meta.get("general.type", "model")
-    if kind == "adapter":
-        raise UserError(f"{where} is an adapter, not a model: give it as --lora and its base model as -m")
-    if name not in ARCHITECTURES and kind != "model":
-        raise UserError(f"{where} is not a model, but {kind[:40]}: name the model's GGUF file.")
-    if name not in ARCHITECTURES:
-        raise UserError(
-            f"{where} has architecture {name!r}, which anytune cannot run yet; it supports {', '.join(ARCHITECTURES)}"
-        )
-    arch = ARCHITECTURES[name]
-
-    get = Reader(gguf, name)
+    meta, where, arch = gguf.metadata, gguf.path.name, _architecture(gguf)
+    name, get = arch.name, Reader(gguf, arch.name)
     width, heads = get("embedding_length"), get("attention.head_count")
     n_kv_heads = get("attention.head_count_kv", heads)
     size = get("attention.key_length", width // heads)
@@ -264,6 +195,21 @@ def read_config(gguf) -> Config:
         config = replace(config, **arch.read(get, config))
     check_keys(gguf, config)
     return config
+
+
+def _architecture(gguf) -> Architecture:
+    """That of an open GGUF. Raises UserError for another one, and for what is not a model."""
+    where, name = gguf.path.name, gguf.metadata.get("general.architecture")
+    kind = gguf.metadata.get("general.type", "model")
+    if kind == "adapter":
+        raise UserError(f"{where} is an adapter, not a model: give it as --lora and its base model as -m")
+    if name not in ARCHITECTURES and kind != "model":
+        raise UserError(f"{where} is not a model, but {kind[:40]}: name the model's GGUF file.")
+    if name not in ARCHITECTURES:
+        raise UserError(
+            f"{where} has architecture {name!r}, which anytune cannot run yet; it supports {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name]
 
 
 def _windows(get: Reader, c: Config) -> dict[str, Any]:

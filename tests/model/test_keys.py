@@ -10,7 +10,8 @@ from anytune.errors import UserError
 from anytune.gguf import GGUF, write_gguf
 from anytune.llamacpp.judge import llamacpp_logprobs
 from anytune.model.architectures import deepseek2
-from anytune.model.config import ARCHITECTURES, Reader, read_config
+from anytune.model.config import ARCHITECTURES, read_config
+from anytune.model.reader import Reader
 from anytune.model.keys import _UNREAD, CHECKED, USED
 from tests.support import tiny
 from tests.support.distributions import kl
