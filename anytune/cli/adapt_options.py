@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anytune.cli.adapt import Bars
-from anytune.cli.dataset import FORMAT, KEYS, columns_from
+from anytune.cli.dataset import COLUMN, FORMAT, KEYS, columns_from
 from anytune.cli.opening import data_files, load_model, model_path, read_text, template_file, text_file
 from anytune.cli.options import force_option, forced, json_option, template_option
 from anytune.cli.say import print_json
@@ -56,7 +56,7 @@ DATA = (
     click.option(
         "-s", "--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of the held-out split."
     ),
-    *(click.option(f"--{name}-key", metavar="COLUMN", help=f"Column with the {name}.") for name in KEYS),
+    *(click.option(f"--{name}-key", type=COLUMN, metavar="COLUMN", help=f"Column with the {name}.") for name in KEYS),
 )
 FIT = (
     click.option(

@@ -30,6 +30,18 @@ FORMAT = click.option(
 )
 
 
+class _Column(click.types.StringParamType):
+    """The name of a column; empty text, such as an unset variable of a shell, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("the name of a column is needed, not empty text.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+COLUMN = _Column()
+
+
 def dataset_options(command: Callable) -> Callable:
     """Add -f and the options of reading; the command gets the columns as `keys`."""
     import functools
@@ -74,7 +86,7 @@ def dataset_options(command: Callable) -> Callable:
             help="What to do with examples longer than -c.  [default: truncate chats, split text]",
         ),
     ]
-    options += [click.option(f"--{name}-key", metavar="COLUMN", help=text) for name, text in KEYS.items()]
+    options += [click.option(f"--{name}-key", type=COLUMN, metavar="COLUMN", help=text) for name, text in KEYS.items()]
     for option in reversed(options):
         gathered = option(gathered)
     return gathered

@@ -50,7 +50,7 @@ def explain(error: Exception) -> int:
 def _write_log(error: Exception) -> str | None:
     try:
         handle, name = tempfile.mkstemp(prefix="anytune-error-", suffix=".log")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"anytune {anytune.__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n\n")
             traceback.print_exception(error, file=file)
         return name

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from anytune.cli.dataset import COLUMN
 from anytune.cli.opening import load_adapter, model_path
 from anytune.cli.options import forced, template_option
 from anytune.cli.sampling import SAMPLING
@@ -94,7 +95,7 @@ def answering_options(command: Callable) -> Callable:
         template_option,
     ]
     options += [
-        click.option(f"--{role}-key", f"{role}_key", metavar="COLUMN", help=f"Column with the {role}.")
+        click.option(f"--{role}-key", f"{role}_key", type=COLUMN, metavar="COLUMN", help=f"Column with the {role}.")
         for role in ("messages", "prompt", "completion")
     ]
     options += [

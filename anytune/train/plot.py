@@ -24,8 +24,8 @@ def plot_losses(metrics: Path, out: Path, title: str) -> bool:
     vals = [(r["step"], r["val_loss"]) for r in rows if _number(r.get("val_loss"))]
     if not losses:
         return False
-    with atomic_write(out, "w") as file:
-        file.write(svg(losses, vals, title))
+    with atomic_write(out) as file:  # the title is a folder's name, whose bytes may not be UTF-8
+        file.write(svg(losses, vals, title).encode("utf-8", "backslashreplace"))
     return True
 
 

@@ -98,9 +98,9 @@ def plain(name: str) -> str:
 
 
 def write_json(path: Path, data: dict) -> None:
-    with atomic_write(path, "w") as file:
-        json.dump(data, file, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+    text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as file:  # half a surrogate pair, a byte of a file's name, stays what it is as an escape
+        file.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def read_json(path: Path, limit: int = MAX_SETTINGS) -> dict | None:

@@ -1,5 +1,6 @@
 """Every mistake of a user ends with one sentence on stderr and exit code 2, never with a traceback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -158,6 +159,37 @@ def test_what_is_no_fault_of_the_user_says_where_the_log_is(cli, monkeypatch):
     os.unlink(log)
     with pytest.raises(RuntimeError):
         cli("doctor", "--debug")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("what", ["-o", "--run-dir", "-f", "-m"])
+def test_names_that_are_not_utf8_are_names(cli, model, chats, tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"caf\xe9")
+    given = {"-m": model, "-f": chats, "-o": "a.gguf", "--run-dir": "run"}
+    if what in ("-m", "-f"):
+        os.symlink(given[what], name)
+    given[what] = name
+    words = [str(word) for pair in given.items() for word in pair]
+    cli("train", *words, *"-c 64 -ub 64 -b 64 -t 1 --max-steps 1 -q".split(), code=0)
+    assert json.loads(open(os.path.join(given["--run-dir"], "settings.json")).read())
+    assert os.path.exists(given["-o"]) and os.path.exists(os.path.join(given["--run-dir"], "loss.svg"))
+
+
+def test_a_crash_is_logged_whatever_its_arguments_are(cli, monkeypatch, tmp_path):
+    monkeypatch.setattr("anytune.doctor.examine", lambda *_: 1 / 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["anytune", os.fsdecode(b"caf\xe9")])
+    one_sentence(cli("doctor", code=1), "ZeroDivisionError", ".log")
+    (log,) = tmp_path.glob("*.log")
+    assert "caf\\udce9" in log.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "command", [["data", "preview"], ["train"], ["adapt", "distill"], ["evaluate", "compare", "--lora", "a.gguf"]]
+)
+def test_a_column_is_not_empty_text(cli, model, chats, command):
+    one_sentence(cli(*command, "-m", model, "-f", chats, "--prompt-key", "", code=2), "--prompt-key", "empty")
 
 
 def test_ctrl_c_ends_with_130(cli, monkeypatch):
