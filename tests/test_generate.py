@@ -20,9 +20,11 @@ class Words:
     bos, add_bos, size = 257, True, 258
 
     def is_control(self, token):
+        assert token < self.size
         return token > 255
 
     def piece(self, token):
+        assert token < self.size
         return bytes([token]) if token < 256 else b"<end>"
 
 
@@ -46,7 +48,7 @@ class Script:
 
     def feed(self, tokens):
         self.feeds.append([len(t) for t in tokens])
-        rows = np.full((len(tokens), 258), np.nan, np.float32)
+        rows = np.full((len(tokens), 260), np.nan, np.float32)  # more than there are tokens
         for slot, new in enumerate(tokens):
             self.fed[slot] += new
             assert len(self.fed[slot]) <= self.context
@@ -92,6 +94,11 @@ def test_stop_strings_end_the_text_before_them_and_are_never_shown_in_part(text,
     expected = text if first is None else text[: min(starts)]
     assert replies[0].text == "".join(pieces[0]) == expected
     assert replies[0].finish == "stop"
+
+
+def test_rows_without_a_token_say_nothing():
+    replies, _, _ = run([[97, 259, 98, 256]])
+    assert replies[0].text == "ab" and replies[0].finish == "stop"
 
 
 def test_a_batch_gives_what_each_prompt_gives_alone():

@@ -20,8 +20,12 @@ class Words:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
 
+    def piece(self, token: int) -> bytes:
+        """Its bytes, none for a row of the model's that no token belongs to."""
+        return self.tokenizer.piece(token) if token < self.tokenizer.size else b""
+
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        piece = self.tokenizer.piece(token) if token < self.tokenizer.size else b""
+        piece = self.piece(token)
         return {"token": piece.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(piece)}
 
     def chat_logprobs(self, tokens: Sequence[Chosen]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class TextShape:
 
     def chunks(self, number: int, event: Event) -> Iterator[dict[str, Any]]:
         part = self.parts[number]
-        offset = sum(len(self.words.tokenizer.piece(made.token).decode("utf-8", "replace")) for made in part.tokens)
+        offset = sum(len(self.words.piece(made.token).decode("utf-8", "replace")) for made in part.tokens)
         part.tokens += event.tokens
         yield self._told([self._choice(number, event.text, event.tokens, event.finish, offset)])
 

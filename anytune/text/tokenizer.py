@@ -248,7 +248,10 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        """The text that has become certain with this token, often "" in the middle of a character."""
+        """The text that has become certain with this token, often "" in the middle of a character. A row of the
+        model's that no token belongs to says nothing."""
+        if token >= self._tokenizer.size:
+            return ""
         if self._skip and self._tokenizer.is_control(token):
             return ""
         return self._decoder.decode(self._tokenizer.piece(token))
