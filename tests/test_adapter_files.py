@@ -320,6 +320,7 @@ BAD_FOLDERS = {
     "other-kind": (_config(peft_type="LOHA"), "peft_type"),
     "dora": (_config(use_dora=True), "use_dora"),
     "bias": (_config(bias="all"), "bias"),
+    "parameters": (_config(target_parameters=["mlp.experts.down_proj"]), "target_parameters names"),
     "alpha": (_config(lora_alpha="8"), "lora_alpha"),
     "alpha-inf": (_config(lora_alpha=float("inf")), "lora_alpha"),
     "empty-weights": (_weights(b""), "damaged"),

@@ -40,6 +40,7 @@ class Found:
         self.names: dict[str, str] = {}  # the same -> the module's full name in the folder
         self.made: dict[str, Pair] = {}
         self.scales: dict[str, float] = {}
+        self.parameters: set[str] = set()  # full names of those that the folder has weights of
 
     def add(self, key: str, array: np.ndarray) -> None:
         """One weight of the file. UserError for one that cannot be adapted, and for a second one of a pair."""
@@ -89,11 +90,13 @@ class Found:
                 self._parameter(int(layer), place, a, b)
         for tensor, parts in each.items():
             self.made[tensor] = self._together(tensor, parts)
+        self.settings.check_parameters(self.parameters, self.folder / "adapter_config.json")
         return self.made, self.scales
 
     def _check(self, place: str, rank: int) -> None:
         module = self.names[place]
         self.settings.check([module], self.folder / "adapter_config.json")
+        self.parameters.add(f"{module}.weight")
         told, self.scales[place] = self.settings.of(module)
         if told != rank:
             raise UserError(
@@ -112,6 +115,7 @@ class Found:
                 "one of the two is wrong."
             )
         parameter = chosen[0] if place != outer or len(chosen) == 1 else DOWN
+        self.parameters.add(f"{module}.{parameter}")
         rank, scale = self.settings.of(f"{module}.{parameter}")
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] % rank or not a.size or a.shape[0] != b.shape[1]:
             raise UserError(

@@ -93,6 +93,15 @@ class Settings:
         """Whether target_parameters choose it, by its full name, such as model.layers.0.mlp.experts.down_proj."""
         return _listed(parameter, self.chosen["target_parameters"] or [])
 
+    def check_parameters(self, found: Iterable[str], where: object) -> None:
+        """Raise UserError if target_parameters name one that is not found among those, full names, with weights."""
+        for name in self.chosen["target_parameters"] or []:
+            if not any(_listed(parameter, [name]) for parameter in found):
+                raise UserError(
+                    f"{where}: target_parameters names {name!r:.80}, but the folder has no weights for it: one of the "
+                    "two is wrong."
+                )
+
     def check(self, modules: Iterable[str], where: object) -> None:
         """Raise UserError unless modules, full names of those that the file has weights of, are those that the settings
         choose. (Expressions in target_modules and exclude_modules are taken at their word.)"""
