@@ -59,6 +59,10 @@ def install(
         place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))[:100]
         return answer(invalid, f"{place or 'The request'}: {first['msg']}.", error)
 
+    @app.exception_handler(UnicodeEncodeError)
+    async def surrogate(_: Request, error: UnicodeEncodeError) -> JSONResponse:
+        return answer(invalid, "The request contains half of an escaped surrogate pair, which is no character.", error)
+
     @app.exception_handler(OSError)
     async def disk(_: Request, error: OSError) -> JSONResponse:
         log.exception("a request failed")

@@ -190,6 +190,18 @@ def test_nonsense_gets_a_sentence(studio, data):
     assert studio.get("health")["ok"] and studio.get(f"jobs/{run}")["state"] == "finished"
 
 
+def test_half_a_surrogate_pair_is_refused_and_nothing_is_lost(studio, data):
+    before = studio.get(f"data/{data}")
+    reading = {"model": studio.model, "columns": {"prompt": "\ud800", "completion": "y"}}
+    edit = {"version": 1, "changes": {"1": '{"text": "\ud800"}'}}
+    for method, path, body in (("PUT", "reading", reading), ("POST", "edit", edit)):
+        answer = studio.http.request(
+            method, f"/api/data/{data}/{path}", content=json.dumps(body), headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 422 and "surrogate" in answer.json()["error"], answer.text
+    assert studio.get(f"data/{data}") == before
+
+
 def test_a_body_that_is_too_large_is_refused_and_not_held(studio):
     def endless():
         for _ in range(40):
