@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -45,36 +44,11 @@ def random_adapter(path: Path, rank: int = 8) -> None:
 def distil(folder: Path, memory: str) -> tuple[dict, str]:
     """(the facts that it printed and its time, the last line that it said of an error)."""
     began = time.perf_counter()
+    words = ["adapt", "distill", "-m", folder / "model.gguf", "--teacher-lora", folder / "teacher.gguf"]
+    words += ["-f", folder / "text.jsonl", "--drift-text", folder / "ordinary.txt", "--rank", 8, "-b", 128]
+    words += ["--memory", memory, "-t", args.threads, "--device", "numpy", "--no-verify", "--json"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "anytune",
-            "adapt",
-            "distill",
-            "-m",
-            str(folder / "model.gguf"),
-            "--teacher-lora",
-            str(folder / "teacher.gguf"),
-            "-f",
-            str(folder / "text.jsonl"),
-            "--drift-text",
-            str(folder / "ordinary.txt"),
-            "--rank",
-            "8",
-            "-b",
-            "128",
-            "--memory",
-            memory,
-            "-t",
-            str(args.threads),
-            "--device",
-            "numpy",
-            "--no-verify",
-            "-o",
-            str(folder / "made.gguf"),
-            "--json",
-        ],
+        common.anytune(*words, "-o", folder / "made.gguf"),
         capture_output=True,
         text=True,
         env=common.environment(args.threads),

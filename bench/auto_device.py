@@ -15,24 +15,8 @@ import cli
 import common
 
 STEPS = 4
-TRAIN = [
-    "-f",
-    "examples/email/train.jsonl",
-    "-c",
-    "512",
-    "-ub",
-    "512",
-    "-b",
-    "1024",
-    "--lora-rank",
-    "16",
-    "--learning-rate",
-    "1e-3",
-    "--warmup-steps",
-    "3",
-    "--max-steps",
-    str(STEPS),
-]
+TRAIN = ["-f", "examples/email/train.jsonl", "-c", 512, "-ub", 512, "-b", 1024, "--lora-rank", 16]
+TRAIN += ["--learning-rate", "1e-3", "--warmup-steps", 3, "--max-steps", STEPS]
 
 args = common.parser(__doc__, rounds=3).parse_args()
 before = common.machine()
@@ -45,7 +29,7 @@ with tempfile.TemporaryDirectory(prefix="anytune-bench-") as folder:
         for device, found in rates.items():
             place = Path(folder, f"{device}-{number}")
             run = cli.train(
-                [*TRAIN, "-m", model, "--threads", str(args.threads), "--device", device],
+                [*TRAIN, "-m", model, "--threads", args.threads, "--device", device],
                 place,
                 common.environment(args.threads),
             )

@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -67,7 +66,7 @@ def seconds(tree: Path, arguments: list[str], folder: Path) -> float:
         arguments = [str(Path(own) / x) if x.startswith("OUT") else x for x in arguments]
         env = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "anytune", *arguments],
+            common.anytune(*arguments),
             cwd=own, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         said = process.stdout.read()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from typing import Any
 import common
 
 
-def train(args: list[str], folder: Path, env: dict[str, str]) -> dict[str, Any]:
+def train(args: list, folder: Path, env: dict[str, str]) -> dict[str, Any]:
     """`anytune train ARGS --run-dir FOLDER` in a process of its own; folder must not exist yet.
 
     Returns seconds (of the whole process), peak_rss_mib (of the whole process, as the system counted it for the
     parent), rows (metrics.jsonl) and written (when metrics.jsonl was last written, seconds after the start).
     """
-    command = [sys.executable, "-m", "anytune", "train", *args, "--run-dir", str(folder)]
+    command = common.anytune("train", *args, "--run-dir", folder)
     log = folder.with_suffix(".txt")
     with open(log, "wb") as output:
         started = time.time()

@@ -102,6 +102,11 @@ def environment(threads: int, **more: str) -> dict[str, str]:
     return {**os.environ, **{name: str(threads) for name in names}, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **more}
 
 
+def anytune(*words: object) -> list[str]:
+    """The command line of `anytune WORDS…` with this tree's package, for subprocess in ROOT or with environment()."""
+    return [sys.executable, "-m", "anytune", *map(str, words)]
+
+
 class Child:
     """A contestant: says it is ready, does one round for every line it is sent, reports at the end.
 

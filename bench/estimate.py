@@ -28,21 +28,8 @@ before = common.machine()
 model = str(common.model_file(args.model))
 rows = []
 for shape, rank, memory in SETTINGS:
-    command = [
-        "bench/steps.py",
-        model,
-        "--shape",
-        shape,
-        "--rank",
-        str(rank),
-        "--threads",
-        str(args.threads),
-        "--turns",
-        "2",
-        "--warmup",
-        "0",
-        *(["--memory", memory] if memory else []),
-    ]
+    command = ["bench/steps.py", model, "--shape", shape, "--rank", str(rank), "--threads", str(args.threads)]
+    command += ["--turns", "2", "--warmup", "0", *(["--memory", memory] if memory else [])]
     runs = [common.run_once(command, common.environment(args.threads)) for _ in range(args.rounds)]
     if "refused" in runs[0]:
         rows.append({"shape": shape, "rank": rank, "memory": memory, "refused": runs[0]["refused"]})

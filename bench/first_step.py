@@ -16,23 +16,8 @@ import common
 args = common.parser(__doc__, rounds=5).parse_args()
 before = common.machine()
 model = str(common.model_file(args.model))
-TRAIN = [
-    "-f",
-    "examples/email/train.jsonl",
-    "--assistant-loss-only",
-    "-c",
-    "512",
-    "-ub",
-    "512",
-    "-b",
-    "512",
-    "--max-steps",
-    "1",
-    "--threads",
-    str(args.threads),
-    "-m",
-    model,
-]
+TRAIN = ["-f", "examples/email/train.jsonl", "--assistant-loss-only", "-c", 512, "-ub", 512, "-b", 512]
+TRAIN += ["--max-steps", 1, "--threads", args.threads, "-m", model]
 rounds = []
 with tempfile.TemporaryDirectory(prefix="anytune-bench-") as folder:
     for number in range(args.rounds + 1):  # the first one warms compiled kernels and the page cache

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,44 +42,10 @@ def train(model: Path, folder: Path, device: str, steps: int, args, *more: str) 
     took = folder / f"took-{device}-{steps}.json"
     if took.exists():
         return json.loads(took.read_text("utf-8"))
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "anytune",
-            "train",
-            "-m",
-            str(model),
-            "-f",
-            DATA,
-            "--assistant-loss-only",
-            "--device",
-            device,
-            "-t",
-            str(args.threads),
-            "-c",
-            str(args.context),
-            "-ub",
-            str(args.context),
-            "-b",
-            str(args.context),
-            "--lr",
-            "5e-4",
-            "--epochs",
-            "100",
-            "--max-steps",
-            str(steps),
-            "--run-dir",
-            str(folder / f"run-{device}-{steps}"),
-            "-o",
-            str(out),
-            "-q",
-            *more,
-        ],
-        env=common.environment(args.threads),
-        cwd=common.ROOT,
-        check=True,
-    )
+    words = ["train", "-m", model, "-f", DATA, "--assistant-loss-only", "--device", device, "-t", args.threads]
+    words += ["-c", args.context, "-ub", args.context, "-b", args.context, "--lr", "5e-4", "--epochs", 100]
+    words += ["--max-steps", steps, "--run-dir", folder / f"run-{device}-{steps}", "-o", out, "-q", *more]
+    subprocess.run(common.anytune(*words), env=common.environment(args.threads), cwd=common.ROOT, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     (metrics,) = (folder / f"run-{device}-{steps}").rglob("metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
@@ -166,17 +131,7 @@ def main() -> None:
         cosines = [cosine(a, b) for a, b in zip(exact, ours, strict=True)]
         runs = {device: train(model, folder, device, args.steps, args) for device in DEVICES}
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "anytune",
-                "verify",
-                "-m",
-                str(model),
-                "--lora",
-                str(folder / "fpga-sim.gguf"),
-                "--json",
-            ],
+            common.anytune("verify", "-m", model, "--lora", folder / "fpga-sim.gguf", "--json"),
             env=common.environment(args.threads),
             cwd=common.ROOT,
             text=True,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -26,41 +25,11 @@ WITHIN = 0.005  # of the NumPy engine's loss, each step
 def train(model: Path, folder: Path, device: str, args) -> None:
     """Leaves folder/DEVICE.{json,gguf}."""
     before, out = common.machine(), folder / f"{device}.gguf"
+    words = ["train", "-m", model, "-f", "examples/email/train.jsonl", "--assistant-loss-only", "--device", device]
+    words += ["-c", args.context, "-ub", args.context, "-b", args.context, "--lora-rank", 8, "--lora-alpha", 16]
+    words += ["--lr", "5e-4", "--epochs", 100, "--max-steps", args.steps]
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "anytune",
-            "train",
-            "-m",
-            str(model),
-            "-f",
-            "examples/email/train.jsonl",
-            "--assistant-loss-only",
-            "--device",
-            device,
-            "-c",
-            str(args.context),
-            "-ub",
-            str(args.context),
-            "-b",
-            str(args.context),
-            "--lora-rank",
-            "8",
-            "--lora-alpha",
-            "16",
-            "--lr",
-            "5e-4",
-            "--epochs",
-            "100",
-            "--max-steps",
-            str(args.steps),
-            "--run-dir",
-            str(folder / f"run-{device}"),
-            "-o",
-            str(out),
-            "-q",
-        ],
+        common.anytune(*words, "--run-dir", folder / f"run-{device}", "-o", out, "-q"),
         env=common.environment(args.threads),
         cwd=common.ROOT,
         check=True,
@@ -104,18 +73,7 @@ def main() -> None:
             return
         runs = {device: json.loads((folder / f"{device}.json").read_text()) for device in DEVICES}
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "anytune",
-                "verify",
-                "-m",
-                str(model),
-                "--lora",
-                str(folder / "webgpu.gguf"),
-                "--device",
-                "numpy",
-            ],
+            common.anytune("verify", "-m", model, "--lora", folder / "webgpu.gguf", "--device", "numpy"),
             env=common.environment(args.threads),
             cwd=common.ROOT,
             text=True,

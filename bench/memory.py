@@ -69,23 +69,8 @@ def half_with_loss(path: Path) -> None:
 def smollm2(folder: Path) -> dict:
     data = folder / "chats.jsonl"
     half_with_loss(data)
-    base = [
-        "-m",
-        model,
-        "-f",
-        str(data),
-        "--assistant-loss-only",
-        "-c",
-        "512",
-        "-ub",
-        "512",
-        "-b",
-        "512",
-        "--max-steps",
-        str(args.steps),
-        "--threads",
-        str(args.threads),
-    ]
+    base = ["-m", model, "-f", data, "--assistant-loss-only", "-c", 512, "-ub", 512, "-b", 512]
+    base += ["--max-steps", args.steps, "--threads", args.threads]
     settings = {"full speed": [], f"--memory {args.memory}": ["--memory", args.memory]}
     rounds: dict[str, list[dict]] = {name: [] for name in settings}
     for number in range(args.rounds):
@@ -100,50 +85,11 @@ def tinyllama(folder: Path) -> dict:
     file, text = folder / "tinyllama-q4_0.gguf", folder / "text.jsonl"
     shape.write_model(file)
     shape.write_text(text)
-    base = [
-        "-m",
-        str(file),
-        "-f",
-        str(text),
-        "--overflow",
-        "truncate",
-        "-c",
-        "128",
-        "-ub",
-        "128",
-        "-b",
-        "128",
-        "--lora-rank",
-        "8",
-        "--lora-alpha",
-        "16",
-        "--max-steps",
-        "3",
-        "--threads",
-        str(args.threads),
-        "--memory",
-        args.memory,
-    ]
+    base = ["-m", file, "-f", text, "--overflow", "truncate", "-c", 128, "-ub", 128, "-b", 128, "--lora-rank", 8]
+    base += ["--lora-alpha", 16, "--max-steps", 3, "--threads", args.threads, "--memory", args.memory]
     rounds = [figures(cli.train(base, folder / f"tinyllama-{number}", env)) for number in range(args.rounds)]
-    alone = common.run_once(
-        [
-            "bench/steps.py",
-            str(file),
-            "--shape",
-            "1x128",
-            "--threads",
-            str(args.threads),
-            "--rank",
-            "8",
-            "--memory",
-            args.memory,
-            "--turns",
-            "2",
-            "--warmup",
-            "1",
-        ],
-        env,
-    )
+    steps = ["bench/steps.py", str(file), "--shape", "1x128", "--threads", str(args.threads), "--rank", "8"]
+    alone = common.run_once([*steps, "--memory", args.memory, "--turns", "2", "--warmup", "1"], env)
     return {
         "command": "anytune train -c 128 -ub 128 -b 128 --lora-rank 8 --memory " + args.memory,
         "file_mib": round(file.stat().st_size / common.MIB, 1),

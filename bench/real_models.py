@@ -58,7 +58,7 @@ def found(asked: list[str]) -> tuple[dict[str, Path], list[str]]:
 def told(words: list[str], args) -> dict[str, Any]:
     """What a command of the program says with --json, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "anytune", *words, "--json"],
+        common.anytune(*words, "--json"),
         env=common.environment(args.threads),
         cwd=args.work,
         stdout=subprocess.PIPE,

@@ -18,7 +18,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,40 +29,10 @@ WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon", "tree", "
 
 
 def command(folder: Path, name: str, args, *more: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "anytune",
-        "train",
-        "-m",
-        str(folder / "model.gguf"),
-        "-f",
-        str(folder / "text.txt"),
-        "-c",
-        "128",
-        "-ub",
-        str(args.ubatch),
-        "-b",
-        str(2 * args.ubatch),
-        "--dtype",
-        args.dtype,
-        "--num-epochs",
-        str(args.epochs),
-        "--learning-rate",
-        "1e-3",
-        "--device",
-        args.device,
-        "--run-dir",
-        str(folder / name),
-        "--checkpoint-save-steps",
-        "20",
-        "--val-split",
-        "0.05",
-        "--output-adapter",
-        str(folder / f"{name}.gguf"),
-        "-q",
-        *more,
-    ]
+    words = ["train", "-m", folder / "model.gguf", "-f", folder / "text.txt", "-c", 128, "-ub", args.ubatch]
+    words += ["-b", 2 * args.ubatch, "--dtype", args.dtype, "--num-epochs", args.epochs, "--learning-rate", "1e-3"]
+    words += ["--device", args.device, "--run-dir", folder / name, "--checkpoint-save-steps", 20, "--val-split", 0.05]
+    return common.anytune(*words, "--output-adapter", folder / f"{name}.gguf", "-q", *more)
 
 
 def steps(folder: Path) -> int:

@@ -107,28 +107,13 @@ def long(folder: Path, rounds: int) -> dict:
         model = one.get("models")["models"][0]["name"]
         data = one.upload(chats())["id"]
         run = one.until(one.train(data, model, 2)["id"], "finished")["id"]
-        row = {
-            "epoch": 0.1,
-            "val_loss": None,
-            "lr": 1e-4,
-            "tokens": 2048,
-            "loss_tokens": 1000,
-            "tokens_per_s": 1234.56,
-            "rss_bytes": 10**8,
-        }
+        row = {"epoch": 0.1, "val_loss": None, "lr": 1e-4, "tokens": 2048, "loss_tokens": 1000}
+        row |= {"tokens_per_s": 1234.56, "rss_bytes": 10**8}
         with (one.home / "jobs" / run / "metrics.jsonl").open("w") as file:
             for step in range(1, 200_001):
-                file.write(
-                    json.dumps(
-                        {
-                            "step": step,
-                            **row,
-                            "loss": 3 / (1 + step / 1e4) + (step * 7919 % 1000) / 1e4,
-                            "grad_norm": (step * 31 % 100) / 50,
-                        }
-                    )
-                    + "\n"
-                )
+                loss = 3 / (1 + step / 1e4) + (step * 7919 % 1000) / 1e4
+                now = {"step": step, **row, "loss": loss, "grad_norm": (step * 31 % 100) / 50}
+                file.write(json.dumps(now) + "\n")
         with launched() as browser:
             for _ in range(rounds):
                 one.kill()
@@ -263,21 +248,9 @@ def base_install(folder: Path, rounds: int) -> dict:
     data, found = folder / "chats.jsonl", {}
     data.write_bytes(chats(8))
     for how in ("numpy", "numba"):
+        words = ["-c", STEPS, common.model_file("smollm2-135m"), data, 1, how, folder / how]
         done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                STEPS,
-                str(common.model_file("smollm2-135m")),
-                str(data),
-                "1",
-                how,
-                str(folder / how),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=common.ROOT,
+            [sys.executable, *map(str, words)], capture_output=True, text=True, check=True, cwd=common.ROOT
         )
         found[f"{how}_tokens_per_s"] = round(statistics.median(json.loads(done.stdout)[1:]), 1)
     return found

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import mailbox
 import subprocess
-import sys
 import tempfile
 import time
 from email.message import EmailMessage
@@ -53,94 +52,32 @@ def corpus(path: Path) -> None:
     box.flush()
 
 
-def anytune(folder: Path, *command: str) -> str:
+def anytune(folder: Path, *words: object) -> str:
     """Run it in the folder; -> what it printed."""
-    print("anytune", *command, flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "anytune", *command],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env=common.environment(args.threads),
-    )
+    print("anytune", *words, flush=True)
+    env = common.environment(args.threads)
+    done = subprocess.run(common.anytune(*words), stdout=subprocess.PIPE, text=True, cwd=folder, env=env)
     if done.returncode:
-        raise SystemExit(f"anytune {command[0]} ended with exit code {done.returncode}")
+        raise SystemExit(f"anytune {words[0]} ended with exit code {done.returncode}")
     return done.stdout
 
 
 def main() -> None:
-    model = str(common.model_file(args.model))
+    model = common.model_file(args.model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus(folder / "wren.mbox")
-        mails = json.loads(
-            anytune(
-                folder,
-                "data",
-                "build",
-                "email",
-                "wren.mbox",
-                "--from",
-                ME,
-                "-o",
-                "mails",
-                "--val-split",
-                "0.05",
-                "--test-split",
-                "0.1",
-                "--json",
-            )
-        )
+        build = ["data", "build", "email", "wren.mbox", "--from", ME, "-o", "mails"]
+        mails = json.loads(anytune(folder, *build, "--val-split", 0.05, "--test-split", 0.1, "--json"))
         start = time.perf_counter()
-        anytune(
-            folder,
-            "train",
-            "-m",
-            model,
-            "-f",
-            "mails/train.jsonl",
-            "--assistant-loss-only",
-            "-c",
-            "512",
-            "-ub",
-            "512",
-            "-b",
-            "1024",
-            "--max-steps",
-            str(args.steps),
-            "--lr",
-            "1e-3",
-            "--warmup-steps",
-            "3",
-            "-t",
-            str(args.threads),
-            "--output-adapter",
-            "wren.gguf",
-            "--quiet",
-        )
+        train = ["train", "-m", model, "-f", "mails/train.jsonl", "--assistant-loss-only", "-c", 512, "-ub", 512]
+        train += ["-b", 1024, "--max-steps", args.steps, "--lr", "1e-3", "--warmup-steps", 3, "-t", args.threads]
+        anytune(folder, *train, "--output-adapter", "wren.gguf", "--quiet")
         seconds = time.perf_counter() - start
-        report = ["-o", str(Path(args.report).resolve())] if args.report else []
-        facts: dict[str, Any] = json.loads(
-            anytune(
-                folder,
-                "evaluate",
-                "style",
-                "-m",
-                model,
-                "--lora",
-                "wren.gguf",
-                "-f",
-                "mails/test.jsonl",
-                "-n",
-                "128",
-                "--repeat-penalty",
-                "1.05",
-                "-t",
-                str(args.threads),
-                "--json",
-                *report,
-            )
-        )
+        judge = ["evaluate", "style", "-m", model, "--lora", "wren.gguf", "-f", "mails/test.jsonl", "-n", 128]
+        judge += ["--repeat-penalty", 1.05, "-t", args.threads, "--json"]
+        judge += ["-o", Path(args.report).resolve()] if args.report else []
+        facts: dict[str, Any] = json.loads(anytune(folder, *judge))
     kept = (
         "messages",
         "tokens",

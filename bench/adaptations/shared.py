@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import common
@@ -37,8 +36,7 @@ def text(name: str, folder: Path) -> str:
 
 def command(*args) -> str:
     """A command of this tree; what it prints."""
-    words = [sys.executable, "-m", "anytune", *map(str, args)]
-    return subprocess.run(words, check=True, cwd=common.ROOT, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(common.anytune(*args), check=True, cwd=common.ROOT, stdout=subprocess.PIPE, text=True).stdout
 
 
 class Bench:
