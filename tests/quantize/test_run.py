@@ -233,7 +233,9 @@ def test_too_little_room_is_said_before_the_work(model, tmp_path, monkeypatch):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, or under nohup, some are ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from anytune.quantization import rewrite as run
 real = run._portion
 def slow(*args):
