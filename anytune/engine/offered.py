@@ -55,7 +55,7 @@ class Offered(Protocol):
 
     # -- latent attention
     def latent_heads(self, q, kv, shared, shape: LatentHeads) -> tuple[Array, Array, Array]:
-        """q [T, heads * (plain + turned)], kv [T, heads * (plain + value)], shared [T, turned] -> what qk_norm_rope()
+        """q [T, heads * (nope + rope)], kv [T, heads * (nope + value)], shared [T, rope] -> what qk_norm_rope()
         and attention() take, [T, heads * size]: queries and keys with the columns that turn first, values."""
 
     def latent_heads_backward(self, dq, dk, dv, shape: LatentHeads) -> tuple[Array, Array, Array]:
@@ -65,7 +65,7 @@ class Offered(Protocol):
         """x [T, heads * other size] with each head cut to `size` columns, or zeros behind it: its own backward."""
 
     def latent_matrix(self, k, v) -> Array:
-        """k [heads, rank, plain], v [heads, value, rank] -> the matrix [heads * (plain + value), rank] whose product
+        """k [heads, rank, nope], v [heads, value, rank] -> the matrix [heads * (nope + value), rank] whose product
         with the latent is kv."""
 
     def head_product(self, x, matrix, heads: int, low: int, high: int, back: bool) -> Array:

@@ -58,19 +58,19 @@ class DeltaHeads:
 
 @dataclass(frozen=True)
 class LatentHeads:
-    """Shape of latent attention's heads. `plain` columns of a key are made of the latent, `turned` columns are the same
+    """Shape of latent attention's heads. `nope` columns of a key are made of the latent, `rope` columns are the same
     in all heads; value: columns of a value; rank: of the latent."""
 
     heads: int
     rank: int
-    plain: int
-    turned: int
+    nope: int
+    rope: int
     value: int
 
     @property
     def keys(self) -> int:
         """Columns of a key."""
-        return self.plain + self.turned
+        return self.nope + self.rope
 
     @property
     def size(self) -> int:

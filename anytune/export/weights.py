@@ -97,7 +97,7 @@ def _of_latents(base: GGUF, name: str, config: Config) -> Weight:
             yield np.concatenate([keys.T, rows_of(base, v, head * s.value, (head + 1) * s.value)])
 
     theirs = naming.theirs(config.arch, k.replace("attn_k_b", "attn_kv_b"))
-    return Weight(theirs, (s.heads * (s.plain + s.value), s.rank), pieces)
+    return Weight(theirs, (s.heads * (s.nope + s.value), s.rank), pieces)
 
 
 def _of_experts(

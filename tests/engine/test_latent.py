@@ -25,14 +25,14 @@ def spread(q, kv, shared, s):
     """(q, k, v) [T, heads, size] of latent_heads()."""
     q, kv = q.reshape(TOKENS, s.heads, -1), kv.reshape(TOKENS, s.heads, -1)
     every = np.repeat(shared[:, None], s.heads, 1)
-    made = [q[..., s.plain :], q[..., : s.plain]], [every, kv[..., : s.plain]], [kv[..., s.plain :]]
+    made = [q[..., s.nope :], q[..., : s.nope]], [every, kv[..., : s.nope]], [kv[..., s.nope :]]
     joined = [np.concatenate(parts, 2) for parts in made]
     return [np.pad(x, ((0, 0), (0, 0), (0, s.size - x.shape[2]))).reshape(TOKENS, -1) for x in joined]
 
 
 @pytest.mark.parametrize("s", SHAPES)
 def test_heads_and_their_backward(engine, s):  # noqa: F811
-    random, widths = begun(engine), (s.heads * s.keys, s.heads * (s.plain + s.value), s.turned)
+    random, widths = begun(engine), (s.heads * s.keys, s.heads * (s.nope + s.value), s.rope)
     given = [random.standard_normal((TOKENS, n)).astype(np.float32) for n in widths]
     got = engine.latent_heads(*map(engine.lower, given), s)
     for found, right in zip(got, spread(*given, s), strict=True):
@@ -59,7 +59,7 @@ def test_heads_are_cut_and_filled(engine):  # noqa: F811
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "of halves"])
 def test_products_of_heads(engine, tmp_path, kind):  # noqa: F811
     random, s = begun(engine), SHAPES[0]
-    k, v = (random.standard_normal(n).astype(np.float32) for n in ((3, s.rank, s.plain), (3, s.value, s.rank)))
+    k, v = (random.standard_normal(n).astype(np.float32) for n in ((3, s.rank, s.nope), (3, s.value, s.rank)))
     whole = np.concatenate([k.swapaxes(1, 2), v], 1).reshape(-1, s.rank)
     if kind == "of halves":
         matrix = engine.trained(engine.latent_matrix(*map(engine.vector, (k, v))), None)
@@ -68,7 +68,7 @@ def test_products_of_heads(engine, tmp_path, kind):  # noqa: F811
         gguf = GGUF.open(tmp_path / "m.gguf")
         whole, matrix = gguf.float32("w"), engine.weight(gguf, "w")
     parts = whole.reshape(3, -1, s.rank).astype(np.float64)
-    for low, high, back in ((0, s.plain, True), (s.plain, s.plain + s.value, False)):
+    for low, high, back in ((0, s.nope, True), (s.nope, s.nope + s.value, False)):
         part = parts[:, low:high] if back else parts[:, low:high].swapaxes(1, 2)
         x = random.standard_normal((TOKENS, 3 * part.shape[1])).astype(np.float32)
         right = np.einsum("thn,hnm->thm", x.reshape(TOKENS, 3, -1), part).reshape(TOKENS, -1)

@@ -1,4 +1,4 @@
-"""Latent attention's heads: their turned columns first, keys of which all heads share those, values as wide as keys."""
+"""Latent attention's heads: their rope columns first, keys of which all heads share those, values as wide as keys."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def _heads(x: np.ndarray, count: int) -> np.ndarray:
 
 def latent_heads(e, q: np.ndarray, kv: np.ndarray, shared: np.ndarray, shape: LatentHeads) -> tuple:
     """As offered.py has it."""
-    tokens, s, turned = len(q), shape, shape.turned
+    tokens, s, rope = len(q), shape, shape.rope
     made = tuple(e.array(tokens, s.heads * s.size) for _ in range(3))
 
     def rows(low: int, high: int) -> None:
         given, both = _heads(q[low:high], s.heads), _heads(kv[low:high], s.heads)
         queries, keys, values = (_heads(x[low:high], s.heads) for x in made)
-        queries[:, :, :turned], queries[:, :, turned : s.keys] = given[:, :, s.plain :], given[:, :, : s.plain]
-        keys[:, :, :turned], keys[:, :, turned : s.keys] = shared[low:high, None], both[:, :, : s.plain]
-        values[:, :, : s.value] = both[:, :, s.plain :]
+        queries[:, :, :rope], queries[:, :, rope : s.keys] = given[:, :, s.nope :], given[:, :, : s.nope]
+        keys[:, :, :rope], keys[:, :, rope : s.keys] = shared[low:high, None], both[:, :, : s.nope]
+        values[:, :, : s.value] = both[:, :, s.nope :]
         queries[:, :, s.keys :] = keys[:, :, s.keys :] = values[:, :, s.value :] = 0
 
     e.workers.rows(tokens, rows, 64)
@@ -33,15 +33,15 @@ def latent_heads(e, q: np.ndarray, kv: np.ndarray, shared: np.ndarray, shape: La
 
 def latent_heads_backward(e, dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, shape: LatentHeads) -> tuple:
     """As offered.py has it."""
-    tokens, s, turned = len(dq), shape, shape.turned
-    made = e.array(tokens, s.heads * s.keys), e.array(tokens, s.heads * (s.plain + s.value)), e.array(tokens, turned)
+    tokens, s, rope = len(dq), shape, shape.rope
+    made = e.array(tokens, s.heads * s.keys), e.array(tokens, s.heads * (s.nope + s.value)), e.array(tokens, rope)
 
     def rows(low: int, high: int) -> None:
         queries, keys, values = (_heads(x[low:high], s.heads) for x in (dq, dk, dv))
         given, both = (_heads(x[low:high], s.heads) for x in made[:2])
-        given[:, :, s.plain :], given[:, :, : s.plain] = queries[:, :, :turned], queries[:, :, turned : s.keys]
-        both[:, :, : s.plain], both[:, :, s.plain :] = keys[:, :, turned : s.keys], values[:, :, : s.value]
-        np.sum(keys[:, :, :turned], axis=1, out=made[2][low:high])
+        given[:, :, s.nope :], given[:, :, : s.nope] = queries[:, :, :rope], queries[:, :, rope : s.keys]
+        both[:, :, : s.nope], both[:, :, s.nope :] = keys[:, :, rope : s.keys], values[:, :, : s.value]
+        np.sum(keys[:, :, :rope], axis=1, out=made[2][low:high])
 
     e.workers.rows(tokens, rows, 64)
     return made

@@ -12,15 +12,15 @@ Tensor = torch.Tensor
 
 
 def latent_heads(e, q: Tensor, kv: Tensor, shared: Tensor, shape: LatentHeads) -> tuple[Tensor, ...]:
-    s, turned = shape, shape.turned
+    s, rope = shape, shape.rope
     given, both = (real(x).unflatten(1, (s.heads, -1)) for x in (q, kv))
     made = tuple(own(e.array(len(q), s.heads * s.size)) for _ in range(3))
     queries, keys, values = (x.unflatten(1, (s.heads, -1)) for x in made)
-    queries[:, :, :turned].copy_(given[:, :, s.plain :])
-    queries[:, :, turned : s.keys].copy_(given[:, :, : s.plain])
-    keys[:, :, :turned].copy_(shared[:, None].expand(-1, s.heads, -1))
-    keys[:, :, turned : s.keys].copy_(both[:, :, : s.plain])
-    values[:, :, : s.value].copy_(both[:, :, s.plain :])
+    queries[:, :, :rope].copy_(given[:, :, s.nope :])
+    queries[:, :, rope : s.keys].copy_(given[:, :, : s.nope])
+    keys[:, :, :rope].copy_(shared[:, None].expand(-1, s.heads, -1))
+    keys[:, :, rope : s.keys].copy_(both[:, :, : s.nope])
+    values[:, :, : s.value].copy_(both[:, :, s.nope :])
     for x, used in ((queries, s.keys), (keys, s.keys), (values, s.value)):
         if used < s.size:
             x[:, :, used:].zero_()
@@ -28,16 +28,16 @@ def latent_heads(e, q: Tensor, kv: Tensor, shared: Tensor, shape: LatentHeads) -
 
 
 def latent_heads_backward(e, dq: Tensor, dk: Tensor, dv: Tensor, shape: LatentHeads) -> tuple[Tensor, ...]:
-    s, turned = shape, shape.turned
+    s, rope = shape, shape.rope
     queries, keys, values = (x.unflatten(1, (s.heads, -1)) for x in (dq, dk, dv))
-    widths = s.heads * s.keys, s.heads * (s.plain + s.value), turned
+    widths = s.heads * s.keys, s.heads * (s.nope + s.value), rope
     made = tuple(own(e.array(len(dq), width)) for width in widths)
     given, both = (x.unflatten(1, (s.heads, -1)) for x in made[:2])
-    given[:, :, s.plain :].copy_(queries[:, :, :turned])
-    given[:, :, : s.plain].copy_(queries[:, :, turned : s.keys])
-    both[:, :, : s.plain].copy_(keys[:, :, turned : s.keys])
-    both[:, :, s.plain :].copy_(values[:, :, : s.value])
-    made[2].copy_(keys[:, :, :turned].sum(1, dtype=torch.float32))
+    given[:, :, s.nope :].copy_(queries[:, :, :rope])
+    given[:, :, : s.nope].copy_(queries[:, :, rope : s.keys])
+    both[:, :, : s.nope].copy_(keys[:, :, rope : s.keys])
+    both[:, :, s.nope :].copy_(values[:, :, : s.value])
+    made[2].copy_(keys[:, :, :rope].sum(1, dtype=torch.float32))
     return made
 
 

@@ -52,31 +52,31 @@ def resize_heads(e, x: Array, heads: int, size: int) -> Array:
 
 
 def latent_heads(e, q: Array, kv: Array, shared: Array, shape: LatentHeads) -> tuple[Array, Array, Array]:
-    s, both = shape, shape.plain + shape.value
+    s, both = shape, shape.nope + shape.value
     queries, keys, values = made = e.columns(q.rows, *[s.heads * s.size] * 3)
-    _move(e, q, queries, s.heads, s.turned, (s.keys, s.plain), (s.size, 0))
-    _move(e, q, queries, s.heads, s.plain, (s.keys, 0), (s.size, s.turned))
-    _move(e, shared, keys, s.heads, s.turned, (0, 0), (s.size, 0))
-    _move(e, kv, keys, s.heads, s.plain, (both, 0), (s.size, s.turned))
-    _move(e, kv, values, s.heads, s.value, (both, s.plain), (s.size, 0))
+    _move(e, q, queries, s.heads, s.rope, (s.keys, s.nope), (s.size, 0))
+    _move(e, q, queries, s.heads, s.nope, (s.keys, 0), (s.size, s.rope))
+    _move(e, shared, keys, s.heads, s.rope, (0, 0), (s.size, 0))
+    _move(e, kv, keys, s.heads, s.nope, (both, 0), (s.size, s.rope))
+    _move(e, kv, values, s.heads, s.value, (both, s.nope), (s.size, 0))
     for x, used in ((queries, s.keys), (keys, s.keys), (values, s.value)):
         _move(e, None, x, s.heads, s.size - used, target=(s.size, used))
     return made
 
 
 def latent_heads_backward(e, dq: Array, dk: Array, dv: Array, shape: LatentHeads) -> tuple[Array, Array, Array]:
-    s, both = shape, shape.plain + shape.value
-    given, spread, shared = made = e.columns(dq.rows, s.heads * s.keys, s.heads * both, s.turned)
-    _move(e, dq, given, s.heads, s.turned, (s.size, 0), (s.keys, s.plain))
-    _move(e, dq, given, s.heads, s.plain, (s.size, s.turned), (s.keys, 0))
-    _move(e, dk, spread, s.heads, s.plain, (s.size, s.turned), (both, 0))
-    _move(e, dv, spread, s.heads, s.value, (s.size, 0), (both, s.plain))
+    s, both = shape, shape.nope + shape.value
+    given, spread, shared = made = e.columns(dq.rows, s.heads * s.keys, s.heads * both, s.rope)
+    _move(e, dq, given, s.heads, s.rope, (s.size, 0), (s.keys, s.nope))
+    _move(e, dq, given, s.heads, s.nope, (s.size, s.rope), (s.keys, 0))
+    _move(e, dk, spread, s.heads, s.nope, (s.size, s.rope), (both, 0))
+    _move(e, dv, spread, s.heads, s.value, (s.size, 0), (both, s.nope))
     for a, b in row_cuts(e.device.max_binding, dk, shared):
         e.commands.run(
             _kernels.total(),
             [dk.bind(a, b), shared.bind(a, b)],
-            (s.heads, s.turned, dk.stride, s.size, shared.stride),
-            e.grid(s.turned, b - a),
+            (s.heads, s.rope, dk.stride, s.size, shared.stride),
+            e.grid(s.rope, b - a),
         )
     return made
 

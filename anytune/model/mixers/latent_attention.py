@@ -44,7 +44,7 @@ class LatentAttention(Part):
         s = c.latent
         shapes = {
             "attn_norm": (c.width,),
-            "attn_kv_a_mqa": (s.rank + s.turned, c.width),
+            "attn_kv_a_mqa": (s.rank + s.rope, c.width),
             "attn_kv_a_norm": (s.rank,),
             "attn_output": (c.width, s.heads * s.value),
         }
@@ -52,9 +52,9 @@ class LatentAttention(Part):
             shapes |= {"attn_q_a": (c.q_rank, c.width), "attn_q_a_norm": (c.q_rank,)}
         shapes["attn_q_b" if c.q_rank else "attn_q"] = (s.heads * s.keys, c.q_rank or c.width)
         if c.split_latent:
-            shapes |= {"attn_k_b": (s.heads, s.rank, s.plain), "attn_v_b": (s.heads, s.value, s.rank)}
+            shapes |= {"attn_k_b": (s.heads, s.rank, s.nope), "attn_v_b": (s.heads, s.value, s.rank)}
         else:
-            shapes["attn_kv_b"] = (s.heads * (s.plain + s.value), s.rank)
+            shapes["attn_kv_b"] = (s.heads * (s.nope + s.value), s.rank)
         return {f"{name}.weight": shape for name, shape in shapes.items()}
 
     @classmethod
@@ -105,7 +105,7 @@ class LatentAttention(Part):
         """As in attention.py."""
         s = self.shape
         asked, low = self.read(e, x)
-        latent, shared = e.split(low, s.rank, s.turned)
+        latent, shared = e.split(low, s.rank, s.rope)
         q = asked if self.queries is None else e.norm_linear(asked, self.q_norm.gain, self.eps, self.queries)[0]
         if hasattr(e, "attend_latent"):  # tokens that continue sequences; see decoder.py
             (y,) = e.linear(self._continue(e, q, latent, shared, positions), self.writes)
@@ -121,14 +121,14 @@ class LatentAttention(Part):
     def _continue(self, e, q, latent, shared, positions):
         """The last product's input for new tokens, against latents that are kept."""
         s = self.shape
-        plain, turned = e.split_heads(q, s.heads, s.plain)
-        absorbed = e.head_product(plain, self.matrix, s.heads, 0, s.plain, True)
+        plain, turned = e.split_heads(q, s.heads, s.nope)
+        absorbed = e.head_product(plain, self.matrix, s.heads, 0, s.nope, True)
         key = e.join((shared, e.rms_norm(latent, self.kv_norm.gain, self.eps)))
-        heads = replace(self.heads, n_kv_heads=1, head_dim=s.turned + s.rank)
+        heads = replace(self.heads, n_kv_heads=1, head_dim=s.rope + s.rank)
         turn = *self._turn(positions)[:4], heads, self.neox
         o = e.attend_latent(e.join_heads(turned, absorbed, s.heads), key, turn, heads)
-        _, mixed = e.split_heads(o, s.heads, s.turned)
-        return e.head_product(mixed, self.matrix, s.heads, s.plain, s.plain + s.value, False)
+        _, mixed = e.split_heads(o, s.heads, s.rope)
+        return e.head_product(mixed, self.matrix, s.heads, s.nope, s.nope + s.value, False)
 
     def attended(self, saved) -> tuple:
         """As in attention.py."""
@@ -159,7 +159,7 @@ class LatentAttention(Part):
 
     def state(self, e, slots: int, context: int) -> tuple:
         """For decoding: a cache of latents behind the columns that turn."""
-        return (e.cache(slots, context, self.shape.turned + self.shape.rank),)
+        return (e.cache(slots, context, self.shape.rope + self.shape.rank),)
 
 
 class PlainQueries(LatentAttention):

@@ -36,7 +36,7 @@ def read(get: Callable, c: Config) -> dict[str, Any]:
     split = get(KEYS, 0) > 0
     keys, values = (get(KEYS), get(VALUES)) if split else (c.head_size, get(VALUE_LENGTH, c.head_size))
     shape = LatentHeads(c.heads, get(RANK), keys - c.rope_size, c.rope_size, values)
-    if not (0 < shape.plain < 4096 and 0 < values <= 4096 and 0 < shape.rank <= 1 << 16):
+    if not (0 < shape.nope < 4096 and 0 < values <= 4096 and 0 < shape.rank <= 1 << 16):
         raise UserError(f"{get.where}: the widths of its heads or latents make no sense: the file is damaged")
     return {
         "head_size": shape.size,
@@ -67,11 +67,11 @@ def config(c: Config) -> dict[str, Any]:
         stretch = 10 * (math.sqrt(c.attention_scale * math.sqrt(s.keys)) - 1) / math.log(c.scaling.factor)
         rope |= {"mscale": stretch, "mscale_all_dim": stretch}
     return {
-        "head_dim": s.turned,
+        "head_dim": s.rope,
         "kv_lora_rank": s.rank,
         "q_lora_rank": c.q_rank or None,
-        "qk_nope_head_dim": s.plain,
-        "qk_rope_head_dim": s.turned,
+        "qk_nope_head_dim": s.nope,
+        "qk_rope_head_dim": s.rope,
         "v_head_dim": s.value,
         "rope_parameters": rope,
     }
@@ -79,16 +79,16 @@ def config(c: Config) -> dict[str, Any]:
 
 def metadata(number: Callable, config: Mapping) -> dict[str, Any]:
     """The file's keys of what config.json says."""
-    rank, turned = number("kv_lora_rank", int), number("qk_rope_head_dim", int)
+    rank, rope = number("kv_lora_rank", int), number("qk_rope_head_dim", int)
     found = {
         "attention.head_count_kv": 1,
         RANK: rank,
         QUERY_RANK: number("q_lora_rank", int) if config.get("q_lora_rank") else 0,
-        KEY_LENGTH: rank + turned,
+        KEY_LENGTH: rank + rope,
         VALUE_LENGTH: rank,
-        KEYS: number("qk_nope_head_dim", int) + turned,
+        KEYS: number("qk_nope_head_dim", int) + rope,
         VALUES: number("v_head_dim", int),
-        "rope.dimension_count": turned,
+        "rope.dimension_count": rope,
     }
     if config.get("mscale_all_dim"):
         found[YARN] = 0.1 * float(config["mscale_all_dim"])
