@@ -63,20 +63,21 @@ def verify(
 ) -> dict[str, Any]:
     """Compare model and adapter with llama.cpp, which loads the same files: `anytune.verify(model, run)["ok"]`.
 
-    text: what the next-token distributions are taken from, at so many positions. exact: llama.cpp gets the weights in
-    float32, and the limit is KL 1e-5 instead of 1e-2, which allows for its 8-bit rounding of activations; where that
-    is larger the comparison is made in float32 too. Returns facts: ok, base, with_adapter, change. Raises UserError,
-    also where llama.cpp is not installed.
+    Computed on the float32 reference engine, whichever one the model is on. text: what the next-token distributions
+    are taken from, at so many positions. exact: llama.cpp gets the weights in float32, and the limit is KL 1e-5 instead
+    of 1e-2, which allows for its 8-bit rounding of activations; where that is larger the comparison is made in float32
+    too. Returns facts: ok, base, with_adapter, change. Raises UserError, also where llama.cpp is not installed.
     """
     from anytune.llamacpp.judge import need_llamacpp
-    from anytune.llamacpp.verify import settled
+    from anytune.llamacpp.verify import on_reference, settled
 
     need_llamacpp()
     between(1, 4096, positions=positions)
     between(1, 1024, threads=threads)
     opened = opened_model(model, "cpu")
     given = adapter if isinstance(adapter, str | os.PathLike) else resolve(adapter, opened.gguf)
-    return settled(opened, given, text=text, positions=positions, exact=exact, threads=threads)
+    with on_reference(opened) as reference:
+        return settled(reference, given, text=text, positions=positions, exact=exact, threads=threads)
 
 
 @public({"lora": "adapter", "ctx_size": "context", "batch_size": "batch"})

@@ -189,7 +189,8 @@ def check(console, model, adapter: Path) -> bool:
     if not judge.available():
         console.print("llama.cpp is not installed here: pip install xllamacpp, then run anytune verify.")
         return True
-    facts = verify.verify(model, adapter, exact=True)
+    with verify.on_reference(model) as reference:  # training may have run in bf16, on a GPU or after `anytune doctor`
+        facts = verify.verify(reference, adapter, exact=True)
     console.print(verify.report(facts), markup=False, soft_wrap=True)
     return bool(facts["ok"])
 

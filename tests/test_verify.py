@@ -139,6 +139,19 @@ def test_rounding_beyond_the_limit_is_settled_in_float32(files, monkeypatch):
     assert not settled(model, file, positions=4, threads=1)["ok"]
 
 
+def test_from_python_the_reference_engine_is_compared(files, monkeypatch):
+    """A model that was trained on may round its products to bf16; the limits are float32's."""
+    path, adapter = files("llama")
+    with anytune.load(path, "numpy", threads=1) as model:
+        exact, noise = model.logits, np.random.default_rng(0)
+        monkeypatch.setattr(model.engine, "name", "rounding", raising=False)
+        monkeypatch.setattr(
+            model, "logits", lambda *given: exact(*given) + noise.normal(0, 0.05, model.config.vocabulary)
+        )
+        assert not verify(model, adapter, positions=4, threads=1)["ok"]
+        assert anytune.verify(model, adapter, positions=4, threads=1)["ok"]
+
+
 def test_what_llamacpp_refuses_is_told_in_one_sentence(files, tmp_path):
     path, _ = files("llama")
     broken = tmp_path / "broken.gguf"

@@ -97,11 +97,12 @@ def prove(model: Model, adapter: Adapter, outputs: Outputs) -> dict[str, Any]:
 
     if not available():
         return {"ok": None, "why": f"it is not installed: {install('verify')}"}
-    from anytune.llamacpp.verify import verify
+    from anytune.llamacpp.verify import on_reference, verify
 
     need = 4 * sum(info.n_elements for info in model.gguf.tensors.values())
     exact = outputs.exact and shutil.disk_usage(tempfile.gettempdir()).free > need + (1 << 30)
-    found = verify(_reference(model), adapter, exact=exact, threads=outputs.threads)
+    with on_reference(model) as reference:
+        found = verify(reference, adapter, exact=exact, threads=outputs.threads)
     told, change = found["with_adapter"], found["change"]
     ok = told["ok"] and found["base"]["ok"] and (change["ok"] or change["rms_anytune"] < 1e-3)
     return {
@@ -112,12 +113,3 @@ def prove(model: Model, adapter: Adapter, outputs: Outputs) -> dict[str, Any]:
         "limit": told["limit"],
         "error": change["relative_error"],
     }
-
-
-def _reference(model: Model) -> Model:
-    """The model on the engine whose numbers llama.cpp's are compared with."""
-    if model.engine.name == "numpy":
-        return model
-    from anytune.model import load
-
-    return load(model.gguf.path, device="numpy")

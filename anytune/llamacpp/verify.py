@@ -159,6 +159,18 @@ def verify(
     return facts
 
 
+@contextlib.contextmanager
+def on_reference(model: Model) -> Iterator[Model]:
+    """The model on float32's reference engine, which the limits are for: any other may round products to bf16."""
+    from anytune.model import load
+
+    if model.engine.name == "numpy":
+        yield model
+    else:
+        with load(model.gguf.path, device="numpy") as reference:
+            yield reference
+
+
 def settled(model: Model, adapter: Adapter | str | Path | None = None, **how: Any) -> dict[str, Any]:
     """verify(); where it fails and llama.cpp's 8-bit rounding may be the reason, again in float32, which has none: the
     facts are then those, and "rounding_kl" is the mean KL with it. Without space for an F32 copy the first ones stay.
