@@ -38,9 +38,11 @@ class Timing:
 
     def text(self) -> str:
         facts = self.as_dict()
-        each = facts["seconds_per_step"]
-        step = f"{each:.2f} s" if each < 10 else duration(each)
-        epoch = f", {duration(facts['seconds_per_epoch'])} an epoch" if facts["seconds_per_epoch"] else ""
-        return (
-            f"Time: {duration(self.seconds)} of training, {step} a step{epoch}, {facts['tokens_per_s']:,.0f} tokens/s"
-        )
+        step, epoch = (facts[key] and _fine(facts[key]) for key in ("seconds_per_step", "seconds_per_epoch"))
+        each = f"{step} a step" + (f", {epoch} an epoch" if epoch else "")
+        return f"Time: {duration(self.seconds)} of training, {each}, {facts['tokens_per_s']:,.0f} tokens/s"
+
+
+def _fine(seconds: float) -> str:
+    """0.32 -> '0.32 s', 70 -> '1m 10s'."""
+    return f"{seconds:.2f} s" if seconds < 10 else duration(seconds)

@@ -43,6 +43,11 @@ def test_rows_of_older_versions_are_timed_by_their_rate():
         "tokens_per_s": 50.0,
     }
     assert Timing.of([]) is None
+    assert Timing(16.0, 50, 50.0, 6700).text() == "Time: 16s of training, 0.32 s a step, 0.32 s an epoch, 419 tokens/s"
+    assert (
+        Timing(3700.0, 10, 1.0, 3700).text() == "Time: 1h 01m of training, 6m 10s a step, 1h 01m an epoch, 1 tokens/s"
+    )
+    assert Timing(16.0, 50, 0.0, 6700).text() == "Time: 16s of training, 0.32 s a step, 419 tokens/s"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
