@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from anytune.cli.adapt import Bars, adapt, interruptible
-from anytune.cli.adapt_options import Common, common_options, teacher_options
+from anytune.cli.adapt_options import Common, common_options, rank_option, teacher_options
 from anytune.cli.command import Command
 from anytune.cli.opening import existing_file, load_adapter, load_model, read_text
 from anytune.cli.options import force_option, forced, json_option, model_options
@@ -25,15 +25,7 @@ from anytune.cli.say import print_json
 )
 @model_options
 @teacher_options
-@click.option(
-    "--rank",
-    "--lora-rank",
-    "rank",
-    type=click.IntRange(1, 4096),
-    default=16,
-    show_default=True,
-    help="Rank assumed by the statistics of later layers.",
-)
+@rank_option("Rank assumed by the statistics of later layers.", 16)
 @common_options("no_verify", "peft", "intermediate")
 def collect(
     model: str,
@@ -94,9 +86,7 @@ def collect(
 """,
 )
 @click.argument("statistics", metavar="STATISTICS")
-@click.option(
-    "--rank", "--lora-rank", "rank", type=click.IntRange(1, 4096), help="Instead of the rank it was collected for."
-)
+@rank_option("Instead of the rank it was collected for.")
 @click.option("--ridge", type=click.FloatRange(0), metavar="SHARE", help="Instead of the ridge it was collected with.")
 @click.option(
     "--lora-alpha",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from anytune.cli.adapt import Bars, adapt, interruptible
-from anytune.cli.adapt_options import Common, common_options
+from anytune.cli.adapt_options import Common, common_options, rank_option
 from anytune.cli.command import Command
 from anytune.cli.opening import load_adapter, load_model
 from anytune.cli.options import SIZE, lora_option, model_options
@@ -24,9 +24,7 @@ from anytune.errors import UserError
 @model_options
 @lora_option
 @click.option("--tuned", metavar="GGUF", help="A fully fine-tuned version of the model, instead of an adapter.")
-@click.option(
-    "--rank", "--lora-rank", "rank", type=click.IntRange(1, 4096), help="Average rank: ranks go where they matter most."
-)
+@rank_option("Average rank: ranks go where they matter most.")
 @click.option("--size", type=SIZE, metavar="SIZE", help="Maximum size of the adapter, such as 2MiB, instead of --rank.")
 @common_options("guard", "guard_text")
 def compress(
@@ -77,15 +75,7 @@ def compress(
 @model_options
 @click.option("--reference", required=True, metavar="GGUF", help="A higher-precision file of the same model.")
 @click.option("--lora", metavar="ADAPTER", help="An adapter of the reference, included in the result.")
-@click.option(
-    "--rank",
-    "--lora-rank",
-    "rank",
-    type=click.IntRange(1, 4096),
-    default=32,
-    show_default=True,
-    help="Average rank of the adapter: layers that write to the residual stream get more.",
-)
+@rank_option("Average rank of the adapter: layers that write to the residual stream get more.", 32)
 @common_options()
 def repair(model: str, engine: dict, reference: str, lora: str | None, rank: int, common: Common) -> int:
     """Make an adapter with which a low-bit file behaves like a higher-precision one.

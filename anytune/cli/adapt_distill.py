@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from anytune.cli.adapt import Bars, adapt, interruptible
-from anytune.cli.adapt_options import Common, common_options, teacher_options
+from anytune.cli.adapt_options import Common, common_options, rank_option, teacher_options
 from anytune.cli.command import Command
 from anytune.cli.opening import load_adapter, load_model, read_text
 from anytune.cli.options import model_options
@@ -23,15 +23,7 @@ from anytune.cli.options import model_options
 )
 @model_options
 @teacher_options
-@click.option(
-    "--rank",
-    "--lora-rank",
-    "rank",
-    type=click.IntRange(1, 4096),
-    default=16,
-    show_default=True,
-    help="Rank of the adapter; an average for prompts: layers that write to the residual stream get more.",
-)
+@rank_option("Rank of the adapter; an average for prompts: layers that write to the residual stream get more.", 16)
 @click.option(
     "--steps",
     type=click.IntRange(0),

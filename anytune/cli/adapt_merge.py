@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from anytune.cli.adapt import Bars, adapt, interruptible
-from anytune.cli.adapt_options import Common, common_options
+from anytune.cli.adapt_options import Common, common_options, rank_option
 from anytune.cli.command import Command
 from anytune.cli.opening import load_adapter
 from anytune.cli.options import model_options
@@ -28,15 +28,7 @@ from anytune.errors import UserError
     metavar="ADAPTER",
     help="An adapter; its data is the -f at the same position.",
 )
-@click.option(
-    "--rank",
-    "--lora-rank",
-    "rank",
-    type=click.IntRange(1, 4096),
-    default=16,
-    show_default=True,
-    help="Rank of the adapter.",
-)
+@rank_option("Rank of the adapter.", 16)
 @common_options()
 def merge(model: str, engine: dict, loras: tuple[str, ...], rank: int, common: Common) -> int:
     """Make one adapter that behaves on each task's data like that task's adapter.

@@ -123,6 +123,14 @@ TEACHERS = (
 )
 
 
+def rank_option(text: str, default: int | None = None) -> Callable:
+    """--rank, as these commands have it. text: its help."""
+    kind = click.IntRange(1, 4096)
+    return click.option(
+        "--rank", "--lora-rank", "rank", type=kind, default=default, show_default=default is not None, help=text
+    )
+
+
 def teacher_options(command: Callable) -> Callable:
     for option in reversed(TEACHERS):
         command = option(command)

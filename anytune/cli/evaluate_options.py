@@ -11,8 +11,8 @@ import click
 
 from anytune.cli.dataset import COLUMN
 from anytune.cli.opening import load_adapter, model_path
-from anytune.cli.options import forced, template_option
-from anytune.cli.sampling import SAMPLING
+from anytune.cli.options import forced, stop_option, template_option
+from anytune.cli.sampling import DEFAULTS, SAMPLING
 from anytune.cli.say import note
 from anytune.errors import UserError
 from anytune.files import check_output
@@ -22,16 +22,7 @@ if TYPE_CHECKING:
     from anytune.evaluation.kept import Kept
     from anytune.model import Model
 
-# Greedy and seeded, so that a second run says the same.
-DEFAULTS = {
-    "temperature": 0.0,
-    "top_k": 40,
-    "top_p": 0.95,
-    "min_p": 0.05,
-    "repeat_penalty": 1.0,
-    "repeat_last_n": 64,
-    "seed": 42,
-}
+GREEDY = DEFAULTS | {"temperature": 0.0, "seed": 42}  # and seeded: a second run says the same
 
 
 def answering_options(command: Callable) -> Callable:
@@ -77,15 +68,7 @@ def answering_options(command: Callable) -> Callable:
             show_default=True,
             help="Prompts answered at once.",
         ),
-        click.option(
-            "--stop",
-            "-r",
-            "--reverse-prompt",
-            "stop",
-            multiple=True,
-            metavar="TEXT",
-            help="Stop an answer at this text. May be repeated.",
-        ),
+        stop_option,
         click.option(
             "--raw/--chat",
             "raw",
@@ -99,7 +82,7 @@ def answering_options(command: Callable) -> Callable:
         for role in ("messages", "prompt", "completion")
     ]
     options += [
-        click.option(*flags, name, type=kind, default=DEFAULTS[name], show_default=True, help=text)
+        click.option(*flags, name, type=kind, default=GREEDY[name], show_default=True, help=text)
         for name, flags, kind, text in SAMPLING
     ]
     for option in reversed(options):

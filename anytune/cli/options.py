@@ -134,6 +134,15 @@ template_option = click.option(
     metavar="FILE|NAME",
     help="A Jinja chat template instead of the model's own: a file, or chatml, gemma, llama3, phi3 or zephyr.",
 )
+stop_option = click.option(
+    "--stop",
+    "-r",
+    "--reverse-prompt",
+    "stop",
+    multiple=True,
+    metavar="TEXT",
+    help="Stop at this text. May be repeated.",
+)
 lora_option = click.option("--lora", metavar="ADAPTER", help="A LoRA adapter: a GGUF file or a peft folder.")
 
 

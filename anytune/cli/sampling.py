@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from anytune.cli.options import template_option
+from anytune.cli.options import stop_option, template_option
 
 SAMPLING = (  # (field of Sampling, flags, type, help)
     ("temperature", ("--temp", "--temperature"), float, "0: always the most likely token."),
@@ -42,15 +42,7 @@ def sampling_options(command: Callable) -> Callable:
         gathered = click.option(*flags, name, type=kind, default=DEFAULTS[name], show_default=True, help=text)(gathered)
     for option in (
         template_option,
-        click.option(
-            "--stop",
-            "-r",
-            "--reverse-prompt",
-            "stop",
-            multiple=True,
-            metavar="TEXT",
-            help="Stop at this text. May be repeated.",
-        ),
+        stop_option,
         click.option(
             "-c",
             "--ctx-size",
