@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anytune.cli.command import Command, OrderedGroup
-from anytune.cli.opening import load_model, model_path
+from anytune.cli.opening import load_reference, model_path
 from anytune.cli.options import force_option, forced, json_option, model_options, template_option
 from anytune.cli.say import note, print_json
 from anytune.errors import UserError
@@ -101,9 +101,7 @@ def open_pair(
     check_output(folder, forced(), folder=True)
     if needed and not sources:
         raise UserError("There is no adapter to export: name one with --lora.")
-    if engine["device"] == "auto":
-        engine["device"] = "numpy"  # what is compared is float32's, whatever is fastest here
-    loaded = load_model(model, engine)
+    loaded = load_reference(model, engine)
     return loaded, load(sources, loaded.gguf, note) if sources else None
 
 

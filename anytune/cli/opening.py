@@ -130,6 +130,12 @@ def load_model(name: str, engine: dict[str, Any]) -> Model:
     return model
 
 
+def load_reference(name: str, engine: dict[str, Any]) -> Model:
+    """load_model(), but --device auto is the float32 reference engine, not the fastest one: for numbers that are
+    compared with other programs'."""
+    return load_model(name, {**engine, "device": "numpy"} if engine["device"] == "auto" else engine)
+
+
 def load_adapter(path: str | None, model: Model) -> Adapter | None:
     """The adapter of --lora, for the model it was trained on."""
     if path is None:

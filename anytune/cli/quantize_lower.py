@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from anytune.cli.command import Command
-from anytune.cli.opening import load_model, model_path
+from anytune.cli.opening import load_reference, model_path
 from anytune.cli.options import force_option, forced, json_option, model_options
 from anytune.cli.quantize_search import Stages
 from anytune.cli.say import print_json
@@ -131,9 +131,7 @@ def lower(
 
     for path in (output, adapter):
         check_output(path, forced(), [("the model", model_path(model)), *(("the data", file) for file in files)])
-    if engine["device"] == "auto":
-        engine["device"] = "numpy"
-    loaded = load_model(model, engine)
+    loaded = load_reference(model, engine)
     data = build_dataset(list(files), loaded.tokenizer, loaded.template, context=min(ubatch, loaded.config.context))
     found = run(
         loaded,

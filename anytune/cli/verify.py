@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from anytune.cli.command import Command
-from anytune.cli.opening import existing_file, load_model, read_text
+from anytune.cli.opening import existing_file, load_reference, read_text
 from anytune.cli.options import json_option, lora_option, model_options
 from anytune.cli.say import print_json
 
@@ -51,9 +51,7 @@ def verify(
     text = None
     if file is not None:
         text = read_text(file)
-    if engine["device"] == "auto":
-        engine["device"] = "numpy"  # the limits are float32's, whatever is fastest here
-    loaded = load_model(model, engine)
+    loaded = load_reference(model, engine)
     if lora is not None:
         from pathlib import Path
 
