@@ -32,7 +32,7 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
             "architecture": meta.get("general.architecture"),
             "name": meta.get("general.name"),
             "license": meta.get("general.license"),
-            "parameters": sum(info.n_elements for info in gguf.tensors.values()),
+            "parameters": gguf.n_parameters,
             "tensors": len(gguf.tensors),
             "types": _types(gguf),
         }

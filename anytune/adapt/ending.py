@@ -99,7 +99,7 @@ def prove(model: Model, adapter: Adapter, outputs: Outputs) -> dict[str, Any]:
         return {"ok": None, "why": f"it is not installed: {install('verify')}"}
     from anytune.llamacpp.verify import on_reference, verify
 
-    need = 4 * sum(info.n_elements for info in model.gguf.tensors.values())
+    need = 4 * model.gguf.n_parameters
     exact = outputs.exact and shutil.disk_usage(tempfile.gettempdir()).free > need + (1 << 30)
     with on_reference(model) as reference:
         found = verify(reference, adapter, exact=exact, threads=outputs.threads)

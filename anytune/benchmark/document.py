@@ -53,7 +53,7 @@ def described(path: Path) -> dict[str, Any]:
             "sha256": gguf.sha256(),
             "bytes": path.stat().st_size,
             "architecture": str(gguf.metadata.get("general.architecture")),
-            "parameters": sum(info.n_elements for info in gguf.tensors.values()),
+            "parameters": gguf.n_parameters,
             "type": named or max(sizes, key=sizes.get, default="none"),
         }
 

@@ -74,7 +74,7 @@ def transformers_missing(model: Model, *packages: str) -> str | None:
     for package in ("torch", "transformers", *packages):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed: {install('hf')}"
-    need = _float32_bytes(model)
+    need = 4 * model.gguf.n_parameters
     if (free := available_bytes()) < 1.2 * need:
         return f"{bytes_text(need)} of memory are needed and {bytes_text(free)} are free"
     return None
@@ -84,14 +84,10 @@ def _room_missing(model: Model) -> str | None:
     """Why there cannot be a float32 copy in the folder for temporary files, or None."""
     what, instead = "a float32 copy to compare with", "set TMPDIR to another place"
     try:
-        check_room(tempfile.gettempdir(), _float32_bytes(model), what, instead)
+        check_room(tempfile.gettempdir(), 4 * model.gguf.n_parameters, what, instead)
     except UserError as error:
         return str(error)
     return None
-
-
-def _float32_bytes(model: Model) -> int:
-    return 4 * sum(info.n_elements for info in model.gguf.tensors.values())
 
 
 def in_transformers(

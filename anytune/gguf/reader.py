@@ -80,6 +80,11 @@ class GGUF:
             os.close(self._handle)
             self._handle = None
 
+    @property
+    def n_parameters(self) -> int:
+        """Numbers in all tensors together."""
+        return sum(info.n_elements for info in self.tensors.values())
+
     def tensor(self, name: str) -> TensorInfo:
         """The tensor `name`; UserError if the file has none."""
         try:

@@ -101,7 +101,7 @@ def _read(gguf: Any) -> Facts:
         str(meta.get("general.name") or ""),
         architecture,
         _type(meta, sizes),
-        sum(info.n_elements for info in gguf.tensors.values()),
+        gguf.n_parameters,
         context if isinstance(context, int) else 0,
         "tokenizer.chat_template" in meta,
         _reason(gguf),

@@ -176,7 +176,7 @@ def settled(model: Model, adapter: Adapter | str | Path | None = None, **how: An
     facts are then those, and "rounding_kl" is the mean KL with it. Without space for an F32 copy the first ones stay.
     """
     facts = verify(model, adapter, **how)
-    copy = 4 * sum(info.n_elements for info in model.gguf.tensors.values())
+    copy = 4 * model.gguf.n_parameters
     if facts["ok"] or facts["exact_float"] or available_bytes() < 1.2 * copy:
         return facts
     try:
@@ -226,7 +226,7 @@ def write_f32(gguf: Any, path: Path) -> None:
     """Write the model with every tensor as F32, one in memory at a time. Raises UserError for a full disk."""
     from anytune.gguf import write_gguf
 
-    size = sum(info.n_elements * 4 for info in gguf.tensors.values())
+    size = 4 * gguf.n_parameters
     check_room(path.parent, size, "the F32 copy", "set TMPDIR to another disk, or omit --exact")
     all_f32 = 0  # general.file_type's number for it
     metadata = {**gguf.metadata, "general.file_type": all_f32}

@@ -95,7 +95,7 @@ def carry_out(
         ],
         "bytes_before": sum(t.nbytes for t in source.tensors.values()),
         "bytes_after": size,
-        "bits_per_weight": 8 * size / max(1, sum(t.n_elements for t in source.tensors.values())),
+        "bits_per_weight": 8 * size / max(1, source.n_parameters),
         "without_importance": missing,
     }
     if target is None:
@@ -177,7 +177,7 @@ def _write(
     progress: Callable[[int, int], None],
 ) -> None:
     metadata, kinds = _metadata(file, made, changes, importance)
-    total, done = sum(t.n_elements for t in file.tensors.values()), 0
+    total, done = file.n_parameters, 0
     pool = ThreadPoolExecutor(threads)
 
     def pieces(name: str) -> Iterator[np.ndarray]:

@@ -68,7 +68,7 @@ def prepare(
     sets, template = read_sets(model, template, inputs, settings, candidates, process_group, console)
     possible, identity = candidates(sets), _identity(model, template, sets)
     settings = possible[process_group.on_rank0(lambda: recorded(possible, identity))]
-    if said := defaults.sentence(settings, unset, sets[0].tokens, _parameters(model)):
+    if said := defaults.sentence(settings, unset, sets[0].tokens, model.gguf.n_parameters):
         console.say(said)
     longest = longest_of(sets)
     settings, notes = settings.fitted(longest)
@@ -104,14 +104,10 @@ def _candidates(
     had it, whose runs go on."""
     if not unset:
         return [settings]
-    chosen = defaults.choose(settings, unset, sets[0].tokens, longest_of(sets), _parameters(model), full)
+    chosen = defaults.choose(settings, unset, sets[0].tokens, longest_of(sets), model.gguf.n_parameters, full)
     if full and "lr" in unset:
         settings = dataclasses.replace(settings, lr=max(FULL_RATE, settings.lr_min))
     return [chosen, settings]
-
-
-def _parameters(model: Model) -> int:
-    return sum(info.n_elements for info in model.gguf.tensors.values())
 
 
 def _adapter(adapter: Any, model: Model, lora: Lora | None, console: Console) -> Adapter | None:

@@ -33,7 +33,7 @@ class Budget:
         if self.unit == "cycles":
             return int(self.amount)
         if self.unit == "bpw":
-            return int(self.amount * sum(t.n_elements for t in file.tensors.values()) / 8)
+            return int(self.amount * file.n_parameters / 8)
         beside = file.path.stat().st_size - sum(t.nbytes for t in file.tensors.values())
         return int(self.amount) - beside - ALIGNED * len(file.tensors) - KEYS
 

@@ -22,7 +22,7 @@ def amount(work: _Work, total: int) -> str:
     if work.budget.unit == "cycles":
         return f"{quantity(total)} cycles"
     if work.budget.unit == "bpw":
-        weights = sum(t.n_elements for t in work.model.gguf.tensors.values())
+        weights = work.model.gguf.n_parameters
         return f"{8 * (total + work.budget.limit(work.model.gguf) - work.limit) / weights:.3f} bits a weight"
     return bytes_text(total + int(work.budget.amount) - work.limit)
 
