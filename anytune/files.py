@@ -10,18 +10,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from anytune.errors import UserError
+from anytune.locks import is_locked, lock
 from anytune.units import bytes_text
 
 FilePath = str | os.PathLike
 
 SPARE = 64 << 20  # bytes of the disk that are left alone
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-ELSEWHERE = "free some space or choose another place"
 STALE = 600.0  # seconds after which a temporary file that nobody writes is a leftover
 CHUNK = 256 << 10  # bytes at a time: copying must fit beside a training that fills its budget
 
@@ -60,7 +60,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     _sweep(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        _hold(handle)
+        lock(handle)
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
@@ -82,45 +82,6 @@ def _sweep(path: Path) -> None:
         with contextlib.suppress(OSError):
             if left.is_file() and time.time() - left.stat().st_mtime > STALE and not is_locked(left):
                 left.unlink()
-
-
-def _hold(handle: int) -> None:
-    """Lock an open file for as long as it is open, where there are locks."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-@contextlib.contextmanager
-def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
-    """Hold the file `path`, made if it is missing, for this process; the system lets go when the process ends, however
-    it ends. busy(): called if another one holds it; this one then waits, unless busy() raises.
-
-    Nothing is held without fcntl (Windows), or on a file system without locks. Raises OSError as os.open() does.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        for last in (False, False, True):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if last:
-                    busy()
-                    fcntl.flock(handle, fcntl.LOCK_EX)
-                else:
-                    time.sleep(0.05)  # somebody may just be looking: is_locked
-            except OSError:
-                break
-        yield
-    finally:
-        os.close(handle)
 
 
 def spare_inputs(outputs: Iterable[FilePath | None], inputs: Iterable[tuple[str, FilePath | None]]) -> None:
@@ -248,25 +209,6 @@ def check_room(
             f"{folder} has {bytes_text(free)} free, and {what} needs {bytes_text(size)} with {bytes_text(SPARE)} to "
             f"spare: {instead}."
         )
-
-
-def is_locked(path: Path) -> bool:
-    """Whether another process holds `path` with locked(). False where this cannot be known."""
-    try:
-        import fcntl
-
-        handle = os.open(path, os.O_RDONLY)
-    except (ImportError, OSError):
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
 
 
 def read_json(path: Path, limit: int = 256 << 20, why: str = "") -> dict[str, Any]:

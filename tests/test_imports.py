@@ -133,7 +133,7 @@ KNOWS = {
     "simd": set(),
     "text": {"errors", "gguf"},
     "mail": {"errors", "files"},
-    "engine": {"errors", "files", "fpga", "gguf", "memory", "simd", "units"},
+    "engine": {"errors", "files", "fpga", "gguf", "locks", "memory", "simd", "units"},
     "model": {"adapter", "arguments", "engine", "errors", "generation", "gguf", "memory", "text"},
     "likelihood": {"adapter", "errors", "files", "model", "text"},
     "adapt": {

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from anytune.errors import UserError
-from anytune.files import check_room, locked, sync_folder
+from anytune.files import check_room, sync_folder
+from anytune.locks import locked
 
 TRIES = 5
 TIMEOUT = 30  # seconds without a byte

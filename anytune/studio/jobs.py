@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from anytune.files import is_locked
+from anytune.locks import is_locked
 from anytune.studio.home import Conflict, Home, name_of, set_about, write
 from anytune.train.run_folder import read_json
 

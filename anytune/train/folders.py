@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError, did_you_mean
-from anytune.files import is_locked
+from anytune.locks import is_locked
 from anytune.train import metrics as metrics_file
 from anytune.train.run_folder import read_json
 

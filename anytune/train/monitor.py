@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
-from anytune.files import is_locked
+from anytune.locks import is_locked
 from anytune.train import metrics
 from anytune.train.progress import progress_line, size
 from anytune.train.run_folder import read_json

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import UserError
-from anytune.files import atomic_write, locked
+from anytune.files import atomic_write
+from anytune.locks import locked
 
 MAX_SETTINGS = 16 << 20  # bytes
 SCHEMA = 1  # of what is in the folder, as docs/run-folder.md says
@@ -116,7 +117,7 @@ def read_json(path: Path, limit: int = MAX_SETTINGS) -> dict | None:
 
 
 def lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold a folder for this process (see files.locked). Raises UserError if another process holds it."""
+    """Hold a folder for this process (see locks.locked). Raises UserError if another process holds it."""
 
     def busy() -> None:
         raise UserError(f"{folder} is in use by another training process: wait for it, or use another folder.")

@@ -16,7 +16,8 @@ import os
 from dataclasses import astuple
 from pathlib import Path
 
-from anytune.files import atomic_write, locked
+from anytune.files import atomic_write
+from anytune.locks import locked
 
 from . import autotune as _autotune
 from .commands import SHARE
