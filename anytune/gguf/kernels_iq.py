@@ -10,17 +10,12 @@ from numba import njit
 
 from anytune.gguf.blocks_iq import EVEN_SIGNS
 from anytune.gguf.codebooks import book
-from anytune.simd.blocks import byte, field, half, load_bytes, scaled, store
+from anytune.simd.blocks import byte, field, half, load_bytes, scaled, store, uint16
 from anytune.simd.half import half_of_bits
 
 IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1 = map(book, ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S"))
 HALF, QUARTER, DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 THREES = np.array([1, 3, 9, 27, 81], np.int32)
-
-
-@njit(inline="always")
-def _word(src, at):
-    return byte(src, at) | byte(src, at + 1) << 8
 
 
 @njit(inline="always")
@@ -44,7 +39,7 @@ def iq2_xxs(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, bloc
             d = half(src, s)
             for i in range(8):
                 at = s + 2 + 8 * i
-                word = _word(src, at + 4) | _word(src, at + 6) << 16
+                word = uint16(src, at + 4) | uint16(src, at + 6) << 16
                 scale = d * (HALF + np.float32(byte(src, at + 7) >> 4)) * QUARTER
                 for j in range(4):
                     signs = EVEN_SIGNS[word >> 7 * j & 127]
@@ -59,7 +54,7 @@ def iq2_xs(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, block
             for g in range(32):
                 level = byte(src, s + 66 + (g >> 2)) >> (g >> 1 & 1) * 4 & 15
                 scale = d * (HALF + np.float32(level)) * QUARTER
-                q = _word(src, s + 2 + 2 * g)
+                q = uint16(src, s + 2 + 2 * g)
                 _signed(dst, o + 8 * g, IQ2_XS, q & 511, 8, scale, EVEN_SIGNS[q >> 9])
 
 
@@ -82,7 +77,7 @@ def iq3_xxs(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, bloc
             d = half(src, s)
             for i in range(8):
                 at = s + 66 + 4 * i
-                word = _word(src, at) | _word(src, at + 2) << 16
+                word = uint16(src, at) | uint16(src, at + 2) << 16
                 scale = d * (HALF + np.float32(byte(src, at + 3) >> 4)) * HALF
                 for j in range(8):
                     signs = EVEN_SIGNS[word >> 7 * (j >> 1) & 127] >> (j & 1) * 4
@@ -106,7 +101,7 @@ def iq1_s(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks
             s, o = src_offset + r * src_stride + 50 * b, dst_offset + r * dst_stride + 256 * b
             d = half(src, s)
             for g in range(32):
-                high = _word(src, s + 34 + 2 * (g >> 2))
+                high = uint16(src, s + 34 + 2 * (g >> 2))
                 scale = d * np.float32(2 * (high >> 12 & 7) + 1)
                 index = byte(src, s + 2 + g) | (high >> 3 * (g & 3) & 7) << 8
                 _shifted(dst, o + 8 * g, index, scale, high >> 15)
@@ -119,7 +114,7 @@ def iq1_m(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks
             low = byte(src, s + 49) >> 4 | byte(src, s + 51) & 0xF0
             d = half_of_bits(low | (byte(src, s + 53) >> 4 | byte(src, s + 55) & 0xF0) << 8)
             for g in range(32):
-                word = _word(src, s + 48 + 2 * (g >> 3))
+                word = uint16(src, s + 48 + 2 * (g >> 3))
                 scale = d * np.float32(2 * (word >> 3 * (g >> 1 & 3) & 7) + 1)
                 high = byte(src, s + 32 + (g >> 1)) >> (g & 1) * 4
                 _shifted(dst, o + 8 * g, byte(src, s + g) | (high & 7) << 8, scale, high & 8)

@@ -28,6 +28,7 @@ from anytune.simd.blocks import (
     scaled,
     signed_byte,
     store,
+    uint16,
 )
 from anytune.simd.half import from_bits
 from anytune.simd.registers import LANES
@@ -50,7 +51,7 @@ def q1_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks)
             s, o = src_offset + r * src_stride + 18 * b, dst_offset + r * dst_stride + 128 * b
             d = half(src, s)
             for i in range(8):
-                word = byte(src, s + 2 + 2 * i) | byte(src, s + 3 + 2 * i) << 8
+                word = uint16(src, s + 2 + 2 * i)
                 store(dst, o + 16 * i, scaled(d, bits(word, 2), 1))
 
 
@@ -61,8 +62,8 @@ def q2_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks)
             d = half(src, s)
             for i in range(4):
                 at = s + 2 + 4 * i
-                low, high = byte(src, at) | byte(src, at + 1) << 8, byte(src, at + 2) | byte(src, at + 3) << 8
-                store(dst, o + 16 * i, scaled(d, pairs(np.int32(low | high << 16)), 1))
+                word = np.int32(uint16(src, at) | uint16(src, at + 2) << 16)
+                store(dst, o + 16 * i, scaled(d, pairs(word), 1))
 
 
 def q4_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks):
@@ -88,7 +89,7 @@ def q5_0(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks)
         for b in range(blocks):
             s, o = src_offset + r * src_stride + 22 * b, dst_offset + r * dst_stride + 32 * b
             d, q = half(src, s), load_bytes(src, s + 6)
-            first, last = byte(src, s + 2) | byte(src, s + 3) << 8, byte(src, s + 4) | byte(src, s + 5) << 8
+            first, last = uint16(src, s + 2), uint16(src, s + 4)
             store(dst, o, scaled(d, join(field(q, 0, 15), bits(first, 16), 0), 16))
             store(dst, o + 16, scaled(d, join(field(q, 4, 15), bits(last, 16), 0), 16))
 
@@ -98,7 +99,7 @@ def q5_1(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks)
         for b in range(blocks):
             s, o = src_offset + r * src_stride + 24 * b, dst_offset + r * dst_stride + 32 * b
             d, m, q = half(src, s), half(src, s + 2), load_bytes(src, s + 8)
-            first, last = byte(src, s + 4) | byte(src, s + 5) << 8, byte(src, s + 6) | byte(src, s + 7) << 8
+            first, last = uint16(src, s + 4), uint16(src, s + 6)
             store(dst, o, plus(scaled(d, join(field(q, 0, 15), bits(first, 16), 0), 0), m))
             store(dst, o + 16, plus(scaled(d, join(field(q, 4, 15), bits(last, 16), 0), 0), m))
 
@@ -246,9 +247,8 @@ def f32(src, src_stride, src_offset, dst, dst_stride, dst_offset, rows, blocks):
         for b in range(0, blocks - LANES + 1, LANES):
             store(dst, o + b, load_floats(src, s + 4 * b))
         for b in range(blocks // LANES * LANES, blocks):
-            low = byte(src, s + 4 * b) | byte(src, s + 4 * b + 1) << 8
-            high = byte(src, s + 4 * b + 2) | byte(src, s + 4 * b + 3) << 8
-            dst[o + b] = from_bits(np.int32(low | high << 16))
+            word = uint16(src, s + 4 * b) | uint16(src, s + 4 * b + 2) << 16
+            dst[o + b] = from_bits(np.int32(word))
 
 
 FUNCTIONS = {

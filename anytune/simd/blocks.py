@@ -139,6 +139,12 @@ load_halves, load_bfloats, load_floats = _convert("half"), _convert("bfloat"), _
 
 
 @njit(inline="always")
+def uint16(src, at):
+    """The uint16 at byte `at`."""
+    return byte(src, at) | byte(src, at + 1) << 8
+
+
+@njit(inline="always")
 def half(src, at):
     """The float16 at byte `at`, as float32."""
-    return half_of_bits(byte(src, at) | byte(src, at + 1) << 8)
+    return half_of_bits(uint16(src, at))
