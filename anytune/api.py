@@ -69,7 +69,7 @@ def verify(
     too. Returns facts: ok, base, with_adapter, change. Raises UserError, also where llama.cpp is not installed.
     """
     from anytune.llamacpp.judge import need_llamacpp
-    from anytune.llamacpp.verify import on_reference, settled
+    from anytune.llamacpp.verify import on_reference, verify_then_exact
 
     need_llamacpp()
     between(1, 4096, positions=positions)
@@ -77,7 +77,7 @@ def verify(
     opened = opened_model(model, "cpu")
     given = adapter if isinstance(adapter, str | os.PathLike) else resolve(adapter, opened.gguf)
     with on_reference(opened) as reference:
-        return settled(reference, given, text=text, positions=positions, exact=exact, threads=threads)
+        return verify_then_exact(reference, given, text=text, positions=positions, exact=exact, threads=threads)
 
 
 @public({"lora": "adapter", "ctx_size": "context", "batch_size": "batch"})

@@ -57,9 +57,9 @@ def verify(
 
         if not Path(lora).is_dir():
             existing_file(lora, "adapter")
-    from anytune.llamacpp.verify import report, settled
+    from anytune.llamacpp.verify import report, verify_then_exact
 
-    facts = settled(loaded, lora, text=text, positions=positions, exact=exact, threads=engine["threads"])
+    facts = verify_then_exact(loaded, lora, text=text, positions=positions, exact=exact, threads=engine["threads"])
     if as_json:
         print_json(facts)
     else:

@@ -171,9 +171,9 @@ def on_reference(model: Model) -> Iterator[Model]:
             yield reference
 
 
-def settled(model: Model, adapter: Adapter | str | Path | None = None, **how: Any) -> dict[str, Any]:
-    """verify(); where it fails and llama.cpp's 8-bit rounding may be the reason, again in float32, which has none: the
-    facts are then those, and "rounding_kl" is the mean KL with it. Without space for an F32 copy the first ones stay.
+def verify_then_exact(model: Model, adapter: Adapter | str | Path | None = None, **how: Any) -> dict[str, Any]:
+    """verify(), and again with exact=True where it fails and llama.cpp's 8-bit rounding may be the reason: then those
+    facts, with "rounding_kl", the mean KL of the first. Without space for an F32 copy the first facts.
     """
     facts = verify(model, adapter, **how)
     copy = 4 * model.gguf.n_parameters
