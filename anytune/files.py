@@ -212,7 +212,8 @@ def check_room(
 
 
 def read_json(path: Path, limit: int = 256 << 20, why: str = "") -> dict[str, Any]:
-    """The object in a JSON file of at most `limit` bytes. UserError where there is none; why: it has to be there."""
+    """The object in a JSON file of at most `limit` bytes. UserError where there is none; why: what needs the file, for
+    that error."""
     try:
         if path.stat().st_size > limit:
             raise UserError(f"{path} is larger than {limit >> 20} MiB, which is too large for such a file.")

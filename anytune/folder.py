@@ -40,7 +40,7 @@ def new_folder(path: str | os.PathLike, size: int = 0, force: bool = False) -> I
 
 @contextlib.contextmanager
 def _aside(path: Path, other: Path) -> Iterator[None]:
-    """A folder `path` is called `other` during the block; then it goes, or comes back if the block raises."""
+    """Rename a folder `path` to `other` during the block; then remove it, or rename it back if the block raises."""
     held = path.is_dir()
     if held:
         os.replace(path, other)

@@ -12,11 +12,11 @@ STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") i
 
 
 class Terminated(KeyboardInterrupt):
-    """Another request than Ctrl-C: it means the whole command, never only what it is at."""
+    """Any request but Ctrl-C: it ends the whole command, never only one answer of a chat."""
 
 
 def interrupt(number: int, _frame: Any) -> NoReturn:
-    """A handler that ends what runs by an exception."""
+    """A handler that raises KeyboardInterrupt, or Terminated."""
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     One: TypeAlias = Adapter | str | os.PathLike | HasAdapter
     AdapterLike: TypeAlias = One | Sequence[One] | None
 else:
-    AdapterLike = Any  # what it is resolve() finds out, whose errors say more
+    AdapterLike = Any  # resolve() checks it, with clearer errors
 
 
 def resolve(given: AdapterLike, gguf: GGUF) -> Adapter | None:

@@ -12,7 +12,7 @@ from anytune.gguf import GGUF
 
 
 def before_scale(base: GGUF, name: str, b: np.ndarray) -> np.ndarray:
-    """B' of an Adapter's B [experts, out, rank] of tensor `name`; 0 where s is."""
+    """B' of an Adapter's B [experts, out, rank] of tensor `name`; 0 where s is 0."""
     s = _scales(base, name)
     return b if s is None else np.divide(b, s, out=np.zeros_like(b), where=s != 0)
 

@@ -22,7 +22,7 @@ from anytune.cli.command import DEBUG, OrderedGroup, debug_wanted, set_debug
 from anytune.cli.ending import explain, say
 from anytune.signals import STOP, handled, interrupt
 
-COMMANDS = {  # name: the module that has it whole; in the order of --help
+COMMANDS = {  # name: the module that defines it, subcommands included; in the order of --help
     "models": "models",
     "pull": "pull",
     "info": "info",
@@ -52,7 +52,7 @@ COMMANDS = {  # name: the module that has it whole; in the order of --help
 
 
 class _Commands(Mapping):
-    """COMMANDS, each imported when it is asked for: who runs one does not wait for the others."""
+    """COMMANDS, each imported when it is asked for: running one does not import the others."""
 
     def __getitem__(self, name: str) -> click.Command:
         return getattr(importlib.import_module(f"anytune.cli.{COMMANDS[name]}"), name)
@@ -84,10 +84,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         code = run(sys.argv[1:] if args is None else list(args))
     except KeyboardInterrupt:  # pressed again while the first was handled
         code = 130
-    if code == 130:  # and once more while threads end: Python would print where it waited for them
+    if code == 130:  # pressed again while threads end, Python would print a traceback of that wait
         for number in STOP:
             signal.signal(number, lambda *_: os._exit(130))
-    gc.freeze()  # the interpreter ends with three collections: modules by the hundred have nothing for them
+    gc.freeze()  # the interpreter collects three times at exit: in hundreds of modules, for nothing
     sys.exit(code)
 
 

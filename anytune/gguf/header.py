@@ -282,7 +282,7 @@ class Parser:
             if t.offset < end:
                 forked = before.type.name == "Q2_0"
                 hint = "; if its Q2_0 blocks hold 128 weights, fetch the file with blocks of 64, as llama.cpp has them"
-                self.fail(f"the tensors {before.name!r} and {t.name!r} overlap{hint * forked}")
+                self.fail(f"the tensors {before.name!r} and {t.name!r} overlap{hint if forked else ''}")
             end, before = t.offset + t.nbytes, t
         return tensors
 

@@ -161,7 +161,7 @@ def verify(
 
 @contextlib.contextmanager
 def on_reference(model: Model) -> Iterator[Model]:
-    """The model on float32's reference engine, which the limits are for: any other may round products to bf16."""
+    """The model on the float32 reference engine, for which the limits hold: others may round products to bf16."""
     from anytune.model import load
 
     if model.engine.name == "numpy":
@@ -260,8 +260,8 @@ def report(facts: dict[str, Any]) -> str:
         lines.append("  the adapter was trained on another file: it may work less well on this one")
     if "rounding_kl" in facts:
         lines.append(
-            f"  On the quantized file the mean KL is {facts['rounding_kl']:.2e}, beyond {ROUNDED_KL:.0e}: so llama.cpp "
-            "was asked in float32, where it rounds nothing to 8 bits."
+            f"  On the quantized file the mean KL is {facts['rounding_kl']:.2e}, above {ROUNDED_KL:.0e}: so llama.cpp "
+            "was given an F32 copy, on which it rounds nothing to 8 bits."
         )
     verdict = "llama.cpp computes the same" if facts["ok"] else "llama.cpp computes something different"
     if not facts["ok"] and not facts.get("exact_float", True):

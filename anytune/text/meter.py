@@ -1,4 +1,4 @@
-"""The time that one rendering of a template has taken, and how much it made. See sandbox.py."""
+"""The limits of time and size for one rendering of a template, and what it has used of them. See sandbox.py."""
 
 from __future__ import annotations
 

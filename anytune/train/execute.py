@@ -1,4 +1,4 @@
-"""The third part of a run: training, and what is said where it ends before its end."""
+"""The third part of a run: training, and the errors of one that ends early."""
 
 from __future__ import annotations
 
