@@ -12,7 +12,7 @@ import anytune
 from anytune.llamacpp import judge
 from anytune.llamacpp import verify as module
 from anytune.errors import UserError
-from anytune.llamacpp.verify import _tokens, compare, compare_change, log_softmax, report, settled, verify
+from anytune.llamacpp.verify import _tokens, compare, compare_change, log_softmax, report, verify_then_exact, verify
 from tests.cli.conftest import cli  # noqa: F401 (a fixture)
 from tests.support import tiny
 from tests.support.distributions import kl
@@ -128,15 +128,15 @@ def test_rounding_beyond_the_limit_is_settled_in_float32(files, monkeypatch):
     for limits, value in ((module.WORST, 10), (module.SURE, 0.5), (module.CHANGE, 0.5)):
         monkeypatch.setitem(limits, 1e-9, value)
     assert not verify(model, file, positions=4, threads=1)["ok"]
-    facts = settled(model, file, positions=4, threads=1)
+    facts = verify_then_exact(model, file, positions=4, threads=1)
     assert facts["ok"] and facts["exact_copy"] and facts["rounding_kl"] > 1e-9 and "in float32" in report(facts)
     with monkeypatch.context() as patch:
         patch.setattr(module, "available_bytes", lambda: 0)
-        assert not settled(model, file, positions=4, threads=1)["ok"]
+        assert not verify_then_exact(model, file, positions=4, threads=1)["ok"]
     right = anytune.Adapter.load(file, gguf=model.gguf)
     twice = {name: (a, 2 * b) for name, (a, b) in right.tensors.items()}
     monkeypatch.setattr(anytune.Adapter, "load", lambda *_, **__: dataclasses.replace(right, tensors=twice))
-    assert not settled(model, file, positions=4, threads=1)["ok"]
+    assert not verify_then_exact(model, file, positions=4, threads=1)["ok"]
 
 
 def test_from_python_the_reference_engine_is_compared(files, monkeypatch):
