@@ -261,7 +261,7 @@ def report(facts: dict[str, Any]) -> str:
     if "rounding_kl" in facts:
         lines.append(
             f"  On the quantized file the mean KL is {facts['rounding_kl']:.2e}, above {ROUNDED_KL:.0e}: so llama.cpp "
-            "was given an F32 copy, on which it rounds nothing to 8 bits."
+            "was run in float32, where it rounds nothing to 8 bits."
         )
     verdict = "llama.cpp computes the same" if facts["ok"] else "llama.cpp computes something different"
     if not facts["ok"] and not facts.get("exact_float", True):
