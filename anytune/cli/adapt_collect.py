@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from anytune.cli.adapt import Bars, adapt, interruptible
-from anytune.cli.adapt_options import Common, common_options, rank_option, teacher_options
+from anytune.cli.adapt_options import Common, TeacherOptions, common_options, rank_option, teacher_options
 from anytune.cli.command import Command
-from anytune.cli.opening import existing_file, load_adapter, load_model, read_text
+from anytune.cli.opening import existing_file
 from anytune.cli.options import force_option, forced, json_option, model_options
 from anytune.cli.say import print_json
 
@@ -27,16 +27,7 @@ from anytune.cli.say import print_json
 @teacher_options
 @rank_option("Rank assumed by the statistics of later layers.", 16)
 @common_options("no_verify", "peft", "intermediate")
-def collect(
-    model: str,
-    engine: dict,
-    system_file: str | None,
-    shots: tuple[str, ...],
-    teacher_lora: str | None,
-    teacher_model: str | None,
-    rank: int,
-    common: Common,
-) -> int:
+def collect(model: str, engine: dict, teacher: TeacherOptions, rank: int, common: Common) -> int:
     """Run teacher and model over the data, and write the sums that `anytune adapt solve` needs.
 
     The first half of `anytune adapt distill`. The file contains Gram matrices, no text and no weights. Prints
@@ -46,24 +37,13 @@ def collect(
     def work() -> int:
         from anytune.adapt.distillation import collect as run
 
-        inputs = [
-            ("the teacher's adapter", teacher_lora),
-            ("the teacher", teacher_model),
-            ("the prompt", system_file),
-            *(("a file of --shots", path) for path in shots),
-        ]
-        loaded = common.open(model, engine, inputs)
+        loaded = common.open(model, engine, teacher.inputs())
         with Bars(common.as_json) as bars:
-            other = None if teacher_model is None else load_model(teacher_model, engine)
-            words = None if system_file is None else read_text(system_file).strip()
             result = run(
                 loaded,
                 common.files,
                 common.output,
-                system=words,
-                shots=shots,
-                teacher_adapter=load_adapter(teacher_lora, other or loaded),
-                teacher_model=other,
+                **teacher.open(loaded, engine),
                 rank=rank,
                 ridge=common.ridge,
                 guard=common.guard,

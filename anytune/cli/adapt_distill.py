@@ -5,9 +5,8 @@ from __future__ import annotations
 import click
 
 from anytune.cli.adapt import Bars, adapt, interruptible
-from anytune.cli.adapt_options import Common, common_options, rank_option, teacher_options
+from anytune.cli.adapt_options import Common, TeacherOptions, common_options, rank_option, teacher_options
 from anytune.cli.command import Command
-from anytune.cli.opening import load_adapter, load_model, read_text
 from anytune.cli.options import model_options
 
 
@@ -31,17 +30,7 @@ from anytune.cli.options import model_options
     help="Gradient steps on the teacher's distributions after the closed form.  [default: 15 for prompts]",
 )
 @common_options()
-def distill(
-    model: str,
-    engine: dict,
-    system_file: str | None,
-    shots: tuple[str, ...],
-    teacher_lora: str | None,
-    teacher_model: str | None,
-    rank: int,
-    steps: int | None,
-    common: Common,
-) -> int:
+def distill(model: str, engine: dict, teacher: TeacherOptions, rank: int, steps: int | None, common: Common) -> int:
     """Make an adapter with which the model responds like the teacher.
 
     The teacher is the model itself behind a prompt (--system-file, --shots), with an adapter (--teacher-lora), or
@@ -52,23 +41,12 @@ def distill(
     def work() -> int:
         from anytune.adapt.distillation import distill as run
 
-        inputs = [
-            ("the teacher's adapter", teacher_lora),
-            ("the teacher", teacher_model),
-            ("the prompt", system_file),
-            *(("a file of --shots", path) for path in shots),
-        ]
-        loaded = common.open(model, engine, inputs)
+        loaded = common.open(model, engine, teacher.inputs())
         with Bars(common.as_json) as bars:
-            other = None if teacher_model is None else load_model(teacher_model, engine)
-            words = None if system_file is None else read_text(system_file).strip()
             result = run(
                 loaded,
                 common.files,
-                system=words,
-                shots=shots,
-                teacher_adapter=load_adapter(teacher_lora, other or loaded),
-                teacher_model=other,
+                **teacher.open(loaded, engine),
                 rank=rank,
                 ridge=common.ridge,
                 guard=common.guard,

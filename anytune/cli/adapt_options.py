@@ -11,7 +11,7 @@ import click
 
 from anytune.cli.adapt import Bars
 from anytune.cli.dataset import COLUMN, FORMAT, KEYS, columns_from
-from anytune.cli.opening import data_files, load_model, model_path, read_text, template_file, text_file
+from anytune.cli.opening import data_files, load_adapter, load_model, model_path, read_text, template_file, text_file
 from anytune.cli.options import force_option, forced, json_option, template_option
 from anytune.cli.say import print_json
 from anytune.files import spare_inputs
@@ -131,10 +131,45 @@ def rank_option(text: str, default: int | None = None) -> Callable:
     )
 
 
+@dataclass
+class TeacherOptions:
+    """What TEACHERS ask for."""
+
+    system_file: str | None
+    shots: tuple[str, ...]
+    teacher_lora: str | None
+    teacher_model: str | None
+
+    def inputs(self) -> list[tuple[str, str | None]]:
+        return [
+            ("the teacher's adapter", self.teacher_lora),
+            ("the teacher", self.teacher_model),
+            ("the prompt", self.system_file),
+            *(("a file of --shots", path) for path in self.shots),
+        ]
+
+    def open(self, model: Model, engine: dict) -> dict[str, Any]:
+        """The teacher of a student, as distill() and collect() of anytune.adapt take it."""
+        other = None if self.teacher_model is None else load_model(self.teacher_model, engine)
+        return {
+            "system": None if self.system_file is None else read_text(self.system_file).strip(),
+            "shots": self.shots,
+            "teacher_adapter": load_adapter(self.teacher_lora, other or model),
+            "teacher_model": other,
+        }
+
+
 def teacher_options(command: Callable) -> Callable:
+    """Add TEACHERS; the command gets them as `teacher`."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        teacher = TeacherOptions(**{name: kwargs.pop(name) for name in TeacherOptions.__dataclass_fields__})
+        return command(*args, teacher=teacher, **kwargs)
+
     for option in reversed(TEACHERS):
-        command = option(command)
-    return command
+        gathered = option(gathered)
+    return gathered
 
 
 @dataclass
