@@ -104,6 +104,16 @@ def hide(s, begin, keys, rows, first, WINDOW: tl.constexpr):
 
 
 @triton.jit
+def key_bounds(first, low, last, WINDOW: tl.constexpr):
+    """For the queries of tokens low … last: the first key that any of them sees, and the key before which no key is
+    seen by all of them."""
+    begins, whole = tl.load(first + low), tl.load(first + last)
+    if WINDOW:
+        begins, whole = tl.maximum(begins, low - WINDOW + 1), tl.maximum(whole, last - WINDOW + 1)
+    return begins, whole
+
+
+@triton.jit
 def saturated(x):
     """tanh of x, by exp: large numbers give 1 and -1."""
     return 1 - 2 / (tl.exp2(x * (2 * LOG2E)) + 1)
@@ -145,9 +155,7 @@ def forward(
     last = tl.minimum(low + SPAN, tokens) - 1
     local, keys, columns = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, PAD)
     rows, there = tl.minimum(low + local // STACK, last), local < (tokens - low) * STACK
-    begins, whole = tl.load(first + low), tl.load(first + last)  # no key before `whole` is seen by every row
-    if WINDOW:
-        begins, whole = tl.maximum(begins, low - WINDOW + 1), tl.maximum(whole, last - WINDOW + 1)
+    begins, whole = key_bounds(first, low, last, WINDOW)
     exists = edge(local, columns, (tokens - low) * STACK, SIZE, PAD)
     query = tl.load(places(q, low, head, local, columns, q_row, SIZE, STACK), mask=exists, other=0.0)
     top = tl.full([ROWS], -1e30, tl.float32)  # finite: rows that see nothing of a tile must not make inf - inf

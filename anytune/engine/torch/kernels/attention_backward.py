@@ -17,8 +17,8 @@ from anytune.engine.base import Heads
 from .entry import Entry
 from .. import attention as plain
 from .attention import FILL, WIDEST, Config, Layout, padded, per_head, stack
-from .attention_dkv import for_keys, walk_queries
-from .attention_dq import for_queries, walk_keys
+from .attention_dkv import dkv_tile, for_keys
+from .attention_dq import dq_tile, for_queries
 
 # (padded head size, kind as for the forward) -> configs of the launch for queries, of that for keys, and of both in one
 # for a short stream. In the last two `rows` are the queries walked over.
@@ -88,7 +88,7 @@ def for_both(
     out_row, dq_row, dk_row, dv_row = out_row * UNIT, dq_row * UNIT, dk_row * UNIT, dv_row * UNIT
     number, split = tl.program_id(0), tl.cdiv(tokens, KEYS) * HEADS
     if number < split:
-        walk_queries(
+        dkv_tile(
             q_tiles,
             k,
             v,
@@ -127,7 +127,7 @@ def for_both(
     else:
         STACKS: tl.constexpr = HEADS * GROUP // STACK
         number = tl.num_programs(0) - 1 - number
-        walk_keys(
+        dq_tile(
             q,
             k_tiles,
             v_tiles,

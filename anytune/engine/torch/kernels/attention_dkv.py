@@ -20,7 +20,7 @@ def per_query(source, head, begin, rows, row, tokens, DESCRIBED: tl.constexpr):
 
 
 @triton.jit
-def walk_queries(
+def dkv_tile(
     q,
     k,
     v,
@@ -69,18 +69,18 @@ def walk_queries(
     for step in tl.range(0, tl.cdiv(ends - low, ROWS) * GROUP):
         begin, which = low + step // GROUP * ROWS, head * GROUP + step % GROUP
         query = tile(q, begin, which, rows, columns, q_row, tokens, SIZE, PAD, DESCRIBED)
-        given = tile(dout, begin, which, rows, columns, dout_row, tokens, SIZE, PAD, DESCRIBED)
+        do = tile(dout, begin, which, rows, columns, dout_row, tokens, SIZE, PAD, DESCRIBED)
         if not KEPT:
-            made = tile(out, begin, which, rows, columns, out_row, tokens, SIZE, PAD, DESCRIBED)
-            product = given.to(tl.float32) * made.to(tl.float32)
+            o = tile(out, begin, which, rows, columns, out_row, tokens, SIZE, PAD, DESCRIBED)
+            product = do.to(tl.float32) * o.to(tl.float32)
             if SIZE < PAD:
                 product = tl.where((columns < SIZE)[None, :], product, 0.0)
-            inner = tl.sum(product, 1)
+            di = tl.sum(product, 1)
         sum2 = per_query(lse, which, begin, rows, lse_row, tokens, DESCRIBED) * LOG2E
         s = tl.dot(key, query.T, input_precision=PRECISION)
         if CAP != 0:
-            bend = saturated(s * (scale / CAP))
-            s = bend * (CAP / scale)
+            tanh = saturated(s * (scale / CAP))
+            s = tanh * (CAP / scale)
         if (begin < low + KEYS - 1) | (begin + ROWS > whole):
             stop = tl.load(end + tl.minimum(keys, last))
             if WINDOW:
@@ -89,14 +89,14 @@ def walk_queries(
             s = tl.where((row >= keys[:, None]) & (row < stop[:, None]), s, float("-inf"))
         p = tl.exp2(s * (scale * LOG2E) - sum2[None, :])
         if DV:
-            dvalue = tl.dot(p.to(given.dtype), given, dvalue, input_precision=PRECISION)
+            dvalue = tl.dot(p.to(do.dtype), do, dvalue, input_precision=PRECISION)
         if DK:
-            dp = tl.dot(value, given.T, input_precision=PRECISION)
+            dp = tl.dot(value, do.T, input_precision=PRECISION)
             if KEPT:
-                inner = per_query(d, which, begin, rows, lse_row, tokens, DESCRIBED)
-            ds = p * (dp - inner[None, :])
+                di = per_query(d, which, begin, rows, lse_row, tokens, DESCRIBED)
+            ds = p * (dp - di[None, :])
             if CAP != 0:
-                ds = ds * (1 - bend * bend)
+                ds = ds * (1 - tanh * tanh)
             dkey = tl.dot(ds.to(query.dtype), query, dkey, input_precision=PRECISION)
     exists = edge(local, columns, tokens - low, SIZE, PAD)
     if DK:
@@ -142,7 +142,7 @@ def for_keys(
     DV: tl.constexpr,
 ):
     """Grid (keys, tiles), q, dout, lse and d streamed; the first keys of an example are seen by most queries."""
-    walk_queries(
+    dkv_tile(
         q,
         k,
         v,
