@@ -1,6 +1,6 @@
-"""Heads of one or a few tokens as tiles, for kernels that norm and turn them.
+"""Heads of one or a few tokens as tiles, for kernels that norm and rotate them.
 
-A program holds three: the first and the second elements of the rotated pairs, and the elements that are not turned
+A program holds three: the first and the second elements of the rotated pairs, and the elements that are not rotated
 (often none).
 """
 

@@ -10,7 +10,7 @@ from .head_tiles import cache_row, programs_of, read_angles, read_gains, read_he
 
 
 @triton.jit
-def turn(
+def norm_rope(
     part,
     blocks,
     x,
@@ -87,7 +87,7 @@ def _qk_norm_rope(
     """Grid (programs of q, then of k)."""
     part = tl.program_id(0)
     if part < q_programs:
-        turn(
+        norm_rope(
             part,
             tl.cdiv(Q_COUNT, Q_HEADS),
             q,
@@ -111,7 +111,7 @@ def _qk_norm_rope(
             REST,
         )
     else:
-        turn(
+        norm_rope(
             part - q_programs,
             tl.cdiv(K_COUNT, K_HEADS),
             k,

@@ -10,7 +10,7 @@ from .head_tiles import programs_of, read_angles, read_gains, read_heads, rows_o
 
 
 @triton.jit
-def _turn_back(
+def _norm_rope_backward(
     part,
     blocks,
     dy,
@@ -83,7 +83,7 @@ def _backward(
     """Grid (programs of q, then of k)."""
     part = tl.program_id(0)
     if part < q_programs:
-        _turn_back(
+        _norm_rope_backward(
             part,
             tl.cdiv(Q_COUNT, Q_HEADS),
             dq,
@@ -107,7 +107,7 @@ def _backward(
             REST,
         )
     else:
-        _turn_back(
+        _norm_rope_backward(
             part - q_programs,
             tl.cdiv(K_COUNT, K_HEADS),
             dk,

@@ -9,7 +9,7 @@ from .entry import Entry
 from .head_tiles import cache_row, programs_of
 from .shares import ceil_power
 from .overlap import overlap, settle
-from .qk_norm_rope import turn
+from .qk_norm_rope import norm_rope
 
 
 @Entry
@@ -58,7 +58,7 @@ def _store(
     settle(OVERLAP)
     part = tl.program_id(0)
     if part < q_programs:
-        turn(
+        norm_rope(
             part,
             tl.cdiv(Q_COUNT, Q_HEADS),
             q,
@@ -82,7 +82,7 @@ def _store(
             REST,
         )
     elif part < q_programs + k_programs:
-        turn(
+        norm_rope(
             part - q_programs,
             tl.cdiv(K_COUNT, K_HEADS),
             k,
