@@ -121,12 +121,12 @@ class LatentAttention(Part):
     def _continue(self, e, q, latent, shared, positions):
         """The last product's input for new tokens, against latents that are kept."""
         s = self.shape
-        plain, turned = e.split_heads(q, s.heads, s.nope)
-        absorbed = e.head_product(plain, self.matrix, s.heads, 0, s.nope, True)
+        nope, rope = e.split_heads(q, s.heads, s.nope)
+        absorbed = e.head_product(nope, self.matrix, s.heads, 0, s.nope, True)
         key = e.join((shared, e.rms_norm(latent, self.kv_norm.gain, self.eps)))
         heads = replace(self.heads, n_kv_heads=1, head_dim=s.rope + s.rank)
         turn = *self._turn(positions)[:4], heads, self.neox
-        o = e.attend_latent(e.join_heads(turned, absorbed, s.heads), key, turn, heads)
+        o = e.attend_latent(e.join_heads(rope, absorbed, s.heads), key, turn, heads)
         _, mixed = e.split_heads(o, s.heads, s.rope)
         return e.head_product(mixed, self.matrix, s.heads, s.nope, s.nope + s.value, False)
 
