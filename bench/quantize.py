@@ -11,7 +11,6 @@ distance to the float32 model.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 import time
@@ -25,10 +24,11 @@ os.environ["NUMBA_NUM_THREADS"] = "1"
 import numpy as np  # noqa: E402
 
 import anytune  # noqa: E402
-from anytune.gguf import BLOCKS, GGUF, dequantize, write_gguf  # noqa: E402
+from anytune.gguf import GGUF, dequantize, write_gguf  # noqa: E402
 from anytune.gguf.encode import encode  # noqa: E402
 from anytune.likelihood import perplexity  # noqa: E402
 from anytune.quantization.collect import collect  # noqa: E402
+from tests.support import ggml  # noqa: E402
 
 NEAREST = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4")
 SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
@@ -42,33 +42,6 @@ args = options.parse_args()
 before = common.machine()
 
 
-def theirs(x: np.ndarray, name: str, importance: np.ndarray | None = None) -> np.ndarray:
-    """The same as encode(), by llama.cpp's library."""
-    out = np.zeros((len(x), BLOCKS[name].row_bytes(x.shape[1])), np.uint8)
-    weights = None if importance is None else np.ascontiguousarray(importance).ctypes.data
-    LIBRARY.ggml_quantize_chunk(BLOCKS[name].id, x.ctypes.data, out.ctypes.data, 0, *x.shape, weights)
-    return out
-
-
-def library() -> ctypes.CDLL:
-    import xllamacpp.xllamacpp as extension
-
-    lib = ctypes.CDLL(extension.__file__)
-    lib.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-    ]
-    return lib
-
-
-LIBRARY = library()
-
-
 def speeds() -> list[dict[str, Any]]:
     """Millions of weights a second, one thread each; medians of rounds that take turns."""
     import gguf
@@ -76,11 +49,12 @@ def speeds() -> list[dict[str, Any]]:
     x = (0.02 * np.random.default_rng(0).standard_normal((2048, 2048))).astype(np.float32)
     found = []
     for name in (*NEAREST, *SEARCHED):
-        sides = {"anytune": lambda: encode(x, name), "llama.cpp": lambda: theirs(x, name)}
+        sides = {"anytune": lambda: encode(x, name), "llama.cpp": lambda: ggml.quantize(x, name)}
         if name in NEAREST:
             sides["gguf"] = lambda: gguf.quants.quantize(x, gguf.GGMLQuantizationType[name])
         times: dict[str, list[float]] = {side: [] for side in sides}
-        encode(x[:1], name)  # compiled before the clock runs
+        for quantize in (encode, ggml.quantize):  # compiled and loaded before the clock runs
+            quantize(x[:1], name)
         for _ in range(args.rounds):
             for side, run in sides.items():
                 start = time.perf_counter()
@@ -121,7 +95,7 @@ def quality(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     found = []
     for name, weighted in [(name, False) for name in JUDGED] + [(name, True) for name in WITH_IMPORTANCE]:
         row: dict[str, Any] = {"type": name, "importance": weighted}
-        for side, how in (("anytune", encode), ("llama.cpp", theirs)):
+        for side, how in (("anytune", encode), ("llama.cpp", ggml.quantize)):
             error = total = 0.0
             made = dict(tensors)
             for linear in linears:
