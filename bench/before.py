@@ -4,7 +4,8 @@
     python bench/before.py ../before [NAME …]
 
 Each command is a process of its own, start included, on one thread; what is compiled is on disk before the first round.
-With names only those commands run; rows of the others at the same commits stay in the results.
+With names only those commands run; rows of the others at the same commits stay in the results, each with the command
+line that measured it.
 """
 
 from __future__ import annotations
@@ -101,6 +102,11 @@ with tempfile.TemporaryDirectory() as scratch:
             for tree in (here, there) if turn % 2 else (there, here):
                 found[tree].append(seconds(tree, arguments, folder))
         now, then = (statistics.median(found[tree][1:]) for tree in (here, there))
-        rows[name] = {"cpu_s": round(now, 2), "before_cpu_s": round(then, 2), "speed": round(then / now, 3)}
+        rows[name] = {
+            "cpu_s": round(now, 2),
+            "before_cpu_s": round(then, 2),
+            "speed": round(then / now, 3),
+            "command": common.command("before"),
+        }
         print(f"{name:20} {now:7.2f} s, before {then:7.2f} s: {then / now:.3f} times as fast", flush=True)
         common.save("before", args, machine, compared_with=compared, commands=rows)

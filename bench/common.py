@@ -230,7 +230,7 @@ def save(
     machine(), taken before the run."""
     data = {
         "benchmark": name,
-        "command": shlex.join(["python", f"bench/{name}.py", *_without_paths(sys.argv[1:])]),
+        "command": command(name),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
         "machine": before,
@@ -243,6 +243,11 @@ def save(
     if not options.no_save:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{into or name}.json").write_text(text + "\n")
+
+
+def command(name: str) -> str:
+    """The command line of this run of bench/NAME.py."""
+    return shlex.join(["python", f"bench/{name}.py", *_without_paths(sys.argv[1:])])
 
 
 def _without_paths(args: list[str]) -> list[str]:
