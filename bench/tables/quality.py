@@ -35,8 +35,9 @@ def style(data: dict) -> list[str]:
     return [
         *table(("", "author", "base", "adapter"), rows),
         "",
-        f"{data['messages']} held-out e-mails of {data['corpus']}; {data['data']['train']} trained on, "
-        f"{data['steps']} steps, {data['train_seconds']} s.",
+        f"All {sum(data['data'].values())} e-mails of {data['corpus']}, split by `anytune data build email`: "
+        f"{data['data']['train']} trained on, {data['data']['test']} held out and measured; {data['steps']} steps, "
+        f"{data['train_seconds']} s.",
     ]
 
 
