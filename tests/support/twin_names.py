@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.support import twin_experts
 
+# Written out, not taken from anytune.model.naming: what is wrong there must not be wrong here too.
 ENDS = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
